@@ -1,0 +1,21 @@
+"""CLIP image tower to classifier, and weights in and out."""
+
+from fastft.model.arch import Arch, load_arch
+from fastft.model.classifier import Classifier, build_classifier, freeze
+from fastft.model.flops import Flops, count_flops
+from fastft.model.tower import Tower
+from fastft.model.weights import interpolate_positions, load_tower_weights, read_visual_state
+
+__all__ = [
+    "Arch",
+    "Classifier",
+    "Flops",
+    "Tower",
+    "build_classifier",
+    "count_flops",
+    "freeze",
+    "interpolate_positions",
+    "load_arch",
+    "load_tower_weights",
+    "read_visual_state",
+]

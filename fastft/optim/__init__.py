@@ -1,0 +1,27 @@
+"""Layer-wise groups, fused AdamW, the schedule and EMA."""
+
+from typing import Any
+
+import torch
+
+from fastft.optim.ema import Ema, decay_for_batch
+from fastft.optim.groups import Group, layer_groups, layer_id, optimizer_groups, takes_weight_decay
+from fastft.optim.schedule import WarmupCosine, set_lr
+
+__all__ = [
+    "Ema",
+    "Group",
+    "WarmupCosine",
+    "build_adamw",
+    "decay_for_batch",
+    "layer_groups",
+    "layer_id",
+    "optimizer_groups",
+    "set_lr",
+    "takes_weight_decay",
+]
+
+
+def build_adamw(groups: list[dict[str, Any]], *, betas: tuple[float, float], eps: float) -> torch.optim.AdamW:
+    """Fused AdamW over `optimizer_groups`; lr is set per step by `set_lr`."""
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)

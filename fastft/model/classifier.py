@@ -1,0 +1,77 @@
+"""The fine-tuned model: tower -> LayerNorm of every patch token -> mean -> linear head.
+
+The reference normalises before it averages (facts: `fc_norm(x[:, 1:]).mean(1)`); the class token stays in the sequence but
+out of the mean. BEiT and timm do it the other way round.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from beton_tools.errors import UserError
+from fastft.model.arch import Arch
+from fastft.model.tower import Tower
+
+HEAD_STD = 0.02  # reference: trunc_normal_(std=.02) on the weight, PyTorch's default on the bias, both x 0.001
+
+
+class Classifier(nn.Module):
+    """Images (B, 3, S, S) to logits (B, num_classes)."""
+
+    def __init__(self, tower: Tower, num_classes: int, head_init_scale: float = 0.001):
+        super().__init__()
+        width = tower.arch.width
+        self.visual = tower
+        self.fc_norm = nn.LayerNorm(width)  # eps 1e-5, as the reference
+        self.head = nn.Linear(width, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=HEAD_STD)
+        with torch.no_grad():
+            self.head.weight.mul_(head_init_scale)
+            self.head.bias.mul_(head_init_scale)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens_BND = self.visual(images)
+        return self.head(self.fc_norm(tokens_BND[:, 1:]).mean(1))
+
+
+def freeze(model: Classifier, *, conv1: bool, trainable_layers: int | None) -> None:
+    """Switch off gradients of the patch embedding, and of all below the top `trainable_layers` blocks.
+
+    Frozen blocks run without recording activations. With every block trainable the embeddings are too.
+    """
+    tower = model.visual
+    layers = tower.arch.layers
+    if trainable_layers is not None and trainable_layers > layers:
+        raise UserError(f"model.trainable_layers is {trainable_layers}, but the tower has {layers} blocks")
+    tower.conv1.requires_grad_(not conv1)
+    if trainable_layers is None or trainable_layers == layers:
+        return
+    tower.frozen_blocks = layers - trainable_layers
+    tower.requires_grad_(False)
+    for block in tower.transformer.resblocks[tower.frozen_blocks :]:
+        block.requires_grad_(True)
+
+
+def build_classifier(
+    arch: Arch,
+    num_classes: int,
+    *,
+    layer_scale: float | None = None,
+    rel_pos_bias: bool = False,
+    drop_path: float = 0.0,
+    patch_dropout: float = 0.0,
+    head_init_scale: float = 0.001,
+    freeze_conv1: bool = True,
+    trainable_layers: int | None = None,
+) -> Classifier:
+    """A classifier with fresh weights; `fastft.model.weights` fills the tower. Options as in the recipe's `model`."""
+    initial_scale = 1.0 if layer_scale is None and arch.layer_scale else layer_scale
+    tower = Tower(
+        arch,
+        layer_scale=initial_scale,
+        rel_pos_bias=rel_pos_bias,
+        drop_path=drop_path,
+        patch_dropout=patch_dropout,
+    )
+    model = Classifier(tower, num_classes, head_init_scale)
+    freeze(model, conv1=freeze_conv1, trainable_layers=trainable_layers)
+    return model

@@ -1,0 +1,193 @@
+"""The CLIP image tower with open_clip's parameter names, so that its state dicts load as they are.
+
+Same numbers as open_clip's `VisionTransformer` up to the last block (ln_post and proj are not part of fine-tuning), plus
+what the paper's ablations switch on: LayerScale, relative position bias, stochastic depth, frozen lower blocks.
+Shapes: B images, N tokens (class token first), D width, H heads.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from fastft.model.arch import Arch
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x): the activation that OpenAI's CLIP was trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class LayerScale(nn.Module):
+    def __init__(self, width: int, initial: float):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), float(initial)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """Stochastic depth per sample; kept branches are scaled by 1 / (1 - rate)."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x_BND
+        keep = 1 - self.rate
+        mask = torch.rand(x_BND.shape[0], 1, 1, device=x_BND.device) < keep
+        return x_BND * (mask / keep).to(x_BND.dtype)
+
+
+class PatchDropout(nn.Module):
+    """Keeps the class token and a random (1 - rate) of the patch tokens while training."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x_BND
+        patches = x_BND[:, 1:]
+        kept = max(1, round(patches.shape[1] * (1 - self.rate)))
+        index = torch.rand(patches.shape[:2], device=x_BND.device).topk(kept, dim=1).indices
+        index = index.unsqueeze(-1).expand(-1, -1, patches.shape[2])
+        return torch.cat([x_BND[:, :1], patches.gather(1, index)], dim=1)
+
+
+class RelativePositionBias(nn.Module):
+    """One learnt bias per head and relative offset, zero at first (BEiT's table: patch offsets + 3 for the class token)."""
+
+    def __init__(self, grid: int, heads: int):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros((2 * grid - 1) ** 2 + 3, heads))
+        self.register_buffer("index", relative_position_index(grid), persistent=False)
+
+    def forward(self) -> Tensor:
+        return self.table[self.index].permute(2, 0, 1)  # H, N, N
+
+
+def relative_position_index(grid: int) -> Tensor:
+    """(N, N) int64 rows of the bias table, N = grid^2 + 1."""
+    coords = torch.stack(torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")).flatten(1)
+    offset = coords[:, :, None] - coords[:, None, :] + grid - 1
+    index = torch.empty(grid**2 + 1, grid**2 + 1, dtype=torch.int64)
+    index[1:, 1:] = offset[0] * (2 * grid - 1) + offset[1]
+    patches = (2 * grid - 1) ** 2
+    index[0, :], index[:, 0], index[0, 0] = patches, patches + 1, patches + 2
+    return index
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with nn.MultiheadAttention's parameter names, through PyTorch's fused kernels."""
+
+    def __init__(self, width: int, heads: int, bias: RelativePositionBias | None):
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        self.rel_pos_bias = bias
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        B, N, D = x_BND.shape
+        qkv = F.linear(x_BND, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        mask = None if self.rel_pos_bias is None else self.rel_pos_bias().to(q.dtype)
+        x_BHNd = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(x_BHNd.transpose(1, 2).reshape(B, N, D))
+
+
+class Mlp(nn.Module):
+    def __init__(self, arch: Arch):
+        super().__init__()
+        self.c_fc = nn.Linear(arch.width, arch.mlp_width)
+        self.gelu = QuickGELU() if arch.quick_gelu else nn.GELU()
+        self.c_proj = nn.Linear(arch.mlp_width, arch.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.gelu(self.c_fc(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, arch: Arch, layer_scale: float | None, rel_pos_bias: bool, drop_path: float):
+        super().__init__()
+        bias = RelativePositionBias(arch.grid, arch.heads) if rel_pos_bias else None
+        self.ln_1 = nn.LayerNorm(arch.width, arch.norm_eps)
+        self.attn = Attention(arch.width, arch.heads, bias)
+        self.ls_1 = nn.Identity() if layer_scale is None else LayerScale(arch.width, layer_scale)
+        self.ln_2 = nn.LayerNorm(arch.width, arch.norm_eps)
+        self.mlp = Mlp(arch)
+        self.ls_2 = nn.Identity() if layer_scale is None else LayerScale(arch.width, layer_scale)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        x_BND = x_BND + self.drop_path(self.ls_1(self.attn(self.ln_1(x_BND))))
+        return x_BND + self.drop_path(self.ls_2(self.mlp(self.ln_2(x_BND))))
+
+
+class Transformer(nn.Module):
+    def __init__(self, blocks: list[Block]):
+        super().__init__()
+        self.resblocks = nn.ModuleList(blocks)
+
+
+class Tower(nn.Module):
+    """Images (B, 3, S, S) to tokens (B, N, D) after the last block, class token first.
+
+    Args:
+        layer_scale: initial value of LayerScale factors, None for none.
+        rel_pos_bias: zero-initialised relative position bias in every block.
+        drop_path: rate of the last block, growing linearly from 0 at the first.
+        patch_dropout: share of patch tokens left out while training.
+    """
+
+    def __init__(
+        self,
+        arch: Arch,
+        *,
+        layer_scale: float | None = None,
+        rel_pos_bias: bool = False,
+        drop_path: float = 0.0,
+        patch_dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.arch = arch
+        self.frozen_blocks = 0  # the embeddings and this many lower blocks run without gradient
+        self.grad_checkpointing = False
+        self.conv1 = nn.Conv2d(3, arch.width, arch.patch_size, arch.patch_size, bias=False)
+        scale = arch.width**-0.5
+        self.class_embedding = nn.Parameter(scale * torch.randn(arch.width))
+        self.positional_embedding = nn.Parameter(scale * torch.randn(arch.tokens, arch.width))
+        self.patch_dropout = PatchDropout(patch_dropout)
+        self.ln_pre = nn.LayerNorm(arch.width, arch.norm_eps) if arch.ln_pre else nn.Identity()
+        rates = [drop_path * i / max(1, arch.layers - 1) for i in range(arch.layers)]
+        self.transformer = Transformer([Block(arch, layer_scale, rel_pos_bias, rate) for rate in rates])
+
+    def embed(self, images: Tensor) -> Tensor:
+        x = self.conv1(images).flatten(2).transpose(1, 2)
+        token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
+        x = torch.cat([token, x], dim=1) + self.positional_embedding.to(x.dtype)
+        return self.ln_pre(self.patch_dropout(x))
+
+    def forward(self, images: Tensor) -> Tensor:
+        blocks = self.transformer.resblocks
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.frozen_blocks == 0):
+            x = self.embed(images)
+        with torch.set_grad_enabled(False):
+            for block in blocks[: self.frozen_blocks]:
+                x = block(x)
+        for block in blocks[self.frozen_blocks :]:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x

@@ -1,0 +1,76 @@
+"""Parameter groups: layer-wise lr decay and which parameters take weight decay (paper section 2.1, reference facts 2)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+NO_DECAY = ("positional_embedding", "class_embedding")  # all 1-D tensors are exempt too
+EMBEDDINGS = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trainable parameters that share a layer and a weight decay.
+
+    layer_id: 0 embeddings, i + 1 block i, layers + 1 head; lr_scale: layer_decay ** (layers + 1 - layer_id).
+    """
+
+    layer_id: int
+    lr_scale: float
+    weight_decay: float
+    names: tuple[str, ...]
+    parameters: int  # trainable scalars
+
+
+def layer_id(name: str, layers: int) -> int:
+    """The layer of a classifier parameter: 0 for embeddings, 1..layers for blocks, layers + 1 for all else."""
+    parts = name.split(".")
+    if parts[0] != "visual":
+        return layers + 1
+    if parts[1] in EMBEDDINGS:
+        return 0
+    if parts[1] == "transformer":
+        return int(parts[3]) + 1
+    return layers + 1
+
+
+def takes_weight_decay(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim > 1 and not name.endswith((*NO_DECAY, ".bias"))
+
+
+def layer_groups(model: nn.Module, layers: int, layer_decay: float, weight_decay: float) -> list[Group]:
+    """Groups of the trainable parameters, from the embeddings up, the decayed before the exempt."""
+    members: dict[tuple[int, bool], list[str]] = {}
+    sizes: dict[tuple[int, bool], int] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        key = (layer_id(name, layers), not takes_weight_decay(name, parameter))
+        members.setdefault(key, []).append(name)
+        sizes[key] = sizes.get(key, 0) + parameter.numel()
+    return [
+        Group(
+            layer_id=layer,
+            lr_scale=layer_decay ** (layers + 1 - layer),
+            weight_decay=0.0 if exempt else weight_decay,
+            names=tuple(members[layer, exempt]),
+            parameters=sizes[layer, exempt],
+        )
+        for layer, exempt in sorted(members)
+    ]
+
+
+def optimizer_groups(model: nn.Module, groups: Iterable[Group]) -> list[dict[str, Any]]:
+    """The groups as `torch.optim` takes them; `lr_scale` rides along for the schedule, names for checkpoints."""
+    parameters = dict(model.named_parameters())
+    return [
+        {
+            "params": [parameters[name] for name in group.names],
+            "weight_decay": group.weight_decay,
+            "lr_scale": group.lr_scale,
+            "names": list(group.names),
+        }
+        for group in groups
+    ]

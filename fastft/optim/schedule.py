@@ -1,0 +1,31 @@
+"""The learning rate of every step: linear warm-up from 0, then a cosine to min_lr (reference facts 2, last item)."""
+
+import math
+from dataclasses import dataclass
+
+from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class WarmupCosine:
+    """lr(step) before the groups' scales.
+
+    Warm-up is linspace(0, lr, warmup_steps): the first step has lr 0 and the last warm-up step the full lr.
+    """
+
+    lr: float
+    min_lr: float
+    warmup_steps: int
+    total_steps: int
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return self.lr * step / max(1, self.warmup_steps - 1)
+        i, n = step - self.warmup_steps, self.total_steps - self.warmup_steps
+        return self.min_lr + 0.5 * (self.lr - self.min_lr) * (1 + math.cos(math.pi * i / n))
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Give every group lr x its lr_scale (the floor min_lr is thereby scaled too, as in the reference)."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
