@@ -1,0 +1,153 @@
+"""Counter-based random numbers: a draw is a pure function of (key, counter), so nothing has a state to lose.
+
+Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). Everything here is
+``njit`` on explicit 32- and 64-bit integers and can be called from CPU loops and from CUDA kernels alike.
+"""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+
+import numpy as np
+from numba import njit
+
+MULTIPLIER_0 = np.uint64(0xD2511F53)  # the four constants of Philox4x32, table 2 of the paper
+MULTIPLIER_1 = np.uint64(0xCD9E8D57)
+KEY_STEP_0 = np.uint64(0x9E3779B9)
+KEY_STEP_1 = np.uint64(0xBB67AE85)
+ROUNDS = 10
+LOW_32 = np.uint64(0xFFFFFFFF)
+SHIFT_32 = np.uint64(32)
+
+TWO_POW_MINUS_32 = 2.0**-32
+TWO_PI = 2.0 * np.pi
+
+
+@njit(cache=True)
+def philox(key, c0, c1, c2, c3):  # type: ignore[no-untyped-def]
+    """Four independent uint32 words from a 64-bit key and a counter of four 32-bit words."""
+    k0 = np.uint64(key) & LOW_32
+    k1 = np.uint64(key) >> SHIFT_32
+    x0 = np.uint64(c0) & LOW_32
+    x1 = np.uint64(c1) & LOW_32
+    x2 = np.uint64(c2) & LOW_32
+    x3 = np.uint64(c3) & LOW_32
+    for _ in range(ROUNDS):
+        product_0 = MULTIPLIER_0 * x0
+        product_1 = MULTIPLIER_1 * x2
+        x0 = (product_1 >> SHIFT_32) ^ x1 ^ k0
+        x1 = product_1 & LOW_32
+        x2 = (product_0 >> SHIFT_32) ^ x3 ^ k1
+        x3 = product_0 & LOW_32
+        k0 = (k0 + KEY_STEP_0) & LOW_32
+        k1 = (k1 + KEY_STEP_1) & LOW_32
+    return np.uint32(x0), np.uint32(x1), np.uint32(x2), np.uint32(x3)
+
+
+@njit(cache=True)
+def unit(word):  # type: ignore[no-untyped-def]
+    """Uniform float64 in the open interval (0, 1): the middle of one of 2^32 equal cells."""
+    return (np.float64(word) + 0.5) * TWO_POW_MINUS_32
+
+
+@njit(cache=True)
+def uniform(word, low, high):  # type: ignore[no-untyped-def]
+    """Uniform float64 in (low, high)."""
+    return low + (high - low) * unit(word)
+
+
+@njit(cache=True)
+def below(word, n):  # type: ignore[no-untyped-def]
+    """Uniform integer in 0..n-1 by multiply and shift; off uniform by less than n / 2^32."""
+    return np.int64((np.uint64(word) * np.uint64(n)) >> SHIFT_32)
+
+
+@njit(cache=True)
+def normal(word_0, word_1):  # type: ignore[no-untyped-def]
+    """Standard normal float64 from two words (Box and Muller)."""
+    return np.sqrt(-2.0 * np.log(unit(word_0))) * np.cos(TWO_PI * unit(word_1))
+
+
+@njit(cache=True)
+def log_gamma_variate(alpha, key, c0, c1, c2, c3):  # type: ignore[no-untyped-def]
+    """Logarithm of a Gamma(alpha, 1) variate; attempts use the counters c0, c0 + 1, ...
+
+    Marsaglia and Tsang (2000) for shape alpha + 1, brought down to alpha by U^(1/alpha); in logarithms,
+    since that power underflows for the small alphas of Mixup.
+    """
+    d = alpha + 1.0 - 1.0 / 3.0
+    c = 1.0 / np.sqrt(9.0 * d)
+    boost = np.log(unit(philox(key, c0, c1, c2, c3)[0])) / alpha
+    while True:
+        c0 += 1
+        w0, w1, w2, _ = philox(key, c0, c1, c2, c3)
+        x = normal(w0, w1)
+        v = (1.0 + c * x) ** 3
+        if v > 0.0 and np.log(unit(w2)) < 0.5 * x * x + d - d * v + d * np.log(v):
+            return np.log(d * v) + boost
+
+
+GAMMA_COUNTERS = 4096  # counters set aside per gamma variate; each attempt is rejected with p < 0.05
+
+
+@njit(cache=True)
+def beta(alpha, key, c0, c1, c2, c3):  # type: ignore[no-untyped-def]
+    """Beta(alpha, alpha) variate in [0, 1] from the counters c0 .. c0 + 2 * GAMMA_COUNTERS - 1."""
+    a = log_gamma_variate(alpha, key, c0, c1, c2, c3)
+    b = log_gamma_variate(alpha, key, c0 + GAMMA_COUNTERS, c1, c2, c3)
+    return 1.0 / (1.0 + np.exp(b - a))
+
+
+# -- the noise of random erasing ---------------------------------------------------------------------------
+
+MULTIPLIER_2X32 = np.uint64(0xD256D193)  # Philox2x32, table 2 of the paper
+NOISE_BITS = 12  # with the sign 8,192 levels up to 3.84: finer than the half precision they are stored in
+
+
+def _half_normal_quantiles() -> np.ndarray:
+    """Middles, in probability, of 2^NOISE_BITS equally likely cells of |N(0, 1)|, float32."""
+    cells = 1 << NOISE_BITS
+    return np.array([NormalDist().inv_cdf(0.5 + (i + 0.5) / (2 * cells)) for i in range(cells)], np.float32)
+
+
+HALF_NORMAL = _half_normal_quantiles()
+CELL_MASK = np.uint64((1 << NOISE_BITS) - 1)
+CHANNEL_SHIFT = np.uint64(NOISE_BITS + 1)  # twelve bits of cell and one of sign per channel
+ONE = np.uint64(1)
+
+
+@njit(cache=True)
+def philox2x32(key, c0, c1):  # type: ignore[no-untyped-def]
+    """64 random bits (low word first) from a 32-bit key and a counter of two 32-bit words: half the work."""
+    k = np.uint64(key) & LOW_32
+    x0 = np.uint64(c0) & LOW_32
+    x1 = np.uint64(c1) & LOW_32
+    for _ in range(ROUNDS):
+        product = MULTIPLIER_2X32 * x0
+        x0 = (product >> SHIFT_32) ^ k ^ x1
+        x1 = product & LOW_32
+        k = (k + KEY_STEP_0) & LOW_32
+    return x0 | (x1 << SHIFT_32)
+
+
+@njit(cache=True)
+def table_normal(bits):  # type: ignore[no-untyped-def]
+    """Standard normal float32 from 13 bits, by table: no logarithm or cosine, so the same on every processor."""
+    sign = np.float32(1.0) - np.float32(2.0) * np.float32(
+        np.int32(bits & ONE)
+    )  # a branch would be mispredicted
+    return sign * HALF_NORMAL[np.int64((bits >> ONE) & CELL_MASK)]
+
+
+@njit(cache=True)
+def noise_rgb(noise_key, index):  # type: ignore[no-untyped-def]
+    """Three independent standard normals, float32, the ``index``-th (32 bits) that ``noise_key`` (64 bits) gives.
+
+    Erase mode "pixel" takes ``index = y * size + x`` of the output pixel, mode "rand" the number of the box.
+    """
+    key = np.uint64(noise_key)
+    bits = philox2x32(key, index, key >> SHIFT_32)
+    red = table_normal(bits)
+    green = table_normal(bits >> CHANNEL_SHIFT)
+    blue = table_normal(bits >> (CHANNEL_SHIFT + CHANNEL_SHIFT))
+    return red, green, blue
