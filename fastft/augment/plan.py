@@ -7,7 +7,7 @@ MAX_CHAINS = 4
 CHAIN_DEPTH = MAX_OPS // MAX_CHAINS
 MAX_ERASE = 4
 
-# What erased pixels become, after normalisation: 0; one N(0, 1) colour per box; N(0, 1) per pixel and channel.
+# What erased pixels become, after normalisation: 0; one N(0, 1) colour per box; N(0, 1) per pixel, channel.
 ERASE_MODES = ("const", "rand", "pixel")
 
 # The op id in a plan is the position in this tuple; the meaning of its argument stands beside it.
@@ -36,28 +36,16 @@ OP_ID = {name: i for i, name in enumerate(OPS)}
 PLAN_DTYPE = np.dtype(
     [
         ("sample", np.int64),  # dataset index
-        (
-            "crop",
-            np.int32,
-            4,
-        ),  # y, x, h, w in source pixels: this rectangle is resized, nothing outside is seen
+        ("crop", np.int32, 4),  # y, x, h, w in source pixels: resized; nothing outside it is seen
         ("resize", np.int32, 2),  # h, w that the crop is resized to
         ("window", np.int32, 2),  # y, x in the resized image where the output begins; outside: reflected
         ("flip", np.uint8),  # mirror left-right after resize and window
         ("bicubic", np.uint8),  # 1 bicubic, 0 bilinear; both antialiased
-        (
-            "op",
-            np.uint8,
-            MAX_OPS,
-        ),  # index into OPS; chain c of AugMix owns op[c * CHAIN_DEPTH : (c + 1) * CHAIN_DEPTH]
+        ("op", np.uint8, MAX_OPS),  # index into OPS; chain c of AugMix begins at op[c * CHAIN_DEPTH]
         ("argument", np.float64, MAX_OPS),  # resolved argument of that op, sign applied
         ("chain_weights", np.float32, MAX_CHAINS),  # AugMix: weight per chain; all 0 = plain sequence of ops
         ("blend", np.float32),  # AugMix: weight of the mixture against the un-augmented image
-        (
-            "erase",
-            np.int32,
-            (MAX_ERASE, 4),
-        ),  # y, x, h, w in output pixels; h = 0: none; later boxes cover earlier
+        ("erase", np.int32, (MAX_ERASE, 4)),  # y, x, h, w in output pixels; h = 0: none; drawn in order
         ("erase_mode", np.uint8),  # index into ERASE_MODES
         ("noise_key", np.uint64),  # of rng.noise_rgb, whose index is the pixel y * size + x or the box
     ],

@@ -132,7 +132,7 @@ def philox2x32(key, c0, c1):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def table_normal(bits):  # type: ignore[no-untyped-def]
-    """Standard normal float32 from 13 bits, by table: no logarithm or cosine, so the same on every processor."""
+    """Standard normal float32 from 13 bits, by table: no logarithm or cosine, the same on every processor."""
     sign = np.float32(1.0) - np.float32(2.0) * np.float32(
         np.int32(bits & ONE)
     )  # a branch would be mispredicted
@@ -141,7 +141,7 @@ def table_normal(bits):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def noise_rgb(noise_key, index):  # type: ignore[no-untyped-def]
-    """Three independent standard normals, float32, the ``index``-th (32 bits) that ``noise_key`` (64 bits) gives.
+    """Three independent standard normals, float32: the ``index``-th (32 bits) of ``noise_key`` (64 bits).
 
     Erase mode "pixel" takes ``index = y * size + x`` of the output pixel, mode "rand" the number of the box.
     """
