@@ -1,0 +1,17 @@
+"""JPEG files that can be decoded in part: crop index, lossless re-cut, and decoding of a rectangle."""
+
+from beton_tools.jpeg.crop import decode_region, decode_rgb, scratch_bytes
+from beton_tools.jpeg.markers import JpegError, JpegHeader, describe_error, parse
+from beton_tools.jpeg.turbo import close_decoders, open_decoders
+
+__all__ = [
+    "JpegError",
+    "JpegHeader",
+    "close_decoders",
+    "decode_region",
+    "decode_rgb",
+    "describe_error",
+    "open_decoders",
+    "parse",
+    "scratch_bytes",
+]

@@ -1,0 +1,239 @@
+"""JPEG markers: where the parts of a file are and what its frame header says (ITU T.81, annex B).
+
+`scan_header` is the one parser: njit, bounds-checked, allocation-free, so that the decode loop can call it
+for every image. `parse` is the same for Python callers: it raises instead of returning a code.
+
+It is stricter than libjpeg on purpose. Garbage between markers, repeated frames and lengths that run out of
+the file are errors here, so that whatever passes means the same to us and to the decoder behind us.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from beton_tools.errors import UserError
+
+SOI, EOI, SOS, DQT, DHT, DRI = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD
+SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE = 0xC0, 0xC1, 0xC2
+RST0, APP0, APP14, APP15, COM = 0xD0, 0xE0, 0xEE, 0xEF, 0xFE
+APP_INDEX = 0xE9  # APP9: free of JFIF (0), Exif (1), ICC (2), JUMBF (11), Photoshop (13) and Adobe (14)
+INDEX_MAGIC = np.frombuffer(b"cropidx", np.uint8)  # followed by one byte, the size of an entry
+ADOBE_MAGIC = np.frombuffer(b"Adobe", np.uint8)
+JFIF_MAGIC = np.frombuffer(b"JFIF\0", np.uint8)
+
+# Return codes of everything njit in this package.
+OK, NOT_JPEG, BAD_HEADER, UNSUPPORTED, BAD_REGION, SMALL_SCRATCH, DAMAGED = range(7)
+_MEANING = {
+    OK: "no error",
+    NOT_JPEG: "not a JPEG file (it does not start with FF D8)",
+    BAD_HEADER: "broken JPEG header (truncated, or a marker that must not be there)",
+    UNSUPPORTED: "a kind of JPEG that is not handled (only 8-bit Huffman-coded grey or colour files)",
+    BAD_REGION: "the region lies outside the image, or the output buffer is too small for it",
+    SMALL_SCRATCH: "the image is larger than the scratch memory (see scratch_bytes)",
+    DAMAGED: "damaged JPEG data (libturbojpeg refused it or had to guess pixels)",
+}
+
+
+class JpegError(UserError):
+    """A JPEG that cannot be read, or not without loss; the message says why."""
+
+
+def describe_error(code: int) -> str:
+    """The sentence for a return code."""
+    return _MEANING.get(int(code), f"unknown JPEG error code {code}")
+
+
+class Header(NamedTuple):
+    """What `scan_header` found; offsets are bytes from the start of the file, 0 where absent."""
+
+    code: int
+    sof: int  # marker of the frame: SOF_BASELINE, SOF_EXTENDED or SOF_PROGRESSIVE
+    height: int
+    width: int
+    components: int
+    h_max: int  # largest sampling factors; 1 for grey: its MCU is one block (T.81 A.2.2)
+    v_max: int
+    restart_interval: int  # MCUs; 0: none
+    single_scan: bool  # the first scan holds all components
+    sof_at: int  # offset of the frame's FF byte
+    dri_at: int
+    sos_at: int
+    scan_at: int  # first entropy-coded byte
+    index_at: int  # payload of the crop index segment
+    index_end: int
+    jfif: bool
+    adobe: int  # colour transform of the Adobe segment; -1: no such segment
+
+
+@njit(cache=True, nogil=True)
+def failed(code: int) -> Header:
+    """A Header that carries nothing but an error code."""
+    return Header(code, 0, 0, 0, 0, 0, 0, 0, False, 0, 0, 0, 0, 0, 0, False, -1)
+
+
+@njit(cache=True, nogil=True)
+def u16(src: np.ndarray, at: int) -> int:
+    """Big-endian 16 bits at `at`; the caller has checked the bounds."""
+    return (np.int64(src[at]) << 8) | np.int64(src[at + 1])
+
+
+@njit(cache=True, nogil=True)
+def starts_with(src: np.ndarray, at: int, end: int, magic: np.ndarray) -> bool:
+    """Whether src[at:end] begins with `magic`."""
+    if end - at < magic.size:
+        return False
+    for i in range(magic.size):  # noqa: SIM110 - numba has no all()
+        if src[at + i] != magic[i]:
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def next_segment(src: np.ndarray, at: int) -> tuple[int, int, int]:
+    """(marker, payload start, payload end) of the segment whose FF byte is at `at`; marker -1: there is none.
+
+    Only markers with a length are segments here; fill bytes (FF FF) before the marker are legal and skipped.
+    """
+    if at < 0 or at + 4 > src.size or src[at] != 0xFF:
+        return -1, at, at
+    while at + 4 < src.size and src[at + 1] == 0xFF:
+        at += 1
+    marker = np.int64(src[at + 1])
+    if marker < SOF_BASELINE or RST0 <= marker <= EOI or at + 4 > src.size:
+        return -1, at, at
+    end = at + 2 + u16(src, at + 2)
+    if end < at + 4 or end > src.size:
+        return -1, at, at
+    return marker, at + 4, end
+
+
+@njit(cache=True, nogil=True)
+def _sampling(src: np.ndarray, at: int, end: int) -> tuple[int, int, int]:
+    """(components, h_max, v_max) of the frame payload src[at:end]; components is 0 when it is broken."""
+    if end - at < 6:
+        return 0, 0, 0
+    components = np.int64(src[at + 5])
+    if components == 0 or end - at != 6 + 3 * components:
+        return 0, 0, 0
+    h_max, v_max = 1, 1
+    for c in range(components):
+        factors = np.int64(src[at + 7 + 3 * c])
+        h, v = factors >> 4, factors & 15
+        if not (1 <= h <= 4 and 1 <= v <= 4):
+            return 0, 0, 0
+        h_max, v_max = max(h_max, h), max(v_max, v)
+    if components == 1:
+        return 1, 1, 1
+    return components, h_max, v_max
+
+
+@njit(cache=True, nogil=True)
+def scan_header(src: np.ndarray) -> Header:
+    """Walk the segments of `src` (u8) up to the first scan."""
+    if src.size < 4 or src[0] != 0xFF or src[1] != SOI:
+        return failed(NOT_JPEG)
+    at = 2
+    sof, height, width, components, h_max, v_max = 0, 0, 0, 0, 0, 0
+    interval, sof_at, dri_at, index_at, index_end = 0, 0, 0, 0, 0
+    jfif, adobe = False, -1
+    while True:
+        marker, begin, end = next_segment(src, at)
+        if marker < 0:
+            return failed(BAD_HEADER)
+        if marker == SOS:
+            break
+        if marker in (SOF_BASELINE, SOF_EXTENDED, SOF_PROGRESSIVE):
+            components, h_max, v_max = _sampling(src, begin, end)
+            if components == 0 or sof != 0:
+                return failed(BAD_HEADER)
+            sof, sof_at = marker, begin - 4
+            height, width = u16(src, begin + 1), u16(src, begin + 3)
+            if src[begin] != 8 or components not in (1, 3):
+                return failed(UNSUPPORTED)
+            if height == 0 or width == 0:
+                return failed(BAD_HEADER)
+        elif marker == DRI:
+            if end - begin != 2:
+                return failed(BAD_HEADER)
+            dri_at, interval = begin - 4, u16(src, begin)
+        elif marker == APP_INDEX and starts_with(src, begin, end, INDEX_MAGIC):
+            index_at, index_end = begin, end
+        elif marker == APP0 and end - begin >= 14 and starts_with(src, begin, end, JFIF_MAGIC):
+            jfif = True
+        elif marker == APP14 and end - begin >= 12 and starts_with(src, begin, end, ADOBE_MAGIC):
+            adobe = np.int64(src[begin + 11])
+        elif not (marker in (DHT, DQT, COM) or APP0 <= marker <= APP15):
+            return failed(UNSUPPORTED)
+        at = end
+    if sof == 0 or end - begin < 6 or end - begin != 4 + 2 * np.int64(src[begin]):
+        return failed(BAD_HEADER)
+    single_scan = sof != SOF_PROGRESSIVE and np.int64(src[begin]) == components
+    return Header(
+        OK, sof, height, width, components, h_max, v_max, interval, single_scan,
+        sof_at, dri_at, begin - 4, end, index_at, index_end, jfif, adobe,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class JpegHeader:
+    """The header of a JPEG file. Sizes in pixels, offsets in bytes from the file's start."""
+
+    height: int
+    width: int
+    sampling: tuple[
+        tuple[int, int], ...
+    ]  # (horizontal, vertical) per component: ((2, 2), (1, 1), (1, 1)) is 4:2:0
+    progressive: bool
+    precision: int  # bits per sample
+    restart_interval: int  # MCUs, 0: none
+    jfif: bool
+    adobe_transform: int | None  # None: no Adobe segment; 0: RGB, 1: YCbCr
+    sof_at: int
+    dri_at: int
+    sos_at: int
+    scan_at: int
+    has_index: bool
+
+    @property
+    def subsampling(self) -> str:
+        """The common name: 4:2:0, 4:2:2, 4:4:0, 4:4:4, 4:1:1, gray, or the factors when it has none."""
+        if len(self.sampling) == 1:
+            return "gray"
+        names = {(1, 1): "4:4:4", (2, 1): "4:2:2", (1, 2): "4:4:0", (2, 2): "4:2:0", (4, 1): "4:1:1"}
+        luma, *chroma = self.sampling
+        if luma in names and all(c == (1, 1) for c in chroma):
+            return names[luma]
+        return " ".join(f"{h}x{v}" for h, v in self.sampling)
+
+
+def as_bytes_array(jpeg: bytes | np.ndarray) -> np.ndarray:
+    """The file as a contiguous u8 array, without a copy when it is one already."""
+    return np.ascontiguousarray(np.frombuffer(jpeg, np.uint8) if not isinstance(jpeg, np.ndarray) else jpeg)
+
+
+def parse(jpeg: bytes | np.ndarray) -> JpegHeader:
+    """Read the header of a JPEG file. Raises JpegError when it is broken or of a kind that is not handled."""
+    src = as_bytes_array(jpeg)
+    found = scan_header(src)
+    if found.code != OK:
+        raise JpegError(describe_error(found.code))
+    factors = [int(src[found.sof_at + 11 + 3 * c]) for c in range(found.components)]
+    return JpegHeader(
+        height=found.height,
+        width=found.width,
+        sampling=tuple((f >> 4, f & 15) for f in factors),
+        progressive=found.sof == SOF_PROGRESSIVE,
+        precision=int(src[found.sof_at + 4]),
+        restart_interval=found.restart_interval,
+        jfif=found.jfif,
+        adobe_transform=None if found.adobe < 0 else found.adobe,
+        sof_at=found.sof_at,
+        dri_at=found.dri_at,
+        sos_at=found.sos_at,
+        scan_at=found.scan_at,
+        has_index=found.index_at > 0,
+    )
