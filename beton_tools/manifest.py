@@ -1,0 +1,156 @@
+"""`X.beton.manifest.json`: what the `.beton` format has no room for."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import zlib
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beton_tools.errors import UserError
+from beton_tools.names import Names
+from beton_tools.pagefile import sync_folder
+
+FORMAT = "beton-manifest"
+VERSION = 1
+_MAX_NAME = 4096  # PATH_MAX: bounds what a hostile name table may unpack to
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Written beside a `.beton`.
+
+    classes: label -> folder name, wnid or number; class_names: the same for people, where known. names:
+    sample id -> where it came from. source, options: what was converted, and how. encodings: how many images
+    were kept bit for bit and why others were re-encoded. skipped: (name, reason). page_crc32: of every page,
+    in file order, from `data_start`; tables_crc32: of all that lies before and after the pages.
+    """
+
+    num_samples: int
+    page_size: int
+    data_start: int
+    file_size: int
+    tables_crc32: int
+    page_crc32: list[int]
+    classes: list[str]
+    class_names: list[str] | None
+    source: dict[str, str]
+    options: dict[str, Any]
+    encodings: dict[str, int]
+    skipped: list[tuple[str, str]]
+    names: Names = field(repr=False)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def class_label(self, label: int) -> str:
+        """The most readable name of a class."""
+        return (self.class_names or self.classes)[label]
+
+    @classmethod
+    def of_beton(cls, beton_path: str | os.PathLike[str]) -> Manifest | None:
+        """The manifest beside a `.beton`; None where there is none (FFCV's writer leaves none)."""
+        path = manifest_path(beton_path)
+        return cls.load(path) if path.exists() else None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Manifest:
+        """Raises UserError for anything but a whole manifest."""
+        try:
+            return _from_json(json.loads(Path(path).read_bytes()))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        except (ValueError, TypeError, KeyError, RecursionError, zlib.error) as error:
+            raise UserError(
+                f"{path}: not a manifest ({error}); write the .beton again, or delete this file"
+            ) from error
+
+    def save(self, path: Path) -> None:
+        """Atomically."""
+        entries = {"format": FORMAT, "version": VERSION} | {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name != "names"
+        }
+        entries["names"] = _pack_names(self.names)
+        part = path.with_name(path.name + ".part")
+        with part.open("w", encoding="utf-8") as file:
+            json.dump(entries, file, indent=1, ensure_ascii=True)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        sync_folder(path.parent)
+
+    def summary(self) -> dict[str, Any]:
+        """What `beton info` shows: everything but the long tables."""
+        long = ("names", "page_crc32", "classes", "class_names")
+        return {key: value for key, value in asdict(self).items() if key not in long}
+
+
+def manifest_path(beton_path: str | os.PathLike[str]) -> Path:
+    path = Path(beton_path)
+    return path.with_name(path.name + ".manifest.json")
+
+
+def _pack_names(names: Names) -> dict[str, str]:
+    lengths = np.diff(names.offsets).astype("<u2")
+    return {
+        "encoding": "base64(zlib(UTF-8 names one after another)), base64(zlib(their lengths, u16))",
+        "text": base64.b64encode(zlib.compress(names.blob, 6)).decode(),
+        "lengths": base64.b64encode(zlib.compress(lengths.tobytes(), 6)).decode(),
+    }
+
+
+def _unpack_names(packed: dict[str, str], count: int) -> Names:
+    lengths = np.frombuffer(_inflate(packed["lengths"], 2 * count), "<u2").astype(np.int64)
+    blob = _inflate(packed["text"], _MAX_NAME * count)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    if len(lengths) != count or offsets[-1] != len(blob):
+        raise ValueError("its name table does not fit its number of samples")
+    return Names(blob, offsets)
+
+
+def _inflate(text: str, limit: int) -> bytes:
+    data = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), limit + 1)
+    if len(data) > limit:
+        raise ValueError("its name table is too long")
+    return data
+
+
+def _from_json(entries: Any) -> Manifest:
+    if not isinstance(entries, dict) or entries.get("format") != FORMAT:
+        raise ValueError(f"its format is not {FORMAT!r}")
+    if entries.get("version") != VERSION:
+        raise ValueError(f"version {entries.get('version')!r}, expected {VERSION}")
+    _check(entries)
+    values = {f.name: entries[f.name] for f in fields(Manifest) if f.name != "names"}
+    values["skipped"] = [(str(name), str(reason)) for name, reason in entries["skipped"]]
+    return Manifest(**values, names=_unpack_names(entries["names"], entries["num_samples"]))
+
+
+_COUNTS = ("num_samples", "page_size", "data_start", "file_size", "tables_crc32")
+
+
+def _check(entries: dict[str, Any]) -> None:
+    for key in _COUNTS:
+        if type(entries[key]) is not int or not 0 <= entries[key] < 1 << 63:
+            raise ValueError(f"{key} is {entries[key]!r}")
+    _check_list(entries["page_crc32"], int, "page_crc32")
+    _check_list(entries["classes"], str, "classes")
+    if entries["class_names"] is not None:
+        _check_list(entries["class_names"], str, "class_names")
+        if len(entries["class_names"]) != len(entries["classes"]):
+            raise ValueError("class_names and classes differ in length")
+    for key in ("source", "options", "encodings", "names"):
+        if not isinstance(entries[key], dict):
+            raise ValueError(f"{key} is no table")
+
+
+def _check_list(value: Any, of: type, name: str) -> None:
+    if not isinstance(value, list) or not all(type(v) is of for v in value):
+        raise ValueError(f"{name} is no list of {of.__name__}")

@@ -1,0 +1,32 @@
+"""A million file names without a million Python strings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Names:
+    """Immutable list of strings in one UTF-8 blob; `offsets` is int64 (N + 1,). Undecodable bytes survive."""
+
+    blob: bytes
+    offsets: np.ndarray
+
+    @classmethod
+    def of(cls, strings: Iterable[str]) -> Names:
+        encoded = [s.encode("utf-8", "surrogateescape") for s in strings]
+        offsets = np.zeros(len(encoded) + 1, np.int64)
+        np.cumsum([len(e) for e in encoded], out=offsets[1:])
+        return cls(b"".join(encoded), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> str:
+        return self.blob[self.offsets[i] : self.offsets[i + 1]].decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[i] for i in range(len(self)))

@@ -1,0 +1,47 @@
+"""Which samples are written, in which order: a function of the seed alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def seeded_order(n: int, seed: int) -> np.ndarray:
+    """A permutation of range(n), int64, by sorting SplitMix64 of (seed, i).
+
+    Not numpy's Generator.permutation, whose stream may change between numpy versions: the same seed must give
+    the same file for ever.
+    """
+    # SplitMix64's constants: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"
+    with np.errstate(over="ignore"):
+        z = (np.arange(1, n + 1, dtype=np.uint64) + _scramble(np.array([seed], np.uint64))) * np.uint64(
+            0x9E3779B97F4A7C15
+        )
+        return np.argsort(_scramble(z), kind="stable")
+
+
+def _scramble(z: np.ndarray) -> np.ndarray:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def choose(labels: np.ndarray, subset_per_class: int | None, shuffle_seed: int | None) -> np.ndarray:
+    """int64 indices into the source, in writing order.
+
+    subset_per_class: that many of every class, drawn by the seed (0 without shuffling).
+    shuffle_seed: None keeps the source's order.
+    """
+    order = seeded_order(len(labels), shuffle_seed or 0)
+    if subset_per_class is not None:
+        order = order[_rank_in_class(labels[order]) < subset_per_class]
+    return np.sort(order) if shuffle_seed is None else order
+
+
+def _rank_in_class(labels: np.ndarray) -> np.ndarray:
+    """For each position, how many earlier ones have the same label."""
+    by_class = np.argsort(labels, kind="stable")
+    sorted_labels = labels[by_class]
+    first = np.searchsorted(sorted_labels, sorted_labels)
+    rank = np.empty(len(labels), np.int64)
+    rank[by_class] = np.arange(len(labels)) - first
+    return rank

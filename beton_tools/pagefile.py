@@ -1,0 +1,264 @@
+"""The file while it is being written: pages in order under a temporary name, with a journal that survives
+kill -9.
+
+`X.beton.part` grows by whole pages; `X.beton.part.journal` gets one line per page that lists its samples. A
+later run with the same inputs takes up after the last page that the journal lists and whose checksum still
+holds. Only a complete file gets the name `X.beton`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from beton_tools.errors import UserError
+from beton_tools.format import (
+    ALLOC_DTYPE,
+    FIELD_DTYPE,
+    HEADER_DTYPE,
+    IMAGE_TYPE,
+    INT_TYPE,
+    JPEG_MODE,
+    SAMPLE_DTYPE,
+    VERSION,
+    align_up,
+)
+from beton_tools.images import EncodedImage
+
+SYNC_EVERY = 16  # pages between fsyncs; a power cut costs at most these, kill -9 costs none
+_METADATA_START = HEADER_DTYPE.itemsize + 2 * FIELD_DTYPE.itemsize
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True, slots=True)
+class PageRecord:
+    """What one page holds. samples: (position in the order, height, width, bytes, label, how) in page
+    order."""
+
+    crc32: int
+    next_position: int  # everything before it is in this page, in an earlier one, or skipped
+    samples: list[tuple[int, int, int, int, int, str]]
+    skipped: list[tuple[int, str]]
+
+
+@dataclass
+class Written:
+    """The tables of a file: rows 0..count-1 are filled, room is for every planned sample."""
+
+    metadata: np.ndarray  # SAMPLE_DTYPE (N,)
+    sizes: np.ndarray  # int64 (N,)
+    positions: np.ndarray  # int64 (N,): sample id -> position in the order that was asked for
+    count: int = 0
+    page_crcs: list[int] = field(default_factory=list)
+    skipped: list[tuple[int, str]] = field(default_factory=list)
+    encodings: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def room_for(cls, n: int) -> Written:
+        return cls(np.zeros(n, SAMPLE_DTYPE), np.zeros(n, np.int64), np.zeros(n, np.int64))
+
+    def add(self, record: PageRecord, page_offset: int) -> None:
+        ptr = page_offset
+        for position, height, width, size, label, how in record.samples:
+            self.metadata[self.count] = ((JPEG_MODE, width, height, ptr), label)
+            self.sizes[self.count] = size
+            self.positions[self.count] = position
+            self.encodings[how] += 1
+            self.count += 1
+            ptr += size
+        self.page_crcs.append(record.crc32)
+        self.skipped += record.skipped
+
+
+class PageFile:
+    """Append encoded images; `seal` and `publish` make the `.beton`. A context manager: leaving it early
+    keeps the part file."""
+
+    def __init__(self, path: Path, num_samples: int, page_size: int, fingerprint: str) -> None:
+        self.path, self.page_size = path, page_size
+        self.part = path.with_name(path.name + ".part")
+        self.journal_path = path.with_name(path.name + ".part.journal")
+        self.data_start = align_up(_METADATA_START + num_samples * SAMPLE_DTYPE.itemsize, page_size)
+        self.written = Written.room_for(num_samples)
+        self.next_position = 0
+        self._page = bytearray()
+        self._samples: list[tuple[int, int, int, int, int, str]] = []
+        self._skipped: list[tuple[int, str]] = []
+        with self._one_line_when_full():
+            self._file = _open_locked(self.part)
+            try:
+                self._journal = self._resume(fingerprint)
+            except BaseException:
+                self._file.close()
+                raise
+
+    def __enter__(self) -> PageFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._journal.close()
+        self._file.close()
+
+    def append(self, image: EncodedImage, label: int) -> None:
+        """Take the image at `next_position`. The caller sees to it that it fits a page."""
+        if len(self._page) + len(image.data) > self.page_size:
+            self._end_page()
+        self._page += image.data
+        self._samples.append(
+            (self.next_position, image.height, image.width, len(image.data), label, image.how)
+        )
+        self.next_position += 1
+
+    def skip(self, reason: str) -> None:
+        """Leave out the image at `next_position`."""
+        self._skipped.append((self.next_position, reason))
+        self.next_position += 1
+
+    def seal(self) -> Written:
+        """Write the last page and the tables. The part file is now a complete `.beton`."""
+        if self._samples or self._skipped:
+            self._end_page()
+        with self._one_line_when_full():
+            alloc = self._write_tables()
+            self._file.seek(0)
+            self._file.truncate(alloc)
+            _sync(self._file)
+        return self.written
+
+    def publish(self) -> None:
+        """Give the sealed file its name."""
+        self.part.replace(self.path)
+        sync_folder(self.path.parent)
+        self.journal_path.unlink()
+
+    def _page_offset(self, page: int) -> int:
+        return self.data_start + page * self.page_size
+
+    def _end_page(self) -> None:
+        page = bytes(self._page).ljust(self.page_size, b"\0")
+        record = PageRecord(zlib.crc32(page), self.next_position, self._samples, self._skipped)
+        number = len(self.written.page_crcs)
+        with self._one_line_when_full():
+            self._file.seek(self._page_offset(number))
+            self._file.write(page)
+            if (number + 1) % SYNC_EVERY == 0:
+                _sync(self._file)
+            self._journal.write(_line(asdict(record)))
+            self._journal.flush()
+        self.written.add(record, self._page_offset(number))
+        self._page, self._samples, self._skipped = bytearray(), [], []
+
+    def _write_tables(self) -> int:
+        """Header, fields, metadata before the pages, allocation table after them; returns the file's size."""
+        done = self.written
+        alloc = np.zeros(done.count, ALLOC_DTYPE)
+        alloc["sample_id"] = np.arange(done.count)
+        alloc["ptr"] = done.metadata["f0"]["data_ptr"][: done.count]
+        alloc["size"] = done.sizes[: done.count]
+        alloc_ptr = self._page_offset(len(done.page_crcs))
+        header = np.array([(VERSION, 2, self.page_size, done.count, alloc_ptr)], HEADER_DTYPE)
+        fields = np.zeros(2, FIELD_DTYPE)
+        for row, (name, type_id) in zip(fields, ((b"image", IMAGE_TYPE), (b"label", INT_TYPE)), strict=True):
+            row["type_id"] = type_id
+            row["name"][: len(name)] = np.frombuffer(name, np.uint8)
+        head = header.tobytes() + fields.tobytes() + done.metadata[: done.count].tobytes()
+        self._file.seek(0)
+        self._file.write(head.ljust(self.data_start, b"\0"))
+        self._file.seek(alloc_ptr)
+        self._file.write(alloc.tobytes())
+        return alloc_ptr + alloc.nbytes
+
+    def _resume(self, fingerprint: str) -> BinaryIO:
+        """Take over what an earlier run with the same fingerprint left; returns the journal, open for
+        appending."""
+        kept = [_line({"fingerprint": fingerprint})]
+        for number, (line, record) in enumerate(self._finished_pages(fingerprint)):
+            self.written.add(record, self._page_offset(number))
+            self.next_position = record.next_position
+            kept.append(line)
+        self._file.truncate(self._page_offset(len(self.written.page_crcs)) if len(kept) > 1 else 0)
+        journal = self.journal_path.open("wb")
+        journal.writelines(kept)
+        journal.flush()
+        return journal
+
+    def _finished_pages(self, fingerprint: str) -> Iterator[tuple[bytes, PageRecord]]:
+        if not self.journal_path.exists():
+            return
+        lines = self.journal_path.read_bytes().splitlines(keepends=True)
+        if not lines or _parse(lines[0]) != {"fingerprint": fingerprint}:
+            return
+        for number, line in enumerate(lines[1:]):
+            entry = _parse(line)
+            if entry is None:
+                return
+            record = PageRecord(**{**entry, "samples": [tuple(s) for s in entry["samples"]]})
+            self._file.seek(self._page_offset(number))
+            if zlib.crc32(self._file.read(self.page_size)) != record.crc32:
+                return
+            yield line, record
+
+    @contextlib.contextmanager
+    def _one_line_when_full(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise UserError(
+                f"{self.part}: disk full ({error.strerror}) after {len(self.written.page_crcs)} pages of "
+                f"{self.page_size >> 20} MiB; free some space, then run the same command again to go on"
+            ) from error
+
+
+def _open_locked(path: Path) -> BinaryIO:
+    """Open for reading and writing; the lock lasts while the file is open and dies with the process."""
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise OSError("finished and renamed since it was opened")
+    except OSError as error:
+        file.close()
+        raise UserError(
+            f"{path}: another process is writing it; wait for it, or choose another name"
+        ) from error
+    return file
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    text = json.dumps(entry, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _parse(line: bytes) -> Any:
+    """The entry of a journal line; None for a torn one."""
+    text = line[9:-1]
+    if line[-1:] != b"\n" or line[:9] != b"%08x " % zlib.crc32(text):
+        return None
+    return json.loads(text)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

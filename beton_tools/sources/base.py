@@ -1,0 +1,85 @@
+"""What the writer needs to know about a set of labelled images, wherever they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from beton_tools.names import Names
+
+# what torchvision's and timm's folder loaders take for images
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
+
+
+class Location(Protocol):
+    """Where one image's bytes are: small and picklable, sent to the worker that reads them."""
+
+    def read(self) -> bytes: ...
+
+
+class Source(Protocol):
+    """N labelled images, in a fixed order. `classes` is sorted by wnid or folder name; labels index it."""
+
+    kind: str
+    root: Path
+    classes: tuple[str, ...]
+    class_names: tuple[str, ...] | None  # for people; None where unknown
+    labels: np.ndarray  # int64 (N,)
+    names: Names  # for people and for extract: relative path, archive member or row
+
+    def locate(self, i: int) -> Location: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FileSpan:
+    """A whole file, or `length` bytes of one (a member of a tar)."""
+
+    path: str
+    offset: int = 0
+    length: int = -1
+
+    def read(self) -> bytes:
+        with Path(self.path).open("rb", buffering=0) as file:
+            file.seek(self.offset)
+            data = file.read() if self.length < 0 else file.read(self.length)
+        if self.length >= 0 and len(data) != self.length:
+            raise OSError(f"{self.path} ends inside the image at byte {self.offset}")
+        return data
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Images that are files of their own: name = path below root."""
+
+    kind: str
+    root: Path
+    classes: tuple[str, ...]
+    class_names: tuple[str, ...] | None
+    labels: np.ndarray
+    names: Names
+
+    def locate(self, i: int) -> FileSpan:
+        return FileSpan(f"{self.root}/{self.names[i]}")
+
+
+@dataclass(frozen=True)
+class SpanSource:
+    """Images inside archives: image i is `lengths[i]` bytes at `offsets[i]` of `archives[archive_ids[i]]`."""
+
+    kind: str
+    root: Path
+    classes: tuple[str, ...]
+    class_names: tuple[str, ...] | None
+    labels: np.ndarray
+    names: Names
+    archives: Sequence[str]
+    archive_ids: np.ndarray
+    offsets: np.ndarray
+    lengths: np.ndarray
+
+    def locate(self, i: int) -> FileSpan:
+        return FileSpan(self.archives[self.archive_ids[i]], int(self.offsets[i]), int(self.lengths[i]))

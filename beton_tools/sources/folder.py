@@ -1,0 +1,62 @@
+"""Images in folders: one folder per class, as torchvision's ImageFolder reads them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from beton_tools.errors import UserError
+from beton_tools.names import Names
+from beton_tools.sources.base import IMAGE_SUFFIXES, FileSource
+from beton_tools.sources.wnids import class_names_of
+
+
+def is_image_name(name: str) -> bool:
+    """False for hidden files too: macOS archives carry a `._x.JPEG` beside each `x.JPEG`."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def class_folders(root: Path) -> tuple[str, ...]:
+    with os.scandir(root) as entries:
+        return tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))
+
+
+def folder_source(root: Path, classes: Sequence[str] | None = None) -> FileSource:
+    """`root/<class>/**/<image>`; classes in sorted order, images by path within a class.
+
+    classes: fixes the labels (a val folder must count as its train folder does). Raises UserError on a class
+    that is not among them, and when there is no image at all.
+    """
+    found = class_folders(root)
+    classes = tuple(classes) if classes is not None else found
+    label_of = {name: label for label, name in enumerate(classes)}
+    unknown = [name for name in found if name not in label_of]
+    if unknown:
+        raise UserError(
+            f"{root}: class {unknown[0]!r} is not among the {len(classes)} training classes; remove it"
+        )
+    names: list[str] = []
+    labels: list[int] = []
+    for name in found:
+        images = sorted(_images_below(root, name))
+        names += images
+        labels += [label_of[name]] * len(images)
+    if not names:
+        raise UserError(
+            f"{root}: no images in class folders below it; give a folder with one folder per class"
+        )
+    return FileSource(
+        "folder", root, classes, class_names_of(classes, root), np.array(labels), Names.of(names)
+    )
+
+
+def _images_below(root: Path, folder: str) -> Iterator[str]:
+    with os.scandir(root / folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _images_below(root, f"{folder}/{entry.name}")
+            elif is_image_name(entry.name):
+                yield f"{folder}/{entry.name}"

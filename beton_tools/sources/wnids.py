@@ -1,0 +1,41 @@
+"""Names for people of ImageNet's wnids, from whatever lists are at hand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+_WNID = re.compile(r"n\d{8}")
+_KAGGLE_LIST = "LOC_synset_mapping.txt"  # "n01440764 tench, Tinca tinca", in the ILSVRC download of Kaggle
+_TIMM_LIST = "data/_info/imagenet_synset_to_lemma.txt"  # the same with a tab; read without importing timm
+
+
+def is_wnid(name: str) -> bool:
+    return _WNID.fullmatch(name) is not None
+
+
+def class_names_of(classes: Sequence[str], root: Path) -> tuple[str, ...] | None:
+    """Names for wnid classes, from a list near `root` or timm's; None for other classes or when no list has
+    all."""
+    if not classes or not all(is_wnid(c) for c in classes):
+        return None
+    for path in _name_lists(root):
+        names = _read_names(path)
+        if all(c in names for c in classes):
+            return tuple(names[c] for c in classes)
+    return None
+
+
+def _name_lists(root: Path) -> list[Path]:
+    near = [folder / _KAGGLE_LIST for folder in (root, *list(root.resolve().parents)[:4])]
+    timm = find_spec("timm")
+    if timm is not None and timm.origin is not None:
+        near.append(Path(timm.origin).parent / _TIMM_LIST)
+    return [path for path in near if path.is_file()]
+
+
+def _read_names(path: Path) -> dict[str, str]:
+    rows = (line.split(maxsplit=1) for line in path.read_text("utf-8", "replace").splitlines())
+    return {row[0]: row[1].strip() for row in rows if len(row) == 2}

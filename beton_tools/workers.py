@@ -1,0 +1,163 @@
+"""Encode images in worker processes and hand the results back in order, with bounded memory.
+
+FFCV's writer waits for ever when a worker dies. Here each worker owns one pipe: a closed pipe is noticed at
+once, and since results come back one by one, the image that the worker died on is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+
+import cv2
+
+from beton_tools.errors import UserError
+from beton_tools.images import BadImage, EncodedImage, EncodeOptions, encode_sample
+from beton_tools.sources.base import Location
+
+CHUNK = (
+    8  # images per message to a worker: its queue stays far below a pipe's buffer, so sending never blocks
+)
+QUEUED = 2  # chunks per worker: one in work, one waiting
+WINDOW = 4  # chunks per worker between the oldest unfinished image and the newest one handed out
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    name: str
+    location: Location
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    reason: str
+
+
+Result = EncodedImage | Failed
+
+
+def encode_in_order(tasks: Iterable[Task], options: EncodeOptions, workers: int) -> Iterator[Result]:
+    """One result per task, in the tasks' order. workers = 0 works in this process.
+
+    Raises UserError that names the image when a worker process dies. Closing the iterator ends the workers.
+    """
+    if workers == 0:
+        return (_encode(task.location, options) for task in tasks)
+    return _encode_pooled(iter(tasks), options, workers)
+
+
+def _encode(location: Location, options: EncodeOptions) -> Result:
+    try:
+        return encode_sample(location.read(), options)
+    except BadImage as error:
+        return Failed(str(error))
+    except OSError as error:
+        return Failed(f"cannot be read ({error.strerror or error})")
+
+
+def _serve(pipe: Connection, options: EncodeOptions) -> None:
+    """A worker's life: lists of locations in, one result per location out, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business; it ends us
+    cv2.setNumThreads(1)
+    with contextlib.suppress(EOFError, OSError):  # the parent is gone
+        while True:
+            for location in pipe.recv():
+                pipe.send(_encode(location, options))
+
+
+@dataclass(slots=True)
+class _Chunk:
+    tasks: list[Task]
+    results: list[Result]
+
+    @property
+    def complete(self) -> bool:
+        return len(self.results) == len(self.tasks)
+
+
+@dataclass(slots=True)
+class _Worker:
+    process: ForkServerProcess
+    pipe: Connection
+    queue: deque[_Chunk]
+
+    def assign(self, chunk: _Chunk) -> None:
+        self.queue.append(chunk)
+        try:
+            self.pipe.send([task.location for task in chunk.tasks])
+        except OSError as error:
+            raise self.obituary() from error
+
+    def receive(self) -> None:
+        try:
+            result = self.pipe.recv()
+        except (EOFError, OSError) as error:
+            raise self.obituary() from error
+        self.queue[0].results.append(result)
+        if self.queue[0].complete:
+            self.queue.popleft()
+
+    def obituary(self) -> UserError:
+        self.process.join(5)
+        chunk = self.queue[0]
+        name = chunk.tasks[len(chunk.results)].name
+        return UserError(
+            f"a worker died (exit code {self.process.exitcode}) on {name}; if it ran out of memory use fewer "
+            "--workers, else remove that image, then run the same command again to go on"
+        )
+
+
+def _encode_pooled(tasks: Iterator[Task], options: EncodeOptions, count: int) -> Iterator[Result]:
+    pool = _start(options, count)
+    try:
+        window: deque[_Chunk] = deque()
+        while True:
+            _hand_out(tasks, pool, window, WINDOW * count)
+            if not window:
+                return
+            by_pipe = {worker.pipe: worker for worker in pool if worker.queue}
+            for pipe in wait(list(by_pipe)):
+                by_pipe[pipe].receive()  # type: ignore[index]
+            while window and window[0].complete:
+                yield from window.popleft().results
+    finally:
+        _stop(pool)
+
+
+def _hand_out(tasks: Iterator[Task], pool: list[_Worker], window: deque[_Chunk], limit: int) -> None:
+    for worker in sorted(pool, key=lambda w: len(w.queue)):
+        while len(worker.queue) < QUEUED and len(window) < limit:
+            chunk = _Chunk(list(islice(tasks, CHUNK)), [])
+            if not chunk.tasks:
+                return
+            worker.assign(chunk)
+            window.append(chunk)
+
+
+def _start(options: EncodeOptions, count: int) -> list[_Worker]:
+    # not fork: the parent may hold OpenMP, numba and CUDA threads
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["beton_tools.workers"])
+    pool = []
+    for _ in range(count):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, options), daemon=True)
+        process.start()
+        theirs.close()  # so that our end reads end-of-file when the worker dies
+        pool.append(_Worker(process, ours, deque()))
+    return pool
+
+
+def _stop(pool: list[_Worker]) -> None:
+    for worker in pool:
+        worker.pipe.close()
+        worker.process.terminate()
+    for worker in pool:
+        worker.process.join()

@@ -1,0 +1,187 @@
+"""Write a source of labelled images to a `.beton` that stock FFCV 1.0.2 reads.
+
+The bytes of the file depend on the images and the options only, not on the number of workers nor on
+interruptions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from beton_tools.errors import UserError
+from beton_tools.format import DEFAULT_PAGE_SIZE
+from beton_tools.images import SUBSAMPLINGS, EncodedImage, EncodeOptions
+from beton_tools.manifest import Manifest, manifest_path
+from beton_tools.names import Names
+from beton_tools.order import choose
+from beton_tools.pagefile import PageFile, Written
+from beton_tools.sources.base import Source
+from beton_tools.workers import Failed, Result, Task, encode_in_order
+
+MIN_PAGE_SIZE = 64 << 10
+MAX_PAGE_SIZE = 2 << 30  # the header's u4, kept a power of two
+
+Progress = Callable[[int, int, int], None]  # (images done, of how many, of them skipped)
+
+
+def usable_cpus() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteOptions(EncodeOptions):
+    """Options of the images (see EncodeOptions) and of the file.
+
+    workers: processes that encode; None takes every usable CPU, 0 works in this process. subset_per_class:
+    only so many of each class. shuffle_seed: write in this seeded order; None keeps the source's. on_error:
+    "fail" at the first image that cannot be stored, or "skip" it and list it in the manifest. page_size:
+    bytes, a power of two; no image may be larger.
+    """
+
+    workers: int | None = None
+    subset_per_class: int | None = None
+    shuffle_seed: int | None = None
+    on_error: str = "fail"
+    page_size: int = DEFAULT_PAGE_SIZE
+
+    def __post_init__(self) -> None:
+        checks = {
+            "max_resolution": self.max_resolution is None or self.max_resolution >= 1,
+            "quality": 1 <= self.quality <= 100,
+            "subsampling": self.subsampling in SUBSAMPLINGS,
+            "workers": self.workers is None or self.workers >= 0,
+            "subset_per_class": self.subset_per_class is None or self.subset_per_class >= 1,
+            "shuffle_seed": self.shuffle_seed is None or 0 <= self.shuffle_seed < 1 << 63,
+            "on_error": self.on_error in ("fail", "skip"),
+            "page_size": MIN_PAGE_SIZE <= self.page_size <= MAX_PAGE_SIZE and self.page_size.bit_count() == 1,
+        }
+        for name, ok in checks.items():
+            if not ok:
+                raise UserError(f"{name} cannot be {getattr(self, name)!r}; see --help for what it may be")
+
+    def recorded(self) -> dict[str, object]:
+        """The options that decide the file's bytes."""
+        return {k: v for k, v in asdict(self).items() if k not in ("workers", "on_error")}
+
+
+def write_beton(
+    out_path: str | os.PathLike[str],
+    source: Source,
+    options: WriteOptions | None = None,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Convert, resuming what an interrupted run with the same inputs left beside `out_path`.
+
+    Returns the manifest, which is saved beside the file. Raises UserError: a bad image (on_error "fail"), no
+    image at all, a full disk, a dead worker, a file that exists already.
+    """
+    options = options or WriteOptions()
+    path = Path(out_path)
+    _check_target(path, overwrite)
+    order = choose(source.labels, options.subset_per_class, options.shuffle_seed)
+    with PageFile(path, len(order), options.page_size, _fingerprint(source, order, options)) as pages:
+        _write_images(pages, source, order, options, progress)
+        written = pages.seal()
+        if written.count == 0:
+            raise UserError(
+                f"{path}: none of the {len(order)} images could be stored; first: {written.skipped[0][1]}"
+            )
+        manifest = _describe(pages, written, source, order, options)
+        manifest.save(manifest_path(path))  # first: where the .beton is, its manifest is too
+        pages.publish()
+    return manifest
+
+
+def _check_target(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists already; delete it or pass --overwrite")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give a file name that ends in .beton")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be created ({error.strerror})") from error
+
+
+def _fingerprint(source: Source, order: np.ndarray, options: WriteOptions) -> str:
+    digest = hashlib.blake2b(json.dumps([source.kind, str(source.root), options.recorded()]).encode())
+    arrays = (a.tobytes() for a in (source.names.offsets, source.labels, order))
+    for part in (source.names.blob, *arrays):
+        digest.update(part)
+    return digest.hexdigest()[:32]
+
+
+def _write_images(
+    pages: PageFile, source: Source, order: np.ndarray, options: WriteOptions, progress: Progress | None
+) -> None:
+    start, total = pages.next_position, len(order)
+    tasks = (Task(source.names[i], source.locate(i)) for i in order[start:].tolist())
+    workers = usable_cpus() if options.workers is None else options.workers
+    workers = min(workers, total - start)
+    skipped = len(pages.written.skipped)
+    results = encode_in_order(tasks, options, workers)
+    for i, result in zip(order[start:].tolist(), results, strict=True):
+        outcome = _fitting(result, options)
+        if isinstance(outcome, EncodedImage):
+            pages.append(outcome, int(source.labels[i]))
+        elif options.on_error == "skip":
+            pages.skip(outcome.reason)
+            skipped += 1
+        else:
+            raise UserError(
+                f"{source.names[i]}: {outcome.reason}; repair or remove it, or pass --on-error skip"
+            )
+        if progress is not None:
+            progress(pages.next_position, total, skipped)
+
+
+def _fitting(result: Result, options: WriteOptions) -> Result:
+    if isinstance(result, EncodedImage) and len(result.data) > options.page_size:
+        return Failed(
+            f"{len(result.data)} bytes do not fit a page of {options.page_size}; give --max-resolution"
+        )
+    return result
+
+
+def _describe(
+    pages: PageFile, written: Written, source: Source, order: np.ndarray, options: WriteOptions
+) -> Manifest:
+    file_size = pages.part.stat().st_size
+    data_end = pages.data_start + len(written.page_crcs) * options.page_size
+    positions = written.positions[: written.count]
+    return Manifest(
+        num_samples=written.count,
+        page_size=options.page_size,
+        data_start=pages.data_start,
+        file_size=file_size,
+        tables_crc32=tables_crc32(pages.part, pages.data_start, data_end),
+        page_crc32=written.page_crcs,
+        classes=list(source.classes),
+        class_names=list(source.class_names) if source.class_names is not None else None,
+        source={"kind": source.kind, "root": str(source.root)},
+        options=options.recorded(),
+        encodings=dict(sorted(written.encodings.items())),
+        skipped=[(source.names[int(order[p])], reason) for p, reason in written.skipped],
+        names=Names.of(_names(source, order[positions])),
+    )
+
+
+def _names(source: Source, indices: np.ndarray) -> Iterator[str]:
+    return (source.names[i] for i in indices.tolist())
+
+
+def tables_crc32(path: Path, data_start: int, data_end: int) -> int:
+    """Checksum of everything that is not a page: header, fields and metadata, then the allocation table."""
+    with path.open("rb") as file:
+        head = file.read(data_start)
+        file.seek(data_end)
+        return zlib.crc32(file.read(), zlib.crc32(head))
