@@ -1,7 +1,7 @@
 """timm's op names: which op of the plan each is, and what a magnitude on the 0..10 scale means for it.
 
-The formulae are those of timm's ``auto_augment.py`` in the same floating-point order: a magnitude gives the very
-argument that timm would hand to Pillow.
+The formulae are those of timm's ``auto_augment.py`` in the same floating-point order: a magnitude gives the
+very argument that timm would hand to Pillow.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _clamp(value, low, high):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def argument(rule, magnitude, sign, height, width):  # type: ignore[no-untyped-def]
-    """Argument (float64) of an op at ``magnitude`` >= 0; ``sign`` is +1 or -1, read where timm negates at random.
+    """Argument (float64) of an op at ``magnitude`` >= 0; ``sign`` is +1 or -1, where timm negates at random.
 
     The height and width of the image count for translations only.
     """

@@ -51,7 +51,7 @@ def unit(word):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def uniform(word, low, high):  # type: ignore[no-untyped-def]
+def between(word, low, high):  # type: ignore[no-untyped-def]
     """Uniform float64 in (low, high)."""
     return low + (high - low) * unit(word)
 

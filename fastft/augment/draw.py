@@ -1,0 +1,376 @@
+"""Drawing plans: everything random about an image from (seed, epoch, sample id) and nothing else.
+
+Each decision has its own counters of the generator (below), so no draw depends on how many came before it.
+The distributions are those of timm's and DeiT III's transforms, formula by formula.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from beton_tools.errors import UserError
+from fastft.augment.geometry import resized_shape
+from fastft.augment.levels import LEVELS, argument, op_of
+from fastft.augment.plan import CHAIN_DEPTH, ERASE_MODES, MAX_OPS, OP_ID, PLAN_DTYPE
+from fastft.augment.policies import AugmentPolicy, AugMix, RandAugment, ThreeAugment
+from fastft.augment.rng import (
+    GAMMA_COUNTERS,
+    LOW_32,
+    SHIFT_32,
+    below,
+    beta,
+    between,
+    log_gamma_variate,
+    normal,
+    philox,
+    unit,
+)
+
+ATTEMPTS = 10  # of timm's random resized crop and of its random erasing
+ERASE_AREA = (0.02, 1 / 3)  # timm's RandomErasing: share of the output, all boxes together
+ERASE_LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
+SIMPLE_CROP_PADDING = 4  # DeiT III
+BLUR_RADIUS = (0.1, 2.0)  # DeiT III
+SOLARIZE_THRESHOLD = 128.0  # DeiT III: Pillow's default
+
+# Counter word 0 says what is drawn; word 1 the epoch; words 2 and 3 the sample.
+CROP = 0  # + attempt: area, aspect, top, left
+ONCE = 10  # flip, erase, number of boxes
+NOISE_KEY = 11
+ORDER = 12  # of 3-Augment's colour jitter
+ERASE = 16  # + ATTEMPTS * box + attempt: area, aspect, top, left
+OP = 64  # + op: which, whether, sign
+MAGNITUDE = 80  # + op: two words of a normal, or one of a uniform
+DEPTH = 96  # + chain
+WEIGHT = GAMMA_COUNTERS  # + GAMMA_COUNTERS * chain
+BLEND = GAMMA_COUNTERS * 16
+
+NONE, RAND, AUGMIX, THREE = range(4)
+
+
+class Parameters(NamedTuple):
+    """A policy as numbers, for the compiled code. One type for every policy: it is compiled once."""
+
+    kind: int
+    ops: np.ndarray  # uint8: index into plan.OPS
+    rules: np.ndarray  # uint8: of levels.argument
+    weights: np.ndarray  # float64
+    replacement: bool
+    magnitude: float
+    magnitude_std: float
+    magnitude_max: float
+    layers: int
+    probability: float
+    width: int
+    depth: int
+    alpha: float
+    jitter: float
+    resized_crop: bool
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    log_ratio: tuple[float, float]
+    hflip: float
+    bicubic: int
+    erase_prob: float
+    erase_mode: int
+    erase_count: int
+
+
+def draw_plan(
+    policy: AugmentPolicy,
+    *,
+    seed: int,
+    epoch: int,
+    sample_ids: Any,
+    heights: Any,
+    widths: Any,
+    size: int,
+) -> np.ndarray:
+    """Plans (``PLAN_DTYPE``, one row per sample) for one epoch of samples of heights x widths pixels.
+
+    ``size`` is the side of the square output. A row depends on (policy, seed, epoch, sample id, its height
+    and width, size) and on no other row. Raises ``UserError`` for arrays of unequal length or empty images.
+    """
+    samples, rows, columns = _checked(sample_ids, heights, widths, size)
+    plan = np.zeros(len(samples), PLAN_DTYPE)
+    _draw_rows(_parameters(policy), np.uint64(seed), epoch, samples, rows, columns, size, plan)
+    return plan
+
+
+def eval_plan(
+    sample_ids: Any,
+    heights: Any,
+    widths: Any,
+    size: int,
+    crop_pct: float = 1.0,
+    interpolation: str = "bicubic",
+) -> np.ndarray:
+    """Plans of the evaluation: short side to floor(size / crop_pct), then the central size x size.
+
+    Both with torchvision's rounding.
+
+    Raises ``UserError`` for a ``crop_pct`` outside (0, 1], arrays of unequal length or empty images.
+    """
+    if not 0 < crop_pct <= 1:
+        raise UserError(f"crop_pct is {crop_pct}: give a number above 0 and at most 1")
+    samples, rows, columns = _checked(sample_ids, heights, widths, size)
+    plan = np.zeros(len(samples), PLAN_DTYPE)
+    plan["sample"] = samples
+    plan["crop"][:, 2], plan["crop"][:, 3] = rows, columns
+    plan["bicubic"] = interpolation == "bicubic"
+    _fill_centre_windows(plan, math.floor(size / crop_pct), size)
+    return plan
+
+
+def _checked(sample_ids: Any, heights: Any, widths: Any, size: int) -> list[np.ndarray]:
+    arrays = [np.ascontiguousarray(a, np.int64).reshape(-1) for a in (sample_ids, heights, widths)]
+    lengths = [len(a) for a in arrays]
+    if len(set(lengths)) != 1:
+        raise UserError(f"{lengths} sample ids, heights and widths: give as many of each")
+    if size < 1 or (lengths[0] and min(a.min() for a in arrays[1:]) < 1):
+        raise UserError("an image or the output has no pixels: heights, widths and size must be 1 or more")
+    return arrays
+
+
+@lru_cache(maxsize=64)
+def _parameters(policy: AugmentPolicy) -> Parameters:
+    recipe = policy.recipe
+    names = recipe.ops if isinstance(recipe, RandAugment | AugMix) else ()
+    rand = recipe if isinstance(recipe, RandAugment) else RandAugment((), (), True)
+    mix = recipe if isinstance(recipe, AugMix) else AugMix()
+    three = recipe if isinstance(recipe, ThreeAugment) else ThreeAugment()
+    magnitudes = mix if isinstance(recipe, AugMix) else rand
+    return Parameters(
+        kind=NONE
+        if recipe is None
+        else {RandAugment: RAND, AugMix: AUGMIX, ThreeAugment: THREE}[type(recipe)],
+        ops=np.array([op_of(name) for name in names], np.uint8),
+        rules=np.array([LEVELS[name][1] for name in names], np.uint8),
+        weights=np.array(rand.weights, np.float64),
+        replacement=rand.replacement,
+        magnitude=float(magnitudes.magnitude),
+        magnitude_std=float(magnitudes.magnitude_std),
+        magnitude_max=float(rand.magnitude_max),
+        layers=rand.count,
+        probability=float(rand.probability),
+        width=mix.width,
+        depth=mix.depth,
+        alpha=float(mix.alpha),
+        jitter=float(three.jitter),
+        resized_crop=policy.crop == "rrc",
+        scale=policy.scale,
+        ratio=policy.ratio,
+        log_ratio=(math.log(policy.ratio[0]), math.log(policy.ratio[1])),
+        hflip=float(policy.hflip),
+        bicubic=int(policy.interpolation == "bicubic"),
+        erase_prob=float(policy.erase_prob),
+        erase_mode=ERASE_MODES.index(policy.erase_mode),
+        erase_count=policy.erase_count,
+    )
+
+
+# -- one row -----------------------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def _draw_rows(p, seed, epoch, samples, heights, widths, size, plan):  # type: ignore[no-untyped-def]
+    for i in range(len(samples)):
+        row = plan[i]
+        sample = np.uint64(samples[i])
+        who = (seed, np.uint64(epoch), sample & LOW_32, sample >> SHIFT_32)
+        row.sample = samples[i]
+        row.bicubic = p.bicubic
+        if p.resized_crop:
+            _draw_resized_crop(p, who, heights[i], widths[i], row)
+            row.resize[:] = size
+        else:
+            _draw_simple_crop(who, heights[i], widths[i], size, row)
+        flip, erase, boxes, _ = _words(who, ONCE)
+        row.flip = unit(flip) < p.hflip
+        if p.kind == RAND:
+            _draw_rand(p, who, size, row)
+        elif p.kind == AUGMIX:
+            _draw_augmix(p, who, size, row)
+        elif p.kind == THREE:
+            _draw_three(p, who, row)
+        row.erase_mode = p.erase_mode
+        if unit(erase) < p.erase_prob:
+            _draw_boxes(who, 1 + below(boxes, p.erase_count), size, row)
+        low, high, _, _ = _words(who, NOISE_KEY)
+        row.noise_key = np.uint64(low) | (np.uint64(high) << SHIFT_32)
+
+
+@njit(cache=True)
+def _words(who, draw):  # type: ignore[no-untyped-def]
+    return philox(who[0], draw, who[1], who[2], who[3])
+
+
+@njit(cache=True)
+def _set_box(box, y, x, h, w):  # type: ignore[no-untyped-def]
+    box[0], box[1], box[2], box[3] = y, x, h, w
+
+
+@njit(cache=True)
+def _draw_resized_crop(p, who, height, width, row):  # type: ignore[no-untyped-def]
+    """timm's RandomResizedCropAndInterpolation; the centre, clamped to the aspect range, when no try fits."""
+    for attempt in range(ATTEMPTS):
+        area, aspect, top, left = _words(who, CROP + attempt)
+        target = between(area, p.scale[0], p.scale[1]) * (height * width)
+        ratio = math.exp(between(aspect, p.log_ratio[0], p.log_ratio[1]))
+        w = int(np.rint(math.sqrt(target * ratio)))
+        h = int(np.rint(math.sqrt(target / ratio)))
+        if 0 < w <= width and 0 < h <= height:
+            _set_box(row.crop, below(top, height - h + 1), below(left, width - w + 1), h, w)
+            return
+    h, w = height, width
+    if width / height < p.ratio[0]:
+        h = min(height, int(np.rint(width / p.ratio[0])))
+    elif width / height > p.ratio[1]:
+        w = min(width, int(np.rint(height * p.ratio[1])))
+    _set_box(row.crop, (height - h) // 2, (width - w) // 2, h, w)
+
+
+@njit(cache=True)
+def _draw_simple_crop(who, height, width, size, row):  # type: ignore[no-untyped-def]
+    """DeiT III: short side to `size`, padded by reflection, and a random window of size x size."""
+    h, w = resized_shape(height, width, size)
+    _, _, top, left = _words(who, CROP)
+    _set_box(row.crop, 0, 0, height, width)
+    row.resize[0], row.resize[1] = h, w
+    row.window[0] = below(top, h - size + 2 * SIMPLE_CROP_PADDING + 1) - SIMPLE_CROP_PADDING
+    row.window[1] = below(left, w - size + 2 * SIMPLE_CROP_PADDING + 1) - SIMPLE_CROP_PADDING
+
+
+@njit(cache=True)
+def _draw_rand(p, who, size, row):  # type: ignore[no-untyped-def]
+    """timm's RandAugment: which op and, for each alone, whether; Identity where it is not applied."""
+    taken = 0
+    for k in range(p.layers):
+        which, whether, sign, _ = _words(who, OP + k)
+        if p.replacement:
+            i = below(which, len(p.ops))
+        else:
+            i = _weighted(p.weights, which, taken)
+            taken |= 1 << i
+        if unit(whether) < p.probability:
+            _set_op(p, who, k, k, i, sign, size, row)
+
+
+@njit(cache=True)
+def _weighted(weights, word, taken):  # type: ignore[no-untyped-def]
+    """Index with probability proportional to its weight among those not in the bit set `taken`."""
+    left = 0.0
+    for i in range(len(weights)):
+        if not taken >> i & 1:
+            left += weights[i]
+    left *= unit(word)
+    last = 0
+    for i in range(len(weights)):
+        if not taken >> i & 1:
+            last = i
+            left -= weights[i]
+            if left < 0.0:
+                break
+    return last
+
+
+@njit(cache=True)
+def _set_op(p, who, draw, slot, i, sign, size, row):  # type: ignore[no-untyped-def]
+    """Op i of the policy into a slot, at a magnitude of its own."""
+    magnitude = p.magnitude
+    if p.magnitude_std > 0.0:
+        first, second, _, _ = _words(who, MAGNITUDE + draw)
+        if p.magnitude_std == np.inf:
+            magnitude = between(first, 0.0, p.magnitude)
+        else:
+            magnitude += p.magnitude_std * normal(first, second)
+    magnitude = max(0.0, min(magnitude, p.magnitude_max))
+    row.op[slot] = p.ops[i]
+    row.argument[slot] = argument(p.rules[i], magnitude, 1.0 if unit(sign) < 0.5 else -1.0, size, size)
+
+
+@njit(cache=True)
+def _draw_augmix(p, who, size, row):  # type: ignore[no-untyped-def]
+    """timm's AugMix: Dirichlet weights over chains of ops, all applied, and a Beta weight of the mixture."""
+    total = 0.0
+    for chain in range(p.width):
+        weight = math.exp(log_gamma_variate(p.alpha, who[0], WEIGHT * (1 + chain), who[1], who[2], who[3]))
+        row.chain_weights[chain] = weight
+        total += weight
+        depth = p.depth if p.depth > 0 else 1 + below(_words(who, DEPTH + chain)[0], CHAIN_DEPTH)
+        for k in range(chain * CHAIN_DEPTH, chain * CHAIN_DEPTH + depth):
+            which, _, sign, _ = _words(who, OP + k)
+            _set_op(p, who, k, k, below(which, len(p.ops)), sign, size, row)
+    for chain in range(p.width):
+        row.chain_weights[chain] /= total
+    row.blend = beta(p.alpha, who[0], BLEND, who[1], who[2], who[3])
+
+
+GRAYSCALE, SOLARIZE, BLUR = OP_ID["Grayscale"], OP_ID["Solarize"], OP_ID["GaussianBlur"]
+JITTER_ORDERS = np.array(
+    [
+        [OP_ID[name] for name in order]
+        for order in (
+            ("Brightness", "Contrast", "Color"),
+            ("Brightness", "Color", "Contrast"),
+            ("Contrast", "Brightness", "Color"),
+            ("Contrast", "Color", "Brightness"),
+            ("Color", "Brightness", "Contrast"),
+            ("Color", "Contrast", "Brightness"),
+        )
+    ],
+    np.uint8,
+)
+
+
+@njit(cache=True)
+def _draw_three(p, who, row):  # type: ignore[no-untyped-def]
+    """DeiT III's 3-Augment: one of grayscale, solarise and blur, then torchvision's colour jitter."""
+    which, radius, _, _ = _words(who, OP)
+    choice = below(which, 3)
+    if choice == 0:
+        row.op[0] = GRAYSCALE
+    elif choice == 1:
+        row.op[0], row.argument[0] = SOLARIZE, SOLARIZE_THRESHOLD
+    else:
+        row.op[0], row.argument[0] = BLUR, between(radius, BLUR_RADIUS[0], BLUR_RADIUS[1])
+    if p.jitter == 0.0:
+        return
+    order, first, second, third = _words(who, ORDER)
+    jitter = (first, second, third)
+    for k in range(3):
+        row.op[1 + k] = JITTER_ORDERS[below(order, len(JITTER_ORDERS)), k]
+        row.argument[1 + k] = between(jitter[k], 1.0 - p.jitter, 1.0 + p.jitter)
+
+
+@njit(cache=True)
+def _draw_boxes(who, boxes, size, row):  # type: ignore[no-untyped-def]
+    """timm's RandomErasing: `boxes` boxes that share the area; one that never fits is left out."""
+    for box in range(boxes):
+        for attempt in range(ATTEMPTS):
+            area, aspect, top, left = _words(who, ERASE + ATTEMPTS * box + attempt)
+            target = between(area, ERASE_AREA[0], ERASE_AREA[1]) * (size * size) / boxes
+            ratio = math.exp(between(aspect, ERASE_LOG_ASPECT[0], ERASE_LOG_ASPECT[1]))
+            h = int(np.rint(math.sqrt(target * ratio)))
+            w = int(np.rint(math.sqrt(target / ratio)))
+            if w < size and h < size:
+                _set_box(row.erase[box], below(top, size - h + 1), below(left, size - w + 1), h, w)
+                break
+
+
+@njit(cache=True)
+def _fill_centre_windows(plan, short_side, size):  # type: ignore[no-untyped-def]
+    for i in range(len(plan)):
+        row = plan[i]
+        h, w = resized_shape(row.crop[2], row.crop[3], short_side)
+        row.resize[0], row.resize[1] = h, w
+        row.window[0] = int(np.rint((h - size) / 2.0))
+        row.window[1] = int(np.rint((w - size) / 2.0))
+
+
+assert OP + MAX_OPS <= MAGNITUDE and MAGNITUDE + MAX_OPS <= DEPTH

@@ -1,0 +1,349 @@
+"""Which augmentation: policies from short strings in timm's grammar, and what each string means.
+
+rand-m9-n2-mstd0.5-inc1   RandAugment (timm)         augmix-m3-w3-d-1   AugMix (timm)
+3aug, 3aug-j0.3           3-Augment (DeiT III)       none               crop and flip alone
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from beton_tools.errors import UserError
+from fastft.augment.plan import CHAIN_DEPTH, ERASE_MODES, MAX_CHAINS, MAX_ERASE, MAX_OPS
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's preprocessing
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+PLAIN_OPS = (  # timm's RandAugment list without "inc1"
+    "AutoContrast",
+    "Equalize",
+    "Invert",
+    "Rotate",
+    "Posterize",
+    "Solarize",
+    "SolarizeAdd",
+    "Color",
+    "Contrast",
+    "Brightness",
+    "Sharpness",
+    "ShearX",
+    "ShearY",
+    "TranslateXRel",
+    "TranslateYRel",
+)
+HAVE_INCREASING = ("Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness")
+INCREASING_OPS = tuple(name + "Increasing" if name in HAVE_INCREASING else name for name in PLAIN_OPS)
+
+OP_SETS: dict[str, dict[str, float]] = {  # timm's named sets (key "t"), weight of each op
+    "weights": {
+        "Rotate": 3,
+        "ShearX": 2,
+        "ShearY": 2,
+        "TranslateXRel": 1,
+        "TranslateYRel": 1,
+        "ColorIncreasing": 0.25,
+        "SharpnessIncreasing": 0.25,
+        "AutoContrast": 0.25,
+        "SolarizeIncreasing": 0.05,
+        "SolarizeAdd": 0.05,
+        "ContrastIncreasing": 0.05,
+        "BrightnessIncreasing": 0.05,
+        "Equalize": 0.05,
+        "PosterizeIncreasing": 0.05,
+        "Invert": 0.05,
+    },
+    "3a": {"SolarizeIncreasing": 1, "Desaturate": 1, "GaussianBlur": 1},
+    "3aw": {
+        "SolarizeIncreasing": 6,
+        "Desaturate": 6,
+        "GaussianBlur": 6,
+        "Rotate": 3,
+        "ShearX": 2,
+        "ShearY": 2,
+        "PosterizeIncreasing": 1,
+        "AutoContrast": 1,
+        "ColorIncreasing": 1,
+        "SharpnessIncreasing": 1,
+        "ContrastIncreasing": 1,
+        "BrightnessIncreasing": 1,
+        "Equalize": 1,
+        "Invert": 1,
+    },
+}
+WITH_REPLACEMENT = ("3a",)  # a list in timm, not a table of weights
+
+# timm's key "w0" up to version 0.9: weights of the plain ops, which later versions replaced by "tweights"
+W0_WEIGHTS: dict[str, float] = {
+    "Rotate": 0.3,
+    "ShearX": 0.2,
+    "ShearY": 0.2,
+    "TranslateXRel": 0.1,
+    "TranslateYRel": 0.1,
+    "Color": 0.025,
+    "Sharpness": 0.025,
+    "AutoContrast": 0.025,
+    "Solarize": 0.005,
+    "SolarizeAdd": 0.005,
+    "Contrast": 0.005,
+    "Brightness": 0.005,
+    "Equalize": 0.005,
+}
+
+AUGMIX_OPS = (
+    "AutoContrast",
+    "ColorIncreasing",
+    "ContrastIncreasing",
+    "BrightnessIncreasing",
+    "SharpnessIncreasing",
+    "Equalize",
+    "Rotate",
+    "PosterizeIncreasing",
+    "SolarizeIncreasing",
+    "ShearX",
+    "ShearY",
+    "TranslateXRel",
+    "TranslateYRel",
+)
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """``count`` ops drawn from ``ops`` by ``weights``, each applied with ``probability``."""
+
+    ops: tuple[str, ...]
+    weights: tuple[float, ...]
+    replacement: bool  # may one image draw an op twice?
+    magnitude: int = 10
+    magnitude_std: float = 0.0  # 0: fixed; infinite: uniform in 0..magnitude
+    magnitude_max: int = 10
+    count: int = 2
+    probability: float = 0.5
+
+
+@dataclass(frozen=True)
+class AugMix:
+    """``width`` chains of ``depth`` ops (-1: 1 to 3, per chain), mixed by Dirichlet and Beta weights."""
+
+    ops: tuple[str, ...] = AUGMIX_OPS
+    magnitude: int = 3
+    magnitude_std: float = math.inf
+    width: int = 3
+    depth: int = -1
+    alpha: float = 1.0
+
+
+@dataclass(frozen=True)
+class ThreeAugment:
+    """One of grayscale, solarise, blur; then brightness, contrast, colour by 1 +- jitter in random order."""
+
+    jitter: float = 0.3
+
+
+Recipe = RandAugment | AugMix | ThreeAugment | None
+
+
+@dataclass(frozen=True)
+class AugmentPolicy:
+    """Everything that determines the distribution of plans, and how pixels are filled and normalised.
+
+    ``crop`` is "rrc" (random resized crop: share of area in ``scale``, aspect in ``ratio``) or "src" (DeiT
+    III's simple crop: short side to the output size, reflect-padded by 4 pixels, random window). ``mean``
+    and ``std`` are per channel in 0..1. Raises ``UserError`` for values out of range.
+    """
+
+    augment: str = "rand-m9-mstd0.5-inc1"
+    crop: str = "rrc"
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    hflip: float = 0.5
+    interpolation: str = "bicubic"
+    erase_prob: float = 0.25
+    erase_mode: str = "pixel"
+    erase_count: int = 1
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "ratio", "mean", "std"):  # YAML gives lists
+            object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
+        _one_of("crop", self.crop, ("rrc", "src"))
+        _one_of("interpolation", self.interpolation, ("bicubic", "bilinear"))
+        _one_of("erase mode", self.erase_mode, ERASE_MODES)
+        _in_range("hflip", self.hflip, 0, 1)
+        _in_range("erase probability", self.erase_prob, 0, 1)
+        _in_range("erase count", self.erase_count, 1, MAX_ERASE)
+        _ordered("scale", self.scale, 1.0)
+        _ordered("ratio", self.ratio, math.inf)
+        if len(self.mean) != 3 or len(self.std) != 3 or not min(self.std) > 0:
+            raise UserError(f"mean is {self.mean}, std is {self.std}: give three numbers each, std above 0")
+        parse_augment(self.augment)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The ``augment`` string, understood."""
+        return parse_augment(self.augment)
+
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """Colour of what geometric ops uncover: the mean, as timm (123, 117, 104 for CLIP's)."""
+        red, green, blue = (min(255, round(255 * m)) for m in self.mean)
+        return red, green, blue
+
+    def __str__(self) -> str:
+        return self.augment
+
+
+def parse_policy(augment: str = "rand-m9-mstd0.5-inc1", **options: Any) -> AugmentPolicy:
+    """Policy from an augmentation string and the other fields of ``AugmentPolicy`` by name.
+
+    Raises ``UserError`` that names the part of the string that is wrong and the keys that would be right.
+    """
+    return AugmentPolicy(augment, **options)
+
+
+@lru_cache
+def parse_augment(text: str) -> Recipe:
+    """What an augmentation string means. Raises ``UserError`` as ``parse_policy``."""
+    kind, *parts = re.split(r"-(?=[a-zA-Z])", text.strip())  # the minus of "d-1" belongs to its number
+    if kind not in KINDS:
+        raise UserError(f"augmentation {text!r}: {kind!r} is unknown; begin with one of {', '.join(KINDS)}")
+    keys, build = KINDS[kind]
+    return build(text, _read_keys(text, parts, keys))
+
+
+# -- grammar -----------------------------------------------------------------------------------------------
+
+Bounds = tuple[type, float, float]  # kind of number, least, greatest
+
+RAND_KEYS: dict[str, Bounds | None] = {
+    "m": (int, 0, 100),
+    "n": (int, 1, MAX_OPS),
+    "mstd": (float, 0, math.inf),
+    "mmax": (int, 1, 100),
+    "inc": (int, 0, 1),
+    "p": (float, 0, 1),
+    "w": (int, 0, 0),
+    "t": None,  # one of OP_SETS
+}
+AUGMIX_KEYS: dict[str, Bounds | None] = {
+    "m": (int, 0, 10),
+    "w": (int, 1, MAX_CHAINS),
+    "d": (int, -1, CHAIN_DEPTH),
+    "a": (float, 1e-3, 1e3),
+    "mstd": (float, 0, math.inf),
+}
+UNIFORM_ABOVE = 100.0  # timm: a standard deviation above this means "uniform in 0..m"
+
+
+def _read_keys(text: str, parts: list[str], keys: dict[str, Bounds | None]) -> dict[str, Any]:
+    """{"m": 9, ...} from ["m9", ...]; every part must be a known key with a number in its range."""
+    values: dict[str, Any] = {}
+    for part in parts:
+        match = re.fullmatch(r"([a-z]+)(-?[0-9]+(?:\.[0-9]*)?)", part)
+        key, value = (
+            ("t", part[1:]) if "t" in keys and part[0] == "t" else match.groups() if match else (part, "")
+        )
+        if key not in keys or key in values:
+            problem = "appears twice" if key in values else "is not understood"
+            raise UserError(
+                f"augmentation {text!r}: {part!r} {problem}; valid keys: {', '.join(keys) or 'none'}"
+            )
+        values[key] = _read_value(text, part, value, keys[key])
+    return values
+
+
+def _read_value(text: str, part: str, value: str, bounds: Bounds | None) -> Any:
+    if bounds is None:
+        if value not in OP_SETS:
+            raise UserError(
+                f"augmentation {text!r}: {part!r} is no op set; use t followed by {', '.join(OP_SETS)}"
+            )
+        return value
+    kind, least, greatest = bounds
+    if (kind is int and "." in value) or not least <= float(value) <= greatest:
+        number = "a whole number" if kind is int else "a number"
+        raise UserError(f"augmentation {text!r}: {part!r} needs {number} from {least:g} to {greatest:g}")
+    return kind(value)
+
+
+def _rand(text: str, keys: dict[str, Any]) -> RandAugment:
+    if "t" in keys and ("w" in keys or "inc" in keys):
+        raise UserError(f"augmentation {text!r}: t names the ops by itself; drop w and inc")
+    increasing = bool(keys.get("inc", 0))
+    names = INCREASING_OPS if increasing else PLAIN_OPS
+    weights = dict.fromkeys(names, 1.0)
+    if "t" in keys:
+        weights = OP_SETS[keys["t"]]
+    elif "w" in keys:
+        weights = {
+            new: W0_WEIGHTS[old] for old, new in zip(PLAIN_OPS, names, strict=True) if old in W0_WEIGHTS
+        }
+    replacement = keys["t"] in WITH_REPLACEMENT if "t" in keys else "w" not in keys
+    count = keys.get("n", 2)
+    if not replacement and count > len(weights):
+        raise UserError(
+            f"augmentation {text!r}: n{count} asks for more ops than the {len(weights)} there are"
+        )
+    std = keys.get("mstd", 0.0)
+    return RandAugment(
+        ops=tuple(weights),
+        weights=tuple(weights.values()),
+        replacement=replacement,
+        magnitude=keys.get("m", 10),
+        magnitude_std=math.inf if std > UNIFORM_ABOVE else std,
+        magnitude_max=keys.get("mmax", 10),
+        count=count,
+        probability=keys.get("p", 0.5),
+    )
+
+
+def _augmix(text: str, keys: dict[str, Any]) -> AugMix:
+    if keys.get("d") == 0:
+        raise UserError(
+            f"augmentation {text!r}: d0 is no depth; use -1 (1 to 3 at random) or 1 to {CHAIN_DEPTH}"
+        )
+    return AugMix(
+        magnitude=keys.get("m", 3),
+        magnitude_std=keys.get("mstd", math.inf),
+        width=keys.get("w", 3),
+        depth=keys.get("d", -1),
+        alpha=keys.get("a", 1.0),
+    )
+
+
+def _three_augment(text: str, keys: dict[str, Any]) -> ThreeAugment:
+    return ThreeAugment(jitter=keys.get("j", 0.3))
+
+
+def _none(text: str, keys: dict[str, Any]) -> None:
+    return None
+
+
+KINDS: dict[str, tuple[dict[str, Bounds | None], Any]] = {
+    "rand": (RAND_KEYS, _rand),
+    "3aug": ({"j": (float, 0, 1)}, _three_augment),
+    "augmix": (AUGMIX_KEYS, _augmix),
+    "none": ({}, _none),
+}
+
+
+# -- checks ------------------------------------------------------------------------------------------------
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{name} is {value!r}: use one of {', '.join(choices)}")
+
+
+def _in_range(name: str, value: float, least: float, greatest: float) -> None:
+    if not least <= value <= greatest:
+        raise UserError(f"{name} is {value}: give a number from {least} to {greatest}")
+
+
+def _ordered(name: str, pair: tuple[float, float], greatest: float) -> None:
+    if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= greatest:
+        raise UserError(f"{name} is {pair}: give two numbers, 0 < low <= high <= {greatest:g}")
