@@ -1,0 +1,96 @@
+"""A recipe's words turned into objects: model, augmentation policy, loaders' arguments."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastft.augment import AugmentPolicy, Mixer, parse_policy
+from fastft.config import Recipe
+from fastft.model import Arch, Classifier, build_classifier, load_arch, load_tower_weights
+from fastft.optim import WarmupCosine
+
+
+def recipe_arch(recipe: Recipe) -> Arch:
+    return load_arch(recipe.model.arch).at(recipe.model.image_size)
+
+
+def build_model(recipe: Recipe, *, pretrained: bool = True) -> Classifier:
+    """The classifier on the CPU; head and additions drawn from the recipe's seed, tower from its weights.
+
+    pretrained=False leaves the tower as drawn: for weights that a checkpoint brings, and for looking at shapes.
+    """
+    m = recipe.model
+    torch.manual_seed(recipe.train.seed)
+    model = build_classifier(
+        recipe_arch(recipe),
+        recipe.data.num_classes,
+        layer_scale=m.layer_scale,
+        rel_pos_bias=m.rel_pos_bias,
+        drop_path=m.drop_path,
+        patch_dropout=m.patch_dropout,
+        head_init_scale=m.head_init_scale,
+        freeze_conv1=m.freeze_conv1,
+        trainable_layers=m.trainable_layers,
+    )
+    if pretrained and m.weights != "random":
+        load_tower_weights(model.visual, m.weights, m.arch)
+    return model
+
+
+def build_policy(recipe: Recipe) -> AugmentPolicy:
+    a = recipe.augment
+    return parse_policy(
+        a.policy,
+        crop=a.crop,
+        scale=(a.scale_min, a.scale_max),
+        ratio=(a.ratio_min, a.ratio_max),
+        hflip=a.hflip,
+        erase_prob=a.erase_prob,
+        erase_mode=a.erase_mode,
+        erase_count=a.erase_count,
+        interpolation=a.interpolation,
+        mean=a.mean,
+    )
+
+
+def build_mixer(recipe: Recipe) -> Mixer | None:
+    """Mixup and CutMix as the recipe has them; None where both are off."""
+    a = recipe.augment
+    if a.mixup == 0 and a.cutmix == 0:
+        return None
+    return Mixer(
+        mixup_alpha=a.mixup,
+        cutmix_alpha=a.cutmix,
+        prob=a.mix_prob,
+        switch_prob=a.mix_switch_prob,
+        label_smoothing=recipe.optim.label_smoothing,
+        num_classes=recipe.data.num_classes,
+        seed=recipe.train.seed,
+    )
+
+
+def build_schedule(recipe: Recipe, steps_per_epoch: int) -> WarmupCosine:
+    """The learning rate over the recipe's whole cosine, also where training stops before its end."""
+    return WarmupCosine(
+        lr=recipe.optim.lr,
+        min_lr=recipe.schedule.min_lr,
+        warmup_steps=int(recipe.schedule.warmup_epochs * steps_per_epoch),
+        total_steps=recipe.schedule.epochs * steps_per_epoch,
+    )
+
+
+def compile_model(model: nn.Module, choice: str, device: torch.device) -> Any:
+    """The model's forward through torch.compile where asked or, with 'auto', where Triton supports the GPU (8.0 on)."""
+    if choice == "auto":
+        native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        choice = "on" if native and _has_triton() else "off"
+    if choice == "off":
+        return model
+    return torch.compile(model)
+
+
+def _has_triton() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("triton") is not None

@@ -1,0 +1,197 @@
+"""The `fastft` command: parse, call, print. Bad input ends in one line and exit code 2."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from beton_tools.errors import UserError
+from fastft import __version__
+
+EXIT_BAD_INPUT = 2
+OVERRIDES = "any recipe option as --section.key=value, e.g. --optim.lr=3e-4 (fastft explain lists them all)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit code."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and not getattr(args, "takes_overrides", False):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.overrides = rest
+    try:
+        return args.run(args)
+    except UserError as error:
+        print(f"fastft {args.command}: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"fastft {args.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        sys.stderr.close()
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastft", description="Fine-tune CLIP vision transformers for the fewest GPU-hours."
+    )
+    parser.add_argument("--version", action="version", version=f"fastft {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_convert(commands)
+    _add_train(commands)
+    _add_explain(commands)
+    _add_eval(commands)
+    _add_predict(commands)
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    help: str,
+    example: str,
+    recipe: bool = False,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=f"example:\n  {example}" + (f"\n\n{OVERRIDES}" if recipe else ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run, takes_overrides=recipe)
+    if recipe:
+        parser.add_argument("recipe", metavar="RECIPE", help="recipe file, such as rcp/final_b16.yaml")
+    return parser
+
+
+# train ----------------------------------------------------------------------------------------------------------------
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    _command(
+        commands,
+        "train",
+        _run_train,
+        "train a recipe; the same command on the same run directory continues it",
+        "fastft train rcp/final_b16.yaml --data.train=in1k/train.beton --data.val=in1k/val.beton",
+        recipe=True,
+    )
+
+
+def _run_train(args: argparse.Namespace) -> int:
+    from fastft.config import load_recipe
+    from fastft.train.loop import NonFinite, train
+    from fastft.train.preempt import EXIT_REQUEUE, Preempted
+
+    try:
+        train(load_recipe(args.recipe, args.overrides))
+    except Preempted as stop:
+        print(f"fastft train: {stop}", file=sys.stderr)
+        return EXIT_REQUEUE
+    except NonFinite as error:
+        print(f"fastft train: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+# explain --------------------------------------------------------------------------------------------------------------
+
+
+def _add_explain(commands: argparse._SubParsersAction) -> None:
+    parser = _command(
+        commands,
+        "explain",
+        _run_explain,
+        "show what a recipe will do and cost, without data, weights or GPU",
+        "fastft explain rcp/final_b16.yaml --at-step 6249 --json",
+        recipe=True,
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--at-step", type=_whole_number, metavar="N", help="also show every group's lr at optimiser step N")
+
+
+def _run_explain(args: argparse.Namespace) -> int:
+    from fastft.config import load_recipe
+    from fastft.report.explain import explain, print_explanation
+
+    values = explain(load_recipe(args.recipe, args.overrides), args.at_step)
+    if args.json:
+        print(json.dumps(values, indent=1))
+    else:
+        print_explanation(values, Console())
+    return 0
+
+
+# eval, predict --------------------------------------------------------------------------------------------------------
+
+
+def _add_eval(commands: argparse._SubParsersAction) -> None:
+    parser = _command(
+        commands,
+        "eval",
+        _run_eval,
+        "exact top-1 and top-5 of a checkpoint on a .beton file",
+        "fastft eval runs/final_b16 --data val.beton",
+    )
+    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="a run directory (its best) or a checkpoint in it")
+    parser.add_argument("--data", metavar="FILE.beton", type=Path, help="default: the recipe's validation file")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _run_eval(args: argparse.Namespace) -> int:
+    from fastft.train.inference import evaluate_checkpoint
+
+    scores = evaluate_checkpoint(args.checkpoint, args.data, args.device)
+    if args.json:
+        print(json.dumps(scores))
+    else:
+        print(
+            f"top-1 {scores['top1']:.3f} % (standard error {scores['standard_error']:.3f}), top-5 {scores['top5']:.3f} %, "
+            f"loss {scores['loss']:.4f}, {scores['samples']} images"
+        )
+    return 0
+
+
+def _add_predict(commands: argparse._SubParsersAction) -> None:
+    parser = _command(
+        commands,
+        "predict",
+        _run_predict,
+        "label image files with a checkpoint",
+        "fastft predict runs/demo photo.jpg holiday/ --topk 3",
+    )
+    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="a run directory (its best) or a checkpoint in it")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="image files, or folders of them")
+    parser.add_argument("--topk", type=_whole_number, default=5, help="classes per image (default 5)")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a table instead of printing")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+
+
+def _run_predict(args: argparse.Namespace) -> int:
+    from fastft.train.inference import predict_files, print_predictions, write_predictions
+
+    predictions = predict_files(args.checkpoint, args.images, args.topk, args.device)
+    if args.csv is not None:
+        write_predictions(predictions, args.csv)
+    else:
+        print_predictions(predictions)
+    return 0
+
+
+def _whole_number(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

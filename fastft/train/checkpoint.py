@@ -1,0 +1,127 @@
+"""Checkpoints that survive anything: complete under their name or not there at all, and never unpickled.
+
+A checkpoint is a folder: `model.safetensors`, `ema.safetensors`, `optimizer.safetensors` (moments by parameter name) and
+`state.json` (recipe, position, scaler, best result, class names). It is written beside its name, flushed to disk, then
+renamed.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from beton_tools.errors import UserError
+
+VERSION = 1
+PARTIAL = ".partial-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint folder holds; `tensors` by file stem: model, and where written ema and optimizer."""
+
+    path: Path
+    state: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write the folder `path`; an interrupted write leaves only a `.partial-` folder, which later writes remove."""
+    partial = path.parent / f"{PARTIAL}{path.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for name, group in tensors.items():
+            save_file({k: v.detach().cpu().contiguous() for k, v in group.items()}, partial / f"{name}.safetensors")
+        (partial / "state.json").write_text(json.dumps({"version": VERSION, **state}, indent=1), encoding="utf-8")
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"checkpoint {path} could not be written: {error}; free some space and run again") from None
+    for file in partial.iterdir():
+        _flush(file)
+    _flush(partial)
+    if path.exists():  # the same step again, after a resume from an older one
+        shutil.rmtree(path)
+    partial.rename(path)
+    _flush(path.parent)
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Read a checkpoint folder.
+
+    Raises:
+        UserError: not a checkpoint, of another version, or damaged.
+    """
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        tensors = {f.stem: load_file(f, device=str(device)) for f in sorted(path.glob("*.safetensors"))}
+    except FileNotFoundError:
+        raise UserError(f"{path} is not a checkpoint (no state.json); give a folder under <run>/checkpoints") from None
+    except Exception as error:  # safetensors and json raise their own; all mean a damaged file
+        raise UserError(f"checkpoint {path} is damaged ({error}); use an older one") from None
+    if state.get("version") != VERSION or "model" not in tensors:
+        raise UserError(f"checkpoint {path} is of version {state.get('version')}, this fastft reads version {VERSION}")
+    return Checkpoint(path, state, tensors)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a user means by `path`: a checkpoint folder, or a run folder (its best, else its last)."""
+    if (path / "state.json").is_file():
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    found = step_checkpoints(folder, "best-") or step_checkpoints(folder)
+    if not found:
+        raise UserError(f"{path} holds no checkpoint; give a run folder or one of its checkpoints")
+    return found[-1]
+
+
+def step_checkpoints(folder: Path, prefix: str = "step-") -> list[Path]:
+    """Complete checkpoints of a folder, oldest first."""
+    return sorted(p for p in folder.glob(f"{prefix}*") if (p / "state.json").is_file())
+
+
+def prune(folder: Path, keep: int, prefix: str = "step-") -> None:
+    """Remove all but the newest `keep` checkpoints, and what interrupted writes have left."""
+    for old in step_checkpoints(folder, prefix)[:-keep]:
+        # renamed first: a removal that is interrupted must not leave half a checkpoint under a valid name
+        doomed = old.rename(old.parent / f"{PARTIAL}{old.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+    for partial in folder.glob(f"{PARTIAL}*"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Every state tensor of the optimiser as `<parameter name>/<state name>`; groups carry their `names`."""
+    return {
+        f"{name}/{key}": value
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Inverse of `optimizer_tensors`."""
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, state_name = key.rpartition("/")
+        by_name.setdefault(name, {})[state_name] = value
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            if name in by_name:
+                optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in by_name[name].items()}
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,172 @@
+"""Trained checkpoints at work: exact evaluation of a `.beton`, labels for a user's own image files."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from torch import Tensor
+from torchvision import transforms
+
+from beton_tools.errors import UserError
+from fastft.build import build_model
+from fastft.config import Recipe, recipe_from_dict
+from fastft.data import EvalLoader
+from fastft.model import Classifier
+from fastft.train.checkpoint import find_checkpoint, read_checkpoint
+from fastft.train.distributed import find_world
+from fastft.train.evaluate import evaluate
+from fastft.train.precision import choose_precision
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+BATCH = 32  # images per forward pass
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model ready to use, and what it was trained with."""
+
+    model: Classifier
+    recipe: Recipe
+    classes: list[str]
+    path: Path
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The top classes of one file with their softmax probabilities; `error` says why a file could not be read."""
+
+    path: Path
+    classes: list[str]
+    probabilities: list[float]
+    error: str | None = None
+
+
+def load_trained(checkpoint: Path, device: torch.device) -> Trained:
+    """The model of a checkpoint; of one with EMA weights, these (the paper's protocol).
+
+    Raises:
+        UserError: no such checkpoint, or a damaged one.
+    """
+    found = read_checkpoint(find_checkpoint(checkpoint))
+    recipe = recipe_from_dict(found.state["name"], found.state["recipe"])
+    model = build_model(recipe, pretrained=False)
+    model.load_state_dict(found.tensors.get("ema", found.tensors["model"]))
+    return Trained(model.to(device, memory_format=torch.channels_last).eval(), recipe, found.state["classes"], found.path)
+
+
+def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str) -> dict[str, Any]:
+    """Scores of a checkpoint on a `.beton` (default: its recipe's validation file), over all processes."""
+    world = find_world(device)
+    with world:
+        trained = load_trained(checkpoint, world.device)
+        recipe, precision = trained.recipe, choose_precision(trained.recipe.train.amp, world.device)
+        path = data or recipe.data.val
+        if path is None:
+            raise UserError("the recipe names no validation file; give one with --data FILE.beton")
+        with EvalLoader(
+            path, size=recipe.model.image_size, crop_pct=recipe.train.eval_crop_pct, batch_size=BATCH,
+            mean=recipe.augment.mean, std=recipe.augment.std, rank=world.rank, world_size=world.size,
+            device=world.device, dtype=precision.dtype,
+        ) as loader:  # fmt: skip
+            (scores,) = evaluate([trained.model], loader, world, precision)
+    return {"checkpoint": str(trained.path), "data": str(path), **asdict(scores), "standard_error": scores.standard_error}
+
+
+def predict_files(checkpoint: Path, images: Sequence[Path], topk: int, device: str) -> Iterator[Prediction]:
+    """The top classes of image files and of the images in folders, in order, a batch at a time."""
+    world = find_world(device)
+    paths = list(image_paths(images))
+    trained = load_trained(checkpoint, world.device)
+    return _predict(trained, paths, max(1, topk), world.device)
+
+
+def image_paths(given: Sequence[Path]) -> Iterator[Path]:
+    """The files given, and all image files below the folders given."""
+    for path in given:
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise UserError(f"{path} holds no image files ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            yield from found
+        elif path.is_file():
+            yield path
+        else:
+            raise UserError(f"image {path} does not exist")
+
+
+def eval_transform(recipe: Recipe) -> transforms.Compose:
+    """Short side to the input size over the crop share, bicubic; centre crop; normalise: as in evaluation."""
+    size = recipe.model.image_size
+    return transforms.Compose(
+        [
+            transforms.Resize(round(size / recipe.train.eval_crop_pct), transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(size),
+            transforms.ToTensor(),
+            transforms.Normalize(recipe.augment.mean, recipe.augment.std),
+        ]
+    )
+
+
+@torch.inference_mode()
+def _predict(trained: Trained, paths: Sequence[Path], topk: int, device: torch.device) -> Iterator[Prediction]:
+    precision = choose_precision(trained.recipe.train.amp, device)
+    transform = eval_transform(trained.recipe)
+    waiting = iter(paths)
+    while chunk := list(islice(waiting, BATCH)):
+        opened = {path: _open(path, transform) for path in chunk}
+        tensors = [t for t in opened.values() if isinstance(t, Tensor)]
+        if tensors:
+            images = torch.stack(tensors).to(device, memory_format=torch.channels_last)
+            with precision.autocast():
+                logits_BK = trained.model(images)
+            ranked = iter(zip(*(t.tolist() for t in _top(logits_BK.float(), topk)), strict=True))
+        for path, result in opened.items():
+            if isinstance(result, str):
+                yield Prediction(path, [], [], result)
+                continue
+            probabilities, classes = next(ranked)
+            yield Prediction(path, [_class_name(trained, k) for k in classes], probabilities)
+
+
+def _top(logits_BK: Tensor, topk: int) -> tuple[Tensor, Tensor]:
+    return tuple(logits_BK.softmax(1).topk(min(topk, logits_BK.shape[1]), dim=1))
+
+
+def _class_name(trained: Trained, k: int) -> str:
+    return trained.classes[k] if k < len(trained.classes) else f"class {k}"
+
+
+def _open(path: Path, transform: transforms.Compose) -> Tensor | str:
+    """The image as the model takes it, or why it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return transform(image.convert("RGB"))
+    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+        return str(error) or type(error).__name__
+
+
+def print_predictions(predictions: Iterator[Prediction]) -> None:
+    console = Console()
+    for p in predictions:
+        shown = ", ".join(f"{name} {share:.1%}" for name, share in zip(p.classes, p.probabilities, strict=True))
+        console.print(f"{p.path}: {shown or 'not read: ' + str(p.error)}", highlight=False, markup=False, soft_wrap=True)
+
+
+def write_predictions(predictions: Iterator[Prediction], path: Path) -> None:
+    """One row per file and rank: file, rank, class, probability, error. The file appears when complete."""
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "rank", "class", "probability", "error"])
+        for p in predictions:
+            if p.error is not None:
+                writer.writerow([p.path, "", "", "", p.error])
+            for rank, (name, share) in enumerate(zip(p.classes, p.probabilities, strict=True), 1):
+                writer.writerow([p.path, rank, name, f"{share:.6f}", ""])
+    temporary.replace(path)

@@ -1,0 +1,119 @@
+"""What a run writes while it goes: one fixed-column line per interval, `metrics.jsonl`, TensorBoard."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+HEADER = f"{'epoch':>6} {'step':>15} {'loss':>8} {'lr':>9} {'img/s':>8} {'wait':>6} {'mfu':>6} {'memory':>8} {'left':>9}"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Means over the steps since the last line."""
+
+    epoch: int
+    step: int  # optimiser steps done, counted over the run
+    loss: float
+    lr: float
+    images_per_second: float  # over all processes
+    wait_share: float  # of wall time spent waiting for data
+    mfu: float | None  # model FLOP/s over the device's peak; None where the peak is not known
+    memory_gib: float  # peak, of the device (GPU) or the process (CPU)
+    seconds_left: float
+
+
+def format_interval(i: Interval, total_steps: int) -> str:
+    mfu = "-" if i.mfu is None else f"{i.mfu:.1%}"
+    return (
+        f"{i.epoch:>6} {f'{i.step}/{total_steps}':>15} {i.loss:>8.4f} {i.lr:>9.2e} {i.images_per_second:>8.1f} "
+        f"{i.wait_share:>6.1%} {mfu:>6} {i.memory_gib:>7.2f}G {format_seconds(i.seconds_left):>9}"
+    )
+
+
+def format_seconds(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}"
+
+
+class RunLog:
+    """Writes for the main process; in the others every call does nothing.
+
+    On resume, what was logged after `resumed_step` is dropped: those steps will be logged again.
+    """
+
+    def __init__(self, folder: Path, total_steps: int, resumed_step: int, enabled: bool, console: Console):
+        self.enabled, self.total_steps, self.console = enabled, total_steps, console
+        self._lines = 0
+        if not enabled:
+            return
+        self._path = folder / "metrics.jsonl"
+        _drop_after(self._path, resumed_step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step or None)
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True,
+        )  # fmt: skip
+        self._task = self._progress.add_task("training", total=total_steps, completed=resumed_step)
+        self._progress.start()
+
+    def say(self, text: str) -> None:
+        if self.enabled:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def advance(self) -> None:
+        if self.enabled:
+            self._progress.advance(self._task)
+
+    def interval(self, interval: Interval) -> None:
+        if self._lines % 20 == 0:
+            self.say(HEADER)
+        self._lines += 1
+        self.say(format_interval(interval, self.total_steps))
+        self.record("train", interval.step, asdict(interval))
+
+    def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl and its numbers to TensorBoard."""
+        if not self.enabled:
+            return
+        line = {"kind": kind, "time": time.time(), **values, "step": step}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for key, value in values.items():
+            if isinstance(value, (int, float)) and key not in ("step", "epoch"):
+                self._board.add_scalar(f"{kind}/{key}", value, step)
+
+    def close(self) -> None:
+        if self.enabled:
+            self._progress.stop()
+            self._file.close()
+            self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line cut short by a crash is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def _drop_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
+    temporary = path.with_suffix(".partial")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    temporary.replace(path)

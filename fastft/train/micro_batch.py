@@ -1,0 +1,59 @@
+"""How many images per forward pass: as many as fit, the global batch unchanged."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from beton_tools.errors import UserError
+from fastft.train.precision import Precision
+
+CPU_MICRO_BATCH = 32  # larger ones leave the CPU's caches and gain nothing
+PROBES = (4, 8)  # micro-batches whose peak memory is measured; the rest is a straight line
+HEADROOM = 0.9  # of free memory: allocator fragments, and the loader's buffers
+
+
+def choose_micro_batch(asked: int, rank_batch: int, model: nn.Module, image_size: int, precision: Precision) -> int:
+    """The recipe's micro-batch, or with 0 the largest divisor of this process's batch that fits.
+
+    Raises:
+        UserError: the asked one does not divide this process's share of the batch, or not even one image fits.
+    """
+    if asked:
+        if rank_batch % asked:
+            near = largest_divisor(rank_batch, asked)
+            raise UserError(f"train.micro_batch {asked} does not divide the {rank_batch} images per process; use {near}")
+        return asked
+    device = next(model.parameters()).device
+    if device.type == "cpu":
+        return largest_divisor(rank_batch, CPU_MICRO_BATCH)
+    fixed, per_image = measure_memory(model, image_size, precision)
+    room = HEADROOM * torch.cuda.mem_get_info(device)[0] - fixed
+    if room < per_image:
+        raise UserError("the model does not fit in this GPU's memory; try --train.grad_checkpointing=true")
+    return largest_divisor(rank_batch, int(room / per_image))
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    """The largest divisor of `number` that is not above `at_most` (at least 1)."""
+    return max(d for d in range(1, max(1, min(number, at_most)) + 1) if number % d == 0)
+
+
+def measure_memory(model: nn.Module, image_size: int, precision: Precision) -> tuple[float, float]:
+    """(bytes that do not depend on the batch, bytes per image) of a training step on the GPU, by two probes.
+
+    Gradients and AdamW's moments (three fp32 copies of what is trained) count as fixed.
+    """
+    device = next(model.parameters()).device
+    peaks = []
+    for images in PROBES:
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        inputs = torch.zeros(images, 3, image_size, image_size, device=device, dtype=precision.dtype)
+        with precision.autocast():
+            logits = model(inputs.to(memory_format=torch.channels_last))
+        F.cross_entropy(logits.float(), torch.zeros(images, dtype=torch.int64, device=device)).backward()
+        peaks.append(torch.cuda.max_memory_allocated(device) - before)
+        model.zero_grad(set_to_none=True)
+    per_image = max(1.0, (peaks[1] - peaks[0]) / (PROBES[1] - PROBES[0]))
+    trained = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
+    return 3.0 * trained + max(0.0, peaks[0] - PROBES[0] * per_image), per_image

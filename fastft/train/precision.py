@@ -1,0 +1,62 @@
+"""Automatic mixed precision by hardware: fp16 with a loss scaler on V100, bf16 where it is native, else fp32."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from beton_tools.errors import UserError
+
+# the reference's dynamic loss scale (DeepSpeed): starts at 2^7, doubles after 128 clean steps
+INITIAL_SCALE, GROWTH_INTERVAL = 2.0**7, 128
+AMPERE = (8, 0)  # first compute capability with native bf16
+
+
+@dataclass(frozen=True)
+class Precision:
+    """dtype of autocast; `scaled` says whether gradients need a loss scaler."""
+
+    dtype: torch.dtype
+    device_type: str
+
+    @property
+    def scaled(self) -> bool:
+        return self.dtype == torch.float16
+
+    def autocast(self) -> AbstractContextManager:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device_type, self.dtype)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(
+            self.device_type, init_scale=INITIAL_SCALE, growth_interval=GROWTH_INTERVAL, enabled=self.scaled
+        )
+
+
+def choose_precision(amp: str, device: torch.device) -> Precision:
+    """'auto' becomes fp16 below compute capability 8.0, bf16 from there on and on CPUs that have it, else fp32.
+
+    Raises:
+        UserError: fp16 on the CPU, which has no fast fp16 training.
+    """
+    if amp == "auto":
+        amp = _best_on_gpu(device) if device.type == "cuda" else ("bf16" if cpu_has_bf16() else "fp32")
+    if amp == "fp16" and device.type == "cpu":
+        raise UserError("train.amp is fp16, which needs a GPU; use --train.amp=bf16 or fp32")
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    return Precision(dtype, device.type)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 in hardware (AVX512-BF16 or AMX); elsewhere bf16 is emulated and slow."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _best_on_gpu(device: torch.device) -> str:
+    return "bf16" if torch.cuda.get_device_capability(device) >= AMPERE else "fp16"

@@ -1,0 +1,94 @@
+"""A run directory: recipe, logs, checkpoints; and whether it may be continued with the recipe at hand."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from beton_tools.errors import UserError
+from fastft.config import Recipe
+from fastft.train.evaluate import Scores
+
+# options that may differ when a run is resumed: they do not change what is computed in which step
+FREE = {
+    "data.train", "data.val", "data.train_size", "data.workers", "data.batches_ahead", "model.weights",
+    "train.run_dir", "train.device", "train.compile", "train.micro_batch", "train.grad_checkpointing", "train.log_every",
+    "train.eval_every", "train.checkpoint_steps", "train.checkpoint_minutes", "train.keep_checkpoints",
+    "schedule.stop_epoch", "about.top1", "about.source",
+}  # fmt: skip
+
+
+@dataclass
+class Progress:
+    """Where a run is: the next step to train, and what has been reached."""
+
+    epoch: int = 0
+    step: int = 0  # within the epoch
+    seconds: float = 0.0  # of training, over all resumes
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, epoch: int, raw: Scores, ema: Scores | None) -> None:
+        entry: dict[str, Any] = {"epoch": epoch, "raw": asdict(raw)}
+        if ema is not None:
+            entry["ema"] = asdict(ema)
+        self.evaluations.append(entry)
+
+    def best(self) -> dict[str, Any] | None:
+        """The evaluation of the best epoch: by the EMA's top-1 where there is one, as the paper reports."""
+        return max(self.evaluations, key=headline_top1, default=None)
+
+
+def headline_top1(evaluation: dict[str, Any]) -> float:
+    return float(evaluation.get("ema", evaluation["raw"])["top1"])
+
+
+def run_folder(recipe: Recipe) -> Path:
+    return Path(recipe.train.run_dir or f"runs/{recipe.name}").expanduser()
+
+
+def refuse_changed_recipe(stored: dict[str, Any], recipe: Recipe, folder: Path) -> None:
+    """Raise UserError naming the options that differ between a run's checkpoint and the recipe that is to continue it."""
+    now = _flat(recipe.as_dict())
+    then = _flat(stored)
+    changed = sorted(k for k in now.keys() | then.keys() if k not in FREE and _plain(now.get(k)) != _plain(then.get(k)))
+    if changed:
+        listing = ", ".join(f"{k} {then.get(k)!r} -> {now.get(k)!r}" for k in changed)
+        raise UserError(f"{folder} was trained with another recipe ({listing}); use another --train.run_dir")
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    sections = json.loads(json.dumps(recipe.as_dict()))  # tuples become lists
+    text = f"# resolved recipe of this run ({recipe.name})\n" + yaml.safe_dump(sections, sort_keys=False)
+    temporary = folder / "recipe.yaml.partial"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(folder / "recipe.yaml")
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    temporary = folder / "result.json.partial"
+    temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    temporary.replace(folder / "result.json")
+
+
+def summarise(progress: Progress, recipe: Recipe) -> dict[str, Any]:
+    """Best-epoch EMA (the paper's protocol), last-epoch EMA and raw, in percent, beside what was expected."""
+    best, last = progress.best(), progress.evaluations[-1] if progress.evaluations else None
+    return {
+        "recipe": recipe.name,
+        "epochs": progress.epoch,
+        "seconds": progress.seconds,
+        "best": best,
+        "last": last,
+        "expected_top1": recipe.about.top1,
+        "evaluations": progress.evaluations,
+    }
+
+
+def _flat(sections: dict[str, Any]) -> dict[str, Any]:
+    return {f"{s}.{k}": v for s, entries in sections.items() for k, v in entries.items()}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
