@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ class Location(Protocol):
     def read(self) -> bytes: ...
 
 
-class Source(Protocol):
+@dataclass(frozen=True)
+class Source(ABC):
     """N labelled images, in a fixed order. `classes` is sorted by wnid or folder name; labels index it."""
 
     kind: str
@@ -31,6 +33,7 @@ class Source(Protocol):
     labels: np.ndarray  # int64 (N,)
     names: Names  # for people and for extract: relative path, archive member or row
 
+    @abstractmethod
     def locate(self, i: int) -> Location: ...
 
 
@@ -52,30 +55,17 @@ class FileSpan:
 
 
 @dataclass(frozen=True)
-class FileSource:
+class FileSource(Source):
     """Images that are files of their own: name = path below root."""
-
-    kind: str
-    root: Path
-    classes: tuple[str, ...]
-    class_names: tuple[str, ...] | None
-    labels: np.ndarray
-    names: Names
 
     def locate(self, i: int) -> FileSpan:
         return FileSpan(f"{self.root}/{self.names[i]}")
 
 
 @dataclass(frozen=True)
-class SpanSource:
+class SpanSource(Source):
     """Images inside archives: image i is `lengths[i]` bytes at `offsets[i]` of `archives[archive_ids[i]]`."""
 
-    kind: str
-    root: Path
-    classes: tuple[str, ...]
-    class_names: tuple[str, ...] | None
-    labels: np.ndarray
-    names: Names
     archives: Sequence[str]
     archive_ids: np.ndarray
     offsets: np.ndarray

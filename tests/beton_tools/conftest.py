@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import skimage
 import sklearn.datasets
 from PIL import Image
@@ -67,3 +69,45 @@ def write_folder(root: Path, jpegs: dict[str, list[bytes]]) -> None:
         (root / wnid).mkdir(parents=True)
         for i, data in enumerate(images):
             (root / wnid / f"{wnid}_{i}.JPEG").write_bytes(data)
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    """An uncompressed tar with these members, in this order."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def train_tar(jpegs: dict[str, list[bytes]]) -> bytes:
+    """A tar of tars as ILSVRC2012_img_train.tar, members in no particular order."""
+    inner = {
+        f"{wnid}.tar": tar_of({f"{wnid}_{i}.JPEG": images[i] for i in reversed(range(len(images)))})
+        for wnid, images in reversed(jpegs.items())
+    }
+    return tar_of(inner)
+
+
+def devkit_files(wnid_of_image: list[str]) -> dict[str, bytes]:
+    """The two files of the devkit that matter: ILSVRC ids count in another order than wnids, as in the real
+    one."""
+    wnids = sorted(set(wnid_of_image), reverse=True)
+    ids = {wnid: i + 1 for i, wnid in enumerate(wnids)}
+    synsets = np.zeros(len(wnids) + 1, [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O")])
+    for row, wnid in zip(synsets, wnids, strict=False):
+        row["ILSVRC2012_ID"], row["WNID"], row["words"] = float(ids[wnid]), wnid, f"a photograph, {wnid}"
+    synsets[-1]["ILSVRC2012_ID"], synsets[-1]["WNID"], synsets[-1]["words"] = 1001.0, "n00001740", "entity"
+    meta = io.BytesIO()
+    scipy.io.savemat(meta, {"synsets": synsets.reshape(-1, 1)})
+    truth = "".join(f"{ids[wnid]}\n" for wnid in wnid_of_image)
+    return {"meta.mat": meta.getvalue(), "ILSVRC2012_validation_ground_truth.txt": truth.encode()}
+
+
+@pytest.fixture(scope="session")
+def val_images(photo_jpegs: dict[str, list[bytes]]) -> dict[str, tuple[str, bytes]]:
+    """File name -> (wnid, JPEG), classes in turn as in ImageNet's flat validation set."""
+    pairs = [(wnid, images[i]) for i in range(3) for wnid, images in photo_jpegs.items()]
+    return {f"ILSVRC2012_val_{i + 1:08d}.JPEG": pair for i, pair in enumerate(pairs)}

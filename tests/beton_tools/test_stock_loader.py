@@ -9,13 +9,13 @@ from ffcv.loader import Loader, OrderOption
 from ffcv.reader import Reader
 
 from beton_tools.format import Beton
-from beton_tools.sources import folder_source
+from beton_tools.sources import open_source
 from beton_tools.writer import WriteOptions, write_beton
 
 
 def test_stock_loader_delivers_every_sample_once_with_its_label(photo_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "photos.beton"
-    source = folder_source(photo_folder)
+    source = open_source(photo_folder)
     write_beton(out, source, WriteOptions(workers=0, page_size=1 << 16))
 
     loader = Loader(
@@ -35,7 +35,7 @@ def test_stock_loader_delivers_every_sample_once_with_its_label(photo_folder: Pa
 
 def test_stock_random_resized_crop_decoder_runs_on_our_file(photo_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "photos.beton"
-    write_beton(out, folder_source(photo_folder), WriteOptions(workers=0))
+    write_beton(out, open_source(photo_folder), WriteOptions(workers=0))
     pipelines = {"image": [RandomResizedCropRGBImageDecoder((24, 24))], "label": [IntDecoder()]}
     loader = Loader(str(out), batch_size=8, num_workers=1, pipelines=pipelines)
     assert [images.shape for images, _ in loader] == [(8, 24, 24, 3)] * 3
@@ -43,7 +43,7 @@ def test_stock_random_resized_crop_decoder_runs_on_our_file(photo_folder: Path, 
 
 def test_stock_reader_and_ours_see_the_same_tables(photo_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "photos.beton"
-    write_beton(out, folder_source(photo_folder), WriteOptions(workers=0, page_size=1 << 16))
+    write_beton(out, open_source(photo_folder), WriteOptions(workers=0, page_size=1 << 16))
     stock, ours = Reader(str(out)), Beton.open(out)
     assert stock.metadata.dtype == ours.metadata.dtype
     np.testing.assert_array_equal(stock.metadata, ours.metadata)

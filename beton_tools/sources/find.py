@@ -1,0 +1,131 @@
+"""Tell the layouts apart that people keep their images in."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from beton_tools.errors import UserError
+from beton_tools.sources.base import Source
+from beton_tools.sources.flat import flat_source, val_tar_source
+from beton_tools.sources.folder import class_folders, folder_source, is_image_name
+from beton_tools.sources.parquet import parquet_source
+from beton_tools.sources.tars import class_tars_source, members, train_tar_source
+from beton_tools.sources.webdataset import webdataset_source
+from beton_tools.sources.wnids import is_wnid
+
+_SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
+_SPLIT_PARENTS = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")  # plain, and inside Kaggle's archive
+_SHARD_FOLDERS = ("", "data")  # Hugging Face repositories keep theirs in data/
+
+SPLITS = tuple(_SPLIT_NAMES)
+
+
+def open_source(
+    path: str | os.PathLike[str], split: str | None = None, classes: Sequence[str] | None = None
+) -> Source:
+    """The images at `path`: a folder, an archive, or a pattern of shards ("shards/train-*.tar").
+
+    split: "train" or "val" of a data set that has both below `path`; None takes `path` itself.
+    classes: what the labels index (for val: those of train); None takes them from the images.
+    Raises UserError that says what was looked for.
+    """
+    path = Path(path)
+    if split is not None:
+        found = find_split(path, split)
+        if found is None:
+            raise UserError(
+                f"{path}: no {split} images found; see `fastft convert imagenet --help` for the layouts"
+            )
+        return _open(path, found, classes)
+    if not path.exists() and glob.has_magic(str(path)):
+        matches = [Path(p) for p in sorted(glob.glob(str(path)))]  # noqa: PTH207 - the pattern may be absolute
+        if not matches:
+            raise UserError(f"{path}: no file matches")
+        return _open(matches[0].parent, matches, classes)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; --data must name the images")
+    return _open(path, [path], classes)
+
+
+def find_split(root: Path, split: str) -> list[Path] | None:
+    """The folder, the archive or the shards of a split below `root`; None where there are none."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; --data must name the folder of the data set")
+    names = _SPLIT_NAMES[split]
+    for candidate in (root / parent / name for parent in _SPLIT_PARENTS for name in names):
+        if candidate.is_dir():
+            return [candidate]
+    tar = root / f"ILSVRC2012_img_{split}.tar"
+    if tar.is_file():
+        return [tar]
+    for folder in (root / name for name in _SHARD_FOLDERS):
+        for suffix in (".parquet", ".tar"):
+            shards = [p for p in sorted(folder.glob(f"*{suffix}")) if _is_of_split(p.name, names)]
+            if shards:
+                return shards
+    return None
+
+
+def _is_of_split(file_name: str, split_names: Sequence[str]) -> bool:
+    """train-00000-of-00294.parquet, imagenet1k-train-0000.tar, val_000.tar."""
+    words = file_name.replace("_", "-").replace(".", "-").split("-")
+    return any(name in words for name in split_names)
+
+
+def _open(root: Path, found: list[Path], classes: Sequence[str] | None) -> Source:
+    try:
+        if len(found) == 1 and found[0].is_dir():
+            return _open_folder(found[0], classes)
+        if all(path.suffix == ".parquet" for path in found):
+            return parquet_source(root, found, classes)
+        if all(path.suffix == ".tar" for path in found):
+            return _open_tars(root, found, classes)
+    except OSError as error:
+        raise UserError(f"{error.filename or root}: cannot be read ({error.strerror or error})") from error
+    raise UserError(f"{found[0]}: not a folder, .tar or .parquet; unpack it, or convert it to one of these")
+
+
+def _open_folder(folder: Path, classes: Sequence[str] | None) -> Source:
+    with os.scandir(folder) as entries:
+        files = sorted(e.name for e in entries if not e.is_dir() and not e.name.startswith("."))
+    for suffix, opener in ((".parquet", parquet_source), (".tar", _open_tars)):
+        shards = [folder / name for name in files if name.endswith(suffix)]
+        if shards:
+            return opener(folder, shards, classes)
+    if any(map(is_image_name, files)):
+        return flat_source(folder, classes)
+    _check_not_splits(folder)
+    return folder_source(folder, classes)
+
+
+def _open_tars(root: Path, tars: list[Path], classes: Sequence[str] | None) -> Source:
+    if all(is_wnid(path.stem) for path in tars):
+        return class_tars_source(root, tars, classes)
+    names = _first_names(tars[0], 2)
+    if names[0].endswith(".tar"):
+        return train_tar_source(tars[0], classes)
+    if all(is_image_name(Path(name).name) for name in names) and len(tars) == 1:
+        return val_tar_source(tars[0], classes)
+    return webdataset_source(root if root.is_dir() else root.parent, tars, classes)
+
+
+def _first_names(tar: Path, count: int) -> list[str]:
+    with tar.open("rb") as file:
+        names = [member.name for member, _ in zip(members(file, tar), range(count), strict=False)]
+    if not names:
+        raise UserError(f"{tar}: an empty archive")
+    return names
+
+
+def _check_not_splits(folder: Path) -> None:
+    """A folder of train/ and val/ would make two classes of them."""
+    found = class_folders(folder)
+    splits = {"test", *_SPLIT_NAMES["train"], *_SPLIT_NAMES["val"]}
+    if found and all(name.lower() in splits and class_folders(folder / name) for name in found):
+        raise UserError(
+            f"{folder}: holds splits ({', '.join(found)}), not classes; give one of them, or use "
+            "`fastft convert imagenet`"
+        )

@@ -1,0 +1,38 @@
+"""Images without class folders (ImageNet's validation set), labelled by a file beside them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from beton_tools.names import Names
+from beton_tools.sources.base import FileSource, SpanSource
+from beton_tools.sources.folder import is_image_name
+from beton_tools.sources.tars import SpanTable, members
+from beton_tools.sources.truth import find_truth
+from beton_tools.sources.wnids import class_names_of
+
+
+def flat_source(folder: Path, classes: Sequence[str] | None = None) -> FileSource:
+    """Image files of one folder, by name."""
+    with os.scandir(folder) as entries:
+        names = sorted(e.name for e in entries if is_image_name(e.name) and not e.is_dir())
+    truth = find_truth(folder, names, classes)
+    labels = np.array([truth.label_of[name] for name in names])
+    class_names = class_names_of(truth.classes, folder)
+    return FileSource("flat", folder, truth.classes, class_names, labels, Names.of(names))
+
+
+def val_tar_source(path: Path, classes: Sequence[str] | None = None) -> SpanSource:
+    """ILSVRC2012_img_val.tar, images by name; same order as its unpacked folder."""
+    with path.open("rb") as file:
+        images = [m for m in members(file, path) if is_image_name(Path(m.name).name)]
+    truth = find_truth(path.parent, [m.name for m in images], classes)
+    table = SpanTable([str(path)])
+    for member in images:
+        table.add(Path(member.name).name, truth.label_of[member.name], 0, member)
+    class_names = class_names_of(truth.classes, path.parent)
+    return table.source("ilsvrc-tar", path, truth.classes, class_names, table.names.__getitem__)

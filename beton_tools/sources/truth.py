@@ -1,0 +1,149 @@
+"""Labels of ImageNet's flat validation images, from whichever of the usual files lies near them."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beton_tools.errors import UserError
+
+_GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+_SYNSETS = "meta.mat"
+_DEVKIT = "ILSVRC2012_devkit_t12"
+_LEAVES = 1000  # of the devkit's synsets, the first thousand are classes; the rest are their ancestors
+
+WANTED = (
+    f"{_DEVKIT}.tar.gz (or the folder unpacked from it), LOC_val_solution.csv, or val.txt with lines of "
+    "file name and class"
+)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """classes: sorted wnids (or numbers); label_of: image file name -> label."""
+
+    classes: tuple[str, ...]
+    label_of: dict[str, int]
+
+
+def find_truth(near: Path, image_names: Sequence[str], classes: Sequence[str] | None) -> Truth:
+    """Class of every image. near: the images' folder; files in it, beside it and above it are tried.
+
+    classes: what the labels shall index (a training set's classes); None makes them from the labels found.
+    Raises UserError when no file is found or one does not fit the images.
+    """
+    stems = sorted(Path(name).stem for name in image_names)
+    for folder in (near, *list(near.resolve().parents)[:3]):
+        for read in (_read_devkit, _read_kaggle, _read_text):
+            wnid_of = read(folder, stems)
+            if wnid_of is not None:
+                return _index(folder, wnid_of, image_names, classes)
+    raise UserError(f"{near}: images without class folders need their labels: put {WANTED} beside them")
+
+
+def _index(
+    folder: Path, wnid_of: dict[str, str], image_names: Sequence[str], classes: Sequence[str] | None
+) -> Truth:
+    missing = [name for name in image_names if Path(name).stem not in wnid_of]
+    if missing:
+        raise UserError(f"{folder}: the labels there leave out {len(missing)} images, first {missing[0]}")
+    if classes is None:
+        classes = sorted(set(wnid_of.values()), key=lambda c: (int(c) if c.isdigit() else -1, c))
+    elif all(value.isdigit() for value in wnid_of.values()):
+        wnid_of = {stem: _at(classes, int(value), folder) for stem, value in wnid_of.items()}
+    label = {name: i for i, name in enumerate(classes)}
+    unknown = sorted({w for w in wnid_of.values() if w not in label})
+    if unknown:
+        raise UserError(f"{folder}: class {unknown[0]!r} is not among the {len(label)} training classes")
+    return Truth(tuple(classes), {name: label[wnid_of[Path(name).stem]] for name in image_names})
+
+
+def _at(classes: Sequence[str], number: int, folder: Path) -> str:
+    if number >= len(classes):
+        raise UserError(f"{folder}: class number {number} in val.txt, but there are {len(classes)} classes")
+    return classes[number]
+
+
+def _read_devkit(folder: Path, stems: Sequence[str]) -> dict[str, str] | None:
+    """The devkit's ground truth: line k is the ILSVRC id of the k-th validation image, meta.mat gives its
+    wnid."""
+    read = _devkit_reader(folder)
+    if read is None:
+        return None
+    ids = [int(line) for line in read(_GROUND_TRUTH).split()]
+    if len(ids) != len(stems):
+        raise UserError(f"{folder}: {_GROUND_TRUTH} has {len(ids)} lines for {len(stems)} images")
+    wnids = _synset_wnids(folder, read(_SYNSETS))
+    if not all(i in wnids for i in ids):
+        raise UserError(f"{folder}: {_GROUND_TRUTH} names a class that {_SYNSETS} lacks")
+    return {stem: wnids[i] for stem, i in zip(stems, ids, strict=True)}
+
+
+def _devkit_reader(folder: Path) -> Callable[[str], bytes] | None:
+    """Reads a file of the devkit by name, unpacked or straight from its archive."""
+    for data in (folder, folder / "data", folder / _DEVKIT / "data", folder / "devkit" / "data"):
+        if (data / _GROUND_TRUTH).is_file():
+            return lambda name: _devkit_file(data / name)
+    archive = folder / f"{_DEVKIT}.tar.gz"
+    return (lambda name: _from_archive(archive, name)) if archive.is_file() else None
+
+
+def _devkit_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); copy the whole devkit there") from error
+
+
+def _from_archive(archive: Path, name: str) -> bytes:
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for info in tar:
+                if Path(info.name).name == name and (file := tar.extractfile(info)) is not None:
+                    return file.read()
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise UserError(f"{archive}: cannot be read ({error}); download it again") from error
+    raise UserError(f"{archive}: has no {name}; download the task 1 & 2 devkit")
+
+
+def _synset_wnids(folder: Path, meta: bytes) -> dict[int, str]:
+    """ILSVRC id -> wnid, from the devkit's meta.mat."""
+    if importlib.util.find_spec("scipy") is None:
+        raise UserError(f"{folder}: reading the devkit's {_SYNSETS} needs SciPy; pip install scipy")
+    from scipy.io import loadmat  # type: ignore[import-untyped]
+
+    try:
+        synsets: Any = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+        pairs = [(int(s["ILSVRC2012_ID"]), str(s["WNID"])) for s in synsets]
+    except Exception as error:  # whatever SciPy raises on a damaged file
+        raise UserError(
+            f"{folder}: {_SYNSETS} cannot be read ({error}); download the devkit again"
+        ) from error
+    return {number: wnid for number, wnid in pairs if number <= _LEAVES}
+
+
+def _read_kaggle(folder: Path, stems: Sequence[str]) -> dict[str, str] | None:
+    """LOC_val_solution.csv: ImageId, "wnid x y x y [wnid ...]" of the boxes; an image's boxes share their
+    class."""
+    path = folder / "LOC_val_solution.csv"
+    if not path.is_file():
+        return None
+    rows = csv.reader(io.StringIO(path.read_text("utf-8", "replace")))
+    return {
+        row[0]: row[1].split()[0] for row in rows if len(row) >= 2 and row[1].split() and row[0] != "ImageId"
+    }
+
+
+def _read_text(folder: Path, stems: Sequence[str]) -> dict[str, str] | None:
+    """val.txt: file name and class (number in sorted wnid order, or wnid) on each line."""
+    path = folder / "val.txt"
+    if not path.is_file():
+        return None
+    rows = [line.split() for line in path.read_text("utf-8", "replace").splitlines()]
+    return {Path(row[0]).stem: row[1] for row in rows if len(row) == 2}

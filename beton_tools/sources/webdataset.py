@@ -1,0 +1,75 @@
+"""WebDataset shards: tars in which the files of one sample share a name up to the first dot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import BinaryIO
+
+from beton_tools.errors import UserError
+from beton_tools.sources.base import IMAGE_SUFFIXES, SpanSource
+from beton_tools.sources.tars import Member, SpanTable, members, read_member
+from beton_tools.sources.wnids import class_names_of
+
+_CLASS_LISTS = ("classes.txt", "classnames.txt", "synsets.txt")  # one class a line, beside the shards
+_MAX_LABEL_BYTES = 1 << 20  # of a .cls or .json file
+
+
+def webdataset_source(root: Path, shards: Sequence[Path], classes: Sequence[str] | None = None) -> SpanSource:
+    """Shards in name order, samples in shard order. The label is in `.cls` (a number) or in `.json`
+    ("label").
+
+    classes: names of the labels; else a class list beside the shards; else the labels are their own names.
+    """
+    table = SpanTable([str(path) for path in shards])
+    for archive_id, path in enumerate(shards):
+        with path.open("rb") as file:
+            for key, image, label in _samples(file, path):
+                table.add(f"{path.name}/{key}.{_extension(image)}", label, archive_id, image)
+    count = max(table.labels, default=-1) + 1
+    known = tuple(classes or _class_list(root) or map(str, range(count)))
+    if count > len(known):
+        raise UserError(f"{root}: label {count - 1} in the shards, but there are {len(known)} classes")
+    return table.source("webdataset", root, known, class_names_of(known, root), key=None)
+
+
+def _samples(file: BinaryIO, path: Path) -> Iterator[tuple[str, Member, int]]:
+    for key, group in groupby(members(file, path), key=_key):
+        parts = {_extension(member): member for member in group}
+        images = [m for extension, m in parts.items() if f".{extension}".endswith(IMAGE_SUFFIXES)]
+        if images:
+            yield key, images[0], _label(file, path, key, parts)
+
+
+def _key(member: Member) -> str:
+    folder, _, name = member.name.rpartition("/")
+    return f"{folder}/{name.split('.')[0]}" if folder else name.split(".")[0]
+
+
+def _extension(member: Member) -> str:
+    return member.name.rpartition("/")[2].partition(".")[2].lower()
+
+
+def _label(file: BinaryIO, path: Path, key: str, parts: dict[str, Member]) -> int:
+    member = parts.get("cls") or parts.get("json")
+    if member is None:
+        raise UserError(f"{path}: sample {key} has neither .cls nor .json; its label is unknown")
+    try:
+        if member.size > _MAX_LABEL_BYTES:
+            raise ValueError("its label file is too large")
+        text = read_member(file, member)
+        label = int(text) if "cls" in parts else json.loads(text)["label"]
+        if type(label) is not int or label < 0:
+            raise ValueError(f"label {label!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: sample {key} has no usable label ({error})") from error
+    return label
+
+
+def _class_list(root: Path) -> list[str] | None:
+    for name in _CLASS_LISTS:
+        if (root / name).is_file():
+            return (root / name).read_text("utf-8", "replace").splitlines()
+    return None

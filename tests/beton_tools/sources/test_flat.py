@@ -1,0 +1,80 @@
+"""ImageNet's flat validation set gets its labels from the devkit, Kaggle's table or a text file."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from beton_tools import UserError
+from beton_tools.sources import open_source
+from tests.beton_tools.conftest import devkit_files, tar_of
+
+ValImages = dict[str, tuple[str, bytes]]
+
+
+def write_flat(folder: Path, images: ValImages) -> None:
+    folder.mkdir()
+    for name, (_, data) in images.items():
+        (folder / name).write_bytes(data)
+
+
+def expect(source, images: ValImages) -> None:
+    assert source.classes == tuple(sorted({wnid for wnid, _ in images.values()}))
+    assert list(source.names) == list(images)
+    assert [source.classes[label] for label in source.labels] == [wnid for wnid, _ in images.values()]
+    assert [source.locate(i).read() for i in range(len(images))] == [data for _, data in images.values()]
+
+
+def test_devkit_labels_of_a_flat_folder(tmp_path: Path, val_images: ValImages) -> None:
+    write_flat(tmp_path / "val", val_images)
+    data = tmp_path / "ILSVRC2012_devkit_t12" / "data"
+    data.mkdir(parents=True)
+    for name, content in devkit_files([wnid for wnid, _ in val_images.values()]).items():
+        (data / name).write_bytes(content)
+    expect(open_source(tmp_path, "val"), val_images)
+
+
+def test_both_archives_as_downloaded(tmp_path: Path, val_images: ValImages) -> None:
+    shuffled = dict(sorted(val_images.items(), reverse=True))
+    (tmp_path / "ILSVRC2012_img_val.tar").write_bytes(tar_of({n: data for n, (_, data) in shuffled.items()}))
+    files = devkit_files([wnid for wnid, _ in val_images.values()])
+    devkit = tar_of({f"ILSVRC2012_devkit_t12/data/{name}": content for name, content in files.items()})
+    (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(gzip.compress(devkit))
+    expect(open_source(tmp_path, "val"), val_images)
+
+
+def test_kaggles_table(tmp_path: Path, val_images: ValImages) -> None:
+    write_flat(tmp_path / "val", val_images)
+    rows = [f"{Path(name).stem},{wnid} 1 2 30 40 {wnid} 5 6 70 80" for name, (wnid, _) in val_images.items()]
+    (tmp_path / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *reversed(rows)]))
+    expect(open_source(tmp_path, "val"), val_images)
+
+
+@pytest.mark.parametrize("form", ["wnid", "number"])
+def test_a_text_file_of_names_and_classes(tmp_path: Path, val_images: ValImages, form: str) -> None:
+    write_flat(tmp_path / "val", val_images)
+    classes = sorted({wnid for wnid, _ in val_images.values()})
+    value = (lambda wnid: str(classes.index(wnid))) if form == "number" else str
+    lines = [f"{name} {value(wnid)}" for name, (wnid, _) in val_images.items()]
+    (tmp_path / "val.txt").write_text("\n".join(lines) + "\n")
+    expect(open_source(tmp_path, "val", classes if form == "number" else None), val_images)
+
+
+def test_unlabelled_images_are_refused_with_what_to_add(tmp_path: Path, val_images: ValImages) -> None:
+    write_flat(tmp_path / "val", val_images)
+    with pytest.raises(UserError, match="devkit"):
+        open_source(tmp_path / "val")
+
+
+def test_a_ground_truth_of_another_set_is_refused(tmp_path: Path, val_images: ValImages) -> None:
+    write_flat(tmp_path / "val", val_images)
+    for name, content in devkit_files(["n01440764"] * 4).items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match="4 lines for 9 images"):
+        open_source(tmp_path, "val")
+    (tmp_path / "ILSVRC2012_validation_ground_truth.txt").write_text("7\n" * 9)
+    with pytest.raises(UserError, match=r"names a class that meta\.mat lacks"):
+        open_source(tmp_path, "val")
+    (tmp_path / "meta.mat").write_bytes(b"MATLAB? no")
+    with pytest.raises(UserError, match=r"meta\.mat cannot be read"):
+        open_source(tmp_path, "val")

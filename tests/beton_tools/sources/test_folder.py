@@ -1,0 +1,78 @@
+"""Class folders are read as torchvision's ImageFolder reads them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torchvision.datasets import ImageFolder
+
+from beton_tools import UserError
+from beton_tools.sources import open_source
+
+
+def test_classes_images_and_labels_are_those_of_torchvision(photo_folder: Path) -> None:
+    nested = photo_folder / "n01440764" / "more"
+    nested.mkdir()
+    (photo_folder / "n01440764" / "n01440764_0.JPEG").rename(nested / "moved.jpeg")
+    (photo_folder / "n02123045" / "notes.txt").write_text("no image")
+    (photo_folder / "README.md").write_text("no class")
+    ours, theirs = open_source(photo_folder), ImageFolder(str(photo_folder))
+    assert list(ours.classes) == theirs.classes
+    listed = [(str(photo_folder / name), label) for name, label in zip(ours.names, ours.labels, strict=True)]
+    assert sorted(listed) == sorted(theirs.samples)
+    np.testing.assert_array_equal(ours.labels, theirs.targets)
+
+
+def test_every_image_is_read_whole(photo_folder: Path, photo_jpegs: dict[str, list[bytes]]) -> None:
+    source = open_source(photo_folder)
+    for i, name in enumerate(source.names):
+        wnid, number = Path(name).stem.split("_")
+        assert source.locate(i).read() == photo_jpegs[wnid][int(number)]
+
+
+def test_wnids_get_names_for_people(photo_folder: Path) -> None:
+    (photo_folder.parent / "LOC_synset_mapping.txt").write_text(
+        "n01440764 tench, Tinca tinca\nn02123045 tabby, tabby cat\nn04008634 projectile, missile\n"
+    )
+    assert open_source(photo_folder).class_names == (
+        "tench, Tinca tinca",
+        "tabby, tabby cat",
+        "projectile, missile",
+    )
+
+
+def test_classes_that_are_no_wnids_have_no_other_names(photo_folder: Path) -> None:
+    (photo_folder / "n01440764").rename(photo_folder / "cups")
+    source = open_source(photo_folder)
+    assert source.classes == ("cups", "n02123045", "n04008634")
+    assert source.class_names is None
+
+
+def test_hidden_files_of_other_systems_are_no_images(photo_folder: Path) -> None:
+    (photo_folder / "n01440764" / "._n01440764_0.JPEG").write_bytes(b"\0\5\x16\7")
+    (photo_folder / ".thumbnails").mkdir()
+    source = open_source(photo_folder)
+    assert len(source.classes) == 3
+    assert len(source.names) == 24
+
+
+def test_given_classes_fix_the_labels(photo_folder: Path) -> None:
+    source = open_source(photo_folder, classes=("n00000001", "n01440764", "n02123045", "n04008634"))
+    assert set(source.labels.tolist()) == {1, 2, 3}
+    with pytest.raises(UserError, match="'n04008634' is not among the 2"):
+        open_source(photo_folder, classes=("n01440764", "n02123045"))
+
+
+@pytest.mark.parametrize("make", ["missing", "empty", "splits"])
+def test_a_folder_that_cannot_be_meant_is_one_line(photo_folder: Path, make: str) -> None:
+    root = photo_folder.parent / "root"
+    if make == "empty":
+        (root / "n01440764").mkdir(parents=True)
+    if make == "splits":
+        (root / "val").mkdir(parents=True)
+        (photo_folder).rename(root / "train")
+        (root / "val" / "n01440764").mkdir()
+    expected = {"missing": "no such file", "empty": "no images", "splits": "holds splits"}[make]
+    with pytest.raises(UserError, match=expected) as caught:
+        open_source(root)
+    assert "\n" not in str(caught.value)

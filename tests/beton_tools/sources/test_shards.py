@@ -1,0 +1,117 @@
+"""WebDataset shards and Hugging Face's parquet, written as their own tools write them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from beton_tools import UserError
+from beton_tools.sources import open_source
+from tests.beton_tools.conftest import tar_of
+
+Jpegs = dict[str, list[bytes]]
+
+
+def labelled(jpegs: Jpegs) -> list[tuple[bytes, int]]:
+    """Images with labels, classes in turn."""
+    return [(images[i], label) for i in range(8) for label, images in enumerate(jpegs.values())]
+
+
+def write_shards(folder: Path, pairs: list[tuple[bytes, int]], label_as: str) -> None:
+    folder.mkdir()
+    for shard in range(3):
+        files = {}
+        for i in range(shard, len(pairs), 3):
+            image, label = pairs[i]
+            files[f"./part.a/{i:06d}.jpg"] = image
+            if label_as == "json":
+                files[f"./part.a/{i:06d}.json"] = json.dumps(
+                    {"label": label, "filename": f"{i}.JPEG"}
+                ).encode()
+            else:
+                files[f"./part.a/{i:06d}.cls"] = str(label).encode()
+        (folder / f"photos-train-{shard:04d}.tar").write_bytes(tar_of(files))
+
+
+@pytest.mark.parametrize("label_as", ["cls", "json"])
+def test_webdataset_shards(tmp_path: Path, photo_jpegs: Jpegs, label_as: str) -> None:
+    pairs = labelled(photo_jpegs)
+    write_shards(tmp_path / "shards", pairs, label_as)
+    (tmp_path / "shards" / "classes.txt").write_text("cup\ncat\nrocket\n")
+    source = open_source(tmp_path / "shards", "train")
+    in_shard_order = [pairs[i] for shard in range(3) for i in range(shard, 24, 3)]
+    assert source.classes == ("cup", "cat", "rocket")
+    read = [(source.locate(i).read(), int(label)) for i, label in enumerate(source.labels)]
+    assert read == in_shard_order
+    assert source.names[8] == "photos-train-0001.tar/./part.a/000001.jpg"
+
+
+def test_a_pattern_names_shards(tmp_path: Path, photo_jpegs: Jpegs) -> None:
+    write_shards(tmp_path / "shards", labelled(photo_jpegs), "cls")
+    assert len(open_source(tmp_path / "shards" / "*-000[01].tar").names) == 16
+    with pytest.raises(UserError, match="no file matches"):
+        open_source(tmp_path / "shards" / "*.zip")
+
+
+@pytest.mark.parametrize(
+    "bad", [{"a.jpg": b"x"}, {"a.jpg": b"x", "a.cls": b"cat"}, {"a.jpg": b"x", "a.json": b"[]"}]
+)
+def test_a_sample_without_a_usable_label_is_named(tmp_path: Path, bad: dict[str, bytes]) -> None:
+    (tmp_path / "s.tar").write_bytes(tar_of({"x.txt": b"a", **bad}))
+    with pytest.raises(UserError, match=r"s\.tar: sample a .*label"):
+        open_source(tmp_path)
+
+
+def write_parquet(path: Path, pairs: list[tuple[bytes, int]], names: list[str] | None) -> None:
+    images = [
+        {"bytes": data, "path": f"photo_{i}.JPEG" if i % 2 else None} for i, (data, _) in enumerate(pairs)
+    ]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table(
+        {"image": pa.array(images, kind), "label": pa.array([label for _, label in pairs], pa.int64())}
+    )
+    if names is not None:
+        features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path, row_group_size=5)
+
+
+def test_hugging_face_parquet(tmp_path: Path, photo_jpegs: Jpegs) -> None:
+    pairs = labelled(photo_jpegs)
+    (tmp_path / "data").mkdir()
+    for part in range(2):
+        path = tmp_path / "data" / f"train-0000{part}-of-00002.parquet"
+        write_parquet(path, pairs[part * 12 : part * 12 + 12], ["coffee cup", "cat, tabby", "rocket"])
+    source = open_source(tmp_path, "train")
+    assert source.classes == ("coffee cup", "cat, tabby", "rocket")
+    assert [(source.locate(i).read(), int(label)) for i, label in enumerate(source.labels)] == pairs
+    assert list(source.names)[:2] == ["train-00000-of-00002.parquet:0", "photo_1.JPEG"]
+
+
+def test_plain_parquet_of_bytes_and_numbers(tmp_path: Path, photo_jpegs: Jpegs) -> None:
+    pairs = labelled(photo_jpegs)
+    columns = {"id": np.arange(24), "cls": [label for _, label in pairs], "jpg": [data for data, _ in pairs]}
+    pq.write_table(pa.table(columns), tmp_path / "all.parquet")
+    source = open_source(tmp_path / "all.parquet")
+    assert source.classes == ("0", "1", "2")
+    assert source.locate(23).read() == pairs[23][0]
+    assert source.labels[23] == pairs[23][1]
+
+
+def test_unusable_parquet_is_one_line(tmp_path: Path, photo_jpegs: Jpegs) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1 not really")
+    with pytest.raises(UserError, match="cannot be read as parquet"):
+        open_source(path)
+    pq.write_table(pa.table({"text": ["a"], "label": [1]}), path)
+    with pytest.raises(UserError, match="no image column"):
+        open_source(path)
+    write_parquet(path, [(photo_jpegs["n01440764"][0], -1)], ["a"])
+    with pytest.raises(UserError, match="label -1"):
+        open_source(path)
+    write_parquet(path, [(photo_jpegs["n01440764"][0], 4)], ["a"])
+    with pytest.raises(UserError, match="label 4, but there are 1 classes"):
+        open_source(path)

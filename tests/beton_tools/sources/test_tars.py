@@ -1,0 +1,76 @@
+"""ILSVRC's tars give what their unpacked folders give, without unpacking."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from beton_tools import UserError
+from beton_tools.sources import Source, open_source
+from tests.beton_tools.conftest import tar_of, train_tar
+
+
+def contents(source: Source) -> list[tuple[str, int, bytes]]:
+    return [
+        (Path(name).name, int(source.labels[i]), source.locate(i).read())
+        for i, name in enumerate(source.names)
+    ]
+
+
+def test_the_train_tar_reads_like_its_folder(
+    tmp_path: Path, photo_folder: Path, photo_jpegs: dict[str, list[bytes]]
+) -> None:
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(train_tar(photo_jpegs))
+    tar, folder = open_source(tmp_path, "train"), open_source(photo_folder)
+    assert tar.classes == folder.classes
+    assert list(tar.names) == list(folder.names)
+    assert contents(tar) == contents(folder)
+
+
+def test_a_folder_of_class_tars_reads_like_the_train_tar(
+    tmp_path: Path, photo_jpegs: dict[str, list[bytes]]
+) -> None:
+    (tmp_path / "train").mkdir()
+    for wnid, images in photo_jpegs.items():
+        files = {f"{wnid}_{i}.JPEG": data for i, data in enumerate(images)}
+        (tmp_path / "train" / f"{wnid}.tar").write_bytes(tar_of(files))
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(train_tar(photo_jpegs))
+    by_class = open_source(tmp_path, "train")
+    assert contents(by_class) == contents(open_source(tmp_path / "ILSVRC2012_img_train.tar"))
+
+
+def test_long_member_names_are_followed(tmp_path: Path, photo_jpegs: dict[str, list[bytes]]) -> None:
+    name = "n01440764_" + "x" * 150 + ".JPEG"  # beyond ustar's 100 bytes: an extra header block
+    (tmp_path / "n01440764.tar").write_bytes(tar_of({name: photo_jpegs["n01440764"][0]}))
+    assert contents(open_source(tmp_path)) == [(name, 0, photo_jpegs["n01440764"][0])]
+
+
+@pytest.mark.parametrize("damage", ["cut in data", "broken header", "compressed", "empty file"])
+def test_a_damaged_tar_is_an_error_not_fewer_images(
+    tmp_path: Path, photo_jpegs: dict[str, list[bytes]], damage: str
+) -> None:
+    data = bytearray(tar_of({f"{i}.JPEG": image for i, image in enumerate(photo_jpegs["n01440764"])}))
+    second_header = 512 + -(-len(photo_jpegs["n01440764"][0]) // 512) * 512
+    if damage == "cut in data":
+        del data[second_header + 700 :]
+    if damage == "broken header":
+        data[second_header : second_header + 200] = np.random.default_rng(0).bytes(200)
+    if damage == "compressed":
+        data[:4] = b"\x1f\x8b\x08\x00"
+    if damage == "empty file":
+        data.clear()
+    (tmp_path / "n01440764.tar").write_bytes(data)
+    with pytest.raises(UserError, match="archive") as caught:
+        open_source(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tar_that_shrinks_after_indexing_is_a_read_error(
+    tmp_path: Path, photo_jpegs: dict[str, list[bytes]]
+) -> None:
+    path = tmp_path / "n01440764.tar"
+    path.write_bytes(tar_of({"a.JPEG": photo_jpegs["n01440764"][0]}))
+    source = open_source(tmp_path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(OSError, match="ends inside the image"):
+        source.locate(0).read()
