@@ -210,6 +210,11 @@ class JpegHeader:
         return " ".join(f"{h}x{v}" for h, v in self.sampling)
 
 
+def segment(marker: int, payload: bytes) -> bytes:
+    """A marker segment ready to be written."""
+    return bytes([0xFF, marker]) + (len(payload) + 2).to_bytes(2, "big") + payload
+
+
 def as_bytes_array(jpeg: bytes | np.ndarray) -> np.ndarray:
     """The file as a contiguous u8 array, without a copy when it is one already."""
     return np.ascontiguousarray(np.frombuffer(jpeg, np.uint8) if not isinstance(jpeg, np.ndarray) else jpeg)

@@ -1,0 +1,137 @@
+"""Huffman tables of a JPEG: read, derive, extend, write (ITU T.81, annex C and B.2.4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from beton_tools.jpeg.markers import BAD_HEADER, DHT, OK, JpegError, describe_error, segment
+
+TABLES = 8  # DC tables 0-3, then AC tables 0-3
+AC = 4  # number of the first AC table
+MAX_CODE = 16  # bits
+_MAX_DC_SYMBOL = 15  # libjpeg refuses tables with larger ones
+_FAST_BITS = 10  # codes up to this length are found in one look-up; longer ones are rare
+
+
+class Spec(NamedTuple):
+    """Tables as DHT segments hold them."""
+
+    counts: np.ndarray  # (TABLES, 17) u8: number of codes of each length; [:, 0] is unused
+    values: np.ndarray  # (TABLES, 256) u8: symbols in order of their codes
+
+
+class Huffman(NamedTuple):
+    """All Huffman tables of a scan, ready for decoding and coding."""
+
+    fast: np.ndarray  # (TABLES, 2**_FAST_BITS) u16: length << 8 | symbol of the code on top, 0: longer code
+    max_code: np.ndarray  # (TABLES, 17) i64: largest code of each length, -1: none
+    delta: np.ndarray  # (TABLES, 17) i64: code + delta = position in values
+    values: np.ndarray  # (TABLES, 256) u8
+    code: np.ndarray  # (TABLES, 256) i64: code of each symbol
+    size: np.ndarray  # (TABLES, 256) i64: its length in bits, 0: the table has no such symbol
+
+
+def read_tables(payloads: Iterable[np.ndarray]) -> Spec:
+    """The tables that stand after the DHT payloads (u8) of a header; a later one replaces an earlier one."""
+    spec = Spec(np.zeros((TABLES, 17), np.uint8), np.zeros((TABLES, 256), np.uint8))
+    for payload in payloads:
+        while payload.size:
+            kind, number = payload[0] >> 4, payload[0] & 15
+            total = int(payload[1:17].sum(dtype=np.int64))
+            if kind > 1 or number >= AC or total > 256 or payload.size < 17 + total:
+                raise JpegError(describe_error(BAD_HEADER))
+            table = kind * AC + number
+            spec.counts[table, 1:] = payload[1:17]
+            spec.values[table] = 0
+            spec.values[table, :total] = payload[17 : 17 + total]
+            if kind == 0 and spec.values[table].max() > _MAX_DC_SYMBOL:
+                raise JpegError(describe_error(BAD_HEADER))
+            payload = payload[17 + total :]
+    return spec
+
+
+def write_tables(spec: Spec, used: Iterable[int]) -> bytes:
+    """One DHT segment with the tables `used`."""
+    body = b""
+    for table in used:
+        total = int(spec.counts[table].sum(dtype=np.int64))
+        head = bytes([(table // AC) << 4 | table % AC])
+        body += head + spec.counts[table, 1:].tobytes() + spec.values[table, :total].tobytes()
+    return segment(DHT, body)
+
+
+def extend_table(spec: Spec, table: int, symbols: np.ndarray) -> None:
+    """Give `symbols` codes behind all others of the table, in place, so that no existing code changes.
+
+    There is room because the code of ones only is never used: one level down it makes one new code, two
+    levels down three, and so on. Raises JpegError when that ends beyond 16 bits, which no table with up to
+    12 symbols does unless it was made to.
+    """
+    counts = spec.counts[table]
+    total = int(counts.sum(dtype=np.int64))
+    longest = int(np.flatnonzero(counts).max(initial=1))
+    used = sum(int(counts[length]) << (longest - length) for length in range(1, longest + 1))
+    for length in range(longest, MAX_CODE + 1):
+        free = (((1 << longest) - used) << (length - longest)) - 1
+        if free >= symbols.size:
+            counts[length] += symbols.size
+            spec.values[table, total : total + symbols.size] = symbols
+            return
+    raise JpegError("a Huffman table of this JPEG has no room for a code that the index needs; re-encode it")
+
+
+def derive(spec: Spec) -> Huffman:
+    """Tables ready for use. Raises JpegError when the code lengths are impossible."""
+    tables = Huffman(
+        fast=np.zeros((TABLES, 1 << _FAST_BITS), np.uint16),
+        max_code=np.full((TABLES, MAX_CODE + 1), -1, np.int64),
+        delta=np.zeros((TABLES, MAX_CODE + 1), np.int64),
+        values=spec.values,
+        code=np.zeros((TABLES, 256), np.int64),
+        size=np.zeros((TABLES, 256), np.int64),
+    )
+    if _derive(spec.counts, tables) != OK:
+        raise JpegError(describe_error(BAD_HEADER))
+    return tables
+
+
+@njit(cache=True, nogil=True)
+def _derive(counts: np.ndarray, tables: Huffman) -> int:
+    """Fill the zeroed `tables`, whose values are in place, from counts (TABLES, 17) u8 (T.81 annex C)."""
+    for t in range(TABLES):
+        code, position = 0, 0
+        for length in range(1, MAX_CODE + 1):
+            n = np.int64(counts[t, length])
+            if code + n > (1 << length) - (n > 0) or position + n > 256:  # a code of ones only is not allowed
+                return BAD_HEADER
+            tables.delta[t, length] = position - code
+            for _ in range(n):
+                symbol = tables.values[t, position]
+                tables.code[t, symbol], tables.size[t, symbol] = code, length
+                if length <= _FAST_BITS:
+                    first = code << (_FAST_BITS - length)
+                    last = (code + 1) << (_FAST_BITS - length)
+                    tables.fast[t, first:last] = (length << 8) | np.int64(symbol)
+                code += 1
+                position += 1
+            if n > 0:
+                tables.max_code[t, length] = code - 1
+            code <<= 1
+    return OK
+
+
+@njit(cache=True, nogil=True)
+def symbol_at(tables: Huffman, t: int, word: np.uint64) -> int:
+    """length << 8 | symbol of the code at the top of `word`; 0 when there is no such code."""
+    entry = np.int64(tables.fast[t, word >> np.uint64(64 - _FAST_BITS)])
+    if entry != 0:
+        return entry
+    for length in range(_FAST_BITS + 1, MAX_CODE + 1):
+        code = np.int64(word >> np.uint64(64 - length))
+        if code <= tables.max_code[t, length]:
+            return (length << 8) | np.int64(tables.values[t, code + tables.delta[t, length]])
+    return 0

@@ -1,0 +1,122 @@
+"""The crop index: one APP9 segment that tells where the restart segments of a JPEG lie.
+
+Payload: b"cropidx", one byte with the size of an entry (2 or 4), then one big-endian entry per restart
+segment: its length in bytes, without the marker behind it. The segments follow each other from the start of
+the scan, so lengths can describe no overlap, and the marker behind each of them can be checked. A restart
+interval that divides the MCUs of a row is part of the deal: then every segment is a strip of one MCU row,
+the unit that a crop picks.
+
+Other decoders skip the segment, as they must with application data that they do not know.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from beton_tools.jpeg.markers import (
+    APP_INDEX,
+    EOI,
+    INDEX_MAGIC,
+    OK,
+    RST0,
+    SOF_PROGRESSIVE,
+    Header,
+    JpegError,
+    as_bytes_array,
+    describe_error,
+    scan_header,
+    segment,
+    u16,
+)
+
+_HEAD = INDEX_MAGIC.size + 1
+_MAX_PAYLOAD = 65533  # T.81 B.2.4.6: the 16-bit length counts itself
+MAX_SEGMENTS = (_MAX_PAYLOAD - _HEAD) // 4  # whatever the size of an entry
+
+
+@njit(cache=True, nogil=True)
+def mcu_size(head: Header) -> tuple[int, int]:
+    """(height, width) of an MCU in pixels."""
+    return 8 * head.v_max, 8 * head.h_max
+
+
+@njit(cache=True, nogil=True)
+def mcu_grid(head: Header) -> tuple[int, int]:
+    """(rows, columns) of MCUs."""
+    mcu_h, mcu_w = mcu_size(head)
+    return (head.height + mcu_h - 1) // mcu_h, (head.width + mcu_w - 1) // mcu_w
+
+
+@njit(cache=True, nogil=True)
+def segment_grid(src: np.ndarray, head: Header) -> tuple[int, int]:
+    """(rows, segments in a row) of the crop index; (0, 0) when there is none or it does not fit the frame."""
+    if head.index_at == 0 or not head.single_scan or head.sof == SOF_PROGRESSIVE:
+        return 0, 0
+    rows, columns = mcu_grid(head)
+    if head.restart_interval == 0 or columns % head.restart_interval != 0:
+        return 0, 0
+    per_row = columns // head.restart_interval
+    if head.index_end - head.index_at < _HEAD:
+        return 0, 0
+    size = np.int64(src[head.index_at + INDEX_MAGIC.size])
+    if size not in (2, 4) or head.index_end - head.index_at != _HEAD + size * rows * per_row:
+        return 0, 0
+    return rows, per_row
+
+
+@njit(cache=True, nogil=True)
+def segment_length(src: np.ndarray, head: Header, k: int) -> int:
+    """Entry k of an index whose size segment_grid has approved."""
+    if src[head.index_at + INDEX_MAGIC.size] == 2:
+        return u16(src, head.index_at + _HEAD + 2 * k)
+    at = head.index_at + _HEAD + 4 * k
+    return (u16(src, at) << 16) | u16(src, at + 2)
+
+
+@njit(cache=True, nogil=True)
+def ends_segment(src: np.ndarray, end: int, k: int, segments: int) -> bool:
+    """Whether the marker at `end` is the one behind segment k: the restart marker k modulo 8, or the EOI."""
+    if end + 2 > src.size or src[end] != 0xFF:
+        return False
+    return src[end + 1] == (EOI if k == segments - 1 else RST0 + (k & 7))
+
+
+@njit(cache=True, nogil=True)
+def _ends(src: np.ndarray, head: Header, ends: np.ndarray) -> bool:
+    at = head.scan_at
+    for k in range(ends.size):
+        ends[k] = at + segment_length(src, head, k)
+        if not ends_segment(src, ends[k], k, ends.size):
+            return False
+        at = ends[k] + 2
+    return True
+
+
+def read(jpeg: bytes | np.ndarray) -> np.ndarray | None:
+    """(rows, segments in a row, 2) i64: first and last-plus-one byte of every restart segment; None without
+    index.
+
+    Raises JpegError for a broken header and for an index that does not agree with the file.
+    """
+    src = as_bytes_array(jpeg)
+    head = scan_header(src)
+    if head.code != OK:
+        raise JpegError(describe_error(head.code))
+    if head.index_at == 0:
+        return None
+    rows, per_row = segment_grid(src, head)
+    ends = np.empty(rows * per_row, np.int64)
+    if rows == 0 or not _ends(src, head, ends):
+        raise JpegError("the crop index does not agree with the JPEG; write the file again")
+    starts = np.concatenate([[head.scan_at], ends[:-1] + 2])
+    return np.stack([starts, ends], axis=-1).reshape(rows, per_row, 2)
+
+
+def write(lengths: np.ndarray) -> bytes:
+    """The APP9 segment for restart segments of these lengths in bytes."""
+    size = 2 if lengths.max() < 1 << 16 else 4
+    payload = INDEX_MAGIC.tobytes() + bytes([size]) + lengths.astype(f">u{size}").tobytes()
+    if len(payload) > _MAX_PAYLOAD:
+        raise ValueError(f"{len(lengths)} restart segments do not fit into one index")
+    return segment(APP_INDEX, payload)

@@ -1,0 +1,155 @@
+"""Give a baseline JPEG a crop index without touching its coefficients.
+
+`add_index` cuts the entropy-coded scan anew at restart boundaries (see entropy.py) and writes a lean header:
+
+| kept | JFIF and Adobe segments (colour space), quantisation tables, frame, Huffman tables in use |
+| added | restart interval, crop index; a Huffman code for a DC size, only when a table lacks it |
+| dropped | Exif, ICC profile, thumbnails, comments, other application data, bytes behind the EOI marker |
+
+What is dropped does not change the pixels that Pillow, torchvision or timm give for the file. Exif
+orientation is ignored on purpose, as those folder loaders ignore it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from beton_tools.jpeg import index
+from beton_tools.jpeg.entropy import MAX_BLOCKS, SPARE_BYTES, out_capacity, recut, unstuff
+from beton_tools.jpeg.huffman import AC, TABLES, Spec, derive, extend_table, read_tables, write_tables
+from beton_tools.jpeg.markers import (
+    APP0,
+    APP14,
+    BAD_HEADER,
+    DAMAGED,
+    DHT,
+    DQT,
+    DRI,
+    OK,
+    SOF_PROGRESSIVE,
+    SOI,
+    Header,
+    JpegError,
+    as_bytes_array,
+    describe_error,
+    next_segment,
+    scan_header,
+    segment,
+)
+
+# A restart segment costs about 6 bytes: marker 2, index entry 2, padding and the DC terms coded from zero.
+# Segments of this size keep that near 3 % at most; as the interval must divide the row, most are longer.
+MIN_SEGMENT_BYTES = 200
+
+_JFIF = b"JFIF\0\1\1\0\0\1\0\1\0\0"  # version 1.1, square pixels, no thumbnail
+
+
+def add_index(jpeg: bytes | np.ndarray, interval: int | None = None) -> bytes:
+    """The same image with a crop index: same coefficients and tables, new restart markers.
+
+    interval: MCUs per restart segment, a divisor of the MCUs in a row; by default choose_interval picks it.
+    Raises JpegError for files that this cannot be done with: progressive, arithmetic-coded, 12-bit, CMYK,
+    several scans, damaged.
+    """
+    src = as_bytes_array(jpeg)
+    head = scan_header(src)
+    if head.code != OK:
+        raise JpegError(describe_error(head.code))
+    if not head.single_scan or head.sof == SOF_PROGRESSIVE:
+        raise JpegError("a progressive or multi-scan JPEG cannot be indexed as it is; re-encode it")
+    if interval is None:
+        interval = choose_interval(head, src.size - head.scan_at)
+    elif index.mcu_grid(head)[1] % interval:
+        raise ValueError(f"an interval of {interval} does not divide the MCUs of a row")
+    spec = read_tables(_payloads(src, head, DHT))
+    blocks = _mcu_blocks(src, head)
+    scan, lengths = _recut(src, head, interval, blocks, spec)
+    return _header(src, head, interval, lengths, np.unique(blocks[:, 1:]), spec) + scan
+
+
+def choose_interval(head: Header, scan_bytes: int) -> int:
+    """The shortest restart interval that divides the MCU row and costs little (see MIN_SEGMENT_BYTES)."""
+    rows, columns = index.mcu_grid(head)
+    bytes_per_mcu = scan_bytes / (rows * columns)
+    for interval in range(1, columns // 2 + 1):
+        fits = rows * (columns // interval) <= index.MAX_SEGMENTS
+        if columns % interval == 0 and fits and interval * bytes_per_mcu >= MIN_SEGMENT_BYTES:
+            return interval
+    return columns
+
+
+def _payloads(src: np.ndarray, head: Header, wanted: int) -> Iterator[np.ndarray]:
+    """The payloads of all segments of a kind in front of the scan."""
+    at = 2
+    while at <= head.sos_at:
+        marker, begin, at = next_segment(src, at)
+        if marker == wanted:
+            yield src[begin:at]
+
+
+def _mcu_blocks(src: np.ndarray, head: Header) -> np.ndarray:
+    """(blocks in an MCU, 3) i64: component, DC table and AC table of each block, in the order of the scan."""
+    frame = src[head.sof_at + 10 :][: 3 * head.components].reshape(-1, 3)  # id, factors, quantisation table
+    scan = src[head.sos_at + 5 :][: 2 * head.components].reshape(-1, 2)  # id, Huffman tables
+    spectral = src[head.scan_at - 3 : head.scan_at].tolist()
+    if not np.array_equal(frame[:, 0], scan[:, 0]) or np.unique(frame[:, 0]).size != head.components:
+        raise JpegError("the scan of this JPEG does not list its components in order; re-encode it")
+    if spectral != [0, 63, 0] or ((scan[:, 1] & 0xCC) != 0).any():
+        raise JpegError(describe_error(BAD_HEADER))
+    blocks = []
+    for component in range(head.components):
+        factors, tables = int(frame[component, 1]), int(scan[component, 1])
+        count = 1 if head.components == 1 else (factors >> 4) * (factors & 15)
+        blocks += [(component, tables >> 4, AC + (tables & 15))] * count
+    if len(blocks) > MAX_BLOCKS:
+        raise JpegError(describe_error(BAD_HEADER))
+    return np.array(blocks, np.int64)
+
+
+def _recut(
+    src: np.ndarray, head: Header, interval: int, blocks: np.ndarray, spec: Spec
+) -> tuple[bytes, np.ndarray]:
+    """(scan with EOI marker, lengths of its restart segments). Extends the tables of `spec` where needed."""
+    rows, columns = index.mcu_grid(head)
+    mcus = rows * columns
+    old_interval = head.restart_interval or mcus
+    starts = np.zeros(-(-mcus // old_interval) + 1, np.int64)
+    clean = np.zeros(src.size - head.scan_at + SPARE_BYTES, np.uint8)
+    code, segments = unstuff(src, head.scan_at, clean, starts)
+    if code != OK or segments != starts.size - 1:
+        raise JpegError(describe_error(DAMAGED))
+    ends = np.empty(mcus // interval, np.int64)
+    out = np.empty(out_capacity(int(starts[-1]), starts.size + ends.size), np.uint8)
+    tables = derive(spec)
+    missing = np.zeros((TABLES, 16), np.bool_)
+    for _ in range(2):  # the second time with the codes that the first time missed
+        code = recut(clean, starts, old_interval, interval, mcus, blocks, tables, out, ends, missing)
+        if code != OK:
+            raise JpegError(describe_error(code))
+        if not missing.any():
+            break
+        for table in np.flatnonzero(missing.any(axis=1)).tolist():
+            extend_table(spec, table, np.flatnonzero(missing[table]))
+        missing[:] = False
+        tables = derive(spec)
+    return out[: ends[-1] + 2].tobytes(), np.diff(ends, prepend=-2) - 2
+
+
+def _header(
+    src: np.ndarray, head: Header, interval: int, lengths: np.ndarray, used_tables: np.ndarray, spec: Spec
+) -> bytes:
+    """Everything in front of the scan."""
+    parts = [bytes([0xFF, SOI])]
+    if head.jfif:
+        parts.append(segment(APP0, _JFIF))
+    if head.adobe >= 0:
+        parts.append(segment(APP14, b"Adobe" + bytes([0, 100, 0, 0, 0, 0, head.adobe])))
+    parts.append(index.write(lengths))
+    parts += [segment(DQT, payload.tobytes()) for payload in _payloads(src, head, DQT)]
+    parts.append(src[head.sof_at : head.sof_at + 10 + 3 * head.components].tobytes())
+    parts.append(write_tables(spec, used_tables.tolist()))
+    parts.append(segment(DRI, interval.to_bytes(2, "big")))
+    parts.append(src[head.sos_at : head.scan_at].tobytes())
+    return b"".join(parts)
