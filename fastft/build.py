@@ -51,6 +51,7 @@ def build_policy(recipe: Recipe) -> AugmentPolicy:
         erase_count=a.erase_count,
         interpolation=a.interpolation,
         mean=a.mean,
+        std=a.std,
     )
 
 

@@ -1,0 +1,125 @@
+"""Weights come in every format that people have, and nothing else gets in."""
+
+import copy
+import pickle
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from beton_tools.errors import UserError
+from fastft.model import Tower, load_arch, load_tower_weights
+
+NAME = "ViT-B-32-quickgelu"
+
+
+@pytest.fixture(scope="module")
+def clip() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return open_clip.create_model(NAME)
+
+
+def write(clip: torch.nn.Module, form: str, folder) -> str:
+    """The same CLIP as a file of the given form."""
+    path = folder / {"openai": "ViT-B-32.pt", "bin": "open_clip_pytorch_model.bin", "training": "epoch_32.pt"}.get(
+        form, "open_clip_model.safetensors"
+    )
+    state = clip.state_dict()
+    if form == "openai":  # a TorchScript archive with half-precision weights, as OpenAI publishes them
+        visual = torch.nn.Module()
+        visual.visual = copy.deepcopy(clip.visual).half()
+        torch.jit.save(torch.jit.script(Shell(visual)), str(path))
+    elif form == "bin":
+        torch.save(state, path)
+    elif form == "training":
+        torch.save({"epoch": 32, "state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
+    else:
+        save_file({k: v.contiguous() for k, v in state.items()}, str(path))
+    return str(path)
+
+
+class Shell(torch.nn.Module):
+    """Scriptable holder of parameters under CLIP's names."""
+
+    def __init__(self, source: torch.nn.Module):
+        super().__init__()
+        for name, value in source.state_dict().items():
+            *path, leaf = name.split(".")
+            owner: torch.nn.Module = self
+            for part in path:
+                if not hasattr(owner, part):
+                    owner.add_module(part, torch.nn.Module())
+                owner = getattr(owner, part)
+            owner.register_parameter(leaf, torch.nn.Parameter(value))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.parametrize("form", ["openai", "bin", "training", "safetensors"])
+def test_every_published_format_loads(clip, form: str, tmp_path) -> None:
+    tower = Tower(load_arch(NAME))
+    load_tower_weights(tower, write(clip, form, tmp_path), NAME)
+    tolerance = 2e-3 if form == "openai" else 0.0
+    for name, value in tower.state_dict().items():
+        torch.testing.assert_close(value, clip.visual.state_dict()[name], atol=tolerance, rtol=tolerance)
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path) -> None:
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "was-run"), "w"))
+
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"state_dict": Evil()}))
+    with pytest.raises(UserError, match="cannot be read"):
+        load_tower_weights(Tower(load_arch(NAME)), str(tmp_path / "evil.pt"), NAME)
+    assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("missing.pt", "does not exist"),
+        ("laion999", "neither a file nor a pretrained tag"),
+    ],
+)
+def test_unknown_weights_are_named(weights: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_tower_weights(Tower(load_arch(NAME)), weights, NAME)
+
+
+def test_weights_of_another_architecture_are_refused(clip, tmp_path) -> None:
+    path = write(clip, "bin", tmp_path)
+    with pytest.raises(UserError, match="width 768, patch 32, 12 blocks"):
+        load_tower_weights(Tower(load_arch("ViT-B-16-quickgelu")), path, "ViT-B-16-quickgelu")
+
+
+def test_text_only_or_foreign_weights_are_refused(tmp_path) -> None:
+    torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "resnet.pt")
+    with pytest.raises(UserError, match="holds no CLIP image tower"):
+        load_tower_weights(Tower(load_arch(NAME)), str(tmp_path / "resnet.pt"), NAME)
+
+
+def test_openai_weights_ask_for_quick_gelu() -> None:
+    tower = Tower(load_arch("ViT-B-32"))
+    state = {k: v for k, v in tower.state_dict().items()}
+    from fastft.model.weights import _check_same_tower
+
+    with pytest.raises(UserError, match="quickgelu"):
+        _check_same_tower(tower, state, "openai")
+
+
+def test_unknown_architecture_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'ViT-B-16-quickgelu'"):
+        load_arch("ViT-B-16-quikgelu")
+
+
+def test_towers_that_are_no_plain_vit_are_refused() -> None:
+    with pytest.raises(UserError, match="not a plain CLIP ViT"):
+        load_arch("RN50")
+
+
+def test_image_size_must_fit_the_patches() -> None:
+    with pytest.raises(UserError, match="use 224 or 240"):
+        load_arch("ViT-B-16-quickgelu").at(230)

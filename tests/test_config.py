@@ -1,0 +1,107 @@
+"""Recipes: what is written is what runs, and every mistake is one line that says what to do."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from beton_tools.errors import UserError
+from fastft.config import load_recipe, recipe_from_dict
+
+RECIPES = Path("rcp")
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_own_values_override_the_base_and_flags_override_both(tmp_path: Path) -> None:
+    write(tmp_path, "base.yaml", "optim: {lr: 1e-3, layer_decay: 0.7}\nschedule: {epochs: 30, warmup_epochs: 5}\n")
+    path = write(tmp_path, "mine.yaml", "extends: base.yaml\noptim: {lr: 2e-3}\n")
+    recipe = load_recipe(path, ["--schedule.epochs=12", "--model.trainable_layers=none", "--data.train=x.beton"])
+    assert (recipe.name, recipe.optim.lr, recipe.optim.layer_decay) == ("mine", 2e-3, 0.7)
+    assert (recipe.schedule.epochs, recipe.schedule.warmup_epochs, recipe.data.train) == (12, 5, "x.beton")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optim: {learning_rate: 1}", "unknown option 'optim.learning_rate'; did you mean"),
+        ("optimizer: {lr: 1}", "did you mean 'optim.lr'"),
+        ("optim: {lr: fast}", "optim.lr is 'fast'; it must be a number >= 0"),
+        ("optim: {lr: -1}", "it must be a number >= 0"),
+        ("optim: {lr: .nan}", "it must be a number >= 0"),
+        ("optim: {batch_size: 12.5}", "it must be a whole number >= 1"),
+        ("optim: {batch_size: true}", "it must be a whole number >= 1"),
+        ("model: {freeze_conv1: maybe}", "it must be true or false"),
+        ("augment: {crop: centre}", "it must be one of rrc, src"),
+        ("augment: {mean: [0.5, 0.5]}", "it must be three numbers"),
+        ("schedule: {epochs: 5, warmup_epochs: 5}", "must be smaller than schedule.epochs"),
+        ("augment: {scale_min: 0.5, scale_max: 0.2}", "swap them"),
+        ("optim", "must hold sections"),
+        ("optim: [1, 2]", "must hold 'key: value' lines"),
+        ("optim: {lr: [1", "not valid YAML"),
+        ("extends: nowhere.yaml", "does not exist"),
+        ("extends: bad.yaml", "in a circle"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        load_recipe(write(tmp_path, "bad.yaml", text))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_recipe_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean final_b16.yaml"):
+        load_recipe(RECIPES / "finalb16.yaml")
+
+
+def test_an_override_without_a_value_is_refused() -> None:
+    with pytest.raises(UserError, match="--section.key=value"):
+        load_recipe(RECIPES / "final_b16.yaml", ["--optim.lr"])
+
+
+def test_a_recipe_survives_its_own_dictionary() -> None:
+    recipe = load_recipe(RECIPES / "final_l14_336.yaml")
+    assert recipe_from_dict(recipe.name, yaml.safe_load(yaml.safe_dump(_lists(recipe.as_dict())))) == recipe
+
+
+def _lists(value):
+    if isinstance(value, dict):
+        return {k: _lists(v) for k, v in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_yaml_floats_without_a_dot_are_numbers(tmp_path: Path) -> None:
+    """YAML 1.1 reads 6e-4 as a text."""
+    assert load_recipe(write(tmp_path, "r.yaml", "optim: {lr: 6e-4}")).optim.lr == 6e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "want"),
+    [  # facts: the reference's logs, section 5
+        ("final_b16", dict(lr=6e-4, layer_decay=0.6, batch_size=2048, epochs=50, warmup=10, size=224, frozen=True)),
+        ("final_b16_384", dict(lr=7e-4, layer_decay=0.6, batch_size=2048, epochs=50, warmup=10, size=384, frozen=False)),
+        ("final_l14", dict(lr=4e-4, layer_decay=0.65, batch_size=2048, epochs=30, warmup=5, size=224, frozen=True)),
+        ("final_l14_336", dict(lr=6e-4, layer_decay=0.65, batch_size=1920, epochs=30, warmup=5, size=336, frozen=False)),
+    ],
+)
+def test_final_recipes_hold_the_constants_of_the_reference_logs(name: str, want: dict) -> None:
+    r = load_recipe(RECIPES / f"{name}.yaml")
+    got = dict(
+        lr=r.optim.lr, layer_decay=r.optim.layer_decay, batch_size=r.optim.batch_size, epochs=r.schedule.epochs,
+        warmup=r.schedule.warmup_epochs, size=r.model.image_size, frozen=r.model.freeze_conv1,
+    )  # fmt: skip
+    assert got == want
+    assert (r.optim.weight_decay, r.optim.label_smoothing, r.ema.decay, r.schedule.min_lr) == (0.05, 0.1, 0.9998, 1e-6)
+    assert (r.augment.policy, r.augment.erase_prob, r.augment.erase_mode) == ("rand-m9-mstd0.5-inc1", 0.25, "pixel")
+    assert (r.augment.mixup, r.augment.cutmix, r.augment.scale_min, r.augment.hflip) == (0, 0, 0.08, 0.5)
+    assert r.steps_per_epoch() == (667 if name == "final_l14_336" else 625)
+
+
+def test_baseline_is_table_1() -> None:
+    r = load_recipe(RECIPES / "baseline_b16.yaml")
+    assert (r.optim.lr, r.optim.layer_decay, r.schedule.epochs, r.schedule.warmup_epochs) == (1e-3, 1.0, 100, 20)
+    assert (r.augment.mixup, r.augment.cutmix, r.ema.decay) == (0.8, 1.0, 0)
