@@ -20,8 +20,8 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
 class BatchLayout:
     """How an epoch is cut into optimiser steps, ranks and micro-batches.
 
-    Step t owns `order[t * batch_size : (t + 1) * batch_size]`, whatever the world size; what is left over at the
-    end of an epoch is dropped, as in the reference. Rank r takes the r-th contiguous part of every step.
+    Step t owns `order[t * batch_size : (t + 1) * batch_size]`, whatever the world size; what is left over at
+    the end of an epoch is dropped, as in the reference. Rank r takes the r-th contiguous part of every step.
     Raises UserError if ranks and micro-batches do not divide the batch, or if there is not one whole batch.
     """
 
@@ -34,10 +34,11 @@ class BatchLayout:
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
             raise UserError(f"rank {self.rank} is not in a world of {self.world_size}")
-        if self.micro_batch < 1 or self.batch_size < 1 or self.batch_size % (self.world_size * self.micro_batch):
+        at_once = self.world_size * self.micro_batch
+        if self.batch_size < 1 or at_once < 1 or self.batch_size % at_once:
             raise UserError(
-                f"batch size {self.batch_size} is not a multiple of {self.world_size} processes x micro-batch "
-                f"{self.micro_batch}; change one of the three"
+                f"batch size {self.batch_size} is not a multiple of {self.world_size} processes x "
+                f"micro-batch {self.micro_batch}; change one of the three"
             )
         if self.num_samples < self.batch_size:
             raise UserError(
@@ -53,7 +54,7 @@ class BatchLayout:
         return self.batch_size // self.world_size
 
     def rank_order(self, order: np.ndarray, start_step: int = 0) -> np.ndarray:
-        """This rank's samples from `start_step` on; consecutive runs of `micro_batch` are its micro-batches."""
+        """This rank's samples from `start_step` on: its micro-batches, one after another."""
         if not 0 <= start_step <= self.steps:
             raise UserError(f"cannot start at step {start_step}: an epoch has {self.steps} steps")
         by_rank = order[: self.steps * self.batch_size].reshape(self.steps, self.world_size, self.rank_batch)
@@ -66,6 +67,6 @@ class BatchLayout:
 
 
 def eval_share(indices: np.ndarray, rank: int, world_size: int) -> tuple[np.ndarray, int]:
-    """(this rank's contiguous share of `indices`, position of its first one): no sample twice, none left out."""
+    """(this rank's contiguous share of `indices`, position of its first): none twice, none left out."""
     bounds = np.linspace(0, len(indices), world_size + 1).astype(np.int64)
     return indices[bounds[rank] : bounds[rank + 1]], int(bounds[rank])

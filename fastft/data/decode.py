@@ -1,0 +1,98 @@
+"""Decode only what the plans of a batch touch: one njit call a batch, its images shared out among threads."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic
+
+from beton_tools.format import RAW_MODE, Beton
+from beton_tools.jpeg.crop import decode_region
+from beton_tools.jpeg.markers import BAD_REGION, OK
+
+CHANNELS = 3
+
+
+class Stored(NamedTuple):
+    """Where the images of a batch lie in the file and what they are; arrays (B,)."""
+
+    start: np.ndarray  # int64, byte offset in the file
+    num_bytes: np.ndarray  # int64
+    height: np.ndarray  # int64
+    width: np.ndarray  # int64
+    mode: np.ndarray  # uint8, JPEG_MODE or RAW_MODE
+
+
+def look_up(beton: Beton, ids: np.ndarray) -> Stored:
+    """The `Stored` of a batch of sample ids."""
+    rows = beton.image_column[ids]
+    height, width = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
+    return Stored(beton.pointers[ids], beton.sizes[ids], height, width, rows["mode"].copy())
+
+
+@intrinsic
+def _take_ticket(typing_context: Any, counter: Any) -> Any:
+    """`counter[0]` (int64) before it is raised by one, atomically."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        return builder.atomic_rmw("add", array.data, ir.Constant(ir.IntType(64), 1), "seq_cst")
+
+    return types.int64(counter), codegen
+
+
+@njit(cache=True, nogil=True)
+def decode_stored(
+    data: np.ndarray,
+    stored: Stored,
+    b: int,
+    region: np.ndarray,
+    out: np.ndarray,
+    scratch: np.ndarray,
+    handle: int,
+) -> int:
+    """Write `region` (y, x, h, w) of the batch's image b to `out` as packed RGB; 0 or an error code."""
+    y, x, h, w = region[0], region[1], region[2], region[3]
+    source = data[stored.start[b] : stored.start[b] + stored.num_bytes[b]]
+    if stored.mode[b] != RAW_MODE:
+        return decode_region(source, y, x, h, w, out, scratch, handle)
+    height, width = stored.height[b], stored.width[b]
+    if y < 0 or x < 0 or h < 1 or w < 1 or y + h > height or x + w > width:
+        return BAD_REGION
+    for row in range(h):
+        begin = CHANNELS * ((y + row) * width + x)
+        out[CHANNELS * w * row : CHANNELS * w * (row + 1)] = source[begin : begin + CHANNELS * w]
+    return OK
+
+
+@njit(cache=True, nogil=True)
+def _decode_until_done(ticket, data, stored, regions, offsets, packed, scratch, handle, codes):  # type: ignore[no-untyped-def]
+    b: int = _take_ticket(ticket)  # type: ignore[call-arg]
+    while b < len(regions):
+        out = packed[offsets[b] : offsets[b + 1]]
+        codes[b] = decode_stored(data, stored, b, regions[b], out, scratch, handle)
+        b = _take_ticket(ticket)  # type: ignore[call-arg]
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def decode_packed(
+    data: np.ndarray,
+    stored: Stored,
+    regions: np.ndarray,
+    offsets: np.ndarray,
+    packed: np.ndarray,
+    scratch: np.ndarray,
+    handles: np.ndarray,
+    codes: np.ndarray,
+) -> None:
+    """Decode `regions` (B, 4) into `packed[offsets[b] : offsets[b + 1]]`, one error code (B,) for each image.
+
+    One thread per row of `scratch` and of `handles` (see `beton_tools.jpeg.crop`). Images differ in cost, so
+    each thread takes the next one when it is done, instead of a fixed share.
+    """
+    ticket = np.zeros(1, np.int64)
+    for thread in prange(len(handles)):
+        _decode_until_done(
+            ticket, data, stored, regions, offsets, packed, scratch[thread], handles[thread], codes
+        )

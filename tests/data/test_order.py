@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+
+from beton_tools.errors import UserError
+from fastft.data.order import BatchLayout, epoch_order, eval_share
+
+
+def test_an_epoch_shows_every_sample_once_and_epochs_and_seeds_differ():
+    orders = [epoch_order(1000, seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+    for order in orders:
+        assert np.array_equal(np.sort(order), np.arange(1000))
+    assert len({order.tobytes() for order in orders}) == 4
+
+
+def test_the_order_of_an_epoch_never_changes():
+    """Written down once: a checkpoint resumes in the order it was made with, whatever NumPy is installed."""
+    assert epoch_order(10, 42, 7).tolist() == [6, 8, 7, 4, 5, 2, 9, 0, 1, 3]
+
+
+def test_ranks_together_take_exactly_the_global_batch_of_each_step():
+    order = epoch_order(103, 0, 0)
+    for world_size in (1, 2, 4):
+        shares = [BatchLayout(103, 16, 2, rank, world_size).rank_order(order) for rank in range(world_size)]
+        steps = [np.concatenate([s.reshape(6, -1)[t] for s in shares]) for t in range(6)]
+        assert np.array_equal(np.concatenate(steps), order[:96])
+
+
+@pytest.mark.parametrize("start_step", [0, 2, 6])
+def test_a_micro_batch_knows_its_step_and_its_place_in_the_global_batch(start_step):
+    order = epoch_order(103, 0, 0)
+    for rank in range(2):
+        layout = BatchLayout(103, 16, 4, rank, 2)
+        share = layout.rank_order(order, start_step)
+        assert len(share) == (6 - start_step) * 8
+        for index in range(len(share) // 4):
+            step, position = layout.locate(index, start_step)
+            begin = step * 16 + position
+            assert np.array_equal(share[index * 4 : index * 4 + 4], order[begin : begin + 4])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_evaluation_shares_cover_every_sample_once(world_size):
+    indices = np.arange(50)[::-1]
+    shares = [eval_share(indices, rank, world_size) for rank in range(world_size)]
+    assert np.array_equal(np.concatenate([share for share, _ in shares]), indices)
+    for share, first in shares:
+        assert np.array_equal(share, indices[first : first + len(share)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((100, 16, 3), "not a multiple"),
+        ((100, 16, 0), "not a multiple"),
+        ((100, 16, 8, 0, 4), "not a multiple"),
+        ((10, 16, 16), "do not fill"),
+        ((100, 16, 4, 2, 2), "rank 2"),
+    ],
+)
+def test_a_batch_that_cannot_be_cut_is_refused(arguments, words):
+    with pytest.raises(UserError, match=words):
+        BatchLayout(*arguments)
+
+
+def test_starting_after_the_end_of_an_epoch_is_refused():
+    with pytest.raises(UserError, match="6 steps"):
+        BatchLayout(100, 16, 4).rank_order(epoch_order(100, 0, 0), 7)

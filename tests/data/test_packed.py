@@ -1,0 +1,61 @@
+"""What is sent to a GPU, checked on the host: `PackedStage` behaves the same on a CPU device, unpinned."""
+
+import numpy as np
+import pytest
+import torch
+
+from beton_tools.format import RAW_MODE, Beton
+from beton_tools.jpeg.crop import decode_rgb
+from fastft.augment import parse_policy
+from fastft.augment.draw import draw_plan
+from fastft.augment.geometry import source_regions
+from fastft.augment.plan import PLAN_DTYPE
+from fastft.data.engine import Engine
+from fastft.data.stage import PackedStage
+
+SIZE, BATCH = 64, 8
+
+
+def draw(ids, heights, widths):
+    policy = parse_policy("rand-m9-mstd0.5-inc1")
+    return draw_plan(policy, seed=3, epoch=1, sample_ids=ids, heights=heights, widths=widths, size=SIZE)
+
+
+def packed_batches(path, order):
+    """What the device's augmentation would be called with, batch by batch."""
+    calls = []
+
+    def augment(pixels, offsets, plan):
+        calls.append([pixels.clone(), offsets.clone(), plan.clone()])
+        return torch.zeros(len(offsets) - 1, 3, SIZE, SIZE)
+
+    beton = Beton.open(path)
+    stage = PackedStage(beton, SIZE, workers=2, slots=4, device=torch.device("cpu"), augment=augment)
+    engine = Engine(beton, stage, batch_size=BATCH, workers=2, batches_ahead=2)
+    labels = [labels.clone() for _, labels in engine.start(order, draw)]
+    stage.close()
+    return beton, calls, torch.cat(labels).numpy()
+
+
+@pytest.mark.parametrize("kind", ["jpg", "raw", "indexed"])
+def test_packed_pixels_are_the_crops_of_the_whole_images(kind, stock_beton, indexed_beton):
+    order = np.random.default_rng(1).permutation(44)
+    beton, calls, labels = packed_batches(indexed_beton if kind == "indexed" else stock_beton(kind), order)
+    assert np.array_equal(labels, beton.labels[order])
+    assert [len(offsets) - 1 for _, offsets, _ in calls] == [8, 8, 8, 8, 8, 4]
+    rows = iter(order)
+    for pixels, offsets, plan_bytes in calls:
+        plan = plan_bytes.numpy().view(PLAN_DTYPE)
+        assert len(pixels) == offsets[-1], "more than the used bytes would be copied"
+        for b, (y, x, h, w) in enumerate(source_regions(plan, SIZE)):
+            sample = next(rows)
+            assert plan["sample"][b] == sample
+            whole = whole_image(beton, sample)
+            crop = pixels[offsets[b] : offsets[b + 1]].numpy().reshape(h, w, 3)
+            assert np.array_equal(crop, whole[y : y + h, x : x + w])
+
+
+def whole_image(beton, sample):
+    if beton.modes[sample] == RAW_MODE:
+        return beton.image_bytes(sample).reshape(beton.heights[sample], beton.widths[sample], 3)
+    return decode_rgb(beton.image_bytes(sample))
