@@ -244,9 +244,9 @@ def _read_keys(text: str, parts: list[str], keys: dict[str, Bounds | None]) -> d
     values: dict[str, Any] = {}
     for part in parts:
         match = re.fullmatch(r"([a-z]+)(-?[0-9]+(?:\.[0-9]*)?)", part)
-        key, value = (
-            ("t", part[1:]) if "t" in keys and part[0] == "t" else match.groups() if match else (part, "")
-        )
+        key, value = match.groups() if match else ("", "")
+        if "t" in keys and part[0] == "t":  # its value is a name: t3aw
+            key, value = "t", part[1:]
         if key not in keys or key in values:
             problem = "appears twice" if key in values else "is not understood"
             raise UserError(
@@ -283,11 +283,6 @@ def _rand(text: str, keys: dict[str, Any]) -> RandAugment:
             new: W0_WEIGHTS[old] for old, new in zip(PLAIN_OPS, names, strict=True) if old in W0_WEIGHTS
         }
     replacement = keys["t"] in WITH_REPLACEMENT if "t" in keys else "w" not in keys
-    count = keys.get("n", 2)
-    if not replacement and count > len(weights):
-        raise UserError(
-            f"augmentation {text!r}: n{count} asks for more ops than the {len(weights)} there are"
-        )
     std = keys.get("mstd", 0.0)
     return RandAugment(
         ops=tuple(weights),
@@ -296,7 +291,7 @@ def _rand(text: str, keys: dict[str, Any]) -> RandAugment:
         magnitude=keys.get("m", 10),
         magnitude_std=math.inf if std > UNIFORM_ABOVE else std,
         magnitude_max=keys.get("mmax", 10),
-        count=count,
+        count=keys.get("n", 2),
         probability=keys.get("p", 0.5),
     )
 
