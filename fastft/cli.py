@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from beton_tools import convert
 from beton_tools.errors import UserError
 from fastft import __version__
 
@@ -46,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_explain(commands)
     _add_eval(commands)
     _add_predict(commands)
+    _add_demo(commands)
     return parser
 
 
@@ -69,6 +71,31 @@ def _command(
     if recipe:
         parser.add_argument("recipe", metavar="RECIPE", help="recipe file, such as rcp/final_b16.yaml")
     return parser
+
+
+# convert --------------------------------------------------------------------------------------------------------------
+
+
+def _add_convert(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("convert", help="write images to .beton files", allow_abbrev=False)
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    folder = _command(
+        kinds,
+        "folder",
+        convert.run_folder,
+        "write one labelled set, a folder per class, to one .beton file",
+        "fastft convert folder --data photos/train --out photos.beton --max-resolution 500",
+    )
+    convert.add_folder_arguments(folder)
+    imagenet = _command(
+        kinds,
+        "imagenet",
+        convert.run_imagenet,
+        "write ImageNet, in whatever layout it lies, to train.beton and val.beton",
+        "fastft convert imagenet --data /data/ILSVRC2012 --out in1k",
+    )
+    imagenet.epilog = f"{convert.IMAGENET_LAYOUTS}\n\n{imagenet.epilog}"
+    convert.add_imagenet_arguments(imagenet)
 
 
 # train ----------------------------------------------------------------------------------------------------------------
@@ -183,6 +210,29 @@ def _run_predict(args: argparse.Namespace) -> int:
         write_predictions(predictions, args.csv)
     else:
         print_predictions(predictions)
+    return 0
+
+
+# demo -----------------------------------------------------------------------------------------------------------------
+
+
+def _add_demo(commands: argparse._SubParsersAction) -> None:
+    parser = _command(
+        commands,
+        "demo",
+        _run_demo,
+        "from real photographs to a fine-tuned model and its picture, in minutes on a CPU",
+        "fastft demo --out runs/demo",
+    )
+    parser.add_argument("--recipe", type=Path, default=Path("rcp/demo.yaml"), help="default rcp/demo.yaml")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/demo"), help="downloads (default .cache/demo)")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="results (default runs/demo)")
+
+
+def _run_demo(args: argparse.Namespace) -> int:
+    from fastft.demo.run import run_demo
+
+    run_demo(args.recipe, args.cache, args.out, Console())
     return 0
 
 
