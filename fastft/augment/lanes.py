@@ -7,12 +7,15 @@ vector operations, which LLVM lowers to AVX-512, AVX2, SSE or NEON, whatever the
 
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import types
 from numba.core.datamodel.models import PrimitiveModel
-from numba.extending import intrinsic, register_model
+from numba.extending import intrinsic as _intrinsic
+from numba.extending import register_model
 
 LANES = 16
+
+intrinsic: Any = _intrinsic  # its stub would have callers pass the typing context
 
 _I8, _I32 = ir.IntType(8), ir.IntType(32)
 _BYTES, _INTS = ir.VectorType(_I8, LANES), ir.VectorType(_I32, LANES)
@@ -104,7 +107,7 @@ def _interleave_halves(builder: Any, rows: list[Any]) -> list[Any]:
 def transpose_bytes(
     typingctx: Any, source: Any, start: Any, stride: Any, rows: Any, target: Any, begin: Any, pitch: Any
 ) -> Any:
-    """target[begin + i*pitch + r] = source[start + min(r, rows-1)*stride + i], i and r in 0..15. Unchecked."""
+    """target[begin + i*pitch + r] = source[start + min(r, rows-1)*stride + i] for i, r < 16. Unchecked."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, start, stride, rows, target, begin, pitch = args

@@ -138,7 +138,7 @@ def _gather_block(pixels, start, stride, rows, width, columns):  # type: ignore[
 
 @njit(cache=True)
 def _horizontal(pixels, stride, rows, width, size, flip, taps, columns, narrow, out, out_pitch):  # type: ignore[no-untyped-def]
-    """Rows of `width` pixels -> rows of `size` pixels, sixteen at a time: `out` has room for whole sixteens."""
+    """Rows of `width` pixels -> rows of `size`, sixteen at a time: `out` has room for whole sixteens."""
     first, count, weights, pitch = taps
     for top in range(0, rows, LANES):
         _gather_block(pixels, top * stride, stride, rows - top, width * 3, columns)

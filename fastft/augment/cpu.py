@@ -1,0 +1,182 @@
+"""The CPU back end: from decoded bytes to a normalised image, everything of one image while it is in cache.
+
+For a loader that has just decoded an image, inside its own parallel loop:
+
+    augment = CpuAugment(policy, size, dtype="bfloat16")
+    scratch = augment.new_scratch(threads, max_height, max_width)  # (threads, bytes) uint8
+    status = augment_image(pixels, stride, region, row, augment.finish, scratch[thread], out[b])
+
+`pixels` (flat uint8) holds the region (y, x, h, w) of the source, as geometry.source_region gives it, row r
+beginning at r*stride; `row` is one row of the plan; `out[b]` is (size, size, 3), float32 or the uint16 bits
+of the half types. The status is resize.OK, or why nothing was written. For a batch decoded beforehand into
+one packed buffer: `augment(packed, offsets, plan)`.
+"""
+
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from numba import njit, prange
+
+from beton_tools.errors import UserError
+from fastft.augment.erase import BFLOAT16, DTYPES, FLOAT16, FLOAT32, bfloat16_bits, erase, float16_bits
+from fastft.augment.geometry import source_region, source_regions
+from fastft.augment.ops import blend
+from fastft.augment.ops_image import op_scratch_size, run_op
+from fastft.augment.plan import CHAIN_DEPTH, MAX_CHAINS, MAX_OPS, OP_ID
+from fastft.augment.policies import AugmentPolicy
+from fastft.augment.resize import OK, REGION_TOO_SMALL, resize_region, resize_scratch_size, take
+
+IDENTITY = OP_ID["Identity"]
+REASONS = {REGION_TOO_SMALL: "its pixels do not cover what the plan's resize touches"}
+
+
+class Finish(NamedTuple):
+    """What every image of a run shares."""
+
+    table: np.ndarray  # (768,) in the output's storage: the normalised value of each byte, channel by channel
+    fill: np.ndarray  # (3,) uint8: colour of what geometric ops uncover
+    dtype: int  # erase.FLOAT32, FLOAT16 or BFLOAT16
+
+
+@njit(cache=True)
+def _run_ops(row, begin, end, image, other, size, fill, scratch):  # type: ignore[no-untyped-def]
+    """Ops begin..end-1 of the row, to and fro between `image` and `other`; returns where the result is."""
+    for k in range(begin, end):
+        if row.op[k] != IDENTITY:
+            run_op(row.op[k], row.argument[k], image, other, size, size, fill, row.bicubic, scratch)
+            image, other = other, image
+    return image
+
+
+@njit(cache=True)
+def _mix_chains(row, image, mixed, first, second, size, fill, scratch):  # type: ignore[no-untyped-def]
+    """AugMix as timm: float32 sum of the weighted chains, truncated to bytes, blended into `image`."""
+    mixed[:] = 0
+    for chain in range(MAX_CHAINS):
+        weight = row.chain_weights[chain]
+        if weight > 0:
+            first[:] = image
+            begin = chain * CHAIN_DEPTH
+            last = _run_ops(row, begin, begin + CHAIN_DEPTH, first, second, size, fill, scratch)
+            for i in range(image.size):
+                mixed[i] += weight * np.float32(last[i])
+    for i in range(image.size):
+        clipped = np.uint8(np.int32(min(mixed[i], np.float32(255.0))))
+        image[i] = blend(image[i], clipped, row.blend)
+
+
+@njit(cache=True)
+def _normalise(image, table, out):  # type: ignore[no-untyped-def]
+    for i in range(0, image.size, 3):
+        for c in range(3):
+            out[i + c] = table[c * 256 + image[i + c]]
+
+
+@njit(cache=True)
+def image_scratch_size(height: int, width: int, size: int) -> int:
+    """Bytes of scratch for one image of a region up to height x width."""
+    images = 7 * size * size * 3 + 4 * 64
+    return images + max(resize_scratch_size(height, width, size), op_scratch_size(size, size))
+
+
+@njit(cache=True)
+def augment_image(pixels, stride, region, row, finish, scratch, out):  # type: ignore[no-untyped-def]
+    """Resize, flip, ops, normalise, erase: one image. The arguments: this module's docstring."""
+    size, count = out.shape[0], out.size
+    image, at = take(scratch, 0, count)
+    first, at = take(scratch, at, count)
+    second, at = take(scratch, at, count)
+    mixed, at = take(scratch, at, count * 4)
+    rest = scratch[at:]
+    status = resize_region(
+        pixels, stride, region, row.crop, row.resize, row.window, row.flip, row.bicubic, size, rest, image
+    )
+    if status != OK:
+        return status
+    if row.chain_weights.sum() > 0:
+        _mix_chains(row, image, mixed.view(np.float32), first, second, size, finish.fill, rest)
+        last = image
+    else:
+        last = _run_ops(row, 0, MAX_OPS, image, first, size, finish.fill, rest)
+    flat = out.reshape(-1)
+    _normalise(last, finish.table, flat)
+    erase(row, size, flat, finish.dtype)
+    return OK
+
+
+@njit(cache=True, parallel=True)
+def augment_batch(packed, offsets, plan, finish, scratch, out, status):  # type: ignore[no-untyped-def]
+    """`augment_image` for every row of the plan, in parallel; region b begins at packed[offsets[b]]."""
+    for b in prange(len(plan)):
+        region = source_region(plan[b], out.shape[1])
+        pixels = packed[offsets[b] : offsets[b] + region[2] * region[3] * 3]
+        room = scratch[numba.get_thread_id()]
+        status[b] = augment_image(pixels, region[3] * 3, region, plan[b], finish, room, out[b])
+
+
+def normalise_table(mean: Any, std: Any, dtype: int) -> np.ndarray:
+    """(768,): ((v / 255) - mean) / std per channel in float32, as torchvision, in the storage of `dtype`."""
+    levels = np.arange(256, dtype=np.float32) / np.float32(255)
+    mean, std = np.asarray(mean, np.float32)[:, None], np.asarray(std, np.float32)[:, None]
+    table = ((levels - mean) / std).reshape(-1)
+    if dtype == FLOAT32:
+        return table
+    bits = float16_bits if dtype == FLOAT16 else bfloat16_bits
+    return np.array([bits(v) for v in table], np.uint16)
+
+
+class CpuAugment:
+    """Carries out plans on the CPU: regions packed as uint8 -> (B, size, size, 3) normalised.
+
+    dtype is "float32", "float16" or "bfloat16"; the last two are written as uint16 bit patterns.
+    """
+
+    def __init__(self, policy: AugmentPolicy, size: int, dtype: str = "float32") -> None:
+        if dtype not in DTYPES:
+            raise UserError(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+        self.size, code = size, DTYPES.index(dtype)
+        table = normalise_table(policy.mean, policy.std, code)
+        self.finish = Finish(table, np.array(policy.fill, np.uint8), code)
+        self._scratch = self.new_scratch(1, size, size)
+
+    def new_output(self, batch: int) -> np.ndarray:
+        """Uninitialised (batch, size, size, 3) in the storage of the dtype."""
+        return np.empty((batch, self.size, self.size, 3), self.finish.table.dtype)
+
+    def new_scratch(self, threads: int, height: int, width: int) -> np.ndarray:
+        """(threads, bytes) uint8 that do for regions up to height x width."""
+        return np.empty((threads, image_scratch_size(height, width, self.size)), np.uint8)
+
+    def __call__(
+        self, packed: np.ndarray, offsets: np.ndarray, plan: np.ndarray, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Augment a batch. packed: uint8; offsets: (B,) int64, of regions as geometry.source_regions gives.
+
+        Raises UserError, naming the sample, when the packed pixels do not cover a region.
+        """
+        regions = source_regions(plan, self.size)
+        ends = offsets + 3 * regions[:, 2].astype(np.int64) * regions[:, 3]
+        for b in np.flatnonzero((offsets < 0) | (ends > packed.size))[:1]:
+            raise UserError(
+                f"sample {plan['sample'][b]}: its region lies outside the packed buffer; decode again"
+            )
+        out = self.new_output(len(plan)) if out is None else out
+        status = np.zeros(len(plan), np.int32)
+        augment_batch(packed, offsets, plan, self.finish, self._scratch_for(regions), out, status)
+        for b in np.flatnonzero(status)[:1]:
+            raise UserError(
+                f"sample {plan['sample'][b]}: {REASONS[status[b]]}; draw the plan again for its size"
+            )
+        return out
+
+    def _scratch_for(self, regions: np.ndarray) -> np.ndarray:
+        threads, height, width = numba.get_num_threads(), *regions[:, 2:].max(0, initial=1)
+        if len(self._scratch) < threads or self._scratch.shape[1] < image_scratch_size(
+            height, width, self.size
+        ):
+            self._scratch = self.new_scratch(threads, height, width)
+        return self._scratch
+
+
+__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "CpuAugment", "Finish", "augment_batch", "augment_image"]
