@@ -11,13 +11,20 @@ arrays are contiguous u8. Nothing is allocated and nothing raises; the GIL is no
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
+from beton_tools.jpeg.index import ends_segment, mcu_size, segment_grid, segment_length
 from beton_tools.jpeg.markers import (
+    BAD_HEADER,
     BAD_REGION,
+    EOI,
     OK,
+    RST0,
     SMALL_SCRATCH,
+    Header,
     JpegError,
     as_bytes_array,
     describe_error,
@@ -27,11 +34,30 @@ from beton_tools.jpeg.markers import (
 from beton_tools.jpeg.turbo import close_decoders, decompress, open_decoders
 
 CHANNELS = 3
+_NARROW = 4  # pixels; libjpeg repeats chroma instead of mixing it where a row has two samples or fewer
 
 
 def scratch_bytes(max_height: int, max_width: int, max_jpeg_bytes: int) -> int:
     """Bytes of scratch that decode any region of any image within these limits."""
     return CHANNELS * max_height * max_width + max_jpeg_bytes
+
+
+class Rectangle(NamedTuple):
+    """A region of pixels."""
+
+    y: int
+    x: int
+    h: int
+    w: int
+
+
+class Cover(NamedTuple):
+    """A block of restart segments: MCU rows [top, bottom), strips [left, right) of each."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
 
 
 @njit(cache=True, nogil=True)
@@ -46,29 +72,110 @@ def decode_region(
         return BAD_REGION
     if out.size < CHANNELS * h * w:
         return BAD_REGION
-    return _decode_whole(src, head.height, head.width, y, x, h, w, out, scratch, handle)
+    region = Rectangle(y, x, h, w)
+    if segment_grid(src, head)[0] > 0 and _decode_segments(src, head, region, out, scratch, handle) == OK:
+        return OK
+    return _decode_whole(src, head, region, out, scratch, handle)
+
+
+@njit(cache=True, nogil=True)
+def _covering(head: Header, region: Rectangle) -> Cover:
+    """The segments under the region.
+
+    Where chroma is subsampled, libjpeg mixes each sample with its neighbours ("fancy" upsampling), so a
+    pixel round the region is covered too: then only pixels outside of it can see the cut.
+    """
+    mcu_h, mcu_w = mcu_size(head)
+    strip_w = mcu_w * head.restart_interval
+    margin_y, margin_x = np.int64(head.v_max > 1), np.int64(head.h_max > 1)
+    top = max(region.y - margin_y, 0) // mcu_h
+    left = max(region.x - margin_x, 0) // strip_w
+    bottom = (min(region.y + region.h + margin_y, head.height) + mcu_h - 1) // mcu_h
+    right = (min(region.x + region.w + margin_x, head.width) + strip_w - 1) // strip_w
+    if min(right * strip_w, head.width) - left * strip_w <= _NARROW and left > 0:
+        left -= 1
+    return Cover(top, bottom, left, right)
+
+
+@njit(cache=True, nogil=True)
+def _decode_segments(
+    src: np.ndarray, head: Header, region: Rectangle, out: np.ndarray, scratch: np.ndarray, handle: int
+) -> int:
+    """Decode the segments under the region as a JPEG of their own, put together in scratch."""
+    cover = _covering(head, region)
+    mcu_h, mcu_w = mcu_size(head)
+    strip_w = mcu_w * head.restart_interval
+    y, x = cover.top * mcu_h, cover.left * strip_w
+    h, w = min(cover.bottom * mcu_h, head.height) - y, min(cover.right * strip_w, head.width) - x
+    if scratch.size < src.size + CHANNELS * h * w:
+        return SMALL_SCRATCH
+    n = _write_header(src, head, h, w, scratch)
+    n = _write_segments(src, head, cover, scratch, n)
+    if n == 0:
+        return BAD_HEADER
+    jpeg, pixels = scratch.ctypes.data, scratch[src.size :]
+    code = decompress(handle, jpeg, n, pixels.ctypes.data, h, w)
+    if code == OK:
+        _copy_rectangle(pixels, w, region.y - y, region.x - x, region.h, region.w, out)
+    return code
+
+
+@njit(cache=True, nogil=True)
+def _write_header(src: np.ndarray, head: Header, height: int, width: int, small: np.ndarray) -> int:
+    """Copy the header without the crop index to `small`, with another size; the number of bytes."""
+    index_at = head.index_at - 4
+    small[:index_at] = src[:index_at]
+    n = index_at + head.scan_at - head.index_end
+    small[index_at:n] = src[head.index_end : head.scan_at]
+    at = head.sof_at + 5
+    if at > index_at:
+        at -= head.index_end - index_at
+    small[at], small[at + 1], small[at + 2], small[at + 3] = (
+        height >> 8,
+        height & 255,
+        width >> 8,
+        width & 255,
+    )
+    return n
+
+
+@njit(cache=True, nogil=True)
+def _write_segments(src: np.ndarray, head: Header, cover: Cover, small: np.ndarray, n: int) -> int:
+    """Append the segments under the crop, renumbered, and an EOI marker; the new size, 0 when the index lies.
+
+    Every entry is checked, not only those in use: the whole index is right, or it is not used. What is
+    copied is a part of `src` without overlaps, so `small` needs no more room than that.
+    """
+    rows, per_row = segment_grid(src, head)
+    start, count = head.scan_at, 0
+    for row in range(rows):
+        for column in range(per_row):
+            k = row * per_row + column
+            end = start + segment_length(src, head, k)
+            if not ends_segment(src, end, k, rows * per_row):
+                return 0
+            end += 2
+            if cover.top <= row < cover.bottom and cover.left <= column < cover.right:
+                small[n : n + end - start] = src[start:end]
+                n += end - start
+                small[n - 1] = RST0 + (count & 7)
+                count += 1
+            start = end
+    small[n - 1] = EOI
+    return n
 
 
 @njit(cache=True, nogil=True)
 def _decode_whole(
-    src: np.ndarray,
-    height: int,
-    width: int,
-    y: int,
-    x: int,
-    h: int,
-    w: int,
-    out: np.ndarray,
-    scratch: np.ndarray,
-    handle: int,
+    src: np.ndarray, head: Header, region: Rectangle, out: np.ndarray, scratch: np.ndarray, handle: int
 ) -> int:
-    if h == height and w == width:
-        return decompress(handle, src.ctypes.data, src.size, out.ctypes.data, height, width)
-    if scratch.size < CHANNELS * height * width:
+    if region.h == head.height and region.w == head.width:
+        return decompress(handle, src.ctypes.data, src.size, out.ctypes.data, head.height, head.width)
+    if scratch.size < CHANNELS * head.height * head.width:
         return SMALL_SCRATCH
-    code = decompress(handle, src.ctypes.data, src.size, scratch.ctypes.data, height, width)
+    code = decompress(handle, src.ctypes.data, src.size, scratch.ctypes.data, head.height, head.width)
     if code == OK:
-        _copy_rectangle(scratch, width, y, x, h, w, out)
+        _copy_rectangle(scratch, head.width, region.y, region.x, region.h, region.w, out)
     return code
 
 

@@ -8,16 +8,26 @@ marker.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import njit, types
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
 
-from beton_tools.jpeg.huffman import MAX_CODE, Huffman, symbol_at
+from beton_tools.jpeg.huffman import (
+    END_OF_BLOCK,
+    FAST_BITS,
+    MAX_CODE,
+    MAX_TERM,
+    step_of,
+    symbol_at,
+)
 from beton_tools.jpeg.markers import DAMAGED, EOI, OK, RST0
 
 _MAX_DC_SIZE = 11  # bits of a DC difference of 8-bit samples, T.81 table F.1
-SPARE_BYTES = 64 * (MAX_CODE + 15) // 8 + 16  # the longest block and a peek behind it
+SPARE_BYTES = 64 * MAX_TERM // 8 + 16  # the longest block and a peek behind it
 MAX_BLOCKS = 10  # in an MCU, T.81 B.2.3
 _MAX_COMPONENTS = 4
 
@@ -63,14 +73,24 @@ def unstuff(src: np.ndarray, at: int, clean: np.ndarray, starts: np.ndarray) -> 
     return DAMAGED, 0
 
 
+@intrinsic
+def _load_big_endian(typing_context: Any, array: Any, at: Any) -> Any:
+    """Eight bytes of a u8 array as one u64, in one load."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = make_array(signature.args[0])(context, builder, args[0]).data
+        word = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(64).as_pointer())
+        return builder.bswap(builder.load(word, align=1))
+
+    return types.uint64(array, types.uint64), codegen
+
+
 @njit(cache=True, nogil=True)
 def _peek(clean: np.ndarray, bit: int) -> np.uint64:
     """64 bits of the stream with the bit at `bit` on top; the lowest 7 may be missing."""
-    at = np.uint64(bit) >> np.uint64(3)
-    word = np.uint64(0)
-    for i in range(8):
-        word = (word << np.uint64(8)) | np.uint64(clean[at + np.uint64(i)])
-    return word << (np.uint64(bit) & np.uint64(7))
+    position = np.uint64(bit)
+    load: Any = _load_big_endian
+    return load(clean, position >> np.uint64(3)) << (position & np.uint64(7))
 
 
 @njit(cache=True, nogil=True)
@@ -111,27 +131,25 @@ def _finish_segment(out: np.ndarray, w: Writer, marker: int) -> Writer:
 
 
 @njit(cache=True, nogil=True)
-def _put_dc(
-    out: np.ndarray, w: Writer, tables: Huffman, t: int, difference: int, missing: np.ndarray
-) -> Writer:
+def _put_dc(out: np.ndarray, w: Writer, table: np.void, difference: int, missing: np.ndarray) -> Writer:
     """Append a DC difference; a size that the table has no code for is noted in `missing` instead."""
     magnitude, size = abs(difference), 0
     while magnitude >> size:
         size += 1
-    if tables.size[t, size] == 0:
-        missing[t, size] = True
+    if table["size"][size] == 0:
+        missing[size] = True
         return w
-    w = _put(out, w, np.uint64(tables.code[t, size]), tables.size[t, size])
+    w = _put(out, w, np.uint64(table["code"][size]), table["size"][size])
     if difference < 0:
         difference += (1 << size) - 1
     return _put(out, w, np.uint64(difference), size)
 
 
 @njit(cache=True, nogil=True)
-def _read_dc(clean: np.ndarray, bit: int, tables: Huffman, t: int) -> tuple[int, int]:
+def _read_dc(clean: np.ndarray, bit: int, table: np.void) -> tuple[int, int]:
     """(the bit behind a DC term, its difference); (-1, 0) when it is broken."""
     word = _peek(clean, bit)
-    entry = symbol_at(tables, t, word)
+    entry = symbol_at(table, word)
     length, size = entry >> 8, entry & 255
     if entry == 0 or size > _MAX_DC_SIZE:
         return -1, 0
@@ -144,22 +162,23 @@ def _read_dc(clean: np.ndarray, bit: int, tables: Huffman, t: int) -> tuple[int,
 
 
 @njit(cache=True, nogil=True)
-def _skip_ac(clean: np.ndarray, bit: int, tables: Huffman, t: int) -> int:
+def _skip_ac(clean: np.ndarray, bit: int, table: np.void) -> int:
     """The bit behind the AC terms of a block; -1 when they are broken."""
-    k = 1
+    k, word, left = 1, np.uint64(0), 0
     while k < 64:
-        entry = symbol_at(tables, t, _peek(clean, bit))
-        if entry == 0:
-            return -1
-        size, run = entry & 15, (entry >> 4) & 15
-        bit += (entry >> 8) + size
-        if size > 0:
-            k += run + 1
-        elif run == 15:
-            k += 16
-        else:
-            return bit
-    return bit if k == 64 else -1
+        if left < MAX_TERM:
+            word, left = _peek(clean, bit), 57
+        step = np.int64(table["steps"][word >> np.uint64(64 - FAST_BITS)])
+        if step == 0:
+            step = step_of(symbol_at(table, word))
+            if step == 0:
+                return -1
+        bits = step >> 8
+        word <<= np.uint64(bits)
+        left -= bits
+        bit += bits
+        k += step & 255
+    return bit if k == 64 or k > END_OF_BLOCK else -1
 
 
 @njit(cache=True, nogil=True)
@@ -170,7 +189,7 @@ def recut(
     new_interval: int,
     mcus: int,
     blocks: np.ndarray,  # (blocks in an MCU, 3) i64: component, DC table, AC table (both 0-7)
-    tables: Huffman,
+    tables: np.ndarray,  # (TABLES,) TABLE
     out: np.ndarray,  # u8, room for out_capacity bytes
     ends: np.ndarray,  # i64, one per new segment: gets the offset in `out` of the marker behind it
     missing: np.ndarray,  # (TABLES, 16) bool: gets the DC sizes that a table lacks
@@ -194,8 +213,8 @@ def recut(
             ends[segment] = w.at - 2
             new_dc[:] = 0
         for b in range(blocks.shape[0]):
-            component, dc_table, ac_table = blocks[b]
-            coded, difference = _read_dc(clean, bit, tables, dc_table)
+            component, dc_table, ac_table = blocks[b, 0], blocks[b, 1], blocks[b, 2]
+            coded, difference = _read_dc(clean, bit, tables[dc_table])
             if coded < 0:
                 return DAMAGED
             dc = old_dc[component] + difference
@@ -203,10 +222,10 @@ def recut(
                 if abs(dc - new_dc[component]) >= 1 << _MAX_DC_SIZE:
                     return DAMAGED
                 w = _copy(out, w, clean, copied, bit)
-                w = _put_dc(out, w, tables, dc_table, dc - new_dc[component], missing)
+                w = _put_dc(out, w, tables[dc_table], dc - new_dc[component], missing[dc_table])
                 copied = coded
             old_dc[component] = new_dc[component] = dc
-            bit = _skip_ac(clean, coded, tables, ac_table)
+            bit = _skip_ac(clean, coded, tables[ac_table])
             if bit < 0 or bit > end:
                 return DAMAGED
     w = _copy(out, w, clean, copied, bit)

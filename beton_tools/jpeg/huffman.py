@@ -13,8 +13,10 @@ from beton_tools.jpeg.markers import BAD_HEADER, DHT, OK, JpegError, describe_er
 TABLES = 8  # DC tables 0-3, then AC tables 0-3
 AC = 4  # number of the first AC table
 MAX_CODE = 16  # bits
+MAX_TERM = MAX_CODE + 15  # bits of an AC term: code and value
+END_OF_BLOCK = 128  # coefficients that the end-of-block symbol advances: more than a block has
 _MAX_DC_SYMBOL = 15  # libjpeg refuses tables with larger ones
-_FAST_BITS = 10  # codes up to this length are found in one look-up; longer ones are rare
+FAST_BITS = 10  # codes up to this length are found in one look-up; longer ones are rare
 
 
 class Spec(NamedTuple):
@@ -24,15 +26,19 @@ class Spec(NamedTuple):
     values: np.ndarray  # (TABLES, 256) u8: symbols in order of their codes
 
 
-class Huffman(NamedTuple):
-    """All Huffman tables of a scan, ready for decoding and coding."""
-
-    fast: np.ndarray  # (TABLES, 2**_FAST_BITS) u16: length << 8 | symbol of the code on top, 0: longer code
-    max_code: np.ndarray  # (TABLES, 17) i64: largest code of each length, -1: none
-    delta: np.ndarray  # (TABLES, 17) i64: code + delta = position in values
-    values: np.ndarray  # (TABLES, 256) u8
-    code: np.ndarray  # (TABLES, 256) i64: code of each symbol
-    size: np.ndarray  # (TABLES, 256) i64: its length in bits, 0: the table has no such symbol
+# One table ready for decoding and coding. Records, not a tuple of arrays: numba counts references whenever it
+# takes an array out of a tuple, which costs as much as the look-up.
+TABLE = np.dtype(
+    [
+        ("fast", np.uint16, 1 << FAST_BITS),  # length << 8 | symbol of the code on top, 0: longer code
+        ("steps", np.uint16, 1 << FAST_BITS),  # step_of(fast), for AC tables
+        ("max_code", np.int32, MAX_CODE + 1),  # largest code of each length, -1: none
+        ("delta", np.int32, MAX_CODE + 1),  # code + delta = position in values
+        ("values", np.uint8, 256),
+        ("code", np.uint16, 256),  # code of each symbol
+        ("size", np.uint8, 256),  # its length in bits, 0: the table has no such symbol
+    ]
+)
 
 
 def read_tables(payloads: Iterable[np.ndarray]) -> Spec:
@@ -84,54 +90,60 @@ def extend_table(spec: Spec, table: int, symbols: np.ndarray) -> None:
     raise JpegError("a Huffman table of this JPEG has no room for a code that the index needs; re-encode it")
 
 
-def derive(spec: Spec) -> Huffman:
-    """Tables ready for use. Raises JpegError when the code lengths are impossible."""
-    tables = Huffman(
-        fast=np.zeros((TABLES, 1 << _FAST_BITS), np.uint16),
-        max_code=np.full((TABLES, MAX_CODE + 1), -1, np.int64),
-        delta=np.zeros((TABLES, MAX_CODE + 1), np.int64),
-        values=spec.values,
-        code=np.zeros((TABLES, 256), np.int64),
-        size=np.zeros((TABLES, 256), np.int64),
-    )
-    if _derive(spec.counts, tables) != OK:
-        raise JpegError(describe_error(BAD_HEADER))
+def derive(spec: Spec) -> np.ndarray:
+    """(TABLES,) TABLE. Raises JpegError when the code lengths are impossible."""
+    tables = np.zeros(TABLES, TABLE)
+    tables["values"] = spec.values
+    for counts, table in zip(spec.counts, tables, strict=True):
+        if _derive(counts, table) != OK:
+            raise JpegError(describe_error(BAD_HEADER))
     return tables
 
 
 @njit(cache=True, nogil=True)
-def _derive(counts: np.ndarray, tables: Huffman) -> int:
-    """Fill the zeroed `tables`, whose values are in place, from counts (TABLES, 17) u8 (T.81 annex C)."""
-    for t in range(TABLES):
-        code, position = 0, 0
-        for length in range(1, MAX_CODE + 1):
-            n = np.int64(counts[t, length])
-            if code + n > (1 << length) - (n > 0) or position + n > 256:  # a code of ones only is not allowed
-                return BAD_HEADER
-            tables.delta[t, length] = position - code
-            for _ in range(n):
-                symbol = tables.values[t, position]
-                tables.code[t, symbol], tables.size[t, symbol] = code, length
-                if length <= _FAST_BITS:
-                    first = code << (_FAST_BITS - length)
-                    last = (code + 1) << (_FAST_BITS - length)
-                    tables.fast[t, first:last] = (length << 8) | np.int64(symbol)
-                code += 1
-                position += 1
-            if n > 0:
-                tables.max_code[t, length] = code - 1
-            code <<= 1
+def step_of(entry: int) -> int:
+    """bits << 8 | coefficients to go on by, for length << 8 | symbol of an AC term; 0 for 0."""
+    if entry == 0:
+        return 0
+    size, run = entry & 15, (entry >> 4) & 15
+    bits = (entry >> 8) + size
+    if size > 0 or run == 15:  # run 15 without a value: sixteen zeros
+        return (bits << 8) | (run + 1)
+    return (bits << 8) | END_OF_BLOCK
+
+
+@njit(cache=True, nogil=True)
+def _derive(counts: np.ndarray, table: np.void) -> int:
+    """Fill the zeroed `table`, whose values are in place, from counts (17,) u8 (T.81 annex C)."""
+    code, position = 0, 0
+    for length in range(1, MAX_CODE + 1):
+        n = np.int64(counts[length])
+        if code + n > (1 << length) - (n > 0) or position + n > 256:  # a code of ones only is not allowed
+            return BAD_HEADER
+        table["delta"][length] = position - code
+        for _ in range(n):
+            symbol = table["values"][position]
+            table["code"][symbol], table["size"][symbol] = code, length
+            if length <= FAST_BITS:
+                entry = (length << 8) | np.int64(symbol)
+                first, last = code << (FAST_BITS - length), (code + 1) << (FAST_BITS - length)
+                table["fast"][first:last] = entry
+                table["steps"][first:last] = step_of(entry)
+            code += 1
+            position += 1
+        table["max_code"][length] = code - 1 if n > 0 else -1
+        code <<= 1
     return OK
 
 
 @njit(cache=True, nogil=True)
-def symbol_at(tables: Huffman, t: int, word: np.uint64) -> int:
+def symbol_at(table: np.void, word: np.uint64) -> int:
     """length << 8 | symbol of the code at the top of `word`; 0 when there is no such code."""
-    entry = np.int64(tables.fast[t, word >> np.uint64(64 - _FAST_BITS)])
+    entry = np.int64(table["fast"][word >> np.uint64(64 - FAST_BITS)])
     if entry != 0:
         return entry
-    for length in range(_FAST_BITS + 1, MAX_CODE + 1):
+    for length in range(FAST_BITS + 1, MAX_CODE + 1):
         code = np.int64(word >> np.uint64(64 - length))
-        if code <= tables.max_code[t, length]:
-            return (length << 8) | np.int64(tables.values[t, code + tables.delta[t, length]])
+        if code <= table["max_code"][length]:
+            return (length << 8) | np.int64(table["values"][code + table["delta"][length]])
     return 0

@@ -1,0 +1,44 @@
+"""Pixels to crop-indexed JPEG, and any image file to pixels."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from beton_tools.jpeg.markers import JpegError
+from beton_tools.jpeg.transcode import add_index
+from beton_tools.jpeg.turbo import SUBSAMPLINGS, compress
+
+_MAX_SIDE = 65535  # T.81 B.2.2
+
+
+def encode_indexed(image: np.ndarray, quality: int = 90, subsampling: str = "4:2:0") -> bytes:
+    """Encode (H, W, 3) RGB or (H, W) grey u8 as a baseline JPEG with a crop index.
+
+    quality: 1-100 on libjpeg's scale. subsampling: one of turbo.SUBSAMPLINGS ("gray" drops the colours).
+    Raises JpegError for other values and for images that JPEG cannot hold.
+    """
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
+        raise JpegError(f"cannot encode {image.dtype} {image.shape}; give (H, W, 3) or (H, W) uint8")
+    if not 1 <= min(image.shape[:2]) <= max(image.shape[:2]) <= _MAX_SIDE:
+        raise JpegError(f"cannot encode {image.shape[:2]} pixels; each side must have 1 to {_MAX_SIDE}")
+    if subsampling not in SUBSAMPLINGS:
+        raise JpegError(f"unknown subsampling {subsampling!r}; use one of {', '.join(SUBSAMPLINGS)}")
+    if not 1 <= quality <= 100:
+        raise JpegError(f"JPEG quality {quality} is not between 1 and 100")
+    return add_index(compress(image, quality, subsampling))
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """Any image file that Pillow reads as (H, W, 3) u8 RGB, the same as torchvision's and timm's folder loaders.
+
+    That is Image.convert("RGB"): transparency is dropped, the first frame is taken, and Exif orientation
+    and colour profiles are ignored. Raises JpegError with Pillow's reason when the file cannot be read.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise JpegError(f"not a readable image: {error}") from error
