@@ -97,6 +97,8 @@ def draw_plan(
     and width, size) and on no other row. Raises ``UserError`` for arrays of unequal length or empty images.
     """
     samples, rows, columns = _checked(sample_ids, heights, widths, size)
+    if policy.crop == "src" and size <= SIMPLE_CROP_PADDING:
+        raise UserError(f"output of {size} pixels: crop src reflects {SIMPLE_CROP_PADDING} and needs more")
     plan = np.zeros(len(samples), PLAN_DTYPE)
     _draw_rows(_parameters(policy), np.uint64(seed), epoch, samples, rows, columns, size, plan)
     return plan

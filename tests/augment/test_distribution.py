@@ -1,0 +1,254 @@
+"""Plans have timm's distributions: two-sample tests of 200,000 plans against timm's own classes at work.
+
+timm's transforms run with the step that touches pixels replaced by a recorder, so what is compared is what
+timm would have done. Seeds are fixed on both sides: a test that passes once passes always.
+"""
+
+import random
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+from timm.data.auto_augment import augment_and_mix_transform, rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation
+
+from fastft.augment import draw_plan, level_argument, parse_policy
+from fastft.augment.plan import CHAIN_DEPTH, OPS
+
+N = 200_000
+SIZE = 224
+LEAST_P = 1e-4
+HPARAMS = {"translate_const": int(0.45 * SIZE), "img_mean": (123, 117, 104)}
+
+
+def plans(augment: str, n: int = N, height: int = 375, width: int = 500, **options: Any) -> np.ndarray:
+    policy = parse_policy(augment, **options)
+    ids = np.arange(n)
+    return draw_plan(
+        policy,
+        seed=17,
+        epoch=3,
+        sample_ids=ids,
+        heights=np.full(n, height),
+        widths=np.full(n, width),
+        size=SIZE,
+    )
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    random.seed(5)
+    np.random.seed(5)
+
+
+def same_counts(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """p of "both come from one discrete distribution"; values with few counts are pooled."""
+    values = np.unique(np.concatenate([ours, theirs]))
+    table = np.array([[(sample == v).sum() for v in values] for sample in (ours, theirs)])
+    rare = table.sum(axis=0) < 20
+    table = np.column_stack([table[:, ~rare], table[:, rare].sum(axis=1)])
+    table = table[:, table.sum(axis=0) > 0]
+    return float(stats.chi2_contingency(table).pvalue) if table.shape[1] > 1 else 1.0
+
+
+def same_values(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """p of "both come from one distribution": counts for few distinct values, else Kolmogorov-Smirnov."""
+    if len(np.unique(theirs)) < 50:
+        return same_counts(ours, theirs)
+    return float(stats.ks_2samp(ours, theirs).pvalue)
+
+
+# -- RandAugment and AugMix ----------------------------------------------------------------------------------
+
+
+def recorded(transform: Any) -> tuple[Any, list[tuple[str, float]]]:
+    """timm's transform with every op replaced by one that notes (name, argument) and leaves the image."""
+    calls: list[tuple[str, float]] = []
+
+    def note(name: str, image: Any, *arguments: float, **_: Any) -> Any:
+        calls.append((name, arguments[0] if arguments else 0.0))
+        return image
+
+    for op in transform.ops:
+        op.aug_fn = partial(note, op.name)
+    return transform, calls
+
+
+def in_plan_terms(name: str, argument: float) -> tuple[int, float]:
+    """(op id, argument) that a plan holds for timm's op and argument."""
+    op, _ = level_argument(name, 0, height=1, width=1)
+    if name.endswith("Rel"):
+        argument *= SIZE
+    elif name == "Desaturate":
+        argument = 1.0 - argument
+    return op, max(0.0, argument) if name == "PosterizeIncreasing" else argument
+
+
+def timm_calls(text: str, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Op ids and arguments of n images in order, and how many ops each image got."""
+    transform, calls = recorded(rand_augment_transform(text, dict(HPARAMS)))
+    counts = np.empty(n, np.int64)
+    for i in range(n):
+        before = len(calls)
+        transform(None)
+        counts[i] = len(calls) - before
+    terms = [in_plan_terms(*call) for call in calls]
+    return np.array([op for op, _ in terms]), np.array([a for _, a in terms]), counts
+
+
+def assert_same_ops(ours: np.ndarray, op: np.ndarray, argument: np.ndarray) -> None:
+    """Frequencies of the ops, and the distribution of the argument of each (signs included)."""
+    applied = ours["op"] > 0
+    our_op, our_argument = ours["op"][applied], ours["argument"][applied]
+    assert same_counts(our_op, op) > LEAST_P
+    for which in np.unique(op):
+        p = same_values(our_argument[our_op == which], argument[op == which])
+        assert p > LEAST_P, f"{OPS[which]}: p = {p:.2g}"
+
+
+@pytest.mark.parametrize(
+    ("text", "n"),
+    [
+        ("rand-m9-mstd0.5-inc1", N),
+        ("rand-m10-n3-p0.7-mstd1", N // 10),
+        ("rand-m7-mstd101-inc1-mmax5", N // 10),
+        ("rand-m9-n3-tweights", N // 10),
+        ("rand-m6-n2-t3a-mstd0.5", N // 10),
+    ],
+)
+def test_rand_augment_draws_ops_magnitudes_and_signs_as_timm(text: str, n: int) -> None:
+    op, argument, counts = timm_calls(text, n)
+    ours = plans(text, n)
+    assert_same_ops(ours, op, argument)
+    assert same_counts((ours["op"] > 0).sum(axis=1), counts) > LEAST_P  # whether each op is applied
+
+
+def test_ops_of_one_image_are_drawn_independently_unless_weighted() -> None:
+    ops = plans("rand-m9-p1-inc1")["op"][:, :2]
+    pairs = np.zeros((len(OPS), len(OPS)))
+    np.add.at(pairs, (ops[:, 0], ops[:, 1]), 1)
+    pairs = pairs[1:16, 1:16]
+    assert stats.chi2_contingency(pairs).pvalue > LEAST_P
+    weighted = plans("rand-m9-p1-tweights-n4", 20_000)["op"][:, :4]
+    assert all(len(set(row)) == 4 for row in weighted.tolist())
+
+
+def test_augmix_draws_chains_weights_and_blend_as_timm() -> None:
+    n = N // 20
+    transform, calls = recorded(augment_and_mix_transform("augmix-m4", dict(HPARAMS)))
+    weights, blends, lengths = [], [], []
+    mix = transform._apply_basic
+
+    def note_weights(image: Image.Image, chain_weights: np.ndarray, blend: float) -> Image.Image:
+        weights.append(chain_weights)
+        blends.append(blend)
+        return mix(image, chain_weights, blend)
+
+    transform._apply_basic = note_weights
+    for _ in range(n):
+        before = len(calls)
+        transform(Image.new("RGB", (1, 1)))
+        lengths.append(len(calls) - before)
+    ours = plans("augmix-m4-w3-d-1", n)
+    terms = [in_plan_terms(*call) for call in calls]
+    assert_same_ops(ours, np.array([op for op, _ in terms]), np.array([a for _, a in terms]))
+    assert same_counts((ours["op"] > 0).sum(axis=1), np.array(lengths)) > LEAST_P
+    assert same_values(ours["blend"], np.array(blends)) > LEAST_P
+    for chain in range(3):
+        assert same_values(ours["chain_weights"][:, chain], np.array(weights)[:, chain]) > LEAST_P
+    assert np.allclose(ours["chain_weights"].sum(axis=1), 1, atol=1e-6)
+    first_of_each_chain = ours["op"][:, [0, CHAIN_DEPTH, 2 * CHAIN_DEPTH]]
+    assert (first_of_each_chain > 0).all()
+
+
+def test_three_augment_draws_as_deit_iii_describes() -> None:
+    ours = plans("3aug", N // 4)
+    first = np.array(OPS)[ours["op"][:, 0]]
+    assert set(first) == {"Grayscale", "Solarize", "GaussianBlur"}
+    assert stats.chisquare([(first == name).sum() for name in set(first)]).pvalue > LEAST_P
+    assert (ours["argument"][first == "Solarize", 0] == 128).all()
+    radius = ours["argument"][first == "GaussianBlur", 0]
+    assert stats.kstest(radius, stats.uniform(0.1, 1.9).cdf).pvalue > LEAST_P
+    orders, counts = np.unique(ours["op"][:, 1:4], axis=0, return_counts=True)
+    assert len(orders) == 6 and stats.chisquare(counts).pvalue > LEAST_P
+    for k in range(1, 4):
+        factor = ours["argument"][:, k]
+        assert stats.kstest(factor, stats.uniform(0.7, 0.6).cdf).pvalue > LEAST_P
+
+
+# -- crop, flip, erase ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (600, 150), (64, 640)])
+def test_crop_area_aspect_and_place_are_timms(height: int, width: int) -> None:
+    n = N if (height, width) == (375, 500) else N // 10
+    image = SimpleNamespace(size=(width, height))
+    draw: Callable[..., Any] = RandomResizedCropAndInterpolation.get_params
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("timm.data.transforms.F.get_image_size", lambda image: image.size)
+        theirs = np.array([draw(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(n)])
+    ours = plans("none", n, height, width)["crop"]
+    assert (ours[:, 0] + ours[:, 2] <= height).all() and (ours[:, 1] + ours[:, 3] <= width).all()
+    for measure in (
+        lambda c: c[:, 2] * c[:, 3],
+        lambda c: c[:, 3] / c[:, 2],
+        lambda c: c[:, 0],
+        lambda c: c[:, 1],
+    ):
+        assert same_values(measure(ours), measure(theirs)) > LEAST_P
+
+
+class _ErasedImage:
+    """Stands for the tensor that timm erases: keeps the box."""
+
+    def __init__(self) -> None:
+        self.boxes: list[tuple[int, int, int, int]] = []
+
+    def __setitem__(self, where: tuple[slice, slice, slice], _: Any) -> None:
+        _, rows, columns = where
+        self.boxes.append((rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start))
+
+
+@pytest.mark.parametrize(("count", "n"), [(1, N), (4, N // 10)])
+def test_erase_probability_count_area_aspect_and_place_are_timms(count: int, n: int) -> None:
+    eraser = RandomErasing(0.25, mode="const", max_count=count, device="cpu")
+    boxes, counts = [], np.empty(n, np.int64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("timm.data.random_erasing._get_pixels", lambda *a, **k: None)
+        for i in range(n):
+            image = _ErasedImage()
+            eraser._erase(image, 3, SIZE, SIZE, None)
+            boxes += image.boxes
+            counts[i] = len(image.boxes)
+    theirs = np.array(boxes)
+    erase = plans("none", n, erase_count=count)["erase"]
+    ours = erase[erase[:, :, 2] > 0]
+    assert same_counts((erase[:, :, 2] > 0).sum(axis=1), counts) > LEAST_P
+    assert (ours[:, :2] + ours[:, 2:] <= SIZE).all()
+    for measure in (
+        lambda c: c[:, 2] * c[:, 3],
+        lambda c: c[:, 3] / c[:, 2],
+        lambda c: c[:, 0],
+        lambda c: c[:, 1],
+    ):
+        assert same_values(measure(ours), measure(theirs)) > LEAST_P
+
+
+def test_flips_come_with_their_probability_and_noise_keys_are_distinct() -> None:
+    ours = plans("none", hflip=0.3)
+    assert stats.binomtest(int(ours["flip"].sum()), len(ours), 0.3).pvalue > LEAST_P
+    assert len(np.unique(ours["noise_key"])) == len(ours)
+
+
+def test_a_magnitude_of_ten_leaves_no_bit_and_raises_nothing() -> None:
+    """timm 1.0.31 asks Pillow for 0 bits here, which Pillow 13 refuses; it means a black image."""
+    ours = plans("rand-m10-p1-mstd0.5-inc1", 20_000)
+    bits = ours["argument"][ours["op"] == OPS.index("Posterize")]
+    assert set(bits) == {0.0, 1.0, 2.0} or set(bits) == {0.0, 1.0}
+    assert 0.4 < (bits == 0).mean() < 0.6  # half the draws of N(10, 0.5) are clipped to 10

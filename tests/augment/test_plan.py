@@ -1,0 +1,190 @@
+"""A plan depends on its key alone; evaluation and regions have torchvision's and Pillow's geometry."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision import transforms as tv
+
+from beton_tools.errors import UserError
+from fastft.augment import draw_plan, eval_plan, parse_policy, source_region, source_regions
+from fastft.augment.plan import OP_ID
+from fastft.augment.resize import pixel_taps, reflect
+
+N = 3000
+IDS = np.random.default_rng(0).permutation(10 * N)[:N]
+HEIGHTS = np.random.default_rng(1).integers(30, 700, N)
+WIDTHS = np.random.default_rng(2).integers(30, 700, N)
+POLICIES = {
+    "paper": parse_policy("rand-m9-mstd0.5-inc1"),
+    "simple crop": parse_policy("3aug", crop="src", erase_prob=0.0),
+    "augmix": parse_policy("augmix", erase_count=4, erase_prob=1.0),
+    "weighted": parse_policy("rand-n5-tweights-mstd101"),
+}
+
+
+def plan_of(
+    policy_name: str, rows: np.ndarray, *, seed: int = 1, epoch: int = 2, size: int = 224
+) -> np.ndarray:
+    return draw_plan(
+        POLICIES[policy_name],
+        seed=seed,
+        epoch=epoch,
+        sample_ids=IDS[rows],
+        heights=HEIGHTS[rows],
+        widths=WIDTHS[rows],
+        size=size,
+    )
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_a_plan_does_not_depend_on_batch_size_order_or_company(policy: str) -> None:
+    everything = np.arange(N)
+    whole = plan_of(policy, everything)
+    order = np.random.default_rng(3).permutation(N)
+    assert (plan_of(policy, order) == whole[order]).all()
+    for batch in (1, 7, 256):
+        parts = [plan_of(policy, everything[i : i + batch]) for i in range(0, 600, batch)]
+        assert (np.concatenate(parts)[:600] == whole[:600]).all()
+    for rank in range(8):
+        assert (plan_of(policy, everything[rank::8]) == whole[rank::8]).all()
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_seed_epoch_and_sample_each_change_the_plan(policy: str) -> None:
+    rows = np.arange(N)
+    base = plan_of(policy, rows)["noise_key"]
+    for other in (
+        plan_of(policy, rows, seed=2),
+        plan_of(policy, rows, epoch=3),
+        plan_of(policy, np.roll(rows, 1)),
+    ):
+        assert (other["noise_key"] != base).all()
+
+
+def test_a_seed_of_64_bits_and_any_sample_id_count_in_full() -> None:
+    policy = parse_policy("none")
+    keys = {
+        int(draw_plan(policy, seed=seed, epoch=epoch, sample_ids=[sample], heights=[9], widths=[9], size=4)[
+            "noise_key"
+        ][0])
+        for seed in (0, 1, 1 << 32, (1 << 64) - 1)
+        for epoch in (0, 1)
+        for sample in (0, 1, 1 << 32, 1 << 40)
+    }  # fmt: skip
+    assert len(keys) == 4 * 2 * 4
+
+
+def test_the_generation_of_plans_is_frozen() -> None:
+    """Resuming a run after an upgrade must see the same images: a change here is a change of every run."""
+    policy = parse_policy("rand-m9-mstd0.5-inc1")
+    row = draw_plan(policy, seed=0, epoch=0, sample_ids=[12], heights=[375], widths=[500], size=224)[0]
+    assert row["crop"].tolist() == [32, 154, 334, 256]
+    assert row["op"][:2].tolist() == [OP_ID["Contrast"], OP_ID["TranslateX"]]
+    assert row["argument"][:2].tolist() == pytest.approx([0.18886236171348958, 92.1568989827447])
+    assert int(row["noise_key"]) == 9098012567364938234
+
+
+def test_rows_that_are_not_used_are_zero() -> None:
+    plan = plan_of("paper", np.arange(N))
+    assert not plan["chain_weights"].any() and not plan["blend"].any()
+    assert not plan["op"][:, 2:].any() and not plan["argument"][plan["op"] == 0].any()
+    assert (plan["resize"] == 224).all() and not plan["window"].any()
+
+
+# -- evaluation ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "crop_pct"), [(224, 1.0), (224, 0.875), (336, 1.0), (384, 0.95), (7, 0.9)])
+def test_evaluation_resizes_and_crops_as_torchvision(size: int, crop_pct: float) -> None:
+    heights, widths = HEIGHTS[:60], WIDTHS[:60]
+    plan = eval_plan(IDS[:60], heights, widths, size, crop_pct)
+    resize, crop = tv.Resize(int(size / crop_pct)), tv.CenterCrop(size)
+    for row, height, width in zip(plan, heights, widths, strict=True):
+        resized = resize(Image.new("L", (width, height)))
+        assert tuple(row["resize"]) == (resized.height, resized.width)
+        place = torch.arange(resized.height * resized.width).reshape(1, resized.height, resized.width)
+        assert tuple(row["window"]) == divmod(int(crop(place)[0, 0, 0]), resized.width)
+    assert (plan["crop"] == np.column_stack([0 * heights, 0 * widths, heights, widths])).all()
+    assert not plan["op"].any() and not plan["flip"].any() and not plan["erase"].any()
+
+
+def test_the_simple_crop_takes_every_window_of_deit_iii() -> None:
+    """Short side to 20, padded by 4 on each side: 9 places across it, and long side - 20 + 9 along it."""
+    n = 20_000
+    plan = draw_plan(parse_policy("none", crop="src"), seed=0, epoch=0, sample_ids=np.arange(n),
+                     heights=np.full(n, 40), widths=np.full(n, 50), size=20)  # fmt: skip
+    assert (plan["resize"] == (20, 25)).all()
+    rows, columns = np.unique(plan["window"][:, 0]), np.unique(plan["window"][:, 1])
+    assert rows.tolist() == list(range(-4, 5)) and columns.tolist() == list(range(-4, 10))
+
+
+# -- regions -------------------------------------------------------------------------------------------------
+
+
+def touched_by_brute_force(row: np.void, size: int) -> tuple[int, int, int, int]:
+    """Bounding box of all filter taps of all output pixels."""
+    box = []
+    weights = np.zeros(4096, np.int32)
+    for axis in range(2):
+        crop, resized, window = (
+            int(row[f][i]) for f, i in (("crop", 2 + axis), ("resize", axis), ("window", axis))
+        )
+        spans = [
+            pixel_taps(reflect(window + i, resized), crop, resized, bool(row["bicubic"]), weights, 0)
+            for i in range(size)
+        ]
+        begin = min(first for first, _ in spans)
+        box.append((int(row["crop"][axis]) + begin, max(first + count for first, count in spans) - begin))
+    return box[0][0], box[1][0], box[0][1], box[1][1]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.integers(5, 60),
+    st.sampled_from(["rrc", "src", "eval"]),
+    st.booleans(),
+)
+def test_the_source_region_is_exactly_what_the_filter_taps_touch(
+    height: int, width: int, size: int, kind: str, bicubic: bool
+) -> None:
+    interpolation = "bicubic" if bicubic else "bilinear"
+    if kind == "eval":
+        plan = eval_plan([0], [height], [width], size, 0.875, interpolation)
+    else:
+        policy = parse_policy("none", crop=kind, interpolation=interpolation)
+        plan = draw_plan(
+            policy, seed=height, epoch=width, sample_ids=[5], heights=[height], widths=[width], size=size
+        )
+    region = tuple(int(v) for v in source_region(plan[0], size))
+    assert region == touched_by_brute_force(plan[0], size)
+    assert tuple(source_regions(plan, size)[0]) == region
+    y, x, h, w = region
+    assert min(y, x) >= 0 and y + h <= height and x + w <= width
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([1], [2, 3], [4], 8), "as many"),
+        (([1], [0], [4], 8), "no pixels"),
+        (([1], [4], [4], 0), "no pixels"),
+    ],
+)
+def test_impossible_sizes_are_refused(
+    arguments: tuple[list[int], list[int], list[int], int], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        eval_plan(*arguments)
+
+
+def test_a_crop_share_above_one_or_an_output_smaller_than_its_padding_is_refused() -> None:
+    with pytest.raises(UserError, match="crop_pct"):
+        eval_plan([1], [4], [4], 8, 1.2)
+    with pytest.raises(UserError, match="src"):
+        policy = parse_policy("none", crop="src")
+        draw_plan(policy, seed=0, epoch=0, sample_ids=[1], heights=[9], widths=[9], size=4)
