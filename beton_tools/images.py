@@ -11,6 +11,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from beton_tools import jpeg
+from beton_tools.format import DEFAULT_PAGE_SIZE
+from beton_tools.jpeg.markers import JpegError
+from beton_tools.jpeg.transcode import add_index
+
 # Pillow may open nothing else: its EPS reader would start Ghostscript on a file that merely looks like an
 # image
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
@@ -33,8 +38,10 @@ class EncodeOptions:
     """How images are stored.
 
     max_resolution: longest side in pixels; larger images are shrunk (antialiased), None keeps every size.
-    quality, subsampling: of what is re-encoded. lossless: keep the coefficients of JPEGs that fit as they
-    are.
+    quality, subsampling: of what is re-encoded.
+    lossless: keep the coefficients of JPEGs that fit as they are.
+    index: give every JPEG a crop index.
+    page_size: bytes of a page of the file, a power of two; larger JPEGs are re-encoded.
     """
 
     max_resolution: int | None = None
@@ -42,6 +49,7 @@ class EncodeOptions:
     subsampling: str = "4:2:0"
     lossless: bool = True
     index: bool = True
+    page_size: int = DEFAULT_PAGE_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +57,7 @@ class EncodedImage:
     data: bytes
     height: int
     width: int
-    how: str  # KEPT, or why it was re-encoded: "resized", "PNG", "CMYK", "progressive", ...
+    how: str  # KEPT, or why it was re-encoded: "resized", "PNG", "CMYK JPEG", "progressive JPEG", ...
 
 
 def encode_sample(data: bytes, options: EncodeOptions) -> EncodedImage:
@@ -61,13 +69,42 @@ def encode_sample(data: bytes, options: EncodeOptions) -> EncodedImage:
         return _encode(data, options)
 
 
+def warm_up() -> None:
+    """Compile what encoding needs into numba's cache, so that workers load it rather than each compile it."""
+    grey = np.zeros((16, 16, 3), np.uint8)
+    encode_sample(_encode_jpeg(grey, EncodeOptions()), EncodeOptions())
+
+
 def _encode(data: bytes, options: EncodeOptions) -> EncodedImage:
+    kept = _keep(data, options) if options.lossless else None
+    if kept is not None:
+        return kept
     pixels, form = _decode(data)
-    shrunk = shrink(pixels, options.max_resolution)
-    if shrunk is pixels and form == "JPEG" and options.lossless:
-        return EncodedImage(data, pixels.shape[0], pixels.shape[1], KEPT)
-    how = "resized" if shrunk is not pixels else form
-    return EncodedImage(_encode_jpeg(shrunk, options), shrunk.shape[0], shrunk.shape[1], how)
+    stored = shrink(pixels, options.max_resolution)
+    how = "resized" if stored is not pixels else form
+    encoded = _encode_jpeg(stored, options)
+    if len(encoded) > options.page_size:
+        raise BadImage(
+            f"{len(encoded)} bytes do not fit a page of {options.page_size}; give --max-resolution"
+        )
+    return EncodedImage(encoded, stored.shape[0], stored.shape[1], how)
+
+
+def _keep(data: bytes, options: EncodeOptions) -> EncodedImage | None:
+    """The same coefficients, re-cut for the index; None for what has to be decoded: no JPEG, too large, CMYK,
+    progressive, damaged."""
+    try:
+        header = jpeg.parse(data)
+        longest = max(header.height, header.width)
+        if options.max_resolution is not None and longest > options.max_resolution:
+            return None
+        indexed = add_index(data)  # reads every code word, so that damage is found here even without index
+    except JpegError:
+        return None
+    stored = indexed if options.index else data
+    if len(stored) > options.page_size:
+        return None
+    return EncodedImage(stored, header.height, header.width, KEPT)
 
 
 def _decode(data: bytes) -> tuple[np.ndarray, str]:
@@ -76,8 +113,7 @@ def _decode(data: bytes) -> tuple[np.ndarray, str]:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         form = image.format or "image"
         if form in ("JPEG", "MPO"):
-            form = "JPEG" if image.mode in ("RGB", "L") else image.mode
-            form = "progressive" if image.info.get("progressive") else form
+            form = "progressive JPEG" if image.info.get("progressive") else f"{image.mode} JPEG"
         if max(image.size) > MAX_SIDE:
             raise BadImage(f"{image.width} x {image.height} pixels are more than {MAX_SIDE} a side")
         return np.asarray(image.convert("RGB")), form
@@ -103,7 +139,7 @@ def shrink(pixels: np.ndarray, max_resolution: int | None) -> np.ndarray:
 def _encode_jpeg(pixels: np.ndarray, options: EncodeOptions) -> bytes:
     flags = [cv2.IMWRITE_JPEG_QUALITY, options.quality]
     flags += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _SUBSAMPLINGS[options.subsampling]]
-    ok, jpeg = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), flags)
+    ok, encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), flags)
     if not ok:
         raise BadImage("cannot be encoded as JPEG")
-    return jpeg.tobytes()
+    return add_index(encoded) if options.index else encoded.tobytes()

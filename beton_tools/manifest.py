@@ -25,12 +25,14 @@ _MAX_NAME = 4096  # PATH_MAX: bounds what a hostile name table may unpack to
 class Manifest:
     """Written beside a `.beton`.
 
-    classes: label -> folder name, wnid or number; class_names: the same for people, where known. names:
-    sample id -> where it came from. source, options: what was converted, and how. encodings: how many images
-    were kept bit for bit and why others were re-encoded. skipped: (name, reason). page_crc32: of every page,
-    in file order, from `data_start`; tables_crc32: of all that lies before and after the pages.
+    fingerprint: of the inputs: same fingerprint, same file. classes: label -> folder name, wnid or number;
+    class_names: the same for people, where known. names: sample id -> where it came from. source, options:
+    what was converted, and how. encodings: how many images were kept bit for bit and why others were
+    re-encoded. skipped: (name, reason). page_crc32: of every page, in file order, from `data_start`;
+    tables_crc32: of all that lies before and after the pages.
     """
 
+    fingerprint: str
     num_samples: int
     page_size: int
     data_start: int
@@ -140,6 +142,8 @@ def _check(entries: dict[str, Any]) -> None:
     for key in _COUNTS:
         if type(entries[key]) is not int or not 0 <= entries[key] < 1 << 63:
             raise ValueError(f"{key} is {entries[key]!r}")
+    if not isinstance(entries["fingerprint"], str):
+        raise ValueError("fingerprint is no text")
     _check_list(entries["page_crc32"], int, "page_crc32")
     _check_list(entries["classes"], str, "classes")
     if entries["class_names"] is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Names:
     """Immutable list of strings in one UTF-8 blob; `offsets` is int64 (N + 1,). Undecodable bytes survive."""
 
@@ -21,6 +21,9 @@ class Names:
         offsets = np.zeros(len(encoded) + 1, np.int64)
         np.cumsum([len(e) for e in encoded], out=offsets[1:])
         return cls(b"".join(encoded), offsets)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Names) and list(self) == list(other)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

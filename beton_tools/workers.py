@@ -10,7 +10,7 @@ import contextlib
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import Connection, wait
@@ -19,7 +19,7 @@ from multiprocessing.context import ForkServerProcess
 import cv2
 
 from beton_tools.errors import UserError
-from beton_tools.images import BadImage, EncodedImage, EncodeOptions, encode_sample
+from beton_tools.images import BadImage, EncodedImage, EncodeOptions, encode_sample, warm_up
 from beton_tools.sources.base import Location
 
 CHUNK = (
@@ -43,7 +43,7 @@ class Failed:
 Result = EncodedImage | Failed
 
 
-def encode_in_order(tasks: Iterable[Task], options: EncodeOptions, workers: int) -> Iterator[Result]:
+def encode_in_order(tasks: Iterable[Task], options: EncodeOptions, workers: int) -> Generator[Result]:
     """One result per task, in the tasks' order. workers = 0 works in this process.
 
     Raises UserError that names the image when a worker process dies. Closing the iterator ends the workers.
@@ -114,7 +114,7 @@ class _Worker:
         )
 
 
-def _encode_pooled(tasks: Iterator[Task], options: EncodeOptions, count: int) -> Iterator[Result]:
+def _encode_pooled(tasks: Iterator[Task], options: EncodeOptions, count: int) -> Generator[Result]:
     pool = _start(options, count)
     try:
         window: deque[_Chunk] = deque()
@@ -142,6 +142,7 @@ def _hand_out(tasks: Iterator[Task], pool: list[_Worker], window: deque[_Chunk],
 
 
 def _start(options: EncodeOptions, count: int) -> list[_Worker]:
+    warm_up()
     # not fork: the parent may hold OpenMP, numba and CUDA threads
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["beton_tools.workers"])

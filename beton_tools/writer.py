@@ -10,26 +10,25 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from beton_tools.console import ProgressCallback, printable
 from beton_tools.errors import UserError
-from beton_tools.format import DEFAULT_PAGE_SIZE
 from beton_tools.images import SUBSAMPLINGS, EncodedImage, EncodeOptions
 from beton_tools.manifest import Manifest, manifest_path
 from beton_tools.names import Names
 from beton_tools.order import choose
 from beton_tools.pagefile import PageFile, Written
 from beton_tools.sources.base import Source
-from beton_tools.workers import Failed, Result, Task, encode_in_order
+from beton_tools.workers import Task, encode_in_order
 
 MIN_PAGE_SIZE = 64 << 10
 MAX_PAGE_SIZE = 2 << 30  # the header's u4, kept a power of two
-
-Progress = Callable[[int, int, int], None]  # (images done, of how many, of them skipped)
 
 
 def usable_cpus() -> int:
@@ -50,7 +49,6 @@ class WriteOptions(EncodeOptions):
     subset_per_class: int | None = None
     shuffle_seed: int | None = None
     on_error: str = "fail"
-    page_size: int = DEFAULT_PAGE_SIZE
 
     def __post_init__(self) -> None:
         checks = {
@@ -76,34 +74,43 @@ def write_beton(
     out_path: str | os.PathLike[str],
     source: Source,
     options: WriteOptions | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Convert, resuming what an interrupted run with the same inputs left beside `out_path`.
 
+    A file that a finished run with the same inputs left is taken as it is.
     Returns the manifest, which is saved beside the file. Raises UserError: a bad image (on_error "fail"), no
     image at all, a full disk, a dead worker, a file that exists already.
     """
     options = options or WriteOptions()
     path = Path(out_path)
-    _check_target(path, overwrite)
     order = choose(source.labels, options.subset_per_class, options.shuffle_seed)
-    with PageFile(path, len(order), options.page_size, _fingerprint(source, order, options)) as pages:
+    fingerprint = _fingerprint(source, order, options)
+    if path.exists() and not overwrite:
+        return _finished(path, fingerprint)
+    _make_folder(path)
+    with PageFile(path, len(order), options.page_size, fingerprint) as pages:
         _write_images(pages, source, order, options, progress)
         written = pages.seal()
         if written.count == 0:
-            raise UserError(
-                f"{path}: none of the {len(order)} images could be stored; first: {written.skipped[0][1]}"
-            )
-        manifest = _describe(pages, written, source, order, options)
+            reason = written.skipped[0][1]
+            raise UserError(f"{path}: none of the {len(order)} images could be stored; first: {reason}")
+        manifest = _describe(pages, written, source, order, options, fingerprint)
         manifest.save(manifest_path(path))  # first: where the .beton is, its manifest is too
         pages.publish()
     return manifest
 
 
-def _check_target(path: Path, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists already; delete it or pass --overwrite")
+def _finished(path: Path, fingerprint: str) -> Manifest:
+    """The manifest of a file that is already what was asked for."""
+    manifest = None if path.is_dir() else Manifest.of_beton(path)
+    if manifest is None or manifest.fingerprint != fingerprint or manifest.file_size != path.stat().st_size:
+        raise UserError(f"{path} exists already, from other images or options; delete it or pass --overwrite")
+    return manifest
+
+
+def _make_folder(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder; give a file name that ends in .beton")
     try:
@@ -121,44 +128,46 @@ def _fingerprint(source: Source, order: np.ndarray, options: WriteOptions) -> st
 
 
 def _write_images(
-    pages: PageFile, source: Source, order: np.ndarray, options: WriteOptions, progress: Progress | None
+    pages: PageFile,
+    source: Source,
+    order: np.ndarray,
+    options: WriteOptions,
+    progress: ProgressCallback | None,
 ) -> None:
     start, total = pages.next_position, len(order)
     tasks = (Task(source.names[i], source.locate(i)) for i in order[start:].tolist())
     workers = usable_cpus() if options.workers is None else options.workers
     workers = min(workers, total - start)
     skipped = len(pages.written.skipped)
-    results = encode_in_order(tasks, options, workers)
-    for i, result in zip(order[start:].tolist(), results, strict=True):
-        outcome = _fitting(result, options)
-        if isinstance(outcome, EncodedImage):
-            pages.append(outcome, int(source.labels[i]))
-        elif options.on_error == "skip":
-            pages.skip(outcome.reason)
-            skipped += 1
-        else:
-            raise UserError(
-                f"{source.names[i]}: {outcome.reason}; repair or remove it, or pass --on-error skip"
-            )
-        if progress is not None:
-            progress(pages.next_position, total, skipped)
-
-
-def _fitting(result: Result, options: WriteOptions) -> Result:
-    if isinstance(result, EncodedImage) and len(result.data) > options.page_size:
-        return Failed(
-            f"{len(result.data)} bytes do not fit a page of {options.page_size}; give --max-resolution"
-        )
-    return result
+    if progress is not None:
+        progress(start, total, skipped)
+    with closing(encode_in_order(tasks, options, workers)) as results:
+        for i, result in zip(order[start:].tolist(), results, strict=True):
+            if isinstance(result, EncodedImage):
+                pages.append(result, int(source.labels[i]))
+            elif options.on_error == "skip":
+                pages.skip(result.reason)
+                skipped += 1
+            else:
+                name = printable(source.names[i])
+                raise UserError(f"{name}: {result.reason}; repair or remove it, or pass --on-error skip")
+            if progress is not None:
+                progress(pages.next_position, total, skipped)
 
 
 def _describe(
-    pages: PageFile, written: Written, source: Source, order: np.ndarray, options: WriteOptions
+    pages: PageFile,
+    written: Written,
+    source: Source,
+    order: np.ndarray,
+    options: WriteOptions,
+    fingerprint: str,
 ) -> Manifest:
     file_size = pages.part.stat().st_size
     data_end = pages.data_start + len(written.page_crcs) * options.page_size
     positions = written.positions[: written.count]
     return Manifest(
+        fingerprint=fingerprint,
         num_samples=written.count,
         page_size=options.page_size,
         data_start=pages.data_start,

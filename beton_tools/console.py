@@ -1,0 +1,89 @@
+"""Progress and numbers for people: a bar on a terminal, plain lines everywhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+ProgressCallback = Callable[[int, int, int], None]  # (images done, of how many, of them skipped or bad)
+
+PLAIN_INTERVAL = 10.0  # seconds between lines where there is no terminal
+
+
+@contextlib.contextmanager
+def progress(title: str) -> Iterator[ProgressCallback]:
+    """A callback that shows images done, images per second and time left, on stderr."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _PlainProgress(title)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _RateColumn())
+    with Progress(*columns, console=console) as bars:
+        bar = bars.add_task(title, total=None)
+        meter = _Meter()
+
+        def show(done: int, total: int, skipped: int) -> None:
+            bars.update(bar, completed=done, total=total, rate=meter.text(done, total, skipped))
+
+        yield show
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(task.fields.get("rate", ""), style="cyan")
+
+
+class _Meter:
+    """Rate since the first call, so that a resumed run does not count what was there already."""
+
+    def __init__(self) -> None:
+        self._start: tuple[float, int] | None = None
+
+    def text(self, done: int, total: int, skipped: int) -> str:
+        if self._start is None:
+            self._start = (time.monotonic(), done)
+        seconds, images = time.monotonic() - self._start[0], done - self._start[1]
+        if seconds <= 0 or images == 0:
+            return ""
+        rate = images / seconds
+        text = f"{rate:,.0f} img/s, {duration((total - done) / rate)} left"
+        return text + (f", {skipped:,} bad" if skipped else "")
+
+
+class _PlainProgress:
+    def __init__(self, title: str) -> None:
+        self._title, self._meter, self._next = title, _Meter(), time.monotonic() + PLAIN_INTERVAL
+
+    def __call__(self, done: int, total: int, skipped: int) -> None:
+        text = self._meter.text(done, total, skipped)
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + PLAIN_INTERVAL
+            print(f"{self._title}: {done:,} of {total:,} images, {text}", file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """45 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units, as disks are sold: 138.2 GB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def printable(text: str) -> str:
+    """A file name that any terminal can show on one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

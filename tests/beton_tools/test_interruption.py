@@ -1,0 +1,195 @@
+"""Killed, interrupted, out of disk, started twice: no half file under the final name, and the next run goes
+on."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from beton_tools import UserError
+from beton_tools.format import Beton
+from beton_tools.manifest import manifest_path
+from beton_tools.sources import open_source
+from beton_tools.writer import WriteOptions, write_beton
+
+PAGE = 1 << 16
+OPTIONS = WriteOptions(workers=2, page_size=PAGE, max_resolution=120)
+
+# converts argv[1] to argv[2]; stands still once argv[3] images are done; argv[4]: bytes that a file may have
+CHILD = f"""
+import resource, sys, time
+from pathlib import Path
+from beton_tools import UserError
+from beton_tools.sources import open_source
+from beton_tools.writer import WriteOptions, write_beton
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
+def watch(done, total, skipped):
+    print(done, flush=True)
+    if done == int(sys.argv[3]):
+        time.sleep(600)
+options = WriteOptions(workers=2, page_size={PAGE}, max_resolution=120)
+try:
+    write_beton(Path(sys.argv[2]), open_source(sys.argv[1]), options, watch)
+except UserError as error:
+    sys.exit(f"one line: {{error}}")
+"""
+
+
+def start(photos: Path, out: Path, pause_at: int = -1, file_limit: int = -1) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", CHILD, str(photos), str(out), str(pause_at), str(file_limit)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def wait_until(images: int, child: "subprocess.Popen[str]") -> None:
+    assert child.stdout is not None
+    for line in child.stdout:
+        if int(line) == images:
+            return
+    raise AssertionError(child.communicate()[1])
+
+
+def descendants(pid: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    children = [int(p) for p in path.read_text().split()] if path.exists() else []
+    return children + [below for child in children for below in descendants(child)]
+
+
+@pytest.fixture
+def whole(photo_folder: Path, tmp_path: Path) -> tuple[bytes, bytes]:
+    """The file and the manifest of an uninterrupted conversion."""
+    out = tmp_path / "whole" / "photos.beton"
+    write_beton(out, open_source(photo_folder), WriteOptions(workers=0, page_size=PAGE, max_resolution=120))
+    return out.read_bytes(), manifest_path(out).read_bytes()
+
+
+def both(out: Path) -> tuple[bytes, bytes]:
+    return out.read_bytes(), manifest_path(out).read_bytes()
+
+
+def test_after_kill_9_the_next_run_finishes_the_same_file_without_redoing_pages(
+    photo_folder: Path, tmp_path: Path, whole: tuple[bytes, bytes]
+) -> None:
+    out = tmp_path / "photos.beton"
+    child = start(photo_folder, out, pause_at=21)
+    wait_until(21, child)
+    child.kill()
+    child.communicate(timeout=60)
+    assert not out.exists()
+    journal = out.with_name("photos.beton.part.journal").read_text().splitlines()[1:]
+    finished = json.loads(journal[-1][9:])["next_position"]
+    assert finished > 0
+    source = open_source(photo_folder)
+    for i in range(finished):  # no longer needed: their pages are written
+        Path(source.locate(i).path).write_bytes(b"")
+    write_beton(out, source, OPTIONS)
+    assert both(out) == whole
+    assert sorted(p.name for p in tmp_path.glob("*.beton*")) == ["photos.beton", "photos.beton.manifest.json"]
+
+
+@pytest.mark.parametrize("damage", ["torn journal", "lost page", "foreign journal", "no journal"])
+def test_what_the_kill_left_broken_is_done_again(
+    photo_folder: Path, tmp_path: Path, whole: tuple[bytes, bytes], damage: str
+) -> None:
+    out = tmp_path / "photos.beton"
+    leave_unfinished(photo_folder, out)
+    part, journal = out.with_name("photos.beton.part"), out.with_name("photos.beton.part.journal")
+    if damage == "torn journal":
+        journal.write_bytes(journal.read_bytes()[:-7])
+    if damage == "lost page":
+        part.write_bytes(part.read_bytes()[: PAGE + 1000])
+    if damage == "foreign journal":
+        journal.write_bytes(os.urandom(500))
+    if damage == "no journal":
+        journal.unlink()
+    write_beton(out, open_source(photo_folder), WriteOptions(workers=0, page_size=PAGE, max_resolution=120))
+    assert both(out) == whole
+
+
+def leave_unfinished(photos: Path, out: Path) -> None:
+    """One page written, then the 22nd image could not be stored: what --on-error fail leaves."""
+    bad = photos / "n04008634" / "n04008634_5.JPEG"
+    good = bad.read_bytes()
+    bad.write_bytes(b"")
+    with pytest.raises(UserError):
+        write_beton(out, open_source(photos), WriteOptions(workers=0, page_size=PAGE, max_resolution=120))
+    bad.write_bytes(good)
+
+
+def test_other_options_start_afresh(photo_folder: Path, tmp_path: Path) -> None:
+    out, fresh = tmp_path / "photos.beton", tmp_path / "fresh.beton"
+    leave_unfinished(photo_folder, out)
+    other = WriteOptions(workers=0, page_size=PAGE, max_resolution=90)
+    write_beton(out, open_source(photo_folder), other)
+    write_beton(fresh, open_source(photo_folder), other)
+    assert both(out) == both(fresh)
+
+
+def test_ctrl_c_leaves_nothing_under_the_final_name_and_no_process(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "photos.beton"
+    child = start(photo_folder, out, pause_at=5)
+    wait_until(5, child)
+    offspring = descendants(child.pid)
+    assert len(offspring) >= 3  # two workers and the server that forked them
+    os.killpg(child.pid, signal.SIGINT)  # as the terminal does
+    child.communicate(timeout=60)
+    assert child.returncode != 0
+    assert not out.exists()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in offspring) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in offspring)
+
+
+def test_a_full_disk_is_one_line_and_more_room_finishes_the_file(
+    photo_folder: Path, tmp_path: Path, whole: tuple[bytes, bytes]
+) -> None:
+    out = tmp_path / "photos.beton"
+    child = start(photo_folder, out, file_limit=PAGE + 1000)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 1
+    assert errors.startswith("one line: ")
+    assert "disk full" in errors
+    assert errors.count("\n") == 1
+    assert not out.exists()
+    write_beton(out, open_source(photo_folder), OPTIONS)
+    assert both(out) == whole
+
+
+def test_two_writers_of_one_file_do_not_mix(photo_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "photos.beton"
+    refused = []
+
+    def second_writer(done: int, total: int, skipped: int) -> None:
+        if done == 3:
+            with pytest.raises(UserError, match="another process is writing it"):
+                write_beton(out, open_source(photo_folder), WriteOptions(workers=0))
+            refused.append(done)
+
+    write_beton(out, open_source(photo_folder), WriteOptions(workers=0), second_writer)
+    assert refused == [3]
+    assert Beton.open(out).num_samples == 24
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_of_a_long_conversion(imagenet_sample: Path, tmp_path: Path) -> None:
+    out, whole = tmp_path / "sample.beton", tmp_path / "whole.beton"
+    write_beton(whole, open_source(imagenet_sample), OPTIONS)
+    rng = random.Random(0)
+    for _ in range(8):
+        child = start(imagenet_sample, out)
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(rng.uniform(0, 1.0))
+        child.kill()
+        child.communicate(timeout=60)
+    write_beton(out, open_source(imagenet_sample), OPTIONS)
+    assert both(out) == both(whole)

@@ -1,0 +1,149 @@
+"""What the writer promises about the file it leaves."""
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beton_tools import UserError
+from beton_tools.format import ALLOC_DTYPE, Beton
+from beton_tools.manifest import Manifest, manifest_path
+from beton_tools.sources import open_source
+from beton_tools.writer import WriteOptions, write_beton
+
+SMALL_PAGES = 1 << 16  # several pages from a few photographs
+INLINE = WriteOptions(workers=0, page_size=SMALL_PAGES)
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def test_the_same_bytes_for_any_number_of_workers(photo_folder: Path, tmp_path: Path) -> None:
+    files = []
+    for workers in (0, 1, 3):
+        out = tmp_path / f"w{workers}" / "photos.beton"
+        write_beton(out, open_source(photo_folder), WriteOptions(workers=workers, page_size=SMALL_PAGES))
+        files.append((out.read_bytes(), manifest_path(out).read_bytes()))
+    assert files[0] == files[1] == files[2]
+
+
+def test_originals_keep_every_pixel(photo_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "photos.beton"
+    source = open_source(photo_folder)
+    manifest = write_beton(out, source, INLINE)
+    beton = Beton.open(out)
+    assert manifest.encodings == {"kept": 24}
+    for i, name in enumerate(manifest.names):
+        original = pixels_of((photo_folder / name).read_bytes())
+        np.testing.assert_array_equal(pixels_of(beton.read_bytes(i)), original)
+        assert (beton.heights[i], beton.widths[i]) == original.shape[:2]
+        assert beton.labels[i] == manifest.classes.index(name.split("/")[0])
+
+
+def test_no_image_straddles_a_page_and_the_file_ends_with_its_table(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "photos.beton"
+    write_beton(out, open_source(photo_folder), INLINE)
+    beton = Beton.open(out)
+    first, last = beton.pointers // SMALL_PAGES, (beton.pointers + beton.sizes - 1) // SMALL_PAGES
+    np.testing.assert_array_equal(first, last)
+    assert beton.num_pages >= 2
+    assert beton.data_start % SMALL_PAGES == 0
+    assert beton.data_end + len(beton) * ALLOC_DTYPE.itemsize == out.stat().st_size
+
+
+def test_bad_images_are_skipped_named_and_counted(photo_folder: Path, tmp_path: Path) -> None:
+    (photo_folder / "n01440764" / "n01440764_0.JPEG").write_bytes(b"")
+    (photo_folder / "n02123045" / "a_text.JPEG").write_text("<html>404</html>")
+    out = tmp_path / "photos.beton"
+    manifest = write_beton(out, open_source(photo_folder), WriteOptions(workers=2, on_error="skip"))
+    assert manifest.num_samples == Beton.open(out).num_samples == 23
+    assert [name for name, _ in manifest.skipped] == ["n01440764/n01440764_0.JPEG", "n02123045/a_text.JPEG"]
+    assert manifest.skipped[0][1] == "empty file"
+    assert Manifest.of_beton(out) == manifest
+
+
+def test_by_default_the_first_bad_image_ends_it_by_name(photo_folder: Path, tmp_path: Path) -> None:
+    (photo_folder / "n02123045" / "n02123045_3.JPEG").write_bytes(b"\xff\xd8\xff nonsense")
+    for workers in (0, 2):
+        with pytest.raises(UserError, match=r"n02123045/n02123045_3\.JPEG: cannot be decoded"):
+            write_beton(tmp_path / "a.beton", open_source(photo_folder), WriteOptions(workers=workers))
+    assert not (tmp_path / "a.beton").exists()
+
+
+def test_a_set_without_one_good_image_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    (tmp_path / "photos" / "a" / "x.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="none of the 1 images could be stored; first: empty file"):
+        write_beton(
+            tmp_path / "a.beton", open_source(tmp_path / "photos"), WriteOptions(workers=0, on_error="skip")
+        )
+
+
+def test_a_subset_has_so_many_of_each_class(photo_folder: Path, tmp_path: Path) -> None:
+    chosen = []
+    for seed in (None, 5, 5, 6):
+        out = tmp_path / f"{len(chosen)}.beton"
+        options = WriteOptions(workers=0, subset_per_class=3, shuffle_seed=seed)
+        manifest = write_beton(out, open_source(photo_folder), options)
+        assert Counter(Beton.open(out).labels.tolist()) == {0: 3, 1: 3, 2: 3}
+        chosen.append(list(manifest.names))
+    assert chosen[0] == sorted(chosen[0])
+    assert chosen[1] == chosen[2]
+    assert set(chosen[1]) != set(chosen[3])
+
+
+def test_a_shuffled_file_holds_every_image_with_its_own_label(photo_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "photos.beton"
+    source = open_source(photo_folder)
+    manifest = write_beton(out, source, WriteOptions(workers=0, shuffle_seed=1))
+    assert sorted(manifest.names) == list(source.names) != list(manifest.names)
+    label_of = dict(zip(source.names, source.labels.tolist(), strict=True))
+    assert Beton.open(out).labels.tolist() == [label_of[name] for name in manifest.names]
+
+
+def test_a_finished_conversion_is_left_alone_and_another_one_never_replaces_it(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "photos.beton"
+    source = open_source(photo_folder)
+    first = write_beton(out, source, INLINE)
+    before = out.stat()
+    assert write_beton(out, source, INLINE) == first
+    with pytest.raises(UserError, match="exists already"):
+        write_beton(out, source, WriteOptions(workers=0, quality=50, lossless=False))
+    assert out.stat().st_mtime_ns == before.st_mtime_ns
+    write_beton(out, source, WriteOptions(workers=0, quality=50, lossless=False), overwrite=True)
+    assert Beton.open(out).num_samples == 24
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "photos",
+        "photos.beton",
+        "photos.beton.manifest.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"quality": 0}, {"max_resolution": 0}, {"workers": -1}, {"page_size": 100_000}, {"on_error": "ignore"}],
+)
+def test_impossible_options_are_one_line(wrong: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(wrong))} cannot be"):
+        WriteOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_manifest_says_what_was_done(photo_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "photos.beton"
+    write_beton(out, open_source(photo_folder), WriteOptions(workers=0, shuffle_seed=3, max_resolution=100))
+    entries = json.loads(manifest_path(out).read_text())
+    assert entries["classes"] == ["n01440764", "n02123045", "n04008634"]
+    assert entries["source"] == {"kind": "folder", "root": str(photo_folder)}
+    assert entries["options"]["shuffle_seed"] == 3
+    assert entries["options"]["max_resolution"] == 100
+    assert sum(entries["encodings"].values()) == entries["num_samples"] == 24
+    assert len(entries["page_crc32"]) == Beton.open(out).num_pages
