@@ -1,4 +1,9 @@
-"""Decode only what the plans of a batch touch: one njit call a batch, its images shared out among threads."""
+"""Decode only what the plans of a batch touch: one njit call a batch, its images shared out among threads.
+
+One thread per element of `decoders` and row of scratch (see `beton_tools.jpeg.crop`). Images differ in cost,
+so each thread takes the next one when it is done, instead of a fixed share. The loops are long on purpose:
+Numba optimises everything that a function calls anew with it: a level of functions costs seconds to compile.
+"""
 
 from typing import Any, NamedTuple
 
@@ -10,6 +15,7 @@ from numba.extending import intrinsic
 from beton_tools.format import RAW_MODE, Beton
 from beton_tools.jpeg.crop import decode_region
 from beton_tools.jpeg.markers import BAD_REGION, OK
+from fastft.augment.cpu import Finish, augment_image
 
 CHANNELS = 3
 
@@ -50,13 +56,13 @@ def decode_stored(
     region: np.ndarray,
     out: np.ndarray,
     scratch: np.ndarray,
-    handle: int,
+    decoder: int,
 ) -> int:
     """Write `region` (y, x, h, w) of the batch's image b to `out` as packed RGB; 0 or an error code."""
     y, x, h, w = region[0], region[1], region[2], region[3]
     source = data[stored.start[b] : stored.start[b] + stored.num_bytes[b]]
     if stored.mode[b] != RAW_MODE:
-        return decode_region(source, y, x, h, w, out, scratch, handle)
+        return decode_region(source, y, x, h, w, out, scratch, decoder)
     height, width = stored.height[b], stored.width[b]
     if y < 0 or x < 0 or h < 1 or w < 1 or y + h > height or x + w > width:
         return BAD_REGION
@@ -64,15 +70,6 @@ def decode_stored(
         begin = CHANNELS * ((y + row) * width + x)
         out[CHANNELS * w * row : CHANNELS * w * (row + 1)] = source[begin : begin + CHANNELS * w]
     return OK
-
-
-@njit(cache=True, nogil=True)
-def _decode_until_done(ticket, data, stored, regions, offsets, packed, scratch, handle, codes):  # type: ignore[no-untyped-def]
-    b: int = _take_ticket(ticket)  # type: ignore[call-arg]
-    while b < len(regions):
-        out = packed[offsets[b] : offsets[b + 1]]
-        codes[b] = decode_stored(data, stored, b, regions[b], out, scratch, handle)
-        b = _take_ticket(ticket)  # type: ignore[call-arg]
 
 
 @njit(cache=True, nogil=True, parallel=True)
@@ -83,16 +80,54 @@ def decode_packed(
     offsets: np.ndarray,
     packed: np.ndarray,
     scratch: np.ndarray,
-    handles: np.ndarray,
+    decoders: np.ndarray,
     codes: np.ndarray,
 ) -> None:
-    """Decode `regions` (B, 4) into `packed[offsets[b] : offsets[b + 1]]`, one error code (B,) for each image.
+    """Decode `regions` (B, 4) into `packed[offsets[b] : offsets[b + 1]]`; codes (B,): 0, or the decoder's."""
+    ticket = np.zeros(1, np.int64)
+    for thread in prange(len(decoders)):
+        b: int = _take_ticket(ticket)  # type: ignore[call-arg]
+        while b < len(regions):
+            out = packed[offsets[b] : offsets[b + 1]]
+            codes[b] = decode_stored(data, stored, b, regions[b], out, scratch[thread], decoders[thread])
+            b = _take_ticket(ticket)
 
-    One thread per row of `scratch` and of `handles` (see `beton_tools.jpeg.crop`). Images differ in cost, so
-    each thread takes the next one when it is done, instead of a fixed share.
+
+class Room(NamedTuple):
+    """Scratch for decoding and augmenting; uint8 (threads, bytes)."""
+
+    decode: np.ndarray
+    pixels: np.ndarray  # of the decoded region
+    augment: np.ndarray
+
+
+@njit(cache=True, nogil=True, parallel=True)
+def decode_and_augment(
+    data: np.ndarray,
+    stored: Stored,
+    regions: np.ndarray,
+    plan: np.ndarray,
+    finish: Finish,
+    room: Room,
+    decoders: np.ndarray,
+    out: np.ndarray,
+    codes: np.ndarray,
+) -> None:
+    """Carry out `plan` (B,) to `out` (B, S, S, 3), each image while its pixels are in cache.
+
+    codes (B,): 0, the decoder's error code, or minus the status of `augment_image`.
     """
     ticket = np.zeros(1, np.int64)
-    for thread in prange(len(handles)):
-        _decode_until_done(
-            ticket, data, stored, regions, offsets, packed, scratch[thread], handles[thread], codes
-        )
+    for thread in prange(len(decoders)):
+        b: int = _take_ticket(ticket)  # type: ignore[call-arg]
+        while b < len(plan):
+            y, x, h, w = regions[b]
+            pixels = room.pixels[thread, : CHANNELS * h * w]
+            codes[b] = decode_stored(
+                data, stored, b, regions[b], pixels, room.decode[thread], decoders[thread]
+            )
+            if codes[b] == OK:
+                codes[b] = -augment_image(
+                    pixels, CHANNELS * w, (y, x, h, w), plan[b], finish, room.augment[thread], out[b]
+                )
+            b = _take_ticket(ticket)

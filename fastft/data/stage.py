@@ -20,8 +20,10 @@ from beton_tools.format import Beton
 from beton_tools.jpeg.markers import describe_error
 from beton_tools.jpeg.turbo import close_decoders, open_decoders
 from beton_tools.manifest import Manifest
+from fastft.augment.cpu import REASONS, CpuAugment
 from fastft.augment.geometry import source_regions
-from fastft.data.decode import CHANNELS, decode_packed, look_up
+from fastft.augment.policies import AugmentPolicy
+from fastft.data.decode import CHANNELS, Room, decode_and_augment, decode_packed, look_up
 
 DrawPlan = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(ids, heights, widths) -> plan rows."""
@@ -72,8 +74,9 @@ class Stage(Operation):
         super().__init__()
         self.beton, self.size = beton, size
         self.labels = beton.labels
-        area = beton.heights.astype(np.int64) * beton.widths
-        self.scratch = np.empty((workers, int((CHANNELS * area + beton.sizes).max())), np.uint8)
+        pixels = CHANNELS * beton.heights.astype(np.int64) * beton.widths
+        self.largest = int(pixels.max())  # bytes of the largest image
+        self.scratch = np.empty((workers, int((pixels + beton.sizes).max())), np.uint8)
         self.decoders = open_decoders(workers)
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
@@ -89,10 +92,48 @@ class Stage(Operation):
     def check(self, ids: np.ndarray, codes: np.ndarray) -> None:
         """Raise SampleError for the first image with an error code."""
         for b in np.flatnonzero(codes)[:1]:
-            raise SampleError(self.beton, int(ids[b]), describe_error(codes[b]))
+            reason = describe_error(codes[b]) if codes[b] > 0 else REASONS[-codes[b]]
+            raise SampleError(self.beton, int(ids[b]), reason)
 
     def close(self) -> None:
         close_decoders(self.decoders)
+
+
+class CpuStage(Stage):
+    """Decodes and augments each image in one go, straight into the batch."""
+
+    def __init__(
+        self,
+        beton: Beton,
+        policy: AugmentPolicy,
+        size: int,
+        workers: int,
+        *,
+        slots: int,
+        batch: int,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(beton, size, workers)
+        self.dtype = dtype
+        augment = CpuAugment(policy, size, str(dtype).removeprefix("torch."))
+        self.finish = augment.finish
+        self.batches = [augment.new_output(batch) for _ in range(slots)]
+        pixels = np.empty((workers, self.largest), np.uint8)
+        height, width = int(beton.heights.max()), int(beton.widths.max())
+        self.room = Room(self.scratch, pixels, augment.new_scratch(workers, height, width))
+
+    def run(self, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        stored = look_up(self.beton, ids)
+        plan = self.draw(ids, stored.height, stored.width)
+        regions = source_regions(plan, self.size)
+        out = self.batches[self.slot][: len(ids)]
+        codes = np.empty(len(ids), np.int64)
+        decode_and_augment(
+            self.beton.data, stored, regions, plan, self.finish, self.room, self.decoders, out, codes
+        )
+        self.check(ids, codes)
+        images = torch.from_numpy(out).view(self.dtype).permute(0, 3, 1, 2)
+        return images, torch.from_numpy(self.labels[ids])
 
 
 class PackedStage(Stage):

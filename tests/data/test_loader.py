@@ -1,0 +1,262 @@
+import threading
+import time
+
+import numba
+import numpy as np
+import pytest
+import torch
+
+from beton_tools.errors import UserError
+from beton_tools.format import Beton
+from beton_tools.manifest import Manifest
+from fastft.augment import parse_policy
+from fastft.data import EvalLoader, SampleError, TrainLoader
+
+SIZE, BATCH = 48, 8
+COLOURS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+POLICY = parse_policy("rand-m9-mstd0.5-inc1", mean=COLOURS["mean"], std=COLOURS["std"])
+
+
+def train_loader(path, **options):
+    defaults = {
+        "size": SIZE, "seed": 5, "batch_size": BATCH, "micro_batch": 4, "workers": 2,
+        "device": "cpu", "dtype": torch.float32,
+    }  # fmt: skip
+    return TrainLoader(path, POLICY, **COLOURS, **(defaults | options))
+
+
+def eval_loader(path, **options):
+    defaults = {"size": SIZE, "batch_size": BATCH, "device": "cpu", "dtype": torch.float32, "workers": 2}
+    return EvalLoader(path, **COLOURS, **(defaults | options))
+
+
+def collect(batches):
+    """{(step, position): (id, label, bytes of the image)} of every image."""
+    seen = {}
+    for batch in batches:
+        for b, sample in enumerate(batch.ids):
+            image = batch.images[b].contiguous().view(torch.uint8).numpy().tobytes()
+            seen[batch.step, batch.first_position + b] = (int(sample), int(batch.labels[b]), image)
+    return seen
+
+
+def loader_threads():
+    return [thread for thread in threading.enumerate() if "EpochThread" in type(thread).__name__]
+
+
+@pytest.fixture(scope="module")
+def whole_epoch(indexed_beton):
+    with train_loader(indexed_beton) as loader:
+        return collect(loader.epoch(2))
+
+
+# the order contract
+
+
+@pytest.mark.parametrize(
+    ("world_size", "micro_batch", "workers"), [(1, 8, 1), (1, 2, 3), (2, 4, 2), (2, 2, 1), (4, 1, 2)]
+)
+def test_the_images_of_a_step_depend_on_neither_ranks_nor_micro_batches_nor_workers(
+    indexed_beton, whole_epoch, world_size, micro_batch, workers
+):
+    together = {}
+    for rank in range(world_size):
+        split = {"rank": rank, "world_size": world_size, "micro_batch": micro_batch, "workers": workers}
+        with train_loader(indexed_beton, **split) as loader:
+            together |= collect(loader.epoch(2))
+    assert together == whole_epoch
+
+
+def test_an_epoch_is_whole_steps_of_distinct_samples(indexed_beton, whole_epoch):
+    assert sorted(whole_epoch) == [(step, position) for step in range(5) for position in range(8)]
+    assert len({sample for sample, _, _ in whole_epoch.values()}) == 40
+    labels = Beton.open(indexed_beton).labels
+    assert all(label == labels[sample] for sample, label, _ in whole_epoch.values())
+
+
+@pytest.mark.parametrize("start_step", [1, 4, 5])
+def test_resuming_gives_exactly_the_rest_of_the_epoch(indexed_beton, whole_epoch, start_step):
+    with train_loader(indexed_beton) as loader:
+        rest = collect(loader.epoch(2, start_step))
+    assert rest == {key: image for key, image in whole_epoch.items() if key[0] >= start_step}
+
+
+def test_epochs_differ_and_can_be_iterated_again(indexed_beton, whole_epoch):
+    with train_loader(indexed_beton) as loader:
+        assert collect(loader.epoch(3)) != whole_epoch
+        assert collect(loader.epoch(2)) == whole_epoch
+
+
+def test_a_subset_trains_on_its_samples_only(indexed_beton):
+    subset = np.arange(3, 44, 2)
+    with train_loader(indexed_beton, subset=subset) as loader:
+        seen = collect(loader.epoch(0))
+        assert (loader.num_samples, loader.steps_per_epoch, len(seen)) == (21, 2, 16)
+    assert {sample for sample, _, _ in seen.values()} <= set(subset.tolist())
+
+
+# what a batch is
+
+
+@pytest.mark.parametrize("kind", ["jpg", "raw"])
+def test_files_of_stock_ffcv_are_read(stock_beton, kind):
+    with train_loader(stock_beton(kind)) as loader:
+        assert (loader.num_samples, loader.num_classes, loader.steps_per_epoch) == (44, 5, 5)
+        assert len(collect(loader.epoch(0))) == 40
+
+
+def test_a_batch_is_channels_last_in_the_dtype_asked_for(indexed_beton):
+    pairs = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        with train_loader(indexed_beton, dtype=dtype) as loader:
+            batch = next(loader.epoch(0))
+            pairs[dtype] = batch.images.clone()
+            assert batch.images.shape == (4, 3, SIZE, SIZE)
+            assert batch.images.dtype == dtype
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
+            assert batch.labels.dtype == torch.int64 and batch.ids.dtype == np.int64
+    rounded = pairs[torch.float32].to(torch.bfloat16)
+    assert torch.equal(rounded, pairs[torch.bfloat16])
+
+
+def test_a_batch_stays_intact_until_the_next_one_is_asked_for(indexed_beton):
+    with train_loader(indexed_beton, micro_batch=1) as loader:
+        for batch in loader.epoch(0):
+            before = batch.images.clone()
+            while not loader.engine.thread.output_queue.full() and loader.engine.thread.is_alive():
+                time.sleep(0.005)
+            time.sleep(0.02)  # the thread may be one batch beyond the full queue
+            assert torch.equal(batch.images, before)
+
+
+# evaluation
+
+
+@pytest.mark.parametrize(("world_size", "batch_size"), [(1, 8), (2, 7), (3, 64)])
+def test_evaluation_sees_every_sample_once(indexed_beton, world_size, batch_size):
+    with eval_loader(indexed_beton, batch_size=5) as loader:
+        alone = {sample: rest for sample, *rest in collect(loader).values()}
+        assert len(alone) == loader.num_samples == 44
+    together = []
+    for rank in range(world_size):
+        with eval_loader(indexed_beton, rank=rank, world_size=world_size, batch_size=batch_size) as loader:
+            batches = collect(loader)
+            positions = [position for _, position in batches]
+            assert positions == list(range(positions[0], positions[0] + len(positions)))
+            together += batches.values()
+    assert sorted(sample for sample, _, _ in together) == list(range(44))
+    assert all(alone[sample] == rest for sample, *rest in together)
+
+
+def test_an_evaluation_can_be_repeated_and_run_in_the_middle_of_an_epoch(indexed_beton, whole_epoch):
+    with train_loader(indexed_beton) as loader, eval_loader(indexed_beton) as evaluation:
+        epoch = loader.epoch(2)
+        first = collect([next(epoch)])
+        assert collect(evaluation) == collect(evaluation)
+        assert first | collect(epoch) == whole_epoch
+
+
+def test_more_ranks_than_samples_leaves_some_ranks_without_any(indexed_beton):
+    with eval_loader(indexed_beton, indices=np.array([4]), rank=0, world_size=2) as loader:
+        assert list(loader) == []
+    with eval_loader(indexed_beton, indices=np.array([4]), rank=1, world_size=2) as loader:
+        assert [batch.ids.tolist() for batch in loader] == [[4]]
+
+
+# errors
+
+
+@pytest.fixture
+def damaged_beton(indexed_beton, tmp_path):
+    """A copy in which the JPEG of sample 17 is cut off by zeros, and its manifest."""
+    path = tmp_path / "damaged.beton"
+    data = bytearray(indexed_beton.read_bytes())
+    beton = Beton.open(indexed_beton)
+    start, size = int(beton.pointers[17]), int(beton.sizes[17])
+    data[start + size // 2 : start + size] = bytes(size - size // 2)
+    path.write_bytes(data)
+    manifest = indexed_beton.with_name("indexed.beton.manifest.json")
+    path.with_name("damaged.beton.manifest.json").write_bytes(manifest.read_bytes())
+    return path
+
+
+@pytest.mark.timeout(60)
+def test_a_sample_that_does_not_decode_is_named_in_the_training_loop(damaged_beton):
+    name = Manifest.of_beton(damaged_beton).names[17]
+    with eval_loader(damaged_beton, batch_size=4) as loader:
+        seen = []
+        with pytest.raises(SampleError, match=rf"sample 17 \({name}\)") as caught:
+            seen += [batch.ids.tolist() for batch in loader]
+        assert caught.value.sample == 17
+    assert loader_threads() == []
+
+
+@pytest.mark.timeout(60)
+def test_batches_before_the_damaged_one_arrive(damaged_beton):
+    with eval_loader(damaged_beton, batch_size=4) as loader:
+        seen = []
+        with pytest.raises(SampleError):
+            for batch in loader:
+                seen += batch.ids.tolist()
+    assert seen == list(range(16))
+
+
+@pytest.mark.timeout(60)
+def test_any_error_of_the_pipeline_reaches_the_training_loop(indexed_beton, monkeypatch):
+    def fail(*_, **__):
+        raise ZeroDivisionError("planned")
+
+    with train_loader(indexed_beton) as loader:
+        monkeypatch.setattr("fastft.data.loader.draw_plan", fail)
+        with pytest.raises(ZeroDivisionError, match="planned"):
+            next(loader.epoch(0))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 6}, "not a multiple"),
+        ({"batch_size": 64, "micro_batch": 64}, "do not fill"),
+        ({"subset": np.array([44])}, "from 0 to 43"),
+        ({"dtype": torch.int32}, "int32"),
+    ],
+)
+def test_impossible_options_are_refused(indexed_beton, options, words):
+    with pytest.raises(UserError, match=words):
+        train_loader(indexed_beton, **options)
+
+
+# threads
+
+
+def test_an_early_break_leaves_no_thread(indexed_beton):
+    with train_loader(indexed_beton, micro_batch=1) as loader:
+        for _ in loader.epoch(0):
+            break
+        assert loader_threads() == []
+
+
+def test_closing_ends_an_abandoned_pass_and_a_new_pass_ends_the_old_one(indexed_beton):
+    with train_loader(indexed_beton, micro_batch=1) as loader:
+        abandoned = loader.epoch(0)
+        next(abandoned)
+        replacement = loader.epoch(1)
+        next(replacement)
+        assert len(loader_threads()) == 1
+        with pytest.raises(RuntimeError, match="closed"):
+            next(abandoned)
+        next(replacement)
+    assert loader_threads() == []
+
+
+def test_workers_beyond_numbas_limit_are_cut_to_it_and_torch_keeps_its_threads(indexed_beton, whole_epoch):
+    threads = torch.get_num_threads()
+    with train_loader(indexed_beton, workers=numba.config.NUMBA_NUM_THREADS + 5) as loader:
+        assert collect(loader.epoch(2)) == whole_epoch
+    assert torch.get_num_threads() == threads
+
+
+def test_waiting_for_data_is_counted(indexed_beton):
+    with train_loader(indexed_beton) as loader:
+        next(loader.epoch(0))
+        assert loader.wait_seconds > 0
