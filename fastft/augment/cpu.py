@@ -22,7 +22,7 @@ from beton_tools.errors import UserError
 from fastft.augment.erase import BFLOAT16, DTYPES, FLOAT16, FLOAT32, bfloat16_bits, erase, float16_bits
 from fastft.augment.geometry import source_region, source_regions
 from fastft.augment.ops import blend
-from fastft.augment.ops_image import op_scratch_size, run_op
+from fastft.augment.ops_image import look_up, op_scratch_size, run_op
 from fastft.augment.plan import CHAIN_DEPTH, MAX_CHAINS, MAX_OPS, OP_ID
 from fastft.augment.policies import AugmentPolicy
 from fastft.augment.resize import OK, REGION_TOO_SMALL, resize_region, resize_scratch_size, take
@@ -67,13 +67,6 @@ def _mix_chains(row, image, mixed, first, second, size, fill, scratch):  # type:
 
 
 @njit(cache=True)
-def _normalise(image, table, out):  # type: ignore[no-untyped-def]
-    for i in range(0, image.size, 3):
-        for c in range(3):
-            out[i + c] = table[c * 256 + image[i + c]]
-
-
-@njit(cache=True)
 def image_scratch_size(height: int, width: int, size: int) -> int:
     """Bytes of scratch for one image of a region up to height x width."""
     images = 7 * size * size * 3 + 4 * 64
@@ -100,7 +93,7 @@ def augment_image(pixels, stride, region, row, finish, scratch, out):  # type: i
     else:
         last = _run_ops(row, 0, MAX_OPS, image, first, size, finish.fill, rest)
     flat = out.reshape(-1)
-    _normalise(last, finish.table, flat)
+    look_up(last, finish.table, flat)
     erase(row, size, flat, finish.dtype)
     return OK
 
@@ -171,10 +164,10 @@ class CpuAugment:
         return out
 
     def _scratch_for(self, regions: np.ndarray) -> np.ndarray:
-        threads, height, width = numba.get_num_threads(), *regions[:, 2:].max(0, initial=1)
-        if len(self._scratch) < threads or self._scratch.shape[1] < image_scratch_size(
-            height, width, self.size
-        ):
+        threads = numba.get_num_threads()
+        height, width = (int(n) for n in regions[:, 2:].max(0, initial=1))
+        needed = int(image_scratch_size(height, width, self.size))
+        if len(self._scratch) < threads or self._scratch.shape[1] < needed:
             self._scratch = self.new_scratch(threads, height, width)
         return self._scratch
 

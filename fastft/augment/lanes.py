@@ -1,23 +1,26 @@
-"""Sixteen int32 lanes as a Numba value, and a 16 x 16 byte transpose.
+"""Vectors as Numba values: sixteen int32 lanes, one pixel as four float64, a 16 x 16 byte transpose.
 
-Numba has no vector type, and LLVM's loop vectoriser turns neither the antialiased resize (a different
-window of taps per output pixel) nor a byte transpose into vector code. Both are written here in plain LLVM
-vector operations, which LLVM lowers to AVX-512, AVX2, SSE or NEON, whatever the machine has. CPU only.
+Numba has no vector type, and LLVM's loop vectoriser turns neither the antialiased resize (a different window
+of taps per output pixel) nor the geometric ops (another place in the source per pixel) nor a byte transpose
+into vector code. They are written here in plain LLVM vector operations, which LLVM lowers to AVX-512, AVX2,
+SSE or NEON, whatever the machine has. CPU only.
 """
 
+import operator
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import types
 from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic as _intrinsic
-from numba.extending import register_model
+from numba.extending import overload, register_model
 
 LANES = 16
 
 intrinsic: Any = _intrinsic  # its stub would have callers pass the typing context
 
-_I8, _I32 = ir.IntType(8), ir.IntType(32)
+_I8, _I16, _I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 _BYTES, _INTS = ir.VectorType(_I8, LANES), ir.VectorType(_I32, LANES)
 
 
@@ -129,4 +132,96 @@ def transpose_bytes(
     return types.void(source, intp, intp, intp, target, intp, intp), codegen
 
 
-__all__ = ["LANES", "load_bytes", "multiply_add", "spread", "store_clipped", "transpose_bytes"]
+# -- one pixel as float64: red, green, blue and the byte after them ------------------------------------------
+
+_QUAD = ir.VectorType(ir.DoubleType(), 4)
+
+
+class _PixelType(types.Type):
+    def __init__(self) -> None:
+        super().__init__("float64x4")
+
+
+@register_model(_PixelType)
+class _PixelModel(PrimitiveModel):
+    def __init__(self, manager: Any, fe_type: types.Type) -> None:
+        super().__init__(manager, fe_type, _QUAD)
+
+
+_pixel = _PixelType()
+
+
+def _as_quad(builder: Any, value: Any) -> Any:
+    """A vector as it is, a scalar in all four lanes."""
+    if value.type == _QUAD:
+        return value
+    first = builder.insert_element(ir.Constant(_QUAD, ir.Undefined), value, _I32(0))
+    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_I32, 4), [0] * 4))
+
+
+def _define_operator(symbol: Callable, instruction: str) -> None:
+    """Lets njit code write `symbol` between pixels and float64 scalars."""
+
+    @intrinsic
+    def apply(typingctx: Any, a: Any, b: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return getattr(builder, instruction)(*(_as_quad(builder, value) for value in args))
+
+        return _pixel(a, b), codegen
+
+    @overload(symbol)
+    def implement(a, b):  # type: ignore[no-untyped-def]  # Numba compares bare signatures
+        pixels = [isinstance(value, _PixelType) for value in (a, b)]
+        scalars = [value == types.float64 for value in (a, b)]
+        if any(pixels) and all(p or s for p, s in zip(pixels, scalars, strict=True)):
+            return lambda a, b: apply(a, b)
+        return None
+
+
+_define_operator(operator.add, "fadd")
+_define_operator(operator.sub, "fsub")
+_define_operator(operator.mul, "fmul")
+
+
+@intrinsic
+def load_pixel(typingctx: Any, array: Any, index: Any) -> Any:
+    """array[index : index + 4] (uint8) as float64. Unchecked: one byte past the pixel must be readable."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
+        pointer = builder.bitcast(pointer, ir.VectorType(_I8, 4).as_pointer())
+        return builder.uitofp(builder.load(pointer, align=1), _QUAD)
+
+    return _pixel(array, types.intp), codegen
+
+
+@intrinsic
+def store_pixel(typingctx: Any, array: Any, index: Any, pixel: Any) -> Any:
+    """array[index : index + 3] = pixel, clipped to 0..255 and truncated. Unchecked."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = args[2]
+        low, high = ir.Constant(_QUAD, [0.0] * 4), ir.Constant(_QUAD, [255.0] * 4)
+        value = builder.select(builder.fcmp_ordered(">", value, low), value, low)
+        value = builder.select(builder.fcmp_ordered("<", value, high), value, high)
+        value = builder.trunc(builder.fptosi(value, ir.VectorType(_I32, 4)), ir.VectorType(_I8, 4))
+        red = _pointer(context, builder, signature.args[0], args[0], args[1])
+        word = builder.bitcast(value, _I32)
+        builder.store(builder.trunc(word, _I16), builder.bitcast(red, _I16.as_pointer()), align=1)
+        blue = builder.gep(builder.bitcast(red, _I8.as_pointer()), [_I32(2)])
+        builder.store(builder.extract_element(value, _I32(2)), blue)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, _pixel), codegen
+
+
+__all__ = [
+    "LANES",
+    "load_bytes",
+    "load_pixel",
+    "multiply_add",
+    "spread",
+    "store_clipped",
+    "store_pixel",
+    "transpose_bytes",
+]

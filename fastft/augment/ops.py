@@ -8,6 +8,8 @@ Three kinds of op: tables (every channel value is looked up in 256 entries, whic
 of the whole image), colour (one pixel), neighbourhood (sharpness, blur; the geometric ones: ops_affine.py).
 """
 
+import math
+
 import numpy as np
 from numba import njit
 
@@ -51,7 +53,7 @@ def point_entry(op, value, argument):  # type: ignore[no-untyped-def]
     if op == POSTERIZE:  # 0 bits: black, as Pillow before 13 made it
         return np.uint8(value & (0xFF00 >> np.int32(argument)))
     if op == SOLARIZE:
-        return np.uint8(value if value < argument else 255 - value)
+        return np.uint8(value if value < np.int32(argument) else 255 - value)
     if op == SOLARIZE_ADD:
         return np.uint8(min(value + np.int32(argument), 255) if value < SOLARIZE_ADD_BELOW else value)
     return blend(0, value, np.float32(argument))  # Brightness
@@ -109,8 +111,8 @@ def box_weights(sigma):  # type: ignore[no-untyped-def]
     """
     sigma = np.float32(sigma)
     variance = sigma * sigma / np.float32(BLUR_PASSES)
-    length = np.float32(np.sqrt(12.0 * variance + 1.0))
-    whole = np.float32(np.floor((length - 1.0) / 2.0))
+    length = np.float32(math.sqrt(12.0 * variance + 1.0))
+    whole = np.float32(math.floor((length - 1.0) / 2.0))
     one, six = np.float32(1.0), np.float32(6.0)
     part = (whole + whole + one) * (whole * (whole + one) - np.float32(3.0) * variance)
     part /= six * (variance - (whole + one) * (whole + one))

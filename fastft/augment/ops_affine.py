@@ -1,4 +1,9 @@
-"""Rotate, shear and translate: Pillow's affine transform in float64, operation by operation."""
+"""Rotate, shear and translate: Pillow's affine transform in float64, operation by operation.
+
+The sampling functions take the function that reads: one channel as a scalar in a kernel, a whole pixel as a
+vector on the CPU. Both do the same operations in the same order. (Numba cannot cache a function that takes a
+function; what calls them is cached.)
+"""
 
 import math
 
@@ -17,8 +22,8 @@ def affine_matrix(op, argument, height, width):  # type: ignore[no-untyped-def]
     """(a, b, c, d, e, f): output pixel centre (x, y) shows the source at (ax + by + c, dx + ey + f)."""
     if op == ROTATE:
         angle = -math.radians(argument % 360.0)
-        cos = np.rint(math.cos(angle) * DECIMALS) / DECIMALS
-        sin = np.rint(math.sin(angle) * DECIMALS) / DECIMALS
+        cos = round(math.cos(angle) * DECIMALS) / DECIMALS
+        sin = round(math.sin(angle) * DECIMALS) / DECIMALS
         x, y = width / 2.0, height / 2.0
         return cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y
     if op == SHEAR_X:
@@ -31,17 +36,21 @@ def affine_matrix(op, argument, height, width):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _cubic(a, b, c, d, t):  # type: ignore[no-untyped-def]
-    """Cubic through four neighbours at t in [0, 1) between b and c (a = -1, as Pillow's transform)."""
-    a, b, c, d = np.float64(a), np.float64(b), np.float64(c), np.float64(d)
-    return b + t * ((-a + c) + t * ((2.0 * (a - b) + c - d) + t * (-a + b - c + d)))
+def read_byte(pixels, i):  # type: ignore[no-untyped-def]
+    """One channel of a pixel as float64: the `read` of a kernel. The CPU reads a whole pixel (load_pixel)."""
+    return np.float64(pixels[i])
 
 
 @njit(cache=True)
-def _cubic_row(pixels, row, x0, x1, x2, x3, t):  # type: ignore[no-untyped-def]
-    if t == 0.0:
-        return np.float64(pixels[row + x1])
-    return _cubic(pixels[row + x0], pixels[row + x1], pixels[row + x2], pixels[row + x3], t)
+def truncate(value):  # type: ignore[no-untyped-def]
+    """float64 -> uint8: clipped, then truncated as C does."""
+    return np.uint8(np.int32(min(max(value, 0.0), 255.0)))
+
+
+@njit(cache=True)
+def cubic(a, b, c, d, t):  # type: ignore[no-untyped-def]
+    """Cubic through four neighbours at t in [0, 1) between b and c (a = -1, as Pillow's transform)."""
+    return b + t * ((c - a) + t * ((2.0 * (a - b) + c - d) + t * (b - a - c + d)))
 
 
 @njit(cache=True)
@@ -49,62 +58,58 @@ def _clamp(i, size):  # type: ignore[no-untyped-def]
     return min(max(i, 0), size - 1)
 
 
-@njit(cache=True)
-def _truncate(value):  # type: ignore[no-untyped-def]
-    return np.uint8(np.int32(min(max(value, 0.0), 255.0)))
+@njit
+def _cubic_row(read, pixels, row, x0, x1, x2, x3, t):  # type: ignore[no-untyped-def]
+    if t == 0.0:
+        return read(pixels, row + x1)
+    left, right = read(pixels, row + x0), read(pixels, row + x3)
+    return cubic(left, read(pixels, row + x1), read(pixels, row + x2), right, t)
 
 
-@njit(cache=True)
-def sample_bicubic(pixels, height, width, x, y, target, to):  # type: ignore[no-untyped-def]
-    """target[to : to + 3] = the image (flat uint8) at (x, y) inside it. Centres on halves; edges repeat.
+@njit
+def sample_bicubic(read, pixels, height, width, x, y, channel):  # type: ignore[no-untyped-def]
+    """The image (flat uint8) at (x, y) inside it. Pixels centre on halves; edges repeat.
 
     A coordinate on a pixel centre (all of y in ShearX and TranslateX) needs one row or column of the 4 x 4.
     """
     x, y = x - 0.5, y - 0.5
-    column, line = np.int64(np.floor(x)), np.int64(np.floor(y))
+    column, line = np.int64(math.floor(x)), np.int64(math.floor(y))  # CUDA's floor gives a float
     tx, ty = x - column, y - line
-    x0, x1 = 3 * _clamp(column - 1, width), 3 * _clamp(column, width)
-    x2, x3 = 3 * _clamp(column + 1, width), 3 * _clamp(column + 2, width)
+    x0, x1 = 3 * _clamp(column - 1, width) + channel, 3 * _clamp(column, width) + channel
+    x2, x3 = 3 * _clamp(column + 1, width) + channel, 3 * _clamp(column + 2, width) + channel
     pitch = 3 * width
-    r1 = pitch * _clamp(line, height)
+    b = _cubic_row(read, pixels, pitch * _clamp(line, height), x0, x1, x2, x3, tx)
     if ty == 0.0:
-        for c in range(3):
-            target[to + c] = _truncate(_cubic_row(pixels, r1 + c, x0, x1, x2, x3, tx))
-        return
-    r0 = pitch * _clamp(line - 1, height)
-    r2, r3 = pitch * _clamp(line + 1, height), pitch * _clamp(line + 2, height)
-    for c in range(3):
-        a = _cubic_row(pixels, r0 + c, x0, x1, x2, x3, tx)
-        b = _cubic_row(pixels, r1 + c, x0, x1, x2, x3, tx)
-        d = _cubic_row(pixels, r2 + c, x0, x1, x2, x3, tx)
-        e = _cubic_row(pixels, r3 + c, x0, x1, x2, x3, tx)
-        target[to + c] = _truncate(_cubic(a, b, d, e, ty))
+        return b
+    a = _cubic_row(read, pixels, pitch * _clamp(line - 1, height), x0, x1, x2, x3, tx)
+    c = _cubic_row(read, pixels, pitch * _clamp(line + 1, height), x0, x1, x2, x3, tx)
+    d = _cubic_row(read, pixels, pitch * _clamp(line + 2, height), x0, x1, x2, x3, tx)
+    return cubic(a, b, c, d, ty)
 
 
-@njit(cache=True)
-def sample_bilinear(pixels, height, width, x, y, target, to):  # type: ignore[no-untyped-def]
+@njit
+def sample_bilinear(read, pixels, height, width, x, y, channel):  # type: ignore[no-untyped-def]
     """As `sample_bicubic`, over 2 x 2 pixels."""
     x, y = x - 0.5, y - 0.5
-    column, line = np.int64(np.floor(x)), np.int64(np.floor(y))
+    column, line = np.int64(math.floor(x)), np.int64(math.floor(y))  # CUDA's floor gives a float
     tx, ty = x - column, y - line
-    x0, x1 = 3 * _clamp(column, width), 3 * _clamp(column + 1, width)
+    x0, x1 = 3 * _clamp(column, width) + channel, 3 * _clamp(column + 1, width) + channel
     r0, r1 = 3 * width * _clamp(line, height), 3 * width * _clamp(line + 1, height)
-    for c in range(3):
-        a, b = np.float64(pixels[r0 + x0 + c]), np.float64(pixels[r0 + x1 + c])
-        d, e = np.float64(pixels[r1 + x0 + c]), np.float64(pixels[r1 + x1 + c])
-        a, d = a + (b - a) * tx, d + (e - d) * tx
-        target[to + c] = _truncate(a + (d - a) * ty)
+    a, b = read(pixels, r0 + x0), read(pixels, r0 + x1)
+    c, d = read(pixels, r1 + x0), read(pixels, r1 + x1)
+    a, c = a + (b - a) * tx, c + (d - c) * tx
+    return a + (c - a) * ty
 
 
 @njit(cache=True)
-def affine_pixel(pixels, height, width, matrix, i, j, fill, bicubic, target, to):  # type: ignore[no-untyped-def]
-    """Output pixel (row i, column j) of the transform: sampled, or `fill` where it looks past the image."""
+def affine_source(matrix, i, j):  # type: ignore[no-untyped-def]
+    """(x, y) in the source of the centre of output row i, column j."""
     a, b, c, d, e, f = matrix
-    x = a * (j + 0.5) + b * (i + 0.5) + c
-    y = d * (j + 0.5) + e * (i + 0.5) + f
-    if x < 0.0 or x >= width or y < 0.0 or y >= height:
-        target[to], target[to + 1], target[to + 2] = fill[0], fill[1], fill[2]
-    elif bicubic:
-        sample_bicubic(pixels, height, width, x, y, target, to)
-    else:
-        sample_bilinear(pixels, height, width, x, y, target, to)
+    x, y = j + 0.5, i + 0.5
+    return a * x + b * y + c, d * x + e * y + f
+
+
+@njit(cache=True)
+def inside(x, y, height, width):  # type: ignore[no-untyped-def]
+    """Whether (x, y) shows the image and not the fill colour."""
+    return 0.0 <= x < width and 0.0 <= y < height

@@ -1,13 +1,15 @@
 """The ops on whole images, on the CPU: loops over the scalar functions of ops.py and ops_affine.py.
 
-Images are flat uint8 arrays of height*width*3; `source` and `target` are different ones. Nothing allocates:
-`run_op` works in scratch of `op_scratch_size` bytes.
+Images are flat uint8 arrays of height*width*3; `source` and `target` are different ones, and the byte after
+`source` can be read (pixels are read four bytes at a time). Nothing allocates: `run_op` works in scratch of
+`op_scratch_size` bytes.
 """
 
 import numpy as np
 from numba import njit
 
 from beton_tools.errors import UserError
+from fastft.augment.lanes import load_pixel, store_pixel
 from fastft.augment.levels import level_argument
 from fastft.augment.ops import (
     AUTO_CONTRAST,
@@ -34,7 +36,10 @@ from fastft.augment.ops_affine import (
     SHEAR_X,
     TRANSLATE_Y,
     affine_matrix,
-    affine_pixel,
+    affine_source,
+    inside,
+    sample_bicubic,
+    sample_bilinear,
 )
 from fastft.augment.plan import OP_ID, OPS
 from fastft.augment.resize import take
@@ -42,24 +47,31 @@ from fastft.augment.resize import take
 COLOR, SHARPNESS = OP_ID["Color"], OP_ID["Sharpness"]
 GRAYSCALE, GAUSSIAN_BLUR = OP_ID["Grayscale"], OP_ID["GaussianBlur"]
 LEVELS = 256
+TILE = 16  # pixels: a tile of 16 x 16 touches 16 cache lines on either side
+ONE, TWO = np.uintp(1), np.uintp(2)  # unsigned indices: no test for Python's negative ones, vector code
 CLIP_FILL = (123, 117, 104)  # 255 x CLIP's mean, rounded: timm's fill for what geometric ops uncover
 
 
 @njit(cache=True)
-def _count(source, histogram):  # type: ignore[no-untyped-def]
-    """Histogram (3 x 256 int64, flat) of each channel."""
-    histogram[:] = 0
-    for i in range(0, source.size, 3):
-        for c in range(3):
-            histogram[c * LEVELS + source[i + c]] += 1
+def _row(image, y, pitch):  # type: ignore[no-untyped-def]
+    return image[y * pitch : (y + 1) * pitch]
 
 
 @njit(cache=True)
-def _channel_range(source, c):  # type: ignore[no-untyped-def]
-    low, high = np.uint8(255), np.uint8(0)
-    for i in range(c, source.size, 3):
-        low, high = min(low, source[i]), max(high, source[i])
-    return np.int64(low), np.int64(high)
+def _point(op, argument, source, target):  # type: ignore[no-untyped-def]
+    """Ops that know their argument alone. Computed: vector code does that faster than looking up."""
+    for i in range(source.size):
+        target[i] = point_entry(op, source[i], argument)
+
+
+@njit(cache=True)
+def _contrast(argument, source, target):  # type: ignore[no-untyped-def]
+    total = 0
+    for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
+        total += luma(source[i], source[i + ONE], source[i + TWO])
+    mean = contrast_mean(total, source.size // 3)
+    for i in range(source.size):
+        target[i] = contrast_entry(source[i], mean, argument)
 
 
 @njit(cache=True)
@@ -74,47 +86,50 @@ def _equalize_channel(histogram, table):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _luma_sum(source):  # type: ignore[no-untyped-def]
-    total = 0
-    for i in range(0, source.size, 3):
-        total += luma(source[i], source[i + 1], source[i + 2])
-    return total
+def _equalize_tables(source, histogram, tables):  # type: ignore[no-untyped-def]
+    histogram[:] = 0
+    red, green, blue = _row(histogram, 0, LEVELS), _row(histogram, 1, LEVELS), _row(histogram, 2, LEVELS)
+    for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
+        red[source[i]] += 1
+        green[source[i + ONE]] += 1
+        blue[source[i + TWO]] += 1
+    for c in range(3):
+        _equalize_channel(_row(histogram, c, LEVELS), _row(tables, c, LEVELS))
 
 
 @njit(cache=True)
-def _fill_table(op, argument, source, table, histogram):  # type: ignore[no-untyped-def]
-    """The 3 x 256 table (flat) of a table op for this image."""
-    if op == EQUALIZE:
-        _count(source, histogram)
-        for c in range(0, 3 * LEVELS, LEVELS):
-            _equalize_channel(histogram[c : c + LEVELS], table[c : c + LEVELS])
-        return
-    if op == AUTO_CONTRAST:
-        for c in range(3):
-            low, high = _channel_range(source, c)
-            for v in range(LEVELS):
-                table[c * LEVELS + v] = autocontrast_entry(v, low, high)
-        return
-    mean = contrast_mean(_luma_sum(source), source.size // 3) if op == CONTRAST else 0
-    for v in range(LEVELS):
-        table[v] = contrast_entry(v, mean, argument) if op == CONTRAST else point_entry(op, v, argument)
-        table[LEVELS + v] = table[2 * LEVELS + v] = table[v]
+def _autocontrast_tables(source, tables):  # type: ignore[no-untyped-def]
+    low_r = low_g = low_b = np.uint8(255)
+    high_r = high_g = high_b = np.uint8(0)
+    for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
+        r, g, b = source[i], source[i + ONE], source[i + TWO]
+        low_r, low_g, low_b = min(low_r, r), min(low_g, g), min(low_b, b)
+        high_r, high_g, high_b = max(high_r, r), max(high_g, g), max(high_b, b)
+    for c, low, high in ((0, low_r, high_r), (1, low_g, high_g), (2, low_b, high_b)):
+        for v in range(LEVELS):
+            tables[c * LEVELS + v] = autocontrast_entry(v, np.int32(low), np.int32(high))
 
 
 @njit(cache=True)
-def _look_up(source, table, target):  # type: ignore[no-untyped-def]
-    for i in range(0, source.size, 3):
-        for c in range(3):
-            target[i + c] = table[c * LEVELS + source[i + c]]
+def look_up(source, tables, target):  # type: ignore[no-untyped-def]
+    """target = each byte's entry in its channel's part of `tables` (3 x 256, flat, any dtype)."""
+    red, green, blue = _row(tables, 0, LEVELS), _row(tables, 1, LEVELS), _row(tables, 2, LEVELS)
+    for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
+        target[i], target[i + ONE], target[i + TWO] = (
+            red[source[i]],
+            green[source[i + ONE]],
+            blue[source[i + TWO]],
+        )
 
 
 @njit(cache=True)
 def _saturate(source, factor, target):  # type: ignore[no-untyped-def]
     """Color and, at factor 0, Grayscale: blend of the pixel's luma and the pixel."""
-    for i in range(0, source.size, 3):
-        grey = luma(source[i], source[i + 1], source[i + 2])
-        for c in range(3):
-            target[i + c] = blend(grey, source[i + c], factor)
+    for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
+        grey = luma(source[i], source[i + ONE], source[i + TWO])
+        target[i] = blend(grey, source[i], factor)
+        target[i + ONE] = blend(grey, source[i + ONE], factor)
+        target[i + TWO] = blend(grey, source[i + TWO], factor)
 
 
 @njit(cache=True)
@@ -123,51 +138,33 @@ def _sharpen(source, height, width, factor, target):  # type: ignore[no-untyped-
     pitch = 3 * width
     target[:] = source
     for y in range(1, height - 1):
-        above, row, below = source[(y - 1) * pitch :], source[y * pitch :], source[(y + 1) * pitch :]
-        out = target[y * pitch :]
-        for i in range(3, pitch - 3):
-            total = np.int32(0)
-            for k in range(-3, 4, 3):
-                total += np.int32(above[i + k]) + np.int32(row[i + k]) + np.int32(below[i + k])
-            out[i] = blend(smooth(total, row[i]), row[i], factor)
+        above, row, below = _row(source, y - 1, pitch), _row(source, y, pitch), _row(source, y + 1, pitch)
+        out = _row(target, y, pitch)
+        for i in range(pitch - 6):
+            left = np.int32(above[i]) + np.int32(row[i]) + np.int32(below[i])
+            centre = np.int32(above[i + 3]) + np.int32(row[i + 3]) + np.int32(below[i + 3])
+            right = np.int32(above[i + 6]) + np.int32(row[i + 6]) + np.int32(below[i + 6])
+            out[i + 3] = blend(smooth(left + centre + right, row[i + 3]), row[i + 3], factor)
 
 
 @njit(cache=True)
 def _transform(source, height, width, matrix, fill, bicubic, target):  # type: ignore[no-untyped-def]
     for i in range(height):
         for j in range(width):
-            affine_pixel(source, height, width, matrix, i, j, fill, bicubic, target, 3 * (i * width + j))
+            x, y = affine_source(matrix, i, j)
+            to = 3 * (i * width + j)
+            if not inside(x, y, height, width):
+                target[to], target[to + 1], target[to + 2] = fill[0], fill[1], fill[2]
+            elif bicubic:
+                store_pixel(target, to, sample_bicubic(load_pixel, source, height, width, x, y, 0))
+            else:
+                store_pixel(target, to, sample_bilinear(load_pixel, source, height, width, x, y, 0))
 
 
 @njit(cache=True)
-def _box_clamped(row, i, width, weights):  # type: ignore[no-untyped-def]
-    """Byte i of a row's horizontal box pass, edges repeated."""
-    reach, inner, edge = weights
-    x, c, total = i // 3, i % 3, np.uint32(0)
-    for k in range(x - reach, x + reach + 1):
-        total += np.uint32(row[3 * min(max(k, 0), width - 1) + c])
-    before, after = row[3 * max(x - reach - 1, 0) + c], row[3 * min(x + reach + 1, width - 1) + c]
-    return box_byte(total, np.uint32(before) + np.uint32(after), inner, edge)
-
-
-@njit(cache=True)
-def _box_horizontal(source, height, width, weights, sums, target):  # type: ignore[no-untyped-def]
-    reach, inner, edge = weights
-    pitch, reach_bytes, margin = 3 * width, 3 * reach, min(3 * (reach + 1), 3 * width)
-    for y in range(height):
-        row, out = source[y * pitch : (y + 1) * pitch], target[y * pitch : (y + 1) * pitch]
-        inside = max(pitch - margin, margin)
-        sums[:pitch] = 0
-        for k in range(-reach_bytes, reach_bytes + 1, 3):
-            for i in range(margin, inside):
-                sums[i] += np.uint32(row[i + k])
-        for i in range(margin, inside):
-            ends = np.uint32(row[i - reach_bytes - 3]) + np.uint32(row[i + reach_bytes + 3])
-            out[i] = box_byte(sums[i], ends, inner, edge)
-        for i in range(margin):
-            out[i] = _box_clamped(row, i, width, weights)
-        for i in range(inside, pitch):
-            out[i] = _box_clamped(row, i, width, weights)
+def _box_combine(first, last, sums, inner, edge, out):  # type: ignore[no-untyped-def]
+    for i in range(out.size):
+        out[i] = box_byte(sums[i], np.uint32(first[i]) + np.uint32(last[i]), inner, edge)
 
 
 @njit(cache=True)
@@ -175,41 +172,54 @@ def _box_vertical(source, height, width, weights, sums, target):  # type: ignore
     reach, inner, edge = weights
     pitch, bottom = 3 * width, height - 1
     for y in range(height):
-        sums[:pitch] = 0
+        sums[:] = 0
         for k in range(y - reach, y + reach + 1):
-            row = source[min(max(k, 0), bottom) * pitch :]
+            row = _row(source, min(max(k, 0), bottom), pitch)
             for i in range(pitch):
                 sums[i] += np.uint32(row[i])
-        before, after = source[max(y - reach - 1, 0) * pitch :], source[min(y + reach + 1, bottom) * pitch :]
-        out = target[y * pitch :]
-        for i in range(pitch):
-            out[i] = box_byte(sums[i], np.uint32(before[i]) + np.uint32(after[i]), inner, edge)
+        first = _row(source, max(y - reach - 1, 0), pitch)
+        last = _row(source, min(y + reach + 1, bottom), pitch)
+        _box_combine(first, last, sums, inner, edge, _row(target, y, pitch))
+
+
+@njit(cache=True)
+def _transpose(source, height, width, target):  # type: ignore[no-untyped-def]
+    """Rows become columns, pixel by pixel, in tiles that stay in cache."""
+    for top in range(0, height, TILE):
+        for left in range(0, width, TILE):
+            for y in range(top, min(top + TILE, height)):
+                for x in range(left, min(left + TILE, width)):
+                    i, to = np.uintp(3 * (y * width + x)), np.uintp(3 * (x * height + y))
+                    target[to], target[to + ONE], target[to + TWO] = (
+                        source[i],
+                        source[i + ONE],
+                        source[i + TWO],
+                    )
 
 
 @njit(cache=True)
 def _blur(source, height, width, sigma, other, sums, target):  # type: ignore[no-untyped-def]
-    """Three box passes along rows, then three along columns; the last of them ends in `target`."""
+    """Three box passes along rows (done on the transposed image: vector code), then three along columns."""
     if sigma == 0.0:
         target[:] = source
         return
     weights = box_weights(sigma)
-    _box_horizontal(source, height, width, weights, sums, other)
-    _box_horizontal(other, height, width, weights, sums, target)
-    _box_horizontal(target, height, width, weights, sums, other)
-    _box_vertical(other, height, width, weights, sums, target)
-    _box_vertical(target, height, width, weights, sums, other)
-    _box_vertical(other, height, width, weights, sums, target)
+    column, row = sums[: 3 * height], sums[: 3 * width]
+    _transpose(source, height, width, target)
+    _box_vertical(target, width, height, weights, column, other)
+    _box_vertical(other, width, height, weights, column, target)
+    _box_vertical(target, width, height, weights, column, other)
+    _transpose(other, width, height, target)
+    _box_vertical(target, height, width, weights, row, other)
+    _box_vertical(other, height, width, weights, row, target)
+    _box_vertical(target, height, width, weights, row, other)
+    target[:] = other
 
 
 @njit(cache=True)
 def op_scratch_size(height: int, width: int) -> int:
     """Bytes of scratch for any op on an image of that size: histogram and table, or an image and a row."""
-    return 3 * LEVELS * 9 + 3 * height * width + 12 * width + 4 * 64
-
-
-@njit(cache=True)
-def is_table(op):  # type: ignore[no-untyped-def]
-    return AUTO_CONTRAST <= op <= INVERT or POSTERIZE <= op <= SOLARIZE_ADD or op in (CONTRAST, BRIGHTNESS)
+    return 3 * LEVELS * 9 + 3 * height * width + 12 * max(height, width) + 4 * 64
 
 
 @njit(cache=True)
@@ -220,11 +230,18 @@ def is_affine(op):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def run_op(op, argument, source, target, height, width, fill, bicubic, scratch):  # type: ignore[no-untyped-def]
     """target = op of source. `argument` as in a plan; `fill` (3,) uint8, `bicubic`: for geometric ops."""
-    if is_table(op):
-        table, at = take(scratch, 0, 3 * LEVELS)
+    if op in (AUTO_CONTRAST, EQUALIZE):
+        tables, at = take(scratch, 0, 3 * LEVELS)
         histogram, at = take(scratch, at, 3 * LEVELS * 8)
-        _fill_table(op, argument, source, table, histogram.view(np.int64))
-        _look_up(source, table, target)
+        if op == EQUALIZE:
+            _equalize_tables(source, histogram.view(np.int64), tables)
+        else:
+            _autocontrast_tables(source, tables)
+        look_up(source, tables, target)
+    elif op in (INVERT, BRIGHTNESS) or POSTERIZE <= op <= SOLARIZE_ADD:
+        _point(op, argument, source, target)
+    elif op == CONTRAST:
+        _contrast(argument, source, target)
     elif is_affine(op):
         matrix = affine_matrix(op, argument, height, width)
         _transform(source, height, width, matrix, fill, bicubic, target)
@@ -234,7 +251,7 @@ def run_op(op, argument, source, target, height, width, fill, bicubic, scratch):
         _sharpen(source, height, width, np.float32(argument), target)
     elif op == GAUSSIAN_BLUR:
         other, at = take(scratch, 0, 3 * height * width)
-        sums, at = take(scratch, at, 12 * width)
+        sums, at = take(scratch, at, 12 * max(height, width))
         _blur(source, height, width, argument, other, sums.view(np.uint32), target)
     else:
         target[:] = source
@@ -254,7 +271,7 @@ def apply_argument(
     if image_HWC.dtype != np.uint8 or image_HWC.shape[2:] != (3,) or image_HWC.size == 0:
         raise UserError("ops take an (H, W, 3) uint8 image; convert it to RGB bytes first")
     height, width = image_HWC.shape[:2]
-    source = np.ascontiguousarray(image_HWC).reshape(-1)
+    source = np.append(image_HWC, np.uint8(0))[:-1]
     target, scratch = np.empty_like(source), np.empty(op_scratch_size(height, width), np.uint8)
     colour = np.array(fill, np.uint8)
     run_op(OP_ID[name], float(argument), source, target, height, width, colour, bicubic, scratch)

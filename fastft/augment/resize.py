@@ -14,6 +14,8 @@ time, transposed so that one tap of one output pixel is 3 channels x 16 rows = 4
 one over 48 adjacent bytes of a row.
 """
 
+import math
+
 import numpy as np
 from numba import njit
 
@@ -58,7 +60,7 @@ def filter_support(crop: int, resized: int, bicubic: bool) -> float:
 @njit(cache=True)
 def tap_pitch(crop: int, resized: int, bicubic: bool) -> int:
     """Most taps that one output pixel can have."""
-    return int(np.ceil(filter_support(crop, resized, bicubic))) * 2 + 1
+    return 2 * np.int64(math.ceil(filter_support(crop, resized, bicubic))) + 1
 
 
 @njit(cache=True)
