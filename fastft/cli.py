@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_train(commands)
     _add_explain(commands)
+    _add_cost(commands)
     _add_eval(commands)
     _add_predict(commands)
     _add_demo(commands)
@@ -156,6 +157,43 @@ def _run_explain(args: argparse.Namespace) -> int:
     return 0
 
 
+# cost -------------------------------------------------------------------------------------------------------
+
+
+def _add_cost(commands: argparse._SubParsersAction) -> None:
+    parser = _command(
+        commands,
+        "cost",
+        _run_cost,
+        "GPU-hours and money of recipes, modelled from FLOPs and a GPU's MFU",
+        "fastft cost rcp/final_*.yaml rcp/frugal_*.yaml --gpu v100 --gpus 8 --price 2.48",
+    )
+    parser.set_defaults(takes_overrides=True)
+    parser.epilog = f"{parser.epilog}\n\n{OVERRIDES}"
+    parser.add_argument("recipes", metavar="RECIPE", nargs="+", type=Path, help="recipe files")
+    parser.add_argument("--gpu", required=True, help="V100, A100 or H100")
+    parser.add_argument("--gpus", type=_positive(int), default=8, metavar="N", help="how many (default 8)")
+    parser.add_argument("--price", type=_positive(float), help="of one GPU-hour; without it no money is shown")
+    parser.add_argument("--measured", type=Path, metavar="BENCH.json", help="rates and MFU by fastft bench")
+    parser.add_argument("--mfu", type=_share, help="MFU of your own, beside the published ones: 0.45 or 45%%")
+    parser.add_argument("--cores-per-gpu", type=_positive(float), metavar="N", help="that feed each GPU")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _run_cost(args: argparse.Namespace) -> int:
+    from fastft.config import load_recipe
+    from fastft.report.cost_table import Question, price_recipes, print_prices
+
+    recipes = [load_recipe(path, args.overrides) for path in args.recipes]
+    question = Question(args.gpu, args.gpus, args.price, args.measured, args.cores_per_gpu, args.mfu)
+    values = price_recipes(recipes, question)
+    if args.json:
+        print(json.dumps(values, indent=1))
+    else:
+        print_prices(values, Console())
+    return 0
+
+
 # eval, predict --------------------------------------------------------------------------------------------------------
 
 
@@ -234,6 +272,24 @@ def _run_demo(args: argparse.Namespace) -> int:
 
     run_demo(args.recipe, args.cache, args.out, Console())
     return 0
+
+
+def _positive(kind: type) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        number = kind(text)
+        if not 0 < number < float("inf"):
+            raise argparse.ArgumentTypeError("must be greater than 0")
+        return number
+
+    parse.__name__ = "number"  # argparse names the type in its message
+    return parse
+
+
+def _share(text: str) -> float:
+    share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError("must be a share: 0.45 or 45%")
+    return share
 
 
 def _whole_number(text: str) -> int:

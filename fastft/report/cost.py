@@ -1,13 +1,40 @@
-"""What a recipe costs: FLOPs over what a GPU sustains. A model, not a measurement, and marked so wherever it is shown."""
+"""What a recipe costs: FLOPs over what a GPU sustains, plus what a run spends beside its training steps.
 
-from dataclasses import dataclass
+A model, not a measurement, and marked so wherever it is shown. tests/report/test_cost.py holds it against the
+wall times in the logs of the paper's own runs.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from fastft.config import Recipe
-from fastft.model import Arch, Flops, count_flops
+from fastft.model import Arch, Flops, count_flops, load_arch
 from fastft.report.hardware import GPUS, Gpu
+from fastft.report.overheads import FASTFT, Overheads
 
 VAL_IMAGES = 50_000  # ILSVRC2012 validation
 REFERENCE_MFU = 0.143  # of the paper's own B/16 run on A100 (424 images/s per GPU in its log)
+REFERENCE_MFU_L14 = 0.176  # of its L/14 run (113 images/s per GPU)
+L14_WIDTH = 1024
+
+
+@dataclass(frozen=True)
+class Mfu:
+    """Model FLOP/s over the GPU's dense peak, and where that number comes from."""
+
+    value: float
+    basis: str  # measured, published, or reference
+    source: str
+
+
+# The best published figure for training a transformer of this kind on that GPU.
+PUBLISHED_MFU = {
+    "V100": Mfu(
+        0.52, "published", "DeepSpeed BERT-Large, sequence 128: 64-66 TFLOP/s (deepspeed.ai, 2020-05)"
+    ),
+    "A100": Mfu(0.445, "published", "NeMo ViT-g/14 on a DGX A100: 693 images/s (NeMo performance page)"),
+    "H100": Mfu(0.289, "published", "NeMo ViT-g/14 on a DGX H100: 1,428 images/s (NeMo performance page)"),
+}
 
 
 @dataclass(frozen=True)
@@ -22,25 +49,132 @@ class Work:
         return self.train + self.evaluate
 
 
+@dataclass(frozen=True)
+class Parts:
+    """Wall seconds of a run, by what they go to."""
+
+    train: float  # steps at the MFU
+    stall: float  # steps waiting for a loader slower than the GPUs
+    evaluate: float
+    checkpoint: float
+    start: float
+
+    @property
+    def total(self) -> float:
+        return self.train + self.stall + self.evaluate + self.checkpoint + self.start
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One recipe on `gpus` GPUs at one MFU."""
+
+    mfu: Mfu
+    parts: Parts
+    gpus: int
+    images_per_second: float  # per GPU while training, data stalls included
+
+    @property
+    def wall_hours(self) -> float:
+        return self.parts.total / 3600
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.wall_hours * self.gpus
+
+    def as_dict(self, price: float | None) -> dict[str, Any]:
+        """Plain values for JSON; `price` is money per GPU-hour."""
+        return {
+            **asdict(self.mfu),
+            "wall_hours": self.wall_hours,
+            "gpu_hours": self.gpu_hours,
+            "money": None if price is None else self.gpu_hours * price,
+            "images_per_second_per_gpu": self.images_per_second,
+            "limited_by": "loader" if self.parts.stall > 0 else "GPU",
+            "seconds": asdict(self.parts),
+        }
+
+
 def recipe_flops(recipe: Recipe, arch: Arch) -> Flops:
     """Per image, with the recipe's frozen blocks and patch dropout."""
     trainable = recipe.model.trainable_layers
     frozen = 0 if trainable is None else max(0, arch.layers - trainable)
-    return count_flops(arch, recipe.data.num_classes, frozen_blocks=frozen, patch_dropout=recipe.model.patch_dropout)
+    return count_flops(
+        arch, recipe.data.num_classes, frozen_blocks=frozen, patch_dropout=recipe.model.patch_dropout
+    )
 
 
 def recipe_work(recipe: Recipe, arch: Arch, val_images: int = VAL_IMAGES) -> Work:
-    """Training steps, and forward passes of raw and EMA model over the validation images at every evaluation."""
-    flops = recipe_flops(recipe, arch)
-    images = recipe.epochs * recipe.steps_per_epoch() * recipe.optim.batch_size
-    evaluations = -(-recipe.epochs // recipe.train.eval_every)
-    models = 2 if recipe.ema.decay > 0 else 1
+    """Training steps, and forward passes of raw and EMA model over the validation images, each evaluation."""
     full_forward = count_flops(arch, recipe.data.num_classes).forward
-    return Work(images * flops.train, evaluations * models * val_images * full_forward)
+    evaluated = count_evaluations(recipe) * evaluated_models(recipe) * val_images
+    return Work(train_images(recipe) * recipe_flops(recipe, arch).train, evaluated * full_forward)
+
+
+def train_images(recipe: Recipe) -> int:
+    return recipe.epochs * recipe.steps_per_epoch() * recipe.optim.batch_size
+
+
+def count_evaluations(recipe: Recipe) -> int:
+    return -(-recipe.epochs // recipe.train.eval_every)
+
+
+def evaluated_models(recipe: Recipe) -> int:
+    """Raw, and EMA where there is one."""
+    return 2 if recipe.ema.decay > 0 else 1
+
+
+def reference_mfu(arch: Arch) -> Mfu:
+    """What the paper's own run of about this size reached on A100."""
+    large = arch.width >= L14_WIDTH
+    name, value = ("L/14", REFERENCE_MFU_L14) if large else ("B/16", REFERENCE_MFU)
+    return Mfu(value, "reference", f"the paper's own {name} run on 8 A100, from its log")
+
+
+def estimate(
+    recipe: Recipe, gpu: Gpu, gpus: int, mfu: Mfu, over: Overheads = FASTFT, val_images: int = VAL_IMAGES
+) -> Estimate:
+    """Wall time of a recipe. Evaluation runs forward at the MFU of training, or as fast as its loader."""
+    arch = load_arch(recipe.model.arch).at(recipe.model.image_size)
+    work = recipe_work(recipe, arch, val_images)
+    sustained = gpus * gpu.peak_flops * mfu.value
+    train = work.train / sustained
+    loading = train_images(recipe) / (gpus * over.loader_rate)
+    stall = max(0.0, loading - train)
+    parts = Parts(
+        train=train,
+        stall=stall,
+        evaluate=_evaluation_seconds(recipe, work.evaluate / sustained, gpus, over, val_images),
+        checkpoint=_checkpoint_seconds(recipe, arch, over),
+        start=over.start_seconds,
+    )
+    return Estimate(mfu, parts, gpus, train_images(recipe) / (train + stall) / gpus)
+
+
+def _evaluation_seconds(recipe: Recipe, compute: float, gpus: int, over: Overheads, val_images: int) -> float:
+    evaluations = count_evaluations(recipe)
+    passes = evaluations * (evaluated_models(recipe) if over.pass_per_model else 1)
+    loading = passes * val_images / (gpus * over.eval_loader_rate)
+    return max(compute, loading) + passes * over.pass_start_seconds
+
+
+def _checkpoint_seconds(recipe: Recipe, arch: Arch, over: Overheads) -> float:
+    copies = 1 + 2 + (recipe.ema.decay > 0)  # weights, two Adam moments, EMA; all fp32
+    every = recipe.train.checkpoint_steps
+    steps = recipe.steps_per_epoch()
+    within = (steps - 1) // every if every and steps else 0  # within an epoch, beside the one at its end
+    size = 4 * copies * count_parameters(arch, recipe.data.num_classes)
+    return recipe.epochs * (1 + within) * size / over.checkpoint_bytes_per_second
+
+
+def count_parameters(arch: Arch, num_classes: int) -> int:
+    """Of tower and head: matrices and positions; biases and norms (0.1 %) are left out."""
+    block = arch.width * (4 * arch.width + 2 * arch.mlp_width)
+    embed = arch.width * (3 * arch.patch_size**2 + arch.tokens)
+    return embed + arch.layers * block + arch.width * num_classes
 
 
 def gpu_hours(work: Work, gpu: Gpu, mfu: float) -> float:
-    """Hours of one GPU. Evaluation runs forward only and is taken at the same share of the peak."""
+    """Hours of one GPU for the FLOPs alone."""
     return work.total / (gpu.peak_flops * mfu) / 3600
 
 

@@ -1,0 +1,169 @@
+"""`fastft cost`: recipes priced side by side, as JSON and as a terminal table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from beton_tools.errors import UserError
+from fastft.config import Recipe
+from fastft.model import load_arch
+from fastft.report.cost import PUBLISHED_MFU, Estimate, Mfu, estimate, recipe_flops, reference_mfu
+from fastft.report.hardware import GPUS
+from fastft.report.overheads import (
+    CORES_PER_GPU,
+    FASTFT,
+    Measured,
+    Overheads,
+    read_measured,
+    with_cores,
+    with_measured,
+)
+
+NOTE = "modelled from FLOPs, not measured"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to price recipes for: `price` is money per GPU-hour, `measured` a file of `fastft bench`."""
+
+    gpu: str
+    gpus: int = 8
+    price: float | None = None
+    measured: Path | None = None
+    cores_per_gpu: float | None = None  # default: of the usual cloud machine with eight of them
+    mfu: float | None = None
+
+
+def price_recipes(recipes: Sequence[Recipe], question: Question) -> dict[str, Any]:
+    """Hours and money of every recipe at each known MFU; keys as in docs/bench-schema.md.
+
+    Raises:
+        UserError: unknown GPU, or a benchmark file that says nothing about it.
+    """
+    if question.gpu.upper() not in GPUS:
+        raise UserError(f"no peak is known for GPU '{question.gpu}'; choose one of {', '.join(GPUS)}")
+    gpu = GPUS[question.gpu.upper()]
+    measured = None if question.measured is None else read_measured(question.measured)
+    over = _overheads(question, measured)
+    priced = []
+    for recipe in recipes:
+        arch = load_arch(recipe.model.arch).at(recipe.model.image_size)
+        mfus = [*_own_mfus(question, measured, gpu.name), PUBLISHED_MFU[gpu.name], reference_mfu(arch)]
+        estimates = [estimate(recipe, gpu, question.gpus, mfu, over) for mfu in mfus]
+        priced.append(_priced(recipe, recipe_flops(recipe, arch).train, estimates, question.price))
+    return {
+        "modelled": True,
+        "gpu": gpu.name,
+        "peak_flops": gpu.peak_flops,
+        "gpus": question.gpus,
+        "price": question.price,
+        "recipes": priced,
+        "assumptions": over.describe(),
+    }
+
+
+def _overheads(question: Question, measured: Measured | None) -> Overheads:
+    cores = question.cores_per_gpu or CORES_PER_GPU[question.gpu.upper()]
+    over = with_cores(FASTFT, cores)
+    return over if measured is None else with_measured(over, measured, cores)
+
+
+def _own_mfus(question: Question, measured: Measured | None, gpu: str) -> list[Mfu]:
+    """What the user knows better than the literature: given by hand, or measured on this GPU."""
+    own = []
+    if question.mfu is not None:
+        own.append(Mfu(question.mfu, "given", "--mfu"))
+    if measured is not None and measured.mfu is not None and measured.gpu is not None and gpu in measured.gpu:
+        own.append(Mfu(measured.mfu, "measured", str(measured.path)))
+    elif measured is not None and measured.mfu is not None and measured.loader_per_core is None:
+        raise UserError(
+            f"{measured.path} was measured on {measured.gpu}, not on {gpu}; measure there, or leave it out"
+        )
+    return own
+
+
+def _priced(
+    recipe: Recipe, train_flops: float, estimates: list[Estimate], price: float | None
+) -> dict[str, Any]:
+    return {
+        "recipe": recipe.name,
+        "epochs": recipe.epochs,
+        "image_size": recipe.model.image_size,
+        "train_flops_per_image": train_flops,
+        "expected_top1": recipe.about.top1,
+        "expected_source": recipe.about.source,
+        "estimates": [e.as_dict(price) for e in estimates],
+    }
+
+
+def print_prices(values: dict[str, Any], console: Console) -> None:
+    console.print(_table(values))
+    console.print(
+        f"steps: share of the wall time; the rest is evaluation, checkpoints, start. MFU is of "
+        f"{values['peak_flops'] / 1e12:g} TFLOP/s:",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for basis, source in _sources(values).items():
+        console.print(f"  {basis:<24} {source}", highlight=False, soft_wrap=True)
+    for row in values["assumptions"]:
+        console.print(
+            f"  {row['basis']:<24} {row['what']}: {row['value']:g}", highlight=False, soft_wrap=True
+        )
+    if any(e["limited_by"] == "loader" for r in values["recipes"] for e in r["estimates"]):
+        console.print(
+            "* GPUs wait for the loader: give it more cores, or convert to a smaller max resolution",
+            highlight=False,
+        )
+
+
+def _table(values: dict[str, Any]) -> Table:
+    title = f"{values['gpus']} x {values['gpu']}: {NOTE}"
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("top-1", justify="right", no_wrap=True)
+    table.add_column("MFU", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    columns = ["wall h", "GPU-h", "steps"]
+    for column in columns + (["money"] if values["price"] is not None else []):
+        table.add_column(column, justify="right", no_wrap=True)
+    for recipe in values["recipes"]:
+        for k, e in enumerate(recipe["estimates"]):
+            first = [recipe["recipe"], _top1(recipe)] if k == 0 else ["", ""]
+            table.add_row(*first, *_cells(e), end_section=k == len(recipe["estimates"]) - 1)
+    return table
+
+
+def _top1(recipe: dict[str, Any]) -> str:
+    return "-" if recipe["expected_top1"] is None else f"{recipe['expected_top1']:g}"
+
+
+def _cells(e: dict[str, Any]) -> list[str]:
+    steps = (e["seconds"]["train"] + e["seconds"]["stall"]) / sum(e["seconds"].values())
+    hours, minutes = divmod(round(60 * e["wall_hours"]), 60)
+    money = [] if e["money"] is None else [f"{e['money']:,.2f}"]
+    star = "*" if e["limited_by"] == "loader" else ""
+    return [
+        f"{e['value']:.1%}",
+        e["basis"],
+        f"{hours}:{minutes:02}",
+        f"{e['gpu_hours']:.1f}{star}",
+        *shares,
+        *money,
+    ]
+
+
+def _at(e: dict[str, Any]) -> str:
+    return f"{e['value']:.1%} {e['basis']}"
+
+
+def _sources(values: dict[str, Any]) -> dict[str, str]:
+    """Where each MFU comes from, each once."""
+    return {_at(e): e["source"] for r in values["recipes"] for e in r["estimates"]}
