@@ -155,7 +155,7 @@ def _cells(e: dict[str, Any]) -> list[str]:
         e["basis"],
         f"{hours}:{minutes:02}",
         f"{e['gpu_hours']:.1f}{star}",
-        *shares,
+        f"{steps:.0%}",
         *money,
     ]
 

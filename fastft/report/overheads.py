@@ -53,7 +53,7 @@ FASTFT = Overheads()
 
 # The paper's own runs: a pass per model, new worker processes for each. The start of a pass is fitted to the
 # B/16 log: (21,714 s of wall time - 50 x 625 x 0.6032 s of steps) / 50 / 2 passes - 4.9 s of forward. The
-# same figure puts the L/14 run 5 % below its log, which also wrote DeepSpeed checkpoints (some 5 GB an epoch).
+# same figure puts the L/14 run 5 % below its log, which also wrote 5 GB of checkpoint every epoch.
 REFERENCE = Overheads(
     loader_rate=float("inf"),
     eval_loader_rate=float("inf"),
@@ -121,7 +121,7 @@ def read_bench(path: Path) -> dict[str, Any]:
 def with_measured(over: Overheads, measured: Measured, cores_per_gpu: float) -> Overheads:
     """The overheads with the measured loader rates in the place of the assumed ones."""
     rates = {"loader_rate": measured.loader_per_core, "eval_loader_rate": measured.eval_loader_per_core}
-    known = {name: rate * cores_per_gpu for name, rate in rates.items() if rate is not None}
+    known: dict[str, Any] = {name: rate * cores_per_gpu for name, rate in rates.items() if rate is not None}
     return replace(over, **known, measured=(*over.measured, *known))
 
 
