@@ -68,7 +68,7 @@ def _mix_chains(row, image, mixed, first, second, size, fill, scratch):  # type:
 
 @njit(cache=True)
 def image_scratch_size(height: int, width: int, size: int) -> int:
-    """Bytes of scratch for one image of a region up to height x width."""
+    """Bytes of scratch for one image of a crop up to height x width."""
     images = 7 * size * size * 3 + 4 * 64
     return images + max(resize_scratch_size(height, width, size), op_scratch_size(size, size))
 
@@ -138,7 +138,7 @@ class CpuAugment:
         return np.empty((batch, self.size, self.size, 3), self.finish.table.dtype)
 
     def new_scratch(self, threads: int, height: int, width: int) -> np.ndarray:
-        """(threads, bytes) uint8 that do for regions up to height x width."""
+        """(threads, bytes) uint8 that do for crops (so, for images) up to height x width."""
         return np.empty((threads, image_scratch_size(height, width, self.size)), np.uint8)
 
     def __call__(
@@ -156,16 +156,16 @@ class CpuAugment:
             )
         out = self.new_output(len(plan)) if out is None else out
         status = np.zeros(len(plan), np.int32)
-        augment_batch(packed, offsets, plan, self.finish, self._scratch_for(regions), out, status)
+        augment_batch(packed, offsets, plan, self.finish, self._scratch_for(plan), out, status)
         for b in np.flatnonzero(status)[:1]:
             raise UserError(
                 f"sample {plan['sample'][b]}: {REASONS[status[b]]}; draw the plan again for its size"
             )
         return out
 
-    def _scratch_for(self, regions: np.ndarray) -> np.ndarray:
+    def _scratch_for(self, plan: np.ndarray) -> np.ndarray:
         threads = numba.get_num_threads()
-        height, width = (int(n) for n in regions[:, 2:].max(0, initial=1))
+        height, width = (int(n) for n in plan["crop"][:, 2:].max(0, initial=1))
         needed = int(image_scratch_size(height, width, self.size))
         if len(self._scratch) < threads or self._scratch.shape[1] < needed:
             self._scratch = self.new_scratch(threads, height, width)

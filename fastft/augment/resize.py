@@ -199,7 +199,7 @@ def _needed(region_h: int, region_w: int, size: int, pitch_y: int, pitch_x: int)
 
 @njit(cache=True)
 def resize_scratch_size(height: int, width: int, size: int) -> int:
-    """Bytes of scratch that do for every region up to height x width, resized to at least size x size."""
+    """Bytes of scratch that do for every crop up to height x width, resized to at least size x size."""
     return _needed(height, width, size, tap_pitch(height, size, True), tap_pitch(width, size, True))
 
 

@@ -1,0 +1,164 @@
+"""The CPU back end carries out a plan exactly as Pillow, timm and torchvision would, however it is called."""
+
+import numba
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import functional
+
+from beton_tools.errors import UserError
+from fastft.augment.cpu import CpuAugment, augment_image
+from fastft.augment.draw import draw_plan, eval_plan
+from fastft.augment.geometry import source_regions
+from fastft.augment.ops_image import apply_argument
+from fastft.augment.plan import CHAIN_DEPTH, OPS
+from fastft.augment.policies import AugmentPolicy, parse_policy
+from fastft.augment.resize import OK
+from tests.augment.pillow_oracle import pillow_resized_crop
+
+SIZE = 64
+POLICIES = ("rand-m9-mstd0.5-inc1", "rand-m9-n4-p1", "3aug", "augmix", "augmix-m5-w4-d2", "none")
+
+
+class Batch:
+    """Photographs cut down to what a plan touches and packed, as the loader's decoder leaves them."""
+
+    def __init__(self, photographs: dict[str, np.ndarray], policy: AugmentPolicy, count: int = 24) -> None:
+        photos = list(photographs.values())
+        self.images = [photos[i % len(photos)][:200, :230] for i in range(count)]
+        heights, widths = ([image.shape[k] for image in self.images] for k in (0, 1))
+        options = {
+            "seed": 3,
+            "epoch": 1,
+            "sample_ids": np.arange(count),
+            "heights": heights,
+            "widths": widths,
+        }
+        self.plan = draw_plan(policy, **options, size=SIZE)
+        self.regions = source_regions(self.plan, SIZE)
+        parts = [
+            im[y : y + h, x : x + w].reshape(-1)
+            for im, (y, x, h, w) in zip(self.images, self.regions, strict=True)
+        ]
+        self.packed = np.concatenate(parts)
+        self.offsets = np.cumsum([0, *(len(part) for part in parts)])[:-1]
+
+
+def with_pillow(image: np.ndarray, row: np.void) -> np.ndarray:
+    """Resize and flip by Pillow, ops one after the other (equal to Pillow's: test_ops), AugMix by timm's rule."""
+    current = pillow_resized_crop(image, tuple(row["crop"]), tuple(row["resize"]), bool(row["bicubic"]))
+    current = np.ascontiguousarray(current[:, ::-1]) if row["flip"] else current
+    if not row["chain_weights"].any():
+        return run_ops(current, row, 0, len(row["op"]))
+    mixed = np.zeros(current.shape, np.float32)
+    for chain, weight in enumerate(row["chain_weights"]):
+        chained = run_ops(current, row, chain * CHAIN_DEPTH, (chain + 1) * CHAIN_DEPTH)
+        mixed += weight * np.asarray(chained, np.float32)
+    mixture = Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
+    return np.array(Image.blend(Image.fromarray(current), mixture, float(row["blend"])))
+
+
+def run_ops(image: np.ndarray, row: np.void, begin: int, end: int) -> np.ndarray:
+    for op, argument in zip(row["op"][begin:end], row["argument"][begin:end], strict=True):
+        image = apply_argument(OPS[op], image, argument)
+    return image
+
+
+@pytest.mark.parametrize("text", POLICIES)
+def test_a_plan_is_carried_out_as_by_pillow_and_torchvision(
+    text: str, photographs: dict[str, np.ndarray]
+) -> None:
+    policy = parse_policy(text, erase_prob=0.0)
+    batch = Batch(photographs, policy)
+    out = CpuAugment(policy, SIZE)(batch.packed, batch.offsets, batch.plan)
+    assert out.dtype == np.float32 and out.shape == (24, SIZE, SIZE, 3)
+    for image, row, ours in zip(batch.images, batch.plan, out, strict=True):
+        tensor = functional.to_tensor(with_pillow(image, row))
+        theirs = functional.normalize(tensor, policy.mean, policy.std)
+        np.testing.assert_allclose(ours, theirs.permute(1, 2, 0), rtol=0, atol=1e-6)
+
+
+def test_bilinear_policies_resize_bilinearly(photographs: dict[str, np.ndarray]) -> None:
+    policy = parse_policy("none", interpolation="bilinear", erase_prob=0.0)
+    batch = Batch(photographs, policy)
+    out = CpuAugment(policy, SIZE)(batch.packed, batch.offsets, batch.plan)
+    theirs = functional.to_tensor(with_pillow(batch.images[0], batch.plan[0]))
+    theirs = functional.normalize(theirs, policy.mean, policy.std)
+    np.testing.assert_allclose(out[0], theirs.permute(1, 2, 0), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("float16", torch.float16), ("bfloat16", torch.bfloat16)])
+def test_half_outputs_are_the_float32_output_rounded(
+    dtype: str, kind: torch.dtype, photographs: dict[str, np.ndarray]
+) -> None:
+    policy = parse_policy(erase_prob=1.0, erase_count=3)
+    batch = Batch(photographs, policy)
+    exact = CpuAugment(policy, SIZE)(batch.packed, batch.offsets, batch.plan)
+    half = CpuAugment(policy, SIZE, dtype)(batch.packed, batch.offsets, batch.plan)
+    assert half.dtype == np.uint16
+    assert torch.equal(
+        torch.from_numpy(half.view(np.int16)), torch.from_numpy(exact).to(kind).view(torch.int16)
+    )
+
+
+@pytest.mark.parametrize("text", ["rand-m9-mstd0.5-inc1", "augmix"])
+def test_the_number_of_threads_changes_nothing(text: str, photographs: dict[str, np.ndarray]) -> None:
+    policy = parse_policy(text, erase_prob=0.5)
+    batch = Batch(photographs, policy)
+    threads, outputs = numba.get_num_threads(), []
+    for count in range(1, threads + 1):
+        numba.set_num_threads(count)
+        outputs.append(CpuAugment(policy, SIZE)(batch.packed, batch.offsets, batch.plan))
+    numba.set_num_threads(threads)
+    assert all((out == outputs[0]).all() for out in outputs)
+
+
+def test_an_image_alone_equals_the_image_in_its_batch(photographs: dict[str, np.ndarray]) -> None:
+    """Also from a whole decoded image, its rows further apart, and after other images in the same scratch."""
+    policy = parse_policy(erase_prob=0.5)
+    batch, augment = Batch(photographs, policy), CpuAugment(policy, SIZE)
+    together = augment(batch.packed, batch.offsets, batch.plan)
+    scratch, out = augment.new_scratch(1, 200, 230)[0], augment.new_output(1)[0]
+    for b in reversed(range(len(batch.plan))):
+        image, region = np.ascontiguousarray(batch.images[b]), batch.regions[b]
+        stride = image.shape[1] * 3
+        pixels = image.reshape(-1)[region[0] * stride + region[1] * 3 :]
+        assert augment_image(pixels, stride, region, batch.plan[b], augment.finish, scratch, out) == OK
+        np.testing.assert_array_equal(out, together[b])
+
+
+def test_a_batch_may_shrink_grow_and_be_empty(photographs: dict[str, np.ndarray]) -> None:
+    policy = parse_policy()
+    batch, augment = Batch(photographs, policy), CpuAugment(policy, SIZE)
+    whole = augment(batch.packed, batch.offsets, batch.plan)
+    for rows in (slice(0, 0), slice(0, 1), slice(3, 20), slice(0, 24)):
+        out = augment.new_output(len(batch.plan[rows]))
+        assert augment(batch.packed, batch.offsets[rows], batch.plan[rows], out) is out
+        np.testing.assert_array_equal(out, whole[rows])
+
+
+def test_evaluation_equals_torchvisions_resize_and_centre_crop(photographs: dict[str, np.ndarray]) -> None:
+    policy = parse_policy("none")
+    for image in photographs.values():
+        height, width = image.shape[:2]
+        plan = eval_plan([0], [height], [width], SIZE, crop_pct=0.875)
+        y, x, h, w = source_regions(plan, SIZE)[0]
+        packed = np.ascontiguousarray(image[y : y + h, x : x + w]).reshape(-1)
+        ours = CpuAugment(policy, SIZE)(packed, np.zeros(1, np.int64), plan)[0]
+        resized = functional.resize(Image.fromarray(image), 73, functional.InterpolationMode.BICUBIC)
+        tensor = functional.to_tensor(functional.center_crop(resized, [SIZE, SIZE]))
+        theirs = functional.normalize(tensor, policy.mean, policy.std).permute(1, 2, 0)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_a_buffer_that_lacks_pixels_is_refused_and_names_the_sample(
+    photographs: dict[str, np.ndarray],
+) -> None:
+    batch, augment = Batch(photographs, parse_policy()), CpuAugment(parse_policy(), SIZE)
+    with pytest.raises(UserError, match="sample 23"):
+        augment(batch.packed[:-1], batch.offsets, batch.plan)
+    with pytest.raises(UserError, match="sample 0"):
+        augment(batch.packed, batch.offsets - 1, batch.plan)
+    with pytest.raises(UserError, match="float64"):
+        CpuAugment(parse_policy(), SIZE, "float64")

@@ -1,0 +1,148 @@
+"""Every op equals Pillow's result on every pixel, as timm calls it."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from beton_tools.errors import UserError
+from fastft.augment.levels import LEVELS, level_argument
+from fastft.augment.ops_affine import (
+    affine_matrix,
+    affine_source,
+    inside,
+    read_byte,
+    sample_bicubic,
+    truncate,
+)
+from fastft.augment.ops_image import apply_argument, apply_op
+from fastft.augment.plan import OP_ID
+from tests.augment.pillow_oracle import FILL, timm_op
+
+MAGNITUDES = [n / 2 for n in range(21)]
+SIGNED = [
+    name
+    for name in LEVELS
+    if level_argument(name, 5, 1, height=9, width=9)[1] != level_argument(name, 5, -1, height=9, width=9)[1]
+]
+AFFINE = ["Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"]
+
+
+@pytest.fixture(scope="module")
+def crops(photographs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Parts of real photographs, odd and even sides."""
+    return [
+        photographs["astronaut"][:96, 200:300],
+        photographs["coffee"][100:161, 150:247],
+        photographs["chelsea"][60:187, 100:141],
+    ]
+
+
+def odd_images() -> dict[str, np.ndarray]:
+    """Flat images, single pixels, rows and columns, images too small for a 3 x 3 filter, few levels."""
+    random = np.random.default_rng(0)
+    shapes = {"pixel": (1, 1), "row": (1, 41), "column": (37, 1), "tiny": (2, 5), "small": (3, 3)}
+    images = {name: random.integers(0, 256, (*s, 3), np.uint8) for name, s in shapes.items()}
+    images |= {f"flat {v}": np.full((9, 7, 3), v, np.uint8) for v in (0, 1, 127, 128, 254, 255)}
+    return images | {"two levels": random.integers(7, 9, (16, 20, 3), np.uint8)}
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_an_op_equals_pillows_on_photographs_at_every_magnitude(name: str, crops: list[np.ndarray]) -> None:
+    for image in crops:
+        for magnitude in MAGNITUDES:
+            for sign in (1, -1) if name in SIGNED else (1,):
+                ours, pillows = apply_op(name, image, magnitude, sign), timm_op(name, image, magnitude, sign)
+                np.testing.assert_array_equal(ours, pillows, f"{name} at {sign * magnitude}")
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_an_op_equals_pillows_on_flat_and_tiny_images(name: str) -> None:
+    for kind, image in odd_images().items():
+        for magnitude in (0, 2.5, 5, 9, 10):
+            for sign in (1, -1):
+                ours, pillows = apply_op(name, image, magnitude, sign), timm_op(name, image, magnitude, sign)
+                np.testing.assert_array_equal(ours, pillows, f"{name} at {sign * magnitude} on {kind}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LEVELS)
+def test_an_op_equals_pillows_on_whole_photographs(name: str, photographs: dict[str, np.ndarray]) -> None:
+    for image in photographs.values():
+        for magnitude in MAGNITUDES:
+            for sign in (1, -1):
+                ours, pillows = apply_op(name, image, magnitude, sign), timm_op(name, image, magnitude, sign)
+                np.testing.assert_array_equal(ours, pillows, f"{name} at {sign * magnitude}")
+
+
+@pytest.mark.parametrize("name", AFFINE)
+def test_geometric_ops_equal_pillows_bilinear_too(name: str, crops: list[np.ndarray]) -> None:
+    for magnitude in MAGNITUDES[::3]:
+        ours = apply_op(name, crops[1], magnitude, -1, bicubic=False)
+        np.testing.assert_array_equal(ours, timm_op(name, crops[1], magnitude, -1, bicubic=False))
+
+
+@pytest.mark.parametrize("degrees", [-360, -180, -90, -37.123456789, 0, 1e-9, 45, 90, 180, 270, 359.9])
+def test_rotation_equals_pillows_at_any_angle(degrees: float, crops: list[np.ndarray]) -> None:
+    square = np.ascontiguousarray(crops[0][:, :96])
+    for image in (square, crops[1]):
+        rotated = Image.fromarray(image).rotate(degrees, Image.Resampling.BICUBIC, fillcolor=FILL)
+        np.testing.assert_array_equal(apply_argument("Rotate", image, degrees), np.asarray(rotated))
+
+
+@pytest.mark.parametrize("sigma", [0, 0.1, 0.31, 1.0, 1.7, 2.0, 3.3, 9, 40])
+def test_gaussian_blur_equals_pillows(sigma: float, crops: list[np.ndarray]) -> None:
+    for image in [*crops, *odd_images().values()]:
+        blurred = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)))
+        np.testing.assert_array_equal(apply_argument("GaussianBlur", image, sigma), blurred)
+
+
+def test_grayscale_equals_pillows_conversion(crops: list[np.ndarray]) -> None:
+    for image in crops:
+        grey = np.asarray(Image.fromarray(image).convert("L").convert("RGB"))
+        np.testing.assert_array_equal(apply_argument("Grayscale", image), grey)
+
+
+def test_posterising_to_no_bits_is_black_and_never_raises(crops: list[np.ndarray]) -> None:
+    assert not apply_op("PosterizeIncreasing", crops[0], 10).any()
+    assert not apply_op("PosterizeIncreasing", crops[0], 11).any()
+
+
+def test_a_kernel_that_reads_single_channels_gets_the_pixels_that_the_cpu_gets(
+    crops: list[np.ndarray],
+) -> None:
+    image = crops[2]
+    height, width = image.shape[:2]
+    rotated, flat = apply_argument("Rotate", image, 27.0), image.reshape(-1)
+    matrix = affine_matrix(OP_ID["Rotate"], 27.0, height, width)
+    for i in range(0, height, 5):
+        for j in range(0, width, 3):
+            x, y = affine_source(matrix, i, j)
+            for c in range(3) if inside(x, y, height, width) else ():
+                value = sample_bicubic(read_byte, flat, height, width, x, y, c)
+                assert truncate(value) == rotated[i, j, c]
+
+
+def test_an_image_is_left_alone_by_identity_and_never_written_to(crops: list[np.ndarray]) -> None:
+    image = crops[0].copy()
+    image.flags.writeable = False
+    np.testing.assert_array_equal(apply_argument("Identity", image), crops[0])
+    for name in LEVELS:
+        apply_op(name, image, 9)
+    np.testing.assert_array_equal(image, crops[0])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda image: apply_op("Colour", image, 5),
+        lambda image: apply_op("Color", image, -1),
+        lambda image: apply_argument("ColorIncreasing", image, 0.5),
+        lambda image: apply_op("Color", image.astype(np.float32), 5),
+        lambda image: apply_op("Color", image[..., 0], 5),
+        lambda image: apply_op("Color", image[:0], 5),
+    ],
+)
+def test_what_is_not_an_op_or_an_image_is_refused_in_one_line(call, crops: list[np.ndarray]) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UserError) as refusal:
+        call(crops[0])
+    assert "\n" not in str(refusal.value)

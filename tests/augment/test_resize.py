@@ -1,0 +1,163 @@
+"""The resize equals Pillow's on every pixel, whatever the box, the size, the window and the region given."""
+
+import numpy as np
+import pytest
+from torchvision.transforms import functional
+
+from beton_tools.errors import UserError
+from fastft.augment.geometry import source_region
+from fastft.augment.plan import PLAN_DTYPE
+from fastft.augment.resize import (
+    OK,
+    REGION_TOO_SMALL,
+    SCRATCH_TOO_SMALL,
+    resize_region,
+    resize_scratch_size,
+    resized_crop,
+    vertical_first,
+)
+from tests.augment.pillow_oracle import pillow_resized_crop
+
+
+def run(
+    image: np.ndarray, row: np.void, size: int, region: tuple[int, ...], spare: int = 0
+) -> tuple[int, np.ndarray]:
+    """resize_region on exactly these pixels of the image, in a buffer with nothing beyond them."""
+    y, x, h, w = region
+    pixels = np.ascontiguousarray(image[y : y + h, x : x + w]).reshape(-1)
+    scratch = np.empty(resize_scratch_size(*row["crop"][2:], size) + spare, np.uint8)
+    out = np.empty(size * size * 3, np.uint8)
+    status = resize_region(
+        pixels,
+        w * 3,
+        np.array(region),
+        row["crop"],
+        row["resize"],
+        row["window"],
+        row["flip"],
+        row["bicubic"],
+        size,
+        scratch,
+        out,
+    )
+    return status, out.reshape(size, size, 3)
+
+
+def plan_row(crop: tuple, resize: tuple, window: tuple, flip: bool = False, bicubic: bool = True) -> np.void:
+    row = np.zeros(1, PLAN_DTYPE)[0]
+    row["crop"], row["resize"], row["window"] = crop, resize, window
+    row["flip"], row["bicubic"] = flip, bicubic
+    return row
+
+
+def expected(image: np.ndarray, row: np.void, size: int) -> np.ndarray:
+    """Pillow's resize, torchvision's reflect padding, then the window and the flip."""
+    resized = pillow_resized_crop(image, tuple(row["crop"]), tuple(row["resize"]), bool(row["bicubic"]))
+    top, left = (int(v) for v in row["window"])
+    below, right = (top + size - resized.shape[0], left + size - resized.shape[1])
+    pads = [(max(-top, 0), max(below, 0)), (max(-left, 0), max(right, 0)), (0, 0)]
+    padded = np.pad(resized, pads, mode="reflect")
+    top, left = max(top, 0), max(left, 0)
+    window = padded[top : top + size, left : left + size]
+    return window[:, ::-1] if row["flip"] else window
+
+
+@pytest.mark.parametrize("bicubic", [True, False])
+@pytest.mark.parametrize("size", [1, 2, 7, 16, 97, 224])
+def test_a_resized_crop_equals_pillows(size: int, bicubic: bool, photographs: dict[str, np.ndarray]) -> None:
+    random = np.random.default_rng(size)
+    for n in range(25):
+        image = photographs[("astronaut", "coffee", "chelsea")[n % 3]]
+        h, w = (int(random.integers(1, n + 1)) for n in image.shape[:2])
+        y, x = (int(random.integers(0, n - m + 1)) for n, m in zip(image.shape, (h, w), strict=False))
+        ours = resized_crop(image, (y, x, h, w), size, bool(n & 1), bicubic=bicubic)
+        pillows = pillow_resized_crop(image, (y, x, h, w), (size, size), bicubic)
+        np.testing.assert_array_equal(ours[:, ::-1] if n & 1 else ours, pillows, f"box {(y, x, h, w)}")
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1), (1, 300), (300, 1), (2, 3), (5, 400), (400, 5), (224, 224), (223, 225), (225, 100), (300, 230)],
+)
+def test_extreme_shapes_equal_pillows(shape: tuple[int, int], photographs: dict[str, np.ndarray]) -> None:
+    image = photographs["coffee"][: shape[0], : shape[1]]
+    for size in (1, 20, 224):
+        ours = resized_crop(image, (0, 0, *shape), size)
+        np.testing.assert_array_equal(ours, pillow_resized_crop(image, (0, 0, *shape), (size, size)))
+
+
+def test_both_orders_of_the_passes_occur_and_differ() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 230, 3), np.uint8)
+    assert vertical_first(300, 230, 224, 224) and not vertical_first(230, 300, 224, 224)
+    horizontal = pillow_resized_crop(noise, (0, 0, 300, 230), (300, 224))
+    horizontal = pillow_resized_crop(horizontal, (0, 0, 300, 224), (224, 224))
+    ours = resized_crop(noise, (0, 0, 300, 230), 224)
+    np.testing.assert_array_equal(ours, pillow_resized_crop(noise, (0, 0, 300, 230), (224, 224)))
+    assert (ours != horizontal).any()
+
+
+@pytest.mark.parametrize("bicubic", [True, False])
+def test_a_window_of_the_resized_image_needs_only_its_source_region(
+    bicubic: bool, photographs: dict[str, np.ndarray]
+) -> None:
+    image, size = photographs["coffee"], 64
+    cases = [
+        ((0, 0, 400, 600), (64, 96), (-4, -4), False),
+        ((0, 0, 400, 600), (64, 96), (4, 36), True),
+        ((10, 20, 380, 550), (80, 115), (3, 20), False),
+        ((10, 20, 380, 100), (300, 70), (230, 2), True),
+        ((0, 0, 30, 40), (64, 85), (0, 21), False),
+        ((7, 9, 100, 100), (64, 64), (0, 0), True),
+    ]
+    for crop, resize, window, flip in cases:
+        row = plan_row(crop, resize, window, flip, bicubic)
+        region = tuple(int(v) for v in source_region(row, size))
+        status, ours = run(image, row, size, region)
+        assert status == OK
+        np.testing.assert_array_equal(
+            ours, expected(image, row, size), f"{crop} to {resize}, window {window}"
+        )
+        whole, same = run(image, row, size, crop)
+        assert whole == OK and (same == ours).all()
+
+
+def test_centre_crop_equals_torchvisions_evaluation(photographs: dict[str, np.ndarray]) -> None:
+    from PIL import Image
+
+    image = photographs["chelsea"]  # 300 x 451
+    resized = functional.resize(Image.fromarray(image), 73, functional.InterpolationMode.BICUBIC)
+    cropped = np.asarray(functional.center_crop(resized, [64, 64]))
+    row = plan_row(
+        (0, 0, 300, 451), resized.size[::-1], (round((73 - 64) / 2), round((resized.size[0] - 64) / 2))
+    )
+    _, ours = run(image, row, 64, tuple(int(v) for v in source_region(row, 64)))
+    np.testing.assert_array_equal(ours, cropped)
+
+
+def test_rows_may_be_further_apart_than_they_are_long(photographs: dict[str, np.ndarray]) -> None:
+    image = photographs["astronaut"]
+    row, out = plan_row((40, 60, 100, 90), (64, 64), (0, 0)), np.empty(64 * 64 * 3, np.uint8)
+    pixels, stride = image.reshape(-1)[(40 * 512 + 60) * 3 :], 512 * 3
+    scratch = np.empty(resize_scratch_size(100, 90, 64), np.uint8)
+    crop = row["crop"]
+    assert (
+        resize_region(pixels, stride, crop, crop, row["resize"], row["window"], 0, 1, 64, scratch, out) == OK
+    )
+    np.testing.assert_array_equal(out.reshape(64, 64, 3), resized_crop(image, (40, 60, 100, 90), 64))
+
+
+def test_a_region_or_scratch_that_is_too_small_is_reported_not_read_past(
+    photographs: dict[str, np.ndarray],
+) -> None:
+    row = plan_row((0, 0, 200, 200), (64, 64), (0, 0))
+    for region in [(1, 0, 199, 200), (0, 1, 200, 199), (0, 0, 199, 200), (0, 0, 200, 199)]:
+        assert run(photographs["astronaut"], row, 64, region)[0] == REGION_TOO_SMALL
+    assert run(photographs["astronaut"], row, 64, (0, 0, 200, 200), spare=-100_000)[0] == SCRATCH_TOO_SMALL
+
+
+@pytest.mark.parametrize("box", [(0, 0, 0, 5), (-1, 0, 5, 5), (0, 0, 513, 5), (500, 0, 20, 5)])
+def test_a_box_outside_the_image_is_refused(box: tuple, photographs: dict[str, np.ndarray]) -> None:
+    with pytest.raises(UserError, match="not inside"):
+        resized_crop(photographs["astronaut"], box, 64)
+    with pytest.raises(UserError, match="uint8"):
+        resized_crop(photographs["astronaut"][..., :1], (0, 0, 5, 5), 64)
