@@ -1,0 +1,75 @@
+"""`fastft explain` gives the reference's numbers, from the recipe alone."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fastft.config import load_recipe
+from fastft.report.explain import explain
+from tests.optim.test_groups import B16_SCALES
+
+
+def explained(name: str, *overrides: str, at_step: int | None = None) -> dict:
+    return explain(load_recipe(f"rcp/{name}.yaml", overrides), at_step)
+
+
+def test_b16_is_the_reference_log() -> None:
+    values = explained("final_b16", at_step=6249)
+    scales = sorted({g["lr_scale"] for g in values["groups"]})
+    assert len(scales) == 14 and scales == pytest.approx(B16_SCALES, rel=1e-5)
+    assert sum(g["parameters"] for g in values["groups"]) == 85_978_600
+    assert values["schedule"]["steps_per_epoch"] == 625
+    assert values["schedule"]["total_steps"] == 31_250
+    assert values["schedule"]["lr_at_step"]["lr"] == pytest.approx(6e-4)
+    assert values["schedule"]["lr_by_epoch"][0] == 0
+    assert values["schedule"]["lr_by_epoch"][10] == pytest.approx(6e-4)
+    assert values["cost"]["train_flops_per_image"] == pytest.approx(105.4e9, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "lr", "steps"),
+    [
+        ("final_b16_384", 86_860_264, 7e-4, 625),
+        ("final_l14", 303_602_664, 4e-4, 625),
+        ("final_l14_336", 304_532_456, 6e-4, 667),
+    ],
+)
+def test_other_final_models_are_the_reference_logs(name: str, parameters: int, lr: float, steps: int) -> None:
+    values = explained(name)
+    assert values["trainable_parameters"] == parameters
+    assert max(values["schedule"]["lr_by_epoch"]) == pytest.approx(lr)
+    assert values["schedule"]["steps_per_epoch"] == steps
+
+
+def test_lr_at_a_step_is_given_per_group() -> None:
+    values = explained("final_b16", at_step=6249)
+    for group in values["groups"]:
+        assert group["lr"] == pytest.approx(6e-4 * group["lr_scale"])
+    assert explained("final_b16", at_step=0)["schedule"]["lr_at_step"]["lr"] == 0
+
+
+def test_freezing_and_stopping_early_cost_less() -> None:
+    whole = explained("final_b16")["cost"]
+    half = explained("final_b16", "--model.trainable_layers=6")["cost"]
+    early = explained("final_b16", "--schedule.stop_epoch=30")["cost"]
+    assert half["train_flops_per_image"] == pytest.approx(2 / 3 * whole["train_flops_per_image"], rel=0.02)
+    for gpu in ("V100", "A100", "H100"):
+        assert early["gpu_hours"][gpu] == pytest.approx(0.6 * whole["gpu_hours"][gpu], rel=0.01)
+
+
+def test_mixing_is_told_only_where_it_happens() -> None:
+    assert not any("mixup" in line for line in explained("final_b16")["augment"])
+    assert any("mixup" in line for line in explained("baseline_b16")["augment"])
+
+
+def test_the_command_answers_in_seconds_and_prints_json() -> None:
+    start = time.monotonic()
+    command = [sys.executable, "-m", "fastft.cli", "explain", "rcp/final_l14.yaml", "--json", "--at-step", "10"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    values = json.loads(done.stdout)
+    assert {"recipe", "groups", "schedule", "augment", "cost"} <= values.keys()
+    assert time.monotonic() - start < 60  # seconds on an idle machine; tests share theirs
+    assert "torch" not in done.stderr

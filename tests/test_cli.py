@@ -1,0 +1,109 @@
+"""The command line's promises: frozen flags, examples in every help, one line and exit code 2 for bad input."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastft.cli import build_parser, main
+
+
+def subcommands(parser: argparse.ArgumentParser, prefix: str = "") -> dict[str, argparse.ArgumentParser]:
+    """Every command without further subcommands, by its words."""
+    found: dict[str, argparse.ArgumentParser] = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, child in action.choices.items():
+                found |= subcommands(child, f"{prefix} {name}".strip()) or {f"{prefix} {name}".strip(): child}
+    return found
+
+
+COMMANDS = subcommands(build_parser())
+
+
+def test_every_help_has_an_example() -> None:
+    for name, parser in COMMANDS.items():
+        assert f"example:\n  fastft {name.split()[0]}" in (parser.epilog or ""), name
+
+
+def test_flags_are_frozen() -> None:
+    """New flags are a decision: they are added here too."""
+    flags = {
+        name: sorted(o for a in parser._actions for o in a.option_strings if o.startswith("--") and o != "--help")
+        for name, parser in COMMANDS.items()
+    }
+    image_options = [
+        "--data", "--max-resolution", "--no-index", "--on-error", "--out", "--overwrite", "--quality", "--reencode",
+        "--shuffle-seed", "--subsampling", "--subset-per-class", "--workers",
+    ]  # fmt: skip
+    assert flags["convert folder"] == flags["convert imagenet"] == image_options
+    assert flags["train"] == []
+    assert flags["explain"] == ["--at-step", "--json"]
+    assert flags["eval"] == ["--data", "--device", "--json"]
+    assert flags["predict"] == ["--csv", "--device", "--topk"]
+    assert flags["demo"] == ["--cache", "--out", "--recipe"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "nowhere.yaml"],
+        ["train", "rcp/final_b16.yaml"],
+        ["train", "rcp/final_b16.yaml", "--optim.lr=fast"],
+        ["train", "rcp/final_b16.yaml", "--optim.rl=1"],
+        ["explain", "rcp/final_b16.yaml", "--model.arch=ViT-B-61"],
+        ["eval", "nowhere"],
+        ["predict", "nowhere", "README.md"],
+        ["convert", "folder", "--data", "nowhere", "--out", "x.beton"],
+        ["demo", "--recipe", "nowhere.yaml", "--cache", "/proc/nowhere"],
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("fastft ")
+
+
+def test_unknown_flags_are_refused_where_no_recipe_is_read() -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["eval", "run", "--topk=3"])
+    assert stop.value.code == 2
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys, fastft.cli; fastft.cli.build_parser(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_augmentation_the_model_and_the_optimiser_work_without_ffcv() -> None:
+    code = (
+        "import sys; sys.modules['ffcv'] = None\n"
+        "import fastft.augment, fastft.model, fastft.optim\n"
+        "from fastft.augment import parse_policy; parse_policy('rand-m9-mstd0.5-inc1')"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_file_tools_work_without_torch_and_ffcv() -> None:
+    code = (
+        "import sys; sys.modules['ffcv'] = sys.modules['torch'] = None\n"
+        "import beton_tools.convert, beton_tools.format, beton_tools.writer, beton_tools.jpeg, beton_tools.sources"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_package_imports_downwards_only() -> None:
+    """cli -> train -> {data, model, optim, report} -> augment -> beton_tools."""
+    rank = {"beton_tools": 0, "augment": 1, "data": 2, "model": 2, "optim": 2, "report": 3, "train": 4}
+    for file in [*Path("fastft").rglob("*.py"), *Path("beton_tools").rglob("*.py")]:
+        home = "beton_tools" if file.parts[0] == "beton_tools" else file.parts[1]
+        if home not in rank:
+            continue
+        for line in file.read_text().splitlines():
+            words = line.split()
+            if len(words) > 1 and words[0] in ("from", "import") and words[1].startswith(("fastft.", "beton_tools")):
+                parts = words[1].split(".")
+                target = "beton_tools" if parts[0] == "beton_tools" else parts[1]
+                assert rank.get(target, 0) <= rank[home], f"{file}: {line.strip()}"
