@@ -1,6 +1,7 @@
 """Trained checkpoints at work: exact evaluation of a `.beton`, labels for a user's own image files."""
 
 import csv
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -105,7 +106,7 @@ def eval_transform(recipe: Recipe) -> transforms.Compose:
     size = recipe.model.image_size
     return transforms.Compose(
         [
-            transforms.Resize(round(size / recipe.train.eval_crop_pct), transforms.InterpolationMode.BICUBIC),
+            transforms.Resize(math.floor(size / recipe.train.eval_crop_pct), transforms.InterpolationMode.BICUBIC),
             transforms.CenterCrop(size),
             transforms.ToTensor(),
             transforms.Normalize(recipe.augment.mean, recipe.augment.std),

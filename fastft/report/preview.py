@@ -1,0 +1,83 @@
+"""`fastft preview`: what the model will see. Each original with its crop, beside the result and the ops that made it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from beton_tools.format import Beton
+from beton_tools.images import decode_sample
+from fastft.augment import AugmentPolicy, describe_row, draw_plan, plan_to_json, source_regions
+from fastft.augment.cpu import CpuAugment
+
+PAIRS_PER_LINE = 3
+CELL_INCHES = 2.1
+CROP_COLOUR = "#ff3b30"
+
+
+def preview(
+    beton: Beton, policy: AugmentPolicy, size: int, *, seed: int, epoch: int, samples: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(plan, images): the rows that training draws for these samples in this epoch, and what they give.
+
+    images: uint8 (B, size, size, 3), normalised values brought back to 0..255.
+    """
+    ids = np.asarray(samples, np.int64)
+    plan = draw_plan(
+        policy, seed=seed, epoch=epoch, sample_ids=ids, heights=beton.heights[ids], widths=beton.widths[ids], size=size
+    )
+    regions = source_regions(plan, size)
+    pieces = [
+        decode_sample(beton, int(i))[y : y + h, x : x + w].reshape(-1)
+        for i, (y, x, h, w) in zip(ids, regions.tolist(), strict=True)
+    ]
+    offsets = np.cumsum([0, *(len(p) for p in pieces[:-1])])
+    normalised = CpuAugment(policy, size)(np.concatenate(pieces), offsets, plan)
+    pixels = 255 * (normalised * np.asarray(policy.std) + np.asarray(policy.mean))
+    return plan, pixels.round().clip(0, 255).astype(np.uint8)
+
+
+def draw_preview(beton: Beton, plan: np.ndarray, images: np.ndarray, out: Path, names: Sequence[str]) -> None:
+    """Write the grid as a PNG, which appears when complete; `names` are the samples' classes."""
+    lines = -(-len(plan) // PAIRS_PER_LINE)
+    figure, axes = plt.subplots(
+        lines, 2 * PAIRS_PER_LINE, figsize=(2 * PAIRS_PER_LINE * CELL_INCHES, lines * (CELL_INCHES + 0.65)), squeeze=False
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for row, image, name, (left, right) in zip(plan, images, names, axes.reshape(-1, 2), strict=False):
+        _draw_original(left, decode_sample(beton, int(row["sample"])), row, name)
+        right.imshow(image)
+        right.set_title("\n".join(_wrap(describe_row(row))), fontsize=6.5, pad=3)
+    figure.tight_layout()
+    partial = out.with_suffix(".partial.png")
+    figure.savefig(partial, dpi=130)
+    plt.close(figure)
+    partial.replace(out)
+
+
+def write_plan(plan: np.ndarray, out: Path) -> None:
+    """The plan as JSON, one object per image."""
+    partial = out.with_suffix(".partial")
+    partial.write_text(json.dumps(plan_to_json(plan), indent=1), encoding="utf-8")
+    partial.replace(out)
+
+
+def _draw_original(axis: Axes, pixels: np.ndarray, row: Any, name: str) -> None:
+    y, x, h, w = (int(v) for v in row["crop"])
+    axis.imshow(pixels)
+    axis.add_patch(Rectangle((x - 0.5, y - 0.5), w, h, fill=False, edgecolor=CROP_COLOUR, linewidth=1.5))
+    axis.set_title(f"{name}, sample {row['sample']}", fontsize=6.5, pad=3)
+
+
+def _wrap(words: Sequence[str], per_line: int = 2) -> list[str]:
+    """Ops under one another, so that neighbouring titles do not meet."""
+    return [", ".join(words[i : i + per_line]) for i in range(0, len(words), per_line)] or ["crop only"]
