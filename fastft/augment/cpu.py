@@ -98,7 +98,7 @@ def augment_image(pixels, stride, region, row, finish, scratch, out):  # type: i
     return OK
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, nogil=True, parallel=True)
 def augment_batch(packed, offsets, plan, finish, scratch, out, status):  # type: ignore[no-untyped-def]
     """`augment_image` for every row of the plan, in parallel; region b begins at packed[offsets[b]]."""
     for b in prange(len(plan)):
