@@ -20,6 +20,10 @@ from beton_tools.errors import UserError
 VERSION = 2
 DEFAULT_PAGE_SIZE = 8 << 20  # what FFCV's writer uses: 8 MiB
 JPEG_MODE, RAW_MODE = 0, 1
+# The densest JPEG spends a bit on each 8 x 8 block (512 pixels a byte). A file that claims more pixels than
+# twice
+# that would make readers allocate gigabytes for nothing.
+MAX_PIXELS_PER_BYTE = 1024
 
 HEADER_DTYPE = np.dtype(
     [
@@ -232,7 +236,12 @@ def _check_spans(
     # compared by subtraction: pointer + size could overflow int64 in a hostile file
     bad = (pointers < low) | (pointers > high) | (sizes <= 0) | (sizes > high - pointers)
     area = image["height"].astype(np.int64) * image["width"]
-    bad |= (area == 0) | (image["mode"] > RAW_MODE) | ((image["mode"] == RAW_MODE) & (sizes != area * 3))
+    bad |= (
+        (area == 0)
+        | (area // MAX_PIXELS_PER_BYTE > sizes)
+        | (image["mode"] > RAW_MODE)
+        | ((image["mode"] == RAW_MODE) & (sizes != area * 3))
+    )
     if bad.any():
         raise _damaged(
             path, f"sample {int(np.argmax(bad))} points outside the file or has an impossible size"

@@ -12,19 +12,16 @@ import numpy as np
 from PIL import Image
 
 from beton_tools import jpeg
-from beton_tools.format import DEFAULT_PAGE_SIZE
+from beton_tools.errors import UserError
+from beton_tools.format import DEFAULT_PAGE_SIZE, RAW_MODE, Beton
 from beton_tools.jpeg.markers import JpegError
 from beton_tools.jpeg.transcode import add_index
+from beton_tools.jpeg.turbo import compress
 
 # Pillow may open nothing else: its EPS reader would start Ghostscript on a file that merely looks like an
 # image
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
-_SUBSAMPLINGS = {
-    "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
-    "4:2:2": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
-    "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
-}
-SUBSAMPLINGS = tuple(_SUBSAMPLINGS)
+SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
 MAX_SIDE = 65535  # width and height are 16 bits in a .beton, and in a JPEG
 KEPT = "kept"
 
@@ -137,9 +134,22 @@ def shrink(pixels: np.ndarray, max_resolution: int | None) -> np.ndarray:
 
 
 def _encode_jpeg(pixels: np.ndarray, options: EncodeOptions) -> bytes:
-    flags = [cv2.IMWRITE_JPEG_QUALITY, options.quality]
-    flags += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _SUBSAMPLINGS[options.subsampling]]
-    ok, encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), flags)
-    if not ok:
-        raise BadImage("cannot be encoded as JPEG")
-    return add_index(encoded) if options.index else encoded.tobytes()
+    encoded = compress(pixels, options.quality, options.subsampling)
+    return add_index(encoded) if options.index else encoded
+
+
+def decode_sample(beton: Beton, sample_id: int) -> np.ndarray:
+    """Pixels of a stored image, (H, W, 3) uint8. Raises UserError that names the sample."""
+    stored = beton.image_bytes(sample_id)
+    height, width = int(beton.heights[sample_id]), int(beton.widths[sample_id])
+    if beton.modes[sample_id] == RAW_MODE:
+        return np.array(stored).reshape(height, width, 3)
+    try:
+        header = jpeg.parse(stored)
+        if (header.height, header.width) != (height, width):
+            raise JpegError(f"it is {header.height} x {header.width} pixels, its row says {height} x {width}")
+        return jpeg.decode_rgb(stored)
+    except JpegError as error:
+        raise UserError(
+            f"{beton.path}: sample {sample_id}: {error}; run `beton verify` on the file"
+        ) from error

@@ -39,7 +39,7 @@ def find_truth(near: Path, image_names: Sequence[str], classes: Sequence[str] | 
     Raises UserError when no file is found or one does not fit the images.
     """
     stems = sorted(Path(name).stem for name in image_names)
-    for folder in (near, *list(near.resolve().parents)[:3]):
+    for folder in (near, *list(near.resolve().parents)[:4]):
         for read in (_read_devkit, _read_kaggle, _read_text):
             wnid_of = read(folder, stems)
             if wnid_of is not None:

@@ -1,0 +1,262 @@
+"""The `beton` command: look inside `.beton` files. Bad input ends in one line and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from beton_tools.console import printable, progress, size
+from beton_tools.errors import UserError
+from beton_tools.format import Beton
+from beton_tools.manifest import Manifest
+
+EXIT_PROBLEMS, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+_SHOWN_PROBLEMS = 20  # on the screen; --json has all
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit code: 1 when `verify` found problems, 2 for bad input."""
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except UserError as error:
+        print(f"beton {args.command}: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"beton {args.command}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        sys.stderr.close()
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="beton", description="Look inside FFCV .beton files.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_info(commands)
+    _add_verify(commands)
+    _add_stats(commands)
+    _add_sheet(commands)
+    _add_extract(commands)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], help: str, example: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("file", type=Path, metavar="FILE.beton")
+    return parser
+
+
+def _print_json(values: Any) -> int:
+    print(json.dumps(values, indent=1))
+    return 0
+
+
+# info -------------------------------------------------------------------------------------------------------
+# ----------
+
+
+def _add_info(commands: Any) -> None:
+    help = "what the file holds, and how it was made"
+    parser = _command(commands, "info", _run_info, help, "beton info val.beton")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _run_info(args: argparse.Namespace) -> int:
+    beton, manifest = Beton.open(args.file), Manifest.of_beton(args.file)
+    fields = [f.name for f in beton.fields]
+    values = {
+        "path": str(args.file),
+        "file_size": len(beton.data),
+        "num_samples": len(beton),
+        "fields": fields,
+        "page_size": beton.page_size,
+        "pages": beton.num_pages,
+        "manifest": manifest.summary() if manifest is not None else None,
+    }
+    if args.json:
+        return _print_json(values)
+    print(f"{args.file}: {len(beton):,} images, {size(len(beton.data))}")
+    print(f"  fields    {', '.join(fields)}")
+    print(f"  pages     {beton.num_pages:,} of {beton.page_size >> 10:,} KiB")
+    if manifest is None:
+        print("  manifest  none (written by stock FFCV?): no class names, checksums or source names")
+    else:
+        _print_manifest(manifest)
+    return 0
+
+
+def _print_manifest(manifest: Manifest) -> None:
+    names = [manifest.class_label(i) for i in range(min(3, manifest.num_classes))]
+    more = ", ..." if manifest.num_classes > len(names) else ""
+    print(f"  classes   {manifest.num_classes:,}: {printable('; '.join(names))}{more}")
+    print(f"  source    {manifest.source.get('kind')} {printable(str(manifest.source.get('root')))}")
+    print(f"  options   {', '.join(f'{k} {v}' for k, v in manifest.options.items())}")
+    print(f"  encoded   {', '.join(f'{count:,} {how}' for how, count in manifest.encodings.items())}")
+    print(f"  skipped   {len(manifest.skipped):,}")
+
+
+# verify -----------------------------------------------------------------------------------------------------
+# ----------
+
+
+def _add_verify(commands: Any) -> None:
+    help = "check tables, checksums, crop indexes, and that every image decodes"
+    parser = _command(commands, "verify", _run_verify, help, "beton verify train.beton --workers 8")
+    parser.add_argument(
+        "--no-decode", action="store_true", help="tables and checksums only: as fast as the disk"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="threads (default: one for every usable CPU)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _run_verify(args: argparse.Namespace) -> int:
+    from beton_tools.verify import verify
+
+    if args.workers is not None and args.workers < 1:
+        raise UserError(f"--workers {args.workers}: give at least 1")
+    with progress(args.file.name) as show:
+        report = verify(args.file, args.workers, not args.no_decode, show)
+    if args.json:
+        _print_json(asdict(report) | {"ok": report.ok})
+    else:
+        for where, what in report.problems[:_SHOWN_PROBLEMS]:
+            print(f"{args.file}: {where}: {what}")
+        verdict = "ok" if report.ok else f"{len(report.problems):,} problems"
+        print(
+            f"{args.file}: {verdict}; {report.images_decoded:,} of {report.num_samples:,} images decoded "
+            f"({report.num_indexed:,} with crop index), {report.pages_checked:,} page checksums compared"
+        )
+    return 0 if report.ok else EXIT_PROBLEMS
+
+
+# stats ------------------------------------------------------------------------------------------------------
+# ----------
+
+
+def _add_stats(commands: Any) -> None:
+    help = "sizes, resolutions and classes; a page of plots"
+    parser = _command(commands, "stats", _run_stats, help, "beton stats train.beton --plot stats.png")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw them")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _run_stats(args: argparse.Namespace) -> int:
+    from beton_tools.stats import compute
+
+    beton, manifest = Beton.open(args.file), Manifest.of_beton(args.file)
+    values = compute(beton, manifest)
+    if args.plot is not None:
+        from beton_tools.plot import plot
+
+        plot(beton, values, args.plot)
+    if args.json:
+        return _print_json(values)
+    pages, jpegs = values["pages"], values["jpeg"]
+    print(
+        f"{args.file}: {len(beton):,} images, {values['num_classes']:,} classes, {size(values['file_size'])}"
+    )
+    print(f"{'':18}{'mean':>10}{'min':>10}{'5 %':>10}{'median':>10}{'95 %':>10}{'max':>10}")
+    for key in ("image_bytes", "long_side", "short_side", "images_per_class"):
+        spread = values[key]["percentiles"]
+        row = [values[key]["mean"], *(spread[p] for p in ("0", "5", "50", "95", "100"))]
+        print(f"{key.replace('_', ' '):18}" + "".join(f"{value:>10,.0f}" for value in row))
+    print(
+        f"pages             {pages['count']:,} of {pages['size'] >> 10:,} KiB, {pages['filled']:.1%} filled"
+    )
+    shares = ", ".join(f"{kind} {share:.1%}" for kind, share in jpegs["subsampling"].items())
+    print(f"subsampling       {shares or 'none: all raw'}")
+    print(f"crop index        {jpegs['indexed']:.1%} of {jpegs['headers_read']:,} images looked at")
+    return 0
+
+
+# sheet, extract
+# -------------------------------------------------------------------------------------------------------
+
+
+def _add_choice(parser: argparse.ArgumentParser, limit: int | None) -> None:
+    parser.add_argument("--ids", type=int, nargs="+", metavar="ID", help="these samples")
+    parser.add_argument("--label", type=int, metavar="L", help="samples of this label")
+    how_many = "all" if limit is None else str(limit)
+    parser.add_argument(
+        "--limit", type=int, default=limit, metavar="N", help=f"at most so many (default: {how_many})"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="which ones --limit draws (default: 0)")
+
+
+def _chosen(args: argparse.Namespace, beton: Beton) -> list[int]:
+    from beton_tools.extract import choose_samples
+
+    if args.seed < 0 or (args.limit is not None and args.limit < 1):
+        raise UserError("--limit must be at least 1 and --seed at least 0")
+    return choose_samples(beton, args.ids, args.label, args.limit, args.seed)
+
+
+def _add_sheet(commands: Any) -> None:
+    help = "draw images with their classes on one contact sheet"
+    parser = _command(commands, "sheet", _run_sheet, help, "beton sheet val.beton --out sheet.png --limit 60")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    _add_choice(parser, limit=40)
+    parser.add_argument("--columns", type=int, default=8, metavar="N", help="images in a row (default: 8)")
+    parser.add_argument(
+        "--cell", type=int, default=160, metavar="PX", help="pixels for an image (default: 160)"
+    )
+
+
+def _run_sheet(args: argparse.Namespace) -> int:
+    from beton_tools.sheet import draw_sheet, save_sheet
+
+    if args.columns < 1 or args.cell < 16:
+        raise UserError("--columns must be at least 1 and --cell at least 16")
+    beton, manifest = Beton.open(args.file), Manifest.of_beton(args.file)
+    ids = _chosen(args, beton)
+    save_sheet(draw_sheet(beton, manifest, ids, args.columns, args.cell), args.out)
+    print(f"{args.out}: {len(ids):,} images")
+    return 0
+
+
+def _add_extract(commands: Any) -> None:
+    help = "write images back to ordinary files, byte for byte"
+    parser = _command(
+        commands, "extract", _run_extract, help, "beton extract val.beton --out photos --label 207"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets <class>/<id>_<name>.jpg")
+    _add_choice(parser, limit=None)
+    parser.add_argument("--json", action="store_true", help="print the paths as JSON")
+
+
+def _run_extract(args: argparse.Namespace) -> int:
+    from beton_tools.extract import extract
+
+    beton, manifest = Beton.open(args.file), Manifest.of_beton(args.file)
+    ids = _chosen(args, beton)
+    paths = []
+    with progress(args.file.name) as show:
+        for path in extract(beton, manifest, ids, args.out):
+            paths.append(str(path))
+            show(len(paths), len(ids), 0)
+    if args.json:
+        return _print_json(paths)
+    print(f"{args.out}: {len(paths):,} images")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""A contact sheet: what is in a `.beton`, at a glance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from beton_tools.console import printable
+from beton_tools.errors import UserError
+from beton_tools.format import Beton
+from beton_tools.images import decode_sample
+from beton_tools.manifest import Manifest
+
+_GAP, _CAPTION, _FONT_SIZE = 12, 34, 13  # pixels
+_PAPER, _INK, _GREY, _BAD = "#ffffff", "#1f2933", "#7b8794", "#b3261e"
+_LINE = 15  # pixels from one line of a caption to the next
+
+
+def draw_sheet(
+    beton: Beton, manifest: Manifest | None, ids: Sequence[int], columns: int, cell: int
+) -> Image.Image:
+    """Each sample fitted into a square of `cell` pixels, with its class and id below; bad ones say so in
+    red."""
+    columns = min(columns, len(ids))
+    rows = -(-len(ids) // columns)
+    width, height = _GAP + columns * (cell + _GAP), _GAP + rows * (cell + _CAPTION + _GAP)
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    for place, sample_id in enumerate(ids):
+        row, column = divmod(place, columns)
+        corner = (_GAP + column * (cell + _GAP), _GAP + row * (cell + _CAPTION + _GAP))
+        _draw_sample(sheet, beton, manifest, sample_id, corner, cell)
+    return sheet
+
+
+def save_sheet(sheet: Image.Image, out: Path) -> None:
+    """Raises UserError."""
+    try:
+        sheet.save(out)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{out}: cannot be written ({error}); give a file name that ends in .png") from error
+
+
+def _draw_sample(
+    sheet: Image.Image,
+    beton: Beton,
+    manifest: Manifest | None,
+    sample_id: int,
+    corner: tuple[int, int],
+    cell: int,
+) -> None:
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_SIZE)
+    x, y = corner
+    try:
+        image = _fit(decode_sample(beton, sample_id), cell)
+    except UserError:
+        draw.rectangle((x, y, x + cell - 1, y + cell - 1), outline=_BAD)
+        draw.text((x + cell // 2, y + cell // 2), "cannot be decoded", _BAD, font, anchor="mm")
+    else:
+        sheet.paste(image, (x + (cell - image.width) // 2, y + cell - image.height))
+    title = _shorten(draw, font, _class_name(beton, manifest, sample_id), cell)
+    draw.text((x, y + cell + 3), title, _INK, font)
+    size = f"#{sample_id}   {beton.widths[sample_id]} x {beton.heights[sample_id]}"
+    draw.text((x, y + cell + 3 + _LINE), _shorten(draw, font, size, cell), _GREY, font)
+
+
+def _fit(pixels: np.ndarray, cell: int) -> Image.Image:
+    image = Image.fromarray(pixels)
+    scale = cell / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _class_name(beton: Beton, manifest: Manifest | None, sample_id: int) -> str:
+    label = int(beton.labels[sample_id])
+    if manifest is None or not 0 <= label < manifest.num_classes:
+        return f"class {label}"
+    return printable(manifest.class_label(label).split(",")[0])  # WordNet lists synonyms
+
+
+def _shorten(
+    draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, text: str, width: int
+) -> str:
+    if draw.textlength(text, font) <= width:
+        return text
+    while text and draw.textlength(text + "...", font) > width:
+        text = text[:-1]
+    return text.rstrip(" ,") + "..."

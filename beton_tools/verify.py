@@ -1,0 +1,147 @@
+"""Is a `.beton` whole? Checksums, tables, and every image decoded once."""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from beton_tools import jpeg
+from beton_tools.console import ProgressCallback
+from beton_tools.format import RAW_MODE, Beton
+from beton_tools.jpeg import index
+from beton_tools.jpeg.markers import OK, JpegError
+from beton_tools.manifest import Manifest
+from beton_tools.writer import tables_crc32, usable_cpus
+
+_CHUNK = 64  # images per task of a thread
+
+
+@dataclass
+class Report:
+    """problems: (where, what), in file order. num_indexed: JPEGs with a crop index that agrees with the
+    file."""
+
+    path: str
+    num_samples: int
+    pages_checked: int = 0
+    images_decoded: int = 0
+    num_indexed: int = 0
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def verify(
+    path: Path, workers: int | None = None, decode: bool = True, progress: ProgressCallback | None = None
+) -> Report:
+    """Check a file against itself and, where there is one, its manifest.
+
+    decode: also decode every image (as slow as an epoch); without it only tables and checksums are read.
+    Raises UserError when the file cannot be opened as `.beton` at all.
+    """
+    beton, manifest = Beton.open(path), Manifest.of_beton(path)
+    report = Report(str(path), beton.num_samples)
+    if manifest is not None:
+        report.problems += _compare(beton, manifest)
+    with ThreadPoolExecutor(workers or usable_cpus()) as pool:
+        if manifest is not None and not report.problems:
+            _check_pages(beton, manifest, report, pool)
+        if decode:
+            _check_images(beton, report, pool, progress)
+    return report
+
+
+def _compare(beton: Beton, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Ways in which the manifest cannot belong to this file, or the tables changed since it was written."""
+    pairs = {
+        "num_samples": (beton.num_samples, manifest.num_samples),
+        "page_size": (beton.page_size, manifest.page_size),
+        "file_size": (len(beton.data), manifest.file_size),
+        "pages": (beton.num_pages, len(manifest.page_crc32)),
+    }
+    for what, (here, there) in pairs.items():
+        if here != there:
+            yield "manifest", f"{what} is {here}, the manifest says {there}"
+    if tables_crc32(beton.path, beton.data_start, beton.data_end) != manifest.tables_crc32:
+        yield "tables", "header, metadata or allocation table changed since they were written"
+    labels = beton.labels
+    if labels.min() < 0 or labels.max() >= manifest.num_classes:
+        yield "tables", f"labels run from {labels.min()} to {labels.max()} for {manifest.num_classes} classes"
+
+
+def _check_pages(beton: Beton, manifest: Manifest, report: Report, pool: ThreadPoolExecutor) -> None:
+    def checksum(page: int) -> int:
+        start = beton.data_start + page * beton.page_size
+        return zlib.crc32(beton.data[start : start + beton.page_size])  # type: ignore[arg-type]
+
+    for page, crc in enumerate(pool.map(checksum, range(beton.num_pages))):
+        report.pages_checked += 1
+        if crc != manifest.page_crc32[page]:
+            start = beton.data_start + page * beton.page_size
+            inside = np.flatnonzero((beton.pointers >= start) & (beton.pointers < start + beton.page_size))
+            span = f"samples {inside.min()} to {inside.max()}" if inside.size else "no sample"
+            report.problems.append((f"page {page}", f"checksum differs ({span})"))
+
+
+def _check_images(
+    beton: Beton, report: Report, pool: ThreadPoolExecutor, progress: ProgressCallback | None
+) -> None:
+    with _image_checker(beton) as check:
+        chunks = [range(i, min(i + _CHUNK, len(beton))) for i in range(0, len(beton), _CHUNK)]
+        for results in pool.map(lambda ids: [(i, check(i)) for i in ids], chunks):
+            for sample_id, (problem, indexed) in results:
+                report.images_decoded += 1
+                report.num_indexed += indexed
+                if problem:
+                    report.problems.append((f"sample {sample_id}", problem))
+            if progress is not None:
+                bad = sum(where.startswith("sample") for where, _ in report.problems)
+                progress(report.images_decoded, len(beton), bad)
+
+
+@contextmanager
+def _image_checker(beton: Beton) -> Iterator[Callable[[int], tuple[str, bool]]]:
+    """sample id -> (problem or "", has an index that agrees). Safe to call from any thread."""
+    local, opened = threading.local(), []
+    pixels = int((beton.heights.astype(np.int64) * beton.widths).max())
+
+    def check(sample_id: int) -> tuple[str, bool]:
+        if beton.modes[sample_id] == RAW_MODE:
+            return "", False
+        if not hasattr(local, "handles"):
+            local.handles = jpeg.open_decoders(1)
+            local.out = np.empty(3 * pixels, np.uint8)
+            local.scratch = np.empty(jpeg.scratch_bytes(1, pixels, int(beton.sizes.max())), np.uint8)
+            opened.append(local.handles)
+        return _check_jpeg(beton, sample_id, local.out, local.scratch, local.handles[0])
+
+    try:
+        yield check
+    finally:
+        for handles in opened:
+            jpeg.close_decoders(handles)
+
+
+def _check_jpeg(
+    beton: Beton, sample_id: int, out: np.ndarray, scratch: np.ndarray, handle: int
+) -> tuple[str, bool]:
+    stored = beton.image_bytes(sample_id)
+    height, width = int(beton.heights[sample_id]), int(beton.widths[sample_id])
+    try:
+        header = jpeg.parse(stored)
+        indexed = index.read(stored) is not None
+    except JpegError as error:
+        return str(error), False
+    if (header.height, header.width) != (height, width):
+        return f"{header.height} x {header.width} pixels, its row says {height} x {width}", indexed
+    code = jpeg.decode_region(stored, 0, 0, height, width, out[: 3 * height * width], scratch, handle)
+    return ("" if code == OK else jpeg.describe_error(code)), indexed

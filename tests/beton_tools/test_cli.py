@@ -1,0 +1,154 @@
+"""The `beton` command on a real file: numbers, pictures, files, exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beton_tools.cli import main
+from beton_tools.format import Beton
+from beton_tools.images import decode_sample
+from beton_tools.manifest import Manifest, manifest_path
+from beton_tools.names import Names
+from beton_tools.sources import open_source
+from beton_tools.writer import WriteOptions, write_beton
+from tests.beton_tools.conftest import write_folder
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, photo_jpegs: dict[str, list[bytes]]) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    write_folder(folder / "photos", photo_jpegs)
+    write_beton(folder / "photos.beton", open_source(folder / "photos"), WriteOptions(workers=0))
+    return folder / "photos.beton"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert main([str(a) for a in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_info_tells_what_was_converted(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = run(capsys, "info", written)
+    assert "24 images" in text
+    assert "24 kept" in text
+    values = json.loads(run(capsys, "info", written, "--json"))
+    assert values["num_samples"] == values["manifest"]["num_samples"] == 24
+    assert values["fields"] == ["image", "label"]
+
+
+def test_verify_says_ok_or_exits_1(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ": ok; 24 of 24 images decoded" in run(capsys, "verify", written)
+    damaged = tmp_path / "damaged.beton"
+    data = bytearray(written.read_bytes())
+    data[int(Beton.open(written).pointers[3])] = 0
+    damaged.write_bytes(data)
+    assert main(["verify", str(damaged), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is False
+    assert report["problems"][0][0] == "sample 3"
+
+
+def test_stats_counts_and_draws(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = tmp_path / "stats.png"
+    values = json.loads(run(capsys, "stats", written, "--json", "--plot", plot))
+    beton = Beton.open(written)
+    assert values["num_classes"] == 3
+    assert values["images_per_class"]["percentiles"] == dict.fromkeys(
+        ["0", "5", "25", "50", "75", "95", "100"], 8
+    )
+    assert values["image_bytes"]["total"] == int(beton.sizes.sum())
+    assert values["long_side"]["percentiles"]["100"] == max(beton.heights.max(), beton.widths.max())
+    assert values["jpeg"]["subsampling"] == {"4:2:0": 0.375, "4:4:4": 0.375, "4:2:2": 0.25}
+    assert values["jpeg"]["indexed"] == 1.0
+    assert np.asarray(Image.open(plot).convert("L")).std() > 10
+    assert "24 images, 3 classes" in run(capsys, "stats", written)
+
+
+def test_sheet_shows_the_images(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "sheet.png"
+    run(capsys, "sheet", written, "--out", out, "--ids", 0, 9, 17, "--columns", 2, "--cell", 64)
+    sheet = np.asarray(Image.open(out))
+    photo = Image.fromarray(decode_sample(Beton.open(written), 0))
+    photo = photo.resize(
+        [max(1, round(side * 64 / max(photo.size))) for side in photo.size], Image.Resampling.LANCZOS
+    )
+    x, y = 12 + (64 - photo.width) // 2, 12 + 64 - photo.height
+    np.testing.assert_array_equal(sheet[y : y + photo.height, x : x + photo.width], np.asarray(photo))
+    assert sheet.shape[1] == 12 + 2 * (64 + 12)
+
+
+def test_extract_gives_the_stored_bytes_back(
+    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x"
+    choice = ("--label", 1, "--limit", 3)
+    paths = json.loads(run(capsys, "extract", written, "--out", out, *choice, "--json"))
+    beton = Beton.open(written)
+    assert len(paths) == 3
+    for path in map(Path, paths):
+        assert path.parent == out / "n02123045"
+        assert path.read_bytes() == beton.read_bytes(int(path.name[:7]))
+        assert path.stem[8:].startswith("n02123045_")
+
+
+def test_a_hostile_manifest_cannot_write_outside_the_folder(
+    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = tmp_path / "evil.beton"
+    evil.write_bytes(written.read_bytes())
+    manifest = Manifest.of_beton(written)
+    assert manifest is not None
+    object.__setattr__(manifest, "classes", ["../../up", "/root", ".."])
+    object.__setattr__(manifest, "names", Names.of(["../../../etc/passwd.jpg", "/abs/\x1b[2Jx.jpg"] * 12))
+    manifest.save(manifest_path(evil))
+    out = tmp_path / "deep" / "out"
+    for path in json.loads(run(capsys, "extract", evil, "--out", out, "--json")):
+        assert Path(path).resolve().is_relative_to(out)
+        assert path.isprintable()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info", "missing.beton"],
+        ["extract", "FILE", "--out", "x", "--ids", "24"],
+        ["extract", "FILE", "--out", "x", "--label", "9"],
+        ["sheet", "FILE", "--out", "/nowhere/sheet.png"],
+        ["sheet", "FILE", "--out", "sheet.xyz"],
+        ["sheet", "FILE", "--out", "sheet.png", "--limit", "0"],
+        ["stats", "FILE", "--plot", "/nowhere/stats.png"],
+        ["verify", "FILE", "--workers", "0"],
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    written: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert main([str(written) if a == "FILE" else a for a in arguments]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"beton {arguments[0]}: ")
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "stats", "sheet", "extract"])
+def test_help_shows_an_example_that_parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from beton_tools.cli import build_parser
+
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    example = text[text.index("example:\n") + 9 :].strip()
+    assert build_parser().parse_args(example.split()[1:]).command == command
+
+
+def test_beton_tools_needs_neither_torch_nor_ffcv() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['ffcv'] = None\n"
+        "import beton_tools.cli, beton_tools.convert, beton_tools.verify, beton_tools.plot\n"
+        "import beton_tools.sheet, beton_tools.extract, beton_tools.stats, beton_tools.jpeg"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,136 @@
+"""`convert imagenet` on every layout, `convert folder` on one, and what they tell."""
+
+import argparse
+import gzip
+from pathlib import Path
+
+import pytest
+
+from beton_tools import UserError
+from beton_tools.console import duration, printable, size
+from beton_tools.convert import add_folder_arguments, add_imagenet_arguments, run_folder, run_imagenet
+from beton_tools.format import Beton
+from beton_tools.manifest import Manifest, manifest_path
+from tests.beton_tools.conftest import devkit_files, tar_of, train_tar, write_folder
+
+Jpegs = dict[str, list[bytes]]
+ValImages = dict[str, tuple[str, bytes]]
+
+
+def imagenet(*arguments: object) -> int:
+    parser = argparse.ArgumentParser()
+    add_imagenet_arguments(parser)
+    return run_imagenet(parser.parse_args([str(a) for a in arguments]))
+
+
+def folder(*arguments: object) -> int:
+    parser = argparse.ArgumentParser()
+    add_folder_arguments(parser)
+    return run_folder(parser.parse_args([str(a) for a in arguments]))
+
+
+def write_folders(root: Path, jpegs: Jpegs, val: ValImages) -> None:
+    write_folder(root / "train", jpegs)
+    write_folder(root / "val", {w: [data for wnid, data in val.values() if wnid == w] for w in jpegs})
+
+
+def write_flat(root: Path, jpegs: Jpegs, val: ValImages) -> None:
+    write_folder(root / "ILSVRC" / "Data" / "CLS-LOC" / "train", jpegs)
+    (root / "ILSVRC" / "Data" / "CLS-LOC" / "val").mkdir()
+    for name, (_, data) in val.items():
+        (root / "ILSVRC" / "Data" / "CLS-LOC" / "val" / name).write_bytes(data)
+    for name, content in devkit_files([wnid for wnid, _ in val.values()]).items():
+        (root / name).write_bytes(content)
+
+
+def write_tars(root: Path, jpegs: Jpegs, val: ValImages) -> None:
+    root.mkdir()
+    (root / "ILSVRC2012_img_train.tar").write_bytes(train_tar(jpegs))
+    (root / "ILSVRC2012_img_val.tar").write_bytes(tar_of({name: data for name, (_, data) in val.items()}))
+    devkit = devkit_files([wnid for wnid, _ in val.values()])
+    packed = gzip.compress(tar_of({f"ILSVRC2012_devkit_t12/data/{n}": data for n, data in devkit.items()}))
+    (root / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(packed)
+
+
+LAYOUTS = {"folders": write_folders, "flat val in Kaggle's tree": write_flat, "the archives": write_tars}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_training_file(
+    tmp_path: Path, photo_jpegs: Jpegs, val_images: ValImages, layout: str
+) -> None:
+    LAYOUTS[layout](tmp_path / "in", photo_jpegs, val_images)
+    write_folders(tmp_path / "plain", photo_jpegs, val_images)
+    for data in ("in", "plain"):
+        assert imagenet("--data", tmp_path / data, "--out", tmp_path / f"{data}-out", "--workers", 0) == 0
+    ours, plain = tmp_path / "in-out", tmp_path / "plain-out"
+    assert (ours / "train.beton").read_bytes() == (plain / "train.beton").read_bytes()
+    manifest, val = Manifest.of_beton(ours / "val.beton"), Beton.open(ours / "val.beton")
+    assert manifest is not None
+    assert manifest.classes == sorted(photo_jpegs)
+    stored = [
+        (manifest.classes[label], Path(name).name)
+        for name, label in zip(manifest.names, val.labels, strict=True)
+    ]
+    if layout != "folders":
+        assert {name: wnid for wnid, name in stored} == {name: wnid for name, (wnid, _) in val_images.items()}
+    assert sorted(w for w, _ in stored) == sorted(w for w, _ in val_images.values())
+
+
+def test_labels_of_val_are_those_of_train_even_when_val_lacks_a_class(
+    tmp_path: Path, photo_jpegs: Jpegs, val_images: ValImages
+) -> None:
+    write_folder(tmp_path / "in" / "train", photo_jpegs)
+    write_folder(tmp_path / "in" / "val", {"n04008634": photo_jpegs["n04008634"]})
+    imagenet("--data", tmp_path / "in", "--out", tmp_path / "out", "--workers", 0)
+    assert set(Beton.open(tmp_path / "out" / "val.beton").labels.tolist()) == {2}
+
+
+def test_a_missing_devkit_is_noticed_before_anything_is_converted(
+    tmp_path: Path, photo_jpegs: Jpegs, val_images: ValImages
+) -> None:
+    write_tars(tmp_path / "in", photo_jpegs, val_images)
+    (tmp_path / "in" / "ILSVRC2012_devkit_t12.tar.gz").unlink()
+    with pytest.raises(UserError, match="devkit"):
+        imagenet("--data", tmp_path / "in", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_convert_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no train or val images"):
+        imagenet("--data", tmp_path, "--out", tmp_path / "out")
+    with pytest.raises(UserError, match="no such folder"):
+        imagenet("--data", tmp_path / "nowhere", "--out", tmp_path / "out")
+
+
+def test_the_summary_counts_what_was_kept_encoded_and_skipped(
+    tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photo_folder / "n01440764" / "bad\n.JPEG").write_bytes(b"no image")
+    out = tmp_path / "out" / "a.beton"
+    folder(
+        "--data", photo_folder, "--out", out, "--max-resolution", 120, "--on-error", "skip", "--workers", 2
+    )
+    text = capsys.readouterr().out
+    manifest = Manifest.load(manifest_path(out))
+    assert "24 images in 3 classes" in text
+    assert (
+        f"{manifest.encodings['kept']} kept bit for bit; re-encoded: {manifest.encodings['resized']} resized"
+        in text
+    )
+    assert r"bad\n.JPEG: cannot be decoded" in text
+    assert max(Beton.open(out).heights.max(), Beton.open(out).widths.max()) == 120
+
+
+def test_reencoding_without_index_is_what_ffcv_would_write(tmp_path: Path, photo_folder: Path) -> None:
+    out = tmp_path / "a.beton"
+    folder("--data", photo_folder, "--out", out, "--reencode", "--no-index", "--quality", 40, "--workers", 0)
+    manifest = Manifest.load(manifest_path(out))
+    assert manifest.encodings == {"RGB JPEG": 24}
+    assert b"cropidx" not in out.read_bytes()
+
+
+def test_numbers_for_people() -> None:
+    assert [duration(s) for s in (45, 720, 12_000)] == ["45 s", "12 min", "3 h 20 min"]
+    assert [size(n) for n in (999, 138_200_000_000)] == ["999 B", "138.2 GB"]
+    assert printable("a\x1b[2J\nb é") == r"a\x1b[2J\nb é"

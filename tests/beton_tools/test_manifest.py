@@ -1,0 +1,133 @@
+"""The manifest comes back as it was saved, and a hostile one is an error."""
+
+import base64
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from beton_tools import UserError
+from beton_tools.manifest import Manifest, manifest_path
+from beton_tools.names import Names
+from beton_tools.sources import open_source
+from beton_tools.writer import WriteOptions, write_beton
+
+
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory: pytest.TempPathFactory, photo_jpegs: dict[str, list[bytes]]) -> dict[str, Any]:
+    """A real manifest's JSON."""
+    folder = tmp_path_factory.mktemp("manifest")
+    for wnid, images in photo_jpegs.items():
+        (folder / "photos" / wnid).mkdir(parents=True)
+        (folder / "photos" / wnid / "a.JPEG").write_bytes(images[0])
+    (folder / "photos" / "n01440764" / "broken.JPEG").write_bytes(b"")
+    write_beton(folder / "a.beton", open_source(folder / "photos"), WriteOptions(workers=0, on_error="skip"))
+    return json.loads(manifest_path(folder / "a.beton").read_text())
+
+
+def load(tmp_path: Path, entries: Any) -> Manifest:
+    path = tmp_path / "x.manifest.json"
+    path.write_text(json.dumps(entries))
+    return Manifest.load(path)
+
+
+def test_saving_and_loading_changes_nothing(tmp_path: Path, entries: dict[str, Any]) -> None:
+    manifest = load(tmp_path, entries)
+    assert list(manifest.names) == ["n01440764/a.JPEG", "n02123045/a.JPEG", "n04008634/a.JPEG"]
+    assert manifest.skipped == [("n01440764/broken.JPEG", "empty file")]
+    manifest.save(tmp_path / "again.json")
+    assert Manifest.load(tmp_path / "again.json") == manifest
+    assert json.loads((tmp_path / "again.json").read_text()) == entries
+
+
+def test_names_of_any_encoding_survive(tmp_path: Path, entries: dict[str, Any]) -> None:
+    odd = ["", "Ärger/日本.jpg", b"latin1_\xe9.jpg".decode("utf-8", "surrogateescape")]
+    manifest = load(tmp_path, entries)
+    object.__setattr__(manifest, "names", Names.of(odd))
+    manifest.save(tmp_path / "odd.json")
+    assert list(Manifest.load(tmp_path / "odd.json").names) == odd
+
+
+def test_a_million_names_stay_small(tmp_path: Path) -> None:
+    names = Names.of(f"n{i // 1300:08d}/n{i // 1300:08d}_{i * 7919 % 100_000}.JPEG" for i in range(100_000))
+    assert len(names.blob) + names.offsets.nbytes < 50 * len(names)
+    assert names[99_999] == "n00000076/n00000076_92081.JPEG"
+
+
+def bomb(megabytes: int) -> str:
+    return base64.b64encode(zlib.compress(bytes(megabytes << 20), 9)).decode()
+
+
+LIES: dict[str, Any] = {
+    "another format": {"format": "webdataset"},
+    "another version": {"version": 2},
+    "a negative count": {"num_samples": -1},
+    "a huge count": {"num_samples": 1 << 70},
+    "a wrong count": {"num_samples": 4},
+    "a count that is no number": {"num_samples": "3"},
+    "a truth value for a count": {"file_size": True},
+    "classes that are no texts": {"classes": [1, 2, 3]},
+    "classes that are no list": {"classes": "n01440764"},
+    "names for other classes": {"class_names": ["a"]},
+    "checksums that are no numbers": {"page_crc32": ["x"]},
+    "skipped that is no list": {"skipped": [["a"]]},
+    "no name table": {"names": None},
+    "a name table that is no base64": {"names": {"text": "???", "lengths": "???"}},
+    "a name table that is no zlib": {"names": {"text": "aGVsbG8=", "lengths": "aGVsbG8="}},
+    "a decompression bomb": {"names": {"text": bomb(64), "lengths": bomb(64)}},
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_manifest_that_lies_is_refused_in_one_line(
+    tmp_path: Path, entries: dict[str, Any], lie: str
+) -> None:
+    with pytest.raises(UserError, match="not a manifest") as caught:
+        load(tmp_path, entries | LIES[lie])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["names", "classes", "num_samples", "format", "fingerprint"])
+def test_a_manifest_that_lacks_something_is_refused(
+    tmp_path: Path, entries: dict[str, Any], missing: str
+) -> None:
+    with pytest.raises(UserError, match="not a manifest"):
+        load(tmp_path, {key: value for key, value in entries.items() if key != missing})
+
+
+def test_no_manifest_is_none_and_no_json_is_an_error(tmp_path: Path) -> None:
+    assert Manifest.of_beton(tmp_path / "a.beton") is None
+    for content in (b"", b"\xff\xfe\0", b"[" * 100_000, b'{"format": NaN}', b"[]"):
+        manifest_path(tmp_path / "a.beton").write_bytes(content)
+        with pytest.raises(UserError, match="not a manifest"):
+            Manifest.of_beton(tmp_path / "a.beton")
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=6),
+    cut=st.one_of(st.none(), st.integers(0, 10_000)),
+)
+def test_flipped_bytes_never_crash(
+    tmp_path: Path, entries: dict[str, Any], flips: list[tuple[int, int]], cut: int | None
+) -> None:
+    data = bytearray(json.dumps(entries).encode())
+    for offset, value in flips:
+        data[offset % len(data)] = value
+    path = tmp_path / "flipped.json"
+    path.write_bytes(data[:cut])
+    try:
+        manifest = Manifest.load(path)
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert len(list(manifest.names)) == manifest.num_samples

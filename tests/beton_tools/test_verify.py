@@ -1,0 +1,99 @@
+"""`verify` finds damage anywhere in a file, and nothing in a sound one."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from beton_tools import UserError
+from beton_tools.format import FIELD_DTYPE, HEADER_DTYPE, Beton
+from beton_tools.manifest import manifest_path
+from beton_tools.sources import open_source
+from beton_tools.verify import verify
+from beton_tools.writer import WriteOptions, write_beton
+
+METADATA = HEADER_DTYPE.itemsize + 2 * FIELD_DTYPE.itemsize
+
+
+@pytest.fixture
+def written(photo_folder: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "photos.beton"
+    write_beton(out, open_source(photo_folder), WriteOptions(workers=0, page_size=1 << 16))
+    return out
+
+
+def flip(path: Path, offset: int, count: int = 1) -> None:
+    data = bytearray(path.read_bytes())
+    for i in range(count):
+        data[offset + i] ^= 0xFF
+    path.write_bytes(data)
+
+
+def test_a_sound_file_has_no_problems(written: Path) -> None:
+    report = verify(written)
+    assert report.ok
+    assert report.images_decoded == report.num_indexed == 24
+    assert report.pages_checked == Beton.open(written).num_pages >= 2
+
+
+def test_a_sound_file_of_another_writer_has_no_problems_either(written: Path) -> None:
+    manifest_path(written).unlink()
+    report = verify(written)
+    assert report.ok
+    assert (report.pages_checked, report.images_decoded) == (0, 24)
+
+
+def test_one_flipped_bit_is_found_without_decoding(written: Path) -> None:
+    beton = Beton.open(written)
+    flip(written, int(beton.pointers[20]) + 700)
+    report = verify(written, decode=False)
+    assert [where for where, _ in report.problems] == ["page 1"]
+    assert "samples" in report.problems[0][1]
+
+
+def test_damaged_image_data_is_found_without_manifest(written: Path) -> None:
+    manifest_path(written).unlink()
+    beton = Beton.open(written)
+    middle = int(beton.pointers[5] + beton.sizes[5] // 2)
+    flip(written, middle, 300)
+    report = verify(written)
+    assert "sample 5" in [where for where, _ in report.problems]
+
+
+def test_a_changed_label_is_found(written: Path) -> None:
+    flip(written, METADATA + 16)  # the first sample's label
+    problems = dict(verify(written, decode=False).problems)
+    assert "changed since they were written" in problems["tables"] or "labels run" in problems["tables"]
+
+
+def test_a_row_that_lies_about_the_size_of_its_image_is_found(written: Path) -> None:
+    manifest_path(written).unlink()
+    data = bytearray(written.read_bytes())
+    data[METADATA + 1] ^= 1  # width
+    written.write_bytes(data)
+    assert [where for where, what in verify(written).problems if "its row says" in what] == ["sample 0"]
+
+
+def test_an_index_that_lies_is_found(written: Path) -> None:
+    manifest_path(written).unlink()
+    beton = Beton.open(written)
+    start = int(beton.pointers[0])
+    at = written.read_bytes().index(b"cropidx", start)
+    flip(written, at + 9)
+    report = verify(written)
+    assert report.problems == [("sample 0", report.problems[0][1])]
+    assert "index" in report.problems[0][1]
+
+
+def test_a_manifest_of_another_file_is_found(written: Path, photo_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.beton"
+    write_beton(other, open_source(photo_folder), WriteOptions(workers=0, subset_per_class=2))
+    manifest_path(other).rename(manifest_path(written))
+    report = verify(written, decode=False)
+    assert ("manifest", "num_samples is 24, the manifest says 6") in report.problems
+
+
+def test_a_file_that_cannot_be_opened_is_an_error_not_a_report(tmp_path: Path) -> None:
+    (tmp_path / "a.beton").write_bytes(np.random.default_rng(0).bytes(5000))
+    with pytest.raises(UserError):
+        verify(tmp_path / "a.beton")
