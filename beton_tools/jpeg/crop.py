@@ -31,6 +31,7 @@ from beton_tools.jpeg.markers import (
     parse,
     scan_header,
 )
+from beton_tools.jpeg.memory import copy_bytes
 from beton_tools.jpeg.turbo import close_decoders, decompress, open_decoders
 
 CHANNELS = 3
@@ -106,7 +107,8 @@ def _decode_segments(
     mcu_h, mcu_w = mcu_size(head)
     strip_w = mcu_w * head.restart_interval
     y, x = cover.top * mcu_h, cover.left * strip_w
-    h, w = min(cover.bottom * mcu_h, head.height) - y, min(cover.right * strip_w, head.width) - x
+    w = min(cover.right * strip_w, head.width) - x
+    h = min(cover.bottom * mcu_h, head.height, region.y + region.h + 1) - y  # no need to end at an MCU
     if scratch.size < src.size + CHANNELS * h * w:
         return SMALL_SCRATCH
     n = _write_header(src, head, h, w, scratch)
@@ -124,19 +126,15 @@ def _decode_segments(
 def _write_header(src: np.ndarray, head: Header, height: int, width: int, small: np.ndarray) -> int:
     """Copy the header without the crop index to `small`, with another size; the number of bytes."""
     index_at = head.index_at - 4
-    small[:index_at] = src[:index_at]
-    n = index_at + head.scan_at - head.index_end
-    small[index_at:n] = src[head.index_end : head.scan_at]
+    rest = head.scan_at - head.index_end
+    copy_bytes(small, 0, src, 0, index_at)
+    copy_bytes(small, index_at, src, head.index_end, rest)
     at = head.sof_at + 5
     if at > index_at:
         at -= head.index_end - index_at
-    small[at], small[at + 1], small[at + 2], small[at + 3] = (
-        height >> 8,
-        height & 255,
-        width >> 8,
-        width & 255,
-    )
-    return n
+    small[at], small[at + 1] = height >> 8, height & 255
+    small[at + 2], small[at + 3] = width >> 8, width & 255
+    return index_at + rest
 
 
 @njit(cache=True, nogil=True)
@@ -156,7 +154,7 @@ def _write_segments(src: np.ndarray, head: Header, cover: Cover, small: np.ndarr
                 return 0
             end += 2
             if cover.top <= row < cover.bottom and cover.left <= column < cover.right:
-                small[n : n + end - start] = src[start:end]
+                copy_bytes(small, n, src, start, end - start)
                 n += end - start
                 small[n - 1] = RST0 + (count & 7)
                 count += 1
@@ -183,8 +181,7 @@ def _decode_whole(
 def _copy_rectangle(pixels: np.ndarray, width: int, y: int, x: int, h: int, w: int, out: np.ndarray) -> None:
     row = CHANNELS * w
     for i in range(h):
-        start = CHANNELS * ((y + i) * width + x)
-        out[i * row : (i + 1) * row] = pixels[start : start + row]
+        copy_bytes(out, i * row, pixels, CHANNELS * ((y + i) * width + x), row)
 
 
 def decode_rgb(jpeg: bytes | np.ndarray, region: tuple[int, int, int, int] | None = None) -> np.ndarray:

@@ -32,7 +32,7 @@ def encode_indexed(image: np.ndarray, quality: int = 90, subsampling: str = "4:2
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """Any image file that Pillow reads as (H, W, 3) u8 RGB, the same as torchvision's and timm's folder loaders.
+    """Any image file that Pillow reads as (H, W, 3) u8 RGB, as the folder loaders of torchvision and timm do.
 
     That is Image.convert("RGB"): transparency is dropped, the first frame is taken, and Exif orientation
     and colour profiles are ignored. Raises JpegError with Pillow's reason when the file cannot be read.

@@ -8,13 +8,10 @@ marker.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
-from numba.extending import intrinsic
-from numba.np.arrayobj import make_array
+from numba import njit
 
 from beton_tools.jpeg.huffman import (
     END_OF_BLOCK,
@@ -25,6 +22,7 @@ from beton_tools.jpeg.huffman import (
     symbol_at,
 )
 from beton_tools.jpeg.markers import DAMAGED, EOI, OK, RST0
+from beton_tools.jpeg.memory import load_big_endian
 
 _MAX_DC_SIZE = 11  # bits of a DC difference of 8-bit samples, T.81 table F.1
 SPARE_BYTES = 64 * MAX_TERM // 8 + 16  # the longest block and a peek behind it
@@ -73,24 +71,10 @@ def unstuff(src: np.ndarray, at: int, clean: np.ndarray, starts: np.ndarray) -> 
     return DAMAGED, 0
 
 
-@intrinsic
-def _load_big_endian(typing_context: Any, array: Any, at: Any) -> Any:
-    """Eight bytes of a u8 array as one u64, in one load."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = make_array(signature.args[0])(context, builder, args[0]).data
-        word = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(64).as_pointer())
-        return builder.bswap(builder.load(word, align=1))
-
-    return types.uint64(array, types.uint64), codegen
-
-
 @njit(cache=True, nogil=True)
 def _peek(clean: np.ndarray, bit: int) -> np.uint64:
     """64 bits of the stream with the bit at `bit` on top; the lowest 7 may be missing."""
-    position = np.uint64(bit)
-    load: Any = _load_big_endian
-    return load(clean, position >> np.uint64(3)) << (position & np.uint64(7))
+    return load_big_endian(clean, bit >> 3) << np.uint64(bit & 7)
 
 
 @njit(cache=True, nogil=True)
