@@ -15,6 +15,7 @@ _HOMES = {
     "source_region": "geometry",
     "source_regions": "geometry",
     "level_argument": "levels",
+    "Mixer": "mix",
 }
 
 __all__ = [*_HOMES]

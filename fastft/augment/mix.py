@@ -1,0 +1,129 @@
+"""Mixup and CutMix of a batch on its device, drawn from counters: the same at any micro-batch or world size.
+
+timm's Mixup in "batch" mode draws one lambda for the batch of each process and pairs image i with B-1-i. Here
+a draw belongs to a block of ``BLOCK`` positions of the global batch, the per-process batch of the paper's
+B/16 run, and partners are the neighbours 2k and 2k+1, which no even cut of the batch parts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from beton_tools.errors import UserError
+from fastft.augment.rng import GAMMA_COUNTERS, below, beta, philox, unit
+
+BLOCK = 256
+DOMAIN = 1 << 31  # in counter word 3, where plans have the upper half of a sample id below 2^63
+DECIDE, MIXUP_BETA, CUTMIX_BETA = 0, GAMMA_COUNTERS, 4 * GAMMA_COUNTERS
+
+
+class Mix(NamedTuple):
+    """How a block is mixed: an image keeps the share ``lam``; with a box, exactly its pixels change hands."""
+
+    lam: float
+    box: tuple[int, int, int, int] | None  # y, x, h, w
+
+
+NOT_MIXED = Mix(1.0, None)
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """Mixes images and turns labels into smoothed targets, with timm's meaning of every parameter.
+
+    ``prob``: that a block is mixed at all; ``switch_prob``: of CutMix where both alphas are above 0.
+    """
+
+    mixup_alpha: float
+    cutmix_alpha: float
+    num_classes: int
+    seed: int
+    prob: float = 1.0
+    switch_prob: float = 0.5
+    label_smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        if min(self.mixup_alpha, self.cutmix_alpha) < 0 or max(self.mixup_alpha, self.cutmix_alpha) <= 0:
+            raise UserError(
+                "mixup and cutmix are both 0 or one is negative: give an alpha above 0, or no mixer"
+            )
+
+    def __call__(
+        self, images_BCHW: Tensor, labels_B: Tensor, *, epoch: int, step: int, first_position: int
+    ) -> tuple[Tensor, Tensor]:
+        """(mixed images, float32 targets (B, num_classes)); ``images_BCHW`` is overwritten.
+
+        ``first_position`` is the place of image 0 in the global batch of this step. Nothing waits for the
+        device. Raises ``UserError`` when the images do not begin and end between two pairs.
+        """
+        count = len(images_BCHW)
+        if first_position % 2 or count % 2:
+            raise UserError(f"{count} images from position {first_position}: mixing needs even micro-batches")
+        targets_BK = smoothed_targets(labels_B, self.num_classes, self.label_smoothing)
+        begin = 0
+        while begin < count:
+            block, offset = divmod(first_position + begin, BLOCK)
+            end = min(count, begin + BLOCK - offset)
+            mix = self.draw(epoch, step, block, images_BCHW.shape[2], images_BCHW.shape[3])
+            mix_pairs(images_BCHW[begin:end], targets_BK[begin:end], mix)
+            begin = end
+        return images_BCHW, targets_BK
+
+    def draw(self, epoch: int, step: int, block: int, height: int, width: int) -> Mix:
+        """What happens to block number ``block`` of a step's global batch."""
+        key, where = np.uint64(self.seed), (epoch, step, DOMAIN | block)
+        whether, which, top, left = philox(key, DECIDE, *where)
+        if unit(whether) >= self.prob:
+            return NOT_MIXED
+        both = self.mixup_alpha > 0 and self.cutmix_alpha > 0
+        if (unit(which) < self.switch_prob) if both else self.cutmix_alpha > 0:
+            lam = beta(self.cutmix_alpha, key, CUTMIX_BETA, *where)
+            centre = int(below(top, height)), int(below(left, width))
+            return cutmix(lam, centre, height, width)
+        return Mix(float(beta(self.mixup_alpha, key, MIXUP_BETA, *where)), None)
+
+
+def cutmix(lam: float, centre: tuple[int, int], height: int, width: int) -> Mix:
+    """Box of the share 1 - lam round a centre, clipped to the image; lambda corrected to what is left."""
+    ratio = math.sqrt(1.0 - lam)
+    cut_h, cut_w = int(height * ratio), int(width * ratio)
+    y0, y1 = max(centre[0] - cut_h // 2, 0), min(centre[0] + (cut_h + 1) // 2, height)
+    x0, x1 = max(centre[1] - cut_w // 2, 0), min(centre[1] + (cut_w + 1) // 2, width)
+    return Mix(1.0 - (y1 - y0) * (x1 - x0) / (height * width), (y0, x0, y1 - y0, x1 - x0))
+
+
+def smoothed_targets(labels_B: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """(B, num_classes) float32: smoothing / K everywhere and 1 - smoothing more at the label."""
+    off = smoothing / num_classes
+    targets = torch.full((len(labels_B), num_classes), off, device=labels_B.device)
+    return targets.scatter_(1, labels_B.long().view(-1, 1), 1.0 - smoothing + off)
+
+
+def mix_pairs(images_BCHW: Tensor, targets_BK: Tensor, mix: Mix) -> None:
+    """Mix images 2k and 2k+1, and their targets, in place."""
+    lam, box = mix
+    if lam == 1.0:
+        return
+    if box is None:
+        _blend_pairs(images_BCHW, lam)
+    else:
+        y, x, h, w = box
+        inside = images_BCHW[:, :, y : y + h, x : x + w]
+        inside.copy_(_swapped(inside))
+    _blend_pairs(targets_BK, lam)
+
+
+def _swapped(values: Tensor) -> Tensor:
+    """A copy with rows 2k and 2k+1 exchanged."""
+    return values.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+
+
+def _blend_pairs(values: Tensor, lam: float) -> None:
+    other = _swapped(values).mul_(1.0 - lam)
+    values.mul_(lam).add_(other)
