@@ -16,6 +16,9 @@ _HOMES = {
     "source_regions": "geometry",
     "level_argument": "levels",
     "Mixer": "mix",
+    "describe_policy": "describe",
+    "describe_row": "describe",
+    "plan_to_json": "describe",
 }
 
 __all__ = [*_HOMES]

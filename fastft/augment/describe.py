@@ -1,0 +1,153 @@
+"""Policies and plans in words for people and as plain values for JSON."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fastft.augment.plan import CHAIN_DEPTH, ERASE_MODES, MAX_CHAINS, OPS
+from fastft.augment.policies import AugmentPolicy, AugMix, RandAugment, ThreeAugment
+
+# How an op's argument reads behind its name; ops without an argument are not listed.
+ARGUMENT_FORMATS = {
+    "Rotate": "{:+.1f}°",
+    "Posterize": "{:.0f} bits",
+    "Solarize": "from {:.0f}",
+    "SolarizeAdd": "+{:.0f}",
+    "Color": "x{:.2f}",
+    "Contrast": "x{:.2f}",
+    "Brightness": "x{:.2f}",
+    "Sharpness": "x{:.2f}",
+    "ShearX": "{:+.2f}",
+    "ShearY": "{:+.2f}",
+    "TranslateX": "{:+.0f} px",
+    "TranslateY": "{:+.0f} px",
+    "GaussianBlur": "radius {:.2f}",
+}
+
+
+# -- a plan ------------------------------------------------------------------------------------------------
+
+
+def describe_row(row: Any) -> list[str]:
+    """What one row of a plan does after the crop, in order: ["flip", "Rotate +27.0°", "erase 50x80"]."""
+    words = ["flip"] if row["flip"] else []
+    if row["chain_weights"].any():
+        words += _describe_chains(row)
+    else:
+        words += _describe_ops(row, 0, len(row["op"]))
+    return words + [f"erase {h}x{w}" for _, _, h, w in row["erase"].tolist() if h > 0]
+
+
+def _describe_ops(row: Any, begin: int, end: int) -> list[str]:
+    return [
+        f"{OPS[op]} {ARGUMENT_FORMATS.get(OPS[op], '').format(argument)}".rstrip()
+        for op, argument in zip(
+            row["op"][begin:end].tolist(), row["argument"][begin:end].tolist(), strict=True
+        )
+        if op
+    ]
+
+
+def _describe_chains(row: Any) -> list[str]:
+    words = [f"mixture {row['blend']:.0%}"]
+    for chain in np.flatnonzero(row["chain_weights"]).tolist():
+        ops = _describe_ops(row, chain * CHAIN_DEPTH, (chain + 1) * CHAIN_DEPTH)
+        words.append(f"{row['chain_weights'][chain]:.0%} {' → '.join(ops)}")
+    return words
+
+
+def plan_to_json(plan: np.ndarray) -> list[dict[str, Any]]:
+    """One object per image with every field that has an effect; ops by name, boxes as [y, x, h, w]."""
+    return [_row_to_json(row) for row in plan]
+
+
+def _row_to_json(row: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "sample": int(row["sample"]),
+        "crop": row["crop"].tolist(),
+        "resize": row["resize"].tolist(),
+        "window": row["window"].tolist(),
+        "flip": bool(row["flip"]),
+        "interpolation": "bicubic" if row["bicubic"] else "bilinear",
+    }
+    if row["chain_weights"].any():
+        values["blend"] = float(row["blend"])
+        values["chains"] = [
+            {
+                "weight": float(row["chain_weights"][chain]),
+                "ops": _ops_to_json(row, chain * CHAIN_DEPTH, (chain + 1) * CHAIN_DEPTH),
+            }
+            for chain in range(MAX_CHAINS)
+            if row["chain_weights"][chain] > 0
+        ]
+    else:
+        values["ops"] = _ops_to_json(row, 0, len(row["op"]))
+    values["erase"] = [box for box in row["erase"].tolist() if box[2] > 0]
+    values["erase_mode"] = ERASE_MODES[row["erase_mode"]]
+    values["noise_key"] = f"{int(row['noise_key']):#018x}"  # JSON readers lose digits of 64-bit integers
+    return values
+
+
+def _ops_to_json(row: Any, begin: int, end: int) -> list[dict[str, Any]]:
+    return [
+        {"op": OPS[op], **({"argument": argument} if OPS[op] in ARGUMENT_FORMATS else {})}
+        for op, argument in zip(
+            row["op"][begin:end].tolist(), row["argument"][begin:end].tolist(), strict=True
+        )
+        if op
+    ]
+
+
+# -- a policy ----------------------------------------------------------------------------------------------
+
+
+def describe_policy(policy: AugmentPolicy, size: int) -> list[str]:
+    """The steps that every training image goes through, one line each."""
+    lines = [_describe_crop(policy, size)]
+    if policy.hflip:
+        lines.append(f"horizontal flip of {policy.hflip:.0%}")
+    lines += _describe_recipe(policy)
+    if policy.erase_prob:
+        boxes = "1 box" if policy.erase_count == 1 else f"1 to {policy.erase_count} boxes"
+        filling = {"const": "zeros", "rand": "one noise colour per box", "pixel": "noise per pixel"}
+        lines.append(f"random erase of {policy.erase_prob:.0%}: {boxes}, {filling[policy.erase_mode]}")
+    return lines
+
+
+def _describe_crop(policy: AugmentPolicy, size: int) -> str:
+    if policy.crop == "src":
+        return (
+            f"{policy.interpolation} resize of the short side to {size}, padded by 4, random {size} px crop"
+        )
+    area = f"{policy.scale[0]:.0%} to {policy.scale[1]:.0%} of the image"
+    aspect = f"aspect {policy.ratio[0]:.2f} to {policy.ratio[1]:.2f}"
+    return f"random crop of {area}, {aspect}, {policy.interpolation} resize to {size} px"
+
+
+def _describe_recipe(policy: AugmentPolicy) -> list[str]:
+    recipe = policy.recipe
+    if isinstance(recipe, RandAugment):
+        drawn = "distinct" if not recipe.replacement else "any"
+        ops = f"{recipe.count} of {len(recipe.ops)} ops ({drawn}), each applied to {recipe.probability:.0%}"
+        return [f"{policy.augment}: {ops}, magnitude {_describe_magnitude(recipe)}"]
+    if isinstance(recipe, AugMix):
+        depth = f"{recipe.depth}" if recipe.depth > 0 else f"1 to {CHAIN_DEPTH}"
+        chains = f"{recipe.width} chains of {depth} of {len(recipe.ops)} ops"
+        return [
+            f"{policy.augment}: {chains}, magnitude {_describe_magnitude(recipe)}, alpha {recipe.alpha:g}"
+        ]
+    if isinstance(recipe, ThreeAugment):
+        jitter = f"brightness, contrast and colour by 1 ± {recipe.jitter:g} in random order"
+        return [f"{policy.augment}: one of grayscale, solarise and blur; {jitter}"]
+    return []
+
+
+def _describe_magnitude(recipe: RandAugment | AugMix) -> str:
+    greatest = recipe.magnitude_max if isinstance(recipe, RandAugment) else 10
+    if recipe.magnitude_std == math.inf:
+        return f"uniform in 0..{min(recipe.magnitude, greatest)}"
+    spread = f" ± {recipe.magnitude_std:g}" if recipe.magnitude_std else ""
+    return f"{recipe.magnitude}{spread}, clipped to 0..{greatest}"
