@@ -1,0 +1,74 @@
+"""JPEGs made of real photographs, and a decoder with its scratch memory."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import mmap
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beton_tools.jpeg import close_decoders, decode_region, open_decoders
+from beton_tools.jpeg.turbo import SUBSAMPLINGS, compress
+
+GUARD = 64  # bytes behind every output that must stay as they are
+
+
+@pytest.fixture(params=SUBSAMPLINGS)
+def subsampling(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def jpeg(photographs: dict[str, np.ndarray]) -> Callable[..., bytes]:
+    """jpeg(height, width, subsampling, quality): a piece of a photograph as a plain JPEG."""
+
+    def make(height: int, width: int, subsampling: str = "4:2:0", quality: int = 90) -> bytes:
+        return compress(photographs["coffee"][100 : 100 + height, 150 : 150 + width], quality, subsampling)
+
+    return make
+
+
+class GuardedBytes:
+    """Memory that ends where a file ends: reading one byte further kills the process."""
+
+    def __init__(self, capacity: int) -> None:
+        page = mmap.PAGESIZE
+        self._map = mmap.mmap(-1, (-(-capacity // page) + 1) * page)
+        self._memory = np.frombuffer(self._map, np.uint8)
+        self._readable = self._memory[:-page]
+        address = ctypes.c_void_p(self._memory.ctypes.data + self._readable.size)
+        assert ctypes.CDLL(None).mprotect(address, ctypes.c_size_t(page), 0) == 0  # PROT_NONE
+
+    def hold(self, file: bytes) -> np.ndarray:
+        place = self._readable[self._readable.size - len(file) :]
+        place[:] = np.frombuffer(file, np.uint8)
+        return place
+
+
+@pytest.fixture
+def decode() -> Iterator[Callable[..., tuple[int, np.ndarray]]]:
+    """decode(jpeg, y, x, h, w, scratch=None): code and pixels of decode_region.
+
+    A byte written behind the output or the scratch memory fails the test, one read behind the file ends it.
+    """
+    handle, source = open_decoders(1), GuardedBytes(1 << 20)
+    memory = np.empty((1 << 20) + GUARD, np.uint8)
+
+    def run(jpeg: bytes, y: int, x: int, h: int, w: int, scratch: int = 1 << 20) -> tuple[int, np.ndarray]:
+        out = np.full(3 * max(h, 0) * max(w, 0) + GUARD, 7, np.uint8)
+        memory[scratch : scratch + GUARD] = 7
+        code = decode_region(source.hold(jpeg), y, x, h, w, out[:-GUARD], memory[:scratch], handle[0])
+        assert (out[-GUARD:] == 7).all() and (memory[scratch : scratch + GUARD] == 7).all()
+        return code, out[:-GUARD].reshape(max(h, 0), max(w, 0), 3)
+
+    yield run
+    close_decoders(handle)
+
+
+def pillow(jpeg: bytes) -> np.ndarray:
+    """What Pillow makes of the file, (H, W, 3) u8."""
+    return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))

@@ -1,0 +1,106 @@
+"""A decoded region is the same pixels as that region of the whole image, and costs only its own size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from beton_tools.jpeg import JpegError, add_index, decode_region, decode_rgb, open_decoders, scratch_bytes
+from beton_tools.jpeg.markers import BAD_REGION, OK, SMALL_SCRATCH
+
+from .conftest import pillow
+
+
+def spans(length, most=None):
+    """Every (start, size) within a length; sizes up to `most`."""
+    return [
+        (a, b - a) for a in range(length) for b in range(a + 1, length + 1) if most is None or b - a <= most
+    ]
+
+
+@pytest.mark.parametrize("extent", [33, 34, 36, 37])  # the last MCU holds 1, 2, 4 and 5 pixels of 16
+def test_every_horizontal_and_vertical_span_of_a_small_image_is_exact(jpeg, decode, subsampling, extent):
+    across, down = add_index(jpeg(20, extent, subsampling), 1), add_index(jpeg(extent, 20, subsampling), 1)
+    whole_across, whole_down = pillow(across), pillow(down)
+    for start, size in spans(extent):
+        for other, length in ((0, 20), (7, 3), (15, 2), (19, 1)):
+            code, pixels = decode(across, other, start, length, size)
+            assert code == OK
+            np.testing.assert_array_equal(pixels, whole_across[other : other + length, start : start + size])
+            code, pixels = decode(down, start, other, size, length)
+            assert code == OK
+            np.testing.assert_array_equal(pixels, whole_down[start : start + size, other : other + length])
+
+
+def test_random_regions_of_images_of_any_size_are_exact(jpeg, decode, subsampling):
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        height, width = (int(2 ** rng.uniform(0, 7.6)) for _ in range(2))
+        file = add_index(jpeg(height, width, subsampling, int(rng.integers(30, 100))))
+        whole = pillow(file)
+        for _ in range(20):
+            h, w = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
+            y, x = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
+            code, pixels = decode(file, y, x, h, w)
+            assert code == OK
+            np.testing.assert_array_equal(pixels, whole[y : y + h, x : x + w])
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_files_without_index_give_the_same_region(jpeg, decode, indexed):
+    file = jpeg(100, 120)
+    code, pixels = decode(add_index(file) if indexed else file, 11, 13, 50, 60)
+    assert code == OK
+    np.testing.assert_array_equal(pixels, pillow(file)[11:61, 13:73])
+
+
+def test_a_crop_takes_memory_for_its_own_size_only(jpeg, decode, subsampling):
+    file = add_index(jpeg(250, 400, subsampling))
+    code, pixels = decode(file, 120, 200, 20, 20, scratch=len(file) + 3 * 250 * 400 // 2)
+    assert code == OK  # without the index, half of the pixels would not have been enough
+    np.testing.assert_array_equal(pixels, pillow(file)[120:140, 200:220])
+    assert (
+        decode(jpeg(250, 400, subsampling), 120, 200, 20, 20, scratch=3 * 250 * 400 // 2)[0] == SMALL_SCRATCH
+    )
+
+
+@pytest.mark.parametrize(
+    "region", [(-1, 0, 5, 5), (0, -1, 5, 5), (0, 0, 0, 5), (0, 0, 5, 0), (90, 0, 11, 5), (0, 90, 5, 31)]
+)
+def test_regions_outside_of_the_image_are_refused(jpeg, decode, region):
+    assert decode(add_index(jpeg(100, 120)), *region)[0] == BAD_REGION
+
+
+def test_an_output_that_is_too_small_is_refused(jpeg):
+    src = np.frombuffer(jpeg(100, 120), np.uint8)
+    scratch = np.empty(scratch_bytes(100, 120, src.size), np.uint8)
+    out = np.empty(3 * 10 * 10 - 1, np.uint8)
+    assert decode_region(src, 0, 0, 10, 10, out, scratch, open_decoders(1)[0]) == BAD_REGION
+
+
+def test_decode_rgb_gives_pixels_or_says_why_not(jpeg):
+    file = add_index(jpeg(100, 120))
+    np.testing.assert_array_equal(decode_rgb(file), pillow(file))
+    np.testing.assert_array_equal(decode_rgb(file, (5, 6, 7, 8)), pillow(file)[5:12, 6:14])
+    with pytest.raises(JpegError, match="outside the image"):
+        decode_rgb(file, (95, 0, 10, 10))
+
+
+@pytest.mark.slow
+def test_regions_of_real_imagenet_files_are_exact(imagenet_sample: Path):
+    rng, refused = np.random.default_rng(0), 0
+    for path in sorted(imagenet_sample.glob("*/*.JPEG")):
+        original = path.read_bytes()
+        try:
+            file = add_index(original)
+        except JpegError:
+            refused += 1
+            continue
+        whole = pillow(original)
+        for _ in range(10):
+            h, w = (int(rng.integers(1, n + 1)) for n in whole.shape[:2])
+            y, x = int(rng.integers(0, whole.shape[0] - h + 1)), int(rng.integers(0, whole.shape[1] - w + 1))
+            np.testing.assert_array_equal(decode_rgb(file, (y, x, h, w)), whole[y : y + h, x : x + w])
+    assert refused <= 7  # 1 % of the sample

@@ -1,0 +1,166 @@
+"""An indexed file holds the same coefficients, costs little, and nothing is indexed at a loss."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beton_tools.jpeg import JpegError, add_index, index, parse
+from beton_tools.jpeg.markers import scan_header, segment
+from beton_tools.jpeg.transcode import MIN_SEGMENT_BYTES
+
+from .coefficients import coefficients
+from .conftest import pillow
+
+
+def saved(pixels, mode="RGB", **options):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def scan(file):
+    return file[scan_header(np.frombuffer(file, np.uint8)).scan_at :]
+
+
+def test_coefficients_stay_bit_for_bit(jpeg, subsampling):
+    file = jpeg(50, 70, subsampling)
+    assert coefficients(add_index(file, 1)) == coefficients(file)
+    assert coefficients(add_index(file)) == coefficients(file)
+
+
+def test_cutting_anew_gives_the_same_scan_as_cutting_once(jpeg, subsampling):
+    """Old restart markers, wherever they are, leave nothing behind."""
+    file = jpeg(100, 128, subsampling)
+    columns = index.mcu_grid(scan_header(np.frombuffer(file, np.uint8)))[1]
+    once = add_index(file, columns)
+    for interval in (d for d in range(1, columns + 1) if columns % d == 0):
+        assert add_index(add_index(file, interval), columns) == once
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 5, 7, 64])
+def test_files_with_restart_markers_of_their_own_are_cut_anew(photographs, blocks):
+    file = saved(photographs["chelsea"][:120, :200], restart_marker_blocks=blocks)
+    indexed = add_index(file)
+    np.testing.assert_array_equal(pillow(indexed), pillow(file))
+    assert index.read(indexed) is not None
+
+
+def test_pixels_of_photographs_stay_the_same(photographs):
+    for name, image in photographs.items():
+        for options in (
+            {"subsampling": 0},
+            {"subsampling": 2},
+            {"mode": "L"},
+            {"optimize": True, "quality": 96},
+        ):
+            file = saved(image, **options)
+            np.testing.assert_array_equal(pillow(add_index(file)), pillow(file), err_msg=name)
+
+
+def test_missing_codes_are_added_behind_the_others(photographs):
+    """Optimised tables hold the DC sizes that occur, not those of DC terms coded from zero after a marker."""
+    texture = photographs["coffee"][100:108, :640, 0] % 8
+    ramp = (texture + np.linspace(128, 240, texture.shape[1])).astype(np.uint8)  # from grey in small steps
+    file = saved(ramp, mode="L", optimize=True, quality=95)
+    indexed = add_index(file, 1)
+    assert coefficients(indexed) == coefficients(file)
+    np.testing.assert_array_equal(pillow(indexed), pillow(file))
+    (counts, values), (old_counts, old_values) = (dc_table(f) for f in (indexed, file))
+    assert len(values) > len(old_values) and values[: len(old_values)] == old_values
+    longest = max(i for i in range(16) if old_counts[i])
+    assert counts[:longest] == old_counts[:longest]
+
+
+def dc_table(file):
+    """(counts, symbols) of the first Huffman table."""
+    at = file.index(b"\xff\xc4") + 5
+    counts = file[at : at + 16]
+    return counts, file[at + 16 : at + 16 + sum(counts)]
+
+
+def test_colour_spaces_survive(photographs):
+    """RGB is known by the names of the components or by an Adobe segment."""
+    rgb = saved(photographs["coffee"][:64, :96], keep_rgb=True)
+    np.testing.assert_array_equal(pillow(add_index(rgb)), pillow(rgb))
+    ycc = saved(photographs["coffee"][:64, :96])
+    at = ycc.index(b"\xff\xe0")
+    adobe = ycc[:2] + segment(0xEE, b"Adobe" + bytes([0, 100, 0, 0, 0, 0, 0])) + ycc[at + 18 :]
+    assert (pillow(adobe) != pillow(ycc)).any()
+    np.testing.assert_array_equal(pillow(add_index(adobe)), pillow(adobe))
+
+
+def test_exif_profiles_and_comments_go_and_orientation_is_ignored(photographs):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees
+    plain = saved(photographs["coffee"][:64, :96])
+    file = saved(photographs["coffee"][:64, :96], exif=exif, icc_profile=b"x" * 300, comment=b"hello")
+    assert add_index(file) == add_index(plain)
+    assert pillow(add_index(file)).shape == (64, 96, 3)
+
+
+def test_grey_files_that_claim_subsampling_are_exact(jpeg, decode):
+    """A lone component is coded block by block whatever its sampling factors are (T.81 A.2.2)."""
+    file = bytearray(jpeg(50, 70, "gray"))
+    file[parse(bytes(file)).sof_at + 11] = 0x22
+    indexed = add_index(bytes(file), 3)
+    np.testing.assert_array_equal(pillow(indexed), pillow(bytes(file)))
+    code, pixels = decode(indexed, 20, 30, 17, 19)
+    assert code == 0
+    np.testing.assert_array_equal(pixels, pillow(indexed)[20:37, 30:49])
+
+
+def test_bytes_behind_the_end_are_dropped(jpeg):
+    assert add_index(jpeg(50, 70) + b"\0garbage") == add_index(jpeg(50, 70))
+
+
+def test_what_cannot_be_kept_is_refused(photographs, jpeg):
+    small = photographs["coffee"][:64, :96]
+    damaged = bytearray(jpeg(64, 96))
+    damaged[-40:-2] = bytes(38)
+    for file, why in [
+        (saved(small, progressive=True), "progressive"),
+        (saved(small, mode="CMYK"), "not handled"),
+        (saved(small)[:-200], "damaged"),
+        (bytes(damaged), "damaged"),
+        (saved(small).replace(b"\xff\xda\0\x0c\3\1", b"\xff\xda\0\x0c\3\2"), "in order"),
+    ]:
+        with pytest.raises(JpegError, match=why):
+            add_index(file)
+    with pytest.raises(ValueError, match="does not divide"):
+        add_index(saved(small), 4)
+
+
+def test_segments_are_as_short_as_they_may_be(jpeg):
+    for width in (256, 376, 384):  # 16, 47 and 24 MCUs of 8 pixels times two: prime rows stay in one piece
+        file = add_index(jpeg(200, width, "4:4:4"))
+        segments = index.read(file)
+        mean = (segments[..., 1] - segments[..., 0]).mean()
+        assert segments.shape[1] == 1 if width == 376 else mean >= 0.9 * MIN_SEGMENT_BYTES
+
+
+def test_the_index_costs_at_most_three_percent_of_photographs(photographs):
+    for options in ({"subsampling": 2, "quality": 90}, {"subsampling": 0, "quality": 93}):
+        plain = [saved(image, **options) for image in photographs.values()]
+        assert sum(len(add_index(f)) for f in plain) <= 1.03 * sum(map(len, plain))
+
+
+@pytest.mark.slow
+def test_real_imagenet_files_keep_their_pixels_and_grow_little(imagenet_sample: Path):
+    before, after, refused = 0, 0, 0
+    for path in sorted(imagenet_sample.glob("*/*.JPEG")):
+        file = path.read_bytes()
+        try:
+            indexed = add_index(file)
+        except JpegError:
+            refused += 1
+            continue
+        np.testing.assert_array_equal(pillow(indexed), pillow(file))
+        columns = index.mcu_grid(scan_header(np.frombuffer(file, np.uint8)))[1]
+        before += len(scan(add_index(file, columns)))
+        after += len(indexed)
+    assert after <= 1.03 * before and refused <= 7
