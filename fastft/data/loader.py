@@ -65,7 +65,8 @@ class _BetonLoader:
     ) -> None:
         self.beton, self.policy, self.output = Beton.open(path), policy, output
         self.workers = min(workers or default_workers(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-        self.num_classes = _num_classes(self.beton)
+        self.class_names = _class_names(self.beton)
+        self.num_classes = len(self.class_names)
         self.wait_seconds = 0.0  # that the consumer waited for batches; set it to 0 to count anew
         slots = batches_ahead + 2  # FFCV's count: the queue, one with the consumer, one in work
         self.stage = _stage(self.beton, policy, output, self.workers, slots)
@@ -202,14 +203,14 @@ def _stage(beton: Beton, policy: AugmentPolicy, output: Output, workers: int, sl
     return PackedStage(beton, size, workers, slots=slots, device=device, augment=augment)
 
 
-def _num_classes(beton: Beton) -> int:
-    """From the manifest beside the file, else the labels."""
+def _class_names(beton: Beton) -> list[str]:
+    """By label: from the manifest beside the file, else "class 0" to the highest label."""
     manifest = Manifest.of_beton(beton.path)
     highest, lowest = int(beton.labels.max()), int(beton.labels.min())
     count = manifest.num_classes if manifest else highest + 1
     if lowest < 0 or highest >= count:
         raise UserError(f"{beton.path}: labels from {lowest} to {highest} do not fit {count} classes")
-    return count
+    return [manifest.class_label(k) if manifest else f"class {k}" for k in range(count)]
 
 
 def _checked_indices(beton: Beton, indices: np.ndarray | None) -> np.ndarray:

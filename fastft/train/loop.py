@@ -290,7 +290,7 @@ class Trainer:
         return {
             "name": self.recipe.name,
             "recipe": json.loads(json.dumps(self.recipe.as_dict())),
-            "classes": list(self.loader.class_names),
+            "classes": self.loader.class_names,
             "steps_per_epoch": self.steps_per_epoch,
         }
 
