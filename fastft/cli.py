@@ -46,9 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_explain(commands)
     _add_cost(commands)
+    _add_sweep(commands)
     _add_eval(commands)
     _add_predict(commands)
     _add_demo(commands)
+    _add_report(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -194,6 +197,41 @@ def _run_cost(args: argparse.Namespace) -> int:
     return 0
 
 
+# sweep ------------------------------------------------------------------------------------------------------
+
+
+def _add_sweep(commands: argparse._SubParsersAction) -> None:
+    parser = _command(
+        commands,
+        "sweep",
+        _run_sweep,
+        "train or resume every row of a paper table, the paper's numbers beside ours",
+        "fastft sweep rcp/tables/05_llrd/sweep.yaml --data.train=in1k/train.beton --data.val=in1k/val.beton\n"
+        "  fastft sweep rcp/tables/*/sweep.yaml --dry-run",
+    )
+    parser.set_defaults(takes_overrides=True)
+    parser.epilog = f"{parser.epilog}\n\n{OVERRIDES}"
+    parser.add_argument("sweeps", metavar="SWEEP.yaml", nargs="+", type=Path, help="files that list a table's rows")
+    parser.add_argument("--dry-run", action="store_true", help="print what it would cost in GPU-hours, train nothing")
+    parser.add_argument("--out", type=Path, default=Path("runs/sweeps"), help="runs and tables (default runs/sweeps)")
+
+
+def _run_sweep(args: argparse.Namespace) -> int:
+    from fastft import sweep
+    from fastft.train.preempt import EXIT_REQUEUE, Preempted
+
+    sweeps = [sweep.load_sweep(path) for path in args.sweeps]
+    if args.dry_run:
+        sweep.print_prices(sweep.price_sweeps(sweeps, args.overrides, args.out), Console())
+        return 0
+    try:
+        outcomes = sweep.run_sweeps(sweeps, args.overrides, args.out, Console())
+    except Preempted as stop:
+        print(f"fastft sweep: {stop}", file=sys.stderr)
+        return EXIT_REQUEUE
+    return int(any(outcome.error for outcome in outcomes))
+
+
 # eval, predict --------------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +310,85 @@ def _run_demo(args: argparse.Namespace) -> int:
 
     run_demo(args.recipe, args.cache, args.out, Console())
     return 0
+
+
+# report -----------------------------------------------------------------------------------------------------
+
+
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    parser = _command(
+        commands,
+        "report",
+        _run_report,
+        "one HTML page of a run, or of a benchmark file",
+        "fastft report runs/final_b16 --price 2.48",
+    )
+    parser.add_argument("source", metavar="RUN|BENCH.json", type=Path, help="a run directory, or a benchmark file")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the run, BENCH.html")
+    parser.add_argument("--price", type=_positive(float), help="of one GPU-hour; without it no money is shown")
+    parser.add_argument("--gpus", type=_positive(int), metavar="N", help="that the run had, where it does not say")
+    parser.add_argument("--against", type=Path, metavar="RECIPE", help="recipe to compare with (default: final_*)")
+    parser.add_argument(
+        "--mistakes",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="predict the validation images with the best checkpoint (auto: with a GPU, or where they are few)",
+    )
+
+
+def _run_report(args: argparse.Namespace) -> int:
+    from fastft.report.bench_report import render_bench
+    from fastft.report.overheads import read_bench
+    from fastft.report.run_report import render_run, write_page
+    from fastft.report.runs import load_run
+
+    if args.source.is_dir():
+        from fastft.train.predictions import find_run_mistakes
+
+        run, out = load_run(args.source), args.out or args.source / "report.html"
+        mistakes, why_none = find_run_mistakes(run, args.mistakes)
+        page = render_run(
+            run,
+            mistakes=mistakes,
+            mistakes_note=why_none,
+            gpus=args.gpus,
+            price=args.price,
+            against=args.against,
+        )
+    else:
+        out = args.out or args.source.with_suffix(".html")
+        page = render_bench(read_bench(args.source), args.source.name)
+    write_page(page, out)
+    print(out)
+    return 0
+
+
+# doctor -----------------------------------------------------------------------------------------------------
+
+
+def _add_doctor(commands: argparse._SubParsersAction) -> None:
+    parser = _command(
+        commands,
+        "doctor",
+        _run_doctor,
+        "is this machine ready: libraries, GPU, memory, disk; exit code 1 if something must be mended",
+        "fastft doctor --data in1k/train.beton",
+    )
+    parser.add_argument("--data", type=Path, metavar="FILE.beton", help="file to train on, to be held against memory")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _run_doctor(args: argparse.Namespace) -> int:
+    from fastft.report.doctor import as_json, examine, print_checks
+    from fastft.report.machine import gather
+
+    checks = examine(gather(args.data))
+    result = as_json(checks)
+    if args.json:
+        print(json.dumps(result, indent=1))
+    else:
+        print_checks(checks, Console())
+    return 0 if result["ready"] else 1
 
 
 def _positive(kind: type) -> Callable[[str], float]:

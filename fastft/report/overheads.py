@@ -87,7 +87,7 @@ def read_measured(path: Path) -> Measured:
     found: dict[str, Any] = {}
     for measure in read_bench(path)["measures"]:
         role = measure.get("role")
-        own = next((c for c in measure["contenders"] if c["name"] == "fastft"), None)
+        own = next((c for c in measure["contenders"] if c["name"] == "fastft" and "median" in c), None)
         if role in ROLES and own is not None:
             found[role] = float(own["median"])
             if role == "mfu":
@@ -110,7 +110,7 @@ def read_bench(path: Path) -> dict[str, Any]:
         for measure in document["measures"]:
             _ = measure["name"], measure["unit"]
             for contender in measure["contenders"]:
-                _ = contender["name"], float(contender["median"])
+                _ = contender["name"], "skipped" in contender or float(contender["median"])
     except FileNotFoundError:
         raise UserError(f"benchmark file {path} does not exist; fastft bench writes one") from None
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -1,0 +1,247 @@
+"""Line charts as inline SVG, drawn here so that they need no script and print; a script adds the read-out.
+
+Every chart is drawn twice, for a desktop column and for a phone, so that text has its size on both; CSS shows one.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from markupsafe import Markup, escape
+
+MAX_POINTS = 480  # per line; more would be closer together than pixels
+TICK_STEPS = (1, 2, 2.5, 5, 10)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line. `style`: CSS classes of the page: raw, ema, own, accent or peer-1 to 4; with reference: dashed."""
+
+    name: str
+    style: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None  # whiskers
+    high: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Chart:
+    """`focus`: the end of the y range that matters, 'top' (accuracy) or 'bottom' (loss); the other is cut off."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    focus: str = ""
+    from_zero: bool = False
+    decimals: int = 3
+    marks: Sequence[tuple[float, str]] = ()  # vertical lines: x, label
+    x_ticks: Sequence[float] = ()  # where round numbers would not do
+    x_range: tuple[float, float] | None = None  # default: of the points
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Pixel geometry of one drawing and the data ranges it shows."""
+
+    kind: str
+    width: int
+    height: int
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    left: int = 50
+    right: int = 12
+    top: int = 12
+    bottom: int = 36
+
+    def x(self, value: float) -> float:
+        low, high = self.x_range
+        return self.left + (value - low) / (high - low) * (self.width - self.left - self.right)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_range
+        return (
+            self.height - self.bottom - (value - low) / (high - low) * (self.height - self.top - self.bottom)
+        )
+
+
+def render_chart(chart: Chart) -> Markup:
+    """A <figure> with legend, both drawings, and values for the read-out. Empty where there is nothing to draw."""
+    series = [_thinned(s) for s in chart.series if len(s.x)]
+    if not series:
+        return Markup("")
+    ranges = chart.x_range or _span([x for s in series for x in s.x]), _y_range(chart, series)
+    wide, narrow = Canvas("wide", 520, 290, *ranges), Canvas("narrow", 340, 250, *ranges)
+    values = {
+        "x": chart.x_label,
+        "decimals": chart.decimals,
+        "series": [{"name": s.name, "style": s.style, "x": list(s.x), "y": list(s.y)} for s in series],
+    }
+    return Markup(
+        '<figure class="chart"><figcaption><b>{}</b> <span class="unit">{}</span></figcaption>{}{}{}'
+        '<div class="readout" hidden></div><script type="application/json">{}</script></figure>'
+    ).format(
+        chart.title,
+        chart.y_label,
+        _legend(series),
+        _draw(chart, series, wide),
+        _draw(chart, series, narrow),
+        script_json(values),
+    )
+
+
+def script_json(values: Any) -> Markup:
+    """JSON that may stand inside a <script> element."""
+    text = json.dumps(values, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))  # a value cannot end the element
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers within [low, high]."""
+    step = nice_step((high - low) / max(1, count))
+    first = math.ceil(low / step - 1e-9)
+    return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def nice_step(rough: float) -> float:
+    """The next 1, 2, 2.5 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(s * power for s in TICK_STEPS if s * power >= rough * (1 - 1e-9))
+
+
+def tick_label(value: float, step: float) -> str:
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-3 or step < 1e-5:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    decimals += (
+        not math.isclose(step * 10**decimals % 1, 0, abs_tol=1e-6) and step * 10**decimals % 1 < 1 - 1e-6
+    )
+    return f"{value:,.{decimals}f}"
+
+
+def _y_range(chart: Chart, series: Sequence[Series]) -> tuple[float, float]:
+    bounds = [v for s in series for values in (s.y, s.low or (), s.high or ()) for v in values]
+    low, high = min(bounds), max(bounds)
+    middle = sorted(bounds)[len(bounds) // 2]
+    if chart.focus == "top":
+        low = max(low, middle - 4 * (high - middle))
+    elif chart.focus == "bottom":
+        high = min(high, middle + 2 * (middle - low))
+    if chart.from_zero:
+        low = min(0.0, low)
+    return _span([low, high], rounded=True)
+
+
+def _span(values: Sequence[float], rounded: bool = False) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    if high - low < 1e-12 * max(1.0, abs(high)):
+        pad = abs(high) / 10 or 1.0
+        low, high = low - pad * (low != 0), high + pad
+    if not rounded:
+        return low, high
+    step = nice_step((high - low) / 5)
+    return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+
+
+def _thinned(s: Series) -> Series:
+    """Means over equal runs of points where there are more than the eye can part."""
+    size = -(-len(s.x) // MAX_POINTS)
+    if size <= 1:
+        return s
+    return Series(s.name, s.style, _means(s.x, size), _means(s.y, size))
+
+
+def _means(values: Sequence[float], size: int) -> list[float]:
+    return [sum(part) / len(part) for k in range(0, len(values), size) if (part := values[k : k + size])]
+
+
+def _legend(series: Sequence[Series]) -> Markup:
+    if len(series) == 1:
+        return Markup("")
+    items = Markup("").join(
+        Markup(
+            '<li><svg class="key" viewBox="0 0 26 10"><path class="line {}" d="M1 5H25"/></svg>{}</li>'
+        ).format(s.style, s.name)
+        for s in series
+    )
+    return Markup('<ul class="legend">{}</ul>').format(items)
+
+
+def _draw(chart: Chart, series: Sequence[Series], c: Canvas) -> Markup:
+    label = f"{chart.title} ({chart.y_label}) over {chart.x_label}: " + ", ".join(s.name for s in series)
+    parts = [*_grid(c), *_marks(chart, c), *(part for s in series for part in _line(s, c))]
+    return Markup(
+        '<svg class="plot {}" viewBox="0 0 {} {}" role="img" aria-label="{}" tabindex="0" data-plot="{}">'
+        '<svg x="{}" y="{}" width="{}" height="{}" viewBox="{} {} {} {}">{}</svg>{}</svg>'
+    ).format(
+        c.kind, c.width, c.height, label, script_json(_geometry(c)),
+        *_clip(c), *_clip(c), Markup("").join(parts), Markup("").join(_axes(chart, c)),
+    )  # fmt: skip
+
+
+def _clip(c: Canvas) -> tuple[int, int, int, int]:
+    """Plot area with room for a stroke: an inner <svg> of this box cuts off what lies outside."""
+    return c.left - 4, c.top - 4, c.width - c.left - c.right + 8, c.height - c.top - c.bottom + 8
+
+
+def _geometry(c: Canvas) -> dict[str, float]:
+    (x0, x1), (y0, y1) = c.x_range, c.y_range
+    edges = {"left": c.left, "right": c.width - c.right, "top": c.top, "bottom": c.height - c.bottom}
+    return {**edges, "x0": x0, "x1": x1, "y0": y0, "y1": y1, "width": c.width, "height": c.height}
+
+
+def _grid(c: Canvas) -> Iterator[Markup]:
+    for value in _y_ticks(c):
+        yield Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(c.left, c.y(value), c.width - c.right)
+
+
+def _axes(chart: Chart, c: Canvas) -> Iterator[Markup]:
+    values = _y_ticks(c)
+    step = values[1] - values[0] if len(values) > 1 else 1.0
+    for value in values:
+        yield _text(c.left - 8, c.y(value) + 4, tick_label(value, step), "end")
+    floor = c.height - c.bottom
+    yield Markup('<path class="axis" d="M{} {}H{}"/>').format(c.left, floor, c.width - c.right)
+    values = list(chart.x_ticks) or ticks(*c.x_range, 6 if c.kind == "wide" else 4)
+    step = values[1] - values[0] if len(values) > 1 else 1.0
+    for value in values:
+        yield Markup('<path class="axis" d="M{:.1f} {}v4"/>').format(c.x(value), floor)
+        yield _text(c.x(value), floor + 16, tick_label(value, step), "middle")
+    yield _text((c.left + c.width - c.right) / 2, c.height - 3, chart.x_label, "middle")
+
+
+def _y_ticks(c: Canvas) -> list[float]:
+    return ticks(*c.y_range, 5)
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> Markup:
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
+
+
+def _marks(chart: Chart, c: Canvas) -> Iterator[Markup]:
+    for x, label in chart.marks:
+        yield Markup('<path class="mark" d="M{:.1f} {}V{}"><title>{}</title></path>').format(
+            c.x(x), c.top, c.height - c.bottom, label
+        )
+
+
+def _line(s: Series, c: Canvas) -> Iterator[Markup]:
+    points = [(c.x(x), c.y(y)) for x, y in zip(s.x, s.y, strict=True)]
+    if any(b < a for (a, _), (b, _) in pairwise(points)):
+        raise ValueError(f"series {escape(s.name)}: x must not decrease")
+    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    yield Markup('<path class="line {}" d="{}"/>').format(s.style, path)
+    for x, low, high in zip(s.x, s.low or (), s.high or (), strict=False):
+        yield Markup('<path class="whisker {}" d="M{:.1f} {:.1f}V{:.1f}"/>').format(
+            s.style, c.x(x), c.y(low), c.y(high)
+        )
+    if len(points) <= 16 and "reference" not in s.style:
+        for x, y in points:
+            yield Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="2.6"/>').format(s.style, x, y)

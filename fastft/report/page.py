@@ -1,0 +1,82 @@
+"""Pages: jinja2 templates to one self-contained HTML file, and the words that templates use for numbers."""
+
+from datetime import datetime, timezone
+from functools import cache
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+from fastft import __version__
+
+
+def render_page(template: str, **values: Any) -> str:
+    """A page with style and script inside; nothing in it is fetched from anywhere."""
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return _environment().get_template(template).render(version=__version__, made=now, **values)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fastft.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "figure": figure,
+        "hours": clock,
+        "option": option,
+        "size": byte_size,
+        "percent": percent,
+        "flags": flags,
+    }
+    return environment
+
+
+def figure(value: float) -> str:
+    """At least three digits: 1,234 / 123 / 12.3 / 1.23 / 0.0123."""
+    size = abs(value)
+    if size >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 1 or size == 0 else f"{value:.3g}"
+
+
+def percent(share: float) -> str:
+    return f"{share:.1%}".replace("%", " %")
+
+
+def flags(text: str) -> Markup:
+    """Command-line options in a sentence, set as code."""
+    words = [
+        Markup("<code>{}</code>").format(w) if w.startswith("--") else escape(w) for w in text.split(" ")
+    ]
+    return Markup(" ").join(words)
+
+
+def clock(seconds: float) -> str:
+    """12 s, 3 min 20 s, 5 h 04 min."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {m:02} min"
+    return f"{m} min {s:02} s" if minutes else f"{s} s"
+
+
+def option(value: Any) -> str:
+    """A recipe's value as one would write it."""
+    if isinstance(value, (tuple, list)):
+        return ", ".join(f"{v:.4g}" for v in value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def byte_size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,288 @@
+"""`fastft report RUN`: one run as one HTML page, out of the run directory and the files it names."""
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from beton_tools.errors import UserError
+from beton_tools.manifest import Manifest
+from fastft.config import Recipe, load_recipe
+from fastft.report.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, diagnose, loader_needs, shares
+from fastft.report.charts import Chart, Series, render_chart
+from fastft.report.mistakes import Mistakes
+from fastft.report.page import percent, render_page
+from fastft.report.run_cost import run_cost
+from fastft.report.runs import Run
+
+FINALS = ("final_b16", "final_b16_384", "final_l14", "final_l14_336")
+RECIPES = Path(__file__).parents[2] / "rcp"
+NOT_COMPARED = {"about.top1", "about.source", "data.train", "data.val", "train.run_dir"}
+
+
+def render_run(
+    run: Run,
+    *,
+    mistakes: Mistakes | None = None,
+    mistakes_note: str = "",
+    gpus: int | None = None,
+    price: float | None = None,
+    against: Path | None = None,
+) -> str:
+    """The page, as text.
+
+    mistakes_note says why there are none. gpus: where the run does not say how many it had. price: of a
+    GPU-hour. against: recipe to compare with; default: the final recipe of the same architecture and size.
+    """
+    reference_name, reference = reference_curve(run.recipe)
+    base = against_recipe(against, reference_name)
+    return render_page(
+        "run.html",
+        title=run.recipe.name,
+        run=run,
+        state=_state(run),
+        headline=headline(run),
+        reference_name=reference_name,
+        accuracy=[render_chart(c) for c in accuracy_charts(run, reference)],
+        machine=run.machine,
+        speed=[render_chart(c) for c in speed_charts(run)],
+        split=_split(run),
+        cost=run_cost(run, gpus, price),
+        mistakes=mistakes,
+        mistakes_note=mistakes_note,
+        evaluations=run.evaluations,
+        base=base,
+        diff=[] if base is None else recipe_diff(run.recipe, base),
+        sections=run.recipe.as_dict(),
+        manifests=manifests(run.recipe),
+    )
+
+
+def reference_curve(recipe: Recipe) -> tuple[str | None, dict[str, Any] | None]:
+    """The paper's own curve for the recipe's architecture and size: its recipe's name and the curve."""
+    curves = json.loads(files("fastft.report").joinpath("reference_curves.json").read_text("utf-8"))["curves"]
+    for name, curve in curves.items():
+        if (curve["arch"], curve["image_size"]) == (recipe.model.arch, recipe.model.image_size):
+            return name, curve
+    return None, None
+
+
+def against_recipe(path: Path | None, reference_name: str | None) -> Recipe | None:
+    """What the run's recipe is compared with; None where the final recipes are not at hand."""
+    if path is not None:
+        return load_recipe(path)
+    default = RECIPES / f"{reference_name or FINALS[0]}.yaml"
+    return load_recipe(default) if default.is_file() else None
+
+
+def recipe_diff(recipe: Recipe, base: Recipe) -> list[dict[str, Any]]:
+    """Options that differ, in the schema's order: option, base, run."""
+    ours, theirs = recipe.as_dict(), base.as_dict()
+    return [
+        {"option": f"{section}.{key}", "base": theirs[section][key], "run": value}
+        for section, entries in ours.items()
+        for key, value in entries.items()
+        if f"{section}.{key}" not in NOT_COMPARED and value != theirs[section][key]
+    ]
+
+
+def manifests(recipe: Recipe) -> list[dict[str, Any]]:
+    """Of each data file: role, path, and its manifest's summary (None where it has none)."""
+    found = []
+    for role, path in (("training", recipe.data.train), ("validation", recipe.data.val)):
+        if path is None:
+            continue
+        try:
+            manifest = Manifest.of_beton(path)
+        except UserError:
+            manifest = None
+        found.append(
+            {"role": role, "path": path, "summary": None if manifest is None else manifest.summary()}
+        )
+    return found
+
+
+def headline(run: Run) -> list[dict[str, str]]:
+    """The figures at the top: label, value, and what stands small below it."""
+    return [*_accuracy_figures(run), *_speed_figures(run)]
+
+
+def top1_of(evaluation: dict[str, Any]) -> float:
+    """The EMA's where there is one, as the paper reports."""
+    return float(evaluation.get("ema_top1", evaluation["raw_top1"]))
+
+
+def _accuracy_figures(run: Run) -> list[dict[str, str]]:
+    if not run.evaluations:
+        return []
+    best, last = max(run.evaluations, key=top1_of), run.evaluations[-1]
+    kind = "EMA" if "ema_top1" in best else "raw"
+    error = (top1_of(best) * (100 - top1_of(best)) / max(1, best["raw_samples"])) ** 0.5
+    figures = [
+        _figure(
+            f"best {kind} top-1",
+            f"{top1_of(best):.2f} %",
+            f"epoch {best['epoch']}, standard error {error:.2f}",
+        )
+    ]
+    below = f"raw {last['raw_top1']:.2f} %" if kind == "EMA" else f"epoch {last['epoch']}"
+    figures.append(_figure(f"last {kind} top-1", f"{top1_of(last):.2f} %", below))
+    expected = run.recipe.about.top1
+    if expected is not None:
+        figures.append(
+            _figure(
+                "expected", f"{expected:g} %", f"{run.recipe.about.source}: {top1_of(best) - expected:+.2f}"
+            )
+        )
+    return figures
+
+
+def _speed_figures(run: Run) -> list[dict[str, str]]:
+    if not run.intervals:
+        return []
+    rate = median(i["images_per_second"] for i in run.intervals)
+    mfus = [i["mfu"] for i in run.intervals if i["mfu"] is not None]
+    wait = median(i["wait_share"] for i in run.intervals)
+    return [
+        _figure(
+            "images/s",
+            f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}",
+            f"median; {percent(wait)} of the time waiting for data",
+        ),
+        _figure(
+            "MFU",
+            percent(median(mfus)) if mfus else "unknown",
+            "median" if mfus else "no peak known for the device",
+        ),
+    ]
+
+
+def _figure(label: str, value: str, below: str) -> dict[str, str]:
+    return {"label": label, "value": value, "below": below}
+
+
+def _state(run: Run) -> str:
+    done = f"step {run.steps:,} of {run.total_steps:,}"
+    if run.finished and run.steps >= run.total_steps:
+        return f"finished, {run.recipe.epochs} epochs"
+    return f"not finished: {done}" if run.intervals else "nothing logged yet"
+
+
+# charts -----------------------------------------------------------------------------------------------------
+
+
+def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
+    """Top-1, loss and learning rate over epochs, with the reference's where there is one."""
+    per_epoch = [
+        *_evaluated(run, "raw_top1", "raw", "raw"),
+        *_evaluated(run, "ema_top1", "EMA", "ema"),
+        *_reference(reference, "top1_raw", "reference raw", "raw reference"),
+        *_reference(reference, "top1_ema", "reference EMA", "ema reference"),
+    ]
+    training = [
+        *_logged(run, "loss", "this run", "own"),
+        *_reference(reference, "train_loss", "reference", "own reference"),
+    ]
+    validation = [*_evaluated(run, "raw_loss", "raw", "raw"), *_evaluated(run, "ema_loss", "EMA", "ema")]
+    smoothing = f"cross-entropy, label smoothing {run.recipe.optim.label_smoothing:g}, augmented"
+    lr = _logged(run, "lr", "lr", "own")
+    epochs = _epochs(run)
+    return [
+        Chart(
+            "Top-1",
+            "epoch",
+            "% of validation images",
+            per_epoch,
+            "top",
+            False,
+            2,
+            _best_mark(run),
+            x_range=epochs,
+        ),
+        Chart("Validation loss", "epoch", "cross-entropy", validation, "bottom", x_range=epochs),
+        Chart("Training loss", "epoch", smoothing, training, "bottom", x_range=epochs),
+        Chart("Learning rate", "epoch", "of the head", lr, from_zero=True, decimals=8, x_range=epochs),
+    ]
+
+
+def _epochs(run: Run) -> tuple[float, float]:
+    """The whole schedule, so that all charts of a page line up."""
+    return 0, run.recipe.schedule.epochs
+
+
+def speed_charts(run: Run) -> list[Chart]:
+    mfu = [dict(i, mfu=100 * i["mfu"]) for i in run.intervals if i["mfu"] is not None]
+    wait = [dict(i, wait=100 * i["wait_share"]) for i in run.intervals]
+
+    def chart(title: str, unit: str, series: list[Series], decimals: int) -> Chart:
+        return Chart(title, "epoch", unit, series, from_zero=True, decimals=decimals, x_range=_epochs(run))
+
+    return [
+        chart(
+            "Throughput", "images/s, all processes", _logged(run, "images_per_second", "images/s", "own"), 1
+        ),
+        chart("MFU", "% of the device's peak", _lines(run, mfu, "mfu", "MFU", "own"), 1),
+        chart("Waiting for data", "% of wall time", _lines(run, wait, "wait", "wait", "own"), 2),
+        chart("Memory", "GiB, peak of one process", _logged(run, "memory_gib", "memory", "own"), 2),
+    ]
+
+
+def _evaluated(run: Run, key: str, name: str, style: str) -> list[Series]:
+    """A point at the end of each evaluated epoch."""
+    rows = [e for e in run.evaluations if key in e]
+    return [Series(name, style, [e["epoch"] + 1 for e in rows], [e[key] for e in rows])] if rows else []
+
+
+def _logged(run: Run, key: str, name: str, style: str) -> list[Series]:
+    return _lines(run, run.intervals, key, name, style)
+
+
+def _lines(run: Run, lines: Sequence[dict[str, Any]], key: str, name: str, style: str) -> list[Series]:
+    x = [run.epoch_of(line["step"]) for line in lines]
+    return [Series(name, style, x, [line[key] for line in lines])] if lines else []
+
+
+def _reference(curve: dict[str, Any] | None, key: str, name: str, style: str) -> list[Series]:
+    if curve is None:
+        return []
+    values = curve[key]
+    return [Series(name, style, list(range(1, len(values) + 1)), values)]
+
+
+def _best_mark(run: Run) -> list[tuple[float, str]]:
+    if not run.evaluations:
+        return []
+    best = max(run.evaluations, key=top1_of)
+    return [(best["epoch"] + 1, f"best, epoch {best['epoch']}")]
+
+
+def _split(run: Run) -> dict[str, Any] | None:
+    """Sums over the run of what each part took; None where the trainer recorded none."""
+    if not run.splits:
+        return None
+    seconds = {
+        part: sum(s["seconds"].get(part, 0.0) for s in run.splits) for part in LOOP_PARTS + LOADER_PARTS
+    }
+    busy = sum(seconds[part] for part in LOADER_PARTS)
+    images = run.splits[-1]["step"] * run.recipe.optim.batch_size
+    per_core = images / busy if busy else None
+    return {
+        "loop": shares(seconds, LOOP_PARTS),
+        "loader": shares(seconds, LOADER_PARTS),
+        "diagnosis": diagnose(seconds),
+        "per_core": per_core,
+        "counts": GPU_COUNTS,
+        "needs": loader_needs(run.recipe, per_core),
+    }
+
+
+def write_page(page: str, out: Path) -> None:
+    """The file appears when complete."""
+    temporary = out.with_name(out.name + ".partial")
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
