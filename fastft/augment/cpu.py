@@ -41,10 +41,14 @@ class Finish(NamedTuple):
 
 @njit(cache=True)
 def _run_ops(row, begin, end, image, other, size, fill, scratch):  # type: ignore[no-untyped-def]
-    """Ops begin..end-1 of the row, to and fro between `image` and `other`; returns where the result is."""
+    """Ops begin..end-1 of the row, to and fro between `image` and `other`; returns where the result is.
+
+    (Numba compiles a function anew for integers that it knows to be literal: pass none.)
+    """
     for k in range(begin, end):
         if row.op[k] != IDENTITY:
-            run_op(row.op[k], row.argument[k], image, other, size, size, fill, row.bicubic, scratch)
+            op, bicubic = np.int64(row.op[k]), row.bicubic != 0
+            run_op(op, row.argument[k], image, other, size, size, fill, bicubic, scratch)
             image, other = other, image
     return image
 
@@ -67,6 +71,16 @@ def _mix_chains(row, image, mixed, first, second, size, fill, scratch):  # type:
 
 
 @njit(cache=True)
+def _two(pair):  # type: ignore[no-untyped-def]
+    return np.int64(pair[0]), np.int64(pair[1])
+
+
+@njit(cache=True)
+def _four(box):  # type: ignore[no-untyped-def]
+    return np.int64(box[0]), np.int64(box[1]), np.int64(box[2]), np.int64(box[3])
+
+
+@njit(cache=True)
 def image_scratch_size(height: int, width: int, size: int) -> int:
     """Bytes of scratch for one image of a crop up to height x width."""
     images = 7 * size * size * 3 + 4 * 64
@@ -82,8 +96,10 @@ def augment_image(pixels, stride, region, row, finish, scratch, out):  # type: i
     second, at = take(scratch, at, count)
     mixed, at = take(scratch, at, count * 4)
     rest = scratch[at:]
+    crop, target, window = _four(row.crop), _two(row.resize), _two(row.window)
+    flip, bicubic = row.flip != 0, row.bicubic != 0
     status = resize_region(
-        pixels, stride, region, row.crop, row.resize, row.window, row.flip, row.bicubic, size, rest, image
+        pixels, stride, _four(region), crop, target, window, flip, bicubic, size, rest, image
     )
     if status != OK:
         return status
@@ -91,7 +107,7 @@ def augment_image(pixels, stride, region, row, finish, scratch, out):  # type: i
         _mix_chains(row, image, mixed.view(np.float32), first, second, size, finish.fill, rest)
         last = image
     else:
-        last = _run_ops(row, 0, MAX_OPS, image, first, size, finish.fill, rest)
+        last = _run_ops(row, np.int64(0), np.int64(MAX_OPS), image, first, size, finish.fill, rest)
     flat = out.reshape(-1)
     look_up(last, finish.table, flat)
     erase(row, size, flat, finish.dtype)

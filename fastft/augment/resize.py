@@ -207,11 +207,12 @@ def resize_scratch_size(height: int, width: int, size: int) -> int:
 def resize_region(pixels, stride, region, crop, resize, window, flip, bicubic, size, scratch, out):  # type: ignore[no-untyped-def]
     """One image: region of a crop -> size x size x 3 bytes in `out`. Returns OK or what was too small.
 
-    pixels: flat uint8, row y of the region begins at y*stride. region, crop: y, x, h, w in source pixels.
+    pixels: flat uint8, row y of the region begins at y*stride. region, crop (y, x, h, w in source pixels),
+    resize and window are tuples of int64, flip and bicubic bools: one set of types is compiled once.
     out, scratch: flat uint8, at least size*size*3 and `resize_scratch_size` bytes.
     """
     pitch_y, pitch_x = tap_pitch(crop[2], resize[0], bicubic), tap_pitch(crop[3], resize[1], bicubic)
-    rows, width, row_bytes = int(region[2]), int(region[3]), size * 3
+    rows, width, row_bytes = region[2], region[3], size * 3
     if _needed(rows, width, size, pitch_y, pitch_x) > scratch.size or out.size < size * row_bytes:
         return SCRATCH_TOO_SMALL
     taps_y, at = _take_taps(scratch, 0, size, pitch_y)
@@ -257,10 +258,10 @@ def resized_crop(
             f"box {box_yxhw} is not inside the {height} x {width} image; give y, x, height, width"
         )
     pixels = np.ascontiguousarray(image_HWC[y : y + h, x : x + w]).reshape(-1)
-    box = np.array([y, x, h, w], np.int32)
+    box = (int(y), int(x), int(h), int(w))
     scratch = np.empty(resize_scratch_size(h, w, size), np.uint8)
     out = np.empty(size * size * 3, np.uint8)
-    target, origin = np.array([size, size], np.int32), np.zeros(2, np.int32)
+    target, origin = (size, size), (0, 0)
     status = resize_region(pixels, w * 3, box, box, target, origin, flip, bicubic, size, scratch, out)
     assert status == OK
     return out.reshape(size, size, 3)

@@ -46,7 +46,7 @@ class Batch:
 
 
 def with_pillow(image: np.ndarray, row: np.void) -> np.ndarray:
-    """Resize and flip by Pillow, ops one after the other (equal to Pillow's: test_ops), AugMix by timm's rule."""
+    """Resize and flip by Pillow, the ops in turn (equal to Pillow's: test_ops), AugMix by timm's rule."""
     current = pillow_resized_crop(image, tuple(row["crop"]), tuple(row["resize"]), bool(row["bicubic"]))
     current = np.ascontiguousarray(current[:, ::-1]) if row["flip"] else current
     if not row["chain_weights"].any():

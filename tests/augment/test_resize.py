@@ -27,19 +27,9 @@ def run(
     pixels = np.ascontiguousarray(image[y : y + h, x : x + w]).reshape(-1)
     scratch = np.empty(resize_scratch_size(*row["crop"][2:], size) + spare, np.uint8)
     out = np.empty(size * size * 3, np.uint8)
-    status = resize_region(
-        pixels,
-        w * 3,
-        np.array(region),
-        row["crop"],
-        row["resize"],
-        row["window"],
-        row["flip"],
-        row["bicubic"],
-        size,
-        scratch,
-        out,
-    )
+    crop, resize, window = (tuple(int(v) for v in row[name]) for name in ("crop", "resize", "window"))
+    flip, bicubic = bool(row["flip"]), bool(row["bicubic"])
+    status = resize_region(pixels, w * 3, region, crop, resize, window, flip, bicubic, size, scratch, out)
     return status, out.reshape(size, size, 3)
 
 
@@ -136,13 +126,11 @@ def test_centre_crop_equals_torchvisions_evaluation(photographs: dict[str, np.nd
 
 def test_rows_may_be_further_apart_than_they_are_long(photographs: dict[str, np.ndarray]) -> None:
     image = photographs["astronaut"]
-    row, out = plan_row((40, 60, 100, 90), (64, 64), (0, 0)), np.empty(64 * 64 * 3, np.uint8)
+    out = np.empty(64 * 64 * 3, np.uint8)
     pixels, stride = image.reshape(-1)[(40 * 512 + 60) * 3 :], 512 * 3
     scratch = np.empty(resize_scratch_size(100, 90, 64), np.uint8)
-    crop = row["crop"]
-    assert (
-        resize_region(pixels, stride, crop, crop, row["resize"], row["window"], 0, 1, 64, scratch, out) == OK
-    )
+    crop, target, window = (40, 60, 100, 90), (64, 64), (0, 0)
+    assert resize_region(pixels, stride, crop, crop, target, window, False, True, 64, scratch, out) == OK
     np.testing.assert_array_equal(out.reshape(64, 64, 3), resized_crop(image, (40, 60, 100, 90), 64))
 
 
