@@ -1,0 +1,125 @@
+"""A sweep's results in the paper's layout: terminal, Markdown, JSON, plot."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fastft.sweep.definition import Sweep
+from fastft.sweep.plot import draw_plot
+from fastft.sweep.results import Outcome, Score
+
+COLUMNS = ("paper", "ours", "difference", "best EMA", "last EMA", "best raw", "last raw")
+NOTE = (
+    "Top-1 in percent. 'Ours' is the best epoch of the EMA (of the raw model where the paper has no EMA), "
+    "picked on the validation images as the paper does. ± is the binomial standard error, @ the epoch from 0."
+)
+
+
+def write_report(sweep: Sweep, outcomes: Sequence[Outcome], folder: Path) -> None:
+    """Write table.md, results.json and plot.png; each appears when complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "table.md", markdown(sweep, outcomes))
+    _replace(folder / "results.json", json.dumps(as_json(sweep, outcomes), indent=1) + "\n")
+    draw_plot(sweep, outcomes, folder / "plot.png")
+
+
+def print_table(sweep: Sweep, outcomes: Sequence[Outcome], console: Console) -> None:
+    table = Table(title=f"{sweep.title} ({sweep.source})", title_justify="left")
+    table.add_column("row")
+    for column in COLUMNS:
+        table.add_column(column, justify="right")
+    for outcome in outcomes:
+        table.add_row(outcome.row.name, *_cells(outcome))
+    console.print(table)
+    for outcome in outcomes:
+        if outcome.error:
+            console.print(f"{outcome.row.name}: {outcome.error}", style="red", highlight=False, markup=False)
+
+
+def markdown(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
+    """The paper's own table with our line under each of its lines, then every number of every row."""
+    parts = [f"# {sweep.title} ({sweep.source})", _grid(sweep, outcomes), NOTE, _details(outcomes)]
+    failed = [f"- {o.row.name}: {o.error}" for o in outcomes if o.error]
+    if failed:
+        parts.append("Failed:\n\n" + "\n".join(failed))
+    return "\n\n".join(parts) + "\n"
+
+
+def as_json(sweep: Sweep, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    return {
+        "name": sweep.name,
+        "title": sweep.title,
+        "source": sweep.source,
+        "rows": [_json_row(o) for o in outcomes],
+    }
+
+
+def _grid(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
+    cells = {(o.row.series, o.row.label): o for o in outcomes}
+    lines = []
+    for series in sweep.series:
+        row = [cells.get((series, label)) for label in sweep.labels]
+        lines.append([f"{series} paper".strip(), *("" if o is None else _number(o.row.paper) for o in row)])
+        lines.append([f"{series} ours".strip(), *("" if o is None else _score(o.ours) for o in row)])
+    return markdown_table(["", *sweep.labels], lines)
+
+
+def _details(outcomes: Sequence[Outcome]) -> str:
+    lines = [[o.row.name, *_cells(o), f"`{o.run.folder.name}`"] for o in outcomes]
+    return markdown_table(["row", *COLUMNS, "run"], lines)
+
+
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, first column left, the others right."""
+    rule = ["---", *("---:" for _ in header[1:])]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
+
+
+def _cells(outcome: Outcome) -> list[str]:
+    difference = "-" if outcome.difference is None else f"{outcome.difference:+.2f}"
+    ours = "failed" if outcome.error else _score(outcome.ours)
+    scores = [_at(f(weights)) for weights in ("ema", "raw") for f in (outcome.best, outcome.last)]
+    return [_number(outcome.row.paper), ours, difference, *scores]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"
+
+
+def _score(score: Score | None) -> str:
+    return "-" if score is None else f"{score.top1:.2f} ± {score.standard_error:.2f}"
+
+
+def _at(score: Score | None) -> str:
+    return "-" if score is None else f"{score.top1:.2f} @{score.epoch}"
+
+
+def _json_row(outcome: Outcome) -> dict[str, Any]:
+    def plain(score: Score | None) -> dict[str, Any] | None:
+        return None if score is None else vars(score)
+
+    return {
+        "label": outcome.row.label,
+        "series": outcome.row.series,
+        "recipe": str(outcome.row.recipe),
+        "run": str(outcome.run.folder),
+        "number": outcome.row.number,
+        "paper": outcome.row.paper,
+        "ours": plain(outcome.ours),
+        "difference": outcome.difference,
+        "best_ema": plain(outcome.best("ema")),
+        "last_ema": plain(outcome.last("ema")),
+        "best_raw": plain(outcome.best("raw")),
+        "last_raw": plain(outcome.last("raw")),
+        "error": outcome.error,
+    }
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
