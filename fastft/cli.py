@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -34,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         sys.stderr.close()
         return 0
+    except OSError as error:  # no space, no permission, no such place: the user's to mend
+        print(f"fastft {args.command}: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_train(commands)
     _add_explain(commands)
+    _add_preview(commands)
     _add_cost(commands)
     _add_sweep(commands)
     _add_eval(commands)
@@ -145,7 +150,9 @@ def _add_explain(commands: argparse._SubParsersAction) -> None:
         recipe=True,
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--at-step", type=_whole_number, metavar="N", help="also show every group's lr at optimiser step N")
+    parser.add_argument(
+        "--at-step", type=_whole_number, metavar="N", help="also show every group's lr at optimiser step N"
+    )
 
 
 def _run_explain(args: argparse.Namespace) -> int:
@@ -176,7 +183,9 @@ def _add_cost(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("recipes", metavar="RECIPE", nargs="+", type=Path, help="recipe files")
     parser.add_argument("--gpu", required=True, help="V100, A100 or H100")
     parser.add_argument("--gpus", type=_positive(int), default=8, metavar="N", help="how many (default 8)")
-    parser.add_argument("--price", type=_positive(float), help="of one GPU-hour; without it no money is shown")
+    parser.add_argument(
+        "--price", type=_positive(float), help="of one GPU-hour; without it no money is shown"
+    )
     parser.add_argument("--measured", type=Path, metavar="BENCH.json", help="rates and MFU by fastft bench")
     parser.add_argument("--mfu", type=_share, help="MFU of your own, beside the published ones: 0.45 or 45%%")
     parser.add_argument("--cores-per-gpu", type=_positive(float), metavar="N", help="that feed each GPU")
@@ -211,9 +220,15 @@ def _add_sweep(commands: argparse._SubParsersAction) -> None:
     )
     parser.set_defaults(takes_overrides=True)
     parser.epilog = f"{parser.epilog}\n\n{OVERRIDES}"
-    parser.add_argument("sweeps", metavar="SWEEP.yaml", nargs="+", type=Path, help="files that list a table's rows")
-    parser.add_argument("--dry-run", action="store_true", help="print what it would cost in GPU-hours, train nothing")
-    parser.add_argument("--out", type=Path, default=Path("runs/sweeps"), help="runs and tables (default runs/sweeps)")
+    parser.add_argument(
+        "sweeps", metavar="SWEEP.yaml", nargs="+", type=Path, help="files that list a table's rows"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what it would cost in GPU-hours, train nothing"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/sweeps"), help="runs and tables (default runs/sweeps)"
+    )
 
 
 def _run_sweep(args: argparse.Namespace) -> int:
@@ -232,6 +247,48 @@ def _run_sweep(args: argparse.Namespace) -> int:
     return int(any(outcome.error for outcome in outcomes))
 
 
+# preview --------------------------------------------------------------------------------------------------------------
+
+
+def _add_preview(commands: argparse._SubParsersAction) -> None:
+    parser = _command(
+        commands,
+        "preview",
+        _run_preview,
+        "draw what the model will see: originals, crops, results and the ops between",
+        "fastft preview rcp/final_b16.yaml --data in1k/train.beton --out grid.png --epoch 3",
+        recipe=True,
+    )
+    parser.add_argument("--data", type=Path, metavar="FILE.beton", help="default: the recipe's training file")
+    parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="picture to write")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the plan")
+    parser.add_argument("--epoch", type=_whole_number, default=0, help="default 0")
+    parser.add_argument("--count", type=_whole_number, default=12, help="images (default 12)")
+
+
+def _run_preview(args: argparse.Namespace) -> int:
+    from fastft.build import build_policy
+    from fastft.config import load_recipe
+    from fastft.report.preview import write_preview
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    data = args.data or recipe.data.train
+    if data is None:
+        raise UserError("no images to preview; give --data FILE.beton")
+    write_preview(
+        data,
+        build_policy(recipe),
+        recipe.model.image_size,
+        seed=recipe.train.seed,
+        epoch=args.epoch,
+        count=args.count,
+        out=args.out,
+        plan_out=args.json,
+    )
+    print(f"wrote {args.out}" + (f" and {args.json}" if args.json else ""))
+    return 0
+
+
 # eval, predict --------------------------------------------------------------------------------------------------------
 
 
@@ -243,8 +300,12 @@ def _add_eval(commands: argparse._SubParsersAction) -> None:
         "exact top-1 and top-5 of a checkpoint on a .beton file",
         "fastft eval runs/final_b16 --data val.beton",
     )
-    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="a run directory (its best) or a checkpoint in it")
-    parser.add_argument("--data", metavar="FILE.beton", type=Path, help="default: the recipe's validation file")
+    parser.add_argument(
+        "checkpoint", metavar="CKPT", type=Path, help="a run directory (its best) or a checkpoint in it"
+    )
+    parser.add_argument(
+        "--data", metavar="FILE.beton", type=Path, help="default: the recipe's validation file"
+    )
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -271,8 +332,12 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
         "label image files with a checkpoint",
         "fastft predict runs/demo photo.jpg holiday/ --topk 3",
     )
-    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="a run directory (its best) or a checkpoint in it")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="image files, or folders of them")
+    parser.add_argument(
+        "checkpoint", metavar="CKPT", type=Path, help="a run directory (its best) or a checkpoint in it"
+    )
+    parser.add_argument(
+        "images", metavar="IMAGE", nargs="+", type=Path, help="image files, or folders of them"
+    )
     parser.add_argument("--topk", type=_whole_number, default=5, help="classes per image (default 5)")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a table instead of printing")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
@@ -301,7 +366,9 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
         "fastft demo --out runs/demo",
     )
     parser.add_argument("--recipe", type=Path, default=Path("rcp/demo.yaml"), help="default rcp/demo.yaml")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/demo"), help="downloads (default .cache/demo)")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".cache/demo"), help="downloads (default .cache/demo)"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="results (default runs/demo)")
 
 
@@ -323,11 +390,21 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
         "one HTML page of a run, or of a benchmark file",
         "fastft report runs/final_b16 --price 2.48",
     )
-    parser.add_argument("source", metavar="RUN|BENCH.json", type=Path, help="a run directory, or a benchmark file")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the run, BENCH.html")
-    parser.add_argument("--price", type=_positive(float), help="of one GPU-hour; without it no money is shown")
-    parser.add_argument("--gpus", type=_positive(int), metavar="N", help="that the run had, where it does not say")
-    parser.add_argument("--against", type=Path, metavar="RECIPE", help="recipe to compare with (default: final_*)")
+    parser.add_argument(
+        "source", metavar="RUN|BENCH.json", type=Path, help="a run directory, or a benchmark file"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: report.html in the run, BENCH.html"
+    )
+    parser.add_argument(
+        "--price", type=_positive(float), help="of one GPU-hour; without it no money is shown"
+    )
+    parser.add_argument(
+        "--gpus", type=_positive(int), metavar="N", help="that the run had, where it does not say"
+    )
+    parser.add_argument(
+        "--against", type=Path, metavar="RECIPE", help="recipe to compare with (default: final_*)"
+    )
     parser.add_argument(
         "--mistakes",
         choices=("auto", "always", "never"),
@@ -343,10 +420,8 @@ def _run_report(args: argparse.Namespace) -> int:
     from fastft.report.runs import load_run
 
     if args.source.is_dir():
-        from fastft.train.predictions import find_run_mistakes
-
         run, out = load_run(args.source), args.out or args.source / "report.html"
-        mistakes, why_none = find_run_mistakes(run, args.mistakes)
+        mistakes, why_none = _find_mistakes(run, args.mistakes)
         page = render_run(
             run,
             mistakes=mistakes,
@@ -363,6 +438,14 @@ def _run_report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _find_mistakes(run: Any, when: str) -> Any:
+    if when == "never":
+        return None, "Left out, as asked (--mistakes=never)."
+    from fastft.train.predictions import find_run_mistakes
+
+    return find_run_mistakes(run, insist=when == "always")
+
+
 # doctor -----------------------------------------------------------------------------------------------------
 
 
@@ -374,7 +457,9 @@ def _add_doctor(commands: argparse._SubParsersAction) -> None:
         "is this machine ready: libraries, GPU, memory, disk; exit code 1 if something must be mended",
         "fastft doctor --data in1k/train.beton",
     )
-    parser.add_argument("--data", type=Path, metavar="FILE.beton", help="file to train on, to be held against memory")
+    parser.add_argument(
+        "--data", type=Path, metavar="FILE.beton", help="file to train on, to be held against memory"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -25,17 +25,25 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_TRAIN_SIZE = 1_281_167  # ILSVRC2012 training images
 
 
-def option(default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: Sequence = ()) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+def option(
+    default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: Sequence = ()
+) -> Any:
+    return dataclasses.field(
+        default=default, metadata={"help": help, "low": low, "high": high, "choices": choices}
+    )
 
 
 @dataclass(frozen=True)
 class Data:
     train: str | None = option(None, "training .beton file")
     val: str | None = option(None, "validation .beton file")
-    train_size: int = option(IMAGENET_TRAIN_SIZE, "training images, where the file is not there to be asked", low=1)
+    train_size: int = option(
+        IMAGENET_TRAIN_SIZE, "training images, where the file is not there to be asked", low=1
+    )
     num_classes: int = option(1000, "outputs of the head", low=2)
-    workers: int = option(0, "decode and augment threads per process, 0: the process's share of the cores", low=0)
+    workers: int = option(
+        0, "decode and augment threads per process, 0: the process's share of the cores", low=0
+    )
     batches_ahead: int = option(2, "micro-batches prepared in advance", low=1)
 
 
@@ -43,11 +51,21 @@ class Data:
 class Model:
     arch: str = option("ViT-B-16-quickgelu", "an open_clip model name, or a .json file of the same form")
     weights: str = option("openai", "open_clip pretrained tag, local weights file, or 'random'")
-    image_size: int = option(224, "pixels; positions are interpolated when the weights have another size", low=1)
-    freeze_conv1: bool = option(True, "keep the patch embedding as it is (reference: frozen at 224, trained above)")
-    trainable_layers: int | None = option(None, "train only the top k blocks and the head; 0: linear probe", low=0)
-    layer_scale: float | None = option(None, "initial value of an added LayerScale (paper Table 12: 1.0)", low=0)
-    rel_pos_bias: bool = option(False, "add a zero-initialised relative position bias per block (paper Table 12)")
+    image_size: int = option(
+        224, "pixels; positions are interpolated when the weights have another size", low=1
+    )
+    freeze_conv1: bool = option(
+        True, "keep the patch embedding as it is (reference: frozen at 224, trained above)"
+    )
+    trainable_layers: int | None = option(
+        None, "train only the top k blocks and the head; 0: linear probe", low=0
+    )
+    layer_scale: float | None = option(
+        None, "initial value of an added LayerScale (paper Table 12: 1.0)", low=0
+    )
+    rel_pos_bias: bool = option(
+        False, "add a zero-initialised relative position bias per block (paper Table 12)"
+    )
     drop_path: float = option(0.0, "stochastic depth of the last block, linear from 0", low=0, high=0.99)
     patch_dropout: float = option(0.0, "share of patch tokens left out while training", low=0, high=0.95)
     head_init_scale: float = option(0.001, "factor on the freshly drawn head", low=0)
@@ -70,8 +88,8 @@ class Augment:
     cutmix: float = option(0.0, "cutmix alpha, 0: off", low=0)
     mix_prob: float = option(1.0, "probability that a block of images is mixed at all", low=0, high=1)
     mix_switch_prob: float = option(0.5, "probability of cutmix where both are on", low=0, high=1)
-    mean: tuple[float, ...] = option(CLIP_MEAN, "per-channel mean of inputs in 0..1")
-    std: tuple[float, ...] = option(CLIP_STD, "per-channel standard deviation of inputs in 0..1")
+    mean: tuple[float, float, float] = option(CLIP_MEAN, "per-channel mean of inputs in 0..1")
+    std: tuple[float, float, float] = option(CLIP_STD, "per-channel standard deviation of inputs in 0..1")
 
 
 @dataclass(frozen=True)
@@ -98,7 +116,9 @@ class Schedule:
 @dataclass(frozen=True)
 class Ema:
     decay: float = option(0.9998, "per step at the reference batch, 0: no EMA", low=0, high=0.9999999)
-    reference_batch: int = option(2048, "batch that the decay is given for; converted to the one in use", low=1)
+    reference_batch: int = option(
+        2048, "batch that the decay is given for; converted to the one in use", low=1
+    )
 
 
 @dataclass(frozen=True)
@@ -106,10 +126,14 @@ class Train:
     run_dir: str | None = option(None, "where the run lives; default runs/<recipe name>")
     seed: int = option(0, "of order, augmentation, head and stochastic depth", low=0)
     device: str = option("auto", "auto takes the GPU where there is one", choices=("auto", "cuda", "cpu"))
-    amp: str = option("auto", "auto: fp16 on V100, bf16 where it is native", choices=("auto", "fp32", "bf16", "fp16"))
+    amp: str = option(
+        "auto", "auto: fp16 on V100, bf16 where it is native", choices=("auto", "fp32", "bf16", "fp16")
+    )
     micro_batch: int = option(0, "images per forward pass and process, 0: as many as fit", low=0)
     compile: str = option("auto", "torch.compile: auto where Triton runs", choices=("auto", "on", "off"))
-    grad_checkpointing: bool = option(False, "recompute activations in backward: less memory, a third more FLOPs")
+    grad_checkpointing: bool = option(
+        False, "recompute activations in backward: less memory, a third more FLOPs"
+    )
     log_every: int = option(50, "steps between log lines", low=1)
     eval_every: int = option(1, "epochs between evaluations", low=1)
     eval_crop_pct: float = option(1.0, "centre crop as a share of the resized short side", low=0.1, high=1)
@@ -174,11 +198,14 @@ class Typed(Checker):
         value = self._convert(value)
         if self.choices and value not in self.choices:
             raise ValueError(f"not one of {', '.join(self.choices)}")
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            # written so that nan fails too
-            if not ((self.low is None or value >= self.low) and (self.high is None or value <= self.high)):
-                raise ValueError("out of range")
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and not self._inside(value):
+            raise ValueError("out of range")
         return value
+
+    def _inside(self, value: float) -> bool:
+        """Within the bounds; nan is not."""
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
 
     def _convert(self, value: Any) -> Any:
         if self.type is bool:
@@ -191,7 +218,11 @@ class Typed(Checker):
             number = float(value)
             if number != int(number):
                 raise ValueError("not a whole number")
-            return int(value) if isinstance(value, (int, str)) and str(value).lstrip("+-").isdigit() else int(number)
+            return (
+                int(value)
+                if isinstance(value, (int, str)) and str(value).lstrip("+-").isdigit()
+                else int(number)
+            )
         if self.type is float:
             return float(value)
         if self.type is str:
@@ -206,7 +237,9 @@ class Typed(Checker):
     def help(self) -> str:
         if self.choices:
             return "one of " + ", ".join(self.choices)
-        name = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(self.type, "three numbers")
+        name = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(
+            self.type, "three numbers"
+        )
         low = f">= {self.low:g}" if self.low is not None else ""
         high = f"<= {self.high:g}" if self.high is not None else ""
         bounds = " and ".join(filter(None, (low, high)))
@@ -243,7 +276,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def recipe_from_dict(name: str, sections: Mapping[str, Mapping[str, Any]]) -> Recipe:
     """A recipe from the nested values that `Recipe.as_dict` gives, as stored in checkpoints."""
-    return _validate(name, {f"{s}.{k}": (v, name) for s, entries in sections.items() for k, v in entries.items()})
+    return _validate(
+        name, {f"{s}.{k}": (v, name) for s, entries in sections.items() for k, v in entries.items()}
+    )
 
 
 def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, tuple[Any, str]]:
@@ -256,7 +291,9 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, tuple[Any,
     values = _read_with_bases(path.parent / str(base), (*seen, path)) if base else {}
     for section, entries in document.items():
         if not isinstance(entries, dict):
-            raise UserError(f"{path}: '{section}' must hold 'key: value' lines; {_nearest(str(section), SECTIONS)}")
+            raise UserError(
+                f"{path}: '{section}' must hold 'key: value' lines; {_nearest(str(section), SECTIONS)}"
+            )
         for key, value in entries.items():
             values[f"{section}.{key}"] = (value, str(path))
     return values
@@ -267,7 +304,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
-        raise UserError(f"recipe {path} does not exist" + (f"; did you mean {near[0]}?" if near else "")) from None
+        raise UserError(
+            f"recipe {path} does not exist" + (f"; did you mean {near[0]}?" if near else "")
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
@@ -298,7 +337,9 @@ def _validate(name: str, values: Mapping[str, tuple[Any, str]]) -> Recipe:
     for key, param in known.items():
         section, option_name = key.split(".")
         try:
-            checked[section][option_name] = param.validate(config.content.get((section, option_name), param.default))
+            checked[section][option_name] = param.validate(
+                config.content.get((section, option_name), param.default)
+            )
         except (MissingValueError, ValidationError):
             value, where = values[key]
             raise UserError(f"{where}: {key} is {value!r}; it must be {param.checker.help()}") from None

@@ -31,7 +31,9 @@ def test_every_help_has_an_example() -> None:
 def test_flags_are_frozen() -> None:
     """New flags are a decision: they are added here too."""
     flags = {
-        name: sorted(o for a in parser._actions for o in a.option_strings if o.startswith("--") and o != "--help")
+        name: sorted(
+            o for a in parser._actions for o in a.option_strings if o.startswith("--") and o != "--help"
+        )
         for name, parser in COMMANDS.items()
     }
     image_options = [
@@ -41,6 +43,7 @@ def test_flags_are_frozen() -> None:
     assert flags["convert folder"] == flags["convert imagenet"] == image_options
     assert flags["train"] == []
     assert flags["explain"] == ["--at-step", "--json"]
+    assert flags["preview"] == ["--count", "--data", "--epoch", "--json", "--out"]
     assert flags["eval"] == ["--data", "--device", "--json"]
     assert flags["predict"] == ["--csv", "--device", "--topk"]
     assert flags["demo"] == ["--cache", "--out", "--recipe"]
@@ -103,7 +106,11 @@ def test_the_package_imports_downwards_only() -> None:
             continue
         for line in file.read_text().splitlines():
             words = line.split()
-            if len(words) > 1 and words[0] in ("from", "import") and words[1].startswith(("fastft.", "beton_tools")):
+            if (
+                len(words) > 1
+                and words[0] in ("from", "import")
+                and words[1].startswith(("fastft.", "beton_tools"))
+            ):
                 parts = words[1].split(".")
                 target = "beton_tools" if parts[0] == "beton_tools" else parts[1]
                 assert rank.get(target, 0) <= rank[home], f"{file}: {line.strip()}"

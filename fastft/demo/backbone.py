@@ -69,7 +69,9 @@ def read_backbone(wheel: Path) -> dict[str, Tensor]:
     """The tower's tensors under open_clip's names, from the ONNX file inside the wheel."""
     values, users = _read_onnx(wheel)
     positions = next(v for v in values.values() if v.shape == (1, TRAINED_GRID**2, WIDTH))
-    class_position = next(v for k, v in values.items() if k.startswith("onnx::Concat") and v.shape == (1, 1, WIDTH))
+    class_position = next(
+        v for k, v in values.items() if k.startswith("onnx::Concat") and v.shape == (1, 1, WIDTH)
+    )
     embeddings = "backbone.embeddings."
     # open_clip's patch embedding has no bias: it goes into the positions of the patches
     bias = values[embeddings + "patch_embeddings.projection.bias"]
@@ -83,7 +85,9 @@ def read_backbone(wheel: Path) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
 
 
-def _block(i: int, values: Mapping[str, np.ndarray], users: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _block(
+    i: int, values: Mapping[str, np.ndarray], users: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     prefix = f"backbone.encoder.layer.{i}."
 
     def matrix(place: str) -> np.ndarray:
@@ -94,7 +98,9 @@ def _block(i: int, values: Mapping[str, np.ndarray], users: Mapping[str, np.ndar
     block = {ours: values[prefix + theirs] for ours, theirs in PARTS.items()}
     block |= {ours: matrix(place) for ours, place in MATRICES.items()}
     block["attn.in_proj_weight"] = np.concatenate([matrix(f"attention/attention/{p}") for p in projections])
-    block["attn.in_proj_bias"] = np.concatenate([values[f"{prefix}attention.attention.{p}.bias"] for p in projections])
+    block["attn.in_proj_bias"] = np.concatenate(
+        [values[f"{prefix}attention.attention.{p}.bias"] for p in projections]
+    )
     return block
 
 

@@ -46,6 +46,7 @@ def run_demo(recipe: Path, cache: Path, folder: Path, console: Console) -> dict[
     Raises:
         UserError: no network and no cached packages, or a recipe that does not load.
     """
+    load_recipe(recipe)  # a mistake in it shows before anything is downloaded
     arch, weights = write_backbone(fetch(WEIGHTS, cache), cache)
     images = folder / "images"
     extract_cells(fetch(IMAGES, cache), images, PER_CLASS)
@@ -95,7 +96,11 @@ def _draw_sheet(folder: Path, images: Path, console: Console) -> Path:
     files = _spread(images, per_class=6)
     predictions = list(predict_files(folder / "fine_tuned", files, 1, "auto"))
     sheet = folder / "predictions.png"
-    prediction_sheet([(p.path, p.path.parent.name, p.classes[0], p.probabilities[0]) for p in predictions], sheet, IMAGES_LICENCE)
+    prediction_sheet(
+        [(p.path, p.path.parent.name, p.classes[0], p.probabilities[0]) for p in predictions],
+        sheet,
+        IMAGES_LICENCE,
+    )
     console.print(f"predictions drawn in {sheet}", highlight=False)
     return sheet
 

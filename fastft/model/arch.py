@@ -60,7 +60,9 @@ def load_arch(name: str) -> Arch:
     vision = config.get("vision_cfg", {})
     foreign = sorted(set(vision) - UNDERSTOOD)
     if foreign or not isinstance(vision.get("layers"), int):
-        raise UserError(f"{name} is not a plain CLIP ViT image tower ({', '.join(foreign) or 'no layers'}); use a ViT-*")
+        raise UserError(
+            f"{name} is not a plain CLIP ViT image tower ({', '.join(foreign) or 'no layers'}); use a ViT-*"
+        )
     width = vision["width"]
     return Arch(
         image_size=vision["image_size"],
@@ -87,7 +89,9 @@ def load_open_clip_config(name: str) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.json")], n=1)
-        raise UserError(f"model.arch '{name}' is not known" + (f"; did you mean '{near[0]}'?" if near else "")) from None
+        raise UserError(
+            f"model.arch '{name}' is not known" + (f"; did you mean '{near[0]}'?" if near else "")
+        ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"model configuration {path} cannot be read: {error}") from None
     if not isinstance(config, dict):

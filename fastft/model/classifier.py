@@ -11,7 +11,9 @@ from beton_tools.errors import UserError
 from fastft.model.arch import Arch
 from fastft.model.tower import Tower
 
-HEAD_STD = 0.02  # reference: trunc_normal_(std=.02) on the weight, PyTorch's default on the bias, both x 0.001
+HEAD_STD = (
+    0.02  # reference: trunc_normal_(std=.02) on the weight, PyTorch's default on the bias, both x 0.001
+)
 
 
 class Classifier(nn.Module):

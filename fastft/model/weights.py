@@ -31,7 +31,9 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str) -> None:
     _check_same_tower(tower, state, weights)
     state["positional_embedding"] = interpolate_positions(state["positional_embedding"], tower.arch)
     missing, unexpected = tower.load_state_dict(state, strict=False)
-    added = [n for n in missing if ".rel_pos_bias." not in n and ".ls_" not in n]  # additions of the recipe start fresh
+    added = [
+        n for n in missing if ".rel_pos_bias." not in n and ".ls_" not in n
+    ]  # additions of the recipe start fresh
     if added or unexpected:
         raise UserError(
             f"weights {weights} do not fit {arch_name}: missing {added[:3]}, unexpected {unexpected[:3]}; check model.arch"
@@ -50,7 +52,9 @@ def read_visual_state(weights: str, arch_name: str) -> dict[str, Tensor]:
     visual = {n.removeprefix("visual."): v for n, v in state.items() if n.startswith("visual.")}
     visual = visual or state
     if "positional_embedding" not in visual or "conv1.weight" not in visual:
-        raise UserError(f"{weights} holds no CLIP image tower (no visual.conv1.weight); use OpenAI or open_clip weights")
+        raise UserError(
+            f"{weights} holds no CLIP image tower (no visual.conv1.weight); use OpenAI or open_clip weights"
+        )
     return visual
 
 
@@ -60,7 +64,9 @@ def interpolate_positions(positions_ND: Tensor, arch: Arch) -> Tensor:
         return positions_ND
     old = int((positions_ND.shape[0] - 1) ** 0.5)
     if old * old != positions_ND.shape[0] - 1:
-        raise UserError(f"weights hold {positions_ND.shape[0]} positions, which is not a square grid and a class token")
+        raise UserError(
+            f"weights hold {positions_ND.shape[0]} positions, which is not a square grid and a class token"
+        )
     grid = positions_ND[1:].float().T.reshape(1, -1, old, old)
     grid = F.interpolate(grid, size=(arch.grid, arch.grid), mode="bicubic", align_corners=False)
     return torch.cat([positions_ND[:1].float(), grid.flatten(2)[0].T])
@@ -113,7 +119,9 @@ def _read_tag(tag: str, arch_name: str) -> dict[str, Tensor]:
 def _check_same_tower(tower: Tower, state: dict[str, Tensor], weights: str) -> None:
     arch = tower.arch
     if weights == "openai" and not arch.quick_gelu:
-        raise UserError("OpenAI's weights were trained with QuickGELU; set model.arch to the name that ends in -quickgelu")
+        raise UserError(
+            "OpenAI's weights were trained with QuickGELU; set model.arch to the name that ends in -quickgelu"
+        )
     width, _, patch, _ = state["conv1.weight"].shape
     layers = len({name.split(".")[2] for name in state if name.startswith("transformer.resblocks.")})
     found, wanted = (width, patch, layers), (arch.width, arch.patch_size, arch.layers)

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def decay_for_batch(decay: float, batch_size: int, reference_batch: int) -> float:
@@ -27,8 +27,8 @@ class Ema:
         self.module = copy.deepcopy(model, memo=dict(shared)).requires_grad_(False).eval()
         names = [name for name, p in model.named_parameters() if p.requires_grad]
         source, target = dict(model.named_parameters()), dict(self.module.named_parameters())
-        self._source = [source[name] for name in names]
-        self._target = [target[name] for name in names]
+        self._source: list[Tensor] = [source[name] for name in names]
+        self._target: list[Tensor] = [target[name] for name in names]
 
     @torch.no_grad()
     def update(self) -> None:

@@ -7,11 +7,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fastft.augment import describe_policy
+from fastft.build import build_model, build_policy, build_schedule, recipe_arch
 from fastft.config import Recipe
 from fastft.model import Arch
 from fastft.optim import Group, WarmupCosine, layer_groups
 from fastft.report.cost import predicted_gpu_hours, recipe_flops, recipe_work
-from fastft.build import build_model, build_policy, build_schedule, recipe_arch
 
 
 def explain(recipe: Recipe, at_step: int | None = None) -> dict[str, Any]:
@@ -46,7 +46,9 @@ def _group(group: Group, schedule: WarmupCosine, at_step: int | None) -> dict[st
     return entry
 
 
-def _schedule(recipe: Recipe, schedule: WarmupCosine, groups: list[Group], at_step: int | None) -> dict[str, Any]:
+def _schedule(
+    recipe: Recipe, schedule: WarmupCosine, groups: list[Group], at_step: int | None
+) -> dict[str, Any]:
     steps = recipe.steps_per_epoch()
     values: dict[str, Any] = {
         "steps_per_epoch": steps,
@@ -102,7 +104,9 @@ def print_explanation(values: dict[str, Any], console: Console) -> None:
 def _groups_table(values: dict[str, Any]) -> Table:
     at_step = values["schedule"].get("lr_at_step")
     table = Table(title=f"{values['trainable_parameters']:,} trainable parameters", title_justify="left")
-    columns = ["layer", "lr scale", "weight decay", "parameters"] + ([f"lr at step {at_step['step']}"] if at_step else [])
+    columns = ["layer", "lr scale", "weight decay", "parameters"] + (
+        [f"lr at step {at_step['step']}"] if at_step else []
+    )
     for column in columns:
         table.add_column(column, justify="right")
     for g in values["groups"]:

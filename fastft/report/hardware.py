@@ -21,7 +21,11 @@ GPUS = {
     "A100": Gpu("A100", 312e12, 0.40),
     "H100": Gpu("H100", 989e12, 0.45),
 }
-FULL_PRECISION_FLOPS = {"V100": 15.7e12, "A100": 19.5e12, "H100": 67e12}  # fp32 without tensor cores, same sheets
+FULL_PRECISION_FLOPS = {
+    "V100": 15.7e12,
+    "A100": 19.5e12,
+    "H100": 67e12,
+}  # fp32 without tensor cores, same sheets
 
 MATMUL_SIZE, MATMUL_ROUNDS = 1024, 8
 

@@ -32,18 +32,26 @@ class Checkpoint:
     tensors: dict[str, dict[str, Tensor]]
 
 
-def write_checkpoint(path: Path, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+def write_checkpoint(
+    path: Path, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]
+) -> None:
     """Write the folder `path`; an interrupted write leaves only a `.partial-` folder, which later writes remove."""
     partial = path.parent / f"{PARTIAL}{path.name}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         for name, group in tensors.items():
-            save_file({k: v.detach().cpu().contiguous() for k, v in group.items()}, partial / f"{name}.safetensors")
-        (partial / "state.json").write_text(json.dumps({"version": VERSION, **state}, indent=1), encoding="utf-8")
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in group.items()}, partial / f"{name}.safetensors"
+            )
+        (partial / "state.json").write_text(
+            json.dumps({"version": VERSION, **state}, indent=1), encoding="utf-8"
+        )
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"checkpoint {path} could not be written: {error}; free some space and run again") from None
+        raise UserError(
+            f"checkpoint {path} could not be written: {error}; free some space and run again"
+        ) from None
     for file in partial.iterdir():
         _flush(file)
     _flush(partial)
@@ -63,11 +71,15 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         tensors = {f.stem: load_file(f, device=str(device)) for f in sorted(path.glob("*.safetensors"))}
     except FileNotFoundError:
-        raise UserError(f"{path} is not a checkpoint (no state.json); give a folder under <run>/checkpoints") from None
+        raise UserError(
+            f"{path} is not a checkpoint (no state.json); give a folder under <run>/checkpoints"
+        ) from None
     except Exception as error:  # safetensors and json raise their own; all mean a damaged file
         raise UserError(f"checkpoint {path} is damaged ({error}); use an older one") from None
     if state.get("version") != VERSION or "model" not in tensors:
-        raise UserError(f"checkpoint {path} is of version {state.get('version')}, this fastft reads version {VERSION}")
+        raise UserError(
+            f"checkpoint {path} is of version {state.get('version')}, this fastft reads version {VERSION}"
+        )
     return Checkpoint(path, state, tensors)
 
 

@@ -33,7 +33,9 @@ class World:
             self._control = dist.new_group(backend="gloo")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -72,7 +74,9 @@ def find_world(device: str) -> World:
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("train.device is cuda, but torch sees no GPU; run 'nvidia-smi' or set --train.device=cpu")
+        raise UserError(
+            "train.device is cuda, but torch sees no GPU; run 'nvidia-smi' or set --train.device=cpu"
+        )
     if device == "cpu" or not torch.cuda.is_available():
         return World(rank, size, local_rank, torch.device("cpu"))
     if local_rank >= torch.cuda.device_count():

@@ -56,5 +56,10 @@ def batch_sums(logits_BK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
     hits = ranked == labels_B[:, None]
     loss = F.cross_entropy(logits_BK, labels_B, reduction="sum")
     return torch.stack(
-        [hits[:, 0].sum().double(), hits.sum().double(), loss.double(), loss.new_tensor(len(labels_B)).double()]
+        [
+            hits[:, 0].sum().double(),
+            hits.sum().double(),
+            loss.double(),
+            loss.new_tensor(len(labels_B)).double(),
+        ]
     )

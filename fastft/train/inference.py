@@ -58,7 +58,8 @@ def load_trained(checkpoint: Path, device: torch.device) -> Trained:
     recipe = recipe_from_dict(found.state["name"], found.state["recipe"])
     model = build_model(recipe, pretrained=False)
     model.load_state_dict(found.tensors.get("ema", found.tensors["model"]))
-    return Trained(model.to(device, memory_format=torch.channels_last).eval(), recipe, found.state["classes"], found.path)
+    model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return Trained(model, recipe, found.state["classes"], found.path)
 
 
 def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str) -> dict[str, Any]:
@@ -76,7 +77,12 @@ def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str) -> dic
             device=world.device, dtype=precision.dtype,
         ) as loader:  # fmt: skip
             (scores,) = evaluate([trained.model], loader, world, precision)
-    return {"checkpoint": str(trained.path), "data": str(path), **asdict(scores), "standard_error": scores.standard_error}
+    return {
+        "checkpoint": str(trained.path),
+        "data": str(path),
+        **asdict(scores),
+        "standard_error": scores.standard_error,
+    }
 
 
 def predict_files(checkpoint: Path, images: Sequence[Path], topk: int, device: str) -> Iterator[Prediction]:
@@ -106,7 +112,9 @@ def eval_transform(recipe: Recipe) -> transforms.Compose:
     size = recipe.model.image_size
     return transforms.Compose(
         [
-            transforms.Resize(math.floor(size / recipe.train.eval_crop_pct), transforms.InterpolationMode.BICUBIC),
+            transforms.Resize(
+                math.floor(size / recipe.train.eval_crop_pct), transforms.InterpolationMode.BICUBIC
+            ),
             transforms.CenterCrop(size),
             transforms.ToTensor(),
             transforms.Normalize(recipe.augment.mean, recipe.augment.std),
@@ -115,7 +123,9 @@ def eval_transform(recipe: Recipe) -> transforms.Compose:
 
 
 @torch.inference_mode()
-def _predict(trained: Trained, paths: Sequence[Path], topk: int, device: torch.device) -> Iterator[Prediction]:
+def _predict(
+    trained: Trained, paths: Sequence[Path], topk: int, device: torch.device
+) -> Iterator[Prediction]:
     precision = choose_precision(trained.recipe.train.amp, device)
     transform = eval_transform(trained.recipe)
     waiting = iter(paths)
@@ -136,7 +146,8 @@ def _predict(trained: Trained, paths: Sequence[Path], topk: int, device: torch.d
 
 
 def _top(logits_BK: Tensor, topk: int) -> tuple[Tensor, Tensor]:
-    return tuple(logits_BK.softmax(1).topk(min(topk, logits_BK.shape[1]), dim=1))
+    probabilities_BK, classes_BK = logits_BK.softmax(1).topk(min(topk, logits_BK.shape[1]), dim=1)
+    return probabilities_BK, classes_BK
 
 
 def _class_name(trained: Trained, k: int) -> str:
@@ -155,8 +166,12 @@ def _open(path: Path, transform: transforms.Compose) -> Tensor | str:
 def print_predictions(predictions: Iterator[Prediction]) -> None:
     console = Console()
     for p in predictions:
-        shown = ", ".join(f"{name} {share:.1%}" for name, share in zip(p.classes, p.probabilities, strict=True))
-        console.print(f"{p.path}: {shown or 'not read: ' + str(p.error)}", highlight=False, markup=False, soft_wrap=True)
+        shown = ", ".join(
+            f"{name} {share:.1%}" for name, share in zip(p.classes, p.probabilities, strict=True)
+        )
+        console.print(
+            f"{p.path}: {shown or 'not read: ' + str(p.error)}", highlight=False, markup=False, soft_wrap=True
+        )
 
 
 def write_predictions(predictions: Iterator[Prediction], path: Path) -> None:

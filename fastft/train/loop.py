@@ -15,13 +15,13 @@ from rich.console import Console
 from torch.nn import functional as F
 
 from beton_tools.errors import UserError
+from fastft.build import build_mixer, build_model, build_policy, build_schedule, compile_model
 from fastft.config import Recipe
 from fastft.data import Batch, EvalLoader, TrainLoader
 from fastft.data.order import epoch_order
 from fastft.model import count_flops
 from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups, set_lr
 from fastft.report.hardware import peak_flops
-from fastft.build import build_mixer, build_model, build_policy, build_schedule, compile_model
 from fastft.train.checkpoint import (
     load_optimizer_tensors,
     optimizer_tensors,
@@ -81,6 +81,7 @@ class Trainer:
         if world.is_main:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_recipe(self.folder, recipe)
+        self._steps = 0  # since the last log line
         self.log = RunLog(self.folder, self.total_steps, self.global_step, world.is_main, console)
         self._reset_interval()
         self._last_save = time.monotonic()
@@ -99,11 +100,14 @@ class Trainer:
     def _build_model(self, pretrained: bool) -> None:
         r, device = self.recipe, self.world.device
         self.precision = choose_precision(r.train.amp, device)
-        self.model = build_model(r, pretrained=pretrained).to(device, memory_format=torch.channels_last)
+        self.model = build_model(r, pretrained=pretrained).to(device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.visual.grad_checkpointing = r.train.grad_checkpointing
         self.ema = None
         if r.ema.decay > 0:
-            self.ema = Ema(self.model, decay_for_batch(r.ema.decay, r.optim.batch_size, r.ema.reference_batch))
+            self.ema = Ema(
+                self.model, decay_for_batch(r.ema.decay, r.optim.batch_size, r.ema.reference_batch)
+            )
         self.forward = compile_model(self.world.wrap(self.model), r.train.compile, device)
         flops = count_flops(
             self.model.visual.arch,
@@ -124,11 +128,17 @@ class Trainer:
             r.train.micro_batch, rank_batch, self.model, r.model.image_size, self.precision
         )
         self.accumulation = rank_batch // self.micro_batch
-        common: dict[str, Any] = dict(
-            size=r.model.image_size, mean=r.augment.mean, std=r.augment.std, rank=world.rank, world_size=world.size,
-            device=world.device, dtype=self.precision.dtype, workers=r.data.workers or None,
-            batches_ahead=r.data.batches_ahead,
-        )  # fmt: skip
+        common: dict[str, Any] = {
+            "size": r.model.image_size,
+            "mean": r.augment.mean,
+            "std": r.augment.std,
+            "rank": world.rank,
+            "world_size": world.size,
+            "device": world.device,
+            "dtype": self.precision.dtype,
+            "workers": r.data.workers or None,
+            "batches_ahead": r.data.batches_ahead,
+        }
         self.policy = build_policy(r)
         self.loader = TrainLoader(
             r.data.train, self.policy, seed=r.train.seed, batch_size=r.optim.batch_size,
@@ -148,7 +158,9 @@ class Trainer:
 
     def _build_optimizer(self) -> None:
         r = self.recipe
-        groups = layer_groups(self.model, self.model.visual.arch.layers, r.optim.layer_decay, r.optim.weight_decay)
+        groups = layer_groups(
+            self.model, self.model.visual.arch.layers, r.optim.layer_decay, r.optim.weight_decay
+        )
         self.optimizer = build_adamw(
             optimizer_groups(self.model, groups), betas=(r.optim.beta1, r.optim.beta2), eps=r.optim.eps
         )
@@ -240,8 +252,12 @@ class Trainer:
         before = self.progress.best()
         self.progress.add(epoch, raw, ema)
         entry = self.progress.evaluations[-1]
-        values = {f"{kind}_{k}": v for kind in ("raw", "ema") if kind in entry for k, v in entry[kind].items()}
-        self.log.record("eval", self.global_step, {"epoch": epoch, "seconds": time.monotonic() - start, **values})
+        values = {
+            f"{kind}_{k}": v for kind in ("raw", "ema") if kind in entry for k, v in entry[kind].items()
+        }
+        self.log.record(
+            "eval", self.global_step, {"epoch": epoch, "seconds": time.monotonic() - start, **values}
+        )
         shown = f"raw {raw.top1:.3f}" + (f", EMA {ema.top1:.3f}" if ema else "")
         self.log.say(f"epoch {epoch}: top-1 {shown} % of {raw.samples} images")
         if before is None or headline_top1(entry) > headline_top1(before):
@@ -317,13 +333,16 @@ class Trainer:
 
     def _reset_interval(self) -> None:
         self._loss_sum = torch.zeros((), dtype=torch.float32, device=self.world.device)
-        self._steps, self._lr = 0, 0.0
+        self._steps = 0
+        self._lr = 0.0
         self.loader.wait_seconds = 0.0
         self._interval_start = time.monotonic()
 
     def _log_interval(self, epoch: int) -> None:
         steps = self._steps
-        loss = self.world.sum(self._loss_sum / steps / self.world.size).item()  # waits for the device: timed after it
+        loss = self.world.sum(
+            self._loss_sum / steps / self.world.size
+        ).item()  # waits for the device: timed after it
         self._check_finite()
         seconds = time.monotonic() - self._interval_start
         self.progress.seconds += seconds
@@ -380,8 +399,14 @@ class Trainer:
         parts = [f"best {headline_top1(best):.3f} (epoch {best['epoch']}{', EMA' if 'ema' in best else ''})"]
         parts += [f"last EMA {last['ema']['top1']:.3f}"] if "ema" in last else []
         parts += [f"last raw {last['raw']['top1']:.3f}"]
-        expected = f"; expected {self.recipe.about.top1} ({self.recipe.about.source})" if self.recipe.about.top1 else ""
-        self.log.say(f"top-1 in percent: {', '.join(parts)}{expected}; {format_seconds(result['seconds'])} of training")
+        expected = (
+            f"; expected {self.recipe.about.top1} ({self.recipe.about.source})"
+            if self.recipe.about.top1
+            else ""
+        )
+        self.log.say(
+            f"top-1 in percent: {', '.join(parts)}{expected}; {format_seconds(result['seconds'])} of training"
+        )
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -12,7 +12,9 @@ PROBES = (4, 8)  # micro-batches whose peak memory is measured; the rest is a st
 HEADROOM = 0.9  # of free memory: allocator fragments, and the loader's buffers
 
 
-def choose_micro_batch(asked: int, rank_batch: int, model: nn.Module, image_size: int, precision: Precision) -> int:
+def choose_micro_batch(
+    asked: int, rank_batch: int, model: nn.Module, image_size: int, precision: Precision
+) -> int:
     """The recipe's micro-batch, or with 0 the largest divisor of this process's batch that fits.
 
     Raises:
@@ -21,7 +23,9 @@ def choose_micro_batch(asked: int, rank_batch: int, model: nn.Module, image_size
     if asked:
         if rank_batch % asked:
             near = largest_divisor(rank_batch, asked)
-            raise UserError(f"train.micro_batch {asked} does not divide the {rank_batch} images per process; use {near}")
+            raise UserError(
+                f"train.micro_batch {asked} does not divide the {rank_batch} images per process; use {near}"
+            )
         return asked
     device = next(model.parameters()).device
     if device.type == "cpu":

@@ -60,23 +60,24 @@ def predict_beton(checkpoint: Path, data: Path, device: str) -> Predictions:
     return Predictions(path.name, trained.classes, np.concatenate(logits), np.concatenate(labels))
 
 
-def find_run_mistakes(run: Run, when: str) -> tuple[Mistakes | None, str]:
+def find_run_mistakes(run: Run, insist: bool) -> tuple[Mistakes | None, str]:
     """Mistakes of a run's best checkpoint with their images, or None and why there are none.
 
-    when: 'always', 'never', or 'auto': with a GPU, or where the validation images are few.
+    Unless `insist`, only with a GPU, or where the validation images are few.
+
+    Raises:
+        UserError: `insist`, and the validation file or the checkpoint cannot be read.
     """
-    if when == "never":
-        return None, "Left out, as asked (--mistakes=never)."
     if run.recipe.data.val is None:
         return None, "The run has no validation data."
     try:
         beton = Beton.open(run.recipe.data.val)
         checkpoint = find_checkpoint(run.folder)
     except UserError as error:
-        if when == "always":
+        if insist:
             raise
         return None, f"Left out: {error}."
-    if when == "auto" and len(beton) > FEW_IMAGES and not torch.cuda.is_available():
+    if not insist and len(beton) > FEW_IMAGES and not torch.cuda.is_available():
         return (
             None,
             f"Left out: {len(beton):,} images take long without a GPU (--mistakes=always predicts them).",

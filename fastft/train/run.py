@@ -52,7 +52,9 @@ def refuse_changed_recipe(stored: dict[str, Any], recipe: Recipe, folder: Path) 
     """Raise UserError naming the options that differ between a run's checkpoint and the recipe that is to continue it."""
     now = _flat(recipe.as_dict())
     then = _flat(stored)
-    changed = sorted(k for k in now.keys() | then.keys() if k not in FREE and _plain(now.get(k)) != _plain(then.get(k)))
+    changed = sorted(
+        k for k in now.keys() | then.keys() if k not in FREE and _plain(now.get(k)) != _plain(then.get(k))
+    )
     if changed:
         listing = ", ".join(f"{k} {then.get(k)!r} -> {now.get(k)!r}" for k in changed)
         raise UserError(f"{folder} was trained with another recipe ({listing}); use another --train.run_dir")

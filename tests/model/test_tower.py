@@ -23,7 +23,9 @@ def test_forward_equals_open_clip(name: str) -> None:
     images = torch.randn(2, 3, 224, 224)
     theirs, expected = open_clip_tokens(name, 224, images)
     ours = Tower(load_arch(name)).eval()
-    ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith(("ln_post", "proj"))})
+    ours.load_state_dict(
+        {k: v for k, v in theirs.state_dict().items() if not k.startswith(("ln_post", "proj"))}
+    )
     with torch.no_grad():
         assert (ours(images) - expected).abs().max() < 1e-4
 
@@ -31,7 +33,12 @@ def test_forward_equals_open_clip(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("ViT-B-16-quickgelu", 384), ("ViT-B-32-quickgelu", 384), ("ViT-L-14-quickgelu", 224), ("ViT-L-14-quickgelu", 336)],
+    [
+        ("ViT-B-16-quickgelu", 384),
+        ("ViT-B-32-quickgelu", 384),
+        ("ViT-L-14-quickgelu", 224),
+        ("ViT-L-14-quickgelu", 336),
+    ],
 )
 def test_forward_equals_open_clip_for_every_recipe_shape(name: str, size: int) -> None:
     """Weights trained at 224, positions interpolated on both sides."""
@@ -49,10 +56,10 @@ def test_forward_equals_open_clip_for_every_recipe_shape(name: str, size: int) -
 
 
 def small_arch(**changes) -> Arch:
-    values = dict(
-        image_size=32, patch_size=8, width=64, layers=3, heads=2, mlp_width=128, quick_gelu=True, ln_pre=True,
-        norm_eps=1e-5, layer_scale=False, embed_dim=32,
-    )  # fmt: skip
+    values = {
+        "image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "heads": 2, "mlp_width": 128, "quick_gelu": True,
+        "ln_pre": True, "norm_eps": 1e-5, "layer_scale": False, "embed_dim": 32,
+    }  # fmt: skip
     return Arch(**(values | changes))
 
 
@@ -62,13 +69,19 @@ def test_interpolated_positions_follow_the_reference() -> None:
     arch = load_arch("ViT-B-16-quickgelu").at(384)
     got = interpolate_positions(positions, arch)
     grid = positions[1:].reshape(1, 14, 14, 768).permute(0, 3, 1, 2)
-    want = F.interpolate(grid, size=(24, 24), mode="bicubic", align_corners=False).permute(0, 2, 3, 1).reshape(-1, 768)
+    want = (
+        F.interpolate(grid, size=(24, 24), mode="bicubic", align_corners=False)
+        .permute(0, 2, 3, 1)
+        .reshape(-1, 768)
+    )
     assert got.shape == (577, 768)
     assert torch.equal(got[0], positions[0])
     torch.testing.assert_close(got[1:], want)
 
 
-@pytest.mark.parametrize("additions", [{"layer_scale": 1.0}, {"rel_pos_bias": True}, {"drop_path": 0.5, "patch_dropout": 0.5}])
+@pytest.mark.parametrize(
+    "additions", [{"layer_scale": 1.0}, {"rel_pos_bias": True}, {"drop_path": 0.5, "patch_dropout": 0.5}]
+)
 def test_additions_do_not_change_the_pretrained_function(additions: dict) -> None:
     """LayerScale 1, a zero bias table, and stochastic layers in eval mode leave the outputs as they are."""
     arch = small_arch()
@@ -153,7 +166,10 @@ def test_head_is_the_references() -> None:
 
 
 def test_open_clip_json_file_is_an_architecture(tmp_path) -> None:
-    config = {"embed_dim": 32, "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32}}
+    config = {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32},
+    }
     (tmp_path / "tiny.json").write_text(json.dumps(config))
     arch = load_arch(str(tmp_path / "tiny.json"))
     assert (arch.heads, arch.tokens, arch.quick_gelu) == (2, 17, False)

@@ -22,9 +22,11 @@ def clip() -> torch.nn.Module:
 
 def write(clip: torch.nn.Module, form: str, folder) -> str:
     """The same CLIP as a file of the given form."""
-    path = folder / {"openai": "ViT-B-32.pt", "bin": "open_clip_pytorch_model.bin", "training": "epoch_32.pt"}.get(
-        form, "open_clip_model.safetensors"
-    )
+    path = folder / {
+        "openai": "ViT-B-32.pt",
+        "bin": "open_clip_pytorch_model.bin",
+        "training": "epoch_32.pt",
+    }.get(form, "open_clip_model.safetensors")
     state = clip.state_dict()
     if form == "openai":  # a TorchScript archive with half-precision weights, as OpenAI publishes them
         visual = torch.nn.Module()
@@ -103,7 +105,7 @@ def test_text_only_or_foreign_weights_are_refused(tmp_path) -> None:
 
 def test_openai_weights_ask_for_quick_gelu() -> None:
     tower = Tower(load_arch("ViT-B-32"))
-    state = {k: v for k, v in tower.state_dict().items()}
+    state = dict(tower.state_dict().items())
     from fastft.model.weights import _check_same_tower
 
     with pytest.raises(UserError, match="quickgelu"):

@@ -8,7 +8,15 @@ import torch
 from timm.utils import ModelEma
 
 from fastft.model import build_classifier, load_arch
-from fastft.optim import Ema, WarmupCosine, build_adamw, decay_for_batch, layer_groups, optimizer_groups, set_lr
+from fastft.optim import (
+    Ema,
+    WarmupCosine,
+    build_adamw,
+    decay_for_batch,
+    layer_groups,
+    optimizer_groups,
+    set_lr,
+)
 from tests.model.test_tower import small_arch
 
 B16_SCALES = [  # printed by the reference's B/16 run, layer decay 0.6
@@ -38,7 +46,9 @@ def test_lr_scales_are_the_reference_logs() -> None:
         ("ViT-L-14-quickgelu", 336, False, 304_532_456),
     ],
 )
-def test_trainable_parameters_are_the_reference_logs(name: str, size: int, freeze_conv1: bool, trainable: int) -> None:
+def test_trainable_parameters_are_the_reference_logs(
+    name: str, size: int, freeze_conv1: bool, trainable: int
+) -> None:
     _, groups = groups_of(name, size, freeze_conv1, 0.6)
     assert sum(g.parameters for g in groups) == trainable
 
@@ -51,13 +61,18 @@ def test_weight_decay_is_on_matrices_only() -> None:
         "visual.conv1.weight".removeprefix("visual."), "attn.in_proj_weight", "out_proj.weight", "c_fc.weight",
         "c_proj.weight", "head.weight",
     }  # fmt: skip
-    assert decayed | {n for g in groups if not g.weight_decay for n in g.names} == {n for n, _ in model.named_parameters()}
+    assert decayed | {n for g in groups if not g.weight_decay for n in g.names} == {
+        n for n, _ in model.named_parameters()
+    }
 
 
 def test_layers_are_numbered_from_embeddings_to_head() -> None:
     _, groups = groups_of("ViT-B-16-quickgelu", 384, False, 0.6)
     where = {n: g.layer_id for g in groups for n in g.names}
-    assert {where[f"visual.{n}"] for n in ("conv1.weight", "class_embedding", "positional_embedding", "ln_pre.bias")} == {0}
+    assert {
+        where[f"visual.{n}"]
+        for n in ("conv1.weight", "class_embedding", "positional_embedding", "ln_pre.bias")
+    } == {0}
     assert where["visual.transformer.resblocks.0.ln_1.weight"] == 1
     assert where["visual.transformer.resblocks.11.mlp.c_fc.weight"] == 12
     assert {where["fc_norm.weight"], where["head.bias"]} == {13}
@@ -68,7 +83,10 @@ def test_schedule_is_the_references() -> None:
     epochs, warmup, spe, lr, floor = 50, 10, 625, 6e-4, 1e-6
     steps = np.arange((epochs - warmup) * spe)
     want = np.concatenate(
-        [np.linspace(0, lr, warmup * spe), floor + 0.5 * (lr - floor) * (1 + np.cos(np.pi * steps / len(steps)))]
+        [
+            np.linspace(0, lr, warmup * spe),
+            floor + 0.5 * (lr - floor) * (1 + np.cos(np.pi * steps / len(steps))),
+        ]
     )
     schedule = WarmupCosine(lr, floor, warmup * spe, epochs * spe)
     assert [schedule(i) for i in range(epochs * spe)] == pytest.approx(want, abs=1e-15)
@@ -77,7 +95,9 @@ def test_schedule_is_the_references() -> None:
 
 def test_group_lr_is_scaled_down_to_the_floor() -> None:
     model = build_classifier(small_arch(), 5)
-    optimizer = build_adamw(optimizer_groups(model, layer_groups(model, 3, 0.5, 0.05)), betas=(0.9, 0.999), eps=1e-8)
+    optimizer = build_adamw(
+        optimizer_groups(model, layer_groups(model, 3, 0.5, 0.05)), betas=(0.9, 0.999), eps=1e-8
+    )
     set_lr(optimizer, 1e-6)
     assert min(g["lr"] for g in optimizer.param_groups) == pytest.approx(1e-6 * 0.5**4)
 

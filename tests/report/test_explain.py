@@ -67,7 +67,16 @@ def test_mixing_is_told_only_where_it_happens() -> None:
 
 def test_the_command_answers_in_seconds_and_prints_json() -> None:
     start = time.monotonic()
-    command = [sys.executable, "-m", "fastft.cli", "explain", "rcp/final_l14.yaml", "--json", "--at-step", "10"]
+    command = [
+        sys.executable,
+        "-m",
+        "fastft.cli",
+        "explain",
+        "rcp/final_l14.yaml",
+        "--json",
+        "--at-step",
+        "10",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     values = json.loads(done.stdout)
     assert {"recipe", "groups", "schedule", "augment", "cost"} <= values.keys()

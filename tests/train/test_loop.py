@@ -23,7 +23,7 @@ from fastft.train.log import read_metrics
 from fastft.train.loop import NonFinite, train
 from fastft.train.preempt import EXIT_REQUEUE
 
-QUIET = Console(file=open(os.devnull, "w"))  # noqa: SIM115 - lives as long as the tests
+QUIET = Console(quiet=True)
 
 
 @pytest.fixture(scope="session")
@@ -37,9 +37,14 @@ def tiny(tmp_path_factory, photographs) -> dict[str, str]:
             image = photographs[name]
             for i in range(count):
                 y, x = (int(rng.integers(0, n - 64)) for n in image.shape[:2])
-                Image.fromarray(image[y : y + 64, x : x + 64]).save(folder / split / name / f"{i:02}.jpg", quality=95)
+                Image.fromarray(image[y : y + 64, x : x + 64]).save(
+                    folder / split / name / f"{i:02}.jpg", quality=95
+                )
         convert_folder(folder / split, folder / f"{split}.beton", WriteOptions(workers=0))
-    arch = {"embed_dim": 32, "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32}}
+    arch = {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32},
+    }
     (folder / "arch.json").write_text(json.dumps(arch))
     return {
         "data.train": str(folder / "train.beton"), "data.val": str(folder / "val.beton"), "data.num_classes": "2",

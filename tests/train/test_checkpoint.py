@@ -1,0 +1,124 @@
+"""A checkpoint is whole under its name or not there; nothing is unpickled."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from beton_tools.errors import UserError
+from fastft.model import build_classifier
+from fastft.optim import build_adamw, layer_groups, optimizer_groups, set_lr
+from fastft.train.checkpoint import (
+    find_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    prune,
+    read_checkpoint,
+    step_checkpoints,
+    write_checkpoint,
+)
+from tests.model.test_tower import small_arch
+
+
+def stepped_optimizer(seed: int):
+    torch.manual_seed(seed)
+    model = build_classifier(small_arch(), 5)
+    optimizer = build_adamw(
+        optimizer_groups(model, layer_groups(model, 3, 0.6, 0.05)), betas=(0.9, 0.999), eps=1e-8
+    )
+    for _ in range(3):
+        for p in model.parameters():
+            p.grad = torch.randn_like(p) if p.requires_grad else None
+        set_lr(optimizer, 1e-3)
+        optimizer.step()
+    return model, optimizer
+
+
+def test_optimizer_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    """The next step from the file equals the next step without the file."""
+    model, optimizer = stepped_optimizer(0)
+    write_checkpoint(
+        tmp_path / "step-1", {}, {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer)}
+    )
+    loaded = read_checkpoint(tmp_path / "step-1")
+    other, fresh = stepped_optimizer(1)
+    other.load_state_dict(loaded.tensors["model"])
+    load_optimizer_tensors(fresh, loaded.tensors["optimizer"])
+    for m, o in ((model, optimizer), (other, fresh)):
+        torch.manual_seed(7)
+        for p in m.parameters():
+            p.grad = torch.randn_like(p) if p.requires_grad else None
+        o.step()
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_kill_9_while_writing_leaves_the_older_checkpoint(tmp_path: Path) -> None:
+    """A writer that saves over and over is killed at several moments: what is listed is always whole."""
+    script = (
+        "import sys, torch, pathlib\n"
+        "from fastft.train.checkpoint import write_checkpoint, prune\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "for i in range(100000):\n"
+        "    t = torch.full((200_000,), float(i))\n"
+        "    write_checkpoint(folder / f'step-{i:08}', {'i': i}, {'model': {'w': t}, 'ema': {'w': t}})\n"
+        "    prune(folder, 2)\n"
+        "    print(i, flush=True)\n"
+    )
+    for delay in (0.0, 0.013, 0.037):
+        writer = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
+        assert writer.stdout is not None
+        for _ in range(3):
+            writer.stdout.readline()
+        time.sleep(delay)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+        found = step_checkpoints(tmp_path)
+        assert found
+        for path in found:
+            checkpoint = read_checkpoint(path)
+            want = torch.full((200_000,), float(checkpoint.state["i"]))
+            assert torch.equal(checkpoint.tensors["model"]["w"], want)
+            assert torch.equal(checkpoint.tensors["ema"]["w"], want)
+
+
+def test_pruning_keeps_the_newest_and_clears_leftovers(tmp_path: Path) -> None:
+    for i in range(4):
+        write_checkpoint(tmp_path / f"step-{i:08}", {}, {"model": {"w": torch.zeros(1)}})
+    (tmp_path / ".partial-step-00000009").mkdir()
+    prune(tmp_path, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+
+
+def test_a_run_means_its_best_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    for name in ("step-00000010", "best-0003"):
+        write_checkpoint(folder / name, {}, {"model": {"w": torch.zeros(1)}})
+    assert find_checkpoint(tmp_path / "run").name == "best-0003"
+    assert find_checkpoint(folder / "step-00000010").name == "step-00000010"
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        find_checkpoint(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "json", "version"])
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "step-1"
+    write_checkpoint(path, {"i": 1}, {"model": {"w": torch.zeros(100)}})
+    weights, state = path / "model.safetensors", path / "state.json"
+    if damage == "truncate":
+        weights.write_bytes(weights.read_bytes()[:-10])
+    elif damage == "flip":
+        weights.write_bytes(b"\xff" * 8 + weights.read_bytes()[8:])
+    elif damage == "json":
+        state.write_text("{")
+    else:
+        state.write_text(json.dumps({"version": 99}))
+    with pytest.raises(UserError, match=r"damaged|version 99"):
+        read_checkpoint(path)

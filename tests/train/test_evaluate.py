@@ -1,0 +1,54 @@
+"""Evaluation counts every sample once and leaves models as they were."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fastft.data import Batch
+from fastft.train.distributed import World
+from fastft.train.evaluate import Scores, evaluate
+from fastft.train.precision import Precision
+
+WORLD = World(0, 1, 0, torch.device("cpu"))
+
+
+def batches(logits: torch.Tensor, labels: torch.Tensor, size: int) -> list[Batch]:
+    """Batches whose images are the logits themselves."""
+    return [
+        Batch(
+            logits[i : i + size], labels[i : i + size], np.arange(i, min(i + size, len(labels))), i // size, i
+        )
+        for i in range(0, len(labels), size)
+    ]
+
+
+@pytest.mark.parametrize("size", [7, 64, 1000])
+def test_scores_do_not_depend_on_the_batch_size(size: int) -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(101, 20), torch.randint(20, (101,))
+    (scores,) = evaluate(
+        [nn.Identity()], batches(logits, labels, size), WORLD, Precision(torch.float32, "cpu")
+    )
+    order = logits.argsort(1, descending=True)
+    assert scores.samples == 101
+    assert scores.top1 == pytest.approx(100 * (order[:, 0] == labels).float().mean().item())
+    assert scores.top5 == pytest.approx(100 * (order[:, :5] == labels[:, None]).any(1).float().mean().item())
+    assert scores.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_every_model_is_scored_in_one_pass_and_its_mode_restored() -> None:
+    logits, labels = torch.eye(4), torch.arange(4)
+    right, wrong = nn.Identity(), nn.Linear(4, 4)
+    nn.init.zeros_(wrong.weight)
+    wrong.train()
+    scores = evaluate(
+        [right, wrong], iter(batches(logits, labels, 2)), WORLD, Precision(torch.float32, "cpu")
+    )
+    assert [s.top1 for s in scores] == [100, pytest.approx(25, abs=25)]
+    assert wrong.training and scores[1].samples == 4
+
+
+def test_standard_error_is_binomial() -> None:
+    assert Scores(50.0, 90.0, 1.0, 400).standard_error == pytest.approx(2.5)

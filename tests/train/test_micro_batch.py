@@ -1,0 +1,41 @@
+"""The micro-batch divides the batch and fits the memory."""
+
+import pytest
+import torch
+
+from beton_tools.errors import UserError
+from fastft.train import micro_batch
+from fastft.train.precision import Precision
+
+FP32 = Precision(torch.float32, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("number", "at_most", "want"), [(256, 100, 64), (250, 100, 50), (7, 3, 1), (80, 80, 80), (12, 0, 1)]
+)
+def test_largest_divisor(number: int, at_most: int, want: int) -> None:
+    assert micro_batch.largest_divisor(number, at_most) == want
+
+
+def test_an_asked_micro_batch_must_divide_the_batch() -> None:
+    assert micro_batch.choose_micro_batch(64, 256, torch.nn.Linear(1, 1), 224, FP32) == 64
+    with pytest.raises(UserError, match="use 64"):
+        micro_batch.choose_micro_batch(100, 256, torch.nn.Linear(1, 1), 224, FP32)
+
+
+def test_gpu_micro_batch_is_what_fits(monkeypatch) -> None:
+    """1 GB per image, 5 GB fixed, 80 GB free: 67 fit into nine tenths, 64 divides 2048."""
+
+    class OnGpu(torch.nn.Module):
+        def parameters(self, recurse: bool = True):
+            class Parameter:
+                device = torch.device("cuda")
+
+            return iter([Parameter()])
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80e9, 80e9))
+    monkeypatch.setattr(micro_batch, "measure_memory", lambda *_: (5e9, 1e9))
+    assert micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32) == 64
+    monkeypatch.setattr(micro_batch, "measure_memory", lambda *_: (5e9, 90e9))
+    with pytest.raises(UserError, match="grad_checkpointing"):
+        micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32)

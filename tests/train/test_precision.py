@@ -1,0 +1,28 @@
+"""AMP follows the hardware."""
+
+import pytest
+import torch
+
+from beton_tools.errors import UserError
+from fastft.train import precision
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [((7, 0), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]
+)
+def test_v100_gets_fp16_with_a_scaler_and_newer_cards_bf16(monkeypatch, capability, dtype) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    chosen = precision.choose_precision("auto", torch.device("cuda"))
+    assert chosen.dtype == dtype
+    assert chosen.scaled == (dtype == torch.float16)
+
+
+@pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_cpu_gets_bf16_only_where_it_multiplies_it(monkeypatch, has, dtype) -> None:
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has)
+    assert precision.choose_precision("auto", torch.device("cpu")).dtype == dtype
+
+
+def test_fp16_on_a_cpu_is_refused() -> None:
+    with pytest.raises(UserError, match="needs a GPU"):
+        precision.choose_precision("fp16", torch.device("cpu"))
