@@ -18,7 +18,7 @@ def render_bench(document: dict[str, Any], name: str) -> str:
     groups = []
     for title, group in groupby(document["measures"], key=lambda m: m["name"]):
         measures = [measure_view(m) for m in group]
-        groups.append({"title": title, "chart": scaling_chart(title, measures), "measures": measures})
+        groups.append({"title": title, "chart": scaling_chart(measures), "measures": measures})
     return render_page(
         "bench.html",
         title="Benchmark",
@@ -87,7 +87,7 @@ def _axis(contenders: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"end": count * step, "ticks": ticks}
 
 
-def scaling_chart(title: str, measures: Sequence[dict[str, Any]]) -> Any:
+def scaling_chart(measures: Sequence[dict[str, Any]]) -> Any:
     """Medians over the one number that the settings differ in, such as threads; empty where there is none."""
     key = _varied(measures)
     if key is None:
@@ -103,7 +103,7 @@ def scaling_chart(title: str, measures: Sequence[dict[str, Any]]) -> Any:
         series.append(Series(name, style, xs, *([c[k] for _, c in points] for k in ("median", "min", "max"))))
     unit = f"{measures[0]['unit']}; median, whiskers from the slowest to the fastest round"
     x_ticks = [m["setting"][key] for m in ordered]
-    return render_chart(Chart(title, key, unit, series, from_zero=True, decimals=1, x_ticks=x_ticks))
+    return render_chart(Chart(f"Over {key}", key, unit, series, from_zero=True, decimals=1, x_ticks=x_ticks))
 
 
 def _varied(measures: Sequence[dict[str, Any]]) -> str | None:

@@ -1,4 +1,4 @@
-"""Where a step's time goes, which part limits, what to change, and what other GPUs would ask of the loader."""
+"""Where a step's time goes, which part limits, what to change; what other GPUs would ask of the loader."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ WAIT_LIMIT = 0.05  # share of the loop from which the loader is said to limit
 GPU_COUNTS = (1, 4, 8)
 
 ADVICE = {
-    "read": "keep the .beton in memory or on a faster disk, or convert with a smaller --max-resolution",
-    "decode": "give the process more cores, or convert with a smaller --max-resolution",
-    "augment": "give the process more cores, or leave augmentation to the GPU",
-    "copy": "set --train.micro_batch larger, so that copies are fewer",
-    "compute": "this is as it should be; --train.compile=on or a larger --train.micro_batch may raise MFU",
-    "optimizer": "the update is bound by memory speed; train fewer layers with --model.trainable_layers",
-    "ema": "the update is bound by memory speed; a larger --optim.batch_size makes it rarer",
-    "eval": "evaluate less often with --train.eval_every",
-    "checkpoint": "save less often with --train.checkpoint_steps=0, or write to a faster disk",
+    "read": "Keep the .beton in memory or on a faster disk, or convert with a smaller --max-resolution",
+    "decode": "Give the process more cores, or convert with a smaller --max-resolution",
+    "augment": "Give the process more cores, or leave augmentation to the GPU",
+    "copy": "Set --train.micro_batch larger, so that copies are fewer",
+    "compute": "This is as it should be; --train.compile=on or a larger --train.micro_batch may raise MFU",
+    "optimizer": "The update is bound by memory speed; train fewer layers with --model.trainable_layers",
+    "ema": "The update is bound by memory speed; a larger --optim.batch_size makes it rarer",
+    "eval": "Evaluate less often with --train.eval_every",
+    "checkpoint": "Save less often with --train.checkpoint_steps=0, or write to a faster disk",
 }
 
 
@@ -78,7 +78,7 @@ def _loader_limits(seconds: Mapping[str, float], wait: float) -> Diagnosis:
 
 
 def loader_needs(recipe: Recipe, images_per_core: float | None) -> list[dict[str, Any]]:
-    """Images/s that 1, 4 and 8 GPUs of each kind take at the best published MFU, and the cores that make them."""
+    """Images/s that 1, 4 and 8 GPUs of each kind take at the best published MFU, and the cores for them."""
     arch = load_arch(recipe.model.arch).at(recipe.model.image_size)
     per_image = recipe_flops(recipe, arch).train
     rows = []

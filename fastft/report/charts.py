@@ -1,6 +1,6 @@
 """Line charts as inline SVG, drawn here so that they need no script and print; a script adds the read-out.
 
-Every chart is drawn twice, for a desktop column and for a phone, so that text has its size on both; CSS shows one.
+Every chart is drawn twice, for a desktop column and for a phone, so that text keeps its size; CSS shows one.
 """
 
 import json
@@ -18,7 +18,7 @@ TICK_STEPS = (1, 2, 2.5, 5, 10)
 
 @dataclass(frozen=True)
 class Series:
-    """One line. `style`: CSS classes of the page: raw, ema, own, accent or peer-1 to 4; with reference: dashed."""
+    """One line. `style`: CSS classes: raw, ema, own, accent or peer-1 to 4; with reference: dashed."""
 
     name: str
     style: str
@@ -30,7 +30,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """`focus`: the end of the y range that matters, 'top' (accuracy) or 'bottom' (loss); the other is cut off."""
+    """`focus`: the end of the y range that matters, top (accuracy) or bottom (loss); the other is cut off."""
 
     title: str
     x_label: str
@@ -70,7 +70,7 @@ class Canvas:
 
 
 def render_chart(chart: Chart) -> Markup:
-    """A <figure> with legend, both drawings, and values for the read-out. Empty where there is nothing to draw."""
+    """A <figure> with legend, both drawings, and values for the read-out. Empty without points."""
     series = [_thinned(s) for s in chart.series if len(s.x)]
     if not series:
         return Markup("")
@@ -181,7 +181,7 @@ def _draw(chart: Chart, series: Sequence[Series], c: Canvas) -> Markup:
         '<svg class="plot {}" viewBox="0 0 {} {}" role="img" aria-label="{}" tabindex="0" data-plot="{}">'
         '<svg x="{}" y="{}" width="{}" height="{}" viewBox="{} {} {} {}">{}</svg>{}</svg>'
     ).format(
-        c.kind, c.width, c.height, label, script_json(_geometry(c)),
+        c.kind, c.width, c.height, label, json.dumps(_geometry(c)),
         *_clip(c), *_clip(c), Markup("").join(parts), Markup("").join(_axes(chart, c)),
     )  # fmt: skip
 

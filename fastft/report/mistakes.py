@@ -59,7 +59,7 @@ def find_mistakes(
         or not 0 <= labels_N.max(initial=0) < logits_NK.shape[1]
     ):
         raise UserError(
-            f"logits {logits_NK.shape} and labels {labels_N.shape} do not belong together; take both from one file"
+            f"logits {logits_NK.shape} and labels {labels_N.shape} do not fit; take both from one file"
         )
     predicted_N = logits_NK.argmax(1)
     wrong = np.flatnonzero(predicted_N != labels_N)

@@ -45,7 +45,7 @@ def figure(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    return f"{share:.1%}".replace("%", " %")
+    return f"{share:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
 
 
 def flags(text: str) -> Markup:

@@ -133,7 +133,9 @@ def _accuracy_figures(run: Run) -> list[dict[str, str]]:
     if expected is not None:
         figures.append(
             _figure(
-                "expected", f"{expected:g} %", f"{run.recipe.about.source}: {top1_of(best) - expected:+.2f}"
+                "expected",
+                f"{expected:g} %",
+                f"{top1_of(best) - expected:+.2f} against {run.recipe.about.source}",
             )
         )
     return figures

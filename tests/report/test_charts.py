@@ -1,0 +1,79 @@
+"""Charts: points where they belong, ticks that are round, data that cannot break out of the page."""
+
+import json
+import math
+import re
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastft.report.charts import MAX_POINTS, Chart, Series, nice_step, render_chart, tick_label, ticks
+
+finite = st.floats(-1e3, 1e3)
+
+
+@given(finite, st.floats(1e-3, 1e6), st.integers(2, 8))
+def test_ticks_are_round_evenly_spaced_and_inside(low: float, span: float, count: int) -> None:
+    found = ticks(low, low + span, count)
+    step = nice_step(span / count)
+    assert all(low - 1e-6 * step <= t <= low + span + 1e-6 * step for t in found)
+    assert all(math.isclose(b - a, step, rel_tol=1e-3) for a, b in pairwise(found))
+    assert len(found) >= count // 3
+
+
+@pytest.mark.parametrize(
+    ("value", "step", "text"),
+    [
+        (0, 1, "0"),
+        (2.5, 0.5, "2.5"),
+        (2.25, 0.25, "2.25"),
+        (4000, 1000, "4,000"),
+        (2e-4, 2e-4, "2e-4"),
+        (7.5, 2.5, "7.5"),
+    ],
+)
+def test_tick_labels_have_the_digits_their_step_needs(value: float, step: float, text: str) -> None:
+    assert tick_label(value, step) == text
+
+
+def test_a_point_is_drawn_at_its_value() -> None:
+    page = render_chart(Chart("t", "x", "y", [Series("s", "own", [0, 5, 10], [0, 50, 100])]))
+    plot = json.loads(re.search(r'data-plot="([^"]+)"', page)[1].replace("&#34;", '"'))
+    x, y = map(float, re.findall(r'circle class="dot own" cx="([\d.]+)" cy="([\d.]+)"', page)[1])
+    assert x == pytest.approx((plot["left"] + plot["right"]) / 2, abs=0.1)
+    assert y == pytest.approx((plot["top"] + plot["bottom"]) / 2, abs=0.1)
+
+
+def test_long_curves_are_thinned_to_means() -> None:
+    n = 10 * MAX_POINTS
+    page = render_chart(
+        Chart("t", "x", "y", [Series("s", "own", range(n), [float(k % 2) for k in range(n)])])
+    )
+    (drawn,) = json.loads(re.search(r'application/json">(.*?)</script>', page)[1])["series"]
+    assert len(drawn["x"]) == MAX_POINTS
+    assert set(drawn["y"]) == {0.5}
+
+
+def test_accuracy_charts_show_the_end_that_matters() -> None:
+    """One epoch at 20 % must not press fifty between 80 and 86 into a line."""
+    top1 = [20.0, 70.0, *(80 + 0.1 * k for k in range(50))]
+    page = render_chart(Chart("t", "x", "y", [Series("s", "own", range(52), top1)], "top"))
+    assert float(re.search(r"y0&#34;: ([\d.]+)", page)[1]) > 65
+
+
+def test_names_cannot_break_out_of_the_page() -> None:
+    name = "</script><script>alert(1)</script>"
+    page = render_chart(Chart(name, name, name, [Series(name, "own", [0, 1], [0, 1])]))
+    assert "<script>alert" not in page
+    assert page.count("</script>") == 1
+
+
+def test_constant_and_single_values_are_drawn() -> None:
+    for y in ([0.0, 0.0], [3.0, 3.0]):
+        assert "NaN" not in render_chart(
+            Chart("t", "x", "y", [Series("s", "own", [0, 1], y)], from_zero=True)
+        )
+    assert "circle" in render_chart(Chart("t", "x", "y", [Series("s", "own", [1], [2.0])]))
+    assert render_chart(Chart("t", "x", "y", [])) == ""

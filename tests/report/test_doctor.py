@@ -1,0 +1,111 @@
+"""Doctor: each check against machines that are not this one, and the command on this one."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastft.cli import main
+from fastft.report.doctor import FAIL, OK, WARN, Check, examine
+from fastft.report.machine import GIB, Facts, GpuFacts
+
+V100, A100, H100 = (
+    GpuFacts("Tesla V100-SXM2-16GB", (7, 0)),
+    GpuFacts("NVIDIA A100", (8, 0)),
+    GpuFacts("NVIDIA H100", (9, 0)),
+)
+CU126 = ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
+CU130 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
+GOOD = Facts(
+    python=(3, 12, 1),
+    torch="2.13.0+cu126",
+    torch_cuda="12.6",
+    arch_list=CU126,
+    gpus=(V100,) * 8,
+    nvidia_smi="Tesla V100-SXM2-16GB",
+    numba_cuda="0.30",
+    numba_cuda_toolkit=12,
+    ffcv="1.0.2",
+    ffcv_error=None,
+    ffcv_missing_libraries=(),
+    turbojpeg="libturbojpeg.so.0",
+    cores=32,
+    ram_total=480 * GIB,
+    ram_available=450 * GIB,
+    data_size=70 * GIB,
+    disk_free=500 * GIB,
+    shm_size=64 * GIB,
+)
+
+
+def check(name: str, **changes: object) -> Check:
+    (found,) = [c for c in examine(replace(GOOD, **changes)) if c.name == name]  # type: ignore[arg-type]
+    return found
+
+
+def test_a_good_machine_is_ready_and_needs_nothing() -> None:
+    assert {(c.status, c.fix) for c in examine(GOOD)} == {(OK, "")}
+
+
+def test_v100_with_a_torch_that_left_it_is_sent_to_the_cu126_wheels() -> None:
+    found = check("CUDA code", torch="2.13.0+cu130", torch_cuda="13.0", arch_list=CU130)
+    assert found.status == FAIL
+    assert "sm_70" in found.found
+    assert "cu126" in found.fix and "torch<2.15" in found.fix
+
+
+def test_newer_cards_are_not_sent_to_cu126() -> None:
+    assert check("CUDA code", gpus=(H100,), arch_list=CU130).status == OK
+    found = check("CUDA code", gpus=(H100,), arch_list=("sm_70", "sm_80"))
+    assert found.status == FAIL and "cu126" not in found.fix
+
+
+def test_code_of_the_same_major_and_ptx_run_on_newer_cards() -> None:
+    assert check("CUDA code", gpus=(GpuFacts("RTX 3090", (8, 6)),), arch_list=("sm_80",)).status == OK
+    assert check("CUDA code", gpus=(H100,), arch_list=("sm_80", "compute_80")).status == OK
+    assert check("CUDA code", gpus=(A100,), arch_list=("sm_86", "compute_86")).status == FAIL
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "changes"),
+    [
+        ("Python", FAIL, {"python": (3, 9, 0)}),
+        ("torch", FAIL, {"torch": None, "gpus": ()}),
+        ("GPU", WARN, {"gpus": (), "nvidia_smi": None}),
+        ("GPU", FAIL, {"gpus": (), "torch_cuda": None}),
+        ("GPU", FAIL, {"gpus": ()}),
+        ("numba-cuda", WARN, {"numba_cuda": None}),
+        ("numba-cuda", FAIL, {"numba_cuda_toolkit": 13}),
+        ("numba-cuda", OK, {"numba_cuda_toolkit": 13, "gpus": (A100,), "arch_list": CU130}),
+        ("FFCV", FAIL, {"ffcv_error": "ImportError: libopencv_core.so.410"}),
+        ("FFCV", FAIL, {"ffcv_missing_libraries": ("libopencv_core.so.410",)}),
+        ("TurboJPEG", FAIL, {"turbojpeg": None}),
+        ("cores", WARN, {"cores": 8}),
+        ("memory", WARN, {"data_size": 449 * GIB}),
+        ("disk", WARN, {"disk_free": GIB}),
+        ("/dev/shm", WARN, {"shm_size": 64 << 20}),
+        ("/dev/shm", WARN, {"shm_size": None}),
+    ],
+)
+def test_each_lack_is_found_and_comes_with_what_mends_it(
+    name: str, status: str, changes: dict[str, object]
+) -> None:
+    found = check(name, **changes)
+    assert found.status == status
+    assert bool(found.fix) == (status != OK)
+
+
+def test_command_looks_at_this_machine(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """FFCV, torch and TurboJPEG are here, or no other test would run."""
+    data = tmp_path / "train.beton"
+    data.write_bytes(b"0" * 1000)
+    code = main(["doctor", "--data", str(data), "--json"])
+    result = json.loads(capsys.readouterr().out)
+    status = {c["name"]: c["status"] for c in result["checks"]}
+    assert {status[name] for name in ("Python", "torch", "FFCV", "TurboJPEG")} == {OK}
+    assert code == (0 if result["ready"] else 1)
+
+
+def test_command_refuses_a_file_that_is_not_there() -> None:
+    assert main(["doctor", "--data", "nowhere.beton"]) == 2

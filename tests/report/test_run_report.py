@@ -1,0 +1,150 @@
+"""The page of a run: what it says is what the run directory holds, at every stage of a run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from beton_tools.errors import UserError
+from fastft.cli import main
+from fastft.report.bottleneck import diagnose
+from fastft.report.mistakes import find_mistakes, thumbnail
+from fastft.report.run_cost import run_cost, training_seconds
+from fastft.report.run_report import headline, recipe_diff, reference_curve, render_run
+from fastft.report.runs import load_run
+from tests.report.conftest import RECIPES, load_recipe, write_run
+
+
+def test_reference_curves_are_the_logs() -> None:
+    """Best EMA, its epoch and the last epoch of each of the four logs."""
+    best = {"final_b16": (85.656, 29, 50), "final_b16_384": (86.644, 27, 33), "final_l14": (87.974, 19, 30)}
+    best["final_l14_336"] = (88.328, 18, 30)
+    for name, (top1, epoch, epochs) in best.items():
+        found, curve = reference_curve(load_recipe(RECIPES / f"{name}.yaml"))
+        assert found == name and curve is not None
+        assert (max(curve["top1_ema"]), int(np.argmax(curve["top1_ema"]))) == (top1, epoch)
+        assert {len(curve[k]) for k in ("train_loss", "top1_raw", "top1_ema")} == {epochs}
+
+
+def test_headline_is_the_best_epoch_of_the_ema(run_folder: Path) -> None:
+    run = load_run(run_folder)
+    best = max(run.evaluations, key=lambda e: e["ema_top1"])
+    shown = {f["label"]: f for f in headline(run)}
+    assert shown["best EMA top-1"]["value"] == f"{best['ema_top1']:.2f} %"
+    assert f"epoch {best['epoch']}" in shown["best EMA top-1"]["below"]
+    assert shown["expected"]["value"] == "85.7 %"
+
+
+def test_page_is_one_file_that_fetches_nothing(run_folder: Path) -> None:
+    page = render_run(load_run(run_folder))
+    for word in ("http://", "https://", 'src="/', "@import", "url("):
+        assert word not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "finished" in page and "reference EMA" in page
+
+
+def test_every_stage_of_a_run_has_a_page(tmp_path: Path) -> None:
+    for epochs in (0, 1, 7):
+        run = load_run(write_run(tmp_path / str(epochs), "final_l14", epochs, split=epochs > 1))
+        page = render_run(run, price=2.48)
+        assert ("nothing logged yet" in page) == (epochs == 0)
+        assert ("extrapolated" in page) == (epochs > 0)
+
+
+def test_a_line_cut_short_by_a_crash_is_left_out(run_folder: Path) -> None:
+    before = load_run(run_folder)
+    with (run_folder / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step": 99')
+    assert load_run(run_folder).intervals == before.intervals
+
+
+def test_cost_adds_up_and_extrapolates_at_the_pace_it_has(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path / "half", "final_b16", 25, split=False))
+    cost = run_cost(run, None, 2.0)
+    assert cost is not None and cost["devices"] == 8 and cost["devices_known"]
+    rows = {r["what"]: r for r in cost["rows"]}
+    assert rows["so far"]["wall_seconds"] == pytest.approx(sum(training_seconds(run)) + 25 * 21.5)
+    assert rows["at the end"]["wall_seconds"] == pytest.approx(2 * rows["so far"]["wall_seconds"], rel=0.01)
+    assert rows["so far"]["money"] == pytest.approx(rows["so far"]["wall_seconds"] / 3600 * 8 * 2.0)
+
+
+def test_diff_names_exactly_the_options_that_differ() -> None:
+    base = load_recipe(RECIPES / "final_b16.yaml")
+    changed = load_recipe(RECIPES / "final_b16.yaml", ["--optim.lr=1e-3", "--data.val=x.beton"])
+    assert recipe_diff(changed, base) == [{"option": "optim.lr", "base": 6e-4, "run": 1e-3}]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "limit"),
+    [
+        ({"forward": 30, "backward": 60, "wait": 2, "eval": 5}, "compute"),
+        ({"forward": 30, "backward": 60, "wait": 20, "decode": 300, "augment": 100}, "decode"),
+        ({"forward": 30, "backward": 60, "wait": 20, "decode": 100, "augment": 300}, "augment"),
+        ({"forward": 3, "backward": 6, "wait": 0.1, "eval": 60}, "eval"),
+        ({"wait": 60, "forward": 30}, "decode"),
+    ],
+)
+def test_the_limiting_part_is_named(seconds: dict[str, float], limit: str) -> None:
+    found = diagnose(seconds)
+    assert found is not None and found.limit == limit
+    assert found.advice
+
+
+def test_no_time_split_no_diagnosis() -> None:
+    assert diagnose({}) is None
+
+
+def test_mistakes_are_the_surest_wrong_ones() -> None:
+    labels = np.array([0, 0, 1, 2, 2])
+    logits = np.array([[3, 0, 0], [0, 2, 0], [0, 5, 0], [9, 0, 0], [0, 0, 1]], float)
+    found = find_mistakes(logits, labels, ["ant", "bee"])
+    assert (found.wrong, found.images) == (2, 5)
+    assert [(m.sample, m.truth, m.predicted) for m in found.surest] == [
+        (3, "class 2", "ant"),
+        (1, "ant", "bee"),
+    ]
+    assert found.surest[0].predicted_share == pytest.approx(np.exp(9) / (np.exp(9) + 2))
+    assert [(c.name, c.top1, c.confused_with) for c in found.classes] == [
+        ("ant", 50.0, "bee"),
+        ("class 2", 50.0, "ant"),
+        ("bee", 100.0, ""),
+    ]
+
+
+def test_logits_of_another_file_are_refused() -> None:
+    with pytest.raises(UserError, match="do not fit"):
+        find_mistakes(np.zeros((4, 3)), np.zeros(5, int), [])
+    with pytest.raises(UserError, match="do not fit"):
+        find_mistakes(np.zeros((2, 3)), np.array([0, 3]), [])
+
+
+def test_a_perfect_model_has_no_mistakes() -> None:
+    found = find_mistakes(np.eye(3), np.arange(3), [])
+    assert (found.wrong, found.surest) == (0, [])
+
+
+def test_thumbnails_come_out_of_the_file(tmp_path: Path, photographs: dict[str, np.ndarray]) -> None:
+    from PIL import Image
+
+    from beton_tools.convert import convert_folder
+    from beton_tools.format import Beton
+    from beton_tools.writer import WriteOptions
+
+    for name, image in photographs.items():
+        (tmp_path / "in" / name).mkdir(parents=True)
+        Image.fromarray(image).save(tmp_path / "in" / name / "a.jpg")
+    convert_folder(tmp_path / "in", tmp_path / "x.beton", WriteOptions())
+    assert thumbnail(Beton.open(tmp_path / "x.beton"), 0).startswith("data:image/jpeg;base64,/9j/")
+
+
+def test_command_writes_the_page_into_the_run(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(run_folder), "--mistakes=never"]) == 0
+    assert capsys.readouterr().out.strip() == str(run_folder / "report.html")
+    assert "best EMA top-1" in (run_folder / "report.html").read_text()
+    assert main(["report", str(run_folder / "checkpoints")]) == 2
+
+
+def test_command_refuses_what_is_no_run_and_no_benchmark(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps({"measures": [{"name": "a"}]}))
+    for source in (tmp_path, tmp_path / "x.json", tmp_path / "none.json"):
+        assert main(["report", str(source)]) == 2
