@@ -61,9 +61,8 @@ def encode_sample(data: bytes, options: EncodeOptions) -> EncodedImage:
     """Raises BadImage when the bytes are no image that can be decoded whole."""
     if not data:
         raise BadImage("empty file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd EXIF and palettes, which change no pixel
-        return _encode(data, options)
+    kept = _keep(data, options) if options.lossless else None
+    return kept or _reencode(data, options)
 
 
 def warm_up() -> None:
@@ -72,10 +71,7 @@ def warm_up() -> None:
     encode_sample(_encode_jpeg(grey, EncodeOptions()), EncodeOptions())
 
 
-def _encode(data: bytes, options: EncodeOptions) -> EncodedImage:
-    kept = _keep(data, options) if options.lossless else None
-    if kept is not None:
-        return kept
+def _reencode(data: bytes, options: EncodeOptions) -> EncodedImage:
     pixels, form = _decode(data)
     stored = shrink(pixels, options.max_resolution)
     how = "resized" if stored is not pixels else form
@@ -107,19 +103,18 @@ def _keep(data: bytes, options: EncodeOptions) -> EncodedImage | None:
 def _decode(data: bytes) -> tuple[np.ndarray, str]:
     """RGB pixels (H, W, 3) uint8 as timm's and torchvision's loaders see them, and the format or odd mode."""
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        form = image.format or "image"
-        if form in ("JPEG", "MPO"):
-            form = "progressive JPEG" if image.info.get("progressive") else f"{image.mode} JPEG"
-        if max(image.size) > MAX_SIDE:
-            raise BadImage(f"{image.width} x {image.height} pixels are more than {MAX_SIDE} a side")
-        return np.asarray(image.convert("RGB")), form
-    except BadImage:
-        raise
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd Exif and palettes, which change no pixel
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            pixels = np.asarray(image.convert("RGB"))
     except Exception as error:  # Pillow's plug-ins raise nearly anything on damaged data
-        raise BadImage(
-            f"cannot be decoded ({str(error) or type(error).__name__})".replace("\n", " ")
-        ) from error
+        reason = str(error) or type(error).__name__
+        raise BadImage(f"cannot be decoded ({reason})".replace("\n", " ")) from error
+    if max(image.size) > MAX_SIDE:
+        raise BadImage(f"{image.width} x {image.height} pixels are more than {MAX_SIDE} a side")
+    if image.format not in ("JPEG", "MPO"):
+        return pixels, image.format or "image"
+    return pixels, "progressive JPEG" if image.info.get("progressive") else f"{image.mode} JPEG"
 
 
 def shrink(pixels: np.ndarray, max_resolution: int | None) -> np.ndarray:

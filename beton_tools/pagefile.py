@@ -92,7 +92,7 @@ class PageFile:
         self.data_start = align_up(_METADATA_START + num_samples * SAMPLE_DTYPE.itemsize, page_size)
         self.written = Written.room_for(num_samples)
         self.next_position = 0
-        self._page = bytearray()
+        self._page, self._used = memoryview(bytearray(page_size)), 0
         self._samples: list[tuple[int, int, int, int, int, str]] = []
         self._skipped: list[tuple[int, str]] = []
         with self._one_line_when_full():
@@ -112,9 +112,11 @@ class PageFile:
 
     def append(self, image: EncodedImage, label: int) -> None:
         """Take the image at `next_position`. The caller sees to it that it fits a page."""
-        if len(self._page) + len(image.data) > self.page_size:
+        if self._used + len(image.data) > self.page_size:
             self._end_page()
-        self._page += image.data
+        end = self._used + len(image.data)
+        self._page[self._used : end] = image.data
+        self._used = end
         self._samples.append(
             (self.next_position, image.height, image.width, len(image.data), label, image.how)
         )
@@ -146,18 +148,18 @@ class PageFile:
         return self.data_start + page * self.page_size
 
     def _end_page(self) -> None:
-        page = bytes(self._page).ljust(self.page_size, b"\0")
-        record = PageRecord(zlib.crc32(page), self.next_position, self._samples, self._skipped)
+        self._page[self._used :] = bytes(self.page_size - self._used)
+        record = PageRecord(zlib.crc32(self._page), self.next_position, self._samples, self._skipped)
         number = len(self.written.page_crcs)
         with self._one_line_when_full():
             self._file.seek(self._page_offset(number))
-            self._file.write(page)
+            self._file.write(self._page)
             if (number + 1) % SYNC_EVERY == 0:
                 _sync(self._file)
             self._journal.write(_line(asdict(record)))
             self._journal.flush()
         self.written.add(record, self._page_offset(number))
-        self._page, self._samples, self._skipped = bytearray(), [], []
+        self._used, self._samples, self._skipped = 0, [], []
 
     def _write_tables(self) -> int:
         """Header, fields, metadata before the pages, allocation table after them; returns the file's size."""

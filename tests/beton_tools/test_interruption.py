@@ -28,9 +28,10 @@ from pathlib import Path
 from beton_tools import UserError
 from beton_tools.sources import open_source
 from beton_tools.writer import WriteOptions, write_beton
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
 def watch(done, total, skipped):
     print(done, flush=True)
+    if done == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
     if done == int(sys.argv[3]):
         time.sleep(600)
 options = WriteOptions(workers=2, page_size={PAGE}, max_resolution=120)
