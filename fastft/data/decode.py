@@ -8,13 +8,14 @@ Numba optimises everything that a function calls anew with it: a level of functi
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
 from beton_tools.format import RAW_MODE, Beton
 from beton_tools.jpeg.crop import decode_region
 from beton_tools.jpeg.markers import BAD_REGION, OK
+from beton_tools.jpeg.memory import copy_bytes
 from fastft.augment.cpu import Finish, augment_image
 
 CHANNELS = 3
@@ -66,9 +67,10 @@ def decode_stored(
     height, width = stored.height[b], stored.width[b]
     if y < 0 or x < 0 or h < 1 or w < 1 or y + h > height or x + w > width:
         return BAD_REGION
+    if out.size < CHANNELS * h * w or source.size < CHANNELS * height * width:
+        return BAD_REGION
     for row in range(h):
-        begin = CHANNELS * ((y + row) * width + x)
-        out[CHANNELS * w * row : CHANNELS * w * (row + 1)] = source[begin : begin + CHANNELS * w]
+        copy_bytes(out, CHANNELS * w * row, source, CHANNELS * ((y + row) * width + x), CHANNELS * w)
     return OK
 
 

@@ -22,6 +22,7 @@ from fastft.data.order import BatchLayout, epoch_order, eval_share
 from fastft.data.stage import CpuStage, DrawPlan, PackedStage, Stage
 
 Colour = tuple[float, float, float]
+MAX_CLASSES = 1 << 20  # a label beyond is no class number (but a bounding box, an id, damage)
 Locate = Callable[[int], tuple[int, int]]  # index of a micro-batch -> (step, first position)
 
 
@@ -208,8 +209,8 @@ def _class_names(beton: Beton) -> list[str]:
     manifest = Manifest.of_beton(beton.path)
     highest, lowest = int(beton.labels.max()), int(beton.labels.min())
     count = manifest.num_classes if manifest else highest + 1
-    if lowest < 0 or highest >= count:
-        raise UserError(f"{beton.path}: labels from {lowest} to {highest} do not fit {count} classes")
+    if lowest < 0 or highest >= min(count, MAX_CLASSES):
+        raise UserError(f"{beton.path}: labels from {lowest} to {highest} are no numbers of {count} classes")
     return [manifest.class_label(k) if manifest else f"class {k}" for k in range(count)]
 
 

@@ -1,0 +1,26 @@
+import tracemalloc
+
+import torch
+
+from benchmarks.loader import IMAGENET_LENGTH, MEAN, STD, write_imagenet_length
+from beton_tools.format import SAMPLE_DTYPE
+from fastft.augment import parse_policy
+from fastft.data import TrainLoader
+
+BUDGET = 100e6  # bytes beyond the metadata; stock FFCV takes 634 MB
+
+
+def test_a_file_of_imagenets_length_opens_in_little_memory(tmp_path):
+    path = write_imagenet_length(tmp_path / "long.beton")
+    tracemalloc.start()
+    try:
+        loader = TrainLoader(
+            path, parse_policy(), size=224, seed=0, batch_size=256, micro_batch=1, mean=MEAN, std=STD,
+            device="cpu", dtype=torch.float32,
+        )  # fmt: skip
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (loader.num_samples, loader.num_classes) == (IMAGENET_LENGTH, 1000)
+    assert peak < IMAGENET_LENGTH * SAMPLE_DTYPE.itemsize + BUDGET
+    loader.close()
