@@ -63,7 +63,9 @@ def _grid(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
     lines = []
     for series in sweep.series:
         row = [cells.get((series, label)) for label in sweep.labels]
-        lines.append([f"{series} paper".strip(), *("" if o is None else _number(o.row.paper) for o in row)])
+        lines.append(
+            [f"{series} paper".strip(), *("" if o is None else as_published(o.row.paper) for o in row)]
+        )
         lines.append([f"{series} ours".strip(), *("" if o is None else _score(o.ours) for o in row)])
     return markdown_table(["", *sweep.labels], lines)
 
@@ -73,9 +75,9 @@ def _details(outcomes: Sequence[Outcome]) -> str:
     return markdown_table(["row", *COLUMNS, "run"], lines)
 
 
-def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, first column left, the others right."""
-    rule = ["---", *("---:" for _ in header[1:])]
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table, the first `left` columns flush left, the others right."""
+    rule = ["---" if i < left else "---:" for i in range(len(header))]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
 
 
@@ -83,11 +85,14 @@ def _cells(outcome: Outcome) -> list[str]:
     difference = "-" if outcome.difference is None else f"{outcome.difference:+.2f}"
     ours = "failed" if outcome.error else _score(outcome.ours)
     scores = [_at(f(weights)) for weights in ("ema", "raw") for f in (outcome.best, outcome.last)]
-    return [_number(outcome.row.paper), ours, difference, *scores]
+    return [as_published(outcome.row.paper), ours, difference, *scores]
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:g}"
+def as_published(top1: float | None) -> str:
+    """With one decimal, or two where the paper has two; "-" where it gives none."""
+    if top1 is None:
+        return "-"
+    return f"{top1:.1f}" if round(top1, 1) == top1 else f"{top1:.2f}"
 
 
 def _score(score: Score | None) -> str:
