@@ -11,13 +11,14 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fastft.model.arch import Arch
+from fastft.model.kernels import quick_gelu, self_attention
 
 
 class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x): the activation that OpenAI's CLIP was trained with."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
+        return quick_gelu(x)
 
 
 class LayerScale(nn.Module):
@@ -67,6 +68,7 @@ class RelativePositionBias(nn.Module):
     def __init__(self, grid: int, heads: int):
         super().__init__()
         self.table = nn.Parameter(torch.zeros((2 * grid - 1) ** 2 + 3, heads))
+        self.index: Tensor
         self.register_buffer("index", relative_position_index(grid), persistent=False)
 
     def forward(self) -> Tensor:
@@ -85,7 +87,7 @@ def relative_position_index(grid: int) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with nn.MultiheadAttention's parameter names, through PyTorch's fused kernels."""
+    """Multi-head self-attention with nn.MultiheadAttention's parameter names."""
 
     def __init__(self, width: int, heads: int, bias: RelativePositionBias | None):
         super().__init__()
@@ -98,12 +100,9 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        B, N, D = x_BND.shape
-        qkv = F.linear(x_BND, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = qkv.view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        mask = None if self.rel_pos_bias is None else self.rel_pos_bias().to(q.dtype)
-        x_BHNd = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out_proj(x_BHNd.transpose(1, 2).reshape(B, N, D))
+        qkv_BN3D = F.linear(x_BND, self.in_proj_weight, self.in_proj_bias)
+        bias = None if self.rel_pos_bias is None else self.rel_pos_bias().to(qkv_BN3D.dtype)
+        return self.out_proj(self_attention(qkv_BN3D, self.heads, bias))
 
 
 class Mlp(nn.Module):
