@@ -20,15 +20,25 @@ from numba import njit, prange
 
 from beton_tools.errors import UserError
 from fastft.augment.erase import BFLOAT16, DTYPES, FLOAT16, FLOAT32, bfloat16_bits, erase, float16_bits
-from fastft.augment.geometry import source_region, source_regions
+from fastft.augment.geometry import source_region
 from fastft.augment.ops import blend
 from fastft.augment.ops_image import look_up, op_scratch_size, run_op
 from fastft.augment.plan import CHAIN_DEPTH, MAX_CHAINS, MAX_OPS, OP_ID
 from fastft.augment.policies import AugmentPolicy
-from fastft.augment.resize import OK, REGION_TOO_SMALL, resize_region, resize_scratch_size, take
+from fastft.augment.resize import (
+    OK,
+    REGION_TOO_SMALL,
+    SCRATCH_TOO_SMALL,
+    resize_region,
+    resize_scratch_size,
+    take,
+)
 
 IDENTITY = OP_ID["Identity"]
-REASONS = {REGION_TOO_SMALL: "its pixels do not cover what the plan's resize touches"}
+REASONS = {
+    REGION_TOO_SMALL: "its pixels do not cover what the plan touches; decode source_regions of the plan",
+    SCRATCH_TOO_SMALL: "the scratch is too small; make it with new_scratch for the largest image",
+}
 
 
 class Finish(NamedTuple):
@@ -96,6 +106,8 @@ def augment_image(pixels, stride, region, row, finish, scratch, out):  # type: i
     second, at = take(scratch, at, count)
     mixed, at = take(scratch, at, count * 4)
     rest = scratch[at:]
+    if rest.size < op_scratch_size(size, size):
+        return SCRATCH_TOO_SMALL
     crop, target, window = _four(row.crop), _two(row.resize), _two(row.window)
     flip, bicubic = row.flip != 0, row.bicubic != 0
     status = resize_region(
@@ -164,19 +176,11 @@ class CpuAugment:
 
         Raises UserError, naming the sample, when the packed pixels do not cover a region.
         """
-        regions = source_regions(plan, self.size)
-        ends = offsets + 3 * regions[:, 2].astype(np.int64) * regions[:, 3]
-        for b in np.flatnonzero((offsets < 0) | (ends > packed.size))[:1]:
-            raise UserError(
-                f"sample {plan['sample'][b]}: its region lies outside the packed buffer; decode again"
-            )
         out = self.new_output(len(plan)) if out is None else out
         status = np.zeros(len(plan), np.int32)
         augment_batch(packed, offsets, plan, self.finish, self._scratch_for(plan), out, status)
         for b in np.flatnonzero(status)[:1]:
-            raise UserError(
-                f"sample {plan['sample'][b]}: {REASONS[status[b]]}; draw the plan again for its size"
-            )
+            raise UserError(f"sample {plan['sample'][b]}: {REASONS[status[b]]}")
         return out
 
     def _scratch_for(self, plan: np.ndarray) -> np.ndarray:

@@ -257,6 +257,12 @@ def run_op(op, argument, source, target, height, width, fill, bicubic, scratch):
         target[:] = source
 
 
+def _image_shape(image_HWC: np.ndarray) -> tuple[int, int]:
+    if image_HWC.dtype != np.uint8 or image_HWC.shape[2:] != (3,) or image_HWC.size == 0:
+        raise UserError("ops take an (H, W, 3) uint8 image; convert it to RGB bytes first")
+    return image_HWC.shape[0], image_HWC.shape[1]
+
+
 def apply_argument(
     name: str,
     image_HWC: np.ndarray,
@@ -268,9 +274,7 @@ def apply_argument(
     """The op of that name in plan.OPS, by its resolved argument (its meaning: plan.OPS). uint8 -> uint8."""
     if name not in OP_ID:
         raise UserError(f"unknown op {name!r}: use one of {', '.join(OP_ID)}")
-    if image_HWC.dtype != np.uint8 or image_HWC.shape[2:] != (3,) or image_HWC.size == 0:
-        raise UserError("ops take an (H, W, 3) uint8 image; convert it to RGB bytes first")
-    height, width = image_HWC.shape[:2]
+    height, width = _image_shape(image_HWC)
     source = np.append(image_HWC, np.uint8(0))[:-1]
     target, scratch = np.empty_like(source), np.empty(op_scratch_size(height, width), np.uint8)
     colour = np.array(fill, np.uint8)
@@ -291,5 +295,6 @@ def apply_op(
 
     `sign` is what timm draws for ops that go both ways. Raises UserError for an unknown name or image.
     """
-    op, argument = level_argument(name, magnitude, sign, height=image_HWC.shape[0], width=image_HWC.shape[1])
+    height, width = _image_shape(image_HWC)
+    op, argument = level_argument(name, magnitude, sign, height=height, width=width)
     return apply_argument(OPS[op], image_HWC, argument, fill=fill, bicubic=bicubic)

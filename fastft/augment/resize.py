@@ -157,15 +157,13 @@ def _vertical(pixels, stride, width, size, taps, out):  # type: ignore[no-untype
     first, count, weights, pitch = taps
     for y in range(size):
         start, to, at = first[y] * stride, y * width, y * pitch
-        for i in range(0, width - BLOCK + 1, BLOCK):
-            _weighted_block(pixels, start + i, stride, count[y], weights, at, out, to + i)
-        if width >= BLOCK:
-            _weighted_block(
-                pixels, start + width - BLOCK, stride, count[y], weights, at, out, to + width - BLOCK
-            )
-        else:
+        if width < BLOCK:
             for i in range(width):
                 out[to + i] = weighted_byte(pixels, start + i, stride, count[y], weights, at)
+        else:
+            for i in range(0, width, BLOCK):
+                block = min(i, width - BLOCK)
+                _weighted_block(pixels, start + block, stride, count[y], weights, at, out, to + block)
 
 
 @njit(cache=True)
@@ -219,7 +217,8 @@ def resize_region(pixels, stride, region, crop, resize, window, flip, bicubic, s
     taps_x, at = _take_taps(scratch, at, size, pitch_x)
     top, bottom = axis_taps(crop[2], resize[0], window[0], size, bicubic, region[0] - crop[0], taps_y)
     left, right = axis_taps(crop[3], resize[1], window[1], size, bicubic, region[1] - crop[1], taps_x)
-    if top < 0 or left < 0 or bottom > rows or right > width:
+    given = pixels.size >= (rows - 1) * stride + width * 3
+    if top < 0 or left < 0 or bottom > rows or right > width or not given:
         return REGION_TOO_SMALL
 
     row_pitch = round_up(row_bytes, LANES)

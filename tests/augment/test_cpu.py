@@ -14,7 +14,7 @@ from fastft.augment.geometry import source_regions
 from fastft.augment.ops_image import apply_argument
 from fastft.augment.plan import CHAIN_DEPTH, OPS
 from fastft.augment.policies import AugmentPolicy, parse_policy
-from fastft.augment.resize import OK
+from fastft.augment.resize import OK, REGION_TOO_SMALL, SCRATCH_TOO_SMALL
 from tests.augment.pillow_oracle import pillow_resized_crop
 
 SIZE = 64
@@ -160,5 +160,13 @@ def test_a_buffer_that_lacks_pixels_is_refused_and_names_the_sample(
         augment(batch.packed[:-1], batch.offsets, batch.plan)
     with pytest.raises(UserError, match="sample 0"):
         augment(batch.packed, batch.offsets - 1, batch.plan)
+    scratch, out = augment.new_scratch(1, 200, 230)[0], augment.new_output(1)[0]
+    row, region = batch.plan[0], batch.regions[0]
+    part, stride = batch.packed[: batch.offsets[1]], region[3] * 3
+    assert augment_image(part, stride, region, row, augment.finish, scratch, out) == OK
+    assert augment_image(part[:-1], stride, region, row, augment.finish, scratch, out) == REGION_TOO_SMALL
+    for room in (0, 1000, 7 * SIZE * SIZE * 3 + 64, len(scratch) - 100_000):
+        status = augment_image(part, stride, region, row, augment.finish, scratch[:room], out)
+        assert status == SCRATCH_TOO_SMALL
     with pytest.raises(UserError, match="float64"):
         CpuAugment(parse_policy(), SIZE, "float64")

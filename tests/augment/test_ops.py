@@ -140,6 +140,7 @@ def test_an_image_is_left_alone_by_identity_and_never_written_to(crops: list[np.
         lambda image: apply_op("Color", image.astype(np.float32), 5),
         lambda image: apply_op("Color", image[..., 0], 5),
         lambda image: apply_op("Color", image[:0], 5),
+        lambda image: apply_op("Color", image.reshape(-1), 5),
     ],
 )
 def test_what_is_not_an_op_or_an_image_is_refused_in_one_line(call, crops: list[np.ndarray]) -> None:  # type: ignore[no-untyped-def]
