@@ -19,6 +19,7 @@ from fastft.report.runs import Run
 
 FINALS = ("final_b16", "final_b16_384", "final_l14", "final_l14_336")
 RECIPES = Path(__file__).parents[2] / "rcp"
+EPOCHS = "epochs trained"  # an evaluation "of epoch 0" stands at 1
 NOT_COMPARED = {"about.top1", "about.source", "data.train", "data.val", "train.run_dir"}
 
 
@@ -194,7 +195,7 @@ def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
     return [
         Chart(
             "Top-1",
-            "epoch",
+            EPOCHS,
             "% of validation images",
             per_epoch,
             "top",
@@ -203,9 +204,9 @@ def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
             _best_mark(run),
             x_range=epochs,
         ),
-        Chart("Validation loss", "epoch", "cross-entropy", validation, "bottom", x_range=epochs),
-        Chart("Training loss", "epoch", smoothing, training, "bottom", x_range=epochs),
-        Chart("Learning rate", "epoch", "of the head", lr, from_zero=True, decimals=8, x_range=epochs),
+        Chart("Validation loss", EPOCHS, "cross-entropy", validation, "bottom", x_range=epochs),
+        Chart("Training loss", EPOCHS, smoothing, training, "bottom", x_range=epochs),
+        Chart("Learning rate", EPOCHS, "of the head", lr, from_zero=True, decimals=8, x_range=epochs),
     ]
 
 
@@ -219,7 +220,7 @@ def speed_charts(run: Run) -> list[Chart]:
     wait = [dict(i, wait=100 * i["wait_share"]) for i in run.intervals]
 
     def chart(title: str, unit: str, series: list[Series], decimals: int) -> Chart:
-        return Chart(title, "epoch", unit, series, from_zero=True, decimals=decimals, x_range=_epochs(run))
+        return Chart(title, EPOCHS, unit, series, from_zero=True, decimals=decimals, x_range=_epochs(run))
 
     return [
         chart(

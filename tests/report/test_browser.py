@@ -188,7 +188,7 @@ def test_hovering_reads_off_the_logged_value(
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     logged = next(e for e in lines if e["kind"] == "eval" and e["epoch"] == epoch)
     rows = dict(row.split("\t") for row in text.splitlines() if "\t" in row)
-    assert float(rows["epoch"]) == epoch + 1
+    assert float(rows["epochs trained"]) == epoch + 1
     assert float(rows["EMA"]) == pytest.approx(logged["ema_top1"], abs=0.006)
     assert float(rows["raw"]) == pytest.approx(logged["raw_top1"], abs=0.006)
     right = tab.evaluate("document.querySelector('.readout:not([hidden])').getBoundingClientRect().right")

@@ -78,11 +78,13 @@ function readerOf(figure, chart, xs, plot) {
     const reach = (box.x1 - box.x0) / 40; // a series is read where it has a point this near
     layer.replaceChildren(svg("path", { class: "cursor", d: `M${toX(x)} ${box.top}V${box.bottom}` }));
     const rows = [];
+    const heights = [];
     for (const series of chart.series) {
       const k = nearest(series.x, x);
       if (Math.abs(series.x[k] - x) > reach) continue;
       rows.push([series.name, format(series.y[k], chart.decimals)]);
       const [cx, cy] = [toX(series.x[k]), toY(series.y[k])];
+      heights.push(cy);
       if (cy >= box.top - 4 && cy <= box.bottom + 4) layer.append(svg("circle", { class: `spot ${series.style}`, cx, cy, r: 4 }));
     }
     const table = document.createElement("table");
@@ -92,16 +94,19 @@ function readerOf(figure, chart, xs, plot) {
     }
     readout.replaceChildren(table);
     readout.hidden = false;
-    place(toX(x));
+    place(toX(x), heights.reduce((a, b) => a + b, 0) / heights.length < (box.top + box.bottom) / 2);
   }
 
-  function place(x) {
+  // Beside the cursor, in the half of the plot where the curves are not.
+  function place(x, low) {
     const [frame, parent] = [plot.getBoundingClientRect(), figure.getBoundingClientRect()];
     const centre = (x / box.width) * frame.width;
     const width = readout.offsetWidth;
     const beside = centre + 14 + width <= frame.width ? centre + 14 : centre - 14 - width;
     readout.style.left = `${Math.max(0, Math.min(beside, frame.width - width))}px`;
-    readout.style.top = `${frame.top - parent.top + 8}px`;
+    const scale = frame.height / box.height;
+    const down = low ? box.bottom * scale - readout.offsetHeight - 8 : box.top * scale + 4;
+    readout.style.top = `${frame.top - parent.top + down}px`;
   }
 
   function hide() {
