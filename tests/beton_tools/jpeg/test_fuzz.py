@@ -106,7 +106,7 @@ def test_every_truncation_does_no_harm(decode):
 
 
 @pytest.mark.slow
-@fuzz(60_000)
+@fuzz(20_000)
 @given(file=damaged(), region=st.tuples(*[st.integers(-2, 60)] * 4))
 def test_damaged_files_do_no_harm_at_length(file, region, decode):
     check(file, decode, region)

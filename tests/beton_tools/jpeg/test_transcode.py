@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,18 @@ def test_what_cannot_be_kept_is_refused(photographs, jpeg):
             add_index(file)
     with pytest.raises(ValueError, match="does not divide"):
         add_index(saved(small), 4)
+
+
+def test_a_tiny_file_that_claims_a_huge_image_takes_no_memory(jpeg):
+    file = bytearray(jpeg(64, 96))
+    at = parse(bytes(file)).sof_at + 5
+    file[at : at + 4] = b"\xff\xff\xff\xff"
+    tracemalloc.start()
+    with pytest.raises(JpegError, match="damaged"):
+        add_index(bytes(file))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 def test_segments_are_as_short_as_they_may_be(jpeg):
