@@ -13,7 +13,7 @@ import ctypes
 import ctypes.util
 from typing import Any
 
-import llvmlite.binding  # type: ignore[import-untyped]
+import llvmlite.binding
 import numpy as np
 from numba import njit, types
 from numba.core.typing import Signature
