@@ -47,7 +47,7 @@ def render_run(
         headline=headline(run),
         reference_name=reference_name,
         accuracy=[render_chart(c) for c in accuracy_charts(run, reference)],
-        machine=run.machine,
+        machine=machine_line(run),
         speed=[render_chart(c) for c in speed_charts(run)],
         split=_split(run),
         cost=run_cost(run, gpus, price),
@@ -108,6 +108,18 @@ def manifests(recipe: Recipe) -> list[dict[str, Any]]:
 def headline(run: Run) -> list[dict[str, str]]:
     """The figures at the top: label, value, and what stands small below it."""
     return [*_accuracy_figures(run), *_speed_figures(run)]
+
+
+def machine_line(run: Run) -> str:
+    """What the run was trained on, as far as its log says."""
+    m = run.machine
+    words = [
+        f"{m.get('world_size', 1)} x {m['device']}" if "device" in m else "",
+        f"{m['cores']} cores" if "cores" in m else "",
+        m.get("precision", ""),
+        f"torch {m['torch']}" if "torch" in m else "",
+    ]
+    return ", ".join(filter(None, words))
 
 
 def top1_of(evaluation: dict[str, Any]) -> float:

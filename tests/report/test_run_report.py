@@ -1,6 +1,7 @@
 """The page of a run: what it says is what the run directory holds, at every stage of a run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from fastft.cli import main
 from fastft.report.bottleneck import diagnose
 from fastft.report.mistakes import find_mistakes, thumbnail
 from fastft.report.run_cost import run_cost, training_seconds
-from fastft.report.run_report import headline, recipe_diff, reference_curve, render_run
+from fastft.report.run_report import headline, machine_line, recipe_diff, reference_curve, render_run
 from fastft.report.runs import load_run
 from tests.report.conftest import RECIPES, load_recipe, write_run
 
@@ -49,6 +50,13 @@ def test_every_stage_of_a_run_has_a_page(tmp_path: Path) -> None:
         page = render_run(run, price=2.48)
         assert ("nothing logged yet" in page) == (epochs == 0)
         assert ("extrapolated" in page) == (epochs > 0)
+
+
+def test_a_machine_of_which_little_is_known_is_described_by_that(run_folder: Path) -> None:
+    run = load_run(run_folder)
+    assert machine_line(run) == "8 x Tesla V100-SXM2-16GB, 32 cores, float16, torch 2.10.0"
+    assert machine_line(replace(run, machine={"cores": 2})) == "2 cores"
+    assert "cores" not in machine_line(replace(run, machine={}))
 
 
 def test_a_line_cut_short_by_a_crash_is_left_out(run_folder: Path) -> None:
