@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args)
     except UserError as error:
-        print(f"fastft {args.command}: {error}", file=sys.stderr)
+        _complain(args.command, error)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print(f"fastft {args.command}: interrupted", file=sys.stderr)
@@ -38,6 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # no space, no permission, no such place: the user's to mend
         print(f"fastft {args.command}: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return EXIT_BAD_INPUT
+
+
+def _complain(command: str, error: object) -> None:
+    """One line; of several processes on a host (torchrun), the first one's."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"fastft {command}: {error}", file=sys.stderr)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -129,10 +136,10 @@ def _run_train(args: argparse.Namespace) -> int:
     try:
         train(load_recipe(args.recipe, args.overrides))
     except Preempted as stop:
-        print(f"fastft train: {stop}", file=sys.stderr)
+        _complain(args.command, stop)
         return EXIT_REQUEUE
     except NonFinite as error:
-        print(f"fastft train: {error}", file=sys.stderr)
+        _complain(args.command, error)
         return 1
     return 0
 

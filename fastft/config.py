@@ -134,6 +134,7 @@ class Train:
     grad_checkpointing: bool = option(
         False, "recompute activations in backward: less memory, a third more FLOPs"
     )
+    timeout_minutes: float = option(10.0, "until a process that no longer answers ends the run", low=0.01)
     log_every: int = option(50, "steps between log lines", low=1)
     eval_every: int = option(1, "epochs between evaluations", low=1)
     eval_crop_pct: float = option(1.0, "centre crop as a share of the resized short side", low=0.1, high=1)

@@ -2,7 +2,9 @@
 
 import os
 from dataclasses import dataclass, field
+from datetime import timedelta
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import distributed as dist
@@ -10,6 +12,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from beton_tools.errors import UserError
+
+DEFAULT_TIMEOUT = timedelta(minutes=10)
 
 
 @dataclass
@@ -20,6 +24,7 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    timeout: timedelta = DEFAULT_TIMEOUT
     _control: dist.ProcessGroup | None = field(default=None, repr=False)
 
     @property
@@ -28,15 +33,16 @@ class World:
 
     def __enter__(self) -> "World":
         if self.size > 1:
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=self.timeout)
             # flags travel over gloo on the CPU, so that asking for them never waits for the GPU
-            self._control = dist.new_group(backend="gloo")
+            self._control = dist.new_group(backend="gloo", timeout=self.timeout)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.size > 1 and dist.is_initialized():
+        # after an error the others may be gone, and an orderly farewell would wait for them
+        if self.size > 1 and dist.is_initialized() and error is None:
             dist.destroy_process_group()
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -52,36 +58,68 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def max(self, value: int) -> int:
+        """The largest value of any process."""
+        if self.size == 1:
+            return value
+        values = torch.tensor([value])
+        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self._control)
+        return int(values.item())
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
+        return bool(self.max(int(flag)))
+
+    def agree(self, error: str | None, position: str) -> None:
+        """Call once per process after set-up: with what went wrong, or None and where the run stands.
+
+        Raises:
+            UserError: in every process, what went wrong in any; or the processes see different checkpoints.
+        """
         if self.size == 1:
-            return flag
-        flags = torch.tensor([int(flag)])
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._control)
-        return bool(flags.item())
+            return
+        answers: list[Any] = [None] * self.size
+        dist.all_gather_object(answers, (error, position), group=self._control)
+        failed = [(rank, text) for rank, (text, _) in enumerate(answers) if text is not None]
+        if failed:
+            rank, text = failed[0]
+            raise UserError(text if len(failed) == self.size else f"{text} (process {rank})")
+        if len({position for _, position in answers}) > 1:
+            raise UserError(
+                "the processes see different checkpoints; put train.run_dir on a file system that all hosts share"
+            )
+
+    def lost_peer(self, error: RuntimeError) -> bool:
+        """Whether the error says that another process cannot be reached."""
+        return self.size > 1 and (
+            isinstance(error, dist.DistError) or "gloo/" in str(error) or "NCCL" in str(error)
+        )
 
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier(group=self._control)
 
 
-def find_world(device: str) -> World:
+def find_world(device: str, timeout_minutes: float | None = None) -> World:
     """Read torchrun's environment variables and pick the device ('auto', 'cuda' or 'cpu').
+
+    timeout_minutes: how long a process may keep the others waiting; None: 10, as long as writing a checkpoint may take.
 
     Raises:
         UserError: no GPU although 'cuda' was asked for, or more processes on a node than it has GPUs.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    timeout = DEFAULT_TIMEOUT if timeout_minutes is None else timedelta(minutes=timeout_minutes)
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "train.device is cuda, but torch sees no GPU; run 'nvidia-smi' or set --train.device=cpu"
         )
     if device == "cpu" or not torch.cuda.is_available():
-        return World(rank, size, local_rank, torch.device("cpu"))
+        return World(rank, size, local_rank, torch.device("cpu"), timeout)
     if local_rank >= torch.cuda.device_count():
         raise UserError(
             f"process {local_rank} of this node has no GPU ({torch.cuda.device_count()} there); lower --nproc-per-node"
         )
     torch.cuda.set_device(local_rank)
-    return World(rank, size, local_rank, torch.device("cuda", local_rank))
+    return World(rank, size, local_rank, torch.device("cuda", local_rank), timeout)

@@ -33,6 +33,7 @@ class Interval:
     mfu: float | None  # model FLOP/s over the device's peak; None where the peak is not known
     memory_gib: float  # peak, of the device (GPU) or the process (CPU)
     seconds_left: float
+    split: dict[str, float]  # seconds of this process by part of a step, see train/timing.py
 
 
 def format_interval(i: Interval, total_steps: int) -> str:
@@ -96,6 +97,9 @@ class RunLog:
         for key, value in values.items():
             if isinstance(value, (int, float)) and key not in ("step", "epoch"):
                 self._board.add_scalar(f"{kind}/{key}", value, step)
+            elif isinstance(value, dict):
+                for part, number in value.items():
+                    self._board.add_scalar(f"{kind}/{key}/{part}", number, step)
 
     def close(self) -> None:
         if self.enabled:

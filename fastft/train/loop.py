@@ -2,8 +2,8 @@
 
 import itertools
 import json
-import resource
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from torch.nn import functional as F
 
 from beton_tools.errors import UserError
-from fastft.build import build_mixer, build_model, build_policy, build_schedule, compile_model
+from fastft.build import build_mixer, build_model, build_policy, build_schedule
 from fastft.config import Recipe
 from fastft.data import Batch, EvalLoader, TrainLoader
 from fastft.data.order import epoch_order
@@ -32,12 +31,14 @@ from fastft.train.checkpoint import (
 )
 from fastft.train.distributed import World, find_world
 from fastft.train.evaluate import evaluate
-from fastft.train.log import Interval, RunLog, format_seconds
+from fastft.train.log import Interval, RunLog
+from fastft.train.machine import describe, peak_memory
 from fastft.train.micro_batch import choose_micro_batch
 from fastft.train.precision import choose_precision
-from fastft.train.preempt import Preempted, PreemptionGuard
+from fastft.train.preempt import PeerLost, Preempted, PreemptionGuard
 from fastft.train.run import (
     Progress,
+    conclusion,
     headline_top1,
     refuse_changed_recipe,
     run_folder,
@@ -45,7 +46,10 @@ from fastft.train.run import (
     write_recipe,
     write_result,
 )
+from fastft.train.step import Step
 
+GO_ON, SAVE, STOP = 0, 1, 2  # what a process wishes between two steps; the strongest wish is all processes'
+NEVER = 1 << 62  # later than any step
 SMALLEST_LOSS_SCALE = 2.0**-10  # 17 halvings below the start: every recent step has overflowed
 
 
@@ -55,9 +59,36 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     Raises:
         UserError: bad input.  Preempted: stopped by a signal after a checkpoint.  NonFinite: the loss is no number.
     """
-    world = find_world(recipe.train.device)
-    with world, PreemptionGuard() as guard, Trainer(recipe, world, guard, console or Console()) as trainer:
-        return trainer.fit()
+    world = find_world(recipe.train.device, recipe.train.timeout_minutes)
+    try:
+        with (
+            world,
+            PreemptionGuard() as guard,
+            _set_up(recipe, world, guard, console or Console()) as trainer,
+        ):
+            return trainer.fit()
+    except RuntimeError as error:
+        if not world.lost_peer(error):
+            raise
+        found = step_checkpoints(run_folder(recipe) / "checkpoints")
+        after = f"continues after {found[-1].name}" if found else "starts anew: there is no checkpoint yet"
+        reason = " ".join(str(error).split())
+        raise PeerLost(f"lost touch with another process ({reason}); the same command {after}") from None
+
+
+def _set_up(recipe: Recipe, world: World, guard: PreemptionGuard, console: Console) -> "Trainer":
+    """The trainer, once every process has one; where one has failed, its error in all of them."""
+    try:
+        trainer = Trainer(recipe, world, guard, console)
+    except UserError as error:
+        world.agree(str(error), "")
+        raise
+    try:
+        world.agree(None, str(trainer.global_step))
+    except UserError:
+        trainer.close()
+        raise
+    return trainer
 
 
 class NonFinite(Exception):
@@ -78,19 +109,27 @@ class Trainer:
         self._build_optimizer()
         if resumed is not None:
             self._restore(resumed)
-        if world.is_main:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_recipe(self.folder, recipe)
-        self._steps = 0  # since the last log line
-        self.log = RunLog(self.folder, self.total_steps, self.global_step, world.is_main, console)
-        self._reset_interval()
+        self._console = console
+        self._epoch_seconds: defaultdict[str, float] = defaultdict(
+            float
+        )  # by part, since the last epoch's end
         self._last_save = time.monotonic()
 
     def __enter__(self) -> "Trainer":
+        """Connects the processes and opens the run directory: from here on something is written."""
+        self.step.connect(self.recipe.train.compile)
+        if self.world.is_main:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_recipe(self.folder, self.recipe)
+        self.log = RunLog(self.folder, self.total_steps, self.global_step, self.world.is_main, self._console)
+        self._reset_interval()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.log.close()
+        self.close()
+
+    def close(self) -> None:
         self.loader.close()
         if self.eval_loader is not None:
             self.eval_loader.close()
@@ -108,7 +147,6 @@ class Trainer:
             self.ema = Ema(
                 self.model, decay_for_batch(r.ema.decay, r.optim.batch_size, r.ema.reference_batch)
             )
-        self.forward = compile_model(self.world.wrap(self.model), r.train.compile, device)
         flops = count_flops(
             self.model.visual.arch,
             r.data.num_classes,
@@ -164,11 +202,19 @@ class Trainer:
         self.optimizer = build_adamw(
             optimizer_groups(self.model, groups), betas=(r.optim.beta1, r.optim.beta2), eps=r.optim.eps
         )
-        self.scaler = self.precision.scaler()
         self.steps_per_epoch = self.loader.steps_per_epoch
         self.schedule = build_schedule(r, self.steps_per_epoch)
         self.total_steps = r.epochs * self.steps_per_epoch
-        self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=self.world.device)
+        self.step = Step(
+            self.model,
+            self.optimizer,
+            self.ema,
+            self.world,
+            self.precision,
+            accumulation=self.accumulation,
+            label_smoothing=r.optim.label_smoothing,
+            clip_grad=r.optim.clip_grad,
+        )
 
     @property
     def global_step(self) -> int:
@@ -184,10 +230,13 @@ class Trainer:
             if done % self.recipe.train.eval_every == 0 or done == self.recipe.epochs:
                 self._evaluate_epoch(done - 1)
             self._save()
+            self._log_epoch(done - 1)
+            if self.world.any(self.guard.requested) and done < self.recipe.epochs:
+                raise self._preempted()
         result = summarise(self.progress, self.recipe)
         if self.world.is_main:
             write_result(self.folder, result)
-        self._conclude(result)
+        self.log.say(conclusion(result))
         return result
 
     def _train_epoch(self) -> None:
@@ -208,44 +257,24 @@ class Trainer:
         global_step = epoch * self.steps_per_epoch + step
         if self.stochastic:
             torch.manual_seed(_step_seed(self.recipe.train.seed, global_step, self.world.rank))
-        lr = self.schedule(global_step)
-        set_lr(self.optimizer, lr)
+        self._lr = self.schedule(global_step)
+        set_lr(self.optimizer, self._lr)
+        self.step.split.begin()
         for k, batch in enumerate(micro_batches):
-            last = k == self.accumulation - 1
-            self._forward_backward(batch, epoch, global_step, synchronise=last)
-        if self.recipe.optim.clip_grad is not None:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optim.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.update()
-        self._lr, self._steps = lr, self._steps + 1
-
-    def _forward_backward(self, batch: Batch, epoch: int, global_step: int, synchronise: bool) -> None:
-        images, targets = batch.images, batch.labels
-        smoothing = self.recipe.optim.label_smoothing
-        if self.mixer is not None:
-            images, targets = self.mixer(
-                images, targets, epoch=epoch, step=batch.step, first_position=batch.first_position
-            )
-            smoothing = 0.0  # the mixed targets are smoothed already
-        if self.world.size > 1:  # gradients travel once per step, with the last micro-batch
-            self.forward.require_backward_grad_sync = synchronise
-        with self.precision.autocast():
-            logits_BK = self.forward(images)
-        loss = F.cross_entropy(logits_BK.float(), targets, label_smoothing=smoothing)
-        self.scaler.scale(loss / self.accumulation).backward()
-        # kept on the device: reading them here would make every step wait for the GPU
-        self._loss_sum += loss.detach() / self.accumulation
-        bad = ~torch.isfinite(loss.detach()) & (self.first_bad_step < 0)
-        self.first_bad_step = torch.where(bad, global_step, self.first_bad_step)
+            self.step.split.mark("wait")
+            images, targets = batch.images, batch.labels
+            if self.mixer is not None:
+                images, targets = self.mixer(
+                    images, targets, epoch=epoch, step=batch.step, first_position=batch.first_position
+                )
+            self.step.micro_batch(images, targets, step=global_step, last=k == self.accumulation - 1)
+        self.step.update()
+        self._steps += 1
 
     def _evaluate_epoch(self, epoch: int) -> None:
         if self.eval_loader is None:
             return
-        start = time.monotonic()
+        began = time.monotonic()
         models = [self.model] if self.ema is None else [self.model, self.ema.module]
         raw, *averaged = evaluate(models, self.eval_loader, self.world, self.precision)
         ema = averaged[0] if averaged else None
@@ -255,9 +284,9 @@ class Trainer:
         values = {
             f"{kind}_{k}": v for kind in ("raw", "ema") if kind in entry for k, v in entry[kind].items()
         }
-        self.log.record(
-            "eval", self.global_step, {"epoch": epoch, "seconds": time.monotonic() - start, **values}
-        )
+        seconds = time.monotonic() - began
+        self._epoch_seconds["eval"] += seconds
+        self.log.record("eval", self.global_step, {"epoch": epoch, "seconds": seconds, **values})
         shown = f"raw {raw.top1:.3f}" + (f", EMA {ema.top1:.3f}" if ema else "")
         self.log.say(f"epoch {epoch}: top-1 {shown} % of {raw.samples} images")
         if before is None or headline_top1(entry) > headline_top1(before):
@@ -267,18 +296,22 @@ class Trainer:
     # checkpoints ------------------------------------------------------------------------------------------------------
 
     def _save_if_due(self) -> None:
-        if self.world.any(self.guard.requested):
-            self._save()
-            raise Preempted(f"stopped on a signal after step {self.global_step}; the same command continues")
         every, minutes = self.recipe.train.checkpoint_steps, self.recipe.train.checkpoint_minutes
         due = bool(every) and self.global_step % every == 0
-        if minutes and self._steps and not due:
-            due = self.world.any(time.monotonic() - self._last_save > 60 * minutes)
-        if due:
+        due |= bool(minutes) and time.monotonic() - self._last_save > 60 * minutes
+        # one question to all processes: clocks and signals differ between them
+        wish = self.world.max(STOP if self.guard.requested else SAVE if due else GO_ON)
+        if wish >= SAVE:
             self._save()
+        if wish == STOP:
+            raise self._preempted()
+
+    def _preempted(self) -> Preempted:
+        return Preempted(f"stopped on a signal after step {self.global_step}; the same command continues")
 
     def _save(self) -> None:
         self._check_finite()
+        began = time.monotonic()
         if self.world.is_main:
             tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
             if self.ema is not None:
@@ -286,12 +319,15 @@ class Trainer:
             state = {
                 **self._description(),
                 "progress": asdict(self.progress),
-                "scaler": self.scaler.state_dict(),
+                "scaler": self.step.scaler.state_dict(),
             }
             write_checkpoint(self.checkpoints / f"step-{self.global_step:08}", state, tensors)
             prune(self.checkpoints, self.recipe.train.keep_checkpoints)
         self.world.barrier()
         self._last_save = time.monotonic()
+        seconds = self._last_save - began
+        self._epoch_seconds["checkpoint"] += seconds
+        self.log.record("checkpoint", self.global_step, {"seconds": seconds})
 
     def _save_best(self, epoch: int, evaluation: dict[str, Any]) -> None:
         self._check_finite()
@@ -326,13 +362,13 @@ class Trainer:
         if self.ema is not None:
             self.ema.module.load_state_dict(checkpoint.tensors["ema"])
         load_optimizer_tensors(self.optimizer, checkpoint.tensors["optimizer"])
-        self.scaler.load_state_dict(checkpoint.state["scaler"])
+        self.step.scaler.load_state_dict(checkpoint.state["scaler"])
         self.progress = Progress(**checkpoint.state["progress"])
 
     # numbers ----------------------------------------------------------------------------------------------------------
 
     def _reset_interval(self) -> None:
-        self._loss_sum = torch.zeros((), dtype=torch.float32, device=self.world.device)
+        self.step.reset_loss()
         self._steps = 0
         self._lr = 0.0
         self.loader.wait_seconds = 0.0
@@ -340,12 +376,14 @@ class Trainer:
 
     def _log_interval(self, epoch: int) -> None:
         steps = self._steps
-        loss = self.world.sum(
-            self._loss_sum / steps / self.world.size
-        ).item()  # waits for the device: timed after it
+        # waits for the device, so that the clock is read after it
+        loss = self.world.sum(self.step.loss_sum / steps / self.world.size).item()
         self._check_finite()
         seconds = time.monotonic() - self._interval_start
         self.progress.seconds += seconds
+        split = self.step.split.collect()
+        for part, part_seconds in split.items():
+            self._epoch_seconds[part] += part_seconds
         rate = steps * self.recipe.optim.batch_size / seconds
         mfu = None if self.peak_flops is None else rate / self.world.size * self.train_flops / self.peak_flops
         self.log.interval(
@@ -357,22 +395,32 @@ class Trainer:
                 images_per_second=rate,
                 wait_share=self.loader.wait_seconds / seconds,
                 mfu=mfu,
-                memory_gib=_peak_memory(self.world.device) / 2**30,
+                memory_gib=peak_memory(self.world.device) / 2**30,
                 seconds_left=(self.total_steps - self.global_step) * seconds / steps,
+                split=split,
             )
         )
         self._reset_interval()
 
+    def _log_epoch(self, epoch: int) -> None:
+        """Where the wall time of this process's epoch went."""
+        self.log.record("split", self.global_step, {"epoch": epoch, "seconds": dict(self._epoch_seconds)})
+        self._epoch_seconds.clear()
+
     def _check_finite(self) -> None:
-        bad = int(self.first_bad_step.item())
-        overflowing = self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_LOSS_SCALE
-        if not self.world.any(bad >= 0 or overflowing):
+        bad = int(self.step.first_bad_step.item())
+        first = -self.world.max(-bad if bad >= 0 else -NEVER)  # of any process
+        scaler = self.step.scaler  # its scale is the same in every process
+        overflowing = scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE
+        if first == NEVER and not overflowing:
             return
-        step = bad if bad >= 0 else self.global_step - 1
-        what = "the loss is not a finite number" if not overflowing else "every recent fp16 step overflows"
+        step = first if first != NEVER else self.global_step - 1
+        what = "the loss is not a finite number" if first != NEVER else "every recent fp16 step overflows"
+        raise NonFinite(f"{what} at step {step} (samples {self._samples_of(step)}); {self.last_checkpoint()}")
+
+    def last_checkpoint(self) -> str:
         good = step_checkpoints(self.checkpoints)
-        last = f"last good checkpoint: {good[-1]}" if good else "no checkpoint yet"
-        raise NonFinite(f"{what} at step {step} (samples {self._samples_of(step)}); {last}")
+        return f"last good checkpoint: {good[-1]}" if good else "no checkpoint yet"
 
     def _samples_of(self, global_step: int) -> str:
         epoch, step = divmod(global_step, self.steps_per_epoch)
@@ -388,32 +436,10 @@ class Trainer:
             f"{self.recipe.optim.batch_size} = {self.world.size} x {self.accumulation} x {self.micro_batch}, "
             f"{str(self.precision.dtype).removeprefix('torch.')} on {self.world.device}, run in {self.folder}"
         )
+        self.log.record("start", self.global_step, describe(self.world, self.precision))
         if self.global_step:
             self.log.say(f"continuing after step {self.global_step} of {self.total_steps}")
-
-    def _conclude(self, result: dict[str, Any]) -> None:
-        best, last = result["best"], result["last"]
-        if best is None or last is None:
-            self.log.say("done; no validation data, nothing was evaluated")
-            return
-        parts = [f"best {headline_top1(best):.3f} (epoch {best['epoch']}{', EMA' if 'ema' in best else ''})"]
-        parts += [f"last EMA {last['ema']['top1']:.3f}"] if "ema" in last else []
-        parts += [f"last raw {last['raw']['top1']:.3f}"]
-        expected = (
-            f"; expected {self.recipe.about.top1} ({self.recipe.about.source})"
-            if self.recipe.about.top1
-            else ""
-        )
-        self.log.say(
-            f"top-1 in percent: {', '.join(parts)}{expected}; {format_seconds(result['seconds'])} of training"
-        )
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -12,6 +12,10 @@ class Preempted(Exception):
     """Training stopped on a signal after writing a checkpoint; the process exits with EXIT_REQUEUE."""
 
 
+class PeerLost(Preempted):
+    """Another process ended or cannot be reached; training continues from the last checkpoint."""
+
+
 class PreemptionGuard:
     """Context in which the signals only set `requested`; the training loop looks at it between steps."""
 

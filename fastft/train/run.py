@@ -10,11 +10,13 @@ import yaml
 from beton_tools.errors import UserError
 from fastft.config import Recipe
 from fastft.train.evaluate import Scores
+from fastft.train.log import format_seconds
 
 # options that may differ when a run is resumed: they do not change what is computed in which step
 FREE = {
     "data.train", "data.val", "data.train_size", "data.workers", "data.batches_ahead", "model.weights",
     "train.run_dir", "train.device", "train.compile", "train.micro_batch", "train.grad_checkpointing", "train.log_every",
+    "train.timeout_minutes",
     "train.eval_every", "train.checkpoint_steps", "train.checkpoint_minutes", "train.keep_checkpoints",
     "schedule.stop_epoch", "about.top1", "about.source",
 }  # fmt: skip
@@ -84,8 +86,21 @@ def summarise(progress: Progress, recipe: Recipe) -> dict[str, Any]:
         "best": best,
         "last": last,
         "expected_top1": recipe.about.top1,
+        "source": recipe.about.source,
         "evaluations": progress.evaluations,
     }
+
+
+def conclusion(result: dict[str, Any]) -> str:
+    """One line for the end of a run."""
+    best, last = result["best"], result["last"]
+    if best is None or last is None:
+        return "done; no validation data, nothing was evaluated"
+    parts = [f"best {headline_top1(best):.3f} (epoch {best['epoch']}{', EMA' if 'ema' in best else ''})"]
+    parts += [f"last EMA {last['ema']['top1']:.3f}"] if "ema" in last else []
+    parts += [f"last raw {last['raw']['top1']:.3f}"]
+    expected = f"; expected {result['expected_top1']} ({result['source']})" if result["expected_top1"] else ""
+    return f"top-1 in percent: {', '.join(parts)}{expected}; {format_seconds(result['seconds'])} of training"
 
 
 def _flat(sections: dict[str, Any]) -> dict[str, Any]:

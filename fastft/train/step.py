@@ -1,0 +1,82 @@
+"""One optimiser step: micro-batches forward and backward, then the update. Nothing in it waits for the device."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastft.build import compile_model
+from fastft.model import Classifier
+from fastft.optim import Ema
+from fastft.train.distributed import World
+from fastft.train.precision import Precision
+from fastft.train.timing import Split
+
+
+class Step:
+    """The model with all that changes it.
+
+    `loss_sum` (float32) and `first_bad_step` (int64, -1 while every loss was finite) stay on the device; reading them
+    is what waits, so that the loop does it when it logs or saves.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        optimizer: torch.optim.Optimizer,
+        ema: Ema | None,
+        world: World,
+        precision: Precision,
+        *,
+        accumulation: int = 1,
+        label_smoothing: float = 0.0,
+        clip_grad: float | None = None,
+    ):
+        self.model, self.optimizer, self.ema = model, optimizer, ema
+        self.world, self.precision = world, precision
+        self.accumulation, self.label_smoothing, self.clip_grad = accumulation, label_smoothing, clip_grad
+        self.forward: Any = model
+        self.scaler = precision.scaler()
+        self.split = Split(world.device)
+        self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
+        self.reset_loss()
+
+    def connect(self, compile: str) -> None:
+        """Let gradients travel between the processes, which all call this, and compile as the recipe asks."""
+        self.forward = compile_model(self.world.wrap(self.model), compile, self.world.device)
+
+    def reset_loss(self) -> None:
+        self.loss_sum = torch.zeros((), dtype=torch.float32, device=self.world.device)
+
+    def micro_batch(self, images: Tensor, targets: Tensor, *, step: int, last: bool) -> None:
+        """Add one micro-batch's gradients; `last` of its step sends them to the other processes.
+
+        targets: int64 labels (b,), smoothed here, or float32 distributions (b, K), taken as they are.
+        """
+        if self.world.size > 1:  # gradients travel once per step
+            self.forward.require_backward_grad_sync = last
+        smoothing = 0.0 if targets.is_floating_point() else self.label_smoothing
+        with self.precision.autocast():
+            logits_BK = self.forward(images)
+        loss = F.cross_entropy(logits_BK.float(), targets, label_smoothing=smoothing)
+        self.split.mark("forward")
+        self.scaler.scale(loss / self.accumulation).backward()
+        loss = loss.detach()
+        self.loss_sum += loss / self.accumulation
+        bad = ~torch.isfinite(loss) & (self.first_bad_step < 0)
+        self.first_bad_step = torch.where(bad, step, self.first_bad_step)
+        self.split.mark("backward")
+
+    def update(self) -> None:
+        """Weights, loss scale and EMA from the gradients, which are given up."""
+        if self.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.split.mark("optimizer")
+        if self.ema is not None:
+            self.ema.update()
+            self.split.mark("ema")

@@ -1,0 +1,56 @@
+"""Where the time of training goes, always on: host clocks on a CPU, events in the stream on a GPU."""
+
+import time
+
+import torch
+
+PARTS = ("wait", "forward", "backward", "optimizer", "ema")  # of a step; wait is for data
+
+
+class Split:
+    """Seconds per part of a step, summed until they are collected.
+
+    On a GPU a mark is an event in its stream: nothing waits, and a part is as long as the GPU took for it (for `wait`:
+    stood idle). The events are read when the interval is logged, which waits for the GPU anyway.
+    """
+
+    def __init__(self, device: torch.device):
+        self._on_gpu = device.type == "cuda"
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._last = time.perf_counter()
+        self._marks: list[tuple[str | None, torch.cuda.Event]] = []
+        self._spare: list[torch.cuda.Event] = []
+
+    def begin(self) -> None:
+        """What has passed since the last mark belongs to no part."""
+        self._mark(None)
+
+    def mark(self, part: str) -> None:
+        """What has passed since the last mark belongs to `part`."""
+        self._mark(part)
+
+    def collect(self) -> dict[str, float]:
+        """Seconds by part since the last call; waits for the GPU's last mark."""
+        if self._marks:
+            self._read_events()
+        collected, self._seconds = self._seconds, dict.fromkeys(PARTS, 0.0)
+        return collected
+
+    def _mark(self, part: str | None) -> None:
+        if self._on_gpu:
+            event = self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append((part, event))
+            return
+        now = time.perf_counter()
+        if part is not None:
+            self._seconds[part] += now - self._last
+        self._last = now
+
+    def _read_events(self) -> None:
+        self._marks[-1][1].synchronize()
+        for (_, before), (part, event) in zip(self._marks, self._marks[1:], strict=False):
+            if part is not None:
+                self._seconds[part] += before.elapsed_time(event) / 1e3
+        self._spare += [event for _, event in self._marks]
+        self._marks.clear()
