@@ -8,7 +8,7 @@ Numba optimises everything that a function calls anew with it: a level of functi
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 

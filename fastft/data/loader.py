@@ -64,6 +64,9 @@ class _BetonLoader:
         workers: int | None,
         batches_ahead: int,
     ) -> None:
+        for name, value in (("batch", output.batch), ("workers", workers), ("batches_ahead", batches_ahead)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}: give 1 or more")
         self.beton, self.policy, self.output = Beton.open(path), policy, output
         self.workers = min(workers or default_workers(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
         self.class_names = _class_names(self.beton)

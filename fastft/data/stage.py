@@ -188,7 +188,7 @@ class PinnedBuffer:
     def __init__(self, device: torch.device) -> None:
         self.device, self.on_gpu = device, device.type == "cuda"
         self.memory = torch.empty(0, dtype=torch.uint8)
-        self.copied = torch.cuda.Event() if self.on_gpu else None
+        self.copied = torch.cuda.Event(blocking=True) if self.on_gpu else None  # waits without a core
 
     def reserve(self, num_bytes: int) -> np.ndarray:
         """`num_bytes` to write to, after the last copy out of them has ended (FFCV does not wait for it)."""

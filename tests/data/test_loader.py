@@ -219,6 +219,8 @@ def test_any_error_of_the_pipeline_reaches_the_training_loop(indexed_beton, monk
         ({"batch_size": 64, "micro_batch": 64}, "do not fill"),
         ({"subset": np.array([44])}, "from 0 to 43"),
         ({"dtype": torch.int32}, "int32"),
+        ({"batches_ahead": 0}, "batches_ahead is 0"),
+        ({"workers": -1}, "workers is -1"),
     ],
 )
 def test_impossible_options_are_refused(indexed_beton, options, words):
