@@ -14,7 +14,16 @@ from fastft.sweep.definition import Sweep
 from fastft.sweep.results import Outcome
 
 WIDTH, HEIGHT, DPI = 7.0, 4.2, 150
-PAPER: dict[str, Any] = {"linestyle": "--", "marker": "o", "markerfacecolor": "white", "alpha": 0.7}
+BELOW_BEST = 6.0  # points that curves over epochs show: the climb out of warm-up would flatten the rest
+SHIFT = 0.06  # between lines of a table, so that error bars stand side by side
+# hollow and larger, so that a point of ours on the same spot hides nothing
+PAPER: dict[str, Any] = {
+    "linestyle": "--",
+    "marker": "o",
+    "markerfacecolor": "none",
+    "markersize": 11,
+    "alpha": 0.7,
+}
 OURS: dict[str, Any] = {"marker": "o", "capsize": 3}
 CURVES = {"ema": "w EMA", "raw": "w/o EMA"}  # as the paper's Figure 2 names them
 
@@ -42,12 +51,12 @@ def _draw_labels(axis: Axes, sweep: Sweep, outcomes: Sequence[Outcome]) -> None:
     line: dict[str, Any] = {} if sweep.plot == "lines" else {"linestyle": "none"}
     for i, series in enumerate(sweep.series):
         cells = [o for o in outcomes if o.row.series == series]
-        colour = f"C{i}"
-        given = [(places[o.row.label], o.row.paper) for o in cells if o.row.paper is not None]
+        colour, shift = f"C{i}", SHIFT * (i - (len(sweep.series) - 1) / 2)
+        given = [(places[o.row.label] + shift, o.row.paper) for o in cells if o.row.paper is not None]
         if given:
             x, top1 = zip(*given, strict=True)
             axis.plot(x, top1, color=colour, label=f"{series} paper".strip(), **PAPER | line)
-        found = [(places[o.row.label], o.ours.top1, o.ours.standard_error) for o in cells if o.ours]
+        found = [(places[o.row.label] + shift, o.ours.top1, o.ours.standard_error) for o in cells if o.ours]
         if found:
             x, top1, error = zip(*found, strict=True)
             axis.errorbar(x, top1, error, color=colour, label=f"{series} ours".strip(), **OURS | line)
@@ -61,9 +70,11 @@ def _draw_epochs(axis: Axes, outcome: Outcome) -> None:
         curve = outcome.curve(weights)
         if curve:
             axis.plot([s.epoch for s in curve], [s.top1 for s in curve], label=f"{name}, ours")
-    best = outcome.row.paper
+    paper, best = outcome.row.paper, outcome.ours
+    if paper is not None:
+        axis.axhline(paper, color="black", linestyle=":", label=f"best, paper {paper:g}")
     if best is not None:
-        axis.axhline(best, color="black", linestyle=":", label=f"best, paper {best:g}")
+        axis.set_ylim(bottom=max(axis.get_ylim()[0], best.top1 - BELOW_BEST))
     axis.set_title(outcome.row.name)
     axis.set_xlabel("epoch")
     _finish(axis)
