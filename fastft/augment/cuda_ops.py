@@ -1,0 +1,347 @@
+"""Second kernel: all ops of an image, then normalisation and erasing. One block carries out one image's plan.
+
+So the op is read once and no thread of a block goes another way, and an op that needs the whole image
+(histogram, extremes, mean) waits for a barrier and not for a launch. Between ops an image goes to and fro
+between two buffers of global memory, which its 150 KB leave the second-level cache only under pressure.
+The arithmetic of every pixel and table entry is that of ops.py and ops_affine.py.
+"""
+
+from numba import cuda, float32, float64, int32, uint8, uint32, uintp
+
+from fastft.augment.erase import erase_pixel
+from fastft.augment.ops import (
+    AUTO_CONTRAST,
+    BRIGHTNESS,
+    CONTRAST,
+    EQUALIZE,
+    INVERT,
+    POSTERIZE,
+    SOLARIZE_ADD,
+    autocontrast_entry,
+    blend,
+    box_byte,
+    box_weights,
+    contrast_entry,
+    contrast_mean,
+    equalize_entry,
+    equalize_step,
+    luma,
+    point_entry,
+    smooth,
+)
+from fastft.augment.ops_affine import (
+    affine_matrix,
+    affine_source,
+    inside,
+    sample_bicubic,
+    sample_bilinear,
+    truncate,
+)
+from fastft.augment.ops_image import COLOR, GAUSSIAN_BLUR, GRAYSCALE, LEVELS, SHARPNESS, is_affine
+from fastft.augment.plan import CHAIN_DEPTH, MAX_CHAINS, MAX_ERASE, MAX_OPS, OP_ID
+
+CHANNELS = 3
+ENTRIES = CHANNELS * LEVELS
+COUNTS = ENTRIES + CHANNELS
+IDENTITY = OP_ID["Identity"]
+OPS_THREADS = (32, 16)  # x along a row of pixels, y over rows
+PLAIN_BUFFERS, AUGMIX_BUFFERS = 2, 3  # images of global memory per sample
+
+
+@cuda.jit(device=True)
+def _thread():  # type: ignore[no-untyped-def]
+    return cuda.threadIdx.y * cuda.blockDim.x + cuda.threadIdx.x
+
+
+@cuda.jit(device=True)
+def _threads():  # type: ignore[no-untyped-def]
+    return cuda.blockDim.x * cuda.blockDim.y
+
+
+# -- tables --------------------------------------------------------------------------------------------------
+
+
+@cuda.jit(device=True)
+def _count(source, counts):  # type: ignore[no-untyped-def]
+    """counts (3 x 256, flat) = histogram of each channel."""
+    for i in range(_thread(), ENTRIES, _threads()):
+        counts[i] = 0
+    cuda.syncthreads()
+    for i in range(CHANNELS * _thread(), source.size, CHANNELS * _threads()):
+        for c in range(CHANNELS):
+            cuda.atomic.add(counts, c * LEVELS + int32(source[i + c]), 1)
+    cuda.syncthreads()
+
+
+@cuda.jit(device=True)
+def _equalize_tables(source, counts, tables):  # type: ignore[no-untyped-def]
+    """Per channel: the histogram becomes "pixels below", and the step takes the place of a 257th entry."""
+    _count(source, counts)
+    c = _thread()
+    if c < CHANNELS:
+        below, last = int32(0), int32(0)
+        for v in range(c * LEVELS, (c + 1) * LEVELS):
+            number = counts[v]
+            last = number if number > 0 else last
+            counts[v] = below
+            below += number
+        counts[ENTRIES + c] = equalize_step(below, last)
+    cuda.syncthreads()
+    for i in range(_thread(), ENTRIES, _threads()):
+        tables[i] = equalize_entry(i % LEVELS, counts[i], counts[ENTRIES + i // LEVELS])
+
+
+@cuda.jit(device=True)
+def _autocontrast_tables(source, counts, tables):  # type: ignore[no-untyped-def]
+    """Lowest and highest value per channel in counts[0:6], then the tables."""
+    if _thread() < CHANNELS:
+        counts[_thread()], counts[CHANNELS + _thread()] = LEVELS - 1, 0
+    cuda.syncthreads()
+    for c in range(CHANNELS):
+        low, high = int32(LEVELS - 1), int32(0)
+        for i in range(CHANNELS * _thread() + c, source.size, CHANNELS * _threads()):
+            low, high = min(low, int32(source[i])), max(high, int32(source[i]))
+        cuda.atomic.min(counts, c, low)
+        cuda.atomic.max(counts, CHANNELS + c, high)
+    cuda.syncthreads()
+    for i in range(_thread(), ENTRIES, _threads()):
+        c = i // LEVELS
+        tables[i] = autocontrast_entry(i % LEVELS, counts[c], counts[CHANNELS + c])
+
+
+@cuda.jit(device=True)
+def _contrast_tables(source, argument, counts, tables):  # type: ignore[no-untyped-def]
+    """The sum of lumas (int32: images below 2,900 pixels square) in counts[0], then the tables."""
+    if _thread() == 0:
+        counts[0] = 0
+    cuda.syncthreads()
+    total = int32(0)
+    for i in range(CHANNELS * _thread(), source.size, CHANNELS * _threads()):
+        total += int32(luma(source[i], source[i + 1], source[i + 2]))
+    cuda.atomic.add(counts, 0, total)
+    cuda.syncthreads()
+    mean = contrast_mean(counts[0], source.size // CHANNELS)
+    for i in range(_thread(), ENTRIES, _threads()):
+        tables[i] = contrast_entry(i % LEVELS, mean, argument)
+
+
+@cuda.jit(device=True)
+def _look_up(source, tables, target):  # type: ignore[no-untyped-def]
+    cuda.syncthreads()
+    for i in range(CHANNELS * _thread(), source.size, CHANNELS * _threads()):
+        for c in range(CHANNELS):
+            target[i + c] = tables[c * LEVELS + int32(source[i + c])]
+
+
+# -- pixels --------------------------------------------------------------------------------------------------
+
+
+@cuda.jit(device=True)
+def _saturate(source, factor, target):  # type: ignore[no-untyped-def]
+    for i in range(CHANNELS * _thread(), source.size, CHANNELS * _threads()):
+        grey = luma(source[i], source[i + 1], source[i + 2])
+        for c in range(CHANNELS):
+            target[i + c] = blend(grey, source[i + c], factor)
+
+
+@cuda.jit(device=True)
+def _sharpen(source, size, factor, target):  # type: ignore[no-untyped-def]
+    pitch = CHANNELS * size
+    for y in range(cuda.threadIdx.y, size, cuda.blockDim.y):
+        border = y == 0 or y == size - 1
+        for x in range(cuda.threadIdx.x, pitch, cuda.blockDim.x):
+            i = y * pitch + x
+            if border or x < CHANNELS or x >= pitch - CHANNELS:
+                target[i] = source[i]
+            else:
+                total = int32(0)
+                for above in range(i - pitch, i + pitch + 1, pitch):
+                    for k in range(above - CHANNELS, above + CHANNELS + 1, CHANNELS):
+                        total += int32(source[k])
+                target[i] = blend(smooth(total, source[i]), source[i], factor)
+
+
+@cuda.jit(device=True)
+def _read(pixels, i):  # type: ignore[no-untyped-def]
+    """A byte as float64. The unsigned index spares numba's test for a negative one."""
+    return float64(pixels[uintp(i)])
+
+
+@cuda.jit(device=True)
+def _transform(source, size, matrix, fill, bicubic, target):  # type: ignore[no-untyped-def]
+    for i in range(cuda.threadIdx.y, size, cuda.blockDim.y):
+        for j in range(cuda.threadIdx.x, size, cuda.blockDim.x):
+            x, y = affine_source(matrix, i, j)
+            to = CHANNELS * (i * size + j)
+            seen = inside(x, y, size, size)
+            for c in range(CHANNELS):
+                if not seen:
+                    target[to + c] = fill[c]
+                elif bicubic:
+                    target[to + c] = truncate(sample_bicubic(_read, source, size, size, x, y, c))
+                else:
+                    target[to + c] = truncate(sample_bilinear(_read, source, size, size, x, y, c))
+
+
+@cuda.jit(device=True)
+def _box(source, size, step, across, weights, target):  # type: ignore[no-untyped-def]
+    """One box pass along the axis whose pixels lie `step` bytes apart, its lines `across` bytes; edges repeat."""
+    reach, inner, edge = weights
+    for y in range(cuda.threadIdx.y, size, cuda.blockDim.y):
+        for x in range(cuda.threadIdx.x, CHANNELS * size, cuda.blockDim.x):
+            p, c = x // CHANNELS, x % CHANNELS
+            place, line = (y, p * across + c) if step > across else (p, y * across + c)
+            total = uint32(0)
+            for k in range(place - reach, place + reach + 1):
+                total += uint32(source[line + min(max(k, 0), size - 1) * step])
+            before = source[line + max(place - reach - 1, 0) * step]
+            after = source[line + min(place + reach + 1, size - 1) * step]
+            target[line + place * step] = box_byte(total, uint32(before) + uint32(after), inner, edge)
+    cuda.syncthreads()
+
+
+@cuda.jit(device=True)
+def _blur(source, size, sigma, target):  # type: ignore[no-untyped-def]
+    """Three box passes along rows and three along columns: an even number, so the result is in `source`."""
+    if sigma == 0.0:
+        return
+    weights, pitch = box_weights(sigma), CHANNELS * size
+    for k in range(6):
+        step, across = (CHANNELS, pitch) if k < 3 else (pitch, CHANNELS)
+        if k % 2 == 0:
+            _box(source, size, step, across, weights, target)
+        else:
+            _box(target, size, step, across, weights, source)
+
+
+# -- an image's plan -----------------------------------------------------------------------------------------
+
+
+@cuda.jit(device=True)
+def _run_op(op, argument, source, target, size, fill, bicubic, counts, tables):  # type: ignore[no-untyped-def]
+    """One op on the whole image; returns whether the result is in `target` (else it is in `source`)."""
+    if op == GAUSSIAN_BLUR:
+        _blur(source, size, argument, target)
+        return False
+    if op == EQUALIZE:
+        _equalize_tables(source, counts, tables)
+        _look_up(source, tables, target)
+    elif op == AUTO_CONTRAST:
+        _autocontrast_tables(source, counts, tables)
+        _look_up(source, tables, target)
+    elif op == CONTRAST:
+        _contrast_tables(source, argument, counts, tables)
+        _look_up(source, tables, target)
+    elif op in (INVERT, BRIGHTNESS) or POSTERIZE <= op <= SOLARIZE_ADD:
+        for i in range(_thread(), ENTRIES, _threads()):
+            tables[i] = point_entry(op, i % LEVELS, argument)
+        _look_up(source, tables, target)
+    elif is_affine(op):
+        _transform(source, size, affine_matrix(op, argument, size, size), fill, bicubic, target)
+    elif op in (COLOR, GRAYSCALE):
+        _saturate(source, float32(argument if op == COLOR else 0.0), target)
+    elif op == SHARPNESS:
+        _sharpen(source, size, float32(argument), target)
+    cuda.syncthreads()
+    return True
+
+
+@cuda.jit(device=True)
+def _run_ops(row, begin, end, image, other, size, fill, counts, tables):  # type: ignore[no-untyped-def]
+    """Ops begin..end-1 of the row; returns whether the result is in `other` (else it is in `image`)."""
+    swapped, bicubic = False, row.bicubic != 0
+    for k in range(begin, end):
+        op = row.op[k]
+        if op != IDENTITY:
+            source, target = (other, image) if swapped else (image, other)
+            moved = _run_op(op, row.argument[k], source, target, size, fill, bicubic, counts, tables)
+            swapped = swapped != moved
+    return swapped
+
+
+@cuda.jit(device=True)
+def _has_chains(row):  # type: ignore[no-untyped-def]
+    total = float32(0.0)
+    for chain in range(MAX_CHAINS):
+        total += row.chain_weights[chain]
+    return total > 0
+
+
+@cuda.jit(device=True)
+def _run_chains(row, buffers, b, mixing, mixed, size, fill, counts, tables):  # type: ignore[no-untyped-def]
+    """All ops of the row on buffers[0, b], or AugMix's chains on copies of it; returns where the result is.
+
+    Of AugMix, `mixed` gets the float32 sum of the weighted chains.
+    """
+    spare = 1 if mixing else 0
+    image, first, second = buffers[0, b], buffers[spare, b], buffers[spare + 1, b]
+    swapped = False
+    if mixing:
+        for i in range(_thread(), image.size, _threads()):
+            mixed[i] = float32(0.0)
+    for chain in range(MAX_CHAINS if mixing else 1):
+        weight = row.chain_weights[chain]
+        if mixing and weight == 0:
+            continue
+        if mixing:
+            for i in range(_thread(), image.size, _threads()):
+                first[i] = image[i]
+            cuda.syncthreads()
+        begin, length = chain * CHAIN_DEPTH, CHAIN_DEPTH if mixing else MAX_OPS
+        swapped = _run_ops(row, begin, begin + length, first, second, size, fill, counts, tables)
+        if mixing:
+            last = second if swapped else first
+            for i in range(_thread(), image.size, _threads()):
+                mixed[i] += weight * float32(last[i])
+            cuda.syncthreads()
+    return swapped
+
+
+@cuda.jit(device=True)
+def _blend_mixture(image, mixed, weight):  # type: ignore[no-untyped-def]
+    """AugMix's last step: the sum of the chains, truncated to bytes, blended into the image."""
+    for i in range(_thread(), image.size, _threads()):
+        image[i] = blend(image[i], uint8(int32(min(mixed[i], float32(255.0)))), weight)
+    cuda.syncthreads()
+
+
+@cuda.jit(device=True)
+def _box_over(row, y, x):  # type: ignore[no-untyped-def]
+    """The last erase box over an output pixel, or -1."""
+    for k in range(MAX_ERASE):
+        box = MAX_ERASE - 1 - k
+        top, left = row.erase[box, 0], row.erase[box, 1]
+        if top <= y < top + row.erase[box, 2] and left <= x < left + row.erase[box, 3]:
+            return box
+    return -1
+
+
+@cuda.jit(device=True)
+def _finish(row, image, size, normalised, dtype, out):  # type: ignore[no-untyped-def]
+    """out (flat) = the normalised image, its boxes erased."""
+    for y in range(cuda.threadIdx.y, size, cuda.blockDim.y):
+        for x in range(cuda.threadIdx.x, size, cuda.blockDim.x):
+            pixel, box = y * size + x, _box_over(row, y, x)
+            if box >= 0:
+                erase_pixel(row.noise_key, row.erase_mode, box, pixel, out, dtype)
+            else:
+                for c in range(CHANNELS):
+                    i = CHANNELS * pixel + c
+                    out[i] = normalised[c * LEVELS + int32(image[i])]
+
+
+def ops_kernel(plan, size, buffers, mixed, fill, normalised, dtype, out):  # type: ignore[no-untyped-def]
+    """out[b] = row b's ops on buffers[0, b], normalised and erased. One block an image.
+
+    buffers: (2, or 3 for AugMix, B, size*size*3) uint8. mixed: (B, size*size*3) float32 for AugMix, else (1, 1).
+    fill: (3,) uint8. normalised: (768,) and out: (B, size*size*3) in the storage of dtype (erase.DTYPES).
+    """
+    counts = cuda.shared.array(COUNTS, int32)
+    tables = cuda.shared.array(ENTRIES, uint8)
+    b, row = cuda.blockIdx.x, plan[cuda.blockIdx.x]
+    mixing = mixed.shape[1] == out.shape[1] and _has_chains(row)
+    mixture = mixed[b if mixing else 0]
+    swapped = _run_chains(row, buffers, b, mixing, mixture, size, fill, counts, tables)
+    if mixing:
+        _blend_mixture(buffers[0, b], mixture, row.blend)
+    _finish(row, buffers[1 if swapped and not mixing else 0, b], size, normalised, dtype, out[b])

@@ -1,0 +1,171 @@
+"""First kernel: antialiased resize of ragged regions, straight from the packed buffer to square images.
+
+Both passes of Pillow's resize in one launch. A block makes a tile of one image: the weights of its pixels,
+then 16 source lines at a time through the first pass into shared memory and on into the sums of the second.
+Integer sums do not mind the order, so the result is Pillow's to the bit, and shared memory does not grow with
+the crop. The first pass goes along the rows or, where Pillow 13 goes the other way, the columns: *inner* is
+its axis (0: y, 1: x), *outer* the other one, and a source line runs along the inner axis.
+"""
+
+from numba import cuda, int32, uint8
+
+from fastft.augment.geometry import source_region
+from fastft.augment.resize import (
+    PRECISION_BITS,
+    ROUND,
+    pixel_taps,
+    reflect,
+    tap_pitch,
+    vertical_first,
+    weighted_byte,
+)
+
+CHANNELS = 3
+INNER = OUTER = 32  # most pixels of a tile along either axis
+ROW = CHANNELS * INNER
+LINES = 16  # source lines per round
+WEIGHTS = 1184  # of a tile's pixels along one axis: the taps of 65,535 pixels, a JPEG's most, made 224
+MAX_SHRINK = (WEIGHTS - 1) // 4 - 1
+RESIZE_THREADS = (ROW, 4)
+
+# What one thread works out for its block. In shared memory: in registers it would halve the occupancy.
+AXIS, ALONG, ACROSS, REGION_Y, REGION_X, INNER_PITCH, OUTER_PITCH, WIDE, DEEP = range(9)  # of the image
+INNER_BEGIN, OUTER_BEGIN, PIXELS, ROWS, LINE_BEGIN, LINE_END = range(9, 15)  # of the tile
+NOTES = 15
+
+
+@cuda.jit(device=True)
+def _take_notes(row, size, notes):  # type: ignore[no-untyped-def]
+    """Order of the passes, byte steps along and across source lines, tap pitches, and the size of a tile."""
+    y, x, _, width = source_region(row, size)
+    down_first = vertical_first(row.crop[2], row.crop[3], row.resize[0], row.resize[1])
+    inner = 0 if down_first else 1
+    stride, bicubic = CHANNELS * width, row.bicubic != 0
+    notes[AXIS], notes[REGION_Y], notes[REGION_X] = inner, y, x
+    notes[ALONG], notes[ACROSS] = (stride, CHANNELS) if down_first else (CHANNELS, stride)
+    notes[INNER_PITCH] = tap_pitch(row.crop[2 + inner], row.resize[inner], bicubic)
+    notes[OUTER_PITCH] = tap_pitch(row.crop[3 - inner], row.resize[1 - inner], bicubic)
+    notes[WIDE] = min(cuda.blockDim.x // CHANNELS, WEIGHTS // notes[INNER_PITCH])
+    notes[DEEP] = min(OUTER, WEIGHTS // notes[OUTER_PITCH])
+
+
+@cuda.jit(device=True)
+def _take_tile(tile, size, notes):  # type: ignore[no-untyped-def]
+    """Where tile number `tile` begins along both axes, and how many pixels it has."""
+    tiles = (size + notes[WIDE] - 1) // notes[WIDE]
+    notes[INNER_BEGIN], notes[OUTER_BEGIN] = tile % tiles * notes[WIDE], tile // tiles * notes[DEEP]
+    notes[PIXELS] = min(notes[WIDE], size - notes[INNER_BEGIN])
+    notes[ROWS] = min(notes[DEEP], size - notes[OUTER_BEGIN])
+
+
+@cuda.jit(device=True)
+def _prepare_taps(row, notes, taps):  # type: ignore[no-untyped-def]
+    """Taps of the tile's pixels along both axes; first source pixels count from the region's edge."""
+    first, count, weights = taps
+    thread = cuda.threadIdx.x + cuda.threadIdx.y * cuda.blockDim.x
+    for k in range(thread, 2 * INNER, cuda.blockDim.x * cuda.blockDim.y):
+        side, p = k // INNER, k % INNER
+        if p < notes[PIXELS + side]:
+            axis = notes[AXIS] if side == 0 else 1 - notes[AXIS]
+            crop, resized = row.crop[2 + axis], row.resize[axis]
+            i = reflect(row.window[axis] + notes[INNER_BEGIN + side] + p, resized)
+            at = p * notes[INNER_PITCH + side]
+            source, number = pixel_taps(i, crop, resized, row.bicubic != 0, weights[side], at)
+            first[side, p] = source - (notes[REGION_Y + axis] - row.crop[axis])
+            count[side, p] = number
+
+
+@cuda.jit(device=True)
+def _note_lines(taps, notes):  # type: ignore[no-untyped-def]
+    """The source lines under the tile's outer filters."""
+    first, count, _ = taps
+    begin, end = first[1, 0], first[1, 0] + count[1, 0]
+    for k in range(1, notes[ROWS]):
+        begin, end = min(begin, first[1, k]), max(end, first[1, k] + count[1, k])
+    notes[LINE_BEGIN], notes[LINE_END] = begin, end
+
+
+@cuda.jit(device=True)
+def _first_pass(packed, base, line, lines, notes, taps, middle):  # type: ignore[no-untyped-def]
+    """middle[l, x] = byte x of the tile in source line `line + l`, weighted along the inner axis."""
+    first, count, weights = taps
+    x, along = cuda.threadIdx.x, notes[ALONG]
+    if x < CHANNELS * notes[PIXELS]:
+        i, channel = x // CHANNELS, x % CHANNELS
+        start = base + first[0, i] * along + channel
+        for k in range(cuda.threadIdx.y, lines, cuda.blockDim.y):
+            at = start + (line + k) * notes[ACROSS]
+            number, weight = count[0, i], i * notes[INNER_PITCH]
+            middle[k, x] = weighted_byte(packed, at, along, number, weights[0], weight)
+
+
+@cuda.jit(device=True)
+def _second_pass(middle, line, lines, notes, taps, sums):  # type: ignore[no-untyped-def]
+    """Adds the lines' share to the sums of every outer pixel whose filter they lie under."""
+    first, count, weights = taps
+    x = cuda.threadIdx.x
+    if x < CHANNELS * notes[PIXELS]:
+        for o in range(cuda.threadIdx.y, notes[ROWS], cuda.blockDim.y):
+            begin, end = max(first[1, o], line), min(first[1, o] + count[1, o], line + lines)
+            at = o * notes[OUTER_PITCH] - first[1, o]
+            total = sums[o, x]
+            for k in range(begin, end):
+                total += int32(middle[k - line, x]) * weights[1, at + k]
+            sums[o, x] = total
+
+
+@cuda.jit(device=True)
+def _store_tile(sums, row, size, notes, image):  # type: ignore[no-untyped-def]
+    """Clipped bytes of the tile into the image (flat), mirrored if asked."""
+    x = cuda.threadIdx.x
+    if x < CHANNELS * notes[PIXELS]:
+        i, channel = notes[INNER_BEGIN] + x // CHANNELS, x % CHANNELS
+        for k in range(cuda.threadIdx.y, notes[ROWS], cuda.blockDim.y):
+            o = notes[OUTER_BEGIN] + k
+            line, column = (i, o) if notes[AXIS] == 0 else (o, i)
+            column = size - 1 - column if row.flip else column
+            byte = uint8(min(max(sums[k, x] >> PRECISION_BITS, 0), 255))
+            image[(line * size + column) * CHANNELS + channel] = byte
+
+
+def resize_kernel(packed, offsets, plan, size, images):  # type: ignore[no-untyped-def]
+    """images[b] = the resized, windowed, mirrored region of row b. Blocks: x over tiles, y over images.
+
+    packed: uint8, region b (geometry.source_region) at offsets[b] (int64). images: (B, size * size * 3) uint8.
+    An image that would shrink by more than MAX_SHRINK is left as it is.
+    """
+    notes = cuda.shared.array(NOTES, int32)
+    first = cuda.shared.array((2, INNER), int32)  # of inner and outer pixels
+    count = cuda.shared.array((2, INNER), int32)
+    weights = cuda.shared.array((2, WEIGHTS), int32)
+    middle = cuda.shared.array((LINES, ROW), uint8)
+    sums = cuda.shared.array((OUTER, ROW), int32)
+    taps = (first, count, weights)
+
+    b = cuda.blockIdx.y
+    leader = cuda.threadIdx.x == 0 and cuda.threadIdx.y == 0
+    if leader:
+        _take_notes(plan[b], size, notes)
+    cuda.syncthreads()
+    if notes[WIDE] == 0 or notes[DEEP] == 0:
+        return
+    tiles = (size + notes[WIDE] - 1) // notes[WIDE] * ((size + notes[DEEP] - 1) // notes[DEEP])
+    for tile in range(cuda.blockIdx.x, tiles, cuda.gridDim.x):
+        if leader:
+            _take_tile(tile, size, notes)
+        cuda.syncthreads()
+        _prepare_taps(plan[b], notes, taps)
+        for k in range(cuda.threadIdx.y, OUTER, cuda.blockDim.y):
+            sums[k, cuda.threadIdx.x] = ROUND
+        cuda.syncthreads()
+        if leader:
+            _note_lines(taps, notes)
+        cuda.syncthreads()
+        for line in range(notes[LINE_BEGIN], notes[LINE_END], LINES):
+            lines = min(LINES, notes[LINE_END] - line)
+            _first_pass(packed, offsets[b], line, lines, notes, taps, middle)
+            cuda.syncthreads()
+            _second_pass(middle, line, lines, notes, taps, sums)
+            cuda.syncthreads()
+        _store_tile(sums, plan[b], size, notes, images[b])
+        cuda.syncthreads()
