@@ -13,6 +13,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 MAX_POINTS = 480  # per line; more would be closer together than pixels
+FEW_POINTS = 16  # these get a dot each, and are never cut off
 TICK_STEPS = (1, 2, 2.5, 5, 10)
 
 
@@ -116,7 +117,7 @@ def nice_step(rough: float) -> float:
 def tick_label(value: float, step: float) -> str:
     if value == 0:
         return "0"
-    if abs(value) < 1e-3 or step < 1e-5:
+    if step < 1e-3:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
@@ -130,9 +131,10 @@ def _y_range(chart: Chart, series: Sequence[Series]) -> tuple[float, float]:
     bounds = [v for s in series for values in (s.y, s.low or (), s.high or ()) for v in values]
     low, high = min(bounds), max(bounds)
     middle = sorted(bounds)[len(bounds) // 2]
-    if chart.focus == "top":
+    long = max(len(s.x) for s in series) > FEW_POINTS  # of a short curve every point counts
+    if long and chart.focus == "top":
         low = max(low, middle - 4 * (high - middle))
-    elif chart.focus == "bottom":
+    elif long and chart.focus == "bottom":
         high = min(high, middle + 2 * (middle - low))
     if chart.from_zero:
         low = min(0.0, low)
@@ -242,6 +244,6 @@ def _line(s: Series, c: Canvas) -> Iterator[Markup]:
         yield Markup('<path class="whisker {}" d="M{:.1f} {:.1f}V{:.1f}"/>').format(
             s.style, c.x(x), c.y(low), c.y(high)
         )
-    if len(points) <= 16 and "reference" not in s.style:
+    if len(points) <= FEW_POINTS and "reference" not in s.style:
         for x, y in points:
             yield Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="2.6"/>').format(s.style, x, y)

@@ -31,6 +31,7 @@ def test_ticks_are_round_evenly_spaced_and_inside(low: float, span: float, count
         (2.25, 0.25, "2.25"),
         (4000, 1000, "4,000"),
         (2e-4, 2e-4, "2e-4"),
+        (1e-3, 2e-4, "1e-3"),
         (7.5, 2.5, "7.5"),
     ],
 )
@@ -61,6 +62,11 @@ def test_accuracy_charts_show_the_end_that_matters() -> None:
     top1 = [20.0, 70.0, *(80 + 0.1 * k for k in range(50))]
     page = render_chart(Chart("t", "x", "y", [Series("s", "own", range(52), top1)], "top"))
     assert float(re.search(r"y0&#34;: ([\d.]+)", page)[1]) > 65
+
+
+def test_short_curves_are_shown_whole() -> None:
+    page = render_chart(Chart("t", "x", "y", [Series("s", "own", range(5), [20.0, 79, 80, 81, 82])], "top"))
+    assert float(re.search(r"y0&#34;: ([\d.]+)", page)[1]) <= 20
 
 
 def test_names_cannot_break_out_of_the_page() -> None:
