@@ -19,6 +19,7 @@ _HOMES = {
     "apply_argument": "ops_image",
     "resized_crop": "resize",
     "CpuAugment": "cpu",
+    "CudaAugment": "cuda",
     "Mixer": "mix",
     "describe_policy": "describe",
     "describe_row": "describe",

@@ -44,7 +44,7 @@ CHANNELS = 3
 ENTRIES = CHANNELS * LEVELS
 COUNTS = ENTRIES + CHANNELS
 IDENTITY = OP_ID["Identity"]
-OPS_THREADS = (32, 16)  # x along a row of pixels, y over rows
+OPS_THREADS = (32, 12)  # x along a row of pixels, y over rows; more would not fit the registers of a V100
 PLAIN_BUFFERS, AUGMIX_BUFFERS = 2, 3  # images of global memory per sample
 
 

@@ -1,0 +1,118 @@
+"""The CUDA back end: two launches a batch, from packed bytes on the device to normalised channels-last images.
+
+    augment = CudaAugment(policy, size, torch.float16, device)
+    images = augment(packed, offsets, plan)  # CUDA tensors; (B, 3, size, size), channels last
+
+Runs on torch's current stream, reads and writes torch tensors without copies and waits for nothing. Memory is
+torch's: after the first batches its cache serves every request. The bytes are those of the CPU back end, save
+where the device's sine and cosine end a rotation's matrix in another digit.
+
+Needs numba-cuda (pip install 'fastft[cuda12]'), an NVIDIA GPU of compute capability 7.0 or more, and no
+image side above 254 times `size`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numba import cuda, float32, int64, uint8, uint16
+from torch import Tensor
+
+from beton_tools.errors import UserError
+from fastft.augment.cpu import normalise_table
+from fastft.augment.cuda_compile import PLAN_ARRAY, uncontracted
+from fastft.augment.cuda_ops import AUGMIX_BUFFERS, OPS_THREADS, PLAIN_BUFFERS, ops_kernel
+from fastft.augment.cuda_resize import CHANNELS, INNER, OUTER, RESIZE_THREADS, resize_kernel
+from fastft.augment.erase import DTYPES, FLOAT32
+from fastft.augment.plan import PLAN_DTYPE
+from fastft.augment.policies import AugmentPolicy, AugMix
+
+RESIZE_SIGNATURE = (uint8[::1], int64[::1], PLAN_ARRAY, int64, uint8[:, ::1])
+RESIZE_BOUNDS = (RESIZE_THREADS[0] * RESIZE_THREADS[1], 2)  # threads of a block, blocks an SM shall hold
+OPS_BOUNDS = (OPS_THREADS[0] * OPS_THREADS[1], 1)
+
+
+def ops_signature(dtype: int) -> tuple[Any, ...]:
+    """Types of ``ops_kernel``'s arguments when it writes ``erase.DTYPES[dtype]``."""
+    storage = float32 if dtype == FLOAT32 else uint16
+    shared = (PLAN_ARRAY, int64, uint8[:, :, ::1], float32[:, ::1], uint8[::1])
+    return (*shared, storage[::1], int64, storage[:, ::1])
+
+
+class CudaAugment:
+    """Carries out the plans of one policy on one device. Raises ``UserError`` for an unsupported dtype."""
+
+    def __init__(self, policy: AugmentPolicy, size: int, dtype: torch.dtype, device: torch.device) -> None:
+        name = str(dtype).removeprefix("torch.")
+        if name not in DTYPES:
+            raise UserError(f"augmentation writes {', '.join(DTYPES)}, not {name}")
+        self.size, self.dtype, self.code = size, dtype, DTYPES.index(name)
+        self.device = torch.device(
+            device.type, torch.cuda.current_device() if device.index is None else device.index
+        )
+        self.buffers = AUGMIX_BUFFERS if isinstance(policy.recipe, AugMix) else PLAIN_BUFFERS
+        table = normalise_table(policy.mean, policy.std, self.code)
+        self.storage = table.dtype
+        self.table = torch.from_numpy(table.view(np.uint8)).to(self.device)
+        self.fill = torch.tensor(policy.fill, dtype=torch.uint8, device=self.device)
+        with cuda.gpus[self.device.index], uncontracted():
+            self._resize = compiled(resize_kernel, RESIZE_SIGNATURE, RESIZE_BOUNDS)
+            self._ops = compiled(ops_kernel, ops_signature(self.code), OPS_BOUNDS)
+
+    def __call__(self, packed: Tensor, offsets: Tensor, plan: Tensor) -> Tensor:
+        """Images (B, 3, size, size) of the dtype, channels last.
+
+        packed: uint8; region b (geometry.source_region) begins at offsets[b] (int64). plan: its rows as uint8.
+        """
+        batch = len(plan) // PLAN_DTYPE.itemsize
+        length = CHANNELS * self.size * self.size
+        shape = (batch, length) if self.buffers == AUGMIX_BUFFERS else (1, 1)
+        buffers = torch.empty((self.buffers, batch, length), dtype=torch.uint8, device=self.device)
+        mixed = torch.empty(shape, dtype=torch.float32, device=self.device)
+        out = torch.empty((batch, self.size, self.size, CHANNELS), dtype=self.dtype, device=self.device)
+        with cuda.gpus[self.device.index]:
+            stream = cuda.external_stream(torch.cuda.current_stream(self.device).cuda_stream)
+            rows = device_array(plan, PLAN_DTYPE, (batch,))
+            images = device_array(buffers, np.uint8, buffers.shape)
+            tiles = -(-self.size // INNER) * -(-self.size // OUTER)
+            self._resize[(tiles, batch), RESIZE_THREADS, stream](
+                device_array(packed, np.uint8, packed.shape),
+                device_array(offsets, np.int64, offsets.shape),
+                rows,
+                self.size,
+                device_array(buffers, np.uint8, (batch, length)),
+            )
+            self._ops[batch, OPS_THREADS, stream](
+                rows,
+                self.size,
+                images,
+                device_array(mixed, np.float32, shape),
+                device_array(self.fill, np.uint8, (3,)),
+                device_array(self.table, self.storage, (len(self.table) // self.storage.itemsize,)),
+                self.code,
+                device_array(out, self.storage, (batch, length)),
+            )
+        return out.permute(0, 3, 1, 2)
+
+
+def compiled(kernel: Callable[..., None], signature: tuple[Any, ...], bounds: tuple[int, int]) -> Any:
+    """The kernel, compiled for the current device: other argument types are then an error, not a compilation.
+
+    Without link-time optimisation, which would fuse the operations that ``uncontracted`` keeps apart.
+    """
+    dispatcher: Any = cuda.jit(kernel, lto=False, launch_bounds=bounds)
+    dispatcher.compile(signature)
+    dispatcher.disable_compile()
+    return dispatcher
+
+
+def device_array(tensor: Tensor, dtype: Any, shape: tuple[int, ...]) -> Any:
+    """The beginning of a contiguous CUDA tensor's memory as a Numba array; nothing is copied or waited for."""
+    dtype = np.dtype(dtype)
+    nbytes = dtype.itemsize * int(np.prod(shape))
+    description = {"shape": (nbytes,), "typestr": "|u1", "data": (tensor.data_ptr(), False), "version": 3}
+    flat = cuda.from_cuda_array_interface(description, owner=tensor).view(dtype)
+    return flat.reshape(shape)

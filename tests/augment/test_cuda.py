@@ -1,0 +1,183 @@
+"""The CUDA back end: compiles for every supported architecture without a GPU, and on one equals the CPU's."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numba import cuda, float32
+from numba.np.numpy_support import from_dtype
+
+from fastft.augment import CpuAugment, draw_plan, parse_policy, source_regions
+from fastft.augment.erase import BFLOAT16, FLOAT16, FLOAT32
+from fastft.augment.plan import PLAN_DTYPE
+
+pytest.importorskip("numba.cuda.cudadrv.nvvm")
+from fastft.augment import cuda as backend
+from fastft.augment.cuda_compile import compile_to_ptx
+
+V100, A100, H100 = (7, 0), (8, 0), (9, 0)
+SIZE = 32
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+# -- without a GPU -------------------------------------------------------------------------------------------
+
+
+def ptxas_path() -> str | None:
+    """The assembler of the nvidia-cuda-nvcc-cu12 wheel, or of an installed toolkit."""
+    wheel = importlib.util.find_spec("nvidia.cuda_nvcc")
+    places = [Path(p) / "bin" for p in wheel.submodule_search_locations or []] if wheel else []
+    return shutil.which("ptxas", path=str(places[0])) if places else shutil.which("ptxas")
+
+
+def assert_compiles(
+    kernel: Any, signature: tuple[Any, ...], bounds: tuple[int, int], arch: tuple[int, int], tmp_path: Path
+) -> str:
+    """PTX, which the assembler takes without spilling a register."""
+    ptx = compile_to_ptx(kernel, signature, bounds, arch)
+    ptxas = ptxas_path()
+    if ptxas is None:
+        pytest.skip("no ptxas: pip install nvidia-cuda-nvcc-cu12")
+    source = tmp_path / "kernel.ptx"
+    source.write_text(ptx)
+    command = [ptxas, "-v", f"-arch=sm_{arch[0]}{arch[1]}", str(source), "-o", str(tmp_path / "kernel.cubin")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    spills = re.findall(r"(\d+) bytes spill", done.stderr)
+    assert spills and set(spills) == {"0"}, done.stderr
+    return ptx
+
+
+FAST, SLOW = (V100,), (A100, H100)
+ARCHITECTURES = [*FAST, *(pytest.param(arch, marks=pytest.mark.slow) for arch in SLOW)]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_resize_kernel_compiles_without_spills(arch: tuple[int, int], tmp_path: Path) -> None:
+    resize = backend.resize_kernel, backend.RESIZE_SIGNATURE, backend.RESIZE_BOUNDS
+    assert "fma.rn" not in assert_compiles(*resize, arch, tmp_path)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_ops_kernel_compiles_without_spills(arch: tuple[int, int], tmp_path: Path) -> None:
+    ops = backend.ops_kernel, backend.ops_signature(FLOAT16), backend.OPS_BOUNDS
+    assert "fma.rn.f32" not in assert_compiles(*ops, arch, tmp_path)  # of .f64, the library's sine has some
+
+
+def multiply_and_add(values: Any, out: Any) -> None:
+    out[0] = values[0] * values[1] + values[2]
+
+
+def test_products_and_sums_are_rounded_apart_as_on_the_cpu() -> None:
+    signature = (float32[::1], float32[::1])
+    fused, _ = cuda.compile_ptx(multiply_and_add, signature, cc=V100)
+    assert "fma.rn.f32" in fused
+    assert "fma.rn.f32" not in compile_to_ptx(multiply_and_add, signature, (32, 1), V100)
+
+
+@pytest.mark.slow
+def test_the_ops_kernel_compiles_for_float32_output(tmp_path: Path) -> None:
+    assert_compiles(backend.ops_kernel, backend.ops_signature(FLOAT32), backend.OPS_BOUNDS, A100, tmp_path)
+
+
+class RecordedKernel:
+    """Stands for a compiled kernel: notes the launch and checks the arguments against the compiled signature."""
+
+    def __init__(self, signature: tuple[Any, ...], launches: list[Any]) -> None:
+        self.signature, self.launches = signature, launches
+
+    def __getitem__(self, configuration: Any) -> Any:
+        def launch(*arguments: Any) -> None:
+            for argument, type_ in zip(arguments, self.signature, strict=True):
+                if isinstance(argument, tuple):
+                    dtype, shape = argument
+                    assert type_.dtype == from_dtype(dtype) and type_.ndim == len(shape)
+                else:
+                    assert isinstance(argument, int)
+            self.launches.append(configuration)
+
+        return launch
+
+
+@pytest.mark.parametrize("augment", ["rand-m9-mstd0.5-inc1", "augmix"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_batch_is_two_launches_of_the_compiled_types(
+    augment: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launches: list[Any] = []
+
+    class Gpus:
+        def __getitem__(self, index: int) -> Any:
+            return pytest.MonkeyPatch().context()
+
+    monkeypatch.setattr(backend, "cuda", SimpleNamespace(gpus=Gpus(), external_stream=lambda number: number))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(
+        backend, "compiled", lambda kernel, signature, bounds: RecordedKernel(signature, launches)
+    )
+    monkeypatch.setattr(backend, "device_array", lambda tensor, dtype, shape: (np.dtype(dtype), shape))
+    run = backend.CudaAugment(parse_policy(augment), SIZE, dtype, torch.device("cpu"))
+    plan = torch.zeros(5 * PLAN_DTYPE.itemsize, dtype=torch.uint8)
+    images = run(torch.zeros(9, dtype=torch.uint8), torch.zeros(6, dtype=torch.int64), plan)
+    assert images.shape == (5, 3, SIZE, SIZE) and images.dtype == dtype
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert [(grid, stream) for grid, _, stream in launches] == [((1, 5), 7), (5, 7)]
+
+
+# -- with one ------------------------------------------------------------------------------------------------
+
+
+@needs_gpu
+@pytest.mark.parametrize("augment", ["rand-m9-n3-p0.8-mstd0.5-inc1", "3aug", "augmix"])
+@pytest.mark.parametrize(
+    ("dtype", "code"), [(torch.float32, FLOAT32), (torch.float16, FLOAT16), (torch.bfloat16, BFLOAT16)]
+)
+def test_on_a_gpu_random_plans_give_the_bytes_of_the_cpu(augment: str, dtype: torch.dtype, code: int) -> None:
+    """Rotations apart, whose matrix may end in another digit: there one level, in few pixels."""
+    size, count = 224, 64
+    generator = np.random.default_rng(0)
+    heights, widths = generator.integers(100, 600, (2, count))
+    policy = parse_policy(augment, erase_count=2)
+    plan = draw_plan(
+        policy, seed=1, epoch=0, sample_ids=np.arange(count), heights=heights, widths=widths, size=size
+    )
+    lengths = source_regions(plan, size)[:, 2:].astype(np.int64).prod(1) * 3
+    offsets = np.cumsum([0, *lengths])
+    packed = np.convolve(generator.integers(0, 256, offsets[-1] + 8), np.ones(9) / 9, "valid").astype(
+        np.uint8
+    )
+    device = torch.device("cuda")
+    run = backend.CudaAugment(policy, size, dtype, device)
+    plan_bytes = torch.from_numpy(plan.view(np.uint8)).to(device)
+    images = run(torch.from_numpy(packed).to(device), torch.from_numpy(offsets).to(device), plan_bytes)
+    expected = CpuAugment(policy, size, str(dtype).removeprefix("torch."))(packed, offsets[:-1], plan)
+    theirs = torch.from_numpy(expected).view(dtype).float()
+    ours = images.permute(0, 2, 3, 1).cpu().float()
+    rotated = torch.from_numpy((plan["op"] == 4).any(1))
+    assert torch.equal(ours[~rotated], theirs[~rotated])
+    assert (ours != theirs).float().mean() < 1e-4
+
+
+@needs_gpu
+def test_on_a_gpu_a_batch_allocates_nothing_after_the_first() -> None:
+    policy, device = parse_policy("none"), torch.device("cuda")
+    plan = draw_plan(policy, seed=1, epoch=0, sample_ids=[0], heights=[64], widths=[64], size=SIZE)
+    run = backend.CudaAugment(policy, SIZE, torch.float16, device)
+    arguments = (
+        torch.zeros(64 * 64 * 3, dtype=torch.uint8, device=device),
+        torch.zeros(2, dtype=torch.int64, device=device),
+        torch.from_numpy(plan.view(np.uint8)).to(device),
+    )
+    run(*arguments)
+    reserved = torch.cuda.memory_reserved(device)
+    for _ in range(5):
+        run(*arguments)
+    assert torch.cuda.memory_reserved(device) == reserved
