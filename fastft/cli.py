@@ -321,6 +321,8 @@ def _run_eval(args: argparse.Namespace) -> int:
     from fastft.train.inference import evaluate_checkpoint
 
     scores = evaluate_checkpoint(args.checkpoint, args.data, args.device)
+    if os.environ.get("RANK", "0") != "0":  # all processes have the sums of all
+        return 0
     if args.json:
         print(json.dumps(scores))
     else:

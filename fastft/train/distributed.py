@@ -1,6 +1,7 @@
 """One process or many: what `torchrun` (or Slurm through it) says, and the few collectives that training needs."""
 
 import os
+import re
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
@@ -123,3 +124,9 @@ def find_world(device: str, timeout_minutes: float | None = None) -> World:
         )
     torch.cuda.set_device(local_rank)
     return World(rank, size, local_rank, torch.device("cuda", local_rank), timeout)
+
+
+def first_sentence(error: RuntimeError) -> str:
+    """Of a back end's message, without the place in its source and the advice that follows."""
+    text = " ".join(str(error).split())
+    return re.sub(r"^\[[^]]*\] ", "", text).split(". This is", 1)[0].split(". Exception", 1)[0]

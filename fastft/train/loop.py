@@ -29,7 +29,7 @@ from fastft.train.checkpoint import (
     step_checkpoints,
     write_checkpoint,
 )
-from fastft.train.distributed import World, find_world
+from fastft.train.distributed import World, find_world, first_sentence
 from fastft.train.evaluate import evaluate
 from fastft.train.log import Interval, RunLog
 from fastft.train.machine import describe, peak_memory
@@ -72,8 +72,9 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
             raise
         found = step_checkpoints(run_folder(recipe) / "checkpoints")
         after = f"continues after {found[-1].name}" if found else "starts anew: there is no checkpoint yet"
-        reason = " ".join(str(error).split())
-        raise PeerLost(f"lost touch with another process ({reason}); the same command {after}") from None
+        raise PeerLost(
+            f"lost touch with another process ({first_sentence(error)}); the same command {after}"
+        ) from None
 
 
 def _set_up(recipe: Recipe, world: World, guard: PreemptionGuard, console: Console) -> "Trainer":

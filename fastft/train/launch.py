@@ -1,0 +1,61 @@
+"""torchrun whose exit code says what the training's did: 2 bad input, 75 try again, and without its tracebacks.
+
+    python -m fastft.train.launch --nproc-per-node 8 train RECIPE ...
+
+takes torchrun's options, then `fastft`'s command line. torchrun itself ends with 1 whatever its processes ended with.
+SIGUSR1 is passed on to the processes, which checkpoint in their own time; at SIGTERM torchrun gives them 30 seconds.
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import get_args_parser, run
+
+from fastft.train.preempt import EXIT_REQUEUE
+
+PROGRAM = "fastft.cli"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `fastft` in every process; returns the exit code that says most: 75, then 2, then 1."""
+    options, command = split_command(sys.argv[1:] if argv is None else argv)
+    args = get_args_parser().parse_args([*options, "--module", PROGRAM, *command])
+    logging.getLogger("torch.distributed.elastic").setLevel(
+        logging.CRITICAL
+    )  # it repeats what the processes said
+    signal.signal(signal.SIGUSR1, lambda number, frame: _pass_on(number))
+    try:
+        run(args)
+    except ChildFailedError as error:
+        return exit_code({failure.exitcode for failure in error.failures.values()})
+    except SignalException as stop:
+        return 130 if stop.sigval == signal.SIGINT else EXIT_REQUEUE
+    return 0
+
+
+def split_command(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(torchrun's options, `fastft`'s command line, which begins with its first subcommand)."""
+    subcommands = [i for i, word in enumerate(argv) if word in ("train", "eval", "sweep")]
+    if not subcommands:
+        print("fastft launch: no subcommand; end with: train RECIPE ...", file=sys.stderr)
+        raise SystemExit(2)
+    return list(argv[: subcommands[0]]), list(argv[subcommands[0] :])
+
+
+def exit_code(codes: set[int]) -> int:
+    return next((code for code in (EXIT_REQUEUE, 2) if code in codes), 1)
+
+
+def _pass_on(number: int) -> None:
+    for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="utf-8").split():
+        os.kill(int(child), number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

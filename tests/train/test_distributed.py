@@ -1,0 +1,204 @@
+"""One process or many, one host or two: the same training, exact evaluation, and an end that says why."""
+# ruff: noqa: F811 - fixtures come by import
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastft.data import EvalLoader
+from fastft.train.checkpoint import step_checkpoints
+from fastft.train.distributed import World, first_sentence
+from fastft.train.evaluate import evaluate
+from fastft.train.inference import load_trained
+from fastft.train.launch import exit_code
+from fastft.train.precision import Precision
+from fastft.train.preempt import EXIT_REQUEUE
+from tests.train.test_loop import flags, losses, run, tiny, whole  # noqa: F401 - fixtures
+
+MILLIONTH = 2e-6  # sums in another order: fp32 rounding of losses near 0.7
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def launch(
+    *command: str, processes: int = 2, before: tuple[str, ...] = (), options: tuple[str, ...] = (), **env: str
+) -> subprocess.Popen:
+    """`fastft` under torchrun, the processes' output in one pipe each for stdout and stderr."""
+    options = options or ("--master-port", str(free_port()))
+    return subprocess.Popen(
+        [*before, sys.executable, "-m", "fastft.train.launch", "--nproc-per-node", str(processes), *options, *command],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
+    )  # fmt: skip
+
+
+def wait_for_losses(folder: Path, count: int, *processes: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while len(losses(folder)) < count:
+        assert all(p.poll() is None for p in processes) and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def close(got: list[tuple[int, float]], want: list[tuple[int, float]]) -> bool:
+    """The same steps, losses equal to rounding."""
+    return [s for s, _ in got] == [s for s, _ in want] and all(
+        abs(a - b) < MILLIONTH for (_, a), (_, b) in zip(got, want, strict=True)
+    )
+
+
+def test_two_processes_train_as_one_does(tiny, tmp_path: Path) -> None:
+    """With mixup and cutmix, accumulation, and a batch that both cut in their own way."""
+    changes = {"augment__mixup": "0.8", "augment__cutmix": "1.0", "schedule__stop_epoch": "2"}
+    run(tiny, tmp_path / "one", train__micro_batch="8", **changes)
+    command = flags(tiny, tmp_path / "two", train__micro_batch="2", **changes)
+    process = launch("train", "rcp/final_b16.yaml", *command)
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert close(losses(tmp_path / "two"), losses(tmp_path / "one"))
+    one, two = (json.loads((tmp_path / n / "result.json").read_text())["last"]["raw"] for n in ("one", "two"))
+    assert (two["top1"], two["samples"]) == (one["top1"], one["samples"])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_evaluation_counts_every_image_once_at_any_world_size(tiny, whole: Path, world_size: int) -> None:
+    """20 images on 3 processes: 7, 7 and 6; the sums are those of one process."""
+    trained = load_trained(whole, torch.device("cpu"))
+    recipe = trained.recipe
+    hits, samples = 0.0, 0
+    for rank in range(world_size):
+        with EvalLoader(
+            tiny["data.val"], size=32, batch_size=4, mean=recipe.augment.mean, std=recipe.augment.std, rank=rank,
+            world_size=world_size, device="cpu", dtype=torch.float32, workers=1,
+        ) as loader:  # fmt: skip
+            alone = World(0, 1, 0, torch.device("cpu"))
+            (scores,) = evaluate([trained.model], loader, alone, Precision(torch.float32, "cpu"))
+        hits, samples = hits + scores.top1 * scores.samples / 100, samples + scores.samples
+    best = json.loads((whole / "result.json").read_text())["best"]["ema"]
+    assert samples == best["samples"] == 20
+    assert round(hits) == round(best["top1"] * 20 / 100)
+
+
+def test_bad_input_under_torchrun_is_one_line_and_exit_code_2(tiny, tmp_path: Path) -> None:
+    process = launch(
+        "train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "run", data__train="nowhere.beton")
+    )
+    out, said = process.communicate(timeout=200)
+    assert process.returncode == 2
+    assert out == "" and len(said.strip().splitlines()) == 1 and "nowhere.beton" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_try_again_says_most() -> None:
+    assert [exit_code(codes) for codes in ({75, -15}, {2, -15}, {1}, {-9})] == [75, 2, 1, 1]
+
+
+def test_a_back_ends_message_is_cut_to_what_happened() -> None:
+    said = "[/pytorch/third_party/gloo/pair.cc:537] Read error [10.0.0.2]:55496: Connection reset by peer. This is typically"
+    assert first_sentence(RuntimeError(said)) == "Read error [10.0.0.2]:55496: Connection reset by peer"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_eval_command_under_torchrun_prints_the_scores_of_one_process(whole: Path, world_size: int) -> None:
+    process = launch("eval", str(whole), "--json", "--device", "cpu", processes=world_size)
+    out, said = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    best = json.loads((whole / "result.json").read_text())["best"]["ema"]
+    scores = json.loads(out)
+    assert (scores["top1"], scores["samples"]) == (best["top1"], 20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_to_the_launcher_checkpoints_and_asks_to_be_requeued(
+    tiny, tmp_path: Path, number: int
+) -> None:
+    run(tiny, tmp_path / "whole")
+    command = ("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "cut", train__checkpoint_steps="0"))
+    process = launch(*command)
+    wait_for_losses(tmp_path / "cut", 3, process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == EXIT_REQUEUE, said
+    assert said.count("the same command continues") == 1 and step_checkpoints(
+        tmp_path / "cut" / "checkpoints"
+    )
+    assert launch(*command).wait(timeout=200) == 0
+    assert close(losses(tmp_path / "cut"), losses(tmp_path / "whole"))
+
+
+@pytest.fixture
+def two_hosts():
+    """Two network namespaces, joined by a cable: (name, address, interface) of each."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and iproute2")
+    tag = f"ft{os.getpid() % 100000}"
+    hosts = [(f"{tag}{c}", f"10.77.0.{i}", f"v{tag}{c}") for i, c in enumerate("ab", 1)]
+    if ip("netns", "add", hosts[0][0], check=False) != 0:
+        pytest.skip("this machine does not let network namespaces be made")
+    try:
+        ip("netns", "add", hosts[1][0])
+        ip("link", "add", hosts[0][2], "type", "veth", "peer", "name", hosts[1][2])
+        for name, address, interface in hosts:
+            ip("link", "set", interface, "netns", name)
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", interface)
+            ip("-n", name, "link", "set", interface, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield hosts
+    finally:
+        for name, _, _ in hosts:
+            ip("netns", "del", name, check=False)
+
+
+def ip(*arguments: str, check: bool = True) -> int:
+    return subprocess.run(["ip", *arguments], check=check, capture_output=True).returncode
+
+
+@pytest.mark.slow
+def test_a_host_cut_off_ends_the_run_with_a_line_and_the_run_resumes(tiny, tmp_path: Path, two_hosts) -> None:
+    """The cable is pulled in the middle; nobody is told. Both hosts end within the time-out, then train on together."""
+    timeout_seconds, grace_seconds = 12, 60
+    run(tiny, tmp_path / "whole", schedule__epochs="20")
+    command = flags(
+        tiny, tmp_path / "run", schedule__epochs="20", train__timeout_minutes=str(timeout_seconds / 60)
+    )
+
+    def start(port: int) -> list[subprocess.Popen]:
+        (_, main_address, _) = two_hosts[0]
+        return [
+            launch(
+                "train", "rcp/final_b16.yaml", *command, processes=1, before=("ip", "netns", "exec", name),
+                options=(
+                    "--nnodes", "2", "--node-rank", str(rank), "--master-addr", main_address, "--master-port", str(port)
+                ),
+                GLOO_SOCKET_IFNAME=interface,
+            )
+            for rank, (name, _, interface) in enumerate(two_hosts)
+        ]  # fmt: skip
+
+    running = start(29611)
+    wait_for_losses(tmp_path / "run", 7, *running)
+    ip("-n", two_hosts[1][0], "link", "set", two_hosts[1][2], "down")
+    cut = time.monotonic()
+    said = [p.communicate(timeout=timeout_seconds + grace_seconds)[1] for p in running]
+    assert time.monotonic() - cut < timeout_seconds + grace_seconds
+    assert [p.returncode for p in running] == [EXIT_REQUEUE, EXIT_REQUEUE], said
+    assert all("lost touch with another process" in text for text in said), said
+    assert len(losses(tmp_path / "run")) < 6 * 20
+    ip("-n", two_hosts[1][0], "link", "set", two_hosts[1][2], "up")
+    again = start(29612)
+    ends = [p.communicate(timeout=200) for p in again]
+    assert [p.returncode for p in again] == [0, 0], ends
+    assert close(losses(tmp_path / "run"), losses(tmp_path / "whole"))
