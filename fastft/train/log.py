@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from torch.utils.tensorboard import SummaryWriter
 
+from fastft.report.runs import read_metrics
+
 HEADER = f"{'epoch':>6} {'step':>15} {'loss':>8} {'lr':>9} {'img/s':>8} {'wait':>6} {'mfu':>6} {'memory':>8} {'left':>9}"
 
 
@@ -106,19 +108,6 @@ class RunLog:
             self._progress.stop()
             self._file.close()
             self._board.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut short by a crash is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
 
 
 def _drop_after(path: Path, step: int) -> None:

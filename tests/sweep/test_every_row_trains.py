@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from fastft.build import build_model, recipe_arch
 from fastft.config import load_recipe
+from fastft.report.runs import read_metrics
 from fastft.sweep import load_sweep, plan_runs
 from fastft.train.checkpoint import step_checkpoints
-from fastft.train.log import read_metrics
 from fastft.train.loop import train
 from fastft.train.preempt import EXIT_REQUEUE
 

@@ -18,8 +18,8 @@ from beton_tools.convert import convert_folder
 from beton_tools.errors import UserError
 from beton_tools.writer import WriteOptions
 from fastft.config import load_recipe
+from fastft.report.runs import read_metrics
 from fastft.train.checkpoint import step_checkpoints
-from fastft.train.log import read_metrics
 from fastft.train.loop import NonFinite, train
 from fastft.train.preempt import EXIT_REQUEUE
 
