@@ -12,7 +12,7 @@ from fastft.sweep.definition import Sweep
 from fastft.sweep.plot import draw_plot
 from fastft.sweep.results import Outcome, Score
 
-COLUMNS = ("paper", "ours", "difference", "best EMA", "last EMA", "best raw", "last raw")
+COLUMNS = ("paper", "ours", "diff", "best EMA", "last EMA", "best raw", "last raw")
 NOTE = (
     "Top-1 in percent. 'Ours' is the best epoch of the EMA (of the raw model where the paper has no EMA), "
     "picked on the validation images as the paper does. ± is the binomial standard error, @ the epoch from 0."
@@ -84,7 +84,14 @@ def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], left: 
 def _cells(outcome: Outcome) -> list[str]:
     difference = "-" if outcome.difference is None else f"{outcome.difference:+.2f}"
     ours = "failed" if outcome.error else _score(outcome.ours)
-    scores = [_at(f(weights)) for weights in ("ema", "raw") for f in (outcome.best, outcome.last)]
+    scores = []
+    for weights in ("ema", "raw"):
+        best, last = outcome.best(weights), outcome.last(weights)
+        scores += (
+            ["-", "-"]
+            if best is None or last is None
+            else [f"{best.top1:.2f} @{best.epoch}", f"{last.top1:.2f}"]
+        )
     return [as_published(outcome.row.paper), ours, difference, *scores]
 
 
@@ -96,11 +103,7 @@ def as_published(top1: float | None) -> str:
 
 
 def _score(score: Score | None) -> str:
-    return "-" if score is None else f"{score.top1:.2f} ± {score.standard_error:.2f}"
-
-
-def _at(score: Score | None) -> str:
-    return "-" if score is None else f"{score.top1:.2f} @{score.epoch}"
+    return "-" if score is None else f"{score.top1:.2f}±{score.standard_error:.2f}"
 
 
 def _json_row(outcome: Outcome) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Trains what a sweep's rows need; a run that fails is reported and the others go on."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,12 +10,9 @@ from fastft.sweep.definition import Sweep
 from fastft.sweep.plan import Run, plan_runs
 from fastft.sweep.report import print_table, write_report
 from fastft.sweep.results import Outcome, read_result
+from fastft.train.distributed import World, find_world
 from fastft.train.loop import NonFinite, train
 from fastft.train.preempt import Preempted
-
-ALONE = int(os.environ.get("WORLD_SIZE", 1)) == 1
-# under torchrun an error may be one process's own: going on would leave the others waiting for it
-PASSED_OVER: tuple[type[Exception], ...] = (Exception,) if ALONE else (UserError, NonFinite)
 
 
 def run_sweeps(
@@ -33,46 +29,55 @@ def run_sweeps(
     planned = [plan_runs(sweep, overrides, out / "runs") for sweep in sweeps]
     if any(run.recipe.data.val is None for runs in planned for run in runs):
         raise UserError("a sweep compares accuracies, which need validation data; set --data.val=FILE.beton")
-    if int(os.environ.get("RANK", 0)) > 0:
-        console = Console(quiet=True)
-    failures: dict[str, str] = {}
-    results = [
-        _run_sweep(sweep, runs, failures, out / sweep.name, console)
-        for sweep, runs in zip(sweeps, planned, strict=True)
-    ]
+    options = planned[0][0].recipe.train
+    with find_world(options.device, options.timeout_minutes) as world:  # one process group for all trainings
+        runner = _Runner(world, [run for runs in planned for run in runs], console)
+        results = [
+            runner.run(sweep, runs, out / sweep.name) for sweep, runs in zip(sweeps, planned, strict=True)
+        ]
     return [outcome for outcomes in results for outcome in outcomes]
 
 
-def _run_sweep(
-    sweep: Sweep, runs: Sequence[Run], failures: dict[str, str], folder: Path, console: Console
-) -> list[Outcome]:
-    for number, (row, run) in enumerate(zip(sweep.rows, runs, strict=True), 1):
-        if run.key in failures or read_result(run) is not None:
-            continue
-        console.rule(f"{sweep.name}, row {number} of {len(runs)}: {row.name}")
-        _train(run, failures, console)
-        if not console.quiet:
-            write_report(sweep, _outcomes(sweep, runs, failures), folder)
-    outcomes = _outcomes(sweep, runs, failures)
-    if not console.quiet:
-        write_report(sweep, outcomes, folder)
-    print_table(sweep, outcomes, console)
-    console.print(f"written: {folder}/table.md, results.json, plot.png", highlight=False)
-    return outcomes
+class _Runner:
+    """Keeps account of what is to be trained and what has failed."""
 
+    def __init__(self, world: World, runs: Sequence[Run], console: Console):
+        self.is_main = world.is_main
+        self.console = console if world.is_main else Console(quiet=True)
+        # decided before anything is trained: processes that look later may find other files
+        self.waiting = {run.key for run in runs if read_result(run) is None}
+        self.failures: dict[str, str] = {}
+        # an error of one process's own must not be passed over: the others would wait for it in the next training
+        self.passed_over = (Exception,) if world.size == 1 else (UserError, NonFinite)
 
-def _train(run: Run, failures: dict[str, str], console: Console) -> None:
-    try:
-        train(run.recipe, console)
-    except Preempted:
-        raise
-    except PASSED_OVER as error:
-        failures[run.key] = " ".join(str(error).split()) or type(error).__name__
-        console.print(f"failed: {failures[run.key]}", style="red", highlight=False, markup=False)
+    def run(self, sweep: Sweep, runs: Sequence[Run], folder: Path) -> list[Outcome]:
+        for number, (row, run) in enumerate(zip(sweep.rows, runs, strict=True), 1):
+            if run.key in self.waiting:
+                self.waiting.remove(run.key)
+                self.console.rule(f"{sweep.name}, row {number} of {len(runs)}: {row.name}")
+                self._train(run)
+                self._report(sweep, runs, folder)
+        outcomes = self._report(sweep, runs, folder)
+        print_table(sweep, outcomes, self.console)
+        self.console.print(f"written: {folder}/table.md, results.json, plot.png", highlight=False)
+        return outcomes
 
+    def _train(self, run: Run) -> None:
+        try:
+            train(run.recipe, self.console)
+        except Preempted:
+            raise
+        except self.passed_over as error:
+            self.failures[run.key] = " ".join(str(error).split()) or type(error).__name__
+            self.console.print(
+                f"failed: {self.failures[run.key]}", style="red", highlight=False, markup=False
+            )
 
-def _outcomes(sweep: Sweep, runs: Sequence[Run], failures: dict[str, str]) -> list[Outcome]:
-    return [
-        Outcome(row, run, read_result(run) or (), failures.get(run.key))
-        for row, run in zip(sweep.rows, runs, strict=True)
-    ]
+    def _report(self, sweep: Sweep, runs: Sequence[Run], folder: Path) -> list[Outcome]:
+        outcomes = [
+            Outcome(row, run, read_result(run) or (), self.failures.get(run.key))
+            for row, run in zip(sweep.rows, runs, strict=True)
+        ]
+        if self.is_main:
+            write_report(sweep, outcomes, folder)
+        return outcomes
