@@ -113,6 +113,10 @@ def device_array(tensor: Tensor, dtype: Any, shape: tuple[int, ...]) -> Any:
     """The beginning of a contiguous CUDA tensor's memory as a Numba array; nothing is copied or waited for."""
     dtype = np.dtype(dtype)
     nbytes = dtype.itemsize * int(np.prod(shape))
-    description = {"shape": (nbytes,), "typestr": "|u1", "data": (tensor.data_ptr(), False), "version": 3}
-    flat = cuda.from_cuda_array_interface(description, owner=tensor).view(dtype)
-    return flat.reshape(shape)
+    return from_address(tensor.data_ptr(), nbytes, tensor).view(dtype).reshape(shape)
+
+
+def from_address(address: int, nbytes: int, owner: Any) -> Any:
+    """Bytes of device memory as a Numba array; ``owner`` keeps them."""
+    description = {"shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 3}
+    return cuda.from_cuda_array_interface(description, owner=owner)

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numba import cuda, float32
-from numba.np.numpy_support import from_dtype
+from numba import cuda, float32, typeof
 
 from fastft.augment import CpuAugment, draw_plan, parse_policy, source_regions
 from fastft.augment.erase import BFLOAT16, FLOAT16, FLOAT32
 from fastft.augment.plan import PLAN_DTYPE
 
 pytest.importorskip("numba.cuda.cudadrv.nvvm")
+from numba.cuda.cudadrv.devicearray import DeviceNDArray
+
 from fastft.augment import cuda as backend
 from fastft.augment.cuda_compile import compile_to_ptx
 
@@ -96,14 +97,16 @@ class RecordedKernel:
     def __getitem__(self, configuration: Any) -> Any:
         def launch(*arguments: Any) -> None:
             for argument, type_ in zip(arguments, self.signature, strict=True):
-                if isinstance(argument, tuple):
-                    dtype, shape = argument
-                    assert type_.dtype == from_dtype(dtype) and type_.ndim == len(shape)
-                else:
-                    assert isinstance(argument, int)
+                assert typeof(argument) == type_
             self.launches.append(configuration)
 
         return launch
+
+
+def array_nowhere(address: int, nbytes: int, owner: Any) -> DeviceNDArray:
+    """A device array as Numba makes it of an address, without a device."""
+    memory = SimpleNamespace(size=nbytes, device_ctypes_pointer=address)
+    return DeviceNDArray(shape=(nbytes,), strides=(1,), dtype=np.dtype(np.uint8), stream=0, gpu_data=memory)
 
 
 @pytest.mark.parametrize("augment", ["rand-m9-mstd0.5-inc1", "augmix"])
@@ -123,7 +126,7 @@ def test_a_batch_is_two_launches_of_the_compiled_types(
     monkeypatch.setattr(
         backend, "compiled", lambda kernel, signature, bounds: RecordedKernel(signature, launches)
     )
-    monkeypatch.setattr(backend, "device_array", lambda tensor, dtype, shape: (np.dtype(dtype), shape))
+    monkeypatch.setattr(backend, "from_address", array_nowhere)
     run = backend.CudaAugment(parse_policy(augment), SIZE, dtype, torch.device("cpu"))
     plan = torch.zeros(5 * PLAN_DTYPE.itemsize, dtype=torch.uint8)
     images = run(torch.zeros(9, dtype=torch.uint8), torch.zeros(6, dtype=torch.int64), plan)
