@@ -8,7 +8,7 @@ torch's: after the first batches its cache serves every request. The bytes are t
 where the device's sine and cosine end a rotation's matrix in another digit.
 
 Needs numba-cuda (pip install 'fastft[cuda12]'), an NVIDIA GPU of compute capability 7.0 or more, and no
-image side above 254 times `size`.
+image side above 295 times `size`.
 """
 
 from __future__ import annotations
