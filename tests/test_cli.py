@@ -44,6 +44,10 @@ def test_flags_are_frozen() -> None:
     assert flags["train"] == []
     assert flags["explain"] == ["--at-step", "--json"]
     assert flags["preview"] == ["--count", "--data", "--epoch", "--json", "--out"]
+    assert flags["cost"] == ["--cores-per-gpu", "--gpu", "--gpus", "--json", "--measured", "--mfu", "--price"]
+    assert flags["sweep"] == ["--dry-run", "--out"]
+    assert flags["report"] == ["--against", "--gpus", "--mistakes", "--out", "--price"]
+    assert flags["doctor"] == ["--data", "--json"]
     assert flags["eval"] == ["--data", "--device", "--json"]
     assert flags["predict"] == ["--csv", "--device", "--topk"]
     assert flags["demo"] == ["--cache", "--out", "--recipe"]
@@ -99,7 +103,7 @@ def test_the_file_tools_work_without_torch_and_ffcv() -> None:
 
 def test_the_package_imports_downwards_only() -> None:
     """cli -> train -> {data, model, optim, report} -> augment -> beton_tools."""
-    rank = {"beton_tools": 0, "augment": 1, "data": 2, "model": 2, "optim": 2, "report": 3, "train": 4}
+    rank = {"beton_tools": 0, "augment": 1, "data": 2, "model": 2, "optim": 2, "report": 3, "train": 4, "sweep": 5}
     for file in [*Path("fastft").rglob("*.py"), *Path("beton_tools").rglob("*.py")]:
         home = "beton_tools" if file.parts[0] == "beton_tools" else file.parts[1]
         if home not in rank:

@@ -27,6 +27,7 @@ class World:
     device: torch.device
     timeout: timedelta = DEFAULT_TIMEOUT
     _control: dist.ProcessGroup | None = field(default=None, repr=False)
+    _founder: bool = field(default=False, repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -34,7 +35,9 @@ class World:
 
     def __enter__(self) -> "World":
         if self.size > 1:
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=self.timeout)
+            self._founder = not dist.is_initialized()  # else inside a sweep, whose trainings share one group
+            if self._founder:
+                dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=self.timeout)
             # flags travel over gloo on the CPU, so that asking for them never waits for the GPU
             self._control = dist.new_group(backend="gloo", timeout=self.timeout)
         return self
@@ -43,7 +46,7 @@ class World:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # after an error the others may be gone, and an orderly farewell would wait for them
-        if self.size > 1 and dist.is_initialized() and error is None:
+        if self.size > 1 and self._founder and dist.is_initialized() and error is None:
             dist.destroy_process_group()
 
     def wrap(self, model: nn.Module) -> nn.Module:

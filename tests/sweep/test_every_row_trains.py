@@ -74,3 +74,11 @@ def test_a_sweep_stopped_by_a_signal_goes_on_with_the_same_command(
     for run in out.glob("runs/*"):
         steps = [m["step"] for m in read_metrics(run / "metrics.jsonl") if m["kind"] == "train"]
         assert steps == list(range(1, 21))
+
+
+def test_two_processes_share_a_sweep(one_step: Callable[[int], list[str]], tmp_path: Path) -> None:
+    """One process group for all trainings; what is left to train is decided together."""
+    command = [sys.executable, "-m", "fastft.train.launch", "--standalone", "--nproc-per-node", "2"]
+    command += ["sweep", "rcp/tables/15_drop_path/sweep.yaml", "--out", str(tmp_path / "out"), *one_step(12)]
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
+    assert len(list((tmp_path / "out").glob("runs/*/result.json"))) == 3
