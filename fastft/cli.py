@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sweep(commands)
     _add_eval(commands)
     _add_predict(commands)
+    _add_export(commands)
     _add_demo(commands)
     _add_report(commands)
     _add_doctor(commands)
@@ -360,6 +361,40 @@ def _run_predict(args: argparse.Namespace) -> int:
         write_predictions(predictions, args.csv)
     else:
         print_predictions(predictions)
+    return 0
+
+
+# export ---------------------------------------------------------------------------------------------------------------
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    parser = _command(
+        commands,
+        "export",
+        _run_export,
+        "write a checkpoint for another library, checked by loading it there, with a model card",
+        "fastft export runs/final_b16 --format timm --out final_b16_timm",
+    )
+    parser.add_argument(
+        "checkpoint", metavar="CKPT", type=Path, help="a run directory (its best) or a checkpoint in it"
+    )
+    parser.add_argument("--format", required=True, choices=("timm", "open_clip", "safetensors", "onnx"))
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        help="a new folder (timm, open_clip) or a .safetensors or .onnx file",
+    )
+
+
+def _run_export(args: argparse.Namespace) -> int:
+    from fastft.export import export_checkpoint
+
+    done = export_checkpoint(args.checkpoint, args.format, args.out)
+    print(
+        f"{done.path}: loaded again with {args.format}, logits differ by {done.max_difference:.2g} at most "
+        f"(largest logit {done.max_logit:.3g}); model card {done.card}"
+    )
     return 0
 
 

@@ -103,7 +103,16 @@ def test_the_file_tools_work_without_torch_and_ffcv() -> None:
 
 def test_the_package_imports_downwards_only() -> None:
     """cli -> train -> {data, model, optim, report} -> augment -> beton_tools."""
-    rank = {"beton_tools": 0, "augment": 1, "data": 2, "model": 2, "optim": 2, "report": 3, "train": 4, "sweep": 5}
+    rank = {
+        "beton_tools": 0,
+        "augment": 1,
+        "data": 2,
+        "model": 2,
+        "optim": 2,
+        "report": 3,
+        "train": 4,
+        "sweep": 5,
+    }
     for file in [*Path("fastft").rglob("*.py"), *Path("beton_tools").rglob("*.py")]:
         home = "beton_tools" if file.parts[0] == "beton_tools" else file.parts[1]
         if home not in rank:

@@ -88,7 +88,7 @@ def decode_packed(
     """Decode `regions` (B, 4) into `packed[offsets[b] : offsets[b + 1]]`; codes (B,): 0, or the decoder's."""
     ticket = np.zeros(1, np.int64)
     for thread in prange(len(decoders)):
-        b: int = _take_ticket(ticket)  # type: ignore[call-arg]
+        b: int = _take_ticket(ticket)
         while b < len(regions):
             out = packed[offsets[b] : offsets[b + 1]]
             codes[b] = decode_stored(data, stored, b, regions[b], out, scratch[thread], decoders[thread])
@@ -121,7 +121,7 @@ def decode_and_augment(
     """
     ticket = np.zeros(1, np.int64)
     for thread in prange(len(decoders)):
-        b: int = _take_ticket(ticket)  # type: ignore[call-arg]
+        b: int = _take_ticket(ticket)
         while b < len(plan):
             y, x, h, w = regions[b]
             pixels = room.pixels[thread, : CHANNELS * h * w]

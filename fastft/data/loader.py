@@ -68,7 +68,7 @@ class _BetonLoader:
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: give 1 or more")
         self.beton, self.policy, self.output = Beton.open(path), policy, output
-        self.workers = min(workers or default_workers(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+        self.workers = min(workers or default_workers(), numba.config.NUMBA_NUM_THREADS)
         self.class_names = _class_names(self.beton)
         self.num_classes = len(self.class_names)
         self.wait_seconds = 0.0  # that the consumer waited for batches; set it to 0 to count anew

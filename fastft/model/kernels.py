@@ -19,7 +19,7 @@ class _QuickGELU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         scaled = x * QUICK_GELU_SLOPE
         ctx.save_for_backward(scaled)
-        return F.silu(scaled).div_(QUICK_GELU_SLOPE)
+        return _unscaled_silu(scaled)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -29,7 +29,13 @@ class _QuickGELU(torch.autograd.Function):
 
 def quick_gelu(x: Tensor) -> Tensor:
     """x * sigmoid(1.702 x), element-wise, any shape and floating dtype."""
+    if not torch.is_grad_enabled():  # plain operators too, which exporters to other formats know
+        return _unscaled_silu(x * QUICK_GELU_SLOPE)
     return _QuickGELU.apply(x)
+
+
+def _unscaled_silu(scaled: Tensor) -> Tensor:
+    return F.silu(scaled) / QUICK_GELU_SLOPE
 
 
 class _BatchedAttention(torch.autograd.Function):

@@ -37,7 +37,9 @@ class World:
         if self.size > 1:
             self._founder = not dist.is_initialized()  # else inside a sweep, whose trainings share one group
             if self._founder:
-                dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=self.timeout)
+                dist.init_process_group(
+                    "nccl" if self.device.type == "cuda" else "gloo", timeout=self.timeout
+                )
             # flags travel over gloo on the CPU, so that asking for them never waits for the GPU
             self._control = dist.new_group(backend="gloo", timeout=self.timeout)
         return self

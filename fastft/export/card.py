@@ -1,0 +1,119 @@
+"""The model card: what was trained from what, on what, how well, and how to load it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from beton_tools.errors import UserError
+from beton_tools.manifest import Manifest
+from fastft import __version__
+from fastft.config import SECTIONS, Recipe
+from fastft.train.inference import Trained
+from fastft.train.run import headline_top1
+
+FEW_CLASSES = 20  # named in the card; more are in the files
+
+
+def model_card(trained: Trained, format: str, usage: str, max_difference: float) -> str:
+    """Markdown."""
+    recipe = trained.recipe
+    sections = [
+        f"# {recipe.name}\n\n{_summary(trained)}",
+        f"## Load it\n\n```python\n{usage}\n```\n\n"
+        f"Checked when it was written: logits of this {format} export and of the checkpoint `{trained.path.name}` "
+        f"differ by {max_difference:.1e} at most.",
+        f"## Images\n\n{_images(recipe)}",
+        f"## How good it is\n\n{_metrics(trained)}",
+        f"## Data\n\n{_data(recipe)}",
+        f"## Recipe\n\n{_recipe(recipe)}",
+        "## Licence\n\nThe weights derive from pretrained weights and from training images; the licences of both "
+        "apply to what is done with them.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _summary(trained: Trained) -> str:
+    arch, recipe = trained.model.visual.arch, trained.recipe
+    count = sum(p.numel() for p in trained.model.parameters())
+    return (
+        f"Image classifier with {recipe.data.num_classes} classes: a ViT of {arch.layers} blocks, width {arch.width}, "
+        f"patches of {arch.patch_size} px, {count / 1e6:.1f} M parameters ({_plain(recipe.model.arch)}), fine-tuned from "
+        f"`{Path(recipe.model.weights).name}` with fastft {__version__}.{_classes(trained.classes)}"
+    )
+
+
+def _classes(classes: list[str]) -> str:
+    return f" Classes: {', '.join(classes)}." if len(classes) <= FEW_CLASSES else ""
+
+
+def _images(recipe: Recipe) -> str:
+    size, share = recipe.model.image_size, recipe.train.eval_crop_pct
+    mean, std = (
+        ", ".join(f"{v:.6g}" for v in values) for values in (recipe.augment.mean, recipe.augment.std)
+    )
+    return (
+        f"RGB, short side resized to {round(size / share)} px (bicubic, antialiased), central {size} x {size} crop, scaled "
+        f"to 0..1, then normalised with mean ({mean}) and standard deviation ({std})."
+    )
+
+
+def _metrics(trained: Trained) -> str:
+    """Of the run that the checkpoint lies in, else of the checkpoint itself."""
+    result = trained.path.parent.parent / "result.json"
+    try:
+        best = json.loads(result.read_text(encoding="utf-8"))["best"]
+    except (OSError, ValueError, KeyError):
+        best = json.loads((trained.path / "state.json").read_text(encoding="utf-8")).get("evaluation")
+    if not best:
+        return "It was not evaluated."
+    rows = ["| weights | top-1 % | top-5 % | loss | images |", "|---|---|---|---|---|"]
+    for kind, name in (("ema", "EMA"), ("raw", "raw")):
+        if kind in best:
+            s = best[kind]
+            rows.append(
+                f"| {name} | {s['top1']:.3f} | {s['top5']:.3f} | {s['loss']:.4f} | {s['samples']:,} |"
+            )
+    chosen = f"Epoch {best['epoch']} (from 0), the best of the run by its own validation images: {headline_top1(best):.3f} %."
+    return chosen + "\n\n" + "\n".join(rows)
+
+
+def _data(recipe: Recipe) -> str:
+    parts = [_file("Training", recipe.data.train), _file("Validation", recipe.data.val)]
+    return "\n".join(f"- {part}" for part in parts)
+
+
+def _file(role: str, path: str | None) -> str:
+    if path is None:
+        return f"{role}: none"
+    try:
+        manifest = Manifest.of_beton(path)
+    except UserError:
+        manifest = None
+    if manifest is None:
+        return f"{role}: `{Path(path).name}` (its manifest is not at hand)"
+    source = ", ".join(f"{k} {Path(v).name}" for k, v in manifest.source.items())
+    options = ", ".join(f"{k} {v}" for k, v in manifest.options.items() if v is not None)
+    kept = ", ".join(f"{count:,} {kind}" for kind, count in manifest.encodings.items())
+    return (
+        f"{role}: `{Path(path).name}`, {manifest.num_samples:,} images in {manifest.num_classes} classes, fingerprint "
+        f"`{manifest.fingerprint[:16]}`; from {source}; {options}; images: {kept}; skipped: {len(manifest.skipped)}"
+    )
+
+
+def _recipe(recipe: Recipe) -> str:
+    """Every option of what was computed; where the run lived and how it was logged is nobody else's business."""
+    rows = ["| option | value |", "|---|---|"]
+    values = recipe.as_dict()
+    for section in SECTIONS:
+        if section in ("data", "about"):
+            continue
+        for key, value in values[section].items():
+            if section != "train" or key in ("seed", "amp"):
+                rows.append(f"| {section}.{key} | {_plain(value)} |")
+    return "\n".join(rows)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, str) and "/" in value:
+        return Path(value).name
+    return ", ".join(f"{v:.6g}" for v in value) if isinstance(value, tuple) else str(value)

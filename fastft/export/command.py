@@ -1,0 +1,100 @@
+"""Write, load again where it is meant to be loaded, compare logits, and only then give the file its name."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from beton_tools.errors import UserError
+from fastft.export import to_onnx, to_open_clip, to_safetensors, to_timm
+from fastft.export.card import model_card
+from fastft.train.inference import Trained, load_trained
+
+Logits = Callable[[Tensor], Tensor]  # images (B, 3, S, S) to logits (B, K), both float32 on the CPU
+
+CHECK_IMAGES = 3
+TOLERANCE = 1e-4  # of the largest logit: fp32 sums in another order, and a LayerNorm's 1e-6 for 1e-5
+
+
+@dataclass(frozen=True)
+class Format:
+    """`write` makes the file or folder, `load` reads it with the library that it is for."""
+
+    write: Callable[[Trained, Path], None]
+    load: Callable[[Path], Logits]
+    usage: Callable[[Trained, Path], str]  # Python that loads it, for the model card
+    folder: bool
+    suffix: str = ""
+
+
+FORMATS = {
+    "timm": Format(to_timm.write, to_timm.load, to_timm.usage, folder=True),
+    "open_clip": Format(to_open_clip.write, to_open_clip.load, to_open_clip.usage, folder=True),
+    "safetensors": Format(
+        to_safetensors.write, to_safetensors.load, to_safetensors.usage, folder=False, suffix=".safetensors"
+    ),
+    "onnx": Format(to_onnx.write, to_onnx.load, to_onnx.usage, folder=False, suffix=".onnx"),
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """max_difference, max_logit: over all logits of the check's images, in absolute value."""
+
+    path: Path
+    card: Path
+    max_difference: float
+    max_logit: float
+
+
+def export_checkpoint(checkpoint: Path, format: str, out: Path) -> Exported:
+    """Export a checkpoint's model (its EMA, where there is one) and write a model card beside it.
+
+    Raises:
+        UserError: no such checkpoint, a model that the format cannot hold, `out` in the way, or logits that differ.
+    """
+    kind, trained = FORMATS[format], load_trained(checkpoint, torch.device("cpu"))
+    _check_name(out, kind, format)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".partial-{out.name}")
+    _remove(partial)
+    try:
+        kind.write(trained, partial)
+        difference, largest = _compare(trained, kind.load(partial))
+        if not difference <= TOLERANCE * largest:
+            raise UserError(
+                f"{format} gives other logits than the checkpoint (by {difference:.2g} of {largest:.2g}); "
+                "nothing was written, please report this"
+            )
+        card = partial / "README.md" if kind.folder else out.with_name(out.name + ".md")
+        card.write_text(model_card(trained, format, kind.usage(trained, out), difference), encoding="utf-8")
+        partial.rename(out)
+    finally:
+        _remove(partial)
+    return Exported(out, out / "README.md" if kind.folder else card, difference, largest)
+
+
+def _check_name(out: Path, kind: Format, format: str) -> None:
+    if kind.folder and out.exists():
+        raise UserError(f"{out} exists; {format} is written as a folder: remove it, or give another --out")
+    if not kind.folder and (out.suffix != kind.suffix or out.is_dir()):
+        raise UserError(f"--out {out} should be a file whose name ends in {kind.suffix}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@torch.inference_mode()
+def _compare(trained: Trained, exported: Logits) -> tuple[float, float]:
+    """(largest difference, largest logit) over images of normal noise, which excites every channel."""
+    size = trained.recipe.model.image_size
+    images = torch.randn(CHECK_IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
+    want, got = trained.model(images), exported(images)
+    return (want - got).abs().max().item(), want.abs().max().item()

@@ -1,0 +1,51 @@
+"""One ONNX file for any batch size: `images` (B, 3, S, S) float32 to `logits` (B, K)."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from beton_tools.errors import UserError
+from fastft.train.inference import Trained
+
+OPSET = 17  # the first with LayerNormalization
+MISSING = "exporting to ONNX needs onnx and onnxruntime; run: pip install 'fastft[export]'"
+
+
+def write(trained: Trained, path: Path) -> None:
+    try:
+        import onnx  # noqa: F401 - the exporter asks for it late, with a traceback
+    except ImportError:
+        raise UserError(MISSING) from None
+    size = trained.recipe.model.image_size
+    batch = {0: "batch"}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing a fixed shape, and that this exporter is the older one
+        # the newer exporter (dynamo=True) needs another package and gives the same graph's numbers
+        torch.onnx.export(
+            trained.model, (torch.zeros(2, 3, size, size),), str(path), dynamo=False, opset_version=OPSET,
+            input_names=["images"], output_names=["logits"], dynamic_axes={"images": batch, "logits": batch},
+        )  # fmt: skip
+
+
+def load(path: Path) -> Callable[[Tensor], Tensor]:
+    try:
+        import onnxruntime  # type: ignore[import-untyped]
+    except ImportError:
+        raise UserError(MISSING) from None
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def logits(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+    return logits
+
+
+def usage(trained: Trained, path: Path) -> str:
+    return (
+        "import onnxruntime\n\n"
+        f'session = onnxruntime.InferenceSession("{path.name}")\n'
+        '(logits,) = session.run(["logits"], {"images": images})  # float32 (B, 3, S, S)'
+    )

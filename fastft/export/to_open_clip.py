@@ -1,0 +1,85 @@
+"""A folder with open_clip's image tower: logits are its output plus `head.bias`.
+
+open_clip's tower with `pool_type: avg` normalises, averages patch tokens and multiplies by `proj`: the head without its
+bias. Files under these names are also what `model.arch` and `model.weights` of a recipe take: fine-tuning can go on.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from open_clip.model import CLIPVisionCfg, _build_vision_tower  # the only builder that takes a configuration
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from beton_tools.errors import UserError
+from fastft.train.inference import Trained
+
+CONFIG, WEIGHTS, BIAS = "open_clip_config.json", "open_clip_model.safetensors", "head.bias"
+
+
+class TowerWithBias(nn.Module):
+    def __init__(self, tower: nn.Module, bias: Tensor):
+        super().__init__()
+        self.visual, self.bias = tower, bias
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.visual(images) + self.bias
+
+
+def write(trained: Trained, path: Path) -> None:
+    """Raises UserError for a relative position bias, which open_clip has no place for."""
+    ours = trained.model.state_dict()
+    if any(".rel_pos_bias." in name for name in ours):
+        raise UserError("open_clip's tower has no relative position bias; export to safetensors or onnx")
+    state = {name: value for name, value in ours.items() if name.startswith("visual.")}
+    state |= {f"visual.ln_post.{k}": ours[f"fc_norm.{k}"] for k in ("weight", "bias")}
+    state |= {"visual.proj": ours["head.weight"].T, BIAS: ours["head.bias"]}
+    path.mkdir()
+    save_file({k: v.contiguous() for k, v in state.items()}, path / WEIGHTS, {"format": "pt"})
+    (path / CONFIG).write_text(json.dumps(open_clip_config(trained), indent=1), encoding="utf-8")
+
+
+def load(path: Path) -> nn.Module:
+    config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    tower = _build_vision_tower(
+        config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), config["quick_gelu"]
+    )
+    state = load_file(path / WEIGHTS)
+    bias = state.pop(BIAS)
+    tower.load_state_dict({name.removeprefix("visual."): value for name, value in state.items()})
+    return TowerWithBias(tower, bias).eval()
+
+
+def usage(trained: Trained, path: Path) -> str:
+    return (
+        "from pathlib import Path\n\n"
+        "from fastft.export.to_open_clip import load  # builds open_clip's own tower\n\n"
+        f'model = load(Path("{path.name}"))  # the tower plus {BIAS}'
+    )
+
+
+def open_clip_config(trained: Trained) -> dict[str, Any]:
+    """open_clip's model configuration; embed_dim is the number of classes."""
+    recipe, arch = trained.recipe, trained.model.visual.arch
+    vision: dict[str, Any] = {
+        "image_size": arch.image_size,
+        "layers": arch.layers,
+        "width": arch.width,
+        "head_width": arch.width // arch.heads,
+        "patch_size": arch.patch_size,
+        "mlp_ratio": arch.mlp_width / arch.width,
+        "norm_kwargs": {"eps": arch.norm_eps},
+        "pool_type": "avg",
+        "final_ln_after_pool": False,
+    }
+    if not arch.ln_pre:
+        vision["no_ln_pre"] = True
+    if any(".ls_1." in name for name, _ in trained.model.named_parameters()):
+        vision["ls_init_value"] = 1.0  # that there are factors; their values are in the weights
+    return {
+        "embed_dim": recipe.data.num_classes,
+        "quick_gelu": arch.quick_gelu,
+        "vision_cfg": vision,
+        "preprocess_cfg": {"mean": list(recipe.augment.mean), "std": list(recipe.augment.std)},
+    }

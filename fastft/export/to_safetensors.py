@@ -1,0 +1,53 @@
+"""One safetensors file with fastft's own names; its header says how to build the model and how to prepare images."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from fastft.model import Arch, build_classifier
+from fastft.train.inference import Trained
+
+
+def write(trained: Trained, path: Path) -> None:
+    recipe = trained.recipe
+    header = {
+        "arch": asdict(trained.model.visual.arch),
+        "num_classes": recipe.data.num_classes,
+        "layer_scale": recipe.model.layer_scale,
+        "rel_pos_bias": recipe.model.rel_pos_bias,
+        "name": recipe.name,
+        "classes": trained.classes,
+        "images": {
+            "mean": recipe.augment.mean,
+            "std": recipe.augment.std,
+            "crop_pct": recipe.train.eval_crop_pct,
+        },
+    }
+    state = {k: v.contiguous() for k, v in trained.model.state_dict().items()}
+    # safetensors' headers hold texts; "format" is what transformers and timm ask for
+    save_file(state, path, {"format": "pt"} | {key: json.dumps(value) for key, value in header.items()})
+
+
+def load(path: Path) -> torch.nn.Module:
+    with safe_open(path, framework="pt") as file:
+        header = {k: json.loads(v) for k, v in file.metadata().items() if k != "format"}
+    model = build_classifier(
+        Arch(**header["arch"]),
+        header["num_classes"],
+        layer_scale=header["layer_scale"],
+        rel_pos_bias=header["rel_pos_bias"],
+    )
+    model.load_state_dict(load_file(path))
+    return model.eval()
+
+
+def usage(trained: Trained, path: Path) -> str:
+    return (
+        "from pathlib import Path\n\n"
+        "from fastft.export.to_safetensors import load\n\n"
+        f'model = load(Path("{path.name}"))  # images (B, 3, S, S) to logits (B, {trained.recipe.data.num_classes})'
+    )

@@ -1,0 +1,140 @@
+"""A folder that `timm.create_model("local-dir:...", pretrained=True)` loads.
+
+The head normalises every patch token and then averages. timm's CLIP models average first (`fc_norm`); its
+VisionTransformer does as we do with `final_norm=True, fc_norm=False, global_pool="avg"`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from beton_tools.errors import UserError
+from fastft.model import Arch
+from fastft.train.inference import Trained
+
+NAMES = {  # ours -> timm's, within a block
+    "ln_1.weight": "norm1.weight",
+    "ln_1.bias": "norm1.bias",
+    "attn.in_proj_weight": "attn.qkv.weight",
+    "attn.in_proj_bias": "attn.qkv.bias",
+    "attn.out_proj.weight": "attn.proj.weight",
+    "attn.out_proj.bias": "attn.proj.bias",
+    "ls_1.gamma": "ls1.gamma",
+    "ln_2.weight": "norm2.weight",
+    "ln_2.bias": "norm2.bias",
+    "mlp.c_fc.weight": "mlp.fc1.weight",
+    "mlp.c_fc.bias": "mlp.fc1.bias",
+    "mlp.c_proj.weight": "mlp.fc2.weight",
+    "mlp.c_proj.bias": "mlp.fc2.bias",
+    "ls_2.gamma": "ls2.gamma",
+}
+# timm's registered CLIP towers; any other shape is described as a variation of the B/16
+ARCHITECTURES = {
+    (768, 32): "vit_base_patch32",
+    (768, 16): "vit_base_patch16",
+    (1024, 14): "vit_large_patch14",
+}
+CLIP_EPS = 1e-5  # of these towers' LayerNorms; timm's own default is 1e-6
+
+
+def write(trained: Trained, path: Path) -> None:
+    path.mkdir()
+    state = timm_state(trained)
+    save_file({k: v.contiguous() for k, v in state.items()}, path / "model.safetensors", {"format": "pt"})
+    (path / "config.json").write_text(json.dumps(timm_config(trained), indent=1), encoding="utf-8")
+
+
+def load(path: Path) -> nn.Module:
+    return timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+
+
+def usage(trained: Trained, path: Path) -> str:
+    return (
+        "import timm\n\n"
+        f'model = timm.create_model("local-dir:{path.name}", pretrained=True).eval()\n'
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))"
+    )
+
+
+def timm_state(trained: Trained) -> dict[str, Tensor]:
+    """The model's tensors under the names of timm's VisionTransformer.
+
+    Raises:
+        UserError: a relative position bias, which that class has no place for.
+    """
+    ours = trained.model.state_dict()
+    if any(".rel_pos_bias." in name for name in ours):
+        raise UserError(
+            "timm's VisionTransformer has no relative position bias; export to safetensors or onnx"
+        )
+    state = {
+        "cls_token": ours["visual.class_embedding"].view(1, 1, -1),
+        "pos_embed": ours["visual.positional_embedding"].unsqueeze(0),
+        "patch_embed.proj.weight": ours["visual.conv1.weight"],
+    }
+    if trained.model.visual.arch.ln_pre:
+        state |= {f"norm_pre.{k}": ours[f"visual.ln_pre.{k}"] for k in ("weight", "bias")}
+    else:  # timm ties the bias of the patch embedding to this
+        state["patch_embed.proj.bias"] = ours["visual.class_embedding"].new_zeros(
+            trained.model.visual.arch.width
+        )
+    for name, value in ours.items():
+        if name.startswith("visual.transformer.resblocks."):
+            _, _, _, i, part = name.split(".", 4)
+            state[f"blocks.{i}.{NAMES[part]}"] = value
+    for theirs, own in (("norm", "fc_norm"), ("head", "head")):
+        state |= {f"{theirs}.{k}": ours[f"{own}.{k}"] for k in ("weight", "bias")}
+    return state
+
+
+def timm_config(trained: Trained) -> dict[str, Any]:
+    """config.json as on model hubs: how to build the model, and how its images are prepared."""
+    recipe, arch = trained.recipe, trained.model.visual.arch
+    size = [3, arch.image_size, arch.image_size]
+    return {
+        "architecture": _architecture(arch),
+        "num_classes": recipe.data.num_classes,
+        "label_names": trained.classes,
+        "model_args": _model_args(trained, arch),
+        "pretrained_cfg": {
+            "num_classes": recipe.data.num_classes,
+            "input_size": size,
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": recipe.train.eval_crop_pct,
+            "crop_mode": "center",
+            "mean": list(recipe.augment.mean),
+            "std": list(recipe.augment.std),
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+def _architecture(arch: Arch) -> str:
+    base = ARCHITECTURES.get((arch.width, arch.patch_size), "vit_base_patch16")
+    return base + ("_clip_quickgelu_224" if arch.quick_gelu else "_clip_224")
+
+
+def _model_args(trained: Trained, arch: Arch) -> dict[str, Any]:
+    args: dict[str, Any] = {
+        "img_size": arch.image_size,
+        "patch_size": arch.patch_size,
+        "embed_dim": arch.width,
+        "depth": arch.layers,
+        "num_heads": arch.heads,
+        "mlp_ratio": arch.mlp_width / arch.width,
+        "pre_norm": arch.ln_pre,
+        "global_pool": "avg",
+        "final_norm": True,
+        "fc_norm": False,
+    }
+    if any(".ls_1." in name for name, _ in trained.model.named_parameters()):
+        args["init_values"] = 1.0  # that there are factors; their values are in the weights
+    if arch.norm_eps != CLIP_EPS:
+        args["norm_layer"] = "layernorm"  # timm's name for 1e-6
+    return args

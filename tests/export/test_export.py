@@ -1,0 +1,173 @@
+"""What is exported gives the checkpoint's logits in the library that it is for."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from beton_tools.errors import UserError
+from fastft.build import build_model
+from fastft.cli import main
+from fastft.config import load_recipe
+from fastft.export import FORMATS, command, export_checkpoint, to_open_clip
+from fastft.model import build_classifier, load_arch, load_tower_weights
+from fastft.train.checkpoint import write_checkpoint
+from fastft.train.inference import load_trained
+
+OUTS = {"timm": "out", "open_clip": "out", "safetensors": "out.safetensors", "onnx": "out.onnx"}
+CLIP = {"quick_gelu": True}
+DINO = {"no_ln_pre": True, "ls_init_value": 1e-5, "norm_kwargs": {"eps": 1e-6}}
+
+
+def make_checkpoint(folder: Path, vision: dict, **overrides: object) -> Path:
+    """A tiny model whose every tensor is drawn away from its initial value, as a run would leave it."""
+    quick_gelu = vision.pop("quick_gelu", False)
+    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32} | vision
+    config = {"embed_dim": 32, "quick_gelu": quick_gelu, "vision_cfg": vision}
+    (folder / "arch.json").write_text(json.dumps(config))
+    values = {
+        "model.arch": folder / "arch.json", "model.weights": "random", "model.image_size": 32, "data.num_classes": 7,
+        "data.val": "elsewhere/val.beton",
+    }  # fmt: skip
+    values |= {key.replace("__", "."): value for key, value in overrides.items()}
+    recipe = load_recipe("rcp/final_b16.yaml", [f"--{k}={v}" for k, v in values.items()])
+    model = build_model(recipe)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    evaluation = {"epoch": 3, "raw": {"top1": 61.25, "top5": 90.0, "loss": 1.5, "samples": 80}}
+    state = {"name": recipe.name, "recipe": recipe.as_dict(), "evaluation": evaluation}
+    path = folder / "run" / "checkpoints" / "best-0003"
+    write_checkpoint(
+        path, state | {"classes": list("abcdefg"), "steps_per_epoch": 5}, {"model": model.state_dict()}
+    )
+    return path
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("tower", [CLIP, DINO], ids=["clip", "dinov2"])
+def test_the_library_it_is_for_gives_the_same_logits(tmp_path: Path, format: str, tower: dict) -> None:
+    """On images other than those the command checks, and at another batch size."""
+    checkpoint = make_checkpoint(tmp_path, dict(tower))
+    out = tmp_path / OUTS[format]
+    done = export_checkpoint(tmp_path / "run", format, out)
+    images = torch.rand(5, 3, 32, 32) * 4 - 2
+    with torch.no_grad():
+        want = load_trained(checkpoint, torch.device("cpu")).model(images)
+        got = FORMATS[format].load(out)(images)
+    assert want.std() > 0.1
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert done.max_difference < 1e-4 and done.max_logit > 0.1
+    assert not list(tmp_path.glob(".partial*"))
+
+
+def test_added_layer_scale_travels(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, dict(CLIP), model__layer_scale=1.0)
+    for format in ("timm", "open_clip"):
+        assert export_checkpoint(tmp_path / "run", format, tmp_path / format).max_difference < 1e-4
+
+
+def test_relative_position_bias_is_refused_where_there_is_no_place_for_it(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, dict(CLIP), model__rel_pos_bias=True)
+    for format in ("timm", "open_clip"):
+        with pytest.raises(UserError, match="no relative position bias; export to safetensors or onnx"):
+            export_checkpoint(tmp_path / "run", format, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    for format in ("safetensors", "onnx"):
+        assert export_checkpoint(tmp_path / "run", format, tmp_path / OUTS[format]).max_difference < 1e-4
+
+
+def test_an_export_that_gives_other_logits_is_not_left_behind(tmp_path: Path, monkeypatch) -> None:
+    make_checkpoint(tmp_path, dict(CLIP))
+
+    def damaged(path: Path) -> torch.nn.Module:
+        state = load_file(path / "model.safetensors")
+        state["norm.bias"] += 0.5
+        save_file(state, path / "model.safetensors")
+        return command.to_timm.load(path)
+
+    monkeypatch.setitem(
+        FORMATS, "timm", command.Format(command.to_timm.write, damaged, command.to_timm.usage, folder=True)
+    )
+    with pytest.raises(UserError, match="other logits"):
+        export_checkpoint(tmp_path / "run", "timm", tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["arch.json", "run"]
+
+
+def test_timm_prepares_images_as_training_evaluated_them(tmp_path: Path) -> None:
+    import timm
+
+    make_checkpoint(tmp_path, dict(CLIP), train__eval_crop_pct=0.875)
+    export_checkpoint(tmp_path / "run", "timm", tmp_path / "out")
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    config = timm.data.resolve_model_data_config(model)
+    assert (config["input_size"], config["interpolation"], config["crop_pct"]) == (
+        (3, 32, 32),
+        "bicubic",
+        0.875,
+    )
+    assert config["mean"] == pytest.approx((0.48145466, 0.4578275, 0.40821073))
+    assert model.pretrained_cfg["label_names"] == list("abcdefg")
+
+
+def test_an_open_clip_export_can_be_fine_tuned_again(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path, dict(CLIP))
+    export_checkpoint(tmp_path / "run", "open_clip", tmp_path / "out")
+    arch = load_arch(str(tmp_path / "out" / to_open_clip.CONFIG))
+    model = build_classifier(arch, 3)
+    load_tower_weights(model.visual, str(tmp_path / "out" / to_open_clip.WEIGHTS), "exported")
+    trained = load_trained(checkpoint, torch.device("cpu")).model
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model.visual(images), trained.visual(images))
+
+
+def test_the_card_says_what_how_well_and_how_to_load(tmp_path: Path, capsys) -> None:
+    make_checkpoint(tmp_path, dict(CLIP))
+    out = tmp_path / "model.onnx"
+    assert main(["export", str(tmp_path / "run"), "--format", "onnx", "--out", str(out)]) == 0
+    assert "logits differ by" in capsys.readouterr().out
+    card = (tmp_path / "model.onnx.md").read_text()
+    for fact in (
+        "61.250",
+        "7 classes",
+        "a, b, c",
+        "optim.lr | 0.0006",
+        "onnxruntime.InferenceSession",
+        "bicubic",
+        "val.beton",
+    ):
+        assert fact in card
+    assert str(tmp_path) not in card  # where it was trained is nobody else's business
+
+
+@pytest.mark.parametrize(
+    ("format", "out", "message"),
+    [
+        ("onnx", "model.pt", r"ends in \.onnx"),
+        ("safetensors", "model", r"ends in \.safetensors"),
+        ("timm", "taken", "exists"),
+    ],
+)
+def test_an_unfit_name_is_refused(tmp_path: Path, format: str, out: str, message: str) -> None:
+    make_checkpoint(tmp_path, dict(CLIP))
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(UserError, match=message):
+        export_checkpoint(tmp_path / "run", format, tmp_path / out)
+    shutil.rmtree(tmp_path / "taken")
+
+
+def test_a_safetensors_export_needs_nothing_but_itself(tmp_path: Path) -> None:
+    """It loads where neither the architecture file nor the run is, and names no folder of the machine it came from."""
+    checkpoint = make_checkpoint(tmp_path, dict(DINO))
+    trained = load_trained(checkpoint, torch.device("cpu")).model
+    export_checkpoint(tmp_path / "run", "safetensors", tmp_path / "out.safetensors")
+    (tmp_path / "arch.json").unlink()
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(
+        FORMATS["safetensors"].load(tmp_path / "out.safetensors")(images), trained(images)
+    )
+    assert str(tmp_path).encode() not in (tmp_path / "out.safetensors").read_bytes()
