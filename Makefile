@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint docs bench setup clean
+.PHONY: demo test test-slow lint docs setup clean
 
 demo: setup
 	$(BIN)/fastft demo
@@ -19,6 +19,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup  ## build/site; a dead link or a page outside the navigation is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
 setup: $(STAMP)
 
