@@ -1,0 +1,1 @@
+"""Benchmarks against what a user would take instead: one harness, alternating rounds, every round kept."""

@@ -1,0 +1,95 @@
+"""A contender's process: builds what it is told to, then runs a round whenever it is asked.
+
+Started by the harness as `python -m fastft.bench.child`. It speaks JSON lines over the pipes that it was started with;
+whatever libraries print goes to stderr. It sits on its cores before anything that counts them is imported.
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+Arm = Callable[[], int | dict[str, float]]  # a round: how many images it took, or several figures with "count"
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class NotInstalled(Exception):
+    """A contender's library is missing; the message is the command that installs it."""
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    order = json.loads(sys.stdin.readline())
+    os.sched_setaffinity(0, order["cores"])
+    answer, arms = _build(order["make"], order["arguments"])
+    print(json.dumps(answer), file=answers)
+    for line in sys.stdin:
+        print(json.dumps(_turn(arms[json.loads(line)])), file=answers)
+    answers.flush()
+    os._exit(0)  # the threads and workers of some peers do not let a process end
+
+
+def _build(make: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Arm]]:
+    module, function = make.split(":")
+    try:
+        arms = getattr(import_module(module), function)(**arguments)
+    except NotInstalled as missing:
+        return {"skipped": f"not installed: {missing}"}, {}
+    except Exception as error:
+        traceback.print_exc()
+        return {"failed": f"{type(error).__name__}: {error}"}, {}
+    return {"arms": list(arms)}, arms
+
+
+def _turn(arm: Arm) -> dict[str, Any]:
+    """Wall and CPU seconds of one round, and what the arm says about it."""
+    cpu, began = cpu_seconds(), time.perf_counter()
+    try:
+        result = arm()
+    except Exception as error:
+        traceback.print_exc()
+        return {"failed": f"{type(error).__name__}: {error}"}
+    wall = time.perf_counter() - began
+    figures = result if isinstance(result, dict) else {"count": result}
+    return {"wall": wall, "cpu": cpu_seconds() - cpu, **figures}
+
+
+def cpu_seconds() -> float:
+    """Of this process with its threads, the workers that it has, and those that it has had."""
+    own = time.process_time()  # finer than the clock ticks of /proc
+    reaped = os.times()
+    ticks = sum(sum(_stat(pid)[11:15]) for pid in descendants())
+    return own + reaped.children_user + reaped.children_system + ticks / TICKS
+
+
+def descendants() -> list[int]:
+    """Every process below this one."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (stat := _stat(int(entry.name))):
+            parents.setdefault(stat[1], []).append(int(entry.name))
+    found, waiting = [], [os.getpid()]
+    while waiting:
+        children = parents.get(waiting.pop(), [])
+        found += children
+        waiting += children
+    return found
+
+
+def _stat(pid: int) -> list[int]:
+    """Numbers of /proc/PID/stat after the name: [1] parent, [11:15] ticks of it and its children; empty when gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+    return [0, *map(int, fields[1:15])]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""The images that everybody reads, and the forms in which the contenders want them."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from beton_tools.errors import UserError
+from beton_tools.format import (
+    ALLOC_DTYPE,
+    DEFAULT_PAGE_SIZE,
+    FIELD_DTYPE,
+    HEADER_DTYPE,
+    IMAGE_TYPE,
+    INT_TYPE,
+    RAW_MODE,
+    SAMPLE_DTYPE,
+    VERSION,
+    Beton,
+    align_up,
+)
+from beton_tools.sources import Source, open_source
+from beton_tools.writer import WriteOptions, write_beton
+
+SAMPLE_VARIABLE, SAMPLE_DEFAULT = "FASTFT_IMAGENET_SAMPLE", "../shared/data/imagenet-sample"
+MAX_SIDE, QUALITY = 500, 90  # FFCV's recommendation for ImageNet
+IMAGENET_LENGTH = 1_281_167
+PACKAGED = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina")
+RESIZED, ORIGINAL = f"longest side {MAX_SIDE}, q{QUALITY}, 4:2:0", "as they are, lossless"
+
+
+@dataclass(frozen=True)
+class Images:
+    """JPEG files in folders by class, and what they are, for the notes."""
+
+    paths: list[Path]
+    what: str
+
+
+class Workspace:
+    """A temporary folder in which each form of the images is written once, when it is first asked for."""
+
+    def __init__(self, folder: Path, images: Images, given: Path | None = None) -> None:
+        self.folder, self.images, self.given = folder, images, given
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The files that contenders are compared on. A file that was given is taken as it is."""
+        return (ORIGINAL,) if self.given else (RESIZED, ORIGINAL)
+
+    def source(self) -> Source:
+        """Just these images, as a folder of links by class."""
+        root = self.folder / "originals"
+        if not root.exists():
+            for number, path in enumerate(self.images.paths):
+                link = root / path.parent.name / f"{number:06}{path.suffix}"
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path.resolve())
+        return open_source(root)
+
+    def beton(self, name: str) -> Path:
+        """The images as a .beton of one of `sets`."""
+        path = self.folder / ("resized.beton" if name == RESIZED else "original.beton")
+        if not path.exists():
+            small = WriteOptions(max_resolution=MAX_SIDE, quality=QUALITY, subsampling="4:2:0", lossless=False)
+            write_beton(path, self.source(), small if name == RESIZED else WriteOptions())
+        return path
+
+    def jpegs(self, name: str) -> Path:
+        """The very JPEGs of that .beton, as a folder by class."""
+        root = self.beton(name).with_suffix(".folder")
+        if not root.exists():
+            extract(Beton.open(self.beton(name)), root)
+        return root
+
+    def shards(self, name: str) -> Path:
+        """They once more, as a WebDataset shard."""
+        import tarfile
+
+        path = self.beton(name).with_suffix(".tar")
+        if not path.exists():
+            with tarfile.open(path, "w") as tar:
+                for number, file in enumerate(sorted(self.jpegs(name).glob("*/*.jpg"))):
+                    tar.add(file, f"{number:06}.jpg")
+        return path
+
+    def long(self) -> Path:
+        """A sparse file with the tables of 1,281,167 images and holes for their bytes."""
+        path = self.folder / "long.beton"
+        if not path.exists():
+            write_imagenet_length(path)
+        return path
+
+
+def find_images(folder: Path | None, beton: Path | None, scratch: Path, count: int) -> Images:
+    """`count` images at most, evenly spread: of `beton`, of `folder`, of the ImageNet sample, or photographs.
+
+    Raises:
+        UserError: nothing there, or nothing installed.
+    """
+    if beton is not None:
+        opened = Beton.open(beton)
+        if (opened.modes == RAW_MODE).any():
+            raise UserError(f"{beton} holds raw pixels, which no peer reads; give a file with JPEGs")
+        extract(opened, scratch / "given", count)
+        paths = sorted((scratch / "given").glob("*/*"))
+        return Images(paths, f"{len(paths)} images of {beton.name}")
+    sample = Path(os.environ.get(SAMPLE_VARIABLE, SAMPLE_DEFAULT))
+    if folder is None and not sample.is_dir():
+        return _packaged(scratch / "photographs", count)
+    root = folder or sample
+    paths = sorted(p for p in root.glob("*/*") if p.suffix.lower() in (".jpg", ".jpeg"))
+    if not paths:
+        raise UserError(f"{root} holds no <class>/*.jpg; give --images a folder with one folder per class")
+    chosen = paths[:: max(1, len(paths) // count)][:count]
+    return Images(chosen, f"{len(chosen)} images of {root.name}")
+
+
+def _packaged(root: Path, count: int) -> Images:
+    try:
+        from skimage import data
+    except ImportError:
+        raise UserError(
+            f"no images to measure on; give --images DIR, set {SAMPLE_VARIABLE}, or: pip install scikit-image"
+        ) from None
+    from PIL import Image
+
+    pictures = [np.asarray(getattr(data, name)())[..., :3] for name in PACKAGED]
+    paths = []
+    for number in range(count):
+        path = root / PACKAGED[number % len(PACKAGED)] / f"{number:06}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(pictures[number % len(PACKAGED)])
+        image.thumbnail((MAX_SIDE, MAX_SIDE))
+        image.save(path, quality=95, subsampling="4:4:4")
+        paths.append(path)
+    what = f"{count} JPEGs of {len(PACKAGED)} photographs packaged with scikit-image, as no folder was given"
+    return Images(paths, what)
+
+
+def extract(beton: Beton, root: Path, count: int | None = None) -> None:
+    """JPEGs of a .beton as files by class, `count` of them, evenly spread."""
+    step = 1 if count is None else max(1, beton.num_samples // count)
+    for i in range(0, beton.num_samples, step)[:count]:
+        target = root / f"{beton.labels[i]:04}" / f"{i:06}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(beton.read_bytes(i))
+
+
+def write_imagenet_length(path: Path, num_bytes: int = 1024) -> None:
+    rows = np.zeros(IMAGENET_LENGTH, SAMPLE_DTYPE)
+    first = align_up(HEADER_DTYPE.itemsize + 2 * FIELD_DTYPE.itemsize + rows.nbytes, DEFAULT_PAGE_SIZE)
+    pointers = first + num_bytes * np.arange(IMAGENET_LENGTH, dtype=np.uint64)
+    end = align_up(int(pointers[-1]) + num_bytes, DEFAULT_PAGE_SIZE)
+    rows["f0"]["width"], rows["f0"]["height"], rows["f0"]["data_ptr"] = MAX_SIDE, MAX_SIDE * 3 // 4, pointers
+    rows["f1"] = np.arange(IMAGENET_LENGTH) % 1000
+    header = np.array([(VERSION, 2, DEFAULT_PAGE_SIZE, IMAGENET_LENGTH, end)], HEADER_DTYPE)
+    fields = np.zeros(2, FIELD_DTYPE)
+    for field, name, kind in zip(fields, (b"image", b"label"), (IMAGE_TYPE, INT_TYPE), strict=True):
+        field["name"][: len(name)], field["type_id"] = np.frombuffer(name, np.uint8), kind
+    table = np.zeros(IMAGENET_LENGTH, ALLOC_DTYPE)
+    table["sample_id"], table["ptr"], table["size"] = np.arange(IMAGENET_LENGTH), pointers, num_bytes
+    with path.open("wb") as file:
+        for part in (header, fields, rows):
+            file.write(part.tobytes())
+        file.seek(end)
+        file.write(table.tobytes())
+
+
+# in a contender's process
+
+
+class JpegSet:
+    """The JPEGs of a .beton side by side in memory, and its metadata; data_ptr is the number of the image."""
+
+    def __init__(self, path: Path) -> None:
+        beton = Beton.open(path)
+        self.path = path
+        self.data = np.concatenate([beton.image_bytes(k) for k in range(beton.num_samples)])
+        self.ends = np.concatenate([[0], np.cumsum(beton.sizes)]).astype(np.int64)
+        self.metadata = beton.image_column.copy()
+        self.metadata["data_ptr"] = np.arange(beton.num_samples)
+
+    def __len__(self) -> int:
+        return len(self.metadata)
+
+    @property
+    def shapes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Heights and widths, int64."""
+        return self.metadata["height"].astype(np.int64), self.metadata["width"].astype(np.int64)
+
+
+def forget_pages(paths: list[Path]) -> None:
+    """Drop files from the page cache, and from this process's memory maps, which would hold them there."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = {str(path.resolve()) for path in paths}
+    for begin, end in _mapped(names):
+        libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), MADV_DONTNEED)
+    for path in paths:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+MADV_DONTNEED = 4  # linux/mman.h
+
+
+def _mapped(names: set[str]) -> Iterator[tuple[int, int]]:
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        columns = line.split(maxsplit=5)
+        if len(columns) == 6 and columns[5] in names:
+            begin, end = columns[0].split("-")
+            yield int(begin, 16), int(end, 16)
+
+
+def disk_bytes(pids: Callable[[], list[int]]) -> int:
+    """Bytes that this process and those of `pids` have had read from the disk."""
+    total = 0
+    for pid in ["self", *map(str, pids())]:
+        try:
+            text = Path(f"/proc/{pid}/io").read_text()
+        except OSError:
+            continue
+        total += int(text.partition("\nread_bytes: ")[2].split()[0])
+    return total

@@ -1,0 +1,207 @@
+"""One harness: a process per contender, rounds in turn (A B A B ...), medians with the slowest and fastest round.
+
+Every contender has a process of its own on the same cores, so that none inherits another's threads, memory or patched
+libraries. They take turns; the first round, which compiles and warms up, is not counted. Ratios are taken round by round:
+what else runs on the machine slows both.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+Turn = dict[str, Any]  # wall, cpu (seconds), count (images), and what else an arm reports of a round
+Figure = Callable[[Turn], float]
+SHOWN_LINES = 12  # of a failed contender's stderr
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`make`, "module:function", is called with `arguments` in the contender's process and returns its arms by name."""
+
+    name: str
+    make: str
+    arguments: dict[str, Any]
+    note: str = ""
+
+
+@dataclass
+class Rounds:
+    """Every round of every contender, by arm; why one was left out."""
+
+    turns: dict[str, dict[str, list[Turn]]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+def alternate(contenders: Sequence[Contender], rounds: int, threads: int, warmup: int = 1) -> Rounds:
+    """Run `rounds` rounds of every arm, contender after contender, on `threads` cores; `warmup` more go before.
+
+    Raises:
+        RuntimeError: a contender of ours fails. A peer that fails is reported as left out.
+    """
+    result = Rounds(notes={c.name: c.note for c in contenders})
+    with ExitStack() as stack:
+        processes = [stack.enter_context(_started(c, threads)) for c in contenders]
+        running = [p for p in processes if p.ready(result)]
+        for number in range(warmup + rounds):
+            for arm in dict.fromkeys(a for p in running for a in p.arms):
+                for process in running:
+                    turn = process.turn(arm, result)
+                    if turn is not None and number >= warmup:
+                        by_arm = result.turns.setdefault(process.contender.name, {})
+                        by_arm.setdefault(arm, []).append(turn)
+    return result
+
+
+def alternate_fresh(contenders: Sequence[Contender], rounds: int, threads: int) -> Rounds:
+    """As `alternate`, but with a new process for every round: for memory, and for what happens once."""
+    result = Rounds(notes={c.name: c.note for c in contenders})
+    for _ in range(rounds):
+        for contender in contenders:
+            if contender.name not in result.skipped:
+                one = alternate([contender], rounds=1, threads=threads, warmup=0)
+                result.skipped |= one.skipped
+                for arm, turns in one.turns.get(contender.name, {}).items():
+                    result.turns.setdefault(contender.name, {}).setdefault(arm, []).extend(turns)
+    return result
+
+
+class _Process:
+    def __init__(self, contender: Contender, process: subprocess.Popen[str], errors: Any) -> None:
+        self.contender, self.process, self.errors = contender, process, errors
+        self.arms: list[str] = []
+        self.failed = False
+
+    def ready(self, result: Rounds) -> bool:
+        answer = self._answer()
+        if "arms" not in answer:
+            self._leave_out(answer, result)
+            return False
+        self.arms = answer["arms"]
+        return True
+
+    def turn(self, arm: str, result: Rounds) -> Turn | None:
+        """One round, or None where this contender has no such arm or has failed."""
+        if arm not in self.arms or self.failed:
+            return None
+        print(json.dumps(arm), file=self.process.stdin, flush=True)
+        answer = self._answer()
+        if "failed" in answer:
+            self._leave_out(answer, result)
+            return None
+        return answer
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else {"failed": f"its process ended with {self.process.wait()}"}
+
+    def _leave_out(self, answer: dict[str, Any], result: Rounds) -> None:
+        """A missing or broken peer is news; a broken fastft is an error."""
+        self.failed = True
+        name, why = self.contender.name, answer.get("skipped") or answer["failed"].partition("\n")[0]
+        if "failed" in answer and name.startswith("fastft"):
+            self.errors.seek(0)
+            tail = "".join(self.errors.readlines()[-SHOWN_LINES:])
+            raise RuntimeError(f"{name} failed: {why}\n{tail}")
+        result.skipped[name] = why
+        result.turns.pop(name, None)
+
+
+@contextmanager
+def _started(contender: Contender, threads: int) -> Iterator[_Process]:
+    """The contender's process on the first `threads` cores of this one; ended with the block."""
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    count = str(len(cores))
+    environment = os.environ | {"NUMBA_NUM_THREADS": count, "OMP_NUM_THREADS": count}
+    environment["OPENCV_FOR_THREADS_NUM"] = "1"  # stock FFCV resizes with OpenCV inside threads of its own
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fastft.bench.child"], text=True, env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+        )  # fmt: skip
+        try:
+            order = {"make": contender.make, "arguments": contender.arguments, "cores": cores}
+            print(json.dumps(order), file=process.stdin, flush=True)
+            yield _Process(contender, process, errors)
+        finally:
+            process.terminate()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None
+                pipe.close()
+
+
+# figures of a round, and measures of docs/bench-schema.md
+
+
+def per_second(turn: Turn) -> float:
+    """Images per second of wall time."""
+    return turn["count"] / turn["wall"]
+
+
+def per_cpu_second(turn: Turn) -> float:
+    """Images per second of CPU time, of all threads and workers: what one core gives, whoever else runs on it."""
+    return turn["count"] / turn["cpu"]
+
+
+def cpu_milliseconds(turn: Turn) -> float:
+    """CPU time of one image."""
+    return 1e3 * turn["cpu"] / turn["count"]
+
+
+def reported(key: str) -> Figure:
+    """A figure that the arm itself reports."""
+    return lambda turn: turn[key]
+
+
+def measure(
+    name: str,
+    rounds: Rounds,
+    arm: str,
+    figure: Figure,
+    unit: str,
+    setting: dict[str, Any],
+    *,
+    only: Sequence[str] | None = None,
+    rename: dict[str, str] | None = None,
+    **keys: Any,
+) -> dict[str, Any]:
+    """One measure of the contenders that have this arm (of `only` these), under their new names."""
+    names = rename or {}
+    contenders = [
+        summary(names.get(who, who), [figure(t) for t in arms[arm]], note=rounds.notes.get(who, ""))
+        for who, arms in rounds.turns.items()
+        if arm in arms and (only is None or who in only)
+    ]
+    skipped = [
+        {"name": names.get(who, who), "skipped": why}
+        for who, why in rounds.skipped.items()
+        if only is None or who in only
+    ]
+    counted = len(contenders[0]["rounds"]) if contenders else 0
+    setting = {**setting, "rounds": counted}
+    return {"name": name, "unit": unit, "setting": setting, **keys, "contenders": [*contenders, *skipped]}
+
+
+def summary(name: str, values: Sequence[float], *, note: str = "", **keys: Any) -> dict[str, Any]:
+    """A contender of the schema from its rounds."""
+    return {
+        "name": name, "rounds": list(values), "median": median(values), "min": min(values), "max": max(values),
+        "note": note, **keys,
+    }  # fmt: skip
+
+
+def paired_ratio(
+    top: Sequence[float], bottom: Sequence[float], better: str = "higher"
+) -> tuple[float, float, float]:
+    """How many times better `top` is, (median, min, max) round by round; lower figures are better with `lower`."""
+    ratios = [b / a if better == "lower" else a / b for a, b in zip(top, bottom, strict=True)]
+    return median(ratios), min(ratios), max(ratios)

@@ -1,0 +1,56 @@
+"""What a benchmark is asked to do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beton_tools.errors import UserError
+from fastft.bench.data import Workspace
+from fastft.bench.harness import Contender
+
+@dataclass(frozen=True)
+class Found:
+    """What one benchmark comes back with: measures of docs/bench-schema.md, and what to say about them."""
+
+    measures: list[dict[str, Any]]
+    notes: tuple[str, ...] = ()
+
+
+PEERS = ("ffcv", "timm", "torchvision", "dali", "webdataset", "litdata", "open_clip", "pillow")
+
+
+@dataclass(frozen=True)
+class Options:
+    """`quick` is for tests: every path once, figures that mean nothing."""
+
+    workspace: Workspace
+    rounds: int
+    threads: int  # all cores of this process
+    quick: bool = False
+    peers: tuple[str, ...] = PEERS
+    recipe: Path | None = None
+
+    @property
+    def images(self) -> int:
+        return len(self.workspace.images.paths)
+
+    def wanted(self, contenders: dict[str, list[Contender]]) -> list[Contender]:
+        """Ours, and those whose library is among `peers`."""
+        return [c for who, group in contenders.items() if who == "fastft" or who in self.peers for c in group]
+
+    def thread_counts(self) -> list[int]:
+        """1, 2, 4, ... and all."""
+        powers = [1 << k for k in range(self.threads.bit_length()) if 1 << k < self.threads]
+        return [*powers, self.threads]
+
+
+def parse_peers(text: str) -> tuple[str, ...]:
+    """Names from "ffcv,timm", "all" or "none"."""
+    if text in ("all", "none"):
+        return PEERS if text == "all" else ()
+    names: Sequence[str] = text.split(",")
+    unknown = [name for name in names if name not in PEERS]
+    if unknown:
+        raise UserError(f"there is no peer {unknown[0]!r}; choose from {', '.join(PEERS)}, all or none")
+    return tuple(names)

@@ -1,0 +1,134 @@
+"""`fastft bench NAME`: measure, write JSON and HTML, print a table."""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from beton_tools.errors import UserError
+from fastft.bench.arguments import BENCHES, add_arguments
+from fastft.bench.data import Workspace, find_images
+from fastft.bench.machine import describe_machine, load, now
+from fastft.bench.options import Found, Options, parse_peers
+from fastft.report.bench_report import measure_view, render_bench
+from fastft.report.page import figure
+from fastft.report.run_report import write_page
+
+IMAGES, ROUNDS = 700, 7
+QUICK_IMAGES, QUICK_ROUNDS = 12, 2
+
+
+def run_bench(name: str, args: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Measure one of BENCHES, or all; returns the document, which lies in `args.out` as NAME.json and NAME.html.
+
+    Raises:
+        UserError: no images, an unknown peer, or nothing left to measure.
+    """
+    peers = parse_peers(args.peers)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="fastft-bench-") as scratch:
+        count = args.count or (QUICK_IMAGES if args.quick else IMAGES)
+        images = find_images(args.images, args.data, Path(scratch), count)
+        document: dict[str, Any] = {
+            "machine": describe_machine(), "date": now(), "command": _command(name, args),
+            "notes": _notes(images.what, args.quick), "measures": [],
+        }  # fmt: skip
+        options = Options(
+            Workspace(Path(scratch), images, args.data),
+            rounds=args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS),
+            threads=len(os.sched_getaffinity(0)),
+            quick=args.quick,
+            peers=peers,
+            recipe=args.recipe,
+        )
+        for bench in BENCHES if name == "all" else (name,):
+            _measure(bench, options, document, console)
+    document["machine"]["load_average"] = f"{load()} at the end, the benchmark's own included"
+    write_document(document, args.out / f"{name}.json")
+    write_page(render_bench(document, f"{name}.json"), args.out / f"{name}.html")
+    console.print(f"{args.out / name}.json and .html", highlight=False)
+    return document
+
+
+def _measure(bench: str, options: Options, document: dict[str, Any], console: Console) -> None:
+    with console.status(f"measuring {bench}"):
+        found: Found = import_module(f"fastft.bench.{bench}").run(options)
+    document["notes"] += found.notes
+    for measure in found.measures:
+        document["measures"].append({"bench": bench, **measure})
+        print_measure(measure, console)
+
+
+def _command(name: str, args: argparse.Namespace) -> str:
+    given = [("--data", args.data), ("--images", args.images), ("--count", args.count), ("--rounds", args.rounds)]
+    words = [w for flag, value in given if value is not None for w in (flag, str(value))]
+    words += ["--peers", args.peers] if args.peers != "all" else []
+    words += ["--recipe", str(args.recipe)] if args.recipe else []
+    return shlex.join(["fastft", "bench", name, *words, *(["--quick"] if args.quick else [])])
+
+
+def _notes(what: str, quick: bool) -> list[str]:
+    notes = [
+        f"Images: {what}, in the page cache unless said otherwise.",
+        "Each contender has a process of its own on the same cores; rounds alternate between them, the first is not "
+        "counted. Images per second per core are per second of CPU time of a contender's threads and workers.",
+    ]
+    return [*notes, "A quick run: its figures mean nothing."] if quick else notes
+
+
+def print_measure(measure: dict[str, Any], console: Console) -> None:
+    """One table: medians, slowest and fastest round, ratios round by round."""
+    shown = measure_view(measure)
+    setting = ", ".join(f"{key} {value}" for key, value in measure["setting"].items())
+    mark = " (modelled)" if shown["modelled"] else ""
+    table = Table(title=f"{measure['name']}{mark}: {setting}", title_justify="left", title_style="bold")
+    table.add_column("contender")
+    table.add_column(measure["unit"], justify="right")
+    table.add_column("slowest - fastest", justify="right")
+    if shown["compared"]:
+        table.add_column("fastft is", justify="right")
+    for c in shown["contenders"]:
+        ratio = c["ratio"]
+        times = f"{ratio['median']:.2f} x ({ratio['min']:.2f} - {ratio['max']:.2f})" if ratio else ""
+        cells = [c["name"], figure(c["median"]), f"{figure(c['min'])} - {figure(c['max'])}"]
+        table.add_row(*cells, *([times] if shown["compared"] else []))
+    for c in shown["skipped"]:
+        table.add_row(f"[dim]{c['name']}: {c['skipped']}")
+    console.print(table)
+
+
+def write_document(document: dict[str, Any], path: Path) -> None:
+    text = json.dumps(_rounded(document), indent=1)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers with five digits: more would only be noise."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    return [_rounded(v) for v in value] if isinstance(value, list) else value
+
+
+def script(name: str, description: str | None) -> None:
+    """What a script of benchmarks/ does: `fastft bench NAME`, its docstring as help."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    try:
+        run_bench(name, parser.parse_args(), Console())
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
