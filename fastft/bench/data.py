@@ -75,16 +75,19 @@ class Workspace:
             extract(Beton.open(self.beton(name)), root)
         return root
 
-    def shards(self, name: str) -> Path:
-        """They once more, as a WebDataset shard."""
+    def shards(self, name: str, number: int) -> str:
+        """They once more, as so many WebDataset shards; the pattern of their names."""
         import tarfile
 
-        path = self.beton(name).with_suffix(".tar")
-        if not path.exists():
-            with tarfile.open(path, "w") as tar:
-                for number, file in enumerate(sorted(self.jpegs(name).glob("*/*.jpg"))):
-                    tar.add(file, f"{number:06}.jpg")
-        return path
+        stem = self.beton(name).with_suffix("")
+        files = sorted(self.jpegs(name).glob("*/*.jpg"))
+        for shard in range(number):
+            path = Path(f"{stem}-{shard:06}.tar")
+            if not path.exists():
+                with tarfile.open(path, "w") as tar:
+                    for file in files[shard::number]:
+                        tar.add(file, file.name)
+        return f"{stem}-{{000000..{number - 1:06}}}.tar"
 
     def long(self) -> Path:
         """A sparse file with the tables of 1,281,167 images and holes for their bytes."""

@@ -1,0 +1,289 @@
+"""Everybody's loader over the same JPEGs, in its own process: a function that goes over them once, batch by batch.
+
+Ours and the peers deliver normalised float32 images at `size`, unless their name says otherwise.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastft.bench.augment import AUGMENT, torchvision_transform
+from fastft.bench.child import Arm, NotInstalled, descendants
+from fastft.bench.data import disk_bytes, forget_pages
+
+Pass = Callable[[], Iterator[int]]  # over the images once; yields how many each batch has
+IMPORTS = {
+    "ours": ("fastft.data", "fastft.augment.draw"),
+    "ffcv": ("ffcv.loader", "ffcv.transforms", "ffcv.fields.decoders"),
+    "timm": ("timm.data", "timm.models"),
+}
+
+# what is done with a loader
+
+
+def warm(maker: str, **arguments: Any) -> dict[str, Arm]:
+    """Whole passes, files in the page cache."""
+    one_pass = MAKERS[maker](**arguments)
+    return {"pass": lambda: sum(one_pass())}
+
+
+def cold(maker: str, files: str, **arguments: Any) -> dict[str, Arm]:
+    """Whole passes; before each, the files under `files` are dropped from the page cache. Reports what was read."""
+    one_pass = MAKERS[maker](**arguments)
+    root = Path(files)
+    paths = [p for p in root.glob("*/*") if p.is_file()] if root.is_dir() else [root]
+
+    def run() -> dict[str, float]:
+        forget_pages(paths)
+        before, began = disk_bytes(descendants), time.perf_counter()
+        count = sum(one_pass())
+        seconds = time.perf_counter() - began
+        return {"count": count, "seconds": seconds, "read_mb": (disk_bytes(descendants) - before) / 1e6}
+
+    return {"pass": run}
+
+
+def first(maker: str, **arguments: Any) -> dict[str, Arm]:
+    """Making the loader, its first batch and a whole pass, imports done: seconds, and MB of resident memory."""
+    for module in IMPORTS[maker]:
+        import_module(module)
+
+    def run() -> dict[str, float]:
+        before, began = resident_mb(), time.perf_counter()
+        batches = MAKERS[maker](**arguments)()
+        count = next(batches)
+        seconds = time.perf_counter() - began
+        count += sum(batches)
+        return {"count": count, "seconds": seconds, "peak_mb": resident_mb(), "beyond_mb": resident_mb() - before}
+
+    return {"first": run}
+
+
+def opening(maker: str, **arguments: Any) -> dict[str, Arm]:
+    """Making the loader alone: seconds, and MB of resident memory at the peak beyond what the imports took."""
+    for module in IMPORTS[maker]:
+        import_module(module)
+
+    def run() -> dict[str, float]:
+        before, began = resident_mb(), time.perf_counter()
+        made = MAKERS[maker](**arguments)
+        figures = {"seconds": time.perf_counter() - began, "beyond_mb": resident_mb() - before}
+        assert made is not None  # it is held until the memory has been looked at
+        return figures
+
+    return {"open": run}
+
+
+def resident_mb() -> float:
+    """Peak of this process (getrusage would give a child its parent's peak)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+# the loaders
+
+
+def ours(
+    path: str, size: int, batch: int, threads: int, repeat: int, augment: bool = True, device: str = "cpu"
+) -> Pass:
+    import torch
+
+    from fastft.augment import parse_policy
+    from fastft.config import CLIP_MEAN, CLIP_STD
+    from fastft.data import TrainLoader
+
+    policy = parse_policy(AUGMENT if augment else "none", erase_prob=0.25 if augment else 0.0)
+    dtype = torch.float32 if device == "cpu" else torch.float16
+    loader = TrainLoader(
+        path, policy, size=size, seed=0, batch_size=batch, micro_batch=batch, workers=threads, mean=CLIP_MEAN,
+        std=CLIP_STD, device=device, dtype=dtype, subset=repeated(path, repeat),
+    )  # fmt: skip
+    epochs = itertools.count()
+
+    def one_pass() -> Iterator[int]:
+        for b in loader.epoch(next(epochs)):
+            yield len(b.ids)
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    return one_pass
+
+
+def ours_eval(path: str, size: int, batch: int, threads: int, repeat: int) -> Pass:
+    import torch
+
+    from fastft.config import CLIP_MEAN, CLIP_STD
+    from fastft.data import EvalLoader
+
+    loader = EvalLoader(
+        path, size=size, batch_size=batch, workers=threads, mean=CLIP_MEAN, std=CLIP_STD, device="cpu",
+        dtype=torch.float32, indices=repeated(path, repeat),
+    )  # fmt: skip
+    return lambda: (len(b.ids) for b in loader)
+
+
+def ffcv(
+    path: str, size: int, batch: int, threads: int, repeat: int, normalise: bool = False, train: bool = True
+) -> Pass:
+    """Stock: its decoder, flip, and with `normalise` float32 instead of uint8."""
+    from ffcv.fields.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
+
+    from fastft.config import CLIP_MEAN, CLIP_STD
+
+    if train:
+        operations = [RandomResizedCropRGBImageDecoder((size, size)), RandomHorizontalFlip()]
+    else:
+        operations = [CenterCropRGBImageDecoder((size, size), ratio=1.0)]
+    if normalise:
+        mean, std = 255 * np.array(CLIP_MEAN), 255 * np.array(CLIP_STD)
+        operations.append(NormalizeImage(mean, std, np.float32))
+    loader = Loader(
+        path, batch, threads, order=OrderOption.RANDOM if train else OrderOption.SEQUENTIAL, seed=0,
+        indices=repeated(path, repeat), drop_last=train,
+        pipelines={"image": [*operations, ToTensor(), ToTorchImage()]},
+    )  # fmt: skip
+    return lambda: (len(images) for images, _ in loader)
+
+
+def repeated(path: str, times: int) -> np.ndarray | None:
+    """Every sample so many times; None: once."""
+    from beton_tools.format import Beton
+
+    return None if times == 1 else np.tile(np.arange(Beton.open(path).num_samples), times)
+
+
+def timm(
+    folder: str, size: int, batch: int, threads: int, repeat: int, augment: bool = True, train: bool = True
+) -> Pass:
+    import timm.data
+
+    from fastft.config import CLIP_MEAN, CLIP_STD
+
+    class Patient(timm.data.ImageDataset):
+        """Tries again where timm 1.0 asks Pillow 13 to posterize to 0 bits, which is an error there."""
+
+        def __getitem__(self, index: int) -> tuple:
+            while True:
+                with suppress(ValueError):
+                    return super().__getitem__(index)
+
+    dataset = Patient(folder)
+    dataset.reader.samples = dataset.reader.samples * repeat
+    loader = timm.data.create_loader(
+        dataset, (3, size, size), batch, is_training=train, use_prefetcher=False, num_workers=threads,
+        interpolation="bicubic", mean=CLIP_MEAN, std=CLIP_STD, color_jitter=None, crop_pct=1.0,
+        auto_augment=AUGMENT if augment else None, re_prob=0.25 if augment else 0.0, re_mode="pixel",
+    )  # fmt: skip
+    return lambda: (len(images) for images, _ in loader)
+
+
+def torchvision(
+    folder: str, size: int, batch: int, threads: int, repeat: int, augment: bool = True
+) -> Pass:
+    """ImageFolder and torch's DataLoader, as torchvision's references do."""
+    from torchvision.datasets import ImageFolder
+
+    dataset = ImageFolder(folder, torchvision_transform(size, augment))
+    dataset.samples = dataset.samples * repeat
+    return torch_loader(dataset, batch, threads)
+
+
+def webdataset(shards: str, size: int, batch: int, threads: int, repeat: int) -> Pass:
+    """Shards read in order, decoded by Pillow, timm's transform."""
+    try:
+        import webdataset as wds
+    except ImportError:
+        raise NotInstalled("pip install webdataset") from None
+    transform = patient(timm_transform(size))
+    data = wds.WebDataset(shards, shardshuffle=False).shuffle(1000).decode("pil").to_tuple("jpg")
+    one_pass = torch_loader(data.map_tuple(transform), batch, threads, shuffle=None)
+    return lambda: itertools.chain.from_iterable(one_pass() for _ in range(repeat))
+
+
+def litdata(folder: str, size: int, batch: int, threads: int, repeat: int) -> Pass:
+    """Optimised chunks of the JPEGs (written before the clock starts), decoded by Pillow, timm's transform."""
+    try:
+        from litdata import StreamingDataLoader, StreamingDataset, optimize
+    except ImportError:
+        raise NotInstalled("pip install litdata") from None
+    from io import BytesIO
+
+    from PIL import Image
+
+    chunks = f"{folder}.litdata-{threads}"
+    if not Path(chunks).exists():
+        inputs = [str(p) for p in sorted(Path(folder).glob("*/*"))] * repeat
+        optimize(read_file, inputs, chunks, num_workers=1, chunk_bytes="64MB")
+    transform = patient(timm_transform(size))
+
+    class Images(StreamingDataset):
+        def __getitem__(self, index: Any) -> Any:
+            return transform(Image.open(BytesIO(super().__getitem__(index))).convert("RGB"))
+
+    loader = StreamingDataLoader(Images(chunks, shuffle=True), batch_size=batch, num_workers=threads)
+    return lambda: (len(images) for images in loader)
+
+
+def read_file(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
+def dali(
+    folder: str, size: int, batch: int, threads: int, repeat: int, augment: bool = True, gpu: bool = False
+) -> Pass:
+    """Its CPU or GPU pipeline with the usual prefetch of two batches."""
+    from fastft.bench.dali import recipe_pipeline
+
+    paths = [str(p) for p in sorted(Path(folder).glob("*/*"))] * repeat
+    pipeline = recipe_pipeline(paths, size, batch, threads=threads, augment=augment, gpu=gpu)
+
+    def one_pass() -> Iterator[int]:
+        for _ in range(len(paths) // batch):
+            pipeline.run()
+            yield batch
+
+    return one_pass
+
+
+def timm_transform(size: int) -> Callable[[Any], Any]:
+    import timm.data
+
+    from fastft.config import CLIP_MEAN, CLIP_STD
+
+    return timm.data.create_transform(
+        size, is_training=True, auto_augment=AUGMENT, interpolation="bicubic", re_prob=0.25, re_mode="pixel",
+        mean=CLIP_MEAN, std=CLIP_STD,
+    )  # fmt: skip
+
+
+def patient(transform: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The transform, again where it asks Pillow 13 to posterize to 0 bits."""
+    return partial(_again, transform)
+
+
+def _again(transform: Callable[[Any], Any], image: Any) -> Any:
+    while True:
+        with suppress(ValueError):
+            return transform(image)
+
+
+def torch_loader(data: Any, batch: int, threads: int, shuffle: bool | None = True) -> Pass:
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(data, batch, shuffle=shuffle, num_workers=threads, drop_last=True, persistent_workers=True)
+    return lambda: (len(found[0]) for found in loader)
+
+
+MAKERS: dict[str, Callable[..., Pass]] = {
+    "ours": ours, "ours_eval": ours_eval, "ffcv": ffcv, "timm": timm, "torchvision": torchvision,
+    "webdataset": webdataset, "litdata": litdata, "dali": dali,
+}  # fmt: skip
