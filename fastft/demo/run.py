@@ -34,9 +34,20 @@ class Contender:
 
 CONTENDERS = (
     Contender("fine_tuned", "fine-tuned with the recipe", ()),
-    # a frozen tower takes a far larger lr than one that must not be disturbed
+    # a frozen tower takes a larger lr than one that must not be disturbed
     Contender("linear", "untouched tower, linear head", ("--model.trainable_layers=0", "--optim.lr=1e-2")),
-    Contender("random", "random initialisation", ("--model.weights=random", "--model.freeze_conv1=false")),
+    # nothing to preserve: all blocks train, at nearly one lr
+    Contender(
+        "random",
+        "random initialisation",
+        (
+            "--model.weights=random",
+            "--model.trainable_layers=none",
+            "--model.freeze_conv1=false",
+            "--optim.lr=1e-3",
+            "--optim.layer_decay=0.8",
+        ),
+    ),
 )
 
 

@@ -1,7 +1,10 @@
 """`fastft.data.engine` leans on the inside of FFCV 1.0.2. These fail when that inside changes."""
 
 import inspect
+import os
 import re
+import subprocess
+import sys
 from importlib.metadata import version
 
 import numpy as np
@@ -69,3 +72,11 @@ def test_the_methods_that_are_overridden_exist_in_ffcv():
     assert list(inspect.signature(Graph).parameters)[:4] == [
         "pipeline_specs", "handlers", "fieldname_to_fix", "metadata",
     ]  # fmt: skip
+
+
+def test_importing_the_loaders_leaves_torch_its_threads() -> None:
+    code = (
+        "import torch; n = torch.get_num_threads(); import fastft.data; assert torch.get_num_threads() == n"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
