@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as fastft sets it, whatever a test imports first
 os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")  # FFCV's OpenCV would nest threads in the loader's
 
 
