@@ -14,7 +14,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-Arm = Callable[[], int | dict[str, float]]  # a round: how many images it took, or several figures with "count"
+Arm = Callable[
+    [], int | dict[str, float]
+]  # a round: how many images it took, or several figures with "count"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 

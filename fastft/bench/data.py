@@ -64,7 +64,9 @@ class Workspace:
         """The images as a .beton of one of `sets`."""
         path = self.folder / ("resized.beton" if name == RESIZED else "original.beton")
         if not path.exists():
-            small = WriteOptions(max_resolution=MAX_SIDE, quality=QUALITY, subsampling="4:2:0", lossless=False)
+            small = WriteOptions(
+                max_resolution=MAX_SIDE, quality=QUALITY, subsampling="4:2:0", lossless=False
+            )
             write_beton(path, self.source(), small if name == RESIZED else WriteOptions())
         return path
 

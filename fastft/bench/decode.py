@@ -28,7 +28,11 @@ def run(options: Options) -> Found:
     for name in options.workspace.sets:
         beton = Beton.open(options.workspace.beton(name))
         rounds = alternate(contenders(options, name), options.rounds, threads=1)
-        setting = {"files": name, "images": options.images, "kB per image": round(beton.sizes.mean() / 1e3, 1)}
+        setting = {
+            "files": name,
+            "images": options.images,
+            "kB per image": round(beton.sizes.mean() / 1e3, 1),
+        }
         found.append(measure("Crop decode", rounds, "decode", per_cpu_second, "images/s per core", setting))
     return Found(found)
 

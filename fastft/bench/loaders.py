@@ -6,7 +6,6 @@ Ours and the peers deliver normalised float32 images at `size`, unless their nam
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastft.bench.augment import AUGMENT, torchvision_transform
+from fastft.bench.augment import AUGMENT, patient, torchvision_transform
 from fastft.bench.child import Arm, NotInstalled, descendants
 from fastft.bench.data import disk_bytes, forget_pages
 
@@ -61,7 +60,12 @@ def first(maker: str, **arguments: Any) -> dict[str, Arm]:
         count = next(batches)
         seconds = time.perf_counter() - began
         count += sum(batches)
-        return {"count": count, "seconds": seconds, "peak_mb": resident_mb(), "beyond_mb": resident_mb() - before}
+        return {
+            "count": count,
+            "seconds": seconds,
+            "peak_mb": resident_mb(),
+            "beyond_mb": resident_mb() - before,
+        }
 
     return {"first": run}
 
@@ -164,6 +168,20 @@ def repeated(path: str, times: int) -> np.ndarray | None:
 def timm(
     folder: str, size: int, batch: int, threads: int, repeat: int, augment: bool = True, train: bool = True
 ) -> Pass:
+    loader = timm_batches(folder, size, batch, threads, repeat, augment, train)
+    return lambda: (len(images) for images, _ in loader)
+
+
+def timm_batches(
+    folder: str,
+    size: int,
+    batch: int,
+    threads: int,
+    repeat: int = 1,
+    augment: bool = True,
+    train: bool = True,
+) -> Any:
+    """timm's loader of (images, labels)."""
     import timm.data
 
     from fastft.config import CLIP_MEAN, CLIP_STD
@@ -172,23 +190,18 @@ def timm(
         """Tries again where timm 1.0 asks Pillow 13 to posterize to 0 bits, which is an error there."""
 
         def __getitem__(self, index: int) -> tuple:
-            while True:
-                with suppress(ValueError):
-                    return super().__getitem__(index)
+            return patient(super().__getitem__)(index)
 
     dataset = Patient(folder)
     dataset.reader.samples = dataset.reader.samples * repeat
-    loader = timm.data.create_loader(
+    return timm.data.create_loader(
         dataset, (3, size, size), batch, is_training=train, use_prefetcher=False, num_workers=threads,
         interpolation="bicubic", mean=CLIP_MEAN, std=CLIP_STD, color_jitter=None, crop_pct=1.0,
         auto_augment=AUGMENT if augment else None, re_prob=0.25 if augment else 0.0, re_mode="pixel",
     )  # fmt: skip
-    return lambda: (len(images) for images, _ in loader)
 
 
-def torchvision(
-    folder: str, size: int, batch: int, threads: int, repeat: int, augment: bool = True
-) -> Pass:
+def torchvision(folder: str, size: int, batch: int, threads: int, repeat: int, augment: bool = True) -> Pass:
     """ImageFolder and torch's DataLoader, as torchvision's references do."""
     from torchvision.datasets import ImageFolder
 
@@ -215,22 +228,22 @@ def litdata(folder: str, size: int, batch: int, threads: int, repeat: int) -> Pa
         from litdata import StreamingDataLoader, StreamingDataset, optimize
     except ImportError:
         raise NotInstalled("pip install litdata") from None
-    from io import BytesIO
-
-    from PIL import Image
-
     chunks = f"{folder}.litdata-{threads}"
     if not Path(chunks).exists():
         inputs = [str(p) for p in sorted(Path(folder).glob("*/*"))] * repeat
         optimize(read_file, inputs, chunks, num_workers=1, chunk_bytes="64MB")
-    transform = patient(timm_transform(size))
-
-    class Images(StreamingDataset):
-        def __getitem__(self, index: Any) -> Any:
-            return transform(Image.open(BytesIO(super().__getitem__(index))).convert("RGB"))
-
-    loader = StreamingDataLoader(Images(chunks, shuffle=True), batch_size=batch, num_workers=threads)
+    transform = partial(_decoded, patient(timm_transform(size)))
+    dataset = StreamingDataset(chunks, shuffle=True, transform=transform)
+    loader = StreamingDataLoader(dataset, batch_size=batch, num_workers=threads)
     return lambda: (len(images) for images in loader)
+
+
+def _decoded(transform: Callable[[Any], Any], file: bytes, *_: Any) -> Any:
+    from io import BytesIO
+
+    from PIL import Image
+
+    return transform(Image.open(BytesIO(file)).convert("RGB"))
 
 
 def read_file(path: str) -> bytes:
@@ -265,21 +278,12 @@ def timm_transform(size: int) -> Callable[[Any], Any]:
     )  # fmt: skip
 
 
-def patient(transform: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The transform, again where it asks Pillow 13 to posterize to 0 bits."""
-    return partial(_again, transform)
-
-
-def _again(transform: Callable[[Any], Any], image: Any) -> Any:
-    while True:
-        with suppress(ValueError):
-            return transform(image)
-
-
 def torch_loader(data: Any, batch: int, threads: int, shuffle: bool | None = True) -> Pass:
     from torch.utils.data import DataLoader
 
-    loader = DataLoader(data, batch, shuffle=shuffle, num_workers=threads, drop_last=True, persistent_workers=True)
+    loader = DataLoader(
+        data, batch, shuffle=shuffle, num_workers=threads, drop_last=True, persistent_workers=True
+    )
     return lambda: (len(found[0]) for found in loader)
 
 

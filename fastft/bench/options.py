@@ -9,6 +9,7 @@ from beton_tools.errors import UserError
 from fastft.bench.data import Workspace
 from fastft.bench.harness import Contender
 
+
 @dataclass(frozen=True)
 class Found:
     """What one benchmark comes back with: measures of docs/bench-schema.md, and what to say about them."""

@@ -68,7 +68,12 @@ def _measure(bench: str, options: Options, document: dict[str, Any], console: Co
 
 
 def _command(name: str, args: argparse.Namespace) -> str:
-    given = [("--data", args.data), ("--images", args.images), ("--count", args.count), ("--rounds", args.rounds)]
+    given = [
+        ("--data", args.data),
+        ("--images", args.images),
+        ("--count", args.count),
+        ("--rounds", args.rounds),
+    ]
     words = [w for flag, value in given if value is not None for w in (flag, str(value))]
     words += ["--peers", args.peers] if args.peers != "all" else []
     words += ["--recipe", str(args.recipe)] if args.recipe else []
