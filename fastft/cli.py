@@ -13,6 +13,7 @@ from rich.console import Console
 from beton_tools import convert
 from beton_tools.errors import UserError
 from fastft import __version__
+from fastft.bench.arguments import BENCHES, add_arguments
 
 EXIT_BAD_INPUT = 2
 OVERRIDES = "any recipe option as --section.key=value, e.g. --optim.lr=3e-4 (fastft explain lists them all)"
@@ -64,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_demo(commands)
     _add_report(commands)
+    _add_bench(commands)
     _add_doctor(commands)
     return parser
 
@@ -488,6 +490,30 @@ def _find_mistakes(run: Any, when: str) -> Any:
     from fastft.train.predictions import find_run_mistakes
 
     return find_run_mistakes(run, insist=when == "always")
+
+
+# bench ------------------------------------------------------------------------------------------------------
+
+
+def _add_bench(commands: argparse._SubParsersAction) -> None:
+    parser = _command(
+        commands,
+        "bench",
+        _run_bench,
+        "measure this machine, against what one would use instead; JSON, a table and an HTML page",
+        "fastft bench loader --images imagenet/train --peers ffcv,timm --out bench",
+    )
+    parser.add_argument(
+        "name", choices=(*BENCHES, "all"), metavar="NAME", help=f"{', '.join(BENCHES)} or all"
+    )
+    add_arguments(parser)
+
+
+def _run_bench(args: argparse.Namespace) -> int:
+    from fastft.bench.run import run_bench
+
+    run_bench(args.name, args, Console())
+    return 0
 
 
 # doctor -----------------------------------------------------------------------------------------------------

@@ -47,6 +47,9 @@ def test_flags_are_frozen() -> None:
     assert flags["cost"] == ["--cores-per-gpu", "--gpu", "--gpus", "--json", "--measured", "--mfu", "--price"]
     assert flags["sweep"] == ["--dry-run", "--out"]
     assert flags["report"] == ["--against", "--gpus", "--mistakes", "--out", "--price"]
+    assert flags["bench"] == [
+        "--count", "--data", "--images", "--out", "--peers", "--quick", "--recipe", "--rounds"
+    ]  # fmt: skip
     assert flags["doctor"] == ["--data", "--json"]
     assert flags["eval"] == ["--data", "--device", "--json"]
     assert flags["predict"] == ["--csv", "--device", "--topk"]

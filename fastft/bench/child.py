@@ -24,6 +24,14 @@ class NotInstalled(Exception):
     """A contender's library is missing; the message is the command that installs it."""
 
 
+def library(module: str, package: str) -> Any:
+    """The module of a peer, or NotInstalled with the command that installs it."""
+    try:
+        return import_module(module)
+    except ImportError:
+        raise NotInstalled(f"pip install {package}") from None
+
+
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

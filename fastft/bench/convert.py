@@ -5,7 +5,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from fastft.bench.child import Arm, NotInstalled
+from fastft.bench.child import Arm
 from fastft.bench.data import MAX_SIDE, QUALITY
 from fastft.bench.harness import Contender, Figure, alternate, measure, per_cpu_second, per_second
 from fastft.bench.options import Found, Options
@@ -17,14 +17,14 @@ HERE = "fastft.bench.convert"
 
 def run(options: Options) -> Found:
     """Wall time on all cores, and CPU time with all worker processes, of the same rounds."""
-    arguments = {
+    arguments: dict[str, Any] = {
         "root": str(options.workspace.folder / "originals"), "out": str(options.workspace.folder / "converted"),
         "workers": options.threads, "repeat": 1 if options.quick else REPEAT,
     }  # fmt: skip
     options.workspace.source()
     ours = {"fastft": True, "fastft, re-encoding": False}
     contenders = options.wanted({
-        "fastft": [Contender(n, f"{HERE}:ours", {**arguments, "lossless": l}) for n, l in ours.items()],
+        "fastft": [Contender(n, f"{HERE}:ours", {**arguments, "lossless": keep}) for n, keep in ours.items()],
         "ffcv": [Contender("FFCV DatasetWriter", f"{HERE}:ffcv", arguments)],
     })  # fmt: skip
     rounds = alternate(contenders, options.rounds, threads=options.threads)
@@ -47,7 +47,7 @@ def ours(root: str, out: str, workers: int, repeat: int, lossless: bool) -> dict
     from beton_tools.writer import WriteOptions, write_beton
 
     one = open_source(root)
-    source = replace(one, names=Names.of(list(one.names) * repeat), labels=np.tile(one.labels, repeat))  # type: ignore[type-var]
+    source = replace(one, names=Names.of(list(one.names) * repeat), labels=np.tile(one.labels, repeat))
 
     def arm(side: int | None) -> Arm:
         settings = WriteOptions(max_resolution=side, workers=workers, lossless=lossless)
@@ -80,11 +80,9 @@ class Folder:
 
 
 def ffcv(root: str, out: str, workers: int, repeat: int) -> dict[str, Arm]:
-    try:
-        from ffcv.fields import IntField, RGBImageField
-        from ffcv.writer import DatasetWriter
-    except ImportError:
-        raise NotInstalled("pip install ffcv") from None
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
     dataset = Folder(Path(root), repeat)
 
     def arm(side: int | None) -> Arm:

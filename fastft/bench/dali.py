@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from fastft.bench.child import NotInstalled
+from fastft.bench.child import library
 
-INSTALL = "pip install nvidia-dali-cuda120"
+PACKAGE = "nvidia-dali-cuda120"
 
 
 def recipe_pipeline(
@@ -21,14 +21,11 @@ def recipe_pipeline(
 
     It draws RandAugment's ops for each sample, by conditionals; one fixed magnitude, and erase is its nearest.
     """
-    try:
-        from nvidia.dali import fn, pipeline_def, types
-        from nvidia.dali.auto_aug import rand_augment
-    except ImportError:
-        raise NotInstalled(INSTALL) from None
+    dali, fn, types = (library(f"nvidia.dali{part}", PACKAGE) for part in ("", ".fn", ".types"))
+    rand_augment = library("nvidia.dali.auto_aug.rand_augment", PACKAGE)
     from fastft.config import CLIP_MEAN, CLIP_STD
 
-    @pipeline_def(
+    @dali.pipeline_def(
         batch_size=batch, num_threads=threads, device_id=0 if gpu else None, enable_conditionals=True, seed=0,
         exec_async=prefetch, exec_pipelined=prefetch, prefetch_queue_depth=2 if prefetch else 1,
     )  # fmt: skip

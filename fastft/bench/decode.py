@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from beton_tools.format import Beton
-from fastft.bench.child import Arm, NotInstalled
+from fastft.bench.child import Arm, library
 from fastft.bench.data import ORIGINAL, JpegSet
 from fastft.bench.harness import Contender, alternate, measure, per_cpu_second
 from fastft.bench.options import Found, Options
@@ -19,6 +19,7 @@ OUTPUT = 224
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 BATCH = 256
 PLANS = 8  # epochs of crops, drawn beforehand
+DALI = "nvidia-dali-cuda120"
 HERE = "fastft.bench.decode"
 
 
@@ -155,13 +156,12 @@ def ffcv_operation(path: str) -> dict[str, Arm]:
 
 def dali(paths: list[str]) -> dict[str, Arm]:
     """DALI's fused decode and random crop, without prefetch: on one core there is nothing to overlap."""
-    try:
-        from nvidia.dali import fn, pipeline_def
-    except ImportError:
-        raise NotInstalled("pip install nvidia-dali-cuda120") from None
+    nvidia, fn = library("nvidia.dali", DALI), library("nvidia.dali.fn", DALI)
     batch = min(100, len(paths))
 
-    @pipeline_def(batch_size=batch, num_threads=1, device_id=None, exec_async=False, exec_pipelined=False)
+    @nvidia.pipeline_def(
+        batch_size=batch, num_threads=1, device_id=None, exec_async=False, exec_pipelined=False
+    )
     def decode() -> object:
         encoded, _ = fn.readers.file(files=paths, shuffle_after_epoch=False)
         return fn.decoders.image_random_crop(

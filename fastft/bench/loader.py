@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from fastft.bench.data import Workspace
+from fastft.bench.data import IMAGENET_LENGTH, Workspace
 from fastft.bench.harness import (
     Contender,
     Rounds,
@@ -54,7 +54,7 @@ class LoaderBench:
 
     def whole(self, threads: int, how: str = "warm", **more: Any) -> list[Contender]:
         """Everybody who can do the paper's recipe, or something near it."""
-        given = {"threads": threads, **more}
+        given: dict[str, Any] = {"threads": threads, **more}
         shards = {"shards": self.workspace.shards(self.files, self.options.threads)}
         folder = self.folder | given
         return self.options.wanted({
@@ -70,7 +70,7 @@ class LoaderBench:
 
     def crop(self, threads: int, how: str = "warm", **more: Any) -> list[Contender]:
         """Random resized crop and flip alone, which is what FFCV has."""
-        given = {"threads": threads, **more}
+        given: dict[str, Any] = {"threads": threads, **more}
         ffcv = self.beton | given
         return self.options.wanted({
             "fastft": [self.contender("fastft", "ours", how, augment=False, **self.beton, **given)],
@@ -95,13 +95,13 @@ class LoaderBench:
                     per_core.append(self._per_core(name, rounds, role))
         return [*per_core, *found]
 
-    def _per_core(self, name: str, rounds: Rounds, role: dict[str, str]) -> dict[str, Any]:
+    def _per_core(self, name: str, rounds: Rounds, role: dict[str, Any]) -> dict[str, Any]:
         return measure(
             f"{name}, per core", rounds, "pass", per_cpu_second, "images/s per core", self.setting, **role
         )
 
     def evaluation(self) -> list[dict[str, Any]]:
-        given = {"threads": 1}
+        given: dict[str, Any] = {"threads": 1}
         contenders = self.options.wanted({
             "fastft": [self.contender("fastft", "ours_eval", **self.beton, **given)],
             "ffcv": [
@@ -114,9 +114,9 @@ class LoaderBench:
 
     def cold(self) -> list[dict[str, Any]]:
         """Each file dropped from the page cache before each pass; one pass over each image."""
-        threads, once = self.options.threads, {"repeat": 1}
+        threads = self.options.threads
         beton = self.workspace.beton(self.files)
-        given = {"threads": threads, **once}
+        given: dict[str, Any] = {"threads": threads, "repeat": 1}
         contenders = self.options.wanted({
             "fastft": [
                 self.contender("fastft", "ours", "cold", files=str(beton), **self.beton, **given),
@@ -140,7 +140,7 @@ class LoaderBench:
         threads = self.options.threads
         batch = 4 if self.options.quick else MEMORY_BATCH
         repeat = max(1, -(-6 * batch // self.options.images))  # enough batches to fill every slot
-        given = {"threads": threads, "batch": batch, "repeat": repeat}
+        given: dict[str, Any] = {"threads": threads, "batch": batch, "repeat": repeat}
         contenders = self.options.wanted({
             "fastft": [self.contender("fastft", "ours", "first", **self.beton, **given)],
             "ffcv": [
@@ -169,13 +169,17 @@ class LoaderBench:
         """A loader on a file with as many samples as ImageNet has."""
         if self.options.quick:
             return []
-        path = {"path": str(self.workspace.long()), "threads": self.options.threads, "repeat": 1}
+        path: dict[str, Any] = {
+            "path": str(self.workspace.long()),
+            "threads": self.options.threads,
+            "repeat": 1,
+        }
         contenders = self.options.wanted({
             "fastft": [self.contender("fastft", "ours", "opening", **path)],
             "ffcv": [self.contender("stock FFCV", "ffcv", "opening", **path)],
         })  # fmt: skip
         rounds = alternate_fresh(contenders, self.options.rounds, self.options.threads)
-        setting = {"samples": 1_281_167, "batch": self.common["batch"]}
+        setting = {"samples": IMAGENET_LENGTH, "batch": self.common["batch"]}
         figures = {"seconds": "s", "beyond_mb": "MB"}
         return [
             measure("Opening ImageNet's length", rounds, "open", reported(key), unit, setting, better="lower")

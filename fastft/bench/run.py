@@ -51,9 +51,9 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> dict[str
         )
         for bench in BENCHES if name == "all" else (name,):
             _measure(bench, options, document, console)
-    document["machine"]["load_average"] = f"{load()} at the end, the benchmark's own included"
-    write_document(document, args.out / f"{name}.json")
-    write_page(render_bench(document, f"{name}.json"), args.out / f"{name}.html")
+            document["machine"]["load_average"] = f"{load()} at the end, the benchmark's own included"
+            write_document(document, args.out / f"{name}.json")
+            write_page(render_bench(document, f"{name}.json"), args.out / f"{name}.html")
     console.print(f"{args.out / name}.json and .html", highlight=False)
     return document
 

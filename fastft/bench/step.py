@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastft.bench.child import Arm, NotInstalled
+from fastft.bench.child import Arm
 from fastft.bench.harness import Contender, Rounds, Turn, alternate, measure, per_second
 from fastft.bench.options import Found, Options
 from fastft.model import Arch
@@ -50,7 +50,7 @@ def run(options: Options) -> Found:
 def _mfu(rounds: Rounds, setting: dict[str, Any]) -> dict[str, Any]:
     """Share of the device's peak; for a GPU the cost model takes it."""
     on_gpu = not setting["device"].startswith("CPU")
-    role = {"role": "mfu"} if on_gpu else {}
+    role: dict[str, Any] = {"role": "mfu"} if on_gpu else {}
     gpu = {"gpu": setting["device"]} if on_gpu else {}
     peak = max((turn["peak"] for arms in rounds.turns.values() for turn in arms["step"]), default=0.0)
     given = {**setting, **gpu, "peak TFLOP/s": round(peak / 1e12, 3)}
@@ -200,10 +200,7 @@ def timm_step(letter: str, batch: int, steps: int, dtype: str) -> dict[str, Arm]
 
 
 def open_clip_step(letter: str, batch: int, steps: int, dtype: str) -> dict[str, Arm]:
-    try:
-        import open_clip
-    except ImportError:
-        raise NotInstalled("pip install open_clip_torch") from None
+    import open_clip
 
     class Tower(nn.Module):
         """open_clip's image tower up to its last block, under our head."""
