@@ -1,5 +1,8 @@
 """Write, check and look inside FFCV `.beton` files, without torch."""
 
 from beton_tools.errors import UserError
+from beton_tools.jit_cache import use_own_cache
+
+use_own_cache()  # before any compiled function is defined
 
 __all__ = ["UserError"]
