@@ -3,7 +3,7 @@
 Only DC terms depend on what was decoded before: they are coded as the difference to the previous block of
 the same component, and restart markers reset that. So the scan is parsed, every bit is copied as it is, and
 a DC term is coded anew only where its predictor changes: at the first MCU behind an old or a new restart
-marker.
+marker. The other terms need not be taken apart: one look-up passes all that end within 12 bits.
 """
 
 from __future__ import annotations
@@ -14,18 +14,22 @@ import numpy as np
 from numba import njit
 
 from beton_tools.jpeg.huffman import (
+    BLOCK,
     END_OF_BLOCK,
-    FAST_BITS,
+    LEAP_BITS,
     MAX_CODE,
     MAX_TERM,
     step_of,
     symbol_at,
 )
 from beton_tools.jpeg.markers import DAMAGED, EOI, OK, RST0
-from beton_tools.jpeg.memory import load_big_endian
+from beton_tools.jpeg.memory import load_big_endian, store_big_endian
 
 _MAX_DC_SIZE = 11  # bits of a DC difference of 8-bit samples, T.81 table F.1
-SPARE_BYTES = 64 * MAX_TERM // 8 + 16  # the longest block and a peek behind it
+_PEEK_BITS = 57  # that a peek has at least
+_STRIDE = 56  # bits that are copied at once: with those of a broken byte they fit a word
+_LEAPS = _PEEK_BITS // LEAP_BITS
+SPARE_BYTES = BLOCK * MAX_TERM // 8 + 16  # the longest block and a peek behind it
 MAX_BLOCKS = 10  # in an MCU, T.81 B.2.3
 _MAX_COMPONENTS = 4
 
@@ -39,6 +43,12 @@ class Writer(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
+def _has_ff(word: np.uint64) -> bool:
+    """Whether one of its eight bytes is FF: the lowest such byte is the first whose complement borrows."""
+    return word & (~word - np.uint64(0x0101010101010101)) & np.uint64(0x8080808080808080) != 0
+
+
+@njit(cache=True, nogil=True)
 def unstuff(src: np.ndarray, at: int, clean: np.ndarray, starts: np.ndarray) -> tuple[int, int]:
     """Copy the scan from src[at:] to `clean` without stuffed zeros and markers, up to the EOI marker.
 
@@ -48,6 +58,12 @@ def unstuff(src: np.ndarray, at: int, clean: np.ndarray, starts: np.ndarray) -> 
     n, segment = 0, 0
     starts[0] = 0
     while at + 1 < src.size:
+        if at + 8 <= src.size:
+            word = load_big_endian(src, at)
+            if not _has_ff(word):
+                store_big_endian(clean, n, word)
+                n, at = n + 8, at + 8
+                continue
         byte = src[at]
         if byte != 0xFF:
             clean[n] = byte
@@ -79,26 +95,53 @@ def _peek(clean: np.ndarray, bit: int) -> np.uint64:
 
 @njit(cache=True, nogil=True)
 def _put(out: np.ndarray, w: Writer, value: np.uint64, count: int) -> Writer:
-    """Append the lowest `count` <= 32 bits of `value`, with a zero byte stuffed behind every FF."""
+    """Append the lowest 0 < `count` <= _STRIDE bits of `value`, with a zero byte stuffed behind every FF.
+
+    Up to 8 bytes behind the last whole one are overwritten.
+    """
+    left = w.left + count
     bits = (w.bits << np.uint64(count)) | value
-    at, left = w.at, w.left + count
-    while left >= 8:
-        left -= 8
-        byte = (bits >> np.uint64(left)) & np.uint64(255)
+    word = bits << np.uint64(64 - left)  # its last byte in part holds a zero, so it is no FF
+    at = w.at + (left >> 3)
+    if _has_ff(word):
+        at = _store_stuffed(out, w.at, word, left >> 3)
+    else:
+        store_big_endian(out, w.at, word)
+    left &= 7
+    return Writer(at, bits & np.uint64((1 << left) - 1), left)
+
+
+@njit(cache=True, nogil=True)
+def _store_stuffed(out: np.ndarray, at: int, word: np.uint64, count: int) -> int:
+    """Write the first `count` bytes of `word`, a zero behind every FF; returns the offset behind them."""
+    for i in range(count):
+        byte = (word >> np.uint64(56 - 8 * i)) & np.uint64(255)
         out[at] = byte
         at += 1
         if byte == 255:
             out[at] = 0
             at += 1
-    return Writer(at, bits, left)
+    return at
 
 
 @njit(cache=True, nogil=True)
 def _copy(out: np.ndarray, w: Writer, clean: np.ndarray, bit: int, end: int) -> Writer:
     """Append the bits [bit, end) of the stream."""
-    while end - bit >= 32:
-        w = _put(out, w, _peek(clean, bit) >> np.uint64(32), 32)
-        bit += 32
+    count = min(end - bit, _STRIDE - w.left)  # up to a whole byte
+    if count > 0:
+        w = _put(out, w, _peek(clean, bit) >> np.uint64(64 - count), count)
+        bit += count
+    if end - bit >= _STRIDE:
+        at = w.at
+        while end - bit >= _STRIDE:
+            word = _peek(clean, bit) & ~np.uint64(255)
+            if _has_ff(word):
+                at = _store_stuffed(out, at, word, _STRIDE // 8)
+            else:
+                store_big_endian(out, at, word)
+                at += _STRIDE // 8
+            bit += _STRIDE
+        w = Writer(at, np.uint64(0), 0)
     if end > bit:
         w = _put(out, w, _peek(clean, bit) >> np.uint64(64 - (end - bit)), end - bit)
     return w
@@ -115,18 +158,19 @@ def _finish_segment(out: np.ndarray, w: Writer, marker: int) -> Writer:
 
 
 @njit(cache=True, nogil=True)
-def _put_dc(out: np.ndarray, w: Writer, table: np.void, difference: int, missing: np.ndarray) -> Writer:
-    """Append a DC difference; a size that the table has no code for is noted in `missing` instead."""
+def _put_dc(out: np.ndarray, w: Writer, table: np.void, difference: int) -> Writer:
+    """Append a DC difference; a size that the table has no code for is noted as missing instead."""
     magnitude, size = abs(difference), 0
     while magnitude >> size:
         size += 1
-    if table["size"][size] == 0:
-        missing[size] = True
+    length = np.int64(table["size"][size])
+    if length == 0:
+        table["missing"][size] = 1
         return w
-    w = _put(out, w, np.uint64(table["code"][size]), table["size"][size])
     if difference < 0:
         difference += (1 << size) - 1
-    return _put(out, w, np.uint64(difference), size)
+    code = np.int64(table["code"][size])
+    return _put(out, w, np.uint64((code << size) | difference), length + size)
 
 
 @njit(cache=True, nogil=True)
@@ -146,23 +190,86 @@ def _read_dc(clean: np.ndarray, bit: int, table: np.void) -> tuple[int, int]:
 
 
 @njit(cache=True, nogil=True)
+def _at_end(k: int) -> bool:
+    """Whether a block ends in front of coefficient k: all are there, or an end of block stood among them."""
+    return k == BLOCK or END_OF_BLOCK < k < END_OF_BLOCK + BLOCK
+
+
+@njit(cache=True, nogil=True)
 def _skip_ac(clean: np.ndarray, bit: int, table: np.void) -> int:
     """The bit behind the AC terms of a block; -1 when they are broken."""
-    k, word, left = 1, np.uint64(0), 0
-    while k < 64:
-        if left < MAX_TERM:
-            word, left = _peek(clean, bit), 57
-        step = np.int64(table["steps"][word >> np.uint64(64 - FAST_BITS)])
-        if step == 0:
+    k = 1  # coefficients that are passed; `passed` holds them and the bits since the peek, as leaps do
+    while True:
+        word, leap, passed = _peek(clean, bit), 0, k << 8
+        for _ in range(_LEAPS):
+            leap = np.int64(table["leaps"][(1 << LEAP_BITS) + np.int64(word >> np.uint64(64 - LEAP_BITS))])
+            passed += leap
+            if passed >= BLOCK << 8:
+                break
+            word <<= np.uint64(leap & 63)
+        if passed >= BLOCK << 8 and not _at_end(passed >> 8):  # a long term, or a leap out of the block
             step = step_of(symbol_at(table, word))
             if step == 0:
                 return -1
-        bits = step >> 8
-        word <<= np.uint64(bits)
-        left -= bits
-        bit += bits
-        k += step & 255
-    return bit if k == 64 or k > END_OF_BLOCK else -1
+            passed += step - leap
+        k = passed >> 8
+        bit += passed & 255
+        if k >= BLOCK:
+            return bit if _at_end(k) else -1
+
+
+@njit(cache=True, nogil=True)
+def _pass_mcus(
+    clean: np.ndarray, bit: int, end: int, mcus: int, blocks: np.ndarray, tables: np.ndarray, dc: np.ndarray
+) -> int:
+    """The bit behind so many MCUs; -1 when they are broken or end behind `end`. Their DC terms go to `dc`."""
+    for _ in range(mcus):
+        for b in range(blocks.shape[0]):
+            bit, difference = _read_dc(clean, bit, tables[blocks[b, 1]])
+            if bit < 0:
+                return -1
+            dc[blocks[b, 0]] += difference
+            bit = _skip_ac(clean, bit, tables[blocks[b, 2]])
+            if bit < 0 or bit > end:
+                return -1
+    return bit
+
+
+@njit(cache=True, nogil=True)
+def _recode_mcu(
+    out: np.ndarray,
+    w: Writer,
+    clean: np.ndarray,
+    bit: int,
+    end: int,
+    blocks: np.ndarray,
+    tables: np.ndarray,
+    old_dc: np.ndarray,
+    new_dc: np.ndarray,
+) -> tuple[Writer, int]:
+    """Append an MCU whose DC terms were coded from old_dc, now from new_dc; both become its own.
+
+    Returns the bit behind it, -1 when it is broken or ends behind `end`.
+    """
+    for b in range(blocks.shape[0]):
+        component, dc_table = blocks[b, 0], blocks[b, 1]
+        coded, difference = _read_dc(clean, bit, tables[dc_table])
+        if coded < 0:
+            return w, -1
+        dc = old_dc[component] + difference
+        if old_dc[component] != new_dc[component]:
+            difference = dc - new_dc[component]
+            if abs(difference) >= 1 << _MAX_DC_SIZE:
+                return w, -1
+            w = _put_dc(out, w, tables[dc_table], difference)
+            bit = coded
+        old_dc[component] = new_dc[component] = dc
+        behind = _skip_ac(clean, coded, tables[blocks[b, 2]])
+        if behind < 0 or behind > end:
+            return w, -1
+        w = _copy(out, w, clean, bit, behind)
+        bit = behind
+    return w, bit
 
 
 @njit(cache=True, nogil=True)
@@ -173,46 +280,34 @@ def recut(
     new_interval: int,
     mcus: int,
     blocks: np.ndarray,  # (blocks in an MCU, 3) i64: component, DC table, AC table (both 0-7)
-    tables: np.ndarray,  # (TABLES,) TABLE
+    tables: np.ndarray,  # (TABLES,) TABLE; "missing" gets the DC sizes that one lacks
     out: np.ndarray,  # u8, room for out_capacity bytes
     ends: np.ndarray,  # i64, one per new segment: gets the offset in `out` of the marker behind it
-    missing: np.ndarray,  # (TABLES, 16) bool: gets the DC sizes that a table lacks
 ) -> int:
     """Write the scan to `out` with a marker behind every `new_interval` MCUs; OK or DAMAGED."""
     old_dc, new_dc = np.zeros(_MAX_COMPONENTS, np.int64), np.zeros(_MAX_COMPONENTS, np.int64)
     w = Writer(0, np.uint64(0), 0)
-    bit = copied = end = 0  # positions in the stream, in bits; everything before `copied` is written
-    for mcu in range(mcus):
-        if mcu % old_interval == 0:
-            w = _copy(out, w, clean, copied, bit)
-            segment = mcu // old_interval
-            bit = copied = 8 * starts[segment]
-            end = 8 * starts[segment + 1]
+    mcu = bit = end = 0  # bit: position in the stream
+    while mcu < mcus:
+        old_segment, new_segment = mcu // old_interval, mcu // new_interval
+        if mcu == old_segment * old_interval:
+            bit, end = 8 * starts[old_segment], 8 * starts[old_segment + 1]
             old_dc[:] = 0
-        if mcu % new_interval == 0 and mcu > 0:
-            w = _copy(out, w, clean, copied, bit)
-            copied = bit
-            segment = mcu // new_interval - 1
-            w = _finish_segment(out, w, RST0 + (segment & 7))
-            ends[segment] = w.at - 2
+        if mcu == new_segment * new_interval:
+            if mcu > 0:
+                w = _finish_segment(out, w, RST0 + ((new_segment - 1) & 7))
+                ends[new_segment - 1] = w.at - 2
             new_dc[:] = 0
-        for b in range(blocks.shape[0]):
-            component, dc_table, ac_table = blocks[b, 0], blocks[b, 1], blocks[b, 2]
-            coded, difference = _read_dc(clean, bit, tables[dc_table])
-            if coded < 0:
-                return DAMAGED
-            dc = old_dc[component] + difference
-            if old_dc[component] != new_dc[component]:
-                if abs(dc - new_dc[component]) >= 1 << _MAX_DC_SIZE:
-                    return DAMAGED
-                w = _copy(out, w, clean, copied, bit)
-                w = _put_dc(out, w, tables[dc_table], dc - new_dc[component], missing[dc_table])
-                copied = coded
-            old_dc[component] = new_dc[component] = dc
-            bit = _skip_ac(clean, coded, tables[ac_table])
-            if bit < 0 or bit > end:
-                return DAMAGED
-    w = _copy(out, w, clean, copied, bit)
+        w, begin = _recode_mcu(out, w, clean, bit, end, blocks, tables, old_dc, new_dc)
+        if begin < 0:
+            return DAMAGED
+        following = min((old_segment + 1) * old_interval, (new_segment + 1) * new_interval, mcus)
+        bit = _pass_mcus(clean, begin, end, following - mcu - 1, blocks, tables, old_dc)
+        if bit < 0:
+            return DAMAGED
+        w = _copy(out, w, clean, begin, bit)
+        new_dc[:] = old_dc
+        mcu = following
     w = _finish_segment(out, w, EOI)
     ends[-1] = w.at - 2
     return OK

@@ -14,9 +14,12 @@ TABLES = 8  # DC tables 0-3, then AC tables 0-3
 AC = 4  # number of the first AC table
 MAX_CODE = 16  # bits
 MAX_TERM = MAX_CODE + 15  # bits of an AC term: code and value
+BLOCK = 64  # coefficients
 END_OF_BLOCK = 128  # coefficients that the end-of-block symbol advances: more than a block has
 _MAX_DC_SYMBOL = 15  # libjpeg refuses tables with larger ones
 FAST_BITS = 10  # codes up to this length are found in one look-up; longer ones are rare
+LEAP_BITS = 12  # window of the look-up that passes several AC terms: 8 KiB a table, two fit the L1 cache
+UNKNOWN = 192  # coefficients of a leap that passes no term: no leap from within a block ends here
 
 
 class Spec(NamedTuple):
@@ -31,30 +34,31 @@ class Spec(NamedTuple):
 TABLE = np.dtype(
     [
         ("fast", np.uint16, 1 << FAST_BITS),  # length << 8 | symbol of the code on top, 0: longer code
-        ("steps", np.uint16, 1 << FAST_BITS),  # step_of(fast), for AC tables
+        ("leaps", np.uint16, 2 << LEAP_BITS),  # see _derive_leaps; AC tables only
         ("max_code", np.int32, MAX_CODE + 1),  # largest code of each length, -1: none
         ("delta", np.int32, MAX_CODE + 1),  # code + delta = position in values
         ("values", np.uint8, 256),
         ("code", np.uint16, 256),  # code of each symbol
         ("size", np.uint8, 256),  # its length in bits, 0: the table has no such symbol
+        ("missing", np.uint8, 16),  # 1: a DC size that was to be coded, but has no code
     ]
 )
 
 
-def read_tables(payloads: Iterable[np.ndarray]) -> Spec:
-    """The tables that stand after the DHT payloads (u8) of a header; a later one replaces an earlier one."""
+def read_tables(payloads: Iterable[bytes]) -> Spec:
+    """The tables that stand after the DHT payloads of a header; a later one replaces an earlier one."""
     spec = Spec(np.zeros((TABLES, 17), np.uint8), np.zeros((TABLES, 256), np.uint8))
     for payload in payloads:
-        while payload.size:
+        while payload:
             kind, number = payload[0] >> 4, payload[0] & 15
-            total = int(payload[1:17].sum(dtype=np.int64))
-            if kind > 1 or number >= AC or total > 256 or payload.size < 17 + total:
+            total = sum(payload[1:17])
+            if kind > 1 or number >= AC or total > 256 or len(payload) < 17 + total:
                 raise JpegError(describe_error(BAD_HEADER))
             table = kind * AC + number
-            spec.counts[table, 1:] = payload[1:17]
-            spec.values[table] = 0
-            spec.values[table, :total] = payload[17 : 17 + total]
-            if kind == 0 and spec.values[table].max() > _MAX_DC_SYMBOL:
+            values = payload[17 : 17 + total]
+            spec.counts[table, 1:] = np.frombuffer(payload, np.uint8, 16, 1)
+            spec.values[table] = np.frombuffer(values.ljust(256, b"\0"), np.uint8)
+            if kind == 0 and max(values, default=0) > _MAX_DC_SYMBOL:
                 raise JpegError(describe_error(BAD_HEADER))
             payload = payload[17 + total :]
     return spec
@@ -90,31 +94,43 @@ def extend_table(spec: Spec, table: int, symbols: np.ndarray) -> None:
     raise JpegError("a Huffman table of this JPEG has no room for a code that the index needs; re-encode it")
 
 
-def derive(spec: Spec) -> np.ndarray:
-    """(TABLES,) TABLE. Raises JpegError when the code lengths are impossible."""
-    tables = np.zeros(TABLES, TABLE)
-    tables["values"] = spec.values
-    for counts, table in zip(spec.counts, tables, strict=True):
-        if _derive(counts, table) != OK:
-            raise JpegError(describe_error(BAD_HEADER))
+def derive(spec: Spec, used: np.ndarray) -> np.ndarray:
+    """(TABLES,) TABLE; only those in `used` are filled. Raises JpegError when code lengths are impossible."""
+    tables = np.empty(TABLES, TABLE)  # not zeros: what is not used is not touched
+    if _derive_all(spec.counts, spec.values, used, tables) != OK:
+        raise JpegError(describe_error(BAD_HEADER))
     return tables
 
 
 @njit(cache=True, nogil=True)
+def _derive_all(counts: np.ndarray, values: np.ndarray, used: np.ndarray, tables: np.ndarray) -> int:
+    for number in used:
+        if _derive(counts[number], values[number], tables[number]) != OK:
+            return BAD_HEADER
+        if number >= AC:
+            _derive_leaps(counts[number], tables[number])
+    return OK
+
+
+@njit(cache=True, nogil=True)
 def step_of(entry: int) -> int:
-    """bits << 8 | coefficients to go on by, for length << 8 | symbol of an AC term; 0 for 0."""
+    """coefficients << 8 | bits to go on by, for length << 8 | symbol of an AC term; 0 for 0."""
     if entry == 0:
         return 0
     size, run = entry & 15, (entry >> 4) & 15
     bits = (entry >> 8) + size
     if size > 0 or run == 15:  # run 15 without a value: sixteen zeros
-        return (bits << 8) | (run + 1)
-    return (bits << 8) | END_OF_BLOCK
+        return ((run + 1) << 8) | bits
+    return (END_OF_BLOCK << 8) | bits
 
 
 @njit(cache=True, nogil=True)
-def _derive(counts: np.ndarray, table: np.void) -> int:
-    """Fill the zeroed `table`, whose values are in place, from counts (17,) u8 (T.81 annex C)."""
+def _derive(counts: np.ndarray, values: np.ndarray, table: np.void) -> int:
+    """Fill `table`, all but its leaps, from counts (17,) u8 and values (256,) u8 (T.81 annex C)."""
+    table["values"][:] = values
+    table["fast"][:] = 0
+    table["size"][:] = 0
+    table["missing"][:] = 0
     code, position = 0, 0
     for length in range(1, MAX_CODE + 1):
         n = np.int64(counts[length])
@@ -128,12 +144,50 @@ def _derive(counts: np.ndarray, table: np.void) -> int:
                 entry = (length << 8) | np.int64(symbol)
                 first, last = code << (FAST_BITS - length), (code + 1) << (FAST_BITS - length)
                 table["fast"][first:last] = entry
-                table["steps"][first:last] = step_of(entry)
             code += 1
             position += 1
         table["max_code"][length] = code - 1 if n > 0 else -1
         code <<= 1
     return OK
+
+
+@njit(cache=True, nogil=True)
+def _derive_leaps(counts: np.ndarray, table: np.void) -> None:
+    """Fill table["leaps"]: entry (1 << n) + window is the leap over the whole AC terms in a window of n bits.
+
+    A leap is coefficients << 8 | bits, as step_of has them; it ends with an end of block, and goes on by less
+    than a block otherwise. Behind the first term of a window lies a smaller window, whose leap is known.
+    """
+    leaps = table["leaps"]
+    leaps[:] = 0
+    for n in range(1, LEAP_BITS + 1):
+        code, position = 0, 0
+        for length in range(1, n + 1):
+            for _ in range(counts[length]):
+                step = step_of((length << 8) | np.int64(table["values"][position]))
+                first, last = (1 << n) + (code << (n - length)), (1 << n) + ((code + 1) << (n - length))
+                _fill_leaps(leaps, first, last, n - (step & 255), step)
+                code += 1
+                position += 1
+            code <<= 1
+    for at in range(1 << LEAP_BITS, 2 << LEAP_BITS):
+        if leaps[at] == 0:
+            leaps[at] = UNKNOWN << 8
+
+
+@njit(cache=True, nogil=True)
+def _fill_leaps(leaps: np.ndarray, first: int, last: int, rest: int, step: int) -> None:
+    """Entries first to last: a step, whatever its value, and then the leap in the `rest` bits behind it."""
+    if rest < 0:
+        return
+    if step >> 8 == END_OF_BLOCK:
+        leaps[first:last] = step
+        return
+    for at in range(first, last, 1 << rest):
+        for i in range(1 << rest):
+            leap = np.int64(leaps[(1 << rest) + i])
+            whole = ((step >> 8) & 127) + ((leap >> 8) & 127) < BLOCK
+            leaps[at + i] = step + leap if whole else step
 
 
 @njit(cache=True, nogil=True)

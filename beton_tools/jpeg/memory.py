@@ -1,4 +1,4 @@
-"""Two memory operations that numba has no fast form of. Bounds are the caller's business."""
+"""Memory operations that numba has no fast form of. Bounds are the caller's business."""
 
 from __future__ import annotations
 
@@ -36,9 +36,23 @@ def _load_big_endian(typing_context: Any, array: Any, at: Any) -> Any:
     return types.uint64(array, types.intp), codegen
 
 
+@intrinsic
+def _store_big_endian(typing_context: Any, array: Any, at: Any, word: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        at = _address(context, builder, signature.args[0], args[0], args[1])
+        at = builder.bitcast(at, ir.IntType(64).as_pointer())
+        builder.store(builder.bswap(args[2]), at, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.uint64), codegen
+
+
 # copy_bytes(to, to_at, source, source_at, count): memcpy between contiguous u8 arrays that do not overlap.
 # numba's slice assignment goes byte by byte, which took a fifth of the time of decoding a crop.
 copy_bytes: Any = _copy_bytes
 
 # load_big_endian(array, at): eight bytes of a contiguous u8 array as one u64, in one load.
 load_big_endian: Any = _load_big_endian
+
+# store_big_endian(array, at, word): the way back.
+store_big_endian: Any = _store_big_endian

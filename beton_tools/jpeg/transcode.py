@@ -12,13 +12,11 @@ orientation is ignored on purpose, as those folder loaders ignore it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from beton_tools.jpeg import index
 from beton_tools.jpeg.entropy import MAX_BLOCKS, SPARE_BYTES, out_capacity, recut, unstuff
-from beton_tools.jpeg.huffman import AC, TABLES, Spec, derive, extend_table, read_tables, write_tables
+from beton_tools.jpeg.huffman import AC, Spec, derive, extend_table, read_tables, write_tables
 from beton_tools.jpeg.markers import (
     APP0,
     APP14,
@@ -64,10 +62,12 @@ def add_index(jpeg: bytes | np.ndarray, interval: int | None = None) -> bytes:
         interval = choose_interval(head, src.size - head.scan_at)
     elif index.mcu_grid(head)[1] % interval:
         raise ValueError(f"an interval of {interval} does not divide the MCUs of a row")
-    spec = read_tables(_payloads(src, head, DHT))
+    payloads = _payloads(src, head)
+    spec = read_tables(payloads[DHT])
     blocks = _mcu_blocks(src, head)
-    scan, lengths = _recut(src, head, interval, blocks, spec)
-    return _header(src, head, interval, lengths, np.unique(blocks[:, 1:]), spec) + scan
+    used = np.array(sorted({table for block in blocks for table in block[1:]}))
+    scan, lengths = _recut(src, head, interval, np.array(blocks), used, spec)
+    return _header(src, head, interval, lengths, payloads[DQT], write_tables(spec, used.tolist())) + scan
 
 
 def choose_interval(head: Header, scan_bytes: int) -> int:
@@ -81,36 +81,39 @@ def choose_interval(head: Header, scan_bytes: int) -> int:
     return columns
 
 
-def _payloads(src: np.ndarray, head: Header, wanted: int) -> Iterator[np.ndarray]:
-    """The payloads of all segments of a kind in front of the scan."""
+def _payloads(src: np.ndarray, head: Header) -> dict[int, list[bytes]]:
+    """Marker -> the payloads of its segments in front of the scan, for the kinds that hold tables."""
+    found: dict[int, list[bytes]] = {DQT: [], DHT: []}
     at = 2
     while at <= head.sos_at:
         marker, begin, at = next_segment(src, at)
-        if marker == wanted:
-            yield src[begin:at]
+        if marker in found:
+            found[marker].append(src[begin:at].tobytes())
+    return found
 
 
-def _mcu_blocks(src: np.ndarray, head: Header) -> np.ndarray:
-    """(blocks in an MCU, 3) i64: component, DC table and AC table of each block, in the order of the scan."""
-    frame = src[head.sof_at + 10 :][: 3 * head.components].reshape(-1, 3)  # id, factors, quantisation table
-    scan = src[head.sos_at + 5 :][: 2 * head.components].reshape(-1, 2)  # id, Huffman tables
-    spectral = src[head.scan_at - 3 : head.scan_at].tolist()
-    if not np.array_equal(frame[:, 0], scan[:, 0]) or np.unique(frame[:, 0]).size != head.components:
+def _mcu_blocks(src: np.ndarray, head: Header) -> list[tuple[int, int, int]]:
+    """(component, DC table, AC table) of each block in an MCU, in the order of the scan."""
+    frame = src[head.sof_at + 10 :][
+        : 3 * head.components
+    ].tobytes()  # id, factors, quantisation table of each
+    scan = src[head.sos_at + 5 :][: 2 * head.components].tobytes()  # id, Huffman tables of each
+    ids, spectral = frame[::3], src[head.scan_at - 3 : head.scan_at].tobytes()
+    if scan[::2] != ids or len(set(ids)) != head.components:
         raise JpegError("the scan of this JPEG does not list its components in order; re-encode it")
-    if spectral != [0, 63, 0] or ((scan[:, 1] & 0xCC) != 0).any():
+    if spectral != b"\0\x3f\0" or any(tables & 0xCC for tables in scan[1::2]):
         raise JpegError(describe_error(BAD_HEADER))
     blocks = []
-    for component in range(head.components):
-        factors, tables = int(frame[component, 1]), int(scan[component, 1])
+    for component, (factors, tables) in enumerate(zip(frame[1::3], scan[1::2], strict=True)):
         count = 1 if head.components == 1 else (factors >> 4) * (factors & 15)
         blocks += [(component, tables >> 4, AC + (tables & 15))] * count
     if len(blocks) > MAX_BLOCKS:
         raise JpegError(describe_error(BAD_HEADER))
-    return np.array(blocks, np.int64)
+    return blocks
 
 
 def _recut(
-    src: np.ndarray, head: Header, interval: int, blocks: np.ndarray, spec: Spec
+    src: np.ndarray, head: Header, interval: int, blocks: np.ndarray, used: np.ndarray, spec: Spec
 ) -> tuple[bytes, np.ndarray]:
     """(scan with EOI marker, lengths of its restart segments). Extends the tables of `spec` where needed."""
     rows, columns = index.mcu_grid(head)
@@ -120,29 +123,33 @@ def _recut(
     if mcus > 4 * scan_bytes or mcus // old_interval > scan_bytes:  # an MCU takes 2 bits, a marker 2 bytes
         raise JpegError(describe_error(DAMAGED))
     starts = np.zeros(-(-mcus // old_interval) + 1, np.int64)
-    clean = np.zeros(scan_bytes + SPARE_BYTES, np.uint8)
+    clean = np.empty(scan_bytes + SPARE_BYTES, np.uint8)
     code, segments = unstuff(src, head.scan_at, clean, starts)
     if code != OK or segments != starts.size - 1:
         raise JpegError(describe_error(DAMAGED))
     ends = np.empty(mcus // interval, np.int64)
     out = np.empty(out_capacity(int(starts[-1]), starts.size + ends.size), np.uint8)
-    tables = derive(spec)
-    missing = np.zeros((TABLES, 16), np.bool_)
+    tables = derive(spec, used)
     for _ in range(2):  # the second time with the codes that the first time missed
-        code = recut(clean, starts, old_interval, interval, mcus, blocks, tables, out, ends, missing)
+        code = recut(clean, starts, old_interval, interval, mcus, blocks, tables, out, ends)
         if code != OK:
             raise JpegError(describe_error(code))
-        if not missing.any():
+        lacking = [table for table in used.tolist() if tables[table]["missing"].any()]
+        if not lacking:
             break
-        for table in np.flatnonzero(missing.any(axis=1)).tolist():
-            extend_table(spec, table, np.flatnonzero(missing[table]))
-        missing[:] = False
-        tables = derive(spec)
+        for table in lacking:
+            extend_table(spec, table, np.flatnonzero(tables[table]["missing"]))
+        tables = derive(spec, used)
     return out[: ends[-1] + 2].tobytes(), np.diff(ends, prepend=-2) - 2
 
 
 def _header(
-    src: np.ndarray, head: Header, interval: int, lengths: np.ndarray, used_tables: np.ndarray, spec: Spec
+    src: np.ndarray,
+    head: Header,
+    interval: int,
+    lengths: np.ndarray,
+    quantisation: list[bytes],
+    huffman_segment: bytes,
 ) -> bytes:
     """Everything in front of the scan."""
     parts = [bytes([0xFF, SOI])]
@@ -151,9 +158,9 @@ def _header(
     if head.adobe >= 0:
         parts.append(segment(APP14, b"Adobe" + bytes([0, 100, 0, 0, 0, 0, head.adobe])))
     parts.append(index.write(lengths))
-    parts += [segment(DQT, payload.tobytes()) for payload in _payloads(src, head, DQT)]
+    parts += [segment(DQT, payload) for payload in quantisation]
     parts.append(src[head.sof_at : head.sof_at + 10 + 3 * head.components].tobytes())
-    parts.append(write_tables(spec, used_tables.tolist()))
+    parts.append(huffman_segment)
     parts.append(segment(DRI, interval.to_bytes(2, "big")))
     parts.append(src[head.sos_at : head.scan_at].tobytes())
     return b"".join(parts)

@@ -34,6 +34,15 @@ def test_coefficients_stay_bit_for_bit(jpeg, subsampling):
     assert coefficients(add_index(file)) == coefficients(file)
 
 
+@pytest.mark.parametrize("optimize", [False, True])
+@pytest.mark.parametrize("quality", [1, 50, 100])
+def test_coefficients_of_noise_stay_whatever_their_codes(quality, optimize):
+    """Noise fills blocks to the last coefficient and has the longest terms; low quality leaves next to none."""
+    noise = np.random.default_rng(quality).integers(0, 256, (40, 56, 3), np.uint8)
+    file = saved(noise, quality=quality, optimize=optimize)
+    assert coefficients(add_index(file, 1)) == coefficients(file)
+
+
 def test_cutting_anew_gives_the_same_scan_as_cutting_once(jpeg, subsampling):
     """Old restart markers, wherever they are, leave nothing behind."""
     file = jpeg(100, 128, subsampling)
