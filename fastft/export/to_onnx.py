@@ -32,7 +32,7 @@ def write(trained: Trained, path: Path) -> None:
 
 def load(path: Path) -> Callable[[Tensor], Tensor]:
     try:
-        import onnxruntime  # type: ignore[import-untyped]
+        import onnxruntime
     except ImportError:
         raise UserError(MISSING) from None
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
