@@ -2,20 +2,21 @@ import tracemalloc
 
 import torch
 
-from benchmarks.loader import IMAGENET_LENGTH, MEAN, STD, write_imagenet_length
 from beton_tools.format import SAMPLE_DTYPE
 from fastft.augment import parse_policy
+from fastft.bench.data import IMAGENET_LENGTH, write_imagenet_length
 from fastft.data import TrainLoader
 
 BUDGET = 100e6  # bytes beyond the metadata; stock FFCV takes 634 MB
 
 
 def test_a_file_of_imagenets_length_opens_in_little_memory(tmp_path):
-    path = write_imagenet_length(tmp_path / "long.beton")
+    path, policy = tmp_path / "long.beton", parse_policy()
+    write_imagenet_length(path)
     tracemalloc.start()
     try:
         loader = TrainLoader(
-            path, parse_policy(), size=224, seed=0, batch_size=256, micro_batch=1, mean=MEAN, std=STD,
+            path, policy, size=224, seed=0, batch_size=256, micro_batch=1, mean=policy.mean, std=policy.std,
             device="cpu", dtype=torch.float32,
         )  # fmt: skip
         peak = tracemalloc.get_traced_memory()[1]
