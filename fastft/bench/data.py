@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from beton_tools.writer import WriteOptions, write_beton
 
 SAMPLE_VARIABLE, SAMPLE_DEFAULT = "FASTFT_IMAGENET_SAMPLE", "../shared/data/imagenet-sample"
 MAX_SIDE, QUALITY = 500, 90  # FFCV's recommendation for ImageNet
+FEW = 64  # images for which starting processes would take longer than encoding
 IMAGENET_LENGTH = 1_281_167
 PACKAGED = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina")
 RESIZED, ORIGINAL = f"longest side {MAX_SIDE}, q{QUALITY}, 4:2:0", "as they are, lossless"
@@ -64,10 +66,16 @@ class Workspace:
         """The images as a .beton of one of `sets`."""
         path = self.folder / ("resized.beton" if name == RESIZED else "original.beton")
         if not path.exists():
-            small = WriteOptions(
-                max_resolution=MAX_SIDE, quality=QUALITY, subsampling="4:2:0", lossless=False
-            )
-            write_beton(path, self.source(), small if name == RESIZED else WriteOptions())
+            given: dict[str, Any] = {}
+            if name == RESIZED:
+                given = {
+                    "max_resolution": MAX_SIDE,
+                    "quality": QUALITY,
+                    "subsampling": "4:2:0",
+                    "lossless": False,
+                }
+            workers = 0 if len(self.images.paths) <= FEW else None
+            write_beton(path, self.source(), WriteOptions(workers=workers, **given))
         return path
 
     def jpegs(self, name: str) -> Path:

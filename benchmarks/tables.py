@@ -1,0 +1,254 @@
+"""Writes the tables of README.md and docs/benchmarks.md from benchmarks/results/*.json, so that no number is typed by hand.
+
+A table stands between `<!-- bench:NAME -->` and `<!-- /bench -->`; NAME is a key of TABLES. Of several result files that
+hold a benchmark, the newest counts. Ratios are medians of round by round, with the lowest and highest.
+
+Run: python benchmarks/tables.py [--check]     (--check writes nothing; exit code 1 where a table is out of date)
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+RESULTS = ROOT / "benchmarks" / "results"
+BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
+
+Measure = dict[str, Any]
+
+
+class Results:
+    """The newest document of each benchmark."""
+
+    def __init__(self, folder: Path) -> None:
+        self.documents: dict[str, dict[str, Any]] = {}
+        for path in sorted(folder.glob("*.json")):
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(document, dict) and "measures" in document:
+                for bench in {m["bench"] for m in document["measures"]}:
+                    if document["date"] > self.documents.get(bench, {"date": ""})["date"]:
+                        self.documents[bench] = document
+
+    def measures(self, bench: str, *names: str) -> list[Measure]:
+        found = [m for m in self.documents[bench]["measures"] if m["bench"] == bench]
+        return [m for name in names for m in found if m["name"] == name]
+
+
+# cells
+
+
+def figure(value: float) -> str:
+    """At least three digits: 1,234 / 123 / 12.3 / 1.23 / 0.123."""
+    size = abs(value)
+    if size >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 1 or size == 0 else f"{value:.3g}"
+
+
+def spread(contender: Measure) -> str:
+    if len(contender["rounds"]) < 2:
+        return figure(contender["median"])
+    low, high = figure(contender["min"]), figure(contender["max"])
+    return f"{figure(contender['median'])} ({low}-{high})"
+
+
+def ratios(measure: Measure, peer: Measure) -> list[float]:
+    """How many times better fastft is than the peer, round by round."""
+    own = contender(measure, "fastft")
+    pairs = zip(own["rounds"], peer["rounds"], strict=True)
+    return [b / a if measure.get("better") == "lower" else a / b for a, b in pairs]
+
+
+def times(values: Sequence[float]) -> str:
+    return f"{median(values):.2f}x ({min(values):.2f}-{max(values):.2f})"
+
+
+def contender(measure: Measure, name: str) -> Measure:
+    return next(c for c in measure["contenders"] if c["name"] == name)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int) -> str:
+    rule = ["---" if k < numbers_from else "---:" for k in range(len(head))]
+    lines = [head, rule, *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+# tables
+
+
+def comparison(bench: str, *names: str) -> Callable[[Results], str]:
+    """A row per contender; settings that differ come first, those that do not stand below."""
+
+    def table(results: Results) -> str:
+        measures = results.measures(bench, *names)
+        keys = list(dict.fromkeys(k for m in measures for k in m["setting"]))
+        values = {k: [m["setting"].get(k) for m in measures] for k in keys}
+        varied = [k for k in keys if len(set(map(str, values[k]))) > 1]
+        several, compared = len(names) > 1, any(_compared(m) for m in measures)
+        rows = []
+        for m in measures:
+            first = [m["name"]] if several else []
+            first += [_plain(m["setting"].get(k, "")) for k in varied]
+            for c in (c for c in m["contenders"] if "median" in c):
+                note = f"<br><small>{c['note']}</small>" if c["note"] else ""
+                better = times(ratios(m, c)) if _compared(m) and c["name"] != "fastft" else ""
+                row = [*first, c["name"] + note, spread(c), m["unit"], *([better] if compared else [])]
+                rows.append(row)
+        head = [*(["measure"] if several else []), *varied, "contender", "median (range)", "unit"]
+        head += ["fastft is better by"] if compared else []
+        fixed = ", ".join(f"{k} {_plain(values[k][0])}" for k in keys if k not in varied)
+        return (
+            f"{markdown(head, rows, len(head) - 2 - compared)}\n\n{_caption(results, bench, measures, fixed)}"
+        )
+
+    return table
+
+
+def _compared(measure: Measure) -> bool:
+    return any(c["name"] == "fastft" for c in measure["contenders"]) and len(measure["contenders"]) > 1
+
+
+def _plain(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and value > 9999 else str(value)
+
+
+def _caption(results: Results, bench: str, measures: Sequence[Measure], fixed: str) -> str:
+    kind = "Modelled, not measured." if any(m.get("modelled") for m in measures) else "Measured"
+    when = results.documents[bench]["date"][:10]
+    skipped = {
+        f"{c['name']} was not run: {c['skipped']}"
+        for m in measures
+        for c in m["contenders"]
+        if "skipped" in c
+    }
+    head = f"{kind} {when}" if kind == "Measured" else f"{kind} From figures of {when}"
+    return f"{head}: {fixed}.{''.join(f' {s}.' for s in sorted(skipped))}"
+
+
+def ops(results: Results) -> str:
+    """A row per op, and their mean."""
+    measures = results.measures("augment", "RandAugment op")
+    rows, all_ratios = [], []
+    for m in measures:
+        peer = contender(m, "Pillow")
+        ratio = ratios(m, peer)
+        all_ratios.append(median(ratio))
+        rows.append([m["setting"]["op"], spread(contender(m, "fastft")), spread(peer), times(ratio)])
+    rows.append(["mean of the ratios", "", "", f"{sum(all_ratios) / len(all_ratios):.2f}x"])
+    s = measures[0]["setting"]
+    fixed = f"{s['size']} px, magnitude {s['magnitude']}, images {s['images']}, rounds {s['rounds']}"
+    head = ["op", "fastft, ms", "Pillow, ms", "fastft is better by"]
+    return f"{markdown(head, rows, 1)}\n\n{_caption(results, 'augment', measures, fixed)}"
+
+
+def machine(results: Results) -> str:
+    """Where and when everything was measured."""
+    lines = []
+    for date, document in sorted({d["date"]: d for d in results.documents.values()}.items()):
+        benches = [bench for bench, d in results.documents.items() if d["date"] == date]
+        facts = ", ".join(
+            f"{k.replace('_', ' ')} {v}" for k, v in document["machine"].items() if v is not None
+        )
+        lines.append(
+            f"- {', '.join(sorted(benches))}: `{document['command']}`, {date[:16].replace('T', ' ')}. {facts}."
+        )
+    return "\n".join(lines)
+
+
+def words(results: Results) -> str:
+    """What `fastft bench e2e` says about what limits."""
+    notes = [n for n in results.documents["e2e"]["notes"] if n.startswith(("End to end", "Modelled"))]
+    return "\n".join(f"- {note}" for note in notes)
+
+
+HEADLINES = (  # bench, measure, part of its setting, peer, what the README calls it
+    ("decode", "Crop decode", "500", "stock FFCV Loader", "decode a random crop, 500 px q90 files"),
+    ("decode", "Crop decode", "lossless", "stock FFCV Loader", "decode a random crop, original files"),
+    ("decode", "Crop decode", "lossless", "DALI image_random_crop", "decode a random crop, original files"),
+    ("augment", "Whole recipe", "500", "timm", "whole recipe, bytes to tensor"),
+    ("augment", "Whole recipe", "500", "DALI CPU", "whole recipe, bytes to tensor"),
+    ("loader", "Loader, crop and flip, per core", "", "stock FFCV", "loader, crop and flip"),
+    ("loader", "Loader, whole recipe, per core", "", "timm", "loader, whole recipe"),
+    ("loader", "Peak memory beyond imports", "", "stock FFCV", "loader's memory, batch 256"),
+    ("convert", "Conversion", "kept", "FFCV DatasetWriter", "convert, sizes kept"),
+    ("step", "Training step", "fp32", "timm", "training step, B/16, fp32, CPU"),
+    ("step", "Training step", "bf16", "timm", "training step, B/16, bf16, CPU"),
+)  # fmt: skip
+
+
+def summary(results: Results) -> str:
+    rows = []
+    for bench, name, part, peer, what in HEADLINES:
+        m = next(m for m in results.measures(bench, name) if part in str(m["setting"].values()))
+        other = contender(m, peer)
+        own = figure(contender(m, "fastft")["median"])
+        rows.append(
+            [what, f"{own} {m['unit']}", f"{peer}: {figure(other['median'])}", times(ratios(m, other))]
+        )
+    head = ["", "fastft", "other", "fastft is better by"]
+    document = max(results.documents.values(), key=lambda d: d["date"])
+    where = f"{document['machine']['cores']} cores of {document['machine']['cpu']}, {document['date'][:10]}"
+    return f"{markdown(head, rows, 1)}\n\nMedians of alternating rounds ({where}), ratios round by round with their range."
+
+
+TABLES: dict[str, Callable[[Results], str]] = {
+    "summary": summary,
+    "machine": machine,
+    "decode": comparison("decode", "Crop decode"),
+    "recipe": comparison("augment", "Whole recipe"),
+    "resize": comparison("augment", "Bicubic resize"),
+    "ops": ops,
+    "loader-core": comparison(
+        "loader", "Loader, whole recipe, per core", "Loader, crop and flip, per core", "Loader, evaluation, per core"
+    ),
+    "loader-threads": comparison("loader", "Loader, whole recipe", "Loader, crop and flip"),
+    "loader-cold": comparison("loader", "Loader, whole recipe, cold"),
+    "loader-start": comparison("loader", "First batch", "Peak memory", "Peak memory beyond imports"),
+    "loader-open": comparison("loader", "Opening ImageNet's length"),
+    "convert": comparison("convert", "Conversion"),
+    "step": comparison("step", "Training step"),
+    "step-mfu": comparison("step", "Training step, MFU"),
+    "e2e": comparison("e2e", "End to end"),
+    "split": comparison("e2e", "Where a step's time goes"),
+    "loader-work": comparison("e2e", "What the loader's time goes to"),
+    "gpus": comparison(
+        "e2e", "Cores that feed the GPUs, the GPU augments", "Cores that feed the GPUs, the CPU augments"
+    ),
+    "words": words,
+}  # fmt: skip
+
+
+def filled(text: str, results: Results) -> str:
+    """The page with every table made anew."""
+    return BLOCK.sub(lambda found: f"{found[1]}{TABLES[found[2]](results)}\n{found[3]}", text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit code 1 where a table is out of date"
+    )
+    check = parser.parse_args().check
+    results = Results(RESULTS)
+    stale = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        new = filled(text, results)
+        if new != text:
+            stale.append(page.name)
+            if not check:
+                page.write_text(new, encoding="utf-8")
+    if check and stale:
+        sys.exit(f"out of date: {', '.join(stale)}; run: python benchmarks/tables.py")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Contenders whose times are known, for the harness: they sleep, work or fail as told."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from fastft.bench.child import Arm, library
+
+BURN = "import time\nwhile time.process_time() < {seconds}: pass"
+
+
+def noting(name: str, log: str) -> dict[str, Arm]:
+    """Writes its name to `log` at each round, for either of two arms."""
+
+    def arm(which: str) -> Arm:
+        def run() -> int:
+            with Path(log).open("a") as file:
+                file.write(f"{name}.{which} ")
+            return 1
+
+        return run
+
+    return {"a": arm("a"), "b": arm("b")}
+
+
+def sleeping(seconds: float) -> dict[str, Arm]:
+    return {"a": lambda: time.sleep(seconds) or 10}
+
+
+def worker(seconds: float) -> dict[str, Arm]:
+    """Has a process of its own burn CPU time, and waits for it without any."""
+
+    def run() -> int:
+        subprocess.run([sys.executable, "-c", BURN.format(seconds=seconds)], check=True)
+        return 10
+
+    return {"a": run}
+
+
+def described() -> dict[str, Arm]:
+    return {"a": lambda: {"count": 1, "cores": len(os.sched_getaffinity(0)), "pid": os.getpid()}}
+
+
+def printing() -> dict[str, Arm]:
+    return {"a": lambda: print("a library that talks") or 1}
+
+
+def missing() -> dict[str, Arm]:
+    return {"a": library("no_such_peer", "no-such-peer").run}
+
+
+def failing() -> dict[str, Arm]:
+    raise ValueError("this peer is broken")
+
+
+def failing_later() -> dict[str, Arm]:
+    def run() -> int:
+        raise ValueError("this peer breaks")
+
+    return {"a": run}
+
+
+def dying() -> dict[str, Arm]:
+    return {"a": lambda: os._exit(9)}

@@ -1,0 +1,85 @@
+"""The harness: turns alternate, the first round does not count, CPU time includes workers, failures are told apart."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastft.bench.harness import (
+    Contender,
+    alternate,
+    alternate_fresh,
+    cpu_milliseconds,
+    measure,
+    paired_ratio,
+    per_cpu_second,
+    per_second,
+)
+
+
+def contender(who: str, function: str, **arguments: Any) -> Contender:
+    return Contender(who, f"tests.bench.contenders:{function}", arguments)
+
+
+def test_contenders_take_turns_and_the_first_round_is_not_counted(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    pair = [contender(name, "noting", name=name, log=str(log)) for name in ("A", "B")]
+    rounds = alternate(pair, rounds=2, threads=1)
+    assert log.read_text().split() == 3 * ["A.a", "B.a", "A.b", "B.b"]
+    assert len(rounds.turns["A"]["a"]) == len(rounds.turns["B"]["b"]) == 2
+
+
+def test_cpu_time_is_of_workers_too_and_waiting_costs_none() -> None:
+    rounds = alternate(
+        [contender("sleeps", "sleeping", seconds=0.2), contender("works", "worker", seconds=0.2)],
+        1,
+        threads=1,
+    )
+    slept, worked = rounds.turns["sleeps"]["a"][0], rounds.turns["works"]["a"][0]
+    assert slept["wall"] >= 0.2 > 10 * slept["cpu"]
+    assert worked["cpu"] >= 0.19
+    assert per_second(slept) <= 50 and per_cpu_second(worked) <= 53 and cpu_milliseconds(worked) >= 19
+
+
+def test_every_contender_has_a_process_on_the_given_cores_which_ends() -> None:
+    pair = [contender("A", "described"), contender("B", "described")]
+    turns = [alternate(pair, 1, threads=1).turns[name]["a"][0] for name in "AB"]
+    assert [turn["cores"] for turn in turns] == [1, 1]
+    assert turns[0]["pid"] != turns[1]["pid"]
+    for turn in turns:
+        with pytest.raises(ProcessLookupError):
+            os.kill(turn["pid"], 0)
+
+
+def test_fresh_rounds_begin_in_a_new_process_each() -> None:
+    turns = alternate_fresh([contender("A", "described")], rounds=2, threads=1).turns["A"]["a"]
+    assert len({turn["pid"] for turn in turns}) == 2
+
+
+def test_what_a_library_prints_disturbs_nothing() -> None:
+    assert len(alternate([contender("A", "printing")], 1, threads=1).turns["A"]["a"]) == 1
+
+
+@pytest.mark.parametrize("function", ["failing", "failing_later", "dying", "missing"])
+def test_a_peer_that_fails_is_reported_and_the_others_go_on(function: str) -> None:
+    rounds = alternate(
+        [contender("peer", function), contender("fastft", "sleeping", seconds=0)], 1, threads=1
+    )
+    found = measure("m", rounds, "a", per_second, "images/s", {})
+    assert [c["name"] for c in found["contenders"]] == ["fastft", "peer"]
+    why = found["contenders"][1]["skipped"]
+    assert {"failing": "is broken", "failing_later": "breaks", "dying": "ended with 9"}.get(
+        function, ""
+    ) in why
+
+
+def test_when_fastft_fails_the_benchmark_fails() -> None:
+    with pytest.raises(RuntimeError, match="this peer breaks"):
+        alternate([contender("fastft", "failing_later")], 1, threads=1)
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    """A machine that is slow in one round slows both: the pairs do not see it."""
+    assert paired_ratio([100, 50, 120], [50, 25, 60]) == (2.0, 2.0, 2.0)
+    assert paired_ratio([1.0, 2.0, 1.0], [3.0, 6.0, 2.0], "lower") == (3.0, 2.0, 3.0)

@@ -1,0 +1,44 @@
+"""The tables of the README and the docs are those of the committed results."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import tables
+
+    return tables
+
+
+def test_no_number_was_typed_by_hand() -> None:
+    done = subprocess.run(
+        [sys.executable, "benchmarks/tables.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_changed_number_is_found_and_mended(tables) -> None:  # type: ignore[no-untyped-def]
+    page, results = (ROOT / "docs/benchmarks.md").read_text(), tables.Results(tables.RESULTS)
+    block = tables.BLOCK.search(page)
+    forged = page.replace(block[0], re.sub(r"\d", "7", block[0], count=3))
+    assert forged != page and tables.filled(forged, results) == page
+
+
+def test_every_table_stands_on_a_page_and_every_marker_has_a_table(tables) -> None:  # type: ignore[no-untyped-def]
+    marked = {found[2] for page in tables.PAGES for found in tables.BLOCK.finditer(page.read_text())}
+    assert marked == set(tables.TABLES)
+
+
+def test_ratios_in_tables_are_those_of_the_rounds(tables) -> None:  # type: ignore[no-untyped-def]
+    own = {"name": "fastft", "rounds": [1.0, 2.0], "median": 1.5}
+    peer = {"name": "p", "rounds": [2.0, 8.0], "median": 5.0}
+    measure = {"better": "lower", "contenders": [own, peer]}
+    assert tables.times(tables.ratios(measure, peer)) == "3.00x (2.00-4.00)"
