@@ -1,5 +1,4 @@
 """One process or many, one host or two: the same training, exact evaluation, and an end that says why."""
-# ruff: noqa: F811 - fixtures come by import
 
 import json
 import os
@@ -22,7 +21,7 @@ from fastft.train.inference import load_trained
 from fastft.train.launch import exit_code
 from fastft.train.precision import Precision
 from fastft.train.preempt import EXIT_REQUEUE
-from tests.train.test_loop import flags, losses, run, tiny, whole  # noqa: F401 - fixtures
+from tests.train.runs import flags, losses, run
 
 MILLIONTH = 2e-6  # sums in another order: fp32 rounding of losses near 0.7
 

@@ -1,5 +1,4 @@
 """Killed again and again, at any moment, a run ends as if nobody had touched it; and its log says where time went."""
-# ruff: noqa: F811 - fixtures come by import
 
 import os
 import random
@@ -15,7 +14,7 @@ import torch
 from fastft.report.runs import read_metrics
 from fastft.train.checkpoint import read_checkpoint, step_checkpoints
 from fastft.train.timing import PARTS, Split
-from tests.train.test_loop import flags, losses, run, tiny, whole  # noqa: F401 - fixtures
+from tests.train.runs import flags, losses, run
 
 STEPS = 6 * 12  # 48 images in batches of 8, 12 epochs
 CASES = {
