@@ -16,7 +16,7 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -156,7 +156,8 @@ class PageFile:
             self._file.write(self._page)
             if (number + 1) % SYNC_EVERY == 0:
                 _sync(self._file)
-            self._journal.write(_line(asdict(record)))
+            # not asdict, which copies every sample: a fifth of the time of a page
+            self._journal.write(_line({name: getattr(record, name) for name in PageRecord.__slots__}))
             self._journal.flush()
         self.written.add(record, self._page_offset(number))
         self._used, self._samples, self._skipped = 0, [], []

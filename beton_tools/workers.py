@@ -1,9 +1,8 @@
 """Encode images in worker processes and hand the results back in order, with bounded memory.
 
 FFCV's writer waits for ever when a worker dies. Here each worker owns one pipe: a closed pipe is noticed at
-once, and since results come back one by one, the image that the worker died on is known. Image bytes do not
-go through the pipe, which would copy them five times, but through an arena that worker and parent have
-mapped.
+once. Worker and parent share memory, an arena, in which the worker notes which image of a chunk it is at, so
+that the one it died on is known. Image bytes go through the arena too: the pipe would copy them five times.
 """
 
 from __future__ import annotations
@@ -28,11 +27,10 @@ from beton_tools.errors import UserError
 from beton_tools.images import BadImage, EncodedImage, EncodeOptions, encode_sample, warm_up
 from beton_tools.sources.base import Location
 
-CHUNK = (
-    8  # images per message to a worker: its queue stays far below a pipe's buffer, so sending never blocks
-)
+CHUNK = 8  # images per message: a worker's queue stays far below a pipe's buffer, so sending never blocks
 QUEUED = 2  # chunks per worker: one in work, one waiting
 WINDOW = 4  # chunks per worker between the oldest unfinished image and the newest one handed out
+_IMAGES = mmap.PAGESIZE  # where images begin in the arena; byte 0 is the number of images done of the chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +94,11 @@ def _received(duplicate: Any) -> _Inherited:
 def _arena_size(options: EncodeOptions) -> int:
     """Bytes of address space: QUEUED chunks of images as large as they may be. Memory is used where
     touched."""
-    return QUEUED * CHUNK * options.page_size
+    return _IMAGES + QUEUED * CHUNK * options.page_size
 
 
 def _serve(pipe: Connection, arena: _Inherited, options: EncodeOptions) -> None:
-    """A worker's life: lists of locations in, one result per location out, until the pipe closes.
+    """A worker's life: lists of locations in, lists of results out, until the pipe closes.
 
     Chunk k is written to part k % QUEUED of the arena: its last tenant has been received when chunk k is
     sent.
@@ -110,26 +108,33 @@ def _serve(pipe: Connection, arena: _Inherited, options: EncodeOptions) -> None:
     memory = mmap.mmap(arena.descriptor, _arena_size(options))
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
         for part in cycle(range(QUEUED)):
-            at = part * CHUNK * options.page_size
-            for location in pipe.recv():
-                result = _encode(location, options)
-                if isinstance(result, EncodedImage):
-                    stop = at + len(result.data)
-                    memory[at:stop] = result.data
-                    pipe.send(InArena(at, stop, result.height, result.width, result.how))
-                    at = stop
-                else:
-                    pipe.send(result)
+            at = _IMAGES + part * CHUNK * options.page_size
+            pipe.send(_encode_chunk(pipe.recv(), options, memory, at))
+
+
+def _encode_chunk(
+    locations: list[Location], options: EncodeOptions, memory: mmap.mmap, at: int
+) -> list[InArena | Failed]:
+    """Results of a chunk; images go to the arena from `at` on."""
+    results: list[InArena | Failed] = []
+    for done, location in enumerate(locations):
+        memory[0] = done
+        result = _encode(location, options)
+        if isinstance(result, EncodedImage):
+            stop = at + len(result.data)
+            memory[at:stop] = result.data
+            results.append(InArena(at, stop, result.height, result.width, result.how))
+            at = stop
+        else:
+            results.append(result)
+    memory[0] = 0
+    return results
 
 
 @dataclass(slots=True)
 class _Chunk:
     tasks: list[Task]
-    results: list[Result]
-
-    @property
-    def complete(self) -> bool:
-        return len(self.results) == len(self.tasks)
+    results: list[Result]  # empty until all are there
 
 
 @dataclass(slots=True)
@@ -148,20 +153,20 @@ class _Worker:
 
     def receive(self) -> None:
         try:
-            result = self.pipe.recv()
+            results = self.pipe.recv()
         except (EOFError, OSError) as error:
             raise self.obituary() from error
-        if isinstance(result, InArena):
-            data = self.arena[result.start : result.stop]
-            result = EncodedImage(data, result.height, result.width, result.how)
-        self.queue[0].results.append(result)
-        if self.queue[0].complete:
-            self.queue.popleft()
+        self.queue.popleft().results = [self._fetch(result) for result in results]
+
+    def _fetch(self, result: InArena | Failed) -> Result:
+        if isinstance(result, Failed):
+            return result
+        data = self.arena[result.start : result.stop]
+        return EncodedImage(data, result.height, result.width, result.how)
 
     def obituary(self) -> UserError:
         self.process.join(5)
-        chunk = self.queue[0]
-        name = chunk.tasks[len(chunk.results)].name
+        name = self.queue[0].tasks[self.arena[0]].name
         return UserError(
             f"a worker died (exit code {self.process.exitcode}) on {name}; if it ran out of memory use fewer "
             "--workers, else remove that image, then run the same command again to go on"
@@ -179,7 +184,7 @@ def _encode_pooled(tasks: Iterator[Task], options: EncodeOptions, count: int) ->
             by_pipe = {worker.pipe: worker for worker in pool if worker.queue}
             for pipe in wait(list(by_pipe)):
                 by_pipe[pipe].receive()  # type: ignore[index]
-            while window and window[0].complete:
+            while window and window[0].results:
                 yield from window.popleft().results
     finally:
         _stop(pool)
@@ -196,10 +201,10 @@ def _hand_out(tasks: Iterator[Task], pool: list[_Worker], window: deque[_Chunk],
 
 
 def _start(options: EncodeOptions, count: int) -> list[_Worker]:
-    warm_up()
+    warm_up()  # fills numba's cache, so that the server need not compile
     # not fork: the parent may hold OpenMP, numba and CUDA threads
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["beton_tools.workers"])
+    context.set_forkserver_preload(["beton_tools.workers", "beton_tools.prepared"])
     pool = []
     for _ in range(count):
         ours, theirs = context.Pipe()
