@@ -1,7 +1,7 @@
 """Claim: keeping the coefficients of JPEGs that fit, and adding the crop index to them, converts twice as many images per
 second as FFCV's DatasetWriter, which decodes and re-encodes.
 
-Setting: 700 real ImageNet training images (FASTFT_IMAGENET_SAMPLE) listed three times, in the page cache; both writers with
+Setting: 700 real ImageNet training images (FASTFT_IMAGENET_SAMPLE) listed twice, in the page cache; both writers with
 as many processes as cores; JPEG quality 90 where something is encoded; every size kept, and the longest side at most 500.
 n: 7 rounds, alternating; medians with slowest and fastest, ratios round by round.
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-BENCHES = ("loader", "augment", "decode", "convert", "step", "e2e")
+BENCHES = ("decode", "augment", "loader", "convert", "step", "e2e")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

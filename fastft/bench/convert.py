@@ -11,7 +11,7 @@ from fastft.bench.harness import Contender, Figure, alternate, measure, per_cpu_
 from fastft.bench.options import Found, Options
 
 LIMITS: dict[str, int | None] = {"kept": None, f"at most {MAX_SIDE} px": MAX_SIDE}
-REPEAT = 3  # of the list of images, so that a round lasts longer than its start
+REPEAT = 2  # of the list of images, so that a round lasts longer than its start
 HERE = "fastft.bench.convert"
 
 

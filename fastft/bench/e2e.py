@@ -6,6 +6,7 @@ On a CPU without `--recipe`, the recipe is the paper's with the smallest ViT (Ti
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from fastft.bench.child import Arm
+from fastft.bench.data import Images, Workspace
 from fastft.bench.harness import Contender, Rounds, Turn, alternate, measure, per_cpu_second, summary
 from fastft.bench.options import Found, Options
 from fastft.config import Recipe, load_recipe, recipe_from_dict
@@ -20,11 +22,13 @@ from fastft.report.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, NAMES
 from fastft.report.overheads import CORES_PER_GPU
 
 STEP_PARTS = ("wait", "copy", "forward", "backward", "optimizer", "ema")
+CPU_IMAGES = 192
 TINY = {"width": 192, "layers": 12, "patch_size": 16, "head_width": 64, "image_size": 224}
 HERE = "fastft.bench.e2e"
 
 
 def run(options: Options) -> Found:
+    options = _fewer(options)
     beton = options.workspace.beton(options.workspace.sets[0])
     folder = options.workspace.jpegs(options.workspace.sets[0])
     sections = _sections(options, beton)
@@ -62,6 +66,17 @@ def run(options: Options) -> Found:
         *modelled,
     ]
     return Found(measures, (words, *needs))
+
+
+def _fewer(options: Options) -> Options:
+    """On a CPU at most CPU_IMAGES of the images, in a workspace of their own: an epoch is to last seconds."""
+    if torch.cuda.is_available() or options.images <= CPU_IMAGES:
+        return options
+    images = options.workspace.images
+    few = Images(images.paths[:: options.images // CPU_IMAGES][:CPU_IMAGES], images.what)
+    folder = options.workspace.folder / "e2e"
+    folder.mkdir()
+    return replace(options, workspace=Workspace(folder, few, options.workspace.given))
 
 
 def _sections(options: Options, beton: Path) -> dict[str, dict[str, Any]]:
