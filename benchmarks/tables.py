@@ -214,7 +214,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "convert": comparison("convert", "Conversion"),
     "step": comparison("step", "Training step"),
     "step-mfu": comparison("step", "Training step, MFU"),
-    "e2e": comparison("e2e", "End to end"),
+    "e2e": comparison("e2e", "End to end", "End to end, the loader alone"),
     "split": comparison("e2e", "Where a step's time goes"),
     "loader-work": comparison("e2e", "What the loader's time goes to"),
     "gpus": comparison(

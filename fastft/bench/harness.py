@@ -6,6 +6,7 @@ what else runs on the machine slows both.
 """
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 
 Turn = dict[str, Any]  # wall, cpu (seconds), count (images), and what else an arm reports of a round
 Figure = Callable[[Turn], float]
+log = logging.getLogger(__name__)  # INFO: who is measured next; DEBUG: each round
 SHOWN_LINES = 12  # of a failed contender's stderr
 
 
@@ -47,10 +49,12 @@ def alternate(contenders: Sequence[Contender], rounds: int, threads: int, warmup
         RuntimeError: a contender of ours fails. A peer that fails is reported as left out.
     """
     result = Rounds(notes={c.name: c.note for c in contenders})
+    log.info("%s, %d thread%s", ", ".join(result.notes), threads, "s" * (threads > 1))
     with ExitStack() as stack:
         processes = [stack.enter_context(_started(c, threads)) for c in contenders]
         running = [p for p in processes if p.ready(result)]
         for number in range(warmup + rounds):
+            log.debug("round %d of %d: %s", number + 1, warmup + rounds, ", ".join(result.notes))
             for arm in dict.fromkeys(a for p in running for a in p.arms):
                 for process in running:
                     turn = process.turn(arm, result)

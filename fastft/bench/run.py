@@ -2,20 +2,25 @@
 
 import argparse
 import json
+import logging
 import os
 import shlex
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 from beton_tools.errors import UserError
 from fastft.bench.arguments import BENCHES, add_arguments
 from fastft.bench.data import Workspace, find_images
+from fastft.bench.harness import log
 from fastft.bench.machine import describe_machine, load, now
 from fastft.bench.options import Found, Options, parse_peers
 from fastft.report.bench_report import measure_view, render_bench
@@ -33,6 +38,8 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> dict[str
         UserError: no images, an unknown peer, or nothing left to measure.
     """
     peers = parse_peers(args.peers)
+    if args.data and args.images:
+        raise UserError("--data and --images both say what to measure on; give one of them")
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fastft-bench-") as scratch:
         count = args.count or (QUICK_IMAGES if args.quick else IMAGES)
@@ -59,12 +66,33 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> dict[str
 
 
 def _measure(bench: str, options: Options, document: dict[str, Any], console: Console) -> None:
-    with console.status(f"measuring {bench}"):
+    with console.status(f"measuring {bench}") as status, _progress(bench, status, console):
         found: Found = import_module(f"fastft.bench.{bench}").run(options)
     document["notes"] += found.notes
     for measure in found.measures:
         document["measures"].append({"bench": bench, **measure})
         print_measure(measure, console)
+
+
+@contextmanager
+def _progress(bench: str, status: Status, console: Console) -> Iterator[None]:
+    """What the harness is at: beside the spinner of a terminal, else a line per group of contenders."""
+
+    class Shown(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = f"measuring {bench}: {record.getMessage()}"
+            if console.is_terminal:
+                status.update(text)
+            else:
+                console.print(text, highlight=False, markup=False)
+
+    handler = Shown(logging.DEBUG if console.is_terminal else logging.INFO)
+    log.addHandler(handler)
+    log.setLevel(handler.level)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def _command(name: str, args: argparse.Namespace) -> str:

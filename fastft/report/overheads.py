@@ -94,7 +94,7 @@ def read_measured(path: Path) -> Measured:
                 found["gpu"] = measure.get("setting", {}).get("gpu")
     if not found:
         raise UserError(
-            f"{path} measures nothing that a cost depends on; run: fastft bench all --json {path.name}"
+            f"{path} measures nothing that a cost depends on; fastft bench all measures it"
         )
     return Measured(path, **found)
 
