@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 Turn = dict[str, Any]  # wall, cpu (seconds), count (images), and what else an arm reports of a round
 Figure = Callable[[Turn], float]
 log = logging.getLogger(__name__)  # INFO: who is measured next; DEBUG: each round
+GRACE_SECONDS = 10
 SHOWN_LINES = 12  # of a failed contender's stderr
 
 
@@ -136,11 +137,20 @@ def _started(contender: Contender, threads: int) -> Iterator[_Process]:
             print(json.dumps(order), file=process.stdin, flush=True)
             yield _Process(contender, process, errors)
         finally:
-            process.terminate()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                assert pipe is not None
-                pipe.close()
+            _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """A process ends when nobody can ask it any more; one that is stuck is killed."""
+    assert process.stdin is not None and process.stdout is not None
+    with suppress(BrokenPipeError):
+        process.stdin.close()
+    try:
+        process.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    process.stdout.close()
 
 
 # figures of a round, and measures of docs/bench-schema.md
