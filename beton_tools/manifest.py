@@ -7,6 +7,7 @@ import json
 import os
 import zlib
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from beton_tools.pagefile import sync_folder
 FORMAT = "beton-manifest"
 VERSION = 1
 _MAX_NAME = 4096  # PATH_MAX: bounds what a hostile name table may unpack to
+_BROKEN = (ValueError, TypeError, KeyError, OverflowError, zlib.error)  # what hostile contents raise
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class Manifest:
     """Written beside a `.beton`.
 
     fingerprint: of the inputs: same fingerprint, same file. classes: label -> folder name, wnid or number;
-    class_names: the same for people, where known. names: sample id -> where it came from. source, options:
-    what was converted, and how. encodings: how many images were kept bit for bit and why others were
+    class_names: the same for people, where known. packed_names: `names` as the file holds them. source,
+    options: what was converted, and how. encodings: how many images were kept bit for bit and why others were
     re-encoded. skipped: (name, reason). page_crc32: of every page, in file order, from `data_start`;
     tables_crc32: of all that lies before and after the pages.
     """
@@ -45,7 +47,20 @@ class Manifest:
     options: dict[str, Any]
     encodings: dict[str, int]
     skipped: list[tuple[str, str]]
-    names: Names = field(repr=False)
+    packed_names: dict[str, str] = field(repr=False)
+
+    @cached_property
+    def names(self) -> Names:
+        """Sample id -> where it came from; unpacked when first asked for, which takes 70 MB for ImageNet.
+
+        Raises UserError when the table is broken.
+        """
+        try:
+            return _unpack_names(self.packed_names, self.num_samples)
+        except _BROKEN as error:
+            raise UserError(
+                f"the names in the manifest are broken ({error}); write the .beton again, or delete its manifest"
+            ) from error
 
     @property
     def num_classes(self) -> int:
@@ -68,7 +83,7 @@ class Manifest:
             return _from_json(json.loads(Path(path).read_bytes()))
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-        except (ValueError, TypeError, KeyError, RecursionError, zlib.error) as error:
+        except (*_BROKEN, RecursionError) as error:
             raise UserError(
                 f"{path}: not a manifest ({error}); write the .beton again, or delete this file"
             ) from error
@@ -76,9 +91,9 @@ class Manifest:
     def save(self, path: Path) -> None:
         """Atomically."""
         entries = {"format": FORMAT, "version": VERSION} | {
-            f.name: getattr(self, f.name) for f in fields(self) if f.name != "names"
+            f.name: getattr(self, f.name) for f in fields(self) if f.name != "packed_names"
         }
-        entries["names"] = _pack_names(self.names)
+        entries["names"] = self.packed_names
         part = path.with_name(path.name + ".part")
         with part.open("w", encoding="utf-8") as file:
             json.dump(entries, file, indent=1, ensure_ascii=True)
@@ -90,7 +105,7 @@ class Manifest:
 
     def summary(self) -> dict[str, Any]:
         """What `beton info` shows: everything but the long tables."""
-        long = ("names", "page_crc32", "classes", "class_names")
+        long = ("packed_names", "page_crc32", "classes", "class_names")
         return {key: value for key, value in asdict(self).items() if key not in long}
 
 
@@ -99,7 +114,8 @@ def manifest_path(beton_path: str | os.PathLike[str]) -> Path:
     return path.with_name(path.name + ".manifest.json")
 
 
-def _pack_names(names: Names) -> dict[str, str]:
+def pack_names(names: Names) -> dict[str, str]:
+    """What a manifest holds of its names."""
     lengths = np.diff(names.offsets).astype("<u2")
     return {
         "encoding": "base64(zlib(UTF-8 names one after another)), base64(zlib(their lengths, u16))",
@@ -110,9 +126,11 @@ def _pack_names(names: Names) -> dict[str, str]:
 
 def _unpack_names(packed: dict[str, str], count: int) -> Names:
     lengths = np.frombuffer(_inflate(packed["lengths"], 2 * count), "<u2").astype(np.int64)
-    blob = _inflate(packed["text"], _MAX_NAME * count)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    if len(lengths) != count or offsets[-1] != len(blob):
+    if len(lengths) != count or lengths.max(initial=0) > _MAX_NAME:
+        raise ValueError("its name table does not fit its number of samples")
+    blob = _inflate(packed["text"], int(offsets[-1]))
+    if len(blob) != offsets[-1]:
         raise ValueError("its name table does not fit its number of samples")
     return Names(blob, offsets)
 
@@ -130,9 +148,9 @@ def _from_json(entries: Any) -> Manifest:
     if entries.get("version") != VERSION:
         raise ValueError(f"version {entries.get('version')!r}, expected {VERSION}")
     _check(entries)
-    values = {f.name: entries[f.name] for f in fields(Manifest) if f.name != "names"}
+    values = {f.name: entries[f.name] for f in fields(Manifest) if f.name != "packed_names"}
     values["skipped"] = [(str(name), str(reason)) for name, reason in entries["skipped"]]
-    return Manifest(**values, names=_unpack_names(entries["names"], entries["num_samples"]))
+    return Manifest(**values, packed_names=entries["names"])
 
 
 _COUNTS = ("num_samples", "page_size", "data_start", "file_size", "tables_crc32")

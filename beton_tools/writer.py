@@ -20,7 +20,7 @@ import numpy as np
 from beton_tools.console import ProgressCallback, printable
 from beton_tools.errors import UserError
 from beton_tools.images import SUBSAMPLINGS, EncodedImage, EncodeOptions
-from beton_tools.manifest import Manifest, manifest_path
+from beton_tools.manifest import Manifest, manifest_path, pack_names
 from beton_tools.names import Names
 from beton_tools.order import choose
 from beton_tools.pagefile import PageFile, Written
@@ -180,7 +180,7 @@ def _describe(
         options=options.recorded(),
         encodings=dict(sorted(written.encodings.items())),
         skipped=[(source.names[int(order[p])], reason) for p, reason in written.skipped],
-        names=Names.of(_names(source, order[positions])),
+        packed_names=pack_names(Names.of(_names(source, order[positions]))),
     )
 
 
