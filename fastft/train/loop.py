@@ -100,6 +100,8 @@ class Trainer:
     """One process's part of a run."""
 
     def __init__(self, recipe: Recipe, world: World, guard: PreemptionGuard, console: Console):
+        if recipe.data.train is None:  # before weights are fetched
+            raise UserError("no training data; set --data.train=FILE.beton (fastft convert writes one)")
         self.recipe, self.world, self.guard = recipe, world, guard
         self.folder = run_folder(recipe)
         self.checkpoints = self.folder / "checkpoints"
@@ -160,8 +162,7 @@ class Trainer:
 
     def _build_loaders(self) -> None:
         r, world = self.recipe, self.world
-        if r.data.train is None:
-            raise UserError("no training data; set --data.train=FILE.beton (fastft convert writes one)")
+        assert r.data.train is not None  # __init__ has looked
         rank_batch = max(1, r.optim.batch_size // world.size)
         self.micro_batch = choose_micro_batch(
             r.train.micro_batch, rank_batch, self.model, r.model.image_size, self.precision
