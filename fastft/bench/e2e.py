@@ -31,52 +31,39 @@ HERE = "fastft.bench.e2e"
 def run(options: Options) -> Found:
     options = _fewer(options)
     beton = options.workspace.beton(options.workspace.sets[0])
-    folder = options.workspace.jpegs(options.workspace.sets[0])
     sections = _sections(options, beton)
     recipe = recipe_from_dict("e2e", sections)
-    size, batch, threads = recipe.model.image_size, recipe.optim.batch_size, options.threads
-    loader = {"path": str(beton), "size": size, "batch": batch, "threads": threads, "repeat": 1}
-    contenders = options.wanted({
-        "fastft": [
-            Contender("fastft", f"{HERE}:train_recipe", {"sections": sections}),
-            Contender(ALONE, "fastft.bench.loaders:warm", {"maker": "ours", **loader}),
-        ],
-        "timm": [
-            Contender("timm", f"{HERE}:train_timm", {"sections": sections, "folder": str(folder), "threads": threads})
-        ],
-    })  # fmt: skip
-    rounds = alternate(contenders, options.rounds, threads)
-    work = alternate(
-        [Contender("fastft", f"{HERE}:loader_work", {"path": str(beton), "size": size})], options.rounds, threads=1
-    )  # fmt: skip
-    setting = {
-        "model": _model_name(options),
-        "size": size,
-        "batch": batch,
-        "threads": threads,
-        "images": options.images,
-    }
-    loop, inside = _mean_seconds(rounds), _work_seconds(work, rounds)
-    diagnosis = diagnose(loop | inside)
-    words = f"End to end on this machine: {diagnosis.sentence} {diagnosis.advice}." if diagnosis else ""
-    modelled, needs = _other_gpus(options, work)
-    measures = [
-        measure("End to end", rounds, "pass", _rate, "images/s", setting, only=["fastft", "timm"]),
-        measure(
-            "End to end, the loader alone",
-            rounds,
-            "pass",
-            _rate,
-            "images/s",
-            setting,
-            only=[ALONE],
-            rename={ALONE: "fastft"},
-        ),
+    size, batch = recipe.model.image_size, recipe.optim.batch_size
+    rounds = alternate(_contenders(options, sections, size, batch), options.rounds, options.threads)
+    alone = Contender("fastft", f"{HERE}:loader_work", {"path": str(beton), "size": size})
+    work = alternate([alone], options.rounds, threads=1)
+    setting = {"model": _model_name(options), "size": size, "batch": batch, "threads": options.threads}
+    setting["images"] = options.images
+    modelled, words = _other_gpus(options, work)
+    diagnosis = diagnose(_loop_seconds(rounds) | _work_seconds(work, rounds))
+    if diagnosis:
+        words = [f"End to end on this machine: {diagnosis.sentence} {diagnosis.advice}.", *words]
+    trained = _rate_measure("End to end", rounds, setting, ["fastft", "timm"])
+    loader = _rate_measure("End to end, the loader alone", rounds, setting, [ALONE])
+    split, parts = (
         _split_measure(rounds, setting),
         _work_measure(work, {"size": size, "images": options.images}),
-        *modelled,
-    ]
-    return Found(measures, (words, *needs))
+    )
+    return Found([trained, loader, split, parts, *modelled], tuple(words))
+
+
+def _contenders(options: Options, sections: dict[str, Any], size: int, batch: int) -> list[Contender]:
+    """The trainer, its loader alone, and timm's loader with timm's step."""
+    name, threads = options.workspace.sets[0], options.threads
+    loader = {"path": str(options.workspace.beton(name)), "size": size, "batch": batch, "threads": threads}
+    theirs = {"sections": sections, "folder": str(options.workspace.jpegs(name)), "threads": threads}
+    return options.wanted({
+        "fastft": [
+            Contender("fastft", f"{HERE}:train_recipe", {"sections": sections}),
+            Contender(ALONE, "fastft.bench.loaders:warm", {"maker": "ours", "repeat": 1, **loader}),
+        ],
+        "timm": [Contender("timm", f"{HERE}:train_timm", theirs)],
+    })  # fmt: skip
 
 
 def _fewer(options: Options) -> Options:
@@ -107,7 +94,7 @@ def _sections(options: Options, beton: Path) -> dict[str, dict[str, Any]]:
         "model": {"weights": "random"},
         "optim": {"batch_size": batch},
         "schedule": {"epochs": 1, "warmup_epochs": 0, "stop_epoch": None},
-        "train": {"micro_batch": batch if not on_gpu else 0, "log_every": 1_000_000},
+        "train": {"micro_batch": 0 if given or on_gpu else batch, "log_every": 1_000_000},
     }
     return {k: sections.get(k, {}) | updates.get(k, {}) for k in sections.keys() | updates.keys()}
 
@@ -124,6 +111,10 @@ def _model_name(options: Options) -> str:
 def _rate(turn: Turn) -> float:
     """Images/s of training steps; of the trainer without its evaluation and checkpoint."""
     return turn["count"] / turn.get("training", turn["wall"])
+
+
+def _rate_measure(name: str, rounds: Rounds, setting: dict[str, Any], only: list[str]) -> dict[str, Any]:
+    return measure(name, rounds, "pass", _rate, "images/s", setting, only=only, rename={ALONE: "fastft"})
 
 
 def _split_measure(rounds: Rounds, setting: dict[str, Any]) -> dict[str, Any]:
@@ -153,7 +144,7 @@ def _work_measure(work: Rounds, setting: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _mean_seconds(rounds: Rounds) -> dict[str, float]:
+def _loop_seconds(rounds: Rounds) -> dict[str, float]:
     """Of a round of training, by part of the loop."""
     turns = rounds.turns["fastft"]["pass"]
     return {part: median(turn[part] for turn in turns) for part in LOOP_PARTS if part in turns[0]}
