@@ -21,7 +21,7 @@ from fastft.bench.options import Found, Options
 SIZE = 224
 AUGMENT = "rand-m9-mstd0.5-inc1"  # the paper's, beside random erasing 0.25
 TYPICAL_CROP = (300, 350)
-OP_IMAGES = 32
+OP_IMAGES, OP_REPEATS = 32, 8
 TRIES = 20  # one in a hundred fails
 HERE = "fastft.bench.augment"
 
@@ -211,7 +211,7 @@ def our_ops(paths: Sequence[str]) -> dict[str, Arm]:
     from fastft.augment.ops_image import op_scratch_size, run_op
     from fastft.augment.policies import INCREASING_OPS
 
-    sources = [image.reshape(-1) for image in op_images(paths)]
+    sources = [image.reshape(-1) for image in op_images(paths)] * OP_REPEATS
     target, scratch = np.empty_like(sources[0]), np.empty(op_scratch_size(SIZE, SIZE), np.uint8)
     fill = np.array(parse_policy(AUGMENT).fill, np.uint8)
 
@@ -236,7 +236,8 @@ def pillow_ops(paths: Sequence[str]) -> dict[str, Arm]:
     from fastft.augment import parse_policy
     from fastft.augment.policies import INCREASING_OPS
 
-    pictures, fill = [Image.fromarray(image) for image in op_images(paths)], parse_policy(AUGMENT).fill
+    pictures = [Image.fromarray(image) for image in op_images(paths)] * OP_REPEATS
+    fill = parse_policy(AUGMENT).fill
 
     def arm(name: str) -> Arm:
         level = auto_augment.LEVEL_TO_ARG[name]

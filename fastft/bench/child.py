@@ -59,23 +59,22 @@ def _build(make: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[s
 
 def _turn(arm: Arm) -> dict[str, Any]:
     """Wall and CPU seconds of one round, and what the arm says about it."""
-    cpu, began = cpu_seconds(), time.perf_counter()
+    workers, own, began = workers_seconds(), time.process_time(), time.perf_counter()
     try:
         result = arm()
     except Exception as error:
         traceback.print_exc()
         return {"failed": f"{type(error).__name__}: {error}"}
-    wall = time.perf_counter() - began
+    wall, own = time.perf_counter() - began, time.process_time() - own
     figures = result if isinstance(result, dict) else {"count": result}
-    return {"wall": wall, "cpu": cpu_seconds() - cpu, **figures}
+    return {"wall": wall, "cpu": own + workers_seconds() - workers, **figures}
 
 
-def cpu_seconds() -> float:
-    """Of this process with its threads, the workers that it has, and those that it has had."""
-    own = time.process_time()  # finer than the clock ticks of /proc
+def workers_seconds() -> float:
+    """CPU time of the workers that this process has, and of those that it has had."""
     reaped = os.times()
     ticks = sum(sum(_stat(pid)[11:15]) for pid in descendants())
-    return own + reaped.children_user + reaped.children_system + ticks / TICKS
+    return reaped.children_user + reaped.children_system + ticks / TICKS
 
 
 def descendants() -> list[int]:
