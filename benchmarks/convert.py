@@ -6,10 +6,11 @@ as many processes as cores; JPEG quality 90 where something is encoded; every si
 n: 7 rounds, alternating; medians with slowest and fastest, ratios round by round.
 
 Found on 2 cores of an AMD EPYC that other work shared (n = 3, lowest and highest ratio): every size kept 2.09 x (1.98 - 2.17)
-the images per second, 2.32 x (2.07 - 2.41) those per CPU second; at most 500 pixels 1.41 x (1.40 - 1.69) and 1.45 x.
+the images per second, 2.32 x (2.07 - 2.41) those per CPU second; at most 500 pixels 1.41 x
+(1.40 - 1.69) and 1.45 x (1.41 - 1.53).
 
-Where the time goes, in CPU ms per image of 114 kB: 1.1 in a worker (0.8 where nothing else runs, of which 0.6 parse the scan
-and copy it) and 0.3 in the parent, of which 0.2 write pages; FFCV's writer takes 3.2. Parsing is a chain of dependent
+Where the time goes, in CPU ms per image of 114 kB: 1.1 in a worker (0.8 in a process without a pool, of which 0.6 parse
+and copy the scan) and 0.3 in the parent, of which 0.2 write pages; FFCV's writer takes 3.2. Parsing is a chain of dependent
 look-ups, about 80,000 an image, each of which passes 10 bits. At most 500 pixels falls short of twice because 85 of the 700
 images are larger: they are decoded, shrunk and encoded in 8.2 ms each, more than all that are kept take together.
 
