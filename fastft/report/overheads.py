@@ -93,9 +93,7 @@ def read_measured(path: Path) -> Measured:
             if role == "mfu":
                 found["gpu"] = measure.get("setting", {}).get("gpu")
     if not found:
-        raise UserError(
-            f"{path} measures nothing that a cost depends on; fastft bench all measures it"
-        )
+        raise UserError(f"{path} measures nothing that a cost depends on; fastft bench all measures it")
     return Measured(path, **found)
 
 

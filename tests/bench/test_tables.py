@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(
-    not (ROOT / "benchmarks/results/all.json").exists(), reason="no full set of results committed yet: fastft bench all"
+    not (ROOT / "benchmarks/results/all.json").exists(),
+    reason="no full set of results committed yet: fastft bench all",
 )
 
 
