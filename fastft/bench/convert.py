@@ -29,10 +29,14 @@ def run(options: Options) -> Found:
     })  # fmt: skip
     rounds = alternate(contenders, options.rounds, threads=options.threads)
     found = []
-    for size in LIMITS:
-        setting = {"size": size, "images": options.images * arguments["repeat"], "workers": options.threads}
-        figures: dict[str, Figure] = {"images/s": per_second, "images/s per core": per_cpu_second}
-        for unit, figure in figures.items():
+    figures: dict[str, Figure] = {"images/s": per_second, "images/s per core": per_cpu_second}
+    for unit, figure in figures.items():
+        for size in LIMITS:
+            setting = {
+                "size": size,
+                "images": options.images * arguments["repeat"],
+                "workers": options.threads,
+            }
             found.append(measure("Conversion", rounds, size, figure, unit, setting))
     return Found(found)
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,9 @@ def _measure(bench: str, options: Options, document: dict[str, Any], console: Co
     with console.status(f"measuring {bench}") as status, _progress(bench, status, console):
         found: Found = import_module(f"fastft.bench.{bench}").run(options)
     document["notes"] += found.notes
-    for measure in found.measures:
-        document["measures"].append({"bench": bench, **measure})
-        print_measure(measure, console)
+    document["measures"] += [{"bench": bench, **measure} for measure in found.measures]
+    for _, group in groupby(found.measures, key=lambda m: (m["name"], m["unit"])):
+        print_group(list(group), console)
 
 
 @contextmanager
@@ -117,25 +118,34 @@ def _notes(what: str, quick: bool) -> list[str]:
     return [*notes, "A quick run: its figures mean nothing."] if quick else notes
 
 
-def print_measure(measure: dict[str, Any], console: Console) -> None:
-    """One table: medians, slowest and fastest round, ratios round by round."""
-    shown = measure_view(measure)
-    setting = ", ".join(f"{key} {value}" for key, value in measure["setting"].items())
-    mark = " (modelled)" if shown["modelled"] else ""
-    table = Table(title=f"{measure['name']}{mark}: {setting}", title_justify="left", title_style="bold")
-    table.add_column("contender")
-    table.add_column(measure["unit"], justify="right")
-    table.add_column("slowest - fastest", justify="right")
-    if shown["compared"]:
-        table.add_column("fastft is", justify="right")
-    for c in shown["contenders"]:
-        ratio = c["ratio"]
-        times = f"{ratio['median']:.2f} x ({ratio['min']:.2f} - {ratio['max']:.2f})" if ratio else ""
-        cells = [c["name"], figure(c["median"]), f"{figure(c['min'])} - {figure(c['max'])}"]
-        table.add_row(*cells, *([times] if shown["compared"] else []))
-    for c in shown["skipped"]:
-        table.add_row(f"[dim]{c['name']}: {c['skipped']}")
+def print_group(measures: list[dict[str, Any]], console: Console) -> None:
+    """Measures of one name and unit: medians, slowest and fastest round, ratios round by round."""
+    keys = list(dict.fromkeys(key for m in measures for key in m["setting"]))
+    varied = [key for key in keys if len({str(m["setting"].get(key)) for m in measures}) > 1]
+    fixed = ", ".join(f"{key} {measures[0]['setting'][key]}" for key in keys if key not in varied)
+    views = [measure_view(m) for m in measures]
+    mark = " (modelled)" if views[0]["modelled"] else ""
+    table = Table(title=f"{measures[0]['name']}{mark}: {fixed}", title_justify="left", title_style="bold")
+    for key in [*varied, "contender"]:
+        table.add_column(key)
+    compared = ["fastft is"] if any(view["compared"] for view in views) else []
+    for key in [measures[0]["unit"], "slowest - fastest", *compared]:
+        table.add_column(key, justify="right", no_wrap=True)
+    for view in views:
+        setting = [str(view["setting"].get(key, "")) for key in varied]
+        rows = [[c["name"], *_figures(c)] for c in view["contenders"]]
+        rows += [[f"{c['name']}: {c['skipped']}"] for c in view["skipped"]]
+        for row in rows:
+            table.add_row(*setting, *row)
+            setting = [""] * len(varied)  # once is enough
+        table.add_section()
     console.print(table)
+
+
+def _figures(contender: dict[str, Any]) -> list[str]:
+    ratio = contender["ratio"]
+    times = [f"{ratio['median']:.2f} x ({ratio['min']:.2f} - {ratio['max']:.2f})"] if ratio else []
+    return [figure(contender["median"]), f"{figure(contender['min'])} - {figure(contender['max'])}", *times]
 
 
 def write_document(document: dict[str, Any], path: Path) -> None:
