@@ -152,7 +152,7 @@ class LoaderBench:
             "timm": [self.contender("timm", "timm", "first", **self.folder, **given)],
         })  # fmt: skip
         rounds = alternate_fresh(contenders, self.options.rounds, threads)
-        setting = {**self.setting, "batch": batch, "threads": threads}
+        setting = {**self.setting, "batch": batch, "images": repeat * self.options.images, "threads": threads}
         figures = {
             "First batch": ("seconds", "s"),
             "Peak memory": ("peak_mb", "MB"),
