@@ -179,6 +179,7 @@ HEADLINES = (  # bench, measure, part of its setting, peer, what the README call
     ("convert", "Conversion", "kept", "FFCV DatasetWriter", "convert, sizes kept"),
     ("step", "Training step", "fp32", "timm", "training step, B/16, fp32, CPU"),
     ("step", "Training step", "bf16", "timm", "training step, B/16, bf16, CPU"),
+    ("step", "Training step, lower half frozen", "fp32", "timm", "the same with half its blocks frozen, fp32"),
 )  # fmt: skip
 
 
@@ -212,7 +213,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "loader-start": comparison("loader", "First batch", "Peak memory", "Peak memory beyond imports"),
     "loader-open": comparison("loader", "Opening ImageNet's length"),
     "convert": comparison("convert", "Conversion"),
-    "step": comparison("step", "Training step"),
+    "step": comparison("step", "Training step", "Training step, lower half frozen"),
     "step-mfu": comparison("step", "Training step, MFU"),
     "e2e": comparison("e2e", "End to end", "End to end, the loader alone"),
     "split": comparison("e2e", "Where a step's time goes"),

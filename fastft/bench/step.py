@@ -32,7 +32,7 @@ def run(options: Options) -> Found:
         "batch": 2 if options.quick else 128 if on_gpu else 8,
         "steps": 20 if on_gpu and not options.quick else 1,
     }
-    found = []
+    found: list[dict[str, Any]] = []
     for dtype in dtypes:
         contenders = step_contenders(options, {**shape, "dtype": dtype})
         rounds = alternate(contenders, options.rounds, threads=options.threads)
@@ -40,10 +40,16 @@ def run(options: Options) -> Found:
             "model": f"ViT-{shape['letter']}/16", "size": 224, "batch": shape["batch"], "dtype": dtype,
             "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {options.threads} threads",
         }  # fmt: skip
-        found += [
-            measure("Training step", rounds, "step", per_second, "images/s", setting),
-            _mfu(rounds, setting),
-        ]
+        whole = [who for who in (*rounds.turns, *rounds.skipped) if who != HALF]
+        for name, only in {
+            "Training step": whole,
+            "Training step, lower half frozen": [HALF, "timm"],
+        }.items():
+            own = {HALF: "fastft"} if HALF in only else {}
+            found.append(
+                measure(name, rounds, "step", per_second, "images/s", setting, only=only, rename=own)
+            )
+        found.append(_mfu(rounds, setting))
     return Found(found)
 
 
