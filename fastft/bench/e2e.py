@@ -145,9 +145,9 @@ def _work_measure(work: Rounds, setting: dict[str, Any]) -> dict[str, Any]:
 
 
 def _loop_seconds(rounds: Rounds) -> dict[str, float]:
-    """Of a round of training, by part of the loop."""
+    """Of a round of training, by part of a step: an epoch is too short here for evaluation to count."""
     turns = rounds.turns["fastft"]["pass"]
-    return {part: median(turn[part] for turn in turns) for part in LOOP_PARTS if part in turns[0]}
+    return {part: median(turn[part] for turn in turns) for part in STEP_PARTS if part in turns[0]}
 
 
 def _work_seconds(work: Rounds, rounds: Rounds) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Loaders on the same JPEGs: throughput over threads, per core, cold, first batch, memory, opening time."""
 
+from statistics import median
 from typing import Any
 
 import torch
@@ -115,22 +116,21 @@ class LoaderBench:
     def cold(self) -> list[dict[str, Any]]:
         """Each file dropped from the page cache before each pass; one pass over each image."""
         threads = self.options.threads
-        beton = self.workspace.beton(self.files)
-        given: dict[str, Any] = {"threads": threads, "repeat": 1}
+        beton: dict[str, Any] = {**self.beton, "threads": threads, "repeat": 1}
+        folder: dict[str, Any] = {
+            **self.folder,
+            "files": self.folder["folder"],
+            "threads": threads,
+            "repeat": 1,
+        }
         contenders = self.options.wanted({
-            "fastft": [
-                self.contender("fastft", "ours", "cold", files=str(beton), **self.beton, **given),
-            ],
-            "ffcv": [
-                self.contender(
-                    "stock FFCV", "ffcv", "cold", "crop and flip", files=str(beton), **self.beton, **given
-                )
-            ],
-            "timm": [self.contender("timm", "timm", "cold", files=self.folder["folder"], **self.folder, **given)],
+            "fastft": [self.contender("fastft", "ours", "cold", **beton)],
+            "ffcv": [self.contender("stock FFCV", "ffcv", "cold", "crop and flip;", **beton)],
+            "timm": [self.contender("timm", "timm", "cold", **folder)],
         })  # fmt: skip
         rounds = alternate(contenders, self.options.rounds, threads)
         for name, arms in rounds.turns.items():
-            read = sorted(turn["read_mb"] for turn in arms["pass"])[len(arms["pass"]) // 2]
+            read = median(turn["read_mb"] for turn in arms["pass"])
             rounds.notes[name] = f"{rounds.notes[name]} {read:.0f} MB read from the disk in a pass".strip()
         setting = {**self.setting, "images": self.options.images, "threads": threads, "page cache": "cold"}
         return [measure("Loader, whole recipe, cold", rounds, "pass", _by_own_clock, "images/s", setting)]

@@ -4,6 +4,8 @@ Ours and the peers deliver normalised float32 images at `size`, unless their nam
 """
 
 import itertools
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -34,11 +36,17 @@ def warm(maker: str, **arguments: Any) -> dict[str, Arm]:
     return {"pass": lambda: sum(one_pass())}
 
 
-def cold(maker: str, files: str, **arguments: Any) -> dict[str, Arm]:
-    """Whole passes; before each, the files under `files` are dropped from the page cache. Reports what was read."""
+def cold(maker: str, files: str = "", **arguments: Any) -> dict[str, Arm]:
+    """Whole passes; before each, what is read is dropped from the page cache. Reports what then came from the disk.
+
+    A .beton is copied first: pages that another contender's process has mapped cannot be dropped.
+    """
+    if files:
+        paths = list(Path(files).glob("*/*"))
+    else:
+        paths = [own_copy(Path(arguments["path"]))]
+        arguments["path"] = str(paths[0])
     one_pass = MAKERS[maker](**arguments)
-    root = Path(files)
-    paths = [p for p in root.glob("*/*") if p.is_file()] if root.is_dir() else [root]
 
     def run() -> dict[str, float]:
         forget_pages(paths)
@@ -48,6 +56,15 @@ def cold(maker: str, files: str, **arguments: Any) -> dict[str, Arm]:
         return {"count": count, "seconds": seconds, "read_mb": (disk_bytes(descendants) - before) / 1e6}
 
     return {"pass": run}
+
+
+def own_copy(path: Path) -> Path:
+    """A copy of the file, on the disk and not only in the cache."""
+    copy = path.with_name(f"{path.stem}-{os.getpid()}.beton")
+    shutil.copyfile(path, copy)
+    with copy.open("rb") as file:
+        os.fsync(file.fileno())
+    return copy
 
 
 def first(maker: str, **arguments: Any) -> dict[str, Arm]:
