@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from fastft.config import load_recipe
+from fastft.report.cost import PUBLISHED_MFU
 from fastft.report.hardware import GPUS
 from fastft.sweep.definition import Sweep, load_sweep
 from fastft.sweep.plan import plan_runs
@@ -22,7 +23,7 @@ HEADED = ("tables/*/*.yaml", "final_*.yaml", "baseline_*.yaml", "frugal_*.yaml")
 PREDICTED = re.compile(r"^# Predicted: .*$", re.MULTILINE)
 NO_RUNS = Path("no-such-folder")  # price everything, whatever has been trained here
 NUMBERS = {"ema": "EMA", "raw": "raw"}
-SHARES = ", ".join(f"{gpu.target_mfu:.0%} on {kind}" for kind, gpu in GPUS.items())
+SHARES = ", ".join(f"{mfu.value:.1%} on {kind}" for kind, mfu in PUBLISHED_MFU.items())
 
 INTRO = f"""# Every row of the paper
 
@@ -39,8 +40,8 @@ fastft train rcp/tables/05_llrd/lr_6e-4_decay_0.60.yaml --data.train=train.beton
 ```
 
 Rows that train the same thing are trained once, over all tables. 'Paper' is top-1 in percent, 'of' the weights
-it is of, each at its best epoch. GPU-hours are modelled (`fastft explain`) at shares of the peak that the
-trainer aims at: {SHARES}; they are not measurements."""
+it is of, each at its best epoch. GPU-hours are modelled (`fastft explain`), on eight GPUs at
+the best MFU published for them: {SHARES}; they are not measurements."""
 
 
 def recipe_files() -> list[Path]:

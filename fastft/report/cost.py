@@ -10,8 +10,9 @@ from typing import Any
 from fastft.config import Recipe
 from fastft.model import Arch, Flops, count_flops, load_arch
 from fastft.report.hardware import GPUS, Gpu
-from fastft.report.overheads import FASTFT, Overheads
+from fastft.report.overheads import CORES_PER_GPU, FASTFT, Overheads, with_cores
 
+MACHINE_GPUS = 8  # of the usual cloud machine
 VAL_IMAGES = 50_000  # ILSVRC2012 validation
 REFERENCE_MFU = 0.143  # of the paper's own B/16 run on A100 (424 images/s per GPU in its log)
 REFERENCE_MFU_L14 = 0.176  # of its L/14 run (113 images/s per GPU)
@@ -173,18 +174,17 @@ def count_parameters(arch: Arch, num_classes: int) -> int:
     return embed + arch.layers * block + arch.width * num_classes
 
 
-def gpu_hours(work: Work, gpu: Gpu, mfu: float) -> float:
-    """Hours of one GPU for the FLOPs alone."""
-    return work.total / (gpu.peak_flops * mfu) / 3600
-
-
-def predicted_gpu_hours(work: Work) -> dict[str, dict[str, float]]:
-    """By GPU kind: hours at the MFU this trainer aims at, and at the reference's."""
-    return {
-        name: {
-            "mfu": gpu.target_mfu,
-            "hours": gpu_hours(work, gpu, gpu.target_mfu),
-            "hours_at_reference_mfu": gpu_hours(work, gpu, REFERENCE_MFU),
+def predict(recipe: Recipe) -> dict[str, dict[str, float]]:
+    """By GPU kind, on a machine with eight: hours at the best MFU published for it, and at that of the paper's own runs."""
+    reference = reference_mfu(load_arch(recipe.model.arch))
+    predicted = {}
+    for name, gpu in GPUS.items():
+        over, published = with_cores(FASTFT, CORES_PER_GPU[name]), PUBLISHED_MFU[name]
+        best, slow = (estimate(recipe, gpu, MACHINE_GPUS, mfu, over) for mfu in (published, reference))
+        predicted[name] = {
+            "mfu": published.value,
+            "hours": best.gpu_hours,
+            "reference_mfu": reference.value,
+            "hours_at_reference_mfu": slow.gpu_hours,
         }
-        for name, gpu in GPUS.items()
-    }
+    return predicted

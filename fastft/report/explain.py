@@ -11,7 +11,7 @@ from fastft.build import build_model, build_policy, build_schedule, recipe_arch
 from fastft.config import Recipe
 from fastft.model import Arch
 from fastft.optim import Group, WarmupCosine, layer_groups
-from fastft.report.cost import predicted_gpu_hours, recipe_flops, recipe_work
+from fastft.report.cost import predict, recipe_flops, recipe_work
 
 
 def explain(recipe: Recipe, at_step: int | None = None) -> dict[str, Any]:
@@ -69,12 +69,11 @@ def _mixing(recipe: Recipe) -> list[str]:
 
 
 def _cost(recipe: Recipe, arch: Arch) -> dict[str, Any]:
-    work = recipe_work(recipe, arch)
-    predicted = predicted_gpu_hours(work)
+    predicted = predict(recipe)
     return {
         "forward_flops_per_image": recipe_flops(recipe, arch).forward,
         "train_flops_per_image": recipe_flops(recipe, arch).train,
-        "total_flops": work.total,
+        "total_flops": recipe_work(recipe, arch).total,
         "gpu_hours": {name: p["hours"] for name, p in predicted.items()},
         "assumptions": predicted,
         "modelled": True,
@@ -117,11 +116,14 @@ def _groups_table(values: dict[str, Any]) -> Table:
 
 def _cost_table(cost: dict[str, Any]) -> Table:
     gflop = cost["train_flops_per_image"] / 1e9
-    table = Table(title=f"{gflop:.1f} GFLOP per training image; GPU-hours, modelled", title_justify="left")
-    for column in ("GPU", "at MFU", "hours", "hours at the reference's MFU"):
+    table = Table(
+        title=f"{gflop:.1f} GFLOP per training image; GPU-hours on 8 GPUs, modelled", title_justify="left"
+    )
+    for column in ("GPU", "best published MFU", "hours", "MFU of the paper's run", "hours"):
         table.add_column(column, justify="right")
     for name, p in cost["assumptions"].items():
-        table.add_row(name, f"{p['mfu']:.0%}", f"{p['hours']:.1f}", f"{p['hours_at_reference_mfu']:.1f}")
+        figures = (p["mfu"], p["hours"], p["reference_mfu"], p["hours_at_reference_mfu"])
+        table.add_row(name, *(f"{v:.1%}" if k % 2 == 0 else f"{v:.1f}" for k, v in enumerate(figures)))
     return table
 
 

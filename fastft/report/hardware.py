@@ -12,14 +12,12 @@ class Gpu:
 
     name: str
     peak_flops: float  # per second; fp16 on V100, bf16 on the others
-    target_mfu: float  # what this trainer aims at; not yet measured by us
 
 
-# The best published ViT / transformer training figures: 52 % on V100 (BERT), 44.5 % on A100 (ViT-g/14), 29 % on H100.
 GPUS = {
-    "V100": Gpu("V100", 125e12, 0.45),
-    "A100": Gpu("A100", 312e12, 0.40),
-    "H100": Gpu("H100", 989e12, 0.45),
+    "V100": Gpu("V100", 125e12),
+    "A100": Gpu("A100", 312e12),
+    "H100": Gpu("H100", 989e12),
 }
 FULL_PRECISION_FLOPS = {
     "V100": 15.7e12,

@@ -17,9 +17,9 @@ CORES_PER_GPU = {"V100": 4.0, "A100": 6.0, "H100": 12.0}
 SOURCES = {
     "loader_rate": "training images/s that the loader makes per GPU",
     "eval_loader_rate": "validation images/s that the loader makes per GPU",
-    "pass_start_seconds": "start of one pass over the validation images",
-    "start_seconds": "process start, JIT compilation, weights, first batch",
-    "checkpoint_bytes_per_second": "speed at which checkpoints are written",
+    "pass_start_seconds": "start of one pass over the validation images, in seconds",
+    "start_seconds": "process start, JIT compilation, weights, first batch, in seconds",
+    "checkpoint_bytes_per_second": "bytes/s at which checkpoints are written",
 }
 
 

@@ -7,15 +7,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fastft.build import recipe_arch
 from fastft.config import Recipe
-from fastft.report.cost import predicted_gpu_hours, recipe_work
+from fastft.report.cost import PUBLISHED_MFU, predict
 from fastft.report.hardware import GPUS
 from fastft.sweep.definition import Sweep
 from fastft.sweep.plan import plan_runs
 from fastft.sweep.results import read_result
 
-Hours = dict[str, float]  # by GPU kind, modelled at the MFU that the trainer aims at
+Hours = dict[str, float]  # by GPU kind, modelled at the best MFU published for it
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,7 @@ class Price:
 
 
 def recipe_hours(recipe: Recipe) -> Hours:
-    predicted = predicted_gpu_hours(recipe_work(recipe, recipe_arch(recipe)))
-    return {kind: values["hours"] for kind, values in predicted.items()}
+    return {kind: values["hours"] for kind, values in predict(recipe).items()}
 
 
 def price_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path) -> list[Price]:
@@ -56,8 +54,10 @@ def total_hours(prices: Sequence[Price]) -> Hours:
 
 
 def print_prices(prices: Sequence[Price], console: Console) -> None:
-    shares = ", ".join(f"{kind} {gpu.target_mfu:.0%}" for kind, gpu in GPUS.items())
-    table = Table(title=f"GPU-hours, modelled at these shares of the peak: {shares}", title_justify="left")
+    shares = ", ".join(f"{kind} {mfu.value:.1%}" for kind, mfu in PUBLISHED_MFU.items())
+    table = Table(
+        title=f"GPU-hours, on 8 GPUs, modelled at the best published MFU: {shares}", title_justify="left"
+    )
     table.add_column("table")
     table.add_column("row")
     for kind in GPUS:
