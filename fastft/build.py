@@ -15,15 +15,16 @@ def recipe_arch(recipe: Recipe) -> Arch:
     return load_arch(recipe.model.arch).at(recipe.model.image_size)
 
 
-def build_model(recipe: Recipe, *, pretrained: bool = True) -> Classifier:
+def build_model(recipe: Recipe, *, pretrained: bool = True, arch: Arch | None = None) -> Classifier:
     """The classifier on the CPU; head and additions drawn from the recipe's seed, tower from its weights.
 
     pretrained=False leaves the tower as drawn: for weights that a checkpoint brings, and for looking at shapes.
+    arch: the tower's numbers as a checkpoint remembers them; without it, as the recipe names them.
     """
     m = recipe.model
     torch.manual_seed(recipe.train.seed)
     model = build_classifier(
-        recipe_arch(recipe),
+        arch or recipe_arch(recipe),
         recipe.data.num_classes,
         layer_scale=m.layer_scale,
         rel_pos_bias=m.rel_pos_bias,

@@ -133,7 +133,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
 
 def _run_train(args: argparse.Namespace) -> int:
     from fastft.config import load_recipe
-    from fastft.train.loop import NonFinite, train
+    from fastft.train.health import NonFinite
+    from fastft.train.loop import train
     from fastft.train.preempt import EXIT_REQUEUE, Preempted
 
     try:

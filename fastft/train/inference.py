@@ -18,7 +18,7 @@ from beton_tools.errors import UserError
 from fastft.build import build_model
 from fastft.config import Recipe, recipe_from_dict
 from fastft.data import EvalLoader
-from fastft.model import Classifier
+from fastft.model import Arch, Classifier
 from fastft.train.checkpoint import find_checkpoint, read_checkpoint
 from fastft.train.distributed import find_world
 from fastft.train.evaluate import evaluate
@@ -56,7 +56,8 @@ def load_trained(checkpoint: Path, device: torch.device) -> Trained:
     """
     found = read_checkpoint(find_checkpoint(checkpoint))
     recipe = recipe_from_dict(found.state["name"], found.state["recipe"])
-    model = build_model(recipe, pretrained=False)
+    arch = Arch(**found.state["arch"])  # the recipe's may name a file that is gone
+    model = build_model(recipe, pretrained=False, arch=arch)
     model.load_state_dict(found.tensors.get("ema", found.tensors["model"]))
     model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return Trained(model, recipe, found.state["classes"], found.path)

@@ -1,7 +1,6 @@
 """The trainer: set up, step, evaluate, save. Reads top to bottom."""
 
 import itertools
-import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from fastft.train.checkpoint import (
 )
 from fastft.train.distributed import World, find_world, first_sentence
 from fastft.train.evaluate import evaluate
+from fastft.train.health import NonFinite, describe_trouble, find_trouble
 from fastft.train.log import Interval, RunLog
 from fastft.train.machine import describe, peak_memory
 from fastft.train.micro_batch import choose_micro_batch
@@ -39,6 +39,7 @@ from fastft.train.preempt import PeerLost, Preempted, PreemptionGuard
 from fastft.train.run import (
     Progress,
     conclusion,
+    describe_model,
     headline_top1,
     refuse_changed_recipe,
     run_folder,
@@ -49,8 +50,6 @@ from fastft.train.run import (
 from fastft.train.step import Step
 
 GO_ON, SAVE, STOP = 0, 1, 2  # what a process wishes between two steps; the strongest wish is all processes'
-NEVER = 1 << 62  # later than any step
-SMALLEST_LOSS_SCALE = 2.0**-10  # 17 halvings below the start: every recent step has overflowed
 
 
 def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
@@ -92,10 +91,6 @@ def _set_up(recipe: Recipe, world: World, guard: PreemptionGuard, console: Conso
     return trainer
 
 
-class NonFinite(Exception):
-    """The loss became inf or nan, or every fp16 step overflows; the message names step, samples and checkpoint."""
-
-
 class Trainer:
     """One process's part of a run."""
 
@@ -106,16 +101,14 @@ class Trainer:
         self.folder = run_folder(recipe)
         self.checkpoints = self.folder / "checkpoints"
         self.progress = Progress()
-        resumed = self._newest_checkpoint()
-        self._build_model(pretrained=resumed is None)
+        resumed = step_checkpoints(self.checkpoints)
+        self._build_model(pretrained=not resumed)
         self._build_loaders()
         self._build_optimizer()
-        if resumed is not None:
-            self._restore(resumed)
+        if resumed:
+            self._restore(resumed[-1])
         self._console = console
-        self._epoch_seconds: defaultdict[str, float] = defaultdict(
-            float
-        )  # by part, since the last epoch's end
+        self._epoch_seconds: defaultdict[str, float] = defaultdict(float)  # by part, of the epoch so far
         self._last_save = time.monotonic()
 
     def __enter__(self) -> "Trainer":
@@ -340,17 +333,7 @@ class Trainer:
             prune(self.checkpoints, 1, "best-")
 
     def _description(self) -> dict[str, Any]:
-        """What makes a checkpoint usable by itself."""
-        return {
-            "name": self.recipe.name,
-            "recipe": json.loads(json.dumps(self.recipe.as_dict())),
-            "classes": self.loader.class_names,
-            "steps_per_epoch": self.steps_per_epoch,
-        }
-
-    def _newest_checkpoint(self) -> Path | None:
-        found = step_checkpoints(self.checkpoints)
-        return found[-1] if found else None
+        return describe_model(self.recipe, self.loader.class_names, self.steps_per_epoch)
 
     def _restore(self, path: Path) -> None:
         checkpoint = read_checkpoint(path, self.world.device)
@@ -410,26 +393,15 @@ class Trainer:
         self._epoch_seconds.clear()
 
     def _check_finite(self) -> None:
-        bad = int(self.step.first_bad_step.item())
-        first = -self.world.max(-bad if bad >= 0 else -NEVER)  # of any process
-        scaler = self.step.scaler  # its scale is the same in every process
-        overflowing = scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE
-        if first == NEVER and not overflowing:
-            return
-        step = first if first != NEVER else self.global_step - 1
-        what = "the loss is not a finite number" if first != NEVER else "every recent fp16 step overflows"
-        raise NonFinite(f"{what} at step {step} (samples {self._samples_of(step)}); {self.last_checkpoint()}")
+        trouble = find_trouble(self.step, self.world, self.global_step)
+        if trouble is not None:
+            raise NonFinite(describe_trouble(*trouble, self._samples_of(trouble[0]), self.checkpoints))
 
-    def last_checkpoint(self) -> str:
-        good = step_checkpoints(self.checkpoints)
-        return f"last good checkpoint: {good[-1]}" if good else "no checkpoint yet"
-
-    def _samples_of(self, global_step: int) -> str:
+    def _samples_of(self, global_step: int) -> list[int]:
         epoch, step = divmod(global_step, self.steps_per_epoch)
         order = epoch_order(self.loader.num_samples, self.recipe.train.seed, epoch)
         batch = self.recipe.optim.batch_size
-        ids = order[step * batch : (step + 1) * batch]
-        return ", ".join(map(str, ids[:8])) + (f", ... {len(ids)} in all" if len(ids) > 8 else "")
+        return [int(sample) for sample in order[step * batch : (step + 1) * batch]]
 
     def _announce(self) -> None:
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)

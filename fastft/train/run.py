@@ -1,6 +1,7 @@
 """A run directory: recipe, logs, checkpoints; and whether it may be continued with the recipe at hand."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import yaml
 
 from beton_tools.errors import UserError
+from fastft.build import recipe_arch
 from fastft.config import Recipe
 from fastft.train.evaluate import Scores
 from fastft.train.log import format_seconds
@@ -68,6 +70,17 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
     temporary = folder / "recipe.yaml.partial"
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(folder / "recipe.yaml")
+
+
+def describe_model(recipe: Recipe, classes: Sequence[str], steps_per_epoch: int) -> dict[str, Any]:
+    """What makes a checkpoint usable by itself: the recipe, and the tower's numbers, as its file may move."""
+    return {
+        "name": recipe.name,
+        "recipe": json.loads(json.dumps(recipe.as_dict())),
+        "arch": asdict(recipe_arch(recipe)),
+        "classes": list(classes),
+        "steps_per_epoch": steps_per_epoch,
+    }
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from fastft.export import FORMATS, command, export_checkpoint, to_open_clip
 from fastft.model import build_classifier, load_arch, load_tower_weights
 from fastft.train.checkpoint import write_checkpoint
 from fastft.train.inference import load_trained
+from fastft.train.run import describe_model
 
 OUTS = {"timm": "out", "open_clip": "out", "safetensors": "out.safetensors", "onnx": "out.onnx"}
 CLIP = {"quick_gelu": True}
@@ -40,11 +41,9 @@ def make_checkpoint(folder: Path, vision: dict, **overrides: object) -> Path:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     evaluation = {"epoch": 3, "raw": {"top1": 61.25, "top5": 90.0, "loss": 1.5, "samples": 80}}
-    state = {"name": recipe.name, "recipe": recipe.as_dict(), "evaluation": evaluation}
+    state = {**describe_model(recipe, "abcdefg", 5), "evaluation": evaluation}
     path = folder / "run" / "checkpoints" / "best-0003"
-    write_checkpoint(
-        path, state | {"classes": list("abcdefg"), "steps_per_epoch": 5}, {"model": model.state_dict()}
-    )
+    write_checkpoint(path, state, {"model": model.state_dict()})
     return path
 
 

@@ -17,6 +17,7 @@ from fastft.report.runs import load_run
 from fastft.train.checkpoint import write_checkpoint
 from fastft.train.inference import evaluate_checkpoint
 from fastft.train.predictions import find_run_mistakes, predict_beton
+from fastft.train.run import describe_model
 from tests.report.conftest import RECIPES
 
 ARCH = {
@@ -52,9 +53,8 @@ def _options(folder: Path) -> dict[str, object]:
 def _write(folder: Path, recipe: Recipe, classes: list[str]) -> None:
     sections = json.loads(json.dumps(recipe.as_dict()))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(sections))
-    state = {"name": recipe.name, "recipe": sections, "classes": classes, "steps_per_epoch": 1}
     weights = build_model(recipe, pretrained=False).state_dict()
-    write_checkpoint(folder / "checkpoints/best-0000", state, {"model": weights})
+    write_checkpoint(folder / "checkpoints/best-0000", describe_model(recipe, classes, 1), {"model": weights})
 
 
 def test_mistakes_are_as_many_as_evaluation_says(run_of_random_model: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from beton_tools.errors import UserError
 from fastft.train.checkpoint import step_checkpoints
-from fastft.train.loop import NonFinite
+from fastft.train.health import NonFinite
 from fastft.train.preempt import EXIT_REQUEUE
 from tests.train.runs import flags, losses, run
 
