@@ -14,6 +14,7 @@ import numpy as np
 
 from beton_tools import jpeg
 from beton_tools.console import ProgressCallback
+from beton_tools.errors import UserError
 from beton_tools.format import RAW_MODE, Beton
 from beton_tools.jpeg import index
 from beton_tools.jpeg.markers import OK, JpegError
@@ -55,6 +56,8 @@ def verify(
     with ThreadPoolExecutor(workers or usable_cpus()) as pool:
         if manifest is not None and not report.problems:
             _check_pages(beton, manifest, report, pool)
+        if manifest is not None:
+            report.problems += _check_names(manifest)
         if decode:
             _check_images(beton, report, pool, progress)
     return report
@@ -76,6 +79,13 @@ def _compare(beton: Beton, manifest: Manifest) -> Iterator[tuple[str, str]]:
     labels = beton.labels
     if labels.min() < 0 or labels.max() >= manifest.num_classes:
         yield "tables", f"labels run from {labels.min()} to {labels.max()} for {manifest.num_classes} classes"
+
+
+def _check_names(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    try:
+        _ = manifest.names
+    except UserError as error:
+        yield "manifest", str(error)
 
 
 def _check_pages(beton: Beton, manifest: Manifest, report: Report, pool: ThreadPoolExecutor) -> None:

@@ -1,5 +1,6 @@
 """`verify` finds damage anywhere in a file, and nothing in a sound one."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,17 @@ def test_a_manifest_of_another_file_is_found(written: Path, photo_folder: Path, 
     manifest_path(other).rename(manifest_path(written))
     report = verify(written, decode=False)
     assert ("manifest", "num_samples is 24, the manifest says 6") in report.problems
+
+
+def test_a_broken_name_table_is_found_and_hides_nothing_else(written: Path) -> None:
+    path = manifest_path(written)
+    entries = json.loads(path.read_text())
+    entries["names"]["text"] = entries["names"]["text"][:-8]
+    path.write_text(json.dumps(entries))
+    flip(written, written.stat().st_size // 2)
+    report = verify(written, decode=False)
+    assert report.pages_checked > 0
+    assert {where.split()[0] for where, _ in report.problems} == {"page", "manifest"}
 
 
 def test_a_file_that_cannot_be_opened_is_an_error_not_a_report(tmp_path: Path) -> None:
