@@ -1,7 +1,9 @@
 """Writes the tables of README.md and docs/benchmarks.md from benchmarks/results/*.json, so that no number is typed by hand.
 
-A table stands between `<!-- bench:NAME -->` and `<!-- /bench -->`; NAME is a key of TABLES. Of several result files that
-hold a benchmark, the newest counts. Ratios are medians of round by round, with the lowest and highest.
+The demo's figures are those that `make demo` leaves in runs/demo/figures.json, kept as benchmarks/results/demo.json; costs
+are modelled by `fastft cost`. A table stands between `<!-- bench:NAME -->` and `<!-- /bench -->`; NAME is a key of TABLES. Of
+several result files that hold a benchmark, the newest counts. Ratios are medians of round by round, with the lowest and
+highest.
 
 Run: python benchmarks/tables.py [--check]     (--check writes nothing; exit code 1 where a table is out of date)
 """
@@ -15,18 +17,24 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from fastft.config import load_recipe
+from fastft.demo.run import CONTENDERS
+from fastft.report.cost_table import Question, price_recipes
+
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
+COST_RECIPES, V100_PRICE = ("final_b16", "frugal_b16", "frugal_b16_half"), 2.48
 Measure = dict[str, Any]
 
 
 class Results:
-    """The newest document of each benchmark."""
+    """The newest document of each benchmark, and the demo's figures."""
 
     def __init__(self, folder: Path) -> None:
+        self.demo: dict[str, Any] = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
         self.documents: dict[str, dict[str, Any]] = {}
         for path in sorted(folder.glob("*.json")):
             document = json.loads(path.read_text(encoding="utf-8"))
@@ -198,8 +206,48 @@ def summary(results: Results) -> str:
     return f"{markdown(head, rows, 1)}\n\nMedians of alternating rounds ({where}), ratios round by round with their range."
 
 
+def demo(results: Results) -> str:
+    """The contenders of `make demo`."""
+    d = results.demo
+    rows = [["always the largest class", f"{d['majority']:.1f}", "", ""]]
+    for contender in reversed(CONTENDERS):
+        name = contender.name
+        top1 = f"{d['top1'][name]:.1f} ± {d['standard_error'][name]:.1f}"
+        gain = f"{d['gain'][name]:+.1f} ± {d['gain_standard_error'][name]:.1f}" if name in d["gain"] else ""
+        rows.append([contender.title, top1, gain, f"{d['seconds'][name] / 60:.1f}"])
+    head = ["", "top-1 %, ± standard error", "fine-tuning gains", "minutes of training"]
+    return (
+        f"{markdown(head, rows, 1)}\n\n{d['train_images']:,} photographs of solar cells to train on, n = {d['n']} "
+        f"others to judge by, 4 classes, 98 px; EMA after the last epoch. Gains are image by image. {d['cpu']}, "
+        f"{len(d['seconds'])} trainings in turn, {d['date']}."
+    )
+
+
+def cost(_: Results) -> str:
+    """What `fastft cost` says of the B/16 recipes on V100."""
+    recipes = [load_recipe(ROOT / "rcp" / f"{name}.yaml") for name in COST_RECIPES]
+    priced = price_recipes(recipes, Question("V100", price=V100_PRICE))
+    estimates = [(r, e) for r in priced["recipes"] for e in r["estimates"]]
+    rows = [
+        [
+            f"`{r['recipe']}`", f"{r['expected_top1']:g}", f"{e['value']:.1%} ({e['basis']})",
+            f"{e['wall_hours']:.1f}", f"{e['gpu_hours']:.1f}", f"{e['money']:.0f}",
+        ]
+        for r, e in estimates
+    ]  # fmt: skip
+    head = ["recipe", "expected top-1", "MFU", "hours on 8 V100", "GPU-hours", f"$ at {V100_PRICE} an hour"]
+    sources = {f"{e['basis']}: {e['source']}": None for _, e in estimates}
+    assumed = "; ".join(f"{a['what']}: {a['value']:,.0f}" for a in priced["assumptions"])
+    return (
+        f"{markdown(head, rows, 3)}\n\nModelled, not measured. MFU is of {priced['peak_flops'] / 1e12:g} TFLOP/s; "
+        f"{'; '.join(sources)}. Assumed: {assumed}."
+    )
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     "summary": summary,
+    "demo": demo,
+    "cost": cost,
     "machine": machine,
     "decode": comparison("decode", "Crop decode"),
     "recipe": comparison("augment", "Whole recipe"),
