@@ -22,7 +22,7 @@ from fastft.report.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, NAMES
 from fastft.report.overheads import CORES_PER_GPU
 
 ALONE = "fastft, loader alone"
-STEP_PARTS = ("wait", "copy", "forward", "backward", "optimizer", "ema")
+STEP_PARTS = ("start", "wait", "copy", "forward", "backward", "optimizer", "ema")
 CPU_IMAGES = 192
 TINY = {"width": 192, "layers": 12, "patch_size": 16, "head_width": 64, "image_size": 224}
 HERE = "fastft.bench.e2e"

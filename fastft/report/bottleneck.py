@@ -10,9 +10,15 @@ from fastft.report.cost import PUBLISHED_MFU, recipe_flops
 from fastft.report.hardware import GPUS
 
 # Wall seconds of the training process, which add up; seconds of the loader's threads, which run meanwhile.
-LOOP_PARTS = ("wait", "copy", "forward", "backward", "optimizer", "ema", "eval", "checkpoint")
+LOOP_PARTS = ("start", "wait", "copy", "forward", "backward", "optimizer", "ema", "eval", "checkpoint")
 LOADER_PARTS = ("read", "decode", "augment")
-NAMES = {"wait": "waiting for data", "eval": "evaluation", "ema": "EMA", "optimizer": "optimiser"}
+NAMES = {
+    "start": "first batch, compilation",
+    "wait": "waiting for data",
+    "eval": "evaluation",
+    "ema": "EMA",
+    "optimizer": "optimiser",
+}
 WAIT_LIMIT = 0.05  # share of the loop from which the loader is said to limit
 GPU_COUNTS = (1, 4, 8)
 
@@ -46,29 +52,30 @@ def shares(seconds: Mapping[str, float], parts: tuple[str, ...]) -> list[dict[st
 
 
 def diagnose(seconds: Mapping[str, float]) -> Diagnosis | None:
-    """Which part limits, by wall time of the loop; None where nothing was measured."""
-    loop = {row["key"]: row["share"] for row in shares(seconds, LOOP_PARTS)}
+    """Which part limits, by wall time of the loop but for its start; None where nothing was measured."""
+    loop = {row["key"]: row["share"] for row in shares(seconds, LOOP_PARTS[1:])}
     if not loop:
         return None
+    time = "the time after the first batch" if seconds.get("start") else "the time"
     if loop.get("wait", 0.0) >= WAIT_LIMIT:
-        return _loader_limits(seconds, loop["wait"])
+        return _loader_limits(seconds, f"{loop['wait']:.0%} of {time}")
     compute = loop.pop("forward", 0.0) + loop.pop("backward", 0.0)
     loop.pop("wait", None)
     other = max(loop, key=loop.__getitem__, default="")
     if compute >= loop.get(other, 0.0):
         return Diagnosis(
             "compute",
-            f"The model limits: forward and backward take {compute:.0%} of the time.",
+            f"The model limits: forward and backward take {compute:.0%} of {time}.",
             ADVICE["compute"],
         )
     name = NAMES.get(other, other)
     return Diagnosis(
-        other, f"{name[0].upper()}{name[1:]} limits: it takes {loop[other]:.0%} of the time.", ADVICE[other]
+        other, f"{name[0].upper()}{name[1:]} limits: it takes {loop[other]:.0%} of {time}.", ADVICE[other]
     )
 
 
-def _loader_limits(seconds: Mapping[str, float], wait: float) -> Diagnosis:
-    sentence = f"The loader limits: {wait:.0%} of the time is spent waiting for it"
+def _loader_limits(seconds: Mapping[str, float], wait: str) -> Diagnosis:
+    sentence = f"The loader limits: {wait} is spent waiting for it"
     parts = shares(seconds, LOADER_PARTS)
     if not parts:
         return Diagnosis("decode", f"{sentence}.", ADVICE["decode"])

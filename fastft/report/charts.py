@@ -117,7 +117,7 @@ def nice_step(rough: float) -> float:
 def tick_label(value: float, step: float) -> str:
     if value == 0:
         return "0"
-    if step < 1e-3:
+    if step < 1e-3 and abs(value) < 99.5 * step:  # two digits tell it from its neighbours
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))

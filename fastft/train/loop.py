@@ -110,6 +110,7 @@ class Trainer:
         self._console = console
         self._epoch_seconds: defaultdict[str, float] = defaultdict(float)  # by part, of the epoch so far
         self._last_save = time.monotonic()
+        self._has_data = False  # until this process has seen its first batch
 
     def __enter__(self) -> "Trainer":
         """Connects the processes and opens the run directory: from here on something is written."""
@@ -256,7 +257,8 @@ class Trainer:
         set_lr(self.optimizer, self._lr)
         self.step.split.begin()
         for k, batch in enumerate(micro_batches):
-            self.step.split.mark("wait")
+            self.step.split.mark("wait" if self._has_data else "start")
+            self._has_data = True
             images, targets = batch.images, batch.labels
             if self.mixer is not None:
                 images, targets = self.mixer(

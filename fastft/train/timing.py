@@ -4,7 +4,8 @@ import time
 
 import torch
 
-PARTS = ("wait", "forward", "backward", "optimizer", "ema")  # of a step; wait is for data
+# of a step; wait is for data, start for the first of a process: kernels compile, workers begin
+PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema")
 
 
 class Split:

@@ -33,6 +33,8 @@ def test_ticks_are_round_evenly_spaced_and_inside(low: float, span: float, count
         (2e-4, 2e-4, "2e-4"),
         (1e-3, 2e-4, "1e-3"),
         (7.5, 2.5, "7.5"),
+        (0.5312, 2e-4, "0.5312"),  # neighbours of a narrow axis must differ
+        (79.9995, 5e-4, "79.9995"),
     ],
 )
 def test_tick_labels_have_the_digits_their_step_needs(value: float, step: float, text: str) -> None:

@@ -90,6 +90,7 @@ def test_diff_names_exactly_the_options_that_differ() -> None:
         ({"forward": 30, "backward": 60, "wait": 20, "decode": 100, "augment": 300}, "augment"),
         ({"forward": 3, "backward": 6, "wait": 0.1, "eval": 60}, "eval"),
         ({"wait": 60, "forward": 30}, "decode"),
+        ({"start": 60, "wait": 0.1, "forward": 30}, "compute"),
     ],
 )
 def test_the_limiting_part_is_named(seconds: dict[str, float], limit: str) -> None:
