@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -572,5 +572,18 @@ def _whole_number(text: str) -> int:
     return number
 
 
+def _leave(code: int) -> NoReturn:
+    """End the process with a code that torch cannot spoil.
+
+    After an error the group of processes is left as it is: to dissolve it could mean to wait for one that is gone. At a
+    normal exit its threads would then, now and then, abort the process (exit code 134, "terminate called ...").
+    """
+    if code != 0 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())
