@@ -16,13 +16,12 @@ from beton_tools.errors import UserError
 from beton_tools.format import DEFAULT_PAGE_SIZE, RAW_MODE, Beton
 from beton_tools.jpeg.markers import JpegError
 from beton_tools.jpeg.transcode import add_index
-from beton_tools.jpeg.turbo import compress
+from beton_tools.jpeg.turbo import MAX_SIDE, compress
 
 # Pillow may open nothing else: its EPS reader would start Ghostscript on a file that merely looks like an
 # image
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
-MAX_SIDE = 65535  # width and height are 16 bits in a .beton, and in a JPEG
 KEPT = "kept"
 
 
@@ -75,6 +74,10 @@ def _reencode(data: bytes, options: EncodeOptions) -> EncodedImage:
     pixels, form = _decode(data)
     stored = shrink(pixels, options.max_resolution)
     how = "resized" if stored is not pixels else form
+    if max(stored.shape) > MAX_SIDE:
+        raise BadImage(
+            f"{stored.shape[1]} x {stored.shape[0]} pixels are more than {MAX_SIDE} a side; give --max-resolution"
+        )
     encoded = _encode_jpeg(stored, options)
     if len(encoded) > options.page_size:
         raise BadImage(
@@ -85,17 +88,21 @@ def _reencode(data: bytes, options: EncodeOptions) -> EncodedImage:
 
 def _keep(data: bytes, options: EncodeOptions) -> EncodedImage | None:
     """The same coefficients, re-cut for the index; None for what has to be decoded: no JPEG, too large, CMYK,
-    progressive, damaged."""
+    progressive, damaged, or read by Pillow but not without a warning by the loader's decoder."""
     try:
         header = jpeg.parse(data)
         longest = max(header.height, header.width)
-        if options.max_resolution is not None and longest > options.max_resolution:
+        if longest > min(options.max_resolution or MAX_SIDE, MAX_SIDE):
             return None
-        indexed = add_index(data)  # reads every code word, so that damage is found here even without index
+        stored = add_index(data)  # reads every code word, so that damage is found here even without index
+        if not options.index:
+            stored = data
+        if len(stored) > options.page_size:
+            return None
+        jpeg.decode_rgb(
+            stored, (0, 0, 1, 1)
+        )  # with an index the first segment only: do header and tables serve?
     except JpegError:
-        return None
-    stored = indexed if options.index else data
-    if len(stored) > options.page_size:
         return None
     return EncodedImage(stored, header.height, header.width, KEPT)
 
@@ -110,8 +117,6 @@ def _decode(data: bytes) -> tuple[np.ndarray, str]:
     except Exception as error:  # Pillow's plug-ins raise nearly anything on damaged data
         reason = str(error) or type(error).__name__
         raise BadImage(f"cannot be decoded ({reason})".replace("\n", " ")) from error
-    if max(image.size) > MAX_SIDE:
-        raise BadImage(f"{image.width} x {image.height} pixels are more than {MAX_SIDE} a side")
     if image.format not in ("JPEG", "MPO"):
         return pixels, image.format or "image"
     return pixels, "progressive JPEG" if image.info.get("progressive") else f"{image.mode} JPEG"

@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 KEPT = 3  # folders of earlier states: a checkout that goes back and forth does not compile anew each time
@@ -28,8 +29,9 @@ def use_own_cache() -> None:
     os.environ["NUMBA_CACHE_DIR"] = str(folder)  # child processes use the same
     if "numba" in sys.modules:
         sys.modules["numba"].core.config.CACHE_DIR = str(folder)
-    for old in sorted(home.iterdir(), key=lambda f: f.stat().st_mtime)[: -KEPT - 1]:
-        shutil.rmtree(old, ignore_errors=True)
+    with suppress(FileNotFoundError):  # another process that starts now does the same
+        for old in sorted(home.iterdir(), key=lambda f: f.stat().st_mtime)[: -KEPT - 1]:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def fingerprint(root: Path) -> str:

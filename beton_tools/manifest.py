@@ -89,18 +89,24 @@ class Manifest:
             ) from error
 
     def save(self, path: Path) -> None:
-        """Atomically."""
+        """Atomically. Raises UserError where the disk is full or closed to us."""
         entries = {"format": FORMAT, "version": VERSION} | {
             f.name: getattr(self, f.name) for f in fields(self) if f.name != "packed_names"
         }
         entries["names"] = self.packed_names
         part = path.with_name(path.name + ".part")
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(entries, file, indent=1, ensure_ascii=True)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        try:
+            with part.open("w", encoding="utf-8") as file:
+                json.dump(entries, file, indent=1, ensure_ascii=True)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); mend that, then run the same command again"
+            ) from error
         sync_folder(path.parent)
 
     def summary(self) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 kill -9.
 
 `X.beton.part` grows by whole pages; `X.beton.part.journal` gets one line per page that lists its samples. A
-later run with the same inputs takes up after the last page that the journal lists and whose checksum still
-holds. Only a complete file gets the name `X.beton`.
+later run with the same inputs takes up after the last page that the journal lists, whose checksum still holds
+and whose images have not changed. Only a complete file gets the name `X.beton`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from beton_tools.format import (
 )
 from beton_tools.images import EncodedImage
 
+JOURNAL_VERSION = 2
 SYNC_EVERY = 16  # pages between fsyncs; a power cut costs at most these, kill -9 costs none
 _METADATA_START = HEADER_DTYPE.itemsize + 2 * FIELD_DTYPE.itemsize
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -48,6 +49,7 @@ class PageRecord:
 
     crc32: int
     next_position: int  # everything before it is in this page, in an earlier one, or skipped
+    stamp: int  # CRC-32 of the stamps of the images that this page took or skipped
     samples: list[tuple[int, int, int, int, int, str]]
     skipped: list[tuple[int, str]]
 
@@ -85,13 +87,15 @@ class PageFile:
     """Append encoded images; `seal` and `publish` make the `.beton`. A context manager: leaving it early
     keeps the part file."""
 
-    def __init__(self, path: Path, num_samples: int, page_size: int, fingerprint: str) -> None:
-        self.path, self.page_size = path, page_size
+    def __init__(self, path: Path, page_size: int, fingerprint: str, stamps: np.ndarray) -> None:
+        """stamps: a row for each image that is to be written, in order, which differs once its content does."""
+        num_samples = len(stamps)
+        self.path, self.page_size, self.stamps = path, page_size, stamps
         self.part = path.with_name(path.name + ".part")
         self.journal_path = path.with_name(path.name + ".part.journal")
         self.data_start = align_up(_METADATA_START + num_samples * SAMPLE_DTYPE.itemsize, page_size)
         self.written = Written.room_for(num_samples)
-        self.next_position = 0
+        self.next_position = self._page_begin = 0
         self._page, self._used = memoryview(bytearray(page_size)), 0
         self._samples: list[tuple[int, int, int, int, int, str]] = []
         self._skipped: list[tuple[int, str]] = []
@@ -149,7 +153,8 @@ class PageFile:
 
     def _end_page(self) -> None:
         self._page[self._used :] = bytes(self.page_size - self._used)
-        record = PageRecord(zlib.crc32(self._page), self.next_position, self._samples, self._skipped)
+        stamp = self._stamp(self._page_begin, self.next_position)
+        record = PageRecord(zlib.crc32(self._page), self.next_position, stamp, self._samples, self._skipped)
         number = len(self.written.page_crcs)
         with self._one_line_when_full():
             self._file.seek(self._page_offset(number))
@@ -160,7 +165,10 @@ class PageFile:
             self._journal.write(_line({name: getattr(record, name) for name in PageRecord.__slots__}))
             self._journal.flush()
         self.written.add(record, self._page_offset(number))
-        self._used, self._samples, self._skipped = 0, [], []
+        self._used, self._samples, self._skipped, self._page_begin = 0, [], [], self.next_position
+
+    def _stamp(self, start: int, stop: int) -> int:
+        return zlib.crc32(self.stamps[start:stop].tobytes())
 
     def _write_tables(self) -> int:
         """Header, fields, metadata before the pages, allocation table after them; returns the file's size."""
@@ -185,10 +193,10 @@ class PageFile:
     def _resume(self, fingerprint: str) -> BinaryIO:
         """Take over what an earlier run with the same fingerprint left; returns the journal, open for
         appending."""
-        kept = [_line({"fingerprint": fingerprint})]
+        kept = [_line(_first_entry(fingerprint))]
         for number, (line, record) in enumerate(self._finished_pages(fingerprint)):
             self.written.add(record, self._page_offset(number))
-            self.next_position = record.next_position
+            self.next_position = self._page_begin = record.next_position
             kept.append(line)
         self._file.truncate(self._page_offset(len(self.written.page_crcs)) if len(kept) > 1 else 0)
         journal = self.journal_path.open("wb")
@@ -200,8 +208,9 @@ class PageFile:
         if not self.journal_path.exists():
             return
         lines = self.journal_path.read_bytes().splitlines(keepends=True)
-        if not lines or _parse(lines[0]) != {"fingerprint": fingerprint}:
+        if not lines or _parse(lines[0]) != _first_entry(fingerprint):
             return
+        begin = 0
         for number, line in enumerate(lines[1:]):
             entry = _parse(line)
             if entry is None:
@@ -210,6 +219,9 @@ class PageFile:
             self._file.seek(self._page_offset(number))
             if zlib.crc32(self._file.read(self.page_size)) != record.crc32:
                 return
+            if self._stamp(begin, record.next_position) != record.stamp:
+                return
+            begin = record.next_position
             yield line, record
 
     @contextlib.contextmanager
@@ -238,6 +250,10 @@ def _open_locked(path: Path) -> BinaryIO:
             f"{path}: another process is writing it; wait for it, or choose another name"
         ) from error
     return file
+
+
+def _first_entry(fingerprint: str) -> dict[str, Any]:
+    return {"version": JOURNAL_VERSION, "fingerprint": fingerprint}
 
 
 def _line(entry: dict[str, Any]) -> bytes:

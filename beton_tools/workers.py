@@ -25,6 +25,7 @@ import cv2
 
 from beton_tools.errors import UserError
 from beton_tools.images import BadImage, EncodedImage, EncodeOptions, encode_sample, warm_up
+from beton_tools.jpeg.markers import JpegError
 from beton_tools.sources.base import Location
 
 CHUNK = 8  # images per message: a worker's queue stays far below a pipe's buffer, so sending never blocks
@@ -71,7 +72,7 @@ def encode_in_order(tasks: Iterable[Task], options: EncodeOptions, workers: int)
 def _encode(location: Location, options: EncodeOptions) -> Result:
     try:
         return encode_sample(location.read(), options)
-    except BadImage as error:
+    except (BadImage, JpegError) as error:
         return Failed(str(error))
     except OSError as error:
         return Failed(f"cannot be read ({error.strerror or error})")

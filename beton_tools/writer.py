@@ -86,28 +86,39 @@ def write_beton(
     options = options or WriteOptions()
     path = Path(out_path)
     order = choose(source.labels, options.subset_per_class, options.shuffle_seed)
-    fingerprint = _fingerprint(source, order, options)
+    inputs, stamps = _fingerprint(source, order, options), source.stamps(order)
+    fingerprint = hashlib.blake2b(stamps.tobytes(), key=inputs.encode(), digest_size=16).hexdigest()
     if path.exists() and not overwrite:
-        return _finished(path, fingerprint)
+        return _finished(path, fingerprint, options)
     _make_folder(path)
-    with PageFile(path, len(order), options.page_size, fingerprint) as pages:
+    with PageFile(path, options.page_size, inputs, stamps) as pages:
+        for position, reason in pages.written.skipped[:1]:  # by an earlier run, which might skip
+            if options.on_error == "fail":
+                raise _bad_image(source.names[int(order[position])], reason)
         _write_images(pages, source, order, options, progress)
         written = pages.seal()
         if written.count == 0:
             reason = written.skipped[0][1]
             raise UserError(f"{path}: none of the {len(order)} images could be stored; first: {reason}")
         manifest = _describe(pages, written, source, order, options, fingerprint)
+        path.unlink(missing_ok=True)  # an old file must not be taken for the new manifest's
         manifest.save(manifest_path(path))  # first: where the .beton is, its manifest is too
         pages.publish()
     return manifest
 
 
-def _finished(path: Path, fingerprint: str) -> Manifest:
+def _finished(path: Path, fingerprint: str, options: WriteOptions) -> Manifest:
     """The manifest of a file that is already what was asked for."""
     manifest = None if path.is_dir() else Manifest.of_beton(path)
     if manifest is None or manifest.fingerprint != fingerprint or manifest.file_size != path.stat().st_size:
         raise UserError(f"{path} exists already, from other images or options; delete it or pass --overwrite")
+    if options.on_error == "fail" and manifest.skipped:
+        raise _bad_image(*manifest.skipped[0])
     return manifest
+
+
+def _bad_image(name: str, reason: str) -> UserError:
+    return UserError(f"{printable(name)}: {reason}; repair or remove it, or pass --on-error skip")
 
 
 def _make_folder(path: Path) -> None:
@@ -120,6 +131,7 @@ def _make_folder(path: Path) -> None:
 
 
 def _fingerprint(source: Source, order: np.ndarray, options: WriteOptions) -> str:
+    """Of what is asked for: which images in which order, and how. What is in them is in their stamps."""
     digest = hashlib.blake2b(json.dumps([source.kind, str(source.root), options.recorded()]).encode())
     arrays = (a.tobytes() for a in (source.names.offsets, source.labels, order))
     for part in (source.names.blob, *arrays):
@@ -149,8 +161,7 @@ def _write_images(
                 pages.skip(result.reason)
                 skipped += 1
             else:
-                name = printable(source.names[i])
-                raise UserError(f"{name}: {result.reason}; repair or remove it, or pass --on-error skip")
+                raise _bad_image(source.names[i], result.reason)
             if progress is not None:
                 progress(pages.next_position, total, skipped)
 

@@ -9,9 +9,7 @@ from PIL import Image
 
 from beton_tools.jpeg.markers import JpegError
 from beton_tools.jpeg.transcode import add_index
-from beton_tools.jpeg.turbo import SUBSAMPLINGS, compress
-
-_MAX_SIDE = 65535  # T.81 B.2.2
+from beton_tools.jpeg.turbo import MAX_SIDE, SUBSAMPLINGS, compress
 
 
 def encode_indexed(image: np.ndarray, quality: int = 90, subsampling: str = "4:2:0") -> bytes:
@@ -22,8 +20,8 @@ def encode_indexed(image: np.ndarray, quality: int = 90, subsampling: str = "4:2
     """
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
         raise JpegError(f"cannot encode {image.dtype} {image.shape}; give (H, W, 3) or (H, W) uint8")
-    if not 1 <= min(image.shape[:2]) <= max(image.shape[:2]) <= _MAX_SIDE:
-        raise JpegError(f"cannot encode {image.shape[:2]} pixels; each side must have 1 to {_MAX_SIDE}")
+    if not 1 <= min(image.shape[:2]) <= max(image.shape[:2]) <= MAX_SIDE:
+        raise JpegError(f"cannot encode {image.shape[:2]} pixels; each side must have 1 to {MAX_SIDE}")
     if subsampling not in SUBSAMPLINGS:
         raise JpegError(f"unknown subsampling {subsampling!r}; use one of {', '.join(SUBSAMPLINGS)}")
     if not 1 <= quality <= 100:

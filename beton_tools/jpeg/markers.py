@@ -26,7 +26,7 @@ ADOBE_MAGIC = np.frombuffer(b"Adobe", np.uint8)
 JFIF_MAGIC = np.frombuffer(b"JFIF\0", np.uint8)
 
 # Return codes of everything njit in this package.
-OK, NOT_JPEG, BAD_HEADER, UNSUPPORTED, BAD_REGION, SMALL_SCRATCH, DAMAGED = range(7)
+OK, NOT_JPEG, BAD_HEADER, UNSUPPORTED, BAD_REGION, SMALL_SCRATCH, DAMAGED, OTHER_SIZE = range(8)
 _MEANING = {
     OK: "no error",
     NOT_JPEG: "not a JPEG file (it does not start with FF D8)",
@@ -35,6 +35,7 @@ _MEANING = {
     BAD_REGION: "the region lies outside the image, or the output buffer is too small for it",
     SMALL_SCRATCH: "the image is larger than the scratch memory (see scratch_bytes)",
     DAMAGED: "damaged JPEG data (libturbojpeg refused it or had to guess pixels)",
+    OTHER_SIZE: "the JPEG has another size than its row in the file says",
 }
 
 

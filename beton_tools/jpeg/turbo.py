@@ -26,6 +26,7 @@ _TJPF_RGB, _TJPF_GRAY = 0, 6
 _TJSAMP = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2, "gray": 3, "4:4:0": 4, "4:1:1": 5}
 _ACCURATE_DCT, _NO_REALLOC, _LIMIT_SCANS = 4096, 1024, 32768  # the last ends "scan bombs" after 500 scans
 SUBSAMPLINGS = tuple(_TJSAMP)
+MAX_SIDE = 65500  # JPEG_MAX_DIMENSION of libjpeg; the format itself ends at 65535
 
 
 def _open_library() -> ctypes.CDLL:

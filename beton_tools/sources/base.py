@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +16,19 @@ from beton_tools.names import Names
 
 # what torchvision's and timm's folder loaders take for images
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def stamps_of(paths: Iterable[str]) -> np.ndarray:
+    """Size and time of change (ns) of every file, int64 (F, 2); zeros for one that cannot be looked at."""
+    stamps = array("q")
+    for path in paths:
+        try:
+            status = os.stat(path)  # noqa: PTH116 - a Path for each of a million takes as long as the look
+        except OSError:  # reading it will say why
+            stamps.extend((0, 0))
+        else:
+            stamps.extend((status.st_size, status.st_mtime_ns))
+    return np.array(stamps, np.int64).reshape(-1, 2)
 
 
 class Location(Protocol):
@@ -35,6 +50,10 @@ class Source(ABC):
 
     @abstractmethod
     def locate(self, i: int) -> Location: ...
+
+    @abstractmethod
+    def stamps(self, chosen: np.ndarray) -> np.ndarray:
+        """A row (int64) for each of these images, that differs once its content does: sizes, times of change, places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +80,9 @@ class FileSource(Source):
     def locate(self, i: int) -> FileSpan:
         return FileSpan(f"{self.root}/{self.names[i]}")
 
+    def stamps(self, chosen: np.ndarray) -> np.ndarray:
+        return stamps_of(f"{self.root}/{self.names[i]}" for i in chosen.tolist())
+
 
 @dataclass(frozen=True)
 class SpanSource(Source):
@@ -73,3 +95,7 @@ class SpanSource(Source):
 
     def locate(self, i: int) -> FileSpan:
         return FileSpan(self.archives[self.archive_ids[i]], int(self.offsets[i]), int(self.lengths[i]))
+
+    def stamps(self, chosen: np.ndarray) -> np.ndarray:
+        archives = stamps_of(self.archives)[self.archive_ids[chosen]]
+        return np.column_stack([archives, self.offsets[chosen], self.lengths[chosen]])

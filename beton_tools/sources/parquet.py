@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from beton_tools.errors import UserError
 from beton_tools.names import Names
-from beton_tools.sources.base import Source
+from beton_tools.sources.base import Source, stamps_of
 from beton_tools.sources.wnids import class_names_of
 
 
@@ -58,6 +58,10 @@ class ParquetSource(Source):
         group = int(np.searchsorted(self.group_starts, i, side="right")) - 1
         path, number = self.files[self.group_files[group]], int(self.group_numbers[group])
         return ParquetCell(path, self.column, number, i - int(self.group_starts[group]))
+
+    def stamps(self, chosen: np.ndarray) -> np.ndarray:
+        groups = np.searchsorted(self.group_starts, chosen, side="right") - 1
+        return stamps_of(self.files)[self.group_files[groups]]
 
 
 def parquet_source(root: Path, files: Sequence[Path], classes: Sequence[str] | None = None) -> ParquetSource:

@@ -8,7 +8,7 @@ torch's: after the first batches its cache serves every request. The bytes are t
 where the device's sine and cosine end a rotation's matrix in another digit.
 
 Needs numba-cuda (pip install 'fastft[cuda12]'), an NVIDIA GPU of compute capability 7.0 or more, and no
-image side above 295 times `size`.
+image side above MOST_SHRINK times `size`.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ class CudaAugment:
         buffers = torch.empty((self.buffers, batch, length), dtype=torch.uint8, device=self.device)
         mixed = torch.empty(shape, dtype=torch.float32, device=self.device)
         out = torch.empty((batch, self.size, self.size, CHANNELS), dtype=self.dtype, device=self.device)
+        if batch == 0:  # a launch of no blocks is an error
+            return out.permute(0, 3, 1, 2)
         with cuda.gpus[self.device.index]:
             stream = cuda.external_stream(torch.cuda.current_stream(self.device).cuda_stream)
             rows = device_array(plan, PLAN_DTYPE, (batch,))

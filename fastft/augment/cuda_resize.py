@@ -25,6 +25,7 @@ INNER = OUTER = 32  # most pixels of a tile along either axis
 ROW = CHANNELS * INNER
 LINES = 16  # source lines per round
 WEIGHTS = 1184  # of a tile's pixels along one axis: the taps of 65,535 pixels, a JPEG's most, made 224
+MOST_SHRINK = (WEIGHTS - 1) // 4  # of a side: bicubic taps are four times as many, and one
 RESIZE_THREADS = (ROW, 4)
 
 # What one thread works out for its block. In shared memory: in registers it would halve the occupancy.
@@ -131,7 +132,7 @@ def resize_kernel(packed, offsets, plan, size, images):  # type: ignore[no-untyp
     """images[b] = the resized, windowed, mirrored region of row b. Blocks: x over tiles, y over images.
 
     packed: uint8, region b (geometry.source_region) at offsets[b] (int64). images: (B, size * size * 3) uint8.
-    An image that would shrink by more than 295 is left as it is: its taps have no room.
+    An image that would shrink by more than MOST_SHRINK is left as it is: its taps have no room.
     """
     notes = cuda.shared.array(NOTES, int32)
     first = cuda.shared.array((2, INNER), int32)  # of inner and outer pixels

@@ -5,8 +5,10 @@ so each thread takes the next one when it is done, instead of a fixed share. The
 Numba optimises everything that a function calls anew with it: a level of functions costs seconds to compile.
 """
 
+import os
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
@@ -14,9 +16,14 @@ from numba.extending import intrinsic
 
 from beton_tools.format import RAW_MODE, Beton
 from beton_tools.jpeg.crop import decode_region
-from beton_tools.jpeg.markers import BAD_REGION, OK
+from beton_tools.jpeg.markers import BAD_REGION, OK, OTHER_SIZE, scan_header
 from beton_tools.jpeg.memory import copy_bytes
 from fastft.augment.cpu import Finish, augment_image
+
+if (
+    "NUMBA_THREADING_LAYER" not in os.environ
+):  # two loaders may be at work at once, which "workqueue" answers with abort()
+    numba.config.THREADING_LAYER = "threadsafe"
 
 CHANNELS = 3
 
@@ -62,9 +69,12 @@ def decode_stored(
     """Write `region` (y, x, h, w) of the batch's image b to `out` as packed RGB; 0 or an error code."""
     y, x, h, w = region[0], region[1], region[2], region[3]
     source = data[stored.start[b] : stored.start[b] + stored.num_bytes[b]]
-    if stored.mode[b] != RAW_MODE:
-        return decode_region(source, y, x, h, w, out, scratch, decoder)
     height, width = stored.height[b], stored.width[b]
+    if stored.mode[b] != RAW_MODE:
+        head = scan_header(source)
+        if head.code == OK and (head.height != height or head.width != width):
+            return OTHER_SIZE
+        return decode_region(source, y, x, h, w, out, scratch, decoder)
     if y < 0 or x < 0 or h < 1 or w < 1 or y + h > height or x + w > width:
         return BAD_REGION
     if out.size < CHANNELS * h * w or source.size < CHANNELS * height * width:

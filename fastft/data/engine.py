@@ -4,7 +4,7 @@ Each class overrides what its docstring says and nothing else. They lean on FFCV
 FFCV is pinned; `tests/data/test_ffcv_contract.py` fails if those internals change.
 """
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from queue import Empty, Full
 from typing import Any
 
@@ -147,7 +147,11 @@ class Engine(Loader):
         return iter(self)
 
     def __iter__(self) -> "EpochThread":
-        self.thread = EpochThread(self, self.next_traversal_order())
+        device = self.stage.device
+        with (
+            torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        ):  # FFCV makes its streams there
+            self.thread = EpochThread(self, self.next_traversal_order())
         self.next_epoch += 1
         return self.thread
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -71,6 +72,7 @@ class _BetonLoader:
         self.workers = min(workers or default_workers(), numba.config.NUMBA_NUM_THREADS)
         self.class_names = _class_names(self.beton)
         self.num_classes = len(self.class_names)
+        self.closed = False
         self.wait_seconds = 0.0  # that the consumer waited for batches; set it to 0 to count anew
         slots = batches_ahead + 2  # FFCV's count: the queue, one with the consumer, one in work
         self.stage = _stage(self.beton, policy, output, self.workers, slots)
@@ -83,6 +85,8 @@ class _BetonLoader:
         )
 
     def _batches(self, order: np.ndarray, draw: DrawPlan, locate: Locate) -> Iterator[Batch]:
+        if self.closed:
+            raise RuntimeError("this loader is closed")
         if len(order) == 0:
             return
         thread = self.engine.start(order, draw)
@@ -98,6 +102,7 @@ class _BetonLoader:
 
     def close(self) -> None:
         """End the running pass and its thread, and free the decoders."""
+        self.closed = True
         self.engine.close()
         self.stage.close()
 
@@ -201,8 +206,17 @@ def _stage(beton: Beton, policy: AugmentPolicy, output: Output, workers: int, sl
     size, device, dtype = output.size, output.device, output.dtype
     if device.type == "cpu":
         return CpuStage(beton, policy, size, workers, slots=slots, batch=output.batch, dtype=dtype)
-    from fastft.augment.cuda import CudaAugment  # an optional dependency: fastft[cuda12]
+    if find_spec("numba_cuda") is None:
+        raise UserError("augmentation on a GPU needs numba-cuda: pip install 'fastft[cuda12]'")
+    from fastft.augment.cuda import CudaAugment
+    from fastft.augment.cuda_resize import MOST_SHRINK
 
+    longest = max(int(beton.heights.max()), int(beton.widths.max()))
+    if longest > MOST_SHRINK * size:
+        raise UserError(
+            f"{beton.path}: the GPU cannot shrink a side of {longest} pixels to {size}; convert with "
+            f"--max-resolution {MOST_SHRINK * size} or less"
+        )
     augment = CudaAugment(policy, size, dtype, device)
     return PackedStage(beton, size, workers, slots=slots, device=device, augment=augment)
 
@@ -210,6 +224,11 @@ def _stage(beton: Beton, policy: AugmentPolicy, output: Output, workers: int, sl
 def _class_names(beton: Beton) -> list[str]:
     """By label: from the manifest beside the file, else "class 0" to the highest label."""
     manifest = Manifest.of_beton(beton.path)
+    if manifest and (manifest.num_samples, manifest.file_size) != (beton.num_samples, beton.data.size):
+        raise UserError(
+            f"{beton.path}: its manifest is of another file ({manifest.num_samples} samples, {manifest.file_size} bytes); "
+            "write the file again, or delete the manifest"
+        )
     highest, lowest = int(beton.labels.max()), int(beton.labels.min())
     count = manifest.num_classes if manifest else highest + 1
     if lowest < 0 or highest >= min(count, MAX_CLASSES):

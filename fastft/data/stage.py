@@ -7,6 +7,7 @@ compiled once per machine, whose error codes become exceptions here.
 
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -44,8 +45,10 @@ class SampleError(UserError):
 
     def __init__(self, beton: Beton, sample: int, reason: str) -> None:
         self.sample = sample
-        manifest = Manifest.of_beton(beton.path)
-        source = f" ({manifest.names[sample]})" if manifest else ""
+        source = ""
+        with suppress(UserError, IndexError):  # a broken manifest must not hide this error
+            if (manifest := Manifest.of_beton(beton.path)) is not None:
+                source = f" ({manifest.names[sample]})"
         super().__init__(
             f"{beton.path}: sample {sample}{source}: {reason}; list all such with `beton verify`"
         )
@@ -67,6 +70,7 @@ class SampleIds(SimpleRGBImageDecoder):
 class Stage(Operation):
     """ids (B,) -> images (B, 3, S, S) and labels (B,). Owns a decoder and scratch for each thread."""
 
+    device = torch.device("cpu")  # that the images are on
     draw: DrawPlan  # of the epoch that runs
     slot: int  # of the batch that runs; nobody reads any more what the last batch of this slot wrote
 
@@ -203,5 +207,5 @@ class PinnedBuffer:
         """The first bytes, on the device; queued on the current stream."""
         there = self.memory[:num_bytes].to(self.device, non_blocking=True)
         if self.copied is not None:
-            self.copied.record()
+            self.copied.record(torch.cuda.current_stream(self.device))
         return there

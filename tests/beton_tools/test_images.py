@@ -9,6 +9,7 @@ from ffcv.fields.rgb_image import resizer
 from PIL import Image
 
 from beton_tools.images import KEPT, BadImage, EncodeOptions, encode_sample, shrink
+from beton_tools.jpeg import decode_rgb
 from tests.beton_tools.conftest import crops, jpeg_of, photograph
 
 PHOTO = crops("chelsea.png", 1, seed=3)[0]
@@ -71,6 +72,39 @@ def test_a_png_named_jpeg_is_told_by_its_bytes(tmp_path: Path) -> None:
     path = tmp_path / "n02105855_2933.JPEG"  # the one such file in ImageNet
     path.write_bytes(ODD["PNG"])
     assert encode_sample(path.read_bytes(), EncodeOptions()).how == "PNG"
+
+
+def with_segment(jpeg: bytes, marker: int, payload: bytes | None) -> bytes:
+    """The file with its segments of this marker cut out, or replaced by one."""
+    out, at = bytearray(jpeg[:2]), 2
+    if payload is not None:
+        out += bytes([0xFF, marker]) + (len(payload) + 2).to_bytes(2, "big") + payload
+    while jpeg[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        if jpeg[at + 1] not in (marker, 0xE0):
+            out += jpeg[at:end]
+        at = end
+    return bytes(out) + jpeg[at:]
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_what_pillow_reads_and_our_decoder_warns_of_is_encoded_anew(index: bool) -> None:
+    odd = with_segment(jpeg_of(PHOTO), 0xEE, b"Adobe" + bytes([0, 100, 0, 0, 0, 0, 2]))
+    stored = encode_sample(odd, EncodeOptions(index=index, quality=98))
+    assert stored.how == "RGB JPEG"
+    assert np.abs(decode_rgb(stored.data).astype(int) - pixels_of(odd)).mean() < 2
+
+
+def test_a_jpeg_without_its_tables_is_refused() -> None:
+    with pytest.raises(BadImage):
+        encode_sample(with_segment(jpeg_of(PHOTO), 0xDB, None), EncodeOptions())
+
+
+def test_an_image_beyond_libjpegs_limit_is_refused_but_where_it_is_shrunk() -> None:
+    strip = saved(Image.new("RGB", (65501, 1)), "PNG")
+    with pytest.raises(BadImage, match=r"65501 x 1 pixels are more than 65500 a side; give --max-resolution"):
+        encode_sample(strip, EncodeOptions())
+    assert encode_sample(strip, EncodeOptions(max_resolution=1000)).width == 1000
 
 
 TRUNCATED = jpeg_of(PHOTO)[: len(jpeg_of(PHOTO)) // 2]

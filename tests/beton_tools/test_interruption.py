@@ -87,8 +87,8 @@ def test_after_kill_9_the_next_run_finishes_the_same_file_without_redoing_pages(
     finished = json.loads(journal[-1][9:])["next_position"]
     assert finished > 0
     source = open_source(photo_folder)
-    for i in range(finished):  # no longer needed: their pages are written
-        Path(source.locate(i).path).write_bytes(b"")
+    for i in range(finished):  # no longer read: their pages are written
+        blank(Path(source.locate(i).path))
     write_beton(out, source, OPTIONS)
     assert both(out) == whole
     assert sorted(p.name for p in tmp_path.glob("*.beton*")) == ["photos.beton", "photos.beton.manifest.json"]
@@ -113,14 +113,73 @@ def test_what_the_kill_left_broken_is_done_again(
     assert both(out) == whole
 
 
+def blank(path: Path) -> None:
+    """Other content of the same size, unseen by those who look at size and time of change."""
+    before = path.stat()
+    path.write_bytes(bytes(before.st_size))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_an_image_that_changed_since_the_kill_is_written_anew(photo_folder: Path, tmp_path: Path) -> None:
+    out, fresh = tmp_path / "photos.beton", tmp_path / "fresh.beton"
+    leave_unfinished(photo_folder, out)
+    first, *_, last = sorted(photo_folder.rglob("*.JPEG"))
+    first.write_bytes(last.read_bytes())
+    options = WriteOptions(workers=0, page_size=PAGE, max_resolution=120)
+    write_beton(out, open_source(photo_folder), options)
+    write_beton(fresh, open_source(photo_folder), options)
+    assert both(out) == both(fresh)
+
+
+def test_what_one_run_skipped_another_does_not_take_in_silence(photo_folder: Path, tmp_path: Path) -> None:
+    bad = photo_folder / "n01440764" / "n01440764_0.JPEG"
+    good = bad.read_bytes()
+    bad.write_bytes(b"")
+    out = tmp_path / "photos.beton"
+    skip = WriteOptions(workers=0, page_size=PAGE, on_error="skip")
+    fail = WriteOptions(workers=0, page_size=PAGE)
+
+    def stop(done: int, total: int, skipped: int) -> None:
+        if done == total - 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_beton(out, open_source(photo_folder), skip, stop)
+    with pytest.raises(UserError, match=r"n01440764_0\.JPEG: empty file; repair or remove it"):
+        write_beton(out, open_source(photo_folder), fail)
+    write_beton(out, open_source(photo_folder), skip)
+    with pytest.raises(UserError, match=r"n01440764_0\.JPEG: empty file; repair or remove it"):
+        write_beton(out, open_source(photo_folder), fail)
+    bad.write_bytes(good)
+    with pytest.raises(UserError, match="exists already, from other images"):
+        write_beton(out, open_source(photo_folder), fail)
+    assert write_beton(out, open_source(photo_folder), fail, overwrite=True).skipped == []
+
+
+def test_a_kill_between_the_new_manifest_and_the_new_file_leaves_no_mixed_pair(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "photos.beton"
+    write_beton(out, open_source(photo_folder), WriteOptions(workers=0, subset_per_class=2))
+    monkeypatch.setattr("beton_tools.pagefile.PageFile.publish", lambda self: os.kill(os.getpid(), 9))
+    if (child := os.fork()) == 0:
+        write_beton(out, open_source(photo_folder), WriteOptions(workers=0), overwrite=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 9
+    monkeypatch.undo()
+    assert not out.exists()
+    assert write_beton(out, open_source(photo_folder), WriteOptions(workers=0)).num_samples == 24
+
+
 def leave_unfinished(photos: Path, out: Path) -> None:
     """One page written, then the 22nd image could not be stored: what --on-error fail leaves."""
     bad = photos / "n04008634" / "n04008634_5.JPEG"
-    good = bad.read_bytes()
+    good, before = bad.read_bytes(), bad.stat()
     bad.write_bytes(b"")
     with pytest.raises(UserError):
         write_beton(out, open_source(photos), WriteOptions(workers=0, page_size=PAGE, max_resolution=120))
     bad.write_bytes(good)
+    os.utime(bad, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def test_other_options_start_afresh(photo_folder: Path, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 import threading
 import time
 
@@ -7,8 +8,8 @@ import pytest
 import torch
 
 from beton_tools.errors import UserError
-from beton_tools.format import Beton
-from beton_tools.manifest import Manifest
+from beton_tools.format import FIELD_DTYPE, HEADER_DTYPE, SAMPLE_DTYPE, Beton
+from beton_tools.manifest import Manifest, manifest_path
 from fastft.augment import parse_policy
 from fastft.data import EvalLoader, SampleError, TrainLoader
 
@@ -199,6 +200,63 @@ def test_batches_before_the_damaged_one_arrive(damaged_beton):
             for batch in loader:
                 seen += batch.ids.tolist()
     assert seen == list(range(16))
+
+
+def copied(beton, folder):
+    """A copy of the file and of its manifest; returns the path and the file's bytes, to be changed and written."""
+    path = folder / "copy.beton"
+    manifest_path(path).write_bytes(manifest_path(beton).read_bytes())
+    return path, bytearray(beton.read_bytes())
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_row_that_disagrees_with_its_jpeg_is_named(indexed_beton, tmp_path, side):
+    path, data = copied(indexed_beton, tmp_path)
+    column = Beton.open(indexed_beton).metadata["f0"]
+    at = HEADER_DTYPE.itemsize + 2 * FIELD_DTYPE.itemsize + 9 * SAMPLE_DTYPE.itemsize
+    at += SAMPLE_DTYPE["f0"].fields[("height", "width")[side]][1]
+    smaller = int(column[("height", "width")[side]][9]) - 1
+    data[at : at + 2] = smaller.to_bytes(2, "little")
+    path.write_bytes(data)
+    with (
+        eval_loader(path) as loader,
+        pytest.raises(SampleError, match=r"sample 9 .* another size than its row"),
+    ):
+        list(loader)
+
+
+def test_the_manifest_of_another_file_is_refused(indexed_beton, tmp_path):
+    path, data = copied(indexed_beton, tmp_path)
+    manifest = json.loads(manifest_path(path).read_text())
+    manifest_path(path).write_text(json.dumps(manifest | {"num_samples": 43}))
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="its manifest is of another file"):
+        eval_loader(path)
+
+
+def test_a_manifest_with_broken_names_does_not_hide_the_damage(damaged_beton):
+    manifest = json.loads(manifest_path(damaged_beton).read_text())
+    manifest["names"]["text"] = "?"
+    manifest_path(damaged_beton).write_text(json.dumps(manifest))
+    with (
+        eval_loader(damaged_beton) as loader,
+        pytest.raises(SampleError, match="sample 17: damaged JPEG data"),
+    ):
+        list(loader)
+
+
+def test_a_closed_loader_says_so(indexed_beton):
+    loader = eval_loader(indexed_beton)
+    loader.close()
+    with pytest.raises(RuntimeError, match="this loader is closed"):
+        list(loader)
+
+
+def test_a_gpu_without_numba_cuda_is_one_line(indexed_beton, monkeypatch):
+    monkeypatch.setattr("fastft.data.loader.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs numba-cuda: pip install 'fastft\[cuda12\]'"):
+        eval_loader(indexed_beton, device="cuda")
 
 
 @pytest.mark.timeout(60)

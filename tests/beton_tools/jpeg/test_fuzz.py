@@ -13,7 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from beton_tools.images import BadImage, EncodeOptions, encode_sample
 from beton_tools.jpeg import JpegError, add_index, describe_error, index, parse
+from beton_tools.jpeg.markers import OK
 from beton_tools.jpeg.turbo import compress
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.jpg"))
@@ -45,6 +47,12 @@ def check(file: bytes, decode, region=(3, 5, 20, 30)):
         head = parse(indexed)
         decode(indexed, 0, 0, 1, 1)
         decode(indexed, head.height - 1, head.width - 1, 1, 1)
+    try:
+        stored = encode_sample(file, EncodeOptions())
+    except BadImage:
+        pass
+    else:  # what conversion takes, training can decode
+        assert decode(stored.data, 0, 0, stored.height, stored.width)[0] == OK
     assert time.monotonic() - start < LIMIT
 
 
