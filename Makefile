@@ -21,7 +21,7 @@ lint: setup
 	$(BIN)/mypy
 
 docs: setup  ## build/site; a dead link or a page outside the navigation is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 setup: $(STAMP)
 

@@ -6,9 +6,9 @@ Setting: one core; 700 real ImageNet training images (FASTFT_IMAGENET_SAMPLE); r
 mstd0.5, normalise, erase 25 %. Ours from crop-indexed files, timm, torchvision and DALI from the originals. Single ops at
 magnitude 9 on 32 images of 224 x 224. CPU time.  With a GPU also: 256 images in at most twice the time of a copy of their
 bytes (not yet measured).
-n: 7 rounds, alternating, each over all images; medians with slowest and fastest, ratios round by round.
+n: 5 rounds, alternating, each over all images; medians with slowest and fastest, ratios round by round.
 
-Run: python benchmarks/augment.py [--rounds 7] [--out benchmarks/results]
+Run: python benchmarks/augment.py --rounds 5 [--out benchmarks/results]
 """
 
 from fastft.bench.run import script

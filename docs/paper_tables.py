@@ -84,7 +84,7 @@ def _table(sweep: Sweep) -> str:
     for row, run in zip(sweep.rows, plan_runs(sweep, (), NO_RUNS), strict=True):
         paper = as_published(row.paper)
         lines.append(
-            [row.name, _link(row.recipe), paper, NUMBERS[row.number], *_cells(recipe_hours(run.recipe))]
+            [row.name, _path(row.recipe), paper, NUMBERS[row.number], *_cells(recipe_hours(run.recipe))]
         )
     total = _cells(total_hours(price_sweeps([sweep], (), NO_RUNS)))
     lines.append(["**this table, shared rows once**", "", "", "", *total])
@@ -97,7 +97,7 @@ def _frugal() -> str:
     for name in ("final_b16", "frugal_b16", "frugal_b16_half", "final_l14", "frugal_l14", "frugal_l14_half"):
         recipe = load_recipe(RECIPES / f"{name}.yaml")
         expected = [as_published(recipe.about.top1), *_cells(recipe_hours(recipe)), recipe.about.source or ""]
-        lines.append([name, _link(RECIPES / f"{name}.yaml"), *expected])
+        lines.append([name, _path(RECIPES / f"{name}.yaml"), *expected])
     table = markdown_table(["", "recipe", "expected", *GPUS, "source"], lines, left=2)
     return f"## Frugal recipes\n\nNot in the paper: what its logs and its Figure 3 allow.\n\n{table}"
 
@@ -106,9 +106,8 @@ def _cells(hours: dict[str, float]) -> list[str]:
     return [f"{h:.1f}" for h in hours.values()]
 
 
-def _link(recipe: Path) -> str:
-    path = recipe.resolve().relative_to(RECIPES)
-    return f"[{path}](../rcp/{path})"
+def _path(recipe: Path) -> str:
+    return f"`{recipe.resolve().relative_to(ROOT)}`"
 
 
 def stale() -> dict[Path, str]:

@@ -14,6 +14,7 @@ from beton_tools import convert
 from beton_tools.errors import UserError
 from fastft import __version__
 from fastft.bench.arguments import BENCHES, add_arguments
+from fastft.train.preempt import EXIT_REQUEUE, LoneError, Preempted
 
 EXIT_BAD_INPUT = 2
 OVERRIDES = "any recipe option as --section.key=value, e.g. --optim.lr=3e-4 (fastft explain lists them all)"
@@ -38,13 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:  # no space, no permission, no such place: the user's to mend
-        print(f"fastft {args.command}: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        place = f"{error.filename}: " if error.filename else ""
+        _complain(args.command, f"{place}{error.strerror or error}")
         return EXIT_BAD_INPUT
 
 
 def _complain(command: str, error: object) -> None:
-    """One line; of several processes on a host (torchrun), the first one's."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    """One line; of several processes on a host (torchrun), the first one's, and that of one which is alone with its error."""
+    if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LoneError):
         print(f"fastft {command}: {error}", file=sys.stderr)
 
 
@@ -135,7 +137,6 @@ def _run_train(args: argparse.Namespace) -> int:
     from fastft.config import load_recipe
     from fastft.train.health import NonFinite
     from fastft.train.loop import train
-    from fastft.train.preempt import EXIT_REQUEUE, Preempted
 
     try:
         train(load_recipe(args.recipe, args.overrides))
@@ -186,12 +187,19 @@ def _add_cost(commands: argparse._SubParsersAction) -> None:
         commands,
         "cost",
         _run_cost,
-        "GPU-hours and money of recipes, modelled from FLOPs and a GPU's MFU",
-        "fastft cost rcp/final_*.yaml rcp/frugal_*.yaml --gpu v100 --gpus 8 --price 2.48",
+        "GPU-hours and money of recipes or of whole sweeps, modelled from FLOPs and a GPU's MFU",
+        "fastft cost rcp/final_*.yaml rcp/frugal_*.yaml --gpu v100 --gpus 8 --price 2.48\n"
+        "  fastft cost rcp/tables/05_llrd/sweep.yaml --gpu a100",
     )
     parser.set_defaults(takes_overrides=True)
     parser.epilog = f"{parser.epilog}\n\n{OVERRIDES}"
-    parser.add_argument("recipes", metavar="RECIPE", nargs="+", type=Path, help="recipe files")
+    parser.add_argument(
+        "files",
+        metavar="RECIPE|SWEEP.yaml",
+        nargs="+",
+        type=Path,
+        help="recipes, or sweeps: all rows and a total",
+    )
     parser.add_argument("--gpu", required=True, help="V100, A100 or H100")
     parser.add_argument("--gpus", type=_positive(int), default=8, metavar="N", help="how many (default 8)")
     parser.add_argument(
@@ -200,16 +208,30 @@ def _add_cost(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--measured", type=Path, metavar="BENCH.json", help="rates and MFU by fastft bench")
     parser.add_argument("--mfu", type=_share, help="MFU of your own, beside the published ones: 0.45 or 45%%")
     parser.add_argument("--cores-per-gpu", type=_positive(float), metavar="N", help="that feed each GPU")
+    parser.add_argument(
+        "--val-images",
+        type=_positive(int),
+        metavar="N",
+        help="to evaluate on (default: 50,000 for ImageNet, as large a share of other data)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _run_cost(args: argparse.Namespace) -> int:
-    from fastft.config import load_recipe
+    from fastft.report.cost_recipes import is_sweep, load_priceable
     from fastft.report.cost_table import Question, price_recipes, print_prices
 
-    recipes = [load_recipe(path, args.overrides) for path in args.recipes]
-    question = Question(args.gpu, args.gpus, args.price, args.measured, args.cores_per_gpu, args.mfu)
-    values = price_recipes(recipes, question)
+    rows = None
+    if any(map(is_sweep, args.files)):
+        from fastft.sweep import read_trainings  # seconds of imports that recipes do not need
+
+        recipes, rows = read_trainings(args.files, args.overrides)
+    else:
+        recipes = [load_priceable(path, args.overrides) for path in args.files]
+    question = Question(
+        args.gpu, args.gpus, args.price, args.measured, args.cores_per_gpu, args.mfu, args.val_images
+    )
+    values = price_recipes(recipes, question, rows)
     if args.json:
         print(json.dumps(values, indent=1))
     else:
@@ -244,7 +266,6 @@ def _add_sweep(commands: argparse._SubParsersAction) -> None:
 
 def _run_sweep(args: argparse.Namespace) -> int:
     from fastft import sweep
-    from fastft.train.preempt import EXIT_REQUEUE, Preempted
 
     sweeps = [sweep.load_sweep(path) for path in args.sweeps]
     if args.dry_run:
@@ -461,11 +482,13 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
 
 
 def _run_report(args: argparse.Namespace) -> int:
+    from fastft.report.bench_file import read_bench
     from fastft.report.bench_report import render_bench
-    from fastft.report.overheads import read_bench
     from fastft.report.run_report import render_run, write_page
     from fastft.report.runs import load_run
 
+    if not args.source.exists():
+        raise UserError(f"{args.source} does not exist; give a run directory or a benchmark file")
     if args.source.is_dir():
         run, out = load_run(args.source), args.out or args.source / "report.html"
         mistakes, why_none = _find_mistakes(run, args.mistakes)
@@ -547,29 +570,37 @@ def _run_doctor(args: argparse.Namespace) -> int:
     return 0 if result["ready"] else 1
 
 
-def _positive(kind: type) -> Callable[[str], float]:
+def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
     def parse(text: str) -> float:
-        number = kind(text)
-        if not 0 < number < float("inf"):
-            raise argparse.ArgumentTypeError("must be greater than 0")
+        number = _number(kind, text)
+        if number is None or not 0 < number < float("inf"):
+            what = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"must be a {what} greater than 0, not '{text}'")
         return number
 
-    parse.__name__ = "number"  # argparse names the type in its message
     return parse
 
 
 def _share(text: str) -> float:
-    share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError("must be a share: 0.45 or 45%")
+    number = _number(float, text.removesuffix("%"))
+    share = None if number is None else number / (100 if text.endswith("%") else 1)
+    if share is None or not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"must be a share such as 0.45 or 45%, not '{text}'")
     return share
 
 
 def _whole_number(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError("must not be negative")
-    return number
+    number = _number(int, text)
+    if number is None or number < 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more, not '{text}'")
+    return int(number)
+
+
+def _number(kind: type[int] | type[float], text: str) -> float | None:
+    try:
+        return kind(text)
+    except ValueError:
+        return None
 
 
 def _leave(code: int) -> NoReturn:

@@ -44,7 +44,9 @@ def test_flags_are_frozen() -> None:
     assert flags["train"] == []
     assert flags["explain"] == ["--at-step", "--json"]
     assert flags["preview"] == ["--count", "--data", "--epoch", "--json", "--out"]
-    assert flags["cost"] == ["--cores-per-gpu", "--gpu", "--gpus", "--json", "--measured", "--mfu", "--price"]
+    assert flags["cost"] == [
+        "--cores-per-gpu", "--gpu", "--gpus", "--json", "--measured", "--mfu", "--price", "--val-images"
+    ]  # fmt: skip
     assert flags["sweep"] == ["--dry-run", "--out"]
     assert flags["report"] == ["--against", "--gpus", "--mistakes", "--out", "--price"]
     assert flags["bench"] == [
@@ -64,6 +66,10 @@ def test_flags_are_frozen() -> None:
         ["train", "rcp/final_b16.yaml", "--optim.lr=fast"],
         ["train", "rcp/final_b16.yaml", "--optim.rl=1"],
         ["explain", "rcp/final_b16.yaml", "--model.arch=ViT-B-61"],
+        ["explain", "rcp/final_b16.yaml", "--data.train_size=1000"],
+        ["cost", "rcp/final_b16.yaml", "--gpu=v100", "--data.train_size=1000"],
+        ["report", "runs/nope"],
+        ["doctor", "--data", "README.md"],
         ["eval", "nowhere"],
         ["predict", "nowhere", "README.md"],
         ["convert", "folder", "--data", "nowhere", "--out", "x.beton"],
@@ -74,6 +80,25 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], capsys: pyt
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("fastft ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cost", "r", "--gpu=v100", "--mfu=abc"], "argument --mfu: must be a share such as 0.45 or 45%, not 'abc'"),
+        (["cost", "r", "--gpu=v100", "--mfu=52"], "argument --mfu: must be a share such as 0.45 or 45%, not '52'"),
+        (["cost", "r", "--gpu=v100", "--price=x"], "argument --price: must be a number greater than 0, not 'x'"),
+        (["cost", "r", "--gpu=v100", "--gpus=x"], "argument --gpus: must be a whole number greater than 0, not 'x'"),
+        (["explain", "r", "--at-step=x"], "argument --at-step: must be a whole number, 0 or more, not 'x'"),
+    ],
+)  # fmt: skip
+def test_values_that_cannot_be_read_are_told_what_they_must_be(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_unknown_flags_are_refused_where_no_recipe_is_read() -> None:

@@ -35,10 +35,11 @@ RESIZED, ORIGINAL = f"longest side {MAX_SIDE}, q{QUALITY}, 4:2:0", "as they are,
 
 @dataclass(frozen=True)
 class Images:
-    """JPEG files in folders by class, and what they are, for the notes."""
+    """JPEG files in folders by class, what they are, for the notes, and the folder that they were chosen from."""
 
     paths: list[Path]
     what: str
+    folder: Path | None = None
 
 
 class Workspace:
@@ -49,7 +50,7 @@ class Workspace:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """The files that contenders are compared on. A file that was given is taken as it is."""
+        """The files that contenders are compared on. The JPEGs of a file that was given are converted anew, losslessly."""
         return (ORIGINAL,) if self.given else (RESIZED, ORIGINAL)
 
     def source(self) -> Source:
@@ -128,7 +129,7 @@ def find_images(folder: Path | None, beton: Path | None, scratch: Path, count: i
     if not paths:
         raise UserError(f"{root} holds no <class>/*.jpg; give --images a folder with one folder per class")
     chosen = paths[:: max(1, len(paths) // count)][:count]
-    return Images(chosen, f"{len(chosen)} images of {root.name}")
+    return Images(chosen, f"{len(chosen)} images of {root.name}", root)
 
 
 def _packaged(root: Path, count: int) -> Images:

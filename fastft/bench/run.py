@@ -14,13 +14,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
+from rich.text import Text
 
 from beton_tools.errors import UserError
 from fastft.bench.arguments import BENCHES, add_arguments
-from fastft.bench.data import Workspace, find_images
+from fastft.bench.data import Images, Workspace, find_images
 from fastft.bench.harness import log
 from fastft.bench.machine import describe_machine, load, now
 from fastft.bench.options import Found, Options, parse_peers
@@ -30,6 +32,7 @@ from fastft.report.run_report import write_page
 
 IMAGES, ROUNDS = 700, 7
 QUICK_IMAGES, QUICK_ROUNDS = 12, 2
+NAME_WIDTH = 28  # of the longest contender; the figures beside it leave more in 80 columns
 
 
 def run_bench(name: str, args: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -46,8 +49,8 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> dict[str
         count = args.count or (QUICK_IMAGES if args.quick else IMAGES)
         images = find_images(args.images, args.data, Path(scratch), count)
         document: dict[str, Any] = {
-            "machine": describe_machine(), "date": now(), "command": _command(name, args),
-            "notes": _notes(images.what, args.quick), "measures": [],
+            "machine": describe_machine(), "date": now(), "command": _command(name, args, images),
+            "quick": args.quick, "notes": _notes(images.what, args.quick), "measures": [],
         }  # fmt: skip
         options = Options(
             Workspace(Path(scratch), images, args.data),
@@ -70,8 +73,9 @@ def _measure(bench: str, options: Options, document: dict[str, Any], console: Co
     with console.status(f"measuring {bench}") as status, _progress(bench, status, console):
         found: Found = import_module(f"fastft.bench.{bench}").run(options)
     document["notes"] += found.notes
-    document["measures"] += [{"bench": bench, **measure} for measure in found.measures]
-    for _, group in groupby(found.measures, key=lambda m: (m["name"], m["unit"])):
+    measures = [_rounded({"bench": bench, **measure}) for measure in found.measures]
+    document["measures"] += measures
+    for _, group in groupby(measures, key=lambda m: (m["name"], m["unit"])):
         print_group(list(group), console)
 
 
@@ -96,10 +100,11 @@ def _progress(bench: str, status: Status, console: Console) -> Iterator[None]:
         log.removeHandler(handler)
 
 
-def _command(name: str, args: argparse.Namespace) -> str:
+def _command(name: str, args: argparse.Namespace, images: Images) -> str:
+    """What repeats it in this folder: the images are named even where they were found by themselves."""
     given = [
         ("--data", args.data),
-        ("--images", args.images),
+        ("--images", images.folder),
         ("--count", args.count),
         ("--rounds", args.rounds),
     ]
@@ -119,39 +124,40 @@ def _notes(what: str, quick: bool) -> list[str]:
 
 
 def print_group(measures: list[dict[str, Any]], console: Console) -> None:
-    """Measures of one name and unit: medians, slowest and fastest round, ratios round by round."""
+    """Measures of one name and unit: medians, lowest and highest round, ratios round by round; fits 80 columns."""
     keys = list(dict.fromkeys(key for m in measures for key in m["setting"]))
     varied = [key for key in keys if len({str(m["setting"].get(key)) for m in measures}) > 1]
     fixed = ", ".join(f"{key} {measures[0]['setting'][key]}" for key in keys if key not in varied)
     views = [measure_view(m) for m in measures]
     mark = " (modelled)" if views[0]["modelled"] else ""
-    table = Table(title=f"{measures[0]['name']}{mark}: {fixed}", title_justify="left", title_style="bold")
-    for key in [*varied, "contender"]:
-        table.add_column(key)
+    console.print(Text(f"{measures[0]['name']}{mark}, {measures[0]['unit']}", "bold"))
+    console.print(fixed, highlight=False, markup=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("contender", min_width=NAME_WIDTH)
     compared = ["fastft is"] if any(view["compared"] for view in views) else []
-    for key in [measures[0]["unit"], "slowest - fastest", *compared]:
+    for key in ["median", "lowest-highest", *compared]:
         table.add_column(key, justify="right", no_wrap=True)
     for view in views:
-        setting = [str(view["setting"].get(key, "")) for key in varied]
-        rows = [[c["name"], *_figures(c)] for c in view["contenders"]]
-        rows += [[f"{c['name']}: {c['skipped']}"] for c in view["skipped"]]
-        for row in rows:
-            table.add_row(*setting, *row)
-            setting = [""] * len(varied)  # once is enough
+        setting = ", ".join(f"{key} {view['setting'].get(key, '')}" for key in varied)
+        if setting:
+            table.add_row(Text(setting, "italic"))
+        for c in view["contenders"]:
+            table.add_row(Text(c["name"]), *_figures(c))
+        for c in view["skipped"]:
+            table.add_row(Text(f"{c['name']}: {c['skipped']}"))
         table.add_section()
     console.print(table)
 
 
 def _figures(contender: dict[str, Any]) -> list[str]:
     ratio = contender["ratio"]
-    times = [f"{ratio['median']:.2f} x ({ratio['min']:.2f} - {ratio['max']:.2f})"] if ratio else []
-    return [figure(contender["median"]), f"{figure(contender['min'])} - {figure(contender['max'])}", *times]
+    times = [f"{ratio['median']:.2f}x ({ratio['min']:.2f}-{ratio['max']:.2f})"] if ratio else []
+    return [figure(contender["median"]), f"{figure(contender['min'])}-{figure(contender['max'])}", *times]
 
 
 def write_document(document: dict[str, Any], path: Path) -> None:
-    text = json.dumps(_rounded(document), indent=1)
     partial = path.with_suffix(".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)
 
 

@@ -3,7 +3,7 @@
 Ours is the trainer's own step (fastft.train.step). timm is what its train.py does with the same shape, with its optimiser
 factory and ModelEmaV3. open_clip is its own image tower under the same head, with PyTorch's AdamW and ModelEmaV3, for it
 has neither. MFU is from `count_flops` over the device's peak: of a GPU its data sheet, of a CPU the best of a few square
-matrix products.
+matrix products. A GPU whose peak is not known has no MFU.
 """
 
 from collections.abc import Callable
@@ -49,22 +49,24 @@ def run(options: Options) -> Found:
             found.append(
                 measure(name, rounds, "step", per_second, "images/s", setting, only=only, rename=own)
             )
-        found.append(_mfu(rounds, setting))
+        found += _mfu(rounds, setting)
     return Found(found)
 
 
-def _mfu(rounds: Rounds, setting: dict[str, Any]) -> dict[str, Any]:
-    """Share of the device's peak; for a GPU the cost model takes it."""
+def _mfu(rounds: Rounds, setting: dict[str, Any]) -> list[dict[str, Any]]:
+    """Share of the device's peak, where that is known; for a GPU the cost model takes it."""
     on_gpu = not setting["device"].startswith("CPU")
     role: dict[str, Any] = {"role": "mfu"} if on_gpu else {}
     gpu = {"gpu": setting["device"]} if on_gpu else {}
     peak = max((turn["peak"] for arms in rounds.turns.values() for turn in arms["step"]), default=0.0)
+    if not peak:
+        return []
     given = {**setting, **gpu, "peak TFLOP/s": round(peak / 1e12, 3)}
 
     def share(turn: Turn) -> float:
         return turn["count"] * turn["flops"] / turn["wall"] / peak
 
-    return measure("Training step, MFU", rounds, "step", share, "share", given, **role)
+    return [measure("Training step, MFU", rounds, "step", share, "share", given, **role)]
 
 
 def step_contenders(options: Options, arguments: dict[str, Any]) -> list[Contender]:
@@ -103,7 +105,7 @@ def arm(step: Callable[[], None], batch: int, steps: int, flops: float, dtype: t
     """`steps` steps, and one wait for the device at their end."""
     from fastft.report.hardware import peak_flops
 
-    peak = peak_flops(device(), dtype) or float("nan")
+    peak = peak_flops(device(), dtype) or 0.0  # 0: not known
 
     def run() -> dict[str, float]:
         for _ in range(steps):

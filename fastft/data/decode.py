@@ -19,6 +19,7 @@ from beton_tools.jpeg.crop import decode_region
 from beton_tools.jpeg.markers import BAD_REGION, OK, OTHER_SIZE, scan_header
 from beton_tools.jpeg.memory import copy_bytes
 from fastft.augment.cpu import Finish, augment_image
+from fastft.data.clock import AUGMENT, CPU, DECODE, READ, WALL, fault_in, now
 
 if (
     "NUMBA_THREADING_LAYER" not in os.environ
@@ -84,6 +85,16 @@ def decode_stored(
     return OK
 
 
+@njit(cache=True, nogil=True)
+def _read(data: np.ndarray, stored: Stored, b: int, spent: np.ndarray, room: np.ndarray) -> None:
+    """Wait for the image's pages. Of a raw image only the region is read, while it is copied."""
+    if stored.mode[b] == RAW_MODE:
+        return
+    begun = now(WALL, room)
+    room[0] = fault_in(data[stored.start[b] : stored.start[b] + stored.num_bytes[b]])
+    spent[READ] += now(WALL, room) - begun
+
+
 @njit(cache=True, nogil=True, parallel=True)
 def decode_packed(
     data: np.ndarray,
@@ -94,14 +105,22 @@ def decode_packed(
     scratch: np.ndarray,
     decoders: np.ndarray,
     codes: np.ndarray,
+    spent: np.ndarray,
 ) -> None:
-    """Decode `regions` (B, 4) into `packed[offsets[b] : offsets[b + 1]]`; codes (B,): 0, or the decoder's."""
+    """Decode `regions` (B, 4) into `packed[offsets[b] : offsets[b + 1]]`; codes (B,): 0, or the decoder's.
+
+    spent (threads, 3): nanoseconds are added to it, see WorkClock.
+    """
     ticket = np.zeros(1, np.int64)
     for thread in prange(len(decoders)):
+        room = np.empty(2, np.int64)
         b: int = _take_ticket(ticket)
         while b < len(regions):
+            _read(data, stored, b, spent[thread], room)
+            begun = now(CPU, room)
             out = packed[offsets[b] : offsets[b + 1]]
             codes[b] = decode_stored(data, stored, b, regions[b], out, scratch[thread], decoders[thread])
+            spent[thread, DECODE] += now(CPU, room) - begun
             b = _take_ticket(ticket)
 
 
@@ -124,22 +143,29 @@ def decode_and_augment(
     decoders: np.ndarray,
     out: np.ndarray,
     codes: np.ndarray,
+    spent: np.ndarray,
 ) -> None:
     """Carry out `plan` (B,) to `out` (B, S, S, 3), each image while its pixels are in cache.
 
-    codes (B,): 0, the decoder's error code, or minus the status of `augment_image`.
+    codes (B,): 0, the decoder's error code, or minus the status of `augment_image`. spent as in `decode_packed`.
     """
     ticket = np.zeros(1, np.int64)
     for thread in prange(len(decoders)):
+        times = np.empty(2, np.int64)
         b: int = _take_ticket(ticket)
         while b < len(plan):
+            _read(data, stored, b, spent[thread], times)
+            begun = now(CPU, times)
             y, x, h, w = regions[b]
             pixels = room.pixels[thread, : CHANNELS * h * w]
             codes[b] = decode_stored(
                 data, stored, b, regions[b], pixels, room.decode[thread], decoders[thread]
             )
+            decoded = now(CPU, times)
+            spent[thread, DECODE] += decoded - begun
             if codes[b] == OK:
                 codes[b] = -augment_image(
                     pixels, CHANNELS * w, (y, x, h, w), plan[b], finish, room.augment[thread], out[b]
                 )
+                spent[thread, AUGMENT] += now(CPU, times) - decoded
             b = _take_ticket(ticket)

@@ -70,7 +70,12 @@ class _BetonLoader:
                 raise UserError(f"{name} is {value}: give 1 or more")
         self.beton, self.policy, self.output = Beton.open(path), policy, output
         self.workers = min(workers or default_workers(), numba.config.NUMBA_NUM_THREADS)
-        self.class_names = _class_names(self.beton)
+        manifest = _manifest(self.beton)
+        self.class_names = _class_names(self.beton, manifest)
+        # what tells whether two files hold the same samples
+        self.content: dict[str, Any] = {"num_samples": self.beton.num_samples}
+        if manifest is not None:
+            self.content["fingerprint"] = manifest.fingerprint
         self.num_classes = len(self.class_names)
         self.closed = False
         self.wait_seconds = 0.0  # that the consumer waited for batches; set it to 0 to count anew
@@ -99,6 +104,11 @@ class _BetonLoader:
                 yield Batch(images, labels, ids, *locate(index))
         finally:
             thread.close()
+
+    def take_work(self) -> dict[str, float]:
+        """Seconds that the loader has worked since the last call, beside the consumer: of its threads `read` (wall), `decode`
+        and `augment` (on a core); of the GPU, where it is the device, `copy` and `augment`."""
+        return self.stage.take_work()
 
     def close(self) -> None:
         """End the running pass and its thread, and free the decoders."""
@@ -221,14 +231,18 @@ def _stage(beton: Beton, policy: AugmentPolicy, output: Output, workers: int, sl
     return PackedStage(beton, size, workers, slots=slots, device=device, augment=augment)
 
 
-def _class_names(beton: Beton) -> list[str]:
-    """By label: from the manifest beside the file, else "class 0" to the highest label."""
+def _manifest(beton: Beton) -> Manifest | None:
     manifest = Manifest.of_beton(beton.path)
     if manifest and (manifest.num_samples, manifest.file_size) != (beton.num_samples, beton.data.size):
         raise UserError(
             f"{beton.path}: its manifest is of another file ({manifest.num_samples} samples, {manifest.file_size} bytes); "
             "write the file again, or delete the manifest"
         )
+    return manifest
+
+
+def _class_names(beton: Beton, manifest: Manifest | None) -> list[str]:
+    """By label: from the manifest beside the file, else "class 0" to the highest label."""
     highest, lowest = int(beton.labels.max()), int(beton.labels.min())
     count = manifest.num_classes if manifest else highest + 1
     if lowest < 0 or highest >= min(count, MAX_CLASSES):

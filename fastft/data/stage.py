@@ -6,9 +6,11 @@ compiled once per machine, whose error codes become exceptions here.
 """
 
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from beton_tools.manifest import Manifest
 from fastft.augment.cpu import REASONS, CpuAugment
 from fastft.augment.geometry import source_regions
 from fastft.augment.policies import AugmentPolicy
+from fastft.data.clock import WorkClock
 from fastft.data.decode import CHANNELS, Room, decode_and_augment, decode_packed, look_up
 
 DrawPlan = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -82,6 +85,7 @@ class Stage(Operation):
         self.largest = int(pixels.max())  # bytes of the largest image
         self.scratch = np.empty((workers, int((pixels + beton.sizes).max())), np.uint8)
         self.decoders = open_decoders(workers)
+        self.clock = WorkClock(workers)
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
         """Asks FFCV for no memory: it allocates anew for every epoch."""
@@ -98,6 +102,10 @@ class Stage(Operation):
         for b in np.flatnonzero(codes)[:1]:
             reason = describe_error(codes[b]) if codes[b] > 0 else REASONS[-codes[b]]
             raise SampleError(self.beton, int(ids[b]), reason)
+
+    def take_work(self) -> dict[str, float]:
+        """Seconds by part of the work since the last call: of threads, and of the GPU where it does the part."""
+        return self.clock.take()
 
     def close(self) -> None:
         close_decoders(self.decoders)
@@ -133,7 +141,16 @@ class CpuStage(Stage):
         out = self.batches[self.slot][: len(ids)]
         codes = np.empty(len(ids), np.int64)
         decode_and_augment(
-            self.beton.data, stored, regions, plan, self.finish, self.room, self.decoders, out, codes
+            self.beton.data,
+            stored,
+            regions,
+            plan,
+            self.finish,
+            self.room,
+            self.decoders,
+            out,
+            codes,
+            self.clock.spent,
         )
         self.check(ids, codes)
         images = torch.from_numpy(out).view(self.dtype).permute(0, 3, 1, 2)
@@ -156,6 +173,9 @@ class PackedStage(Stage):
         super().__init__(beton, size, workers)
         self.device, self.augment = device, augment
         self.buffers = [PinnedBuffer(device) for _ in range(slots)]
+        self.marks: deque[list[Any]] = (
+            deque()
+        )  # events of each batch: before the copy, after it, after augmentation
 
     def run(self, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         stored = look_up(self.beton, ids)
@@ -170,14 +190,45 @@ class PackedStage(Stage):
             host[begin : begin + len(table)] = table
         codes = np.empty(len(ids), np.int64)
         pixels = host[begins[-1] :]
-        decode_packed(self.beton.data, stored, regions, offsets, pixels, self.scratch, self.decoders, codes)
+        decode_packed(
+            self.beton.data,
+            stored,
+            regions,
+            offsets,
+            pixels,
+            self.scratch,
+            self.decoders,
+            codes,
+            self.clock.spent,
+        )
         self.check(ids, codes)
+        marks = [self._mark()]
         there = buffer.copy(len(host))
+        marks.append(self._mark())
         plan_, offsets_, labels_ = (
             there[begin : begin + len(table)] for begin, table in zip(begins, tables, strict=False)
         )
         images = self.augment(there[begins[-1] :], offsets_.view(torch.int64), plan_)
+        marks.append(self._mark())
+        if self.device.type == "cuda":
+            self.marks.append(marks)
         return images, labels_.view(torch.int64)
+
+    def _mark(self) -> torch.cuda.Event | None:
+        """A point of time in the slot's stream; nothing waits for it."""
+        if self.device.type != "cuda":
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def take_work(self) -> dict[str, float]:
+        seconds = self.clock.take() | {"copy": 0.0}
+        while self.marks and self.marks[0][-1].query():
+            begun, copied, augmented = self.marks.popleft()
+            seconds["copy"] += begun.elapsed_time(copied) / 1e3
+            seconds["augment"] += copied.elapsed_time(augmented) / 1e3
+        return seconds
 
 
 def _aligned(lengths: list[int]) -> list[int]:

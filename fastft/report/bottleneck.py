@@ -9,9 +9,9 @@ from fastft.model import load_arch
 from fastft.report.cost import PUBLISHED_MFU, recipe_flops
 from fastft.report.hardware import GPUS
 
-# Wall seconds of the training process, which add up; seconds of the loader's threads, which run meanwhile.
-LOOP_PARTS = ("start", "wait", "copy", "forward", "backward", "optimizer", "ema", "eval", "checkpoint")
-LOADER_PARTS = ("read", "decode", "augment")
+# Wall seconds of the training process, which add up; seconds of the loader's threads and streams, which work meanwhile.
+LOOP_PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema", "eval", "checkpoint")
+LOADER_PARTS = ("read", "decode", "copy", "augment")
 NAMES = {
     "start": "first batch, compilation",
     "wait": "waiting for data",
@@ -24,7 +24,7 @@ GPU_COUNTS = (1, 4, 8)
 
 ADVICE = {
     "read": "Keep the .beton in memory or on a faster disk, or convert with a smaller --max-resolution",
-    "decode": "Give the process more cores, or convert with a smaller --max-resolution",
+    "decode": "Give the process more cores, convert with a smaller --max-resolution, or store raw pixels with FFCV's writer",
     "augment": "Give the process more cores, or leave augmentation to the GPU",
     "copy": "Set --train.micro_batch larger, so that copies are fewer",
     "compute": "This is as it should be; --train.compile=on or a larger --train.micro_batch may raise MFU",

@@ -28,6 +28,10 @@ class Series:
     low: Sequence[float] | None = None  # whiskers
     high: Sequence[float] | None = None
 
+    @property
+    def is_reference(self) -> bool:
+        return "reference" in self.style
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -128,17 +132,24 @@ def tick_label(value: float, step: float) -> str:
 
 
 def _y_range(chart: Chart, series: Sequence[Series]) -> tuple[float, float]:
+    """All points, or with a focus those near the end that matters: as the run's own lines lie, references apart."""
     bounds = [v for s in series for values in (s.y, s.low or (), s.high or ()) for v in values]
     low, high = min(bounds), max(bounds)
-    middle = sorted(bounds)[len(bounds) // 2]
-    long = max(len(s.x) for s in series) > FEW_POINTS  # of a short curve every point counts
-    if long and chart.focus == "top":
-        low = max(low, middle - 4 * (high - middle))
-    elif long and chart.focus == "bottom":
-        high = min(high, middle + 2 * (middle - low))
+    own = sorted(y for s in series if not s.is_reference for y in s.y) or bounds
+    middle = own[len(own) // 2]
+    kept = [y for s in series for y in _never_cut(s)]
+    if chart.focus == "top":
+        low = min(max(low, middle - 4 * (high - middle)), *kept)
+    elif chart.focus == "bottom":
+        high = max(min(high, middle + 2 * (middle - low)), *kept)
     if chart.from_zero:
         low = min(0.0, low)
     return _span([low, high], rounded=True)
+
+
+def _never_cut(s: Series) -> Sequence[float]:
+    """Where a line ends; of a short one of the run's own, every point."""
+    return s.y if len(s.y) <= FEW_POINTS and not s.is_reference else s.y[-1:]
 
 
 def _span(values: Sequence[float], rounded: bool = False) -> tuple[float, float]:
@@ -244,6 +255,6 @@ def _line(s: Series, c: Canvas) -> Iterator[Markup]:
         yield Markup('<path class="whisker {}" d="M{:.1f} {:.1f}V{:.1f}"/>').format(
             s.style, c.x(x), c.y(low), c.y(high)
         )
-    if len(points) <= FEW_POINTS and "reference" not in s.style:
+    if len(points) <= FEW_POINTS and not s.is_reference:
         for x, y in points:
             yield Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="2.6"/>').format(s.style, x, y)

@@ -7,13 +7,14 @@ wall times in the logs of the paper's own runs.
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from beton_tools.errors import UserError
 from fastft.config import Recipe
 from fastft.model import Arch, Flops, count_flops, load_arch
 from fastft.report.hardware import GPUS, Gpu
+from fastft.report.imagenet import assumed_val_images
 from fastft.report.overheads import CORES_PER_GPU, FASTFT, Overheads, with_cores
 
 MACHINE_GPUS = 8  # of the usual cloud machine
-VAL_IMAGES = 50_000  # ILSVRC2012 validation
 REFERENCE_MFU = 0.143  # of the paper's own B/16 run on A100 (424 images/s per GPU in its log)
 REFERENCE_MFU_L14 = 0.176  # of its L/14 run (113 images/s per GPU)
 L14_WIDTH = 1024
@@ -82,6 +83,10 @@ class Estimate:
     def gpu_hours(self) -> float:
         return self.wall_hours * self.gpus
 
+    @property
+    def limited_by(self) -> str:
+        return "loader" if self.parts.stall > 0 else "GPU"
+
     def as_dict(self, price: float | None) -> dict[str, Any]:
         """Plain values for JSON; `price` is money per GPU-hour."""
         return {
@@ -90,7 +95,7 @@ class Estimate:
             "gpu_hours": self.gpu_hours,
             "money": None if price is None else self.gpu_hours * price,
             "images_per_second_per_gpu": self.images_per_second,
-            "limited_by": "loader" if self.parts.stall > 0 else "GPU",
+            "limited_by": self.limited_by,
             "seconds": asdict(self.parts),
         }
 
@@ -104,15 +109,26 @@ def recipe_flops(recipe: Recipe, arch: Arch) -> Flops:
     )
 
 
-def recipe_work(recipe: Recipe, arch: Arch, val_images: int = VAL_IMAGES) -> Work:
+def recipe_work(recipe: Recipe, arch: Arch, val_images: int | None = None) -> Work:
     """Training steps, and forward passes of raw and EMA model over the validation images, each evaluation."""
     full_forward = count_flops(arch, recipe.data.num_classes).forward
-    evaluated = count_evaluations(recipe) * evaluated_models(recipe) * val_images
+    images = val_images or assumed_val_images(recipe)
+    evaluated = count_evaluations(recipe) * evaluated_models(recipe) * images
     return Work(train_images(recipe) * recipe_flops(recipe, arch).train, evaluated * full_forward)
 
 
+def steps_per_epoch(recipe: Recipe) -> int:
+    """Raises UserError, in the words of `fastft train`, where the images do not fill one batch."""
+    steps = recipe.steps_per_epoch()
+    if not steps:
+        raise UserError(
+            f"{recipe.data.train_size} samples do not fill one batch of {recipe.optim.batch_size}; use a smaller batch"
+        )
+    return steps
+
+
 def train_images(recipe: Recipe) -> int:
-    return recipe.epochs * recipe.steps_per_epoch() * recipe.optim.batch_size
+    return recipe.epochs * steps_per_epoch(recipe) * recipe.optim.batch_size
 
 
 def count_evaluations(recipe: Recipe) -> int:
@@ -132,10 +148,14 @@ def reference_mfu(arch: Arch) -> Mfu:
 
 
 def estimate(
-    recipe: Recipe, gpu: Gpu, gpus: int, mfu: Mfu, over: Overheads = FASTFT, val_images: int = VAL_IMAGES
+    recipe: Recipe, gpu: Gpu, gpus: int, mfu: Mfu, over: Overheads = FASTFT, val_images: int | None = None
 ) -> Estimate:
-    """Wall time of a recipe. Evaluation runs forward at the MFU of training, or as fast as its loader."""
+    """Wall time of a recipe. Evaluation runs forward at the MFU of training, or as fast as its loader.
+
+    val_images: default as `assumed_val_images`.
+    """
     arch = load_arch(recipe.model.arch).at(recipe.model.image_size)
+    val_images = val_images or assumed_val_images(recipe)
     work = recipe_work(recipe, arch, val_images)
     sustained = gpus * gpu.peak_flops * mfu.value
     train = work.train / sustained
@@ -161,8 +181,9 @@ def _evaluation_seconds(recipe: Recipe, compute: float, gpus: int, over: Overhea
 def _checkpoint_seconds(recipe: Recipe, arch: Arch, over: Overheads) -> float:
     copies = 1 + 2 + (recipe.ema.decay > 0)  # weights, two Adam moments, EMA; all fp32
     every = recipe.train.checkpoint_steps
-    steps = recipe.steps_per_epoch()
-    within = (steps - 1) // every if every and steps else 0  # within an epoch, beside the one at its end
+    within = (
+        (steps_per_epoch(recipe) - 1) // every if every else 0
+    )  # within an epoch, beside the one at its end
     size = 4 * copies * count_parameters(arch, recipe.data.num_classes)
     return recipe.epochs * (1 + within) * size / over.checkpoint_bytes_per_second
 
@@ -174,8 +195,11 @@ def count_parameters(arch: Arch, num_classes: int) -> int:
     return embed + arch.layers * block + arch.width * num_classes
 
 
-def predict(recipe: Recipe) -> dict[str, dict[str, float]]:
-    """By GPU kind, on a machine with eight: hours at the best MFU published for it, and at that of the paper's own runs."""
+def predict(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """By GPU kind, on a machine with eight: hours at the best MFU published for it, and at that of the paper's own runs.
+
+    limited_by is of the former.
+    """
     reference = reference_mfu(load_arch(recipe.model.arch))
     predicted = {}
     for name, gpu in GPUS.items():
@@ -184,6 +208,7 @@ def predict(recipe: Recipe) -> dict[str, dict[str, float]]:
         predicted[name] = {
             "mfu": published.value,
             "hours": best.gpu_hours,
+            "limited_by": best.limited_by,
             "reference_mfu": reference.value,
             "hours_at_reference_mfu": slow.gpu_hours,
         }

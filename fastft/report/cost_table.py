@@ -13,7 +13,8 @@ from beton_tools.errors import UserError
 from fastft.config import Recipe
 from fastft.model import load_arch
 from fastft.report.cost import PUBLISHED_MFU, Estimate, Mfu, estimate, recipe_flops, reference_mfu
-from fastft.report.hardware import GPUS
+from fastft.report.hardware import GPUS, Gpu, find_gpu
+from fastft.report.imagenet import expected_top1, val_images_row
 from fastft.report.overheads import (
     CORES_PER_GPU,
     FASTFT,
@@ -24,7 +25,9 @@ from fastft.report.overheads import (
     with_measured,
 )
 
+TABLE_WIDTH = 100  # of totals over many sweeps; a narrower terminal wraps, and no figure is cut
 NOTE = "modelled from FLOPs, not measured"
+LOADER_LIMITS = "* GPUs wait for the loader: give it more cores, or convert to a smaller max resolution"
 
 
 @dataclass(frozen=True)
@@ -37,24 +40,28 @@ class Question:
     measured: Path | None = None
     cores_per_gpu: float | None = None  # default: of the usual cloud machine with eight of them
     mfu: float | None = None
+    val_images: int | None = None  # default: as `assumed_val_images`
 
 
-def price_recipes(recipes: Sequence[Recipe], question: Question) -> dict[str, Any]:
+def price_recipes(recipes: Sequence[Recipe], question: Question, rows: int | None = None) -> dict[str, Any]:
     """Hours and money of every recipe at each known MFU; keys as in docs/bench-schema.md.
 
+    rows: of the sweeps that the recipes are all trainings of; with it there is a total.
+
     Raises:
-        UserError: unknown GPU, or a benchmark file that says nothing about it.
+        UserError: unknown GPU, a benchmark file that says nothing about it, or a recipe that cannot be built.
     """
     if question.gpu.upper() not in GPUS:
         raise UserError(f"no peak is known for GPU '{question.gpu}'; choose one of {', '.join(GPUS)}")
     gpu = GPUS[question.gpu.upper()]
     measured = None if question.measured is None else read_measured(question.measured)
     over = _overheads(question, measured)
+    own, remarks = _own_mfus(question, measured, gpu)
     priced = []
     for recipe in recipes:
         arch = load_arch(recipe.model.arch).at(recipe.model.image_size)
-        mfus = [*_own_mfus(question, measured, gpu.name), PUBLISHED_MFU[gpu.name], reference_mfu(arch)]
-        estimates = [estimate(recipe, gpu, question.gpus, mfu, over) for mfu in mfus]
+        mfus = [*own, PUBLISHED_MFU[gpu.name], reference_mfu(arch)]
+        estimates = [estimate(recipe, gpu, question.gpus, mfu, over, question.val_images) for mfu in mfus]
         priced.append(_priced(recipe, recipe_flops(recipe, arch).train, estimates, question.price))
     return {
         "modelled": True,
@@ -63,7 +70,9 @@ def price_recipes(recipes: Sequence[Recipe], question: Question) -> dict[str, An
         "gpus": question.gpus,
         "price": question.price,
         "recipes": priced,
-        "assumptions": over.describe(),
+        "total": None if rows is None else _total(priced, rows),
+        "assumptions": over.describe() + _val_images(recipes, question.val_images),
+        "remarks": remarks,
     }
 
 
@@ -73,35 +82,51 @@ def _overheads(question: Question, measured: Measured | None) -> Overheads:
     return over if measured is None else with_measured(over, measured, cores)
 
 
-def _own_mfus(question: Question, measured: Measured | None, gpu: str) -> list[Mfu]:
-    """What the user knows better than the literature: given by hand, or measured on this GPU."""
-    own = []
-    if question.mfu is not None:
-        own.append(Mfu(question.mfu, "given", "--mfu"))
-    if measured is not None and measured.mfu is not None and measured.gpu is not None and gpu in measured.gpu:
-        own.append(Mfu(measured.mfu, "measured", str(measured.path)))
-    elif measured is not None and measured.mfu is not None and measured.loader_per_core is None:
-        raise UserError(
-            f"{measured.path} was measured on {measured.gpu}, not on {gpu}; measure there, or leave it out"
-        )
-    return own
+def _val_images(recipes: Sequence[Recipe], given: int | None) -> list[dict[str, Any]]:
+    rows = [val_images_row(recipe, given) for recipe in recipes]
+    return list({row["what"]: row for row in rows}.values())
+
+
+def _own_mfus(question: Question, measured: Measured | None, gpu: Gpu) -> tuple[list[Mfu], list[str]]:
+    """What the user knows better than the literature, given by hand or measured on this GPU; and what is not used."""
+    own = [] if question.mfu is None else [Mfu(question.mfu, "given", "--mfu")]
+    if measured is None or measured.mfu is None:
+        return own, []
+    if find_gpu(measured.gpu) == gpu:
+        return [*own, Mfu(measured.mfu, "measured", str(measured.path))], []
+    elsewhere = f"{measured.path} was measured on {measured.gpu}, not on {gpu.name} of {gpu.peak_flops / 1e12:g} TFLOP/s"
+    if measured.loader_per_core is None:
+        raise UserError(f"{elsewhere}; measure there, or leave it out")
+    return own, [f"{elsewhere}: its MFU is not used"]
 
 
 def _priced(
     recipe: Recipe, train_flops: float, estimates: list[Estimate], price: float | None
 ) -> dict[str, Any]:
+    top1 = expected_top1(recipe)
     return {
         "recipe": recipe.name,
         "epochs": recipe.epochs,
         "image_size": recipe.model.image_size,
         "train_flops_per_image": train_flops,
-        "expected_top1": recipe.about.top1,
-        "expected_source": recipe.about.source,
+        "expected_top1": top1,
+        "expected_source": None if top1 is None else recipe.about.source,
         "estimates": [e.as_dict(price) for e in estimates],
     }
 
 
+def _total(priced: Sequence[dict[str, Any]], rows: int) -> dict[str, Any]:
+    """Sums over all recipes, at every kind of MFU."""
+    estimates = []
+    for column in zip(*(recipe["estimates"] for recipe in priced), strict=True):
+        money = None if column[0]["money"] is None else sum(e["money"] for e in column)
+        hours = {key: sum(e[key] for e in column) for key in ("wall_hours", "gpu_hours")}
+        estimates.append({"basis": column[0]["basis"], **hours, "money": money})
+    return {"rows": rows, "trainings": len(priced), "estimates": estimates}
+
+
 def print_prices(values: dict[str, Any], console: Console) -> None:
+    console.width = max(console.width, TABLE_WIDTH)
     console.print(_table(values))
     console.print(
         f"steps: share of the wall time; the rest is evaluation, checkpoints, start. MFU is of "
@@ -115,15 +140,16 @@ def print_prices(values: dict[str, Any], console: Console) -> None:
         console.print(
             f"  {row['basis']:<24} {row['what']}: {row['value']:g}", highlight=False, soft_wrap=True
         )
+    for remark in values["remarks"]:
+        console.print(remark, highlight=False, markup=False, soft_wrap=True)
     if any(e["limited_by"] == "loader" for r in values["recipes"] for e in r["estimates"]):
-        console.print(
-            "* GPUs wait for the loader: give it more cores, or convert to a smaller max resolution",
-            highlight=False,
-        )
+        console.print(LOADER_LIMITS, highlight=False, soft_wrap=True)
 
 
 def _table(values: dict[str, Any]) -> Table:
-    title = f"{values['gpus']} x {values['gpu']}: {NOTE}"
+    title, total = f"{values['gpus']} x {values['gpu']}: {NOTE}", values["total"]
+    if total:
+        title += f"; {total['rows']} rows, {total['trainings']} trainings"
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
@@ -138,6 +164,8 @@ def _table(values: dict[str, Any]) -> Table:
         for k, e in enumerate(recipe["estimates"]):
             first = [recipe["recipe"], _top1(recipe)] if k == 0 else ["", ""]
             table.add_row(*first, *_cells(e), end_section=k == len(recipe["estimates"]) - 1)
+    for k, e in enumerate(total["estimates"] if total else ()):
+        table.add_row("" if k else "total", "", "", e["basis"], *_hours(e), "", *_money(e), style="bold")
     return table
 
 
@@ -147,17 +175,18 @@ def _top1(recipe: dict[str, Any]) -> str:
 
 def _cells(e: dict[str, Any]) -> list[str]:
     steps = (e["seconds"]["train"] + e["seconds"]["stall"]) / sum(e["seconds"].values())
-    hours, minutes = divmod(round(60 * e["wall_hours"]), 60)
-    money = [] if e["money"] is None else [f"{e['money']:,.2f}"]
     star = "*" if e["limited_by"] == "loader" else ""
-    return [
-        f"{e['value']:.1%}",
-        e["basis"],
-        f"{hours}:{minutes:02}",
-        f"{e['gpu_hours']:.1f}{star}",
-        f"{steps:.0%}",
-        *money,
-    ]
+    wall, gpu = _hours(e)
+    return [f"{e['value']:.1%}", e["basis"], wall, f"{gpu}{star}", f"{steps:.0%}", *_money(e)]
+
+
+def _hours(e: dict[str, Any]) -> tuple[str, str]:
+    hours, minutes = divmod(round(60 * e["wall_hours"]), 60)
+    return f"{hours}:{minutes:02}", f"{e['gpu_hours']:.1f}"
+
+
+def _money(e: dict[str, Any]) -> list[str]:
+    return [] if e["money"] is None else [f"{e['money']:,.2f}"]
 
 
 def _at(e: dict[str, Any]) -> str:

@@ -10,12 +10,13 @@ from fastft.report.machine import GIB, Facts
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 MIN_PYTHON = (3, 10)
-TORCH_VOLTA_CU126_ONLY = (2, 11)  # from this release on only the cu126 wheels carry sm_70
 TORCH_WITHOUT_VOLTA = (2, 15)  # plans to drop the cu126 wheels, and Volta with them (PyTorch RFC 190385)
 VOLTA = (7, 0)
 CORES_PER_GPU = 4  # that decode and augment, on the usual machine with eight V100
 SHM_NEEDED = 1 << 30  # NCCL and torch share buffers there; containers often get 64 MB
-DISK_NEEDED = 20 << 30  # a converted ImageNet is 60-130 GB; a run's checkpoints 3-12 GB
+# L/14's checkpoints: two kept and one being written, of 4.9 GB each, and the best weights twice, of 1.2 GB
+DISK_NEEDED = 20 << 30
+DISK_OF_IMAGENET = "60-130 GB"  # converted, by --max-resolution
 RAM_SHARE = 0.9  # of the memory available that a .beton may fill and still be cached whole
 FFCV_LIBRARIES = "apt-get install build-essential pkg-config libopencv-dev libturbojpeg0-dev"
 
@@ -79,10 +80,10 @@ def check_architectures(f: Facts) -> Check | None:
             "for " + ", ".join(sorted({f"sm_{a}{b}" for a, b in (g.capability for g in f.gpus)})),
         )
     found = f"torch {f.torch} holds none for " + ", ".join(f"sm_{a}{b}" for a, b in lacking)
-    return Check("CUDA code", FAIL, found, torch_for(min(lacking), f.torch))
+    return Check("CUDA code", FAIL, found, torch_for(min(lacking)))
 
 
-def torch_for(capability: tuple[int, int], installed: str | None) -> str:
+def torch_for(capability: tuple[int, int]) -> str:
     """The command that installs a torch with code for a card of this compute capability."""
     newest = (
         f'"torch<{_dotted(TORCH_WITHOUT_VOLTA)}" torchvision' if capability == VOLTA else "torch torchvision"
@@ -113,7 +114,10 @@ def check_numba_cuda(f: Facts) -> Check | None:
         return None
     if f.numba_cuda is None:
         return Check(
-            "numba-cuda", WARN, "not installed: augmentation stays on the CPU", 'pip install "fastft[cuda12]"'
+            "numba-cuda",
+            FAIL,
+            "not installed, augmentation on the GPU needs it",
+            'pip install "fastft[cuda12]"',
         )
     if f.numba_cuda_toolkit == 13 and any(g.capability < (7, 5) for g in f.gpus):
         return Check(
@@ -164,7 +168,10 @@ def check_memory(f: Facts) -> Check:
 
 
 def check_disk(f: Facts) -> Check:
-    found = f"{f.disk_free / GIB:.0f} GiB free here"
+    found = (
+        f"{f.disk_free / GIB:.0f} GiB free here; a run's checkpoints take up to {DISK_NEEDED / GIB:.0f}, "
+        f"a converted ImageNet {DISK_OF_IMAGENET}"
+    )
     if f.disk_free < DISK_NEEDED:
         return Check(
             "disk", WARN, found, "free some, or set --train.run_dir and convert's --out to another disk"

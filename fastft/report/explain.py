@@ -11,19 +11,24 @@ from fastft.build import build_model, build_policy, build_schedule, recipe_arch
 from fastft.config import Recipe
 from fastft.model import Arch
 from fastft.optim import Group, WarmupCosine, layer_groups
-from fastft.report.cost import predict, recipe_flops, recipe_work
+from fastft.report.cost import predict, recipe_flops, recipe_work, steps_per_epoch
+from fastft.report.imagenet import expected_top1, val_images_row
 
 
 def explain(recipe: Recipe, at_step: int | None = None) -> dict[str, Any]:
     """The recipe resolved, as plain values for JSON.
 
-    Keys: recipe, groups, schedule (steps_per_epoch, total_steps, lr_by_epoch, lr_at_step), augment, cost.
+    Keys: recipe, groups, schedule (steps_per_epoch, total_steps, lr_by_epoch, lr_at_step), augment, cost, expected_top1
+    (None for other data than ImageNet).
+
+    Raises:
+        UserError: unknown architecture or one that the image size does not fit, or fewer images than one batch.
     """
     arch = recipe_arch(recipe)
     with torch.device("meta"):
         model = build_model(recipe, pretrained=False)
     groups = layer_groups(model, arch.layers, recipe.optim.layer_decay, recipe.optim.weight_decay)
-    schedule = build_schedule(recipe, recipe.steps_per_epoch())
+    schedule = build_schedule(recipe, steps_per_epoch(recipe))
     return {
         "recipe": {"name": recipe.name, **recipe.as_dict()},
         "groups": [_group(g, schedule, at_step) for g in groups],
@@ -31,6 +36,7 @@ def explain(recipe: Recipe, at_step: int | None = None) -> dict[str, Any]:
         "schedule": _schedule(recipe, schedule, groups, at_step),
         "augment": describe_policy(build_policy(recipe), recipe.model.image_size) + _mixing(recipe),
         "cost": _cost(recipe, arch),
+        "expected_top1": expected_top1(recipe),
     }
 
 
@@ -49,7 +55,7 @@ def _group(group: Group, schedule: WarmupCosine, at_step: int | None) -> dict[st
 def _schedule(
     recipe: Recipe, schedule: WarmupCosine, groups: list[Group], at_step: int | None
 ) -> dict[str, Any]:
-    steps = recipe.steps_per_epoch()
+    steps = steps_per_epoch(recipe)
     values: dict[str, Any] = {
         "steps_per_epoch": steps,
         "total_steps": recipe.epochs * steps,
@@ -76,6 +82,7 @@ def _cost(recipe: Recipe, arch: Arch) -> dict[str, Any]:
         "total_flops": recipe_work(recipe, arch).total,
         "gpu_hours": {name: p["hours"] for name, p in predicted.items()},
         "assumptions": predicted,
+        "val_images": val_images_row(recipe),
         "modelled": True,
     }
 
@@ -83,7 +90,7 @@ def _cost(recipe: Recipe, arch: Arch) -> dict[str, Any]:
 def print_explanation(values: dict[str, Any], console: Console) -> None:
     recipe, schedule, cost = values["recipe"], values["schedule"], values["cost"]
     console.rule(recipe["name"])
-    for section in (s for s in recipe if s != "name"):
+    for section in (s for s in recipe if s not in ("name", "about")):
         shown = ", ".join(f"{k} {_short(v)}" for k, v in recipe[section].items() if v is not None)
         console.print(f"[bold]{section:<9}[/] {shown}", highlight=False)
     console.print(_groups_table(values))
@@ -95,9 +102,11 @@ def print_explanation(values: dict[str, Any], console: Console) -> None:
         highlight=False,
     )
     console.print(_cost_table(cost))
-    expected = recipe["about"]["top1"]
-    if expected:
-        console.print(f"[bold]expected[/]  {expected} % top-1 ({recipe['about']['source']})", highlight=False)
+    if values["expected_top1"] is not None:
+        console.print(
+            f"[bold]expected[/]  {values['expected_top1']} % top-1 ({recipe['about']['source']})",
+            highlight=False,
+        )
 
 
 def _groups_table(values: dict[str, Any]) -> Table:
@@ -115,9 +124,12 @@ def _groups_table(values: dict[str, Any]) -> Table:
 
 
 def _cost_table(cost: dict[str, Any]) -> Table:
-    gflop = cost["train_flops_per_image"] / 1e9
+    gflop, val = cost["train_flops_per_image"] / 1e9, cost["val_images"]
     table = Table(
-        title=f"{gflop:.1f} GFLOP per training image; GPU-hours on 8 GPUs, modelled", title_justify="left"
+        title=f"{gflop:.1f} GFLOP per training image; GPU-hours on 8 GPUs, modelled",
+        title_justify="left",
+        caption=f"{val['what']}: {val['value']:,}",
+        caption_justify="left",
     )
     for column in ("GPU", "best published MFU", "hours", "MFU of the paper's run", "hours"):
         table.add_column(column, justify="right")

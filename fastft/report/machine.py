@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from beton_tools.errors import UserError
+from beton_tools.format import Beton
 
 GIB = 1 << 30
 COMMAND_SECONDS = 20  # nvidia-smi on a machine whose driver hangs
@@ -49,10 +49,9 @@ def gather(data: Path | None = None) -> Facts:
     """Look at this machine; `data` is the file that training will read.
 
     Raises:
-        UserError: `data` does not exist.
+        UserError: `data` is not there, or is no .beton.
     """
-    if data is not None and not data.is_file():
-        raise UserError(f"{data} does not exist; give the .beton file that training will read")
+    data_size = None if data is None else Beton.open(data).data.nbytes
     torch_version, torch_cuda, arch_list, gpus = _torch()
     total, available = _memory()
     shm = Path("/dev/shm")
@@ -72,7 +71,7 @@ def gather(data: Path | None = None) -> Facts:
         cores=len(os.sched_getaffinity(0)),
         ram_total=total,
         ram_available=available,
-        data_size=None if data is None else data.stat().st_size,
+        data_size=data_size,
         disk_free=shutil.disk_usage(Path.cwd()).free,
         shm_size=shutil.disk_usage(shm).total if shm.is_dir() else None,
     )

@@ -1,11 +1,11 @@
 """What a run spends beside its steps: assumptions that are named, shown, and replaced by measurements."""
 
-import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from beton_tools.errors import UserError
+from fastft.report.bench_file import read_bench
 
 IMAGES_PER_CORE = (
     500.0  # whole recipe, images/s; assumed: below the 640 of stock FFCV's crop and flip on one core
@@ -69,7 +69,7 @@ class Measured:
     """What a benchmark file says about cost. `mfu` is of the GPU named; the loader's rates are per core."""
 
     path: Path
-    gpu: str | None = None
+    gpu: str = ""
     mfu: float | None = None
     loader_per_core: float | None = None
     eval_loader_per_core: float | None = None
@@ -82,38 +82,31 @@ def read_measured(path: Path) -> Measured:
     """The figures of fastft in a benchmark file that carry a `role` (docs/bench-schema.md).
 
     Raises:
-        UserError: not a benchmark file, or none of its measures has such a role.
+        UserError: not a benchmark file, of a quick run, none of its measures has such a role, or a figure cannot be.
     """
+    document = read_bench(path)
+    if document.get("quick"):
+        raise UserError(
+            f"{path} is of a quick run, whose figures mean nothing; run fastft bench without --quick"
+        )
     found: dict[str, Any] = {}
-    for measure in read_bench(path)["measures"]:
+    for measure in document["measures"]:
         role = measure.get("role")
         own = next((c for c in measure["contenders"] if c["name"] == "fastft" and "median" in c), None)
         if role in ROLES and own is not None:
-            found[role] = float(own["median"])
+            found[role] = _plausible(path, role, float(own["median"]))
             if role == "mfu":
-                found["gpu"] = measure.get("setting", {}).get("gpu")
+                found["gpu"] = str(measure.get("setting", {}).get("gpu", "a GPU without a name"))
     if not found:
         raise UserError(f"{path} measures nothing that a cost depends on; fastft bench all measures it")
     return Measured(path, **found)
 
 
-def read_bench(path: Path) -> dict[str, Any]:
-    """A benchmark file, checked as far as reports read it.
-
-    Raises:
-        UserError: missing, not JSON, or not of the schema.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        for measure in document["measures"]:
-            _ = measure["name"], measure["unit"]
-            for contender in measure["contenders"]:
-                _ = contender["name"], "skipped" in contender or float(contender["median"])
-    except FileNotFoundError:
-        raise UserError(f"benchmark file {path} does not exist; fastft bench writes one") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is not a benchmark file ({error!r}); fastft bench writes one") from None
-    return document
+def _plausible(path: Path, role: str, value: float) -> float:
+    if value <= 0 or (role == "mfu" and value > 1):
+        bound = "above 0 and at most 1" if role == "mfu" else "above 0"
+        raise UserError(f"{path}: {role} is {value:g}; it must be {bound}; measure again with fastft bench")
+    return value
 
 
 def with_measured(over: Overheads, measured: Measured, cores_per_gpu: float) -> Overheads:

@@ -37,11 +37,11 @@ def _environment() -> jinja2.Environment:
 
 
 def figure(value: float) -> str:
-    """At least three digits: 1,234 / 123 / 12.3 / 1.23 / 0.0123."""
+    """At least three digits: 1,234 / 123 / 12.3 / 1.23 / 0.120."""
     size = abs(value)
     if size >= 100:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 1 or size == 0 else f"{value:.3g}"
+    return f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 1 or size == 0 else f"{value:#.3g}"
 
 
 def percent(share: float) -> str:
@@ -68,7 +68,7 @@ def clock(seconds: float) -> str:
 def option(value: Any) -> str:
     """A recipe's value as one would write it."""
     if isinstance(value, (tuple, list)):
-        return ", ".join(f"{v:.4g}" for v in value)
+        return ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
     if isinstance(value, bool):
         return str(value).lower()
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

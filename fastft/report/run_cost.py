@@ -1,22 +1,25 @@
 """What a run has cost so far, by its own log, and what it will have cost at its end at the pace it has."""
 
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from fastft.report.runs import Run
+from fastft.report.runs import Line, Run
 
 
 def run_cost(run: Run, gpus: int | None, price: float | None) -> dict[str, Any] | None:
     """Device-hours and money; None before anything is logged.
 
     Keys: device, devices, devices_known, price, rows. A row: what, wall_seconds, hours (of all devices),
-    money, extrapolated. Checkpoints count where the trainer's time split has them, start-up never.
+    money, extrapolated. Start is the wait for a process's first batch, with compilation; it and checkpoints count where
+    the log tells them apart. What a process does before that is not logged.
     """
     if not run.intervals:
         return None
     world = run.machine.get("world_size")
     devices = int(gpus or world or 1)
     parts = {
+        "start": sum(map(start_seconds, run.intervals)),
         "training": sum(training_seconds(run)),
         "evaluation": sum(e["seconds"] for e in run.evaluations),
         "checkpoints": sum(s["seconds"].get("checkpoint", 0.0) for s in run.splits),
@@ -38,19 +41,26 @@ def run_cost(run: Run, gpus: int | None, price: float | None) -> dict[str, Any] 
 
 
 def training_seconds(run: Run) -> list[float]:
-    """Of every logged interval: its images over its rate."""
-    seconds, before = [], 0
-    for i in run.intervals:
-        seconds.append((i["step"] - before) * run.recipe.optim.batch_size / i["images_per_second"])
-        before = i["step"]
-    return seconds
+    """Of every logged interval: its images over its rate, which leaves the start out."""
+    batch = run.recipe.optim.batch_size
+    return [
+        steps * batch / i["images_per_second"] for steps, i in zip(_steps(run), run.intervals, strict=True)
+    ]
+
+
+def start_seconds(interval: Line) -> float:
+    return float(interval.get("split", {}).get("start", 0.0))
+
+
+def _steps(run: Run) -> list[int]:
+    """Of every logged interval."""
+    return [b - a for a, b in pairwise([0, *(i["step"] for i in run.intervals)])]
 
 
 def seconds_left(run: Run) -> float:
     """Steps and evaluations to come, at the median pace of those done."""
-    rate = median(i["images_per_second"] for i in run.intervals)
-    steps = max(0, run.total_steps - run.steps)
-    training = steps * run.recipe.optim.batch_size / rate
+    pace = median(s / n for s, n in zip(training_seconds(run), _steps(run), strict=True))
+    training = max(0, run.total_steps - run.steps) * pace
     if not run.evaluations:
         return training
     evaluations = -(-run.recipe.epochs // run.recipe.train.eval_every) - len(run.evaluations)

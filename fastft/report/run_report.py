@@ -39,6 +39,8 @@ def render_run(
     """
     reference_name, reference = reference_curve(run.recipe)
     base = against_recipe(against, reference_name)
+    if not run.on_imagenet:
+        reference_name, reference = None, None
     return render_page(
         "run.html",
         title=run.recipe.name,
@@ -143,7 +145,7 @@ def _accuracy_figures(run: Run) -> list[dict[str, str]]:
     below = f"raw {last['raw_top1']:.2f} %" if kind == "EMA" else f"epoch {last['epoch']}"
     figures.append(_figure(f"last {kind} top-1", f"{top1_of(last):.2f} %", below))
     expected = run.recipe.about.top1
-    if expected is not None:
+    if expected is not None and run.on_imagenet:
         figures.append(
             _figure(
                 "expected",

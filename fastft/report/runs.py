@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,23 @@ import yaml
 
 from beton_tools.errors import UserError
 from fastft.config import Recipe, recipe_from_dict
+from fastft.report.imagenet import is_imagenet
+from fastft.report.schema import NUMBER, NUMBER_OR_NULL, NUMBERS_BY_NAME, POSITIVE, check_keys
 
 Line = dict[str, Any]
+
+# What lines hold, by their kind; `raw_` and `ema_` begin the names of scores.
+LINES = {
+    "train": {
+        "step": NUMBER, "loss": NUMBER, "lr": NUMBER, "images_per_second": POSITIVE, "wait_share": NUMBER,
+        "mfu": NUMBER_OR_NULL, "memory_gib": NUMBER, "seconds_left": NUMBER, "split": NUMBERS_BY_NAME,
+    },
+    "eval": {"step": NUMBER, "epoch": NUMBER, "seconds": NUMBER, "raw_top1": NUMBER, "raw_samples": NUMBER},
+    "split": {"step": NUMBER, "seconds": NUMBERS_BY_NAME},
+    "start": {"world_size": NUMBER},
+}  # fmt: skip
+OPTIONAL = ("split", "world_size")
+SCORES = ("raw_", "ema_")
 
 
 @dataclass(frozen=True)
@@ -51,13 +67,18 @@ class Run:
     def total_steps(self) -> int:
         return self.recipe.epochs * self.steps_per_epoch
 
+    @property
+    def on_imagenet(self) -> bool:
+        """By what the recipe says, and by the steps that an epoch had: the file may be a part of it."""
+        return is_imagenet(self.recipe) and self.steps_per_epoch == self.recipe.steps_per_epoch()
+
     def epoch_of(self, step: float) -> float:
         """Position in epochs, fractional: what all curves are drawn over."""
         return step / self.steps_per_epoch
 
 
 def load_run(folder: Path) -> Run:
-    """Raises UserError where the folder is no run directory, or its recipe cannot be read."""
+    """Raises UserError where the folder is no run directory, or what lies in it is not as the trainer writes it."""
     path = folder / "recipe.yaml"
     if not path.is_file():
         raise UserError(
@@ -67,13 +88,16 @@ def load_run(folder: Path) -> Run:
         sections = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not (isinstance(sections, dict) and all(isinstance(s, dict) for s in sections.values())):
+        raise UserError(f"{path} holds no recipe; give the folder that fastft train wrote")
     result = _read_json(folder / "result.json")
     recipe = recipe_from_dict(str(result.get("recipe") or folder.name), sections)
     lines = read_metrics(folder / "metrics.jsonl")
-    by_kind = {
-        kind: [line for line in lines if line.get("kind") == kind]
-        for kind in ("train", "eval", "split", "start")
-    }
+    by_kind = {kind: [line for line in lines if line.get("kind") == kind] for kind in LINES}
+    try:
+        _check_lines(by_kind)
+    except ValueError as error:
+        raise UserError(f"{folder / 'metrics.jsonl'}: {error}; was it written by fastft train?") from None
     return Run(
         folder=folder,
         recipe=recipe,
@@ -86,21 +110,47 @@ def load_run(folder: Path) -> Run:
 
 
 def read_metrics(path: Path) -> list[Line]:
-    """The lines of a metrics.jsonl; a last line cut short by a crash is left out."""
+    """The lines of a metrics.jsonl; a last line cut short by a crash is left out.
+
+    Raises:
+        UserError: not a text file, or a line that is no object with a step.
+    """
     if not path.exists():
         return []
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError:
             continue
+        try:
+            check_keys("it", line, {"step": NUMBER})
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {error}; was it written by fastft train?") from None
+        lines.append(line)
     return lines
+
+
+def _check_lines(by_kind: dict[str, list[Line]]) -> None:
+    """Raise ValueError where reports could not draw them."""
+    for kind, lines in by_kind.items():
+        for line in lines:
+            scores = {key: NUMBER for key in line if key.startswith(SCORES)}
+            check_keys(f"a '{kind}' line", line, LINES[kind] | scores, OPTIONAL)
+    if any(b["step"] <= a["step"] for a, b in pairwise(by_kind["train"])):
+        raise ValueError("the steps of 'train' lines do not rise")
 
 
 def _read_json(path: Path) -> Line:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(document, dict):
+            raise ValueError("it holds no object")
+        return document
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -2,7 +2,9 @@
 
 from fastft.sweep.definition import Row, Sweep, load_sweep
 from fastft.sweep.plan import Run, plan_runs
-from fastft.sweep.price import price_sweeps, print_prices
+from fastft.sweep.price import price_sweeps, print_prices, read_trainings
 from fastft.sweep.runner import run_sweeps
 
-__all__ = ["Row", "Run", "Sweep", "load_sweep", "plan_runs", "price_sweeps", "print_prices", "run_sweeps"]
+__all__ = [
+    "Row", "Run", "Sweep", "load_sweep", "plan_runs", "price_sweeps", "print_prices", "read_trainings", "run_sweeps",
+]  # fmt: skip

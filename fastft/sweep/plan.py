@@ -39,7 +39,7 @@ def plan_runs(sweep: Sweep, overrides: Sequence[str], runs: Path) -> list[Run]:
 
 
 def run_key(recipe: Recipe) -> str:
-    """Equal for recipes that train the same weights on as many images, whatever they are called."""
+    """Equal for recipes that train the same weights on as many images and evaluate on as many, whatever they are called."""
     values = {
         f"{section}.{option}": value
         for section, options in recipe.as_dict().items()
@@ -47,6 +47,7 @@ def run_key(recipe: Recipe) -> str:
         if f"{section}.{option}" not in FREE - COUNTED
     }
     values["images"] = _num_images(recipe.data.train, recipe.data.train_size)
+    values["val_images"] = _num_images(recipe.data.val, 0)
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 

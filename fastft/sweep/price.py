@@ -1,7 +1,7 @@
-"""What sweeps cost before they run: GPU-hours by kind, every shared training counted once."""
+"""What sweeps cost before they run, every shared training counted once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -9,9 +9,11 @@ from rich.table import Table
 
 from fastft.config import Recipe
 from fastft.report.cost import PUBLISHED_MFU, predict
+from fastft.report.cost_recipes import is_sweep, load_priceable
+from fastft.report.cost_table import LOADER_LIMITS
 from fastft.report.hardware import GPUS
-from fastft.sweep.definition import Sweep
-from fastft.sweep.plan import plan_runs
+from fastft.sweep.definition import Sweep, load_sweep
+from fastft.sweep.plan import plan_runs, run_key
 from fastft.sweep.results import read_result
 
 Hours = dict[str, float]  # by GPU kind, modelled at the best MFU published for it
@@ -19,12 +21,31 @@ Hours = dict[str, float]  # by GPU kind, modelled at the best MFU published for 
 
 @dataclass(frozen=True)
 class Price:
-    """A row's share: the hours of its training, or why it needs none."""
+    """A row's share: the hours of its training, and the GPU kinds that wait for the loader; or why it needs none."""
 
     sweep: str
     row: str
-    hours: Hours | None
+    hours: Hours | None = None
     remark: str = ""
+    starved: tuple[str, ...] = ()
+
+
+def read_trainings(paths: Sequence[Path], overrides: Sequence[str]) -> tuple[list[Recipe], int]:
+    """(trainings that the rows of sweep files need, each once; number of rows). A recipe file is a row of its own.
+
+    Raises:
+        UserError: as `load_sweep` and `load_priceable`.
+    """
+    files = [
+        file
+        for path in paths
+        for file in ([r.recipe for r in load_sweep(path).rows] if is_sweep(path) else [path])
+    ]
+    trainings: dict[str, Recipe] = {}
+    for file in files:
+        recipe = load_priceable(file, overrides)
+        trainings.setdefault(run_key(recipe), recipe)
+    return list(trainings.values()), len(files)
 
 
 def recipe_hours(recipe: Recipe) -> Hours:
@@ -37,16 +58,23 @@ def price_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path) -
     first: dict[str, str] = {}
     for sweep in sweeps:
         for row, run in zip(sweep.rows, plan_runs(sweep, overrides, out / "runs"), strict=True):
-            hours, remark = None, ""
+            price = Price(sweep.name, row.name)
             if run.key in first:
-                remark = f"= {first[run.key]}"
+                price = replace(price, remark=f"= {first[run.key]}")
             elif read_result(run) is not None:
-                remark = f"trained: {run.key}"
+                price = replace(price, remark=f"trained: {run.key}")
             else:
-                hours = recipe_hours(run.recipe)
+                price = _predicted(price, load_priceable(row.recipe, overrides))
             first.setdefault(run.key, f"{sweep.name} {row.name}")
-            prices.append(Price(sweep.name, row.name, hours, remark))
+            prices.append(price)
     return prices
+
+
+def _predicted(price: Price, recipe: Recipe) -> Price:
+    predicted = predict(recipe)
+    hours = {kind: p["hours"] for kind, p in predicted.items()}
+    starved = tuple(kind for kind, p in predicted.items() if p["limited_by"] == "loader")
+    return replace(price, hours=hours, starved=starved)
 
 
 def total_hours(prices: Sequence[Price]) -> Hours:
@@ -67,10 +95,17 @@ def print_prices(prices: Sequence[Price], console: Console) -> None:
         if previous and previous.sweep != price.sweep:
             table.add_section()
         name = "" if previous and previous.sweep == price.sweep else price.sweep
-        hours = ("-" if price.hours is None else f"{price.hours[kind]:,.1f}" for kind in GPUS)
-        table.add_row(name, price.row, *hours, price.remark)
+        table.add_row(name, price.row, *(_hours(price, kind) for kind in GPUS), price.remark)
     total = (f"{hours:,.1f}" for hours in total_hours(prices).values())
     trainings = sum(price.hours is not None for price in prices)
     table.add_section()
     table.add_row("all", f"{trainings} of {len(prices)} rows", *total, style="bold")
     console.print(table)
+    if any(price.starved for price in prices):
+        console.print(LOADER_LIMITS, highlight=False, soft_wrap=True)
+
+
+def _hours(price: Price, kind: str) -> str:
+    if price.hours is None:
+        return "-"
+    return f"{price.hours[kind]:,.1f}{'*' if kind in price.starved else ''}"

@@ -13,7 +13,7 @@ from fastft.sweep.results import Outcome, read_result
 from fastft.train.distributed import World, find_world
 from fastft.train.health import NonFinite
 from fastft.train.loop import train
-from fastft.train.preempt import Preempted
+from fastft.train.preempt import LoneError, PeerFailed, Preempted
 
 
 def run_sweeps(
@@ -66,7 +66,7 @@ class _Runner:
     def _train(self, run: Run) -> None:
         try:
             train(run.recipe, self.console)
-        except Preempted:
+        except (Preempted, LoneError, PeerFailed):
             raise
         except self.passed_over as error:
             self.failures[run.key] = " ".join(str(error).split()) or type(error).__name__

@@ -8,12 +8,13 @@ renamed.
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -47,25 +48,30 @@ def write_checkpoint(
         (partial / "state.json").write_text(
             json.dumps({"version": VERSION, **state}, indent=1), encoding="utf-8"
         )
-    except OSError as error:
+        for file in (*partial.iterdir(), partial):
+            _flush(file)
+        if path.exists():  # the same step again, after a resume from an older one
+            _remove(path)
+        partial.rename(path)
+        _flush(path.parent)
+    except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
             f"checkpoint {path} could not be written: {error}; free some space and run again"
         ) from None
-    for file in partial.iterdir():
-        _flush(file)
-    _flush(partial)
-    if path.exists():  # the same step again, after a resume from an older one
-        shutil.rmtree(path)
-    partial.rename(path)
-    _flush(path.parent)
 
 
-def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a checkpoint folder.
+class Damaged(UserError):
+    """A checkpoint that was whole once."""
+
+
+def read_checkpoint(
+    path: Path, device: torch.device | str = "cpu", needed: Sequence[str] = ("model",)
+) -> Checkpoint:
+    """Read a checkpoint folder; `needed` are the file stems of the tensors that it must hold.
 
     Raises:
-        UserError: not a checkpoint, of another version, or damaged.
+        UserError: not a checkpoint, or of another version.  Damaged: a file is missing or broken.
     """
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
@@ -75,11 +81,16 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
             f"{path} is not a checkpoint (no state.json); give a folder under <run>/checkpoints"
         ) from None
     except Exception as error:  # safetensors and json raise their own; all mean a damaged file
-        raise UserError(f"checkpoint {path} is damaged ({error}); use an older one") from None
-    if state.get("version") != VERSION or "model" not in tensors:
+        raise Damaged(f"checkpoint {path} is damaged ({error}); use an older one") from None
+    if not isinstance(state, dict) or not isinstance(state.get("recipe"), dict):
+        raise Damaged(f"checkpoint {path} is damaged (no recipe in its state.json); use an older one")
+    if state.get("version") != VERSION:
         raise UserError(
             f"checkpoint {path} is of version {state.get('version')}, this fastft reads version {VERSION}"
         )
+    for stem in needed:
+        if stem not in tensors:
+            raise Damaged(f"checkpoint {path} is damaged (no {stem}.safetensors); use an older one")
     return Checkpoint(path, state, tensors)
 
 
@@ -102,11 +113,16 @@ def step_checkpoints(folder: Path, prefix: str = "step-") -> list[Path]:
 def prune(folder: Path, keep: int, prefix: str = "step-") -> None:
     """Remove all but the newest `keep` checkpoints, and what interrupted writes have left."""
     for old in step_checkpoints(folder, prefix)[:-keep]:
-        # renamed first: a removal that is interrupted must not leave half a checkpoint under a valid name
-        doomed = old.rename(old.parent / f"{PARTIAL}{old.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
+        _remove(old)
     for partial in folder.glob(f"{PARTIAL}*"):
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Renamed first: a removal that is interrupted must not leave half a checkpoint under a valid name."""
+    doomed = path.parent / f"{PARTIAL}old-{path.name}"
+    shutil.rmtree(doomed, ignore_errors=True)
+    shutil.rmtree(path.rename(doomed), ignore_errors=True)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -128,7 +144,14 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             if name in by_name:
-                optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in by_name[name].items()}
+                optimizer.state[parameter] = {k: _beside(parameter, v) for k, v in by_name[name].items()}
+
+
+def _beside(parameter: Tensor, value: Tensor) -> Tensor:
+    """A state tensor on the parameter's device and, where it is as large, in its memory format, as fused kernels want it."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def _flush(path: Path) -> None:

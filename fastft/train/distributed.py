@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
@@ -13,8 +14,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from beton_tools.errors import UserError
+from fastft.train.preempt import LoneError
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
+# NCCL's watchdog aborts the process without a word: gloo, whose errors can be caught, is to notice a lost peer before it
+NCCL_PATIENCE = timedelta(minutes=5)
+PERMANENT = re.compile("ncclInvalid|Duplicate GPU")  # of NCCL: misuse, which another try does not mend
+_WORD = "fastft/error"
 
 
 @dataclass
@@ -37,8 +43,9 @@ class World:
         if self.size > 1:
             self._founder = not dist.is_initialized()  # else inside a sweep, whose trainings share one group
             if self._founder:
+                on_gpu = self.device.type == "cuda"
                 dist.init_process_group(
-                    "nccl" if self.device.type == "cuda" else "gloo", timeout=self.timeout
+                    "nccl" if on_gpu else "gloo", timeout=self.timeout + NCCL_PATIENCE * on_gpu
                 )
             # flags travel over gloo on the CPU, so that asking for them never waits for the GPU
             self._control = dist.new_group(backend="gloo", timeout=self.timeout)
@@ -97,13 +104,33 @@ class World:
 
     def lost_peer(self, error: RuntimeError) -> bool:
         """Whether the error says that another process cannot be reached."""
-        return self.size > 1 and (
-            isinstance(error, dist.DistError) or "gloo/" in str(error) or "NCCL" in str(error)
-        )
+        text = str(error)
+        if self.size == 1 or PERMANENT.search(text):
+            return False
+        return isinstance(error, dist.DistError) or "gloo/" in text or "NCCL" in text
+
+    def leave_word(self, error: UserError) -> UserError:
+        """`error` of this process alone, marked as such; the others, who will only miss it, find its text."""
+        if self.size == 1:
+            return error
+        with suppress(RuntimeError):  # the store is gone with the process that had it
+            _store().set(_WORD, f"{error} (process {self.rank})")
+        return LoneError(str(error))
+
+    def find_word(self) -> str | None:
+        """What another process left before it went."""
+        with suppress(RuntimeError):
+            return _store().get(_WORD).decode() if _store().check([_WORD]) else None
+        return None
 
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier(group=self._control)
+
+
+def _store() -> dist.Store:
+    """Of the process group: under torchrun it lives in the launcher and outlives the processes."""
+    return dist.distributed_c10d._get_default_store()
 
 
 def find_world(device: str, timeout_minutes: float | None = None) -> World:
@@ -118,9 +145,7 @@ def find_world(device: str, timeout_minutes: float | None = None) -> World:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     timeout = DEFAULT_TIMEOUT if timeout_minutes is None else timedelta(minutes=timeout_minutes)
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "train.device is cuda, but torch sees no GPU; run 'nvidia-smi' or set --train.device=cpu"
-        )
+        raise UserError("train.device is cuda, but torch sees no GPU; run 'nvidia-smi' or choose device cpu")
     if device == "cpu" or not torch.cuda.is_available():
         return World(rank, size, local_rank, torch.device("cpu"), timeout)
     if local_rank >= torch.cuda.device_count():

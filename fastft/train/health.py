@@ -16,12 +16,17 @@ class NonFinite(Exception):
     """The loss became inf or nan, or every fp16 step overflows; the message names step, samples and checkpoint."""
 
 
-def find_trouble(step: Step, world: World, steps_done: int) -> tuple[int, str] | None:
-    """(the first bad step of any process, what is wrong with it), the same in all of them; None while all is well."""
+def find_trouble(step: Step, world: World, steps_done: int, weights: bool = False) -> tuple[int, str] | None:
+    """(the first bad step of any process, what is wrong with it), the same in all of them; None while all is well.
+
+    weights: look at them too, not at the loss alone, which shows a bad gradient one step later.
+    """
     bad = int(step.first_bad_step.item())
     first = -world.max(-bad if bad >= 0 else -NEVER)
     if first != NEVER:
         return first, "the loss is not a finite number"
+    if weights and world.any(not step.weights_are_finite()):
+        return steps_done - 1, "the weights are no finite numbers any more"
     scaler = step.scaler  # its scale is the same in every process
     if scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE:
         return steps_done - 1, "every recent fp16 step overflows"

@@ -23,7 +23,7 @@ PROGRAM = "fastft.cli"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `fastft` in every process; returns the exit code that says most: 75, then 2, then 1."""
+    """Run `fastft` in every process; returns the exit code that says most: 2, then 75, then 1."""
     options, command = split_command(sys.argv[1:] if argv is None else argv)
     args = get_args_parser().parse_args([*options, "--module", PROGRAM, *command])
     logging.getLogger("torch.distributed.elastic").setLevel(
@@ -49,7 +49,7 @@ def split_command(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def exit_code(codes: set[int]) -> int:
-    return next((code for code in (EXIT_REQUEUE, 2) if code in codes), 1)
+    return next((code for code in (2, EXIT_REQUEUE) if code in codes), 1)
 
 
 def _pass_on(number: int) -> None:

@@ -30,12 +30,14 @@ class Interval:
     step: int  # optimiser steps done, counted over the run
     loss: float
     lr: float
-    images_per_second: float  # over all processes
+    images_per_second: float  # over all processes; without the wait for a process's first batch
     wait_share: float  # of wall time spent waiting for data
     mfu: float | None  # model FLOP/s over the device's peak; None where the peak is not known
     memory_gib: float  # peak, of the device (GPU) or the process (CPU)
     seconds_left: float
-    split: dict[str, float]  # seconds of this process by part of a step, see train/timing.py
+    split: dict[
+        str, float
+    ]  # seconds of this process: its steps' by part (train/timing.py), its loader's meanwhile
 
 
 def format_interval(i: Interval, total_steps: int) -> str:

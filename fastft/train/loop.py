@@ -21,6 +21,8 @@ from fastft.model import count_flops
 from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups, set_lr
 from fastft.report.hardware import peak_flops
 from fastft.train.checkpoint import (
+    Checkpoint,
+    Damaged,
     load_optimizer_tensors,
     optimizer_tensors,
     prune,
@@ -28,6 +30,7 @@ from fastft.train.checkpoint import (
     step_checkpoints,
     write_checkpoint,
 )
+from fastft.train.classes import refuse_other_classes
 from fastft.train.distributed import World, find_world, first_sentence
 from fastft.train.evaluate import evaluate
 from fastft.train.health import NonFinite, describe_trouble, find_trouble
@@ -35,12 +38,14 @@ from fastft.train.log import Interval, RunLog
 from fastft.train.machine import describe, peak_memory
 from fastft.train.micro_batch import choose_micro_batch
 from fastft.train.precision import choose_precision
-from fastft.train.preempt import PeerLost, Preempted, PreemptionGuard
+from fastft.train.preempt import PeerFailed, PeerLost, Preempted, PreemptionGuard
 from fastft.train.run import (
     Progress,
     conclusion,
     describe_model,
     headline_top1,
+    lock_run,
+    refuse_changed_data,
     refuse_changed_recipe,
     run_folder,
     summarise,
@@ -65,10 +70,15 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
             PreemptionGuard() as guard,
             _set_up(recipe, world, guard, console or Console()) as trainer,
         ):
-            return trainer.fit()
+            try:
+                return trainer.fit()
+            except UserError as error:
+                raise world.leave_word(error) from error
     except RuntimeError as error:
         if not world.lost_peer(error):
             raise
+        if (word := world.find_word()) is not None:
+            raise PeerFailed(word) from None
         found = step_checkpoints(run_folder(recipe) / "checkpoints")
         after = f"continues after {found[-1].name}" if found else "starts anew: there is no checkpoint yet"
         raise PeerLost(
@@ -102,11 +112,13 @@ class Trainer:
         self.checkpoints = self.folder / "checkpoints"
         self.progress = Progress()
         resumed = step_checkpoints(self.checkpoints)
+        self._damaged: list[Path] = []
         self._build_model(pretrained=not resumed)
         self._build_loaders()
         self._build_optimizer()
         if resumed:
-            self._restore(resumed[-1])
+            self._restore(self._read_newest(resumed))
+        self._lock = lock_run(self.folder) if world.is_main else None
         self._console = console
         self._epoch_seconds: defaultdict[str, float] = defaultdict(float)  # by part, of the epoch so far
         self._last_save = time.monotonic()
@@ -116,7 +128,9 @@ class Trainer:
         """Connects the processes and opens the run directory: from here on something is written."""
         self.step.connect(self.recipe.train.compile)
         if self.world.is_main:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(exist_ok=True)
+            for path in self._damaged:  # under this name it is none of those that are kept
+                path.rename(path.with_name(f"damaged-{path.name}"))
             write_recipe(self.folder, self.recipe)
         self.log = RunLog(self.folder, self.total_steps, self.global_step, self.world.is_main, self._console)
         self._reset_interval()
@@ -130,6 +144,8 @@ class Trainer:
         self.loader.close()
         if self.eval_loader is not None:
             self.eval_loader.close()
+        if self._lock is not None:
+            self._lock.close()
 
     # set-up -----------------------------------------------------------------------------------------------------------
 
@@ -158,9 +174,11 @@ class Trainer:
         r, world = self.recipe, self.world
         assert r.data.train is not None  # __init__ has looked
         rank_batch = max(1, r.optim.batch_size // world.size)
+        self.mixer = build_mixer(r)
         self.micro_batch = choose_micro_batch(
-            r.train.micro_batch, rank_batch, self.model, r.model.image_size, self.precision
-        )
+            r.train.micro_batch, rank_batch, self.model, r.model.image_size, self.precision,
+            unit=1 if self.mixer is None else 2,
+        )  # fmt: skip
         self.accumulation = rank_batch // self.micro_batch
         common: dict[str, Any] = {
             "size": r.model.image_size,
@@ -188,7 +206,7 @@ class Trainer:
             self.eval_loader = EvalLoader(
                 r.data.val, batch_size=self.micro_batch, crop_pct=r.train.eval_crop_pct, **common
             )
-        self.mixer = build_mixer(r)
+            refuse_other_classes(self.eval_loader.class_names, self.loader.class_names, r.data.val)
 
     def _build_optimizer(self) -> None:
         r = self.recipe
@@ -253,12 +271,16 @@ class Trainer:
         global_step = epoch * self.steps_per_epoch + step
         if self.stochastic:
             torch.manual_seed(_step_seed(self.recipe.train.seed, global_step, self.world.rank))
-        self._lr = self.schedule(global_step)
-        set_lr(self.optimizer, self._lr)
+        lr = self.schedule(global_step)
+        set_lr(self.optimizer, lr)
         self.step.split.begin()
         for k, batch in enumerate(micro_batches):
-            self.step.split.mark("wait" if self._has_data else "start")
-            self._has_data = True
+            if self._has_data:
+                self.step.split.mark("wait")
+            else:
+                self._reset_interval()  # waiting for it is neither the loader's pace nor the training's
+                self.step.split.mark("start")
+                self._has_data = True
             images, targets = batch.images, batch.labels
             if self.mixer is not None:
                 images, targets = self.mixer(
@@ -266,6 +288,7 @@ class Trainer:
                 )
             self.step.micro_batch(images, targets, step=global_step, last=k == self.accumulation - 1)
         self.step.update()
+        self._lr = lr
         self._steps += 1
 
     def _evaluate_epoch(self, epoch: int) -> None:
@@ -307,7 +330,7 @@ class Trainer:
         return Preempted(f"stopped on a signal after step {self.global_step}; the same command continues")
 
     def _save(self) -> None:
-        self._check_finite()
+        self._check_finite(weights=True)
         began = time.monotonic()
         if self.world.is_main:
             tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
@@ -327,7 +350,7 @@ class Trainer:
         self.log.record("checkpoint", self.global_step, {"seconds": seconds})
 
     def _save_best(self, epoch: int, evaluation: dict[str, Any]) -> None:
-        self._check_finite()
+        self._check_finite(weights=True)
         if self.world.is_main:
             best = self.ema.module if self.ema is not None else self.model
             state = {**self._description(), "evaluation": evaluation}
@@ -335,21 +358,30 @@ class Trainer:
             prune(self.checkpoints, 1, "best-")
 
     def _description(self) -> dict[str, Any]:
-        return describe_model(self.recipe, self.loader.class_names, self.steps_per_epoch)
+        return describe_model(self.recipe, self.loader.class_names, self.loader.content)
 
-    def _restore(self, path: Path) -> None:
-        checkpoint = read_checkpoint(path, self.world.device)
+    def _read_newest(self, paths: list[Path]) -> Checkpoint:
+        """The newest that is whole; those after it are remembered as damaged."""
+        needed = ("model", "optimizer") if self.ema is None else ("model", "optimizer", "ema")
+        for path in reversed(paths):
+            try:
+                return read_checkpoint(path, self.world.device, needed)
+            except Damaged:
+                self._damaged.append(path)
+        raise UserError(
+            f"every checkpoint in {self.checkpoints} is damaged; remove the folder to start anew, or restore one"
+        )
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
         refuse_changed_recipe(checkpoint.state["recipe"], self.recipe, self.folder)
-        if checkpoint.state["steps_per_epoch"] != self.steps_per_epoch:
-            raise UserError(
-                f"{self.folder} was trained with {checkpoint.state['steps_per_epoch']} steps per epoch, {self.recipe.data.train} "
-                f"gives {self.steps_per_epoch}; use the same data or another --train.run_dir"
-            )
+        refuse_changed_data(checkpoint.state.get("data", {}), self.loader.content, self.folder)
+        refuse_other_classes(self.loader.class_names, checkpoint.state["classes"], self.loader.beton.path)
         self.model.load_state_dict(checkpoint.tensors["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(checkpoint.tensors["ema"])
         load_optimizer_tensors(self.optimizer, checkpoint.tensors["optimizer"])
-        self.step.scaler.load_state_dict(checkpoint.state["scaler"])
+        if checkpoint.state["scaler"]:  # empty where it was trained without one, in bf16 or fp32
+            self.step.scaler.load_state_dict(checkpoint.state["scaler"])
         self.progress = Progress(**checkpoint.state["progress"])
 
     # numbers ----------------------------------------------------------------------------------------------------------
@@ -368,7 +400,7 @@ class Trainer:
         self._check_finite()
         seconds = time.monotonic() - self._interval_start
         self.progress.seconds += seconds
-        split = self.step.split.collect()
+        split = self.step.split.collect() | self.loader.take_work()
         for part, part_seconds in split.items():
             self._epoch_seconds[part] += part_seconds
         rate = steps * self.recipe.optim.batch_size / seconds
@@ -394,8 +426,8 @@ class Trainer:
         self.log.record("split", self.global_step, {"epoch": epoch, "seconds": dict(self._epoch_seconds)})
         self._epoch_seconds.clear()
 
-    def _check_finite(self) -> None:
-        trouble = find_trouble(self.step, self.world, self.global_step)
+    def _check_finite(self, weights: bool = False) -> None:
+        trouble = find_trouble(self.step, self.world, self.global_step, weights)
         if trouble is not None:
             raise NonFinite(describe_trouble(*trouble, self._samples_of(trouble[0]), self.checkpoints))
 
@@ -413,6 +445,8 @@ class Trainer:
             f"{str(self.precision.dtype).removeprefix('torch.')} on {self.world.device}, run in {self.folder}"
         )
         self.log.record("start", self.global_step, describe(self.world, self.precision))
+        for path in self._damaged:
+            self.log.say(f"{path.name} is damaged: kept as damaged-{path.name}, an older one is continued")
         if self.global_step:
             self.log.say(f"continuing after step {self.global_step} of {self.total_steps}")
 

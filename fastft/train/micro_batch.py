@@ -13,33 +13,42 @@ HEADROOM = 0.9  # of free memory: allocator fragments, and the loader's buffers
 
 
 def choose_micro_batch(
-    asked: int, rank_batch: int, model: nn.Module, image_size: int, precision: Precision
+    asked: int, rank_batch: int, model: nn.Module, image_size: int, precision: Precision, unit: int = 1
 ) -> int:
     """The recipe's micro-batch, or with 0 the largest divisor of this process's batch that fits.
+
+    unit: images that must stay together: 2 where they are mixed in pairs.
 
     Raises:
         UserError: the asked one does not divide this process's share of the batch, or not even one image fits.
     """
+    if rank_batch % unit:
+        raise UserError(
+            f"mixup and CutMix need an even number of images per process, not {rank_batch}; change optim.batch_size"
+        )
     if asked:
-        if rank_batch % asked:
-            near = largest_divisor(rank_batch, asked)
+        if rank_batch % asked or asked % unit:
+            near = largest_divisor(rank_batch, asked, unit)
+            even = " into even parts" if unit == 2 else ""
             raise UserError(
-                f"train.micro_batch {asked} does not divide the {rank_batch} images per process; use {near}"
+                f"train.micro_batch {asked} does not divide the {rank_batch} images per process{even}; use {near}"
             )
         return asked
     device = next(model.parameters()).device
     if device.type == "cpu":
-        return largest_divisor(rank_batch, CPU_MICRO_BATCH)
+        return largest_divisor(rank_batch, CPU_MICRO_BATCH, unit)
     fixed, per_image = measure_memory(model, image_size, precision)
+    torch.cuda.empty_cache()  # what the probes, or an earlier training of a sweep, had
     room = HEADROOM * torch.cuda.mem_get_info(device)[0] - fixed
-    if room < per_image:
+    if room < unit * per_image:
         raise UserError("the model does not fit in this GPU's memory; try --train.grad_checkpointing=true")
-    return largest_divisor(rank_batch, int(room / per_image))
+    return largest_divisor(rank_batch, int(room / per_image), unit)
 
 
-def largest_divisor(number: int, at_most: int) -> int:
-    """The largest divisor of `number` that is not above `at_most` (at least 1)."""
-    return max(d for d in range(1, max(1, min(number, at_most)) + 1) if number % d == 0)
+def largest_divisor(number: int, at_most: int, unit: int = 1) -> int:
+    """The largest divisor of `number` that is a multiple of `unit` (a divisor itself) and not above `at_most`, or `unit`."""
+    parts = number // unit
+    return unit * max(d for d in range(1, max(1, min(number, at_most) // unit) + 1) if parts % d == 0)
 
 
 def measure_memory(model: nn.Module, image_size: int, precision: Precision) -> tuple[float, float]:

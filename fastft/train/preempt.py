@@ -3,6 +3,8 @@
 import signal
 from types import FrameType, TracebackType
 
+from beton_tools.errors import UserError
+
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -14,6 +16,14 @@ class Preempted(Exception):
 
 class PeerLost(Preempted):
     """Another process ended or cannot be reached; training continues from the last checkpoint."""
+
+
+class LoneError(UserError):
+    """Bad input that one of several processes has met, a damaged sample or a full disk: no other one will tell of it."""
+
+
+class PeerFailed(UserError):
+    """Another process has met bad input, and left word of it."""
 
 
 class PreemptionGuard:

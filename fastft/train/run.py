@@ -1,10 +1,11 @@
 """A run directory: recipe, logs, checkpoints; and whether it may be continued with the recipe at hand."""
 
+import fcntl
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -14,7 +15,8 @@ from fastft.config import Recipe
 from fastft.train.evaluate import Scores
 from fastft.train.log import format_seconds
 
-# options that may differ when a run is resumed: they do not change what is computed in which step
+# options that may differ when a run is resumed: they do not change what is computed in which step; that the data is the
+# same in another place, refuse_changed_data sees
 FREE = {
     "data.train", "data.val", "data.train_size", "data.workers", "data.batches_ahead", "model.weights",
     "train.run_dir", "train.device", "train.compile", "train.micro_batch", "train.grad_checkpointing", "train.log_every",
@@ -64,6 +66,36 @@ def refuse_changed_recipe(stored: dict[str, Any], recipe: Recipe, folder: Path) 
         raise UserError(f"{folder} was trained with another recipe ({listing}); use another --train.run_dir")
 
 
+def refuse_changed_data(stored: dict[str, Any], found: dict[str, Any], folder: Path) -> None:
+    """Raise UserError where the training file is not that of the run's checkpoint: the order of samples hangs on it."""
+    for key, then in stored.items():
+        if found.get(key, then) != then:
+            raise UserError(
+                f"{folder} was trained on other data ({key} {then} -> {found[key]}); use the same file, or another "
+                "--train.run_dir"
+            )
+
+
+def lock_run(folder: Path) -> IO[str]:
+    """A file whose lock keeps other processes out of a run directory, until it is closed or the process is gone.
+
+    Raises:
+        UserError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(
+            f"{folder} is in use by another process; wait for it, or use another --train.run_dir"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    return file
+
+
 def write_recipe(folder: Path, recipe: Recipe) -> None:
     sections = json.loads(json.dumps(recipe.as_dict()))  # tuples become lists
     text = f"# resolved recipe of this run ({recipe.name})\n" + yaml.safe_dump(sections, sort_keys=False)
@@ -72,14 +104,14 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
     temporary.replace(folder / "recipe.yaml")
 
 
-def describe_model(recipe: Recipe, classes: Sequence[str], steps_per_epoch: int) -> dict[str, Any]:
+def describe_model(recipe: Recipe, classes: Sequence[str], data: dict[str, Any]) -> dict[str, Any]:
     """What makes a checkpoint usable by itself: the recipe, and the tower's numbers, as its file may move."""
     return {
         "name": recipe.name,
         "recipe": json.loads(json.dumps(recipe.as_dict())),
         "arch": asdict(recipe_arch(recipe)),
         "classes": list(classes),
-        "steps_per_epoch": steps_per_epoch,
+        "data": data,
     }
 
 

@@ -49,6 +49,11 @@ class Step:
     def reset_loss(self) -> None:
         self.loss_sum = torch.zeros((), dtype=torch.float32, device=self.world.device)
 
+    def weights_are_finite(self) -> bool:
+        """Of all that is trained; waits for the device."""
+        finite = [torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad]
+        return bool(torch.stack(finite).all()) if finite else True
+
     def micro_batch(self, images: Tensor, targets: Tensor, *, step: int, last: bool) -> None:
         """Add one micro-batch's gradients; `last` of its step sends them to the other processes.
 

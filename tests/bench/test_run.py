@@ -1,15 +1,20 @@
 """`fastft bench`: a file of the documented form, a page and a table with its numbers."""
 
 import json
+from itertools import groupby
 from pathlib import Path
-from statistics import median
 
 import pytest
+from rich.console import Console
 
-from fastft.bench.options import parse_peers
+from fastft.bench.options import Found, parse_peers
+from fastft.bench.run import print_group
 from fastft.cli import main
-from fastft.report.overheads import read_bench, read_measured
+from fastft.report.bench_file import read_bench
+from fastft.report.overheads import read_measured
 from fastft.report.page import figure
+
+RESULTS = Path(__file__).parents[2] / "benchmarks/results/all.json"
 
 
 @pytest.fixture
@@ -29,9 +34,56 @@ def test_quick_decode_writes_file_page_and_table_with_the_same_figures(
     for measure in document["measures"]:
         own = measure["contenders"][0]
         assert own["name"] == "fastft" and len(own["rounds"]) == 2
-        shown = {figure(own["median"]), figure(median(own["rounds"]))}  # the file rounds its medians
-        assert any(f in page for f in shown) and any(f in printed for f in shown)
+        assert figure(own["median"]) in page and figure(own["median"]) in printed
+    assert document["quick"] is True
     assert {"cpu", "cores", "memory_gib", "torch", "versions", "load_average"} <= document["machine"].keys()
+
+
+@pytest.fixture
+def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`decode` finds one figure, which rounds to 1,163 at once and to 1,162 by way of 1,162.5."""
+    own = {"name": "fastft", "rounds": [1162.5034], "median": 1162.5034, "min": 1162.5034, "max": 1162.5034}
+    measure = {"name": "m", "unit": "MB", "setting": {}, "contenders": [own]}
+    monkeypatch.setattr("fastft.bench.decode.run", lambda options: Found([measure]))
+
+
+def test_page_and_table_round_as_the_file_does(
+    tmp_path: Path, photographs_only: None, nothing_measured: None, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["bench", "decode", "--count", "1", "--out", str(tmp_path)]) == 0
+    document = read_bench(tmp_path / "decode.json")
+    assert document["measures"][0]["contenders"][0]["median"] == 1162.5 and document["quick"] is False
+    for text in ((tmp_path / "decode.html").read_text(), capsys.readouterr().out):
+        assert "1,162" in text and "1,163" not in text
+
+
+def test_the_recorded_command_names_images_that_were_found_by_themselves(
+    tmp_path: Path, nothing_measured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = tmp_path / "sample"
+    (sample / "n01440764").mkdir(parents=True)
+    (sample / "n01440764" / "1.jpg").touch()
+    monkeypatch.setenv("FASTFT_IMAGENET_SAMPLE", str(sample))
+    assert main(["bench", "decode", "--rounds", "3", "--out", str(tmp_path)]) == 0
+    command = read_bench(tmp_path / "decode.json")["command"]
+    assert command == f"fastft bench decode --images {sample} --rounds 3"
+
+
+def test_every_table_can_be_read_at_80_columns() -> None:
+    """No heading or figure is cut, names and settings are wrapped at worst."""
+    measures = read_bench(RESULTS)["measures"]
+    for _, group in groupby(measures, key=lambda m: (m["name"], m["unit"])):
+        several = list(group)
+        console = Console(width=80)
+        with console.capture() as capture:
+            print_group(several, console)
+        lines = capture.get().splitlines()
+        assert lines[0].startswith(several[0]["name"]) and lines[0].endswith(several[0]["unit"])
+        assert max(map(len, lines)) <= 80 and "…" not in capture.get()
+        for contender in (c for m in several for c in m["contenders"]):
+            ours = [line.split() for line in lines if line.strip().startswith(contender["name"])]
+            assert any(figure(contender["median"]) in words for words in ours)
+            assert all(words[-1][-1] in ")0123456789" for words in ours)
 
 
 def test_an_unknown_peer_is_refused_with_the_ones_there_are(capsys: pytest.CaptureFixture) -> None:
@@ -61,9 +113,10 @@ def test_quick_run_of_everything_measures_what_the_cost_model_reads(
         if not c.get("skipped", "not inst").startswith("not inst")
     ]
     assert not failed
+    (tmp_path / "all.json").write_text(json.dumps({**document, "quick": False}))  # what is quick is refused
     measured = read_measured(tmp_path / "all.json")
     assert measured.loader_per_core > 0 and measured.eval_loader_per_core > 0
     split = next(m for m in document["measures"] if m["name"] == "Where a step's time goes")
     assert {"forward", "backward", "optimiser", "evaluation"} <= {c["name"] for c in split["contenders"]}
-    assert any(note.startswith("End to end on this machine: ") for note in document["notes"])
+    assert any(note.startswith("End to end on this machine, ") for note in document["notes"])
     assert all(m["modelled"] for m in document["measures"] if m["name"].startswith("Cores that feed"))

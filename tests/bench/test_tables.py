@@ -42,6 +42,32 @@ def test_every_table_stands_on_a_page_and_every_marker_has_a_table(tables) -> No
     assert marked == set(tables.TABLES)
 
 
+def test_scripts_state_the_rounds_of_the_results(tables) -> None:  # type: ignore[no-untyped-def]
+    for bench, document in tables.Results(tables.RESULTS).documents.items():
+        text = (ROOT / f"benchmarks/{bench}.py").read_text()
+        rounds = {m["setting"].get("rounds") for m in document["measures"] if m["bench"] == bench} - {None}
+        assert {int(n) for n in re.findall(r"^n: (\d+) rounds", text, re.M)} == rounds
+        assert {int(n) for n in re.findall(r"^Run: .* --rounds (\d+)", text, re.M)} == rounds
+
+
+def test_headlines_show_both_of_stock_ffcv_and_whole_memory_too(tables) -> None:  # type: ignore[no-untyped-def]
+    page, results = (ROOT / "README.md").read_text(), tables.Results(tables.RESULTS)
+    decode = results.measures("decode", "Crop decode")[0]
+    for peer in (c for c in decode["contenders"] if c["name"].startswith("stock FFCV")):
+        assert f"{peer['name']} (with its resize to 224): {tables.figure(peer['median'])}" in page
+    for name, label in (("Peak memory", "peak memory"), ("Peak memory beyond imports", "beyond imports")):
+        own = tables.contender(results.measures("loader", name)[0], "fastft")["median"]
+        row = next(line for line in page.splitlines() if f"| {tables.figure(own)} MB |" in line)
+        assert label in row
+
+
+def test_the_quoted_command_prices_the_recipes_of_the_table_below_it(tables) -> None:  # type: ignore[no-untyped-def]
+    page = (ROOT / "README.md").read_text()
+    command = re.search(r"^`fastft cost (.*) --gpu v100 --price (.*)`:$", page, re.M)
+    assert command[1].split() == [f"rcp/{name}.yaml" for name in tables.COST_RECIPES]
+    assert float(command[2]) == tables.V100_PRICE
+
+
 def test_ratios_in_tables_are_those_of_the_rounds(tables) -> None:  # type: ignore[no-untyped-def]
     own = {"name": "fastft", "rounds": [1.0, 2.0], "median": 1.5}
     peer = {"name": "p", "rounds": [2.0, 8.0], "median": 5.0}

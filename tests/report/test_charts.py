@@ -66,6 +66,51 @@ def test_accuracy_charts_show_the_end_that_matters() -> None:
     assert float(re.search(r"y0&#34;: ([\d.]+)", page)[1]) > 65
 
 
+def y_range(chart: Chart) -> tuple[float, float]:
+    page = render_chart(chart)
+    low, high = (re.search(rf"y{k}&#34;: (-?[\d.]+)", page) for k in (0, 1))
+    assert low is not None and high is not None
+    return float(low[1]), float(high[1])
+
+
+@pytest.mark.parametrize("points", [3, 40])
+@pytest.mark.parametrize(
+    ("focus", "worst", "own", "paper"), [("top", 20.0, 40.0, 85.0), ("bottom", 6.0, 4.0, 1.0)]
+)
+def test_a_run_far_from_its_reference_stays_in_sight(
+    points: int, focus: str, worst: float, own: float, paper: float
+) -> None:
+    """Where the run ends, and all of it where it is short: the paper's curve must not push it out."""
+
+    def curve(end: float, count: int) -> list[float]:
+        return [worst + (end - worst) * min(1, 20 * k / count) for k in range(count + 1)]
+
+    run = Series("run", "own", range(points + 1), curve(own, points))
+    reference = Series("paper", "own reference", range(51), curve(paper, 50))
+    low, high = y_range(Chart("t", "x", "y", [run, reference], focus))
+    seen = run.y if points == 3 else run.y[-1:]
+    assert all(low <= y <= high for y in seen) and low <= paper <= high
+
+
+def test_a_run_that_ends_in_collapse_shows_it() -> None:
+    low, _ = y_range(
+        Chart(
+            "t",
+            "x",
+            "y",
+            [Series("s", "own", range(51), [85.0 + 0.01 * k for k in range(50)] + [0.1])],
+            "top",
+        )
+    )
+    assert low <= 0.1
+
+
+def test_a_run_better_than_its_reference_leaves_it_in_sight() -> None:
+    run = Series("run", "raw", range(50), [89.0 + 0.01 * k for k in range(50)])
+    reference = Series("paper", "raw reference", range(50), [20.0] + [80.0] * 49)
+    assert 20 < y_range(Chart("t", "x", "y", [run, reference], "top"))[0] <= 80
+
+
 def test_short_curves_are_shown_whole() -> None:
     page = render_chart(Chart("t", "x", "y", [Series("s", "own", range(5), [20.0, 79, 80, 81, 82])], "top"))
     assert float(re.search(r"y0&#34;: ([\d.]+)", page)[1]) <= 20

@@ -1,7 +1,9 @@
 """Cost: held against the wall times in the logs of the paper's own runs, and against itself."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,19 +85,21 @@ def test_freezing_half_the_layers_is_cheaper_by_its_backward_pass() -> None:
     assert half.parts.train / whole.parts.train == pytest.approx(2 / 3, rel=0.02)
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Path:
+def write_bench(
+    path: Path, mfu: float = 0.41, gpu: str = "Tesla V100-SXM2-16GB", loader: float = 800.0, **keys: object
+) -> Path:
     def measure(name: str, role: str, median: float, **setting: object) -> dict[str, object]:
         contenders = [{"name": "fastft", "rounds": [median], "median": median}]
         return {"name": name, "unit": "x", "role": role, "setting": setting, "contenders": contenders}
 
-    path = tmp_path / "bench.json"
-    measures = [
-        measure("step", "mfu", 0.41, gpu="Tesla V100-SXM2-16GB"),
-        measure("loader", "loader_per_core", 800.0),
-    ]
-    path.write_text(json.dumps({"measures": measures}))
+    measures = [measure("step", "mfu", mfu, gpu=gpu), measure("loader", "loader_per_core", loader)]
+    path.write_text(json.dumps({"measures": measures, **keys}))
     return path
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Path:
+    return write_bench(tmp_path / "bench.json")
 
 
 def test_measured_figures_replace_assumptions_and_are_marked(bench: Path) -> None:
@@ -112,9 +116,39 @@ def test_measured_figures_replace_assumptions_and_are_marked(bench: Path) -> Non
     assert values["modelled"] is True
 
 
-def test_mfu_of_another_gpu_is_not_used(bench: Path) -> None:
-    values = price_recipes([recipe("final_b16")], Question("h100", measured=bench))
+@pytest.mark.parametrize(("card", "priced"), [("Tesla V100-SXM2-16GB", "h100"), ("NVIDIA H100 PCIe", "h100")])
+def test_mfu_of_another_gpu_is_not_used_and_that_is_said(
+    tmp_path: Path, card: str, priced: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_bench(tmp_path / "bench.json", gpu=card)
+    assert main(["cost", str(RECIPES / "final_b16.yaml"), "--gpu", priced, "--measured", str(path)]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "its MFU is not used" in line]
+    assert len(said) == 1 and card in said[0] and "H100 of 989 TFLOP/s" in said[0]
+    values = price_recipes([recipe("final_b16")], Question(priced, measured=path))
     assert [e["basis"] for e in values["recipes"][0]["estimates"]] == ["published", "reference"]
+
+
+def test_mfu_of_this_gpu_needs_no_remark(bench: Path) -> None:
+    assert price_recipes([recipe("final_b16")], Question("v100", measured=bench))["remarks"] == []
+
+
+@pytest.mark.parametrize(
+    ("figures", "message"),
+    [
+        ({"mfu": 0}, "mfu is 0; it must be above 0 and at most 1"),
+        ({"mfu": 52}, "mfu is 52; it must be above 0 and at most 1"),
+        ({"mfu": float("nan")}, "NaN, which is no number"),
+        ({"loader": 0}, "loader_per_core is 0; it must be above 0"),
+        ({"quick": True}, "quick run, whose figures mean nothing"),
+    ],
+)
+def test_figures_that_cannot_be_or_mean_nothing_are_refused(
+    tmp_path: Path, figures: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_bench(tmp_path / "bench.json", **figures)
+    assert main(["cost", str(RECIPES / "final_b16.yaml"), "--gpu", "v100", "--measured", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 def test_a_file_that_measures_nothing_of_use_is_refused(tmp_path: Path) -> None:
@@ -122,6 +156,39 @@ def test_a_file_that_measures_nothing_of_use_is_refused(tmp_path: Path) -> None:
     path.write_text('{"measures": []}')
     with pytest.raises(UserError, match="fastft bench"):
         price_recipes([recipe("final_b16")], Question("v100", measured=path))
+
+
+def test_validation_images_are_an_assumption_that_can_be_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    """ImageNet's 50,000, the same share of other data, or what is given; in the estimate as in the list."""
+    whole, part = recipe("final_b16"), recipe("final_b16", "--data.train_size=20000")
+    shown = {
+        (row["value"], row["basis"])
+        for row in price_recipes([whole, part], Question("v100"))["assumptions"]
+        if row["name"] == "val_images"
+    }
+    assert shown == {(50_000, "assumed"), (781, "assumed")}
+
+    def evaluation(r: Recipe, val_images: int | None) -> float:
+        return estimate(r, GPUS["V100"], 8, PUBLISHED_MFU["V100"], val_images=val_images).parts.evaluate
+
+    assert evaluation(whole, None) == evaluation(whole, 50_000)
+    assert evaluation(part, None) == evaluation(part, 781) < evaluation(part, 50_000)
+    path = str(RECIPES / "final_b16.yaml")
+    assert main(["cost", path, "--gpu", "v100", "--data.train_size=20000", "--val-images=3000"]) == 0
+    assert re.search(r"given +validation images: 3000", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("override", ["--data.num_classes=10", "--data.train_size=20000"])
+def test_no_accuracy_is_expected_of_other_data(override: str) -> None:
+    priced = price_recipes([recipe("final_b16", override), recipe("final_b16")], Question("v100"))["recipes"]
+    assert [r["expected_top1"] for r in priced] == [None, 85.7]
+
+
+def test_a_recipe_that_cannot_be_priced_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = RECIPES / "final_b16.yaml", tmp_path / "odd.yaml"
+    bad.write_text("model:\n  image_size: 98\n")
+    assert main(["cost", str(good), str(bad), "--gpu", "v100"]) == 2
+    assert f"{bad}: image size 98" in capsys.readouterr().err
 
 
 def test_command_prints_recipes_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:

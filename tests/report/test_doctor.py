@@ -4,8 +4,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from beton_tools.convert import convert_folder
+from beton_tools.writer import WriteOptions
 from fastft.cli import main
 from fastft.report.doctor import FAIL, OK, WARN, Check, examine
 from fastft.report.machine import GIB, Facts, GpuFacts
@@ -75,7 +79,7 @@ def test_code_of_the_same_major_and_ptx_run_on_newer_cards() -> None:
         ("GPU", WARN, {"gpus": (), "nvidia_smi": None}),
         ("GPU", FAIL, {"gpus": (), "torch_cuda": None}),
         ("GPU", FAIL, {"gpus": ()}),
-        ("numba-cuda", WARN, {"numba_cuda": None}),
+        ("numba-cuda", FAIL, {"numba_cuda": None}),
         ("numba-cuda", FAIL, {"numba_cuda_toolkit": 13}),
         ("numba-cuda", OK, {"numba_cuda_toolkit": 13, "gpus": (A100,), "arch_list": CU130}),
         ("FFCV", FAIL, {"ffcv_error": "ImportError: libopencv_core.so.410"}),
@@ -96,10 +100,23 @@ def test_each_lack_is_found_and_comes_with_what_mends_it(
     assert bool(found.fix) == (status != OK)
 
 
-def test_command_looks_at_this_machine(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_disk_is_held_against_checkpoints_and_says_what_imagenet_takes() -> None:
+    """L/14: three checkpoints of 304 M parameters with moments and EMA, and the best weights twice, in fp32."""
+    need = 4 * 304e6 * (3 * 4 + 2)
+    assert check("disk", disk_free=int(need)).status == WARN
+    found = check("disk", disk_free=25 * GIB)
+    assert found.status == OK and "ImageNet 60-130 GB" in found.found
+
+
+def test_command_looks_at_this_machine(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, photographs: dict[str, np.ndarray]
+) -> None:
     """FFCV, torch and TurboJPEG are here, or no other test would run."""
+    for name in ("astronaut", "coffee"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        Image.fromarray(photographs[name]).save(tmp_path / "in" / name / "a.jpg")
     data = tmp_path / "train.beton"
-    data.write_bytes(b"0" * 1000)
+    convert_folder(tmp_path / "in", data, WriteOptions(workers=0))
     code = main(["doctor", "--data", str(data), "--json"])
     result = json.loads(capsys.readouterr().out)
     status = {c["name"]: c["status"] for c in result["checks"]}
@@ -107,5 +124,12 @@ def test_command_looks_at_this_machine(capsys: pytest.CaptureFixture[str], tmp_p
     assert code == (0 if result["ready"] else 1)
 
 
-def test_command_refuses_a_file_that_is_not_there() -> None:
-    assert main(["doctor", "--data", "nowhere.beton"]) == 2
+@pytest.mark.parametrize(
+    ("data", "message"), [("nowhere.beton", "No such file"), ("README.md", "README.md: ")]
+)
+def test_command_refuses_what_is_no_beton(
+    data: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--data", data]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

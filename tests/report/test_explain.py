@@ -7,7 +7,12 @@ import time
 
 import pytest
 
+from beton_tools.errors import UserError
+from fastft.build import recipe_arch
+from fastft.cli import main
 from fastft.config import load_recipe
+from fastft.data.order import BatchLayout
+from fastft.report.cost import recipe_work
 from fastft.report.explain import explain
 from tests.optim.test_groups import B16_SCALES
 
@@ -60,6 +65,38 @@ def test_freezing_and_stopping_early_cost_less() -> None:
         assert early["gpu_hours"][gpu] == pytest.approx(
             0.6 * whole["gpu_hours"][gpu], rel=0.03
         )  # but for the start
+
+
+def test_other_data_than_imagenet_are_not_promised_the_papers_accuracy(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert explained("final_b16")["expected_top1"] == 85.7
+    for override in ("--data.num_classes=10", "--data.train_size=20000"):
+        assert explained("final_b16", override)["expected_top1"] is None
+        assert main(["explain", "rcp/final_b16.yaml", override]) == 0
+        assert "85.7" not in capsys.readouterr().out
+
+
+def test_validation_images_are_assumed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert explained("final_b16")["cost"]["val_images"]["value"] == 50_000
+    values = explained("final_b16", "--data.train_size=20000")["cost"]
+    assert values["val_images"]["value"] == round(20_000 * 50_000 / 1_281_167)
+    recipe = load_recipe("rcp/final_b16.yaml", ["--data.train_size=20000"])
+    arch = recipe_arch(recipe)
+    assert values["total_flops"] == recipe_work(recipe, arch, values["val_images"]["value"]).total
+    assert main(["explain", "rcp/final_b16.yaml"]) == 0
+    assert "validation images, as many as ImageNet has: 50,000" in capsys.readouterr().out
+
+
+def test_fewer_images_than_a_batch_are_refused_as_the_trainer_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(UserError) as trainer:
+        BatchLayout(1000, 2048, 2048)
+    with pytest.raises(UserError, match=str(trainer.value)):
+        explained("final_b16", "--data.train_size=1000")
+    assert main(["cost", "rcp/final_b16.yaml", "--gpu", "v100", "--data.train_size=1000"]) == 2
+    assert f"rcp/final_b16.yaml: {trainer.value}" in capsys.readouterr().err
 
 
 def test_mixing_is_told_only_where_it_happens() -> None:

@@ -37,6 +37,20 @@ def test_headline_is_the_best_epoch_of_the_ema(run_folder: Path) -> None:
     assert shown["expected"]["value"] == "85.7 %"
 
 
+@pytest.mark.parametrize("change", ["--data.num_classes=10", "--data.train_size=1000000", "steps"])
+def test_other_data_are_not_held_against_the_paper(tmp_path: Path, change: str) -> None:
+    """By the recipe, or by epochs that had fewer steps than ImageNet has; recipes are compared all the same."""
+    overrides = [] if change == "steps" else [change]
+    run = load_run(write_run(tmp_path / "run", "final_b16", 20, *overrides))
+    if change == "steps":
+        short = [line | {"epoch": 2 * line["epoch"] + 1} for line in run.evaluations]
+        run = replace(run, evaluations=short)
+    page = render_run(run)
+    assert "expected" not in {f["label"] for f in headline(run)}
+    assert "reference EMA" not in page and "the paper's own run" not in page
+    assert "final_b16</th>" in page or "no option differs" in page
+
+
 def test_page_is_one_file_that_fetches_nothing(run_folder: Path) -> None:
     page = render_run(load_run(run_folder))
     for word in ("http://", "https://", 'src="/', "@import", "url("):
@@ -74,6 +88,23 @@ def test_cost_adds_up_and_extrapolates_at_the_pace_it_has(tmp_path: Path) -> Non
     assert rows["so far"]["wall_seconds"] == pytest.approx(sum(training_seconds(run)) + 25 * 21.5)
     assert rows["at the end"]["wall_seconds"] == pytest.approx(2 * rows["so far"]["wall_seconds"], rel=0.01)
     assert rows["so far"]["money"] == pytest.approx(rows["so far"]["wall_seconds"] / 3600 * 8 * 2.0)
+
+
+def test_the_start_is_a_row_of_its_own_and_slows_no_extrapolation(tmp_path: Path) -> None:
+    """A start of 1,000 s in the first interval: neither training nor the pace of what is to come."""
+    plain = load_run(write_run(tmp_path / "run", "final_b16", 25))
+    first, *others = plain.intervals
+    first = first | {"split": {"start": 1000.0, "wait": 0.1}}  # images/s leave the start out
+    for intervals in ([first, *others], [first]):
+        run = replace(plain, intervals=intervals)
+        unhindered = replace(plain, intervals=[plain.intervals[0], *others][: len(intervals)])
+        (ours, theirs) = (
+            {r["what"]: r["wall_seconds"] for r in run_cost(r, 8, None)["rows"]} for r in (run, unhindered)
+        )
+        assert ours["start"] == pytest.approx(1000) and "start" not in theirs
+        assert ours["training"] == pytest.approx(theirs["training"])
+        assert ours["at the end"] == pytest.approx(theirs["at the end"] + 1000)
+    assert "<td>start</td>" in render_run(run)
 
 
 def test_diff_names_exactly_the_options_that_differ() -> None:
@@ -153,7 +184,10 @@ def test_command_writes_the_page_into_the_run(run_folder: Path, capsys: pytest.C
     assert main(["report", str(run_folder / "checkpoints")]) == 2
 
 
-def test_command_refuses_what_is_no_run_and_no_benchmark(tmp_path: Path) -> None:
+def test_command_refuses_what_is_no_run_and_no_benchmark(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "x.json").write_text(json.dumps({"measures": [{"name": "a"}]}))
     for source in (tmp_path, tmp_path / "x.json", tmp_path / "none.json"):
         assert main(["report", str(source)]) == 2
+    assert "give a run directory or a benchmark file" in capsys.readouterr().err

@@ -123,6 +123,44 @@ def test_a_dry_run_counts_shared_trainings_once(tmp_path: Path) -> None:
     assert total_hours(prices)["A100"] == pytest.approx(expected)
 
 
+def test_cost_prices_the_trainings_of_sweeps_and_their_total(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows that train the same thing count once, over all tables; no figure of a long table is cut."""
+    sweeps = [load_sweep(TABLES / name / "sweep.yaml") for name in ("02_lr", "03_ema")]
+    paths = [str(TABLES / sweep.name / "sweep.yaml") for sweep in sweeps]
+    options = ["--gpu", "a100", "--gpus", "4", "--price", "200", "--mfu", "0.4"]
+    assert main(["cost", *paths, *options, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    runs = {run.key for sweep in sweeps for run in plan_runs(sweep, (), Path("runs"))}
+    assert (values["total"]["rows"], values["total"]["trainings"]) == (17, len(runs))
+    assert len(values["recipes"]) == len(runs)
+    for k, total in enumerate(values["total"]["estimates"]):
+        estimates = [recipe["estimates"][k] for recipe in values["recipes"]]
+        assert {e["basis"] for e in estimates} == {total["basis"]}
+        for key in ("wall_hours", "gpu_hours", "money"):
+            assert total[key] == pytest.approx(sum(e[key] for e in estimates))
+    assert main(["cost", *paths, *options]) == 0
+    printed = capsys.readouterr().out
+    assert f"17 rows, {len(runs)} trainings" in printed and "total" in printed and "…" not in printed
+
+
+@pytest.mark.parametrize("command", [["sweep", "--dry-run"], ["cost", "--gpu", "a100"]])
+def test_rows_that_wait_for_the_loader_are_marked(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A linear probe on A100 is faster than six cores decode; the whole model is not."""
+    table = str(TABLES / "fig3_partial" / "sweep.yaml")
+    assert main([command[0], table, *command[1:]]) == 0
+    printed = capsys.readouterr().out
+    assert "7.4*" in printed and "14.9*" not in printed and "* GPUs wait for the loader" in printed
+
+
+def test_a_row_that_cannot_be_priced_is_named(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (table.parent / "plain.yaml").write_text(f"extends: {FINAL.resolve()}\nmodel: {{image_size: 98}}\n")
+    for command in (["sweep", str(table), "--dry-run"], ["cost", str(table), "--gpu", "v100"]):
+        assert main(command) == 2
+        assert f"{table.parent / 'plain.yaml'}: image size 98" in capsys.readouterr().err
+
+
 def test_the_command_prices_without_data_and_trains_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

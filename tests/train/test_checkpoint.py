@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from beton_tools.errors import UserError
 from fastft.model import build_classifier
@@ -25,10 +26,12 @@ from fastft.train.checkpoint import (
 )
 from tests.model.test_tower import small_arch
 
+RECIPE = {"recipe": {}}  # what every checkpoint's state must hold
+
 
 def stepped_optimizer(seed: int):
     torch.manual_seed(seed)
-    model = build_classifier(small_arch(), 5)
+    model = build_classifier(small_arch(), 5, freeze_conv1=False).to(memory_format=torch.channels_last)
     optimizer = build_adamw(
         optimizer_groups(model, layer_groups(model, 3, 0.6, 0.05)), betas=(0.9, 0.999), eps=1e-8
     )
@@ -44,7 +47,7 @@ def test_optimizer_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     """The next step from the file equals the next step without the file."""
     model, optimizer = stepped_optimizer(0)
     write_checkpoint(
-        tmp_path / "step-1", {}, {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer)}
+        tmp_path / "step-1", RECIPE, {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer)}
     )
     loaded = read_checkpoint(tmp_path / "step-1")
     other, fresh = stepped_optimizer(1)
@@ -67,7 +70,7 @@ def test_kill_9_while_writing_leaves_the_older_checkpoint(tmp_path: Path) -> Non
         "folder = pathlib.Path(sys.argv[1])\n"
         "for i in range(100000):\n"
         "    t = torch.full((200_000,), float(i))\n"
-        "    write_checkpoint(folder / f'step-{i:08}', {'i': i}, {'model': {'w': t}, 'ema': {'w': t}})\n"
+        "    write_checkpoint(folder / f'step-{i:08}', {'i': i, 'recipe': {}}, {'model': {'w': t}, 'ema': {'w': t}})\n"
         "    prune(folder, 2)\n"
         "    print(i, flush=True)\n"
     )
@@ -100,25 +103,39 @@ def test_pruning_keeps_the_newest_and_clears_leftovers(tmp_path: Path) -> None:
 def test_a_run_means_its_best_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "checkpoints"
     for name in ("step-00000010", "best-0003"):
-        write_checkpoint(folder / name, {}, {"model": {"w": torch.zeros(1)}})
+        write_checkpoint(folder / name, RECIPE, {"model": {"w": torch.zeros(1)}})
     assert find_checkpoint(tmp_path / "run").name == "best-0003"
     assert find_checkpoint(folder / "step-00000010").name == "step-00000010"
     with pytest.raises(UserError, match="holds no checkpoint"):
         find_checkpoint(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "json", "version"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("fastft.train.checkpoint.save_file", full)
+    with pytest.raises(UserError, match=r"could not be written: .*No space left on device; free some space"):
+        write_checkpoint(tmp_path / "step-1", RECIPE, {"model": {"w": torch.zeros(1)}})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "json", "version", "a list", "no recipe", "no file"])
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "step-1"
-    write_checkpoint(path, {"i": 1}, {"model": {"w": torch.zeros(100)}})
+    write_checkpoint(path, RECIPE, {"model": {"w": torch.zeros(100)}})
     weights, state = path / "model.safetensors", path / "state.json"
+    read_checkpoint(path)
     if damage == "truncate":
         weights.write_bytes(weights.read_bytes()[:-10])
     elif damage == "flip":
         weights.write_bytes(b"\xff" * 8 + weights.read_bytes()[8:])
     elif damage == "json":
         state.write_text("{")
+    elif damage == "no file":
+        weights.unlink()
     else:
-        state.write_text(json.dumps({"version": 99}))
+        states = {"version": {"version": 99} | RECIPE, "a list": [], "no recipe": {"version": 1}}
+        state.write_text(json.dumps(states[damage]))
     with pytest.raises(UserError, match=r"damaged|version 99"):
         read_checkpoint(path)

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from beton_tools.format import Beton
 from fastft.data import EvalLoader
+from fastft.data.order import epoch_order
 from fastft.train.checkpoint import step_checkpoints
 from fastft.train.distributed import World, first_sentence
 from fastft.train.evaluate import evaluate
@@ -99,8 +101,25 @@ def test_bad_input_under_torchrun_is_one_line_and_exit_code_2(tiny, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
-def test_try_again_says_most() -> None:
-    assert [exit_code(codes) for codes in ({75, -15}, {2, -15}, {1}, {-9})] == [75, 2, 1, 1]
+def test_what_one_process_meets_ends_all_with_its_line_and_exit_code_2(tiny, tmp_path: Path) -> None:
+    """A damaged sample: the process that reads it says so, the other one does not ask for another try."""
+    beton = Beton.open(tiny["data.train"])
+    data = bytearray(beton.data)
+    order = epoch_order(48, 0, 0)
+    bad = int(order[8 * 2 + 6])  # third step, second process's half of the batch
+    end = int(beton.pointers[bad] + beton.sizes[bad])
+    data[end - int(beton.sizes[bad]) // 2 : end] = bytes(int(beton.sizes[bad]) // 2)
+    damaged = tmp_path / "damaged.beton"
+    damaged.write_bytes(data)
+    process = launch("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "run", data__train=str(damaged)))
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 2, said
+    assert f"sample {bad}" in said and "damaged JPEG data" in said and "Traceback" not in said
+
+
+def test_bad_input_says_most() -> None:
+    codes = ({75, -15}, {2, -15}, {2, 75}, {1}, {-9})
+    assert [exit_code(c) for c in codes] == [75, 2, 2, 1, 1]
 
 
 def test_a_back_ends_message_is_cut_to_what_happened() -> None:

@@ -23,6 +23,20 @@ def test_an_asked_micro_batch_must_divide_the_batch() -> None:
         micro_batch.choose_micro_batch(100, 256, torch.nn.Linear(1, 1), 224, FP32)
 
 
+@pytest.mark.parametrize(("number", "at_most", "want"), [(50, 32, 10), (42, 32, 14), (80, 7, 4), (6, 1, 2)])
+def test_mixed_pairs_stay_together(number: int, at_most: int, want: int) -> None:
+    assert micro_batch.largest_divisor(number, at_most, 2) == want
+
+
+def test_mixing_asks_for_even_micro_batches() -> None:
+    with pytest.raises(UserError, match="into even parts; use 10"):
+        micro_batch.choose_micro_batch(25, 50, torch.nn.Linear(1, 1), 224, FP32, unit=2)
+    with pytest.raises(
+        UserError, match=r"an even number of images per process, not 5; change optim\.batch_size"
+    ):
+        micro_batch.choose_micro_batch(0, 5, torch.nn.Linear(1, 1), 224, FP32, unit=2)
+
+
 def test_gpu_micro_batch_is_what_fits(monkeypatch) -> None:
     """1 GB per image, 5 GB fixed, 80 GB free: 67 fit into nine tenths, 64 divides 2048."""
 
@@ -33,7 +47,9 @@ def test_gpu_micro_batch_is_what_fits(monkeypatch) -> None:
 
             return iter([Parameter()])
 
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80e9, 80e9))
+    cached = [60e9]  # that an earlier training's allocator still holds
+    monkeypatch.setattr(torch.cuda, "empty_cache", cached.clear)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80e9 - sum(cached), 80e9))
     monkeypatch.setattr(micro_batch, "measure_memory", lambda *_: (5e9, 1e9))
     assert micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32) == 64
     monkeypatch.setattr(micro_batch, "measure_memory", lambda *_: (5e9, 90e9))

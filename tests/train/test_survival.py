@@ -30,6 +30,7 @@ CASES = {
         "optim__clip_grad": "1.0",
         "train__checkpoint_steps": "1",
     },
+    "patch embedding trained, as at 384": {"model__freeze_conv1": "false"},
     "no EMA, saved at epoch ends only": {"ema__decay": "0", "train__checkpoint_steps": "0"},
 }
 
@@ -72,16 +73,28 @@ def _kill_after(command: list[str], folder: Path, step: int, delay: float) -> in
     return victim.returncode
 
 
+def in_steps(line: dict) -> float:
+    """Seconds of a log line's steps, without the wait for a process's first batch."""
+    return sum(line["split"][part] for part in PARTS if part != "start")
+
+
+def test_the_loaders_work_is_logged_by_part(whole: Path) -> None:
+    epochs = [line["seconds"] for line in read_metrics(whole / "metrics.jsonl") if line["kind"] == "split"]
+    for seconds in epochs:  # 48 images each, a few milliseconds of one core for each
+        assert 0 <= seconds["read"] < seconds["decode"] and seconds["augment"] > 0
+        assert 48 * 20e-6 < seconds["decode"] + seconds["augment"] < 48 * 50e-3
+
+
 def test_time_split_adds_up_to_the_steps(whole: Path) -> None:
     """Of every log line: all parts are there, none is negative, together they are most of the interval and not more."""
     lines = read_metrics(whole / "metrics.jsonl")
     trained = [line for line in lines if line["kind"] == "train"]
     for line in trained:
         seconds = 8 / line["images_per_second"]
-        assert set(line["split"]) == set(PARTS)
+        assert set(line["split"]) == {*PARTS, "read", "decode", "augment"}
         assert min(line["split"].values()) >= 0
-        assert sum(line["split"].values()) <= seconds
-    shares = [sum(line["split"].values()) * line["images_per_second"] / 8 for line in trained]
+        assert in_steps(line) <= seconds
+    shares = [in_steps(line) * line["images_per_second"] / 8 for line in trained]
     assert sorted(shares)[len(shares) // 2] > 0.5
     # waiting for the first batch of a process, while kernels compile, is no fault of the loader
     assert trained[0]["split"]["start"] > 0 and trained[0]["split"]["wait"] == 0

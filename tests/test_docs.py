@@ -1,0 +1,76 @@
+"""The documentation: dead links are errors, and the reference of files lists what they hold."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastft.config import load_recipe
+from fastft.report.cost_table import Question, price_recipes
+
+ROOT = Path(__file__).parents[1]
+SCHEMA = (ROOT / "docs/bench-schema.md").read_text()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A copy of what `make docs` reads."""
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    return tmp_path
+
+
+def make_docs(site: Path) -> subprocess.CompletedProcess[str]:
+    """The Makefile's own command."""
+    line = re.search(r"^\t(NO_MKDOCS.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert line is not None
+    command = line[1].replace("$(BIN)", shlex.quote(str(Path(sys.executable).parent)))
+    return subprocess.run(command, shell=True, cwd=site, capture_output=True, text=True)
+
+
+def test_the_docs_build_without_a_warning(site: Path) -> None:
+    done = make_docs(site)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("page", "text", "warning"),
+    [
+        ("index.md", "[a file](../rcp/no.yaml)", "'../rcp/no.yaml'"),
+        ("index.md", "[a heading](faq.md#no)", "not contain an anchor '#no'"),
+        ("lost.md", "# A page", 'not included in the "nav"'),
+    ],
+)
+def test_a_dead_link_and_a_page_outside_the_navigation_are_errors(
+    site: Path, page: str, text: str, warning: str
+) -> None:
+    with (site / "docs" / page).open("a") as file:
+        file.write(f"\n{text}\n")
+    done = make_docs(site)
+    assert done.returncode != 0 and warning in done.stderr
+
+
+def row(begin: str) -> str:
+    return next(line for line in SCHEMA.splitlines() if line.startswith(begin))
+
+
+def test_every_unit_of_the_results_is_documented() -> None:
+    measures = json.loads((ROOT / "benchmarks/results/all.json").read_text())["measures"]
+    assert {m["unit"] for m in measures} <= set(re.findall(r"`([^`]+)`", row("| `.unit`")))
+
+
+def test_every_kind_of_line_in_metrics_is_documented() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "fastft/train").glob("*.py"))
+    kinds = set(re.findall(r"\.record\(\"(\w+)\"", code))
+    assert "checkpoint" in kinds and kinds == set(re.findall(r"^\| `(\w+)` \| `", SCHEMA, re.M))
+
+
+def test_every_key_of_a_cost_estimate_is_documented() -> None:
+    priced = price_recipes([load_recipe(ROOT / "rcp/final_b16.yaml")], Question("V100"))
+    text = SCHEMA[SCHEMA.index("`fastft cost --json`") : SCHEMA.index("A run's `metrics.jsonl`")]
+    assert priced["recipes"][0]["estimates"][0].keys() <= set(re.findall(r"`(\w+)`", text))
