@@ -89,6 +89,7 @@ def compile_model(model: nn.Module, choice: str, device: torch.device) -> Any:
         choice = "on" if native and _has_triton() else "off"
     if choice == "off":
         return model
+    torch.compiler.reset()  # the ninth model of a sweep would reach the limit of recompilations and run uncompiled
     return torch.compile(model)
 
 

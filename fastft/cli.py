@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     if rest and not getattr(args, "takes_overrides", False):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.overrides = rest
     try:
         return args.run(args)
@@ -88,7 +88,7 @@ def _command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(run=run, takes_overrides=recipe)
+    parser.set_defaults(run=run, takes_overrides=recipe, parser=parser)
     if recipe:
         parser.add_argument("recipe", metavar="RECIPE", help="recipe file, such as rcp/final_b16.yaml")
     return parser

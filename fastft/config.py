@@ -6,9 +6,10 @@ fastargs sections are built from these dataclasses and do the collecting and che
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,23 @@ from beton_tools.errors import UserError
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP preprocessing
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_TRAIN_SIZE = 1_281_167  # ILSVRC2012 training images
+LARGEST_SEED = 2**63 - 1  # random numbers are drawn from it as an int64
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # YAML 1.1
+NOTHING = ("none", "null", "~")
 
 
 def option(
-    default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: Sequence = ()
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+    choices: Sequence = (),
 ) -> Any:
-    return dataclasses.field(
-        default=default, metadata={"help": help, "low": low, "high": high, "choices": choices}
-    )
+    """low and high may be reached, below may not."""
+    bounds = {"low": low, "high": high, "below": below}
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, **bounds})
 
 
 @dataclass(frozen=True)
@@ -98,8 +108,8 @@ class Optim:
     lr: float = option(6e-4, "learning rate of the head after warm-up; not scaled with the batch", low=0)
     layer_decay: float = option(0.6, "lr factor per block from the head down, 1: none", low=1e-3, high=1)
     weight_decay: float = option(0.05, "decoupled; none on 1-D tensors, positions and the class token", low=0)
-    beta1: float = option(0.9, "AdamW", low=0, high=1)
-    beta2: float = option(0.999, "AdamW", low=0, high=1)
+    beta1: float = option(0.9, "AdamW", low=0, below=1)
+    beta2: float = option(0.999, "AdamW", low=0, below=1)
     eps: float = option(1e-8, "AdamW", low=0)
     clip_grad: float | None = option(None, "largest global gradient norm", low=0)
     label_smoothing: float = option(0.1, "share of the target spread over all classes", low=0, high=1)
@@ -115,7 +125,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Ema:
-    decay: float = option(0.9998, "per step at the reference batch, 0: no EMA", low=0, high=0.9999999)
+    decay: float = option(0.9998, "per step at the reference batch, 0: no EMA", low=0, below=1)
     reference_batch: int = option(
         2048, "batch that the decay is given for; converted to the one in use", low=1
     )
@@ -124,7 +134,7 @@ class Ema:
 @dataclass(frozen=True)
 class Train:
     run_dir: str | None = option(None, "where the run lives; default runs/<recipe name>")
-    seed: int = option(0, "of order, augmentation, head and stochastic depth", low=0)
+    seed: int = option(0, "of order, augmentation, head and stochastic depth", low=0, high=LARGEST_SEED)
     device: str = option("auto", "auto takes the GPU where there is one", choices=("auto", "cuda", "cpu"))
     amp: str = option(
         "auto", "auto: fp16 on V100, bf16 where it is native", choices=("auto", "fp32", "bf16", "fp16")
@@ -183,54 +193,59 @@ SECTIONS: dict[str, type] = {
 
 
 class Typed(Checker):
-    """A fastargs checker from a field's type, bounds and choices; strict where fastargs converts (3.7 -> 3)."""
+    """A fastargs checker from a field's type, bounds and choices; strict where fastargs converts (3.7 -> 3).
+
+    Takes texts, as files and the command line give them, and the values that a checkpoint remembers.
+    """
 
     def __init__(self, field: dataclasses.Field, hint: Any):
         args = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         self.optional = type(None) in args
         self.type = next(a for a in args if a is not type(None))
-        self.low, self.high, self.choices = (field.metadata[k] for k in ("low", "high", "choices"))
+        self.low, self.high, self.below = (field.metadata[k] for k in ("low", "high", "below"))
+        self.choices = field.metadata["choices"]
 
     def check(self, value: Any) -> Any:
-        if value is None or (self.optional and value in ("none", "None", "null")):
+        if value in (None, "") or (self.optional and str(value).lower() in NOTHING):
             if self.optional:
                 return None
             raise ValueError("no value")
         value = self._convert(value)
         if self.choices and value not in self.choices:
             raise ValueError(f"not one of {', '.join(self.choices)}")
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if is_number and not self._inside(value):
-            raise ValueError("out of range")
+        if self.type not in (bool, str):
+            for number in value if isinstance(value, tuple) else (value,):
+                self._check_inside(number)
         return value
 
-    def _inside(self, value: float) -> bool:
-        """Within the bounds; nan is not."""
-        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+    def _check_inside(self, number: float) -> None:
+        inside = math.isfinite(number)
+        inside &= self.low is None or number >= self.low
+        inside &= self.high is None or number <= self.high
+        inside &= self.below is None or number < self.below
+        if not inside:
+            raise ValueError("out of range")
 
     def _convert(self, value: Any) -> Any:
         if self.type is bool:
-            if isinstance(value, bool):
-                return value
-            return {"true": True, "false": False}[str(value).lower()]
+            return BOOLEANS[str(value).lower()]
         if isinstance(value, bool):
             raise TypeError("a boolean is not a number or a text")
         if self.type is int:
+            if isinstance(value, int) or str(value).lstrip("+-").isdigit():
+                return int(value)  # a float would round it above 2^53
             number = float(value)
             if number != int(number):
                 raise ValueError("not a whole number")
-            return (
-                int(value)
-                if isinstance(value, (int, str)) and str(value).lstrip("+-").isdigit()
-                else int(number)
-            )
+            return int(number)
         if self.type is float:
             return float(value)
         if self.type is str:
             if isinstance(value, (list, dict)):
                 raise TypeError("not a text")
             return str(value)
-        numbers = tuple(float(v) for v in (value.split(",") if isinstance(value, str) else value))
+        parts = value.strip("[]").split(",") if isinstance(value, str) else value
+        numbers = tuple(float(part) for part in parts)
         if len(numbers) != 3:
             raise ValueError("three numbers, one per channel")
         return numbers
@@ -241,9 +256,8 @@ class Typed(Checker):
         name = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(
             self.type, "three numbers"
         )
-        low = f">= {self.low:g}" if self.low is not None else ""
-        high = f"<= {self.high:g}" if self.high is not None else ""
-        bounds = " and ".join(filter(None, (low, high)))
+        limits = ((">=", self.low), ("<=", self.high), ("<", self.below))
+        bounds = " and ".join(f"{sign} {limit}" for sign, limit in limits if limit is not None)
         return name + (f" {bounds}" if bounds else "") + (" or none" if self.optional else "")
 
 
@@ -282,6 +296,20 @@ def recipe_from_dict(name: str, sections: Mapping[str, Mapping[str, Any]]) -> Re
     )
 
 
+class _RecipeLoader(yaml.BaseLoader):
+    """Scalars stay texts, for `Typed` to read: YAML 1.1 takes off for False, 007 for 7 and 6e-4 for a text."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"'{key.value}' is there twice", problem_mark=key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, tuple[Any, str]]:
     """Flat `section.key` -> (value, where it was written); the file's own values override its base's."""
     path = path.resolve()
@@ -292,9 +320,8 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, tuple[Any,
     values = _read_with_bases(path.parent / str(base), (*seen, path)) if base else {}
     for section, entries in document.items():
         if not isinstance(entries, dict):
-            raise UserError(
-                f"{path}: '{section}' must hold 'key: value' lines; {_nearest(str(section), SECTIONS)}"
-            )
+            hint = "" if section in SECTIONS else f"; {_nearest(section, (*SECTIONS, 'extends'))}"
+            raise UserError(f"{path}: '{section}' must hold 'key: value' lines{hint}")
         for key, value in entries.items():
             values[f"{section}.{key}"] = (value, str(path))
     return values
@@ -302,7 +329,7 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, tuple[Any,
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), _RecipeLoader)
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
         raise UserError(
@@ -317,14 +344,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return document
 
 
-def _parse_override(text: str) -> tuple[str, Any]:
+def _parse_override(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not text.startswith("--") or not equals:
         raise UserError(f"cannot read '{text}'; write overrides as --section.key=value")
-    try:
-        return key[2:], yaml.safe_load(value)
-    except yaml.YAMLError:
-        return key[2:], value
+    return key[2:], value
 
 
 def _validate(name: str, values: Mapping[str, tuple[Any, str]]) -> Recipe:
@@ -359,8 +383,12 @@ def _check_together(recipe: Recipe) -> None:
     for low, high in (("scale_min", "scale_max"), ("ratio_min", "ratio_max")):
         if getattr(recipe.augment, low) > getattr(recipe.augment, high):
             raise UserError(f"augment.{low} is larger than augment.{high}; swap them")
+    if recipe.model.rel_pos_bias and recipe.model.patch_dropout > 0:
+        raise UserError(
+            "model.rel_pos_bias needs every patch; set model.patch_dropout to 0, or do without it"
+        )
 
 
-def _nearest(key: str, known: Mapping[str, Any]) -> str:
+def _nearest(key: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
     return f"did you mean '{near[0]}'?" if near else f"valid names: {', '.join(sorted(known))}"

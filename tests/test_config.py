@@ -51,12 +51,62 @@ def test_own_values_override_the_base_and_flags_override_both(tmp_path: Path) ->
         ("optim: {lr: [1", "not valid YAML"),
         ("extends: nowhere.yaml", "does not exist"),
         ("extends: bad.yaml", "in a circle"),
+        ("extend: final_b16.yaml", "did you mean 'extends'"),
+        ("zzz: 1", "valid names: .*extends"),
+        ("optim:", "'optim' must hold 'key: value' lines$"),
+        ("optim: {lr: 1e-3, lr: 2e-3}", "'lr' is there twice"),
+        ("optim: {lr: 1e-3}\nema: {decay: 0.9}\noptim: {beta1: 0.8}", "'optim' is there twice"),
+        ("train: {compile: sometimes}", "it must be one of auto, on, off"),
+        ("optim: {beta1: 1}", "it must be a number >= 0 and < 1"),
+        ("optim: {beta2: 1}", "it must be a number >= 0 and < 1"),
+        ("ema: {decay: 1}", "it must be a number >= 0 and < 1"),
+        ("optim: {lr: inf}", "it must be a number >= 0"),
+        ("optim: {clip_grad: inf}", "it must be a number >= 0 or none"),
+        ("schedule: {epochs: inf}", "it must be a whole number >= 1"),
+        ("augment: {mean: [0.5, nan, 0.5]}", "it must be three numbers"),
+        ("train: {seed: 9223372036854775808}", "it must be a whole number >= 0 and <= 9223372036854775807"),
+        ("model: {rel_pos_bias: true, patch_dropout: 0.5}", "needs every patch"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         load_recipe(write(tmp_path, "bad.yaml", text))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["on", "off", "007", "1e3", "2026-11-25", "a: b #1", "[x]", "'x'", "12:30"])
+def test_a_text_is_what_was_typed(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, "r.yaml", "about: {source: x}")
+    assert load_recipe(path, [f"--about.source={text}"]).about.source == text
+
+
+def test_yaml_makes_no_numbers_and_dates_of_texts(tmp_path: Path) -> None:
+    path = write(tmp_path, "r.yaml", "train: {run_dir: 007}\ndata: {train: 2026-11-25, val: 12:30}")
+    recipe = load_recipe(path)
+    assert (recipe.train.run_dir, recipe.data.train, recipe.data.val) == ("007", "2026-11-25", "12:30")
+
+
+@pytest.mark.parametrize("choice", ["auto", "on", "off"])
+def test_every_choice_of_compile_can_be_made(tmp_path: Path, choice: str) -> None:
+    path = write(tmp_path, "r.yaml", f"train: {{compile: {choice}}}")
+    assert load_recipe(path).train.compile == choice
+    assert load_recipe(RECIPES / "final_b16.yaml", [f"--train.compile={choice}"]).train.compile == choice
+
+
+def test_values_are_read_the_same_from_a_file_and_a_flag(tmp_path: Path) -> None:
+    values = {
+        "model": {"freeze_conv1": "no", "trainable_layers": "~"}, "optim": {"clip_grad": "", "batch_size": "1e3"},
+        "augment": {"mean": "[0.1, 0.2, 3e-1]"}, "train": {"seed": "9007199254740993"}, "data": {"val": "null"},
+    }  # fmt: skip
+    text = "".join(
+        f"{s}:\n" + "".join(f"  {k}: {v}\n" for k, v in entries.items()) for s, entries in values.items()
+    )
+    file = load_recipe(write(tmp_path, "r.yaml", text))
+    flags = [f"--{s}.{k}={v}" for s, entries in values.items() for k, v in entries.items()]
+    assert load_recipe(write(tmp_path, "r.yaml", "about: {}"), flags) == file
+    assert (file.model.freeze_conv1, file.model.trainable_layers, file.optim.clip_grad) == (False, None, None)
+    assert (file.augment.mean, file.data.val) == ((0.1, 0.2, 0.3), None)
+    assert (file.train.seed, file.optim.batch_size) == (2**53 + 1, 1000)
 
 
 def test_a_missing_recipe_names_the_nearest() -> None:

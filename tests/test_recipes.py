@@ -11,6 +11,7 @@ from fastft.build import build_mixer, build_model, build_policy, recipe_arch
 from fastft.config import Recipe, load_recipe
 from fastft.optim import layer_groups
 from fastft.report.cost import recipe_work
+from fastft.report.explain import explain
 from fastft.sweep import load_sweep, plan_runs
 
 RECIPES = Path("rcp")
@@ -228,6 +229,13 @@ def test_a_recipe_starts_with_its_command_and_what_to_expect(path: Path) -> None
 def test_predicted_hours_and_the_page_of_tables_are_what_the_cost_model_says_now() -> None:
     stale = runpy.run_path("docs/paper_tables.py")["stale"]()
     assert not stale, "run: python docs/paper_tables.py"
+
+
+def test_the_demos_recipe_can_be_explained() -> None:
+    """It names its own architecture: no command has to."""
+    values = explain(load_recipe(RECIPES / "demo.yaml"))
+    assert values["schedule"]["total_steps"] == 316  # as its comment on lr says
+    assert {group["layer_id"] for group in values["groups"]} == {9, 10, 11, 12, 13}
 
 
 def recipes_by_training() -> dict[str, Recipe]:

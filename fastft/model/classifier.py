@@ -30,8 +30,8 @@ class Classifier(nn.Module):
             self.head.weight.mul_(head_init_scale)
             self.head.bias.mul_(head_init_scale)
 
-    def forward(self, images: Tensor) -> Tensor:
-        tokens_BND = self.visual(images)
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        tokens_BND = self.visual(images, noise)
         return self.head(self.fc_norm(tokens_BND[:, 1:]).mean(1))
 
 

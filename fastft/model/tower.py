@@ -5,6 +5,8 @@ what the paper's ablations switch on: LayerScale, relative position bias, stocha
 Shapes: B images, N tokens (class token first), D width, H heads.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,33 +33,33 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth per sample; kept branches are scaled by 1 / (1 - rate)."""
+    """Stochastic depth per sample, kept where its uniform number says so; kept branches are scaled by 1 / (1 - rate)."""
 
     def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
+    def forward(self, x_BND: Tensor, uniform_B: Tensor | None) -> Tensor:
+        if uniform_B is None or self.rate == 0:
             return x_BND
         keep = 1 - self.rate
-        mask = torch.rand(x_BND.shape[0], 1, 1, device=x_BND.device) < keep
-        return x_BND * (mask / keep).to(x_BND.dtype)
+        mask_B = uniform_B < keep
+        return x_BND * (mask_B / keep).to(x_BND.dtype)[:, None, None]
 
 
 class PatchDropout(nn.Module):
-    """Keeps the class token and a random (1 - rate) of the patch tokens while training."""
+    """Keeps the class token and (1 - rate) of the patch tokens: those whose uniform numbers are largest."""
 
     def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
+    def forward(self, x_BND: Tensor, uniform_BN: Tensor | None) -> Tensor:
+        if uniform_BN is None or self.rate == 0:
             return x_BND
         patches = x_BND[:, 1:]
         kept = max(1, round(patches.shape[1] * (1 - self.rate)))
-        index = torch.rand(patches.shape[:2], device=x_BND.device).topk(kept, dim=1).indices
+        index = uniform_BN.topk(kept, dim=1).indices
         index = index.unsqueeze(-1).expand(-1, -1, patches.shape[2])
         return torch.cat([x_BND[:, :1], patches.gather(1, index)], dim=1)
 
@@ -128,9 +130,10 @@ class Block(nn.Module):
         self.ls_2 = nn.Identity() if layer_scale is None else LayerScale(arch.width, layer_scale)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        x_BND = x_BND + self.drop_path(self.ls_1(self.attn(self.ln_1(x_BND))))
-        return x_BND + self.drop_path(self.ls_2(self.mlp(self.ln_2(x_BND))))
+    def forward(self, x_BND: Tensor, noise_B2: Tensor | None) -> Tensor:
+        first_B, second_B = (None, None) if noise_B2 is None else noise_B2.unbind(1)
+        x_BND = x_BND + self.drop_path(self.ls_1(self.attn(self.ln_1(x_BND))), first_B)
+        return x_BND + self.drop_path(self.ls_2(self.mlp(self.ln_2(x_BND))), second_B)
 
 
 class Transformer(nn.Module):
@@ -166,27 +169,49 @@ class Tower(nn.Module):
         scale = arch.width**-0.5
         self.class_embedding = nn.Parameter(scale * torch.randn(arch.width))
         self.positional_embedding = nn.Parameter(scale * torch.randn(arch.tokens, arch.width))
+        self.stochastic = drop_path > 0 or patch_dropout > 0
         self.patch_dropout = PatchDropout(patch_dropout)
         self.ln_pre = nn.LayerNorm(arch.width, arch.norm_eps) if arch.ln_pre else nn.Identity()
         rates = [drop_path * i / max(1, arch.layers - 1) for i in range(arch.layers)]
         self.transformer = Transformer([Block(arch, layer_scale, rel_pos_bias, rate) for rate in rates])
 
-    def embed(self, images: Tensor) -> Tensor:
+    @property
+    def noise_columns(self) -> int:
+        """Uniform numbers that a training pass takes per image: two per block, one per patch; 0 where none is asked for."""
+        return 2 * self.arch.layers + self.arch.grid**2 if self.stochastic else 0
+
+    def embed(self, images: Tensor, uniform_BN: Tensor | None = None) -> Tensor:
         x = self.conv1(images).flatten(2).transpose(1, 2)
         token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([token, x], dim=1) + self.positional_embedding.to(x.dtype)
-        return self.ln_pre(self.patch_dropout(x))
+        # blocks add to it in fp32: autocast leaves it in bf16 where there is no ln_pre, and on a CPU even after one
+        return self.ln_pre(self.patch_dropout(x, uniform_BN)).float()
 
-    def forward(self, images: Tensor) -> Tensor:
+    def _share_out(
+        self, images: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor | None, Sequence[Tensor | None]]:
+        """What of the noise is the patches', and each block's."""
+        columns, layers = self.noise_columns, self.arch.layers
+        if not self.training or columns == 0:
+            return None, [None] * layers
+        if noise is None:
+            noise = torch.rand(images.shape[0], columns, device=images.device)
+        return noise[:, 2 * layers :], noise[:, : 2 * layers].chunk(layers, dim=1)
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """noise: (B, noise_columns), uniform in [0, 1), for stochastic layers in training; by default torch draws it."""
         blocks = self.transformer.resblocks
+        for_patches, for_blocks = self._share_out(images, noise)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.frozen_blocks == 0):
-            x = self.embed(images)
+            x = self.embed(images, for_patches)
         with torch.set_grad_enabled(False):
-            for block in blocks[: self.frozen_blocks]:
-                x = block(x)
-        for block in blocks[self.frozen_blocks :]:
+            for block, uniform in zip(blocks[: self.frozen_blocks], for_blocks, strict=False):
+                x = block(x, uniform)
+        for block, uniform in zip(
+            blocks[self.frozen_blocks :], for_blocks[self.frozen_blocks :], strict=True
+        ):
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, uniform, use_reentrant=False)
             else:
-                x = block(x)
+                x = block(x, uniform)
         return x

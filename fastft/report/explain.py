@@ -6,12 +6,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from beton_tools.errors import UserError
 from fastft.augment import describe_policy
 from fastft.build import build_model, build_policy, build_schedule, recipe_arch
 from fastft.config import Recipe
 from fastft.model import Arch
 from fastft.optim import Group, WarmupCosine, layer_groups
 from fastft.report.cost import predict, recipe_flops, recipe_work, steps_per_epoch
+from fastft.report.cost_recipes import count_images
 from fastft.report.imagenet import expected_top1, val_images_row
 
 
@@ -22,8 +24,12 @@ def explain(recipe: Recipe, at_step: int | None = None) -> dict[str, Any]:
     (None for other data than ImageNet).
 
     Raises:
-        UserError: unknown architecture or one that the image size does not fit, or fewer images than one batch.
+        UserError: unknown architecture or one that the image size does not fit, fewer images than one batch, or no such step.
     """
+    recipe = count_images(recipe)
+    last = recipe.epochs * steps_per_epoch(recipe) - 1
+    if at_step is not None and at_step > last:
+        raise UserError(f"there is no step {at_step}; the recipe has steps 0 to {last}")
     arch = recipe_arch(recipe)
     with torch.device("meta"):
         model = build_model(recipe, pretrained=False)

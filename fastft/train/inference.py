@@ -2,11 +2,12 @@
 
 import csv
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -20,7 +21,8 @@ from fastft.config import Recipe, recipe_from_dict
 from fastft.data import EvalLoader
 from fastft.model import Arch, Classifier
 from fastft.train.checkpoint import find_checkpoint, read_checkpoint
-from fastft.train.distributed import find_world
+from fastft.train.classes import name_outputs, refuse_other_classes
+from fastft.train.distributed import World, find_world
 from fastft.train.evaluate import evaluate
 from fastft.train.precision import choose_precision
 
@@ -30,12 +32,17 @@ BATCH = 32  # images per forward pass
 
 @dataclass(frozen=True)
 class Trained:
-    """A model ready to use, and what it was trained with."""
+    """A model ready to use, and what it was trained with; `classes` are the training file's, which may be fewer than outputs."""
 
     model: Classifier
     recipe: Recipe
     classes: list[str]
     path: Path
+
+    @property
+    def outputs(self) -> list[str]:
+        """A name for every output of the head."""
+        return name_outputs(self.classes, self.recipe.data.num_classes)
 
 
 @dataclass(frozen=True)
@@ -64,8 +71,12 @@ def load_trained(checkpoint: Path, device: torch.device) -> Trained:
 
 
 def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str) -> dict[str, Any]:
-    """Scores of a checkpoint on a `.beton` (default: its recipe's validation file), over all processes."""
-    world = find_world(device)
+    """Scores of a checkpoint on a `.beton` (default: its recipe's validation file), over all processes.
+
+    Raises:
+        UserError: no such checkpoint or file, a damaged one, or a file with other classes.
+    """
+    world = _find_world(device)
     with world:
         trained = load_trained(checkpoint, world.device)
         recipe, precision = trained.recipe, choose_precision(trained.recipe.train.amp, world.device)
@@ -77,6 +88,7 @@ def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str) -> dic
             mean=recipe.augment.mean, std=recipe.augment.std, rank=world.rank, world_size=world.size,
             device=world.device, dtype=precision.dtype,
         ) as loader:  # fmt: skip
+            refuse_other_classes(loader.class_names, trained.outputs, path)
             (scores,) = evaluate([trained.model], loader, world, precision)
     return {
         "checkpoint": str(trained.path),
@@ -87,11 +99,34 @@ def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str) -> dic
 
 
 def predict_files(checkpoint: Path, images: Sequence[Path], topk: int, device: str) -> Iterator[Prediction]:
-    """The top classes of image files and of the images in folders, in order, a batch at a time."""
-    world = find_world(device)
+    """The top classes of image files and of the images in folders, in order, a batch at a time.
+
+    Raises:
+        UserError: no such checkpoint or image, or topk < 1; at the end of the iteration, that no file at all could be read.
+    """
+    if topk < 1:
+        raise UserError(f"topk is {topk}: give 1 or more")
+    world = _find_world(device)
     paths = list(image_paths(images))
     trained = load_trained(checkpoint, world.device)
-    return _predict(trained, paths, max(1, topk), world.device)
+    return _insist_on_one(_predict(trained, paths, topk, world.device))
+
+
+def _find_world(device: str) -> World:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device is cuda, but torch sees no GPU; run 'nvidia-smi' or leave --device out")
+    return find_world(device)
+
+
+def _insist_on_one(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
+    """The same, and after the last one an error where none of the files could be read."""
+    any_read, first = False, None
+    for prediction in predictions:
+        any_read |= prediction.error is None
+        first = first or prediction
+        yield prediction
+    if first is not None and not any_read:
+        raise UserError(f"no image could be read; the first, {first.path}: {first.error}")
 
 
 def image_paths(given: Sequence[Path]) -> Iterator[Path]:
@@ -128,7 +163,7 @@ def _predict(
     trained: Trained, paths: Sequence[Path], topk: int, device: torch.device
 ) -> Iterator[Prediction]:
     precision = choose_precision(trained.recipe.train.amp, device)
-    transform = eval_transform(trained.recipe)
+    transform, outputs = eval_transform(trained.recipe), trained.outputs
     waiting = iter(paths)
     while chunk := list(islice(waiting, BATCH)):
         opened = {path: _open(path, transform) for path in chunk}
@@ -143,16 +178,12 @@ def _predict(
                 yield Prediction(path, [], [], result)
                 continue
             probabilities, classes = next(ranked)
-            yield Prediction(path, [_class_name(trained, k) for k in classes], probabilities)
+            yield Prediction(path, [outputs[k] for k in classes], probabilities)
 
 
 def _top(logits_BK: Tensor, topk: int) -> tuple[Tensor, Tensor]:
     probabilities_BK, classes_BK = logits_BK.softmax(1).topk(min(topk, logits_BK.shape[1]), dim=1)
     return probabilities_BK, classes_BK
-
-
-def _class_name(trained: Trained, k: int) -> str:
-    return trained.classes[k] if k < len(trained.classes) else f"class {k}"
 
 
 def _open(path: Path, transform: transforms.Compose) -> Tensor | str:
@@ -170,20 +201,35 @@ def print_predictions(predictions: Iterator[Prediction]) -> None:
         shown = ", ".join(
             f"{name} {share:.1%}" for name, share in zip(p.classes, p.probabilities, strict=True)
         )
+        path = os.fsencode(p.path).decode(errors="replace")  # what is not UTF-8 in a name
         console.print(
-            f"{p.path}: {shown or 'not read: ' + str(p.error)}", highlight=False, markup=False, soft_wrap=True
+            f"{path}: {shown or 'not read: ' + str(p.error)}", highlight=False, markup=False, soft_wrap=True
         )
 
 
 def write_predictions(predictions: Iterator[Prediction], path: Path) -> None:
-    """One row per file and rank: file, rank, class, probability, error. The file appears when complete."""
+    """One row per file and rank: file, rank, class, probability, error. The file appears when complete.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "rank", "class", "probability", "error"])
-        for p in predictions:
-            if p.error is not None:
-                writer.writerow([p.path, "", "", "", p.error])
-            for rank, (name, share) in enumerate(zip(p.classes, p.probabilities, strict=True), 1):
-                writer.writerow([p.path, rank, name, f"{share:.6f}", ""])
-    temporary.replace(path)
+    try:
+        # file names are bytes: what is not UTF-8 in them comes out as it was
+        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            _write_rows(predictions, file)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_rows(predictions: Iterator[Prediction], file: TextIO) -> None:
+    writer = csv.writer(file)
+    writer.writerow(["file", "rank", "class", "probability", "error"])
+    for p in predictions:
+        if p.error is not None:
+            writer.writerow([p.path, "", "", "", p.error])
+        for rank, (name, share) in enumerate(zip(p.classes, p.probabilities, strict=True), 1):
+            writer.writerow([p.path, rank, name, f"{share:.6f}", ""])

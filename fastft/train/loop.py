@@ -4,7 +4,7 @@ import itertools
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +167,6 @@ class Trainer:
             patch_dropout=r.model.patch_dropout,
         )
         self.train_flops, self.peak_flops = flops.train, peak_flops(device, self.precision.dtype)
-        # stochastic layers draw from torch's generator, seeded anew in every step so that a resume repeats it
-        self.stochastic = r.model.drop_path > 0 or r.model.patch_dropout > 0
 
     def _build_loaders(self) -> None:
         r, world = self.recipe, self.world
@@ -196,6 +194,9 @@ class Trainer:
             r.data.train, self.policy, seed=r.train.seed, batch_size=r.optim.batch_size,
             micro_batch=self.micro_batch, **common,
         )  # fmt: skip
+        self.recipe = replace(
+            r, data=replace(r.data, train_size=self.loader.num_samples)
+        )  # as reports want to know
         if self.loader.num_classes > r.data.num_classes:
             raise UserError(
                 f"{r.data.train} has {self.loader.num_classes} classes, the recipe {r.data.num_classes}; "
@@ -269,8 +270,7 @@ class Trainer:
 
     def _train_step(self, epoch: int, step: int, micro_batches: Iterator[Batch]) -> None:
         global_step = epoch * self.steps_per_epoch + step
-        if self.stochastic:
-            torch.manual_seed(_step_seed(self.recipe.train.seed, global_step, self.world.rank))
+        noise = self._draw_noise(global_step)
         lr = self.schedule(global_step)
         set_lr(self.optimizer, lr)
         self.step.split.begin()
@@ -286,10 +286,20 @@ class Trainer:
                 images, targets = self.mixer(
                     images, targets, epoch=epoch, step=batch.step, first_position=batch.first_position
                 )
-            self.step.micro_batch(images, targets, step=global_step, last=k == self.accumulation - 1)
+            mine = None if noise is None else noise[batch.first_position :][: len(images)]
+            self.step.micro_batch(images, targets, mine, step=global_step, last=k == self.accumulation - 1)
         self.step.update()
         self._lr = lr
         self._steps += 1
+
+    def _draw_noise(self, global_step: int) -> torch.Tensor | None:
+        """For the stochastic layers in a step, of the global batch: a resume repeats it, and no cut of the batch changes it."""
+        columns = self.model.visual.noise_columns
+        if columns == 0:
+            return None
+        device = self.world.device
+        generator = torch.Generator(device).manual_seed(_step_seed(self.recipe.train.seed, global_step))
+        return torch.rand(self.recipe.optim.batch_size, columns, generator=generator, device=device)
 
     def _evaluate_epoch(self, epoch: int) -> None:
         if self.eval_loader is None:
@@ -451,5 +461,5 @@ class Trainer:
             self.log.say(f"continuing after step {self.global_step} of {self.total_steps}")
 
 
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+def _step_seed(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)

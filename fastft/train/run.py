@@ -12,6 +12,7 @@ import yaml
 from beton_tools.errors import UserError
 from fastft.build import recipe_arch
 from fastft.config import Recipe
+from fastft.report.imagenet import expected_top1
 from fastft.train.evaluate import Scores
 from fastft.train.log import format_seconds
 
@@ -130,7 +131,7 @@ def summarise(progress: Progress, recipe: Recipe) -> dict[str, Any]:
         "seconds": progress.seconds,
         "best": best,
         "last": last,
-        "expected_top1": recipe.about.top1,
+        "expected_top1": expected_top1(recipe),
         "source": recipe.about.source,
         "evaluations": progress.evaluations,
     }

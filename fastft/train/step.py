@@ -54,7 +54,9 @@ class Step:
         finite = [torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad]
         return bool(torch.stack(finite).all()) if finite else True
 
-    def micro_batch(self, images: Tensor, targets: Tensor, *, step: int, last: bool) -> None:
+    def micro_batch(
+        self, images: Tensor, targets: Tensor, noise: Tensor | None = None, *, step: int, last: bool
+    ) -> None:
         """Add one micro-batch's gradients; `last` of its step sends them to the other processes.
 
         targets: int64 labels (b,), smoothed here, or float32 distributions (b, K), taken as they are.
@@ -63,7 +65,7 @@ class Step:
             self.forward.require_backward_grad_sync = last
         smoothing = 0.0 if targets.is_floating_point() else self.label_smoothing
         with self.precision.autocast():
-            logits_BK = self.forward(images)
+            logits_BK = self.forward(images, noise)
         loss = F.cross_entropy(logits_BK.float(), targets, label_smoothing=smoothing)
         self.split.mark("forward")
         self.scaler.scale(loss / self.accumulation).backward()

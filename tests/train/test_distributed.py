@@ -60,8 +60,9 @@ def close(got: list[tuple[int, float]], want: list[tuple[int, float]]) -> bool:
 
 
 def test_two_processes_train_as_one_does(tiny, tmp_path: Path) -> None:
-    """With mixup and cutmix, accumulation, and a batch that both cut in their own way."""
+    """With mixup and cutmix, stochastic layers, accumulation, and a batch that both cut in their own way."""
     changes = {"augment__mixup": "0.8", "augment__cutmix": "1.0", "schedule__stop_epoch": "2"}
+    changes |= {"model__drop_path": "0.3", "model__patch_dropout": "0.25"}
     run(tiny, tmp_path / "one", train__micro_batch="8", **changes)
     command = flags(tiny, tmp_path / "two", train__micro_batch="2", **changes)
     process = launch("train", "rcp/final_b16.yaml", *command)
