@@ -15,9 +15,9 @@ from beton_tools.errors import UserError
 from beton_tools.images import KEPT, SUBSAMPLINGS
 from beton_tools.manifest import Manifest, manifest_path
 from beton_tools.sources import SPLITS, Source, find_split, open_source
-from beton_tools.writer import WriteOptions, write_beton
+from beton_tools.writer import ON_ERROR, WriteOptions, limits, write_beton
 
-_SHOWN_SKIPS = 5  # images named on the screen; the manifest lists all
+_SHOWN = 5  # images named on the screen; the manifest lists all
 
 IMAGENET_LAYOUTS = """layouts that are found below --data:
   train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, also inside Kaggle's ILSVRC/Data/CLS-LOC
@@ -38,10 +38,23 @@ def convert_folder(
     options: WriteOptions | None = None,
     progress: ProgressCallback | None = None,
     overwrite: bool = False,
+    classes_of: Path | None = None,
 ) -> Manifest:
-    """One set of labelled images (class folders, an archive, a pattern of shards) to one file. Raises
-    UserError."""
-    return write_beton(out, open_source(data), options, progress, overwrite)
+    """One set of labelled images (class folders, an archive, a pattern of shards) to one file.
+
+    classes_of: a converted file, such as the training file, whose classes give the labels. Raises UserError.
+    """
+    classes = _classes_of(classes_of) if classes_of is not None else None
+    return write_beton(out, open_source(data, classes=classes), options, progress, overwrite)
+
+
+def _classes_of(path: Path) -> list[str]:
+    manifest = Manifest.of_beton(path)
+    if manifest is None:
+        raise UserError(
+            f"{path}: no manifest beside it says what its classes are; give a file that was converted here"
+        )
+    return manifest.classes
 
 
 def convert_imagenet(
@@ -77,6 +90,8 @@ def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = "one folder per class; or a .tar, a .parquet, a quoted pattern of shards"
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help=kinds)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.beton", help="the file to write")
+    labels = "count classes as this file does: a validation file must count as its training file"
+    parser.add_argument("--classes-of", type=Path, metavar="FILE.beton", help=labels)
     _add_image_options(parser)
     _add_file_options(parser)
 
@@ -93,9 +108,9 @@ def add_imagenet_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_image_options(parser: argparse.ArgumentParser) -> None:
     default, group = WriteOptions(), parser.add_argument_group("images")
-    size = "shrink images whose longer side has more pixels (default: keep every size)"
+    size = f"shrink images whose longer side has more pixels, {limits('max_resolution')} (default: keep every size)"
     group.add_argument("--max-resolution", type=int, metavar="PX", help=size)
-    quality = f"of re-encoded images (default: {default.quality})"
+    quality = f"of re-encoded images, {limits('quality')} (default: {default.quality})"
     group.add_argument("--quality", type=int, default=default.quality, metavar="Q", help=quality)
     chroma = f"of re-encoded images (default: {default.subsampling})"
     group.add_argument("--subsampling", choices=SUBSAMPLINGS, default=default.subsampling, help=chroma)
@@ -106,16 +121,16 @@ def _add_image_options(parser: argparse.ArgumentParser) -> None:
     index = "leave out the crop index: files about 1 %% smaller, but every image is decoded whole"
     group.add_argument("--no-index", action="store_true", help=index)
     error = f"stop at an image that cannot be stored, or skip and list it (default: {default.on_error})"
-    group.add_argument("--on-error", choices=("fail", "skip"), default=default.on_error, help=error)
+    group.add_argument("--on-error", choices=ON_ERROR, default=default.on_error, help=error)
 
 
 def _add_file_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("file")
-    subset = "only N images of each class, drawn by the seed"
+    subset = f"only N images of each class, {limits('subset_per_class')}, drawn by the seed"
     group.add_argument("--subset-per-class", type=int, metavar="N", help=subset)
-    seed = "write in this seeded order (default: sorted by class and name)"
+    seed = f"write in this seeded order, {limits('shuffle_seed')} (default: sorted by class and name)"
     group.add_argument("--shuffle-seed", type=int, metavar="SEED", help=seed)
-    workers = "processes that encode (default: one for every usable CPU)"
+    workers = f"processes that encode, {limits('workers')} (default: one for every usable CPU)"
     group.add_argument("--workers", type=int, metavar="N", help=workers)
     overwrite = "replace a file that was made of other images or options"
     group.add_argument("--overwrite", action="store_true", help=overwrite)
@@ -139,7 +154,9 @@ def options_of(args: argparse.Namespace) -> WriteOptions:
 def run_folder(args: argparse.Namespace) -> int:
     """Convert with a progress bar, then say what was written. Raises UserError."""
     with console.progress(args.out.name) as progress, _hint_when_interrupted():
-        manifest = convert_folder(args.data, args.out, options_of(args), progress, args.overwrite)
+        manifest = convert_folder(
+            args.data, args.out, options_of(args), progress, args.overwrite, args.classes_of
+        )
     print(summary(args.out, manifest))
     return 0
 
@@ -171,8 +188,11 @@ def summary(path: Path, manifest: Manifest) -> str:
     kept = manifest.encodings.get(KEPT, 0)
     others = [f"{count:,} {how}" for how, count in manifest.encodings.items() if how != KEPT]
     lines.append(f"  {kept:,} kept bit for bit" + (f"; re-encoded: {', '.join(others)}" if others else ""))
-    if manifest.skipped:
-        lines.append(f"  {len(manifest.skipped):,} skipped (all in {manifest_path(path).name}):")
-        for name, reason in manifest.skipped[:_SHOWN_SKIPS]:
-            lines.append(f"    {console.printable(name)}: {console.printable(reason)}")
+    for what, images in (
+        ("with damage, stored as Pillow reads them", manifest.damaged),
+        ("skipped", [f"{name}: {reason}" for name, reason in manifest.skipped]),
+    ):
+        if images:
+            lines.append(f"  {len(images):,} {what} (all in {manifest_path(path).name}):")
+            lines += [f"    {console.printable(image)}" for image in images[:_SHOWN]]
     return "\n".join(lines)

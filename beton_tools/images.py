@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from beton_tools import jpeg
 from beton_tools.errors import UserError
 from beton_tools.format import DEFAULT_PAGE_SIZE, RAW_MODE, Beton
-from beton_tools.jpeg.markers import JpegError
+from beton_tools.jpeg.markers import DamagedJpeg, JpegError
 from beton_tools.jpeg.transcode import add_index
 from beton_tools.jpeg.turbo import MAX_SIDE, compress
 
@@ -22,7 +22,7 @@ from beton_tools.jpeg.turbo import MAX_SIDE, compress
 # image
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
-KEPT = "kept"
+KEPT, DAMAGED = "kept", "damaged JPEG"
 
 
 class BadImage(Exception):
@@ -53,14 +53,17 @@ class EncodedImage:
     data: bytes
     height: int
     width: int
-    how: str  # KEPT, or why it was re-encoded: "resized", "PNG", "CMYK JPEG", "progressive JPEG", ...
+    how: str  # KEPT, or why it was re-encoded: "resized", "PNG", "CMYK JPEG", DAMAGED, ...
 
 
 def encode_sample(data: bytes, options: EncodeOptions) -> EncodedImage:
-    """Raises BadImage when the bytes are no image that can be decoded whole."""
+    """Raises BadImage when the bytes are no image that Pillow decodes."""
     if not data:
         raise BadImage("empty file")
-    kept = _keep(data, options) if options.lossless else None
+    try:
+        kept = _keep(data, options) if options.lossless else None
+    except DamagedJpeg:
+        return replace(_reencode(data, options), how=DAMAGED)
     return kept or _reencode(data, options)
 
 
@@ -73,7 +76,7 @@ def warm_up() -> None:
 def _reencode(data: bytes, options: EncodeOptions) -> EncodedImage:
     pixels, form = _decode(data)
     stored = shrink(pixels, options.max_resolution)
-    how = "resized" if stored is not pixels else form
+    how = form if stored is pixels or form == DAMAGED else "resized"
     if max(stored.shape) > MAX_SIDE:
         raise BadImage(
             f"{stored.shape[1]} x {stored.shape[0]} pixels are more than {MAX_SIDE} a side; give --max-resolution"
@@ -88,7 +91,7 @@ def _reencode(data: bytes, options: EncodeOptions) -> EncodedImage:
 
 def _keep(data: bytes, options: EncodeOptions) -> EncodedImage | None:
     """The same coefficients, re-cut for the index; None for what has to be decoded: no JPEG, too large, CMYK,
-    progressive, damaged, or read by Pillow but not without a warning by the loader's decoder."""
+    progressive, or read by Pillow but not without a warning by the loader's decoder. Raises DamagedJpeg."""
     try:
         header = jpeg.parse(data)
         longest = max(header.height, header.width)
@@ -97,29 +100,60 @@ def _keep(data: bytes, options: EncodeOptions) -> EncodedImage | None:
         stored = add_index(data)  # reads every code word, so that damage is found here even without index
         if not options.index:
             stored = data
-        if len(stored) > options.page_size:
-            return None
-        jpeg.decode_rgb(
-            stored, (0, 0, 1, 1)
-        )  # with an index the first segment only: do header and tables serve?
+    except DamagedJpeg:
+        raise
     except JpegError:
+        return None
+    # a pixel takes the first segment only: do header and tables serve?
+    if len(stored) > options.page_size or _decode_quietly(stored, (0, 0, 1, 1)) is None:
         return None
     return EncodedImage(stored, header.height, header.width, KEPT)
 
 
+def _decode_quietly(data: bytes, region: tuple[int, int, int, int] | None = None) -> np.ndarray | None:
+    """What libjpeg-turbo makes of a JPEG, which is what Pillow does; None where it has to warn or cannot."""
+    try:
+        return jpeg.decode_rgb(data, region)
+    except JpegError:
+        return None
+
+
 def _decode(data: bytes) -> tuple[np.ndarray, str]:
-    """RGB pixels (H, W, 3) uint8 as timm's and torchvision's loaders see them, and the format or odd mode."""
+    """RGB pixels (H, W, 3) uint8 as timm's and torchvision's loaders see them, and the format or odd mode.
+
+    So samples of 16 bits are clipped to 255, not scaled, and what a damaged JPEG lacks is filled in.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd Exif and palettes, which change no pixel
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
-            pixels = np.asarray(image.convert("RGB"))
+            is_jpeg = image.format in ("JPEG", "MPO")
+            quiet = _decode_quietly(data) if is_jpeg else None  # the faster of the two
+            pixels = np.asarray(image.convert("RGB")) if quiet is None else quiet
+    except UnidentifiedImageError as error:  # its own text holds an address, another one in every run
+        raise BadImage("cannot be decoded (not an image of a known format)") from error
     except Exception as error:  # Pillow's plug-ins raise nearly anything on damaged data
         reason = str(error) or type(error).__name__
         raise BadImage(f"cannot be decoded ({reason})".replace("\n", " ")) from error
-    if image.format not in ("JPEG", "MPO"):
-        return pixels, image.format or "image"
+    if not is_jpeg:
+        depth = "16-bit " if image.mode.startswith("I;16") else ""
+        return pixels, f"{depth}{image.format}"
+    if quiet is None and _is_damaged(data):
+        return pixels, DAMAGED
     return pixels, "progressive JPEG" if image.info.get("progressive") else f"{image.mode} JPEG"
+
+
+def _is_damaged(data: bytes) -> bool:
+    """Whether the scans of a JPEG are broken, of which Pillow says nothing; False for kinds that we cannot read."""
+    for read_whole in (add_index, jpeg.decode_rgb):  # the first sees more, the second reads more kinds
+        try:
+            read_whole(data)
+            return False
+        except DamagedJpeg:
+            return True
+        except JpegError:
+            continue
+    return False
 
 
 def shrink(pixels: np.ndarray, max_resolution: int | None) -> np.ndarray:

@@ -30,8 +30,9 @@ class Manifest:
     fingerprint: of the inputs: same fingerprint, same file. classes: label -> folder name, wnid or number;
     class_names: the same for people, where known. packed_names: `names` as the file holds them. source,
     options: what was converted, and how. encodings: how many images were kept bit for bit and why others were
-    re-encoded. skipped: (name, reason). page_crc32: of every page, in file order, from `data_start`;
-    tables_crc32: of all that lies before and after the pages.
+    re-encoded. skipped: (name, reason). damaged: names of JPEGs with broken data, stored as Pillow reads them.
+    page_crc32: of every page, in file order, from `data_start`; tables_crc32: of all that lies before and after
+    the pages.
     """
 
     fingerprint: str
@@ -47,6 +48,7 @@ class Manifest:
     options: dict[str, Any]
     encodings: dict[str, int]
     skipped: list[tuple[str, str]]
+    damaged: list[str]
     packed_names: dict[str, str] = field(repr=False)
 
     @cached_property
@@ -153,6 +155,7 @@ def _from_json(entries: Any) -> Manifest:
         raise ValueError(f"its format is not {FORMAT!r}")
     if entries.get("version") != VERSION:
         raise ValueError(f"version {entries.get('version')!r}, expected {VERSION}")
+    entries.setdefault("damaged", [])  # as in manifests that know of none
     _check(entries)
     values = {f.name: entries[f.name] for f in fields(Manifest) if f.name != "packed_names"}
     values["skipped"] = [(str(name), str(reason)) for name, reason in entries["skipped"]]
@@ -170,6 +173,7 @@ def _check(entries: dict[str, Any]) -> None:
         raise ValueError("fingerprint is no text")
     _check_list(entries["page_crc32"], int, "page_crc32")
     _check_list(entries["classes"], str, "classes")
+    _check_list(entries["damaged"], str, "damaged")
     if entries["class_names"] is not None:
         _check_list(entries["class_names"], str, "class_names")
         if len(entries["class_names"]) != len(entries["classes"]):

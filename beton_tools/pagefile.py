@@ -34,9 +34,9 @@ from beton_tools.format import (
     VERSION,
     align_up,
 )
-from beton_tools.images import EncodedImage
+from beton_tools.images import DAMAGED, EncodedImage
 
-JOURNAL_VERSION = 2
+JOURNAL_VERSION = 3
 SYNC_EVERY = 16  # pages between fsyncs; a power cut costs at most these, kill -9 costs none
 _METADATA_START = HEADER_DTYPE.itemsize + 2 * FIELD_DTYPE.itemsize
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -65,6 +65,7 @@ class Written:
     page_crcs: list[int] = field(default_factory=list)
     skipped: list[tuple[int, str]] = field(default_factory=list)
     encodings: Counter[str] = field(default_factory=Counter)
+    damaged: list[int] = field(default_factory=list)  # sample ids
 
     @classmethod
     def room_for(cls, n: int) -> Written:
@@ -77,6 +78,8 @@ class Written:
             self.sizes[self.count] = size
             self.positions[self.count] = position
             self.encodings[how] += 1
+            if how == DAMAGED:
+                self.damaged.append(self.count)
             self.count += 1
             ptr += size
         self.page_crcs.append(record.crc32)

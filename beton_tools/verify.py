@@ -107,15 +107,16 @@ def _check_images(
 ) -> None:
     with _image_checker(beton) as check:
         chunks = [range(i, min(i + _CHUNK, len(beton))) for i in range(0, len(beton), _CHUNK)]
+        done = 0
         for results in pool.map(lambda ids: [(i, check(i)) for i in ids], chunks):
             for sample_id, (problem, indexed) in results:
-                report.images_decoded += 1
+                report.images_decoded += not problem
                 report.num_indexed += indexed
                 if problem:
                     report.problems.append((f"sample {sample_id}", problem))
+            done += len(results)
             if progress is not None:
-                bad = sum(where.startswith("sample") for where, _ in report.problems)
-                progress(report.images_decoded, len(beton), bad)
+                progress(done, len(beton), done - report.images_decoded)
 
 
 @contextmanager

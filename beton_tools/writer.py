@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,8 +27,23 @@ from beton_tools.pagefile import PageFile, Written
 from beton_tools.sources.base import Source
 from beton_tools.workers import Task, encode_in_order
 
+ON_ERROR = ("fail", "skip")
 MIN_PAGE_SIZE = 64 << 10
 MAX_PAGE_SIZE = 2 << 30  # the header's u4, kept a power of two
+# Smallest and largest value of options that are numbers; None: no largest
+LIMITS: dict[str, tuple[int, int | None]] = {
+    "max_resolution": (1, None),
+    "quality": (1, 100),
+    "workers": (0, None),
+    "subset_per_class": (1, None),
+    "shuffle_seed": (0, (1 << 63) - 1),
+}
+
+
+def limits(option: str) -> str:
+    """What LIMITS says, in words: "1 to 100", "1 or more"."""
+    low, high = LIMITS[option]
+    return f"{low} or more" if high is None else f"{low} to {high}"
 
 
 def usable_cpus() -> int:
@@ -51,23 +66,25 @@ class WriteOptions(EncodeOptions):
     on_error: str = "fail"
 
     def __post_init__(self) -> None:
-        checks = {
-            "max_resolution": self.max_resolution is None or self.max_resolution >= 1,
-            "quality": 1 <= self.quality <= 100,
-            "subsampling": self.subsampling in SUBSAMPLINGS,
-            "workers": self.workers is None or self.workers >= 0,
-            "subset_per_class": self.subset_per_class is None or self.subset_per_class >= 1,
-            "shuffle_seed": self.shuffle_seed is None or 0 <= self.shuffle_seed < 1 << 63,
-            "on_error": self.on_error in ("fail", "skip"),
-            "page_size": MIN_PAGE_SIZE <= self.page_size <= MAX_PAGE_SIZE and self.page_size.bit_count() == 1,
-        }
-        for name, ok in checks.items():
-            if not ok:
-                raise UserError(f"{name} cannot be {getattr(self, name)!r}; see --help for what it may be")
+        for option, (low, high) in LIMITS.items():
+            value = getattr(self, option)
+            if value is not None and not low <= value <= (value if high is None else high):
+                raise _impossible(option, value, limits(option))
+        for option, choices in (("subsampling", SUBSAMPLINGS), ("on_error", ON_ERROR)):
+            if getattr(self, option) not in choices:
+                raise _impossible(option, getattr(self, option), " or ".join(choices))
+        if not (MIN_PAGE_SIZE <= self.page_size <= MAX_PAGE_SIZE and self.page_size.bit_count() == 1):
+            raise UserError(
+                f"page_size cannot be {self.page_size}; give a power of two, {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}"
+            )
 
     def recorded(self) -> dict[str, object]:
         """The options that decide the file's bytes."""
         return {k: v for k, v in asdict(self).items() if k not in ("workers", "on_error")}
+
+
+def _impossible(option: str, value: object, allowed: str) -> UserError:
+    return UserError(f"--{option.replace('_', '-')} cannot be {value}; give {allowed}")
 
 
 def write_beton(
@@ -85,12 +102,12 @@ def write_beton(
     """
     options = options or WriteOptions()
     path = Path(out_path)
+    _make_folder(path)
     order = choose(source.labels, options.subset_per_class, options.shuffle_seed)
     inputs, stamps = _fingerprint(source, order, options), source.stamps(order)
     fingerprint = hashlib.blake2b(stamps.tobytes(), key=inputs.encode(), digest_size=16).hexdigest()
     if path.exists() and not overwrite:
-        return _finished(path, fingerprint, options)
-    _make_folder(path)
+        return _finished(path, fingerprint, source.classes, options)
     with PageFile(path, options.page_size, inputs, stamps) as pages:
         for position, reason in pages.written.skipped[:1]:  # by an earlier run, which might skip
             if options.on_error == "fail":
@@ -107,10 +124,14 @@ def write_beton(
     return manifest
 
 
-def _finished(path: Path, fingerprint: str, options: WriteOptions) -> Manifest:
+def _finished(path: Path, fingerprint: str, classes: Sequence[str], options: WriteOptions) -> Manifest:
     """The manifest of a file that is already what was asked for."""
-    manifest = None if path.is_dir() else Manifest.of_beton(path)
-    if manifest is None or manifest.fingerprint != fingerprint or manifest.file_size != path.stat().st_size:
+    manifest = Manifest.of_beton(path)
+    if (
+        manifest is None
+        or (manifest.fingerprint, manifest.classes) != (fingerprint, list(classes))
+        or manifest.file_size != path.stat().st_size
+    ):
         raise UserError(f"{path} exists already, from other images or options; delete it or pass --overwrite")
     if options.on_error == "fail" and manifest.skipped:
         raise _bad_image(*manifest.skipped[0])
@@ -191,6 +212,7 @@ def _describe(
         options=options.recorded(),
         encodings=dict(sorted(written.encodings.items())),
         skipped=[(source.names[int(order[p])], reason) for p, reason in written.skipped],
+        damaged=[source.names[int(order[positions[i]])] for i in written.damaged],
         packed_names=pack_names(Names.of(_names(source, order[positions]))),
     )
 

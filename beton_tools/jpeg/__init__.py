@@ -2,11 +2,12 @@
 
 from beton_tools.jpeg.crop import decode_region, decode_rgb, scratch_bytes
 from beton_tools.jpeg.encode import decode_image, encode_indexed
-from beton_tools.jpeg.markers import JpegError, JpegHeader, describe_error, parse
+from beton_tools.jpeg.markers import DamagedJpeg, JpegError, JpegHeader, describe_error, parse
 from beton_tools.jpeg.transcode import add_index
 from beton_tools.jpeg.turbo import close_decoders, open_decoders
 
 __all__ = [
+    "DamagedJpeg",
     "JpegError",
     "JpegHeader",
     "add_index",

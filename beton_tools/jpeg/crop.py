@@ -20,10 +20,12 @@ from beton_tools.jpeg.index import ends_segment, mcu_size, segment_grid, segment
 from beton_tools.jpeg.markers import (
     BAD_HEADER,
     BAD_REGION,
+    DAMAGED,
     EOI,
     OK,
     RST0,
     SMALL_SCRATCH,
+    DamagedJpeg,
     Header,
     JpegError,
     as_bytes_array,
@@ -185,7 +187,10 @@ def _copy_rectangle(pixels: np.ndarray, width: int, y: int, x: int, h: int, w: i
 
 
 def decode_rgb(jpeg: bytes | np.ndarray, region: tuple[int, int, int, int] | None = None) -> np.ndarray:
-    """Decode a JPEG, or its region (y, x, h, w), to (h, w, 3) u8 RGB, outside of loops. Raises JpegError."""
+    """Decode a JPEG, or its region (y, x, h, w), to (h, w, 3) u8 RGB, outside of loops.
+
+    Raises JpegError; DamagedJpeg where the decoder had to guess.
+    """
     src = as_bytes_array(jpeg)
     head = parse(src)
     y, x, h, w = region or (0, 0, head.height, head.width)
@@ -197,5 +202,5 @@ def decode_rgb(jpeg: bytes | np.ndarray, region: tuple[int, int, int, int] | Non
     finally:
         close_decoders(handles)
     if code != OK:
-        raise JpegError(describe_error(code))
+        raise (DamagedJpeg if code == DAMAGED else JpegError)(describe_error(code))
     return out

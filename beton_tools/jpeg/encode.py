@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from beton_tools.jpeg.markers import JpegError
 from beton_tools.jpeg.transcode import add_index
@@ -38,5 +38,7 @@ def decode_image(data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError as error:  # its own text holds an address, another one in every run
+        raise JpegError("not an image of a known format") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise JpegError(f"not a readable image: {error}") from error

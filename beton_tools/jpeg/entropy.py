@@ -30,6 +30,7 @@ _PEEK_BITS = 57  # that a peek has at least
 _STRIDE = 56  # bits that are copied at once: with those of a broken byte they fit a word
 _LEAPS = _PEEK_BITS // LEAP_BITS
 SPARE_BYTES = BLOCK * MAX_TERM // 8 + 16  # the longest block and a peek behind it
+_PADDING = 8  # bits; a segment is filled up to a whole byte with fewer
 MAX_BLOCKS = 10  # in an MCU, T.81 B.2.3
 _MAX_COMPONENTS = 4
 
@@ -305,6 +306,8 @@ def recut(
         bit = _pass_mcus(clean, begin, end, following - mcu - 1, blocks, tables, old_dc)
         if bit < 0:
             return DAMAGED
+        if following in ((old_segment + 1) * old_interval, mcus) and end - bit >= _PADDING:
+            return DAMAGED  # code words are left over: broken ones before them were taken for others
         w = _copy(out, w, clean, begin, bit)
         new_dc[:] = old_dc
         mcu = following

@@ -43,6 +43,10 @@ class JpegError(UserError):
     """A JPEG that cannot be read, or not without loss; the message says why."""
 
 
+class DamagedJpeg(JpegError):
+    """A JPEG of a kind that is handled, whose entropy-coded data are broken."""
+
+
 def describe_error(code: int) -> str:
     """The sentence for a return code."""
     return _MEANING.get(int(code), f"unknown JPEG error code {code}")

@@ -28,6 +28,7 @@ from beton_tools.jpeg.markers import (
     OK,
     SOF_PROGRESSIVE,
     SOI,
+    DamagedJpeg,
     Header,
     JpegError,
     as_bytes_array,
@@ -50,7 +51,7 @@ def add_index(jpeg: bytes | np.ndarray, interval: int | None = None) -> bytes:
 
     interval: MCUs per restart segment, a divisor of the MCUs in a row; by default choose_interval picks it.
     Raises JpegError for files that this cannot be done with: progressive, arithmetic-coded, 12-bit, CMYK,
-    several scans, damaged.
+    several scans; DamagedJpeg for those whose scan is broken.
     """
     src = as_bytes_array(jpeg)
     head = scan_header(src)
@@ -121,19 +122,19 @@ def _recut(
     old_interval = head.restart_interval or mcus
     scan_bytes = src.size - head.scan_at
     if mcus > 4 * scan_bytes or mcus // old_interval > scan_bytes:  # an MCU takes 2 bits, a marker 2 bytes
-        raise JpegError(describe_error(DAMAGED))
+        raise DamagedJpeg(describe_error(DAMAGED))
     starts = np.zeros(-(-mcus // old_interval) + 1, np.int64)
     clean = np.empty(scan_bytes + SPARE_BYTES, np.uint8)
     code, segments = unstuff(src, head.scan_at, clean, starts)
     if code != OK or segments != starts.size - 1:
-        raise JpegError(describe_error(DAMAGED))
+        raise DamagedJpeg(describe_error(DAMAGED))
     ends = np.empty(mcus // interval, np.int64)
     out = np.empty(out_capacity(int(starts[-1]), starts.size + ends.size), np.uint8)
     tables = derive(spec, used)
     for _ in range(2):  # the second time with the codes that the first time missed
         code = recut(clean, starts, old_interval, interval, mcus, blocks, tables, out, ends)
         if code != OK:
-            raise JpegError(describe_error(code))
+            raise DamagedJpeg(describe_error(code))
         lacking = [table for table in used.tolist() if tables[table]["missing"].any()]
         if not lacking:
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
@@ -65,7 +66,10 @@ class FileSpan:
     length: int = -1
 
     def read(self) -> bytes:
-        with Path(self.path).open("rb", buffering=0) as file:
+        # a named pipe without a writer would hold up a blocking open for ever
+        with os.fdopen(os.open(self.path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError("not a regular file")
             file.seek(self.offset)
             data = file.read() if self.length < 0 else file.read(self.length)
         if self.length >= 0 and len(data) != self.length:

@@ -10,7 +10,7 @@ from pathlib import Path
 from beton_tools.errors import UserError
 from beton_tools.sources.base import Source
 from beton_tools.sources.flat import flat_source, val_tar_source
-from beton_tools.sources.folder import class_folders, folder_source, is_image_name
+from beton_tools.sources.folder import class_folders, folder_source, has_images, is_image_name
 from beton_tools.sources.parquet import parquet_source
 from beton_tools.sources.tars import class_tars_source, members, train_tar_source
 from beton_tools.sources.webdataset import webdataset_source
@@ -94,11 +94,24 @@ def _open_folder(folder: Path, classes: Sequence[str] | None) -> Source:
     for suffix, opener in ((".parquet", parquet_source), (".tar", _open_tars)):
         shards = [folder / name for name in files if name.endswith(suffix)]
         if shards:
+            _check_alone(folder, shards)
             return opener(folder, shards, classes)
-    if any(map(is_image_name, files)):
+    if any(map(is_image_name, files)) and not _holds_classes(folder):
         return flat_source(folder, classes)
     _check_not_splits(folder)
     return folder_source(folder, classes)
+
+
+def _holds_classes(folder: Path) -> bool:
+    return any(has_images(folder, name) for name in class_folders(folder))
+
+
+def _check_alone(folder: Path, shards: Sequence[Path]) -> None:
+    """Archives that were unpacked and left lying hold the images a second time."""
+    if _holds_classes(folder):
+        raise UserError(
+            f"{folder}: holds both class folders and archives ({shards[0].name}); move one of the two elsewhere"
+        )
 
 
 def _open_tars(root: Path, tars: list[Path], classes: Sequence[str] | None) -> Source:

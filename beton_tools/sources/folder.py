@@ -53,10 +53,19 @@ def folder_source(root: Path, classes: Sequence[str] | None = None) -> FileSourc
     )
 
 
-def _images_below(root: Path, folder: str) -> Iterator[str]:
-    with os.scandir(root / folder) as entries:
+def has_images(root: Path, folder: str) -> bool:
+    """Whether `root/folder` holds an image at any depth."""
+    return next(_images_below(root, folder), None) is not None
+
+
+def _images_below(root: Path, folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """above: real paths of the folders around it, to which a link in it would lead for ever."""
+    real = os.path.realpath(root / folder)
+    if real in above:
+        raise UserError(f"{root / folder}: a link to a folder around it; remove it")
+    with os.scandir(real) as entries:
         for entry in entries:
             if entry.is_dir():
-                yield from _images_below(root, f"{folder}/{entry.name}")
+                yield from _images_below(root, f"{folder}/{entry.name}", (*above, real))
             elif is_image_name(entry.name):
                 yield f"{folder}/{entry.name}"

@@ -44,7 +44,9 @@ def find_truth(near: Path, image_names: Sequence[str], classes: Sequence[str] | 
             wnid_of = read(folder, stems)
             if wnid_of is not None:
                 return _index(folder, wnid_of, image_names, classes)
-    raise UserError(f"{near}: images without class folders need their labels: put {WANTED} beside them")
+    raise UserError(
+        f"{near}: images without labels; sort them into one folder per class, or put {WANTED} beside them"
+    )
 
 
 def _index(

@@ -29,6 +29,11 @@ def jpeg_of(image: Image.Image, **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def damaged(jpeg: bytes) -> bytes:
+    """Without a part of the scan, which Pillow fills in without a word."""
+    return jpeg[: len(jpeg) // 2] + jpeg[len(jpeg) * 3 // 4 :]
+
+
 def crops(name: str, count: int, seed: int = 0) -> list[Image.Image]:
     """`count` random crops of a photograph, 40 to 160 pixels a side."""
     image, rng = photograph(name).convert("RGB"), np.random.default_rng(seed)

@@ -11,7 +11,7 @@ from beton_tools.console import duration, printable, size
 from beton_tools.convert import add_folder_arguments, add_imagenet_arguments, run_folder, run_imagenet
 from beton_tools.format import Beton
 from beton_tools.manifest import Manifest, manifest_path
-from tests.beton_tools.conftest import devkit_files, tar_of, train_tar, write_folder
+from tests.beton_tools.conftest import damaged, devkit_files, tar_of, train_tar, write_folder
 
 Jpegs = dict[str, list[bytes]]
 ValImages = dict[str, tuple[str, bytes]]
@@ -120,6 +120,33 @@ def test_the_summary_counts_what_was_kept_encoded_and_skipped(
     )
     assert r"bad\n.JPEG: cannot be decoded" in text
     assert max(Beton.open(out).heights.max(), Beton.open(out).widths.max()) == 120
+
+
+def test_classes_of_another_file_fix_the_labels(
+    tmp_path: Path, photo_jpegs: Jpegs, photo_folder: Path
+) -> None:
+    train, val = tmp_path / "train.beton", tmp_path / "val.beton"
+    folder("--data", photo_folder, "--out", train, "--workers", 0)
+    write_folder(tmp_path / "val", {"n04008634": photo_jpegs["n04008634"]})
+    folder("--data", tmp_path / "val", "--out", val, "--workers", 0, "--classes-of", train)
+    assert set(Beton.open(val).labels.tolist()) == {2}
+    with pytest.raises(UserError, match="exists already"):  # the labels would be others
+        folder("--data", tmp_path / "val", "--out", val, "--workers", 0)
+    manifest_path(train).unlink()
+    with pytest.raises(UserError, match="no manifest beside it"):
+        folder("--data", tmp_path / "val", "--out", val, "--classes-of", train)
+
+
+def test_damaged_images_are_named_on_the_screen(
+    tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = photo_folder / "n02123045" / "n02123045_1.JPEG"
+    broken.write_bytes(damaged(broken.read_bytes()))
+    folder("--data", photo_folder, "--out", tmp_path / "a.beton", "--workers", 0)
+    text = capsys.readouterr().out
+    assert "23 kept bit for bit; re-encoded: 1 damaged JPEG" in text
+    assert "1 with damage, stored as Pillow reads them (all in a.beton.manifest.json)" in text
+    assert "    n02123045/n02123045_1.JPEG" in text
 
 
 def test_reencoding_without_index_is_what_ffcv_would_write(tmp_path: Path, photo_folder: Path) -> None:

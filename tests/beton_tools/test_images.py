@@ -8,9 +8,9 @@ import pytest
 from ffcv.fields.rgb_image import resizer
 from PIL import Image
 
-from beton_tools.images import KEPT, BadImage, EncodeOptions, encode_sample, shrink
+from beton_tools.images import DAMAGED, KEPT, BadImage, EncodeOptions, encode_sample, shrink
 from beton_tools.jpeg import decode_rgb
-from tests.beton_tools.conftest import crops, jpeg_of, photograph
+from tests.beton_tools.conftest import crops, damaged, jpeg_of, photograph
 
 PHOTO = crops("chelsea.png", 1, seed=3)[0]
 
@@ -47,7 +47,7 @@ ODD = {
     "PNG": saved(PHOTO, "PNG"),
     "PNG with alpha": saved(PHOTO.convert("RGBA"), "PNG"),
     "PNG with palette": saved(PHOTO.convert("P"), "PNG"),
-    "16-bit grey PNG": saved(Image.fromarray(np.asarray(PHOTO.convert("L")).astype(np.uint16)), "PNG"),
+    "16-bit PNG": saved(Image.fromarray(np.asarray(PHOTO.convert("L")).astype(np.uint16)), "PNG"),
     "WebP": saved(PHOTO, "WEBP", lossless=True),
     "BMP": saved(PHOTO, "BMP"),
     "TIFF": saved(PHOTO, "TIFF"),
@@ -107,10 +107,24 @@ def test_an_image_beyond_libjpegs_limit_is_refused_but_where_it_is_shrunk() -> N
     assert encode_sample(strip, EncodeOptions(max_resolution=1000)).width == 1000
 
 
+@pytest.mark.parametrize(
+    "options", [EncodeOptions(), EncodeOptions(max_resolution=50), EncodeOptions(lossless=False)]
+)
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_pillow_mends_is_stored_as_pillow_sees_it_and_named(
+    options: EncodeOptions, progressive: bool
+) -> None:
+    broken = damaged(jpeg_of(PHOTO, progressive=progressive))
+    stored = encode_sample(broken, options)
+    assert stored.how == DAMAGED
+    if options.max_resolution is None:
+        assert np.abs(decode_rgb(stored.data).astype(int) - pixels_of(broken)).mean() < 4
+
+
 TRUNCATED = jpeg_of(PHOTO)[: len(jpeg_of(PHOTO)) // 2]
 BAD = {
     "empty": (b"", "empty file"),
-    "text": (b"404 not found", "cannot be decoded"),
+    "text": (b"404 not found", "not an image of a known format"),
     "cut JPEG": (TRUNCATED, "truncated"),
     "cut PNG": (ODD["PNG"][:-200], "cannot be decoded"),
     "header only": (jpeg_of(PHOTO)[:300], "cannot be decoded"),

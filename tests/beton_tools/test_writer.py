@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from PIL import Image
 
 from beton_tools import UserError
 from beton_tools.format import ALLOC_DTYPE, Beton
+from beton_tools.images import DAMAGED, KEPT
 from beton_tools.manifest import Manifest, manifest_path
 from beton_tools.sources import open_source
 from beton_tools.writer import WriteOptions, write_beton
+from tests.beton_tools.conftest import damaged
 
 SMALL_PAGES = 1 << 16  # several pages from a few photographs
 INLINE = WriteOptions(workers=0, page_size=SMALL_PAGES)
@@ -133,8 +136,46 @@ def test_a_finished_conversion_is_left_alone_and_another_one_never_replaces_it(
     [{"quality": 0}, {"max_resolution": 0}, {"workers": -1}, {"page_size": 100_000}, {"on_error": "ignore"}],
 )
 def test_impossible_options_are_one_line(wrong: dict[str, object]) -> None:
-    with pytest.raises(UserError, match=f"{next(iter(wrong))} cannot be"):
+    with pytest.raises(UserError, match=f"{next(iter(wrong)).replace('_', '.')} cannot be .*; give "):
         WriteOptions(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("out", ["", ".", "folder.beton"])
+def test_a_folder_is_no_file_to_write(photo_folder: Path, tmp_path: Path, out: str) -> None:
+    (tmp_path / "folder.beton").mkdir()
+    path = tmp_path / out if out else Path()
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="is a folder; give a file name"):
+            write_beton(path, open_source(photo_folder), INLINE, overwrite=overwrite)
+
+
+def test_a_named_pipe_among_the_images_is_no_image_and_no_hang(photo_folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(photo_folder / "n01440764" / "pipe.jpg")
+    with pytest.raises(UserError, match=r"pipe.jpg.*not a regular file"):
+        write_beton(tmp_path / "a.beton", open_source(photo_folder), INLINE)
+    manifest = write_beton(
+        tmp_path / "a.beton", open_source(photo_folder), WriteOptions(workers=0, on_error="skip")
+    )
+    assert [name for name, _ in manifest.skipped] == ["n01440764/pipe.jpg"]
+
+
+def test_damaged_jpegs_are_named_also_after_a_resume(photo_folder: Path, tmp_path: Path) -> None:
+    broken = photo_folder / "n02123045" / "n02123045_1.JPEG"
+    broken.write_bytes(damaged(broken.read_bytes()))
+    last = photo_folder / "n04008634" / "n04008634_7.JPEG"
+    whole = last.read_bytes()
+    last.write_bytes(b"no image")
+    with pytest.raises(UserError, match="cannot be decoded"):
+        write_beton(
+            tmp_path / "a.beton", open_source(photo_folder), WriteOptions(workers=0, page_size=1 << 16)
+        )
+    last.write_bytes(whole)
+    manifest = write_beton(
+        tmp_path / "a.beton", open_source(photo_folder), WriteOptions(workers=0, page_size=1 << 16)
+    )
+    assert manifest.damaged == ["n02123045/n02123045_1.JPEG"]
+    assert manifest.encodings == {KEPT: 23, DAMAGED: 1}
+    assert Manifest.of_beton(tmp_path / "a.beton") == manifest
 
 
 def test_the_manifest_says_what_was_done(photo_folder: Path, tmp_path: Path) -> None:

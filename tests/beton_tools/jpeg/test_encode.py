@@ -69,6 +69,7 @@ def test_every_kind_of_file_gives_what_pillow_converts_to_rgb(photographs):
 def test_unreadable_files_are_refused_in_one_line(photographs):
     file = saved(Image.fromarray(photographs["coffee"]), "JPEG")
     for broken in (b"", b"not an image", file[: len(file) // 2], saved(Image.new("L", (9, 9)), "PNG")[:40]):
-        with pytest.raises(JpegError, match="not a readable image") as error:
+        with pytest.raises(JpegError, match=r"not a readable image|not an image of a known format") as error:
             decode_image(broken)
         assert "\n" not in str(error.value)
+        assert "0x" not in str(error.value)

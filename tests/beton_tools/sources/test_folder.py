@@ -63,6 +63,40 @@ def test_given_classes_fix_the_labels(photo_folder: Path) -> None:
         open_source(photo_folder, classes=("n01440764", "n02123045"))
 
 
+def test_a_stray_image_beside_the_classes_is_none_of_theirs(photo_folder: Path) -> None:
+    (photo_folder / "n01440764" / "n01440764_0.JPEG").rename(photo_folder / "cover.JPEG")
+    source = open_source(photo_folder)
+    assert source.kind == "folder"
+    assert len(source.names) == len(ImageFolder(str(photo_folder)).samples) == 23
+
+
+@pytest.mark.parametrize("name", ["n01440764.tar", "train-00000.parquet"])
+def test_archives_left_beside_class_folders_do_not_hide_them(photo_folder: Path, name: str) -> None:
+    (photo_folder / name).write_bytes(bytes(1024))
+    with pytest.raises(UserError, match=f"both class folders and archives .{name}.; move one"):
+        open_source(photo_folder)
+
+
+def test_images_without_folders_are_told_what_is_missing(photo_folder: Path) -> None:
+    with pytest.raises(UserError, match="sort them into one folder per class, or put"):
+        open_source(photo_folder / "n01440764")
+
+
+@pytest.mark.parametrize("to", ["n01440764", "photos", "more"])
+def test_a_link_to_a_folder_around_it_is_one_line(photo_folder: Path, to: str) -> None:
+    more = photo_folder / "n01440764" / "more"
+    more.mkdir()
+    (more / "back").symlink_to({"n01440764": more.parent, "photos": photo_folder, "more": more}[to])
+    with pytest.raises(UserError, match="a link to a folder around it; remove it"):
+        open_source(photo_folder)
+
+
+def test_links_that_lead_elsewhere_are_followed(photo_folder: Path) -> None:
+    (photo_folder / "n00000001").symlink_to(photo_folder / "n01440764")
+    source = open_source(photo_folder)
+    assert len(source.names) == len(ImageFolder(str(photo_folder)).samples) == 32
+
+
 @pytest.mark.parametrize("make", ["missing", "empty", "splits"])
 def test_a_folder_that_cannot_be_meant_is_one_line(photo_folder: Path, make: str) -> None:
     root = photo_folder.parent / "root"
