@@ -19,11 +19,12 @@ from fastft.bench.data import Images, Workspace
 from fastft.bench.harness import Contender, Rounds, Turn, alternate, measure, per_cpu_second, summary
 from fastft.bench.options import Found, Options
 from fastft.config import Recipe, load_recipe, recipe_from_dict
-from fastft.report.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, NAMES, diagnose, loader_needs
+from fastft.report.bottleneck import GPU_COUNTS, LOOP_PARTS, NAMES, diagnose, loader_needs
 from fastft.report.overheads import CORES_PER_GPU
 
 ALONE = "fastft, loader alone"
 STEP_PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema")
+WORK_PARTS = ("read", "decode", "augment")  # of the loader, apart: arms of `loader_work`
 CPU_IMAGES = 192
 TINY = {"width": 192, "layers": 12, "patch_size": 16, "head_width": 64, "image_size": 224}
 HERE = "fastft.bench.e2e"
@@ -134,7 +135,7 @@ def _split_measure(rounds: Rounds, setting: dict[str, Any]) -> dict[str, Any]:
 def _work_measure(work: Rounds, setting: dict[str, Any]) -> dict[str, Any]:
     parts = [
         summary(part, [1e3 * turn["cpu"] / turn["count"] for turn in work.turns["fastft"][part]])
-        for part in LOADER_PARTS
+        for part in WORK_PARTS
     ]
     name = "What the loader's time goes to"
     return {
@@ -157,7 +158,7 @@ def _work_seconds(work: Rounds, rounds: Rounds) -> dict[str, float]:
     images = rounds.turns["fastft"]["pass"][0]["count"]
     return {
         part: images * median(turn["cpu"] / turn["count"] for turn in work.turns["fastft"][part])
-        for part in LOADER_PARTS
+        for part in WORK_PARTS
     }
 
 
