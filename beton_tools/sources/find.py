@@ -96,10 +96,16 @@ def _open_folder(folder: Path, classes: Sequence[str] | None) -> Source:
         if shards:
             _check_alone(folder, shards)
             return opener(folder, shards, classes)
-    if any(map(is_image_name, files)) and not _holds_classes(folder):
+    beside = sum(map(is_image_name, files))
+    if beside and not _holds_classes(folder):
         return flat_source(folder, classes)
     _check_not_splits(folder)
-    return folder_source(folder, classes)
+    source = folder_source(folder, classes)
+    if beside > len(source.names):
+        raise UserError(
+            f"{folder}: {beside} images lie beside its folders, {len(source.names)} in them; move one of the two elsewhere"
+        )
+    return source
 
 
 def _holds_classes(folder: Path) -> bool:

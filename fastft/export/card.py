@@ -59,14 +59,10 @@ def _images(recipe: Recipe) -> str:
 
 
 def _metrics(trained: Trained) -> str:
-    """Of the run that the checkpoint lies in, else of the checkpoint itself."""
-    result = trained.path.parent.parent / "result.json"
-    try:
-        best = json.loads(result.read_text(encoding="utf-8"))["best"]
-    except (OSError, ValueError, KeyError):
-        best = json.loads((trained.path / "state.json").read_text(encoding="utf-8")).get("evaluation")
+    """Of the checkpoint itself, which only a run's best one has."""
+    best = json.loads((trained.path / "state.json").read_text(encoding="utf-8")).get("evaluation")
     if not best:
-        return "It was not evaluated."
+        return "These weights were not evaluated: they are not the run's best epoch."
     rows = ["| weights | top-1 % | top-5 % | loss | images |", "|---|---|---|---|---|"]
     for kind, name in (("ema", "EMA"), ("raw", "raw")):
         if kind in best:

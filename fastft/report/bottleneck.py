@@ -25,7 +25,7 @@ GPU_COUNTS = (1, 4, 8)
 ADVICE = {
     "read": "Keep the .beton in memory or on a faster disk, or convert with a smaller --max-resolution",
     "decode": "Give the process more cores, convert with a smaller --max-resolution, or store raw pixels with FFCV's writer",
-    "augment": "Give the process more cores, or leave augmentation to the GPU",
+    "augment": "Give the process more cores where the CPU augments; where the GPU does, lighten the augmentation",
     "copy": "Set --train.micro_batch larger, so that copies are fewer",
     "compute": "This is as it should be; --train.compile=on or a larger --train.micro_batch may raise MFU",
     "optimizer": "The update is bound by memory speed; train fewer layers with --model.trainable_layers",

@@ -282,8 +282,9 @@ def _split(run: Run) -> dict[str, Any] | None:
     seconds = {
         part: sum(s["seconds"].get(part, 0.0) for s in run.splits) for part in LOOP_PARTS + LOADER_PARTS
     }
-    busy = sum(seconds[part] for part in LOADER_PARTS)
-    images = run.splits[-1]["step"] * run.recipe.optim.batch_size
+    # the log has the work of one process's threads; on a GPU, augment and copy are the device's
+    busy = sum(seconds[part] for part in (("decode",) if _on_gpu(run) else ("decode", "augment")))
+    images = run.splits[-1]["step"] * run.recipe.optim.batch_size / run.machine.get("world_size", 1)
     per_core = images / busy if busy else None
     return {
         "loop": shares(seconds, LOOP_PARTS),
@@ -293,6 +294,10 @@ def _split(run: Run) -> dict[str, Any] | None:
         "counts": GPU_COUNTS,
         "needs": loader_needs(run.recipe, per_core),
     }
+
+
+def _on_gpu(run: Run) -> bool:
+    return run.machine.get("device_type") == "cuda"
 
 
 def write_page(page: str, out: Path) -> None:

@@ -65,22 +65,22 @@ class Damaged(UserError):
     """A checkpoint that was whole once."""
 
 
-def read_checkpoint(
-    path: Path, device: torch.device | str = "cpu", needed: Sequence[str] = ("model",)
-) -> Checkpoint:
-    """Read a checkpoint folder; `needed` are the file stems of the tensors that it must hold.
+def read_checkpoint(path: Path, needed: Sequence[str] = ("model",)) -> Checkpoint:
+    """Read a checkpoint folder, to the CPU; `needed` are the file stems of the tensors that it must hold.
 
     Raises:
-        UserError: not a checkpoint, or of another version.  Damaged: a file is missing or broken.
+        UserError: not a checkpoint, of another version, or the disk does not give it.  Damaged: a file is missing or broken.
     """
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        tensors = {f.stem: load_file(f, device=str(device)) for f in sorted(path.glob("*.safetensors"))}
+        tensors = {f.stem: load_file(f) for f in sorted(path.glob("*.safetensors"))}
     except FileNotFoundError:
         raise UserError(
             f"{path} is not a checkpoint (no state.json); give a folder under <run>/checkpoints"
         ) from None
-    except Exception as error:  # safetensors and json raise their own; all mean a damaged file
+    except OSError as error:  # of the disk or the network, not of what was written
+        raise UserError(f"checkpoint {path} cannot be read ({error}); mend that, and run again") from None
+    except (SafetensorError, ValueError) as error:
         raise Damaged(f"checkpoint {path} is damaged ({error}); use an older one") from None
     if not isinstance(state, dict) or not isinstance(state.get("recipe"), dict):
         raise Damaged(f"checkpoint {path} is damaged (no recipe in its state.json); use an older one")
@@ -110,12 +110,20 @@ def step_checkpoints(folder: Path, prefix: str = "step-") -> list[Path]:
     return sorted(p for p in folder.glob(f"{prefix}*") if (p / "state.json").is_file())
 
 
-def prune(folder: Path, keep: int, prefix: str = "step-") -> None:
+def prune(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints, and what interrupted writes have left."""
-    for old in step_checkpoints(folder, prefix)[:-keep]:
+    for old in step_checkpoints(folder)[:-keep]:
         _remove(old)
     for partial in folder.glob(f"{PARTIAL}*"):
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def keep_only(path: Path) -> None:
+    """Remove the other checkpoints of its kind, newer ones of a course that was given up too."""
+    prefix = path.name.partition("-")[0]
+    for other in step_checkpoints(path.parent, f"{prefix}-"):
+        if other != path:
+            _remove(other)
 
 
 def _remove(path: Path) -> None:

@@ -149,7 +149,7 @@ def find_world(device: str, timeout_minutes: float | None = None) -> World:
     if device == "cpu" or not torch.cuda.is_available():
         return World(rank, size, local_rank, torch.device("cpu"), timeout)
     if local_rank >= torch.cuda.device_count():
-        raise UserError(
+        raise LoneError(
             f"process {local_rank} of this node has no GPU ({torch.cuda.device_count()} there); lower --nproc-per-node"
         )
     torch.cuda.set_device(local_rank)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from rich.console import Console
 from torch import Tensor
 from torchvision import transforms
@@ -23,8 +23,9 @@ from fastft.model import Arch, Classifier
 from fastft.train.checkpoint import find_checkpoint, read_checkpoint
 from fastft.train.classes import name_outputs, refuse_other_classes
 from fastft.train.distributed import World, find_world
-from fastft.train.evaluate import evaluate
-from fastft.train.precision import choose_precision
+from fastft.train.evaluate import Scores, evaluate
+from fastft.train.precision import Precision, inference_precision
+from fastft.train.preempt import PeerFailed
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 BATCH = 32  # images per forward pass
@@ -79,7 +80,7 @@ def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str) -> dic
     world = _find_world(device)
     with world:
         trained = load_trained(checkpoint, world.device)
-        recipe, precision = trained.recipe, choose_precision(trained.recipe.train.amp, world.device)
+        recipe, precision = trained.recipe, inference_precision(trained.recipe.train.amp, world.device)
         path = data or recipe.data.val
         if path is None:
             raise UserError("the recipe names no validation file; give one with --data FILE.beton")
@@ -89,13 +90,28 @@ def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str) -> dic
             device=world.device, dtype=precision.dtype,
         ) as loader:  # fmt: skip
             refuse_other_classes(loader.class_names, trained.outputs, path)
-            (scores,) = evaluate([trained.model], loader, world, precision)
+            (scores,) = _evaluate_together(trained, loader, world, precision)
     return {
         "checkpoint": str(trained.path),
         "data": str(path),
         **asdict(scores),
         "standard_error": scores.standard_error,
     }
+
+
+def _evaluate_together(
+    trained: Trained, loader: EvalLoader, world: World, precision: Precision
+) -> list[Scores]:
+    """`evaluate`; bad input that one process meets ends them all with its line."""
+    try:
+        return evaluate([trained.model], loader, world, precision)
+    except UserError as error:
+        raise world.leave_word(error) from error
+    except RuntimeError as error:
+        word = world.find_word() if world.lost_peer(error) else None
+        if word is None:
+            raise
+        raise PeerFailed(word) from None
 
 
 def predict_files(checkpoint: Path, images: Sequence[Path], topk: int, device: str) -> Iterator[Prediction]:
@@ -162,7 +178,7 @@ def eval_transform(recipe: Recipe) -> transforms.Compose:
 def _predict(
     trained: Trained, paths: Sequence[Path], topk: int, device: torch.device
 ) -> Iterator[Prediction]:
-    precision = choose_precision(trained.recipe.train.amp, device)
+    precision = inference_precision(trained.recipe.train.amp, device)
     transform, outputs = eval_transform(trained.recipe), trained.outputs
     waiting = iter(paths)
     while chunk := list(islice(waiting, BATCH)):
@@ -191,7 +207,7 @@ def _open(path: Path, transform: transforms.Compose) -> Tensor | str:
     try:
         with Image.open(path) as image:
             return transform(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's plug-ins raise nearly anything on damaged data
         return str(error) or type(error).__name__
 
 

@@ -23,6 +23,7 @@ from fastft.report.hardware import peak_flops
 from fastft.train.checkpoint import (
     Checkpoint,
     Damaged,
+    keep_only,
     load_optimizer_tensors,
     optimizer_tensors,
     prune,
@@ -45,6 +46,7 @@ from fastft.train.run import (
     describe_model,
     headline_top1,
     lock_run,
+    refuse_changed_arch,
     refuse_changed_data,
     refuse_changed_recipe,
     run_folder,
@@ -304,6 +306,7 @@ class Trainer:
     def _evaluate_epoch(self, epoch: int) -> None:
         if self.eval_loader is None:
             return
+        self._check_finite(weights=True)
         began = time.monotonic()
         models = [self.model] if self.ema is None else [self.model, self.ema.module]
         raw, *averaged = evaluate(models, self.eval_loader, self.world, self.precision)
@@ -314,6 +317,7 @@ class Trainer:
         values = {
             f"{kind}_{k}": v for kind in ("raw", "ema") if kind in entry for k, v in entry[kind].items()
         }
+        self.eval_loader.take_work()  # which is none of the training loader's
         seconds = time.monotonic() - began
         self._epoch_seconds["eval"] += seconds
         self.log.record("eval", self.global_step, {"epoch": epoch, "seconds": seconds, **values})
@@ -356,26 +360,31 @@ class Trainer:
         self.world.barrier()
         self._last_save = time.monotonic()
         seconds = self._last_save - began
+        self._interval_start += seconds  # the pace is that of the steps
         self._epoch_seconds["checkpoint"] += seconds
         self.log.record("checkpoint", self.global_step, {"seconds": seconds})
 
     def _save_best(self, epoch: int, evaluation: dict[str, Any]) -> None:
-        self._check_finite(weights=True)
+        began = time.monotonic()
         if self.world.is_main:
             best = self.ema.module if self.ema is not None else self.model
             state = {**self._description(), "evaluation": evaluation}
-            write_checkpoint(self.checkpoints / f"best-{epoch:04}", state, {"model": best.state_dict()})
-            prune(self.checkpoints, 1, "best-")
+            path = self.checkpoints / f"best-{epoch:04}"
+            write_checkpoint(path, state, {"model": best.state_dict()})
+            keep_only(path)
+        self._epoch_seconds["checkpoint"] += time.monotonic() - began
 
     def _description(self) -> dict[str, Any]:
-        return describe_model(self.recipe, self.loader.class_names, self.loader.content)
+        return describe_model(
+            self.recipe, self.model.visual.arch, self.loader.class_names, self.loader.content
+        )
 
     def _read_newest(self, paths: list[Path]) -> Checkpoint:
         """The newest that is whole; those after it are remembered as damaged."""
         needed = ("model", "optimizer") if self.ema is None else ("model", "optimizer", "ema")
         for path in reversed(paths):
             try:
-                return read_checkpoint(path, self.world.device, needed)
+                return read_checkpoint(path, needed)
             except Damaged:
                 self._damaged.append(path)
         raise UserError(
@@ -384,6 +393,7 @@ class Trainer:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         refuse_changed_recipe(checkpoint.state["recipe"], self.recipe, self.folder)
+        refuse_changed_arch(checkpoint.state["arch"], self.model.visual.arch, self.folder)
         refuse_changed_data(checkpoint.state.get("data", {}), self.loader.content, self.folder)
         refuse_other_classes(self.loader.class_names, checkpoint.state["classes"], self.loader.beton.path)
         self.model.load_state_dict(checkpoint.tensors["model"])

@@ -16,6 +16,7 @@ def describe(world: World, precision: Precision) -> dict[str, Any]:
     on_gpu = world.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(world.device) if on_gpu else cpu_name(),
+        "device_type": world.device.type,
         "world_size": world.size,
         "cores": len(os.sched_getaffinity(0)),
         "precision": str(precision.dtype).removeprefix("torch."),

@@ -8,7 +8,8 @@ from beton_tools.errors import UserError
 from fastft.train.precision import Precision
 
 CPU_MICRO_BATCH = 32  # larger ones leave the CPU's caches and gain nothing
-PROBES = (4, 8)  # micro-batches whose peak memory is measured; the rest is a straight line
+# pairs of micro-batches whose peak memory is measured, the rest is a straight line; the second pair where the first is too large
+PROBES = ((4, 8), (1, 2))
 HEADROOM = 0.9  # of free memory: allocator fragments, and the loader's buffers
 
 
@@ -37,12 +38,24 @@ def choose_micro_batch(
     device = next(model.parameters()).device
     if device.type == "cpu":
         return largest_divisor(rank_batch, CPU_MICRO_BATCH, unit)
-    fixed, per_image = measure_memory(model, image_size, precision)
-    torch.cuda.empty_cache()  # what the probes, or an earlier training of a sweep, had
-    room = HEADROOM * torch.cuda.mem_get_info(device)[0] - fixed
+    room, per_image = _room(model, image_size, precision)
     if room < unit * per_image:
         raise UserError("the model does not fit in this GPU's memory; try --train.grad_checkpointing=true")
     return largest_divisor(rank_batch, int(room / per_image), unit)
+
+
+def _room(model: nn.Module, image_size: int, precision: Precision) -> tuple[float, float]:
+    """(bytes free for images, bytes per image); no room where not even the smallest probes run."""
+    device = next(model.parameters()).device
+    for probes in PROBES:
+        try:
+            fixed, per_image = measure_memory(model, image_size, precision, probes)
+        except torch.OutOfMemoryError:
+            model.zero_grad(set_to_none=True)
+            continue
+        torch.cuda.empty_cache()  # what the probes, or an earlier training of a sweep, had
+        return HEADROOM * torch.cuda.mem_get_info(device)[0] - fixed, per_image
+    return 0.0, 1.0
 
 
 def largest_divisor(number: int, at_most: int, unit: int = 1) -> int:
@@ -51,14 +64,16 @@ def largest_divisor(number: int, at_most: int, unit: int = 1) -> int:
     return unit * max(d for d in range(1, max(1, min(number, at_most) // unit) + 1) if parts % d == 0)
 
 
-def measure_memory(model: nn.Module, image_size: int, precision: Precision) -> tuple[float, float]:
+def measure_memory(
+    model: nn.Module, image_size: int, precision: Precision, probes: tuple[int, int]
+) -> tuple[float, float]:
     """(bytes that do not depend on the batch, bytes per image) of a training step on the GPU, by two probes.
 
     Gradients and AdamW's moments (three fp32 copies of what is trained) count as fixed.
     """
     device = next(model.parameters()).device
     peaks = []
-    for images in PROBES:
+    for images in probes:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         inputs = torch.zeros(images, 3, image_size, image_size, device=device, dtype=precision.dtype)
@@ -67,6 +82,6 @@ def measure_memory(model: nn.Module, image_size: int, precision: Precision) -> t
         F.cross_entropy(logits.float(), torch.zeros(images, dtype=torch.int64, device=device)).backward()
         peaks.append(torch.cuda.max_memory_allocated(device) - before)
         model.zero_grad(set_to_none=True)
-    per_image = max(1.0, (peaks[1] - peaks[0]) / (PROBES[1] - PROBES[0]))
+    per_image = max(1.0, (peaks[1] - peaks[0]) / (probes[1] - probes[0]))
     trained = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
-    return 3.0 * trained + max(0.0, peaks[0] - PROBES[0] * per_image), per_image
+    return 3.0 * trained + max(0.0, peaks[0] - probes[0] * per_image), per_image

@@ -49,6 +49,11 @@ def choose_precision(amp: str, device: torch.device) -> Precision:
     return Precision(dtype, device.type)
 
 
+def inference_precision(amp: str, device: torch.device) -> Precision:
+    """As it was trained, but what was trained in fp16 runs on a CPU too."""
+    return choose_precision("auto" if (amp, device.type) == ("fp16", "cpu") else amp, device)
+
+
 def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bf16 in hardware (AVX512-BF16 or AMX); elsewhere bf16 is emulated and slow."""
     try:

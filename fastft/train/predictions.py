@@ -16,7 +16,7 @@ from fastft.report.runs import Run
 from fastft.train.checkpoint import find_checkpoint
 from fastft.train.distributed import find_world
 from fastft.train.inference import BATCH, load_trained
-from fastft.train.precision import choose_precision
+from fastft.train.precision import inference_precision
 
 FEW_IMAGES = 3000  # that a CPU predicts in a minute or two
 
@@ -42,7 +42,7 @@ def predict_beton(checkpoint: Path, data: Path, device: str) -> Predictions:
     world = find_world(device)
     with world:
         trained = load_trained(path, world.device)
-        recipe, precision = trained.recipe, choose_precision(trained.recipe.train.amp, world.device)
+        recipe, precision = trained.recipe, inference_precision(trained.recipe.train.amp, world.device)
         size, crop_pct = recipe.model.image_size, recipe.train.eval_crop_pct
         look: dict[str, Any] = {
             "mean": recipe.augment.mean,
@@ -82,7 +82,12 @@ def find_run_mistakes(run: Run, insist: bool) -> tuple[Mistakes | None, str]:
             None,
             f"Left out: {len(beton):,} images take long without a GPU (--mistakes=always predicts them).",
         )
-    p = predict_beton(checkpoint, beton.path, "auto")
+    try:
+        p = predict_beton(checkpoint, beton.path, "auto")
+    except UserError as error:
+        if insist:
+            raise
+        return None, f"Left out: {error}."
     found = find_mistakes(p.logits_NK, p.labels_N, _readable(beton.path, p.classes))
     surest = [replace(m, image=thumbnail(beton, m.sample)) for m in found.surest]
     return replace(found, surest=surest), ""

@@ -10,8 +10,8 @@ from typing import IO, Any
 import yaml
 
 from beton_tools.errors import UserError
-from fastft.build import recipe_arch
 from fastft.config import Recipe
+from fastft.model import Arch
 from fastft.report.imagenet import expected_top1
 from fastft.train.evaluate import Scores
 from fastft.train.log import format_seconds
@@ -67,6 +67,16 @@ def refuse_changed_recipe(stored: dict[str, Any], recipe: Recipe, folder: Path) 
         raise UserError(f"{folder} was trained with another recipe ({listing}); use another --train.run_dir")
 
 
+def refuse_changed_arch(stored: dict[str, Any], arch: Arch, folder: Path) -> None:
+    """Raise UserError where `model.arch` means another tower than it did: a file was edited, or open_clip is another."""
+    changed = sorted(k for k, value in asdict(arch).items() if stored.get(k, value) != value)
+    if changed:
+        listing = ", ".join(f"{k} {stored[k]!r} -> {getattr(arch, k)!r}" for k in changed)
+        raise UserError(
+            f"{folder} was trained with another architecture ({listing}); use another --train.run_dir"
+        )
+
+
 def refuse_changed_data(stored: dict[str, Any], found: dict[str, Any], folder: Path) -> None:
     """Raise UserError where the training file is not that of the run's checkpoint: the order of samples hangs on it."""
     for key, then in stored.items():
@@ -105,12 +115,14 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
     temporary.replace(folder / "recipe.yaml")
 
 
-def describe_model(recipe: Recipe, classes: Sequence[str], data: dict[str, Any]) -> dict[str, Any]:
+def describe_model(
+    recipe: Recipe, arch: Arch, classes: Sequence[str], data: dict[str, Any]
+) -> dict[str, Any]:
     """What makes a checkpoint usable by itself: the recipe, and the tower's numbers, as its file may move."""
     return {
         "name": recipe.name,
         "recipe": json.loads(json.dumps(recipe.as_dict())),
-        "arch": asdict(recipe_arch(recipe)),
+        "arch": asdict(arch),
         "classes": list(classes),
         "data": data,
     }

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from beton_tools.errors import UserError
-from fastft.build import build_model
+from fastft.build import build_model, recipe_arch
 from fastft.cli import main
 from fastft.config import load_recipe
 from fastft.export import FORMATS, command, export_checkpoint, to_open_clip
@@ -41,7 +41,7 @@ def make_checkpoint(folder: Path, vision: dict, **overrides: object) -> Path:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     evaluation = {"epoch": 3, "raw": {"top1": 61.25, "top5": 90.0, "loss": 1.5, "samples": 80}}
-    state = {**describe_model(recipe, "abcdefg", 5), "evaluation": evaluation}
+    state = {**describe_model(recipe, recipe_arch(recipe), "abcdefg", {}), "evaluation": evaluation}
     path = folder / "run" / "checkpoints" / "best-0003"
     write_checkpoint(path, state, {"model": model.state_dict()})
     return path

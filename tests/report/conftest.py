@@ -52,6 +52,7 @@ def write_run(folder: Path, recipe_name: str, epochs: int, *overrides: str, spli
 def _start() -> dict[str, Any]:
     machine = {
         "device": "Tesla V100-SXM2-16GB",
+        "device_type": "cuda",
         "world_size": 8,
         "cores": 32,
         "precision": "float16",

@@ -11,7 +11,7 @@ from PIL import Image
 from beton_tools.convert import convert_folder
 from beton_tools.errors import UserError
 from beton_tools.writer import WriteOptions
-from fastft.build import build_model
+from fastft.build import build_model, recipe_arch
 from fastft.config import Recipe, load_recipe
 from fastft.report.runs import load_run
 from fastft.train.checkpoint import write_checkpoint
@@ -54,7 +54,11 @@ def _write(folder: Path, recipe: Recipe, classes: list[str]) -> None:
     sections = json.loads(json.dumps(recipe.as_dict()))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(sections))
     weights = build_model(recipe, pretrained=False).state_dict()
-    write_checkpoint(folder / "checkpoints/best-0000", describe_model(recipe, classes, 1), {"model": weights})
+    write_checkpoint(
+        folder / "checkpoints/best-0000",
+        describe_model(recipe, recipe_arch(recipe), classes, {}),
+        {"model": weights},
+    )
 
 
 def test_mistakes_are_as_many_as_evaluation_says(run_of_random_model: Path) -> None:

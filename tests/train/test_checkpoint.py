@@ -1,5 +1,6 @@
 """A checkpoint is whole under its name or not there; nothing is unpickled."""
 
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,9 @@ from beton_tools.errors import UserError
 from fastft.model import build_classifier
 from fastft.optim import build_adamw, layer_groups, optimizer_groups, set_lr
 from fastft.train.checkpoint import (
+    Damaged,
     find_checkpoint,
+    keep_only,
     load_optimizer_tensors,
     optimizer_tensors,
     prune,
@@ -139,3 +142,21 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: str) -> None:
         state.write_text(json.dumps(states[damage]))
     with pytest.raises(UserError, match=r"damaged|version 99"):
         read_checkpoint(path)
+
+
+def test_the_best_one_replaces_those_of_a_course_that_was_given_up(tmp_path: Path) -> None:
+    for name in ("best-0029", "best-0005", "step-00000010"):
+        write_checkpoint(tmp_path / name, RECIPE, {"model": {"w": torch.zeros(1)}})
+    keep_only(tmp_path / "best-0005")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best-0005", "step-00000010"]
+
+
+def test_a_disk_that_does_not_answer_is_no_damage(tmp_path: Path, monkeypatch) -> None:
+    def stale(*_: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    write_checkpoint(tmp_path / "step-1", RECIPE, {"model": {"w": torch.zeros(1)}})
+    monkeypatch.setattr("fastft.train.checkpoint.load_file", stale)
+    with pytest.raises(UserError, match=r"cannot be read .*Stale file handle") as caught:
+        read_checkpoint(tmp_path / "step-1")
+    assert not isinstance(caught.value, Damaged)

@@ -147,3 +147,13 @@ def test_a_table_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path: Pa
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="cannot be written"):
         write_predictions(iter([]), tmp_path / "nowhere" / "out.csv")
+
+
+def test_a_png_broken_in_the_midst_is_one_line_of_its_own(trained: Path, photographs, tmp_path: Path) -> None:
+    good, broken = tmp_path / "good.png", tmp_path / "broken.png"
+    Image.fromarray(photographs["coffee"]).save(good)
+    data = bytearray(good.read_bytes())
+    data[data.index(b"IDAT", len(data) // 2) + 2] = 0  # a chunk's name
+    broken.write_bytes(data)
+    found = list(predict_files(trained, [broken, good], topk=1, device="cpu"))
+    assert found[0].error and not found[1].error

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from beton_tools.convert import convert_folder
 from beton_tools.errors import UserError
 from beton_tools.manifest import manifest_path
 from beton_tools.writer import WriteOptions
-from fastft.train.checkpoint import read_checkpoint, step_checkpoints
+from fastft.train.checkpoint import read_checkpoint, step_checkpoints, write_checkpoint
 from fastft.train.health import NonFinite
 from fastft.train.precision import Precision
 from fastft.train.preempt import EXIT_REQUEUE
@@ -220,3 +221,30 @@ def test_bad_input_is_one_line(tiny, tmp_path: Path, change: dict, message: str)
     with pytest.raises(UserError, match=message) as error:
         run(tiny, tmp_path, **change)
     assert "\n" not in str(error.value)
+
+
+def test_an_architecture_file_that_was_edited_is_noticed(tiny, tmp_path: Path) -> None:
+    arch = tmp_path / "arch.json"
+    arch.write_bytes(Path(tiny["model.arch"]).read_bytes())
+    changes = tiny | {"model.arch": str(arch)}
+    run(changes, tmp_path / "run", schedule__stop_epoch="1")
+    arch.write_text(json.dumps(json.loads(arch.read_text()) | {"quick_gelu": True}))
+    with pytest.raises(UserError, match=r"another architecture \(quick_gelu False -> True\)"):
+        run(changes, tmp_path / "run")
+
+
+def test_writing_a_checkpoint_slows_no_interval(tiny, tmp_path: Path, monkeypatch) -> None:
+    def slowly(*arguments: Any) -> None:
+        time.sleep(0.5)
+        write_checkpoint(*arguments)
+
+    monkeypatch.setattr("fastft.train.loop.write_checkpoint", slowly)
+    run(tiny, tmp_path, schedule__stop_epoch="1", train__checkpoint_steps="1", train__log_every="1000")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = max(line["step"] for line in lines)
+    trained = sum(line["seconds"] for line in lines if line["kind"] == "checkpoint")
+    split = next(line["seconds"] for line in lines if line["kind"] == "split")
+    assert trained >= 0.5 * steps
+    assert split["checkpoint"] >= trained + 0.5  # with that of the best
+    rate = next(line["images_per_second"] for line in lines if line["kind"] == "train")
+    assert rate > int(tiny["optim.batch_size"]) / 0.5

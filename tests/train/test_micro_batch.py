@@ -37,15 +37,16 @@ def test_mixing_asks_for_even_micro_batches() -> None:
         micro_batch.choose_micro_batch(0, 5, torch.nn.Linear(1, 1), 224, FP32, unit=2)
 
 
+class OnGpu(torch.nn.Module):
+    def parameters(self, recurse: bool = True):
+        class Parameter:
+            device, grad = torch.device("cuda"), None
+
+        return iter([Parameter()])
+
+
 def test_gpu_micro_batch_is_what_fits(monkeypatch) -> None:
     """1 GB per image, 5 GB fixed, 80 GB free: 67 fit into nine tenths, 64 divides 2048."""
-
-    class OnGpu(torch.nn.Module):
-        def parameters(self, recurse: bool = True):
-            class Parameter:
-                device = torch.device("cuda")
-
-            return iter([Parameter()])
 
     cached = [60e9]  # that an earlier training's allocator still holds
     monkeypatch.setattr(torch.cuda, "empty_cache", cached.clear)
@@ -54,4 +55,23 @@ def test_gpu_micro_batch_is_what_fits(monkeypatch) -> None:
     assert micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32) == 64
     monkeypatch.setattr(micro_batch, "measure_memory", lambda *_: (5e9, 90e9))
     with pytest.raises(UserError, match="grad_checkpointing"):
+        micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32)
+
+
+@pytest.mark.parametrize(("fits", "micro"), [(8, 64), (2, 64), (0, None)])
+def test_probes_that_do_not_fit_are_tried_smaller_and_then_told(
+    monkeypatch, fits: int, micro: int | None
+) -> None:
+    def measure(model, image_size, precision, probes):
+        if max(probes) > fits:
+            raise torch.OutOfMemoryError
+        return 5e9, 1e9
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80e9, 80e9))
+    monkeypatch.setattr(micro_batch, "measure_memory", measure)
+    if micro is not None:
+        assert micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32) == micro
+        return
+    with pytest.raises(UserError, match="does not fit"):
         micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32)

@@ -26,3 +26,9 @@ def test_cpu_gets_bf16_only_where_it_multiplies_it(monkeypatch, has, dtype) -> N
 def test_fp16_on_a_cpu_is_refused() -> None:
     with pytest.raises(UserError, match="needs a GPU"):
         precision.choose_precision("fp16", torch.device("cpu"))
+
+
+def test_what_was_trained_in_fp16_predicts_on_a_cpu() -> None:
+    assert precision.inference_precision("fp16", torch.device("cpu")).dtype in (torch.bfloat16, torch.float32)
+    assert precision.inference_precision("fp32", torch.device("cpu")).dtype == torch.float32
+    assert precision.inference_precision("fp16", torch.device("cuda")).dtype == torch.float16

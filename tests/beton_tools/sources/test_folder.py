@@ -110,3 +110,11 @@ def test_a_folder_that_cannot_be_meant_is_one_line(photo_folder: Path, make: str
     with pytest.raises(UserError, match=expected) as caught:
         open_source(root)
     assert "\n" not in str(caught.value)
+
+
+def test_a_stray_folder_beside_many_images_does_not_hide_them(photo_folder: Path) -> None:
+    flat = photo_folder / "n01440764"
+    (flat / "samples").mkdir()
+    (flat / "n01440764_0.JPEG").rename(flat / "samples" / "0.JPEG")
+    with pytest.raises(UserError, match="7 images lie beside its folders, 1 in them"):
+        open_source(flat)
