@@ -69,9 +69,8 @@ def test_a_peer_that_fails_is_reported_and_the_others_go_on(function: str) -> No
     found = measure("m", rounds, "a", per_second, "images/s", {})
     assert [c["name"] for c in found["contenders"]] == ["fastft", "peer"]
     why = found["contenders"][1]["skipped"]
-    assert {"failing": "is broken", "failing_later": "breaks", "dying": "ended with 9"}.get(
-        function, ""
-    ) in why
+    reasons = {"failing": "is broken", "failing_later": "breaks", "dying": "ended with 9"}
+    assert (reasons | {"missing": "not installed: pip install no-such-peer"})[function] in why
 
 
 def test_when_fastft_fails_the_benchmark_fails() -> None:
