@@ -97,6 +97,11 @@ def _is_torchscript(path: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
+def _is_openai(weights: str) -> bool:
+    path = Path(weights).expanduser()
+    return weights == "openai" or (path.is_file() and _is_torchscript(path))
+
+
 def _read_tag(tag: str, arch_name: str) -> dict[str, Tensor]:
     import open_clip  # takes seconds: only where its hub is asked
 
@@ -118,7 +123,7 @@ def _read_tag(tag: str, arch_name: str) -> dict[str, Tensor]:
 
 def _check_same_tower(tower: Tower, state: dict[str, Tensor], weights: str) -> None:
     arch = tower.arch
-    if weights == "openai" and not arch.quick_gelu:
+    if _is_openai(weights) and not arch.quick_gelu:
         raise UserError(
             "OpenAI's weights were trained with QuickGELU; set model.arch to the name that ends in -quickgelu"
         )

@@ -18,7 +18,7 @@ SHM_NEEDED = 1 << 30  # NCCL and torch share buffers there; containers often get
 DISK_NEEDED = 20 << 30
 DISK_OF_IMAGENET = "60-130 GB"  # converted, by --max-resolution
 RAM_SHARE = 0.9  # of the memory available that a .beton may fill and still be cached whole
-FFCV_LIBRARIES = "apt-get install build-essential pkg-config libopencv-dev libturbojpeg0-dev"
+FFCV_LIBRARIES = "apt-get install build-essential pkg-config libopencv-dev libturbojpeg0-dev python3-dev"
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def print_explanation(values: dict[str, Any], console: Console) -> None:
     recipe, schedule, cost = values["recipe"], values["schedule"], values["cost"]
     console.rule(recipe["name"])
     for section in (s for s in recipe if s not in ("name", "about")):
-        shown = ", ".join(f"{k} {_short(v)}" for k, v in recipe[section].items() if v is not None)
+        shown = ", ".join(f"{k} {_short(v)}" for k, v in recipe[section].items())
         console.print(f"[bold]{section:<9}[/] {shown}", highlight=False)
     console.print(_groups_table(values))
     console.print("[bold]augment[/]   " + "; ".join(values["augment"]), highlight=False)
@@ -148,4 +148,4 @@ def _cost_table(cost: dict[str, Any]) -> Table:
 def _short(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return "(" + ", ".join(f"{v:.4g}" for v in value) + ")"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)

@@ -112,6 +112,11 @@ def test_openai_weights_ask_for_quick_gelu() -> None:
         _check_same_tower(tower, state, "openai")
 
 
+def test_openais_own_files_ask_for_it_too(clip, tmp_path) -> None:
+    with pytest.raises(UserError, match="quickgelu"):
+        load_tower_weights(Tower(load_arch("ViT-B-32")), write(clip, "openai", tmp_path), "ViT-B-32")
+
+
 def test_unknown_architecture_names_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'ViT-B-16-quickgelu'"):
         load_arch("ViT-B-16-quikgelu")
