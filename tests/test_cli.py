@@ -40,7 +40,8 @@ def test_flags_are_frozen() -> None:
         "--data", "--max-resolution", "--no-index", "--on-error", "--out", "--overwrite", "--quality", "--reencode",
         "--shuffle-seed", "--subsampling", "--subset-per-class", "--workers",
     ]  # fmt: skip
-    assert flags["convert folder"] == flags["convert imagenet"] == image_options
+    assert flags["convert imagenet"] == image_options
+    assert flags["convert folder"] == ["--classes-of", *image_options]
     assert flags["train"] == []
     assert flags["explain"] == ["--at-step", "--json"]
     assert flags["preview"] == ["--count", "--data", "--epoch", "--json", "--out"]
