@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from beton_tools.errors import UserError
-from fastft.train.preempt import LoneError
+from fastft.train.preempt import LoneError, PeerFailed
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
 # NCCL's watchdog aborts the process without a word: gloo, whose errors can be caught, is to notice a lost peer before it
@@ -54,9 +54,16 @@ class World:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Where a peer is lost that left word of why, that is the error."""
         # after an error the others may be gone, and an orderly farewell would wait for them
         if self.size > 1 and self._founder and dist.is_initialized() and error is None:
             dist.destroy_process_group()
+        if (
+            isinstance(error, RuntimeError)
+            and self.lost_peer(error)
+            and (word := self.find_word()) is not None
+        ):
+            raise PeerFailed(word) from None
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model under DistributedDataParallel, where there is more than one process and something to train."""

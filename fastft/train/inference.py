@@ -23,9 +23,8 @@ from fastft.model import Arch, Classifier
 from fastft.train.checkpoint import find_checkpoint, read_checkpoint
 from fastft.train.classes import name_outputs, refuse_other_classes
 from fastft.train.distributed import World, find_world
-from fastft.train.evaluate import Scores, evaluate
-from fastft.train.precision import Precision, inference_precision
-from fastft.train.preempt import PeerFailed
+from fastft.train.evaluate import evaluate
+from fastft.train.precision import inference_precision
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 BATCH = 32  # images per forward pass
@@ -90,28 +89,16 @@ def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str) -> dic
             device=world.device, dtype=precision.dtype,
         ) as loader:  # fmt: skip
             refuse_other_classes(loader.class_names, trained.outputs, path)
-            (scores,) = _evaluate_together(trained, loader, world, precision)
+            try:
+                (scores,) = evaluate([trained.model], loader, world, precision)
+            except UserError as error:
+                raise world.leave_word(error) from error
     return {
         "checkpoint": str(trained.path),
         "data": str(path),
         **asdict(scores),
         "standard_error": scores.standard_error,
     }
-
-
-def _evaluate_together(
-    trained: Trained, loader: EvalLoader, world: World, precision: Precision
-) -> list[Scores]:
-    """`evaluate`; bad input that one process meets ends them all with its line."""
-    try:
-        return evaluate([trained.model], loader, world, precision)
-    except UserError as error:
-        raise world.leave_word(error) from error
-    except RuntimeError as error:
-        word = world.find_word() if world.lost_peer(error) else None
-        if word is None:
-            raise
-        raise PeerFailed(word) from None
 
 
 def predict_files(checkpoint: Path, images: Sequence[Path], topk: int, device: str) -> Iterator[Prediction]:

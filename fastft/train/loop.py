@@ -39,7 +39,7 @@ from fastft.train.log import Interval, RunLog
 from fastft.train.machine import describe, peak_memory
 from fastft.train.micro_batch import choose_micro_batch
 from fastft.train.precision import choose_precision
-from fastft.train.preempt import PeerFailed, PeerLost, Preempted, PreemptionGuard
+from fastft.train.preempt import PeerLost, Preempted, PreemptionGuard
 from fastft.train.run import (
     Progress,
     conclusion,
@@ -79,8 +79,6 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     except RuntimeError as error:
         if not world.lost_peer(error):
             raise
-        if (word := world.find_word()) is not None:
-            raise PeerFailed(word) from None
         found = step_checkpoints(run_folder(recipe) / "checkpoints")
         after = f"continues after {found[-1].name}" if found else "starts anew: there is no checkpoint yet"
         raise PeerLost(
