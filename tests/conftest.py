@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as fastft sets it, whatever a test imports first
+import fastft.data  # noqa: F401  before any test imports FFCV, which would leave torch with one thread here
+
 os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")  # FFCV's OpenCV would nest threads in the loader's
 
 

@@ -19,6 +19,7 @@ def describe(world: World, precision: Precision) -> dict[str, Any]:
         "device_type": world.device.type,
         "world_size": world.size,
         "cores": len(os.sched_getaffinity(0)),
+        "torch_threads": torch.get_num_threads(),
         "precision": str(precision.dtype).removeprefix("torch."),
         "torch": torch.__version__,
     }

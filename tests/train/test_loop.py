@@ -25,7 +25,7 @@ from fastft.train.precision import Precision
 from fastft.train.preempt import EXIT_REQUEUE
 from fastft.train.run import lock_run
 from fastft.train.step import Step
-from tests.train.runs import flags, losses, run
+from tests.train.runs import differing, end, flags, losses, run
 
 
 def test_it_learns(whole: Path) -> None:
@@ -34,6 +34,12 @@ def test_it_learns(whole: Path) -> None:
     assert last < first
     assert result["last"]["raw"]["samples"] == 20
     assert result["best"]["ema"]["top1"] > 50  # of two balanced classes
+
+
+def test_torch_has_as_many_threads_here_as_in_a_process_of_its_own() -> None:
+    """Else no test here could compare its losses with those of the command bit for bit: FFCV takes threads away."""
+    fresh = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
+    assert torch.get_num_threads() == int(subprocess.check_output(fresh, text=True))
 
 
 def test_kill_9_and_resume_gives_the_same_losses_bit_for_bit(tiny, whole: Path, tmp_path: Path) -> None:
@@ -48,6 +54,7 @@ def test_kill_9_and_resume_gives_the_same_losses_bit_for_bit(tiny, whole: Path, 
     victim.wait()
     run(tiny, tmp_path, model__drop_path="0.3")
     assert losses(tmp_path) == losses(whole)
+    assert differing(end(tmp_path), end(whole)) == []
 
 
 def test_resuming_in_the_middle_of_an_epoch_continues_the_sequence(tiny, whole: Path, tmp_path: Path) -> None:
@@ -57,6 +64,7 @@ def test_resuming_in_the_middle_of_an_epoch_continues_the_sequence(tiny, whole: 
         if path.name in ("step-00000008", "step-00000004"):
             run(tiny, tmp_path, model__drop_path="0.3", train__keep_checkpoints="100")
             assert losses(tmp_path) == losses(whole)
+            assert differing(end(tmp_path), end(whole)) == []
         for file in path.iterdir():
             file.unlink()
         path.rmdir()
@@ -76,6 +84,7 @@ def test_a_signal_checkpoints_and_exits_with_the_requeue_code(tiny, whole: Path,
     assert "same command continues" in said
     run(tiny, tmp_path, model__drop_path="0.3", train__checkpoint_steps="0")
     assert losses(tmp_path) == losses(whole)
+    assert differing(end(tmp_path), end(whole)) == []
 
 
 def test_accumulation_and_workers_do_not_change_the_training(tiny, tmp_path: Path) -> None:
