@@ -39,7 +39,7 @@ def run(options: Options) -> Found:
         for kind in ("resizes", "ops")
     }  # fmt: skip
     rounds = alternate(pairs["resizes"], options.rounds, threads=1)
-    for arm in RESIZES:
+    for arm in rounds.turns["fastft"]:
         setting = {"crops": arm, "to": SIZE, "images": options.images}
         found.append(measure("Bicubic resize", rounds, arm, cpu_milliseconds, "ms", setting, better="lower"))
     rounds = alternate(pairs["ops"], options.rounds, threads=1)
@@ -98,14 +98,14 @@ def _recipe(options: Options) -> list[dict[str, Any]]:
     return found
 
 
-def our_recipe(path: str, size: int = SIZE) -> dict[str, Arm]:
+def our_recipe(path: str, size: int = SIZE, augment_policy: str = AUGMENT) -> dict[str, Arm]:
     """Draw the plans of an epoch, then decode and augment image by image."""
     from beton_tools.jpeg import open_decoders, scratch_bytes
     from fastft.augment import draw_plan, parse_policy, source_regions
     from fastft.augment.cpu import CpuAugment
     from fastft.bench.kernels import decode_and_augment
 
-    jpegs, policy, epochs = JpegSet(Path(path)), parse_policy(AUGMENT), itertools.count()
+    jpegs, policy, epochs = JpegSet(Path(path)), parse_policy(augment_policy), itertools.count()
     heights, widths = jpegs.shapes
     height, width, largest = int(heights.max()), int(widths.max()), int(np.diff(jpegs.ends).max())
     augment, handle = CpuAugment(policy, size), open_decoders(1)[0]
@@ -265,7 +265,7 @@ RESIZES = (f"{TYPICAL_CROP[0]} x {TYPICAL_CROP[1]}", "of a random resized crop p
 
 
 def crops(paths: Sequence[str]) -> dict[str, list[np.ndarray]]:
-    """Crops of the images at 500 px at most, by RESIZES."""
+    """Crops of the images at 500 px at most, by RESIZES; without the first where no image is as large."""
     from PIL import Image
 
     from fastft.augment import draw_plan, parse_policy
@@ -283,7 +283,7 @@ def crops(paths: Sequence[str]) -> dict[str, list[np.ndarray]]:
     h, w = TYPICAL_CROP
     typical = [image[:h, :w] for image in images if image.shape[0] >= h and image.shape[1] >= w]
     planned = [image[y : y + h, x : x + w] for image, (y, x, h, w) in zip(images, boxes, strict=True)]
-    return dict(zip(RESIZES, (typical, planned), strict=True))
+    return {name: found for name, found in zip(RESIZES, (typical, planned), strict=True) if found}
 
 
 def our_resizes(paths: Sequence[str]) -> dict[str, Arm]:

@@ -14,6 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from beton_tools.errors import UserError
+
 Arm = Callable[
     [], int | dict[str, float]
 ]  # a round: how many images it took, or several figures with "count"
@@ -52,8 +54,7 @@ def _build(make: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[s
     except NotInstalled as missing:
         return {"skipped": f"not installed: {missing}"}, {}
     except Exception as error:
-        traceback.print_exc()
-        return {"failed": f"{type(error).__name__}: {error}"}, {}
+        return _failure(error), {}
     return {"arms": list(arms)}, arms
 
 
@@ -63,11 +64,17 @@ def _turn(arm: Arm) -> dict[str, Any]:
     try:
         result = arm()
     except Exception as error:
-        traceback.print_exc()
-        return {"failed": f"{type(error).__name__}: {error}"}
+        return _failure(error)
     wall, own = time.perf_counter() - began, time.process_time() - own
     figures = result if isinstance(result, dict) else {"count": result}
     return {"wall": wall, "cpu": own + workers_seconds() - workers, **figures}
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    if isinstance(error, UserError):
+        return {"failed": str(error), "bad_input": True}
+    traceback.print_exc()
+    return {"failed": f"{type(error).__name__}: {error}"}
 
 
 def workers_seconds() -> float:

@@ -5,6 +5,7 @@ from typing import Any
 from fastft.bench.child import library
 
 PACKAGE = "nvidia-dali-cuda120"
+PREFETCH = 2  # batches in work at once, as by default
 
 
 def recipe_pipeline(
@@ -27,7 +28,7 @@ def recipe_pipeline(
 
     @dali.pipeline_def(
         batch_size=batch, num_threads=threads, device_id=0 if gpu else None, enable_conditionals=True, seed=0,
-        exec_async=prefetch, exec_pipelined=prefetch, prefetch_queue_depth=2 if prefetch else 1,
+        exec_async=prefetch, exec_pipelined=prefetch, prefetch_queue_depth=PREFETCH if prefetch else 1,
     )  # fmt: skip
     def recipe() -> Any:
         encoded, labels = fn.readers.file(files=paths, shuffle_after_epoch=True)

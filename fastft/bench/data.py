@@ -25,7 +25,7 @@ from beton_tools.format import (
 from beton_tools.sources import Source, open_source
 from beton_tools.writer import WriteOptions, write_beton
 
-SAMPLE_VARIABLE, SAMPLE_DEFAULT = "FASTFT_IMAGENET_SAMPLE", "../shared/data/imagenet-sample"
+SAMPLE_VARIABLE = "FASTFT_IMAGENET_SAMPLE"
 MAX_SIDE, QUALITY = 500, 90  # FFCV's recommendation for ImageNet
 FEW = 64  # images for which starting processes would take longer than encoding
 IMAGENET_LENGTH = 1_281_167
@@ -121,14 +121,13 @@ def find_images(folder: Path | None, beton: Path | None, scratch: Path, count: i
         extract(opened, scratch / "given", count)
         paths = sorted((scratch / "given").glob("*/*"))
         return Images(paths, f"{len(paths)} images of {beton.name}")
-    sample = Path(os.environ.get(SAMPLE_VARIABLE, SAMPLE_DEFAULT))
-    if folder is None and not sample.is_dir():
+    root = folder or Path(os.environ.get(SAMPLE_VARIABLE, ""))
+    if folder is None and not (os.environ.get(SAMPLE_VARIABLE) and root.is_dir()):
         return _packaged(scratch / "photographs", count)
-    root = folder or sample
     paths = sorted(p for p in root.glob("*/*") if p.suffix.lower() in (".jpg", ".jpeg"))
     if not paths:
         raise UserError(f"{root} holds no <class>/*.jpg; give --images a folder with one folder per class")
-    chosen = paths[:: max(1, len(paths) // count)][:count]
+    chosen = [paths[k] for k in evenly(len(paths), count)]
     return Images(chosen, f"{len(chosen)} images of {root.name}", root)
 
 
@@ -154,10 +153,15 @@ def _packaged(root: Path, count: int) -> Images:
     return Images(paths, what)
 
 
+def evenly(number: int, count: int) -> list[int]:
+    """`count` of `number` indices, or all where there are fewer, from the first to near the last."""
+    count = min(number, count)
+    return [k * number // count for k in range(count)]
+
+
 def extract(beton: Beton, root: Path, count: int | None = None) -> None:
     """JPEGs of a .beton as files by class, `count` of them, evenly spread."""
-    step = 1 if count is None else max(1, beton.num_samples // count)
-    for i in range(0, beton.num_samples, step)[:count]:
+    for i in evenly(beton.num_samples, beton.num_samples if count is None else count):
         target = root / f"{beton.labels[i]:04}" / f"{i:06}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(beton.read_bytes(i))

@@ -15,50 +15,51 @@ from typing import Any
 import torch
 
 from fastft.bench.child import Arm
-from fastft.bench.data import Images, Workspace
+from fastft.bench.data import Images, Workspace, evenly
 from fastft.bench.harness import Contender, Rounds, Turn, alternate, measure, per_cpu_second, summary
 from fastft.bench.options import Found, Options
 from fastft.config import Recipe, load_recipe, recipe_from_dict
-from fastft.report.bottleneck import GPU_COUNTS, LOOP_PARTS, NAMES, diagnose, loader_needs
+from fastft.report.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, NAMES, diagnose, loader_needs
 from fastft.report.overheads import CORES_PER_GPU
 
 ALONE = "fastft, loader alone"
 STEP_PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema")
-WORK_PARTS = ("read", "decode", "augment")  # of the loader, apart: arms of `loader_work`
-CPU_IMAGES = 192
+CPU_IMAGES, GPU_STEPS, GPU_LOG_EVERY = 192, 60, 10
 TINY = {"width": 192, "layers": 12, "patch_size": 16, "head_width": 64, "image_size": 224}
 HERE = "fastft.bench.e2e"
 
 
 def run(options: Options) -> Found:
-    options = _fewer(options)
+    options = _for_an_epoch(options)
     beton = options.workspace.beton(options.workspace.sets[0])
     sections = _sections(options, beton)
     recipe = recipe_from_dict("e2e", sections)
     size, batch = recipe.model.image_size, recipe.optim.batch_size
-    rounds = alternate(_contenders(options, sections, size, batch), options.rounds, options.threads)
-    alone = Contender("fastft", f"{HERE}:loader_work", {"path": str(beton), "size": size})
-    work = alternate([alone], options.rounds, threads=1)
+    rounds = alternate(_contenders(options, sections, recipe), options.rounds, options.threads)
+    alone = {"path": str(beton), "size": size, "policy": recipe.augment.policy}
+    work = alternate([Contender("fastft", f"{HERE}:loader_work", alone)], options.rounds, threads=1)
     setting = {"model": _model_name(options), "size": size, "batch": batch, "threads": options.threads}
     setting["images"] = options.images
     modelled, words = _other_gpus(options, work)
-    diagnosis = diagnose(_loop_seconds(rounds) | _work_seconds(work, rounds))
+    diagnosis = diagnose(_seconds(rounds))
     if diagnosis:
         head = "End to end on this machine, evaluation and checkpoint left out"
         words = [f"{head}: {diagnosis.sentence} {diagnosis.advice}.", *words]
     trained = _rate_measure("End to end", rounds, setting, ["fastft", "timm"])
     loader = _rate_measure("End to end, the loader alone", rounds, setting, [ALONE])
-    split, parts = (
-        _split_measure(rounds, setting),
-        _work_measure(work, {"size": size, "images": options.images}),
+    return Found(
+        [trained, loader, _split_measure(rounds, setting), _work_measure(rounds, setting), *modelled],
+        tuple(words),
     )
-    return Found([trained, loader, split, parts, *modelled], tuple(words))
 
 
-def _contenders(options: Options, sections: dict[str, Any], size: int, batch: int) -> list[Contender]:
+def _contenders(options: Options, sections: dict[str, Any], recipe: Recipe) -> list[Contender]:
     """The trainer, its loader alone, and timm's loader with timm's step."""
     name, threads = options.workspace.sets[0], options.threads
-    loader = {"path": str(options.workspace.beton(name)), "size": size, "batch": batch, "threads": threads}
+    loader = {
+        "path": str(options.workspace.beton(name)), "size": recipe.model.image_size, "threads": threads,
+        "batch": recipe.optim.batch_size, "policy": recipe.augment.policy, "erase": recipe.augment.erase_prob,
+    }  # fmt: skip
     theirs = {"sections": sections, "folder": str(options.workspace.jpegs(name)), "threads": threads}
     return options.wanted({
         "fastft": [
@@ -69,15 +70,23 @@ def _contenders(options: Options, sections: dict[str, Any], size: int, batch: in
     })  # fmt: skip
 
 
-def _fewer(options: Options) -> Options:
-    """On a CPU at most CPU_IMAGES of the images, in a workspace of their own: an epoch is to last seconds."""
-    if torch.cuda.is_available() or options.images <= CPU_IMAGES:
-        return options
+def _for_an_epoch(options: Options) -> Options:
+    """The images in a workspace of their own: on a CPU CPU_IMAGES at most, on a GPU so often that GPU_STEPS come together."""
     images = options.workspace.images
-    few = Images(images.paths[:: options.images // CPU_IMAGES][:CPU_IMAGES], images.what)
+    if torch.cuda.is_available() and not options.quick:
+        paths = images.paths * -(-GPU_STEPS * _batch(options) // options.images)
+    else:
+        paths = [images.paths[k] for k in evenly(options.images, CPU_IMAGES)]
     folder = options.workspace.folder / "e2e"
     folder.mkdir()
-    return replace(options, workspace=Workspace(folder, few, options.workspace.given))
+    workspace = Workspace(folder, Images(paths, images.what), options.workspace.given)
+    return replace(options, workspace=workspace)
+
+
+def _batch(options: Options) -> int:
+    if options.recipe:
+        return load_recipe(options.recipe).optim.batch_size
+    return 256 if torch.cuda.is_available() else 32
 
 
 def _sections(options: Options, beton: Path) -> dict[str, dict[str, Any]]:
@@ -90,14 +99,16 @@ def _sections(options: Options, beton: Path) -> dict[str, dict[str, Any]]:
         quick = {"layers": 2, "width": 64} if options.quick else {}
         arch.write_text(json.dumps({"embed_dim": 192, "vision_cfg": TINY | quick}))
         sections["model"] = {"arch": str(arch)}
-    batch = given.optim.batch_size if given else 256 if on_gpu else 32
-    batch = min(batch, max(1, options.images // 2))
+    batch = min(_batch(options), max(2, options.images // 4 * 2))  # even, for mixup
     updates: dict[str, dict[str, Any]] = {
         "data": {"train": str(beton), "val": str(beton), "num_classes": 1000},
         "model": {"weights": "random", "freeze_conv1": False},
         "optim": {"batch_size": batch},
         "schedule": {"epochs": 1, "warmup_epochs": 0, "stop_epoch": None},
-        "train": {"micro_batch": 0 if given or on_gpu else batch, "log_every": 1_000_000},
+        "train": {
+            "micro_batch": 0 if given or on_gpu else batch,
+            "log_every": GPU_LOG_EVERY if on_gpu else 1_000_000,
+        },
     }
     return {k: sections.get(k, {}) | updates.get(k, {}) for k in sections.keys() | updates.keys()}
 
@@ -132,34 +143,23 @@ def _split_measure(rounds: Rounds, setting: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "unit": "ms per step", "better": "lower", "setting": setting, "contenders": parts}
 
 
-def _work_measure(work: Rounds, setting: dict[str, Any]) -> dict[str, Any]:
+def _work_measure(rounds: Rounds, setting: dict[str, Any]) -> dict[str, Any]:
+    """By the trainer's own clocks, beside training: of the loader's threads; on a GPU copy and augment are the GPU's."""
+    turns = rounds.turns["fastft"]["pass"]
     parts = [
-        summary(part, [1e3 * turn["cpu"] / turn["count"] for turn in work.turns["fastft"][part]])
-        for part in WORK_PARTS
+        summary(part, [1e3 * turn[part] / turn["count"] for turn in turns])
+        for part in LOADER_PARTS
+        if part in turns[0]
     ]
     name = "What the loader's time goes to"
-    return {
-        "name": name,
-        "unit": "ms of CPU per image",
-        "better": "lower",
-        "setting": setting,
-        "contenders": parts,
-    }
+    return {"name": name, "unit": "ms per image", "better": "lower", "setting": setting, "contenders": parts}
 
 
-def _loop_seconds(rounds: Rounds) -> dict[str, float]:
-    """Of a round of training, by part of a step: an epoch is too short here for evaluation to count."""
+def _seconds(rounds: Rounds) -> dict[str, float]:
+    """Of a round of training, by part of a step and of the loader: an epoch is too short here for evaluation to count."""
     turns = rounds.turns["fastft"]["pass"]
-    return {part: median(turn[part] for turn in turns) for part in STEP_PARTS if part in turns[0]}
-
-
-def _work_seconds(work: Rounds, rounds: Rounds) -> dict[str, float]:
-    """CPU seconds that the loader's parts take for the images of a round of training."""
-    images = rounds.turns["fastft"]["pass"][0]["count"]
-    return {
-        part: images * median(turn["cpu"] / turn["count"] for turn in work.turns["fastft"][part])
-        for part in WORK_PARTS
-    }
+    parts = STEP_PARTS + LOADER_PARTS
+    return {part: median(turn[part] for turn in turns) for part in parts if part in turns[0]}
 
 
 def _other_gpus(options: Options, work: Rounds) -> tuple[list[dict[str, Any]], list[str]]:
@@ -214,8 +214,11 @@ def train_recipe(sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
             recipe = recipe_from_dict("e2e", {**sections, "train": {**sections["train"], "run_dir": folder}})
             train(recipe, Console(quiet=True))
             found = load_run(Path(folder))
-        steps = found.steps
-        seconds = {p: sum(s["seconds"].get(p, 0.0) for s in found.splits) for p in LOOP_PARTS}
+        skipped = found.intervals[:-1][:1]  # on a GPU: in its first steps kernels are compiled and loaded
+        intervals = found.intervals[len(skipped) :]
+        steps = found.steps - sum(i["step"] for i in skipped)
+        seconds = {p: sum(i["split"].get(p, 0.0) for i in intervals) for p in STEP_PARTS + LOADER_PARTS}
+        seconds |= {p: sum(s["seconds"].get(p, 0.0) for s in found.splits) for p in ("eval", "checkpoint")}
         seconds = {part: s for part, s in seconds.items() if s}
         training = sum(seconds.get(part, 0.0) for part in STEP_PARTS)
         return {"count": steps * recipe.optim.batch_size, "steps": steps, "training": training, **seconds}
@@ -234,7 +237,10 @@ def train_timm(sections: dict[str, dict[str, Any]], folder: str, threads: int) -
     precision = choose_precision(recipe.train.amp, device())
     dtype = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[precision.dtype]
     step = timm_train_step(recipe_arch(recipe), dtype)
-    batches = timm_batches(folder, recipe.model.image_size, recipe.optim.batch_size, threads)
+    policy, erase = recipe.augment.policy, recipe.augment.erase_prob
+    batches = timm_batches(
+        folder, recipe.model.image_size, recipe.optim.batch_size, threads, policy=policy, erase=erase
+    )
 
     def run() -> int:
         count = 0
@@ -247,50 +253,9 @@ def train_timm(sections: dict[str, dict[str, Any]], folder: str, threads: int) -
     return {"pass": run}
 
 
-def loader_work(path: str, size: int) -> dict[str, Arm]:
-    """The loader's parts one by one on one core, and decoding and augmenting in one go, as it does on a CPU."""
-    import numpy as np
-
-    from fastft.augment import parse_policy
-    from fastft.augment.cpu import CpuAugment
-    from fastft.bench.augment import AUGMENT, our_recipe
-    from fastft.bench.data import JpegSet
+def loader_work(path: str, size: int, policy: str) -> dict[str, Arm]:
+    """The loader's work on one core: decoding alone, and with augmentation in one go, as it does on a CPU."""
+    from fastft.bench.augment import our_recipe
     from fastft.bench.decode import crops
 
-    jpegs, policy = JpegSet(Path(path)), parse_policy(AUGMENT)
-    everything = our_recipe(path, size)["recipe"]
-    copy = np.empty_like(jpegs.data)
-
-    def read() -> int:
-        copy[:] = jpegs.data
-        return len(jpegs)
-
-    augment = CpuAugment(policy, size)
-    packed, offsets, plan = packed_images(jpegs, policy, size)
-
-    def augmented() -> int:
-        augment(packed, offsets, plan)
-        return len(jpegs)
-
-    return {"read": read, "decode": crops(path)["decode"], "augment": augmented, "both": everything}
-
-
-def packed_images(jpegs: Any, policy: Any, size: int) -> tuple[Any, Any, Any]:
-    """The regions of a plan, decoded into one buffer, with their offsets and the plan."""
-    import numpy as np
-
-    from beton_tools.jpeg import open_decoders, scratch_bytes
-    from fastft.augment import draw_plan, source_regions
-    from fastft.bench.kernels import decode_all
-
-    heights, widths = jpegs.shapes
-    plan = draw_plan(
-        policy, seed=0, epoch=0, sample_ids=np.arange(len(jpegs)), heights=heights, widths=widths, size=size
-    )
-    regions = source_regions(plan, size).astype(np.int64)
-    offsets = np.cumsum([0, *(3 * regions[:, 2] * regions[:, 3])])
-    packed = np.empty(int(offsets[-1]), np.uint8)
-    largest = int(np.diff(jpegs.ends).max())
-    scratch = np.empty(scratch_bytes(heights.max(), widths.max(), largest), np.uint8)
-    decode_all(jpegs.data, jpegs.ends, regions, offsets, packed, scratch, open_decoders(1)[0])
-    return packed, offsets, plan
+    return {"decode": crops(path)["decode"], "both": our_recipe(path, size, policy)["recipe"]}

@@ -8,6 +8,7 @@ what else runs on the machine slows both.
 import json
 import logging
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -17,10 +18,13 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from beton_tools.errors import UserError
+
 Turn = dict[str, Any]  # wall, cpu (seconds), count (images), and what else an arm reports of a round
 Figure = Callable[[Turn], float]
 log = logging.getLogger(__name__)  # INFO: who is measured next; DEBUG: each round
 GRACE_SECONDS = 10
+TURN_SECONDS = 1800  # after which a contender hangs
 SHOWN_LINES = 12  # of a failed contender's stderr
 
 
@@ -47,6 +51,7 @@ def alternate(contenders: Sequence[Contender], rounds: int, threads: int, warmup
     """Run `rounds` rounds of every arm, contender after contender, on `threads` cores; `warmup` more go before.
 
     Raises:
+        UserError: ours cannot take this input.
         RuntimeError: a contender of ours fails. A peer that fails is reported as left out.
     """
     result = Rounds(notes={c.name: c.note for c in contenders})
@@ -73,6 +78,8 @@ def alternate_fresh(contenders: Sequence[Contender], rounds: int, threads: int) 
             if contender.name not in result.skipped:
                 one = alternate([contender], rounds=1, threads=threads, warmup=0)
                 result.skipped |= one.skipped
+                if one.skipped:
+                    result.turns.pop(contender.name, None)
                 for arm, turns in one.turns.get(contender.name, {}).items():
                     result.turns.setdefault(contender.name, {}).setdefault(arm, []).extend(turns)
     return result
@@ -104,7 +111,11 @@ class _Process:
         return answer
 
     def _answer(self) -> dict[str, Any]:
+        """Of one line per question, so that nothing else of it waits in a buffer."""
         assert self.process.stdout is not None
+        if not select.select([self.process.stdout], [], [], TURN_SECONDS)[0]:
+            self.process.kill()
+            return {"failed": f"no answer within {TURN_SECONDS // 60} minutes"}
         line = self.process.stdout.readline()
         return json.loads(line) if line else {"failed": f"its process ended with {self.process.wait()}"}
 
@@ -112,6 +123,8 @@ class _Process:
         """A missing or broken peer is news; a broken fastft is an error."""
         self.failed = True
         name, why = self.contender.name, answer.get("skipped") or answer["failed"].partition("\n")[0]
+        if name.startswith("fastft") and answer.get("bad_input"):
+            raise UserError(why)
         if "failed" in answer and name.startswith("fastft"):
             self.errors.seek(0)
             tail = "".join(self.errors.readlines()[-SHOWN_LINES:])
@@ -211,11 +224,3 @@ def summary(name: str, values: Sequence[float], *, note: str = "", **keys: Any) 
         "name": name, "rounds": list(values), "median": median(values), "min": min(values), "max": max(values),
         "note": note, **keys,
     }  # fmt: skip
-
-
-def paired_ratio(
-    top: Sequence[float], bottom: Sequence[float], better: str = "higher"
-) -> tuple[float, float, float]:
-    """How many times better `top` is, (median, min, max) round by round; lower figures are better with `lower`."""
-    ratios = [b / a if better == "lower" else a / b for a, b in zip(top, bottom, strict=True)]
-    return median(ratios), min(ratios), max(ratios)

@@ -11,6 +11,7 @@ from fastft.bench.harness import (
     Rounds,
     alternate,
     alternate_fresh,
+    log,
     measure,
     per_cpu_second,
     per_second,
@@ -20,13 +21,15 @@ from fastft.bench.options import Found, Options
 
 SIZE, BATCH, MEMORY_BATCH = 224, 64, 256
 WHOLE, CROP = "Loader, whole recipe", "Loader, crop and flip"
+CROP_ONLY: dict[str, Any] = {"policy": "none", "erase": 0.0}
+FOLDER_PEERS = {"timm": "timm", "torchvision": "torchvision v2", "dali": "DALI CPU", "litdata": "LitData"}
 HERE = "fastft.bench.loaders"
 
 
 def run(options: Options) -> Found:
     files = options.workspace.sets[0]
     common = {
-        "size": SIZE, "batch": 4 if options.quick else BATCH, "repeat": 1 if options.quick else 2
+        "size": SIZE, "batch": 4 if options.quick else min(BATCH, options.images), "repeat": 1 if options.quick else 2
     }  # fmt: skip
     setting = {
         "files": files,
@@ -74,12 +77,12 @@ class LoaderBench:
         given: dict[str, Any] = {"threads": threads, **more}
         ffcv = self.beton | given
         return self.options.wanted({
-            "fastft": [self.contender("fastft", "ours", how, augment=False, **self.beton, **given)],
+            "fastft": [self.contender("fastft", "ours", how, **CROP_ONLY, **self.beton, **given)],
             "ffcv": [
                 self.contender("stock FFCV", "ffcv", how, "uint8, not normalised", **ffcv),
                 self.contender("stock FFCV, normalised", "ffcv", how, "float32", normalise=True, **ffcv),
             ],
-            "timm": [self.contender("timm", "timm", how, augment=False, **self.folder, **given)],
+            "timm": [self.contender("timm", "timm", how, **CROP_ONLY, **self.folder, **given)],
         })  # fmt: skip
 
     def throughput(self) -> list[dict[str, Any]]:
@@ -108,7 +111,7 @@ class LoaderBench:
             "ffcv": [
                 self.contender("stock FFCV", "ffcv", note="uint8, not normalised", train=False, **self.beton, **given)
             ],
-            "timm": [self.contender("timm", "timm", augment=False, train=False, **self.folder, **given)],
+            "timm": [self.contender("timm", "timm", **CROP_ONLY, train=False, **self.folder, **given)],
         })  # fmt: skip
         rounds = alternate(contenders, self.options.rounds, threads=1)
         return [self._per_core("Loader, evaluation", rounds, {"role": "eval_loader_per_core"})]
@@ -117,20 +120,26 @@ class LoaderBench:
         """Each file dropped from the page cache before each pass; one pass over each image."""
         threads = self.options.threads
         beton: dict[str, Any] = {**self.beton, "threads": threads, "repeat": 1}
-        folder: dict[str, Any] = {
-            **self.folder,
-            "files": self.folder["folder"],
-            "threads": threads,
-            "repeat": 1,
-        }
+        given: dict[str, Any] = {"threads": threads, "repeat": 1}
+        folder: dict[str, Any] = {**self.folder, "files": f"{self.folder['folder']}/*/*", **given}
+        pattern = self.workspace.shards(self.files, threads)
+        shards: dict[str, Any] = {"shards": pattern, "files": pattern.partition("{")[0] + "*.tar", **given}
         contenders = self.options.wanted({
             "fastft": [self.contender("fastft", "ours", "cold", **beton)],
             "ffcv": [self.contender("stock FFCV", "ffcv", "cold", "crop and flip;", **beton)],
             "timm": [self.contender("timm", "timm", "cold", **folder)],
+            "torchvision": [self.contender("torchvision v2", "torchvision", "cold", **folder)],
+            "dali": [self.contender("DALI CPU", "dali", "cold", **folder)],
+            "webdataset": [self.contender("WebDataset", "webdataset", "cold", "with timm's transform;", **shards)],
         })  # fmt: skip
         rounds = alternate(contenders, self.options.rounds, threads)
         for name, arms in rounds.turns.items():
             read = median(turn["read_mb"] for turn in arms["pass"])
+            if name == "fastft" and read < 1:
+                log.info(
+                    "nothing was read from a disk: these files lie in memory, and no cold pass is reported"
+                )
+                return []
             rounds.notes[name] = f"{rounds.notes[name]} {read:.0f} MB read from the disk in a pass".strip()
         setting = {**self.setting, "images": self.options.images, "threads": threads, "page cache": "cold"}
         return [measure("Loader, whole recipe, cold", rounds, "pass", _by_own_clock, "images/s", setting)]
@@ -140,6 +149,7 @@ class LoaderBench:
         threads = self.options.threads
         batch = 4 if self.options.quick else MEMORY_BATCH
         repeat = max(1, -(-6 * batch // self.options.images))  # enough batches to fill every slot
+        shards = {"shards": self.workspace.shards(self.files, threads)}
         given: dict[str, Any] = {"threads": threads, "batch": batch, "repeat": repeat}
         contenders = self.options.wanted({
             "fastft": [self.contender("fastft", "ours", "first", **self.beton, **given)],
@@ -149,7 +159,8 @@ class LoaderBench:
                     "stock FFCV, normalised", "ffcv", "first", "crop and flip", normalise=True, **self.beton, **given
                 ),
             ],
-            "timm": [self.contender("timm", "timm", "first", **self.folder, **given)],
+            **{peer: [self.contender(name, peer, "first", **self.folder, **given)] for peer, name in FOLDER_PEERS.items()},
+            "webdataset": [self.contender("WebDataset", "webdataset", "first", "with timm's transform", **shards, **given)],
         })  # fmt: skip
         rounds = alternate_fresh(contenders, self.options.rounds, threads)
         setting = {**self.setting, "batch": batch, "images": repeat * self.options.images, "threads": threads}
@@ -158,10 +169,12 @@ class LoaderBench:
             "Peak memory": ("peak_mb", "MB"),
             "Peak memory beyond imports": ("beyond_mb", "MB"),
         }
-        alone = [name for name in rounds.turns if name != "timm"]  # its memory is in its workers too
+        alone = [
+            name for name in rounds.turns if "FCV" in name or name == "fastft"
+        ]  # with no worker processes
         return [
             measure(name, rounds, "first", reported(key), unit, setting, better="lower",
-                    only=None if key == "seconds" else alone)
+                    only=alone if key == "beyond_mb" else None)
             for name, (key, unit) in figures.items()
         ]  # fmt: skip
 

@@ -6,6 +6,7 @@ Ours and the peers deliver normalised float32 images at `size`, unless their nam
 import itertools
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,6 +19,7 @@ import numpy as np
 from beton_tools.format import SAMPLE_DTYPE
 from fastft.bench.augment import AUGMENT, patient, torchvision_transform
 from fastft.bench.child import Arm, descendants, library
+from fastft.bench.dali import PACKAGE as DALI_PACKAGE
 from fastft.bench.data import IMAGENET_LENGTH, disk_bytes, forget_pages
 
 Pass = Callable[[], Iterator[int]]  # over the images once; yields how many each batch has
@@ -25,7 +27,15 @@ IMPORTS = {
     "ours": ("fastft.data", "fastft.augment.draw"),
     "ffcv": ("ffcv.loader", "ffcv.transforms", "ffcv.fields.decoders"),
     "timm": ("timm.data", "timm.models"),
+    "torchvision": ("torchvision.datasets", "torchvision.transforms.v2", "torch.utils.data"),
+    "dali": ("nvidia.dali", "nvidia.dali.fn", "nvidia.dali.auto_aug.rand_augment"),
+    "webdataset": ("webdataset", "timm.data", "torch.utils.data"),
+    "litdata": ("litdata", "timm.data"),
 }
+PACKAGES = {"dali": DALI_PACKAGE, "ffcv": "ffcv"}  # where it has not the name that it is imported by
+TIMM_NAMES = {"none": None, "3aug": "3a"}
+ERASE = 0.25
+SAMPLE_SECONDS = 0.02  # between two looks at the memory of a contender's processes
 
 # what is done with a loader
 
@@ -39,10 +49,10 @@ def warm(maker: str, **arguments: Any) -> dict[str, Arm]:
 def cold(maker: str, files: str = "", **arguments: Any) -> dict[str, Arm]:
     """Whole passes; before each, what is read is dropped from the page cache. Reports what then came from the disk.
 
-    A .beton is copied first: pages that another contender's process has mapped cannot be dropped.
+    `files` is a pattern. A .beton is copied first: pages that another contender's process has mapped cannot be dropped.
     """
     if files:
-        paths = list(Path(files).glob("*/*"))
+        paths = list(Path("/").glob(files.removeprefix("/")))
     else:
         paths = [own_copy(Path(arguments["path"]))]
         arguments["path"] = str(paths[0])
@@ -68,20 +78,26 @@ def own_copy(path: Path) -> Path:
 
 
 def first(maker: str, **arguments: Any) -> dict[str, Arm]:
-    """Making the loader, its first batch and a whole pass, imports done: seconds, and MB of resident memory."""
+    """Making the loader, its first batch and a whole pass, imports done: seconds, and MB of memory at the peak.
+
+    `peak_mb` is of all its processes, what they share counted once; `beyond_mb` is of this one, less what it had before.
+    """
     for module in IMPORTS[maker]:
-        import_module(module)
+        library(module, PACKAGES.get(maker, maker))
+    if maker == "litdata":
+        litdata_chunks(arguments["folder"], arguments["threads"], arguments["repeat"])  # written once, before
 
     def run() -> dict[str, float]:
         before, began = resident_mb(), time.perf_counter()
-        batches = MAKERS[maker](**arguments)()
-        count = next(batches)
-        seconds = time.perf_counter() - began
-        count += sum(batches)
+        with PeakMemory() as peak:
+            batches = MAKERS[maker](**arguments)()
+            count = next(batches)
+            seconds = time.perf_counter() - began
+            count += sum(batches)
         return {
             "count": count,
             "seconds": seconds,
-            "peak_mb": resident_mb(),
+            "peak_mb": peak.mb,
             "beyond_mb": resident_mb() - before,
         }
 
@@ -111,23 +127,56 @@ def resident_mb() -> float:
     return int(line.split()[1]) * 1024 / 1e6
 
 
+class PeakMemory(threading.Thread):
+    """Looks at the memory of this process and all below it from time to time, and keeps the highest sum, in MB."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.mb = 0.0
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(SAMPLE_SECONDS):
+            self.mb = max(self.mb, proportional_mb([os.getpid(), *descendants()]))
+
+    def __enter__(self) -> "PeakMemory":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self.join()
+
+
+def proportional_mb(pids: list[int]) -> float:
+    """Of these processes; memory that several of them share counts once, if only they do."""
+    kilobytes = 0
+    for pid in pids:
+        try:
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        except OSError:  # it has ended
+            continue
+        kilobytes += int(text.partition("\nPss:")[2].split()[0])
+    return kilobytes * 1024 / 1e6
+
+
 # the loaders
 
 
 def ours(
-    path: str, size: int, batch: int, threads: int, repeat: int, augment: bool = True, device: str = "cpu"
-) -> Pass:
+    path: str, size: int, batch: int, threads: int, repeat: int, *, policy: str = AUGMENT, erase: float = ERASE,
+    device: str = "cpu",
+) -> Pass:  # fmt: skip
     import torch
 
     from fastft.augment import parse_policy
     from fastft.config import CLIP_MEAN, CLIP_STD
     from fastft.data import TrainLoader
 
-    policy = parse_policy(AUGMENT if augment else "none", erase_prob=0.25 if augment else 0.0)
-    dtype = torch.float32 if device == "cpu" else torch.float16
     loader = TrainLoader(
-        path, policy, size=size, seed=0, batch_size=batch, micro_batch=batch, workers=threads, mean=CLIP_MEAN,
-        std=CLIP_STD, device=device, dtype=dtype, subset=repeated(path, repeat),
+        path, parse_policy(policy, erase_prob=erase), size=size, seed=0, batch_size=batch, micro_batch=batch,
+        workers=threads, mean=CLIP_MEAN, std=CLIP_STD, device=device, dtype=torch.float32,
+        subset=repeated(path, repeat),
     )  # fmt: skip
     epochs = itertools.count()
 
@@ -186,9 +235,10 @@ def repeated(path: str, times: int) -> np.ndarray | None:
 
 
 def timm(
-    folder: str, size: int, batch: int, threads: int, repeat: int, augment: bool = True, train: bool = True
-) -> Pass:
-    loader = timm_batches(folder, size, batch, threads, repeat, augment, train)
+    folder: str, size: int, batch: int, threads: int, repeat: int, *, policy: str = AUGMENT, erase: float = ERASE,
+    train: bool = True,
+) -> Pass:  # fmt: skip
+    loader = timm_batches(folder, size, batch, threads, repeat, policy=policy, erase=erase, train=train)
     return lambda: (len(images) for images, _ in loader)
 
 
@@ -198,7 +248,9 @@ def timm_batches(
     batch: int,
     threads: int,
     repeat: int = 1,
-    augment: bool = True,
+    *,
+    policy: str = AUGMENT,
+    erase: float = ERASE,
     train: bool = True,
 ) -> Any:
     """timm's loader of (images, labels)."""
@@ -217,7 +269,7 @@ def timm_batches(
     return timm.data.create_loader(
         dataset, (3, size, size), batch, is_training=train, use_prefetcher=False, num_workers=threads,
         interpolation="bicubic", mean=CLIP_MEAN, std=CLIP_STD, color_jitter=None, crop_pct=1.0,
-        auto_augment=AUGMENT if augment else None, re_prob=0.25 if augment else 0.0, re_mode="pixel",
+        auto_augment=TIMM_NAMES.get(policy, policy), re_prob=erase, re_mode="pixel",
     )  # fmt: skip
 
 
@@ -242,14 +294,20 @@ def webdataset(shards: str, size: int, batch: int, threads: int, repeat: int) ->
 def litdata(folder: str, size: int, batch: int, threads: int, repeat: int) -> Pass:
     """Optimised chunks of the JPEGs (written before the clock starts), decoded by Pillow, timm's transform."""
     lit = library("litdata", "litdata")
-    chunks = f"{folder}.litdata-{threads}"
-    if not Path(chunks).exists():
-        inputs = [str(p) for p in sorted(Path(folder).glob("*/*"))] * repeat
-        lit.optimize(read_file, inputs, chunks, num_workers=1, chunk_bytes="64MB")
+    chunks = litdata_chunks(folder, threads, repeat)
     transform = partial(_decoded, patient(timm_transform(size)))
     dataset = lit.StreamingDataset(chunks, shuffle=True, transform=transform)
     loader = lit.StreamingDataLoader(dataset, batch_size=batch, num_workers=threads, persistent_workers=True)
     return lambda: (len(images) for images in loader)
+
+
+def litdata_chunks(folder: str, threads: int, repeat: int) -> str:
+    lit = library("litdata", "litdata")
+    chunks = f"{folder}.litdata-{threads}-{repeat}"
+    if not Path(chunks).exists():
+        inputs = [str(p) for p in sorted(Path(folder).glob("*/*"))] * repeat
+        lit.optimize(read_file, inputs, chunks, num_workers=1, chunk_bytes="64MB")
+    return chunks
 
 
 def _decoded(transform: Callable[[Any], Any], file: bytes, *_: Any) -> Any:
@@ -267,16 +325,21 @@ def read_file(path: str) -> bytes:
 def dali(
     folder: str, size: int, batch: int, threads: int, repeat: int, augment: bool = True, gpu: bool = False
 ) -> Pass:
-    """Its CPU or GPU pipeline with the usual prefetch of two batches."""
-    from fastft.bench.dali import recipe_pipeline
+    """Its CPU or GPU pipeline with the usual prefetch of two batches, none of them made before the pass or after it."""
+    from fastft.bench.dali import PREFETCH, recipe_pipeline
 
     paths = [str(p) for p in sorted(Path(folder).glob("*/*"))] * repeat
     pipeline = recipe_pipeline(paths, size, batch, threads=threads, augment=augment, gpu=gpu)
 
     def one_pass() -> Iterator[int]:
-        for _ in range(len(paths) // batch):
-            pipeline.run()
-            yield batch
+        batches = len(paths) // batch
+        for started in range(batches + PREFETCH):
+            if started < batches:
+                pipeline.schedule_run()
+            if started >= PREFETCH:
+                pipeline.share_outputs()
+                yield batch
+                pipeline.release_outputs()
 
     return one_pass
 
@@ -295,8 +358,14 @@ def timm_transform(size: int) -> Callable[[Any], Any]:
 def torch_loader(data: Any, batch: int, threads: int, shuffle: bool | None = True) -> Pass:
     from torch.utils.data import DataLoader
 
+    """`shuffle` None: a stream, whose workers would each throw away the images of a last batch that is not full."""
     loader = DataLoader(
-        data, batch, shuffle=shuffle, num_workers=threads, drop_last=True, persistent_workers=True
+        data,
+        batch,
+        shuffle=shuffle,
+        num_workers=threads,
+        drop_last=shuffle is not None,
+        persistent_workers=True,
     )
     return lambda: (len(found[0]) for found in loader)
 

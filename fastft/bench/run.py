@@ -26,6 +26,7 @@ from fastft.bench.data import Images, Workspace, find_images
 from fastft.bench.harness import log
 from fastft.bench.machine import describe_machine, load, now
 from fastft.bench.options import Found, Options, parse_peers
+from fastft.config import load_recipe
 from fastft.report.bench_report import measure_view, render_bench
 from fastft.report.page import figure
 from fastft.report.run_report import write_page
@@ -44,6 +45,10 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> dict[str
     peers = parse_peers(args.peers)
     if args.data and args.images:
         raise UserError("--data and --images both say what to measure on; give one of them")
+    if args.recipe:
+        if name not in ("e2e", "all"):
+            raise UserError(f"--recipe is for fastft bench e2e or all; {name} trains nothing")
+        load_recipe(args.recipe)
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fastft-bench-") as scratch:
         count = args.count or (QUICK_IMAGES if args.quick else IMAGES)

@@ -13,7 +13,7 @@ from fastft.report.hardware import GPUS
 LOOP_PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema", "eval", "checkpoint")
 LOADER_PARTS = ("read", "decode", "copy", "augment")
 NAMES = {
-    "start": "first batch, compilation",
+    "start": "first batch",
     "wait": "waiting for data",
     "eval": "evaluation",
     "ema": "EMA",

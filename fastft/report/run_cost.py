@@ -11,7 +11,7 @@ def run_cost(run: Run, gpus: int | None, price: float | None) -> dict[str, Any] 
     """Device-hours and money; None before anything is logged.
 
     Keys: device, devices, devices_known, price, rows. A row: what, wall_seconds, hours (of all devices),
-    money, extrapolated. Start is the wait for a process's first batch, with compilation; it and checkpoints count where
+    money, extrapolated. Start is the wait for a process's first batch; it and checkpoints count where
     the log tells them apart. What a process does before that is not logged.
     """
     if not run.intervals:

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+from beton_tools.errors import UserError
 from fastft.bench.child import Arm, library
 
 BURN = "import time\nwhile time.process_time() < {seconds}: pass"
@@ -60,6 +61,18 @@ def failing_later() -> dict[str, Arm]:
         raise ValueError("this peer breaks")
 
     return {"a": run}
+
+
+def refusing() -> dict[str, Arm]:
+    raise UserError("no image at all; give one")
+
+
+def second_time(mark: str) -> dict[str, Arm]:
+    """Fails once `mark` is there."""
+    if Path(mark).exists():
+        raise ValueError("not twice")
+    Path(mark).touch()
+    return {"a": lambda: 1}
 
 
 def dying() -> dict[str, Arm]:

@@ -11,7 +11,7 @@ import pytest
 
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
-from fastft.bench.data import ORIGINAL, RESIZED, Workspace, find_images, forget_pages
+from fastft.bench.data import ORIGINAL, RESIZED, Workspace, evenly, find_images, forget_pages
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,11 @@ def test_a_given_file_is_sampled_and_kept_as_it_is(workspace: Workspace, tmp_pat
     assert len(images.paths) == 4 and sampled.sets == (ORIGINAL,)
     again = Beton.open(sampled.beton(ORIGINAL))
     assert {again.read_bytes(i) for i in range(4)} <= {Beton.open(given).read_bytes(i) for i in range(8)}
+
+
+def test_fewer_images_are_spread_over_all_of_them() -> None:
+    assert evenly(1300, 700)[-1] >= 1297 and len(set(evenly(1300, 700))) == 700
+    assert evenly(3, 7) == [0, 1, 2]
 
 
 def test_forgotten_pages_are_not_in_memory_even_where_the_file_is_mapped(tmp_path: Path) -> None:

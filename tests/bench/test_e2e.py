@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beton_tools.convert import convert_folder
-from beton_tools.writer import WriteOptions
 from fastft.bench import e2e
 from fastft.bench.data import Images, Workspace
 from fastft.bench.harness import Rounds
@@ -25,16 +23,24 @@ def test_the_patch_embedding_trains_as_it_does_with_timm(tmp_path: Path, recipe:
     assert not recipe_from_dict("e2e", sections).model.freeze_conv1
 
 
-def test_the_parts_of_the_loaders_work_are_those_that_are_measured_apart(
+def test_a_round_of_training_reports_its_own_parts_and_those_of_its_loader(
     tmp_path: Path, photographs: dict[str, np.ndarray]
 ) -> None:
-    (tmp_path / "images" / "coffee").mkdir(parents=True)
-    Image.fromarray(photographs["coffee"][:64, :64]).save(tmp_path / "images" / "coffee" / "0.jpg")
-    convert_folder(tmp_path / "images", tmp_path / "a.beton", WriteOptions(workers=0))
-    arms = e2e.loader_work(str(tmp_path / "a.beton"), 32)
-    turns = {name: [{"cpu": 0.5, "wall": 0.5, "count": float(arm())}] for name, arm in arms.items()}
-    work = Rounds({"fastft": turns}, {}, {})
-    measure = e2e._work_measure(work, {})
-    assert [c["name"] for c in measure["contenders"]] == ["read", "decode", "augment"]
-    trained = Rounds({"fastft": {"pass": [{"count": 10}]}}, {}, {})
-    assert e2e._work_seconds(work, trained) == {"read": 5.0, "decode": 5.0, "augment": 5.0}
+    for k in range(4):
+        (tmp_path / "images" / "coffee").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photographs["coffee"][:64, :64]).save(tmp_path / "images" / "coffee" / f"{k}.jpg")
+    paths = sorted((tmp_path / "images").glob("*/*"))
+    options = Options(Workspace(tmp_path, Images(paths, "coffee")), rounds=1, threads=1, quick=True)
+    sections = e2e._sections(options, options.workspace.beton(options.workspace.sets[0]))
+    turn = e2e.train_recipe(sections)["pass"]()
+    assert turn["count"] == 4 and turn["steps"] == 2
+    assert turn["training"] == pytest.approx(sum(turn.get(part, 0) for part in e2e.STEP_PARTS))
+    rounds = Rounds({"fastft": {"pass": [turn]}}, {}, {})
+    assert {"decode", "augment"} <= {c["name"] for c in e2e._work_measure(rounds, {})["contenders"]}
+    assert {"forward", "backward", "decode", "augment"} <= e2e._seconds(rounds).keys()
+
+
+def test_batches_are_even_as_mixup_asks_for_pairs(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path, Images([tmp_path] * 30, "none"))
+    options = Options(workspace, rounds=1, threads=1, recipe=RCP / "baseline_b16.yaml")
+    assert e2e._sections(options, tmp_path / "images.beton")["optim"]["batch_size"] == 14

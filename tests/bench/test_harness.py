@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
+from beton_tools.errors import UserError
+from fastft.bench import harness
 from fastft.bench.harness import (
     Contender,
     alternate,
     alternate_fresh,
     cpu_milliseconds,
     measure,
-    paired_ratio,
     per_cpu_second,
     per_second,
 )
@@ -78,7 +79,18 @@ def test_when_fastft_fails_the_benchmark_fails() -> None:
         alternate([contender("fastft", "failing_later")], 1, threads=1)
 
 
-def test_ratios_are_taken_round_by_round() -> None:
-    """A machine that is slow in one round slows both: the pairs do not see it."""
-    assert paired_ratio([100, 50, 120], [50, 25, 60]) == (2.0, 2.0, 2.0)
-    assert paired_ratio([1.0, 2.0, 1.0], [3.0, 6.0, 2.0], "lower") == (3.0, 2.0, 3.0)
+def test_input_that_ours_cannot_take_is_the_users_error() -> None:
+    with pytest.raises(UserError, match=r"^no image at all; give one$"):
+        alternate([contender("fastft", "refusing")], 1, threads=1)
+
+
+def test_a_peer_that_hangs_is_ended_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "TURN_SECONDS", 3)
+    pair = [contender("peer", "sleeping", seconds=60), contender("fastft", "sleeping", seconds=0)]
+    rounds = alternate(pair, 1, threads=1)
+    assert rounds.skipped["peer"].startswith("no answer") and len(rounds.turns["fastft"]["a"]) == 1
+
+
+def test_a_peer_that_fails_in_a_later_fresh_round_is_left_out_wholly(tmp_path: Path) -> None:
+    rounds = alternate_fresh([contender("peer", "second_time", mark=str(tmp_path / "mark"))], 2, threads=1)
+    assert rounds.turns == {} and "not twice" in rounds.skipped["peer"]

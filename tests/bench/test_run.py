@@ -92,6 +92,13 @@ def test_an_unknown_peer_is_refused_with_the_ones_there_are(capsys: pytest.Captu
     assert parse_peers("none") == ()
 
 
+def test_a_recipe_is_looked_at_before_anything_is_measured(capsys: pytest.CaptureFixture) -> None:
+    assert main(["bench", "all", "--recipe", "rcp/no_such.yaml"]) == 2
+    assert "no_such.yaml" in capsys.readouterr().err
+    assert main(["bench", "decode", "--recipe", "rcp/final_b16.yaml"]) == 2
+    assert "trains nothing" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_quick_run_of_everything_measures_what_the_cost_model_reads(
     tmp_path: Path, photographs_only: None
