@@ -1,6 +1,6 @@
 """Claim: with the paper's whole recipe our loader makes more images per second and core than stock FFCV makes with crop and
-flip alone, in 0.55 of its memory beyond imports (0.68 of its whole peak), and opens a file of ImageNet's length in 0.5 s and
-100 MB.
+flip alone, in at most 0.56 of its memory beyond imports (0.66 of its whole peak), and opens a file of ImageNet's length in
+at most 0.5 s and 100 MB.
 
 Setting: 700 real ImageNet training images (FASTFT_IMAGENET_SAMPLE), longest side 500, q90, 4:2:0; everybody reads these same
 JPEG bytes. Ours gives normalised float32, as timm does; stock FFCV uint8, or float32 where it says normalised. 1, 2, ... all

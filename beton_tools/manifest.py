@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import zlib
@@ -63,6 +64,12 @@ class Manifest:
             raise UserError(
                 f"the names in the manifest are broken ({error}); write the .beton again, or delete its manifest"
             ) from error
+
+    @property
+    def checksum(self) -> str:
+        """Of the file's bytes: equal for two conversions that came out the same, from whatever folder."""
+        crcs = np.array([self.tables_crc32, *self.page_crc32], "<u4")
+        return hashlib.blake2b(crcs.tobytes(), digest_size=8).hexdigest()
 
     @property
     def num_classes(self) -> int:

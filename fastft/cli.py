@@ -14,7 +14,7 @@ from beton_tools import convert
 from beton_tools.errors import UserError
 from fastft import __version__
 from fastft.bench.arguments import BENCHES, add_arguments
-from fastft.train.preempt import EXIT_REQUEUE, LoneError, Preempted
+from fastft.train.ends import EXIT_REQUEUE, LoneError, NonFinite, PeerCrashed, Preempted
 
 EXIT_BAD_INPUT = 2
 OVERRIDES = "any recipe option as --section.key=value, e.g. --optim.lr=3e-4 (fastft explain lists them all)"
@@ -32,6 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         _complain(args.command, error)
         return EXIT_BAD_INPUT
+    except Preempted as stop:
+        _complain(args.command, stop)
+        return EXIT_REQUEUE
+    except (NonFinite, PeerCrashed) as error:
+        _complain(args.command, error)
+        return 1
     except KeyboardInterrupt:
         print(f"fastft {args.command}: interrupted", file=sys.stderr)
         return 130
@@ -135,17 +141,9 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
 
 def _run_train(args: argparse.Namespace) -> int:
     from fastft.config import load_recipe
-    from fastft.train.health import NonFinite
     from fastft.train.loop import train
 
-    try:
-        train(load_recipe(args.recipe, args.overrides))
-    except Preempted as stop:
-        _complain(args.command, stop)
-        return EXIT_REQUEUE
-    except NonFinite as error:
-        _complain(args.command, error)
-        return 1
+    train(load_recipe(args.recipe, args.overrides))
     return 0
 
 
@@ -271,11 +269,7 @@ def _run_sweep(args: argparse.Namespace) -> int:
     if args.dry_run:
         sweep.print_prices(sweep.price_sweeps(sweeps, args.overrides, args.out), Console())
         return 0
-    try:
-        outcomes = sweep.run_sweeps(sweeps, args.overrides, args.out, Console())
-    except Preempted as stop:
-        print(f"fastft sweep: {stop}", file=sys.stderr)
-        return EXIT_REQUEUE
+    outcomes = sweep.run_sweeps(sweeps, args.overrides, args.out, Console())
     return int(any(outcome.error for outcome in outcomes))
 
 

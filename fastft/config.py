@@ -150,6 +150,9 @@ class Train:
     eval_crop_pct: float = option(1.0, "centre crop as a share of the resized short side", low=0.1, high=1)
     checkpoint_steps: int = option(500, "steps between checkpoints, 0: only at epoch ends", low=0)
     checkpoint_minutes: float = option(15.0, "minutes between checkpoints, 0: no clock", low=0)
+    tracker: str = option(
+        "none", "also log to Weights & Biases or MLflow", choices=("none", "wandb", "mlflow")
+    )
     keep_checkpoints: int = option(2, "most recent checkpoints kept, beside the best", low=1)
 
 

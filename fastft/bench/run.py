@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from beton_tools.errors import UserError
+from fastft.atomic import write_text
 from fastft.bench.arguments import BENCHES, add_arguments
 from fastft.bench.data import Images, Workspace, find_images
 from fastft.bench.harness import log
@@ -161,9 +162,7 @@ def _figures(contender: dict[str, Any]) -> list[str]:
 
 
 def write_document(document: dict[str, Any], path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(document, indent=1) + "\n")
 
 
 def _rounded(value: Any) -> Any:

@@ -101,7 +101,7 @@ def random_batch(arch: Arch, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images.to(memory_format=torch.channels_last), torch.randint(CLASSES, (batch,), device=device())
 
 
-def arm(step: Callable[[], None], batch: int, steps: int, flops: float, dtype: torch.dtype) -> Arm:
+def arm(step: Callable[[], object], batch: int, steps: int, flops: float, dtype: torch.dtype) -> Arm:
     """`steps` steps, and one wait for the device at their end."""
     from fastft.report.hardware import peak_flops
 
@@ -155,8 +155,8 @@ def our_step(arch: Arch, dtype: str, trainable: int | None) -> tuple[Callable[..
     return run, precision
 
 
-def peer_step(model: nn.Module, dtype: str, optimizer: torch.optim.Optimizer) -> Callable[..., None]:
-    """timm's train.py: autocast round model and loss, backward, (scaled) step, zero_grad, EMA."""
+def peer_step(model: nn.Module, dtype: str, optimizer: torch.optim.Optimizer) -> Callable[..., torch.Tensor]:
+    """timm's train.py: autocast round model and loss, backward, (scaled) step, zero_grad, EMA; the step returns the loss."""
     import timm.loss
     from timm.utils import ModelEmaV3
 
@@ -167,7 +167,7 @@ def peer_step(model: nn.Module, dtype: str, optimizer: torch.optim.Optimizer) ->
     ema, loss_fn = ModelEmaV3(model, decay=EMA_DECAY), timm.loss.LabelSmoothingCrossEntropy(SMOOTHING)
     scaler, forward = precision.scaler(), compile_model(model, "auto", device())
 
-    def run(images: torch.Tensor, labels: torch.Tensor) -> None:
+    def run(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with precision.autocast():
             loss = loss_fn(forward(images), labels)
         scaler.scale(loss).backward()
@@ -175,6 +175,7 @@ def peer_step(model: nn.Module, dtype: str, optimizer: torch.optim.Optimizer) ->
         scaler.update()
         optimizer.zero_grad()
         ema.update(model)
+        return loss.detach()
 
     return run
 
@@ -192,7 +193,7 @@ def timm_model(a: Arch) -> nn.Module:
     return model.to(device(), memory_format=torch.channels_last)
 
 
-def timm_train_step(a: Arch, dtype: str) -> Callable[..., None]:
+def timm_train_step(a: Arch, dtype: str) -> Callable[..., torch.Tensor]:
     import timm.optim
 
     model = timm_model(a)
@@ -233,7 +234,7 @@ def open_clip_step(letter: str, batch: int, steps: int, dtype: str) -> dict[str,
     return _peer_arm(peer_step(model, dtype, optimizer), arch, batch, steps, dtype)
 
 
-def _peer_arm(step: Callable[..., None], arch: Arch, batch: int, steps: int, dtype: str) -> dict[str, Arm]:
+def _peer_arm(step: Callable[..., object], arch: Arch, batch: int, steps: int, dtype: str) -> dict[str, Arm]:
     from fastft.model import count_flops
     from fastft.train.precision import choose_precision
 

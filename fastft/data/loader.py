@@ -75,7 +75,7 @@ class _BetonLoader:
         # what tells whether two files hold the same samples
         self.content: dict[str, Any] = {"num_samples": self.beton.num_samples}
         if manifest is not None:
-            self.content["fingerprint"] = manifest.fingerprint
+            self.content["checksum"] = manifest.checksum
         self.num_classes = len(self.class_names)
         self.closed = False
         self.wait_seconds = 0.0  # that the consumer waited for batches; set it to 0 to count anew
@@ -217,7 +217,7 @@ def _stage(beton: Beton, policy: AugmentPolicy, output: Output, workers: int, sl
     if device.type == "cpu":
         return CpuStage(beton, policy, size, workers, slots=slots, batch=output.batch, dtype=dtype)
     if find_spec("numba_cuda") is None:
-        raise UserError("augmentation on a GPU needs numba-cuda: pip install 'fastft[cuda12]'")
+        raise UserError("augmentation on a GPU needs numba-cuda: pip install -e '.[cuda12]'")
     from fastft.augment.cuda import CudaAugment
     from fastft.augment.cuda_resize import MOST_SHRINK
 

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from beton_tools.convert import convert_folder
+from beton_tools.errors import UserError
 from beton_tools.format import Beton
 from beton_tools.writer import WriteOptions
 from fastft.build import recipe_arch
-from fastft.config import load_recipe
+from fastft.config import Recipe, load_recipe
 from fastft.demo.assets import IMAGES, IMAGES_LICENCE, WEIGHTS, extract_cells, fetch
 from fastft.demo.backbone import write_backbone
 from fastft.report.sheet import prediction_sheet
@@ -75,9 +76,9 @@ def run_demo(recipe: Path, cache: Path, folder: Path, console: Console) -> dict[
         console.rule(contender.title)
         run = folder / contender.name
         overrides = [*common, *contender.overrides, f"--train.run_dir={run}"]
-        seconds[contender.name] = train(load_recipe(recipe, overrides), console)["seconds"]
+        seconds[contender.name] = _train(load_recipe(recipe, overrides), run, console)["seconds"]
         # one evaluation, after the last epoch, so that the best checkpoint is its EMA: none is picked on these images
-        found = predict_beton(run, betons["val"], "auto")
+        found = predict_beton(run, betons["val"], "cpu")
         right[contender.name] = found.logits_NK.argmax(axis=1) == found.labels_N
     figures = compare(right, Beton.open(betons["val"]).labels, len(Beton.open(betons["train"])))
     figures |= {"seconds": seconds, "cpu": cpu_name(), "date": time.strftime("%Y-%m-%d")}
@@ -85,6 +86,16 @@ def run_demo(recipe: Path, cache: Path, folder: Path, console: Console) -> dict[
     _print_table(figures, console)
     sheet = _draw_sheet(folder, images / "val", console)
     return {"figures": figures, "sheet": str(sheet)}
+
+
+def _train(recipe: Recipe, run: Path, console: Console) -> dict[str, Any]:
+    old = (run / "recipe.yaml").exists()
+    try:
+        return train(recipe, console)
+    except UserError as error:
+        raise UserError(
+            f"{error}; or delete {run.parent}, which an older demo may have left" if old else str(error)
+        ) from None
 
 
 def _convert(source: Path, out: Path) -> Path:
@@ -132,7 +143,7 @@ def _print_table(figures: dict[str, Any], console: Console) -> None:
 def _draw_sheet(folder: Path, images: Path, console: Console) -> Path:
     """Predictions of the fine-tuned model for some unseen photographs of every class."""
     files = _spread(images, per_class=6)
-    predictions = list(predict_files(folder / "fine_tuned", files, 1, "auto"))
+    predictions = list(predict_files(folder / "fine_tuned", files, 1, "cpu"))
     sheet = folder / "predictions.png"
     prediction_sheet(
         [(p.path, p.path.parent.name, p.classes[0], p.probabilities[0]) for p in predictions],

@@ -28,8 +28,15 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str) -> None:
     """
     state = read_visual_state(weights, arch_name)
     state = {name: value.float() for name, value in state.items() if not name.startswith(UNUSED)}
-    _check_same_tower(tower, state, weights)
+    _check_same_tower(tower, state, weights, arch_name)
     state["positional_embedding"] = interpolate_positions(state["positional_embedding"], tower.arch)
+    own = tower.state_dict()
+    odd = [name for name, value in state.items() if name in own and value.shape != own[name].shape]
+    if odd:
+        raise UserError(
+            f"weights {weights} do not fit {arch_name}: {odd[0]} is {tuple(state[odd[0]].shape)} there, "
+            f"{tuple(own[odd[0]].shape)} here; check model.arch"
+        )
     missing, unexpected = tower.load_state_dict(state, strict=False)
     added = [
         n for n in missing if ".rel_pos_bias." not in n and ".ls_" not in n
@@ -97,9 +104,14 @@ def _is_torchscript(path: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def _is_openai(weights: str) -> bool:
+def _wants_quick_gelu(weights: str, arch_name: str) -> bool:
+    """By what open_clip says of a tag; of files, OpenAI's own are known by their form."""
     path = Path(weights).expanduser()
-    return weights == "openai" or (path.is_file() and _is_torchscript(path))
+    if path.suffix or path.exists():
+        return path.is_file() and _is_torchscript(path)
+    import open_clip
+
+    return bool(open_clip.get_pretrained_cfg(arch_name, weights).get("quick_gelu"))
 
 
 def _read_tag(tag: str, arch_name: str) -> dict[str, Tensor]:
@@ -121,11 +133,11 @@ def _read_tag(tag: str, arch_name: str) -> dict[str, Tensor]:
     return _read_file(Path(path))
 
 
-def _check_same_tower(tower: Tower, state: dict[str, Tensor], weights: str) -> None:
+def _check_same_tower(tower: Tower, state: dict[str, Tensor], weights: str, arch_name: str) -> None:
     arch = tower.arch
-    if _is_openai(weights) and not arch.quick_gelu:
+    if _wants_quick_gelu(weights, arch_name) and not arch.quick_gelu:
         raise UserError(
-            "OpenAI's weights were trained with QuickGELU; set model.arch to the name that ends in -quickgelu"
+            f"weights {weights} were trained with QuickGELU; set model.arch to the name that ends in -quickgelu"
         )
     width, _, patch, _ = state["conv1.weight"].shape
     layers = len({name.split(".")[2] for name in state if name.startswith("transformer.resblocks.")})

@@ -17,6 +17,7 @@ from matplotlib.patches import Rectangle
 from beton_tools.format import Beton
 from beton_tools.images import decode_sample
 from beton_tools.manifest import Manifest
+from fastft.atomic import appearing, write_text
 from fastft.augment import AugmentPolicy, describe_row, draw_plan, plan_to_json, source_regions
 from fastft.augment.cpu import CpuAugment
 
@@ -94,17 +95,14 @@ def draw_preview(beton: Beton, plan: np.ndarray, images: np.ndarray, out: Path, 
         words = fill(", ".join(describe_row(row)) or "crop only", CAPTION_WIDTH)
         right.text(0.5, -0.03, words, transform=right.transAxes, ha="center", va="top", fontsize=6.5)
     figure.tight_layout()
-    partial = out.with_suffix(".partial.png")
-    figure.savefig(partial, dpi=130)
+    with appearing(out) as partial:
+        figure.savefig(partial, dpi=130)
     plt.close(figure)
-    partial.replace(out)
 
 
 def write_plan(plan: np.ndarray, out: Path) -> None:
     """The plan as JSON, one object per image."""
-    partial = out.with_suffix(".partial")
-    partial.write_text(json.dumps(plan_to_json(plan), indent=1), encoding="utf-8")
-    partial.replace(out)
+    write_text(out, json.dumps(plan_to_json(plan), indent=1))
 
 
 def _draw_original(axis: Axes, pixels: np.ndarray, row: Any, name: str) -> None:

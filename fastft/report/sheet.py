@@ -9,6 +9,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from PIL import Image
 
+from fastft.atomic import appearing
+
 Row = tuple[Path, str | None, str, float]  # image, true class where known, predicted class, its probability
 
 RIGHT, WRONG, UNKNOWN = "#1a7f37", "#cf222e", "#57606a"
@@ -33,7 +35,6 @@ def prediction_sheet(rows: Sequence[Row], out: Path, footnote: str = "") -> None
         axis.set_title(title, fontsize=8, color=colour, pad=3)
     figure.text(0.5, 0.004, footnote, ha="center", va="bottom", fontsize=7, color=UNKNOWN)
     figure.tight_layout(rect=(0, 0.02, 1, 1))
-    partial = out.with_suffix(".partial.png")
-    figure.savefig(partial, dpi=120)
+    with appearing(out) as partial:
+        figure.savefig(partial, dpi=120)
     plt.close(figure)
-    partial.replace(out)

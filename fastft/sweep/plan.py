@@ -9,12 +9,16 @@ from pathlib import Path
 
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
+from beton_tools.manifest import Manifest
 from fastft.config import Recipe, load_recipe
 from fastft.sweep.definition import Row, Sweep
 from fastft.train.run import FREE
 
 # a run may be continued with these changed, but two rows that differ in them are two trainings
-COUNTED = {"model.weights", "schedule.stop_epoch"}
+COUNTED = {
+    "schedule.stop_epoch",
+    "train.eval_every",
+}  # how often: the best epoch is of those that were evaluated
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,15 @@ def plan_runs(sweep: Sweep, overrides: Sequence[str], runs: Path) -> list[Run]:
 
 
 def run_key(recipe: Recipe) -> str:
-    """Equal for recipes that train the same weights on as many images and evaluate on as many, whatever they are called."""
+    """Equal for recipes that train the same weights on the same images and evaluate alike, whatever they are called."""
     values = {
         f"{section}.{option}": value
         for section, options in recipe.as_dict().items()
         for option, value in options.items()
         if f"{section}.{option}" not in FREE - COUNTED
     }
-    values["images"] = _num_images(recipe.data.train, recipe.data.train_size)
-    values["val_images"] = _num_images(recipe.data.val, 0)
+    values["images"] = _content(recipe.data.train, recipe.data.train_size)
+    values["val_images"] = _content(recipe.data.val, 0)
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
@@ -61,6 +65,9 @@ def _run(row: Row, overrides: Sequence[str], runs: Path) -> Run:
 
 
 @lru_cache
-def _num_images(path: str | None, stated: int) -> int:
-    """Of the file where it is there, so that a part of ImageNet is not taken for the whole."""
-    return Beton.open(path).num_samples if path and Path(path).is_file() else stated
+def _content(path: str | None, stated: int) -> int | str:
+    """What the file holds, so that neither a part of ImageNet nor other pictures are taken for what was trained on."""
+    if not (path and Path(path).is_file()):
+        return stated
+    manifest = Manifest.of_beton(path)
+    return Beton.open(path).num_samples if manifest is None else manifest.checksum

@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from fastft.atomic import appearing
 from fastft.sweep.definition import Sweep
 from fastft.sweep.results import Outcome
 
@@ -40,10 +41,9 @@ def draw_plot(sweep: Sweep, outcomes: Sequence[Outcome], out: Path) -> None:
     else:
         _draw_labels(axes[0, 0], sweep, outcomes)
     figure.suptitle(f"{sweep.title} ({sweep.source})")
-    partial = out.with_suffix(".partial.png")
-    figure.savefig(partial, dpi=DPI)
+    with appearing(out) as partial:
+        figure.savefig(partial, dpi=DPI)
     plt.close(figure)
-    partial.replace(out)
 
 
 def _draw_labels(axis: Axes, sweep: Sweep, outcomes: Sequence[Outcome]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fastft.atomic import write_text
 from fastft.sweep.definition import Sweep
 from fastft.sweep.plot import draw_plot
 from fastft.sweep.results import Outcome, Score
@@ -22,8 +23,8 @@ NOTE = (
 def write_report(sweep: Sweep, outcomes: Sequence[Outcome], folder: Path) -> None:
     """Write table.md, results.json and plot.png; each appears when complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "table.md", markdown(sweep, outcomes))
-    _replace(folder / "results.json", json.dumps(as_json(sweep, outcomes), indent=1) + "\n")
+    write_text(folder / "table.md", markdown(sweep, outcomes))
+    write_text(folder / "results.json", json.dumps(as_json(sweep, outcomes), indent=1) + "\n")
     draw_plot(sweep, outcomes, folder / "plot.png")
 
 
@@ -125,9 +126,3 @@ def _json_row(outcome: Outcome) -> dict[str, Any]:
         "last_raw": plain(outcome.last("raw")),
         "error": outcome.error,
     }
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

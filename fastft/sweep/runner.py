@@ -11,9 +11,8 @@ from fastft.sweep.plan import Run, plan_runs
 from fastft.sweep.report import print_table, write_report
 from fastft.sweep.results import Outcome, read_result
 from fastft.train.distributed import World, find_world
-from fastft.train.health import NonFinite
+from fastft.train.ends import LoneError, NonFinite, PeerFailed, Preempted
 from fastft.train.loop import train
-from fastft.train.preempt import LoneError, PeerFailed, Preempted
 
 
 def run_sweeps(

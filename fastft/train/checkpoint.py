@@ -118,6 +118,13 @@ def prune(folder: Path, keep: int) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def put_aside(path: Path) -> None:
+    """Rename a damaged checkpoint, so that it is none of those that are kept; the last of a step stays."""
+    aside = path.with_name(f"damaged-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+
+
 def keep_only(path: Path) -> None:
     """Remove the other checkpoints of its kind, newer ones of a course that was given up too."""
     prefix = path.name.partition("-")[0]

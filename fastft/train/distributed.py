@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,13 +15,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from beton_tools.errors import UserError
-from fastft.train.preempt import LoneError, PeerFailed
+from fastft.train.ends import LoneError, NonFinite, PeerCrashed, PeerFailed, PeerLost, Preempted
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
 # NCCL's watchdog aborts the process without a word: gloo, whose errors can be caught, is to notice a lost peer before it
 NCCL_PATIENCE = timedelta(minutes=5)
 PERMANENT = re.compile("ncclInvalid|Duplicate GPU")  # of NCCL: misuse, which another try does not mend
-_WORD = "fastft/error"
+_BAD_INPUT, _CRASH = "fastft/bad-input", "fastft/crash"  # where a process that goes alone leaves word
+EXPECTED = (UserError, Preempted, NonFinite)  # each says its line by itself
 
 
 @dataclass
@@ -54,16 +56,20 @@ class World:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Where a peer is lost that left word of why, that is the error."""
+        """Where a peer is lost that left word of why, that is the error; one's own crash is left word of."""
         # after an error the others may be gone, and an orderly farewell would wait for them
         if self.size > 1 and self._founder and dist.is_initialized() and error is None:
             dist.destroy_process_group()
-        if (
-            isinstance(error, RuntimeError)
-            and self.lost_peer(error)
-            and (word := self.find_word()) is not None
-        ):
+        if self.size == 1 or not isinstance(error, Exception) or isinstance(error, EXPECTED):
+            return
+        if not (isinstance(error, RuntimeError) and self.lost_peer(error)):
+            self._leave(
+                _CRASH, f"process {self.rank} ended with {type(error).__name__}; its output says more"
+            )
+        elif (word := _find(_BAD_INPUT)) is not None:
             raise PeerFailed(word) from None
+        elif (word := _find(_CRASH)) is not None:
+            raise PeerCrashed(word) from None
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model under DistributedDataParallel, where there is more than one process and something to train."""
@@ -90,24 +96,27 @@ class World:
         """Whether the flag is set in any process."""
         return bool(self.max(int(flag)))
 
-    def agree(self, error: str | None, position: str) -> None:
-        """Call once per process after set-up: with what went wrong, or None and where the run stands.
+    def agree(self, error: str | None, standing: Mapping[str, str]) -> None:
+        """Call once per process after set-up: with what went wrong, or None and what must be the same everywhere.
 
         Raises:
-            UserError: in every process, what went wrong in any; or the processes see different checkpoints.
+            UserError: in every process, what went wrong in any; or what of `standing` differs between them.
         """
         if self.size == 1:
             return
         answers: list[Any] = [None] * self.size
-        dist.all_gather_object(answers, (error, position), group=self._control)
+        dist.all_gather_object(answers, (error, dict(standing)), group=self._control)
         failed = [(rank, text) for rank, (text, _) in enumerate(answers) if text is not None]
         if failed:
             rank, text = failed[0]
             raise UserError(text if len(failed) == self.size else f"{text} (process {rank})")
-        if len({position for _, position in answers}) > 1:
-            raise UserError(
-                "the processes see different checkpoints; put train.run_dir on a file system that all hosts share"
-            )
+        for what, mine in standing.items():
+            others = [rank for rank, (_, theirs) in enumerate(answers) if theirs[what] != mine]
+            if others:
+                raise UserError(
+                    f"processes {self.rank} and {others[0]} have different {what}; all need the same recipe, the same "
+                    ".beton files, and a train.run_dir that all hosts share"
+                )
 
     def lost_peer(self, error: RuntimeError) -> bool:
         """Whether the error says that another process cannot be reached."""
@@ -120,19 +129,25 @@ class World:
         """`error` of this process alone, marked as such; the others, who will only miss it, find its text."""
         if self.size == 1:
             return error
-        with suppress(RuntimeError):  # the store is gone with the process that had it
-            _store().set(_WORD, f"{error} (process {self.rank})")
+        self._leave(_BAD_INPUT, f"{error} (process {self.rank})")
         return LoneError(str(error))
 
-    def find_word(self) -> str | None:
-        """What another process left before it went."""
-        with suppress(RuntimeError):
-            return _store().get(_WORD).decode() if _store().check([_WORD]) else None
-        return None
+    def _leave(self, where: str, text: str) -> None:
+        with suppress(
+            RuntimeError, ValueError
+        ):  # the store is gone with the process that had it, or there is none yet
+            _store().set(where, text)
 
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier(group=self._control)
+
+
+def _find(where: str) -> str | None:
+    """What another process left there before it went."""
+    with suppress(RuntimeError):
+        return _store().get(where).decode() if _store().check([where]) else None
+    return None
 
 
 def _store() -> dist.Store:
@@ -161,6 +176,10 @@ def find_world(device: str, timeout_minutes: float | None = None) -> World:
         )
     torch.cuda.set_device(local_rank)
     return World(rank, size, local_rank, torch.device("cuda", local_rank), timeout)
+
+
+def peer_lost(error: RuntimeError, after: str) -> PeerLost:
+    return PeerLost(f"lost touch with another process ({first_sentence(error)}); {after}")
 
 
 def first_sentence(error: RuntimeError) -> str:

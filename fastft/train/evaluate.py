@@ -1,6 +1,6 @@
 """Exact evaluation: every sample once at any world size, sums added over processes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,10 @@ from torch.nn import functional as F
 from fastft.data import Batch
 from fastft.train.distributed import World
 from fastft.train.precision import Precision
+
+
+class Stopped(Exception):
+    """An evaluation that was given up."""
 
 
 @dataclass(frozen=True)
@@ -30,20 +34,33 @@ class Scores:
 
 @torch.inference_mode()
 def evaluate(
-    models: Sequence[nn.Module], batches: Iterable[Batch], world: World, precision: Precision
+    models: Sequence[nn.Module],
+    batches: Iterable[Batch],
+    world: World,
+    precision: Precision,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[Scores]:
-    """Scores of every model over all processes' `batches`; the images are read once for all of them."""
+    """Scores of every model over all processes' `batches`; the images are read once for all of them.
+
+    Raises:
+        Stopped: in every process, where `stop` told one of them to before its last batch.
+    """
     training = [model.training for model in models]
     for model in models:
         model.eval()
     sums = torch.zeros(len(models), 4, dtype=torch.float64, device=world.device)
+    stopped = False
     for batch in batches:
+        if stopped := stop():
+            break
         for row, model in zip(sums, models, strict=True):
             with precision.autocast():
                 logits_BK = model(batch.images)
             row += batch_sums(logits_BK.float(), batch.labels)
     for model, mode in zip(models, training, strict=True):
         model.train(mode)
+    if world.any(stopped):
+        raise Stopped
     return [
         Scores(100 * top1 / samples, 100 * top5 / samples, loss / samples, int(samples))
         for top1, top5, loss, samples in world.sum(sums).tolist()

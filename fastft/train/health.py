@@ -12,10 +12,6 @@ SMALLEST_LOSS_SCALE = 2.0**-10  # 17 halvings below the start: every recent step
 SHOWN_SAMPLES = 8
 
 
-class NonFinite(Exception):
-    """The loss became inf or nan, or every fp16 step overflows; the message names step, samples and checkpoint."""
-
-
 def find_trouble(step: Step, world: World, steps_done: int, weights: bool = False) -> tuple[int, str] | None:
     """(the first bad step of any process, what is wrong with it), the same in all of them; None while all is well.
 

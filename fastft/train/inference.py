@@ -16,14 +16,15 @@ from torch import Tensor
 from torchvision import transforms
 
 from beton_tools.errors import UserError
+from fastft.atomic import appearing
 from fastft.build import build_model
 from fastft.config import Recipe, recipe_from_dict
 from fastft.data import EvalLoader
 from fastft.model import Arch, Classifier
 from fastft.train.checkpoint import find_checkpoint, read_checkpoint
 from fastft.train.classes import name_outputs, refuse_other_classes
-from fastft.train.distributed import World, find_world
-from fastft.train.evaluate import evaluate
+from fastft.train.distributed import World, find_world, peer_lost
+from fastft.train.evaluate import Scores, evaluate
 from fastft.train.precision import inference_precision
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
@@ -77,28 +78,38 @@ def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str) -> dic
         UserError: no such checkpoint or file, a damaged one, or a file with other classes.
     """
     world = _find_world(device)
-    with world:
-        trained = load_trained(checkpoint, world.device)
-        recipe, precision = trained.recipe, inference_precision(trained.recipe.train.amp, world.device)
-        path = data or recipe.data.val
-        if path is None:
-            raise UserError("the recipe names no validation file; give one with --data FILE.beton")
-        with EvalLoader(
-            path, size=recipe.model.image_size, crop_pct=recipe.train.eval_crop_pct, batch_size=BATCH,
-            mean=recipe.augment.mean, std=recipe.augment.std, rank=world.rank, world_size=world.size,
-            device=world.device, dtype=precision.dtype,
-        ) as loader:  # fmt: skip
-            refuse_other_classes(loader.class_names, trained.outputs, path)
-            try:
-                (scores,) = evaluate([trained.model], loader, world, precision)
-            except UserError as error:
-                raise world.leave_word(error) from error
+    try:
+        with world:
+            trained, path, scores = _evaluate(checkpoint, data, world)
+    except RuntimeError as error:
+        if not world.lost_peer(error):
+            raise
+        raise peer_lost(error, "run the same command again") from None
     return {
         "checkpoint": str(trained.path),
         "data": str(path),
         **asdict(scores),
         "standard_error": scores.standard_error,
     }
+
+
+def _evaluate(checkpoint: Path, data: Path | None, world: World) -> tuple[Trained, str | Path, Scores]:
+    trained = load_trained(checkpoint, world.device)
+    recipe, precision = trained.recipe, inference_precision(trained.recipe.train.amp, world.device)
+    path = data or recipe.data.val
+    if path is None:
+        raise UserError("the recipe names no validation file; give one with --data FILE.beton")
+    with EvalLoader(
+        path, size=recipe.model.image_size, crop_pct=recipe.train.eval_crop_pct, batch_size=BATCH,
+        mean=recipe.augment.mean, std=recipe.augment.std, rank=world.rank, world_size=world.size,
+        device=world.device, dtype=precision.dtype,
+    ) as loader:  # fmt: skip
+        refuse_other_classes(loader.class_names, trained.outputs, path)
+        try:
+            (scores,) = evaluate([trained.model], loader, world, precision)
+        except UserError as error:
+            raise world.leave_word(error) from error
+    return trained, path, scores
 
 
 def predict_files(checkpoint: Path, images: Sequence[Path], topk: int, device: str) -> Iterator[Prediction]:
@@ -216,16 +227,15 @@ def write_predictions(predictions: Iterator[Prediction], path: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    temporary = path.with_name(path.name + ".partial")
     try:
         # file names are bytes: what is not UTF-8 in them comes out as it was
-        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with (
+            appearing(path) as partial,
+            partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
             _write_rows(predictions, file)
-        temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_rows(predictions: Iterator[Prediction], file: TextIO) -> None:

@@ -1,4 +1,4 @@
-"""torchrun whose exit code says what the training's did: 2 bad input, 75 try again, and without its tracebacks.
+"""torchrun whose exit code says what the training's did: 2 bad input, 1 a crash, 75 try again; without its tracebacks.
 
     python -m fastft.train.launch --nproc-per-node 8 train RECIPE ...
 
@@ -17,13 +17,13 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
-from fastft.train.preempt import EXIT_REQUEUE
+from fastft.train.ends import EXIT_REQUEUE
 
 PROGRAM = "fastft.cli"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `fastft` in every process; returns the exit code that says most: 2, then 75, then 1."""
+    """Run `fastft` in every process; returns the exit code that says most: 2, then 1, then 75."""
     options, command = split_command(sys.argv[1:] if argv is None else argv)
     args = get_args_parser().parse_args([*options, "--module", PROGRAM, *command])
     logging.getLogger("torch.distributed.elastic").setLevel(
@@ -49,7 +49,8 @@ def split_command(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def exit_code(codes: set[int]) -> int:
-    return next((code for code in (2, EXIT_REQUEUE) if code in codes), 1)
+    """Beside a process that was at fault, the others only miss it: their "try again" would repeat its crash."""
+    return next((code for code in (2, 1, EXIT_REQUEUE) if code in codes), 1)
 
 
 def _pass_on(number: int) -> None:

@@ -17,7 +17,9 @@ from rich.progress import (
 )
 from torch.utils.tensorboard import SummaryWriter
 
+from fastft.atomic import write_text
 from fastft.report.runs import read_metrics
+from fastft.train.tracking import Tracker
 
 HEADER = f"{'epoch':>6} {'step':>15} {'loss':>8} {'lr':>9} {'img/s':>8} {'wait':>6} {'mfu':>6} {'memory':>8} {'left':>9}"
 
@@ -60,15 +62,23 @@ class RunLog:
     On resume, what was logged after `resumed_step` is dropped: those steps will be logged again.
     """
 
-    def __init__(self, folder: Path, total_steps: int, resumed_step: int, enabled: bool, console: Console):
-        self.enabled, self.total_steps, self.console = enabled, total_steps, console
+    def __init__(
+        self,
+        folder: Path,
+        total_steps: int,
+        resumed_step: int,
+        enabled: bool,
+        console: Console,
+        tracker: Tracker | None = None,
+    ):
+        self.enabled, self.total_steps, self.console, self.tracker = enabled, total_steps, console, tracker
         self._lines = 0
         if not enabled:
             return
         self._path = folder / "metrics.jsonl"
         _drop_after(self._path, resumed_step)
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step or None)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True,
@@ -92,30 +102,42 @@ class RunLog:
         self.record("train", interval.step, asdict(interval))
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl and its numbers to TensorBoard."""
+        """Append one line to metrics.jsonl, and its numbers to TensorBoard and the tracker."""
         if not self.enabled:
             return
         line = {"kind": kind, "time": time.time(), **values, "step": step}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        for key, value in values.items():
-            if isinstance(value, (int, float)) and key not in ("step", "epoch"):
-                self._board.add_scalar(f"{kind}/{key}", value, step)
-            elif isinstance(value, dict):
-                for part, number in value.items():
-                    self._board.add_scalar(f"{kind}/{key}/{part}", number, step)
+        scalars = _scalars(kind, values)
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+        if self.tracker is not None and scalars:
+            try:
+                self.tracker.log(scalars, step)
+            except Exception as error:  # of its server: no reason to stop
+                self.say(f"the tracker is left out from here on: {' '.join(str(error).split())}")
+                self.tracker = None
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         if self.enabled:
             self._progress.stop()
             self._file.close()
             self._board.close()
+        if self.tracker is not None:
+            self.tracker.close(failed)
+
+
+def _scalars(kind: str, values: dict[str, Any]) -> dict[str, float]:
+    """Numbers by name: train/loss, train/split/forward, ..."""
+    found = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, (int, float)) and k != "epoch"}
+    for key, inner in values.items():
+        if isinstance(inner, dict):
+            found |= {f"{kind}/{key}/{part}": number for part, number in inner.items()}
+    return found
 
 
 def _drop_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

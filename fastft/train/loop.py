@@ -1,9 +1,10 @@
 """The trainer: set up, step, evaluate, save. Reads top to bottom."""
 
 import itertools
+import json
 import time
-from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,19 +28,22 @@ from fastft.train.checkpoint import (
     load_optimizer_tensors,
     optimizer_tensors,
     prune,
+    put_aside,
     read_checkpoint,
     step_checkpoints,
     write_checkpoint,
 )
 from fastft.train.classes import refuse_other_classes
-from fastft.train.distributed import World, find_world, first_sentence
-from fastft.train.evaluate import evaluate
-from fastft.train.health import NonFinite, describe_trouble, find_trouble
+from fastft.train.distributed import World, find_world, peer_lost
+from fastft.train.ends import NonFinite, Preempted
+from fastft.train.evaluate import Stopped, evaluate
+from fastft.train.health import describe_trouble, find_trouble
 from fastft.train.log import Interval, RunLog
 from fastft.train.machine import describe, peak_memory
+from fastft.train.meter import Meter
 from fastft.train.micro_batch import choose_micro_batch
 from fastft.train.precision import choose_precision
-from fastft.train.preempt import PeerLost, Preempted, PreemptionGuard
+from fastft.train.preempt import PreemptionGuard
 from fastft.train.run import (
     Progress,
     conclusion,
@@ -50,11 +54,13 @@ from fastft.train.run import (
     refuse_changed_data,
     refuse_changed_recipe,
     run_folder,
+    shared_options,
     summarise,
     write_recipe,
     write_result,
 )
 from fastft.train.step import Step
+from fastft.train.tracking import open_tracker
 
 GO_ON, SAVE, STOP = 0, 1, 2  # what a process wishes between two steps; the strongest wish is all processes'
 
@@ -74,6 +80,13 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         ):
             try:
                 return trainer.fit()
+            except torch.OutOfMemoryError:
+                raise world.leave_word(
+                    UserError(
+                        f"the GPU's memory is too small for micro-batches of {trainer.micro_batch}; set a lower "
+                        "--train.micro_batch, or --train.grad_checkpointing=true"
+                    )
+                ) from None
             except UserError as error:
                 raise world.leave_word(error) from error
     except RuntimeError as error:
@@ -81,9 +94,7 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
             raise
         found = step_checkpoints(run_folder(recipe) / "checkpoints")
         after = f"continues after {found[-1].name}" if found else "starts anew: there is no checkpoint yet"
-        raise PeerLost(
-            f"lost touch with another process ({first_sentence(error)}); the same command {after}"
-        ) from None
+        raise peer_lost(error, f"the same command {after}") from None
 
 
 def _set_up(recipe: Recipe, world: World, guard: PreemptionGuard, console: Console) -> "Trainer":
@@ -91,10 +102,10 @@ def _set_up(recipe: Recipe, world: World, guard: PreemptionGuard, console: Conso
     try:
         trainer = Trainer(recipe, world, guard, console)
     except UserError as error:
-        world.agree(str(error), "")
+        world.agree(str(error), {})
         raise
     try:
-        world.agree(None, str(trainer.global_step))
+        world.agree(None, trainer.standing())
     except UserError:
         trainer.close()
         raise
@@ -111,16 +122,27 @@ class Trainer:
         self.folder = run_folder(recipe)
         self.checkpoints = self.folder / "checkpoints"
         self.progress = Progress()
-        resumed = step_checkpoints(self.checkpoints)
         self._damaged: list[Path] = []
-        self._build_model(pretrained=not resumed)
-        self._build_loaders()
-        self._build_optimizer()
-        if resumed:
-            self._restore(self._read_newest(resumed))
-        self._lock = lock_run(self.folder) if world.is_main else None
         self._console = console
-        self._epoch_seconds: defaultdict[str, float] = defaultdict(float)  # by part, of the epoch so far
+        with ExitStack() as opened:
+            old = self.folder.is_dir()
+            if world.is_main and old:  # before its checkpoints are read
+                opened.enter_context(lock_run(self.folder))
+            resumed = step_checkpoints(self.checkpoints)
+            self._build_model(pretrained=not resumed)
+            self._build_loaders(opened)
+            self._build_optimizer()
+            if resumed:
+                self._restore(self._read_newest(resumed))
+            if world.is_main and not old:
+                opened.enter_context(lock_run(self.folder))
+            self._tracker = None
+            if world.is_main:
+                r = self.recipe
+                self._tracker = open_tracker(r.train.tracker, self.folder, r.name, r.as_dict())
+            self._opened = opened.pop_all()
+        self.meter = Meter(self.step, self.loader, world)
+        self._lr = 0.0  # of the last step
         self._last_save = time.monotonic()
         self._has_data = False  # until this process has seen its first batch
 
@@ -129,23 +151,30 @@ class Trainer:
         self.step.connect(self.recipe.train.compile)
         if self.world.is_main:
             self.checkpoints.mkdir(exist_ok=True)
-            for path in self._damaged:  # under this name it is none of those that are kept
-                path.rename(path.with_name(f"damaged-{path.name}"))
+            for path in self._damaged:
+                put_aside(path)
             write_recipe(self.folder, self.recipe)
-        self.log = RunLog(self.folder, self.total_steps, self.global_step, self.world.is_main, self._console)
-        self._reset_interval()
+        self.log = RunLog(
+            self.folder, self.total_steps, self.global_step, self.world.is_main, self._console, self._tracker
+        )
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.log.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.log.close(failed=kind is not None and not issubclass(kind, Preempted))
         self.close()
 
     def close(self) -> None:
-        self.loader.close()
-        if self.eval_loader is not None:
-            self.eval_loader.close()
-        if self._lock is not None:
-            self._lock.close()
+        """The loaders, and the run directory's lock."""
+        self._opened.close()
+
+    def standing(self) -> dict[str, str]:
+        """What must be the same in every process, by what it is called."""
+        data = [loader.content for loader in (self.loader, self.eval_loader) if loader is not None]
+        return {
+            "checkpoints": str(self.global_step),
+            "data": json.dumps(data, sort_keys=True),
+            "recipes": shared_options(self.recipe),
+        }
 
     # set-up -----------------------------------------------------------------------------------------------------------
 
@@ -168,7 +197,7 @@ class Trainer:
         )
         self.train_flops, self.peak_flops = flops.train, peak_flops(device, self.precision.dtype)
 
-    def _build_loaders(self) -> None:
+    def _build_loaders(self, opened: ExitStack) -> None:
         r, world = self.recipe, self.world
         assert r.data.train is not None  # __init__ has looked
         rank_batch = max(1, r.optim.batch_size // world.size)
@@ -190,10 +219,10 @@ class Trainer:
             "batches_ahead": r.data.batches_ahead,
         }
         self.policy = build_policy(r)
-        self.loader = TrainLoader(
+        self.loader: TrainLoader = opened.enter_context(TrainLoader(
             r.data.train, self.policy, seed=r.train.seed, batch_size=r.optim.batch_size,
             micro_batch=self.micro_batch, **common,
-        )  # fmt: skip
+        ))  # fmt: skip
         self.recipe = replace(
             r, data=replace(r.data, train_size=self.loader.num_samples)
         )  # as reports want to know
@@ -202,10 +231,10 @@ class Trainer:
                 f"{r.data.train} has {self.loader.num_classes} classes, the recipe {r.data.num_classes}; "
                 f"set --data.num_classes={self.loader.num_classes}"
             )
-        self.eval_loader = None
+        self.eval_loader: EvalLoader | None = None
         if r.data.val is not None:
-            self.eval_loader = EvalLoader(
-                r.data.val, batch_size=self.micro_batch, crop_pct=r.train.eval_crop_pct, **common
+            self.eval_loader = opened.enter_context(
+                EvalLoader(r.data.val, batch_size=self.micro_batch, crop_pct=r.train.eval_crop_pct, **common)
             )
             refuse_other_classes(self.eval_loader.class_names, self.loader.class_names, r.data.val)
 
@@ -239,15 +268,11 @@ class Trainer:
 
     def fit(self) -> dict[str, Any]:
         self._announce()
+        if self._evaluation_is_due():  # a signal came in the middle of it
+            self._finish_epoch()
         while self.progress.epoch < self.recipe.epochs:
             self._train_epoch()
-            done = self.progress.epoch
-            if done % self.recipe.train.eval_every == 0 or done == self.recipe.epochs:
-                self._evaluate_epoch(done - 1)
-            self._save()
-            self._log_epoch(done - 1)
-            if self.world.any(self.guard.requested) and done < self.recipe.epochs:
-                raise self._preempted()
+            self._finish_epoch()
         result = summarise(self.progress, self.recipe)
         if self.world.is_main:
             write_result(self.folder, result)
@@ -268,6 +293,30 @@ class Trainer:
                 self._save_if_due()
         self.progress.epoch, self.progress.step = epoch + 1, 0
 
+    def _finish_epoch(self) -> None:
+        """Evaluate where it is due, and save; a signal leaves the rest of an evaluation to the next start."""
+        done = self.progress.epoch
+        if self._evaluation_is_due():
+            try:
+                self._evaluate_epoch(done - 1)
+            except Stopped:
+                self._save()
+                raise self._preempted() from None
+        self._save()
+        self._log_epoch(done - 1)
+        if self.world.any(self.guard.requested) and done < self.recipe.epochs:
+            raise self._preempted()
+
+    def _evaluation_is_due(self) -> bool:
+        done, every = self.progress.epoch, self.recipe.train.eval_every
+        return (
+            self.eval_loader is not None
+            and done > 0
+            and self.progress.step == 0
+            and (done % every == 0 or done == self.recipe.epochs)
+            and not self.progress.evaluated(done - 1)
+        )
+
     def _train_step(self, epoch: int, step: int, micro_batches: Iterator[Batch]) -> None:
         global_step = epoch * self.steps_per_epoch + step
         noise = self._draw_noise(global_step)
@@ -278,7 +327,9 @@ class Trainer:
             if self._has_data:
                 self.step.split.mark("wait")
             else:
-                self._reset_interval()  # waiting for it is neither the loader's pace nor the training's
+                self.meter.reset()  # waiting for it is neither the loader's pace nor the training's
+                if self.progress.logged is not None:
+                    self.meter.take_up(self.progress.logged)
                 self.step.split.mark("start")
                 self._has_data = True
             images, targets = batch.images, batch.labels
@@ -290,7 +341,7 @@ class Trainer:
             self.step.micro_batch(images, targets, mine, step=global_step, last=k == self.accumulation - 1)
         self.step.update()
         self._lr = lr
-        self._steps += 1
+        self.meter.steps += 1
 
     def _draw_noise(self, global_step: int) -> torch.Tensor | None:
         """For the stochastic layers in a step, of the global batch: a resume repeats it, and no cut of the batch changes it."""
@@ -302,12 +353,13 @@ class Trainer:
         return torch.rand(self.recipe.optim.batch_size, columns, generator=generator, device=device)
 
     def _evaluate_epoch(self, epoch: int) -> None:
-        if self.eval_loader is None:
-            return
+        assert self.eval_loader is not None  # _evaluation_is_due has looked
         self._check_finite(weights=True)
         began = time.monotonic()
         models = [self.model] if self.ema is None else [self.model, self.ema.module]
-        raw, *averaged = evaluate(models, self.eval_loader, self.world, self.precision)
+        raw, *averaged = evaluate(
+            models, self.eval_loader, self.world, self.precision, stop=lambda: self.guard.requested
+        )
         ema = averaged[0] if averaged else None
         before = self.progress.best()
         self.progress.add(epoch, raw, ema)
@@ -317,13 +369,12 @@ class Trainer:
         }
         self.eval_loader.take_work()  # which is none of the training loader's
         seconds = time.monotonic() - began
-        self._epoch_seconds["eval"] += seconds
+        self.meter.pause("eval", seconds)
         self.log.record("eval", self.global_step, {"epoch": epoch, "seconds": seconds, **values})
         shown = f"raw {raw.top1:.3f}" + (f", EMA {ema.top1:.3f}" if ema else "")
         self.log.say(f"epoch {epoch}: top-1 {shown} % of {raw.samples} images")
         if before is None or headline_top1(entry) > headline_top1(before):
             self._save_best(epoch, entry)
-        self._reset_interval()
 
     # checkpoints ------------------------------------------------------------------------------------------------------
 
@@ -344,6 +395,7 @@ class Trainer:
     def _save(self) -> None:
         self._check_finite(weights=True)
         began = time.monotonic()
+        self.progress.logged = self.meter.state()
         if self.world.is_main:
             tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
             if self.ema is not None:
@@ -358,8 +410,7 @@ class Trainer:
         self.world.barrier()
         self._last_save = time.monotonic()
         seconds = self._last_save - began
-        self._interval_start += seconds  # the pace is that of the steps
-        self._epoch_seconds["checkpoint"] += seconds
+        self.meter.pause("checkpoint", seconds)
         self.log.record("checkpoint", self.global_step, {"seconds": seconds})
 
     def _save_best(self, epoch: int, evaluation: dict[str, Any]) -> None:
@@ -370,7 +421,7 @@ class Trainer:
             path = self.checkpoints / f"best-{epoch:04}"
             write_checkpoint(path, state, {"model": best.state_dict()})
             keep_only(path)
-        self._epoch_seconds["checkpoint"] += time.monotonic() - began
+        self.meter.pause("checkpoint", time.monotonic() - began)
 
     def _description(self) -> dict[str, Any]:
         return describe_model(
@@ -404,45 +455,31 @@ class Trainer:
 
     # numbers ----------------------------------------------------------------------------------------------------------
 
-    def _reset_interval(self) -> None:
-        self.step.reset_loss()
-        self._steps = 0
-        self._lr = 0.0
-        self.loader.wait_seconds = 0.0
-        self._interval_start = time.monotonic()
-
     def _log_interval(self, epoch: int) -> None:
-        steps = self._steps
-        # waits for the device, so that the clock is read after it
-        loss = self.world.sum(self.step.loss_sum / steps / self.world.size).item()
+        now, batch = self.meter.read(), self.recipe.optim.batch_size
         self._check_finite()
-        seconds = time.monotonic() - self._interval_start
-        self.progress.seconds += seconds
-        split = self.step.split.collect() | self.loader.take_work()
-        for part, part_seconds in split.items():
-            self._epoch_seconds[part] += part_seconds
-        rate = steps * self.recipe.optim.batch_size / seconds
+        self.progress.seconds += now.seconds
+        rate = now.steps * batch / now.seconds
         mfu = None if self.peak_flops is None else rate / self.world.size * self.train_flops / self.peak_flops
         self.log.interval(
             Interval(
                 epoch=epoch,
                 step=self.global_step,
-                loss=loss,
+                loss=now.loss,
                 lr=self._lr,
                 images_per_second=rate,
-                wait_share=self.loader.wait_seconds / seconds,
+                wait_share=now.waited / now.seconds,
                 mfu=mfu,
                 memory_gib=peak_memory(self.world.device) / 2**30,
-                seconds_left=(self.total_steps - self.global_step) * seconds / steps,
-                split=split,
+                seconds_left=(self.total_steps - self.global_step) * batch / rate,
+                split=now.split,
             )
         )
-        self._reset_interval()
+        self.meter.reset()
 
     def _log_epoch(self, epoch: int) -> None:
         """Where the wall time of this process's epoch went."""
-        self.log.record("split", self.global_step, {"epoch": epoch, "seconds": dict(self._epoch_seconds)})
-        self._epoch_seconds.clear()
+        self.log.record("split", self.global_step, {"epoch": epoch, "seconds": self.meter.take_epoch()})
 
     def _check_finite(self, weights: bool = False) -> None:
         trouble = find_trouble(self.step, self.world, self.global_step, weights)

@@ -3,27 +3,7 @@
 import signal
 from types import FrameType, TracebackType
 
-from beton_tools.errors import UserError
-
-EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later
-
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
-
-class Preempted(Exception):
-    """Training stopped on a signal after writing a checkpoint; the process exits with EXIT_REQUEUE."""
-
-
-class PeerLost(Preempted):
-    """Another process ended or cannot be reached; training continues from the last checkpoint."""
-
-
-class LoneError(UserError):
-    """Bad input that one of several processes has met, a damaged sample or a full disk: no other one will tell of it."""
-
-
-class PeerFailed(UserError):
-    """Another process has met bad input, and left word of it."""
 
 
 class PreemptionGuard:

@@ -10,18 +10,24 @@ from typing import IO, Any
 import yaml
 
 from beton_tools.errors import UserError
+from fastft.atomic import write_text
 from fastft.config import Recipe
 from fastft.model import Arch
 from fastft.report.imagenet import expected_top1
 from fastft.train.evaluate import Scores
 from fastft.train.log import format_seconds
 
+# may differ between the processes of a run: where the files of its host are, how it works
+LOCAL = {
+    "data.train", "data.val", "data.workers", "data.batches_ahead", "model.weights", "train.run_dir", "train.compile",
+    "train.micro_batch", "train.grad_checkpointing",
+}  # fmt: skip
 # options that may differ when a run is resumed: they do not change what is computed in which step; that the data is the
 # same in another place, refuse_changed_data sees
 FREE = {
-    "data.train", "data.val", "data.train_size", "data.workers", "data.batches_ahead", "model.weights",
+    "data.train", "data.val", "data.train_size", "data.workers", "data.batches_ahead",
     "train.run_dir", "train.device", "train.compile", "train.micro_batch", "train.grad_checkpointing", "train.log_every",
-    "train.timeout_minutes",
+    "train.timeout_minutes", "train.tracker",
     "train.eval_every", "train.checkpoint_steps", "train.checkpoint_minutes", "train.keep_checkpoints",
     "schedule.stop_epoch", "about.top1", "about.source",
 }  # fmt: skip
@@ -35,12 +41,16 @@ class Progress:
     step: int = 0  # within the epoch
     seconds: float = 0.0  # of training, over all resumes
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    logged: dict[str, Any] | None = None  # what the next line of the log has so far (Meter.state)
 
     def add(self, epoch: int, raw: Scores, ema: Scores | None) -> None:
         entry: dict[str, Any] = {"epoch": epoch, "raw": asdict(raw)}
         if ema is not None:
             entry["ema"] = asdict(ema)
         self.evaluations.append(entry)
+
+    def evaluated(self, epoch: int) -> bool:
+        return any(entry["epoch"] == epoch for entry in self.evaluations)
 
     def best(self) -> dict[str, Any] | None:
         """The evaluation of the best epoch: by the EMA's top-1 where there is one, as the paper reports."""
@@ -55,12 +65,19 @@ def run_folder(recipe: Recipe) -> Path:
     return Path(recipe.train.run_dir or f"runs/{recipe.name}").expanduser()
 
 
+def shared_options(recipe: Recipe) -> str:
+    """What all processes of a run must have in common, as JSON."""
+    return json.dumps({k: v for k, v in _flat(recipe.as_dict()).items() if k not in LOCAL}, sort_keys=True)
+
+
 def refuse_changed_recipe(stored: dict[str, Any], recipe: Recipe, folder: Path) -> None:
     """Raise UserError naming the options that differ between a run's checkpoint and the recipe that is to continue it."""
     now = _flat(recipe.as_dict())
     then = _flat(stored)
     changed = sorted(
-        k for k in now.keys() | then.keys() if k not in FREE and _plain(now.get(k)) != _plain(then.get(k))
+        k
+        for k in now.keys() | then.keys()
+        if k not in FREE and _plain(k, now.get(k)) != _plain(k, then.get(k))
     )
     if changed:
         listing = ", ".join(f"{k} {then.get(k)!r} -> {now.get(k)!r}" for k in changed)
@@ -110,9 +127,7 @@ def lock_run(folder: Path) -> IO[str]:
 def write_recipe(folder: Path, recipe: Recipe) -> None:
     sections = json.loads(json.dumps(recipe.as_dict()))  # tuples become lists
     text = f"# resolved recipe of this run ({recipe.name})\n" + yaml.safe_dump(sections, sort_keys=False)
-    temporary = folder / "recipe.yaml.partial"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(folder / "recipe.yaml")
+    write_text(folder / "recipe.yaml", text)
 
 
 def describe_model(
@@ -129,9 +144,7 @@ def describe_model(
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
-    temporary = folder / "result.json.partial"
-    temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    temporary.replace(folder / "result.json")
+    write_text(folder / "result.json", json.dumps(result, indent=1))
 
 
 def summarise(progress: Progress, recipe: Recipe) -> dict[str, Any]:
@@ -165,5 +178,8 @@ def _flat(sections: dict[str, Any]) -> dict[str, Any]:
     return {f"{s}.{k}": v for s, entries in sections.items() for k, v in entries.items()}
 
 
-def _plain(value: Any) -> Any:
+def _plain(option: str, value: Any) -> Any:
+    """As JSON has it; of weights the name, as their file may move."""
+    if option == "model.weights":
+        return Path(value).name
     return list(value) if isinstance(value, tuple) else value

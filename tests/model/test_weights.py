@@ -1,6 +1,7 @@
 """Weights come in every format that people have, and nothing else gets in."""
 
 import copy
+import json
 import pickle
 
 import open_clip
@@ -115,6 +116,23 @@ def test_openai_weights_ask_for_quick_gelu() -> None:
 def test_openais_own_files_ask_for_it_too(clip, tmp_path) -> None:
     with pytest.raises(UserError, match="quickgelu"):
         load_tower_weights(Tower(load_arch("ViT-B-32")), write(clip, "openai", tmp_path), "ViT-B-32")
+
+
+@pytest.mark.parametrize(("arch", "tag"), [("ViT-B-16", "dfn2b"), ("ViT-L-14", "metaclip_fullcc")])
+def test_other_tags_that_want_quick_gelu_say_so(arch: str, tag: str, monkeypatch) -> None:
+    monkeypatch.setattr("fastft.model.weights._read_tag", lambda *_: Tower(load_arch(arch)).state_dict())
+    with pytest.raises(UserError, match=f"{tag} were trained with QuickGELU"):
+        load_tower_weights(Tower(load_arch(arch)), tag, arch)
+
+
+def test_another_mlp_width_is_one_line(clip, tmp_path) -> None:
+    (tmp_path / "arch.json").write_text(json.dumps({
+        "embed_dim": 512, "quick_gelu": True,
+        "vision_cfg": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32, "mlp_ratio": 2.0},
+    }))  # fmt: skip
+    arch = str(tmp_path / "arch.json")
+    with pytest.raises(UserError, match=r"mlp\.c_fc\.weight is \(3072, 768\) there, \(1536, 768\) here"):
+        load_tower_weights(Tower(load_arch(arch)), write(clip, "safetensors", tmp_path), arch)
 
 
 def test_unknown_architecture_names_the_nearest() -> None:

@@ -18,8 +18,8 @@ from fastft.config import load_recipe
 from fastft.report.runs import read_metrics
 from fastft.sweep import load_sweep, plan_runs
 from fastft.train.checkpoint import step_checkpoints
+from fastft.train.ends import EXIT_REQUEUE
 from fastft.train.loop import train
-from fastft.train.preempt import EXIT_REQUEUE
 
 pytestmark = pytest.mark.slow
 

@@ -91,6 +91,7 @@ def test_both_lines_of_table_3_come_from_one_training() -> None:
     ("override", "same"),
     [
         ("--train.device=cpu", True),
+        ("--train.eval_every=10", False),
         ("--train.micro_batch=64", True),
         ("--data.workers=3", True),
         ("--about.top1=1", True),

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,27 +17,26 @@ from fastft.data import EvalLoader
 from fastft.data.order import epoch_order
 from fastft.train.checkpoint import step_checkpoints
 from fastft.train.distributed import World, first_sentence
+from fastft.train.ends import EXIT_REQUEUE
 from fastft.train.evaluate import evaluate
 from fastft.train.inference import load_trained
 from fastft.train.launch import exit_code
 from fastft.train.precision import Precision
-from fastft.train.preempt import EXIT_REQUEUE
 from tests.train.runs import flags, losses, run
 
-MILLIONTH = 2e-6  # sums in another order: fp32 rounding of losses near 0.7
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+PORT = "29617"
+CRASH = """import os
+if os.environ.get("RANK") == "1":
+    from fastft.train.loop import Trainer
+    Trainer._log_interval = lambda self, epoch: 1 / 0
+"""
+ROUNDING = 2e-5  # sums in another order: fp32 rounding of losses near 0.7, over steps
 
 
 def launch(
     *command: str, processes: int = 2, before: tuple[str, ...] = (), options: tuple[str, ...] = (), **env: str
 ) -> subprocess.Popen:
     """`fastft` under torchrun, the processes' output in one pipe each for stdout and stderr."""
-    options = options or ("--master-port", str(free_port()))
     return subprocess.Popen(
         [*before, sys.executable, "-m", "fastft.train.launch", "--nproc-per-node", str(processes), *options, *command],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
@@ -55,7 +53,7 @@ def wait_for_losses(folder: Path, count: int, *processes: subprocess.Popen) -> N
 def close(got: list[tuple[int, float]], want: list[tuple[int, float]]) -> bool:
     """The same steps, losses equal to rounding."""
     return [s for s, _ in got] == [s for s, _ in want] and all(
-        abs(a - b) < MILLIONTH for (_, a), (_, b) in zip(got, want, strict=True)
+        abs(a - b) < ROUNDING for (_, a), (_, b) in zip(got, want, strict=True)
     )
 
 
@@ -118,9 +116,37 @@ def test_what_one_process_meets_ends_all_with_its_line_and_exit_code_2(tiny, tmp
     assert f"sample {bad}" in said and "damaged JPEG data" in said and "Traceback" not in said
 
 
+def test_processes_with_other_data_or_another_recipe_do_not_train_together(tiny, tmp_path: Path) -> None:
+    """Two hosts, each with its own files: one line each that says what differs, nothing written."""
+    for change, what in (({"data__train": tiny["data.val"]}, "data"), ({"optim__lr": "2e-3"}, "recipes")):
+        both = [
+            launch(
+                "train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "run", **(change if rank else {})), processes=1,
+                options=(
+                    "--nnodes", "2", "--node-rank", str(rank), "--master-addr", "127.0.0.1", "--master-port", PORT
+                ),
+            )
+            for rank in (0, 1)
+        ]  # fmt: skip
+        ends = [(p.communicate(timeout=200)[1], p.returncode) for p in both]
+        assert [code for _, code in ends] == [2, 2], ends
+        assert all(f"have different {what};" in said and "Traceback" not in said for said, _ in ends), ends
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_crash_of_one_process_is_not_tried_again(tiny, tmp_path: Path) -> None:
+    """Its peer only sees it gone: both end with 1, and the peer says whose output to read."""
+    (tmp_path / "sitecustomize.py").write_text(CRASH)
+    command = flags(tiny, tmp_path / "run")
+    process = launch("train", "rcp/final_b16.yaml", *command, PYTHONPATH=f"{tmp_path}:{Path.cwd()}")
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 1, said
+    assert "process 1 ended with ZeroDivisionError; its output says more" in said
+
+
 def test_bad_input_says_most() -> None:
-    codes = ({75, -15}, {2, -15}, {2, 75}, {1}, {-9})
-    assert [exit_code(c) for c in codes] == [75, 2, 2, 1, 1]
+    codes = ({75, -15}, {2, -15}, {2, 75}, {1}, {-9}, {1, 75}, {1, 2})
+    assert [exit_code(c) for c in codes] == [75, 2, 2, 1, 1, 1, 2]
 
 
 def test_a_back_ends_message_is_cut_to_what_happened() -> None:

@@ -19,13 +19,24 @@ from beton_tools.convert import convert_folder
 from beton_tools.errors import UserError
 from beton_tools.manifest import manifest_path
 from beton_tools.writer import WriteOptions
+from fastft.config import load_recipe
+from fastft.report.runs import read_metrics
 from fastft.train.checkpoint import read_checkpoint, step_checkpoints, write_checkpoint
-from fastft.train.health import NonFinite
+from fastft.train.ends import EXIT_REQUEUE, NonFinite, Preempted
+from fastft.train.evaluate import evaluate
 from fastft.train.precision import Precision
-from fastft.train.preempt import EXIT_REQUEUE
-from fastft.train.run import lock_run
+from fastft.train.run import lock_run, refuse_changed_recipe
 from fastft.train.step import Step
 from tests.train.runs import differing, end, flags, losses, run
+
+LONG = {"model__drop_path": "0.3", "schedule__epochs": "20"}  # seconds, in which a process can be interrupted
+
+
+@pytest.fixture(scope="module")
+def long(tiny, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("long")
+    run(tiny, folder, **LONG)
+    return folder
 
 
 def test_it_learns(whole: Path) -> None:
@@ -42,19 +53,19 @@ def test_torch_has_as_many_threads_here_as_in_a_process_of_its_own() -> None:
     assert torch.get_num_threads() == int(subprocess.check_output(fresh, text=True))
 
 
-def test_kill_9_and_resume_gives_the_same_losses_bit_for_bit(tiny, whole: Path, tmp_path: Path) -> None:
+def test_kill_9_and_resume_gives_the_same_losses_bit_for_bit(tiny, long: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fastft.cli", "train", "rcp/final_b16.yaml"]
-    command += flags(tiny, tmp_path, model__drop_path="0.3")
+    command += flags(tiny, tmp_path, **LONG)
     victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while len(losses(tmp_path)) < 5:
         assert victim.poll() is None and time.monotonic() < deadline, victim.stderr and victim.stderr.read()
         time.sleep(0.005)
     os.kill(victim.pid, signal.SIGKILL)
-    victim.wait()
-    run(tiny, tmp_path, model__drop_path="0.3")
-    assert losses(tmp_path) == losses(whole)
-    assert differing(end(tmp_path), end(whole)) == []
+    assert victim.wait() == -signal.SIGKILL
+    run(tiny, tmp_path, **LONG)
+    assert losses(tmp_path) == losses(long)
+    assert differing(end(tmp_path), end(long)) == []
 
 
 def test_resuming_in_the_middle_of_an_epoch_continues_the_sequence(tiny, whole: Path, tmp_path: Path) -> None:
@@ -70,9 +81,16 @@ def test_resuming_in_the_middle_of_an_epoch_continues_the_sequence(tiny, whole: 
         path.rmdir()
 
 
-def test_a_signal_checkpoints_and_exits_with_the_requeue_code(tiny, whole: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fastft.cli", "train", "rcp/final_b16.yaml"]
-    command += flags(tiny, tmp_path, model__drop_path="0.3", train__checkpoint_steps="0")
+def test_a_signal_checkpoints_and_exits_with_the_requeue_code(tiny, long: Path, tmp_path: Path) -> None:
+    changes = LONG | {"train__checkpoint_steps": "0"}
+    command = [
+        sys.executable,
+        "-m",
+        "fastft.cli",
+        "train",
+        "rcp/final_b16.yaml",
+        *flags(tiny, tmp_path, **changes),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while len(losses(tmp_path)) < 3:
@@ -82,9 +100,49 @@ def test_a_signal_checkpoints_and_exits_with_the_requeue_code(tiny, whole: Path,
     _, said = process.communicate(timeout=120)
     assert process.returncode == EXIT_REQUEUE, said
     assert "same command continues" in said
-    run(tiny, tmp_path, model__drop_path="0.3", train__checkpoint_steps="0")
+    run(tiny, tmp_path, **changes)
+    assert losses(tmp_path) == losses(long)
+    assert differing(end(tmp_path), end(long)) == []
+
+
+def test_a_signal_in_the_middle_of_an_evaluation_leaves_it_to_the_next_start(
+    tiny, whole: Path, tmp_path: Path, monkeypatch
+) -> None:
+    calls = itertools.count()
+
+    def signalled(*arguments, **keywords):
+        if next(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments, **keywords)
+
+    monkeypatch.setattr("fastft.train.loop.evaluate", signalled)
+    with pytest.raises(Preempted, match="after step 12; the same command"):
+        run(tiny, tmp_path, model__drop_path="0.3")
+    kinds = [(m["kind"], m["step"]) for m in read_metrics(tmp_path / "metrics.jsonl")]
+    assert ("eval", 6) in kinds and ("eval", 12) not in kinds
+    result = run(tiny, tmp_path, model__drop_path="0.3")
+    assert result["evaluations"] == json.loads((whole / "result.json").read_text())["evaluations"]
     assert losses(tmp_path) == losses(whole)
-    assert differing(end(tmp_path), end(whole)) == []
+
+
+def test_a_line_of_the_log_is_of_all_its_steps_though_a_resume_came_between(tiny, tmp_path: Path) -> None:
+    changes = {"train__log_every": "4", "train__keep_checkpoints": "100"}
+    run(tiny, tmp_path, **changes)
+    before = losses(tmp_path)
+    assert [step for step, _ in before] == [4, 6, 10, 12, 16, 18]
+    seconds = json.loads((tmp_path / "result.json").read_text())["seconds"]
+    for path in step_checkpoints(tmp_path / "checkpoints"):
+        if path.name > "step-00000008":  # the second of the four steps that line 10 is of
+            shutil.rmtree(path)
+    result = run(tiny, tmp_path, **changes)
+    assert losses(tmp_path) == before
+    line = next(
+        m for m in read_metrics(tmp_path / "metrics.jsonl") if m["kind"] == "train" and m["step"] == 10
+    )
+    assert (
+        0 < sum(line["split"][part] for part in ("forward", "backward")) < 4 * 8 / line["images_per_second"]
+    )
+    assert 0 < result["seconds"] < 3 * seconds
 
 
 def test_accumulation_and_workers_do_not_change_the_training(tiny, tmp_path: Path) -> None:
@@ -101,6 +159,13 @@ def test_accumulation_and_workers_do_not_change_the_training(tiny, tmp_path: Pat
 def test_a_changed_recipe_is_refused_with_the_keys_that_differ(tiny, whole: Path) -> None:
     with pytest.raises(UserError, match=r"optim\.lr 0\.001 -> 0\.01"):
         run(tiny, whole, model__drop_path="0.3", optim__lr="1e-2")
+
+
+def test_other_weights_are_another_run_but_may_have_moved(tiny, whole: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.weights 'random' -> 'openai'"):
+        run(tiny, whole, model__drop_path="0.3", model__weights="openai")
+    then, now = (load_recipe("rcp/demo.yaml", [f"--model.weights={f}/clip.bin"]) for f in ("old", "new"))
+    refuse_changed_recipe(then.as_dict(), now, whole)
 
 
 def test_a_finished_run_only_tells_its_result(tiny, whole: Path) -> None:
@@ -168,9 +233,10 @@ def test_a_damaged_newest_checkpoint_is_put_aside(tiny, whole: Path, tmp_path: P
     changes = {"model__drop_path": "0.3"}
     run(tiny, tmp_path, train__keep_checkpoints="3", **changes)
     *_, newest = step_checkpoints(tmp_path / "checkpoints")
-    (newest / "optimizer.safetensors").unlink()
-    run(tiny, tmp_path, **changes)
-    assert losses(tmp_path) == losses(whole)
+    for _ in range(2):  # once more at the same step
+        (newest / "optimizer.safetensors").unlink()
+        run(tiny, tmp_path, **changes)
+        assert losses(tmp_path) == losses(whole)
     assert (tmp_path / "checkpoints" / f"damaged-{newest.name}").is_dir()
     for path in step_checkpoints(tmp_path / "checkpoints"):
         (path / "ema.safetensors").unlink()
@@ -184,6 +250,15 @@ def test_another_process_cannot_have_the_same_run_directory(tiny, tmp_path: Path
     run(tiny, tmp_path, schedule__stop_epoch="1")
 
 
+def test_the_run_directory_is_locked_before_its_checkpoints_are_read(
+    tiny, tmp_path: Path, monkeypatch
+) -> None:
+    run(tiny, tmp_path, schedule__stop_epoch="1")
+    monkeypatch.setattr("fastft.train.loop.step_checkpoints", lambda folder: pytest.fail("it was read"))
+    with lock_run(tmp_path), pytest.raises(UserError, match="in use by another process"):
+        run(tiny, tmp_path, schedule__stop_epoch="1")
+
+
 def converted(images: Path, out: Path, **classes: str) -> str:
     """A .beton of the images in which folders have other names."""
     for name in ("astronaut", "coffee"):
@@ -193,12 +268,15 @@ def converted(images: Path, out: Path, **classes: str) -> str:
 
 
 def test_a_run_goes_on_with_its_own_data_only(tiny, tmp_path: Path) -> None:
-    """The same file elsewhere will do; as many samples of others will not."""
+    """The same file elsewhere will do, and the same images converted anew; as many samples of others will not."""
     run(tiny, tmp_path / "run", schedule__stop_epoch="1")
     images = Path(tiny["data.train"]).with_suffix("")
-    other = converted(images, tmp_path / "other.beton")
+    again = converted(images, tmp_path / "again.beton")
+    run(tiny, tmp_path / "run", schedule__stop_epoch="2", data__train=again)
+    (tmp_path / "again" / "coffee" / "00.jpg").write_bytes((images / "coffee" / "01.jpg").read_bytes())
+    convert_folder(tmp_path / "again", tmp_path / "other.beton", WriteOptions(workers=0))
     with pytest.raises(UserError, match="was trained on other data"):
-        run(tiny, tmp_path / "run", data__train=other)
+        run(tiny, tmp_path / "run", data__train=str(tmp_path / "other.beton"))
     moved = tmp_path / "moved.beton"
     for source, copy in (
         (Path(tiny["data.train"]), moved),
