@@ -220,6 +220,7 @@ def _describe(
         encodings=dict(sorted(written.encodings.items())),
         skipped=[(source.names[int(order[p])], reason) for p, reason in written.skipped],
         damaged=[source.names[int(order[positions[i]])] for i in written.damaged],
+        left_out=source.left_out,
         packed_names=pack_names(Names.of(_names(source, order[positions]))),
     )
 
