@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
@@ -14,6 +15,7 @@ from rich.text import Text
 ProgressCallback = Callable[[int, int, int], None]  # (images done, of how many, of them skipped or bad)
 
 PLAIN_INTERVAL = 10.0  # seconds between lines where there is no terminal
+_SUFFIXES = 5  # that are named; the others are counted together
 
 
 @contextlib.contextmanager
@@ -82,6 +84,15 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError("unreachable")
+
+
+def by_suffix(counts: Mapping[str, int]) -> str:
+    """The most frequent suffixes first: 3 .txt, 1 .xml, 1 without suffix."""
+    named = Counter(counts).most_common(_SUFFIXES)
+    texts = [f"{count:,} {printable(suffix) or 'without suffix'}" for suffix, count in named]
+    if others := sum(counts.values()) - sum(count for _, count in named):
+        texts.append(f"{others:,} others")
+    return ", ".join(texts)
 
 
 def printable(text: str) -> str:

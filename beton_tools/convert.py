@@ -188,6 +188,8 @@ def summary(path: Path, manifest: Manifest) -> str:
     kept = manifest.encodings.get(KEPT, 0)
     others = [f"{count:,} {how}" for how, count in manifest.encodings.items() if how != KEPT]
     lines.append(f"  {kept:,} kept bit for bit" + (f"; re-encoded: {', '.join(others)}" if others else ""))
+    if manifest.left_out:
+        lines.append(f"  left out: {console.by_suffix(manifest.left_out)}")
     for what, images in (
         ("with damage, stored as Pillow reads them", manifest.damaged),
         ("skipped", [f"{name}: {reason}" for name, reason in manifest.skipped]),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,7 @@ from beton_tools.format import RAW_MODE, Beton
 from beton_tools.images import decode_sample
 from beton_tools.manifest import Manifest
 
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
-_MAX_NAME = 100  # characters; names come from the manifest, which may be anybody's
+_MAX_NAME = 200  # bytes of the 255 that a file name has; names come from the manifest, which may be anybody's
 
 
 def choose_samples(
@@ -40,8 +40,11 @@ def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder:
 
     The JPEG bytes are those in the file. Raises UserError when a file cannot be written.
     """
+    folders = _class_folders(manifest.classes) if manifest is not None else []
     for sample_id in ids:
-        path = folder / _class_folder(beton, manifest, sample_id) / _file_name(beton, manifest, sample_id)
+        label = int(beton.labels[sample_id])
+        class_folder = folders[label] if 0 <= label < len(folders) else str(label)
+        path = folder / class_folder / _file_name(beton, manifest, sample_id)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if beton.modes[sample_id] == RAW_MODE:
@@ -53,10 +56,13 @@ def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder:
         yield path
 
 
-def _class_folder(beton: Beton, manifest: Manifest | None, sample_id: int) -> str:
-    label = int(beton.labels[sample_id])
-    known = manifest is not None and 0 <= label < manifest.num_classes
-    return _safe(manifest.classes[label]) if manifest is not None and known else str(label)
+def _class_folders(classes: Sequence[str]) -> list[str]:
+    """A folder name for each class, no two alike: names that would be get their label behind them."""
+    names = [_safe(name) for name in classes]
+    # again, as a name with its label may be that of a third class; no two names with labels are alike
+    while twice := {name for name, count in Counter(names).items() if count > 1}:
+        names = [f"{name}_{label}" if name in twice else name for label, name in enumerate(names)]
+    return names
 
 
 def _file_name(beton: Beton, manifest: Manifest | None, sample_id: int) -> str:
@@ -68,4 +74,6 @@ def _file_name(beton: Beton, manifest: Manifest | None, sample_id: int) -> str:
 
 def _safe(name: str) -> str:
     """A file name that cannot leave its folder."""
-    return _UNSAFE.sub("_", name)[:_MAX_NAME].lstrip(".") or "unnamed"
+    printable = "".join(c if c.isprintable() and c != "/" else "_" for c in name)
+    visible = re.sub(r"^\.+", "_", printable)
+    return visible.encode()[:_MAX_NAME].decode(errors="ignore") or "unnamed"

@@ -32,6 +32,7 @@ class Manifest:
     class_names: the same for people, where known. packed_names: `names` as the file holds them. source,
     options: what was converted, and how. encodings: how many images were kept bit for bit and why others were
     re-encoded. skipped: (name, reason). damaged: names of JPEGs with broken data, stored as Pillow reads them.
+    left_out: suffix -> how many files in class folders were taken for no images.
     page_crc32: of every page, in file order, from `data_start`; tables_crc32: of all that lies before and after
     the pages.
     """
@@ -50,6 +51,7 @@ class Manifest:
     encodings: dict[str, int]
     skipped: list[tuple[str, str]]
     damaged: list[str]
+    left_out: dict[str, int]
     packed_names: dict[str, str] = field(repr=False)
 
     @cached_property
@@ -163,6 +165,7 @@ def _from_json(entries: Any) -> Manifest:
     if entries.get("version") != VERSION:
         raise ValueError(f"version {entries.get('version')!r}, expected {VERSION}")
     entries.setdefault("damaged", [])  # as in manifests that know of none
+    entries.setdefault("left_out", {})
     _check(entries)
     values = {f.name: entries[f.name] for f in fields(Manifest) if f.name != "packed_names"}
     values["skipped"] = [(str(name), str(reason)) for name, reason in entries["skipped"]]
@@ -185,9 +188,10 @@ def _check(entries: dict[str, Any]) -> None:
         _check_list(entries["class_names"], str, "class_names")
         if len(entries["class_names"]) != len(entries["classes"]):
             raise ValueError("class_names and classes differ in length")
-    for key in ("source", "options", "encodings", "names"):
+    for key in ("source", "options", "encodings", "left_out", "names"):
         if not isinstance(entries[key], dict):
             raise ValueError(f"{key} is no table")
+    _check_list(list(entries["left_out"].values()), int, "left_out")
 
 
 def _check_list(value: Any, of: type, name: str) -> None:

@@ -162,11 +162,11 @@ class PageFile:
         with self._one_line_when_full():
             self._file.seek(self._page_offset(number))
             self._file.write(self._page)
-            if (number + 1) % SYNC_EVERY == 0:
-                _sync(self._file)
+            sync = _sync if (number + 1) % SYNC_EVERY == 0 else _flush
+            sync(self._file)
             # not asdict, which copies every sample: a fifth of the time of a page
             self._journal.write(_line({name: getattr(record, name) for name in PageRecord.__slots__}))
-            self._journal.flush()
+            sync(self._journal)
         self.written.add(record, self._page_offset(number))
         self._used, self._samples, self._skipped, self._page_begin = 0, [], [], self.next_position
 
@@ -202,9 +202,16 @@ class PageFile:
             self.next_position = self._page_begin = record.next_position
             kept.append(line)
         self._file.truncate(self._page_offset(len(self.written.page_crcs)) if len(kept) > 1 else 0)
-        journal = self.journal_path.open("wb")
-        journal.writelines(kept)
-        journal.flush()
+        return self._replace_journal(kept)
+
+    def _replace_journal(self, lines: list[bytes]) -> BinaryIO:
+        """Written beside the old one: whenever we are killed, one of the two is whole."""
+        new = self.journal_path.with_name(self.journal_path.name + ".new")
+        journal = new.open("wb")
+        journal.writelines(lines)
+        _sync(journal)
+        new.replace(self.journal_path)
+        sync_folder(self.path.parent)
         return journal
 
     def _finished_pages(self, fingerprint: str) -> Iterator[tuple[bytes, PageRecord]]:
@@ -243,16 +250,29 @@ class PageFile:
 def _open_locked(path: Path) -> BinaryIO:
     """Open for reading and writing; the lock lasts while the file is open and dies with the process."""
     file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+    if not _lock(file) or _was_renamed(file, path):
+        file.close()
+        raise UserError(f"{path}: another process is writing it; wait for it, or choose another name")
+    return file
+
+
+def _lock(file: BinaryIO) -> bool:
+    """False when another process has the lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            raise OSError("finished and renamed since it was opened")
-    except OSError as error:
-        file.close()
-        raise UserError(
-            f"{path}: another process is writing it; wait for it, or choose another name"
-        ) from error
-    return file
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
+
+
+def _was_renamed(file: BinaryIO, path: Path) -> bool:
+    """Whether another process finished the file since it was opened."""
+    try:
+        return not os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return True
 
 
 def _first_entry(fingerprint: str) -> dict[str, Any]:
@@ -270,6 +290,10 @@ def _parse(line: bytes) -> Any:
     if line[-1:] != b"\n" or line[:9] != b"%08x " % zlib.crc32(text):
         return None
     return json.loads(text)
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
 
 
 def _sync(file: BinaryIO) -> None:

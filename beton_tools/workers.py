@@ -1,8 +1,9 @@
 """Encode images in worker processes and hand the results back in order, with bounded memory.
 
 FFCV's writer waits for ever when a worker dies. Here each worker owns one pipe: a closed pipe is noticed at
-once. Worker and parent share memory, an arena, in which the worker notes which image of a chunk it is at, so
-that the one it died on is known. Image bytes go through the arena too: the pipe would copy them five times.
+once, and another process takes the worker's place. Worker and parent share memory, an arena, in which the
+worker notes which image of a chunk it is at, so that the one it died on is known. Image bytes go through the
+arena too: the pipe would copy them five times.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from multiprocessing import reduction
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 import cv2
@@ -31,7 +31,10 @@ from beton_tools.sources.base import Location
 CHUNK = 8  # images per message: a worker's queue stays far below a pipe's buffer, so sending never blocks
 QUEUED = 2  # chunks per worker: one in work, one waiting
 WINDOW = 4  # chunks per worker between the oldest unfinished image and the newest one handed out
-_IMAGES = mmap.PAGESIZE  # where images begin in the arena; byte 0 is the number of images done of the chunk
+_IMAGES = mmap.PAGESIZE  # where images begin in the arena; byte 0: the chunk's image in work, from 1, or 0
+
+# not fork: the parent may hold OpenMP, numba and CUDA threads
+_CONTEXT = multiprocessing.get_context("forkserver")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,8 @@ Result = EncodedImage | Failed
 def encode_in_order(tasks: Iterable[Task], options: EncodeOptions, workers: int) -> Generator[Result]:
     """One result per task, in the tasks' order. workers = 0 works in this process.
 
-    Raises UserError that names the image when a worker process dies. Closing the iterator ends the workers.
+    An image on which worker processes die twice is Failed. Raises UserError when one dies without an image.
+    Closing the iterator ends the workers.
     """
     if workers == 0:
         return (_encode(task.location, options) for task in tasks)
@@ -76,6 +80,16 @@ def _encode(location: Location, options: EncodeOptions) -> Result:
         return Failed(str(error))
     except OSError as error:
         return Failed(f"cannot be read ({error.strerror or error})")
+
+
+@dataclass(frozen=True, slots=True)
+class _Deadly:
+    """In place of the location of an image on which worker processes die."""
+
+    reason: str
+
+    def read(self) -> bytes:
+        raise BadImage(self.reason)
 
 
 class _Inherited:
@@ -118,8 +132,8 @@ def _encode_chunk(
 ) -> list[InArena | Failed]:
     """Results of a chunk; images go to the arena from `at` on."""
     results: list[InArena | Failed] = []
-    for done, location in enumerate(locations):
-        memory[0] = done
+    for number, location in enumerate(locations, 1):
+        memory[0] = number
         result = _encode(location, options)
         if isinstance(result, EncodedImage):
             stop = at + len(result.data)
@@ -138,26 +152,43 @@ class _Chunk:
     results: list[Result]  # empty until all are there
 
 
-@dataclass(slots=True)
 class _Worker:
-    process: ForkServerProcess
-    pipe: Connection
-    arena: mmap.mmap
-    queue: deque[_Chunk]
+    """A process with its pipe and arena, and the chunks that it has been sent."""
+
+    def __init__(self, options: EncodeOptions) -> None:
+        self.options = options
+        self.queue: deque[_Chunk] = deque()
+        self._suspect: Task | None = None  # the image on which the latest process died
+        self._start()
+
+    def _start(self) -> None:
+        self.pipe, theirs = _CONTEXT.Pipe()
+        memory = os.memfd_create("beton arena")
+        os.ftruncate(memory, _arena_size(self.options))
+        arguments = (theirs, _Inherited(memory), self.options)
+        self.process = _CONTEXT.Process(target=_serve, args=arguments, daemon=True)
+        self.process.start()
+        theirs.close()  # so that our end reads end-of-file when the worker dies
+        self.arena = mmap.mmap(memory, _arena_size(self.options))
+        os.close(memory)
 
     def assign(self, chunk: _Chunk) -> None:
         self.queue.append(chunk)
-        try:
+        self._send(chunk)
+
+    def _send(self, chunk: _Chunk) -> None:
+        with contextlib.suppress(OSError):  # a process that died: `receive` will find out
             self.pipe.send([task.location for task in chunk.tasks])
-        except OSError as error:
-            raise self.obituary() from error
 
     def receive(self) -> None:
+        """Results of the oldest chunk; where the process died instead, another one begins the chunk again."""
         try:
             results = self.pipe.recv()
-        except (EOFError, OSError) as error:
-            raise self.obituary() from error
-        self.queue.popleft().results = [self._fetch(result) for result in results]
+        except (EOFError, OSError):
+            self._blame(self.arena[0])
+            self._restart()
+        else:
+            self.queue.popleft().results = [self._fetch(result) for result in results]
 
     def _fetch(self, result: InArena | Failed) -> Result:
         if isinstance(result, Failed):
@@ -165,17 +196,34 @@ class _Worker:
         data = self.arena[result.start : result.stop]
         return EncodedImage(data, result.height, result.width, result.how)
 
-    def obituary(self) -> UserError:
+    def _blame(self, number: int) -> None:
+        """Give up an image at the second death on it: at the first, others may have taken the memory."""
         self.process.join(5)
-        name = self.queue[0].tasks[self.arena[0]].name
-        return UserError(
-            f"a worker died (exit code {self.process.exitcode}) on {name}; if it ran out of memory use fewer "
-            "--workers, else remove that image, then run the same command again to go on"
-        )
+        code, remedy = self.process.exitcode, "if memory ran out use fewer --workers"
+        if number == 0:
+            raise UserError(
+                f"a worker died (exit code {code}) with no image in work; {remedy}, then run the same command "
+                "again to go on"
+            )
+        tasks = self.queue[0].tasks
+        task = tasks[number - 1]
+        if task is self._suspect:
+            reason = f"a worker died on it twice (exit code {code}); {remedy}"
+            tasks[number - 1] = Task(task.name, _Deadly(reason))
+        self._suspect = task
+
+    def _restart(self) -> None:
+        self.pipe.close()
+        self.arena.close()
+        self._start()
+        for chunk in self.queue:
+            self._send(chunk)
 
 
 def _encode_pooled(tasks: Iterator[Task], options: EncodeOptions, count: int) -> Generator[Result]:
-    pool = _start(options, count)
+    warm_up()  # fills numba's cache, so that the server need not compile
+    _CONTEXT.set_forkserver_preload(["beton_tools.workers", "beton_tools.prepared"])
+    pool = [_Worker(options) for _ in range(count)]
     try:
         window: deque[_Chunk] = deque()
         while True:
@@ -199,24 +247,6 @@ def _hand_out(tasks: Iterator[Task], pool: list[_Worker], window: deque[_Chunk],
                 return
             worker.assign(chunk)
             window.append(chunk)
-
-
-def _start(options: EncodeOptions, count: int) -> list[_Worker]:
-    warm_up()  # fills numba's cache, so that the server need not compile
-    # not fork: the parent may hold OpenMP, numba and CUDA threads
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["beton_tools.workers", "beton_tools.prepared"])
-    pool = []
-    for _ in range(count):
-        ours, theirs = context.Pipe()
-        memory = os.memfd_create("beton arena")
-        os.ftruncate(memory, _arena_size(options))
-        process = context.Process(target=_serve, args=(theirs, _Inherited(memory), options), daemon=True)
-        process.start()
-        theirs.close()  # so that our end reads end-of-file when the worker dies
-        pool.append(_Worker(process, ours, mmap.mmap(memory, _arena_size(options)), deque()))
-        os.close(memory)
-    return pool
 
 
 def _stop(pool: list[_Worker]) -> None:

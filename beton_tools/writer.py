@@ -98,7 +98,7 @@ def write_beton(
 
     A file that a finished run with the same inputs left is taken as it is.
     Returns the manifest, which is saved beside the file. Raises UserError: a bad image (on_error "fail"), no
-    image at all, a full disk, a dead worker, a file that exists already.
+    image at all, a full disk, a worker that dies between images, a file that exists already.
     """
     options = options or WriteOptions()
     path = Path(out_path)
@@ -134,12 +134,19 @@ def _finished(path: Path, fingerprint: str, classes: Sequence[str], options: Wri
     ):
         raise UserError(f"{path} exists already, from other images or options; delete it or pass --overwrite")
     if options.on_error == "fail" and manifest.skipped:
-        raise _bad_image(*manifest.skipped[0])
+        name, reason = manifest.skipped[0]
+        raise UserError(
+            f"{printable(name)}: {reason}; {path} was finished without it: pass --on-error skip to take it so, "
+            "or repair the image and pass --overwrite"
+        )
     return manifest
 
 
 def _bad_image(name: str, reason: str) -> UserError:
-    return UserError(f"{printable(name)}: {reason}; repair or remove it, or pass --on-error skip")
+    return UserError(
+        f"{printable(name)}: {reason}; pass --on-error skip to go on without it, or repair it; once it is "
+        "removed the conversion starts over"
+    )
 
 
 def _make_folder(path: Path) -> None:
@@ -213,6 +220,7 @@ def _describe(
         encodings=dict(sorted(written.encodings.items())),
         skipped=[(source.names[int(order[p])], reason) for p, reason in written.skipped],
         damaged=[source.names[int(order[positions[i]])] for i in written.damaged],
+        left_out=source.left_out,
         packed_names=pack_names(Names.of(_names(source, order[positions]))),
     )
 

@@ -7,7 +7,7 @@ import stat
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -15,8 +15,11 @@ import numpy as np
 
 from beton_tools.names import Names
 
-# what torchvision's and timm's folder loaders take for images
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
+# what torchvision's and timm's folder loaders take for images, and two more that people have and `images` decodes
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"),
+    *(".jfif", ".gif"),  # of an animation the first frame
+)
 
 
 def stamps_of(paths: Iterable[str]) -> np.ndarray:
@@ -48,6 +51,8 @@ class Source(ABC):
     class_names: tuple[str, ...] | None  # for people; None where unknown
     labels: np.ndarray  # int64 (N,)
     names: Names  # for people and for extract: relative path, archive member or row
+    # suffix -> number of files in class folders that are taken for no images
+    left_out: dict[str, int] = field(default_factory=dict, kw_only=True)
 
     @abstractmethod
     def locate(self, i: int) -> Location: ...

@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import io
 import tarfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ from beton_tools.errors import UserError
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _SYNSETS = "meta.mat"
 _DEVKIT = "ILSVRC2012_devkit_t12"
+_KAGGLE = "LOC_val_solution.csv"
+_TEXT = "val.txt"
 _LEAVES = 1000  # of the devkit's synsets, the first thousand are classes; the rest are their ancestors
 
 WANTED = (
-    f"{_DEVKIT}.tar.gz (or the folder unpacked from it), LOC_val_solution.csv, or val.txt with lines of "
+    f"{_DEVKIT}.tar.gz (or the folder unpacked from it), {_KAGGLE}, or {_TEXT} with lines of "
     "file name and class"
 )
 
@@ -40,35 +43,38 @@ def find_truth(near: Path, image_names: Sequence[str], classes: Sequence[str] | 
     """
     stems = sorted(Path(name).stem for name in image_names)
     for folder in (near, *list(near.resolve().parents)[:4]):
-        for read in (_read_devkit, _read_kaggle, _read_text):
+        for name, read in ((_GROUND_TRUTH, _read_devkit), (_KAGGLE, _read_kaggle), (_TEXT, _read_text)):
             wnid_of = read(folder, stems)
             if wnid_of is not None:
-                return _index(folder, wnid_of, image_names, classes)
+                return _index(f"{folder}: {name}", wnid_of, image_names, classes)
     raise UserError(
         f"{near}: images without labels; sort them into one folder per class, or put {WANTED} beside them"
     )
 
 
 def _index(
-    folder: Path, wnid_of: dict[str, str], image_names: Sequence[str], classes: Sequence[str] | None
+    file: str, wnid_of: dict[str, str], image_names: Sequence[str], classes: Sequence[str] | None
 ) -> Truth:
     missing = [name for name in image_names if Path(name).stem not in wnid_of]
     if missing:
-        raise UserError(f"{folder}: the labels there leave out {len(missing)} images, first {missing[0]}")
+        raise UserError(
+            f"{file} leaves out {len(missing)} of {len(image_names)} images, first {missing[0]}; "
+            "complete the file, download it again, or remove it"
+        )
     if classes is None:
         classes = sorted(set(wnid_of.values()), key=lambda c: (int(c) if c.isdigit() else -1, c))
     elif all(value.isdigit() for value in wnid_of.values()):
-        wnid_of = {stem: _at(classes, int(value), folder) for stem, value in wnid_of.items()}
+        wnid_of = {stem: _at(classes, int(value), file) for stem, value in wnid_of.items()}
     label = {name: i for i, name in enumerate(classes)}
     unknown = sorted({w for w in wnid_of.values() if w not in label})
     if unknown:
-        raise UserError(f"{folder}: class {unknown[0]!r} is not among the {len(label)} training classes")
+        raise UserError(f"{file}: class {unknown[0]!r} is not among the {len(label)} training classes")
     return Truth(tuple(classes), {name: label[wnid_of[Path(name).stem]] for name in image_names})
 
 
-def _at(classes: Sequence[str], number: int, folder: Path) -> str:
+def _at(classes: Sequence[str], number: int, file: str) -> str:
     if number >= len(classes):
-        raise UserError(f"{folder}: class number {number} in val.txt, but there are {len(classes)} classes")
+        raise UserError(f"{file}: class number {number}, but there are {len(classes)} classes")
     return classes[number]
 
 
@@ -78,13 +84,22 @@ def _read_devkit(folder: Path, stems: Sequence[str]) -> dict[str, str] | None:
     read = _devkit_reader(folder)
     if read is None:
         return None
-    ids = [int(line) for line in read(_GROUND_TRUTH).split()]
+    ids = _ids(folder, read(_GROUND_TRUTH))
     if len(ids) != len(stems):
         raise UserError(f"{folder}: {_GROUND_TRUTH} has {len(ids)} lines for {len(stems)} images")
     wnids = _synset_wnids(folder, read(_SYNSETS))
     if not all(i in wnids for i in ids):
         raise UserError(f"{folder}: {_GROUND_TRUTH} names a class that {_SYNSETS} lacks")
     return {stem: wnids[i] for stem, i in zip(stems, ids, strict=True)}
+
+
+def _ids(folder: Path, text: bytes) -> list[int]:
+    try:
+        return [int(line) for line in text.split()]
+    except ValueError as error:
+        raise UserError(
+            f"{folder}: {_GROUND_TRUTH} cannot be read ({error}); download the devkit again"
+        ) from error
 
 
 def _devkit_reader(folder: Path) -> Callable[[str], bytes] | None:
@@ -109,7 +124,7 @@ def _from_archive(archive: Path, name: str) -> bytes:
             for info in tar:
                 if Path(info.name).name == name and (file := tar.extractfile(info)) is not None:
                     return file.read()
-    except (OSError, EOFError, tarfile.TarError) as error:
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise UserError(f"{archive}: cannot be read ({error}); download it again") from error
     raise UserError(f"{archive}: has no {name}; download the task 1 & 2 devkit")
 
@@ -133,10 +148,13 @@ def _synset_wnids(folder: Path, meta: bytes) -> dict[int, str]:
 def _read_kaggle(folder: Path, stems: Sequence[str]) -> dict[str, str] | None:
     """LOC_val_solution.csv: ImageId, "wnid x y x y [wnid ...]" of the boxes; an image's boxes share their
     class."""
-    path = folder / "LOC_val_solution.csv"
+    path = folder / _KAGGLE
     if not path.is_file():
         return None
-    rows = csv.reader(io.StringIO(path.read_text("utf-8", "replace")))
+    try:
+        rows = list(csv.reader(io.StringIO(path.read_text("utf-8", "replace"))))
+    except csv.Error as error:
+        raise UserError(f"{path}: cannot be read ({error}); download it again") from error
     return {
         row[0]: row[1].split()[0] for row in rows if len(row) >= 2 and row[1].split() and row[0] != "ImageId"
     }
@@ -144,7 +162,7 @@ def _read_kaggle(folder: Path, stems: Sequence[str]) -> dict[str, str] | None:
 
 def _read_text(folder: Path, stems: Sequence[str]) -> dict[str, str] | None:
     """val.txt: file name and class (number in sorted wnid order, or wnid) on each line."""
-    path = folder / "val.txt"
+    path = folder / _TEXT
     if not path.is_file():
         return None
     rows = [line.split() for line in path.read_text("utf-8", "replace").splitlines()]

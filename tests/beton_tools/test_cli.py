@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,28 @@ def test_a_hostile_manifest_cannot_write_outside_the_folder(
     for path in json.loads(run(capsys, "extract", evil, "--out", out, "--json")):
         assert Path(path).resolve().is_relative_to(out)
         assert path.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("classes", "folders"),
+    [
+        (["кошка 猫", "c++ (2)", ".hidden"], {"кошка 猫", "c++ (2)", "_hidden"}),
+        (["a/b", "a_b", "c"], {"a_b_0", "a_b_1", "c"}),
+        (["a/b", "a_b", "a_b_0"], {"a_b_0_0", "a_b_1", "a_b_0_2"}),
+        (["猫" * 100, "猫" * 101, "c"], {"猫" * 66 + "_0", "猫" * 66 + "_1", "c"}),
+    ],
+)
+def test_every_class_has_a_folder_of_its_own(
+    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], classes: list[str], folders: set[str]
+) -> None:
+    named, out = tmp_path / "named.beton", tmp_path / "out"
+    named.write_bytes(written.read_bytes())
+    manifest = Manifest.of_beton(written)
+    assert manifest is not None
+    replace(manifest, classes=classes, class_names=None).save(manifest_path(named))
+    run(capsys, "extract", named, "--out", out)
+    assert {path.name for path in out.iterdir()} == folders
+    assert [len(list(path.iterdir())) for path in out.iterdir()] == [8, 8, 8]
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,15 @@ import argparse
 import gzip
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from beton_tools import UserError
-from beton_tools.console import duration, printable, size
+from beton_tools.console import by_suffix, duration, printable, size
 from beton_tools.convert import add_folder_arguments, add_imagenet_arguments, run_folder, run_imagenet
 from beton_tools.format import Beton
+from beton_tools.images import decode_sample
 from beton_tools.manifest import Manifest, manifest_path
 from tests.beton_tools.conftest import damaged, devkit_files, tar_of, train_tar, write_folder
 
@@ -122,6 +125,27 @@ def test_the_summary_counts_what_was_kept_encoded_and_skipped(
     assert max(Beton.open(out).heights.max(), Beton.open(out).widths.max()) == 120
 
 
+def test_whatever_pillow_decodes_is_converted_and_the_rest_is_counted(
+    tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jpegs = sorted((photo_folder / "n01440764").iterdir())
+    jpegs[0].rename(jpegs[0].with_suffix(".jfif"))
+    frames = [Image.open(path).resize((60, 40)) for path in jpegs[1:3]]
+    gif = photo_folder / "n01440764" / "n01440764_1.GIF"
+    frames[0].save(gif, save_all=True, append_images=frames[1:])
+    shown = np.asarray(Image.open(gif).convert("RGB"), np.int16)
+    for name in ("a.txt", "b.txt", "a.xml", "c\x1b.\x1b[2J"):
+        (photo_folder / "n02123045" / name).write_text("no image")
+    folder("--data", photo_folder, "--out", tmp_path / "a.beton", "--workers", 0)
+    text = capsys.readouterr().out
+    assert "25 images in 3 classes" in text
+    assert "24 kept bit for bit; re-encoded: 1 GIF" in text
+    assert r"  left out: 2 .txt, 1 .xml, 1 .\x1b[2j" in text
+    manifest, beton = Manifest.load(manifest_path(tmp_path / "a.beton")), Beton.open(tmp_path / "a.beton")
+    stored = decode_sample(beton, list(manifest.names).index("n01440764/n01440764_1.GIF"))
+    assert np.abs(stored - shown).mean() < 10  # the first frame
+
+
 def test_classes_of_another_file_fix_the_labels(
     tmp_path: Path, photo_jpegs: Jpegs, photo_folder: Path
 ) -> None:
@@ -161,3 +185,5 @@ def test_numbers_for_people() -> None:
     assert [duration(s) for s in (45, 720, 12_000)] == ["45 s", "12 min", "3 h 20 min"]
     assert [size(n) for n in (999, 138_200_000_000)] == ["999 B", "138.2 GB"]
     assert printable("a\x1b[2J\nb é") == r"a\x1b[2J\nb é"
+    counts = {".a": 1, ".b": 2, "": 3000, ".d": 4, ".e": 5, ".f": 6, ".g": 7}
+    assert by_suffix(counts) == "3,000 without suffix, 7 .g, 6 .f, 5 .e, 4 .d, 3 others"

@@ -1,6 +1,7 @@
 """Killed, interrupted, out of disk, started twice: no half file under the final name, and the next run goes
 on."""
 
+import errno
 import json
 import os
 import random
@@ -8,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
@@ -62,6 +65,15 @@ def descendants(pid: int) -> list[int]:
     return children + [below for child in children for below in descendants(child)]
 
 
+def runs(pid: int) -> bool:
+    """A zombie has ended; in a container without an init nobody takes it away."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
 @pytest.fixture
 def whole(photo_folder: Path, tmp_path: Path) -> tuple[bytes, bytes]:
     """The file and the manifest of an uninterrupted conversion."""
@@ -113,6 +125,49 @@ def test_what_the_kill_left_broken_is_done_again(
     assert both(out) == whole
 
 
+def test_a_kill_while_the_journal_is_taken_over_loses_nothing(
+    photo_folder: Path, tmp_path: Path, whole: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "photos.beton"
+    leave_unfinished(photo_folder, out)
+    journal = out.with_name("photos.beton.part.journal")
+    before, truly_open = journal.read_bytes(), Path.open
+
+    def die_when_open(path: Path, mode: str = "r", *rest: Any, **more: Any) -> IO[Any]:
+        file = truly_open(path, mode, *rest, **more)
+        if mode == "wb":
+            file.close()
+            raise KeyboardInterrupt
+        return file
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "open", die_when_open)
+        write_beton(out, open_source(photo_folder), OPTIONS)
+    assert journal.read_bytes() == before
+    write_beton(out, open_source(photo_folder), OPTIONS)
+    assert both(out) == whole
+
+
+def test_the_journal_reaches_the_disk_with_the_pages_that_it_lists(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    truly_sync = os.fsync
+
+    def sync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        truly_sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr("beton_tools.pagefile.SYNC_EVERY", 1)
+    out = tmp_path / "photos.beton"
+    manifest = write_beton(out, open_source(photo_folder), WriteOptions(workers=0, page_size=PAGE))
+    pages = len(manifest.page_crc32)
+    assert pages > 1
+    part, journal = "photos.beton.part", "photos.beton.part.journal"
+    assert [name for name in synced if name in (part, journal)] == [part, journal] * pages + [part]
+
+
 def blank(path: Path) -> None:
     """Other content of the same size, unseen by those who look at size and time of change."""
     before = path.stat()
@@ -145,15 +200,37 @@ def test_what_one_run_skipped_another_does_not_take_in_silence(photo_folder: Pat
 
     with pytest.raises(KeyboardInterrupt):
         write_beton(out, open_source(photo_folder), skip, stop)
-    with pytest.raises(UserError, match=r"n01440764_0\.JPEG: empty file; repair or remove it"):
+    with pytest.raises(UserError, match=r"n01440764_0\.JPEG: empty file; pass --on-error skip to go on"):
         write_beton(out, open_source(photo_folder), fail)
     write_beton(out, open_source(photo_folder), skip)
-    with pytest.raises(UserError, match=r"n01440764_0\.JPEG: empty file; repair or remove it"):
+    with pytest.raises(UserError, match=r"n01440764_0\.JPEG: empty file; .* finished without it"):
         write_beton(out, open_source(photo_folder), fail)
     bad.write_bytes(good)
     with pytest.raises(UserError, match="exists already, from other images"):
         write_beton(out, open_source(photo_folder), fail)
     assert write_beton(out, open_source(photo_folder), fail, overwrite=True).skipped == []
+
+
+@pytest.mark.parametrize(("remedy", "goes_on"), [("skip", True), ("repair", True), ("remove", False)])
+def test_what_is_said_of_a_bad_image_is_so(
+    photo_folder: Path, tmp_path: Path, remedy: str, goes_on: bool
+) -> None:
+    out, bad = tmp_path / "photos.beton", photo_folder / "n04008634" / "n04008634_5.JPEG"
+    good = bad.read_bytes()
+    bad.write_bytes(b"")
+    options = WriteOptions(workers=0, page_size=PAGE, max_resolution=120)
+    words = "skip to go on without it, or repair it; once it is removed the conversion starts over"
+    with pytest.raises(UserError, match=words):
+        write_beton(out, open_source(photo_folder), options)
+    if remedy == "skip":
+        options = replace(options, on_error="skip")
+    if remedy == "repair":
+        bad.write_bytes(good)
+    if remedy == "remove":
+        bad.unlink()
+    done = []
+    write_beton(out, open_source(photo_folder), options, lambda images, *_: done.append(images))
+    assert (done[0] > 0) == goes_on
 
 
 def test_a_kill_between_the_new_manifest_and_the_new_file_leaves_no_mixed_pair(
@@ -163,8 +240,10 @@ def test_a_kill_between_the_new_manifest_and_the_new_file_leaves_no_mixed_pair(
     write_beton(out, open_source(photo_folder), WriteOptions(workers=0, subset_per_class=2))
     monkeypatch.setattr("beton_tools.pagefile.PageFile.publish", lambda self: os.kill(os.getpid(), 9))
     if (child := os.fork()) == 0:
-        write_beton(out, open_source(photo_folder), WriteOptions(workers=0), overwrite=True)
-        os._exit(0)
+        try:
+            write_beton(out, open_source(photo_folder), WriteOptions(workers=0), overwrite=True)
+        finally:
+            os._exit(1)  # not on with the other tests
     assert os.waitpid(child, 0)[1] == 9
     monkeypatch.undo()
     assert not out.exists()
@@ -204,9 +283,9 @@ def test_ctrl_c_leaves_nothing_under_the_final_name_and_no_process(
     assert child.returncode != 0
     assert not out.exists()
     deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in offspring) and time.monotonic() < deadline:
+    while any(map(runs, offspring)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in offspring)
+    assert not any(map(runs, offspring))
 
 
 def test_a_full_disk_is_one_line_and_more_room_finishes_the_file(
@@ -236,6 +315,29 @@ def test_two_writers_of_one_file_do_not_mix(photo_folder: Path, tmp_path: Path) 
 
     write_beton(out, open_source(photo_folder), WriteOptions(workers=0), second_writer)
     assert refused == [3]
+    assert Beton.open(out).num_samples == 24
+
+
+def test_a_file_that_another_writer_finished_first_is_left_alone(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "photos.beton"
+    part = out.with_name("photos.beton.part")
+    monkeypatch.setattr("fcntl.flock", lambda *_: part.rename(out))
+    with pytest.raises(UserError, match="another process is writing it"):
+        write_beton(out, open_source(photo_folder), WriteOptions(workers=0))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_takes_a_file(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    out = tmp_path / "photos.beton"
+    write_beton(out, open_source(photo_folder), WriteOptions(workers=0))
     assert Beton.open(out).num_samples == 24
 
 

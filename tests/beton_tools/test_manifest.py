@@ -117,6 +117,7 @@ LIES: dict[str, Any] = {
     "names for other classes": {"class_names": ["a"]},
     "checksums that are no numbers": {"page_crc32": ["x"]},
     "skipped that is no list": {"skipped": [["a"]]},
+    "suffixes without a number": {"left_out": {".txt": "3"}},
     "no name table": {"names": None},
 }
 BROKEN_NAMES: dict[str, Any] = {

@@ -1,7 +1,9 @@
-"""Worker processes: results in order, bounded memory, and a death that is noticed and named."""
+"""Worker processes: results in order, bounded memory, and a death that costs at most the image that caused it."""
 
+import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +11,8 @@ import pytest
 
 from beton_tools import UserError
 from beton_tools.images import EncodedImage, EncodeOptions
-from beton_tools.sources import FileSpan, Location
-from beton_tools.workers import CHUNK, WINDOW, Failed, Task, encode_in_order
+from beton_tools.sources import FileSpan
+from beton_tools.workers import CHUNK, WINDOW, Failed, Result, Task, encode_in_order
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,20 @@ class Deadly:
     def read(self) -> bytes:
         os.kill(os.getpid(), signal.SIGKILL)
         return b""
+
+
+@dataclass(frozen=True)
+class DeadlyOnce:
+    """Kills the first process that reads it: memory was short for a moment."""
+
+    image: FileSpan
+    mark: Path
+
+    def read(self) -> bytes:
+        if not self.mark.exists():
+            self.mark.touch()
+            Deadly().read()
+        return self.image.read()
 
 
 @dataclass(frozen=True)
@@ -49,14 +65,37 @@ def test_results_come_in_order_and_reading_ahead_is_bounded(photo_folder: Path) 
     assert taken == done + 1 == 300
 
 
-def test_a_dead_worker_is_an_error_that_names_the_image(photo_folder: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_image_that_kills_workers_fails_and_takes_no_other_along(photo_folder: Path, workers: int) -> None:
     tasks: list[Task] = tasks_of(photo_folder, 60)
-    location: Location = Deadly()
-    tasks[37] = Task("n02123045/killer.JPEG", location)
-    results = encode_in_order(tasks, EncodeOptions(), 2)
-    with pytest.raises(UserError, match=r"worker died \(exit code -9\) on n02123045/killer\.JPEG"):
-        for result in results:
-            assert isinstance(result, EncodedImage)
+    expected: list[Result] = list(encode_in_order(tasks, EncodeOptions(), 0))
+    for killer in (37, 38, 59):
+        tasks[killer] = Task(f"{killer}", Deadly())
+        expected[killer] = Failed(
+            "a worker died on it twice (exit code -9); if memory ran out use fewer --workers"
+        )
+    assert list(encode_in_order(tasks, EncodeOptions(), workers)) == expected
+
+
+def test_an_image_on_which_a_worker_dies_once_is_not_lost(photo_folder: Path, tmp_path: Path) -> None:
+    tasks = tasks_of(photo_folder, 30)
+    expected = list(encode_in_order(tasks, EncodeOptions(), 0))
+    image = tasks[12].location
+    assert isinstance(image, FileSpan)
+    tasks[12] = Task("12", DeadlyOnce(image, tmp_path / "died"))
+    assert list(encode_in_order(tasks, EncodeOptions(), 2)) == expected
+    assert (tmp_path / "died").exists()
+
+
+def test_a_worker_that_dies_without_an_image_ends_it_in_one_line(photo_folder: Path) -> None:
+    def tasks() -> Iterator[Task]:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+            worker.join()
+        yield from tasks_of(photo_folder, 30)
+
+    with pytest.raises(UserError, match=r"died \(exit code -9\) with no image in work; .*fewer --workers"):
+        list(encode_in_order(tasks(), EncodeOptions(), 2))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -4,6 +4,7 @@ import io
 import json
 import os
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from beton_tools import UserError
 from beton_tools.format import ALLOC_DTYPE, Beton
 from beton_tools.images import DAMAGED, KEPT
 from beton_tools.manifest import Manifest, manifest_path
-from beton_tools.sources import open_source
+from beton_tools.sources import Location, open_source
+from beton_tools.sources.base import FileSource
 from beton_tools.writer import WriteOptions, write_beton
 from tests.beton_tools.conftest import damaged
+from tests.beton_tools.test_workers import Deadly
 
 SMALL_PAGES = 1 << 16  # several pages from a few photographs
 INLINE = WriteOptions(workers=0, page_size=SMALL_PAGES)
@@ -70,6 +73,23 @@ def test_bad_images_are_skipped_named_and_counted(photo_folder: Path, tmp_path: 
     assert [name for name, _ in manifest.skipped] == ["n01440764/n01440764_0.JPEG", "n02123045/a_text.JPEG"]
     assert manifest.skipped[0][1] == "empty file"
     assert Manifest.of_beton(out) == manifest
+
+
+class Cursed(FileSource):
+    """Its sixth image kills whichever process reads it."""
+
+    def locate(self, i: int) -> Location:
+        return Deadly() if i == 5 else super().locate(i)
+
+
+def test_an_image_that_kills_workers_is_a_bad_image(photo_folder: Path, tmp_path: Path) -> None:
+    plain = open_source(photo_folder)
+    source = Cursed(**{f.name: getattr(plain, f.name) for f in fields(plain)})
+    with pytest.raises(UserError, match=r"n01440764_5\.JPEG: a worker died on it twice \(exit code -9\)"):
+        write_beton(tmp_path / "a.beton", source, WriteOptions(workers=2))
+    manifest = write_beton(tmp_path / "a.beton", source, WriteOptions(workers=2, on_error="skip"))
+    assert [name for name, _ in manifest.skipped] == ["n01440764/n01440764_5.JPEG"]
+    assert Beton.open(tmp_path / "a.beton").num_samples == 23
 
 
 def test_by_default_the_first_bad_image_ends_it_by_name(photo_folder: Path, tmp_path: Path) -> None:

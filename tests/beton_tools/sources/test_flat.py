@@ -1,6 +1,8 @@
 """ImageNet's flat validation set gets its labels from the devkit, Kaggle's table or a text file."""
 
 import gzip
+import random
+import re
 from pathlib import Path
 
 import pytest
@@ -77,4 +79,43 @@ def test_a_ground_truth_of_another_set_is_refused(tmp_path: Path, val_images: Va
         open_source(tmp_path, "val")
     (tmp_path / "meta.mat").write_bytes(b"MATLAB? no")
     with pytest.raises(UserError, match=r"meta\.mat cannot be read"):
+        open_source(tmp_path, "val")
+
+
+LOGIN_PAGE = "<!DOCTYPE html>\n<html><head><title>Sign in, please</title></head></html>\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        (
+            "ILSVRC2012_validation_ground_truth.txt",
+            LOGIN_PAGE,
+            "cannot be read .*; download the devkit again",
+        ),
+        ("LOC_val_solution.csv", LOGIN_PAGE, "leaves out 9 of 9 images, .*; complete the file"),
+        ("LOC_val_solution.csv", f'ImageId,"{"x" * 200_000}', "cannot be read .*; download it again"),
+        ("val.txt", LOGIN_PAGE, "leaves out 9 of 9 images, .*; complete the file"),
+    ],
+    ids=["devkit", "table", "broken table", "text"],
+)
+def test_a_damaged_list_of_labels_is_named(
+    tmp_path: Path, val_images: ValImages, name: str, content: str, told: str
+) -> None:
+    write_flat(tmp_path / "val", val_images)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=f"{re.escape(name)}:? {told}") as caught:
+        open_source(tmp_path, "val")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_archive_of_the_devkit_is_named(tmp_path: Path, val_images: ValImages) -> None:
+    write_flat(tmp_path / "val", val_images)
+    noise = random.Random(0).randbytes(100_000)  # stored as it is, in blocks of at most 64 KiB
+    packed = bytearray(gzip.compress(tar_of({"ILSVRC2012_validation_ground_truth.txt": noise})))
+    packed[50_000:] = b"\xff" * len(packed[50_000:])
+    (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(packed)
+    with pytest.raises(
+        UserError, match=r"ILSVRC2012_devkit_t12\.tar\.gz: cannot be read .*download it again"
+    ):
         open_source(tmp_path, "val")

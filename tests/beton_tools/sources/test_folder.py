@@ -1,5 +1,6 @@
 """Class folders are read as torchvision's ImageFolder reads them."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +52,29 @@ def test_classes_that_are_no_wnids_have_no_other_names(photo_folder: Path) -> No
 def test_hidden_files_of_other_systems_are_no_images(photo_folder: Path) -> None:
     (photo_folder / "n01440764" / "._n01440764_0.JPEG").write_bytes(b"\0\5\x16\7")
     (photo_folder / ".thumbnails").mkdir()
+    checkpoints = photo_folder / "n02123045" / ".ipynb_checkpoints"
+    checkpoints.mkdir()
+    shutil.copy(photo_folder / "n02123045" / "n02123045_0.JPEG", checkpoints)
+    (photo_folder / "n02123045" / ".DS_Store").write_bytes(b"")
     source = open_source(photo_folder)
     assert len(source.classes) == 3
     assert len(source.names) == 24
+    assert source.left_out == {}
+
+
+def test_files_that_are_taken_for_no_images_are_counted(photo_folder: Path) -> None:
+    for name in ("a.txt", "b.TXT", "more/c.xml", "README"):
+        (photo_folder / "n01440764" / name).parent.mkdir(exist_ok=True)
+        (photo_folder / "n01440764" / name).write_text("no image")
+    (photo_folder / "beside.txt").write_text("in no class")
+    assert open_source(photo_folder).left_out == {".txt": 2, ".xml": 1, "": 1}
+
+
+def test_classes_of_nothing_but_other_files_are_told_what_they_hold(tmp_path: Path) -> None:
+    (tmp_path / "cups").mkdir()
+    (tmp_path / "cups" / "cup.heic").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no images in class folders below it \(but 1 \.heic\)"):
+        open_source(tmp_path)
 
 
 def test_given_classes_fix_the_labels(photo_folder: Path) -> None:
