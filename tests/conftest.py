@@ -1,10 +1,12 @@
-"""Real images for every test: packaged photographs, and the ImageNet sample where it lies on this machine."""
+"""For every test: real images, packaged or from the ImageNet sample where it lies on this machine, and a tiny run."""
 
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import fastft.data  # noqa: F401  before any test imports FFCV, which would leave torch with one thread here
 
@@ -30,3 +32,45 @@ def photographs() -> dict[str, np.ndarray]:
     samples = load_sample_images()
     images |= {Path(n).stem: i for n, i in zip(samples.filenames, samples.images, strict=True)}
     return {name: np.ascontiguousarray(image[..., :3]) for name, image in images.items()}
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, photographs) -> dict[str, str]:
+    """Overrides for a tiny run: 48 training and 20 validation crops of two photographs, a 2-block tower at 32 px."""
+    from beton_tools.convert import convert_folder
+    from beton_tools.writer import WriteOptions
+
+    folder = tmp_path_factory.mktemp("tiny")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 10)):
+        for name in ("astronaut", "coffee"):
+            (folder / split / name).mkdir(parents=True)
+            image = photographs[name]
+            for i in range(count):
+                y, x = (int(rng.integers(0, n - 64)) for n in image.shape[:2])
+                Image.fromarray(image[y : y + 64, x : x + 64]).save(
+                    folder / split / name / f"{i:02}.jpg", quality=95
+                )
+        convert_folder(folder / split, folder / f"{split}.beton", WriteOptions(workers=0))
+    arch = {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32},
+    }
+    (folder / "arch.json").write_text(json.dumps(arch))
+    return {
+        "data.train": str(folder / "train.beton"), "data.val": str(folder / "val.beton"), "data.num_classes": "2",
+        "model.arch": str(folder / "arch.json"), "model.weights": "random", "model.image_size": "32",
+        "optim.batch_size": "8", "schedule.epochs": "3", "schedule.warmup_epochs": "1", "train.amp": "fp32",
+        "train.log_every": "1", "train.device": "cpu", "train.checkpoint_steps": "2", "optim.lr": "1e-3",
+        "ema.decay": "0.9", "ema.reference_batch": "8",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def whole(tiny, tmp_path_factory) -> Path:
+    """A run that nothing interrupted, with stochastic depth, so that torch's generator matters."""
+    from tests.train.runs import run
+
+    folder = tmp_path_factory.mktemp("whole")
+    run(tiny, folder, model__drop_path="0.3")
+    return folder

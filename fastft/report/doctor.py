@@ -18,6 +18,7 @@ SHM_NEEDED = 1 << 30  # NCCL and torch share buffers there; containers often get
 DISK_NEEDED = 20 << 30
 DISK_OF_IMAGENET = "60-130 GB"  # converted, by --max-resolution
 RAM_SHARE = 0.9  # of the memory available that a .beton may fill and still be cached whole
+CU126 = "--index-url https://download.pytorch.org/whl/cu126"
 FFCV_LIBRARIES = "apt-get install build-essential pkg-config libopencv-dev libturbojpeg0-dev python3-dev"
 
 
@@ -40,7 +41,7 @@ def check_python(f: Facts) -> Check:
 
 def check_torch(f: Facts) -> Check:
     if f.torch is None:
-        return Check("torch", FAIL, "not installed", "pip install torch torchvision")
+        return Check("torch", FAIL, "not installed", _install(f, "torch torchvision"))
     build = f"CUDA {f.torch_cuda}" if f.torch_cuda else "CPU only"
     return Check("torch", OK, f"{f.torch}, {build}")
 
@@ -51,7 +52,7 @@ def check_gpu(f: Facts) -> Check:
         counted = {gpu.name: sum(g.name == gpu.name for g in f.gpus) for gpu in f.gpus}
         return Check("GPU", OK, ", ".join(f"{n} x {name}" for name, n in counted.items()))
     if f.nvidia_smi and f.torch_cuda is None:
-        fix = "pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cu126"
+        fix = _install(f, f"--force-reinstall torch torchvision {CU126}")
         return Check("GPU", FAIL, f"{f.nvidia_smi}, but torch is built for the CPU only", fix)
     if f.nvidia_smi:
         return Check(
@@ -80,17 +81,15 @@ def check_architectures(f: Facts) -> Check | None:
             "for " + ", ".join(sorted({f"sm_{a}{b}" for a, b in (g.capability for g in f.gpus)})),
         )
     found = f"torch {f.torch} holds none for " + ", ".join(f"sm_{a}{b}" for a, b in lacking)
-    return Check("CUDA code", FAIL, found, torch_for(min(lacking)))
+    return Check("CUDA code", FAIL, found, _install(f, torch_for(min(lacking))))
 
 
 def torch_for(capability: tuple[int, int]) -> str:
-    """The command that installs a torch with code for a card of this compute capability."""
+    """What pip is to install: a torch with code for a card of this compute capability."""
     newest = (
         f'"torch<{_dotted(TORCH_WITHOUT_VOLTA)}" torchvision' if capability == VOLTA else "torch torchvision"
     )
-    if capability >= (8, 0):
-        return f"pip install --force-reinstall {newest}"
-    return f"pip install --force-reinstall {newest} --index-url https://download.pytorch.org/whl/cu126"
+    return f"--force-reinstall {newest}" + ("" if capability >= (8, 0) else f" {CU126}")
 
 
 def _has_code(capability: tuple[int, int], arch_list: tuple[str, ...]) -> bool:
@@ -117,14 +116,14 @@ def check_numba_cuda(f: Facts) -> Check | None:
             "numba-cuda",
             FAIL,
             "not installed, augmentation on the GPU needs it",
-            'pip install "fastft[cuda12]"',
+            _install(f, '"fastft[cuda12]"'),
         )
     if f.numba_cuda_toolkit == 13 and any(g.capability < (7, 5) for g in f.gpus):
         return Check(
             "numba-cuda",
             FAIL,
             f"{f.numba_cuda} with CUDA 13, which never had sm_70",
-            'pip install "fastft[cuda12]"',
+            _install(f, '"fastft[cuda12]"'),
         )
     return Check("numba-cuda", OK, f.numba_cuda)
 
@@ -132,12 +131,16 @@ def check_numba_cuda(f: Facts) -> Check | None:
 def check_ffcv(f: Facts) -> Check:
     if f.ffcv_missing_libraries:
         found = "cannot load " + ", ".join(f.ffcv_missing_libraries)
-        return Check("FFCV", FAIL, found, FFCV_LIBRARIES)
+        return Check("FFCV", FAIL, found, ffcv_fix(f))
     if f.ffcv_error is not None:
-        return Check(
-            "FFCV", FAIL, f.ffcv_error, f"{FFCV_LIBRARIES}; pip install --no-build-isolation ffcv==1.0.2"
-        )
+        return Check("FFCV", FAIL, f.ffcv_error, ffcv_fix(f))
     return Check("FFCV", OK, f"{f.ffcv}, its libraries load")
+
+
+def ffcv_fix(f: Facts) -> str:
+    """The libraries, then FFCV built against them: one that is installed must be forced, and none taken from a cache."""
+    anew = "" if f.ffcv is None else "--force-reinstall --no-deps --no-cache-dir "
+    return f"{FFCV_LIBRARIES}; " + _install(f, f"{anew}--no-build-isolation ffcv==1.0.2")
 
 
 def check_turbojpeg(f: Facts) -> Check:
@@ -150,7 +153,7 @@ def check_cores(f: Facts) -> Check:
     need = max(1, len(f.gpus)) * CORES_PER_GPU
     found = f"{f.cores} usable"
     if f.gpus and f.cores < need:
-        fix = "give the job more cores (Slurm: --cpus-per-task), or convert with --max-resolution 400"
+        fix = "give the job more cores (Slurm: --cpus-per-task, Docker: --cpus), or convert with --max-resolution 400"
         return Check("cores", WARN, f"{found}, about {need} feed {len(f.gpus)} GPU(s)", fix)
     return Check("cores", OK, found)
 
@@ -220,6 +223,11 @@ def print_checks(checks: list[Check], console: Console) -> None:
         )
         if c.fix:
             console.print(f"{'':<18} mend: {c.fix}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _install(f: Facts, what: str) -> str:
+    """By the Python that runs: `pip` alone is another one's where no environment is active."""
+    return f"{f.executable} -m pip install {what}"
 
 
 def _dotted(version: tuple[int, ...]) -> str:

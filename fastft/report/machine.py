@@ -3,6 +3,7 @@
 import ctypes.util
 import importlib.metadata
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beton_tools.format import Beton
+from fastft.report.cgroup import cpu_limit, memory_limit
 
 GIB = 1 << 30
 COMMAND_SECONDS = 20  # nvidia-smi on a machine whose driver hangs
+IMPORT_SECONDS = 120  # FFCV, with torch, from a slow disk
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Facts:
     """Sizes in bytes."""
 
     python: tuple[int, ...]
+    executable: str  # of this Python, as a shell here is told
     torch: str | None
     torch_cuda: str | None  # CUDA that torch was built with; None: CPU build
     arch_list: tuple[str, ...]  # sm_70, ..., compute_90
@@ -57,6 +61,7 @@ def gather(data: Path | None = None) -> Facts:
     shm = Path("/dev/shm")
     return Facts(
         python=tuple(sys.version_info[:3]),
+        executable=_executable(),
         torch=torch_version,
         torch_cuda=torch_cuda,
         arch_list=arch_list,
@@ -68,7 +73,7 @@ def gather(data: Path | None = None) -> Facts:
         ffcv_error=_import_error("ffcv"),
         ffcv_missing_libraries=_missing_libraries("ffcv"),
         turbojpeg=ctypes.util.find_library("turbojpeg"),
-        cores=len(os.sched_getaffinity(0)),
+        cores=_cores(),
         ram_total=total,
         ram_available=available,
         data_size=data_size,
@@ -96,11 +101,21 @@ def _memory() -> tuple[int, int]:
         key, _, rest = line.partition(":")
         values[key] = int(rest.split()[0]) * 1024
     total, available = values["MemTotal"], values["MemAvailable"]
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
-    except (OSError, ValueError):  # no control group, or 'max'
-        return total, available
-    return min(total, limit), min(available, limit)
+    limit = memory_limit()
+    return (total, available) if limit is None else (min(total, limit), min(available, limit))
+
+
+def _cores() -> int:
+    """That this process may run on, and has CPU time for: whole ones, at least one."""
+    allowed, limit = len(os.sched_getaffinity(0)), cpu_limit()
+    return allowed if limit is None else max(1, min(allowed, int(limit)))
+
+
+def _executable() -> str:
+    """Short where it lies below the working directory, as .venv/bin/python."""
+    path, here = Path(sys.executable), Path.cwd()
+    inside = path.is_relative_to(here) and path.parent != here  # a bare name would be looked for in PATH
+    return shlex.quote(str(path.relative_to(here) if inside else path))
 
 
 def _first_line(*command: str) -> str | None:
@@ -134,7 +149,10 @@ def _cuda_wheels() -> int | None:
 def _import_error(module: str) -> str | None:
     """In a process of its own: a C++ library at odds with another one may end the process."""
     command = [sys.executable, "-c", f"import {module}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return f"import {module} has not ended after {IMPORT_SECONDS} s"
     if done.returncode == 0:
         return None
     lines = done.stderr.strip().splitlines()

@@ -1,6 +1,5 @@
 """What a run has cost so far, by its own log, and what it will have cost at its end at the pace it has."""
 
-from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -22,7 +21,7 @@ def run_cost(run: Run, gpus: int | None, price: float | None) -> dict[str, Any] 
         "start": sum(map(start_seconds, run.intervals)),
         "training": sum(training_seconds(run)),
         "evaluation": sum(e["seconds"] for e in run.evaluations),
-        "checkpoints": sum(s["seconds"].get("checkpoint", 0.0) for s in run.splits),
+        "checkpoints": sum(c["seconds"] for c in run.checkpoints),
     }
     parts = {name: seconds for name, seconds in parts.items() if seconds}
     so_far = sum(parts.values())
@@ -44,7 +43,8 @@ def training_seconds(run: Run) -> list[float]:
     """Of every logged interval: its images over its rate, which leaves the start out."""
     batch = run.recipe.optim.batch_size
     return [
-        steps * batch / i["images_per_second"] for steps, i in zip(_steps(run), run.intervals, strict=True)
+        steps * batch / i["images_per_second"]
+        for steps, i in zip(run.interval_steps, run.intervals, strict=True)
     ]
 
 
@@ -52,14 +52,9 @@ def start_seconds(interval: Line) -> float:
     return float(interval.get("split", {}).get("start", 0.0))
 
 
-def _steps(run: Run) -> list[int]:
-    """Of every logged interval."""
-    return [b - a for a, b in pairwise([0, *(i["step"] for i in run.intervals)])]
-
-
 def seconds_left(run: Run) -> float:
     """Steps and evaluations to come, at the median pace of those done."""
-    pace = median(s / n for s, n in zip(training_seconds(run), _steps(run), strict=True))
+    pace = median(s / n for s, n in zip(training_seconds(run), run.interval_steps, strict=True))
     training = max(0, run.total_steps - run.steps) * pace
     if not run.evaluations:
         return training

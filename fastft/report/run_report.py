@@ -10,12 +10,12 @@ from typing import Any
 from beton_tools.errors import UserError
 from beton_tools.manifest import Manifest
 from fastft.config import Recipe, load_recipe
-from fastft.report.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, diagnose, loader_needs, shares
 from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.mistakes import Mistakes
 from fastft.report.page import percent, render_page
 from fastft.report.run_cost import run_cost
 from fastft.report.runs import Run
+from fastft.report.time_split import time_split
 
 FINALS = ("final_b16", "final_b16_384", "final_l14", "final_l14_336")
 RECIPES = Path(__file__).parents[2] / "rcp"
@@ -51,7 +51,7 @@ def render_run(
         accuracy=[render_chart(c) for c in accuracy_charts(run, reference)],
         machine=machine_line(run),
         speed=[render_chart(c) for c in speed_charts(run)],
-        split=_split(run),
+        split=time_split(run),
         cost=run_cost(run, gpus, price),
         mistakes=mistakes,
         mistakes_note=mistakes_note,
@@ -273,31 +273,6 @@ def _best_mark(run: Run) -> list[tuple[float, str]]:
         return []
     best = max(run.evaluations, key=top1_of)
     return [(best["epoch"] + 1, f"best, epoch {best['epoch']}")]
-
-
-def _split(run: Run) -> dict[str, Any] | None:
-    """Sums over the run of what each part took; None where the trainer recorded none."""
-    if not run.splits:
-        return None
-    seconds = {
-        part: sum(s["seconds"].get(part, 0.0) for s in run.splits) for part in LOOP_PARTS + LOADER_PARTS
-    }
-    # the log has the work of one process's threads; on a GPU, augment and copy are the device's
-    busy = sum(seconds[part] for part in (("decode",) if _on_gpu(run) else ("decode", "augment")))
-    images = run.splits[-1]["step"] * run.recipe.optim.batch_size / run.machine.get("world_size", 1)
-    per_core = images / busy if busy else None
-    return {
-        "loop": shares(seconds, LOOP_PARTS),
-        "loader": shares(seconds, LOADER_PARTS),
-        "diagnosis": diagnose(seconds),
-        "per_core": per_core,
-        "counts": GPU_COUNTS,
-        "needs": loader_needs(run.recipe, per_core),
-    }
-
-
-def _on_gpu(run: Run) -> bool:
-    return run.machine.get("device_type") == "cuda"
 
 
 def write_page(page: str, out: Path) -> None:

@@ -22,6 +22,7 @@ LINES = {
         "mfu": NUMBER_OR_NULL, "memory_gib": NUMBER, "seconds_left": NUMBER, "split": NUMBERS_BY_NAME,
     },
     "eval": {"step": NUMBER, "epoch": NUMBER, "seconds": NUMBER, "raw_top1": NUMBER, "raw_samples": NUMBER},
+    "checkpoint": {"step": NUMBER, "seconds": NUMBER},
     "split": {"step": NUMBER, "seconds": NUMBERS_BY_NAME},
     "start": {"world_size": NUMBER},
 }  # fmt: skip
@@ -33,22 +34,34 @@ SCORES = ("raw_", "ema_")
 class Run:
     """Lines of metrics.jsonl by kind, in order of steps.
 
-    intervals: loss, lr, images_per_second, wait_share, mfu, memory_gib. evaluations: raw_top1, ema_top1, ...
-    splits: seconds by part of the step. machine: of the last start, empty where the trainer wrote none.
+    starts: of each process that trained on, what it ran on. intervals: loss, lr, images_per_second, wait_share,
+    mfu, memory_gib, split. evaluations: raw_top1, ema_top1, ... checkpoints: seconds. splits: seconds by part, of
+    epochs; of one that was interrupted, by the process that ended it.
     """
 
     folder: Path
     recipe: Recipe
+    starts: list[Line]
     intervals: list[Line]
     evaluations: list[Line]
+    checkpoints: list[Line]
     splits: list[Line]
-    machine: Line
     finished: bool
+
+    @property
+    def machine(self) -> Line:
+        """Of the last start; empty where the trainer wrote none."""
+        return self.starts[-1] if self.starts else {}
 
     @property
     def steps(self) -> int:
         """Optimiser steps done, as far as logged."""
         return int(self.intervals[-1]["step"]) if self.intervals else 0
+
+    @property
+    def interval_steps(self) -> list[int]:
+        """Of every logged interval: those since the one before it, whatever interrupted the run meanwhile."""
+        return [int(b - a) for a, b in pairwise([0, *(i["step"] for i in self.intervals)])]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -101,10 +114,11 @@ def load_run(folder: Path) -> Run:
     return Run(
         folder=folder,
         recipe=recipe,
+        starts=by_kind["start"],
         intervals=by_kind["train"],
         evaluations=by_kind["eval"],
+        checkpoints=by_kind["checkpoint"],
         splits=by_kind["split"],
-        machine=by_kind["start"][-1] if by_kind["start"] else {},
         finished=bool(result),
     )
 

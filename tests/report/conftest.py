@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,16 @@ from fastft.report.run_report import reference_curve
 
 RECIPES = Path(__file__).parents[2] / "rcp"
 STEPS_PER_EPOCH, LOG_EVERY = 625, 50
+EVALUATION, CHECKPOINT = 21.5, 2.9  # seconds
+STEPS = {"start": 0.0, "wait": 3.1, "forward": 88.0, "backward": 180.5, "optimizer": 4.1, "ema": 1.6}
+LOADER = {"read": 40.0, "decode": 810.0, "copy": 1.2, "augment": 1120.0}  # as STEPS: seconds of an epoch
 
 
 def write_run(folder: Path, recipe_name: str, epochs: int, *overrides: str, split: bool = True) -> Path:
-    """A run of a final recipe, `epochs` in: the reference's curve with noise, as lines of metrics.jsonl."""
+    """A run of a final recipe, `epochs` in: the reference's curve with noise, as lines of metrics.jsonl.
+
+    split: with the seconds of steps and checkpoints, which the first trainers did not log.
+    """
     recipe = load_recipe(RECIPES / f"{recipe_name}.yaml", overrides)
     noise = np.random.default_rng(0)
     _, curve = reference_curve(recipe)
@@ -25,20 +32,14 @@ def write_run(folder: Path, recipe_name: str, epochs: int, *overrides: str, spli
     lines: list[dict[str, Any]] = [_start()]
     for epoch in range(epochs):
         here, before = curve["train_loss"][epoch], curve["train_loss"][max(0, epoch - 1)]
-        for step in range(LOG_EVERY, STEPS_PER_EPOCH + 1, LOG_EVERY):
+        for first, step in pairwise([*range(0, STEPS_PER_EPOCH, LOG_EVERY), STEPS_PER_EPOCH]):
             share = step / STEPS_PER_EPOCH
             position = (epoch + share) / recipe.schedule.epochs
-            lines.append(
-                _interval(
-                    epoch, epoch * STEPS_PER_EPOCH + step, before + share * (here - before), position, noise
-                )
-            )
-        lines.append(
-            _interval(epoch, (epoch + 1) * STEPS_PER_EPOCH, here, (epoch + 1) / recipe.schedule.epochs, noise)
-        )
+            loss = before + share * (here - before)
+            line = _interval(epoch, epoch * STEPS_PER_EPOCH + step, loss, position, noise)
+            lines.append(line | {"split": split_of(step - first)} if split else line)
         lines.append(_evaluation(epoch, curve, noise))
-        if split:
-            lines.append(_time_split(epoch))
+        lines += _epoch_end(epoch) if split else []
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "recipe.yaml").write_text(
@@ -74,7 +75,7 @@ def _interval(
 
 
 def _evaluation(epoch: int, curve: dict[str, Any], noise: np.random.Generator) -> dict[str, Any]:
-    line = {"kind": "eval", "step": (epoch + 1) * STEPS_PER_EPOCH, "epoch": epoch, "seconds": 21.5}
+    line = {"kind": "eval", "step": (epoch + 1) * STEPS_PER_EPOCH, "epoch": epoch, "seconds": EVALUATION}
     for kind in ("raw", "ema"):
         top1 = curve[f"top1_{kind}"][epoch] + 0.08 * noise.standard_normal()
         line |= {f"{kind}_top1": top1, f"{kind}_top5": 100 - (100 - top1) / 6, f"{kind}_samples": 50_000}
@@ -82,24 +83,18 @@ def _evaluation(epoch: int, curve: dict[str, Any], noise: np.random.Generator) -
     return line
 
 
-def _time_split(epoch: int) -> dict[str, Any]:
-    loop = {
-        "wait": 3.1,
-        "copy": 1.2,
-        "forward": 88.0,
-        "backward": 180.5,
-        "optimizer": 4.1,
-        "ema": 1.6,
-        "eval": 21.5,
-        "checkpoint": 2.9,
-    }
-    loader = {"read": 40.0, "decode": 810.0, "augment": 1120.0}
-    return {
-        "kind": "split",
-        "step": (epoch + 1) * STEPS_PER_EPOCH,
-        "epoch": epoch,
-        "seconds": {**loop, **loader},
-    }
+def split_of(steps: int) -> dict[str, float]:
+    """Seconds by part that so many steps take."""
+    return {part: seconds * steps / STEPS_PER_EPOCH for part, seconds in (STEPS | LOADER).items()}
+
+
+def _epoch_end(epoch: int) -> list[dict[str, Any]]:
+    step = (epoch + 1) * STEPS_PER_EPOCH
+    seconds = split_of(STEPS_PER_EPOCH) | {"eval": EVALUATION, "checkpoint": CHECKPOINT}
+    return [
+        {"kind": "checkpoint", "step": step, "seconds": CHECKPOINT},
+        {"kind": "split", "step": step, "epoch": epoch, "seconds": seconds},
+    ]
 
 
 @pytest.fixture

@@ -1,24 +1,34 @@
-"""The pages in a real browser: laid out, hovered, sorted, printed. Needs Chromium and playwright's Python package."""
+"""The pages in a real browser: laid out, hovered, sorted, printed. Needs Chromium and playwright's Python package.
+
+Four pages: of a made-up run that has everything, of a run that was trained here, of a made-up benchmark, and the
+committed page of the benchmark.
+"""
 
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 
+from fastft.cli import main
 from fastft.report.bench_report import render_bench
+from fastft.report.bottleneck import LOADER_PARTS, LOOP_PARTS
 from fastft.report.mistakes import ClassScore, Mistake, Mistakes
+from fastft.report.page import clock
 from fastft.report.run_report import render_run
-from fastft.report.runs import load_run
+from fastft.report.runs import load_run, read_metrics
 from tests.report.conftest import write_run
 
-pytestmark = pytest.mark.slow
-
+RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 WIDTHS = {"desktop": 1200, "phone": 390}
+PAGES = ("run_page", "trained_page", "bench_page", "committed_page")
+CONFUSED_WITH = ("maillot, tank suit", "", "sunglass", "screen, CRT screen")
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 
 # Every two pieces of text on the page that lie on each other by more than a pixel; what scrolls aside is cut off.
@@ -45,13 +55,21 @@ OVERLAPS = """() => {
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright; pip install playwright")
-    path = next(filter(None, map(shutil.which, NAMES)), None)
+    path = next(filter(answers, NAMES), None)
     if path is None:
         pytest.skip("no Chromium; apt-get install chromium")
     with playwright.sync_playwright() as running:
-        started = running.chromium.launch(executable_path=path, args=FLAGS)
+        started = running.chromium.launch(executable_path=shutil.which(path), args=FLAGS)
         yield started
         started.close()
+
+
+def answers(name: str) -> bool:
+    """Ubuntu has a chromium-browser that only says where to get one."""
+    return (
+        shutil.which(name) is not None
+        and not subprocess.run([name, "--version"], capture_output=True).returncode
+    )
 
 
 @pytest.fixture
@@ -61,7 +79,7 @@ def run_page(tmp_path: Path) -> Path:
     mistakes = Mistakes(
         images=50_000,
         wrong=7_412,
-        classes=[ClassScore(f"class {k}", 10.5 * k, 50, "maillot, tank suit", k) for k in range(1, 9)],
+        classes=[ClassScore(f"class {k}", 10.5 * k, 50, CONFUSED_WITH[k % 4], k) for k in range(1, 9)],
         surest=[
             Mistake(k, "projectile, missile", 0.01, "screen, CRT screen", 0.97, PIXEL) for k in range(12)
         ],
@@ -71,6 +89,19 @@ def run_page(tmp_path: Path) -> Path:
     return page
 
 
+@pytest.fixture(scope="module")
+def trained_page(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a run that the trainer wrote, by the command, with the mistakes of its best checkpoint."""
+    page = tmp_path_factory.mktemp("page") / "report.html"
+    assert main(["report", str(whole), "--out", str(page), "--price", "2.48"]) == 0
+    return page
+
+
+@pytest.fixture
+def committed_page() -> Path:
+    return RESULTS / "all.html"
+
+
 @pytest.fixture
 def bench_page(tmp_path: Path, bench_document: dict[str, Any]) -> Path:
     page = tmp_path / "bench.html"
@@ -78,8 +109,8 @@ def bench_page(tmp_path: Path, bench_document: dict[str, Any]) -> Path:
     return page
 
 
-@pytest.fixture(params=["run_page", "bench_page"])
-def either_page(request: pytest.FixtureRequest) -> Path:
+@pytest.fixture(params=PAGES)
+def any_page(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
 
 
@@ -94,25 +125,25 @@ def opened(browser: Any, page: Path, width: int = 1200, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
-def test_nothing_overlaps_or_runs_out_of_the_page(browser: Any, either_page: Path, width: int) -> None:
-    tab = opened(browser, either_page, width)
+def test_nothing_overlaps_or_runs_out_of_the_page(browser: Any, any_page: Path, width: int) -> None:
+    tab = opened(browser, any_page, width)
     tab.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     assert tab.evaluate(OVERLAPS) == []
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     assert tab.problems == []  # no script error, and nothing was asked of the network
 
 
-def test_printed_pages_hold_together(browser: Any, either_page: Path) -> None:
-    tab = opened(browser, either_page, 680)  # A4 without its margins, in CSS pixels
+def test_printed_pages_hold_together(browser: Any, any_page: Path) -> None:
+    tab = opened(browser, any_page, 680)  # A4 without its margins, in CSS pixels
     tab.emulate_media(media="print", color_scheme="dark")
     assert tab.evaluate(OVERLAPS) == []
     assert tab.evaluate("document.documentElement.scrollWidth") <= 680
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
-def test_text_stands_out_in_light_and_dark(browser: Any, either_page: Path) -> None:
+def test_text_stands_out_in_light_and_dark(browser: Any, any_page: Path) -> None:
     def luminance(scheme: str) -> tuple[float, float]:
-        tab = opened(browser, either_page, color_scheme=scheme)
+        tab = opened(browser, any_page, color_scheme=scheme)
         style = "getComputedStyle(document.body)"
         colours = tab.evaluate(f"[{style}.backgroundColor, {style}.color]")
         paper, ink = (sum(map(int, c[4:-1].split(","))) / 765 for c in colours)
@@ -123,28 +154,79 @@ def test_text_stands_out_in_light_and_dark(browser: Any, either_page: Path) -> N
     assert dark_ink - dark_paper > 0.7
 
 
-def test_numbers_in_the_page_are_those_of_the_run(browser: Any, run_page: Path, tmp_path: Path) -> None:
-    tab = opened(browser, run_page)
-    tab.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
-    shown = tab.eval_on_selector_all(
-        "#evaluations tbody tr", "rows => rows.map(r => [...r.cells].map(c => c.textContent))"
+def rows_of(tab: Any, table: str) -> list[list[str]]:
+    """The text of the cells of a table, by row."""
+    return tab.eval_on_selector_all(
+        f"{table} tbody tr", "rows => rows.map(r => [...r.cells].map(c => c.textContent.trim()))"
     )
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    logged = [e for e in lines if e["kind"] == "eval"]
-    assert [(int(r[0]), r[1], r[4], r[6]) for r in shown] == [
+
+
+def numbers(tab: Any, cells: str) -> list[float]:
+    return tab.eval_on_selector_all(cells, "cells => cells.map(c => Number(c.dataset.v))")
+
+
+def of_kind(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == kind]
+
+
+@pytest.mark.parametrize("page", ["run_page", "trained_page"])
+def test_evaluations_in_the_page_are_those_of_the_log(
+    browser: Any, page: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    tab = opened(browser, request.getfixturevalue(page))
+    logged = of_kind(tmp_path / "run" if page == "run_page" else request.getfixturevalue("whole"), "eval")
+    assert [(int(r[0]), r[1], r[4], r[6]) for r in rows_of(tab, "#evaluations")] == [
         (e["epoch"], f"{e['raw_top1']:.3f}", f"{e['ema_top1']:.3f}", f"{e['ema_loss']:.4f}") for e in logged
     ]
+    best = max(e["ema_top1"] for e in logged)
+    assert tab.inner_text(".figures .value") == f"{best:.2f} %"
 
 
+def test_speed_and_cost_in_the_page_are_those_of_the_log(
+    browser: Any, trained_page: Path, whole: Path
+) -> None:
+    tab = opened(browser, trained_page)
+    rates = [line["images_per_second"] for line in of_kind(whole, "train")]
+    labels, values = (tab.locator(f".figures {part}").all_text_contents() for part in ("dt", ".value"))
+    shown = dict(zip(labels, values, strict=True))["images/s"]
+    assert float(shown.replace(",", "")) == pytest.approx(median(rates), abs=0.6)
+    cost = {row[0]: row[1] for row in rows_of(tab, "#cost")}
+    assert cost["training"] == clock(sum(8 / rate for rate in rates))  # a batch of 8 to a line
+    assert cost["evaluation"] == clock(sum(line["seconds"] for line in of_kind(whole, "eval")))
+
+
+def test_the_time_split_in_the_page_is_that_of_the_log(browser: Any, trained_page: Path, whole: Path) -> None:
+    tab = opened(browser, trained_page)
+    splits = [line["split"] for line in of_kind(whole, "train")]
+    seconds = {part: sum(s[part] for s in splits) for part in splits[0]}
+    seconds |= {k: sum(line["seconds"] for line in of_kind(whole, k)) for k in ("eval", "checkpoint")}
+    for column, parts in enumerate((LOOP_PARTS, LOADER_PARTS), 1):
+        cells = f".columns > div:nth-child({column}) > .stack + table td:nth-child(2)"
+        assert numbers(tab, cells) == pytest.approx([seconds[p] for p in parts if seconds.get(p)])
+    needs = numbers(
+        tab, ".narrow-table tr:first-child td.n"
+    )  # images/s of 1, 4 and 8 GPUs, then cores for them
+    per_core = 8 * len(splits) / (seconds["decode"] + seconds["augment"])
+    assert needs[0] / needs[3] == pytest.approx(per_core)
+
+
+@pytest.mark.parametrize("page", ["bench_page", "committed_page"])
 def test_numbers_in_the_page_are_those_of_the_benchmark(
+    browser: Any, page: str, request: pytest.FixtureRequest, bench_document: dict[str, Any]
+) -> None:
+    tab = opened(browser, request.getfixturevalue(page))
+    committed = json.loads((RESULTS / "all.json").read_text())
+    document = bench_document if page == "bench_page" else committed
+    measured = [c for m in document["measures"] for c in m["contenders"] if "median" in c]
+    assert numbers(tab, "table.bench td.n:nth-child(3)") == pytest.approx([c["median"] for c in measured])
+    for row, contender in zip(rows_of(tab, "table.bench"), measured, strict=True):
+        assert row[0].startswith(contender["name"])
+
+
+def test_bars_are_as_long_as_the_medians(
     browser: Any, bench_page: Path, bench_document: dict[str, Any]
 ) -> None:
     tab = opened(browser, bench_page)
-    shown = tab.eval_on_selector_all(
-        "table.bench td.n:nth-child(3)", "cells => cells.map(c => Number(c.dataset.v))"
-    )
-    measured = [c["median"] for m in bench_document["measures"] for c in m["contenders"] if "median" in c]
-    assert shown == pytest.approx(measured)
     bars = tab.eval_on_selector_all(
         "table.bench:first-of-type .fill",
         "bars => bars.slice(0, 3).map(b => b.getBoundingClientRect().width)",
@@ -153,23 +235,29 @@ def test_numbers_in_the_page_are_those_of_the_benchmark(
     assert [b / bars[0] for b in bars] == pytest.approx([m / first[0] for m in first], rel=0.01)
 
 
-def test_a_click_on_a_heading_sorts(browser: Any, run_page: Path) -> None:
+def test_clicks_on_a_heading_sort_and_turn_the_order_around(browser: Any, run_page: Path) -> None:
+    """Numbers downwards first, words upwards; and so on at every further click."""
     tab = opened(browser, run_page)
+    for column, first in ((2, "descending"), (1, "ascending")):
+        heading = f"#classes th:nth-child({column})"
+        other = {"ascending": "descending", "descending": "ascending"}[first]
+        for order in (first, other, first, other):
+            tab.click(f"{heading} button")
+            assert tab.get_attribute(heading, "aria-sort") == order
+            names = [row[0] for row in rows_of(tab, "#classes")]
+            assert names == sorted((f"class {k}" for k in range(1, 9)), reverse=order == "descending")
 
-    def column() -> list[float]:
-        cells = tab.eval_on_selector_all(
-            "#classes tbody tr td:nth-child(2)", "c => c.map(x => x.textContent)"
-        )
-        return [float(c) for c in cells]
 
-    tab.click("#classes th:nth-child(2) button")
-    assert column() == sorted(column(), reverse=True)
-    tab.click("#classes th:nth-child(2) button")
-    assert column() == sorted(column())
-    assert tab.get_attribute("#classes th:nth-child(2)", "aria-sort") == "ascending"
-    tab.click("#classes th:nth-child(1) button")
-    names = tab.eval_on_selector_all("#classes tbody tr td:first-child", "c => c.map(x => x.textContent)")
-    assert names == [f"class {k}" for k in range(1, 9)]
+def test_what_is_empty_comes_last_in_both_orders(browser: Any, run_page: Path, bench_page: Path) -> None:
+    tab = opened(browser, run_page)
+    for _ in range(3):
+        tab.click("#classes th:nth-child(4) button")
+        words = [row[3] for row in rows_of(tab, "#classes")]
+        assert words[-2:] == ["–", "–"] and "–" not in words[:-2]
+    tab = opened(browser, bench_page)
+    for _ in range(3):
+        tab.locator("table.bench").first.locator("th").last.locator("button").click()
+        assert rows_of(tab, "table.bench")[2][0].startswith("fastft")  # of three; it has no ratio to itself
 
 
 @pytest.mark.parametrize(("kind", "width"), [("wide", 1200), ("narrow", 390)])
@@ -185,8 +273,7 @@ def test_hovering_reads_off_the_logged_value(
     x = geometry["left"] + share * (geometry["right"] - geometry["left"])
     tab.mouse.move(box["x"] + x / geometry["width"] * box["width"], box["y"] + box["height"] / 2)
     text = tab.locator(".readout:visible").inner_text()
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    logged = next(e for e in lines if e["kind"] == "eval" and e["epoch"] == epoch)
+    logged = next(e for e in of_kind(tmp_path / "run", "eval") if e["epoch"] == epoch)
     rows = dict(row.split("\t") for row in text.splitlines() if "\t" in row)
     assert float(rows["epochs trained"]) == epoch + 1
     assert float(rows["EMA"]) == pytest.approx(logged["ema_top1"], abs=0.006)

@@ -1,6 +1,9 @@
 """Doctor: each check against machines that are not this one, and the command on this one."""
 
 import json
+import os
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from PIL import Image
 from beton_tools.convert import convert_folder
 from beton_tools.writer import WriteOptions
 from fastft.cli import main
+from fastft.report import cgroup, machine
 from fastft.report.doctor import FAIL, OK, WARN, Check, examine
 from fastft.report.machine import GIB, Facts, GpuFacts
 
@@ -23,6 +27,7 @@ CU126 = ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
 CU130 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 GOOD = Facts(
     python=(3, 12, 1),
+    executable=".venv/bin/python",
     torch="2.13.0+cu126",
     torch_cuda="12.6",
     arch_list=CU126,
@@ -98,6 +103,101 @@ def test_each_lack_is_found_and_comes_with_what_mends_it(
     found = check(name, **changes)
     assert found.status == status
     assert bool(found.fix) == (status != OK)
+
+
+LACKS_OF_PACKAGES = [
+    ("torch", {"torch": None, "gpus": ()}),
+    ("GPU", {"gpus": (), "torch_cuda": None}),
+    ("CUDA code", {"arch_list": CU130}),
+    ("numba-cuda", {"numba_cuda": None}),
+    ("numba-cuda", {"numba_cuda_toolkit": 13}),
+    ("FFCV", {"ffcv_error": "ImportError: libopencv_core.so.410"}),
+    ("FFCV", {"ffcv_missing_libraries": ("libopencv_core.so.410",)}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), LACKS_OF_PACKAGES)
+def test_packages_are_installed_by_the_python_that_runs(name: str, changes: dict[str, object]) -> None:
+    """`pip` alone is the system's where no environment is active, and Debian's refuses."""
+    fix = check(name, **changes).fix
+    assert fix.count("pip ") == 1 and ".venv/bin/python -m pip install " in fix
+
+
+def test_an_installed_ffcv_that_is_broken_is_built_anew() -> None:
+    """A plain install would say that it is there, and a cached wheel be linked as the broken one."""
+    forced = {"--force-reinstall", "--no-deps", "--no-cache-dir"}
+    for lack in ({"ffcv_error": "ImportError"}, {"ffcv_missing_libraries": ("libopencv_core.so.410",)}):
+        assert forced < set(check("FFCV", **lack).fix.split())
+        assert not forced & set(check("FFCV", ffcv=None, **lack).fix.split())
+
+
+@pytest.mark.parametrize(
+    ("executable", "here", "shown"),
+    [
+        ("/home/me/fastft/.venv/bin/python", "/home/me/fastft", ".venv/bin/python"),
+        ("/home/me/fastft/.venv/bin/python", "/home/me/fastft/.venv/bin", "/home/me/fastft/.venv/bin/python"),
+        ("/usr/bin/python3", "/home/me/fastft", "/usr/bin/python3"),
+        ("/home/me/my own/bin/python", "/home/me", "'my own/bin/python'"),
+    ],
+)
+def test_the_python_is_named_so_that_a_shell_here_finds_it(
+    executable: str, here: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    monkeypatch.setattr(Path, "cwd", lambda: Path(here))
+    assert machine._executable() == shown
+    assert Path(here, *shlex.split(shown)) == Path(executable)
+
+
+def test_an_import_that_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hangs.py").write_text("import time; time.sleep(60)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(machine, "IMPORT_SECONDS", 0.5)
+    assert machine._import_error("hangs") == "import hangs has not ended after 0.5 s"
+
+
+@pytest.fixture
+def control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files as the kernel has them: this process runs in /job/step, and nothing is limited."""
+    step = tmp_path / "cgroup/job/step"
+    step.mkdir(parents=True)
+    for folder in (step, step.parent):
+        (folder / "cpu.max").write_text("max 100000\n")
+        (folder / "memory.max").write_text("max\n")
+    (tmp_path / "own").write_text("4:memory:/elsewhere\n0::/job/step\n")
+    monkeypatch.setattr(cgroup, "ROOT", tmp_path / "cgroup")
+    monkeypatch.setattr(cgroup, "OWN", tmp_path / "own")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    return tmp_path / "cgroup"
+
+
+@pytest.mark.parametrize("group", ["", "job", "job/step"])
+def test_limits_of_the_own_group_and_of_those_around_it_hold(control_group: Path, group: str) -> None:
+    assert machine._cores() == 16 and machine._memory()[0] > GIB // 4
+    (control_group / group / "cpu.max").write_text("250000 100000\n")
+    (control_group / group / "memory.max").write_text(f"{GIB // 4}\n")
+    assert machine._cores() == 2
+    assert machine._memory()[0] == GIB // 4 and machine._memory()[1] <= GIB // 4
+
+
+def test_the_smallest_limit_counts(control_group: Path) -> None:
+    (control_group / "job/cpu.max").write_text("300000 100000\n")
+    (control_group / "job/step/cpu.max").write_text("900000 100000\n")
+    assert machine._cores() == 3
+    (control_group / "job/step/cpu.max").write_text("50000 100000\n")
+    assert machine._cores() == 1  # half of one
+    (control_group / "job/cpu.max").write_text("6400000 100000\n")
+    (control_group / "job/step/cpu.max").write_text("6400000 100000\n")
+    assert machine._cores() == 16  # by affinity
+
+
+@pytest.mark.parametrize("own", ["0::/docker/beyond/sight\n", "4:memory:/job\n", None])
+def test_a_group_that_cannot_be_seen_is_limited_by_the_root(control_group: Path, own: str | None) -> None:
+    """As in containers that keep the host's names of groups, and without version 2."""
+    cgroup.OWN.unlink() if own is None else cgroup.OWN.write_text(own)
+    assert (cgroup.cpu_limit(), cgroup.memory_limit()) == (None, None)
+    (control_group / "cpu.max").write_text("400000 100000\n")
+    assert machine._cores() == 4
 
 
 def test_disk_is_held_against_checkpoints_and_says_what_imagenet_takes() -> None:

@@ -12,7 +12,7 @@ from fastft.cli import main
 from fastft.report.bottleneck import diagnose
 from fastft.report.mistakes import find_mistakes, thumbnail
 from fastft.report.run_cost import run_cost, training_seconds
-from fastft.report.run_report import _split, headline, machine_line, recipe_diff, reference_curve, render_run
+from fastft.report.run_report import headline, machine_line, recipe_diff, reference_curve, render_run
 from fastft.report.runs import load_run
 from tests.report.conftest import RECIPES, load_recipe, write_run
 
@@ -64,13 +64,14 @@ def test_every_stage_of_a_run_has_a_page(tmp_path: Path) -> None:
         page = render_run(run, price=2.48)
         assert ("nothing logged yet" in page) == (epochs == 0)
         assert ("extrapolated" in page) == (epochs > 0)
+        assert ("recorded no time split" in page) == (epochs < 2)
 
 
 def test_a_machine_of_which_little_is_known_is_described_by_that(run_folder: Path) -> None:
     run = load_run(run_folder)
     assert machine_line(run) == "8 x Tesla V100-SXM2-16GB, 32 cores, float16, torch 2.10.0"
-    assert machine_line(replace(run, machine={"cores": 2})) == "2 cores"
-    assert "cores" not in machine_line(replace(run, machine={}))
+    assert machine_line(replace(run, starts=[{"cores": 2}])) == "2 cores"
+    assert "cores" not in machine_line(replace(run, starts=[]))
 
 
 def test_a_line_cut_short_by_a_crash_is_left_out(run_folder: Path) -> None:
@@ -191,16 +192,3 @@ def test_command_refuses_what_is_no_run_and_no_benchmark(
     for source in (tmp_path, tmp_path / "x.json", tmp_path / "none.json"):
         assert main(["report", str(source)]) == 2
     assert "give a run directory or a benchmark file" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("device", "seconds"), [("cuda", 810.0), ("cpu", 810.0 + 1120.0)])
-def test_images_per_core_count_one_process_and_what_its_cores_do(
-    tmp_path: Path, device: str, seconds: float
-) -> None:
-    """The log has the loader of one of eight processes; on a GPU, augmenting takes none of its cores."""
-    run = load_run(write_run(tmp_path / "run", "final_b16", 2))
-    run.machine["device_type"] = device
-    split = _split(run)
-    assert split is not None
-    images = run.splits[-1]["step"] * run.recipe.optim.batch_size / 8
-    assert split["per_core"] == pytest.approx(images / (2 * seconds))

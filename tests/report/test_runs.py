@@ -25,6 +25,7 @@ def of_kind(folder: Path, kind: str) -> dict[str, Any]:
         ("eval", {"raw_top1": None}, "'eval' line: raw_top1 must be a number"),
         ("eval", {"ema_loss": "low"}, "'eval' line: ema_loss must be a number"),
         ("split", {"seconds": {"wait": "long"}}, "'split' line: seconds must be an object of numbers"),
+        ("checkpoint", {"seconds": "long"}, "'checkpoint' line: seconds must be a number"),
         ("start", {"world_size": "all"}, "'start' line: world_size must be a number"),
     ],
 )

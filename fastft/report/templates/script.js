@@ -13,22 +13,32 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
+// The first click sorts numbers downwards and words upwards, each further one turns the order around.
 function sort(table, heads, column) {
   const numeric = heads[column].classList.contains("n");
-  const up = heads[column].getAttribute("aria-sort") === (numeric ? "descending" : "none") || !heads[column].hasAttribute("aria-sort") && !numeric;
+  const sorted = heads[column].getAttribute("aria-sort");
+  const up = sorted === null ? !numeric : sorted === "descending";
   heads.forEach((h) => h.removeAttribute("aria-sort"));
   heads[column].setAttribute("aria-sort", up ? "ascending" : "descending");
-  const key = (row) => {
-    const cell = row.cells[column];
-    return numeric ? Number.parseFloat(cell.dataset.v ?? cell.textContent.replaceAll(",", "")) : cell.textContent.trim();
-  };
-  const compare = (a, b) => {
-    const [x, y] = [key(a), key(b)];
-    if (!numeric) return x.localeCompare(y, undefined, { numeric: true });
-    return Number.isNaN(x) - Number.isNaN(y) || x - y;
-  };
-  const rows = [...table.tBodies[0].rows].sort((a, b) => (up ? compare(a, b) : compare(b, a)));
-  table.tBodies[0].append(...rows);
+  const value = (row) => (numeric ? numberOf : wordOf)(row.cells[column]);
+  const rows = [...table.tBodies[0].rows].map((row) => ({ row, value: value(row) }));
+  rows.sort((a, b) => {
+    if (a.value === null || b.value === null) return (a.value === null) - (b.value === null); // last both ways
+    const order = numeric ? a.value - b.value : a.value.localeCompare(b.value, undefined, { numeric: true });
+    return up ? order : -order;
+  });
+  table.tBodies[0].append(...rows.map((r) => r.row));
+}
+
+// Of a cell; null where it is empty or a dash.
+function numberOf(cell) {
+  const number = Number.parseFloat(cell.dataset.v ?? cell.textContent.replaceAll(",", ""));
+  return Number.isNaN(number) ? null : number;
+}
+
+function wordOf(cell) {
+  const text = cell.textContent.trim();
+  return text === "" || text === "–" ? null : text;
 }
 
 // Charts: the pointer, a finger or the arrow keys read values off.

@@ -1,0 +1,59 @@
+"""Where a run's time went: sums of the lines of its log, which interruptions leave whole.
+
+Not of its 'split' lines: one is written at an epoch's end, and knows what the process did that ended the epoch.
+"""
+
+from typing import Any
+
+from fastft.report.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, diagnose, loader_needs, shares
+from fastft.report.runs import Run
+
+
+def time_split(run: Run) -> dict[str, Any] | None:
+    """Parts of the loop and the loader, what limits, what GPUs would ask; None where no interval has a split.
+
+    Keys: loop, loader (rows as `shares` gives them), diagnosis, per_core (images/s of one core of the loader),
+    counts (of GPUs), needs (as `loader_needs` gives them).
+    """
+    seconds = part_seconds(run)
+    if not seconds:
+        return None
+    # the log has the work of one process's threads; on a GPU, augment and copy are the device's
+    busy = sum(seconds[part] for part in (("decode",) if _on_gpu(run) else ("decode", "augment")))
+    per_core = images_of_process(run) / busy if busy else None
+    return {
+        "loop": shares(seconds, LOOP_PARTS),
+        "loader": shares(seconds, LOADER_PARTS),
+        "diagnosis": diagnose(seconds),
+        "per_core": per_core,
+        "counts": GPU_COUNTS,
+        "needs": loader_needs(run.recipe, per_core),
+    }
+
+
+def part_seconds(run: Run) -> dict[str, float]:
+    """Of the logging process, by part of the loop and of the loader; empty where no interval has a split."""
+    splits = [interval["split"] for interval in run.intervals if interval.get("split")]
+    if not splits:
+        return {}
+    seconds = {part: sum(s.get(part, 0.0) for s in splits) for part in LOOP_PARTS + LOADER_PARTS}
+    seconds["eval"] = sum(e["seconds"] for e in run.evaluations)
+    seconds["checkpoint"] = sum(c["seconds"] for c in run.checkpoints)
+    return seconds
+
+
+def images_of_process(run: Run) -> float:
+    """Images that the logging process took in the intervals that have a split."""
+    steps = zip(run.intervals, run.interval_steps, strict=True)
+    per_process = (n / _world_size(run, interval["step"]) for interval, n in steps if interval.get("split"))
+    return run.recipe.optim.batch_size * sum(per_process)
+
+
+def _world_size(run: Run, step: int) -> int:
+    """Processes that did this step: those of the last start before it."""
+    before = [start for start in run.starts if start["step"] < step]
+    return int(before[-1].get("world_size", 1)) if before else 1
+
+
+def _on_gpu(run: Run) -> bool:
+    return run.machine.get("device_type") == "cuda"

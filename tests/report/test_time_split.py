@@ -1,0 +1,81 @@
+"""The time split of a run: sums of the lines of its log, whatever interrupted it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastft.report.run_cost import run_cost
+from fastft.report.runs import Run, load_run
+from fastft.report.time_split import part_seconds, time_split
+from tests.report.conftest import CHECKPOINT, EVALUATION, LOADER, STEPS, STEPS_PER_EPOCH, split_of, write_run
+
+BATCH, WORLD = 2048, 8
+DECODE = LOADER["decode"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return load_run(write_run(tmp_path / "run", "final_b16", 2))
+
+
+def split(run: Run) -> dict[str, Any]:
+    found = time_split(run)
+    assert found is not None
+    return found
+
+
+def interrupted(run: Run, step: int, world: int = WORLD) -> Run:
+    """As if a signal had come after `step`: the 'split' line of its epoch has the seconds of the steps since then."""
+    start = run.starts[0] | {"step": step, "world_size": world}
+    rest = {"seconds": split_of(STEPS_PER_EPOCH - step % STEPS_PER_EPOCH)}
+    splits = [s | rest if s["epoch"] == step // STEPS_PER_EPOCH else s for s in run.splits]
+    return replace(run, starts=[*run.starts, start], splits=splits)
+
+
+@pytest.mark.parametrize(("device", "busy"), [("cuda", DECODE), ("cpu", DECODE + LOADER["augment"])])
+def test_images_per_core_count_one_process_and_what_its_cores_do(run: Run, device: str, busy: float) -> None:
+    """The log has the loader of one of eight processes; on a GPU, augmenting takes none of its cores."""
+    run = replace(run, starts=[run.starts[0] | {"device_type": device}])
+    assert split(run)["per_core"] == pytest.approx(STEPS_PER_EPOCH * BATCH / WORLD / busy)
+
+
+@pytest.mark.parametrize("step", [STEPS_PER_EPOCH // 2, 100, STEPS_PER_EPOCH])
+def test_an_interruption_changes_no_rate(run: Run, step: int) -> None:
+    """Within an interval, at its end, at an epoch's."""
+    cut = split(interrupted(run, step))
+    assert cut["per_core"] == pytest.approx(split(run)["per_core"])
+    assert cut["needs"][0]["cores"] == pytest.approx(split(run)["needs"][0]["cores"])
+
+
+def test_images_are_of_as_many_processes_as_trained_then(run: Run) -> None:
+    """Half of two epochs on eight GPUs, then on four, whose processes decode twice as many images in a step."""
+    resumed = interrupted(run, STEPS_PER_EPOCH, world=4)
+    images = STEPS_PER_EPOCH * (BATCH / 8 + BATCH / 4)
+    assert split(resumed)["per_core"] == pytest.approx(images / (2 * DECODE))
+
+
+def test_parts_are_sums_of_the_lines(run: Run) -> None:
+    """Evaluations and checkpoints too: those of an epoch that has no 'split' line yet are known all the same."""
+    expected = {part: 2 * s for part, s in (STEPS | LOADER).items()}
+    expected |= {"eval": 2 * EVALUATION, "checkpoint": 2 * CHECKPOINT}
+    run = replace(run, splits=[])
+    assert part_seconds(run) == pytest.approx(expected)
+    assert {r["key"]: r["seconds"] for r in split(run)["loop"]}["eval"] == pytest.approx(2 * EVALUATION)
+    cost = run_cost(run, None, None)
+    assert cost is not None
+    assert {r["what"]: r["wall_seconds"] for r in cost["rows"]}["checkpoints"] == 2 * CHECKPOINT
+
+
+def test_only_intervals_with_a_split_are_counted(run: Run) -> None:
+    """A run that an older trainer began: what it did not log is neither seconds nor images."""
+    first = [i for i in run.intervals if i["step"] <= STEPS_PER_EPOCH]
+    old = [{k: v for k, v in i.items() if k != "split"} for i in first]
+    mixed = replace(run, intervals=[*old, *run.intervals[len(first) :]])
+    assert part_seconds(mixed)["decode"] == pytest.approx(DECODE)
+    assert split(mixed)["per_core"] == pytest.approx(split(run)["per_core"])
+
+
+def test_no_split_in_the_log_none_in_the_report(tmp_path: Path) -> None:
+    assert time_split(load_run(write_run(tmp_path / "run", "final_b16", 2, split=False))) is None
