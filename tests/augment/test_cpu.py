@@ -15,7 +15,7 @@ from fastft.augment.ops_image import apply_argument
 from fastft.augment.plan import CHAIN_DEPTH, OPS
 from fastft.augment.policies import AugmentPolicy, parse_policy
 from fastft.augment.resize import OK, REGION_TOO_SMALL, SCRATCH_TOO_SMALL
-from tests.augment.pillow_oracle import pillow_resized_crop
+from tests.augment.pillow_oracle import needs_pillow_13, pillow_resized_crop
 
 SIZE = 64
 POLICIES = ("rand-m9-mstd0.5-inc1", "rand-m9-n4-p1", "3aug", "augmix", "augmix-m5-w4-d2", "none")
@@ -65,6 +65,7 @@ def run_ops(image: np.ndarray, row: np.void, begin: int, end: int) -> np.ndarray
     return image
 
 
+@needs_pillow_13
 @pytest.mark.parametrize("text", POLICIES)
 def test_a_plan_is_carried_out_as_by_pillow_and_torchvision(
     text: str, photographs: dict[str, np.ndarray]

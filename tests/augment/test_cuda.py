@@ -19,6 +19,7 @@ from fastft.augment.plan import PLAN_DTYPE
 
 pytest.importorskip("numba.cuda.cudadrv.nvvm")
 from numba.cuda.cudadrv.devicearray import DeviceNDArray
+from numba.cuda.cudadrv.error import CCSupportError
 
 from fastft.augment import cuda as backend
 from fastft.augment.cuda_compile import compile_to_ptx
@@ -29,6 +30,14 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an N
 
 
 # -- without a GPU -------------------------------------------------------------------------------------------
+
+
+def compiled(kernel: Any, signature: tuple[Any, ...], bounds: tuple[int, int], arch: tuple[int, int]) -> str:
+    """PTX; skips where Numba finds a CUDA toolkit without this architecture: 13, which PyPI's torch brings, has no V100."""
+    try:
+        return compile_to_ptx(kernel, signature, bounds, arch)
+    except CCSupportError as error:
+        pytest.skip(f"{error}; torch's cu126 wheels bring no CUDA 13")
 
 
 def ptxas_path() -> str | None:
@@ -42,7 +51,7 @@ def assert_compiles(
     kernel: Any, signature: tuple[Any, ...], bounds: tuple[int, int], arch: tuple[int, int], tmp_path: Path
 ) -> str:
     """PTX, which the assembler takes without spilling a register."""
-    ptx = compile_to_ptx(kernel, signature, bounds, arch)
+    ptx = compiled(kernel, signature, bounds, arch)
     ptxas = ptxas_path()
     if ptxas is None:
         pytest.skip("no ptxas: pip install nvidia-cuda-nvcc-cu12")
@@ -78,9 +87,9 @@ def multiply_and_add(values: Any, out: Any) -> None:
 
 def test_products_and_sums_are_rounded_apart_as_on_the_cpu() -> None:
     signature = (float32[::1], float32[::1])
+    assert "fma.rn.f32" not in compiled(multiply_and_add, signature, (32, 1), V100)
     fused, _ = cuda.compile_ptx(multiply_and_add, signature, cc=V100)
     assert "fma.rn.f32" in fused
-    assert "fma.rn.f32" not in compile_to_ptx(multiply_and_add, signature, (32, 1), V100)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from fastft.augment.resize import (
     resized_crop,
     vertical_first,
 )
-from tests.augment.pillow_oracle import pillow_resized_crop
+from tests.augment.pillow_oracle import needs_pillow_13, pillow_resized_crop
 
 
 def run(
@@ -52,6 +52,7 @@ def expected(image: np.ndarray, row: np.void, size: int) -> np.ndarray:
     return window[:, ::-1] if row["flip"] else window
 
 
+@needs_pillow_13
 @pytest.mark.parametrize("bicubic", [True, False])
 @pytest.mark.parametrize("size", [1, 2, 7, 16, 97, 224])
 def test_a_resized_crop_equals_pillows(size: int, bicubic: bool, photographs: dict[str, np.ndarray]) -> None:
@@ -65,6 +66,7 @@ def test_a_resized_crop_equals_pillows(size: int, bicubic: bool, photographs: di
         np.testing.assert_array_equal(ours[:, ::-1] if n & 1 else ours, pillows, f"box {(y, x, h, w)}")
 
 
+@needs_pillow_13
 @pytest.mark.parametrize(
     "shape",
     [(1, 1), (1, 300), (300, 1), (2, 3), (5, 400), (400, 5), (224, 224), (223, 225), (225, 100), (300, 230)],
@@ -76,6 +78,7 @@ def test_extreme_shapes_equal_pillows(shape: tuple[int, int], photographs: dict[
         np.testing.assert_array_equal(ours, pillow_resized_crop(image, (0, 0, *shape), (size, size)))
 
 
+@needs_pillow_13
 def test_both_orders_of_the_passes_occur_and_differ() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (300, 230, 3), np.uint8)
     assert vertical_first(300, 230, 224, 224) and not vertical_first(230, 300, 224, 224)
@@ -86,6 +89,7 @@ def test_both_orders_of_the_passes_occur_and_differ() -> None:
     assert (ours != horizontal).any()
 
 
+@needs_pillow_13
 @pytest.mark.parametrize("bicubic", [True, False])
 def test_a_window_of_the_resized_image_needs_only_its_source_region(
     bicubic: bool, photographs: dict[str, np.ndarray]

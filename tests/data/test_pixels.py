@@ -14,6 +14,7 @@ from fastft.augment.cpu import CpuAugment
 from fastft.augment.draw import draw_plan
 from fastft.augment.geometry import source_regions
 from fastft.data import EvalLoader, TrainLoader
+from tests.augment.pillow_oracle import needs_pillow_13
 
 SIZE = 56
 COLOURS = {"mean": (0.48, 0.46, 0.41), "std": (0.27, 0.26, 0.28)}
@@ -26,6 +27,7 @@ def pillow_image(beton, sample):
     return Image.open(io.BytesIO(beton.read_bytes(sample))).convert("RGB")
 
 
+@needs_pillow_13
 @pytest.mark.parametrize("kind", ["jpg", "raw", "indexed"])
 @pytest.mark.parametrize("crop_pct", [1.0, 0.875])
 def test_evaluation_images_are_timms(kind, crop_pct, stock_beton, indexed_beton):
