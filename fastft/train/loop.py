@@ -409,9 +409,7 @@ class Trainer:
             prune(self.checkpoints, self.recipe.train.keep_checkpoints)
         self.world.barrier()
         self._last_save = time.monotonic()
-        seconds = self._last_save - began
-        self.meter.pause("checkpoint", seconds)
-        self.log.record("checkpoint", self.global_step, {"seconds": seconds})
+        self._note_saved(self._last_save - began)
 
     def _save_best(self, epoch: int, evaluation: dict[str, Any]) -> None:
         began = time.monotonic()
@@ -421,7 +419,11 @@ class Trainer:
             path = self.checkpoints / f"best-{epoch:04}"
             write_checkpoint(path, state, {"model": best.state_dict()})
             keep_only(path)
-        self.meter.pause("checkpoint", time.monotonic() - began)
+        self._note_saved(time.monotonic() - began)
+
+    def _note_saved(self, seconds: float) -> None:
+        self.meter.pause("checkpoint", seconds)
+        self.log.record("checkpoint", self.global_step, {"seconds": seconds})
 
     def _description(self) -> dict[str, Any]:
         return describe_model(
