@@ -158,7 +158,7 @@ class _Worker:
     def __init__(self, options: EncodeOptions) -> None:
         self.options = options
         self.queue: deque[_Chunk] = deque()
-        self._suspect: Task | None = None  # the image on which the latest process died
+        self._suspects: list[Task] = []  # images on which a process has died
         self._start()
 
     def _start(self) -> None:
@@ -207,10 +207,10 @@ class _Worker:
             )
         tasks = self.queue[0].tasks
         task = tasks[number - 1]
-        if task is self._suspect:
+        if any(task is suspect for suspect in self._suspects):
             reason = f"a worker died on it twice (exit code {code}); {remedy}"
             tasks[number - 1] = Task(task.name, _Deadly(reason))
-        self._suspect = task
+        self._suspects.append(task)
 
     def _restart(self) -> None:
         self.pipe.close()
