@@ -2,12 +2,13 @@
 
 import os
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed as dist
@@ -22,6 +23,8 @@ DEFAULT_TIMEOUT = timedelta(minutes=10)
 NCCL_PATIENCE = timedelta(minutes=5)
 PERMANENT = re.compile("ncclInvalid|Duplicate GPU")  # of NCCL: misuse, which another try does not mend
 _BAD_INPUT, _CRASH = "fastft/bad-input", "fastft/crash"  # where a process that goes alone leaves word
+STORE_SECONDS = 5
+Answer = TypeVar("Answer")
 EXPECTED = (UserError, Preempted, NonFinite)  # each says its line by itself
 
 
@@ -66,10 +69,12 @@ class World:
             self._leave(
                 _CRASH, f"process {self.rank} ended with {type(error).__name__}; its output says more"
             )
-        elif (word := _find(_BAD_INPUT)) is not None:
-            raise PeerFailed(word) from None
-        elif (word := _find(_CRASH)) is not None:
-            raise PeerCrashed(word) from None
+            return
+        words = _ask_store(_read_words) or {}
+        if _BAD_INPUT in words:
+            raise PeerFailed(words[_BAD_INPUT]) from None
+        if _CRASH in words:
+            raise PeerCrashed(words[_CRASH]) from None
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model under DistributedDataParallel, where there is more than one process and something to train."""
@@ -133,26 +138,33 @@ class World:
         return LoneError(str(error))
 
     def _leave(self, where: str, text: str) -> None:
-        with suppress(
-            RuntimeError, ValueError
-        ):  # the store is gone with the process that had it, or there is none yet
-            _store().set(where, text)
+        _ask_store(lambda store: store.set(where, text))
 
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier(group=self._control)
 
 
-def _find(where: str) -> str | None:
-    """What another process left there before it went."""
-    with suppress(RuntimeError):
-        return _store().get(where).decode() if _store().check([where]) else None
-    return None
+def _read_words(store: dist.Store) -> dict[str, str]:
+    """What other processes left before they went."""
+    return {where: store.get(where).decode() for where in (_BAD_INPUT, _CRASH) if store.check([where])}
 
 
-def _store() -> dist.Store:
-    """Of the process group: under torchrun it lives in the launcher and outlives the processes."""
-    return dist.distributed_c10d._get_default_store()
+def _ask_store(question: Callable[[dist.Store], Answer]) -> Answer | None:
+    """Of the process group's store, which under torchrun lives in the launcher and outlives the processes.
+
+    None where no answer comes within STORE_SECONDS: its host may be cut off, and the store has no time-out for that.
+    """
+    answers: list[Answer] = []
+
+    def ask() -> None:
+        with suppress(RuntimeError, ValueError):  # gone with the process that had it, or there is none yet
+            answers.append(question(dist.distributed_c10d._get_default_store()))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(STORE_SECONDS)
+    return answers[0] if answers else None
 
 
 def find_world(device: str, timeout_minutes: float | None = None) -> World:
