@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
@@ -250,14 +250,14 @@ class PageFile:
 def _open_locked(path: Path) -> BinaryIO:
     """Open for reading and writing; the lock lasts while the file is open and dies with the process."""
     file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-    if not _lock(file) or _was_renamed(file, path):
+    if not try_lock(file) or _was_renamed(file, path):
         file.close()
         raise UserError(f"{path}: another process is writing it; wait for it, or choose another name")
     return file
 
 
-def _lock(file: BinaryIO) -> bool:
-    """False when another process has the lock."""
+def try_lock(file: IO[Any]) -> bool:
+    """False when another process has the lock; it lasts while the file is open and dies with the process."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

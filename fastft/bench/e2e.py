@@ -18,7 +18,7 @@ from fastft.bench.child import Arm
 from fastft.bench.data import Images, Workspace, evenly
 from fastft.bench.harness import Contender, Rounds, Turn, alternate, measure, per_cpu_second, summary
 from fastft.bench.options import Found, Options
-from fastft.config import Recipe, load_recipe, recipe_from_dict
+from fastft.config import Recipe, recipe_from_dict
 from fastft.report.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, NAMES, diagnose, loader_needs
 from fastft.report.overheads import CORES_PER_GPU
 
@@ -85,13 +85,13 @@ def _for_an_epoch(options: Options) -> Options:
 
 def _batch(options: Options) -> int:
     if options.recipe:
-        return load_recipe(options.recipe).optim.batch_size
+        return options.recipe.optim.batch_size
     return 256 if torch.cuda.is_available() else 32
 
 
 def _sections(options: Options, beton: Path) -> dict[str, dict[str, Any]]:
     """The recipe to train: that given, or the paper's defaults, at a size that this machine and these images allow."""
-    given: Recipe | None = load_recipe(options.recipe) if options.recipe else None
+    given = options.recipe
     sections: dict[str, dict[str, Any]] = json.loads(json.dumps(given.as_dict())) if given else {}
     on_gpu = torch.cuda.is_available()
     if given is None and not on_gpu:
@@ -115,7 +115,7 @@ def _sections(options: Options, beton: Path) -> dict[str, dict[str, Any]]:
 
 def _model_name(options: Options) -> str:
     if options.recipe:
-        return options.recipe.stem
+        return options.recipe.name
     return "ViT-B/16" if torch.cuda.is_available() else "ViT-Ti/16"
 
 
@@ -164,7 +164,7 @@ def _seconds(rounds: Rounds) -> dict[str, float]:
 
 def _other_gpus(options: Options, work: Rounds) -> tuple[list[dict[str, Any]], list[str]]:
     """Modelled: cores that keep 1, 4 and 8 GPUs busy with `--recipe` or the paper's B/16; and in words."""
-    recipe = load_recipe(options.recipe) if options.recipe else recipe_from_dict("the paper's B/16", {})
+    recipe = options.recipe or recipe_from_dict("the paper's B/16", {})
     arms = work.turns["fastft"]
     rates = {
         "the GPU augments": median(map(per_cpu_second, arms["decode"])),

@@ -119,8 +119,8 @@ class LoaderBench:
     def cold(self) -> list[dict[str, Any]]:
         """Each file dropped from the page cache before each pass; one pass over each image."""
         threads = self.options.threads
-        beton: dict[str, Any] = {**self.beton, "threads": threads, "repeat": 1}
         given: dict[str, Any] = {"threads": threads, "repeat": 1}
+        beton: dict[str, Any] = {**self.beton, **given}
         folder: dict[str, Any] = {**self.folder, "files": f"{self.folder['folder']}/*/*", **given}
         pattern = self.workspace.shards(self.files, threads)
         shards: dict[str, Any] = {"shards": pattern, "files": pattern.partition("{")[0] + "*.tar", **given}

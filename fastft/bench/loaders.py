@@ -32,7 +32,7 @@ IMPORTS = {
     "webdataset": ("webdataset", "timm.data", "torch.utils.data"),
     "litdata": ("litdata", "timm.data"),
 }
-PACKAGES = {"dali": DALI_PACKAGE, "ffcv": "ffcv"}  # where it has not the name that it is imported by
+PACKAGES = {"dali": DALI_PACKAGE}  # where it has not the name that it is imported by
 TIMM_NAMES = {"none": None, "3aug": "3a"}
 ERASE = 0.25
 SAMPLE_SECONDS = 0.02  # between two looks at the memory of a contender's processes

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from beton_tools.errors import UserError
 from fastft.bench.data import Workspace
 from fastft.bench.harness import Contender
+from fastft.config import Recipe
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Options:
     threads: int  # all cores of this process
     quick: bool = False
     peers: tuple[str, ...] = PEERS
-    recipe: Path | None = None
+    recipe: Recipe | None = None  # of e2e
 
     @property
     def images(self) -> int:

@@ -46,10 +46,9 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> dict[str
     peers = parse_peers(args.peers)
     if args.data and args.images:
         raise UserError("--data and --images both say what to measure on; give one of them")
-    if args.recipe:
-        if name not in ("e2e", "all"):
-            raise UserError(f"--recipe is for fastft bench e2e or all; {name} trains nothing")
-        load_recipe(args.recipe)
+    if args.recipe and name not in ("e2e", "all"):
+        raise UserError(f"--recipe is for fastft bench e2e or all; {name} trains nothing")
+    recipe = load_recipe(args.recipe) if args.recipe else None
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fastft-bench-") as scratch:
         count = args.count or (QUICK_IMAGES if args.quick else IMAGES)
@@ -64,7 +63,7 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> dict[str
             threads=len(os.sched_getaffinity(0)),
             quick=args.quick,
             peers=peers,
-            recipe=args.recipe,
+            recipe=recipe,
         )
         for bench in BENCHES if name == "all" else (name,):
             _measure(bench, options, document, console)

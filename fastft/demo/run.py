@@ -93,9 +93,9 @@ def _train(recipe: Recipe, run: Path, console: Console) -> dict[str, Any]:
     try:
         return train(recipe, console)
     except UserError as error:
-        raise UserError(
-            f"{error}; or delete {run.parent}, which an older demo may have left" if old else str(error)
-        ) from None
+        if not old:
+            raise
+        raise UserError(f"{error}; or delete {run.parent}, which an older demo may have left") from None
 
 
 def _convert(source: Path, out: Path) -> Path:

@@ -49,11 +49,8 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str) -> None:
 
 def read_visual_state(weights: str, arch_name: str) -> dict[str, Tensor]:
     """The image tower's tensors under open_clip's names, without the `visual.` prefix."""
-    path = Path(weights).expanduser()
-    if path.suffix or path.exists():
-        state = _read_file(path)
-    else:
-        state = _read_tag(weights, arch_name)
+    path = _as_file(weights)
+    state = _read_tag(weights, arch_name) if path is None else _read_file(path)
     for prefix in PREFIXES:
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     visual = {n.removeprefix("visual."): v for n, v in state.items() if n.startswith("visual.")}
@@ -77,6 +74,12 @@ def interpolate_positions(positions_ND: Tensor, arch: Arch) -> Tensor:
     grid = positions_ND[1:].float().T.reshape(1, -1, old, old)
     grid = F.interpolate(grid, size=(arch.grid, arch.grid), mode="bicubic", align_corners=False)
     return torch.cat([positions_ND[:1].float(), grid.flatten(2)[0].T])
+
+
+def _as_file(weights: str) -> Path | None:
+    """The file that is meant, also one that is missing; None for a tag."""
+    path = Path(weights).expanduser()
+    return path if path.suffix or path.exists() else None
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
@@ -106,8 +109,7 @@ def _is_torchscript(path: Path) -> bool:
 
 def _wants_quick_gelu(weights: str, arch_name: str) -> bool:
     """By what open_clip says of a tag; of files, OpenAI's own are known by their form."""
-    path = Path(weights).expanduser()
-    if path.suffix or path.exists():
+    if (path := _as_file(weights)) is not None:
         return path.is_file() and _is_torchscript(path)
     import open_clip
 

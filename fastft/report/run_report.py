@@ -9,6 +9,7 @@ from typing import Any
 
 from beton_tools.errors import UserError
 from beton_tools.manifest import Manifest
+from fastft.atomic import write_text
 from fastft.config import Recipe, load_recipe
 from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.mistakes import Mistakes
@@ -277,9 +278,7 @@ def _best_mark(run: Run) -> list[tuple[float, str]]:
 
 def write_page(page: str, out: Path) -> None:
     """The file appears when complete."""
-    temporary = out.with_name(out.name + ".partial")
     try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(out)
+        write_text(out, page)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out") from None

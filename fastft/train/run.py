@@ -1,6 +1,5 @@
 """A run directory: recipe, logs, checkpoints; and whether it may be continued with the recipe at hand."""
 
-import fcntl
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,6 +9,7 @@ from typing import IO, Any
 import yaml
 
 from beton_tools.errors import UserError
+from beton_tools.pagefile import try_lock
 from fastft.atomic import write_text
 from fastft.config import Recipe
 from fastft.model import Arch
@@ -112,15 +112,9 @@ def lock_run(folder: Path) -> IO[str]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not try_lock(file):
         file.close()
-        raise UserError(
-            f"{folder} is in use by another process; wait for it, or use another --train.run_dir"
-        ) from None
-    except OSError:  # a file system without locks
-        pass
+        raise UserError(f"{folder} is in use by another process; wait for it, or use another --train.run_dir")
     return file
 
 

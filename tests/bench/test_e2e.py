@@ -10,7 +10,7 @@ from fastft.bench import e2e
 from fastft.bench.data import Images, Workspace
 from fastft.bench.harness import Rounds
 from fastft.bench.options import Options
-from fastft.config import recipe_from_dict
+from fastft.config import load_recipe, recipe_from_dict
 
 RCP = Path(__file__).parents[2] / "rcp"
 
@@ -18,7 +18,7 @@ RCP = Path(__file__).parents[2] / "rcp"
 @pytest.mark.parametrize("recipe", [None, RCP / "final_b16.yaml"])
 def test_the_patch_embedding_trains_as_it_does_with_timm(tmp_path: Path, recipe: Path | None) -> None:
     workspace = Workspace(tmp_path, Images([tmp_path], "none"))
-    options = Options(workspace, rounds=1, threads=1, recipe=recipe)
+    options = Options(workspace, rounds=1, threads=1, recipe=recipe and load_recipe(recipe))
     sections = e2e._sections(options, tmp_path / "images.beton")
     assert not recipe_from_dict("e2e", sections).model.freeze_conv1
 
@@ -42,5 +42,5 @@ def test_a_round_of_training_reports_its_own_parts_and_those_of_its_loader(
 
 def test_batches_are_even_as_mixup_asks_for_pairs(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path, Images([tmp_path] * 30, "none"))
-    options = Options(workspace, rounds=1, threads=1, recipe=RCP / "baseline_b16.yaml")
+    options = Options(workspace, rounds=1, threads=1, recipe=load_recipe(RCP / "baseline_b16.yaml"))
     assert e2e._sections(options, tmp_path / "images.beton")["optim"]["batch_size"] == 14
