@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 from fastft.config import load_recipe
-from fastft.report.cost import PUBLISHED_MFU
-from fastft.report.hardware import GPUS
+from fastft.cost.model import PUBLISHED_MFU
+from fastft.machine.gpus import GPUS
 from fastft.sweep.definition import Sweep, load_sweep
-from fastft.sweep.plan import plan_runs
 from fastft.sweep.price import price_sweeps, recipe_hours, total_hours
 from fastft.sweep.report import as_published, markdown_table
+from fastft.sweep.trainings import plan_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES, PAGE = ROOT / "rcp", ROOT / "docs" / "paper-tables.md"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from beton_tools.errors import UserError
-from fastft.bench.data import Workspace
+from fastft.bench.dataset import Workspace
 from fastft.bench.harness import Contender
 from fastft.config import Recipe
 
