@@ -13,9 +13,9 @@ from fastft.config import load_recipe
 from fastft.cost.model import PUBLISHED_MFU
 from fastft.machine.gpus import GPUS
 from fastft.sweep.definition import Sweep, load_sweep
+from fastft.sweep.planned_runs import plan_runs
 from fastft.sweep.price import price_sweeps, recipe_hours, total_hours
 from fastft.sweep.report import as_published, markdown_table
-from fastft.sweep.trainings import plan_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES, PAGE = ROOT / "rcp", ROOT / "docs" / "paper-tables.md"

@@ -13,8 +13,8 @@ from fastft.cost.recipes import is_sweep, load_priceable
 from fastft.cost.table import LOADER_LIMITS
 from fastft.machine.gpus import GPUS
 from fastft.sweep.definition import Sweep, load_sweep
+from fastft.sweep.planned_runs import plan_runs, run_key
 from fastft.sweep.results import read_result
-from fastft.sweep.trainings import plan_runs, run_key
 
 Hours = dict[str, float]  # by GPU kind, modelled at the best MFU published for it
 

@@ -13,8 +13,8 @@ from fastft.cli import main
 from fastft.config import load_recipe
 from fastft.files.run_directory import read_metrics
 from fastft.sweep import load_sweep, plan_runs, price_sweeps, run_sweeps
+from fastft.sweep.planned_runs import run_key
 from fastft.sweep.price import recipe_hours, total_hours
-from fastft.sweep.trainings import run_key
 
 TABLES, FINAL = Path("rcp/tables"), Path("rcp/final_b16.yaml")
 
