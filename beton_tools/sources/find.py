@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from beton_tools.errors import UserError
-from beton_tools.image_names import is_image_name
+from beton_tools.image_formats import is_image_name
 from beton_tools.sources.base import Source
 from beton_tools.sources.flat import flat_source, val_tar_source
 from beton_tools.sources.folder import class_folders, folder_source, has_images

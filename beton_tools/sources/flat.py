@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from beton_tools.image_names import is_image_name
+from beton_tools.image_formats import is_image_name
 from beton_tools.names import Names
 from beton_tools.sources.base import FileSource, SpanSource
 from beton_tools.sources.tars import SpanTable, members

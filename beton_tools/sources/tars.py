@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from beton_tools.errors import UserError
-from beton_tools.image_names import is_image_name
+from beton_tools.image_formats import is_image_name
 from beton_tools.names import Names
 from beton_tools.sources.base import SpanSource
 from beton_tools.sources.wnids import class_names_of, is_wnid

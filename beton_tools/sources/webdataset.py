@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from beton_tools.errors import UserError
-from beton_tools.image_names import IMAGE_SUFFIXES
+from beton_tools.image_formats import IMAGE_SUFFIXES
 from beton_tools.sources.base import SpanSource
 from beton_tools.sources.tars import Member, SpanTable, members, read_member
 from beton_tools.sources.wnids import class_names_of

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from beton_tools.errors import UserError
-from beton_tools.image_names import IMAGE_SUFFIXES
+from beton_tools.image_formats import IMAGE_SUFFIXES
 from fastft.build import build_model
 from fastft.config import Recipe, recipe_from_dict
 from fastft.data import EvalLoader
