@@ -30,7 +30,7 @@ from beton_tools.jpeg.markers import (
     JpegError,
     as_bytes_array,
     describe_error,
-    parse,
+    require_header,
     scan_header,
 )
 from beton_tools.jpeg.memory import copy_bytes
@@ -71,6 +71,22 @@ def decode_region(
     head = scan_header(src)
     if head.code != OK:
         return head.code
+    return decode_scanned(src, head, y, x, h, w, out, scratch, handle)
+
+
+@njit(cache=True, nogil=True)
+def decode_scanned(
+    src: np.ndarray,
+    head: Header,
+    y: int,
+    x: int,
+    h: int,
+    w: int,
+    out: np.ndarray,
+    scratch: np.ndarray,
+    handle: int,
+) -> int:
+    """As `decode_region`, for a caller that has scanned the header already; `head` belongs to `src` and its code is OK."""
     if y < 0 or x < 0 or h < 1 or w < 1 or y + h > head.height or x + w > head.width:
         return BAD_REGION
     if out.size < CHANNELS * h * w:
@@ -192,13 +208,19 @@ def decode_rgb(jpeg: bytes | np.ndarray, region: tuple[int, int, int, int] | Non
     Raises JpegError; DamagedJpeg where the decoder had to guess.
     """
     src = as_bytes_array(jpeg)
-    head = parse(src)
+    return decode_scanned_rgb(src, require_header(src), region)
+
+
+def decode_scanned_rgb(
+    src: np.ndarray, head: Header, region: tuple[int, int, int, int] | None = None
+) -> np.ndarray:
+    """As `decode_rgb`, for a caller that has scanned the header already."""
     y, x, h, w = region or (0, 0, head.height, head.width)
     out = np.empty((h, w, CHANNELS), np.uint8)
     scratch = np.empty(scratch_bytes(head.height, head.width, src.size), np.uint8)
     handles = open_decoders(1)
     try:
-        code = decode_region(src, y, x, h, w, out.reshape(-1), scratch, handles[0])
+        code = decode_scanned(src, head, y, x, h, w, out.reshape(-1), scratch, handles[0])
     finally:
         close_decoders(handles)
     if code != OK:

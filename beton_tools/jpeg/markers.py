@@ -225,12 +225,22 @@ def as_bytes_array(jpeg: bytes | np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.frombuffer(jpeg, np.uint8) if not isinstance(jpeg, np.ndarray) else jpeg)
 
 
+def require_header(src: np.ndarray) -> Header:
+    """As `scan_header`, for Python callers.
+
+    Raises:
+        JpegError: the header is broken or of a kind that is not handled.
+    """
+    head = scan_header(src)
+    if head.code != OK:
+        raise JpegError(describe_error(head.code))
+    return head
+
+
 def parse(jpeg: bytes | np.ndarray) -> JpegHeader:
     """Read the header of a JPEG file. Raises JpegError when it is broken or of a kind that is not handled."""
     src = as_bytes_array(jpeg)
-    found = scan_header(src)
-    if found.code != OK:
-        raise JpegError(describe_error(found.code))
+    found = require_header(src)
     factors = [int(src[found.sof_at + 11 + 3 * c]) for c in range(found.components)]
     return JpegHeader(
         height=found.height,

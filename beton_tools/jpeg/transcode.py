@@ -12,6 +12,8 @@ orientation is ignored on purpose, as those folder loaders ignore it.
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import numpy as np
 
 from beton_tools.jpeg import index
@@ -34,7 +36,7 @@ from beton_tools.jpeg.markers import (
     as_bytes_array,
     describe_error,
     next_segment,
-    scan_header,
+    require_header,
     segment,
 )
 
@@ -54,9 +56,11 @@ def add_index(jpeg: bytes | np.ndarray, interval: int | None = None) -> bytes:
     several scans; DamagedJpeg for those whose scan is broken.
     """
     src = as_bytes_array(jpeg)
-    head = scan_header(src)
-    if head.code != OK:
-        raise JpegError(describe_error(head.code))
+    return transcode(src, require_header(src), interval)[0]
+
+
+def transcode(src: np.ndarray, head: Header, interval: int | None = None) -> tuple[bytes, Header]:
+    """As `add_index`, for a caller that has scanned the header of `src`; returns the file and its own header."""
     if not head.single_scan or head.sof == SOF_PROGRESSIVE:
         raise JpegError("a progressive or multi-scan JPEG cannot be indexed as it is; re-encode it")
     if interval is None:
@@ -68,7 +72,9 @@ def add_index(jpeg: bytes | np.ndarray, interval: int | None = None) -> bytes:
     blocks = _mcu_blocks(src, head)
     used = np.array(sorted({table for block in blocks for table in block[1:]}))
     scan, lengths = _recut(src, head, interval, np.array(blocks), used, spec)
-    return _header(src, head, interval, lengths, payloads[DQT], write_tables(spec, used.tolist())) + scan
+    huffman_segment = write_tables(spec, used.tolist())
+    start, new_head = _header(src, head, interval, lengths, payloads[DQT], huffman_segment)
+    return start + scan, new_head
 
 
 def choose_interval(head: Header, scan_bytes: int) -> int:
@@ -151,17 +157,32 @@ def _header(
     lengths: np.ndarray,
     quantisation: list[bytes],
     huffman_segment: bytes,
-) -> bytes:
-    """Everything in front of the scan."""
-    parts = [bytes([0xFF, SOI])]
+) -> tuple[bytes, Header]:
+    """Everything before the scan, and what `scan_header` finds in it."""
+    application = bytes([0xFF, SOI])
     if head.jfif:
-        parts.append(segment(APP0, _JFIF))
+        application += segment(APP0, _JFIF)
     if head.adobe >= 0:
-        parts.append(segment(APP14, b"Adobe" + bytes([0, 100, 0, 0, 0, 0, head.adobe])))
-    parts.append(index.write(lengths))
-    parts += [segment(DQT, payload) for payload in quantisation]
-    parts.append(src[head.sof_at : head.sof_at + 10 + 3 * head.components].tobytes())
-    parts.append(huffman_segment)
-    parts.append(segment(DRI, interval.to_bytes(2, "big")))
-    parts.append(src[head.sos_at : head.scan_at].tobytes())
-    return b"".join(parts)
+        application += segment(APP14, b"Adobe" + bytes([0, 100, 0, 0, 0, 0, head.adobe]))
+    crop_index = index.write(lengths)
+    frame = src[head.sof_at : head.sof_at + 10 + 3 * head.components].tobytes()
+    parts = [
+        application,
+        crop_index,
+        b"".join(segment(DQT, payload) for payload in quantisation),
+        frame,
+        huffman_segment,
+        segment(DRI, interval.to_bytes(2, "big")),
+        src[head.sos_at : head.scan_at].tobytes(),
+    ]
+    _, index_at, index_end, sof_at, _, dri_at, sos_at, scan_at = accumulate(map(len, parts), initial=0)
+    new_head = head._replace(
+        restart_interval=interval,
+        sof_at=sof_at,
+        dri_at=dri_at,
+        sos_at=sos_at,
+        scan_at=scan_at,
+        index_at=index_at + 4,
+        index_end=index_end,
+    )
+    return b"".join(parts), new_head
