@@ -21,7 +21,7 @@ from fastft.bench.loader_arms import warm
 from fastft.bench.options import BenchResult, Options
 from fastft.config import Recipe, recipe_from_dict
 from fastft.cost.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, NAMES, diagnose, loader_needs
-from fastft.cost.overheads import CORES_PER_GPU
+from fastft.cost.overheads import cores_per_gpu
 
 ALONE = "fastft, loader alone"
 STEP_PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema")
@@ -189,7 +189,7 @@ def _other_gpus(options: Options, work: Rounds) -> tuple[list[dict[str, Any]], l
 
 def _verdict(row: Mapping[str, Any], recipe: Recipe) -> str:
     gpu, rate, cores = row["gpu"], row["images_per_second"][-1], row["cores"][-1]
-    there = GPU_COUNTS[-1] * CORES_PER_GPU[gpu]
+    there = GPU_COUNTS[-1] * cores_per_gpu(gpu)
     head = (
         f"Modelled: {GPU_COUNTS[-1]} {gpu} at the best published MFU take {rate:,.0f} images/s of {recipe.name}, "
         f"for which {cores:.0f} cores like this one's decode; the usual machine has {there:.0f}: "
