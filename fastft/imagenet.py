@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from fastft.config import IMAGENET_TRAIN_SIZE, Recipe
+from fastft.config import Recipe
+from fastft.constants import IMAGENET_TRAIN_SIZE
 
 CLASSES = 1000
 VAL_IMAGES = 50_000  # ILSVRC2012 validation

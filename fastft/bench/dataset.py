@@ -24,7 +24,7 @@ from beton_tools.format import (
 )
 from beton_tools.sources import Source, open_source
 from beton_tools.writer import WriteOptions, write_beton
-from fastft.config import IMAGENET_TRAIN_SIZE
+from fastft.constants import IMAGENET_TRAIN_SIZE
 
 IMAGENET_LENGTH = IMAGENET_TRAIN_SIZE
 SAMPLE_VARIABLE = "FASTFT_IMAGENET_SAMPLE"

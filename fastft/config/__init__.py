@@ -6,9 +6,6 @@ the same time here (sweeps, comparisons), and a `Recipe` that is passed on lets 
 
 from fastft.config.load import differences, load_recipe, nearest_option, recipe_from_dict, without_expectation
 from fastft.config.schema import (
-    CLIP_MEAN,
-    CLIP_STD,
-    IMAGENET_TRAIN_SIZE,
     SECTIONS,
     Recipe,
     count_steps,
@@ -16,6 +13,6 @@ from fastft.config.schema import (
 )
 
 __all__ = [
-    "CLIP_MEAN", "CLIP_STD", "IMAGENET_TRAIN_SIZE", "SECTIONS", "Recipe", "count_steps", "differences", "load_recipe",
+    "SECTIONS", "Recipe", "count_steps", "differences", "load_recipe",
     "nearest_option", "option_fields", "recipe_from_dict", "without_expectation",
 ]  # fmt: skip

@@ -9,10 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from beton_tools.errors import UserError
+from fastft.constants import (
+    CLIP_MEAN,
+    CLIP_STD,
+    CROPS,
+    ERASE_MODES,
+    IMAGENET_TRAIN_SIZE,
+    INTERPOLATIONS,
+    MAX_ERASE,
+)
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP preprocessing
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-IMAGENET_TRAIN_SIZE = 1_281_167  # ILSVRC2012 training images
 LARGEST_SEED = 2**63 - 1  # random numbers are drawn from it as an int64
 LARGEST_BATCH = 2**20
 LARGEST_COUNT = 2**31 - 1  # of steps and epochs between two events
@@ -110,9 +116,7 @@ class Augment:
     policy: str = option(
         "rand-m9-mstd0.5-inc1", "timm RandAugment string, '3aug[-jX]', 'augmix[-mX][-wX]' or 'none'"
     )
-    crop: str = option(
-        "rrc", "rrc: random resized crop, src: simple resize crop (DeiT III)", choices=("rrc", "src")
-    )
+    crop: str = option("rrc", "rrc: random resized crop, src: simple resize crop (DeiT III)", choices=CROPS)
     scale_min: float = option(
         0.08, "lower bound of the crop's area, as a share of the image", low=1e-4, high=1
     )
@@ -122,15 +126,15 @@ class Augment:
     ratio_min: float = option(3 / 4, "lower bound of the crop's width / height", low=0.05, high=20)
     ratio_max: float = option(4 / 3, "upper bound of the crop's width / height", low=0.05, high=20)
     interpolation: str = option(
-        "bicubic", "interpolation of the crop and of geometric operations", choices=("bicubic", "bilinear")
+        "bicubic", "interpolation of the crop and of geometric operations", choices=INTERPOLATIONS
     )
     hflip: float = option(0.5, "probability of a horizontal flip", low=0, high=1)
     erase_prob: float = option(0.25, "probability of random erasing", low=0, high=1)
     erase_mode: str = option(
         "pixel", "erase with zeros, with one random colour, or with noise per pixel",
-        choices=("const", "rand", "pixel"),
+        choices=ERASE_MODES,
     )  # fmt: skip
-    erase_count: int = option(1, "maximum number of erased boxes per image", low=1, high=4)
+    erase_count: int = option(1, "maximum number of erased boxes per image", low=1, high=MAX_ERASE)
     mixup: float = option(0.0, "mixup alpha; 0: off", low=0, high=1000)
     cutmix: float = option(0.0, "CutMix alpha; 0: off", low=0, high=1000)
     mix_prob: float = option(

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from beton_tools.errors import UserError
+from beton_tools.image_formats import IMAGE_SUFFIXES
 from fastft.build import build_model
 from fastft.config import Recipe, recipe_from_dict
 from fastft.data import EvalLoader
@@ -27,7 +28,6 @@ from fastft.train.distributed import World, find_world, peer_lost
 from fastft.train.evaluate import Scores, evaluate
 from fastft.train.precision import inference_precision
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 BATCH = 32  # images per forward pass
 
 
