@@ -22,8 +22,10 @@ from fastft.cli import (
     cmd_eval,
     cmd_explain,
     cmd_export,
+    cmd_options,
     cmd_predict,
     cmd_preview,
+    cmd_recipes,
     cmd_report,
     cmd_sweep,
     cmd_train,
@@ -51,6 +53,8 @@ class Command(Protocol):
 CONVERT_KINDS: dict[str, Command] = {"folder": cmd_convert_folder, "imagenet": cmd_convert_imagenet}
 COMMANDS: dict[str, Command] = {
     "train": cmd_train,
+    "recipes": cmd_recipes,
+    "options": cmd_options,
     "explain": cmd_explain,
     "preview": cmd_preview,
     "cost": cmd_cost,

@@ -301,12 +301,11 @@ class Trainer:
             raise self._preempted()
 
     def _evaluation_is_due(self) -> bool:
-        done, every = self.progress.epoch, self.recipe.train.eval_every
+        done = self.progress.epoch
         return (
             self.eval_loader is not None
-            and done > 0
             and self.progress.step == 0
-            and (done % every == 0 or done == self.recipe.epochs)
+            and self.recipe.evaluates_after(done)
             and not self.progress.evaluated(done - 1)
         )
 
