@@ -68,7 +68,22 @@ def decode_region(
     src: np.ndarray, y: int, x: int, h: int, w: int, out: np.ndarray, scratch: np.ndarray, handle: int
 ) -> int:
     """Write pixels [y:y+h, x:x+w] of the JPEG `src` to `out` as h*w*3 RGB bytes; OK or an error code."""
-    head = scan_header(src)
+    return decode_scanned(src, scan_header(src), y, x, h, w, out, scratch, handle)
+
+
+@njit(cache=True, nogil=True)
+def decode_scanned(
+    src: np.ndarray,
+    head: Header,
+    y: int,
+    x: int,
+    h: int,
+    w: int,
+    out: np.ndarray,
+    scratch: np.ndarray,
+    handle: int,
+) -> int:
+    """`decode_region` for a caller that has scanned the header of `src` already."""
     if head.code != OK:
         return head.code
     if y < 0 or x < 0 or h < 1 or w < 1 or y + h > head.height or x + w > head.width:
