@@ -192,7 +192,12 @@ def ours_eval(path: str, size: int, batch: int, threads: int, repeat: int) -> Pa
     from fastft.data import EvalLoader, Output
 
     loader = EvalLoader(
-        path, parse_policy("none"), Output(size), batch_size=batch, workers=threads, indices=repeated(path, repeat)
+        path,
+        parse_policy("none"),
+        Output(size),
+        batch_size=batch,
+        workers=threads,
+        indices=repeated(path, repeat),
     )
     return lambda: (len(b.ids) for b in loader)
 

@@ -1,11 +1,16 @@
 """Class names of a file and of a model, and whether label k of the file is output k of the model."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from beton_tools.errors import UserError
-from beton_tools.format import Beton
-from beton_tools.manifest import Manifest
+
+if TYPE_CHECKING:
+    from beton_tools.format import Beton
+    from beton_tools.manifest import Manifest
 
 MAX_CLASSES = 1 << 20  # a larger label is not a class number (but a bounding box, an id, damage)
 

@@ -88,7 +88,9 @@ class EpochThread(EpochIterator):
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self.terminate_event.is_set():
-            raise RuntimeError("this pass over the data is closed: a later pass started, or its loader was closed")
+            raise RuntimeError(
+                "this pass over the data is closed: a later pass started, or its loader was closed"
+            )
         result = super().__next__()
         if isinstance(result, BaseException):
             self.close()

@@ -1,13 +1,13 @@
 """Loaders of training and evaluation batches from a `.beton` file.
 
-    with TrainLoader("train.beton", parse_policy("3aug"), Output(224), batch_size=256) as loader:
-        for batch in loader.epoch(0):
-            model(batch.images), batch.labels
+with TrainLoader("train.beton", parse_policy("3aug"), Output(224), batch_size=256) as loader:
+    for batch in loader.epoch(0):
+        model(batch.images), batch.labels
 """
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -183,8 +183,10 @@ class TrainLoader(_BetonLoader):
         order = self.subset[epoch_order(self.num_samples, self.seed, epoch)]
 
         def draw(ids: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-            sizes = {"heights": heights, "widths": widths, "size": self.output.size}
-            return draw_plan(self.policy, seed=self.seed, epoch=epoch, sample_ids=ids, **sizes)
+            size, policy = self.output.size, self.policy
+            return draw_plan(
+                policy, seed=self.seed, epoch=epoch, sample_ids=ids, heights=heights, widths=widths, size=size
+            )
 
         locate = partial(self.layout.locate, start_step=start_step)
         return self._batches(self.layout.rank_order(order, start_step), draw, locate)

@@ -56,9 +56,7 @@ class PackedStage(Stage):
             host[begin : begin + len(table)] = table
         codes = np.empty(len(ids), np.int64)
         pixels = host[begins[-1] :]
-        decode_packed(
-            stored, regions, offsets, pixels, self.scratch, self.decoders, codes, self.clock.spent
-        )
+        decode_packed(stored, regions, offsets, pixels, self.scratch, self.decoders, codes, self.clock.spent)
         self.check(ids, codes)
         events = [self._record_event()]
         copied = buffer.copy(len(host))

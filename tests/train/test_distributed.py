@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from beton_tools.format import Beton
+from fastft.build import build_policy
 from fastft.data import EvalLoader, Output, Shard
 from fastft.data.order import epoch_order
-from fastft.inference.predict import load_trained
+from fastft.inference.trained import load_trained
 from fastft.train.checkpoint import step_checkpoints
 from fastft.train.distributed import World, first_sentence
 from fastft.train.evaluate import evaluate
