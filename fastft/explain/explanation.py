@@ -1,4 +1,4 @@
-"""`fastft explain`: everything a recipe will do, from the recipe alone: no data, no weights, no GPU."""
+"""`fastft explain`: what a recipe will do, computed from the recipe alone, without data, weights or GPU."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from fastft.optim import Group, WarmupCosine, layer_groups
 
 
 def explain(recipe: Recipe, at_step: int | None = None) -> dict[str, Any]:
-    """The recipe resolved, as plain values for JSON.
+    """The resolved recipe as plain values for JSON.
 
     Keys: recipe, groups, schedule (steps_per_epoch, total_steps, lr_by_epoch, lr_at_step), augment, cost, expected_top1
     (None for other data than ImageNet).

@@ -8,14 +8,12 @@ from pathlib import Path
 import torch
 
 from beton_tools.errors import UserError
-from beton_tools.image_formats import open_image
+from beton_tools.image_formats import IMAGE_SUFFIXES, is_image_name, open_image
 from beton_tools.user_files import check_user_file
 from fastft.config import Recipe
 from fastft.inference.image_transform import eval_tensor
 from fastft.inference.trained import BATCH, Trained, choose_device, load_trained
 from fastft.train.precision import inference_precision
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,9 @@ def image_paths(given: Sequence[Path]) -> Iterator[Path]:
         if not path.is_dir():
             yield check_user_file(path, "an image file or a folder of images")
             continue
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir())
+        found = sorted(p for p in path.rglob("*") if is_image_name(p.name) and not p.is_dir())
         if not found:
-            raise UserError(f"{path} contains no image files ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            raise UserError(f"{path} contains no image files ({', '.join(IMAGE_SUFFIXES)})")
         yield from found
 
 

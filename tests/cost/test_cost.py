@@ -139,7 +139,7 @@ def test_mfu_of_this_gpu_needs_no_remark(bench: Path) -> None:
         ({"mfu": 52}, "mfu is 52; it must be above 0 and at most 1"),
         ({"mfu": float("nan")}, "NaN, which is no number"),
         ({"loader": 0}, "loader_per_core is 0; it must be above 0"),
-        ({"quick": True}, "quick run, whose figures mean nothing"),
+        ({"quick": True}, "quick run, whose figures are meaningless"),
     ],
 )
 def test_figures_that_cannot_be_or_mean_nothing_are_refused(
@@ -202,5 +202,5 @@ def test_command_prints_json_and_refuses_unknown_gpus(capsys: pytest.CaptureFixt
     path = str(RECIPES / "final_b16.yaml")
     assert main(["cost", path, "--gpu", "v100", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["recipes"][0]["recipe"] == "final_b16"
-    assert main(["cost", path, "--gpu", "t4"]) == 2
+    assert main(["cost", path, "--gpu", "k80"]) == 2
     assert "V100" in capsys.readouterr().err
