@@ -68,22 +68,7 @@ def decode_region(
     src: np.ndarray, y: int, x: int, h: int, w: int, out: np.ndarray, scratch: np.ndarray, handle: int
 ) -> int:
     """Write pixels [y:y+h, x:x+w] of the JPEG `src` to `out` as h*w*3 RGB bytes; OK or an error code."""
-    return decode_scanned(src, scan_header(src), y, x, h, w, out, scratch, handle)
-
-
-@njit(cache=True, nogil=True)
-def decode_scanned(
-    src: np.ndarray,
-    head: Header,
-    y: int,
-    x: int,
-    h: int,
-    w: int,
-    out: np.ndarray,
-    scratch: np.ndarray,
-    handle: int,
-) -> int:
-    """`decode_region` for a caller that has scanned the header of `src` already."""
+    head = scan_header(src)
     if head.code != OK:
         return head.code
     return decode_scanned(src, head, y, x, h, w, out, scratch, handle)
