@@ -94,7 +94,7 @@ def test_a_worker_that_dies_without_an_image_ends_it_in_one_line(photo_folder: P
             worker.join()
         yield from tasks_of(photo_folder, 30)
 
-    with pytest.raises(UserError, match=r"died \(exit code -9\) with no image in work; .*fewer --workers"):
+    with pytest.raises(UserError, match=r"died between images \(exit code -9\); .*fewer --workers"):
         list(encode_in_order(tasks(), EncodeOptions(), 2))
 
 
