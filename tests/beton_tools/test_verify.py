@@ -72,7 +72,9 @@ def test_a_row_that_lies_about_the_size_of_its_image_is_found(written: Path) -> 
     data = bytearray(written.read_bytes())
     data[METADATA + 1] ^= 1  # width
     written.write_bytes(data)
-    assert [where for where, what in verify(written).problems if "the metadata table states" in what] == ["sample 0"]
+    assert [where for where, what in verify(written).problems if "the metadata table states" in what] == [
+        "sample 0"
+    ]
 
 
 def test_an_index_that_lies_is_found(written: Path) -> None:
