@@ -169,15 +169,16 @@ class _Worker:
         self.pipe, theirs = _CONTEXT.Pipe()
         memory = os.memfd_create("beton arena")
         os.ftruncate(memory, _arena_size(self.options))
+        self.arena = mmap.mmap(memory, _arena_size(self.options))
         arguments = (theirs, _Inherited(memory), self.options)
         self.process = _CONTEXT.Process(target=_serve, args=arguments, daemon=True)
         try:
             self.process.start()
         except (OSError, EOFError) as error:  # the server that forks workers died
             raise UserError(f"a worker died while it was starting; {_CONTINUE}") from error
-        theirs.close()  # so that our end reads end-of-file when the worker dies
-        self.arena = mmap.mmap(memory, _arena_size(self.options))
-        os.close(memory)
+        finally:
+            theirs.close()  # so that our end reads end-of-file when the worker dies
+            os.close(memory)
 
     def assign(self, chunk: _Chunk) -> None:
         self.queue.append(chunk)
