@@ -24,7 +24,7 @@ from fastft.bench.dataset import IMAGENET_LENGTH, disk_bytes, forget_pages
 
 Pass = Callable[[], Iterator[int]]  # one pass over the images; yields the size of each batch
 IMPORTS = {
-    "ours": ("fastft.data", "fastft.augment.draw"),
+    "ours": ("fastft.data.loader", "fastft.augment.draw"),
     "ffcv": ("ffcv.loader", "ffcv.transforms", "ffcv.fields.decoders"),
     "timm": ("timm.data", "timm.models"),
     "torchvision": ("torchvision.datasets", "torchvision.transforms.v2", "torch.utils.data"),
@@ -172,12 +172,10 @@ def ours(
     import torch
 
     from fastft.augment import parse_policy
-    from fastft.constants import CLIP_MEAN, CLIP_STD
-    from fastft.data import TrainLoader
+    from fastft.data import Output, TrainLoader
 
     loader = TrainLoader(
-        path, parse_policy(policy, erase_prob=erase), size=size, seed=0, batch_size=batch, micro_batch=batch,
-        workers=threads, mean=CLIP_MEAN, std=CLIP_STD, device=device, dtype=torch.float32,
+        path, parse_policy(policy, erase_prob=erase), Output(size, device), batch_size=batch, workers=threads,
         subset=repeated(path, repeat),
     )  # fmt: skip
     epochs = itertools.count()
@@ -192,15 +190,17 @@ def ours(
 
 
 def ours_eval(path: str, size: int, batch: int, threads: int, repeat: int) -> Pass:
-    import torch
-
-    from fastft.constants import CLIP_MEAN, CLIP_STD
-    from fastft.data import EvalLoader
+    from fastft.augment import parse_policy
+    from fastft.data import EvalLoader, Output
 
     loader = EvalLoader(
-        path, size=size, batch_size=batch, workers=threads, mean=CLIP_MEAN, std=CLIP_STD, device="cpu",
-        dtype=torch.float32, indices=repeated(path, repeat),
-    )  # fmt: skip
+        path,
+        parse_policy("none"),
+        Output(size),
+        batch_size=batch,
+        workers=threads,
+        indices=repeated(path, repeat),
+    )
     return lambda: (len(b.ids) for b in loader)
 
 

@@ -20,8 +20,8 @@ from fastft.config import Recipe, load_recipe
 from fastft.demo.assets import IMAGES, IMAGES_LICENCE, WEIGHTS, extract_cells, fetch
 from fastft.demo.backbone import write_backbone
 from fastft.demo.sheet import prediction_sheet
-from fastft.inference.predict import predict_files
-from fastft.inference.predictions import predict_beton
+from fastft.inference.logits import compute_logits
+from fastft.inference.prediction import predict_files
 from fastft.machine.facts import cpu_name
 from fastft.train.loop import train
 
@@ -78,7 +78,7 @@ def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) ->
         overrides = [*common, *contender.overrides, f"--train.run_dir={run}"]
         seconds[contender.name] = _train(load_recipe(recipe, overrides), run, console)["seconds"]
         # evaluated only after the last epoch, so that no checkpoint is chosen on these images
-        found = predict_beton(run, betons["val"], "cpu")
+        found = compute_logits(run, betons["val"], "cpu")
         right[contender.name] = found.logits_NK.argmax(axis=1) == found.labels_N
     figures = compare(right, Beton.open(betons["val"]).labels, len(Beton.open(betons["train"])))
     figures |= {"seconds": seconds, "cpu": cpu_name(), "date": time.strftime("%Y-%m-%d")}

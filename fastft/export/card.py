@@ -9,7 +9,7 @@ from beton_tools.errors import UserError
 from beton_tools.manifest import Manifest
 from fastft import __version__
 from fastft.config import SECTIONS, Recipe
-from fastft.inference.predict import Trained
+from fastft.inference.trained import Trained
 from fastft.train.progress import headline_top1
 
 FEW_CLASSES = 20  # class names listed in the card; longer lists are only in the files

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fastft.inference.predict import Trained
+from fastft.inference.trained import Trained
 from fastft.model import Arch, build_classifier
 
 

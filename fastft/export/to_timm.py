@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from beton_tools.errors import UserError
-from fastft.inference.predict import Trained
+from fastft.inference.trained import Trained
 from fastft.model import Arch
 
 NAMES = {  # ours -> timm's, within a block

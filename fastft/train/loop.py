@@ -16,7 +16,7 @@ from beton_tools.errors import UserError
 from fastft.augment.rng import step_seed
 from fastft.build import build_mixer, build_model, build_policy, build_schedule
 from fastft.config import Recipe
-from fastft.data import Batch, EvalLoader, TrainLoader
+from fastft.data import Batch, EvalLoader, Output, Shard, TrainLoader
 from fastft.data.classes import refuse_other_classes
 from fastft.data.order import epoch_order
 from fastft.files.run_directory import lock_run, run_folder, write_recipe, write_result
@@ -200,21 +200,12 @@ class Trainer:
             unit=1 if self.mixer is None else 2,
         )  # fmt: skip
         self.accumulation = rank_batch // self.micro_batch
-        common: dict[str, Any] = {
-            "size": r.model.image_size,
-            "mean": r.augment.mean,
-            "std": r.augment.std,
-            "rank": world.rank,
-            "world_size": world.size,
-            "device": world.device,
-            "dtype": self.precision.dtype,
-            "workers": r.data.workers or None,
-            "batches_ahead": r.data.batches_ahead,
-        }
+        output = Output(r.model.image_size, world.device, self.precision.dtype)
+        shard, threads = Shard(world.rank, world.size), r.data.workers or None
         self.policy = build_policy(r)
         self.loader: TrainLoader = opened.enter_context(TrainLoader(
-            r.data.train, self.policy, seed=r.train.seed, batch_size=r.optim.batch_size,
-            micro_batch=self.micro_batch, **common,
+            r.data.train, self.policy, output, batch_size=r.optim.batch_size, micro_batch=self.micro_batch,
+            seed=r.train.seed, shard=shard, workers=threads, batches_ahead=r.data.batches_ahead,
         ))  # fmt: skip
         self.recipe = replace(
             r, data=replace(r.data, train_size=self.loader.num_samples)
@@ -226,9 +217,10 @@ class Trainer:
             )
         self.eval_loader: EvalLoader | None = None
         if r.data.val is not None:
-            self.eval_loader = opened.enter_context(
-                EvalLoader(r.data.val, batch_size=self.micro_batch, crop_pct=r.train.eval_crop_pct, **common)
-            )
+            self.eval_loader = opened.enter_context(EvalLoader(
+                r.data.val, self.policy, output, batch_size=self.micro_batch, crop_pct=r.train.eval_crop_pct,
+                shard=shard, workers=threads, batches_ahead=r.data.batches_ahead,
+            ))  # fmt: skip
             refuse_other_classes(self.eval_loader.class_names, self.loader.class_names, r.data.val)
 
     def _build_optimizer(self) -> None:
@@ -359,7 +351,7 @@ class Trainer:
         values = {
             f"{kind}_{k}": v for kind in ("raw", "ema") if kind in entry for k, v in entry[kind].items()
         }
-        self.eval_loader.take_work()  # which is none of the training loader's
+        self.eval_loader.pop_timings()  # which is none of the training loader's
         seconds = time.monotonic() - began
         self.meter.pause("eval", seconds)
         self.log.record("eval", self.global_step, {"epoch": epoch, "seconds": seconds, **values})

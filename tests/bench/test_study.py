@@ -35,7 +35,9 @@ def study() -> ModuleType:
         ((3.0,), 1.0, "not told apart from no change"),
     ],
 )
-def test_a_gain_counts_only_if_it_exceeds_the_noise_of_seeds(study, gains, paper: float, verdict: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_gain_counts_only_if_it_exceeds_the_noise_of_seeds(
+    study, gains, paper: float, verdict: str
+) -> None:  # type: ignore[no-untyped-def]
     assert study.verdict(study.Figure(gains), paper) == verdict
 
 

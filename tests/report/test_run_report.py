@@ -135,16 +135,16 @@ def test_no_time_split_no_diagnosis() -> None:
     assert diagnose({}) is None
 
 
-def test_mistakes_are_the_wrong_predictions_with_the_highest_probability() -> None:
+def test_mistakes_are_the_most_confident_wrong_predictions() -> None:
     labels = np.array([0, 0, 1, 2, 2])
     logits = np.array([[3, 0, 0], [0, 2, 0], [0, 5, 0], [9, 0, 0], [0, 0, 1]], float)
     found = find_mistakes(logits, labels, ["ant", "bee"])
     assert (found.wrong, found.images) == (2, 5)
-    assert [(m.sample, m.truth, m.predicted) for m in found.surest] == [
+    assert [(m.sample, m.truth, m.predicted) for m in found.most_confident] == [
         (3, "class 2", "ant"),
         (1, "ant", "bee"),
     ]
-    assert found.surest[0].predicted_share == pytest.approx(np.exp(9) / (np.exp(9) + 2))
+    assert found.most_confident[0].predicted_probability == pytest.approx(np.exp(9) / (np.exp(9) + 2))
     assert [(c.name, c.top1, c.confused_with) for c in found.classes] == [
         ("ant", 50.0, "bee"),
         ("class 2", 50.0, "ant"),
@@ -161,7 +161,7 @@ def test_logits_of_another_file_are_refused() -> None:
 
 def test_a_perfect_model_has_no_mistakes() -> None:
     found = find_mistakes(np.eye(3), np.arange(3), [])
-    assert (found.wrong, found.surest) == (0, [])
+    assert (found.wrong, found.most_confident) == (0, [])
 
 
 def test_thumbnails_are_read_from_the_file(tmp_path: Path, photographs: dict[str, np.ndarray]) -> None:
