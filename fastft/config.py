@@ -139,6 +139,11 @@ class Train:
     amp: str = option(
         "auto", "auto: fp16 on V100, bf16 where it is native", choices=("auto", "fp32", "bf16", "fp16")
     )
+    half_residual: str = option(
+        "auto",
+        "train a half-precision copy of fp32 weights; auto: fp16 on V100",
+        choices=("auto", "on", "off"),
+    )
     micro_batch: int = option(0, "images per forward pass and process, 0: as many as fit", low=0)
     compile: str = option("auto", "torch.compile: auto where Triton runs", choices=("auto", "on", "off"))
     grad_checkpointing: bool = option(
