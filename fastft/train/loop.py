@@ -173,7 +173,7 @@ class Trainer:
 
     def _build_model(self, pretrained: bool) -> None:
         r, device = self.recipe, self.world.device
-        self.precision = choose_precision(r.train.amp, device)
+        self.precision = choose_precision(r.train.amp, device, r.train.half_residual)
         self.model = build_model(r, pretrained=pretrained).to(device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.visual.grad_checkpointing = r.train.grad_checkpointing
