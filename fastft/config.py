@@ -184,10 +184,6 @@ class Recipe:
         """Epochs that are trained: the whole schedule, or up to where it is stopped."""
         return min(self.schedule.epochs, self.schedule.stop_epoch or self.schedule.epochs)
 
-    def steps_per_epoch(self, train_size: int | None = None) -> int:
-        """Optimiser steps; the last partial batch is dropped, as the reference does."""
-        return (train_size or self.data.train_size) // self.optim.batch_size
-
 
 SECTIONS: dict[str, type] = {
     "data": Data, "model": Model, "augment": Augment, "optim": Optim,

@@ -7,6 +7,7 @@ import yaml
 
 from beton_tools.errors import UserError
 from fastft.config import load_recipe, recipe_from_dict
+from fastft.epochs import steps_per_epoch
 
 RECIPES = Path("rcp")
 
@@ -207,7 +208,7 @@ def test_final_recipes_hold_the_constants_of_the_reference_logs(name: str, want:
         "pixel",
     )
     assert (r.augment.mixup, r.augment.cutmix, r.augment.scale_min, r.augment.hflip) == (0, 0, 0.08, 0.5)
-    assert r.steps_per_epoch() == (667 if name == "final_l14_336" else 625)
+    assert steps_per_epoch(r) == (667 if name == "final_l14_336" else 625)
 
 
 def test_baseline_is_table_1() -> None:

@@ -7,9 +7,9 @@ wall times in the logs of the paper's own runs.
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from beton_tools.errors import UserError
 from fastft.config import Recipe
 from fastft.cost.overheads import CORES_PER_GPU, FASTFT, Overheads, with_cores
+from fastft.epochs import count_evaluations, steps_per_epoch
 from fastft.imagenet import assumed_val_images
 from fastft.machine.gpus import GPUS, Gpu
 from fastft.model import Arch, Flops, count_flops, load_arch
@@ -117,22 +117,8 @@ def recipe_work(recipe: Recipe, arch: Arch, val_images: int | None = None) -> Wo
     return Work(train_images(recipe) * recipe_flops(recipe, arch).train, evaluated * full_forward)
 
 
-def steps_per_epoch(recipe: Recipe) -> int:
-    """Raises UserError, in the words of `fastft train`, where the images do not fill one batch."""
-    steps = recipe.steps_per_epoch()
-    if not steps:
-        raise UserError(
-            f"{recipe.data.train_size} samples do not fill one batch of {recipe.optim.batch_size}; use a smaller batch"
-        )
-    return steps
-
-
 def train_images(recipe: Recipe) -> int:
     return recipe.epochs * steps_per_epoch(recipe) * recipe.optim.batch_size
-
-
-def count_evaluations(recipe: Recipe) -> int:
-    return -(-recipe.epochs // recipe.train.eval_every)
 
 
 def evaluated_models(recipe: Recipe) -> int:

@@ -1,7 +1,6 @@
 """What `fastft cost` reads: recipes whose work can be counted. It tells sweeps from them, which fastft.sweep reads."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -11,6 +10,7 @@ from beton_tools.format import Beton
 from fastft.build import recipe_arch
 from fastft.config import Recipe, load_recipe
 from fastft.cost.model import recipe_work
+from fastft.epochs import with_train_size
 
 
 def load_priceable(path: Path, overrides: Sequence[str]) -> Recipe:
@@ -32,7 +32,7 @@ def count_images(recipe: Recipe) -> Recipe:
     file = recipe.data.train
     if file is None or not Path(file).is_file():
         return recipe
-    return replace(recipe, data=replace(recipe.data, train_size=Beton.open(file).num_samples))
+    return with_train_size(recipe, len(Beton.open(file)))
 
 
 def is_sweep(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from statistics import median
 from typing import Any
 
+from fastft.epochs import count_evaluations
 from fastft.files.run_directory import Line, Run
 
 
@@ -58,7 +59,7 @@ def seconds_left(run: Run) -> float:
     training = max(0, run.total_steps - run.steps) * pace
     if not run.evaluations:
         return training
-    evaluations = -(-run.recipe.epochs // run.recipe.train.eval_every) - len(run.evaluations)
+    evaluations = count_evaluations(run.recipe) - len(run.evaluations)
     return training + max(0, evaluations) * median(e["seconds"] for e in run.evaluations)
 
 

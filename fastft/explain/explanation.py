@@ -10,8 +10,9 @@ from beton_tools.errors import UserError
 from fastft.augment import describe_policy
 from fastft.build import build_model, build_policy, build_schedule, recipe_arch
 from fastft.config import Recipe
-from fastft.cost.model import predict, recipe_flops, recipe_work, steps_per_epoch
+from fastft.cost.model import predict, recipe_flops, recipe_work
 from fastft.cost.recipes import count_images
+from fastft.epochs import steps_per_epoch
 from fastft.imagenet import expected_top1, val_images_row
 from fastft.model import Arch
 from fastft.optim import Group, WarmupCosine, layer_groups

@@ -16,16 +16,16 @@ from torch import Tensor
 from torchvision import transforms
 
 from beton_tools.errors import UserError
-from fastft.build import build_model
-from fastft.config import Recipe, recipe_from_dict
+from fastft.config import Recipe
 from fastft.data import EvalLoader
 from fastft.data.classes import name_outputs, refuse_other_classes
 from fastft.files.atomic import atomic_path
-from fastft.model import Arch, Classifier
-from fastft.train.checkpoint import find_checkpoint, read_checkpoint
+from fastft.model import Classifier
+from fastft.train.checkpoint import find_checkpoint
 from fastft.train.distributed import World, find_world, peer_lost
 from fastft.train.evaluate import Scores, evaluate
 from fastft.train.precision import inference_precision
+from fastft.train.stored_model import read_model
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 BATCH = 32  # images per forward pass
@@ -62,11 +62,7 @@ def load_trained(checkpoint: Path, device: torch.device) -> Trained:
     Raises:
         UserError: no such checkpoint, or a damaged one.
     """
-    found = read_checkpoint(find_checkpoint(checkpoint))
-    recipe = recipe_from_dict(found.state["name"], found.state["recipe"])
-    arch = Arch(**found.state["arch"])  # the recipe's may name a file that is gone
-    model = build_model(recipe, pretrained=False, arch=arch)
-    model.load_state_dict(found.tensors.get("ema", found.tensors["model"]))
+    model, recipe, found = read_model(find_checkpoint(checkpoint))
     model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return Trained(model, recipe, found.state["classes"], found.path)
 
@@ -77,12 +73,12 @@ def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str) -> dic
     Raises:
         UserError: no such checkpoint or file, a damaged one, or a file with other classes.
     """
-    world = _find_world(device)
+    world = find_world(device)
     try:
         with world:
             trained, path, scores = _evaluate(checkpoint, data, world)
     except RuntimeError as error:
-        if not world.lost_peer(error):
+        if not world.is_peer_loss(error):
             raise
         raise peer_lost(error, "run the same command again") from None
     return {
@@ -108,7 +104,7 @@ def _evaluate(checkpoint: Path, data: Path | None, world: World) -> tuple[Traine
         try:
             (scores,) = evaluate([trained.model], loader, world, precision)
         except UserError as error:
-            raise world.leave_word(error) from error
+            raise world.publish_error(error) from error
     return trained, path, scores
 
 
@@ -120,16 +116,10 @@ def predict_files(checkpoint: Path, images: Sequence[Path], topk: int, device: s
     """
     if topk < 1:
         raise UserError(f"topk is {topk}: give 1 or more")
-    world = _find_world(device)
+    world = find_world(device)
     paths = list(image_paths(images))
     trained = load_trained(checkpoint, world.device)
     return _insist_on_one(_predict(trained, paths, topk, world.device))
-
-
-def _find_world(device: str) -> World:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device is cuda, but torch sees no GPU; run 'nvidia-smi' or leave --device out")
-    return find_world(device)
 
 
 def _insist_on_one(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
