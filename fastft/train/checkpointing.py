@@ -99,7 +99,7 @@ class Checkpointing:
     ) -> None:
         """Start to write a checkpoint.
 
-        run: the constant part of the state (`describe_run`). best: also keep these weights as those of the best epoch.
+        run: the constant part of the state (`describe_model`). best: also keep these weights as those of the best epoch.
 
         Raises:
             UserError: the previous checkpoint could not be written.

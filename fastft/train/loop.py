@@ -36,7 +36,7 @@ from fastft.train.meter import Meter
 from fastft.train.noise import draw_noise
 from fastft.train.precision import choose_precision
 from fastft.train.preempt import SignalGuard
-from fastft.train.progress import Progress, conclusion, describe_run, summarise
+from fastft.train.progress import Progress, conclusion, describe_model, summarise
 from fastft.train.setup import build_step, build_training_models, fit_micro_batch, open_loaders
 from fastft.train.stream import training_stream
 from fastft.train.tracking import open_tracker
@@ -180,7 +180,7 @@ class Trainer:
         self.peak_flops = peak_flops(world.device, self.precision.dtype)
 
     def _restore(self) -> None:
-        self._description = describe_run(
+        self._description = describe_model(
             self.recipe, self.model.visual.arch, self.loader.class_names, self.loader.content
         )
         self.progress = Progress()

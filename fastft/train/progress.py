@@ -41,7 +41,7 @@ class Progress:
         return max(self.evaluations, key=lambda entry: headline_top1(flatten(entry)), default=None)
 
 
-def describe_run(recipe: Recipe, arch: Arch, classes: Sequence[str], data: dict[str, Any]) -> dict[str, Any]:
+def describe_model(recipe: Recipe, arch: Arch, classes: Sequence[str], data: dict[str, Any]) -> dict[str, Any]:
     """The part of a checkpoint's state that is constant in a run, as JSON values.
 
     It makes a checkpoint usable by itself (the architecture's file may move) and tells runs apart when one is resumed.
