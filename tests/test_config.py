@@ -7,7 +7,6 @@ import yaml
 
 from beton_tools.errors import UserError
 from fastft.config import load_recipe, recipe_from_dict
-from fastft.epochs import steps_per_epoch
 
 RECIPES = Path("rcp")
 
@@ -47,16 +46,16 @@ def test_own_values_override_the_base_and_flags_override_both(tmp_path: Path) ->
         ("augment: {mean: [0.5, 0.5]}", "it must be three numbers"),
         ("schedule: {epochs: 5, warmup_epochs: 5}", "must be smaller than schedule.epochs"),
         ("augment: {scale_min: 0.5, scale_max: 0.2}", "swap them"),
-        ("optim", "must hold sections"),
+        ("optim", "must hold 'key: value' lines; give a recipe"),
         ("optim: [1, 2]", "must hold 'key: value' lines"),
         ("optim: {lr: [1", "not valid YAML"),
         ("extends: nowhere.yaml", "does not exist"),
         ("extends: bad.yaml", "in a circle"),
         ("extend: final_b16.yaml", "did you mean 'extends'"),
-        ("zzz: 1", "valid names: .*extends"),
+        ("zzz: 1", "valid sections: .*extends"),
         ("optim:", "'optim' must hold 'key: value' lines$"),
-        ("optim: {lr: 1e-3, lr: 2e-3}", "'lr' is there twice"),
-        ("optim: {lr: 1e-3}\nema: {decay: 0.9}\noptim: {beta1: 0.8}", "'optim' is there twice"),
+        ("optim: {lr: 1e-3, lr: 2e-3}", "the key 'lr' appears twice"),
+        ("optim: {lr: 1e-3}\nema: {decay: 0.9}\noptim: {beta1: 0.8}", "the key 'optim' appears twice"),
         ("train: {compile: sometimes}", "it must be one of auto, on, off"),
         ("optim: {beta1: 1}", "it must be a number >= 0 and < 1"),
         ("optim: {beta2: 1}", "it must be a number >= 0 and < 1"),
@@ -208,7 +207,7 @@ def test_final_recipes_hold_the_constants_of_the_reference_logs(name: str, want:
         "pixel",
     )
     assert (r.augment.mixup, r.augment.cutmix, r.augment.scale_min, r.augment.hflip) == (0, 0, 0.08, 0.5)
-    assert steps_per_epoch(r) == (667 if name == "final_l14_336" else 625)
+    assert r.steps_per_epoch() == (667 if name == "final_l14_336" else 625)
 
 
 def test_baseline_is_table_1() -> None:

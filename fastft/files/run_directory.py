@@ -12,9 +12,9 @@ from beton_tools.errors import UserError
 from beton_tools.pagefile import try_lock
 from beton_tools.user_files import read_user_text
 from fastft.config import Recipe, recipe_from_dict
-from fastft.epochs import steps_per_epoch
 from fastft.files.atomic import write_text
 from fastft.files.rules import NUMBER, NUMBER_OR_NULL, NUMBERS_BY_NAME, POSITIVE, check_keys
+from fastft.files.yaml_file import read_yaml
 from fastft.imagenet import is_imagenet
 
 Line = dict[str, Any]
@@ -76,7 +76,7 @@ class Run:
 
     def _estimate_steps_per_epoch(self) -> int:
         if not self.intervals:
-            return steps_per_epoch(self.recipe)
+            return self.recipe.steps_per_epoch()
         last = self.intervals[-1]
         left = last["seconds_left"] * last["images_per_second"] / self.recipe.optim.batch_size
         return max(1, round((last["step"] + left) / self.recipe.epochs))
@@ -88,7 +88,7 @@ class Run:
     @property
     def on_imagenet(self) -> bool:
         """Whether the recipe is for ImageNet and the training file had as many images."""
-        return is_imagenet(self.recipe) and self.steps_per_epoch == steps_per_epoch(self.recipe)
+        return is_imagenet(self.recipe) and self.steps_per_epoch == self.recipe.steps_per_epoch()
 
     def epoch_of(self, step: float) -> float:
         """A step's position in epochs, fractional: the horizontal axis of all curves."""
@@ -106,7 +106,9 @@ def load_run(folder: Path) -> Run:
         raise UserError(
             f"{folder} is not a run directory (no recipe.yaml); give the folder that fastft train wrote"
         )
-    sections = _read_recipe(path)
+    sections = read_yaml(path, "the recipe.yaml that fastft train wrote")
+    if not all(isinstance(section, dict) for section in sections.values()):
+        raise UserError(f"{path} is not a recipe; give the folder that fastft train wrote")
     result = _read_json(folder / "result.json")
     recipe = recipe_from_dict(str(result.get("recipe") or folder.name), sections)
     lines = read_metrics(folder / "metrics.jsonl")
@@ -135,32 +137,19 @@ def read_metrics(path: Path) -> list[Line]:
     """
     if not path.exists():
         return []
+    texts = read_user_text(path, MAX_BYTES, "the metrics.jsonl that fastft train wrote").splitlines()
     lines = []
-    for number, text in enumerate(
-        read_user_text(path, MAX_BYTES, "a metrics.jsonl of fastft train").splitlines(), 1
-    ):
+    for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        except (RecursionError, ValueError) as error:
-            raise UserError(f"{path}, line {number}: {error}; was it written by fastft train?") from None
         try:
             check_keys("it", line, {"step": NUMBER})
         except ValueError as error:
             raise UserError(f"{path}, line {number}: {error}; was it written by fastft train?") from None
         lines.append(line)
     return lines
-
-
-def _read_recipe(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        sections = yaml.safe_load(read_user_text(path, MAX_BYTES, "the recipe.yaml of a run directory"))
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    if not (isinstance(sections, dict) and all(isinstance(s, dict) for s in sections.values())):
-        raise UserError(f"{path} is not a recipe; give the folder that fastft train wrote")
-    return sections
 
 
 def _check_lines(by_kind: dict[str, list[Line]]) -> None:

@@ -1,4 +1,4 @@
-"""`fastft report RUN`: one run as one HTML page, out of the run directory and the files it names."""
+"""`fastft report RUN`: one HTML page for a run directory."""
 
 import json
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from fastft.config import Recipe, load_recipe
 from fastft.cost.run_cost import run_cost
 from fastft.files.atomic import write_text
 from fastft.files.evaluations import headline_top1
+from fastft.files.recipe_file import RECIPES
 from fastft.files.run_directory import Run
 from fastft.inference.mistakes import Mistakes
 from fastft.report.charts import Chart, Series, render_chart
@@ -20,8 +21,7 @@ from fastft.report.page import percent, render_page
 from fastft.report.time_split import time_split
 
 FINALS = ("final_b16", "final_b16_384", "final_l14", "final_l14_336")
-RECIPES = Path(__file__).parents[2] / "rcp"
-EPOCHS = "epochs trained"  # an evaluation "of epoch 0" stands at 1
+EPOCHS = "epochs trained"  # the evaluation of epoch 0 is drawn at 1
 NOT_COMPARED = {"about.top1", "about.source", "data.train", "data.val", "train.run_dir"}
 
 
@@ -34,7 +34,7 @@ def render_run(
     price: float | None = None,
     against: Path | None = None,
 ) -> str:
-    """The page, as text.
+    """The page as HTML.
 
     mistakes_note says why there are none. gpus: where the run does not say how many it had. price: of a
     GPU-hour. against: recipe to compare with; default: the final recipe of the same architecture and size.
@@ -66,7 +66,7 @@ def render_run(
 
 
 def reference_curve(recipe: Recipe) -> tuple[str | None, dict[str, Any] | None]:
-    """The paper's own curve for the recipe's architecture and size: its recipe's name and the curve."""
+    """The paper's curve for the recipe's architecture and size: (name of its recipe, curve)."""
     curves = json.loads(files("fastft.report").joinpath("reference_curves.json").read_text("utf-8"))["curves"]
     for name, curve in curves.items():
         if (curve["arch"], curve["image_size"]) == (recipe.model.arch, recipe.model.image_size):
@@ -75,7 +75,7 @@ def reference_curve(recipe: Recipe) -> tuple[str | None, dict[str, Any] | None]:
 
 
 def against_recipe(path: Path | None, reference_name: str | None) -> Recipe | None:
-    """What the run's recipe is compared with; None where the final recipes are not at hand."""
+    """The recipe to compare with; None if the final recipes are not available."""
     if path is not None:
         return load_recipe(path)
     default = RECIPES / f"{reference_name or FINALS[0]}.yaml"
@@ -83,7 +83,7 @@ def against_recipe(path: Path | None, reference_name: str | None) -> Recipe | No
 
 
 def recipe_diff(recipe: Recipe, base: Recipe) -> list[dict[str, Any]]:
-    """Options that differ, in the schema's order: option, base, run."""
+    """Options that differ, in the order of the schema: option, base, run."""
     ours, theirs = recipe.as_dict(), base.as_dict()
     return [
         {"option": f"{section}.{key}", "base": theirs[section][key], "run": value}
@@ -94,7 +94,7 @@ def recipe_diff(recipe: Recipe, base: Recipe) -> list[dict[str, Any]]:
 
 
 def manifests(recipe: Recipe) -> list[dict[str, Any]]:
-    """Of each data file: role, path, and its manifest's summary (None where it has none)."""
+    """Rows of the data files: role, path, and the summary of its manifest (None if it has none)."""
     found = []
     for role, path in (("training", recipe.data.train), ("validation", recipe.data.val)):
         if path is None:
@@ -110,12 +110,12 @@ def manifests(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def headline(run: Run) -> list[dict[str, str]]:
-    """The figures at the top: label, value, and what stands small below it."""
+    """The figures at the top: label, value, and the note below."""
     return [*_accuracy_figures(run), *_speed_figures(run)]
 
 
 def machine_line(run: Run) -> str:
-    """What the run was trained on, as far as its log says."""
+    """The hardware of the run, as far as it is logged."""
     m = run.machine
     words = [
         f"{m.get('world_size', 1)} x {m['device']}" if "device" in m else "",
@@ -184,11 +184,11 @@ def _state(run: Run) -> str:
     return f"not finished: {done}" if run.intervals else "nothing logged yet"
 
 
-# charts -----------------------------------------------------------------------------------------------------
+# charts --------------------------------------------------------------------------------------------------------------
 
 
 def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
-    """Top-1, loss and learning rate over epochs, with the reference's where there is one."""
+    """Top-1, loss and learning rate over epochs, with the reference's curves if there are any."""
     per_epoch = [
         *_evaluated(run, "raw_top1", "raw", "raw"),
         *_evaluated(run, "ema_top1", "EMA", "ema"),
@@ -222,7 +222,7 @@ def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
 
 
 def _epochs(run: Run) -> tuple[float, float]:
-    """The whole schedule, so that all charts of a page line up."""
+    """The x range: the whole schedule, so that all charts of a page align."""
     return 0, run.recipe.schedule.epochs
 
 
@@ -273,7 +273,7 @@ def _best_mark(run: Run) -> list[tuple[float, str]]:
 
 
 def write_page(page: str, out: Path) -> None:
-    """The file appears when complete."""
+    """Write the page atomically."""
     try:
         write_text(out, page)
     except OSError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from beton_tools.errors import UserError
-from fastft.config import Train as TrainOptions
+from fastft.config.schema import Train as TrainOptions
 from fastft.train.checkpoint import (
     Checkpoint,
     Damaged,

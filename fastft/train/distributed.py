@@ -171,6 +171,16 @@ def _query_store(query: Callable[[dist.Store], Result]) -> Result | None:
     return results[0] if results else None
 
 
+def check_device(device: str, option: str = "--device") -> None:
+    """Check that the device that the user set with `option` exists.
+
+    Raises:
+        UserError: it is 'cuda', and torch finds no GPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"{option} is cuda, but torch finds no GPU; run 'nvidia-smi' or omit {option}")
+
+
 def find_world(device: str, timeout_minutes: float | None = None, option: str = "--device") -> World:
     """Read torchrun's environment variables and pick the device ('auto', 'cuda' or 'cpu').
 
@@ -182,8 +192,7 @@ def find_world(device: str, timeout_minutes: float | None = None, option: str = 
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     timeout = DEFAULT_TIMEOUT if timeout_minutes is None else timedelta(minutes=timeout_minutes)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"{option} is cuda, but torch sees no GPU; check nvidia-smi, or choose cpu")
+    check_device(device, option)
     if device == "cpu" or not torch.cuda.is_available():
         return World(rank, size, local_rank, torch.device("cpu"), timeout)
     if local_rank >= torch.cuda.device_count():

@@ -13,12 +13,11 @@ from rich.console import Console
 
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
-from fastft.build import build_mixer, build_schedule
+from fastft.build import build_mixer, build_schedule, with_train_size
 from fastft.config import Recipe
 from fastft.cost.model import recipe_flops
 from fastft.data import Batch
 from fastft.data.order import epoch_order
-from fastft.epochs import is_evaluated, with_train_size
 from fastft.files.evaluations import flatten
 from fastft.files.run_directory import lock_run, run_folder, write_recipe, write_result
 from fastft.machine.gpus import peak_flops
@@ -164,7 +163,7 @@ class Trainer:
         self.recipe = r = with_train_size(recipe, len(train_file))
         world = self.world
         self.checkpoints = Checkpointing(self.folder / "checkpoints", r.train, world, check=self.guard.check)
-        self.precision = choose_precision(r.train.amp, world.device)
+        self.precision = choose_precision(r.train.amp, world.device, r.train.half_residual)
         self.model, ema = build_training_models(r, world.device, pretrained=not self.checkpoints.exist)
         self.mixer = build_mixer(r)
         unit = 1 if self.mixer is None else 2  # mixup and CutMix take pairs
@@ -277,7 +276,7 @@ class Trainer:
         return (
             self.eval_loader is not None
             and self.progress.step == 0
-            and is_evaluated(self.recipe, done)
+            and self.recipe.evaluates_after(done)
             and not self.progress.evaluated(done - 1)
         )
 
@@ -292,7 +291,7 @@ class Trainer:
         )
         ema = averaged[0] if averaged else None
         entry = self.progress.add(epoch, raw, ema)
-        self.eval_loader.take_work()  # not part of the training loader's work
+        self.eval_loader.pop_timings()  # not part of the training loader's work
         seconds = time.monotonic() - began
         self.meter.pause("eval", seconds)
         self.log.record("eval", self.global_step, {"epoch": epoch, "seconds": seconds, **flatten(entry)})

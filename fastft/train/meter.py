@@ -75,6 +75,6 @@ class Meter:
         return seconds
 
     def _collect(self) -> None:
-        for part, seconds in (self._step.split.collect() | self._loader.take_work()).items():
+        for part, seconds in (self._step.split.collect() | self._loader.pop_timings()).items():
             self._split[part] += seconds
             self._epoch[part] += seconds

@@ -1,8 +1,9 @@
 """Random numbers of the stochastic layers: one row per image of the global batch, a function of seed and step only."""
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from fastft.augment.rng import step_seed
 
 
 def draw_noise(columns: int, batch_size: int, seed: int, step: int, device: torch.device) -> Tensor | None:
@@ -13,6 +14,5 @@ def draw_noise(columns: int, batch_size: int, seed: int, step: int, device: torc
     """
     if columns == 0:
         return None
-    seed_of_step = int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
-    generator = torch.Generator(device).manual_seed(seed_of_step)
+    generator = torch.Generator(device).manual_seed(step_seed(seed, step))
     return torch.rand(batch_size, columns, generator=generator, device=device)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastft.config import Recipe
 from fastft.files.evaluations import flatten, headline_top1
-from fastft.imagenet import expected_top1
+from fastft.imagenet import NO_EXPECTATION, describe_expectation, expected_top1
 from fastft.model import Arch
 from fastft.train.evaluate import Scores
 from fastft.train.log import format_seconds
@@ -41,7 +41,9 @@ class Progress:
         return max(self.evaluations, key=lambda entry: headline_top1(flatten(entry)), default=None)
 
 
-def describe_model(recipe: Recipe, arch: Arch, classes: Sequence[str], data: dict[str, Any]) -> dict[str, Any]:
+def describe_model(
+    recipe: Recipe, arch: Arch, classes: Sequence[str], data: dict[str, Any]
+) -> dict[str, Any]:
     """The part of a checkpoint's state that is constant in a run, as JSON values.
 
     It makes a checkpoint usable by itself (the architecture's file may move) and tells runs apart when one is resumed.
@@ -65,6 +67,7 @@ def summarise(progress: Progress, recipe: Recipe) -> dict[str, Any]:
         "best": progress.best(),
         "last": progress.evaluations[-1] if progress.evaluations else None,
         "expected_top1": expected_top1(recipe),
+        "expectation": describe_expectation(recipe),
         "source": recipe.about.source,
         "evaluations": progress.evaluations,
     }
@@ -79,5 +82,5 @@ def conclusion(result: dict[str, Any]) -> str:
     parts = [f"best {top1:.3f} (epoch {best['epoch']}{ema})"]
     parts += [f"last EMA {last['ema']['top1']:.3f}"] if "ema" in last else []
     parts += [f"last raw {last['raw']['top1']:.3f}"]
-    expected = f"; expected {result['expected_top1']} ({result['source']})" if result["expected_top1"] else ""
+    expected = "" if result["expectation"] == NO_EXPECTATION else f"; {result['expectation']}"
     return f"top-1 in percent: {', '.join(parts)}{expected}; {format_seconds(result['seconds'])} of training"

@@ -9,7 +9,7 @@ from beton_tools.errors import UserError
 from beton_tools.format import Beton
 from fastft.build import build_model, build_policy
 from fastft.config import Recipe
-from fastft.data import EvalLoader, TrainLoader
+from fastft.data import EvalLoader, Output, Shard, TrainLoader
 from fastft.data.classes import refuse_other_classes
 from fastft.model import Classifier
 from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups
@@ -61,20 +61,15 @@ def open_loaders(
         UserError: a file does not fit the recipe, or the validation file has other classes.
     """
     r = recipe
+    output, policy = Output(r.model.image_size, world.device, precision.dtype), build_policy(r)
     common: dict[str, Any] = {
-        "size": r.model.image_size,
-        "mean": r.augment.mean,
-        "std": r.augment.std,
-        "rank": world.rank,
-        "world_size": world.size,
-        "device": world.device,
-        "dtype": precision.dtype,
+        "shard": Shard(world.rank, world.size),
         "workers": r.data.workers or None,
         "batches_ahead": r.data.batches_ahead,
     }
     loader: TrainLoader = opened.enter_context(TrainLoader(
-        str(r.data.train), build_policy(r), seed=r.train.seed, batch_size=r.optim.batch_size,
-        micro_batch=micro_batch, **common,
+        str(r.data.train), policy, output, seed=r.train.seed, batch_size=r.optim.batch_size, micro_batch=micro_batch,
+        **common,
     ))  # fmt: skip
     if loader.num_classes > r.data.num_classes:
         raise UserError(
@@ -84,7 +79,9 @@ def open_loaders(
     if r.data.val is None:
         return loader, None
     eval_loader: EvalLoader = opened.enter_context(
-        EvalLoader(r.data.val, batch_size=micro_batch, crop_pct=r.train.eval_crop_pct, **common)
+        EvalLoader(
+            r.data.val, policy, output, batch_size=micro_batch, crop_pct=r.train.eval_crop_pct, **common
+        )
     )
     refuse_other_classes(eval_loader.class_names, loader.class_names, r.data.val)
     return loader, eval_loader

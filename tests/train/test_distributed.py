@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from beton_tools.format import Beton
-from fastft.data import EvalLoader
+from fastft.build import build_policy
+from fastft.data import EvalLoader, Output, Shard
 from fastft.data.order import epoch_order
-from fastft.inference.predict import load_trained
+from fastft.inference.trained import load_trained
 from fastft.train.checkpoint import list_checkpoints
 from fastft.train.distributed import World, first_sentence
 from fastft.train.evaluate import evaluate
@@ -75,13 +76,10 @@ def test_two_processes_train_as_one_does(tiny, tmp_path: Path) -> None:
 def test_evaluation_counts_every_image_once_at_any_world_size(tiny, whole: Path, world_size: int) -> None:
     """20 images on 3 processes: 7, 7 and 6; the sums are those of one process."""
     trained = load_trained(whole, torch.device("cpu"))
-    recipe = trained.recipe
     hits, samples = 0.0, 0
     for rank in range(world_size):
-        with EvalLoader(
-            tiny["data.val"], size=32, batch_size=4, mean=recipe.augment.mean, std=recipe.augment.std, rank=rank,
-            world_size=world_size, device="cpu", dtype=torch.float32, workers=1,
-        ) as loader:  # fmt: skip
+        shard, policy = Shard(rank, world_size), build_policy(trained.recipe)
+        with EvalLoader(tiny["data.val"], policy, Output(32), batch_size=4, shard=shard, workers=1) as loader:
             alone = World(0, 1, 0, torch.device("cpu"))
             (scores,) = evaluate([trained.model], loader, alone, Precision(torch.float32, "cpu"))
         hits, samples = hits + scores.top1 * scores.samples / 100, samples + scores.samples
