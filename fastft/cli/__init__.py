@@ -35,7 +35,7 @@ with imports_of("fastft"):
         cmd_train,
     )
     from fastft.cli.arguments import OVERRIDES
-    from fastft.train.exceptions import EXIT_REQUEUE, LoneError, NonFinite, PeerCrashed, Preempted
+    from fastft.train.exceptions import EXIT_REQUEUE, LocalRankError, NonFinite, PeerCrashed, Preempted
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -133,6 +133,6 @@ def _add_command(commands: argparse._SubParsersAction, name: str, command: Comma
 
 
 def _print_error(command: str, error: object) -> None:
-    """Print one line, once per host: from local rank 0, or from the only process that has this error (LoneError)."""
-    if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LoneError):
+    """Print one line, once per host: from local rank 0, or from the only process that has this error (LocalRankError)."""
+    if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LocalRankError):
         print(f"fastft {command}: {printable(str(error))}", file=sys.stderr)

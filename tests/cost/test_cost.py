@@ -137,7 +137,7 @@ def test_mfu_of_this_gpu_needs_no_remark(bench: Path) -> None:
     [
         ({"mfu": 0}, "mfu is 0; it must be above 0 and at most 1"),
         ({"mfu": 52}, "mfu is 52; it must be above 0 and at most 1"),
-        ({"mfu": float("nan")}, "NaN, which is no number"),
+        ({"mfu": float("nan")}, "NaN, which is not a number"),
         ({"loader": 0}, "loader_per_core is 0; it must be above 0"),
         ({"quick": True}, "quick run, whose figures are meaningless"),
     ],
