@@ -16,37 +16,36 @@ import numpy as np
 from fastft.bench.child import Arm
 from fastft.bench.dataset import MAX_SIDE, JpegSet
 from fastft.bench.harness import Contender, alternate, cpu_milliseconds, measure, per_cpu_second
-from fastft.bench.options import Found, Options
+from fastft.bench.options import BenchResult, Options
 
 SIZE = 224
 AUGMENT = "rand-m9-mstd0.5-inc1"  # the paper's, beside random erasing 0.25
 TYPICAL_CROP = (300, 350)
 OP_IMAGES, OP_REPEATS = 32, 8
 TRIES = 20  # one in a hundred fails
-HERE = "fastft.bench.augment_bench"
 
 
-def run(options: Options) -> Found:
+def run(options: Options) -> BenchResult:
     from fastft.augment.policies import INCREASING_OPS
 
     found = _recipe(options)
     arguments = {"paths": [str(p) for p in options.workspace.images.paths]}
     pairs = {
         kind: options.wanted({
-            "fastft": [Contender("fastft", f"{HERE}:our_{kind}", arguments)],
-            "pillow": [Contender("Pillow", f"{HERE}:pillow_{kind}", arguments)],
+            "fastft": [Contender("fastft", ours, arguments)],
+            "pillow": [Contender("Pillow", pillows, arguments)],
         })
-        for kind in ("resizes", "ops")
+        for kind, ours, pillows in (("resizes", our_resizes, pillow_resizes), ("ops", our_ops, pillow_ops))
     }  # fmt: skip
     rounds = alternate(pairs["resizes"], options.rounds, threads=1)
-    for arm in rounds.turns["fastft"]:
+    for arm in rounds.trials["fastft"]:
         setting = {"crops": arm, "to": SIZE, "images": options.images}
         found.append(measure("Bicubic resize", rounds, arm, cpu_milliseconds, "ms", setting, better="lower"))
     rounds = alternate(pairs["ops"], options.rounds, threads=1)
     for op in INCREASING_OPS:
         setting = {"op": op, "size": SIZE, "magnitude": 9, "images": min(OP_IMAGES, options.images)}
         found.append(measure("RandAugment op", rounds, op, cpu_milliseconds, "ms", setting, better="lower"))
-    return Found(found + _on_gpu(options))
+    return BenchResult(found + _on_gpu(options))
 
 
 def _on_gpu(options: Options) -> list[dict[str, Any]]:
@@ -66,20 +65,18 @@ def _on_gpu(options: Options) -> list[dict[str, Any]]:
 def _recipe(options: Options) -> list[dict[str, Any]]:
     """Bytes in memory (DALI: in the page cache) to a normalised tensor; a measure per set of files, of the same rounds."""
     ours = [
-        Contender(f"fastft, {name}", f"{HERE}:our_recipe", {"path": str(options.workspace.beton(name))})
+        Contender(f"fastft, {name}", our_recipe, {"path": str(options.workspace.beton(name))})
         for name in options.workspace.sets
     ]
     files = {"paths": [str(p) for p in options.workspace.images.paths]}
     peers = {
         "fastft": ours,
-        "timm": [Contender("timm", f"{HERE}:timm_recipe", files, "create_transform, on the original files")],
-        "torchvision": [
-            Contender("torchvision v2", f"{HERE}:torchvision_recipe", files, "on the original files")
-        ],
-        "dali": [Contender("DALI CPU", f"{HERE}:dali_recipe", files, "on the original files")],
+        "timm": [Contender("timm", timm_recipe, files, "create_transform, on the original files")],
+        "torchvision": [Contender("torchvision v2", torchvision_recipe, files, "on the original files")],
+        "dali": [Contender("DALI CPU", dali_recipe, files, "on the original files")],
     }
     rounds = alternate(options.wanted(peers), options.rounds, threads=1)
-    everybody = [*rounds.turns, *rounds.skipped]
+    everybody = [*rounds.trials, *rounds.skipped]
     found = []
     for own, name in zip(ours, options.workspace.sets, strict=True):
         only = [who for who in everybody if who == own.name or not who.startswith("fastft")]
@@ -129,7 +126,7 @@ def our_recipe(path: str, size: int = SIZE, augment_policy: str = AUGMENT) -> di
 def timm_recipe(paths: Sequence[str]) -> dict[str, Arm]:
     import timm.data
 
-    from fastft.config import CLIP_MEAN, CLIP_STD
+    from fastft.constants import CLIP_MEAN, CLIP_STD
 
     transform = timm.data.create_transform(
         SIZE, is_training=True, auto_augment=AUGMENT, interpolation="bicubic", re_prob=0.25, re_mode="pixel",
@@ -162,7 +159,7 @@ def torchvision_transform(size: int, augment: bool = True) -> Any:
     import torch
     from torchvision.transforms import InterpolationMode, v2
 
-    from fastft.config import CLIP_MEAN, CLIP_STD
+    from fastft.constants import CLIP_MEAN, CLIP_STD
 
     bicubic = InterpolationMode.BICUBIC
     crop = [v2.RandomResizedCrop(size, interpolation=bicubic, antialias=True), v2.RandomHorizontalFlip()]

@@ -22,7 +22,7 @@ def decode_all(
 
 
 @njit(cache=True, nogil=True)
-def decode_and_augment(data, ends, regions, plan, finish, room, handle, out):  # type: ignore[no-untyped-def]
+def decode_and_augment(data, ends, regions, plan, finish, room, handle, out):
     """Carry out the plan image by image; the number of failures."""
     pixels, decode_scratch, augment_scratch = room
     failures = 0

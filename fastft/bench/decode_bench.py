@@ -13,17 +13,16 @@ from beton_tools.format import Beton
 from fastft.bench.child import Arm, library
 from fastft.bench.dataset import ORIGINAL, JpegSet
 from fastft.bench.harness import Contender, alternate, measure, per_cpu_second
-from fastft.bench.options import Found, Options
+from fastft.bench.options import BenchResult, Options
 
 OUTPUT = 224
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 BATCH = 256
 PLANS = 8  # epochs of crops, drawn beforehand
 DALI = "nvidia-dali-cuda120"
-HERE = "fastft.bench.decode_bench"
 
 
-def run(options: Options) -> Found:
+def run(options: Options) -> BenchResult:
     """One measure per set of files."""
     found: list[dict[str, Any]] = []
     for name in options.workspace.sets:
@@ -35,26 +34,26 @@ def run(options: Options) -> Found:
             "kB per image": round(beton.sizes.mean() / 1e3, 1),
         }
         found.append(measure("Crop decode", rounds, "decode", per_cpu_second, "images/s per core", setting))
-    return Found(found)
+    return BenchResult(found)
 
 
 def contenders(options: Options, name: str) -> list[Contender]:
     path = {"path": str(options.workspace.beton(name))}
     groups = {
         "fastft": [
-            Contender("fastft", f"{HERE}:crops", path, "only the crop"),
-            Contender("whole image, same decoder", f"{HERE}:whole", path),
+            Contender("fastft", crops, path, "only the crop"),
+            Contender("whole image, same decoder", whole, path),
         ],
         "ffcv": [
-            Contender("stock FFCV Loader", f"{HERE}:ffcv_loader", path, "with its resize to 224"),
-            Contender("stock FFCV, decoder alone", f"{HERE}:ffcv_operation", path, "with its resize to 224"),
+            Contender("stock FFCV Loader", ffcv_loader, path, "with its resize to 224"),
+            Contender("stock FFCV, decoder alone", ffcv_operation, path, "with its resize to 224"),
         ],
     }
     if name == ORIGINAL:
         files = {"paths": [str(p) for p in options.workspace.images.paths]}
-        groups["dali"] = [Contender("DALI image_random_crop", f"{HERE}:dali", files, "on the original files")]
+        groups["dali"] = [Contender("DALI image_random_crop", dali, files, "on the original files")]
         groups["torchvision"] = [
-            Contender("torchvision decode_jpeg", f"{HERE}:torchvision", files, "whole, the original files")
+            Contender("torchvision decode_jpeg", torchvision, files, "whole, the original files")
         ]
     return options.wanted(groups)
 

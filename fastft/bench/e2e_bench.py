@@ -16,20 +16,20 @@ import torch
 
 from fastft.bench.child import Arm
 from fastft.bench.dataset import Images, Workspace, evenly
-from fastft.bench.harness import Contender, Rounds, Turn, alternate, measure, per_cpu_second, summary
-from fastft.bench.options import Found, Options
+from fastft.bench.harness import Contender, Rounds, Trial, alternate, measure, per_cpu_second, summary
+from fastft.bench.loader_arms import warm
+from fastft.bench.options import BenchResult, Options
 from fastft.config import Recipe, recipe_from_dict
 from fastft.cost.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, NAMES, diagnose, loader_needs
-from fastft.cost.overheads import CORES_PER_GPU
+from fastft.cost.overheads import cores_per_gpu
 
 ALONE = "fastft, loader alone"
 STEP_PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema")
 CPU_IMAGES, GPU_STEPS, GPU_LOG_EVERY = 192, 60, 10
 TINY = {"width": 192, "layers": 12, "patch_size": 16, "head_width": 64, "image_size": 224}
-HERE = "fastft.bench.e2e_bench"
 
 
-def run(options: Options) -> Found:
+def run(options: Options) -> BenchResult:
     options = _for_an_epoch(options)
     beton = options.workspace.beton(options.workspace.sets[0])
     sections = _sections(options, beton)
@@ -37,7 +37,7 @@ def run(options: Options) -> Found:
     size, batch = recipe.model.image_size, recipe.optim.batch_size
     rounds = alternate(_contenders(options, sections, recipe), options.rounds, options.threads)
     alone = {"path": str(beton), "size": size, "policy": recipe.augment.policy}
-    work = alternate([Contender("fastft", f"{HERE}:loader_work", alone)], options.rounds, threads=1)
+    work = alternate([Contender("fastft", loader_work, alone)], options.rounds, threads=1)
     setting = {"model": _model_name(options), "size": size, "batch": batch, "threads": options.threads}
     setting["images"] = options.images
     modelled, words = _other_gpus(options, work)
@@ -47,7 +47,7 @@ def run(options: Options) -> Found:
         words = [f"{head}: {diagnosis.sentence} {diagnosis.advice}.", *words]
     trained = _rate_measure("End to end", rounds, setting, ["fastft", "timm"])
     loader = _rate_measure("End to end, the loader alone", rounds, setting, [ALONE])
-    return Found(
+    return BenchResult(
         [trained, loader, _split_measure(rounds, setting), _work_measure(rounds, setting), *modelled],
         tuple(words),
     )
@@ -63,10 +63,10 @@ def _contenders(options: Options, sections: dict[str, Any], recipe: Recipe) -> l
     theirs = {"sections": sections, "folder": str(options.workspace.jpegs(name)), "threads": threads}
     return options.wanted({
         "fastft": [
-            Contender("fastft", f"{HERE}:train_recipe", {"sections": sections}),
-            Contender(ALONE, "fastft.bench.loader_arms:warm", {"maker": "ours", "repeat": 1, **loader}),
+            Contender("fastft", train_recipe, {"sections": sections}),
+            Contender(ALONE, warm, {"maker": "ours", "repeat": 1, **loader}),
         ],
-        "timm": [Contender("timm", f"{HERE}:train_timm", theirs)],
+        "timm": [Contender("timm", train_timm, theirs)],
     })  # fmt: skip
 
 
@@ -122,9 +122,9 @@ def _model_name(options: Options) -> str:
 # measures
 
 
-def _rate(turn: Turn) -> float:
+def _rate(trial: Trial) -> float:
     """Images/s of training steps; of the trainer without its evaluation and checkpoint."""
-    return turn["count"] / turn.get("training", turn["wall"])
+    return trial["count"] / trial.get("training", trial["wall"])
 
 
 def _rate_measure(name: str, rounds: Rounds, setting: dict[str, Any], only: list[str]) -> dict[str, Any]:
@@ -133,11 +133,11 @@ def _rate_measure(name: str, rounds: Rounds, setting: dict[str, Any], only: list
 
 def _split_measure(rounds: Rounds, setting: dict[str, Any]) -> dict[str, Any]:
     """Milliseconds of each part; evaluation and checkpoint, which come once an epoch, are spread over its steps."""
-    turns = rounds.turns["fastft"]["pass"]
+    trials = rounds.trials["fastft"]["pass"]
     parts = [
-        summary(NAMES.get(part, part), [1e3 * turn[part] / turn["steps"] for turn in turns])
+        summary(NAMES.get(part, part), [1e3 * trial[part] / trial["steps"] for trial in trials])
         for part in LOOP_PARTS
-        if any(part in turn for turn in turns)
+        if any(part in trial for trial in trials)
     ]
     name = "Where a step's time goes"
     return {"name": name, "unit": "ms per step", "better": "lower", "setting": setting, "contenders": parts}
@@ -145,11 +145,11 @@ def _split_measure(rounds: Rounds, setting: dict[str, Any]) -> dict[str, Any]:
 
 def _work_measure(rounds: Rounds, setting: dict[str, Any]) -> dict[str, Any]:
     """By the trainer's own clocks, beside training: of the loader's threads; on a GPU copy and augment are the GPU's."""
-    turns = rounds.turns["fastft"]["pass"]
+    trials = rounds.trials["fastft"]["pass"]
     parts = [
-        summary(part, [1e3 * turn[part] / turn["count"] for turn in turns])
+        summary(part, [1e3 * trial[part] / trial["count"] for trial in trials])
         for part in LOADER_PARTS
-        if part in turns[0]
+        if part in trials[0]
     ]
     name = "What the loader's time goes to"
     return {"name": name, "unit": "ms per image", "better": "lower", "setting": setting, "contenders": parts}
@@ -157,15 +157,15 @@ def _work_measure(rounds: Rounds, setting: dict[str, Any]) -> dict[str, Any]:
 
 def _seconds(rounds: Rounds) -> dict[str, float]:
     """Of a round of training, by part of a step and of the loader: an epoch is too short here for evaluation to count."""
-    turns = rounds.turns["fastft"]["pass"]
+    trials = rounds.trials["fastft"]["pass"]
     parts = STEP_PARTS + LOADER_PARTS
-    return {part: median(turn[part] for turn in turns) for part in parts if part in turns[0]}
+    return {part: median(trial[part] for trial in trials) for part in parts if part in trials[0]}
 
 
 def _other_gpus(options: Options, work: Rounds) -> tuple[list[dict[str, Any]], list[str]]:
     """Modelled: cores that keep 1, 4 and 8 GPUs busy with `--recipe` or the paper's B/16; and in words."""
     recipe = options.recipe or recipe_from_dict("the paper's B/16", {})
-    arms = work.turns["fastft"]
+    arms = work.trials["fastft"]
     rates = {
         "the GPU augments": median(map(per_cpu_second, arms["decode"])),
         "the CPU augments": median(map(per_cpu_second, arms["both"])),
@@ -189,7 +189,7 @@ def _other_gpus(options: Options, work: Rounds) -> tuple[list[dict[str, Any]], l
 
 def _verdict(row: Mapping[str, Any], recipe: Recipe) -> str:
     gpu, rate, cores = row["gpu"], row["images_per_second"][-1], row["cores"][-1]
-    there = GPU_COUNTS[-1] * CORES_PER_GPU[gpu]
+    there = GPU_COUNTS[-1] * cores_per_gpu(gpu)
     head = (
         f"Modelled: {GPU_COUNTS[-1]} {gpu} at the best published MFU take {rate:,.0f} images/s of {recipe.name}, "
         f"for which {cores:.0f} cores like this one's decode; the usual machine has {there:.0f}: "

@@ -170,7 +170,7 @@ def ours(
     import torch
 
     from fastft.augment import parse_policy
-    from fastft.config import CLIP_MEAN, CLIP_STD
+    from fastft.constants import CLIP_MEAN, CLIP_STD
     from fastft.data import TrainLoader
 
     loader = TrainLoader(
@@ -192,7 +192,7 @@ def ours(
 def ours_eval(path: str, size: int, batch: int, threads: int, repeat: int) -> Pass:
     import torch
 
-    from fastft.config import CLIP_MEAN, CLIP_STD
+    from fastft.constants import CLIP_MEAN, CLIP_STD
     from fastft.data import EvalLoader
 
     loader = EvalLoader(
@@ -210,7 +210,7 @@ def ffcv(
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
 
-    from fastft.config import CLIP_MEAN, CLIP_STD
+    from fastft.constants import CLIP_MEAN, CLIP_STD
 
     if train:
         operations = [RandomResizedCropRGBImageDecoder((size, size)), RandomHorizontalFlip()]
@@ -256,7 +256,7 @@ def timm_batches(
     """timm's loader of (images, labels)."""
     import timm.data
 
-    from fastft.config import CLIP_MEAN, CLIP_STD
+    from fastft.constants import CLIP_MEAN, CLIP_STD
 
     class Patient(timm.data.ImageDataset):
         """Tries again where timm 1.0 asks Pillow 13 to posterize to 0 bits, which is an error there."""
@@ -347,7 +347,7 @@ def dali(
 def timm_transform(size: int) -> Callable[[Any], Any]:
     import timm.data
 
-    from fastft.config import CLIP_MEAN, CLIP_STD
+    from fastft.constants import CLIP_MEAN, CLIP_STD
 
     return timm.data.create_transform(
         size, is_training=True, auto_augment=AUGMENT, interpolation="bicubic", re_prob=0.25, re_mode="pixel",

@@ -11,7 +11,7 @@ from fastft.config import Recipe
 
 
 @dataclass(frozen=True)
-class Found:
+class BenchResult:
     """What one benchmark comes back with: measures of docs/bench-schema.md, and what to say about them."""
 
     measures: list[dict[str, Any]]

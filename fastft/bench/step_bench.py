@@ -14,16 +14,15 @@ import torch
 from torch import nn
 
 from fastft.bench.child import Arm
-from fastft.bench.harness import Contender, Rounds, Turn, alternate, measure, per_second
-from fastft.bench.options import Found, Options
+from fastft.bench.harness import Contender, Rounds, Trial, alternate, measure, per_second
+from fastft.bench.options import BenchResult, Options
 from fastft.model import Arch
 
 CLASSES, SMOOTHING, LR, LAYER_DECAY, WEIGHT_DECAY, EMA_DECAY = 1000, 0.1, 6e-4, 0.6, 0.05, 0.9998
 HALF = "fastft, lower half frozen"
-HERE = "fastft.bench.step_bench"
 
 
-def run(options: Options) -> Found:
+def run(options: Options) -> BenchResult:
     """B/16 at 224; a measure per dtype, and its MFU."""
     on_gpu = torch.cuda.is_available()
     dtypes = ("fp32", "bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else ("fp32", "bf16")
@@ -40,7 +39,7 @@ def run(options: Options) -> Found:
             "model": f"ViT-{shape['letter']}/16", "size": 224, "batch": shape["batch"], "dtype": dtype,
             "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {options.threads} threads",
         }  # fmt: skip
-        whole = [who for who in (*rounds.turns, *rounds.skipped) if who != HALF]
+        whole = [who for who in (*rounds.trials, *rounds.skipped) if who != HALF]
         for name, only in {
             "Training step": whole,
             "Training step, lower half frozen": [HALF, "timm"],
@@ -50,7 +49,7 @@ def run(options: Options) -> Found:
                 measure(name, rounds, "step", per_second, "images/s", setting, only=only, rename=own)
             )
         found += _mfu(rounds, setting)
-    return Found(found)
+    return BenchResult(found)
 
 
 def _mfu(rounds: Rounds, setting: dict[str, Any]) -> list[dict[str, Any]]:
@@ -58,13 +57,13 @@ def _mfu(rounds: Rounds, setting: dict[str, Any]) -> list[dict[str, Any]]:
     on_gpu = not setting["device"].startswith("CPU")
     role: dict[str, Any] = {"role": "mfu"} if on_gpu else {}
     gpu = {"gpu": setting["device"]} if on_gpu else {}
-    peak = max((turn["peak"] for arms in rounds.turns.values() for turn in arms["step"]), default=0.0)
+    peak = max((trial["peak"] for arms in rounds.trials.values() for trial in arms["step"]), default=0.0)
     if not peak:
         return []
     given = {**setting, **gpu, "peak TFLOP/s": round(peak / 1e12, 3)}
 
-    def share(turn: Turn) -> float:
-        return turn["count"] * turn["flops"] / turn["wall"] / peak
+    def share(trial: Trial) -> float:
+        return trial["count"] * trial["flops"] / trial["wall"] / peak
 
     return [measure("Training step, MFU", rounds, "step", share, "share", given, **role)]
 
@@ -72,11 +71,11 @@ def _mfu(rounds: Rounds, setting: dict[str, Any]) -> list[dict[str, Any]]:
 def step_contenders(options: Options, arguments: dict[str, Any]) -> list[Contender]:
     return options.wanted({
         "fastft": [
-            Contender("fastft", f"{HERE}:ours", arguments),
-            Contender(HALF, f"{HERE}:ours", {**arguments, "half": True}),
+            Contender("fastft", ours, arguments),
+            Contender(HALF, ours, {**arguments, "half": True}),
         ],
-        "timm": [Contender("timm", f"{HERE}:timm_step", arguments)],
-        "open_clip": [Contender("open_clip tower", f"{HERE}:open_clip_step", arguments)],
+        "timm": [Contender("timm", timm_step, arguments)],
+        "open_clip": [Contender("open_clip tower", open_clip_step, arguments)],
     })  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from fastft.bench import BENCHES
 from fastft.bench.dataset import Images, Workspace, find_images
 from fastft.bench.environment import describe_machine, load, now
 from fastft.bench.harness import log
-from fastft.bench.options import Found, Options, parse_peers
+from fastft.bench.options import BenchResult, Options, parse_peers
 from fastft.config import load_recipe
 from fastft.files.atomic import write_text
 from fastft.report.bench_report import measure_view, render_bench
@@ -75,7 +75,7 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> dict[str
 
 def _measure(bench: str, options: Options, document: dict[str, Any], console: Console) -> None:
     with console.status(f"measuring {bench}") as status, _progress(bench, status, console):
-        found: Found = import_module(f"fastft.bench.{bench}_bench").run(options)
+        found: BenchResult = import_module(f"fastft.bench.{bench}_bench").run(options)
     document["notes"] += found.notes
     measures = [_rounded({"bench": bench, **measure}) for measure in found.measures]
     document["measures"] += measures

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastft.config import Recipe
 from fastft.cost.model import PUBLISHED_MFU, recipe_flops
-from fastft.machine.gpus import GPUS
+from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.model import load_arch
 
 # Wall seconds of the training process, which add up; seconds of the loader's threads and streams, which work meanwhile.
@@ -89,7 +89,8 @@ def loader_needs(recipe: Recipe, images_per_core: float | None) -> list[dict[str
     arch = load_arch(recipe.model.arch).at(recipe.model.image_size)
     per_image = recipe_flops(recipe, arch).train
     rows = []
-    for name, gpu in GPUS.items():
+    for name in MAIN_GPUS:
+        gpu = GPUS[name]
         rates = [count * gpu.peak_flops * PUBLISHED_MFU[name].value / per_image for count in GPU_COUNTS]
         cores = None if images_per_core is None else [rate / images_per_core for rate in rates]
         rows.append({"gpu": name, "images_per_second": rates, "cores": cores})

@@ -9,9 +9,9 @@ from typing import Any
 
 from beton_tools.errors import UserError
 from fastft.config import Recipe
-from fastft.cost.overheads import CORES_PER_GPU, FASTFT, Overheads, with_cores
+from fastft.cost.overheads import FASTFT, Overheads, cores_per_gpu, with_cores
 from fastft.imagenet import assumed_val_images
-from fastft.machine.gpus import GPUS, Gpu
+from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu
 from fastft.model import Arch, Flops, count_flops, load_arch
 
 MACHINE_GPUS = 8  # of the usual cloud machine
@@ -202,8 +202,9 @@ def predict(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """
     reference = reference_mfu(load_arch(recipe.model.arch))
     predicted = {}
-    for name, gpu in GPUS.items():
-        over, published = with_cores(FASTFT, CORES_PER_GPU[name]), PUBLISHED_MFU[name]
+    for name in MAIN_GPUS:
+        gpu = GPUS[name]
+        over, published = with_cores(FASTFT, cores_per_gpu(name)), PUBLISHED_MFU[name]
         best, slow = (estimate(recipe, gpu, MACHINE_GPUS, mfu, over) for mfu in (published, reference))
         predicted[name] = {
             "mfu": published.value,

@@ -12,7 +12,8 @@ IMAGES_PER_CORE = (
 )
 EVAL_IMAGES_PER_CORE = 400.0  # whole images decoded and resized, images/s; assumed
 # Cores, two vCPU each, beside one GPU of the usual cloud machines: p3.16xlarge, p4d.24xlarge, p5.48xlarge.
-CORES_PER_GPU = {"V100": 4.0, "A100": 6.0, "H100": 12.0}
+_CORES_PER_GPU = {"V100": 4.0, "A100": 6.0, "H100": 12.0}
+_DEFAULT_CORES = 4.0  # assumed for other GPUs
 
 SOURCES = {
     "loader_rate": "training images/s that the loader makes per GPU",
@@ -27,8 +28,8 @@ SOURCES = {
 class Overheads:
     """Rates are images/s per GPU. `measured` names the fields that came out of a benchmark."""
 
-    loader_rate: float = IMAGES_PER_CORE * CORES_PER_GPU["V100"]
-    eval_loader_rate: float = EVAL_IMAGES_PER_CORE * CORES_PER_GPU["V100"]
+    loader_rate: float = IMAGES_PER_CORE * _CORES_PER_GPU["V100"]
+    eval_loader_rate: float = EVAL_IMAGES_PER_CORE * _CORES_PER_GPU["V100"]
     pass_start_seconds: float = 2.0  # assumed: the loader stays up between evaluations
     pass_per_model: bool = False  # raw and EMA model share one pass over the images
     start_seconds: float = 120.0  # assumed, once
@@ -109,16 +110,21 @@ def _plausible(path: Path, role: str, value: float) -> float:
     return value
 
 
-def with_measured(over: Overheads, measured: Measured, cores_per_gpu: float) -> Overheads:
+def with_measured(over: Overheads, measured: Measured, cores: float) -> Overheads:
     """The overheads with the measured loader rates in the place of the assumed ones."""
     rates = {"loader_rate": measured.loader_per_core, "eval_loader_rate": measured.eval_loader_per_core}
-    known: dict[str, Any] = {name: rate * cores_per_gpu for name, rate in rates.items() if rate is not None}
+    known: dict[str, Any] = {name: rate * cores for name, rate in rates.items() if rate is not None}
     return replace(over, **known, measured=(*over.measured, *known))
 
 
-def with_cores(over: Overheads, cores_per_gpu: float) -> Overheads:
+def cores_per_gpu(gpu: str) -> float:
+    """CPU cores beside one GPU of a usual cloud machine; `gpu` is a name in GPUS."""
+    return _CORES_PER_GPU.get(gpu, _DEFAULT_CORES)
+
+
+def with_cores(over: Overheads, cores: float) -> Overheads:
     return replace(
         over,
-        loader_rate=IMAGES_PER_CORE * cores_per_gpu,
-        eval_loader_rate=EVAL_IMAGES_PER_CORE * cores_per_gpu,
+        loader_rate=IMAGES_PER_CORE * cores,
+        eval_loader_rate=EVAL_IMAGES_PER_CORE * cores,
     )

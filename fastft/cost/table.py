@@ -13,10 +13,10 @@ from beton_tools.errors import UserError
 from fastft.config import Recipe
 from fastft.cost.model import PUBLISHED_MFU, Estimate, Mfu, estimate, recipe_flops, reference_mfu
 from fastft.cost.overheads import (
-    CORES_PER_GPU,
     FASTFT,
     Measured,
     Overheads,
+    cores_per_gpu,
     read_measured,
     with_cores,
     with_measured,
@@ -77,7 +77,7 @@ def price_recipes(recipes: Sequence[Recipe], question: Question, rows: int | Non
 
 
 def _overheads(question: Question, measured: Measured | None) -> Overheads:
-    cores = question.cores_per_gpu or CORES_PER_GPU[question.gpu.upper()]
+    cores = question.cores_per_gpu or cores_per_gpu(question.gpu.upper())
     over = with_cores(FASTFT, cores)
     return over if measured is None else with_measured(over, measured, cores)
 

@@ -1,6 +1,6 @@
-"""Limits of the control group (cgroup v2) that this process runs in: containers and batch jobs are held to them.
+"""CPU and memory limits of this process's control group (cgroup v2), as set for containers and batch jobs.
 
-A limit of a group holds for all that lies in it, so that the smallest on the way up to the root counts. The files:
+A group's limit also applies to the groups below it, so the smallest limit on the path to the root is in force. File format:
 docs.kernel.org/admin-guide/cgroup-v2.html.
 """
 
@@ -11,23 +11,23 @@ OWN = Path("/proc/self/cgroup")  # "0::/path below ROOT"; other lines are of ver
 
 
 def cpu_limit() -> float | None:
-    """Cores' worth of CPU time; None where there is no limit."""
+    """CPU limit in cores; None if there is none."""
     quotas = [text.split() for text in _read_all("cpu.max")]  # quota and period in microseconds
     return min((int(q[0]) / int(q[1]) for q in quotas if q[0] != "max"), default=None)
 
 
 def memory_limit() -> int | None:
-    """Bytes; None where there is no limit."""
+    """Memory limit in bytes; None if there is none."""
     return min((int(text) for text in _read_all("memory.max") if text != "max"), default=None)
 
 
 def _read_all(name: str) -> list[str]:
-    """What the file says in the own group and in each that it lies in, as far as it is there."""
+    """Contents of the file in the own group and in each of its parents, where it exists."""
     texts = []
     for folder in _groups():
         try:
             texts.append((folder / name).read_text(encoding="ascii").strip())
-        except OSError:  # the root has no limits; a container may not see the groups around it
+        except OSError:  # the root has no such file; a container may not see its parents
             continue
     return [text for text in texts if text]
 

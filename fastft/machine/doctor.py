@@ -1,4 +1,4 @@
-"""`fastft doctor`: is this machine ready? Each check says ok, warn or fail, and what mends it."""
+"""`fastft doctor`: checks whether this machine is ready. Each check is ok, warn or fail, with the command that fixes it."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,19 +12,19 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 MIN_PYTHON = (3, 10)
 TORCH_WITHOUT_VOLTA = (2, 15)  # plans to drop the cu126 wheels, and Volta with them (PyTorch RFC 190385)
 VOLTA = (7, 0)
-CORES_PER_GPU = 4  # that decode and augment, on the usual machine with eight V100
-SHM_NEEDED = 1 << 30  # NCCL and torch share buffers there; containers often get 64 MB
-# L/14's checkpoints: two kept and one being written, of 4.9 GB each, and the best weights twice, of 1.2 GB
+CORES_PER_GPU = 4  # for decoding and augmentation; a usual machine with eight V100 has more
+SHM_NEEDED = 1 << 30  # used by NCCL and torch; containers often get 64 MB
+# L/14: two checkpoints and a third being written, 4.9 GB each; the best weights and their successor, 1.2 GB each
 DISK_NEEDED = 20 << 30
-DISK_OF_IMAGENET = "60-130 GB"  # converted, by --max-resolution
-RAM_SHARE = 0.9  # of the memory available that a .beton may fill and still be cached whole
+DISK_OF_IMAGENET = "60-130 GB"  # converted; depends on --max-resolution
+RAM_SHARE = 0.9  # a .beton up to this share of the available memory stays in the page cache
 CU126 = "--index-url https://download.pytorch.org/whl/cu126"
 FFCV_LIBRARIES = "apt-get install build-essential pkg-config libopencv-dev libturbojpeg0-dev python3-dev"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line. `fix` is a command or an instruction; empty where nothing needs mending."""
+    """One line of output. `fix` is a command or an instruction; empty if there is nothing to fix."""
 
     name: str
     status: str
@@ -47,7 +47,7 @@ def check_torch(f: Facts) -> Check:
 
 
 def check_gpu(f: Facts) -> Check:
-    """A card, a driver, and a torch built for both."""
+    """Whether there is a GPU, a driver, and a torch built for CUDA."""
     if f.gpus:
         counted = {gpu.name: sum(g.name == gpu.name for g in f.gpus) for gpu in f.gpus}
         return Check("GPU", OK, ", ".join(f"{n} x {name}" for name, n in counted.items()))
@@ -64,13 +64,13 @@ def check_gpu(f: Facts) -> Check:
     return Check(
         "GPU",
         WARN,
-        "none: only the demo and tests are quick without one",
+        "none; without one, only the demo and the tests run in reasonable time",
         "run training on a machine with a GPU",
     )
 
 
 def check_architectures(f: Facts) -> Check | None:
-    """Does this torch hold code for the card? None without a card."""
+    """Whether torch was built for the GPU's architecture; None without a GPU."""
     if not f.gpus:
         return None
     lacking = sorted({g.capability for g in f.gpus if not _has_code(g.capability, f.arch_list)})
@@ -80,12 +80,12 @@ def check_architectures(f: Facts) -> Check | None:
             OK,
             "for " + ", ".join(sorted({f"sm_{a}{b}" for a, b in (g.capability for g in f.gpus)})),
         )
-    found = f"torch {f.torch} holds none for " + ", ".join(f"sm_{a}{b}" for a, b in lacking)
+    found = f"torch {f.torch} was not built for " + ", ".join(f"sm_{a}{b}" for a, b in lacking)
     return Check("CUDA code", FAIL, found, _install(f, torch_for(min(lacking))))
 
 
 def torch_for(capability: tuple[int, int]) -> str:
-    """What pip is to install: a torch with code for a card of this compute capability."""
+    """Arguments for pip that install a torch built for this compute capability."""
     newest = (
         f'"torch<{_dotted(TORCH_WITHOUT_VOLTA)}" torchvision' if capability == VOLTA else "torch torchvision"
     )
@@ -93,7 +93,7 @@ def torch_for(capability: tuple[int, int]) -> str:
 
 
 def _has_code(capability: tuple[int, int], arch_list: tuple[str, ...]) -> bool:
-    """Binary code runs on the same major version from its minor on; PTX (compute_) on everything newer."""
+    """Whether code for any of `arch_list` runs: sm_XY on the same major version from minor Y on, compute_XY on all newer."""
     for arch in arch_list:
         kind, _, digits = arch.partition("_")
         digits = digits.rstrip("af")
@@ -108,24 +108,34 @@ def _has_code(capability: tuple[int, int], arch_list: tuple[str, ...]) -> bool:
 
 
 def check_numba_cuda(f: Facts) -> Check | None:
-    """Augmentation on the GPU needs it. None without a card."""
+    """Whether numba-cuda is installed, for a CUDA version that has the GPU's architecture; None without a GPU."""
     if not f.gpus:
         return None
     if f.numba_cuda is None:
         return Check(
             "numba-cuda",
             FAIL,
-            "not installed, augmentation on the GPU needs it",
+            "not installed; augmentation on the GPU needs it",
             _install(f, "--editable '.[cuda12]'"),
         )
     if f.numba_cuda_toolkit == 13 and any(g.capability < (7, 5) for g in f.gpus):
         return Check(
             "numba-cuda",
             FAIL,
-            f"{f.numba_cuda} with CUDA 13, which never had sm_70",
+            f"{f.numba_cuda} with CUDA 13, which does not support sm_70",
             _install(f, "--editable '.[cuda12]'"),
         )
     return Check("numba-cuda", OK, f.numba_cuda)
+
+
+def check_kernels(f: Facts) -> Check | None:
+    """Whether an augmentation kernel compiles (and loads, with a GPU); None without numba-cuda."""
+    if f.numba_cuda is None:
+        return None
+    if f.kernel_error is None:
+        return Check("CUDA kernels", OK, f.kernel or "")
+    status = FAIL if f.gpus else WARN
+    return Check("CUDA kernels", status, f.kernel_error, _install(f, "--editable '.[cuda12]'"))
 
 
 def check_ffcv(f: Facts) -> Check:
@@ -134,18 +144,18 @@ def check_ffcv(f: Facts) -> Check:
         return Check("FFCV", FAIL, found, ffcv_fix(f))
     if f.ffcv_error is not None:
         return Check("FFCV", FAIL, f.ffcv_error, ffcv_fix(f))
-    return Check("FFCV", OK, f"{f.ffcv}, its libraries load")
+    return Check("FFCV", OK, f"{f.ffcv}, its libraries can be loaded")
 
 
 def ffcv_fix(f: Facts) -> str:
-    """The libraries, then FFCV built against them: one that is installed must be forced, and none taken from a cache."""
+    """Commands that install the libraries and rebuild FFCV against them, even if a build is installed or cached."""
     anew = "" if f.ffcv is None else "--force-reinstall --no-deps --no-cache-dir "
     return f"{FFCV_LIBRARIES}; " + _install(f, f"{anew}--no-build-isolation ffcv==1.0.2")
 
 
 def check_turbojpeg(f: Facts) -> Check:
     if f.turbojpeg is None:
-        return Check("TurboJPEG", FAIL, "libturbojpeg is not found", "apt-get install libturbojpeg0")
+        return Check("TurboJPEG", FAIL, "libturbojpeg was not found", "apt-get install libturbojpeg0")
     return Check("TurboJPEG", OK, f.turbojpeg)
 
 
@@ -154,19 +164,19 @@ def check_cores(f: Facts) -> Check:
     found = f"{f.cores} usable"
     if f.gpus and f.cores < need:
         fix = "give the job more cores (Slurm: --cpus-per-task, Docker: --cpus), or convert with --max-resolution 400"
-        return Check("cores", WARN, f"{found}, about {need} feed {len(f.gpus)} GPU(s)", fix)
+        return Check("cores", WARN, f"{found}; {len(f.gpus)} GPU(s) need about {need}", fix)
     return Check("cores", OK, found)
 
 
 def check_memory(f: Facts) -> Check:
-    """The file is read from the page cache: what does not fit is read from disk again every epoch."""
+    """Whether the training file fits in the page cache; the rest is read from disk again every epoch."""
     found = f"{f.ram_available / GIB:.1f} GiB available of {f.ram_total / GIB:.1f}"
     if f.data_size is None:
         return Check("memory", OK, found)
     found += f", data file {f.data_size / GIB:.1f}"
     if f.data_size > RAM_SHARE * f.ram_available:
         fix = "convert with a smaller --max-resolution, or keep the file on NVMe"
-        return Check("memory", WARN, f"{found}: every epoch reads from disk", fix)
+        return Check("memory", WARN, f"{found}; every epoch will read from disk", fix)
     return Check("memory", OK, found)
 
 
@@ -184,7 +194,7 @@ def check_disk(f: Facts) -> Check:
 
 def check_shared_memory(f: Facts) -> Check:
     if f.shm_size is None:
-        return Check("/dev/shm", WARN, "not there", "mount -t tmpfs -o size=8g tmpfs /dev/shm")
+        return Check("/dev/shm", WARN, "missing", "mount -t tmpfs -o size=8g tmpfs /dev/shm")
     found = f"{f.shm_size / GIB:.2f} GiB"
     if f.shm_size < SHM_NEEDED:
         return Check("/dev/shm", WARN, found, "docker run --shm-size=8g, or --ipc=host")
@@ -197,6 +207,7 @@ CHECKS: tuple[Callable[[Facts], Check | None], ...] = (
     check_gpu,
     check_architectures,
     check_numba_cuda,
+    check_kernels,
     check_ffcv,
     check_turbojpeg,
     check_cores,
@@ -207,7 +218,7 @@ CHECKS: tuple[Callable[[Facts], Check | None], ...] = (
 
 
 def examine(facts: Facts) -> list[Check]:
-    """Every check that applies."""
+    """Run every check that applies to this machine."""
     return [check for run in CHECKS if (check := run(facts)) is not None]
 
 
@@ -222,11 +233,11 @@ def print_checks(checks: list[Check], console: Console) -> None:
             f"[{colours[c.status]}]{c.status:<5}[/] {c.name:<12} {c.found}", highlight=False, soft_wrap=True
         )
         if c.fix:
-            console.print(f"{'':<18} mend: {c.fix}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"{'':<18} fix: {c.fix}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _install(f: Facts, what: str) -> str:
-    """By the Python that runs: `pip` alone is another one's where no environment is active."""
+    """A pip command for the running Python; a bare `pip` may belong to another one."""
     return f"{f.executable} -m pip install {what}"
 
 

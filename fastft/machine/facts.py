@@ -1,4 +1,4 @@
-"""What `fastft doctor` knows about a machine. Gathering never fails: what cannot be found out is None."""
+"""Facts about this machine for `fastft doctor`. Gathering them never fails: an unknown value is None."""
 
 import ctypes.util
 import importlib.metadata
@@ -14,8 +14,9 @@ from beton_tools.format import Beton
 from fastft.machine.cgroup import cpu_limit, memory_limit
 
 GIB = 1 << 30
-COMMAND_SECONDS = 20  # nvidia-smi on a machine whose driver hangs
-IMPORT_SECONDS = 120  # FFCV, with torch, from a slow disk
+COMMAND_SECONDS = 20  # time limit; nvidia-smi hangs with some broken drivers
+KERNEL_PROBE = "fastft.machine.kernel_probe"
+PYTHON_SECONDS = 120  # time limit; importing torch from a slow disk takes long
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,16 @@ class Facts:
     """Sizes in bytes."""
 
     python: tuple[int, ...]
-    executable: str  # of this Python, as a shell here is told
+    executable: str  # path of this Python, quoted for a shell in the working directory
     torch: str | None
-    torch_cuda: str | None  # CUDA that torch was built with; None: CPU build
+    torch_cuda: str | None  # CUDA version torch was built with; None: CPU build
     arch_list: tuple[str, ...]  # sm_70, ..., compute_90
     gpus: tuple[GpuFacts, ...]
-    nvidia_smi: str | None  # first card by nvidia-smi, which needs no torch
+    nvidia_smi: str | None  # first GPU according to nvidia-smi
     numba_cuda: str | None
-    numba_cuda_toolkit: int | None  # major version of the CUDA wheels beside it
+    numba_cuda_toolkit: int | None  # major version of the installed CUDA wheels
+    kernel: str | None  # what kernel_probe did; None: it failed or was not run
+    kernel_error: str | None
     ffcv: str | None
     ffcv_error: str | None
     ffcv_missing_libraries: tuple[str, ...]
@@ -50,14 +53,16 @@ class Facts:
 
 
 def gather(data: Path | None = None) -> Facts:
-    """Look at this machine; `data` is the file that training will read.
+    """Examine this machine; `data` is the training file.
 
     Raises:
-        UserError: `data` is not there, or is no .beton.
+        UserError: `data` does not exist or is not a .beton file.
     """
     data_size = None if data is None else Beton.open(data).data.nbytes
     torch_version, torch_cuda, arch_list, gpus = _torch()
     total, available = _memory()
+    numba_cuda = _version("numba-cuda")
+    kernel, kernel_error = (None, None) if numba_cuda is None else _run_python("-m", KERNEL_PROBE)
     shm = Path("/dev/shm")
     return Facts(
         python=tuple(sys.version_info[:3]),
@@ -67,10 +72,12 @@ def gather(data: Path | None = None) -> Facts:
         arch_list=arch_list,
         gpus=gpus,
         nvidia_smi=_first_line("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"),
-        numba_cuda=_version("numba-cuda"),
+        numba_cuda=numba_cuda,
         numba_cuda_toolkit=_cuda_wheels(),
+        kernel=kernel,
+        kernel_error=kernel_error,
         ffcv=_version("ffcv"),
-        ffcv_error=_import_error("ffcv"),
+        ffcv_error=_run_python("-c", "import ffcv")[1],
         ffcv_missing_libraries=_missing_libraries("ffcv"),
         turbojpeg=ctypes.util.find_library("turbojpeg"),
         cores=_cores(),
@@ -85,7 +92,7 @@ def gather(data: Path | None = None) -> Facts:
 def _torch() -> tuple[str | None, str | None, tuple[str, ...], tuple[GpuFacts, ...]]:
     try:
         import torch
-    except Exception:  # a broken install fails in many ways; each means: not usable
+    except Exception:  # a broken installation can raise anything
         return None, None, (), ()
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpus = tuple(
@@ -95,7 +102,7 @@ def _torch() -> tuple[str | None, str | None, tuple[str, ...], tuple[GpuFacts, .
 
 
 def _memory() -> tuple[int, int]:
-    """Total and available, of the control group where that is smaller than the machine."""
+    """Total and available bytes: the machine's, or the control group's where that is smaller."""
     values = {}
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         key, _, rest = line.partition(":")
@@ -106,15 +113,15 @@ def _memory() -> tuple[int, int]:
 
 
 def _cores() -> int:
-    """That this process may run on, and has CPU time for: whole ones, at least one."""
+    """Cores this process may use: its CPU affinity or its control group's CPU limit, at least 1."""
     allowed, limit = len(os.sched_getaffinity(0)), cpu_limit()
     return allowed if limit is None else max(1, min(allowed, int(limit)))
 
 
 def _executable() -> str:
-    """Short where it lies below the working directory, as .venv/bin/python."""
+    """The path of this Python, relative if it lies below the working directory, such as .venv/bin/python."""
     path, here = Path(sys.executable), Path.cwd()
-    inside = path.is_relative_to(here) and path.parent != here  # a bare name would be looked for in PATH
+    inside = path.is_relative_to(here) and path.parent != here  # a bare name would be searched in PATH
     return shlex.quote(str(path.relative_to(here) if inside else path))
 
 
@@ -123,7 +130,7 @@ def _first_line(*command: str) -> str | None:
 
 
 def _output(*command: str) -> str:
-    """What a command prints; nothing where it is missing, fails or hangs."""
+    """The output of a command; empty if it is missing, fails or hangs."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -139,28 +146,28 @@ def _version(package: str) -> str | None:
 
 
 def _cuda_wheels() -> int | None:
-    """12 or 13, by the runtime wheel that numba-cuda's extra brings."""
+    """12 or 13: the major version of the CUDA runtime wheel that numba-cuda's extra installs."""
     if _version("nvidia-cuda-runtime-cu12") is not None:
         return 12
-    runtime = _version("nvidia-cuda-runtime")  # without a suffix since CUDA 13
+    runtime = _version("nvidia-cuda-runtime")  # CUDA 13 dropped the suffix
     return None if runtime is None else int(runtime.split(".")[0])
 
 
-def _import_error(module: str) -> str | None:
-    """In a process of its own: a C++ library at odds with another one may end the process."""
-    command = [sys.executable, "-c", f"import {module}"]
+def _run_python(*arguments: str) -> tuple[str | None, str | None]:
+    """Run this Python in a process of its own, which an incompatible C++ library may abort; (output, error), one is None."""
+    command = [sys.executable, *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PYTHON_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return f"import {module} has not ended after {IMPORT_SECONDS} s"
+        return None, f"{shlex.join(arguments)} did not finish within {PYTHON_SECONDS} s"
     if done.returncode == 0:
-        return None
+        return done.stdout.strip(), None
     lines = done.stderr.strip().splitlines()
-    return lines[-1] if lines else f"import {module} ended with exit code {done.returncode}"
+    return None, lines[-1] if lines else f"{shlex.join(arguments)} ended with exit code {done.returncode}"
 
 
 def _missing_libraries(package: str) -> tuple[str, ...]:
-    """Shared libraries that a package's compiled modules ask for and the loader does not find, by ldd."""
+    """Shared libraries, according to ldd, that a package's compiled modules need and that are not found."""
     try:
         files = importlib.metadata.files(package) or []
         compiled = [str(f.locate()) for f in files if f.suffix == ".so"]

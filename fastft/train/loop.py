@@ -9,11 +9,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 
 from beton_tools.errors import UserError
+from fastft.augment.rng import step_seed
 from fastft.build import build_mixer, build_model, build_policy, build_schedule
 from fastft.config import Recipe
 from fastft.data import Batch, EvalLoader, TrainLoader
@@ -342,7 +342,7 @@ class Trainer:
         if columns == 0:
             return None
         device = self.world.device
-        generator = torch.Generator(device).manual_seed(_step_seed(self.recipe.train.seed, global_step))
+        generator = torch.Generator(device).manual_seed(step_seed(self.recipe.train.seed, global_step))
         return torch.rand(self.recipe.optim.batch_size, columns, generator=generator, device=device)
 
     def _evaluate_epoch(self, epoch: int) -> None:
@@ -499,7 +499,3 @@ class Trainer:
             self.log.say(f"{path.name} is damaged: kept as damaged-{path.name}, an older one is continued")
         if self.global_step:
             self.log.say(f"continuing after step {self.global_step} of {self.total_steps}")
-
-
-def _step_seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)

@@ -32,10 +32,10 @@ def test_a_round_of_training_reports_its_own_parts_and_those_of_its_loader(
     paths = sorted((tmp_path / "images").glob("*/*"))
     options = Options(Workspace(tmp_path, Images(paths, "coffee")), rounds=1, threads=1, quick=True)
     sections = e2e_bench._sections(options, options.workspace.beton(options.workspace.sets[0]))
-    turn = e2e_bench.train_recipe(sections)["pass"]()
-    assert turn["count"] == 4 and turn["steps"] == 2
-    assert turn["training"] == pytest.approx(sum(turn.get(part, 0) for part in e2e_bench.STEP_PARTS))
-    rounds = Rounds({"fastft": {"pass": [turn]}}, {}, {})
+    trial = e2e_bench.train_recipe(sections)["pass"]()
+    assert trial["count"] == 4 and trial["steps"] == 2
+    assert trial["training"] == pytest.approx(sum(trial.get(part, 0) for part in e2e_bench.STEP_PARTS))
+    rounds = Rounds({"fastft": {"pass": [trial]}}, {}, {})
     assert {"decode", "augment"} <= {c["name"] for c in e2e_bench._work_measure(rounds, {})["contenders"]}
     assert {"forward", "backward", "decode", "augment"} <= e2e_bench._seconds(rounds).keys()
 

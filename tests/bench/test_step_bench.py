@@ -70,8 +70,8 @@ def test_on_a_gpu_without_a_known_peak_all_but_mfu_is_measured(
 ) -> None:
     """An L4: `peak_flops` says None."""
     monkeypatch.setattr("fastft.machine.gpus.peak_flops", lambda device, dtype: None)
-    turn = {"wall": 1.0, **step_bench.arm(lambda: None, 8, 1, 1e9, torch.float32)()}  # type: ignore[dict-item]
-    monkeypatch.setattr(step_bench, "alternate", lambda *_, **__: Rounds({"fastft": {"step": [turn]}}))
+    trial = {"wall": 1.0, **step_bench.arm(lambda: None, 8, 1, 1e9, torch.float32)()}  # type: ignore[dict-item]
+    monkeypatch.setattr(step_bench, "alternate", lambda *_, **__: Rounds({"fastft": {"step": [trial]}}))
     measures = step_bench.run(Options(Workspace(tmp_path, Images([], "none")), rounds=1, threads=1)).measures
     assert {m["name"] for m in measures} == {"Training step", "Training step, lower half frozen"}
     assert [measure_view(m)["compared"] for m in measures] == 4 * [False]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fastft.bench.options import Found, parse_peers
+from fastft.bench.options import BenchResult, parse_peers
 from fastft.bench.suite import print_group
 from fastft.cli import main
 from fastft.cost.overheads import read_measured
@@ -44,7 +44,7 @@ def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """`decode` finds one figure, which rounds to 1,163 at once and to 1,162 by way of 1,162.5."""
     own = {"name": "fastft", "rounds": [1162.5034], "median": 1162.5034, "min": 1162.5034, "max": 1162.5034}
     measure = {"name": "m", "unit": "MB", "setting": {}, "contenders": [own]}
-    monkeypatch.setattr("fastft.bench.decode_bench.run", lambda options: Found([measure]))
+    monkeypatch.setattr("fastft.bench.decode_bench.run", lambda options: BenchResult([measure]))
 
 
 def test_page_and_table_round_as_the_file_does(

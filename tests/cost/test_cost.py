@@ -202,5 +202,5 @@ def test_command_prints_json_and_refuses_unknown_gpus(capsys: pytest.CaptureFixt
     path = str(RECIPES / "final_b16.yaml")
     assert main(["cost", path, "--gpu", "v100", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["recipes"][0]["recipe"] == "final_b16"
-    assert main(["cost", path, "--gpu", "t4"]) == 2
+    assert main(["cost", path, "--gpu", "k80"]) == 2
     assert "V100" in capsys.readouterr().err

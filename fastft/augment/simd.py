@@ -170,7 +170,7 @@ def _define_operator(symbol: Callable, instruction: str) -> None:
         return _pixel(a, b), codegen
 
     @overload(symbol)
-    def implement(a, b):  # type: ignore[no-untyped-def]  # Numba compares bare signatures
+    def implement(a, b):  # Numba compares bare signatures
         pixels = [isinstance(value, _PixelType) for value in (a, b)]
         scalars = [value == types.float64 for value in (a, b)]
         if any(pixels) and all(p or s for p, s in zip(pixels, scalars, strict=True)):
