@@ -18,6 +18,7 @@ import numpy as np
 from beton_tools.errors import UserError
 
 VERSION = 2
+MAX_CLASSES = 1 << 20  # a label beyond is not a class number (but a bounding box, an id or damage)
 DEFAULT_PAGE_SIZE = 8 << 20  # what FFCV's writer uses: 8 MiB
 JPEG_MODE, RAW_MODE = 0, 1
 # The densest JPEG spends a bit on each 8 x 8 block (512 pixels a byte). A file that claims more pixels than

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from beton_tools.errors import UserError
-from beton_tools.names import Names
+from beton_tools.names import MAX_NAME_BYTES, Names
 from beton_tools.pagefile import sync_folder
 
 FORMAT = "beton-manifest"
 VERSION = 1
-_MAX_NAME = 4096  # PATH_MAX: bounds what a hostile name table may unpack to
 _BROKEN = (ValueError, TypeError, KeyError, OverflowError, zlib.error)  # what hostile contents raise
 
 
@@ -144,7 +143,7 @@ def pack_names(names: Names) -> dict[str, str]:
 def _unpack_names(packed: dict[str, str], count: int) -> Names:
     lengths = np.frombuffer(_inflate(packed["lengths"], 2 * count), "<u2").astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    if len(lengths) != count or lengths.max(initial=0) > _MAX_NAME:
+    if len(lengths) != count or lengths.max(initial=0) > MAX_NAME_BYTES:
         raise ValueError("its name table does not fit its number of samples")
     blob = _inflate(packed["text"], int(offsets[-1]))
     if len(blob) != offsets[-1]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from beton_tools.errors import UserError
-from beton_tools.format import Beton
+from beton_tools.format import MAX_CLASSES, Beton
 from beton_tools.manifest import Manifest
 from fastft.augment.draw import draw_plan, eval_plan
 from fastft.augment.policies import AugmentPolicy
@@ -23,7 +23,6 @@ from fastft.data.order import BatchLayout, epoch_order, eval_share
 from fastft.data.stage import CpuStage, DrawPlan, PackedStage, Stage
 
 Colour = tuple[float, float, float]
-MAX_CLASSES = 1 << 20  # a label beyond is no class number (but a bounding box, an id, damage)
 Locate = Callable[[int], tuple[int, int]]  # index of a micro-batch -> (step, first position)
 
 
