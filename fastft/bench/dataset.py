@@ -10,17 +10,13 @@ import numpy as np
 
 from beton_tools.errors import UserError
 from beton_tools.format import (
-    ALLOC_DTYPE,
     DEFAULT_PAGE_SIZE,
-    FIELD_DTYPE,
-    HEADER_DTYPE,
-    IMAGE_TYPE,
-    INT_TYPE,
     RAW_MODE,
     SAMPLE_DTYPE,
-    VERSION,
     Beton,
     align_up,
+    first_page_offset,
+    write_tables,
 )
 from beton_tools.sources import Source, open_source
 from beton_tools.writer import WriteOptions, write_beton
@@ -169,22 +165,14 @@ def extract(beton: Beton, root: Path, count: int | None = None) -> None:
 
 def write_imagenet_length(path: Path, num_bytes: int = 1024) -> None:
     rows = np.zeros(IMAGENET_LENGTH, SAMPLE_DTYPE)
-    first = align_up(HEADER_DTYPE.itemsize + 2 * FIELD_DTYPE.itemsize + rows.nbytes, DEFAULT_PAGE_SIZE)
+    first = first_page_offset(IMAGENET_LENGTH, DEFAULT_PAGE_SIZE)
     pointers = first + num_bytes * np.arange(IMAGENET_LENGTH, dtype=np.uint64)
     end = align_up(int(pointers[-1]) + num_bytes, DEFAULT_PAGE_SIZE)
     rows["f0"]["width"], rows["f0"]["height"], rows["f0"]["data_ptr"] = MAX_SIDE, MAX_SIDE * 3 // 4, pointers
     rows["f1"] = np.arange(IMAGENET_LENGTH) % 1000
-    header = np.array([(VERSION, 2, DEFAULT_PAGE_SIZE, IMAGENET_LENGTH, end)], HEADER_DTYPE)
-    fields = np.zeros(2, FIELD_DTYPE)
-    for field, name, kind in zip(fields, (b"image", b"label"), (IMAGE_TYPE, INT_TYPE), strict=True):
-        field["name"][: len(name)], field["type_id"] = np.frombuffer(name, np.uint8), kind
-    table = np.zeros(IMAGENET_LENGTH, ALLOC_DTYPE)
-    table["sample_id"], table["ptr"], table["size"] = np.arange(IMAGENET_LENGTH), pointers, num_bytes
+    sizes = np.full(IMAGENET_LENGTH, num_bytes)
     with path.open("wb") as file:
-        for part in (header, fields, rows):
-            file.write(part.tobytes())
-        file.seek(end)
-        file.write(table.tobytes())
+        write_tables(file, rows, sizes, page_size=DEFAULT_PAGE_SIZE, data_start=first, data_end=end)
 
 
 # in a contender's process

@@ -157,7 +157,7 @@ def test_classes_of_another_file_fix_the_labels(
     with pytest.raises(UserError, match="exists already"):  # the labels would be others
         folder("--data", tmp_path / "val", "--out", val, "--workers", 0)
     manifest_path(train).unlink()
-    with pytest.raises(UserError, match="no manifest beside it"):
+    with pytest.raises(UserError, match="has no manifest that lists its classes"):
         folder("--data", tmp_path / "val", "--out", val, "--classes-of", train)
 
 

@@ -200,7 +200,7 @@ def test_what_one_run_skipped_another_does_not_take_in_silence(photo_folder: Pat
 
     with pytest.raises(KeyboardInterrupt):
         write_beton(out, open_source(photo_folder), skip, stop)
-    with pytest.raises(UserError, match=r"n01440764_0\.JPEG: empty file; pass --on-error skip to go on"):
+    with pytest.raises(UserError, match=r"n01440764_0\.JPEG: empty file; pass --on-error skip to continue"):
         write_beton(out, open_source(photo_folder), fail)
     write_beton(out, open_source(photo_folder), skip)
     with pytest.raises(UserError, match=r"n01440764_0\.JPEG: empty file; .* finished without it"):
@@ -219,7 +219,7 @@ def test_what_is_said_of_a_bad_image_is_so(
     good = bad.read_bytes()
     bad.write_bytes(b"")
     options = WriteOptions(workers=0, page_size=PAGE, max_resolution=120)
-    words = "skip to go on without it, or repair it; once it is removed the conversion starts over"
+    words = "skip to continue without it, or repair it; if it is removed, the conversion starts over"
     with pytest.raises(UserError, match=words):
         write_beton(out, open_source(photo_folder), options)
     if remedy == "skip":

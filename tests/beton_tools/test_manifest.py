@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from beton_tools import UserError
-from beton_tools.manifest import Manifest, manifest_path, pack_names
+from beton_tools.manifest import MAX_FILE_BYTES, Manifest, manifest_path, pack_names
 from beton_tools.names import Names
 from beton_tools.sources import open_source
 from beton_tools.writer import WriteOptions, write_beton
@@ -105,6 +106,13 @@ def bomb(megabytes: int) -> str:
     return base64.b64encode(zlib.compress(bytes(megabytes << 20), 9)).decode()
 
 
+def nested(depth: int) -> Any:
+    value: Any = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
 LIES: dict[str, Any] = {
     "another format": {"format": "webdataset"},
     "another version": {"version": 2},
@@ -119,12 +127,25 @@ LIES: dict[str, Any] = {
     "skipped that is no list": {"skipped": [["a"]]},
     "suffixes without a number": {"left_out": {".txt": "3"}},
     "no name table": {"names": None},
+    "encodings that are no counts": {"encodings": {"kept": "many"}},
+    "encodings that are fractions": {"encodings": {"kept": 1.5}},
+    "encodings as a list": {"encodings": [["kept", 1]]},
+    "options nested 900 deep": {"options": nested(900)},
+    "a source nested 900 deep": {"source": {"root": nested(900)}},
+    "skipped nested 900 deep": {"skipped": [[nested(900), "x"]]},
+    "options of infinity": {"options": {"quality": float("inf")}},
+    "a reason that is no text": {"skipped": [["a", 3]]},
+    "three texts for a skipped image": {"skipped": [["a", "b", "c"]]},
+    "a page checksum of 33 bits": {"page_crc32": [1 << 32]},
+    "a negative table checksum": {"tables_crc32": -1},
+    "a root that is a number": {"source": {"kind": "folder", "root": 3}},
+    "a name table of numbers": {"names": {"text": 1, "lengths": [2]}},
+    "a version that is a table": {"version": nested(900)},
 }
 BROKEN_NAMES: dict[str, Any] = {
     "a wrong count": {"num_samples": 4},
     "a count that no file has": {"num_samples": 1 << 62},
     "an empty name table": {"names": {}},
-    "a name table of numbers": {"names": {"text": 1, "lengths": [2]}},
     "no base64": {"names": {"text": "???", "lengths": "???"}},
     "no zlib": {"names": {"text": "aGVsbG8=", "lengths": "aGVsbG8="}},
     "a decompression bomb": {"names": {"text": bomb(64), "lengths": bomb(64)}},
@@ -141,6 +162,7 @@ def test_a_manifest_that_lies_is_refused_in_one_line(
     with pytest.raises(UserError, match="not a manifest") as caught:
         load(tmp_path, entries | LIES[lie])
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("lie", BROKEN_NAMES)
@@ -149,7 +171,7 @@ def test_names_that_are_broken_are_an_error_of_one_line_when_asked_for(
 ) -> None:
     manifest = load(tmp_path, entries | BROKEN_NAMES[lie])
     tracemalloc.start()
-    with pytest.raises(UserError, match="names in the manifest are broken") as caught:
+    with pytest.raises(UserError, match="names in the manifest are damaged") as caught:
         _ = manifest.names
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -163,6 +185,31 @@ def test_a_manifest_that_lacks_something_is_refused(
 ) -> None:
     with pytest.raises(UserError, match="not a manifest"):
         load(tmp_path, {key: value for key, value in entries.items() if key != missing})
+
+
+def test_only_a_regular_file_of_a_sensible_size_is_read(tmp_path: Path) -> None:
+    path = manifest_path(tmp_path / "a.beton")
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="a FIFO, not a regular file"):
+        Manifest.of_beton(tmp_path / "a.beton")
+    path.unlink()
+    with path.open("wb") as sparse:
+        sparse.truncate(MAX_FILE_BYTES + 1)
+    with pytest.raises(UserError, match="larger than the limit"):
+        Manifest.of_beton(tmp_path / "a.beton")
+
+
+def test_an_interrupted_save_leaves_nothing(
+    tmp_path: Path, entries: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    manifest = load(tmp_path, entries)
+    monkeypatch.setattr("json.dump", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        manifest.save(tmp_path / "new.json")
+    assert not list(tmp_path.glob("new.json*"))
 
 
 def test_no_manifest_is_none_and_no_json_is_an_error(tmp_path: Path) -> None:

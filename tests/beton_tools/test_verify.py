@@ -72,7 +72,9 @@ def test_a_row_that_lies_about_the_size_of_its_image_is_found(written: Path) -> 
     data = bytearray(written.read_bytes())
     data[METADATA + 1] ^= 1  # width
     written.write_bytes(data)
-    assert [where for where, what in verify(written).problems if "its row says" in what] == ["sample 0"]
+    assert [where for where, what in verify(written).problems if "the metadata table states" in what] == [
+        "sample 0"
+    ]
 
 
 def test_an_index_that_lies_is_found(written: Path) -> None:
@@ -91,7 +93,7 @@ def test_a_manifest_of_another_file_is_found(written: Path, photo_folder: Path, 
     write_beton(other, open_source(photo_folder), WriteOptions(workers=0, subset_per_class=2))
     manifest_path(other).rename(manifest_path(written))
     report = verify(written, decode=False)
-    assert ("manifest", "num_samples is 24, the manifest says 6") in report.problems
+    assert ("manifest", "num_samples is 24, the manifest states 6") in report.problems
 
 
 def test_a_broken_name_table_is_found_and_hides_nothing_else(written: Path) -> None:

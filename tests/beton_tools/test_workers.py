@@ -5,12 +5,14 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver, reduction
 from pathlib import Path
 
 import pytest
 
 from beton_tools import UserError
 from beton_tools.images import EncodedImage, EncodeOptions
+from beton_tools.signals import raise_on_stop_signals
 from beton_tools.sources import FileSpan
 from beton_tools.workers import CHUNK, WINDOW, Failed, Result, Task, encode_in_order
 
@@ -87,6 +89,49 @@ def test_an_image_on_which_a_worker_dies_once_is_not_lost(photo_folder: Path, tm
     assert (tmp_path / "died").exists()
 
 
+@pytest.mark.parametrize("moment", ["before the request", "before the answer"])
+def test_a_forkserver_that_is_killed_while_workers_start_is_one_line(
+    photo_folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    server = forkserver._forkserver
+
+    def kill_server() -> None:
+        os.kill(server._forkserver_pid, signal.SIGKILL)
+        os.waitid(os.P_PID, server._forkserver_pid, os.WEXITED | os.WNOWAIT)
+
+    if moment == "before the request":
+        start = server.ensure_running
+        monkeypatch.setattr(server, "ensure_running", lambda: (start(), kill_server()))
+    else:
+        send = reduction.sendfds
+        monkeypatch.setattr(reduction, "sendfds", lambda *args: (kill_server(), send(*args)))
+    with pytest.raises(
+        UserError, match=r"died while it was starting; .*then run the same command again"
+    ) as caught:
+        list(encode_in_order(tasks_of(photo_folder, 30), EncodeOptions(), 2))
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert len(list(encode_in_order(tasks_of(photo_folder, 30), EncodeOptions(), 2))) == 30
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_while_workers_start_leaves_no_worker(
+    photo_folder: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    truly_start, started = multiprocessing.context.ForkServerProcess.start, []
+
+    def start(process: multiprocessing.context.ForkServerProcess) -> None:
+        if started:
+            signal.raise_signal(number)
+        truly_start(process)
+        started.append(process)
+
+    monkeypatch.setattr(multiprocessing.context.ForkServerProcess, "start", start)
+    with raise_on_stop_signals(), pytest.raises(KeyboardInterrupt):
+        list(encode_in_order(tasks_of(photo_folder, 30), EncodeOptions(), 3))
+    assert len(started) == 1 and not started[0].is_alive()
+
+
 def test_a_worker_that_dies_without_an_image_ends_it_in_one_line(photo_folder: Path) -> None:
     def tasks() -> Iterator[Task]:
         for worker in multiprocessing.active_children():
@@ -94,7 +139,7 @@ def test_a_worker_that_dies_without_an_image_ends_it_in_one_line(photo_folder: P
             worker.join()
         yield from tasks_of(photo_folder, 30)
 
-    with pytest.raises(UserError, match=r"died \(exit code -9\) with no image in work; .*fewer --workers"):
+    with pytest.raises(UserError, match=r"died between images \(exit code -9\); .*fewer --workers"):
         list(encode_in_order(tasks(), EncodeOptions(), 2))
 
 
