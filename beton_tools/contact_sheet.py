@@ -22,7 +22,11 @@ _LINE = 15  # pixels from one line of a caption to the next
 def draw_sheet(
     beton: Beton, manifest: Manifest | None, ids: Sequence[int], columns: int, cell: int
 ) -> Image.Image:
-    """Draw each sample in a square of `cell` pixels, with its class and id below; a red box if it cannot be decoded."""
+    """Draw each sample in a square of `cell` pixels, with its class and id below; a red box if it cannot be decoded.
+
+    Raises:
+        UserError: the file changed while it was being read.
+    """
     columns = min(columns, len(ids))
     rows = -(-len(ids) // columns)
     width, height = _GAP + columns * (cell + _GAP), _GAP + rows * (cell + _CAPTION + _GAP)
@@ -31,6 +35,7 @@ def draw_sheet(
         row, column = divmod(place, columns)
         corner = (_GAP + column * (cell + _GAP), _GAP + row * (cell + _CAPTION + _GAP))
         _draw_sample(sheet, beton, manifest, sample_id, corner, cell)
+    beton.check_unchanged()  # not "cannot be decoded"
     return sheet
 
 

@@ -51,7 +51,8 @@ def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder:
     JPEG bytes are written as they are stored.
 
     Raises:
-        UserError: a sample cannot be read, a file cannot be written, or the manifest belongs to another file.
+        UserError: a sample cannot be read, the `.beton` changed while it was being read, a file cannot be written, or
+            the manifest belongs to another file.
     """
     if manifest is not None and manifest.num_samples != len(beton):
         raise UserError(
@@ -71,6 +72,7 @@ def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder:
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
         yield path
+    beton.check_unchanged()
 
 
 def _class_folders(classes: Sequence[str]) -> list[str]:

@@ -20,9 +20,14 @@ def compute(beton: Beton, manifest: Manifest | None) -> dict[str, Any]:
     """Statistics as a JSON-compatible dict. Sizes in bytes, sides in pixels; percentile "0" is the minimum, "100" the maximum.
 
     jpeg.subsampling and jpeg.indexed are shares of `jpeg.headers_read` images, spread evenly over the file.
+
+    Raises:
+        UserError: the file has no labels, cannot be read, or changed while it was being read.
     """
     heights, widths = beton.heights.astype(np.int64), beton.widths.astype(np.int64)
     labels, counts = np.unique(beton.labels, return_counts=True)
+    jpeg_shares = _jpeg_shares(beton)
+    beton.check_unchanged()
     return {
         "path": str(beton.path),
         "file_size": beton.file_size,
@@ -39,7 +44,7 @@ def compute(beton: Beton, manifest: Manifest | None) -> dict[str, Any]:
         "megapixels": round(float((heights * widths).sum() / 1e6), 1),
         "images_per_class": _spread(counts),
         "raw_images": int((beton.modes == RAW_MODE).sum()),
-        "jpeg": _jpeg_shares(beton),
+        "jpeg": jpeg_shares,
         "encodings": manifest.encodings if manifest is not None else None,
         "skipped": len(manifest.skipped) if manifest is not None else None,
     }

@@ -20,11 +20,12 @@ from beton_tools.format import (
 )
 from beton_tools.sources import Source, open_source
 from beton_tools.writer import WriteOptions, write_beton
+from fastft.constants import IMAGENET_TRAIN_SIZE
 
+IMAGENET_LENGTH = IMAGENET_TRAIN_SIZE
 SAMPLE_VARIABLE = "FASTFT_IMAGENET_SAMPLE"
 MAX_SIDE, QUALITY = 500, 90  # FFCV's recommendation for ImageNet
 FEW = 64  # below this number, encoding is faster than starting processes
-IMAGENET_LENGTH = 1_281_167
 PACKAGED = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina")
 RESIZED, ORIGINAL = f"longest side {MAX_SIDE}, q{QUALITY}, 4:2:0", "as they are, lossless"
 

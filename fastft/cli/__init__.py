@@ -26,8 +26,10 @@ with imports_of("fastft"):
         cmd_eval,
         cmd_explain,
         cmd_export,
+        cmd_options,
         cmd_predict,
         cmd_preview,
+        cmd_recipes,
         cmd_report,
         cmd_sweep,
         cmd_train,
@@ -54,6 +56,8 @@ class Command(Protocol):
 CONVERT_KINDS: dict[str, Command] = {"folder": cmd_convert_folder, "imagenet": cmd_convert_imagenet}
 COMMANDS: dict[str, Command] = {
     "train": cmd_train,
+    "recipes": cmd_recipes,
+    "options": cmd_options,
     "explain": cmd_explain,
     "preview": cmd_preview,
     "cost": cmd_cost,

@@ -58,8 +58,8 @@ def seconds_left(run: Run) -> float:
     training = max(0, run.total_steps - run.steps) * pace
     if not run.evaluations:
         return training
-    evaluations = -(-run.recipe.epochs // run.recipe.train.eval_every) - len(run.evaluations)
-    return training + max(0, evaluations) * median(e["seconds"] for e in run.evaluations)
+    left = run.recipe.evaluations - len(run.evaluations)
+    return training + max(0, left) * median(e["seconds"] for e in run.evaluations)
 
 
 def _row(

@@ -6,6 +6,7 @@ import numpy as np
 
 from beton_tools.errors import UserError
 from fastft.augment.rng import epoch_words
+from fastft.config import count_steps
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
@@ -57,14 +58,11 @@ class BatchLayout:
                 f"batch size {self.batch_size} is not a multiple of {self.shard.world_size} processes x "
                 f"micro-batch {self.micro_batch}; change one of the three"
             )
-        if self.num_samples < self.batch_size:
-            raise UserError(
-                f"{self.num_samples} samples do not fill one batch of {self.batch_size}; use a smaller batch"
-            )
+        count_steps(self.num_samples, self.batch_size)
 
     @property
     def steps(self) -> int:
-        return self.num_samples // self.batch_size
+        return count_steps(self.num_samples, self.batch_size)
 
     @property
     def rank_batch(self) -> int:

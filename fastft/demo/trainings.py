@@ -59,7 +59,7 @@ CONTENDERS = (
 )
 
 
-def run_demo(recipe: Path, cache: Path, folder: Path, console: Console) -> dict[str, Any]:
+def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) -> dict[str, Any]:
     """Fetch, convert, train, compare; writes `folder/predictions.png` and returns the figures.
 
     Raises:

@@ -10,9 +10,11 @@ import yaml
 
 from beton_tools.errors import UserError
 from beton_tools.pagefile import try_lock
+from beton_tools.user_files import read_user_text
 from fastft.config import Recipe, recipe_from_dict
 from fastft.files.atomic import write_text
 from fastft.files.rules import NUMBER, NUMBER_OR_NULL, NUMBERS_BY_NAME, POSITIVE, check_keys
+from fastft.files.yaml_file import read_yaml
 from fastft.imagenet import is_imagenet
 
 Line = dict[str, Any]
@@ -30,6 +32,7 @@ LINES = {
 }  # fmt: skip
 OPTIONAL = ("split", "world_size")
 SCORES = ("raw_", "ema_")
+MAX_BYTES = 1 << 30  # of metrics.jsonl and result.json; a run of 50 epochs writes 1 MB
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Run:
 
     def _from_time_left(self) -> int:
         if not self.intervals:
-            return max(1, self.recipe.steps_per_epoch())
+            return max(1, self.recipe.data.train_size // self.recipe.optim.batch_size)
         last = self.intervals[-1]
         left = last["seconds_left"] * last["images_per_second"] / self.recipe.optim.batch_size
         return max(1, round((last["step"] + left) / self.recipe.epochs))
@@ -95,16 +98,13 @@ class Run:
 def load_run(folder: Path) -> Run:
     """Raises UserError where the folder is no run directory, or what lies in it is not as the trainer writes it."""
     path = folder / "recipe.yaml"
-    if not path.is_file():
+    if not path.exists():
         raise UserError(
-            f"{folder} is no run directory (no recipe.yaml); give the folder that fastft train wrote"
+            f"{folder} is not a run directory (no recipe.yaml); give the folder that fastft train wrote"
         )
-    try:
-        sections = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    if not (isinstance(sections, dict) and all(isinstance(s, dict) for s in sections.values())):
-        raise UserError(f"{path} holds no recipe; give the folder that fastft train wrote")
+    sections = read_yaml(path, "the recipe.yaml that fastft train wrote")
+    if not all(isinstance(section, dict) for section in sections.values()):
+        raise UserError(f"{path} is not a recipe; give the folder that fastft train wrote")
     result = _read_json(folder / "result.json")
     recipe = recipe_from_dict(str(result.get("recipe") or folder.name), sections)
     lines = read_metrics(folder / "metrics.jsonl")
@@ -133,15 +133,12 @@ def read_metrics(path: Path) -> list[Line]:
     """
     if not path.exists():
         return []
-    try:
-        texts = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+    texts = read_user_text(path, MAX_BYTES, "the metrics.jsonl that fastft train wrote").splitlines()
     lines = []
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         try:
             check_keys("it", line, {"step": NUMBER})
@@ -162,14 +159,14 @@ def _check_lines(by_kind: dict[str, list[Line]]) -> None:
 
 
 def _read_json(path: Path) -> Line:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(document, dict):
-            raise ValueError("it holds no object")
-        return document
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (OSError, ValueError) as error:
+    try:
+        document = json.loads(read_user_text(path, MAX_BYTES, "the file that fastft train wrote"))
+        if not isinstance(document, dict):
+            raise ValueError("it is not an object")
+        return document
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read: {error}; delete it and run the same fastft train again"
         ) from None

@@ -12,6 +12,7 @@ from beton_tools.manifest import Manifest
 from fastft.config import Recipe, load_recipe
 from fastft.cost.run_cost import run_cost
 from fastft.files.atomic import write_text
+from fastft.files.recipe_file import RECIPES
 from fastft.files.run_directory import Run
 from fastft.inference.mistakes import Mistakes
 from fastft.report.charts import Chart, Series, render_chart
@@ -19,7 +20,6 @@ from fastft.report.page import percent, render_page
 from fastft.report.time_split import time_split
 
 FINALS = ("final_b16", "final_b16_384", "final_l14", "final_l14_336")
-RECIPES = Path(__file__).parents[2] / "rcp"
 EPOCHS = "epochs trained"  # the evaluation of epoch 0 is drawn at 1
 NOT_COMPARED = {"about.top1", "about.source", "data.train", "data.val", "train.run_dir"}
 

@@ -173,7 +173,7 @@ class Trainer:
 
     def _build_model(self, pretrained: bool) -> None:
         r, device = self.recipe, self.world.device
-        self.precision = choose_precision(r.train.amp, device)
+        self.precision = choose_precision(r.train.amp, device, r.train.half_residual)
         self.model = build_model(r, pretrained=pretrained).to(device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.visual.grad_checkpointing = r.train.grad_checkpointing
@@ -293,12 +293,11 @@ class Trainer:
             raise self._preempted()
 
     def _evaluation_is_due(self) -> bool:
-        done, every = self.progress.epoch, self.recipe.train.eval_every
+        done = self.progress.epoch
         return (
             self.eval_loader is not None
-            and done > 0
             and self.progress.step == 0
-            and (done % every == 0 or done == self.recipe.epochs)
+            and self.recipe.evaluates_after(done)
             and not self.progress.evaluated(done - 1)
         )
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastft.config import Recipe
-from fastft.imagenet import expected_top1
+from fastft.imagenet import NO_EXPECTATION, describe_expectation, expected_top1
 from fastft.model import Arch
 from fastft.train.evaluate import Scores
 from fastft.train.log import format_seconds
@@ -63,6 +63,7 @@ def summarise(progress: Progress, recipe: Recipe) -> dict[str, Any]:
         "best": best,
         "last": last,
         "expected_top1": expected_top1(recipe),
+        "expectation": describe_expectation(recipe),
         "source": recipe.about.source,
         "evaluations": progress.evaluations,
     }
@@ -76,5 +77,5 @@ def conclusion(result: dict[str, Any]) -> str:
     parts = [f"best {headline_top1(best):.3f} (epoch {best['epoch']}{', EMA' if 'ema' in best else ''})"]
     parts += [f"last EMA {last['ema']['top1']:.3f}"] if "ema" in last else []
     parts += [f"last raw {last['raw']['top1']:.3f}"]
-    expected = f"; expected {result['expected_top1']} ({result['source']})" if result["expected_top1"] else ""
+    expected = "" if result["expectation"] == NO_EXPECTATION else f"; {result['expectation']}"
     return f"top-1 in percent: {', '.join(parts)}{expected}; {format_seconds(result['seconds'])} of training"

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fastft.build import compile_model
 from fastft.model import Classifier
-from fastft.optim import Ema
+from fastft.optim import Ema, HalfCopy
 from fastft.train.distributed import World
 from fastft.train.precision import Precision
 from fastft.train.timing import Split
@@ -37,6 +37,7 @@ class Step:
         self.world, self.precision = world, precision
         self.accumulation, self.label_smoothing, self.clip_grad = accumulation, label_smoothing, clip_grad
         self.forward: Any = model
+        self.half: HalfCopy | None = None
         self.scaler = precision.scaler()
         self.split = Split(world.device)
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
@@ -44,7 +45,11 @@ class Step:
 
     def connect(self, compile: str) -> None:
         """Let gradients travel between the processes, which all call this, and compile as the recipe asks."""
-        self.forward = compile_model(self.world.wrap(self.model), compile, self.world.device)
+        trained: torch.nn.Module = self.model
+        if self.precision.half_residual:  # copied here, after a checkpoint may have been loaded
+            self.half = HalfCopy(self.model, self.precision.dtype)
+            trained = self.half.module
+        self.forward = compile_model(self.world.wrap(trained), compile, self.world.device)
 
     def reset_loss(self) -> None:
         self.loss_sum = torch.zeros((), dtype=torch.float32, device=self.world.device)
@@ -64,7 +69,7 @@ class Step:
         if self.world.size > 1:  # gradients travel once per step
             self.forward.require_backward_grad_sync = last
         smoothing = 0.0 if targets.is_floating_point() else self.label_smoothing
-        with self.precision.autocast():
+        with self.precision.training_context():
             logits_BK = self.forward(images, noise)
         loss = F.cross_entropy(logits_BK.float(), targets, label_smoothing=smoothing)
         self.split.mark("forward")
@@ -77,12 +82,16 @@ class Step:
 
     def update(self) -> None:
         """Weights, loss scale and EMA from the gradients, which are given up."""
+        if self.half is not None:
+            self.half.move_gradients()
         if self.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.half is not None:
+            self.half.refresh()
         self.split.mark("optimizer")
         if self.ema is not None:
             self.ema.update()

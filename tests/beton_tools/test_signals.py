@@ -16,11 +16,14 @@ from beton_tools.writer import WriteOptions, write_beton
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 
-# `fastft convert folder` that prints "ready" after 21 images and then waits
-CONVERT = """
-import contextlib, sys, time
+PAGE = 1 << 16
+# `fastft convert folder`, with small pages, that prints "ready" after 21 images and then waits
+CONVERT = f"""
+import contextlib, dataclasses, sys, time
 from beton_tools import console
-from fastft.cli import main
+from fastft.cli import cmd_convert_folder, main
+options_of = cmd_convert_folder.options_of
+cmd_convert_folder.options_of = lambda args: dataclasses.replace(options_of(args), page_size={PAGE})
 def show(done, total, skipped):
     if done == 21:
         print("ready", flush=True)
@@ -64,8 +67,11 @@ def start(*command: object, before: Callable[[], None] | None = None, **environm
     return child
 
 
-@pytest.mark.parametrize("number", SIGNALS, ids=str)
-@pytest.mark.parametrize("to_group", [False, True])
+@pytest.mark.parametrize(
+    ("number", "to_group"),
+    [*((number, False) for number in SIGNALS), (signal.SIGINT, True), (signal.SIGTERM, True)],
+    ids=str,
+)
 def test_a_signal_ends_a_conversion_with_one_line_and_the_next_run_continues(
     photo_folder: Path, tmp_path: Path, number: signal.Signals, to_group: bool
 ) -> None:
@@ -78,11 +84,10 @@ def test_a_signal_ends_a_conversion_with_one_line_and_the_next_run_continues(
     assert child.returncode == 128 + number
     assert not out.exists()
     assert out.with_name("photos.beton.part.journal").exists()
-    done: list[int] = []
-    write_beton(
-        out, open_source(photo_folder), WriteOptions(workers=0), lambda images, *_: done.append(images)
-    )
-    write_beton(whole, open_source(photo_folder), WriteOptions(workers=0))
+    options, done = WriteOptions(workers=0, page_size=PAGE), []
+    write_beton(out, open_source(photo_folder), options, lambda images, *_: done.append(images))
+    assert done[0] > 0
+    write_beton(whole, open_source(photo_folder), options)
     assert out.read_bytes() == whole.read_bytes()
 
 

@@ -25,7 +25,7 @@ def beton(photographs, tmp_path_factory) -> Path:
     return folder / "p.beton"
 
 
-def test_the_images_are_those_that_the_loader_gives(beton: Path) -> None:
+def test_the_images_equal_those_of_the_loader(beton: Path) -> None:
     policy, size = parse_policy("rand-m9-mstd0.5-inc1"), 64
     n = Beton.open(beton).num_samples
     with TrainLoader(beton, policy, Output(size), seed=3, batch_size=n) as loader:
