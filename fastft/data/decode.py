@@ -20,6 +20,7 @@ from beton_tools.jpeg.markers import BAD_REGION, OK, OTHER_SIZE, scan_header
 from beton_tools.jpeg.memory import copy_bytes
 from fastft.augment.cpu import Finish, augment_image
 from fastft.data.clock import AUGMENT, CPU, DECODE, READ, WALL, now
+from fastft.data.errors import READ_FAILED
 from fastft.data.pread import read_at
 
 if "NUMBA_THREADING_LAYER" not in os.environ:
@@ -40,11 +41,11 @@ class Stored(NamedTuple):
     mode: np.ndarray  # uint8, JPEG_MODE or RAW_MODE
 
 
-def find_stored(beton: Beton, descriptor: int, ids: np.ndarray) -> Stored:
+def find_stored(beton: Beton, ids: np.ndarray) -> Stored:
     """The `Stored` of a batch of sample ids (B,)."""
     rows = beton.image_column[ids]
     height, width = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
-    return Stored(descriptor, beton.pointers[ids], beton.sizes[ids], height, width, rows["mode"].copy())
+    return Stored(beton.descriptor, beton.pointers[ids], beton.sizes[ids], height, width, rows["mode"].copy())
 
 
 class Scratch(NamedTuple):
@@ -73,14 +74,14 @@ def read_stored(stored: Stored, b: int, region: np.ndarray, buffer: np.ndarray) 
 
     Returns 0 or an error code.
     """
-    if stored.mode[b] != RAW_MODE:
-        return read_at(stored.descriptor, stored.start[b], stored.num_bytes[b], buffer)
-    y, x, h, w = region[0], region[1], region[2], region[3]
-    height, width = stored.height[b], stored.width[b]
-    if y < 0 or x < 0 or h < 1 or w < 1 or y + h > height or x + w > width:
-        return BAD_REGION
-    row = CHANNELS * width
-    return read_at(stored.descriptor, stored.start[b] + y * row, h * row, buffer)
+    start, num_bytes = stored.start[b], stored.num_bytes[b]
+    if stored.mode[b] == RAW_MODE:
+        y, x, h, w = region[0], region[1], region[2], region[3]
+        height, width = stored.height[b], stored.width[b]
+        if y < 0 or x < 0 or h < 1 or w < 1 or y + h > height or x + w > width:
+            return BAD_REGION
+        start, num_bytes = start + CHANNELS * width * y, CHANNELS * width * h
+    return OK if read_at(stored.descriptor, start, num_bytes, buffer) else READ_FAILED
 
 
 @njit(cache=True, nogil=True)
@@ -101,7 +102,9 @@ def decode_stored(
     if stored.mode[b] != RAW_MODE:
         source = buffer[: stored.num_bytes[b]]
         head = scan_header(source)
-        if head.code == OK and (head.height != stored.height[b] or head.width != stored.width[b]):
+        if head.code != OK:
+            return head.code
+        if head.height != stored.height[b] or head.width != stored.width[b]:
             return OTHER_SIZE
         return decode_scanned(source, head, y, x, h, w, out, scratch, decoder)
     if out.size < CHANNELS * h * w:

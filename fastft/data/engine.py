@@ -3,9 +3,8 @@
 `EpochThread` overrides parts of FFCV's `EpochIterator`; `Engine` has the attributes that the rest of it reads. Both depend
 on FFCV's internals, which is why FFCV is pinned; `tests/data/test_ffcv_contract.py` fails when those internals change.
 
-FFCV's reader and its compiled pipelines are not used. The reader cannot read field names that are not ASCII, and the index
-that it builds from samples to pages takes 2.3 s and 634 MB for ImageNet. A pipeline is compiled for every loader, and
-Numba never frees the compiled code: 1 MB for each loader.
+FFCV's reader and its compiled pipelines are not used. The index that the reader builds from samples to pages takes 2.3 s and
+634 MB for ImageNet. A pipeline is compiled for every loader, and Numba never frees the compiled code: 1 MB per loader.
 """
 
 from contextlib import nullcontext, suppress

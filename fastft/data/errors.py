@@ -1,6 +1,5 @@
 """Errors of single samples: what the codes of the compiled loops mean, as one line that names file and sample."""
 
-import os
 from contextlib import suppress
 
 from beton_tools.errors import UserError
@@ -8,7 +7,10 @@ from beton_tools.format import Beton
 from beton_tools.jpeg.markers import describe_error
 from beton_tools.manifest import Manifest
 from fastft.augment.cpu import REASONS
-from fastft.data.pread import FILE_ENDED
+
+READ_FAILED = (
+    1000  # beside the codes of `beton_tools.jpeg.markers`, and those of `REASONS`, which are negative here
+)
 
 
 class SampleError(UserError):
@@ -25,20 +27,15 @@ class SampleError(UserError):
         )
 
 
-def changed_error(beton: Beton, detail: str) -> UserError:
-    """The error for a file that another program truncated or rewrote after it was opened."""
-    return UserError(
-        f"{beton.path}: changed while it was read ({detail}); restore the file and run the same command again"
-    )
+def raise_for_code(beton: Beton, sample: int, code: int) -> None:
+    """Raise the error for a nonzero code of `decode_packed` or `decode_and_augment`.
 
-
-def error_of_code(beton: Beton, sample: int, code: int) -> UserError:
-    """The error for a nonzero code of `decode_packed` or `decode_and_augment`."""
-    if code == FILE_ENDED:
-        return changed_error(beton, f"it ends before sample {sample}")
-    if code > FILE_ENDED:
-        return UserError(
-            f"{beton.path}: sample {sample} cannot be read ({os.strerror(code - FILE_ENDED)}); "
-            "check the disk and run the same command again"
-        )
-    return SampleError(beton, sample, describe_error(code) if code > 0 else REASONS[-code])
+    Raises:
+        SampleError: the sample cannot be decoded.
+        UserError: the file cannot be read, or changed after it was opened.
+    """
+    if code == READ_FAILED:
+        beton.image_bytes(sample)  # raises the reason, unless reading succeeds now
+        raise SampleError(beton, sample, "could not be read at first")
+    beton.check_unchanged()
+    raise SampleError(beton, sample, describe_error(code) if code > 0 else REASONS[-code])

@@ -85,7 +85,7 @@ class _BetonLoader:
         self.batches_ahead = batches_ahead
 
     def _allocate(self) -> None:
-        """Open the file for reading and allocate decoders and buffers; the last thing that a constructor does."""
+        """Allocate decoders and buffers; the last thing that a constructor does, when nothing can be refused any more."""
         slots = Engine.slots(self.batches_ahead)
         self.stage = _new_stage(
             self.beton, self.policy, self.output, workers=self.workers, slots=slots, batch=self.batch
@@ -99,6 +99,7 @@ class _BetonLoader:
             raise RuntimeError("this loader is closed")
         if len(order) == 0:
             return
+        self.beton.check_unchanged()
         thread = self.engine.start(order, draw)
         try:
             for index in range(-(-len(order) // self.batch)):
@@ -119,7 +120,7 @@ class _BetonLoader:
         return self.stage.pop_timings()
 
     def close(self) -> None:
-        """End the pass in progress and its thread, free the decoders and close the file."""
+        """End the pass in progress and its thread, and free the decoders."""
         self.closed = True
         self.engine.close()
         self.stage.close()
@@ -261,7 +262,7 @@ def _read_manifest(beton: Beton) -> Manifest | None:
         UserError: it describes another file.
     """
     manifest = Manifest.of_beton(beton.path)
-    if manifest and (manifest.num_samples, manifest.file_size) != (beton.num_samples, beton.data.size):
+    if manifest and (manifest.num_samples, manifest.file_size) != (beton.num_samples, beton.file_size):
         raise UserError(
             f"{beton.path}: its manifest is of another file ({manifest.num_samples} samples, {manifest.file_size} bytes); "
             "write the file again, or delete the manifest"

@@ -44,7 +44,7 @@ class PackedStage(Stage):
         self.events: deque[list[Any]] = deque()
 
     def run(self, ids: np.ndarray, slot: int, draw: DrawPlan) -> tuple[torch.Tensor, torch.Tensor]:
-        stored = find_stored(self.beton, self.file.descriptor, ids)
+        stored = find_stored(self.beton, ids)
         plan = draw(ids, stored.height, stored.width)
         regions = source_regions(plan, self.size)
         offsets = np.append(0, np.cumsum(CHANNELS * regions[:, 2].astype(np.int64) * regions[:, 3]))

@@ -17,8 +17,7 @@ from fastft.augment.geometry import source_regions
 from fastft.augment.policies import AugmentPolicy
 from fastft.data.clock import WorkClock
 from fastft.data.decode import CHANNELS, Scratch, decode_and_augment, find_stored
-from fastft.data.errors import SampleError, changed_error, error_of_code
-from fastft.data.pread import BetonFile
+from fastft.data.errors import raise_for_code
 
 DrawPlan = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(ids, heights, widths) -> plan rows."""
@@ -32,7 +31,6 @@ class Stage(ABC):
     def __init__(self, beton: Beton, size: int, workers: int) -> None:
         self.beton, self.size = beton, size
         self.labels = beton.labels
-        self.file = BetonFile(beton)
         self.decoders = open_decoders(workers)
         self.clock = WorkClock(workers)
 
@@ -66,23 +64,17 @@ class Stage(ABC):
         )
 
     def check(self, ids: np.ndarray, codes: np.ndarray) -> None:
-        """Raise the error of the first image with an error code, or that the file changed."""
-        if self.file.has_changed_size():
-            raise changed_error(self.beton, "its size is different")
+        """Raise the error of the first image with a nonzero code."""
         for b in np.flatnonzero(codes)[:1]:
-            error = error_of_code(self.beton, int(ids[b]), int(codes[b]))
-            if isinstance(error, SampleError) and self.file.was_modified():
-                raise changed_error(self.beton, str(error.sample)) from error
-            raise error
+            raise_for_code(self.beton, int(ids[b]), int(codes[b]))
 
     def pop_timings(self) -> dict[str, float]:
         """Seconds by part of the work since the last call, summed over threads."""
         return self.clock.pop()
 
     def close(self) -> None:
-        """Free the decoders and close the file; closing twice is harmless."""
+        """Free the decoders; closing twice is harmless."""
         close_decoders(self.decoders)
-        self.file.close()
 
 
 class CpuStage(Stage):
@@ -107,7 +99,7 @@ class CpuStage(Stage):
         self.scratch = self.new_scratch(augment.new_scratch(1, *longest).nbytes)
 
     def run(self, ids: np.ndarray, slot: int, draw: DrawPlan) -> tuple[torch.Tensor, torch.Tensor]:
-        stored = find_stored(self.beton, self.file.descriptor, ids)
+        stored = find_stored(self.beton, ids)
         plan = draw(ids, stored.height, stored.width)
         out = self.batches[slot][: len(ids)]
         codes = np.empty(len(ids), np.int64)

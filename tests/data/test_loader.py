@@ -233,17 +233,6 @@ def test_a_row_that_disagrees_with_its_jpeg_is_named(indexed_beton, tmp_path, si
         list(loader)
 
 
-@pytest.mark.parametrize("name", ["étiquette".encode(), "étiquette".encode("latin-1"), b"\xff" * 16])
-def test_a_field_name_need_not_be_ascii(indexed_beton, tmp_path, name):
-    """FFCV's own reader raises UnicodeDecodeError."""
-    path, data = copied(indexed_beton, tmp_path)
-    at = HEADER_DTYPE.itemsize + FIELD_DTYPE.itemsize + FIELD_DTYPE.fields["name"][1]
-    data[at : at + 16] = name.ljust(16, b"\0")
-    path.write_bytes(data)
-    with train_loader(path) as loader:
-        assert next(loader.epoch(0)).labels.shape == (4,)
-
-
 def test_the_manifest_of_another_file_is_refused(indexed_beton, tmp_path):
     path, data = copied(indexed_beton, tmp_path)
     manifest = json.loads(manifest_path(path).read_text())

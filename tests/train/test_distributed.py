@@ -101,7 +101,7 @@ def test_bad_input_under_torchrun_is_one_line_and_exit_code_2(tiny, tmp_path: Pa
 def test_bad_input_of_one_process_ends_all_with_its_line_and_exit_code_2(tiny, tmp_path: Path) -> None:
     """A damaged sample: the process that reads it prints the error, the other one does not exit with 75."""
     beton = Beton.open(tiny["data.train"])
-    data = bytearray(beton.data)
+    data = bytearray(beton.path.read_bytes())
     order = epoch_order(48, 0, 0)
     bad = int(order[8 * 2 + 6])  # third step, second process's half of the batch
     end = int(beton.pointers[bad] + beton.sizes[bad])
