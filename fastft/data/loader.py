@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from beton_tools.errors import UserError
-from beton_tools.format import MAX_CLASSES, Beton
+from beton_tools.format import Beton
 from beton_tools.manifest import Manifest
 from fastft.augment.draw import draw_plan, eval_plan
 from fastft.augment.policies import AugmentPolicy
