@@ -7,7 +7,7 @@ from beton_tools.errors import UserError
 from beton_tools.format import Beton
 from fastft.build import recipe_arch, with_train_size
 from fastft.config import Recipe, load_recipe, without_expectation
-from fastft.cost.model import recipe_work
+from fastft.cost.work import recipe_work
 
 
 def load_priceable(reference: str | Path, overrides: Sequence[str]) -> Recipe:

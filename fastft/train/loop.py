@@ -15,7 +15,7 @@ from beton_tools.errors import UserError
 from beton_tools.format import Beton
 from fastft.build import build_mixer, build_schedule, with_train_size
 from fastft.config import Recipe
-from fastft.cost.model import recipe_flops
+from fastft.cost.work import recipe_flops
 from fastft.data import Batch
 from fastft.data.order import epoch_order
 from fastft.files.evaluations import flatten
