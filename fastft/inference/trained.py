@@ -41,8 +41,11 @@ def load_trained(checkpoint: Path, device: torch.device) -> Trained:
     found = read_checkpoint(find_checkpoint(checkpoint))
     recipe = recipe_from_dict(found.state["name"], found.state["recipe"])
     arch = Arch(**found.state["arch"])  # the recipe may name an architecture file that no longer exists
-    model = build_model(recipe, pretrained=False, arch=arch)
-    model.load_state_dict(found.tensors.get("ema", found.tensors["model"]))
+    with torch.device("meta"):  # no time for random weights that the checkpoint replaces
+        model = build_model(recipe, pretrained=False, arch=arch)
+    weights = found.tensors.get("ema", found.tensors["model"])
+    # copies: these tensors are maps of a file, which may be replaced or deleted while the model is in use
+    model.load_state_dict({k: v.to(torch.float32, copy=True) for k, v in weights.items()}, assign=True)
     model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return Trained(model, recipe, found.state["classes"], found.path)
 
