@@ -20,10 +20,10 @@ PAGE = 1 << 16
 # `fastft convert folder`, with small pages, that prints "ready" after 21 images and then waits
 CONVERT = f"""
 import contextlib, dataclasses, sys, time
-from beton_tools import console
-from fastft.cli import cmd_convert_folder, main
-options_of = cmd_convert_folder.options_of
-cmd_convert_folder.options_of = lambda args: dataclasses.replace(options_of(args), page_size={PAGE})
+import beton_tools.progress
+from fastft.cli import conversion, main
+options_of = conversion.options_of
+conversion.options_of = lambda args: dataclasses.replace(options_of(args), page_size={PAGE})
 def show(done, total, skipped):
     if done == 21:
         print("ready", flush=True)
@@ -31,7 +31,7 @@ def show(done, total, skipped):
 @contextlib.contextmanager
 def progress(title):
     yield show
-console.progress = progress
+beton_tools.progress.progress = progress
 wait = float(sys.argv[1])
 sys.exit(main(["convert", "folder", "--data", sys.argv[2], "--out", sys.argv[3], "--workers", "2"]))
 """
