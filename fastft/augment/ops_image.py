@@ -31,19 +31,10 @@ from fastft.augment.ops import (
     point_entry,
     smooth,
 )
-from fastft.augment.ops_affine import (
-    ROTATE,
-    SHEAR_X,
-    TRANSLATE_Y,
-    affine_matrix,
-    affine_source,
-    inside,
-    sample_bicubic,
-    sample_bilinear,
-)
+from fastft.augment.ops_affine import is_affine
+from fastft.augment.ops_image_affine import affine_scratch_size, run_affine
 from fastft.augment.plan import OP_ID, OPS
 from fastft.augment.resize import take
-from fastft.augment.simd import load_pixel, store_pixel
 
 COLOR, SHARPNESS = OP_ID["Color"], OP_ID["Sharpness"]
 GRAYSCALE, GAUSSIAN_BLUR = OP_ID["Grayscale"], OP_ID["GaussianBlur"]
@@ -156,20 +147,6 @@ def _sharpen(source, height, width, factor, target):
 
 
 @njit(cache=True)
-def _transform(source, height, width, matrix, fill, bicubic, target):
-    for i in range(height):
-        for j in range(width):
-            x, y = affine_source(matrix, i, j)
-            to = 3 * (i * width + j)
-            if not inside(x, y, height, width):
-                target[to], target[to + 1], target[to + 2] = fill[0], fill[1], fill[2]
-            elif bicubic:
-                store_pixel(target, to, sample_bicubic(load_pixel, source, height, width, x, y, 0))
-            else:
-                store_pixel(target, to, sample_bilinear(load_pixel, source, height, width, x, y, 0))
-
-
-@njit(cache=True)
 def _box_combine(first, last, sums, inner, edge, out):
     for i in range(out.size):
         out[i] = box_byte(sums[i], np.uint32(first[i]) + np.uint32(last[i]), inner, edge)
@@ -226,13 +203,10 @@ def _blur(source, height, width, sigma, other, sums, target):
 
 @njit(cache=True)
 def op_scratch_size(height: int, width: int) -> int:
-    """Bytes of scratch for any op on an image of that size: histogram and table, or an image and a row."""
-    return 3 * BYTE_VALUES * 9 + 3 * height * width + 12 * max(height, width) + 4 * 64
-
-
-@njit(cache=True)
-def is_affine(op):
-    return op == ROTATE or SHEAR_X <= op <= TRANSLATE_Y
+    """Bytes of scratch for any op on an image of that size."""
+    tables = 3 * BYTE_VALUES * 9 + 2 * 64
+    blur = 3 * height * width + 12 * max(height, width) + 2 * 64
+    return max(tables, blur, affine_scratch_size(height, width))
 
 
 @njit(cache=True)
@@ -251,8 +225,7 @@ def run_op(op, argument, source, target, height, width, fill, bicubic, scratch):
     elif op == CONTRAST:
         _contrast(argument, source, target)
     elif is_affine(op):
-        matrix = affine_matrix(op, argument, height, width)
-        _transform(source, height, width, matrix, fill, bicubic, target)
+        run_affine(op, argument, source, target, height, width, fill, bicubic, scratch)
     elif op in (COLOR, GRAYSCALE):
         _saturate(source, np.float32(argument if op == COLOR else 0.0), target)
     elif op == SHARPNESS:

@@ -33,7 +33,10 @@ def test_the_kernels_compile_with_cuda_12_6_without_spills(toolkit: Path, tmp_pa
     already loaded.
     """
     libnvvm = toolkit / "nvidia" / "cuda_nvcc" / "nvvm" / "lib64" / "libnvvm.so"
-    environment = os.environ | {"LD_PRELOAD": str(libnvvm), "PYTHONPATH": os.pathsep.join([str(toolkit), str(ROOT)])}
+    environment = os.environ | {
+        "LD_PRELOAD": str(libnvvm),
+        "PYTHONPATH": os.pathsep.join([str(toolkit), str(ROOT)]),
+    }
     report = tmp_path / "ptxas.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "ptxas.py"), "--json", str(report)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
