@@ -64,8 +64,9 @@ def linear(a, b, t):
     return a + (b - a) * t
 
 
-# The same cubic as weights of the four neighbours: row k has those of t to the power of k.
+# Both as weights of four neighbours, of which the outer two are nothing to `linear`: row k is for t to the power of k.
 CUBIC = ((0, 1, 0, 0), (-1, 0, 1, 0), (2, -2, 1, -1), (-1, 1, -1, 1))
+LINEAR = ((0, 1, 0, 0), (0, -1, 1, 0))
 
 
 @njit(cache=True)

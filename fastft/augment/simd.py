@@ -7,7 +7,7 @@ SSE or NEON, whatever the machine has. CPU only.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -16,7 +16,7 @@ from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic as _intrinsic
 from numba.extending import overload, register_model
 
-from fastft.augment.ops_affine import CUBIC
+from fastft.augment.ops_affine import CUBIC, LINEAR
 
 LANES = 16
 
@@ -176,49 +176,65 @@ def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return builder.fadd(builder.fmul(a, b, flags=["contract"]), c, flags=["contract"])
 
 
-def _cubic_weights(builder: Any, t: Any) -> Any:
-    """Weights of four neighbours at `t` between the second and the third: the polynomials of CUBIC, by Horner's rule."""
-    t = builder.insert_element(ir.Constant(_FOUR_FLOATS, ir.Undefined), t, _I32(0))
-    t = _shuffle(builder, t, [0] * 4)
-    *lower, total = [ir.Constant(_FOUR_FLOATS, [float(c) for c in power]) for power in CUBIC]
+def _weights(builder: Any, powers: Sequence[Sequence[int]], t: Any) -> Any:
+    """Weights of four neighbours at `t`: polynomials with the coefficients `powers`, by Horner's rule."""
+    t = _shuffle(
+        builder, builder.insert_element(ir.Constant(_FOUR_FLOATS, ir.Undefined), t, _I32(0)), [0] * 4
+    )
+    *lower, total = [ir.Constant(_FOUR_FLOATS, [float(c) for c in power]) for power in powers]
     for power in reversed(lower):
         total = _fused(builder, total, t, power)
     return total
 
 
-@intrinsic
-def columns_cubic(typingctx: Any, pixels: Any, index: Any, pitch: Any, t: Any) -> Any:
-    """Cubic at t (float32) of four rows of sixteen bytes, `pitch` apart, the first at pixels[index]. Unchecked."""
+def _interpolators(powers: Sequence[Sequence[int]]) -> tuple[Any, Any]:
+    """(columns, rows) for one kind of interpolation, whose weights are polynomials with the coefficients `powers`."""
+    used = [any(power[k] for power in powers) for k in range(4)]
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pixels, index, pitch, t = args
-        weights, total = _cubic_weights(builder, t), ir.Constant(_FLOATS, [0.0] * LANES)
-        for r in range(4):
-            row = builder.load(_pointer(context, builder, signature.args[0], pixels, index), align=1)
-            row = builder.sitofp(builder.zext(row, _INTS), _FLOATS)
-            total = _fused(builder, row, _shuffle(builder, weights, [r] * LANES), total)
-            index = builder.add(index, pitch)
-        return total
+    @intrinsic
+    def columns(typingctx: Any, pixels: Any, index: Any, pitch: Any, t: Any) -> Any:
+        """Interpolates at t (float32) between four rows of four pixels, `pitch` bytes apart, the first at pixels[index].
 
-    return _floats(pixels, types.intp, types.intp, types.float32), codegen
+        Unchecked: the four bytes after the pixels of each row must be readable.
+        """
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            pixels, index, pitch, t = args
+            weights, total = _weights(builder, powers, t), ir.Constant(_FLOATS, [0.0] * LANES)
+            for k in range(4):
+                if used[k]:
+                    row = builder.load(_pointer(context, builder, signature.args[0], pixels, index), align=1)
+                    row = builder.sitofp(builder.zext(row, _INTS), _FLOATS)
+                    total = _fused(builder, row, _shuffle(builder, weights, [k] * LANES), total)
+                index = builder.add(index, pitch)
+            return total
+
+        return _floats(pixels, types.intp, types.intp, types.float32), codegen
+
+    @intrinsic
+    def rows(typingctx: Any, pixels: Any, t: Any, target: Any, to: Any) -> Any:
+        """target[to : to + 3] = interpolation at t (float32) between the four pixels. Overwrites target[to + 3]. Unchecked."""
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            pixels, t, target, to = args
+            weights = _shuffle(builder, _weights(builder, powers, t), [min(i // 3, 3) for i in range(LANES)])
+            total = builder.fmul(pixels, weights)
+            total = builder.fadd(total, _shuffle(builder, total, [(i + 6) % LANES for i in range(LANES)]))
+            total = builder.fadd(
+                _shuffle(builder, total, [0, 1, 2, 3]), _shuffle(builder, total, [3, 4, 5, 6])
+            )
+            data = context.make_array(signature.args[2])(context, builder, target).data
+            pointer = builder.bitcast(builder.gep(data, [to]), _FOUR_FLOATS.as_pointer())
+            builder.store(total, pointer, align=4)
+            return context.get_dummy_value()
+
+        return types.void(_floats, types.float32, target, types.intp), codegen
+
+    return columns, rows
 
 
-@intrinsic
-def rows_cubic(typingctx: Any, pixels: Any, t: Any, target: Any, to: Any) -> Any:
-    """target[to : to + 3] (float32) = cubic at t of the four pixels in the lanes; overwrites target[to + 3]. Unchecked."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pixels, t, target, to = args
-        weights = _shuffle(builder, _cubic_weights(builder, t), [min(i // 3, 3) for i in range(LANES)])
-        total = builder.fmul(pixels, weights)
-        total = builder.fadd(total, _shuffle(builder, total, [(i + 6) % LANES for i in range(LANES)]))
-        total = builder.fadd(_shuffle(builder, total, [0, 1, 2, 3]), _shuffle(builder, total, [3, 4, 5, 6]))
-        data = context.make_array(signature.args[2])(context, builder, target).data
-        pointer = builder.bitcast(builder.gep(data, [to]), _FOUR_FLOATS.as_pointer())
-        builder.store(total, pointer, align=4)
-        return context.get_dummy_value()
-
-    return types.void(_floats, types.float32, target, types.intp), codegen
+columns_cubic, rows_cubic = _interpolators(CUBIC)
+columns_linear, rows_linear = _interpolators(LINEAR)
 
 
 @intrinsic
@@ -327,9 +343,15 @@ def store_pixel(typingctx: Any, array: Any, index: Any, pixel: Any) -> Any:
 
 __all__ = [
     "LANES",
+    "columns_cubic",
+    "columns_linear",
+    "copy_bytes",
+    "is_flat",
     "load_bytes",
     "load_pixel",
     "multiply_add",
+    "rows_cubic",
+    "rows_linear",
     "spread",
     "store_clipped",
     "store_pixel",
