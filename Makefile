@@ -1,10 +1,10 @@
-# make demo | make test: each sets everything up first, on a machine with nothing but git, make and Python >= 3.10
+# make demo and make test do all the set-up first; they need git, make and Python 3.10 or newer
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint docs setup clean
+.PHONY: demo test test-slow test-python lint docs setup clean
 
 demo: setup
 	$(BIN)/fastft demo
@@ -12,13 +12,17 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
-test-slow: setup  ## proofs that take minutes: kill -9 at random steps, all recipes, long fuzzing
+test-slow: setup  ## tests that take minutes: kill -9 at random steps, all recipes, long fuzzing
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+test-python:  ## set-up and tests in a fresh environment: make test-python VERSION=3.13; without VERSION, every Python found
+	bash .ci/test-python $(VERSION)
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: setup  ## build/site; a dead link or a page outside the navigation is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site

@@ -11,7 +11,7 @@ n: 5 rounds, alternating, each over all images; medians with slowest and fastest
 Run: python benchmarks/augment.py --rounds 5 [--out benchmarks/results]
 """
 
-from fastft.bench.run import script
+from fastft.cli.cmd_bench import script
 
 if __name__ == "__main__":
     script("augment", __doc__)

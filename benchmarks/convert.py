@@ -9,7 +9,7 @@ n: 5 rounds, alternating; medians with slowest and fastest, ratios round by roun
 Run: python benchmarks/convert.py --rounds 5 [--out benchmarks/results]
 """
 
-from fastft.bench.run import script
+from fastft.cli.cmd_bench import script
 
 if __name__ == "__main__":
     script("convert", __doc__)

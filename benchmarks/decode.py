@@ -9,7 +9,7 @@ n: 5 rounds, alternating, each over all images; medians with slowest and fastest
 Run: python benchmarks/decode.py --rounds 5 [--out benchmarks/results]
 """
 
-from fastft.bench.run import script
+from fastft.cli.cmd_bench import script
 
 if __name__ == "__main__":
     script("decode", __doc__)

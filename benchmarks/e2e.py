@@ -8,7 +8,7 @@ n: 5 rounds, alternating, of one epoch; medians with slowest and fastest, ratios
 Run: python benchmarks/e2e.py --rounds 5 [--out benchmarks/results]
 """
 
-from fastft.bench.run import script
+from fastft.cli.cmd_bench import script
 
 if __name__ == "__main__":
     script("e2e", __doc__)

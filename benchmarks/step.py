@@ -9,7 +9,7 @@ n: 5 rounds, alternating, of one step (GPU: 20); medians with slowest and fastes
 Run: python benchmarks/step.py --rounds 5 [--out benchmarks/results]
 """
 
-from fastft.bench.run import script
+from fastft.cli.cmd_bench import script
 
 if __name__ == "__main__":
     script("step", __doc__)

@@ -18,12 +18,12 @@ from statistics import median
 from typing import Any
 
 from fastft.config import load_recipe
-from fastft.demo.run import CONTENDERS
+from fastft.cost.model import MACHINE_GPUS, estimate, reference_mfu
+from fastft.cost.overheads import REFERENCE
+from fastft.cost.table import Question, price_recipes
+from fastft.demo.trainings import CONTENDERS
+from fastft.machine.gpus import GPUS
 from fastft.model import load_arch
-from fastft.report.cost import MACHINE_GPUS, estimate, reference_mfu
-from fastft.report.cost_table import Question, price_recipes
-from fastft.report.hardware import GPUS
-from fastft.report.overheads import REFERENCE
 from fastft.report.page import figure
 
 ROOT = Path(__file__).parents[1]

@@ -222,7 +222,7 @@ class _Worker:
 
 def _encode_pooled(tasks: Iterator[Task], options: EncodeOptions, count: int) -> Generator[Result]:
     warm_up()  # fills numba's cache, so that the server need not compile
-    _CONTEXT.set_forkserver_preload(["beton_tools.workers", "beton_tools.prepared"])
+    _CONTEXT.set_forkserver_preload(["beton_tools.workers", "beton_tools.worker_preload"])
     pool = [_Worker(options) for _ in range(count)]
     try:
         window: deque[_Chunk] = deque()

@@ -22,10 +22,10 @@ from beton_tools.errors import UserError
 from beton_tools.images import SUBSAMPLINGS, EncodedImage, EncodeOptions
 from beton_tools.manifest import Manifest, manifest_path, pack_names
 from beton_tools.names import Names
-from beton_tools.order import choose
 from beton_tools.pagefile import PageFile, Written
 from beton_tools.sources.base import Source
 from beton_tools.workers import Task, encode_in_order
+from beton_tools.write_order import choose
 
 ON_ERROR = ("fail", "skip")
 MIN_PAGE_SIZE = 64 << 10

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 from fastft.config import load_recipe
-from fastft.report.cost import PUBLISHED_MFU
-from fastft.report.hardware import GPUS
+from fastft.cost.model import PUBLISHED_MFU
+from fastft.machine.gpus import MAIN_GPUS
 from fastft.sweep.definition import Sweep, load_sweep
-from fastft.sweep.plan import plan_runs
+from fastft.sweep.planned_runs import plan_runs
 from fastft.sweep.price import price_sweeps, recipe_hours, total_hours
 from fastft.sweep.report import as_published, markdown_table
 
@@ -88,7 +88,7 @@ def _table(sweep: Sweep) -> str:
         )
     total = _cells(total_hours(price_sweeps([sweep], (), NO_RUNS)))
     lines.append(["**this table, shared rows once**", "", "", "", *total])
-    header = [sweep.source, "recipe", "paper", "of", *GPUS]
+    header = [sweep.source, "recipe", "paper", "of", *MAIN_GPUS]
     return f"## {sweep.title}\n\n`rcp/tables/{sweep.name}`\n\n{markdown_table(header, lines, left=2)}"
 
 
@@ -98,7 +98,7 @@ def _frugal() -> str:
         recipe = load_recipe(RECIPES / f"{name}.yaml")
         expected = [as_published(recipe.about.top1), *_cells(recipe_hours(recipe)), recipe.about.source or ""]
         lines.append([name, _path(RECIPES / f"{name}.yaml"), *expected])
-    table = markdown_table(["", "recipe", "expected", *GPUS, "source"], lines, left=2)
+    table = markdown_table(["", "recipe", "expected", *MAIN_GPUS, "source"], lines, left=2)
     return f"## Frugal recipes\n\nNot in the paper: what its logs and its Figure 3 allow.\n\n{table}"
 
 

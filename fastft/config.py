@@ -20,9 +20,8 @@ from fastargs.exceptions import MissingValueError, ValidationError
 from fastargs.validation import Checker
 
 from beton_tools.errors import UserError
+from fastft.constants import CLIP_MEAN, CLIP_STD, CROPS, ERASE_MODES, INTERPOLATIONS, MAX_ERASE
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP preprocessing
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_TRAIN_SIZE = 1_281_167  # ILSVRC2012 training images
 LARGEST_SEED = 2**63 - 1  # random numbers are drawn from it as an int64
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # YAML 1.1
@@ -84,16 +83,16 @@ class Model:
 @dataclass(frozen=True)
 class Augment:
     policy: str = option("rand-m9-mstd0.5-inc1", "timm RandAugment string, '3aug', 'augmix...' or 'none'")
-    crop: str = option("rrc", "random-resized-crop or simple-resize-crop", choices=("rrc", "src"))
+    crop: str = option("rrc", "random-resized-crop or simple-resize-crop", choices=CROPS)
     scale_min: float = option(0.08, "smallest crop area, share of the image", low=1e-4, high=1)
     scale_max: float = option(1.0, "largest crop area, share of the image", low=1e-4, high=1)
     ratio_min: float = option(3 / 4, "narrowest crop, width / height", low=0.05, high=20)
     ratio_max: float = option(4 / 3, "widest crop, width / height", low=0.05, high=20)
-    interpolation: str = option("bicubic", "of crop and geometric ops", choices=("bicubic", "bilinear"))
+    interpolation: str = option("bicubic", "of crop and geometric ops", choices=INTERPOLATIONS)
     hflip: float = option(0.5, "probability of a horizontal flip", low=0, high=1)
     erase_prob: float = option(0.25, "probability of random erase", low=0, high=1)
-    erase_mode: str = option("pixel", "filling of the erased box", choices=("const", "rand", "pixel"))
-    erase_count: int = option(1, "boxes erased at most", low=1, high=4)
+    erase_mode: str = option("pixel", "filling of the erased box", choices=ERASE_MODES)
+    erase_count: int = option(1, "boxes erased at most", low=1, high=MAX_ERASE)
     mixup: float = option(0.0, "mixup alpha, 0: off", low=0)
     cutmix: float = option(0.0, "cutmix alpha, 0: off", low=0)
     mix_prob: float = option(1.0, "probability that a block of images is mixed at all", low=0, high=1)

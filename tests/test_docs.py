@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastft.config import load_recipe
-from fastft.report.cost_table import Question, price_recipes
+from fastft.cost.table import Question, price_recipes
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = (ROOT / "docs/bench-schema.md").read_text()

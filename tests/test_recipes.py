@@ -9,9 +9,9 @@ import torch
 
 from fastft.build import build_mixer, build_model, build_policy, recipe_arch
 from fastft.config import Recipe, load_recipe
+from fastft.cost.model import recipe_work
+from fastft.explain.explanation import explain
 from fastft.optim import layer_groups
-from fastft.report.cost import recipe_work
-from fastft.report.explain import explain
 from fastft.sweep import load_sweep, plan_runs
 
 RECIPES = Path("rcp")

@@ -1,4 +1,4 @@
-"""JPEG files that can be decoded in part: crop index, lossless re-cut, and decoding of a rectangle."""
+"""Partial decoding of JPEG files: crop index, lossless transcoding, and decoding of a rectangle."""
 
 from beton_tools.jpeg.crop import decode_region, decode_rgb, scratch_bytes
 from beton_tools.jpeg.encode import decode_image, encode_indexed

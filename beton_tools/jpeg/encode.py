@@ -1,4 +1,4 @@
-"""Pixels to crop-indexed JPEG, and any image file to pixels."""
+"""Encode pixels as crop-indexed JPEG; decode any image file to pixels."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from beton_tools.jpeg.turbo import MAX_SIDE, SUBSAMPLINGS, compress
 def encode_indexed(image: np.ndarray, quality: int = 90, subsampling: str = "4:2:0") -> bytes:
     """Encode (H, W, 3) RGB or (H, W) grey u8 as a baseline JPEG with a crop index.
 
-    quality: 1-100 on libjpeg's scale. subsampling: one of turbo.SUBSAMPLINGS ("gray" drops the colours).
-    Raises JpegError for other values and for images that JPEG cannot hold.
+    Args:
+        quality: 1-100 on libjpeg's scale.
+        subsampling: one of turbo.SUBSAMPLINGS ("gray" discards the colours).
+
+    Raises:
+        JpegError: other values, or an image of a type or size that JPEG does not support.
     """
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
         raise JpegError(f"cannot encode {image.dtype} {image.shape}; give (H, W, 3) or (H, W) uint8")
@@ -30,15 +34,18 @@ def encode_indexed(image: np.ndarray, quality: int = 90, subsampling: str = "4:2
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """Any image file that Pillow reads as (H, W, 3) u8 RGB, as the folder loaders of torchvision and timm do.
+    """Decode any image file that Pillow reads to (H, W, 3) u8 RGB, as torchvision's and timm's folder loaders do.
 
-    That is Image.convert("RGB"): transparency is dropped, the first frame is taken, and Exif orientation
-    and colour profiles are ignored. Raises JpegError with Pillow's reason when the file cannot be read.
+    Pixels are those of Image.convert("RGB") on the first frame: transparency is discarded, and Exif orientation
+    and colour profiles are ignored.
+
+    Raises:
+        JpegError: Pillow cannot read the file; the message is its reason.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image.convert("RGB"))
-    except UnidentifiedImageError as error:  # its own text holds an address, another one in every run
+    except UnidentifiedImageError as error:  # Pillow's message contains a memory address
         raise JpegError("not an image of a known format") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise JpegError(f"not a readable image: {error}") from error

@@ -1,4 +1,4 @@
-"""What the writer needs to know about a set of labelled images, wherever they lie."""
+"""The interface between the writer and a set of labelled images, whatever their storage."""
 
 from __future__ import annotations
 
@@ -15,20 +15,14 @@ import numpy as np
 
 from beton_tools.names import Names
 
-# what torchvision's and timm's folder loaders take for images, and two more that people have and `images` decodes
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"),
-    *(".jfif", ".gif"),  # of an animation the first frame
-)
-
 
 def stamps_of(paths: Iterable[str]) -> np.ndarray:
-    """Size and time of change (ns) of every file, int64 (F, 2); zeros for one that cannot be looked at."""
+    """Size and modification time (ns) of every file, int64 (F, 2); zeros for a file that cannot be examined."""
     stamps = array("q")
     for path in paths:
         try:
-            status = os.stat(path)  # noqa: PTH116 - a Path for each of a million takes as long as the look
-        except OSError:  # reading it will say why
+            status = os.stat(path)  # noqa: PTH116 - creating a Path takes as long as the call itself
+        except OSError:  # reading the file will report the reason
             stamps.extend((0, 0))
         else:
             stamps.extend((status.st_size, status.st_mtime_ns))
@@ -36,42 +30,55 @@ def stamps_of(paths: Iterable[str]) -> np.ndarray:
 
 
 class Location(Protocol):
-    """Where one image's bytes are: small and picklable, sent to the worker that reads them."""
+    """Where the bytes of one image are stored. Small and picklable: it is sent to the worker that reads them."""
 
-    def read(self) -> bytes: ...
+    def read(self) -> bytes:
+        """The bytes of the image file.
+
+        Raises:
+            OSError: they cannot be read; the message is the reason.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Source(ABC):
-    """N labelled images, in a fixed order. `classes` is sorted by wnid or folder name; labels index it."""
+    """N labelled images in a fixed order.
+
+    classes: sorted by wnid or folder name; labels are indices into it.
+    class_names: readable names of the classes, None where unknown.
+    labels: int64 (N,).
+    names: path below `root`, archive member or row of each image, for messages and for `beton extract`.
+    left_out: suffix -> number of files in class folders that are not images.
+    """
 
     kind: str
     root: Path
     classes: tuple[str, ...]
-    class_names: tuple[str, ...] | None  # for people; None where unknown
-    labels: np.ndarray  # int64 (N,)
-    names: Names  # for people and for extract: relative path, archive member or row
-    # suffix -> number of files in class folders that are taken for no images
+    class_names: tuple[str, ...] | None
+    labels: np.ndarray
+    names: Names
     left_out: dict[str, int] = field(default_factory=dict, kw_only=True)
 
     @abstractmethod
-    def locate(self, i: int) -> Location: ...
+    def locate(self, i: int) -> Location:
+        """Where image `i` is stored."""
 
     @abstractmethod
     def stamps(self, chosen: np.ndarray) -> np.ndarray:
-        """A row (int64) for each of these images, that differs once its content does: sizes, times of change, places."""
+        """One int64 row per image in `chosen` that changes with its content: file size, modification time, offset."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileSpan:
-    """A whole file, or `length` bytes of one (a member of a tar)."""
+    """A whole file (length -1), or `length` bytes of one (a member of a tar)."""
 
     path: str
     offset: int = 0
     length: int = -1
 
     def read(self) -> bytes:
-        # a named pipe without a writer would hold up a blocking open for ever
+        # without O_NONBLOCK, opening a named pipe that has no writer would block forever
         with os.fdopen(os.open(self.path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise OSError("not a regular file")
@@ -84,7 +91,7 @@ class FileSpan:
 
 @dataclass(frozen=True)
 class FileSource(Source):
-    """Images that are files of their own: name = path below root."""
+    """Images stored as separate files; the name of each is its path below `root`."""
 
     def locate(self, i: int) -> FileSpan:
         return FileSpan(f"{self.root}/{self.names[i]}")

@@ -1,4 +1,4 @@
-"""Images in folders: one folder per class, as torchvision's ImageFolder reads them, but for what is hidden."""
+"""Class folders as torchvision's ImageFolder reads them, except that hidden files and folders are ignored."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import numpy as np
 
 from beton_tools.console import by_suffix
 from beton_tools.errors import UserError
+from beton_tools.image_formats import is_image_name
 from beton_tools.names import Names
-from beton_tools.sources.base import IMAGE_SUFFIXES, FileSource
+from beton_tools.sources.base import FileSource
 from beton_tools.sources.wnids import class_names_of
 
 
-def is_image_name(name: str) -> bool:
-    """False for hidden files too: macOS archives carry a `._x.JPEG` beside each `x.JPEG`."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-
-
 def class_folders(root: Path) -> tuple[str, ...]:
+    """Names of the folders in `root` that are not hidden, sorted."""
     with os.scandir(root) as entries:
         return tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))
 
 
 def folder_source(root: Path, classes: Sequence[str] | None = None) -> FileSource:
-    """`root/<class>/**/<image>`; classes in sorted order, images by path within a class.
+    """Images at `root/<class>/**/<image>`; classes in sorted order, images by path within a class.
 
-    classes: fixes the labels (a val folder must count as its train folder does). Raises UserError on a class
-    that is not among them, and when there is no image at all.
+    Args:
+        classes: class list that the labels index (for a val folder: the classes of train); None takes the folders.
+
+    Raises:
+        UserError: a class folder that is not in `classes`, no image at all, or a link to a parent folder.
     """
     found = class_folders(root)
     classes = tuple(classes) if classes is not None else found
@@ -38,7 +38,7 @@ def folder_source(root: Path, classes: Sequence[str] | None = None) -> FileSourc
     unknown = [name for name in found if name not in label_of]
     if unknown:
         raise UserError(
-            f"{root}: class {unknown[0]!r} is not among the {len(classes)} training classes; remove it"
+            f"{root}: class {unknown[0]!r} is not one of the {len(classes)} training classes; remove it"
         )
     names: list[str] = []
     labels: list[int] = []
@@ -66,7 +66,7 @@ def folder_source(root: Path, classes: Sequence[str] | None = None) -> FileSourc
 
 
 def has_images(root: Path, folder: str) -> bool:
-    """Whether `root/folder` holds an image at any depth."""
+    """Whether `root/folder` contains an image at any depth."""
     return any(map(_is_image, _files_below(root, folder)))
 
 
@@ -75,13 +75,13 @@ def _is_image(path: str) -> bool:
 
 
 def _files_below(root: Path, folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Whatever is not hidden, such as .ipynb_checkpoints.
+    """Paths below `root` of the files in `folder` at any depth. Hidden ones, as in .ipynb_checkpoints, are left out.
 
-    above: real paths of the folders around it, to which a link in it would lead for ever.
+    above: real paths of the parent folders; following a link to one of them would never end.
     """
     real = os.path.realpath(root / folder)
     if real in above:
-        raise UserError(f"{root / folder}: a link to a folder around it; remove it")
+        raise UserError(f"{root / folder}: a link to one of its parent folders; remove it")
     with os.scandir(real) as entries:
         for entry in entries:
             if entry.name.startswith("."):

@@ -1,4 +1,4 @@
-"""Parquet files as Hugging Face writes image data sets: `image` = {bytes, path}, `label` = class number."""
+"""Parquet files in Hugging Face's layout for images: `image` = {bytes, path}, `label` = class number."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from beton_tools.sources.wnids import class_names_of
 
 @dataclass(frozen=True, slots=True)
 class ParquetCell:
-    """One row's image bytes. Reading takes the row group into memory; the process keeps the latest one."""
+    """The image bytes of one row. Reading loads the whole row group; each process caches the latest one."""
 
     path: str
     column: str
@@ -45,14 +45,19 @@ def _row_group(path: str, column: str, number: int) -> pa.ChunkedArray:
 
 @dataclass(frozen=True)
 class ParquetSource(Source):
-    """Rows of parquet files, in file order. Writing them shuffled re-reads a row group for nearly every
-    image."""
+    """Rows of parquet files, in file order. Shuffled writing reads a whole row group for nearly every image.
+
+    column: name of the image column.
+    group_starts: int64 (G + 1,), number of the first row of each row group, counted over all files.
+    group_files: int64 (G,), index of its file in `files`.
+    group_numbers: int64 (G,), number of the row group within its file.
+    """
 
     files: tuple[str, ...]
     column: str
-    group_starts: np.ndarray  # int64 (G + 1,): first row of each row group, over all files
-    group_files: np.ndarray  # int64 (G,): which file it is in
-    group_numbers: np.ndarray  # int64 (G,): which of that file's row groups it is
+    group_starts: np.ndarray
+    group_files: np.ndarray
+    group_numbers: np.ndarray
 
     def locate(self, i: int) -> ParquetCell:
         group = int(np.searchsorted(self.group_starts, i, side="right")) - 1
@@ -65,7 +70,11 @@ class ParquetSource(Source):
 
 
 def parquet_source(root: Path, files: Sequence[Path], classes: Sequence[str] | None = None) -> ParquetSource:
-    """Raises UserError for files that are no parquet, or lack an image or an integer label column."""
+    """Open parquet files, in the given order.
+
+    Raises:
+        UserError: a file that is not parquet, lacks an image or an integer label column, or has unusable labels.
+    """
     names: list[str] = []
     labels: list[np.ndarray] = []
     groups: list[tuple[int, int, int]] = []  # file, row group, rows
@@ -101,7 +110,7 @@ def parquet_source(root: Path, files: Sequence[Path], classes: Sequence[str] | N
 
 
 def _columns(path: Path, schema: pa.Schema) -> tuple[str, str]:
-    """Names of the image and the label column; the usual names win where several would do."""
+    """Names of the image and the label column; the usual names are preferred if several columns qualify."""
     images = [f.name for f in schema if _holds_image(f.type)]
     labels = [f.name for f in schema if pa.types.is_integer(f.type)]
     for found, usual, what in (
@@ -111,7 +120,8 @@ def _columns(path: Path, schema: pa.Schema) -> tuple[str, str]:
         found.sort(key=lambda name: usual.index(name) if name in usual else len(usual))
         if not found:
             raise UserError(
-                f"{path}: no {what} column among {schema.names}; image is bytes or {{bytes, path}}"
+                f"{path}: no {what} column among {schema.names}; "
+                "the image column must hold bytes or {bytes, path}, the label column integers"
             )
     return images[0], labels[0]
 
@@ -123,7 +133,7 @@ def _holds_image(kind: pa.DataType) -> bool:
 
 
 def _class_names(schema: pa.Schema, label_column: str) -> list[str] | None:
-    """Names of a ClassLabel feature, from the schema metadata that Hugging Face's `datasets` writes."""
+    """Names of a ClassLabel feature, from the schema metadata written by Hugging Face's `datasets`."""
     try:
         info: Any = json.loads((schema.metadata or {})[b"huggingface"])
         names = info["info"]["features"][label_column]["names"]
@@ -140,7 +150,7 @@ def _labels(path: Path, file: pq.ParquetFile, column: str) -> np.ndarray:
 
 
 def _names(path: Path, file: pq.ParquetFile, column: str) -> list[str]:
-    """`path` of the image struct where it is kept, else file name and row."""
+    """Name of each row: `path` of the image struct if it has one, otherwise file name and row number."""
     rows = file.metadata.num_rows
     kind = file.schema_arrow.field(column).type
     if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
@@ -153,10 +163,12 @@ def _names(path: Path, file: pq.ParquetFile, column: str) -> list[str]:
 
 def _check_labels(root: Path, labels: np.ndarray, known: Sequence[str] | None) -> tuple[str, ...]:
     if len(labels) == 0:
-        raise UserError(f"{root}: no rows; give parquet files with images")
+        raise UserError(f"{root}: no rows; give parquet files that contain images")
     if labels.min() < 0:
-        raise UserError(f"{root}: label {labels.min()}; the test split has none, give train or validation")
+        raise UserError(
+            f"{root}: label {labels.min()} is negative; a test split has no labels, give train or validation"
+        )
     known = known or [str(i) for i in range(labels.max() + 1)]
     if labels.max() >= len(known):
-        raise UserError(f"{root}: label {labels.max()}, but there are {len(known)} classes")
+        raise UserError(f"{root}: label {labels.max()}, but there are only {len(known)} classes")
     return tuple(known)

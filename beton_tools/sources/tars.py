@@ -1,4 +1,4 @@
-"""Images inside uncompressed tar archives, found by reading headers only; nothing is unpacked."""
+"""Images inside uncompressed tar archives, located by reading the headers; archives are not unpacked."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import BinaryIO
 import numpy as np
 
 from beton_tools.errors import UserError
+from beton_tools.image_formats import is_image_name
 from beton_tools.names import Names
 from beton_tools.sources.base import SpanSource
-from beton_tools.sources.folder import is_image_name
 from beton_tools.sources.wnids import class_names_of, is_wnid
 
 _BLOCK = 512  # POSIX ustar
@@ -30,16 +30,19 @@ class Member:
 
 
 def members(file: BinaryIO, path: Path) -> Iterator[Member]:
-    """Members of the tar that starts at the file's position. Raises UserError where the archive is damaged.
+    """Regular files of the tar that starts at the file's current position.
 
-    Offsets count from the start of the file, so a tar inside a tar needs no unpacking.
+    Offsets are relative to the start of `file`, so a tar inside a tar does not have to be unpacked.
+
+    Raises:
+        UserError: not an uncompressed tar, or a damaged one.
     """
     end = file.seek(0, 2) if (start := file.tell()) == 0 else Path(path).stat().st_size
     file.seek(start)
     try:
-        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - closing it would not close the file
+        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - closing a TarFile does not close its fileobj
         while (info := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps them all otherwise
+            tar.members.clear()  # type: ignore[attr-defined]  # otherwise tarfile keeps every member in memory
             if info.isreg() and not info.issparse():
                 if info.offset_data + info.size > end:
                     raise tarfile.ReadError("unexpected end of data")
@@ -47,22 +50,25 @@ def members(file: BinaryIO, path: Path) -> Iterator[Member]:
                 yield Member(info.name, info.offset_data, info.size)
                 file.seek(after)
     except (tarfile.TarError, ValueError) as error:
-        raise UserError(f"{path}: not an uncompressed tar archive, or cut short ({error})") from error
+        raise UserError(
+            f"{path}: not a complete uncompressed tar archive ({error}); download it again"
+        ) from error
     file.seek(tar.offset)
-    if any(file.read(_BLOCK)):  # tarfile takes a broken header for the end
+    if any(file.read(_BLOCK)):  # tarfile treats a broken header as the end of the archive
         raise UserError(
             f"{path}: damaged archive, no valid tar header at byte {tar.offset}; download it again"
         )
 
 
 def read_member(file: BinaryIO, member: Member) -> bytes:
+    """The content of a member of the tar that was opened as `file`."""
     file.seek(member.offset)
     return file.read(member.size)
 
 
 @dataclass
 class SpanTable:
-    """Grows while archives are read: 28 bytes and a name per image."""
+    """The images found in archives so far: 28 bytes and a name per image."""
 
     archives: list[str]
     names: list[str] = field(default_factory=list)
@@ -86,9 +92,16 @@ class SpanTable:
         class_names: tuple[str, ...] | None,
         key: Callable[[int], str] | None,
     ) -> SpanSource:
-        """key: sorts the images (by index in this table); None keeps the archives' order."""
+        """The table as a Source.
+
+        Args:
+            key: sort key of an image, given its index in this table; None keeps the order of the archives.
+
+        Raises:
+            UserError: the table is empty.
+        """
         if not self.names:
-            raise UserError(f"{root}: no images inside; give an archive of images")
+            raise UserError(f"{root}: contains no images; give an archive of images")
         order = (
             np.arange(len(self.names)) if key is None else np.array(sorted(range(len(self.names)), key=key))
         )
@@ -107,11 +120,14 @@ class SpanTable:
 
 
 def train_tar_source(path: Path, classes: Sequence[str] | None = None) -> SpanSource:
-    """ILSVRC2012_img_train.tar: one tar per wnid inside. Same images in the same order as its unpacked
-    folder."""
+    """ILSVRC2012_img_train.tar, a tar of one tar per wnid: the same images, in the same order, as its unpacked folder.
+
+    Raises:
+        UserError: a damaged archive, members that are not tars of wnids, or a wnid that is not in `classes`.
+    """
     with path.open("rb") as file:
         inner = {Path(m.name).stem: m for m in members(file, path) if m.name.endswith(".tar")}
-        wnids = _class_list(path, inner, classes)
+        wnids = _checked_wnids(path, inner, classes)
         table = SpanTable([str(path)])
         for wnid in sorted(inner):
             file.seek(inner[wnid].offset)
@@ -120,9 +136,13 @@ def train_tar_source(path: Path, classes: Sequence[str] | None = None) -> SpanSo
 
 
 def class_tars_source(folder: Path, tars: Sequence[Path], classes: Sequence[str] | None = None) -> SpanSource:
-    """The train tar unpacked once: n01440764.tar, n01443537.tar, ..."""
+    """The members of the train tar as separate files: n01440764.tar, n01443537.tar, ...
+
+    Raises:
+        UserError: a damaged archive, or a wnid that is not in `classes`.
+    """
     by_wnid = {path.stem: path for path in tars}
-    wnids = _class_list(folder, by_wnid, classes)
+    wnids = _checked_wnids(folder, by_wnid, classes)
     table = SpanTable([str(by_wnid[w]) for w in sorted(by_wnid)])
     for archive_id, wnid in enumerate(sorted(by_wnid)):
         with by_wnid[wnid].open("rb") as file:
@@ -130,14 +150,20 @@ def class_tars_source(folder: Path, tars: Sequence[Path], classes: Sequence[str]
     return _by_class_and_name(table, folder, wnids)
 
 
-def _class_list(where: Path, found: Collection[str], classes: Sequence[str] | None) -> tuple[str, ...]:
-    odd = [name for name in found if not is_wnid(name)]
-    if odd or not found:
-        raise UserError(f"{where}: expected one tar per wnid, found {odd[0] + '.tar' if odd else 'none'}")
+def _checked_wnids(root: Path, found: Collection[str], classes: Sequence[str] | None) -> tuple[str, ...]:
+    """The class list of the archives `found`: `classes` if given, otherwise their wnids in sorted order."""
+    others = [name for name in found if not is_wnid(name)]
+    if others or not found:
+        first = f"{others[0]}.tar" if others else "none"
+        raise UserError(
+            f"{root}: expected one tar per wnid (such as n01440764.tar), found {first}; remove it"
+        )
     wnids = tuple(sorted(found)) if classes is None else tuple(classes)
     unknown = sorted(set(found) - set(wnids))
     if unknown:
-        raise UserError(f"{where}: class {unknown[0]!r} is not among the {len(wnids)} training classes")
+        raise UserError(
+            f"{root}: class {unknown[0]!r} is not one of the {len(wnids)} training classes; remove it"
+        )
     return wnids
 
 

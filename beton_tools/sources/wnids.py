@@ -1,4 +1,4 @@
-"""Names for people of ImageNet's wnids, from whatever lists are at hand."""
+"""Readable names of ImageNet's wnids, from a list near the images or from timm."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 
 _WNID = re.compile(r"n\d{8}")
 _KAGGLE_LIST = "LOC_synset_mapping.txt"  # "n01440764 tench, Tinca tinca", in the ILSVRC download of Kaggle
-_TIMM_LIST = "data/_info/imagenet_synset_to_lemma.txt"  # the same with a tab; read without importing timm
+_TIMM_LIST = "data/_info/imagenet_synset_to_lemma.txt"  # the same with a tab; read without importing timm, which is slow
 
 
 def is_wnid(name: str) -> bool:
+    """Whether a name has the form of a WordNet id, such as n01440764."""
     return _WNID.fullmatch(name) is not None
 
 
 def class_names_of(classes: Sequence[str], root: Path) -> tuple[str, ...] | None:
-    """Names for wnid classes, from a list near `root` or timm's; None for other classes or when no list has
-    all."""
+    """Readable names if all classes are wnids and one list (near `root`, or timm's) has all of them; otherwise None."""
     if not classes or not all(is_wnid(c) for c in classes):
         return None
     for path in _name_lists(root):

@@ -39,16 +39,15 @@ def main() -> None:
     os.dup2(2, 1)
     order = json.loads(sys.stdin.readline())
     os.sched_setaffinity(0, order["cores"])
-    answer, arms = _build(order["make"], order["arguments"])
+    answer, arms = _build(order["module"], order["function"], order["arguments"])
     print(json.dumps(answer), file=answers)
     for line in sys.stdin:
-        print(json.dumps(_turn(arms[json.loads(line)])), file=answers)
+        print(json.dumps(_trial(arms[json.loads(line)])), file=answers)
     answers.flush()
     os._exit(0)  # the threads and workers of some peers do not let a process end
 
 
-def _build(make: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Arm]]:
-    module, function = make.split(":")
+def _build(module: str, function: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Arm]]:
     try:
         arms = getattr(import_module(module), function)(**arguments)
     except NotInstalled as missing:
@@ -58,7 +57,7 @@ def _build(make: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[s
     return {"arms": list(arms)}, arms
 
 
-def _turn(arm: Arm) -> dict[str, Any]:
+def _trial(arm: Arm) -> dict[str, Any]:
     """Wall and CPU seconds of one round, and what the arm says about it."""
     workers, own, began = workers_seconds(), time.process_time(), time.perf_counter()
     try:

@@ -1,7 +1,7 @@
 """One harness: a process per contender, rounds in turn (A B A B ...), medians with the slowest and fastest round.
 
 Every contender has a process of its own on the same cores, so that none inherits another's threads, memory or patched
-libraries. They take turns; the first round, which compiles and warms up, is not counted. Ratios are taken round by round:
+libraries. They take trials; the first round, which compiles and warms up, is not counted. Ratios are taken round by round:
 what else runs on the machine slows both.
 """
 
@@ -19,21 +19,23 @@ from statistics import median
 from typing import Any
 
 from beton_tools.errors import UserError
+from fastft.bench.child import Arm
 
-Turn = dict[str, Any]  # wall, cpu (seconds), count (images), and what else an arm reports of a round
-Figure = Callable[[Turn], float]
+Trial = dict[str, Any]  # wall, cpu (seconds), count (images), and what else an arm reports of a round
+Figure = Callable[[Trial], float]
+Make = Callable[..., dict[str, Arm]]
 log = logging.getLogger(__name__)  # INFO: who is measured next; DEBUG: each round
 GRACE_SECONDS = 10
-TURN_SECONDS = 1800  # after which a contender hangs
+TRIAL_SECONDS = 1800  # after which a contender hangs
 SHOWN_LINES = 12  # of a failed contender's stderr
 
 
 @dataclass(frozen=True)
 class Contender:
-    """`make`, "module:function", is called with `arguments` in the contender's process and returns its arms by name."""
+    """`make` is a module-level function: the contender's process imports it, calls it with `arguments`, gets arms by name."""
 
     name: str
-    make: str
+    make: Make
     arguments: dict[str, Any]
     note: str = ""
 
@@ -42,7 +44,7 @@ class Contender:
 class Rounds:
     """Every round of every contender, by arm; why one was left out."""
 
-    turns: dict[str, dict[str, list[Turn]]] = field(default_factory=dict)
+    trials: dict[str, dict[str, list[Trial]]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
@@ -63,10 +65,10 @@ def alternate(contenders: Sequence[Contender], rounds: int, threads: int, warmup
             log.debug("round %d of %d: %s", number + 1, warmup + rounds, ", ".join(result.notes))
             for arm in dict.fromkeys(a for p in running for a in p.arms):
                 for process in running:
-                    turn = process.turn(arm, result)
-                    if turn is not None and number >= warmup:
-                        by_arm = result.turns.setdefault(process.contender.name, {})
-                        by_arm.setdefault(arm, []).append(turn)
+                    trial = process.trial(arm, result)
+                    if trial is not None and number >= warmup:
+                        by_arm = result.trials.setdefault(process.contender.name, {})
+                        by_arm.setdefault(arm, []).append(trial)
     return result
 
 
@@ -79,9 +81,9 @@ def alternate_fresh(contenders: Sequence[Contender], rounds: int, threads: int) 
                 one = alternate([contender], rounds=1, threads=threads, warmup=0)
                 result.skipped |= one.skipped
                 if one.skipped:
-                    result.turns.pop(contender.name, None)
-                for arm, turns in one.turns.get(contender.name, {}).items():
-                    result.turns.setdefault(contender.name, {}).setdefault(arm, []).extend(turns)
+                    result.trials.pop(contender.name, None)
+                for arm, trials in one.trials.get(contender.name, {}).items():
+                    result.trials.setdefault(contender.name, {}).setdefault(arm, []).extend(trials)
     return result
 
 
@@ -99,7 +101,7 @@ class _Process:
         self.arms = answer["arms"]
         return True
 
-    def turn(self, arm: str, result: Rounds) -> Turn | None:
+    def trial(self, arm: str, result: Rounds) -> Trial | None:
         """One round, or None where this contender has no such arm or has failed."""
         if arm not in self.arms or self.failed:
             return None
@@ -113,9 +115,9 @@ class _Process:
     def _answer(self) -> dict[str, Any]:
         """Of one line per question, so that nothing else of it waits in a buffer."""
         assert self.process.stdout is not None
-        if not select.select([self.process.stdout], [], [], TURN_SECONDS)[0]:
+        if not select.select([self.process.stdout], [], [], TRIAL_SECONDS)[0]:
             self.process.kill()
-            return {"failed": f"no answer within {TURN_SECONDS // 60} minutes"}
+            return {"failed": f"no answer within {TRIAL_SECONDS // 60} minutes"}
         line = self.process.stdout.readline()
         return json.loads(line) if line else {"failed": f"its process ended with {self.process.wait()}"}
 
@@ -130,7 +132,7 @@ class _Process:
             tail = "".join(self.errors.readlines()[-SHOWN_LINES:])
             raise RuntimeError(f"{name} failed: {why}\n{tail}")
         result.skipped[name] = why
-        result.turns.pop(name, None)
+        result.trials.pop(name, None)
 
 
 @contextmanager
@@ -146,7 +148,10 @@ def _started(contender: Contender, threads: int) -> Iterator[_Process]:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
         )  # fmt: skip
         try:
-            order = {"make": contender.make, "arguments": contender.arguments, "cores": cores}
+            order = {
+                "module": contender.make.__module__, "function": contender.make.__qualname__,
+                "arguments": contender.arguments, "cores": cores,
+            }  # fmt: skip
             print(json.dumps(order), file=process.stdin, flush=True)
             yield _Process(contender, process, errors)
         finally:
@@ -169,24 +174,24 @@ def _end(process: subprocess.Popen[str]) -> None:
 # figures of a round, and measures of docs/bench-schema.md
 
 
-def per_second(turn: Turn) -> float:
+def per_second(trial: Trial) -> float:
     """Images per second of wall time."""
-    return turn["count"] / turn["wall"]
+    return trial["count"] / trial["wall"]
 
 
-def per_cpu_second(turn: Turn) -> float:
+def per_cpu_second(trial: Trial) -> float:
     """Images per second of CPU time, of all threads and workers: what one core gives, whoever else runs on it."""
-    return turn["count"] / turn["cpu"]
+    return trial["count"] / trial["cpu"]
 
 
-def cpu_milliseconds(turn: Turn) -> float:
+def cpu_milliseconds(trial: Trial) -> float:
     """CPU time of one image."""
-    return 1e3 * turn["cpu"] / turn["count"]
+    return 1e3 * trial["cpu"] / trial["count"]
 
 
 def reported(key: str) -> Figure:
     """A figure that the arm itself reports."""
-    return lambda turn: turn[key]
+    return lambda trial: trial[key]
 
 
 def measure(
@@ -205,7 +210,7 @@ def measure(
     names = rename or {}
     contenders = [
         summary(names.get(who, who), [figure(t) for t in arms[arm]], note=rounds.notes.get(who, ""))
-        for who, arms in rounds.turns.items()
+        for who, arms in rounds.trials.items()
         if arm in arms and (only is None or who in only)
     ]
     skipped = [

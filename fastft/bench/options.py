@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from beton_tools.errors import UserError
-from fastft.bench.data import Workspace
+from fastft.bench.dataset import Workspace
 from fastft.bench.harness import Contender
 from fastft.config import Recipe
 
 
 @dataclass(frozen=True)
-class Found:
+class BenchResult:
     """What one benchmark comes back with: measures of docs/bench-schema.md, and what to say about them."""
 
     measures: list[dict[str, Any]]

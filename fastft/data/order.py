@@ -5,15 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from beton_tools.errors import UserError
+from fastft.augment.rng import epoch_words
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     """A permutation of 0..num_samples-1, int64, a pure function of its arguments.
 
-    Sorts raw Philox words keyed by (seed, epoch): NumPy freezes that raw stream, but not `permutation`.
+    Sorts the raw words of `epoch_words`: NumPy guarantees that stream, but not the one of `permutation`.
     """
-    words = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(num_samples)
-    return np.argsort(words, kind="stable").astype(np.int64, copy=False)
+    return np.argsort(epoch_words(seed, epoch, num_samples), kind="stable").astype(np.int64, copy=False)
 
 
 @dataclass(frozen=True)

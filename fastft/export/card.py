@@ -9,8 +9,8 @@ from beton_tools.errors import UserError
 from beton_tools.manifest import Manifest
 from fastft import __version__
 from fastft.config import SECTIONS, Recipe
-from fastft.train.inference import Trained
-from fastft.train.run import headline_top1
+from fastft.inference.predict import Trained
+from fastft.train.progress import headline_top1
 
 FEW_CLASSES = 20  # named in the card; more are in the files
 

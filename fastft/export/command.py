@@ -11,7 +11,7 @@ from torch import Tensor
 from beton_tools.errors import UserError
 from fastft.export import to_onnx, to_open_clip, to_safetensors, to_timm
 from fastft.export.card import model_card
-from fastft.train.inference import Trained, load_trained
+from fastft.inference.predict import Trained, load_trained
 
 Logits = Callable[[Tensor], Tensor]  # images (B, 3, S, S) to logits (B, K), both float32 on the CPU
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from beton_tools.errors import UserError
-from fastft.train.inference import Trained
+from fastft.inference.predict import Trained
 
 OPSET = 17  # the first with LayerNormalization
 MISSING = "exporting to ONNX needs onnx and onnxruntime; run: pip install -e '.[export]'"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from beton_tools.errors import UserError
-from fastft.train.inference import Trained
+from fastft.inference.predict import Trained
 
 CONFIG, WEIGHTS, BIAS = "open_clip_config.json", "open_clip_model.safetensors", "head.bias"
 

@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from fastft.inference.predict import Trained
 from fastft.model import Arch, build_classifier
-from fastft.train.inference import Trained
 
 
 def write(trained: Trained, path: Path) -> None:

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from beton_tools.errors import UserError
+from fastft.inference.predict import Trained
 from fastft.model import Arch
-from fastft.train.inference import Trained
 
 NAMES = {  # ours -> timm's, within a block
     "ln_1.weight": "norm1.weight",

@@ -2,40 +2,28 @@
 
 import importlib.util
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from beton_tools.errors import UserError
+from fastft.files.rules import FLAG, NUMBER_OR_NULL, OBJECT, POSITIVE, WHOLE, Rule, is_number
 
-Rule = tuple[str, Callable[[Any], bool]]  # what a value must be, in words and as a test
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < math.inf
-
-
-WHOLE: Rule = ("a whole number >= 1", lambda v: type(v) is int and v >= 1)
-POSITIVE: Rule = ("a number > 0", lambda v: _is_number(v) and v > 0)
-OPTIONAL: Rule = ("a number >= 0 or null", lambda v: v is None or _is_number(v))
-FLAG: Rule = ("true or false", lambda v: type(v) is bool)
-OBJECT: Rule = ("an object", lambda v: isinstance(v, dict))
 EPS_ONLY: Rule = (
+    lambda v: isinstance(v, dict) and not set(v) - {"eps"} and all(map(is_number, v.values())),
     "{'eps': a number} or {}",
-    lambda v: isinstance(v, dict) and not set(v) - {"eps"} and all(map(_is_number, v.values())),
 )
 # how open_clip makes one vector of the tokens: the head takes the place of either; "none" and attention are other towers
-POOLING: Rule = ("'tok' or 'avg'", lambda v: v in ("tok", "avg"))
+POOLING: Rule = lambda v: v in ("tok", "avg"), "'tok' or 'avg'"
 
 MODEL = {"embed_dim": WHOLE, "quick_gelu": FLAG, "vision_cfg": OBJECT}
 # vision_cfg keys that the tower understands; any other key (timm towers, attentional pooling, ...) is refused
 VISION = {
     "image_size": WHOLE, "layers": WHOLE, "width": WHOLE, "patch_size": WHOLE, "head_width": WHOLE, "mlp_ratio": POSITIVE,
-    "ls_init_value": OPTIONAL, "no_ln_pre": FLAG, "norm_kwargs": EPS_ONLY, "pool_type": POOLING, "patch_dropout": OPTIONAL,
-    "output_tokens": FLAG, "final_ln_after_pool": FLAG,
+    "ls_init_value": NUMBER_OR_NULL, "no_ln_pre": FLAG, "norm_kwargs": EPS_ONLY, "pool_type": POOLING,
+    "patch_dropout": NUMBER_OR_NULL, "output_tokens": FLAG, "final_ln_after_pool": FLAG,
 }  # fmt: skip
 
 
@@ -117,7 +105,7 @@ def _check(name: str, found: Mapping[str, Any], rules: Mapping[str, Rule], neede
     for key in needed:
         if key not in found:
             raise UserError(f"{name}: {key} is missing")
-    for key, (words, fits) in rules.items():
+    for key, (fits, words) in rules.items():
         if key in found and not fits(found[key]):
             raise UserError(f"{name}: {key} is {found[key]!r}; it must be {words}")
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fastft.model.arch import Arch
-from fastft.model.kernels import quick_gelu, self_attention
+from fastft.model.fused import quick_gelu, self_attention
 
 
 class QuickGELU(nn.Module):

@@ -9,13 +9,13 @@ from typing import Any
 
 from beton_tools.errors import UserError
 from beton_tools.manifest import Manifest
-from fastft.atomic import write_text
 from fastft.config import Recipe, load_recipe
+from fastft.cost.run_cost import run_cost
+from fastft.files.atomic import write_text
+from fastft.files.run_directory import Run
+from fastft.inference.mistakes import Mistakes
 from fastft.report.charts import Chart, Series, render_chart
-from fastft.report.mistakes import Mistakes
 from fastft.report.page import percent, render_page
-from fastft.report.run_cost import run_cost
-from fastft.report.runs import Run
 from fastft.report.time_split import time_split
 
 FINALS = ("final_b16", "final_b16_384", "final_l14", "final_l14_336")

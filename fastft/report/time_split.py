@@ -5,8 +5,8 @@ Not of its 'split' lines: one is written at an epoch's end, and knows what the p
 
 from typing import Any
 
-from fastft.report.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, diagnose, loader_needs, shares
-from fastft.report.runs import Run
+from fastft.cost.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, diagnose, loader_needs, shares
+from fastft.files.run_directory import Run
 
 
 def time_split(run: Run) -> dict[str, Any] | None:

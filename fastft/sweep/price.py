@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from fastft.config import Recipe
-from fastft.report.cost import PUBLISHED_MFU, predict
-from fastft.report.cost_recipes import is_sweep, load_priceable
-from fastft.report.cost_table import LOADER_LIMITS
-from fastft.report.hardware import GPUS
+from fastft.cost.model import PUBLISHED_MFU, predict
+from fastft.cost.recipes import is_sweep, load_priceable
+from fastft.cost.table import LOADER_LIMITS
+from fastft.machine.gpus import MAIN_GPUS
 from fastft.sweep.definition import Sweep, load_sweep
-from fastft.sweep.plan import plan_runs, run_key
+from fastft.sweep.planned_runs import plan_runs, run_key
 from fastft.sweep.results import read_result
 
 Hours = dict[str, float]  # by GPU kind, modelled at the best MFU published for it
@@ -78,7 +78,7 @@ def _predicted(price: Price, recipe: Recipe) -> Price:
 
 
 def total_hours(prices: Sequence[Price]) -> Hours:
-    return {kind: sum(p.hours[kind] for p in prices if p.hours) for kind in GPUS}
+    return {kind: sum(p.hours[kind] for p in prices if p.hours) for kind in MAIN_GPUS}
 
 
 def print_prices(prices: Sequence[Price], console: Console) -> None:
@@ -88,14 +88,14 @@ def print_prices(prices: Sequence[Price], console: Console) -> None:
     )
     table.add_column("table")
     table.add_column("row")
-    for kind in GPUS:
+    for kind in MAIN_GPUS:
         table.add_column(kind, justify="right")
     table.add_column("")
     for previous, price in zip([None, *prices], prices, strict=False):
         if previous and previous.sweep != price.sweep:
             table.add_section()
         name = "" if previous and previous.sweep == price.sweep else price.sweep
-        table.add_row(name, price.row, *(_hours(price, kind) for kind in GPUS), price.remark)
+        table.add_row(name, price.row, *(_hours(price, kind) for kind in MAIN_GPUS), price.remark)
     total = (f"{hours:,.1f}" for hours in total_hours(prices).values())
     trainings = sum(price.hours is not None for price in prices)
     table.add_section()

@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fastft.atomic import write_text
+from fastft.files.atomic import write_text
 from fastft.sweep.definition import Sweep
-from fastft.sweep.plot import draw_plot
+from fastft.sweep.figure import draw_plot
 from fastft.sweep.results import Outcome, Score
 
 COLUMNS = ("paper", "ours", "diff", "best EMA", "last EMA", "best raw", "last raw")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastft.sweep.definition import Row
-from fastft.sweep.plan import Run
+from fastft.sweep.planned_runs import Run
 
 Evaluation = dict[str, Any]  # epoch, raw {top1, samples, ...}, and where there is one ema {...}
 

@@ -7,11 +7,11 @@ from rich.console import Console
 
 from beton_tools.errors import UserError
 from fastft.sweep.definition import Sweep
-from fastft.sweep.plan import Run, plan_runs
+from fastft.sweep.planned_runs import Run, plan_runs
 from fastft.sweep.report import print_table, write_report
 from fastft.sweep.results import Outcome, read_result
 from fastft.train.distributed import World, find_world
-from fastft.train.ends import LoneError, NonFinite, PeerFailed, Preempted
+from fastft.train.exceptions import LoneError, NonFinite, PeerFailed, Preempted
 from fastft.train.loop import train
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from beton_tools.errors import UserError
-from fastft.train.ends import LoneError, NonFinite, PeerCrashed, PeerFailed, PeerLost, Preempted
+from fastft.train.exceptions import LoneError, NonFinite, PeerCrashed, PeerFailed, PeerLost, Preempted
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
 # NCCL's watchdog aborts the process without a word: gloo, whose errors can be caught, is to notice a lost peer before it

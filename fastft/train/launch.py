@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
-from fastft.train.ends import EXIT_REQUEUE
+from fastft.train.exceptions import EXIT_REQUEUE
 
 PROGRAM = "fastft.cli"
 

@@ -17,8 +17,8 @@ from rich.progress import (
 )
 from torch.utils.tensorboard import SummaryWriter
 
-from fastft.atomic import write_text
-from fastft.report.runs import read_metrics
+from fastft.files.atomic import write_text
+from fastft.files.run_directory import read_metrics
 from fastft.train.tracking import Tracker
 
 HEADER = f"{'epoch':>6} {'step':>15} {'loss':>8} {'lr':>9} {'img/s':>8} {'wait':>6} {'mfu':>6} {'memory':>8} {'left':>9}"

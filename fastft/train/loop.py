@@ -9,18 +9,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 
 from beton_tools.errors import UserError
+from fastft.augment.rng import step_seed
 from fastft.build import build_mixer, build_model, build_policy, build_schedule
 from fastft.config import Recipe
 from fastft.data import Batch, EvalLoader, TrainLoader
+from fastft.data.classes import refuse_other_classes
 from fastft.data.order import epoch_order
+from fastft.files.run_directory import lock_run, run_folder, write_recipe, write_result
+from fastft.machine.gpus import peak_flops
 from fastft.model import count_flops
 from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups, set_lr
-from fastft.report.hardware import peak_flops
 from fastft.train.checkpoint import (
     Checkpoint,
     Damaged,
@@ -33,32 +35,23 @@ from fastft.train.checkpoint import (
     step_checkpoints,
     write_checkpoint,
 )
-from fastft.train.classes import refuse_other_classes
+from fastft.train.continuation import (
+    refuse_changed_arch,
+    refuse_changed_data,
+    refuse_changed_recipe,
+    shared_options,
+)
+from fastft.train.description import describe, peak_memory
 from fastft.train.distributed import World, find_world, peer_lost
-from fastft.train.ends import NonFinite, Preempted
 from fastft.train.evaluate import Stopped, evaluate
+from fastft.train.exceptions import NonFinite, Preempted
 from fastft.train.health import describe_trouble, find_trouble
 from fastft.train.log import Interval, RunLog
-from fastft.train.machine import describe, peak_memory
 from fastft.train.meter import Meter
 from fastft.train.micro_batch import choose_micro_batch
 from fastft.train.precision import choose_precision
 from fastft.train.preempt import PreemptionGuard
-from fastft.train.run import (
-    Progress,
-    conclusion,
-    describe_model,
-    headline_top1,
-    lock_run,
-    refuse_changed_arch,
-    refuse_changed_data,
-    refuse_changed_recipe,
-    run_folder,
-    shared_options,
-    summarise,
-    write_recipe,
-    write_result,
-)
+from fastft.train.progress import Progress, conclusion, describe_model, headline_top1, summarise
 from fastft.train.step import Step
 from fastft.train.tracking import open_tracker
 
@@ -349,7 +342,7 @@ class Trainer:
         if columns == 0:
             return None
         device = self.world.device
-        generator = torch.Generator(device).manual_seed(_step_seed(self.recipe.train.seed, global_step))
+        generator = torch.Generator(device).manual_seed(step_seed(self.recipe.train.seed, global_step))
         return torch.rand(self.recipe.optim.batch_size, columns, generator=generator, device=device)
 
     def _evaluate_epoch(self, epoch: int) -> None:
@@ -506,7 +499,3 @@ class Trainer:
             self.log.say(f"{path.name} is damaged: kept as damaged-{path.name}, an older one is continued")
         if self.global_step:
             self.log.say(f"continuing after step {self.global_step} of {self.total_steps}")
-
-
-def _step_seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)

@@ -172,6 +172,6 @@ def test_beton_tools_needs_neither_torch_nor_ffcv() -> None:
     code = (
         "import sys; sys.modules['torch'] = sys.modules['ffcv'] = None\n"
         "import beton_tools.cli, beton_tools.convert, beton_tools.verify, beton_tools.plot\n"
-        "import beton_tools.sheet, beton_tools.extract, beton_tools.stats, beton_tools.jpeg"
+        "import beton_tools.contact_sheet, beton_tools.extract, beton_tools.stats, beton_tools.jpeg"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,10 +10,10 @@ from PIL import Image
 
 from beton_tools import UserError
 from beton_tools.console import by_suffix, duration, printable, size
-from beton_tools.convert import add_folder_arguments, add_imagenet_arguments, run_folder, run_imagenet
 from beton_tools.format import Beton
 from beton_tools.images import decode_sample
 from beton_tools.manifest import Manifest, manifest_path
+from fastft.cli import cmd_convert_folder, cmd_convert_imagenet
 from tests.beton_tools.conftest import damaged, devkit_files, tar_of, train_tar, write_folder
 
 Jpegs = dict[str, list[bytes]]
@@ -22,14 +22,14 @@ ValImages = dict[str, tuple[str, bytes]]
 
 def imagenet(*arguments: object) -> int:
     parser = argparse.ArgumentParser()
-    add_imagenet_arguments(parser)
-    return run_imagenet(parser.parse_args([str(a) for a in arguments]))
+    cmd_convert_imagenet.add_arguments(parser)
+    return cmd_convert_imagenet.run(parser.parse_args([str(a) for a in arguments]))
 
 
 def folder(*arguments: object) -> int:
     parser = argparse.ArgumentParser()
-    add_folder_arguments(parser)
-    return run_folder(parser.parse_args([str(a) for a in arguments]))
+    cmd_convert_folder.add_arguments(parser)
+    return cmd_convert_folder.run(parser.parse_args([str(a) for a in arguments]))
 
 
 def write_folders(root: Path, jpegs: Jpegs, val: ValImages) -> None:

@@ -9,7 +9,8 @@ from ffcv.fields.rgb_image import resizer
 from PIL import Image
 
 from beton_tools.images import DAMAGED, KEPT, BadImage, EncodeOptions, encode_sample, shrink
-from beton_tools.jpeg import decode_rgb
+from beton_tools.jpeg import crop, decode_rgb, markers, transcode
+from beton_tools.jpeg import index as index_of_jpeg
 from tests.beton_tools.conftest import crops, damaged, jpeg_of, photograph
 
 PHOTO = crops("chelsea.png", 1, seed=3)[0]
@@ -34,6 +35,26 @@ def test_a_baseline_jpeg_keeps_its_pixels_exactly(subsampling: int, index: bool)
     assert (stored.height, stored.width) == (PHOTO.height, PHOTO.width)
     np.testing.assert_array_equal(pixels_of(stored.data), pixels_of(original))
     assert index or stored.data == original
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_the_header_of_a_kept_jpeg_is_scanned_once(monkeypatch: pytest.MonkeyPatch, index: bool) -> None:
+    scanned = []
+
+    def scan_header(src: np.ndarray) -> markers.Header:
+        scanned.append(src.size)
+        return truly_scan(src)
+
+    def decode_region(*_: object) -> int:
+        raise AssertionError("compiled code that scans the header again")
+
+    truly_scan, original = markers.scan_header, jpeg_of(PHOTO)
+    for module in (markers, crop, index_of_jpeg, transcode):
+        for function in (scan_header, decode_region):
+            if hasattr(module, function.__name__):
+                monkeypatch.setattr(module, function.__name__, function)
+    assert encode_sample(original, EncodeOptions(index=index)).how == KEPT
+    assert scanned == [len(original)]
 
 
 def test_a_grey_jpeg_keeps_its_pixels_exactly() -> None:
@@ -102,7 +123,9 @@ def test_a_jpeg_without_its_tables_is_refused() -> None:
 
 def test_an_image_beyond_libjpegs_limit_is_refused_but_where_it_is_shrunk() -> None:
     strip = saved(Image.new("RGB", (65501, 1)), "PNG")
-    with pytest.raises(BadImage, match=r"65501 x 1 pixels are more than 65500 a side; give --max-resolution"):
+    with pytest.raises(
+        BadImage, match=r"65501 x 1 pixels, the limit is 65500 per side; give --max-resolution"
+    ):
         encode_sample(strip, EncodeOptions())
     assert encode_sample(strip, EncodeOptions(max_resolution=1000)).width == 1000
 

@@ -20,7 +20,7 @@ from beton_tools.manifest import Manifest, manifest_path, pack_names
 from beton_tools.names import Names
 from beton_tools.sources import open_source
 from beton_tools.writer import WriteOptions, write_beton
-from fastft.bench.data import IMAGENET_LENGTH, write_imagenet_length
+from fastft.bench.dataset import IMAGENET_LENGTH, write_imagenet_length
 
 
 @pytest.fixture(scope="module")

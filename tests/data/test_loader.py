@@ -221,7 +221,7 @@ def test_a_row_that_disagrees_with_its_jpeg_is_named(indexed_beton, tmp_path, si
     path.write_bytes(data)
     with (
         eval_loader(path) as loader,
-        pytest.raises(SampleError, match=r"sample 9 .* another size than its row"),
+        pytest.raises(SampleError, match=r"sample 9 .* size of the JPEG differs"),
     ):
         list(loader)
 

@@ -4,7 +4,7 @@ import torch
 
 from beton_tools.format import SAMPLE_DTYPE
 from fastft.augment import parse_policy
-from fastft.bench.data import IMAGENET_LENGTH, write_imagenet_length
+from fastft.bench.dataset import IMAGENET_LENGTH, write_imagenet_length
 from fastft.data import TrainLoader
 
 BUDGET = 100e6  # bytes beyond the metadata; stock FFCV takes 634 MB

@@ -13,10 +13,10 @@ from fastft.build import build_model, recipe_arch
 from fastft.cli import main
 from fastft.config import load_recipe
 from fastft.export import FORMATS, command, export_checkpoint, to_open_clip
+from fastft.inference.predict import load_trained
 from fastft.model import build_classifier, load_arch, load_tower_weights
 from fastft.train.checkpoint import write_checkpoint
-from fastft.train.inference import load_trained
-from fastft.train.run import describe_model
+from fastft.train.progress import describe_model
 
 OUTS = {"timm": "out", "open_clip": "out", "safetensors": "out.safetensors", "onnx": "out.onnx"}
 CLIP = {"quick_gelu": True}

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from fastft.cli import main
+from fastft.cost.bottleneck import LOADER_PARTS, LOOP_PARTS
+from fastft.files.run_directory import load_run, read_metrics
+from fastft.inference.mistakes import ClassScore, Mistake, Mistakes
 from fastft.report.bench_report import render_bench
-from fastft.report.bottleneck import LOADER_PARTS, LOOP_PARTS
-from fastft.report.mistakes import ClassScore, Mistake, Mistakes
 from fastft.report.page import clock
 from fastft.report.run_report import render_run
-from fastft.report.runs import load_run, read_metrics
-from tests.report.conftest import write_run
+from tests.files.written import write_run
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 NAMES = ("chromium", "chromium-browser", "google-chrome")

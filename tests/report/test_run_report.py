@@ -9,12 +9,12 @@ import pytest
 
 from beton_tools.errors import UserError
 from fastft.cli import main
-from fastft.report.bottleneck import diagnose
-from fastft.report.mistakes import find_mistakes, thumbnail
-from fastft.report.run_cost import run_cost, training_seconds
+from fastft.cost.bottleneck import diagnose
+from fastft.cost.run_cost import run_cost, training_seconds
+from fastft.files.run_directory import load_run
+from fastft.inference.mistakes import find_mistakes, thumbnail
 from fastft.report.run_report import headline, machine_line, recipe_diff, reference_curve, render_run
-from fastft.report.runs import load_run
-from tests.report.conftest import RECIPES, load_recipe, write_run
+from tests.files.written import RECIPES, load_recipe, write_run
 
 
 def test_reference_curves_are_the_logs() -> None:

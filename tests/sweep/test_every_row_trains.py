@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from fastft.build import build_model, recipe_arch
 from fastft.config import load_recipe
-from fastft.report.runs import read_metrics
+from fastft.files.run_directory import read_metrics
 from fastft.sweep import load_sweep, plan_runs
 from fastft.train.checkpoint import step_checkpoints
-from fastft.train.ends import EXIT_REQUEUE
+from fastft.train.exceptions import EXIT_REQUEUE
 from fastft.train.loop import train
 
 pytestmark = pytest.mark.slow

@@ -11,9 +11,9 @@ from rich.console import Console
 from beton_tools.errors import UserError
 from fastft.cli import main
 from fastft.config import load_recipe
-from fastft.report.runs import read_metrics
+from fastft.files.run_directory import read_metrics
 from fastft.sweep import load_sweep, plan_runs, price_sweeps, run_sweeps
-from fastft.sweep.plan import run_key
+from fastft.sweep.planned_runs import run_key
 from fastft.sweep.price import recipe_hours, total_hours
 
 TABLES, FINAL = Path("rcp/tables"), Path("rcp/final_b16.yaml")

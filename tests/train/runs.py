@@ -6,7 +6,7 @@ import torch
 from rich.console import Console
 
 from fastft.config import load_recipe
-from fastft.report.runs import read_metrics
+from fastft.files.run_directory import read_metrics
 from fastft.train.checkpoint import read_checkpoint, step_checkpoints
 from fastft.train.loop import train
 

@@ -15,11 +15,11 @@ import torch
 from beton_tools.format import Beton
 from fastft.data import EvalLoader
 from fastft.data.order import epoch_order
+from fastft.inference.predict import load_trained
 from fastft.train.checkpoint import step_checkpoints
 from fastft.train.distributed import World, first_sentence
-from fastft.train.ends import EXIT_REQUEUE
 from fastft.train.evaluate import evaluate
-from fastft.train.inference import load_trained
+from fastft.train.exceptions import EXIT_REQUEUE
 from fastft.train.launch import exit_code
 from fastft.train.precision import Precision
 from tests.train.runs import flags, losses, run

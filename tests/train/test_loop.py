@@ -20,12 +20,12 @@ from beton_tools.errors import UserError
 from beton_tools.manifest import manifest_path
 from beton_tools.writer import WriteOptions
 from fastft.config import load_recipe
-from fastft.report.runs import read_metrics
+from fastft.files.run_directory import lock_run, read_metrics
 from fastft.train.checkpoint import read_checkpoint, step_checkpoints, write_checkpoint
-from fastft.train.ends import EXIT_REQUEUE, NonFinite, Preempted
+from fastft.train.continuation import refuse_changed_recipe
 from fastft.train.evaluate import evaluate
+from fastft.train.exceptions import EXIT_REQUEUE, NonFinite, Preempted
 from fastft.train.precision import Precision
-from fastft.train.run import lock_run, refuse_changed_recipe
 from fastft.train.step import Step
 from tests.train.runs import differing, end, flags, losses, run
 

@@ -1,4 +1,4 @@
-"""Pixels in, indexed JPEG out; any image file in, the pixels of the folder loaders out."""
+"""Encoded images have an index; decoded files equal those of the folder loaders."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def test_grey_arrays_and_single_pixels_are_encoded(photographs):
         (np.zeros((4, 4, 3), np.uint8), {"subsampling": "4:3:2"}, "subsampling"),
     ],
 )
-def test_bad_requests_are_refused(image, options, why):
+def test_invalid_arguments_are_refused(image, options, why):
     with pytest.raises(JpegError, match=why):
         encode_indexed(image, **options)
 
 
-def test_every_kind_of_file_gives_what_pillow_converts_to_rgb(photographs):
+def test_every_kind_of_file_equals_pillows_conversion_to_rgb(photographs):
     image = Image.fromarray(photographs["coffee"][:60, :80])
     exif = Image.Exif()
     exif[0x0112] = 6

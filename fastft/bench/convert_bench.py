@@ -1,0 +1,103 @@
+"""Conversion speed against FFCV's own writer, which decodes and re-encodes every image."""
+
+import os
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+from fastft.bench.child import Arm
+from fastft.bench.dataset import MAX_SIDE, QUALITY
+from fastft.bench.harness import Contender, Figure, alternate, measure, per_cpu_second, per_second
+from fastft.bench.options import BenchResult, Options
+
+LIMITS: dict[str, int | None] = {"kept": None, f"at most {MAX_SIDE} px": MAX_SIDE}
+REPEAT = 2  # of the list of images, so that a round lasts longer than its start
+
+
+def run(options: Options) -> BenchResult:
+    """Wall time on all cores, and CPU time with all worker processes, of the same rounds."""
+    arguments: dict[str, Any] = {
+        "root": str(options.workspace.folder / "originals"), "out": str(options.workspace.folder / "converted"),
+        "workers": options.threads, "repeat": 1 if options.quick else REPEAT,
+    }  # fmt: skip
+    options.workspace.source()
+    modes = {"fastft": True, "fastft, re-encoding": False}
+    contenders = options.wanted({
+        "fastft": [Contender(n, ours, {**arguments, "lossless": keep}) for n, keep in modes.items()],
+        "ffcv": [Contender("FFCV DatasetWriter", ffcv, arguments)],
+    })  # fmt: skip
+    rounds = alternate(contenders, options.rounds, threads=options.threads)
+    found = []
+    figures: dict[str, Figure] = {"images/s": per_second, "images/s per core": per_cpu_second}
+    for unit, figure in figures.items():
+        for size in LIMITS:
+            setting = {
+                "size": size,
+                "images": options.images * arguments["repeat"],
+                "workers": options.threads,
+            }
+            found.append(measure("Conversion", rounds, size, figure, unit, setting))
+    return BenchResult(found)
+
+
+def ours(root: str, out: str, workers: int, repeat: int, lossless: bool) -> dict[str, Arm]:
+    from dataclasses import replace
+
+    import numpy as np
+
+    from beton_tools.names import Names
+    from beton_tools.sources import open_source
+    from beton_tools.writer import WriteOptions, write_beton
+
+    one = open_source(root)
+    source = replace(one, names=Names.of(list(one.names) * repeat), labels=np.tile(one.labels, repeat))
+
+    def arm(side: int | None) -> Arm:
+        settings = WriteOptions(max_resolution=side, workers=workers, lossless=lossless)
+
+        def run() -> int:
+            path = Path(f"{out}-{os.getpid()}.beton")
+            write_beton(path, source, settings)
+            for left in path.parent.glob(f"{path.name}*"):
+                left.unlink()
+            return len(source.labels)
+
+        return run
+
+    return {name: arm(side) for name, side in LIMITS.items()}
+
+
+class Folder:
+    """What FFCV's documentation tells users to hand its writer: an indexable set of (Pillow image, label)."""
+
+    def __init__(self, root: Path, repeat: int) -> None:
+        self.paths = sorted(root.glob("*/*")) * repeat
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        from PIL import Image
+
+        return Image.open(self.paths[i]).convert("RGB"), 0
+
+
+def ffcv(root: str, out: str, workers: int, repeat: int) -> dict[str, Arm]:
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    dataset = Folder(Path(root), repeat)
+
+    def arm(side: int | None) -> Arm:
+        def run() -> int:
+            path = Path(f"{out}-ffcv.beton")
+            image = RGBImageField("jpg", max_resolution=side, jpeg_quality=QUALITY)
+            with Path(os.devnull).open("w") as quiet, redirect_stderr(quiet):  # its progress bar
+                writer = DatasetWriter(str(path), {"image": image, "label": IntField()}, num_workers=workers)
+                writer.from_indexed_dataset(dataset)
+            path.unlink()
+            return len(dataset)
+
+        return run
+
+    return {name: arm(side) for name, side in LIMITS.items()}

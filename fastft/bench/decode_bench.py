@@ -1,0 +1,194 @@
+"""Decoding just the crop, against decoding whole images as others do.
+
+FFCV's decoder cannot be told not to resize, and takes the fast, less exact DCT; ours gives Pillow's pixels.
+"""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beton_tools.format import Beton
+from fastft.bench.child import Arm, library
+from fastft.bench.dataset import ORIGINAL, JpegSet
+from fastft.bench.harness import Contender, alternate, measure, per_cpu_second
+from fastft.bench.options import BenchResult, Options
+
+OUTPUT = 224
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+BATCH = 256
+PLANS = 8  # epochs of crops, drawn beforehand
+DALI = "nvidia-dali-cuda120"
+
+
+def run(options: Options) -> BenchResult:
+    """One measure per set of files."""
+    found: list[dict[str, Any]] = []
+    for name in options.workspace.sets:
+        beton = Beton.open(options.workspace.beton(name))
+        rounds = alternate(contenders(options, name), options.rounds, threads=1)
+        setting = {
+            "files": name,
+            "images": options.images,
+            "kB per image": round(beton.sizes.mean() / 1e3, 1),
+        }
+        found.append(measure("Crop decode", rounds, "decode", per_cpu_second, "images/s per core", setting))
+    return BenchResult(found)
+
+
+def contenders(options: Options, name: str) -> list[Contender]:
+    path = {"path": str(options.workspace.beton(name))}
+    groups = {
+        "fastft": [
+            Contender("fastft", crops, path, "only the crop"),
+            Contender("whole image, same decoder", whole, path),
+        ],
+        "ffcv": [
+            Contender("stock FFCV Loader", ffcv_loader, path, "with its resize to 224"),
+            Contender("stock FFCV, decoder alone", ffcv_operation, path, "with its resize to 224"),
+        ],
+    }
+    if name == ORIGINAL:
+        files = {"paths": [str(p) for p in options.workspace.images.paths]}
+        groups["dali"] = [Contender("DALI image_random_crop", dali, files, "on the original files")]
+        groups["torchvision"] = [
+            Contender("torchvision decode_jpeg", torchvision, files, "whole, the original files")
+        ]
+    return options.wanted(groups)
+
+
+def crops(path: str) -> dict[str, Arm]:
+    jpegs, rng = JpegSet(Path(path)), np.random.default_rng(0)
+    return {"decode": region_arm(jpegs, [random_crops(jpegs, rng) for _ in range(PLANS)])}
+
+
+def whole(path: str) -> dict[str, Arm]:
+    jpegs = JpegSet(Path(path))
+    zero = np.zeros(len(jpegs), np.int64)
+    return {"decode": region_arm(jpegs, [np.stack([zero, zero, *jpegs.shapes], axis=1)])}
+
+
+def random_crops(jpegs: JpegSet, rng: np.random.Generator) -> np.ndarray:
+    """(N, 4) y, x, h, w, drawn like torchvision's and FFCV's RandomResizedCrop."""
+    crops = np.zeros((len(jpegs), 4), np.int64)
+    for crop, height, width in zip(crops, *jpegs.shapes, strict=True):
+        crop[:] = 0, 0, height, width
+        for _ in range(10):
+            area, ratio = height * width * rng.uniform(*SCALE), np.exp(rng.uniform(*np.log(RATIO)))
+            w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                crop[:] = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1), h, w
+                break
+    return crops
+
+
+def region_arm(jpegs: JpegSet, plans: list[np.ndarray]) -> Arm:
+    """Decode the regions of one plan (N, 4) after the other into the packed buffer of a batch."""
+    from beton_tools.jpeg import open_decoders, scratch_bytes
+    from fastft.bench.compiled_loops import decode_all
+
+    heights, widths = jpegs.shapes
+    scratch = np.empty(scratch_bytes(heights.max(), widths.max(), int(np.diff(jpegs.ends).max())), np.uint8)
+    largest = 3 * int((heights * widths).max())
+    packed = np.empty(max(largest, 3 * BATCH * int((heights * widths).mean())), np.uint8)
+    handle, next_plan = open_decoders(1)[0], itertools.cycle(plans)
+
+    def run() -> int:
+        regions = next(next_plan)
+        offsets = packed_offsets(regions, packed.size)
+        if decode_all(jpegs.data, jpegs.ends, regions, offsets, packed, scratch, handle):
+            raise RuntimeError("an image could not be decoded: the figures would mean nothing")
+        return len(regions)
+
+    return run
+
+
+def packed_offsets(regions: np.ndarray, capacity: int) -> np.ndarray:
+    """Where each region goes in the packed buffer: behind the last one, or back to the start."""
+    offsets, end = np.zeros(len(regions), np.int64), 0
+    for k, size in enumerate(3 * regions[:, 2] * regions[:, 3]):
+        offsets[k] = end if end + size <= capacity else 0
+        end = offsets[k] + size
+    return offsets
+
+
+def ffcv_loader(path: str) -> dict[str, Arm]:
+    """Stock FFCV from its Loader down."""
+    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import ToTensor
+
+    decoder = RandomResizedCropRGBImageDecoder((OUTPUT, OUTPUT), SCALE, RATIO)
+    loader = Loader(
+        path, BATCH, num_workers=1, order=OrderOption.RANDOM, drop_last=False,
+        pipelines={"image": [decoder, ToTensor()], "label": None},
+    )  # fmt: skip
+    return {"decode": lambda: sum(len(images) for (images,) in loader)}
+
+
+def ffcv_operation(path: str) -> dict[str, Arm]:
+    """FFCV's decoder operation, driven as its Loader drives it: whole decode, crop, resize."""
+    import torch
+    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
+    from ffcv.pipeline.compiler import Compiler
+    from ffcv.pipeline.state import State
+
+    from fastft.bench.compiled_loops import memory_read
+
+    jpegs = JpegSet(Path(path))
+    Compiler.set_num_threads(1)
+    decoder = RandomResizedCropRGBImageDecoder((OUTPUT, OUTPUT), SCALE, RATIO)
+    decoder.accept_globals(jpegs.metadata, memory_read)
+    _, buffers = decoder.declare_state_and_memory(State(True, torch.device("cpu"), (), np.dtype("u1")))
+    storage = tuple(np.empty((BATCH, *(int(n) for n in b.shape)), b.dtype) for b in buffers)
+    decode = Compiler.compile(decoder.generate_code())
+
+    def run() -> int:
+        for start in range(0, len(jpegs), BATCH):
+            batch = np.arange(start, min(start + BATCH, len(jpegs)))
+            decode(batch, storage, jpegs.metadata, (jpegs.data, jpegs.ends))
+        return len(jpegs)
+
+    return {"decode": run}
+
+
+def dali(paths: list[str]) -> dict[str, Arm]:
+    """DALI's fused decode and random crop, without prefetch: on one core there is nothing to overlap."""
+    nvidia, fn = library("nvidia.dali", DALI), library("nvidia.dali.fn", DALI)
+    batch = min(100, len(paths))
+
+    @nvidia.pipeline_def(
+        batch_size=batch, num_threads=1, device_id=None, exec_async=False, exec_pipelined=False
+    )
+    def decode() -> object:
+        encoded, _ = fn.readers.file(files=paths, shuffle_after_epoch=False)
+        return fn.decoders.image_random_crop(
+            encoded, device="cpu", random_area=list(SCALE), random_aspect_ratio=list(RATIO)
+        )
+
+    pipeline = decode()
+    pipeline.build()
+    batches = len(paths) // batch
+
+    def run() -> int:
+        for _ in range(batches):
+            pipeline.run()
+        return batches * batch
+
+    return {"decode": run}
+
+
+def torchvision(paths: list[str]) -> dict[str, Arm]:
+    """Whole decode of the original files, from memory."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    files = [torch.frombuffer(bytearray(Path(p).read_bytes()), dtype=torch.uint8) for p in paths]
+
+    def run() -> int:
+        for file in files:
+            decode_jpeg(file, mode=ImageReadMode.RGB)
+        return len(files)
+
+    return {"decode": run}

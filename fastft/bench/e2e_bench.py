@@ -1,0 +1,261 @@
+"""Training from file to updated weights: how fast, where a step's time goes, what limits, what other GPUs would ask for.
+
+On a CPU without `--recipe`, the recipe is the paper's with the smallest ViT (Ti/16) and a batch of 32. timm trains
+everything, so the patch embedding trains here too; what else a given recipe freezes stays frozen.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from fastft.bench.child import Arm
+from fastft.bench.dataset import Images, Workspace, evenly
+from fastft.bench.harness import Contender, Rounds, Trial, alternate, measure, per_cpu_second, summary
+from fastft.bench.loader_arms import warm
+from fastft.bench.options import BenchResult, Options
+from fastft.config import Recipe, recipe_from_dict
+from fastft.cost.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, NAMES, diagnose, loader_needs
+from fastft.cost.overheads import cores_per_gpu
+
+ALONE = "fastft, loader alone"
+STEP_PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema")
+CPU_IMAGES, GPU_STEPS, GPU_LOG_EVERY = 192, 60, 10
+TINY = {"width": 192, "layers": 12, "patch_size": 16, "head_width": 64, "image_size": 224}
+
+
+def run(options: Options) -> BenchResult:
+    options = _for_an_epoch(options)
+    beton = options.workspace.beton(options.workspace.sets[0])
+    sections = _sections(options, beton)
+    recipe = recipe_from_dict("e2e", sections)
+    size, batch = recipe.model.image_size, recipe.optim.batch_size
+    rounds = alternate(_contenders(options, sections, recipe), options.rounds, options.threads)
+    alone = {"path": str(beton), "size": size, "policy": recipe.augment.policy}
+    work = alternate([Contender("fastft", loader_work, alone)], options.rounds, threads=1)
+    setting = {"model": _model_name(options), "size": size, "batch": batch, "threads": options.threads}
+    setting["images"] = options.images
+    modelled, words = _other_gpus(options, work)
+    diagnosis = diagnose(_seconds(rounds))
+    if diagnosis:
+        head = "End to end on this machine, evaluation and checkpoint left out"
+        words = [f"{head}: {diagnosis.sentence} {diagnosis.advice}.", *words]
+    trained = _rate_measure("End to end", rounds, setting, ["fastft", "timm"])
+    loader = _rate_measure("End to end, the loader alone", rounds, setting, [ALONE])
+    return BenchResult(
+        [trained, loader, _split_measure(rounds, setting), _work_measure(rounds, setting), *modelled],
+        tuple(words),
+    )
+
+
+def _contenders(options: Options, sections: dict[str, Any], recipe: Recipe) -> list[Contender]:
+    """The trainer, its loader alone, and timm's loader with timm's step."""
+    name, threads = options.workspace.sets[0], options.threads
+    loader = {
+        "path": str(options.workspace.beton(name)), "size": recipe.model.image_size, "threads": threads,
+        "batch": recipe.optim.batch_size, "policy": recipe.augment.policy, "erase": recipe.augment.erase_prob,
+    }  # fmt: skip
+    theirs = {"sections": sections, "folder": str(options.workspace.jpegs(name)), "threads": threads}
+    return options.wanted({
+        "fastft": [
+            Contender("fastft", train_recipe, {"sections": sections}),
+            Contender(ALONE, warm, {"maker": "ours", "repeat": 1, **loader}),
+        ],
+        "timm": [Contender("timm", train_timm, theirs)],
+    })  # fmt: skip
+
+
+def _for_an_epoch(options: Options) -> Options:
+    """The images in a workspace of their own: on a CPU CPU_IMAGES at most, on a GPU so often that GPU_STEPS come together."""
+    images = options.workspace.images
+    if torch.cuda.is_available() and not options.quick:
+        paths = images.paths * -(-GPU_STEPS * _batch(options) // options.images)
+    else:
+        paths = [images.paths[k] for k in evenly(options.images, CPU_IMAGES)]
+    folder = options.workspace.folder / "e2e"
+    folder.mkdir()
+    workspace = Workspace(folder, Images(paths, images.what), options.workspace.given)
+    return replace(options, workspace=workspace)
+
+
+def _batch(options: Options) -> int:
+    if options.recipe:
+        return options.recipe.optim.batch_size
+    return 256 if torch.cuda.is_available() else 32
+
+
+def _sections(options: Options, beton: Path) -> dict[str, dict[str, Any]]:
+    """The recipe to train: that given, or the paper's defaults, at a size that this machine and these images allow."""
+    given = options.recipe
+    sections: dict[str, dict[str, Any]] = json.loads(json.dumps(given.as_dict())) if given else {}
+    on_gpu = torch.cuda.is_available()
+    if given is None and not on_gpu:
+        arch = options.workspace.folder / "tiny.json"
+        quick = {"layers": 2, "width": 64} if options.quick else {}
+        arch.write_text(json.dumps({"embed_dim": 192, "vision_cfg": TINY | quick}))
+        sections["model"] = {"arch": str(arch)}
+    batch = min(_batch(options), max(2, options.images // 4 * 2))  # even, for mixup
+    updates: dict[str, dict[str, Any]] = {
+        "data": {"train": str(beton), "val": str(beton), "num_classes": 1000},
+        "model": {"weights": "random", "freeze_conv1": False},
+        "optim": {"batch_size": batch},
+        "schedule": {"epochs": 1, "warmup_epochs": 0, "stop_epoch": None},
+        "train": {
+            "micro_batch": 0 if given or on_gpu else batch,
+            "log_every": GPU_LOG_EVERY if on_gpu else 1_000_000,
+        },
+    }
+    return {k: sections.get(k, {}) | updates.get(k, {}) for k in sections.keys() | updates.keys()}
+
+
+def _model_name(options: Options) -> str:
+    if options.recipe:
+        return options.recipe.name
+    return "ViT-B/16" if torch.cuda.is_available() else "ViT-Ti/16"
+
+
+# measures
+
+
+def _rate(trial: Trial) -> float:
+    """Images/s of training steps; of the trainer without its evaluation and checkpoint."""
+    return trial["count"] / trial.get("training", trial["wall"])
+
+
+def _rate_measure(name: str, rounds: Rounds, setting: dict[str, Any], only: list[str]) -> dict[str, Any]:
+    return measure(name, rounds, "pass", _rate, "images/s", setting, only=only, rename={ALONE: "fastft"})
+
+
+def _split_measure(rounds: Rounds, setting: dict[str, Any]) -> dict[str, Any]:
+    """Milliseconds of each part; evaluation and checkpoint, which come once an epoch, are spread over its steps."""
+    trials = rounds.trials["fastft"]["pass"]
+    parts = [
+        summary(NAMES.get(part, part), [1e3 * trial[part] / trial["steps"] for trial in trials])
+        for part in LOOP_PARTS
+        if any(part in trial for trial in trials)
+    ]
+    name = "Where a step's time goes"
+    return {"name": name, "unit": "ms per step", "better": "lower", "setting": setting, "contenders": parts}
+
+
+def _work_measure(rounds: Rounds, setting: dict[str, Any]) -> dict[str, Any]:
+    """By the trainer's own clocks, beside training: of the loader's threads; on a GPU copy and augment are the GPU's."""
+    trials = rounds.trials["fastft"]["pass"]
+    parts = [
+        summary(part, [1e3 * trial[part] / trial["count"] for trial in trials])
+        for part in LOADER_PARTS
+        if part in trials[0]
+    ]
+    name = "What the loader's time goes to"
+    return {"name": name, "unit": "ms per image", "better": "lower", "setting": setting, "contenders": parts}
+
+
+def _seconds(rounds: Rounds) -> dict[str, float]:
+    """Of a round of training, by part of a step and of the loader: an epoch is too short here for evaluation to count."""
+    trials = rounds.trials["fastft"]["pass"]
+    parts = STEP_PARTS + LOADER_PARTS
+    return {part: median(trial[part] for trial in trials) for part in parts if part in trials[0]}
+
+
+def _other_gpus(options: Options, work: Rounds) -> tuple[list[dict[str, Any]], list[str]]:
+    """Modelled: cores that keep 1, 4 and 8 GPUs busy with `--recipe` or the paper's B/16; and in words."""
+    recipe = options.recipe or recipe_from_dict("the paper's B/16", {})
+    arms = work.trials["fastft"]
+    rates = {
+        "the GPU augments": median(map(per_cpu_second, arms["decode"])),
+        "the CPU augments": median(map(per_cpu_second, arms["both"])),
+    }
+    measures = []
+    for where, per_core in rates.items():
+        rows = loader_needs(recipe, per_core)
+        for k, count in enumerate(GPU_COUNTS):
+            cores = [
+                summary(r["gpu"], [r["cores"][k]], note=f"{r['images_per_second'][k]:,.0f} images/s")
+                for r in rows
+            ]
+            measures.append({
+                "name": f"Cores that feed the GPUs, {where}", "unit": "cores", "better": "lower", "modelled": True,
+                "setting": {"GPUs": count, "recipe": recipe.name, "images/s per core": round(per_core)},
+                "contenders": cores,
+            })  # fmt: skip
+    rows = loader_needs(recipe, rates["the GPU augments"])
+    return measures, [_verdict(row, recipe) for row in rows]
+
+
+def _verdict(row: Mapping[str, Any], recipe: Recipe) -> str:
+    gpu, rate, cores = row["gpu"], row["images_per_second"][-1], row["cores"][-1]
+    there = GPU_COUNTS[-1] * cores_per_gpu(gpu)
+    head = (
+        f"Modelled: {GPU_COUNTS[-1]} {gpu} at the best published MFU take {rate:,.0f} images/s of {recipe.name}, "
+        f"for which {cores:.0f} cores like this one's decode; the usual machine has {there:.0f}: "
+    )
+    if cores <= there:
+        return head + "the GPUs limit."
+    return head + "the loader limits. Take more cores, or convert with a smaller --max-resolution."
+
+
+# in the contender's process
+
+
+def train_recipe(sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
+    """An epoch by the trainer itself, with its own evaluation and checkpoint, in a run directory of its own."""
+    from rich.console import Console
+
+    from fastft.files.run_directory import load_run
+    from fastft.train.loop import train
+
+    def run() -> dict[str, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            recipe = recipe_from_dict("e2e", {**sections, "train": {**sections["train"], "run_dir": folder}})
+            train(recipe, Console(quiet=True))
+            found = load_run(Path(folder))
+        skipped = found.intervals[:-1][:1]  # on a GPU: in its first steps kernels are compiled and loaded
+        intervals = found.intervals[len(skipped) :]
+        steps = found.steps - sum(i["step"] for i in skipped)
+        seconds = {p: sum(i["split"].get(p, 0.0) for i in intervals) for p in STEP_PARTS + LOADER_PARTS}
+        seconds |= {p: sum(s["seconds"].get(p, 0.0) for s in found.splits) for p in ("eval", "checkpoint")}
+        seconds = {part: s for part, s in seconds.items() if s}
+        training = sum(seconds.get(part, 0.0) for part in STEP_PARTS)
+        return {"count": steps * recipe.optim.batch_size, "steps": steps, "training": training, **seconds}
+
+    return {"pass": run}
+
+
+def train_timm(sections: dict[str, dict[str, Any]], folder: str, threads: int) -> dict[str, Arm]:
+    """The same model and images by timm: its loader and what its train.py does in a step."""
+    from fastft.bench.loader_arms import timm_batches
+    from fastft.bench.step_bench import device, timm_train_step
+    from fastft.build import recipe_arch
+    from fastft.train.precision import choose_precision
+
+    recipe = recipe_from_dict("e2e", sections)
+    precision = choose_precision(recipe.train.amp, device())
+    dtype = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[precision.dtype]
+    step = timm_train_step(recipe_arch(recipe), dtype)
+    policy, erase = recipe.augment.policy, recipe.augment.erase_prob
+    batches = timm_batches(
+        folder, recipe.model.image_size, recipe.optim.batch_size, threads, policy=policy, erase=erase
+    )
+
+    def run() -> int:
+        count = 0
+        for images, labels in batches:
+            images = images.to(device(), memory_format=torch.channels_last, non_blocking=True)
+            step(images, labels.to(device(), non_blocking=True))
+            count += len(images)
+        return count
+
+    return {"pass": run}
+
+
+def loader_work(path: str, size: int, policy: str) -> dict[str, Arm]:
+    """The loader's work on one core: decoding alone, and with augmentation in one go, as it does on a CPU."""
+    from fastft.bench.augment_bench import our_recipe
+    from fastft.bench.decode_bench import crops
+
+    return {"decode": crops(path)["decode"], "both": our_recipe(path, size, policy)["recipe"]}

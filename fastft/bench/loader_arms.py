@@ -1,0 +1,376 @@
+"""Everybody's loader over the same JPEGs, in its own process: a function that goes over them once, batch by batch.
+
+Ours and the peers deliver normalised float32 images at `size`, unless their name says otherwise.
+"""
+
+import itertools
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beton_tools.format import SAMPLE_DTYPE
+from fastft.bench.augment_bench import AUGMENT, patient, torchvision_transform
+from fastft.bench.child import Arm, descendants, library
+from fastft.bench.dali import PACKAGE as DALI_PACKAGE
+from fastft.bench.dataset import IMAGENET_LENGTH, disk_bytes, forget_pages
+
+Pass = Callable[[], Iterator[int]]  # over the images once; yields how many each batch has
+IMPORTS = {
+    "ours": ("fastft.data", "fastft.augment.draw"),
+    "ffcv": ("ffcv.loader", "ffcv.transforms", "ffcv.fields.decoders"),
+    "timm": ("timm.data", "timm.models"),
+    "torchvision": ("torchvision.datasets", "torchvision.transforms.v2", "torch.utils.data"),
+    "dali": ("nvidia.dali", "nvidia.dali.fn", "nvidia.dali.auto_aug.rand_augment"),
+    "webdataset": ("webdataset", "timm.data", "torch.utils.data"),
+    "litdata": ("litdata", "timm.data"),
+}
+PACKAGES = {"dali": DALI_PACKAGE}  # where it has not the name that it is imported by
+TIMM_NAMES = {"none": None, "3aug": "3a"}
+ERASE = 0.25
+SAMPLE_SECONDS = 0.02  # between two looks at the memory of a contender's processes
+
+# what is done with a loader
+
+
+def warm(maker: str, **arguments: Any) -> dict[str, Arm]:
+    """Whole passes, files in the page cache."""
+    one_pass = MAKERS[maker](**arguments)
+    return {"pass": lambda: sum(one_pass())}
+
+
+def cold(maker: str, files: str = "", **arguments: Any) -> dict[str, Arm]:
+    """Whole passes; before each, what is read is dropped from the page cache. Reports what then came from the disk.
+
+    `files` is a pattern. A .beton is copied first: pages that another contender's process has mapped cannot be dropped.
+    """
+    if files:
+        paths = list(Path("/").glob(files.removeprefix("/")))
+    else:
+        paths = [own_copy(Path(arguments["path"]))]
+        arguments["path"] = str(paths[0])
+    one_pass = MAKERS[maker](**arguments)
+
+    def run() -> dict[str, float]:
+        forget_pages(paths)
+        before, began = disk_bytes(descendants), time.perf_counter()
+        count = sum(one_pass())
+        seconds = time.perf_counter() - began
+        return {"count": count, "seconds": seconds, "read_mb": (disk_bytes(descendants) - before) / 1e6}
+
+    return {"pass": run}
+
+
+def own_copy(path: Path) -> Path:
+    """A copy of the file, on the disk and not only in the cache."""
+    copy = path.with_name(f"{path.stem}-{os.getpid()}.beton")
+    shutil.copyfile(path, copy)
+    with copy.open("rb") as file:
+        os.fsync(file.fileno())
+    return copy
+
+
+def first(maker: str, **arguments: Any) -> dict[str, Arm]:
+    """Making the loader, its first batch and a whole pass, imports done: seconds, and MB of memory at the peak.
+
+    `peak_mb` is of all its processes, what they share counted once; `beyond_mb` is of this one, less what it had before.
+    """
+    for module in IMPORTS[maker]:
+        library(module, PACKAGES.get(maker, maker))
+    if maker == "litdata":
+        litdata_chunks(arguments["folder"], arguments["threads"], arguments["repeat"])  # written once, before
+
+    def run() -> dict[str, float]:
+        before, began = resident_mb(), time.perf_counter()
+        with PeakMemory() as peak:
+            batches = MAKERS[maker](**arguments)()
+            count = next(batches)
+            seconds = time.perf_counter() - began
+            count += sum(batches)
+        return {
+            "count": count,
+            "seconds": seconds,
+            "peak_mb": peak.mb,
+            "beyond_mb": resident_mb() - before,
+        }
+
+    return {"first": run}
+
+
+def opening(maker: str, **arguments: Any) -> dict[str, Arm]:
+    """Making the loader alone: seconds, and MB of memory at the peak beyond imports and the file's own tables."""
+    for module in IMPORTS[maker]:
+        import_module(module)
+
+    tables = IMAGENET_LENGTH * SAMPLE_DTYPE.itemsize / 1e6
+
+    def run() -> dict[str, float]:
+        before, began = resident_mb(), time.perf_counter()
+        made = MAKERS[maker](**arguments)
+        figures = {"seconds": time.perf_counter() - began, "beyond_mb": resident_mb() - before - tables}
+        assert made is not None  # it is held until the memory has been looked at
+        return figures
+
+    return {"open": run}
+
+
+def resident_mb() -> float:
+    """Peak of this process (getrusage would give a child its parent's peak)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+class PeakMemory(threading.Thread):
+    """Looks at the memory of this process and all below it from time to time, and keeps the highest sum, in MB."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.mb = 0.0
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(SAMPLE_SECONDS):
+            self.mb = max(self.mb, proportional_mb([os.getpid(), *descendants()]))
+
+    def __enter__(self) -> "PeakMemory":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self.join()
+
+
+def proportional_mb(pids: list[int]) -> float:
+    """Of these processes; memory that several of them share counts once, if only they do."""
+    kilobytes = 0
+    for pid in pids:
+        try:
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        except OSError:  # it has ended
+            continue
+        kilobytes += int(text.partition("\nPss:")[2].split()[0])
+    return kilobytes * 1024 / 1e6
+
+
+# the loaders
+
+
+def ours(
+    path: str, size: int, batch: int, threads: int, repeat: int, *, policy: str = AUGMENT, erase: float = ERASE,
+    device: str = "cpu",
+) -> Pass:  # fmt: skip
+    import torch
+
+    from fastft.augment import parse_policy
+    from fastft.constants import CLIP_MEAN, CLIP_STD
+    from fastft.data import TrainLoader
+
+    loader = TrainLoader(
+        path, parse_policy(policy, erase_prob=erase), size=size, seed=0, batch_size=batch, micro_batch=batch,
+        workers=threads, mean=CLIP_MEAN, std=CLIP_STD, device=device, dtype=torch.float32,
+        subset=repeated(path, repeat),
+    )  # fmt: skip
+    epochs = itertools.count()
+
+    def one_pass() -> Iterator[int]:
+        for b in loader.epoch(next(epochs)):
+            yield len(b.ids)
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    return one_pass
+
+
+def ours_eval(path: str, size: int, batch: int, threads: int, repeat: int) -> Pass:
+    import torch
+
+    from fastft.constants import CLIP_MEAN, CLIP_STD
+    from fastft.data import EvalLoader
+
+    loader = EvalLoader(
+        path, size=size, batch_size=batch, workers=threads, mean=CLIP_MEAN, std=CLIP_STD, device="cpu",
+        dtype=torch.float32, indices=repeated(path, repeat),
+    )  # fmt: skip
+    return lambda: (len(b.ids) for b in loader)
+
+
+def ffcv(
+    path: str, size: int, batch: int, threads: int, repeat: int, normalise: bool = False, train: bool = True
+) -> Pass:
+    """Stock: its decoder, flip, and with `normalise` float32 instead of uint8."""
+    from ffcv.fields.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
+
+    from fastft.constants import CLIP_MEAN, CLIP_STD
+
+    if train:
+        operations = [RandomResizedCropRGBImageDecoder((size, size)), RandomHorizontalFlip()]
+    else:
+        operations = [CenterCropRGBImageDecoder((size, size), ratio=1.0)]
+    if normalise:
+        mean, std = 255 * np.array(CLIP_MEAN), 255 * np.array(CLIP_STD)
+        operations.append(NormalizeImage(mean, std, np.float32))
+    loader = Loader(
+        path, batch, threads, order=OrderOption.RANDOM if train else OrderOption.SEQUENTIAL, seed=0,
+        indices=repeated(path, repeat), drop_last=train,
+        pipelines={"image": [*operations, ToTensor(), ToTorchImage()]},
+    )  # fmt: skip
+    return lambda: (len(images) for images, _ in loader)
+
+
+def repeated(path: str, times: int) -> np.ndarray | None:
+    """Every sample so many times; None: once."""
+    from beton_tools.format import Beton
+
+    return None if times == 1 else np.tile(np.arange(Beton.open(path).num_samples), times)
+
+
+def timm(
+    folder: str, size: int, batch: int, threads: int, repeat: int, *, policy: str = AUGMENT, erase: float = ERASE,
+    train: bool = True,
+) -> Pass:  # fmt: skip
+    loader = timm_batches(folder, size, batch, threads, repeat, policy=policy, erase=erase, train=train)
+    return lambda: (len(images) for images, _ in loader)
+
+
+def timm_batches(
+    folder: str,
+    size: int,
+    batch: int,
+    threads: int,
+    repeat: int = 1,
+    *,
+    policy: str = AUGMENT,
+    erase: float = ERASE,
+    train: bool = True,
+) -> Any:
+    """timm's loader of (images, labels)."""
+    import timm.data
+
+    from fastft.constants import CLIP_MEAN, CLIP_STD
+
+    class Patient(timm.data.ImageDataset):
+        """Tries again where timm 1.0 asks Pillow 13 to posterize to 0 bits, which is an error there."""
+
+        def __getitem__(self, index: int) -> tuple:
+            return patient(super().__getitem__)(index)
+
+    dataset = Patient(folder)
+    dataset.reader.samples = dataset.reader.samples * repeat
+    return timm.data.create_loader(
+        dataset, (3, size, size), batch, is_training=train, use_prefetcher=False, num_workers=threads,
+        interpolation="bicubic", mean=CLIP_MEAN, std=CLIP_STD, color_jitter=None, crop_pct=1.0,
+        auto_augment=TIMM_NAMES.get(policy, policy), re_prob=erase, re_mode="pixel",
+    )  # fmt: skip
+
+
+def torchvision(folder: str, size: int, batch: int, threads: int, repeat: int, augment: bool = True) -> Pass:
+    """ImageFolder and torch's DataLoader, as torchvision's references do."""
+    from torchvision.datasets import ImageFolder
+
+    dataset = ImageFolder(folder, torchvision_transform(size, augment))
+    dataset.samples = dataset.samples * repeat
+    return torch_loader(dataset, batch, threads)
+
+
+def webdataset(shards: str, size: int, batch: int, threads: int, repeat: int) -> Pass:
+    """Shards read in order, decoded by Pillow, timm's transform."""
+    wds = library("webdataset", "webdataset")
+    transform = patient(timm_transform(size))
+    data = wds.WebDataset(shards, shardshuffle=False).shuffle(1000).decode("pil").to_tuple("jpg")
+    one_pass = torch_loader(data.map_tuple(transform), batch, threads, shuffle=None)
+    return lambda: itertools.chain.from_iterable(one_pass() for _ in range(repeat))
+
+
+def litdata(folder: str, size: int, batch: int, threads: int, repeat: int) -> Pass:
+    """Optimised chunks of the JPEGs (written before the clock starts), decoded by Pillow, timm's transform."""
+    lit = library("litdata", "litdata")
+    chunks = litdata_chunks(folder, threads, repeat)
+    transform = partial(_decoded, patient(timm_transform(size)))
+    dataset = lit.StreamingDataset(chunks, shuffle=True, transform=transform)
+    loader = lit.StreamingDataLoader(dataset, batch_size=batch, num_workers=threads, persistent_workers=True)
+    return lambda: (len(images) for images in loader)
+
+
+def litdata_chunks(folder: str, threads: int, repeat: int) -> str:
+    lit = library("litdata", "litdata")
+    chunks = f"{folder}.litdata-{threads}-{repeat}"
+    if not Path(chunks).exists():
+        inputs = [str(p) for p in sorted(Path(folder).glob("*/*"))] * repeat
+        lit.optimize(read_file, inputs, chunks, num_workers=1, chunk_bytes="64MB")
+    return chunks
+
+
+def _decoded(transform: Callable[[Any], Any], file: bytes, *_: Any) -> Any:
+    from io import BytesIO
+
+    from PIL import Image
+
+    return transform(Image.open(BytesIO(file)).convert("RGB"))
+
+
+def read_file(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
+def dali(
+    folder: str, size: int, batch: int, threads: int, repeat: int, augment: bool = True, gpu: bool = False
+) -> Pass:
+    """Its CPU or GPU pipeline with the usual prefetch of two batches, none of them made before the pass or after it."""
+    from fastft.bench.dali import PREFETCH, recipe_pipeline
+
+    paths = [str(p) for p in sorted(Path(folder).glob("*/*"))] * repeat
+    pipeline = recipe_pipeline(paths, size, batch, threads=threads, augment=augment, gpu=gpu)
+
+    def one_pass() -> Iterator[int]:
+        batches = len(paths) // batch
+        for started in range(batches + PREFETCH):
+            if started < batches:
+                pipeline.schedule_run()
+            if started >= PREFETCH:
+                pipeline.share_outputs()
+                yield batch
+                pipeline.release_outputs()
+
+    return one_pass
+
+
+def timm_transform(size: int) -> Callable[[Any], Any]:
+    import timm.data
+
+    from fastft.constants import CLIP_MEAN, CLIP_STD
+
+    return timm.data.create_transform(
+        size, is_training=True, auto_augment=AUGMENT, interpolation="bicubic", re_prob=0.25, re_mode="pixel",
+        mean=CLIP_MEAN, std=CLIP_STD,
+    )  # fmt: skip
+
+
+def torch_loader(data: Any, batch: int, threads: int, shuffle: bool | None = True) -> Pass:
+    from torch.utils.data import DataLoader
+
+    """`shuffle` None: a stream, whose workers would each throw away the images of a last batch that is not full."""
+    loader = DataLoader(
+        data,
+        batch,
+        shuffle=shuffle,
+        num_workers=threads,
+        drop_last=shuffle is not None,
+        persistent_workers=True,
+    )
+    return lambda: (len(found[0]) for found in loader)
+
+
+MAKERS: dict[str, Callable[..., Pass]] = {
+    "ours": ours, "ours_eval": ours_eval, "ffcv": ffcv, "timm": timm, "torchvision": torchvision,
+    "webdataset": webdataset, "litdata": litdata, "dali": dali,
+}  # fmt: skip

@@ -1,0 +1,242 @@
+"""The training step: forward, label-smoothed loss, backward, AdamW over layer-wise groups, EMA; random images in memory.
+
+Ours is the trainer's own step (fastft.train.step). timm is what its train.py does with the same shape, with its optimiser
+factory and ModelEmaV3. open_clip is its own image tower under the same head, with PyTorch's AdamW and ModelEmaV3, for it
+has neither. MFU is from `count_flops` over the device's peak: of a GPU its data sheet, of a CPU the best of a few square
+matrix products. A GPU whose peak is not known has no MFU.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastft.bench.child import Arm
+from fastft.bench.harness import Contender, Rounds, Trial, alternate, measure, per_second
+from fastft.bench.options import BenchResult, Options
+from fastft.model import Arch
+
+CLASSES, SMOOTHING, LR, LAYER_DECAY, WEIGHT_DECAY, EMA_DECAY = 1000, 0.1, 6e-4, 0.6, 0.05, 0.9998
+HALF = "fastft, lower half frozen"
+
+
+def run(options: Options) -> BenchResult:
+    """B/16 at 224; a measure per dtype, and its MFU."""
+    on_gpu = torch.cuda.is_available()
+    dtypes = ("fp32", "bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else ("fp32", "bf16")
+    shape = {
+        "letter": "T" if options.quick else "B",
+        "batch": 2 if options.quick else 128 if on_gpu else 8,
+        "steps": 20 if on_gpu and not options.quick else 1,
+    }
+    found: list[dict[str, Any]] = []
+    for dtype in dtypes:
+        contenders = step_contenders(options, {**shape, "dtype": dtype})
+        rounds = alternate(contenders, options.rounds, threads=options.threads)
+        setting = {
+            "model": f"ViT-{shape['letter']}/16", "size": 224, "batch": shape["batch"], "dtype": dtype,
+            "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {options.threads} threads",
+        }  # fmt: skip
+        whole = [who for who in (*rounds.trials, *rounds.skipped) if who != HALF]
+        for name, only in {
+            "Training step": whole,
+            "Training step, lower half frozen": [HALF, "timm"],
+        }.items():
+            own = {HALF: "fastft"} if HALF in only else {}
+            found.append(
+                measure(name, rounds, "step", per_second, "images/s", setting, only=only, rename=own)
+            )
+        found += _mfu(rounds, setting)
+    return BenchResult(found)
+
+
+def _mfu(rounds: Rounds, setting: dict[str, Any]) -> list[dict[str, Any]]:
+    """Share of the device's peak, where that is known; for a GPU the cost model takes it."""
+    on_gpu = not setting["device"].startswith("CPU")
+    role: dict[str, Any] = {"role": "mfu"} if on_gpu else {}
+    gpu = {"gpu": setting["device"]} if on_gpu else {}
+    peak = max((trial["peak"] for arms in rounds.trials.values() for trial in arms["step"]), default=0.0)
+    if not peak:
+        return []
+    given = {**setting, **gpu, "peak TFLOP/s": round(peak / 1e12, 3)}
+
+    def share(trial: Trial) -> float:
+        return trial["count"] * trial["flops"] / trial["wall"] / peak
+
+    return [measure("Training step, MFU", rounds, "step", share, "share", given, **role)]
+
+
+def step_contenders(options: Options, arguments: dict[str, Any]) -> list[Contender]:
+    return options.wanted({
+        "fastft": [
+            Contender("fastft", ours, arguments),
+            Contender(HALF, ours, {**arguments, "half": True}),
+        ],
+        "timm": [Contender("timm", timm_step, arguments)],
+        "open_clip": [Contender("open_clip tower", open_clip_step, arguments)],
+    })  # fmt: skip
+
+
+# in the contender's process
+
+
+def shape(letter: str) -> Arch:
+    """B/16 and L/14 of CLIP; S and T are B/16 at the widths of ViT-S and ViT-Ti."""
+    from fastft.model import load_arch
+
+    base = load_arch("ViT-L-14-quickgelu" if letter == "L" else "ViT-B-16-quickgelu")
+    width = {"S": 384, "T": 192}.get(letter, base.width)
+    return replace(base, width=width, heads=width // 64, mlp_width=4 * width)
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def random_batch(arch: Arch, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    images = torch.randn(batch, 3, arch.image_size, arch.image_size, device=device())
+    return images.to(memory_format=torch.channels_last), torch.randint(CLASSES, (batch,), device=device())
+
+
+def arm(step: Callable[[], object], batch: int, steps: int, flops: float, dtype: torch.dtype) -> Arm:
+    """`steps` steps, and one wait for the device at their end."""
+    from fastft.machine.gpus import peak_flops
+
+    peak = peak_flops(device(), dtype) or 0.0  # 0: not known
+
+    def run() -> dict[str, float]:
+        for _ in range(steps):
+            step()
+        if device().type == "cuda":
+            torch.cuda.synchronize()
+        return {"count": steps * batch, "flops": flops, "peak": peak}
+
+    return run
+
+
+def ours(letter: str, batch: int, steps: int, dtype: str, half: bool = False) -> dict[str, Arm]:
+    from fastft.model import count_flops
+
+    arch = shape(letter)
+    step, precision = our_step(arch, dtype, arch.layers // 2 if half else None)
+    images, labels = random_batch(arch, batch)
+    images = images.to(precision.dtype)  # as the loader delivers them
+    flops = count_flops(arch, CLASSES, frozen_blocks=arch.layers // 2 if half else 0).train
+    return {"step": arm(lambda: step(images, labels), batch, steps, flops, precision.dtype)}
+
+
+def our_step(arch: Arch, dtype: str, trainable: int | None) -> tuple[Callable[..., None], Any]:
+    """(a step on images and labels, its precision); everything trains but, where asked, the lower blocks."""
+    from fastft.model import build_classifier
+    from fastft.optim import Ema, build_adamw, layer_groups, optimizer_groups, set_lr
+    from fastft.train.distributed import World
+    from fastft.train.precision import choose_precision
+    from fastft.train.step import Step
+
+    world = World(0, 1, 0, device())
+    precision = choose_precision(dtype, world.device)
+    torch.manual_seed(0)
+    model = build_classifier(arch, CLASSES, trainable_layers=trainable, freeze_conv1=False)
+    model = model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    groups = layer_groups(model, arch.layers, LAYER_DECAY, WEIGHT_DECAY)
+    optimizer = build_adamw(optimizer_groups(model, groups), betas=(0.9, 0.999), eps=1e-8)
+    step = Step(model, optimizer, Ema(model, EMA_DECAY), world, precision, label_smoothing=SMOOTHING)
+    step.connect("auto")
+
+    def run(images: torch.Tensor, labels: torch.Tensor) -> None:
+        step.split.begin()
+        set_lr(optimizer, LR)
+        step.micro_batch(images, labels, step=0, last=True)
+        step.update()
+
+    return run, precision
+
+
+def peer_step(model: nn.Module, dtype: str, optimizer: torch.optim.Optimizer) -> Callable[..., torch.Tensor]:
+    """timm's train.py: autocast round model and loss, backward, (scaled) step, zero_grad, EMA; the step returns the loss."""
+    import timm.loss
+    from timm.utils import ModelEmaV3
+
+    from fastft.build import compile_model
+    from fastft.train.precision import choose_precision
+
+    precision = choose_precision(dtype, device())
+    ema, loss_fn = ModelEmaV3(model, decay=EMA_DECAY), timm.loss.LabelSmoothingCrossEntropy(SMOOTHING)
+    scaler, forward = precision.scaler(), compile_model(model, "auto", device())
+
+    def run(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with precision.autocast():
+            loss = loss_fn(forward(images), labels)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        ema.update(model)
+        return loss.detach()
+
+    return run
+
+
+def timm_model(a: Arch) -> nn.Module:
+    """The architecture of timm's vit_base_patch16_clip_quickgelu_224, at our shape."""
+    from timm.models import VisionTransformer
+
+    torch.manual_seed(0)
+    model = VisionTransformer(
+        img_size=a.image_size, patch_size=a.patch_size, embed_dim=a.width, depth=a.layers, num_heads=a.heads,
+        mlp_ratio=a.mlp_width / a.width, pre_norm=True, norm_layer=nn.LayerNorm, act_layer="quick_gelu",
+        num_classes=CLASSES, global_pool="avg", final_norm=True, fc_norm=False,
+    )  # fmt: skip
+    return model.to(device(), memory_format=torch.channels_last)
+
+
+def timm_train_step(a: Arch, dtype: str) -> Callable[..., torch.Tensor]:
+    import timm.optim
+
+    model = timm_model(a)
+    optimizer = timm.optim.create_optimizer_v2(
+        model, opt="adamw", lr=LR, weight_decay=WEIGHT_DECAY, layer_decay=LAYER_DECAY
+    )
+    return peer_step(model, dtype, optimizer)
+
+
+def timm_step(letter: str, batch: int, steps: int, dtype: str) -> dict[str, Arm]:
+    arch = shape(letter)
+    return _peer_arm(timm_train_step(arch, dtype), arch, batch, steps, dtype)
+
+
+def open_clip_step(letter: str, batch: int, steps: int, dtype: str) -> dict[str, Arm]:
+    import open_clip
+
+    class Tower(nn.Module):
+        """open_clip's image tower up to its last block, under our head."""
+
+        def __init__(self, a: Arch) -> None:
+            super().__init__()
+            self.visual = open_clip.transformer.VisionTransformer(
+                image_size=a.image_size, patch_size=a.patch_size, width=a.width, layers=a.layers, heads=a.heads,
+                mlp_ratio=a.mlp_width / a.width, output_dim=a.embed_dim, act_layer=open_clip.transformer.QuickGELU,
+            )  # fmt: skip
+            del self.visual.ln_post, self.visual.proj
+            self.fc_norm, self.head = nn.LayerNorm(a.width), nn.Linear(a.width, CLASSES)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            tokens_BND = self.visual.transformer(self.visual._embeds(images))
+            return self.head(self.fc_norm(tokens_BND[:, 1:]).mean(1))
+
+    torch.manual_seed(0)
+    arch = shape(letter)
+    model = Tower(arch).to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
+    return _peer_arm(peer_step(model, dtype, optimizer), arch, batch, steps, dtype)
+
+
+def _peer_arm(step: Callable[..., object], arch: Arch, batch: int, steps: int, dtype: str) -> dict[str, Arm]:
+    from fastft.model import count_flops
+    from fastft.train.precision import choose_precision
+
+    images, labels = random_batch(arch, batch)
+    flops, precision = count_flops(arch, CLASSES).train, choose_precision(dtype, device())
+    return {"step": arm(lambda: step(images, labels), batch, steps, flops, precision.dtype)}

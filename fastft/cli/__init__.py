@@ -1,0 +1,129 @@
+"""The `fastft` command: parse the arguments, run the command, turn errors into exit codes.
+
+Exit codes: 0 success, 1 the training or a sweep row failed, 2 bad input, 75 stopped by a signal after a checkpoint (run the
+same command again), 130 interrupted.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+
+from beton_tools.errors import UserError
+from fastft import __version__
+from fastft.cli import (
+    cmd_bench,
+    cmd_convert_folder,
+    cmd_convert_imagenet,
+    cmd_cost,
+    cmd_demo,
+    cmd_doctor,
+    cmd_eval,
+    cmd_explain,
+    cmd_export,
+    cmd_predict,
+    cmd_preview,
+    cmd_report,
+    cmd_sweep,
+    cmd_train,
+)
+from fastft.cli.arguments import OVERRIDES
+from fastft.train.exceptions import EXIT_REQUEUE, LoneError, NonFinite, PeerCrashed, Preempted
+
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class Command(Protocol):
+    """A module of this package: one command, or one kind of `fastft convert`."""
+
+    HELP: str
+    EXAMPLE: str
+    TAKES_OPTIONS: bool  # accepts recipe options as --section.key=value
+
+    def add_arguments(self, parser: argparse.ArgumentParser, /) -> None: ...
+
+    def run(self, args: argparse.Namespace, /) -> int: ...
+
+
+CONVERT_KINDS: dict[str, Command] = {"folder": cmd_convert_folder, "imagenet": cmd_convert_imagenet}
+COMMANDS: dict[str, Command] = {
+    "train": cmd_train,
+    "explain": cmd_explain,
+    "preview": cmd_preview,
+    "cost": cmd_cost,
+    "sweep": cmd_sweep,
+    "eval": cmd_eval,
+    "predict": cmd_predict,
+    "export": cmd_export,
+    "demo": cmd_demo,
+    "report": cmd_report,
+    "bench": cmd_bench,
+    "doctor": cmd_doctor,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and not args.takes_options:
+        args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.overrides = rest
+    try:
+        return args.run(args)
+    except UserError as error:
+        _print_error(args.command, error)
+        return EXIT_BAD_INPUT
+    except Preempted as stop:
+        _print_error(args.command, stop)
+        return EXIT_REQUEUE
+    except (NonFinite, PeerCrashed) as error:
+        _print_error(args.command, error)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print(f"fastft {args.command}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, such as head, has closed it
+        sys.stderr.close()
+        return 0
+    except OSError as error:  # no space, no permission, no such file
+        place = f"{error.filename}: " if error.filename else ""
+        _print_error(args.command, f"{place}{error.strerror or error}")
+        return EXIT_BAD_INPUT
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastft", description="Fine-tune CLIP vision transformers for the fewest GPU-hours."
+    )
+    parser.add_argument("--version", action="version", version=f"fastft {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    convert = commands.add_parser("convert", help="write images to .beton files", allow_abbrev=False)
+    kinds = convert.add_subparsers(dest="kind", required=True, metavar="KIND")
+    for name, kind in CONVERT_KINDS.items():
+        _add_command(kinds, name, kind)
+    for name, command in COMMANDS.items():
+        _add_command(commands, name, command)
+    return parser
+
+
+def _add_command(commands: argparse._SubParsersAction, name: str, command: Command) -> None:
+    parser = commands.add_parser(
+        name,
+        help=command.HELP,
+        description=command.HELP[0].upper() + command.HELP[1:] + ".",
+        epilog=f"example:\n  {command.EXAMPLE}" + (f"\n\n{OVERRIDES}" if command.TAKES_OPTIONS else ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=command.run, takes_options=command.TAKES_OPTIONS, parser=parser)
+    command.add_arguments(parser)
+
+
+def _print_error(command: str, error: object) -> None:
+    """Print one line, once per host: from local rank 0, or from the only process that has this error (LoneError)."""
+    if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LoneError):
+        print(f"fastft {command}: {error}", file=sys.stderr)

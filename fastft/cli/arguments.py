@@ -1,0 +1,68 @@
+"""Argument types and arguments that several commands share."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+OVERRIDES = "any recipe option as --section.key=value, e.g. --optim.lr=3e-4 (fastft explain lists them all)"
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="recipe file, such as rcp/final_b16.yaml")
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint", metavar="CKPT", type=Path, help="a run directory (its best) or a checkpoint in it"
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+
+
+def add_price(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--price", type=positive(float), help="price of one GPU-hour; without it no money is shown"
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """An argparse type: a number greater than 0."""
+
+    def parse(text: str) -> float:
+        number = _number(kind, text)
+        if number is None or not 0 < number < float("inf"):
+            what = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"must be a {what} greater than 0, not '{text}'")
+        return number
+
+    return parse
+
+
+def whole_number(text: str) -> int:
+    """An argparse type: a whole number, 0 or more."""
+    number = _number(int, text)
+    if number is None or number < 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more, not '{text}'")
+    return int(number)
+
+
+def share(text: str) -> float:
+    """An argparse type: a share in (0, 1], as 0.45 or 45%."""
+    number = _number(float, text.removesuffix("%"))
+    value = None if number is None else number / (100 if text.endswith("%") else 1)
+    if value is None or not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a share such as 0.45 or 45%, not '{text}'")
+    return value
+
+
+def _number(kind: type[int] | type[float], text: str) -> float | None:
+    try:
+        return kind(text)
+    except ValueError:
+        return None

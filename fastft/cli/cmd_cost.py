@@ -1,0 +1,63 @@
+"""`fastft cost RECIPE|SWEEP.yaml ...`."""
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from fastft.cli.arguments import add_json, add_price, positive, share
+
+HELP = "GPU-hours and money of recipes or of whole sweeps, modelled from FLOPs and a GPU's MFU"
+EXAMPLE = (
+    "fastft cost rcp/final_*.yaml rcp/frugal_*.yaml --gpu v100 --gpus 8 --price 2.48\n"
+    "  fastft cost rcp/tables/05_llrd/sweep.yaml --gpu a100"
+)
+TAKES_OPTIONS = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files",
+        metavar="RECIPE|SWEEP.yaml",
+        nargs="+",
+        type=Path,
+        help="recipes, or sweeps: all rows and a total",
+    )
+    parser.add_argument("--gpu", required=True, help="V100, A100 or H100")
+    parser.add_argument("--gpus", type=positive(int), default=8, metavar="N", help="how many (default 8)")
+    add_price(parser)
+    parser.add_argument("--measured", type=Path, metavar="BENCH.json", help="rates and MFU by fastft bench")
+    parser.add_argument("--mfu", type=share, help="MFU of your own, beside the published ones: 0.45 or 45%%")
+    parser.add_argument(
+        "--cores-per-gpu", type=positive(float), metavar="N", help="CPU cores that feed each GPU"
+    )
+    parser.add_argument(
+        "--val-images",
+        type=positive(int),
+        metavar="N",
+        help="images per evaluation (default: 50,000 for ImageNet, as large a share of other data)",
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from fastft.cost.recipes import is_sweep, load_priceable
+    from fastft.cost.table import Question, price_recipes, print_prices
+
+    rows = None
+    if any(map(is_sweep, args.files)):
+        from fastft.sweep import read_trainings  # seconds of imports that recipes do not need
+
+        recipes, rows = read_trainings(args.files, args.overrides)
+    else:
+        recipes = [load_priceable(path, args.overrides) for path in args.files]
+    question = Question(
+        args.gpu, args.gpus, args.price, args.measured, args.cores_per_gpu, args.mfu, args.val_images
+    )
+    values = price_recipes(recipes, question, rows)
+    if args.json:
+        print(json.dumps(values, indent=1))
+    else:
+        print_prices(values, Console())
+    return 0

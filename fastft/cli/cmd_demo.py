@@ -1,0 +1,25 @@
+"""`fastft demo`."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+HELP = "from real photographs to a fine-tuned model and its picture, in minutes on a CPU"
+EXAMPLE = "fastft demo --out runs/demo"
+TAKES_OPTIONS = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", type=Path, default=Path("rcp/demo.yaml"), help="default rcp/demo.yaml")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".cache/demo"), help="downloads (default .cache/demo)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="results (default runs/demo)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from fastft.demo.trainings import run_demo
+
+    run_demo(args.recipe, args.cache, args.out, Console())
+    return 0

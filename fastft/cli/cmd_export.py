@@ -1,0 +1,34 @@
+"""`fastft export CKPT`."""
+
+import argparse
+from pathlib import Path
+
+from fastft.cli.arguments import add_checkpoint
+
+FORMATS = ("timm", "open_clip", "safetensors", "onnx")
+
+HELP = "write a checkpoint for another library, checked by loading it there, with a model card"
+EXAMPLE = "fastft export runs/final_b16 --format timm --out final_b16_timm"
+TAKES_OPTIONS = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_checkpoint(parser)
+    parser.add_argument("--format", required=True, choices=FORMATS)
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        help="a new folder (timm, open_clip) or a .safetensors or .onnx file",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from fastft.export import export_checkpoint
+
+    done = export_checkpoint(args.checkpoint, args.format, args.out)
+    print(
+        f"{done.path}: loaded again with {args.format}, logits differ by {done.max_difference:.2g} at most "
+        f"(largest logit {done.max_logit:.3g}); model card {done.card}"
+    )
+    return 0

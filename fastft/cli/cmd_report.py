@@ -1,0 +1,69 @@
+"""`fastft report RUN|BENCH.json`."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from beton_tools.errors import UserError
+from fastft.cli.arguments import add_price, positive
+
+HELP = "one HTML page of a run, or of a benchmark file"
+EXAMPLE = "fastft report runs/final_b16 --price 2.48"
+TAKES_OPTIONS = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", metavar="RUN|BENCH.json", type=Path, help="a run directory, or a benchmark file"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: report.html in the run, BENCH.html"
+    )
+    add_price(parser)
+    parser.add_argument(
+        "--gpus", type=positive(int), metavar="N", help="GPUs of the run, where its log does not say"
+    )
+    parser.add_argument(
+        "--against", type=Path, metavar="RECIPE", help="recipe to compare with (default: final_*)"
+    )
+    parser.add_argument(
+        "--mistakes",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="predict the validation images with the best checkpoint (auto: with a GPU, or where they are few)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from fastft.files.benchmark import read_bench
+    from fastft.files.run_directory import load_run
+    from fastft.report.bench_report import render_bench
+    from fastft.report.run_report import render_run, write_page
+
+    if not args.source.exists():
+        raise UserError(f"{args.source} does not exist; give a run directory or a benchmark file")
+    if args.source.is_dir():
+        run_, out = load_run(args.source), args.out or args.source / "report.html"
+        mistakes, note = _find_mistakes(run_, args.mistakes)
+        page = render_run(
+            run_,
+            mistakes=mistakes,
+            mistakes_note=note,
+            gpus=args.gpus,
+            price=args.price,
+            against=args.against,
+        )
+    else:
+        out = args.out or args.source.with_suffix(".html")
+        page = render_bench(read_bench(args.source), args.source.name)
+    write_page(page, out)
+    print(out)
+    return 0
+
+
+def _find_mistakes(run: Any, when: str) -> Any:
+    if when == "never":
+        return None, "Left out, as asked (--mistakes=never)."
+    from fastft.inference.predictions import find_run_mistakes
+
+    return find_run_mistakes(run, insist=when == "always")

@@ -1,0 +1,158 @@
+"""Three trainings on the same photographs: the recipe, the untouched tower with a linear head, and random weights."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from beton_tools.convert import convert_folder
+from beton_tools.errors import UserError
+from beton_tools.format import Beton
+from beton_tools.writer import WriteOptions
+from fastft.build import recipe_arch
+from fastft.config import Recipe, load_recipe
+from fastft.demo.assets import IMAGES, IMAGES_LICENCE, WEIGHTS, extract_cells, fetch
+from fastft.demo.backbone import write_backbone
+from fastft.demo.sheet import prediction_sheet
+from fastft.inference.predict import predict_files
+from fastft.inference.predictions import predict_beton
+from fastft.machine.facts import cpu_name
+from fastft.train.loop import train
+
+PER_CLASS = {"val": 120, "train": 400}  # cells per class and split, where there are so many
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A training of the demo: what differs from the recipe, and what to call it."""
+
+    name: str
+    title: str
+    overrides: tuple[str, ...]
+
+
+CONTENDERS = (
+    Contender("fine_tuned", "fine-tuned with the recipe", ()),
+    # a frozen tower takes a larger lr than one that must not be disturbed
+    Contender("linear", "untouched tower, linear head", ("--model.trainable_layers=0", "--optim.lr=1e-2")),
+    # nothing to preserve: all blocks train, at nearly one lr; an epoch takes twice as long, so half of them
+    Contender(
+        "random",
+        "random initialisation, half the epochs",
+        (
+            "--model.weights=random",
+            "--model.trainable_layers=none",
+            "--model.freeze_conv1=false",
+            "--optim.lr=1e-3",
+            "--optim.layer_decay=0.8",
+            "--schedule.epochs=2",
+            "--schedule.warmup_epochs=0.5",
+            "--train.eval_every=2",
+        ),
+    ),
+)
+
+
+def run_demo(recipe: Path, cache: Path, folder: Path, console: Console) -> dict[str, Any]:
+    """Fetch, convert, train, compare; writes `folder/predictions.png` and returns the figures.
+
+    Raises:
+        UserError: no network and no cached packages, or a recipe that does not load.
+    """
+    recipe_arch(load_recipe(recipe))  # a mistake in it shows before anything is downloaded
+    weights = write_backbone(fetch(WEIGHTS, cache), cache)
+    images = folder / "images"
+    extract_cells(fetch(IMAGES, cache), images, PER_CLASS)
+    betons = {split: _convert(images / split, folder / f"{split}.beton") for split in PER_CLASS}
+    common = [f"--model.weights={weights}", *(f"--data.{split}={path}" for split, path in betons.items())]
+    right, seconds = {}, {}
+    for contender in CONTENDERS:
+        console.rule(contender.title)
+        run = folder / contender.name
+        overrides = [*common, *contender.overrides, f"--train.run_dir={run}"]
+        seconds[contender.name] = _train(load_recipe(recipe, overrides), run, console)["seconds"]
+        # one evaluation, after the last epoch, so that the best checkpoint is its EMA: none is picked on these images
+        found = predict_beton(run, betons["val"], "cpu")
+        right[contender.name] = found.logits_NK.argmax(axis=1) == found.labels_N
+    figures = compare(right, Beton.open(betons["val"]).labels, len(Beton.open(betons["train"])))
+    figures |= {"seconds": seconds, "cpu": cpu_name(), "date": time.strftime("%Y-%m-%d")}
+    (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    _print_table(figures, console)
+    sheet = _draw_sheet(folder, images / "val", console)
+    return {"figures": figures, "sheet": str(sheet)}
+
+
+def _train(recipe: Recipe, run: Path, console: Console) -> dict[str, Any]:
+    old = (run / "recipe.yaml").exists()
+    try:
+        return train(recipe, console)
+    except UserError as error:
+        if not old:
+            raise
+        raise UserError(f"{error}; or delete {run.parent}, which an older demo may have left") from None
+
+
+def _convert(source: Path, out: Path) -> Path:
+    if not out.exists():
+        convert_folder(source, out, WriteOptions())
+    return out
+
+
+def compare(right: Mapping[str, np.ndarray], labels: np.ndarray, trained_on: int) -> dict[str, Any]:
+    """Top-1 of each contender, and what the fine-tuned one gains, in percent (points) with standard errors.
+
+    right: of each contender, bool (N,), which of the N images it named. Gains are taken image by image, as the
+    contenders see the same ones: their error is smaller than that of two independent samples.
+    """
+    n = len(labels)
+    gains = {name: right["fine_tuned"].astype(float) - r for name, r in right.items() if name != "fine_tuned"}
+    return {
+        "train_images": trained_on,
+        "n": n,
+        "majority": 100 * float(np.bincount(labels).max()) / n,
+        "top1": {name: 100 * float(r.mean()) for name, r in right.items()},
+        "standard_error": {name: 100 * float(r.std()) / n**0.5 for name, r in right.items()},
+        "gain": {name: 100 * float(g.mean()) for name, g in gains.items()},
+        "gain_standard_error": {name: 100 * float(g.std()) / n**0.5 for name, g in gains.items()},
+    }
+
+
+def _print_table(figures: dict[str, Any], console: Console) -> None:
+    title = f"{figures['n']} photographs that no training saw, ± standard error"
+    table = Table(title=title, title_justify="left")
+    table.add_column("model", no_wrap=True)
+    for head in ("top-1 %", "recipe gains", "min"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_row("always the largest class", f"{figures['majority']:.1f}", "", "")
+    for contender in reversed(CONTENDERS):
+        name = contender.name
+        top1 = f"{figures['top1'][name]:.1f} ± {figures['standard_error'][name]:.1f}"
+        gain = ""
+        if name in figures["gain"]:
+            gain = f"{figures['gain'][name]:.1f} ± {figures['gain_standard_error'][name]:.1f}"
+        table.add_row(contender.title, top1, gain, f"{figures['seconds'][name] / 60:.1f}")
+    console.print(table)
+
+
+def _draw_sheet(folder: Path, images: Path, console: Console) -> Path:
+    """Predictions of the fine-tuned model for some unseen photographs of every class."""
+    files = _spread(images, per_class=6)
+    predictions = list(predict_files(folder / "fine_tuned", files, 1, "cpu"))
+    sheet = folder / "predictions.png"
+    prediction_sheet(
+        [(p.path, p.path.parent.name, p.classes[0], p.probabilities[0]) for p in predictions],
+        sheet,
+        IMAGES_LICENCE,
+    )
+    console.print(f"predictions drawn in {sheet}", highlight=False)
+    return sheet
+
+
+def _spread(images: Path, per_class: int) -> Sequence[Path]:
+    return [path for folder in sorted(images.iterdir()) for path in sorted(folder.iterdir())[:per_class]]

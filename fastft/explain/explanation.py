@@ -1,0 +1,151 @@
+"""`fastft explain`: everything a recipe will do, from the recipe alone: no data, no weights, no GPU."""
+
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from beton_tools.errors import UserError
+from fastft.augment import describe_policy
+from fastft.build import build_model, build_policy, build_schedule, recipe_arch
+from fastft.config import Recipe
+from fastft.cost.model import predict, recipe_flops, recipe_work, steps_per_epoch
+from fastft.cost.recipes import count_images
+from fastft.imagenet import expected_top1, val_images_row
+from fastft.model import Arch
+from fastft.optim import Group, WarmupCosine, layer_groups
+
+
+def explain(recipe: Recipe, at_step: int | None = None) -> dict[str, Any]:
+    """The recipe resolved, as plain values for JSON.
+
+    Keys: recipe, groups, schedule (steps_per_epoch, total_steps, lr_by_epoch, lr_at_step), augment, cost, expected_top1
+    (None for other data than ImageNet).
+
+    Raises:
+        UserError: unknown architecture or one that the image size does not fit, fewer images than one batch, or no such step.
+    """
+    recipe = count_images(recipe)
+    last = recipe.epochs * steps_per_epoch(recipe) - 1
+    if at_step is not None and at_step > last:
+        raise UserError(f"there is no step {at_step}; the recipe has steps 0 to {last}")
+    arch = recipe_arch(recipe)
+    with torch.device("meta"):
+        model = build_model(recipe, pretrained=False)
+    groups = layer_groups(model, arch.layers, recipe.optim.layer_decay, recipe.optim.weight_decay)
+    schedule = build_schedule(recipe, steps_per_epoch(recipe))
+    return {
+        "recipe": {"name": recipe.name, **recipe.as_dict()},
+        "groups": [_group(g, schedule, at_step) for g in groups],
+        "trainable_parameters": sum(g.parameters for g in groups),
+        "schedule": _schedule(recipe, schedule, groups, at_step),
+        "augment": describe_policy(build_policy(recipe), recipe.model.image_size) + _mixing(recipe),
+        "cost": _cost(recipe, arch),
+        "expected_top1": expected_top1(recipe),
+    }
+
+
+def _group(group: Group, schedule: WarmupCosine, at_step: int | None) -> dict[str, Any]:
+    entry = {
+        "layer_id": group.layer_id,
+        "lr_scale": group.lr_scale,
+        "weight_decay": group.weight_decay,
+        "parameters": group.parameters,
+    }
+    if at_step is not None:
+        entry["lr"] = schedule(at_step) * group.lr_scale
+    return entry
+
+
+def _schedule(
+    recipe: Recipe, schedule: WarmupCosine, groups: list[Group], at_step: int | None
+) -> dict[str, Any]:
+    steps = steps_per_epoch(recipe)
+    values: dict[str, Any] = {
+        "steps_per_epoch": steps,
+        "total_steps": recipe.epochs * steps,
+        "lr_by_epoch": [schedule(epoch * steps) for epoch in range(recipe.epochs)],
+    }
+    if at_step is not None:
+        by_layer = {str(g.layer_id): schedule(at_step) * g.lr_scale for g in groups}
+        values["lr_at_step"] = {"step": at_step, "lr": schedule(at_step), "by_layer_id": by_layer}
+    return values
+
+
+def _mixing(recipe: Recipe) -> list[str]:
+    a = recipe.augment
+    if a.mixup == 0 and a.cutmix == 0:
+        return []
+    return [f"mixup alpha {a.mixup:g}, cutmix alpha {a.cutmix:g}, probability {a.mix_prob:g}"]
+
+
+def _cost(recipe: Recipe, arch: Arch) -> dict[str, Any]:
+    predicted = predict(recipe)
+    return {
+        "forward_flops_per_image": recipe_flops(recipe, arch).forward,
+        "train_flops_per_image": recipe_flops(recipe, arch).train,
+        "total_flops": recipe_work(recipe, arch).total,
+        "gpu_hours": {name: p["hours"] for name, p in predicted.items()},
+        "assumptions": predicted,
+        "val_images": val_images_row(recipe),
+        "modelled": True,
+    }
+
+
+def print_explanation(values: dict[str, Any], console: Console) -> None:
+    recipe, schedule, cost = values["recipe"], values["schedule"], values["cost"]
+    console.rule(recipe["name"])
+    for section in (s for s in recipe if s not in ("name", "about")):
+        shown = ", ".join(f"{k} {_short(v)}" for k, v in recipe[section].items())
+        console.print(f"[bold]{section:<9}[/] {shown}", highlight=False)
+    console.print(_groups_table(values))
+    console.print("[bold]augment[/]   " + "; ".join(values["augment"]), highlight=False)
+    lrs = schedule["lr_by_epoch"]
+    console.print(
+        f"[bold]schedule[/]  {schedule['total_steps']:,} steps, {schedule['steps_per_epoch']:,} per epoch; lr at the "
+        "start of each epoch: " + " ".join(f"{lr:.3g}" for lr in lrs),
+        highlight=False,
+    )
+    console.print(_cost_table(cost))
+    if values["expected_top1"] is not None:
+        console.print(
+            f"[bold]expected[/]  {values['expected_top1']} % top-1 ({recipe['about']['source']})",
+            highlight=False,
+        )
+
+
+def _groups_table(values: dict[str, Any]) -> Table:
+    at_step = values["schedule"].get("lr_at_step")
+    table = Table(title=f"{values['trainable_parameters']:,} trainable parameters", title_justify="left")
+    columns = ["layer", "lr scale", "weight decay", "parameters"] + (
+        [f"lr at step {at_step['step']}"] if at_step else []
+    )
+    for column in columns:
+        table.add_column(column, justify="right")
+    for g in values["groups"]:
+        row = [str(g["layer_id"]), f"{g['lr_scale']:.6g}", f"{g['weight_decay']:g}", f"{g['parameters']:,}"]
+        table.add_row(*row, *([f"{g['lr']:.4g}"] if at_step else []))
+    return table
+
+
+def _cost_table(cost: dict[str, Any]) -> Table:
+    gflop, val = cost["train_flops_per_image"] / 1e9, cost["val_images"]
+    table = Table(
+        title=f"{gflop:.1f} GFLOP per training image; GPU-hours on 8 GPUs, modelled",
+        title_justify="left",
+        caption=f"{val['what']}: {val['value']:,}",
+        caption_justify="left",
+    )
+    for column in ("GPU", "best published MFU", "hours", "MFU of the paper's run", "hours"):
+        table.add_column(column, justify="right")
+    for name, p in cost["assumptions"].items():
+        figures = (p["mfu"], p["hours"], p["reference_mfu"], p["hours_at_reference_mfu"])
+        table.add_row(name, *(f"{v:.1%}" if k % 2 == 0 else f"{v:.1f}" for k, v in enumerate(figures)))
+    return table
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return "(" + ", ".join(f"{v:.4g}" for v in value) + ")"
+    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)

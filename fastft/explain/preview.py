@@ -1,0 +1,113 @@
+"""`fastft preview`: what the model will see. Each original with its crop, beside the result and the ops that made it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import fill, shorten
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from beton_tools.format import Beton
+from beton_tools.images import decode_sample
+from beton_tools.manifest import Manifest
+from fastft.augment import AugmentPolicy, describe_row, draw_plan, plan_to_json, source_regions
+from fastft.augment.cpu import CpuAugment
+from fastft.files.atomic import atomic_path, write_text
+
+PAIRS_PER_LINE = 3
+CELL_INCHES = 2.1
+CROP_COLOUR = "#ff3b30"
+LONGEST_NAME = 24  # characters that fit above a picture
+CAPTION_WIDTH = 36  # characters below it
+
+
+def write_preview(
+    data: Path | str,
+    policy: AugmentPolicy,
+    size: int,
+    *,
+    seed: int,
+    epoch: int,
+    count: int,
+    out: Path,
+    plan_out: Path | None = None,
+) -> None:
+    """Draw `count` samples spread evenly over a `.beton` to the PNG `out`, and their plan as JSON to `plan_out`.
+
+    Raises:
+        UserError: no such file, or one that is no `.beton`.
+    """
+    beton = Beton.open(data)
+    samples = np.linspace(0, beton.num_samples - 1, max(1, min(count, beton.num_samples))).astype(np.int64)
+    manifest = Manifest.of_beton(beton.path)
+    labels = beton.labels[samples].tolist()
+    names = [manifest.class_label(k) if manifest else f"class {k}" for k in labels]
+    plan, images = carry_out(beton, policy, size, seed=seed, epoch=epoch, samples=samples)
+    draw_preview(beton, plan, images, out, names)
+    if plan_out is not None:
+        write_plan(plan, plan_out)
+
+
+def carry_out(
+    beton: Beton, policy: AugmentPolicy, size: int, *, seed: int, epoch: int, samples: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(plan, images): the rows that training draws for these samples in this epoch, and what they give.
+
+    images: uint8 (B, size, size, 3), normalised values brought back to 0..255.
+    """
+    heights, widths = beton.heights[samples], beton.widths[samples]
+    plan = draw_plan(
+        policy, seed=seed, epoch=epoch, sample_ids=samples, heights=heights, widths=widths, size=size
+    )
+    regions = source_regions(plan, size)
+    pieces = [
+        decode_sample(beton, int(i))[y : y + h, x : x + w].reshape(-1)
+        for i, (y, x, h, w) in zip(samples, regions.tolist(), strict=True)
+    ]
+    offsets = np.cumsum([0, *(len(p) for p in pieces[:-1])])
+    normalised = CpuAugment(policy, size)(np.concatenate(pieces), offsets, plan)
+    pixels = 255 * (normalised * np.asarray(policy.std) + np.asarray(policy.mean))
+    return plan, pixels.round().clip(0, 255).astype(np.uint8)
+
+
+def draw_preview(beton: Beton, plan: np.ndarray, images: np.ndarray, out: Path, names: Sequence[str]) -> None:
+    """Write the grid as a PNG, which appears when complete; `names` are the samples' classes."""
+    lines = -(-len(plan) // PAIRS_PER_LINE)
+    figure, axes = plt.subplots(
+        lines,
+        2 * PAIRS_PER_LINE,
+        figsize=(2 * PAIRS_PER_LINE * CELL_INCHES, lines * (CELL_INCHES + 0.65)),
+        squeeze=False,
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+        axis.set_anchor("S")
+    for row, image, name, (left, right) in zip(plan, images, names, axes.reshape(-1, 2), strict=False):
+        _draw_original(left, decode_sample(beton, int(row["sample"])), row, name)
+        right.imshow(image)
+        words = fill(", ".join(describe_row(row)) or "crop only", CAPTION_WIDTH)
+        right.text(0.5, -0.03, words, transform=right.transAxes, ha="center", va="top", fontsize=6.5)
+    figure.tight_layout()
+    with atomic_path(out) as partial:
+        figure.savefig(partial, dpi=130)
+    plt.close(figure)
+
+
+def write_plan(plan: np.ndarray, out: Path) -> None:
+    """The plan as JSON, one object per image."""
+    write_text(out, json.dumps(plan_to_json(plan), indent=1))
+
+
+def _draw_original(axis: Axes, pixels: np.ndarray, row: Any, name: str) -> None:
+    y, x, h, w = (int(v) for v in row["crop"])
+    axis.imshow(pixels)
+    axis.add_patch(Rectangle((x - 0.5, y - 0.5), w, h, fill=False, edgecolor=CROP_COLOUR, linewidth=1.5))
+    short = shorten(name.split(",")[0], LONGEST_NAME, placeholder="…")  # ImageNet's names list synonyms
+    axis.set_title(f"{short}, sample {row['sample']}", fontsize=6.5, pad=3)

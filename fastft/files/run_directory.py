@@ -1,0 +1,203 @@
+"""The run directory: its lock, recipe.yaml, metrics.jsonl and result.json, written and read. Reading works during a run."""
+
+import json
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from beton_tools.errors import UserError
+from beton_tools.pagefile import try_lock
+from fastft.config import Recipe, recipe_from_dict
+from fastft.files.atomic import write_text
+from fastft.files.rules import NUMBER, NUMBER_OR_NULL, NUMBERS_BY_NAME, POSITIVE, check_keys
+from fastft.imagenet import is_imagenet
+
+Line = dict[str, Any]
+
+# What lines hold, by their kind; `raw_` and `ema_` begin the names of scores.
+LINES = {
+    "train": {
+        "step": NUMBER, "loss": NUMBER, "lr": NUMBER, "images_per_second": POSITIVE, "wait_share": NUMBER,
+        "mfu": NUMBER_OR_NULL, "memory_gib": NUMBER, "seconds_left": NUMBER, "split": NUMBERS_BY_NAME,
+    },
+    "eval": {"step": NUMBER, "epoch": NUMBER, "seconds": NUMBER, "raw_top1": NUMBER, "raw_samples": NUMBER},
+    "checkpoint": {"step": NUMBER, "seconds": NUMBER},
+    "split": {"step": NUMBER, "seconds": NUMBERS_BY_NAME},
+    "start": {"world_size": NUMBER},
+}  # fmt: skip
+OPTIONAL = ("split", "world_size")
+SCORES = ("raw_", "ema_")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Lines of metrics.jsonl by kind, in order of steps.
+
+    starts: of each process that trained on, what it ran on. intervals: loss, lr, images_per_second, wait_share,
+    mfu, memory_gib, split. evaluations: raw_top1, ema_top1, ... checkpoints: seconds. splits: seconds by part, of
+    epochs; of one that was interrupted, by the process that ended it.
+    """
+
+    folder: Path
+    recipe: Recipe
+    starts: list[Line]
+    intervals: list[Line]
+    evaluations: list[Line]
+    checkpoints: list[Line]
+    splits: list[Line]
+    finished: bool
+
+    @property
+    def machine(self) -> Line:
+        """Of the last start; empty where the trainer wrote none."""
+        return self.starts[-1] if self.starts else {}
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps done, as far as logged."""
+        return int(self.intervals[-1]["step"]) if self.intervals else 0
+
+    @property
+    def interval_steps(self) -> list[int]:
+        """Of every logged interval: those since the one before it, whatever interrupted the run meanwhile."""
+        return [int(b - a) for a, b in pairwise([0, *(i["step"] for i in self.intervals)])]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """As trained: the file at hand may have had another size than the recipe says."""
+        ends = [e["step"] / (e["epoch"] + 1) for e in self.evaluations]
+        return round(ends[-1]) if ends else self._from_time_left()
+
+    def _from_time_left(self) -> int:
+        if not self.intervals:
+            return max(1, self.recipe.steps_per_epoch())
+        last = self.intervals[-1]
+        left = last["seconds_left"] * last["images_per_second"] / self.recipe.optim.batch_size
+        return max(1, round((last["step"] + left) / self.recipe.epochs))
+
+    @property
+    def total_steps(self) -> int:
+        return self.recipe.epochs * self.steps_per_epoch
+
+    @property
+    def on_imagenet(self) -> bool:
+        """By what the recipe says, and by the steps that an epoch had: the file may be a part of it."""
+        return is_imagenet(self.recipe) and self.steps_per_epoch == self.recipe.steps_per_epoch()
+
+    def epoch_of(self, step: float) -> float:
+        """Position in epochs, fractional: what all curves are drawn over."""
+        return step / self.steps_per_epoch
+
+
+def load_run(folder: Path) -> Run:
+    """Raises UserError where the folder is no run directory, or what lies in it is not as the trainer writes it."""
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is no run directory (no recipe.yaml); give the folder that fastft train wrote"
+        )
+    try:
+        sections = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not (isinstance(sections, dict) and all(isinstance(s, dict) for s in sections.values())):
+        raise UserError(f"{path} holds no recipe; give the folder that fastft train wrote")
+    result = _read_json(folder / "result.json")
+    recipe = recipe_from_dict(str(result.get("recipe") or folder.name), sections)
+    lines = read_metrics(folder / "metrics.jsonl")
+    by_kind = {kind: [line for line in lines if line.get("kind") == kind] for kind in LINES}
+    try:
+        _check_lines(by_kind)
+    except ValueError as error:
+        raise UserError(f"{folder / 'metrics.jsonl'}: {error}; was it written by fastft train?") from None
+    return Run(
+        folder=folder,
+        recipe=recipe,
+        starts=by_kind["start"],
+        intervals=by_kind["train"],
+        evaluations=by_kind["eval"],
+        checkpoints=by_kind["checkpoint"],
+        splits=by_kind["split"],
+        finished=bool(result),
+    )
+
+
+def read_metrics(path: Path) -> list[Line]:
+    """The lines of a metrics.jsonl; a last line cut short by a crash is left out.
+
+    Raises:
+        UserError: not a text file, or a line that is no object with a step.
+    """
+    if not path.exists():
+        return []
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    lines = []
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        try:
+            check_keys("it", line, {"step": NUMBER})
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {error}; was it written by fastft train?") from None
+        lines.append(line)
+    return lines
+
+
+def _check_lines(by_kind: dict[str, list[Line]]) -> None:
+    """Raise ValueError where reports could not draw them."""
+    for kind, lines in by_kind.items():
+        for line in lines:
+            scores = {key: NUMBER for key in line if key.startswith(SCORES)}
+            check_keys(f"a '{kind}' line", line, LINES[kind] | scores, OPTIONAL)
+    if any(b["step"] <= a["step"] for a, b in pairwise(by_kind["train"])):
+        raise ValueError("the steps of 'train' lines do not rise")
+
+
+def _read_json(path: Path) -> Line:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(document, dict):
+            raise ValueError("it holds no object")
+        return document
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}; delete it and run the same fastft train again"
+        ) from None
+
+
+def run_folder(recipe: Recipe) -> Path:
+    return Path(recipe.train.run_dir or f"runs/{recipe.name}").expanduser()
+
+
+def lock_run(folder: Path) -> IO[str]:
+    """A file whose lock keeps other processes out of a run directory, until it is closed or the process is gone.
+
+    Raises:
+        UserError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("w")
+    if not try_lock(file):
+        file.close()
+        raise UserError(f"{folder} is in use by another process; wait for it, or use another --train.run_dir")
+    return file
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    sections = json.loads(json.dumps(recipe.as_dict()))  # tuples become lists
+    text = f"# resolved recipe of this run ({recipe.name})\n" + yaml.safe_dump(sections, sort_keys=False)
+    write_text(folder / "recipe.yaml", text)
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    write_text(folder / "result.json", json.dumps(result, indent=1))

@@ -1,0 +1,245 @@
+"""`fastft doctor`: checks whether this machine is ready. Each check is ok, warn or fail, with the command that fixes it."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+
+from fastft.machine.facts import GIB, Facts
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+MIN_PYTHON = (3, 10)
+TORCH_WITHOUT_VOLTA = (2, 15)  # plans to drop the cu126 wheels, and Volta with them (PyTorch RFC 190385)
+VOLTA = (7, 0)
+CORES_PER_GPU = 4  # for decoding and augmentation; a usual machine with eight V100 has more
+SHM_NEEDED = 1 << 30  # used by NCCL and torch; containers often get 64 MB
+# L/14: two checkpoints and a third being written, 4.9 GB each; the best weights and their successor, 1.2 GB each
+DISK_NEEDED = 20 << 30
+DISK_OF_IMAGENET = "60-130 GB"  # converted; depends on --max-resolution
+RAM_SHARE = 0.9  # a .beton up to this share of the available memory stays in the page cache
+CU126 = "--index-url https://download.pytorch.org/whl/cu126"
+FFCV_LIBRARIES = "apt-get install build-essential pkg-config libopencv-dev libturbojpeg0-dev python3-dev"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of output. `fix` is a command or an instruction; empty if there is nothing to fix."""
+
+    name: str
+    status: str
+    found: str
+    fix: str = ""
+
+
+def check_python(f: Facts) -> Check:
+    found = ".".join(map(str, f.python))
+    if f.python[:2] < MIN_PYTHON:
+        return Check("Python", FAIL, f"{found}, 3.10 or newer is needed", "make setup PYTHON=python3.11")
+    return Check("Python", OK, found)
+
+
+def check_torch(f: Facts) -> Check:
+    if f.torch is None:
+        return Check("torch", FAIL, "not installed", _install(f, "torch torchvision"))
+    build = f"CUDA {f.torch_cuda}" if f.torch_cuda else "CPU only"
+    return Check("torch", OK, f"{f.torch}, {build}")
+
+
+def check_gpu(f: Facts) -> Check:
+    """Whether there is a GPU, a driver, and a torch built for CUDA."""
+    if f.gpus:
+        counted = {gpu.name: sum(g.name == gpu.name for g in f.gpus) for gpu in f.gpus}
+        return Check("GPU", OK, ", ".join(f"{n} x {name}" for name, n in counted.items()))
+    if f.nvidia_smi and f.torch_cuda is None:
+        fix = _install(f, f"--force-reinstall torch torchvision {CU126}")
+        return Check("GPU", FAIL, f"{f.nvidia_smi}, but torch is built for the CPU only", fix)
+    if f.nvidia_smi:
+        return Check(
+            "GPU",
+            FAIL,
+            f"{f.nvidia_smi}, but torch does not see it",
+            "nvidia-smi; update the driver for torch's CUDA",
+        )
+    return Check(
+        "GPU",
+        WARN,
+        "none; without one, only the demo and the tests run in reasonable time",
+        "run training on a machine with a GPU",
+    )
+
+
+def check_architectures(f: Facts) -> Check | None:
+    """Whether torch was built for the GPU's architecture; None without a GPU."""
+    if not f.gpus:
+        return None
+    lacking = sorted({g.capability for g in f.gpus if not _has_code(g.capability, f.arch_list)})
+    if not lacking:
+        return Check(
+            "CUDA code",
+            OK,
+            "for " + ", ".join(sorted({f"sm_{a}{b}" for a, b in (g.capability for g in f.gpus)})),
+        )
+    found = f"torch {f.torch} was not built for " + ", ".join(f"sm_{a}{b}" for a, b in lacking)
+    return Check("CUDA code", FAIL, found, _install(f, torch_for(min(lacking))))
+
+
+def torch_for(capability: tuple[int, int]) -> str:
+    """Arguments for pip that install a torch built for this compute capability."""
+    newest = (
+        f'"torch<{_dotted(TORCH_WITHOUT_VOLTA)}" torchvision' if capability == VOLTA else "torch torchvision"
+    )
+    return f"--force-reinstall {newest}" + ("" if capability >= (8, 0) else f" {CU126}")
+
+
+def _has_code(capability: tuple[int, int], arch_list: tuple[str, ...]) -> bool:
+    """Whether code for any of `arch_list` runs: sm_XY on the same major version from minor Y on, compute_XY on all newer."""
+    for arch in arch_list:
+        kind, _, digits = arch.partition("_")
+        digits = digits.rstrip("af")
+        if not digits.isdigit():
+            continue
+        built = int(digits[:-1]), int(digits[-1])
+        if kind == "sm" and built[0] == capability[0] and built <= capability:
+            return True
+        if kind == "compute" and built <= capability:
+            return True
+    return False
+
+
+def check_numba_cuda(f: Facts) -> Check | None:
+    """Whether numba-cuda is installed, for a CUDA version that has the GPU's architecture; None without a GPU."""
+    if not f.gpus:
+        return None
+    if f.numba_cuda is None:
+        return Check(
+            "numba-cuda",
+            FAIL,
+            "not installed; augmentation on the GPU needs it",
+            _install(f, "--editable '.[cuda12]'"),
+        )
+    if f.numba_cuda_toolkit == 13 and any(g.capability < (7, 5) for g in f.gpus):
+        return Check(
+            "numba-cuda",
+            FAIL,
+            f"{f.numba_cuda} with CUDA 13, which does not support sm_70",
+            _install(f, "--editable '.[cuda12]'"),
+        )
+    return Check("numba-cuda", OK, f.numba_cuda)
+
+
+def check_kernels(f: Facts) -> Check | None:
+    """Whether an augmentation kernel compiles (and loads, with a GPU); None without numba-cuda."""
+    if f.numba_cuda is None:
+        return None
+    if f.kernel_error is None:
+        return Check("CUDA kernels", OK, f.kernel or "")
+    status = FAIL if f.gpus else WARN
+    return Check("CUDA kernels", status, f.kernel_error, _install(f, "--editable '.[cuda12]'"))
+
+
+def check_ffcv(f: Facts) -> Check:
+    if f.ffcv_missing_libraries:
+        found = "cannot load " + ", ".join(f.ffcv_missing_libraries)
+        return Check("FFCV", FAIL, found, ffcv_fix(f))
+    if f.ffcv_error is not None:
+        return Check("FFCV", FAIL, f.ffcv_error, ffcv_fix(f))
+    return Check("FFCV", OK, f"{f.ffcv}, its libraries can be loaded")
+
+
+def ffcv_fix(f: Facts) -> str:
+    """Commands that install the libraries and rebuild FFCV against them, even if a build is installed or cached."""
+    anew = "" if f.ffcv is None else "--force-reinstall --no-deps --no-cache-dir "
+    return f"{FFCV_LIBRARIES}; " + _install(f, f"{anew}--no-build-isolation ffcv==1.0.2")
+
+
+def check_turbojpeg(f: Facts) -> Check:
+    if f.turbojpeg is None:
+        return Check("TurboJPEG", FAIL, "libturbojpeg was not found", "apt-get install libturbojpeg0")
+    return Check("TurboJPEG", OK, f.turbojpeg)
+
+
+def check_cores(f: Facts) -> Check:
+    need = max(1, len(f.gpus)) * CORES_PER_GPU
+    found = f"{f.cores} usable"
+    if f.gpus and f.cores < need:
+        fix = "give the job more cores (Slurm: --cpus-per-task, Docker: --cpus), or convert with --max-resolution 400"
+        return Check("cores", WARN, f"{found}; {len(f.gpus)} GPU(s) need about {need}", fix)
+    return Check("cores", OK, found)
+
+
+def check_memory(f: Facts) -> Check:
+    """Whether the training file fits in the page cache; the rest is read from disk again every epoch."""
+    found = f"{f.ram_available / GIB:.1f} GiB available of {f.ram_total / GIB:.1f}"
+    if f.data_size is None:
+        return Check("memory", OK, found)
+    found += f", data file {f.data_size / GIB:.1f}"
+    if f.data_size > RAM_SHARE * f.ram_available:
+        fix = "convert with a smaller --max-resolution, or keep the file on NVMe"
+        return Check("memory", WARN, f"{found}; every epoch will read from disk", fix)
+    return Check("memory", OK, found)
+
+
+def check_disk(f: Facts) -> Check:
+    found = (
+        f"{f.disk_free / GIB:.0f} GiB free here; a run's checkpoints take up to {DISK_NEEDED / GIB:.0f}, "
+        f"a converted ImageNet {DISK_OF_IMAGENET}"
+    )
+    if f.disk_free < DISK_NEEDED:
+        return Check(
+            "disk", WARN, found, "free some, or set --train.run_dir and convert's --out to another disk"
+        )
+    return Check("disk", OK, found)
+
+
+def check_shared_memory(f: Facts) -> Check:
+    if f.shm_size is None:
+        return Check("/dev/shm", WARN, "missing", "mount -t tmpfs -o size=8g tmpfs /dev/shm")
+    found = f"{f.shm_size / GIB:.2f} GiB"
+    if f.shm_size < SHM_NEEDED:
+        return Check("/dev/shm", WARN, found, "docker run --shm-size=8g, or --ipc=host")
+    return Check("/dev/shm", OK, found)
+
+
+CHECKS: tuple[Callable[[Facts], Check | None], ...] = (
+    check_python,
+    check_torch,
+    check_gpu,
+    check_architectures,
+    check_numba_cuda,
+    check_kernels,
+    check_ffcv,
+    check_turbojpeg,
+    check_cores,
+    check_memory,
+    check_disk,
+    check_shared_memory,
+)
+
+
+def examine(facts: Facts) -> list[Check]:
+    """Run every check that applies to this machine."""
+    return [check for run in CHECKS if (check := run(facts)) is not None]
+
+
+def as_json(checks: list[Check]) -> dict[str, Any]:
+    return {"ready": all(c.status != FAIL for c in checks), "checks": [asdict(c) for c in checks]}
+
+
+def print_checks(checks: list[Check], console: Console) -> None:
+    colours = {OK: "green", WARN: "yellow", FAIL: "bold red"}
+    for c in checks:
+        console.print(
+            f"[{colours[c.status]}]{c.status:<5}[/] {c.name:<12} {c.found}", highlight=False, soft_wrap=True
+        )
+        if c.fix:
+            console.print(f"{'':<18} fix: {c.fix}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _install(f: Facts, what: str) -> str:
+    """A pip command for the running Python; a bare `pip` may belong to another one."""
+    return f"{f.executable} -m pip install {what}"
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))

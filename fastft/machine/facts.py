@@ -1,0 +1,187 @@
+"""Facts about this machine for `fastft doctor`. Gathering them never fails: an unknown value is None."""
+
+import ctypes.util
+import importlib.metadata
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from beton_tools.format import Beton
+from fastft.machine.cgroup import cpu_limit, memory_limit
+
+GIB = 1 << 30
+COMMAND_SECONDS = 20  # time limit; nvidia-smi hangs with some broken drivers
+KERNEL_PROBE = "fastft.machine.kernel_probe"
+PYTHON_SECONDS = 120  # time limit; importing torch from a slow disk takes long
+
+
+@dataclass(frozen=True)
+class GpuFacts:
+    name: str
+    capability: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Sizes in bytes."""
+
+    python: tuple[int, ...]
+    executable: str  # path of this Python, quoted for a shell in the working directory
+    torch: str | None
+    torch_cuda: str | None  # CUDA version torch was built with; None: CPU build
+    arch_list: tuple[str, ...]  # sm_70, ..., compute_90
+    gpus: tuple[GpuFacts, ...]
+    nvidia_smi: str | None  # first GPU according to nvidia-smi
+    numba_cuda: str | None
+    numba_cuda_toolkit: int | None  # major version of the installed CUDA wheels
+    kernel: str | None  # what kernel_probe did; None: it failed or was not run
+    kernel_error: str | None
+    ffcv: str | None
+    ffcv_error: str | None
+    ffcv_missing_libraries: tuple[str, ...]
+    turbojpeg: str | None
+    cores: int
+    ram_total: int
+    ram_available: int
+    data_size: int | None
+    disk_free: int
+    shm_size: int | None
+
+
+def gather(data: Path | None = None) -> Facts:
+    """Examine this machine; `data` is the training file.
+
+    Raises:
+        UserError: `data` does not exist or is not a .beton file.
+    """
+    data_size = None if data is None else Beton.open(data).data.nbytes
+    torch_version, torch_cuda, arch_list, gpus = _torch()
+    total, available = _memory()
+    numba_cuda = _version("numba-cuda")
+    kernel, kernel_error = (None, None) if numba_cuda is None else _run_python("-m", KERNEL_PROBE)
+    shm = Path("/dev/shm")
+    return Facts(
+        python=tuple(sys.version_info[:3]),
+        executable=_executable(),
+        torch=torch_version,
+        torch_cuda=torch_cuda,
+        arch_list=arch_list,
+        gpus=gpus,
+        nvidia_smi=_first_line("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"),
+        numba_cuda=numba_cuda,
+        numba_cuda_toolkit=_cuda_wheels(),
+        kernel=kernel,
+        kernel_error=kernel_error,
+        ffcv=_version("ffcv"),
+        ffcv_error=_run_python("-c", "import ffcv")[1],
+        ffcv_missing_libraries=_missing_libraries("ffcv"),
+        turbojpeg=ctypes.util.find_library("turbojpeg"),
+        cores=_cores(),
+        ram_total=total,
+        ram_available=available,
+        data_size=data_size,
+        disk_free=shutil.disk_usage(Path.cwd()).free,
+        shm_size=shutil.disk_usage(shm).total if shm.is_dir() else None,
+    )
+
+
+def _torch() -> tuple[str | None, str | None, tuple[str, ...], tuple[GpuFacts, ...]]:
+    try:
+        import torch
+    except Exception:  # a broken installation can raise anything
+        return None, None, (), ()
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = tuple(
+        GpuFacts(torch.cuda.get_device_name(k), torch.cuda.get_device_capability(k)) for k in range(count)
+    )
+    return torch.__version__, torch.version.cuda, tuple(torch.cuda.get_arch_list()), gpus
+
+
+def _memory() -> tuple[int, int]:
+    """Total and available bytes: the machine's, or the control group's where that is smaller."""
+    values = {}
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        key, _, rest = line.partition(":")
+        values[key] = int(rest.split()[0]) * 1024
+    total, available = values["MemTotal"], values["MemAvailable"]
+    limit = memory_limit()
+    return (total, available) if limit is None else (min(total, limit), min(available, limit))
+
+
+def _cores() -> int:
+    """Cores this process may use: its CPU affinity or its control group's CPU limit, at least 1."""
+    allowed, limit = len(os.sched_getaffinity(0)), cpu_limit()
+    return allowed if limit is None else max(1, min(allowed, int(limit)))
+
+
+def _executable() -> str:
+    """The path of this Python, relative if it lies below the working directory, such as .venv/bin/python."""
+    path, here = Path(sys.executable), Path.cwd()
+    inside = path.is_relative_to(here) and path.parent != here  # a bare name would be searched in PATH
+    return shlex.quote(str(path.relative_to(here) if inside else path))
+
+
+def _first_line(*command: str) -> str | None:
+    return next(iter(_output(*command).splitlines()), None)
+
+
+def _output(*command: str) -> str:
+    """The output of a command; empty if it is missing, fails or hangs."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cuda_wheels() -> int | None:
+    """12 or 13: the major version of the CUDA runtime wheel that numba-cuda's extra installs."""
+    if _version("nvidia-cuda-runtime-cu12") is not None:
+        return 12
+    runtime = _version("nvidia-cuda-runtime")  # CUDA 13 dropped the suffix
+    return None if runtime is None else int(runtime.split(".")[0])
+
+
+def _run_python(*arguments: str) -> tuple[str | None, str | None]:
+    """Run this Python in a process of its own, which an incompatible C++ library may abort; (output, error), one is None."""
+    command = [sys.executable, *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PYTHON_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return None, f"{shlex.join(arguments)} did not finish within {PYTHON_SECONDS} s"
+    if done.returncode == 0:
+        return done.stdout.strip(), None
+    lines = done.stderr.strip().splitlines()
+    return None, lines[-1] if lines else f"{shlex.join(arguments)} ended with exit code {done.returncode}"
+
+
+def _missing_libraries(package: str) -> tuple[str, ...]:
+    """Shared libraries, according to ldd, that a package's compiled modules need and that are not found."""
+    try:
+        files = importlib.metadata.files(package) or []
+        compiled = [str(f.locate()) for f in files if f.suffix == ".so"]
+        listings = [_output("ldd", path) for path in compiled]
+    except importlib.metadata.PackageNotFoundError:
+        return ()
+    lines = [line for text in listings for line in text.splitlines()]
+    return tuple(sorted({line.split()[0] for line in lines if "not found" in line}))
+
+
+def cpu_name() -> str:
+    """The processor's model name from /proc/cpuinfo; 'CPU' where there is none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "CPU"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")

@@ -1,0 +1,75 @@
+"""GPU peaks from data sheets, and a device's peak FLOP/s: the denominator of MFU."""
+
+import re
+import time
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One card. Peaks are dense (without sparsity), with fp32 accumulation, from `source`."""
+
+    name: str
+    peak_flops: float  # per second on tensor cores in the training precision: bf16, or fp16 before Ampere
+    full_precision_flops: float  # per second, fp32 without tensor cores
+    bandwidth: float  # of the device memory, bytes/s
+    pattern: str  # regular expression that matches torch.cuda.get_device_name()
+    source: str
+
+
+def _gpu(name: str, tflops: float, fp32: float, gb_per_s: float, pattern: str, source: str) -> Gpu:
+    return Gpu(name, tflops * 1e12, fp32 * 1e12, gb_per_s * 1e9, pattern, f"NVIDIA {source}")
+
+
+_CARDS = (
+    _gpu("V100", 125, 15.7, 900, r"V100-SXM", "V100 data sheet (SXM2)"),
+    _gpu("V100-PCIe", 112, 14, 900, r"V100-PCIE", "V100 data sheet (PCIe)"),
+    _gpu("V100S", 130, 16.4, 1134, r"V100S", "V100 data sheet (V100S PCIe)"),
+    _gpu("T4", 65, 8.1, 300, r"\bT4\b", "T4 data sheet"),
+    _gpu("A100", 312, 19.5, 2039, r"A100.*80GB|A100-SXM-80GB", "A100 data sheet (80 GB SXM)"),
+    _gpu("A100-40", 312, 19.5, 1555, r"A100", "A100 data sheet (40 GB)"),
+    _gpu("A10", 125, 31.2, 600, r"\bA10\b", "A10 data sheet"),
+    _gpu("H100", 989, 67, 3350, r"H100 (80GB )?HBM3|H100-SXM", "H100 data sheet (SXM)"),
+    _gpu("H100-PCIe", 756, 51, 2000, r"H100 PCIe", "H100 data sheet (PCIe)"),
+    _gpu("H100-NVL", 835, 60, 3900, r"H100 NVL", "H100 data sheet (NVL)"),
+    _gpu("H200-NVL", 835, 60, 4800, r"H200 NVL", "H200 data sheet (NVL)"),
+    _gpu("H200", 989, 67, 4800, r"H200", "H200 data sheet (SXM)"),
+    _gpu("B200", 2250, 75, 8000, r"\bB200\b", "HGX B200 data sheet, one of eight"),
+    _gpu("L4", 121, 30.3, 300, r"\bL4\b", "L4 data sheet"),
+    _gpu("L40S", 362, 91.6, 864, r"\bL40S\b", "L40S data sheet"),
+    _gpu("RTX3090", 71, 35.6, 936, r"RTX 3090$", "GA102 white paper, appendix A"),
+    _gpu("RTX4090", 165.2, 82.6, 1008, r"RTX 4090$", "Ada white paper, appendix A"),
+    _gpu("RTX5090", 209.5, 104.8, 1792, r"RTX 5090$", "RTX Blackwell white paper, appendix A"),
+)
+GPUS = {gpu.name: gpu for gpu in _CARDS}  # by name, and searched in this order by `find_gpu`
+MAIN_GPUS = ("V100", "A100", "H100")  # columns of tables that show a few GPUs
+
+MATMUL_SIZE, MATMUL_ROUNDS = 1024, 8
+
+
+def find_gpu(device_name: str) -> Gpu | None:
+    """The card with this `torch.cuda.get_device_name()`, such as "Tesla V100-SXM2-16GB"; None if it is not in GPUS."""
+    return next((gpu for gpu in _CARDS if re.search(gpu.pattern, device_name)), None)
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Peak FLOP/s of a GPU from its data sheet, of the CPU from a matrix product timed here; None for an unknown GPU."""
+    if device.type == "cpu":
+        return measure_matmul_flops(dtype)
+    gpu = find_gpu(torch.cuda.get_device_name(device))
+    if gpu is None:
+        return None
+    return gpu.full_precision_flops if dtype == torch.float32 else gpu.peak_flops
+
+
+def measure_matmul_flops(dtype: torch.dtype) -> float:
+    """FLOP/s of square matrix products on the CPU, the best of several rounds."""
+    a = torch.randn(MATMUL_SIZE, MATMUL_SIZE).to(dtype)
+    best = float("inf")
+    for _ in range(MATMUL_ROUNDS):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * MATMUL_SIZE**3 / best

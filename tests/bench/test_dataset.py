@@ -1,0 +1,80 @@
+"""The images of a benchmark: everybody reads the same bytes, and a cold cache is cold."""
+
+import ctypes
+import mmap
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from beton_tools.errors import UserError
+from beton_tools.format import Beton
+from fastft.bench.dataset import ORIGINAL, RESIZED, Workspace, evenly, find_images, forget_pages
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    folder = tmp_path_factory.mktemp("bench")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTFT_IMAGENET_SAMPLE", str(folder / "nowhere"))
+        return Workspace(folder, find_images(None, None, folder, 8))
+
+
+def test_without_any_folder_packaged_photographs_are_taken_and_it_is_said(workspace: Workspace) -> None:
+    assert len(workspace.images.paths) == 8
+    assert "packaged with scikit-image" in workspace.images.what
+
+
+def test_folder_and_shards_hold_the_very_jpegs_of_the_file(workspace: Workspace) -> None:
+    stored = {Beton.open(workspace.beton(RESIZED)).read_bytes(i) for i in range(8)}
+    assert {path.read_bytes() for path in workspace.jpegs(RESIZED).glob("*/*.jpg")} == stored
+    pattern = workspace.shards(RESIZED, 2)
+    shards = [pattern.replace("{000000..000001}", f"{n:06}") for n in (0, 1)]
+    members = set()
+    for shard in shards:
+        with tarfile.open(shard) as tar:
+            members |= {tar.extractfile(member).read() for member in tar.getmembers()}
+    assert members == stored
+
+
+def test_a_given_file_is_sampled_and_kept_as_it_is(workspace: Workspace, tmp_path: Path) -> None:
+    given = workspace.beton(RESIZED)
+    images = find_images(None, given, tmp_path, 4)
+    sampled = Workspace(tmp_path, images, given)
+    assert len(images.paths) == 4 and sampled.sets == (ORIGINAL,)
+    again = Beton.open(sampled.beton(ORIGINAL))
+    assert {again.read_bytes(i) for i in range(4)} <= {Beton.open(given).read_bytes(i) for i in range(8)}
+
+
+def test_fewer_images_are_spread_over_all_of_them() -> None:
+    assert evenly(1300, 700)[-1] >= 1297 and len(set(evenly(1300, 700))) == 700
+    assert evenly(3, 7) == [0, 1, 2]
+
+
+def test_forgotten_pages_are_not_in_memory_even_where_the_file_is_mapped(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(np.random.default_rng(0).bytes(8 << 20))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    mapped = np.memmap(path, np.uint8, "r")
+    assert mapped.sum(dtype=np.int64) > 0 and resident(mapped) == 1.0
+    forget_pages([path])
+    if resident(mapped) == 1.0:
+        pytest.skip(f"the file system of {tmp_path} keeps its pages in memory")
+    assert resident(mapped) < 0.05
+
+
+def resident(mapped: np.memmap) -> float:
+    """Share of a map's pages that lie in the page cache."""
+    pages = -(-mapped.size // mmap.PAGESIZE)
+    flags = (ctypes.c_ubyte * pages)()
+    address = ctypes.c_void_p(mapped.ctypes.data)
+    assert ctypes.CDLL(None).mincore(address, ctypes.c_size_t(mapped.size), flags) == 0
+    return sum(flag & 1 for flag in flags) / pages
+
+
+def test_a_folder_without_images_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="one folder per class"):
+        find_images(tmp_path, None, tmp_path, 4)

@@ -1,0 +1,46 @@
+"""End to end: fastft and timm do the same work."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastft.bench import e2e_bench
+from fastft.bench.dataset import Images, Workspace
+from fastft.bench.harness import Rounds
+from fastft.bench.options import Options
+from fastft.config import load_recipe, recipe_from_dict
+
+RCP = Path(__file__).parents[2] / "rcp"
+
+
+@pytest.mark.parametrize("recipe", [None, RCP / "final_b16.yaml"])
+def test_the_patch_embedding_trains_as_it_does_with_timm(tmp_path: Path, recipe: Path | None) -> None:
+    workspace = Workspace(tmp_path, Images([tmp_path], "none"))
+    options = Options(workspace, rounds=1, threads=1, recipe=recipe and load_recipe(recipe))
+    sections = e2e_bench._sections(options, tmp_path / "images.beton")
+    assert not recipe_from_dict("e2e", sections).model.freeze_conv1
+
+
+def test_a_round_of_training_reports_its_own_parts_and_those_of_its_loader(
+    tmp_path: Path, photographs: dict[str, np.ndarray]
+) -> None:
+    for k in range(4):
+        (tmp_path / "images" / "coffee").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photographs["coffee"][:64, :64]).save(tmp_path / "images" / "coffee" / f"{k}.jpg")
+    paths = sorted((tmp_path / "images").glob("*/*"))
+    options = Options(Workspace(tmp_path, Images(paths, "coffee")), rounds=1, threads=1, quick=True)
+    sections = e2e_bench._sections(options, options.workspace.beton(options.workspace.sets[0]))
+    trial = e2e_bench.train_recipe(sections)["pass"]()
+    assert trial["count"] == 4 and trial["steps"] == 2
+    assert trial["training"] == pytest.approx(sum(trial.get(part, 0) for part in e2e_bench.STEP_PARTS))
+    rounds = Rounds({"fastft": {"pass": [trial]}}, {}, {})
+    assert {"decode", "augment"} <= {c["name"] for c in e2e_bench._work_measure(rounds, {})["contenders"]}
+    assert {"forward", "backward", "decode", "augment"} <= e2e_bench._seconds(rounds).keys()
+
+
+def test_batches_are_even_as_mixup_asks_for_pairs(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path, Images([tmp_path] * 30, "none"))
+    options = Options(workspace, rounds=1, threads=1, recipe=load_recipe(RCP / "baseline_b16.yaml"))
+    assert e2e_bench._sections(options, tmp_path / "images.beton")["optim"]["batch_size"] == 14

@@ -1,0 +1,78 @@
+"""The training step: what is measured where the device's peak is not known."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from timm.optim import create_optimizer_v2
+
+from fastft.bench import step_bench
+from fastft.bench.dataset import Images, Workspace
+from fastft.bench.harness import Rounds
+from fastft.bench.options import Options
+from fastft.bench.step_bench import LR, WEIGHT_DECAY, peer_step, random_batch, timm_model
+from fastft.export.to_timm import timm_state
+from fastft.model import Arch, Classifier, build_classifier
+from fastft.optim import build_adamw, layer_groups, optimizer_groups, set_lr
+from fastft.report.bench_report import measure_view
+from fastft.train.distributed import World
+from fastft.train.precision import choose_precision
+from fastft.train.step import Step
+
+
+def test_ours_and_timms_own_training_step_have_the_same_loss_curve() -> None:
+    """The same weights, batches and optimiser settings: label smoothing, weight decay and its exclusions, AdamW."""
+    arch = Arch(
+        image_size=32, patch_size=8, width=64, layers=2, heads=2, mlp_width=256, quick_gelu=True, ln_pre=True,
+        norm_eps=1e-5, layer_scale=False, embed_dim=32,
+    )  # fmt: skip
+    step_, model = our_parts(arch)
+    theirs = timm_model(arch)
+    theirs.load_state_dict(timm_state(SimpleNamespace(model=model)))
+    torch.manual_seed(1)
+    batches = [random_batch(arch, 8) for _ in range(4)]
+    optimizer = create_optimizer_v2(theirs, opt="adamw", lr=LR, weight_decay=WEIGHT_DECAY)
+    their_step = peer_step(theirs, "fp32", optimizer)
+    curves: tuple[list[float], list[float]] = ([], [])
+    for images, labels in 5 * batches:
+        step_.reset_loss()
+        step_.micro_batch(images, labels, step=0, last=True)
+        step_.update()
+        curves[0].append(step_.loss_sum.item())
+        curves[1].append(their_step(images, labels).item())
+    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
+    assert curves[0][-1] < curves[0][0] - 0.3
+
+
+def our_parts(arch: Arch) -> tuple[Step, Classifier]:
+    torch.manual_seed(0)
+    model = build_classifier(arch, step_bench.CLASSES, freeze_conv1=False)
+    groups = optimizer_groups(model, layer_groups(model, arch.layers, 1.0, WEIGHT_DECAY))
+    optimizer = build_adamw(groups, betas=(0.9, 0.999), eps=1e-8)
+    set_lr(optimizer, LR)
+    precision = choose_precision("fp32", torch.device("cpu"))
+    made = Step(
+        model,
+        optimizer,
+        None,
+        World(0, 1, 0, torch.device("cpu")),
+        precision,
+        label_smoothing=step_bench.SMOOTHING,
+    )
+    made.connect("off")
+    return made, model
+
+
+def test_on_a_gpu_without_a_known_peak_all_but_mfu_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An L4: `peak_flops` says None."""
+    monkeypatch.setattr("fastft.machine.gpus.peak_flops", lambda device, dtype: None)
+    trial = {"wall": 1.0, **step_bench.arm(lambda: None, 8, 1, 1e9, torch.float32)()}  # type: ignore[dict-item]
+    monkeypatch.setattr(step_bench, "alternate", lambda *_, **__: Rounds({"fastft": {"step": [trial]}}))
+    measures = step_bench.run(Options(Workspace(tmp_path, Images([], "none")), rounds=1, threads=1)).measures
+    assert {m["name"] for m in measures} == {"Training step", "Training step, lower half frozen"}
+    assert [measure_view(m)["compared"] for m in measures] == 4 * [False]
+    assert "NaN" not in json.dumps(measures)

@@ -1,0 +1,129 @@
+"""`fastft bench`: a file of the documented form, a page and a table with its numbers."""
+
+import json
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fastft.bench.options import BenchResult, parse_peers
+from fastft.bench.suite import print_group
+from fastft.cli import main
+from fastft.cost.overheads import read_measured
+from fastft.files.benchmark import read_bench
+from fastft.report.page import figure
+
+RESULTS = Path(__file__).parents[2] / "benchmarks/results/all.json"
+
+
+@pytest.fixture
+def photographs_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTFT_IMAGENET_SAMPLE", "nowhere")
+
+
+def test_quick_decode_writes_file_page_and_table_with_the_same_figures(
+    tmp_path: Path, photographs_only: None, capsys: pytest.CaptureFixture
+) -> None:
+    options = ["--quick", "--peers", "none", "--count", "6", "--out", str(tmp_path)]
+    assert main(["bench", "decode", *options]) == 0
+    document, printed = read_bench(tmp_path / "decode.json"), capsys.readouterr().out
+    page = (tmp_path / "decode.html").read_text()
+    assert "packaged with scikit-image" in page and "figures mean nothing" in page
+    assert [m["bench"] for m in document["measures"]] == ["decode", "decode"]
+    for measure in document["measures"]:
+        own = measure["contenders"][0]
+        assert own["name"] == "fastft" and len(own["rounds"]) == 2
+        assert figure(own["median"]) in page and figure(own["median"]) in printed
+    assert document["quick"] is True
+    assert {"cpu", "cores", "memory_gib", "torch", "versions", "load_average"} <= document["machine"].keys()
+
+
+@pytest.fixture
+def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`decode` finds one figure, which rounds to 1,163 at once and to 1,162 by way of 1,162.5."""
+    own = {"name": "fastft", "rounds": [1162.5034], "median": 1162.5034, "min": 1162.5034, "max": 1162.5034}
+    measure = {"name": "m", "unit": "MB", "setting": {}, "contenders": [own]}
+    monkeypatch.setattr("fastft.bench.decode_bench.run", lambda options: BenchResult([measure]))
+
+
+def test_page_and_table_round_as_the_file_does(
+    tmp_path: Path, photographs_only: None, nothing_measured: None, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["bench", "decode", "--count", "1", "--out", str(tmp_path)]) == 0
+    document = read_bench(tmp_path / "decode.json")
+    assert document["measures"][0]["contenders"][0]["median"] == 1162.5 and document["quick"] is False
+    for text in ((tmp_path / "decode.html").read_text(), capsys.readouterr().out):
+        assert "1,162" in text and "1,163" not in text
+
+
+def test_the_recorded_command_names_images_that_were_found_by_themselves(
+    tmp_path: Path, nothing_measured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = tmp_path / "sample"
+    (sample / "n01440764").mkdir(parents=True)
+    (sample / "n01440764" / "1.jpg").touch()
+    monkeypatch.setenv("FASTFT_IMAGENET_SAMPLE", str(sample))
+    assert main(["bench", "decode", "--rounds", "3", "--out", str(tmp_path)]) == 0
+    command = read_bench(tmp_path / "decode.json")["command"]
+    assert command == f"fastft bench decode --images {sample} --rounds 3"
+
+
+def test_every_table_can_be_read_at_80_columns() -> None:
+    """No heading or figure is cut, names and settings are wrapped at worst."""
+    measures = read_bench(RESULTS)["measures"]
+    for _, group in groupby(measures, key=lambda m: (m["name"], m["unit"])):
+        several = list(group)
+        console = Console(width=80)
+        with console.capture() as capture:
+            print_group(several, console)
+        lines = capture.get().splitlines()
+        assert lines[0].startswith(several[0]["name"]) and lines[0].endswith(several[0]["unit"])
+        assert max(map(len, lines)) <= 80 and "…" not in capture.get()
+        for contender in (c for m in several for c in m["contenders"]):
+            ours = [line.split() for line in lines if line.strip().startswith(contender["name"])]
+            assert any(figure(contender["median"]) in words for words in ours)
+            assert all(words[-1][-1] in ")0123456789" for words in ours)
+
+
+def test_an_unknown_peer_is_refused_with_the_ones_there_are(capsys: pytest.CaptureFixture) -> None:
+    assert main(["bench", "decode", "--peers", "ffcw"]) == 2
+    assert "no peer 'ffcw'; choose from ffcv, timm" in capsys.readouterr().err
+    assert parse_peers("none") == ()
+
+
+def test_a_recipe_is_looked_at_before_anything_is_measured(capsys: pytest.CaptureFixture) -> None:
+    assert main(["bench", "all", "--recipe", "rcp/no_such.yaml"]) == 2
+    assert "no_such.yaml" in capsys.readouterr().err
+    assert main(["bench", "decode", "--recipe", "rcp/final_b16.yaml"]) == 2
+    assert "trains nothing" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_quick_run_of_everything_measures_what_the_cost_model_reads(
+    tmp_path: Path, photographs_only: None
+) -> None:
+    assert main(["bench", "all", "--quick", "--out", str(tmp_path)]) == 0
+    document = json.loads((tmp_path / "all.json").read_text())
+    assert {m["bench"] for m in document["measures"]} == {
+        "loader",
+        "augment",
+        "decode",
+        "convert",
+        "step",
+        "e2e",
+    }
+    failed = [
+        c
+        for m in document["measures"]
+        for c in m["contenders"]
+        if not c.get("skipped", "not inst").startswith("not inst")
+    ]
+    assert not failed
+    (tmp_path / "all.json").write_text(json.dumps({**document, "quick": False}))  # what is quick is refused
+    measured = read_measured(tmp_path / "all.json")
+    assert measured.loader_per_core > 0 and measured.eval_loader_per_core > 0
+    split = next(m for m in document["measures"] if m["name"] == "Where a step's time goes")
+    assert {"forward", "backward", "optimiser", "evaluation"} <= {c["name"] for c in split["contenders"]}
+    assert any(note.startswith("End to end on this machine, ") for note in document["notes"])
+    assert all(m["modelled"] for m in document["measures"] if m["name"].startswith("Cores that feed"))

@@ -1,0 +1,206 @@
+"""Cost: held against the wall times in the logs of the paper's own runs, and against itself."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beton_tools.errors import UserError
+from fastft.cli import main
+from fastft.config import Recipe, load_recipe
+from fastft.cost.model import PUBLISHED_MFU, Estimate, Mfu, count_parameters, estimate, reference_mfu
+from fastft.cost.overheads import FASTFT, REFERENCE, with_cores
+from fastft.cost.table import Question, price_recipes
+from fastft.machine.gpus import GPUS
+from fastft.model import load_arch
+
+RECIPES = Path(__file__).parents[2] / "rcp"
+
+
+def recipe(name: str, *overrides: str) -> Recipe:
+    return load_recipe(RECIPES / f"{name}.yaml", overrides)
+
+
+def of_reference(name: str) -> Estimate:
+    """The paper's own run, on its 8 A100."""
+    arch = load_arch(recipe(name).model.arch)
+    return estimate(recipe(name), GPUS["A100"], 8, reference_mfu(arch), REFERENCE)
+
+
+def test_reference_b16_run_costs_what_its_log_says() -> None:
+    """48.3 A100-hours; 424 images/s per GPU; steps of 0.6032 s; the rest is evaluation and starts."""
+    run = of_reference("final_b16")
+    assert run.gpu_hours == pytest.approx(48.3, rel=0.01)
+    assert run.images_per_second == pytest.approx(424, rel=0.01)
+    assert run.parts.train == pytest.approx(50 * 625 * 0.6032, rel=0.01)
+    assert 0.1 < run.parts.evaluate / run.parts.total < 0.15
+
+
+def test_reference_l14_run_is_predicted_from_the_b16_log() -> None:
+    """105.6 A100-hours; nothing is fitted to this log, whose run also wrote 5 GB checkpoints every epoch."""
+    run = of_reference("final_l14")
+    assert run.parts.train == pytest.approx(30 * 2500 * 0.5654, rel=0.01)
+    assert run.gpu_hours == pytest.approx(105.6, rel=0.06)
+    assert run.gpu_hours < 105.6
+
+
+def test_parameters_match_the_logs() -> None:
+    """n_params of the reference's logs, which leave out the frozen patch embedding of the 224 px runs."""
+    for name, patch, width, logged in [
+        ("final_b16", 16, 768, 85_978_600),
+        ("final_l14", 14, 1024, 303_602_664),
+    ]:
+        counted = count_parameters(load_arch(recipe(name).model.arch), 1000)
+        assert counted == pytest.approx(logged + 3 * patch**2 * width, rel=0.002)
+
+
+def test_hours_scale_with_gpus_epochs_and_mfu() -> None:
+    bare = with_cores(FASTFT, 1e6)  # no loader limit
+    half, whole = Mfu(0.2, "given", ""), Mfu(0.4, "given", "")
+    one = estimate(recipe("final_b16"), GPUS["V100"], 1, whole, bare)
+    eight = estimate(recipe("final_b16"), GPUS["V100"], 8, whole, bare)
+    short = estimate(recipe("final_b16", "--schedule.stop_epoch=25"), GPUS["V100"], 1, whole, bare)
+    slow = estimate(recipe("final_b16"), GPUS["V100"], 1, half, bare)
+    assert one.parts.train == pytest.approx(8 * eight.parts.train)
+    assert one.parts.train == pytest.approx(2 * short.parts.train)
+    assert slow.parts.train == pytest.approx(2 * one.parts.train)
+
+
+def test_a_slow_loader_shows_as_a_stall() -> None:
+    fast, slow = with_cores(FASTFT, 16), with_cores(FASTFT, 0.5)
+    mfu = PUBLISHED_MFU["V100"]
+    assert estimate(recipe("final_b16"), GPUS["V100"], 8, mfu, fast).parts.stall == 0
+    starved = estimate(recipe("final_b16"), GPUS["V100"], 8, mfu, slow)
+    assert starved.images_per_second == pytest.approx(slow.loader_rate)
+    assert starved.as_dict(None)["limited_by"] == "loader"
+
+
+def test_freezing_half_the_layers_is_cheaper_by_its_backward_pass() -> None:
+    whole = estimate(recipe("final_l14"), GPUS["A100"], 8, PUBLISHED_MFU["A100"])
+    half = estimate(
+        recipe("final_l14", "--model.trainable_layers=12"), GPUS["A100"], 8, PUBLISHED_MFU["A100"]
+    )
+    assert half.parts.train / whole.parts.train == pytest.approx(2 / 3, rel=0.02)
+
+
+def write_bench(
+    path: Path, mfu: float = 0.41, gpu: str = "Tesla V100-SXM2-16GB", loader: float = 800.0, **keys: object
+) -> Path:
+    def measure(name: str, role: str, median: float, **setting: object) -> dict[str, object]:
+        contenders = [{"name": "fastft", "rounds": [median], "median": median}]
+        return {"name": name, "unit": "x", "role": role, "setting": setting, "contenders": contenders}
+
+    measures = [measure("step", "mfu", mfu, gpu=gpu), measure("loader", "loader_per_core", loader)]
+    path.write_text(json.dumps({"measures": measures, **keys}))
+    return path
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Path:
+    return write_bench(tmp_path / "bench.json")
+
+
+def test_measured_figures_replace_assumptions_and_are_marked(bench: Path) -> None:
+    values = price_recipes(
+        [recipe("final_b16")], Question("v100", measured=bench, cores_per_gpu=4, price=2.48)
+    )
+    measured, published, reference = values["recipes"][0]["estimates"]
+    assert (measured["basis"], measured["value"]) == ("measured", 0.41)
+    assert (published["basis"], reference["basis"]) == ("published", "reference")
+    assert measured["money"] == pytest.approx(2.48 * measured["gpu_hours"])
+    basis = {row["name"]: (row["value"], row["basis"]) for row in values["assumptions"]}
+    assert basis["loader_rate"] == (3200.0, "measured")
+    assert basis["eval_loader_rate"][1] == "assumed"
+    assert values["modelled"] is True
+
+
+@pytest.mark.parametrize(("card", "priced"), [("Tesla V100-SXM2-16GB", "h100"), ("NVIDIA H100 PCIe", "h100")])
+def test_mfu_of_another_gpu_is_not_used_and_that_is_said(
+    tmp_path: Path, card: str, priced: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_bench(tmp_path / "bench.json", gpu=card)
+    assert main(["cost", str(RECIPES / "final_b16.yaml"), "--gpu", priced, "--measured", str(path)]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "its MFU is not used" in line]
+    assert len(said) == 1 and card in said[0] and "H100 of 989 TFLOP/s" in said[0]
+    values = price_recipes([recipe("final_b16")], Question(priced, measured=path))
+    assert [e["basis"] for e in values["recipes"][0]["estimates"]] == ["published", "reference"]
+
+
+def test_mfu_of_this_gpu_needs_no_remark(bench: Path) -> None:
+    assert price_recipes([recipe("final_b16")], Question("v100", measured=bench))["remarks"] == []
+
+
+@pytest.mark.parametrize(
+    ("figures", "message"),
+    [
+        ({"mfu": 0}, "mfu is 0; it must be above 0 and at most 1"),
+        ({"mfu": 52}, "mfu is 52; it must be above 0 and at most 1"),
+        ({"mfu": float("nan")}, "NaN, which is no number"),
+        ({"loader": 0}, "loader_per_core is 0; it must be above 0"),
+        ({"quick": True}, "quick run, whose figures mean nothing"),
+    ],
+)
+def test_figures_that_cannot_be_or_mean_nothing_are_refused(
+    tmp_path: Path, figures: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_bench(tmp_path / "bench.json", **figures)
+    assert main(["cost", str(RECIPES / "final_b16.yaml"), "--gpu", "v100", "--measured", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_file_that_measures_nothing_of_use_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    path.write_text('{"measures": []}')
+    with pytest.raises(UserError, match="fastft bench"):
+        price_recipes([recipe("final_b16")], Question("v100", measured=path))
+
+
+def test_validation_images_are_an_assumption_that_can_be_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    """ImageNet's 50,000, the same share of other data, or what is given; in the estimate as in the list."""
+    whole, part = recipe("final_b16"), recipe("final_b16", "--data.train_size=20000")
+    shown = {
+        (row["value"], row["basis"])
+        for row in price_recipes([whole, part], Question("v100"))["assumptions"]
+        if row["name"] == "val_images"
+    }
+    assert shown == {(50_000, "assumed"), (781, "assumed")}
+
+    def evaluation(r: Recipe, val_images: int | None) -> float:
+        return estimate(r, GPUS["V100"], 8, PUBLISHED_MFU["V100"], val_images=val_images).parts.evaluate
+
+    assert evaluation(whole, None) == evaluation(whole, 50_000)
+    assert evaluation(part, None) == evaluation(part, 781) < evaluation(part, 50_000)
+    path = str(RECIPES / "final_b16.yaml")
+    assert main(["cost", path, "--gpu", "v100", "--data.train_size=20000", "--val-images=3000"]) == 0
+    assert re.search(r"given +validation images: 3000", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("override", ["--data.num_classes=10", "--data.train_size=20000"])
+def test_no_accuracy_is_expected_of_other_data(override: str) -> None:
+    priced = price_recipes([recipe("final_b16", override), recipe("final_b16")], Question("v100"))["recipes"]
+    assert [r["expected_top1"] for r in priced] == [None, 85.7]
+
+
+def test_a_recipe_that_cannot_be_priced_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = RECIPES / "final_b16.yaml", tmp_path / "odd.yaml"
+    bad.write_text("model:\n  image_size: 98\n")
+    assert main(["cost", str(good), str(bad), "--gpu", "v100"]) == 2
+    assert f"{bad}: image size 98" in capsys.readouterr().err
+
+
+def test_command_prints_recipes_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [str(RECIPES / f"{name}.yaml") for name in ("final_b16", "final_l14")]
+    assert main(["cost", *paths, "--gpu", "v100", "--price", "2.48", "--schedule.stop_epoch=20"]) == 0
+    out = capsys.readouterr().out
+    assert "final_b16" in out and "final_l14" in out and "modelled" in out and "…" not in out
+
+
+def test_command_prints_json_and_refuses_unknown_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(RECIPES / "final_b16.yaml")
+    assert main(["cost", path, "--gpu", "v100", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recipes"][0]["recipe"] == "final_b16"
+    assert main(["cost", path, "--gpu", "k80"]) == 2
+    assert "V100" in capsys.readouterr().err

@@ -1,0 +1,36 @@
+"""A label is a number: what it means must be the same in a model and a file."""
+
+import pytest
+
+from beton_tools.errors import UserError
+from fastft.data.classes import name_outputs, refuse_other_classes
+
+MADE_UP = ["class 0", "class 1", "class 2"]
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (["cat", "dog"], ["cat", "dog"]),
+        (["class 0"], ["cat", "dog"]),  # no manifest, and the file uses one label only
+        (["cat", "dog"], MADE_UP),  # trained on a file without a manifest
+        (["0", "1"], ["cat", "dog"]),  # from shards that hold numbers
+        (["cat", "dog"], name_outputs(["cat", "dog"], 10)),  # a head with more outputs than classes
+    ],
+)
+def test_the_same_classes_and_made_up_ones_are_taken(found: list[str], expected: list[str]) -> None:
+    refuse_other_classes(found, expected, "val.beton")
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "message"),
+    [
+        (["cat", "dog"], ["ant", "cat", "dog"], "class 0 is cat, the model's is ant"),
+        (["cat"], ["cat", "dog"], "class 1 is missing, the model's is dog"),
+        (["cat", "dog", "eel"], ["cat", "dog"], "has 3 classes, the model 2"),
+        (MADE_UP, ["cat", "dog"], "has 3 classes, the model 2"),
+    ],
+)
+def test_the_first_class_that_differs_is_named(found: list[str], expected: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=f"val.beton.*{message}"):
+        refuse_other_classes(found, expected, "val.beton")

@@ -1,0 +1,141 @@
+"""`fastft explain` gives the reference's numbers, from the recipe alone."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from beton_tools.convert import convert_folder
+from beton_tools.errors import UserError
+from beton_tools.writer import WriteOptions
+from fastft.build import recipe_arch
+from fastft.cli import main
+from fastft.config import load_recipe
+from fastft.cost.model import recipe_work
+from fastft.data.order import BatchLayout
+from fastft.explain.explanation import explain
+from tests.optim.test_groups import B16_SCALES
+
+
+def explained(name: str, *overrides: str, at_step: int | None = None) -> dict:
+    return explain(load_recipe(f"rcp/{name}.yaml", overrides), at_step)
+
+
+def test_b16_is_the_reference_log() -> None:
+    values = explained("final_b16", at_step=6249)
+    scales = sorted({g["lr_scale"] for g in values["groups"]})
+    assert len(scales) == 14 and scales == pytest.approx(B16_SCALES, rel=1e-5)
+    assert sum(g["parameters"] for g in values["groups"]) == 85_978_600
+    assert values["schedule"]["steps_per_epoch"] == 625
+    assert values["schedule"]["total_steps"] == 31_250
+    assert values["schedule"]["lr_at_step"]["lr"] == pytest.approx(6e-4)
+    assert values["schedule"]["lr_by_epoch"][0] == 0
+    assert values["schedule"]["lr_by_epoch"][10] == pytest.approx(6e-4)
+    assert values["cost"]["train_flops_per_image"] == pytest.approx(105.4e9, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "lr", "steps"),
+    [
+        ("final_b16_384", 86_860_264, 7e-4, 625),
+        ("final_l14", 303_602_664, 4e-4, 625),
+        ("final_l14_336", 304_532_456, 6e-4, 667),
+    ],
+)
+def test_other_final_models_are_the_reference_logs(name: str, parameters: int, lr: float, steps: int) -> None:
+    values = explained(name)
+    assert values["trainable_parameters"] == parameters
+    assert max(values["schedule"]["lr_by_epoch"]) == pytest.approx(lr)
+    assert values["schedule"]["steps_per_epoch"] == steps
+
+
+def test_lr_at_a_step_is_given_per_group() -> None:
+    values = explained("final_b16", at_step=6249)
+    for group in values["groups"]:
+        assert group["lr"] == pytest.approx(6e-4 * group["lr_scale"])
+    assert explained("final_b16", at_step=0)["schedule"]["lr_at_step"]["lr"] == 0
+
+
+def test_freezing_and_stopping_early_cost_less() -> None:
+    whole = explained("final_b16")["cost"]
+    half = explained("final_b16", "--model.trainable_layers=6")["cost"]
+    early = explained("final_b16", "--schedule.stop_epoch=30")["cost"]
+    assert half["train_flops_per_image"] == pytest.approx(2 / 3 * whole["train_flops_per_image"], rel=0.02)
+    for gpu in ("V100", "A100", "H100"):
+        assert early["gpu_hours"][gpu] == pytest.approx(
+            0.6 * whole["gpu_hours"][gpu], rel=0.03
+        )  # but for the start
+
+
+def test_other_data_than_imagenet_are_not_promised_the_papers_accuracy(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert explained("final_b16")["expected_top1"] == 85.7
+    for override in ("--data.num_classes=10", "--data.train_size=20000"):
+        assert explained("final_b16", override)["expected_top1"] is None
+        assert main(["explain", "rcp/final_b16.yaml", override]) == 0
+        assert "85.7" not in capsys.readouterr().out
+
+
+def test_validation_images_are_assumed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert explained("final_b16")["cost"]["val_images"]["value"] == 50_000
+    values = explained("final_b16", "--data.train_size=20000")["cost"]
+    assert values["val_images"]["value"] == round(20_000 * 50_000 / 1_281_167)
+    recipe = load_recipe("rcp/final_b16.yaml", ["--data.train_size=20000"])
+    arch = recipe_arch(recipe)
+    assert values["total_flops"] == recipe_work(recipe, arch, values["val_images"]["value"]).total
+    assert main(["explain", "rcp/final_b16.yaml"]) == 0
+    assert "validation images, as many as ImageNet has: 50,000" in capsys.readouterr().out
+
+
+def test_fewer_images_than_a_batch_are_refused_as_the_trainer_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(UserError) as trainer:
+        BatchLayout(1000, 2048, 2048)
+    with pytest.raises(UserError, match=str(trainer.value)):
+        explained("final_b16", "--data.train_size=1000")
+    assert main(["cost", "rcp/final_b16.yaml", "--gpu", "v100", "--data.train_size=1000"]) == 2
+    assert f"rcp/final_b16.yaml: {trainer.value}" in capsys.readouterr().err
+
+
+def test_mixing_is_told_only_where_it_happens() -> None:
+    assert not any("mixup" in line for line in explained("final_b16")["augment"])
+    assert any("mixup" in line for line in explained("baseline_b16")["augment"])
+
+
+def test_the_command_answers_in_seconds_and_prints_json() -> None:
+    start = time.monotonic()
+    command = [
+        sys.executable,
+        "-m",
+        "fastft.cli",
+        "explain",
+        "rcp/final_l14.yaml",
+        "--json",
+        "--at-step",
+        "10",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    values = json.loads(done.stdout)
+    assert {"recipe", "groups", "schedule", "augment", "cost"} <= values.keys()
+    assert time.monotonic() - start < 60  # seconds on an idle machine; tests share theirs
+    assert "torch" not in done.stderr
+
+
+def test_a_step_beyond_the_end_has_no_learning_rate() -> None:
+    with pytest.raises(UserError, match="there is no step 31250; the recipe has steps 0 to 31249"):
+        explained("final_b16", at_step=31250)
+
+
+def test_a_file_that_is_there_says_how_many_images_it_has(photographs: dict, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    for name in ("astronaut", "coffee"):
+        Image.fromarray(photographs[name]).save(tmp_path / "photos" / "a" / f"{name}.jpg")
+    convert_folder(tmp_path / "photos", tmp_path / "photos.beton", WriteOptions(workers=0))
+    values = explained("final_b16", f"--data.train={tmp_path / 'photos.beton'}", "--optim.batch_size=1")
+    assert values["schedule"]["steps_per_epoch"] == 2

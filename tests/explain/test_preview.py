@@ -1,0 +1,58 @@
+"""The preview shows what training sees."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from beton_tools.convert import convert_folder
+from beton_tools.format import Beton
+from beton_tools.writer import WriteOptions
+from fastft.augment import parse_policy
+from fastft.data import TrainLoader
+from fastft.explain.preview import carry_out, write_preview
+
+
+@pytest.fixture(scope="module")
+def beton(photographs, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("preview")
+    for name, image in photographs.items():
+        (folder / "images" / name).mkdir(parents=True)
+        Image.fromarray(image[:200, :240]).save(folder / "images" / name / "0.png")
+    convert_folder(folder / "images", folder / "p.beton", WriteOptions(workers=0))
+    return folder / "p.beton"
+
+
+def test_the_images_are_those_that_the_loader_gives(beton: Path) -> None:
+    policy, size = parse_policy("rand-m9-mstd0.5-inc1"), 64
+    n = Beton.open(beton).num_samples
+    with TrainLoader(
+        beton, policy, size=size, seed=3, batch_size=n, micro_batch=n, mean=policy.mean, std=policy.std, device="cpu",
+        dtype=torch.float32,
+    ) as loader:  # fmt: skip
+        batch = next(loader.epoch(2))
+        seen = batch.images.permute(0, 2, 3, 1).numpy() * policy.std + np.array(policy.mean)
+        _, drawn = carry_out(Beton.open(beton), policy, size, seed=3, epoch=2, samples=batch.ids)
+        assert np.array_equal((255 * seen).round().clip(0, 255).astype(np.uint8), drawn)
+
+
+def test_the_picture_and_the_plan_are_written(beton: Path, tmp_path: Path) -> None:
+    write_preview(
+        beton,
+        parse_policy("3aug"),
+        48,
+        seed=0,
+        epoch=0,
+        count=5,
+        out=tmp_path / "g.png",
+        plan_out=tmp_path / "p.json",
+    )
+    with Image.open(tmp_path / "g.png") as image:
+        assert image.width > 1000
+    plan = json.loads((tmp_path / "p.json").read_text())
+    assert [row["sample"] for row in plan] == sorted({row["sample"] for row in plan}) and len(plan) == 5
+    assert all(row["ops"] for row in plan)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["g.png", "p.json"]

@@ -1,0 +1,251 @@
+"""`fastft doctor`: every check on described machines, and the command on this machine."""
+
+import json
+import os
+import shlex
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beton_tools.convert import convert_folder
+from beton_tools.writer import WriteOptions
+from fastft.cli import main
+from fastft.machine import cgroup, facts
+from fastft.machine.doctor import FAIL, OK, WARN, Check, examine
+from fastft.machine.facts import GIB, Facts, GpuFacts
+
+V100, A100, H100 = (
+    GpuFacts("Tesla V100-SXM2-16GB", (7, 0)),
+    GpuFacts("NVIDIA A100", (8, 0)),
+    GpuFacts("NVIDIA H100", (9, 0)),
+)
+CU126 = ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
+CU130 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
+GOOD = Facts(
+    python=(3, 12, 1),
+    executable=".venv/bin/python",
+    torch="2.13.0+cu126",
+    torch_cuda="12.6",
+    arch_list=CU126,
+    gpus=(V100,) * 8,
+    nvidia_smi="Tesla V100-SXM2-16GB",
+    numba_cuda="0.30",
+    numba_cuda_toolkit=12,
+    kernel="compiled, linked and loaded on 8 GPU(s)",
+    kernel_error=None,
+    ffcv="1.0.2",
+    ffcv_error=None,
+    ffcv_missing_libraries=(),
+    turbojpeg="libturbojpeg.so.0",
+    cores=32,
+    ram_total=480 * GIB,
+    ram_available=450 * GIB,
+    data_size=70 * GIB,
+    disk_free=500 * GIB,
+    shm_size=64 * GIB,
+)
+
+
+def check(name: str, **changes: object) -> Check:
+    (found,) = [c for c in examine(replace(GOOD, **changes)) if c.name == name]  # type: ignore[arg-type]
+    return found
+
+
+def test_every_check_of_a_good_machine_is_ok() -> None:
+    assert {(c.status, c.fix) for c in examine(GOOD)} == {(OK, "")}
+
+
+def test_v100_with_a_torch_built_without_sm_70_gets_the_cu126_wheels() -> None:
+    found = check("CUDA code", torch="2.13.0+cu130", torch_cuda="13.0", arch_list=CU130)
+    assert found.status == FAIL
+    assert "sm_70" in found.found
+    assert "cu126" in found.fix and "torch<2.15" in found.fix
+
+
+def test_newer_gpus_do_not_get_the_cu126_wheels() -> None:
+    assert check("CUDA code", gpus=(H100,), arch_list=CU130).status == OK
+    found = check("CUDA code", gpus=(H100,), arch_list=("sm_70", "sm_80"))
+    assert found.status == FAIL and "cu126" not in found.fix
+
+
+def test_code_for_the_same_major_version_and_ptx_run_on_newer_gpus() -> None:
+    assert check("CUDA code", gpus=(GpuFacts("RTX 3090", (8, 6)),), arch_list=("sm_80",)).status == OK
+    assert check("CUDA code", gpus=(H100,), arch_list=("sm_80", "compute_80")).status == OK
+    assert check("CUDA code", gpus=(A100,), arch_list=("sm_86", "compute_86")).status == FAIL
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "changes"),
+    [
+        ("Python", FAIL, {"python": (3, 9, 0)}),
+        ("torch", FAIL, {"torch": None, "gpus": ()}),
+        ("GPU", WARN, {"gpus": (), "nvidia_smi": None}),
+        ("GPU", FAIL, {"gpus": (), "torch_cuda": None}),
+        ("GPU", FAIL, {"gpus": ()}),
+        ("numba-cuda", FAIL, {"numba_cuda": None}),
+        ("numba-cuda", FAIL, {"numba_cuda_toolkit": 13}),
+        ("numba-cuda", OK, {"numba_cuda_toolkit": 13, "gpus": (A100,), "arch_list": CU130}),
+        ("CUDA kernels", FAIL, {"kernel": None, "kernel_error": "AttributeError: row_stack"}),
+        ("CUDA kernels", WARN, {"kernel": None, "kernel_error": "NvvmError", "gpus": (), "nvidia_smi": None}),
+        ("FFCV", FAIL, {"ffcv_error": "ImportError: libopencv_core.so.410"}),
+        ("FFCV", FAIL, {"ffcv_missing_libraries": ("libopencv_core.so.410",)}),
+        ("TurboJPEG", FAIL, {"turbojpeg": None}),
+        ("cores", WARN, {"cores": 8}),
+        ("memory", WARN, {"data_size": 449 * GIB}),
+        ("disk", WARN, {"disk_free": GIB}),
+        ("/dev/shm", WARN, {"shm_size": 64 << 20}),
+        ("/dev/shm", WARN, {"shm_size": None}),
+    ],
+)
+def test_every_problem_is_found_and_has_a_fix(name: str, status: str, changes: dict[str, object]) -> None:
+    found = check(name, **changes)
+    assert found.status == status
+    assert bool(found.fix) == (status != OK)
+
+
+PACKAGE_PROBLEMS = [
+    ("torch", {"torch": None, "gpus": ()}),
+    ("GPU", {"gpus": (), "torch_cuda": None}),
+    ("CUDA code", {"arch_list": CU130}),
+    ("numba-cuda", {"numba_cuda": None}),
+    ("numba-cuda", {"numba_cuda_toolkit": 13}),
+    ("FFCV", {"ffcv_error": "ImportError: libopencv_core.so.410"}),
+    ("FFCV", {"ffcv_missing_libraries": ("libopencv_core.so.410",)}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), PACKAGE_PROBLEMS)
+def test_fixes_install_packages_with_the_running_python(name: str, changes: dict[str, object]) -> None:
+    """Without an active environment, `pip` is the system's, and Debian's refuses to install."""
+    fix = check(name, **changes).fix
+    assert fix.count("pip ") == 1 and ".venv/bin/python -m pip install " in fix
+
+
+def test_a_broken_ffcv_is_rebuilt_even_if_installed_or_cached() -> None:
+    """A plain install would find the requirement satisfied, and a cached wheel has the same broken links."""
+    forced = {"--force-reinstall", "--no-deps", "--no-cache-dir"}
+    for problem in ({"ffcv_error": "ImportError"}, {"ffcv_missing_libraries": ("libopencv_core.so.410",)}):
+        assert forced < set(check("FFCV", **problem).fix.split())
+        assert not forced & set(check("FFCV", ffcv=None, **problem).fix.split())
+
+
+@pytest.mark.parametrize(
+    ("executable", "here", "shown"),
+    [
+        ("/home/me/fastft/.venv/bin/python", "/home/me/fastft", ".venv/bin/python"),
+        ("/home/me/fastft/.venv/bin/python", "/home/me/fastft/.venv/bin", "/home/me/fastft/.venv/bin/python"),
+        ("/usr/bin/python3", "/home/me/fastft", "/usr/bin/python3"),
+        ("/home/me/my own/bin/python", "/home/me", "'my own/bin/python'"),
+    ],
+)
+def test_a_shell_in_the_working_directory_finds_the_printed_python(
+    executable: str, here: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    monkeypatch.setattr(Path, "cwd", lambda: Path(here))
+    assert facts._executable() == shown
+    assert Path(here, *shlex.split(shown)) == Path(executable)
+
+
+def test_python_that_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hangs.py").write_text("import time; time.sleep(60)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(facts, "PYTHON_SECONDS", 0.5)
+    assert facts._run_python("-c", "import hangs") == (None, "-c 'import hangs' did not finish within 0.5 s")
+
+
+@pytest.mark.skipif(find_spec("numba_cuda") is None, reason="needs numba-cuda")
+def test_a_kernel_is_compiled_rather_than_versions_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert facts._run_python("-m", facts.KERNEL_PROBE)[1] is None
+    (tmp_path / "sitecustomize.py").write_text(
+        "import numpy\nvars(numpy).pop('row_stack', None)\n"
+    )  # as NumPy 2.5 does
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done, error = facts._run_python("-m", facts.KERNEL_PROBE)
+    assert done is None and "row_stack" in str(error)
+
+
+@pytest.fixture
+def control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Control group files: this process runs in /job/step, without limits."""
+    step = tmp_path / "cgroup/job/step"
+    step.mkdir(parents=True)
+    for folder in (step, step.parent):
+        (folder / "cpu.max").write_text("max 100000\n")
+        (folder / "memory.max").write_text("max\n")
+    (tmp_path / "own").write_text("4:memory:/elsewhere\n0::/job/step\n")
+    monkeypatch.setattr(cgroup, "ROOT", tmp_path / "cgroup")
+    monkeypatch.setattr(cgroup, "OWN", tmp_path / "own")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    return tmp_path / "cgroup"
+
+
+@pytest.mark.parametrize("group", ["", "job", "job/step"])
+def test_limits_of_the_own_group_and_of_its_parents_apply(control_group: Path, group: str) -> None:
+    assert facts._cores() == 16 and facts._memory()[0] > GIB // 4
+    (control_group / group / "cpu.max").write_text("250000 100000\n")
+    (control_group / group / "memory.max").write_text(f"{GIB // 4}\n")
+    assert facts._cores() == 2
+    assert facts._memory()[0] == GIB // 4 and facts._memory()[1] <= GIB // 4
+
+
+def test_the_smallest_limit_applies(control_group: Path) -> None:
+    (control_group / "job/cpu.max").write_text("300000 100000\n")
+    (control_group / "job/step/cpu.max").write_text("900000 100000\n")
+    assert facts._cores() == 3
+    (control_group / "job/step/cpu.max").write_text("50000 100000\n")
+    assert facts._cores() == 1  # half of one
+    (control_group / "job/cpu.max").write_text("6400000 100000\n")
+    (control_group / "job/step/cpu.max").write_text("6400000 100000\n")
+    assert facts._cores() == 16  # by affinity
+
+
+@pytest.mark.parametrize("own", ["0::/docker/beyond/sight\n", "4:memory:/job\n", None])
+def test_an_invisible_group_has_the_limits_of_the_root(control_group: Path, own: str | None) -> None:
+    """Containers may show the host's group names; systems with cgroup v1 only have no v2 line."""
+    cgroup.OWN.unlink() if own is None else cgroup.OWN.write_text(own)
+    assert (cgroup.cpu_limit(), cgroup.memory_limit()) == (None, None)
+    (control_group / "cpu.max").write_text("400000 100000\n")
+    assert facts._cores() == 4
+
+
+def test_disk_is_compared_with_checkpoints_and_imagenets_size_is_shown() -> None:
+    """L/14: three checkpoints of 304 M parameters with moments and EMA, and the best weights twice, in fp32."""
+    need = 4 * 304e6 * (3 * 4 + 2)
+    assert check("disk", disk_free=int(need)).status == WARN
+    found = check("disk", disk_free=25 * GIB)
+    assert found.status == OK and "ImageNet 60-130 GB" in found.found
+
+
+def test_command_examines_this_machine(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, photographs: dict[str, np.ndarray]
+) -> None:
+    """FFCV, torch and TurboJPEG are installed, or no other test would run."""
+    for name in ("astronaut", "coffee"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        Image.fromarray(photographs[name]).save(tmp_path / "in" / name / "a.jpg")
+    data = tmp_path / "train.beton"
+    convert_folder(tmp_path / "in", data, WriteOptions(workers=0))
+    code = main(["doctor", "--data", str(data), "--json"])
+    result = json.loads(capsys.readouterr().out)
+    status = {c["name"]: c["status"] for c in result["checks"]}
+    assert {status[name] for name in ("Python", "torch", "FFCV", "TurboJPEG")} == {OK}
+    assert code == (0 if result["ready"] else 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"), [("nowhere.beton", "No such file"), ("README.md", "README.md: ")]
+)
+def test_command_refuses_a_file_that_is_not_a_beton(
+    data: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--data", data]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
