@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from fastft.augment import CpuAugment, draw_plan, eval_plan, level_argument, parse_policy, source_regions
-from fastft.augment.levels import LEVELS
-from fastft.augment.plan import ERASE_MODES, OP_ID, OPS
+from fastft.augment.levels import TIMM_OPS
+from fastft.augment.plan import OP_ID, OPS
 from fastft.augment.policies import AugmentPolicy
+from fastft.constants import ERASE_MODES
 from tests.ptx.gpu import SimulatedGpu
 
 GAP = 37  # bytes between packed regions where nothing may be read
@@ -89,11 +90,20 @@ def with_ops(calls: Sequence[tuple[int, float]], images: Sequence[np.ndarray], s
     return pack(parse_policy("none"), size, plan, pictures)
 
 
+def squeezed(images: Sequence[np.ndarray], size: int) -> Batch:
+    """Whole images, whatever their shape, resized to size x size without an op."""
+    ids = np.arange(len(images))
+    heights, widths = np.array([image.shape[:2] for image in images]).T
+    plan = eval_plan(ids, heights, widths, size)
+    plan["resize"], plan["window"] = size, 0
+    return pack(parse_policy("none"), size, plan, images)
+
+
 def every_op(
     images: Sequence[np.ndarray], size: int, magnitudes: Sequence[tuple[float, int]] = ((8.7, 1), (6.3, -1))
 ) -> Batch:
     """Each of timm's ops at each (magnitude, sign), and the ops that timm lacks."""
-    calls = [level_argument(name, m, s, height=size, width=size) for name in LEVELS for m, s in magnitudes]
+    calls = [level_argument(name, m, s, height=size, width=size) for name in TIMM_OPS for m, s in magnitudes]
     return with_ops(
         [*dict.fromkeys(calls), (OP_ID["Grayscale"], 0.0), (OP_ID["GaussianBlur"], 0.0)], images, size
     )

@@ -1,7 +1,7 @@
 """Values of the thread that a translated function executes: registers, operands, and what the launch shares.
 
-A register is a stack slot, which LLVM's passes turn into a value. Between two barriers the registers that are
-live lie in the thread's frame. `context` is an array of int64 (CONTEXT); host addresses in it are numbers.
+A register is a stack slot. While a thread waits at a barrier, the registers that are live lie in its frame.
+`context` is an array of int64 (CONTEXT); host addresses in it are numbers.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from tests.ptx.parser import Opcode
 from tests.ptx.program import Program
 
 NOT_REACHED, NO_EFFECT, OTHER_BYTES = "not reached", "no effect", "other bytes"
-MOST_TRIALS = 6  # thread blocks that a fault is tried in
+MOST_TRIALS = 6  # thread blocks that a fault is tried in; a removed barrier in all of them
 PATIENCE = 50  # times the visits without the fault: more is endless
 EVERY_THREAD = 1 << 20
 
@@ -109,9 +109,9 @@ class Rehearsal:
         """How a fault is found: a problem, OTHER_BYTES, or else NO_EFFECT or NOT_REACHED."""
         place = self.program.sites[site].block
         reaching = [trial for trial in self.trials if trial.original.visits[place]]
-        chosen = np.unique(np.linspace(0, len(reaching) - 1, MOST_TRIALS, dtype=int)) if reaching else ()
+        most = len(reaching) if fault is Fault.REMOVED else min(MOST_TRIALS, len(reaching))
         found = NOT_REACHED
-        for number in chosen:
+        for number in np.linspace(0, len(reaching) - 1, most, dtype=int):
             found = reaching[number].outcome(fault.numbers(self.program, site))
             if found != NO_EFFECT:
                 break

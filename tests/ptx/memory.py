@@ -164,7 +164,7 @@ def describe_tag(tag: int, first_interval: int) -> str:
 
 
 @njit(inline="always")
-def _conflicts(other, tag, first_interval):  # type: ignore[no-untyped-def]
+def _conflicts(other, tag, first_interval):
     """Whether an access by `other` is by another thread and no barrier orders it before `tag`."""
     if other == 0 or other == tag:
         return False
@@ -173,7 +173,7 @@ def _conflicts(other, tag, first_interval):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def _joined(other, tag, first_interval):  # type: ignore[no-untyped-def]
+def _joined(other, tag, first_interval):
     """Tag of a byte that `other` has read (or updated) and `tag` now does too."""
     if not _conflicts(other, tag, first_interval):
         return tag
@@ -183,7 +183,7 @@ def _joined(other, tag, first_interval):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def _note(log, site, problem, offset, tag, other, first_interval):  # type: ignore[no-untyped-def]
+def _note(log, site, problem, offset, tag, other, first_interval):
     at = (site * len(PROBLEMS) + problem) * LOG_WORDS
     if log[at + COUNT] == 0:
         log[at + OFFSET], log[at + TAG], log[at + OTHER] = offset, tag, other
@@ -192,7 +192,7 @@ def _note(log, site, problem, offset, tag, other, first_interval):  # type: igno
 
 
 @njit(inline="always")
-def _check_race(records, log, site, byte, kind, tag, first_interval):  # type: ignore[no-untyped-def]
+def _check_race(records, log, site, byte, kind, tag, first_interval):
     """Compares with the byte's record and enters this access there."""
     at = byte * WORDS
     written, read, updated = records[at + WRITTEN], records[at + READ], records[at + UPDATED]
@@ -212,7 +212,7 @@ def _check_race(records, log, site, byte, kind, tag, first_interval):  # type: i
 
 
 @njit(inline="always")
-def _fatal_problem(records, end, offset, size, kind, space):  # type: ignore[no-untyped-def]
+def _fatal_problem(records, end, offset, size, kind, space):
     """Number of the problem, or -1."""
     if offset < 0 or offset + size > end:
         return OUT_OF_BOUNDS
@@ -242,7 +242,7 @@ CHECK_SIGNATURE = types.int32(
 
 
 @numba.cfunc(CHECK_SIGNATURE, cache=True)
-def check_access(records, log, end, address, size, kind, space, site, tag, first_interval):  # type: ignore[no-untyped-def]
+def check_access(records, log, end, address, size, kind, space, site, tag, first_interval):
     """Notes what is wrong with an access and enters it in the records. 1: it must not be carried out."""
     offset = address - BASE
     fatal = _fatal_problem(records, end, offset, size, kind, space)

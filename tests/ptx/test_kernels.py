@@ -10,7 +10,7 @@ from fastft.augment.cuda_resize import MOST_SHRINK
 from fastft.augment.erase import DTYPES
 
 pytest.importorskip("numba.cuda.cudadrv.nvvm")
-from tests.ptx.batches import POLICIES, Batch, cut_pieces, drawn, enhancements_by_tenths, every_op
+from tests.ptx.batches import POLICIES, Batch, cut_pieces, drawn, enhancements_by_tenths, every_op, squeezed
 from tests.ptx.figures import FIGURES
 from tests.ptx.gpu import V100, SimulatedGpu
 
@@ -74,11 +74,13 @@ def test_whole_photographs_at_the_size_of_training(pictures: list[np.ndarray]) -
 
 
 def test_a_strong_reduction_takes_more_tiles_than_the_launch_has_blocks(pictures: list[np.ndarray]) -> None:
-    """Then the tiles are smaller, for their taps to have room, and a block makes several."""
-    tall = [np.ascontiguousarray(image[:400, :3]) for image in pictures[:2]]
-    wide = [np.ascontiguousarray(image[:2, :400]) for image in pictures[:2]]
-    large = [np.tile(image, (5, 5, 1))[:1900, :2300] for image in pictures[:2]]
-    assert_same_bytes(drawn("none", [*tall, *wide, *large], 16), "float32")
+    """Then tiles are smaller, for their taps to have room, and a block makes several."""
+    tall, wide, large = (
+        pictures[0][:400, :3],
+        pictures[1][:2, :400],
+        np.tile(pictures[2], (4, 4, 1))[:1100, :1300],
+    )
+    assert_same_bytes(squeezed([tall, wide, large, pictures[3]], 16), "float32")
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -88,10 +90,11 @@ def test_no_byte_depends_on_the_order_of_the_threads(seed: int, pictures: list[n
     assert_same_bytes(drawn("augmix", cut_pieces(pictures, 4, (20, 60)), 20), "float32", order=order)
 
 
-def test_a_shrink_that_the_loader_refuses_reads_what_nothing_wrote(pictures: list[np.ndarray]) -> None:
-    """The kernels leave such an image alone, and the interpreter sees it."""
-    side = 2 * (MOST_SHRINK + 8)
-    image = np.tile(pictures[0], (2, 2, 1))[:side, :side]
+def test_the_strongest_reduction(pictures: list[np.ndarray]) -> None:
+    """MOST_SHRINK in both directions; beyond it the loader refuses an image, and the kernel leaves it alone."""
+    side = 2 * MOST_SHRINK
+    image = np.tile(pictures[0], (2, 2, 1))[: side + 8, : side + 8]
+    assert_same_bytes(squeezed([image[:side, :side]], 2), "float32")
     gpu = SimulatedGpu()
-    drawn("none", [image], 1).on(gpu, "float32")
+    squeezed([image], 2).on(gpu, "float32")
     assert {finding.problem for finding in gpu.findings} == {"uninitialised read"}
