@@ -18,9 +18,10 @@ from statistics import median
 from typing import Any
 
 from fastft.config import load_recipe
-from fastft.cost.model import MACHINE_GPUS, estimate, reference_mfu
+from fastft.cost.mfu import reference_mfu
+from fastft.cost.model import MACHINE_GPUS, estimate
 from fastft.cost.overheads import REFERENCE
-from fastft.cost.table import Question, price_recipes
+from fastft.cost.table import CostQuery, price_recipes
 from fastft.demo.trainings import CONTENDERS
 from fastft.machine.gpus import GPUS
 from fastft.model import load_arch
@@ -228,7 +229,7 @@ def demo(results: Results) -> str:
 def cost(_: Results) -> str:
     """What `fastft cost` says of the B/16 recipes on V100."""
     recipes = [load_recipe(ROOT / "rcp" / f"{name}.yaml") for name in COST_RECIPES]
-    priced = price_recipes(recipes, Question("V100", price=V100_PRICE))
+    priced = price_recipes(recipes, CostQuery("V100", price=V100_PRICE))
     estimates = [(r, e) for r in priced["recipes"] for e in r["estimates"]]
     rows = [
         [

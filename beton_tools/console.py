@@ -13,9 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-ProgressCallback = Callable[
-    [int, int, int], None
-]  # (images done, images in total, skipped or bad images among those done)
+# (images done, images in total, skipped or bad images among those done)
+ProgressCallback = Callable[[int, int, int], None]
 
 PLAIN_INTERVAL = 10.0  # seconds between lines if stderr is not a terminal
 _SUFFIXES = 5  # listed by name; the others are counted together

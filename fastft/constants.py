@@ -3,6 +3,8 @@
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP preprocessing, per channel of inputs in 0..1
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+IMAGENET_TRAIN_SIZE = 1_281_167  # ILSVRC2012 training images
+
 CROPS = ("rrc", "src")  # random resized crop; simple resize crop (DeiT III)
 INTERPOLATIONS = ("bicubic", "bilinear")
 ERASE_MODES = (

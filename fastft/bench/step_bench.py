@@ -23,7 +23,7 @@ HALF = "fastft, lower half frozen"
 
 
 def run(options: Options) -> BenchResult:
-    """B/16 at 224; a measure per dtype, and its MFU."""
+    """B/16 at 224 px; one measure per dtype, and its MFU."""
     on_gpu = torch.cuda.is_available()
     dtypes = ("fp32", "bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else ("fp32", "bf16")
     shape = {
@@ -53,7 +53,7 @@ def run(options: Options) -> BenchResult:
 
 
 def _mfu(rounds: Rounds, setting: dict[str, Any]) -> list[dict[str, Any]]:
-    """Share of the device's peak, where that is known; for a GPU the cost model takes it."""
+    """Share of the device's peak, if that is known; the cost model uses it for a GPU."""
     on_gpu = not setting["device"].startswith("CPU")
     role: dict[str, Any] = {"role": "mfu"} if on_gpu else {}
     gpu = {"gpu": setting["device"]} if on_gpu else {}
@@ -79,7 +79,7 @@ def step_contenders(options: Options, arguments: dict[str, Any]) -> list[Contend
     })  # fmt: skip
 
 
-# in the contender's process
+# in the contender's process ------------------------------------------------------------------------------------------
 
 
 def shape(letter: str) -> Arch:
@@ -101,10 +101,10 @@ def random_batch(arch: Arch, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def arm(step: Callable[[], object], batch: int, steps: int, flops: float, dtype: torch.dtype) -> Arm:
-    """`steps` steps, and one wait for the device at their end."""
+    """An arm of `steps` steps, with one synchronisation at the end."""
     from fastft.machine.gpus import peak_flops
 
-    peak = peak_flops(device(), dtype) or 0.0  # 0: not known
+    peak = peak_flops(device(), dtype) or 0.0  # 0: unknown
 
     def run() -> dict[str, float]:
         for _ in range(steps):
@@ -128,7 +128,7 @@ def ours(letter: str, batch: int, steps: int, dtype: str, half: bool = False) ->
 
 
 def our_step(arch: Arch, dtype: str, trainable: int | None) -> tuple[Callable[..., None], Any]:
-    """(a step on images and labels, its precision); everything trains but, where asked, the lower blocks."""
+    """(step on images and labels, precision); all parameters train, or only the upper blocks."""
     from fastft.model import build_classifier
     from fastft.optim import Ema, build_adamw, layer_groups, optimizer_groups, set_lr
     from fastft.train.distributed import World
@@ -155,7 +155,7 @@ def our_step(arch: Arch, dtype: str, trainable: int | None) -> tuple[Callable[..
 
 
 def peer_step(model: nn.Module, dtype: str, optimizer: torch.optim.Optimizer) -> Callable[..., torch.Tensor]:
-    """timm's train.py: autocast round model and loss, backward, (scaled) step, zero_grad, EMA; the step returns the loss."""
+    """The step of timm's train.py: model and loss under autocast, backward, (scaled) step, zero_grad, EMA; returns the loss."""
     import timm.loss
     from timm.utils import ModelEmaV3
 
@@ -180,7 +180,7 @@ def peer_step(model: nn.Module, dtype: str, optimizer: torch.optim.Optimizer) ->
 
 
 def timm_model(a: Arch) -> nn.Module:
-    """The architecture of timm's vit_base_patch16_clip_quickgelu_224, at our shape."""
+    """timm's vit_base_patch16_clip_quickgelu_224, with the shape of `a`."""
     from timm.models import VisionTransformer
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""`fastft explain`: everything a recipe will do, from the recipe alone: no data, no weights, no GPU."""
+"""`fastft explain`: what a recipe will do and cost, from the recipe alone, without data, weights or GPU."""
 
 from typing import Any
 
@@ -10,31 +10,35 @@ from beton_tools.errors import UserError
 from fastft.augment import describe_policy
 from fastft.build import build_model, build_policy, build_schedule, recipe_arch
 from fastft.config import Recipe
-from fastft.cost.model import predict, recipe_flops, recipe_work, steps_per_epoch
+from fastft.cost.model import predict
 from fastft.cost.recipes import count_images
-from fastft.imagenet import expected_top1, val_images_row
+from fastft.cost.work import recipe_flops, recipe_work
+from fastft.imagenet import describe_expectation, expected_top1, val_images_row
 from fastft.model import Arch
 from fastft.optim import Group, WarmupCosine, layer_groups
 
+# the MFUs of `fastft.cost.mfu` that the table shows
+MFU_TITLES = {"published": "published ViT", "roofline": "roofline", "reference": "paper's run"}
+
 
 def explain(recipe: Recipe, at_step: int | None = None) -> dict[str, Any]:
-    """The recipe resolved, as plain values for JSON.
+    """The resolved recipe, as plain values for JSON.
 
     Keys: recipe, groups, schedule (steps_per_epoch, total_steps, lr_by_epoch, lr_at_step), augment, cost, expected_top1
-    (None for other data than ImageNet).
+    (None without an expectation), expectation (in words, or why there is none).
 
     Raises:
         UserError: unknown architecture or one that the image size does not fit, fewer images than one batch, or no such step.
     """
     recipe = count_images(recipe)
-    last = recipe.epochs * steps_per_epoch(recipe) - 1
+    last = recipe.epochs * recipe.steps_per_epoch() - 1
     if at_step is not None and at_step > last:
         raise UserError(f"there is no step {at_step}; the recipe has steps 0 to {last}")
     arch = recipe_arch(recipe)
     with torch.device("meta"):
         model = build_model(recipe, pretrained=False)
     groups = layer_groups(model, arch.layers, recipe.optim.layer_decay, recipe.optim.weight_decay)
-    schedule = build_schedule(recipe, steps_per_epoch(recipe))
+    schedule = build_schedule(recipe, recipe.steps_per_epoch())
     return {
         "recipe": {"name": recipe.name, **recipe.as_dict()},
         "groups": [_group(g, schedule, at_step) for g in groups],
@@ -43,6 +47,7 @@ def explain(recipe: Recipe, at_step: int | None = None) -> dict[str, Any]:
         "augment": describe_policy(build_policy(recipe), recipe.model.image_size) + _mixing(recipe),
         "cost": _cost(recipe, arch),
         "expected_top1": expected_top1(recipe),
+        "expectation": describe_expectation(recipe),
     }
 
 
@@ -61,7 +66,7 @@ def _group(group: Group, schedule: WarmupCosine, at_step: int | None) -> dict[st
 def _schedule(
     recipe: Recipe, schedule: WarmupCosine, groups: list[Group], at_step: int | None
 ) -> dict[str, Any]:
-    steps = steps_per_epoch(recipe)
+    steps = recipe.steps_per_epoch()
     values: dict[str, Any] = {
         "steps_per_epoch": steps,
         "total_steps": recipe.epochs * steps,
@@ -108,11 +113,7 @@ def print_explanation(values: dict[str, Any], console: Console) -> None:
         highlight=False,
     )
     console.print(_cost_table(cost))
-    if values["expected_top1"] is not None:
-        console.print(
-            f"[bold]expected[/]  {values['expected_top1']} % top-1 ({recipe['about']['source']})",
-            highlight=False,
-        )
+    console.print(f"[bold]accuracy[/]  {values['expectation']}", highlight=False)
 
 
 def _groups_table(values: dict[str, Any]) -> Table:
@@ -134,15 +135,24 @@ def _cost_table(cost: dict[str, Any]) -> Table:
     table = Table(
         title=f"{gflop:.1f} GFLOP per training image; GPU-hours on 8 GPUs, modelled",
         title_justify="left",
-        caption=f"{val['what']}: {val['value']:,}",
+        caption=f"{val['what']}: {val['value']:,}; * the loader is the bottleneck, with the cores of a usual cloud machine",
         caption_justify="left",
     )
-    for column in ("GPU", "best published MFU", "hours", "MFU of the paper's run", "hours"):
-        table.add_column(column, justify="right")
-    for name, p in cost["assumptions"].items():
-        figures = (p["mfu"], p["hours"], p["reference_mfu"], p["hours_at_reference_mfu"])
-        table.add_row(name, *(f"{v:.1%}" if k % 2 == 0 else f"{v:.1f}" for k, v in enumerate(figures)))
+    table.add_column("GPU")
+    for title in MFU_TITLES.values():
+        table.add_column(f"{title} MFU", justify="right")
+        table.add_column("hours", justify="right")
+    for name, predicted in cost["assumptions"].items():
+        rows = {row["basis"]: row for row in predicted["estimates"]}
+        pairs = [_mfu_and_hours(rows.get(basis)) for basis in MFU_TITLES]
+        table.add_row(name, *(cell for pair in pairs for cell in pair))
     return table
+
+
+def _mfu_and_hours(row: dict[str, Any] | None) -> tuple[str, str]:
+    if row is None:
+        return "-", "-"
+    return f"{row['mfu']:.1%}", f"{row['hours']:.1f}" + ("*" if row["limited_by"] == "loader" else "")
 
 
 def _short(value: Any) -> str:
