@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from beton_tools.errors import UserError
 from fastft.build import build_model
 from fastft.config import Recipe, recipe_from_dict
 from fastft.model import Arch, Classifier
@@ -19,7 +20,10 @@ def read_model(path: Path) -> tuple[Classifier, Recipe, Checkpoint]:
     """
     stem = "ema" if (path / "ema.safetensors").exists() else "model"
     checkpoint = read_checkpoint(path, (stem,))
-    recipe = recipe_from_dict(checkpoint.state["name"], checkpoint.state["recipe"])
+    try:
+        recipe = recipe_from_dict(checkpoint.state["name"], checkpoint.state["recipe"])
+    except UserError as error:
+        raise UserError(f"checkpoint {path}: {error}; was it written by a newer fastft?") from None
     arch = Arch(**checkpoint.state["arch"])  # not the recipe's, which may name a file that is gone
     tensors = checkpoint.tensors[stem]
     model = _build_without_weights(recipe, arch, checkpoint, stem)
