@@ -8,13 +8,11 @@ allocation table is the last thing in the file. Source: ffcv 1.0.2, `ffcv/types.
 
 from __future__ import annotations
 
-import mmap
 import os
 import weakref
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +23,7 @@ from beton_tools.errors import UserError
 from beton_tools.user_files import StrPath, open_user_file
 
 VERSION = 2
+MAX_CLASSES = 1 << 20  # a label beyond is not a class number (but a bounding box, an id or damage)
 DEFAULT_PAGE_SIZE = 8 << 20  # what FFCV's writer uses: 8 MiB
 JPEG_MODE, RAW_MODE = 0, 1
 # A JPEG spends at least one bit on each 8 x 8 block (512 pixels a byte). A file that claims more than twice that
@@ -203,11 +202,6 @@ class Beton:
     @property
     def num_pages(self) -> int:
         return (self.data_end - self.data_start) // self.page_size
-
-    @cached_property
-    def data(self) -> np.ndarray:
-        """The whole file as a read-only memory map, uint8."""
-        return np.frombuffer(mmap.mmap(self.descriptor, self.file_size, prot=mmap.PROT_READ), np.uint8)
 
     def image_bytes(self, sample_id: int) -> np.ndarray:
         """The stored bytes of a sample, uint8: a JPEG, or height * width * 3 raw pixels.

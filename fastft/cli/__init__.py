@@ -26,14 +26,16 @@ with imports_of("fastft"):
         cmd_eval,
         cmd_explain,
         cmd_export,
+        cmd_options,
         cmd_predict,
         cmd_preview,
+        cmd_recipes,
         cmd_report,
         cmd_sweep,
         cmd_train,
     )
     from fastft.cli.arguments import OVERRIDES
-    from fastft.train.exceptions import EXIT_REQUEUE, LoneError, NonFinite, PeerCrashed, Preempted
+    from fastft.train.exceptions import EXIT_REQUEUE, LocalRankError, NonFinite, PeerCrashed, Preempted
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -54,6 +56,8 @@ class Command(Protocol):
 CONVERT_KINDS: dict[str, Command] = {"folder": cmd_convert_folder, "imagenet": cmd_convert_imagenet}
 COMMANDS: dict[str, Command] = {
     "train": cmd_train,
+    "recipes": cmd_recipes,
+    "options": cmd_options,
     "explain": cmd_explain,
     "preview": cmd_preview,
     "cost": cmd_cost,
@@ -129,6 +133,6 @@ def _add_command(commands: argparse._SubParsersAction, name: str, command: Comma
 
 
 def _print_error(command: str, error: object) -> None:
-    """Print one line, once per host: from local rank 0, or from the only process that has this error (LoneError)."""
-    if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LoneError):
+    """Print one line, once per host: from local rank 0, or from the only process that has this error (LocalRankError)."""
+    if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LocalRankError):
         print(f"fastft {command}: {printable(str(error))}", file=sys.stderr)
