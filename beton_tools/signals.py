@@ -86,8 +86,7 @@ def _is_main_program(program: str) -> bool:
     """Whether this process was started as `program`, or as `python -m` its package ("-m" while that is imported)."""
     started_as = Path(sys.argv[0]).name if sys.argv else ""
     in_main_thread = threading.current_thread() is threading.main_thread()
-    processes = sys.modules.get(
-        "multiprocessing.process"
-    )  # always there in a worker process; slow to import here
+    # present in every worker process; importing it here would take longer than the rest of this module
+    processes = sys.modules.get("multiprocessing.process")
     is_worker = processes is not None and processes.parent_process() is not None
     return started_as in (program, "-m") and in_main_thread and not is_worker
