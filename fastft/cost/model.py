@@ -190,9 +190,7 @@ def _checkpoint_seconds(recipe: Recipe, arch: Arch, over: Overheads) -> float:
 
 def count_parameters(arch: Arch, num_classes: int) -> int:
     """Of tower and head: matrices and positions; biases and norms (0.1 %) are left out."""
-    block = arch.width * (4 * arch.width + 2 * arch.mlp_width)
-    embed = arch.width * (3 * arch.patch_size**2 + arch.tokens)
-    return embed + arch.layers * block + arch.width * num_classes
+    return arch.parameters + arch.width * num_classes
 
 
 def predict(recipe: Recipe) -> dict[str, dict[str, Any]]:
