@@ -1,26 +1,23 @@
-"""One source image in, one JPEG for the `.beton` out: kept as it is where possible, re-encoded once where
-not."""
+"""Encode a source image as the JPEG that a `.beton` stores: kept losslessly where possible, else re-encoded once."""
 
 from __future__ import annotations
 
-import io
 import warnings
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from beton_tools import jpeg
 from beton_tools.errors import UserError
 from beton_tools.format import DEFAULT_PAGE_SIZE, RAW_MODE, Beton
-from beton_tools.jpeg.markers import DamagedJpeg, JpegError
-from beton_tools.jpeg.transcode import add_index
+from beton_tools.image_formats import open_image
+from beton_tools.jpeg.crop import decode_scanned_rgb
+from beton_tools.jpeg.markers import DamagedJpeg, JpegError, as_bytes_array, require_header
+from beton_tools.jpeg.transcode import add_index, transcode
 from beton_tools.jpeg.turbo import MAX_SIDE, compress
 
-# Pillow may open nothing else: its EPS reader would start Ghostscript on a file that merely looks like an
-# image
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
 KEPT, DAMAGED = "kept", "damaged JPEG"
 
@@ -33,11 +30,13 @@ class BadImage(Exception):
 class EncodeOptions:
     """How images are stored.
 
-    max_resolution: longest side in pixels; larger images are shrunk (antialiased), None keeps every size.
-    quality, subsampling: of what is re-encoded.
-    lossless: keep the coefficients of JPEGs that fit as they are.
-    index: give every JPEG a crop index.
-    page_size: bytes of a page of the file, a power of two; larger JPEGs are re-encoded.
+    Attributes:
+        max_resolution: longest side in pixels; larger images are shrunk (antialiased). None keeps every size.
+        quality: JPEG quality of re-encoded images.
+        subsampling: chroma subsampling of re-encoded images.
+        lossless: keep the coefficients of JPEGs that need no other change.
+        index: give every JPEG a crop index.
+        page_size: bytes of a page of the file, a power of two; larger JPEGs are re-encoded.
     """
 
     max_resolution: int | None = None
@@ -57,7 +56,11 @@ class EncodedImage:
 
 
 def encode_sample(data: bytes, options: EncodeOptions) -> EncodedImage:
-    """Raises BadImage when the bytes are no image that Pillow decodes."""
+    """Encode the contents of an image file.
+
+    Raises:
+        BadImage: Pillow cannot decode it, or its JPEG does not fit a page.
+    """
     if not data:
         raise BadImage("empty file")
     try:
@@ -68,7 +71,7 @@ def encode_sample(data: bytes, options: EncodeOptions) -> EncodedImage:
 
 
 def warm_up() -> None:
-    """Compile what encoding needs into numba's cache, so that workers load it rather than each compile it."""
+    """Compile the functions that encoding calls into Numba's cache, so that workers load them from there."""
     grey = np.zeros((16, 16, 3), np.uint8)
     encode_sample(_encode_jpeg(grey, EncodeOptions()), EncodeOptions())
 
@@ -79,7 +82,7 @@ def _reencode(data: bytes, options: EncodeOptions) -> EncodedImage:
     how = form if stored is pixels or form == DAMAGED else "resized"
     if max(stored.shape) > MAX_SIDE:
         raise BadImage(
-            f"{stored.shape[1]} x {stored.shape[0]} pixels are more than {MAX_SIDE} a side; give --max-resolution"
+            f"{stored.shape[1]} x {stored.shape[0]} pixels, the limit is {MAX_SIDE} per side; give --max-resolution"
         )
     encoded = _encode_jpeg(stored, options)
     if len(encoded) > options.page_size:
@@ -90,49 +93,60 @@ def _reencode(data: bytes, options: EncodeOptions) -> EncodedImage:
 
 
 def _keep(data: bytes, options: EncodeOptions) -> EncodedImage | None:
-    """The same coefficients, re-cut for the index; None for what has to be decoded: no JPEG, too large, CMYK,
-    progressive, or read by Pillow but not without a warning by the loader's decoder. Raises DamagedJpeg."""
+    """Keep the coefficients of a JPEG; None for a file that must be decoded and re-encoded.
+
+    That is: not a JPEG, too large, CMYK, progressive, or read by Pillow but not without a warning by libjpeg-turbo,
+    which the loader uses.
+
+    Raises:
+        DamagedJpeg: the entropy-coded data are damaged.
+    """
+    src = as_bytes_array(data)
     try:
-        header = jpeg.parse(data)
-        longest = max(header.height, header.width)
+        head = require_header(src)  # the only scan of the header
+        longest = max(head.height, head.width)
         if longest > min(options.max_resolution or MAX_SIDE, MAX_SIDE):
             return None
-        stored = add_index(data)  # reads every code word, so that damage is found here even without index
-        if not options.index:
-            stored = data
+        indexed, indexed_head = transcode(
+            src, head
+        )  # also without index: it reads every code and so finds damage
     except DamagedJpeg:
         raise
     except JpegError:
         return None
-    # a pixel takes the first segment only: do header and tables serve?
-    if len(stored) > options.page_size or _decode_quietly(stored, (0, 0, 1, 1)) is None:
+    stored, stored_head = (indexed, indexed_head) if options.index else (data, head)
+    if len(stored) > options.page_size:
         return None
-    return EncodedImage(stored, header.height, header.width, KEPT)
+    try:  # one pixel needs the first segment only, and shows whether libjpeg-turbo accepts header and tables
+        decode_scanned_rgb(as_bytes_array(stored), stored_head, (0, 0, 1, 1))
+    except JpegError:
+        return None
+    return EncodedImage(stored, head.height, head.width, KEPT)
 
 
-def _decode_quietly(data: bytes, region: tuple[int, int, int, int] | None = None) -> np.ndarray | None:
-    """What libjpeg-turbo makes of a JPEG, which is what Pillow does; None where it has to warn or cannot."""
+def _decode_quietly(data: bytes) -> np.ndarray | None:
+    """Decode a JPEG with libjpeg-turbo, which gives Pillow's pixels; None if it warns or fails."""
     try:
-        return jpeg.decode_rgb(data, region)
+        return jpeg.decode_rgb(data)
     except JpegError:
         return None
 
 
 def _decode(data: bytes) -> tuple[np.ndarray, str]:
-    """RGB pixels (H, W, 3) uint8 as timm's and torchvision's loaders see them, and the format or odd mode.
+    """RGB pixels (H, W, 3) uint8 as timm's and torchvision's loaders give them, and the format or unusual mode.
 
-    So samples of 16 bits are clipped to 255, not scaled, and what a damaged JPEG lacks is filled in.
+    As there, 16-bit samples are clipped to 255, not scaled, and missing parts of a damaged JPEG are filled in.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd Exif and palettes, which change no pixel
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            warnings.simplefilter("ignore")  # about Exif data and palettes, which change no pixel
+            image = open_image(data)
             is_jpeg = image.format in ("JPEG", "MPO")
-            quiet = _decode_quietly(data) if is_jpeg else None  # the faster of the two
+            quiet = _decode_quietly(data) if is_jpeg else None  # faster than Pillow
             pixels = np.asarray(image.convert("RGB")) if quiet is None else quiet
-    except UnidentifiedImageError as error:  # its own text holds an address, another one in every run
+    except UnidentifiedImageError as error:  # its message contains a memory address, different in every run
         raise BadImage("cannot be decoded (not an image of a known format)") from error
-    except Exception as error:  # Pillow's plug-ins raise nearly anything on damaged data
+    except Exception as error:  # Pillow's plug-ins raise many types of exceptions on damaged data
         reason = str(error) or type(error).__name__
         raise BadImage(f"cannot be decoded ({reason})".replace("\n", " ")) from error
     if not is_jpeg:
@@ -144,8 +158,8 @@ def _decode(data: bytes) -> tuple[np.ndarray, str]:
 
 
 def _is_damaged(data: bytes) -> bool:
-    """Whether the scans of a JPEG are broken, of which Pillow says nothing; False for kinds that we cannot read."""
-    for read_whole in (add_index, jpeg.decode_rgb):  # the first sees more, the second reads more kinds
+    """Whether the scans of a JPEG are damaged, which Pillow does not report; False for unsupported kinds of JPEG."""
+    for read_whole in (add_index, jpeg.decode_rgb):  # the first detects more, the second supports more kinds
         try:
             read_whole(data)
             return False
@@ -157,8 +171,10 @@ def _is_damaged(data: bytes) -> bool:
 
 
 def shrink(pixels: np.ndarray, max_resolution: int | None) -> np.ndarray:
-    """(H, W, 3) uint8 with its longest side at most max_resolution; area interpolation and sizes as FFCV's
-    writer."""
+    """Resize (H, W, 3) uint8 so that the longest side is at most max_resolution.
+
+    Interpolation (area) and sizes are those of FFCV's writer.
+    """
     height, width = pixels.shape[:2]
     longest = max(height, width)
     if max_resolution is None or longest <= max_resolution:
@@ -173,16 +189,22 @@ def _encode_jpeg(pixels: np.ndarray, options: EncodeOptions) -> bytes:
 
 
 def decode_sample(beton: Beton, sample_id: int) -> np.ndarray:
-    """Pixels of a stored image, (H, W, 3) uint8. Raises UserError that names the sample."""
+    """Pixels of a stored image, (H, W, 3) uint8.
+
+    Raises:
+        UserError: the sample cannot be read or decoded; the message names it.
+    """
     stored = beton.image_bytes(sample_id)
     height, width = int(beton.heights[sample_id]), int(beton.widths[sample_id])
     if beton.modes[sample_id] == RAW_MODE:
         return np.array(stored).reshape(height, width, 3)
     try:
-        header = jpeg.parse(stored)
-        if (header.height, header.width) != (height, width):
-            raise JpegError(f"it is {header.height} x {header.width} pixels, its row says {height} x {width}")
-        return jpeg.decode_rgb(stored)
+        head = require_header(stored)
+        if (head.height, head.width) != (height, width):
+            raise JpegError(
+                f"the JPEG has {head.height} x {head.width} pixels, the metadata table {height} x {width}"
+            )
+        return decode_scanned_rgb(stored, head)
     except JpegError as error:
         raise UserError(
             f"{beton.path}: sample {sample_id}: {error}; run `beton verify` on the file"

@@ -1,14 +1,23 @@
 """A recipe's words turned into objects: model, augmentation policy, loaders' arguments."""
 
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from fastft.augment import AugmentPolicy, Mixer, parse_policy
+from fastft.augment import AugmentPolicy, parse_policy
 from fastft.config import Recipe
 from fastft.model import Arch, Classifier, build_classifier, load_arch, load_tower_weights
 from fastft.optim import WarmupCosine
+
+if TYPE_CHECKING:
+    from fastft.augment import Mixer
+
+
+def with_train_size(recipe: Recipe, samples: int) -> Recipe:
+    """The recipe with the number of samples of its training file."""
+    return replace(recipe, data=replace(recipe.data, train_size=samples))
 
 
 def recipe_arch(recipe: Recipe) -> Arch:
@@ -56,11 +65,13 @@ def build_policy(recipe: Recipe) -> AugmentPolicy:
     )
 
 
-def build_mixer(recipe: Recipe) -> Mixer | None:
+def build_mixer(recipe: Recipe) -> "Mixer | None":
     """Mixup and CutMix as the recipe has them; None where both are off."""
     a = recipe.augment
     if a.mixup == 0 and a.cutmix == 0:
         return None
+    from fastft.augment import Mixer  # loads Numba, which inference does without
+
     return Mixer(
         mixup_alpha=a.mixup,
         cutmix_alpha=a.cutmix,

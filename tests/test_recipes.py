@@ -1,6 +1,10 @@
 """Every row of the paper is a recipe that differs from its stage in what the table varies, and in nothing else."""
 
+import hashlib
+import json
+import re
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +12,18 @@ import pytest
 import torch
 
 from fastft.build import build_mixer, build_model, build_policy, recipe_arch
-from fastft.config import Recipe, load_recipe
+from fastft.config import Recipe, differences, load_recipe
+from fastft.config.schema import About
 from fastft.cost.model import recipe_work
 from fastft.explain.explanation import explain
 from fastft.optim import layer_groups
-from fastft.sweep import load_sweep, plan_runs
+from fastft.sweep import Row, Sweep, load_sweep, plan_runs
+from fastft.sweep.planned_runs import run_key
 
 RECIPES = Path("rcp")
-SWEEPS = {s.name: s for s in map(load_sweep, sorted(RECIPES.glob("tables/*/sweep.yaml")))}
-FILES = sorted([*RECIPES.glob("tables/*/*.yaml"), *RECIPES.glob("[bf]*.yaml")])
-TRAINABLE = [path for path in FILES if path.name != "sweep.yaml"]
+SWEEPS = {s.name: s for s in map(load_sweep, sorted(RECIPES.glob("tables/*.yaml")))}
+FILES = sorted(RECIPES.glob("[bfq]*.yaml"))
+GOLDEN = Path(__file__).parent / "golden_recipes.json"
 
 BASELINE, FINAL = RECIPES / "baseline_b16.yaml", RECIPES / "final_b16.yaml"
 EMA = {"ema.decay": 0.9998}
@@ -155,19 +161,22 @@ PAPER: dict[str, tuple[Path, list[Entry]]] = {
 }  # fmt: skip
 
 
-def differences(recipe: Recipe, stage: Recipe) -> dict[str, Any]:
-    """Options that differ, `about` apart."""
-    mine, theirs = recipe.as_dict(), stage.as_dict()
+def differing(recipe: Recipe, stage: Recipe) -> dict[str, Any]:
+    """Options whose value differs from the stage's, `about` apart."""
     return {
-        f"{section}.{key}": value
-        for section, options in mine.items()
-        for key, value in options.items()
-        if section != "about" and value != theirs[section][key]
+        key: mine for key, (mine, _) in differences(recipe, stage).items() if not key.startswith("about.")
     }
 
 
+def rows() -> Iterator[tuple[Sweep, Row, Recipe]]:
+    """Every row of every table with its recipe."""
+    for sweep in SWEEPS.values():
+        for row in sweep.rows:
+            yield sweep, row, load_recipe(sweep.reference(row))
+
+
 def test_every_table_of_the_paper_is_there() -> None:
-    tables = {*(f"{i:02}" for i in (*range(1, 10), *range(11, 18))), "fig2", "fig3"}
+    tables = {*(f"{i:02}" for i in (*range(1, 10), *range(11, 18))), "fig1", "fig2", "fig3"}
     assert {name.split("_")[0] for name in SWEEPS} == tables
 
 
@@ -177,65 +186,114 @@ def test_rows_are_the_papers_and_vary_what_the_table_varies(name: str) -> None:
     base, sweep = load_recipe(stage), SWEEPS[name]
     assert [(r.series, r.label, r.paper) for r in sweep.rows] == [e[:3] for e in entries]
     for row, (*_, expected) in zip(sweep.rows, entries, strict=True):
-        flat = {f"{s}.{k}": v for s, options in base.as_dict().items() for k, v in options.items()}
-        wanted = {k: v for k, v in expected.items() if v != flat[k]}
-        assert differences(load_recipe(row.recipe), base) == pytest.approx(wanted), row.name
+        wanted = {k: v for k, v in expected.items() if v != base.flat()[k]}
+        assert differing(load_recipe(sweep.reference(row)), base) == pytest.approx(wanted), row.title
 
 
-def test_raw_and_averaged_weights_stand_where_the_paper_has_them() -> None:
-    raw = {(name, row.series) for name, sweep in SWEEPS.items() for row in sweep.rows if row.number == "raw"}
-    assert raw == {("01_baseline", ""), ("02_lr", ""), ("03_ema", "w/o EMA")}
+def test_raw_weights_are_compared_where_the_paper_has_no_ema() -> None:
+    raw = {(sweep.name, row.series) for sweep, row, _ in rows() if row.number == "raw"}
+    assert raw == {("01_baseline", ""), ("02_lr", ""), ("03_ema", "w/o EMA"), ("fig1_steps", "")}
 
 
-def test_the_final_models_are_table_11() -> None:
-    rows = {row.label: (row.recipe.stem, row.paper) for row in SWEEPS["11_final"].rows}
-    assert rows == {
+def test_the_final_models_are_table_11_and_table_10s_own_values_stand_beside_the_logs() -> None:
+    found = {row.label: (recipe.name, row.paper) for sweep, row, recipe in rows() if sweep.name == "11_final"}
+    assert found == {
         "B/16 at 224": ("final_b16", 85.7), "B/16 at 384": ("final_b16_384", 86.6),
         "L/14 at 224": ("final_l14", 88.0), "L/14 at 336": ("final_l14_336", 88.3),
+        "B/16 at 384, Table 10": ("table10_b16_384", 86.6), "L/14 at 336, Table 10": ("table10_l14_336", 88.3),
     }  # fmt: skip
+    for size, large in (("b16", "b16_384"), ("l14", "l14_336")):
+        same, final = f"final_{size}", f"final_{large}"
+        recipe = load_recipe(f"11_final[table10_{large}]")
+        assert recipe.optim == load_recipe(same).optim and recipe.ema == load_recipe(same).ema
+        assert recipe.model == load_recipe(final).model
 
 
-def test_rows_expect_what_their_own_table_says() -> None:
-    for sweep in SWEEPS.values():
-        for row in sweep.rows:
-            about = load_recipe(row.recipe).about
-            if row.recipe.parent.name == sweep.name and row.number == "ema":
-                assert about.top1 == row.paper, row.recipe
-                assert about.source.removeprefix("only drawn in ") == sweep.source
+def test_figure_1_is_a_chain_of_rows_of_other_tables() -> None:
+    chain = [(recipe.name, row.paper) for sweep, row, recipe in rows() if sweep.name == "fig1_steps"]
+    assert chain == [
+        ("baseline_b16", 82.3), ("lr_3e-5", 84.3), ("lr_3e-5", 84.6), ("lr_6e-4_decay_0.60", 85.3),
+        ("mixup_0.8_cutmix_1", 85.2), ("final_b16", 85.7),
+    ]  # fmt: skip
 
 
-def test_every_recipe_of_a_table_is_a_row_of_it() -> None:
-    rows = {row.recipe.resolve() for sweep in SWEEPS.values() for row in sweep.rows}
-    assert {path.resolve() for path in TRAINABLE if "tables" in path.parts} <= rows
+def test_a_row_expects_the_figure_of_its_table() -> None:
+    for sweep, row, recipe in rows():
+        if row.paper is None:
+            assert recipe.about == About(None, f"no expectation: {sweep.source} gives no figure")
+        else:
+            raw = ", raw weights" if row.number == "raw" else ""
+            assert recipe.about == About(row.paper, sweep.source + raw), row.title
 
 
-def test_recipes_have_names_of_their_own() -> None:
-    """A run is named after its recipe: two of one name would share runs/NAME."""
-    stems = [path.stem for path in TRAINABLE]
-    assert len(stems) == len(set(stems))
+def test_names_are_unique_over_all_tables_and_recipes() -> None:
+    """A run is named after its recipe: two recipes of one name would share runs/NAME."""
+    names = [row.name for sweep in SWEEPS.values() for row in sweep.rows if row.name]
+    names += [path.stem for path in RECIPES.glob("*.yaml")]
+    assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_a_recipe_starts_with_its_command_and_what_to_expect(path: Path) -> None:
+def digest(recipe: Recipe) -> str:
+    values = {key: value for key, value in recipe.identity().items() if not key.startswith("about.")}
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def test_recipes_have_the_values_and_run_directories_of_version_0_1() -> None:
+    """golden_recipes.json was written when every row was a file of its own; run directories are found by name and run key.
+
+    An option added since then is declared with `since=`, so that earlier runs and sweeps can be resumed.
+    """
+    golden = json.loads(GOLDEN.read_text())
+    found = {recipe.name: [digest(recipe), run_key(recipe)] for _, _, recipe in rows()}
+    for path in RECIPES.glob("*.yaml"):
+        recipe = load_recipe(path)
+        found[recipe.name] = [digest(recipe), run_key(recipe)]
+    assert len(golden) == 90
+    assert {name: found[name] for name in golden} == golden
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_recipe_starts_with_its_command_expectation_and_cost(path: Path) -> None:
     lines = path.read_text().splitlines()
-    command = "sweep" if path.name == "sweep.yaml" else "train"
-    assert lines[0].startswith(f"# fastft {command} {path} --data.train=")
-    if command == "train":
-        head = [line for line in lines if line.startswith("#")]
-        assert any("Expected: " in line for line in head)
-        assert head[-1].startswith("# Predicted: ")
+    assert lines[0].startswith(f"# fastft train {path.stem} --data.train=")
+    head = [line for line in lines if line.startswith("#")]
+    assert any("Expected: " in line for line in head)
+    assert head[-1].startswith("# Cost: ")
+    top1 = load_recipe(path).about.top1
+    assert any(f"Expected: {top1} % top-1" in line for line in head)
 
 
-def test_predicted_hours_and_the_page_of_tables_are_what_the_cost_model_says_now() -> None:
+@pytest.mark.parametrize("sweep", SWEEPS.values(), ids=lambda sweep: sweep.name)
+def test_a_table_starts_with_commands_that_name_it_and_says_what_is_assumed(sweep: Sweep) -> None:
+    lines = sweep.path.read_text().splitlines()
+    assert lines[0].startswith(f"# fastft sweep {sweep.path} --data.train=")
+    quoted = re.search(r"'(rcp/tables/[^']+)'", lines[1])
+    if quoted:
+        load_recipe(quoted[1])
+    else:
+        assert lines[1].startswith(f"# fastft cost {sweep.path}")
+    head = " ".join(line.removeprefix("# ") for line in lines if line.startswith("#"))
+    assert re.search(r"patch embedding(, which the logs freeze| is frozen: assumed)", head)
+
+
+def test_costs_and_the_page_of_tables_are_what_the_cost_model_says_now() -> None:
     stale = runpy.run_path("docs/paper_tables.py")["stale"]()
     assert not stale, "run: python docs/paper_tables.py"
 
 
 def test_the_demos_recipe_can_be_explained() -> None:
-    """It names its own architecture: no command has to."""
+    """It names its own architecture, also outside the checkout."""
     values = explain(load_recipe(RECIPES / "demo.yaml"))
+    assert values["recipe"]["model"]["arch"] == "rcp/demo_vit_s14.json"  # as in run directories of before
     assert values["schedule"]["total_steps"] == 316  # as its comment on lr says
     assert {group["layer_id"] for group in values["groups"]} == {9, 10, 11, 12, 13}
+
+
+def test_the_demos_recipe_finds_its_architecture_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert recipe_arch(load_recipe("demo")).layers == 12
 
 
 def recipes_by_training() -> dict[str, Recipe]:
@@ -265,15 +323,33 @@ def test_every_row_builds_and_trains_what_it_says() -> None:
         )
 
 
-@pytest.mark.parametrize(("size", "peak", "layers"), [("b16", 29, 6), ("l14", 19, 12)])
-def test_frugal_recipes_stop_where_the_references_ema_is_best(size: str, peak: int, layers: int) -> None:
-    final = load_recipe(RECIPES / f"final_{size}.yaml")
-    frugal = load_recipe(RECIPES / f"frugal_{size}.yaml")
-    half = load_recipe(RECIPES / f"frugal_{size}_half.yaml")
-    assert differences(frugal, final) == {"schedule.stop_epoch": peak + 1, "train.eval_every": 5}
-    assert differences(half, frugal) == {"model.trainable_layers": layers}
-    assert frugal.epochs % frugal.train.eval_every == 0
-    arch = recipe_arch(final)
-    work = [recipe_work(recipe, arch).total for recipe in (final, frugal, half)]
-    assert work[0] > work[1] > work[2]
+CURVES = json.loads(Path("fastft/report/reference_curves.json").read_text())["curves"]
+
+
+@pytest.mark.parametrize("size", ["b16", "b16_384", "l14", "l14_336"])
+def test_frugal_recipes_stop_where_the_references_ema_is_best(size: str) -> None:
+    final, frugal = load_recipe(f"final_{size}"), load_recipe(f"frugal_{size}")
+    curve = CURVES[final.name]["top1_ema"]
+    peak = curve.index(max(curve))
+    assert differing(frugal, final) == {"schedule.stop_epoch": peak + 1, "train.eval_every": 5}
+    assert frugal.about.top1 == pytest.approx(curve[peak], abs=0.05)
+    assert frugal.about.source.endswith(f"at epoch {peak}")
+
+
+@pytest.mark.parametrize("size", ["b16", "l14", "l14_336"])
+def test_quick_recipes_expect_what_the_reference_has_at_their_last_epoch(size: str) -> None:
+    final, quick = load_recipe(f"final_{size}"), load_recipe(f"quick_{size}")
+    assert differing(quick, final).keys() == {"schedule.stop_epoch", "train.eval_every"}
+    assert quick.about.top1 == pytest.approx(CURVES[final.name]["top1_ema"][quick.epochs - 1], abs=0.005)
+    assert quick.about.source.endswith(f"at epoch {quick.epochs - 1}")
+
+
+@pytest.mark.parametrize(("size", "layers"), [("b16", 6), ("l14", 12)])
+def test_half_frozen_recipes_are_extrapolated_and_cheaper(size: str, layers: int) -> None:
+    final, frugal, half = (
+        load_recipe(name) for name in (f"final_{size}", f"frugal_{size}", f"frugal_{size}_half")
+    )
+    assert differing(half, frugal) == {"model.trainable_layers": layers}
     assert half.about.source.startswith("extrapolated")
+    work = [recipe_work(recipe, recipe_arch(final)).total for recipe in (final, frugal, half)]
+    assert work[0] > work[1] > work[2]

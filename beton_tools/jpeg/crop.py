@@ -1,12 +1,12 @@
 """Decode a rectangle of a JPEG. Callable from njit code, inside a prange loop.
 
-    handles = open_decoders(threads)                                    # one for each thread
+    handles = open_decoders(threads)                                    # one per thread
     scratch = np.empty((threads, scratch_bytes(max_h, max_w, max_jpeg_bytes)), np.uint8)
     # njit, thread t:
     code = decode_region(jpeg, y, x, h, w, packed[offset : offset + 3 * h * w], scratch[t], handles[t])
 
-`code` is 0 or an error code for `describe_error`; after an error the output holds nothing to rely on. All
-arrays are contiguous u8. Nothing is allocated and nothing raises; the GIL is not held.
+`code` is 0 or an error code for `describe_error`; after an error the content of the output is undefined. All
+arrays are contiguous u8. Nothing is allocated, nothing raises, and the GIL is not held.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from beton_tools.jpeg.markers import (
     JpegError,
     as_bytes_array,
     describe_error,
-    parse,
+    require_header,
     scan_header,
 )
 from beton_tools.jpeg.memory import copy_bytes
 from beton_tools.jpeg.turbo import close_decoders, decompress, open_decoders
 
 CHANNELS = 3
-_NARROW = 4  # pixels; libjpeg repeats chroma instead of mixing it where a row has two samples or fewer
+_NARROW = 4  # pixels; libjpeg repeats chroma instead of interpolating it where a row has at most two samples
 
 
 def scratch_bytes(max_height: int, max_width: int, max_jpeg_bytes: int) -> int:
-    """Bytes of scratch that decode any region of any image within these limits."""
+    """Bytes of scratch that suffice to decode any region of any image within these limits."""
     return CHANNELS * max_height * max_width + max_jpeg_bytes
 
 
@@ -71,6 +71,22 @@ def decode_region(
     head = scan_header(src)
     if head.code != OK:
         return head.code
+    return decode_scanned(src, head, y, x, h, w, out, scratch, handle)
+
+
+@njit(cache=True, nogil=True)
+def decode_scanned(
+    src: np.ndarray,
+    head: Header,
+    y: int,
+    x: int,
+    h: int,
+    w: int,
+    out: np.ndarray,
+    scratch: np.ndarray,
+    handle: int,
+) -> int:
+    """As `decode_region`, for a caller that has scanned the header already; `head` belongs to `src` and its code is OK."""
     if y < 0 or x < 0 or h < 1 or w < 1 or y + h > head.height or x + w > head.width:
         return BAD_REGION
     if out.size < CHANNELS * h * w:
@@ -83,10 +99,10 @@ def decode_region(
 
 @njit(cache=True, nogil=True)
 def _covering(head: Header, region: Rectangle) -> Cover:
-    """The segments under the region.
+    """The segments that contain the region.
 
-    Where chroma is subsampled, libjpeg mixes each sample with its neighbours ("fancy" upsampling), so a
-    pixel round the region is covered too: then only pixels outside of it can see the cut.
+    Where chroma is subsampled, libjpeg interpolates each sample with its neighbours ("fancy" upsampling). One
+    more pixel on each side is covered, so that the cut changes only pixels outside of the region.
     """
     mcu_h, mcu_w = mcu_size(head)
     strip_w = mcu_w * head.restart_interval
@@ -104,13 +120,13 @@ def _covering(head: Header, region: Rectangle) -> Cover:
 def _decode_segments(
     src: np.ndarray, head: Header, region: Rectangle, out: np.ndarray, scratch: np.ndarray, handle: int
 ) -> int:
-    """Decode the segments under the region as a JPEG of their own, put together in scratch."""
+    """Assemble the segments that contain the region as a small JPEG in scratch, and decode it."""
     cover = _covering(head, region)
     mcu_h, mcu_w = mcu_size(head)
     strip_w = mcu_w * head.restart_interval
     y, x = cover.top * mcu_h, cover.left * strip_w
     w = min(cover.right * strip_w, head.width) - x
-    h = min(cover.bottom * mcu_h, head.height, region.y + region.h + 1) - y  # no need to end at an MCU
+    h = min(cover.bottom * mcu_h, head.height, region.y + region.h + 1) - y  # may end inside an MCU
     if scratch.size < src.size + CHANNELS * h * w:
         return SMALL_SCRATCH
     n = _write_header(src, head, h, w, scratch)
@@ -126,7 +142,7 @@ def _decode_segments(
 
 @njit(cache=True, nogil=True)
 def _write_header(src: np.ndarray, head: Header, height: int, width: int, small: np.ndarray) -> int:
-    """Copy the header without the crop index to `small`, with another size; the number of bytes."""
+    """Copy the header without the crop index to `small`, with another image size. Returns its number of bytes."""
     index_at = head.index_at - 4
     rest = head.scan_at - head.index_end
     copy_bytes(small, 0, src, 0, index_at)
@@ -141,10 +157,11 @@ def _write_header(src: np.ndarray, head: Header, height: int, width: int, small:
 
 @njit(cache=True, nogil=True)
 def _write_segments(src: np.ndarray, head: Header, cover: Cover, small: np.ndarray, n: int) -> int:
-    """Append the segments under the crop, renumbered, and an EOI marker; the new size, 0 when the index lies.
+    """Append the covered segments, with renumbered markers, and an EOI marker.
 
-    Every entry is checked, not only those in use: the whole index is right, or it is not used. What is
-    copied is a part of `src` without overlaps, so `small` needs no more room than that.
+    Returns the new size, or 0 if the index is wrong. Every entry is checked, not only those that are used: the
+    index is used only if all of it is right. The segments are disjoint parts of `src`, so `src.size` bytes
+    suffice for `small`.
     """
     rows, per_row = segment_grid(src, head)
     start, count = head.scan_at, 0
@@ -187,18 +204,26 @@ def _copy_rectangle(pixels: np.ndarray, width: int, y: int, x: int, h: int, w: i
 
 
 def decode_rgb(jpeg: bytes | np.ndarray, region: tuple[int, int, int, int] | None = None) -> np.ndarray:
-    """Decode a JPEG, or its region (y, x, h, w), to (h, w, 3) u8 RGB, outside of loops.
+    """Decode a JPEG, or its region (y, x, h, w), to (h, w, 3) u8 RGB. For single images; loops use decode_region.
 
-    Raises JpegError; DamagedJpeg where the decoder had to guess.
+    Raises:
+        JpegError: not a JPEG, an unsupported kind, or a region outside of the image.
+        DamagedJpeg: the data are damaged, so that the decoder would have to guess pixels.
     """
     src = as_bytes_array(jpeg)
-    head = parse(src)
+    return decode_scanned_rgb(src, require_header(src), region)
+
+
+def decode_scanned_rgb(
+    src: np.ndarray, head: Header, region: tuple[int, int, int, int] | None = None
+) -> np.ndarray:
+    """As `decode_rgb`, for a caller that has scanned the header already."""
     y, x, h, w = region or (0, 0, head.height, head.width)
     out = np.empty((h, w, CHANNELS), np.uint8)
     scratch = np.empty(scratch_bytes(head.height, head.width, src.size), np.uint8)
     handles = open_decoders(1)
     try:
-        code = decode_region(src, y, x, h, w, out.reshape(-1), scratch, handles[0])
+        code = decode_scanned(src, head, y, x, h, w, out.reshape(-1), scratch, handles[0])
     finally:
         close_decoders(handles)
     if code != OK:

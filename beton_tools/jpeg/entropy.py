@@ -1,9 +1,9 @@
 """Re-cut a Huffman-coded scan at new restart boundaries without touching a coefficient (ITU T.81, annex F).
 
-Only DC terms depend on what was decoded before: they are coded as the difference to the previous block of
-the same component, and restart markers reset that. So the scan is parsed, every bit is copied as it is, and
-a DC term is coded anew only where its predictor changes: at the first MCU behind an old or a new restart
-marker. The other terms need not be taken apart: one look-up passes all that end within 12 bits.
+Only DC terms depend on earlier blocks: each is coded as the difference to the previous block of the same
+component, and a restart marker resets that predictor to zero. So the scan is parsed, its bits are copied
+unchanged, and a DC term is re-coded only where its predictor changes: in the first MCU after an old or a new
+restart marker. AC terms are only skipped: one table look-up skips all terms that end within 12 bits.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from beton_tools.jpeg.markers import DAMAGED, EOI, OK, RST0
 from beton_tools.jpeg.memory import load_big_endian, store_big_endian
 
 _MAX_DC_SIZE = 11  # bits of a DC difference of 8-bit samples, T.81 table F.1
-_PEEK_BITS = 57  # that a peek has at least
-_STRIDE = 56  # bits that are copied at once: with those of a broken byte they fit a word
+_PEEK_BITS = 57  # valid bits of a peek, at least
+_STRIDE = 56  # bits copied at once: together with the bits of an incomplete byte they fit a word
 _LEAPS = _PEEK_BITS // LEAP_BITS
-SPARE_BYTES = BLOCK * MAX_TERM // 8 + 16  # the longest block and a peek behind it
-_PADDING = 8  # bits; a segment is filled up to a whole byte with fewer
+SPARE_BYTES = BLOCK * MAX_TERM // 8 + 16  # the longest block and a peek after it
+_PADDING = 8  # bits; a segment is padded to a whole byte with fewer than these
 MAX_BLOCKS = 10  # in an MCU, T.81 B.2.3
 _MAX_COMPONENTS = 4
 
 
 class Writer(NamedTuple):
-    """State of the bit writer: bytes written, and bits that do not fill a byte yet."""
+    """State of the bit writer: number of bytes written, and the `left` bits that do not fill a byte yet."""
 
     at: int
     bits: np.uint64
@@ -45,7 +45,7 @@ class Writer(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def _has_ff(word: np.uint64) -> bool:
-    """Whether one of its eight bytes is FF: the lowest such byte is the first whose complement borrows."""
+    """Whether one of the eight bytes is FF: the test for a zero byte, applied to the complement of the word."""
     return word & (~word - np.uint64(0x0101010101010101)) & np.uint64(0x8080808080808080) != 0
 
 
@@ -53,8 +53,8 @@ def _has_ff(word: np.uint64) -> bool:
 def unstuff(src: np.ndarray, at: int, clean: np.ndarray, starts: np.ndarray) -> tuple[int, int]:
     """Copy the scan from src[at:] to `clean` without stuffed zeros and markers, up to the EOI marker.
 
-    starts[k] becomes the offset in `clean` of restart segment k, and starts[segments] the end. Returns (code,
-    segments). `clean` must hold src.size - at bytes, starts the expected number of segments plus one.
+    starts[k] becomes the offset in `clean` of restart segment k, and starts[segments] the end. `clean` must have
+    src.size - at bytes, `starts` the expected number of segments plus one. Returns (code, segments).
     """
     n, segment = 0, 0
     starts[0] = 0
@@ -90,19 +90,19 @@ def unstuff(src: np.ndarray, at: int, clean: np.ndarray, starts: np.ndarray) -> 
 
 @njit(cache=True, nogil=True)
 def _peek(clean: np.ndarray, bit: int) -> np.uint64:
-    """64 bits of the stream with the bit at `bit` on top; the lowest 7 may be missing."""
+    """64 bits of the stream, the bit at position `bit` first; the lowest 7 bits may be missing."""
     return load_big_endian(clean, bit >> 3) << np.uint64(bit & 7)
 
 
 @njit(cache=True, nogil=True)
 def _put(out: np.ndarray, w: Writer, value: np.uint64, count: int) -> Writer:
-    """Append the lowest 0 < `count` <= _STRIDE bits of `value`, with a zero byte stuffed behind every FF.
+    """Append the lowest 0 < `count` <= _STRIDE bits of `value`, with a zero byte stuffed after every FF.
 
-    Up to 8 bytes behind the last whole one are overwritten.
+    Up to 8 bytes after the last complete one are overwritten.
     """
     left = w.left + count
     bits = (w.bits << np.uint64(count)) | value
-    word = bits << np.uint64(64 - left)  # its last byte in part holds a zero, so it is no FF
+    word = bits << np.uint64(64 - left)  # the incomplete last byte contains a zero bit, so it is not FF
     at = w.at + (left >> 3)
     if _has_ff(word):
         at = _store_stuffed(out, w.at, word, left >> 3)
@@ -114,7 +114,7 @@ def _put(out: np.ndarray, w: Writer, value: np.uint64, count: int) -> Writer:
 
 @njit(cache=True, nogil=True)
 def _store_stuffed(out: np.ndarray, at: int, word: np.uint64, count: int) -> int:
-    """Write the first `count` bytes of `word`, a zero behind every FF; returns the offset behind them."""
+    """Write the first `count` bytes of `word`, with a zero after every FF. Returns the offset after them."""
     for i in range(count):
         byte = (word >> np.uint64(56 - 8 * i)) & np.uint64(255)
         out[at] = byte
@@ -160,7 +160,7 @@ def _finish_segment(out: np.ndarray, w: Writer, marker: int) -> Writer:
 
 @njit(cache=True, nogil=True)
 def _put_dc(out: np.ndarray, w: Writer, table: np.void, difference: int) -> Writer:
-    """Append a DC difference; a size that the table has no code for is noted as missing instead."""
+    """Append a DC difference; if the table has no code for its size, record the size as missing instead."""
     magnitude, size = abs(difference), 0
     while magnitude >> size:
         size += 1
@@ -176,7 +176,7 @@ def _put_dc(out: np.ndarray, w: Writer, table: np.void, difference: int) -> Writ
 
 @njit(cache=True, nogil=True)
 def _read_dc(clean: np.ndarray, bit: int, table: np.void) -> tuple[int, int]:
-    """(the bit behind a DC term, its difference); (-1, 0) when it is broken."""
+    """Read a DC term. Returns (position after it, difference), (-1, 0) if it is damaged."""
     word = _peek(clean, bit)
     entry = symbol_at(table, word)
     length, size = entry >> 8, entry & 255
@@ -192,14 +192,14 @@ def _read_dc(clean: np.ndarray, bit: int, table: np.void) -> tuple[int, int]:
 
 @njit(cache=True, nogil=True)
 def _at_end(k: int) -> bool:
-    """Whether a block ends in front of coefficient k: all are there, or an end of block stood among them."""
+    """Whether a block ends before coefficient k: all 64 were coded, or an end-of-block symbol was read."""
     return k == BLOCK or END_OF_BLOCK < k < END_OF_BLOCK + BLOCK
 
 
 @njit(cache=True, nogil=True)
 def _skip_ac(clean: np.ndarray, bit: int, table: np.void) -> int:
-    """The bit behind the AC terms of a block; -1 when they are broken."""
-    k = 1  # coefficients that are passed; `passed` holds them and the bits since the peek, as leaps do
+    """Position after the AC terms of a block; -1 if they are damaged."""
+    k = 1  # coefficients skipped so far; `passed` packs them with the bits since the peek, as table["leaps"] does
     while True:
         word, leap, passed = _peek(clean, bit), 0, k << 8
         for _ in range(_LEAPS):
@@ -208,7 +208,9 @@ def _skip_ac(clean: np.ndarray, bit: int, table: np.void) -> int:
             if passed >= BLOCK << 8:
                 break
             word <<= np.uint64(leap & 63)
-        if passed >= BLOCK << 8 and not _at_end(passed >> 8):  # a long term, or a leap out of the block
+        if passed >= BLOCK << 8 and not _at_end(
+            passed >> 8
+        ):  # a long term, or a leap beyond the end of the block
             step = step_of(symbol_at(table, word))
             if step == 0:
                 return -1
@@ -223,7 +225,7 @@ def _skip_ac(clean: np.ndarray, bit: int, table: np.void) -> int:
 def _pass_mcus(
     clean: np.ndarray, bit: int, end: int, mcus: int, blocks: np.ndarray, tables: np.ndarray, dc: np.ndarray
 ) -> int:
-    """The bit behind so many MCUs; -1 when they are broken or end behind `end`. Their DC terms go to `dc`."""
+    """Position after `mcus` MCUs, whose DC differences are added to `dc`; -1 if they are damaged or end after `end`."""
     for _ in range(mcus):
         for b in range(blocks.shape[0]):
             bit, difference = _read_dc(clean, bit, tables[blocks[b, 1]])
@@ -248,9 +250,9 @@ def _recode_mcu(
     old_dc: np.ndarray,
     new_dc: np.ndarray,
 ) -> tuple[Writer, int]:
-    """Append an MCU whose DC terms were coded from old_dc, now from new_dc; both become its own.
+    """Append an MCU with its DC terms coded relative to new_dc instead of old_dc; both are set to its DC values.
 
-    Returns the bit behind it, -1 when it is broken or ends behind `end`.
+    Returns the writer and the position after the MCU, -1 if it is damaged or ends after `end`.
     """
     for b in range(blocks.shape[0]):
         component, dc_table = blocks[b, 0], blocks[b, 1]
@@ -265,27 +267,27 @@ def _recode_mcu(
             w = _put_dc(out, w, tables[dc_table], difference)
             bit = coded
         old_dc[component] = new_dc[component] = dc
-        behind = _skip_ac(clean, coded, tables[blocks[b, 2]])
-        if behind < 0 or behind > end:
+        after = _skip_ac(clean, coded, tables[blocks[b, 2]])
+        if after < 0 or after > end:
             return w, -1
-        w = _copy(out, w, clean, bit, behind)
-        bit = behind
+        w = _copy(out, w, clean, bit, after)
+        bit = after
     return w, bit
 
 
 @njit(cache=True, nogil=True)
 def recut(
-    clean: np.ndarray,  # u8, from unstuff, with SPARE_BYTES behind the end
+    clean: np.ndarray,  # u8, from unstuff, with SPARE_BYTES after the end
     starts: np.ndarray,  # i64, from unstuff
     old_interval: int,  # MCUs
     new_interval: int,
     mcus: int,
     blocks: np.ndarray,  # (blocks in an MCU, 3) i64: component, DC table, AC table (both 0-7)
-    tables: np.ndarray,  # (TABLES,) TABLE; "missing" gets the DC sizes that one lacks
-    out: np.ndarray,  # u8, room for out_capacity bytes
-    ends: np.ndarray,  # i64, one per new segment: gets the offset in `out` of the marker behind it
+    tables: np.ndarray,  # (TABLES,) TABLE; in "missing", DC sizes without a code are marked
+    out: np.ndarray,  # u8, out_capacity bytes
+    ends: np.ndarray,  # i64, one per new segment: set to the offset in `out` of the marker after it
 ) -> int:
-    """Write the scan to `out` with a marker behind every `new_interval` MCUs; OK or DAMAGED."""
+    """Write the scan to `out` with a marker after every `new_interval` MCUs. Returns OK or DAMAGED."""
     old_dc, new_dc = np.zeros(_MAX_COMPONENTS, np.int64), np.zeros(_MAX_COMPONENTS, np.int64)
     w = Writer(0, np.uint64(0), 0)
     mcu = bit = end = 0  # bit: position in the stream
@@ -307,7 +309,7 @@ def recut(
         if bit < 0:
             return DAMAGED
         if following in ((old_segment + 1) * old_interval, mcus) and end - bit >= _PADDING:
-            return DAMAGED  # code words are left over: broken ones before them were taken for others
+            return DAMAGED  # code words are left over, so damaged ones before them were misread
         w = _copy(out, w, clean, begin, bit)
         new_dc[:] = old_dc
         mcu = following
@@ -317,6 +319,6 @@ def recut(
 
 
 def out_capacity(clean_bytes: int, segments: int) -> int:
-    """Bytes that `recut` can write at most: every byte stuffed, a re-coded MCU and a marker per segment."""
+    """Most bytes that `recut` can write: every byte stuffed, a re-coded MCU and a marker per segment."""
     dc_bytes = (MAX_CODE + _MAX_DC_SIZE) // 8 + 1
     return 2 * (clean_bytes + segments * (MAX_BLOCKS * dc_bytes + 1)) + 2 * segments + 16

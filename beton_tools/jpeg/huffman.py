@@ -19,34 +19,42 @@ END_OF_BLOCK = 128  # coefficients that the end-of-block symbol advances: more t
 _MAX_DC_SYMBOL = 15  # libjpeg refuses tables with larger ones
 FAST_BITS = 10  # codes up to this length are found in one look-up; longer ones are rare
 LEAP_BITS = 12  # window of the look-up that passes several AC terms: 8 KiB a table, two fit the L1 cache
-UNKNOWN = 192  # coefficients of a leap that passes no term: no leap from within a block ends here
+UNKNOWN = 192  # coefficients of a leap over no term: a value that no leap inside a block reaches
 
 
 class Spec(NamedTuple):
-    """Tables as DHT segments hold them."""
+    """Tables in the form of DHT segments."""
 
     counts: np.ndarray  # (TABLES, 17) u8: number of codes of each length; [:, 0] is unused
     values: np.ndarray  # (TABLES, 256) u8: symbols in order of their codes
 
 
-# One table ready for decoding and coding. Records, not a tuple of arrays: numba counts references whenever it
-# takes an array out of a tuple, which costs as much as the look-up.
+# One table, ready for decoding and coding. A record, not a tuple of arrays: numba updates a reference count for
+# each array taken from a tuple, which costs as much as the look-up.
 TABLE = np.dtype(
     [
-        ("fast", np.uint16, 1 << FAST_BITS),  # length << 8 | symbol of the code on top, 0: longer code
+        (
+            "fast",
+            np.uint16,
+            1 << FAST_BITS,
+        ),  # length << 8 | symbol of the first code in the window, 0: longer code
         ("leaps", np.uint16, 2 << LEAP_BITS),  # see _derive_leaps; AC tables only
         ("max_code", np.int32, MAX_CODE + 1),  # largest code of each length, -1: none
         ("delta", np.int32, MAX_CODE + 1),  # code + delta = position in values
         ("values", np.uint8, 256),
         ("code", np.uint16, 256),  # code of each symbol
         ("size", np.uint8, 256),  # its length in bits, 0: the table has no such symbol
-        ("missing", np.uint8, 16),  # 1: a DC size that was to be coded, but has no code
+        ("missing", np.uint8, 16),  # 1: a DC size that had to be coded, but has no code
     ]
 )
 
 
 def read_tables(payloads: Iterable[bytes]) -> Spec:
-    """The tables that stand after the DHT payloads of a header; a later one replaces an earlier one."""
+    """The tables defined by the DHT payloads of a header; a later definition replaces an earlier one.
+
+    Raises:
+        JpegError: a broken payload.
+    """
     spec = Spec(np.zeros((TABLES, 17), np.uint8), np.zeros((TABLES, 256), np.uint8))
     for payload in payloads:
         while payload:
@@ -65,7 +73,7 @@ def read_tables(payloads: Iterable[bytes]) -> Spec:
 
 
 def write_tables(spec: Spec, used: Iterable[int]) -> bytes:
-    """One DHT segment with the tables `used`."""
+    """One DHT segment that contains the tables `used`."""
     body = b""
     for table in used:
         total = int(spec.counts[table].sum(dtype=np.int64))
@@ -75,11 +83,14 @@ def write_tables(spec: Spec, used: Iterable[int]) -> bytes:
 
 
 def extend_table(spec: Spec, table: int, symbols: np.ndarray) -> None:
-    """Give `symbols` codes behind all others of the table, in place, so that no existing code changes.
+    """Append codes for `symbols` to the table, in place, without changing an existing code.
 
-    There is room because the code of ones only is never used: one level down it makes one new code, two
-    levels down three, and so on. Raises JpegError when that ends beyond 16 bits, which no table with up to
-    12 symbols does unless it was made to.
+    Codes are free because the code of ones only is never used: with one more bit it gives one new code, with
+    two more bits three, and so on.
+
+    Raises:
+        JpegError: the new codes would need more than 16 bits; tables with up to 12 symbols never do, unless
+            constructed to.
     """
     counts = spec.counts[table]
     total = int(counts.sum(dtype=np.int64))
@@ -95,8 +106,12 @@ def extend_table(spec: Spec, table: int, symbols: np.ndarray) -> None:
 
 
 def derive(spec: Spec, used: np.ndarray) -> np.ndarray:
-    """(TABLES,) TABLE; only those in `used` are filled. Raises JpegError when code lengths are impossible."""
-    tables = np.empty(TABLES, TABLE)  # not zeros: what is not used is not touched
+    """Decoding tables, (TABLES,) TABLE; only those in `used` are filled.
+
+    Raises:
+        JpegError: impossible code lengths.
+    """
+    tables = np.empty(TABLES, TABLE)  # not zeros: memory of unused tables is never written
     if _derive_all(spec.counts, spec.values, used, tables) != OK:
         raise JpegError(describe_error(BAD_HEADER))
     return tables
@@ -114,7 +129,7 @@ def _derive_all(counts: np.ndarray, values: np.ndarray, used: np.ndarray, tables
 
 @njit(cache=True, nogil=True)
 def step_of(entry: int) -> int:
-    """coefficients << 8 | bits to go on by, for length << 8 | symbol of an AC term; 0 for 0."""
+    """Size of an AC term, coefficients << 8 | bits, given length << 8 | symbol; 0 for 0 (no such code)."""
     if entry == 0:
         return 0
     size, run = entry & 15, (entry >> 4) & 15
@@ -126,7 +141,7 @@ def step_of(entry: int) -> int:
 
 @njit(cache=True, nogil=True)
 def _derive(counts: np.ndarray, values: np.ndarray, table: np.void) -> int:
-    """Fill `table`, all but its leaps, from counts (17,) u8 and values (256,) u8 (T.81 annex C)."""
+    """Fill `table`, except "leaps", from counts (17,) u8 and values (256,) u8 (T.81 annex C)."""
     table["values"][:] = values
     table["fast"][:] = 0
     table["size"][:] = 0
@@ -153,10 +168,10 @@ def _derive(counts: np.ndarray, values: np.ndarray, table: np.void) -> int:
 
 @njit(cache=True, nogil=True)
 def _derive_leaps(counts: np.ndarray, table: np.void) -> None:
-    """Fill table["leaps"]: entry (1 << n) + window is the leap over the whole AC terms in a window of n bits.
+    """Fill table["leaps"]: entry (1 << n) + window is the size of the complete AC terms in a window of n bits.
 
-    A leap is coefficients << 8 | bits, as step_of has them; it ends with an end of block, and goes on by less
-    than a block otherwise. Behind the first term of a window lies a smaller window, whose leap is known.
+    The size is coefficients << 8 | bits, as in step_of. A leap stops after an end-of-block symbol; otherwise it
+    is shorter than a block. After the first term of a window follows a smaller window, whose leap is known.
     """
     leaps = table["leaps"]
     leaps[:] = 0
@@ -177,7 +192,7 @@ def _derive_leaps(counts: np.ndarray, table: np.void) -> None:
 
 @njit(cache=True, nogil=True)
 def _fill_leaps(leaps: np.ndarray, first: int, last: int, rest: int, step: int) -> None:
-    """Entries first to last: a step, whatever its value, and then the leap in the `rest` bits behind it."""
+    """Set entries first to last to a term of size `step` and the leap in the `rest` bits after it."""
     if rest < 0:
         return
     if step >> 8 == END_OF_BLOCK:
@@ -192,7 +207,7 @@ def _fill_leaps(leaps: np.ndarray, first: int, last: int, rest: int, step: int) 
 
 @njit(cache=True, nogil=True)
 def symbol_at(table: np.void, word: np.uint64) -> int:
-    """length << 8 | symbol of the code at the top of `word`; 0 when there is no such code."""
+    """length << 8 | symbol of the code that `word` begins with; 0 if there is no such code."""
     entry = np.int64(table["fast"][word >> np.uint64(64 - FAST_BITS)])
     if entry != 0:
         return entry

@@ -1,12 +1,12 @@
-"""The crop index: one APP9 segment that tells where the restart segments of a JPEG lie.
+"""The crop index: one APP9 segment with the lengths of the restart segments of a JPEG.
 
 Payload: b"cropidx", one byte with the size of an entry (2 or 4), then one big-endian entry per restart
-segment: its length in bytes, without the marker behind it. The segments follow each other from the start of
-the scan, so lengths can describe no overlap, and the marker behind each of them can be checked. A restart
-interval that divides the MCUs of a row is part of the deal: then every segment is a strip of one MCU row,
-the unit that a crop picks.
+segment: its length in bytes, without the marker after it. The segments follow each other from the start of
+the scan, so lengths cannot describe overlaps, and the marker after each segment can be checked. The restart
+interval must divide the number of MCUs in a row: then every segment is a strip of one MCU row, the unit from
+which crops are assembled.
 
-Other decoders skip the segment, as they must with application data that they do not know.
+Other decoders skip the segment, as they must with unknown application data.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from beton_tools.jpeg.markers import (
 
 _HEAD = INDEX_MAGIC.size + 1
 _MAX_PAYLOAD = 65533  # T.81 B.2.4.6: the 16-bit length counts itself
-MAX_SEGMENTS = (_MAX_PAYLOAD - _HEAD) // 4  # whatever the size of an entry
+MAX_SEGMENTS = (_MAX_PAYLOAD - _HEAD) // 4  # with either size of entries
 
 
 @njit(cache=True, nogil=True)
@@ -50,7 +50,7 @@ def mcu_grid(head: Header) -> tuple[int, int]:
 
 @njit(cache=True, nogil=True)
 def segment_grid(src: np.ndarray, head: Header) -> tuple[int, int]:
-    """(rows, segments in a row) of the crop index; (0, 0) when there is none or it does not fit the frame."""
+    """(rows, segments per row) of the crop index; (0, 0) if there is none or it does not match the frame."""
     if head.index_at == 0 or not head.single_scan or head.sof == SOF_PROGRESSIVE:
         return 0, 0
     rows, columns = mcu_grid(head)
@@ -67,7 +67,7 @@ def segment_grid(src: np.ndarray, head: Header) -> tuple[int, int]:
 
 @njit(cache=True, nogil=True)
 def segment_length(src: np.ndarray, head: Header, k: int) -> int:
-    """Entry k of an index whose size segment_grid has approved."""
+    """Entry k of the index; segment_grid must have checked its size."""
     if src[head.index_at + INDEX_MAGIC.size] == 2:
         return u16(src, head.index_at + _HEAD + 2 * k)
     at = head.index_at + _HEAD + 4 * k
@@ -76,7 +76,7 @@ def segment_length(src: np.ndarray, head: Header, k: int) -> int:
 
 @njit(cache=True, nogil=True)
 def ends_segment(src: np.ndarray, end: int, k: int, segments: int) -> bool:
-    """Whether the marker at `end` is the one behind segment k: the restart marker k modulo 8, or the EOI."""
+    """Whether the marker at `end` is the one after segment k: restart marker k modulo 8, or EOI after the last."""
     if end + 2 > src.size or src[end] != 0xFF:
         return False
     return src[end + 1] == (EOI if k == segments - 1 else RST0 + (k & 7))
@@ -94,10 +94,10 @@ def _ends(src: np.ndarray, head: Header, ends: np.ndarray) -> bool:
 
 
 def read(jpeg: bytes | np.ndarray) -> np.ndarray | None:
-    """(rows, segments in a row, 2) i64: first and last-plus-one byte of every restart segment; None without
-    index.
+    """Begin and end offset of every restart segment, i64 (rows, segments per row, 2); None without index.
 
-    Raises JpegError for a broken header and for an index that does not agree with the file.
+    Raises:
+        JpegError: a broken header, or an index that does not match the file.
     """
     src = as_bytes_array(jpeg)
     head = scan_header(src)
@@ -108,13 +108,17 @@ def read(jpeg: bytes | np.ndarray) -> np.ndarray | None:
     rows, per_row = segment_grid(src, head)
     ends = np.empty(rows * per_row, np.int64)
     if rows == 0 or not _ends(src, head, ends):
-        raise JpegError("the crop index does not agree with the JPEG; write the file again")
+        raise JpegError("the crop index does not match the JPEG; write the file again")
     starts = np.concatenate([[head.scan_at], ends[:-1] + 2])
     return np.stack([starts, ends], axis=-1).reshape(rows, per_row, 2)
 
 
 def write(lengths: np.ndarray) -> bytes:
-    """The APP9 segment for restart segments of these lengths in bytes."""
+    """The APP9 segment for restart segments of these lengths in bytes.
+
+    Raises:
+        ValueError: more segments than one index can hold (see MAX_SEGMENTS).
+    """
     size = 2 if lengths.max() < 1 << 16 else 4
     payload = INDEX_MAGIC.tobytes() + bytes([size]) + lengths.astype(f">u{size}").tobytes()
     if len(payload) > _MAX_PAYLOAD:

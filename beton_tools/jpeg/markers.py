@@ -1,10 +1,10 @@
-"""JPEG markers: where the parts of a file are and what its frame header says (ITU T.81, annex B).
+"""JPEG markers: offsets of the parts of a file and the contents of its frame header (ITU T.81, annex B).
 
-`scan_header` is the one parser: njit, bounds-checked, allocation-free, so that the decode loop can call it
-for every image. `parse` is the same for Python callers: it raises instead of returning a code.
+`scan_header` is the only parser: njit, bounds-checked and allocation-free, so that the decode loop can call it
+for every image. `parse` wraps it for Python callers: it raises an exception instead of returning a code.
 
-It is stricter than libjpeg on purpose. Garbage between markers, repeated frames and lengths that run out of
-the file are errors here, so that whatever passes means the same to us and to the decoder behind us.
+It is stricter than libjpeg on purpose. Garbage between markers, repeated frames and lengths beyond the end of
+the file are errors here, so that an accepted header means the same to this parser and to libjpeg-turbo.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ OK, NOT_JPEG, BAD_HEADER, UNSUPPORTED, BAD_REGION, SMALL_SCRATCH, DAMAGED, OTHER
 _MEANING = {
     OK: "no error",
     NOT_JPEG: "not a JPEG file (it does not start with FF D8)",
-    BAD_HEADER: "broken JPEG header (truncated, or a marker that must not be there)",
-    UNSUPPORTED: "a kind of JPEG that is not handled (only 8-bit Huffman-coded grey or colour files)",
+    BAD_HEADER: "broken JPEG header (truncated, or an unexpected marker)",
+    UNSUPPORTED: "unsupported kind of JPEG (only 8-bit Huffman-coded grey or colour files are supported)",
     BAD_REGION: "the region lies outside the image, or the output buffer is too small for it",
     SMALL_SCRATCH: "the image is larger than the scratch memory (see scratch_bytes)",
-    DAMAGED: "damaged JPEG data (libturbojpeg refused it or had to guess pixels)",
-    OTHER_SIZE: "the JPEG has another size than its row in the file says",
+    DAMAGED: "damaged JPEG data (libturbojpeg rejected it or had to guess pixels)",
+    OTHER_SIZE: "the size of the JPEG differs from the size in the metadata",
 }
 
 
 class JpegError(UserError):
-    """A JPEG that cannot be read, or not without loss; the message says why."""
+    """A JPEG that cannot be read, or not without loss; the message is the reason."""
 
 
 class DamagedJpeg(JpegError):
-    """A JPEG of a kind that is handled, whose entropy-coded data are broken."""
+    """A JPEG of a supported kind whose entropy-coded data are damaged."""
 
 
 def describe_error(code: int) -> str:
-    """The sentence for a return code."""
+    """The meaning of a return code as text."""
     return _MEANING.get(int(code), f"unknown JPEG error code {code}")
 
 
@@ -63,7 +63,7 @@ class Header(NamedTuple):
     h_max: int  # largest sampling factors; 1 for grey: its MCU is one block (T.81 A.2.2)
     v_max: int
     restart_interval: int  # MCUs; 0: none
-    single_scan: bool  # the first scan holds all components
+    single_scan: bool  # the first scan contains all components
     sof_at: int  # offset of the frame's FF byte
     dri_at: int
     sos_at: int
@@ -76,13 +76,13 @@ class Header(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def failed(code: int) -> Header:
-    """A Header that carries nothing but an error code."""
+    """A Header that contains only an error code."""
     return Header(code, 0, 0, 0, 0, 0, 0, 0, False, 0, 0, 0, 0, 0, 0, False, -1)
 
 
 @njit(cache=True, nogil=True)
 def u16(src: np.ndarray, at: int) -> int:
-    """Big-endian 16 bits at `at`; the caller has checked the bounds."""
+    """Big-endian 16 bits at `at`; the caller must have checked the bounds."""
     return (np.int64(src[at]) << 8) | np.int64(src[at + 1])
 
 
@@ -99,7 +99,7 @@ def starts_with(src: np.ndarray, at: int, end: int, magic: np.ndarray) -> bool:
 
 @njit(cache=True, nogil=True)
 def next_segment(src: np.ndarray, at: int) -> tuple[int, int, int]:
-    """(marker, payload start, payload end) of the segment whose FF byte is at `at`; marker -1: there is none.
+    """(marker, payload start, payload end) of the segment whose FF byte is at `at`; marker -1 if there is none.
 
     Only markers with a length are segments here; fill bytes (FF FF) before the marker are legal and skipped.
     """
@@ -118,7 +118,7 @@ def next_segment(src: np.ndarray, at: int) -> tuple[int, int, int]:
 
 @njit(cache=True, nogil=True)
 def _sampling(src: np.ndarray, at: int, end: int) -> tuple[int, int, int]:
-    """(components, h_max, v_max) of the frame payload src[at:end]; components is 0 when it is broken."""
+    """(components, h_max, v_max) of the frame payload src[at:end]; components is 0 if it is broken."""
     if end - at < 6:
         return 0, 0, 0
     components = np.int64(src[at + 5])
@@ -185,13 +185,14 @@ def scan_header(src: np.ndarray) -> Header:
 
 @dataclass(frozen=True)
 class JpegHeader:
-    """The header of a JPEG file. Sizes in pixels, offsets in bytes from the file's start."""
+    """The header of a JPEG file. Sizes are in pixels, offsets in bytes from the start of the file.
+
+    sampling: (horizontal, vertical) factors per component: ((2, 2), (1, 1), (1, 1)) is 4:2:0.
+    """
 
     height: int
     width: int
-    sampling: tuple[
-        tuple[int, int], ...
-    ]  # (horizontal, vertical) per component: ((2, 2), (1, 1), (1, 1)) is 4:2:0
+    sampling: tuple[tuple[int, int], ...]
     progressive: bool
     precision: int  # bits per sample
     restart_interval: int  # MCUs, 0: none
@@ -205,7 +206,7 @@ class JpegHeader:
 
     @property
     def subsampling(self) -> str:
-        """The common name: 4:2:0, 4:2:2, 4:4:0, 4:4:4, 4:1:1, gray, or the factors when it has none."""
+        """The common name: 4:2:0, 4:2:2, 4:4:0, 4:4:4, 4:1:1, gray; otherwise the factors."""
         if len(self.sampling) == 1:
             return "gray"
         names = {(1, 1): "4:4:4", (2, 1): "4:2:2", (1, 2): "4:4:0", (2, 2): "4:2:0", (4, 1): "4:1:1"}
@@ -216,21 +217,35 @@ class JpegHeader:
 
 
 def segment(marker: int, payload: bytes) -> bytes:
-    """A marker segment ready to be written."""
+    """The bytes of a marker segment."""
     return bytes([0xFF, marker]) + (len(payload) + 2).to_bytes(2, "big") + payload
 
 
 def as_bytes_array(jpeg: bytes | np.ndarray) -> np.ndarray:
-    """The file as a contiguous u8 array, without a copy when it is one already."""
+    """The file as a contiguous u8 array, without a copy if possible."""
     return np.ascontiguousarray(np.frombuffer(jpeg, np.uint8) if not isinstance(jpeg, np.ndarray) else jpeg)
 
 
+def require_header(src: np.ndarray) -> Header:
+    """As `scan_header`, for Python callers.
+
+    Raises:
+        JpegError: the header is broken or of a kind that is not handled.
+    """
+    head = scan_header(src)
+    if head.code != OK:
+        raise JpegError(describe_error(head.code))
+    return head
+
+
 def parse(jpeg: bytes | np.ndarray) -> JpegHeader:
-    """Read the header of a JPEG file. Raises JpegError when it is broken or of a kind that is not handled."""
+    """Read the header of a JPEG file.
+
+    Raises:
+        JpegError: a broken header, or an unsupported kind of JPEG.
+    """
     src = as_bytes_array(jpeg)
-    found = scan_header(src)
-    if found.code != OK:
-        raise JpegError(describe_error(found.code))
+    found = require_header(src)
     factors = [int(src[found.sof_at + 11 + 3 * c]) for c in range(found.components)]
     return JpegHeader(
         height=found.height,

@@ -1,4 +1,4 @@
-"""Memory operations that numba has no fast form of. Bounds are the caller's business."""
+"""Fast memory operations that numba lacks. They do not check bounds; the caller must."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def _store_big_endian(typing_context: Any, array: Any, at: Any, word: Any) -> An
 
 
 # copy_bytes(to, to_at, source, source_at, count): memcpy between contiguous u8 arrays that do not overlap.
-# numba's slice assignment goes byte by byte, which took a fifth of the time of decoding a crop.
+# numba's slice assignment copies byte by byte, which took a fifth of the time to decode a crop.
 copy_bytes: Any = _copy_bytes
 
-# load_big_endian(array, at): eight bytes of a contiguous u8 array as one u64, in one load.
+# load_big_endian(array, at): eight bytes of a contiguous u8 array as a big-endian u64.
 load_big_endian: Any = _load_big_endian
 
-# store_big_endian(array, at, word): the way back.
+# store_big_endian(array, at, word): the inverse.
 store_big_endian: Any = _store_big_endian

@@ -1,16 +1,18 @@
-"""Give a baseline JPEG a crop index without touching its coefficients.
+"""Add a crop index to a baseline JPEG without changing its coefficients.
 
-`add_index` cuts the entropy-coded scan anew at restart boundaries (see entropy.py) and writes a lean header:
+`add_index` moves the restart boundaries of the entropy-coded scan (see entropy.py) and writes a minimal header:
 
 | kept | JFIF and Adobe segments (colour space), quantisation tables, frame, Huffman tables in use |
-| added | restart interval, crop index; a Huffman code for a DC size, only when a table lacks it |
-| dropped | Exif, ICC profile, thumbnails, comments, other application data, bytes behind the EOI marker |
+| added | restart interval, crop index; a Huffman code for a DC size, only if a table lacks it |
+| removed | Exif, ICC profile, thumbnails, comments, other application data, bytes after the EOI marker |
 
-What is dropped does not change the pixels that Pillow, torchvision or timm give for the file. Exif
-orientation is ignored on purpose, as those folder loaders ignore it.
+The removed parts do not change the pixels that Pillow, torchvision or timm decode from the file. Exif
+orientation is ignored on purpose, because those folder loaders ignore it.
 """
 
 from __future__ import annotations
+
+from itertools import accumulate
 
 import numpy as np
 
@@ -34,7 +36,7 @@ from beton_tools.jpeg.markers import (
     as_bytes_array,
     describe_error,
     next_segment,
-    scan_header,
+    require_header,
     segment,
 )
 
@@ -49,16 +51,22 @@ _JFIF = b"JFIF\0\1\1\0\0\1\0\1\0\0"  # version 1.1, square pixels, no thumbnail
 def add_index(jpeg: bytes | np.ndarray, interval: int | None = None) -> bytes:
     """The same image with a crop index: same coefficients and tables, new restart markers.
 
-    interval: MCUs per restart segment, a divisor of the MCUs in a row; by default choose_interval picks it.
-    Raises JpegError for files that this cannot be done with: progressive, arithmetic-coded, 12-bit, CMYK,
-    several scans; DamagedJpeg for those whose scan is broken.
+    Args:
+        interval: MCUs per restart segment, a divisor of the MCUs in a row (default: that of choose_interval).
+
+    Raises:
+        JpegError: an unsupported kind of JPEG: progressive, arithmetic-coded, 12-bit, CMYK, several scans.
+        DamagedJpeg: the scan is damaged.
+        ValueError: `interval` does not divide the MCUs of a row.
     """
     src = as_bytes_array(jpeg)
-    head = scan_header(src)
-    if head.code != OK:
-        raise JpegError(describe_error(head.code))
+    return transcode(src, require_header(src), interval)[0]
+
+
+def transcode(src: np.ndarray, head: Header, interval: int | None = None) -> tuple[bytes, Header]:
+    """`add_index` for callers that have scanned the header of `src`. Returns the new file and its header."""
     if not head.single_scan or head.sof == SOF_PROGRESSIVE:
-        raise JpegError("a progressive or multi-scan JPEG cannot be indexed as it is; re-encode it")
+        raise JpegError("a progressive or multi-scan JPEG cannot be indexed; re-encode it")
     if interval is None:
         interval = choose_interval(head, src.size - head.scan_at)
     elif index.mcu_grid(head)[1] % interval:
@@ -68,11 +76,13 @@ def add_index(jpeg: bytes | np.ndarray, interval: int | None = None) -> bytes:
     blocks = _mcu_blocks(src, head)
     used = np.array(sorted({table for block in blocks for table in block[1:]}))
     scan, lengths = _recut(src, head, interval, np.array(blocks), used, spec)
-    return _header(src, head, interval, lengths, payloads[DQT], write_tables(spec, used.tolist())) + scan
+    huffman_segment = write_tables(spec, used.tolist())
+    start, new_head = _header(src, head, interval, lengths, payloads[DQT], huffman_segment)
+    return start + scan, new_head
 
 
 def choose_interval(head: Header, scan_bytes: int) -> int:
-    """The shortest restart interval that divides the MCU row and costs little (see MIN_SEGMENT_BYTES)."""
+    """The shortest restart interval that divides the MCUs of a row and has a low cost (see MIN_SEGMENT_BYTES)."""
     rows, columns = index.mcu_grid(head)
     bytes_per_mcu = scan_bytes / (rows * columns)
     for interval in range(1, columns // 2 + 1):
@@ -83,7 +93,7 @@ def choose_interval(head: Header, scan_bytes: int) -> int:
 
 
 def _payloads(src: np.ndarray, head: Header) -> dict[int, list[bytes]]:
-    """Marker -> the payloads of its segments in front of the scan, for the kinds that hold tables."""
+    """Marker -> payloads of its segments before the scan, for the markers that define tables."""
     found: dict[int, list[bytes]] = {DQT: [], DHT: []}
     at = 2
     while at <= head.sos_at:
@@ -95,10 +105,9 @@ def _payloads(src: np.ndarray, head: Header) -> dict[int, list[bytes]]:
 
 def _mcu_blocks(src: np.ndarray, head: Header) -> list[tuple[int, int, int]]:
     """(component, DC table, AC table) of each block in an MCU, in the order of the scan."""
-    frame = src[head.sof_at + 10 :][
-        : 3 * head.components
-    ].tobytes()  # id, factors, quantisation table of each
-    scan = src[head.sos_at + 5 :][: 2 * head.components].tobytes()  # id, Huffman tables of each
+    # per component: id, factors, quantisation table; id, Huffman tables
+    frame = src[head.sof_at + 10 :][: 3 * head.components].tobytes()
+    scan = src[head.sos_at + 5 :][: 2 * head.components].tobytes()
     ids, spectral = frame[::3], src[head.scan_at - 3 : head.scan_at].tobytes()
     if scan[::2] != ids or len(set(ids)) != head.components:
         raise JpegError("the scan of this JPEG does not list its components in order; re-encode it")
@@ -116,12 +125,14 @@ def _mcu_blocks(src: np.ndarray, head: Header) -> list[tuple[int, int, int]]:
 def _recut(
     src: np.ndarray, head: Header, interval: int, blocks: np.ndarray, used: np.ndarray, spec: Spec
 ) -> tuple[bytes, np.ndarray]:
-    """(scan with EOI marker, lengths of its restart segments). Extends the tables of `spec` where needed."""
+    """(scan with EOI marker, lengths of its restart segments). Extends the tables of `spec` if necessary."""
     rows, columns = index.mcu_grid(head)
     mcus = rows * columns
     old_interval = head.restart_interval or mcus
     scan_bytes = src.size - head.scan_at
-    if mcus > 4 * scan_bytes or mcus // old_interval > scan_bytes:  # an MCU takes 2 bits, a marker 2 bytes
+    if (
+        mcus > 4 * scan_bytes or mcus // old_interval > scan_bytes
+    ):  # an MCU has at least 2 bits, a marker 2 bytes
         raise DamagedJpeg(describe_error(DAMAGED))
     starts = np.zeros(-(-mcus // old_interval) + 1, np.int64)
     clean = np.empty(scan_bytes + SPARE_BYTES, np.uint8)
@@ -131,7 +142,7 @@ def _recut(
     ends = np.empty(mcus // interval, np.int64)
     out = np.empty(out_capacity(int(starts[-1]), starts.size + ends.size), np.uint8)
     tables = derive(spec, used)
-    for _ in range(2):  # the second time with the codes that the first time missed
+    for _ in range(2):  # the second time with the codes that were missing the first time
         code = recut(clean, starts, old_interval, interval, mcus, blocks, tables, out, ends)
         if code != OK:
             raise DamagedJpeg(describe_error(code))
@@ -151,17 +162,32 @@ def _header(
     lengths: np.ndarray,
     quantisation: list[bytes],
     huffman_segment: bytes,
-) -> bytes:
-    """Everything in front of the scan."""
-    parts = [bytes([0xFF, SOI])]
+) -> tuple[bytes, Header]:
+    """The header (everything before the scan) as bytes and as `scan_header` reads it."""
+    application = bytes([0xFF, SOI])
     if head.jfif:
-        parts.append(segment(APP0, _JFIF))
+        application += segment(APP0, _JFIF)
     if head.adobe >= 0:
-        parts.append(segment(APP14, b"Adobe" + bytes([0, 100, 0, 0, 0, 0, head.adobe])))
-    parts.append(index.write(lengths))
-    parts += [segment(DQT, payload) for payload in quantisation]
-    parts.append(src[head.sof_at : head.sof_at + 10 + 3 * head.components].tobytes())
-    parts.append(huffman_segment)
-    parts.append(segment(DRI, interval.to_bytes(2, "big")))
-    parts.append(src[head.sos_at : head.scan_at].tobytes())
-    return b"".join(parts)
+        application += segment(APP14, b"Adobe" + bytes([0, 100, 0, 0, 0, 0, head.adobe]))
+    crop_index = index.write(lengths)
+    frame = src[head.sof_at : head.sof_at + 10 + 3 * head.components].tobytes()
+    parts = [
+        application,
+        crop_index,
+        b"".join(segment(DQT, payload) for payload in quantisation),
+        frame,
+        huffman_segment,
+        segment(DRI, interval.to_bytes(2, "big")),
+        src[head.sos_at : head.scan_at].tobytes(),
+    ]
+    _, index_at, index_end, sof_at, _, dri_at, sos_at, scan_at = accumulate(map(len, parts), initial=0)
+    new_head = head._replace(
+        restart_interval=interval,
+        sof_at=sof_at,
+        dri_at=dri_at,
+        sos_at=sos_at,
+        scan_at=scan_at,
+        index_at=index_at + 4,
+        index_end=index_end,
+    )
+    return b"".join(parts), new_head

@@ -1,10 +1,9 @@
-"""libturbojpeg, bound by ctypes and callable from njit code.
+"""Bindings of libturbojpeg that can be called from njit code.
 
-Pixels are those of libjpeg's accurate integer DCT with "fancy" chroma upsampling, which is what Pillow
-gives. Numba resolves the functions by name when it loads compiled code, so callers can be cached on disk
-(`cache=True`).
+Pixels are those of libjpeg's accurate integer DCT with "fancy" chroma upsampling, the same as Pillow's. Numba
+resolves the functions by name when it loads compiled code, so callers can be cached on disk (`cache=True`).
 
-A handle must not be used by two threads at once: open one per thread and pass handles[thread] into the loop.
+A handle must not be used by two threads at once: open one per thread and pass handles[thread] to the loop.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from beton_tools.jpeg.markers import DAMAGED, OK, JpegError
 # turbojpeg.h
 _TJPF_RGB, _TJPF_GRAY = 0, 6
 _TJSAMP = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2, "gray": 3, "4:4:0": 4, "4:1:1": 5}
-_ACCURATE_DCT, _NO_REALLOC, _LIMIT_SCANS = 4096, 1024, 32768  # the last ends "scan bombs" after 500 scans
+_ACCURATE_DCT, _NO_REALLOC, _LIMIT_SCANS = 4096, 1024, 32768  # the last stops "scan bombs" after 500 scans
 SUBSAMPLINGS = tuple(_TJSAMP)
-MAX_SIDE = 65500  # JPEG_MAX_DIMENSION of libjpeg; the format itself ends at 65535
+MAX_SIDE = 65500  # JPEG_MAX_DIMENSION of libjpeg; the format allows 65535
 
 
 def _open_library() -> ctypes.CDLL:
@@ -48,7 +47,7 @@ _library.tjBufSize.restype = ctypes.c_ulong
 
 
 def _external(name: str, signature: Signature) -> types.ExternalFunction:
-    """Make a function known to LLVM under a name of our own, so that no other loaded copy can shadow it."""
+    """Register a function with LLVM under a unique name, so that another loaded copy cannot take its place."""
     symbol = f"beton_tools_{name}"
     llvmlite.binding.add_symbol(symbol, ctypes.cast(getattr(_library, name), ctypes.c_void_p).value)
     return types.ExternalFunction(symbol, signature)
@@ -68,8 +67,8 @@ _decompress: Any = _external(
 def decompress(handle: int, jpeg: int, num_bytes: int, pixels: int, height: int, width: int) -> int:
     """Decode the JPEG at address `jpeg` into height*width*3 RGB bytes at address `pixels`; OK or DAMAGED.
 
-    height and width bound what is written, whatever the file says. A warning of the library (it had to guess)
-    counts as damage: files written by this package and by FFCV decode without any.
+    height and width limit the bytes written, whatever size the file has. A warning of the library (it had to
+    guess) counts as damage: files written by this package and by FFCV decode without warnings.
     """
     flags = _ACCURATE_DCT | _LIMIT_SCANS
     if _decompress(handle, jpeg, num_bytes, pixels, width, 3 * width, height, _TJPF_RGB, flags) != 0:
@@ -78,7 +77,7 @@ def decompress(handle: int, jpeg: int, num_bytes: int, pixels: int, height: int,
 
 
 def open_decoders(count: int) -> np.ndarray:
-    """`count` decoder handles (int64), one for each thread. Give them back with close_decoders."""
+    """Open `count` decoder handles (int64), one per thread; close_decoders frees them."""
     handles = [_library.tjInitDecompress() for _ in range(count)]
     if None in handles:
         raise MemoryError("libturbojpeg could not create a decoder")
@@ -86,7 +85,7 @@ def open_decoders(count: int) -> np.ndarray:
 
 
 def close_decoders(handles: np.ndarray) -> None:
-    """Free decoder handles and zero them, so that closing twice is harmless."""
+    """Free decoder handles and set them to zero, so that closing twice is harmless."""
     for handle in handles[handles != 0]:
         _library.tjDestroy(int(handle))
     handles[:] = 0

@@ -1,5 +1,7 @@
-"""Where the images come from: folders, ILSVRC's tars, WebDataset shards, parquet. Nothing is unpacked to
-disk."""
+"""Labelled images in class folders, ILSVRC tars, WebDataset shards or parquet files, read in place.
+
+Archives are not unpacked to disk.
+"""
 
 from beton_tools.sources.base import FileSpan, Location, Source
 from beton_tools.sources.find import SPLITS, find_split, open_source

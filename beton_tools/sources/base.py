@@ -1,34 +1,38 @@
-"""What the writer needs to know about a set of labelled images, wherever they lie."""
+"""The interface between the writer and a set of labelled images, whatever their storage."""
 
 from __future__ import annotations
 
 import os
-import stat
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 
-from beton_tools.names import Names
+from beton_tools.errors import UserError
+from beton_tools.format import MAX_CLASSES
+from beton_tools.names import MAX_NAME_BYTES, Names
+from beton_tools.user_files import open_regular
 
-# what torchvision's and timm's folder loaders take for images, and two more that people have and `images` decodes
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"),
-    *(".jfif", ".gif"),  # of an animation the first frame
-)
+Stamp = tuple[int, int]  # size in bytes and modification time in ns: they differ once a file's content does
+
+
+def stamp_of(file: IO[bytes]) -> Stamp:
+    """Size and modification time of an open file."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def stamps_of(paths: Iterable[str]) -> np.ndarray:
-    """Size and time of change (ns) of every file, int64 (F, 2); zeros for one that cannot be looked at."""
+    """Size and modification time (ns) of every file, int64 (F, 2); zeros for a file that cannot be examined."""
     stamps = array("q")
     for path in paths:
         try:
-            status = os.stat(path)  # noqa: PTH116 - a Path for each of a million takes as long as the look
-        except OSError:  # reading it will say why
+            status = os.stat(path)  # noqa: PTH116 - creating a Path takes as long as the call itself
+        except OSError:  # reading the file will report the reason
             stamps.extend((0, 0))
         else:
             stamps.extend((status.st_size, status.st_mtime_ns))
@@ -36,55 +40,87 @@ def stamps_of(paths: Iterable[str]) -> np.ndarray:
 
 
 class Location(Protocol):
-    """Where one image's bytes are: small and picklable, sent to the worker that reads them."""
+    """Where the bytes of one image are stored. Small and picklable: it is sent to the worker that reads them."""
 
-    def read(self) -> bytes: ...
+    def read(self) -> bytes:
+        """The bytes of the image file.
+
+        Raises:
+            OSError: they cannot be read; the message is the reason.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class Source(ABC):
-    """N labelled images, in a fixed order. `classes` is sorted by wnid or folder name; labels index it."""
+    """N labelled images in a fixed order.
+
+    classes: sorted by wnid or folder name; labels are indices into it.
+    class_names: readable names of the classes, None where unknown.
+    labels: int64 (N,).
+    names: path below `root`, archive member or row of each image, for messages and for `beton extract`.
+    left_out: suffix -> number of files in class folders that are not images.
+
+    Raises:
+        UserError: more classes or a longer name than the file format and the loader accept.
+    """
 
     kind: str
     root: Path
     classes: tuple[str, ...]
-    class_names: tuple[str, ...] | None  # for people; None where unknown
-    labels: np.ndarray  # int64 (N,)
-    names: Names  # for people and for extract: relative path, archive member or row
-    # suffix -> number of files in class folders that are taken for no images
+    class_names: tuple[str, ...] | None
+    labels: np.ndarray
+    names: Names
     left_out: dict[str, int] = field(default_factory=dict, kw_only=True)
 
+    def __post_init__(self) -> None:
+        if len(self.classes) > MAX_CLASSES:
+            raise UserError(f"{self.root}: {len(self.classes):,} classes; give at most {MAX_CLASSES:,}")
+        lengths = np.diff(self.names.offsets)
+        if lengths.max(initial=0) > MAX_NAME_BYTES:
+            name = self.names[int(lengths.argmax())]
+            raise UserError(
+                f"{self.root}: the name of an image has {lengths.max():,} bytes ({name[:40]}...); "
+                f"rename it to at most {MAX_NAME_BYTES:,} bytes"
+            )
+
     @abstractmethod
-    def locate(self, i: int) -> Location: ...
+    def locate(self, i: int) -> Location:
+        """Where image `i` is stored."""
 
     @abstractmethod
     def stamps(self, chosen: np.ndarray) -> np.ndarray:
-        """A row (int64) for each of these images, that differs once its content does: sizes, times of change, places."""
+        """One int64 row per image in `chosen` that changes with its content: file size, modification time, offset."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileSpan:
-    """A whole file, or `length` bytes of one (a member of a tar)."""
+    """A whole file (length -1), or `length` bytes of an archive.
+
+    stamp: that of the archive when it was indexed; None for a file that was not opened before.
+    """
 
     path: str
     offset: int = 0
     length: int = -1
+    stamp: Stamp | None = None
 
     def read(self) -> bytes:
-        # a named pipe without a writer would hold up a blocking open for ever
-        with os.fdopen(os.open(self.path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise OSError("not a regular file")
+        with open_regular(self.path) as file:
+            stamp = stamp_of(file)
+            if self.stamp is not None and stamp != self.stamp:
+                raise OSError(f"{self.path} changed after it was indexed")
             file.seek(self.offset)
-            data = file.read() if self.length < 0 else file.read(self.length)
-        if self.length >= 0 and len(data) != self.length:
-            raise OSError(f"{self.path} ends inside the image at byte {self.offset}")
+            data = file.read(self.length)
+            expected = self.length if self.length >= 0 else stamp[0]
+            if len(data) != expected or stamp_of(file) != stamp:
+                raise OSError(f"{self.path} changed while it was being read")
         return data
 
 
 @dataclass(frozen=True)
 class FileSource(Source):
-    """Images that are files of their own: name = path below root."""
+    """Images stored as separate files; the name of each is its path below `root`."""
 
     def locate(self, i: int) -> FileSpan:
         return FileSpan(f"{self.root}/{self.names[i]}")
@@ -95,16 +131,22 @@ class FileSource(Source):
 
 @dataclass(frozen=True)
 class SpanSource(Source):
-    """Images inside archives: image i is `lengths[i]` bytes at `offsets[i]` of `archives[archive_ids[i]]`."""
+    """Images inside archives: image i is `lengths[i]` bytes at `offsets[i]` of `archives[archive_ids[i]]`.
+
+    archive_stamps: the stamp of each archive when it was indexed.
+    """
 
     archives: Sequence[str]
+    archive_stamps: Sequence[Stamp]
     archive_ids: np.ndarray
     offsets: np.ndarray
     lengths: np.ndarray
 
     def locate(self, i: int) -> FileSpan:
-        return FileSpan(self.archives[self.archive_ids[i]], int(self.offsets[i]), int(self.lengths[i]))
+        archive = self.archive_ids[i]
+        offset, length = int(self.offsets[i]), int(self.lengths[i])
+        return FileSpan(self.archives[archive], offset, length, self.archive_stamps[archive])
 
     def stamps(self, chosen: np.ndarray) -> np.ndarray:
-        archives = stamps_of(self.archives)[self.archive_ids[chosen]]
+        archives = np.array(self.archive_stamps, np.int64)[self.archive_ids[chosen]]
         return np.column_stack([archives, self.offsets[chosen], self.lengths[chosen]])

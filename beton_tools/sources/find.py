@@ -1,4 +1,4 @@
-"""Tell the layouts apart that people keep their images in."""
+"""Recognise the layout of a data set (class folders, flat folder, tars, parquet) and open it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from beton_tools.errors import UserError
+from beton_tools.image_formats import is_image_name
 from beton_tools.sources.base import Source
 from beton_tools.sources.flat import flat_source, val_tar_source
-from beton_tools.sources.folder import class_folders, folder_source, has_images, is_image_name
+from beton_tools.sources.folder import class_folders, folder_source, has_images, is_folder
 from beton_tools.sources.parquet import parquet_source
+from beton_tools.sources.side_files import is_present
 from beton_tools.sources.tars import class_tars_source, members, train_tar_source
 from beton_tools.sources.webdataset import webdataset_source
 from beton_tools.sources.wnids import is_wnid
+from beton_tools.user_files import open_user_file
 
 _SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
-_SPLIT_PARENTS = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")  # plain, and inside Kaggle's archive
-_SHARD_FOLDERS = ("", "data")  # Hugging Face repositories keep theirs in data/
+_SPLIT_PARENTS = (
+    "",
+    "ILSVRC/Data/CLS-LOC",
+    "Data/CLS-LOC",
+)  # the folder itself; the layout of Kaggle's archive
+_SHARD_FOLDERS = ("", "data")  # Hugging Face repositories store shards in data/
 
 SPLITS = tuple(_SPLIT_NAMES)
 
@@ -26,11 +33,14 @@ SPLITS = tuple(_SPLIT_NAMES)
 def open_source(
     path: str | os.PathLike[str], split: str | None = None, classes: Sequence[str] | None = None
 ) -> Source:
-    """The images at `path`: a folder, an archive, or a pattern of shards ("shards/train-*.tar").
+    """Open the labelled images at `path`: a folder, an archive, or a glob pattern of shards ("shards/train-*.tar").
 
-    split: "train" or "val" of a data set that has both below `path`; None takes `path` itself.
-    classes: what the labels index (for val: those of train); None takes them from the images.
-    Raises UserError that says what was looked for.
+    Args:
+        split: "train" or "val" of a data set that has both below `path`; None opens `path` itself.
+        classes: class list that the labels index (for val: the classes of train); None derives it from the images.
+
+    Raises:
+        UserError: no images, an unknown layout, a damaged archive, or a class that is not in `classes`.
     """
     path = Path(path)
     if split is not None:
@@ -46,31 +56,35 @@ def open_source(
             raise UserError(f"{path}: no file matches")
         return _open(matches[0].parent, matches, classes)
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder; --data must name the images")
+        raise UserError(f"{path}: no such file or folder; set --data to the images")
     return _open(path, [path], classes)
 
 
 def find_split(root: Path, split: str) -> list[Path] | None:
-    """The folder, the archive or the shards of a split below `root`; None where there are none."""
+    """The folder, the archive or the shards of a split below `root`; None if there are none.
+
+    Raises:
+        UserError: `root` is not a folder.
+    """
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; --data must name the folder of the data set")
+        raise UserError(f"{root}: no such folder; set --data to the folder of the data set")
     names = _SPLIT_NAMES[split]
     for candidate in (root / parent / name for parent in _SPLIT_PARENTS for name in names):
         if candidate.is_dir():
             return [candidate]
     tar = root / f"ILSVRC2012_img_{split}.tar"
-    if tar.is_file():
+    if is_present(tar):
         return [tar]
     for folder in (root / name for name in _SHARD_FOLDERS):
         for suffix in (".parquet", ".tar"):
-            shards = [p for p in sorted(folder.glob(f"*{suffix}")) if _is_of_split(p.name, names)]
+            shards = [p for p in sorted(folder.glob(f"*{suffix}")) if _belongs_to_split(p.name, names)]
             if shards:
                 return shards
     return None
 
 
-def _is_of_split(file_name: str, split_names: Sequence[str]) -> bool:
-    """train-00000-of-00294.parquet, imagenet1k-train-0000.tar, val_000.tar."""
+def _belongs_to_split(file_name: str, split_names: Sequence[str]) -> bool:
+    """Whether a shard's name contains the split, as in train-00000-of-00294.parquet or val_000.tar."""
     words = file_name.replace("_", "-").replace(".", "-").split("-")
     return any(name in words for name in split_names)
 
@@ -90,33 +104,34 @@ def _open(root: Path, found: list[Path], classes: Sequence[str] | None) -> Sourc
 
 def _open_folder(folder: Path, classes: Sequence[str] | None) -> Source:
     with os.scandir(folder) as entries:
-        files = sorted(e.name for e in entries if not e.is_dir() and not e.name.startswith("."))
+        files = sorted(e.name for e in entries if not is_folder(e) and not e.name.startswith("."))
     for suffix, opener in ((".parquet", parquet_source), (".tar", _open_tars)):
         shards = [folder / name for name in files if name.endswith(suffix)]
         if shards:
-            _check_alone(folder, shards)
+            _check_no_class_folders(folder, shards)
             return opener(folder, shards, classes)
-    beside = sum(map(is_image_name, files))
-    if beside and not _holds_classes(folder):
+    num_direct = sum(map(is_image_name, files))
+    if num_direct and not _has_class_images(folder):
         return flat_source(folder, classes)
     _check_not_splits(folder)
     source = folder_source(folder, classes)
-    if beside > len(source.names):
+    if num_direct > len(source.names):
         raise UserError(
-            f"{folder}: {beside} images lie beside its folders, {len(source.names)} in them; move one of the two elsewhere"
+            f"{folder}: contains {num_direct} images directly and {len(source.names)} in class folders; "
+            "move one of the two elsewhere"
         )
     return source
 
 
-def _holds_classes(folder: Path) -> bool:
+def _has_class_images(folder: Path) -> bool:
     return any(has_images(folder, name) for name in class_folders(folder))
 
 
-def _check_alone(folder: Path, shards: Sequence[Path]) -> None:
-    """Archives that were unpacked and left lying hold the images a second time."""
-    if _holds_classes(folder):
+def _check_no_class_folders(folder: Path, shards: Sequence[Path]) -> None:
+    """Refuse archives beside class folders: unpacked archives that were not deleted contain the images twice."""
+    if _has_class_images(folder):
         raise UserError(
-            f"{folder}: holds both class folders and archives ({shards[0].name}); move one of the two elsewhere"
+            f"{folder}: contains both class folders and archives ({shards[0].name}); move one of the two elsewhere"
         )
 
 
@@ -132,19 +147,19 @@ def _open_tars(root: Path, tars: list[Path], classes: Sequence[str] | None) -> S
 
 
 def _first_names(tar: Path, count: int) -> list[str]:
-    with tar.open("rb") as file:
+    with open_user_file(tar, "a .tar file") as file:
         names = [member.name for member, _ in zip(members(file, tar), range(count), strict=False)]
     if not names:
-        raise UserError(f"{tar}: an empty archive")
+        raise UserError(f"{tar}: the archive is empty; download it again")
     return names
 
 
 def _check_not_splits(folder: Path) -> None:
-    """A folder of train/ and val/ would make two classes of them."""
+    """Refuse a folder that contains train/ and val/: they would become two classes."""
     found = class_folders(folder)
     splits = {"test", *_SPLIT_NAMES["train"], *_SPLIT_NAMES["val"]}
     if found and all(name.lower() in splits and class_folders(folder / name) for name in found):
         raise UserError(
-            f"{folder}: holds splits ({', '.join(found)}), not classes; give one of them, or use "
+            f"{folder}: contains splits ({', '.join(found)}), not classes; give one of them, or use "
             "`fastft convert imagenet`"
         )

@@ -1,7 +1,8 @@
-"""Images in folders: one folder per class, as torchvision's ImageFolder reads them, but for what is hidden."""
+"""Class folders as torchvision's ImageFolder reads them, except that hidden files and folders are ignored."""
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,26 +12,38 @@ import numpy as np
 
 from beton_tools.console import by_suffix
 from beton_tools.errors import UserError
+from beton_tools.image_formats import is_image_name
 from beton_tools.names import Names
-from beton_tools.sources.base import IMAGE_SUFFIXES, FileSource
+from beton_tools.sources.base import FileSource
 from beton_tools.sources.wnids import class_names_of
 
 
-def is_image_name(name: str) -> bool:
-    """False for hidden files too: macOS archives carry a `._x.JPEG` beside each `x.JPEG`."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-
-
 def class_folders(root: Path) -> tuple[str, ...]:
+    """Names of the folders in `root` that are not hidden, sorted."""
     with os.scandir(root) as entries:
-        return tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))
+        return tuple(sorted(e.name for e in entries if is_folder(e) and not e.name.startswith(".")))
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one. A link to itself is not: reading it as a file gives the error."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
 
 
 def folder_source(root: Path, classes: Sequence[str] | None = None) -> FileSource:
-    """`root/<class>/**/<image>`; classes in sorted order, images by path within a class.
+    """Images at `root/<class>/**/<image>`; classes in sorted order, images by path within a class.
 
-    classes: fixes the labels (a val folder must count as its train folder does). Raises UserError on a class
-    that is not among them, and when there is no image at all.
+    Args:
+        classes: class list that the labels index (for a val folder: the classes of train); None takes the folders.
+
+    A link to one of its parent folders is listed as an image that cannot be read.
+
+    Raises:
+        UserError: a class folder that is not in `classes`, or no image at all.
     """
     found = class_folders(root)
     classes = tuple(classes) if classes is not None else found
@@ -38,17 +51,19 @@ def folder_source(root: Path, classes: Sequence[str] | None = None) -> FileSourc
     unknown = [name for name in found if name not in label_of]
     if unknown:
         raise UserError(
-            f"{root}: class {unknown[0]!r} is not among the {len(classes)} training classes; remove it"
+            f"{root}: class {unknown[0]!r} is not one of the {len(classes)} training classes; remove it"
         )
     names: list[str] = []
     labels: list[int] = []
     left_out: Counter[str] = Counter()
     for name in found:
         files = sorted(_files_below(root, name))
-        images = [file for file in files if _is_image(file)]
+        images = [path for path, is_loop in files if is_loop or _is_image(path)]
         names += images
         labels += [label_of[name]] * len(images)
-        left_out.update(Path(file).suffix.lower() for file in files if not _is_image(file))
+        left_out.update(
+            Path(path).suffix.lower() for path, is_loop in files if not is_loop and not _is_image(path)
+        )
     if not names:
         others = f" (but {by_suffix(left_out)})" if left_out else ""
         raise UserError(
@@ -66,27 +81,32 @@ def folder_source(root: Path, classes: Sequence[str] | None = None) -> FileSourc
 
 
 def has_images(root: Path, folder: str) -> bool:
-    """Whether `root/folder` holds an image at any depth."""
-    return any(map(_is_image, _files_below(root, folder)))
+    """Whether `root/folder` contains an image at any depth."""
+    return any(_is_image(path) for path, _ in _files_below(root, folder))
 
 
 def _is_image(path: str) -> bool:
     return is_image_name(path.rpartition("/")[2])
 
 
-def _files_below(root: Path, folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Whatever is not hidden, such as .ipynb_checkpoints.
+def _files_below(root: Path, folder: str) -> Iterator[tuple[str, bool]]:
+    """(path below `root`, False) of each file in `folder` at any depth; (path, True) of each link to a parent folder.
 
-    above: real paths of the folders around it, to which a link in it would lead for ever.
+    Hidden files and folders, such as .ipynb_checkpoints, are left out.
     """
-    real = os.path.realpath(root / folder)
-    if real in above:
-        raise UserError(f"{root / folder}: a link to a folder around it; remove it")
-    with os.scandir(real) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _files_below(root, f"{folder}/{entry.name}", (*above, real))
-            else:
-                yield f"{folder}/{entry.name}"
+    real_root = os.path.realpath(root)
+    stack = [(folder, (*map(str, Path(real_root).parents), real_root))]
+    while stack:
+        folder, parents = stack.pop()
+        real = os.path.realpath(root / folder)
+        if real in parents:  # following the link would never end
+            yield folder, True
+            continue
+        with os.scandir(real) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if is_folder(entry):
+                    stack.append((f"{folder}/{entry.name}", (*parents, real)))
+                else:
+                    yield f"{folder}/{entry.name}", False

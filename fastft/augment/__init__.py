@@ -1,35 +1,58 @@
-"""Augmentation: a policy gives plans, a plan gives pixels. This list is what may be used from outside.
+"""Augmentation: a policy gives plans, a plan gives pixels. `__all__` is the public interface.
 
-Names are looked up when first used: compiled code and torch are loaded by what needs them only.
+Names are imported when first used, because some of their modules compile code or import torch.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_HOMES = {
+if TYPE_CHECKING:
+    from fastft.augment.cpu import CpuAugment as CpuAugment
+    from fastft.augment.cuda import CudaAugment as CudaAugment
+    from fastft.augment.describe import describe_policy as describe_policy
+    from fastft.augment.describe import describe_row as describe_row
+    from fastft.augment.describe import plan_to_json as plan_to_json
+    from fastft.augment.draw import draw_plan as draw_plan
+    from fastft.augment.draw import eval_plan as eval_plan
+    from fastft.augment.geometry import source_regions as source_regions
+    from fastft.augment.levels import level_argument as level_argument
+    from fastft.augment.mix import Mixer as Mixer
+    from fastft.augment.ops_image import apply_argument as apply_argument
+    from fastft.augment.ops_image import apply_op as apply_op
+    from fastft.augment.plan import PLAN_DTYPE as PLAN_DTYPE
+    from fastft.augment.policies import AugmentPolicy as AugmentPolicy
+    from fastft.augment.policies import parse_policy as parse_policy
+    from fastft.augment.resize import resized_crop as resized_crop
+
+    def source_region(
+        row: Any, size: int
+    ) -> tuple[int, int, int, int]: ...  # njit hides the types of geometry's
+
+
+_MODULES = {
     "AugmentPolicy": "policies",
-    "parse_policy": "policies",
-    "PLAN_DTYPE": "plan",
-    "draw_plan": "draw",
-    "eval_plan": "draw",
-    "source_region": "geometry",
-    "source_regions": "geometry",
-    "level_argument": "levels",
-    "apply_op": "ops_image",
-    "apply_argument": "ops_image",
-    "resized_crop": "resize",
     "CpuAugment": "cpu",
     "CudaAugment": "cuda",
     "Mixer": "mix",
+    "PLAN_DTYPE": "plan",
+    "apply_argument": "ops_image",
+    "apply_op": "ops_image",
     "describe_policy": "describe",
     "describe_row": "describe",
+    "draw_plan": "draw",
+    "eval_plan": "draw",
+    "level_argument": "levels",
+    "parse_policy": "policies",
     "plan_to_json": "describe",
+    "resized_crop": "resize",
+    "source_region": "geometry",
+    "source_regions": "geometry",
 }
 
-__all__ = [*_HOMES]
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

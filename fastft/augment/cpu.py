@@ -50,7 +50,7 @@ class Finish(NamedTuple):
 
 
 @njit(cache=True)
-def _run_ops(row, begin, end, image, other, size, fill, scratch):  # type: ignore[no-untyped-def]
+def _run_ops(row, begin, end, image, other, size, fill, scratch):
     """Ops begin..end-1 of the row, to and fro between `image` and `other`; returns where the result is.
 
     (Numba compiles a function anew for integers that it knows to be literal: pass none.)
@@ -64,7 +64,7 @@ def _run_ops(row, begin, end, image, other, size, fill, scratch):  # type: ignor
 
 
 @njit(cache=True)
-def _mix_chains(row, image, mixed, first, second, size, fill, scratch):  # type: ignore[no-untyped-def]
+def _mix_chains(row, image, mixed, first, second, size, fill, scratch):
     """AugMix as timm: float32 sum of the weighted chains, truncated to bytes, blended into `image`."""
     mixed[:] = 0
     for chain in range(MAX_CHAINS):
@@ -81,12 +81,12 @@ def _mix_chains(row, image, mixed, first, second, size, fill, scratch):  # type:
 
 
 @njit(cache=True)
-def _two(pair):  # type: ignore[no-untyped-def]
+def _two(pair):
     return np.int64(pair[0]), np.int64(pair[1])
 
 
 @njit(cache=True)
-def _four(box):  # type: ignore[no-untyped-def]
+def _four(box):
     return np.int64(box[0]), np.int64(box[1]), np.int64(box[2]), np.int64(box[3])
 
 
@@ -98,7 +98,7 @@ def image_scratch_size(height: int, width: int, size: int) -> int:
 
 
 @njit(cache=True)
-def augment_image(pixels, stride, region, row, finish, scratch, out):  # type: ignore[no-untyped-def]
+def augment_image(pixels, stride, region, row, finish, scratch, out):
     """Resize, flip, ops, normalise, erase: one image. The arguments: this module's docstring."""
     size, count = out.shape[0], out.size
     image, at = take(scratch, 0, count)
@@ -127,7 +127,7 @@ def augment_image(pixels, stride, region, row, finish, scratch, out):  # type: i
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def augment_batch(packed, offsets, plan, finish, scratch, out, status):  # type: ignore[no-untyped-def]
+def augment_batch(packed, offsets, plan, finish, scratch, out, status):
     """`augment_image` for every row of the plan, in parallel; region b begins at packed[offsets[b]]."""
     for b in prange(len(plan)):
         region = source_region(plan[b], out.shape[1])

@@ -23,12 +23,13 @@ from torch import Tensor
 
 from beton_tools.errors import UserError
 from fastft.augment.cpu import normalise_table
-from fastft.augment.cuda_compile import PLAN_ARRAY, uncontracted
+from fastft.augment.cuda_compile import PLAN_ARRAY, no_fma
 from fastft.augment.cuda_ops import AUGMIX_BUFFERS, OPS_THREADS, PLAIN_BUFFERS, ops_kernel
 from fastft.augment.cuda_resize import CHANNELS, INNER, OUTER, RESIZE_THREADS, resize_kernel
 from fastft.augment.erase import DTYPES, FLOAT32
 from fastft.augment.plan import PLAN_DTYPE
 from fastft.augment.policies import AugmentPolicy, AugMix
+from fastft.augment.rng import HALF_NORMAL
 
 RESIZE_SIGNATURE = (uint8[::1], int64[::1], PLAN_ARRAY, int64, uint8[:, ::1])
 RESIZE_BOUNDS = (RESIZE_THREADS[0] * RESIZE_THREADS[1], 2)  # threads of a block, blocks an SM shall hold
@@ -39,7 +40,7 @@ def ops_signature(dtype: int) -> tuple[Any, ...]:
     """Types of ``ops_kernel``'s arguments when it writes ``erase.DTYPES[dtype]``."""
     storage = float32 if dtype == FLOAT32 else uint16
     shared = (PLAN_ARRAY, int64, uint8[:, :, ::1], float32[:, ::1], uint8[::1])
-    return (*shared, storage[::1], int64, storage[:, ::1])
+    return (*shared, storage[::1], float32[::1], int64, storage[:, ::1])
 
 
 class CudaAugment:
@@ -57,8 +58,9 @@ class CudaAugment:
         table = normalise_table(policy.mean, policy.std, self.code)
         self.storage = table.dtype
         self.table = torch.from_numpy(table.view(np.uint8)).to(self.device)
+        self.quantiles = torch.from_numpy(HALF_NORMAL).to(self.device)
         self.fill = torch.tensor(policy.fill, dtype=torch.uint8, device=self.device)
-        with cuda.gpus[self.device.index], uncontracted():
+        with cuda.gpus[self.device.index], no_fma():
             self._resize = compiled(resize_kernel, RESIZE_SIGNATURE, RESIZE_BOUNDS)
             self._ops = compiled(ops_kernel, ops_signature(self.code), OPS_BOUNDS)
 
@@ -94,6 +96,7 @@ class CudaAugment:
                 device_array(mixed, np.float32, shape),
                 device_array(self.fill, np.uint8, (3,)),
                 device_array(self.table, self.storage, (len(self.table) // self.storage.itemsize,)),
+                device_array(self.quantiles, np.float32, HALF_NORMAL.shape),
                 self.code,
                 device_array(out, self.storage, (batch, length)),
             )
@@ -103,7 +106,7 @@ class CudaAugment:
 def compiled(kernel: Callable[..., None], signature: tuple[Any, ...], bounds: tuple[int, int]) -> Any:
     """The kernel, compiled for the current device: other argument types are then an error, not a compilation.
 
-    Without link-time optimisation, which would fuse the operations that ``uncontracted`` keeps apart.
+    Without link-time optimisation, which would fuse the operations that ``no_fma`` keeps apart.
     """
     dispatcher: Any = cuda.jit(kernel, lto=False, launch_bounds=bounds)
     dispatcher.compile(signature)

@@ -20,7 +20,7 @@ PLAN_ARRAY = from_dtype(PLAN_DTYPE)[::1]
 
 
 @contextmanager
-def uncontracted() -> Iterator[None]:
+def no_fma() -> Iterator[None]:
     """Within, kernels compile without fused multiply-add, so that every operation rounds as on the CPU.
 
     NVVM fuses by default and numba-cuda has no option that forbids it.
@@ -45,6 +45,6 @@ def compile_to_ptx(
     Numba asks the current device for its capability when a kernel calls an njit function: a stub answers.
     """
     device = SimpleNamespace(compute_capability=compute_capability)
-    with uncontracted(), mock.patch.object(numba.cuda.dispatcher, "get_current_device", lambda: device):
+    with no_fma(), mock.patch.object(numba.cuda.dispatcher, "get_current_device", lambda: device):
         ptx, _ = cuda.compile_ptx(kernel, signature, cc=compute_capability, launch_bounds=launch_bounds)
     return str(ptx)

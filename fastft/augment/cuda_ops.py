@@ -12,6 +12,7 @@ from fastft.augment.erase import erase_pixel
 from fastft.augment.ops import (
     AUTO_CONTRAST,
     BRIGHTNESS,
+    BYTE_VALUES,
     CONTRAST,
     EQUALIZE,
     INVERT,
@@ -37,11 +38,12 @@ from fastft.augment.ops_affine import (
     sample_bilinear,
     truncate,
 )
-from fastft.augment.ops_image import COLOR, GAUSSIAN_BLUR, GRAYSCALE, LEVELS, SHARPNESS, is_affine
-from fastft.augment.plan import CHAIN_DEPTH, MAX_CHAINS, MAX_ERASE, MAX_OPS, OP_ID
+from fastft.augment.ops_image import COLOR, GAUSSIAN_BLUR, GRAYSCALE, SHARPNESS, is_affine
+from fastft.augment.plan import CHAIN_DEPTH, MAX_CHAINS, MAX_OPS, OP_ID
+from fastft.constants import MAX_ERASE
 
 CHANNELS = 3
-ENTRIES = CHANNELS * LEVELS
+ENTRIES = CHANNELS * BYTE_VALUES
 COUNTS = ENTRIES + CHANNELS
 IDENTITY = OP_ID["Identity"]
 OPS_THREADS = (32, 12)  # x along a row of pixels, y over rows; more would not fit the registers of a V100
@@ -49,12 +51,12 @@ PLAIN_BUFFERS, AUGMIX_BUFFERS = 2, 3  # images of global memory per sample
 
 
 @cuda.jit(device=True)
-def _thread():  # type: ignore[no-untyped-def]
+def _thread():
     return cuda.threadIdx.y * cuda.blockDim.x + cuda.threadIdx.x
 
 
 @cuda.jit(device=True)
-def _threads():  # type: ignore[no-untyped-def]
+def _threads():
     return cuda.blockDim.x * cuda.blockDim.y
 
 
@@ -62,25 +64,25 @@ def _threads():  # type: ignore[no-untyped-def]
 
 
 @cuda.jit(device=True)
-def _count(source, counts):  # type: ignore[no-untyped-def]
+def _count(source, counts):
     """counts (3 x 256, flat) = histogram of each channel."""
     for i in range(_thread(), ENTRIES, _threads()):
         counts[i] = 0
     cuda.syncthreads()
     for i in range(CHANNELS * _thread(), source.size, CHANNELS * _threads()):
         for c in range(CHANNELS):
-            cuda.atomic.add(counts, c * LEVELS + int32(source[i + c]), 1)
+            cuda.atomic.add(counts, c * BYTE_VALUES + int32(source[i + c]), 1)
     cuda.syncthreads()
 
 
 @cuda.jit(device=True)
-def _equalize_tables(source, counts, tables):  # type: ignore[no-untyped-def]
+def _equalize_tables(source, counts, tables):
     """Per channel: the histogram becomes "pixels below", and the step takes the place of a 257th entry."""
     _count(source, counts)
     c = _thread()
     if c < CHANNELS:
         below, last = int32(0), int32(0)
-        for v in range(c * LEVELS, (c + 1) * LEVELS):
+        for v in range(c * BYTE_VALUES, (c + 1) * BYTE_VALUES):
             number = counts[v]
             last = number if number > 0 else last
             counts[v] = below
@@ -88,29 +90,29 @@ def _equalize_tables(source, counts, tables):  # type: ignore[no-untyped-def]
         counts[ENTRIES + c] = equalize_step(below, last)
     cuda.syncthreads()
     for i in range(_thread(), ENTRIES, _threads()):
-        tables[i] = equalize_entry(i % LEVELS, counts[i], counts[ENTRIES + i // LEVELS])
+        tables[i] = equalize_entry(i % BYTE_VALUES, counts[i], counts[ENTRIES + i // BYTE_VALUES])
 
 
 @cuda.jit(device=True)
-def _autocontrast_tables(source, counts, tables):  # type: ignore[no-untyped-def]
+def _autocontrast_tables(source, counts, tables):
     """Lowest and highest value per channel in counts[0:6], then the tables."""
     if _thread() < CHANNELS:
-        counts[_thread()], counts[CHANNELS + _thread()] = LEVELS - 1, 0
+        counts[_thread()], counts[CHANNELS + _thread()] = BYTE_VALUES - 1, 0
     cuda.syncthreads()
     for c in range(CHANNELS):
-        low, high = int32(LEVELS - 1), int32(0)
+        low, high = int32(BYTE_VALUES - 1), int32(0)
         for i in range(CHANNELS * _thread() + c, source.size, CHANNELS * _threads()):
             low, high = min(low, int32(source[i])), max(high, int32(source[i]))
         cuda.atomic.min(counts, c, low)
         cuda.atomic.max(counts, CHANNELS + c, high)
     cuda.syncthreads()
     for i in range(_thread(), ENTRIES, _threads()):
-        c = i // LEVELS
-        tables[i] = autocontrast_entry(i % LEVELS, counts[c], counts[CHANNELS + c])
+        c = i // BYTE_VALUES
+        tables[i] = autocontrast_entry(i % BYTE_VALUES, counts[c], counts[CHANNELS + c])
 
 
 @cuda.jit(device=True)
-def _contrast_tables(source, argument, counts, tables):  # type: ignore[no-untyped-def]
+def _contrast_tables(source, argument, counts, tables):
     """The sum of lumas (int32: images below 2,900 pixels square) in counts[0], then the tables."""
     if _thread() == 0:
         counts[0] = 0
@@ -122,22 +124,22 @@ def _contrast_tables(source, argument, counts, tables):  # type: ignore[no-untyp
     cuda.syncthreads()
     mean = contrast_mean(counts[0], source.size // CHANNELS)
     for i in range(_thread(), ENTRIES, _threads()):
-        tables[i] = contrast_entry(i % LEVELS, mean, argument)
+        tables[i] = contrast_entry(i % BYTE_VALUES, mean, argument)
 
 
 @cuda.jit(device=True)
-def _look_up(source, tables, target):  # type: ignore[no-untyped-def]
+def _look_up(source, tables, target):
     cuda.syncthreads()
     for i in range(CHANNELS * _thread(), source.size, CHANNELS * _threads()):
         for c in range(CHANNELS):
-            target[i + c] = tables[c * LEVELS + int32(source[i + c])]
+            target[i + c] = tables[c * BYTE_VALUES + int32(source[i + c])]
 
 
 # -- pixels --------------------------------------------------------------------------------------------------
 
 
 @cuda.jit(device=True)
-def _saturate(source, factor, target):  # type: ignore[no-untyped-def]
+def _saturate(source, factor, target):
     for i in range(CHANNELS * _thread(), source.size, CHANNELS * _threads()):
         grey = luma(source[i], source[i + 1], source[i + 2])
         for c in range(CHANNELS):
@@ -145,7 +147,7 @@ def _saturate(source, factor, target):  # type: ignore[no-untyped-def]
 
 
 @cuda.jit(device=True)
-def _sharpen(source, size, factor, target):  # type: ignore[no-untyped-def]
+def _sharpen(source, size, factor, target):
     pitch = CHANNELS * size
     for y in range(cuda.threadIdx.y, size, cuda.blockDim.y):
         border = y == 0 or y == size - 1
@@ -162,13 +164,13 @@ def _sharpen(source, size, factor, target):  # type: ignore[no-untyped-def]
 
 
 @cuda.jit(device=True)
-def _read(pixels, i):  # type: ignore[no-untyped-def]
+def _read(pixels, i):
     """A byte as float64. The unsigned index spares numba's test for a negative one."""
     return float64(pixels[uintp(i)])
 
 
 @cuda.jit(device=True)
-def _transform(source, size, matrix, fill, bicubic, target):  # type: ignore[no-untyped-def]
+def _transform(source, size, matrix, fill, bicubic, target):
     for i in range(cuda.threadIdx.y, size, cuda.blockDim.y):
         for j in range(cuda.threadIdx.x, size, cuda.blockDim.x):
             x, y = affine_source(matrix, i, j)
@@ -184,7 +186,7 @@ def _transform(source, size, matrix, fill, bicubic, target):  # type: ignore[no-
 
 
 @cuda.jit(device=True)
-def _box(source, size, step, across, weights, target):  # type: ignore[no-untyped-def]
+def _box(source, size, step, across, weights, target):
     """One box pass along the axis whose pixels lie `step` bytes apart, its lines `across` bytes; edges repeat."""
     reach, inner, edge = weights
     for y in range(cuda.threadIdx.y, size, cuda.blockDim.y):
@@ -201,7 +203,7 @@ def _box(source, size, step, across, weights, target):  # type: ignore[no-untype
 
 
 @cuda.jit(device=True)
-def _blur(source, size, sigma, target):  # type: ignore[no-untyped-def]
+def _blur(source, size, sigma, target):
     """Three box passes along rows and three along columns: an even number, so the result is in `source`."""
     if sigma == 0.0:
         return
@@ -218,7 +220,7 @@ def _blur(source, size, sigma, target):  # type: ignore[no-untyped-def]
 
 
 @cuda.jit(device=True)
-def _run_op(op, argument, source, target, size, fill, bicubic, counts, tables):  # type: ignore[no-untyped-def]
+def _run_op(op, argument, source, target, size, fill, bicubic, counts, tables):
     """One op on the whole image; returns whether the result is in `target` (else it is in `source`)."""
     if op == GAUSSIAN_BLUR:
         _blur(source, size, argument, target)
@@ -234,7 +236,7 @@ def _run_op(op, argument, source, target, size, fill, bicubic, counts, tables): 
         _look_up(source, tables, target)
     elif op in (INVERT, BRIGHTNESS) or POSTERIZE <= op <= SOLARIZE_ADD:
         for i in range(_thread(), ENTRIES, _threads()):
-            tables[i] = point_entry(op, i % LEVELS, argument)
+            tables[i] = point_entry(op, i % BYTE_VALUES, argument)
         _look_up(source, tables, target)
     elif is_affine(op):
         _transform(source, size, affine_matrix(op, argument, size, size), fill, bicubic, target)
@@ -247,7 +249,7 @@ def _run_op(op, argument, source, target, size, fill, bicubic, counts, tables): 
 
 
 @cuda.jit(device=True)
-def _run_ops(row, begin, end, image, other, size, fill, counts, tables):  # type: ignore[no-untyped-def]
+def _run_ops(row, begin, end, image, other, size, fill, counts, tables):
     """Ops begin..end-1 of the row; returns whether the result is in `other` (else it is in `image`)."""
     swapped, bicubic = False, row.bicubic != 0
     for k in range(begin, end):
@@ -260,7 +262,7 @@ def _run_ops(row, begin, end, image, other, size, fill, counts, tables):  # type
 
 
 @cuda.jit(device=True)
-def _has_chains(row):  # type: ignore[no-untyped-def]
+def _has_chains(row):
     total = float32(0.0)
     for chain in range(MAX_CHAINS):
         total += row.chain_weights[chain]
@@ -268,7 +270,7 @@ def _has_chains(row):  # type: ignore[no-untyped-def]
 
 
 @cuda.jit(device=True)
-def _run_chains(row, buffers, b, mixing, mixed, size, fill, counts, tables):  # type: ignore[no-untyped-def]
+def _run_chains(row, buffers, b, mixing, mixed, size, fill, counts, tables):
     """All ops of the row on buffers[0, b], or AugMix's chains on copies of it; returns where the result is.
 
     Of AugMix, `mixed` gets the float32 sum of the weighted chains.
@@ -293,12 +295,11 @@ def _run_chains(row, buffers, b, mixing, mixed, size, fill, counts, tables):  # 
             last = second if swapped else first
             for i in range(_thread(), image.size, _threads()):
                 mixed[i] += weight * float32(last[i])
-            cuda.syncthreads()
     return swapped
 
 
 @cuda.jit(device=True)
-def _blend_mixture(image, mixed, weight):  # type: ignore[no-untyped-def]
+def _blend_mixture(image, mixed, weight):
     """AugMix's last step: the sum of the chains, truncated to bytes, blended into the image."""
     for i in range(_thread(), image.size, _threads()):
         image[i] = blend(image[i], uint8(int32(min(mixed[i], float32(255.0)))), weight)
@@ -306,7 +307,7 @@ def _blend_mixture(image, mixed, weight):  # type: ignore[no-untyped-def]
 
 
 @cuda.jit(device=True)
-def _box_over(row, y, x):  # type: ignore[no-untyped-def]
+def _box_over(row, y, x):
     """The last erase box over an output pixel, or -1."""
     for k in range(MAX_ERASE):
         box = MAX_ERASE - 1 - k
@@ -317,24 +318,25 @@ def _box_over(row, y, x):  # type: ignore[no-untyped-def]
 
 
 @cuda.jit(device=True)
-def _finish(row, image, size, normalised, dtype, out):  # type: ignore[no-untyped-def]
+def _finish(row, image, size, normalised, quantiles, dtype, out):
     """out (flat) = the normalised image, its boxes erased."""
     for y in range(cuda.threadIdx.y, size, cuda.blockDim.y):
         for x in range(cuda.threadIdx.x, size, cuda.blockDim.x):
             pixel, box = y * size + x, _box_over(row, y, x)
             if box >= 0:
-                erase_pixel(row.noise_key, row.erase_mode, box, pixel, out, dtype)
+                erase_pixel(row.noise_key, row.erase_mode, box, pixel, quantiles, out, dtype)
             else:
                 for c in range(CHANNELS):
                     i = CHANNELS * pixel + c
-                    out[i] = normalised[c * LEVELS + int32(image[i])]
+                    out[i] = normalised[c * BYTE_VALUES + int32(image[i])]
 
 
-def ops_kernel(plan, size, buffers, mixed, fill, normalised, dtype, out):  # type: ignore[no-untyped-def]
+def ops_kernel(plan, size, buffers, mixed, fill, normalised, quantiles, dtype, out):
     """out[b] = row b's ops on buffers[0, b], normalised and erased. One block an image.
 
     buffers: (2, or 3 for AugMix, B, size*size*3) uint8. mixed: (B, size*size*3) float32 for AugMix, else (1, 1).
     fill: (3,) uint8. normalised: (768,) and out: (B, size*size*3) in the storage of dtype (erase.DTYPES).
+    quantiles: rng.HALF_NORMAL.
     """
     counts = cuda.shared.array(COUNTS, int32)
     tables = cuda.shared.array(ENTRIES, uint8)
@@ -344,4 +346,4 @@ def ops_kernel(plan, size, buffers, mixed, fill, normalised, dtype, out):  # typ
     swapped = _run_chains(row, buffers, b, mixing, mixture, size, fill, counts, tables)
     if mixing:
         _blend_mixture(buffers[0, b], mixture, row.blend)
-    _finish(row, buffers[1 if swapped and not mixing else 0, b], size, normalised, dtype, out[b])
+    _finish(row, buffers[1 if swapped and not mixing else 0, b], size, normalised, quantiles, dtype, out[b])

@@ -35,7 +35,7 @@ NOTES = 15
 
 
 @cuda.jit(device=True)
-def _take_notes(row, size, notes):  # type: ignore[no-untyped-def]
+def _take_notes(row, size, notes):
     """Order of the passes, byte steps along and across source lines, tap pitches, and the size of a tile."""
     y, x, _, width = source_region(row, size)
     down_first = vertical_first(row.crop[2], row.crop[3], row.resize[0], row.resize[1])
@@ -50,7 +50,7 @@ def _take_notes(row, size, notes):  # type: ignore[no-untyped-def]
 
 
 @cuda.jit(device=True)
-def _take_tile(tile, size, notes):  # type: ignore[no-untyped-def]
+def _take_tile(tile, size, notes):
     """Where tile number `tile` begins along both axes, and how many pixels it has."""
     tiles = (size + notes[WIDE] - 1) // notes[WIDE]
     notes[INNER_BEGIN], notes[OUTER_BEGIN] = tile % tiles * notes[WIDE], tile // tiles * notes[DEEP]
@@ -59,7 +59,7 @@ def _take_tile(tile, size, notes):  # type: ignore[no-untyped-def]
 
 
 @cuda.jit(device=True)
-def _prepare_taps(row, notes, taps):  # type: ignore[no-untyped-def]
+def _prepare_taps(row, notes, taps):
     """Taps of the tile's pixels along both axes; first source pixels count from the region's edge."""
     first, count, weights = taps
     thread = cuda.threadIdx.x + cuda.threadIdx.y * cuda.blockDim.x
@@ -76,7 +76,7 @@ def _prepare_taps(row, notes, taps):  # type: ignore[no-untyped-def]
 
 
 @cuda.jit(device=True)
-def _note_lines(taps, notes):  # type: ignore[no-untyped-def]
+def _note_lines(taps, notes):
     """The source lines under the tile's outer filters."""
     first, count, _ = taps
     begin, end = first[1, 0], first[1, 0] + count[1, 0]
@@ -86,7 +86,7 @@ def _note_lines(taps, notes):  # type: ignore[no-untyped-def]
 
 
 @cuda.jit(device=True)
-def _first_pass(packed, base, line, lines, notes, taps, middle):  # type: ignore[no-untyped-def]
+def _first_pass(packed, base, line, lines, notes, taps, middle):
     """middle[l, x] = byte x of the tile in source line `line + l`, weighted along the inner axis."""
     first, count, weights = taps
     x, along = cuda.threadIdx.x, notes[ALONG]
@@ -100,7 +100,7 @@ def _first_pass(packed, base, line, lines, notes, taps, middle):  # type: ignore
 
 
 @cuda.jit(device=True)
-def _second_pass(middle, line, lines, notes, taps, sums):  # type: ignore[no-untyped-def]
+def _second_pass(middle, line, lines, notes, taps, sums):
     """Adds the lines' share to the sums of every outer pixel whose filter they lie under."""
     first, count, weights = taps
     x = cuda.threadIdx.x
@@ -115,7 +115,7 @@ def _second_pass(middle, line, lines, notes, taps, sums):  # type: ignore[no-unt
 
 
 @cuda.jit(device=True)
-def _store_tile(sums, row, size, notes, image):  # type: ignore[no-untyped-def]
+def _store_tile(sums, row, size, notes, image):
     """Clipped bytes of the tile into the image (flat), mirrored if asked."""
     x = cuda.threadIdx.x
     if x < CHANNELS * notes[PIXELS]:
@@ -128,7 +128,7 @@ def _store_tile(sums, row, size, notes, image):  # type: ignore[no-untyped-def]
             image[(line * size + column) * CHANNELS + channel] = byte
 
 
-def resize_kernel(packed, offsets, plan, size, images):  # type: ignore[no-untyped-def]
+def resize_kernel(packed, offsets, plan, size, images):
     """images[b] = the resized, windowed, mirrored region of row b. Blocks: x over tiles, y over images.
 
     packed: uint8, region b (geometry.source_region) at offsets[b] (int64). images: (B, size * size * 3) uint8.

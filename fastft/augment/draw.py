@@ -15,8 +15,8 @@ from numba import njit
 
 from beton_tools.errors import UserError
 from fastft.augment.geometry import resized_shape
-from fastft.augment.levels import LEVELS, argument, op_of
-from fastft.augment.plan import CHAIN_DEPTH, ERASE_MODES, MAX_OPS, OP_ID, PLAN_DTYPE
+from fastft.augment.levels import TIMM_OPS, argument, op_of
+from fastft.augment.plan import CHAIN_DEPTH, MAX_OPS, OP_ID, PLAN_DTYPE
 from fastft.augment.policies import AugmentPolicy, AugMix, RandAugment, ThreeAugment
 from fastft.augment.rng import (
     GAMMA_COUNTERS,
@@ -30,6 +30,7 @@ from fastft.augment.rng import (
     philox,
     unit,
 )
+from fastft.constants import ERASE_MODES
 
 ATTEMPTS = 10  # of timm's random resized crop and of its random erasing
 ERASE_AREA = (0.02, 1 / 3)  # timm's RandomErasing: share of the output, all boxes together
@@ -152,7 +153,7 @@ def _parameters(policy: AugmentPolicy) -> Parameters:
         if recipe is None
         else {RandAugment: RAND, AugMix: AUGMIX, ThreeAugment: THREE}[type(recipe)],
         ops=np.array([op_of(name) for name in names], np.uint8),
-        rules=np.array([LEVELS[name][1] for name in names], np.uint8),
+        rules=np.array([TIMM_OPS[name][1] for name in names], np.uint8),
         weights=np.array(rand.weights, np.float64),
         replacement=rand.replacement,
         magnitude=float(magnitudes.magnitude),
@@ -180,7 +181,7 @@ def _parameters(policy: AugmentPolicy) -> Parameters:
 
 
 @njit(cache=True)
-def _draw_rows(p, seed, epoch, samples, heights, widths, size, plan):  # type: ignore[no-untyped-def]
+def _draw_rows(p, seed, epoch, samples, heights, widths, size, plan):
     for i in range(len(samples)):
         row = plan[i]
         sample = np.uint64(samples[i])
@@ -208,17 +209,17 @@ def _draw_rows(p, seed, epoch, samples, heights, widths, size, plan):  # type: i
 
 
 @njit(cache=True)
-def _words(who, draw):  # type: ignore[no-untyped-def]
+def _words(who, draw):
     return philox(who[0], draw, who[1], who[2], who[3])
 
 
 @njit(cache=True)
-def _set_box(box, y, x, h, w):  # type: ignore[no-untyped-def]
+def _set_box(box, y, x, h, w):
     box[0], box[1], box[2], box[3] = y, x, h, w
 
 
 @njit(cache=True)
-def _draw_resized_crop(p, who, height, width, row):  # type: ignore[no-untyped-def]
+def _draw_resized_crop(p, who, height, width, row):
     """timm's RandomResizedCropAndInterpolation; the centre, clamped to the aspect range, when no try fits."""
     for attempt in range(ATTEMPTS):
         area, aspect, top, left = _words(who, CROP + attempt)
@@ -238,7 +239,7 @@ def _draw_resized_crop(p, who, height, width, row):  # type: ignore[no-untyped-d
 
 
 @njit(cache=True)
-def _draw_simple_crop(who, height, width, size, row):  # type: ignore[no-untyped-def]
+def _draw_simple_crop(who, height, width, size, row):
     """DeiT III: short side to `size`, padded by reflection, and a random window of size x size."""
     h, w = resized_shape(height, width, size)
     _, _, top, left = _words(who, CROP)
@@ -249,7 +250,7 @@ def _draw_simple_crop(who, height, width, size, row):  # type: ignore[no-untyped
 
 
 @njit(cache=True)
-def _draw_rand(p, who, size, row):  # type: ignore[no-untyped-def]
+def _draw_rand(p, who, size, row):
     """timm's RandAugment: which op and, for each alone, whether; Identity where it is not applied."""
     taken = 0
     for k in range(p.layers):
@@ -264,7 +265,7 @@ def _draw_rand(p, who, size, row):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _weighted(weights, word, taken):  # type: ignore[no-untyped-def]
+def _weighted(weights, word, taken):
     """Index with probability proportional to its weight among those not in the bit set `taken`."""
     left = 0.0
     for i in range(len(weights)):
@@ -282,7 +283,7 @@ def _weighted(weights, word, taken):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _set_op(p, who, draw, slot, i, sign, size, row):  # type: ignore[no-untyped-def]
+def _set_op(p, who, draw, slot, i, sign, size, row):
     """Op i of the policy into a slot, at a magnitude of its own."""
     magnitude = p.magnitude
     if p.magnitude_std > 0.0:
@@ -297,7 +298,7 @@ def _set_op(p, who, draw, slot, i, sign, size, row):  # type: ignore[no-untyped-
 
 
 @njit(cache=True)
-def _draw_augmix(p, who, size, row):  # type: ignore[no-untyped-def]
+def _draw_augmix(p, who, size, row):
     """timm's AugMix: Dirichlet weights over chains of ops, all applied, and a Beta weight of the mixture."""
     total = 0.0
     for chain in range(p.width):
@@ -331,7 +332,7 @@ JITTER_ORDERS = np.array(
 
 
 @njit(cache=True)
-def _draw_three(p, who, row):  # type: ignore[no-untyped-def]
+def _draw_three(p, who, row):
     """DeiT III's 3-Augment: one of grayscale, solarise and blur, then torchvision's colour jitter."""
     which, radius, _, _ = _words(who, OP)
     choice = below(which, 3)
@@ -351,7 +352,7 @@ def _draw_three(p, who, row):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _draw_boxes(who, boxes, size, row):  # type: ignore[no-untyped-def]
+def _draw_boxes(who, boxes, size, row):
     """timm's RandomErasing: `boxes` boxes that share the area; one that never fits is left out."""
     for box in range(boxes):
         for attempt in range(ATTEMPTS):
@@ -366,7 +367,7 @@ def _draw_boxes(who, boxes, size, row):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _fill_centre_windows(plan, short_side, size):  # type: ignore[no-untyped-def]
+def _fill_centre_windows(plan, short_side, size):
     for i in range(len(plan)):
         row = plan[i]
         h, w = resized_shape(row.crop[2], row.crop[3], short_side)

@@ -3,8 +3,8 @@
 import numpy as np
 from numba import njit
 
-from fastft.augment.plan import ERASE_MODES, MAX_ERASE
-from fastft.augment.rng import noise_rgb
+from fastft.augment.rng import HALF_NORMAL, noise_rgb
+from fastft.constants import ERASE_MODES, MAX_ERASE
 
 FLOAT32, FLOAT16, BFLOAT16 = range(3)  # an output stores float32, or uint16 bits of the other two
 DTYPES = ("float32", "float16", "bfloat16")
@@ -13,14 +13,14 @@ CONST, RAND = ERASE_MODES.index("const"), ERASE_MODES.index("rand")
 
 
 @njit(cache=True)
-def bfloat16_bits(value):  # type: ignore[no-untyped-def]
+def bfloat16_bits(value):
     """float32 -> bfloat16, to nearest even."""
     bits = np.float32(value).view(np.uint32)
     return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
 
 @njit(cache=True)
-def float16_bits(value):  # type: ignore[no-untyped-def]
+def float16_bits(value):
     """float32 within float16's range -> float16, to nearest even."""
     bits = np.float32(value).view(np.uint32)
     sign = (bits >> np.uint32(16)) & np.uint32(0x8000)
@@ -33,7 +33,7 @@ def float16_bits(value):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def store(out, i, value, dtype):  # type: ignore[no-untyped-def]
+def store(out, i, value, dtype):
     """out[i] = value (float32) as `dtype`."""
     if dtype == FLOAT32:
         out[i] = value
@@ -44,23 +44,23 @@ def store(out, i, value, dtype):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def erase_pixel(noise_key, mode, box, pixel, out, dtype):  # type: ignore[no-untyped-def]
+def erase_pixel(noise_key, mode, box, pixel, quantiles, out, dtype):
     """One erased output pixel (`pixel` = y*size + x) of box number `box`: 0, the box's noise or its own."""
     i = 3 * pixel
     if mode == CONST:
         red = green = blue = np.float32(0.0)
     else:
-        red, green, blue = noise_rgb(noise_key, box if mode == RAND else pixel)
+        red, green, blue = noise_rgb(noise_key, box if mode == RAND else pixel, quantiles)
     store(out, i, red, dtype)
     store(out, i + 1, green, dtype)
     store(out, i + 2, blue, dtype)
 
 
 @njit(cache=True)
-def erase(row, size, out, dtype):  # type: ignore[no-untyped-def]
+def erase(row, size, out, dtype):
     """All boxes of a plan row, in their order. out: flat, size*size*3, normalised."""
     for box in range(MAX_ERASE):
         top, left, height, width = row.erase[box]
         for y in range(top, top + height):
             for x in range(left, left + width):
-                erase_pixel(row.noise_key, row.erase_mode, box, y * size + x, out, dtype)
+                erase_pixel(row.noise_key, row.erase_mode, box, y * size + x, HALF_NORMAL, out, dtype)

@@ -9,7 +9,7 @@ from fastft.augment.resize import filter_support
 
 
 @njit(cache=True)
-def resized_shape(height, width, short_side):  # type: ignore[no-untyped-def]
+def resized_shape(height, width, short_side):
     """(h, w) with the shorter side `short_side` and the longer truncated, as torchvision's Resize."""
     if height <= width:
         return short_side, int(short_side * width / height)
@@ -17,7 +17,7 @@ def resized_shape(height, width, short_side):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _touched(window, size, resized):  # type: ignore[no-untyped-def]
+def _touched(window, size, resized):
     """First and last pixel of the resized axis that a window of `size` shows, reflections included."""
     low, high = window, window + size - 1
     first, last = max(low, 0), min(high, resized - 1)
@@ -29,7 +29,7 @@ def _touched(window, size, resized):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _axis_region(crop, resized, window, size, bicubic):  # type: ignore[no-untyped-def]
+def _axis_region(crop, resized, window, size, bicubic):
     """(begin, end) of the crop's pixels under the filter taps of what the window shows."""
     first, last = _touched(window, size, resized)
     scale = crop / resized
@@ -40,7 +40,7 @@ def _axis_region(crop, resized, window, size, bicubic):  # type: ignore[no-untyp
 
 
 @njit(cache=True)
-def source_region(row, size):  # type: ignore[no-untyped-def]
+def source_region(row, size):
     """(y, x, h, w) of the source pixels that a plan row's output of size x size touches; inside its crop."""
     y0, y1 = _axis_region(row.crop[2], row.resize[0], row.window[0], size, row.bicubic)
     x0, x1 = _axis_region(row.crop[3], row.resize[1], row.window[1], size, row.bicubic)
@@ -48,7 +48,7 @@ def source_region(row, size):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _fill_regions(plan, size, regions):  # type: ignore[no-untyped-def]
+def _fill_regions(plan, size, regions):
     for i in range(len(plan)):
         y, x, h, w = source_region(plan[i], size)
         regions[i, 0], regions[i, 1], regions[i, 2], regions[i, 3] = y, x, h, w

@@ -34,7 +34,7 @@ DENOMINATOR = 10.0  # magnitudes are tenths of the full effect
 ) = range(16)
 
 # timm's name -> (name in plan.OPS, rule that turns a magnitude into the op's argument)
-LEVELS = {
+TIMM_OPS = {
     "AutoContrast": ("AutoContrast", NO_ARGUMENT),
     "Equalize": ("Equalize", NO_ARGUMENT),
     "Invert": ("Invert", NO_ARGUMENT),
@@ -66,16 +66,16 @@ LEVELS = {
 
 def op_of(name: str) -> int:
     """Position in ``plan.OPS`` of the op that timm calls ``name``."""
-    return OP_ID[LEVELS[name][0]]
+    return OP_ID[TIMM_OPS[name][0]]
 
 
 @njit(cache=True)
-def _clamp(value, low, high):  # type: ignore[no-untyped-def]
+def _clamp(value, low, high):
     return max(low, min(high, value))
 
 
 @njit(cache=True)
-def argument(rule, magnitude, sign, height, width):  # type: ignore[no-untyped-def]
+def argument(rule, magnitude, sign, height, width):
     """Argument (float64) of an op at ``magnitude`` >= 0; ``sign`` is +1 or -1, where timm negates at random.
 
     The height and width of the image count for translations only.
@@ -125,7 +125,7 @@ def level_argument(
     """
     if sign not in (1, -1) or not magnitude >= 0:
         raise UserError(f"magnitude {magnitude} with sign {sign}: give a magnitude >= 0 and the sign 1 or -1")
-    if name not in LEVELS and name not in OP_ID:
-        raise UserError(f"unknown op {name!r}: use one of {', '.join(sorted({*LEVELS, *OP_ID}))}")
-    op, rule = LEVELS.get(name, (name, NO_ARGUMENT))
+    if name not in TIMM_OPS and name not in OP_ID:
+        raise UserError(f"unknown op {name!r}: use one of {', '.join(sorted({*TIMM_OPS, *OP_ID}))}")
+    op, rule = TIMM_OPS.get(name, (name, NO_ARGUMENT))
     return OP_ID[op], float(argument(rule, float(magnitude), float(sign), height, width))

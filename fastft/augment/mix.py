@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from beton_tools.errors import UserError
-from fastft.augment.rng import GAMMA_COUNTERS, below, beta, philox, unit
+from fastft.augment.rng import GAMMA_COUNTERS, MIX_STREAM, below, beta, philox, unit
 
 BLOCK = 256
-DOMAIN = 1 << 31  # in counter word 3, where plans have the upper half of a sample id below 2^63
 DECIDE, MIXUP_BETA, CUTMIX_BETA = 0, GAMMA_COUNTERS, 4 * GAMMA_COUNTERS
 
 
@@ -77,7 +76,7 @@ class Mixer:
 
     def draw(self, epoch: int, step: int, block: int, height: int, width: int) -> Mix:
         """What happens to block number ``block`` of a step's global batch."""
-        key, where = np.uint64(self.seed), (epoch, step, DOMAIN | block)
+        key, where = np.uint64(self.seed), (epoch, step, MIX_STREAM | block)
         whether, which, top, left = philox(key, DECIDE, *where)
         if unit(whether) >= self.prob:
             return NOT_MIXED

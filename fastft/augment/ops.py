@@ -19,25 +19,26 @@ AUTO_CONTRAST, EQUALIZE, INVERT = OP_ID["AutoContrast"], OP_ID["Equalize"], OP_I
 POSTERIZE, SOLARIZE, SOLARIZE_ADD = OP_ID["Posterize"], OP_ID["Solarize"], OP_ID["SolarizeAdd"]
 CONTRAST, BRIGHTNESS = OP_ID["Contrast"], OP_ID["Brightness"]
 
+BYTE_VALUES = 256
 SOLARIZE_ADD_BELOW = 128  # timm's threshold
 BLUR_PASSES = 3  # box passes per direction in Pillow's GaussianBlur
 BOX_ONE = 1 << 24  # fixed-point 1 of Pillow's box blur
 
 
 @njit(cache=True)
-def clip_byte(value):  # type: ignore[no-untyped-def]
+def clip_byte(value):
     """float32 -> uint8: clipped, then truncated as C does."""
     return np.uint8(np.int32(min(max(value, np.float32(0.0)), np.float32(255.0))))
 
 
 @njit(cache=True)
-def blend(a, b, factor):  # type: ignore[no-untyped-def]
+def blend(a, b, factor):
     """Pillow's Image.blend of two bytes: a at factor 0, b at 1, beyond outside; float32, truncated."""
     return clip_byte(np.float32(a) + factor * np.float32(np.int32(b) - np.int32(a)))
 
 
 @njit(cache=True)
-def luma(red, green, blue):  # type: ignore[no-untyped-def]
+def luma(red, green, blue):
     """Pillow's conversion to "L": ITU-R 601-2 in 16-bit fixed point."""
     return (np.int32(red) * 19595 + np.int32(green) * 38470 + np.int32(blue) * 7471 + 0x8000) >> 16
 
@@ -46,7 +47,7 @@ def luma(red, green, blue):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def point_entry(op, value, argument):  # type: ignore[no-untyped-def]
+def point_entry(op, value, argument):
     """Entry `value` of the ops whose table depends on the argument alone."""
     if op == INVERT:
         return np.uint8(255 - value)
@@ -60,7 +61,7 @@ def point_entry(op, value, argument):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def autocontrast_entry(value, low, high):  # type: ignore[no-untyped-def]
+def autocontrast_entry(value, low, high):
     """Entry of a channel whose least and greatest values are `low` and `high`."""
     if high <= low:
         return np.uint8(value)
@@ -69,25 +70,25 @@ def autocontrast_entry(value, low, high):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def equalize_step(total, last):  # type: ignore[no-untyped-def]
+def equalize_step(total, last):
     """Pixels per output level: `total` in the channel, `last` at its greatest value. 0: leave it as it is."""
     return (total - last) // 255
 
 
 @njit(cache=True)
-def equalize_entry(value, below, step):  # type: ignore[no-untyped-def]
+def equalize_entry(value, below, step):
     """Entry of a channel where `below` pixels are less than `value`."""
     return np.uint8(min((step // 2 + below) // step, 255)) if step > 0 else np.uint8(value)
 
 
 @njit(cache=True)
-def contrast_entry(value, mean, argument):  # type: ignore[no-untyped-def]
+def contrast_entry(value, mean, argument):
     """Entry for an image whose mean luma, rounded by `contrast_mean`, is `mean`."""
     return blend(mean, value, np.float32(argument))
 
 
 @njit(cache=True)
-def contrast_mean(luma_sum, pixels):  # type: ignore[no-untyped-def]
+def contrast_mean(luma_sum, pixels):
     return np.int32(luma_sum / pixels + 0.5)
 
 
@@ -95,7 +96,7 @@ def contrast_mean(luma_sum, pixels):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def smooth(box_sum, centre):  # type: ignore[no-untyped-def]
+def smooth(box_sum, centre):
     """Pillow's SMOOTH filter, weights 1 round a 5, over 13, rounded; `box_sum` is of all nine pixels.
 
     In integers: the float32 error of Pillow's sum never reaches the nearest tie, 1/26 away.
@@ -104,7 +105,7 @@ def smooth(box_sum, centre):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def box_weights(sigma):  # type: ignore[no-untyped-def]
+def box_weights(sigma):
     """(radius, inner weight, edge weight) of the box that Pillow repeats three times for a Gaussian blur.
 
     The extended box filter of Gwosdek et al. (2011), equations 7, 11 and 14; float32 as in Pillow.
@@ -124,6 +125,6 @@ def box_weights(sigma):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def box_byte(inner_sum, edge_sum, inner, edge):  # type: ignore[no-untyped-def]
+def box_byte(inner_sum, edge_sum, inner, edge):
     """One byte of a box blur: the sum within the radius and of the two pixels just beyond (uint32)."""
     return np.uint8((inner_sum * inner + edge_sum * edge + np.uint32(BOX_ONE >> 1)) >> np.uint32(24))

@@ -18,7 +18,7 @@ DECIMALS = 1e15  # Pillow rounds the sine and cosine of a rotation to 15 decimal
 
 
 @njit(cache=True)
-def affine_matrix(op, argument, height, width):  # type: ignore[no-untyped-def]
+def affine_matrix(op, argument, height, width):
     """(a, b, c, d, e, f): output pixel centre (x, y) shows the source at (ax + by + c, dx + ey + f)."""
     if op == ROTATE:
         angle = -math.radians(argument % 360.0)
@@ -36,30 +36,30 @@ def affine_matrix(op, argument, height, width):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def read_byte(pixels, i):  # type: ignore[no-untyped-def]
+def read_byte(pixels, i):
     """One channel of a pixel as float64: the `read` of a kernel. The CPU reads a whole pixel (load_pixel)."""
     return np.float64(pixels[i])
 
 
 @njit(cache=True)
-def truncate(value):  # type: ignore[no-untyped-def]
+def truncate(value):
     """float64 -> uint8: clipped, then truncated as C does."""
     return np.uint8(np.int32(min(max(value, 0.0), 255.0)))
 
 
 @njit(cache=True)
-def cubic(a, b, c, d, t):  # type: ignore[no-untyped-def]
+def cubic(a, b, c, d, t):
     """Cubic through four neighbours at t in [0, 1) between b and c (a = -1, as Pillow's transform)."""
     return b + t * ((c - a) + t * ((2.0 * (a - b) + c - d) + t * (b - a - c + d)))
 
 
 @njit(cache=True)
-def _clamp(i, size):  # type: ignore[no-untyped-def]
+def _clamp(i, size):
     return min(max(i, 0), size - 1)
 
 
 @njit
-def _cubic_row(read, pixels, row, x0, x1, x2, x3, t):  # type: ignore[no-untyped-def]
+def _cubic_row(read, pixels, row, x0, x1, x2, x3, t):
     if t == 0.0:
         return read(pixels, row + x1)
     left, right = read(pixels, row + x0), read(pixels, row + x3)
@@ -67,7 +67,7 @@ def _cubic_row(read, pixels, row, x0, x1, x2, x3, t):  # type: ignore[no-untyped
 
 
 @njit
-def sample_bicubic(read, pixels, height, width, x, y, channel):  # type: ignore[no-untyped-def]
+def sample_bicubic(read, pixels, height, width, x, y, channel):
     """The image (flat uint8) at (x, y) inside it. Pixels centre on halves; edges repeat.
 
     A coordinate on a pixel centre (all of y in ShearX and TranslateX) needs one row or column of the 4 x 4.
@@ -88,7 +88,7 @@ def sample_bicubic(read, pixels, height, width, x, y, channel):  # type: ignore[
 
 
 @njit
-def sample_bilinear(read, pixels, height, width, x, y, channel):  # type: ignore[no-untyped-def]
+def sample_bilinear(read, pixels, height, width, x, y, channel):
     """As `sample_bicubic`, over 2 x 2 pixels."""
     x, y = x - 0.5, y - 0.5
     column, line = np.int64(math.floor(x)), np.int64(math.floor(y))  # CUDA's floor gives a float
@@ -102,7 +102,7 @@ def sample_bilinear(read, pixels, height, width, x, y, channel):  # type: ignore
 
 
 @njit(cache=True)
-def affine_source(matrix, i, j):  # type: ignore[no-untyped-def]
+def affine_source(matrix, i, j):
     """(x, y) in the source of the centre of output row i, column j."""
     a, b, c, d, e, f = matrix
     x, y = j + 0.5, i + 0.5
@@ -110,6 +110,6 @@ def affine_source(matrix, i, j):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def inside(x, y, height, width):  # type: ignore[no-untyped-def]
+def inside(x, y, height, width):
     """Whether (x, y) shows the image and not the fill colour."""
     return 0.0 <= x < width and 0.0 <= y < height

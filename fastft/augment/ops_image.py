@@ -9,11 +9,11 @@ import numpy as np
 from numba import njit
 
 from beton_tools.errors import UserError
-from fastft.augment.lanes import load_pixel, store_pixel
 from fastft.augment.levels import level_argument
 from fastft.augment.ops import (
     AUTO_CONTRAST,
     BRIGHTNESS,
+    BYTE_VALUES,
     CONTRAST,
     EQUALIZE,
     INVERT,
@@ -43,29 +43,29 @@ from fastft.augment.ops_affine import (
 )
 from fastft.augment.plan import OP_ID, OPS
 from fastft.augment.resize import take
+from fastft.augment.simd import load_pixel, store_pixel
 
 COLOR, SHARPNESS = OP_ID["Color"], OP_ID["Sharpness"]
 GRAYSCALE, GAUSSIAN_BLUR = OP_ID["Grayscale"], OP_ID["GaussianBlur"]
-LEVELS = 256
 TILE = 16  # pixels: a tile of 16 x 16 touches 16 cache lines on either side
 ONE, TWO = np.uintp(1), np.uintp(2)  # unsigned indices: no test for Python's negative ones, vector code
 CLIP_FILL = (123, 117, 104)  # 255 x CLIP's mean, rounded: timm's fill for what geometric ops uncover
 
 
 @njit(cache=True)
-def _row(image, y, pitch):  # type: ignore[no-untyped-def]
+def _row(image, y, pitch):
     return image[y * pitch : (y + 1) * pitch]
 
 
 @njit(cache=True)
-def _point(op, argument, source, target):  # type: ignore[no-untyped-def]
+def _point(op, argument, source, target):
     """Ops that know their argument alone. Computed: vector code does that faster than looking up."""
     for i in range(source.size):
         target[i] = point_entry(op, source[i], argument)
 
 
 @njit(cache=True)
-def _contrast(argument, source, target):  # type: ignore[no-untyped-def]
+def _contrast(argument, source, target):
     total = 0
     for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
         total += luma(source[i], source[i + ONE], source[i + TWO])
@@ -75,30 +75,34 @@ def _contrast(argument, source, target):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _equalize_channel(histogram, table):  # type: ignore[no-untyped-def]
+def _equalize_channel(histogram, table):
     last = 0
-    for v in range(LEVELS):
+    for v in range(BYTE_VALUES):
         last = histogram[v] if histogram[v] > 0 else last
     step, below = equalize_step(histogram.sum(), last), 0
-    for v in range(LEVELS):
+    for v in range(BYTE_VALUES):
         table[v] = equalize_entry(v, below, step)
         below += histogram[v]
 
 
 @njit(cache=True)
-def _equalize_tables(source, histogram, tables):  # type: ignore[no-untyped-def]
+def _equalize_tables(source, histogram, tables):
     histogram[:] = 0
-    red, green, blue = _row(histogram, 0, LEVELS), _row(histogram, 1, LEVELS), _row(histogram, 2, LEVELS)
+    red, green, blue = (
+        _row(histogram, 0, BYTE_VALUES),
+        _row(histogram, 1, BYTE_VALUES),
+        _row(histogram, 2, BYTE_VALUES),
+    )
     for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
         red[source[i]] += 1
         green[source[i + ONE]] += 1
         blue[source[i + TWO]] += 1
     for c in range(3):
-        _equalize_channel(_row(histogram, c, LEVELS), _row(tables, c, LEVELS))
+        _equalize_channel(_row(histogram, c, BYTE_VALUES), _row(tables, c, BYTE_VALUES))
 
 
 @njit(cache=True)
-def _autocontrast_tables(source, tables):  # type: ignore[no-untyped-def]
+def _autocontrast_tables(source, tables):
     low_r = low_g = low_b = np.uint8(255)
     high_r = high_g = high_b = np.uint8(0)
     for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
@@ -106,14 +110,18 @@ def _autocontrast_tables(source, tables):  # type: ignore[no-untyped-def]
         low_r, low_g, low_b = min(low_r, r), min(low_g, g), min(low_b, b)
         high_r, high_g, high_b = max(high_r, r), max(high_g, g), max(high_b, b)
     for c, low, high in ((0, low_r, high_r), (1, low_g, high_g), (2, low_b, high_b)):
-        for v in range(LEVELS):
-            tables[c * LEVELS + v] = autocontrast_entry(v, np.int32(low), np.int32(high))
+        for v in range(BYTE_VALUES):
+            tables[c * BYTE_VALUES + v] = autocontrast_entry(v, np.int32(low), np.int32(high))
 
 
 @njit(cache=True)
-def look_up(source, tables, target):  # type: ignore[no-untyped-def]
+def look_up(source, tables, target):
     """target = each byte's entry in its channel's part of `tables` (3 x 256, flat, any dtype)."""
-    red, green, blue = _row(tables, 0, LEVELS), _row(tables, 1, LEVELS), _row(tables, 2, LEVELS)
+    red, green, blue = (
+        _row(tables, 0, BYTE_VALUES),
+        _row(tables, 1, BYTE_VALUES),
+        _row(tables, 2, BYTE_VALUES),
+    )
     for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
         target[i], target[i + ONE], target[i + TWO] = (
             red[source[i]],
@@ -123,7 +131,7 @@ def look_up(source, tables, target):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _saturate(source, factor, target):  # type: ignore[no-untyped-def]
+def _saturate(source, factor, target):
     """Color and, at factor 0, Grayscale: blend of the pixel's luma and the pixel."""
     for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
         grey = luma(source[i], source[i + ONE], source[i + TWO])
@@ -133,7 +141,7 @@ def _saturate(source, factor, target):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _sharpen(source, height, width, factor, target):  # type: ignore[no-untyped-def]
+def _sharpen(source, height, width, factor, target):
     """Blend of the smoothed image, its border copied, and the image."""
     pitch = 3 * width
     target[:] = source
@@ -148,7 +156,7 @@ def _sharpen(source, height, width, factor, target):  # type: ignore[no-untyped-
 
 
 @njit(cache=True)
-def _transform(source, height, width, matrix, fill, bicubic, target):  # type: ignore[no-untyped-def]
+def _transform(source, height, width, matrix, fill, bicubic, target):
     for i in range(height):
         for j in range(width):
             x, y = affine_source(matrix, i, j)
@@ -162,13 +170,13 @@ def _transform(source, height, width, matrix, fill, bicubic, target):  # type: i
 
 
 @njit(cache=True)
-def _box_combine(first, last, sums, inner, edge, out):  # type: ignore[no-untyped-def]
+def _box_combine(first, last, sums, inner, edge, out):
     for i in range(out.size):
         out[i] = box_byte(sums[i], np.uint32(first[i]) + np.uint32(last[i]), inner, edge)
 
 
 @njit(cache=True)
-def _box_vertical(source, height, width, weights, sums, target):  # type: ignore[no-untyped-def]
+def _box_vertical(source, height, width, weights, sums, target):
     reach, inner, edge = weights
     pitch, bottom = 3 * width, height - 1
     for y in range(height):
@@ -183,7 +191,7 @@ def _box_vertical(source, height, width, weights, sums, target):  # type: ignore
 
 
 @njit(cache=True)
-def _transpose(source, height, width, target):  # type: ignore[no-untyped-def]
+def _transpose(source, height, width, target):
     """Rows become columns, pixel by pixel, in tiles that stay in cache."""
     for top in range(0, height, TILE):
         for left in range(0, width, TILE):
@@ -198,7 +206,7 @@ def _transpose(source, height, width, target):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _blur(source, height, width, sigma, other, sums, target):  # type: ignore[no-untyped-def]
+def _blur(source, height, width, sigma, other, sums, target):
     """Three box passes along rows (done on the transposed image: vector code), then three along columns."""
     if sigma == 0.0:
         target[:] = source
@@ -219,20 +227,20 @@ def _blur(source, height, width, sigma, other, sums, target):  # type: ignore[no
 @njit(cache=True)
 def op_scratch_size(height: int, width: int) -> int:
     """Bytes of scratch for any op on an image of that size: histogram and table, or an image and a row."""
-    return 3 * LEVELS * 9 + 3 * height * width + 12 * max(height, width) + 4 * 64
+    return 3 * BYTE_VALUES * 9 + 3 * height * width + 12 * max(height, width) + 4 * 64
 
 
 @njit(cache=True)
-def is_affine(op):  # type: ignore[no-untyped-def]
+def is_affine(op):
     return op == ROTATE or SHEAR_X <= op <= TRANSLATE_Y
 
 
 @njit(cache=True)
-def run_op(op, argument, source, target, height, width, fill, bicubic, scratch):  # type: ignore[no-untyped-def]
+def run_op(op, argument, source, target, height, width, fill, bicubic, scratch):
     """target = op of source. `argument` as in a plan; `fill` (3,) uint8, `bicubic`: for geometric ops."""
     if op in (AUTO_CONTRAST, EQUALIZE):
-        tables, at = take(scratch, 0, 3 * LEVELS)
-        histogram, at = take(scratch, at, 3 * LEVELS * 8)
+        tables, at = take(scratch, 0, 3 * BYTE_VALUES)
+        histogram, at = take(scratch, at, 3 * BYTE_VALUES * 8)
         if op == EQUALIZE:
             _equalize_tables(source, histogram.view(np.int64), tables)
         else:

@@ -2,13 +2,11 @@
 
 import numpy as np
 
+from fastft.constants import MAX_ERASE
+
 MAX_OPS = 12  # RandAugment uses n, 3-Augment 4, AugMix width x depth (timm's default: 3 chains of up to 3)
 MAX_CHAINS = 4
 CHAIN_DEPTH = MAX_OPS // MAX_CHAINS
-MAX_ERASE = 4
-
-# What erased pixels become, after normalisation: 0; one N(0, 1) colour per box; N(0, 1) per pixel, channel.
-ERASE_MODES = ("const", "rand", "pixel")
 
 # The op id in a plan is the position in this tuple; the meaning of its argument stands beside it.
 OPS = (

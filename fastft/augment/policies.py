@@ -13,10 +13,8 @@ from functools import lru_cache
 from typing import Any
 
 from beton_tools.errors import UserError
-from fastft.augment.plan import CHAIN_DEPTH, ERASE_MODES, MAX_CHAINS, MAX_ERASE, MAX_OPS
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's preprocessing
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from fastft.augment.plan import CHAIN_DEPTH, MAX_CHAINS, MAX_OPS
+from fastft.constants import CLIP_MEAN, CLIP_STD, CROPS, ERASE_MODES, INTERPOLATIONS, MAX_ERASE
 
 PLAIN_OPS = (  # timm's RandAugment list without "inc1"
     "AutoContrast",
@@ -170,8 +168,8 @@ class AugmentPolicy:
     def __post_init__(self) -> None:
         for name in ("scale", "ratio", "mean", "std"):  # YAML gives lists
             object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
-        _one_of("crop", self.crop, ("rrc", "src"))
-        _one_of("interpolation", self.interpolation, ("bicubic", "bilinear"))
+        _one_of("crop", self.crop, CROPS)
+        _one_of("interpolation", self.interpolation, INTERPOLATIONS)
         _one_of("erase mode", self.erase_mode, ERASE_MODES)
         _in_range("hflip", self.hflip, 0, 1)
         _in_range("erase probability", self.erase_prob, 0, 1)

@@ -9,7 +9,7 @@ Geometry, as in a plan row: the rectangle `crop` of the source is resized to `re
 window of that which begins at `window`; coordinates outside the resized image are reflected. The pixels given
 are a region of the source that covers every tap; filters are cut off at the crop's edges, not the region's.
 
-On the CPU both passes run sixteen lanes wide (lanes.py): the horizontal one over sixteen image rows at a
+On the CPU both passes run sixteen lanes wide (simd.py): the horizontal one over sixteen image rows at a
 time, transposed so that one tap of one output pixel is 3 channels x 16 rows = 48 adjacent bytes; the vertical
 one over 48 adjacent bytes of a row.
 """
@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit
 
 from beton_tools.errors import UserError
-from fastft.augment.lanes import LANES, load_bytes, multiply_add, spread, store_clipped, transpose_bytes
+from fastft.augment.simd import LANES, load_bytes, multiply_add, spread, store_clipped, transpose_bytes
 
 PRECISION_BITS = 22  # Pillow: 32 bits less 8 of pixel less 2 of overshoot
 ROUND = 1 << (PRECISION_BITS - 1)
@@ -64,7 +64,7 @@ def tap_pitch(crop: int, resized: int, bicubic: bool) -> int:
 
 
 @njit(cache=True)
-def pixel_taps(i, crop, resized, bicubic, weights, at):  # type: ignore[no-untyped-def]
+def pixel_taps(i, crop, resized, bicubic, weights, at):
     """Taps of resized pixel i: writes 22-bit weights to `weights[at:]`, returns (first source pixel, count).
 
     Float64 operations in Pillow's order, so that every rounding is the same.
@@ -86,7 +86,7 @@ def pixel_taps(i, crop, resized, bicubic, weights, at):  # type: ignore[no-untyp
 
 
 @njit(cache=True)
-def axis_taps(crop, resized, window, size, bicubic, offset, taps):  # type: ignore[no-untyped-def]
+def axis_taps(crop, resized, window, size, bicubic, offset, taps):
     """Taps of a whole axis, in pixels of a region that begins at `offset` of the crop; returns their span."""
     first, count, weights, pitch = taps
     low, high = crop, -offset
@@ -105,7 +105,7 @@ def vertical_first(crop_h: int, crop_w: int, resized_h: int, resized_w: int) -> 
 
 
 @njit(cache=True)
-def weighted_byte(source, start, step, count, weights, at):  # type: ignore[no-untyped-def]
+def weighted_byte(source, start, step, count, weights, at):
     """clip(sum over taps t of source[start + t*step] * weights[at + t]): one byte of either pass."""
     total = np.int32(ROUND)
     for t in range(count):
@@ -114,7 +114,7 @@ def weighted_byte(source, start, step, count, weights, at):  # type: ignore[no-u
 
 
 @njit(cache=True)
-def _weighted_block(source, start, step, count, weights, at, target, to):  # type: ignore[no-untyped-def]
+def _weighted_block(source, start, step, count, weights, at, target, to):
     """`weighted_byte` for 48 adjacent bytes."""
     a, b, c = spread(ROUND), spread(ROUND), spread(ROUND)
     for t in range(count):
@@ -128,7 +128,7 @@ def _weighted_block(source, start, step, count, weights, at, target, to):  # typ
 
 
 @njit(cache=True)
-def _gather_block(pixels, start, stride, rows, width, columns):  # type: ignore[no-untyped-def]
+def _gather_block(pixels, start, stride, rows, width, columns):
     """columns[i*16 + r] = byte i of row r, for the first `width` bytes of 16 rows (the last one repeated)."""
     whole = width // LANES * LANES
     for i in range(0, whole, LANES):
@@ -139,7 +139,7 @@ def _gather_block(pixels, start, stride, rows, width, columns):  # type: ignore[
 
 
 @njit(cache=True)
-def _horizontal(pixels, stride, rows, width, size, flip, taps, columns, narrow, out, out_pitch):  # type: ignore[no-untyped-def]
+def _horizontal(pixels, stride, rows, width, size, flip, taps, columns, narrow, out, out_pitch):
     """Rows of `width` pixels -> rows of `size`, sixteen at a time: `out` has room for whole sixteens."""
     first, count, weights, pitch = taps
     for top in range(0, rows, LANES):
@@ -152,7 +152,7 @@ def _horizontal(pixels, stride, rows, width, size, flip, taps, columns, narrow, 
 
 
 @njit(cache=True)
-def _vertical(pixels, stride, width, size, taps, out):  # type: ignore[no-untyped-def]
+def _vertical(pixels, stride, width, size, taps, out):
     """Rows of `width` bytes -> `size` rows of `width` bytes, back to back; a row's last block overlaps."""
     first, count, weights, pitch = taps
     for y in range(size):
@@ -172,13 +172,13 @@ def round_up(n: int, multiple: int) -> int:
 
 
 @njit(cache=True)
-def take(scratch, at, size):  # type: ignore[no-untyped-def]
+def take(scratch, at, size):
     """The next `size` bytes of scratch, and where the rest begins (64-byte steps: a cache line)."""
     return scratch[at : at + size], at + round_up(size, 64)
 
 
 @njit(cache=True)
-def _take_taps(scratch, at, size, pitch):  # type: ignore[no-untyped-def]
+def _take_taps(scratch, at, size, pitch):
     """Room for one axis: (first, count, weights, pitch), and where the rest of scratch begins."""
     first, at = take(scratch, at, size * 4)
     count, at = take(scratch, at, size * 4)
@@ -202,7 +202,7 @@ def resize_scratch_size(height: int, width: int, size: int) -> int:
 
 
 @njit(cache=True)
-def resize_region(pixels, stride, region, crop, resize, window, flip, bicubic, size, scratch, out):  # type: ignore[no-untyped-def]
+def resize_region(pixels, stride, region, crop, resize, window, flip, bicubic, size, scratch, out):
     """One image: region of a crop -> size x size x 3 bytes in `out`. Returns OK or what was too small.
 
     pixels: flat uint8, row y of the region begins at y*stride. region, crop (y, x, h, w in source pixels),

@@ -1,7 +1,19 @@
-"""Counter-based random numbers: a draw is a pure function of (key, counter), so nothing has a state to lose.
+"""Random streams: every random number of a run is a pure function of the seed and a position, without state.
 
-Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). Everything here is
-``njit`` on explicit 32- and 64-bit integers and can be called from CPU loops and from CUDA kernels alike.
+| stream | generator | key and counter |
+|---|---|---|
+| plan of an image | `philox` | seed; (draw, epoch, sample id low, high): `draw.py` |
+| Mixup and CutMix of a block | `philox` | seed; (draw, epoch, step, MIX_STREAM + block): `mix.py` |
+| noise of erased pixels | `philox2x32` | noise key of the plan; pixel or box: `noise_rgb` |
+| order of an epoch | NumPy's raw Philox | (seed, epoch): `epoch_words` |
+| stochastic layers of a step | torch's generator | `step_seed` |
+
+The initial weights come from `torch.manual_seed(seed)`; the order of samples in a `.beton` file from SplitMix64
+(`beton_tools/write_order.py`, which works without this package). A change to any of these numbers breaks the
+resumption of earlier runs.
+
+`philox` is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The compiled
+functions work on explicit 32- and 64-bit integers and can be called from CPU loops and from CUDA kernels.
 """
 
 from __future__ import annotations
@@ -22,9 +34,24 @@ SHIFT_32 = np.uint64(32)
 TWO_POW_MINUS_32 = 2.0**-32
 TWO_PI = 2.0 * np.pi
 
+MIX_STREAM = 1 << 31  # in counter word 3; plans have the upper half of a sample id below 2^63 there
+
+
+def epoch_words(seed: int, epoch: int, count: int) -> np.ndarray:
+    """`count` random uint64 words for the order of an epoch. NumPy guarantees this raw stream."""
+    return np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(count)
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Seed below 2^63 of the generator for the stochastic layers of an optimiser step."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
+
+
+# -- philox4x32 and variates -------------------------------------------------------------------------------------------
+
 
 @njit(cache=True)
-def philox(key, c0, c1, c2, c3):  # type: ignore[no-untyped-def]
+def philox(key, c0, c1, c2, c3):
     """Four independent uint32 words from a 64-bit key and a counter of four 32-bit words."""
     k0 = np.uint64(key) & LOW_32
     k1 = np.uint64(key) >> SHIFT_32
@@ -45,31 +72,31 @@ def philox(key, c0, c1, c2, c3):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def unit(word):  # type: ignore[no-untyped-def]
+def unit(word):
     """Uniform float64 in the open interval (0, 1): the middle of one of 2^32 equal cells."""
     return (np.float64(word) + 0.5) * TWO_POW_MINUS_32
 
 
 @njit(cache=True)
-def between(word, low, high):  # type: ignore[no-untyped-def]
+def between(word, low, high):
     """Uniform float64 in (low, high)."""
     return low + (high - low) * unit(word)
 
 
 @njit(cache=True)
-def below(word, n):  # type: ignore[no-untyped-def]
+def below(word, n):
     """Uniform integer in 0..n-1 by multiply and shift; off uniform by less than n / 2^32."""
     return np.int64((np.uint64(word) * np.uint64(n)) >> SHIFT_32)
 
 
 @njit(cache=True)
-def normal(word_0, word_1):  # type: ignore[no-untyped-def]
+def normal(word_0, word_1):
     """Standard normal float64 from two words (Box and Muller)."""
     return np.sqrt(-2.0 * np.log(unit(word_0))) * np.cos(TWO_PI * unit(word_1))
 
 
 @njit(cache=True)
-def log_gamma_variate(alpha, key, c0, c1, c2, c3):  # type: ignore[no-untyped-def]
+def log_gamma_variate(alpha, key, c0, c1, c2, c3):
     """Logarithm of a Gamma(alpha, 1) variate; attempts use the counters c0, c0 + 1, ...
 
     Marsaglia and Tsang (2000) for shape alpha + 1, brought down to alpha by U^(1/alpha); in logarithms,
@@ -91,14 +118,14 @@ GAMMA_COUNTERS = 4096  # counters set aside per gamma variate; each attempt is r
 
 
 @njit(cache=True)
-def beta(alpha, key, c0, c1, c2, c3):  # type: ignore[no-untyped-def]
+def beta(alpha, key, c0, c1, c2, c3):
     """Beta(alpha, alpha) variate in [0, 1] from the counters c0 .. c0 + 2 * GAMMA_COUNTERS - 1."""
     a = log_gamma_variate(alpha, key, c0, c1, c2, c3)
     b = log_gamma_variate(alpha, key, c0 + GAMMA_COUNTERS, c1, c2, c3)
     return 1.0 / (1.0 + np.exp(b - a))
 
 
-# -- the noise of random erasing ---------------------------------------------------------------------------
+# -- noise of random erasing -------------------------------------------------------------------------------------------
 
 MULTIPLIER_2X32 = np.uint64(0xD256D193)  # Philox2x32, table 2 of the paper
 NOISE_BITS = 12  # with the sign 8,192 levels up to 3.84: finer than the half precision they are stored in
@@ -117,7 +144,7 @@ ONE = np.uint64(1)
 
 
 @njit(cache=True)
-def philox2x32(key, c0, c1):  # type: ignore[no-untyped-def]
+def philox2x32(key, c0, c1):
     """64 random bits (low word first) from a 32-bit key and a counter of two 32-bit words: half the work."""
     k = np.uint64(key) & LOW_32
     x0 = np.uint64(c0) & LOW_32
@@ -131,23 +158,25 @@ def philox2x32(key, c0, c1):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def table_normal(bits):  # type: ignore[no-untyped-def]
+def table_normal(bits, quantiles):
     """Standard normal float32 from 13 bits, by table: no logarithm or cosine, the same on every processor."""
     sign = np.float32(1.0) - np.float32(2.0) * np.float32(
         np.int32(bits & ONE)
     )  # a branch would be mispredicted
-    return sign * HALF_NORMAL[np.int64((bits >> ONE) & CELL_MASK)]
+    return sign * quantiles[np.int64((bits >> ONE) & CELL_MASK)]
 
 
 @njit(cache=True)
-def noise_rgb(noise_key, index):  # type: ignore[no-untyped-def]
+def noise_rgb(noise_key, index, quantiles):
     """Three independent standard normals, float32: the ``index``-th (32 bits) of ``noise_key`` (64 bits).
 
     Erase mode "pixel" takes ``index = y * size + x`` of the output pixel, mode "rand" the number of the box.
+    ``quantiles`` is ``HALF_NORMAL``; an argument, because a CUDA kernel would put a global array into constant
+    memory, where threads that read different entries wait for each other.
     """
     key = np.uint64(noise_key)
     bits = philox2x32(key, index, key >> SHIFT_32)
-    red = table_normal(bits)
-    green = table_normal(bits >> CHANNEL_SHIFT)
-    blue = table_normal(bits >> (CHANNEL_SHIFT + CHANNEL_SHIFT))
+    red = table_normal(bits, quantiles)
+    green = table_normal(bits >> CHANNEL_SHIFT, quantiles)
+    blue = table_normal(bits >> (CHANNEL_SHIFT + CHANNEL_SHIFT), quantiles)
     return red, green, blue

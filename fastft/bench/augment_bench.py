@@ -16,37 +16,36 @@ import numpy as np
 from fastft.bench.child import Arm
 from fastft.bench.dataset import MAX_SIDE, JpegSet
 from fastft.bench.harness import Contender, alternate, cpu_milliseconds, measure, per_cpu_second
-from fastft.bench.options import Found, Options
+from fastft.bench.options import BenchResult, Options
 
 SIZE = 224
-AUGMENT = "rand-m9-mstd0.5-inc1"  # the paper's, beside random erasing 0.25
+AUGMENT = "rand-m9-mstd0.5-inc1"  # the paper's, used with random erasing 0.25
 TYPICAL_CROP = (300, 350)
 OP_IMAGES, OP_REPEATS = 32, 8
-TRIES = 20  # one in a hundred fails
-HERE = "fastft.bench.augment_bench"
+TRIES = 20  # about 1 % of the images fail
 
 
-def run(options: Options) -> Found:
+def run(options: Options) -> BenchResult:
     from fastft.augment.policies import INCREASING_OPS
 
     found = _recipe(options)
     arguments = {"paths": [str(p) for p in options.workspace.images.paths]}
     pairs = {
         kind: options.wanted({
-            "fastft": [Contender("fastft", f"{HERE}:our_{kind}", arguments)],
-            "pillow": [Contender("Pillow", f"{HERE}:pillow_{kind}", arguments)],
+            "fastft": [Contender("fastft", ours, arguments)],
+            "pillow": [Contender("Pillow", pillows, arguments)],
         })
-        for kind in ("resizes", "ops")
+        for kind, ours, pillows in (("resizes", our_resizes, pillow_resizes), ("ops", our_ops, pillow_ops))
     }  # fmt: skip
     rounds = alternate(pairs["resizes"], options.rounds, threads=1)
-    for arm in rounds.turns["fastft"]:
+    for arm in rounds.trials["fastft"]:
         setting = {"crops": arm, "to": SIZE, "images": options.images}
         found.append(measure("Bicubic resize", rounds, arm, cpu_milliseconds, "ms", setting, better="lower"))
     rounds = alternate(pairs["ops"], options.rounds, threads=1)
     for op in INCREASING_OPS:
         setting = {"op": op, "size": SIZE, "magnitude": 9, "images": min(OP_IMAGES, options.images)}
         found.append(measure("RandAugment op", rounds, op, cpu_milliseconds, "ms", setting, better="lower"))
-    return Found(found + _on_gpu(options))
+    return BenchResult(found + _on_gpu(options))
 
 
 def _on_gpu(options: Options) -> list[dict[str, Any]]:
@@ -60,29 +59,27 @@ def _on_gpu(options: Options) -> list[dict[str, Any]]:
     return augment_gpu_bench.measures(options)
 
 
-# the whole recipe
+# whole recipe -------------------------------------------------------------------------------------------------------
 
 
 def _recipe(options: Options) -> list[dict[str, Any]]:
-    """Bytes in memory (DALI: in the page cache) to a normalised tensor; a measure per set of files, of the same rounds."""
+    """From bytes in memory (DALI: in the page cache) to a normalised tensor; one measure per set of files, same rounds."""
     ours = [
-        Contender(f"fastft, {name}", f"{HERE}:our_recipe", {"path": str(options.workspace.beton(name))})
+        Contender(f"fastft, {name}", our_recipe, {"path": str(options.workspace.beton(name))})
         for name in options.workspace.sets
     ]
     files = {"paths": [str(p) for p in options.workspace.images.paths]}
     peers = {
         "fastft": ours,
-        "timm": [Contender("timm", f"{HERE}:timm_recipe", files, "create_transform, on the original files")],
-        "torchvision": [
-            Contender("torchvision v2", f"{HERE}:torchvision_recipe", files, "on the original files")
-        ],
-        "dali": [Contender("DALI CPU", f"{HERE}:dali_recipe", files, "on the original files")],
+        "timm": [Contender("timm", timm_recipe, files, "create_transform, on the original files")],
+        "torchvision": [Contender("torchvision v2", torchvision_recipe, files, "on the original files")],
+        "dali": [Contender("DALI CPU", dali_recipe, files, "on the original files")],
     }
     rounds = alternate(options.wanted(peers), options.rounds, threads=1)
-    everybody = [*rounds.turns, *rounds.skipped]
+    names = [*rounds.trials, *rounds.skipped]
     found = []
     for own, name in zip(ours, options.workspace.sets, strict=True):
-        only = [who for who in everybody if who == own.name or not who.startswith("fastft")]
+        only = [who for who in names if who == own.name or not who.startswith("fastft")]
         setting = {
             "augment": AUGMENT,
             "erase": 0.25,
@@ -129,7 +126,7 @@ def our_recipe(path: str, size: int = SIZE, augment_policy: str = AUGMENT) -> di
 def timm_recipe(paths: Sequence[str]) -> dict[str, Arm]:
     import timm.data
 
-    from fastft.config import CLIP_MEAN, CLIP_STD
+    from fastft.constants import CLIP_MEAN, CLIP_STD
 
     transform = timm.data.create_transform(
         SIZE, is_training=True, auto_augment=AUGMENT, interpolation="bicubic", re_prob=0.25, re_mode="pixel",
@@ -139,7 +136,7 @@ def timm_recipe(paths: Sequence[str]) -> dict[str, Arm]:
 
 
 def patient(transform: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The transform, once more where it asks Pillow 13 to posterise to 0 bits; can be sent to other processes."""
+    """The transform, repeated if it asks Pillow 13 to posterise to 0 bits; picklable."""
     return partial(_again, transform)
 
 
@@ -155,14 +152,14 @@ def torchvision_recipe(paths: Sequence[str]) -> dict[str, Arm]:
 
 
 def torchvision_transform(size: int, augment: bool = True) -> Any:
-    """torchvision's v2 transforms nearest to the recipe, on Pillow images: on tensors its ops know no bicubic.
+    """torchvision's v2 transforms closest to the recipe, on Pillow images: its tensor ops have no bicubic resampling.
 
     Its RandAugment has other ops and one fixed magnitude.
     """
     import torch
     from torchvision.transforms import InterpolationMode, v2
 
-    from fastft.config import CLIP_MEAN, CLIP_STD
+    from fastft.constants import CLIP_MEAN, CLIP_STD
 
     bicubic = InterpolationMode.BICUBIC
     crop = [v2.RandomResizedCrop(size, interpolation=bicubic, antialias=True), v2.RandomHorizontalFlip()]
@@ -173,7 +170,7 @@ def torchvision_transform(size: int, augment: bool = True) -> Any:
 
 
 def transform_arm(transform: Callable[[Any], Any], paths: Sequence[str]) -> Arm:
-    """Open with Pillow from memory and transform, once for each image."""
+    """Open each image with Pillow from memory and transform it."""
     import torch
     from PIL import Image
 
@@ -203,7 +200,7 @@ def dali_recipe(paths: Sequence[str]) -> dict[str, Arm]:
     return {"recipe": run}
 
 
-# single ops and resize, against Pillow
+# single ops and resize -----------------------------------------------------------------------------------------------
 
 
 def our_ops(paths: Sequence[str]) -> dict[str, Arm]:
@@ -266,7 +263,7 @@ RESIZES = (f"{TYPICAL_CROP[0]} x {TYPICAL_CROP[1]}", "of a random resized crop p
 
 
 def crops(paths: Sequence[str]) -> dict[str, list[np.ndarray]]:
-    """Crops of the images at 500 px at most, by RESIZES; without the first where no image is as large."""
+    """Crops of the images at up to 500 px, by RESIZES; without the first if no image is that large."""
     from PIL import Image
 
     from fastft.augment import draw_plan, parse_policy

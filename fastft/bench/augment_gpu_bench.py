@@ -7,20 +7,19 @@ from typing import Any
 import numpy as np
 
 from fastft.bench.child import Arm
-from fastft.bench.harness import Contender, Turn, alternate, measure
+from fastft.bench.harness import Contender, Trial, alternate, measure
 from fastft.bench.options import Options
 
 HEIGHT, WIDTH = 375, 500  # the median ImageNet image
 SIZE, BATCH, REPEATS = 224, 256, 20
 POLICIES = ("none", "rand-m9-mstd0.5-inc1", "3aug", "augmix")
-HERE = "fastft.bench.augment_gpu_bench"
 
 
 def measures(options: Options) -> list[dict[str, Any]]:
     """One measure per policy; milliseconds of a batch."""
     contenders = [
-        Contender("fastft", f"{HERE}:ours", {}),
-        Contender("copy of its bytes", f"{HERE}:copies", {}),
+        Contender("fastft", ours, {}),
+        Contender("copy of its bytes", copies, {}),
     ]
     rounds = alternate(contenders, options.rounds, threads=options.threads)
     setting = {"batch": BATCH, "size": SIZE, "dtype": "float16"}
@@ -31,8 +30,8 @@ def measures(options: Options) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _milliseconds(turn: Turn) -> float:
-    return 1e3 * turn["wall"] / REPEATS
+def _milliseconds(trial: Trial) -> float:
+    return 1e3 * trial["wall"] / REPEATS
 
 
 def ours() -> dict[str, Arm]:

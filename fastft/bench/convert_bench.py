@@ -1,4 +1,4 @@
-"""Conversion speed against FFCV's own writer, which decodes and re-encodes every image."""
+"""Conversion speed compared with FFCV's own writer, which decodes and re-encodes every image."""
 
 import os
 from contextlib import redirect_stderr
@@ -8,24 +8,23 @@ from typing import Any
 from fastft.bench.child import Arm
 from fastft.bench.dataset import MAX_SIDE, QUALITY
 from fastft.bench.harness import Contender, Figure, alternate, measure, per_cpu_second, per_second
-from fastft.bench.options import Found, Options
+from fastft.bench.options import BenchResult, Options
 
 LIMITS: dict[str, int | None] = {"kept": None, f"at most {MAX_SIDE} px": MAX_SIDE}
-REPEAT = 2  # of the list of images, so that a round lasts longer than its start
-HERE = "fastft.bench.convert_bench"
+REPEAT = 2  # passes over the images, so that a round is long compared with its start
 
 
-def run(options: Options) -> Found:
-    """Wall time on all cores, and CPU time with all worker processes, of the same rounds."""
+def run(options: Options) -> BenchResult:
+    """Wall time on all cores, and CPU time including all worker processes, from the same rounds."""
     arguments: dict[str, Any] = {
         "root": str(options.workspace.folder / "originals"), "out": str(options.workspace.folder / "converted"),
         "workers": options.threads, "repeat": 1 if options.quick else REPEAT,
     }  # fmt: skip
     options.workspace.source()
-    ours = {"fastft": True, "fastft, re-encoding": False}
+    modes = {"fastft": True, "fastft, re-encoding": False}
     contenders = options.wanted({
-        "fastft": [Contender(n, f"{HERE}:ours", {**arguments, "lossless": keep}) for n, keep in ours.items()],
-        "ffcv": [Contender("FFCV DatasetWriter", f"{HERE}:ffcv", arguments)],
+        "fastft": [Contender(n, ours, {**arguments, "lossless": keep}) for n, keep in modes.items()],
+        "ffcv": [Contender("FFCV DatasetWriter", ffcv, arguments)],
     })  # fmt: skip
     rounds = alternate(contenders, options.rounds, threads=options.threads)
     found = []
@@ -38,7 +37,7 @@ def run(options: Options) -> Found:
                 "workers": options.threads,
             }
             found.append(measure("Conversion", rounds, size, figure, unit, setting))
-    return Found(found)
+    return BenchResult(found)
 
 
 def ours(root: str, out: str, workers: int, repeat: int, lossless: bool) -> dict[str, Arm]:
@@ -69,7 +68,7 @@ def ours(root: str, out: str, workers: int, repeat: int, lossless: bool) -> dict
 
 
 class Folder:
-    """What FFCV's documentation tells users to hand its writer: an indexable set of (Pillow image, label)."""
+    """An indexable data set of (Pillow image, label), as FFCV's documentation passes to its writer."""
 
     def __init__(self, root: Path, repeat: int) -> None:
         self.paths = sorted(root.glob("*/*")) * repeat

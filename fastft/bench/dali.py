@@ -1,11 +1,11 @@
-"""DALI's pipelines, as its documentation has them."""
+"""DALI pipelines, as in its documentation."""
 
 from typing import Any
 
 from fastft.bench.child import library
 
 PACKAGE = "nvidia-dali-cuda120"
-PREFETCH = 2  # batches in work at once, as by default
+PREFETCH = 2  # batches in progress, DALI's default
 
 
 def recipe_pipeline(
@@ -18,13 +18,13 @@ def recipe_pipeline(
     augment: bool = True,
     gpu: bool = False,
 ) -> Any:
-    """Fused decode and crop, bicubic resize, flip, and with `augment` RandAugment and erase; on the GPU where asked.
+    """Fused decode and crop, bicubic resize, flip, and with `augment` RandAugment and erase; optionally on the GPU.
 
     It draws RandAugment's ops for each sample, by conditionals; one fixed magnitude, and erase is its nearest.
     """
     dali, fn, types = (library(f"nvidia.dali{part}", PACKAGE) for part in ("", ".fn", ".types"))
     rand_augment = library("nvidia.dali.auto_aug.rand_augment", PACKAGE)
-    from fastft.config import CLIP_MEAN, CLIP_STD
+    from fastft.constants import CLIP_MEAN, CLIP_STD
 
     @dali.pipeline_def(
         batch_size=batch, num_threads=threads, device_id=0 if gpu else None, enable_conditionals=True, seed=0,

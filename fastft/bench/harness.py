@@ -1,8 +1,8 @@
-"""One harness: a process per contender, rounds in turn (A B A B ...), medians with the slowest and fastest round.
+"""The harness: one process per contender, alternating rounds (A B A B ...), medians with the slowest and fastest round.
 
-Every contender has a process of its own on the same cores, so that none inherits another's threads, memory or patched
-libraries. They take turns; the first round, which compiles and warms up, is not counted. Ratios are taken round by round:
-what else runs on the machine slows both.
+Every contender has its own process on the same cores, so that threads, memory and patched libraries are not shared. The first
+round, which compiles and warms up, is not counted. Ratios are taken round by round, because other load on the machine slows both
+sides.
 """
 
 import json
@@ -19,40 +19,42 @@ from statistics import median
 from typing import Any
 
 from beton_tools.errors import UserError
+from fastft.bench.child import Arm
 
-Turn = dict[str, Any]  # wall, cpu (seconds), count (images), and what else an arm reports of a round
-Figure = Callable[[Turn], float]
-log = logging.getLogger(__name__)  # INFO: who is measured next; DEBUG: each round
+Trial = dict[str, Any]  # wall and cpu seconds, count of images, and an arm's own figures
+Figure = Callable[[Trial], float]
+Make = Callable[..., dict[str, Arm]]
+log = logging.getLogger(__name__)  # INFO: each group of contenders; DEBUG: each round
 GRACE_SECONDS = 10
-TURN_SECONDS = 1800  # after which a contender hangs
-SHOWN_LINES = 12  # of a failed contender's stderr
+TRIAL_SECONDS = 1800  # time limit of a round
+SHOWN_LINES = 12  # lines of a failed contender's stderr that are shown
 
 
 @dataclass(frozen=True)
 class Contender:
-    """`make`, "module:function", is called with `arguments` in the contender's process and returns its arms by name."""
+    """`make` is a module-level function: the contender's process imports it, calls it with `arguments`, gets arms by name."""
 
     name: str
-    make: str
+    make: Make
     arguments: dict[str, Any]
     note: str = ""
 
 
 @dataclass
 class Rounds:
-    """Every round of every contender, by arm; why one was left out."""
+    """Every round by contender and arm; the reason why a contender was skipped."""
 
-    turns: dict[str, dict[str, list[Turn]]] = field(default_factory=dict)
+    trials: dict[str, dict[str, list[Trial]]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
 
 def alternate(contenders: Sequence[Contender], rounds: int, threads: int, warmup: int = 1) -> Rounds:
-    """Run `rounds` rounds of every arm, contender after contender, on `threads` cores; `warmup` more go before.
+    """Run `warmup` + `rounds` rounds of every arm, alternating between contenders, on `threads` cores.
 
     Raises:
-        UserError: ours cannot take this input.
-        RuntimeError: a contender of ours fails. A peer that fails is reported as left out.
+        UserError: fastft cannot use this input.
+        RuntimeError: a fastft contender fails. A peer that fails is reported as skipped.
     """
     result = Rounds(notes={c.name: c.note for c in contenders})
     log.info("%s, %d thread%s", ", ".join(result.notes), threads, "s" * (threads > 1))
@@ -63,15 +65,15 @@ def alternate(contenders: Sequence[Contender], rounds: int, threads: int, warmup
             log.debug("round %d of %d: %s", number + 1, warmup + rounds, ", ".join(result.notes))
             for arm in dict.fromkeys(a for p in running for a in p.arms):
                 for process in running:
-                    turn = process.turn(arm, result)
-                    if turn is not None and number >= warmup:
-                        by_arm = result.turns.setdefault(process.contender.name, {})
-                        by_arm.setdefault(arm, []).append(turn)
+                    trial = process.trial(arm, result)
+                    if trial is not None and number >= warmup:
+                        by_arm = result.trials.setdefault(process.contender.name, {})
+                        by_arm.setdefault(arm, []).append(trial)
     return result
 
 
 def alternate_fresh(contenders: Sequence[Contender], rounds: int, threads: int) -> Rounds:
-    """As `alternate`, but with a new process for every round: for memory, and for what happens once."""
+    """As `alternate`, with a new process for every round: for memory and one-time costs."""
     result = Rounds(notes={c.name: c.note for c in contenders})
     for _ in range(rounds):
         for contender in contenders:
@@ -79,9 +81,9 @@ def alternate_fresh(contenders: Sequence[Contender], rounds: int, threads: int) 
                 one = alternate([contender], rounds=1, threads=threads, warmup=0)
                 result.skipped |= one.skipped
                 if one.skipped:
-                    result.turns.pop(contender.name, None)
-                for arm, turns in one.turns.get(contender.name, {}).items():
-                    result.turns.setdefault(contender.name, {}).setdefault(arm, []).extend(turns)
+                    result.trials.pop(contender.name, None)
+                for arm, trials in one.trials.get(contender.name, {}).items():
+                    result.trials.setdefault(contender.name, {}).setdefault(arm, []).extend(trials)
     return result
 
 
@@ -94,33 +96,33 @@ class _Process:
     def ready(self, result: Rounds) -> bool:
         answer = self._answer()
         if "arms" not in answer:
-            self._leave_out(answer, result)
+            self._skip(answer, result)
             return False
         self.arms = answer["arms"]
         return True
 
-    def turn(self, arm: str, result: Rounds) -> Turn | None:
-        """One round, or None where this contender has no such arm or has failed."""
+    def trial(self, arm: str, result: Rounds) -> Trial | None:
+        """Run one round; None if this contender has no such arm or has failed."""
         if arm not in self.arms or self.failed:
             return None
         print(json.dumps(arm), file=self.process.stdin, flush=True)
         answer = self._answer()
         if "failed" in answer:
-            self._leave_out(answer, result)
+            self._skip(answer, result)
             return None
         return answer
 
     def _answer(self) -> dict[str, Any]:
-        """Of one line per question, so that nothing else of it waits in a buffer."""
+        """Read one line; there is one line per request, so nothing remains in the buffer."""
         assert self.process.stdout is not None
-        if not select.select([self.process.stdout], [], [], TURN_SECONDS)[0]:
+        if not select.select([self.process.stdout], [], [], TRIAL_SECONDS)[0]:
             self.process.kill()
-            return {"failed": f"no answer within {TURN_SECONDS // 60} minutes"}
+            return {"failed": f"no answer within {TRIAL_SECONDS // 60} minutes"}
         line = self.process.stdout.readline()
         return json.loads(line) if line else {"failed": f"its process ended with {self.process.wait()}"}
 
-    def _leave_out(self, answer: dict[str, Any], result: Rounds) -> None:
-        """A missing or broken peer is news; a broken fastft is an error."""
+    def _skip(self, answer: dict[str, Any], result: Rounds) -> None:
+        """Record a missing or failing peer as skipped; raise if fastft itself fails."""
         self.failed = True
         name, why = self.contender.name, answer.get("skipped") or answer["failed"].partition("\n")[0]
         if name.startswith("fastft") and answer.get("bad_input"):
@@ -130,23 +132,26 @@ class _Process:
             tail = "".join(self.errors.readlines()[-SHOWN_LINES:])
             raise RuntimeError(f"{name} failed: {why}\n{tail}")
         result.skipped[name] = why
-        result.turns.pop(name, None)
+        result.trials.pop(name, None)
 
 
 @contextmanager
 def _started(contender: Contender, threads: int) -> Iterator[_Process]:
-    """The contender's process on the first `threads` cores of this one; ended with the block."""
+    """Start the contender's process on the first `threads` cores of this process; it ends with the block."""
     cores = sorted(os.sched_getaffinity(0))[:threads]
     count = str(len(cores))
     environment = os.environ | {"NUMBA_NUM_THREADS": count, "OMP_NUM_THREADS": count}
-    environment["OPENCV_FOR_THREADS_NUM"] = "1"  # stock FFCV resizes with OpenCV inside threads of its own
+    environment["OPENCV_FOR_THREADS_NUM"] = "1"  # stock FFCV calls OpenCV's resize inside its own threads
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "fastft.bench.child"], text=True, env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
         )  # fmt: skip
         try:
-            order = {"make": contender.make, "arguments": contender.arguments, "cores": cores}
+            order = {
+                "module": contender.make.__module__, "function": contender.make.__qualname__,
+                "arguments": contender.arguments, "cores": cores,
+            }  # fmt: skip
             print(json.dumps(order), file=process.stdin, flush=True)
             yield _Process(contender, process, errors)
         finally:
@@ -154,7 +159,7 @@ def _started(contender: Contender, threads: int) -> Iterator[_Process]:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """A process ends when nobody can ask it any more; one that is stuck is killed."""
+    """Close the process's stdin, which ends it; kill it if it does not end."""
     assert process.stdin is not None and process.stdout is not None
     with suppress(BrokenPipeError):
         process.stdin.close()
@@ -166,27 +171,27 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.stdout.close()
 
 
-# figures of a round, and measures of docs/bench-schema.md
+# figures of a round, and measures as in docs/bench-schema.md --------------------------------------------------------
 
 
-def per_second(turn: Turn) -> float:
+def per_second(trial: Trial) -> float:
     """Images per second of wall time."""
-    return turn["count"] / turn["wall"]
+    return trial["count"] / trial["wall"]
 
 
-def per_cpu_second(turn: Turn) -> float:
-    """Images per second of CPU time, of all threads and workers: what one core gives, whoever else runs on it."""
-    return turn["count"] / turn["cpu"]
+def per_cpu_second(trial: Trial) -> float:
+    """Images per second of CPU time of all threads and workers: the throughput of one core, independent of other load."""
+    return trial["count"] / trial["cpu"]
 
 
-def cpu_milliseconds(turn: Turn) -> float:
-    """CPU time of one image."""
-    return 1e3 * turn["cpu"] / turn["count"]
+def cpu_milliseconds(trial: Trial) -> float:
+    """CPU milliseconds per image."""
+    return 1e3 * trial["cpu"] / trial["count"]
 
 
 def reported(key: str) -> Figure:
-    """A figure that the arm itself reports."""
-    return lambda turn: turn[key]
+    """A figure that the arm reports itself."""
+    return lambda trial: trial[key]
 
 
 def measure(
@@ -201,11 +206,11 @@ def measure(
     rename: dict[str, str] | None = None,
     **keys: Any,
 ) -> dict[str, Any]:
-    """One measure of the contenders that have this arm (of `only` these), under their new names."""
+    """One measure over the contenders that have this arm (restricted to `only`), renamed by `rename`."""
     names = rename or {}
     contenders = [
         summary(names.get(who, who), [figure(t) for t in arms[arm]], note=rounds.notes.get(who, ""))
-        for who, arms in rounds.turns.items()
+        for who, arms in rounds.trials.items()
         if arm in arms and (only is None or who in only)
     ]
     skipped = [
@@ -219,7 +224,7 @@ def measure(
 
 
 def summary(name: str, values: Sequence[float], *, note: str = "", **keys: Any) -> dict[str, Any]:
-    """A contender of the schema from its rounds."""
+    """A contender as in docs/bench-schema.md, from its rounds."""
     return {
         "name": name, "rounds": list(values), "median": median(values), "min": min(values), "max": max(values),
         "note": note, **keys,

@@ -8,6 +8,7 @@ import torch
 from fastft.bench.dataset import IMAGENET_LENGTH, Workspace
 from fastft.bench.harness import (
     Contender,
+    Make,
     Rounds,
     alternate,
     alternate_fresh,
@@ -17,16 +18,16 @@ from fastft.bench.harness import (
     per_second,
     reported,
 )
-from fastft.bench.options import Found, Options
+from fastft.bench.loader_arms import cold, first, opening, warm
+from fastft.bench.options import BenchResult, Options
 
 SIZE, BATCH, MEMORY_BATCH = 224, 64, 256
 WHOLE, CROP = "Loader, whole recipe", "Loader, crop and flip"
 CROP_ONLY: dict[str, Any] = {"policy": "none", "erase": 0.0}
 FOLDER_PEERS = {"timm": "timm", "torchvision": "torchvision v2", "dali": "DALI CPU", "litdata": "LitData"}
-HERE = "fastft.bench.loader_arms"
 
 
-def run(options: Options) -> Found:
+def run(options: Options) -> BenchResult:
     files = options.workspace.sets[0]
     common = {
         "size": SIZE, "batch": 4 if options.quick else min(BATCH, options.images), "repeat": 1 if options.quick else 2
@@ -38,7 +39,7 @@ def run(options: Options) -> Found:
         "images": options.images * common["repeat"],
     }
     bench = LoaderBench(options, files, common, setting)
-    return Found([
+    return BenchResult([
         *bench.throughput(), *bench.evaluation(), *bench.cold(), *bench.start(), *bench.opening(), *bench.to_gpu()
     ])  # fmt: skip
 
@@ -48,16 +49,16 @@ class LoaderBench:
         self.options, self.common, self.setting = options, common, setting
         self.workspace: Workspace = options.workspace
         self.files = files
-        self.beton = {"path": str(self.workspace.beton(files))}
-        self.folder = {"folder": str(self.workspace.jpegs(files))}
+        self.beton: dict[str, Any] = {"path": str(self.workspace.beton(files))}
+        self.folder: dict[str, Any] = {"folder": str(self.workspace.jpegs(files))}
 
     def contender(
-        self, name: str, maker: str, how: str = "warm", note: str = "", **arguments: Any
+        self, name: str, maker: str, how: Make = warm, note: str = "", **arguments: Any
     ) -> Contender:
-        return Contender(name, f"{HERE}:{how}", {"maker": maker, **self.common, **arguments}, note)
+        return Contender(name, how, {"maker": maker, **self.common, **arguments}, note)
 
-    def whole(self, threads: int, how: str = "warm", **more: Any) -> list[Contender]:
-        """Everybody who can do the paper's recipe, or something near it."""
+    def whole(self, threads: int, how: Make = warm, **more: Any) -> list[Contender]:
+        """Contenders that can run the paper's recipe or something close to it."""
         given: dict[str, Any] = {"threads": threads, **more}
         shards = {"shards": self.workspace.shards(self.files, self.options.threads)}
         folder = self.folder | given
@@ -72,8 +73,8 @@ class LoaderBench:
             "litdata": [self.contender("LitData", "litdata", how, "with timm's transform", **folder)],
         })  # fmt: skip
 
-    def crop(self, threads: int, how: str = "warm", **more: Any) -> list[Contender]:
-        """Random resized crop and flip alone, which is what FFCV has."""
+    def crop(self, threads: int, how: Make = warm, **more: Any) -> list[Contender]:
+        """Contenders with random resized crop and flip only, which is all that FFCV has."""
         given: dict[str, Any] = {"threads": threads, **more}
         ffcv = self.beton | given
         return self.options.wanted({
@@ -86,7 +87,7 @@ class LoaderBench:
         })  # fmt: skip
 
     def throughput(self) -> list[dict[str, Any]]:
-        """Of the wall, for 1, 2, ... all threads; per core, from the rounds with one thread."""
+        """Wall throughput for 1, 2, ... all threads; per core, from the rounds with one thread."""
         found: list[dict[str, Any]] = []
         per_core: list[dict[str, Any]] = []
         for name, contenders in ((WHOLE, self.whole), (CROP, self.crop)):
@@ -117,7 +118,7 @@ class LoaderBench:
         return [self._per_core("Loader, evaluation", rounds, {"role": "eval_loader_per_core"})]
 
     def cold(self) -> list[dict[str, Any]]:
-        """Each file dropped from the page cache before each pass; one pass over each image."""
+        """Throughput with the file dropped from the page cache before each pass."""
         threads = self.options.threads
         given: dict[str, Any] = {"threads": threads, "repeat": 1}
         beton: dict[str, Any] = {**self.beton, **given}
@@ -125,16 +126,16 @@ class LoaderBench:
         pattern = self.workspace.shards(self.files, threads)
         shards: dict[str, Any] = {"shards": pattern, "files": pattern.partition("{")[0] + "*.tar", **given}
         contenders = self.options.wanted({
-            "fastft": [self.contender("fastft", "ours", "cold", **beton)],
-            "ffcv": [self.contender("stock FFCV", "ffcv", "cold", "crop and flip;", **beton)],
-            "timm": [self.contender("timm", "timm", "cold", **folder)],
-            "torchvision": [self.contender("torchvision v2", "torchvision", "cold", **folder)],
-            "dali": [self.contender("DALI CPU", "dali", "cold", **folder)],
-            "webdataset": [self.contender("WebDataset", "webdataset", "cold", "with timm's transform;", **shards)],
+            "fastft": [self.contender("fastft", "ours", cold, **beton)],
+            "ffcv": [self.contender("stock FFCV", "ffcv", cold, "crop and flip;", **beton)],
+            "timm": [self.contender("timm", "timm", cold, **folder)],
+            "torchvision": [self.contender("torchvision v2", "torchvision", cold, **folder)],
+            "dali": [self.contender("DALI CPU", "dali", cold, **folder)],
+            "webdataset": [self.contender("WebDataset", "webdataset", cold, "with timm's transform;", **shards)],
         })  # fmt: skip
         rounds = alternate(contenders, self.options.rounds, threads)
-        for name, arms in rounds.turns.items():
-            read = median(turn["read_mb"] for turn in arms["pass"])
+        for name, arms in rounds.trials.items():
+            read = median(trial["read_mb"] for trial in arms["pass"])
             if name == "fastft" and read < 1:
                 log.info(
                     "nothing was read from a disk: these files lie in memory, and no cold pass is reported"
@@ -145,22 +146,22 @@ class LoaderBench:
         return [measure("Loader, whole recipe, cold", rounds, "pass", _by_own_clock, "images/s", setting)]
 
     def start(self) -> list[dict[str, Any]]:
-        """A new process each round: until the first batch of 256, and memory over a pass with every slot filled."""
+        """Time to the first batch of 256, and memory over a pass that fills every slot; a new process per round."""
         threads = self.options.threads
         batch = 4 if self.options.quick else MEMORY_BATCH
         repeat = max(1, -(-6 * batch // self.options.images))  # enough batches to fill every slot
         shards = {"shards": self.workspace.shards(self.files, threads)}
         given: dict[str, Any] = {"threads": threads, "batch": batch, "repeat": repeat}
         contenders = self.options.wanted({
-            "fastft": [self.contender("fastft", "ours", "first", **self.beton, **given)],
+            "fastft": [self.contender("fastft", "ours", first, **self.beton, **given)],
             "ffcv": [
-                self.contender("stock FFCV", "ffcv", "first", "crop and flip, uint8", **self.beton, **given),
+                self.contender("stock FFCV", "ffcv", first, "crop and flip, uint8", **self.beton, **given),
                 self.contender(
-                    "stock FFCV, normalised", "ffcv", "first", "crop and flip", normalise=True, **self.beton, **given
+                    "stock FFCV, normalised", "ffcv", first, "crop and flip", normalise=True, **self.beton, **given
                 ),
             ],
-            **{peer: [self.contender(name, peer, "first", **self.folder, **given)] for peer, name in FOLDER_PEERS.items()},
-            "webdataset": [self.contender("WebDataset", "webdataset", "first", "with timm's transform", **shards, **given)],
+            **{peer: [self.contender(name, peer, first, **self.folder, **given)] for peer, name in FOLDER_PEERS.items()},
+            "webdataset": [self.contender("WebDataset", "webdataset", first, "with timm's transform", **shards, **given)],
         })  # fmt: skip
         rounds = alternate_fresh(contenders, self.options.rounds, threads)
         setting = {**self.setting, "batch": batch, "images": repeat * self.options.images, "threads": threads}
@@ -170,8 +171,8 @@ class LoaderBench:
             "Peak memory beyond imports": ("beyond_mb", "MB"),
         }
         alone = [
-            name for name in rounds.turns if "FCV" in name or name == "fastft"
-        ]  # with no worker processes
+            name for name in rounds.trials if "FCV" in name or name == "fastft"
+        ]  # without worker processes
         return [
             measure(name, rounds, "first", reported(key), unit, setting, better="lower",
                     only=alone if key == "beyond_mb" else None)
@@ -179,7 +180,7 @@ class LoaderBench:
         ]  # fmt: skip
 
     def opening(self) -> list[dict[str, Any]]:
-        """A loader on a file with as many samples as ImageNet has."""
+        """Opening a file with as many samples as ImageNet."""
         if self.options.quick:
             return []
         path: dict[str, Any] = {
@@ -188,8 +189,8 @@ class LoaderBench:
             "repeat": 1,
         }
         contenders = self.options.wanted({
-            "fastft": [self.contender("fastft", "ours", "opening", **path)],
-            "ffcv": [self.contender("stock FFCV", "ffcv", "opening", **path)],
+            "fastft": [self.contender("fastft", "ours", opening, **path)],
+            "ffcv": [self.contender("stock FFCV", "ffcv", opening, **path)],
         })  # fmt: skip
         rounds = alternate_fresh(contenders, self.options.rounds, self.options.threads)
         setting = {"samples": IMAGENET_LENGTH, "batch": self.common["batch"]}
@@ -200,7 +201,7 @@ class LoaderBench:
         ]
 
     def to_gpu(self) -> list[dict[str, Any]]:
-        """Augmented on the GPU, where there is one."""
+        """Throughput with augmentation on the GPU, if there is one."""
         if not torch.cuda.is_available():
             return []
         threads = self.options.threads
@@ -213,6 +214,6 @@ class LoaderBench:
         return [measure("Loader to the GPU", rounds, "pass", per_second, "images/s", setting)]
 
 
-def _by_own_clock(turn: dict[str, Any]) -> float:
-    """Without the time that dropping the pages took."""
-    return turn["count"] / turn["seconds"]
+def _by_own_clock(trial: dict[str, Any]) -> float:
+    """Images/s without the time for dropping pages."""
+    return trial["count"] / trial["seconds"]

@@ -14,17 +14,16 @@ import torch
 from torch import nn
 
 from fastft.bench.child import Arm
-from fastft.bench.harness import Contender, Rounds, Turn, alternate, measure, per_second
-from fastft.bench.options import Found, Options
+from fastft.bench.harness import Contender, Rounds, Trial, alternate, measure, per_second
+from fastft.bench.options import BenchResult, Options
 from fastft.model import Arch
 
 CLASSES, SMOOTHING, LR, LAYER_DECAY, WEIGHT_DECAY, EMA_DECAY = 1000, 0.1, 6e-4, 0.6, 0.05, 0.9998
 HALF = "fastft, lower half frozen"
-HERE = "fastft.bench.step_bench"
 
 
-def run(options: Options) -> Found:
-    """B/16 at 224; a measure per dtype, and its MFU."""
+def run(options: Options) -> BenchResult:
+    """B/16 at 224 px; one measure per dtype, and its MFU."""
     on_gpu = torch.cuda.is_available()
     dtypes = ("fp32", "bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else ("fp32", "bf16")
     shape = {
@@ -40,7 +39,7 @@ def run(options: Options) -> Found:
             "model": f"ViT-{shape['letter']}/16", "size": 224, "batch": shape["batch"], "dtype": dtype,
             "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {options.threads} threads",
         }  # fmt: skip
-        whole = [who for who in (*rounds.turns, *rounds.skipped) if who != HALF]
+        whole = [who for who in (*rounds.trials, *rounds.skipped) if who != HALF]
         for name, only in {
             "Training step": whole,
             "Training step, lower half frozen": [HALF, "timm"],
@@ -50,21 +49,21 @@ def run(options: Options) -> Found:
                 measure(name, rounds, "step", per_second, "images/s", setting, only=only, rename=own)
             )
         found += _mfu(rounds, setting)
-    return Found(found)
+    return BenchResult(found)
 
 
 def _mfu(rounds: Rounds, setting: dict[str, Any]) -> list[dict[str, Any]]:
-    """Share of the device's peak, where that is known; for a GPU the cost model takes it."""
+    """Share of the device's peak, if that is known; the cost model uses it for a GPU."""
     on_gpu = not setting["device"].startswith("CPU")
     role: dict[str, Any] = {"role": "mfu"} if on_gpu else {}
     gpu = {"gpu": setting["device"]} if on_gpu else {}
-    peak = max((turn["peak"] for arms in rounds.turns.values() for turn in arms["step"]), default=0.0)
+    peak = max((trial["peak"] for arms in rounds.trials.values() for trial in arms["step"]), default=0.0)
     if not peak:
         return []
     given = {**setting, **gpu, "peak TFLOP/s": round(peak / 1e12, 3)}
 
-    def share(turn: Turn) -> float:
-        return turn["count"] * turn["flops"] / turn["wall"] / peak
+    def share(trial: Trial) -> float:
+        return trial["count"] * trial["flops"] / trial["wall"] / peak
 
     return [measure("Training step, MFU", rounds, "step", share, "share", given, **role)]
 
@@ -72,15 +71,15 @@ def _mfu(rounds: Rounds, setting: dict[str, Any]) -> list[dict[str, Any]]:
 def step_contenders(options: Options, arguments: dict[str, Any]) -> list[Contender]:
     return options.wanted({
         "fastft": [
-            Contender("fastft", f"{HERE}:ours", arguments),
-            Contender(HALF, f"{HERE}:ours", {**arguments, "half": True}),
+            Contender("fastft", ours, arguments),
+            Contender(HALF, ours, {**arguments, "half": True}),
         ],
-        "timm": [Contender("timm", f"{HERE}:timm_step", arguments)],
-        "open_clip": [Contender("open_clip tower", f"{HERE}:open_clip_step", arguments)],
+        "timm": [Contender("timm", timm_step, arguments)],
+        "open_clip": [Contender("open_clip tower", open_clip_step, arguments)],
     })  # fmt: skip
 
 
-# in the contender's process
+# in the contender's process ------------------------------------------------------------------------------------------
 
 
 def shape(letter: str) -> Arch:
@@ -102,10 +101,10 @@ def random_batch(arch: Arch, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def arm(step: Callable[[], object], batch: int, steps: int, flops: float, dtype: torch.dtype) -> Arm:
-    """`steps` steps, and one wait for the device at their end."""
+    """An arm of `steps` steps, with one synchronisation at the end."""
     from fastft.machine.gpus import peak_flops
 
-    peak = peak_flops(device(), dtype) or 0.0  # 0: not known
+    peak = peak_flops(device(), dtype) or 0.0  # 0: unknown
 
     def run() -> dict[str, float]:
         for _ in range(steps):
@@ -129,7 +128,7 @@ def ours(letter: str, batch: int, steps: int, dtype: str, half: bool = False) ->
 
 
 def our_step(arch: Arch, dtype: str, trainable: int | None) -> tuple[Callable[..., None], Any]:
-    """(a step on images and labels, its precision); everything trains but, where asked, the lower blocks."""
+    """(step on images and labels, precision); all parameters train, or only the upper blocks."""
     from fastft.model import build_classifier
     from fastft.optim import Ema, build_adamw, layer_groups, optimizer_groups, set_lr
     from fastft.train.distributed import World
@@ -156,7 +155,7 @@ def our_step(arch: Arch, dtype: str, trainable: int | None) -> tuple[Callable[..
 
 
 def peer_step(model: nn.Module, dtype: str, optimizer: torch.optim.Optimizer) -> Callable[..., torch.Tensor]:
-    """timm's train.py: autocast round model and loss, backward, (scaled) step, zero_grad, EMA; the step returns the loss."""
+    """The step of timm's train.py: model and loss under autocast, backward, (scaled) step, zero_grad, EMA; returns the loss."""
     import timm.loss
     from timm.utils import ModelEmaV3
 
@@ -181,7 +180,7 @@ def peer_step(model: nn.Module, dtype: str, optimizer: torch.optim.Optimizer) ->
 
 
 def timm_model(a: Arch) -> nn.Module:
-    """The architecture of timm's vit_base_patch16_clip_quickgelu_224, at our shape."""
+    """timm's vit_base_patch16_clip_quickgelu_224, with the shape of `a`."""
     from timm.models import VisionTransformer
 
     torch.manual_seed(0)

@@ -4,11 +4,12 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-OVERRIDES = "any recipe option as --section.key=value, e.g. --optim.lr=3e-4 (fastft explain lists them all)"
+OVERRIDES = "any recipe option as --section.key=value, e.g. --optim.lr=3e-4 (fastft options lists them all)"
+RECIPE = "a recipe of fastft recipes (final_b16), a file (mine.yaml), or a row of a table (02_lr[1e-5], mine.yaml[LABEL])"
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="recipe file, such as rcp/final_b16.yaml")
+    parser.add_argument("recipe", metavar="RECIPE", help=RECIPE)
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:

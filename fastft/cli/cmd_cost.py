@@ -1,4 +1,4 @@
-"""`fastft cost RECIPE|SWEEP.yaml ...`."""
+"""`fastft cost RECIPE|TABLE ...`."""
 
 import argparse
 import json
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fastft.cli.arguments import add_json, add_price, positive, share
+from fastft.cli.arguments import RECIPE, add_json, add_price, positive, share
 
 HELP = "GPU-hours and money of recipes or of whole sweeps, modelled from FLOPs and a GPU's MFU"
 EXAMPLE = (
-    "fastft cost rcp/final_*.yaml rcp/frugal_*.yaml --gpu v100 --gpus 8 --price 2.48\n"
-    "  fastft cost rcp/tables/05_llrd/sweep.yaml --gpu a100"
+    "fastft cost final_b16 frugal_b16 --gpu v100 --gpus 8 --price 2.48\n"
+    "  fastft cost rcp/tables/05_llrd.yaml --gpu a100"
 )
 TAKES_OPTIONS = True
 
@@ -19,10 +19,9 @@ TAKES_OPTIONS = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files",
-        metavar="RECIPE|SWEEP.yaml",
+        metavar="RECIPE|TABLE",
         nargs="+",
-        type=Path,
-        help="recipes, or sweeps: all rows and a total",
+        help=f"{RECIPE}; tables are priced with all rows and a total",
     )
     parser.add_argument("--gpu", required=True, help="V100, A100 or H100")
     parser.add_argument("--gpus", type=positive(int), default=8, metavar="N", help="how many (default 8)")
@@ -42,16 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastft.cost.recipes import is_sweep, load_priceable
+    from fastft.cost.recipes import load_priceable
     from fastft.cost.table import Question, price_recipes, print_prices
+    from fastft.files.recipe_file import is_table
 
     rows = None
-    if any(map(is_sweep, args.files)):
+    if any(map(is_table, args.files)):
         from fastft.sweep import read_trainings  # seconds of imports that recipes do not need
 
         recipes, rows = read_trainings(args.files, args.overrides)
     else:
-        recipes = [load_priceable(path, args.overrides) for path in args.files]
+        recipes = [load_priceable(name, args.overrides) for name in args.files]
     question = Question(
         args.gpu, args.gpus, args.price, args.measured, args.cores_per_gpu, args.mfu, args.val_images
     )

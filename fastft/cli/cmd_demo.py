@@ -5,13 +5,15 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fastft.cli.arguments import RECIPE
+
 HELP = "from real photographs to a fine-tuned model and its picture, in minutes on a CPU"
 EXAMPLE = "fastft demo --out runs/demo"
 TAKES_OPTIONS = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", type=Path, default=Path("rcp/demo.yaml"), help="default rcp/demo.yaml")
+    parser.add_argument("--recipe", default="demo", help=f"{RECIPE} (default demo)")
     parser.add_argument(
         "--cache", type=Path, default=Path(".cache/demo"), help="downloads (default .cache/demo)"
     )

@@ -1,26 +1,36 @@
-"""`fastft explain RECIPE`."""
+"""`fastft explain RECIPE`, `fastft explain --diff A B`."""
 
 import argparse
 import json
 
 from rich.console import Console
 
-from fastft.cli.arguments import add_json, add_recipe, whole_number
+from beton_tools.errors import UserError
+from fastft.cli.arguments import RECIPE, add_json, whole_number
 
-HELP = "show what a recipe will do and cost, without data, weights or GPU"
-EXAMPLE = "fastft explain rcp/final_b16.yaml --at-step 6249 --json"
+HELP = "show what a recipe will do and cost, or how two recipes differ, without data, weights or GPU"
+EXAMPLE = "fastft explain final_b16 --at-step 6249 --json\n  fastft explain --diff final_b16 frugal_b16"
 TAKES_OPTIONS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_recipe(parser)
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help=RECIPE)
     add_json(parser)
     parser.add_argument(
         "--at-step", type=whole_number, metavar="N", help="also show every group's lr at optimiser step N"
     )
+    parser.add_argument(
+        "--diff", nargs=2, metavar=("A", "B"), help="show how two recipes differ; recipe options apply to B"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    if (args.recipe is None) == (args.diff is None):
+        raise UserError("give one RECIPE, or --diff A B")
+    return _explain(args) if args.diff is None else _compare(args)
+
+
+def _explain(args: argparse.Namespace) -> int:
     from fastft.config import load_recipe
     from fastft.explain.explanation import explain, print_explanation
 
@@ -29,4 +39,17 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(values, indent=1))
     else:
         print_explanation(values, Console())
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from fastft.config import load_recipe
+    from fastft.explain.difference import compare, print_comparison
+
+    first, second = args.diff
+    values = compare(load_recipe(first), load_recipe(second, args.overrides))
+    if args.json:
+        print(json.dumps(values, indent=1))
+    else:
+        print_comparison(values, Console())
     return 0

@@ -7,7 +7,7 @@ from beton_tools.errors import UserError
 from fastft.cli.arguments import add_recipe, whole_number
 
 HELP = "draw what the model will see: originals, crops, results and the ops between"
-EXAMPLE = "fastft preview rcp/final_b16.yaml --data in1k/train.beton --out grid.png --epoch 3"
+EXAMPLE = "fastft preview final_b16 --data in1k/train.beton --out grid.png --epoch 3"
 TAKES_OPTIONS = True
 
 

@@ -1,25 +1,26 @@
-"""`fastft sweep SWEEP.yaml ...`."""
+"""`fastft sweep TABLE ...`."""
 
 import argparse
 from pathlib import Path
 
 from rich.console import Console
 
-HELP = "train or resume every row of a paper table, the paper's numbers beside ours"
+HELP = "train or resume the rows of a paper table, and print the paper's figures beside ours"
 EXAMPLE = (
-    "fastft sweep rcp/tables/05_llrd/sweep.yaml --data.train=in1k/train.beton --data.val=in1k/val.beton\n"
-    "  fastft sweep rcp/tables/*/sweep.yaml --dry-run"
+    "fastft sweep rcp/tables/05_llrd.yaml --data.train=in1k/train.beton --data.val=in1k/val.beton\n"
+    "  fastft sweep rcp/tables/*.yaml --dry-run"
 )
 TAKES_OPTIONS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "sweeps", metavar="SWEEP.yaml", nargs="+", type=Path, help="files that list a table's rows"
+        "sweeps",
+        metavar="TABLE",
+        nargs="+",
+        help="table files (rcp/tables/05_llrd.yaml, or 05_llrd), or one row: 02_lr[1e-5]",
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print what it would cost in GPU-hours, train nothing"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="print the predicted GPU-hours, train nothing")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/sweeps"), help="runs and tables (default runs/sweeps)"
     )
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastft import sweep
 
-    sweeps = [sweep.load_sweep(path) for path in args.sweeps]
+    sweeps = [sweep.open_sweep(name) for name in args.sweeps]
     if args.dry_run:
         sweep.print_prices(sweep.price_sweeps(sweeps, args.overrides, args.out), Console())
         return 0

@@ -5,7 +5,7 @@ import argparse
 from fastft.cli.arguments import add_recipe
 
 HELP = "train a recipe; the same command on the same run directory continues it"
-EXAMPLE = "fastft train rcp/final_b16.yaml --data.train=in1k/train.beton --data.val=in1k/val.beton"
+EXAMPLE = "fastft train final_b16 --data.train=in1k/train.beton --data.val=in1k/val.beton"
 TAKES_OPTIONS = True
 
 

@@ -7,12 +7,11 @@ wall times in the logs of the paper's own runs.
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from beton_tools.errors import UserError
 from fastft.config import Recipe
-from fastft.cost.overheads import CORES_PER_GPU, FASTFT, Overheads, with_cores
+from fastft.cost.overheads import FASTFT, Overheads, cores_per_gpu, with_cores
 from fastft.imagenet import assumed_val_images
 from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu
-from fastft.model import Arch, Flops, count_flops, load_arch
+from fastft.model import Arch, Flops, count_flops, count_frozen_blocks, load_arch
 
 MACHINE_GPUS = 8  # of the usual cloud machine
 REFERENCE_MFU = 0.143  # of the paper's own B/16 run on A100 (424 images/s per GPU in its log)
@@ -102,8 +101,7 @@ class Estimate:
 
 def recipe_flops(recipe: Recipe, arch: Arch) -> Flops:
     """Per image, with the recipe's frozen blocks and patch dropout."""
-    trainable = recipe.model.trainable_layers
-    frozen = 0 if trainable is None else max(0, arch.layers - trainable)
+    frozen = count_frozen_blocks(arch.layers, recipe.model.trainable_layers)
     return count_flops(
         arch, recipe.data.num_classes, frozen_blocks=frozen, patch_dropout=recipe.model.patch_dropout
     )
@@ -113,26 +111,12 @@ def recipe_work(recipe: Recipe, arch: Arch, val_images: int | None = None) -> Wo
     """Training steps, and forward passes of raw and EMA model over the validation images, each evaluation."""
     full_forward = count_flops(arch, recipe.data.num_classes).forward
     images = val_images or assumed_val_images(recipe)
-    evaluated = count_evaluations(recipe) * evaluated_models(recipe) * images
+    evaluated = recipe.evaluations * evaluated_models(recipe) * images
     return Work(train_images(recipe) * recipe_flops(recipe, arch).train, evaluated * full_forward)
 
 
-def steps_per_epoch(recipe: Recipe) -> int:
-    """Raises UserError, in the words of `fastft train`, where the images do not fill one batch."""
-    steps = recipe.steps_per_epoch()
-    if not steps:
-        raise UserError(
-            f"{recipe.data.train_size} samples do not fill one batch of {recipe.optim.batch_size}; use a smaller batch"
-        )
-    return steps
-
-
 def train_images(recipe: Recipe) -> int:
-    return recipe.epochs * steps_per_epoch(recipe) * recipe.optim.batch_size
-
-
-def count_evaluations(recipe: Recipe) -> int:
-    return -(-recipe.epochs // recipe.train.eval_every)
+    return recipe.epochs * recipe.steps_per_epoch() * recipe.optim.batch_size
 
 
 def evaluated_models(recipe: Recipe) -> int:
@@ -172,8 +156,7 @@ def estimate(
 
 
 def _evaluation_seconds(recipe: Recipe, compute: float, gpus: int, over: Overheads, val_images: int) -> float:
-    evaluations = count_evaluations(recipe)
-    passes = evaluations * (evaluated_models(recipe) if over.pass_per_model else 1)
+    passes = recipe.evaluations * (evaluated_models(recipe) if over.pass_per_model else 1)
     loading = passes * val_images / (gpus * over.eval_loader_rate)
     return max(compute, loading) + passes * over.pass_start_seconds
 
@@ -182,7 +165,7 @@ def _checkpoint_seconds(recipe: Recipe, arch: Arch, over: Overheads) -> float:
     copies = 1 + 2 + (recipe.ema.decay > 0)  # weights, two Adam moments, EMA; all fp32
     every = recipe.train.checkpoint_steps
     within = (
-        (steps_per_epoch(recipe) - 1) // every if every else 0
+        (recipe.steps_per_epoch() - 1) // every if every else 0
     )  # within an epoch, beside the one at its end
     size = 4 * copies * count_parameters(arch, recipe.data.num_classes)
     return recipe.epochs * (1 + within) * size / over.checkpoint_bytes_per_second
@@ -202,7 +185,7 @@ def predict(recipe: Recipe) -> dict[str, dict[str, Any]]:
     predicted = {}
     for name in MAIN_GPUS:
         gpu = GPUS[name]
-        over, published = with_cores(FASTFT, CORES_PER_GPU[name]), PUBLISHED_MFU[name]
+        over, published = with_cores(FASTFT, cores_per_gpu(name)), PUBLISHED_MFU[name]
         best, slow = (estimate(recipe, gpu, MACHINE_GPUS, mfu, over) for mfu in (published, reference))
         predicted[name] = {
             "mfu": published.value,

@@ -13,15 +13,15 @@ from beton_tools.errors import UserError
 from fastft.config import Recipe
 from fastft.cost.model import PUBLISHED_MFU, Estimate, Mfu, estimate, recipe_flops, reference_mfu
 from fastft.cost.overheads import (
-    CORES_PER_GPU,
     FASTFT,
     Measured,
     Overheads,
+    cores_per_gpu,
     read_measured,
     with_cores,
     with_measured,
 )
-from fastft.imagenet import expected_top1, val_images_row
+from fastft.imagenet import NO_EXPECTATION, describe_expectation, expected_top1, val_images_row
 from fastft.machine.gpus import GPUS, Gpu, find_gpu
 from fastft.model import load_arch
 
@@ -77,7 +77,7 @@ def price_recipes(recipes: Sequence[Recipe], question: Question, rows: int | Non
 
 
 def _overheads(question: Question, measured: Measured | None) -> Overheads:
-    cores = question.cores_per_gpu or CORES_PER_GPU[question.gpu.upper()]
+    cores = question.cores_per_gpu or cores_per_gpu(question.gpu.upper())
     over = with_cores(FASTFT, cores)
     return over if measured is None else with_measured(over, measured, cores)
 
@@ -111,6 +111,7 @@ def _priced(
         "train_flops_per_image": train_flops,
         "expected_top1": top1,
         "expected_source": None if top1 is None else recipe.about.source,
+        "expectation": describe_expectation(recipe),
         "estimates": [e.as_dict(price) for e in estimates],
     }
 
@@ -140,7 +141,7 @@ def print_prices(values: dict[str, Any], console: Console) -> None:
         console.print(
             f"  {row['basis']:<24} {row['what']}: {row['value']:g}", highlight=False, soft_wrap=True
         )
-    for remark in values["remarks"]:
+    for remark in _missing_expectations(values["recipes"]) + values["remarks"]:
         console.print(remark, highlight=False, markup=False, soft_wrap=True)
     if any(e["limited_by"] == "loader" for r in values["recipes"] for e in r["estimates"]):
         console.print(LOADER_LIMITS, highlight=False, soft_wrap=True)
@@ -171,6 +172,15 @@ def _table(values: dict[str, Any]) -> Table:
 
 def _top1(recipe: dict[str, Any]) -> str:
     return "-" if recipe["expected_top1"] is None else f"{recipe['expected_top1']:g}"
+
+
+def _missing_expectations(recipes: Sequence[dict[str, Any]]) -> list[str]:
+    """Why recipes have no expected accuracy, each reason once."""
+    names: dict[str, list[str]] = {}
+    for recipe in recipes:
+        if recipe["expected_top1"] is None and recipe["expectation"] != NO_EXPECTATION:
+            names.setdefault(recipe["expectation"], []).append(recipe["recipe"])
+    return [f"{', '.join(of)}: {reason}" for reason, of in names.items()]
 
 
 def _cells(e: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""`fastft explain`: everything a recipe will do, from the recipe alone: no data, no weights, no GPU."""
+"""`fastft explain`: what a recipe will do and cost, from the recipe alone, without data, weights or GPU."""
 
 from typing import Any
 
@@ -10,31 +10,31 @@ from beton_tools.errors import UserError
 from fastft.augment import describe_policy
 from fastft.build import build_model, build_policy, build_schedule, recipe_arch
 from fastft.config import Recipe
-from fastft.cost.model import predict, recipe_flops, recipe_work, steps_per_epoch
+from fastft.cost.model import predict, recipe_flops, recipe_work
 from fastft.cost.recipes import count_images
-from fastft.imagenet import expected_top1, val_images_row
+from fastft.imagenet import describe_expectation, expected_top1, val_images_row
 from fastft.model import Arch
 from fastft.optim import Group, WarmupCosine, layer_groups
 
 
 def explain(recipe: Recipe, at_step: int | None = None) -> dict[str, Any]:
-    """The recipe resolved, as plain values for JSON.
+    """The resolved recipe, as plain values for JSON.
 
     Keys: recipe, groups, schedule (steps_per_epoch, total_steps, lr_by_epoch, lr_at_step), augment, cost, expected_top1
-    (None for other data than ImageNet).
+    (None without an expectation), expectation (in words, or why there is none).
 
     Raises:
         UserError: unknown architecture or one that the image size does not fit, fewer images than one batch, or no such step.
     """
     recipe = count_images(recipe)
-    last = recipe.epochs * steps_per_epoch(recipe) - 1
+    last = recipe.epochs * recipe.steps_per_epoch() - 1
     if at_step is not None and at_step > last:
         raise UserError(f"there is no step {at_step}; the recipe has steps 0 to {last}")
     arch = recipe_arch(recipe)
     with torch.device("meta"):
         model = build_model(recipe, pretrained=False)
     groups = layer_groups(model, arch.layers, recipe.optim.layer_decay, recipe.optim.weight_decay)
-    schedule = build_schedule(recipe, steps_per_epoch(recipe))
+    schedule = build_schedule(recipe, recipe.steps_per_epoch())
     return {
         "recipe": {"name": recipe.name, **recipe.as_dict()},
         "groups": [_group(g, schedule, at_step) for g in groups],
@@ -43,6 +43,7 @@ def explain(recipe: Recipe, at_step: int | None = None) -> dict[str, Any]:
         "augment": describe_policy(build_policy(recipe), recipe.model.image_size) + _mixing(recipe),
         "cost": _cost(recipe, arch),
         "expected_top1": expected_top1(recipe),
+        "expectation": describe_expectation(recipe),
     }
 
 
@@ -61,7 +62,7 @@ def _group(group: Group, schedule: WarmupCosine, at_step: int | None) -> dict[st
 def _schedule(
     recipe: Recipe, schedule: WarmupCosine, groups: list[Group], at_step: int | None
 ) -> dict[str, Any]:
-    steps = steps_per_epoch(recipe)
+    steps = recipe.steps_per_epoch()
     values: dict[str, Any] = {
         "steps_per_epoch": steps,
         "total_steps": recipe.epochs * steps,
@@ -108,11 +109,7 @@ def print_explanation(values: dict[str, Any], console: Console) -> None:
         highlight=False,
     )
     console.print(_cost_table(cost))
-    if values["expected_top1"] is not None:
-        console.print(
-            f"[bold]expected[/]  {values['expected_top1']} % top-1 ({recipe['about']['source']})",
-            highlight=False,
-        )
+    console.print(f"[bold]accuracy[/]  {values['expectation']}", highlight=False)
 
 
 def _groups_table(values: dict[str, Any]) -> Table:

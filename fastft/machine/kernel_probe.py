@@ -11,7 +11,7 @@ import torch
 from numba import cuda
 
 from fastft.augment.cuda import RESIZE_BOUNDS, RESIZE_SIGNATURE, compiled
-from fastft.augment.cuda_compile import compile_to_ptx, uncontracted
+from fastft.augment.cuda_compile import compile_to_ptx, no_fma
 from fastft.augment.cuda_resize import resize_kernel
 
 PTX_TARGET = (8, 0)  # every CUDA toolkit from 11 on compiles for it
@@ -24,7 +24,7 @@ def probe() -> str:
         compile_to_ptx(resize_kernel, RESIZE_SIGNATURE, RESIZE_BOUNDS, PTX_TARGET)
         return "compiled to PTX for sm_{}{}".format(*PTX_TARGET)
     for index in range(gpus):
-        with cuda.gpus[index], uncontracted():
+        with cuda.gpus[index], no_fma():
             compiled(resize_kernel, RESIZE_SIGNATURE, RESIZE_BOUNDS)
     return f"compiled, linked and loaded on {gpus} GPU(s)"
 

@@ -1,7 +1,7 @@
 """CLIP image tower to classifier, and weights in and out."""
 
 from fastft.model.arch import Arch, load_arch
-from fastft.model.classifier import Classifier, build_classifier, freeze
+from fastft.model.classifier import Classifier, build_classifier, count_frozen_blocks, freeze
 from fastft.model.flops import Flops, count_flops
 from fastft.model.tower import Tower
 from fastft.model.weights import interpolate_positions, load_tower_weights, read_visual_state
@@ -13,6 +13,7 @@ __all__ = [
     "Tower",
     "build_classifier",
     "count_flops",
+    "count_frozen_blocks",
     "freeze",
     "interpolate_positions",
     "load_arch",

@@ -35,19 +35,29 @@ class Classifier(nn.Module):
         return self.head(self.fc_norm(tokens_BND[:, 1:]).mean(1))
 
 
+def count_frozen_blocks(layers: int, trainable_layers: int | None) -> int:
+    """Blocks below the top `trainable_layers` of a tower of `layers`; None trains all.
+
+    Raises:
+        UserError: the tower has fewer blocks.
+    """
+    if trainable_layers is None:
+        return 0
+    if trainable_layers > layers:
+        raise UserError(f"model.trainable_layers is {trainable_layers}, but the tower has {layers} blocks")
+    return layers - trainable_layers
+
+
 def freeze(model: Classifier, *, conv1: bool, trainable_layers: int | None) -> None:
     """Switch off gradients of the patch embedding, and of all below the top `trainable_layers` blocks.
 
     Frozen blocks run without recording activations. With every block trainable the embeddings are too.
     """
     tower = model.visual
-    layers = tower.arch.layers
-    if trainable_layers is not None and trainable_layers > layers:
-        raise UserError(f"model.trainable_layers is {trainable_layers}, but the tower has {layers} blocks")
+    tower.frozen_blocks = count_frozen_blocks(tower.arch.layers, trainable_layers)
     tower.conv1.requires_grad_(not conv1)
-    if trainable_layers is None or trainable_layers == layers:
+    if tower.frozen_blocks == 0:
         return
-    tower.frozen_blocks = layers - trainable_layers
     tower.requires_grad_(False)
     for block in tower.transformer.resblocks[tower.frozen_blocks :]:
         block.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""A sweep drawn as the paper draws it: accuracy over the varied option, or over epochs."""
+"""Plot a sweep as in the paper: accuracy over the option that varies, or over epochs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +11,13 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from fastft.files.atomic import atomic_path
-from fastft.sweep.definition import Sweep
+from fastft.files.sweep_file import Sweep
 from fastft.sweep.results import Outcome
 
 WIDTH, HEIGHT, DPI = 7.0, 4.2, 150
-BELOW_BEST = 6.0  # points that curves over epochs show: the climb out of warm-up would flatten the rest
-SHIFT = 0.06  # between lines of a table, so that error bars stand side by side
-# hollow and larger, so that a point of ours on the same spot hides nothing
+BELOW_BEST = 6.0  # percentage points shown below the best epoch; the warm-up would flatten the rest
+SHIFT = 0.06  # horizontal offset between lines of a table, so that error bars do not overlap
+# hollow and larger, so that a point of ours at the same place does not hide it
 PAPER: dict[str, Any] = {
     "linestyle": "--",
     "marker": "o",
@@ -30,7 +30,7 @@ CURVES = {"ema": "w EMA", "raw": "w/o EMA"}  # as the paper's Figure 2 names the
 
 
 def draw_plot(sweep: Sweep, outcomes: Sequence[Outcome], out: Path) -> None:
-    """Write the PNG `out`, which appears when complete; rows without a result show the paper's point."""
+    """Write the PNG `out` atomically; rows without a result show the paper's point only."""
     panels = len(outcomes) if sweep.plot == "epochs" else 1
     figure, axes = plt.subplots(
         panels, 1, figsize=(WIDTH, HEIGHT * panels), squeeze=False, layout="constrained"
@@ -75,7 +75,7 @@ def _draw_epochs(axis: Axes, outcome: Outcome) -> None:
         axis.axhline(paper, color="black", linestyle=":", label=f"best, paper {paper:g}")
     if best is not None:
         axis.set_ylim(bottom=max(axis.get_ylim()[0], best.top1 - BELOW_BEST))
-    axis.set_title(outcome.row.name)
+    axis.set_title(outcome.row.title)
     axis.set_xlabel("epoch")
     _finish(axis)
 

@@ -1,4 +1,4 @@
-"""Rows to trainings: rows that train the same thing share a run directory, over all tables."""
+"""Map the rows of a sweep to trainings: rows that train the same thing share a run directory, over all sweeps."""
 
 import hashlib
 import json
@@ -11,14 +11,12 @@ from beton_tools.errors import UserError
 from beton_tools.format import Beton
 from beton_tools.manifest import Manifest
 from fastft.config import Recipe, load_recipe
-from fastft.sweep.definition import Row, Sweep
+from fastft.files.sweep_file import Row, Sweep
 from fastft.train.continuation import RESUMABLE_OPTIONS
 
-# a run may be continued with these changed, but two rows that differ in them are two trainings
-COUNTED = {
-    "schedule.stop_epoch",
-    "train.eval_every",
-}  # how often: the best epoch is of those that were evaluated
+# a run may be resumed with other values of these, but two rows that differ in them are two trainings: they change which
+# epochs are evaluated, and so the best one
+COUNTED = {"schedule.stop_epoch", "train.eval_every"}
 
 
 @dataclass(frozen=True)
@@ -34,31 +32,28 @@ def plan_runs(sweep: Sweep, overrides: Sequence[str], runs: Path) -> list[Run]:
     """The run of every row, in order; equal rows get equal runs. `runs` is the folder of all run directories.
 
     Raises:
-        UserError: a recipe or override is wrong, or a row asks for an EMA that its recipe does not keep.
+        UserError: a recipe or override is wrong, or a row needs an EMA that its recipe does not keep.
     """
     taken = next((text for text in overrides if text.startswith("--train.run_dir")), None)
     if taken:
-        raise UserError(f"{taken}: a sweep gives every training its own folder; use --out")
-    return [_run(row, overrides, runs) for row in sweep.rows]
+        raise UserError(f"{taken}: every training of a sweep has a folder of its own; use --out")
+    return [_run(sweep, row, overrides, runs) for row in sweep.rows]
 
 
 def run_key(recipe: Recipe) -> str:
-    """Equal for recipes that train the same weights on the same images and evaluate alike, whatever they are called."""
+    """A hash that is equal for recipes that train the same weights on the same images and evaluate after the same epochs."""
     values = {
-        f"{section}.{option}": value
-        for section, options in recipe.as_dict().items()
-        for option, value in options.items()
-        if f"{section}.{option}" not in RESUMABLE_OPTIONS - COUNTED
+        key: value for key, value in recipe.identity().items() if key not in RESUMABLE_OPTIONS - COUNTED
     }
     values["images"] = _content(recipe.data.train, recipe.data.train_size)
     values["val_images"] = _content(recipe.data.val, 0)
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
-def _run(row: Row, overrides: Sequence[str], runs: Path) -> Run:
-    recipe = load_recipe(row.recipe, overrides)
+def _run(sweep: Sweep, row: Row, overrides: Sequence[str], runs: Path) -> Run:
+    recipe = load_recipe(sweep.reference(row), overrides)
     if row.number == "ema" and recipe.ema.decay == 0:
-        raise UserError(f"{row.recipe}: row '{row.name}' needs an EMA, but ema.decay is 0; set number: raw")
+        raise UserError(f"{sweep.path}: row '{row.title}' needs an EMA, but ema.decay is 0; set number: raw")
     key = run_key(recipe)
     folder = runs / key
     return Run(key, replace(recipe, train=replace(recipe.train, run_dir=str(folder))), folder)
@@ -66,7 +61,10 @@ def _run(row: Row, overrides: Sequence[str], runs: Path) -> Run:
 
 @lru_cache
 def _content(path: str | None, stated: int) -> int | str:
-    """What the file holds, so that neither a part of ImageNet nor other pictures are taken for what was trained on."""
+    """The checksum of the file's manifest, or its number of samples; `stated` if there is no file.
+
+    Tells ImageNet from a part of it and from other images.
+    """
     if not (path and Path(path).is_file()):
         return stated
     manifest = Manifest.of_beton(path)

@@ -1,4 +1,4 @@
-"""What sweeps cost before they run, every shared training counted once."""
+"""Predict the cost of sweeps before they run; every shared training counts once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,10 +9,11 @@ from rich.table import Table
 
 from fastft.config import Recipe
 from fastft.cost.model import PUBLISHED_MFU, predict
-from fastft.cost.recipes import is_sweep, load_priceable
+from fastft.cost.recipes import load_priceable
 from fastft.cost.table import LOADER_LIMITS
+from fastft.files.recipe_file import is_table, open_sweep
+from fastft.files.sweep_file import Sweep
 from fastft.machine.gpus import MAIN_GPUS
-from fastft.sweep.definition import Sweep, load_sweep
 from fastft.sweep.planned_runs import plan_runs, run_key
 from fastft.sweep.results import read_result
 
@@ -21,7 +22,7 @@ Hours = dict[str, float]  # by GPU kind, modelled at the best MFU published for 
 
 @dataclass(frozen=True)
 class Price:
-    """A row's share: the hours of its training, and the GPU kinds that wait for the loader; or why it needs none."""
+    """Predicted hours of a row's training; `remark` says why a row needs none, `starved` lists GPUs that wait for the loader."""
 
     sweep: str
     row: str
@@ -30,22 +31,25 @@ class Price:
     starved: tuple[str, ...] = ()
 
 
-def read_trainings(paths: Sequence[Path], overrides: Sequence[str]) -> tuple[list[Recipe], int]:
-    """(trainings that the rows of sweep files need, each once; number of rows). A recipe file is a row of its own.
+def read_trainings(references: Sequence[str], overrides: Sequence[str]) -> tuple[list[Recipe], int]:
+    """(trainings that recipes and the rows of tables need, each once; number of recipes and rows).
 
     Raises:
-        UserError: as `load_sweep` and `load_priceable`.
+        UserError: as `open_sweep` and `load_priceable`.
     """
-    files = [
-        file
-        for path in paths
-        for file in ([r.recipe for r in load_sweep(path).rows] if is_sweep(path) else [path])
-    ]
+    rows = [row for reference in references for row in _rows(reference)]
     trainings: dict[str, Recipe] = {}
-    for file in files:
-        recipe = load_priceable(file, overrides)
+    for row in rows:
+        recipe = load_priceable(row, overrides)
         trainings.setdefault(run_key(recipe), recipe)
-    return list(trainings.values()), len(files)
+    return list(trainings.values()), len(rows)
+
+
+def _rows(reference: str) -> list[str]:
+    if not is_table(reference):
+        return [reference]
+    sweep = open_sweep(reference)
+    return [sweep.reference(row) for row in sweep.rows]
 
 
 def recipe_hours(recipe: Recipe) -> Hours:
@@ -53,19 +57,25 @@ def recipe_hours(recipe: Recipe) -> Hours:
 
 
 def price_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path) -> list[Price]:
-    """What `run_sweeps` with the same arguments would train. Raises UserError as `plan_runs`."""
+    """The rows that `run_sweeps` with the same arguments would train, with their cost.
+
+    Raises:
+        UserError: as `plan_runs` and `load_priceable`.
+    """
     prices = []
     first: dict[str, str] = {}
     for sweep in sweeps:
         for row, run in zip(sweep.rows, plan_runs(sweep, overrides, out / "runs"), strict=True):
-            price = Price(sweep.name, row.name)
+            if row not in sweep.selected_rows:
+                continue
+            price = Price(sweep.name, row.title)
             if run.key in first:
                 price = replace(price, remark=f"= {first[run.key]}")
             elif read_result(run) is not None:
                 price = replace(price, remark=f"trained: {run.key}")
             else:
-                price = _predicted(price, load_priceable(row.recipe, overrides))
-            first.setdefault(run.key, f"{sweep.name} {row.name}")
+                price = _predicted(price, load_priceable(sweep.reference(row), overrides))
+            first.setdefault(run.key, f"{sweep.name} {row.title}")
             prices.append(price)
     return prices
 

@@ -1,4 +1,4 @@
-"""A sweep's results in the paper's layout: terminal, Markdown, JSON, plot."""
+"""Report the results of a sweep in the paper's layout: terminal, Markdown, JSON, plot."""
 
 import json
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ from rich.console import Console
 from rich.table import Table
 
 from fastft.files.atomic import write_text
-from fastft.sweep.definition import Sweep
+from fastft.files.sweep_file import Sweep
 from fastft.sweep.figure import draw_plot
 from fastft.sweep.results import Outcome, Score
 
 COLUMNS = ("paper", "ours", "diff", "best EMA", "last EMA", "best raw", "last raw")
 NOTE = (
     "Top-1 in percent. 'Ours' is the best epoch of the EMA (of the raw model where the paper has no EMA), "
-    "picked on the validation images as the paper does. ± is the binomial standard error, @ the epoch from 0."
+    "chosen on the validation images as in the paper. ± is the binomial standard error, @ the epoch from 0."
 )
 
 
 def write_report(sweep: Sweep, outcomes: Sequence[Outcome], folder: Path) -> None:
-    """Write table.md, results.json and plot.png; each appears when complete."""
+    """Write table.md, results.json and plot.png, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "table.md", markdown(sweep, outcomes))
     write_text(folder / "results.json", json.dumps(as_json(sweep, outcomes), indent=1) + "\n")
@@ -34,17 +34,17 @@ def print_table(sweep: Sweep, outcomes: Sequence[Outcome], console: Console) -> 
     for column in COLUMNS:
         table.add_column(column, justify="right")
     for outcome in outcomes:
-        table.add_row(outcome.row.name, *_cells(outcome))
+        table.add_row(outcome.row.title, *_cells(outcome))
     console.print(table)
     for outcome in outcomes:
         if outcome.error:
-            console.print(f"{outcome.row.name}: {outcome.error}", style="red", highlight=False, markup=False)
+            console.print(f"{outcome.row.title}: {outcome.error}", style="red", highlight=False, markup=False)
 
 
 def markdown(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
-    """The paper's own table with our line under each of its lines, then every number of every row."""
+    """The paper's table with our line below each of its lines, then all figures of every row."""
     parts = [f"# {sweep.title} ({sweep.source})", _grid(sweep, outcomes), NOTE, _details(outcomes)]
-    failed = [f"- {o.row.name}: {o.error}" for o in outcomes if o.error]
+    failed = [f"- {o.row.title}: {o.error}" for o in outcomes if o.error]
     if failed:
         parts.append("Failed:\n\n" + "\n".join(failed))
     return "\n\n".join(parts) + "\n"
@@ -55,7 +55,7 @@ def as_json(sweep: Sweep, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "name": sweep.name,
         "title": sweep.title,
         "source": sweep.source,
-        "rows": [_json_row(o) for o in outcomes],
+        "rows": [_json_row(sweep, o) for o in outcomes],
     }
 
 
@@ -72,12 +72,12 @@ def _grid(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
 
 
 def _details(outcomes: Sequence[Outcome]) -> str:
-    lines = [[o.row.name, *_cells(o), f"`{o.run.folder.name}`"] for o in outcomes]
+    lines = [[o.row.title, *_cells(o), f"`{o.run.folder.name}`"] for o in outcomes]
     return markdown_table(["row", *COLUMNS, "run"], lines)
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table, the first `left` columns flush left, the others right."""
+    """A Markdown table; the first `left` columns are left-aligned, the others right-aligned."""
     rule = ["---" if i < left else "---:" for i in range(len(header))]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
 
@@ -97,7 +97,7 @@ def _cells(outcome: Outcome) -> list[str]:
 
 
 def as_published(top1: float | None) -> str:
-    """With one decimal, or two where the paper has two; "-" where it gives none."""
+    """A figure with one decimal, or two if the paper gives two; "-" if it gives none."""
     if top1 is None:
         return "-"
     return f"{top1:.1f}" if round(top1, 1) == top1 else f"{top1:.2f}"
@@ -107,14 +107,14 @@ def _score(score: Score | None) -> str:
     return "-" if score is None else f"{score.top1:.2f}±{score.standard_error:.2f}"
 
 
-def _json_row(outcome: Outcome) -> dict[str, Any]:
+def _json_row(sweep: Sweep, outcome: Outcome) -> dict[str, Any]:
     def plain(score: Score | None) -> dict[str, Any] | None:
         return None if score is None else vars(score)
 
     return {
         "label": outcome.row.label,
         "series": outcome.row.series,
-        "recipe": str(outcome.row.recipe),
+        "recipe": sweep.reference(outcome.row),
         "run": str(outcome.run.folder),
         "number": outcome.row.number,
         "paper": outcome.row.paper,

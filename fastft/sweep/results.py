@@ -1,14 +1,14 @@
-"""What a finished run says about a row: the EMA at its best epoch, as in the paper, and the rest."""
+"""Read the results of finished runs: best and last epoch, of the EMA and of the raw weights."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastft.sweep.definition import Row
+from fastft.files.sweep_file import Row
 from fastft.sweep.planned_runs import Run
 
-Evaluation = dict[str, Any]  # epoch, raw {top1, samples, ...}, and where there is one ema {...}
+Evaluation = dict[str, Any]  # epoch, raw {top1, samples, ...}, and with an EMA ema {...}
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A row with what came of it: evaluations of a finished run, or why there are none."""
+    """A row with the evaluations of its finished run, or the error that ended it."""
 
     row: Row
     run: Run
@@ -30,21 +30,22 @@ class Outcome:
     error: str | None = None
 
     def best(self, weights: str) -> Score | None:
-        """Of "ema" or "raw"; the epoch is picked on the same images, as the paper does."""
+        """Best epoch of the "ema" or "raw" weights, chosen on the same images, as in the paper."""
         return max(self.curve(weights), key=lambda score: score.top1, default=None)
 
     def last(self, weights: str) -> Score | None:
+        """Last epoch of the "ema" or "raw" weights."""
         curve = self.curve(weights)
         return curve[-1] if curve else None
 
     @property
     def ours(self) -> Score | None:
-        """The number that stands beside the paper's."""
+        """The score that is compared with the paper's figure."""
         return self.best(self.row.number)
 
     @property
     def difference(self) -> float | None:
-        """Ours - paper's, in points."""
+        """Our top-1 minus the paper's, in percentage points."""
         if self.ours is None or self.row.paper is None:
             return None
         return self.ours.top1 - self.row.paper
@@ -55,7 +56,7 @@ class Outcome:
 
 
 def read_result(run: Run) -> list[Evaluation] | None:
-    """Evaluations of a run that has gone all its epochs; None while it has not."""
+    """Evaluations of a run that has trained all its epochs; None if it has not."""
     try:
         result = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Trains what a sweep's rows need; a run that fails is reported and the others go on."""
+"""Train the rows of sweeps; a training that fails is reported and the others are continued."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,21 +6,21 @@ from pathlib import Path
 from rich.console import Console
 
 from beton_tools.errors import UserError
-from fastft.sweep.definition import Sweep
+from fastft.files.sweep_file import Sweep
 from fastft.sweep.planned_runs import Run, plan_runs
 from fastft.sweep.report import print_table, write_report
 from fastft.sweep.results import Outcome, read_result
 from fastft.train.distributed import World, find_world
-from fastft.train.exceptions import LoneError, NonFinite, PeerFailed, Preempted
+from fastft.train.exceptions import LocalRankError, NonFinite, PeerFailed, Preempted
 from fastft.train.loop import train
 
 
 def run_sweeps(
     sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, console: Console
 ) -> list[Outcome]:
-    """Run or resume every row; `out/<sweep>/` gets table.md, results.json and plot.png after every training.
+    """Train or resume every selected row; `out/<sweep>/` gets table.md, results.json and plot.png after every training.
 
-    Run directories are `out/runs/<key>`. Under torchrun every process calls this; the main one reports.
+    Run directories are `out/runs/<key>`. Under torchrun every process calls this; the main process writes the reports.
 
     Raises:
         UserError: a sweep, recipe or override is wrong, or there is no validation data.
@@ -28,9 +28,11 @@ def run_sweeps(
     """
     planned = [plan_runs(sweep, overrides, out / "runs") for sweep in sweeps]
     if any(run.recipe.data.val is None for runs in planned for run in runs):
-        raise UserError("a sweep compares accuracies, which need validation data; set --data.val=FILE.beton")
+        raise UserError("a sweep compares accuracies and needs validation data; set --data.val=FILE.beton")
     options = planned[0][0].recipe.train
-    with find_world(options.device, options.timeout_minutes) as world:  # one process group for all trainings
+    with find_world(
+        options.device, options.timeout_minutes, "train.device"
+    ) as world:  # one process group for all trainings
         runner = _Runner(world, [run for runs in planned for run in runs], console)
         results = [
             runner.run(sweep, runs, out / sweep.name) for sweep, runs in zip(sweeps, planned, strict=True)
@@ -39,22 +41,22 @@ def run_sweeps(
 
 
 class _Runner:
-    """Keeps account of what is to be trained and what has failed."""
+    """Trains rows and keeps the list of what is still to be trained and what has failed."""
 
     def __init__(self, world: World, runs: Sequence[Run], console: Console):
         self.is_main = world.is_main
         self.console = console if world.is_main else Console(quiet=True)
-        # decided before anything is trained: processes that look later may find other files
+        # decided before anything is trained, so that all processes decide from the same files
         self.waiting = {run.key for run in runs if read_result(run) is None}
         self.failures: dict[str, str] = {}
-        # an error of one process's own must not be passed over: the others would wait for it in the next training
-        self.passed_over = (Exception,) if world.size == 1 else (UserError, NonFinite)
+        # an error that only one process has must end the sweep: the others would wait for it in the next training
+        self.reported = (Exception,) if world.size == 1 else (UserError, NonFinite)
 
     def run(self, sweep: Sweep, runs: Sequence[Run], folder: Path) -> list[Outcome]:
         for number, (row, run) in enumerate(zip(sweep.rows, runs, strict=True), 1):
-            if run.key in self.waiting:
+            if run.key in self.waiting and row in sweep.selected_rows:
                 self.waiting.remove(run.key)
-                self.console.rule(f"{sweep.name}, row {number} of {len(runs)}: {row.name}")
+                self.console.rule(f"{sweep.name}, row {number} of {len(runs)}: {row.title}")
                 self._train(run)
                 self._report(sweep, runs, folder)
         outcomes = self._report(sweep, runs, folder)
@@ -65,9 +67,9 @@ class _Runner:
     def _train(self, run: Run) -> None:
         try:
             train(run.recipe, self.console)
-        except (Preempted, LoneError, PeerFailed):
+        except (Preempted, LocalRankError, PeerFailed):
             raise
-        except self.passed_over as error:
+        except self.reported as error:
             self.failures[run.key] = " ".join(str(error).split()) or type(error).__name__
             self.console.print(
                 f"failed: {self.failures[run.key]}", style="red", highlight=False, markup=False

@@ -16,6 +16,7 @@ from numba import cuda
 
 from fastft.augment.cuda_ops import ops_kernel
 from fastft.augment.cuda_resize import resize_kernel
+from fastft.augment.rng import HALF_NORMAL
 
 THREADS = (24, 2)  # every one is a Python thread
 
@@ -33,7 +34,9 @@ def simulate(case: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     cuda.jit(resize_kernel)[(2, images), THREADS](case["packed"], case["offsets"], plan, size, buffers[0])
     resized = buffers[0].copy()
     dtype = int(case["dtype"])
-    cuda.jit(ops_kernel)[images, THREADS](plan, size, buffers, mixed, case["fill"], case["table"], dtype, out)
+    cuda.jit(ops_kernel)[images, THREADS](
+        plan, size, buffers, mixed, case["fill"], case["table"], HALF_NORMAL, dtype, out
+    )
     return resized, out
 
 

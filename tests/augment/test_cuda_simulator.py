@@ -12,7 +12,7 @@ from skimage import data
 from fastft.augment import draw_plan, eval_plan, level_argument, parse_policy, resized_crop, source_regions
 from fastft.augment.cpu import CpuAugment
 from fastft.augment.erase import DTYPES
-from fastft.augment.levels import LEVELS
+from fastft.augment.levels import TIMM_OPS
 from fastft.augment.plan import OP_ID, OPS
 
 pytest.importorskip("numba.cuda")
@@ -66,7 +66,7 @@ def plain_rows(count: int) -> np.ndarray:
 
 def ops_at(magnitudes: list[tuple[float, int]]) -> np.ndarray:
     """A row for every op at every magnitude and sign, and one for Grayscale, which timm does not have."""
-    calls = [level_argument(name, m, s, height=SIZE, width=SIZE) for name in LEVELS for m, s in magnitudes]
+    calls = [level_argument(name, m, s, height=SIZE, width=SIZE) for name in TIMM_OPS for m, s in magnitudes]
     calls = [*dict.fromkeys(calls), (OP_ID["Grayscale"], 0.0)]
     plan = plain_rows(len(calls))
     plan["op"][:, 0], plan["argument"][:, 0] = [op for op, _ in calls], [argument for _, argument in calls]

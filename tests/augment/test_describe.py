@@ -6,7 +6,7 @@ import numpy as np
 
 from fastft.augment import PLAN_DTYPE, describe_policy, describe_row, draw_plan, parse_policy, plan_to_json
 from fastft.augment.describe import ARGUMENT_FORMATS
-from fastft.augment.levels import LEVELS, NO_ARGUMENT
+from fastft.augment.levels import NO_ARGUMENT, TIMM_OPS
 from fastft.augment.plan import CHAIN_DEPTH, OP_ID
 
 
@@ -35,7 +35,7 @@ def test_an_augmix_row_names_its_chains_and_their_shares() -> None:
 
 
 def test_every_op_with_an_argument_shows_it() -> None:
-    with_argument = {op for op, rule in LEVELS.values() if rule != NO_ARGUMENT}
+    with_argument = {op for op, rule in TIMM_OPS.values() if rule != NO_ARGUMENT}
     assert with_argument == set(ARGUMENT_FORMATS)
 
 

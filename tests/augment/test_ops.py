@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from beton_tools.errors import UserError
-from fastft.augment.levels import LEVELS, level_argument
+from fastft.augment.levels import TIMM_OPS, level_argument
 from fastft.augment.ops_affine import (
     affine_matrix,
     affine_source,
@@ -21,7 +21,7 @@ from tests.augment.pillow_oracle import FILL, timm_op
 MAGNITUDES = [n / 2 for n in range(21)]
 SIGNED = [
     name
-    for name in LEVELS
+    for name in TIMM_OPS
     if level_argument(name, 5, 1, height=9, width=9)[1] != level_argument(name, 5, -1, height=9, width=9)[1]
 ]
 AFFINE = ["Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"]
@@ -46,7 +46,7 @@ def odd_images() -> dict[str, np.ndarray]:
     return images | {"two levels": random.integers(7, 9, (16, 20, 3), np.uint8)}
 
 
-@pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize("name", TIMM_OPS)
 def test_an_op_equals_pillows_on_photographs_at_every_magnitude(name: str, crops: list[np.ndarray]) -> None:
     for image in crops:
         for magnitude in MAGNITUDES:
@@ -55,7 +55,7 @@ def test_an_op_equals_pillows_on_photographs_at_every_magnitude(name: str, crops
                 np.testing.assert_array_equal(ours, pillows, f"{name} at {sign * magnitude}")
 
 
-@pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize("name", TIMM_OPS)
 def test_an_op_equals_pillows_on_flat_and_tiny_images(name: str) -> None:
     for kind, image in odd_images().items():
         for magnitude in (0, 2.5, 5, 9, 10):
@@ -65,7 +65,7 @@ def test_an_op_equals_pillows_on_flat_and_tiny_images(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize("name", TIMM_OPS)
 def test_an_op_equals_pillows_on_whole_photographs(name: str, photographs: dict[str, np.ndarray]) -> None:
     for image in photographs.values():
         for magnitude in MAGNITUDES:
@@ -126,7 +126,7 @@ def test_an_image_is_left_alone_by_identity_and_never_written_to(crops: list[np.
     image = crops[0].copy()
     image.flags.writeable = False
     np.testing.assert_array_equal(apply_argument("Identity", image), crops[0])
-    for name in LEVELS:
+    for name in TIMM_OPS:
         apply_op(name, image, 9)
     np.testing.assert_array_equal(image, crops[0])
 

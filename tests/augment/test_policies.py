@@ -15,7 +15,7 @@ from timm.data.auto_augment import LEVEL_TO_ARG, augment_and_mix_transform, rand
 
 from beton_tools.errors import UserError
 from fastft.augment import AugmentPolicy, level_argument, parse_policy
-from fastft.augment.levels import LEVELS
+from fastft.augment.levels import TIMM_OPS
 from fastft.augment.policies import AugMix, RandAugment, ThreeAugment
 
 RAND_PARTS = {
@@ -145,7 +145,7 @@ def test_a_policy_is_hashable_prints_its_string_and_fills_with_clips_mean() -> N
     assert policy.fill == (123, 117, 104)
 
 
-@pytest.mark.parametrize("name", sorted(LEVELS))
+@pytest.mark.parametrize("name", sorted(TIMM_OPS))
 def test_magnitudes_become_the_arguments_that_timm_gives_pillow(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

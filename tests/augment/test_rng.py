@@ -45,7 +45,7 @@ def draws(n, alpha, uniforms, integers, normals, betas, noise):  # type: ignore[
         integers[i] = rng.below(w1, 10)
         normals[i] = rng.normal(w2, w3)
         betas[i] = rng.beta(alpha, np.uint64(7), 0, 1, i, 0)
-        noise[i] = rng.noise_rgb(np.uint64(7 << 32), i)
+        noise[i] = rng.noise_rgb(np.uint64(7 << 32), i, rng.HALF_NORMAL)
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 4.0])

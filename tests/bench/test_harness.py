@@ -17,53 +17,54 @@ from fastft.bench.harness import (
     per_cpu_second,
     per_second,
 )
+from tests.bench import contenders
 
 
 def contender(who: str, function: str, **arguments: Any) -> Contender:
-    return Contender(who, f"tests.bench.contenders:{function}", arguments)
+    return Contender(who, getattr(contenders, function), arguments)
 
 
-def test_contenders_take_turns_and_the_first_round_is_not_counted(tmp_path: Path) -> None:
+def test_contenders_alternate_and_the_first_round_is_not_counted(tmp_path: Path) -> None:
     log = tmp_path / "log"
     pair = [contender(name, "noting", name=name, log=str(log)) for name in ("A", "B")]
     rounds = alternate(pair, rounds=2, threads=1)
     assert log.read_text().split() == 3 * ["A.a", "B.a", "A.b", "B.b"]
-    assert len(rounds.turns["A"]["a"]) == len(rounds.turns["B"]["b"]) == 2
+    assert len(rounds.trials["A"]["a"]) == len(rounds.trials["B"]["b"]) == 2
 
 
-def test_cpu_time_is_of_workers_too_and_waiting_costs_none() -> None:
+def test_cpu_time_includes_workers_and_excludes_waiting() -> None:
     rounds = alternate(
         [contender("sleeps", "sleeping", seconds=0.2), contender("works", "worker", seconds=0.2)],
         1,
         threads=1,
     )
-    slept, worked = rounds.turns["sleeps"]["a"][0], rounds.turns["works"]["a"][0]
+    slept, worked = rounds.trials["sleeps"]["a"][0], rounds.trials["works"]["a"][0]
     assert slept["wall"] >= 0.2 > 10 * slept["cpu"]
     assert worked["cpu"] >= 0.19
     assert per_second(slept) <= 50 and per_cpu_second(worked) <= 53 and cpu_milliseconds(worked) >= 19
 
 
-def test_every_contender_has_a_process_on_the_given_cores_which_ends() -> None:
+def test_every_contender_has_its_own_process_on_the_given_cores() -> None:
     pair = [contender("A", "described"), contender("B", "described")]
-    turns = [alternate(pair, 1, threads=1).turns[name]["a"][0] for name in "AB"]
-    assert [turn["cores"] for turn in turns] == [1, 1]
-    assert turns[0]["pid"] != turns[1]["pid"]
-    for turn in turns:
+    trials = [alternate(pair, 1, threads=1).trials[name]["a"][0] for name in "AB"]
+    assert [trial["cores"] for trial in trials] == [1, 1]
+    assert trials[0]["pid"] != trials[1]["pid"]
+    for trial in trials:
         with pytest.raises(ProcessLookupError):
-            os.kill(turn["pid"], 0)
+            os.kill(trial["pid"], 0)
 
 
-def test_fresh_rounds_begin_in_a_new_process_each() -> None:
-    turns = alternate_fresh([contender("A", "described")], rounds=2, threads=1).turns["A"]["a"]
-    assert len({turn["pid"] for turn in turns}) == 2
+def test_every_fresh_round_has_a_new_process() -> None:
+    trials = alternate_fresh([contender("A", "described")], rounds=2, threads=1).trials["A"]["a"]
+    assert len({trial["pid"] for trial in trials}) == 2
 
 
-def test_what_a_library_prints_disturbs_nothing() -> None:
-    assert len(alternate([contender("A", "printing")], 1, threads=1).turns["A"]["a"]) == 1
+def test_output_of_libraries_does_not_disturb_the_protocol() -> None:
+    assert len(alternate([contender("A", "printing")], 1, threads=1).trials["A"]["a"]) == 1
 
 
 @pytest.mark.parametrize("function", ["failing", "failing_later", "dying", "missing"])
-def test_a_peer_that_fails_is_reported_and_the_others_go_on(function: str) -> None:
+def test_a_failing_peer_is_skipped_and_the_others_continue(function: str) -> None:
     rounds = alternate(
         [contender("peer", function), contender("fastft", "sleeping", seconds=0)], 1, threads=1
     )
@@ -79,18 +80,18 @@ def test_when_fastft_fails_the_benchmark_fails() -> None:
         alternate([contender("fastft", "failing_later")], 1, threads=1)
 
 
-def test_input_that_ours_cannot_take_is_the_users_error() -> None:
+def test_input_that_fastft_refuses_is_a_user_error() -> None:
     with pytest.raises(UserError, match=r"^no image at all; give one$"):
         alternate([contender("fastft", "refusing")], 1, threads=1)
 
 
-def test_a_peer_that_hangs_is_ended_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "TURN_SECONDS", 3)
+def test_a_hanging_peer_is_killed_and_the_others_continue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "TRIAL_SECONDS", 3)
     pair = [contender("peer", "sleeping", seconds=60), contender("fastft", "sleeping", seconds=0)]
     rounds = alternate(pair, 1, threads=1)
-    assert rounds.skipped["peer"].startswith("no answer") and len(rounds.turns["fastft"]["a"]) == 1
+    assert rounds.skipped["peer"].startswith("no answer") and len(rounds.trials["fastft"]["a"]) == 1
 
 
-def test_a_peer_that_fails_in_a_later_fresh_round_is_left_out_wholly(tmp_path: Path) -> None:
+def test_a_peer_that_fails_in_a_later_fresh_round_has_no_results(tmp_path: Path) -> None:
     rounds = alternate_fresh([contender("peer", "second_time", mark=str(tmp_path / "mark"))], 2, threads=1)
-    assert rounds.turns == {} and "not twice" in rounds.skipped["peer"]
+    assert rounds.trials == {} and "not twice" in rounds.skipped["peer"]

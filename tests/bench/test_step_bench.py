@@ -22,7 +22,7 @@ from fastft.train.precision import choose_precision
 from fastft.train.step import Step
 
 
-def test_ours_and_timms_own_training_step_have_the_same_loss_curve() -> None:
+def test_our_training_step_has_the_loss_curve_of_timms() -> None:
     """The same weights, batches and optimiser settings: label smoothing, weight decay and its exclusions, AdamW."""
     arch = Arch(
         image_size=32, patch_size=8, width=64, layers=2, heads=2, mlp_width=256, quick_gelu=True, ln_pre=True,
@@ -65,13 +65,13 @@ def our_parts(arch: Arch) -> tuple[Step, Classifier]:
     return made, model
 
 
-def test_on_a_gpu_without_a_known_peak_all_but_mfu_is_measured(
+def test_on_a_gpu_with_unknown_peak_everything_except_mfu_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An L4: `peak_flops` says None."""
     monkeypatch.setattr("fastft.machine.gpus.peak_flops", lambda device, dtype: None)
-    turn = {"wall": 1.0, **step_bench.arm(lambda: None, 8, 1, 1e9, torch.float32)()}  # type: ignore[dict-item]
-    monkeypatch.setattr(step_bench, "alternate", lambda *_, **__: Rounds({"fastft": {"step": [turn]}}))
+    trial = {"wall": 1.0, **step_bench.arm(lambda: None, 8, 1, 1e9, torch.float32)()}  # type: ignore[dict-item]
+    monkeypatch.setattr(step_bench, "alternate", lambda *_, **__: Rounds({"fastft": {"step": [trial]}}))
     measures = step_bench.run(Options(Workspace(tmp_path, Images([], "none")), rounds=1, threads=1)).measures
     assert {m["name"] for m in measures} == {"Training step", "Training step, lower half frozen"}
     assert [measure_view(m)["compared"] for m in measures] == 4 * [False]

@@ -43,7 +43,8 @@ def test_flags_are_frozen() -> None:
     assert flags["convert imagenet"] == image_options
     assert flags["convert folder"] == ["--classes-of", *image_options]
     assert flags["train"] == []
-    assert flags["explain"] == ["--at-step", "--json"]
+    assert flags["explain"] == ["--at-step", "--diff", "--json"]
+    assert flags["recipes"] == flags["options"] == ["--json"]
     assert flags["preview"] == ["--count", "--data", "--epoch", "--json", "--out"]
     assert flags["cost"] == [
         "--cores-per-gpu", "--gpu", "--gpus", "--json", "--measured", "--mfu", "--price", "--val-images"

@@ -42,7 +42,8 @@ def test_a_device_name_gives_the_peaks_of_its_data_sheet(
 
 
 @pytest.mark.parametrize(
-    "device_name", ["NVIDIA A10G", "NVIDIA L40", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 3090 Ti"]
+    "device_name",
+    ["NVIDIA A10G", "NVIDIA L40", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 3090 Ti"],
 )
 def test_a_similar_name_is_not_mistaken_for_a_known_card(device_name: str) -> None:
     assert find_gpu(device_name) is None

@@ -17,27 +17,28 @@ from fastft.build import build_model, recipe_arch
 from fastft.config import load_recipe
 from fastft.files.run_directory import read_metrics
 from fastft.sweep import load_sweep, plan_runs
-from fastft.train.checkpoint import step_checkpoints
+from fastft.train.checkpoint import list_checkpoints
 from fastft.train.exceptions import EXIT_REQUEUE
 from fastft.train.loop import train
 
 pytestmark = pytest.mark.slow
 
-SWEEPS = sorted(Path("rcp/tables").glob("*/sweep.yaml"))
+SWEEPS = sorted(Path("rcp/tables").glob("*.yaml"))
 RUNS = {
-    run.key: row.recipe
+    run.key: sweep.reference(row)
     for sweep in map(load_sweep, SWEEPS)
     for row, run in zip(sweep.rows, plan_runs(sweep, (), Path("runs")), strict=True)
 }
-RECIPES = [*RUNS.values(), *sorted(Path("rcp").glob("frugal_*.yaml"))]
+CHEAPER = [str(path) for kind in ("frugal", "quick") for path in sorted(Path("rcp").glob(f"{kind}_*.yaml"))]
+RECIPES = [*RUNS.values(), *CHEAPER]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("reference", RECIPES)
 def test_a_step_changes_what_is_trained_and_nothing_else(
-    path: Path, one_step: Callable[[int], list[str]], tmp_path: Path, quiet: Console
+    reference: str, one_step: Callable[[int], list[str]], tmp_path: Path, quiet: Console
 ) -> None:
-    layers = recipe_arch(load_recipe(path)).layers
-    recipe = load_recipe(path, [*one_step(layers), f"--train.run_dir={tmp_path / 'run'}"])
+    layers = recipe_arch(load_recipe(reference)).layers
+    recipe = load_recipe(reference, [*one_step(layers), f"--train.run_dir={tmp_path / 'run'}"])
     before = build_model(recipe)
     start = {name: value.clone() for name, value in before.state_dict().items()}
     trained = {name for name, p in before.named_parameters() if p.requires_grad}
@@ -47,7 +48,7 @@ def test_a_step_changes_what_is_trained_and_nothing_else(
     (loss,) = (m["loss"] for m in read_metrics(tmp_path / "run" / "metrics.jsonl") if m["kind"] == "train")
     assert math.isfinite(loss) and loss == pytest.approx(math.log(2), rel=0.2)  # the head starts near 0
     assert ("ema" in result["last"]) == (recipe.ema.decay > 0)
-    after = load_file(step_checkpoints(tmp_path / "run" / "checkpoints")[-1] / "model.safetensors")
+    after = load_file(list_checkpoints(tmp_path / "run" / "checkpoints")[-1] / "model.safetensors")
     changed = {name for name in after if not torch.equal(after[name], start[name])}
     assert changed <= trained
     assert {"head.weight", "head.bias"} <= changed
@@ -58,7 +59,7 @@ def test_a_sweep_stopped_by_a_signal_goes_on_with_the_same_command(
     one_step: Callable[[int], list[str]], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    table = Path("rcp/tables/15_drop_path/sweep.yaml")
+    table = Path("rcp/tables/15_drop_path.yaml")
     overrides = [*one_step(12), "--schedule.epochs=20", "--train.log_every=1"]
     command = [sys.executable, "-m", "fastft.cli", "sweep", str(table), "--out", str(out), *overrides]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -79,6 +80,6 @@ def test_a_sweep_stopped_by_a_signal_goes_on_with_the_same_command(
 def test_two_processes_share_a_sweep(one_step: Callable[[int], list[str]], tmp_path: Path) -> None:
     """One process group for all trainings; what is left to train is decided together."""
     command = [sys.executable, "-m", "fastft.train.launch", "--standalone", "--nproc-per-node", "2"]
-    command += ["sweep", "rcp/tables/15_drop_path/sweep.yaml", "--out", str(tmp_path / "out"), *one_step(12)]
+    command += ["sweep", "rcp/tables/15_drop_path.yaml", "--out", str(tmp_path / "out"), *one_step(12)]
     assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
     assert len(list((tmp_path / "out").glob("runs/*/result.json"))) == 3

@@ -82,7 +82,7 @@ def test_figure_2_is_drawn_over_epochs(
 
 
 def test_both_lines_of_table_3_come_from_one_training() -> None:
-    runs = plan_runs(load_sweep(TABLES / "03_ema" / "sweep.yaml"), (), Path("runs"))
+    runs = plan_runs(load_sweep(TABLES / "03_ema.yaml"), (), Path("runs"))
     assert [run.key for run in runs[:5]] == [run.key for run in runs[5:]]
     assert len({run.key for run in runs}) == 5
 
@@ -113,9 +113,7 @@ def test_a_part_of_the_data_is_another_run(one_step: Callable[[int], list[str]])
 
 
 def test_a_dry_run_counts_shared_trainings_once(tmp_path: Path) -> None:
-    sweeps = [
-        load_sweep(TABLES / name / "sweep.yaml") for name in ("02_lr", "03_ema", "07_erase", "15_drop_path")
-    ]
+    sweeps = [load_sweep(TABLES / f"{name}.yaml") for name in ("02_lr", "03_ema", "07_erase", "15_drop_path")]
     prices = price_sweeps(sweeps, (), tmp_path)
     runs = {run.key: run.recipe for sweep in sweeps for run in plan_runs(sweep, (), tmp_path)}
     assert len(prices) == 7 + 10 + 4 + 3
@@ -126,8 +124,8 @@ def test_a_dry_run_counts_shared_trainings_once(tmp_path: Path) -> None:
 
 def test_cost_prices_the_trainings_of_sweeps_and_their_total(capsys: pytest.CaptureFixture[str]) -> None:
     """Rows that train the same thing count once, over all tables; no figure of a long table is cut."""
-    sweeps = [load_sweep(TABLES / name / "sweep.yaml") for name in ("02_lr", "03_ema")]
-    paths = [str(TABLES / sweep.name / "sweep.yaml") for sweep in sweeps]
+    sweeps = [load_sweep(TABLES / f"{name}.yaml") for name in ("02_lr", "03_ema")]
+    paths = [str(sweep.path) for sweep in sweeps]
     options = ["--gpu", "a100", "--gpus", "4", "--price", "200", "--mfu", "0.4"]
     assert main(["cost", *paths, *options, "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
@@ -149,7 +147,7 @@ def test_rows_that_wait_for_the_loader_are_marked(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A linear probe on A100 is faster than six cores decode; the whole model is not."""
-    table = str(TABLES / "fig3_partial" / "sweep.yaml")
+    table = str(TABLES / "fig3_partial.yaml")
     assert main([command[0], table, *command[1:]]) == 0
     printed = capsys.readouterr().out
     assert "7.4*" in printed and "14.9*" not in printed and "* GPUs wait for the loader" in printed
@@ -159,16 +157,13 @@ def test_a_row_that_cannot_be_priced_is_named(table: Path, capsys: pytest.Captur
     (table.parent / "plain.yaml").write_text(f"extends: {FINAL.resolve()}\nmodel: {{image_size: 98}}\n")
     for command in (["sweep", str(table), "--dry-run"], ["cost", str(table), "--gpu", "v100"]):
         assert main(command) == 2
-        assert f"{table.parent / 'plain.yaml'}: image size 98" in capsys.readouterr().err
+        assert f"{table}[EMA, a]: image size 98" in capsys.readouterr().err
 
 
 def test_the_command_prices_without_data_and_trains_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert (
-        main(["sweep", str(TABLES / "05_llrd" / "sweep.yaml"), "--dry-run", "--out", str(tmp_path / "o")])
-        == 0
-    )
+    assert main(["sweep", str(TABLES / "05_llrd.yaml"), "--dry-run", "--out", str(tmp_path / "o")]) == 0
     assert "17 of 17 rows" in capsys.readouterr().out
     assert not (tmp_path / "o").exists()
 
@@ -185,7 +180,7 @@ def test_the_command_ends_in_1_where_a_row_failed(
     ("text", "message"),
     [
         ("rows: [", "not valid YAML"),
-        ("just words", "must hold title, source and rows"),
+        ("just words", "give a sweep file with title, source and rows"),
         ("title: t\nrows: []", "source missing"),
         ("title: t\nsource: s\nrows: []", "must be a list of rows"),
         ("title: t\nsource: s\nplot: pie\nrows: [{}]", "one of lines, points, epochs"),
@@ -204,7 +199,7 @@ def test_the_command_ends_in_1_where_a_row_failed(
 def test_mistakes_in_a_sweep_are_one_line(table: Path, text: str, message: str) -> None:
     table.write_text(text)
     with pytest.raises(UserError, match=message) as error:
-        load_sweep(table)
+        plan_runs(load_sweep(table), (), Path("runs"))
     assert "\n" not in str(error.value)
 
 

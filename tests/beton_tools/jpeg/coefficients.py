@@ -1,4 +1,4 @@
-"""A slow baseline Huffman decoder, straight from ITU T.81: an independent witness for the fast re-cut."""
+"""A slow baseline Huffman decoder, straight from ITU T.81: an independent check of the fast transcoder."""
 
 from __future__ import annotations
 

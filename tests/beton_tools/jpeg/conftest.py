@@ -1,4 +1,4 @@
-"""JPEGs made of real photographs, and a decoder with its scratch memory."""
+"""JPEGs made from real photographs, and a decoder with guarded memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from beton_tools.jpeg import close_decoders, decode_region, open_decoders
 from beton_tools.jpeg.turbo import SUBSAMPLINGS, compress
 
-GUARD = 64  # bytes behind every output that must stay as they are
+GUARD = 64  # bytes after every output that must not change
 
 
 @pytest.fixture(params=SUBSAMPLINGS)
@@ -33,7 +33,7 @@ def jpeg(photographs: dict[str, np.ndarray]) -> Callable[..., bytes]:
 
 
 class GuardedBytes:
-    """Memory that ends where a file ends: reading one byte further kills the process."""
+    """Memory that ends at the last byte of a file: reading beyond it kills the process."""
 
     def __init__(self, capacity: int) -> None:
         page = mmap.PAGESIZE
@@ -53,7 +53,7 @@ class GuardedBytes:
 def decode() -> Iterator[Callable[..., tuple[int, np.ndarray]]]:
     """decode(jpeg, y, x, h, w, scratch=None): code and pixels of decode_region.
 
-    A byte written behind the output or the scratch memory fails the test, one read behind the file ends it.
+    A byte written after the output or the scratch memory fails the test; a byte read after the file kills it.
     """
     handle, source = open_decoders(1), GuardedBytes(1 << 20)
     memory = np.empty((1 << 20) + GUARD, np.uint8)
@@ -70,5 +70,5 @@ def decode() -> Iterator[Callable[..., tuple[int, np.ndarray]]]:
 
 
 def pillow(jpeg: bytes) -> np.ndarray:
-    """What Pillow makes of the file, (H, W, 3) u8."""
+    """The file decoded by Pillow, (H, W, 3) u8."""
     return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))

@@ -1,4 +1,4 @@
-"""A decoded region is the same pixels as that region of the whole image, and costs only its own size."""
+"""A decoded region equals that region of the whole image and needs memory for its own size only."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_files_without_index_give_the_same_region(jpeg, decode, indexed):
     np.testing.assert_array_equal(pixels, pillow(file)[11:61, 13:73])
 
 
-def test_a_crop_takes_memory_for_its_own_size_only(jpeg, decode, subsampling):
+def test_a_crop_needs_memory_for_its_own_size_only(jpeg, decode, subsampling):
     file = add_index(jpeg(250, 400, subsampling))
     code, pixels = decode(file, 120, 200, 20, 20, scratch=len(file) + 3 * 250 * 400 // 2)
     assert code == OK  # without the index, half of the pixels would not have been enough
@@ -80,7 +80,7 @@ def test_an_output_that_is_too_small_is_refused(jpeg):
     assert decode_region(src, 0, 0, 10, 10, out, scratch, open_decoders(1)[0]) == BAD_REGION
 
 
-def test_decode_rgb_gives_pixels_or_says_why_not(jpeg):
+def test_decode_rgb_returns_pixels_or_raises(jpeg):
     file = add_index(jpeg(100, 120))
     np.testing.assert_array_equal(decode_rgb(file), pillow(file))
     np.testing.assert_array_equal(decode_rgb(file, (5, 6, 7, 8)), pillow(file)[5:12, 6:14])

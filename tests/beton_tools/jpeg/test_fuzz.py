@@ -1,6 +1,6 @@
-"""Hostile bytes: an error code or pixels, never a crash, a hang or a byte written where it must not be.
+"""Hostile bytes give an error code or pixels, never a crash, a hang or a write outside of the buffers.
 
-The corpus holds small files of our own making that once broke something, or that are hostile by design.
+The corpus contains small constructed files that once failed, or that are hostile by design.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from beton_tools.jpeg.markers import OK
 from beton_tools.jpeg.turbo import compress
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.jpg"))
-LIMIT = 5  # seconds of this process for one file
+LIMIT = 5  # seconds of CPU time for one file
 
 
 def fuzz(examples: int, derandomize: bool = True) -> settings:
@@ -33,7 +33,7 @@ def fuzz(examples: int, derandomize: bool = True) -> settings:
 
 @pytest.fixture(autouse=True)
 def compiled(decode):
-    """LIMIT is for reading; Numba may take longer."""
+    """Compile before LIMIT applies; compiling may take longer."""
     for file in SEEDS:
         read_all(file, decode)
 
@@ -45,7 +45,7 @@ def check(file: bytes, decode, region=(3, 5, 20, 30)):
 
 
 def read_all(file: bytes, decode, region=(3, 5, 20, 30)):
-    """Run everything that reads a JPEG over the file; `decode` guards the memory behind its buffers."""
+    """Run all readers of JPEGs on the file; `decode` guards the memory after its buffers."""
     code, _ = decode(file, *region)
     assert "unknown" not in describe_error(code)
     for read in (parse, index.read):
@@ -66,12 +66,12 @@ def read_all(file: bytes, decode, region=(3, 5, 20, 30)):
         stored = encode_sample(file, EncodeOptions())
     except BadImage:
         pass
-    else:  # what conversion takes, training can decode
+    else:  # whatever conversion accepts can be decoded in training
         assert decode(stored.data, 0, 0, stored.height, stored.width)[0] == OK
 
 
 def seeds() -> list[bytes]:
-    """Small valid files: indexed or not, of every kind of sampling."""
+    """Small valid files with and without index, of several kinds of sampling."""
     rng = np.random.default_rng(0)
     image = np.repeat(np.repeat(rng.integers(0, 256, (8, 12, 3), np.uint8), 6, axis=0), 6, axis=1)
     plain = [compress(image, 80, s) for s in ("4:2:0", "4:4:4", "4:4:0", "gray")]
@@ -83,7 +83,7 @@ SEEDS = seeds()
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """A seed with bytes changed (most of them in the header), cut out, doubled, or cut off."""
+    """A seed with bytes changed (most of them in the header), removed, repeated, or truncated."""
     file = bytearray(draw(st.sampled_from(SEEDS)))
     for _ in range(draw(st.integers(1, 6))):
         last = len(file) - 1

@@ -1,4 +1,4 @@
-"""The index tells where the restart segments are, and one that lies does no harm."""
+"""The index gives the restart segments, and a wrong index does no harm."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_segments_follow_each_other_up_to_the_end_of_the_image(jpeg, subsampling
     assert flat[-1, 1] == len(file) - 2
 
 
-def test_the_interval_divides_the_row_and_a_wide_image_is_cut(jpeg, subsampling):
+def test_the_interval_divides_the_row_and_a_wide_image_has_several_segments_per_row(jpeg, subsampling):
     file = add_index(jpeg(250, 384, subsampling))
     head = scan_header(np.frombuffer(file, np.uint8))
     rows, columns = index.mcu_grid(head)
@@ -49,28 +49,28 @@ def test_a_file_without_index_has_none(jpeg):
 
 
 @pytest.mark.parametrize("change", [1, -1, 255, 30_000])
-def test_every_false_entry_is_found_and_the_pixels_stay_right(jpeg, decode, change):
+def test_every_wrong_entry_is_detected_and_the_pixels_are_right(jpeg, decode, change):
     file = add_index(jpeg(64, 96), 2)
     whole, (at, count) = pillow(file), entries(file)
     for k in range(count):
         false = bytearray(file)
         value = int.from_bytes(file[at + 2 * k : at + 2 * k + 2], "big") + change
         false[at + 2 * k : at + 2 * k + 2] = (value % 65536).to_bytes(2, "big")
-        with pytest.raises(JpegError, match="does not agree"):
+        with pytest.raises(JpegError, match="does not match"):
             index.read(bytes(false))
         code, pixels = decode(bytes(false), 20, 40, 30, 30)
         assert code == OK
         np.testing.assert_array_equal(pixels, whole[20:50, 40:70])
 
 
-def test_an_index_that_skips_as_many_segments_as_markers_count_is_found(jpeg, decode):
+def test_an_index_that_skips_eight_segments_is_detected(jpeg, decode):
     """Restart markers count modulo 8: joining nine segments gives an index whose every marker looks right."""
     file = add_index(jpeg(160, 160), 1)
     at, count = entries(file)
     lengths = np.frombuffer(file, ">u2", count, at).astype(int)
     joined = np.concatenate([[lengths[:9].sum() + 16], lengths[9:], lengths[-8:]])
     false = file[:at] + joined.astype(">u2").tobytes() + file[at + 2 * count :]
-    with pytest.raises(JpegError, match="does not agree"):
+    with pytest.raises(JpegError, match="does not match"):
         index.read(false)
     code, pixels = decode(false, 100, 100, 16, 16)
     assert code == OK

@@ -1,4 +1,4 @@
-"""The header parser reads what is there and refuses what it does not understand."""
+"""The header parser reads supported headers and refuses all others."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_header_cut_anywhere_is_an_error(jpeg):
 
 
 def patched(offset, value):
-    """A file with one byte of its frame header changed; offset counts from the FF of the marker."""
+    """A file with one byte of its frame header changed, at an offset from the FF of the marker."""
     file = bytearray(saved())
     file[file.index(bytes([0xFF, SOF])) + offset] = value
     return bytes(file)
@@ -54,19 +54,19 @@ def patched(offset, value):
     ("file", "why"),
     [
         (b"\x89PNG\r\n\x1a\n", "not a JPEG"),
-        (saved(mode="CMYK"), "not handled"),
-        (patched(1, 0xC9), "not handled"),  # arithmetic coding
-        (patched(4, 12), "not handled"),  # bits per sample
+        (saved(mode="CMYK"), "unsupported"),
+        (patched(1, 0xC9), "unsupported"),  # arithmetic coding
+        (patched(4, 12), "unsupported"),  # bits per sample
         (patched(6, 0), "broken"),  # no height: 48 needs its low byte only
         (patched(11, 0x50), "broken"),  # five blocks across
         (patched(3, 18), "broken"),  # frame longer than its components
         (saved()[:2] + b"\0" + saved()[2:], "broken"),  # garbage between segments
         (saved()[:2] + b"\xff\xd8" + saved()[2:], "broken"),
         (saved()[:2] + segment(0xDD, b"\0"), "broken"),
-        (saved()[:2] + segment(0xDC, b"\0\1"), "not handled"),
+        (saved()[:2] + segment(0xDC, b"\0\1"), "unsupported"),
     ],
 )
-def test_hostile_and_foreign_headers_are_refused_in_one_line(file, why):
+def test_hostile_and_unsupported_headers_are_refused_in_one_line(file, why):
     with pytest.raises(JpegError, match=why) as error:
         parse(file)
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""An indexed file holds the same coefficients, costs little, and nothing is indexed at a loss."""
+"""An indexed file has the same coefficients and is at most 3 % larger; other files are refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from beton_tools.jpeg import JpegError, add_index, index, parse
 from beton_tools.jpeg.markers import scan_header, segment
-from beton_tools.jpeg.transcode import MIN_SEGMENT_BYTES
+from beton_tools.jpeg.transcode import MIN_SEGMENT_BYTES, transcode
 
 from .coefficients import coefficients
 from .conftest import pillow
@@ -28,7 +28,7 @@ def scan(file):
     return file[scan_header(np.frombuffer(file, np.uint8)).scan_at :]
 
 
-def test_coefficients_stay_bit_for_bit(jpeg, subsampling):
+def test_coefficients_are_bit_equal(jpeg, subsampling):
     file = jpeg(50, 70, subsampling)
     assert coefficients(add_index(file, 1)) == coefficients(file)
     assert coefficients(add_index(file)) == coefficients(file)
@@ -36,15 +36,15 @@ def test_coefficients_stay_bit_for_bit(jpeg, subsampling):
 
 @pytest.mark.parametrize("optimize", [False, True])
 @pytest.mark.parametrize("quality", [1, 50, 100])
-def test_coefficients_of_noise_stay_whatever_their_codes(quality, optimize):
-    """Noise fills blocks to the last coefficient and has the longest terms; low quality leaves next to none."""
+def test_coefficients_of_noise_are_bit_equal(quality, optimize):
+    """Noise uses all coefficients and the longest terms at high quality, almost none at low quality."""
     noise = np.random.default_rng(quality).integers(0, 256, (40, 56, 3), np.uint8)
     file = saved(noise, quality=quality, optimize=optimize)
     assert coefficients(add_index(file, 1)) == coefficients(file)
 
 
-def test_cutting_anew_gives_the_same_scan_as_cutting_once(jpeg, subsampling):
-    """Old restart markers, wherever they are, leave nothing behind."""
+def test_transcoding_twice_equals_transcoding_once(jpeg, subsampling):
+    """Earlier restart markers leave no trace, whatever their interval."""
     file = jpeg(100, 128, subsampling)
     columns = index.mcu_grid(scan_header(np.frombuffer(file, np.uint8)))[1]
     once = add_index(file, columns)
@@ -53,14 +53,14 @@ def test_cutting_anew_gives_the_same_scan_as_cutting_once(jpeg, subsampling):
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 5, 7, 64])
-def test_files_with_restart_markers_of_their_own_are_cut_anew(photographs, blocks):
+def test_files_with_restart_markers_are_transcoded(photographs, blocks):
     file = saved(photographs["chelsea"][:120, :200], restart_marker_blocks=blocks)
     indexed = add_index(file)
     np.testing.assert_array_equal(pillow(indexed), pillow(file))
     assert index.read(indexed) is not None
 
 
-def test_pixels_of_photographs_stay_the_same(photographs):
+def test_pixels_of_photographs_are_equal(photographs):
     for name, image in photographs.items():
         for options in (
             {"subsampling": 0},
@@ -72,8 +72,8 @@ def test_pixels_of_photographs_stay_the_same(photographs):
             np.testing.assert_array_equal(pillow(add_index(file)), pillow(file), err_msg=name)
 
 
-def test_missing_codes_are_added_behind_the_others(photographs):
-    """Optimised tables hold the DC sizes that occur, not those of DC terms coded from zero after a marker."""
+def test_missing_codes_are_appended(photographs):
+    """Optimised tables may lack the DC sizes of terms that are coded from zero after a marker."""
     texture = photographs["coffee"][100:108, :640, 0] % 8
     ramp = (texture + np.linspace(128, 240, texture.shape[1])).astype(np.uint8)  # from grey in small steps
     file = saved(ramp, mode="L", optimize=True, quality=95)
@@ -93,8 +93,8 @@ def dc_table(file):
     return counts, file[at + 16 : at + 16 + sum(counts)]
 
 
-def test_colour_spaces_survive(photographs):
-    """RGB is known by the names of the components or by an Adobe segment."""
+def test_colour_spaces_are_kept(photographs):
+    """RGB is signalled by the ids of the components or by an Adobe segment."""
     rgb = saved(photographs["coffee"][:64, :96], keep_rgb=True)
     np.testing.assert_array_equal(pillow(add_index(rgb)), pillow(rgb))
     ycc = saved(photographs["coffee"][:64, :96])
@@ -104,7 +104,7 @@ def test_colour_spaces_survive(photographs):
     np.testing.assert_array_equal(pillow(add_index(adobe)), pillow(adobe))
 
 
-def test_exif_profiles_and_comments_go_and_orientation_is_ignored(photographs):
+def test_exif_profiles_and_comments_are_removed_and_orientation_is_ignored(photographs):
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees
     plain = saved(photographs["coffee"][:64, :96])
@@ -114,7 +114,7 @@ def test_exif_profiles_and_comments_go_and_orientation_is_ignored(photographs):
 
 
 def test_grey_files_that_claim_subsampling_are_exact(jpeg, decode):
-    """A lone component is coded block by block whatever its sampling factors are (T.81 A.2.2)."""
+    """A single component is coded block by block whatever its sampling factors are (T.81 A.2.2)."""
     file = bytearray(jpeg(50, 70, "gray"))
     file[parse(bytes(file)).sof_at + 11] = 0x22
     indexed = add_index(bytes(file), 3)
@@ -124,17 +124,17 @@ def test_grey_files_that_claim_subsampling_are_exact(jpeg, decode):
     np.testing.assert_array_equal(pixels, pillow(indexed)[20:37, 30:49])
 
 
-def test_bytes_behind_the_end_are_dropped(jpeg):
+def test_bytes_after_the_end_are_removed(jpeg):
     assert add_index(jpeg(50, 70) + b"\0garbage") == add_index(jpeg(50, 70))
 
 
-def test_what_cannot_be_kept_is_refused(photographs, jpeg):
+def test_files_that_cannot_be_transcoded_are_refused(photographs, jpeg):
     small = photographs["coffee"][:64, :96]
     damaged = bytearray(jpeg(64, 96))
     damaged[-40:-2] = bytes(38)
     for file, why in [
         (saved(small, progressive=True), "progressive"),
-        (saved(small, mode="CMYK"), "not handled"),
+        (saved(small, mode="CMYK"), "unsupported"),
         (saved(small)[:-200], "damaged"),
         (bytes(damaged), "damaged"),
         (saved(small).replace(b"\xff\xda\0\x0c\3\1", b"\xff\xda\0\x0c\3\2"), "in order"),
@@ -145,7 +145,7 @@ def test_what_cannot_be_kept_is_refused(photographs, jpeg):
         add_index(saved(small), 4)
 
 
-def test_a_tiny_file_that_claims_a_huge_image_takes_no_memory(jpeg):
+def test_a_tiny_file_that_claims_a_huge_image_allocates_no_memory(jpeg):
     file = bytearray(jpeg(64, 96))
     at = parse(bytes(file)).sof_at + 5
     file[at : at + 4] = b"\xff\xff\xff\xff"
@@ -157,8 +157,12 @@ def test_a_tiny_file_that_claims_a_huge_image_takes_no_memory(jpeg):
     assert peak < 1 << 20
 
 
-def test_segments_are_as_short_as_they_may_be(jpeg):
-    for width in (256, 376, 384):  # 16, 47 and 24 MCUs of 8 pixels times two: prime rows stay in one piece
+def test_segments_are_as_short_as_allowed(jpeg):
+    for width in (
+        256,
+        376,
+        384,
+    ):  # 16, 47 and 24 MCUs of 8 pixels times two: rows of a prime number of MCUs are one segment
         file = add_index(jpeg(200, width, "4:4:4"))
         segments = index.read(file)
         mean = (segments[..., 1] - segments[..., 0]).mean()
@@ -172,7 +176,7 @@ def test_the_index_costs_at_most_three_percent_of_photographs(photographs):
 
 
 @pytest.mark.slow
-def test_real_imagenet_files_keep_their_pixels_and_grow_little(imagenet_sample: Path):
+def test_real_imagenet_files_keep_their_pixels_and_grow_by_at_most_3_percent(imagenet_sample: Path):
     before, after, refused = 0, 0, 0
     for path in sorted(imagenet_sample.glob("*/*.JPEG")):
         file = path.read_bytes()
@@ -186,3 +190,15 @@ def test_real_imagenet_files_keep_their_pixels_and_grow_little(imagenet_sample: 
         before += len(scan(add_index(file, columns)))
         after += len(indexed)
     assert after <= 1.03 * before and refused <= 7
+
+
+def test_transcode_returns_the_header_that_a_scan_would_find(jpeg, subsampling, photographs):
+    adobe_rgb = saved(photographs["coffee"][:80, :120], keep_rgb=True, subsampling=0)
+    own_markers = saved(
+        photographs["coffee"][:80, :120], restart_marker_blocks=3, exif=b"Exif\0\0" + bytes(64)
+    )
+    for file in (jpeg(100, 128, subsampling), saved(photographs["chelsea"], "L"), adobe_rgb, own_markers):
+        src = np.frombuffer(file, np.uint8)
+        for interval in (None, 1):
+            indexed, head = transcode(src, scan_header(src), interval)
+            assert head == scan_header(np.frombuffer(indexed, np.uint8))

@@ -1,4 +1,4 @@
-"""ImageNet's flat validation set gets its labels from the devkit, Kaggle's table or a text file."""
+"""Labels of ImageNet's flat validation set come from the devkit, Kaggle's table or a text file."""
 
 import gzip
 import random
@@ -20,7 +20,7 @@ def write_flat(folder: Path, images: ValImages) -> None:
         (folder / name).write_bytes(data)
 
 
-def expect(source, images: ValImages) -> None:
+def check_source(source, images: ValImages) -> None:
     assert source.classes == tuple(sorted({wnid for wnid, _ in images.values()}))
     assert list(source.names) == list(images)
     assert [source.classes[label] for label in source.labels] == [wnid for wnid, _ in images.values()]
@@ -33,7 +33,7 @@ def test_devkit_labels_of_a_flat_folder(tmp_path: Path, val_images: ValImages) -
     data.mkdir(parents=True)
     for name, content in devkit_files([wnid for wnid, _ in val_images.values()]).items():
         (data / name).write_bytes(content)
-    expect(open_source(tmp_path, "val"), val_images)
+    check_source(open_source(tmp_path, "val"), val_images)
 
 
 def test_both_archives_as_downloaded(tmp_path: Path, val_images: ValImages) -> None:
@@ -42,14 +42,14 @@ def test_both_archives_as_downloaded(tmp_path: Path, val_images: ValImages) -> N
     files = devkit_files([wnid for wnid, _ in val_images.values()])
     devkit = tar_of({f"ILSVRC2012_devkit_t12/data/{name}": content for name, content in files.items()})
     (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(gzip.compress(devkit))
-    expect(open_source(tmp_path, "val"), val_images)
+    check_source(open_source(tmp_path, "val"), val_images)
 
 
 def test_kaggles_table(tmp_path: Path, val_images: ValImages) -> None:
     write_flat(tmp_path / "val", val_images)
     rows = [f"{Path(name).stem},{wnid} 1 2 30 40 {wnid} 5 6 70 80" for name, (wnid, _) in val_images.items()]
     (tmp_path / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *reversed(rows)]))
-    expect(open_source(tmp_path, "val"), val_images)
+    check_source(open_source(tmp_path, "val"), val_images)
 
 
 @pytest.mark.parametrize("form", ["wnid", "number"])
@@ -59,7 +59,7 @@ def test_a_text_file_of_names_and_classes(tmp_path: Path, val_images: ValImages,
     value = (lambda wnid: str(classes.index(wnid))) if form == "number" else str
     lines = [f"{name} {value(wnid)}" for name, (wnid, _) in val_images.items()]
     (tmp_path / "val.txt").write_text("\n".join(lines) + "\n")
-    expect(open_source(tmp_path, "val", classes if form == "number" else None), val_images)
+    check_source(open_source(tmp_path, "val", classes if form == "number" else None), val_images)
 
 
 def test_unlabelled_images_are_refused_with_what_to_add(tmp_path: Path, val_images: ValImages) -> None:
@@ -75,7 +75,7 @@ def test_a_ground_truth_of_another_set_is_refused(tmp_path: Path, val_images: Va
     with pytest.raises(UserError, match="4 lines for 9 images"):
         open_source(tmp_path, "val")
     (tmp_path / "ILSVRC2012_validation_ground_truth.txt").write_text("7\n" * 9)
-    with pytest.raises(UserError, match=r"names a class that meta\.mat lacks"):
+    with pytest.raises(UserError, match=r"contains a class that meta\.mat lacks"):
         open_source(tmp_path, "val")
     (tmp_path / "meta.mat").write_bytes(b"MATLAB? no")
     with pytest.raises(UserError, match=r"meta\.mat cannot be read"):
@@ -86,32 +86,32 @@ LOGIN_PAGE = "<!DOCTYPE html>\n<html><head><title>Sign in, please</title></head>
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         (
             "ILSVRC2012_validation_ground_truth.txt",
             LOGIN_PAGE,
             "cannot be read .*; download the devkit again",
         ),
-        ("LOC_val_solution.csv", LOGIN_PAGE, "leaves out 9 of 9 images, .*; complete the file"),
+        ("LOC_val_solution.csv", LOGIN_PAGE, "lacks 9 of 9 images, .*; complete the file"),
         ("LOC_val_solution.csv", f'ImageId,"{"x" * 200_000}', "cannot be read .*; download it again"),
-        ("val.txt", LOGIN_PAGE, "leaves out 9 of 9 images, .*; complete the file"),
+        ("val.txt", LOGIN_PAGE, "lacks 9 of 9 images, .*; complete the file"),
     ],
     ids=["devkit", "table", "broken table", "text"],
 )
 def test_a_damaged_list_of_labels_is_named(
-    tmp_path: Path, val_images: ValImages, name: str, content: str, told: str
+    tmp_path: Path, val_images: ValImages, name: str, content: str, message: str
 ) -> None:
     write_flat(tmp_path / "val", val_images)
     (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=f"{re.escape(name)}:? {told}") as caught:
+    with pytest.raises(UserError, match=f"{re.escape(name)}:? {message}") as caught:
         open_source(tmp_path, "val")
     assert "\n" not in str(caught.value)
 
 
 def test_a_damaged_archive_of_the_devkit_is_named(tmp_path: Path, val_images: ValImages) -> None:
     write_flat(tmp_path / "val", val_images)
-    noise = random.Random(0).randbytes(100_000)  # stored as it is, in blocks of at most 64 KiB
+    noise = random.Random(0).randbytes(100_000)  # incompressible: gzip stores it in blocks of at most 64 KiB
     packed = bytearray(gzip.compress(tar_of({"ILSVRC2012_validation_ground_truth.txt": noise})))
     packed[50_000:] = b"\xff" * len(packed[50_000:])
     (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(packed)

@@ -1,4 +1,4 @@
-"""WebDataset shards and Hugging Face's parquet, written as their own tools write them."""
+"""WebDataset shards, and parquet files written like those of Hugging Face's `datasets`."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ Jpegs = dict[str, list[bytes]]
 
 
 def labelled(jpegs: Jpegs) -> list[tuple[bytes, int]]:
-    """Images with labels, classes in turn."""
+    """Images with labels; the classes alternate."""
     return [(images[i], label) for i in range(8) for label, images in enumerate(jpegs.values())]
 
 
@@ -49,7 +49,7 @@ def test_webdataset_shards(tmp_path: Path, photo_jpegs: Jpegs, label_as: str) ->
     assert source.names[8] == "photos-train-0001.tar/./part.a/000001.jpg"
 
 
-def test_a_pattern_names_shards(tmp_path: Path, photo_jpegs: Jpegs) -> None:
+def test_a_glob_pattern_selects_shards(tmp_path: Path, photo_jpegs: Jpegs) -> None:
     write_shards(tmp_path / "shards", labelled(photo_jpegs), "cls")
     assert len(open_source(tmp_path / "shards" / "*-000[01].tar").names) == 16
     with pytest.raises(UserError, match="no file matches"):
@@ -101,7 +101,7 @@ def test_plain_parquet_of_bytes_and_numbers(tmp_path: Path, photo_jpegs: Jpegs) 
     assert source.labels[23] == pairs[23][1]
 
 
-def test_unusable_parquet_is_one_line(tmp_path: Path, photo_jpegs: Jpegs) -> None:
+def test_unusable_parquet_is_refused_in_one_line(tmp_path: Path, photo_jpegs: Jpegs) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match="cannot be read as parquet"):
@@ -113,5 +113,5 @@ def test_unusable_parquet_is_one_line(tmp_path: Path, photo_jpegs: Jpegs) -> Non
     with pytest.raises(UserError, match="label -1"):
         open_source(path)
     write_parquet(path, [(photo_jpegs["n01440764"][0], 4)], ["a"])
-    with pytest.raises(UserError, match="label 4, but there are 1 classes"):
+    with pytest.raises(UserError, match="label 4, but there are only 1 classes"):
         open_source(path)

@@ -1,0 +1,18 @@
+"""Recipes: the schema of options, loading with `extends` and tables, command-line overrides, validation.
+
+fastargs' `@param` decorator is not used: it fills arguments from one global configuration, but several recipes are loaded at
+the same time here (sweeps, comparisons), and a `Recipe` that is passed on lets mypy check every option that is read.
+"""
+
+from fastft.config.load import differences, load_recipe, nearest_option, recipe_from_dict, without_expectation
+from fastft.config.schema import (
+    SECTIONS,
+    Recipe,
+    count_steps,
+    option_fields,
+)
+
+__all__ = [
+    "SECTIONS", "Recipe", "count_steps", "differences", "load_recipe",
+    "nearest_option", "option_fields", "recipe_from_dict", "without_expectation",
+]  # fmt: skip

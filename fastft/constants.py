@@ -1,0 +1,15 @@
+"""Values that the recipe schema and the code that carries a recipe out both need."""
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP preprocessing, per channel of inputs in 0..1
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+IMAGENET_TRAIN_SIZE = 1_281_167  # ILSVRC2012 training images
+
+CROPS = ("rrc", "src")  # random resized crop; simple resize crop (DeiT III)
+INTERPOLATIONS = ("bicubic", "bilinear")
+ERASE_MODES = (
+    "const",
+    "rand",
+    "pixel",
+)  # after normalisation: 0; one N(0, 1) colour per box; N(0, 1) per pixel
+MAX_ERASE = 4  # erased boxes per image; the size of a plan's field

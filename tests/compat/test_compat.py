@@ -1,0 +1,99 @@
+"""Files that an older version wrote are read and continued: `.beton`, conversions, checkpoints, run directories."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from beton_tools.convert import convert_folder
+from beton_tools.format import Beton
+from beton_tools.manifest import Manifest, manifest_path
+from beton_tools.verify import verify
+from beton_tools.writer import WriteOptions
+from fastft.cli import main
+from fastft.files.run_directory import load_run, read_metrics
+from fastft.inference.trained import load_trained
+from tests.train.runs import differing, end, losses
+
+ARCHIVES = sorted(Path(__file__).parent.glob("written_by_*.tar.xz"))
+ROUNDING = 1e-5  # of fp32 sums, where another CPU or another torch adds in another order
+
+
+@pytest.fixture(params=ARCHIVES, ids=lambda path: path.name.split(".")[0])
+def old(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The archive's files; the current folder, as their paths are relative."""
+    with tarfile.open(request.param) as tar:
+        tar.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def fastft(*arguments: str) -> None:
+    """The command in a process of its own, with one thread, as the archive was written."""
+    root = Path(__file__).parents[2]
+    subprocess.run(
+        [sys.executable, "-m", "fastft.cli", *arguments],
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def bits_are_comparable(old: Path) -> bool:
+    """Whether sums are added in the same order here as where the archive was written."""
+    machine = json.loads((old / "machine.json").read_text())
+    return (machine["torch"], machine["cpu_capability"]) == (
+        torch.__version__,
+        torch.backends.cpu.get_cpu_capability(),
+    )
+
+
+def test_a_killed_run_of_before_ends_with_the_weights_of_the_uninterrupted_one(old: Path) -> None:
+    fastft("train", "recipe.yaml", "--train.run_dir=run")
+    now, then = end(old / "run"), end(old / "whole")
+    assert now.keys() == then.keys()
+    assert len(losses(old / "run")) == 12
+    if bits_are_comparable(old):
+        assert differing(now, then) == []
+        assert losses(old / "run") == losses(old / "whole")
+    for name, tensor in now.items():
+        torch.testing.assert_close(tensor, then[name], rtol=0, atol=ROUNDING)
+
+
+def test_a_finished_run_of_before_is_not_trained_again(old: Path) -> None:
+    before = read_metrics(old / "whole" / "metrics.jsonl")
+    fastft("train", "recipe.yaml", "--train.run_dir=whole")
+    after = read_metrics(old / "whole" / "metrics.jsonl")
+    trained = ("train", "eval", "checkpoint", "split")
+    assert [m for m in after if m["kind"] in trained] == [m for m in before if m["kind"] in trained]
+
+
+def test_a_beton_of_before_is_whole_and_has_its_manifest(old: Path) -> None:
+    manifest = Manifest.of_beton(old / "data.beton")
+    assert manifest is not None and manifest.classes == ["astronaut", "coffee"]
+    assert Beton.open(old / "data.beton").labels.tolist() == [0] * 8 + [1] * 8
+    assert verify(old / "data.beton").ok
+
+
+def test_a_killed_conversion_of_before_goes_on_to_the_same_file(old: Path) -> None:
+    """Images of the first page, which is written, are overwritten: they are not read again."""
+    for k in range(8):
+        image = old / "images" / "astronaut" / f"{k}.jpg"
+        status = image.stat()
+        image.write_bytes(bytes(status.st_size))
+        os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    convert_folder(Path("images"), Path("half.beton"), WriteOptions(workers=0, page_size=64 << 10))
+    assert (old / "half.beton").read_bytes() == (old / "data.beton").read_bytes()
+    assert manifest_path(old / "half.beton").read_bytes() == manifest_path(old / "data.beton").read_bytes()
+
+
+def test_a_run_of_before_is_reported_and_its_checkpoint_predicts(old: Path) -> None:
+    run = load_run(old / "whole")
+    assert (run.steps, run.finished, len(run.evaluations)) == (12, True, 3)
+    assert load_trained(old / "run", torch.device("cpu")).classes == ["astronaut", "coffee"]
+    assert main(["report", "whole", "--mistakes=never"]) == 0
