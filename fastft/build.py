@@ -1,4 +1,4 @@
-"""A recipe's words turned into objects: model, augmentation policy, loaders' arguments."""
+"""Build what a recipe describes: model, augmentation policy, mixer, learning rate schedule."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,14 +22,16 @@ def with_train_size(recipe: Recipe, samples: int) -> Recipe:
 
 
 def recipe_arch(recipe: Recipe) -> Arch:
+    """The recipe's architecture at its image size. Raises as `load_arch` and `Arch.at`."""
     return load_arch(recipe.model.arch).at(recipe.model.image_size)
 
 
 def build_model(recipe: Recipe, *, pretrained: bool = True, arch: Arch | None = None) -> Classifier:
-    """The classifier on the CPU; head and additions drawn from the recipe's seed, tower from its weights.
+    """The classifier on the CPU, with pretrained weights in the tower and a head initialised from the recipe's seed.
 
-    pretrained=False leaves the tower as drawn: for weights that a checkpoint brings, and for looking at shapes.
-    arch: the tower's numbers as a checkpoint remembers them; without it, as the recipe names them.
+    Args:
+        pretrained: False leaves the tower at its random initialisation, for checkpoints that hold the weights.
+        arch: the architecture stored in a checkpoint; None for the one that the recipe names.
     """
     m = recipe.model
     torch.manual_seed(recipe.train.seed)
@@ -67,7 +69,7 @@ def build_policy(recipe: Recipe) -> AugmentPolicy:
 
 
 def build_mixer(recipe: Recipe) -> "Mixer | None":
-    """Mixup and CutMix as the recipe has them; None where both are off."""
+    """The recipe's mixup and CutMix; None if both are off."""
     a = recipe.augment
     if a.mixup == 0 and a.cutmix == 0:
         return None
@@ -85,7 +87,7 @@ def build_mixer(recipe: Recipe) -> "Mixer | None":
 
 
 def build_schedule(recipe: Recipe, steps_per_epoch: int) -> WarmupCosine:
-    """The learning rate over the recipe's whole cosine, also where training stops before its end."""
+    """The learning rate over the whole cosine of the recipe, even if training stops before its end."""
     return WarmupCosine(
         lr=recipe.optim.lr,
         min_lr=recipe.schedule.min_lr,

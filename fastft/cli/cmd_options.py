@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from fastft.cli.arguments import add_json
 
-HELP = "list every recipe option: meaning, default, limits, and what the paper used"
+HELP = "list every recipe option: meaning, default, limits, and the value in the paper's runs"
 EXAMPLE = "fastft options optim\n  fastft options optim.lr"
 TAKES_OPTIONS = False
 

@@ -10,7 +10,7 @@ import fastargs
 from fastargs.validation import Checker
 
 from fastft.config.schema import SECTIONS
-from fastft.files.yaml_file import CONTROL
+from fastft.files.yaml_file import one_line
 
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # YAML 1.1
 NONE = ("none", "null", "~")
@@ -74,7 +74,7 @@ class OptionChecker(Checker):
         if self.type is float:
             return float(value)
         if self.type is str:
-            return _text(value)
+            return one_line(str(value))
         parts = value.strip("[]").split(",") if isinstance(value, str) else value
         numbers = tuple(float(part) for part in parts)
         if len(numbers) != 3:
@@ -101,16 +101,9 @@ def _whole_number(value: Any) -> int:
     return int(number)
 
 
-def _text(value: Any) -> str:
-    text = str(value)
-    if CONTROL.search(text):  # cannot be written to recipe.yaml, or opened as a path
-        raise ValueError("control characters")
-    return text
-
-
 def shown(value: Any) -> str:
-    """A value for an error message, cut if it is long."""
-    text = ascii(value) if isinstance(value, str) and CONTROL.search(value) else repr(value)
+    """A value for an error message: escaped, and cut if it is long."""
+    text = repr(value)
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 

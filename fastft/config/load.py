@@ -14,6 +14,7 @@ from beton_tools.errors import UserError
 from fastft.config.check import fastargs_config, shown
 from fastft.config.schema import SECTIONS, About, Recipe, option_fields
 from fastft.files.recipe_file import Layer, read_recipe
+from fastft.files.yaml_file import CONTROL
 
 FIELDS = option_fields()
 LISTED = 4  # options named in a message about several
@@ -32,7 +33,7 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: missing file, bad YAML, unknown option (with the nearest one) or a value of the wrong kind.
     """
     file = read_recipe(reference)
-    flags = [Layer(text, dict([_parse_override(text)])) for text in overrides]
+    flags = [_flag_layer(text) for text in overrides]
     recipe = _validate(file.name, [*file.layers, *flags])
     command_line = Layer(
         "the command line", {key: value for flag in flags for key, value in flag.values.items()}
@@ -73,11 +74,13 @@ def _params() -> dict[str, fastargs.Param]:
     return {".".join(path): param for path, param in fastargs_config().entries.items()}
 
 
-def _parse_override(text: str) -> tuple[str, str]:
+def _flag_layer(text: str) -> Layer:
+    """The layer of one `--section.key=value`."""
     key, equals, value = text.partition("=")
     if not text.startswith("--") or not equals:
         raise UserError(f"cannot read {shown(text)}; write options as --section.key=value")
-    return key[2:], value
+    where = text if CONTROL.search(text) is None else ascii(text)
+    return Layer(where, {key[2:]: value})
 
 
 def _validate(name: str, layers: Sequence[Layer]) -> Recipe:

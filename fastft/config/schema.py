@@ -1,6 +1,6 @@
-"""The recipe schema: every option once, as a field of its section, with default, limits, meaning, and what the paper used.
+"""The recipe schema: every option once, as a field of its section, with its default, limits and meaning.
 
-`fastft options` and docs/options.md print this file; `fastft.config.check` converts and checks values by it.
+`fastft options` and docs/options.md print it; `fastft.config.check` converts and checks values by it.
 """
 
 import dataclasses

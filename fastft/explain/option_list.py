@@ -1,4 +1,4 @@
-"""`fastft options`: every option of a recipe with its default, limits, meaning, and what the paper used."""
+"""`fastft options`: every option of a recipe with its default, limits, meaning, and the value in the paper's runs."""
 
 import dataclasses
 import typing
@@ -13,9 +13,9 @@ from beton_tools.errors import UserError
 from fastft.config import SECTIONS, load_recipe, nearest_option, option_fields
 from fastft.config.check import OptionChecker
 
-# the paper's four models; their recipes hold the paper's values, corrected by its logs
+# the paper's four models; their recipes hold the values of its logs
 MODELS = {"final_b16": "B/16", "final_b16_384": "B/16-384", "final_l14": "L/14", "final_l14_336": "L/14-336"}
-SET_BY_PAPER = ("model", "augment", "optim", "schedule", "ema")  # sections that say how a model is trained
+IN_LOGS = ("model", "augment", "optim", "schedule", "ema")  # sections that say how a model is trained
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class OptionInfo:
     default: str
     limits: str
     meaning: str
-    paper: str | None  # None: the paper does not set it
+    paper: str | None  # in the paper's runs; None: they say nothing about it
 
 
 def list_options(selection: str | None = None) -> list[OptionInfo]:
@@ -52,7 +52,7 @@ def print_options(options: Sequence[OptionInfo], console: Console) -> None:
         console.print(f"[bold]{option.name}[/]  default {option.default}; {option.limits}", highlight=False)
         console.print(f"    {option.meaning}", highlight=False, markup=False)
         if option.paper:
-            console.print(f"    paper: {option.paper}", highlight=False, markup=False)
+            console.print(f"    the paper's runs: {option.paper}", highlight=False, markup=False)
 
 
 def options_page() -> str:
@@ -62,11 +62,12 @@ def options_page() -> str:
         "Written by `python docs/options_page.py` from `fastft/config/schema.py`; a test keeps it up to date. "
         "`fastft options [SECTION|NAME]` prints the same.",
         "An option is set in a recipe's section (`optim: {lr: 3e-4}`) or on the command line (`--optim.lr=3e-4`). "
-        "'Paper' is what the paper used, corrected by the reference's logs where those differ.",
+        "'Paper's runs' are the values in the reference's logs, which differ from the paper's Table 10 in a few places "
+        "([Recipes](recipes.md)).",
     ]
     for section, cls in SECTIONS.items():
         rows = [_page_row(option) for option in list_options(section)]
-        head = "| option | default | must be | meaning | paper |\n| --- | --- | --- | --- | --- |"
+        head = "| option | default | must be | meaning | paper's runs |\n| --- | --- | --- | --- | --- |"
         parts += [f"## {section}", str(cls.__doc__), "\n".join([head, *rows])]
     return "\n\n".join(parts) + "\n"
 
@@ -87,7 +88,7 @@ def _describe(name: str) -> OptionInfo:
 
 def _paper_value(name: str, field: dataclasses.Field) -> str | None:
     stated = field.metadata["paper"]
-    if stated is not None or name.partition(".")[0] not in SET_BY_PAPER:
+    if stated is not None or name.partition(".")[0] not in IN_LOGS:
         return None if stated is None else str(stated)
     models: dict[str, list[str]] = {}
     for recipe, model in MODELS.items():

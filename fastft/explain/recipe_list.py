@@ -54,9 +54,12 @@ def print_recipes(values: dict[str, Any], console: Console) -> None:
         hours = [f"{r['gpu_hours'][kind]:.1f}" for kind in kinds]
         table.add_row(r["name"], str(r["image_size"]), str(r["epochs"]), top1, *hours, _source(r))
     console.print(table, highlight=False)
-    console.print("Tables (fastft sweep NAME, or one row: fastft train 'NAME[ROW]'):", highlight=False)
+    console.print(
+        "Tables, with their number of rows (fastft sweep NAME, or one row: fastft train 'NAME[ROW]'):",
+        highlight=False,
+    )
     for t in values["tables"]:
-        console.print(f"  {t['name']:<18} {t['source']}: {t['title']}, {t['rows']} rows", highlight=False)
+        console.print(f"  {t['name']:<18} {t['source']}: {t['title']} ({t['rows']})", highlight=False)
 
 
 def _source(recipe: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from beton_tools.errors import UserError
-from fastft.files.sweep_file import Row, Sweep, load_sweep, row_needed, select_row, split_reference
+from fastft.files.sweep_file import Row, Sweep, is_sweep, load_sweep, row_needed, select_row, split_reference
 from fastft.files.yaml_file import read_yaml
 
 EXPECTED = "a recipe (YAML)"
@@ -74,7 +74,7 @@ def is_table(reference: str | Path) -> bool:
     """True for a sweep file without a row. What cannot be read is left to `read_recipe` to refuse."""
     name, row = split_reference(str(reference))
     try:
-        return row is None and _holds_rows(read_yaml(find_file(name), EXPECTED))
+        return row is None and is_sweep(read_yaml(find_file(name), EXPECTED))
     except UserError:
         return False
 
@@ -103,10 +103,6 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _holds_rows(document: Mapping[str, Any]) -> bool:
-    return not {"title", "rows"}.isdisjoint(document)
-
-
 def _read(reference: str, folder: Path, chain: tuple[str, ...]) -> RecipeFile:
     """chain: the recipes that led here by extending one another."""
     name, row = split_reference(reference)
@@ -122,10 +118,10 @@ def _read(reference: str, folder: Path, chain: tuple[str, ...]) -> RecipeFile:
 
 def _read_file(path: Path, chain: tuple[str, ...]) -> RecipeFile:
     document = read_yaml(path, EXPECTED)
-    if _holds_rows(document):
+    if is_sweep(document):
         raise row_needed(load_sweep(path))
     base = document.get("extends")
-    if base is not None and not isinstance(base, str):
+    if base is not None and not (isinstance(base, str) and "\n" not in base):
         raise UserError(f"{path}: extends must name one recipe, such as 'extends: final_b16.yaml'")
     folder = Path(os.path.realpath(path)).parent
     layers = _read(base, folder, chain).layers if base else ()

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from beton_tools.errors import UserError
-from fastft.files.yaml_file import read_yaml
+from fastft.files.yaml_file import one_line, read_yaml
 
 EXPECTED = "a sweep file with title, source and rows (YAML)"
 NUMBERS = ("ema", "raw")  # the weights that a published figure is of, at their best epoch
@@ -90,6 +90,11 @@ def split_reference(reference: str) -> tuple[str, str | None]:
     return (found[1], found[2]) if found else (reference, None)
 
 
+def is_sweep(document: Mapping[str, Any]) -> bool:
+    """True for the contents of a sweep file, also of one with mistakes; False for those of a recipe."""
+    return not {"title", "rows"}.isdisjoint(document)
+
+
 def load_sweep(path: Path) -> Sweep:
     """Read and check a sweep file. It is named after its stem, `sweep.yaml` after its folder.
 
@@ -97,6 +102,8 @@ def load_sweep(path: Path) -> Sweep:
         UserError: unreadable, an unknown or missing key, or a cell that appears twice.
     """
     document = read_yaml(path, EXPECTED)
+    if not is_sweep(document):
+        raise UserError(f"{path} is not a table: it has no title, source and rows")
     _check_keys(str(path), document, {"title", "source", "rows"}, {"base", "set", "plot"})
     plot = document.get("plot", "lines")
     if plot not in PLOTS:
@@ -183,9 +190,14 @@ def _options(where: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _text(where: str, entry: Mapping[str, Any], key: str) -> str | None:
     value = entry.get(key)
-    if value is not None and not isinstance(value, str):
-        raise UserError(f"{where}: {key} is {_shown(value)}; it must be a text")
-    return value
+    if value is None:
+        return None
+    try:
+        if not isinstance(value, str):
+            raise ValueError("not a text")
+        return one_line(value)
+    except ValueError:
+        raise UserError(f"{where}: {key} is {_shown(value)}; it must be a text of one line") from None
 
 
 def _percent(where: str, value: Any) -> float | None:
@@ -211,7 +223,7 @@ def _check_keys(where: str, entry: Mapping[str, Any], needed: Iterable[str], opt
         if key not in known:
             near = get_close_matches(key, known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(known)}"
-            raise UserError(f"{where}: unknown key '{key}'; {hint}")
+            raise UserError(f"{where}: unknown key {_shown(key)}; {hint}")
     missing = sorted(set(needed) - entry.keys())
     if missing:
         raise UserError(f"{where}: {' and '.join(missing)} missing")

@@ -20,9 +20,10 @@ from beton_tools.user_files import read_user_text
 MAX_BYTES = 128 * 1024  # the longest file in rcp/ has 5 KB
 MAX_DEPTH = 16  # sweep files have 4 levels
 MAX_EXPANDED = 1_000_000  # nodes and characters, where every alias counts as much as what it stands for
-CONTROL = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
-)  # characters that neither files nor terminals can show
+# control characters and surrogates; not tab and newline, which block texts hold
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+PARSE_ERRORS = (yaml.YAMLError, ValueError, OverflowError)  # PyYAML lets chr() and int() fail on some escapes
+_LINE_BREAK = re.compile(r"[\t\n\u2028\u2029]")
 
 
 def read_yaml(path: Path, expected: str) -> Mapping[str, Any]:
@@ -37,11 +38,7 @@ def read_yaml(path: Path, expected: str) -> Mapping[str, Any]:
     text = read_user_text(path, MAX_BYTES, expected)
     try:
         document = _parse(text)
-    except (
-        yaml.YAMLError,
-        ValueError,
-        OverflowError,
-    ) as error:  # PyYAML lets chr() and int() fail on some escapes
+    except PARSE_ERRORS as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
         raise UserError(f"{path} must hold 'key: value' lines; give {expected}")
@@ -105,6 +102,18 @@ def _check_limits(text: str) -> None:
         if total + size > MAX_EXPANDED:
             raise ValueError("too large once its aliases are expanded")
         open_nodes[-1] = (parent, total + size)
+
+
+def one_line(text: str) -> str:
+    """The text without the newlines at its end, which block texts have.
+
+    Raises:
+        ValueError: it has several lines, or control characters, which paths, recipe.yaml and error messages cannot hold.
+    """
+    line = text.rstrip("\n")
+    if CONTROL.search(line) or _LINE_BREAK.search(line):
+        raise ValueError("several lines or control characters")
+    return line
 
 
 def _refuse_control_characters(event: yaml.ScalarEvent) -> None:

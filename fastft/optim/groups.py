@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-NO_DECAY = ("positional_embedding", "class_embedding")  # all 1-D tensors are exempt too
+NO_DECAY = ("positional_embedding", "class_embedding", "rel_pos_bias.table")  # all 1-D tensors are exempt too
 EMBEDDINGS = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
 
 

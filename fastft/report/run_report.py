@@ -9,7 +9,7 @@ from typing import Any
 
 from beton_tools.errors import UserError
 from beton_tools.manifest import Manifest
-from fastft.config import Recipe, load_recipe
+from fastft.config import Recipe, differences, load_recipe
 from fastft.cost.run_cost import run_cost
 from fastft.files.atomic import write_text
 from fastft.files.evaluations import headline_top1
@@ -83,13 +83,11 @@ def against_recipe(path: Path | None, reference_name: str | None) -> Recipe | No
 
 
 def recipe_diff(recipe: Recipe, base: Recipe) -> list[dict[str, Any]]:
-    """Options that differ, in the order of the schema: option, base, run."""
-    ours, theirs = recipe.as_dict(), base.as_dict()
+    """Options that differ, in the schema's order: option, base, run."""
     return [
-        {"option": f"{section}.{key}", "base": theirs[section][key], "run": value}
-        for section, entries in ours.items()
-        for key, value in entries.items()
-        if f"{section}.{key}" not in NOT_COMPARED and value != theirs[section][key]
+        {"option": key, "base": theirs, "run": ours}
+        for key, (ours, theirs) in differences(recipe, base).items()
+        if key not in NOT_COMPARED
     ]
 
 

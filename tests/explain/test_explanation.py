@@ -83,6 +83,57 @@ def test_the_papers_accuracy_is_not_expected_on_other_data(
         assert "85.7" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("overrides", "differing"),
+    [
+        (["--optim.lr=1"], "optim.lr"),
+        (["--model.weights=random", "--optim.lr=1"], "model.weights, optim.lr"),
+        (["--data.num_classes=10"], "data.num_classes"),
+        (["--train.eval_every=50", "--train.eval_crop_pct=0.9"], "train.eval_every, train.eval_crop_pct"),
+        (
+            [f"--augment.{k}=0.6" for k in ("hflip", "erase_prob", "mixup", "cutmix", "scale_min")],
+            "augment.scale_min, augment.hflip, augment.erase_prob, augment.mixup and 1 more",
+        ),
+    ],
+)
+def test_no_accuracy_is_expected_once_an_option_differs_that_changes_it(
+    overrides: list[str], differing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = explained("final_b16", *overrides)
+    assert (values["expected_top1"], values["expectation"]) == (
+        None,
+        f"no expectation: differs in {differing}",
+    )
+    assert main(["explain", "final_b16", *overrides]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"no expectation: differs in {differing}" in printed and "85.7" not in printed
+    assert main(["cost", "final_b16", "frugal_b16", "--gpu", "v100", *overrides]) == 0
+    assert f"no expectation: differs in {differing}" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "--optim.lr=6.0e-4", "--train.device=cpu", "--train.seed=3", "--data.workers=2", "--train.micro_batch=64",
+        "--train.amp=fp32", "--train.checkpoint_steps=0", "--train.run_dir=x", "--data.train=nowhere.beton",
+    ],
+)  # fmt: skip
+def test_the_accuracy_is_expected_while_nothing_differs_that_changes_it(override: str) -> None:
+    values = explained("final_b16", override)
+    assert values["expectation"] == "expected 85.7 % top-1 (paper Table 10)"
+    assert values["expected_top1"] == 85.7
+
+
+def test_a_recipe_inherits_no_expectation_unless_it_states_its_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: final_b16\noptim: {lr: 1.0e-3}\n")
+    assert (
+        explain(load_recipe(tmp_path / "mine.yaml"))["expectation"] == "no expectation: differs in optim.lr"
+    )
+    (tmp_path / "stated.yaml").write_text("extends: mine.yaml\nabout: {top1: 85.1, source: my log}\n")
+    stated = explain(load_recipe(tmp_path / "stated.yaml"))
+    assert stated["expectation"] == "expected 85.1 % top-1 (my log)"
+
+
 def test_validation_images_are_assumed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert explained("final_b16")["cost"]["val_images"]["value"] == 50_000
     values = explained("final_b16", "--data.train_size=20000")["cost"]

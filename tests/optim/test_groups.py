@@ -66,6 +66,14 @@ def test_weight_decay_is_on_matrices_only() -> None:
     }
 
 
+def test_the_relative_position_bias_is_exempt_from_weight_decay() -> None:
+    """optim_factory.py:60 of the reference exempts relative_position_bias."""
+    model = build_classifier(small_arch(), 5, rel_pos_bias=True)
+    exempt = {n for g in layer_groups(model, 3, 0.5, 0.05) if not g.weight_decay for n in g.names}
+    tables = {n for n, _ in model.named_parameters() if n.endswith("rel_pos_bias.table")}
+    assert len(tables) == 3 and tables <= exempt
+
+
 def test_layers_are_numbered_from_embeddings_to_head() -> None:
     _, groups = groups_of("ViT-B-16-quickgelu", 384, False, 0.6)
     where = {n: g.layer_id for g in groups for n in g.names}
