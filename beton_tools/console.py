@@ -7,9 +7,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-ProgressCallback = Callable[
-    [int, int, int], None
-]  # (images done, images in total, skipped or bad images among those done)
+# (images done, images in total, skipped or bad images among those done)
+ProgressCallback = Callable[[int, int, int], None]
 
 _SUFFIXES = 5  # listed by name; the others are counted together
 

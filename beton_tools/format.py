@@ -23,6 +23,7 @@ from beton_tools.errors import UserError
 from beton_tools.user_files import StrPath, open_user_file
 
 VERSION = 2
+MAX_CLASSES = 1 << 20  # a label beyond is not a class number (but a bounding box, an id or damage)
 DEFAULT_PAGE_SIZE = 8 << 20  # what FFCV's writer uses: 8 MiB
 JPEG_MODE, RAW_MODE = 0, 1
 # A JPEG spends at least one bit on each 8 x 8 block (512 pixels a byte). A file that claims more than twice that

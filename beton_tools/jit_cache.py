@@ -43,10 +43,7 @@ def _folder_of(state: str) -> Path | None:
             folder = home() / state
             folder.mkdir(parents=True, exist_ok=True)
             os.utime(folder)
-        except (
-            OSError,
-            RuntimeError,
-        ):  # not writable, full, or no home directory (RuntimeError of expanduser)
+        except (OSError, RuntimeError):  # not writable or full; expanduser's RuntimeError: no home directory
             continue
         return folder
     return None
@@ -57,7 +54,7 @@ def _home_cache() -> Path:
 
 
 def _temporary_cache() -> Path:
-    """A folder that only this user can write to: whoever can write there can run code as this user.
+    """A folder that only this user can write to, since code that lies there is run.
 
     Raises:
         PermissionError: the folder exists and others can write to it, or own it.

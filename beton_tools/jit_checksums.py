@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from beton_tools.user_files import open_regular
 
 _CACHING = "numba.core.caching"
-_MAGIC = b"checksum"  # behind the pickle, whose reader ignores what follows it
+_MAGIC = b"checksum"  # after the pickle, whose reader ignores what follows
 _DIGEST_BYTES = 16
 _warned: set[Path] = set()  # folders
 

@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 
 from beton_tools.errors import UserError
-from beton_tools.names import Names
+from beton_tools.names import MAX_NAME_BYTES, Names
 from beton_tools.pagefile import sync_folder
 from beton_tools.user_files import read_user_file
 
 FORMAT = "beton-manifest"
 VERSION = 1
 MAX_FILE_BYTES = 1 << 30  # a manifest of ImageNet has 10 MB
-_MAX_NAME_BYTES = 4096  # PATH_MAX
 _MAX_NAMES_BYTES = 1 << 31  # of all names together; bounds what a hostile, compressed table may unpack to
 
 
@@ -165,7 +164,7 @@ def pack_names(names: Names) -> dict[str, str]:
 
 def _unpack_names(packed: dict[str, str], count: int) -> Names:
     lengths = np.frombuffer(_inflate(packed["lengths"], 2 * count), "<u2").astype(np.int64)
-    if len(lengths) != count or lengths.max(initial=0) > _MAX_NAME_BYTES:
+    if len(lengths) != count or lengths.max(initial=0) > MAX_NAME_BYTES:
         raise ValueError("the name table does not fit the number of samples")
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     blob = _inflate(packed["text"], int(offsets[-1]))

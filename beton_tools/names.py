@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MAX_NAME_BYTES = 4096  # of one name; PATH_MAX of Linux
+
 
 @dataclass(frozen=True, eq=False)
 class Names:

@@ -30,9 +30,8 @@ from beton_tools.sources.base import Location
 CHUNK = 8  # images per message: few enough that messages fit the pipe's buffer, so that sending never blocks
 QUEUED = 2  # chunks per worker: one being encoded, one waiting
 WINDOW = 4  # chunks per worker between the oldest unfinished image and the newest one sent to a worker
-_IMAGES = (
-    mmap.PAGESIZE
-)  # where images begin in the arena; byte 0: number of the image being encoded, from 1, or 0
+# where images begin in the arena; byte 0 is the number of the image that is being encoded, from 1, or 0
+_IMAGES = mmap.PAGESIZE
 _REMEDY = "if memory ran out use fewer --workers"
 _CONTINUE = f"{_REMEDY}, then run the same command again to continue"
 

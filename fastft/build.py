@@ -1,5 +1,6 @@
 """A recipe's words turned into objects: model, augmentation policy, loaders' arguments."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,11 @@ from fastft.optim import WarmupCosine
 
 if TYPE_CHECKING:
     from fastft.augment import Mixer
+
+
+def with_train_size(recipe: Recipe, samples: int) -> Recipe:
+    """The recipe with the number of samples of its training file."""
+    return replace(recipe, data=replace(recipe.data, train_size=samples))
 
 
 def recipe_arch(recipe: Recipe) -> Arch:

@@ -16,7 +16,11 @@ from torch import nn
 from fastft.bench.child import Arm
 from fastft.bench.harness import Contender, Rounds, Trial, alternate, measure, per_second
 from fastft.bench.options import BenchResult, Options
-from fastft.model import Arch
+from fastft.model import Arch, build_classifier
+from fastft.optim import Ema, build_adamw, layer_groups, optimizer_groups, set_lr
+from fastft.train.distributed import World
+from fastft.train.precision import Precision, choose_precision
+from fastft.train.step import Step
 
 CLASSES, SMOOTHING, LR, LAYER_DECAY, WEIGHT_DECAY, EMA_DECAY = 1000, 0.1, 6e-4, 0.6, 0.05, 0.9998
 HALF = "fastft, lower half frozen"
@@ -127,31 +131,47 @@ def ours(letter: str, batch: int, steps: int, dtype: str, half: bool = False) ->
     return {"step": arm(lambda: step(images, labels), batch, steps, flops, precision.dtype)}
 
 
-def our_step(arch: Arch, dtype: str, trainable: int | None) -> tuple[Callable[..., None], Any]:
-    """(step on images and labels, precision); all parameters train, or only the upper blocks."""
-    from fastft.model import build_classifier
-    from fastft.optim import Ema, build_adamw, layer_groups, optimizer_groups, set_lr
-    from fastft.train.distributed import World
-    from fastft.train.precision import choose_precision
-    from fastft.train.step import Step
+class StepRunner:
+    """The trainer's step on given batches: call it with images and labels."""
 
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.scaler = step.scaler
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.step.split.begin()
+        set_lr(self.step.optimizer, LR)
+        self.step.micro_batch(images, labels, step=0, last=True)
+        self.step.update()
+
+    def pop_loss(self) -> float:
+        """The summed loss since the last call; waits for the device."""
+        loss = float(self.step.loss_sum)
+        self.step.reset_loss()
+        return loss
+
+
+def our_step(
+    arch: Arch,
+    dtype: str,
+    trainable: int | None,
+    *,
+    half_residual: str = "auto",
+    attention: str = "auto",
+    compile: str = "auto",
+) -> tuple[StepRunner, Precision]:
+    """(step on images and labels, precision); all parameters train, or only the upper `trainable` blocks."""
     world = World(0, 1, 0, device())
-    precision = choose_precision(dtype, world.device)
+    precision = choose_precision(dtype, world.device, half_residual)
     torch.manual_seed(0)
     model = build_classifier(arch, CLASSES, trainable_layers=trainable, freeze_conv1=False)
+    model.visual.set_attention_kernel(attention)
     model = model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     groups = layer_groups(model, arch.layers, LAYER_DECAY, WEIGHT_DECAY)
     optimizer = build_adamw(optimizer_groups(model, groups), betas=(0.9, 0.999), eps=1e-8)
     step = Step(model, optimizer, Ema(model, EMA_DECAY), world, precision, label_smoothing=SMOOTHING)
-    step.connect("auto")
-
-    def run(images: torch.Tensor, labels: torch.Tensor) -> None:
-        step.split.begin()
-        set_lr(optimizer, LR)
-        step.micro_batch(images, labels, step=0, last=True)
-        step.update()
-
-    return run, precision
+    step.connect(compile)
+    return StepRunner(step), precision
 
 
 def peer_step(model: nn.Module, dtype: str, optimizer: torch.optim.Optimizer) -> Callable[..., torch.Tensor]:
@@ -160,7 +180,6 @@ def peer_step(model: nn.Module, dtype: str, optimizer: torch.optim.Optimizer) ->
     from timm.utils import ModelEmaV3
 
     from fastft.build import compile_model
-    from fastft.train.precision import choose_precision
 
     precision = choose_precision(dtype, device())
     ema, loss_fn = ModelEmaV3(model, decay=EMA_DECAY), timm.loss.LabelSmoothingCrossEntropy(SMOOTHING)
@@ -235,7 +254,6 @@ def open_clip_step(letter: str, batch: int, steps: int, dtype: str) -> dict[str,
 
 def _peer_arm(step: Callable[..., object], arch: Arch, batch: int, steps: int, dtype: str) -> dict[str, Arm]:
     from fastft.model import count_flops
-    from fastft.train.precision import choose_precision
 
     images, labels = random_batch(arch, batch)
     flops, precision = count_flops(arch, CLASSES).train, choose_precision(dtype, device())

@@ -37,7 +37,7 @@ with imports_of("fastft"):
         cmd_train,
     )
     from fastft.cli.arguments import OVERRIDES
-    from fastft.train.exceptions import EXIT_REQUEUE, LoneError, NonFinite, PeerCrashed, Preempted
+    from fastft.train.exceptions import EXIT_REQUEUE, LocalRankError, NonFinite, PeerCrashed, Preempted
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.overrides = rest
     try:
-        with raise_on_stop_signals():
+        with raise_on_stop_signals(f"fastft {args.command}"):
             return args.run(args)
     except UserError as error:
         _print_error(args.command, error)
@@ -143,6 +143,6 @@ def _add_command(
 
 
 def _print_error(command: str, error: object) -> None:
-    """Print one line, once per host: from local rank 0, or from the only process that has this error (LoneError)."""
-    if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LoneError):
+    """Print one line, once per host: from local rank 0, or from the only process that has this error (LocalRankError)."""
+    if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LocalRankError):
         print(f"fastft {command}: {printable(str(error))}", file=sys.stderr)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastft.config import Recipe
-from fastft.cost.model import PUBLISHED_MFU, recipe_flops
+from fastft.cost.mfu import PUBLISHED_MFU
+from fastft.cost.work import recipe_flops
 from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.model import load_arch
 

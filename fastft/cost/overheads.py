@@ -11,8 +11,8 @@ IMAGES_PER_CORE = (
     500.0  # whole recipe, images/s; assumed: below the 640 of stock FFCV's crop and flip on one core
 )
 EVAL_IMAGES_PER_CORE = 400.0  # whole images decoded and resized, images/s; assumed
-# Physical cores (two vCPU each) per GPU of p3.16xlarge, p4d.24xlarge and p5.48xlarge.
-_CORES_PER_GPU = {"V100": 4.0, "A100": 6.0, "H100": 12.0}
+# physical cores (two vCPU each) per GPU of p3.16xlarge, p4d.24xlarge, p5.48xlarge, p5en.48xlarge and p6-b200.48xlarge
+_CORES_PER_GPU = {"V100": 4.0, "A100": 6.0, "H100": 12.0, "H200": 12.0, "B200": 12.0}
 _DEFAULT_CORES = 4.0  # assumed for other GPUs
 
 SOURCES = {

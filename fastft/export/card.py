@@ -9,8 +9,8 @@ from beton_tools.errors import UserError
 from beton_tools.manifest import Manifest
 from fastft import __version__
 from fastft.config import SECTIONS, Recipe
+from fastft.files.evaluations import flatten, headline_top1
 from fastft.inference.trained import Trained
-from fastft.train.progress import headline_top1
 
 FEW_CLASSES = 20  # class names listed in the card; longer lists are only in the files
 
@@ -70,7 +70,10 @@ def _metrics(trained: Trained) -> str:
             rows.append(
                 f"| {name} | {s['top1']:.3f} | {s['top5']:.3f} | {s['loss']:.4f} | {s['samples']:,} |"
             )
-    chosen = f"Epoch {best['epoch']} (from 0), the best of the run by its own validation images: {headline_top1(best):.3f} %."
+    top1 = headline_top1(flatten(best))
+    chosen = (
+        f"Epoch {best['epoch']} (from 0), the best of the run by its own validation images: {top1:.3f} %."
+    )
     return chosen + "\n\n" + "\n".join(rows)
 
 

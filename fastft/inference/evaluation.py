@@ -8,7 +8,7 @@ from beton_tools.errors import UserError
 from fastft.build import build_policy
 from fastft.data import EvalLoader, Output, Shard
 from fastft.data.classes import refuse_other_classes
-from fastft.inference.trained import BATCH, Trained, check_device, load_trained
+from fastft.inference.trained import BATCH, Trained, load_trained
 from fastft.train.distributed import World, find_world, peer_lost
 from fastft.train.evaluate import Scores, evaluate
 from fastft.train.precision import inference_precision
@@ -20,13 +20,12 @@ def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str) -> dic
     Raises:
         UserError: there is no such checkpoint or file, it is damaged, or the file has other classes.
     """
-    check_device(device)
     world = find_world(device)
     try:
         with world:
             trained, path, scores = _evaluate(checkpoint, data, world)
     except RuntimeError as error:
-        if not world.lost_peer(error):
+        if not world.is_peer_loss(error):
             raise
         raise peer_lost(error, "run the same command again") from None
     return {
@@ -55,5 +54,5 @@ def _evaluate(checkpoint: Path, data: Path | None, world: World) -> tuple[Traine
         try:
             (scores,) = evaluate([trained.model], loader, world, precision)
         except UserError as error:
-            raise world.leave_word(error) from error
+            raise world.publish_error(error) from error
     return trained, path, scores

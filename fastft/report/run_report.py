@@ -12,6 +12,7 @@ from beton_tools.manifest import Manifest
 from fastft.config import Recipe, load_recipe
 from fastft.cost.run_cost import run_cost
 from fastft.files.atomic import write_text
+from fastft.files.evaluations import headline_top1
 from fastft.files.recipe_file import RECIPES
 from fastft.files.run_directory import Run
 from fastft.inference.mistakes import Mistakes
@@ -125,33 +126,28 @@ def machine_line(run: Run) -> str:
     return ", ".join(filter(None, words))
 
 
-def top1_of(evaluation: dict[str, Any]) -> float:
-    """The EMA's top-1 if there is an EMA, as in the paper."""
-    return float(evaluation.get("ema_top1", evaluation["raw_top1"]))
-
-
 def _accuracy_figures(run: Run) -> list[dict[str, str]]:
     if not run.evaluations:
         return []
-    best, last = max(run.evaluations, key=top1_of), run.evaluations[-1]
+    best, last = max(run.evaluations, key=headline_top1), run.evaluations[-1]
     kind = "EMA" if "ema_top1" in best else "raw"
-    error = (top1_of(best) * (100 - top1_of(best)) / max(1, best["raw_samples"])) ** 0.5
+    error = (headline_top1(best) * (100 - headline_top1(best)) / max(1, best["raw_samples"])) ** 0.5
     figures = [
         _figure(
             f"best {kind} top-1",
-            f"{top1_of(best):.2f} %",
+            f"{headline_top1(best):.2f} %",
             f"epoch {best['epoch']}, standard error {error:.2f}",
         )
     ]
     below = f"raw {last['raw_top1']:.2f} %" if kind == "EMA" else f"epoch {last['epoch']}"
-    figures.append(_figure(f"last {kind} top-1", f"{top1_of(last):.2f} %", below))
+    figures.append(_figure(f"last {kind} top-1", f"{headline_top1(last):.2f} %", below))
     expected = run.recipe.about.top1
     if expected is not None and run.on_imagenet:
         figures.append(
             _figure(
                 "expected",
                 f"{expected:g} %",
-                f"{top1_of(best) - expected:+.2f} against {run.recipe.about.source}",
+                f"{headline_top1(best) - expected:+.2f} against {run.recipe.about.source}",
             )
         )
     return figures
@@ -272,7 +268,7 @@ def _reference(curve: dict[str, Any] | None, key: str, name: str, style: str) ->
 def _best_mark(run: Run) -> list[tuple[float, str]]:
     if not run.evaluations:
         return []
-    best = max(run.evaluations, key=top1_of)
+    best = max(run.evaluations, key=headline_top1)
     return [(best["epoch"] + 1, f"best, epoch {best['epoch']}")]
 
 

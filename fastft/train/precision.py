@@ -30,6 +30,11 @@ class Precision:
     def scaled(self) -> bool:
         return self.dtype == torch.float16
 
+    @property
+    def name(self) -> str:
+        """float32, bfloat16 or float16."""
+        return str(self.dtype).removeprefix("torch.")
+
     def autocast(self) -> AbstractContextManager:
         if self.dtype == torch.float32:
             return nullcontext()
@@ -46,7 +51,7 @@ class Precision:
 
 
 def choose_precision(amp: str, device: torch.device, half_residual: str = "off") -> Precision:
-    """'auto' becomes fp16 below compute capability 8.0, bf16 from there on and on CPUs that have it, else fp32.
+    """'auto' is fp16 below compute capability 8.0, bf16 on newer GPUs and on CPUs that have it, else fp32.
 
     half_residual: 'on', 'off', or 'auto': on for fp16 on GPUs below compute capability 8.0, which lack fast bf16.
 
@@ -66,12 +71,12 @@ def choose_precision(amp: str, device: torch.device, half_residual: str = "off")
 
 
 def inference_precision(amp: str, device: torch.device) -> Precision:
-    """As it was trained, but what was trained in fp16 runs on a CPU too."""
+    """The precision of training, except that a CPU does not run fp16."""
     return choose_precision("auto" if (amp, device.type) == ("fp16", "cpu") else amp, device)
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 in hardware (AVX512-BF16 or AMX); elsewhere bf16 is emulated and slow."""
+    """Whether the CPU multiplies bf16 in hardware (AVX512-BF16 or AMX); other CPUs emulate bf16 slowly."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

@@ -1,4 +1,4 @@
-"""Worker processes: results in order, bounded memory, and a death that costs at most the image that caused it."""
+"""Worker processes: results in order, bounded memory, and a death that loses at most the image that caused it."""
 
 import multiprocessing
 import os
@@ -28,7 +28,7 @@ class Deadly:
 
 @dataclass(frozen=True)
 class DeadlyOnce:
-    """Kills the first process that reads it: memory was short for a moment."""
+    """Kills the first process that reads it, as a momentary lack of memory would."""
 
     image: FileSpan
     mark: Path
@@ -68,7 +68,7 @@ def test_results_come_in_order_and_reading_ahead_is_bounded(photo_folder: Path) 
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_image_that_kills_workers_fails_and_takes_no_other_along(photo_folder: Path, workers: int) -> None:
+def test_an_image_that_kills_workers_fails_alone(photo_folder: Path, workers: int) -> None:
     tasks: list[Task] = tasks_of(photo_folder, 60)
     expected: list[Result] = list(encode_in_order(tasks, EncodeOptions(), 0))
     for killer in (37, 38, 59):
@@ -132,7 +132,7 @@ def test_an_interruption_while_workers_start_leaves_no_worker(
     assert len(started) == 1 and not started[0].is_alive()
 
 
-def test_a_worker_that_dies_without_an_image_ends_it_in_one_line(photo_folder: Path) -> None:
+def test_a_worker_that_dies_between_images_ends_the_conversion_in_one_line(photo_folder: Path) -> None:
     def tasks() -> Iterator[Task]:
         for worker in multiprocessing.active_children():
             worker.kill()
@@ -144,7 +144,7 @@ def test_a_worker_that_dies_without_an_image_ends_it_in_one_line(photo_folder: P
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_what_cannot_be_read_is_a_result_not_an_exception(photo_folder: Path, workers: int) -> None:
+def test_an_unreadable_image_is_a_result_not_an_exception(photo_folder: Path, workers: int) -> None:
     tasks = [*tasks_of(photo_folder, 1), Task("bad", Unreadable()), Task("gone", FileSpan("/nowhere/x.jpg"))]
     image, *failures = encode_in_order(tasks, EncodeOptions(), workers)
     assert isinstance(image, EncodedImage)

@@ -15,7 +15,7 @@ from beton_tools.writer import WriteOptions
 from fastft.build import recipe_arch
 from fastft.cli import main
 from fastft.config import load_recipe
-from fastft.cost.model import recipe_work
+from fastft.cost.work import recipe_work
 from fastft.data.order import BatchLayout
 from fastft.explain.explanation import explain
 from tests.optim.test_groups import B16_SCALES

@@ -13,11 +13,12 @@ from PIL import Image
 
 from beton_tools.convert import convert_folder
 from beton_tools.errors import UserError
+from beton_tools.image_formats import IMAGE_SUFFIXES
 from beton_tools.manifest import manifest_path
 from beton_tools.writer import WriteOptions
 from fastft.cli import main
 from fastft.inference.evaluation import evaluate_checkpoint
-from fastft.inference.prediction import Prediction, predict_files
+from fastft.inference.prediction import Prediction, image_paths, predict_files
 from fastft.inference.prediction_output import write_predictions
 from fastft.train.checkpoint import find_checkpoint, read_checkpoint
 from tests.train.runs import run
@@ -42,6 +43,13 @@ def test_evaluation_does_not_need_the_architecture_file(trained: Path, tiny) -> 
     assert scores["samples"] == 20
     assert scores["top1"] == evaluation["ema"]["top1"]
     assert scores["loss"] == pytest.approx(evaluation["ema"]["loss"], rel=1e-5)
+
+
+def test_folders_are_searched_for_every_suffix_that_conversion_accepts(tmp_path: Path) -> None:
+    files = sorted(tmp_path / f"a{suffix}" for suffix in (*IMAGE_SUFFIXES, ".JPEG"))
+    for file in (*files, tmp_path / "notes.txt"):
+        file.touch()
+    assert list(image_paths([tmp_path])) == files
 
 
 def test_every_file_gets_its_classes_or_an_error(trained: Path, photographs, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""AMP follows the hardware."""
+"""Automatic mixed precision is chosen by hardware."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def test_v100_gets_fp16_with_a_scaler_and_newer_cards_bf16(monkeypatch, capabili
 
 
 @pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_cpu_gets_bf16_only_where_it_multiplies_it(monkeypatch, has, dtype) -> None:
+def test_cpu_gets_bf16_only_if_it_has_bf16_instructions(monkeypatch, has, dtype) -> None:
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has)
     assert precision.choose_precision("auto", torch.device("cpu")).dtype == dtype
 
@@ -28,7 +28,7 @@ def test_fp16_on_a_cpu_is_refused() -> None:
         precision.choose_precision("fp16", torch.device("cpu"))
 
 
-def test_what_was_trained_in_fp16_predicts_on_a_cpu() -> None:
+def test_a_model_trained_in_fp16_predicts_on_a_cpu() -> None:
     assert precision.inference_precision("fp16", torch.device("cpu")).dtype in (torch.bfloat16, torch.float32)
     assert precision.inference_precision("fp32", torch.device("cpu")).dtype == torch.float32
     assert precision.inference_precision("fp16", torch.device("cuda")).dtype == torch.float16

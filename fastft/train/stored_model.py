@@ -1,0 +1,50 @@
+"""A trained model from its checkpoint alone, without the files that the run used."""
+
+from pathlib import Path
+
+import torch
+
+from fastft.build import build_model
+from fastft.config import Recipe, recipe_from_dict
+from fastft.model import Arch, Classifier
+from fastft.train.checkpoint import Checkpoint, Damaged, check_tensors, read_checkpoint
+from fastft.train.step_state import forms
+
+
+def read_model(path: Path) -> tuple[Classifier, Recipe, Checkpoint]:
+    """The model of a checkpoint on the CPU: its EMA weights if it has any (the paper's protocol), and its recipe.
+
+    Raises:
+        UserError: not a checkpoint, or damaged.
+    """
+    stem = "ema" if (path / "ema.safetensors").exists() else "model"
+    checkpoint = read_checkpoint(path, (stem,))
+    recipe = recipe_from_dict(checkpoint.state["name"], checkpoint.state["recipe"])
+    arch = Arch(**checkpoint.state["arch"])  # not the recipe's, which may name a file that is gone
+    tensors = checkpoint.tensors[stem]
+    model = _build_without_weights(recipe, arch, checkpoint, stem)
+    # copies: these tensors are maps of a file, which may be replaced or deleted while the model is in use
+    model.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
+    return model, recipe, checkpoint
+
+
+def _build_without_weights(recipe: Recipe, arch: Arch, checkpoint: Checkpoint, stem: str) -> Classifier:
+    """The model of a checkpoint on the meta device, without memory and random weights, compared with the tensors.
+
+    Raises:
+        Damaged: they contradict each other.
+    """
+    path, tensors = checkpoint.path, checkpoint.tensors[stem]
+    if arch.image_size != recipe.model.image_size:
+        raise Damaged(path, "arch and recipe have different image sizes")
+    if len(checkpoint.state["classes"]) > recipe.data.num_classes:
+        raise Damaged(path, "it names more classes than the recipe has outputs")
+    if arch.layers > len(tensors):
+        raise Damaged(path, f"{stem}.safetensors has too few tensors for {arch.layers} layers")
+    try:
+        with torch.device("meta"):
+            model = build_model(recipe, pretrained=False, arch=arch)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise Damaged(path, f"arch is not an architecture: {' '.join(str(error).split())}") from None
+    check_tensors(tensors, forms(model.state_dict()), path, f"{stem}.safetensors")
+    return model
