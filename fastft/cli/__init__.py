@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.overrides = rest
     try:
-        with raise_on_stop_signals():
+        with raise_on_stop_signals(f"fastft {args.command}"):
             return args.run(args)
     except UserError as error:
         _print_error(args.command, error)
