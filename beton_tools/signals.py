@@ -6,53 +6,106 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_RETRY_SECONDS = 0.1  # after an exception was lost
 
 
 class StoppedBySignal(KeyboardInterrupt):
-    """One of STOP_SIGNALS arrived. A KeyboardInterrupt, so that code which cleans up after Ctrl-C does so here too."""
+    """SIGINT or one of STOP_SIGNALS arrived. A KeyboardInterrupt, for code that cleans up after one."""
 
-    number = signal.SIGTERM
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = signal.Signals(number)
 
 
 @contextmanager
 def raise_on_stop_signals() -> Iterator[None]:
-    """Raise StoppedBySignal in the main thread when one of STOP_SIGNALS arrives.
+    """Raise StoppedBySignal in the main thread when SIGINT or one of STOP_SIGNALS arrives.
 
     A signal that is ignored (nohup ignores SIGHUP) or has a handler keeps its behaviour. Does nothing in other threads.
     """
-    replaced = []
-    if threading.current_thread() is threading.main_thread():
-        replaced = [number for number in STOP_SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    raiser = _Raiser(sys.unraisablehook)
+    with _handlers(raiser.handle), _unraisable_hook(raiser.retry):
+        try:
+            yield
+        except Exception as error:  # a library failed because it lost the exception
+            if raiser.received is None:
+                raise
+            raise StoppedBySignal(raiser.received) from error
+
+
+class _Raiser:
+    """Raises StoppedBySignal, and again if Python had to ignore it.
+
+    That happens where the interpreter runs the handler in a destructor or a callback from C, such as LLVM's while Numba
+    compiles.
+    """
+
+    def __init__(self, previous_hook: Callable[[sys.UnraisableHookArgs], object]) -> None:
+        self.received: int | None = None
+        self._previous_hook = previous_hook
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        raise StoppedBySignal(number)
+
+    def retry(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """As `sys.unraisablehook`, which is called with an exception that is ignored."""
+        if not isinstance(unraisable.exc_value, StoppedBySignal):
+            self._previous_hook(unraisable)
+            return
+        signal_main = (threading.main_thread().ident, unraisable.exc_value.number)
+        timer = threading.Timer(_RETRY_SECONDS, signal.pthread_kill, signal_main)
+        timer.daemon = True
+        timer.start()
+
+
+@contextmanager
+def _handlers(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle SIGINT and STOP_SIGNALS, those that have Python's default handlers."""
+    default = {signal.SIGINT: signal.default_int_handler} | dict.fromkeys(STOP_SIGNALS, signal.SIG_DFL)
+    replaced = {number: handler for number, handler in default.items() if signal.getsignal(number) is handler}
     for number in replaced:
-        signal.signal(number, _raise)
+        signal.signal(number, handle)
     try:
         yield
     finally:
-        for number in replaced:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
 
 
-def _raise(number: int, frame: FrameType | None) -> None:
-    stop = StoppedBySignal()
-    stop.number = signal.Signals(number)
-    raise stop
+@contextmanager
+def _unraisable_hook(hook: Callable[[sys.UnraisableHookArgs], object]) -> Iterator[None]:
+    previous, sys.unraisablehook = sys.unraisablehook, hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = previous
 
 
 def describe_stop(stop: KeyboardInterrupt) -> str:
     """For the one line: what happened, and the exception's message, if it has one."""
-    what = f"stopped by {stop.number.name}" if isinstance(stop, StoppedBySignal) else "interrupted"
-    return "; ".join([what, *map(str, stop.args)])
+    return "; ".join([_describe(_number(stop)), *map(str, stop.args)])
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
-    number = stop.number if isinstance(stop, StoppedBySignal) else signal.SIGINT
-    return 128 + number
+    return 128 + _number(stop)
+
+
+def _number(stop: KeyboardInterrupt) -> int:
+    return stop.number if isinstance(stop, StoppedBySignal) else signal.SIGINT
+
+
+def _describe(number: int) -> str:
+    return "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
 
 
 @contextmanager
@@ -67,19 +120,11 @@ def imports_of(program: str) -> Iterator[None]:
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        what = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
-        os.write(2, f"{program}: {what}\n".encode())
+        os.write(2, f"{program}: {_describe(number)}\n".encode())
         os._exit(128 + number)
 
-    default = {signal.SIGINT: signal.default_int_handler} | dict.fromkeys(STOP_SIGNALS, signal.SIG_DFL)
-    replaced = {number: handler for number, handler in default.items() if signal.getsignal(number) is handler}
-    for number in replaced:
-        signal.signal(number, end)
-    try:
+    with _handlers(end):
         yield
-    finally:
-        for number, handler in replaced.items():
-            signal.signal(number, handler)
 
 
 def _is_main_program(program: str) -> bool:
