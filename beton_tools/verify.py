@@ -60,12 +60,13 @@ def verify(
     report = Report(str(path), beton.num_samples)
     if manifest is not None:
         report.problems += _compare(beton, manifest)
-    with _thread_pool(workers or usable_cpus()) as pool:
+    # the pool ends before the checker, whose decoders its threads use
+    with _image_checker(beton) as check, _thread_pool(workers or usable_cpus()) as pool:
         if manifest is not None and not report.problems:
             _check_pages(beton, manifest, report, pool)
             report.problems += _check_names(manifest)
         if decode:
-            _check_images(beton, report, pool, progress)
+            _check_images(beton, report, pool, check, progress)
     beton.check_unchanged()
     return report
 
@@ -120,20 +121,23 @@ def _check_pages(beton: Beton, manifest: Manifest, report: Report, pool: ThreadP
 
 
 def _check_images(
-    beton: Beton, report: Report, pool: ThreadPoolExecutor, progress: ProgressCallback | None
+    beton: Beton,
+    report: Report,
+    pool: ThreadPoolExecutor,
+    check: Callable[[int], tuple[str, bool]],
+    progress: ProgressCallback | None,
 ) -> None:
-    with _image_checker(beton) as check:
-        chunks = [range(i, min(i + _CHUNK, len(beton))) for i in range(0, len(beton), _CHUNK)]
-        done = 0
-        for results in pool.map(lambda ids: [(i, check(i)) for i in ids], chunks):
-            for sample_id, (problem, indexed) in results:
-                report.images_decoded += not problem
-                report.num_indexed += indexed
-                if problem:
-                    report.problems.append((f"sample {sample_id}", problem))
-            done += len(results)
-            if progress is not None:
-                progress(done, len(beton), done - report.images_decoded)
+    chunks = [range(i, min(i + _CHUNK, len(beton))) for i in range(0, len(beton), _CHUNK)]
+    done = 0
+    for results in pool.map(lambda ids: [(i, check(i)) for i in ids], chunks):
+        for sample_id, (problem, indexed) in results:
+            report.images_decoded += not problem
+            report.num_indexed += indexed
+            if problem:
+                report.problems.append((f"sample {sample_id}", problem))
+        done += len(results)
+        if progress is not None:
+            progress(done, len(beton), done - report.images_decoded)
 
 
 @contextmanager
