@@ -1,11 +1,10 @@
-"""Writes the tables of README.md and docs/benchmarks.md from benchmarks/results/*.json, so that no number is typed by hand.
+"""Write the tables of README.md and docs/benchmarks.md from benchmarks/results/*.json, so that no number is typed by hand.
 
-The demo's figures are those that `make demo` leaves in runs/demo/figures.json, kept as benchmarks/results/demo.json; costs
-are modelled by `fastft cost`. A table stands between `<!-- bench:NAME -->` and `<!-- /bench -->`; NAME is a key of TABLES. Of
-several result files that hold a benchmark, the newest counts. Ratios are medians of round by round, with the lowest and
-highest.
+The demo's figures come from runs/demo/figures.json of `make demo`, kept as benchmarks/results/demo.json; costs are
+modelled by `fastft cost`. A table is placed between `<!-- bench:NAME -->` and `<!-- /bench -->`; NAME is a key of TABLES. If
+several result files contain a benchmark, the newest is used. Ratios are medians over paired rounds, with the lowest and highest.
 
-Run: python benchmarks/tables.py [--check]     (--check writes nothing; exit code 1 where a table is out of date)
+Run: python benchmarks/tables.py [--check]     (--check writes nothing; exit code 1 if a table is out of date)
 """
 
 import argparse
@@ -18,9 +17,10 @@ from statistics import median
 from typing import Any
 
 from fastft.config import load_recipe
-from fastft.cost.model import MACHINE_GPUS, estimate, reference_mfu
+from fastft.cost.mfu import reference_mfu
+from fastft.cost.model import MACHINE_GPUS, estimate
 from fastft.cost.overheads import REFERENCE
-from fastft.cost.table import Question, price_recipes
+from fastft.cost.table import CostQuery, price_recipes
 from fastft.demo.trainings import CONTENDERS
 from fastft.machine.gpus import GPUS
 from fastft.model import load_arch
@@ -220,44 +220,57 @@ def demo(results: Results) -> str:
     head = ["", "top-1 %, ± standard error", "fine-tuning gains", "minutes of training"]
     return (
         f"{markdown(head, rows, 1)}\n\n{d['train_images']:,} photographs of solar cells to train on, n = {d['n']} "
-        f"others to judge by, 4 classes, 98 px; EMA after the last epoch. Gains are image by image. {d['cpu']}, "
-        f"{len(d['seconds'])} trainings in turn, {d['date']}."
+        f"others for the test, 4 classes, 98 px; EMA after the last epoch. Gains are paired by image. {d['cpu']}, "
+        f"{len(d['seconds'])} trainings, {d['date']}."
     )
 
 
+# MFUs of the cost table, by basis: heading of the column
+COST_COLUMNS = {
+    "published": "a published ViT",
+    "roofline": "our roofline (upper bound)",
+    "record": "a BERT record",
+    "reference": "the paper's own run",
+}
+
+
 def cost(_: Results) -> str:
-    """What `fastft cost` says of the B/16 recipes on V100."""
+    """The output of `fastft cost` for the B/16 recipes on V100, one column per MFU."""
     recipes = [load_recipe(ROOT / "rcp" / f"{name}.yaml") for name in COST_RECIPES]
-    priced = price_recipes(recipes, Question("V100", price=V100_PRICE))
-    estimates = [(r, e) for r in priced["recipes"] for e in r["estimates"]]
-    rows = [
-        [
-            f"`{r['recipe']}`", f"{r['expected_top1']:g}", f"{e['value']:.1%} ({e['basis']})",
-            f"{e['wall_hours']:.1f}", f"{e['gpu_hours']:.1f}", f"{e['money']:.0f}",
-        ]
-        for r, e in estimates
-    ]  # fmt: skip
-    head = ["recipe", "expected top-1", "MFU", "hours on 8 V100", "GPU-hours", f"$ at {V100_PRICE} an hour"]
-    sources = {f"{e['basis']}: {e['source']}": None for _, e in estimates}
+    priced = price_recipes(recipes, CostQuery("V100", price=V100_PRICE))
+    rows, sources = [], dict.fromkeys(COST_COLUMNS, "")
+    for r in priced["recipes"]:
+        by_basis = {e["basis"]: e for e in r["estimates"]}
+        cells = [f"{by_basis[b]['gpu_hours']:.1f} (${by_basis[b]['money']:.0f})" for b in COST_COLUMNS]
+        rows.append([f"`{r['recipe']}`", f"{r['expected_top1']:g}", *cells])
+        sources |= {
+            b: f"{title}: {by_basis[b]['value']:.1%}, {by_basis[b]['source']}"
+            for b, title in COST_COLUMNS.items()
+        }
+    head = [
+        "recipe",
+        "expected top-1",
+        *(f"GPU-hours at the MFU of {title}" for title in COST_COLUMNS.values()),
+    ]
     assumed = "; ".join(f"{a['what']}: {a['value']:,.0f}" for a in priced["assumptions"])
     return (
-        f"{markdown(head, rows, 3)}\n\nModelled, not measured. MFU is of {priced['peak_flops'] / 1e12:g} TFLOP/s; "
-        f"{'; '.join(sources)}. Assumed: {assumed}."
+        f"{markdown(head, rows, 2)}\n\nModelled, not measured; on eight GPUs, MFU relative to {priced['peak_flops'] / 1e12:g} "
+        f"TFLOP/s, money at ${V100_PRICE} per GPU-hour. MFU of {'; of '.join(sources.values())}. Assumed: {assumed}."
     )
 
 
 def cost_check(_: Results) -> str:
-    """The cost model against the logs of the paper's own runs: what is fitted to them, and what is not."""
+    """The cost model compared with the logs of the paper's own runs."""
     rows = []
     for name, (title, logged) in LOGS.items():
         recipe = load_recipe(ROOT / "rcp" / f"{name}.yaml")
         mfu = reference_mfu(load_arch(recipe.model.arch))
         hours = estimate(recipe, GPUS["A100"], MACHINE_GPUS, mfu, REFERENCE).gpu_hours
         rows.append([title, f"{mfu.value:.1%}", f"{hours:.1f}", f"{logged}"])
-    head = ["the paper's own run", "MFU, from its log", "A100-hours, modelled", "A100-hours, its log"]
+    head = ["the paper's own run", "MFU, from its log", "A100-hours, modelled", "A100-hours, from its log"]
     return (
         f"{markdown(head, rows, 1)}\n\nThe start of a validation pass, {REFERENCE.pass_start_seconds} s, is fitted to the "
-        "B/16 log, so that B/16 agrees by construction. L/14 is the check: of its log only the MFU is used."
+        "B/16 log, so B/16 agrees by construction. L/14 is the test: only the MFU is taken from its log."
     )
 
 

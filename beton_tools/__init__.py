@@ -1,4 +1,4 @@
-"""Write, check and look inside FFCV `.beton` files, without torch."""
+"""Write, verify and inspect FFCV `.beton` files, without torch."""
 
 from beton_tools.errors import UserError
 from beton_tools.jit_cache import use_own_cache

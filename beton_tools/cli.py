@@ -1,4 +1,7 @@
-"""The `beton` command: look inside `.beton` files. Bad input ends in one line and exit code 2."""
+"""The `beton` command: inspect `.beton` files.
+
+Exit codes: 0 success, 1 `verify` found problems, 2 bad input (one line on stderr), 128 + n stopped by signal n.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +13,39 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from beton_tools.console import printable, progress, size
-from beton_tools.errors import UserError
-from beton_tools.format import Beton
-from beton_tools.manifest import Manifest
+from beton_tools.signals import describe_stop, exit_code, imports_of, raise_on_stop_signals
 
-EXIT_PROBLEMS, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
-_SHOWN_PROBLEMS = 20  # on the screen; --json has all
+with imports_of("beton"):
+    from beton_tools.console import print_error, printable, progress, size, use_escapes
+    from beton_tools.errors import UserError
+    from beton_tools.format import Beton
+    from beton_tools.manifest import Manifest
+
+EXIT_PROBLEMS, EXIT_BAD_INPUT = 1, 2
+_SHOWN_PROBLEMS = 20  # on the screen; --json prints all
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code: 1 when `verify` found problems, 2 for bad input."""
+    """Run one subcommand; returns the exit code."""
+    use_escapes()
     args = build_parser().parse_args(argv)
+    command = f"beton {args.command}"
     try:
-        return args.run(args)
+        with raise_on_stop_signals():
+            return args.run(args)
     except UserError as error:
-        print(f"beton {args.command}: {error}", file=sys.stderr)
+        print_error(command, error)
         return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print(f"beton {args.command}: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+    except KeyboardInterrupt as stop:
+        print_error(command, describe_stop(stop))
+        return exit_code(stop)
+    except BrokenPipeError:  # the reader of our output, such as head, has closed it
         sys.stderr.close()
         return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="beton", description="Look inside FFCV .beton files.")
+    parser = argparse.ArgumentParser(prog="beton", description="Inspect FFCV .beton files.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_info(commands)
     _add_verify(commands)
@@ -67,12 +76,11 @@ def _print_json(values: Any) -> int:
     return 0
 
 
-# info -------------------------------------------------------------------------------------------------------
-# ----------
+# info -----------------------------------------------------------------------------------------------------------------
 
 
 def _add_info(commands: Any) -> None:
-    help = "what the file holds, and how it was made"
+    help = "show what the file contains and how it was made"
     parser = _command(commands, "info", _run_info, help, "beton info val.beton")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -82,7 +90,7 @@ def _run_info(args: argparse.Namespace) -> int:
     fields = [f.name for f in beton.fields]
     values = {
         "path": str(args.file),
-        "file_size": len(beton.data),
+        "file_size": beton.file_size,
         "num_samples": len(beton),
         "fields": fields,
         "page_size": beton.page_size,
@@ -91,11 +99,11 @@ def _run_info(args: argparse.Namespace) -> int:
     }
     if args.json:
         return _print_json(values)
-    print(f"{args.file}: {len(beton):,} images, {size(len(beton.data))}")
-    print(f"  fields    {', '.join(fields)}")
+    print(f"{args.file}: {len(beton):,} images, {size(beton.file_size)}")
+    print(f"  fields    {printable(', '.join(fields))}")
     print(f"  pages     {beton.num_pages:,} of {beton.page_size >> 10:,} KiB")
     if manifest is None:
-        print("  manifest  none (written by stock FFCV?): no class names, checksums or source names")
+        print("  manifest  none, as for files of stock FFCV: no class names, checksums or source names")
     else:
         _print_manifest(manifest)
     return 0
@@ -104,26 +112,30 @@ def _run_info(args: argparse.Namespace) -> int:
 def _print_manifest(manifest: Manifest) -> None:
     names = [manifest.class_label(i) for i in range(min(3, manifest.num_classes))]
     more = ", ..." if manifest.num_classes > len(names) else ""
-    print(f"  classes   {manifest.num_classes:,}: {printable('; '.join(names))}{more}")
-    print(f"  source    {manifest.source.get('kind')} {printable(str(manifest.source.get('root')))}")
-    print(f"  options   {', '.join(f'{k} {v}' for k, v in manifest.options.items())}")
-    print(f"  encoded   {', '.join(f'{count:,} {how}' for how, count in manifest.encodings.items())}")
-    print(f"  skipped   {len(manifest.skipped):,}")
+    source, options = manifest.source, (f"{k} {v}" for k, v in manifest.options.items())
+    encoded = (f"{count:,} {how}" for how, count in manifest.encodings.items())
+    for title, text in (
+        ("classes", f"{manifest.num_classes:,}: {'; '.join(names)}{more}"),
+        ("source", f"{source.get('kind')} {source.get('root')}"),
+        ("options", ", ".join(options)),
+        ("encoded", ", ".join(encoded)),
+        ("skipped", f"{len(manifest.skipped):,}"),
+    ):
+        print(f"  {title:9} {printable(text)}")
 
 
-# verify -----------------------------------------------------------------------------------------------------
-# ----------
+# verify ---------------------------------------------------------------------------------------------------------------
 
 
 def _add_verify(commands: Any) -> None:
-    help = "check tables, checksums, crop indexes, and that every image decodes"
+    help = "check tables, checksums and crop indexes, and decode every image"
     parser = _command(commands, "verify", _run_verify, help, "beton verify train.beton --workers 8")
     parser.add_argument(
-        "--no-decode", action="store_true", help="tables and checksums only: as fast as the disk"
+        "--no-decode",
+        action="store_true",
+        help="check tables and checksums only, which is as fast as the disk",
     )
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="threads (default: one for every usable CPU)"
-    )
+    parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one per usable CPU)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -138,7 +150,7 @@ def _run_verify(args: argparse.Namespace) -> int:
         _print_json(asdict(report) | {"ok": report.ok})
     else:
         for where, what in report.problems[:_SHOWN_PROBLEMS]:
-            print(f"{args.file}: {where}: {what}")
+            print(f"{args.file}: {where}: {printable(what)}")
         verdict = "ok" if report.ok else f"{len(report.problems):,} problems"
         print(
             f"{args.file}: {verdict}; {report.images_decoded:,} of {report.num_samples:,} images decoded "
@@ -147,14 +159,13 @@ def _run_verify(args: argparse.Namespace) -> int:
     return 0 if report.ok else EXIT_PROBLEMS
 
 
-# stats ------------------------------------------------------------------------------------------------------
-# ----------
+# stats ----------------------------------------------------------------------------------------------------------------
 
 
 def _add_stats(commands: Any) -> None:
-    help = "sizes, resolutions and classes; a page of plots"
+    help = "show sizes, resolutions and classes; optionally plot them"
     parser = _command(commands, "stats", _run_stats, help, "beton stats train.beton --plot stats.png")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw them")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also plot them")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -182,26 +193,27 @@ def _run_stats(args: argparse.Namespace) -> int:
         f"pages             {pages['count']:,} of {pages['size'] >> 10:,} KiB, {pages['filled']:.1%} filled"
     )
     shares = ", ".join(f"{kind} {share:.1%}" for kind, share in jpegs["subsampling"].items())
-    print(f"subsampling       {shares or 'none: all raw'}")
-    print(f"crop index        {jpegs['indexed']:.1%} of {jpegs['headers_read']:,} images looked at")
+    print(f"subsampling       {shares or 'none: all images are raw'}")
+    print(
+        f"crop index        {jpegs['indexed']:.1%} of {jpegs['headers_read']:,} images whose headers were read"
+    )
     return 0
 
 
-# sheet, extract
-# -------------------------------------------------------------------------------------------------------
+# sheet, extract -------------------------------------------------------------------------------------------------------
 
 
-def _add_choice(parser: argparse.ArgumentParser, limit: int | None) -> None:
+def _add_selection(parser: argparse.ArgumentParser, limit: int | None) -> None:
     parser.add_argument("--ids", type=int, nargs="+", metavar="ID", help="these samples")
     parser.add_argument("--label", type=int, metavar="L", help="samples of this label")
     how_many = "all" if limit is None else str(limit)
     parser.add_argument(
-        "--limit", type=int, default=limit, metavar="N", help=f"at most so many (default: {how_many})"
+        "--limit", type=int, default=limit, metavar="N", help=f"at most N samples (default: {how_many})"
     )
-    parser.add_argument("--seed", type=int, default=0, help="which ones --limit draws (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the selection by --limit (default: 0)")
 
 
-def _chosen(args: argparse.Namespace, beton: Beton) -> list[int]:
+def _choose(args: argparse.Namespace, beton: Beton) -> list[int]:
     from beton_tools.extract import choose_samples
 
     if args.seed < 0 or (args.limit is not None and args.limit < 1):
@@ -213,11 +225,9 @@ def _add_sheet(commands: Any) -> None:
     help = "draw images with their classes on one contact sheet"
     parser = _command(commands, "sheet", _run_sheet, help, "beton sheet val.beton --out sheet.png --limit 60")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
-    _add_choice(parser, limit=40)
-    parser.add_argument("--columns", type=int, default=8, metavar="N", help="images in a row (default: 8)")
-    parser.add_argument(
-        "--cell", type=int, default=160, metavar="PX", help="pixels for an image (default: 160)"
-    )
+    _add_selection(parser, limit=40)
+    parser.add_argument("--columns", type=int, default=8, metavar="N", help="images per row (default: 8)")
+    parser.add_argument("--cell", type=int, default=160, metavar="PX", help="pixels per image (default: 160)")
 
 
 def _run_sheet(args: argparse.Namespace) -> int:
@@ -226,19 +236,21 @@ def _run_sheet(args: argparse.Namespace) -> int:
     if args.columns < 1 or args.cell < 16:
         raise UserError("--columns must be at least 1 and --cell at least 16")
     beton, manifest = Beton.open(args.file), Manifest.of_beton(args.file)
-    ids = _chosen(args, beton)
+    ids = _choose(args, beton)
     save_sheet(draw_sheet(beton, manifest, ids, args.columns, args.cell), args.out)
     print(f"{args.out}: {len(ids):,} images")
     return 0
 
 
 def _add_extract(commands: Any) -> None:
-    help = "write images back to ordinary files, byte for byte"
+    help = "write images to files, byte for byte as they are stored"
     parser = _command(
         commands, "extract", _run_extract, help, "beton extract val.beton --out photos --label 207"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets <class>/<id>_<name>.jpg")
-    _add_choice(parser, limit=None)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for <class>/<id>_<name>.jpg"
+    )
+    _add_selection(parser, limit=None)
     parser.add_argument("--json", action="store_true", help="print the paths as JSON")
 
 
@@ -246,7 +258,7 @@ def _run_extract(args: argparse.Namespace) -> int:
     from beton_tools.extract import extract
 
     beton, manifest = Beton.open(args.file), Manifest.of_beton(args.file)
-    ids = _chosen(args, beton)
+    ids = _choose(args, beton)
     paths = []
     with progress(args.file.name) as show:
         for path in extract(beton, manifest, ids, args.out):

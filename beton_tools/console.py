@@ -1,8 +1,9 @@
-"""Progress and numbers for people: a bar on a terminal, plain lines everywhere else."""
+"""Progress and readable numbers: a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import time
 from collections import Counter
@@ -12,10 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-ProgressCallback = Callable[[int, int, int], None]  # (images done, of how many, of them skipped or bad)
+# (images done, images in total, skipped or bad images among those done)
+ProgressCallback = Callable[[int, int, int], None]
 
-PLAIN_INTERVAL = 10.0  # seconds between lines where there is no terminal
-_SUFFIXES = 5  # that are named; the others are counted together
+PLAIN_INTERVAL = 10.0  # seconds between lines if stderr is not a terminal
+_SUFFIXES = 5  # listed by name; the others are counted together
 
 
 @contextlib.contextmanager
@@ -25,7 +27,12 @@ def progress(title: str) -> Iterator[ProgressCallback]:
     if not console.is_terminal:
         yield _PlainProgress(title)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _RateColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(),
+    )
     with Progress(*columns, console=console) as bars:
         bar = bars.add_task(title, total=None)
         meter = _Meter()
@@ -42,7 +49,7 @@ class _RateColumn(ProgressColumn):
 
 
 class _Meter:
-    """Rate since the first call, so that a resumed run does not count what was there already."""
+    """Rate since the first call, so that images of an earlier, resumed run are not counted."""
 
     def __init__(self) -> None:
         self._start: tuple[float, int] | None = None
@@ -87,7 +94,7 @@ def size(count: float) -> str:
 
 
 def by_suffix(counts: Mapping[str, int]) -> str:
-    """The most frequent suffixes first: 3 .txt, 1 .xml, 1 without suffix."""
+    """Counts, the most frequent suffix first: 3 .txt, 1 .xml, 1 without suffix."""
     named = Counter(counts).most_common(_SUFFIXES)
     texts = [f"{count:,} {printable(suffix) or 'without suffix'}" for suffix, count in named]
     if others := sum(counts.values()) - sum(count for _, count in named):
@@ -96,5 +103,16 @@ def by_suffix(counts: Mapping[str, int]) -> str:
 
 
 def printable(text: str) -> str:
-    """A file name that any terminal can show on one line."""
+    """Text on one line, with control characters and undecodable bytes as escape sequences."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_error(command: str, error: object) -> None:
+    """One line on stderr."""
+    print(f"{command}: {printable(str(error))}", file=sys.stderr)
+
+
+def use_escapes() -> None:
+    """Print escape sequences for characters that stdout cannot encode, such as undecodable bytes of a path."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""A contact sheet: what is in a `.beton`, at a glance."""
+"""A contact sheet of the images of a `.beton`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ _LINE = 15  # pixels from one line of a caption to the next
 def draw_sheet(
     beton: Beton, manifest: Manifest | None, ids: Sequence[int], columns: int, cell: int
 ) -> Image.Image:
-    """Each sample fitted into a square of `cell` pixels, with its class and id below; bad ones say so in
-    red."""
+    """Draw each sample in a square of `cell` pixels, with its class and id below; a red box if it cannot be decoded.
+
+    Raises:
+        UserError: the file changed while it was being read.
+    """
     columns = min(columns, len(ids))
     rows = -(-len(ids) // columns)
     width, height = _GAP + columns * (cell + _GAP), _GAP + rows * (cell + _CAPTION + _GAP)
@@ -32,11 +35,16 @@ def draw_sheet(
         row, column = divmod(place, columns)
         corner = (_GAP + column * (cell + _GAP), _GAP + row * (cell + _CAPTION + _GAP))
         _draw_sample(sheet, beton, manifest, sample_id, corner, cell)
+    beton.check_unchanged()  # not "cannot be decoded"
     return sheet
 
 
 def save_sheet(sheet: Image.Image, out: Path) -> None:
-    """Raises UserError."""
+    """Write the sheet; the suffix gives the format.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     try:
         sheet.save(out)
     except (OSError, ValueError) as error:

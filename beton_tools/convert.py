@@ -1,4 +1,4 @@
-"""Data sets to `.beton` files: one labelled set, or the train and val splits of ImageNet."""
+"""Convert a data set to `.beton` files: one labelled set, or the train and val splits of ImageNet."""
 
 from __future__ import annotations
 
@@ -25,9 +25,13 @@ def convert_folder(
     overwrite: bool = False,
     classes_of: Path | None = None,
 ) -> Manifest:
-    """One set of labelled images (class folders, an archive, a pattern of shards) to one file.
+    """Convert one labelled set (class folders, an archive, or a pattern of shards) to one file.
 
-    classes_of: a converted file, such as the training file, whose classes give the labels. Raises UserError.
+    Args:
+        classes_of: a converted file, such as the training file, whose classes determine the labels.
+
+    Raises:
+        UserError: the images cannot be found or written; see `open_source` and `write_beton`.
     """
     classes = _classes_of(classes_of) if classes_of is not None else None
     return write_beton(out, open_source(data, classes=classes), options, progress, overwrite)
@@ -37,7 +41,7 @@ def _classes_of(path: Path) -> list[str]:
     manifest = Manifest.of_beton(path)
     if manifest is None:
         raise UserError(
-            f"{path}: no manifest beside it says what its classes are; give a file that was converted here"
+            f"{path}: has no manifest that lists its classes; give a file that `fastft convert` wrote"
         )
     return manifest.classes
 
@@ -49,11 +53,16 @@ def convert_imagenet(
     progress_of: Callable[[str], AbstractContextManager[ProgressCallback | None]] = no_progress,
     overwrite: bool = False,
 ) -> dict[str, Manifest]:
-    """`train` and `val` below `data` to `out/train.beton` and `out/val.beton`; one of them may be missing.
+    """Convert `train` and `val` below `data` to `out/train.beton` and `out/val.beton`; one of them may be missing.
 
-    val counts classes as train does. Both are indexed before the first image is converted, so that a missing
-    devkit is noticed at once. progress_of: split -> context manager that gives a progress callback. Raises
-    UserError.
+    The labels of val index the classes of train. Both splits are listed before the first image is converted, so that a
+    missing devkit is reported at once.
+
+    Args:
+        progress_of: split -> context manager whose value is a progress callback.
+
+    Raises:
+        UserError: the images cannot be found or written; see `open_source` and `write_beton`.
     """
     present = [split for split in SPLITS if find_split(data, split) is not None]
     if not present:

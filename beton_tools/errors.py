@@ -1,5 +1,5 @@
-"""The one exception that ends a command with exit code 2."""
+"""The exception that ends a command with exit code 2."""
 
 
 class UserError(Exception):
-    """Bad input. The message is one line that says what is wrong and what to do about it."""
+    """Bad input. The message is one line: what is wrong, and what to do about it."""

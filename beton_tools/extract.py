@@ -1,4 +1,4 @@
-"""Images of a `.beton` back as ordinary files."""
+"""Write the images of a `.beton` to ordinary files."""
 
 from __future__ import annotations
 
@@ -15,17 +15,27 @@ from beton_tools.format import RAW_MODE, Beton
 from beton_tools.images import decode_sample
 from beton_tools.manifest import Manifest
 
-_MAX_NAME = 200  # bytes of the 255 that a file name has; names come from the manifest, which may be anybody's
+_MAX_NAME = 200  # bytes, of the 255 of a file name; names come from the manifest and can be of any length
 
 
 def choose_samples(
     beton: Beton, ids: Iterable[int] | None, label: int | None, limit: int | None, seed: int = 0
 ) -> list[int]:
-    """Sample ids, ascending: those given, those of one label, or all; `limit` draws that many of them by
-    seed."""
+    """Sample ids in ascending order.
+
+    Args:
+        ids: restrict to these samples; None: all.
+        label: restrict to the samples of this label.
+        limit: draw at most this many of them, by `seed`.
+
+    Raises:
+        UserError: an id is out of range, or nothing is left.
+    """
     chosen = np.arange(len(beton)) if ids is None else np.unique(np.fromiter(ids, np.int64))
     if chosen.size and not 0 <= chosen.min() <= chosen.max() < len(beton):
-        raise UserError(f"{beton.path}: sample ids run from 0 to {len(beton) - 1}; {chosen.tolist()} do not")
+        raise UserError(
+            f"{beton.path}: sample ids {chosen.tolist()} are not all between 0 and {len(beton) - 1}"
+        )
     if label is not None:
         chosen = chosen[beton.labels[chosen] == label]
     if limit is not None and limit < chosen.size:
@@ -38,8 +48,16 @@ def choose_samples(
 def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder: Path) -> Iterator[Path]:
     """Write samples to `folder/<class>/<id>_<name>.jpg` (`.png` for raw ones), yielding each path.
 
-    The JPEG bytes are those in the file. Raises UserError when a file cannot be written.
+    JPEG bytes are written as they are stored.
+
+    Raises:
+        UserError: a sample cannot be read, the `.beton` changed while it was being read, a file cannot be written, or
+            the manifest belongs to another file.
     """
+    if manifest is not None and manifest.num_samples != len(beton):
+        raise UserError(
+            f"{beton.path}: has {len(beton)} samples, its manifest {manifest.num_samples}; delete the manifest"
+        )
     folders = _class_folders(manifest.classes) if manifest is not None else []
     for sample_id in ids:
         label = int(beton.labels[sample_id])
@@ -54,26 +72,27 @@ def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder:
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
         yield path
+    beton.check_unchanged()
 
 
 def _class_folders(classes: Sequence[str]) -> list[str]:
-    """A folder name for each class, no two alike: names that would be get their label behind them."""
+    """A unique folder name for each class: where two would be equal, the label is appended."""
     names = [_safe(name) for name in classes]
-    # again, as a name with its label may be that of a third class; no two names with labels are alike
-    while twice := {name for name, count in Counter(names).items() if count > 1}:
-        names = [f"{name}_{label}" if name in twice else name for label, name in enumerate(names)]
+    # repeated, because a name with its label may be the name of a third class; names with labels are all different
+    while repeated := {name for name, count in Counter(names).items() if count > 1}:
+        names = [f"{name}_{label}" if name in repeated else name for label, name in enumerate(names)]
     return names
 
 
 def _file_name(beton: Beton, manifest: Manifest | None, sample_id: int) -> str:
-    source = manifest.names[sample_id] if manifest is not None and sample_id < len(manifest.names) else ""
+    source = manifest.names[sample_id] if manifest is not None else ""
     stem = _safe(source.rpartition("/")[2].rpartition(".")[0])
     suffix = ".png" if beton.modes[sample_id] == RAW_MODE else ".jpg"
     return f"{sample_id:07d}_{stem}{suffix}"
 
 
 def _safe(name: str) -> str:
-    """A file name that cannot leave its folder."""
+    """A printable file name without a path separator or leading dots."""
     printable = "".join(c if c.isprintable() and c != "/" else "_" for c in name)
     visible = re.sub(r"^\.+", "_", printable)
     return visible.encode()[:_MAX_NAME].decode(errors="ignore") or "unnamed"

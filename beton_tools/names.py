@@ -1,4 +1,4 @@
-"""A million file names without a million Python strings."""
+"""A list of a million file names in one block of memory."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MAX_NAME_BYTES = 4096  # of one name; PATH_MAX of Linux
+
 
 @dataclass(frozen=True, eq=False)
 class Names:
-    """Immutable list of strings in one UTF-8 blob; `offsets` is int64 (N + 1,). Undecodable bytes survive."""
+    """Immutable list of strings in one UTF-8 blob; `offsets` is int64 (N + 1,). Undecodable bytes are preserved."""
 
     blob: bytes
     offsets: np.ndarray

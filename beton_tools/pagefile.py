@@ -1,9 +1,8 @@
-"""The file while it is being written: pages in order under a temporary name, with a journal that survives
-kill -9.
+"""Write a `.beton` page by page under a temporary name, with a journal that survives kill -9.
 
-`X.beton.part` grows by whole pages; `X.beton.part.journal` gets one line per page that lists its samples. A
-later run with the same inputs takes up after the last page that the journal lists, whose checksum still holds
-and whose images have not changed. Only a complete file gets the name `X.beton`.
+`X.beton.part` grows by whole pages; `X.beton.part.journal` gets one line per page that lists its samples. A later run
+with the same inputs continues after the last page that is in the journal, has the right checksum, and whose images
+have not changed. Only a complete file gets the name `X.beton`.
 """
 
 from __future__ import annotations
@@ -23,44 +22,39 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 
 from beton_tools.errors import UserError
-from beton_tools.format import (
-    ALLOC_DTYPE,
-    FIELD_DTYPE,
-    HEADER_DTYPE,
-    IMAGE_TYPE,
-    INT_TYPE,
-    JPEG_MODE,
-    SAMPLE_DTYPE,
-    VERSION,
-    align_up,
-)
+from beton_tools.format import JPEG_MODE, SAMPLE_DTYPE, first_page_offset, write_tables
 from beton_tools.images import DAMAGED, EncodedImage
 
 JOURNAL_VERSION = 3
-SYNC_EVERY = 16  # pages between fsyncs; a power cut costs at most these, kill -9 costs none
-_METADATA_START = HEADER_DTYPE.itemsize + 2 * FIELD_DTYPE.itemsize
+SYNC_EVERY = 16  # pages between fsyncs: at most these are lost by a power failure, none by kill -9
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
 class PageRecord:
-    """What one page holds. samples: (position in the order, height, width, bytes, label, how) in page
-    order."""
+    """The contents of one page.
+
+    Attributes:
+        next_position: position in the order; all images before it are in this page, in an earlier one, or skipped.
+        stamp: CRC-32 of the stamps of the images that this page contains or skips.
+        samples: (position in the order, height, width, bytes, label, how) of each image, in page order.
+        skipped: (position in the order, reason).
+    """
 
     crc32: int
-    next_position: int  # everything before it is in this page, in an earlier one, or skipped
-    stamp: int  # CRC-32 of the stamps of the images that this page took or skipped
+    next_position: int
+    stamp: int
     samples: list[tuple[int, int, int, int, int, str]]
     skipped: list[tuple[int, str]]
 
 
 @dataclass
 class Written:
-    """The tables of a file: rows 0..count-1 are filled, room is for every planned sample."""
+    """The tables of a file. Arrays have a row for every planned sample; rows 0..count-1 are filled."""
 
     metadata: np.ndarray  # SAMPLE_DTYPE (N,)
     sizes: np.ndarray  # int64 (N,)
-    positions: np.ndarray  # int64 (N,): sample id -> position in the order that was asked for
+    positions: np.ndarray  # int64 (N,): sample id -> position in the order
     count: int = 0
     page_crcs: list[int] = field(default_factory=list)
     skipped: list[tuple[int, str]] = field(default_factory=list)
@@ -68,7 +62,7 @@ class Written:
     damaged: list[int] = field(default_factory=list)  # sample ids
 
     @classmethod
-    def room_for(cls, n: int) -> Written:
+    def allocate(cls, n: int) -> Written:
         return cls(np.zeros(n, SAMPLE_DTYPE), np.zeros(n, np.int64), np.zeros(n, np.int64))
 
     def add(self, record: PageRecord, page_offset: int) -> None:
@@ -87,22 +81,31 @@ class Written:
 
 
 class PageFile:
-    """Append encoded images; `seal` and `publish` make the `.beton`. A context manager: leaving it early
-    keeps the part file."""
+    """Appends encoded images; `seal` and `publish` complete the `.beton`.
+
+    A context manager: leaving it before `publish` keeps the part file for a later run.
+    """
 
     def __init__(self, path: Path, page_size: int, fingerprint: str, stamps: np.ndarray) -> None:
-        """stamps: a row for each image that is to be written, in order, which differs once its content does."""
+        """Open the part file and continue what an earlier run with the same fingerprint and stamps left.
+
+        Args:
+            stamps: one row per image, in writing order, that changes when the image's content changes.
+
+        Raises:
+            UserError: another process writes the same file, or the disk is full.
+        """
         num_samples = len(stamps)
         self.path, self.page_size, self.stamps = path, page_size, stamps
         self.part = path.with_name(path.name + ".part")
         self.journal_path = path.with_name(path.name + ".part.journal")
-        self.data_start = align_up(_METADATA_START + num_samples * SAMPLE_DTYPE.itemsize, page_size)
-        self.written = Written.room_for(num_samples)
+        self.data_start = first_page_offset(num_samples, page_size)
+        self.written = Written.allocate(num_samples)
         self.next_position = self._page_begin = 0
         self._page, self._used = memoryview(bytearray(page_size)), 0
         self._samples: list[tuple[int, int, int, int, int, str]] = []
         self._skipped: list[tuple[int, str]] = []
-        with self._one_line_when_full():
+        with self._disk_full_as_user_error():
             self._file = _open_locked(self.part)
             try:
                 self._journal = self._resume(fingerprint)
@@ -118,7 +121,7 @@ class PageFile:
         self._file.close()
 
     def append(self, image: EncodedImage, label: int) -> None:
-        """Take the image at `next_position`. The caller sees to it that it fits a page."""
+        """Append the image at `next_position`, which must fit a page."""
         if self._used + len(image.data) > self.page_size:
             self._end_page()
         end = self._used + len(image.data)
@@ -130,7 +133,7 @@ class PageFile:
         self.next_position += 1
 
     def skip(self, reason: str) -> None:
-        """Leave out the image at `next_position`."""
+        """Record that the image at `next_position` is not stored."""
         self._skipped.append((self.next_position, reason))
         self.next_position += 1
 
@@ -138,15 +141,22 @@ class PageFile:
         """Write the last page and the tables. The part file is now a complete `.beton`."""
         if self._samples or self._skipped:
             self._end_page()
-        with self._one_line_when_full():
-            alloc = self._write_tables()
-            self._file.seek(0)
-            self._file.truncate(alloc)
+        with self._disk_full_as_user_error():
+            done = self.written
+            file_size = write_tables(
+                self._file,
+                done.metadata[: done.count],
+                done.sizes[: done.count],
+                page_size=self.page_size,
+                data_start=self.data_start,
+                data_end=self._page_offset(len(done.page_crcs)),
+            )
+            self._file.truncate(file_size)
             _sync(self._file)
         return self.written
 
     def publish(self) -> None:
-        """Give the sealed file its name."""
+        """Rename the sealed file to its final name."""
         self.part.replace(self.path)
         sync_folder(self.path.parent)
         self.journal_path.unlink()
@@ -159,12 +169,12 @@ class PageFile:
         stamp = self._stamp(self._page_begin, self.next_position)
         record = PageRecord(zlib.crc32(self._page), self.next_position, stamp, self._samples, self._skipped)
         number = len(self.written.page_crcs)
-        with self._one_line_when_full():
+        with self._disk_full_as_user_error():
             self._file.seek(self._page_offset(number))
             self._file.write(self._page)
             sync = _sync if (number + 1) % SYNC_EVERY == 0 else _flush
             sync(self._file)
-            # not asdict, which copies every sample: a fifth of the time of a page
+            # not asdict: it copies every sample, a fifth of the time of a page
             self._journal.write(_line({name: getattr(record, name) for name in PageRecord.__slots__}))
             sync(self._journal)
         self.written.add(record, self._page_offset(number))
@@ -173,29 +183,8 @@ class PageFile:
     def _stamp(self, start: int, stop: int) -> int:
         return zlib.crc32(self.stamps[start:stop].tobytes())
 
-    def _write_tables(self) -> int:
-        """Header, fields, metadata before the pages, allocation table after them; returns the file's size."""
-        done = self.written
-        alloc = np.zeros(done.count, ALLOC_DTYPE)
-        alloc["sample_id"] = np.arange(done.count)
-        alloc["ptr"] = done.metadata["f0"]["data_ptr"][: done.count]
-        alloc["size"] = done.sizes[: done.count]
-        alloc_ptr = self._page_offset(len(done.page_crcs))
-        header = np.array([(VERSION, 2, self.page_size, done.count, alloc_ptr)], HEADER_DTYPE)
-        fields = np.zeros(2, FIELD_DTYPE)
-        for row, (name, type_id) in zip(fields, ((b"image", IMAGE_TYPE), (b"label", INT_TYPE)), strict=True):
-            row["type_id"] = type_id
-            row["name"][: len(name)] = np.frombuffer(name, np.uint8)
-        head = header.tobytes() + fields.tobytes() + done.metadata[: done.count].tobytes()
-        self._file.seek(0)
-        self._file.write(head.ljust(self.data_start, b"\0"))
-        self._file.seek(alloc_ptr)
-        self._file.write(alloc.tobytes())
-        return alloc_ptr + alloc.nbytes
-
     def _resume(self, fingerprint: str) -> BinaryIO:
-        """Take over what an earlier run with the same fingerprint left; returns the journal, open for
-        appending."""
+        """Continue what an earlier run with the same fingerprint left; returns the journal, open for appending."""
         kept = [_line(_first_entry(fingerprint))]
         for number, (line, record) in enumerate(self._finished_pages(fingerprint)):
             self.written.add(record, self._page_offset(number))
@@ -205,7 +194,7 @@ class PageFile:
         return self._replace_journal(kept)
 
     def _replace_journal(self, lines: list[bytes]) -> BinaryIO:
-        """Written beside the old one: whenever we are killed, one of the two is whole."""
+        """Write the new journal beside the old one and rename it, so that a kill at any time leaves a complete one."""
         new = self.journal_path.with_name(self.journal_path.name + ".new")
         journal = new.open("wb")
         journal.writelines(lines)
@@ -235,7 +224,7 @@ class PageFile:
             yield line, record
 
     @contextlib.contextmanager
-    def _one_line_when_full(self) -> Iterator[None]:
+    def _disk_full_as_user_error(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -243,21 +232,21 @@ class PageFile:
                 raise
             raise UserError(
                 f"{self.part}: disk full ({error.strerror}) after {len(self.written.page_crcs)} pages of "
-                f"{self.page_size >> 20} MiB; free some space, then run the same command again to go on"
+                f"{self.page_size >> 20} MiB; free some space, then run the same command again to continue"
             ) from error
 
 
 def _open_locked(path: Path) -> BinaryIO:
-    """Open for reading and writing; the lock lasts while the file is open and dies with the process."""
+    """Open and lock for reading and writing; the lock is released when the file is closed or the process ends."""
     file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
     if not try_lock(file) or _was_renamed(file, path):
         file.close()
-        raise UserError(f"{path}: another process is writing it; wait for it, or choose another name")
+        raise UserError(f"{path}: another process is writing it; wait for it, or give another name")
     return file
 
 
 def try_lock(file: IO[Any]) -> bool:
-    """False when another process has the lock; it lasts while the file is open and dies with the process."""
+    """Lock a file until it is closed or the process ends; False if another process holds the lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -285,7 +274,7 @@ def _line(entry: dict[str, Any]) -> bytes:
 
 
 def _parse(line: bytes) -> Any:
-    """The entry of a journal line; None for a torn one."""
+    """The entry of a journal line; None if the line is incomplete or damaged."""
     text = line[9:-1]
     if line[-1:] != b"\n" or line[:9] != b"%08x " % zlib.crc32(text):
         return None
@@ -302,7 +291,7 @@ def _sync(file: BinaryIO) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder last through a power cut."""
+    """Make renames in a folder survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

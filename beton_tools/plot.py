@@ -1,4 +1,4 @@
-"""A page of plots about a `.beton`."""
+"""Plots of the statistics of a `.beton`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ _TAIL = 99  # percentile above which bytes per image share the last bar
 
 
 def plot(beton: Beton, numbers: dict[str, Any], out: Path) -> None:
-    """One PNG: resolutions, bytes per image, images per class, subsampling. numbers: of stats.compute.
+    """Plot resolutions, bytes per image, images per class and subsampling to one PNG.
 
-    Raises UserError when the file cannot be written.
+    Args:
+        numbers: the result of `stats.compute`.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     figure = Figure(figsize=(11, 7.5), layout=ConstrainedLayoutEngine(hspace=0.08, wspace=0.06))
     name, total = printable(beton.path.name), size(numbers["file_size"])

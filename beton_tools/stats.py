@@ -1,4 +1,4 @@
-"""Numbers about a `.beton`."""
+"""Statistics of a `.beton`."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ from beton_tools.format import RAW_MODE, Beton
 from beton_tools.jpeg.markers import JpegError
 from beton_tools.manifest import Manifest
 
-_HEADERS_READ = 2000  # JPEG headers looked at for subsampling: enough for shares within about 1 %
+_HEADERS_READ = 2000  # JPEG headers that are read for subsampling: gives shares within about 1 %
 _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
 
 def compute(beton: Beton, manifest: Manifest | None) -> dict[str, Any]:
-    """JSON-ready numbers. Sizes in bytes, sides in pixels; percentiles map "0" to the minimum, "100" to the
-    maximum.
+    """Statistics as a JSON-compatible dict. Sizes in bytes, sides in pixels; percentile "0" is the minimum, "100" the maximum.
 
-    jpeg.subsampling and jpeg.indexed are shares of `jpeg.headers_read` images spread evenly over the file.
+    jpeg.subsampling and jpeg.indexed are shares of `jpeg.headers_read` images, spread evenly over the file.
+
+    Raises:
+        UserError: the file has no labels, cannot be read, or changed while it was being read.
     """
     heights, widths = beton.heights.astype(np.int64), beton.widths.astype(np.int64)
     labels, counts = np.unique(beton.labels, return_counts=True)
+    jpeg_shares = _jpeg_shares(beton)
+    beton.check_unchanged()
     return {
         "path": str(beton.path),
-        "file_size": len(beton.data),
+        "file_size": beton.file_size,
         "num_samples": len(beton),
         "num_classes": manifest.num_classes if manifest is not None else len(labels),
         "pages": {
@@ -40,7 +44,7 @@ def compute(beton: Beton, manifest: Manifest | None) -> dict[str, Any]:
         "megapixels": round(float((heights * widths).sum() / 1e6), 1),
         "images_per_class": _spread(counts),
         "raw_images": int((beton.modes == RAW_MODE).sum()),
-        "jpeg": _jpeg_shares(beton),
+        "jpeg": jpeg_shares,
         "encodings": manifest.encodings if manifest is not None else None,
         "skipped": len(manifest.skipped) if manifest is not None else None,
     }

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from beton_tools.errors import UserError
 
@@ -26,7 +26,7 @@ _KINDS = {
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
 
-def open_regular(path: StrPath) -> BinaryIO:
+def open_regular(path: StrPath) -> BufferedReader:
     """Open a regular file for reading.
 
     Raises:
@@ -70,7 +70,7 @@ def _check_regular(status: os.stat_result, path: StrPath) -> None:
         raise OSError(0, f"{kind}, not a regular file", os.fspath(path))
 
 
-def open_user_file(path: StrPath, expected: str = "a readable file") -> BinaryIO:
+def open_user_file(path: StrPath, expected: str = "a readable file") -> BufferedReader:
     """Open a regular file for reading.
 
     expected: what the user should give instead, for the error message, such as "a .beton file".

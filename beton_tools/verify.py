@@ -1,4 +1,4 @@
-"""Is a `.beton` whole? Checksums, tables, and every image decoded once."""
+"""Check a `.beton`: tables, checksums, crop indexes, and that every image decodes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ from beton_tools.format import RAW_MODE, Beton
 from beton_tools.jpeg import index
 from beton_tools.jpeg.markers import OK, JpegError
 from beton_tools.manifest import Manifest
-from beton_tools.writer import tables_crc32, usable_cpus
+from beton_tools.writer import usable_cpus
 
-_CHUNK = 64  # images per task of a thread
+_CHUNK = 64  # images per task
 
 
 @dataclass
 class Report:
-    """problems: (where, what), in file order. num_indexed: JPEGs with a crop index that agrees with the
-    file."""
+    """What was checked and found.
+
+    Attributes:
+        num_indexed: number of JPEGs with a correct crop index.
+        problems: (where, what), in file order.
+    """
 
     path: str
     num_samples: int
@@ -44,37 +48,50 @@ class Report:
 def verify(
     path: Path, workers: int | None = None, decode: bool = True, progress: ProgressCallback | None = None
 ) -> Report:
-    """Check a file against itself and, where there is one, its manifest.
+    """Check a file's consistency, and that it agrees with its manifest if it has one.
 
-    decode: also decode every image (as slow as an epoch); without it only tables and checksums are read.
-    Raises UserError when the file cannot be opened as `.beton` at all.
+    Args:
+        decode: decode every image, which takes as long as an epoch; else only tables and checksums are read.
+
+    Raises:
+        UserError: the file cannot be opened as `.beton`, or changes while it is being read.
     """
     beton, manifest = Beton.open(path), Manifest.of_beton(path)
     report = Report(str(path), beton.num_samples)
     if manifest is not None:
         report.problems += _compare(beton, manifest)
-    with ThreadPoolExecutor(workers or usable_cpus()) as pool:
+    with _thread_pool(workers or usable_cpus()) as pool:
         if manifest is not None and not report.problems:
             _check_pages(beton, manifest, report, pool)
-        if manifest is not None:
             report.problems += _check_names(manifest)
         if decode:
             _check_images(beton, report, pool, progress)
+    beton.check_unchanged()
     return report
 
 
+@contextmanager
+def _thread_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool that ends after the running tasks, not after the queued ones, if the block is left by an exception."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _compare(beton: Beton, manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Ways in which the manifest cannot belong to this file, or the tables changed since it was written."""
+    """Differences between the manifest and the file, and changes of the tables since they were written."""
     pairs = {
         "num_samples": (beton.num_samples, manifest.num_samples),
         "page_size": (beton.page_size, manifest.page_size),
-        "file_size": (len(beton.data), manifest.file_size),
+        "file_size": (beton.file_size, manifest.file_size),
         "pages": (beton.num_pages, len(manifest.page_crc32)),
     }
-    for what, (here, there) in pairs.items():
-        if here != there:
-            yield "manifest", f"{what} is {here}, the manifest says {there}"
-    if tables_crc32(beton.path, beton.data_start, beton.data_end) != manifest.tables_crc32:
+    for what, (actual, stated) in pairs.items():
+        if actual != stated:
+            yield "manifest", f"{what} is {actual}, the manifest states {stated}"
+    if beton.tables_crc32() != manifest.tables_crc32:
         yield "tables", "header, metadata or allocation table changed since they were written"
     labels = beton.labels
     if labels.min() < 0 or labels.max() >= manifest.num_classes:
@@ -91,14 +108,14 @@ def _check_names(manifest: Manifest) -> Iterator[tuple[str, str]]:
 def _check_pages(beton: Beton, manifest: Manifest, report: Report, pool: ThreadPoolExecutor) -> None:
     def checksum(page: int) -> int:
         start = beton.data_start + page * beton.page_size
-        return zlib.crc32(beton.data[start : start + beton.page_size])  # type: ignore[arg-type]
+        return zlib.crc32(beton.read(start, beton.page_size).data)
 
     for page, crc in enumerate(pool.map(checksum, range(beton.num_pages))):
         report.pages_checked += 1
         if crc != manifest.page_crc32[page]:
             start = beton.data_start + page * beton.page_size
-            inside = np.flatnonzero((beton.pointers >= start) & (beton.pointers < start + beton.page_size))
-            span = f"samples {inside.min()} to {inside.max()}" if inside.size else "no sample"
+            samples = np.flatnonzero((beton.pointers >= start) & (beton.pointers < start + beton.page_size))
+            span = f"samples {samples.min()} to {samples.max()}" if samples.size else "no sample"
             report.problems.append((f"page {page}", f"checksum differs ({span})"))
 
 
@@ -121,7 +138,7 @@ def _check_images(
 
 @contextmanager
 def _image_checker(beton: Beton) -> Iterator[Callable[[int], tuple[str, bool]]]:
-    """sample id -> (problem or "", has an index that agrees). Safe to call from any thread."""
+    """A function: sample id -> (problem or "", whether its crop index is correct). Safe to call from any thread."""
     local, opened = threading.local(), []
     pixels = int((beton.heights.astype(np.int64) * beton.widths).max())
 
@@ -153,6 +170,9 @@ def _check_jpeg(
     except JpegError as error:
         return str(error), False
     if (header.height, header.width) != (height, width):
-        return f"{header.height} x {header.width} pixels, its row says {height} x {width}", indexed
+        return (
+            f"{header.height} x {header.width} pixels, the metadata table states {height} x {width}",
+            indexed,
+        )
     code = jpeg.decode_region(stored, 0, 0, height, width, out[: 3 * height * width], scratch, handle)
     return ("" if code == OK else jpeg.describe_error(code)), indexed

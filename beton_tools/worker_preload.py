@@ -1,6 +1,6 @@
-"""Imported by the server that forks worker processes, and by nothing else: workers begin with the compiled code at hand.
+"""Imported only by the server process that forks worker processes, so that workers start with compiled code loaded.
 
-Loading it from numba's cache takes a third of a second, as long as a worker needs for 300 images.
+Loading it from Numba's cache takes a third of a second, as long as a worker needs for 300 images.
 """
 
 from beton_tools.images import warm_up

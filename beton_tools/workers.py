@@ -1,9 +1,9 @@
-"""Encode images in worker processes and hand the results back in order, with bounded memory.
+"""Encode images in worker processes and return the results in order, with bounded memory.
 
-FFCV's writer waits for ever when a worker dies. Here each worker owns one pipe: a closed pipe is noticed at
-once, and another process takes the worker's place. Worker and parent share memory, an arena, in which the
-worker notes which image of a chunk it is at, so that the one it died on is known. Image bytes go through the
-arena too: the pipe would copy them five times.
+FFCV's writer waits forever when a worker dies. Here each worker has its own pipe: a closed pipe is noticed at once, and
+another process replaces the worker. Worker and parent share a block of memory, the arena. The worker writes there which
+image of a chunk it is encoding, so that the image on which it died is known, and the encoded bytes: a pipe would copy
+them five times.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import cycle, islice
-from multiprocessing import reduction
+from multiprocessing import forkserver, reduction, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -25,15 +25,17 @@ import cv2
 
 from beton_tools.errors import UserError
 from beton_tools.images import BadImage, EncodedImage, EncodeOptions, encode_sample, warm_up
-from beton_tools.jpeg.markers import JpegError
 from beton_tools.sources.base import Location
 
-CHUNK = 8  # images per message: a worker's queue stays far below a pipe's buffer, so sending never blocks
-QUEUED = 2  # chunks per worker: one in work, one waiting
-WINDOW = 4  # chunks per worker between the oldest unfinished image and the newest one handed out
-_IMAGES = mmap.PAGESIZE  # where images begin in the arena; byte 0: the chunk's image in work, from 1, or 0
+CHUNK = 8  # images per message: few enough that messages fit the pipe's buffer, so that sending never blocks
+QUEUED = 2  # chunks per worker: one being encoded, one waiting
+WINDOW = 4  # chunks per worker between the oldest unfinished image and the newest one sent to a worker
+# where images begin in the arena; byte 0 is the number of the image that is being encoded, from 1, or 0
+_IMAGES = mmap.PAGESIZE
+_REMEDY = "if memory ran out use fewer --workers"
+_CONTINUE = f"{_REMEDY}, then run the same command again to continue"
 
-# not fork: the parent may hold OpenMP, numba and CUDA threads
+# not fork: the parent may have OpenMP, Numba and CUDA threads
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
@@ -63,10 +65,12 @@ Result = EncodedImage | Failed
 
 
 def encode_in_order(tasks: Iterable[Task], options: EncodeOptions, workers: int) -> Generator[Result]:
-    """One result per task, in the tasks' order. workers = 0 works in this process.
+    """One result per task, in the order of the tasks. workers = 0 encodes in this process.
 
-    An image on which worker processes die twice is Failed. Raises UserError when one dies without an image.
-    Closing the iterator ends the workers.
+    An image on which worker processes die twice is Failed. Closing the iterator ends the workers.
+
+    Raises:
+        UserError: a worker process died while it was starting or between images.
     """
     if workers == 0:
         return (_encode(task.location, options) for task in tasks)
@@ -76,7 +80,7 @@ def encode_in_order(tasks: Iterable[Task], options: EncodeOptions, workers: int)
 def _encode(location: Location, options: EncodeOptions) -> Result:
     try:
         return encode_sample(location.read(), options)
-    except (BadImage, JpegError) as error:
+    except (BadImage, UserError) as error:
         return Failed(str(error))
     except OSError as error:
         return Failed(f"cannot be read ({error.strerror or error})")
@@ -84,7 +88,7 @@ def _encode(location: Location, options: EncodeOptions) -> Result:
 
 @dataclass(frozen=True, slots=True)
 class _Deadly:
-    """In place of the location of an image on which worker processes die."""
+    """Replaces the location of an image on which worker processes die."""
 
     reason: str
 
@@ -93,7 +97,7 @@ class _Deadly:
 
 
 class _Inherited:
-    """A file descriptor that reaches a worker process as an argument of it."""
+    """A file descriptor that is passed to a worker process as an argument."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -107,21 +111,20 @@ def _received(duplicate: Any) -> _Inherited:
 
 
 def _arena_size(options: EncodeOptions) -> int:
-    """Bytes of address space: QUEUED chunks of images as large as they may be. Memory is used where
-    touched."""
+    """Bytes of address space for QUEUED chunks of the largest images; only what is written to takes memory."""
     return _IMAGES + QUEUED * CHUNK * options.page_size
 
 
 def _serve(pipe: Connection, arena: _Inherited, options: EncodeOptions) -> None:
-    """A worker's life: lists of locations in, lists of results out, until the pipe closes.
+    """Main function of a worker: receive lists of locations, send lists of results, until the pipe closes.
 
-    Chunk k is written to part k % QUEUED of the arena: its last tenant has been received when chunk k is
-    sent.
+    The images of chunk k are written to part k % QUEUED of the arena. The parent has received those of the chunk that
+    used the part before when it sends chunk k.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business; it ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
     cv2.setNumThreads(1)
     memory = mmap.mmap(arena.descriptor, _arena_size(options))
-    with contextlib.suppress(EOFError, OSError):  # the parent is gone
+    with contextlib.suppress(EOFError, OSError):  # the parent has ended
         for part in cycle(range(QUEUED)):
             at = _IMAGES + part * CHUNK * options.page_size
             pipe.send(_encode_chunk(pipe.recv(), options, memory, at))
@@ -130,7 +133,7 @@ def _serve(pipe: Connection, arena: _Inherited, options: EncodeOptions) -> None:
 def _encode_chunk(
     locations: list[Location], options: EncodeOptions, memory: mmap.mmap, at: int
 ) -> list[InArena | Failed]:
-    """Results of a chunk; images go to the arena from `at` on."""
+    """Results of a chunk; images are written to the arena from `at` on."""
     results: list[InArena | Failed] = []
     for number, location in enumerate(locations, 1):
         memory[0] = number
@@ -149,11 +152,11 @@ def _encode_chunk(
 @dataclass(slots=True)
 class _Chunk:
     tasks: list[Task]
-    results: list[Result]  # empty until all are there
+    results: list[Result]  # empty until the chunk is complete
 
 
 class _Worker:
-    """A process with its pipe and arena, and the chunks that it has been sent."""
+    """A worker process with its pipe and arena, and the chunks that were sent to it."""
 
     def __init__(self, options: EncodeOptions) -> None:
         self.options = options
@@ -165,23 +168,27 @@ class _Worker:
         self.pipe, theirs = _CONTEXT.Pipe()
         memory = os.memfd_create("beton arena")
         os.ftruncate(memory, _arena_size(self.options))
+        self.arena = mmap.mmap(memory, _arena_size(self.options))
         arguments = (theirs, _Inherited(memory), self.options)
         self.process = _CONTEXT.Process(target=_serve, args=arguments, daemon=True)
-        self.process.start()
-        theirs.close()  # so that our end reads end-of-file when the worker dies
-        self.arena = mmap.mmap(memory, _arena_size(self.options))
-        os.close(memory)
+        try:
+            self.process.start()
+        except (OSError, EOFError) as error:  # the server that forks workers died
+            raise UserError(f"a worker died while it was starting; {_CONTINUE}") from error
+        finally:
+            theirs.close()  # so that our end reads end-of-file when the worker dies
+            os.close(memory)
 
     def assign(self, chunk: _Chunk) -> None:
         self.queue.append(chunk)
         self._send(chunk)
 
     def _send(self, chunk: _Chunk) -> None:
-        with contextlib.suppress(OSError):  # a process that died: `receive` will find out
+        with contextlib.suppress(OSError):  # the process died, which `receive` notices
             self.pipe.send([task.location for task in chunk.tasks])
 
     def receive(self) -> None:
-        """Results of the oldest chunk; where the process died instead, another one begins the chunk again."""
+        """Receive the results of the oldest chunk. If the process died, start another one with the same chunks."""
         try:
             results = self.pipe.recv()
         except (EOFError, OSError):
@@ -197,18 +204,18 @@ class _Worker:
         return EncodedImage(data, result.height, result.width, result.how)
 
     def _blame(self, number: int) -> None:
-        """Give up an image at the second death on it: at the first, others may have taken the memory."""
+        """Fail an image when a process died on it twice; the first time, other processes may have used up the memory.
+
+        number: of the image in the oldest chunk, from 1; 0: none was being encoded.
+        """
         self.process.join(5)
-        code, remedy = self.process.exitcode, "if memory ran out use fewer --workers"
+        code = self.process.exitcode
         if number == 0:
-            raise UserError(
-                f"a worker died (exit code {code}) with no image in work; {remedy}, then run the same command "
-                "again to go on"
-            )
+            raise UserError(f"a worker died between images (exit code {code}); {_CONTINUE}")
         tasks = self.queue[0].tasks
         task = tasks[number - 1]
         if any(task is suspect for suspect in self._suspects):
-            reason = f"a worker died on it twice (exit code {code}); {remedy}"
+            reason = f"a worker died on it twice (exit code {code}); {_REMEDY}"
             tasks[number - 1] = Task(task.name, _Deadly(reason))
         self._suspects.append(task)
 
@@ -221,13 +228,15 @@ class _Worker:
 
 
 def _encode_pooled(tasks: Iterator[Task], options: EncodeOptions, count: int) -> Generator[Result]:
-    warm_up()  # fills numba's cache, so that the server need not compile
-    _CONTEXT.set_forkserver_preload(["beton_tools.workers", "beton_tools.worker_preload"])
-    pool = [_Worker(options) for _ in range(count)]
+    warm_up()  # fills Numba's cache, so that the server does not compile
+    _start_server()
+    pool: list[_Worker] = []
+    window: deque[_Chunk] = deque()
     try:
-        window: deque[_Chunk] = deque()
+        for _ in range(count):
+            pool.append(_Worker(options))
         while True:
-            _hand_out(tasks, pool, window, WINDOW * count)
+            _send_tasks(tasks, pool, window, WINDOW * count)
             if not window:
                 return
             by_pipe = {worker.pipe: worker for worker in pool if worker.queue}
@@ -239,7 +248,21 @@ def _encode_pooled(tasks: Iterator[Task], options: EncodeOptions, count: int) ->
         _stop(pool)
 
 
-def _hand_out(tasks: Iterator[Task], pool: list[_Worker], window: deque[_Chunk], limit: int) -> None:
+def _start_server() -> None:
+    """Start the server that forks workers, with SIGINT blocked in it and in them.
+
+    Ctrl-C sends SIGINT to the whole process group, but only this process must react to it.
+    """
+    _CONTEXT.set_forkserver_preload(["beton_tools.workers", "beton_tools.worker_preload"])
+    resource_tracker.ensure_running()  # before SIGINT is blocked, because it unblocks it
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def _send_tasks(tasks: Iterator[Task], pool: list[_Worker], window: deque[_Chunk], limit: int) -> None:
     for worker in sorted(pool, key=lambda w: len(w.queue)):
         while len(worker.queue) < QUEUED and len(window) < limit:
             chunk = _Chunk(list(islice(tasks, CHUNK)), [])

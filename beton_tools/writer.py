@@ -1,7 +1,6 @@
 """Write a source of labelled images to a `.beton` that stock FFCV 1.0.2 reads.
 
-The bytes of the file depend on the images and the options only, not on the number of workers nor on
-interruptions.
+The bytes of the file depend only on the images and the options, not on the number of workers or on interruptions.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -19,6 +17,7 @@ import numpy as np
 
 from beton_tools.console import ProgressCallback, printable
 from beton_tools.errors import UserError
+from beton_tools.format import Beton
 from beton_tools.images import SUBSAMPLINGS, EncodedImage, EncodeOptions
 from beton_tools.manifest import Manifest, manifest_path, pack_names
 from beton_tools.names import Names
@@ -29,8 +28,8 @@ from beton_tools.write_order import choose
 
 ON_ERROR = ("fail", "skip")
 MIN_PAGE_SIZE = 64 << 10
-MAX_PAGE_SIZE = 2 << 30  # the header's u4, kept a power of two
-# Smallest and largest value of options that are numbers; None: no largest
+MAX_PAGE_SIZE = 2 << 30  # the largest power of two that the header's u4 holds
+# smallest and largest value of the options that are numbers; None: no limit
 LIMITS: dict[str, tuple[int, int | None]] = {
     "max_resolution": (1, None),
     "quality": (1, 100),
@@ -41,7 +40,7 @@ LIMITS: dict[str, tuple[int, int | None]] = {
 
 
 def limits(option: str) -> str:
-    """What LIMITS says, in words: "1 to 100", "1 or more"."""
+    """The limits of an option as text: "1 to 100", "1 or more"."""
     low, high = LIMITS[option]
     return f"{low} or more" if high is None else f"{low} to {high}"
 
@@ -54,10 +53,11 @@ def usable_cpus() -> int:
 class WriteOptions(EncodeOptions):
     """Options of the images (see EncodeOptions) and of the file.
 
-    workers: processes that encode; None takes every usable CPU, 0 works in this process. subset_per_class:
-    only so many of each class. shuffle_seed: write in this seeded order; None keeps the source's. on_error:
-    "fail" at the first image that cannot be stored, or "skip" it and list it in the manifest. page_size:
-    bytes, a power of two; no image may be larger.
+    Attributes:
+        workers: number of processes that encode; None: one per usable CPU; 0: encode in this process.
+        subset_per_class: write only this many images of each class.
+        shuffle_seed: write in the order that this seed gives; None keeps the source's order.
+        on_error: "fail" at the first image that cannot be stored, or "skip" it and list it in the manifest.
     """
 
     workers: int | None = None
@@ -79,7 +79,7 @@ class WriteOptions(EncodeOptions):
             )
 
     def recorded(self) -> dict[str, object]:
-        """The options that decide the file's bytes."""
+        """The options that determine the file's bytes."""
         return {k: v for k, v in asdict(self).items() if k not in ("workers", "on_error")}
 
 
@@ -94,11 +94,17 @@ def write_beton(
     progress: ProgressCallback | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """Convert, resuming what an interrupted run with the same inputs left beside `out_path`.
+    """Write the images of `source` to `out_path`, and the manifest beside it.
 
-    A file that a finished run with the same inputs left is taken as it is.
-    Returns the manifest, which is saved beside the file. Raises UserError: a bad image (on_error "fail"), no
-    image at all, a full disk, a worker that dies between images, a file that exists already.
+    Continues what an interrupted run with the same inputs left beside `out_path`; a complete file from the same inputs
+    is not written again.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: an image cannot be stored (on_error "fail"), no image can, the disk is full, a worker process died
+            between images, or `out_path` exists, from other inputs.
     """
     options = options or WriteOptions()
     path = Path(out_path)
@@ -109,7 +115,7 @@ def write_beton(
     if path.exists() and not overwrite:
         return _finished(path, fingerprint, source.classes, options)
     with PageFile(path, options.page_size, inputs, stamps) as pages:
-        for position, reason in pages.written.skipped[:1]:  # by an earlier run, which might skip
+        for position, reason in pages.written.skipped[:1]:  # by an earlier run with on_error "skip"
             if options.on_error == "fail":
                 raise _bad_image(source.names[int(order[position])], reason)
         _write_images(pages, source, order, options, progress)
@@ -118,14 +124,14 @@ def write_beton(
             reason = written.skipped[0][1]
             raise UserError(f"{path}: none of the {len(order)} images could be stored; first: {reason}")
         manifest = _describe(pages, written, source, order, options, fingerprint)
-        path.unlink(missing_ok=True)  # an old file must not be taken for the new manifest's
-        manifest.save(manifest_path(path))  # first: where the .beton is, its manifest is too
+        path.unlink(missing_ok=True)  # an old file must never be beside the new manifest
+        manifest.save(manifest_path(path))  # before the file: a .beton always has its manifest
         pages.publish()
     return manifest
 
 
 def _finished(path: Path, fingerprint: str, classes: Sequence[str], options: WriteOptions) -> Manifest:
-    """The manifest of a file that is already what was asked for."""
+    """The manifest of an existing file, if it has the same inputs; else a UserError."""
     manifest = Manifest.of_beton(path)
     if (
         manifest is None
@@ -136,7 +142,7 @@ def _finished(path: Path, fingerprint: str, classes: Sequence[str], options: Wri
     if options.on_error == "fail" and manifest.skipped:
         name, reason = manifest.skipped[0]
         raise UserError(
-            f"{printable(name)}: {reason}; {path} was finished without it: pass --on-error skip to take it so, "
+            f"{printable(name)}: {reason}; {path} was finished without it: pass --on-error skip to keep it, "
             "or repair the image and pass --overwrite"
         )
     return manifest
@@ -144,8 +150,8 @@ def _finished(path: Path, fingerprint: str, classes: Sequence[str], options: Wri
 
 def _bad_image(name: str, reason: str) -> UserError:
     return UserError(
-        f"{printable(name)}: {reason}; pass --on-error skip to go on without it, or repair it; once it is "
-        "removed the conversion starts over"
+        f"{printable(name)}: {reason}; pass --on-error skip to continue without it, or repair it; if it is "
+        "removed, the conversion starts over"
     )
 
 
@@ -159,7 +165,7 @@ def _make_folder(path: Path) -> None:
 
 
 def _fingerprint(source: Source, order: np.ndarray, options: WriteOptions) -> str:
-    """Of what is asked for: which images in which order, and how. What is in them is in their stamps."""
+    """Hash of the names, labels and order of the images and of the options; their contents are in their stamps."""
     digest = hashlib.blake2b(json.dumps([source.kind, str(source.root), options.recorded()]).encode())
     arrays = (a.tobytes() for a in (source.names.offsets, source.labels, order))
     for part in (source.names.blob, *arrays):
@@ -203,7 +209,6 @@ def _describe(
     fingerprint: str,
 ) -> Manifest:
     file_size = pages.part.stat().st_size
-    data_end = pages.data_start + len(written.page_crcs) * options.page_size
     positions = written.positions[: written.count]
     return Manifest(
         fingerprint=fingerprint,
@@ -211,7 +216,7 @@ def _describe(
         page_size=options.page_size,
         data_start=pages.data_start,
         file_size=file_size,
-        tables_crc32=tables_crc32(pages.part, pages.data_start, data_end),
+        tables_crc32=Beton.open(pages.part).tables_crc32(),
         page_crc32=written.page_crcs,
         classes=list(source.classes),
         class_names=list(source.class_names) if source.class_names is not None else None,
@@ -227,11 +232,3 @@ def _describe(
 
 def _names(source: Source, indices: np.ndarray) -> Iterator[str]:
     return (source.names[i] for i in indices.tolist())
-
-
-def tables_crc32(path: Path, data_start: int, data_end: int) -> int:
-    """Checksum of everything that is not a page: header, fields and metadata, then the allocation table."""
-    with path.open("rb") as file:
-        head = file.read(data_start)
-        file.seek(data_end)
-        return zlib.crc32(file.read(), zlib.crc32(head))

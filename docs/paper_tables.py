@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from fastft.config import load_recipe
-from fastft.cost.model import PUBLISHED_MFU
+from fastft.cost.mfu import PUBLISHED_MFU
 from fastft.files.recipe_file import read_recipe
 from fastft.files.sweep_file import Row, Sweep, load_sweep
 from fastft.machine.gpus import MAIN_GPUS
@@ -43,7 +43,7 @@ fastft cost '02_lr[1e-5]' --gpu a100
 
 A row is named by its label, by its series and label, or by the name of its recipe, which is also the name of its run
 directory. Rows that train the same thing are trained once, over all tables. 'Paper' is top-1 in percent, at the best epoch of
-the weights named under 'of'. GPU-hours are modelled (`fastft explain`), on eight GPUs at the best MFU published for them:
+the weights named under 'of'. GPU-hours are modelled (`fastft explain`), on eight GPUs at the MFU published for a ViT:
 {SHARES}; they are not measurements."""
 
 

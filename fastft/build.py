@@ -1,14 +1,26 @@
 """Build what a recipe describes: model, augmentation policy, mixer, learning rate schedule."""
 
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from fastft.augment import AugmentPolicy, Mixer, parse_policy
-from fastft.config import Recipe
+from fastft.augment import AugmentPolicy, parse_policy
+from fastft.config import Recipe, without_expectation
 from fastft.model import Arch, Classifier, build_classifier, load_arch, load_tower_weights
 from fastft.optim import WarmupCosine
+
+if TYPE_CHECKING:
+    from fastft.augment import Mixer
+
+
+def with_train_size(recipe: Recipe, samples: int) -> Recipe:
+    """The recipe with the number of samples of its training file; another one than it states ends its expected accuracy."""
+    if samples == recipe.data.train_size:
+        return recipe
+    recipe = replace(recipe, data=replace(recipe.data, train_size=samples))
+    return recipe if recipe.about.top1 is None else without_expectation(recipe, ["data.train_size"])
 
 
 def recipe_arch(recipe: Recipe) -> Arch:
@@ -58,11 +70,13 @@ def build_policy(recipe: Recipe) -> AugmentPolicy:
     )
 
 
-def build_mixer(recipe: Recipe) -> Mixer | None:
+def build_mixer(recipe: Recipe) -> "Mixer | None":
     """The recipe's mixup and CutMix; None if both are off."""
     a = recipe.augment
     if a.mixup == 0 and a.cutmix == 0:
         return None
+    from fastft.augment import Mixer  # loads Numba, which inference does without
+
     return Mixer(
         mixup_alpha=a.mixup,
         cutmix_alpha=a.cutmix,

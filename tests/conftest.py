@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import fastft.data  # noqa: F401  before any test imports FFCV, which would leave torch with one thread here
+import fastft.data.engine  # noqa: F401  before any test imports FFCV, which would leave torch with one thread here
 
 os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")  # FFCV's OpenCV would nest threads in the loader's
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastft.config import load_recipe
-from fastft.cost.table import Question, price_recipes
+from fastft.cost.table import CostQuery, price_recipes
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = (ROOT / "docs/bench-schema.md").read_text()
@@ -71,6 +71,6 @@ def test_every_kind_of_line_in_metrics_is_documented() -> None:
 
 
 def test_every_key_of_a_cost_estimate_is_documented() -> None:
-    priced = price_recipes([load_recipe(ROOT / "rcp/final_b16.yaml")], Question("V100"))
+    priced = price_recipes([load_recipe(ROOT / "rcp/final_b16.yaml")], CostQuery("V100"))
     text = SCHEMA[SCHEMA.index("`fastft cost --json`") : SCHEMA.index("A run's `metrics.jsonl`")]
     assert priced["recipes"][0]["estimates"][0].keys() <= set(re.findall(r"`(\w+)`", text))

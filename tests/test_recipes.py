@@ -14,7 +14,7 @@ import torch
 from fastft.build import build_mixer, build_model, build_policy, recipe_arch
 from fastft.config import Recipe, differences, load_recipe
 from fastft.config.schema import About
-from fastft.cost.model import recipe_work
+from fastft.cost.work import recipe_work
 from fastft.explain.explanation import explain
 from fastft.optim import layer_groups
 from fastft.sweep import Row, Sweep, load_sweep, plan_runs

@@ -1,7 +1,6 @@
 """Partial decoding of JPEG files: crop index, lossless transcoding, and decoding of a rectangle."""
 
 from beton_tools.jpeg.crop import decode_region, decode_rgb, scratch_bytes
-from beton_tools.jpeg.encode import decode_image, encode_indexed
 from beton_tools.jpeg.markers import DamagedJpeg, JpegError, JpegHeader, describe_error, parse
 from beton_tools.jpeg.transcode import add_index
 from beton_tools.jpeg.turbo import close_decoders, open_decoders
@@ -12,11 +11,9 @@ __all__ = [
     "JpegHeader",
     "add_index",
     "close_decoders",
-    "decode_image",
     "decode_region",
     "decode_rgb",
     "describe_error",
-    "encode_indexed",
     "open_decoders",
     "parse",
     "scratch_bytes",

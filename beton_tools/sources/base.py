@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import os
-import stat
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 
-from beton_tools.names import Names
+from beton_tools.errors import UserError
+from beton_tools.format import MAX_CLASSES
+from beton_tools.names import MAX_NAME_BYTES, Names
+from beton_tools.user_files import open_regular
+
+Stamp = tuple[int, int]  # size in bytes and modification time in ns: they differ once a file's content does
+
+
+def stamp_of(file: IO[bytes]) -> Stamp:
+    """Size and modification time of an open file."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def stamps_of(paths: Iterable[str]) -> np.ndarray:
@@ -50,6 +60,9 @@ class Source(ABC):
     labels: int64 (N,).
     names: path below `root`, archive member or row of each image, for messages and for `beton extract`.
     left_out: suffix -> number of files in class folders that are not images.
+
+    Raises:
+        UserError: more classes or a longer name than the file format and the loader accept.
     """
 
     kind: str
@@ -59,6 +72,17 @@ class Source(ABC):
     labels: np.ndarray
     names: Names
     left_out: dict[str, int] = field(default_factory=dict, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if len(self.classes) > MAX_CLASSES:
+            raise UserError(f"{self.root}: {len(self.classes):,} classes; give at most {MAX_CLASSES:,}")
+        lengths = np.diff(self.names.offsets)
+        if lengths.max(initial=0) > MAX_NAME_BYTES:
+            name = self.names[int(lengths.argmax())]
+            raise UserError(
+                f"{self.root}: the name of an image has {lengths.max():,} bytes ({name[:40]}...); "
+                f"rename it to at most {MAX_NAME_BYTES:,} bytes"
+            )
 
     @abstractmethod
     def locate(self, i: int) -> Location:
@@ -71,21 +95,26 @@ class Source(ABC):
 
 @dataclass(frozen=True, slots=True)
 class FileSpan:
-    """A whole file (length -1), or `length` bytes of one (a member of a tar)."""
+    """A whole file (length -1), or `length` bytes of an archive.
+
+    stamp: that of the archive when it was indexed; None for a file that was not opened before.
+    """
 
     path: str
     offset: int = 0
     length: int = -1
+    stamp: Stamp | None = None
 
     def read(self) -> bytes:
-        # without O_NONBLOCK, opening a named pipe that has no writer would block forever
-        with os.fdopen(os.open(self.path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise OSError("not a regular file")
+        with open_regular(self.path) as file:
+            stamp = stamp_of(file)
+            if self.stamp is not None and stamp != self.stamp:
+                raise OSError(f"{self.path} changed after it was indexed")
             file.seek(self.offset)
-            data = file.read() if self.length < 0 else file.read(self.length)
-        if self.length >= 0 and len(data) != self.length:
-            raise OSError(f"{self.path} ends inside the image at byte {self.offset}")
+            data = file.read(self.length)
+            expected = self.length if self.length >= 0 else stamp[0]
+            if len(data) != expected or stamp_of(file) != stamp:
+                raise OSError(f"{self.path} changed while it was being read")
         return data
 
 
@@ -102,16 +131,22 @@ class FileSource(Source):
 
 @dataclass(frozen=True)
 class SpanSource(Source):
-    """Images inside archives: image i is `lengths[i]` bytes at `offsets[i]` of `archives[archive_ids[i]]`."""
+    """Images inside archives: image i is `lengths[i]` bytes at `offsets[i]` of `archives[archive_ids[i]]`.
+
+    archive_stamps: the stamp of each archive when it was indexed.
+    """
 
     archives: Sequence[str]
+    archive_stamps: Sequence[Stamp]
     archive_ids: np.ndarray
     offsets: np.ndarray
     lengths: np.ndarray
 
     def locate(self, i: int) -> FileSpan:
-        return FileSpan(self.archives[self.archive_ids[i]], int(self.offsets[i]), int(self.lengths[i]))
+        archive = self.archive_ids[i]
+        offset, length = int(self.offsets[i]), int(self.lengths[i])
+        return FileSpan(self.archives[archive], offset, length, self.archive_stamps[archive])
 
     def stamps(self, chosen: np.ndarray) -> np.ndarray:
-        archives = stamps_of(self.archives)[self.archive_ids[chosen]]
+        archives = np.array(self.archive_stamps, np.int64)[self.archive_ids[chosen]]
         return np.column_stack([archives, self.offsets[chosen], self.lengths[chosen]])

@@ -11,11 +11,13 @@ from beton_tools.errors import UserError
 from beton_tools.image_formats import is_image_name
 from beton_tools.sources.base import Source
 from beton_tools.sources.flat import flat_source, val_tar_source
-from beton_tools.sources.folder import class_folders, folder_source, has_images
+from beton_tools.sources.folder import class_folders, folder_source, has_images, is_folder
 from beton_tools.sources.parquet import parquet_source
+from beton_tools.sources.side_files import is_present
 from beton_tools.sources.tars import class_tars_source, members, train_tar_source
 from beton_tools.sources.webdataset import webdataset_source
 from beton_tools.sources.wnids import is_wnid
+from beton_tools.user_files import open_user_file
 
 _SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
 _SPLIT_PARENTS = (
@@ -71,7 +73,7 @@ def find_split(root: Path, split: str) -> list[Path] | None:
         if candidate.is_dir():
             return [candidate]
     tar = root / f"ILSVRC2012_img_{split}.tar"
-    if tar.is_file():
+    if is_present(tar):
         return [tar]
     for folder in (root / name for name in _SHARD_FOLDERS):
         for suffix in (".parquet", ".tar"):
@@ -102,7 +104,7 @@ def _open(root: Path, found: list[Path], classes: Sequence[str] | None) -> Sourc
 
 def _open_folder(folder: Path, classes: Sequence[str] | None) -> Source:
     with os.scandir(folder) as entries:
-        files = sorted(e.name for e in entries if not e.is_dir() and not e.name.startswith("."))
+        files = sorted(e.name for e in entries if not is_folder(e) and not e.name.startswith("."))
     for suffix, opener in ((".parquet", parquet_source), (".tar", _open_tars)):
         shards = [folder / name for name in files if name.endswith(suffix)]
         if shards:
@@ -145,7 +147,7 @@ def _open_tars(root: Path, tars: list[Path], classes: Sequence[str] | None) -> S
 
 
 def _first_names(tar: Path, count: int) -> list[str]:
-    with tar.open("rb") as file:
+    with open_user_file(tar, "a .tar file") as file:
         names = [member.name for member, _ in zip(members(file, tar), range(count), strict=False)]
     if not names:
         raise UserError(f"{tar}: the archive is empty; download it again")

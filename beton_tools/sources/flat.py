@@ -11,6 +11,7 @@ import numpy as np
 from beton_tools.image_formats import is_image_name
 from beton_tools.names import Names
 from beton_tools.sources.base import FileSource, SpanSource
+from beton_tools.sources.folder import is_folder
 from beton_tools.sources.tars import SpanTable, members
 from beton_tools.sources.truth import find_truth
 from beton_tools.sources.wnids import class_names_of
@@ -23,7 +24,7 @@ def flat_source(folder: Path, classes: Sequence[str] | None = None) -> FileSourc
         UserError: no file with labels is found, or it does not match the images.
     """
     with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if is_image_name(e.name) and not e.is_dir())
+        names = sorted(e.name for e in entries if is_image_name(e.name) and not is_folder(e))
     truth = find_truth(folder, names, classes)
     labels = np.array([truth.label_of[name] for name in names])
     class_names = class_names_of(truth.classes, folder)
@@ -36,11 +37,11 @@ def val_tar_source(path: Path, classes: Sequence[str] | None = None) -> SpanSour
     Raises:
         UserError: a damaged archive, no file with labels, or one that does not match the images.
     """
-    with path.open("rb") as file:
+    table = SpanTable()
+    with table.open_archive(path) as file:
         images = [m for m in members(file, path) if is_image_name(Path(m.name).name)]
     truth = find_truth(path.parent, [m.name for m in images], classes)
-    table = SpanTable([str(path)])
     for member in images:
-        table.add(Path(member.name).name, truth.label_of[member.name], 0, member)
+        table.add(Path(member.name).name, truth.label_of[member.name], member)
     class_names = class_names_of(truth.classes, path.parent)
     return table.source("ilsvrc-tar", path, truth.classes, class_names, table.names.__getitem__)

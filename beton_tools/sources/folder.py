@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,17 @@ from beton_tools.sources.wnids import class_names_of
 def class_folders(root: Path) -> tuple[str, ...]:
     """Names of the folders in `root` that are not hidden, sorted."""
     with os.scandir(root) as entries:
-        return tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))
+        return tuple(sorted(e.name for e in entries if is_folder(e) and not e.name.startswith(".")))
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one. A link to itself is not: reading it as a file gives the error."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
 
 
 def folder_source(root: Path, classes: Sequence[str] | None = None) -> FileSource:
@@ -29,8 +40,10 @@ def folder_source(root: Path, classes: Sequence[str] | None = None) -> FileSourc
     Args:
         classes: class list that the labels index (for a val folder: the classes of train); None takes the folders.
 
+    A link to one of its parent folders is listed as an image that cannot be read.
+
     Raises:
-        UserError: a class folder that is not in `classes`, no image at all, or a link to a parent folder.
+        UserError: a class folder that is not in `classes`, or no image at all.
     """
     found = class_folders(root)
     classes = tuple(classes) if classes is not None else found
@@ -45,10 +58,12 @@ def folder_source(root: Path, classes: Sequence[str] | None = None) -> FileSourc
     left_out: Counter[str] = Counter()
     for name in found:
         files = sorted(_files_below(root, name))
-        images = [file for file in files if _is_image(file)]
+        images = [path for path, is_loop in files if is_loop or _is_image(path)]
         names += images
         labels += [label_of[name]] * len(images)
-        left_out.update(Path(file).suffix.lower() for file in files if not _is_image(file))
+        left_out.update(
+            Path(path).suffix.lower() for path, is_loop in files if not is_loop and not _is_image(path)
+        )
     if not names:
         others = f" (but {by_suffix(left_out)})" if left_out else ""
         raise UserError(
@@ -67,26 +82,31 @@ def folder_source(root: Path, classes: Sequence[str] | None = None) -> FileSourc
 
 def has_images(root: Path, folder: str) -> bool:
     """Whether `root/folder` contains an image at any depth."""
-    return any(map(_is_image, _files_below(root, folder)))
+    return any(_is_image(path) for path, _ in _files_below(root, folder))
 
 
 def _is_image(path: str) -> bool:
     return is_image_name(path.rpartition("/")[2])
 
 
-def _files_below(root: Path, folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Paths below `root` of the files in `folder` at any depth. Hidden ones, as in .ipynb_checkpoints, are left out.
+def _files_below(root: Path, folder: str) -> Iterator[tuple[str, bool]]:
+    """(path below `root`, False) of each file in `folder` at any depth; (path, True) of each link to a parent folder.
 
-    above: real paths of the parent folders; following a link to one of them would never end.
+    Hidden files and folders, such as .ipynb_checkpoints, are left out.
     """
-    real = os.path.realpath(root / folder)
-    if real in above:
-        raise UserError(f"{root / folder}: a link to one of its parent folders; remove it")
-    with os.scandir(real) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _files_below(root, f"{folder}/{entry.name}", (*above, real))
-            else:
-                yield f"{folder}/{entry.name}"
+    real_root = os.path.realpath(root)
+    stack = [(folder, (*map(str, Path(real_root).parents), real_root))]
+    while stack:
+        folder, parents = stack.pop()
+        real = os.path.realpath(root / folder)
+        if real in parents:  # following the link would never end
+            yield folder, True
+            continue
+        with os.scandir(real) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if is_folder(entry):
+                    stack.append((f"{folder}/{entry.name}", (*parents, real)))
+                else:
+                    yield f"{folder}/{entry.name}", False

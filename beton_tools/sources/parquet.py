@@ -7,46 +7,60 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from beton_tools.errors import UserError
+from beton_tools.format import MAX_CLASSES
 from beton_tools.names import Names
-from beton_tools.sources.base import Source, stamps_of
+from beton_tools.sources.base import Source, Stamp, stamp_of
 from beton_tools.sources.wnids import class_names_of
+from beton_tools.user_files import open_regular, open_user_file
 
 
 @dataclass(frozen=True, slots=True)
 class ParquetCell:
-    """The image bytes of one row. Reading loads the whole row group; each process caches the latest one."""
+    """The image bytes of one row. Reading loads the whole row group; each process caches the latest one.
+
+    stamp: that of the file when it was indexed.
+    """
 
     path: str
+    stamp: Stamp
     column: str
     row_group: int
     row: int
 
     def read(self) -> bytes:
         try:
-            value = _row_group(self.path, self.column, self.row_group)[self.row].as_py()
-        except pa.ArrowException as error:
-            raise OSError(f"damaged parquet file: {error}") from error
+            value = _read_row_group(self.path, self.stamp, self.column, self.row_group)[self.row].as_py()
+        except OSError:
+            raise
+        except Exception as error:  # pyarrow raises many types on damaged files
+            raise OSError(f"damaged parquet file {self.path}: {_first_line(error)}") from error
         return value or b""
 
 
 @lru_cache(maxsize=1)
-def _row_group(path: str, column: str, number: int) -> pa.ChunkedArray:
-    table = pq.ParquetFile(path).read_row_group(number, columns=[column])
-    array = table.column(0).combine_chunks()
-    return array.field("bytes") if pa.types.is_struct(array.type) else array
+def _read_row_group(path: str, stamp: Stamp, column: str, number: int) -> pa.ChunkedArray:
+    with open_regular(path) as file:
+        if stamp_of(file) != stamp:
+            raise OSError(f"{path} changed after it was indexed")
+        values = pq.ParquetFile(file).read_row_group(number, columns=[column]).column(0)
+        if stamp_of(file) != stamp:
+            raise OSError(f"{path} changed while it was being read")
+    return pc.struct_field(values, "bytes") if pa.types.is_struct(values.type) else values
 
 
 @dataclass(frozen=True)
 class ParquetSource(Source):
     """Rows of parquet files, in file order. Shuffled writing reads a whole row group for nearly every image.
 
+    file_stamps: the stamp of each file when it was indexed.
     column: name of the image column.
     group_starts: int64 (G + 1,), number of the first row of each row group, counted over all files.
     group_files: int64 (G,), index of its file in `files`.
@@ -54,6 +68,7 @@ class ParquetSource(Source):
     """
 
     files: tuple[str, ...]
+    file_stamps: tuple[Stamp, ...]
     column: str
     group_starts: np.ndarray
     group_files: np.ndarray
@@ -61,12 +76,26 @@ class ParquetSource(Source):
 
     def locate(self, i: int) -> ParquetCell:
         group = int(np.searchsorted(self.group_starts, i, side="right")) - 1
-        path, number = self.files[self.group_files[group]], int(self.group_numbers[group])
-        return ParquetCell(path, self.column, number, i - int(self.group_starts[group]))
+        file, row = self.group_files[group], i - int(self.group_starts[group])
+        return ParquetCell(
+            self.files[file], self.file_stamps[file], self.column, int(self.group_numbers[group]), row
+        )
 
     def stamps(self, chosen: np.ndarray) -> np.ndarray:
         groups = np.searchsorted(self.group_starts, chosen, side="right") - 1
-        return stamps_of(self.files)[self.group_files[groups]]
+        return np.array(self.file_stamps, np.int64)[self.group_files[groups]]
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What is known of one file: its columns, labels and names, and the number of rows in each row group."""
+
+    stamp: Stamp
+    image_column: str
+    class_names: list[str] | None
+    labels: np.ndarray
+    names: list[str]
+    group_rows: list[int]
 
 
 def parquet_source(root: Path, files: Sequence[Path], classes: Sequence[str] | None = None) -> ParquetSource:
@@ -75,38 +104,64 @@ def parquet_source(root: Path, files: Sequence[Path], classes: Sequence[str] | N
     Raises:
         UserError: a file that is not parquet, lacks an image or an integer label column, or has unusable labels.
     """
-    names: list[str] = []
-    labels: list[np.ndarray] = []
-    groups: list[tuple[int, int, int]] = []  # file, row group, rows
-    known: Sequence[str] | None = classes
-    column = ""
-    for number, path in enumerate(files):
-        try:
-            file = pq.ParquetFile(path)
-            column, label_column = _columns(path, file.schema_arrow)
-            known = known or _class_names(file.schema_arrow, label_column)
-            labels.append(_labels(path, file, label_column))
-            names += _names(path, file, column)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path}: cannot be read as parquet ({error})".splitlines()[0]) from error
-        sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-        groups += [(number, g, rows) for g, rows in enumerate(sizes)]
-    all_labels = np.concatenate(labels)
-    final = _check_labels(root, all_labels, known)
+    indices = [_read_index(path) for path in files]
+    columns = sorted({index.image_column for index in indices})
+    if len(columns) > 1:
+        raise UserError(
+            f"{root}: the image column is named {' and '.join(columns)}; give files of one data set"
+        )
+    labels = np.concatenate([index.labels for index in indices])
+    class_list = classes or next((i.class_names for i in indices if i.class_names), None)
+    final = _check_labels(root, labels, class_list)
+    groups = [(f, g, rows) for f, index in enumerate(indices) for g, rows in enumerate(index.group_rows)]
     table = np.array(groups, np.int64).reshape(-1, 3)
     return ParquetSource(
         "parquet",
         root,
         final,
         class_names_of(final, root),
-        all_labels,
-        Names.of(names),
+        labels,
+        Names.of(name for index in indices for name in index.names),
         tuple(str(path) for path in files),
-        column,
+        tuple(index.stamp for index in indices),
+        columns[0],
         np.concatenate([[0], np.cumsum(table[:, 2])]),
         table[:, 0],
         table[:, 1],
     )
+
+
+def _read_index(path: Path) -> _Index:
+    with open_user_file(path, "a .parquet file") as file:
+        try:
+            return _index_of(path, file)
+        except UserError:
+            raise
+        except Exception as error:  # pyarrow raises many types on damaged files
+            raise UserError(
+                f"{path}: cannot be read as parquet ({_first_line(error)}); download it again"
+            ) from error
+
+
+def _index_of(path: Path, opened: BinaryIO) -> _Index:
+    stamp = stamp_of(opened)
+    file = pq.ParquetFile(opened)
+    group_rows = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+    rows = file.metadata.num_rows
+    # run-length encoding can claim billions of rows in a few bytes; an image takes more than one byte
+    if min(group_rows, default=0) < 0 or sum(group_rows) != rows or rows > stamp[0]:
+        raise UserError(f"{path}: damaged parquet file, it cannot have {rows} rows; download it again")
+    image_column, label_column = _columns(path, file.schema_arrow)
+    labels, names = _labels(path, file, label_column), _names(path, file, image_column)
+    if not rows == len(labels) == len(names):
+        raise UserError(f"{path}: damaged parquet file, columns differ in length; download it again")
+    return _Index(
+        stamp, image_column, _class_names(file.schema_arrow, label_column), labels, names, group_rows
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).partition("\n")[0][:200]
 
 
 def _columns(path: Path, schema: pa.Schema) -> tuple[str, str]:
@@ -127,8 +182,8 @@ def _columns(path: Path, schema: pa.Schema) -> tuple[str, str]:
 
 
 def _holds_image(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _holds_image(kind.field("bytes").type)
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
@@ -137,38 +192,52 @@ def _class_names(schema: pa.Schema, label_column: str) -> list[str] | None:
     try:
         info: Any = json.loads((schema.metadata or {})[b"huggingface"])
         names = info["info"]["features"][label_column]["names"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
-    return [str(name) for name in names] if isinstance(names, list) else None
+    if not isinstance(names, list):
+        return None
+    return [str(name).encode("utf-8", "replace").decode() for name in names]  # JSON may have lone surrogates
 
 
 def _labels(path: Path, file: pq.ParquetFile, column: str) -> np.ndarray:
     values = file.read(columns=[column]).column(0)
     if values.null_count:
         raise UserError(f"{path}: {values.null_count} rows have no {column}; remove them")
+    limits = pc.min_max(values).as_py() if len(values) else {"min": 0, "max": 0}
+    if limits["min"] < 0:
+        raise UserError(
+            f"{path}: {column} {limits['min']} is negative; a test split has no labels, give train or validation"
+        )
+    if limits["max"] >= MAX_CLASSES:
+        raise UserError(
+            f"{path}: {column} {limits['max']}, expected a number from 0 to {MAX_CLASSES - 1}; correct the column"
+        )
     return values.to_numpy().astype(np.int64)
 
 
 def _names(path: Path, file: pq.ParquetFile, column: str) -> list[str]:
-    """Name of each row: `path` of the image struct if it has one, otherwise file name and row number."""
-    rows = file.metadata.num_rows
+    """Name of each row: `path` of the image struct if it is text, otherwise file name and row number."""
     kind = file.schema_arrow.field(column).type
-    if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
-        table = file.read(columns=[f"{column}.path"]).column(0).combine_chunks()
-        paths = table.field("path").to_pylist()
-    else:
-        paths = [None] * rows
-    return [paths[row] or f"{path.name}:{row}" for row in range(rows)]
+    has_paths = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
+    if not (has_paths and _is_text(kind.field("path").type)):
+        return [f"{path.name}:{row}" for row in range(file.metadata.num_rows)]
+    paths = pc.struct_field(file.read(columns=[f"{column}.path"]).column(0), "path")
+    as_bytes = paths.cast(pa.large_binary()).to_pylist()  # text of a damaged file need not be UTF-8
+    texts = [(name or b"").decode("utf-8", "surrogateescape") for name in as_bytes]
+    return [text or f"{path.name}:{row}" for row, text in enumerate(texts)]
 
 
-def _check_labels(root: Path, labels: np.ndarray, known: Sequence[str] | None) -> tuple[str, ...]:
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _check_labels(root: Path, labels: np.ndarray, class_list: Sequence[str] | None) -> tuple[str, ...]:
     if len(labels) == 0:
         raise UserError(f"{root}: no rows; give parquet files that contain images")
-    if labels.min() < 0:
+    class_list = class_list or [str(i) for i in range(labels.max() + 1)]
+    if labels.max() >= len(class_list):
         raise UserError(
-            f"{root}: label {labels.min()} is negative; a test split has no labels, give train or validation"
+            f"{root}: label {labels.max()}, but there are only {len(class_list)} classes; "
+            "correct the label or the list of classes"
         )
-    known = known or [str(i) for i in range(labels.max() + 1)]
-    if labels.max() >= len(known):
-        raise UserError(f"{root}: label {labels.max()}, but there are only {len(known)} classes")
-    return tuple(known)
+    return tuple(class_list)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 
 from beton_tools.errors import UserError
 from beton_tools.image_formats import is_image_name
 from beton_tools.names import Names
-from beton_tools.sources.base import SpanSource
+from beton_tools.sources.base import SpanSource, Stamp, stamp_of
 from beton_tools.sources.wnids import class_names_of, is_wnid
+from beton_tools.user_files import open_user_file
 
 _BLOCK = 512  # POSIX ustar
+_MAX_HEADER = 1 << 20  # bytes of an extended header (long names, pax records)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,29 +33,59 @@ class Member:
     size: int
 
 
-def members(file: BinaryIO, path: Path) -> Iterator[Member]:
+class _HeaderReader:
+    """The file as `tarfile` sees it. `tarfile` reads as many bytes and seeks as far as a header says; this refuses both."""
+
+    def __init__(self, file: BinaryIO, end: int) -> None:
+        self._file, self._end = file, end
+        self.tell = file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._file.read(size)
+
+    def seek(self, offset: int) -> int:
+        if not 0 <= offset <= self._end:
+            raise tarfile.ReadError("unexpected end of data")
+        return self._file.seek(offset)
+
+
+def members(file: BinaryIO, path: Path, end: int | None = None) -> Iterator[Member]:
     """Regular files of the tar that starts at the file's current position.
 
     Offsets are relative to the start of `file`, so a tar inside a tar does not have to be unpacked.
 
+    Args:
+        end: offset at which the tar ends; None for the end of the file.
+
     Raises:
         UserError: not an uncompressed tar, or a damaged one.
     """
-    end = file.seek(0, 2) if (start := file.tell()) == 0 else Path(path).stat().st_size
+    start = file.tell()
+    end = file.seek(0, os.SEEK_END) if end is None else end
     file.seek(start)
     try:
-        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - closing a TarFile does not close its fileobj
+        # closing a TarFile does not close its fileobj
+        tar = tarfile.open(fileobj=cast(BinaryIO, _HeaderReader(file, end)), mode="r:")  # noqa: SIM115
+        position = start
         while (info := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # otherwise tarfile keeps every member in memory
+            if tar.offset <= position:  # a negative size; the same headers would be read forever
+                raise tarfile.ReadError("a member of negative size")
+            position = tar.offset
             if info.isreg() and not info.issparse():
-                if info.offset_data + info.size > end:
+                if not 0 <= info.size <= end - info.offset_data:
                     raise tarfile.ReadError("unexpected end of data")
                 after = file.tell()
                 yield Member(info.name, info.offset_data, info.size)
                 file.seek(after)
-    except (tarfile.TarError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # tarfile raises many types on hostile headers, among them RecursionError
+        reason = " ".join(str(error).split())[:100]
         raise UserError(
-            f"{path}: not a complete uncompressed tar archive ({error}); download it again"
+            f"{path}: not a complete uncompressed tar archive ({reason}); download it again"
         ) from error
     file.seek(tar.offset)
     if any(file.read(_BLOCK)):  # tarfile treats a broken header as the end of the archive
@@ -60,27 +94,47 @@ def members(file: BinaryIO, path: Path) -> Iterator[Member]:
         )
 
 
-def read_member(file: BinaryIO, member: Member) -> bytes:
-    """The content of a member of the tar that was opened as `file`."""
+def read_member(file: BinaryIO, path: Path, member: Member) -> bytes:
+    """The content of a member of the tar that was opened as `file`.
+
+    Raises:
+        UserError: the file became shorter.
+    """
     file.seek(member.offset)
-    return file.read(member.size)
+    data = file.read(member.size)
+    if len(data) != member.size:
+        raise UserError(f"{path}: changed while it was being read; run the same command again")
+    return data
 
 
 @dataclass
 class SpanTable:
     """The images found in archives so far: 28 bytes and a name per image."""
 
-    archives: list[str]
+    archives: list[str] = field(default_factory=list)
+    archive_stamps: list[Stamp] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     labels: array[int] = field(default_factory=lambda: array("q"))
     archive_ids: array[int] = field(default_factory=lambda: array("i"))
     offsets: array[int] = field(default_factory=lambda: array("q"))
     lengths: array[int] = field(default_factory=lambda: array("q"))
 
-    def add(self, name: str, label: int, archive_id: int, member: Member) -> None:
+    @contextmanager
+    def open_archive(self, path: Path) -> Iterator[BinaryIO]:
+        """Open the archive to which the images that are added next belong.
+
+        Raises:
+            UserError: it does not exist, cannot be opened, or is not a regular file.
+        """
+        with open_user_file(path, "a .tar file") as file:
+            self.archives.append(str(path))
+            self.archive_stamps.append(stamp_of(file))
+            yield file
+
+    def add(self, name: str, label: int, member: Member) -> None:
         self.names.append(name)
         self.labels.append(label)
-        self.archive_ids.append(archive_id)
+        self.archive_ids.append(len(self.archives) - 1)
         self.offsets.append(member.offset)
         self.lengths.append(member.size)
 
@@ -113,6 +167,7 @@ class SpanTable:
             np.array(self.labels, np.int64)[order],
             Names.of(self.names[i] for i in order.tolist()),
             tuple(self.archives),
+            tuple(self.archive_stamps),
             np.array(self.archive_ids, np.int32)[order],
             np.array(self.offsets, np.int64)[order],
             np.array(self.lengths, np.int64)[order],
@@ -125,13 +180,14 @@ def train_tar_source(path: Path, classes: Sequence[str] | None = None) -> SpanSo
     Raises:
         UserError: a damaged archive, members that are not tars of wnids, or a wnid that is not in `classes`.
     """
-    with path.open("rb") as file:
+    table = SpanTable()
+    with table.open_archive(path) as file:
         inner = {Path(m.name).stem: m for m in members(file, path) if m.name.endswith(".tar")}
         wnids = _checked_wnids(path, inner, classes)
-        table = SpanTable([str(path)])
         for wnid in sorted(inner):
             file.seek(inner[wnid].offset)
-            _add_class(table, file, path, wnid, wnids.index(wnid), 0)
+            end = inner[wnid].offset + inner[wnid].size
+            _add_class(table, wnid, wnids.index(wnid), members(file, path, end))
     return _by_class_and_name(table, path, wnids)
 
 
@@ -143,10 +199,10 @@ def class_tars_source(folder: Path, tars: Sequence[Path], classes: Sequence[str]
     """
     by_wnid = {path.stem: path for path in tars}
     wnids = _checked_wnids(folder, by_wnid, classes)
-    table = SpanTable([str(by_wnid[w]) for w in sorted(by_wnid)])
-    for archive_id, wnid in enumerate(sorted(by_wnid)):
-        with by_wnid[wnid].open("rb") as file:
-            _add_class(table, file, by_wnid[wnid], wnid, wnids.index(wnid), archive_id)
+    table = SpanTable()
+    for wnid in sorted(by_wnid):
+        with table.open_archive(by_wnid[wnid]) as file:
+            _add_class(table, wnid, wnids.index(wnid), members(file, by_wnid[wnid]))
     return _by_class_and_name(table, folder, wnids)
 
 
@@ -167,11 +223,11 @@ def _checked_wnids(root: Path, found: Collection[str], classes: Sequence[str] | 
     return wnids
 
 
-def _add_class(table: SpanTable, file: BinaryIO, path: Path, wnid: str, label: int, archive_id: int) -> None:
-    for member in members(file, path):
+def _add_class(table: SpanTable, wnid: str, label: int, archive: Iterator[Member]) -> None:
+    for member in archive:
         name = Path(member.name).name
         if is_image_name(name):
-            table.add(f"{wnid}/{name}", label, archive_id, member)
+            table.add(f"{wnid}/{name}", label, member)
 
 
 def _by_class_and_name(table: SpanTable, root: Path, wnids: tuple[str, ...]) -> SpanSource:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import importlib.util
 import io
-import tarfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from beton_tools.errors import UserError
+from beton_tools.sources.side_files import is_present, read_lines
+from beton_tools.sources.tars import members, read_member
+from beton_tools.user_files import open_regular, read_user_file
 
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _SYNSETS = "meta.mat"
 _DEVKIT = "ILSVRC2012_devkit_t12"
+_MAX_DEVKIT_BYTES = 256 << 20  # unpacked; the real one has 10 MB
 _KAGGLE = "LOC_val_solution.csv"
 _TEXT = "val.txt"
+_MAX_DIGITS = 18  # of a class number
 _NUM_CLASSES = 1000  # the first thousand synsets of the devkit are classes, the others are their ancestors
 _USABLE_FILES = (
     f"{_DEVKIT}.tar.gz (or the folder unpacked from it), {_KAGGLE}, or {_TEXT} with lines of "
@@ -70,8 +75,8 @@ def _build_truth(
             "complete the file, download it again, or remove it"
         )
     if classes is None:
-        classes = sorted(set(wnid_of.values()), key=lambda c: (int(c) if c.isdigit() else -1, c))
-    elif all(value.isdigit() for value in wnid_of.values()):
+        classes = sorted(set(wnid_of.values()), key=lambda c: (int(c) if _is_number(c) else -1, c))
+    elif all(map(_is_number, wnid_of.values())):
         wnid_of = {stem: _class_at(classes, int(value), file) for stem, value in wnid_of.items()}
     label = {name: i for i, name in enumerate(classes)}
     unknown = sorted({w for w in wnid_of.values() if w not in label})
@@ -80,6 +85,11 @@ def _build_truth(
             f"{file}: class {unknown[0]!r} is not one of the {len(label)} training classes; correct the file"
         )
     return Truth(tuple(classes), {name: label[wnid_of[Path(name).stem]] for name in image_names})
+
+
+def _is_number(text: str) -> bool:
+    """Whether a class is given as a number that `int` accepts, however long the text is."""
+    return text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
 
 
 def _class_at(classes: Sequence[str], number: int, file: str) -> str:
@@ -120,29 +130,34 @@ def _ids(folder: Path, text: bytes) -> list[int]:
 def _devkit_reader(folder: Path) -> Callable[[str], bytes] | None:
     """A function that reads a file of the devkit by name, from its folder or its archive; None if neither exists."""
     for data in (folder, folder / "data", folder / _DEVKIT / "data", folder / "devkit" / "data"):
-        if (data / _GROUND_TRUTH).is_file():
-            return lambda name: _devkit_file(data / name)
+        if is_present(data / _GROUND_TRUTH):
+            return lambda name: read_user_file(data / name, _MAX_DEVKIT_BYTES, "the devkit's file")
     archive = folder / f"{_DEVKIT}.tar.gz"
-    return (lambda name: _from_archive(archive, name)) if archive.is_file() else None
+    if not is_present(archive):
+        return None
+    unpacked = io.BytesIO(_unzip(archive))
+    return lambda name: _from_archive(unpacked, archive, name)
 
 
-def _devkit_file(path: Path) -> bytes:
+def _unzip(archive: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
+        with open_regular(archive) as file, gzip.open(file) as stream:
+            data = stream.read(_MAX_DEVKIT_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{archive}: cannot be read ({reason}); download it again") from error
+    if len(data) > _MAX_DEVKIT_BYTES:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); copy the whole devkit to this folder"
-        ) from error
+            f"{archive}: unpacks to more than {_MAX_DEVKIT_BYTES >> 20} MiB; download the task 1 & 2 devkit"
+        )
+    return data
 
 
-def _from_archive(archive: Path, name: str) -> bytes:
-    try:
-        with tarfile.open(archive, "r:gz") as tar:
-            for info in tar:
-                if Path(info.name).name == name and (file := tar.extractfile(info)) is not None:
-                    return file.read()
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise UserError(f"{archive}: cannot be read ({error}); download it again") from error
+def _from_archive(unpacked: io.BytesIO, archive: Path, name: str) -> bytes:
+    unpacked.seek(0)
+    for member in members(unpacked, archive):
+        if Path(member.name).name == name:
+            return read_member(unpacked, archive, member)
     raise UserError(f"{archive}: has no {name}; download the task 1 & 2 devkit")
 
 
@@ -164,13 +179,13 @@ def _synset_wnids(folder: Path, meta: bytes) -> dict[int, str]:
 
 def _read_kaggle(folder: Path, stems: Sequence[str]) -> dict[str, str] | None:
     """Labels from LOC_val_solution.csv: ImageId, "wnid x y x y [wnid ...]"; all boxes of an image have the same wnid."""
-    path = folder / _KAGGLE
-    if not path.is_file():
+    lines = read_lines(folder / _KAGGLE)
+    if lines is None:
         return None
     try:
-        rows = list(csv.reader(io.StringIO(path.read_text("utf-8", "replace"))))
+        rows = list(csv.reader(lines))
     except csv.Error as error:
-        raise UserError(f"{path}: cannot be read ({error}); download it again") from error
+        raise UserError(f"{folder / _KAGGLE}: cannot be read ({error}); download it again") from error
     return {
         row[0]: row[1].split()[0] for row in rows if len(row) >= 2 and row[1].split() and row[0] != "ImageId"
     }
@@ -178,8 +193,8 @@ def _read_kaggle(folder: Path, stems: Sequence[str]) -> dict[str, str] | None:
 
 def _read_text(folder: Path, stems: Sequence[str]) -> dict[str, str] | None:
     """Labels from val.txt: a file name and a class (wnid, or number in sorted wnid order) on each line."""
-    path = folder / _TEXT
-    if not path.is_file():
+    lines = read_lines(folder / _TEXT)
+    if lines is None:
         return None
-    rows = [line.split() for line in path.read_text("utf-8", "replace").splitlines()]
+    rows = [line.split() for line in lines]
     return {Path(row[0]).stem: row[1] for row in rows if len(row) == 2}

@@ -6,16 +6,19 @@ import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from beton_tools.errors import UserError
+from beton_tools.format import MAX_CLASSES
 from beton_tools.image_formats import IMAGE_SUFFIXES
 from beton_tools.sources.base import SpanSource
+from beton_tools.sources.side_files import read_lines
 from beton_tools.sources.tars import Member, SpanTable, members, read_member
 from beton_tools.sources.wnids import class_names_of
 
 _CLASS_LISTS = ("classes.txt", "classnames.txt", "synsets.txt")  # one class per line, in the shards' folder
-_MAX_LABEL_BYTES = 1 << 20  # size of a .cls or .json file
+_MAX_JSON_BYTES = 1 << 20
+_MAX_NUMBER_BYTES = 32  # of a .cls file, with white space
 
 
 def webdataset_source(root: Path, shards: Sequence[Path], classes: Sequence[str] | None = None) -> SpanSource:
@@ -27,16 +30,17 @@ def webdataset_source(root: Path, shards: Sequence[Path], classes: Sequence[str]
     Raises:
         UserError: a damaged archive, no image, a sample without a usable label, or a label that has no class.
     """
-    table = SpanTable([str(path) for path in shards])
-    for archive_id, path in enumerate(shards):
-        with path.open("rb") as file:
+    table = SpanTable()
+    for path in shards:
+        with table.open_archive(path) as file:
             for key, image, label in _samples(file, path):
-                table.add(f"{path.name}/{key}.{_extension(image)}", label, archive_id, image)
+                table.add(f"{path.name}/{key}.{_extension(image)}", label, image)
     count = max(table.labels, default=-1) + 1
     class_list = tuple(classes or _read_class_list(root) or map(str, range(count)))
     if count > len(class_list):
         raise UserError(
-            f"{root}: label {count - 1} in the shards, but there are only {len(class_list)} classes"
+            f"{root}: label {count - 1} in the shards, but there are only {len(class_list)} classes; "
+            "correct the label or the list of classes"
         )
     return table.source("webdataset", root, class_list, class_names_of(class_list, root), key=None)
 
@@ -62,20 +66,29 @@ def _label(file: BinaryIO, path: Path, key: str, parts: dict[str, Member]) -> in
     member = parts.get("cls") or parts.get("json")
     if member is None:
         raise UserError(f"{path}: sample {key} has no label: add a .cls or .json file to it")
+    in_cls = "cls" in parts
     try:
-        if member.size > _MAX_LABEL_BYTES:
-            raise ValueError("its label file is too large")
-        text = read_member(file, member)
-        label = int(text) if "cls" in parts else json.loads(text)["label"]
-        if type(label) is not int or label < 0:
-            raise ValueError(f"label {label!r}")
+        if member.size > (_MAX_NUMBER_BYTES if in_cls else _MAX_JSON_BYTES):
+            raise ValueError(f"{member.size:,} bytes in its label file")
+        text = read_member(file, path, member)
+        label: Any = int(text) if in_cls else json.loads(text)["label"]
+        if type(label) is not int or not 0 <= label < MAX_CLASSES:
+            raise ValueError(
+                f"{str(label)[:_MAX_NUMBER_BYTES]}, expected a number from 0 to {MAX_CLASSES - 1}"
+            )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: sample {key} has no usable label ({error})") from error
+        raise UserError(
+            f"{path}: sample {key} has no usable label ({_reason(error)}); correct or remove the sample"
+        ) from error
     return label
 
 
+def _reason(error: Exception) -> str:
+    """One short line."""
+    text = f"no {error} in its .json" if isinstance(error, KeyError) else str(error)
+    return text.partition("\n")[0][:200]
+
+
 def _read_class_list(root: Path) -> list[str] | None:
-    for name in _CLASS_LISTS:
-        if (root / name).is_file():
-            return (root / name).read_text("utf-8", "replace").splitlines()
-    return None
+    lists = (read_lines(root / name) for name in _CLASS_LISTS)
+    return next((lines for lines in lists if lines is not None), None)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from beton_tools.sources.side_files import read_lines
+
 _WNID = re.compile(r"n\d{8}")
 _KAGGLE_LIST = "LOC_synset_mapping.txt"  # "n01440764 tench, Tinca tinca", in the ILSVRC download of Kaggle
 _TIMM_LIST = "data/_info/imagenet_synset_to_lemma.txt"  # the same with a tab; read without importing timm, which is slow
@@ -22,7 +24,7 @@ def class_names_of(classes: Sequence[str], root: Path) -> tuple[str, ...] | None
     if not classes or not all(is_wnid(c) for c in classes):
         return None
     for path in _name_lists(root):
-        names = _read_names(path)
+        names = _parse_names(read_lines(path) or [])
         if all(c in names for c in classes):
             return tuple(names[c] for c in classes)
     return None
@@ -33,9 +35,9 @@ def _name_lists(root: Path) -> list[Path]:
     timm = find_spec("timm")
     if timm is not None and timm.origin is not None:
         near.append(Path(timm.origin).parent / _TIMM_LIST)
-    return [path for path in near if path.is_file()]
+    return near
 
 
-def _read_names(path: Path) -> dict[str, str]:
-    rows = (line.split(maxsplit=1) for line in path.read_text("utf-8", "replace").splitlines())
+def _parse_names(lines: Sequence[str]) -> dict[str, str]:
+    rows = (line.split(maxsplit=1) for line in lines)
     return {row[0]: row[1].strip() for row in rows if len(row) == 2}

@@ -1,3 +1,3 @@
-"""Benchmarks against what a user would take instead: one harness, alternating rounds, every round kept."""
+"""Benchmarks against alternatives: one harness, alternating rounds, every round recorded."""
 
 BENCHES = ("decode", "augment", "loader", "convert", "step", "e2e")

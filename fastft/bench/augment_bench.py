@@ -19,10 +19,10 @@ from fastft.bench.harness import Contender, alternate, cpu_milliseconds, measure
 from fastft.bench.options import BenchResult, Options
 
 SIZE = 224
-AUGMENT = "rand-m9-mstd0.5-inc1"  # the paper's, beside random erasing 0.25
+AUGMENT = "rand-m9-mstd0.5-inc1"  # the paper's, used with random erasing 0.25
 TYPICAL_CROP = (300, 350)
 OP_IMAGES, OP_REPEATS = 32, 8
-TRIES = 20  # one in a hundred fails
+TRIES = 20  # about 1 % of the images fail
 
 
 def run(options: Options) -> BenchResult:
@@ -59,11 +59,11 @@ def _on_gpu(options: Options) -> list[dict[str, Any]]:
     return augment_gpu_bench.measures(options)
 
 
-# the whole recipe
+# whole recipe -------------------------------------------------------------------------------------------------------
 
 
 def _recipe(options: Options) -> list[dict[str, Any]]:
-    """Bytes in memory (DALI: in the page cache) to a normalised tensor; a measure per set of files, of the same rounds."""
+    """From bytes in memory (DALI: in the page cache) to a normalised tensor; one measure per set of files, same rounds."""
     ours = [
         Contender(f"fastft, {name}", our_recipe, {"path": str(options.workspace.beton(name))})
         for name in options.workspace.sets
@@ -76,10 +76,10 @@ def _recipe(options: Options) -> list[dict[str, Any]]:
         "dali": [Contender("DALI CPU", dali_recipe, files, "on the original files")],
     }
     rounds = alternate(options.wanted(peers), options.rounds, threads=1)
-    everybody = [*rounds.trials, *rounds.skipped]
+    names = [*rounds.trials, *rounds.skipped]
     found = []
     for own, name in zip(ours, options.workspace.sets, strict=True):
-        only = [who for who in everybody if who == own.name or not who.startswith("fastft")]
+        only = [who for who in names if who == own.name or not who.startswith("fastft")]
         setting = {
             "augment": AUGMENT,
             "erase": 0.25,
@@ -136,7 +136,7 @@ def timm_recipe(paths: Sequence[str]) -> dict[str, Arm]:
 
 
 def patient(transform: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The transform, once more where it asks Pillow 13 to posterise to 0 bits; can be sent to other processes."""
+    """The transform, repeated if it asks Pillow 13 to posterise to 0 bits; picklable."""
     return partial(_again, transform)
 
 
@@ -152,7 +152,7 @@ def torchvision_recipe(paths: Sequence[str]) -> dict[str, Arm]:
 
 
 def torchvision_transform(size: int, augment: bool = True) -> Any:
-    """torchvision's v2 transforms nearest to the recipe, on Pillow images: on tensors its ops know no bicubic.
+    """torchvision's v2 transforms closest to the recipe, on Pillow images: its tensor ops have no bicubic resampling.
 
     Its RandAugment has other ops and one fixed magnitude.
     """
@@ -170,7 +170,7 @@ def torchvision_transform(size: int, augment: bool = True) -> Any:
 
 
 def transform_arm(transform: Callable[[Any], Any], paths: Sequence[str]) -> Arm:
-    """Open with Pillow from memory and transform, once for each image."""
+    """Open each image with Pillow from memory and transform it."""
     import torch
     from PIL import Image
 
@@ -200,7 +200,7 @@ def dali_recipe(paths: Sequence[str]) -> dict[str, Arm]:
     return {"recipe": run}
 
 
-# single ops and resize, against Pillow
+# single ops and resize -----------------------------------------------------------------------------------------------
 
 
 def our_ops(paths: Sequence[str]) -> dict[str, Arm]:
@@ -263,7 +263,7 @@ RESIZES = (f"{TYPICAL_CROP[0]} x {TYPICAL_CROP[1]}", "of a random resized crop p
 
 
 def crops(paths: Sequence[str]) -> dict[str, list[np.ndarray]]:
-    """Crops of the images at 500 px at most, by RESIZES; without the first where no image is as large."""
+    """Crops of the images at up to 500 px, by RESIZES; without the first if no image is that large."""
     from PIL import Image
 
     from fastft.augment import draw_plan, parse_policy

@@ -1,7 +1,7 @@
-"""A contender's process: builds what it is told to, then runs a round whenever it is asked.
+"""A contender's process: builds its arms, then runs one round per request.
 
-Started by the harness as `python -m fastft.bench.child`. It speaks JSON lines over the pipes that it was started with;
-whatever libraries print goes to stderr. It sits on its cores before anything that counts them is imported.
+The harness starts it as `python -m fastft.bench.child`. It exchanges JSON lines over stdin and stdout; libraries' output goes
+to stderr. Its CPU affinity is set before any library that counts cores is imported.
 """
 
 import json
@@ -18,12 +18,12 @@ from beton_tools.errors import UserError
 
 Arm = Callable[
     [], int | dict[str, float]
-]  # a round: how many images it took, or several figures with "count"
+]  # one round; returns the number of images, or several figures including "count"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class NotInstalled(Exception):
-    """A contender's library is missing; the message is the command that installs it."""
+    """A contender's library is not installed; the message is the command that installs it."""
 
 
 def library(module: str, package: str) -> Any:
@@ -44,7 +44,7 @@ def main() -> None:
     for line in sys.stdin:
         print(json.dumps(_trial(arms[json.loads(line)])), file=answers)
     answers.flush()
-    os._exit(0)  # the threads and workers of some peers do not let a process end
+    os._exit(0)  # some peers' threads and workers prevent a normal exit
 
 
 def _build(module: str, function: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Arm]]:
@@ -58,7 +58,7 @@ def _build(module: str, function: str, arguments: dict[str, Any]) -> tuple[dict[
 
 
 def _trial(arm: Arm) -> dict[str, Any]:
-    """Wall and CPU seconds of one round, and what the arm says about it."""
+    """Run one round; returns wall and CPU seconds and the arm's own figures."""
     workers, own, began = workers_seconds(), time.process_time(), time.perf_counter()
     try:
         result = arm()
@@ -77,14 +77,14 @@ def _failure(error: Exception) -> dict[str, Any]:
 
 
 def workers_seconds() -> float:
-    """CPU time of the workers that this process has, and of those that it has had."""
+    """CPU time of this process's current and former workers."""
     reaped = os.times()
     ticks = sum(sum(_stat(pid)[11:15]) for pid in descendants())
     return reaped.children_user + reaped.children_system + ticks / TICKS
 
 
 def descendants() -> list[int]:
-    """Every process below this one."""
+    """Process ids of all descendants."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (stat := _stat(int(entry.name))):
@@ -98,7 +98,7 @@ def descendants() -> list[int]:
 
 
 def _stat(pid: int) -> list[int]:
-    """Numbers of /proc/PID/stat after the name: [1] parent, [11:15] ticks of it and its children; empty when gone."""
+    """Fields of /proc/PID/stat after the name: [1] parent, [11:15] CPU ticks of it and its children; empty if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -107,6 +107,6 @@ def _stat(pid: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    from fastft.bench import child  # contenders raise its NotInstalled, which is not that of __main__
+    from fastft.bench import child  # contenders raise this module's NotInstalled, not __main__'s
 
     child.main()

@@ -1,4 +1,4 @@
-"""The compiled loops of the benchmarks: many images in one call, so that Python costs nobody anything."""
+"""Compiled loops of the benchmarks: many images per call, so that no contender pays for Python."""
 
 import numpy as np
 from numba import njit
@@ -12,7 +12,7 @@ def decode_all(
     data: np.ndarray, ends: np.ndarray, regions: np.ndarray, offsets: np.ndarray,
     packed: np.ndarray, scratch: np.ndarray, handle: int,
 ) -> int:  # fmt: skip
-    """Decode a region of every image into the packed buffer; the number of failures."""
+    """Decode a region of every image into the packed buffer; returns the number of failures."""
     failures = 0
     for k in range(len(regions)):
         y, x, h, w = regions[k, 0], regions[k, 1], regions[k, 2], regions[k, 3]
@@ -23,7 +23,7 @@ def decode_all(
 
 @njit(cache=True, nogil=True)
 def decode_and_augment(data, ends, regions, plan, finish, room, handle, out):
-    """Carry out the plan image by image; the number of failures."""
+    """Decode and augment image by image according to the plan; returns the number of failures."""
     pixels, decode_scratch, augment_scratch = room
     failures = 0
     for k in range(len(plan)):
@@ -38,6 +38,6 @@ def decode_and_augment(data, ends, regions, plan, finish, room, handle, out):
 
 @njit(nogil=True)
 def memory_read(number: int, storage: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """What FFCV's memory managers do: the bytes behind a data_ptr."""
+    """Like FFCV's memory managers: the bytes at a data_ptr."""
     data, ends = storage
     return data[ends[number] : ends[number + 1]]

@@ -1,4 +1,4 @@
-"""Conversion speed against FFCV's own writer, which decodes and re-encodes every image."""
+"""Conversion speed compared with FFCV's own writer, which decodes and re-encodes every image."""
 
 import os
 from contextlib import redirect_stderr
@@ -11,11 +11,11 @@ from fastft.bench.harness import Contender, Figure, alternate, measure, per_cpu_
 from fastft.bench.options import BenchResult, Options
 
 LIMITS: dict[str, int | None] = {"kept": None, f"at most {MAX_SIDE} px": MAX_SIDE}
-REPEAT = 2  # of the list of images, so that a round lasts longer than its start
+REPEAT = 2  # passes over the images, so that a round is long compared with its start
 
 
 def run(options: Options) -> BenchResult:
-    """Wall time on all cores, and CPU time with all worker processes, of the same rounds."""
+    """Wall time on all cores, and CPU time including all worker processes, from the same rounds."""
     arguments: dict[str, Any] = {
         "root": str(options.workspace.folder / "originals"), "out": str(options.workspace.folder / "converted"),
         "workers": options.threads, "repeat": 1 if options.quick else REPEAT,
@@ -68,7 +68,7 @@ def ours(root: str, out: str, workers: int, repeat: int, lossless: bool) -> dict
 
 
 class Folder:
-    """What FFCV's documentation tells users to hand its writer: an indexable set of (Pillow image, label)."""
+    """An indexable data set of (Pillow image, label), as FFCV's documentation passes to its writer."""
 
     def __init__(self, root: Path, repeat: int) -> None:
         self.paths = sorted(root.glob("*/*")) * repeat

@@ -1,11 +1,11 @@
-"""DALI's pipelines, as its documentation has them."""
+"""DALI pipelines, as in its documentation."""
 
 from typing import Any
 
 from fastft.bench.child import library
 
 PACKAGE = "nvidia-dali-cuda120"
-PREFETCH = 2  # batches in work at once, as by default
+PREFETCH = 2  # batches in progress, DALI's default
 
 
 def recipe_pipeline(
@@ -18,7 +18,7 @@ def recipe_pipeline(
     augment: bool = True,
     gpu: bool = False,
 ) -> Any:
-    """Fused decode and crop, bicubic resize, flip, and with `augment` RandAugment and erase; on the GPU where asked.
+    """Fused decode and crop, bicubic resize, flip, and with `augment` RandAugment and erase; optionally on the GPU.
 
     It draws RandAugment's ops for each sample, by conditionals; one fixed magnitude, and erase is its nearest.
     """

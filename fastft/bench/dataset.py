@@ -1,4 +1,4 @@
-"""The images that everybody reads, and the forms in which the contenders want them."""
+"""The images that all contenders read, in the formats that they need."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,17 +10,13 @@ import numpy as np
 
 from beton_tools.errors import UserError
 from beton_tools.format import (
-    ALLOC_DTYPE,
     DEFAULT_PAGE_SIZE,
-    FIELD_DTYPE,
-    HEADER_DTYPE,
-    IMAGE_TYPE,
-    INT_TYPE,
     RAW_MODE,
     SAMPLE_DTYPE,
-    VERSION,
     Beton,
     align_up,
+    first_page_offset,
+    write_tables,
 )
 from beton_tools.sources import Source, open_source
 from beton_tools.writer import WriteOptions, write_beton
@@ -29,14 +25,14 @@ from fastft.constants import IMAGENET_TRAIN_SIZE
 IMAGENET_LENGTH = IMAGENET_TRAIN_SIZE
 SAMPLE_VARIABLE = "FASTFT_IMAGENET_SAMPLE"
 MAX_SIDE, QUALITY = 500, 90  # FFCV's recommendation for ImageNet
-FEW = 64  # images for which starting processes would take longer than encoding
+FEW = 64  # below this number, encoding is faster than starting processes
 PACKAGED = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina")
 RESIZED, ORIGINAL = f"longest side {MAX_SIDE}, q{QUALITY}, 4:2:0", "as they are, lossless"
 
 
 @dataclass(frozen=True)
 class Images:
-    """JPEG files in folders by class, what they are, for the notes, and the folder that they were chosen from."""
+    """JPEG files in class folders; `what` describes them in the notes, `folder` is the folder they were chosen from."""
 
     paths: list[Path]
     what: str
@@ -44,18 +40,18 @@ class Images:
 
 
 class Workspace:
-    """A temporary folder in which each form of the images is written once, when it is first asked for."""
+    """A temporary folder; each format of the images is written on first use."""
 
     def __init__(self, folder: Path, images: Images, given: Path | None = None) -> None:
         self.folder, self.images, self.given = folder, images, given
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """The files that contenders are compared on. The JPEGs of a file that was given are converted anew, losslessly."""
+        """Names of the file sets that are compared. The JPEGs of a given .beton are converted again, losslessly."""
         return (ORIGINAL,) if self.given else (RESIZED, ORIGINAL)
 
     def source(self) -> Source:
-        """Just these images, as a folder of links by class."""
+        """These images, as class folders of links."""
         root = self.folder / "originals"
         if not root.exists():
             for number, path in enumerate(self.images.paths):
@@ -65,7 +61,7 @@ class Workspace:
         return open_source(root)
 
     def beton(self, name: str) -> Path:
-        """The images as a .beton of one of `sets`."""
+        """The images as a .beton; `name` is one of `sets`."""
         path = self.folder / ("resized.beton" if name == RESIZED else "original.beton")
         if not path.exists():
             given: dict[str, Any] = {}
@@ -81,14 +77,14 @@ class Workspace:
         return path
 
     def jpegs(self, name: str) -> Path:
-        """The very JPEGs of that .beton, as a folder by class."""
+        """The JPEGs of that .beton, in class folders."""
         root = self.beton(name).with_suffix(".folder")
         if not root.exists():
             extract(Beton.open(self.beton(name)), root)
         return root
 
     def shards(self, name: str, number: int) -> str:
-        """They once more, as so many WebDataset shards; the pattern of their names."""
+        """The same JPEGs as WebDataset shards; returns the pattern of their names."""
         import tarfile
 
         stem = self.beton(name).with_suffix("")
@@ -102,7 +98,7 @@ class Workspace:
         return f"{stem}-{{000000..{number - 1:06}}}.tar"
 
     def long(self) -> Path:
-        """A sparse file with the tables of 1,281,167 images and holes for their bytes."""
+        """A sparse .beton with the tables of 1,281,167 images and holes for their bytes."""
         path = self.folder / "long.beton"
         if not path.exists():
             write_imagenet_length(path)
@@ -110,7 +106,7 @@ class Workspace:
 
 
 def find_images(folder: Path | None, beton: Path | None, scratch: Path, count: int) -> Images:
-    """`count` images at most, evenly spread: of `beton`, of `folder`, of the ImageNet sample, or photographs.
+    """At most `count` images, evenly spread, from `beton`, from `folder`, from the ImageNet sample, or packaged photographs.
 
     Raises:
         UserError: nothing there, or nothing installed.
@@ -155,13 +151,13 @@ def _packaged(root: Path, count: int) -> Images:
 
 
 def evenly(number: int, count: int) -> list[int]:
-    """`count` of `number` indices, or all where there are fewer, from the first to near the last."""
+    """`count` evenly spaced indices of `number`; all if there are fewer."""
     count = min(number, count)
     return [k * number // count for k in range(count)]
 
 
 def extract(beton: Beton, root: Path, count: int | None = None) -> None:
-    """JPEGs of a .beton as files by class, `count` of them, evenly spread."""
+    """Write `count` JPEGs of a .beton, evenly spread, into class folders."""
     for i in evenly(beton.num_samples, beton.num_samples if count is None else count):
         target = root / f"{beton.labels[i]:04}" / f"{i:06}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -170,29 +166,21 @@ def extract(beton: Beton, root: Path, count: int | None = None) -> None:
 
 def write_imagenet_length(path: Path, num_bytes: int = 1024) -> None:
     rows = np.zeros(IMAGENET_LENGTH, SAMPLE_DTYPE)
-    first = align_up(HEADER_DTYPE.itemsize + 2 * FIELD_DTYPE.itemsize + rows.nbytes, DEFAULT_PAGE_SIZE)
+    first = first_page_offset(IMAGENET_LENGTH, DEFAULT_PAGE_SIZE)
     pointers = first + num_bytes * np.arange(IMAGENET_LENGTH, dtype=np.uint64)
     end = align_up(int(pointers[-1]) + num_bytes, DEFAULT_PAGE_SIZE)
     rows["f0"]["width"], rows["f0"]["height"], rows["f0"]["data_ptr"] = MAX_SIDE, MAX_SIDE * 3 // 4, pointers
     rows["f1"] = np.arange(IMAGENET_LENGTH) % 1000
-    header = np.array([(VERSION, 2, DEFAULT_PAGE_SIZE, IMAGENET_LENGTH, end)], HEADER_DTYPE)
-    fields = np.zeros(2, FIELD_DTYPE)
-    for field, name, kind in zip(fields, (b"image", b"label"), (IMAGE_TYPE, INT_TYPE), strict=True):
-        field["name"][: len(name)], field["type_id"] = np.frombuffer(name, np.uint8), kind
-    table = np.zeros(IMAGENET_LENGTH, ALLOC_DTYPE)
-    table["sample_id"], table["ptr"], table["size"] = np.arange(IMAGENET_LENGTH), pointers, num_bytes
+    sizes = np.full(IMAGENET_LENGTH, num_bytes)
     with path.open("wb") as file:
-        for part in (header, fields, rows):
-            file.write(part.tobytes())
-        file.seek(end)
-        file.write(table.tobytes())
+        write_tables(file, rows, sizes, page_size=DEFAULT_PAGE_SIZE, data_start=first, data_end=end)
 
 
-# in a contender's process
+# in a contender's process --------------------------------------------------------------------------------------------
 
 
 class JpegSet:
-    """The JPEGs of a .beton side by side in memory, and its metadata; data_ptr is the number of the image."""
+    """The JPEGs of a .beton in memory, and its metadata; data_ptr is the image's index."""
 
     def __init__(self, path: Path) -> None:
         beton = Beton.open(path)
@@ -207,12 +195,12 @@ class JpegSet:
 
     @property
     def shapes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Heights and widths, int64."""
+        """Heights and widths (N, 2), int64."""
         return self.metadata["height"].astype(np.int64), self.metadata["width"].astype(np.int64)
 
 
 def forget_pages(paths: list[Path]) -> None:
-    """Drop files from the page cache, and from this process's memory maps, which would hold them there."""
+    """Drop files from the page cache; this process's memory maps, which would keep them there, are dropped first."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -236,7 +224,7 @@ def _mapped(names: set[str]) -> Iterator[tuple[int, int]]:
 
 
 def disk_bytes(pids: Callable[[], list[int]]) -> int:
-    """Bytes that this process and those of `pids` have had read from the disk."""
+    """Bytes that this process and `pids` have read from the disk."""
     total = 0
     for pid in ["self", *map(str, pids())]:
         try:

@@ -1,4 +1,4 @@
-"""Decoding just the crop, against decoding whole images as others do.
+"""Decoding only the crop, compared with decoding whole images.
 
 FFCV's decoder cannot be told not to resize, and takes the fast, less exact DCT; ours gives Pillow's pixels.
 """
@@ -18,12 +18,12 @@ from fastft.bench.options import BenchResult, Options
 OUTPUT = 224
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 BATCH = 256
-PLANS = 8  # epochs of crops, drawn beforehand
+PLANS = 8  # epochs of crops, drawn in advance
 DALI = "nvidia-dali-cuda120"
 
 
 def run(options: Options) -> BenchResult:
-    """One measure per set of files."""
+    """Return one measure per set of files."""
     found: list[dict[str, Any]] = []
     for name in options.workspace.sets:
         beton = Beton.open(options.workspace.beton(name))
@@ -70,7 +70,7 @@ def whole(path: str) -> dict[str, Arm]:
 
 
 def random_crops(jpegs: JpegSet, rng: np.random.Generator) -> np.ndarray:
-    """(N, 4) y, x, h, w, drawn like torchvision's and FFCV's RandomResizedCrop."""
+    """Boxes (N, 4) as y, x, h, w, drawn as by torchvision's and FFCV's RandomResizedCrop."""
     crops = np.zeros((len(jpegs), 4), np.int64)
     for crop, height, width in zip(crops, *jpegs.shapes, strict=True):
         crop[:] = 0, 0, height, width
@@ -84,7 +84,7 @@ def random_crops(jpegs: JpegSet, rng: np.random.Generator) -> np.ndarray:
 
 
 def region_arm(jpegs: JpegSet, plans: list[np.ndarray]) -> Arm:
-    """Decode the regions of one plan (N, 4) after the other into the packed buffer of a batch."""
+    """An arm that decodes the regions (N, 4) of one plan per round into the packed buffer of a batch."""
     from beton_tools.jpeg import open_decoders, scratch_bytes
     from fastft.bench.compiled_loops import decode_all
 
@@ -105,7 +105,7 @@ def region_arm(jpegs: JpegSet, plans: list[np.ndarray]) -> Arm:
 
 
 def packed_offsets(regions: np.ndarray, capacity: int) -> np.ndarray:
-    """Where each region goes in the packed buffer: behind the last one, or back to the start."""
+    """Offset of each region in the packed buffer: after the previous one, or at the start again."""
     offsets, end = np.zeros(len(regions), np.int64), 0
     for k, size in enumerate(3 * regions[:, 2] * regions[:, 3]):
         offsets[k] = end if end + size <= capacity else 0
@@ -114,7 +114,7 @@ def packed_offsets(regions: np.ndarray, capacity: int) -> np.ndarray:
 
 
 def ffcv_loader(path: str) -> dict[str, Arm]:
-    """Stock FFCV from its Loader down."""
+    """Stock FFCV, driven through its Loader."""
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import ToTensor
@@ -128,7 +128,7 @@ def ffcv_loader(path: str) -> dict[str, Arm]:
 
 
 def ffcv_operation(path: str) -> dict[str, Arm]:
-    """FFCV's decoder operation, driven as its Loader drives it: whole decode, crop, resize."""
+    """FFCV's decoder operation, called as its Loader does: whole decode, crop, resize."""
     import torch
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.pipeline.compiler import Compiler
@@ -154,7 +154,7 @@ def ffcv_operation(path: str) -> dict[str, Arm]:
 
 
 def dali(paths: list[str]) -> dict[str, Arm]:
-    """DALI's fused decode and random crop, without prefetch: on one core there is nothing to overlap."""
+    """DALI's fused decode and random crop, without prefetch, which does not help on one core."""
     nvidia, fn = library("nvidia.dali", DALI), library("nvidia.dali.fn", DALI)
     batch = min(100, len(paths))
 
@@ -180,7 +180,7 @@ def dali(paths: list[str]) -> dict[str, Arm]:
 
 
 def torchvision(paths: list[str]) -> dict[str, Arm]:
-    """Whole decode of the original files, from memory."""
+    """torchvision: whole decode of the original files, from memory."""
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
 

@@ -1,4 +1,4 @@
-"""Training from file to updated weights: how fast, where a step's time goes, what limits, what other GPUs would ask for.
+"""Training from file to updated weights: throughput, time split, bottleneck, and the loader throughput that GPUs need.
 
 On a CPU without `--recipe`, the recipe is the paper's with the smallest ViT (Ti/16) and a batch of 32. timm trains
 everything, so the patch embedding trains here too; what else a given recipe freezes stays frozen.
@@ -54,7 +54,7 @@ def run(options: Options) -> BenchResult:
 
 
 def _contenders(options: Options, sections: dict[str, Any], recipe: Recipe) -> list[Contender]:
-    """The trainer, its loader alone, and timm's loader with timm's step."""
+    """Contenders: the trainer, its loader alone, and timm's loader with timm's step."""
     name, threads = options.workspace.sets[0], options.threads
     loader = {
         "path": str(options.workspace.beton(name)), "size": recipe.model.image_size, "threads": threads,
@@ -71,7 +71,7 @@ def _contenders(options: Options, sections: dict[str, Any], recipe: Recipe) -> l
 
 
 def _for_an_epoch(options: Options) -> Options:
-    """The images in a workspace of their own: on a CPU CPU_IMAGES at most, on a GPU so often that GPU_STEPS come together."""
+    """A workspace with the images: on a CPU at most CPU_IMAGES, on a GPU repeated until they make GPU_STEPS steps."""
     images = options.workspace.images
     if torch.cuda.is_available() and not options.quick:
         paths = images.paths * -(-GPU_STEPS * _batch(options) // options.images)
@@ -90,7 +90,7 @@ def _batch(options: Options) -> int:
 
 
 def _sections(options: Options, beton: Path) -> dict[str, dict[str, Any]]:
-    """The recipe to train: that given, or the paper's defaults, at a size that this machine and these images allow."""
+    """The recipe to train: the given one, or the paper's defaults scaled down to this machine and these images."""
     given = options.recipe
     sections: dict[str, dict[str, Any]] = json.loads(json.dumps(given.as_dict())) if given else {}
     on_gpu = torch.cuda.is_available()
@@ -119,11 +119,11 @@ def _model_name(options: Options) -> str:
     return "ViT-B/16" if torch.cuda.is_available() else "ViT-Ti/16"
 
 
-# measures
+# measures ------------------------------------------------------------------------------------------------------------
 
 
 def _rate(trial: Trial) -> float:
-    """Images/s of training steps; of the trainer without its evaluation and checkpoint."""
+    """Images/s of training steps, without evaluation and checkpoint."""
     return trial["count"] / trial.get("training", trial["wall"])
 
 
@@ -132,7 +132,7 @@ def _rate_measure(name: str, rounds: Rounds, setting: dict[str, Any], only: list
 
 
 def _split_measure(rounds: Rounds, setting: dict[str, Any]) -> dict[str, Any]:
-    """Milliseconds of each part; evaluation and checkpoint, which come once an epoch, are spread over its steps."""
+    """Milliseconds per step and part; evaluation and checkpoint (once per epoch) are divided by the steps."""
     trials = rounds.trials["fastft"]["pass"]
     parts = [
         summary(NAMES.get(part, part), [1e3 * trial[part] / trial["steps"] for trial in trials])
@@ -144,7 +144,7 @@ def _split_measure(rounds: Rounds, setting: dict[str, Any]) -> dict[str, Any]:
 
 
 def _work_measure(rounds: Rounds, setting: dict[str, Any]) -> dict[str, Any]:
-    """By the trainer's own clocks, beside training: of the loader's threads; on a GPU copy and augment are the GPU's."""
+    """The loader threads' time split from the trainer's clocks; on a GPU, copy and augment are measured on the GPU."""
     trials = rounds.trials["fastft"]["pass"]
     parts = [
         summary(part, [1e3 * trial[part] / trial["count"] for trial in trials])
@@ -156,14 +156,14 @@ def _work_measure(rounds: Rounds, setting: dict[str, Any]) -> dict[str, Any]:
 
 
 def _seconds(rounds: Rounds) -> dict[str, float]:
-    """Of a round of training, by part of a step and of the loader: an epoch is too short here for evaluation to count."""
+    """Seconds of one round by part of the step and of the loader, without evaluation: the epoch is too short for it to matter."""
     trials = rounds.trials["fastft"]["pass"]
     parts = STEP_PARTS + LOADER_PARTS
     return {part: median(trial[part] for trial in trials) for part in parts if part in trials[0]}
 
 
 def _other_gpus(options: Options, work: Rounds) -> tuple[list[dict[str, Any]], list[str]]:
-    """Modelled: cores that keep 1, 4 and 8 GPUs busy with `--recipe` or the paper's B/16; and in words."""
+    """Modelled: cores that 1, 4 and 8 GPUs need with `--recipe` or the paper's B/16, as measures and as sentences."""
     recipe = options.recipe or recipe_from_dict("the paper's B/16", {})
     arms = work.trials["fastft"]
     rates = {
@@ -199,11 +199,11 @@ def _verdict(row: Mapping[str, Any], recipe: Recipe) -> str:
     return head + "the loader limits. Take more cores, or convert with a smaller --max-resolution."
 
 
-# in the contender's process
+# in the contender's process ------------------------------------------------------------------------------------------
 
 
 def train_recipe(sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
-    """An epoch by the trainer itself, with its own evaluation and checkpoint, in a run directory of its own."""
+    """An arm that trains one epoch with the trainer, including evaluation and checkpoint, in a temporary run directory."""
     from rich.console import Console
 
     from fastft.files.run_directory import load_run
@@ -214,7 +214,7 @@ def train_recipe(sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
             recipe = recipe_from_dict("e2e", {**sections, "train": {**sections["train"], "run_dir": folder}})
             train(recipe, Console(quiet=True))
             found = load_run(Path(folder))
-        skipped = found.intervals[:-1][:1]  # on a GPU: in its first steps kernels are compiled and loaded
+        skipped = found.intervals[:-1][:1]  # on a GPU: the first steps compile and load kernels
         intervals = found.intervals[len(skipped) :]
         steps = found.steps - sum(i["step"] for i in skipped)
         seconds = {p: sum(i["split"].get(p, 0.0) for i in intervals) for p in STEP_PARTS + LOADER_PARTS}
@@ -227,7 +227,7 @@ def train_recipe(sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
 
 
 def train_timm(sections: dict[str, dict[str, Any]], folder: str, threads: int) -> dict[str, Arm]:
-    """The same model and images by timm: its loader and what its train.py does in a step."""
+    """The same model and images with timm: its loader and the step of its train.py."""
     from fastft.bench.loader_arms import timm_batches
     from fastft.bench.step_bench import device, timm_train_step
     from fastft.build import recipe_arch
@@ -254,7 +254,7 @@ def train_timm(sections: dict[str, dict[str, Any]], folder: str, threads: int) -
 
 
 def loader_work(path: str, size: int, policy: str) -> dict[str, Arm]:
-    """The loader's work on one core: decoding alone, and with augmentation in one go, as it does on a CPU."""
+    """The loader's work on one core: decoding alone, and decoding with augmentation, as on a CPU."""
     from fastft.bench.augment_bench import our_recipe
     from fastft.bench.decode_bench import crops
 

@@ -1,4 +1,4 @@
-"""What a benchmark ran on."""
+"""The machine and libraries that a benchmark ran on."""
 
 import importlib.metadata
 import os
@@ -18,7 +18,7 @@ LIBRARIES = (
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, memory, GPU, and the versions of everything that competes."""
+    """Processor, memory, GPU, and library versions of all contenders."""
     return {
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
@@ -33,7 +33,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def load() -> str:
-    """How busy the machine is, for the notes: processes that wanted a core in the last minute."""
+    """The load average over the last minute."""
     return f"{os.getloadavg()[0]:.1f}"
 
 

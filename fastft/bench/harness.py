@@ -1,8 +1,8 @@
-"""One harness: a process per contender, rounds in turn (A B A B ...), medians with the slowest and fastest round.
+"""The harness: one process per contender, alternating rounds (A B A B ...), medians with the slowest and fastest round.
 
-Every contender has a process of its own on the same cores, so that none inherits another's threads, memory or patched
-libraries. They take trials; the first round, which compiles and warms up, is not counted. Ratios are taken round by round:
-what else runs on the machine slows both.
+Every contender has its own process on the same cores, so that threads, memory and patched libraries are not shared. The first
+round, which compiles and warms up, is not counted. Ratios are taken round by round, because other load on the machine slows both
+sides.
 """
 
 import json
@@ -21,13 +21,13 @@ from typing import Any
 from beton_tools.errors import UserError
 from fastft.bench.child import Arm
 
-Trial = dict[str, Any]  # wall, cpu (seconds), count (images), and what else an arm reports of a round
+Trial = dict[str, Any]  # wall and cpu seconds, count of images, and an arm's own figures
 Figure = Callable[[Trial], float]
 Make = Callable[..., dict[str, Arm]]
-log = logging.getLogger(__name__)  # INFO: who is measured next; DEBUG: each round
+log = logging.getLogger(__name__)  # INFO: each group of contenders; DEBUG: each round
 GRACE_SECONDS = 10
-TRIAL_SECONDS = 1800  # after which a contender hangs
-SHOWN_LINES = 12  # of a failed contender's stderr
+TRIAL_SECONDS = 1800  # time limit of a round
+SHOWN_LINES = 12  # lines of a failed contender's stderr that are shown
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Contender:
 
 @dataclass
 class Rounds:
-    """Every round of every contender, by arm; why one was left out."""
+    """Every round by contender and arm; the reason why a contender was skipped."""
 
     trials: dict[str, dict[str, list[Trial]]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -50,11 +50,11 @@ class Rounds:
 
 
 def alternate(contenders: Sequence[Contender], rounds: int, threads: int, warmup: int = 1) -> Rounds:
-    """Run `rounds` rounds of every arm, contender after contender, on `threads` cores; `warmup` more go before.
+    """Run `warmup` + `rounds` rounds of every arm, alternating between contenders, on `threads` cores.
 
     Raises:
-        UserError: ours cannot take this input.
-        RuntimeError: a contender of ours fails. A peer that fails is reported as left out.
+        UserError: fastft cannot use this input.
+        RuntimeError: a fastft contender fails. A peer that fails is reported as skipped.
     """
     result = Rounds(notes={c.name: c.note for c in contenders})
     log.info("%s, %d thread%s", ", ".join(result.notes), threads, "s" * (threads > 1))
@@ -73,7 +73,7 @@ def alternate(contenders: Sequence[Contender], rounds: int, threads: int, warmup
 
 
 def alternate_fresh(contenders: Sequence[Contender], rounds: int, threads: int) -> Rounds:
-    """As `alternate`, but with a new process for every round: for memory, and for what happens once."""
+    """As `alternate`, with a new process for every round: for memory and one-time costs."""
     result = Rounds(notes={c.name: c.note for c in contenders})
     for _ in range(rounds):
         for contender in contenders:
@@ -96,24 +96,24 @@ class _Process:
     def ready(self, result: Rounds) -> bool:
         answer = self._answer()
         if "arms" not in answer:
-            self._leave_out(answer, result)
+            self._skip(answer, result)
             return False
         self.arms = answer["arms"]
         return True
 
     def trial(self, arm: str, result: Rounds) -> Trial | None:
-        """One round, or None where this contender has no such arm or has failed."""
+        """Run one round; None if this contender has no such arm or has failed."""
         if arm not in self.arms or self.failed:
             return None
         print(json.dumps(arm), file=self.process.stdin, flush=True)
         answer = self._answer()
         if "failed" in answer:
-            self._leave_out(answer, result)
+            self._skip(answer, result)
             return None
         return answer
 
     def _answer(self) -> dict[str, Any]:
-        """Of one line per question, so that nothing else of it waits in a buffer."""
+        """Read one line; there is one line per request, so nothing remains in the buffer."""
         assert self.process.stdout is not None
         if not select.select([self.process.stdout], [], [], TRIAL_SECONDS)[0]:
             self.process.kill()
@@ -121,8 +121,8 @@ class _Process:
         line = self.process.stdout.readline()
         return json.loads(line) if line else {"failed": f"its process ended with {self.process.wait()}"}
 
-    def _leave_out(self, answer: dict[str, Any], result: Rounds) -> None:
-        """A missing or broken peer is news; a broken fastft is an error."""
+    def _skip(self, answer: dict[str, Any], result: Rounds) -> None:
+        """Record a missing or failing peer as skipped; raise if fastft itself fails."""
         self.failed = True
         name, why = self.contender.name, answer.get("skipped") or answer["failed"].partition("\n")[0]
         if name.startswith("fastft") and answer.get("bad_input"):
@@ -137,11 +137,11 @@ class _Process:
 
 @contextmanager
 def _started(contender: Contender, threads: int) -> Iterator[_Process]:
-    """The contender's process on the first `threads` cores of this one; ended with the block."""
+    """Start the contender's process on the first `threads` cores of this process; it ends with the block."""
     cores = sorted(os.sched_getaffinity(0))[:threads]
     count = str(len(cores))
     environment = os.environ | {"NUMBA_NUM_THREADS": count, "OMP_NUM_THREADS": count}
-    environment["OPENCV_FOR_THREADS_NUM"] = "1"  # stock FFCV resizes with OpenCV inside threads of its own
+    environment["OPENCV_FOR_THREADS_NUM"] = "1"  # stock FFCV calls OpenCV's resize inside its own threads
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "fastft.bench.child"], text=True, env=environment,
@@ -159,7 +159,7 @@ def _started(contender: Contender, threads: int) -> Iterator[_Process]:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """A process ends when nobody can ask it any more; one that is stuck is killed."""
+    """Close the process's stdin, which ends it; kill it if it does not end."""
     assert process.stdin is not None and process.stdout is not None
     with suppress(BrokenPipeError):
         process.stdin.close()
@@ -171,7 +171,7 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.stdout.close()
 
 
-# figures of a round, and measures of docs/bench-schema.md
+# figures of a round, and measures as in docs/bench-schema.md --------------------------------------------------------
 
 
 def per_second(trial: Trial) -> float:
@@ -180,17 +180,17 @@ def per_second(trial: Trial) -> float:
 
 
 def per_cpu_second(trial: Trial) -> float:
-    """Images per second of CPU time, of all threads and workers: what one core gives, whoever else runs on it."""
+    """Images per second of CPU time of all threads and workers: the throughput of one core, independent of other load."""
     return trial["count"] / trial["cpu"]
 
 
 def cpu_milliseconds(trial: Trial) -> float:
-    """CPU time of one image."""
+    """CPU milliseconds per image."""
     return 1e3 * trial["cpu"] / trial["count"]
 
 
 def reported(key: str) -> Figure:
-    """A figure that the arm itself reports."""
+    """A figure that the arm reports itself."""
     return lambda trial: trial[key]
 
 
@@ -206,7 +206,7 @@ def measure(
     rename: dict[str, str] | None = None,
     **keys: Any,
 ) -> dict[str, Any]:
-    """One measure of the contenders that have this arm (of `only` these), under their new names."""
+    """One measure over the contenders that have this arm (restricted to `only`), renamed by `rename`."""
     names = rename or {}
     contenders = [
         summary(names.get(who, who), [figure(t) for t in arms[arm]], note=rounds.notes.get(who, ""))
@@ -224,7 +224,7 @@ def measure(
 
 
 def summary(name: str, values: Sequence[float], *, note: str = "", **keys: Any) -> dict[str, Any]:
-    """A contender of the schema from its rounds."""
+    """A contender as in docs/bench-schema.md, from its rounds."""
     return {
         "name": name, "rounds": list(values), "median": median(values), "min": min(values), "max": max(values),
         "note": note, **keys,

@@ -1,4 +1,4 @@
-"""Everybody's loader over the same JPEGs, in its own process: a function that goes over them once, batch by batch.
+"""All contenders' loaders over the same JPEGs, each in its own process: a function that passes over them once, by batches.
 
 Ours and the peers deliver normalised float32 images at `size`, unless their name says otherwise.
 """
@@ -22,9 +22,9 @@ from fastft.bench.child import Arm, descendants, library
 from fastft.bench.dali import PACKAGE as DALI_PACKAGE
 from fastft.bench.dataset import IMAGENET_LENGTH, disk_bytes, forget_pages
 
-Pass = Callable[[], Iterator[int]]  # over the images once; yields how many each batch has
+Pass = Callable[[], Iterator[int]]  # one pass over the images; yields the size of each batch
 IMPORTS = {
-    "ours": ("fastft.data", "fastft.augment.draw"),
+    "ours": ("fastft.data.loader", "fastft.augment.draw"),
     "ffcv": ("ffcv.loader", "ffcv.transforms", "ffcv.fields.decoders"),
     "timm": ("timm.data", "timm.models"),
     "torchvision": ("torchvision.datasets", "torchvision.transforms.v2", "torch.utils.data"),
@@ -32,22 +32,22 @@ IMPORTS = {
     "webdataset": ("webdataset", "timm.data", "torch.utils.data"),
     "litdata": ("litdata", "timm.data"),
 }
-PACKAGES = {"dali": DALI_PACKAGE}  # where it has not the name that it is imported by
+PACKAGES = {"dali": DALI_PACKAGE}  # packages whose name differs from the module's
 TIMM_NAMES = {"none": None, "3aug": "3a"}
 ERASE = 0.25
-SAMPLE_SECONDS = 0.02  # between two looks at the memory of a contender's processes
+SAMPLE_SECONDS = 0.02  # interval between samples of the memory of a contender's processes
 
-# what is done with a loader
+# measurements --------------------------------------------------------------------------------------------------------
 
 
 def warm(maker: str, **arguments: Any) -> dict[str, Arm]:
-    """Whole passes, files in the page cache."""
+    """Whole passes with the files in the page cache."""
     one_pass = MAKERS[maker](**arguments)
     return {"pass": lambda: sum(one_pass())}
 
 
 def cold(maker: str, files: str = "", **arguments: Any) -> dict[str, Arm]:
-    """Whole passes; before each, what is read is dropped from the page cache. Reports what then came from the disk.
+    """Whole passes; before each, the files are dropped from the page cache. Also reports the bytes read from the disk.
 
     `files` is a pattern. A .beton is copied first: pages that another contender's process has mapped cannot be dropped.
     """
@@ -69,7 +69,7 @@ def cold(maker: str, files: str = "", **arguments: Any) -> dict[str, Arm]:
 
 
 def own_copy(path: Path) -> Path:
-    """A copy of the file, on the disk and not only in the cache."""
+    """A copy of the file, flushed to the disk."""
     copy = path.with_name(f"{path.stem}-{os.getpid()}.beton")
     shutil.copyfile(path, copy)
     with copy.open("rb") as file:
@@ -78,14 +78,16 @@ def own_copy(path: Path) -> Path:
 
 
 def first(maker: str, **arguments: Any) -> dict[str, Arm]:
-    """Making the loader, its first batch and a whole pass, imports done: seconds, and MB of memory at the peak.
+    """After imports: seconds to build the loader, for its first batch and a whole pass, and peak memory in MB.
 
     `peak_mb` is of all its processes, what they share counted once; `beyond_mb` is of this one, less what it had before.
     """
     for module in IMPORTS[maker]:
         library(module, PACKAGES.get(maker, maker))
     if maker == "litdata":
-        litdata_chunks(arguments["folder"], arguments["threads"], arguments["repeat"])  # written once, before
+        litdata_chunks(
+            arguments["folder"], arguments["threads"], arguments["repeat"]
+        )  # written once, before the clock starts
 
     def run() -> dict[str, float]:
         before, began = resident_mb(), time.perf_counter()
@@ -105,7 +107,7 @@ def first(maker: str, **arguments: Any) -> dict[str, Arm]:
 
 
 def opening(maker: str, **arguments: Any) -> dict[str, Arm]:
-    """Making the loader alone: seconds, and MB of memory at the peak beyond imports and the file's own tables."""
+    """Building the loader only: seconds, and peak memory in MB beyond imports and the file's own tables."""
     for module in IMPORTS[maker]:
         import_module(module)
 
@@ -115,7 +117,7 @@ def opening(maker: str, **arguments: Any) -> dict[str, Arm]:
         before, began = resident_mb(), time.perf_counter()
         made = MAKERS[maker](**arguments)
         figures = {"seconds": time.perf_counter() - began, "beyond_mb": resident_mb() - before - tables}
-        assert made is not None  # it is held until the memory has been looked at
+        assert made is not None  # kept alive until the memory has been measured
         return figures
 
     return {"open": run}
@@ -128,7 +130,7 @@ def resident_mb() -> float:
 
 
 class PeakMemory(threading.Thread):
-    """Looks at the memory of this process and all below it from time to time, and keeps the highest sum, in MB."""
+    """Samples the memory of this process and its descendants, and keeps the highest sum, in MB."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -149,7 +151,7 @@ class PeakMemory(threading.Thread):
 
 
 def proportional_mb(pids: list[int]) -> float:
-    """Of these processes; memory that several of them share counts once, if only they do."""
+    """Memory of these processes; memory shared only among them counts once."""
     kilobytes = 0
     for pid in pids:
         try:
@@ -160,7 +162,7 @@ def proportional_mb(pids: list[int]) -> float:
     return kilobytes * 1024 / 1e6
 
 
-# the loaders
+# loaders -------------------------------------------------------------------------------------------------------------
 
 
 def ours(
@@ -170,12 +172,10 @@ def ours(
     import torch
 
     from fastft.augment import parse_policy
-    from fastft.constants import CLIP_MEAN, CLIP_STD
-    from fastft.data import TrainLoader
+    from fastft.data import Output, TrainLoader
 
     loader = TrainLoader(
-        path, parse_policy(policy, erase_prob=erase), size=size, seed=0, batch_size=batch, micro_batch=batch,
-        workers=threads, mean=CLIP_MEAN, std=CLIP_STD, device=device, dtype=torch.float32,
+        path, parse_policy(policy, erase_prob=erase), Output(size, device), batch_size=batch, workers=threads,
         subset=repeated(path, repeat),
     )  # fmt: skip
     epochs = itertools.count()
@@ -190,22 +190,24 @@ def ours(
 
 
 def ours_eval(path: str, size: int, batch: int, threads: int, repeat: int) -> Pass:
-    import torch
-
-    from fastft.constants import CLIP_MEAN, CLIP_STD
-    from fastft.data import EvalLoader
+    from fastft.augment import parse_policy
+    from fastft.data import EvalLoader, Output
 
     loader = EvalLoader(
-        path, size=size, batch_size=batch, workers=threads, mean=CLIP_MEAN, std=CLIP_STD, device="cpu",
-        dtype=torch.float32, indices=repeated(path, repeat),
-    )  # fmt: skip
+        path,
+        parse_policy("none"),
+        Output(size),
+        batch_size=batch,
+        workers=threads,
+        indices=repeated(path, repeat),
+    )
     return lambda: (len(b.ids) for b in loader)
 
 
 def ffcv(
     path: str, size: int, batch: int, threads: int, repeat: int, normalise: bool = False, train: bool = True
 ) -> Pass:
-    """Stock: its decoder, flip, and with `normalise` float32 instead of uint8."""
+    """Stock FFCV: its decoder, flip, and with `normalise` float32 instead of uint8."""
     from ffcv.fields.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
@@ -228,7 +230,7 @@ def ffcv(
 
 
 def repeated(path: str, times: int) -> np.ndarray | None:
-    """Every sample so many times; None: once."""
+    """Indices with every sample `repeat` times; None if once."""
     from beton_tools.format import Beton
 
     return None if times == 1 else np.tile(np.arange(Beton.open(path).num_samples), times)
@@ -259,7 +261,7 @@ def timm_batches(
     from fastft.constants import CLIP_MEAN, CLIP_STD
 
     class Patient(timm.data.ImageDataset):
-        """Tries again where timm 1.0 asks Pillow 13 to posterize to 0 bits, which is an error there."""
+        """Repeats the transform if timm 1.0 asks Pillow 13 to posterise to 0 bits, which raises."""
 
         def __getitem__(self, index: int) -> tuple:
             return patient(super().__getitem__)(index)
@@ -325,7 +327,7 @@ def read_file(path: str) -> bytes:
 def dali(
     folder: str, size: int, batch: int, threads: int, repeat: int, augment: bool = True, gpu: bool = False
 ) -> Pass:
-    """Its CPU or GPU pipeline with the usual prefetch of two batches, none of them made before the pass or after it."""
+    """DALI's CPU or GPU pipeline with the default prefetch of two batches; none is computed outside the pass."""
     from fastft.bench.dali import PREFETCH, recipe_pipeline
 
     paths = [str(p) for p in sorted(Path(folder).glob("*/*"))] * repeat
@@ -358,7 +360,7 @@ def timm_transform(size: int) -> Callable[[Any], Any]:
 def torch_loader(data: Any, batch: int, threads: int, shuffle: bool | None = True) -> Pass:
     from torch.utils.data import DataLoader
 
-    """`shuffle` None: a stream, whose workers would each throw away the images of a last batch that is not full."""
+    """`shuffle` None: a stream, where drop_last would make each worker discard its incomplete last batch."""
     loader = DataLoader(
         data,
         batch,

@@ -58,7 +58,7 @@ class LoaderBench:
         return Contender(name, how, {"maker": maker, **self.common, **arguments}, note)
 
     def whole(self, threads: int, how: Make = warm, **more: Any) -> list[Contender]:
-        """Everybody who can do the paper's recipe, or something near it."""
+        """Contenders that can run the paper's recipe or something close to it."""
         given: dict[str, Any] = {"threads": threads, **more}
         shards = {"shards": self.workspace.shards(self.files, self.options.threads)}
         folder = self.folder | given
@@ -74,7 +74,7 @@ class LoaderBench:
         })  # fmt: skip
 
     def crop(self, threads: int, how: Make = warm, **more: Any) -> list[Contender]:
-        """Random resized crop and flip alone, which is what FFCV has."""
+        """Contenders with random resized crop and flip only, which is all that FFCV has."""
         given: dict[str, Any] = {"threads": threads, **more}
         ffcv = self.beton | given
         return self.options.wanted({
@@ -87,7 +87,7 @@ class LoaderBench:
         })  # fmt: skip
 
     def throughput(self) -> list[dict[str, Any]]:
-        """Of the wall, for 1, 2, ... all threads; per core, from the rounds with one thread."""
+        """Wall throughput for 1, 2, ... all threads; per core, from the rounds with one thread."""
         found: list[dict[str, Any]] = []
         per_core: list[dict[str, Any]] = []
         for name, contenders in ((WHOLE, self.whole), (CROP, self.crop)):
@@ -118,7 +118,7 @@ class LoaderBench:
         return [self._per_core("Loader, evaluation", rounds, {"role": "eval_loader_per_core"})]
 
     def cold(self) -> list[dict[str, Any]]:
-        """Each file dropped from the page cache before each pass; one pass over each image."""
+        """Throughput with the file dropped from the page cache before each pass."""
         threads = self.options.threads
         given: dict[str, Any] = {"threads": threads, "repeat": 1}
         beton: dict[str, Any] = {**self.beton, **given}
@@ -146,7 +146,7 @@ class LoaderBench:
         return [measure("Loader, whole recipe, cold", rounds, "pass", _by_own_clock, "images/s", setting)]
 
     def start(self) -> list[dict[str, Any]]:
-        """A new process each round: until the first batch of 256, and memory over a pass with every slot filled."""
+        """Time to the first batch of 256, and memory over a pass that fills every slot; a new process per round."""
         threads = self.options.threads
         batch = 4 if self.options.quick else MEMORY_BATCH
         repeat = max(1, -(-6 * batch // self.options.images))  # enough batches to fill every slot
@@ -172,7 +172,7 @@ class LoaderBench:
         }
         alone = [
             name for name in rounds.trials if "FCV" in name or name == "fastft"
-        ]  # with no worker processes
+        ]  # without worker processes
         return [
             measure(name, rounds, "first", reported(key), unit, setting, better="lower",
                     only=alone if key == "beyond_mb" else None)
@@ -180,7 +180,7 @@ class LoaderBench:
         ]  # fmt: skip
 
     def opening(self) -> list[dict[str, Any]]:
-        """A loader on a file with as many samples as ImageNet has."""
+        """Opening a file with as many samples as ImageNet."""
         if self.options.quick:
             return []
         path: dict[str, Any] = {
@@ -201,7 +201,7 @@ class LoaderBench:
         ]
 
     def to_gpu(self) -> list[dict[str, Any]]:
-        """Augmented on the GPU, where there is one."""
+        """Throughput with augmentation on the GPU, if there is one."""
         if not torch.cuda.is_available():
             return []
         threads = self.options.threads
@@ -215,5 +215,5 @@ class LoaderBench:
 
 
 def _by_own_clock(trial: dict[str, Any]) -> float:
-    """Without the time that dropping the pages took."""
+    """Images/s without the time for dropping pages."""
     return trial["count"] / trial["seconds"]

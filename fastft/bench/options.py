@@ -1,4 +1,4 @@
-"""What a benchmark is asked to do."""
+"""Options and result of a benchmark."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from fastft.config import Recipe
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What one benchmark comes back with: measures of docs/bench-schema.md, and what to say about them."""
+    """Result of one benchmark: measures as in docs/bench-schema.md, and notes."""
 
     measures: list[dict[str, Any]]
     notes: tuple[str, ...] = ()
@@ -23,31 +23,31 @@ PEERS = ("ffcv", "timm", "torchvision", "dali", "webdataset", "litdata", "open_c
 
 @dataclass(frozen=True)
 class Options:
-    """`quick` is for tests: every path once, figures that mean nothing."""
+    """Options of all benchmarks. `quick` is for tests: it runs every path once, with meaningless figures."""
 
     workspace: Workspace
     rounds: int
     threads: int  # all cores of this process
     quick: bool = False
     peers: tuple[str, ...] = PEERS
-    recipe: Recipe | None = None  # of e2e
+    recipe: Recipe | None = None  # for e2e
 
     @property
     def images(self) -> int:
         return len(self.workspace.images.paths)
 
     def wanted(self, contenders: dict[str, list[Contender]]) -> list[Contender]:
-        """Ours, and those whose library is among `peers`."""
+        """fastft's contenders, and those whose library is in `peers`."""
         return [c for who, group in contenders.items() if who == "fastft" or who in self.peers for c in group]
 
     def thread_counts(self) -> list[int]:
-        """1, 2, 4, ... and all."""
+        """Powers of two below `threads`, and `threads`."""
         powers = [1 << k for k in range(self.threads.bit_length()) if 1 << k < self.threads]
         return [*powers, self.threads]
 
 
 def parse_peers(text: str) -> tuple[str, ...]:
-    """Names from "ffcv,timm", "all" or "none"."""
+    """Peer names from "ffcv,timm", "all" or "none"."""
     if text in ("all", "none"):
         return PEERS if text == "all" else ()
     names: Sequence[str] = text.split(",")

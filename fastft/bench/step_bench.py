@@ -16,14 +16,18 @@ from torch import nn
 from fastft.bench.child import Arm
 from fastft.bench.harness import Contender, Rounds, Trial, alternate, measure, per_second
 from fastft.bench.options import BenchResult, Options
-from fastft.model import Arch
+from fastft.model import Arch, build_classifier
+from fastft.optim import Ema, build_adamw, layer_groups, optimizer_groups, set_lr
+from fastft.train.distributed import World
+from fastft.train.precision import Precision, choose_precision
+from fastft.train.step import Step
 
 CLASSES, SMOOTHING, LR, LAYER_DECAY, WEIGHT_DECAY, EMA_DECAY = 1000, 0.1, 6e-4, 0.6, 0.05, 0.9998
 HALF = "fastft, lower half frozen"
 
 
 def run(options: Options) -> BenchResult:
-    """B/16 at 224; a measure per dtype, and its MFU."""
+    """B/16 at 224 px; one measure per dtype, and its MFU."""
     on_gpu = torch.cuda.is_available()
     dtypes = ("fp32", "bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else ("fp32", "bf16")
     shape = {
@@ -53,7 +57,7 @@ def run(options: Options) -> BenchResult:
 
 
 def _mfu(rounds: Rounds, setting: dict[str, Any]) -> list[dict[str, Any]]:
-    """Share of the device's peak, where that is known; for a GPU the cost model takes it."""
+    """Share of the device's peak, if that is known; the cost model uses it for a GPU."""
     on_gpu = not setting["device"].startswith("CPU")
     role: dict[str, Any] = {"role": "mfu"} if on_gpu else {}
     gpu = {"gpu": setting["device"]} if on_gpu else {}
@@ -79,7 +83,7 @@ def step_contenders(options: Options, arguments: dict[str, Any]) -> list[Contend
     })  # fmt: skip
 
 
-# in the contender's process
+# in the contender's process ------------------------------------------------------------------------------------------
 
 
 def shape(letter: str) -> Arch:
@@ -101,10 +105,10 @@ def random_batch(arch: Arch, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def arm(step: Callable[[], object], batch: int, steps: int, flops: float, dtype: torch.dtype) -> Arm:
-    """`steps` steps, and one wait for the device at their end."""
+    """An arm of `steps` steps, with one synchronisation at the end."""
     from fastft.machine.gpus import peak_flops
 
-    peak = peak_flops(device(), dtype) or 0.0  # 0: not known
+    peak = peak_flops(device(), dtype) or 0.0  # 0: unknown
 
     def run() -> dict[str, float]:
         for _ in range(steps):
@@ -127,40 +131,55 @@ def ours(letter: str, batch: int, steps: int, dtype: str, half: bool = False) ->
     return {"step": arm(lambda: step(images, labels), batch, steps, flops, precision.dtype)}
 
 
-def our_step(arch: Arch, dtype: str, trainable: int | None) -> tuple[Callable[..., None], Any]:
-    """(a step on images and labels, its precision); everything trains but, where asked, the lower blocks."""
-    from fastft.model import build_classifier
-    from fastft.optim import Ema, build_adamw, layer_groups, optimizer_groups, set_lr
-    from fastft.train.distributed import World
-    from fastft.train.precision import choose_precision
-    from fastft.train.step import Step
+class StepRunner:
+    """The trainer's step on given batches: call it with images and labels."""
 
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.scaler = step.scaler
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.step.split.begin()
+        set_lr(self.step.optimizer, LR)
+        self.step.micro_batch(images, labels, step=0, last=True)
+        self.step.update()
+
+    def pop_loss(self) -> float:
+        """The summed loss since the last call; waits for the device."""
+        loss = float(self.step.loss_sum)
+        self.step.reset_loss()
+        return loss
+
+
+def our_step(
+    arch: Arch,
+    dtype: str,
+    trainable: int | None,
+    *,
+    half_residual: str = "auto",
+    attention: str = "auto",
+    compile: str = "auto",
+) -> tuple[StepRunner, Precision]:
+    """(step on images and labels, precision); all parameters train, or only the upper `trainable` blocks."""
     world = World(0, 1, 0, device())
-    precision = choose_precision(dtype, world.device)
+    precision = choose_precision(dtype, world.device, half_residual)
     torch.manual_seed(0)
     model = build_classifier(arch, CLASSES, trainable_layers=trainable, freeze_conv1=False)
+    model.visual.set_attention_kernel(attention)
     model = model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     groups = layer_groups(model, arch.layers, LAYER_DECAY, WEIGHT_DECAY)
     optimizer = build_adamw(optimizer_groups(model, groups), betas=(0.9, 0.999), eps=1e-8)
     step = Step(model, optimizer, Ema(model, EMA_DECAY), world, precision, label_smoothing=SMOOTHING)
-    step.connect("auto")
-
-    def run(images: torch.Tensor, labels: torch.Tensor) -> None:
-        step.split.begin()
-        set_lr(optimizer, LR)
-        step.micro_batch(images, labels, step=0, last=True)
-        step.update()
-
-    return run, precision
+    step.connect(compile)
+    return StepRunner(step), precision
 
 
 def peer_step(model: nn.Module, dtype: str, optimizer: torch.optim.Optimizer) -> Callable[..., torch.Tensor]:
-    """timm's train.py: autocast round model and loss, backward, (scaled) step, zero_grad, EMA; the step returns the loss."""
+    """The step of timm's train.py: model and loss under autocast, backward, (scaled) step, zero_grad, EMA; returns the loss."""
     import timm.loss
     from timm.utils import ModelEmaV3
 
     from fastft.build import compile_model
-    from fastft.train.precision import choose_precision
 
     precision = choose_precision(dtype, device())
     ema, loss_fn = ModelEmaV3(model, decay=EMA_DECAY), timm.loss.LabelSmoothingCrossEntropy(SMOOTHING)
@@ -180,7 +199,7 @@ def peer_step(model: nn.Module, dtype: str, optimizer: torch.optim.Optimizer) ->
 
 
 def timm_model(a: Arch) -> nn.Module:
-    """The architecture of timm's vit_base_patch16_clip_quickgelu_224, at our shape."""
+    """timm's vit_base_patch16_clip_quickgelu_224, with the shape of `a`."""
     from timm.models import VisionTransformer
 
     torch.manual_seed(0)
@@ -235,7 +254,6 @@ def open_clip_step(letter: str, batch: int, steps: int, dtype: str) -> dict[str,
 
 def _peer_arm(step: Callable[..., object], arch: Arch, batch: int, steps: int, dtype: str) -> dict[str, Arm]:
     from fastft.model import count_flops
-    from fastft.train.precision import choose_precision
 
     images, labels = random_batch(arch, batch)
     flops, precision = count_flops(arch, CLASSES).train, choose_precision(dtype, device())

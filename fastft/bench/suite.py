@@ -33,11 +33,11 @@ from fastft.report.run_report import write_page
 
 IMAGES, ROUNDS = 700, 7
 QUICK_IMAGES, QUICK_ROUNDS = 12, 2
-NAME_WIDTH = 28  # of the longest contender; the figures beside it leave more in 80 columns
+NAME_WIDTH = 28  # of the contender column; leaves room for the figures in 80 columns
 
 
 def run_bench(name: str, args: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Measure one of BENCHES, or all; returns the document, which lies in `args.out` as NAME.json and NAME.html.
+    """Measure one of BENCHES, or all; returns the document, also written to `args.out` as NAME.json and NAME.html.
 
     Raises:
         UserError: no images, an unknown peer, or nothing left to measure.
@@ -85,7 +85,7 @@ def _measure(bench: str, options: Options, document: dict[str, Any], console: Co
 
 @contextmanager
 def _progress(bench: str, status: Status, console: Console) -> Iterator[None]:
-    """What the harness is at: beside the spinner of a terminal, else a line per group of contenders."""
+    """Show the harness's progress: beside a spinner in a terminal, else one line per group of contenders."""
 
     class Shown(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -105,7 +105,7 @@ def _progress(bench: str, status: Status, console: Console) -> Iterator[None]:
 
 
 def _command(name: str, args: argparse.Namespace, images: Images) -> str:
-    """What repeats it in this folder: the images are named even where they were found by themselves."""
+    """The command that repeats the benchmark in this folder, with the images named even if they were the default."""
     given = [
         ("--data", args.data),
         ("--images", images.folder),
@@ -128,7 +128,7 @@ def _notes(what: str, quick: bool) -> list[str]:
 
 
 def print_group(measures: list[dict[str, Any]], console: Console) -> None:
-    """Measures of one name and unit: medians, lowest and highest round, ratios round by round; fits 80 columns."""
+    """Print measures of one name and unit in 80 columns: medians, lowest and highest round, ratios round by round."""
     keys = list(dict.fromkeys(key for m in measures for key in m["setting"]))
     varied = [key for key in keys if len({str(m["setting"].get(key)) for m in measures}) > 1]
     fixed = ", ".join(f"{key} {measures[0]['setting'][key]}" for key in keys if key not in varied)
@@ -164,7 +164,7 @@ def write_document(document: dict[str, Any], path: Path) -> None:
 
 
 def _rounded(value: Any) -> Any:
-    """Numbers with five digits: more would only be noise."""
+    """Round numbers to five significant digits."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):

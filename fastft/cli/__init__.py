@@ -1,7 +1,7 @@
 """The `fastft` command: parse the arguments, run the command, turn errors into exit codes.
 
 Exit codes: 0 success, 1 the training or a sweep row failed, 2 bad input, 75 stopped by a signal after a checkpoint (run the
-same command again), 130 interrupted.
+same command again), 128 + n stopped by signal n (130: Ctrl-C).
 """
 
 import argparse
@@ -10,32 +10,35 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
-from beton_tools.errors import UserError
-from fastft import __version__
-from fastft.cli import (
-    cmd_bench,
-    cmd_convert_folder,
-    cmd_convert_imagenet,
-    cmd_cost,
-    cmd_demo,
-    cmd_doctor,
-    cmd_eval,
-    cmd_explain,
-    cmd_export,
-    cmd_options,
-    cmd_predict,
-    cmd_preview,
-    cmd_recipes,
-    cmd_report,
-    cmd_sweep,
-    cmd_train,
-)
-from fastft.cli.arguments import OVERRIDES
-from fastft.train.exceptions import EXIT_REQUEUE, LoneError, NonFinite, PeerCrashed, Preempted
+from beton_tools.signals import describe_stop, exit_code, imports_of, raise_on_stop_signals
+
+with imports_of("fastft"):
+    from beton_tools.console import printable, use_escapes
+    from beton_tools.errors import UserError
+    from fastft import __version__
+    from fastft.cli import (
+        cmd_bench,
+        cmd_convert_folder,
+        cmd_convert_imagenet,
+        cmd_cost,
+        cmd_demo,
+        cmd_doctor,
+        cmd_eval,
+        cmd_explain,
+        cmd_export,
+        cmd_options,
+        cmd_predict,
+        cmd_preview,
+        cmd_recipes,
+        cmd_report,
+        cmd_sweep,
+        cmd_train,
+    )
+    from fastft.cli.arguments import OVERRIDES
+    from fastft.train.exceptions import EXIT_REQUEUE, LocalRankError, NonFinite, PeerCrashed, Preempted
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 
 class Command(Protocol):
@@ -71,13 +74,15 @@ COMMANDS: dict[str, Command] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    use_escapes()
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     if rest and not args.takes_options:
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.overrides = rest
     try:
-        return args.run(args)
+        with raise_on_stop_signals():
+            return args.run(args)
     except UserError as error:
         _print_error(args.command, error)
         return EXIT_BAD_INPUT
@@ -87,9 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (NonFinite, PeerCrashed) as error:
         _print_error(args.command, error)
         return EXIT_FAILED
-    except KeyboardInterrupt:
-        print(f"fastft {args.command}: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as stop:
+        print(f"fastft {args.command}: {describe_stop(stop)}", file=sys.stderr)
+        return exit_code(stop)
     except BrokenPipeError:  # the reader of our output, such as head, has closed it
         sys.stderr.close()
         return 0
@@ -128,6 +133,6 @@ def _add_command(commands: argparse._SubParsersAction, name: str, command: Comma
 
 
 def _print_error(command: str, error: object) -> None:
-    """Print one line, once per host: from local rank 0, or from the only process that has this error (LoneError)."""
-    if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LoneError):
-        print(f"fastft {command}: {error}", file=sys.stderr)
+    """Print one line, once per host: from local rank 0, or from the only process that has this error (LocalRankError)."""
+    if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LocalRankError):
+        print(f"fastft {command}: {printable(str(error))}", file=sys.stderr)

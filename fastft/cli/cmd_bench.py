@@ -1,6 +1,7 @@
 """`fastft bench NAME`, and the scripts in benchmarks/."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -13,12 +14,24 @@ from fastft.cli.arguments import positive
 HELP = "measure this machine, against what one would use instead; JSON, a table and an HTML page"
 EXAMPLE = "fastft bench loader --images imagenet/train --peers ffcv,timm --out bench"
 TAKES_OPTIONS = False
+TRAFFIC = "traffic"  # counted from shapes: no rounds, no contenders, no images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "name", choices=(*BENCHES, "all"), metavar="NAME", help=f"{', '.join(BENCHES)} or all"
+        "name",
+        choices=(*BENCHES, TRAFFIC, "all"),
+        metavar="NAME",
+        help=f"{', '.join(BENCHES)}, {TRAFFIC} or all",
     )
+    parser.add_argument(
+        "counted",
+        nargs="?",
+        type=Path,
+        metavar="RECIPE",
+        help=f"of {TRAFFIC}: the recipe whose step is counted",
+    )
+    parser.add_argument("--json", action="store_true", help=f"of {TRAFFIC}: print JSON instead of a table")
     _add_options(parser)
 
 
@@ -43,9 +56,27 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.name == TRAFFIC:
+        return _run_traffic(args)
+    if args.counted or args.json:
+        raise UserError(f"RECIPE and --json are for fastft bench {TRAFFIC}; the recipe of e2e is --recipe")
     from fastft.bench.suite import run_bench
 
     run_bench(args.name, args, Console())
+    return 0
+
+
+def _run_traffic(args: argparse.Namespace) -> int:
+    if args.counted is None:
+        raise UserError(f"no recipe to count; use fastft bench {TRAFFIC} RECIPE")
+    from fastft.bench.traffic import measure_traffic, print_traffic
+    from fastft.config import load_recipe
+
+    values = measure_traffic(load_recipe(args.counted))
+    if args.json:
+        print(json.dumps(values, indent=1))
+    else:
+        print_traffic(values, Console())
     return 0
 
 

@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help=f"{RECIPE}; tables are priced with all rows and a total",
     )
-    parser.add_argument("--gpu", required=True, help="V100, A100 or H100")
+    parser.add_argument(
+        "--gpu", required=True, help="V100, A100, H100, L40S, RTX4090, ... (an unknown name lists all)"
+    )
     parser.add_argument("--gpus", type=positive(int), default=8, metavar="N", help="how many (default 8)")
     add_price(parser)
     parser.add_argument("--measured", type=Path, metavar="BENCH.json", help="rates and MFU by fastft bench")
@@ -42,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from fastft.cost.recipes import load_priceable
-    from fastft.cost.table import Question, price_recipes, print_prices
+    from fastft.cost.table import CostQuery, price_recipes, print_prices
     from fastft.files.recipe_file import is_table
 
     rows = None
@@ -52,10 +54,10 @@ def run(args: argparse.Namespace) -> int:
         recipes, rows = read_trainings(args.files, args.overrides)
     else:
         recipes = [load_priceable(name, args.overrides) for name in args.files]
-    question = Question(
+    query = CostQuery(
         args.gpu, args.gpus, args.price, args.measured, args.cores_per_gpu, args.mfu, args.val_images
     )
-    values = price_recipes(recipes, question, rows)
+    values = price_recipes(recipes, query, rows)
     if args.json:
         print(json.dumps(values, indent=1))
     else:

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastft.inference.predict import evaluate_checkpoint
+    from fastft.inference.evaluation import evaluate_checkpoint
 
     scores = evaluate_checkpoint(args.checkpoint, args.data, args.device)
     if os.environ.get("RANK", "0") != "0":  # every process has the same sums; rank 0 prints them

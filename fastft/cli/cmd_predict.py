@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastft.inference.predict import predict_files, print_predictions, write_predictions
+    from fastft.inference.prediction import predict_files
+    from fastft.inference.prediction_output import print_predictions, write_predictions
 
     predictions = predict_files(args.checkpoint, args.images, args.topk, args.device)
     if args.csv is not None:

@@ -64,6 +64,6 @@ def run(args: argparse.Namespace) -> int:
 def _find_mistakes(run: Any, when: str) -> Any:
     if when == "never":
         return None, "Left out, as asked (--mistakes=never)."
-    from fastft.inference.predictions import find_run_mistakes
+    from fastft.inference.run_mistakes import find_run_mistakes
 
     return find_run_mistakes(run, insist=when == "always")

@@ -1,7 +1,6 @@
 """Arguments and output that `fastft convert folder` and `fastft convert imagenet` share."""
 
 import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,11 +68,11 @@ def options_of(args: argparse.Namespace) -> WriteOptions:
 
 @contextmanager
 def hint_when_interrupted() -> Iterator[None]:
-    """On Ctrl-C, print that the same command continues the conversion."""
+    """Add to an interruption, by Ctrl-C or another signal, that the same command continues the conversion."""
     try:
         yield
-    except KeyboardInterrupt:
-        print("stopped; the same command continues the conversion", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        stop.args = ("the same command continues the conversion",)
         raise
 
 

@@ -214,6 +214,12 @@ class Train:
         "auto", "precision; auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU",
         choices=("auto", "fp32", "bf16", "fp16"), paper="fp16 (DeepSpeed)", changes_accuracy=False,
     )  # fmt: skip
+    half_residual: str = option(
+        "auto",
+        "train a half-precision copy of fp32 weights, with a half-precision residual stream; auto: fp16 on V100",
+        choices=("auto", "on", "off"), paper="on (DeepSpeed's model.half())", changes_accuracy=False,
+        since="0.2.0",
+    )  # fmt: skip
     micro_batch: int = option(
         0, "images per forward pass and process; 0: as many as fit", low=0, high=LARGEST_BATCH,
         changes_accuracy=False,

@@ -1,15 +1,16 @@
-"""Where a step's time goes, which part limits, what to change; what other GPUs would ask of the loader."""
+"""The time split of a step: shares, bottleneck and advice; and the loader throughput that other GPUs would need."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fastft.config import Recipe
-from fastft.cost.model import PUBLISHED_MFU, recipe_flops
+from fastft.cost.mfu import PUBLISHED_MFU
+from fastft.cost.work import recipe_flops
 from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.model import load_arch
 
-# Wall seconds of the training process, which add up; seconds of the loader's threads and streams, which work meanwhile.
+# wall seconds of the training process, which add up; seconds of the loader's threads and streams, which overlap with them
 LOOP_PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema", "eval", "checkpoint")
 LOADER_PARTS = ("read", "decode", "copy", "augment")
 NAMES = {
@@ -19,17 +20,17 @@ NAMES = {
     "ema": "EMA",
     "optimizer": "optimiser",
 }
-WAIT_LIMIT = 0.05  # share of the loop from which the loader is said to limit
+WAIT_LIMIT = 0.05  # from this share of the loop on, the loader is the bottleneck
 GPU_COUNTS = (1, 4, 8)
 
 ADVICE = {
     "read": "Keep the .beton in memory or on a faster disk, or convert with a smaller --max-resolution",
     "decode": "Give the process more cores, convert with a smaller --max-resolution, or store raw pixels with FFCV's writer",
-    "augment": "Give the process more cores where the CPU augments; where the GPU does, lighten the augmentation",
-    "copy": "Set --train.micro_batch larger, so that copies are fewer",
-    "compute": "This is as it should be; --train.compile=on or a larger --train.micro_batch may raise MFU",
-    "optimizer": "The update is bound by memory speed; train fewer layers with --model.trainable_layers",
-    "ema": "The update is bound by memory speed; a larger --optim.batch_size makes it rarer",
+    "augment": "If the CPU augments, give the process more cores; if the GPU does, use a cheaper augmentation",
+    "copy": "Set --train.micro_batch larger, for fewer copies",
+    "compute": "This is the expected bottleneck; --train.compile=on or a larger --train.micro_batch may raise the MFU",
+    "optimizer": "The update is limited by memory bandwidth; train fewer layers with --model.trainable_layers",
+    "ema": "The update is limited by memory bandwidth; a larger --optim.batch_size needs fewer updates",
     "eval": "Evaluate less often with --train.eval_every",
     "checkpoint": "Save less often with --train.checkpoint_steps=0, or write to a faster disk",
 }
@@ -37,7 +38,7 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """`limit` is a key of ADVICE."""
+    """The bottleneck. `limit` is a key of ADVICE."""
 
     limit: str
     sentence: str
@@ -45,14 +46,14 @@ class Diagnosis:
 
 
 def shares(seconds: Mapping[str, float], parts: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Of the parts that were measured: key, name, seconds, share of their sum."""
+    """Rows of the measured parts: key, name, seconds, share of their sum."""
     known = {part: seconds[part] for part in parts if seconds.get(part)}
     total = sum(known.values())
     return [{"key": k, "name": NAMES.get(k, k), "seconds": s, "share": s / total} for k, s in known.items()]
 
 
 def diagnose(seconds: Mapping[str, float]) -> Diagnosis | None:
-    """Which part limits, by wall time of the loop but for its start; None where nothing was measured."""
+    """The bottleneck by wall time of the loop without its start; None if nothing was measured."""
     loop = {row["key"]: row["share"] for row in shares(seconds, LOOP_PARTS[1:])}
     if not loop:
         return None
@@ -65,27 +66,29 @@ def diagnose(seconds: Mapping[str, float]) -> Diagnosis | None:
     if compute >= loop.get(other, 0.0):
         return Diagnosis(
             "compute",
-            f"The model limits: forward and backward take {compute:.0%} of {time}.",
+            f"The model is the bottleneck: forward and backward take {compute:.0%} of {time}.",
             ADVICE["compute"],
         )
     name = NAMES.get(other, other)
     return Diagnosis(
-        other, f"{name[0].upper()}{name[1:]} limits: it takes {loop[other]:.0%} of {time}.", ADVICE[other]
+        other,
+        f"{name[0].upper()}{name[1:]} is the bottleneck: it takes {loop[other]:.0%} of {time}.",
+        ADVICE[other],
     )
 
 
 def _loader_limits(seconds: Mapping[str, float], wait: str) -> Diagnosis:
-    sentence = f"The loader limits: {wait} is spent waiting for it"
+    sentence = f"The loader is the bottleneck: {wait} is spent waiting for it"
     parts = shares(seconds, LOADER_PARTS)
     if not parts:
         return Diagnosis("decode", f"{sentence}.", ADVICE["decode"])
     worst = max(parts, key=lambda row: row["share"])
-    inside = f"{sentence}, {worst['share']:.0%} of whose work is {worst['key']}."
+    inside = f"{sentence}, and {worst['share']:.0%} of its work is {worst['key']}."
     return Diagnosis(worst["key"], inside, ADVICE[worst["key"]])
 
 
 def loader_needs(recipe: Recipe, images_per_core: float | None) -> list[dict[str, Any]]:
-    """Images/s that 1, 4 and 8 GPUs of each kind take at the best published MFU, and the cores for them."""
+    """Images/s that 1, 4 and 8 GPUs of MAIN_GPUS consume at the published ViT MFU, and the CPU cores for them."""
     arch = load_arch(recipe.model.arch).at(recipe.model.image_size)
     per_image = recipe_flops(recipe, arch).train
     rows = []

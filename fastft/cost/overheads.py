@@ -1,4 +1,4 @@
-"""What a run spends beside its steps: assumptions that are named, shown, and replaced by measurements."""
+"""Time of a run outside its training steps: assumptions that are shown, and replaced by measurements."""
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -11,8 +11,8 @@ IMAGES_PER_CORE = (
     500.0  # whole recipe, images/s; assumed: below the 640 of stock FFCV's crop and flip on one core
 )
 EVAL_IMAGES_PER_CORE = 400.0  # whole images decoded and resized, images/s; assumed
-# Cores, two vCPU each, beside one GPU of the usual cloud machines: p3.16xlarge, p4d.24xlarge, p5.48xlarge.
-_CORES_PER_GPU = {"V100": 4.0, "A100": 6.0, "H100": 12.0}
+# physical cores (two vCPU each) per GPU of p3.16xlarge, p4d.24xlarge, p5.48xlarge, p5en.48xlarge and p6-b200.48xlarge
+_CORES_PER_GPU = {"V100": 4.0, "A100": 6.0, "H100": 12.0, "H200": 12.0, "B200": 12.0}
 _DEFAULT_CORES = 4.0  # assumed for other GPUs
 
 SOURCES = {
@@ -26,18 +26,18 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class Overheads:
-    """Rates are images/s per GPU. `measured` names the fields that came out of a benchmark."""
+    """Rates are images/s per GPU. `measured` lists the fields that were measured."""
 
     loader_rate: float = IMAGES_PER_CORE * _CORES_PER_GPU["V100"]
     eval_loader_rate: float = EVAL_IMAGES_PER_CORE * _CORES_PER_GPU["V100"]
-    pass_start_seconds: float = 2.0  # assumed: the loader stays up between evaluations
+    pass_start_seconds: float = 2.0  # assumed: the loader is kept between evaluations
     pass_per_model: bool = False  # raw and EMA model share one pass over the images
     start_seconds: float = 120.0  # assumed, once
     checkpoint_bytes_per_second: float = 500e6  # assumed: one local SSD
     measured: tuple[str, ...] = ()
 
     def describe(self) -> list[dict[str, Any]]:
-        """One row per assumption: what, value, unit, basis."""
+        """One row per assumption: name, what, value, basis."""
         return [
             {
                 "name": f.name,
@@ -52,9 +52,9 @@ class Overheads:
 
 FASTFT = Overheads()
 
-# The paper's own runs: a pass per model, new worker processes for each. The start of a pass is fitted to the
+# The paper's own runs: one pass per model, with new worker processes. The start of a pass is fitted to the
 # B/16 log: (21,714 s of wall time - 50 x 625 x 0.6032 s of steps) / 50 / 2 passes - 4.9 s of forward. The
-# same figure puts the L/14 run 5 % below its log, which also wrote 5 GB of checkpoint every epoch.
+# same figure gives 5 % less than the log of the L/14 run, which also wrote a 5 GB checkpoint every epoch.
 REFERENCE = Overheads(
     loader_rate=float("inf"),
     eval_loader_rate=float("inf"),
@@ -67,7 +67,7 @@ REFERENCE = Overheads(
 
 @dataclass(frozen=True)
 class Measured:
-    """What a benchmark file says about cost. `mfu` is of the GPU named; the loader's rates are per core."""
+    """Figures of a benchmark file. `mfu` belongs to `gpu`; the loader's rates are per core."""
 
     path: Path
     gpu: str = ""
@@ -80,15 +80,15 @@ ROLES = ("mfu", "loader_per_core", "eval_loader_per_core")
 
 
 def read_measured(path: Path) -> Measured:
-    """The figures of fastft in a benchmark file that carry a `role` (docs/bench-schema.md).
+    """Read fastft's figures that have a `role` in a benchmark file (docs/bench-schema.md).
 
     Raises:
-        UserError: not a benchmark file, of a quick run, none of its measures has such a role, or a figure cannot be.
+        UserError: not a benchmark file, a quick run, no measure with such a role, or an impossible figure.
     """
     document = read_bench(path)
     if document.get("quick"):
         raise UserError(
-            f"{path} is of a quick run, whose figures mean nothing; run fastft bench without --quick"
+            f"{path} comes from a quick run, whose figures are meaningless; run fastft bench without --quick"
         )
     found: dict[str, Any] = {}
     for measure in document["measures"]:
@@ -99,7 +99,7 @@ def read_measured(path: Path) -> Measured:
             if role == "mfu":
                 found["gpu"] = str(measure.get("setting", {}).get("gpu", "a GPU without a name"))
     if not found:
-        raise UserError(f"{path} measures nothing that a cost depends on; fastft bench all measures it")
+        raise UserError(f"{path} has no figure that costs depend on; run fastft bench all")
     return Measured(path, **found)
 
 
@@ -111,7 +111,7 @@ def _plausible(path: Path, role: str, value: float) -> float:
 
 
 def with_measured(over: Overheads, measured: Measured, cores: float) -> Overheads:
-    """The overheads with the measured loader rates in the place of the assumed ones."""
+    """`over` with measured loader rates."""
     rates = {"loader_rate": measured.loader_per_core, "eval_loader_rate": measured.eval_loader_per_core}
     known: dict[str, Any] = {name: rate * cores for name, rate in rates.items() if rate is not None}
     return replace(over, **known, measured=(*over.measured, *known))

@@ -1,14 +1,13 @@
 """Load the recipes that `fastft cost` and `fastft sweep --dry-run` price."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
-from fastft.build import recipe_arch
-from fastft.config import Recipe, load_recipe, without_expectation
-from fastft.cost.model import recipe_work
+from fastft.build import recipe_arch, with_train_size
+from fastft.config import Recipe, load_recipe
+from fastft.cost.work import recipe_work
 
 
 def load_priceable(reference: str | Path, overrides: Sequence[str]) -> Recipe:
@@ -30,8 +29,4 @@ def count_images(recipe: Recipe) -> Recipe:
     file = recipe.data.train
     if file is None or not Path(file).is_file():
         return recipe
-    samples = Beton.open(file).num_samples
-    if samples == recipe.data.train_size:
-        return recipe
-    counted = replace(recipe, data=replace(recipe.data, train_size=samples))
-    return counted if recipe.about.top1 is None else without_expectation(counted, ["data.train_size"])
+    return with_train_size(recipe, Beton.open(file).num_samples)

@@ -1,4 +1,4 @@
-"""What a run has cost so far, by its own log, and what it will have cost at its end at the pace it has."""
+"""Cost of a run so far from its log, and extrapolated to its end."""
 
 from statistics import median
 from typing import Any
@@ -7,7 +7,7 @@ from fastft.files.run_directory import Line, Run
 
 
 def run_cost(run: Run, gpus: int | None, price: float | None) -> dict[str, Any] | None:
-    """Device-hours and money; None before anything is logged.
+    """Device-hours and money; None if nothing is logged yet.
 
     Keys: device, devices, devices_known, price, rows. A row: what, wall_seconds, hours (of all devices),
     money, extrapolated. Start is the wait for a process's first batch; it and checkpoints count where
@@ -40,7 +40,7 @@ def run_cost(run: Run, gpus: int | None, price: float | None) -> dict[str, Any] 
 
 
 def training_seconds(run: Run) -> list[float]:
-    """Of every logged interval: its images over its rate, which leaves the start out."""
+    """Seconds of every logged interval: images over rate, which excludes the start."""
     batch = run.recipe.optim.batch_size
     return [
         steps * batch / i["images_per_second"]
@@ -53,7 +53,7 @@ def start_seconds(interval: Line) -> float:
 
 
 def seconds_left(run: Run) -> float:
-    """Steps and evaluations to come, at the median pace of those done."""
+    """Estimated seconds of the remaining steps and evaluations, at the median pace so far."""
     pace = median(s / n for s, n in zip(training_seconds(run), run.interval_steps, strict=True))
     training = max(0, run.total_steps - run.steps) * pace
     if not run.evaluations:

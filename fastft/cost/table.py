@@ -11,7 +11,8 @@ from rich.table import Table
 
 from beton_tools.errors import UserError
 from fastft.config import Recipe
-from fastft.cost.model import PUBLISHED_MFU, Estimate, Mfu, estimate, recipe_flops, reference_mfu
+from fastft.cost.mfu import Mfu, known_mfus
+from fastft.cost.model import Estimate, estimate
 from fastft.cost.overheads import (
     FASTFT,
     Measured,
@@ -21,63 +22,75 @@ from fastft.cost.overheads import (
     with_cores,
     with_measured,
 )
+from fastft.cost.work import recipe_flops
 from fastft.imagenet import NO_EXPECTATION, describe_expectation, expected_top1, val_images_row
 from fastft.machine.gpus import GPUS, Gpu, find_gpu
 from fastft.model import load_arch
 
-TABLE_WIDTH = 100  # of totals over many sweeps; a narrower terminal wraps, and no figure is cut
+TABLE_WIDTH = 100  # minimum; in a narrower terminal the lines wrap, and no figure is cut off
 NOTE = "modelled from FLOPs, not measured"
 LOADER_LIMITS = "* GPUs wait for the loader: give it more cores, or convert to a smaller max resolution"
 
 
 @dataclass(frozen=True)
-class Question:
-    """What to price recipes for: `price` is money per GPU-hour, `measured` a file of `fastft bench`."""
+class CostQuery:
+    """Options of `price_recipes`: `price` is money per GPU-hour, `measured` a file of `fastft bench`."""
 
     gpu: str
     gpus: int = 8
     price: float | None = None
     measured: Path | None = None
-    cores_per_gpu: float | None = None  # default: of the usual cloud machine with eight of them
+    cores_per_gpu: float | None = None  # default: as `cores_per_gpu`
     mfu: float | None = None
-    val_images: int | None = None  # default: as `assumed_val_images`
+    val_images: int | None = None  # default: `assumed_val_images`
 
 
-def price_recipes(recipes: Sequence[Recipe], question: Question, rows: int | None = None) -> dict[str, Any]:
+def price_recipes(recipes: Sequence[Recipe], query: CostQuery, rows: int | None = None) -> dict[str, Any]:
     """Hours and money of every recipe at each known MFU; keys as in docs/bench-schema.md.
 
-    rows: of the sweeps that the recipes are all trainings of; with it there is a total.
+    rows: number of sweep rows that the recipes train; if given, the result has a total.
 
     Raises:
-        UserError: unknown GPU, a benchmark file that says nothing about it, or a recipe that cannot be built.
+        UserError: unknown GPU, a benchmark file without figures for it, or a recipe that cannot be built.
     """
-    if question.gpu.upper() not in GPUS:
-        raise UserError(f"no peak is known for GPU '{question.gpu}'; choose one of {', '.join(GPUS)}")
-    gpu = GPUS[question.gpu.upper()]
-    measured = None if question.measured is None else read_measured(question.measured)
-    over = _overheads(question, measured)
-    own, remarks = _own_mfus(question, measured, gpu)
+    gpu = _gpu(query.gpu)
+    measured = None if query.measured is None else read_measured(query.measured)
+    over = _overheads(query, measured)
+    own, remarks = _own_mfus(query, measured, gpu)
     priced = []
     for recipe in recipes:
         arch = load_arch(recipe.model.arch).at(recipe.model.image_size)
-        mfus = [*own, PUBLISHED_MFU[gpu.name], reference_mfu(arch)]
-        estimates = [estimate(recipe, gpu, question.gpus, mfu, over, question.val_images) for mfu in mfus]
-        priced.append(_priced(recipe, recipe_flops(recipe, arch).train, estimates, question.price))
+        mfus = [*own, *known_mfus(recipe, gpu, query.gpus)]
+        estimates = [estimate(recipe, gpu, query.gpus, mfu, over, query.val_images) for mfu in mfus]
+        priced.append(_priced(recipe, recipe_flops(recipe, arch).train, estimates, query.price))
     return {
         "modelled": True,
         "gpu": gpu.name,
         "peak_flops": gpu.peak_flops,
-        "gpus": question.gpus,
-        "price": question.price,
+        "gpus": query.gpus,
+        "price": query.price,
         "recipes": priced,
         "total": None if rows is None else _total(priced, rows),
-        "assumptions": over.describe() + _val_images(recipes, question.val_images),
+        "assumptions": over.describe() + _val_images(recipes, query.val_images),
         "remarks": remarks,
     }
 
 
-def _overheads(question: Question, measured: Measured | None) -> Overheads:
-    cores = question.cores_per_gpu or cores_per_gpu(question.gpu.upper())
+def _gpu(name: str) -> Gpu:
+    """The GPU with this name in any case; spaces and hyphens do not matter."""
+    wanted = _plain(name)
+    found = next((gpu for gpu in GPUS.values() if _plain(gpu.name) == wanted), None)
+    if found is None:
+        raise UserError(f"no data are known for GPU '{name}'; choose one of {', '.join(GPUS)}")
+    return found
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace(" ", "")
+
+
+def _overheads(query: CostQuery, measured: Measured | None) -> Overheads:
+    cores = query.cores_per_gpu or cores_per_gpu(_gpu(query.gpu).name)
     over = with_cores(FASTFT, cores)
     return over if measured is None else with_measured(over, measured, cores)
 
@@ -87,9 +100,9 @@ def _val_images(recipes: Sequence[Recipe], given: int | None) -> list[dict[str, 
     return list({row["what"]: row for row in rows}.values())
 
 
-def _own_mfus(question: Question, measured: Measured | None, gpu: Gpu) -> tuple[list[Mfu], list[str]]:
-    """What the user knows better than the literature, given by hand or measured on this GPU; and what is not used."""
-    own = [] if question.mfu is None else [Mfu(question.mfu, "given", "--mfu")]
+def _own_mfus(query: CostQuery, measured: Measured | None, gpu: Gpu) -> tuple[list[Mfu], list[str]]:
+    """MFUs given by --mfu or measured on this GPU; and remarks on figures that are not used."""
+    own = [] if query.mfu is None else [Mfu(query.mfu, "given", "--mfu")]
     if measured is None or measured.mfu is None:
         return own, []
     if find_gpu(measured.gpu) == gpu:
@@ -117,7 +130,7 @@ def _priced(
 
 
 def _total(priced: Sequence[dict[str, Any]], rows: int) -> dict[str, Any]:
-    """Sums over all recipes, at every kind of MFU."""
+    """Sums over all recipes, per kind of MFU."""
     estimates = []
     for column in zip(*(recipe["estimates"] for recipe in priced), strict=True):
         money = None if column[0]["money"] is None else sum(e["money"] for e in column)
@@ -204,5 +217,5 @@ def _at(e: dict[str, Any]) -> str:
 
 
 def _sources(values: dict[str, Any]) -> dict[str, str]:
-    """Where each MFU comes from, each once."""
+    """Sources of the MFUs, without repetition."""
     return {_at(e): e["source"] for r in values["recipes"] for e in r["estimates"]}

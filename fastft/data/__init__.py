@@ -1,13 +1,22 @@
-"""`.beton` files to batches: order, decode, augmentation and exact evaluation on FFCV's engine."""
+"""`.beton` files to batches: order, decode, augmentation and exact evaluation on FFCV's engine.
 
-import torch
+The names are imported when first used, so that `fastft.data.classes` and `fastft.data.order` load neither torch nor FFCV.
+"""
 
-_threads = torch.get_num_threads()
-import ffcv.pipeline.compiler  # noqa: E402, F401
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-torch.set_num_threads(_threads)  # FFCV's compiler leaves torch with one thread when it is imported
+if TYPE_CHECKING:
+    from fastft.data.errors import SampleError
+    from fastft.data.loader import Batch, EvalLoader, Output, TrainLoader
+    from fastft.data.order import Shard
 
-from fastft.data.loader import Batch, EvalLoader, TrainLoader  # noqa: E402
-from fastft.data.stage import SampleError  # noqa: E402
+__all__ = ["Batch", "EvalLoader", "Output", "SampleError", "Shard", "TrainLoader"]
 
-__all__ = ["Batch", "EvalLoader", "SampleError", "TrainLoader"]
+_MODULES = {"SampleError": "errors", "Shard": "order"}  # of the other names: loader
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'loader')}"), name)

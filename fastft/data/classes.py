@@ -1,38 +1,63 @@
-"""Whether label k of a file is output k of a model."""
+"""Class names of a file and of a model, and whether label k of the file is output k of the model."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from beton_tools.errors import UserError
 
+if TYPE_CHECKING:
+    from beton_tools.format import Beton
+    from beton_tools.manifest import Manifest
+
+MAX_CLASSES = 1 << 20  # a larger label is not a class number (but a bounding box, an id, damage)
+
+
+def read_class_names(beton: Beton, manifest: Manifest | None) -> list[str]:
+    """Names by label: from the manifest, otherwise "class 0" to the highest label.
+
+    Raises:
+        UserError: a label is negative or too large.
+    """
+    highest, lowest = int(beton.labels.max()), int(beton.labels.min())
+    count = manifest.num_classes if manifest else highest + 1
+    if lowest < 0 or highest >= min(count, MAX_CLASSES):
+        limit = min(count, MAX_CLASSES) - 1
+        raise UserError(
+            f"{beton.path}: labels range from {lowest} to {highest}, expected 0 to {limit}; write the file again"
+        )
+    return [manifest.class_label(k) if manifest else f"class {k}" for k in range(count)]
+
 
 def name_outputs(classes: Sequence[str], outputs: int) -> list[str]:
-    """A name for every output of a head: the training file's classes, which may be fewer, then made-up ones."""
+    """A name for every output of a head: the classes of the training file, then "class k" for outputs beyond them."""
     return [*classes, *(f"class {k}" for k in range(len(classes), outputs))]
 
 
 def refuse_other_classes(found: Sequence[str], expected: Sequence[str], path: str | Path) -> None:
-    """Compare the classes of the file `path` with a model's, label by label.
+    """Compare the classes of the file `path` with those of a model, label by label.
 
-    A file without a manifest has made-up names, and no more labels than it uses: only their number is compared.
+    A file without a manifest has placeholder names, only as many as the labels that it uses: only the number is compared.
 
     Raises:
-        UserError: more classes than expected, or the first that differs or is missing.
+        UserError: there are more classes than expected; or a class differs or is missing, and the first such is named.
     """
     if len(found) > len(expected):
         raise UserError(
             f"{path} has {len(found)} classes, the model {len(expected)}; give a file with the model's classes"
         )
-    if all(_made_up(name, label) for label, name in enumerate(found)):
+    if all(_is_placeholder(name, label) for label, name in enumerate(found)):
         return
     for label, want in enumerate(expected):
         have = found[label] if label < len(found) else "missing"
-        if have != want and not _made_up(want, label):
+        if have != want and not _is_placeholder(want, label):
             raise UserError(
                 f"{path}: class {label} is {have}, the model's is {want}; give a file with the model's classes in its order"
             )
 
 
-def _made_up(name: str, label: int) -> bool:
-    """By the loader where there is no manifest, or by conversion from shards that only hold numbers."""
+def _is_placeholder(name: str, label: int) -> bool:
+    """Whether the loader made up the name because there is no manifest, or conversion from shards without names did."""
     return name in (f"class {label}", str(label))

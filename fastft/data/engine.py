@@ -1,7 +1,10 @@
-"""FFCV 1.0.2's engine, driven: its thread, slots, queue and streams, with narrow corrections.
+"""FFCV 1.0.2's loader thread with its slots, queue and CUDA streams, running one `Stage`.
 
-Each class overrides what its docstring says and nothing else. They lean on FFCV's internals, which is why
-FFCV is pinned; `tests/data/test_ffcv_contract.py` fails if those internals change.
+`EpochThread` overrides parts of FFCV's `EpochIterator`; `Engine` has the attributes that the rest of it reads. Both depend
+on FFCV's internals, which is why FFCV is pinned; `tests/data/test_ffcv_contract.py` fails when those internals change.
+
+FFCV's reader and its compiled pipelines are not used. The index that the reader builds from samples to pages takes 2.3 s and
+634 MB for ImageNet. A pipeline is compiled for every loader, and Numba never frees the compiled code: 1 MB per loader.
 """
 
 from contextlib import nullcontext, suppress
@@ -10,152 +13,140 @@ from typing import Any
 
 import numpy as np
 import torch
-from ffcv.loader import Loader
-from ffcv.loader.epoch_iterator import IS_CUDA, EpochIterator
-from ffcv.memory_managers import MemoryContext, MemoryManager
-from ffcv.pipeline import PipelineSpec
-from ffcv.pipeline.graph import Graph
-from ffcv.reader import Reader
-from ffcv.traversal_order.base import TraversalOrder
 
-from beton_tools.format import IMAGE_TYPE, Beton
-from fastft.data.stage import DrawPlan, SampleIds, Stage
+from fastft.data.stage import DrawPlan, Stage
 
+_torch_threads = torch.get_num_threads()
+from ffcv.loader.epoch_iterator import IS_CUDA, EpochIterator  # noqa: E402
 
-class BetonReader(Reader):
-    """The file as `Beton.open` has read and validated it: FFCV's own copy of both tables is left out."""
-
-    def __init__(self, beton: Beton) -> None:
-        self._fname, self._custom_handlers = str(beton.path), dict[str, Any]()
-        self.read_header()
-        self.read_field_descriptors()
-        self.metadata = beton.metadata
-
-
-class MappedFile(MemoryManager, MemoryContext):
-    """The operating system's page cache, as FFCV's `OSCacheManager`, without its index from samples to pages.
-
-    That index costs 2.3 s and 634 MB for ImageNet, and only QUASI_RANDOM and the process cache read it.
-    Our operations find their bytes through `Beton.pointers`: there is no state and no reader to compile.
-    """
-
-    state = state_type = None
-
-    def __init__(self) -> None: ...
-
-    def schedule_epoch(self, batches: list[np.ndarray]) -> "MappedFile":
-        return self
-
-    def compile_reader(self) -> None: ...
-
-    def __enter__(self) -> "MappedFile":
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-class GivenOrder(TraversalOrder):
-    """The order it was given: ours is cut for rank and resume before FFCV sees it."""
-
-    def __init__(self) -> None:
-        self.order = np.empty(0, np.int64)
-
-    def sample_order(self, epoch: int) -> np.ndarray:
-        return self.order
+torch.set_num_threads(_torch_threads)  # importing FFCV sets torch to one thread
 
 
 class EpochThread(EpochIterator):
-    """Hands errors of the pipeline to the consumer (FFCV: a hang), and ends its thread when it is closed."""
+    """The thread that runs one pass over given samples; the consumer iterates over it.
 
-    def __init__(self, loader: "Engine", order: np.ndarray) -> None:
+    In contrast to FFCV's, an error of the thread is raised in the consumer (FFCV: the consumer waits for ever), and
+    closing the iterator ends the thread.
+    """
+
+    def __init__(self, engine: "Engine", order: np.ndarray, draw: DrawPlan) -> None:
+        self.stage, self.draw = engine.stage, draw
         self.torch_threads = torch.get_num_threads()
-        super().__init__(loader, order)
+        super().__init__(engine, order)
+
+    def start(self) -> None:
+        """Do nothing: FFCV's constructor calls this before the engine holds the thread and could end it.
+
+        Ctrl-C in that moment would leave a thread that nobody ends.
+        """
+
+    def launch(self) -> None:
+        """Start the thread."""
+        super().start()
 
     def run(self) -> None:
         try:
+            if self.stage.device.type == "cuda":
+                # In a new thread device 0 is current, and `torch.cuda.stream` restores it after every batch:
+                # each process of a node would create a context on GPU 0.
+                torch.cuda.set_device(self.stage.device)
             if IS_CUDA:
-                self._keep_streams()
+                self._reuse_streams()
             super().run()
         except BaseException as error:
-            self._hand_over(error)
+            self._publish_error(error)
 
-    def _keep_streams(self) -> None:
-        """Use the streams of the epoch before, as memory is cached by stream; wait for its last batches."""
+    def _reuse_streams(self) -> None:
+        """Use the streams of the previous pass, because torch caches memory by stream; wait for its last batches.
+
+        FFCV records an event on the consumer's stream after each batch, from this thread. A consumer that captures a
+        CUDA graph must therefore capture on another stream, with `capture_error_mode="thread_local"`.
+        """
         self.loader.streams = self.loader.streams or self.cuda_streams
         self.cuda_streams: list[torch.cuda.Stream] = self.loader.streams
         for stream in self.cuda_streams:
             stream.wait_stream(self.current_stream)
 
-    def _hand_over(self, error: BaseException) -> None:
+    def _publish_error(self, error: BaseException) -> None:
         while not self.terminate_event.is_set():
             with suppress(Full):
                 return self.output_queue.put((0, error), timeout=0.1)
 
     def run_pipeline(self, b_ix: int, batch_indices: np.ndarray, batch_slot: int, cuda_event: Any) -> Any:
+        """Images and labels of one batch. FFCV calls this in its loop, with its own names of the arguments."""
         if self.terminate_event.is_set():
             raise StopIteration
         if b_ix == 0:
-            torch.set_num_threads(self.torch_threads)  # FFCV has just set it to its own number of workers
-        self.loader.stage.slot = batch_slot
-        return super().run_pipeline(b_ix, batch_indices, batch_slot, cuda_event)
+            torch.set_num_threads(self.torch_threads)  # FFCV has just set it to the number of workers
+        if self.stage.device.type != "cuda":
+            return self.stage.run(batch_indices, batch_slot, self.draw)
+        with torch.cuda.stream(self.cuda_streams[batch_slot]):
+            if cuda_event is not None:  # the consumer's last use of this slot
+                cuda_event.wait()
+            return self.stage.run(batch_indices, batch_slot, self.draw)
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self.terminate_event.is_set():
             raise RuntimeError(
-                "this pass over the data has been closed: another one began, or its loader ended"
+                "this pass over the data is closed: a later pass started, or its loader was closed"
             )
         result = super().__next__()
         if isinstance(result, BaseException):
             self.close()
             raise result
-        return result[0]
+        return result
 
     def close(self) -> None:
-        """Return when the thread has ended: after the batch in work at the latest."""
+        """End the thread and wait for its end, which the batch in progress can delay."""
         super().close()
         while self.is_alive():
             with suppress(Empty):
-                self.output_queue.get(timeout=0.05)  # it may be waiting for room in the queue
+                self.output_queue.get(timeout=0.05)  # the thread may wait for a free place in the queue
 
 
-class Engine(Loader):
-    """FFCV's loader with one image pipeline: sample ids, then `stage`.
+class _Unused:
+    """FFCV's reader, memory manager and graph, as far as `EpochIterator` uses them: no state, no buffers."""
 
-    Sets what FFCV's iterator, graph and code generator read, in place of `Loader.__init__`, which hard-codes
-    the memory manager and sets the number of torch's threads.
-    """
+    metadata = state = None
 
-    def __init__(
-        self, beton: Beton, stage: Stage, *, batch_size: int, workers: int, batches_ahead: int
-    ) -> None:
-        self.reader, self.memory_manager = BetonReader(beton), MappedFile()
-        self.batch_size, self.num_workers, self.batches_ahead = batch_size, workers, batches_ahead
-        self.traversal_order, self.next_epoch = GivenOrder(), 0
+    def schedule_epoch(self, batches: list[np.ndarray]) -> "_Unused":
+        return self
+
+    def allocate_memory(self, batch_size: int, slots: int) -> None: ...
+
+    def __enter__(self) -> "_Unused":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Engine:
+    """Runs passes over samples through a stage, one at a time."""
+
+    def __init__(self, stage: Stage, *, batch_size: int, workers: int, batches_ahead: int) -> None:
         self.stage = stage
+        self.batch_size, self.num_workers, self.batches_ahead = batch_size, workers, batches_ahead
+        self.reader = self.memory_manager = self.graph = _Unused()
         self.streams: list[Any] = []
         self.thread: EpochThread | None = None
-        name = next(field.name for field in beton.fields if field.type_id == IMAGE_TYPE)
-        pipeline = {name: PipelineSpec(name, transforms=[SampleIds(), stage])}
-        columns = {field: i for i, field in enumerate(self.reader.handlers)}
-        self.graph = Graph(pipeline, self.reader.handlers, columns, beton.metadata, memory_read=None)
-        self.generate_code()
 
-    def start(self, order: np.ndarray, draw: DrawPlan) -> "EpochThread":
-        """Run these samples through the pipeline; ends the run before."""
+    @staticmethod
+    def slots(batches_ahead: int) -> int:
+        """How many batches FFCV keeps: those in its queue, one with the consumer, one in progress."""
+        return batches_ahead + 2
+
+    def start(self, order: np.ndarray, draw: DrawPlan) -> EpochThread:
+        """Begin a pass over the samples `order`, with plans from `draw`; ends the previous pass."""
         self.close()
-        self.traversal_order.order, self.stage.draw = order, draw
-        return iter(self)
-
-    def __iter__(self) -> "EpochThread":
         device = self.stage.device
-        with (
-            torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        ):  # FFCV makes its streams there
-            self.thread = EpochThread(self, self.next_traversal_order())
-        self.next_epoch += 1
+        # FFCV creates its streams on the current device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            self.thread = EpochThread(self, order, draw)
+        self.thread.launch()
         return self.thread
 
     def close(self) -> None:
+        """End the pass in progress."""
         if self.thread is not None:
             self.thread.close()
             self.thread = None

@@ -1,8 +1,13 @@
-"""Batches for training and evaluation out of a `.beton` file, through FFCV's engine."""
+"""Loaders of training and evaluation batches from a `.beton` file.
+
+with TrainLoader("train.beton", parse_policy("3aug"), Output(224), batch_size=256) as loader:
+    for batch in loader.epoch(0):
+        model(batch.images), batch.labels
+"""
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,43 +23,40 @@ from beton_tools.format import Beton
 from beton_tools.manifest import Manifest
 from fastft.augment.draw import draw_plan, eval_plan
 from fastft.augment.policies import AugmentPolicy
+from fastft.data.classes import read_class_names
 from fastft.data.engine import Engine
-from fastft.data.order import BatchLayout, epoch_order, eval_share
-from fastft.data.stage import CpuStage, DrawPlan, PackedStage, Stage
+from fastft.data.order import BatchLayout, Shard, epoch_order, eval_share
+from fastft.data.packed_stage import PackedStage
+from fastft.data.stage import CpuStage, DrawPlan, Stage
 
-Colour = tuple[float, float, float]
-MAX_CLASSES = 1 << 20  # a label beyond is no class number (but a bounding box, an id, damage)
-Locate = Callable[[int], tuple[int, int]]  # index of a micro-batch -> (step, first position)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch. `images` is a view of a reused buffer: valid until the next batch is asked for."""
-
-    images: torch.Tensor  # (b, 3, S, S) channels-last, normalised, on the loader's device, in its dtype
-    labels: torch.Tensor  # (b,) int64 on that device
-    ids: np.ndarray  # (b,) int64, dataset indices
-    step: int  # optimiser step within the epoch (evaluation: index of the batch)
-    first_position: int  # of images[0] in the global batch of that step (evaluation: in the whole set)
+Locate = Callable[[int], tuple[int, int]]  # index of a micro-batch -> (step, position of its first image)
 
 
 @dataclass(frozen=True)
 class Output:
-    """What images leave the loader, and how many at once."""
+    """The images that a loader delivers: (b, 3, size, size), normalised, in channels-last memory.
+
+    On a GPU (`device="cuda"`) augmentation runs there too.
+    """
 
     size: int
-    batch: int
-    device: torch.device
-    dtype: torch.dtype
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32  # float32, float16 or bfloat16
 
 
-def default_workers() -> int:
-    """Cores this process may use, divided among the processes of this node (torchrun's LOCAL_WORLD_SIZE)."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch. `images` is a view of a reused buffer, valid until the next batch is requested."""
+
+    images: torch.Tensor  # (b, 3, S, S), as `Output` says
+    labels: torch.Tensor  # (b,) int64 on the same device
+    ids: np.ndarray  # (b,) int64, indices of the samples in the file
+    step: int  # optimiser step within the epoch (evaluation: index of the batch)
+    first_position: int  # of images[0] in the global batch of that step (evaluation: in the whole set)
 
 
 class _BetonLoader:
-    """A file, FFCV's engine over it, and one pass over given samples at a time."""
+    """A file, the stage that turns its samples into batches, and one pass over given samples at a time."""
 
     def __init__(
         self,
@@ -62,31 +64,34 @@ class _BetonLoader:
         policy: AugmentPolicy,
         output: Output,
         *,
+        batch: int,
         workers: int | None,
         batches_ahead: int,
     ) -> None:
-        for name, value in (("batch", output.batch), ("workers", workers), ("batches_ahead", batches_ahead)):
+        for name, value in (("batch", batch), ("workers", workers), ("batches_ahead", batches_ahead)):
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: give 1 or more")
-        self.beton, self.policy, self.output = Beton.open(path), policy, output
+        self.beton, self.policy, self.output, self.batch = Beton.open(path), policy, output, batch
         self.workers = min(workers or default_workers(), numba.config.NUMBA_NUM_THREADS)
-        manifest = _manifest(self.beton)
-        self.class_names = _class_names(self.beton, manifest)
-        # what tells whether two files hold the same samples
+        manifest = _read_manifest(self.beton)
+        self.class_names = read_class_names(self.beton, manifest)
+        # identifies the samples of the file, to compare files between processes and runs
         self.content: dict[str, Any] = {"num_samples": self.beton.num_samples}
         if manifest is not None:
             self.content["checksum"] = manifest.checksum
         self.num_classes = len(self.class_names)
         self.closed = False
-        self.wait_seconds = 0.0  # that the consumer waited for batches; set it to 0 to count anew
-        slots = batches_ahead + 2  # FFCV's count: the queue, one with the consumer, one in work
-        self.stage = _stage(self.beton, policy, output, self.workers, slots)
+        self.wait_seconds = 0.0  # that the consumer waited for batches; may be reset to 0
+        self.batches_ahead = batches_ahead
+
+    def _allocate(self) -> None:
+        """Allocate decoders and buffers; the last thing that a constructor does, when nothing can be refused any more."""
+        slots = Engine.slots(self.batches_ahead)
+        self.stage = _new_stage(
+            self.beton, self.policy, self.output, workers=self.workers, slots=slots, batch=self.batch
+        )
         self.engine = Engine(
-            self.beton,
-            self.stage,
-            batch_size=output.batch,
-            workers=self.workers,
-            batches_ahead=batches_ahead,
+            self.stage, batch_size=self.batch, workers=self.workers, batches_ahead=self.batches_ahead
         )
 
     def _batches(self, order: np.ndarray, draw: DrawPlan, locate: Locate) -> Iterator[Batch]:
@@ -94,24 +99,28 @@ class _BetonLoader:
             raise RuntimeError("this loader is closed")
         if len(order) == 0:
             return
+        self.beton.check_unchanged()
         thread = self.engine.start(order, draw)
         try:
-            for index in range(-(-len(order) // self.output.batch)):
+            for index in range(-(-len(order) // self.batch)):
                 began = perf_counter()
                 images, labels = next(thread)
                 self.wait_seconds += perf_counter() - began
-                ids = order[index * self.output.batch :][: self.output.batch]
+                ids = order[index * self.batch :][: self.batch]
                 yield Batch(images, labels, ids, *locate(index))
         finally:
             thread.close()
 
-    def take_work(self) -> dict[str, float]:
-        """Seconds that the loader has worked since the last call, beside the consumer: of its threads `read` (wall), `decode`
-        and `augment` (on a core); of the GPU, where it is the device, `copy` and `augment`."""
-        return self.stage.take_work()
+    def pop_timings(self) -> dict[str, float]:
+        """Seconds of the loader's work since the last call, in parallel with the consumer's.
+
+        Summed over its threads: `read` (wall time), `decode` and `augment` (CPU time). With a GPU, `copy` and `augment` are
+        seconds of the GPU.
+        """
+        return self.stage.pop_timings()
 
     def close(self) -> None:
-        """End the running pass and its thread, and free the decoders."""
+        """End the pass in progress and its thread, and free the decoders."""
         self.closed = True
         self.engine.close()
         self.stage.close()
@@ -124,49 +133,58 @@ class _BetonLoader:
 
 
 class TrainLoader(_BetonLoader):
-    """Ordered, augmented micro-batches of this rank; the same images at any world size and worker count.
+    """Micro-batches of augmented images in a seeded order; the same images at any world size and number of workers.
 
-    `batch_size` is global; world_size * micro_batch must divide it. `subset` restricts training to these
-    dataset indices. A decode error raises `SampleError` in the loop that iterates.
+    path: a `.beton` file, of `fastft convert` or of FFCV. batch_size: of one optimiser step, over all processes.
+    micro_batch: images per batch that is delivered (default: this process's share of batch_size); batch_size must be
+    divisible by world_size * micro_batch. workers: threads (default: as many as cores, divided among the processes of
+    this machine). batches_ahead: batches that are prepared in advance. subset: indices of the samples to train on
+    (default: all).
+
+    A sample that cannot be decoded raises `SampleError` in the loop that iterates.
+
+    Raises:
+        UserError: the file is not a complete `.beton`, or an argument does not fit it.
     """
 
     def __init__(
         self,
         path: str | Path,
         policy: AugmentPolicy,
+        output: Output,
         *,
-        size: int,
-        seed: int,
         batch_size: int,
-        micro_batch: int,
-        rank: int = 0,
-        world_size: int = 1,
-        mean: Colour,
-        std: Colour,
-        device: torch.device | str,
-        dtype: torch.dtype,
+        micro_batch: int | None = None,
+        seed: int = 0,
+        shard: Shard = Shard(),  # noqa: B008 - frozen
+        subset: np.ndarray | None = None,
         workers: int | None = None,
         batches_ahead: int = 2,
-        subset: np.ndarray | None = None,
     ) -> None:
-        policy = replace(policy, mean=mean, std=std)
-        output = Output(size, micro_batch, torch.device(device), dtype)
-        super().__init__(path, policy, output, workers=workers, batches_ahead=batches_ahead)
+        if micro_batch is None:
+            micro_batch = max(1, batch_size // shard.world_size)
+        super().__init__(
+            path, policy, output, batch=micro_batch, workers=workers, batches_ahead=batches_ahead
+        )
         self.seed = seed
         self.subset = _checked_indices(self.beton, subset)
         self.num_samples = len(self.subset)
-        self.layout = BatchLayout(self.num_samples, batch_size, micro_batch, rank, world_size)
+        self.layout = BatchLayout(self.num_samples, batch_size, micro_batch, shard)
         self.steps_per_epoch = self.layout.steps
+        self._allocate()
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """The micro-batches of steps start_step, start_step + 1, ... in order.
+        """The micro-batches of steps start_step, start_step + 1, ... of an epoch in order.
 
-        Iterating ends an earlier pass of this loader. Raises UserError if `start_step` is not in the epoch.
+        Iterating ends an earlier pass of this loader.
+
+        Raises:
+            UserError: `start_step` is not in the epoch.
         """
         order = self.subset[epoch_order(self.num_samples, self.seed, epoch)]
-        size, policy = self.output.size, self.policy
 
         def draw(ids: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+            size, policy = self.output.size, self.policy
             return draw_plan(
                 policy, seed=self.seed, epoch=epoch, sample_ids=ids, heights=heights, widths=widths, size=size
             )
@@ -176,46 +194,52 @@ class TrainLoader(_BetonLoader):
 
 
 class EvalLoader(_BetonLoader):
-    """Every sample exactly once at any world size: rank r gets a contiguous share, nothing is padded.
+    """Batches for evaluation: every sample exactly once at any world size, in the order of the file.
 
-    Short side to size / crop_pct, central crop. `num_samples` counts the whole set, not this rank's share.
+    Each rank reads a contiguous part of the samples; no sample is repeated to fill a batch. The short side is resized to
+    size / crop_pct, then the central size x size is cropped. Only the mean and std of `policy` are used. `num_samples`
+    counts the samples of all ranks. indices: the samples to evaluate (default: all). The other arguments and the errors
+    are those of `TrainLoader`.
     """
 
     def __init__(
         self,
         path: str | Path,
+        policy: AugmentPolicy,
+        output: Output,
         *,
-        size: int,
-        crop_pct: float = 1.0,
         batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        mean: Colour,
-        std: Colour,
-        device: torch.device | str,
-        dtype: torch.dtype,
+        crop_pct: float = 1.0,
+        shard: Shard = Shard(),  # noqa: B008 - frozen
+        indices: np.ndarray | None = None,
         workers: int | None = None,
         batches_ahead: int = 2,
-        indices: np.ndarray | None = None,
     ) -> None:
-        policy = AugmentPolicy("none", mean=mean, std=std)
-        output = Output(size, batch_size, torch.device(device), dtype)
-        super().__init__(path, policy, output, workers=workers, batches_ahead=batches_ahead)
+        policy = AugmentPolicy("none", mean=policy.mean, std=policy.std)
+        super().__init__(path, policy, output, batch=batch_size, workers=workers, batches_ahead=batches_ahead)
         indices = _checked_indices(self.beton, indices)
         self.num_samples, self.crop_pct = len(indices), crop_pct
-        self.share, self.first = eval_share(indices, rank, world_size)
+        self.share, self.first = eval_share(indices, shard)
+        self._allocate()
 
     def __iter__(self) -> Iterator[Batch]:
         def draw(ids: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
             return eval_plan(ids, heights, widths, self.output.size, self.crop_pct)
 
-        return self._batches(self.share, draw, lambda index: (index, self.first + index * self.output.batch))
+        return self._batches(self.share, draw, lambda index: (index, self.first + index * self.batch))
 
 
-def _stage(beton: Beton, policy: AugmentPolicy, output: Output, workers: int, slots: int) -> Stage:
-    size, device, dtype = output.size, output.device, output.dtype
+def default_workers() -> int:
+    """Cores that this process may use, divided among the processes of this machine (torchrun's LOCAL_WORLD_SIZE)."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _new_stage(
+    beton: Beton, policy: AugmentPolicy, output: Output, *, workers: int, slots: int, batch: int
+) -> Stage:
+    size, device = output.size, torch.device(output.device)
     if device.type == "cpu":
-        return CpuStage(beton, policy, size, workers, slots=slots, batch=output.batch, dtype=dtype)
+        return CpuStage(beton, policy, size, output.dtype, workers=workers, slots=slots, batch=batch)
     if find_spec("numba_cuda") is None:
         raise UserError("augmentation on a GPU needs numba-cuda: pip install -e '.[cuda12]'")
     from fastft.augment.cuda import CudaAugment
@@ -227,27 +251,23 @@ def _stage(beton: Beton, policy: AugmentPolicy, output: Output, workers: int, sl
             f"{beton.path}: the GPU cannot shrink a side of {longest} pixels to {size}; convert with "
             f"--max-resolution {MOST_SHRINK * size} or less"
         )
-    augment = CudaAugment(policy, size, dtype, device)
-    return PackedStage(beton, size, workers, slots=slots, device=device, augment=augment)
+    augment = CudaAugment(policy, size, output.dtype, device)
+    return PackedStage(beton, size, device, augment, workers=workers, slots=slots)
 
 
-def _manifest(beton: Beton) -> Manifest | None:
+def _read_manifest(beton: Beton) -> Manifest | None:
+    """The manifest beside the file, if there is one.
+
+    Raises:
+        UserError: it describes another file.
+    """
     manifest = Manifest.of_beton(beton.path)
-    if manifest and (manifest.num_samples, manifest.file_size) != (beton.num_samples, beton.data.size):
+    if manifest and (manifest.num_samples, manifest.file_size) != (beton.num_samples, beton.file_size):
         raise UserError(
             f"{beton.path}: its manifest is of another file ({manifest.num_samples} samples, {manifest.file_size} bytes); "
             "write the file again, or delete the manifest"
         )
     return manifest
-
-
-def _class_names(beton: Beton, manifest: Manifest | None) -> list[str]:
-    """By label: from the manifest beside the file, else "class 0" to the highest label."""
-    highest, lowest = int(beton.labels.max()), int(beton.labels.min())
-    count = manifest.num_classes if manifest else highest + 1
-    if lowest < 0 or highest >= min(count, MAX_CLASSES):
-        raise UserError(f"{beton.path}: labels from {lowest} to {highest} are no numbers of {count} classes")
-    return [manifest.class_label(k) if manifest else f"class {k}" for k in range(count)]
 
 
 def _checked_indices(beton: Beton, indices: np.ndarray | None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Which sample is trained on when: one global order per epoch, cut the same way at any world size."""
+"""The order of samples: one global order per epoch, divided in the same way at any world size."""
 
 from dataclasses import dataclass
 
@@ -18,27 +18,44 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class BatchLayout:
-    """How an epoch is cut into optimiser steps, ranks and micro-batches.
+class Shard:
+    """Which part of the data one process of a distributed run reads.
 
-    Step t owns `order[t * batch_size : (t + 1) * batch_size]`, whatever the world size; what is left over at
-    the end of an epoch is dropped, as in the reference. Rank r takes the r-th contiguous part of every step.
-    Raises UserError if ranks and micro-batches do not divide the batch, or if there is not one whole batch.
+    Raises:
+        UserError: the rank is not in 0..world_size-1.
     """
 
-    num_samples: int
-    batch_size: int
-    micro_batch: int
     rank: int = 0
     world_size: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
-            raise UserError(f"rank {self.rank} is not in a world of {self.world_size}")
-        at_once = self.world_size * self.micro_batch
+            raise UserError(
+                f"rank {self.rank} with world size {self.world_size}: give a rank from 0 to the world size minus 1"
+            )
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """How an epoch is divided into optimiser steps, ranks and micro-batches.
+
+    Step t has the samples `order[t * batch_size : (t + 1) * batch_size]` at any world size. Samples at the end of an epoch
+    that do not fill a batch are dropped, as in the reference. Rank r reads the r-th contiguous part of every step.
+
+    Raises:
+        UserError: the batch size is not divisible by world_size * micro_batch, or there are fewer samples than one batch.
+    """
+
+    num_samples: int
+    batch_size: int
+    micro_batch: int
+    shard: Shard = Shard()
+
+    def __post_init__(self) -> None:
+        at_once = self.shard.world_size * self.micro_batch
         if self.batch_size < 1 or at_once < 1 or self.batch_size % at_once:
             raise UserError(
-                f"batch size {self.batch_size} is not a multiple of {self.world_size} processes x "
+                f"batch size {self.batch_size} is not a multiple of {self.shard.world_size} processes x "
                 f"micro-batch {self.micro_batch}; change one of the three"
             )
         count_steps(self.num_samples, self.batch_size)
@@ -49,22 +66,27 @@ class BatchLayout:
 
     @property
     def rank_batch(self) -> int:
-        return self.batch_size // self.world_size
+        return self.batch_size // self.shard.world_size
 
     def rank_order(self, order: np.ndarray, start_step: int = 0) -> np.ndarray:
-        """This rank's samples from `start_step` on: its micro-batches, one after another."""
+        """The samples of this rank from `start_step` on: its micro-batches, one after another.
+
+        Raises:
+            UserError: an epoch has fewer steps.
+        """
         if not 0 <= start_step <= self.steps:
             raise UserError(f"cannot start at step {start_step}: an epoch has {self.steps} steps")
-        by_rank = order[: self.steps * self.batch_size].reshape(self.steps, self.world_size, self.rank_batch)
-        return by_rank[start_step:, self.rank].reshape(-1)
+        whole_steps = order[: self.steps * self.batch_size]
+        by_rank = whole_steps.reshape(self.steps, self.shard.world_size, self.rank_batch)
+        return by_rank[start_step:, self.shard.rank].reshape(-1)
 
     def locate(self, index: int, start_step: int = 0) -> tuple[int, int]:
-        """(step, position of its first image in that step's global batch) of the index-th micro-batch."""
+        """(step, position of its first image in the global batch of that step) of the micro-batch number `index`."""
         step, place = divmod(index * self.micro_batch, self.rank_batch)
-        return start_step + step, self.rank * self.rank_batch + place
+        return start_step + step, self.shard.rank * self.rank_batch + place
 
 
-def eval_share(indices: np.ndarray, rank: int, world_size: int) -> tuple[np.ndarray, int]:
-    """(this rank's contiguous share of `indices`, position of its first): none twice, none left out."""
-    bounds = np.linspace(0, len(indices), world_size + 1).astype(np.int64)
-    return indices[bounds[rank] : bounds[rank + 1]], int(bounds[rank])
+def eval_share(indices: np.ndarray, shard: Shard) -> tuple[np.ndarray, int]:
+    """(the contiguous part of `indices` that this rank evaluates, position of its first): each index is in one part."""
+    bounds = np.linspace(0, len(indices), shard.world_size + 1).astype(np.int64)
+    return indices[bounds[shard.rank] : bounds[shard.rank + 1]], int(bounds[shard.rank])

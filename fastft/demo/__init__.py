@@ -1,1 +1,1 @@
-"""`fastft demo`: real photographs and a pretrained ViT, from package to picture in minutes on a CPU."""
+"""`fastft demo`: fine-tune a pretrained ViT on real photographs within minutes on a CPU."""

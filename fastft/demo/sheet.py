@@ -1,4 +1,4 @@
-"""A contact sheet of predictions: every image with what the model says, mistakes marked."""
+"""A contact sheet of predictions: every image with its predicted class, mistakes marked."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image
 
 from fastft.files.atomic import atomic_path
 
-Row = tuple[Path, str | None, str, float]  # image, true class where known, predicted class, its probability
+Row = tuple[Path, str | None, str, float]  # image, true class if known, predicted class, its probability
 
 RIGHT, WRONG, UNKNOWN = "#1a7f37", "#cf222e", "#57606a"
 COLUMNS, CELL_INCHES = 6, 1.9

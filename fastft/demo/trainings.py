@@ -1,4 +1,4 @@
-"""Three trainings on the same photographs: the recipe, the untouched tower with a linear head, and random weights."""
+"""Three trainings on the same photographs: the recipe, a linear head on the frozen tower, and random initialisation."""
 
 import json
 import time
@@ -20,17 +20,17 @@ from fastft.config import Recipe, load_recipe
 from fastft.demo.assets import IMAGES, IMAGES_LICENCE, WEIGHTS, extract_cells, fetch
 from fastft.demo.backbone import write_backbone
 from fastft.demo.sheet import prediction_sheet
-from fastft.inference.predict import predict_files
-from fastft.inference.predictions import predict_beton
+from fastft.inference.logits import compute_logits
+from fastft.inference.prediction import predict_files
 from fastft.machine.facts import cpu_name
 from fastft.train.loop import train
 
-PER_CLASS = {"val": 120, "train": 400}  # cells per class and split, where there are so many
+PER_CLASS = {"val": 120, "train": 400}  # cells per class and split, if there are that many
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A training of the demo: what differs from the recipe, and what to call it."""
+    """A training of the demo: its name and the options that differ from the recipe."""
 
     name: str
     title: str
@@ -39,9 +39,9 @@ class Contender:
 
 CONTENDERS = (
     Contender("fine_tuned", "fine-tuned with the recipe", ()),
-    # a frozen tower takes a larger lr than one that must not be disturbed
+    # a frozen tower allows a larger lr
     Contender("linear", "untouched tower, linear head", ("--model.trainable_layers=0", "--optim.lr=1e-2")),
-    # nothing to preserve: all blocks train, at nearly one lr; an epoch takes twice as long, so half of them
+    # no pretrained weights: all blocks train at almost the same lr; an epoch takes twice as long, so half as many epochs
     Contender(
         "random",
         "random initialisation, half the epochs",
@@ -65,7 +65,7 @@ def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) ->
     Raises:
         UserError: no network and no cached packages, or a recipe that does not load.
     """
-    recipe_arch(load_recipe(recipe))  # a mistake in it shows before anything is downloaded
+    recipe_arch(load_recipe(recipe))  # an invalid recipe fails before anything is downloaded
     weights = write_backbone(fetch(WEIGHTS, cache), cache)
     images = folder / "images"
     extract_cells(fetch(IMAGES, cache), images, PER_CLASS)
@@ -77,8 +77,8 @@ def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) ->
         run = folder / contender.name
         overrides = [*common, *contender.overrides, f"--train.run_dir={run}"]
         seconds[contender.name] = _train(load_recipe(recipe, overrides), run, console)["seconds"]
-        # one evaluation, after the last epoch, so that the best checkpoint is its EMA: none is picked on these images
-        found = predict_beton(run, betons["val"], "cpu")
+        # evaluated only after the last epoch, so that no checkpoint is chosen on these images
+        found = compute_logits(run, betons["val"], "cpu")
         right[contender.name] = found.logits_NK.argmax(axis=1) == found.labels_N
     figures = compare(right, Beton.open(betons["val"]).labels, len(Beton.open(betons["train"])))
     figures |= {"seconds": seconds, "cpu": cpu_name(), "date": time.strftime("%Y-%m-%d")}
@@ -105,7 +105,7 @@ def _convert(source: Path, out: Path) -> Path:
 
 
 def compare(right: Mapping[str, np.ndarray], labels: np.ndarray, trained_on: int) -> dict[str, Any]:
-    """Top-1 of each contender, and what the fine-tuned one gains, in percent (points) with standard errors.
+    """Top-1 of each contender and the gain of the fine-tuned one, in percent (points) with standard errors.
 
     right: of each contender, bool (N,), which of the N images it named. Gains are taken image by image, as the
     contenders see the same ones: their error is smaller than that of two independent samples.

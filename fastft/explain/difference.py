@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastft.config import Recipe, differences
-from fastft.cost.model import predict
+from fastft.cost.model import predict_published
 from fastft.cost.recipes import count_images
 from fastft.explain.option_list import show_value
 from fastft.imagenet import describe_expectation
@@ -24,7 +24,7 @@ def compare(first: Recipe, second: Recipe) -> dict[str, Any]:
         for key, values in differences(*pair).items()
         if not key.startswith("about.")
     ]
-    costs = [predict(recipe) for recipe in pair]
+    costs = [predict_published(recipe) for recipe in pair]
     return {
         "recipes": [recipe.name for recipe in pair],
         "options": options,

@@ -10,11 +10,15 @@ from beton_tools.errors import UserError
 from fastft.augment import describe_policy
 from fastft.build import build_model, build_policy, build_schedule, recipe_arch
 from fastft.config import Recipe
-from fastft.cost.model import predict, recipe_flops, recipe_work
+from fastft.cost.model import predict
 from fastft.cost.recipes import count_images
+from fastft.cost.work import recipe_flops, recipe_work
 from fastft.imagenet import describe_expectation, expected_top1, val_images_row
 from fastft.model import Arch
 from fastft.optim import Group, WarmupCosine, layer_groups
+
+# the MFUs of `fastft.cost.mfu` that the table shows
+MFU_TITLES = {"published": "published ViT", "roofline": "roofline", "reference": "paper's run"}
 
 
 def explain(recipe: Recipe, at_step: int | None = None) -> dict[str, Any]:
@@ -131,15 +135,24 @@ def _cost_table(cost: dict[str, Any]) -> Table:
     table = Table(
         title=f"{gflop:.1f} GFLOP per training image; GPU-hours on 8 GPUs, modelled",
         title_justify="left",
-        caption=f"{val['what']}: {val['value']:,}",
+        caption=f"{val['what']}: {val['value']:,}; * the loader is the bottleneck, with the cores of a usual cloud machine",
         caption_justify="left",
     )
-    for column in ("GPU", "best published MFU", "hours", "MFU of the paper's run", "hours"):
-        table.add_column(column, justify="right")
-    for name, p in cost["assumptions"].items():
-        figures = (p["mfu"], p["hours"], p["reference_mfu"], p["hours_at_reference_mfu"])
-        table.add_row(name, *(f"{v:.1%}" if k % 2 == 0 else f"{v:.1f}" for k, v in enumerate(figures)))
+    table.add_column("GPU")
+    for title in MFU_TITLES.values():
+        table.add_column(f"{title} MFU", justify="right")
+        table.add_column("hours", justify="right")
+    for name, predicted in cost["assumptions"].items():
+        rows = {row["basis"]: row for row in predicted["estimates"]}
+        pairs = [_mfu_and_hours(rows.get(basis)) for basis in MFU_TITLES]
+        table.add_row(name, *(cell for pair in pairs for cell in pair))
     return table
+
+
+def _mfu_and_hours(row: dict[str, Any] | None) -> tuple[str, str]:
+    if row is None:
+        return "-", "-"
+    return f"{row['mfu']:.1%}", f"{row['hours']:.1f}" + ("*" if row["limited_by"] == "loader" else "")
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""`fastft preview`: what the model will see. Each original with its crop, beside the result and the ops that made it."""
+"""`fastft preview`: draw augmented training images: each original with its crop, the result, and its ops."""
 
 import json
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ from fastft.files.atomic import atomic_path, write_text
 PAIRS_PER_LINE = 3
 CELL_INCHES = 2.1
 CROP_COLOUR = "#ff3b30"
-LONGEST_NAME = 24  # characters that fit above a picture
-CAPTION_WIDTH = 36  # characters below it
+LONGEST_NAME = 24  # characters above a picture
+CAPTION_WIDTH = 36  # characters below a picture
 
 
 def write_preview(
@@ -58,7 +58,7 @@ def write_preview(
 def carry_out(
     beton: Beton, policy: AugmentPolicy, size: int, *, seed: int, epoch: int, samples: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(plan, images): the rows that training draws for these samples in this epoch, and what they give.
+    """(plan, images): the plan that training draws for these samples in this epoch, and the resulting images.
 
     images: uint8 (B, size, size, 3), normalised values brought back to 0..255.
     """
@@ -78,7 +78,7 @@ def carry_out(
 
 
 def draw_preview(beton: Beton, plan: np.ndarray, images: np.ndarray, out: Path, names: Sequence[str]) -> None:
-    """Write the grid as a PNG, which appears when complete; `names` are the samples' classes."""
+    """Write the grid as a PNG, atomically; `names` are the samples' classes."""
     lines = -(-len(plan) // PAIRS_PER_LINE)
     figure, axes = plt.subplots(
         lines,

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastft.config import load_recipe
-from fastft.cost.model import predict
+from fastft.cost.model import predict_published
 from fastft.files.recipe_file import TABLES, recipe_names
 from fastft.files.sweep_file import load_sweep
 from fastft.imagenet import describe_expectation, expected_top1
@@ -37,7 +37,7 @@ def _recipe(name: str) -> dict[str, Any]:
         "epochs": recipe.epochs,
         "expected_top1": expected_top1(recipe),
         "expectation": describe_expectation(recipe),
-        "gpu_hours": {kind: cost["hours"] for kind, cost in predict(recipe).items()},
+        "gpu_hours": {kind: cost["hours"] for kind, cost in predict_published(recipe).items()},
     }
 
 
@@ -45,9 +45,7 @@ def print_recipes(values: dict[str, Any], console: Console) -> None:
     recipes = values["recipes"]
     kinds = list(recipes[0]["gpu_hours"])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
-    table.caption = (
-        "GPU-hours modelled on eight GPUs at the best published MFU; fastft cost NAME --gpu GPU gives details"
-    )
+    table.caption = "GPU-hours modelled on eight GPUs at the MFU published for a ViT; fastft cost NAME --gpu GPU gives details"
     for column in ("recipe", "px", "epochs", "top-1", *kinds):
         table.add_column(column, justify="left" if column == "recipe" else "right", no_wrap=True)
     table.add_column("source of the expected top-1")

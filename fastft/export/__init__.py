@@ -1,4 +1,4 @@
-"""Trained models for other libraries: timm, open_clip, safetensors, ONNX. Each file is checked by that library."""
+"""Export of trained models to timm, open_clip, safetensors and ONNX; every file is verified with that library."""
 
 from fastft.export.command import FORMATS, Exported, export_checkpoint
 

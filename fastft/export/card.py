@@ -1,4 +1,4 @@
-"""The model card: what was trained from what, on what, how well, and how to load it."""
+"""The model card: model, pretrained weights, data, accuracy, and how to load it."""
 
 import json
 import math
@@ -9,14 +9,14 @@ from beton_tools.errors import UserError
 from beton_tools.manifest import Manifest
 from fastft import __version__
 from fastft.config import SECTIONS, Recipe
-from fastft.inference.predict import Trained
-from fastft.train.progress import headline_top1
+from fastft.files.evaluations import flatten, headline_top1
+from fastft.inference.trained import Trained
 
-FEW_CLASSES = 20  # named in the card; more are in the files
+FEW_CLASSES = 20  # class names listed in the card; longer lists are only in the files
 
 
 def model_card(trained: Trained, format: str, usage: str, max_difference: float) -> str:
-    """Markdown."""
+    """The model card as Markdown."""
     recipe = trained.recipe
     sections = [
         f"# {recipe.name}\n\n{_summary(trained)}",
@@ -24,7 +24,7 @@ def model_card(trained: Trained, format: str, usage: str, max_difference: float)
         f"Checked when it was written: logits of this {format} export and of the checkpoint `{trained.path.name}` "
         f"differ by {max_difference:.1e} at most.",
         f"## Images\n\n{_images(recipe)}",
-        f"## How good it is\n\n{_metrics(trained)}",
+        f"## Accuracy\n\n{_metrics(trained)}",
         f"## Data\n\n{_data(recipe)}",
         f"## Recipe\n\n{_recipe(recipe)}",
         "## Licence\n\nThe weights derive from pretrained weights and from training images; the licences of both "
@@ -59,7 +59,7 @@ def _images(recipe: Recipe) -> str:
 
 
 def _metrics(trained: Trained) -> str:
-    """Of the checkpoint itself, which only a run's best one has."""
+    """Accuracy stored in the checkpoint; only a run's best checkpoint has it."""
     best = json.loads((trained.path / "state.json").read_text(encoding="utf-8")).get("evaluation")
     if not best:
         return "These weights were not evaluated: they are not the run's best epoch."
@@ -70,7 +70,10 @@ def _metrics(trained: Trained) -> str:
             rows.append(
                 f"| {name} | {s['top1']:.3f} | {s['top5']:.3f} | {s['loss']:.4f} | {s['samples']:,} |"
             )
-    chosen = f"Epoch {best['epoch']} (from 0), the best of the run by its own validation images: {headline_top1(best):.3f} %."
+    top1 = headline_top1(flatten(best))
+    chosen = (
+        f"Epoch {best['epoch']} (from 0), the best of the run by its own validation images: {top1:.3f} %."
+    )
     return chosen + "\n\n" + "\n".join(rows)
 
 
@@ -98,7 +101,7 @@ def _file(role: str, path: str | None) -> str:
 
 
 def _recipe(recipe: Recipe) -> str:
-    """Every option of what was computed; where the run lived and how it was logged is nobody else's business."""
+    """Every option that affects the result; paths and logging options are left out."""
     rows = ["| option | value |", "|---|---|"]
     values = recipe.as_dict()
     for section in SECTIONS:

@@ -1,4 +1,4 @@
-"""Write, load again where it is meant to be loaded, compare logits, and only then give the file its name."""
+"""Export: write the file, load it with the target library, compare logits, then rename the file to its final name."""
 
 import shutil
 from collections.abc import Callable
@@ -11,17 +11,19 @@ from torch import Tensor
 from beton_tools.errors import UserError
 from fastft.export import to_onnx, to_open_clip, to_safetensors, to_timm
 from fastft.export.card import model_card
-from fastft.inference.predict import Trained, load_trained
+from fastft.inference.trained import Trained, load_trained
 
 Logits = Callable[[Tensor], Tensor]  # images (B, 3, S, S) to logits (B, K), both float32 on the CPU
 
 CHECK_IMAGES = 3
-TOLERANCE = 1e-4  # of the largest logit: fp32 sums in another order, and a LayerNorm's 1e-6 for 1e-5
+TOLERANCE = (
+    1e-4  # relative to the largest logit: fp32 sums in another order, LayerNorm eps 1e-6 instead of 1e-5
+)
 
 
 @dataclass(frozen=True)
 class Format:
-    """`write` makes the file or folder, `load` reads it with the library that it is for."""
+    """`write` creates the file or folder, `load` reads it with the target library."""
 
     write: Callable[[Trained, Path], None]
     load: Callable[[Path], Logits]
@@ -42,7 +44,7 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Exported:
-    """max_difference, max_logit: over all logits of the check's images, in absolute value."""
+    """`max_difference` and `max_logit` are absolute maxima over all logits of the test images."""
 
     path: Path
     card: Path
@@ -51,7 +53,7 @@ class Exported:
 
 
 def export_checkpoint(checkpoint: Path, format: str, out: Path) -> Exported:
-    """Export a checkpoint's model (its EMA, where there is one) and write a model card beside it.
+    """Export a checkpoint's model (the EMA if it has one) and write a model card beside it.
 
     Raises:
         UserError: no such checkpoint, a model that the format cannot hold, `out` in the way, or logits that differ.
@@ -93,7 +95,7 @@ def _remove(path: Path) -> None:
 
 @torch.inference_mode()
 def _compare(trained: Trained, exported: Logits) -> tuple[float, float]:
-    """(largest difference, largest logit) over images of normal noise, which excites every channel."""
+    """(largest difference, largest logit) on images of Gaussian noise."""
     size = trained.recipe.model.image_size
     images = torch.randn(CHECK_IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
     want, got = trained.model(images), exported(images)

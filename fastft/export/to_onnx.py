@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from beton_tools.errors import UserError
-from fastft.inference.predict import Trained
+from fastft.inference.trained import Trained
 
 OPSET = 17  # the first with LayerNormalization
 MISSING = "exporting to ONNX needs onnx and onnxruntime; run: pip install -e '.[export]'"
@@ -22,8 +22,8 @@ def write(trained: Trained, path: Path) -> None:
     size = trained.recipe.model.image_size
     batch = {0: "batch"}
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing a fixed shape, and that this exporter is the older one
-        # the newer exporter (dynamo=True) needs another package and gives the same graph's numbers
+        warnings.simplefilter("ignore")  # warnings about the fixed shape and about the older exporter
+        # the newer exporter (dynamo=True) needs another package and gives the same numbers
         torch.onnx.export(
             trained.model, (torch.zeros(2, 3, size, size),), str(path), dynamo=False, opset_version=OPSET,
             input_names=["images"], output_names=["logits"], dynamic_axes={"images": batch, "logits": batch},

@@ -8,12 +8,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from open_clip.model import CLIPVisionCfg, _build_vision_tower  # the only builder that takes a configuration
+from open_clip.model import CLIPVisionCfg, _build_vision_tower  # the only builder from a configuration
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from beton_tools.errors import UserError
-from fastft.inference.predict import Trained
+from fastft.inference.trained import Trained
 
 CONFIG, WEIGHTS, BIAS = "open_clip_config.json", "open_clip_model.safetensors", "head.bias"
 
@@ -28,7 +28,11 @@ class TowerWithBias(nn.Module):
 
 
 def write(trained: Trained, path: Path) -> None:
-    """Raises UserError for a relative position bias, which open_clip has no place for."""
+    """Write the folder.
+
+    Raises:
+        UserError: the model has a relative position bias, which open_clip does not support.
+    """
     ours = trained.model.state_dict()
     if any(".rel_pos_bias." in name for name in ours):
         raise UserError("open_clip's tower has no relative position bias; export to safetensors or onnx")
@@ -76,7 +80,7 @@ def open_clip_config(trained: Trained) -> dict[str, Any]:
     if not arch.ln_pre:
         vision["no_ln_pre"] = True
     if any(".ls_1." in name for name, _ in trained.model.named_parameters()):
-        vision["ls_init_value"] = 1.0  # that there are factors; their values are in the weights
+        vision["ls_init_value"] = 1.0  # enables the factors; their values are in the weights
     return {
         "embed_dim": recipe.data.num_classes,
         "quick_gelu": arch.quick_gelu,

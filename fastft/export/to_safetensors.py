@@ -1,4 +1,4 @@
-"""One safetensors file with fastft's own names; its header says how to build the model and how to prepare images."""
+"""One safetensors file with fastft's parameter names; its header describes the model and the preprocessing."""
 
 import json
 from dataclasses import asdict
@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fastft.inference.predict import Trained
+from fastft.inference.trained import Trained
 from fastft.model import Arch, build_classifier
 
 
@@ -28,7 +28,7 @@ def write(trained: Trained, path: Path) -> None:
         },
     }
     state = {k: v.contiguous() for k, v in trained.model.state_dict().items()}
-    # safetensors' headers hold texts; "format" is what transformers and timm ask for
+    # safetensors headers hold strings; transformers and timm require "format"
     save_file(state, path, {"format": "pt"} | {key: json.dumps(value) for key, value in header.items()})
 
 

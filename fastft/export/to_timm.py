@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from beton_tools.errors import UserError
-from fastft.inference.predict import Trained
+from fastft.inference.trained import Trained
 from fastft.model import Arch
 
 NAMES = {  # ours -> timm's, within a block
@@ -32,13 +32,13 @@ NAMES = {  # ours -> timm's, within a block
     "mlp.c_proj.bias": "mlp.fc2.bias",
     "ls_2.gamma": "ls2.gamma",
 }
-# timm's registered CLIP towers; any other shape is described as a variation of the B/16
+# timm's registered CLIP towers; other shapes are described as variants of the B/16
 ARCHITECTURES = {
     (768, 32): "vit_base_patch32",
     (768, 16): "vit_base_patch16",
     (1024, 14): "vit_large_patch14",
 }
-CLIP_EPS = 1e-5  # of these towers' LayerNorms; timm's own default is 1e-6
+CLIP_EPS = 1e-5  # LayerNorm eps of these towers; timm's default is 1e-6
 
 
 def write(trained: Trained, path: Path) -> None:
@@ -92,7 +92,7 @@ def timm_state(trained: Trained) -> dict[str, Tensor]:
 
 
 def timm_config(trained: Trained) -> dict[str, Any]:
-    """config.json as on model hubs: how to build the model, and how its images are prepared."""
+    """config.json as on model hubs: the model's arguments and its preprocessing."""
     recipe, arch = trained.recipe, trained.model.visual.arch
     size = [3, arch.image_size, arch.image_size]
     return {
@@ -134,7 +134,7 @@ def _model_args(trained: Trained, arch: Arch) -> dict[str, Any]:
         "fc_norm": False,
     }
     if any(".ls_1." in name for name, _ in trained.model.named_parameters()):
-        args["init_values"] = 1.0  # that there are factors; their values are in the weights
+        args["init_values"] = 1.0  # enables the factors; their values are in the weights
     if arch.norm_eps != CLIP_EPS:
-        args["norm_layer"] = "layernorm"  # timm's name for 1e-6
+        args["norm_layer"] = "layernorm"  # timm's name for a LayerNorm with eps 1e-6
     return args

@@ -1,4 +1,4 @@
-"""Files that appear under their name when they are complete."""
+"""Files that appear under their name only when they are complete."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,10 +7,9 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Where to write instead of `path`, which takes its place at the end; after an error nothing of it is left."""
-    partial = path.with_name(
-        f".partial-{path.name}"
-    )  # of the same suffix, by which libraries choose a format
+    """A temporary path to write to; it is renamed to `path` at the end, or removed after an error."""
+    # the suffix stays, because libraries choose a format by it
+    partial = path.with_name(f".partial-{path.name}")
     try:
         yield partial
         partial.replace(path)

@@ -1,12 +1,14 @@
-"""A benchmark file, checked as far as reports and costs read it. The schema is docs/bench-schema.md."""
+"""Read a benchmark file and check what reports and costs use of it. The schema is docs/bench-schema.md."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from beton_tools.errors import UserError
+from beton_tools.user_files import read_user_text
 from fastft.files.rules import LIST, NUMBER, NUMBERS, OBJECT, TEXT, check_keys
 
+MAX_BYTES = 256 << 20
 FILE = {"measures": LIST, "machine": OBJECT, "notes": LIST, "date": TEXT, "command": TEXT}
 MEASURE = {"name": TEXT, "unit": TEXT, "contenders": LIST, "setting": OBJECT}
 RUN = {
@@ -23,25 +25,24 @@ RATIO = {"median": NUMBER, "min": NUMBER, "max": NUMBER}
 
 
 def read_bench(path: Path) -> dict[str, Any]:
-    """The file's document.
+    """The content of the file.
 
     Raises:
-        UserError: missing, not JSON, or not of the schema.
+        UserError: missing, not JSON, or it does not follow the schema.
     """
+    if not path.exists():
+        raise UserError(f"benchmark file {path} does not exist; fastft bench writes one")
+    text = read_user_text(path, MAX_BYTES, "a benchmark file (fastft bench writes one)")
     try:
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        document = json.loads(text, parse_constant=_refuse)
         _check(document)
-    except FileNotFoundError:
-        raise UserError(f"benchmark file {path} does not exist; fastft bench writes one") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise UserError(f"{path} is not a benchmark file: {error}; fastft bench writes one") from None
     return document
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"it holds {constant}, which is no number")
+    raise ValueError(f"it contains {constant}, which is not a number")
 
 
 def _check(document: Any) -> None:

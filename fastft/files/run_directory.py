@@ -1,4 +1,4 @@
-"""The run directory: its lock, recipe.yaml, metrics.jsonl and result.json, written and read. Reading works during a run."""
+"""The run directory: its lock, recipe.yaml, metrics.jsonl and result.json, written and read, also during a run."""
 
 import json
 from dataclasses import dataclass
@@ -18,8 +18,9 @@ from fastft.files.yaml_file import read_yaml
 from fastft.imagenet import is_imagenet
 
 Line = dict[str, Any]
+MAX_BYTES = 1 << 30  # of a file in a run directory; a long run logs some megabytes
 
-# What lines hold, by their kind; `raw_` and `ema_` begin the names of scores.
+# keys of the lines of metrics.jsonl by their kind; names of scores begin with `raw_` or `ema_`
 LINES = {
     "train": {
         "step": NUMBER, "loss": NUMBER, "lr": NUMBER, "images_per_second": POSITIVE, "wait_share": NUMBER,
@@ -32,16 +33,15 @@ LINES = {
 }  # fmt: skip
 OPTIONAL = ("split", "world_size")
 SCORES = ("raw_", "ema_")
-MAX_BYTES = 1 << 30  # of metrics.jsonl and result.json; a run of 50 epochs writes 1 MB
 
 
 @dataclass(frozen=True)
 class Run:
-    """Lines of metrics.jsonl by kind, in order of steps.
+    """The lines of metrics.jsonl by kind, in order of steps.
 
-    starts: of each process that trained on, what it ran on. intervals: loss, lr, images_per_second, wait_share,
-    mfu, memory_gib, split. evaluations: raw_top1, ema_top1, ... checkpoints: seconds. splits: seconds by part, of
-    epochs; of one that was interrupted, by the process that ended it.
+    starts: the hardware and software of each process start. intervals: loss, lr, images_per_second, wait_share, mfu,
+    memory_gib, split. evaluations: raw_top1, ema_top1, ... checkpoints: seconds. splits: seconds by part of each epoch; for
+    an interrupted epoch only those of the process that finished it.
     """
 
     folder: Path
@@ -55,7 +55,7 @@ class Run:
 
     @property
     def machine(self) -> Line:
-        """Of the last start; empty where the trainer wrote none."""
+        """The last start line; empty if the trainer wrote none."""
         return self.starts[-1] if self.starts else {}
 
     @property
@@ -65,18 +65,18 @@ class Run:
 
     @property
     def interval_steps(self) -> list[int]:
-        """Of every logged interval: those since the one before it, whatever interrupted the run meanwhile."""
+        """Optimiser steps of each interval."""
         return [int(b - a) for a, b in pairwise([0, *(i["step"] for i in self.intervals)])]
 
     @property
     def steps_per_epoch(self) -> int:
-        """As trained: the file at hand may have had another size than the recipe says."""
+        """From the log, because older versions stored the recipe's train_size, which may not be the file's."""
         ends = [e["step"] / (e["epoch"] + 1) for e in self.evaluations]
-        return round(ends[-1]) if ends else self._from_time_left()
+        return round(ends[-1]) if ends else self._estimate_steps_per_epoch()
 
-    def _from_time_left(self) -> int:
+    def _estimate_steps_per_epoch(self) -> int:
         if not self.intervals:
-            return max(1, self.recipe.data.train_size // self.recipe.optim.batch_size)
+            return self.recipe.steps_per_epoch()
         last = self.intervals[-1]
         left = last["seconds_left"] * last["images_per_second"] / self.recipe.optim.batch_size
         return max(1, round((last["step"] + left) / self.recipe.epochs))
@@ -87,16 +87,20 @@ class Run:
 
     @property
     def on_imagenet(self) -> bool:
-        """By what the recipe says, and by the steps that an epoch had: the file may be a part of it."""
+        """Whether the recipe is for ImageNet and the training file had as many images."""
         return is_imagenet(self.recipe) and self.steps_per_epoch == self.recipe.steps_per_epoch()
 
     def epoch_of(self, step: float) -> float:
-        """Position in epochs, fractional: what all curves are drawn over."""
+        """A step's position in epochs, fractional: the horizontal axis of all curves."""
         return step / self.steps_per_epoch
 
 
 def load_run(folder: Path) -> Run:
-    """Raises UserError where the folder is no run directory, or what lies in it is not as the trainer writes it."""
+    """Read a run directory.
+
+    Raises:
+        UserError: not a run directory, or its files are not as the trainer writes them.
+    """
     path = folder / "recipe.yaml"
     if not path.exists():
         raise UserError(
@@ -126,10 +130,10 @@ def load_run(folder: Path) -> Run:
 
 
 def read_metrics(path: Path) -> list[Line]:
-    """The lines of a metrics.jsonl; a last line cut short by a crash is left out.
+    """The lines of a metrics.jsonl; lines cut short by a crash are left out.
 
     Raises:
-        UserError: not a text file, or a line that is no object with a step.
+        UserError: not a text file, or a line is not an object with a step.
     """
     if not path.exists():
         return []
@@ -149,27 +153,28 @@ def read_metrics(path: Path) -> list[Line]:
 
 
 def _check_lines(by_kind: dict[str, list[Line]]) -> None:
-    """Raise ValueError where reports could not draw them."""
+    """Raise ValueError for values that reports cannot draw."""
     for kind, lines in by_kind.items():
         for line in lines:
             scores = {key: NUMBER for key in line if key.startswith(SCORES)}
             check_keys(f"a '{kind}' line", line, LINES[kind] | scores, OPTIONAL)
     if any(b["step"] <= a["step"] for a, b in pairwise(by_kind["train"])):
-        raise ValueError("the steps of 'train' lines do not rise")
+        raise ValueError("the steps of 'train' lines do not increase")
 
 
 def _read_json(path: Path) -> Line:
+    """The object in a JSON file; empty if there is no file."""
     if not path.exists():
         return {}
     try:
-        document = json.loads(read_user_text(path, MAX_BYTES, "the file that fastft train wrote"))
+        document = json.loads(read_user_text(path, MAX_BYTES, "the result.json of a run"))
         if not isinstance(document, dict):
-            raise ValueError("it is not an object")
-        return document
-    except (ValueError, RecursionError) as error:
+            raise ValueError("not an object")
+    except (RecursionError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read: {error}; delete it and run the same fastft train again"
         ) from None
+    return document
 
 
 def run_folder(recipe: Recipe) -> Path:
@@ -177,10 +182,10 @@ def run_folder(recipe: Recipe) -> Path:
 
 
 def lock_run(folder: Path) -> IO[str]:
-    """A file whose lock keeps other processes out of a run directory, until it is closed or the process is gone.
+    """An open file whose lock keeps other processes out of a run directory until it is closed or the process ends.
 
     Raises:
-        UserError: another process has it.
+        UserError: another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / ".lock").open("w")

@@ -1,4 +1,4 @@
-"""Where a model is wrong: its worst classes, and the mistakes it was surest of, with their images."""
+"""Where a model is wrong, from its logits: the worst classes, and the most confident mistakes with their images."""
 
 import base64
 import io
@@ -10,14 +10,15 @@ from PIL import Image
 
 from beton_tools.errors import UserError
 from beton_tools.format import RAW_MODE, Beton
+from beton_tools.image_formats import open_image
 
-THUMBNAIL = 168  # pixels of the longer side, shown at half that on a dense screen
+THUMBNAIL = 168  # pixels of the longer side, shown at half that size for high-density screens
 THUMBNAIL_QUALITY = 82
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class: how many of its images are right, and what the others are mostly taken for."""
+    """Accuracy of one class, and the class that most of its other images are predicted as."""
 
     name: str
     top1: float  # percent
@@ -28,30 +29,39 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Mistake:
-    """`sample` is the index in the validation file; shares are softmax probabilities."""
+    """One wrong prediction. `sample` is the index in the validation file; probabilities are of the softmax."""
 
     sample: int
     truth: str
-    truth_share: float
+    truth_probability: float
     predicted: str
-    predicted_share: float
+    predicted_probability: float
     image: str = ""  # data URI
 
 
 @dataclass(frozen=True)
 class Mistakes:
+    """Of `images` validation images, `wrong` are predicted as another class."""
+
     images: int
     wrong: int
     classes: list[ClassScore]
-    surest: list[Mistake]
+    most_confident: list[Mistake]
 
 
 def find_mistakes(
-    logits_NK: np.ndarray, labels_N: np.ndarray, classes: Sequence[str], worst: int = 20, surest: int = 12
+    logits_NK: np.ndarray,
+    labels_N: np.ndarray,
+    classes: Sequence[str],
+    worst: int = 20,
+    most_confident: int = 12,
 ) -> Mistakes:
-    """The `worst` classes by top-1 and the `surest` mistakes by probability of the wrong class.
+    """The `worst` classes by top-1, and the `most_confident` mistakes by the probability of the wrong class.
 
-    logits_NK: float (N, K). labels_N: int (N,). Raises UserError where the two do not belong together.
+    logits_NK: float (N, K). labels_N: int (N,).
+
+    Raises:
+        UserError: the shapes differ, or a label is not in 0..K-1.
     """
     if (
         logits_NK.ndim != 2
@@ -67,15 +77,15 @@ def find_mistakes(
         images=len(labels_N),
         wrong=len(wrong),
         classes=_worst_classes(predicted_N, labels_N, classes)[:worst],
-        surest=_surest(logits_NK, labels_N, predicted_N, wrong, classes)[:surest],
+        most_confident=_by_confidence(logits_NK, labels_N, predicted_N, wrong, classes)[:most_confident],
     )
 
 
 def _worst_classes(predicted_N: np.ndarray, labels_N: np.ndarray, classes: Sequence[str]) -> list[ClassScore]:
     scores = []
     for label in np.unique(labels_N):
-        guesses = predicted_N[labels_N == label]
-        counts = np.bincount(guesses)
+        predictions = predicted_N[labels_N == label]
+        counts = np.bincount(predictions)
         right = int(counts[label]) if label < len(counts) else 0
         if label < len(counts):
             counts[label] = 0
@@ -84,8 +94,8 @@ def _worst_classes(predicted_N: np.ndarray, labels_N: np.ndarray, classes: Seque
         scores.append(
             ClassScore(
                 name=class_name(classes, label),
-                top1=100 * right / len(guesses),
-                images=len(guesses),
+                top1=100 * right / len(predictions),
+                images=len(predictions),
                 confused_with=class_name(classes, other) if confused else "",
                 confused=confused,
             )
@@ -93,25 +103,26 @@ def _worst_classes(predicted_N: np.ndarray, labels_N: np.ndarray, classes: Seque
     return sorted(scores, key=lambda s: (s.top1, -s.images, s.name))
 
 
-def _surest(
+def _by_confidence(
     logits_NK: np.ndarray,
     labels_N: np.ndarray,
     predicted_N: np.ndarray,
     wrong: np.ndarray,
     classes: Sequence[str],
 ) -> list[Mistake]:
-    shares = _softmax(logits_NK[wrong])
+    """The mistakes at the indices `wrong`, the highest probability of the wrong class first."""
+    probabilities = _softmax(logits_NK[wrong])
     rows = np.arange(len(wrong))
-    sure, right = shares[rows, predicted_N[wrong]], shares[rows, labels_N[wrong]]
+    of_predicted, of_truth = probabilities[rows, predicted_N[wrong]], probabilities[rows, labels_N[wrong]]
     return [
         Mistake(
             sample=int(wrong[k]),
             truth=class_name(classes, labels_N[wrong[k]]),
-            truth_share=float(right[k]),
+            truth_probability=float(of_truth[k]),
             predicted=class_name(classes, predicted_N[wrong[k]]),
-            predicted_share=float(sure[k]),
+            predicted_probability=float(of_predicted[k]),
         )
-        for k in np.argsort(-sure, kind="stable")
+        for k in np.argsort(-of_predicted, kind="stable")
     ]
 
 
@@ -121,6 +132,7 @@ def _softmax(logits_NK: np.ndarray) -> np.ndarray:
 
 
 def class_name(classes: Sequence[str], label: int) -> str:
+    """The name of a class, or "class k" where `classes` has none for it."""
     return classes[label] if label < len(classes) else f"class {label}"
 
 
@@ -131,7 +143,7 @@ def thumbnail(beton: Beton, sample: int) -> str:
         shape = int(beton.heights[sample]), int(beton.widths[sample]), 3
         image = Image.fromarray(stored.reshape(shape))
     else:
-        image = Image.open(io.BytesIO(stored.tobytes())).convert("RGB")
+        image = open_image(stored.tobytes()).convert("RGB")
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY)

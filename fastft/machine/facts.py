@@ -58,7 +58,7 @@ def gather(data: Path | None = None) -> Facts:
     Raises:
         UserError: `data` does not exist or is not a .beton file.
     """
-    data_size = None if data is None else Beton.open(data).data.nbytes
+    data_size = None if data is None else Beton.open(data).file_size
     torch_version, torch_cuda, arch_list, gpus = _torch()
     total, available = _memory()
     numba_cuda = _version("numba-cuda")

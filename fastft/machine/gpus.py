@@ -17,17 +17,20 @@ class Gpu:
     bandwidth: float  # of the device memory, bytes/s
     pattern: str  # regular expression that matches torch.cuda.get_device_name()
     source: str
+    bf16: bool = True  # native support
 
 
-def _gpu(name: str, tflops: float, fp32: float, gb_per_s: float, pattern: str, source: str) -> Gpu:
-    return Gpu(name, tflops * 1e12, fp32 * 1e12, gb_per_s * 1e9, pattern, f"NVIDIA {source}")
+def _gpu(
+    name: str, tflops: float, fp32: float, gb_per_s: float, pattern: str, source: str, bf16: bool = True
+) -> Gpu:
+    return Gpu(name, tflops * 1e12, fp32 * 1e12, gb_per_s * 1e9, pattern, f"NVIDIA {source}", bf16)
 
 
 _CARDS = (
-    _gpu("V100", 125, 15.7, 900, r"V100-SXM", "V100 data sheet (SXM2)"),
-    _gpu("V100-PCIe", 112, 14, 900, r"V100-PCIE", "V100 data sheet (PCIe)"),
-    _gpu("V100S", 130, 16.4, 1134, r"V100S", "V100 data sheet (V100S PCIe)"),
-    _gpu("T4", 65, 8.1, 300, r"\bT4\b", "T4 data sheet"),
+    _gpu("V100", 125, 15.7, 900, r"V100-SXM", "V100 data sheet (SXM2)", bf16=False),
+    _gpu("V100-PCIe", 112, 14, 900, r"V100-PCIE", "V100 data sheet (PCIe)", bf16=False),
+    _gpu("V100S", 130, 16.4, 1134, r"V100S", "V100 data sheet (V100S PCIe)", bf16=False),
+    _gpu("T4", 65, 8.1, 300, r"\bT4\b", "T4 data sheet", bf16=False),
     _gpu("A100", 312, 19.5, 2039, r"A100.*80GB|A100-SXM-80GB", "A100 data sheet (80 GB SXM)"),
     _gpu("A100-40", 312, 19.5, 1555, r"A100", "A100 data sheet (40 GB)"),
     _gpu("A10", 125, 31.2, 600, r"\bA10\b", "A10 data sheet"),

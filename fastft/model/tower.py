@@ -13,14 +13,30 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fastft.model.arch import Arch
-from fastft.model.fused import quick_gelu, self_attention
+from fastft.model.attention import self_attention
+from fastft.model.linear import quick_gelu_mlp
 
 
-class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x): the activation that OpenAI's CLIP was trained with."""
+class PatchEmbedding(nn.Conv2d):
+    """Images (B, 3, S, S) to patch tokens (B, N - 1, D): a convolution whose stride is its kernel, as one matrix product.
 
-    def forward(self, x: Tensor) -> Tensor:
-        return quick_gelu(x)
+    Three input channels suit convolution kernels badly. The weight keeps the convolution's shape (D, 3, P, P).
+    """
+
+    def __init__(self, width: int, patch_size: int):
+        super().__init__(3, width, patch_size, patch_size, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        # in the order of channels-last memory, where neither weight nor rows of pixels are rearranged
+        return F.linear(patchify(images, self.kernel_size[0]), self.weight.permute(0, 2, 3, 1).flatten(1))
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """(B, 3, S, S) to (B, (S / P)^2, 3 P^2), rows of patches from the top; within a patch rows, columns, channels."""
+    B, C, size, _ = images.shape
+    grid = size // patch_size
+    blocks = images.view(B, C, grid, patch_size, grid, patch_size)
+    return blocks.permute(0, 2, 4, 3, 5, 1).reshape(B, grid**2, patch_size**2 * C)
 
 
 class LayerScale(nn.Module):
@@ -91,31 +107,38 @@ def relative_position_index(grid: int) -> Tensor:
 class Attention(nn.Module):
     """Multi-head self-attention with nn.MultiheadAttention's parameter names."""
 
-    def __init__(self, width: int, heads: int, bias: RelativePositionBias | None):
+    def __init__(self, width: int, heads: int, rel_pos_bias: RelativePositionBias | None):
         super().__init__()
         self.heads = heads
+        self.kernel = "auto"  # one of ATTENTION_KERNELS; `Tower.set_attention_kernel`
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
-        self.rel_pos_bias = bias
+        self.rel_pos_bias = rel_pos_bias
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        qkv_BN3D = F.linear(x_BND, self.in_proj_weight, self.in_proj_bias)
-        bias = None if self.rel_pos_bias is None else self.rel_pos_bias().to(qkv_BN3D.dtype)
-        return self.out_proj(self_attention(qkv_BN3D, self.heads, bias))
+        score_bias = None if self.rel_pos_bias is None else self.rel_pos_bias()
+        x_BND = self_attention(
+            x_BND, self.in_proj_weight, self.in_proj_bias, self.heads, self.kernel, score_bias
+        )
+        return self.out_proj(x_BND)
 
 
 class Mlp(nn.Module):
+    """linear(gelu(linear(x))) with GELU or, as OpenAI's CLIP was trained, QuickGELU."""
+
     def __init__(self, arch: Arch):
         super().__init__()
+        self.quick_gelu = arch.quick_gelu
         self.c_fc = nn.Linear(arch.width, arch.mlp_width)
-        self.gelu = QuickGELU() if arch.quick_gelu else nn.GELU()
         self.c_proj = nn.Linear(arch.mlp_width, arch.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(self.gelu(self.c_fc(x)))
+        if self.quick_gelu:
+            return quick_gelu_mlp(x, self.c_fc.weight, self.c_fc.bias, self.c_proj.weight, self.c_proj.bias)
+        return self.c_proj(F.gelu(self.c_fc(x)))
 
 
 class Block(nn.Module):
@@ -165,7 +188,7 @@ class Tower(nn.Module):
         self.arch = arch
         self.frozen_blocks = 0  # the embeddings and this many lower blocks run without gradient
         self.grad_checkpointing = False
-        self.conv1 = nn.Conv2d(3, arch.width, arch.patch_size, arch.patch_size, bias=False)
+        self.conv1 = PatchEmbedding(arch.width, arch.patch_size)
         scale = arch.width**-0.5
         self.class_embedding = nn.Parameter(scale * torch.randn(arch.width))
         self.positional_embedding = nn.Parameter(scale * torch.randn(arch.tokens, arch.width))
@@ -177,20 +200,29 @@ class Tower(nn.Module):
 
     @property
     def noise_columns(self) -> int:
-        """Uniform numbers that a training pass takes per image: two per block, one per patch; 0 where none is asked for."""
+        """Uniform numbers per image of a training pass: two per block and one per patch; 0 without stochastic layers."""
         return 2 * self.arch.layers + self.arch.grid**2 if self.stochastic else 0
 
+    def set_attention_kernel(self, kernel: str) -> None:
+        """Use one of `ATTENTION_KERNELS` in every block, or 'auto'."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.kernel = kernel
+
     def embed(self, images: Tensor, uniform_BN: Tensor | None = None) -> Tensor:
-        x = self.conv1(images).flatten(2).transpose(1, 2)
+        """Tokens of the first block's input, in the dtype of the parameters.
+
+        Blocks add to them: under autocast in fp32, so that the sum over blocks is never rounded to half precision.
+        """
+        x = self.conv1(images)
         token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([token, x], dim=1) + self.positional_embedding.to(x.dtype)
-        # blocks add to it in fp32: autocast leaves it in bf16 where there is no ln_pre, and on a CPU even after one
-        return self.ln_pre(self.patch_dropout(x, uniform_BN)).float()
+        return self.ln_pre(self.patch_dropout(x, uniform_BN).to(self.positional_embedding.dtype))
 
-    def _share_out(
+    def _split_noise(
         self, images: Tensor, noise: Tensor | None
     ) -> tuple[Tensor | None, Sequence[Tensor | None]]:
-        """What of the noise is the patches', and each block's."""
+        """The columns for patch dropout, and for each block; None outside training and without stochastic layers."""
         columns, layers = self.noise_columns, self.arch.layers
         if not self.training or columns == 0:
             return None, [None] * layers
@@ -199,17 +231,15 @@ class Tower(nn.Module):
         return noise[:, 2 * layers :], noise[:, : 2 * layers].chunk(layers, dim=1)
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """noise: (B, noise_columns), uniform in [0, 1), for stochastic layers in training; by default torch draws it."""
-        blocks = self.transformer.resblocks
-        for_patches, for_blocks = self._share_out(images, noise)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.frozen_blocks == 0):
-            x = self.embed(images, for_patches)
+        """noise: (B, noise_columns), uniform in [0, 1), for stochastic layers in training; drawn here by default."""
+        blocks, frozen = self.transformer.resblocks, self.frozen_blocks
+        patch_noise, block_noise = self._split_noise(images, noise)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and frozen == 0):
+            x = self.embed(images, patch_noise)
         with torch.set_grad_enabled(False):
-            for block, uniform in zip(blocks[: self.frozen_blocks], for_blocks, strict=False):
+            for block, uniform in zip(blocks[:frozen], block_noise, strict=False):
                 x = block(x, uniform)
-        for block, uniform in zip(
-            blocks[self.frozen_blocks :], for_blocks[self.frozen_blocks :], strict=True
-        ):
+        for block, uniform in zip(blocks[frozen:], block_noise[frozen:], strict=True):
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, uniform, use_reentrant=False)
             else:

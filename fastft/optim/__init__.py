@@ -1,4 +1,4 @@
-"""Layer-wise groups, fused AdamW, the schedule and EMA."""
+"""Layer-wise groups, fused AdamW, the schedule, EMA and the half-precision copy."""
 
 from typing import Any
 
@@ -6,11 +6,13 @@ import torch
 
 from fastft.optim.ema import Ema, decay_for_batch
 from fastft.optim.groups import Group, layer_groups, layer_id, optimizer_groups, takes_weight_decay
+from fastft.optim.half_copy import HalfCopy
 from fastft.optim.schedule import WarmupCosine, set_lr
 
 __all__ = [
     "Ema",
     "Group",
+    "HalfCopy",
     "WarmupCosine",
     "build_adamw",
     "decay_for_batch",

@@ -9,12 +9,12 @@ from fastft.report.charts import Chart, Series, nice_step, render_chart, tick_la
 from fastft.report.page import render_page
 
 BASELINE = "fastft"
-PEER_STYLES = 4  # peers get the styles peer-1 ... peer-4, then again
-SCALING_POINTS = 3  # settings from which a curve is drawn
+PEER_STYLES = 4  # styles peer-1 ... peer-4 are used in rotation
+SCALING_POINTS = 3  # a curve is drawn for at least this many settings
 
 
 def render_bench(document: dict[str, Any], name: str) -> str:
-    """The page, as text; `document` as `read_bench` gives it, `name` of the file it came from."""
+    """The page as HTML; `document` from `read_bench`, `name` of its file."""
     groups = []
     for title, group in groupby(document["measures"], key=lambda m: m["name"]):
         measures = [measure_view(m) for m in group]
@@ -32,7 +32,7 @@ def render_bench(document: dict[str, Any], name: str) -> str:
 
 
 def measure_view(measure: dict[str, Any]) -> dict[str, Any]:
-    """A measure with spread and ratio filled in where its file leaves them out, and positions of its bars."""
+    """The measure with missing spreads and ratios computed, and the positions of its bars."""
     lower_is_better = measure.get("better") == "lower"
     contenders = [_filled(c) for c in measure["contenders"]]
     shown = [c for c in contenders if "median" in c]
@@ -67,7 +67,7 @@ def _filled(contender: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ratio(own: dict[str, Any], peer: dict[str, Any], lower_is_better: bool) -> dict[str, float] | None:
-    """How many times better our own is: by round where rounds alternated, as a noisy machine slows both."""
+    """How many times better `own` is: round by round if the rounds alternated, because load slows both sides."""
     top, bottom = (peer, own) if lower_is_better else (own, peer)
     if len(top["rounds"]) == len(bottom["rounds"]) and all(bottom["rounds"]):
         by_round = [a / b for a, b in zip(top["rounds"], bottom["rounds"], strict=True)]
@@ -79,7 +79,7 @@ def _ratio(own: dict[str, Any], peer: dict[str, Any], lower_is_better: bool) -> 
 
 
 def _axis(contenders: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """From 0 to a round number: its end, and ticks with their places in percent."""
+    """An axis from 0 to a round number: its end, and ticks with positions in percent."""
     highest = max((c["max"] for c in contenders), default=0) or 1
     step = nice_step(highest / 4)
     count = -(-highest // step)
@@ -88,7 +88,7 @@ def _axis(contenders: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def scaling_chart(measures: Sequence[dict[str, Any]]) -> Any:
-    """Medians over the one number that the settings differ in, such as threads; empty where there is none."""
+    """Medians over the one number in which the settings differ, such as threads; empty if there is none."""
     key = _varied(measures)
     if key is None:
         return ""

@@ -1,6 +1,6 @@
-"""Line charts as inline SVG, drawn here so that they need no script and print; a script adds the read-out.
+"""Line charts as inline SVG: they work without scripts and in print; a script adds the read-out.
 
-Every chart is drawn twice, for a desktop column and for a phone, so that text keeps its size; CSS shows one.
+Every chart is drawn twice, for desktop and phone width, so that text keeps its size; CSS shows one of them.
 """
 
 import json
@@ -12,14 +12,14 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-MAX_POINTS = 480  # per line; more would be closer together than pixels
-FEW_POINTS = 16  # these get a dot each, and are never cut off
+MAX_POINTS = 480  # per line; more would be closer than a pixel
+FEW_POINTS = 16  # lines with at most this many points get dots and are never cut off
 TICK_STEPS = (1, 2, 2.5, 5, 10)
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line. `style`: CSS classes: raw, ema, own, accent or peer-1 to 4; with reference: dashed."""
+    """One line. `style` is a CSS class: raw, ema, own, accent or peer-1 to peer-4; with reference: dashed."""
 
     name: str
     style: str
@@ -35,7 +35,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """`focus`: the end of the y range that matters, top (accuracy) or bottom (loss); the other is cut off."""
+    """`focus` is the part of the y range to show: top (accuracy) or bottom (loss); outliers on the other side are cut off."""
 
     title: str
     x_label: str
@@ -45,8 +45,8 @@ class Chart:
     from_zero: bool = False
     decimals: int = 3
     marks: Sequence[tuple[float, str]] = ()  # vertical lines: x, label
-    x_ticks: Sequence[float] = ()  # where round numbers would not do
-    x_range: tuple[float, float] | None = None  # default: of the points
+    x_ticks: Sequence[float] = ()  # instead of round numbers
+    x_range: tuple[float, float] | None = None  # default: range of the points
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Canvas:
 
 
 def render_chart(chart: Chart) -> Markup:
-    """A <figure> with legend, both drawings, and values for the read-out. Empty without points."""
+    """A <figure> with legend, both drawings and the values for the read-out; empty without points."""
     series = [_thinned(s) for s in chart.series if len(s.x)]
     if not series:
         return Markup("")
@@ -100,9 +100,9 @@ def render_chart(chart: Chart) -> Markup:
 
 
 def script_json(values: Any) -> Markup:
-    """JSON that may stand inside a <script> element."""
+    """JSON that is safe inside a <script> element."""
     text = json.dumps(values, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c"))  # a value cannot end the element
+    return Markup(text.replace("<", "\\u003c"))  # no value can end the element
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
@@ -113,7 +113,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def nice_step(rough: float) -> float:
-    """The next 1, 2, 2.5 or 5 times a power of ten."""
+    """The next larger 1, 2, 2.5 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(rough))
     return next(s * power for s in TICK_STEPS if s * power >= rough * (1 - 1e-9))
 
@@ -121,7 +121,7 @@ def nice_step(rough: float) -> float:
 def tick_label(value: float, step: float) -> str:
     if value == 0:
         return "0"
-    if step < 1e-3 and abs(value) < 99.5 * step:  # two digits tell it from its neighbours
+    if step < 1e-3 and abs(value) < 99.5 * step:  # two digits distinguish it from its neighbours
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
@@ -132,7 +132,7 @@ def tick_label(value: float, step: float) -> str:
 
 
 def _y_range(chart: Chart, series: Sequence[Series]) -> tuple[float, float]:
-    """All points, or with a focus those near the end that matters: as the run's own lines lie, references apart."""
+    """The range of all points, or with a focus the part around the run's own lines, without references."""
     bounds = [v for s in series for values in (s.y, s.low or (), s.high or ()) for v in values]
     low, high = min(bounds), max(bounds)
     own = sorted(y for s in series if not s.is_reference for y in s.y) or bounds
@@ -148,7 +148,7 @@ def _y_range(chart: Chart, series: Sequence[Series]) -> tuple[float, float]:
 
 
 def _never_cut(s: Series) -> Sequence[float]:
-    """Where a line ends; of a short one of the run's own, every point."""
+    """Values that stay in the range: the end of a line; all points of a short line that is not a reference."""
     return s.y if len(s.y) <= FEW_POINTS and not s.is_reference else s.y[-1:]
 
 
@@ -164,7 +164,7 @@ def _span(values: Sequence[float], rounded: bool = False) -> tuple[float, float]
 
 
 def _thinned(s: Series) -> Series:
-    """Means over equal runs of points where there are more than the eye can part."""
+    """Means over groups of points if there are more than MAX_POINTS."""
     size = -(-len(s.x) // MAX_POINTS)
     if size <= 1:
         return s
@@ -200,7 +200,7 @@ def _draw(chart: Chart, series: Sequence[Series], c: Canvas) -> Markup:
 
 
 def _clip(c: Canvas) -> tuple[int, int, int, int]:
-    """Plot area with room for a stroke: an inner <svg> of this box cuts off what lies outside."""
+    """The plot area with a margin for the stroke; an inner <svg> with this box clips the lines."""
     return c.left - 4, c.top - 4, c.width - c.left - c.right + 8, c.height - c.top - c.bottom + 8
 
 

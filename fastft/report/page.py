@@ -1,4 +1,4 @@
-"""Pages: jinja2 templates to one self-contained HTML file, and the words that templates use for numbers."""
+"""HTML pages from jinja2 templates, self-contained, and the number formats that templates use."""
 
 from datetime import datetime, timezone
 from functools import cache
@@ -11,7 +11,7 @@ from fastft import __version__
 
 
 def render_page(template: str, **values: Any) -> str:
-    """A page with style and script inside; nothing in it is fetched from anywhere."""
+    """Render a page with inline style and script; it loads nothing from the network."""
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     return _environment().get_template(template).render(version=__version__, made=now, **values)
 
@@ -37,7 +37,7 @@ def _environment() -> jinja2.Environment:
 
 
 def figure(value: float) -> str:
-    """At least three digits: 1,234 / 123 / 12.3 / 1.23 / 0.120."""
+    """Format with at least three significant digits: 1,234 / 123 / 12.3 / 1.23 / 0.120."""
     size = abs(value)
     if size >= 100:
         return f"{value:,.0f}"
@@ -49,7 +49,7 @@ def percent(share: float) -> str:
 
 
 def flags(text: str) -> Markup:
-    """Command-line options in a sentence, set as code."""
+    """Mark up command-line options in a sentence as code."""
     words = [
         Markup("<code>{}</code>").format(w) if w.startswith("--") else escape(w) for w in text.split(" ")
     ]
@@ -57,7 +57,7 @@ def flags(text: str) -> Markup:
 
 
 def clock(seconds: float) -> str:
-    """12 s, 3 min 20 s, 5 h 04 min."""
+    """Format seconds as 12 s, 3 min 20 s or 5 h 04 min."""
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     if hours:
@@ -66,7 +66,7 @@ def clock(seconds: float) -> str:
 
 
 def option(value: Any) -> str:
-    """A recipe's value as one would write it."""
+    """Format a recipe option's value as in a recipe."""
     if isinstance(value, (tuple, list)):
         return ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
     if isinstance(value, bool):

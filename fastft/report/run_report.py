@@ -1,4 +1,4 @@
-"""`fastft report RUN`: one run as one HTML page, out of the run directory and the files it names."""
+"""`fastft report RUN`: one HTML page for a run directory."""
 
 import json
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from beton_tools.manifest import Manifest
 from fastft.config import Recipe, differences, load_recipe
 from fastft.cost.run_cost import run_cost
 from fastft.files.atomic import write_text
+from fastft.files.evaluations import headline_top1
 from fastft.files.recipe_file import RECIPES
 from fastft.files.run_directory import Run
 from fastft.inference.mistakes import Mistakes
@@ -20,7 +21,7 @@ from fastft.report.page import percent, render_page
 from fastft.report.time_split import time_split
 
 FINALS = ("final_b16", "final_b16_384", "final_l14", "final_l14_336")
-EPOCHS = "epochs trained"  # an evaluation "of epoch 0" stands at 1
+EPOCHS = "epochs trained"  # the evaluation of epoch 0 is drawn at 1
 NOT_COMPARED = {"about.top1", "about.source", "data.train", "data.val", "train.run_dir"}
 
 
@@ -33,7 +34,7 @@ def render_run(
     price: float | None = None,
     against: Path | None = None,
 ) -> str:
-    """The page, as text.
+    """The page as HTML.
 
     mistakes_note says why there are none. gpus: where the run does not say how many it had. price: of a
     GPU-hour. against: recipe to compare with; default: the final recipe of the same architecture and size.
@@ -65,7 +66,7 @@ def render_run(
 
 
 def reference_curve(recipe: Recipe) -> tuple[str | None, dict[str, Any] | None]:
-    """The paper's own curve for the recipe's architecture and size: its recipe's name and the curve."""
+    """The paper's curve for the recipe's architecture and size: (name of its recipe, curve)."""
     curves = json.loads(files("fastft.report").joinpath("reference_curves.json").read_text("utf-8"))["curves"]
     for name, curve in curves.items():
         if (curve["arch"], curve["image_size"]) == (recipe.model.arch, recipe.model.image_size):
@@ -74,7 +75,7 @@ def reference_curve(recipe: Recipe) -> tuple[str | None, dict[str, Any] | None]:
 
 
 def against_recipe(path: Path | None, reference_name: str | None) -> Recipe | None:
-    """What the run's recipe is compared with; None where the final recipes are not at hand."""
+    """The recipe to compare with; None if the final recipes are not available."""
     if path is not None:
         return load_recipe(path)
     default = RECIPES / f"{reference_name or FINALS[0]}.yaml"
@@ -82,7 +83,7 @@ def against_recipe(path: Path | None, reference_name: str | None) -> Recipe | No
 
 
 def recipe_diff(recipe: Recipe, base: Recipe) -> list[dict[str, Any]]:
-    """Options that differ, in the schema's order: option, base, run."""
+    """Options that differ, in the order of the schema: option, base, run."""
     return [
         {"option": key, "base": theirs, "run": ours}
         for key, (ours, theirs) in differences(recipe, base).items()
@@ -91,7 +92,7 @@ def recipe_diff(recipe: Recipe, base: Recipe) -> list[dict[str, Any]]:
 
 
 def manifests(recipe: Recipe) -> list[dict[str, Any]]:
-    """Of each data file: role, path, and its manifest's summary (None where it has none)."""
+    """Rows of the data files: role, path, and the summary of its manifest (None if it has none)."""
     found = []
     for role, path in (("training", recipe.data.train), ("validation", recipe.data.val)):
         if path is None:
@@ -107,12 +108,12 @@ def manifests(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def headline(run: Run) -> list[dict[str, str]]:
-    """The figures at the top: label, value, and what stands small below it."""
+    """The figures at the top: label, value, and the note below."""
     return [*_accuracy_figures(run), *_speed_figures(run)]
 
 
 def machine_line(run: Run) -> str:
-    """What the run was trained on, as far as its log says."""
+    """The hardware of the run, as far as it is logged."""
     m = run.machine
     words = [
         f"{m.get('world_size', 1)} x {m['device']}" if "device" in m else "",
@@ -123,33 +124,28 @@ def machine_line(run: Run) -> str:
     return ", ".join(filter(None, words))
 
 
-def top1_of(evaluation: dict[str, Any]) -> float:
-    """The EMA's where there is one, as the paper reports."""
-    return float(evaluation.get("ema_top1", evaluation["raw_top1"]))
-
-
 def _accuracy_figures(run: Run) -> list[dict[str, str]]:
     if not run.evaluations:
         return []
-    best, last = max(run.evaluations, key=top1_of), run.evaluations[-1]
+    best, last = max(run.evaluations, key=headline_top1), run.evaluations[-1]
     kind = "EMA" if "ema_top1" in best else "raw"
-    error = (top1_of(best) * (100 - top1_of(best)) / max(1, best["raw_samples"])) ** 0.5
+    error = (headline_top1(best) * (100 - headline_top1(best)) / max(1, best["raw_samples"])) ** 0.5
     figures = [
         _figure(
             f"best {kind} top-1",
-            f"{top1_of(best):.2f} %",
+            f"{headline_top1(best):.2f} %",
             f"epoch {best['epoch']}, standard error {error:.2f}",
         )
     ]
     below = f"raw {last['raw_top1']:.2f} %" if kind == "EMA" else f"epoch {last['epoch']}"
-    figures.append(_figure(f"last {kind} top-1", f"{top1_of(last):.2f} %", below))
+    figures.append(_figure(f"last {kind} top-1", f"{headline_top1(last):.2f} %", below))
     expected = run.recipe.about.top1
     if expected is not None and run.on_imagenet:
         figures.append(
             _figure(
                 "expected",
                 f"{expected:g} %",
-                f"{top1_of(best) - expected:+.2f} against {run.recipe.about.source}",
+                f"{headline_top1(best) - expected:+.2f} against {run.recipe.about.source}",
             )
         )
     return figures
@@ -186,11 +182,11 @@ def _state(run: Run) -> str:
     return f"not finished: {done}" if run.intervals else "nothing logged yet"
 
 
-# charts -----------------------------------------------------------------------------------------------------
+# charts --------------------------------------------------------------------------------------------------------------
 
 
 def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
-    """Top-1, loss and learning rate over epochs, with the reference's where there is one."""
+    """Top-1, loss and learning rate over epochs, with the reference's curves if there are any."""
     per_epoch = [
         *_evaluated(run, "raw_top1", "raw", "raw"),
         *_evaluated(run, "ema_top1", "EMA", "ema"),
@@ -224,7 +220,7 @@ def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
 
 
 def _epochs(run: Run) -> tuple[float, float]:
-    """The whole schedule, so that all charts of a page line up."""
+    """The x range: the whole schedule, so that all charts of a page align."""
     return 0, run.recipe.schedule.epochs
 
 
@@ -270,12 +266,12 @@ def _reference(curve: dict[str, Any] | None, key: str, name: str, style: str) ->
 def _best_mark(run: Run) -> list[tuple[float, str]]:
     if not run.evaluations:
         return []
-    best = max(run.evaluations, key=top1_of)
+    best = max(run.evaluations, key=headline_top1)
     return [(best["epoch"] + 1, f"best, epoch {best['epoch']}")]
 
 
 def write_page(page: str, out: Path) -> None:
-    """The file appears when complete."""
+    """Write the page atomically."""
     try:
         write_text(out, page)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""Where a run's time went: sums of the lines of its log, which interruptions leave whole.
+"""Time split of a run, summed over the 'train' lines of its log, so that interruptions do not distort it.
 
-Not of its 'split' lines: one is written at an epoch's end, and knows what the process did that ended the epoch.
+The 'split' lines are not used: each covers only the process that ended its epoch.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from fastft.files.run_directory import Run
 
 
 def time_split(run: Run) -> dict[str, Any] | None:
-    """Parts of the loop and the loader, what limits, what GPUs would ask; None where no interval has a split.
+    """Parts of the loop and the loader, bottleneck, and loader needs of GPUs; None if no interval has a split.
 
     Keys: loop, loader (rows as `shares` gives them), diagnosis, per_core (images/s of one core of the loader),
     counts (of GPUs), needs (as `loader_needs` gives them).
@@ -18,7 +18,7 @@ def time_split(run: Run) -> dict[str, Any] | None:
     seconds = part_seconds(run)
     if not seconds:
         return None
-    # the log has the work of one process's threads; on a GPU, augment and copy are the device's
+    # the log covers one process's threads; on a GPU, augment and copy run on the device
     busy = sum(seconds[part] for part in (("decode",) if _on_gpu(run) else ("decode", "augment")))
     per_core = images_of_process(run) / busy if busy else None
     return {
@@ -32,7 +32,7 @@ def time_split(run: Run) -> dict[str, Any] | None:
 
 
 def part_seconds(run: Run) -> dict[str, float]:
-    """Of the logging process, by part of the loop and of the loader; empty where no interval has a split."""
+    """Seconds of the logging process by part of the loop and of the loader; empty if no interval has a split."""
     splits = [interval["split"] for interval in run.intervals if interval.get("split")]
     if not splits:
         return {}
@@ -43,14 +43,14 @@ def part_seconds(run: Run) -> dict[str, float]:
 
 
 def images_of_process(run: Run) -> float:
-    """Images that the logging process took in the intervals that have a split."""
+    """Images of the logging process in the intervals that have a split."""
     steps = zip(run.intervals, run.interval_steps, strict=True)
     per_process = (n / _world_size(run, interval["step"]) for interval, n in steps if interval.get("split"))
     return run.recipe.optim.batch_size * sum(per_process)
 
 
 def _world_size(run: Run, step: int) -> int:
-    """Processes that did this step: those of the last start before it."""
+    """World size at this step: that of the last start before it."""
     before = [start for start in run.starts if start["step"] < step]
     return int(before[-1].get("world_size", 1)) if before else 1
 

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fastft.config import Recipe
-from fastft.cost.model import PUBLISHED_MFU, predict
+from fastft.cost.mfu import PUBLISHED_MFU
+from fastft.cost.model import predict_published
 from fastft.cost.recipes import load_priceable
 from fastft.cost.table import LOADER_LIMITS
 from fastft.files.recipe_file import is_table, open_sweep
@@ -17,7 +18,7 @@ from fastft.machine.gpus import MAIN_GPUS
 from fastft.sweep.planned_runs import plan_runs, run_key
 from fastft.sweep.results import read_result
 
-Hours = dict[str, float]  # by GPU kind, modelled at the best MFU published for it
+Hours = dict[str, float]  # by GPU kind, modelled at the MFU published for a ViT
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def _rows(reference: str) -> list[str]:
 
 
 def recipe_hours(recipe: Recipe) -> Hours:
-    return {kind: values["hours"] for kind, values in predict(recipe).items()}
+    return {kind: values["hours"] for kind, values in predict_published(recipe).items()}
 
 
 def price_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path) -> list[Price]:
@@ -81,7 +82,7 @@ def price_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path) -
 
 
 def _predicted(price: Price, recipe: Recipe) -> Price:
-    predicted = predict(recipe)
+    predicted = predict_published(recipe)
     hours = {kind: p["hours"] for kind, p in predicted.items()}
     starved = tuple(kind for kind, p in predicted.items() if p["limited_by"] == "loader")
     return replace(price, hours=hours, starved=starved)
@@ -94,7 +95,7 @@ def total_hours(prices: Sequence[Price]) -> Hours:
 def print_prices(prices: Sequence[Price], console: Console) -> None:
     shares = ", ".join(f"{kind} {mfu.value:.1%}" for kind, mfu in PUBLISHED_MFU.items())
     table = Table(
-        title=f"GPU-hours, on 8 GPUs, modelled at the best published MFU: {shares}", title_justify="left"
+        title=f"GPU-hours, on 8 GPUs, modelled at the MFU published for a ViT: {shares}", title_justify="left"
     )
     table.add_column("table")
     table.add_column("row")

@@ -11,7 +11,7 @@ from fastft.sweep.planned_runs import Run, plan_runs
 from fastft.sweep.report import print_table, write_report
 from fastft.sweep.results import Outcome, read_result
 from fastft.train.distributed import World, find_world
-from fastft.train.exceptions import LoneError, NonFinite, PeerFailed, Preempted
+from fastft.train.exceptions import LocalRankError, NonFinite, PeerFailed, Preempted
 from fastft.train.loop import train
 
 
@@ -30,7 +30,9 @@ def run_sweeps(
     if any(run.recipe.data.val is None for runs in planned for run in runs):
         raise UserError("a sweep compares accuracies and needs validation data; set --data.val=FILE.beton")
     options = planned[0][0].recipe.train
-    with find_world(options.device, options.timeout_minutes) as world:  # one process group for all trainings
+    with find_world(
+        options.device, options.timeout_minutes, "train.device"
+    ) as world:  # one process group for all trainings
         runner = _Runner(world, [run for runs in planned for run in runs], console)
         results = [
             runner.run(sweep, runs, out / sweep.name) for sweep, runs in zip(sweeps, planned, strict=True)
@@ -65,7 +67,7 @@ class _Runner:
     def _train(self, run: Run) -> None:
         try:
             train(run.recipe, self.console)
-        except (Preempted, LoneError, PeerFailed):
+        except (Preempted, LocalRankError, PeerFailed):
             raise
         except self.reported as error:
             self.failures[run.key] = " ".join(str(error).split()) or type(error).__name__

@@ -1,15 +1,17 @@
-"""Checkpoints that survive anything: complete under their name or not there at all, and never unpickled.
+"""Checkpoint folders: complete under their name or absent, checked when they are read, and never unpickled.
 
-A checkpoint is a folder: `model.safetensors`, `ema.safetensors`, `optimizer.safetensors` (moments by parameter name) and
-`state.json` (recipe, position, scaler, best result, class names). It is written beside its name, flushed to disk, then
-renamed.
+A checkpoint holds `model.safetensors`, `ema.safetensors`, `optimizer.safetensors` (moments by parameter name), `state.json`
+(recipe, position, scaler, evaluations, class names) and `checksums.json` (CRC-32 of the other files). It is written under
+a temporary name, flushed to disk, then renamed.
 """
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,154 +21,102 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from beton_tools.errors import UserError
+from beton_tools.user_files import open_regular, read_regular
+from fastft.files.rules import (
+    COUNT,
+    FLAG,
+    LIST,
+    NUMBER,
+    NUMBERS_BY_NAME,
+    OBJECT,
+    SECTIONS,
+    TEXT,
+    TEXTS,
+    WHOLE,
+    Rule,
+    check_keys,
+)  # fmt: skip
+from fastft.model import Arch
 
 VERSION = 1
 PARTIAL = ".partial-"
+STATE, CHECKSUMS = "state.json", "checksums.json"
+MAX_JSON_BYTES = 256 << 20
+READ_BYTES = 1 << 20
+
+# the part of state.json that every checkpoint has
+MODEL_STATE: dict[str, Rule] = {
+    "recipe": SECTIONS, "name": TEXT, "arch": OBJECT, "classes": TEXTS, "data": OBJECT,
+}  # fmt: skip
+# the part that a run continues from
+RUN_STATE: dict[str, Rule] = {"progress": OBJECT, "scaler": NUMBERS_BY_NAME}
+PROGRESS: dict[str, Rule] = {"epoch": COUNT, "step": COUNT, "seconds": NUMBER, "evaluations": LIST}
+EVALUATION: dict[str, Rule] = {"epoch": COUNT, "raw": OBJECT, "ema": OBJECT}
+LOGGED: dict[str, Rule] = {
+    "steps": COUNT, "loss_sum": NUMBER, "seconds": NUMBER, "waited": NUMBER, "split": NUMBERS_BY_NAME,
+}  # fmt: skip
+SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
+ARCH: dict[str, Rule] = {f.name: {int: WHOLE, bool: FLAG, float: NUMBER}[f.type] for f in fields(Arch)}  # type: ignore[index]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint folder holds; `tensors` by file stem: model, and where written ema and optimizer."""
+    """The content of a checkpoint folder; `tensors` by file stem: model, ema, optimizer."""
 
     path: Path
     state: dict[str, Any]
     tensors: dict[str, dict[str, Tensor]]
 
 
+class Damaged(UserError):
+    """A checkpoint whose files are incomplete or contradict each other; an older one can be used."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(f"checkpoint {path} is damaged ({reason}); use an older one")
+
+
+# writing --------------------------------------------------------------------------------------------------------------
+
+
 def write_checkpoint(
     path: Path, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
-    """Write the folder `path`; an interrupted write leaves only a `.partial-` folder, which later writes remove."""
+    """Write the folder `path`; an interrupted write leaves only a `.partial-` folder, which later writes remove.
+
+    Raises:
+        UserError: the disk is full or fails.
+    """
     partial = path.parent / f"{PARTIAL}{path.name}"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         for name, group in tensors.items():
             save_file(
                 {k: v.detach().cpu().contiguous() for k, v in group.items()}, partial / f"{name}.safetensors"
             )
-        (partial / "state.json").write_text(
-            json.dumps({"version": VERSION, **state}, indent=1), encoding="utf-8"
-        )
+        (partial / STATE).write_text(json.dumps({"version": VERSION, **state}, indent=1), encoding="utf-8")
+        checksums = {file.name: _checksum(file) for file in sorted(partial.iterdir())}
+        (partial / CHECKSUMS).write_text(json.dumps(checksums), encoding="utf-8")
         for file in (*partial.iterdir(), partial):
             _flush(file)
-        if path.exists():  # the same step again, after a resume from an older one
+        if path.exists():  # the same step again, after resuming from an older checkpoint
             _remove(path)
         partial.rename(path)
         _flush(path.parent)
-    except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
+    except (OSError, SafetensorError) as error:  # safetensors raises its own error for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
             f"checkpoint {path} could not be written: {error}; free some space and run again"
         ) from None
 
 
-class Damaged(UserError):
-    """A checkpoint that was whole once."""
-
-
-def read_checkpoint(path: Path, needed: Sequence[str] = ("model",)) -> Checkpoint:
-    """Read a checkpoint folder, to the CPU; `needed` are the file stems of the tensors that it must hold.
-
-    Raises:
-        UserError: not a checkpoint, of another version, or the disk does not give it.  Damaged: a file is missing or broken.
-    """
-    try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        tensors = {f.stem: load_file(f) for f in sorted(path.glob("*.safetensors"))}
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} is not a checkpoint (no state.json); give a folder under <run>/checkpoints"
-        ) from None
-    except OSError as error:  # of the disk or the network, not of what was written
-        raise UserError(f"checkpoint {path} cannot be read ({error}); mend that, and run again") from None
-    except (SafetensorError, ValueError) as error:
-        raise Damaged(f"checkpoint {path} is damaged ({error}); use an older one") from None
-    if not isinstance(state, dict) or not isinstance(state.get("recipe"), dict):
-        raise Damaged(f"checkpoint {path} is damaged (no recipe in its state.json); use an older one")
-    if state.get("version") != VERSION:
-        raise UserError(
-            f"checkpoint {path} is of version {state.get('version')}, this fastft reads version {VERSION}"
-        )
-    for stem in needed:
-        if stem not in tensors:
-            raise Damaged(f"checkpoint {path} is damaged (no {stem}.safetensors); use an older one")
-    return Checkpoint(path, state, tensors)
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a user means by `path`: a checkpoint folder, or a run folder (its best, else its last)."""
-    if (path / "state.json").is_file():
-        return path
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    found = step_checkpoints(folder, "best-") or step_checkpoints(folder)
-    if not found:
-        raise UserError(f"{path} holds no checkpoint; give a run folder or one of its checkpoints")
-    return found[-1]
-
-
-def step_checkpoints(folder: Path, prefix: str = "step-") -> list[Path]:
-    """Complete checkpoints of a folder, oldest first."""
-    return sorted(p for p in folder.glob(f"{prefix}*") if (p / "state.json").is_file())
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what interrupted writes have left."""
-    for old in step_checkpoints(folder)[:-keep]:
-        _remove(old)
-    for partial in folder.glob(f"{PARTIAL}*"):
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def put_aside(path: Path) -> None:
-    """Rename a damaged checkpoint, so that it is none of those that are kept; the last of a step stays."""
-    aside = path.with_name(f"damaged-{path.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    path.rename(aside)
-
-
-def keep_only(path: Path) -> None:
-    """Remove the other checkpoints of its kind, newer ones of a course that was given up too."""
-    prefix = path.name.partition("-")[0]
-    for other in step_checkpoints(path.parent, f"{prefix}-"):
-        if other != path:
-            _remove(other)
-
-
-def _remove(path: Path) -> None:
-    """Renamed first: a removal that is interrupted must not leave half a checkpoint under a valid name."""
-    doomed = path.parent / f"{PARTIAL}old-{path.name}"
-    shutil.rmtree(doomed, ignore_errors=True)
-    shutil.rmtree(path.rename(doomed), ignore_errors=True)
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every state tensor of the optimiser as `<parameter name>/<state name>`; groups carry their `names`."""
-    return {
-        f"{name}/{key}": value
-        for group in optimizer.param_groups
-        for name, parameter in zip(group["names"], group["params"], strict=True)
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of `optimizer_tensors`."""
-    by_name: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, _, state_name = key.rpartition("/")
-        by_name.setdefault(name, {})[state_name] = value
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            if name in by_name:
-                optimizer.state[parameter] = {k: _beside(parameter, v) for k, v in by_name[name].items()}
-
-
-def _beside(parameter: Tensor, value: Tensor) -> Tensor:
-    """A state tensor on the parameter's device and, where it is as large, in its memory format, as fused kernels want it."""
-    if value.shape != parameter.shape:
-        return value.to(parameter.device)
-    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+def _checksum(path: Path) -> str:
+    crc = 0
+    with open_regular(path) as file:
+        while block := file.read(READ_BYTES):
+            crc = zlib.crc32(block, crc)
+    return f"{crc:08x}"
 
 
 def _flush(path: Path) -> None:
@@ -175,3 +125,167 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# reading --------------------------------------------------------------------------------------------------------------
+
+
+def read_checkpoint(
+    path: Path, needed: Sequence[str] = ("model",), optional: Sequence[str] = (), resumable: bool = False
+) -> Checkpoint:
+    """Read and check a checkpoint folder, to the CPU.
+
+    needed, optional: file stems of the tensors to read. resumable: also check the state that a run continues from.
+
+    Raises:
+        UserError: not a checkpoint, another version, or the disk fails.
+        Damaged: a file is missing, broken, or holds something else.
+    """
+    try:
+        state = _read_state(path)
+        present = [stem for stem in optional if (path / f"{stem}.safetensors").exists()]
+        files = {stem: path / f"{stem}.safetensors" for stem in (*needed, *present)}
+        _check_files(path, [path / STATE, *files.values()])
+        _check_state(state, resumable)
+        tensors = {stem: load_file(file) for stem, file in files.items()}
+    except FileNotFoundError as error:
+        raise Damaged(path, f"no {Path(error.filename).name}") from None
+    except OSError as error:
+        if error.errno:  # the disk or the network failed, which says nothing about the file
+            raise UserError(f"checkpoint {path} cannot be read ({error}); run again when it can") from None
+        raise Damaged(path, f"{Path(str(error.filename)).name} is {error.strerror}") from None
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise Damaged(path, " ".join(str(error).split())) from None
+    return Checkpoint(path, state, tensors)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """state.json; another version is refused before anything else is looked at."""
+    state = _read_json(path / STATE)
+    if not isinstance(state, dict):
+        raise ValueError(f"{STATE} must be an object")
+    version = state.get("version")
+    if type(version) is int and version > VERSION:
+        raise UserError(
+            f"checkpoint {path} has version {version}, newer than this fastft's {VERSION}; update fastft"
+        )
+    if version != VERSION:
+        raise ValueError(f"{STATE} has version {version!r}, expected {VERSION}")
+    return state
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(read_regular(path, MAX_JSON_BYTES))
+
+
+def _check_files(path: Path, files: Iterable[Path]) -> None:
+    """Compare regular files with checksums.json; the first checkpoints of version 0.1.0 have none."""
+    found = {file.name: _checksum(file) for file in files}
+    if not (path / CHECKSUMS).exists():
+        return
+    stored = _read_json(path / CHECKSUMS)
+    check_keys(CHECKSUMS, stored, dict.fromkeys(found, TEXT))
+    for name, checksum in found.items():
+        if stored[name] != checksum:
+            raise ValueError(f"{name} does not match its checksum")
+
+
+def _check_state(state: dict[str, Any], resumable: bool) -> None:
+    check_keys(STATE, state, MODEL_STATE, optional=("data",))
+    arch = state["arch"]
+    check_keys("arch", arch, ARCH)
+    if arch.keys() - ARCH or arch["width"] % arch["heads"] or arch["image_size"] % arch["patch_size"]:
+        raise ValueError("arch is not an architecture")
+    if not resumable:
+        return
+    check_keys(STATE, state, RUN_STATE)
+    if state["scaler"] and state["scaler"].keys() != SCALER_KEYS:
+        raise ValueError("scaler is not the state of a loss scaler")
+    progress = state["progress"]
+    check_keys("progress", progress, PROGRESS)
+    for entry in progress["evaluations"]:
+        check_keys("an evaluation", entry, EVALUATION, optional=("ema",))
+        for scores in (entry["raw"], entry.get("ema", entry["raw"])):
+            check_keys("an evaluation", scores, {"top1": NUMBER})
+    if progress.get("logged") is not None:
+        check_keys("logged", progress["logged"], LOGGED)
+
+
+def check_tensors(
+    found: Mapping[str, Tensor], expected: Mapping[str, tuple[torch.Size, torch.dtype]], path: Path, what: str
+) -> None:
+    """Compare names, shapes and dtypes of a checkpoint's tensors with what they are to be loaded into.
+
+    Raises:
+        Damaged: an entry is missing, superfluous, or has another shape or dtype.
+    """
+    for name in sorted(expected.keys() - found.keys())[:1]:
+        raise Damaged(path, f"{what} has no {name}")
+    for name in sorted(found.keys() - expected.keys())[:1]:
+        raise Damaged(path, f"{what} has an unknown {name}")
+    for name, (shape, dtype) in expected.items():
+        if found[name].shape != shape or found[name].dtype != dtype:
+            form = f"{tuple(found[name].shape)} {found[name].dtype}"
+            raise Damaged(path, f"{name} of {what} is {form}, expected {tuple(shape)} {dtype}")
+
+
+# folders of checkpoints -----------------------------------------------------------------------------------------------
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that `path` names: a checkpoint folder, or a run directory's best, else its last.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (path / STATE).exists() or _is_checkpoint_name(path.name):
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    found = list_checkpoints(folder, "best") or list_checkpoints(folder)
+    if not found:
+        raise UserError(f"{path} holds no checkpoint; give a run directory or one of its checkpoints")
+    return found[-1]
+
+
+def list_checkpoints(folder: Path, kind: str = "step") -> list[Path]:
+    """The checkpoints of a folder, oldest first; kind: "step" or "best"."""
+    found = (p for p in folder.glob(f"{kind}-*") if _is_checkpoint_name(p.name) and p.is_dir())
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The number in a checkpoint's name: optimiser steps done, or the epoch of a best one."""
+    return int(path.name.partition("-")[2])
+
+
+def _is_checkpoint_name(name: str) -> bool:
+    return re.fullmatch("step-[0-9]{8,18}|best-[0-9]{4,18}", name) is not None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints, and the remains of interrupted writes."""
+    for old in list_checkpoints(folder)[:-keep]:
+        _remove(old)
+    for partial in folder.glob(f"{PARTIAL}*"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def set_aside(path: Path) -> None:
+    """Rename a damaged checkpoint to `damaged-...`, so that it is neither read again nor removed as an old one."""
+    aside = path.with_name(f"damaged-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+
+
+def keep_only(path: Path) -> None:
+    """Remove the other checkpoints of the same kind, also newer ones from before the run was resumed at an older step."""
+    for other in list_checkpoints(path.parent, path.name.partition("-")[0]):
+        if other != path:
+            _remove(other)
+
+
+def _remove(path: Path) -> None:
+    """Rename, then remove: an interrupted removal must not leave half a checkpoint under a valid name."""
+    doomed = path.parent / f"{PARTIAL}old-{path.name}"
+    shutil.rmtree(doomed, ignore_errors=True)
+    shutil.rmtree(path.rename(doomed), ignore_errors=True)

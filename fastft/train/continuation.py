@@ -1,21 +1,20 @@
-"""Whether a run directory may be continued with a recipe, and whether all processes of a run agree."""
+"""Whether a run directory may be continued with a recipe, and which options may differ between processes and resumes."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from beton_tools.errors import UserError
-from fastft.config import Recipe
-from fastft.model import Arch
+from fastft.config import Recipe, recipe_from_dict
+from fastft.data.classes import refuse_other_classes
 
-# may differ between the processes of a run: where the files of its host are, how it works
+# may differ between the processes of a run: where the files of a host are, and how it computes
 PER_HOST_OPTIONS = {
     "data.train", "data.val", "data.workers", "data.batches_ahead", "model.weights", "train.run_dir", "train.compile",
     "train.micro_batch", "train.grad_checkpointing",
 }  # fmt: skip
-# options that may differ when a run is resumed: they do not change what is computed in which step; that the data is the
-# same in another place, refuse_changed_data sees
+# may differ when a run is resumed: they do not change what a step computes; `refuse_changed_data` compares the data
 RESUMABLE_OPTIONS = {
     "data.train", "data.val", "data.train_size", "data.workers", "data.batches_ahead",
     "train.run_dir", "train.device", "train.compile", "train.micro_batch", "train.grad_checkpointing", "train.log_every",
@@ -26,38 +25,54 @@ RESUMABLE_OPTIONS = {
 
 
 def shared_options(recipe: Recipe) -> str:
-    """What all processes of a run must have in common, as JSON."""
-    return json.dumps(
-        {k: v for k, v in _flat(recipe.as_dict()).items() if k not in PER_HOST_OPTIONS}, sort_keys=True
-    )
+    """The options that all processes of a run must have in common, as JSON."""
+    options = _flatten(recipe.as_dict())
+    return json.dumps({k: v for k, v in options.items() if k not in PER_HOST_OPTIONS}, sort_keys=True)
 
 
-def refuse_changed_recipe(stored: dict[str, Any], recipe: Recipe, folder: Path) -> None:
-    """Raise UserError naming the options that differ between a run's checkpoint and the recipe that is to continue it."""
-    now = _flat(recipe.as_dict())
-    then = _flat(stored)
+def refuse_other_run(
+    stored: Mapping[str, Any], recipe: Recipe, current: Mapping[str, Any], folder: Path
+) -> None:
+    """Compare a checkpoint's state with the run that is to continue it (`current`, from `describe_model`).
+
+    Raises:
+        UserError: another recipe, architecture, training file or set of classes; the message names what differs.
+    """
+    refuse_changed_recipe(stored["recipe"], recipe, folder)
+    refuse_changed_arch(stored["arch"], current["arch"], folder)
+    refuse_changed_data(stored.get("data", {}), current["data"], folder)
+    refuse_other_classes(current["classes"], stored["classes"], str(recipe.data.train))
+
+
+def refuse_changed_recipe(stored: Mapping[str, Any], recipe: Recipe, folder: Path) -> None:
+    """Raise UserError naming the options that differ between a run's checkpoint and the recipe.
+
+    An option that the checkpoint lacks was added later; its default is the behaviour from before.
+    """
+    defaults = recipe_from_dict("defaults", {}).as_dict()
+    now, then = _flatten(recipe.as_dict()), _flatten(defaults) | _flatten(stored)
     changed = sorted(
         k
         for k in now.keys() | then.keys()
-        if k not in RESUMABLE_OPTIONS and _plain(k, now.get(k)) != _plain(k, then.get(k))
+        if k not in RESUMABLE_OPTIONS and _comparable(k, now.get(k)) != _comparable(k, then.get(k))
     )
     if changed:
         listing = ", ".join(f"{k} {then.get(k)!r} -> {now.get(k)!r}" for k in changed)
         raise UserError(f"{folder} was trained with another recipe ({listing}); use another --train.run_dir")
 
 
-def refuse_changed_arch(stored: dict[str, Any], arch: Arch, folder: Path) -> None:
-    """Raise UserError where `model.arch` means another tower than it did: a file was edited, or open_clip is another."""
-    changed = sorted(k for k, value in asdict(arch).items() if stored.get(k, value) != value)
+def refuse_changed_arch(stored: Mapping[str, Any], arch: Mapping[str, Any], folder: Path) -> None:
+    """Raise UserError if `model.arch` has other values than in the checkpoint: its file or open_clip has changed."""
+    changed = sorted(k for k, value in arch.items() if stored.get(k, value) != value)
     if changed:
-        listing = ", ".join(f"{k} {stored[k]!r} -> {getattr(arch, k)!r}" for k in changed)
+        listing = ", ".join(f"{k} {stored[k]!r} -> {arch[k]!r}" for k in changed)
         raise UserError(
             f"{folder} was trained with another architecture ({listing}); use another --train.run_dir"
         )
 
 
-def refuse_changed_data(stored: dict[str, Any], found: dict[str, Any], folder: Path) -> None:
-    """Raise UserError where the training file is not that of the run's checkpoint: the order of samples hangs on it."""
+def refuse_changed_data(stored: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> None:
+    """Raise UserError if the training file differs from the checkpoint's: the order of samples depends on it."""
     for key, then in stored.items():
         if found.get(key, then) != then:
             raise UserError(
@@ -66,12 +81,12 @@ def refuse_changed_data(stored: dict[str, Any], found: dict[str, Any], folder: P
             )
 
 
-def _flat(sections: dict[str, Any]) -> dict[str, Any]:
+def _flatten(sections: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{s}.{k}": v for s, entries in sections.items() for k, v in entries.items()}
 
 
-def _plain(option: str, value: Any) -> Any:
-    """As JSON has it; of weights the name, as their file may move."""
+def _comparable(option: str, value: Any) -> Any:
+    """Tuples as lists, as JSON has them; the name of a weights file, because the file may move."""
     if option == "model.weights":
-        return Path(value).name
+        return Path(str(value)).name
     return list(value) if isinstance(value, tuple) else value

@@ -12,13 +12,13 @@ from fastft.train.distributed import World
 from fastft.train.precision import Precision
 
 
-class Stopped(Exception):
-    """An evaluation that was given up."""
+class EvaluationStopped(Exception):
+    """An evaluation that ended before its last batch because `stop` returned true."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """top1 and top5 in percent, mean cross-entropy (no label smoothing), and how many samples they are of."""
+    """top1 and top5 in percent, mean cross-entropy without label smoothing, and the number of samples."""
 
     top1: float
     top5: float
@@ -27,7 +27,7 @@ class Scores:
 
     @property
     def standard_error(self) -> float:
-        """Of top1, in percent points: binomial."""
+        """Binomial standard error of top1, in percentage points."""
         p = self.top1 / 100
         return 100 * (p * (1 - p) / max(1, self.samples)) ** 0.5
 
@@ -40,10 +40,12 @@ def evaluate(
     precision: Precision,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[Scores]:
-    """Scores of every model over all processes' `batches`; the images are read once for all of them.
+    """Scores of every model over all processes' `batches`, which are read once for all models.
+
+    Nothing waits for the device before the last batch. stop: called before each batch.
 
     Raises:
-        Stopped: in every process, where `stop` told one of them to before its last batch.
+        EvaluationStopped: in every process, if `stop` returned true in one of them.
     """
     training = [model.training for model in models]
     for model in models:
@@ -60,7 +62,7 @@ def evaluate(
     for model, mode in zip(models, training, strict=True):
         model.train(mode)
     if world.any(stopped):
-        raise Stopped
+        raise EvaluationStopped
     return [
         Scores(100 * top1 / samples, 100 * top5 / samples, loss / samples, int(samples))
         for top1, top5, loss, samples in world.sum(sums).tolist()
@@ -68,15 +70,10 @@ def evaluate(
 
 
 def batch_sums(logits_BK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-    """(top-1 hits, top-5 hits, summed cross-entropy, samples) as float64; stays on the device."""
+    """(top-1 hits, top-5 hits, summed cross-entropy, samples) as float64, on the device."""
     ranked = logits_BK.topk(min(5, logits_BK.shape[1]), dim=1).indices
     hits = ranked == labels_B[:, None]
     loss = F.cross_entropy(logits_BK, labels_B, reduction="sum")
-    return torch.stack(
-        [
-            hits[:, 0].sum().double(),
-            hits.sum().double(),
-            loss.double(),
-            loss.new_tensor(len(labels_B)).double(),
-        ]
-    )
+    # full, not new_tensor, which copies from pageable memory and waits for the device
+    samples = torch.full((), len(labels_B), dtype=torch.float64, device=logits_BK.device)
+    return torch.stack([hits[:, 0].sum().double(), hits.sum().double(), loss.double(), samples])

@@ -1,4 +1,4 @@
-"""How a training ends early, by exception; the command line makes exit codes of them."""
+"""Exceptions that end a training; the command line turns them into exit codes."""
 
 from beton_tools.errors import UserError
 
@@ -10,20 +10,20 @@ class Preempted(Exception):
 
 
 class PeerLost(Preempted):
-    """Another process ended or cannot be reached; training continues from the last checkpoint."""
+    """Another process died or stopped responding; the same command continues from the last checkpoint."""
 
 
-class LoneError(UserError):
-    """Bad input that one of several processes has met, a damaged sample or a full disk: no other one will tell of it."""
+class LocalRankError(UserError):
+    """Bad input met by this process only, such as a damaged sample or a full disk: this process must print it."""
 
 
 class PeerFailed(UserError):
-    """Another process has met bad input, and left word of it."""
+    """Another process met bad input and published its error."""
 
 
 class PeerCrashed(Exception):
-    """Another process ended with an error that is no bad input, and has printed it: another try would meet it again."""
+    """Another process ended with an unexpected error, which it has printed; running again would repeat it."""
 
 
 class NonFinite(Exception):
-    """The loss became inf or nan, or every fp16 step overflows; the message names step, samples and checkpoint."""
+    """The loss is NaN or Inf, or every recent fp16 step overflows; the message names step, samples and checkpoint."""

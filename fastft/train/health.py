@@ -1,9 +1,9 @@
-"""A run that has gone wrong stops, and says at which step, on which samples, and what is still good."""
+"""Detect a run that has diverged: at which step, on which samples, and which checkpoint is still good."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastft.train.checkpoint import step_checkpoints
+from fastft.train.checkpoint import list_checkpoints
 from fastft.train.distributed import World
 from fastft.train.step import Step
 
@@ -12,27 +12,29 @@ SMALLEST_LOSS_SCALE = 2.0**-10  # 17 halvings below the start: every recent step
 SHOWN_SAMPLES = 8
 
 
-def find_trouble(step: Step, world: World, steps_done: int, weights: bool = False) -> tuple[int, str] | None:
-    """(the first bad step of any process, what is wrong with it), the same in all of them; None while all is well.
+def find_divergence(
+    step: Step, world: World, steps_done: int, weights: bool = False
+) -> tuple[int, str] | None:
+    """(first bad step of any process, what is wrong), the same in all processes; None if nothing is wrong.
 
-    weights: look at them too, not at the loss alone, which shows a bad gradient one step later.
+    weights: also check the weights. The loss shows a bad gradient only one step later.
     """
     bad = int(step.first_bad_step.item())
     first = -world.max(-bad if bad >= 0 else -NEVER)
     if first != NEVER:
-        return first, "the loss is not a finite number"
+        return first, "the loss is NaN or Inf"
     if weights and world.any(not step.weights_are_finite()):
-        return steps_done - 1, "the weights are no finite numbers any more"
+        return steps_done - 1, "the weights contain NaN or Inf"
     scaler = step.scaler  # its scale is the same in every process
     if scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE:
         return steps_done - 1, "every recent fp16 step overflows"
     return None
 
 
-def describe_trouble(step: int, what: str, samples: Sequence[int], checkpoints: Path) -> str:
-    """One line. samples: of that step, by their number in the file; checkpoints: the run's folder of them."""
+def describe_divergence(step: int, what: str, samples: Sequence[int], checkpoints: Path) -> str:
+    """The error message. samples: of that step, by their index in the file. checkpoints: their folder."""
     listed = ", ".join(map(str, samples[:SHOWN_SAMPLES]))
     rest = f", ... {len(samples)} in all" if len(samples) > SHOWN_SAMPLES else ""
-    good = step_checkpoints(checkpoints)
-    left = f"last good checkpoint: {good[-1]}" if good else "no checkpoint yet"
-    return f"{what} at step {step} (samples {listed}{rest}); {left}"
+    good = list_checkpoints(checkpoints)
+    last = f"last good checkpoint: {good[-1]}" if good else "no checkpoint yet"
+    return f"{what} at step {step} (samples {listed}{rest}); {last}"

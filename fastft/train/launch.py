@@ -1,9 +1,9 @@
-"""torchrun whose exit code says what the training's did: 2 bad input, 1 a crash, 75 try again; without its tracebacks.
+"""torchrun with the exit codes of `fastft` (2 bad input, 1 a crash, 75 try again) and without its own tracebacks.
 
     python -m fastft.train.launch --nproc-per-node 8 train RECIPE ...
 
-takes torchrun's options, then `fastft`'s command line. torchrun itself ends with 1 whatever its processes ended with.
-SIGUSR1 is passed on to the processes, which checkpoint in their own time; at SIGTERM torchrun gives them 30 seconds.
+The options before the subcommand are torchrun's. torchrun alone exits with 1 for every failure of its processes.
+SIGUSR1 is forwarded to the processes, which may take any time to save; after SIGTERM torchrun kills them in 30 seconds.
 """
 
 import logging
@@ -23,13 +23,12 @@ PROGRAM = "fastft.cli"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `fastft` in every process; returns the exit code that says most: 2, then 1, then 75."""
+    """Run `fastft` in every process; returns the most informative of their exit codes: 2, then 1, then 75."""
     options, command = split_command(sys.argv[1:] if argv is None else argv)
     args = get_args_parser().parse_args([*options, "--module", PROGRAM, *command])
-    logging.getLogger("torch.distributed.elastic").setLevel(
-        logging.CRITICAL
-    )  # it repeats what the processes said
-    signal.signal(signal.SIGUSR1, lambda number, frame: _pass_on(number))
+    # its log repeats the errors that the processes printed
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    signal.signal(signal.SIGUSR1, lambda number, frame: _forward(number))
     try:
         run(args)
     except ChildFailedError as error:
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def split_command(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(torchrun's options, `fastft`'s command line, which begins with its first subcommand)."""
+    """Split at the first subcommand: (torchrun's options, `fastft`'s command line)."""
     subcommands = [i for i, word in enumerate(argv) if word in ("train", "eval", "sweep")]
     if not subcommands:
         print("fastft launch: no subcommand; end with: train RECIPE ...", file=sys.stderr)
@@ -49,11 +48,11 @@ def split_command(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def exit_code(codes: set[int]) -> int:
-    """Beside a process that was at fault, the others only miss it: their "try again" would repeat its crash."""
+    """The code of the launcher: a process that failed by itself determines it, as the others only lost their peer (75)."""
     return next((code for code in (2, 1, EXIT_REQUEUE) if code in codes), 1)
 
 
-def _pass_on(number: int) -> None:
+def _forward(number: int) -> None:
     for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="utf-8").split():
         os.kill(int(child), number)
 

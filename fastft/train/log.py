@@ -1,7 +1,9 @@
-"""What a run writes while it goes: one fixed-column line per interval, `metrics.jsonl`, TensorBoard."""
+"""The log of a run: one fixed-column line per interval on the console, `metrics.jsonl`, TensorBoard and the tracker."""
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,29 +19,29 @@ from rich.progress import (
 )
 from torch.utils.tensorboard import SummaryWriter
 
+from beton_tools.errors import UserError
 from fastft.files.atomic import write_text
 from fastft.files.run_directory import read_metrics
 from fastft.train.tracking import Tracker
 
 HEADER = f"{'epoch':>6} {'step':>15} {'loss':>8} {'lr':>9} {'img/s':>8} {'wait':>6} {'mfu':>6} {'memory':>8} {'left':>9}"
+LINES_PER_HEADER = 20
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Means over the steps since the last line."""
+    """A line of the log: means over the steps since the previous line."""
 
     epoch: int
     step: int  # optimiser steps done, counted over the run
     loss: float
     lr: float
     images_per_second: float  # over all processes; without the wait for a process's first batch
-    wait_share: float  # of wall time spent waiting for data
-    mfu: float | None  # model FLOP/s over the device's peak; None where the peak is not known
+    wait_share: float  # share of wall time spent waiting for data
+    mfu: float | None  # model FLOP/s over the device's peak; None if the peak is not known
     memory_gib: float  # peak, of the device (GPU) or the process (CPU)
     seconds_left: float
-    split: dict[
-        str, float
-    ]  # seconds of this process: its steps' by part (train/timing.py), its loader's meanwhile
+    split: dict[str, float]  # seconds of this process by part (train/timing.py), and its loader's in parallel
 
 
 def format_interval(i: Interval, total_steps: int) -> str:
@@ -57,9 +59,9 @@ def format_seconds(seconds: float) -> str:
 
 
 class RunLog:
-    """Writes for the main process; in the others every call does nothing.
+    """Writes in the main process; in the others every call does nothing.
 
-    On resume, what was logged after `resumed_step` is dropped: those steps will be logged again.
+    On resume, lines after `resumed_step` are dropped: those steps will be logged again.
     """
 
     def __init__(
@@ -75,10 +77,12 @@ class RunLog:
         self._lines = 0
         if not enabled:
             return
-        self._path = folder / "metrics.jsonl"
-        _drop_after(self._path, resumed_step)
-        self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
+        self.folder = folder
+        path = folder / "metrics.jsonl"
+        with _one_line_error(folder):
+            _drop_after(path, resumed_step)
+            self._file = path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True,
@@ -86,45 +90,67 @@ class RunLog:
         self._task = self._progress.add_task("training", total=total_steps, completed=resumed_step)
         self._progress.start()
 
-    def say(self, text: str) -> None:
-        if self.enabled:
+    def info(self, text: str) -> None:
+        """Print a line. A terminal or pipe that was closed does not stop the training."""
+        if not self.enabled:
+            return
+        try:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        except (OSError, SystemExit):  # rich raises SystemExit when a pipe is closed
+            self.console.quiet = True
 
     def advance(self) -> None:
         if self.enabled:
             self._progress.advance(self._task)
 
     def interval(self, interval: Interval) -> None:
-        if self._lines % 20 == 0:
-            self.say(HEADER)
+        if self._lines % LINES_PER_HEADER == 0:
+            self.info(HEADER)
         self._lines += 1
-        self.say(format_interval(interval, self.total_steps))
+        self.info(format_interval(interval, self.total_steps))
         self.record("train", interval.step, asdict(interval))
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl, and its numbers to TensorBoard and the tracker."""
+        """Append a line to metrics.jsonl, and its numbers to TensorBoard and the tracker.
+
+        Raises:
+            UserError: the disk is full or fails.
+        """
         if not self.enabled:
             return
         line = {"kind": kind, "time": time.time(), **values, "step": step}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
         scalars = _scalars(kind, values)
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
+        with _one_line_error(self.folder):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, step)
         if self.tracker is not None and scalars:
             try:
                 self.tracker.log(scalars, step)
-            except Exception as error:  # of its server: no reason to stop
-                self.say(f"the tracker is left out from here on: {' '.join(str(error).split())}")
+            except Exception as error:  # its server failed, which must not stop the training
+                self.info(f"logging to the tracker stops: {' '.join(str(error).split())}")
                 self.tracker = None
 
     def close(self, failed: bool = False) -> None:
+        """Close all files. After a failure a full disk is not reported again."""
         if self.enabled:
             self._progress.stop()
-            self._file.close()
-            self._board.close()
+            with suppress(UserError) if failed else nullcontext(), _one_line_error(self.folder):
+                self._file.close()
+                self._board.close()
         if self.tracker is not None:
             self.tracker.close(failed)
+
+
+@contextmanager
+def _one_line_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the log in {folder} could not be written: {error.strerror or error}; free some space and run again"
+        ) from None
 
 
 def _scalars(kind: str, values: dict[str, Any]) -> dict[str, float]:

@@ -1,155 +1,142 @@
-"""The trainer: set up, step, evaluate, save. Reads top to bottom."""
+"""The trainer: set up, step, evaluate, save."""
 
 import itertools
 import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 import torch
 from rich.console import Console
 
 from beton_tools.errors import UserError
-from fastft.augment.rng import step_seed
-from fastft.build import build_mixer, build_model, build_policy, build_schedule
+from beton_tools.format import Beton
+from fastft.build import build_mixer, build_schedule, with_train_size
 from fastft.config import Recipe
-from fastft.data import Batch, EvalLoader, TrainLoader
-from fastft.data.classes import refuse_other_classes
+from fastft.cost.work import recipe_flops
+from fastft.data import Batch
 from fastft.data.order import epoch_order
+from fastft.files.evaluations import flatten
 from fastft.files.run_directory import lock_run, run_folder, write_recipe, write_result
 from fastft.machine.gpus import peak_flops
-from fastft.model import count_flops
-from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups, set_lr
-from fastft.train.checkpoint import (
-    Checkpoint,
-    Damaged,
-    keep_only,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    prune,
-    put_aside,
-    read_checkpoint,
-    step_checkpoints,
-    write_checkpoint,
-)
-from fastft.train.continuation import (
-    refuse_changed_arch,
-    refuse_changed_data,
-    refuse_changed_recipe,
-    shared_options,
-)
-from fastft.train.description import describe, peak_memory
+from fastft.optim import set_lr
+from fastft.train.checkpoint import list_checkpoints
+from fastft.train.checkpointing import Checkpointing
+from fastft.train.continuation import refuse_other_run, shared_options
+from fastft.train.description import describe_process, peak_memory
 from fastft.train.distributed import World, find_world, peer_lost
-from fastft.train.evaluate import Stopped, evaluate
+from fastft.train.evaluate import EvaluationStopped, evaluate
 from fastft.train.exceptions import NonFinite, Preempted
-from fastft.train.health import describe_trouble, find_trouble
+from fastft.train.health import describe_divergence, find_divergence
 from fastft.train.log import Interval, RunLog
 from fastft.train.meter import Meter
-from fastft.train.micro_batch import choose_micro_batch
+from fastft.train.noise import draw_noise
 from fastft.train.precision import choose_precision
-from fastft.train.preempt import PreemptionGuard
-from fastft.train.progress import Progress, conclusion, describe_model, headline_top1, summarise
-from fastft.train.step import Step
+from fastft.train.preempt import SignalGuard
+from fastft.train.progress import Progress, conclusion, describe_model, summarise
+from fastft.train.setup import build_step, build_training_models, fit_micro_batch, open_loaders
+from fastft.train.stream import training_stream
 from fastft.train.tracking import open_tracker
 
-GO_ON, SAVE, STOP = 0, 1, 2  # what a process wishes between two steps; the strongest wish is all processes'
+CONTINUE, SAVE, STOP = range(
+    3
+)  # requests of a process between two steps; the highest of all processes is carried out
 
 
 def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
-    """Train a recipe, or continue its run directory; returns what `result.json` holds.
+    """Train a recipe, or continue its run directory; returns the content of `result.json`.
 
     Raises:
-        UserError: bad input.  Preempted: stopped by a signal after a checkpoint.  NonFinite: the loss is no number.
+        UserError: bad input.
+        Preempted: stopped by a signal after a checkpoint, or another process is gone.
+        NonFinite: the loss is NaN or Inf.
+        KeyboardInterrupt: SIGINT; no checkpoint is written.
     """
-    world = find_world(recipe.train.device, recipe.train.timeout_minutes)
+    world = find_world(recipe.train.device, recipe.train.timeout_minutes, "train.device")
+    guard = SignalGuard()
     try:
         with (
             world,
-            PreemptionGuard() as guard,
+            guard,
+            training_stream(world.device),
             _set_up(recipe, world, guard, console or Console()) as trainer,
         ):
-            try:
-                return trainer.fit()
-            except torch.OutOfMemoryError:
-                raise world.leave_word(
-                    UserError(
-                        f"the GPU's memory is too small for micro-batches of {trainer.micro_batch}; set a lower "
-                        "--train.micro_batch, or --train.grad_checkpointing=true"
-                    )
-                ) from None
-            except UserError as error:
-                raise world.leave_word(error) from error
+            return _fit(trainer, world)
     except RuntimeError as error:
-        if not world.lost_peer(error):
+        if not world.is_peer_loss(error):
             raise
-        found = step_checkpoints(run_folder(recipe) / "checkpoints")
-        after = f"continues after {found[-1].name}" if found else "starts anew: there is no checkpoint yet"
-        raise peer_lost(error, f"the same command {after}") from None
+        guard.check()  # the others were interrupted too, and ended first
+        found = list_checkpoints(run_folder(recipe) / "checkpoints")
+        then = f"continues after {found[-1].name}" if found else "starts anew: there is no checkpoint yet"
+        raise peer_lost(error, f"the same command {then}") from None
 
 
-def _set_up(recipe: Recipe, world: World, guard: PreemptionGuard, console: Console) -> "Trainer":
-    """The trainer, once every process has one; where one has failed, its error in all of them."""
+def _set_up(recipe: Recipe, world: World, guard: SignalGuard, console: Console) -> "Trainer":
+    """The trainer, once every process has one; if set-up fails in one process, all raise its error."""
     try:
         trainer = Trainer(recipe, world, guard, console)
     except UserError as error:
-        world.agree(str(error), {})
+        world.check_consistent(str(error), {})
         raise
     try:
-        world.agree(None, trainer.standing())
+        world.check_consistent(None, trainer.consistency_key())
     except UserError:
         trainer.close()
         raise
     return trainer
 
 
+def _fit(trainer: "Trainer", world: World) -> dict[str, Any]:
+    """Train; an error that only this process can meet is published to the others."""
+    try:
+        return trainer.fit()
+    except torch.OutOfMemoryError:
+        error = UserError(
+            f"the GPU's memory is too small for micro-batches of {trainer.micro_batch}; set a lower "
+            "--train.micro_batch, or --train.grad_checkpointing=true"
+        )
+        raise world.publish_error(error) from None
+    except UserError as error:
+        raise world.publish_error(error) from error
+
+
 class Trainer:
     """One process's part of a run."""
 
-    def __init__(self, recipe: Recipe, world: World, guard: PreemptionGuard, console: Console):
-        if recipe.data.train is None:  # before weights are fetched
+    def __init__(self, recipe: Recipe, world: World, guard: SignalGuard, console: Console):
+        if recipe.data.train is None:
             raise UserError("no training data; set --data.train=FILE.beton (fastft convert writes one)")
-        self.recipe, self.world, self.guard = recipe, world, guard
+        self.world, self.guard, self._console = world, guard, console
         self.folder = run_folder(recipe)
-        self.checkpoints = self.folder / "checkpoints"
-        self.progress = Progress()
-        self._damaged: list[Path] = []
-        self._console = console
+        self._tracker = None
+        self._lr = 0.0  # of the last step
+        self._has_data = False  # whether this process has received its first batch
         with ExitStack() as opened:
-            old = self.folder.is_dir()
-            if world.is_main and old:  # before its checkpoints are read
+            exists = self.folder.is_dir()
+            if world.is_main and exists:  # lock it before its checkpoints are read
                 opened.enter_context(lock_run(self.folder))
-            resumed = step_checkpoints(self.checkpoints)
-            self._build_model(pretrained=not resumed)
-            self._build_loaders(opened)
-            self._build_optimizer()
-            if resumed:
-                self._restore(self._read_newest(resumed))
-            if world.is_main and not old:
+            self._build(recipe, Beton.open(recipe.data.train), opened)
+            self._restore()
+            if world.is_main and not exists:  # made last, so that a failed set-up leaves nothing
                 opened.enter_context(lock_run(self.folder))
-            self._tracker = None
             if world.is_main:
                 r = self.recipe
                 self._tracker = open_tracker(r.train.tracker, self.folder, r.name, r.as_dict())
             self._opened = opened.pop_all()
-        self.meter = Meter(self.step, self.loader, world)
-        self._lr = 0.0  # of the last step
-        self._last_save = time.monotonic()
-        self._has_data = False  # until this process has seen its first batch
 
     def __enter__(self) -> "Trainer":
-        """Connects the processes and opens the run directory: from here on something is written."""
+        """Connect the processes and open the run directory; nothing in it is changed before."""
         self.step.connect(self.recipe.train.compile)
         if self.world.is_main:
-            self.checkpoints.mkdir(exist_ok=True)
-            for path in self._damaged:
-                put_aside(path)
+            self.checkpoints.folder.mkdir(exist_ok=True)
+            self.checkpoints.set_damaged_aside()
             write_recipe(self.folder, self.recipe)
         self.log = RunLog(
             self.folder, self.total_steps, self.global_step, self.world.is_main, self._console, self._tracker
         )
+        self.guard.defer_interrupts()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -157,11 +144,12 @@ class Trainer:
         self.close()
 
     def close(self) -> None:
-        """The loaders, and the run directory's lock."""
+        """Let a checkpoint be written to its end, close the loaders, release the run directory."""
+        self.checkpoints.close()
         self._opened.close()
 
-    def standing(self) -> dict[str, str]:
-        """What must be the same in every process, by what it is called."""
+    def consistency_key(self) -> dict[str, str]:
+        """What must be the same in every process, by the name that an error message gives it."""
         data = [loader.content for loader in (self.loader, self.eval_loader) if loader is not None]
         return {
             "checkpoints": str(self.global_step),
@@ -171,105 +159,54 @@ class Trainer:
 
     # set-up -----------------------------------------------------------------------------------------------------------
 
-    def _build_model(self, pretrained: bool) -> None:
-        r, device = self.recipe, self.world.device
-        self.precision = choose_precision(r.train.amp, device)
-        self.model = build_model(r, pretrained=pretrained).to(device)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model.visual.grad_checkpointing = r.train.grad_checkpointing
-        self.ema = None
-        if r.ema.decay > 0:
-            self.ema = Ema(
-                self.model, decay_for_batch(r.ema.decay, r.optim.batch_size, r.ema.reference_batch)
-            )
-        flops = count_flops(
-            self.model.visual.arch,
-            r.data.num_classes,
-            frozen_blocks=self.model.visual.frozen_blocks,
-            patch_dropout=r.model.patch_dropout,
-        )
-        self.train_flops, self.peak_flops = flops.train, peak_flops(device, self.precision.dtype)
-
-    def _build_loaders(self, opened: ExitStack) -> None:
-        r, world = self.recipe, self.world
-        assert r.data.train is not None  # __init__ has looked
-        rank_batch = max(1, r.optim.batch_size // world.size)
+    def _build(self, recipe: Recipe, train_file: Beton, opened: ExitStack) -> None:
+        self.recipe = r = with_train_size(recipe, len(train_file))
+        world = self.world
+        self.checkpoints = Checkpointing(self.folder / "checkpoints", r.train, world, check=self.guard.check)
+        self.precision = choose_precision(r.train.amp, world.device, r.train.half_residual)
+        self.model, ema = build_training_models(r, world.device, pretrained=not self.checkpoints.exist)
         self.mixer = build_mixer(r)
-        self.micro_batch = choose_micro_batch(
-            r.train.micro_batch, rank_batch, self.model, r.model.image_size, self.precision,
-            unit=1 if self.mixer is None else 2,
-        )  # fmt: skip
-        self.accumulation = rank_batch // self.micro_batch
-        common: dict[str, Any] = {
-            "size": r.model.image_size,
-            "mean": r.augment.mean,
-            "std": r.augment.std,
-            "rank": world.rank,
-            "world_size": world.size,
-            "device": world.device,
-            "dtype": self.precision.dtype,
-            "workers": r.data.workers or None,
-            "batches_ahead": r.data.batches_ahead,
-        }
-        self.policy = build_policy(r)
-        self.loader: TrainLoader = opened.enter_context(TrainLoader(
-            r.data.train, self.policy, seed=r.train.seed, batch_size=r.optim.batch_size,
-            micro_batch=self.micro_batch, **common,
-        ))  # fmt: skip
-        self.recipe = replace(
-            r, data=replace(r.data, train_size=self.loader.num_samples)
-        )  # as reports want to know
-        if self.loader.num_classes > r.data.num_classes:
-            raise UserError(
-                f"{r.data.train} has {self.loader.num_classes} classes, the recipe {r.data.num_classes}; "
-                f"set --data.num_classes={self.loader.num_classes}"
-            )
-        self.eval_loader: EvalLoader | None = None
-        if r.data.val is not None:
-            self.eval_loader = opened.enter_context(
-                EvalLoader(r.data.val, batch_size=self.micro_batch, crop_pct=r.train.eval_crop_pct, **common)
-            )
-            refuse_other_classes(self.eval_loader.class_names, self.loader.class_names, r.data.val)
-
-    def _build_optimizer(self) -> None:
-        r = self.recipe
-        groups = layer_groups(
-            self.model, self.model.visual.arch.layers, r.optim.layer_decay, r.optim.weight_decay
-        )
-        self.optimizer = build_adamw(
-            optimizer_groups(self.model, groups), betas=(r.optim.beta1, r.optim.beta2), eps=r.optim.eps
-        )
+        unit = 1 if self.mixer is None else 2  # mixup and CutMix take pairs
+        self.micro_batch = fit_micro_batch(r, self.model, world, self.precision, train_file, unit)
+        self.accumulation = max(1, r.optim.batch_size // world.size) // self.micro_batch
+        self.loader, self.eval_loader = open_loaders(r, world, self.precision, self.micro_batch, opened)
+        self.step = build_step(r, self.model, ema, world, self.precision, self.accumulation)
+        self.meter = Meter(self.step, self.loader, world)
         self.steps_per_epoch = self.loader.steps_per_epoch
-        self.schedule = build_schedule(r, self.steps_per_epoch)
         self.total_steps = r.epochs * self.steps_per_epoch
-        self.step = Step(
-            self.model,
-            self.optimizer,
-            self.ema,
-            self.world,
-            self.precision,
-            accumulation=self.accumulation,
-            label_smoothing=r.optim.label_smoothing,
-            clip_grad=r.optim.clip_grad,
+        self.schedule = build_schedule(r, self.steps_per_epoch)
+        self.train_flops = recipe_flops(r, self.model.visual.arch).train
+        self.peak_flops = peak_flops(world.device, self.precision.dtype)
+
+    def _restore(self) -> None:
+        self._description = describe_model(
+            self.recipe, self.model.visual.arch, self.loader.class_names, self.loader.content
         )
+        self.progress = Progress()
+        if self.checkpoints.exist:
+            refuse = partial(
+                refuse_other_run, recipe=self.recipe, current=self._description, folder=self.folder
+            )
+            self.progress = self.checkpoints.restore(self.step, self.steps_per_epoch, refuse)
+
+    # the run ----------------------------------------------------------------------------------------------------------
 
     @property
     def global_step(self) -> int:
         return self.progress.epoch * self.steps_per_epoch + self.progress.step
 
-    # the run ----------------------------------------------------------------------------------------------------------
-
     def fit(self) -> dict[str, Any]:
-        self._announce()
-        if self._evaluation_is_due():  # a signal came in the middle of it
+        self._log_start()
+        if self._evaluation_is_due():  # a signal interrupted it
             self._finish_epoch()
         while self.progress.epoch < self.recipe.epochs:
             self._train_epoch()
             self._finish_epoch()
+        self.checkpoints.finish()
         result = summarise(self.progress, self.recipe)
         if self.world.is_main:
             write_result(self.folder, result)
-        self.log.say(conclusion(result))
+        self.log.info(conclusion(result))
         return result
 
     def _train_epoch(self) -> None:
@@ -286,19 +223,53 @@ class Trainer:
                 self._save_if_due()
         self.progress.epoch, self.progress.step = epoch + 1, 0
 
+    def _train_step(self, epoch: int, step: int, micro_batches: Iterator[Batch]) -> None:
+        global_step, r = epoch * self.steps_per_epoch + step, self.recipe
+        noise = draw_noise(
+            self.model.visual.noise_columns, r.optim.batch_size, r.train.seed, global_step, self.world.device
+        )
+        self._lr = self.schedule(global_step)
+        set_lr(self.step.optimizer, self._lr)
+        self.step.split.begin()
+        for k, batch in enumerate(micro_batches):
+            self.guard.check()
+            self._mark_wait()
+            images, targets = batch.images, batch.labels
+            if self.mixer is not None:
+                images, targets = self.mixer(
+                    images, targets, epoch=epoch, step=batch.step, first_position=batch.first_position
+                )
+            mine = None if noise is None else noise[batch.first_position :][: len(images)]
+            self.step.micro_batch(images, targets, mine, step=global_step, last=k == self.accumulation - 1)
+        self.step.update()
+        self.meter.steps += 1
+
+    def _mark_wait(self) -> None:
+        """End the wait for a batch; that for a process's first batch is counted as `start`, in no interval."""
+        if self._has_data:
+            self.step.split.mark("wait")
+            return
+        self.meter.reset()
+        if self.progress.logged is not None:
+            self.meter.load_state_dict(self.progress.logged)
+        self.step.split.mark("start")
+        self._has_data = True
+
+    # evaluation -------------------------------------------------------------------------------------------------------
+
     def _finish_epoch(self) -> None:
-        """Evaluate where it is due, and save; a signal leaves the rest of an evaluation to the next start."""
-        done = self.progress.epoch
+        """Evaluate if due, and save; a signal postpones an evaluation to the next start."""
+        done, best = self.progress.epoch, False
         if self._evaluation_is_due():
             try:
-                self._evaluate_epoch(done - 1)
-            except Stopped:
+                best = self._evaluate_epoch(done - 1)
+            except EvaluationStopped:
                 self._save()
-                raise self._preempted() from None
-        self._save()
+                self._stop()
+        self._save(best)
         self._log_epoch(done - 1)
         if self.world.any(self.guard.requested) and done < self.recipe.epochs:
-            raise self._preempted()
+            self._stop()
 
     def _evaluation_is_due(self) -> bool:
         done = self.progress.epoch
@@ -309,143 +280,52 @@ class Trainer:
             and not self.progress.evaluated(done - 1)
         )
 
-    def _train_step(self, epoch: int, step: int, micro_batches: Iterator[Batch]) -> None:
-        global_step = epoch * self.steps_per_epoch + step
-        noise = self._draw_noise(global_step)
-        lr = self.schedule(global_step)
-        set_lr(self.optimizer, lr)
-        self.step.split.begin()
-        for k, batch in enumerate(micro_batches):
-            if self._has_data:
-                self.step.split.mark("wait")
-            else:
-                self.meter.reset()  # waiting for it is neither the loader's pace nor the training's
-                if self.progress.logged is not None:
-                    self.meter.take_up(self.progress.logged)
-                self.step.split.mark("start")
-                self._has_data = True
-            images, targets = batch.images, batch.labels
-            if self.mixer is not None:
-                images, targets = self.mixer(
-                    images, targets, epoch=epoch, step=batch.step, first_position=batch.first_position
-                )
-            mine = None if noise is None else noise[batch.first_position :][: len(images)]
-            self.step.micro_batch(images, targets, mine, step=global_step, last=k == self.accumulation - 1)
-        self.step.update()
-        self._lr = lr
-        self.meter.steps += 1
-
-    def _draw_noise(self, global_step: int) -> torch.Tensor | None:
-        """For the stochastic layers in a step, of the global batch: a resume repeats it, and no cut of the batch changes it."""
-        columns = self.model.visual.noise_columns
-        if columns == 0:
-            return None
-        device = self.world.device
-        generator = torch.Generator(device).manual_seed(step_seed(self.recipe.train.seed, global_step))
-        return torch.rand(self.recipe.optim.batch_size, columns, generator=generator, device=device)
-
-    def _evaluate_epoch(self, epoch: int) -> None:
-        assert self.eval_loader is not None  # _evaluation_is_due has looked
+    def _evaluate_epoch(self, epoch: int) -> bool:
+        """Evaluate and log; whether it is the best epoch so far."""
+        assert self.eval_loader is not None  # _evaluation_is_due checks it
         self._check_finite(weights=True)
         began = time.monotonic()
-        models = [self.model] if self.ema is None else [self.model, self.ema.module]
+        models = [self.model] if self.step.ema is None else [self.model, self.step.ema.module]
         raw, *averaged = evaluate(
-            models, self.eval_loader, self.world, self.precision, stop=lambda: self.guard.requested
+            models, self.eval_loader, self.world, self.precision, stop=self._is_stop_requested
         )
         ema = averaged[0] if averaged else None
-        before = self.progress.best()
-        self.progress.add(epoch, raw, ema)
-        entry = self.progress.evaluations[-1]
-        values = {
-            f"{kind}_{k}": v for kind in ("raw", "ema") if kind in entry for k, v in entry[kind].items()
-        }
-        self.eval_loader.take_work()  # which is none of the training loader's
+        entry = self.progress.add(epoch, raw, ema)
+        self.eval_loader.pop_timings()  # not part of the training loader's work
         seconds = time.monotonic() - began
         self.meter.pause("eval", seconds)
-        self.log.record("eval", self.global_step, {"epoch": epoch, "seconds": seconds, **values})
+        self.log.record("eval", self.global_step, {"epoch": epoch, "seconds": seconds, **flatten(entry)})
         shown = f"raw {raw.top1:.3f}" + (f", EMA {ema.top1:.3f}" if ema else "")
-        self.log.say(f"epoch {epoch}: top-1 {shown} % of {raw.samples} images")
-        if before is None or headline_top1(entry) > headline_top1(before):
-            self._save_best(epoch, entry)
+        self.log.info(f"epoch {epoch}: top-1 {shown} % of {raw.samples} images")
+        return self.progress.best() is entry
+
+    def _is_stop_requested(self) -> bool:
+        self.guard.check()
+        return self.guard.requested
 
     # checkpoints ------------------------------------------------------------------------------------------------------
 
     def _save_if_due(self) -> None:
-        every, minutes = self.recipe.train.checkpoint_steps, self.recipe.train.checkpoint_minutes
-        due = bool(every) and self.global_step % every == 0
-        due |= bool(minutes) and time.monotonic() - self._last_save > 60 * minutes
-        # one question to all processes: clocks and signals differ between them
-        wish = self.world.max(STOP if self.guard.requested else SAVE if due else GO_ON)
-        if wish >= SAVE:
+        self.checkpoints.raise_if_failed()
+        due = self.checkpoints.is_due(self.global_step)
+        request = self.world.max(STOP if self.guard.requested else SAVE if due else CONTINUE)
+        if request >= SAVE:
             self._save()
-        if wish == STOP:
-            raise self._preempted()
+        if request == STOP:
+            self._stop()
 
-    def _preempted(self) -> Preempted:
-        return Preempted(f"stopped on a signal after step {self.global_step}; the same command continues")
-
-    def _save(self) -> None:
+    def _save(self, best: bool = False) -> None:
         self._check_finite(weights=True)
         began = time.monotonic()
-        self.progress.logged = self.meter.state()
-        if self.world.is_main:
-            tensors = {"model": self.model.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
-            if self.ema is not None:
-                tensors["ema"] = self.ema.module.state_dict()
-            state = {
-                **self._description(),
-                "progress": asdict(self.progress),
-                "scaler": self.step.scaler.state_dict(),
-            }
-            write_checkpoint(self.checkpoints / f"step-{self.global_step:08}", state, tensors)
-            prune(self.checkpoints, self.recipe.train.keep_checkpoints)
-        self.world.barrier()
-        self._last_save = time.monotonic()
-        self._note_saved(self._last_save - began)
-
-    def _save_best(self, epoch: int, evaluation: dict[str, Any]) -> None:
-        began = time.monotonic()
-        if self.world.is_main:
-            best = self.ema.module if self.ema is not None else self.model
-            state = {**self._description(), "evaluation": evaluation}
-            path = self.checkpoints / f"best-{epoch:04}"
-            write_checkpoint(path, state, {"model": best.state_dict()})
-            keep_only(path)
-        self._note_saved(time.monotonic() - began)
-
-    def _note_saved(self, seconds: float) -> None:
+        self.progress.logged = self.meter.state_dict()
+        self.checkpoints.save(self.step, self.progress, self.global_step, self._description, best)
+        seconds = time.monotonic() - began
         self.meter.pause("checkpoint", seconds)
         self.log.record("checkpoint", self.global_step, {"seconds": seconds})
 
-    def _description(self) -> dict[str, Any]:
-        return describe_model(
-            self.recipe, self.model.visual.arch, self.loader.class_names, self.loader.content
-        )
-
-    def _read_newest(self, paths: list[Path]) -> Checkpoint:
-        """The newest that is whole; those after it are remembered as damaged."""
-        needed = ("model", "optimizer") if self.ema is None else ("model", "optimizer", "ema")
-        for path in reversed(paths):
-            try:
-                return read_checkpoint(path, needed)
-            except Damaged:
-                self._damaged.append(path)
-        raise UserError(
-            f"every checkpoint in {self.checkpoints} is damaged; remove the folder to start anew, or restore one"
-        )
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        refuse_changed_recipe(checkpoint.state["recipe"], self.recipe, self.folder)
-        refuse_changed_arch(checkpoint.state["arch"], self.model.visual.arch, self.folder)
-        refuse_changed_data(checkpoint.state.get("data", {}), self.loader.content, self.folder)
-        refuse_other_classes(self.loader.class_names, checkpoint.state["classes"], self.loader.beton.path)
-        self.model.load_state_dict(checkpoint.tensors["model"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(checkpoint.tensors["ema"])
-        load_optimizer_tensors(self.optimizer, checkpoint.tensors["optimizer"])
-        if checkpoint.state["scaler"]:  # empty where it was trained without one, in bf16 or fp32
-            self.step.scaler.load_state_dict(checkpoint.state["scaler"])
-        self.progress = Progress(**checkpoint.state["progress"])
+    def _stop(self) -> NoReturn:
+        self.checkpoints.finish()
+        raise Preempted(f"stopped on a signal after step {self.global_step}; the same command continues")
 
     # numbers ----------------------------------------------------------------------------------------------------------
 
@@ -462,7 +342,7 @@ class Trainer:
                 loss=now.loss,
                 lr=self._lr,
                 images_per_second=rate,
-                wait_share=now.waited / now.seconds,
+                wait_share=now.wait_seconds / now.seconds,
                 mfu=mfu,
                 memory_gib=peak_memory(self.world.device) / 2**30,
                 seconds_left=(self.total_steps - self.global_step) * batch / rate,
@@ -472,13 +352,14 @@ class Trainer:
         self.meter.reset()
 
     def _log_epoch(self, epoch: int) -> None:
-        """Where the wall time of this process's epoch went."""
-        self.log.record("split", self.global_step, {"epoch": epoch, "seconds": self.meter.take_epoch()})
+        """Log how this process spent the wall time of the epoch."""
+        self.log.record("split", self.global_step, {"epoch": epoch, "seconds": self.meter.pop_epoch()})
 
     def _check_finite(self, weights: bool = False) -> None:
-        trouble = find_trouble(self.step, self.world, self.global_step, weights)
-        if trouble is not None:
-            raise NonFinite(describe_trouble(*trouble, self._samples_of(trouble[0]), self.checkpoints))
+        found = find_divergence(self.step, self.world, self.global_step, weights)
+        if found is not None:
+            self.checkpoints.wait()  # the message names the last one
+            raise NonFinite(describe_divergence(*found, self._samples_of(found[0]), self.checkpoints.folder))
 
     def _samples_of(self, global_step: int) -> list[int]:
         epoch, step = divmod(global_step, self.steps_per_epoch)
@@ -486,15 +367,18 @@ class Trainer:
         batch = self.recipe.optim.batch_size
         return [int(sample) for sample in order[step * batch : (step + 1) * batch]]
 
-    def _announce(self) -> None:
+    def _log_start(self) -> None:
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        self.log.say(
+        self.log.info(
             f"{self.recipe.name}: {trained:,} trainable parameters, {self.loader.num_samples:,} images, batch "
             f"{self.recipe.optim.batch_size} = {self.world.size} x {self.accumulation} x {self.micro_batch}, "
-            f"{str(self.precision.dtype).removeprefix('torch.')} on {self.world.device}, run in {self.folder}"
+            f"{self.precision.name} on {self.world.device}, run in {self.folder}"
         )
-        self.log.record("start", self.global_step, describe(self.world, self.precision))
-        for path in self._damaged:
-            self.log.say(f"{path.name} is damaged: kept as damaged-{path.name}, an older one is continued")
+        self.log.record("start", self.global_step, describe_process(self.world, self.precision))
+        for damaged in self.checkpoints.damaged:
+            name = damaged.path.name
+            self.log.info(
+                f"{name} is damaged ({damaged.reason}): renamed to damaged-{name}, using an older one"
+            )
         if self.global_step:
-            self.log.say(f"continuing after step {self.global_step} of {self.total_steps}")
+            self.log.info(f"continuing after step {self.global_step} of {self.total_steps}")

@@ -1,4 +1,4 @@
-"""What a line of the log is made of: steps, loss and seconds since the line before, over a resume too."""
+"""Steps, loss and seconds since the last line of the log, also across a resume."""
 
 import time
 from collections import defaultdict
@@ -11,14 +11,14 @@ from fastft.train.step import Step
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Of an interval: mean loss over all processes; of this one, seconds without pauses, and by part (train/timing.py)."""
+class IntervalStats:
+    """An interval of the log: mean loss over all processes, and the seconds of this process without pauses."""
 
     steps: int
     loss: float
     seconds: float
-    waited: float  # for data
-    split: dict[str, float]
+    wait_seconds: float  # waiting for data
+    split: dict[str, float]  # seconds by part (train/timing.py), and the loader's work in parallel
 
 
 class Meter:
@@ -38,18 +38,18 @@ class Meter:
         self._began = time.monotonic()
 
     def pause(self, part: str, seconds: float) -> None:
-        """That evaluation or a checkpoint has just taken: the pace is that of the steps."""
+        """Leave the last `seconds`, of evaluation or saving, out of the interval; count them as `part` of the epoch."""
         self._began += seconds
         self._epoch[part] += seconds
 
-    def read(self) -> Reading:
+    def read(self) -> IntervalStats:
         loss = self._world.sum(self._step.loss_sum / max(1, self.steps) / self._world.size).item()
-        seconds = time.monotonic() - self._began  # after the device has been waited for
+        seconds = time.monotonic() - self._began  # after .item(), which waits for the device
         self._collect()
-        return Reading(self.steps, loss, seconds, self._loader.wait_seconds, dict(self._split))
+        return IntervalStats(self.steps, loss, seconds, self._loader.wait_seconds, dict(self._split))
 
-    def state(self) -> dict[str, Any]:
-        """The interval so far, for a checkpoint: its line, written after a resume, is of all its steps."""
+    def state_dict(self) -> dict[str, Any]:
+        """The interval so far, for a checkpoint: after a resume, its log line covers all its steps."""
         loss_sum = self._world.sum(self._step.loss_sum / self._world.size).item()
         seconds = time.monotonic() - self._began
         self._collect()
@@ -58,8 +58,8 @@ class Meter:
             "split": dict(self._split),
         }  # fmt: skip
 
-    def take_up(self, state: dict[str, Any]) -> None:
-        """Inverse of `state`, on an interval that has just begun."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`, on an interval that has just begun."""
         if state["steps"] == 0:
             return
         self.steps = state["steps"]
@@ -68,13 +68,13 @@ class Meter:
         self._split.update(state["split"])
         self._began -= state["seconds"]
 
-    def take_epoch(self) -> dict[str, float]:
-        """Where this process's seconds went since the last call: by part, evaluation and checkpoints too."""
-        taken = dict(self._epoch)
+    def pop_epoch(self) -> dict[str, float]:
+        """Seconds of this process by part since the last call, with evaluation and checkpoints."""
+        seconds = dict(self._epoch)
         self._epoch.clear()
-        return taken
+        return seconds
 
     def _collect(self) -> None:
-        for part, seconds in (self._step.split.collect() | self._loader.take_work()).items():
+        for part, seconds in (self._step.split.collect() | self._loader.pop_timings()).items():
             self._split[part] += seconds
             self._epoch[part] += seconds

@@ -5,47 +5,73 @@ from torch import nn
 from torch.nn import functional as F
 
 from beton_tools.errors import UserError
+from beton_tools.format import Beton
 from fastft.train.precision import Precision
 
 CPU_MICRO_BATCH = 32  # larger ones leave the CPU's caches and gain nothing
-# pairs of micro-batches whose peak memory is measured, the rest is a straight line; the second pair where the first is too large
+# Pairs of micro-batches whose peak memory is measured; memory grows linearly between and beyond. The second pair is for
+# models of which 8 images do not fit.
 PROBES = ((4, 8), (1, 2))
-HEADROOM = 0.9  # of free memory: allocator fragments, and the loader's buffers
+HEADROOM = 0.9  # share of free memory to use; the rest is for allocator fragments
+TENSOR_CORE_MULTIPLE = 8  # matrix products are fastest if their dimensions are multiples of this
+CHANNELS = 3
+COPIES = 3  # of what is trained, in fp32, beside the weights: gradients and AdamW's two moments
 
 
 def choose_micro_batch(
-    asked: int, rank_batch: int, model: nn.Module, image_size: int, precision: Precision, unit: int = 1
+    requested: int,
+    rank_batch: int,
+    model: nn.Module,
+    image_size: int,
+    precision: Precision,
+    *,
+    unit: int = 1,
+    loader_bytes: float = 0.0,
 ) -> int:
-    """The recipe's micro-batch, or with 0 the largest divisor of this process's batch that fits.
+    """The recipe's micro-batch, or for 0 the largest divisor of this process's batch that fits.
 
-    unit: images that must stay together: 2 where they are mixed in pairs.
+    unit: images that must stay together: 2 if they are mixed in pairs. loader_bytes: GPU memory that the loaders need per
+    image of a micro-batch.
 
     Raises:
-        UserError: the asked one does not divide this process's share of the batch, or not even one image fits.
+        UserError: the requested one does not divide this process's share of the batch, or not even one image fits.
     """
     if rank_batch % unit:
         raise UserError(
             f"mixup and CutMix need an even number of images per process, not {rank_batch}; change optim.batch_size"
         )
-    if asked:
-        if rank_batch % asked or asked % unit:
-            near = largest_divisor(rank_batch, asked, unit)
+    if requested:
+        if rank_batch % requested or requested % unit:
+            near = largest_divisor(rank_batch, requested, unit)
             even = " into even parts" if unit == 2 else ""
             raise UserError(
-                f"train.micro_batch {asked} does not divide the {rank_batch} images per process{even}; use {near}"
+                f"train.micro_batch {requested} does not divide the {rank_batch} images per process{even}; use {near}"
             )
-        return asked
+        return requested
     device = next(model.parameters()).device
     if device.type == "cpu":
         return largest_divisor(rank_batch, CPU_MICRO_BATCH, unit)
-    room, per_image = _room(model, image_size, precision)
-    if room < unit * per_image:
+    free, per_image = _measure_free(model, image_size, precision)
+    per_image += loader_bytes
+    if free < unit * per_image:
         raise UserError("the model does not fit in this GPU's memory; try --train.grad_checkpointing=true")
-    return largest_divisor(rank_batch, int(room / per_image), unit)
+    return fast_divisor(rank_batch, int(free / per_image), unit)
 
 
-def _room(model: nn.Module, image_size: int, precision: Precision) -> tuple[float, float]:
-    """(bytes free for images, bytes per image); no room where not even the smallest probes run."""
+def loader_bytes(beton: Beton, image_size: int, dtype: torch.dtype, batches_ahead: int) -> float:
+    """GPU memory that a loader of this file needs per image of a micro-batch.
+
+    Of every batch that is prepared, in use or in progress it holds the decoded pixels, at most the whole images, and the
+    finished images with their uint8 form.
+    """
+    batches = batches_ahead + 2
+    decoded = float((beton.heights.astype(float) * beton.widths).mean())
+    finished = image_size**2 * (1 + dtype.itemsize)
+    return batches * CHANNELS * (decoded + finished)
+
+
+def _measure_free(model: nn.Module, image_size: int, precision: Precision) -> tuple[float, float]:
+    """(bytes free for images, bytes per image); (0, 1) if not even the smallest probes fit."""
     device = next(model.parameters()).device
     for probes in PROBES:
         try:
@@ -53,7 +79,7 @@ def _room(model: nn.Module, image_size: int, precision: Precision) -> tuple[floa
         except torch.OutOfMemoryError:
             model.zero_grad(set_to_none=True)
             continue
-        torch.cuda.empty_cache()  # what the probes, or an earlier training of a sweep, had
+        torch.cuda.empty_cache()  # memory of the probes and of earlier trainings of a sweep
         return HEADROOM * torch.cuda.mem_get_info(device)[0] - fixed, per_image
     return 0.0, 1.0
 
@@ -64,24 +90,38 @@ def largest_divisor(number: int, at_most: int, unit: int = 1) -> int:
     return unit * max(d for d in range(1, max(1, min(number, at_most) // unit) + 1) if parts % d == 0)
 
 
+def fast_divisor(number: int, at_most: int, unit: int = 1) -> int:
+    """As `largest_divisor`, but a multiple of 8 if there is one that is at least half as large."""
+    largest = largest_divisor(number, at_most, unit)
+    if number % TENSOR_CORE_MULTIPLE == 0 and at_most >= TENSOR_CORE_MULTIPLE:
+        fast = largest_divisor(number, at_most, TENSOR_CORE_MULTIPLE)
+        return fast if 2 * fast >= largest else largest
+    return largest
+
+
 def measure_memory(
     model: nn.Module, image_size: int, precision: Precision, probes: tuple[int, int]
 ) -> tuple[float, float]:
-    """(bytes that do not depend on the batch, bytes per image) of a training step on the GPU, by two probes.
+    """(bytes that do not depend on the batch, bytes per image) of a training step on the GPU, from two probes.
 
-    Gradients and AdamW's moments (three fp32 copies of what is trained) count as fixed.
+    A pass before them allocates what stays: cuBLAS keeps a workspace from its first call on.
     """
-    device = next(model.parameters()).device
-    peaks = []
-    for images in probes:
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        inputs = torch.zeros(images, 3, image_size, image_size, device=device, dtype=precision.dtype)
-        with precision.autocast():
-            logits = model(inputs.to(memory_format=torch.channels_last))
-        F.cross_entropy(logits.float(), torch.zeros(images, dtype=torch.int64, device=device)).backward()
-        peaks.append(torch.cuda.max_memory_allocated(device) - before)
-        model.zero_grad(set_to_none=True)
+    _peak_of_pass(model, image_size, precision, probes[0])
+    peaks = [_peak_of_pass(model, image_size, precision, images) for images in probes]
     per_image = max(1.0, (peaks[1] - peaks[0]) / (probes[1] - probes[0]))
     trained = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
-    return 3.0 * trained + max(0.0, peaks[0] - probes[0] * per_image), per_image
+    return COPIES * trained + max(0.0, peaks[0] - probes[0] * per_image), per_image
+
+
+def _peak_of_pass(model: nn.Module, image_size: int, precision: Precision, images: int) -> int:
+    """Bytes that a forward and a backward pass over so many images allocate at their peak."""
+    device = next(model.parameters()).device
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    inputs = torch.zeros(images, 3, image_size, image_size, device=device, dtype=precision.dtype)
+    with precision.autocast():
+        logits = model(inputs.to(memory_format=torch.channels_last))
+    F.cross_entropy(logits.float(), torch.zeros(images, dtype=torch.int64, device=device)).backward()
+    peak = torch.cuda.max_memory_allocated(device) - before
+    model.zero_grad(set_to_none=True)
+    return peak

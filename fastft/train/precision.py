@@ -8,26 +8,41 @@ import torch
 
 from beton_tools.errors import UserError
 
-# the reference's dynamic loss scale (DeepSpeed): starts at 2^7, doubles after 128 clean steps
-INITIAL_SCALE, GROWTH_INTERVAL = 2.0**7, 128
+INITIAL_SCALE = 2.0**7  # the reference's (DeepSpeed)
+# clean steps until the scale doubles: PyTorch's default. The reference doubles after 128, and each doubling that overflows
+# costs one skipped step
+GROWTH_INTERVAL = 2000
 AMPERE = (8, 0)  # first compute capability with native bf16
 
 
 @dataclass(frozen=True)
 class Precision:
-    """dtype of autocast; `scaled` says whether gradients need a loss scaler."""
+    """dtype of autocast; `scaled` says whether gradients need a loss scaler.
+
+    half_residual: training runs a half-precision copy of the model (`fastft.optim.HalfCopy`) instead of autocast.
+    """
 
     dtype: torch.dtype
     device_type: str
+    half_residual: bool = False
 
     @property
     def scaled(self) -> bool:
         return self.dtype == torch.float16
 
+    @property
+    def name(self) -> str:
+        """float32, bfloat16 or float16."""
+        return str(self.dtype).removeprefix("torch.")
+
     def autocast(self) -> AbstractContextManager:
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device_type, self.dtype)
+
+    def training_context(self) -> AbstractContextManager:
+        """The context of a training step's forward pass: autocast, which a half-precision copy does not need."""
+        return nullcontext() if self.half_residual else self.autocast()
 
     def scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(
@@ -35,27 +50,33 @@ class Precision:
         )
 
 
-def choose_precision(amp: str, device: torch.device) -> Precision:
-    """'auto' becomes fp16 below compute capability 8.0, bf16 from there on and on CPUs that have it, else fp32.
+def choose_precision(amp: str, device: torch.device, half_residual: str = "off") -> Precision:
+    """'auto' is fp16 below compute capability 8.0, bf16 on newer GPUs and on CPUs that have it, else fp32.
+
+    half_residual: 'on', 'off', or 'auto': on for fp16 on GPUs below compute capability 8.0, which lack fast bf16.
 
     Raises:
-        UserError: fp16 on the CPU, which has no fast fp16 training.
+        UserError: fp16 on the CPU, which has no fast fp16 training; half_residual 'on' in fp32.
     """
     if amp == "auto":
         amp = _best_on_gpu(device) if device.type == "cuda" else ("bf16" if cpu_has_bf16() else "fp32")
     if amp == "fp16" and device.type == "cpu":
         raise UserError("train.amp is fp16, which needs a GPU; use --train.amp=bf16 or fp32")
+    if half_residual == "on" and amp == "fp32":
+        raise UserError("train.half_residual is on, which needs half precision; use --train.amp=fp16 or bf16")
+    if half_residual == "auto" and amp == "fp16" and device.type == "cuda":
+        half_residual = "on" if _best_on_gpu(device) == "fp16" else "off"
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
-    return Precision(dtype, device.type)
+    return Precision(dtype, device.type, half_residual == "on")
 
 
 def inference_precision(amp: str, device: torch.device) -> Precision:
-    """As it was trained, but what was trained in fp16 runs on a CPU too."""
+    """The precision of training, except that a CPU does not run fp16."""
     return choose_precision("auto" if (amp, device.type) == ("fp16", "cpu") else amp, device)
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 in hardware (AVX512-BF16 or AMX); elsewhere bf16 is emulated and slow."""
+    """Whether the CPU multiplies bf16 in hardware (AVX512-BF16 or AMX); other CPUs emulate bf16 slowly."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

@@ -1,19 +1,35 @@
-"""SIGTERM and SIGUSR1 ask for a checkpoint and an orderly end, as Slurm and spot machines do before they take a node."""
+"""Signals during training: most of them ask for a checkpoint and an orderly end, Ctrl-C for an end at the next safe place.
+
+Slurm and spot machines send SIGTERM or SIGUSR1 before they take a node away; a closed terminal sends SIGHUP.
+"""
 
 import signal
 from types import FrameType, TracebackType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
-class PreemptionGuard:
-    """Context in which the signals only set `requested`; the training loop looks at it between steps."""
+class SignalGuard:
+    """Context in which signals only set flags, which the training loop reads between steps.
+
+    requested: one of PREEMPTION_SIGNALS came. interrupted: SIGINT came after `defer_interrupts`.
+
+    A Python signal handler that raises can do so while the main thread holds a lock of another library (`queue.Queue`,
+    tensorboard, rich), which then stays locked and makes a later call wait for ever. A second SIGINT raises at once.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self.interrupted = False
+        self._deferring = False
 
-    def __enter__(self) -> "PreemptionGuard":
-        self._previous = {s: signal.signal(s, self._note) for s in SIGNALS}
+    def __enter__(self) -> "SignalGuard":
+        self._previous = {}
+        for number in (*PREEMPTION_SIGNALS, signal.SIGINT):
+            if (
+                signal.getsignal(number) is signal.SIG_IGN
+            ):  # nohup ignores SIGHUP, and training is to survive it
+                continue
+            self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -22,5 +38,20 @@ class PreemptionGuard:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+    def defer_interrupts(self) -> None:
+        """From here on the first SIGINT sets `interrupted` instead of raising; `check` raises."""
+        self._deferring = True
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if SIGINT came. Called where no lock is held: between batches and during waits."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGINT:
+            self.requested = True
+        elif self._deferring and not self.interrupted:
+            self.interrupted = True
+        else:
+            self.interrupted = True
+            raise KeyboardInterrupt

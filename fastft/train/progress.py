@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastft.config import Recipe
+from fastft.files.evaluations import flatten, headline_top1
 from fastft.imagenet import NO_EXPECTATION, describe_expectation, expected_top1
 from fastft.model import Arch
 from fastft.train.evaluate import Scores
@@ -14,54 +15,57 @@ from fastft.train.log import format_seconds
 
 @dataclass
 class Progress:
-    """Where a run is: the next step to train, and what has been reached."""
+    """The next step to train, and the results so far."""
 
     epoch: int = 0
     step: int = 0  # within the epoch
     seconds: float = 0.0  # of training, over all resumes
     evaluations: list[dict[str, Any]] = field(default_factory=list)
-    logged: dict[str, Any] | None = None  # what the next line of the log has so far (Meter.state)
+    logged: dict[str, Any] | None = (
+        None  # the part of the next log line that is known already (Meter.state_dict)
+    )
 
-    def add(self, epoch: int, raw: Scores, ema: Scores | None) -> None:
+    def add(self, epoch: int, raw: Scores, ema: Scores | None) -> dict[str, Any]:
+        """Append an evaluation; returns its entry."""
         entry: dict[str, Any] = {"epoch": epoch, "raw": asdict(raw)}
         if ema is not None:
             entry["ema"] = asdict(ema)
         self.evaluations.append(entry)
+        return entry
 
     def evaluated(self, epoch: int) -> bool:
         return any(entry["epoch"] == epoch for entry in self.evaluations)
 
     def best(self) -> dict[str, Any] | None:
-        """The evaluation of the best epoch: by the EMA's top-1 where there is one, as the paper reports."""
-        return max(self.evaluations, key=headline_top1, default=None)
-
-
-def headline_top1(evaluation: dict[str, Any]) -> float:
-    return float(evaluation.get("ema", evaluation["raw"])["top1"])
+        """The evaluation of the best epoch so far."""
+        return max(self.evaluations, key=lambda entry: headline_top1(flatten(entry)), default=None)
 
 
 def describe_model(
     recipe: Recipe, arch: Arch, classes: Sequence[str], data: dict[str, Any]
 ) -> dict[str, Any]:
-    """What makes a checkpoint usable by itself: the recipe, and the tower's numbers, as its file may move."""
-    return {
+    """The part of a checkpoint's state that is constant in a run, as JSON values.
+
+    It makes a checkpoint usable by itself (the architecture's file may move) and tells runs apart when one is resumed.
+    """
+    description = {
         "name": recipe.name,
-        "recipe": json.loads(json.dumps(recipe.as_dict())),
+        "recipe": recipe.as_dict(),
         "arch": asdict(arch),
         "classes": list(classes),
         "data": data,
     }
+    return json.loads(json.dumps(description))
 
 
 def summarise(progress: Progress, recipe: Recipe) -> dict[str, Any]:
-    """Best-epoch EMA (the paper's protocol), last-epoch EMA and raw, in percent, beside what was expected."""
-    best, last = progress.best(), progress.evaluations[-1] if progress.evaluations else None
+    """The content of result.json: the best and the last evaluation, beside the expected accuracy."""
     return {
         "recipe": recipe.name,
         "epochs": progress.epoch,
         "seconds": progress.seconds,
-        "best": best,
-        "last": last,
+        "best": progress.best(),
+        "last": progress.evaluations[-1] if progress.evaluations else None,
         "expected_top1": expected_top1(recipe),
         "expectation": describe_expectation(recipe),
         "source": recipe.about.source,
@@ -70,11 +74,12 @@ def summarise(progress: Progress, recipe: Recipe) -> dict[str, Any]:
 
 
 def conclusion(result: dict[str, Any]) -> str:
-    """One line for the end of a run."""
+    """The last log line of a run."""
     best, last = result["best"], result["last"]
     if best is None or last is None:
         return "done; no validation data, nothing was evaluated"
-    parts = [f"best {headline_top1(best):.3f} (epoch {best['epoch']}{', EMA' if 'ema' in best else ''})"]
+    top1, ema = headline_top1(flatten(best)), ", EMA" if "ema" in best else ""
+    parts = [f"best {top1:.3f} (epoch {best['epoch']}{ema})"]
     parts += [f"last EMA {last['ema']['top1']:.3f}"] if "ema" in last else []
     parts += [f"last raw {last['raw']['top1']:.3f}"]
     expected = "" if result["expectation"] == NO_EXPECTATION else f"; {result['expectation']}"

@@ -8,17 +8,17 @@ from torch.nn import functional as F
 
 from fastft.build import compile_model
 from fastft.model import Classifier
-from fastft.optim import Ema
+from fastft.optim import Ema, HalfCopy
 from fastft.train.distributed import World
 from fastft.train.precision import Precision
 from fastft.train.timing import Split
 
 
 class Step:
-    """The model with all that changes it.
+    """The model with everything that changes it.
 
-    `loss_sum` (float32) and `first_bad_step` (int64, -1 while every loss was finite) stay on the device; reading them
-    is what waits, so that the loop does it when it logs or saves.
+    `loss_sum` (float32) and `first_bad_step` (int64, -1 while every loss is finite) stay on the device. Reading them waits
+    for it, so the loop reads them only when it logs or saves.
     """
 
     def __init__(
@@ -37,34 +37,39 @@ class Step:
         self.world, self.precision = world, precision
         self.accumulation, self.label_smoothing, self.clip_grad = accumulation, label_smoothing, clip_grad
         self.forward: Any = model
+        self.half: HalfCopy | None = None
         self.scaler = precision.scaler()
         self.split = Split(world.device)
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
         self.reset_loss()
 
     def connect(self, compile: str) -> None:
-        """Let gradients travel between the processes, which all call this, and compile as the recipe asks."""
-        self.forward = compile_model(self.world.wrap(self.model), compile, self.world.device)
+        """Set up gradient all-reduce (every process calls this) and torch.compile."""
+        trained: torch.nn.Module = self.model
+        if self.precision.half_residual:  # copied here, after a checkpoint may have been loaded
+            self.half = HalfCopy(self.model, self.precision.dtype)
+            trained = self.half.module
+        self.forward = compile_model(self.world.wrap(trained), compile, self.world.device)
 
     def reset_loss(self) -> None:
         self.loss_sum = torch.zeros((), dtype=torch.float32, device=self.world.device)
 
     def weights_are_finite(self) -> bool:
-        """Of all that is trained; waits for the device."""
+        """Whether the trained weights have no NaN or Inf; waits for the device."""
         finite = [torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad]
         return bool(torch.stack(finite).all()) if finite else True
 
     def micro_batch(
         self, images: Tensor, targets: Tensor, noise: Tensor | None = None, *, step: int, last: bool
     ) -> None:
-        """Add one micro-batch's gradients; `last` of its step sends them to the other processes.
+        """Add one micro-batch's gradients; the `last` of a step averages them over the processes.
 
-        targets: int64 labels (b,), smoothed here, or float32 distributions (b, K), taken as they are.
+        targets: int64 labels (b,), smoothed here, or float32 distributions (b, K), used as they are.
         """
-        if self.world.size > 1:  # gradients travel once per step
+        if self.world.size > 1:
             self.forward.require_backward_grad_sync = last
         smoothing = 0.0 if targets.is_floating_point() else self.label_smoothing
-        with self.precision.autocast():
+        with self.precision.training_context():
             logits_BK = self.forward(images, noise)
         loss = F.cross_entropy(logits_BK.float(), targets, label_smoothing=smoothing)
         self.split.mark("forward")
@@ -76,13 +81,18 @@ class Step:
         self.split.mark("backward")
 
     def update(self) -> None:
-        """Weights, loss scale and EMA from the gradients, which are given up."""
+        """Update weights, loss scale and EMA from the gradients, and reset these."""
+        if self.half is not None:
+            self.half.move_gradients()
         if self.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        # DistributedDataParallel copies gradients that are not views of its buckets, so views are kept for accumulation
+        self.optimizer.zero_grad(set_to_none=self.world.size == 1 or self.accumulation == 1)
+        if self.half is not None:
+            self.half.refresh()
         self.split.mark("optimizer")
         if self.ema is not None:
             self.ema.update()

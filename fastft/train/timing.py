@@ -1,18 +1,18 @@
-"""Where the time of training goes, always on: host clocks on a CPU, events in the stream on a GPU."""
+"""The time split of training, always on: host clocks on a CPU, CUDA events on a GPU."""
 
 import time
 
 import torch
 
-# of a step; wait is for data, start for the first of a process: kernels compile, workers begin
+# wait: for data. start: for the first batch of a process, while kernels compile and the loader starts
 PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema")
 
 
 class Split:
     """Seconds per part of a step, summed until they are collected.
 
-    On a GPU a mark is an event in its stream: nothing waits, and a part is as long as the GPU took for it (for `wait`:
-    stood idle). The events are read when the interval is logged, which waits for the GPU anyway.
+    On a GPU a mark is an event in the current stream: nothing waits, and a part is the time that the GPU took for it (for
+    `wait`: was idle). The events are read when the interval is logged, which waits for the GPU anyway.
     """
 
     def __init__(self, device: torch.device):
@@ -23,11 +23,11 @@ class Split:
         self._spare: list[torch.cuda.Event] = []
 
     def begin(self) -> None:
-        """What has passed since the last mark belongs to no part."""
+        """Count the time since the last mark to no part."""
         self._mark(None)
 
     def mark(self, part: str) -> None:
-        """What has passed since the last mark belongs to `part`."""
+        """Count the time since the last mark to `part`."""
         self._mark(part)
 
     def collect(self) -> dict[str, float]:

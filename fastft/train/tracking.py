@@ -1,6 +1,6 @@
-"""Numbers of a run to Weights & Biases or MLflow, where the recipe asks for it; a resumed run goes on in the same record.
+"""Log to Weights & Biases or MLflow if the recipe says so; a resumed run continues the same record.
 
-Both are told where to write by their own environment variables (WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, ...).
+Where they write is set by their own environment variables (WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, ...).
 """
 
 import importlib
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from beton_tools.errors import UserError
 
 PROJECT = "fastft"
-FAILED = 1  # exit code that marks a record of wandb
+FAILED = 1  # exit code that marks a wandb run as failed
 
 
 class Tracker(Protocol):
@@ -23,10 +23,10 @@ class Tracker(Protocol):
 
 
 def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any]) -> Tracker | None:
-    """The record of the run in `folder`, made anew or continued; None for 'none'.
+    """Start or continue the record of the run in `folder`; None for 'none'.
 
     Raises:
-        UserError: the library is not installed, or it does not accept the run.
+        UserError: the library is not installed, or does not start.
     """
     if kind == "none":
         return None
@@ -41,7 +41,7 @@ def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any]) 
     tracker: _Wandb | _Mlflow
     try:
         tracker = (_Wandb if kind == "wandb" else _Mlflow)(library, folder, name, recipe, known)
-    except Exception as error:  # of its network or log-in
+    except Exception as error:  # network, log-in, ...
         raise UserError(
             f"{kind} does not start ({' '.join(str(error).split())}); set --train.tracker=none"
         ) from None
@@ -57,9 +57,8 @@ class _Wandb:
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             dir=folder, name=name, config=dict(recipe), id=known, resume="allow",
         )  # fmt: skip
-        self._run.define_metric(
-            "*", step_metric="step"
-        )  # a resume repeats steps, which its own counter cannot
+        # wandb's own step counter cannot go back, which a resume does
+        self._run.define_metric("*", step_metric="step")
         self.id = str(self._run.id)
 
     def log(self, values: Mapping[str, float], step: int) -> None:

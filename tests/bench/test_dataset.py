@@ -22,12 +22,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         return Workspace(folder, find_images(None, None, folder, 8))
 
 
-def test_without_any_folder_packaged_photographs_are_taken_and_it_is_said(workspace: Workspace) -> None:
+def test_without_a_folder_packaged_photographs_are_used_and_named_in_the_notes(workspace: Workspace) -> None:
     assert len(workspace.images.paths) == 8
     assert "packaged with scikit-image" in workspace.images.what
 
 
-def test_folder_and_shards_hold_the_very_jpegs_of_the_file(workspace: Workspace) -> None:
+def test_folder_and_shards_contain_the_jpegs_of_the_file(workspace: Workspace) -> None:
     stored = {Beton.open(workspace.beton(RESIZED)).read_bytes(i) for i in range(8)}
     assert {path.read_bytes() for path in workspace.jpegs(RESIZED).glob("*/*.jpg")} == stored
     pattern = workspace.shards(RESIZED, 2)
@@ -39,7 +39,7 @@ def test_folder_and_shards_hold_the_very_jpegs_of_the_file(workspace: Workspace)
     assert members == stored
 
 
-def test_a_given_file_is_sampled_and_kept_as_it_is(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_given_file_is_sampled_and_not_changed(workspace: Workspace, tmp_path: Path) -> None:
     given = workspace.beton(RESIZED)
     images = find_images(None, given, tmp_path, 4)
     sampled = Workspace(tmp_path, images, given)
@@ -48,12 +48,12 @@ def test_a_given_file_is_sampled_and_kept_as_it_is(workspace: Workspace, tmp_pat
     assert {again.read_bytes(i) for i in range(4)} <= {Beton.open(given).read_bytes(i) for i in range(8)}
 
 
-def test_fewer_images_are_spread_over_all_of_them() -> None:
+def test_a_subset_is_spread_evenly_over_the_images() -> None:
     assert evenly(1300, 700)[-1] >= 1297 and len(set(evenly(1300, 700))) == 700
     assert evenly(3, 7) == [0, 1, 2]
 
 
-def test_forgotten_pages_are_not_in_memory_even_where_the_file_is_mapped(tmp_path: Path) -> None:
+def test_dropped_pages_leave_memory_even_if_the_file_is_mapped(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(np.random.default_rng(0).bytes(8 << 20))
     with path.open("rb") as file:
@@ -75,6 +75,6 @@ def resident(mapped: np.memmap) -> float:
     return sum(flag & 1 for flag in flags) / pages
 
 
-def test_a_folder_without_images_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="one folder per class"):
         find_images(tmp_path, None, tmp_path, 4)

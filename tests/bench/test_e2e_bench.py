@@ -16,14 +16,14 @@ RCP = Path(__file__).parents[2] / "rcp"
 
 
 @pytest.mark.parametrize("recipe", [None, RCP / "final_b16.yaml"])
-def test_the_patch_embedding_trains_as_it_does_with_timm(tmp_path: Path, recipe: Path | None) -> None:
+def test_the_patch_embedding_trains_as_with_timm(tmp_path: Path, recipe: Path | None) -> None:
     workspace = Workspace(tmp_path, Images([tmp_path], "none"))
     options = Options(workspace, rounds=1, threads=1, recipe=recipe and load_recipe(recipe))
     sections = e2e_bench._sections(options, tmp_path / "images.beton")
     assert not recipe_from_dict("e2e", sections).model.freeze_conv1
 
 
-def test_a_round_of_training_reports_its_own_parts_and_those_of_its_loader(
+def test_a_training_round_reports_the_time_split_of_step_and_loader(
     tmp_path: Path, photographs: dict[str, np.ndarray]
 ) -> None:
     for k in range(4):
@@ -40,7 +40,7 @@ def test_a_round_of_training_reports_its_own_parts_and_those_of_its_loader(
     assert {"forward", "backward", "decode", "augment"} <= e2e_bench._seconds(rounds).keys()
 
 
-def test_batches_are_even_as_mixup_asks_for_pairs(tmp_path: Path) -> None:
+def test_batches_are_even_because_mixup_needs_pairs(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path, Images([tmp_path] * 30, "none"))
     options = Options(workspace, rounds=1, threads=1, recipe=load_recipe(RCP / "baseline_b16.yaml"))
     assert e2e_bench._sections(options, tmp_path / "images.beton")["optim"]["batch_size"] == 14

@@ -24,7 +24,7 @@ def contender(who: str, function: str, **arguments: Any) -> Contender:
     return Contender(who, getattr(contenders, function), arguments)
 
 
-def test_contenders_take_turns_and_the_first_round_is_not_counted(tmp_path: Path) -> None:
+def test_contenders_alternate_and_the_first_round_is_not_counted(tmp_path: Path) -> None:
     log = tmp_path / "log"
     pair = [contender(name, "noting", name=name, log=str(log)) for name in ("A", "B")]
     rounds = alternate(pair, rounds=2, threads=1)
@@ -32,7 +32,7 @@ def test_contenders_take_turns_and_the_first_round_is_not_counted(tmp_path: Path
     assert len(rounds.trials["A"]["a"]) == len(rounds.trials["B"]["b"]) == 2
 
 
-def test_cpu_time_is_of_workers_too_and_waiting_costs_none() -> None:
+def test_cpu_time_includes_workers_and_excludes_waiting() -> None:
     rounds = alternate(
         [contender("sleeps", "sleeping", seconds=0.2), contender("works", "worker", seconds=0.2)],
         1,
@@ -44,7 +44,7 @@ def test_cpu_time_is_of_workers_too_and_waiting_costs_none() -> None:
     assert per_second(slept) <= 50 and per_cpu_second(worked) <= 53 and cpu_milliseconds(worked) >= 19
 
 
-def test_every_contender_has_a_process_on_the_given_cores_which_ends() -> None:
+def test_every_contender_has_its_own_process_on_the_given_cores() -> None:
     pair = [contender("A", "described"), contender("B", "described")]
     trials = [alternate(pair, 1, threads=1).trials[name]["a"][0] for name in "AB"]
     assert [trial["cores"] for trial in trials] == [1, 1]
@@ -54,17 +54,17 @@ def test_every_contender_has_a_process_on_the_given_cores_which_ends() -> None:
             os.kill(trial["pid"], 0)
 
 
-def test_fresh_rounds_begin_in_a_new_process_each() -> None:
+def test_every_fresh_round_has_a_new_process() -> None:
     trials = alternate_fresh([contender("A", "described")], rounds=2, threads=1).trials["A"]["a"]
     assert len({trial["pid"] for trial in trials}) == 2
 
 
-def test_what_a_library_prints_disturbs_nothing() -> None:
+def test_output_of_libraries_does_not_disturb_the_protocol() -> None:
     assert len(alternate([contender("A", "printing")], 1, threads=1).trials["A"]["a"]) == 1
 
 
 @pytest.mark.parametrize("function", ["failing", "failing_later", "dying", "missing"])
-def test_a_peer_that_fails_is_reported_and_the_others_go_on(function: str) -> None:
+def test_a_failing_peer_is_skipped_and_the_others_continue(function: str) -> None:
     rounds = alternate(
         [contender("peer", function), contender("fastft", "sleeping", seconds=0)], 1, threads=1
     )
@@ -80,18 +80,18 @@ def test_when_fastft_fails_the_benchmark_fails() -> None:
         alternate([contender("fastft", "failing_later")], 1, threads=1)
 
 
-def test_input_that_ours_cannot_take_is_the_users_error() -> None:
+def test_input_that_fastft_refuses_is_a_user_error() -> None:
     with pytest.raises(UserError, match=r"^no image at all; give one$"):
         alternate([contender("fastft", "refusing")], 1, threads=1)
 
 
-def test_a_peer_that_hangs_is_ended_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_peer_is_killed_and_the_others_continue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "TRIAL_SECONDS", 3)
     pair = [contender("peer", "sleeping", seconds=60), contender("fastft", "sleeping", seconds=0)]
     rounds = alternate(pair, 1, threads=1)
     assert rounds.skipped["peer"].startswith("no answer") and len(rounds.trials["fastft"]["a"]) == 1
 
 
-def test_a_peer_that_fails_in_a_later_fresh_round_is_left_out_wholly(tmp_path: Path) -> None:
+def test_a_peer_that_fails_in_a_later_fresh_round_has_no_results(tmp_path: Path) -> None:
     rounds = alternate_fresh([contender("peer", "second_time", mark=str(tmp_path / "mark"))], 2, threads=1)
     assert rounds.trials == {} and "not twice" in rounds.skipped["peer"]

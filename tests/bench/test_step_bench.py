@@ -22,7 +22,7 @@ from fastft.train.precision import choose_precision
 from fastft.train.step import Step
 
 
-def test_ours_and_timms_own_training_step_have_the_same_loss_curve() -> None:
+def test_our_training_step_has_the_loss_curve_of_timms() -> None:
     """The same weights, batches and optimiser settings: label smoothing, weight decay and its exclusions, AdamW."""
     arch = Arch(
         image_size=32, patch_size=8, width=64, layers=2, heads=2, mlp_width=256, quick_gelu=True, ln_pre=True,
@@ -65,7 +65,7 @@ def our_parts(arch: Arch) -> tuple[Step, Classifier]:
     return made, model
 
 
-def test_on_a_gpu_without_a_known_peak_all_but_mfu_is_measured(
+def test_on_a_gpu_with_unknown_peak_everything_except_mfu_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An L4: `peak_flops` says None."""

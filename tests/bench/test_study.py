@@ -35,17 +35,19 @@ def study() -> ModuleType:
         ((3.0,), 1.0, "not told apart from no change"),
     ],
 )
-def test_a_gain_counts_only_beyond_what_seeds_make(study, gains, paper: float, verdict: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_gain_counts_only_if_it_exceeds_the_noise_of_seeds(
+    study, gains, paper: float, verdict: str
+) -> None:  # type: ignore[no-untyped-def]
     assert study.verdict(study.Figure(gains), paper) == verdict
 
 
-def test_gains_are_taken_seed_by_seed(study) -> None:  # type: ignore[no-untyped-def]
+def test_gains_are_paired_by_seed(study) -> None:  # type: ignore[no-untyped-def]
     steps = {name: study.Figure((10.0 + k, 20.0 + k, 60.0 + k)) for k, name in enumerate(study.PAPER)}
     for line in study.verdicts(steps):
         assert line["gain"] == pytest.approx(1) and line["error"] == pytest.approx(0)
 
 
-def test_the_page_is_what_the_results_say(study) -> None:  # type: ignore[no-untyped-def]
+def test_the_page_shows_the_results(study) -> None:  # type: ignore[no-untyped-def]
     values = json.loads((ROOT / "benchmarks/results/study.json").read_text())
     found = study.restored(values)
     assert json.loads(json.dumps(study.plain(found, values["setting"]))) == values

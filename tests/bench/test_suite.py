@@ -57,7 +57,7 @@ def test_page_and_table_round_as_the_file_does(
         assert "1,162" in text and "1,163" not in text
 
 
-def test_the_recorded_command_names_images_that_were_found_by_themselves(
+def test_the_recorded_command_names_default_images(
     tmp_path: Path, nothing_measured: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sample = tmp_path / "sample"
@@ -86,13 +86,13 @@ def test_every_table_can_be_read_at_80_columns() -> None:
             assert all(words[-1][-1] in ")0123456789" for words in ours)
 
 
-def test_an_unknown_peer_is_refused_with_the_ones_there_are(capsys: pytest.CaptureFixture) -> None:
+def test_an_unknown_peer_is_refused_and_the_known_ones_are_listed(capsys: pytest.CaptureFixture) -> None:
     assert main(["bench", "decode", "--peers", "ffcw"]) == 2
     assert "no peer 'ffcw'; choose from ffcv, timm" in capsys.readouterr().err
     assert parse_peers("none") == ()
 
 
-def test_a_recipe_is_looked_at_before_anything_is_measured(capsys: pytest.CaptureFixture) -> None:
+def test_a_recipe_is_checked_before_anything_is_measured(capsys: pytest.CaptureFixture) -> None:
     assert main(["bench", "all", "--recipe", "rcp/no_such.yaml"]) == 2
     assert "no_such.yaml" in capsys.readouterr().err
     assert main(["bench", "decode", "--recipe", "rcp/final_b16.yaml"]) == 2
@@ -100,7 +100,7 @@ def test_a_recipe_is_looked_at_before_anything_is_measured(capsys: pytest.Captur
 
 
 @pytest.mark.slow
-def test_quick_run_of_everything_measures_what_the_cost_model_reads(
+def test_a_quick_run_of_all_benchmarks_has_the_roles_that_the_cost_model_reads(
     tmp_path: Path, photographs_only: None
 ) -> None:
     assert main(["bench", "all", "--quick", "--out", str(tmp_path)]) == 0

@@ -1,4 +1,4 @@
-"""Real photographs from scikit-image and scikit-learn, as the folders, tars and parquets that people have."""
+"""Real photographs from scikit-image and scikit-learn, as folders, tars and parquet files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def jpeg_of(image: Image.Image, **options: object) -> bytes:
 
 
 def damaged(jpeg: bytes) -> bytes:
-    """Without a part of the scan, which Pillow fills in without a word."""
+    """The JPEG without a part of its scan, which Pillow fills in without a warning."""
     return jpeg[: len(jpeg) // 2] + jpeg[len(jpeg) * 3 // 4 :]
 
 
@@ -97,8 +97,7 @@ def train_tar(jpegs: dict[str, list[bytes]]) -> bytes:
 
 
 def devkit_files(wnid_of_image: list[str]) -> dict[str, bytes]:
-    """The two files of the devkit that matter: ILSVRC ids count in another order than wnids, as in the real
-    one."""
+    """The two files of the devkit that are read. ILSVRC ids are in another order than wnids, as in the real one."""
     wnids = sorted(set(wnid_of_image), reverse=True)
     ids = {wnid: i + 1 for i, wnid in enumerate(wnids)}
     synsets = np.zeros(len(wnids) + 1, [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O")])

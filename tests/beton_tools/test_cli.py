@@ -1,6 +1,7 @@
-"""The `beton` command on a real file: numbers, pictures, files, exit codes."""
+"""The `beton` command on a real file: what it prints and writes, and its exit codes."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -33,7 +34,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return capsys.readouterr().out
 
 
-def test_info_tells_what_was_converted(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_shows_what_was_converted(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = run(capsys, "info", written)
     assert "24 images" in text
     assert "24 kept" in text
@@ -42,7 +43,9 @@ def test_info_tells_what_was_converted(written: Path, capsys: pytest.CaptureFixt
     assert values["fields"] == ["image", "label"]
 
 
-def test_verify_says_ok_or_exits_1(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_prints_ok_or_exits_with_1(
+    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert ": ok; 24 of 24 images decoded" in run(capsys, "verify", written)
     damaged = tmp_path / "damaged.beton"
     data = bytearray(written.read_bytes())
@@ -54,7 +57,9 @@ def test_verify_says_ok_or_exits_1(written: Path, tmp_path: Path, capsys: pytest
     assert report["problems"][0][0] == "sample 3"
 
 
-def test_stats_counts_and_draws(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stats_prints_numbers_and_plots(
+    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plot = tmp_path / "stats.png"
     values = json.loads(run(capsys, "stats", written, "--json", "--plot", plot))
     beton = Beton.open(written)
@@ -83,7 +88,7 @@ def test_sheet_shows_the_images(written: Path, tmp_path: Path, capsys: pytest.Ca
     assert sheet.shape[1] == 12 + 2 * (64 + 12)
 
 
-def test_extract_gives_the_stored_bytes_back(
+def test_extract_writes_the_stored_bytes(
     written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "x"
@@ -122,7 +127,7 @@ def test_a_hostile_manifest_cannot_write_outside_the_folder(
         (["猫" * 100, "猫" * 101, "c"], {"猫" * 66 + "_0", "猫" * 66 + "_1", "c"}),
     ],
 )
-def test_every_class_has_a_folder_of_its_own(
+def test_extract_gives_every_class_its_own_folder(
     written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], classes: list[str], folders: set[str]
 ) -> None:
     named, out = tmp_path / "named.beton", tmp_path / "out"
@@ -135,9 +140,55 @@ def test_every_class_has_a_folder_of_its_own(
     assert [len(list(path.iterdir())) for path in out.iterdir()] == [8, 8, 8]
 
 
+def test_undecodable_names_and_control_characters_harm_no_command(
+    tmp_path: Path, photo_jpegs: dict[str, list[bytes]]
+) -> None:
+    """Class folders and images with names that are not UTF-8 or contain escape sequences, on two kinds of terminal."""
+    names = [b"caf\xe9", b"red\x1b[31m", b"new\nline", "日本".encode()]
+    for name, jpegs in zip(names, [*photo_jpegs.values(), photo_jpegs["n01440764"][:2]], strict=True):
+        folder = os.fsencode(tmp_path / "photos") + b"/" + name
+        os.makedirs(folder)  # noqa: PTH103 - a path of bytes
+        for i, data in enumerate(jpegs):
+            with open(folder + b"/im\xffage_%d.jpg" % i, "wb") as file:  # noqa: PTH123
+                file.write(data)
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.beton")
+    convert = [
+        "fastft.cli",
+        "convert",
+        "folder",
+        "--data",
+        str(tmp_path / "photos"),
+        "--out",
+        path,
+        "--workers",
+        "0",
+    ]
+    out = str(tmp_path / "files")
+    for arguments in (
+        convert,
+        ["beton_tools.cli", "info", path],
+        ["beton_tools.cli", "info", path, "--json"],
+        ["beton_tools.cli", "verify", path],
+        ["beton_tools.cli", "stats", path, "--plot", str(tmp_path / "plot.png")],
+        ["beton_tools.cli", "sheet", path, "--out", str(tmp_path / "sheet.png")],
+        ["beton_tools.cli", "extract", path, "--out", out],
+        ["beton_tools.cli", "extract", path, "--out", out, "--label", "7"],
+    ):
+        for encoding in ("utf-8", "ascii"):
+            environment = os.environ | {"PYTHONIOENCODING": encoding}
+            command = [sys.executable, "-m", *arguments]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            assert done.returncode == (2 if "7" in arguments else 0), done.stderr
+            text = done.stdout + done.stderr
+            assert all(line.isprintable() for line in text.split("\n"))
+            assert "Traceback" not in text
+    assert {f.name for f in Path(out).iterdir()} == {"caf_", "red_[31m", "new_line", "日本"}
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
+        ["info", "/dev/zero"],
         ["info", "missing.beton"],
         ["extract", "FILE", "--out", "x", "--ids", "24"],
         ["extract", "FILE", "--out", "x", "--label", "9"],

@@ -1,4 +1,4 @@
-"""`convert imagenet` on every layout, `convert folder` on one, and what they tell."""
+"""`convert imagenet` on every layout, `convert folder` on one, and what they print."""
 
 import argparse
 import gzip
@@ -89,7 +89,7 @@ def test_labels_of_val_are_those_of_train_even_when_val_lacks_a_class(
     assert set(Beton.open(tmp_path / "out" / "val.beton").labels.tolist()) == {2}
 
 
-def test_a_missing_devkit_is_noticed_before_anything_is_converted(
+def test_a_missing_devkit_is_reported_before_anything_is_converted(
     tmp_path: Path, photo_jpegs: Jpegs, val_images: ValImages
 ) -> None:
     write_tars(tmp_path / "in", photo_jpegs, val_images)
@@ -125,7 +125,7 @@ def test_the_summary_counts_what_was_kept_encoded_and_skipped(
     assert max(Beton.open(out).heights.max(), Beton.open(out).widths.max()) == 120
 
 
-def test_whatever_pillow_decodes_is_converted_and_the_rest_is_counted(
+def test_every_format_that_pillow_decodes_is_converted_and_other_files_are_counted(
     tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     jpegs = sorted((photo_folder / "n01440764").iterdir())
@@ -146,7 +146,7 @@ def test_whatever_pillow_decodes_is_converted_and_the_rest_is_counted(
     assert np.abs(stored - shown).mean() < 10  # the first frame
 
 
-def test_classes_of_another_file_fix_the_labels(
+def test_classes_of_another_file_determine_the_labels(
     tmp_path: Path, photo_jpegs: Jpegs, photo_folder: Path
 ) -> None:
     train, val = tmp_path / "train.beton", tmp_path / "val.beton"
@@ -157,11 +157,11 @@ def test_classes_of_another_file_fix_the_labels(
     with pytest.raises(UserError, match="exists already"):  # the labels would be others
         folder("--data", tmp_path / "val", "--out", val, "--workers", 0)
     manifest_path(train).unlink()
-    with pytest.raises(UserError, match="no manifest beside it"):
+    with pytest.raises(UserError, match="has no manifest that lists its classes"):
         folder("--data", tmp_path / "val", "--out", val, "--classes-of", train)
 
 
-def test_damaged_images_are_named_on_the_screen(
+def test_damaged_images_are_printed_by_name(
     tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = photo_folder / "n02123045" / "n02123045_1.JPEG"
@@ -173,7 +173,7 @@ def test_damaged_images_are_named_on_the_screen(
     assert "    n02123045/n02123045_1.JPEG" in text
 
 
-def test_reencoding_without_index_is_what_ffcv_would_write(tmp_path: Path, photo_folder: Path) -> None:
+def test_reencode_and_no_index_store_plain_jpegs_as_ffcv_does(tmp_path: Path, photo_folder: Path) -> None:
     out = tmp_path / "a.beton"
     folder("--data", photo_folder, "--out", out, "--reencode", "--no-index", "--quality", 40, "--workers", 0)
     manifest = Manifest.load(manifest_path(out))
@@ -181,7 +181,7 @@ def test_reencoding_without_index_is_what_ffcv_would_write(tmp_path: Path, photo
     assert b"cropidx" not in out.read_bytes()
 
 
-def test_numbers_for_people() -> None:
+def test_readable_numbers() -> None:
     assert [duration(s) for s in (45, 720, 12_000)] == ["45 s", "12 min", "3 h 20 min"]
     assert [size(n) for n in (999, 138_200_000_000)] == ["999 B", "138.2 GB"]
     assert printable("a\x1b[2J\nb é") == r"a\x1b[2J\nb é"

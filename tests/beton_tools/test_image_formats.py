@@ -36,7 +36,7 @@ def test_postscript_named_jpg_is_refused_without_starting_a_program(
     assert not started.exists()
 
 
-def test_only_regular_files_of_a_sensible_size_are_read(tmp_path: Path) -> None:
+def test_only_regular_files_of_limited_size_are_read(tmp_path: Path) -> None:
     with (tmp_path / "sparse.jpg").open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)
     os.mkfifo(tmp_path / "fifo.jpg")

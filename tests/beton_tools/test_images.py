@@ -1,4 +1,4 @@
-"""Every image that people have is stored with the pixels that Pillow sees, or refused with a reason."""
+"""Every image is stored with the pixels that Pillow gives, or refused with a reason."""
 
 import io
 from pathlib import Path
@@ -79,7 +79,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_anything_else_is_encoded_once_and_says_why(kind: str) -> None:
+def test_other_formats_are_encoded_once_and_the_reason_recorded(kind: str) -> None:
     stored = encode_sample(ODD[kind], EncodeOptions(quality=95, subsampling="4:4:4"))
     expected = pixels_of(ODD[kind])
     assert stored.how != KEPT
@@ -89,7 +89,7 @@ def test_anything_else_is_encoded_once_and_says_why(kind: str) -> None:
     assert difference.mean() < 5  # one JPEG generation, of a dithered palette at worst; not another image
 
 
-def test_a_png_named_jpeg_is_told_by_its_bytes(tmp_path: Path) -> None:
+def test_a_png_named_jpeg_is_recognised_by_its_bytes(tmp_path: Path) -> None:
     path = tmp_path / "n02105855_2933.JPEG"  # the one such file in ImageNet
     path.write_bytes(ODD["PNG"])
     assert encode_sample(path.read_bytes(), EncodeOptions()).how == "PNG"
@@ -109,7 +109,7 @@ def with_segment(jpeg: bytes, marker: int, payload: bytes | None) -> bytes:
 
 
 @pytest.mark.parametrize("index", [True, False])
-def test_what_pillow_reads_and_our_decoder_warns_of_is_encoded_anew(index: bool) -> None:
+def test_a_jpeg_that_only_pillow_reads_without_warning_is_re_encoded(index: bool) -> None:
     odd = with_segment(jpeg_of(PHOTO), 0xEE, b"Adobe" + bytes([0, 100, 0, 0, 0, 0, 2]))
     stored = encode_sample(odd, EncodeOptions(index=index, quality=98))
     assert stored.how == "RGB JPEG"
@@ -121,7 +121,7 @@ def test_a_jpeg_without_its_tables_is_refused() -> None:
         encode_sample(with_segment(jpeg_of(PHOTO), 0xDB, None), EncodeOptions())
 
 
-def test_an_image_beyond_libjpegs_limit_is_refused_but_where_it_is_shrunk() -> None:
+def test_an_image_beyond_libjpegs_limit_is_refused_unless_it_is_shrunk() -> None:
     strip = saved(Image.new("RGB", (65501, 1)), "PNG")
     with pytest.raises(
         BadImage, match=r"65501 x 1 pixels, the limit is 65500 per side; give --max-resolution"
@@ -134,7 +134,7 @@ def test_an_image_beyond_libjpegs_limit_is_refused_but_where_it_is_shrunk() -> N
     "options", [EncodeOptions(), EncodeOptions(max_resolution=50), EncodeOptions(lossless=False)]
 )
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_jpeg_that_pillow_mends_is_stored_as_pillow_sees_it_and_named(
+def test_a_damaged_jpeg_is_stored_with_pillows_pixels_and_marked(
     options: EncodeOptions, progressive: bool
 ) -> None:
     broken = damaged(jpeg_of(PHOTO, progressive=progressive))
@@ -156,7 +156,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_is_no_whole_image_is_refused_with_the_reason(kind: str) -> None:
+def test_an_incomplete_image_is_refused_with_the_reason(kind: str) -> None:
     data, reason = BAD[kind]
     with pytest.raises(BadImage, match=reason) as caught:
         encode_sample(data, EncodeOptions())
@@ -189,7 +189,7 @@ def test_orientation_in_exif_is_ignored_as_timm_ignores_it() -> None:
     assert (stored.height, stored.width) == (PHOTO.height, PHOTO.width)
 
 
-def test_a_jpeg_larger_than_a_page_is_encoded_anew() -> None:
+def test_a_jpeg_larger_than_a_page_is_re_encoded() -> None:
     noisy = jpeg_of(photograph("coffee.png").convert("RGB"), quality=100, subsampling=0)
     options = EncodeOptions(page_size=1 << 17)
     assert len(noisy) > options.page_size

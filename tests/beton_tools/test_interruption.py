@@ -1,5 +1,4 @@
-"""Killed, interrupted, out of disk, started twice: no half file under the final name, and the next run goes
-on."""
+"""After a kill, an interruption or a full disk the final name holds no partial file, and the next run continues."""
 
 import errno
 import json
@@ -24,7 +23,7 @@ from beton_tools.writer import WriteOptions, write_beton
 PAGE = 1 << 16
 OPTIONS = WriteOptions(workers=2, page_size=PAGE, max_resolution=120)
 
-# converts argv[1] to argv[2]; stands still once argv[3] images are done; argv[4]: bytes that a file may have
+# converts argv[1] to argv[2]; waits after argv[3] images; argv[4]: limit of the file size in bytes
 CHILD = f"""
 import resource, sys, time
 from pathlib import Path
@@ -66,7 +65,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def runs(pid: int) -> bool:
-    """A zombie has ended; in a container without an init nobody takes it away."""
+    """False for a zombie too: in a container without an init process it is never reaped."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -99,7 +98,7 @@ def test_after_kill_9_the_next_run_finishes_the_same_file_without_redoing_pages(
     finished = json.loads(journal[-1][9:])["next_position"]
     assert finished > 0
     source = open_source(photo_folder)
-    for i in range(finished):  # no longer read: their pages are written
+    for i in range(finished):  # must not be read again: their pages are written
         blank(Path(source.locate(i).path))
     write_beton(out, source, OPTIONS)
     assert both(out) == whole
@@ -107,7 +106,7 @@ def test_after_kill_9_the_next_run_finishes_the_same_file_without_redoing_pages(
 
 
 @pytest.mark.parametrize("damage", ["torn journal", "lost page", "foreign journal", "no journal"])
-def test_what_the_kill_left_broken_is_done_again(
+def test_damage_left_by_a_kill_is_written_again(
     photo_folder: Path, tmp_path: Path, whole: tuple[bytes, bytes], damage: str
 ) -> None:
     out = tmp_path / "photos.beton"
@@ -125,7 +124,7 @@ def test_what_the_kill_left_broken_is_done_again(
     assert both(out) == whole
 
 
-def test_a_kill_while_the_journal_is_taken_over_loses_nothing(
+def test_a_kill_while_the_journal_is_replaced_loses_nothing(
     photo_folder: Path, tmp_path: Path, whole: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "photos.beton"
@@ -169,13 +168,13 @@ def test_the_journal_reaches_the_disk_with_the_pages_that_it_lists(
 
 
 def blank(path: Path) -> None:
-    """Other content of the same size, unseen by those who look at size and time of change."""
+    """Replace the content, but not the size and modification time, of a file."""
     before = path.stat()
     path.write_bytes(bytes(before.st_size))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_an_image_that_changed_since_the_kill_is_written_anew(photo_folder: Path, tmp_path: Path) -> None:
+def test_an_image_that_changed_since_the_kill_is_read_again(photo_folder: Path, tmp_path: Path) -> None:
     out, fresh = tmp_path / "photos.beton", tmp_path / "fresh.beton"
     leave_unfinished(photo_folder, out)
     first, *_, last = sorted(photo_folder.rglob("*.JPEG"))
@@ -186,7 +185,9 @@ def test_an_image_that_changed_since_the_kill_is_written_anew(photo_folder: Path
     assert both(out) == both(fresh)
 
 
-def test_what_one_run_skipped_another_does_not_take_in_silence(photo_folder: Path, tmp_path: Path) -> None:
+def test_an_image_that_an_earlier_run_skipped_is_an_error_with_on_error_fail(
+    photo_folder: Path, tmp_path: Path
+) -> None:
     bad = photo_folder / "n01440764" / "n01440764_0.JPEG"
     good = bad.read_bytes()
     bad.write_bytes(b"")
@@ -200,7 +201,7 @@ def test_what_one_run_skipped_another_does_not_take_in_silence(photo_folder: Pat
 
     with pytest.raises(KeyboardInterrupt):
         write_beton(out, open_source(photo_folder), skip, stop)
-    with pytest.raises(UserError, match=r"n01440764_0\.JPEG: empty file; pass --on-error skip to go on"):
+    with pytest.raises(UserError, match=r"n01440764_0\.JPEG: empty file; pass --on-error skip to continue"):
         write_beton(out, open_source(photo_folder), fail)
     write_beton(out, open_source(photo_folder), skip)
     with pytest.raises(UserError, match=r"n01440764_0\.JPEG: empty file; .* finished without it"):
@@ -212,14 +213,14 @@ def test_what_one_run_skipped_another_does_not_take_in_silence(photo_folder: Pat
 
 
 @pytest.mark.parametrize(("remedy", "goes_on"), [("skip", True), ("repair", True), ("remove", False)])
-def test_what_is_said_of_a_bad_image_is_so(
+def test_the_advice_on_a_bad_image_is_correct(
     photo_folder: Path, tmp_path: Path, remedy: str, goes_on: bool
 ) -> None:
     out, bad = tmp_path / "photos.beton", photo_folder / "n04008634" / "n04008634_5.JPEG"
     good = bad.read_bytes()
     bad.write_bytes(b"")
     options = WriteOptions(workers=0, page_size=PAGE, max_resolution=120)
-    words = "skip to go on without it, or repair it; once it is removed the conversion starts over"
+    words = "skip to continue without it, or repair it; if it is removed, the conversion starts over"
     with pytest.raises(UserError, match=words):
         write_beton(out, open_source(photo_folder), options)
     if remedy == "skip":
@@ -233,7 +234,7 @@ def test_what_is_said_of_a_bad_image_is_so(
     assert (done[0] > 0) == goes_on
 
 
-def test_a_kill_between_the_new_manifest_and_the_new_file_leaves_no_mixed_pair(
+def test_a_kill_between_manifest_and_file_leaves_no_file_with_another_files_manifest(
     photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "photos.beton"
@@ -243,7 +244,7 @@ def test_a_kill_between_the_new_manifest_and_the_new_file_leaves_no_mixed_pair(
         try:
             write_beton(out, open_source(photo_folder), WriteOptions(workers=0), overwrite=True)
         finally:
-            os._exit(1)  # not on with the other tests
+            os._exit(1)  # the child must not run the other tests
     assert os.waitpid(child, 0)[1] == 9
     monkeypatch.undo()
     assert not out.exists()
@@ -261,7 +262,7 @@ def leave_unfinished(photos: Path, out: Path) -> None:
     os.utime(bad, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_other_options_start_afresh(photo_folder: Path, tmp_path: Path) -> None:
+def test_other_options_start_over(photo_folder: Path, tmp_path: Path) -> None:
     out, fresh = tmp_path / "photos.beton", tmp_path / "fresh.beton"
     leave_unfinished(photo_folder, out)
     other = WriteOptions(workers=0, page_size=PAGE, max_resolution=90)
@@ -288,7 +289,7 @@ def test_ctrl_c_leaves_nothing_under_the_final_name_and_no_process(
     assert not any(map(runs, offspring))
 
 
-def test_a_full_disk_is_one_line_and_more_room_finishes_the_file(
+def test_a_full_disk_is_one_line_and_the_next_run_completes_the_file(
     photo_folder: Path, tmp_path: Path, whole: tuple[bytes, bytes]
 ) -> None:
     out = tmp_path / "photos.beton"
@@ -318,7 +319,7 @@ def test_two_writers_of_one_file_do_not_mix(photo_folder: Path, tmp_path: Path) 
     assert Beton.open(out).num_samples == 24
 
 
-def test_a_file_that_another_writer_finished_first_is_left_alone(
+def test_a_file_that_another_writer_completed_first_is_not_replaced(
     photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "photos.beton"
@@ -329,7 +330,7 @@ def test_a_file_that_another_writer_finished_first_is_left_alone(
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_takes_a_file(
+def test_a_file_is_written_to_a_file_system_without_locks(
     photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def flock(*_: object) -> None:

@@ -1,7 +1,8 @@
-"""The manifest comes back as it was saved, and a hostile one is an error."""
+"""A manifest is loaded as it was saved, and one with wrong contents is an error."""
 
 import base64
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -12,11 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from beton_tools import UserError
-from beton_tools.manifest import Manifest, manifest_path, pack_names
+from beton_tools.manifest import MAX_FILE_BYTES, Manifest, manifest_path, pack_names
 from beton_tools.names import Names
 from beton_tools.sources import open_source
 from beton_tools.writer import WriteOptions, write_beton
@@ -50,7 +49,7 @@ def test_saving_and_loading_changes_nothing(tmp_path: Path, entries: dict[str, A
     assert json.loads((tmp_path / "again.json").read_text()) == entries
 
 
-def test_names_of_any_encoding_survive(tmp_path: Path, entries: dict[str, Any]) -> None:
+def test_names_of_any_encoding_are_preserved(tmp_path: Path, entries: dict[str, Any]) -> None:
     odd = ["", "Ärger/日本.jpg", b"latin1_\xe9.jpg".decode("utf-8", "surrogateescape")]
     manifest = replace(load(tmp_path, entries), num_samples=3, packed_names=pack_names(Names.of(odd)))
     manifest.save(tmp_path / "odd.json")
@@ -80,7 +79,7 @@ print(time.process_time() - began, 1024 * (kilobytes("VmHWM") - before) - opened
 def test_a_file_of_imagenets_length_opens_with_its_manifest_in_half_a_second_and_100_mb(
     tmp_path: Path, entries: dict[str, Any]
 ) -> None:
-    """CPU seconds, as the cores may be shared; bytes beyond the metadata. A tenth and three quarters of it are usual."""
+    """CPU seconds, since other processes use the cores; memory in addition to the metadata. Usual: 0.05 s and 75 MB."""
     path = tmp_path / "long.beton"
     write_imagenet_length(path)
     table = np.tile(np.frombuffer(b"n01440764/n01440764_1234567.JPEG", np.uint8), (IMAGENET_LENGTH, 1))
@@ -105,28 +104,48 @@ def bomb(megabytes: int) -> str:
     return base64.b64encode(zlib.compress(bytes(megabytes << 20), 9)).decode()
 
 
+def nested(depth: int) -> Any:
+    value: Any = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
 LIES: dict[str, Any] = {
     "another format": {"format": "webdataset"},
     "another version": {"version": 2},
     "a negative count": {"num_samples": -1},
     "a huge count": {"num_samples": 1 << 70},
-    "a count that is no number": {"num_samples": "3"},
-    "a truth value for a count": {"file_size": True},
-    "classes that are no texts": {"classes": [1, 2, 3]},
-    "classes that are no list": {"classes": "n01440764"},
-    "names for other classes": {"class_names": ["a"]},
-    "checksums that are no numbers": {"page_crc32": ["x"]},
-    "skipped that is no list": {"skipped": [["a"]]},
+    "a count that is not a number": {"num_samples": "3"},
+    "a boolean as a count": {"file_size": True},
+    "classes that are not strings": {"classes": [1, 2, 3]},
+    "classes that are not a list": {"classes": "n01440764"},
+    "a different number of class names": {"class_names": ["a"]},
+    "checksums that are not numbers": {"page_crc32": ["x"]},
+    "a skipped image without a reason": {"skipped": [["a"]]},
     "suffixes without a number": {"left_out": {".txt": "3"}},
     "no name table": {"names": None},
+    "encodings that are not numbers": {"encodings": {"kept": "many"}},
+    "encodings that are fractions": {"encodings": {"kept": 1.5}},
+    "encodings as a list": {"encodings": [["kept", 1]]},
+    "options nested 900 deep": {"options": nested(900)},
+    "a source nested 900 deep": {"source": {"root": nested(900)}},
+    "skipped nested 900 deep": {"skipped": [[nested(900), "x"]]},
+    "options of infinity": {"options": {"quality": float("inf")}},
+    "a reason that is not a string": {"skipped": [["a", 3]]},
+    "three strings for a skipped image": {"skipped": [["a", "b", "c"]]},
+    "a page checksum of 33 bits": {"page_crc32": [1 << 32]},
+    "a negative table checksum": {"tables_crc32": -1},
+    "a root that is a number": {"source": {"kind": "folder", "root": 3}},
+    "a name table of numbers": {"names": {"text": 1, "lengths": [2]}},
+    "a version that is a table": {"version": nested(900)},
 }
 BROKEN_NAMES: dict[str, Any] = {
     "a wrong count": {"num_samples": 4},
-    "a count that no file has": {"num_samples": 1 << 62},
+    "a count that no file can have": {"num_samples": 1 << 62},
     "an empty name table": {"names": {}},
-    "a name table of numbers": {"names": {"text": 1, "lengths": [2]}},
-    "no base64": {"names": {"text": "???", "lengths": "???"}},
-    "no zlib": {"names": {"text": "aGVsbG8=", "lengths": "aGVsbG8="}},
+    "not base64": {"names": {"text": "???", "lengths": "???"}},
+    "not zlib": {"names": {"text": "aGVsbG8=", "lengths": "aGVsbG8="}},
     "a decompression bomb": {"names": {"text": bomb(64), "lengths": bomb(64)}},
     "text that is a bomb": {
         "names": {"text": bomb(64), "lengths": pack_names(Names.of(["a"] * 3))["lengths"]}
@@ -135,21 +154,22 @@ BROKEN_NAMES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_manifest_that_lies_is_refused_in_one_line(
+def test_a_manifest_with_a_wrong_value_is_refused_in_one_line(
     tmp_path: Path, entries: dict[str, Any], lie: str
 ) -> None:
     with pytest.raises(UserError, match="not a manifest") as caught:
         load(tmp_path, entries | LIES[lie])
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("lie", BROKEN_NAMES)
-def test_names_that_are_broken_are_an_error_of_one_line_when_asked_for(
+def test_a_damaged_name_table_is_one_line_when_it_is_used(
     tmp_path: Path, entries: dict[str, Any], lie: str
 ) -> None:
     manifest = load(tmp_path, entries | BROKEN_NAMES[lie])
     tracemalloc.start()
-    with pytest.raises(UserError, match="names in the manifest are broken") as caught:
+    with pytest.raises(UserError, match="names in the manifest are damaged") as caught:
         _ = manifest.names
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -158,41 +178,41 @@ def test_names_that_are_broken_are_an_error_of_one_line_when_asked_for(
 
 
 @pytest.mark.parametrize("missing", ["names", "classes", "num_samples", "format", "fingerprint"])
-def test_a_manifest_that_lacks_something_is_refused(
+def test_a_manifest_with_a_missing_value_is_refused(
     tmp_path: Path, entries: dict[str, Any], missing: str
 ) -> None:
     with pytest.raises(UserError, match="not a manifest"):
         load(tmp_path, {key: value for key, value in entries.items() if key != missing})
 
 
-def test_no_manifest_is_none_and_no_json_is_an_error(tmp_path: Path) -> None:
+def test_only_a_regular_file_of_limited_size_is_read(tmp_path: Path) -> None:
+    path = manifest_path(tmp_path / "a.beton")
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="a FIFO, not a regular file"):
+        Manifest.of_beton(tmp_path / "a.beton")
+    path.unlink()
+    with path.open("wb") as sparse:
+        sparse.truncate(MAX_FILE_BYTES + 1)
+    with pytest.raises(UserError, match="larger than the limit"):
+        Manifest.of_beton(tmp_path / "a.beton")
+
+
+def test_an_interrupted_save_leaves_nothing(
+    tmp_path: Path, entries: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    manifest = load(tmp_path, entries)
+    monkeypatch.setattr("json.dump", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        manifest.save(tmp_path / "new.json")
+    assert not list(tmp_path.glob("new.json*"))
+
+
+def test_no_manifest_is_none_and_invalid_json_is_an_error(tmp_path: Path) -> None:
     assert Manifest.of_beton(tmp_path / "a.beton") is None
     for content in (b"", b"\xff\xfe\0", b"[" * 100_000, b'{"format": NaN}', b"[]"):
         manifest_path(tmp_path / "a.beton").write_bytes(content)
         with pytest.raises(UserError, match="not a manifest"):
             Manifest.of_beton(tmp_path / "a.beton")
-
-
-@settings(
-    max_examples=150,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(
-    flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=6),
-    cut=st.one_of(st.none(), st.integers(0, 10_000)),
-)
-def test_flipped_bytes_never_crash(
-    tmp_path: Path, entries: dict[str, Any], flips: list[tuple[int, int]], cut: int | None
-) -> None:
-    data = bytearray(json.dumps(entries).encode())
-    for offset, value in flips:
-        data[offset % len(data)] = value
-    path = tmp_path / "flipped.json"
-    path.write_bytes(data[:cut])
-    try:
-        manifest = Manifest.load(path)
-        assert len(list(manifest.names)) == manifest.num_samples
-    except UserError as error:
-        assert "\n" not in str(error)

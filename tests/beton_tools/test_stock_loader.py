@@ -1,7 +1,7 @@
 """Stock FFCV 1.0.2 reads what we write.
 
-In a process of its own: FFCV's OSCacheManager makes Numba's interned type `uint8[::1]` read-only in place, and whatever
-else that process compiles afterwards finds no match for its signatures, over and over.
+In a separate process: FFCV's OSCacheManager makes Numba's interned type `uint8[::1]` read-only in place, so that functions
+that this process compiles later never match their signatures and are compiled again at every call.
 """
 
 import subprocess
@@ -11,8 +11,8 @@ from pathlib import Path
 
 def test_stock_ffcv_reads_our_files() -> None:
     checks = Path(__file__).with_name("stock_loader_checks.py")
-    # hypothesis parses its sources at the end, and a parser that garbage collection interrupts in the midst of Numba's
-    # finalizers, which FFCV's types upset, fails on Python 3.11
+    # without hypothesis: it parses its sources at the end, and on Python 3.11 the parser fails when garbage collection runs
+    # Numba's finalizers, which FFCV's types break
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:hypothesispytest", str(checks)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]

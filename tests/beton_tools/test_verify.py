@@ -1,4 +1,4 @@
-"""`verify` finds damage anywhere in a file, and nothing in a sound one."""
+"""`verify` reports damage anywhere in a file, and nothing for an intact one."""
 
 import json
 from pathlib import Path
@@ -30,14 +30,14 @@ def flip(path: Path, offset: int, count: int = 1) -> None:
     path.write_bytes(data)
 
 
-def test_a_sound_file_has_no_problems(written: Path) -> None:
+def test_an_intact_file_has_no_problems(written: Path) -> None:
     report = verify(written)
     assert report.ok
     assert report.images_decoded == report.num_indexed == 24
     assert report.pages_checked == Beton.open(written).num_pages >= 2
 
 
-def test_a_sound_file_of_another_writer_has_no_problems_either(written: Path) -> None:
+def test_an_intact_file_without_manifest_has_no_problems(written: Path) -> None:
     manifest_path(written).unlink()
     report = verify(written)
     assert report.ok
@@ -67,15 +67,17 @@ def test_a_changed_label_is_found(written: Path) -> None:
     assert "changed since they were written" in problems["tables"] or "labels run" in problems["tables"]
 
 
-def test_a_row_that_lies_about_the_size_of_its_image_is_found(written: Path) -> None:
+def test_a_wrong_image_size_in_the_metadata_is_found(written: Path) -> None:
     manifest_path(written).unlink()
     data = bytearray(written.read_bytes())
     data[METADATA + 1] ^= 1  # width
     written.write_bytes(data)
-    assert [where for where, what in verify(written).problems if "its row says" in what] == ["sample 0"]
+    assert [where for where, what in verify(written).problems if "the metadata table states" in what] == [
+        "sample 0"
+    ]
 
 
-def test_an_index_that_lies_is_found(written: Path) -> None:
+def test_a_wrong_crop_index_is_found(written: Path) -> None:
     manifest_path(written).unlink()
     beton = Beton.open(written)
     start = int(beton.pointers[0])
@@ -91,10 +93,10 @@ def test_a_manifest_of_another_file_is_found(written: Path, photo_folder: Path, 
     write_beton(other, open_source(photo_folder), WriteOptions(workers=0, subset_per_class=2))
     manifest_path(other).rename(manifest_path(written))
     report = verify(written, decode=False)
-    assert ("manifest", "num_samples is 24, the manifest says 6") in report.problems
+    assert ("manifest", "num_samples is 24, the manifest states 6") in report.problems
 
 
-def test_a_broken_name_table_is_found_and_hides_nothing_else(written: Path) -> None:
+def test_a_damaged_name_table_is_found_together_with_other_damage(written: Path) -> None:
     path = manifest_path(written)
     entries = json.loads(path.read_text())
     entries["names"]["text"] = entries["names"]["text"][:-8]
@@ -105,7 +107,7 @@ def test_a_broken_name_table_is_found_and_hides_nothing_else(written: Path) -> N
     assert {where.split()[0] for where, _ in report.problems} == {"page", "manifest"}
 
 
-def test_a_file_that_cannot_be_opened_is_an_error_not_a_report(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.beton").write_bytes(np.random.default_rng(0).bytes(5000))
     with pytest.raises(UserError):
         verify(tmp_path / "a.beton")

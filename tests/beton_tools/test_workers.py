@@ -1,16 +1,18 @@
-"""Worker processes: results in order, bounded memory, and a death that costs at most the image that caused it."""
+"""Worker processes: results in order, bounded memory, and a death that loses at most the image that caused it."""
 
 import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver, reduction
 from pathlib import Path
 
 import pytest
 
 from beton_tools import UserError
 from beton_tools.images import EncodedImage, EncodeOptions
+from beton_tools.signals import raise_on_stop_signals
 from beton_tools.sources import FileSpan
 from beton_tools.workers import CHUNK, WINDOW, Failed, Result, Task, encode_in_order
 
@@ -26,7 +28,7 @@ class Deadly:
 
 @dataclass(frozen=True)
 class DeadlyOnce:
-    """Kills the first process that reads it: memory was short for a moment."""
+    """Kills the first process that reads it, as a momentary lack of memory would."""
 
     image: FileSpan
     mark: Path
@@ -66,7 +68,7 @@ def test_results_come_in_order_and_reading_ahead_is_bounded(photo_folder: Path) 
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_image_that_kills_workers_fails_and_takes_no_other_along(photo_folder: Path, workers: int) -> None:
+def test_an_image_that_kills_workers_fails_alone(photo_folder: Path, workers: int) -> None:
     tasks: list[Task] = tasks_of(photo_folder, 60)
     expected: list[Result] = list(encode_in_order(tasks, EncodeOptions(), 0))
     for killer in (37, 38, 59):
@@ -87,19 +89,62 @@ def test_an_image_on_which_a_worker_dies_once_is_not_lost(photo_folder: Path, tm
     assert (tmp_path / "died").exists()
 
 
-def test_a_worker_that_dies_without_an_image_ends_it_in_one_line(photo_folder: Path) -> None:
+@pytest.mark.parametrize("moment", ["before the request", "before the answer"])
+def test_a_forkserver_that_is_killed_while_workers_start_is_one_line(
+    photo_folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    server = forkserver._forkserver
+
+    def kill_server() -> None:
+        os.kill(server._forkserver_pid, signal.SIGKILL)
+        os.waitid(os.P_PID, server._forkserver_pid, os.WEXITED | os.WNOWAIT)
+
+    if moment == "before the request":
+        start = server.ensure_running
+        monkeypatch.setattr(server, "ensure_running", lambda: (start(), kill_server()))
+    else:
+        send = reduction.sendfds
+        monkeypatch.setattr(reduction, "sendfds", lambda *args: (kill_server(), send(*args)))
+    with pytest.raises(
+        UserError, match=r"died while it was starting; .*then run the same command again"
+    ) as caught:
+        list(encode_in_order(tasks_of(photo_folder, 30), EncodeOptions(), 2))
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert len(list(encode_in_order(tasks_of(photo_folder, 30), EncodeOptions(), 2))) == 30
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_while_workers_start_leaves_no_worker(
+    photo_folder: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    truly_start, started = multiprocessing.context.ForkServerProcess.start, []
+
+    def start(process: multiprocessing.context.ForkServerProcess) -> None:
+        if started:
+            signal.raise_signal(number)
+        truly_start(process)
+        started.append(process)
+
+    monkeypatch.setattr(multiprocessing.context.ForkServerProcess, "start", start)
+    with raise_on_stop_signals(), pytest.raises(KeyboardInterrupt):
+        list(encode_in_order(tasks_of(photo_folder, 30), EncodeOptions(), 3))
+    assert len(started) == 1 and not started[0].is_alive()
+
+
+def test_a_worker_that_dies_between_images_ends_the_conversion_in_one_line(photo_folder: Path) -> None:
     def tasks() -> Iterator[Task]:
         for worker in multiprocessing.active_children():
             worker.kill()
             worker.join()
         yield from tasks_of(photo_folder, 30)
 
-    with pytest.raises(UserError, match=r"died \(exit code -9\) with no image in work; .*fewer --workers"):
+    with pytest.raises(UserError, match=r"died between images \(exit code -9\); .*fewer --workers"):
         list(encode_in_order(tasks(), EncodeOptions(), 2))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_what_cannot_be_read_is_a_result_not_an_exception(photo_folder: Path, workers: int) -> None:
+def test_an_unreadable_image_is_a_result_not_an_exception(photo_folder: Path, workers: int) -> None:
     tasks = [*tasks_of(photo_folder, 1), Task("bad", Unreadable()), Task("gone", FileSpan("/nowhere/x.jpg"))]
     image, *failures = encode_in_order(tasks, EncodeOptions(), workers)
     assert isinstance(image, EncodedImage)

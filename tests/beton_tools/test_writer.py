@@ -1,4 +1,4 @@
-"""What the writer promises about the file it leaves."""
+"""The properties of the files that the writer leaves."""
 
 import io
 import json
@@ -38,7 +38,7 @@ def test_the_same_bytes_for_any_number_of_workers(photo_folder: Path, tmp_path: 
     assert files[0] == files[1] == files[2]
 
 
-def test_originals_keep_every_pixel(photo_folder: Path, tmp_path: Path) -> None:
+def test_images_are_stored_with_their_pixels_size_and_label(photo_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "photos.beton"
     source = open_source(photo_folder)
     manifest = write_beton(out, source, INLINE)
@@ -51,7 +51,7 @@ def test_originals_keep_every_pixel(photo_folder: Path, tmp_path: Path) -> None:
         assert beton.labels[i] == manifest.classes.index(name.split("/")[0])
 
 
-def test_no_image_straddles_a_page_and_the_file_ends_with_its_table(
+def test_no_image_crosses_a_page_boundary_and_the_file_ends_with_its_table(
     photo_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "photos.beton"
@@ -75,8 +75,8 @@ def test_bad_images_are_skipped_named_and_counted(photo_folder: Path, tmp_path: 
     assert Manifest.of_beton(out) == manifest
 
 
-class Cursed(FileSource):
-    """Its sixth image kills whichever process reads it."""
+class DeadlySource(FileSource):
+    """The sixth image kills the process that reads it."""
 
     def locate(self, i: int) -> Location:
         return Deadly() if i == 5 else super().locate(i)
@@ -84,7 +84,7 @@ class Cursed(FileSource):
 
 def test_an_image_that_kills_workers_is_a_bad_image(photo_folder: Path, tmp_path: Path) -> None:
     plain = open_source(photo_folder)
-    source = Cursed(**{f.name: getattr(plain, f.name) for f in fields(plain)})
+    source = DeadlySource(**{f.name: getattr(plain, f.name) for f in fields(plain)})
     with pytest.raises(UserError, match=r"n01440764_5\.JPEG: a worker died on it twice \(exit code -9\)"):
         write_beton(tmp_path / "a.beton", source, WriteOptions(workers=2))
     manifest = write_beton(tmp_path / "a.beton", source, WriteOptions(workers=2, on_error="skip"))
@@ -92,7 +92,9 @@ def test_an_image_that_kills_workers_is_a_bad_image(photo_folder: Path, tmp_path
     assert Beton.open(tmp_path / "a.beton").num_samples == 23
 
 
-def test_by_default_the_first_bad_image_ends_it_by_name(photo_folder: Path, tmp_path: Path) -> None:
+def test_by_default_the_first_bad_image_ends_the_conversion_and_is_named(
+    photo_folder: Path, tmp_path: Path
+) -> None:
     (photo_folder / "n02123045" / "n02123045_3.JPEG").write_bytes(b"\xff\xd8\xff nonsense")
     for workers in (0, 2):
         with pytest.raises(UserError, match=r"n02123045/n02123045_3\.JPEG: cannot be decoded"):
@@ -100,7 +102,7 @@ def test_by_default_the_first_bad_image_ends_it_by_name(photo_folder: Path, tmp_
     assert not (tmp_path / "a.beton").exists()
 
 
-def test_a_set_without_one_good_image_is_an_error(tmp_path: Path) -> None:
+def test_a_data_set_without_a_valid_image_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "photos" / "a").mkdir(parents=True)
     (tmp_path / "photos" / "a" / "x.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="none of the 1 images could be stored; first: empty file"):
@@ -109,7 +111,7 @@ def test_a_set_without_one_good_image_is_an_error(tmp_path: Path) -> None:
         )
 
 
-def test_a_subset_has_so_many_of_each_class(photo_folder: Path, tmp_path: Path) -> None:
+def test_a_subset_has_the_given_number_of_images_per_class(photo_folder: Path, tmp_path: Path) -> None:
     chosen = []
     for seed in (None, 5, 5, 6):
         out = tmp_path / f"{len(chosen)}.beton"
@@ -131,7 +133,7 @@ def test_a_shuffled_file_holds_every_image_with_its_own_label(photo_folder: Path
     assert Beton.open(out).labels.tolist() == [label_of[name] for name in manifest.names]
 
 
-def test_a_finished_conversion_is_left_alone_and_another_one_never_replaces_it(
+def test_a_complete_file_is_not_written_again_nor_replaced_without_overwrite(
     photo_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "photos.beton"
@@ -155,13 +157,13 @@ def test_a_finished_conversion_is_left_alone_and_another_one_never_replaces_it(
     "wrong",
     [{"quality": 0}, {"max_resolution": 0}, {"workers": -1}, {"page_size": 100_000}, {"on_error": "ignore"}],
 )
-def test_impossible_options_are_one_line(wrong: dict[str, object]) -> None:
+def test_invalid_options_are_one_line(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match=f"{next(iter(wrong)).replace('_', '.')} cannot be .*; give "):
         WriteOptions(**wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("out", ["", ".", "folder.beton"])
-def test_a_folder_is_no_file_to_write(photo_folder: Path, tmp_path: Path, out: str) -> None:
+def test_a_folder_as_output_file_is_one_line(photo_folder: Path, tmp_path: Path, out: str) -> None:
     (tmp_path / "folder.beton").mkdir()
     path = tmp_path / out if out else Path()
     for overwrite in (False, True):
@@ -169,7 +171,7 @@ def test_a_folder_is_no_file_to_write(photo_folder: Path, tmp_path: Path, out: s
             write_beton(path, open_source(photo_folder), INLINE, overwrite=overwrite)
 
 
-def test_a_named_pipe_among_the_images_is_no_image_and_no_hang(photo_folder: Path, tmp_path: Path) -> None:
+def test_a_fifo_among_the_images_is_a_bad_image(photo_folder: Path, tmp_path: Path) -> None:
     os.mkfifo(photo_folder / "n01440764" / "pipe.jpg")
     with pytest.raises(UserError, match=r"pipe.jpg.*not a regular file"):
         write_beton(tmp_path / "a.beton", open_source(photo_folder), INLINE)
@@ -179,7 +181,7 @@ def test_a_named_pipe_among_the_images_is_no_image_and_no_hang(photo_folder: Pat
     assert [name for name, _ in manifest.skipped] == ["n01440764/pipe.jpg"]
 
 
-def test_damaged_jpegs_are_named_also_after_a_resume(photo_folder: Path, tmp_path: Path) -> None:
+def test_damaged_jpegs_of_an_earlier_run_are_named_after_a_resume(photo_folder: Path, tmp_path: Path) -> None:
     broken = photo_folder / "n02123045" / "n02123045_1.JPEG"
     broken.write_bytes(damaged(broken.read_bytes()))
     last = photo_folder / "n04008634" / "n04008634_7.JPEG"
@@ -198,7 +200,7 @@ def test_damaged_jpegs_are_named_also_after_a_resume(photo_folder: Path, tmp_pat
     assert Manifest.of_beton(tmp_path / "a.beton") == manifest
 
 
-def test_the_manifest_says_what_was_done(photo_folder: Path, tmp_path: Path) -> None:
+def test_the_manifest_records_source_options_and_counts(photo_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "photos.beton"
     write_beton(out, open_source(photo_folder), WriteOptions(workers=0, shuffle_seed=3, max_resolution=100))
     entries = json.loads(manifest_path(out).read_text())

@@ -52,7 +52,7 @@ def test_flags_are_frozen() -> None:
     assert flags["sweep"] == ["--dry-run", "--out"]
     assert flags["report"] == ["--against", "--gpus", "--mistakes", "--out", "--price"]
     assert flags["bench"] == [
-        "--count", "--data", "--images", "--out", "--peers", "--quick", "--recipe", "--rounds"
+        "--count", "--data", "--images", "--json", "--out", "--peers", "--quick", "--recipe", "--rounds"
     ]  # fmt: skip
     assert flags["doctor"] == ["--data", "--json"]
     assert flags["eval"] == ["--data", "--device", "--json"]

@@ -17,7 +17,7 @@ from beton_tools.verify import verify
 from beton_tools.writer import WriteOptions
 from fastft.cli import main
 from fastft.files.run_directory import load_run, read_metrics
-from fastft.inference.predict import load_trained
+from fastft.inference.trained import load_trained
 from tests.train.runs import differing, end, losses
 
 ARCHIVES = sorted(Path(__file__).parent.glob("written_by_*.tar.xz"))

@@ -11,24 +11,22 @@ from beton_tools.errors import UserError
 from beton_tools.format import FIELD_DTYPE, HEADER_DTYPE, SAMPLE_DTYPE, Beton
 from beton_tools.manifest import Manifest, manifest_path
 from fastft.augment import parse_policy
-from fastft.data import EvalLoader, SampleError, TrainLoader
+from fastft.data import EvalLoader, Output, SampleError, Shard, TrainLoader
 
 SIZE, BATCH = 48, 8
-COLOURS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
-POLICY = parse_policy("rand-m9-mstd0.5-inc1", mean=COLOURS["mean"], std=COLOURS["std"])
+POLICY = parse_policy("rand-m9-mstd0.5-inc1", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
 
-def train_loader(path, **options):
-    defaults = {
-        "size": SIZE, "seed": 5, "batch_size": BATCH, "micro_batch": 4, "workers": 2,
-        "device": "cpu", "dtype": torch.float32,
-    }  # fmt: skip
-    return TrainLoader(path, POLICY, **COLOURS, **(defaults | options))
+def train_loader(path, *, dtype=torch.float32, device="cpu", rank=0, world_size=1, **options):
+    defaults = {"seed": 5, "batch_size": BATCH, "micro_batch": 4, "workers": 2}
+    shard = Shard(rank, world_size)
+    return TrainLoader(path, POLICY, Output(SIZE, device, dtype), shard=shard, **(defaults | options))
 
 
-def eval_loader(path, **options):
-    defaults = {"size": SIZE, "batch_size": BATCH, "device": "cpu", "dtype": torch.float32, "workers": 2}
-    return EvalLoader(path, **COLOURS, **(defaults | options))
+def eval_loader(path, *, device="cpu", rank=0, world_size=1, **options):
+    defaults = {"batch_size": BATCH, "workers": 2}
+    shard = Shard(rank, world_size)
+    return EvalLoader(path, POLICY, Output(SIZE, device), shard=shard, **(defaults | options))
 
 
 def collect(batches):
@@ -43,6 +41,15 @@ def collect(batches):
 
 def loader_threads():
     return [thread for thread in threading.enumerate() if "EpochThread" in type(thread).__name__]
+
+
+def test_a_file_a_policy_a_size_and_a_batch_are_enough(indexed_beton):
+    policy, output = parse_policy("3aug"), Output(SIZE)
+    with TrainLoader(indexed_beton, policy, output, batch_size=BATCH) as loader:
+        batch = next(loader.epoch(0))
+        assert (len(batch.ids), batch.images.dtype, batch.images.device.type) == (BATCH, torch.float32, "cpu")
+    with EvalLoader(indexed_beton, policy, output, batch_size=BATCH) as loader:
+        assert sum(len(batch.ids) for batch in loader) == 44
 
 
 @pytest.fixture(scope="module")

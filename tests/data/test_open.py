@@ -1,11 +1,9 @@
 import tracemalloc
 
-import torch
-
 from beton_tools.format import SAMPLE_DTYPE
 from fastft.augment import parse_policy
 from fastft.bench.dataset import IMAGENET_LENGTH, write_imagenet_length
-from fastft.data import TrainLoader
+from fastft.data import Output, TrainLoader
 
 BUDGET = 100e6  # bytes beyond the metadata; stock FFCV takes 634 MB
 WORKERS = 2  # each has scratch memory, whatever the file's length
@@ -16,10 +14,7 @@ def test_a_file_of_imagenets_length_opens_in_little_memory(tmp_path):
     write_imagenet_length(path)
     tracemalloc.start()
     try:
-        loader = TrainLoader(
-            path, policy, size=224, seed=0, batch_size=256, micro_batch=1, mean=policy.mean, std=policy.std,
-            device="cpu", dtype=torch.float32, workers=WORKERS,
-        )  # fmt: skip
+        loader = TrainLoader(path, policy, Output(224), batch_size=256, micro_batch=1, workers=WORKERS)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from beton_tools.errors import UserError
-from fastft.data.order import BatchLayout, epoch_order, eval_share
+from fastft.data.order import BatchLayout, Shard, epoch_order, eval_share
 
 
 def test_an_epoch_shows_every_sample_once_and_epochs_and_seeds_differ():
@@ -20,7 +20,9 @@ def test_the_order_of_an_epoch_never_changes():
 def test_ranks_together_take_exactly_the_global_batch_of_each_step():
     order = epoch_order(103, 0, 0)
     for world_size in (1, 2, 4):
-        shares = [BatchLayout(103, 16, 2, rank, world_size).rank_order(order) for rank in range(world_size)]
+        shares = [
+            BatchLayout(103, 16, 2, Shard(rank, world_size)).rank_order(order) for rank in range(world_size)
+        ]
         steps = [np.concatenate([s.reshape(6, -1)[t] for s in shares]) for t in range(6)]
         assert np.array_equal(np.concatenate(steps), order[:96])
 
@@ -29,7 +31,7 @@ def test_ranks_together_take_exactly_the_global_batch_of_each_step():
 def test_a_micro_batch_knows_its_step_and_its_place_in_the_global_batch(start_step):
     order = epoch_order(103, 0, 0)
     for rank in range(2):
-        layout = BatchLayout(103, 16, 4, rank, 2)
+        layout = BatchLayout(103, 16, 4, Shard(rank, 2))
         share = layout.rank_order(order, start_step)
         assert len(share) == (6 - start_step) * 8
         for index in range(len(share) // 4):
@@ -41,7 +43,7 @@ def test_a_micro_batch_knows_its_step_and_its_place_in_the_global_batch(start_st
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 def test_evaluation_shares_cover_every_sample_once(world_size):
     indices = np.arange(50)[::-1]
-    shares = [eval_share(indices, rank, world_size) for rank in range(world_size)]
+    shares = [eval_share(indices, Shard(rank, world_size)) for rank in range(world_size)]
     assert np.array_equal(np.concatenate([share for share, _ in shares]), indices)
     for share, first in shares:
         assert np.array_equal(share, indices[first : first + len(share)])
@@ -52,14 +54,18 @@ def test_evaluation_shares_cover_every_sample_once(world_size):
     [
         ((100, 16, 3), "not a multiple"),
         ((100, 16, 0), "not a multiple"),
-        ((100, 16, 8, 0, 4), "not a multiple"),
+        ((100, 16, 8, Shard(0, 4)), "not a multiple"),
         ((10, 16, 16), "do not fill"),
-        ((100, 16, 4, 2, 2), "rank 2"),
     ],
 )
 def test_a_batch_that_cannot_be_cut_is_refused(arguments, words):
     with pytest.raises(UserError, match=words):
         BatchLayout(*arguments)
+
+
+def test_a_rank_outside_the_world_is_refused():
+    with pytest.raises(UserError, match="rank 2 with world size 2"):
+        Shard(2, 2)
 
 
 def test_starting_after_the_end_of_an_epoch_is_refused():

@@ -11,7 +11,7 @@ from fastft.augment.draw import draw_plan
 from fastft.augment.geometry import source_regions
 from fastft.augment.plan import PLAN_DTYPE
 from fastft.data.engine import Engine
-from fastft.data.stage import PackedStage
+from fastft.data.packed_stage import PackedStage
 
 SIZE, BATCH = 64, 8
 
@@ -30,8 +30,8 @@ def packed_batches(path, order):
         return torch.zeros(len(offsets) - 1, 3, SIZE, SIZE)
 
     beton = Beton.open(path)
-    stage = PackedStage(beton, SIZE, workers=2, slots=4, device=torch.device("cpu"), augment=augment)
-    engine = Engine(beton, stage, batch_size=BATCH, workers=2, batches_ahead=2)
+    stage = PackedStage(beton, SIZE, torch.device("cpu"), augment, workers=2, slots=Engine.slots(2))
+    engine = Engine(stage, batch_size=BATCH, workers=2, batches_ahead=2)
     labels = [labels.clone() for _, labels in engine.start(order, draw)]
     stage.close()
     return beton, calls, torch.cat(labels).numpy()

@@ -13,7 +13,7 @@ from fastft.augment import parse_policy
 from fastft.augment.cpu import CpuAugment
 from fastft.augment.draw import draw_plan
 from fastft.augment.geometry import source_regions
-from fastft.data import EvalLoader, TrainLoader
+from fastft.data import EvalLoader, Output, TrainLoader
 from tests.augment.pillow_oracle import needs_pillow_13
 
 SIZE = 56
@@ -37,8 +37,8 @@ def test_evaluation_images_are_timms(kind, crop_pct, stock_beton, indexed_beton)
         SIZE, is_training=False, interpolation="bicubic", crop_pct=crop_pct, **COLOURS
     )
     one_level = 1.01 / 255 / min(COLOURS["std"])
-    options = {"size": SIZE, "crop_pct": crop_pct, "batch_size": 16, "device": "cpu", "dtype": torch.float32}
-    with EvalLoader(path, **options, **COLOURS) as loader:
+    policy = parse_policy("none", **COLOURS)
+    with EvalLoader(path, policy, Output(SIZE), crop_pct=crop_pct, batch_size=16) as loader:
         for batch in loader:
             for image, sample in zip(batch.images, batch.ids, strict=True):
                 assert (image - transform(pillow_image(beton, sample))).abs().max() <= one_level
@@ -49,15 +49,7 @@ def test_training_images_are_the_plans_carried_out_on_whole_images(indexed_beton
     """Decoding only regions and augmenting in one go leaves no trace in the pixels."""
     policy = parse_policy(augment, **COLOURS)
     beton = Beton.open(indexed_beton)
-    options = {
-        "size": SIZE,
-        "seed": 1,
-        "batch_size": 22,
-        "micro_batch": 22,
-        "device": "cpu",
-        "dtype": torch.float32,
-    }
-    with TrainLoader(indexed_beton, policy, **options, **COLOURS) as loader:
+    with TrainLoader(indexed_beton, policy, Output(SIZE), seed=1, batch_size=22) as loader:
         for batch in loader.epoch(4):
             assert torch.equal(batch.images, carried_out(policy, beton, batch.ids, epoch=4))
 

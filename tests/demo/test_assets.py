@@ -11,7 +11,7 @@ from fastft.demo.assets import Package, extract_cells, fetch
 from tests.demo.wheel import PER_KIND, write_wheel
 
 
-def test_splits_share_no_cell_and_take_what_there_is(tmp_path: Path) -> None:
+def test_splits_are_disjoint_and_use_all_available_cells(tmp_path: Path) -> None:
     wheel = write_wheel(tmp_path / "cells.whl")
     extract_cells(wheel, tmp_path / "out", {"val": 2, "train": 100})
     for kind in ("mono-intact", "mono-defective", "poly-intact", "poly-defective"):
@@ -19,7 +19,7 @@ def test_splits_share_no_cell_and_take_what_there_is(tmp_path: Path) -> None:
         assert len(val) == 2 and len(train) == PER_KIND - 2 and not val & train
 
 
-def test_a_cell_is_in_the_class_that_the_experts_gave_it(tmp_path: Path) -> None:
+def test_cells_have_the_class_given_by_the_experts(tmp_path: Path) -> None:
     wheel = write_wheel(tmp_path / "cells.whl")
     extract_cells(wheel, tmp_path / "out", {"val": 1, "train": 100})
     with zipfile.ZipFile(wheel) as archive:
@@ -30,7 +30,7 @@ def test_a_cell_is_in_the_class_that_the_experts_gave_it(tmp_path: Path) -> None
     assert len(found) < len(rows)  # cells that the experts were unsure of are left out
 
 
-def test_the_same_cells_every_time(tmp_path: Path) -> None:
+def test_the_choice_of_cells_is_reproducible(tmp_path: Path) -> None:
     wheel = write_wheel(tmp_path / "cells.whl")
     for out in ("a", "b"):
         extract_cells(wheel, tmp_path / out, {"val": 2, "train": 3})
@@ -40,14 +40,16 @@ def test_the_same_cells_every_time(tmp_path: Path) -> None:
     assert a == b
 
 
-def test_another_file_under_the_wheels_name_is_refused(tmp_path: Path) -> None:
+def test_a_wheel_with_another_checksum_is_refused(tmp_path: Path) -> None:
     package = Package("elpv-dataset==1.0.0.post1", "w.whl", "0" * 64)
     (tmp_path / "w.whl").write_bytes(b"cut short")
     with pytest.raises(UserError, match="checksum differs"):
         fetch(package, tmp_path)
 
 
-def test_without_a_network_it_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_error_names_the_file_to_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(UserError, match=rf"put {assets.IMAGES.wheel} into {tmp_path}"):
         fetch(assets.IMAGES, tmp_path)

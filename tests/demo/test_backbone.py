@@ -52,7 +52,7 @@ def export_like_the_package(state: dict[str, np.ndarray], path: Path) -> None:
         archive.writestr(MODEL_FILE, onnx.helper.make_model(graph).SerializeToString())
 
 
-def test_the_tower_comes_out_as_it_went_in(tmp_path: Path) -> None:
+def test_the_tower_read_from_onnx_equals_the_original(tmp_path: Path) -> None:
     torch.manual_seed(0)
     tower, read = (Tower(ARCH, layer_scale=1.0) for _ in range(2))
     with torch.no_grad():

@@ -13,7 +13,7 @@ from fastft.demo.assets import IMAGES, Package
 from tests.demo.wheel import PER_KIND, write_wheel
 
 
-def test_gains_are_image_by_image() -> None:
+def test_gains_are_paired_by_image() -> None:
     ours = np.array([1, 1, 1, 1, 0, 0, 1, 1], bool)
     theirs = np.array([1, 0, 0, 1, 1, 0, 1, 0], bool)
     found = demo.compare({"fine_tuned": ours, "linear": theirs}, np.array([0, 1, 1, 1, 1, 2, 2, 2]), 30)

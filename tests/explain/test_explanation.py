@@ -15,7 +15,7 @@ from beton_tools.writer import WriteOptions
 from fastft.build import recipe_arch
 from fastft.cli import main
 from fastft.config import load_recipe
-from fastft.cost.model import recipe_work
+from fastft.cost.work import recipe_work
 from fastft.data.order import BatchLayout
 from fastft.explain.explanation import explain
 from tests.optim.test_groups import B16_SCALES
@@ -25,7 +25,7 @@ def explained(name: str, *overrides: str, at_step: int | None = None) -> dict:
     return explain(load_recipe(f"rcp/{name}.yaml", overrides), at_step)
 
 
-def test_b16_is_the_reference_log() -> None:
+def test_b16_equals_the_reference_log() -> None:
     values = explained("final_b16", at_step=6249)
     scales = sorted({g["lr_scale"] for g in values["groups"]})
     assert len(scales) == 14 and scales == pytest.approx(B16_SCALES, rel=1e-5)
@@ -46,7 +46,9 @@ def test_b16_is_the_reference_log() -> None:
         ("final_l14_336", 304_532_456, 6e-4, 667),
     ],
 )
-def test_other_final_models_are_the_reference_logs(name: str, parameters: int, lr: float, steps: int) -> None:
+def test_other_final_models_equal_the_reference_logs(
+    name: str, parameters: int, lr: float, steps: int
+) -> None:
     values = explained(name)
     assert values["trainable_parameters"] == parameters
     assert max(values["schedule"]["lr_by_epoch"]) == pytest.approx(lr)
@@ -71,7 +73,7 @@ def test_freezing_and_stopping_early_cost_less() -> None:
         )  # but for the start
 
 
-def test_other_data_than_imagenet_are_not_promised_the_papers_accuracy(
+def test_the_papers_accuracy_is_not_expected_on_other_data(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert explained("final_b16")["expected_top1"] == 85.7
@@ -143,7 +145,7 @@ def test_validation_images_are_assumed_and_shown(capsys: pytest.CaptureFixture[s
     assert "validation images, as many as ImageNet has: 50,000" in capsys.readouterr().out
 
 
-def test_fewer_images_than_a_batch_are_refused_as_the_trainer_does(
+def test_fewer_images_than_a_batch_are_refused_as_by_the_trainer(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(UserError) as trainer:
@@ -154,12 +156,12 @@ def test_fewer_images_than_a_batch_are_refused_as_the_trainer_does(
     assert f"rcp/final_b16.yaml: {trainer.value}" in capsys.readouterr().err
 
 
-def test_mixing_is_told_only_where_it_happens() -> None:
+def test_mixing_is_listed_only_if_enabled() -> None:
     assert not any("mixup" in line for line in explained("final_b16")["augment"])
     assert any("mixup" in line for line in explained("baseline_b16")["augment"])
 
 
-def test_the_command_answers_in_seconds_and_prints_json() -> None:
+def test_the_command_prints_json_within_seconds() -> None:
     start = time.monotonic()
     command = [
         sys.executable,
@@ -183,7 +185,7 @@ def test_a_step_beyond_the_end_has_no_learning_rate() -> None:
         explained("final_b16", at_step=31250)
 
 
-def test_a_file_that_is_there_says_how_many_images_it_has(photographs: dict, tmp_path: Path) -> None:
+def test_the_number_of_images_is_read_from_an_existing_file(photographs: dict, tmp_path: Path) -> None:
     (tmp_path / "photos" / "a").mkdir(parents=True)
     for name in ("astronaut", "coffee"):
         Image.fromarray(photographs[name]).save(tmp_path / "photos" / "a" / f"{name}.jpg")

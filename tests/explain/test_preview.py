@@ -5,14 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from beton_tools.convert import convert_folder
 from beton_tools.format import Beton
 from beton_tools.writer import WriteOptions
 from fastft.augment import parse_policy
-from fastft.data import TrainLoader
+from fastft.data import Output, TrainLoader
 from fastft.explain.preview import carry_out, write_preview
 
 
@@ -26,13 +25,10 @@ def beton(photographs, tmp_path_factory) -> Path:
     return folder / "p.beton"
 
 
-def test_the_images_are_those_that_the_loader_gives(beton: Path) -> None:
+def test_the_images_equal_those_of_the_loader(beton: Path) -> None:
     policy, size = parse_policy("rand-m9-mstd0.5-inc1"), 64
     n = Beton.open(beton).num_samples
-    with TrainLoader(
-        beton, policy, size=size, seed=3, batch_size=n, micro_batch=n, mean=policy.mean, std=policy.std, device="cpu",
-        dtype=torch.float32,
-    ) as loader:  # fmt: skip
+    with TrainLoader(beton, policy, Output(size), seed=3, batch_size=n) as loader:
         batch = next(loader.epoch(2))
         seen = batch.images.permute(0, 2, 3, 1).numpy() * policy.std + np.array(policy.mean)
         _, drawn = carry_out(Beton.open(beton), policy, size, seed=3, epoch=2, samples=batch.ids)

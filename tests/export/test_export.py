@@ -13,7 +13,7 @@ from fastft.build import build_model, recipe_arch
 from fastft.cli import main
 from fastft.config import load_recipe
 from fastft.export import FORMATS, command, export_checkpoint, to_open_clip
-from fastft.inference.predict import load_trained
+from fastft.inference.trained import load_trained
 from fastft.model import build_classifier, load_arch, load_tower_weights
 from fastft.train.checkpoint import write_checkpoint
 from fastft.train.progress import describe_model
@@ -49,7 +49,7 @@ def make_checkpoint(folder: Path, vision: dict, **overrides: object) -> Path:
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("tower", [CLIP, DINO], ids=["clip", "dinov2"])
-def test_the_library_it_is_for_gives_the_same_logits(tmp_path: Path, format: str, tower: dict) -> None:
+def test_the_target_library_gives_the_same_logits(tmp_path: Path, format: str, tower: dict) -> None:
     """On images other than those the command checks, and at another batch size."""
     checkpoint = make_checkpoint(tmp_path, dict(tower))
     out = tmp_path / OUTS[format]
@@ -64,13 +64,13 @@ def test_the_library_it_is_for_gives_the_same_logits(tmp_path: Path, format: str
     assert not list(tmp_path.glob(".partial*"))
 
 
-def test_added_layer_scale_travels(tmp_path: Path) -> None:
+def test_added_layer_scale_is_exported(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, dict(CLIP), model__layer_scale=1.0)
     for format in ("timm", "open_clip"):
         assert export_checkpoint(tmp_path / "run", format, tmp_path / format).max_difference < 1e-4
 
 
-def test_relative_position_bias_is_refused_where_there_is_no_place_for_it(tmp_path: Path) -> None:
+def test_relative_position_bias_is_refused_by_formats_without_it(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, dict(CLIP), model__rel_pos_bias=True)
     for format in ("timm", "open_clip"):
         with pytest.raises(UserError, match="no relative position bias; export to safetensors or onnx"):
@@ -80,7 +80,7 @@ def test_relative_position_bias_is_refused_where_there_is_no_place_for_it(tmp_pa
         assert export_checkpoint(tmp_path / "run", format, tmp_path / OUTS[format]).max_difference < 1e-4
 
 
-def test_an_export_that_gives_other_logits_is_not_left_behind(tmp_path: Path, monkeypatch) -> None:
+def test_an_export_with_wrong_logits_is_deleted(tmp_path: Path, monkeypatch) -> None:
     make_checkpoint(tmp_path, dict(CLIP))
 
     def damaged(path: Path) -> torch.nn.Module:
@@ -97,7 +97,7 @@ def test_an_export_that_gives_other_logits_is_not_left_behind(tmp_path: Path, mo
     assert sorted(p.name for p in tmp_path.iterdir()) == ["arch.json", "run"]
 
 
-def test_timm_prepares_images_as_training_evaluated_them(tmp_path: Path) -> None:
+def test_timm_preprocesses_images_as_our_evaluation_does(tmp_path: Path) -> None:
     import timm
 
     make_checkpoint(tmp_path, dict(CLIP), train__eval_crop_pct=0.875)
@@ -127,7 +127,7 @@ def test_an_open_clip_export_can_be_fine_tuned_again(tmp_path: Path) -> None:
     torch.testing.assert_close(model.visual(images), trained.visual(images))
 
 
-def test_the_card_says_what_how_well_and_how_to_load(tmp_path: Path, capsys) -> None:
+def test_the_card_has_model_accuracy_and_loading_code(tmp_path: Path, capsys) -> None:
     make_checkpoint(tmp_path, dict(CLIP))
     out = tmp_path / "model.onnx"
     assert main(["export", str(tmp_path / "run"), "--format", "onnx", "--out", str(out)]) == 0
@@ -154,7 +154,7 @@ def test_the_card_says_what_how_well_and_how_to_load(tmp_path: Path, capsys) -> 
         ("timm", "taken", "exists"),
     ],
 )
-def test_an_unfit_name_is_refused(tmp_path: Path, format: str, out: str, message: str) -> None:
+def test_an_unsuitable_file_name_is_refused(tmp_path: Path, format: str, out: str, message: str) -> None:
     make_checkpoint(tmp_path, dict(CLIP))
     (tmp_path / "taken").mkdir()
     with pytest.raises(UserError, match=message):
@@ -162,7 +162,7 @@ def test_an_unfit_name_is_refused(tmp_path: Path, format: str, out: str, message
     shutil.rmtree(tmp_path / "taken")
 
 
-def test_a_safetensors_export_needs_nothing_but_itself(tmp_path: Path) -> None:
+def test_a_safetensors_export_is_self_contained(tmp_path: Path) -> None:
     """It loads where neither the architecture file nor the run is, and names no folder of the machine it came from."""
     checkpoint = make_checkpoint(tmp_path, dict(DINO))
     trained = load_trained(checkpoint, torch.device("cpu")).model

@@ -1,4 +1,4 @@
-"""Benchmark files: what reports and costs cannot read is refused in one line that says where it is wrong."""
+"""Benchmark files that reports and costs cannot read are refused in one line that says where the error is."""
 
 import json
 from pathlib import Path
@@ -31,16 +31,16 @@ def put(document: Document, path: tuple[str | int, ...], value: Any) -> str:
         (("measures",), {}, "the file: measures must be a list"),
         (("measures", 1), 3, "measure 2 must be an object"),
         (("measures", 1, "setting"), None, "measure 2: setting must be an object"),
-        (("measures", 0, "unit"), 3, "measure 1: unit must be a text"),
+        (("measures", 0, "unit"), 3, "measure 1: unit must be a string"),
         (("measures", 0, "contenders", 1, "rounds"), [1, "2"], "measure 1, contender 2: rounds must be a list of num"),
         (("measures", 0, "contenders", 1, "median"), "fast", "measure 1, contender 2: median must be a number"),
-        (("measures", 0, "contenders", 1, "median"), float("nan"), "NaN, which is no number"),
-        (("measures", 0, "contenders", 1, "min"), -1, "min must be a number, 0 or more"),
+        (("measures", 0, "contenders", 1, "median"), float("nan"), "NaN, which is not a number"),
+        (("measures", 0, "contenders", 1, "min"), -1, "min must be a number >= 0"),
         (("measures", 0, "contenders", 1), {"name": "x"}, "measure 1, contender 2 has no 'median'"),
         (("measures", 0, "contenders", 1, "ratio"), {"median": 2}, "contender 2, ratio has no 'min'"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_drawn_is_refused(
+def test_a_file_that_cannot_be_drawn_is_refused(
     bench_document: Document,
     tmp_path: Path,
     path: tuple[str | int, ...],

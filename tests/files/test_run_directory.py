@@ -1,4 +1,4 @@
-"""Run directories: what is not as the trainer writes it is refused in one line, also where it was left by a crash."""
+"""Run directories whose files the trainer did not write like this are refused in one line; remains of a crash are read."""
 
 import json
 from pathlib import Path
@@ -19,9 +19,9 @@ def of_kind(folder: Path, kind: str) -> dict[str, Any]:
     ("kind", "change", "message"),
     [
         ("train", {"loss": float("nan")}, "'train' line: loss must be a number"),
-        ("train", {"mfu": "high"}, "'train' line: mfu must be a number, 0 or more, or null"),
-        ("train", {"images_per_second": 0}, "images_per_second must be a number greater than 0"),
-        ("train", {"step": 1}, "do not rise"),
+        ("train", {"mfu": "high"}, "'train' line: mfu must be a number >= 0, or null"),
+        ("train", {"images_per_second": 0}, "images_per_second must be a number > 0"),
+        ("train", {"step": 1}, "do not increase"),
         ("eval", {"raw_top1": None}, "'eval' line: raw_top1 must be a number"),
         ("eval", {"ema_loss": "low"}, "'eval' line: ema_loss must be a number"),
         ("split", {"seconds": {"wait": "long"}}, "'split' line: seconds must be an object of numbers"),
@@ -45,13 +45,13 @@ def test_lines_that_cannot_be_drawn_are_refused(
     ("text", "message"),
     [("3", "must be an object"), ("[]", "must be an object"), ('{"kind": "train"}', "has no 'step'")],
 )
-def test_a_line_that_is_no_object_with_a_step_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_a_line_that_is_not_an_object_with_a_step_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"kind": "start", "step": 0}\n' + text + "\n")
     with pytest.raises(UserError, match=f"line 2: it {message}"):
         read_metrics(tmp_path / "metrics.jsonl")
 
 
 @pytest.mark.parametrize("name", ["recipe.yaml", "result.json"])
-def test_other_files_of_another_kind_are_refused(run_folder: Path, name: str) -> None:
+def test_other_files_with_another_content_are_refused(run_folder: Path, name: str) -> None:
     (run_folder / name).write_text("3")
     assert main(["report", str(run_folder), "--mistakes=never"]) == 2

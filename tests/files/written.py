@@ -1,4 +1,4 @@
-"""Run directories and benchmark files to draw: shaped as the trainer writes them, with made-up figures."""
+"""Run directories and benchmark files to draw, in the form that the trainer and the benchmarks write, with made-up figures."""
 
 import json
 import math
@@ -21,9 +21,9 @@ LOADER = {"read": 40.0, "decode": 810.0, "copy": 1.2, "augment": 1120.0}  # as S
 
 
 def write_run(folder: Path, recipe_name: str, epochs: int, *overrides: str, split: bool = True) -> Path:
-    """A run of a final recipe, `epochs` in: the reference's curve with noise, as lines of metrics.jsonl.
+    """A run of a final recipe after `epochs`: the reference's curve with noise, as lines of metrics.jsonl.
 
-    split: with the seconds of steps and checkpoints, which the first trainers did not log.
+    split: with the seconds of steps and checkpoints, which the first versions did not log.
     """
     recipe = load_recipe(RECIPES / f"{recipe_name}.yaml", overrides)
     noise = np.random.default_rng(0)
@@ -84,7 +84,7 @@ def _evaluation(epoch: int, curve: dict[str, Any], noise: np.random.Generator) -
 
 
 def split_of(steps: int) -> dict[str, float]:
-    """Seconds by part that so many steps take."""
+    """Seconds by part of so many steps."""
     return {part: seconds * steps / STEPS_PER_EPOCH for part, seconds in (STEPS | LOADER).items()}
 
 

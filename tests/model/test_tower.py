@@ -215,7 +215,7 @@ MISSING = object()
         ("head_width", 128, "head_width 128 does not divide width 64"),
         ("head_width", 30, "head_width 30 does not divide width 64"),
         ("head_width", 0, "head_width is 0; it must be a whole number >= 1"),
-        ("mlp_ratio", float("nan"), "mlp_ratio is nan; it must be a number > 0"),
+        ("mlp_ratio", float("nan"), "mlp_ratio is nan; it must be a number greater than 0"),
         ("norm_kwargs", {"elementwise_affine": False}, "norm_kwargs is .*; it must be"),
         ("no_ln_pre", "false", "no_ln_pre is 'false'; it must be true or false"),
         ("pool_type", "none", "pool_type is 'none'; it must be 'tok' or 'avg'"),

@@ -27,7 +27,7 @@ def test_ratios_are_medians_over_paired_rounds() -> None:
     assert shown["contenders"][0]["ratio"] is None
 
 
-def test_lower_is_better_turns_the_ratio_round() -> None:
+def test_lower_is_better_inverts_the_ratio() -> None:
     shown = view({"name": "fastft", "median": 1.0}, {"name": "p", "median": 3.0}, better="lower")
     assert shown["contenders"][1]["ratio"]["median"] == 3.0
 
@@ -40,7 +40,7 @@ def test_bars_start_at_zero_and_end_inside_the_axis() -> None:
     assert shown["axis"]["ticks"][0][1] == 0 and shown["axis"]["ticks"][-1][1] == pytest.approx(100)
 
 
-def test_settings_that_differ_in_one_number_make_a_curve(bench_document: Document) -> None:
+def test_settings_that_differ_in_one_number_are_drawn_as_a_curve(bench_document: Document) -> None:
     views = [measure_view(m) for m in bench_document["measures"][:3]]
     values = json.loads(re.search(r'application/json">(.*?)</script>', scaling_chart(views))[1])
     assert values["x"] == "threads"
@@ -49,7 +49,7 @@ def test_settings_that_differ_in_one_number_make_a_curve(bench_document: Documen
     assert scaling_chart(views[:2]) == ""
 
 
-def test_page_says_what_was_modelled_and_what_was_not_run(bench_document: Document) -> None:
+def test_page_marks_modelled_and_skipped_contenders(bench_document: Document) -> None:
     page = render_bench(bench_document, "bench.json")
     assert page.count('class="tag">modelled') == 1
     assert "DALI was not run: not installed: pip install nvidia-dali-cuda120" in page

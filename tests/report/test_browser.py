@@ -80,7 +80,7 @@ def run_page(tmp_path: Path) -> Path:
         images=50_000,
         wrong=7_412,
         classes=[ClassScore(f"class {k}", 10.5 * k, 50, CONFUSED_WITH[k % 4], k) for k in range(1, 9)],
-        surest=[
+        most_confident=[
             Mistake(k, "projectile, missile", 0.01, "screen, CRT screen", 0.97, PIXEL) for k in range(12)
         ],
     )
@@ -125,7 +125,7 @@ def opened(browser: Any, page: Path, width: int = 1200, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
-def test_nothing_overlaps_or_runs_out_of_the_page(browser: Any, any_page: Path, width: int) -> None:
+def test_nothing_overlaps_or_leaves_the_page(browser: Any, any_page: Path, width: int) -> None:
     tab = opened(browser, any_page, width)
     tab.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     assert tab.evaluate(OVERLAPS) == []
@@ -133,7 +133,7 @@ def test_nothing_overlaps_or_runs_out_of_the_page(browser: Any, any_page: Path, 
     assert tab.problems == []  # no script error, and nothing was asked of the network
 
 
-def test_printed_pages_hold_together(browser: Any, any_page: Path) -> None:
+def test_printed_pages_do_not_break_inside_figures(browser: Any, any_page: Path) -> None:
     tab = opened(browser, any_page, 680)  # A4 without its margins, in CSS pixels
     tab.emulate_media(media="print", color_scheme="dark")
     assert tab.evaluate(OVERLAPS) == []
@@ -141,7 +141,7 @@ def test_printed_pages_hold_together(browser: Any, any_page: Path) -> None:
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
-def test_text_stands_out_in_light_and_dark(browser: Any, any_page: Path) -> None:
+def test_text_has_contrast_in_light_and_dark(browser: Any, any_page: Path) -> None:
     def luminance(scheme: str) -> tuple[float, float]:
         tab = opened(browser, any_page, color_scheme=scheme)
         style = "getComputedStyle(document.body)"
@@ -235,7 +235,7 @@ def test_bars_are_as_long_as_the_medians(
     assert [b / bars[0] for b in bars] == pytest.approx([m / first[0] for m in first], rel=0.01)
 
 
-def test_clicks_on_a_heading_sort_and_turn_the_order_around(browser: Any, run_page: Path) -> None:
+def test_clicking_a_heading_sorts_and_then_reverses(browser: Any, run_page: Path) -> None:
     """Numbers downwards first, words upwards; and so on at every further click."""
     tab = opened(browser, run_page)
     for column, first in ((2, "descending"), (1, "ascending")):
@@ -248,7 +248,7 @@ def test_clicks_on_a_heading_sort_and_turn_the_order_around(browser: Any, run_pa
             assert names == sorted((f"class {k}" for k in range(1, 9)), reverse=order == "descending")
 
 
-def test_what_is_empty_comes_last_in_both_orders(browser: Any, run_page: Path, bench_page: Path) -> None:
+def test_empty_cells_come_last_in_both_orders(browser: Any, run_page: Path, bench_page: Path) -> None:
     tab = opened(browser, run_page)
     for _ in range(3):
         tab.click("#classes th:nth-child(4) button")
@@ -261,7 +261,7 @@ def test_what_is_empty_comes_last_in_both_orders(browser: Any, run_page: Path, b
 
 
 @pytest.mark.parametrize(("kind", "width"), [("wide", 1200), ("narrow", 390)])
-def test_hovering_reads_off_the_logged_value(
+def test_hovering_shows_the_logged_value(
     browser: Any, run_page: Path, tmp_path: Path, kind: str, width: int
 ) -> None:
     tab = opened(browser, run_page, width)
@@ -284,7 +284,7 @@ def test_hovering_reads_off_the_logged_value(
     assert tab.locator(".readout:visible").count() == 0
 
 
-def test_arrow_keys_read_off_too(browser: Any, run_page: Path) -> None:
+def test_arrow_keys_show_values(browser: Any, run_page: Path) -> None:
     tab = opened(browser, run_page)
     tab.locator(".plot.wide").first.focus()
     tab.keyboard.press("ArrowRight")

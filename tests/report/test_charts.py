@@ -37,7 +37,7 @@ def test_ticks_are_round_evenly_spaced_and_inside(low: float, span: float, count
         (79.9995, 5e-4, "79.9995"),
     ],
 )
-def test_tick_labels_have_the_digits_their_step_needs(value: float, step: float, text: str) -> None:
+def test_tick_labels_have_the_digits_that_their_step_needs(value: float, step: float, text: str) -> None:
     assert tick_label(value, step) == text
 
 
@@ -59,7 +59,7 @@ def test_long_curves_are_thinned_to_means() -> None:
     assert set(drawn["y"]) == {0.5}
 
 
-def test_accuracy_charts_show_the_end_that_matters() -> None:
+def test_accuracy_charts_show_the_top_of_the_range() -> None:
     """One epoch at 20 % must not press fifty between 80 and 86 into a line."""
     top1 = [20.0, 70.0, *(80 + 0.1 * k for k in range(50))]
     page = render_chart(Chart("t", "x", "y", [Series("s", "own", range(52), top1)], "top"))
@@ -77,7 +77,7 @@ def y_range(chart: Chart) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("focus", "worst", "own", "paper"), [("top", 20.0, 40.0, 85.0), ("bottom", 6.0, 4.0, 1.0)]
 )
-def test_a_run_far_from_its_reference_stays_in_sight(
+def test_a_run_far_from_its_reference_stays_visible(
     points: int, focus: str, worst: float, own: float, paper: float
 ) -> None:
     """Where the run ends, and all of it where it is short: the paper's curve must not push it out."""
@@ -92,7 +92,7 @@ def test_a_run_far_from_its_reference_stays_in_sight(
     assert all(low <= y <= high for y in seen) and low <= paper <= high
 
 
-def test_a_run_that_ends_in_collapse_shows_it() -> None:
+def test_a_run_that_collapses_at_its_end_shows_it() -> None:
     low, _ = y_range(
         Chart(
             "t",
@@ -105,13 +105,13 @@ def test_a_run_that_ends_in_collapse_shows_it() -> None:
     assert low <= 0.1
 
 
-def test_a_run_better_than_its_reference_leaves_it_in_sight() -> None:
+def test_a_reference_below_the_run_stays_visible() -> None:
     run = Series("run", "raw", range(50), [89.0 + 0.01 * k for k in range(50)])
     reference = Series("paper", "raw reference", range(50), [20.0] + [80.0] * 49)
     assert 20 < y_range(Chart("t", "x", "y", [run, reference], "top"))[0] <= 80
 
 
-def test_short_curves_are_shown_whole() -> None:
+def test_short_curves_are_shown_completely() -> None:
     page = render_chart(Chart("t", "x", "y", [Series("s", "own", range(5), [20.0, 79, 80, 81, 82])], "top"))
     assert float(re.search(r"y0&#34;: ([\d.]+)", page)[1]) <= 20
 

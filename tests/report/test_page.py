@@ -12,9 +12,9 @@ from fastft.report.page import figure, option
         (0.0123, "0.0123"), (0.29049, "0.290"), (0, "0.00"),
     ],
 )  # fmt: skip
-def test_figures_have_three_digits_at_least(value: float, text: str) -> None:
+def test_figures_have_at_least_three_digits(value: float, text: str) -> None:
     assert figure(value) == text
 
 
-def test_lists_of_anything_can_be_shown() -> None:
+def test_lists_of_any_values_can_be_shown() -> None:
     assert option([0.123456, 2, "AVX2"]) == "0.1235, 2, AVX2"

@@ -38,7 +38,7 @@ def test_headline_is_the_best_epoch_of_the_ema(run_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["--data.num_classes=10", "--data.train_size=1000000", "steps"])
-def test_other_data_are_not_held_against_the_paper(tmp_path: Path, change: str) -> None:
+def test_runs_on_other_data_are_not_compared_with_the_paper(tmp_path: Path, change: str) -> None:
     """By the recipe, or by epochs that had fewer steps than ImageNet has; recipes are compared all the same."""
     overrides = [] if change == "steps" else [change]
     run = load_run(write_run(tmp_path / "run", "final_b16", 20, *overrides))
@@ -51,7 +51,7 @@ def test_other_data_are_not_held_against_the_paper(tmp_path: Path, change: str) 
     assert "final_b16</th>" in page or "no option differs" in page
 
 
-def test_page_is_one_file_that_fetches_nothing(run_folder: Path) -> None:
+def test_page_is_one_file_that_loads_nothing(run_folder: Path) -> None:
     page = render_run(load_run(run_folder))
     for word in ("http://", "https://", 'src="/', "@import", "url("):
         assert word not in page.replace("http://www.w3.org/2000/svg", "")
@@ -67,21 +67,21 @@ def test_every_stage_of_a_run_has_a_page(tmp_path: Path) -> None:
         assert ("recorded no time split" in page) == (epochs < 2)
 
 
-def test_a_machine_of_which_little_is_known_is_described_by_that(run_folder: Path) -> None:
+def test_a_machine_with_few_known_facts_is_described_by_them(run_folder: Path) -> None:
     run = load_run(run_folder)
     assert machine_line(run) == "8 x Tesla V100-SXM2-16GB, 32 cores, float16, torch 2.10.0"
     assert machine_line(replace(run, starts=[{"cores": 2}])) == "2 cores"
     assert "cores" not in machine_line(replace(run, starts=[]))
 
 
-def test_a_line_cut_short_by_a_crash_is_left_out(run_folder: Path) -> None:
+def test_a_truncated_last_line_is_ignored(run_folder: Path) -> None:
     before = load_run(run_folder)
     with (run_folder / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 99')
     assert load_run(run_folder).intervals == before.intervals
 
 
-def test_cost_adds_up_and_extrapolates_at_the_pace_it_has(tmp_path: Path) -> None:
+def test_cost_adds_up_and_is_extrapolated_at_the_pace_so_far(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path / "half", "final_b16", 25, split=False))
     cost = run_cost(run, None, 2.0)
     assert cost is not None and cost["devices"] == 8 and cost["devices_known"]
@@ -91,7 +91,7 @@ def test_cost_adds_up_and_extrapolates_at_the_pace_it_has(tmp_path: Path) -> Non
     assert rows["so far"]["money"] == pytest.approx(rows["so far"]["wall_seconds"] / 3600 * 8 * 2.0)
 
 
-def test_the_start_is_a_row_of_its_own_and_slows_no_extrapolation(tmp_path: Path) -> None:
+def test_the_start_is_a_separate_row_and_not_extrapolated(tmp_path: Path) -> None:
     """A start of 1,000 s in the first interval: neither training nor the pace of what is to come."""
     plain = load_run(write_run(tmp_path / "run", "final_b16", 25))
     first, *others = plain.intervals
@@ -125,7 +125,7 @@ def test_diff_names_exactly_the_options_that_differ() -> None:
         ({"start": 60, "wait": 0.1, "forward": 30}, "compute"),
     ],
 )
-def test_the_limiting_part_is_named(seconds: dict[str, float], limit: str) -> None:
+def test_the_bottleneck_is_named(seconds: dict[str, float], limit: str) -> None:
     found = diagnose(seconds)
     assert found is not None and found.limit == limit
     assert found.advice
@@ -135,16 +135,16 @@ def test_no_time_split_no_diagnosis() -> None:
     assert diagnose({}) is None
 
 
-def test_mistakes_are_the_surest_wrong_ones() -> None:
+def test_mistakes_are_the_most_confident_wrong_predictions() -> None:
     labels = np.array([0, 0, 1, 2, 2])
     logits = np.array([[3, 0, 0], [0, 2, 0], [0, 5, 0], [9, 0, 0], [0, 0, 1]], float)
     found = find_mistakes(logits, labels, ["ant", "bee"])
     assert (found.wrong, found.images) == (2, 5)
-    assert [(m.sample, m.truth, m.predicted) for m in found.surest] == [
+    assert [(m.sample, m.truth, m.predicted) for m in found.most_confident] == [
         (3, "class 2", "ant"),
         (1, "ant", "bee"),
     ]
-    assert found.surest[0].predicted_share == pytest.approx(np.exp(9) / (np.exp(9) + 2))
+    assert found.most_confident[0].predicted_probability == pytest.approx(np.exp(9) / (np.exp(9) + 2))
     assert [(c.name, c.top1, c.confused_with) for c in found.classes] == [
         ("ant", 50.0, "bee"),
         ("class 2", 50.0, "ant"),
@@ -161,10 +161,10 @@ def test_logits_of_another_file_are_refused() -> None:
 
 def test_a_perfect_model_has_no_mistakes() -> None:
     found = find_mistakes(np.eye(3), np.arange(3), [])
-    assert (found.wrong, found.surest) == (0, [])
+    assert (found.wrong, found.most_confident) == (0, [])
 
 
-def test_thumbnails_come_out_of_the_file(tmp_path: Path, photographs: dict[str, np.ndarray]) -> None:
+def test_thumbnails_are_read_from_the_file(tmp_path: Path, photographs: dict[str, np.ndarray]) -> None:
     from PIL import Image
 
     from beton_tools.convert import convert_folder
@@ -185,7 +185,7 @@ def test_command_writes_the_page_into_the_run(run_folder: Path, capsys: pytest.C
     assert main(["report", str(run_folder / "checkpoints")]) == 2
 
 
-def test_command_refuses_what_is_no_run_and_no_benchmark(
+def test_command_refuses_a_folder_that_is_neither_run_nor_benchmark(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "x.json").write_text(json.dumps({"measures": [{"name": "a"}]}))

@@ -35,21 +35,21 @@ def interrupted(run: Run, step: int, world: int = WORLD) -> Run:
 
 
 @pytest.mark.parametrize(("device", "busy"), [("cuda", DECODE), ("cpu", DECODE + LOADER["augment"])])
-def test_images_per_core_count_one_process_and_what_its_cores_do(run: Run, device: str, busy: float) -> None:
+def test_images_per_core_are_those_of_one_process_and_its_cores(run: Run, device: str, busy: float) -> None:
     """The log has the loader of one of eight processes; on a GPU, augmenting takes none of its cores."""
     run = replace(run, starts=[run.starts[0] | {"device_type": device}])
     assert split(run)["per_core"] == pytest.approx(STEPS_PER_EPOCH * BATCH / WORLD / busy)
 
 
 @pytest.mark.parametrize("step", [STEPS_PER_EPOCH // 2, 100, STEPS_PER_EPOCH])
-def test_an_interruption_changes_no_rate(run: Run, step: int) -> None:
+def test_an_interruption_does_not_change_rates(run: Run, step: int) -> None:
     """Within an interval, at its end, at an epoch's."""
     cut = split(interrupted(run, step))
     assert cut["per_core"] == pytest.approx(split(run)["per_core"])
     assert cut["needs"][0]["cores"] == pytest.approx(split(run)["needs"][0]["cores"])
 
 
-def test_images_are_of_as_many_processes_as_trained_then(run: Run) -> None:
+def test_images_per_process_follow_the_world_size_of_the_time(run: Run) -> None:
     """Half of two epochs on eight GPUs, then on four, whose processes decode twice as many images in a step."""
     resumed = interrupted(run, STEPS_PER_EPOCH, world=4)
     images = STEPS_PER_EPOCH * (BATCH / 8 + BATCH / 4)
@@ -77,5 +77,5 @@ def test_only_intervals_with_a_split_are_counted(run: Run) -> None:
     assert split(mixed)["per_core"] == pytest.approx(split(run)["per_core"])
 
 
-def test_no_split_in_the_log_none_in_the_report(tmp_path: Path) -> None:
+def test_without_a_split_in_the_log_the_report_has_none(tmp_path: Path) -> None:
     assert time_split(load_run(write_run(tmp_path / "run", "final_b16", 2, split=False))) is None

@@ -17,7 +17,7 @@ from fastft.build import build_model, recipe_arch
 from fastft.config import load_recipe
 from fastft.files.run_directory import read_metrics
 from fastft.sweep import load_sweep, plan_runs
-from fastft.train.checkpoint import step_checkpoints
+from fastft.train.checkpoint import list_checkpoints
 from fastft.train.exceptions import EXIT_REQUEUE
 from fastft.train.loop import train
 
@@ -48,7 +48,7 @@ def test_a_step_changes_what_is_trained_and_nothing_else(
     (loss,) = (m["loss"] for m in read_metrics(tmp_path / "run" / "metrics.jsonl") if m["kind"] == "train")
     assert math.isfinite(loss) and loss == pytest.approx(math.log(2), rel=0.2)  # the head starts near 0
     assert ("ema" in result["last"]) == (recipe.ema.decay > 0)
-    after = load_file(step_checkpoints(tmp_path / "run" / "checkpoints")[-1] / "model.safetensors")
+    after = load_file(list_checkpoints(tmp_path / "run" / "checkpoints")[-1] / "model.safetensors")
     changed = {name for name in after if not torch.equal(after[name], start[name])}
     assert changed <= trained
     assert {"head.weight", "head.bias"} <= changed

@@ -1,4 +1,4 @@
-"""Small runs through the real trainer, and what they logged."""
+"""Small runs with the real trainer, and their results."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from rich.console import Console
 
 from fastft.config import load_recipe
 from fastft.files.run_directory import read_metrics
-from fastft.train.checkpoint import read_checkpoint, step_checkpoints
+from fastft.train.checkpoint import list_checkpoints, read_checkpoint
 from fastft.train.loop import train
 
 QUIET = Console(quiet=True)
@@ -27,8 +27,10 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 
 
 def end(folder: Path) -> dict[str, torch.Tensor]:
-    """Weights, averaged weights and optimiser state of the newest checkpoint. Losses are a mean: they hide last bits."""
-    tensors = read_checkpoint(step_checkpoints(folder / "checkpoints")[-1]).tensors
+    """Weights, EMA and optimiser state of the newest checkpoint. A loss is a mean, which can hide differences in last bits."""
+    tensors = read_checkpoint(
+        list_checkpoints(folder / "checkpoints")[-1], ("model", "optimizer"), ("ema",)
+    ).tensors
     return {f"{kind}/{name}": tensor for kind, named in tensors.items() for name, tensor in named.items()}
 
 

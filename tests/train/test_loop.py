@@ -1,4 +1,4 @@
-"""A run goes on as if it had never been stopped, refuses another recipe, and stops when the loss is no number."""
+"""A resumed run equals an uninterrupted one; other recipes and data are refused; a diverged run stops."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ from beton_tools.manifest import manifest_path
 from beton_tools.writer import WriteOptions
 from fastft.config import load_recipe
 from fastft.files.run_directory import lock_run, read_metrics
-from fastft.train.checkpoint import read_checkpoint, step_checkpoints, write_checkpoint
+from fastft.train.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
 from fastft.train.continuation import refuse_changed_recipe
 from fastft.train.evaluate import evaluate
 from fastft.train.exceptions import EXIT_REQUEUE, NonFinite, Preempted
@@ -47,8 +47,8 @@ def test_it_learns(whole: Path) -> None:
     assert result["best"]["ema"]["top1"] > 50  # of two balanced classes
 
 
-def test_torch_has_as_many_threads_here_as_in_a_process_of_its_own() -> None:
-    """Else no test here could compare its losses with those of the command bit for bit: FFCV takes threads away."""
+def test_torch_has_the_default_number_of_threads() -> None:
+    """Importing FFCV takes threads away; with fewer threads, losses here and of the command would differ in the last bits."""
     fresh = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
     assert torch.get_num_threads() == int(subprocess.check_output(fresh, text=True))
 
@@ -69,9 +69,9 @@ def test_kill_9_and_resume_gives_the_same_losses_bit_for_bit(tiny, long: Path, t
 
 
 def test_resuming_in_the_middle_of_an_epoch_continues_the_sequence(tiny, whole: Path, tmp_path: Path) -> None:
-    """The newest checkpoints are removed one by one: from every one left the losses are the same."""
+    """The newest checkpoints are removed one by one; the losses after each of the others are the same."""
     run(tiny, tmp_path, model__drop_path="0.3", train__keep_checkpoints="100")
-    for path in reversed(step_checkpoints(tmp_path / "checkpoints")):
+    for path in reversed(list_checkpoints(tmp_path / "checkpoints")):
         if path.name in ("step-00000008", "step-00000004"):
             run(tiny, tmp_path, model__drop_path="0.3", train__keep_checkpoints="100")
             assert losses(tmp_path) == losses(whole)
@@ -105,7 +105,7 @@ def test_a_signal_checkpoints_and_exits_with_the_requeue_code(tiny, long: Path, 
     assert differing(end(tmp_path), end(long)) == []
 
 
-def test_a_signal_in_the_middle_of_an_evaluation_leaves_it_to_the_next_start(
+def test_a_signal_during_an_evaluation_postpones_it_to_the_next_start(
     tiny, whole: Path, tmp_path: Path, monkeypatch
 ) -> None:
     calls = itertools.count()
@@ -125,14 +125,14 @@ def test_a_signal_in_the_middle_of_an_evaluation_leaves_it_to_the_next_start(
     assert losses(tmp_path) == losses(whole)
 
 
-def test_a_line_of_the_log_is_of_all_its_steps_though_a_resume_came_between(tiny, tmp_path: Path) -> None:
+def test_a_log_line_covers_all_its_steps_also_across_a_resume(tiny, tmp_path: Path) -> None:
     changes = {"train__log_every": "4", "train__keep_checkpoints": "100"}
     run(tiny, tmp_path, **changes)
     before = losses(tmp_path)
     assert [step for step, _ in before] == [4, 6, 10, 12, 16, 18]
     seconds = json.loads((tmp_path / "result.json").read_text())["seconds"]
-    for path in step_checkpoints(tmp_path / "checkpoints"):
-        if path.name > "step-00000008":  # the second of the four steps that line 10 is of
+    for path in list_checkpoints(tmp_path / "checkpoints"):
+        if path.name > "step-00000008":  # the second of the four steps of line 10
             shutil.rmtree(path)
     result = run(tiny, tmp_path, **changes)
     assert losses(tmp_path) == before
@@ -161,14 +161,14 @@ def test_a_changed_recipe_is_refused_with_the_keys_that_differ(tiny, whole: Path
         run(tiny, whole, model__drop_path="0.3", optim__lr="1e-2")
 
 
-def test_other_weights_are_another_run_but_may_have_moved(tiny, whole: Path) -> None:
+def test_other_weights_are_refused_but_their_file_may_move(tiny, whole: Path) -> None:
     with pytest.raises(UserError, match=r"model\.weights 'random' -> 'openai'"):
         run(tiny, whole, model__drop_path="0.3", model__weights="openai")
     then, now = (load_recipe("rcp/demo.yaml", [f"--model.weights={f}/clip.bin"]) for f in ("old", "new"))
     refuse_changed_recipe(then.as_dict(), now, whole)
 
 
-def test_a_finished_run_only_tells_its_result(tiny, whole: Path) -> None:
+def test_a_finished_run_only_prints_its_result(tiny, whole: Path) -> None:
     before = losses(whole)
     result = run(tiny, whole, model__drop_path="0.3")
     assert losses(whole) == before
@@ -178,12 +178,12 @@ def test_a_finished_run_only_tells_its_result(tiny, whole: Path) -> None:
 def test_a_non_finite_loss_stops_and_names_step_samples_and_checkpoint(tiny, tmp_path: Path) -> None:
     with pytest.raises(NonFinite, match=r"at step \d+ \(samples \d+.*checkpoint"):
         run(tiny, tmp_path, optim__lr="1e30", train__checkpoint_steps="1")
-    for path in step_checkpoints(tmp_path / "checkpoints"):
+    for path in list_checkpoints(tmp_path / "checkpoints"):
         assert all(torch.isfinite(v).all() for v in read_checkpoint(path).tensors["model"].values())
 
 
 def spoil_gradients(monkeypatch: pytest.MonkeyPatch, value: float, steps: range) -> None:
-    """In these updates of the process, one gradient of the head is no finite number."""
+    """Set one gradient of the head to `value` in these updates of the process."""
     update, done = Step.update, itertools.count()
 
     def spoiled(step: Step) -> None:
@@ -194,20 +194,20 @@ def spoil_gradients(monkeypatch: pytest.MonkeyPatch, value: float, steps: range)
     monkeypatch.setattr(Step, "update", spoiled)
 
 
-def test_weights_that_are_no_numbers_are_never_saved(tiny, tmp_path: Path, monkeypatch) -> None:
+def test_weights_with_nan_are_never_saved(tiny, tmp_path: Path, monkeypatch) -> None:
     """The loss shows a bad gradient one step later: too late for a checkpoint of every step, of which one is kept."""
     changes = {"train__checkpoint_steps": "1", "train__keep_checkpoints": "1"}
     with monkeypatch.context() as spoiled:
         spoil_gradients(spoiled, math.nan, range(4, 5))
-        with pytest.raises(NonFinite, match=r"the weights are no finite numbers.* at step 4 .*step-00000004"):
+        with pytest.raises(NonFinite, match=r"the weights contain NaN or Inf at step 4 .*step-00000004"):
             run(tiny, tmp_path, **changes)
     run(tiny, tmp_path, **changes)
     run(tiny, tmp_path / "whole", **changes)
     assert losses(tmp_path) == losses(tmp_path / "whole")
 
 
-def test_a_loss_scale_changes_no_update_and_comes_back(tiny, tmp_path: Path, monkeypatch) -> None:
-    """fp16's loss scaler on fp32: the same losses, also over a resume, and after one without a scaler."""
+def test_a_loss_scale_changes_no_update_and_is_restored(tiny, tmp_path: Path, monkeypatch) -> None:
+    """The loss scaler of fp16, on fp32: the same losses, also after a resume, and after a resume without a scaler."""
     changes = {"optim__clip_grad": "1.0", "train__micro_batch": "4"}
     run(tiny, tmp_path / "plain", **changes)
     run(tiny, tmp_path / "late", schedule__stop_epoch="1", **changes)
@@ -218,7 +218,7 @@ def test_a_loss_scale_changes_no_update_and_comes_back(tiny, tmp_path: Path, mon
         assert [x for _, x in losses(tmp_path / name)] == pytest.approx(
             [x for _, x in losses(tmp_path / "plain")], abs=1e-6
         )
-    state = read_checkpoint(step_checkpoints(tmp_path / "scaled" / "checkpoints")[-1]).state
+    state = read_checkpoint(list_checkpoints(tmp_path / "scaled" / "checkpoints")[-1]).state
     assert state["scaler"]["_growth_tracker"] == 18  # clean steps since the start, the resume among them
 
 
@@ -229,22 +229,7 @@ def test_endless_overflow_stops(tiny, tmp_path: Path, monkeypatch) -> None:
         run(tiny, tmp_path, schedule__epochs="4")
 
 
-def test_a_damaged_newest_checkpoint_is_put_aside(tiny, whole: Path, tmp_path: Path) -> None:
-    changes = {"model__drop_path": "0.3"}
-    run(tiny, tmp_path, train__keep_checkpoints="3", **changes)
-    *_, newest = step_checkpoints(tmp_path / "checkpoints")
-    for _ in range(2):  # once more at the same step
-        (newest / "optimizer.safetensors").unlink()
-        run(tiny, tmp_path, **changes)
-        assert losses(tmp_path) == losses(whole)
-    assert (tmp_path / "checkpoints" / f"damaged-{newest.name}").is_dir()
-    for path in step_checkpoints(tmp_path / "checkpoints"):
-        (path / "ema.safetensors").unlink()
-    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
-        run(tiny, tmp_path, **changes)
-
-
-def test_another_process_cannot_have_the_same_run_directory(tiny, tmp_path: Path) -> None:
+def test_another_process_cannot_use_the_same_run_directory(tiny, tmp_path: Path) -> None:
     with lock_run(tmp_path), pytest.raises(UserError, match="in use by another process"):
         run(tiny, tmp_path, schedule__stop_epoch="1")
     run(tiny, tmp_path, schedule__stop_epoch="1")
@@ -254,21 +239,23 @@ def test_the_run_directory_is_locked_before_its_checkpoints_are_read(
     tiny, tmp_path: Path, monkeypatch
 ) -> None:
     run(tiny, tmp_path, schedule__stop_epoch="1")
-    monkeypatch.setattr("fastft.train.loop.step_checkpoints", lambda folder: pytest.fail("it was read"))
+    monkeypatch.setattr(
+        "fastft.train.checkpointing.list_checkpoints", lambda folder: pytest.fail("it was read")
+    )
     with lock_run(tmp_path), pytest.raises(UserError, match="in use by another process"):
         run(tiny, tmp_path, schedule__stop_epoch="1")
 
 
 def converted(images: Path, out: Path, **classes: str) -> str:
-    """A .beton of the images in which folders have other names."""
+    """A .beton of the same images with other class names."""
     for name in ("astronaut", "coffee"):
         shutil.copytree(images / name, out.parent / out.stem / classes.get(name, name))
     convert_folder(out.parent / out.stem, out, WriteOptions(workers=0))
     return str(out)
 
 
-def test_a_run_goes_on_with_its_own_data_only(tiny, tmp_path: Path) -> None:
-    """The same file elsewhere will do, and the same images converted anew; as many samples of others will not."""
+def test_a_run_continues_only_with_its_own_data(tiny, tmp_path: Path) -> None:
+    """The same file under another path and the same images converted again are accepted; other images are not."""
     run(tiny, tmp_path / "run", schedule__stop_epoch="1")
     images = Path(tiny["data.train"]).with_suffix("")
     again = converted(images, tmp_path / "again.beton")
@@ -320,18 +307,91 @@ def test_an_architecture_file_that_was_edited_is_noticed(tiny, tmp_path: Path) -
         run(changes, tmp_path / "run")
 
 
-def test_writing_a_checkpoint_slows_no_interval(tiny, tmp_path: Path, monkeypatch) -> None:
+def slow_writer(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Writing a checkpoint takes at least so long."""
+
     def slowly(*arguments: Any) -> None:
-        time.sleep(0.5)
+        time.sleep(seconds)
         write_checkpoint(*arguments)
 
-    monkeypatch.setattr("fastft.train.loop.write_checkpoint", slowly)
+    monkeypatch.setattr("fastft.train.checkpointing.write_checkpoint", slowly)
+
+
+def logged(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == kind]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tiny, tmp_path: Path, monkeypatch) -> None:
+    slow_writer(monkeypatch, 1.0)
+    began = time.time()
+    run(tiny, tmp_path, schedule__stop_epoch="1", train__checkpoint_steps="2")
+    times = {line["step"]: line["time"] - began for line in logged(tmp_path, "train")}
+    (first, *_) = logged(tmp_path, "checkpoint")
+    assert first["step"] == 2 and first["seconds"] < 0.5
+    assert times[4] - times[2] < 0.5
+    assert (
+        time.time() - began > 4
+    )  # at the end every write is waited for: of steps 2 and 4, the best, and step 6
+    assert [p.name for p in list_checkpoints(tmp_path / "checkpoints")] == ["step-00000004", "step-00000006"]
+
+
+def test_waiting_for_a_checkpoint_slows_no_interval(tiny, tmp_path: Path, monkeypatch) -> None:
+    """A save waits for the write before it; that is neither the pace of the steps nor lost from the account."""
+    slow_writer(monkeypatch, 0.5)
     run(tiny, tmp_path, schedule__stop_epoch="1", train__checkpoint_steps="1", train__log_every="1000")
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    steps = max(line["step"] for line in lines)
-    written = sum(line["seconds"] for line in lines if line["kind"] == "checkpoint")
-    split = next(line["seconds"] for line in lines if line["kind"] == "split")
-    assert written >= 0.5 * (steps + 1)  # with that of the best
-    assert split["checkpoint"] == pytest.approx(written)
-    rate = next(line["images_per_second"] for line in lines if line["kind"] == "train")
-    assert rate > int(tiny["optim.batch_size"]) / 0.5
+    (interval,) = logged(tmp_path, "train")
+    waited = sum(line["seconds"] for line in logged(tmp_path, "checkpoint"))
+    assert waited >= 0.4 * (interval["step"] - 1)
+    (split,) = logged(tmp_path, "split")
+    assert split["seconds"]["checkpoint"] == pytest.approx(waited)
+    assert interval["images_per_second"] > int(tiny["optim.batch_size"]) / 0.5
+
+
+def test_a_checkpoint_is_of_the_step_that_saved_it_though_training_goes_on(
+    tiny, whole: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """The weights change while they are written; resuming from what was written gives the uninterrupted losses."""
+    with monkeypatch.context() as slow:
+        slow_writer(slow, 0.3)
+        changes = {"model__drop_path": "0.3", "train__keep_checkpoints": "100"}
+        run(tiny, tmp_path, train__checkpoint_steps="4", **changes)
+    for path in list_checkpoints(tmp_path / "checkpoints"):
+        if path.name > "step-00000004":
+            shutil.rmtree(path)
+    run(tiny, tmp_path, **changes)
+    assert losses(tmp_path) == losses(whole)
+    assert differing(end(tmp_path), end(whole)) == []
+
+
+def test_kill_9_while_a_checkpoint_is_written_loses_nothing(tiny, long: Path, tmp_path: Path) -> None:
+    slow = (
+        "import sys, time, fastft.train.checkpoint as c\n"
+        "save = c.save_file\n"
+        "c.save_file = lambda *a: (save(*a), time.sleep(0.2))\n"
+        "from fastft.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", slow, "train", "rcp/final_b16.yaml", *flags(tiny, tmp_path, **LONG)]
+    for _ in range(2):
+        victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 120
+        folder = tmp_path / "checkpoints"
+        while len(list_checkpoints(folder)) < 2 or not list(folder.glob(".partial-step-*/model.safetensors")):
+            assert victim.poll() is None and time.monotonic() < deadline, victim.communicate()
+            time.sleep(0.005)
+        victim.kill()
+        victim.communicate()
+        assert list(folder.glob(".partial-step-*"))
+    run(tiny, tmp_path, **LONG)
+    assert losses(tmp_path) == losses(long)
+    assert differing(end(tmp_path), end(long)) == []
+
+
+def test_a_write_that_fails_ends_the_training_before_the_next_save(tiny, tmp_path: Path, monkeypatch) -> None:
+    def full(*arguments: Any) -> None:
+        raise UserError("checkpoint could not be written: No space left on device")
+
+    monkeypatch.setattr("fastft.train.checkpointing.write_checkpoint", full)
+    with pytest.raises(UserError, match="No space left"):
+        run(tiny, tmp_path, schedule__epochs="1000", train__checkpoint_steps="2", train__eval_every="1000")
+    assert losses(tmp_path)[-1][0] < 12

@@ -17,7 +17,7 @@ def test_largest_divisor(number: int, at_most: int, want: int) -> None:
     assert micro_batch.largest_divisor(number, at_most) == want
 
 
-def test_an_asked_micro_batch_must_divide_the_batch() -> None:
+def test_a_requested_micro_batch_must_divide_the_batch() -> None:
     assert micro_batch.choose_micro_batch(64, 256, torch.nn.Linear(1, 1), 224, FP32) == 64
     with pytest.raises(UserError, match="use 64"):
         micro_batch.choose_micro_batch(100, 256, torch.nn.Linear(1, 1), 224, FP32)
@@ -28,7 +28,7 @@ def test_mixed_pairs_stay_together(number: int, at_most: int, want: int) -> None
     assert micro_batch.largest_divisor(number, at_most, 2) == want
 
 
-def test_mixing_asks_for_even_micro_batches() -> None:
+def test_mixing_needs_even_micro_batches() -> None:
     with pytest.raises(UserError, match="into even parts; use 10"):
         micro_batch.choose_micro_batch(25, 50, torch.nn.Linear(1, 1), 224, FP32, unit=2)
     with pytest.raises(
@@ -48,7 +48,7 @@ class OnGpu(torch.nn.Module):
 def test_gpu_micro_batch_is_what_fits(monkeypatch) -> None:
     """1 GB per image, 5 GB fixed, 80 GB free: 67 fit into nine tenths, 64 divides 2048."""
 
-    cached = [60e9]  # that an earlier training's allocator still holds
+    cached = [60e9]  # by the allocator since an earlier training
     monkeypatch.setattr(torch.cuda, "empty_cache", cached.clear)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80e9 - sum(cached), 80e9))
     monkeypatch.setattr(micro_batch, "measure_memory", lambda *_: (5e9, 1e9))
@@ -59,7 +59,7 @@ def test_gpu_micro_batch_is_what_fits(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(("fits", "micro"), [(8, 64), (2, 64), (0, None)])
-def test_probes_that_do_not_fit_are_tried_smaller_and_then_told(
+def test_probes_that_do_not_fit_are_tried_smaller_then_refused(
     monkeypatch, fits: int, micro: int | None
 ) -> None:
     def measure(model, image_size, precision, probes):

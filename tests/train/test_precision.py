@@ -1,4 +1,4 @@
-"""AMP follows the hardware."""
+"""Automatic mixed precision is chosen by hardware."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def test_v100_gets_fp16_with_a_scaler_and_newer_cards_bf16(monkeypatch, capabili
 
 
 @pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_cpu_gets_bf16_only_where_it_multiplies_it(monkeypatch, has, dtype) -> None:
+def test_cpu_gets_bf16_only_if_it_has_bf16_instructions(monkeypatch, has, dtype) -> None:
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has)
     assert precision.choose_precision("auto", torch.device("cpu")).dtype == dtype
 
@@ -28,7 +28,29 @@ def test_fp16_on_a_cpu_is_refused() -> None:
         precision.choose_precision("fp16", torch.device("cpu"))
 
 
-def test_what_was_trained_in_fp16_predicts_on_a_cpu() -> None:
+def test_a_model_trained_in_fp16_predicts_on_a_cpu() -> None:
     assert precision.inference_precision("fp16", torch.device("cpu")).dtype in (torch.bfloat16, torch.float32)
     assert precision.inference_precision("fp32", torch.device("cpu")).dtype == torch.float32
     assert precision.inference_precision("fp16", torch.device("cuda")).dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("choice", "amp", "capability", "half"),
+    [
+        ("auto", "auto", (7, 0), True),
+        ("auto", "auto", (8, 0), False),
+        ("auto", "fp16", (9, 0), False),
+        ("auto", "fp32", (7, 0), False),
+        ("on", "bf16", (9, 0), True),
+        ("off", "fp16", (7, 0), False),
+    ],
+)
+def test_v100_trains_a_half_precision_copy_in_fp16(monkeypatch, choice, amp, capability, half) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert precision.choose_precision(amp, torch.device("cuda"), choice).half_residual is half
+
+
+def test_a_half_precision_copy_needs_half_precision() -> None:
+    with pytest.raises(UserError, match="half_residual is on"):
+        precision.choose_precision("fp32", torch.device("cpu"), "on")
+    assert not precision.choose_precision("bf16", torch.device("cpu"), "auto").half_residual

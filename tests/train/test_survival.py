@@ -1,4 +1,4 @@
-"""Killed again and again, at any moment, a run ends as if nobody had touched it; and its log says where time went."""
+"""A run that is killed at random moments ends with the same bits; its log splits the time by part."""
 
 import os
 import random
@@ -53,7 +53,7 @@ def test_kill_9_at_random_steps_changes_no_bit(tiny, tmp_path: Path, case: str) 
 
 
 def _kill_after(command: list[str], folder: Path, step: int, delay: float) -> int:
-    """Start, let the log reach `step`, wait a little, kill -9. A run that gets to its end first is not killed."""
+    """Start, wait until the log reaches `step` and a little longer, then kill -9, unless the run has ended."""
     victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while victim.poll() is None and not any(s >= step for s, _ in losses(folder)):
@@ -75,13 +75,12 @@ def test_the_loaders_work_is_logged_by_part(whole: Path) -> None:
     epochs = [line["seconds"] for line in read_metrics(whole / "metrics.jsonl") if line["kind"] == "split"]
     for seconds in epochs:  # of 48 images each
         assert seconds["read"] >= 0 and seconds["decode"] > 0 and seconds["augment"] > 0
-        assert (
-            seconds["decode"] + seconds["augment"] < 48 * 50e-3
-        )  # they are no nanoseconds, and no sums over epochs
+        # neither nanoseconds nor sums over epochs
+        assert seconds["decode"] + seconds["augment"] < 48 * 50e-3
 
 
 def test_time_split_adds_up_to_the_steps(whole: Path) -> None:
-    """Of every log line: all parts are there, none is negative, together they are most of the interval and not more."""
+    """In every log line all parts are present, none is negative, and together they are most of the interval, not more."""
     lines = read_metrics(whole / "metrics.jsonl")
     trained = [line for line in lines if line["kind"] == "train"]
     for line in trained:
@@ -91,12 +90,12 @@ def test_time_split_adds_up_to_the_steps(whole: Path) -> None:
         assert in_steps(line) <= seconds
     shares = [in_steps(line) * line["images_per_second"] / 8 for line in trained]
     assert sorted(shares)[len(shares) // 2] > 0.5
-    # waiting for the first batch of a process, while kernels compile, is no fault of the loader
+    # the wait for the first batch of a process, while kernels compile, counts as start
     assert trained[0]["split"]["start"] > 0 and trained[0]["split"]["wait"] == 0
     assert all(line["split"]["start"] == 0 for line in trained[1:])
 
 
-def test_the_log_says_what_ran_and_where_each_epoch_went(whole: Path) -> None:
+def test_the_log_names_the_hardware_and_splits_each_epoch(whole: Path) -> None:
     lines = read_metrics(whole / "metrics.jsonl")
     assert lines[0]["kind"] == "start" and lines[0]["precision"] == "float32"
     epochs = [line for line in lines if line["kind"] == "split"]

@@ -1,4 +1,4 @@
-"""The numbers of a run reach W&B and MLflow, and a resumed run goes on in the same record."""
+"""A run is logged to W&B and MLflow, and a resumed run continues the same record."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_wandb_keeps_its_record_in_the_run_directory(tiny, tmp_path: Path, monke
     assert records and all(b"train/loss" in record.read_bytes() for record in records)
 
 
-def test_a_tracker_that_is_not_there_is_one_line(tiny, tmp_path: Path, monkeypatch) -> None:
+def test_a_tracker_that_is_not_installed_is_one_line(tiny, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(UserError, match="wandb, which is not installed; pip install wandb"):
         run(tiny, tmp_path, train__tracker="wandb")

@@ -1,8 +1,9 @@
-"""A checkpoint is all that evaluation and prediction need."""
+"""Evaluation and prediction from a checkpoint alone."""
 
 import csv
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,17 +13,20 @@ from PIL import Image
 
 from beton_tools.convert import convert_folder
 from beton_tools.errors import UserError
+from beton_tools.image_formats import IMAGE_SUFFIXES
 from beton_tools.manifest import manifest_path
 from beton_tools.writer import WriteOptions
 from fastft.cli import main
-from fastft.inference.predict import Prediction, evaluate_checkpoint, predict_files, write_predictions
+from fastft.inference.evaluation import evaluate_checkpoint
+from fastft.inference.prediction import Prediction, image_paths, predict_files
+from fastft.inference.prediction_output import write_predictions
 from fastft.train.checkpoint import find_checkpoint, read_checkpoint
 from tests.train.runs import run
 
 
 @pytest.fixture
 def trained(tiny, tmp_path: Path) -> Path:
-    """A run whose architecture file is gone since."""
+    """A run whose architecture file was deleted afterwards."""
     arch = tmp_path / "arch.json"
     arch.write_bytes(Path(tiny["model.arch"]).read_bytes())
     run(
@@ -33,7 +37,7 @@ def trained(tiny, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_a_moved_architecture_file_does_no_harm(trained: Path, tiny) -> None:
+def test_evaluation_does_not_need_the_architecture_file(trained: Path, tiny) -> None:
     evaluation = read_checkpoint(find_checkpoint(trained)).state["evaluation"]
     scores = evaluate_checkpoint(trained, None, "cpu")
     assert scores["samples"] == 20
@@ -41,7 +45,14 @@ def test_a_moved_architecture_file_does_no_harm(trained: Path, tiny) -> None:
     assert scores["loss"] == pytest.approx(evaluation["ema"]["loss"], rel=1e-5)
 
 
-def test_every_file_gets_its_classes_or_says_why_not(trained: Path, photographs, tmp_path: Path) -> None:
+def test_folders_are_searched_for_every_suffix_that_conversion_accepts(tmp_path: Path) -> None:
+    files = sorted(tmp_path / f"a{suffix}" for suffix in (*IMAGE_SUFFIXES, ".JPEG"))
+    for file in (*files, tmp_path / "notes.txt"):
+        file.touch()
+    assert list(image_paths([tmp_path])) == files
+
+
+def test_every_file_gets_its_classes_or_an_error(trained: Path, photographs, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     Image.fromarray(photographs["coffee"]).save(folder / "a.jpg")
@@ -104,9 +115,7 @@ def test_without_a_manifest_only_the_number_of_classes_counts(
         evaluate_checkpoint(trained, more, "cpu")
 
 
-def test_where_nothing_can_be_read_predict_fails_after_the_reasons(
-    trained: Path, tmp_path: Path, capsys
-) -> None:
+def test_predict_fails_if_no_file_can_be_read(trained: Path, tmp_path: Path, capsys) -> None:
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(b"no image at all")
     images = [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
@@ -116,30 +125,77 @@ def test_where_nothing_can_be_read_predict_fails_after_the_reasons(
     assert "no image could be read" in shown.err and shown.err.count("\n") == 1
 
 
-def test_no_classes_at_all_are_refused(trained: Path, capsys) -> None:
+@pytest.fixture
+def ghostscript_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on PATH with a program `gs` that leaves the file `called` there."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "gs").write_text(f"#!/bin/sh\ntouch {folder}/called\n")
+    (folder / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def test_an_eps_file_with_the_suffix_of_an_image_does_not_start_ghostscript(
+    trained: Path, ghostscript_calls: Path, tmp_path: Path
+) -> None:
+    eps = tmp_path / "photo.jpg"
+    eps.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n%%EOF\n")
+    (found,) = predict_one_by_one(trained, eps)
+    assert "cannot identify image file" in str(found.error)
+    assert not (ghostscript_calls / "called").exists()
+
+
+def predict_one_by_one(checkpoint: Path, *images: Path) -> list[Prediction]:
+    """The predictions without the final error if none of the images can be read."""
+    found = []
+    with suppress(UserError):
+        found.extend(predict_files(checkpoint, images, topk=1, device="cpu"))
+    return found
+
+
+@pytest.mark.timeout(120)
+def test_fifos_and_devices_are_refused_without_waiting(trained: Path, photographs, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    Image.fromarray(photographs["coffee"]).save(folder / "a.png")
+    os.mkfifo(folder / "b.jpg")
+    (folder / "c.jpg").symlink_to("/dev/zero")
+    (folder / "d.jpg").mkdir()
+    found = list(predict_files(trained, [folder], topk=1, device="cpu"))
+    errors = {p.path.name: p.error for p in found}
+    assert errors == {
+        "a.png": None, "b.jpg": "a FIFO, not a regular file", "c.jpg": "a device, not a regular file"
+    }  # fmt: skip
+    for path in (folder / "b.jpg", Path("/dev/zero"), folder / "none.jpg"):
+        with pytest.raises(UserError, match=f"{path}: cannot be read"):
+            list(predict_files(trained, [path], topk=1, device="cpu"))
+
+
+def test_topk_0_is_an_error(trained: Path, capsys) -> None:
     assert main(["predict", str(trained), "README.md", "--topk", "0"]) == 2
     assert "topk is 0: give 1 or more" in capsys.readouterr().err
 
 
-def test_a_device_that_is_not_there_is_named_as_the_command_does(trained: Path, monkeypatch, capsys) -> None:
+def test_a_missing_gpu_is_reported_with_the_name_of_the_option(trained: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for arguments in (["eval", str(trained)], ["predict", str(trained), "README.md"]):
         assert main([*arguments, "--device", "cuda"]) == 2
         error = capsys.readouterr().err
-        assert "leave --device out" in error and "train.device" not in error
+        assert "omit --device" in error and "train.device" not in error
 
 
-def test_a_file_name_that_is_not_utf8_is_written_as_it_is(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf8_is_written_unchanged(tmp_path: Path) -> None:
     name = b"caf\xe9.jpg"
     table = tmp_path / "out.csv"
     write_predictions(iter([Prediction(Path(os.fsdecode(name)), ["coffee"], [1.0])]), table)
     assert table.read_bytes().splitlines()[1] == name + b",1,coffee,1.000000,"
 
 
-def test_a_table_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_table_that_cannot_be_written_is_named_and_no_part_of_it_remains(tmp_path: Path) -> None:
     def disk_full() -> Iterator[Prediction]:
         yield Prediction(Path("a.jpg"), ["coffee"], [1.0])
-        raise OSError(28, "No space left on device")  # as a write says it: without a file's name
+        raise OSError(28, "No space left on device")  # the error of a write has no file name
 
     table = tmp_path / "out.csv"
     with pytest.raises(UserError, match=f"{table}: cannot be written .No space left"):
@@ -149,11 +205,13 @@ def test_a_table_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path: Pa
         write_predictions(iter([]), tmp_path / "nowhere" / "out.csv")
 
 
-def test_a_png_broken_in_the_midst_is_one_line_of_its_own(trained: Path, photographs, tmp_path: Path) -> None:
+def test_a_png_with_a_damaged_chunk_does_not_end_the_prediction(
+    trained: Path, photographs, tmp_path: Path
+) -> None:
     good, broken = tmp_path / "good.png", tmp_path / "broken.png"
     Image.fromarray(photographs["coffee"]).save(good)
     data = bytearray(good.read_bytes())
-    data[data.index(b"IDAT", len(data) // 2) + 2] = 0  # a chunk's name
+    data[data.index(b"IDAT", len(data) // 2) + 2] = 0  # in the name of a chunk
     broken.write_bytes(data)
     found = list(predict_files(trained, [broken, good], topk=1, device="cpu"))
     assert found[0].error and not found[1].error

@@ -1,4 +1,4 @@
-"""Mistakes of a run: found by its own best checkpoint on its own validation file, and counted as evaluation counts."""
+"""The mistakes of a run's best checkpoint on its validation file, counted as evaluation counts."""
 
 import json
 from pathlib import Path
@@ -14,8 +14,9 @@ from beton_tools.writer import WriteOptions
 from fastft.build import build_model, recipe_arch
 from fastft.config import Recipe, load_recipe
 from fastft.files.run_directory import load_run
-from fastft.inference.predict import evaluate_checkpoint
-from fastft.inference.predictions import find_run_mistakes, predict_beton
+from fastft.inference.evaluation import evaluate_checkpoint
+from fastft.inference.logits import compute_logits
+from fastft.inference.run_mistakes import find_run_mistakes
 from fastft.train.checkpoint import write_checkpoint
 from fastft.train.progress import describe_model
 from tests.files.written import RECIPES
@@ -28,7 +29,7 @@ ARCH = {
 
 @pytest.fixture(scope="module")
 def run_of_random_model(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, np.ndarray]) -> Path:
-    """A run directory with a checkpoint of a model that was never trained, and 36 crops of six photographs."""
+    """A run directory with a checkpoint of an untrained model, and 36 crops of six photographs."""
     folder = tmp_path_factory.mktemp("run")
     for name, image in photographs.items():
         (folder / "val" / name).mkdir(parents=True)
@@ -61,12 +62,12 @@ def _write(folder: Path, recipe: Recipe, classes: list[str]) -> None:
     )
 
 
-def test_mistakes_are_as_many_as_evaluation_says(run_of_random_model: Path) -> None:
+def test_the_number_of_mistakes_is_that_of_evaluation(run_of_random_model: Path) -> None:
     mistakes, _ = find_run_mistakes(load_run(run_of_random_model), insist=True)
     scores = evaluate_checkpoint(run_of_random_model, None, "cpu")
     assert mistakes is not None and mistakes.images == 36
     assert 100 * (1 - mistakes.wrong / 36) == pytest.approx(scores["top1"])
-    assert all(m.image.startswith("data:image/jpeg") for m in mistakes.surest)
+    assert all(m.image.startswith("data:image/jpeg") for m in mistakes.most_confident)
     assert {c.name for c in mistakes.classes} <= {
         "astronaut",
         "chelsea",
@@ -77,14 +78,14 @@ def test_mistakes_are_as_many_as_evaluation_says(run_of_random_model: Path) -> N
     }
 
 
-def test_predictions_are_in_the_order_of_the_file(run_of_random_model: Path) -> None:
-    found = predict_beton(run_of_random_model, run_of_random_model / "val.beton", "cpu")
+def test_logits_are_in_the_order_of_the_file(run_of_random_model: Path) -> None:
+    found = compute_logits(run_of_random_model, run_of_random_model / "val.beton", "cpu")
     assert found.logits_NK.shape == (36, 6)
     assert np.bincount(found.labels_N).tolist() == [6] * 6
     assert found.checkpoint == "best-0000"
 
 
-def test_a_run_without_its_data_says_why_and_only_fails_if_asked(
+def test_missing_validation_data_is_a_note_or_with_insist_an_error(
     run_of_random_model: Path, tmp_path: Path
 ) -> None:
     text = (run_of_random_model / "recipe.yaml").read_text().replace("val.beton", "gone.beton")

@@ -1,0 +1,145 @@
+"""Memory traffic of a training step outside matrix products and attention, counted operation by operation.
+
+One forward and backward pass runs on fake tensors, which have shapes and dtypes but no data, so neither a GPU nor weights
+are needed. Every PyTorch operation counts its inputs and outputs once. Left out: views, matrix products, convolutions and
+attention kernels, optimiser and EMA. What an operation does inside is not seen: a kernel that passes over its input
+twice, as LayerNorm's backward does, counts once.
+"""
+
+import copy
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fastft.build import build_model
+from fastft.config import Recipe
+from fastft.optim import HalfCopy
+
+IMAGES = 256  # of a step, where the recipe leaves the micro-batch open
+# autocast does nothing on meta tensors: fake tensors claim to be on the CPU, where it casts the same operations of a
+# tower as on a GPU
+DEVICE = "cpu"
+HALF = torch.float16  # bf16 is as wide
+# A100 and newer run autocast, V100 the half path: each counts the attention kernel that it uses by default
+KERNELS = {"autocast": "sdpa", "half": "efficient"}
+COMPUTE = (
+    "mm",
+    "bmm",
+    "addmm",
+    "addmm_",
+    "baddbmm",
+    "convolution",
+)  # and all operations with "attention" in their name
+FREE = (
+    "detach",
+    "_unsafe_view",
+    "empty",
+    "new_empty",
+    "device",
+)  # starts of names; no bytes are read or written
+WRITES_ONLY = ("copy_", "fill_", "zero_")  # ends of names; they do not read what they overwrite
+
+
+@dataclass(frozen=True)
+class OpTraffic:
+    """All calls of one operation in one direction ('forward' or 'backward') of a step."""
+
+    op: str
+    direction: str
+    calls: int
+    bytes: int
+
+
+def count_images(recipe: Recipe) -> int:
+    """Images of a forward pass: the recipe's micro-batch, or IMAGES where it is 'as many as fit'."""
+    return recipe.train.micro_batch or IMAGES
+
+
+def step_traffic(recipe: Recipe, path: str) -> list[OpTraffic]:
+    """Traffic of one micro-batch in the 'autocast' or the 'half' path, the most bytes first.
+
+    The half path includes casting its gradients to fp32 and refreshing its weights, once.
+    """
+    with torch.device("meta"):
+        model = build_model(recipe, pretrained=False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.visual.set_attention_kernel(KERNELS[path])
+    model.visual.grad_checkpointing = recipe.train.grad_checkpointing
+    with FakeTensorMode():
+        fake = {id(t): _fake(t) for t in (*model.parameters(), *model.buffers())}
+        return _trace(copy.deepcopy(model, memo=dict(fake)).train(), path, _fake_batch(recipe))
+
+
+def _fake(t: Tensor) -> Tensor:
+    data = torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device=DEVICE)
+    return nn.Parameter(data, t.requires_grad) if isinstance(t, nn.Parameter) else data
+
+
+def _fake_batch(recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Images in half precision, as the loader delivers them, and labels or, with mixup, target distributions."""
+    images, size = count_images(recipe), recipe.model.image_size
+    pixels = torch.empty(images, 3, size, size, dtype=HALF, device=DEVICE)
+    mixed = recipe.augment.mixup > 0 or recipe.augment.cutmix > 0
+    shape, dtype = ((images, recipe.data.num_classes), torch.float32) if mixed else ((images,), torch.int64)
+    return pixels.contiguous(memory_format=torch.channels_last), torch.empty(
+        shape, dtype=dtype, device=DEVICE
+    )
+
+
+def _trace(model: nn.Module, path: str, batch: tuple[Tensor, Tensor]) -> list[OpTraffic]:
+    half = HalfCopy(model, HALF) if path == "half" else None
+    forward = model if half is None else half.module
+    with _Counter() as counter:
+        with torch.autocast(DEVICE, HALF) if half is None else nullcontext():
+            logits_BK = forward(batch[0])
+        loss = F.cross_entropy(logits_BK.float(), batch[1])
+        counter.direction = "backward"
+        loss.backward()
+        if half is not None:
+            half.move_gradients()
+            half.refresh()
+    return counter.ops()
+
+
+class _Counter(TorchDispatchMode):
+    """Sums calls and bytes by operation and direction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.direction = "forward"
+        self._sums: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        op = func._schema.name.rpartition("::")[2]
+        if not (func.is_view or op in COMPUTE or op.startswith(FREE) or "attention" in op):
+            moved = _bytes_moved(op, args, kwargs, out)
+            calls, size = self._sums.get((op, self.direction), (0, 0))
+            self._sums[op, self.direction] = (calls + 1, size + moved)
+        return out
+
+    def ops(self) -> list[OpTraffic]:
+        ops = [OpTraffic(op, direction, *sums) for (op, direction), sums in self._sums.items()]
+        return sorted(ops, key=lambda o: -o.bytes)
+
+
+def _bytes_moved(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None, out: Any) -> int:
+    """Bytes of the tensors that the operation reads and writes."""
+    target = args[:1] if op.endswith(WRITES_ONLY) else ()
+    read = (args[len(target) :], kwargs)
+    written = target if out is None else out  # `_foreach_copy_` returns nothing
+    return sum(_bytes(t) for t in tree_leaves((read, written)) if isinstance(t, Tensor))
+
+
+def _bytes(t: Tensor) -> int:
+    """Bytes of its distinct elements: an expanded tensor is as large as what it expands."""
+    return min(t.numel() * t.element_size(), t.untyped_storage().nbytes())

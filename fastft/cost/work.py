@@ -1,0 +1,51 @@
+"""The work of a recipe: FLOPs, images and parameters, counted from shapes."""
+
+from dataclasses import dataclass
+
+from fastft.config import Recipe
+from fastft.imagenet import assumed_val_images
+from fastft.model import Arch, Flops, count_flops, count_frozen_blocks
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations of a whole run."""
+
+    train: float
+    evaluate: float
+
+    @property
+    def total(self) -> float:
+        return self.train + self.evaluate
+
+
+def recipe_flops(recipe: Recipe, arch: Arch) -> Flops:
+    """FLOPs per image, with the recipe's frozen blocks and patch dropout."""
+    frozen = count_frozen_blocks(arch.layers, recipe.model.trainable_layers)
+    return count_flops(
+        arch, recipe.data.num_classes, frozen_blocks=frozen, patch_dropout=recipe.model.patch_dropout
+    )
+
+
+def recipe_work(recipe: Recipe, arch: Arch, val_images: int | None = None) -> Work:
+    """FLOPs of all training steps and of every evaluation of raw and EMA model on the validation images."""
+    full_forward = count_flops(arch, recipe.data.num_classes).forward
+    images = val_images or assumed_val_images(recipe)
+    evaluated = recipe.evaluations * evaluated_models(recipe) * images
+    return Work(train_images(recipe) * recipe_flops(recipe, arch).train, evaluated * full_forward)
+
+
+def train_images(recipe: Recipe) -> int:
+    return recipe.epochs * recipe.steps_per_epoch() * recipe.optim.batch_size
+
+
+def evaluated_models(recipe: Recipe) -> int:
+    """2 with an EMA (raw and EMA), else 1."""
+    return 2 if recipe.ema.decay > 0 else 1
+
+
+def count_parameters(arch: Arch, num_classes: int) -> int:
+    """Parameters of tower and head: matrices and positions, without biases and norms (0.1 %)."""
+    block = arch.width * (4 * arch.width + 2 * arch.mlp_width)
+    embed = arch.width * (3 * arch.patch_size**2 + arch.tokens)
+    return embed + arch.layers * block + arch.width * num_classes

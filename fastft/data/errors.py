@@ -1,0 +1,41 @@
+"""Errors of single samples: what the codes of the compiled loops mean, as one line that names file and sample."""
+
+from contextlib import suppress
+
+from beton_tools.errors import UserError
+from beton_tools.format import Beton
+from beton_tools.jpeg.markers import describe_error
+from beton_tools.manifest import Manifest
+from fastft.augment.cpu import REASONS
+
+READ_FAILED = (
+    1000  # beside the codes of `beton_tools.jpeg.markers`, and those of `REASONS`, which are negative here
+)
+
+
+class SampleError(UserError):
+    """A sample that cannot be decoded; names the sample and, if there is a manifest, the original image."""
+
+    def __init__(self, beton: Beton, sample: int, reason: str) -> None:
+        self.sample = sample
+        source = ""
+        with suppress(UserError, IndexError):  # a damaged manifest must not replace this error
+            if (manifest := Manifest.of_beton(beton.path)) is not None:
+                source = f" ({manifest.names[sample]})"
+        super().__init__(
+            f"{beton.path}: sample {sample}{source}: {reason}; list all such with `beton verify`"
+        )
+
+
+def raise_for_code(beton: Beton, sample: int, code: int) -> None:
+    """Raise the error for a nonzero code of `decode_packed` or `decode_and_augment`.
+
+    Raises:
+        SampleError: the sample cannot be decoded.
+        UserError: the file cannot be read, or changed after it was opened.
+    """
+    if code == READ_FAILED:
+        beton.image_bytes(sample)  # raises the reason, unless reading succeeds now
+        raise SampleError(beton, sample, "could not be read at first")
+    beton.check_unchanged()
+    raise SampleError(beton, sample, describe_error(code) if code > 0 else REASONS[-code])

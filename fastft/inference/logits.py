@@ -1,0 +1,47 @@
+"""Logits of a checkpoint for every image of a `.beton` file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastft.build import build_policy
+from fastft.data import EvalLoader, Output
+from fastft.inference.trained import BATCH, load_trained
+from fastft.train.checkpoint import find_checkpoint
+from fastft.train.distributed import find_world
+from fastft.train.precision import inference_precision
+
+
+@dataclass(frozen=True)
+class FileLogits:
+    """logits_NK: float32 (N, K). labels_N: int64 (N,). Both in the order of the file."""
+
+    checkpoint: str
+    classes: list[str]
+    logits_NK: np.ndarray
+    labels_N: np.ndarray
+
+
+@torch.inference_mode()
+def compute_logits(checkpoint: Path, data: Path, device: str) -> FileLogits:
+    """Logits of a checkpoint for every image of a file, on one device.
+
+    Raises:
+        UserError: there is no such checkpoint or file, or it is damaged.
+    """
+    path = find_checkpoint(checkpoint)
+    world = find_world(device)
+    logits, labels = [], []
+    with world:
+        trained = load_trained(path, world.device)
+        recipe, precision = trained.recipe, inference_precision(trained.recipe.train.amp, world.device)
+        output = Output(recipe.model.image_size, world.device, precision.dtype)
+        crop_pct = recipe.train.eval_crop_pct
+        with EvalLoader(data, build_policy(recipe), output, batch_size=BATCH, crop_pct=crop_pct) as loader:
+            for batch in loader:
+                with precision.autocast():
+                    logits.append(trained.model(batch.images).float().cpu().numpy())
+                labels.append(batch.labels.cpu().numpy())
+    return FileLogits(path.name, trained.classes, np.concatenate(logits), np.concatenate(labels))

@@ -1,0 +1,48 @@
+"""The mistakes of a run's best checkpoint on its validation file, for its report."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from beton_tools.errors import UserError
+from beton_tools.format import Beton
+from beton_tools.manifest import Manifest
+from fastft.files.run_directory import Run
+from fastft.inference.logits import compute_logits
+from fastft.inference.mistakes import Mistakes, find_mistakes, thumbnail
+from fastft.train.checkpoint import find_checkpoint
+
+FEW_IMAGES = 3000  # a CPU evaluates as many in a minute or two
+
+
+def find_run_mistakes(run: Run, insist: bool) -> tuple[Mistakes | None, str]:
+    """Mistakes of a run's best checkpoint with their images, or None and the reason why there are none.
+
+    Without `insist`, only if there is a GPU or there are few validation images.
+
+    Raises:
+        UserError: `insist`, and the validation file or the checkpoint cannot be read.
+    """
+    if run.recipe.data.val is None:
+        return None, "The run has no validation data."
+    try:
+        beton = Beton.open(run.recipe.data.val)
+        checkpoint = find_checkpoint(run.folder)
+        if not insist and len(beton) > FEW_IMAGES and not torch.cuda.is_available():
+            images = f"{len(beton):,} images take long without a GPU"
+            return None, f"Left out: {images} (--mistakes=always evaluates them)."
+        found = compute_logits(checkpoint, beton.path, "auto")
+    except UserError as error:
+        if insist:
+            raise
+        return None, f"Left out: {error}."
+    mistakes = find_mistakes(found.logits_NK, found.labels_N, _display_names(beton.path, found.classes))
+    with_images = [replace(m, image=thumbnail(beton, m.sample)) for m in mistakes.most_confident]
+    return replace(mistakes, most_confident=with_images), ""
+
+
+def _display_names(data: Path, classes: list[str]) -> list[str]:
+    """The readable class names of the file's manifest if it has them, otherwise `classes`."""
+    manifest = Manifest.of_beton(data)
+    return classes if manifest is None or manifest.class_names is None else manifest.class_names

@@ -1,0 +1,106 @@
+"""Linear layers of the tower with fewer passes over memory than autograd makes of the plain formula.
+
+Shapes: M rows (images times tokens), D width.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+QUICK_GELU_SLOPE = 1.702  # OpenAI's CLIP
+
+
+class _ScaledLinear(torch.autograd.Function):
+    """alpha x W^T + bias; the matrix products apply alpha, forward and backward, so no pass over memory is added."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, alpha: float) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.alpha = alpha
+        return torch.addmm(bias, x, weight.t(), alpha=alpha)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias, _ = ctx.needs_input_grad
+        return (
+            _scaled_product(grad, weight, ctx.alpha) if for_x else None,
+            _scaled_product(grad.t(), x, ctx.alpha) if for_weight else None,
+            grad.sum(0) if for_bias else None,
+            None,
+        )
+
+
+def _scaled_product(a: Tensor, b: Tensor, alpha: float) -> Tensor:
+    """alpha a b; with beta=0 the first argument of addmm is not read."""
+    return torch.addmm(a.new_empty(1), a, b, beta=0, alpha=alpha)
+
+
+def scaled_linear(x: Tensor, weight: Tensor, bias: Tensor, alpha: float) -> Tensor:
+    """alpha x W^T + bias of rows (M, in); all of one dtype."""
+    if torch.is_grad_enabled():
+        return _ScaledLinear.apply(x, weight, bias, alpha)
+    return torch.addmm(
+        bias, x, weight.t(), alpha=alpha
+    )  # a plain operator, which exporters to other formats know
+
+
+def quick_gelu_mlp(x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor) -> Tensor:
+    """linear(quick_gelu(linear(x))) of tokens (B, N, D), with quick_gelu(h) = h sigmoid(a h) = silu(a h) / a, a = 1.702.
+
+    The first product is scaled by a and the second by 1 / a, so the activation is one library kernel in each direction.
+    """
+    x, w_in, b_in, w_out, b_out = autocast_inputs(x, w_in, b_in, w_out, b_out)
+    rows = x.reshape(-1, x.shape[-1])
+    scaled = scaled_linear(rows, w_in, b_in * QUICK_GELU_SLOPE, QUICK_GELU_SLOPE)
+    return scaled_linear(F.silu(scaled), w_out, b_out, 1 / QUICK_GELU_SLOPE).view(x.shape)
+
+
+class _SplitProjection(torch.autograd.Function):
+    """Queries, keys and values (M, D) of one product; their gradients are never concatenated to (M, 3 D).
+
+    Attention kernels return three separate gradients. Three products that accumulate read them where they are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, weight)
+        return torch.addmm(bias, x, weight.t()).chunk(3, dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        grad_x = None
+        if for_x:
+            (first, *rest), (w_first, *w_rest) = grads, weight.chunk(3)
+            grad_x = first @ w_first
+            for grad, w in zip(rest, w_rest, strict=True):
+                grad_x.addmm_(grad, w)
+        return (
+            grad_x,
+            torch.cat([grad.t() @ x for grad in grads]) if for_weight else None,
+            torch.cat([grad.sum(0) for grad in grads]) if for_bias else None,
+        )
+
+
+def split_projection(x_BND: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of tokens, each (B, N, D), from packed weights (3 D, D) and bias (3 D)."""
+    x_BND, weight, bias = autocast_inputs(x_BND, weight, bias)
+    if torch.is_grad_enabled():
+        parts = _SplitProjection.apply(x_BND.reshape(-1, x_BND.shape[-1]), weight, bias)
+        q, k, v = (part.view(x_BND.shape) for part in parts)
+    else:
+        q, k, v = F.linear(x_BND, weight, bias).chunk(3, dim=-1)
+    return q, k, v
+
+
+def autocast_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in autocast's dtype where autocast is on, as `F.linear` would take them; else as they are."""
+    device_type = tensors[0].device.type
+    if not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(tensor.to(dtype) for tensor in tensors)

@@ -1,0 +1,35 @@
+"""Half-precision forward and backward pass with fp32 master weights: half the memory traffic of fp32 residual tokens."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class HalfCopy:
+    """Holds `module`, a copy of the model in half precision that computes the gradients of the model's fp32 weights.
+
+    Per optimiser step: forward and backward passes of `module`, `move_gradients`, an optimiser step on the model, `refresh`.
+    Gradients of several backward passes add up in half precision. The reference trained this way (DeepSpeed's fp16).
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype):
+        copies = {
+            id(p): nn.Parameter(p.detach().to(dtype), requires_grad=p.requires_grad)
+            for p in model.parameters()
+        }
+        buffers = {id(b): b for b in model.buffers()}  # shared: they never change
+        self.module = copy.deepcopy(model, memo={**copies, **buffers}).train()
+        self._master: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self._half: list[Tensor] = [copies[id(p)] for p in self._master]
+
+    def move_gradients(self) -> None:
+        """Cast the copy's gradients to fp32 and make them the model's."""
+        for master, half in zip(self._master, self._half, strict=True):
+            if half.grad is not None:
+                master.grad, half.grad = half.grad.to(master.dtype), None
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Round the model's weights to the copy's."""
+        torch._foreach_copy_(self._half, self._master)

@@ -1,0 +1,167 @@
+"""The checkpoints of a run: when to save, writing in the background, and restoring the newest undamaged one."""
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent import futures
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from beton_tools.errors import UserError
+from fastft.config.schema import Train as TrainOptions
+from fastft.train.checkpoint import (
+    Checkpoint,
+    Damaged,
+    keep_only,
+    list_checkpoints,
+    prune,
+    read_checkpoint,
+    set_aside,
+    step_of,
+    write_checkpoint,
+)
+from fastft.train.distributed import World
+from fastft.train.host_copy import HostCopy
+from fastft.train.progress import Progress
+from fastft.train.step import Step
+from fastft.train.step_state import load_step_tensors, stems, step_tensors
+
+POLL_SECONDS = 0.1
+
+
+class Checkpointing:
+    """Saves and restores one run.
+
+    `save` returns when the tensors are copied to host memory; a thread of the main process writes them. `finish` waits for
+    it. A process that is killed meanwhile loses nothing but the newest checkpoint, which is incomplete under a temporary name.
+    """
+
+    def __init__(
+        self, folder: Path, options: TrainOptions, world: World, check: Callable[[], None] = lambda: None
+    ) -> None:
+        """check: called while a write is waited for; what it raises ends the wait."""
+        self.folder, self._options, self._world, self._check = folder, options, world, check
+        self._existing = list_checkpoints(folder)
+        self.damaged: list[Damaged] = []
+        self._host_copy = HostCopy()
+        self._writer = futures.ThreadPoolExecutor(1, "checkpoint")
+        self._pending: futures.Future[None] | None = None
+        self._last_save = time.monotonic()
+
+    # restoring --------------------------------------------------------------------------------------------------------
+
+    @property
+    def exist(self) -> bool:
+        """Whether there is something to restore."""
+        return bool(self._existing)
+
+    def restore(
+        self, step: Step, steps_per_epoch: int, refuse_other: Callable[[Mapping[str, Any]], None]
+    ) -> Progress:
+        """Load the newest undamaged checkpoint into `step`; those after it are listed in `damaged`.
+
+        refuse_other: raises UserError if a checkpoint's state is from another run.
+
+        Raises:
+            UserError: all are damaged, or one is from another run.
+        """
+        for path in reversed(self._existing):
+            try:
+                checkpoint = read_checkpoint(path, stems(step), resumable=True)
+                refuse_other(checkpoint.state)
+                progress = _stored_progress(checkpoint, steps_per_epoch)
+                load_step_tensors(step, checkpoint)
+            except Damaged as error:
+                self.damaged.append(error)
+                continue
+            if scaler := checkpoint.state["scaler"]:  # empty if it was trained without one, in bf16 or fp32
+                step.scaler.load_state_dict(scaler)
+            return progress
+        reason = f"the newest: {self.damaged[0].reason}"
+        raise UserError(
+            f"every checkpoint in {self.folder} is damaged ({reason}); restore one, or remove the folder to start anew"
+        )
+
+    def set_damaged_aside(self) -> None:
+        for error in self.damaged:
+            set_aside(error.path)
+
+    # saving -----------------------------------------------------------------------------------------------------------
+
+    def is_due(self, global_step: int) -> bool:
+        """Whether this process would save after so many steps; clocks differ between processes."""
+        every, minutes = self._options.checkpoint_steps, self._options.checkpoint_minutes
+        by_clock = bool(minutes) and time.monotonic() - self._last_save > 60 * minutes
+        return by_clock or (bool(every) and global_step % every == 0)
+
+    def save(
+        self, step: Step, progress: Progress, global_step: int, run: Mapping[str, Any], best: bool = False
+    ) -> None:
+        """Start to write a checkpoint.
+
+        run: the constant part of the state (`describe_model`). best: also keep these weights as those of the best epoch.
+
+        Raises:
+            UserError: the previous checkpoint could not be written.
+        """
+        self._last_save = time.monotonic()
+        if not self._world.is_main:
+            return
+        self.wait()
+        tensors = self._host_copy.take(step_tensors(step))
+        state = {**run, "progress": asdict(progress), "scaler": step.scaler.state_dict()}
+        evaluation = progress.evaluations[-1] if best else None
+        self._pending = self._writer.submit(self._write, global_step, run, state, tensors, evaluation)
+
+    def raise_if_failed(self) -> None:
+        """Raise the UserError of a write that has failed since the last call."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        while self._pending is not None:
+            self._check()
+            if futures.wait([self._pending], POLL_SECONDS).done:
+                pending, self._pending = self._pending, None
+                pending.result()
+
+    def finish(self) -> None:
+        """Wait, in all processes, until the last checkpoint is written."""
+        self.wait()
+        self._world.barrier()
+
+    def close(self) -> None:
+        """Let a write in progress end; the writer accepts no more."""
+        self._writer.shutdown()
+
+    def _write(
+        self,
+        global_step: int,
+        run: Mapping[str, Any],
+        state: Mapping[str, Any],
+        tensors: Mapping[str, Any],
+        evaluation: Mapping[str, Any] | None,
+    ) -> None:
+        if evaluation is not None:
+            path = self.folder / f"best-{evaluation['epoch']:04}"
+            write_checkpoint(
+                path, {**run, "evaluation": evaluation}, {"model": tensors.get("ema", tensors["model"])}
+            )
+            keep_only(path)
+        write_checkpoint(self.folder / f"step-{global_step:08}", state, tensors)
+        prune(self.folder, self._options.keep_checkpoints)
+
+
+def _stored_progress(checkpoint: Checkpoint, steps_per_epoch: int) -> Progress:
+    """The progress of a checkpoint, whose position must be the one in its name."""
+    stored = checkpoint.state["progress"]
+    progress = Progress(**{f.name: stored[f.name] for f in fields(Progress) if f.name in stored})
+    position = progress.epoch * steps_per_epoch + progress.step
+    if progress.step >= steps_per_epoch or position != step_of(checkpoint.path):
+        raise Damaged(checkpoint.path, f"its progress is epoch {progress.epoch}, step {progress.step}")
+    return progress

@@ -1,0 +1,221 @@
+"""Fuzz targets: whatever bytes a `.beton` or a manifest consists of, it is read, or is one line; never another exception.
+
+Both start from the valid files in `corpus/` and change them. `make_corpus.py` writes that folder.
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from beton_tools import UserError, cli, stats
+from beton_tools.console import printable
+from beton_tools.format import Beton
+from beton_tools.images import decode_sample
+from beton_tools.manifest import Manifest, manifest_path
+
+CORPUS = Path(__file__).with_name("corpus")
+BETONS = [path.read_bytes() for path in sorted(CORPUS.glob("*.beton"))]
+MANIFESTS = [path.read_bytes() for path in sorted(CORPUS.glob("*.json"))]
+
+fuzz = settings(
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+fast = settings(fuzz, max_examples=200, derandomize=True)
+long = settings(fuzz, max_examples=100_000)
+
+
+def in_one_line(error: UserError) -> bool:
+    return "\n" not in printable(str(error)) and len(str(error)) < 2000
+
+
+# changes of bytes -----------------------------------------------------------------------------------------------------
+
+Change = Callable[[bytes], bytes]
+EDGES = [
+    0,
+    1,
+    2,
+    3,
+    255,
+    256,
+    4095,
+    4096,
+    8192,
+    *(n + d for n in (1 << 15, 1 << 31, 1 << 32, 1 << 63) for d in (-1, 0, 1)),
+]
+NUMBERS = st.one_of(st.sampled_from(EDGES), st.integers(0, (1 << 64) - 1), st.integers(0, 20_000))
+
+
+def overwrite(at: int, patch: bytes) -> Change:
+    return lambda data: data[: at % (len(data) + 1)] + patch + data[at % (len(data) + 1) + len(patch) :]
+
+
+def insert(at: int, patch: bytes) -> Change:
+    return lambda data: data[: at % (len(data) + 1)] + patch + data[at % (len(data) + 1) :]
+
+
+def delete(at: int, count: int) -> Change:
+    return lambda data: data[: at % (len(data) + 1)] + data[at % (len(data) + 1) + count :]
+
+
+def changes(places: st.SearchStrategy[int]) -> st.SearchStrategy[Change]:
+    number = st.builds(
+        lambda value, size: (value % (1 << 8 * size)).to_bytes(size, "little"),
+        NUMBERS,
+        st.sampled_from([1, 2, 4, 8]),
+    )
+    return st.one_of(
+        st.builds(overwrite, places, number),
+        st.builds(overwrite, places, st.binary(min_size=1, max_size=8)),
+        st.builds(insert, places, st.binary(min_size=1, max_size=24)),
+        st.builds(delete, places, st.integers(1, 4096)),
+        st.builds(delete, places, st.just(1 << 20)),  # truncate
+    )
+
+
+def changed(seeds: list[bytes], places: st.SearchStrategy[int]) -> st.SearchStrategy[bytes]:
+    def apply(data: bytes, steps: list[Change]) -> bytes:
+        for step in steps:
+            data = step(data)
+        return data
+
+    return st.builds(apply, st.sampled_from(seeds), st.lists(changes(places), max_size=5))
+
+
+# .beton ---------------------------------------------------------------------------------------------------------------
+
+# header, descriptors and metadata; the end of the allocation table, counted from the end; JPEG headers
+TABLES = st.one_of(st.integers(0, 24), st.integers(0, 5400), st.integers(-72, -1), st.integers(4096, 4700))
+
+
+def read_everything(path: Path) -> None:
+    beton = Beton.open(path)
+    for i in range(min(len(beton), 20)):
+        assert len(beton.read_bytes(i)) == beton.sizes[i]
+        try:
+            pixels = decode_sample(beton, i)
+        except UserError as error:
+            assert in_one_line(error)
+        else:
+            assert pixels.shape == (beton.heights[i], beton.widths[i], 3)
+    json.dumps(stats.compute(beton, None))
+
+
+def check_beton(folder: Path, data: bytes) -> None:
+    path = folder / "x.beton"
+    path.write_bytes(data)
+    try:
+        read_everything(path)
+    except UserError as error:
+        assert in_one_line(error)
+        assert str(path) in str(error)
+
+
+@pytest.mark.parametrize("data", BETONS)
+def test_the_corpus_is_valid(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "x.beton").write_bytes(data)
+    read_everything(tmp_path / "x.beton")
+
+
+@fast
+@given(data=changed(BETONS, TABLES))
+def test_any_beton_is_read_or_refused(tmp_path: Path, data: bytes) -> None:
+    check_beton(tmp_path, data)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@long
+@given(data=changed(BETONS, TABLES))
+def test_100_000_betons_are_read_or_refused(tmp_path: Path, data: bytes) -> None:
+    check_beton(tmp_path, data)
+
+
+# manifest -------------------------------------------------------------------------------------------------------------
+
+
+def nested(depth: int) -> Any:
+    value: Any = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    NUMBERS,
+    NUMBERS.map(lambda n: -n),
+    st.integers(0, 5000).map(lambda digits: 10**digits if digits < 4300 else "1" * digits),
+    st.floats(),
+    st.text(st.characters(), max_size=20),  # with surrogates
+    st.text("0123456789abcdefAZ+/=", max_size=60),
+    st.integers(1, 900).map(nested),
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
+
+
+@st.composite
+def lying_manifests(draw: st.DrawFn) -> bytes:
+    """A valid manifest with some values replaced, at the top or one level below."""
+    entries = json.loads(draw(st.sampled_from(MANIFESTS)))
+    for _ in range(draw(st.integers(1, 3))):
+        key, value = draw(st.sampled_from(sorted(entries))), draw(VALUES)
+        inner = entries[key]
+        if draw(st.booleans()) and isinstance(inner, dict) and inner:
+            inner[draw(st.sampled_from(sorted(inner)))] = value
+        elif draw(st.booleans()) and isinstance(inner, list):
+            inner.append(value)
+        else:
+            entries[key] = value
+    return json.dumps(entries).encode("utf-8", "surrogatepass")
+
+
+def use_everything(path: Path) -> None:
+    manifest = Manifest.load(path)
+    json.dumps(manifest.summary())
+    assert manifest.checksum
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        cli._print_manifest(manifest)
+    assert all(line.isprintable() for line in shown.getvalue().split("\n"))
+    manifest.save(path)
+    assert Manifest.load(path) == manifest
+    assert len(list(manifest.names)) == manifest.num_samples
+
+
+def check_manifest(folder: Path, data: bytes) -> None:
+    path = manifest_path(folder / "x.beton")
+    path.write_bytes(data)
+    try:
+        use_everything(path)
+    except UserError as error:
+        assert in_one_line(error)
+
+
+ANY_MANIFEST = st.one_of(lying_manifests(), changed(MANIFESTS, st.integers(0, 1000)))
+
+
+@fast
+@given(data=ANY_MANIFEST)
+def test_any_manifest_is_read_or_refused(tmp_path: Path, data: bytes) -> None:
+    check_manifest(tmp_path, data)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@long
+@given(data=ANY_MANIFEST)
+def test_100_000_manifests_are_read_or_refused(tmp_path: Path, data: bytes) -> None:
+    check_manifest(tmp_path, data)

@@ -1,0 +1,171 @@
+"""Signals end the commands with one line and exit code 128 + n; a conversion continues after each of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from beton_tools.signals import StoppedBySignal, describe_stop, exit_code, imports_of, raise_on_stop_signals
+from beton_tools.sources import open_source
+from beton_tools.writer import WriteOptions, write_beton
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
+
+PAGE = 1 << 16
+# `fastft convert folder`, with small pages, that prints "ready" after 21 images and then waits
+CONVERT = f"""
+import contextlib, dataclasses, sys, time
+from beton_tools import console
+from fastft.cli import cmd_convert_folder, main
+options_of = cmd_convert_folder.options_of
+cmd_convert_folder.options_of = lambda args: dataclasses.replace(options_of(args), page_size={PAGE})
+def show(done, total, skipped):
+    if done == 21:
+        print("ready", flush=True)
+        time.sleep(wait)
+@contextlib.contextmanager
+def progress(title):
+    yield show
+console.progress = progress
+wait = float(sys.argv[1])
+sys.exit(main(["convert", "folder", "--data", sys.argv[2], "--out", sys.argv[3], "--workers", "2"]))
+"""
+# `beton verify` that prints "ready" at the first image and then takes a second for each
+VERIFY = """
+import sys, time
+from beton_tools import cli, verify
+def check(*_):
+    print("ready", flush=True)
+    time.sleep(1)
+    return "", True
+verify._check_jpeg, verify._CHUNK = check, 1
+sys.exit(cli.main(["verify", sys.argv[1], "--workers", "2"]))
+"""
+
+Popen = subprocess.Popen
+
+
+def start(*command: object, before: Callable[[], None] | None = None, **environment: str) -> "Popen[str]":
+    """A process, once it has printed "ready"."""
+    child = Popen(
+        [sys.executable, *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=before,
+        env=os.environ | environment,
+    )
+    assert child.stdout is not None
+    if child.stdout.readline() != "ready\n":
+        raise AssertionError(child.communicate()[1])
+    return child
+
+
+@pytest.mark.parametrize(
+    ("number", "to_group"),
+    [*((number, False) for number in SIGNALS), (signal.SIGINT, True), (signal.SIGTERM, True)],
+    ids=str,
+)
+def test_a_signal_ends_a_conversion_with_one_line_and_the_next_run_continues(
+    photo_folder: Path, tmp_path: Path, number: signal.Signals, to_group: bool
+) -> None:
+    out, whole = tmp_path / "photos.beton", tmp_path / "whole.beton"
+    child = start("-c", CONVERT, 600, photo_folder, out)
+    (os.killpg if to_group else os.kill)(child.pid, number)
+    _, errors = child.communicate(timeout=60)
+    what = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
+    assert errors == f"fastft convert: {what}; the same command continues the conversion\n"
+    assert child.returncode == 128 + number
+    assert not out.exists()
+    assert out.with_name("photos.beton.part.journal").exists()
+    options, done = WriteOptions(workers=0, page_size=PAGE), []
+    write_beton(out, open_source(photo_folder), options, lambda images, *_: done.append(images))
+    assert done[0] > 0
+    write_beton(whole, open_source(photo_folder), options)
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_a_conversion_under_nohup_survives_hangup(photo_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "photos.beton"
+    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
+    child = start("-c", CONVERT, 1, photo_folder, out, before=ignore)
+    os.killpg(child.pid, signal.SIGHUP)
+    child.communicate(timeout=60)
+    assert child.returncode == 0
+    assert out.exists()
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=str)
+def test_a_signal_ends_beton_with_one_line_without_finishing_the_queue(
+    photo_folder: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    path = tmp_path / "photos.beton"
+    write_beton(path, open_source(photo_folder), WriteOptions(workers=0))
+    child = start("-c", VERIFY, path)
+    os.kill(child.pid, number)
+    output, errors = child.communicate(timeout=60)
+    what = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
+    assert errors == f"beton verify: {what}\n"
+    assert child.returncode == 128 + number
+    assert output.count("ready") < 12  # of 24 images
+
+
+# a module that is imported by both programs, in place of the real one
+SLOW_MODULE = "import time\nprint('ready', flush=True)\ntime.sleep(600)\n"
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=str)
+@pytest.mark.parametrize("program", ["beton", "fastft", "-m fastft.cli"])
+def test_a_signal_during_the_imports_is_one_line(
+    tmp_path: Path, program: str, number: signal.Signals
+) -> None:
+    (tmp_path / "cv2.py").write_text(SLOW_MODULE)
+    command = program.split()
+    if program in ("beton", "fastft"):  # as pip's console scripts
+        package = {"beton": "beton_tools", "fastft": "fastft"}[program]
+        command = [str(tmp_path / program)]
+        (tmp_path / program).write_text(f"import sys\nfrom {package}.cli import main\nsys.exit(main())\n")
+    root = Path(__file__).parents[2]
+    child = start(*command, "--help", PYTHONPATH=f"{tmp_path}:{root}")
+    os.kill(child.pid, number)
+    _, errors = child.communicate(timeout=60)
+    what = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
+    assert errors == f"{program.split('.')[0].split()[-1]}: {what}\n"
+    assert child.returncode == 128 + number
+
+
+def test_handlers_are_restored_and_those_of_others_kept() -> None:
+    def other(*_: object) -> None: ...
+
+    before = [signal.getsignal(number) for number in SIGNALS]
+    previous = signal.signal(signal.SIGUSR1, other)
+    try:
+        with pytest.raises(StoppedBySignal) as caught, raise_on_stop_signals():
+            assert signal.getsignal(signal.SIGUSR1) is other
+            signal.raise_signal(signal.SIGTERM)
+        assert describe_stop(caught.value) == "stopped by SIGTERM"
+        assert exit_code(caught.value) == 143
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    with imports_of("beton"):  # not started as this program
+        assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_another_thread_may_run_commands() -> None:
+    entered = []
+
+    def enter() -> None:
+        with raise_on_stop_signals():
+            entered.append(True)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert entered

@@ -1,0 +1,108 @@
+"""The training step keeps to its budget of memory traffic."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastft.bench.traffic import measure_traffic
+from fastft.cli import main
+from fastft.config import load_recipe
+from fastft.cost.traffic import _bytes_moved, step_traffic
+
+GB = 1e9
+ELEMENTS = 256 * 197 * 768  # of one layer's tokens: 256 images, B/16 at 224 px
+
+
+@pytest.fixture(scope="module")
+def values() -> dict:
+    return measure_traffic(load_recipe("rcp/final_b16.yaml"))
+
+
+def find(values: dict, path: str, op: str, direction: str) -> dict:
+    (row,) = [r for r in values["ops"] if (r["path"], r["op"], r["direction"]) == (path, op, direction)]
+    return row
+
+
+def test_budgets_of_b16_at_224_px_and_256_images(values: dict) -> None:
+    assert values["images"] == 256
+    assert values["autocast_gb"] <= 90  # 112.6 with QuickGELU in three passes and concatenated qkv gradients
+    assert values["half_gb"] <= 58
+
+
+def test_counts_are_those_of_the_formulas(values: dict) -> None:
+    """By hand, from the shapes: an activation reads and writes half precision, autocast's LayerNorms fp32."""
+    silu = find(values, "autocast", "silu", "forward")
+    assert (silu["calls"], silu["gb"]) == (12, pytest.approx(12 * 2 * 2 * 4 * ELEMENTS / GB))
+    norms = find(values, "half", "native_layer_norm", "forward")
+    assert norms["calls"] == 26  # two in each block, ln_pre, fc_norm
+    assert norms["gb"] == pytest.approx(26 * 2 * 2 * ELEMENTS / GB, rel=0.01)
+    residual = find(values, "autocast", "add", "forward")
+    assert residual["gb"] == pytest.approx(24 * (4 + 2 + 4) * ELEMENTS / GB, rel=0.02)
+
+
+def test_totals_are_the_sums_of_the_rows(values: dict) -> None:
+    for path in ("autocast", "half"):
+        rows = [row for row in values["ops"] if row["path"] == path]
+        assert sum(row["gb"] for row in rows) == pytest.approx(values[f"{path}_gb"])
+        assert sum(row["calls"] for row in rows) == values[f"{path}_calls"]
+
+
+@pytest.mark.parametrize(
+    ("path", "kinds"),
+    [
+        # forward: 8 weights and 2 LayerNorm outputs; backward: their gradients and those of 2 branches' outputs
+        ("autocast", {("_to_copy", "forward"): 10, ("_to_copy", "backward"): 12, ("cat", "backward"): 2}),
+        # the fp32 gradients of 12 parameters
+        ("half", {("_to_copy", "backward"): 12}),
+    ],
+)
+def test_a_block_copies_nothing_and_casts_only_what_it_must(path: str, kinds: dict, tmp_path: Path) -> None:
+    """Measured by what one more block adds. `cat` joins the weight's and the bias's gradients, not the tokens'."""
+    added: Counter = Counter()
+    for layers, sign in ((2, -1), (3, 1)):
+        vision = {"image_size": 224, "layers": layers, "width": 768, "patch_size": 16}
+        arch = tmp_path / f"{layers}.json"
+        arch.write_text(json.dumps({"embed_dim": 512, "quick_gelu": True, "vision_cfg": vision}))
+        for op in step_traffic(load_recipe("rcp/final_b16.yaml", [f"--model.arch={arch}"]), path):
+            added[op.op, op.direction] += sign * op.calls
+    copying = ("cat", "clone", "contiguous", "copy_", "stack", "_to_copy")
+    assert {key: calls for key, calls in added.items() if calls and key[0] in copying} == kinds
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model.trainable_layers=6", "--model.drop_path=0.1", "--model.layer_scale=1.0"],
+        ["--model.patch_dropout=0.5", "--augment.mixup=0.8", "--train.micro_batch=64"],
+        ["--train.grad_checkpointing=true", "--model.rel_pos_bias=true", "--model.freeze_conv1=false"],
+    ],
+)
+def test_every_option_of_the_model_is_counted(options: list[str]) -> None:
+    recipe = load_recipe("rcp/final_b16.yaml", options)
+    assert all(sum(op.bytes for op in step_traffic(recipe, path)) > GB for path in ("autocast", "half"))
+
+
+def test_bytes_of_in_place_and_expanded_operands() -> None:
+    a, b = torch.zeros(8), torch.zeros(8, dtype=torch.float16)
+    assert _bytes_moved("add", (a, b), {}, a + b) == 32 + 16 + 32
+    assert _bytes_moved("add_", (a, b), {}, a) == 32 + 16 + 32
+    assert _bytes_moved("copy_", (a, b), {}, a) == 16 + 32
+    assert _bytes_moved("_foreach_copy_", ([a, a], [b, b]), {}, None) == 2 * (16 + 32)
+    assert _bytes_moved("add", (a, torch.zeros(1).expand(8)), {}, a) == 32 + 4 + 32
+
+
+def test_the_command_prints_a_table_or_json(capsys) -> None:
+    assert main(["bench", "traffic", "rcp/final_b16.yaml", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert {"autocast_gb", "half_gb", "ops"} <= values.keys()
+    assert main(["bench", "traffic", "rcp/final_b16.yaml"]) == 0
+    assert f"autocast, fp32 residual: {values['autocast_gb']:.1f} GB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["traffic"], ["step", "rcp/final_b16.yaml"], ["step", "--json"]])
+def test_a_misplaced_recipe_is_one_line(arguments: list[str], capsys) -> None:
+    assert main(["bench", *arguments]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,109 @@
+"""A `.beton` that another program changes while a loader reads it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from beton_tools.errors import UserError
+from beton_tools.format import Beton
+from fastft.augment import parse_policy
+from fastft.data import EvalLoader, Output, SampleError, TrainLoader
+
+READ_WHILE_TRUNCATED = """
+import os, sys
+from beton_tools.errors import UserError
+from fastft.augment import parse_policy
+from fastft.data import Output, TrainLoader
+
+for path, left in zip(sys.argv[1::2], map(int, sys.argv[2::2])):
+    with TrainLoader(path, parse_policy("none"), Output(32), batch_size=4, workers=1, batches_ahead=1) as loader:
+        try:
+            for index, batch in enumerate(loader.epoch(0)):
+                if index == 0:
+                    os.truncate(path, left)
+        except UserError as error:
+            print(error)
+"""
+
+
+@pytest.fixture
+def copy(indexed_beton: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "copy.beton"
+    shutil.copy(indexed_beton, path)
+    return path
+
+
+def test_a_truncated_file_is_an_error_that_names_it(copy: Path, tmp_path: Path) -> None:
+    """In a process of its own: reading a truncated memory map would end it with SIGBUS."""
+    arguments = list[str]()
+    for left in (0, int(np.median(Beton.open(copy).pointers))):
+        path = tmp_path / f"{left}.beton"
+        shutil.copy(copy, path)
+        arguments += [str(path), str(left)]
+    command = [sys.executable, "-c", READ_WHILE_TRUNCATED, *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert len(lines) == 2
+    for line, path in zip(lines, arguments[::2], strict=True):
+        assert line.startswith(f"{path}: changed while it was in use")
+
+
+def loader_of(path: Path) -> EvalLoader:
+    return EvalLoader(path, parse_policy("none"), Output(32), batch_size=4, workers=1, batches_ahead=1)
+
+
+def test_a_file_that_was_overwritten_is_not_called_damaged(copy: Path) -> None:
+    """Same size, other contents: the samples do not decode, and the reason is the change."""
+    with loader_of(copy) as loader, pytest.raises(UserError, match="changed while it was in use") as caught:
+        for batch in loader:
+            if batch.step == 0:
+                with copy.open("r+b") as file:
+                    file.seek(Beton.open(copy).data_start)
+                    file.write(b"\0" * (copy.stat().st_size // 2))
+    assert not isinstance(caught.value, SampleError)
+
+
+def test_another_file_under_the_same_name_does_not_change_a_pass(
+    copy: Path, stock_beton, indexed_beton: Path
+) -> None:
+    """Files are replaced by renaming; the loader keeps the file that it opened."""
+    with loader_of(copy) as loader, loader_of(indexed_beton) as original:
+        for batch, expected in zip(loader, original, strict=True):
+            assert (batch.images == expected.images).all()
+            if batch.step == 0:
+                replacement = copy.with_suffix(".new")
+                shutil.copy(stock_beton("jpg"), replacement)
+                replacement.replace(copy)
+
+
+def test_a_file_that_changed_between_two_passes_is_refused(copy: Path) -> None:
+    with loader_of(copy) as loader:
+        list(loader)
+        with copy.open("r+b") as file:
+            file.write(b"\2")
+        with pytest.raises(UserError, match="changed while it was in use"):
+            list(loader)
+
+
+def test_a_disk_that_fails_is_an_error_that_names_the_file(copy: Path) -> None:
+    with loader_of(copy) as loader:
+        first = next(batches := iter(loader))
+        assert len(first.ids) == 4
+        folder = os.open(copy.parent, os.O_RDONLY)
+        os.dup2(folder, loader.beton.descriptor)  # reading a directory fails with EISDIR
+        os.close(folder)
+        with pytest.raises(UserError, match=rf"{copy}: cannot be read \(Is a directory\)"):
+            list(batches)
+
+
+def test_a_loader_that_is_refused_leaves_no_file_open(copy: Path) -> None:
+    before = set(Path("/proc/self/fd").iterdir())
+    with pytest.raises(UserError, match="do not fill one batch"):
+        TrainLoader(copy, parse_policy("none"), Output(32), batch_size=64)
+    assert set(Path("/proc/self/fd").iterdir()) == before

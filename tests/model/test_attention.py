@@ -1,0 +1,192 @@
+"""Every attention kernel computes the textbook formula, forward and backward."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fastft.model import Tower, build_classifier
+from fastft.model.attention import (
+    ATTENTION_KERNELS,
+    _BatchedAttention,
+    _EfficientAttention,
+    attention_candidates,
+    default_kernel,
+    self_attention,
+)
+from tests.model.test_tower import small_arch
+
+CPU = torch.device("cpu")
+
+
+def plain_attention(qkv: torch.Tensor, heads: int) -> torch.Tensor:
+    """The textbook formula, in the dtype given."""
+    B, N, D = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    q, k, v = (part.view(B, N, heads, -1).transpose(1, 2) for part in qkv.split(D, dim=-1))
+    scores = q @ k.transpose(2, 3) / (D // heads) ** 0.5
+    return (scores.softmax(-1) @ v).transpose(1, 2).reshape(B, N, D)
+
+
+def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
+    return ((got.double() - want.double()).norm() / want.double().norm()).item()
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """Tokens, weight and bias of the input projection: 50 tokens, 2 heads of 64."""
+    torch.manual_seed(0)
+    shapes = ((2, 50, 128), (384, 128), (384,))
+    return [(torch.randn(shape) * 128 ** (-0.25)).to(dtype).requires_grad_() for shape in shapes]
+
+
+@pytest.fixture
+def efficient_on_a_cpu() -> Iterator[None]:
+    """The memory-efficient kernel's operators, which PyTorch has for CUDA only, by the textbook formula."""
+
+    def forward(q, k, v, *_, compute_log_sumexp=False, **__):
+        scores = torch.einsum("bnhd,bmhd->bhnm", q, k) * q.shape[-1] ** -0.5
+        out = torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v).contiguous()
+        empty = torch.empty((), dtype=torch.int64)
+        return out, scores.logsumexp(-1), empty, empty, q.shape[1], k.shape[1]
+
+    def backward(grad, q, k, v, bias, out, *rest, shared_storage_dqdkdv=False, **_):
+        assert shared_storage_dqdkdv
+        lse, scale = rest[4], q.shape[-1] ** -0.5
+        weights = (torch.einsum("bnhd,bmhd->bhnm", q, k) * scale - lse[..., None]).exp()
+        g_weights = torch.einsum("bnhd,bmhd->bhnm", grad, v)
+        g_scores = weights * (g_weights - (grad * out).sum(-1).transpose(1, 2)[..., None]) * scale
+        chunk = torch.empty(
+            *q.shape[:2], 3, *q.shape[2:], dtype=q.dtype
+        )  # as in PyTorch's attention_backward.cu
+        chunk[:, :, 0] = torch.einsum("bhnm,bmhd->bnhd", g_scores, k)
+        chunk[:, :, 1] = torch.einsum("bhnm,bnhd->bmhd", g_scores, q)
+        chunk[:, :, 2] = torch.einsum("bhnm,bnhd->bmhd", weights, grad)
+        return *chunk.unbind(2), torch.empty(())
+
+    library = torch.library.Library("aten", "IMPL", "CPU")
+    library.impl("_efficient_attention_forward", forward)
+    library.impl("_efficient_attention_backward", backward)
+    yield
+    library._destroy()
+
+
+@pytest.mark.parametrize("kernel", ["auto", "sdpa", "batched", "efficient"])
+def test_every_kernel_and_its_gradients_are_the_formula(kernel: str, efficient_on_a_cpu) -> None:
+    x, weight, bias = inputs()
+    gradient = torch.randn(2, 50, 128)
+    got, want = self_attention(x, weight, bias, 2, kernel), plain_attention(F.linear(x, weight, bias), 2)
+    torch.testing.assert_close(got, want)
+    for ours, plain in zip(
+        torch.autograd.grad(got, (x, weight, bias), gradient),
+        torch.autograd.grad(want, (x, weight, bias), gradient),
+        strict=True,
+    ):
+        assert relative_error(ours, plain) < 1e-5
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize(
+    ("batch", "tokens", "heads", "width"), [(2, 3, 2, 4), (1, 4, 1, 2), (2, 1, 2, 4), (1, 1, 1, 2)]
+)
+def test_batched_attention_and_its_gradient_are_the_formula(batch, tokens, heads, width, padding) -> None:
+    qkv = torch.randn(batch, tokens, 3 * width, dtype=torch.float64, requires_grad=True)
+    before = qkv.detach().clone()
+    torch.testing.assert_close(_BatchedAttention.apply(qkv, heads, padding), plain_attention(qkv, heads))
+    assert torch.autograd.gradcheck(lambda x: _BatchedAttention.apply(x, heads, padding), (qkv,))
+    assert torch.equal(qkv, before)
+
+
+def test_efficient_attention_returns_the_kernels_packed_gradient_uncopied(efficient_on_a_cpu) -> None:
+    qkv = torch.randn(2, 5, 3 * 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: _EfficientAttention.apply(x, 2), (qkv,))
+    out = _EfficientAttention.apply(qkv, 2)
+    gradient = out.grad_fn.apply(torch.ones_like(out))
+    gradient = gradient[0] if isinstance(gradient, tuple) else gradient
+    assert gradient.shape == qkv.shape and gradient.is_contiguous()
+    assert gradient.untyped_storage().nbytes() == gradient.numel() * 8
+
+
+def test_bf16_attention_is_within_bf16_rounding_of_the_exact_result() -> None:
+    x, weight, bias = inputs(torch.bfloat16)
+    exact = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    got, want = self_attention(x, weight, bias, 2), plain_attention(F.linear(*exact), 2)
+    gradient = torch.randn_like(want)
+    got.backward(gradient.bfloat16())
+    want.backward(gradient)
+    assert relative_error(got, want) < 2**-6
+    assert relative_error(x.grad, exact[0].grad) < 2**-6
+
+
+def test_a_score_bias_reaches_the_scores_in_bf16_too() -> None:
+    x, weight, bias = (t.detach() for t in inputs())
+    score_bias = torch.zeros(2, 50, 50)
+    score_bias[:, :, 3] = 1000.0  # every token attends to token 3
+    want = F.linear(x[:, 3], weight[256:], bias[256:])[:, None].expand(2, 50, 128)
+    torch.testing.assert_close(self_attention(x, weight, bias, 2, "batched", score_bias), want)
+    half = (t.bfloat16() for t in (x, weight, bias))
+    got = self_attention(*half, 2, "auto", score_bias)
+    assert got.dtype == torch.bfloat16 and relative_error(got, want) < 2**-6
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "capability", "kernel"),
+    [
+        ("cpu", torch.float32, None, "sdpa"),
+        ("cpu", torch.bfloat16, None, "batched"),
+        ("cuda", torch.float16, (7, 0), "efficient"),
+        ("cuda", torch.float16, (8, 0), "sdpa"),
+        ("cuda", torch.bfloat16, (9, 0), "sdpa"),
+        ("cuda", torch.float32, (7, 0), "sdpa"),
+    ],
+)
+def test_default_kernel_by_device(monkeypatch, device, dtype, capability, kernel) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert default_kernel(torch.device(device), dtype) == kernel
+
+
+def test_a_kernel_that_the_device_does_not_have_raises_a_runtime_error() -> None:
+    """The measurement at the start of training drops candidates that do."""
+    assert attention_candidates(CPU) == ("sdpa", "batched")
+    assert attention_candidates(torch.device("cuda")) == tuple(ATTENTION_KERNELS)
+    for kernel in ("cudnn", "efficient"):
+        with pytest.raises(RuntimeError):
+            self_attention(*inputs(), 2, kernel)
+
+
+def test_a_tower_computes_the_same_with_every_kernel(efficient_on_a_cpu) -> None:
+    """Outputs and gradients of frozen, checkpointed and stochastic blocks."""
+    torch.manual_seed(0)
+    model = build_classifier(
+        small_arch(), 5, drop_path=0.3, layer_scale=1.0, trainable_layers=2, head_init_scale=1
+    )
+    model.visual.grad_checkpointing = True
+    images, noise = torch.randn(2, 3, 32, 32), torch.rand(2, model.visual.noise_columns)
+    results = []
+    for kernel in ("auto", "sdpa", "batched", "efficient"):
+        model.visual.set_attention_kernel(kernel)
+        logits = model(images, noise)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        results.append([logits, *torch.autograd.grad(logits.square().sum(), trained)])
+    for other in results[1:]:
+        for got, want in zip(other, results[0], strict=True):
+            torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "batched"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_tower_compiles_without_graph_breaks(kernel: str, autocast: bool) -> None:
+    """`aot_eager` traces forward and backward as Inductor would, without a C++ compiler."""
+    model = Tower(small_arch())
+    model.set_attention_kernel(kernel)
+    images = torch.randn(2, 3, 32, 32)
+
+    def run(forward) -> list[torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            tokens = forward(images)
+        return [tokens, *torch.autograd.grad(tokens.square().sum(), list(model.parameters()))]
+
+    tolerance = {"atol": 0.05, "rtol": 0.05} if autocast else {"atol": 1e-4, "rtol": 1e-4}
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for got, want in zip(run(compiled), run(model), strict=True):
+        torch.testing.assert_close(got, want, **tolerance)

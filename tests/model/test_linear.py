@@ -1,0 +1,137 @@
+"""Linear layers with gradients of their own compute the plain formulas."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fastft.model import build_classifier
+from fastft.model.linear import quick_gelu_mlp, split_projection
+from fastft.model.tower import PatchEmbedding
+from tests.model.test_tower import small_arch
+
+
+def plain_mlp(x, w_in, b_in, w_out, b_out) -> torch.Tensor:
+    hidden = F.linear(x, w_in, b_in)
+    return F.linear(hidden * torch.sigmoid(1.702 * hidden), w_out, b_out)
+
+
+def mlp_inputs(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(0)
+    shapes = ((2, 3, 4), (6, 4), (6,), (4, 6), (4,))
+    return tuple(torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes)
+
+
+def test_mlp_and_its_gradients_are_the_formula() -> None:
+    inputs = mlp_inputs(torch.float64)
+    torch.testing.assert_close(quick_gelu_mlp(*inputs), plain_mlp(*inputs))
+    assert torch.autograd.gradcheck(quick_gelu_mlp, inputs)
+
+
+def test_mlp_equals_the_formula_to_fp32_rounding() -> None:
+    """Outputs and gradients at B/16's width."""
+    torch.manual_seed(0)
+    shapes = ((2, 9, 768), (3072, 768), (3072,), (768, 3072), (768,))
+    inputs = [torch.randn(shape) * (0.05 if len(shape) < 3 else 1) for shape in shapes]
+    gradient = torch.randn(2, 9, 768)
+
+    def run(mlp) -> list[torch.Tensor]:
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        out = mlp(*leaves)
+        return [out, *torch.autograd.grad(out, leaves, gradient)]
+
+    for got, want in zip(run(quick_gelu_mlp), run(plain_mlp), strict=True):
+        assert (got - want).norm() < 1e-6 * want.norm()
+
+
+def test_mlp_without_gradients_gives_the_same_numbers() -> None:
+    inputs = mlp_inputs(torch.float32)
+    with torch.no_grad():
+        without = quick_gelu_mlp(*inputs)
+    torch.testing.assert_close(without, quick_gelu_mlp(*inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_computes_in_half_precision_and_gives_fp32_gradients(dtype: torch.dtype) -> None:
+    inputs = mlp_inputs(torch.float32)
+    with torch.autocast("cpu", dtype):
+        out = quick_gelu_mlp(*inputs)
+        q, _, _ = split_projection(inputs[0], torch.randn(12, 4), torch.zeros(12))
+    out.float().sum().backward()
+    assert (out.dtype, q.dtype) == (dtype, dtype)
+    assert all(t.grad is not None and t.grad.dtype == torch.float32 for t in inputs)
+
+
+def test_frozen_weights_get_no_gradient() -> None:
+    x, *weights = mlp_inputs(torch.float32)
+    for weight in weights:
+        weight.requires_grad_(False)
+    quick_gelu_mlp(x, *weights).sum().backward()
+    assert x.grad is not None and all(weight.grad is None for weight in weights)
+
+
+def test_split_projection_and_its_gradients_are_those_of_one_linear_layer() -> None:
+    torch.manual_seed(0)
+    inputs = tuple(
+        torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 4), (12, 4), (12,))
+    )
+    for part, want in zip(split_projection(*inputs), F.linear(*inputs).chunk(3, -1), strict=True):
+        torch.testing.assert_close(part, want)
+    assert torch.autograd.gradcheck(split_projection, inputs)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("patch_size", [16, 14])
+def test_patch_embedding_is_the_convolution(patch_size: int, memory_format: torch.memory_format) -> None:
+    """Tokens and the weight's gradient, also in the pixels' order within a patch."""
+    torch.manual_seed(0)
+    embedding = PatchEmbedding(32, patch_size).to(memory_format=memory_format)
+    images = torch.randn(2, 3, 56 * 2, 56 * 2).contiguous(memory_format=memory_format)
+    images = images[:, :, : 7 * patch_size, : 7 * patch_size]
+    want = F.conv2d(images, embedding.weight, stride=patch_size).flatten(2).transpose(1, 2)
+    got = embedding(images)
+    torch.testing.assert_close(got, want)
+    gradient = torch.randn_like(want)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(out, embedding.weight, gradient)[0] for out in (got, want)),
+        atol=1e-4,
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loss_curve_is_that_of_plain_formulas(dtype: torch.dtype, monkeypatch) -> None:
+    """Twelve steps of the same small tower, with our functions and with textbook formulas in their place."""
+    from fastft.model import tower
+    from tests.model.test_attention import plain_attention
+
+    def losses() -> torch.Tensor:
+        torch.manual_seed(0)
+        model = build_classifier(small_arch(), 5, freeze_conv1=False)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 5
+        values = []
+        for _ in range(12):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                logits = model(images)
+            loss = F.cross_entropy(logits.float(), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            values.append(loss.detach())
+        return torch.stack(values)
+
+    fast = losses()
+    monkeypatch.setattr(tower, "quick_gelu_mlp", plain_mlp)
+    monkeypatch.setattr(
+        tower,
+        "self_attention",
+        lambda x, weight, bias, heads, *_: plain_attention(F.linear(x, weight, bias), heads),
+    )
+    monkeypatch.setattr(
+        PatchEmbedding,
+        "forward",
+        lambda self, x: self._conv_forward(x, self.weight, None).flatten(2).transpose(1, 2),
+    )
+    plain = losses()
+    assert plain[-1] < 0.8 * plain[0]
+    torch.testing.assert_close(fast, plain, rtol=1e-4 if dtype == torch.float32 else 3e-2, atol=1e-5)
