@@ -16,10 +16,11 @@ from typing import Any
 from beton_tools.signals import describe_stop, exit_code, imports_of, raise_on_stop_signals
 
 with imports_of("beton"):
-    from beton_tools.console import print_error, printable, progress, size, use_escapes
+    from beton_tools.console import print_error, printable, size, use_escapes
     from beton_tools.errors import UserError
     from beton_tools.format import Beton
     from beton_tools.manifest import Manifest
+    from beton_tools.progress import progress
 
 EXIT_PROBLEMS, EXIT_BAD_INPUT = 1, 2
 _SHOWN_PROBLEMS = 20  # on the screen; --json prints all

@@ -107,9 +107,8 @@ def _keep(data: bytes, options: EncodeOptions) -> EncodedImage | None:
         longest = max(head.height, head.width)
         if longest > min(options.max_resolution or MAX_SIDE, MAX_SIDE):
             return None
-        indexed, indexed_head = transcode(
-            src, head
-        )  # also without index: it reads every code and so finds damage
+        # also without index, because it reads every code word and so finds damage
+        indexed, indexed_head = transcode(src, head)
     except DamagedJpeg:
         raise
     except JpegError:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from beton_tools.errors import UserError
-from beton_tools.names import MAX_NAME_BYTES, Names
+from beton_tools.names import MAX_NAME_BYTES, Names, escape_undecodable
 from beton_tools.pagefile import sync_folder
 from beton_tools.user_files import read_user_file
 
@@ -87,8 +87,8 @@ class Manifest:
         return len(self.classes)
 
     def class_label(self, label: int) -> str:
-        """The most readable name of a class."""
-        return (self.class_names or self.classes)[label]
+        """The most readable name of a class, as valid text: the names of folders need not be UTF-8."""
+        return escape_undecodable((self.class_names or self.classes)[label])
 
     @classmethod
     def of_beton(cls, beton_path: str | os.PathLike[str]) -> Manifest | None:

@@ -10,6 +10,11 @@ import numpy as np
 MAX_NAME_BYTES = 4096  # of one name; PATH_MAX of Linux
 
 
+def escape_undecodable(name: str) -> str:
+    """The name with `\\udcXX` in the place of each byte XX that is not UTF-8, so that the result is valid text."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 @dataclass(frozen=True, eq=False)
 class Names:
     """Immutable list of strings in one UTF-8 blob; `offsets` is int64 (N + 1,). Undecodable bytes are preserved."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
@@ -21,27 +22,56 @@ class StoppedBySignal(KeyboardInterrupt):
 
 
 @contextmanager
-def raise_on_stop_signals() -> Iterator[None]:
+def raise_on_stop_signals(command: str | None = None) -> Iterator[None]:
     """Raise StoppedBySignal in the main thread when one of STOP_SIGNALS arrives.
+
+    With the name of a command, SIGINT and STOP_SIGNALS end the process with one line while a module is being imported, as
+    `imports_of` does: commands import most of their modules when they run.
 
     A signal that is ignored (nohup ignores SIGHUP) or has a handler keeps its behaviour. Does nothing in other threads.
     """
-    replaced = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if command is not None and _is_importing(frame):
+            _end(command, number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop = StoppedBySignal()
+        stop.number = signal.Signals(number)
+        raise stop
+
+    replaced: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        replaced = [number for number in STOP_SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+        replaced = _default_handlers(STOP_SIGNALS if command is None else (signal.SIGINT, *STOP_SIGNALS))
     for number in replaced:
-        signal.signal(number, _raise)
+        signal.signal(number, handle)
     try:
         yield
     finally:
-        for number in replaced:
-            signal.signal(number, signal.SIG_DFL)
+        for number, default in replaced.items():
+            signal.signal(number, default)
 
 
-def _raise(number: int, frame: FrameType | None) -> None:
-    stop = StoppedBySignal()
-    stop.number = signal.Signals(number)
-    raise stop
+def _default_handlers(numbers: tuple[signal.Signals, ...]) -> dict[signal.Signals, Any]:
+    """The default handlers of those signals that have them now."""
+    defaults = {n: signal.default_int_handler if n == signal.SIGINT else signal.SIG_DFL for n in numbers}
+    return {n: default for n, default in defaults.items() if signal.getsignal(n) is default}
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether the code that a signal interrupted runs as part of an import."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _end(command: str, number: int) -> None:
+    """End the process with one line and exit code 128 + number."""
+    what = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+    os.write(2, f"{command}: {what}\n".encode())
+    os._exit(128 + number)
 
 
 def describe_stop(stop: KeyboardInterrupt) -> str:
@@ -66,15 +96,9 @@ def imports_of(program: str) -> Iterator[None]:
         yield
         return
 
-    def end(number: int, frame: FrameType | None) -> None:
-        what = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
-        os.write(2, f"{program}: {what}\n".encode())
-        os._exit(128 + number)
-
-    default = {signal.SIGINT: signal.default_int_handler} | dict.fromkeys(STOP_SIGNALS, signal.SIG_DFL)
-    replaced = {number: handler for number, handler in default.items() if signal.getsignal(number) is handler}
+    replaced = _default_handlers((signal.SIGINT, *STOP_SIGNALS))
     for number in replaced:
-        signal.signal(number, end)
+        signal.signal(number, lambda n, _: _end(program, n))
     try:
         yield
     finally:
@@ -86,8 +110,7 @@ def _is_main_program(program: str) -> bool:
     """Whether this process was started as `program`, or as `python -m` its package ("-m" while that is imported)."""
     started_as = Path(sys.argv[0]).name if sys.argv else ""
     in_main_thread = threading.current_thread() is threading.main_thread()
-    processes = sys.modules.get(
-        "multiprocessing.process"
-    )  # always there in a worker process; slow to import here
+    # present in every worker process; importing it here would take longer than the rest of this module
+    processes = sys.modules.get("multiprocessing.process")
     is_worker = processes is not None and processes.parent_process() is not None
     return started_as in (program, "-m") and in_main_thread and not is_worker

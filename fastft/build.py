@@ -9,6 +9,7 @@ from torch import nn
 from fastft.augment import AugmentPolicy, parse_policy
 from fastft.config import Recipe, without_expectation
 from fastft.model import Arch, Classifier, build_classifier, load_arch, load_tower_weights
+from fastft.model.attention import prepare_for_compile
 from fastft.optim import WarmupCosine
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def compile_model(model: nn.Module, choice: str, device: torch.device) -> Any:
     if choice == "off":
         return model
     torch.compiler.reset()  # the ninth model of a sweep would reach the limit of recompilations and run uncompiled
+    prepare_for_compile()
     return torch.compile(model)
 
 

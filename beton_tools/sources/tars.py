@@ -71,7 +71,7 @@ def members(file: BinaryIO, path: Path, end: int | None = None) -> Iterator[Memb
         position = start
         while (info := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # otherwise tarfile keeps every member in memory
-            if tar.offset <= position:  # a negative size; the same headers would be read forever
+            if info.size < 0 or tar.offset <= position:  # the same headers could be read forever
                 raise tarfile.ReadError("a member of negative size")
             position = tar.offset
             if info.isreg() and not info.issparse():

@@ -31,8 +31,8 @@ from fastft.augment.resize import (
     SCRATCH_TOO_SMALL,
     resize_region,
     resize_scratch_size,
-    take,
 )
+from fastft.augment.scratch import copy, take
 
 IDENTITY = OP_ID["Identity"]
 REASONS = {
@@ -70,7 +70,7 @@ def _mix_chains(row, image, mixed, first, second, size, fill, scratch):
     for chain in range(MAX_CHAINS):
         weight = row.chain_weights[chain]
         if weight > 0:
-            first[:] = image
+            copy(image, first)
             begin = chain * CHAIN_DEPTH
             last = _run_ops(row, begin, begin + CHAIN_DEPTH, first, second, size, fill, scratch)
             for i in range(image.size):
@@ -132,8 +132,8 @@ def augment_batch(packed, offsets, plan, finish, scratch, out, status):
     for b in prange(len(plan)):
         region = source_region(plan[b], out.shape[1])
         pixels = packed[offsets[b] : offsets[b] + region[2] * region[3] * 3]
-        room = scratch[numba.get_thread_id()]
-        status[b] = augment_image(pixels, region[3] * 3, region, plan[b], finish, room, out[b])
+        own = scratch[numba.get_thread_id()]
+        status[b] = augment_image(pixels, region[3] * 3, region, plan[b], finish, own, out[b])
 
 
 def normalise_table(mean: Any, std: Any, dtype: int) -> np.ndarray:

@@ -34,11 +34,12 @@ from fastft.augment.ops_affine import (
     affine_matrix,
     affine_source,
     inside,
+    is_affine,
     sample_bicubic,
     sample_bilinear,
     truncate,
 )
-from fastft.augment.ops_image import COLOR, GAUSSIAN_BLUR, GRAYSCALE, SHARPNESS, is_affine
+from fastft.augment.ops_image import COLOR, GAUSSIAN_BLUR, GRAYSCALE, SHARPNESS
 from fastft.augment.plan import CHAIN_DEPTH, MAX_CHAINS, MAX_OPS, OP_ID
 from fastft.constants import MAX_ERASE
 

@@ -34,7 +34,7 @@ def clip_byte(value):
 @njit(cache=True)
 def blend(a, b, factor):
     """Pillow's Image.blend of two bytes: a at factor 0, b at 1, beyond outside; float32, truncated."""
-    return clip_byte(np.float32(a) + factor * np.float32(np.int32(b) - np.int32(a)))
+    return clip_byte(np.float32(a) + factor * (np.float32(b) - np.float32(a)))
 
 
 @njit(cache=True)

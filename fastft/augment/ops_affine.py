@@ -18,6 +18,11 @@ DECIMALS = 1e15  # Pillow rounds the sine and cosine of a rotation to 15 decimal
 
 
 @njit(cache=True)
+def is_affine(op):
+    return op == ROTATE or SHEAR_X <= op <= TRANSLATE_Y
+
+
+@njit(cache=True)
 def affine_matrix(op, argument, height, width):
     """(a, b, c, d, e, f): output pixel centre (x, y) shows the source at (ax + by + c, dx + ey + f)."""
     if op == ROTATE:
@@ -51,6 +56,17 @@ def truncate(value):
 def cubic(a, b, c, d, t):
     """Cubic through four neighbours at t in [0, 1) between b and c (a = -1, as Pillow's transform)."""
     return b + t * ((c - a) + t * ((2.0 * (a - b) + c - d) + t * (b - a - c + d)))
+
+
+@njit(cache=True)
+def linear(a, b, t):
+    """Between two neighbours at t in [0, 1)."""
+    return a + (b - a) * t
+
+
+# Both as weights of four neighbours, of which the outer two are nothing to `linear`: row k is for t to the power of k.
+CUBIC = ((0, 1, 0, 0), (-1, 0, 1, 0), (2, -2, 1, -1), (-1, 1, -1, 1))
+LINEAR = ((0, 1, 0, 0), (0, -1, 1, 0))
 
 
 @njit(cache=True)
@@ -97,8 +113,7 @@ def sample_bilinear(read, pixels, height, width, x, y, channel):
     r0, r1 = 3 * width * _clamp(line, height), 3 * width * _clamp(line + 1, height)
     a, b = read(pixels, r0 + x0), read(pixels, r0 + x1)
     c, d = read(pixels, r1 + x0), read(pixels, r1 + x1)
-    a, c = a + (b - a) * tx, c + (d - c) * tx
-    return a + (c - a) * ty
+    return linear(linear(a, b, tx), linear(c, d, tx), ty)
 
 
 @njit(cache=True)

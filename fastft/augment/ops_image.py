@@ -31,22 +31,15 @@ from fastft.augment.ops import (
     point_entry,
     smooth,
 )
-from fastft.augment.ops_affine import (
-    ROTATE,
-    SHEAR_X,
-    TRANSLATE_Y,
-    affine_matrix,
-    affine_source,
-    inside,
-    sample_bicubic,
-    sample_bilinear,
-)
+from fastft.augment.ops_affine import is_affine
+from fastft.augment.ops_image_affine import affine_scratch_size, run_affine
 from fastft.augment.plan import OP_ID, OPS
-from fastft.augment.resize import take
-from fastft.augment.simd import load_pixel, store_pixel
+from fastft.augment.scratch import copy, take
 
 COLOR, SHARPNESS = OP_ID["Color"], OP_ID["Sharpness"]
 GRAYSCALE, GAUSSIAN_BLUR = OP_ID["Grayscale"], OP_ID["GaussianBlur"]
+ENTRIES = 3 * BYTE_VALUES
+HISTOGRAMS = 4
 TILE = 16  # pixels: a tile of 16 x 16 touches 16 cache lines on either side
 ONE, TWO = np.uintp(1), np.uintp(2)  # unsigned indices: no test for Python's negative ones, vector code
 CLIP_FILL = (123, 117, 104)  # 255 x CLIP's mean, rounded: timm's fill for what geometric ops uncover
@@ -86,19 +79,25 @@ def _equalize_channel(histogram, table):
 
 
 @njit(cache=True)
-def _equalize_tables(source, histogram, tables):
-    histogram[:] = 0
-    red, green, blue = (
-        _row(histogram, 0, BYTE_VALUES),
-        _row(histogram, 1, BYTE_VALUES),
-        _row(histogram, 2, BYTE_VALUES),
-    )
-    for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
-        red[source[i]] += 1
-        green[source[i + ONE]] += 1
-        blue[source[i + TWO]] += 1
+def _count(source, counts):
+    """counts[:768] = histogram of each channel. Four are counted in turn: an increment waits for the last of its entry."""
+    counts[:] = 0
+    whole = source.size // (3 * HISTOGRAMS) * (3 * HISTOGRAMS)
+    for i in range(np.uintp(0), np.uintp(whole), np.uintp(3 * HISTOGRAMS)):
+        for k in range(np.uintp(3 * HISTOGRAMS)):
+            counts[k * np.uintp(BYTE_VALUES) + np.uintp(source[i + k])] += 1
+    for i in range(whole, source.size):
+        counts[(i - whole) * BYTE_VALUES + source[i]] += 1
+    for i in range(ENTRIES):
+        for k in range(1, HISTOGRAMS):
+            counts[i] += counts[k * ENTRIES + i]
+
+
+@njit(cache=True)
+def _equalize_tables(source, counts, tables):
+    _count(source, counts)
     for c in range(3):
-        _equalize_channel(_row(histogram, c, BYTE_VALUES), _row(tables, c, BYTE_VALUES))
+        _equalize_channel(_row(counts, c, BYTE_VALUES), _row(tables, c, BYTE_VALUES))
 
 
 @njit(cache=True)
@@ -131,20 +130,45 @@ def look_up(source, tables, target):
 
 
 @njit(cache=True)
-def _saturate(source, factor, target):
-    """Color and, at factor 0, Grayscale: blend of the pixel's luma and the pixel."""
+def _look_up_bytes(source, tables, target):
+    """`look_up` of bytes, eight of which are stored at once: a processor stores about one value per cycle."""
+    step = np.uintp(24)  # bytes after which words and pixels begin together again
+    whole = np.uintp(source.size) // step * step
+    words = target[:whole].view(np.uint64)
+    for i in range(np.uintp(0), whole, step):
+        for w in range(np.uintp(3)):
+            word = np.uint64(0)
+            for k in range(np.uintp(8)):
+                j = np.uintp(8) * w + k
+                entry = tables[np.uintp(BYTE_VALUES) * (j % np.uintp(3)) + np.uintp(source[i + j])]
+                word |= np.uint64(entry) << (np.uint64(8) * k)
+            words[i // np.uintp(8) + w] = word
+    look_up(source[whole:], tables, target[whole:])
+
+
+@njit(cache=True)
+def _grey(source, target):
+    """The pixel's luma in its three channels."""
     for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
-        grey = luma(source[i], source[i + ONE], source[i + TWO])
-        target[i] = blend(grey, source[i], factor)
-        target[i + ONE] = blend(grey, source[i + ONE], factor)
-        target[i + TWO] = blend(grey, source[i + TWO], factor)
+        value = np.uint8(luma(source[i], source[i + ONE], source[i + TWO]))
+        target[i], target[i + ONE], target[i + TWO] = value, value, value
+
+
+@njit(cache=True)
+def _saturate(source, pitch, factor, grey, target):
+    """Blend of the pixel's luma and the pixel, row by row."""
+    for begin in range(0, source.size, pitch):
+        row, out = source[begin : begin + pitch], target[begin : begin + pitch]
+        _grey(row, grey)
+        for i in range(np.uintp(pitch)):
+            out[i] = blend(grey[i], row[i], factor)
 
 
 @njit(cache=True)
 def _sharpen(source, height, width, factor, target):
     """Blend of the smoothed image, its border copied, and the image."""
     pitch = 3 * width
-    target[:] = source
+    copy(source, target)
     for y in range(1, height - 1):
         above, row, below = _row(source, y - 1, pitch), _row(source, y, pitch), _row(source, y + 1, pitch)
         out = _row(target, y, pitch)
@@ -153,20 +177,6 @@ def _sharpen(source, height, width, factor, target):
             centre = np.int32(above[i + 3]) + np.int32(row[i + 3]) + np.int32(below[i + 3])
             right = np.int32(above[i + 6]) + np.int32(row[i + 6]) + np.int32(below[i + 6])
             out[i + 3] = blend(smooth(left + centre + right, row[i + 3]), row[i + 3], factor)
-
-
-@njit(cache=True)
-def _transform(source, height, width, matrix, fill, bicubic, target):
-    for i in range(height):
-        for j in range(width):
-            x, y = affine_source(matrix, i, j)
-            to = 3 * (i * width + j)
-            if not inside(x, y, height, width):
-                target[to], target[to + 1], target[to + 2] = fill[0], fill[1], fill[2]
-            elif bicubic:
-                store_pixel(target, to, sample_bicubic(load_pixel, source, height, width, x, y, 0))
-            else:
-                store_pixel(target, to, sample_bilinear(load_pixel, source, height, width, x, y, 0))
 
 
 @njit(cache=True)
@@ -209,7 +219,7 @@ def _transpose(source, height, width, target):
 def _blur(source, height, width, sigma, other, sums, target):
     """Three box passes along rows (done on the transposed image: vector code), then three along columns."""
     if sigma == 0.0:
-        target[:] = source
+        copy(source, target)
         return
     weights = box_weights(sigma)
     column, row = sums[: 3 * height], sums[: 3 * width]
@@ -221,40 +231,39 @@ def _blur(source, height, width, sigma, other, sums, target):
     _box_vertical(target, height, width, weights, row, other)
     _box_vertical(other, height, width, weights, row, target)
     _box_vertical(target, height, width, weights, row, other)
-    target[:] = other
+    copy(other, target)
 
 
 @njit(cache=True)
 def op_scratch_size(height: int, width: int) -> int:
-    """Bytes of scratch for any op on an image of that size: histogram and table, or an image and a row."""
-    return 3 * BYTE_VALUES * 9 + 3 * height * width + 12 * max(height, width) + 4 * 64
-
-
-@njit(cache=True)
-def is_affine(op):
-    return op == ROTATE or SHEAR_X <= op <= TRANSLATE_Y
+    """Bytes of scratch for any op on an image of that size."""
+    tables = ENTRIES * (1 + HISTOGRAMS * 4) + 2 * 64
+    blur = 3 * height * width + 12 * max(height, width) + 2 * 64
+    return max(tables, blur, affine_scratch_size(height, width))
 
 
 @njit(cache=True)
 def run_op(op, argument, source, target, height, width, fill, bicubic, scratch):
     """target = op of source. `argument` as in a plan; `fill` (3,) uint8, `bicubic`: for geometric ops."""
     if op in (AUTO_CONTRAST, EQUALIZE):
-        tables, at = take(scratch, 0, 3 * BYTE_VALUES)
-        histogram, at = take(scratch, at, 3 * BYTE_VALUES * 8)
+        tables, at = take(scratch, 0, ENTRIES)
+        counts, at = take(scratch, at, HISTOGRAMS * ENTRIES * 4)
         if op == EQUALIZE:
-            _equalize_tables(source, histogram.view(np.int64), tables)
+            _equalize_tables(source, counts.view(np.int32), tables)
         else:
             _autocontrast_tables(source, tables)
-        look_up(source, tables, target)
+        _look_up_bytes(source, tables, target)
     elif op in (INVERT, BRIGHTNESS) or POSTERIZE <= op <= SOLARIZE_ADD:
         _point(op, argument, source, target)
     elif op == CONTRAST:
         _contrast(argument, source, target)
     elif is_affine(op):
-        matrix = affine_matrix(op, argument, height, width)
-        _transform(source, height, width, matrix, fill, bicubic, target)
-    elif op in (COLOR, GRAYSCALE):
-        _saturate(source, np.float32(argument if op == COLOR else 0.0), target)
+        run_affine(op, argument, source, target, height, width, fill, bicubic, scratch)
+    elif op == COLOR:
+        grey, _ = take(scratch, 0, 3 * width)
+        _saturate(source, 3 * width, np.float32(argument), grey, target)
+    elif op == GRAYSCALE:
+        _grey(source, target)
     elif op == SHARPNESS:
         _sharpen(source, height, width, np.float32(argument), target)
     elif op == GAUSSIAN_BLUR:
@@ -262,7 +271,7 @@ def run_op(op, argument, source, target, height, width, fill, bicubic, scratch):
         sums, at = take(scratch, at, 12 * max(height, width))
         _blur(source, height, width, argument, other, sums.view(np.uint32), target)
     else:
-        target[:] = source
+        copy(source, target)
 
 
 def _image_shape(image_HWC: np.ndarray) -> tuple[int, int]:

@@ -20,6 +20,7 @@ import numpy as np
 from numba import njit
 
 from beton_tools.errors import UserError
+from fastft.augment.scratch import copy, round_up, take
 from fastft.augment.simd import LANES, load_bytes, multiply_add, spread, store_clipped, transpose_bytes
 
 PRECISION_BITS = 22  # Pillow: 32 bits less 8 of pixel less 2 of overshoot
@@ -167,17 +168,6 @@ def _vertical(pixels, stride, width, size, taps, out):
 
 
 @njit(cache=True)
-def round_up(n: int, multiple: int) -> int:
-    return (n + multiple - 1) // multiple * multiple
-
-
-@njit(cache=True)
-def take(scratch, at, size):
-    """The next `size` bytes of scratch, and where the rest begins (64-byte steps: a cache line)."""
-    return scratch[at : at + size], at + round_up(size, 64)
-
-
-@njit(cache=True)
 def _take_taps(scratch, at, size, pitch):
     """Room for one axis: (first, count, weights, pitch), and where the rest of scratch begins."""
     first, at = take(scratch, at, size * 4)
@@ -232,7 +222,8 @@ def resize_region(pixels, stride, region, crop, resize, window, flip, bicubic, s
             shortened, width * 3, size, width, size, flip, taps_x, columns, narrow, narrowed, row_pitch
         )
         for y in range(size):
-            out[y * row_bytes : (y + 1) * row_bytes] = narrowed[y * row_pitch : y * row_pitch + row_bytes]
+            begin = y * row_pitch
+            copy(narrowed[begin : begin + row_bytes], out[y * row_bytes : (y + 1) * row_bytes])
     else:
         _horizontal(pixels, stride, rows, width, size, flip, taps_x, columns, narrow, narrowed, row_pitch)
         _vertical(narrowed, row_pitch, row_bytes, size, taps_y, out)

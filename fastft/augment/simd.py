@@ -7,7 +7,7 @@ SSE or NEON, whatever the machine has. CPU only.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -15,6 +15,8 @@ from numba.core import types
 from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic as _intrinsic
 from numba.extending import overload, register_model
+
+from fastft.augment.ops_affine import CUBIC, LINEAR
 
 LANES = 16
 
@@ -70,6 +72,18 @@ def load_bytes(typingctx: Any, array: Any, index: Any) -> Any:
         return builder.zext(builder.load(pointer, align=1), _INTS)
 
     return _lanes(array, types.intp), codegen
+
+
+@intrinsic
+def copy_bytes(typingctx: Any, source: Any, start: Any, target: Any, begin: Any) -> Any:
+    """target[begin : begin + 16] = source[start : start + 16] (uint8). Unchecked."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = builder.load(_pointer(context, builder, signature.args[0], args[0], args[1]), align=1)
+        builder.store(value, _pointer(context, builder, signature.args[2], args[2], args[3]), align=1)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, target, types.intp), codegen
 
 
 @intrinsic
@@ -130,6 +144,118 @@ def transpose_bytes(
 
     intp = types.intp
     return types.void(source, intp, intp, intp, target, intp, intp), codegen
+
+
+# -- sixteen float32 lanes: four neighbouring pixels of three channels, and four bytes after them ----------------------
+
+_F32 = ir.FloatType()
+_FLOATS = ir.VectorType(_F32, LANES)
+_FOUR_FLOATS = ir.VectorType(_F32, 4)
+
+
+class _FloatsType(types.Type):
+    def __init__(self) -> None:
+        super().__init__("float32x16")
+
+
+@register_model(_FloatsType)
+class _FloatsModel(PrimitiveModel):
+    def __init__(self, manager: Any, fe_type: types.Type) -> None:
+        super().__init__(manager, fe_type, _FLOATS)
+
+
+_floats = _FloatsType()
+
+
+def _shuffle(builder: Any, vector: Any, lanes: list[int]) -> Any:
+    return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes))
+
+
+def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, fused where the processor can."""
+    return builder.fadd(builder.fmul(a, b, flags=["contract"]), c, flags=["contract"])
+
+
+def _weights(builder: Any, powers: Sequence[Sequence[int]], t: Any) -> Any:
+    """Weights of four neighbours at `t`: polynomials with the coefficients `powers`, by Horner's rule."""
+    t = _shuffle(
+        builder, builder.insert_element(ir.Constant(_FOUR_FLOATS, ir.Undefined), t, _I32(0)), [0] * 4
+    )
+    *lower, total = [ir.Constant(_FOUR_FLOATS, [float(c) for c in power]) for power in powers]
+    for power in reversed(lower):
+        total = _fused(builder, total, t, power)
+    return total
+
+
+def _interpolators(powers: Sequence[Sequence[int]]) -> tuple[Any, Any]:
+    """(columns, rows) for one kind of interpolation, whose weights are polynomials with the coefficients `powers`."""
+    used = [any(power[k] for power in powers) for k in range(4)]
+
+    @intrinsic
+    def columns(typingctx: Any, pixels: Any, index: Any, pitch: Any, t: Any) -> Any:
+        """Interpolates at t (float32) between four rows of four pixels, `pitch` bytes apart, the first at pixels[index].
+
+        Unchecked: the four bytes after the pixels of each row must be readable.
+        """
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            pixels, index, pitch, t = args
+            weights, total = _weights(builder, powers, t), ir.Constant(_FLOATS, [0.0] * LANES)
+            for k in range(4):
+                if used[k]:
+                    row = builder.load(_pointer(context, builder, signature.args[0], pixels, index), align=1)
+                    row = builder.sitofp(builder.zext(row, _INTS), _FLOATS)
+                    total = _fused(builder, row, _shuffle(builder, weights, [k] * LANES), total)
+                index = builder.add(index, pitch)
+            return total
+
+        return _floats(pixels, types.intp, types.intp, types.float32), codegen
+
+    @intrinsic
+    def rows(typingctx: Any, pixels: Any, t: Any, target: Any, to: Any) -> Any:
+        """target[to : to + 3] = interpolation at t (float32) between the four pixels. Overwrites target[to + 3]. Unchecked."""
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            pixels, t, target, to = args
+            weights = _shuffle(builder, _weights(builder, powers, t), [min(i // 3, 3) for i in range(LANES)])
+            total = builder.fmul(pixels, weights)
+            total = builder.fadd(total, _shuffle(builder, total, [(i + 6) % LANES for i in range(LANES)]))
+            total = builder.fadd(
+                _shuffle(builder, total, [0, 1, 2, 3]), _shuffle(builder, total, [3, 4, 5, 6])
+            )
+            data = context.make_array(signature.args[2])(context, builder, target).data
+            pointer = builder.bitcast(builder.gep(data, [to]), _FOUR_FLOATS.as_pointer())
+            builder.store(total, pointer, align=4)
+            return context.get_dummy_value()
+
+        return types.void(_floats, types.float32, target, types.intp), codegen
+
+    return columns, rows
+
+
+columns_cubic, rows_cubic = _interpolators(CUBIC)
+columns_linear, rows_linear = _interpolators(LINEAR)
+
+
+@intrinsic
+def is_flat(typingctx: Any, pixels: Any, index: Any, pitch: Any) -> Any:
+    """Whether 4 x 4 pixels are equal: four rows, `pitch` bytes apart, the first at pixels[index]. Unchecked."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pixels, index, pitch = args
+        first, unequal = None, ir.Constant(_BYTES, [0] * LANES)
+        for _ in range(4):
+            row = builder.load(_pointer(context, builder, signature.args[0], pixels, index), align=1)
+            first = first or _shuffle(builder, row, [i % 3 for i in range(LANES)])
+            unequal = builder.or_(unequal, builder.xor(row, first))
+            index = builder.add(index, pitch)
+        unequal = _shuffle(
+            builder, unequal, [min(i, 11) for i in range(LANES)]
+        )  # four pixels are twelve bytes
+        bits = ir.IntType(8 * LANES)
+        return builder.icmp_unsigned("==", builder.bitcast(unequal, bits), bits(0))
+
+    return types.boolean(pixels, types.intp, types.intp), codegen
 
 
 # -- one pixel as float64: red, green, blue and the byte after them ------------------------------------------
@@ -217,9 +343,15 @@ def store_pixel(typingctx: Any, array: Any, index: Any, pixel: Any) -> Any:
 
 __all__ = [
     "LANES",
+    "columns_cubic",
+    "columns_linear",
+    "copy_bytes",
+    "is_flat",
     "load_bytes",
     "load_pixel",
     "multiply_add",
+    "rows_cubic",
+    "rows_linear",
     "spread",
     "store_clipped",
     "store_pixel",

@@ -1,5 +1,7 @@
 """The `fastft` command: parse the arguments, run the command, turn errors into exit codes.
 
+This module and those of the commands import nothing heavy: `add_arguments` and `run` import what one command needs.
+
 Exit codes: 0 success, 1 the training or a sweep row failed, 2 bad input, 75 stopped by a signal after a checkpoint (run the
 same command again), 128 + n stopped by signal n (130: Ctrl-C).
 """
@@ -75,13 +77,13 @@ COMMANDS: dict[str, Command] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     use_escapes()
-    parser = build_parser()
-    args, rest = parser.parse_known_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args, rest = build_parser(argv).parse_known_args(argv)
     if rest and not args.takes_options:
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.overrides = rest
     try:
-        with raise_on_stop_signals():
+        with raise_on_stop_signals(f"fastft {args.command}"):
             return args.run(args)
     except UserError as error:
         _print_error(args.command, error)
@@ -104,7 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """The parser of `argv`: of the commands that it does not name only the help is known, not the arguments.
+
+    Arguments of some commands need seconds of imports. Without `argv` every command has its arguments.
+    """
+    chosen = None if argv is None else next((word for word in argv if not word.startswith("-")), "")
     parser = argparse.ArgumentParser(
         prog="fastft", description="Fine-tune CLIP vision transformers for the fewest GPU-hours."
     )
@@ -113,13 +120,15 @@ def build_parser() -> argparse.ArgumentParser:
     convert = commands.add_parser("convert", help="write images to .beton files", allow_abbrev=False)
     kinds = convert.add_subparsers(dest="kind", required=True, metavar="KIND")
     for name, kind in CONVERT_KINDS.items():
-        _add_command(kinds, name, kind)
+        _add_command(kinds, name, kind, with_arguments=chosen in (None, "convert"))
     for name, command in COMMANDS.items():
-        _add_command(commands, name, command)
+        _add_command(commands, name, command, with_arguments=chosen in (None, name))
     return parser
 
 
-def _add_command(commands: argparse._SubParsersAction, name: str, command: Command) -> None:
+def _add_command(
+    commands: argparse._SubParsersAction, name: str, command: Command, *, with_arguments: bool
+) -> None:
     parser = commands.add_parser(
         name,
         help=command.HELP,
@@ -129,7 +138,8 @@ def _add_command(commands: argparse._SubParsersAction, name: str, command: Comma
         allow_abbrev=False,
     )
     parser.set_defaults(run=command.run, takes_options=command.TAKES_OPTIONS, parser=parser)
-    command.add_arguments(parser)
+    if with_arguments:
+        command.add_arguments(parser)
 
 
 def _print_error(command: str, error: object) -> None:

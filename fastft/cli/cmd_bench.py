@@ -5,8 +5,6 @@ import json
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from beton_tools.errors import UserError
 from fastft.bench import BENCHES
 from fastft.cli.arguments import positive
@@ -56,6 +54,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
     if args.name == TRAFFIC:
         return _run_traffic(args)
     if args.counted or args.json:
@@ -67,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_traffic(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
     if args.counted is None:
         raise UserError(f"no recipe to count; use fastft bench {TRAFFIC} RECIPE")
     from fastft.bench.traffic import measure_traffic, print_traffic

@@ -3,15 +3,14 @@
 import argparse
 from pathlib import Path
 
-from beton_tools import console
-from fastft.cli.conversion import add_options, hint_when_interrupted, options_of, summary
-
 HELP = "write one labelled set, a folder per class, to one .beton file"
 EXAMPLE = "fastft convert folder --data photos/train --out photos.beton --max-resolution 500"
 TAKES_OPTIONS = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from fastft.cli.conversion import add_options
+
     kinds = "one folder per class; or a .tar, a .parquet, a quoted pattern of shards"
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help=kinds)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.beton", help="the file to write")
@@ -22,10 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from beton_tools.convert import convert_folder
+    from beton_tools.progress import progress
+    from fastft.cli.conversion import hint_when_interrupted, options_of, summary
 
-    with console.progress(args.out.name) as progress, hint_when_interrupted():
+    with progress(args.out.name) as show, hint_when_interrupted():
         manifest = convert_folder(
-            args.data, args.out, options_of(args), progress, args.overwrite, args.classes_of
+            args.data, args.out, options_of(args), show, args.overwrite, args.classes_of
         )
     print(summary(args.out, manifest))
     return 0

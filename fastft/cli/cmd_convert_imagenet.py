@@ -3,9 +3,6 @@
 import argparse
 from pathlib import Path
 
-from beton_tools import console
-from fastft.cli.conversion import add_options, hint_when_interrupted, options_of, summary
-
 HELP = "write ImageNet, in any of its common layouts, to train.beton and val.beton"
 EXAMPLE = "fastft convert imagenet --data /data/ILSVRC2012 --out in1k"
 TAKES_OPTIONS = False
@@ -20,6 +17,8 @@ parquet of the Hugging Face hub: train-*.parquet, validation-*.parquet, also ins
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from fastft.cli.conversion import add_options
+
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with the data set")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for train.beton and val.beton"
@@ -30,9 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from beton_tools.convert import convert_imagenet
+    from beton_tools.progress import progress
+    from fastft.cli.conversion import hint_when_interrupted, options_of, summary
 
     with hint_when_interrupted():
-        manifests = convert_imagenet(args.data, args.out, options_of(args), console.progress, args.overwrite)
+        manifests = convert_imagenet(args.data, args.out, options_of(args), progress, args.overwrite)
     for split, manifest in manifests.items():
         print(summary(args.out / f"{split}.beton", manifest))
     return 0

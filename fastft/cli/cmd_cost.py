@@ -4,8 +4,6 @@ import argparse
 import json
 from pathlib import Path
 
-from rich.console import Console
-
 from fastft.cli.arguments import RECIPE, add_json, add_price, positive, share
 
 HELP = "GPU-hours and money of recipes or of whole sweeps, modelled from FLOPs and a GPU's MFU"
@@ -43,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
     from fastft.cost.recipes import load_priceable
     from fastft.cost.table import CostQuery, price_recipes, print_prices
     from fastft.files.recipe_file import is_table

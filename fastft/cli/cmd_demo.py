@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
 from fastft.cli.arguments import RECIPE
 
 HELP = "from real photographs to a fine-tuned model and its picture, in minutes on a CPU"
@@ -21,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
     from fastft.demo.trainings import run_demo
 
     run_demo(args.recipe, args.cache, args.out, Console())

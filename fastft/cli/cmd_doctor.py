@@ -4,8 +4,6 @@ import argparse
 import json
 from pathlib import Path
 
-from rich.console import Console
-
 from fastft.cli.arguments import add_json
 
 HELP = "is this machine ready: libraries, GPU, memory, disk; exit code 1 if something must be fixed"
@@ -21,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
     from fastft.machine.doctor import as_json, examine, print_checks
     from fastft.machine.facts import gather
 

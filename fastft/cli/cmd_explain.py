@@ -3,8 +3,6 @@
 import argparse
 import json
 
-from rich.console import Console
-
 from beton_tools.errors import UserError
 from fastft.cli.arguments import RECIPE, add_json, whole_number
 
@@ -31,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _explain(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
     from fastft.config import load_recipe
     from fastft.explain.explanation import explain, print_explanation
 
@@ -43,6 +43,8 @@ def _explain(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
     from fastft.config import load_recipe
     from fastft.explain.difference import compare, print_comparison
 

@@ -4,8 +4,6 @@ import argparse
 import json
 from dataclasses import asdict
 
-from rich.console import Console
-
 from fastft.cli.arguments import add_json
 
 HELP = "list every recipe option: meaning, default, limits, and the value in the paper's runs"
@@ -24,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
     from fastft.explain.option_list import list_options, print_options
 
     options = list_options(args.selection)

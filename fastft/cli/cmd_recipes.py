@@ -3,8 +3,6 @@
 import argparse
 import json
 
-from rich.console import Console
-
 from fastft.cli.arguments import add_json
 
 HELP = "list the recipes and tables that come with fastft, with expected accuracy and predicted cost"
@@ -17,6 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
     from fastft.explain.recipe_list import list_recipes, print_recipes
 
     values = list_recipes()

@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
 HELP = "train or resume the rows of a paper table, and print the paper's figures beside ours"
 EXAMPLE = (
     "fastft sweep rcp/tables/05_llrd.yaml --data.train=in1k/train.beton --data.val=in1k/val.beton\n"
@@ -27,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
     from fastft import sweep
 
     sweeps = [sweep.open_sweep(name) for name in args.sweeps]

@@ -46,6 +46,4 @@ def evaluated_models(recipe: Recipe) -> int:
 
 def count_parameters(arch: Arch, num_classes: int) -> int:
     """Parameters of tower and head: matrices and positions, without biases and norms (0.1 %)."""
-    block = arch.width * (4 * arch.width + 2 * arch.mlp_width)
-    embed = arch.width * (3 * arch.patch_size**2 + arch.tokens)
-    return embed + arch.layers * block + arch.width * num_classes
+    return arch.parameters + arch.width * num_classes

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from beton_tools.errors import UserError
+from beton_tools.format import MAX_CLASSES
+from beton_tools.names import escape_undecodable
 
 if TYPE_CHECKING:
     from beton_tools.format import Beton
     from beton_tools.manifest import Manifest
-
-MAX_CLASSES = 1 << 20  # a larger label is not a class number (but a bounding box, an id, damage)
 
 
 def read_class_names(beton: Beton, manifest: Manifest | None) -> list[str]:
@@ -52,7 +52,8 @@ def refuse_other_classes(found: Sequence[str], expected: Sequence[str], path: st
         return
     for label, want in enumerate(expected):
         have = found[label] if label < len(found) else "missing"
-        if have != want and not _is_placeholder(want, label):
+        # checkpoints of earlier versions contain names as folders have them
+        if have not in (want, escape_undecodable(want)) and not _is_placeholder(want, label):
             raise UserError(
                 f"{path}: class {label} is {have}, the model's is {want}; give a file with the model's classes in its order"
             )

@@ -72,7 +72,8 @@ def export_checkpoint(checkpoint: Path, format: str, out: Path) -> Exported:
                 "nothing was written, please report this"
             )
         card = partial / "README.md" if kind.folder else out.with_name(out.name + ".md")
-        card.write_text(model_card(trained, format, kind.usage(trained, out), difference), encoding="utf-8")
+        text = model_card(trained, format, kind.usage(trained, out), difference)
+        card.write_text(text, encoding="utf-8", errors="backslashreplace")  # paths need not be UTF-8
         partial.rename(out)
     finally:
         _remove(partial)

@@ -1,13 +1,13 @@
 """Predictions of image files on the console and as a CSV file."""
 
 import csv
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
 
+from beton_tools.console import printable
 from beton_tools.errors import UserError
 from fastft.files.atomic import atomic_path
 from fastft.inference.prediction import Prediction
@@ -20,10 +20,8 @@ def print_predictions(predictions: Iterator[Prediction]) -> None:
         classes = ", ".join(
             f"{name} {probability:.1%}" for name, probability in zip(p.classes, p.probabilities, strict=True)
         )
-        path = os.fsencode(p.path).decode(errors="replace")  # file names need not be UTF-8
-        console.print(
-            f"{path}: {classes or 'not read: ' + str(p.error)}", highlight=False, markup=False, soft_wrap=True
-        )
+        line = printable(f"{p.path}: {classes or 'not read: ' + str(p.error)}")
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def write_predictions(predictions: Iterator[Prediction], path: Path) -> None:

@@ -6,22 +6,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from reprlib import repr  # bounded: a wrong value may be a long list
 from typing import Any
 
 from beton_tools.errors import UserError
+from beton_tools.user_files import read_regular
 from fastft.files.rules import FLAG, NUMBER_OR_NULL, OBJECT, POSITIVE, WHOLE, Rule, is_number
 
+MAX_CONFIG_BYTES = 1 << 20  # open_clip's largest configuration has 2 KB
+# limits far above every published tower: a mistake must not fill the memory. The largest plain CLIP ViT in open_clip,
+# ViT-e-14, has 3.8e9 parameters and 56 layers; 128 x 128 patches are an image of 2048 px with patches of 16 px
+MAX_PARAMETERS, MAX_LAYERS, MAX_GRID = 5e9, 512, 128
+
+SIZE: Rule = lambda v: WHOLE[0](v) and v <= 1 << 20, "a whole number >= 1 and <= 1048576"
+RATIO: Rule = lambda v: POSITIVE[0](v) and v <= 64, "a number greater than 0 and at most 64"
 EPS_ONLY: Rule = (
     lambda v: isinstance(v, dict) and not set(v) - {"eps"} and all(map(is_number, v.values())),
     "{'eps': a number} or {}",
 )
-# how open_clip makes one vector of the tokens: the head takes the place of either; "none" and attention are other towers
+# how open_clip pools the tokens; the classifier's head replaces both. "none" and attentional pooling are other towers
 POOLING: Rule = lambda v: v in ("tok", "avg"), "'tok' or 'avg'"
 
-MODEL = {"embed_dim": WHOLE, "quick_gelu": FLAG, "vision_cfg": OBJECT}
+MODEL = {"embed_dim": SIZE, "quick_gelu": FLAG, "vision_cfg": OBJECT}
 # vision_cfg keys that the tower understands; any other key (timm towers, attentional pooling, ...) is refused
 VISION = {
-    "image_size": WHOLE, "layers": WHOLE, "width": WHOLE, "patch_size": WHOLE, "head_width": WHOLE, "mlp_ratio": POSITIVE,
+    "image_size": SIZE, "layers": SIZE, "width": SIZE, "patch_size": SIZE, "head_width": SIZE, "mlp_ratio": RATIO,
     "ls_init_value": NUMBER_OR_NULL, "no_ln_pre": FLAG, "norm_kwargs": EPS_ONLY, "pool_type": POOLING,
     "patch_dropout": NUMBER_OR_NULL, "output_tokens": FLAG, "final_ln_after_pool": FLAG,
 }  # fmt: skip
@@ -29,7 +38,11 @@ VISION = {
 
 @dataclass(frozen=True)
 class Arch:
-    """A plain vision transformer with a class token and learnt absolute positions."""
+    """A plain vision transformer with a class token and learnt absolute positions.
+
+    Raises:
+        UserError: larger than MAX_PARAMETERS, MAX_LAYERS or MAX_GRID.
+    """
 
     image_size: int
     patch_size: int
@@ -43,6 +56,17 @@ class Arch:
     layer_scale: bool  # the pretrained weights hold LayerScale factors
     embed_dim: int  # of the projection that the classifier drops
 
+    def __post_init__(self) -> None:
+        limits = {
+            f"{MAX_GRID} patches along a side; use a smaller image size": self.grid > MAX_GRID,
+            f"{MAX_LAYERS} layers; check the architecture": self.layers > MAX_LAYERS,
+            f"{MAX_PARAMETERS:.0e} parameters; check width, layers and mlp_ratio": self.parameters
+            > MAX_PARAMETERS,
+        }
+        for limit, exceeded in limits.items():
+            if exceeded:
+                raise UserError(f"the architecture has more than {limit}")
+
     @property
     def grid(self) -> int:
         return self.image_size // self.patch_size
@@ -51,7 +75,18 @@ class Arch:
     def tokens(self) -> int:
         return self.grid**2 + 1
 
+    @property
+    def parameters(self) -> int:
+        """Parameters in matrices and positions; biases and norms (0.1 %) are left out."""
+        block = self.width * (4 * self.width + 2 * self.mlp_width)
+        return self.width * (3 * self.patch_size**2 + self.tokens) + self.layers * block
+
     def at(self, image_size: int) -> "Arch":
+        """The same tower for another image size.
+
+        Raises:
+            UserError: not a multiple of the patch size, or too large.
+        """
         if image_size % self.patch_size:
             below = image_size - image_size % self.patch_size
             near = " or ".join(str(size) for size in (below, below + self.patch_size) if size)
@@ -65,8 +100,8 @@ def load_arch(name: str) -> Arch:
     """The architecture of an open_clip model name or of a local .json file of the same form.
 
     Raises:
-        UserError: unknown name (with the nearest one), unreadable file, a key that is missing or holds something else, or
-            a tower that is not a plain CLIP ViT.
+        UserError: unknown name (with the nearest one), unreadable file, a key that is missing or has a wrong value, a tower
+            that is not a plain CLIP ViT, or one that is too large.
     """
     config = load_open_clip_config(name)
     _check(name, config, MODEL, needed=("embed_dim", "vision_cfg"))
@@ -78,19 +113,22 @@ def load_arch(name: str) -> Arch:
         raise UserError(
             f"{name}: head_width {head_width} does not divide width {width}; choose one that does"
         )
-    return Arch(
-        image_size=vision["image_size"],
-        patch_size=vision["patch_size"],
-        width=width,
-        layers=vision["layers"],
-        heads=width // head_width,
-        mlp_width=int(width * vision.get("mlp_ratio", 4.0)),
-        quick_gelu=bool(config.get("quick_gelu", False)),
-        ln_pre=not vision.get("no_ln_pre", False),
-        norm_eps=vision.get("norm_kwargs", {}).get("eps", 1e-5),
-        layer_scale=vision.get("ls_init_value") is not None,
-        embed_dim=config["embed_dim"],
-    )
+    try:
+        return Arch(
+            image_size=vision["image_size"],
+            patch_size=vision["patch_size"],
+            width=width,
+            layers=vision["layers"],
+            heads=width // head_width,
+            mlp_width=int(width * vision.get("mlp_ratio", 4.0)),
+            quick_gelu=bool(config.get("quick_gelu", False)),
+            ln_pre=not vision.get("no_ln_pre", False),
+            norm_eps=vision.get("norm_kwargs", {}).get("eps", 1e-5),
+            layer_scale=vision.get("ls_init_value") is not None,
+            embed_dim=config["embed_dim"],
+        )
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def _refuse_foreign(name: str, vision: Mapping[str, Any]) -> None:
@@ -98,33 +136,37 @@ def _refuse_foreign(name: str, vision: Mapping[str, Any]) -> None:
     if isinstance(vision.get("layers"), list):
         foreign.append("layers of several stages")
     if foreign:
-        raise UserError(f"{name} is not a plain CLIP ViT image tower ({', '.join(foreign)}); use a ViT-*")
+        raise UserError(
+            f"{name} is not a plain CLIP ViT image tower ({', '.join(map(repr, foreign[:5]))}); use a ViT-*"
+        )
 
 
-def _check(name: str, found: Mapping[str, Any], rules: Mapping[str, Rule], needed: tuple[str, ...]) -> None:
+def _check(name: str, values: Mapping[str, Any], rules: Mapping[str, Rule], needed: tuple[str, ...]) -> None:
     for key in needed:
-        if key not in found:
-            raise UserError(f"{name}: {key} is missing")
+        if key not in values:
+            raise UserError(f"{name}: {key} is missing; add it, as open_clip's configurations have it")
     for key, (fits, words) in rules.items():
-        if key in found and not fits(found[key]):
-            raise UserError(f"{name}: {key} is {found[key]!r}; it must be {words}")
+        if key in values and not fits(values[key]):
+            raise UserError(f"{name}: {key} is {repr(values[key])}; it must be {words}")
 
 
 def load_open_clip_config(name: str) -> dict[str, Any]:
-    """open_clip's model configuration; its JSON files are read where they lie, importing open_clip takes seconds."""
-    if name.endswith(".json"):
-        path = Path(name)
-    else:
-        path = _open_clip_configs() / f"{name.replace('/', '-')}.json"
+    """open_clip's model configuration. Its JSON files are read directly, because importing open_clip takes seconds."""
+    path = Path(name) if name.endswith(".json") else _open_clip_configs() / f"{name.replace('/', '-')}.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_regular(path, MAX_CONFIG_BYTES).decode("utf-8"))
     except FileNotFoundError:
         near = get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.json")], n=1)
+        advice = f"did you mean '{near[0]}'?" if near else "use an open_clip model name or a .json file"
+        raise UserError(f"model.arch '{name}' is not known; {advice}") from None
+    except OSError as error:
+        raise UserError(f"model configuration {path} cannot be read ({error.strerror or error})") from None
+    except RecursionError:
         raise UserError(
-            f"model.arch '{name}' is not known" + (f"; did you mean '{near[0]}'?" if near else "")
+            f"model configuration {path} is nested too deeply; use one of open_clip's form"
         ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"model configuration {path} cannot be read: {error}") from None
+    except ValueError as error:
+        raise UserError(f"model configuration {path} is not valid JSON ({error})") from None
     if not isinstance(config, dict):
         raise UserError(f"model configuration {path} must be a JSON object with a vision_cfg")
     return config

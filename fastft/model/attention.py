@@ -46,7 +46,6 @@ def _autocast(x: Tensor) -> bool:
     return torch.is_autocast_enabled(x.device.type)
 
 
-@torch.compiler.assume_constant_result  # the question to the CUDA driver must not be traced
 def default_kernel(device: torch.device, dtype: torch.dtype) -> str:
     """The kernel of 'auto'.
 
@@ -58,6 +57,14 @@ def default_kernel(device: torch.device, dtype: torch.dtype) -> str:
     if device.type == "cuda" and dtype == torch.float16:
         return "sdpa" if torch.cuda.get_device_capability(device) >= BF16_NATIVE else "efficient"
     return "sdpa"
+
+
+def prepare_for_compile() -> None:
+    """Keep torch.compile from tracing `default_kernel`, which asks the CUDA driver; call it before compiling a model.
+
+    As a decorator it would import torch's compiler, which takes a second, in commands that compile nothing.
+    """
+    torch.compiler.assume_constant_result(default_kernel)
 
 
 def attention_candidates(device: torch.device) -> tuple[str, ...]:

@@ -25,6 +25,10 @@ class Classifier(nn.Module):
         self.visual = tower
         self.fc_norm = nn.LayerNorm(width)  # eps 1e-5, as the reference
         self.head = nn.Linear(width, num_classes)
+        if (
+            self.head.weight.is_meta
+        ):  # arithmetic on the meta device imports torch's compiler, which takes a second
+            return
         nn.init.trunc_normal_(self.head.weight, std=HEAD_STD)
         with torch.no_grad():
             self.head.weight.mul_(head_init_scale)

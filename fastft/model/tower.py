@@ -94,10 +94,11 @@ class RelativePositionBias(nn.Module):
 
 
 def relative_position_index(grid: int) -> Tensor:
-    """(N, N) int64 rows of the bias table, N = grid^2 + 1."""
-    coords = torch.stack(torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")).flatten(1)
+    """(N, N) int64 rows of the bias table, N = grid^2 + 1. On the CPU also for a model that is built on the meta device."""
+    axis = torch.arange(grid, device="cpu")
+    coords = torch.stack(torch.meshgrid(axis, axis, indexing="ij")).flatten(1)
     offset = coords[:, :, None] - coords[:, None, :] + grid - 1
-    index = torch.empty(grid**2 + 1, grid**2 + 1, dtype=torch.int64)
+    index = torch.empty(grid**2 + 1, grid**2 + 1, dtype=torch.int64, device="cpu")
     index[1:, 1:] = offset[0] * (2 * grid - 1) + offset[1]
     patches = (2 * grid - 1) ** 2
     index[0, :], index[:, 0], index[0, 0] = patches, patches + 1, patches + 2
@@ -165,6 +166,12 @@ class Transformer(nn.Module):
         self.resblocks = nn.ModuleList(blocks)
 
 
+def _normal(scale: float, *shape: int) -> Tensor:
+    """Random numbers of this standard deviation; on the meta device none, as arithmetic there imports torch's compiler."""
+    values = torch.empty(shape)
+    return values if values.is_meta else scale * values.normal_()
+
+
 class Tower(nn.Module):
     """Images (B, 3, S, S) to tokens (B, N, D) after the last block, class token first.
 
@@ -190,8 +197,8 @@ class Tower(nn.Module):
         self.grad_checkpointing = False
         self.conv1 = PatchEmbedding(arch.width, arch.patch_size)
         scale = arch.width**-0.5
-        self.class_embedding = nn.Parameter(scale * torch.randn(arch.width))
-        self.positional_embedding = nn.Parameter(scale * torch.randn(arch.tokens, arch.width))
+        self.class_embedding = nn.Parameter(_normal(scale, arch.width))
+        self.positional_embedding = nn.Parameter(_normal(scale, arch.tokens, arch.width))
         self.stochastic = drop_path > 0 or patch_dropout > 0
         self.patch_dropout = PatchDropout(patch_dropout)
         self.ln_pre = nn.LayerNorm(arch.width, arch.norm_eps) if arch.ln_pre else nn.Identity()

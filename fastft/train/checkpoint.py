@@ -179,15 +179,14 @@ def _read_json(path: Path) -> Any:
 
 
 def _check_files(path: Path, files: Iterable[Path]) -> None:
-    """Compare regular files with checksums.json; the first checkpoints of version 0.1.0 have none."""
-    found = {file.name: _checksum(file) for file in files}
-    if not (path / CHECKSUMS).exists():
-        return
-    stored = _read_json(path / CHECKSUMS)
-    check_keys(CHECKSUMS, stored, dict.fromkeys(found, TEXT))
-    for name, checksum in found.items():
-        if stored[name] != checksum:
-            raise ValueError(f"{name} does not match its checksum")
+    """Check that files are regular, and compare them with checksums.json, if there is one: older versions wrote none."""
+    stored = _read_json(path / CHECKSUMS) if (path / CHECKSUMS).exists() else None
+    for file in files:
+        open_regular(file).close()
+        if stored is not None:
+            check_keys(CHECKSUMS, stored, {file.name: TEXT})
+            if stored[file.name] != _checksum(file):
+                raise ValueError(f"{file.name} does not match its checksum")
 
 
 def _check_state(state: dict[str, Any], resumable: bool) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from beton_tools.errors import UserError
 from fastft.build import build_model
 from fastft.config import Recipe, recipe_from_dict
 from fastft.model import Arch, Classifier
@@ -19,17 +20,20 @@ def read_model(path: Path) -> tuple[Classifier, Recipe, Checkpoint]:
     """
     stem = "ema" if (path / "ema.safetensors").exists() else "model"
     checkpoint = read_checkpoint(path, (stem,))
-    recipe = recipe_from_dict(checkpoint.state["name"], checkpoint.state["recipe"])
+    try:
+        recipe = recipe_from_dict(checkpoint.state["name"], checkpoint.state["recipe"])
+    except UserError as error:
+        raise UserError(f"checkpoint {path}: {error}; was it written by a newer fastft?") from None
     arch = Arch(**checkpoint.state["arch"])  # not the recipe's, which may name a file that is gone
     tensors = checkpoint.tensors[stem]
-    _check_fits(recipe, arch, checkpoint, stem)
-    model = build_model(recipe, pretrained=False, arch=arch)
-    model.load_state_dict(tensors)
+    model = _build_without_weights(recipe, arch, checkpoint, stem)
+    # copies, because these tensors are maps of a file that may be replaced or deleted while the model is in use
+    model.load_state_dict({k: v.to(torch.float32, copy=True) for k, v in tensors.items()}, assign=True)
     return model, recipe, checkpoint
 
 
-def _check_fits(recipe: Recipe, arch: Arch, checkpoint: Checkpoint, stem: str) -> None:
-    """Compare the state with the tensors before a model of the state's size is allocated.
+def _build_without_weights(recipe: Recipe, arch: Arch, checkpoint: Checkpoint, stem: str) -> Classifier:
+    """The model on the meta device, after the state and the tensors have been compared: nothing is allocated.
 
     Raises:
         Damaged: they contradict each other.
@@ -43,7 +47,8 @@ def _check_fits(recipe: Recipe, arch: Arch, checkpoint: Checkpoint, stem: str) -
         raise Damaged(path, f"{stem}.safetensors has too few tensors for {arch.layers} layers")
     try:
         with torch.device("meta"):
-            expected = forms(build_model(recipe, pretrained=False, arch=arch).state_dict())
+            model = build_model(recipe, pretrained=False, arch=arch)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise Damaged(path, f"arch is not an architecture: {' '.join(str(error).split())}") from None
-    check_tensors(tensors, expected, path, f"{stem}.safetensors")
+    check_tensors(tensors, forms(model.state_dict()), path, f"{stem}.safetensors")
+    return model

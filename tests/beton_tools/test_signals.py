@@ -20,10 +20,10 @@ PAGE = 1 << 16
 # `fastft convert folder`, with small pages, that prints "ready" after 21 images and then waits
 CONVERT = f"""
 import contextlib, dataclasses, sys, time
-from beton_tools import console
-from fastft.cli import cmd_convert_folder, main
-options_of = cmd_convert_folder.options_of
-cmd_convert_folder.options_of = lambda args: dataclasses.replace(options_of(args), page_size={PAGE})
+import beton_tools.progress
+from fastft.cli import conversion, main
+options_of = conversion.options_of
+conversion.options_of = lambda args: dataclasses.replace(options_of(args), page_size={PAGE})
 def show(done, total, skipped):
     if done == 21:
         print("ready", flush=True)
@@ -31,7 +31,7 @@ def show(done, total, skipped):
 @contextlib.contextmanager
 def progress(title):
     yield show
-console.progress = progress
+beton_tools.progress.progress = progress
 wait = float(sys.argv[1])
 sys.exit(main(["convert", "folder", "--data", sys.argv[2], "--out", sys.argv[3], "--workers", "2"]))
 """
@@ -121,22 +121,23 @@ SLOW_MODULE = "import time\nprint('ready', flush=True)\ntime.sleep(600)\n"
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=str)
-@pytest.mark.parametrize("program", ["beton", "fastft", "-m fastft.cli"])
+@pytest.mark.parametrize("program", ["beton --help", "fastft options", "-m fastft.cli options"])
 def test_a_signal_during_the_imports_is_one_line(
     tmp_path: Path, program: str, number: signal.Signals
 ) -> None:
-    (tmp_path / "cv2.py").write_text(SLOW_MODULE)
-    command = program.split()
-    if program in ("beton", "fastft"):  # as pip's console scripts
-        package = {"beton": "beton_tools", "fastft": "fastft"}[program]
-        command = [str(tmp_path / program)]
-        (tmp_path / program).write_text(f"import sys\nfrom {package}.cli import main\nsys.exit(main())\n")
+    (tmp_path / "yaml.py").write_text(SLOW_MODULE)
+    *command, argument = program.split()
+    shown = "beton" if command == ["beton"] else "fastft options"
+    if command in (["beton"], ["fastft"]):  # as pip's console scripts
+        package = {"beton": "beton_tools", "fastft": "fastft"}[command[0]]
+        (tmp_path / command[0]).write_text(f"import sys\nfrom {package}.cli import main\nsys.exit(main())\n")
+        command = [str(tmp_path / command[0])]
     root = Path(__file__).parents[2]
-    child = start(*command, "--help", PYTHONPATH=f"{tmp_path}:{root}")
+    child = start(*command, argument, PYTHONPATH=f"{tmp_path}:{root}")
     os.kill(child.pid, number)
     _, errors = child.communicate(timeout=60)
     what = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
-    assert errors == f"{program.split('.')[0].split()[-1]}: {what}\n"
+    assert errors == f"{shown}: {what}\n"
     assert child.returncode == 128 + number
 
 

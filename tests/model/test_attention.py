@@ -13,6 +13,7 @@ from fastft.model.attention import (
     _EfficientAttention,
     attention_candidates,
     default_kernel,
+    prepare_for_compile,
     self_attention,
 )
 from tests.model.test_tower import small_arch
@@ -187,6 +188,7 @@ def test_the_tower_compiles_without_graph_breaks(kernel: str, autocast: bool) ->
 
     tolerance = {"atol": 0.05, "rtol": 0.05} if autocast else {"atol": 1e-4, "rtol": 1e-4}
     torch.compiler.reset()
+    prepare_for_compile()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     for got, want in zip(run(compiled), run(model), strict=True):
         torch.testing.assert_close(got, want, **tolerance)

@@ -1,8 +1,7 @@
-"""Weights come in every format that people have, and nothing else gets in."""
+"""Weights load from every published format, and anything else is refused."""
 
 import copy
 import json
-import pickle
 
 import open_clip
 import pytest
@@ -25,20 +24,31 @@ def write(clip: torch.nn.Module, form: str, folder) -> str:
     """The same CLIP as a file of the given form."""
     path = folder / {
         "openai": "ViT-B-32.pt",
+        "openai traced": "ViT-B-32.pt",
         "bin": "open_clip_pytorch_model.bin",
+        "legacy": "before_zip.pt",
         "training": "epoch_32.pt",
     }.get(form, "open_clip_model.safetensors")
     state = clip.state_dict()
-    if form == "openai":  # a TorchScript archive with half-precision weights, as OpenAI publishes them
+    if form.startswith(
+        "openai"
+    ):  # a TorchScript archive with half-precision weights, as OpenAI publishes them
         visual = torch.nn.Module()
         visual.visual = copy.deepcopy(clip.visual).half()
-        torch.jit.save(torch.jit.script(Shell(visual)), str(path))
+        shell = Shell(visual)
+        traced = form == "openai traced"
+        torch.jit.save(
+            torch.jit.trace(shell, torch.ones(1)) if traced else torch.jit.script(shell), str(path)
+        )
     elif form == "bin":
         torch.save(state, path)
+    elif form == "legacy":
+        torch.save(state, path, _use_new_zipfile_serialization=False)
     elif form == "training":
         torch.save({"epoch": 32, "state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
     else:
-        save_file({k: v.contiguous() for k, v in state.items()}, str(path))
+        half = form == "safetensors fp16"
+        save_file({k: v.half() if half else v.contiguous() for k, v in state.items()}, str(path))
     return str(path)
 
 
@@ -60,30 +70,24 @@ class Shell(torch.nn.Module):
         return x
 
 
-@pytest.mark.parametrize("form", ["openai", "bin", "training", "safetensors"])
+@pytest.mark.parametrize(
+    "form",
+    ["openai", "openai traced", "bin", "legacy", "training", "safetensors", "safetensors fp16"],
+)
 def test_every_published_format_loads(clip, form: str, tmp_path) -> None:
     tower = Tower(load_arch(NAME))
     load_tower_weights(tower, write(clip, form, tmp_path), NAME)
-    tolerance = 2e-3 if form == "openai" else 0.0
+    half = form.startswith("openai") or form.endswith("fp16")
     for name, value in tower.state_dict().items():
-        torch.testing.assert_close(value, clip.visual.state_dict()[name], atol=tolerance, rtol=tolerance)
-
-
-def test_code_in_a_pickle_is_not_run(tmp_path) -> None:
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "was-run"), "w"))
-
-    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"state_dict": Evil()}))
-    with pytest.raises(UserError, match="cannot be read"):
-        load_tower_weights(Tower(load_arch(NAME)), str(tmp_path / "evil.pt"), NAME)
-    assert not (tmp_path / "was-run").exists()
+        want = clip.visual.state_dict()[name]
+        assert torch.equal(value, want.half().float() if half else want), name
 
 
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ("missing.pt", "does not exist"),
+        ("missing.pt", r"missing\.pt: cannot be read \(No such file or directory\)"),
+        ("~nobody-here/w.pt", "cannot be read"),
         ("laion999", "neither a file nor a pretrained tag"),
     ],
 )
@@ -124,7 +128,7 @@ def test_another_mlp_width_is_one_line(clip, tmp_path) -> None:
         "vision_cfg": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32, "mlp_ratio": 2.0},
     }))  # fmt: skip
     arch = str(tmp_path / "arch.json")
-    with pytest.raises(UserError, match=r"mlp\.c_fc\.bias is \(3072,\) there, \(1536,\) here"):
+    with pytest.raises(UserError, match=r"mlp\.c_fc\.bias is \(3072,\) in the file, \(1536,\) in the model"):
         load_tower_weights(Tower(load_arch(arch)), write(clip, "safetensors", tmp_path), arch)
 
 

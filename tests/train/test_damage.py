@@ -258,8 +258,12 @@ HOSTILE: dict[str, tuple[Damage, str]] = {
     "absurd depth": (put("arch", "layers", 1 << 40), "too few tensors"),
     "absurd image": (
         edited(lambda s: s["arch"].update(image_size=1 << 40) or s["recipe"]["model"].update(image_size=1 << 40)),
-        "arch"),
-    "absurd outputs": (put("recipe", "data", "num_classes", 1 << 40), "head|arch"),
+        "image_size"),
+    "absurd outputs": (put("recipe", "data", "num_classes", 1 << 40), "num_classes"),
+    "large outputs": (put("recipe", "data", "num_classes", 1_000_000), "head"),
+    "large image": (
+        edited(lambda s: s["arch"].update(image_size=8192) or s["recipe"]["model"].update(image_size=8192)),
+        "positional_embedding"),
     "other image sizes": (put("arch", "image_size", 64), "different image sizes"),
     "more classes than outputs": (put("classes", list("abc")), "more classes"),
     "unknown option": (put("recipe", "optim", "speed", 3), "unknown option"),

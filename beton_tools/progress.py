@@ -1,0 +1,72 @@
+"""Progress on stderr: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from beton_tools.console import ProgressCallback, duration
+
+PLAIN_INTERVAL = 10.0  # seconds between lines if stderr is not a terminal
+
+
+@contextmanager
+def progress(title: str) -> Iterator[ProgressCallback]:
+    """A callback that shows images done, images per second and time left, on stderr."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _PlainProgress(title)
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(),
+    )
+    with Progress(*columns, console=console) as bars:
+        bar = bars.add_task(title, total=None)
+        meter = _Meter()
+
+        def show(done: int, total: int, skipped: int) -> None:
+            bars.update(bar, completed=done, total=total, rate=meter.text(done, total, skipped))
+
+        yield show
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(task.fields.get("rate", ""), style="cyan")
+
+
+class _Meter:
+    """Rate since the first call, so that images of an earlier, resumed run are not counted."""
+
+    def __init__(self) -> None:
+        self._start: tuple[float, int] | None = None
+
+    def text(self, done: int, total: int, skipped: int) -> str:
+        if self._start is None:
+            self._start = (time.monotonic(), done)
+        seconds, images = time.monotonic() - self._start[0], done - self._start[1]
+        if seconds <= 0 or images == 0:
+            return ""
+        rate = images / seconds
+        text = f"{rate:,.0f} img/s, {duration((total - done) / rate)} left"
+        return text + (f", {skipped:,} bad" if skipped else "")
+
+
+class _PlainProgress:
+    def __init__(self, title: str) -> None:
+        self._title, self._meter, self._next = title, _Meter(), time.monotonic() + PLAIN_INTERVAL
+
+    def __call__(self, done: int, total: int, skipped: int) -> None:
+        text = self._meter.text(done, total, skipped)
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + PLAIN_INTERVAL
+            print(f"{self._title}: {done:,} of {total:,} images, {text}", file=sys.stderr, flush=True)

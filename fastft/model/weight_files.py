@@ -1,0 +1,77 @@
+"""State dicts from files: OpenAI's TorchScript .pt, open_clip's .bin and .pt, safetensors. Nothing in a file is executed."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from reprlib import repr
+from typing import Any, BinaryIO
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from beton_tools.errors import UserError
+from beton_tools.user_files import check_user_file, open_user_file
+from fastft.model.torchscript import check_records, is_torchscript, read_torchscript
+
+EXPECTED = "OpenAI or open_clip weights (.pt, .bin or .safetensors)"
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """All tensors of a weights file by name, on the CPU.
+
+    Raises:
+        UserError: not a regular file, not readable, damaged, or not a state dict.
+    """
+    if path.suffix == ".safetensors":
+        check_user_file(path, EXPECTED)
+    try:
+        if path.suffix == ".safetensors":
+            loaded: Any = load_file(path)
+        else:
+            with open_user_file(path, EXPECTED) as file:
+                loaded = read_torchscript(file) if is_torchscript(file) else _read_pickle(file)
+    except UserError:
+        raise
+    except pickle.UnpicklingError:  # its message advises to run the code in the file
+        raise UserError(
+            f"weights file {path} cannot be read (damaged, or it holds more than tensors); give {EXPECTED}"
+        ) from None
+    except Exception as error:  # each library has its own; all mean: not a readable weights file
+        raise UserError(
+            f"weights file {path} cannot be read ({first_sentence(error)}); give {EXPECTED}"
+        ) from None
+    loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(loaded, dict) or not loaded:
+        raise UserError(f"weights file {path} does not hold a state dict; give {EXPECTED}")
+    odd = [
+        name for name, value in loaded.items() if not isinstance(name, str) or not isinstance(value, Tensor)
+    ]
+    if odd:
+        raise UserError(
+            f"weights file {path} does not hold a state dict ({repr(odd[0])} is not the name of a tensor); give {EXPECTED}"
+        )
+    return loaded
+
+
+def _read_pickle(file: BinaryIO) -> Any:
+    """A file of `torch.save`, tensors and plain containers only."""
+    if zipfile.is_zipfile(file):
+        size = file.seek(0, 2)
+        with zipfile.ZipFile(file) as archive:
+            check_records(archive.infolist(), size)
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def is_torchscript_file(path: Path) -> bool:
+    if path.suffix == ".safetensors" or not path.is_file():
+        return False
+    with open_user_file(path, EXPECTED) as file:
+        return is_torchscript(file)
+
+
+def first_sentence(error: BaseException) -> str:
+    """The first sentence of an error's message, or its type where it has none."""
+    line = (str(error).splitlines() or [""])[0]
+    return line.partition(". ")[0].rstrip(".") or type(error).__name__

@@ -1,0 +1,46 @@
+"""The kernels also compile with CUDA 12.6, which pip installs beside torch's cu126 wheels (V100)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numba.cuda.cudadrv.nvvm")
+
+ROOT = Path(__file__).parents[2]
+WHEEL = "nvidia-cuda-nvcc-cu12==12.6.*"
+
+
+@pytest.fixture
+def toolkit(tmp_path: Path) -> Path:
+    """A folder with the wheel's compiler and assembler. Skips where pip cannot download it."""
+    folder = tmp_path / "cuda_12_6"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), WHEEL]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"{WHEEL} cannot be installed: {done.stderr.strip().splitlines()[-1]}")
+    return folder
+
+
+@pytest.mark.slow
+def test_the_kernels_compile_with_cuda_12_6_without_spills(toolkit: Path, tmp_path: Path) -> None:
+    """The assembler of 12.6 refuses PTX of a newer compiler, so this also proves which one ran.
+
+    numba-cuda finds ptxas and libdevice by the Python path, but libnvvm only in the installed packages, unless one is
+    already loaded.
+    """
+    libnvvm = toolkit / "nvidia" / "cuda_nvcc" / "nvvm" / "lib64" / "libnvvm.so"
+    environment = os.environ | {
+        "LD_PRELOAD": str(libnvvm),
+        "PYTHONPATH": os.pathsep.join([str(toolkit), str(ROOT)]),
+    }
+    report = tmp_path / "ptxas.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "ptxas.py"), "--json", str(report)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads(report.read_text())
+    assert {row["gpu"] for row in rows} == {"V100", "A100", "H100"}
+    assert all(row["spill_store_bytes"] == row["spill_load_bytes"] == 0 for row in rows)

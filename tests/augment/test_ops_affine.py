@@ -1,0 +1,200 @@
+"""Geometric ops equal Pillow's at any argument, although the CPU back end computes many pixels at a time."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numba import njit
+from PIL import Image
+
+from fastft.augment import ops_image_affine
+from fastft.augment.ops_affine import (
+    CUBIC,
+    LINEAR,
+    affine_matrix,
+    affine_source,
+    cubic,
+    inside,
+    linear,
+    read_byte,
+    sample_bicubic,
+    sample_bilinear,
+    truncate,
+)
+from fastft.augment.ops_image import apply_argument
+from fastft.augment.ops_image_affine import UNSURE, inside_span
+from fastft.augment.plan import OP_ID
+from fastft.augment.simd import columns_cubic, columns_linear, rows_cubic, rows_linear
+from tests.augment.pillow_oracle import FILL, RESAMPLE
+
+OPS = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
+SHAPES = ((1, 1), (1, 30), (30, 1), (2, 3), (5, 4), (17, 6), (24, 40), (41, 33))
+
+
+def pillow(op: str, image_HWC: np.ndarray, argument: float, bicubic: bool) -> np.ndarray:
+    """The op as timm calls Pillow for it."""
+    image, resample = Image.fromarray(image_HWC), RESAMPLE[bicubic]
+    if op == "Rotate":
+        return np.asarray(image.rotate(argument, resample, fillcolor=FILL))
+    matrix = {
+        "ShearX": (1, argument, 0, 0, 1, 0),
+        "ShearY": (1, 0, 0, argument, 1, 0),
+        "TranslateX": (1, 0, argument, 0, 1, 0),
+        "TranslateY": (1, 0, 0, 0, 1, argument),
+    }[op]
+    moved = image.transform(image.size, Image.Transform.AFFINE, matrix, resample, fillcolor=FILL)
+    return np.asarray(moved)
+
+
+def random_image(random: np.random.Generator) -> np.ndarray:
+    """Noise of all or of few values, flat in one part."""
+    height, width = SHAPES[random.integers(len(SHAPES))]
+    low, high = ((0, 256), (0, 2), (254, 256), (100, 103))[random.integers(4)]
+    image = random.integers(low, high, (height, width, 3)).astype(np.uint8)
+    image[random.integers(height) :, random.integers(width) :] = random.integers(0, 256, 3)
+    return image
+
+
+def random_argument(op: str, random: np.random.Generator) -> float:
+    """Any argument, or one that puts places on whole pixels, where the last digit decides."""
+    kind = random.integers(5)
+    if op == "Rotate":
+        special = (90.0 * random.integers(-4, 5), 1e-9, 1e-13, 45.0)[random.integers(4)]
+        return float(special if kind == 0 else random.uniform(-400, 400))
+    if op.startswith("Translate"):
+        whole = float(random.integers(-40, 41))
+        near = np.nextafter(whole, random.choice([-99.0, 99.0]))
+        return float((whole, near, whole + 0.5)[kind] if kind < 3 else random.uniform(-50, 50))
+    whole = random.integers(-9, 10) / (random.integers(40) + 0.5)  # a whole number of pixels in some row
+    return float((whole, 0.1 * whole, 0.0)[kind] if kind < 3 else random.uniform(-2, 2))
+
+
+@njit
+def pixel_by_pixel(source, height, width, matrix, fill, bicubic, target):
+    """The definition: one channel of one pixel at a time."""
+    for i in range(height):
+        for j in range(width):
+            x, y = affine_source(matrix, i, j)
+            for c in range(3):
+                to = 3 * (i * width + j) + c
+                if not inside(x, y, height, width):
+                    target[to] = fill[c]
+                elif bicubic:
+                    target[to] = truncate(sample_bicubic(read_byte, source, height, width, x, y, c))
+                else:
+                    target[to] = truncate(sample_bilinear(read_byte, source, height, width, x, y, c))
+
+
+@pytest.mark.parametrize("bicubic", [True, False])
+@pytest.mark.parametrize("op", OPS)
+def test_many_pixels_at_a_time_are_the_bytes_of_one_at_a_time(op: str, bicubic: bool) -> None:
+    random = np.random.default_rng(7)
+    for _ in range(600):
+        image, argument = random_image(random), random_argument(op, random)
+        height, width = image.shape[:2]
+        expected = np.empty_like(image).reshape(-1)
+        matrix = affine_matrix(OP_ID[op], argument, height, width)
+        pixel_by_pixel(image.reshape(-1), height, width, matrix, np.array(FILL, np.uint8), bicubic, expected)
+        ours = apply_argument(op, image, argument, bicubic=bicubic).reshape(-1)
+        np.testing.assert_array_equal(ours, expected, f"{op} by {argument!r} of {image.shape}")
+
+
+@pytest.mark.parametrize("bicubic", [True, False])
+@pytest.mark.parametrize("op", OPS)
+def test_a_geometric_op_equals_pillows_on_noise(op: str, bicubic: bool) -> None:
+    random = np.random.default_rng(8)
+    reach = {"Rotate": 400.0, "ShearX": 2.0, "ShearY": 2.0}.get(op, 50.0)
+    for _ in range(200):
+        image = random.integers(0, 256, (*SHAPES[random.integers(len(SHAPES))], 3), np.uint8)
+        argument = random.uniform(-reach, reach)
+        ours, theirs = (
+            apply_argument(op, image, argument, bicubic=bicubic),
+            pillow(op, image, argument, bicubic),
+        )
+        np.testing.assert_array_equal(ours, theirs, f"{op} by {argument!r} of {image.shape}")
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("argument", [1e300, -1e300, float("inf"), float("nan")])
+def test_an_argument_beyond_all_bounds_shows_the_fill_colour_or_nothing_odd(op: str, argument: float) -> None:
+    image = np.full((9, 8, 3), 200, np.uint8)
+    values = {tuple(pixel) for pixel in apply_argument(op, image, argument).reshape(-1, 3).tolist()}
+    assert values <= {FILL, (200, 200, 200)}
+
+
+def test_the_columns_inside_are_those_of_the_test_pixel_by_pixel() -> None:
+    random = np.random.default_rng(3)
+    for _ in range(300):
+        op = OPS[random.integers(len(OPS))]
+        height, width = (int(n) for n in random.integers(1, 40, 2))
+        matrix = affine_matrix(OP_ID[op], random_argument(op, random), height, width)
+        for i in range(height):
+            columns = [j for j in range(width) if inside(*affine_source(matrix, i, j), height, width)]
+            begin, end = inside_span(matrix, i, height, width)
+            assert columns == list(range(begin, end))
+
+
+def test_weights_of_neighbours_are_the_interpolation() -> None:
+    random = np.random.default_rng(0)
+    for t in [0.0, 0.5, *random.random(50)]:
+        a, b, c, d = random.integers(0, 256, 4)
+        powers = np.array([1.0, t, t * t, t**3])
+        assert powers @ np.array(CUBIC) @ (a, b, c, d) == pytest.approx(cubic(a, b, c, d, t))
+        assert powers[:2] @ np.array(LINEAR) @ (a, b, c, d) == pytest.approx(linear(b, c, t))
+
+
+def test_a_place_of_another_pixel_is_noticed() -> None:
+    width = 8
+    source, fill = np.arange(3 * width, dtype=np.uint8), np.zeros(3 * width, np.uint8)
+    image = ops_image_affine.Image(
+        source, source.copy(), 1, width, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), fill, True
+    )
+    pixel = np.repeat(np.arange(float(width)), 3)
+    for nudge, common in ((0.25, True), (-1e-15, False), (1.0, False)):
+        place = pixel.copy()
+        place[7] += nudge
+        taps = (source,) * 4
+        assert ops_image_affine._interpolate(image, 0, 0, 3 * width, taps, place, pixel, 0.0) == common
+
+
+def test_no_op_reads_or_writes_beyond_its_memory() -> None:
+    command = [sys.executable, "-m", "tests.augment.run_ops_guarded"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.returncode} {done.stderr[-2000:]}"
+
+
+@njit
+def errors(pixels, places, bicubic, out):
+    """out = |float32 - float64| of the pixels at places between the inner four of 4 x 4."""
+    value = np.zeros(4, np.float32)
+    for k in range(len(places)):
+        tx, ty = places[k]
+        at = 48 * k
+        window = pixels[at : at + 48]
+        if bicubic:
+            rows_cubic(columns_cubic(pixels, at, 12, np.float32(ty)), np.float32(tx), value, 0)
+        else:
+            rows_linear(columns_linear(pixels, at, 12, np.float32(ty)), np.float32(tx), value, 0)
+        for c in range(3):
+            x, y = 1.5 + tx, 1.5 + ty
+            if bicubic:
+                exact = sample_bicubic(read_byte, window, 4, 4, x, y, c)
+            else:
+                exact = sample_bilinear(read_byte, window, 4, 4, x, y, c)
+            out[k, c] = abs(value[c] - exact)
+
+
+@pytest.mark.parametrize("bicubic", [True, False])
+def test_float32_is_nearer_to_float64_than_the_limit_of_rotate(bicubic: bool) -> None:
+    random, count = np.random.default_rng(1), 200_000
+    pixels = random.choice([0, 255], (count, 48)).astype(np.uint8)  # the greatest sums
+    pixels[::2] = random.integers(0, 256, (len(pixels[::2]), 48))
+    places = random.random((count, 2))
+    places[::5] = np.nextafter(1.0, 0.0)
+    places[1::5, 0] = 0.0
+    out = np.empty((count, 3))
+    errors(np.append(pixels.reshape(-1), np.zeros(16, np.uint8)), places, bicubic, out)
+    assert 0 < out.max() < UNSURE / 2
+    assert UNSURE < 0.01  # or the pixels that float64 computes again cost more than they save

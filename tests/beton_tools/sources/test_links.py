@@ -1,0 +1,86 @@
+"""Links that lead nowhere or to a parent folder end no conversion with --on-error skip: they are skipped and listed."""
+
+import inspect
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from beton_tools import UserError
+from beton_tools.convert import convert_folder
+from beton_tools.manifest import Manifest
+from beton_tools.sources import open_source
+from beton_tools.writer import WriteOptions
+
+
+def convert(photo_folder: Path, on_error: str = "skip") -> Manifest:
+    return convert_folder(
+        photo_folder, photo_folder.parent / "o.beton", WriteOptions(workers=0, on_error=on_error)
+    )
+
+
+@pytest.mark.parametrize("target", ["a.jpg", "b.jpg", "missing", "..", ".", "../..", "/"])
+def test_links_inside_a_class_folder(photo_folder: Path, target: str) -> None:
+    link = photo_folder / "n01440764" / "a.jpg"
+    link.symlink_to(target)
+    if target == "b.jpg":
+        (photo_folder / "n01440764" / "b.jpg").symlink_to("a.jpg")
+    with pytest.raises(UserError, match=r"n01440764/a\.jpg: cannot be read \(.*\); pass --on-error skip"):
+        convert(photo_folder, "fail")
+    manifest = convert(photo_folder)
+    expected = ["n01440764/a.jpg", "n01440764/b.jpg"] if target == "b.jpg" else ["n01440764/a.jpg"]
+    assert [name for name, _ in manifest.skipped] == expected
+    assert manifest.num_samples == 24
+
+
+def test_a_link_to_itself_that_is_not_an_image_is_counted(photo_folder: Path) -> None:
+    (photo_folder / "n01440764" / "notes.txt").symlink_to("notes.txt")
+    assert convert(photo_folder).left_out == {".txt": 1}
+
+
+def test_a_link_to_itself_beside_the_class_folders_is_no_class(photo_folder: Path) -> None:
+    (photo_folder / "loop").symlink_to("loop")
+    assert len(convert(photo_folder).classes) == 3
+
+
+def test_a_link_to_itself_as_archive_or_list(photo_folder: Path) -> None:
+    flat = photo_folder / "n01440764"
+    (flat / "val.txt").symlink_to("val.txt")
+    with pytest.raises(UserError, match="images without labels"):
+        open_source(flat)
+    (flat / "s.tar").symlink_to("s.tar")
+    with pytest.raises(UserError, match=r"s\.tar: cannot be read \(Too many levels of symbolic links\)"):
+        open_source(flat)
+
+
+def test_a_class_that_is_a_link_to_a_parent_folder(photo_folder: Path) -> None:
+    (photo_folder / "up").symlink_to("..")
+    manifest = convert(photo_folder)
+    assert [name for name, _ in manifest.skipped] == ["up"]
+    assert manifest.num_samples == 24
+
+
+def test_folders_nested_deeper_than_the_recursion_limit(photo_folder: Path) -> None:
+    deep = photo_folder / "n01440764" / "/".join(["d"] * 150)
+    deep.mkdir(parents=True)
+    (photo_folder / "n01440764" / "n01440764_0.JPEG").rename(deep / "a.jpg")
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 100)
+    try:
+        assert len(open_source(photo_folder).names) == 24
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_link_to_a_folder_without_permission_is_an_error(photo_folder: Path) -> None:
+    private = photo_folder.parent / "private"
+    (private / "inner").mkdir(parents=True)
+    (photo_folder / "n01440764" / "a").symlink_to(private / "inner")
+    private.chmod(0)
+    try:
+        with pytest.raises(UserError, match="Permission denied"):
+            open_source(photo_folder)
+    finally:
+        private.chmod(0o700)

@@ -1,0 +1,76 @@
+"""Class folders and files whose names are not UTF-8 can be converted, trained on, reported, predicted and exported."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from beton_tools.manifest import Manifest
+from fastft.cli import main
+from tests.train.runs import flags
+
+CLASSES = (b"caf\xe9", b"na\xffme\x1b[31m")  # Latin-1; a byte that no encoding uses, and an escape sequence
+ESCAPED = [r"caf\udce9", "na\\udcffme\x1b[31m"]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images of `tiny` in folders of other names, and their `.beton` files."""
+    folder = tmp_path_factory.mktemp("names")
+    for split in ("train", "val"):
+        images = Path(tiny[f"data.{split}"]).with_suffix("")
+        for name, new in zip(sorted(p.name for p in images.iterdir()), CLASSES, strict=True):
+            target = os.fsencode(folder / split) + b"/" + new
+            shutil.copytree(images / name, os.fsdecode(target))
+            os.rename(target + b"/00.jpg", target + b"/\xff.jpg")  # noqa: PTH104 - paths of bytes
+    for split in ("train", "val"):
+        arguments = ["--data", folder / split, "--out", folder / f"{split}.beton", "--workers", 0]
+        arguments += ["--classes-of", folder / "train.beton"] if split == "val" else []
+        assert main(["convert", "folder", *map(str, arguments)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path, tiny: dict[str, str]) -> Path:
+    data = {f"data.{split}": str(folder / f"{split}.beton") for split in ("train", "val")}
+    changes = {"schedule__epochs": "1", "schedule__warmup_epochs": "0"}
+    assert main(["train", "rcp/final_b16.yaml", *flags(tiny | data, folder / "run", **changes)]) == 0
+    return folder / "run"
+
+
+def test_the_manifest_keeps_the_names(folder: Path) -> None:
+    manifest = Manifest.of_beton(folder / "train.beton")
+    assert manifest is not None
+    assert manifest.classes == [os.fsdecode(name) for name in CLASSES]
+    assert [manifest.class_label(i) for i in range(2)] == ESCAPED
+    assert os.fsdecode(CLASSES[0] + b"/\xff.jpg") in list(manifest.names)
+
+
+def test_report(run: Path, tmp_path: Path) -> None:
+    assert main(["report", str(run), "--out", str(tmp_path / "r.html")]) == 0
+    assert ESCAPED[0] in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_predict(run: Path, folder: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    assert main(["predict", str(run), str(folder / "val"), "--csv", str(tmp_path / "p.csv")]) == 0
+    assert os.fsencode(folder / "val") + b"/" + CLASSES[0] + b"/\xff.jpg" in (tmp_path / "p.csv").read_bytes()
+    assert main(["predict", str(run), str(folder / "val")]) == 0
+    printed = capsysbinary.readouterr().out
+    assert rb"caf\udce9 " in printed
+    assert b"\x1b" not in printed
+
+
+def test_preview_and_export(run: Path, folder: Path, tiny: dict[str, str], tmp_path: Path) -> None:
+    data = {"data.train": str(folder / "train.beton")}
+    arguments = ["--out", str(tmp_path / "g.png"), *flags(tiny | data, tmp_path)]
+    assert main(["preview", "rcp/final_b16.yaml", *arguments]) == 0
+    assert main(["export", str(run), "--format", "timm", "--out", str(tmp_path / "timm")]) == 0
+    assert ESCAPED[0] in (tmp_path / "timm" / "README.md").read_text(encoding="utf-8")
+
+
+def test_checkpoints_of_earlier_versions_have_the_same_classes() -> None:
+    """They contain the names as the folders have them."""
+    from fastft.data.classes import refuse_other_classes
+
+    refuse_other_classes(ESCAPED, [os.fsdecode(name) for name in CLASSES], "train.beton")

@@ -1,0 +1,387 @@
+"""Weights and architecture files never run code, and damaged ones end in one line without filling the memory."""
+
+import io
+import json
+import os
+import pickle
+import resource
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from beton_tools.errors import UserError
+from fastft.model import Tower, load_arch, load_tower_weights
+from fastft.model.torchscript import read_torchscript
+
+CONFIG = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32},
+}
+MEMORY_MIB = 256  # that a refused file may add to the process's peak
+
+
+@pytest.fixture
+def arch(tmp_path: Path) -> str:
+    (tmp_path / "tiny.json").write_text(json.dumps(CONFIG))
+    return str(tmp_path / "tiny.json")
+
+
+def state_of(arch: str) -> dict[str, torch.Tensor]:
+    return {f"visual.{k}": v for k, v in Tower(load_arch(arch)).state_dict().items()}
+
+
+def refused(action: Callable[[], object]) -> str:
+    """The message of the one-line UserError that the action must end in, within the limit of memory."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError) as error:
+        action()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MEMORY_MIB << 10
+    message = str(error.value)
+    assert message and "\n" not in message and len(message) < 1000
+    return message
+
+
+# files that would run code ---------------------------------------------------------------------------------------------
+
+
+class OnLoad(torch.nn.Module):
+    """Its `__setstate__` creates or overwrites a file, as `torch.jit.load` calls it."""
+
+    def __init__(self, target: str):
+        super().__init__()
+        self.target = target
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, torch.Tensor, bool]:
+        return self.target, self.weight, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, torch.Tensor, bool]) -> None:
+        self.target = state[0]
+        self.weight = torch.from_file(self.target, True, 4)  # used, so that it is not optimised away
+        self.training = state[2]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class OnForward(torch.nn.Module):
+    """Its `forward` creates a file."""
+
+    def __init__(self, target: str, state: dict[str, torch.Tensor]):
+        super().__init__()
+        self.target = target
+        for name, value in state.items():
+            *path, leaf = name.split(".")
+            owner: torch.nn.Module = self
+            for part in path:
+                if not hasattr(owner, part):
+                    owner.add_module(part, torch.nn.Module())
+                owner = getattr(owner, part)
+            owner.register_parameter(leaf, torch.nn.Parameter(value))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.from_file(self.target, True, 4).sum()
+
+
+def test_setstate_of_a_torchscript_archive_is_not_called(arch: str, tmp_path: Path) -> None:
+    target, path = tmp_path / "was-run", str(tmp_path / "evil.pt")
+    torch.jit.script(OnLoad(str(target))).save(path)
+    target.unlink(missing_ok=True)
+    torch.jit.load(path)
+    assert target.exists()  # the payload works
+    target.unlink()
+    message = refused(lambda: load_tower_weights(Tower(load_arch(arch)), path, arch))
+    assert "state dict" in message
+    assert not target.exists()
+
+
+def test_forward_of_a_torchscript_archive_is_not_called(tmp_path: Path) -> None:
+    (tmp_path / "quick.json").write_text(json.dumps({**CONFIG, "quick_gelu": True}))
+    arch, target, path = str(tmp_path / "quick.json"), tmp_path / "was-run", str(tmp_path / "w.pt")
+    state = state_of(arch)
+    torch.jit.script(OnForward(str(target), state)).save(path)
+    tower = Tower(load_arch(arch))
+    load_tower_weights(tower, path, arch)
+    assert torch.equal(tower.class_embedding, state["visual.class_embedding"])
+    assert not target.exists()
+
+
+class Payload:
+    """Unpickles by calling a function."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+def zip_of(records: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, data in records.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def torchscript_of(pickled: bytes, **records: bytes) -> bytes:
+    return zip_of(
+        {"a/constants.pkl": b"", "a/data.pkl": pickled, **{f"a/{k}": v for k, v in records.items()}}
+    )
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("function", ["os.system", "open", "torch.from_file", "eval", "torch.jit.load"])
+@pytest.mark.parametrize("container", ["pickle", "zip", "torchscript", "constants"])
+def test_a_call_in_a_pickle_is_not_made(
+    arch: str, container: str, function: str, protocol: int, tmp_path: Path
+) -> None:
+    target = tmp_path / "was-run"
+    script = tmp_path / "evil.pt"
+    torch.jit.script(OnLoad(str(target))).save(str(script))
+    target.unlink(missing_ok=True)
+    payload = {
+        "os.system": Payload(os.system, f"touch {target}"),
+        "open": Payload(open, str(target), "w"),
+        "torch.from_file": Payload(torch.from_file, str(target), True, 4),
+        "eval": Payload(eval, f"open({str(target)!r}, 'w')"),
+        "torch.jit.load": Payload(torch.jit.load, str(script)),
+    }[function]
+    data = pickle.dumps({"visual.conv1.weight": payload}, protocol)
+    pickle.loads(data)
+    assert target.exists()  # the payload works
+    target.unlink()
+    path = tmp_path / "w.pt"
+    path.write_bytes({
+        "pickle": data,
+        "zip": zip_of({"a/data.pkl": data, "a/version": b"3\n"}),
+        "torchscript": torchscript_of(data),
+        "constants": zip_of({"a/constants.pkl": data, "a/data.pkl": b"}."}),
+    }[container])  # fmt: skip
+    refused(lambda: load_tower_weights(Tower(load_arch(arch)), str(path), arch))
+    assert not target.exists()
+
+
+def test_names_of_globals_are_never_imported(arch: str, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for pickled in (b"cevil_module\nf\n.", b"cevil_module\nf\n)R.", b"cevil_module\nC\n)\x81."):
+        path = tmp_path / "w.pt"
+        path.write_bytes(torchscript_of(pickled))
+        refused(lambda path=path: load_tower_weights(Tower(load_arch(arch)), str(path), arch))
+    assert not (tmp_path / "was-run").exists()
+
+
+# damaged files ---------------------------------------------------------------------------------------------------------
+
+
+def tensor_pickle(elements: int, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
+    """The pickle of an object with one tensor attribute, as TorchScript writes it."""
+
+    def number(n: int) -> bytes:
+        return b"\x8a\x09" + n.to_bytes(9, "little", signed=True)
+
+    def text(t: str) -> bytes:
+        return b"X" + struct.pack("<I", len(t)) + t.encode()
+
+    def numbers(values: tuple[int, ...]) -> bytes:
+        return b"(" + b"".join(map(number, values)) + b"t"
+
+    storage = (
+        b"("
+        + text("storage")
+        + b"ctorch\nFloatStorage\n"
+        + text("0")
+        + text("cpu")
+        + number(elements)
+        + b"tQ"
+    )
+    tensor = (
+        b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(offset) + numbers(size) + numbers(stride)
+    )
+    return b"c__torch__\nA\n)\x81}" + text("w") + tensor + b"\x89)tRsb."
+
+
+def test_the_interpreter_reads_a_tensor(tmp_path: Path) -> None:
+    """The form that the damaged cases below start from."""
+    data = torchscript_of(
+        tensor_pickle(6, 1, (2, 2), (2, 1)), **{"data/0": torch.arange(6.0).numpy().tobytes()}
+    )
+    assert torch.equal(read_torchscript(io.BytesIO(data))["w"], torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+
+
+def bomb() -> bytes:
+    """A tuple of two references to a tuple of two references to ...: 2^200 leaves."""
+    return b")q\x00" + b"h\x00h\x00\x86q\x00" * 200
+
+
+DATA = {"data/0": bytes(24)}
+TORCHSCRIPT_DAMAGE = {
+    "size beyond its storage": torchscript_of(tensor_pickle(6, 0, (7,), (1,)), **DATA),
+    "offset beyond its storage": torchscript_of(tensor_pickle(6, 5, (2,), (1,)), **DATA),
+    "stride beyond its storage": torchscript_of(tensor_pickle(6, 0, (2,), (1 << 60,)), **DATA),
+    "expanded to 4 TB": torchscript_of(tensor_pickle(6, 0, (1 << 40,), (0,)), **DATA),
+    "negative size": torchscript_of(tensor_pickle(6, 0, (-1,), (1,)), **DATA),
+    "record shorter than its storage": torchscript_of(tensor_pickle(1 << 40, 0, (1,), (1,)), **DATA),
+    "record missing": torchscript_of(tensor_pickle(6, 0, (1,), (1,))),
+    "pickle empty": torchscript_of(b""),
+    "pickle without an end": torchscript_of(tensor_pickle(6, 0, (1,), (1,))[:-1], **DATA),
+    "stack underflow": torchscript_of(b"R."),
+    "mark missing": torchscript_of(b"t."),
+    "memo missing": torchscript_of(b"h\x07."),
+    "huge memo index": torchscript_of(b"}r\xff\xff\xff\xff."),
+    "text longer than the file": torchscript_of(b"X\xff\xff\xff\xff."),
+    "bomb as an object": torchscript_of(bomb() + b"."),
+    "bomb as a storage": torchscript_of(bomb() + b"Q."),
+    "bomb as a function": torchscript_of(bomb() + b")R."),
+    "bomb as a key": torchscript_of(b"}" + bomb() + b"Ns."),
+    "object of itself": torchscript_of(b"c__torch__\nA\n)\x81q\x00}X\x01\x00\x00\x00ah\x00sb."),
+    "persistent id of a number": torchscript_of(b"NQ."),
+    "no data.pkl": zip_of({"a/constants.pkl": b""}),
+    "compressed record": zip_of({"a/constants.pkl": b"", "a/data.pkl": bytes(1 << 20)}, zipfile.ZIP_DEFLATED),
+    "big-endian": torchscript_of(tensor_pickle(6, 0, (1,), (1,)), byteorder=b"big", **DATA),
+}  # fmt: skip
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("case", TORCHSCRIPT_DAMAGE)
+def test_a_damaged_torchscript_archive_is_one_line(arch: str, case: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    path.write_bytes(TORCHSCRIPT_DAMAGE[case])
+    assert str(path) in refused(lambda: load_tower_weights(Tower(load_arch(arch)), str(path), arch))
+
+
+def truncated(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def saved(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def safetensors_of(state: dict[str, torch.Tensor], folder: Path) -> bytes:
+    save_file(state, folder / "whole.safetensors")
+    return (folder / "whole.safetensors").read_bytes()
+
+
+def changed(name: str, value: object) -> Callable[[dict, Path], bytes]:
+    return lambda state, _: saved({**state, f"visual.{name}": value})
+
+
+WEIGHTS_DAMAGE: dict[str, Callable[[dict, Path], bytes | None]] = {
+    "empty.pt": lambda state, _: b"",
+    "random.pt": lambda state, _: bytes(range(256)) * 8,
+    "half.pt": lambda state, _: truncated(saved(state)),
+    "half.safetensors": lambda state, folder: truncated(safetensors_of(state, folder)),
+    "empty.safetensors": lambda state, _: b"",
+    "long header.safetensors": lambda state, _: struct.pack("<Q", 1 << 62) + b"{}",
+    "offsets.safetensors": lambda state, _: (
+        struct.pack("<Q", 62) + b'{"visual.conv1.weight":{"dtype":"F32","shape":[1099511627776]}'
+    ),
+    "integer keys.pt": lambda state, _: saved(dict(enumerate(state.values()))),
+    "list.pt": lambda state, _: saved(list(state.values())),
+    "text values.pt": lambda state, _: saved(dict.fromkeys(state, "text")),
+    "nothing in it.pt": lambda state, _: saved({}),
+    "one-dimensional.pt": changed("conv1.weight", torch.zeros(64)),
+    "three-dimensional.pt": changed("positional_embedding", torch.zeros(1, 17, 64)),
+    "no positions.pt": changed("positional_embedding", torch.zeros(0, 64)),
+    "one position.pt": changed("positional_embedding", torch.zeros(1, 64)),
+    "other width.pt": changed("positional_embedding", torch.zeros(17, 63)),
+    "integers.pt": changed("class_embedding", torch.zeros(64, dtype=torch.int64)),
+    "complex.pt": changed("class_embedding", torch.zeros(64, dtype=torch.complex64)),
+    "sparse.pt": changed("class_embedding", torch.zeros(64).to_sparse()),
+    "meta.pt": changed("class_embedding", torch.zeros(64, device="meta")),
+    "expanded.pt": changed("class_embedding", torch.zeros(1).expand(1 << 40)),
+    "quantised.pt": changed("class_embedding", torch.quantize_per_tensor(torch.zeros(64), 0.1, 0, torch.qint8)),
+    "no blocks.pt": lambda state, _: saved({k: v for k, v in state.items() if "resblocks" not in k}),
+    "compressed.pt": lambda state, _: zip_of({"a/data.pkl": bytes(1 << 26)}, zipfile.ZIP_DEFLATED),
+    "bytes.pt": lambda state, _: pickle.dumps({"visual.conv1.weight": Payload(bytearray, 1 << 40)}, 2),
+    "deep.pt": lambda state, _: b"\x80\x02" + b"]" * 100_000 + b"." ,
+    "fifo.pt": lambda state, folder: os.mkfifo(folder / "fifo.pt"),
+    "fifo.safetensors": lambda state, folder: os.mkfifo(folder / "fifo.safetensors"),
+    "folder.pt": lambda state, folder: (folder / "folder.pt").mkdir(),
+    "loop.pt": lambda state, folder: (folder / "loop.pt").symlink_to("loop.pt"),
+    "nul\0.pt": lambda state, _: None,
+}  # fmt: skip
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", WEIGHTS_DAMAGE)
+def test_damaged_weights_are_one_line(arch: str, name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    data = WEIGHTS_DAMAGE[name](state_of(arch), tmp_path)
+    if data is not None:
+        path.write_bytes(data)
+    assert str(path) in refused(lambda: load_tower_weights(Tower(load_arch(arch)), str(path), arch))
+
+
+def vision(**changes: object) -> bytes:
+    return json.dumps({**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], **changes}}).encode()
+
+
+ARCH_DAMAGE: dict[str, bytes | Callable[[Path], object]] = {
+    "empty": b"",
+    "not UTF-8": b"\xff\xfe",
+    "deep": b"[" * 100_000,
+    "deep object": b'{"a":' * 100_000,
+    "a list": b"[1]",
+    "larger than the limit": b" " * (1 << 21),
+    "absurd width": vision(width=1 << 40),
+    "a width of 5000 digits": b'{"embed_dim": 1, "vision_cfg": {"width": ' + b"9" * 5000 + b"}}",
+    "too many parameters": vision(width=1 << 18),
+    "too many layers": vision(layers=100_000, width=32),
+    "too many tokens": vision(image_size=1 << 20, patch_size=1),
+    "absurd mlp_ratio": vision(mlp_ratio=1e300),
+    "mlp_ratio of a text": vision(mlp_ratio="4"),
+    "a long list as width": vision(width=list(range(100_000))),
+    "many unknown keys": vision(**{f"k{i}": 1 for i in range(10_000)}),
+    "an infinite eps": vision(norm_kwargs={"eps": float("inf")}),
+    "a FIFO": os.mkfifo,
+    "a folder": Path.mkdir,
+}  # fmt: skip
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("case", ARCH_DAMAGE)
+def test_a_damaged_architecture_is_one_line(case: str, tmp_path: Path) -> None:
+    path, damage = tmp_path / "arch.json", ARCH_DAMAGE[case]
+    if callable(damage):
+        damage(path)
+    else:
+        path.write_bytes(damage)
+    assert str(path) in refused(lambda: load_arch(str(path)))
+
+
+def test_an_image_size_cannot_make_a_tower_too_large() -> None:
+    assert "128 patches" in refused(lambda: load_arch("ViT-B-16").at(16 * 100_000))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_random_pickles_raise_and_run_nothing() -> None:
+    """100,000 mutations of a valid module pickle."""
+    import random
+
+    source = random.Random(0)
+    valid = tensor_pickle(6, 1, (2, 2), (2, 1))
+    results = {"read": 0, "refused": 0}
+    for _ in range(100_000):
+        data = bytearray(valid)
+        for _ in range(source.randint(1, 6)):
+            data[source.randrange(len(data))] = source.randrange(256)
+        try:
+            read_torchscript(io.BytesIO(torchscript_of(bytes(data), **DATA)))
+            results["read"] += 1
+        except ValueError:
+            results["refused"] += 1
+    assert results["refused"] > 10_000

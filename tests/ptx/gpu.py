@@ -1,0 +1,167 @@
+"""Stands in for the GPU under ``fastft.augment.cuda.CudaAugment``, which makes its launches as on a real one.
+
+    gpu = SimulatedGpu()
+    images = gpu.augment(policy, size, torch.float16, packed, offsets, plan)
+    assert not gpu.findings
+
+Kernels and their arguments are the product's: the kernels are compiled to PTX and executed, a torch tensor on the
+CPU is a tensor in device memory. Inputs (what the caller gives and what the CudaAugment keeps between batches)
+are read-only; everything else that it allocates is uninitialised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+from numba import typeof
+from torch import Tensor
+
+from fastft.augment import cuda as backend
+from fastft.augment.cuda_compile import compile_to_ptx
+from fastft.augment.policies import AugmentPolicy
+from tests.ptx.launch import Argument, Array, Finding, Run, launch
+from tests.ptx.memory import Allocation, Memory
+from tests.ptx.program import Program
+
+V100 = (7, 0)
+
+
+class Kernel(NamedTuple):
+    """A kernel as ``CudaAugment`` asks for it."""
+
+    function: Callable[..., None]
+    signature: tuple[Any, ...]
+    bounds: tuple[int, int]
+
+
+@cache
+def compiled(kernel: Kernel, arch: tuple[int, int] = V100, faults: bool = False) -> Program:
+    """Raises ``PtxError`` for PTX that is not understood."""
+    title = f"{kernel.function.__name__} for sm_{arch[0]}{arch[1]}, writing {kernel.signature[-1].dtype}"
+    return Program(compile_to_ptx(*kernel, arch), title=title, faults=faults)
+
+
+@dataclass
+class Launch:
+    """What a launch was given, and the memory before it, to repeat it."""
+
+    kernel: Kernel
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    arguments: list[Argument]
+    device: Memory
+    data: np.ndarray
+    records: np.ndarray
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return int(np.prod(self.block))
+
+
+@dataclass
+class SimulatedGpu:
+    arch: tuple[int, int] = V100
+    order: np.ndarray | None = None  # of the threads of a block
+    record: bool = False  # keep ``launches``
+    runs: list[Run] = field(default_factory=list)
+    launches: list[Launch] = field(default_factory=list)
+
+    @property
+    def findings(self) -> list[Finding]:
+        return [finding for run in self.runs for finding in run.findings]
+
+    def augment(
+        self,
+        policy: AugmentPolicy,
+        size: int,
+        dtype: torch.dtype,
+        packed: np.ndarray,
+        offsets: np.ndarray,
+        plan: np.ndarray,
+        filled: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """CudaAugment's images, (B, size, size, 3) in the storage of the dtype.
+
+        filled: bool per byte of ``packed``, False where nothing may be read.
+        """
+        self.device = Memory()
+        self.tensors: dict[int, tuple[np.ndarray, Allocation]] = {}  # by host address
+        inputs = [torch.from_numpy(a) for a in (packed, offsets, plan.view(np.uint8))]
+        with contextlib.ExitStack() as stack:
+            for target, name, value in self._patches():
+                stack.enter_context(mock.patch.object(target, name, value))
+            augment = backend.CudaAugment(policy, size, dtype, torch.device("cpu"))
+            for tensor in (*inputs, *vars(augment).values()):
+                if isinstance(tensor, Tensor):
+                    self._place(tensor, is_input=True)
+            if filled is not None:
+                _, allocation = self.tensors[inputs[0].data_ptr()]
+                self.device.mark_uninitialised(allocation, ~filled)
+            images = augment(*inputs)
+        storage = torch.float32 if dtype == torch.float32 else torch.uint16
+        return images.permute(0, 2, 3, 1).view(storage).numpy()
+
+    def _patches(self) -> list[tuple[Any, str, Any]]:
+        devices = {0: contextlib.nullcontext()}
+        return [
+            (backend, "cuda", SimpleNamespace(gpus=devices, external_stream=lambda number: number)),
+            (backend, "compiled", lambda *kernel: _Launcher(self, Kernel(*kernel))),
+            (backend, "from_address", self._array),
+            (torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0)),
+            (torch.cuda, "current_device", lambda: 0),
+        ]
+
+    def _place(self, tensor: Tensor, *, is_input: bool = False) -> np.ndarray:
+        """The tensor's bytes; device memory for them, if there is none yet."""
+        address = tensor.data_ptr()
+        if address not in self.tensors:
+            data = tensor.reshape(-1).view(torch.uint8).numpy()
+            name = f"tensor {len(self.tensors)}"
+            content = data if is_input else None
+            allocation = self.device.allocate(name, data.size, content=content, read_only=is_input)
+            self.tensors[address] = data, allocation
+        return self.tensors[address][0]
+
+    def _array(self, address: int, nbytes: int, owner: Tensor) -> np.ndarray:
+        """Stands for cuda.from_address."""
+        assert address == owner.data_ptr()
+        return self._place(owner)[:nbytes]
+
+    def run(self, kernel: Kernel, grid: Any, block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
+        """Executes a launch and brings the tensors up to date."""
+        assert tuple(typeof(argument) for argument in arguments) == kernel.signature
+        given: list[Argument] = [self._argument(argument) for argument in arguments]
+        grid = grid if isinstance(grid, tuple) else (grid,)
+        if self.record:
+            copies = self.device.data.copy(), self.device.records.copy()
+            self.launches.append(Launch(kernel, grid, block, given, self.device, *copies))
+        program = compiled(kernel, self.arch)
+        self.runs.append(launch(program, self.device, grid, block, given, order=self.order))
+        for data, allocation in self.tensors.values():
+            data[:] = self.device.bytes(allocation)
+
+    def _argument(self, argument: Any) -> Argument:
+        if not isinstance(argument, np.ndarray):
+            return int(argument)
+        _, allocation = self.tensors[argument.ctypes.data]
+        return Array(allocation, argument.shape, argument.strides, argument.itemsize)
+
+
+class _Launcher:
+    """kernel[grid, block, stream](*arguments)"""
+
+    def __init__(self, gpu: SimulatedGpu, kernel: Kernel) -> None:
+        self.gpu, self.kernel = gpu, kernel
+
+    def __getitem__(self, configuration: tuple[Any, tuple[int, ...], int]) -> Callable[..., None]:
+        grid, block, _ = configuration
+        return lambda *arguments: self.gpu.run(self.kernel, grid, block, arguments)

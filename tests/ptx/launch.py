@@ -1,0 +1,229 @@
+"""Runs a program over a grid of thread blocks and reports what was wrong.
+
+Blocks run one after the other; the threads of a block one after the other up to the next barrier. No result may
+depend on that order: accesses without a barrier between them are findings (races), and ``order`` may be any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from tests.ptx import memory
+from tests.ptx.emitter import CONTEXT
+from tests.ptx.memory import Allocation, Memory
+from tests.ptx.parser import Instruction
+from tests.ptx.program import Program
+from tests.ptx.translate import ENDLESS, EXITED, START
+
+DIVERGENT_BARRIER = "divergent barrier"
+NO_END = "executed without end"
+NO_LIMIT = 1 << 60
+LOCAL_GUARD = 64  # bytes, at least, between the local memory of two threads
+
+
+class Finding(NamedTuple):
+    """Something that a kernel must not do."""
+
+    problem: str  # one of memory.PROBLEMS, DIVERGENT_BARRIER, NO_END
+    line: int  # of the PTX
+    text: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.problem} at line {self.line} `{self.text}`: {self.detail}"
+
+
+@dataclass
+class Run:
+    """What a launch left behind besides memory."""
+
+    program: Program
+    findings: list[Finding] = field(default_factory=list)
+    visits: np.ndarray = field(
+        default_factory=lambda: np.zeros(0, np.int64)
+    )  # of basic blocks, by all threads
+
+    @property
+    def instructions(self) -> int:
+        """Executed, of all threads."""
+        return int(self.visits @ self.program.block_lengths)
+
+    @property
+    def lines(self) -> set[int]:
+        """Lines of the PTX that were executed."""
+        return set().union(*(lines for block, lines in self.program.lines.items() if self.visits[block]))
+
+
+class Array(NamedTuple):
+    """An array argument: where it lies and how Numba describes it."""
+
+    allocation: Allocation
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    itemsize: int
+
+
+Argument = Array | int
+
+
+def parameters(arguments: Iterable[Argument]) -> list[int]:
+    """Kernel parameters as numba-cuda passes them: of an array meminfo, parent, items, item size, data, shape, strides."""
+    values: list[int] = []
+    for argument in arguments:
+        if isinstance(argument, int):
+            values.append(argument)
+        else:
+            items = int(np.prod(argument.shape))
+            start = argument.allocation.address
+            values += [0, 0, items, argument.itemsize, start, *argument.shape, *argument.strides]
+    return values
+
+
+def launch(
+    program: Program,
+    device: Memory,
+    grid: Sequence[int],
+    block: Sequence[int],
+    arguments: Sequence[Argument],
+    *,
+    blocks: Iterable[int] | None = None,
+    order: np.ndarray | None = None,
+    faults: np.ndarray | None = None,
+    most_visits: int = NO_LIMIT,
+) -> Run:
+    """Runs the grid, or the ``blocks`` of it with these numbers. Ends at the first finding that is fatal.
+
+    order: in which the threads of a block run (int32). faults: int64 per instruction of a program with faults.
+    most_visits: of one basic block, by all threads, before the launch counts as endless.
+    """
+    with device.temporary():
+        execution = _Execution(program, device, [*grid, 1, 1][:3], [*block, 1, 1][:3], arguments)
+        execution.set_options(order, faults, most_visits)
+        for number in range(int(np.prod(grid))) if blocks is None else blocks:
+            if not execution.run_block(number):
+                break
+        return execution.result()
+
+
+class _Execution:
+    """A launch under way."""
+
+    def __init__(
+        self,
+        program: Program,
+        device: Memory,
+        grid: Sequence[int],
+        block: Sequence[int],
+        arguments: Sequence[Argument],
+    ) -> None:
+        self.program, self.device, self.grid = program, device, grid
+        self.threads = int(np.prod(block))
+        self.run = Run(program, visits=np.zeros(len(program.block_lengths), np.int64))
+        self.interval = 1
+        self.log = np.zeros((len(program.sites), len(memory.PROBLEMS), memory.LOG_WORDS), np.int64)
+        self.frames = np.zeros(self.threads * program.frame_size + 1, np.uint8)
+        self.parameters = np.array([value % (1 << 64) for value in parameters(arguments)], np.uint64)
+        if len(self.parameters) != program.parameter_count:
+            raise ValueError(f"{len(self.parameters)} parameters given, {program.parameter_count} taken")
+        self.context = np.zeros(len(CONTEXT), np.int64)
+        self._place_variables()
+        self._place_local_memory()
+        device.forget_accesses()
+        self._set(
+            data=device.data.ctypes.data - memory.BASE,
+            records=device.records.ctypes.data,
+            end=device.end,
+            log=self.log.ctypes.data,
+            visits=self.run.visits.ctypes.data,
+            parameters=self.parameters.ctypes.data,
+            symbols=self.symbols.ctypes.data,
+            frames=self.frames.ctypes.data,
+            frame_size=program.frame_size,
+        )
+        for axis, size, count in zip("xyz", block, grid, strict=True):
+            self._set(**{f"ntid.{axis}": size, f"nctaid.{axis}": count})
+
+    def _set(self, **values: int) -> None:
+        for name, value in values.items():
+            self.context[CONTEXT.index(name)] = value
+
+    def set_options(self, order: np.ndarray | None, faults: np.ndarray | None, most_visits: int) -> None:
+        self.order = np.arange(self.threads, dtype=np.int32) if order is None else order
+        self.faults = np.zeros(len(self.program.sites), np.int64) if faults is None else faults
+        self._set(faults=self.faults.ctypes.data, most_visits=most_visits)
+
+    def _place_variables(self) -> None:
+        """Variables of the module, with their contents."""
+        self.renewed, addresses = [], []  # what every block finds uninitialised
+        for variable in self.program.variables:
+            allocation = self.device.allocate(
+                variable.name,
+                variable.size,
+                space=variable.space,
+                align=max(variable.align, 16),
+                content=variable.content,
+                read_only=variable.content is not None,
+            )
+            addresses.append(allocation.address)
+            if variable.space == "shared":
+                self.renewed.append(allocation)
+        self.symbols = np.array(addresses, np.int64)
+
+    def _place_local_memory(self) -> None:
+        """A piece for every thread, with unallocated bytes behind it."""
+        size = self.program.local_size
+        stride = -(-(size + LOCAL_GUARD) // LOCAL_GUARD) * LOCAL_GUARD if size else 0
+        allocation = self.device.allocate("local memory", self.threads * stride, space="local")
+        self.device.state(allocation).reshape(self.threads, stride)[:, size:] = memory.NOT_ALLOCATED
+        self._set(local=allocation.address, local_stride=stride)
+        self.renewed.append(allocation)
+
+    def run_block(self, number: int) -> bool:
+        """False: the launch has ended."""
+        for allocation in self.renewed:
+            self.device.renew(allocation)
+        place = np.unravel_index(number, self.grid[::-1])[::-1]
+        self._set(first_interval=self.interval)
+        self._set(**{f"ctaid.{axis}": int(at) for axis, at in zip("xyz", place, strict=True)})
+        resume = np.full(self.threads, START, np.int32)
+        while (resume != EXITED).any():
+            memory.check_limits(self.threads, self.interval)
+            self._set(interval=self.interval)
+            status = self.program.run_interval(self.context, self.order, resume)
+            if status:
+                if status == ENDLESS:
+                    self.run.findings.append(Finding(NO_END, 0, "", f"block {number}"))
+                return False
+            self._check_barrier(resume, number)
+            self.interval += 1
+        return True
+
+    def _check_barrier(self, resume: np.ndarray, number: int) -> None:
+        """All threads of a block must wait at the same barrier, or all have exited."""
+        where = np.unique(resume)
+        if len(where) > 1:
+            ins = self._barrier(where[-1])
+            detail = ", ".join(f"{(resume == at).sum()} threads {self._whereabouts(at)}" for at in where)
+            finding = Finding(DIVERGENT_BARRIER, ins.line, ins.text, f"block {number}: {detail}")
+            self.run.findings.append(finding)
+
+    def _barrier(self, number: int) -> Instruction:
+        return self.program.instruction(self.program.barriers[number - 1])
+
+    def _whereabouts(self, at: int) -> str:
+        return "have exited" if at == EXITED else f"wait in line {self._barrier(at).line}"
+
+    def result(self) -> Run:
+        for site, problem in np.argwhere(self.log[..., memory.COUNT] > 0).tolist():
+            count, offset, tag, other, first_interval = self.log[site, problem].tolist()
+            detail = f"{self.device.locate(offset)}, {memory.describe_tag(tag, first_interval)}"
+            if other:
+                detail += f", against {memory.describe_tag(other, first_interval)}"
+            ins = self.program.instruction(site)
+            text = f"{detail} ({count} times)"
+            self.run.findings.append(Finding(memory.PROBLEMS[problem], ins.line, ins.text, text))
+        return self.run

@@ -1,0 +1,100 @@
+"""The PTX of both kernels, executed on the CPU, gives the bytes of the CPU back end and does nothing forbidden."""
+
+import time
+
+import numpy as np
+import pytest
+
+from fastft.augment.cuda_ops import OPS_THREADS
+from fastft.augment.cuda_resize import MOST_SHRINK
+from fastft.augment.erase import DTYPES
+
+pytest.importorskip("numba.cuda.cudadrv.nvvm")
+from tests.ptx.batches import POLICIES, Batch, cut_pieces, drawn, enhancements_by_tenths, every_op, squeezed
+from tests.ptx.figures import FIGURES
+from tests.ptx.gpu import V100, SimulatedGpu
+
+A100, H100 = (8, 0), (9, 0)
+
+
+def assert_same_bytes(
+    batch: Batch, dtype: str, *, arch: tuple[int, int] = V100, order: np.ndarray | None = None
+) -> None:
+    """As the CPU back end, without a finding."""
+    gpu = SimulatedGpu(arch, order)
+    began = time.process_time()
+    ours = batch.on(gpu, dtype)
+    FIGURES.add(len(batch.plan), time.process_time() - began, gpu.runs)
+    assert not gpu.findings, "\n".join(map(str, gpu.findings))
+    assert len(gpu.runs) == 2
+    theirs = batch.expected(dtype)
+    assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+    different = (ours.view(np.uint8) != theirs.view(np.uint8)).reshape(len(batch.plan), -1).sum(1)
+    assert not different.any(), [
+        f"image {b} ({batch.ops(b)}): {n} bytes" for b, n in enumerate(different) if n
+    ]
+
+
+@pytest.fixture(scope="module")
+def pictures(photographs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    return list(photographs.values())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy(name: str, dtype: str, pictures: list[np.ndarray]) -> None:
+    assert_same_bytes(drawn(name, cut_pieces(pictures, 12, (20, 120)), 32), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_op(dtype: str, pictures: list[np.ndarray]) -> None:
+    assert_same_bytes(every_op(pictures, 32), dtype)
+
+
+def test_every_op_at_the_ends_of_its_range(pictures: list[np.ndarray]) -> None:
+    assert_same_bytes(every_op(pictures, 24, [(0, 1), (10, 1), (10, -1)]), "float32")
+
+
+def test_enhancements_whose_products_are_nearly_whole(pictures: list[np.ndarray]) -> None:
+    assert_same_bytes(enhancements_by_tenths(pictures, 32), "float32")
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 31, 33, 97])
+def test_odd_sizes(size: int, pictures: list[np.ndarray]) -> None:
+    assert_same_bytes(drawn("erase", cut_pieces(pictures, 6, (size, size + 60), seed=size), size), "float16")
+
+
+@pytest.mark.parametrize("name", ["paper", "augmix"])
+def test_sources_of_a_few_pixels(name: str, pictures: list[np.ndarray]) -> None:
+    assert_same_bytes(drawn(name, cut_pieces(pictures, 10, (1, 9)), 40), "bfloat16")
+
+
+def test_whole_photographs_at_the_size_of_training(pictures: list[np.ndarray]) -> None:
+    assert_same_bytes(drawn("paper", pictures, 224), "float16")
+
+
+def test_a_strong_reduction_takes_more_tiles_than_the_launch_has_blocks(pictures: list[np.ndarray]) -> None:
+    """Then tiles are smaller, for their taps to have room, and a block makes several."""
+    tall, wide, large = (
+        pictures[0][:400, :3],
+        pictures[1][:2, :400],
+        np.tile(pictures[2], (4, 4, 1))[:1100, :1300],
+    )
+    assert_same_bytes(squeezed([tall, wide, large, pictures[3]], 16), "float32")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_byte_depends_on_the_order_of_the_threads(seed: int, pictures: list[np.ndarray]) -> None:
+    order = np.random.default_rng(seed).permutation(np.prod(OPS_THREADS)).astype(np.int32)
+    assert_same_bytes(every_op(pictures, 20), "float32", order=order)
+    assert_same_bytes(drawn("augmix", cut_pieces(pictures, 4, (20, 60)), 20), "float32", order=order)
+
+
+def test_the_strongest_reduction(pictures: list[np.ndarray]) -> None:
+    """MOST_SHRINK in both directions; beyond it the loader refuses an image, and the kernel leaves it alone."""
+    side = 2 * MOST_SHRINK
+    image = np.tile(pictures[0], (2, 2, 1))[: side + 8, : side + 8]
+    assert_same_bytes(squeezed([image[:side, :side]], 2), "float32")
+    gpu = SimulatedGpu()
+    squeezed([image], 2).on(gpu, "float32")
+    assert {finding.problem for finding in gpu.findings} == {"uninitialised read"}
