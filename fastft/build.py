@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastft.augment import AugmentPolicy, parse_policy
-from fastft.config import Recipe
+from fastft.config import Recipe, without_expectation
 from fastft.model import Arch, Classifier, build_classifier, load_arch, load_tower_weights
 from fastft.model.attention import prepare_for_compile
 from fastft.optim import WarmupCosine
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 
 def with_train_size(recipe: Recipe, samples: int) -> Recipe:
-    """The recipe with the number of samples of its training file."""
-    return replace(recipe, data=replace(recipe.data, train_size=samples))
+    """The recipe with the number of samples of its training file; another one than it states ends its expected accuracy."""
+    if samples == recipe.data.train_size:
+        return recipe
+    recipe = replace(recipe, data=replace(recipe.data, train_size=samples))
+    return recipe if recipe.about.top1 is None else without_expectation(recipe, ["data.train_size"])
 
 
 def recipe_arch(recipe: Recipe) -> Arch:

@@ -6,7 +6,7 @@ from pathlib import Path
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
 from fastft.build import recipe_arch, with_train_size
-from fastft.config import Recipe, load_recipe, without_expectation
+from fastft.config import Recipe, load_recipe
 from fastft.cost.work import recipe_work
 
 
@@ -29,8 +29,4 @@ def count_images(recipe: Recipe) -> Recipe:
     file = recipe.data.train
     if file is None or not Path(file).is_file():
         return recipe
-    samples = Beton.open(file).num_samples
-    if samples == recipe.data.train_size:
-        return recipe
-    counted = with_train_size(recipe, samples)
-    return counted if recipe.about.top1 is None else without_expectation(counted, ["data.train_size"])
+    return with_train_size(recipe, Beton.open(file).num_samples)

@@ -83,7 +83,7 @@ def against_recipe(path: Path | None, reference_name: str | None) -> Recipe | No
 
 
 def recipe_diff(recipe: Recipe, base: Recipe) -> list[dict[str, Any]]:
-    """Options that differ, in the schema's order: option, base, run."""
+    """Options that differ, in the order of the schema: option, base, run."""
     return [
         {"option": key, "base": theirs, "run": ours}
         for key, (ours, theirs) in differences(recipe, base).items()

@@ -18,7 +18,7 @@ from fastft.machine.gpus import MAIN_GPUS
 from fastft.sweep.planned_runs import plan_runs, run_key
 from fastft.sweep.results import read_result
 
-Hours = dict[str, float]  # by GPU kind, modelled at the best MFU published for it
+Hours = dict[str, float]  # by GPU kind, modelled at the MFU published for a ViT
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from beton_tools.errors import UserError
 from fastft.cli import main
 from fastft.config import load_recipe
 from fastft.files.run_directory import read_metrics
-from fastft.sweep import load_sweep, plan_runs, price_sweeps, run_sweeps
+from fastft.sweep import load_sweep, open_sweep, plan_runs, price_sweeps, run_sweeps
 from fastft.sweep.planned_runs import run_key
 from fastft.sweep.price import recipe_hours, total_hours
 
@@ -65,6 +65,27 @@ def test_rows_train_once_and_a_failing_row_does_not_stop_the_others(
     again = run_sweeps([load_sweep(table)], overrides, out, quiet)
     assert [o.ours for o in again] == [o.ours for o in outcomes]
     assert {run: len(read_metrics(run / "metrics.jsonl")) for run in lines} == lines
+
+
+def test_one_row_of_a_sweep_trains_alone_and_the_table_keeps_all_rows(
+    table: Path, one_step: Callable[[int], list[str]], tmp_path: Path, quiet: Console
+) -> None:
+    out = tmp_path / "out"
+    outcomes = run_sweeps([open_sweep(f"{table}[EMA, c]")], one_step(2), out, quiet)
+    assert [o.ours is not None for o in outcomes] == [False, False, True, False]
+    assert len(list(out.glob("runs/*"))) == 1
+    assert len(json.loads((out / "mine" / "results.json").read_text())["rows"]) == 4
+    (price,) = price_sweeps([open_sweep(f"{FINAL.parent}/tables/02_lr.yaml[1e-5]")], (), out)
+    assert (price.sweep, price.row) == ("02_lr", "1e-5")
+
+
+def test_a_sweep_in_a_folder_of_its_own_is_named_after_it(table: Path) -> None:
+    """As the tables of version 0.1 were: their results are found under the same name."""
+    folder = table.parent / "99_mine"
+    folder.mkdir()
+    (folder / "sweep.yaml").write_text("title: t\nsource: s\nrows: [{recipe: ../plain.yaml, label: a}]\n")
+    sweep = open_sweep(folder / "sweep.yaml")
+    assert (sweep.name, plan_runs(sweep, (), Path("runs"))[0].recipe.name) == ("99_mine", "plain")
 
 
 def test_figure_2_is_drawn_over_epochs(
