@@ -6,83 +6,114 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_RETRY_SECONDS = 0.1  # after an exception was lost
 
 
 class StoppedBySignal(KeyboardInterrupt):
-    """One of STOP_SIGNALS arrived. A KeyboardInterrupt, so that code which cleans up after Ctrl-C does so here too."""
+    """SIGINT or one of STOP_SIGNALS arrived. A KeyboardInterrupt, for code that cleans up after one."""
 
-    number = signal.SIGTERM
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = signal.Signals(number)
 
 
 @contextmanager
 def raise_on_stop_signals(command: str | None = None) -> Iterator[None]:
-    """Raise StoppedBySignal in the main thread when one of STOP_SIGNALS arrives.
+    """Raise StoppedBySignal in the main thread when SIGINT or one of STOP_SIGNALS arrives.
 
-    With the name of a command, SIGINT and STOP_SIGNALS end the process with one line while a module is being imported, as
-    `imports_of` does: commands import most of their modules when they run.
+    With the name of a command, a signal that arrives while a module is being imported ends the process with one line, as in
+    `imports_of`: commands import most of their modules when they run.
 
     A signal that is ignored (nohup ignores SIGHUP) or has a handler keeps its behaviour. Does nothing in other threads.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    raiser = _Raiser(command, sys.unraisablehook)
+    with _handlers(raiser.handle), _unraisable_hook(raiser.retry):
+        try:
+            yield
+        except Exception as error:  # a library failed because it lost the exception
+            if raiser.received is None:
+                raise
+            raise StoppedBySignal(raiser.received) from error
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        if command is not None and _is_importing(frame):
-            _end(command, number)
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop = StoppedBySignal()
-        stop.number = signal.Signals(number)
-        raise stop
 
-    replaced: dict[signal.Signals, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        replaced = _default_handlers(STOP_SIGNALS if command is None else (signal.SIGINT, *STOP_SIGNALS))
+class _Raiser:
+    """Raises StoppedBySignal, and again if Python had to ignore it.
+
+    That happens where the interpreter runs the handler in a destructor or a callback from C, such as LLVM's while Numba
+    compiles.
+    """
+
+    def __init__(
+        self, command: str | None, previous_hook: Callable[[sys.UnraisableHookArgs], object]
+    ) -> None:
+        self.received: int | None = None
+        self._command = command
+        self._previous_hook = previous_hook
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        if self._command is not None and _is_importing(frame):
+            _end(self._command, number)
+        self.received = number
+        raise StoppedBySignal(number)
+
+    def retry(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """As `sys.unraisablehook`, which is called with an exception that is ignored."""
+        if not isinstance(unraisable.exc_value, StoppedBySignal):
+            self._previous_hook(unraisable)
+            return
+        signal_main = (threading.main_thread().ident, unraisable.exc_value.number)
+        timer = threading.Timer(_RETRY_SECONDS, signal.pthread_kill, signal_main)
+        timer.daemon = True
+        timer.start()
+
+
+@contextmanager
+def _handlers(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle SIGINT and STOP_SIGNALS, those that have Python's default handlers."""
+    default = {signal.SIGINT: signal.default_int_handler} | dict.fromkeys(STOP_SIGNALS, signal.SIG_DFL)
+    replaced = {number: handler for number, handler in default.items() if signal.getsignal(number) is handler}
     for number in replaced:
         signal.signal(number, handle)
     try:
         yield
     finally:
-        for number, default in replaced.items():
-            signal.signal(number, default)
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
 
 
-def _default_handlers(numbers: tuple[signal.Signals, ...]) -> dict[signal.Signals, Any]:
-    """The default handlers of those signals that have them now."""
-    defaults = {n: signal.default_int_handler if n == signal.SIGINT else signal.SIG_DFL for n in numbers}
-    return {n: default for n, default in defaults.items() if signal.getsignal(n) is default}
-
-
-def _is_importing(frame: FrameType | None) -> bool:
-    """Whether the code that a signal interrupted runs as part of an import."""
-    while frame is not None:
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _end(command: str, number: int) -> None:
-    """End the process with one line and exit code 128 + number."""
-    what = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
-    os.write(2, f"{command}: {what}\n".encode())
-    os._exit(128 + number)
+@contextmanager
+def _unraisable_hook(hook: Callable[[sys.UnraisableHookArgs], object]) -> Iterator[None]:
+    previous, sys.unraisablehook = sys.unraisablehook, hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = previous
 
 
 def describe_stop(stop: KeyboardInterrupt) -> str:
     """For the one line: what happened, and the exception's message, if it has one."""
-    what = f"stopped by {stop.number.name}" if isinstance(stop, StoppedBySignal) else "interrupted"
-    return "; ".join([what, *map(str, stop.args)])
+    return "; ".join([_describe(_number(stop)), *map(str, stop.args)])
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
-    number = stop.number if isinstance(stop, StoppedBySignal) else signal.SIGINT
-    return 128 + number
+    return 128 + _number(stop)
+
+
+def _number(stop: KeyboardInterrupt) -> int:
+    return stop.number if isinstance(stop, StoppedBySignal) else signal.SIGINT
+
+
+def _describe(number: int) -> str:
+    return "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
 
 
 @contextmanager
@@ -96,14 +127,23 @@ def imports_of(program: str) -> Iterator[None]:
         yield
         return
 
-    replaced = _default_handlers((signal.SIGINT, *STOP_SIGNALS))
-    for number in replaced:
-        signal.signal(number, lambda n, _: _end(program, n))
-    try:
+    with _handlers(lambda number, frame: _end(program, number)):
         yield
-    finally:
-        for number, handler in replaced.items():
-            signal.signal(number, handler)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether the code that a signal interrupted runs as part of an import."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _end(command: str, number: int) -> None:
+    """End the process with one line and exit code 128 + number."""
+    os.write(2, f"{command}: {_describe(number)}\n".encode())
+    os._exit(128 + number)
 
 
 def _is_main_program(program: str) -> bool:

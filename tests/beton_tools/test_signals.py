@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,11 +153,56 @@ def test_handlers_are_restored_and_those_of_others_kept() -> None:
             signal.raise_signal(signal.SIGTERM)
         assert describe_stop(caught.value) == "stopped by SIGTERM"
         assert exit_code(caught.value) == 143
+        assert exit_code(KeyboardInterrupt()) == 130
     finally:
         signal.signal(signal.SIGUSR1, previous)
     with imports_of("beton"):  # not started as this program
         assert [signal.getsignal(number) for number in SIGNALS] == before
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+class InDestructor:
+    """Sends a signal from its destructor, whose exceptions Python ignores."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=str)
+def test_a_stop_that_python_had_to_ignore_is_raised_again(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(StoppedBySignal) as caught, raise_on_stop_signals():
+        lost = InDestructor(number)
+        del lost
+        time.sleep(60)
+    assert caught.value.number == number
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_after_an_ignored_stop_counts_as_the_stop() -> None:
+    with pytest.raises(StoppedBySignal), raise_on_stop_signals():
+        lost = InDestructor(signal.SIGTERM)
+        del lost
+        raise RuntimeError("no compiled object yet")
+    with pytest.raises(RuntimeError), raise_on_stop_signals():
+        raise RuntimeError("without a signal")
+
+
+def test_other_ignored_exceptions_are_reported_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def __del__(self) -> None:
+            raise ValueError
+
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: reported.append(args.exc_type))
+    with raise_on_stop_signals():
+        broken = Broken()
+        del broken
+    assert reported == [ValueError]
 
 
 def test_another_thread_may_run_commands() -> None:
