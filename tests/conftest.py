@@ -1,7 +1,8 @@
-"""For every test: real images, packaged or from the ImageNet sample where it lies on this machine, and a tiny run."""
+"""Fixtures: real images, packaged or from the ImageNet sample if it is on this machine, and a tiny run."""
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image
 
 import fastft.data.engine  # noqa: F401  before any test imports FFCV, which would leave torch with one thread here
 
+# a shell starts background jobs with SIGINT ignored, and children would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")  # FFCV's OpenCV would nest threads in the loader's
 
 

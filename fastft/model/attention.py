@@ -43,7 +43,8 @@ def self_attention(
 
 
 def _autocast(x: Tensor) -> bool:
-    return torch.is_autocast_enabled(x.device.type)
+    """Whether autocast is on for the device of `x`; torch refuses the question for meta tensors."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def default_kernel(device: torch.device, dtype: torch.dtype) -> str:
