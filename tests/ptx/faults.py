@@ -6,13 +6,14 @@ block at a time, from the memory that the launch began with.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 
 import numpy as np
 
+from tests.ptx import memory
 from tests.ptx.gpu import Launch, compiled
-from tests.ptx.launch import NO_LIMIT, Run, launch
+from tests.ptx.launch import DIVERGENT_BARRIER, NO_LIMIT, Run, launch
 from tests.ptx.opcodes import is_float
 from tests.ptx.parser import Opcode
 from tests.ptx.program import Program
@@ -21,15 +22,17 @@ NOT_REACHED, NO_EFFECT, OTHER_BYTES = "not reached", "no effect", "other bytes"
 MOST_TRIALS = 6  # thread blocks that a fault is tried in; a removed barrier in all of them
 PATIENCE = 50  # times the visits without the fault: more is endless
 EVERY_THREAD = 1 << 20
+RACE = memory.PROBLEMS[memory.RACE]
+PRIORITY = DIVERGENT_BARRIER, RACE  # of several findings, the one that names the cause
 
 
 class Fault(Enum):
-    """The kinds, each with the number that makes it."""
+    """The kinds, each with the numbers that make it."""
 
-    REMOVED = "barrier removed", EVERY_THREAD
-    SKIPPED = "barrier skipped by one thread", 1
-    SHIFTED = "access shifted by one item", 1
-    BOUND = "comparison with a bound one higher", 1
+    REMOVED = "barrier removed", (EVERY_THREAD,)
+    SKIPPED = "barrier skipped by one thread", (1,)
+    SHIFTED = "access shifted by an item, up or down", (1, -1)
+    BOUND = "comparison with a bound one higher or lower", (1, -1)
 
     def sites(self, program: Program) -> list[int]:
         """Instructions that can have the fault."""
@@ -38,10 +41,11 @@ class Fault(Enum):
         suitable = _is_access if self is Fault.SHIFTED else _is_bound
         return [number for number, site in enumerate(program.sites) if suitable(site.instruction.opcode)]
 
-    def numbers(self, program: Program, site: int) -> np.ndarray:
-        faults = np.zeros(len(program.sites), np.int64)
-        faults[site] = self.value[1]
-        return faults
+    def numbers(self, program: Program, site: int) -> Iterator[np.ndarray]:
+        for amount in self.value[1]:
+            faults = np.zeros(len(program.sites), np.int64)
+            faults[site] = amount
+            yield faults
 
 
 def _is_access(op: Opcode) -> bool:
@@ -84,10 +88,11 @@ class Trial:
         return changed, after[changed]
 
     def outcome(self, faults: np.ndarray) -> str:
-        """The first finding's problem, OTHER_BYTES or NO_EFFECT."""
+        """A finding's problem (by PRIORITY), OTHER_BYTES or NO_EFFECT."""
         run = self._repeat(faults, PATIENCE * (int(self.original.visits.max()) + self.recorded.threads))
         if run.findings:
-            return run.findings[0].problem
+            found = {finding.problem for finding in run.findings}
+            return next((problem for problem in PRIORITY if problem in found), run.findings[0].problem)
         same = all(map(np.array_equal, self._changes(), (self.changed, self.values)))
         return NO_EFFECT if same else OTHER_BYTES
 
@@ -112,7 +117,8 @@ class Rehearsal:
         most = len(reaching) if fault is Fault.REMOVED else min(MOST_TRIALS, len(reaching))
         found = NOT_REACHED
         for number in np.linspace(0, len(reaching) - 1, most, dtype=int):
-            found = reaching[number].outcome(fault.numbers(self.program, site))
-            if found != NO_EFFECT:
-                break
+            for faults in fault.numbers(self.program, site):
+                found = reaching[number].outcome(faults)
+                if found != NO_EFFECT:
+                    return found
         return found

@@ -67,6 +67,12 @@ class Launch:
         return int(np.prod(self.block))
 
 
+class _DeviceTensor(NamedTuple):
+    bytes: np.ndarray  # of the host's tensor
+    allocation: Allocation
+    is_input: bool
+
+
 @dataclass
 class SimulatedGpu:
     arch: tuple[int, int] = V100
@@ -94,7 +100,7 @@ class SimulatedGpu:
         filled: bool per byte of ``packed``, False where nothing may be read.
         """
         self.device = Memory()
-        self.tensors: dict[int, tuple[np.ndarray, Allocation]] = {}  # by host address
+        self.tensors: dict[int, _DeviceTensor] = {}  # by host address
         inputs = [torch.from_numpy(a) for a in (packed, offsets, plan.view(np.uint8))]
         with contextlib.ExitStack() as stack:
             for target, name, value in self._patches():
@@ -104,8 +110,8 @@ class SimulatedGpu:
                 if isinstance(tensor, Tensor):
                     self._place(tensor, is_input=True)
             if filled is not None:
-                _, allocation = self.tensors[inputs[0].data_ptr()]
-                self.device.mark_uninitialised(allocation, ~filled)
+                place = self.tensors[inputs[0].data_ptr()].allocation
+                self.device.mark_uninitialised(place, ~filled)
             images = augment(*inputs)
         storage = torch.float32 if dtype == torch.float32 else torch.uint16
         return images.permute(0, 2, 3, 1).view(storage).numpy()
@@ -125,11 +131,14 @@ class SimulatedGpu:
         address = tensor.data_ptr()
         if address not in self.tensors:
             data = tensor.reshape(-1).view(torch.uint8).numpy()
-            name = f"tensor {len(self.tensors)}"
-            content = data if is_input else None
-            allocation = self.device.allocate(name, data.size, content=content, read_only=is_input)
-            self.tensors[address] = data, allocation
-        return self.tensors[address][0]
+            allocation = self.device.allocate(
+                f"tensor {len(self.tensors)}",
+                data.size,
+                content=data if is_input else None,
+                read_only=is_input,
+            )
+            self.tensors[address] = _DeviceTensor(data, allocation, is_input)
+        return self.tensors[address].bytes
 
     def _array(self, address: int, nbytes: int, owner: Tensor) -> np.ndarray:
         """Stands for cuda.from_address."""
@@ -146,13 +155,14 @@ class SimulatedGpu:
             self.launches.append(Launch(kernel, grid, block, given, self.device, *copies))
         program = compiled(kernel, self.arch)
         self.runs.append(launch(program, self.device, grid, block, given, order=self.order))
-        for data, allocation in self.tensors.values():
-            data[:] = self.device.bytes(allocation)
+        for tensor in self.tensors.values():
+            if not tensor.is_input:
+                tensor.bytes[:] = self.device.bytes(tensor.allocation)
 
     def _argument(self, argument: Any) -> Argument:
         if not isinstance(argument, np.ndarray):
             return int(argument)
-        _, allocation = self.tensors[argument.ctypes.data]
+        allocation = self.tensors[argument.ctypes.data].allocation
         return Array(allocation, argument.shape, argument.strides, argument.itemsize)
 
 

@@ -42,10 +42,8 @@ class Run:
     """What a launch left behind besides memory."""
 
     program: Program
+    visits: np.ndarray  # of basic blocks, by all threads
     findings: list[Finding] = field(default_factory=list)
-    visits: np.ndarray = field(
-        default_factory=lambda: np.zeros(0, np.int64)
-    )  # of basic blocks, by all threads
 
     @property
     def instructions(self) -> int:
@@ -71,7 +69,7 @@ Argument = Array | int
 
 
 def parameters(arguments: Iterable[Argument]) -> list[int]:
-    """Kernel parameters as numba-cuda passes them: of an array meminfo, parent, items, item size, data, shape, strides."""
+    """As numba-cuda passes them: of an array meminfo, parent, items, item size, address, shape, strides."""
     values: list[int] = []
     for argument in arguments:
         if isinstance(argument, int):
@@ -122,7 +120,7 @@ class _Execution:
     ) -> None:
         self.program, self.device, self.grid = program, device, grid
         self.threads = int(np.prod(block))
-        self.run = Run(program, visits=np.zeros(len(program.block_lengths), np.int64))
+        self.run = Run(program, np.zeros(len(program.block_lengths), np.int64))
         self.interval = 1
         self.log = np.zeros((len(program.sites), len(memory.PROBLEMS), memory.LOG_WORDS), np.int64)
         self.frames = np.zeros(self.threads * program.frame_size + 1, np.uint8)

@@ -30,8 +30,7 @@ WORDS = 4
 LOAD, CONSTANT_LOAD, STORE, UPDATE = range(4)  # kinds of access; CONSTANT_LOAD: ld.global.nc
 
 OUT_OF_BOUNDS, MISALIGNED, READ_ONLY_WRITE, UNINITIALISED, RACE, NOT_CONSTANT = range(6)
-FATAL = (OUT_OF_BOUNDS, MISALIGNED, READ_ONLY_WRITE)  # such an access is not carried out: the launch ends
-PROBLEMS = (
+PROBLEMS = (  # an access with one of the first three is not carried out: the launch ends
     "out of bounds",
     "misaligned access",
     "write to read-only memory",
@@ -39,9 +38,8 @@ PROBLEMS = (
     "race",
     "non-coherent load of writable memory",
 )
-COUNT, OFFSET, TAG, OTHER, FIRST_INTERVAL = range(
-    5
-)  # words of the log by site and problem; but the count: first case
+# The log has five words for every site and problem: how often, and of the first case the rest.
+COUNT, OFFSET, TAG, OTHER, FIRST_INTERVAL = range(5)
 LOG_WORDS = 5
 
 THREAD_BITS = 10
@@ -141,9 +139,11 @@ class Memory:
         """In words."""
         if not self.allocations:
             return f"offset {offset}"
-        nearest = min(
-            self.allocations, key=lambda a: max(a.start - offset, offset - (a.start + a.size) + 1, 0)
-        )
+
+        def distance(allocation: Allocation) -> int:
+            return max(allocation.start - offset, offset - (allocation.start + allocation.size) + 1, 0)
+
+        nearest = min(self.allocations, key=distance)
         return f"{nearest.name}[{offset - nearest.start}] of {nearest.size} bytes"
 
 
@@ -153,11 +153,9 @@ def describe_tag(tag: int, first_interval: int) -> str:
         return "several blocks"
     thread, interval = tag & SEVERAL, tag >> THREAD_BITS
     who = "several threads" if thread == SEVERAL else f"thread {thread - 1}"
-    return (
-        f"{who} of an earlier block"
-        if interval < first_interval
-        else f"{who} after {interval - first_interval} barriers"
-    )
+    if interval < first_interval:
+        return f"{who} of an earlier block"
+    return f"{who} after {interval - first_interval} barriers"
 
 
 # -- the check, compiled ---------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ class Program:
     def run_interval(self, context: np.ndarray, order: np.ndarray, resume: np.ndarray) -> int:
         """Runs every thread up to its next barrier. 0, or why the launch ends (FAULT, ENDLESS).
 
-        context: int64, translate.CONTEXT. order: int32 thread numbers. resume: int32 per thread, updated.
+        context: int64, see emitter.CONTEXT. order: int32 thread numbers. resume: int32 per thread, updated.
         """
         return int(self._run(context.ctypes.data, order.ctypes.data, resume.ctypes.data, len(order)))
 

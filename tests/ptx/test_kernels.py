@@ -1,9 +1,11 @@
 """The PTX of both kernels, executed on the CPU, gives the bytes of the CPU back end and does nothing forbidden."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fastft.augment.cuda_ops import OPS_THREADS
 from fastft.augment.cuda_resize import MOST_SHRINK
@@ -98,3 +100,47 @@ def test_the_strongest_reduction(pictures: list[np.ndarray]) -> None:
     gpu = SimulatedGpu()
     squeezed([image], 2).on(gpu, "float32")
     assert {finding.problem for finding in gpu.findings} == {"uninitialised read"}
+
+
+def imagenet_images(folder: Path, count: int) -> list[np.ndarray]:
+    """Evenly from the sample's classes."""
+    files = sorted(folder.glob("*/*.JPEG"))
+    return [
+        np.array(Image.open(file).convert("RGB")) for file in files[:: max(1, len(files) // count)][:count]
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("paper", "float16"), ("erase", "bfloat16"), ("3aug", "float16"), ("augmix", "float32")],
+)
+def test_imagenet_at_the_size_of_training(name: str, dtype: str, imagenet_sample: Path) -> None:
+    images = imagenet_images(imagenet_sample, 96)
+    for k in range(0, len(images), 8):
+        assert_same_bytes(drawn(name, images[k : k + 8], 224, seed=k), dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_random_plans(seed: int, pictures: list[np.ndarray]) -> None:
+    for k, name in enumerate(POLICIES):
+        images = cut_pieces(pictures, 48, (2, 200), seed)
+        assert_same_bytes(drawn(name, images, 30 + 9 * k + seed, seed=seed), DTYPES[(k + seed) % len(DTYPES)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_op_in_loops_that_are_unrolled(dtype: str, pictures: list[np.ndarray]) -> None:
+    magnitudes = [(m, sign) for m in (0.5, 2, 4.4, 6.3, 8.7, 10) for sign in (1, -1)]
+    assert_same_bytes(every_op(pictures, 90, magnitudes), dtype)
+    assert_same_bytes(enhancements_by_tenths(pictures, 128), dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [A100, H100])
+def test_other_architectures(arch: tuple[int, int], pictures: list[np.ndarray]) -> None:
+    for dtype in DTYPES:
+        assert_same_bytes(every_op(pictures, 48), dtype, arch=arch)
+        for name in POLICIES:
+            assert_same_bytes(drawn(name, cut_pieces(pictures, 12, (20, 120)), 48), dtype, arch=arch)
