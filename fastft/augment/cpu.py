@@ -1,4 +1,4 @@
-"""The CPU back end: from decoded bytes to a normalised image, everything of one image while it is in cache.
+"""The CPU back end: decoded bytes to normalised images, one image at a time so that it stays in cache.
 
 For a loader that has just decoded an image, inside its own parallel loop:
 
@@ -42,7 +42,7 @@ REASONS = {
 
 
 class Finish(NamedTuple):
-    """What every image of a run shares."""
+    """Parameters that all images of a run share."""
 
     table: np.ndarray  # (768,) in the output's storage: the normalised value of each byte, channel by channel
     fill: np.ndarray  # (3,) uint8: colour of what geometric ops uncover
@@ -51,9 +51,9 @@ class Finish(NamedTuple):
 
 @njit(cache=True)
 def _run_ops(row, begin, end, image, other, size, fill, scratch):
-    """Ops begin..end-1 of the row, to and fro between `image` and `other`; returns where the result is.
+    """Run ops begin..end-1 of the row, alternating between `image` and `other`; returns the one with the result.
 
-    (Numba compiles a function anew for integers that it knows to be literal: pass none.)
+    Pass no literal integers: Numba would compile the function again for each of them.
     """
     for k in range(begin, end):
         if row.op[k] != IDENTITY:
@@ -166,7 +166,7 @@ class CpuAugment:
         return np.empty((batch, self.size, self.size, 3), self.finish.table.dtype)
 
     def new_scratch(self, threads: int, height: int, width: int) -> np.ndarray:
-        """(threads, bytes) uint8 that do for crops (so, for images) up to height x width."""
+        """(threads, bytes) uint8, enough for crops, and so for images, up to height x width."""
         return np.empty((threads, image_scratch_size(height, width, self.size)), np.uint8)
 
     def __call__(
@@ -174,7 +174,8 @@ class CpuAugment:
     ) -> np.ndarray:
         """Augment a batch. packed: uint8; offsets: (B,) int64, of regions as geometry.source_regions gives.
 
-        Raises UserError, naming the sample, when the packed pixels do not cover a region.
+        Raises:
+            UserError: the packed pixels do not cover a region; the message names the sample.
         """
         out = self.new_output(len(plan)) if out is None else out
         status = np.zeros(len(plan), np.int32)

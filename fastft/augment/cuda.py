@@ -4,8 +4,8 @@
     images = augment(packed, offsets, plan)  # CUDA tensors; (B, 3, size, size), channels last
 
 Runs on torch's current stream, reads and writes torch tensors without copies and waits for nothing. Memory is
-torch's: after the first batches its cache serves every request. The bytes are those of the CPU back end, save
-where the device's sine and cosine end a rotation's matrix in another digit.
+torch's: after the first batches its cache serves every request. The bytes equal the CPU back end's, except where
+the device's sine and cosine give a rotation's matrix another last digit.
 
 Needs numba-cuda (pip install --editable '.[cuda12]'), an NVIDIA GPU of compute capability 7.0 or more, and no
 image side above MOST_SHRINK times `size`.
@@ -37,14 +37,18 @@ OPS_BOUNDS = (OPS_THREADS[0] * OPS_THREADS[1], 1)
 
 
 def ops_signature(dtype: int) -> tuple[Any, ...]:
-    """Types of ``ops_kernel``'s arguments when it writes ``erase.DTYPES[dtype]``."""
+    """Types of `ops_kernel`'s arguments when it writes `erase.DTYPES[dtype]`."""
     storage = float32 if dtype == FLOAT32 else uint16
     shared = (PLAN_ARRAY, int64, uint8[:, :, ::1], float32[:, ::1], uint8[::1])
     return (*shared, storage[::1], float32[::1], int64, storage[:, ::1])
 
 
 class CudaAugment:
-    """Carries out the plans of one policy on one device. Raises ``UserError`` for an unsupported dtype."""
+    """Carries out the plans of one policy on one device.
+
+    Raises:
+        UserError: the dtype is not supported.
+    """
 
     def __init__(self, policy: AugmentPolicy, size: int, dtype: torch.dtype, device: torch.device) -> None:
         name = str(dtype).removeprefix("torch.")
@@ -106,7 +110,7 @@ class CudaAugment:
 def compiled(kernel: Callable[..., None], signature: tuple[Any, ...], bounds: tuple[int, int]) -> Any:
     """The kernel, compiled for the current device: other argument types are then an error, not a compilation.
 
-    Without link-time optimisation, which would fuse the operations that ``no_fma`` keeps apart.
+    Without link-time optimisation, which would fuse the operations that `no_fma` keeps apart.
     """
     dispatcher: Any = cuda.jit(kernel, lto=False, launch_bounds=bounds)
     dispatcher.compile(signature)
@@ -122,6 +126,6 @@ def device_array(tensor: Tensor, dtype: Any, shape: tuple[int, ...]) -> Any:
 
 
 def from_address(address: int, nbytes: int, owner: Any) -> Any:
-    """Bytes of device memory as a Numba array; ``owner`` keeps them."""
+    """Bytes of device memory as a Numba array; `owner` keeps them."""
     description = {"shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 3}
     return cuda.from_cuda_array_interface(description, owner=owner)

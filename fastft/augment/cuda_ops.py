@@ -1,7 +1,7 @@
 """Second kernel: all ops of an image, then normalisation and erasing. One block carries out one image's plan.
 
 So the op is read once and no thread of a block goes another way, and an op that needs the whole image
-(histogram, extremes, mean) waits for a barrier and not for a launch. Between ops an image goes to and fro
+(histogram, extremes, mean) waits for a barrier and not for a launch. Between ops an image alternates
 between two buffers of global memory, which its 150 KB leave the second-level cache only under pressure.
 The arithmetic of every pixel and table entry is that of ops.py and ops_affine.py.
 """
@@ -61,7 +61,7 @@ def _threads():
     return cuda.blockDim.x * cuda.blockDim.y
 
 
-# -- tables --------------------------------------------------------------------------------------------------
+# -- tables ------------------------------------------------------------------------------------------------------------
 
 
 @cuda.jit(device=True)
@@ -136,7 +136,7 @@ def _look_up(source, tables, target):
             target[i + c] = tables[c * BYTE_VALUES + int32(source[i + c])]
 
 
-# -- pixels --------------------------------------------------------------------------------------------------
+# -- pixels ------------------------------------------------------------------------------------------------------------
 
 
 @cuda.jit(device=True)
@@ -188,7 +188,7 @@ def _transform(source, size, matrix, fill, bicubic, target):
 
 @cuda.jit(device=True)
 def _box(source, size, step, across, weights, target):
-    """One box pass along the axis whose pixels lie `step` bytes apart, its lines `across` bytes; edges repeat."""
+    """One box pass along the axis whose pixels are `step` bytes apart and whose lines `across`; edges repeat."""
     reach, inner, edge = weights
     for y in range(cuda.threadIdx.y, size, cuda.blockDim.y):
         for x in range(cuda.threadIdx.x, CHANNELS * size, cuda.blockDim.x):
@@ -217,7 +217,7 @@ def _blur(source, size, sigma, target):
             _box(target, size, step, across, weights, source)
 
 
-# -- an image's plan -----------------------------------------------------------------------------------------
+# -- an image's plan ---------------------------------------------------------------------------------------------------
 
 
 @cuda.jit(device=True)

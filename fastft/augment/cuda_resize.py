@@ -2,7 +2,7 @@
 
 Both passes of Pillow's resize in one launch. A block makes a tile of one image: the weights of its pixels,
 then 16 source lines at a time through the first pass into shared memory and on into the sums of the second.
-Integer sums do not mind the order, so the result is Pillow's to the bit, and shared memory does not grow with
+Integer sums do not depend on the order, so the result is Pillow's to the bit, and shared memory does not grow with
 the crop. The first pass goes along the rows or, where Pillow 13 goes the other way, the columns: *inner* is
 its axis (0: y, 1: x), *outer* the other one, and a source line runs along the inner axis.
 """
@@ -51,7 +51,7 @@ def _take_notes(row, size, notes):
 
 @cuda.jit(device=True)
 def _take_tile(tile, size, notes):
-    """Where tile number `tile` begins along both axes, and how many pixels it has."""
+    """Begin and number of pixels of tile number `tile` along both axes."""
     tiles = (size + notes[WIDE] - 1) // notes[WIDE]
     notes[INNER_BEGIN], notes[OUTER_BEGIN] = tile % tiles * notes[WIDE], tile // tiles * notes[DEEP]
     notes[PIXELS] = min(notes[WIDE], size - notes[INNER_BEGIN])
@@ -132,7 +132,7 @@ def resize_kernel(packed, offsets, plan, size, images):
     """images[b] = the resized, windowed, mirrored region of row b. Blocks: x over tiles, y over images.
 
     packed: uint8, region b (geometry.source_region) at offsets[b] (int64). images: (B, size * size * 3) uint8.
-    An image that would shrink by more than MOST_SHRINK is left as it is: its taps have no room.
+    An image that would shrink by more than MOST_SHRINK is not written: its taps do not fit.
     """
     notes = cuda.shared.array(NOTES, int32)
     first = cuda.shared.array((2, INNER), int32)  # of inner and outer pixels

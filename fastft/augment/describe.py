@@ -29,11 +29,11 @@ ARGUMENT_FORMATS = {
 }
 
 
-# -- a plan ------------------------------------------------------------------------------------------------
+# -- a plan ------------------------------------------------------------------------------------------------------------
 
 
 def describe_row(row: Any) -> list[str]:
-    """What one row of a plan does after the crop, in order: ["flip", "Rotate +27.0°", "erase 50x80"]."""
+    """Steps of one row of a plan after the crop, in order: ["flip", "Rotate +27.0°", "erase 50x80"]."""
     words = ["flip"] if row["flip"] else []
     if row["chain_weights"].any():
         words += _describe_chains(row)
@@ -102,7 +102,7 @@ def _ops_to_json(row: Any, begin: int, end: int) -> list[dict[str, Any]]:
     ]
 
 
-# -- a policy ----------------------------------------------------------------------------------------------
+# -- a policy ----------------------------------------------------------------------------------------------------------
 
 
 def describe_policy(policy: AugmentPolicy, size: int) -> list[str]:

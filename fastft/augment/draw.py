@@ -92,10 +92,13 @@ def draw_plan(
     widths: Any,
     size: int,
 ) -> np.ndarray:
-    """Plans (``PLAN_DTYPE``, one row per sample) for one epoch of samples of heights x widths pixels.
+    """Plans (`PLAN_DTYPE`, one row per sample) for one epoch of samples of heights x widths pixels.
 
-    ``size`` is the side of the square output. A row depends on (policy, seed, epoch, sample id, its height
-    and width, size) and on no other row. Raises ``UserError`` for arrays of unequal length or empty images.
+    `size` is the side of the square output. A row depends on (policy, seed, epoch, sample id, its height
+    and width, size) and on no other row.
+
+    Raises:
+        UserError: arrays differ in length, or an image is empty.
     """
     samples, rows, columns = _checked(sample_ids, heights, widths, size)
     if policy.crop == "src" and size <= SIMPLE_CROP_PADDING:
@@ -117,7 +120,8 @@ def eval_plan(
 
     Both with torchvision's rounding.
 
-    Raises ``UserError`` for a ``crop_pct`` outside (0, 1], arrays of unequal length or empty images.
+    Raises:
+        UserError: `crop_pct` is outside (0, 1], arrays differ in length, or an image is empty.
     """
     if not 0 < crop_pct <= 1:
         raise UserError(f"crop_pct is {crop_pct}: give a number above 0 and at most 1")
@@ -134,7 +138,7 @@ def _checked(sample_ids: Any, heights: Any, widths: Any, size: int) -> list[np.n
     arrays = [np.ascontiguousarray(a, np.int64).reshape(-1) for a in (sample_ids, heights, widths)]
     lengths = [len(a) for a in arrays]
     if len(set(lengths)) != 1:
-        raise UserError(f"{lengths} sample ids, heights and widths: give as many of each")
+        raise UserError(f"{lengths} sample ids, heights and widths: pass arrays of one length")
     if size < 1 or (lengths[0] and min(a.min() for a in arrays[1:]) < 1):
         raise UserError("an image or the output has no pixels: heights, widths and size must be 1 or more")
     return arrays
@@ -177,7 +181,7 @@ def _parameters(policy: AugmentPolicy) -> Parameters:
     )
 
 
-# -- one row -----------------------------------------------------------------------------------------------
+# -- one row -----------------------------------------------------------------------------------------------------------
 
 
 @njit(cache=True)

@@ -1,4 +1,4 @@
-"""Where the pixels of a plan lie: the size after a resize, the part of the source that the output touches."""
+"""Geometry of a plan: the size after a resize, and the part of the source that the output depends on."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _fill_regions(plan, size, regions):
 
 
 def source_regions(plan: np.ndarray, size: int) -> np.ndarray:
-    """``source_region`` of every row: (B, 4) int32 of y, x, h, w."""
+    """`source_region` of every row: (B, 4) int32 of y, x, h, w."""
     regions = np.empty((len(plan), 4), np.int32)
     _fill_regions(plan, size, regions)
     return regions

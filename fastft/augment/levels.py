@@ -1,6 +1,6 @@
 """timm's op names: which op of the plan each is, and what a magnitude on the 0..10 scale means for it.
 
-The formulae are those of timm's ``auto_augment.py`` in the same floating-point order: a magnitude gives the
+The formulae are those of timm's `auto_augment.py` in the same floating-point order: a magnitude gives the
 very argument that timm would hand to Pillow.
 """
 
@@ -65,7 +65,7 @@ TIMM_OPS = {
 
 
 def op_of(name: str) -> int:
-    """Position in ``plan.OPS`` of the op that timm calls ``name``."""
+    """Position in `plan.OPS` of the op that timm calls `name`."""
     return OP_ID[TIMM_OPS[name][0]]
 
 
@@ -76,7 +76,7 @@ def _clamp(value, low, high):
 
 @njit(cache=True)
 def argument(rule, magnitude, sign, height, width):
-    """Argument (float64) of an op at ``magnitude`` >= 0; ``sign`` is +1 or -1, where timm negates at random.
+    """Argument (float64) of an op at `magnitude` >= 0; `sign` is +1 or -1, where timm negates at random.
 
     The height and width of the image count for translations only.
     """
@@ -118,10 +118,12 @@ def argument(rule, magnitude, sign, height, width):
 def level_argument(
     name: str, magnitude: float, sign: int = 1, *, height: int, width: int
 ) -> tuple[int, float]:
-    """(op id, argument) that a plan holds for timm's op ``name`` on an image of height x width.
+    """(op id, argument) that a plan holds for timm's op `name` on an image of height x width.
 
-    Names of ``plan.OPS`` that timm lacks (Identity, Grayscale) take no argument.
-    Raises ``UserError`` for an unknown name, a negative magnitude or a sign other than +1 and -1.
+    Names of `plan.OPS` that timm lacks (Identity, Grayscale) take no argument.
+
+    Raises:
+        UserError: the name is unknown, the magnitude negative or the sign neither +1 nor -1.
     """
     if sign not in (1, -1) or not magnitude >= 0:
         raise UserError(f"magnitude {magnitude} with sign {sign}: give a magnitude >= 0 and the sign 1 or -1")

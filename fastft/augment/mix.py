@@ -1,7 +1,7 @@
 """Mixup and CutMix of a batch on its device, drawn from counters: the same at any micro-batch or world size.
 
 timm's Mixup in "batch" mode draws one lambda for the batch of each process and pairs image i with B-1-i. Here
-a draw belongs to a block of ``BLOCK`` positions of the global batch, the per-process batch of the paper's
+a draw belongs to a block of `BLOCK` positions of the global batch, the per-process batch of the paper's
 B/16 run, and partners are the neighbours 2k and 2k+1, which no even cut of the batch parts.
 """
 
@@ -23,7 +23,7 @@ DECIDE, MIXUP_BETA, CUTMIX_BETA = 0, GAMMA_COUNTERS, 4 * GAMMA_COUNTERS
 
 
 class Mix(NamedTuple):
-    """How a block is mixed: an image keeps the share ``lam``; with a box, exactly its pixels change hands."""
+    """How a block is mixed: an image keeps the share `lam`; with a box, exactly its pixels are exchanged."""
 
     lam: float
     box: tuple[int, int, int, int] | None  # y, x, h, w
@@ -36,7 +36,7 @@ NOT_MIXED = Mix(1.0, None)
 class Mixer:
     """Mixes images and turns labels into smoothed targets, with timm's meaning of every parameter.
 
-    ``prob``: that a block is mixed at all; ``switch_prob``: of CutMix where both alphas are above 0.
+    `prob`: that a block is mixed at all; `switch_prob`: of CutMix where both alphas are above 0.
     """
 
     mixup_alpha: float
@@ -56,10 +56,13 @@ class Mixer:
     def __call__(
         self, images_BCHW: Tensor, labels_B: Tensor, *, epoch: int, step: int, first_position: int
     ) -> tuple[Tensor, Tensor]:
-        """(mixed images, float32 targets (B, num_classes)); ``images_BCHW`` is overwritten.
+        """(mixed images, float32 targets (B, num_classes)); `images_BCHW` is overwritten.
 
-        ``first_position`` is the place of image 0 in the global batch of this step. Nothing waits for the
-        device. Raises ``UserError`` when the images do not begin and end between two pairs.
+        `first_position` is the place of image 0 in the global batch of this step. Nothing waits for the
+        device.
+
+        Raises:
+            UserError: the images do not begin and end between two pairs.
         """
         count = len(images_BCHW)
         if first_position % 2 or count % 2:
@@ -75,7 +78,7 @@ class Mixer:
         return images_BCHW, targets_BK
 
     def draw(self, epoch: int, step: int, block: int, height: int, width: int) -> Mix:
-        """What happens to block number ``block`` of a step's global batch."""
+        """Draw the mix of block number `block` of a step's global batch."""
         key, where = np.uint64(self.seed), (epoch, step, MIX_STREAM | block)
         whether, which, top, left = philox(key, DECIDE, *where)
         if unit(whether) >= self.prob:

@@ -52,7 +52,7 @@ def _row(image, y, pitch):
 
 @njit(cache=True)
 def _point(op, argument, source, target):
-    """Ops that know their argument alone. Computed: vector code does that faster than looking up."""
+    """Ops that depend on their argument alone. Vector code computes them faster than a table is read."""
     for i in range(source.size):
         target[i] = point_entry(op, source[i], argument)
 
@@ -80,7 +80,7 @@ def _equalize_channel(histogram, table):
 
 @njit(cache=True)
 def _count(source, counts):
-    """counts[:768] = histogram of each channel. Four are counted in turn: an increment waits for the last of its entry."""
+    """counts[:768] = histogram of each channel, as the sum of four: increments of one entry have to wait for each other."""
     counts[:] = 0
     whole = source.size // (3 * HISTOGRAMS) * (3 * HISTOGRAMS)
     for i in range(np.uintp(0), np.uintp(whole), np.uintp(3 * HISTOGRAMS)):
@@ -310,7 +310,10 @@ def apply_op(
 ) -> np.ndarray:
     """timm's op `name` (such as "ColorIncreasing") at a magnitude of 0..10. (H, W, 3) uint8 -> the same.
 
-    `sign` is what timm draws for ops that go both ways. Raises UserError for an unknown name or image.
+    `sign` is what timm draws for ops with two directions.
+
+    Raises:
+        UserError: the name is unknown, or the image is not (H, W, 3) uint8.
     """
     height, width = _image_shape(image_HWC)
     op, argument = level_argument(name, magnitude, sign, height=height, width=width)

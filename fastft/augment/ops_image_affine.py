@@ -46,7 +46,7 @@ MARGIN = 2  # pixels by which the 4 x 4 neighbours of a point inside the image r
 
 
 class Image(NamedTuple):
-    """What an op works on."""
+    """An image, its target and the transform between them."""
 
     source: np.ndarray  # flat uint8
     target: np.ndarray  # the same size
@@ -338,7 +338,7 @@ def _rotate(image, padded, row):
 
 @njit(cache=True)
 def _locate(matrix, i, begin, end, pitch, row):
-    """Where the neighbours of each column's place begin in the padded image, and the place between the inner four."""
+    """Per column: offset of its 4 x 4 neighbours in the padded image, and the place between the inner four."""
     window, tx, ty = row.window, row.tx, row.ty
     for j in range(np.uintp(begin), np.uintp(end)):
         x, y = affine_source(matrix, i, np.float64(j))

@@ -8,7 +8,7 @@ MAX_OPS = 12  # RandAugment uses n, 3-Augment 4, AugMix width x depth (timm's de
 MAX_CHAINS = 4
 CHAIN_DEPTH = MAX_OPS // MAX_CHAINS
 
-# The op id in a plan is the position in this tuple; the meaning of its argument stands beside it.
+# The op id in a plan is the position in this tuple; the comment gives the meaning of its argument.
 OPS = (
     "Identity",
     "AutoContrast",

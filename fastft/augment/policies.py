@@ -110,7 +110,7 @@ AUGMIX_OPS = (
 
 @dataclass(frozen=True)
 class RandAugment:
-    """``count`` ops drawn from ``ops`` by ``weights``, each applied with ``probability``."""
+    """`count` ops drawn from `ops` by `weights`, each applied with `probability`."""
 
     ops: tuple[str, ...]
     weights: tuple[float, ...]
@@ -124,7 +124,7 @@ class RandAugment:
 
 @dataclass(frozen=True)
 class AugMix:
-    """``width`` chains of ``depth`` ops (-1: 1 to 3, per chain), mixed by Dirichlet and Beta weights."""
+    """`width` chains of `depth` ops (-1: 1 to 3, per chain), mixed by Dirichlet and Beta weights."""
 
     ops: tuple[str, ...] = AUGMIX_OPS
     magnitude: int = 3
@@ -148,9 +148,12 @@ Recipe = RandAugment | AugMix | ThreeAugment | None
 class AugmentPolicy:
     """Everything that determines the distribution of plans, and how pixels are filled and normalised.
 
-    ``crop`` is "rrc" (random resized crop: share of area in ``scale``, aspect in ``ratio``) or "src" (DeiT
-    III's simple crop: short side to the output size, reflect-padded by 4 pixels, random window). ``mean``
-    and ``std`` are per channel in 0..1. Raises ``UserError`` for values out of range.
+    `crop` is "rrc" (random resized crop: share of area in `scale`, aspect in `ratio`) or "src" (DeiT
+    III's simple crop: short side to the output size, reflect-padded by 4 pixels, random window). `mean`
+    and `std` are per channel in 0..1.
+
+    Raises:
+        UserError: a value is out of range.
     """
 
     augment: str = "rand-m9-mstd0.5-inc1"
@@ -182,7 +185,7 @@ class AugmentPolicy:
 
     @property
     def recipe(self) -> Recipe:
-        """The ``augment`` string, understood."""
+        """The parsed `augment` string."""
         return parse_augment(self.augment)
 
     @property
@@ -196,16 +199,21 @@ class AugmentPolicy:
 
 
 def parse_policy(augment: str = "rand-m9-mstd0.5-inc1", **options: Any) -> AugmentPolicy:
-    """Policy from an augmentation string and the other fields of ``AugmentPolicy`` by name.
+    """Policy from an augmentation string and the other fields of `AugmentPolicy` by name.
 
-    Raises ``UserError`` that names the part of the string that is wrong and the keys that would be right.
+    Raises:
+        UserError: the string is invalid; the message names the invalid part and the valid keys.
     """
     return AugmentPolicy(augment, **options)
 
 
 @lru_cache
 def parse_augment(text: str) -> Recipe:
-    """What an augmentation string means. Raises ``UserError`` as ``parse_policy``."""
+    """Parse an augmentation string.
+
+    Raises:
+        UserError: as `parse_policy`.
+    """
     kind, *parts = re.split(r"-(?=[a-zA-Z])", text.strip())  # the minus of "d-1" belongs to its number
     if kind not in KINDS:
         raise UserError(f"augmentation {text!r}: {kind!r} is unknown; begin with one of {', '.join(KINDS)}")
@@ -213,7 +221,7 @@ def parse_augment(text: str) -> Recipe:
     return build(text, _read_keys(text, parts, keys))
 
 
-# -- grammar -----------------------------------------------------------------------------------------------
+# -- grammar -----------------------------------------------------------------------------------------------------------
 
 Bounds = tuple[type, float, float]  # kind of number, least, greatest
 
@@ -258,7 +266,7 @@ def _read_value(text: str, part: str, value: str, bounds: Bounds | None) -> Any:
     if bounds is None:
         if value not in OP_SETS:
             raise UserError(
-                f"augmentation {text!r}: {part!r} is no op set; use t followed by {', '.join(OP_SETS)}"
+                f"augmentation {text!r}: {part!r} is not an op set; use t followed by {', '.join(OP_SETS)}"
             )
         return value
     kind, least, greatest = bounds
@@ -270,7 +278,7 @@ def _read_value(text: str, part: str, value: str, bounds: Bounds | None) -> Any:
 
 def _rand(text: str, keys: dict[str, Any]) -> RandAugment:
     if "t" in keys and ("w" in keys or "inc" in keys):
-        raise UserError(f"augmentation {text!r}: t names the ops by itself; drop w and inc")
+        raise UserError(f"augmentation {text!r}: t selects the ops; remove w and inc")
     increasing = bool(keys.get("inc", 0))
     names = INCREASING_OPS if increasing else PLAIN_OPS
     weights = dict.fromkeys(names, 1.0)
@@ -297,7 +305,7 @@ def _rand(text: str, keys: dict[str, Any]) -> RandAugment:
 def _augmix(text: str, keys: dict[str, Any]) -> AugMix:
     if keys.get("d") == 0:
         raise UserError(
-            f"augmentation {text!r}: d0 is no depth; use -1 (1 to 3 at random) or 1 to {CHAIN_DEPTH}"
+            f"augmentation {text!r}: a depth of 0 is invalid; use -1 (1 to 3 at random) or 1 to {CHAIN_DEPTH}"
         )
     return AugMix(
         magnitude=keys.get("m", 3),
@@ -324,7 +332,7 @@ KINDS: dict[str, tuple[dict[str, Bounds | None], Any]] = {
 }
 
 
-# -- checks ------------------------------------------------------------------------------------------------
+# -- checks ------------------------------------------------------------------------------------------------------------
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

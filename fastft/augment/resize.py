@@ -141,7 +141,7 @@ def _gather_block(pixels, start, stride, rows, width, columns):
 
 @njit(cache=True)
 def _horizontal(pixels, stride, rows, width, size, flip, taps, columns, narrow, out, out_pitch):
-    """Rows of `width` pixels -> rows of `size`, sixteen at a time: `out` has room for whole sixteens."""
+    """Rows of `width` pixels -> rows of `size`, sixteen at a time: `out` holds a multiple of sixteen rows."""
     first, count, weights, pitch = taps
     for top in range(0, rows, LANES):
         _gather_block(pixels, top * stride, stride, rows - top, width * 3, columns)
@@ -169,7 +169,7 @@ def _vertical(pixels, stride, width, size, taps, out):
 
 @njit(cache=True)
 def _take_taps(scratch, at, size, pitch):
-    """Room for one axis: (first, count, weights, pitch), and where the rest of scratch begins."""
+    """Scratch for one axis: (first, count, weights, pitch), and where the rest begins."""
     first, at = take(scratch, at, size * 4)
     count, at = take(scratch, at, size * 4)
     weights, at = take(scratch, at, size * pitch * 4)
@@ -238,7 +238,7 @@ def resized_crop(
     *,
     bicubic: bool = True,
 ) -> np.ndarray:
-    """Crop, resize to size x size, mirror if asked, as Pillow's crop, resize, transpose. uint8 -> uint8."""
+    """Crop, resize to size x size, optionally mirror, as Pillow's crop, resize, transpose. uint8 -> uint8."""
     y, x, h, w = box_yxhw
     height, width = image_HWC.shape[:2]
     if image_HWC.dtype != np.uint8 or image_HWC.shape[2:] != (3,):

@@ -168,10 +168,10 @@ def table_normal(bits, quantiles):
 
 @njit(cache=True)
 def noise_rgb(noise_key, index, quantiles):
-    """Three independent standard normals, float32: the ``index``-th (32 bits) of ``noise_key`` (64 bits).
+    """Three independent standard normals, float32: the `index`-th (32 bits) of `noise_key` (64 bits).
 
-    Erase mode "pixel" takes ``index = y * size + x`` of the output pixel, mode "rand" the number of the box.
-    ``quantiles`` is ``HALF_NORMAL``; an argument, because a CUDA kernel would put a global array into constant
+    Erase mode "pixel" takes `index = y * size + x` of the output pixel, mode "rand" the number of the box.
+    `quantiles` is `HALF_NORMAL`; an argument, because a CUDA kernel would put a global array into constant
     memory, where threads that read different entries wait for each other.
     """
     key = np.uint64(noise_key)

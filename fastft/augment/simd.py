@@ -258,7 +258,7 @@ def is_flat(typingctx: Any, pixels: Any, index: Any, pitch: Any) -> Any:
     return types.boolean(pixels, types.intp, types.intp), codegen
 
 
-# -- one pixel as float64: red, green, blue and the byte after them ------------------------------------------
+# -- one pixel as float64: red, green, blue and the byte after them ----------------------------------------------------
 
 _QUAD = ir.VectorType(ir.DoubleType(), 4)
 
