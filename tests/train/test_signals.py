@@ -191,9 +191,9 @@ def test_other_commands_end_with_one_line_and_leave_nothing_half_written(
     whole: Path, tmp_path: Path, command: str, number: signal.Signals
 ) -> None:
     function, arguments = COMMANDS[command]
-    places = {"RUN": str(whole), "--out=OUT.safetensors": f"--out={tmp_path / 'out'}"}
+    places = [a.replace("RUN", str(whole)).replace("OUT", str(tmp_path / "out")) for a in arguments]
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, function, command, *(a.replace("RUN", str(whole)).replace("OUT", str(tmp_path / "out")) for a in arguments)],
+        [sys.executable, "-c", SLOW, function, command, *places],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None and process.stdout.readline() == "running\n", process.communicate()
