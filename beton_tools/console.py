@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -45,11 +46,28 @@ def printable(text: str) -> str:
 
 
 def print_error(command: str, error: object) -> None:
-    """One line on stderr."""
-    print(f"{command}: {printable(str(error))}", file=sys.stderr)
+    """One line on stderr; nothing if stderr was closed."""
+    try:
+        print(f"{command}: {printable(str(error))}", file=sys.stderr)
+    except OSError:
+        discard_closed_output()
 
 
 def use_escapes() -> None:
     """Print escape sequences for characters that stdout cannot encode, such as undecodable bytes of a path."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def discard_closed_output() -> None:
+    """Send stdout and stderr to the null device if their terminal or pipe was closed.
+
+    Otherwise Python would fail to flush them when it ends, and exit with code 120.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)

@@ -29,14 +29,13 @@ HALF = "fastft, lower half frozen"
 def run(options: Options) -> BenchResult:
     """B/16 at 224 px; one measure per dtype, and its MFU."""
     on_gpu = torch.cuda.is_available()
-    dtypes = ("fp32", "bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else ("fp32", "bf16")
     shape = {
         "letter": "T" if options.quick else "B",
         "batch": 2 if options.quick else 128 if on_gpu else 8,
         "steps": 20 if on_gpu and not options.quick else 1,
     }
     found: list[dict[str, Any]] = []
-    for dtype in dtypes:
+    for dtype in measured_dtypes():
         contenders = step_contenders(options, {**shape, "dtype": dtype})
         rounds = alternate(contenders, options.rounds, threads=options.threads)
         setting = {
@@ -54,6 +53,15 @@ def run(options: Options) -> BenchResult:
             )
         found += _mfu(rounds, setting)
     return BenchResult(found)
+
+
+def measured_dtypes() -> tuple[str, str]:
+    """fp32 and half precision: on a GPU the one that training chooses, because older GPUs only emulate bf16."""
+    from fastft.train.precision import choose_precision
+
+    if device().type == "cuda" and choose_precision("auto", device()).dtype == torch.float16:
+        return "fp32", "fp16"
+    return "fp32", "bf16"
 
 
 def _mfu(rounds: Rounds, setting: dict[str, Any]) -> list[dict[str, Any]]:

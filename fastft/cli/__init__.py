@@ -15,7 +15,7 @@ from typing import Protocol
 from beton_tools.signals import describe_stop, exit_code, imports_of, raise_on_stop_signals
 
 with imports_of("fastft"):
-    from beton_tools.console import printable, use_escapes
+    from beton_tools.console import print_error, use_escapes
     from beton_tools.errors import UserError
     from fastft import __version__
     from fastft.cli import (
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_error(args.command, error)
         return EXIT_FAILED
     except KeyboardInterrupt as stop:
-        print(f"fastft {args.command}: {describe_stop(stop)}", file=sys.stderr)
+        print_error(f"fastft {args.command}", describe_stop(stop))
         return exit_code(stop)
     except BrokenPipeError:  # the reader of our output, such as head, has closed it
         sys.stderr.close()
@@ -145,4 +145,4 @@ def _add_command(
 def _print_error(command: str, error: object) -> None:
     """Print one line, once per host: from local rank 0, or from the only process that has this error (LocalRankError)."""
     if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LocalRankError):
-        print(f"fastft {command}: {printable(str(error))}", file=sys.stderr)
+        print_error(f"fastft {command}", error)

@@ -7,6 +7,7 @@ FFCV's reader and its compiled pipelines are not used. The index that the reader
 634 MB for ImageNet. A pipeline is compiled for every loader, and Numba never frees the compiled code: 1 MB per loader.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from queue import Empty, Full
 from typing import Any
@@ -22,6 +23,9 @@ from ffcv.loader.epoch_iterator import IS_CUDA, EpochIterator  # noqa: E402
 torch.set_num_threads(_torch_threads)  # importing FFCV sets torch to one thread
 
 
+POLL_SECONDS = 0.1  # between two looks at a thread that is waited for
+
+
 class EpochThread(EpochIterator):
     """The thread that runs one pass over given samples; the consumer iterates over it.
 
@@ -30,7 +34,7 @@ class EpochThread(EpochIterator):
     """
 
     def __init__(self, engine: "Engine", order: np.ndarray, draw: DrawPlan) -> None:
-        self.stage, self.draw = engine.stage, draw
+        self.stage, self.draw, self.on_wait = engine.stage, draw, engine.on_wait
         self.torch_threads = torch.get_num_threads()
         super().__init__(engine, order)
 
@@ -90,11 +94,25 @@ class EpochThread(EpochIterator):
             raise RuntimeError(
                 "this pass over the data is closed: a later pass started, or its loader was closed"
             )
+        self._wait_for_result()
         result = super().__next__()
         if isinstance(result, BaseException):
             self.close()
             raise result
         return result
+
+    def _wait_for_result(self) -> None:
+        """Return when the queue has an entry, which FFCV then takes without waiting.
+
+        FFCV waits without a limit. `on_wait` is called meanwhile, so that Ctrl-C can end the wait.
+        """
+        queue = self.output_queue
+        while queue.empty():
+            with queue.not_empty:
+                queue.not_empty.wait_for(queue._qsize, POLL_SECONDS)
+            self.on_wait()
+            if queue.empty() and not self.is_alive():
+                raise RuntimeError("the loader's thread ended without an error or a result")
 
     def close(self) -> None:
         """End the thread and wait for its end, which the batch in progress can delay."""
@@ -123,8 +141,17 @@ class _Unused:
 class Engine:
     """Runs passes over samples through a stage, one at a time."""
 
-    def __init__(self, stage: Stage, *, batch_size: int, workers: int, batches_ahead: int) -> None:
-        self.stage = stage
+    def __init__(
+        self,
+        stage: Stage,
+        *,
+        batch_size: int,
+        workers: int,
+        batches_ahead: int,
+        on_wait: Callable[[], None] = lambda: None,
+    ) -> None:
+        """on_wait: called in the consumer while it waits for a batch; what it raises ends the wait."""
+        self.stage, self.on_wait = stage, on_wait
         self.batch_size, self.num_workers, self.batches_ahead = batch_size, workers, batches_ahead
         self.reader = self.memory_manager = self.graph = _Unused()
         self.streams: list[Any] = []

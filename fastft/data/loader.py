@@ -67,6 +67,7 @@ class _BetonLoader:
         batch: int,
         workers: int | None,
         batches_ahead: int,
+        on_wait: Callable[[], None],
     ) -> None:
         for name, value in (("batch", batch), ("workers", workers), ("batches_ahead", batches_ahead)):
             if value is not None and value < 1:
@@ -82,7 +83,7 @@ class _BetonLoader:
         self.num_classes = len(self.class_names)
         self.closed = False
         self.wait_seconds = 0.0  # that the consumer waited for batches; may be reset to 0
-        self.batches_ahead = batches_ahead
+        self.batches_ahead, self.on_wait = batches_ahead, on_wait
 
     def _allocate(self) -> None:
         """Allocate decoders and buffers; the last thing that a constructor does, when nothing can be refused any more."""
@@ -91,7 +92,11 @@ class _BetonLoader:
             self.beton, self.policy, self.output, workers=self.workers, slots=slots, batch=self.batch
         )
         self.engine = Engine(
-            self.stage, batch_size=self.batch, workers=self.workers, batches_ahead=self.batches_ahead
+            self.stage,
+            batch_size=self.batch,
+            workers=self.workers,
+            batches_ahead=self.batches_ahead,
+            on_wait=self.on_wait,
         )
 
     def _batches(self, order: np.ndarray, draw: DrawPlan, locate: Locate) -> Iterator[Batch]:
@@ -138,7 +143,8 @@ class TrainLoader(_BetonLoader):
     path: a `.beton` file, of `fastft convert` or of FFCV. batch_size: of one optimiser step, over all processes.
     micro_batch: images per batch that is delivered (default: this process's share of batch_size); batch_size must be
     divisible by world_size * micro_batch. workers: threads (default: as many as cores, divided among the processes of
-    this machine). batches_ahead: batches that are prepared in advance. subset: indices of the samples to train on
+    this machine). batches_ahead: batches that are prepared in advance. on_wait: called about ten times a second while a
+    batch is waited for; what it raises ends the pass. subset: indices of the samples to train on
     (default: all).
 
     A sample that cannot be decoded raises `SampleError` in the loop that iterates.
@@ -160,11 +166,18 @@ class TrainLoader(_BetonLoader):
         subset: np.ndarray | None = None,
         workers: int | None = None,
         batches_ahead: int = 2,
+        on_wait: Callable[[], None] = lambda: None,
     ) -> None:
         if micro_batch is None:
             micro_batch = max(1, batch_size // shard.world_size)
         super().__init__(
-            path, policy, output, batch=micro_batch, workers=workers, batches_ahead=batches_ahead
+            path,
+            policy,
+            output,
+            batch=micro_batch,
+            workers=workers,
+            batches_ahead=batches_ahead,
+            on_wait=on_wait,
         )
         self.seed = seed
         self.subset = _checked_indices(self.beton, subset)
@@ -214,9 +227,18 @@ class EvalLoader(_BetonLoader):
         indices: np.ndarray | None = None,
         workers: int | None = None,
         batches_ahead: int = 2,
+        on_wait: Callable[[], None] = lambda: None,
     ) -> None:
         policy = AugmentPolicy("none", mean=policy.mean, std=policy.std)
-        super().__init__(path, policy, output, batch=batch_size, workers=workers, batches_ahead=batches_ahead)
+        super().__init__(
+            path,
+            policy,
+            output,
+            batch=batch_size,
+            workers=workers,
+            batches_ahead=batches_ahead,
+            on_wait=on_wait,
+        )
         indices = _checked_indices(self.beton, indices)
         self.num_samples, self.crop_pct = len(indices), crop_pct
         self.share, self.first = eval_share(indices, shard)

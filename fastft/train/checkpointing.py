@@ -37,10 +37,10 @@ class Checkpointing:
     """
 
     def __init__(
-        self, folder: Path, options: TrainOptions, world: World, check: Callable[[], None] = lambda: None
+        self, folder: Path, options: TrainOptions, world: World, on_wait: Callable[[], None] = lambda: None
     ) -> None:
-        """check: called while a write is waited for; what it raises ends the wait."""
-        self.folder, self._options, self._world, self._check = folder, options, world, check
+        """on_wait: called while a write is waited for; what it raises ends the wait."""
+        self.folder, self._options, self._world, self._on_wait = folder, options, world, on_wait
         self._existing = list_checkpoints(folder)
         self.damaged: list[Damaged] = []
         self._host_copy = HostCopy()
@@ -125,7 +125,7 @@ class Checkpointing:
             UserError: it could not be written.
         """
         while self._pending is not None:
-            self._check()
+            self._on_wait()
             if futures.wait([self._pending], POLL_SECONDS).done:
                 pending, self._pending = self._pending, None
                 pending.result()

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from torch.utils.tensorboard import SummaryWriter
 
+from beton_tools.console import discard_closed_output
 from beton_tools.errors import UserError
 from fastft.files.atomic import write_text
 from fastft.files.run_directory import read_metrics
@@ -88,16 +89,13 @@ class RunLog:
             TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True,
         )  # fmt: skip
         self._task = self._progress.add_task("training", total=total_steps, completed=resumed_step)
-        self._progress.start()
+        with self._ignore_closed_output():
+            self._progress.start()
 
     def info(self, text: str) -> None:
-        """Print a line. A terminal or pipe that was closed does not stop the training."""
-        if not self.enabled:
-            return
-        try:
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-        except (OSError, SystemExit):  # rich raises SystemExit when a pipe is closed
-            self.console.quiet = True
+        if self.enabled:
+            with self._ignore_closed_output():
+                self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def advance(self) -> None:
         if self.enabled:
@@ -135,12 +133,22 @@ class RunLog:
     def close(self, failed: bool = False) -> None:
         """Close all files. After a failure a full disk is not reported again."""
         if self.enabled:
-            self._progress.stop()
+            with self._ignore_closed_output():
+                self._progress.stop()
             with suppress(UserError) if failed else nullcontext(), _one_line_error(self.folder):
                 self._file.close()
                 self._board.close()
         if self.tracker is not None:
             self.tracker.close(failed)
+
+    @contextmanager
+    def _ignore_closed_output(self) -> Iterator[None]:
+        """A terminal or pipe that was closed must not stop the training: metrics.jsonl has the same numbers."""
+        try:
+            yield
+        except (OSError, SystemExit):  # rich raises SystemExit if a pipe is closed
+            self.console.quiet = True
+            discard_closed_output()
 
 
 @contextmanager

@@ -162,14 +162,18 @@ class Trainer:
     def _build(self, recipe: Recipe, train_file: Beton, opened: ExitStack) -> None:
         self.recipe = r = with_train_size(recipe, len(train_file))
         world = self.world
-        self.checkpoints = Checkpointing(self.folder / "checkpoints", r.train, world, check=self.guard.check)
+        self.checkpoints = Checkpointing(
+            self.folder / "checkpoints", r.train, world, on_wait=self.guard.check
+        )
         self.precision = choose_precision(r.train.amp, world.device, r.train.half_residual)
         self.model, ema = build_training_models(r, world.device, pretrained=not self.checkpoints.exist)
         self.mixer = build_mixer(r)
         unit = 1 if self.mixer is None else 2  # mixup and CutMix take pairs
         self.micro_batch = fit_micro_batch(r, self.model, world, self.precision, train_file, unit)
         self.accumulation = max(1, r.optim.batch_size // world.size) // self.micro_batch
-        self.loader, self.eval_loader = open_loaders(r, world, self.precision, self.micro_batch, opened)
+        self.loader, self.eval_loader = open_loaders(
+            r, world, self.precision, self.micro_batch, opened, on_wait=self.guard.check
+        )
         self.step = build_step(r, self.model, ema, world, self.precision, self.accumulation)
         self.meter = Meter(self.step, self.loader, world)
         self.steps_per_epoch = self.loader.steps_per_epoch

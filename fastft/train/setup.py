@@ -1,5 +1,6 @@
 """The parts of a training, built from a recipe: model, micro-batch, loaders, optimiser step."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -53,9 +54,16 @@ def fit_micro_batch(
 
 
 def open_loaders(
-    recipe: Recipe, world: World, precision: Precision, micro_batch: int, opened: ExitStack
+    recipe: Recipe,
+    world: World,
+    precision: Precision,
+    micro_batch: int,
+    opened: ExitStack,
+    on_wait: Callable[[], None],
 ) -> tuple[TrainLoader, EvalLoader | None]:
     """The loaders of the training file and, if there is one, the validation file; closed with `opened`.
+
+    on_wait: called while a batch is waited for.
 
     Raises:
         UserError: a file does not fit the recipe, or the validation file has other classes.
@@ -66,6 +74,7 @@ def open_loaders(
         "shard": Shard(world.rank, world.size),
         "workers": r.data.workers or None,
         "batches_ahead": r.data.batches_ahead,
+        "on_wait": on_wait,
     }
     loader: TrainLoader = opened.enter_context(TrainLoader(
         str(r.data.train), policy, output, seed=r.train.seed, batch_size=r.optim.batch_size, micro_batch=micro_batch,

@@ -76,3 +76,17 @@ def test_on_a_gpu_with_unknown_peak_everything_except_mfu_is_measured(
     assert {m["name"] for m in measures} == {"Training step", "Training step, lower half frozen"}
     assert [measure_view(m)["compared"] for m in measures] == 4 * [False]
     assert "NaN" not in json.dumps(measures)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtypes"),
+    [((7, 0), ("fp32", "fp16")), ((8, 0), ("fp32", "bf16")), ((9, 0), ("fp32", "bf16"))],
+)
+def test_a_gpu_is_measured_in_the_precision_that_training_chooses(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtypes: tuple[str, str]
+) -> None:
+    """A V100 emulates bf16, which `is_bf16_supported` includes."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert step_bench.measured_dtypes() == dtypes

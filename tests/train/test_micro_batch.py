@@ -1,5 +1,6 @@
 """The micro-batch divides the batch and fits the memory."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -75,3 +76,58 @@ def test_probes_that_do_not_fit_are_tried_smaller_then_refused(
         return
     with pytest.raises(UserError, match="does not fit"):
         micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32)
+
+
+def test_a_multiple_of_8_is_preferred_if_it_is_at_least_half_as_large() -> None:
+    """240 images of which 100 fit: 80 and 60 divide them; 50 of which 25 fit: no multiple of 8 divides them."""
+    assert micro_batch.fast_divisor(240, 100) == 80
+    assert micro_batch.fast_divisor(240, 61) == 48  # 60 is the largest, 48 the largest multiple of 8
+    assert micro_batch.fast_divisor(50, 25) == 25
+    assert micro_batch.fast_divisor(8 * 13, 60) == 52  # 8 is less than half of it
+    assert micro_batch.fast_divisor(240, 7) == 6
+
+
+class Memory:
+    """A stub of the CUDA allocator: cuBLAS takes a workspace in the first pass; each image of a pass takes its bytes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, workspace: int, per_image: int, grows: int) -> None:
+        self.held = self.peak = 0
+        self.workspace, self.per_image, self.fixed = workspace, per_image, grows
+        monkeypatch.setattr(
+            torch.cuda, "reset_peak_memory_stats", lambda device: setattr(self, "peak", self.held)
+        )
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: self.held)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak)
+
+    def forward(self, model: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        self.held, self.workspace = self.held + self.workspace, 0
+        self.peak = max(self.peak, self.held + self.fixed + self.per_image * len(inputs[0]))
+
+
+def test_the_workspace_of_the_first_pass_is_not_counted_for_images(monkeypatch) -> None:
+    """Else the first probe is too large, the difference of the two too small, and too many images are taken to fit."""
+    memory = Memory(monkeypatch, workspace=1000, per_image=7, grows=50)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2))
+    model.register_forward_pre_hook(memory.forward)
+    trained = 4 * (3 * 8 * 8 * 2 + 2)
+    fixed, per_image = micro_batch.measure_memory(model, 8, FP32, (4, 8))
+    assert (fixed, per_image) == (micro_batch.COPIES * trained + 50, 7)
+
+
+def test_the_loaders_buffers_are_counted(monkeypatch) -> None:
+    """1 GB per image in the model and 1 GB in the loaders: half as many fit."""
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80e9, 80e9))
+    monkeypatch.setattr(micro_batch, "measure_memory", lambda *_: (5e9, 1e9))
+    assert micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32) == 64
+    assert micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32, loader_bytes=1e9) == 32
+
+
+def test_loader_bytes_of_imagenet() -> None:
+    """Images of 500 x 375 at 224 px in half precision, 4 batches: decoded 2.25 MB, finished and uint8 1.8 MB."""
+
+    class Images:
+        heights, widths = np.full(3, 375, np.uint16), np.full(3, 500, np.uint16)
+
+    want = 4 * (3 * 375 * 500 + 3 * 224 * 224 * 3)
+    assert micro_batch.loader_bytes(Images(), 224, torch.float16, batches_ahead=2) == want  # type: ignore[arg-type]

@@ -1,0 +1,288 @@
+"""Signals: training saves and exits with 75, Ctrl-C ends it at once, other commands end with 128 + n; one line each."""
+
+import os
+import pty
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fastft.train.checkpoint import list_checkpoints
+from fastft.train.exceptions import EXIT_REQUEUE
+from fastft.train.preempt import SignalGuard
+from tests.train.runs import differing, end, flags, losses, run
+
+LONG = {"model__drop_path": "0.3", "schedule__epochs": "40", "train__checkpoint_steps": "0"}
+TRIES = int(os.environ.get("FASTFT_SIGNAL_TRIES", "60"))  # of the stress test
+SECONDS_TO_END = 60  # on a machine that other processes keep busy
+DUMP = signal.SIGUSR2  # prints the stack of every thread
+STARTUP = "import faulthandler, pathlib, signal\nfaulthandler.register(signal.SIGUSR2, all_threads=True)\n"
+
+
+def fastft(*arguments: str, startup: Path | None = None, **options) -> subprocess.Popen[str]:
+    """The command. startup: a folder for a sitecustomize.py by which SIGUSR2 prints the stacks of all threads."""
+    env = dict(os.environ)
+    if startup is not None:
+        (startup / "sitecustomize.py").write_text(
+            STARTUP + f"pathlib.Path({str(startup)!r}, 'started').touch()\n"
+        )
+        env["PYTHONPATH"] = f"{startup}:{Path.cwd()}"
+    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True} | options
+    return subprocess.Popen([sys.executable, "-m", "fastft.cli", *arguments], env=env, **options)
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def long(tiny, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("long")
+    run(tiny, folder, **LONG)
+    return folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_training_saves_and_exits_with_75(tiny, long: Path, tmp_path: Path, number: signal.Signals) -> None:
+    process = fastft("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path, **LONG))
+    wait_for(lambda: len(losses(tmp_path)) >= 3, process)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == EXIT_REQUEUE, error
+    assert error.count("\n") == 1 and "stopped on a signal after step" in error
+    saved = list_checkpoints(tmp_path / "checkpoints")[-1]
+    assert int(saved.name[-8:]) == losses(tmp_path)[-1][0]
+    run(tiny, tmp_path, **LONG)
+    assert differing(end(tmp_path), end(long)) == []
+
+
+def test_training_survives_a_signal_that_nohup_ignores(tiny, tmp_path: Path) -> None:
+    process = fastft(
+        "train", "rcp/final_b16.yaml", *flags(tiny, tmp_path),
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )  # fmt: skip
+    wait_for(lambda: len(losses(tmp_path)) >= 1, process)
+    process.send_signal(signal.SIGHUP)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0 and (tmp_path / "result.json").exists(), error
+
+
+def test_training_in_a_terminal_that_is_closed_is_saved(tiny, tmp_path: Path) -> None:
+    """The terminal's process group gets SIGHUP, and writing to the terminal fails from then on."""
+    command = [
+        sys.executable,
+        "-m",
+        "fastft.cli",
+        "train",
+        "rcp/final_b16.yaml",
+        *flags(tiny, tmp_path, **LONG),
+    ]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, command)
+    try:
+        deadline = time.monotonic() + 120
+        while len(losses(tmp_path)) < 3:
+            assert time.monotonic() < deadline
+            os.read(terminal, 1 << 16)
+    finally:
+        os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == EXIT_REQUEUE
+    assert list_checkpoints(tmp_path / "checkpoints")
+
+
+def test_training_goes_on_when_the_reader_of_its_output_ends(tiny, tmp_path: Path) -> None:
+    """fastft train ... | head -1"""
+    process = fastft("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path), stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0, process.stderr and process.stderr.read()
+    assert losses(tmp_path)[-1][0] == 18
+
+
+def test_an_interrupt_ends_training_with_one_line_and_the_run_continues(
+    tiny, long: Path, tmp_path: Path
+) -> None:
+    changes = LONG | {"train__checkpoint_steps": "2"}
+    process = fastft("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path, **changes))
+    wait_for(lambda: len(losses(tmp_path)) >= 5, process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert (process.returncode, error) == (130, "fastft train: interrupted\n")
+    run(tiny, tmp_path, **changes)
+    assert differing(end(tmp_path), end(long)) == []
+
+
+def test_an_interrupt_ends_the_wait_for_data(tiny, tmp_path: Path) -> None:
+    """The loader stands still, as when a network disk does not answer."""
+    stuck = (
+        "import sys, threading, fastft.data.stage as stage\n"
+        "stage.CpuStage.run = lambda *arguments: (print('stuck', flush=True), threading.Event().wait(20))\n"
+        "from fastft.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", stuck, "train", "rcp/final_b16.yaml", *flags(tiny, tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while process.stdout.readline().strip() != "stuck":
+        assert process.poll() is None
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert (process.returncode, error) == (130, "fastft train: interrupted\n")
+    assert time.monotonic() - began < 60
+
+
+def test_the_first_interrupt_is_deferred_and_the_second_raises() -> None:
+    with SignalGuard() as guard:
+        guard.defer_interrupts()
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            guard.check()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+
+def test_an_interrupt_before_training_begins_is_not_deferred() -> None:
+    with SignalGuard(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+# runs a command whose function argv[1] prints "running" and takes a second more
+SLOW = """
+import importlib, sys, time
+module, name = sys.argv[1].split(":")
+owner = importlib.import_module(module)
+*path, name = name.split(".")
+for part in path:
+    owner = getattr(owner, part)
+whole = getattr(owner, name)
+def slow(*args, **kwargs):
+    print("running", flush=True)
+    time.sleep(1)
+    return whole(*args, **kwargs)
+setattr(owner, name, slow)
+from fastft.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+COMMANDS = {  # a function that is called in the middle of the command, and its arguments
+    "eval": ("fastft.data.stage:CpuStage.run", ["RUN", "--device=cpu"]),
+    "report": ("fastft.data.stage:CpuStage.run", ["RUN", "--mistakes=always", "--out=OUT"]),
+    "export": ("fastft.export.command:model_card", ["RUN", "--format=safetensors", "--out=OUT.safetensors"]),
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_other_commands_end_with_one_line_and_leave_nothing_half_written(
+    whole: Path, tmp_path: Path, command: str, number: signal.Signals
+) -> None:
+    function, arguments = COMMANDS[command]
+    places = [a.replace("RUN", str(whole)).replace("OUT", str(tmp_path / "out")) for a in arguments]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, function, command, *places],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "running\n", process.communicate()
+    process.send_signal(number)
+    _, error = process.communicate(timeout=120)
+    what = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
+    assert (process.returncode, error) == (128 + number, f"fastft {command}: {what}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_that_trains_exits_with_75_and_continues(tiny, tmp_path: Path) -> None:
+    options = [f for f in flags(tiny, tmp_path, **LONG) if not f.startswith("--train.run_dir")]
+    command = ["sweep", "rcp/tables/02_lr.yaml", "--out", str(tmp_path), *options]
+    process = fastft(*command)
+    logs = lambda: [losses(folder) for folder in (tmp_path / "runs").glob("*")]  # noqa: E731
+    wait_for(lambda: any(len(log) >= 3 for log in logs()), process)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == EXIT_REQUEUE and error.count("\n") == 1, error
+    (saved,) = [
+        path for run in (tmp_path / "runs").glob("*") for path in list_checkpoints(run / "checkpoints")
+    ]
+    process = fastft(*command)
+    wait_for(lambda: any(len(log) > int(saved.name[-8:]) for log in logs()), process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert (process.returncode, error) == (130, "fastft sweep: interrupted\n")
+
+
+@contextmanager
+def busy_machine() -> Iterator[None]:
+    """Other processes on every core."""
+    cores = len(os.sched_getaffinity(0))
+    load = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
+    try:
+        yield
+    finally:
+        for process in load:
+            process.kill()
+            process.wait()
+
+
+def end_or_dump(process: subprocess.Popen[str], seconds: float) -> tuple[str, bool]:
+    """(stderr, whether it ended in time); a process that hangs prints the stacks of its threads and is killed."""
+    try:
+        return process.communicate(timeout=seconds)[1], True
+    except subprocess.TimeoutExpired:
+        process.send_signal(DUMP)
+        time.sleep(2)
+        process.kill()
+        return process.communicate()[1], False
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_moment_of_a_resumed_run_ends_it(
+    tiny, tmp_path: Path, number: signal.Signals
+) -> None:
+    """From the first import on, on a busy machine: it ends in time, with one line and a code of its own."""
+    seed = random.randrange(1 << 32)
+    dice = random.Random(seed)
+    changes = {"schedule__epochs": "400", "train__checkpoint_steps": "2"}
+    command = ("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "run", **changes))
+    first = fastft(*command)
+    wait_for(lambda: len(losses(tmp_path / "run")) >= 5, first)
+    began = time.monotonic()
+    first.kill()
+    first.communicate()
+    codes: dict[int, int] = {}
+    with busy_machine():
+        for attempt in range(TRIES):
+            (tmp_path / "started").unlink(missing_ok=True)
+            steps = len(losses(tmp_path / "run"))
+            process = fastft(*command, startup=tmp_path)
+            wait_for((tmp_path / "started").exists, process)
+            if attempt % 2:  # while it trains
+                wait_for(lambda steps=steps: len(losses(tmp_path / "run")) > steps, process)
+                time.sleep(dice.uniform(0, 1))
+            else:  # while it starts
+                time.sleep(dice.uniform(0, 15))
+            process.send_signal(number)
+            error, ended = end_or_dump(process, SECONDS_TO_END)
+            assert ended, f"seed {seed}, attempt {attempt}: it hangs\n{error}"
+            codes[process.returncode] = codes.get(process.returncode, 0) + 1
+            assert process.returncode in (0, EXIT_REQUEUE, 128 + number), (
+                f"seed {seed}, attempt {attempt}\n{error}"
+            )
+            assert error.count("\n") == (process.returncode != 0), f"seed {seed}, attempt {attempt}\n{error}"
+    print(
+        f"{number.name}: {TRIES} signals in {time.monotonic() - began:.0f} s, exit codes {codes}, seed {seed}"
+    )

@@ -1,0 +1,207 @@
+"""One run directory is disturbed at random for an hour: every run ends with the bits of an undisturbed one, nothing leaks.
+
+FASTFT_SOAK_SECONDS=600 pytest -m slow tests/train/test_soak.py -s
+"""
+
+import gc
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastft.augment import parse_policy
+from fastft.data import Output, TrainLoader
+from fastft.train.checkpoint import CHECKSUMS, list_checkpoints, read_checkpoint
+from fastft.train.exceptions import EXIT_REQUEUE, Preempted
+from tests.train.runs import differing, end, flags, losses, run
+from tests.train.test_damage import CASES
+
+SECONDS = float(os.environ.get("FASTFT_SOAK_SECONDS", "3600"))
+EPOCHS, STEPS_PER_EPOCH = 60, 6
+# Two micro-batches per step: the sum of two gradients has the same bits on one process and on two.
+CHANGES = {
+    "model__drop_path": "0.3", "augment__mixup": "0.8", "schedule__epochs": str(EPOCHS), "train__micro_batch": "4",
+    "train__checkpoint_steps": "2", "train__keep_checkpoints": "4", "train__eval_every": "7",
+}  # fmt: skip
+LIMITS = {
+    "threads": 0,
+    "descriptors": 0,
+    "resident": 64 << 20,
+}  # growth of this process after its first rounds
+SETTLED = 2  # rounds
+PORT = 29671
+
+
+@dataclass
+class Soak:
+    """The disturbed run, and what was done to it."""
+
+    tiny: dict[str, str]
+    folder: Path
+    dice: random.Random
+    done: Counter[str] = field(default_factory=Counter)
+    port: int = PORT
+
+    def start(self, world_size: int = 1, **options) -> subprocess.Popen[str]:
+        """The command, on one process or two, one thread each."""
+        self.port += 1
+        arguments = ["train", "rcp/final_b16.yaml", *flags(self.tiny, self.folder, **CHANGES)]
+        program = ["-m", "fastft.cli"]
+        if world_size > 1:
+            program = [
+                "-m",
+                "fastft.train.launch",
+                f"--nproc-per-node={world_size}",
+                f"--master-port={self.port}",
+            ]
+        return subprocess.Popen(
+            [sys.executable, *program, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True, **options,
+        )  # fmt: skip
+
+    def wait_for_progress(self, process: subprocess.Popen[str]) -> None:
+        """Until some more steps are logged, or only a little, to meet the start as well."""
+        steps = self.dice.choice([0, 1, 5, 20, 60])
+        before, deadline = len(losses(self.folder)), time.monotonic() + 120
+        while steps and process.poll() is None and len(losses(self.folder)) < before + steps:
+            assert time.monotonic() < deadline, self.dump(process)
+            time.sleep(0.01)
+        time.sleep(self.dice.uniform(0, 0.2) if steps else self.dice.uniform(0, 10))
+
+    def finish(self, process: subprocess.Popen[str], allowed: set[int]) -> None:
+        try:
+            _, error = process.communicate(timeout=180)
+        except subprocess.TimeoutExpired:
+            pytest.fail(self.dump(process))
+        assert process.returncode in allowed, (process.returncode, error)
+        assert "Traceback" not in error, error
+
+    def dump(self, process: subprocess.Popen[str]) -> str:
+        process.send_signal(signal.SIGABRT)  # PYTHONFAULTHANDLER prints the stacks
+        return f"it hangs: {process.communicate()[1]}"
+
+    # disturbances -----------------------------------------------------------------------------------------------------
+
+    def kill(self) -> None:
+        process = self.start(self.dice.choice([1, 1, 2]))
+        self.wait_for_progress(process)
+        os.killpg(process.pid, signal.SIGKILL)
+        self.finish(process, {0, -signal.SIGKILL})
+
+    def kill_one_of_two(self) -> None:
+        """The other process, which loses its peer, ends by itself."""
+        process = self.start(2)
+        self.wait_for_progress(process)
+        ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        for rank in (ranks.read_text().split() if process.poll() is None else [])[-1:]:
+            os.kill(int(rank), signal.SIGKILL)
+        self.finish(process, {0, 1, EXIT_REQUEUE})
+
+    def send_signal(self) -> None:
+        number = self.dice.choice([signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
+        process = self.start()
+        self.wait_for_progress(process)
+        process.send_signal(number)
+        self.finish(process, {0, EXIT_REQUEUE, 128 + number, -number})
+
+    def fill_the_disk(self) -> None:
+        """No file may grow beyond a limit, as on a full disk: of the log, of TensorBoard or of a checkpoint."""
+        limit = self.dice.choice([2_000, 50_000, 200_000, 400_000])
+        process = self.start(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+        self.finish(process, {0, 2})
+
+    def damage_the_newest(self) -> None:
+        """Half of the times without its checksums, as a checkpoint of an older version."""
+        found = list_checkpoints(self.folder / "checkpoints")
+        if len(found) < 2 or not all(map(is_whole, found[-2:])):
+            return
+        CASES[self.dice.choice([c for c in CASES if "checksums" not in c])][0](found[-1])
+        if self.dice.random() < 0.5:
+            (found[-1] / CHECKSUMS).unlink()
+
+    def break_off_here(self) -> None:
+        """A training in this process that a signal ends, and a loop over a loader that breaks."""
+        threading.Timer(self.dice.uniform(0, 2), os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        previous = signal.signal(signal.SIGUSR1, lambda *_: None)  # it may come after the training has ended
+        try:
+            run(self.tiny, self.folder, **CHANGES)
+        except Preempted:
+            pass
+        finally:
+            torch.set_num_threads(before)
+            time.sleep(2)
+            signal.signal(signal.SIGUSR1, previous)
+        path, policy = self.tiny["data.train"], parse_policy("3aug")
+        with TrainLoader(path, policy, Output(32), batch_size=8, workers=1) as loader:
+            for batch in loader.epoch(0):
+                if batch.step == self.dice.randrange(3):
+                    break
+
+
+def is_whole(path: Path) -> bool:
+    from beton_tools.errors import UserError
+
+    try:
+        read_checkpoint(path, ("model", "optimizer", "ema"), resumable=True)
+    except UserError:
+        return False
+    return True
+
+
+def held() -> dict[str, int]:
+    """Threads, file descriptors and resident bytes of this process."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {
+        "threads": threading.active_count(),
+        "descriptors": len(os.listdir("/proc/self/fd")),  # noqa: PTH208
+        "resident": pages * os.sysconf("SC_PAGE_SIZE"),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 3600)
+def test_a_run_that_is_disturbed_at_random_ends_with_the_same_bits(tiny, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONFAULTHANDLER", "1")
+    seed = random.randrange(1 << 32)
+    print(f"\nsoak test of {SECONDS:.0f} s, seed {seed}")
+    soak = Soak(tiny, tmp_path / "whole", random.Random(seed))
+    soak.finish(soak.start(), {0})
+    whole, folder = end(tmp_path / "whole"), tmp_path / "disturbed"
+    soak.folder = folder
+    disturbances: list[Callable[[], None]] = [
+        soak.kill, soak.kill, soak.kill_one_of_two, soak.send_signal, soak.send_signal, soak.fill_the_disk,
+        soak.damage_the_newest, soak.damage_the_newest, soak.break_off_here,
+    ]  # fmt: skip
+    began, rounds, history = time.monotonic(), 0, []
+    while time.monotonic() - began < SECONDS:
+        shutil.rmtree(folder, ignore_errors=True)
+        while not (folder / "result.json").exists():
+            disturb = soak.dice.choice(disturbances)
+            disturb()
+            soak.done[disturb.__name__] += 1
+        soak.finish(soak.start(), {0})  # the last disturbance may have damaged the last checkpoint
+        assert differing(end(folder), whole) == [], f"seed {seed}, round {rounds}, {dict(soak.done)}"
+        assert [step for step, _ in losses(folder)] == list(range(1, EPOCHS * STEPS_PER_EPOCH + 1))
+        rounds += 1
+        history.append(held())
+        print(
+            f"round {rounds}, {time.monotonic() - began:.0f} s: {dict(soak.done)}, {history[-1]}", flush=True
+        )
+    for what, allowed in LIMITS.items():
+        settled = history[min(SETTLED, len(history)) - 1]
+        assert history[-1][what] - settled[what] <= allowed, (what, history)
