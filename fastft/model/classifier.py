@@ -1,7 +1,7 @@
 """The fine-tuned model: tower -> LayerNorm of every patch token -> mean -> linear head.
 
-The reference normalises before it averages (facts: `fc_norm(x[:, 1:]).mean(1)`); the class token stays in the sequence but
-out of the mean. BEiT and timm do it the other way round.
+The reference normalises every token and then averages (`fc_norm(x[:, 1:]).mean(1)`); BEiT and timm average first. The class
+token is part of the sequence but not of the mean.
 """
 
 import torch
@@ -11,9 +11,8 @@ from beton_tools.errors import UserError
 from fastft.model.arch import Arch
 from fastft.model.tower import Tower
 
-HEAD_STD = (
-    0.02  # reference: trunc_normal_(std=.02) on the weight, PyTorch's default on the bias, both x 0.001
-)
+# reference: trunc_normal_(std=.02) on the weight, PyTorch's default on the bias, both multiplied by 0.001
+HEAD_STD = 0.02
 
 
 class Classifier(nn.Module):
@@ -53,9 +52,12 @@ def count_frozen_blocks(layers: int, trainable_layers: int | None) -> int:
 
 
 def freeze(model: Classifier, *, conv1: bool, trainable_layers: int | None) -> None:
-    """Switch off gradients of the patch embedding, and of all below the top `trainable_layers` blocks.
+    """Switch off gradients of the patch embedding (conv1), and of everything below the top `trainable_layers` blocks.
 
-    Frozen blocks run without recording activations. With every block trainable the embeddings are too.
+    Frozen blocks run without recording activations. If all blocks are trained, so are the other embeddings.
+
+    Raises:
+        UserError: the tower has fewer blocks.
     """
     tower = model.visual
     tower.frozen_blocks = count_frozen_blocks(tower.arch.layers, trainable_layers)

@@ -1,6 +1,6 @@
 """Floating-point operations of a tower with its head, counted from the shapes (2 per multiply-add).
 
-Only matrix products are counted, as is usual for MFU; checked against published counts: B/16 at 224 is 17.6 GMAC, L/14 81.
+Only matrix products are counted, as is usual for MFU. Published counts: 17.6 GMAC for B/16 at 224 px, 81 for L/14.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from fastft.model.arch import Arch
 
 @dataclass(frozen=True)
 class Flops:
-    """Per image. `train` = forward + backward of what is trained; frozen blocks only run forward."""
+    """Operations per image. `train` is the forward pass and the backward pass of the trained part."""
 
     forward: float
     train: float
@@ -19,8 +19,8 @@ class Flops:
 def count_flops(arch: Arch, num_classes: int, *, frozen_blocks: int = 0, patch_dropout: float = 0.0) -> Flops:
     """Operations per image at the arch's image size.
 
-    The backward pass costs twice the forward pass (gradients of inputs and of weights). A frozen patch embedding is not
-    discounted where blocks above it are trained: the convention of the published figures.
+    The backward pass costs twice the forward pass (gradients of inputs and of weights). As in the published figures, a
+    patch embedding below trained blocks counts as trained even if it is frozen.
     """
     patches = max(1, round(arch.grid**2 * (1 - patch_dropout))) if patch_dropout else arch.grid**2
     tokens = patches + 1

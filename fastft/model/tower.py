@@ -1,7 +1,7 @@
-"""The CLIP image tower with open_clip's parameter names, so that its state dicts load as they are.
+"""The CLIP image tower with open_clip's parameter names, so that its state dicts load unchanged.
 
-Same numbers as open_clip's `VisionTransformer` up to the last block (ln_post and proj are not part of fine-tuning), plus
-what the paper's ablations switch on: LayerScale, relative position bias, stochastic depth, frozen lower blocks.
+It computes the same numbers as open_clip's `VisionTransformer` up to the last block; fine-tuning does not use ln_post and
+proj. The paper's ablations add LayerScale, relative position bias, stochastic depth and frozen lower blocks.
 Shapes: B images, N tokens (class token first), D width, H heads.
 """
 
@@ -40,6 +40,8 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 
 class LayerScale(nn.Module):
+    """A learnt factor per channel."""
+
     def __init__(self, width: int, initial: float):
         super().__init__()
         self.gamma = nn.Parameter(torch.full((width,), float(initial)))
@@ -49,7 +51,7 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth per sample, kept where its uniform number says so; kept branches are scaled by 1 / (1 - rate)."""
+    """Stochastic depth: keeps a sample's branch if its uniform number is below 1 - rate, scaled by 1 / (1 - rate)."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -81,7 +83,7 @@ class PatchDropout(nn.Module):
 
 
 class RelativePositionBias(nn.Module):
-    """One learnt bias per head and relative offset, zero at first (BEiT's table: patch offsets + 3 for the class token)."""
+    """One learnt bias per head and relative offset, initially zero (BEiT's table: patch offsets + 3 for the class token)."""
 
     def __init__(self, grid: int, heads: int):
         super().__init__()
@@ -179,7 +181,7 @@ class Tower(nn.Module):
         layer_scale: initial value of LayerScale factors, None for none.
         rel_pos_bias: zero-initialised relative position bias in every block.
         drop_path: rate of the last block, growing linearly from 0 at the first.
-        patch_dropout: share of patch tokens left out while training.
+        patch_dropout: share of patch tokens that are dropped in training.
     """
 
     def __init__(

@@ -89,7 +89,7 @@ def _as_file(weights: str) -> Path | None:
     return path if path.suffix or path.exists() else None
 
 
-def _wants_quick_gelu(weights: str, arch_name: str) -> bool:
+def _needs_quick_gelu(weights: str, arch_name: str) -> bool:
     """Whether the weights were trained with QuickGELU: as open_clip lists it for a tag; OpenAI's files are TorchScript."""
     if (path := _as_file(weights)) is not None:
         return is_torchscript_file(path)
@@ -134,7 +134,7 @@ def _check_tensors(state: Mapping[str, Tensor], weights: str) -> None:
 def _check_same_tower(tower: Tower, state: Mapping[str, Tensor], weights: str, arch_name: str) -> None:
     """Refuse weights of another activation, width, patch size or number of blocks, and name the difference."""
     arch = tower.arch
-    if _wants_quick_gelu(weights, arch_name) and not arch.quick_gelu:
+    if _needs_quick_gelu(weights, arch_name) and not arch.quick_gelu:
         raise UserError(
             f"weights {weights} were trained with QuickGELU; set model.arch to the name that ends in -quickgelu"
         )

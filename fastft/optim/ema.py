@@ -15,7 +15,7 @@ def decay_for_batch(decay: float, batch_size: int, reference_batch: int) -> floa
 
 
 class Ema:
-    """Holds `module`, a copy of the model whose weights trail it; frozen parameters are shared, not copied.
+    """Holds `module`, a copy of the model with averaged weights; frozen parameters are shared, not copied.
 
     ema <- ema + (1 - decay) * (model - ema), no warm-up and no bias correction (timm's ModelEma, which the reference uses).
     """

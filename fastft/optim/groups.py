@@ -25,7 +25,7 @@ class Group:
 
 
 def layer_id(name: str, layers: int) -> int:
-    """The layer of a classifier parameter: 0 for embeddings, 1..layers for blocks, layers + 1 for all else."""
+    """The layer of a classifier parameter: 0 for embeddings, 1..layers for blocks, layers + 1 for everything else."""
     parts = name.split(".")
     if parts[0] != "visual":
         return layers + 1
@@ -41,7 +41,7 @@ def takes_weight_decay(name: str, parameter: nn.Parameter) -> bool:
 
 
 def layer_groups(model: nn.Module, layers: int, layer_decay: float, weight_decay: float) -> list[Group]:
-    """Groups of the trainable parameters, from the embeddings up, the decayed before the exempt."""
+    """Groups of the trainable parameters by layer, from the embeddings up; with weight decay before without."""
     members: dict[tuple[int, bool], list[str]] = {}
     sizes: dict[tuple[int, bool], int] = {}
     for name, parameter in model.named_parameters():
@@ -63,7 +63,7 @@ def layer_groups(model: nn.Module, layers: int, layer_decay: float, weight_decay
 
 
 def optimizer_groups(model: nn.Module, groups: Iterable[Group]) -> list[dict[str, Any]]:
-    """The groups as `torch.optim` takes them; `lr_scale` rides along for the schedule, names for checkpoints."""
+    """The groups in the form of `torch.optim`, with `lr_scale` for the schedule and `names` for checkpoints."""
     parameters = dict(model.named_parameters())
     return [
         {

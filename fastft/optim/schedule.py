@@ -26,6 +26,6 @@ class WarmupCosine:
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Give every group lr x its lr_scale (the floor min_lr is thereby scaled too, as in the reference)."""
+    """Set every group's lr to lr times its lr_scale. This scales min_lr too, as in the reference."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]

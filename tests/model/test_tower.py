@@ -1,4 +1,4 @@
-"""The tower is open_clip's, number for number."""
+"""The tower computes the same numbers as open_clip's."""
 
 import json
 from pathlib import Path
@@ -85,7 +85,7 @@ def test_interpolated_positions_follow_the_reference() -> None:
     "additions", [{"layer_scale": 1.0}, {"rel_pos_bias": True}, {"drop_path": 0.5, "patch_dropout": 0.5}]
 )
 def test_additions_do_not_change_the_pretrained_function(additions: dict) -> None:
-    """LayerScale 1, a zero bias table, and stochastic layers in eval mode leave the outputs as they are."""
+    """LayerScale 1, a zero bias table, and stochastic layers in eval mode do not change the outputs."""
     arch = small_arch()
     plain = Tower(arch).eval()
     added = Tower(arch, **additions).eval()
@@ -125,12 +125,12 @@ def test_drop_path_grows_linearly_over_blocks() -> None:
     assert [block.drop_path.rate for block in tower.transformer.resblocks] == pytest.approx([0, 0.1, 0.2])
 
 
-def test_patch_dropout_keeps_the_class_token_and_the_share_asked_for() -> None:
+def test_patch_dropout_keeps_the_class_token_and_its_share_of_patches() -> None:
     tower = Tower(small_arch(), patch_dropout=0.5).train()
     assert tower(torch.randn(2, 3, 32, 32)).shape[1] == 1 + 8
 
 
-def test_noise_belongs_to_its_images() -> None:
+def test_every_image_has_its_own_noise() -> None:
     """Half a batch with its half of the noise gives that half of the outputs; other noise gives others."""
     tower = Tower(small_arch(), drop_path=0.5, patch_dropout=0.5).train()
     images, noise = torch.randn(4, 3, 32, 32), torch.rand(4, tower.noise_columns)
@@ -175,7 +175,7 @@ def test_checkpointed_gradients_equal_plain_ones() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_head_is_the_references() -> None:
+def test_the_head_is_that_of_the_reference() -> None:
     """LayerNorm per patch token, then mean without the class token, then a head drawn x 0.001."""
     torch.manual_seed(0)
     model = build_classifier(small_arch(), 50).eval()

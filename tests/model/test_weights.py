@@ -108,7 +108,7 @@ def test_text_only_or_foreign_weights_are_refused(tmp_path) -> None:
         load_tower_weights(Tower(load_arch(NAME)), str(tmp_path / "resnet.pt"), NAME)
 
 
-def test_openais_own_files_ask_for_it_too(clip, tmp_path) -> None:
+def test_openais_files_require_quick_gelu(clip, tmp_path) -> None:
     with pytest.raises(UserError, match="quickgelu"):
         load_tower_weights(Tower(load_arch("ViT-B-32")), write(clip, "openai", tmp_path), "ViT-B-32")
 
@@ -116,7 +116,7 @@ def test_openais_own_files_ask_for_it_too(clip, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arch", "tag"), [("ViT-B-32", "openai"), ("ViT-B-16", "dfn2b"), ("ViT-L-14", "metaclip_fullcc")]
 )
-def test_tags_that_want_quick_gelu_say_so(arch: str, tag: str, monkeypatch) -> None:
+def test_tags_trained_with_quick_gelu_require_it(arch: str, tag: str, monkeypatch) -> None:
     monkeypatch.setattr("fastft.model.weights._read_tag", lambda *_: Tower(load_arch(arch)).state_dict())
     with pytest.raises(UserError, match=f"{tag} were trained with QuickGELU"):
         load_tower_weights(Tower(load_arch(arch)), tag, arch)
@@ -137,7 +137,7 @@ def test_unknown_architecture_names_the_nearest() -> None:
         load_arch("ViT-B-16-quikgelu")
 
 
-def test_towers_that_are_no_plain_vit_are_refused() -> None:
+def test_towers_that_are_not_plain_vits_are_refused() -> None:
     with pytest.raises(UserError, match="not a plain CLIP ViT"):
         load_arch("RN50")
 

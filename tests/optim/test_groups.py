@@ -1,4 +1,4 @@
-"""Groups, schedule and EMA are the reference's, by independent formulas."""
+"""Groups, schedule and EMA equal the reference, checked with independent formulas."""
 
 import math
 
@@ -32,7 +32,7 @@ def groups_of(name: str, size: int, freeze_conv1: bool, decay: float):
     return model, layer_groups(model, arch.layers, decay, 0.05)
 
 
-def test_lr_scales_are_the_reference_logs() -> None:
+def test_lr_scales_equal_those_in_the_reference_logs() -> None:
     _, groups = groups_of("ViT-B-16-quickgelu", 224, True, 0.6)
     assert sorted({g.lr_scale for g in groups}) == pytest.approx(B16_SCALES, rel=1e-5)
 
@@ -46,7 +46,7 @@ def test_lr_scales_are_the_reference_logs() -> None:
         ("ViT-L-14-quickgelu", 336, False, 304_532_456),
     ],
 )
-def test_trainable_parameters_are_the_reference_logs(
+def test_trainable_parameters_equal_those_in_the_reference_logs(
     name: str, size: int, freeze_conv1: bool, trainable: int
 ) -> None:
     _, groups = groups_of(name, size, freeze_conv1, 0.6)
@@ -86,7 +86,7 @@ def test_layers_are_numbered_from_embeddings_to_head() -> None:
     assert {where["fc_norm.weight"], where["head.bias"]} == {13}
 
 
-def test_schedule_is_the_references() -> None:
+def test_schedule_is_that_of_the_reference() -> None:
     """np.linspace from 0 for the warm-up, then the cosine from the full lr to min_lr, per iteration."""
     epochs, warmup, spe, lr, floor = 50, 10, 625, 6e-4, 1e-6
     steps = np.arange((epochs - warmup) * spe)
