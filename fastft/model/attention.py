@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fastft.model.linear import split_projection
+from fastft.model.linear import autocast_is_on, split_projection
 
 BF16_NATIVE = (8, 0)  # compute capability of the first GPUs with bf16 and with PyTorch's FlashAttention
 TENSOR_CORE_MULTIPLE = (
@@ -37,14 +37,9 @@ def self_attention(
     if score_bias_HNN is not None:
         return _sdpa(x_BND, weight, bias, heads, score_bias_HNN)
     if kernel == "auto":
-        dtype = torch.get_autocast_dtype(x_BND.device.type) if _autocast(x_BND) else x_BND.dtype
+        dtype = torch.get_autocast_dtype(x_BND.device.type) if autocast_is_on(x_BND) else x_BND.dtype
         kernel = default_kernel(x_BND.device, dtype)
     return ATTENTION_KERNELS[kernel](x_BND, weight, bias, heads)
-
-
-def _autocast(x: Tensor) -> bool:
-    """Whether autocast is on for the device of `x`; torch refuses the question for meta tensors."""
-    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def default_kernel(device: torch.device, dtype: torch.dtype) -> str:

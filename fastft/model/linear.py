@@ -97,10 +97,15 @@ def split_projection(x_BND: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tenso
     return q, k, v
 
 
+def autocast_is_on(x: Tensor) -> bool:
+    """Whether autocast is on for the device of `x`; off for meta tensors, for which torch refuses the question."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 def autocast_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in autocast's dtype where autocast is on, as `F.linear` would take them; else as they are."""
     device_type = tensors[0].device.type
-    if not torch.is_autocast_enabled(device_type):
+    if not autocast_is_on(tensors[0]):
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(tensor.to(dtype) for tensor in tensors)
