@@ -11,8 +11,9 @@ from PIL import Image
 
 import fastft.data.engine  # noqa: F401  before any test imports FFCV, which would leave torch with one thread here
 
-# a shell starts background jobs with SIGINT ignored, and children would inherit that
+# shells start background jobs with SIGINT ignored, nohup ignores SIGHUP, and the commands under test would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")  # FFCV's OpenCV would nest threads in the loader's
 
 
