@@ -48,6 +48,8 @@ def _build_without_weights(recipe: Recipe, arch: Arch, checkpoint: Checkpoint, s
     try:
         with torch.device("meta"):
             model = build_model(recipe, pretrained=False, arch=arch)
+    except UserError as error:  # an absurd size
+        raise Damaged(path, str(error)) from None
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise Damaged(path, f"arch is not an architecture: {' '.join(str(error).split())}") from None
     check_tensors(tensors, forms(model.state_dict()), path, f"{stem}.safetensors")

@@ -255,7 +255,7 @@ UNREAD = {
 # states that agree with themselves, but not with the tensors or the recipe's rules
 HOSTILE: dict[str, tuple[Damage, str]] = {
     "absurd width": (put("arch", "width", 1 << 40), "arch|class_embedding"),
-    "absurd depth": (put("arch", "layers", 1 << 40), "too few tensors"),
+    "absurd depth": (put("arch", "layers", 1 << 40), "more than 512 layers|too few tensors"),
     "absurd image": (
         edited(lambda s: s["arch"].update(image_size=1 << 40) or s["recipe"]["model"].update(image_size=1 << 40)),
         "image_size"),
@@ -263,7 +263,7 @@ HOSTILE: dict[str, tuple[Damage, str]] = {
     "large outputs": (put("recipe", "data", "num_classes", 1_000_000), "head"),
     "large image": (
         edited(lambda s: s["arch"].update(image_size=8192) or s["recipe"]["model"].update(image_size=8192)),
-        "positional_embedding"),
+        "more than 128 patches|positional_embedding"),
     "other image sizes": (put("arch", "image_size", 64), "different image sizes"),
     "more classes than outputs": (put("classes", list("abc")), "more classes"),
     "unknown option": (put("recipe", "optim", "speed", 3), "unknown option"),
