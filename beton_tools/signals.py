@@ -43,6 +43,8 @@ def raise_on_stop_signals(command: str | None = None) -> Iterator[None]:
             if raiser.received is None:
                 raise
             raise StoppedBySignal(raiser.received) from error
+        finally:
+            raiser.cancel()
 
 
 class _Raiser:
@@ -57,6 +59,7 @@ class _Raiser:
     ) -> None:
         self.received: int | None = None
         self._command = command
+        self._retries: list[threading.Timer] = []
         self._previous_hook = previous_hook
 
     def handle(self, number: int, frame: FrameType | None) -> None:
@@ -73,7 +76,13 @@ class _Raiser:
         signal_main = (threading.main_thread().ident, unraisable.exc_value.number)
         timer = threading.Timer(_RETRY_SECONDS, signal.pthread_kill, signal_main)
         timer.daemon = True
+        self._retries.append(timer)
         timer.start()
+
+    def cancel(self) -> None:
+        """Send no signal any more: the default handlers, which follow, would end the process."""
+        for timer in self._retries:
+            timer.cancel()
 
 
 @contextmanager
