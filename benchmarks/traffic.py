@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fastft.bench.traffic import measure_traffic, print_traffic
+from fastft.bench.traffic_table import measure_traffic, print_traffic
 from fastft.config import load_recipe
 
 

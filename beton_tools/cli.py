@@ -20,7 +20,7 @@ with imports_of("beton"):
     from beton_tools.errors import UserError
     from beton_tools.format import Beton
     from beton_tools.manifest import Manifest
-    from beton_tools.progress import progress
+    from beton_tools.progress_bar import progress
 
 EXIT_PROBLEMS, EXIT_BAD_INPUT = 1, 2
 _SHOWN_PROBLEMS = 20  # on the screen; --json prints all

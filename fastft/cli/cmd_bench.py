@@ -71,7 +71,7 @@ def _run_traffic(args: argparse.Namespace) -> int:
 
     if args.counted is None:
         raise UserError(f"no recipe to count; use fastft bench {TRAFFIC} RECIPE")
-    from fastft.bench.traffic import measure_traffic, print_traffic
+    from fastft.bench.traffic_table import measure_traffic, print_traffic
     from fastft.config import load_recipe
 
     values = measure_traffic(load_recipe(args.counted))

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from beton_tools.convert import convert_folder
-    from beton_tools.progress import progress
+    from beton_tools.progress_bar import progress
     from fastft.cli.conversion import hint_when_interrupted, options_of, summary
 
     with progress(args.out.name) as show, hint_when_interrupted():

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from beton_tools.convert import convert_imagenet
-    from beton_tools.progress import progress
+    from beton_tools.progress_bar import progress
     from fastft.cli.conversion import hint_when_interrupted, options_of, summary
 
     with hint_when_interrupted():

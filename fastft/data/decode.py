@@ -20,8 +20,8 @@ from beton_tools.jpeg.markers import BAD_REGION, OK, OTHER_SIZE, scan_header
 from beton_tools.jpeg.memory import copy_bytes
 from fastft.augment.cpu import Finish, augment_image
 from fastft.data.clock import AUGMENT, CPU, DECODE, READ, WALL, now
-from fastft.data.errors import READ_FAILED
 from fastft.data.pread import read_at
+from fastft.data.sample_error import READ_FAILED
 
 if "NUMBA_THREADING_LAYER" not in os.environ:
     # two loaders may run at the same time: Numba's "workqueue" layer would abort the process

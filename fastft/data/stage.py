@@ -17,7 +17,7 @@ from fastft.augment.geometry import source_regions
 from fastft.augment.policies import AugmentPolicy
 from fastft.data.clock import WorkClock
 from fastft.data.decode import CHANNELS, Scratch, decode_and_augment, find_stored
-from fastft.data.errors import raise_for_code
+from fastft.data.sample_error import raise_for_code
 
 DrawPlan = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(ids, heights, widths) -> plan rows."""

@@ -21,7 +21,7 @@ PAGE = 1 << 16
 # `fastft convert folder`, with small pages, that prints "ready" after 21 images and then waits
 CONVERT = f"""
 import contextlib, dataclasses, sys, time
-import beton_tools.progress
+import beton_tools.progress_bar
 from fastft.cli import conversion, main
 options_of = conversion.options_of
 conversion.options_of = lambda args: dataclasses.replace(options_of(args), page_size={PAGE})
@@ -32,7 +32,7 @@ def show(done, total, skipped):
 @contextlib.contextmanager
 def progress(title):
     yield show
-beton_tools.progress.progress = progress
+beton_tools.progress_bar.progress = progress
 wait = float(sys.argv[1])
 sys.exit(main(["convert", "folder", "--data", sys.argv[2], "--out", sys.argv[3], "--workers", "2"]))
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastft.bench.traffic import measure_traffic
+from fastft.bench.traffic_table import measure_traffic
 from fastft.cli import main
 from fastft.config import load_recipe
 from fastft.cost.traffic import _bytes_moved, step_traffic
