@@ -104,7 +104,7 @@ def test_any_other_text_is_either_understood_or_a_one_line_user_error(text: str)
         ("rand-m9.5", "whole number"),
         ("rand-n13", "1 to 12"),
         ("rand-tfoo", "weights"),
-        ("rand-tweights-inc1", "drop"),
+        ("rand-tweights-inc1", "remove"),
         ("rand-inc", "'inc' is not understood"),
         ("augmix-b1", "valid keys: m, w, d, a, mstd"),
         ("augmix-d0", "d0"),
