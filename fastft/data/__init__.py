@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "EvalLoader", "Output", "SampleError", "Shard", "TrainLoader"]
 
-_MODULES = {"SampleError": "errors", "Shard": "order"}  # of the other names: loader
+_MODULES = {"SampleError": "sample_error", "Shard": "order"}  # of the other names: loader
 
 
 def __getattr__(name: str) -> Any:
