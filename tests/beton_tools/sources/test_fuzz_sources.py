@@ -1,5 +1,4 @@
-"""Fuzz targets of tars and parquet files: hostile archives are refused in one line, or give images that can be read or not.
-"""
+"""Fuzz targets of tars and parquet files: hostile archives are refused in one line, or give images that can be read or not."""
 
 from __future__ import annotations
 
@@ -186,4 +185,3 @@ def test_parquets(folder: Path, data: bytes) -> None:
 @given(data=parquets)
 def test_parquets_at_length(folder: Path, data: bytes) -> None:
     check_parquet(folder, data)
-
