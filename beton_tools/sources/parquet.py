@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -36,13 +37,9 @@ class ParquetCell:
     row: int
 
     def read(self) -> bytes:
-        try:
-            value = _read_row_group(self.path, self.stamp, self.column, self.row_group)[self.row].as_py()
-        except OSError:
-            raise
-        except Exception as error:  # pyarrow raises many types on damaged files
-            raise OSError(f"damaged parquet file {self.path}: {_first_line(error)}") from error
-        return value or b""
+        values = _read_row_group(self.path, self.stamp, self.column, self.row_group)
+        with _one_line(self.path):
+            return values[self.row].as_py() or b""
 
 
 @lru_cache(maxsize=1)
@@ -50,10 +47,22 @@ def _read_row_group(path: str, stamp: Stamp, column: str, number: int) -> pa.Chu
     with open_regular(path) as file:
         if stamp_of(file) != stamp:
             raise OSError(f"{path} changed after it was indexed")
-        values = pq.ParquetFile(file).read_row_group(number, columns=[column]).column(0)
+        with _one_line(path):
+            values = pq.ParquetFile(file).read_row_group(number, columns=[column]).column(0)
+            if pa.types.is_struct(values.type):
+                values = pc.struct_field(values, "bytes")
         if stamp_of(file) != stamp:
             raise OSError(f"{path} changed while it was being read")
-    return pc.struct_field(values, "bytes") if pa.types.is_struct(values.type) else values
+    return values
+
+
+@contextmanager
+def _one_line(path: str) -> Iterator[None]:
+    """Any exception becomes an OSError of one line: pyarrow raises many types on damaged files."""
+    try:
+        yield
+    except Exception as error:
+        raise OSError(f"damaged parquet file {path}: {_first_line(error)}") from error
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,12 @@ class GuardedBytes:
 
 
 @pytest.fixture
+def guarded() -> Callable[[bytes], np.ndarray]:
+    """guarded(file): the file as an array at the end of readable memory."""
+    return GuardedBytes(1 << 20).hold
+
+
+@pytest.fixture
 def decode() -> Iterator[Callable[..., tuple[int, np.ndarray]]]:
     """decode(jpeg, y, x, h, w, scratch=None): code and pixels of decode_region.
 

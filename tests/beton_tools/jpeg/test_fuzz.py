@@ -1,58 +1,141 @@
-"""Hostile bytes give an error code or pixels, never a crash, a hang or a write outside of the buffers.
+"""Fuzz targets of the JPEG code: hostile bytes give an error code or pixels, never a crash, a hang or a write outside
+of the buffers.
 
 The corpus contains small constructed files that once failed, or that are hostile by design.
 """
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from beton_tools.images import BadImage, EncodeOptions, encode_sample
 from beton_tools.jpeg import JpegError, add_index, describe_error, index, parse
-from beton_tools.jpeg.markers import OK
+from beton_tools.jpeg.markers import OK, scan_header
 from beton_tools.jpeg.turbo import compress
+from tests.beton_tools.fuzzing import LONG, damaged, fuzz, time_limit
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.jpg"))
-LIMIT = 5  # seconds of CPU time for one file
+MARKERS = (0, 0xFF, 0xD0, 0xD9, 0xDA, 0xC0, 0xC4, 0xDD, 0xE9)
+REGION = (3, 5, 20, 30)
 
 
-def fuzz(examples: int, derandomize: bool = True) -> settings:
-    return settings(
-        max_examples=examples,
-        derandomize=derandomize,
-        deadline=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture],
-    )
+def seeds() -> list[bytes]:
+    """Small valid files with and without index, of several kinds of sampling."""
+    rng = np.random.default_rng(0)
+    image = np.repeat(np.repeat(rng.integers(0, 256, (8, 12, 3), np.uint8), 6, axis=0), 6, axis=1)
+    plain = [compress(image, 80, s) for s in ("4:2:0", "4:4:4", "4:4:0", "gray")]
+    return plain + [add_index(file, 1) for file in plain]
 
 
-@pytest.fixture(autouse=True)
-def compiled(decode):
-    """Compile before LIMIT applies; compiling may take longer."""
+SEEDS = seeds()
+regions = st.tuples(st.integers(-1, 47), st.integers(-1, 71), st.integers(0, 49), st.integers(0, 73))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled():
+    """Compile before the time limit applies; compiling may take longer."""
     for file in SEEDS:
-        read_all(file, decode)
+        encode_sample(file, EncodeOptions())
+        index.read(file)
 
 
-def check(file: bytes, decode, region=(3, 5, 20, 30)):
-    start = time.process_time()
-    read_all(file, decode, region)
-    assert time.process_time() - start < LIMIT
+# markers --------------------------------------------------------------------------------------------------------------
+
+headers = st.one_of(
+    damaged(SEEDS, 0, 700, MARKERS), st.binary(max_size=300).map(lambda tail: b"\xff\xd8" + tail)
+)
 
 
-def read_all(file: bytes, decode, region=(3, 5, 20, 30)):
+def check_markers(file: bytes, guarded) -> None:
+    """`guarded` ends the process when a byte after the file is read."""
+    with time_limit():
+        head = scan_header(guarded(file))
+    assert "unknown" not in describe_error(head.code)
+    if head.code != OK:
+        with pytest.raises(JpegError) as caught:
+            parse(file)
+        assert "\n" not in str(caught.value)
+        return
+    header = parse(file)
+    assert (header.height, header.width) == (head.height, head.width) and min(head.height, head.width) > 0
+    assert len(header.sampling) == head.components and head.components in (1, 3)
+    for at in (head.sof_at, head.sos_at):
+        assert 2 <= at < head.scan_at <= len(file) and file[at] == 0xFF
+    assert not head.index_at or head.index_at <= head.index_end <= head.scan_at
+
+
+@fuzz(500)
+@given(file=headers)
+def test_markers(file, guarded):
+    check_markers(file, guarded)
+
+
+@pytest.mark.slow
+@fuzz(LONG, derandomize=False)
+@given(file=headers)
+def test_markers_at_length(file, guarded):
+    check_markers(file, guarded)
+
+
+# crop index -----------------------------------------------------------------------------------------------------------
+
+INDEXED = SEEDS[4:]
+# the index begins after SOI, JFIF and its own marker, length and magic; it has 3 * 5 to 6 * 9 entries of two bytes
+indexed_files = damaged(INDEXED, 20, 150, MARKERS)
+
+
+def check_index(file: bytes, region: tuple[int, int, int, int], decode) -> None:
+    """An index is found wrong, or its segments are those of the file; a region is that region of the whole image."""
+    with time_limit():
+        code, pixels = decode(file, *region)
+        try:
+            segments = index.read(file)
+        except JpegError as error:
+            assert "\n" not in str(error)
+            segments = None
+        head = scan_header(np.frombuffer(file, np.uint8))
+        if segments is not None:
+            flat = segments.reshape(-1, 2)
+            assert flat[0, 0] == head.scan_at and flat[-1, 1] <= len(file) - 2
+            assert (flat[:, 0] <= flat[:, 1]).all() and (flat[1:, 0] == flat[:-1, 1] + 2).all()
+        if code != OK or head.height * head.width > 1 << 16:
+            return
+        whole_code, whole = decode(file, 0, 0, head.height, head.width)
+        if whole_code == OK:
+            y, x, h, w = region
+            np.testing.assert_array_equal(pixels, whole[y : y + h, x : x + w])
+
+
+@fuzz(500)
+@given(file=indexed_files, region=regions)
+def test_crop_index(file, region, decode):
+    check_index(file, region, decode)
+
+
+@pytest.mark.slow
+@fuzz(LONG, derandomize=False)
+@given(file=indexed_files, region=regions)
+def test_crop_index_at_length(file, region, decode):
+    check_index(file, region, decode)
+
+
+# conversion and decoding ----------------------------------------------------------------------------------------------
+
+
+def check_all(file: bytes, decode, region=REGION) -> None:
+    with time_limit():
+        read_all(file, decode, region)
+
+
+def read_all(file: bytes, decode, region) -> None:
     """Run all readers of JPEGs on the file; `decode` guards the memory after its buffers."""
     code, _ = decode(file, *region)
     assert "unknown" not in describe_error(code)
-    for read in (parse, index.read):
-        try:
-            read(file)
-        except JpegError as error:
-            assert "\n" not in str(error)
     try:
         indexed = add_index(file)
     except JpegError:
@@ -70,65 +153,27 @@ def read_all(file: bytes, decode, region=(3, 5, 20, 30)):
         assert decode(stored.data, 0, 0, stored.height, stored.width)[0] == OK
 
 
-def seeds() -> list[bytes]:
-    """Small valid files with and without index, of several kinds of sampling."""
-    rng = np.random.default_rng(0)
-    image = np.repeat(np.repeat(rng.integers(0, 256, (8, 12, 3), np.uint8), 6, axis=0), 6, axis=1)
-    plain = [compress(image, 80, s) for s in ("4:2:0", "4:4:4", "4:4:0", "gray")]
-    return plain + [add_index(file, 1) for file in plain]
-
-
-SEEDS = seeds()
-
-
-@st.composite
-def damaged(draw: st.DrawFn) -> bytes:
-    """A seed with bytes changed (most of them in the header), removed, repeated, or truncated."""
-    file = bytearray(draw(st.sampled_from(SEEDS)))
-    for _ in range(draw(st.integers(1, 6))):
-        last = len(file) - 1
-        at = draw(st.one_of(st.integers(0, min(last, 700)), st.integers(0, last)))
-        kind = draw(st.integers(0, 5))
-        if kind < 3:
-            file[at] = draw(
-                st.one_of(st.integers(0, 255), st.sampled_from([0, 0xFF, 0xD0, 0xD9, 0xDA, 0xC0]))
-            )
-        elif kind == 3:
-            file[at : at + draw(st.integers(1, 40))] = b""
-        elif kind == 4:
-            file[at:at] = file[at : at + draw(st.integers(1, 40))]
-        else:
-            file = file[:at]
-        if not file:
-            return b""
-    return bytes(file)
-
-
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
-def test_files_of_the_corpus_do_no_harm(path, decode):
-    check(path.read_bytes(), decode)
+def test_files_of_the_corpus(path, decode, guarded):
+    check_markers(path.read_bytes(), guarded)
+    check_index(path.read_bytes(), REGION, decode)
+    check_all(path.read_bytes(), decode)
 
 
-@fuzz(1500)
-@given(file=damaged())
-def test_damaged_files_do_no_harm(file, decode):
-    check(file, decode)
-
-
-@fuzz(300)
-@given(file=st.binary(max_size=300).map(lambda tail: b"\xff\xd8" + tail))
-def test_random_bytes_do_no_harm(file, decode):
-    check(file, decode)
-
-
-def test_every_truncation_does_no_harm(decode):
+def test_every_truncation(decode):
     for file in SEEDS[:2] + SEEDS[4:6]:
         for size in range(0, len(file), 3):
-            check(file[:size], decode)
+            check_all(file[:size], decode)
+
+
+@fuzz(500)
+@given(file=damaged(SEEDS, 0, 700, MARKERS))
+def test_conversion_and_decoding(file, decode):
+    check_all(file, decode)
 
 
 @pytest.mark.slow
-@fuzz(20_000, derandomize=False)  # new files each time
-@given(file=damaged(), region=st.tuples(*[st.integers(-2, 60)] * 4))
-def test_damaged_files_do_no_harm_at_length(file, region, decode):
-    check(file, decode, region)
+@fuzz(LONG, derandomize=False)
+@given(file=damaged(SEEDS, 0, 700, MARKERS), region=regions)
+def test_conversion_and_decoding_at_length(file, region, decode):
+    check_all(file, decode, region)

@@ -1,0 +1,63 @@
+"""What the fuzz targets share: numbers of cases, damage to bytes, and a limit of time per case."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+LONG = 100_000  # cases of a target in `make test-slow`
+LIMIT = 5  # seconds of CPU time for one case
+
+
+def fuzz(examples: int, derandomize: bool = True) -> settings:
+    """The same `examples` in every run, or new ones each time."""
+    return settings(
+        max_examples=examples,
+        derandomize=derandomize,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+@contextmanager
+def time_limit() -> Iterator[None]:
+    start = time.process_time()
+    yield
+    assert time.process_time() - start < LIMIT
+
+
+@st.composite
+def damaged(
+    draw: st.DrawFn, files: list[bytes], first: int, last: int, interesting: tuple[int, ...]
+) -> bytes:
+    """One of the files with up to six changes: bytes set, removed, repeated, or all that follow removed.
+
+    first, last: offsets between which most changes are made; negative ones count from the end, as in slices.
+    interesting: values that bytes are set to more often than to others.
+    """
+    file = bytearray(draw(st.sampled_from(files)))
+    for _ in range(draw(st.integers(1, 6))):
+        begin, end, _ = slice(first, last).indices(len(file))
+        anywhere = st.integers(0, len(file) - 1)
+        at = (
+            draw(st.one_of(st.integers(begin, max(begin, end - 1)), anywhere))
+            if begin < end
+            else draw(anywhere)
+        )
+        kind = draw(st.integers(0, 5))
+        if kind < 3:
+            file[at] = draw(st.one_of(st.integers(0, 255), st.sampled_from(interesting)))
+        elif kind == 3:
+            del file[at : at + draw(st.integers(1, 40))]
+        elif kind == 4:
+            file[at:at] = file[at : at + draw(st.integers(1, 40))]
+        else:
+            del file[at:]
+        if not file:
+            break
+    return bytes(file)
