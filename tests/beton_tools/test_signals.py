@@ -41,7 +41,7 @@ VERIFY = """
 import sys, time
 from beton_tools import cli, verify
 def check(*_):
-    print("ready", flush=True)
+    print("ready\\n", end="", flush=True)  # one write: two threads are here at once
     time.sleep(1)
     return "", True
 verify._check_jpeg, verify._CHUNK = check, 1
