@@ -17,12 +17,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from torch.utils.tensorboard import SummaryWriter
 
 from beton_tools.console import discard_closed_output
 from beton_tools.errors import UserError
 from fastft.files.atomic import write_text
 from fastft.files.run_directory import read_metrics
+from fastft.train.event_file import EventFile
 from fastft.train.tracking import Tracker
 
 HEADER = f"{'epoch':>6} {'step':>15} {'loss':>8} {'lr':>9} {'img/s':>8} {'wait':>6} {'mfu':>6} {'memory':>8} {'left':>9}"
@@ -83,7 +83,7 @@ class RunLog:
         with _one_line_error(folder):
             _drop_after(path, resumed_step)
             self._file = path.open("a", encoding="utf-8")
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
+            self._events = EventFile(folder / "tensorboard", first_step=resumed_step + 1)
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True,
@@ -121,8 +121,8 @@ class RunLog:
         with _one_line_error(self.folder):
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-            for name, value in scalars.items():
-                self._board.add_scalar(name, value, step)
+            if scalars:
+                self._events.add(scalars, step)
         if self.tracker is not None and scalars:
             try:
                 self.tracker.log(scalars, step)
@@ -137,7 +137,7 @@ class RunLog:
                 self._progress.stop()
             with suppress(UserError) if failed else nullcontext(), _one_line_error(self.folder):
                 self._file.close()
-                self._board.close()
+                self._events.close()
         if self.tracker is not None:
             self.tracker.close(failed)
 

@@ -15,7 +15,7 @@ class SignalGuard:
     requested: one of PREEMPTION_SIGNALS came. interrupted: SIGINT came after `defer_interrupts`.
 
     A Python signal handler that raises can do so while the main thread holds a lock of another library (`queue.Queue`,
-    tensorboard, rich), which then stays locked and makes a later call wait for ever. A second SIGINT raises at once.
+    rich), which then stays locked and makes a later call wait for ever. A second SIGINT raises at once.
     """
 
     def __init__(self) -> None:
