@@ -18,6 +18,7 @@ import numba
 import numpy as np
 import torch
 
+from beton_tools.cgroup import usable_cpus
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
 from beton_tools.manifest import Manifest
@@ -252,8 +253,8 @@ class EvalLoader(_BetonLoader):
 
 
 def default_workers() -> int:
-    """Cores that this process may use, divided among the processes of this machine (torchrun's LOCAL_WORLD_SIZE)."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """CPUs that this process may use, divided among the processes of this machine (torchrun's LOCAL_WORLD_SIZE)."""
+    return max(1, usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _new_stage(

@@ -104,7 +104,9 @@ def test_half_outputs_are_the_float32_output_rounded(
 
 
 @pytest.mark.parametrize("text", ["rand-m9-mstd0.5-inc1", "augmix"])
-def test_the_result_does_not_depend_on_the_number_of_threads(text: str, photographs: dict[str, np.ndarray]) -> None:
+def test_the_result_does_not_depend_on_the_number_of_threads(
+    text: str, photographs: dict[str, np.ndarray]
+) -> None:
     policy = parse_policy(text, erase_prob=0.5)
     batch = Batch(photographs, policy)
     threads, outputs = numba.get_num_threads(), []

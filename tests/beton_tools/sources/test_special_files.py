@@ -110,7 +110,10 @@ def test_files_of_an_interrupted_conversion(photo_folder: Path, make: Make, name
 @pytest.mark.parametrize("name", ["o.beton.part.journal.new", "o.beton.manifest.json.part"])
 def test_temporary_files_are_replaced(photo_folder: Path, make: Make, name: str) -> None:
     make(photo_folder.parent / name)
-    assert convert_folder(photo_folder, photo_folder.parent / "o.beton", WriteOptions(workers=0)).num_samples == 24
+    assert (
+        convert_folder(photo_folder, photo_folder.parent / "o.beton", WriteOptions(workers=0)).num_samples
+        == 24
+    )
     assert not (photo_folder.parent / name).exists()
 
 
