@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from typing import Any, NoReturn
 
@@ -32,11 +33,14 @@ from fastft.train.exceptions import NonFinite, Preempted
 from fastft.train.health import describe_divergence, find_divergence
 from fastft.train.log import Interval, RunLog
 from fastft.train.meter import Meter
+from fastft.train.models import build_step, build_training_models
 from fastft.train.noise import draw_noise
 from fastft.train.precision import choose_precision
 from fastft.train.preempt import SignalGuard
 from fastft.train.progress import Progress, conclusion, describe_model, summarise
-from fastft.train.setup import build_step, build_training_models, fit_micro_batch, open_loaders
+from fastft.train.setup import fit_micro_batch, loader_bytes_per_image, open_loaders
+from fastft.train.step_choice import refuse_impossible
+from fastft.train.step_measure import choose_step, device_name
 from fastft.train.stream import training_stream
 from fastft.train.tracking import open_tracker
 
@@ -127,8 +131,7 @@ class Trainer:
             self._opened = opened.pop_all()
 
     def __enter__(self) -> "Trainer":
-        """Connect the processes and open the run directory; nothing in it is changed before."""
-        self.step.connect(self.recipe.train.compile)
+        """Open the run directory; nothing in it is changed before."""
         if self.world.is_main:
             self.checkpoints.folder.mkdir(exist_ok=True)
             self.checkpoints.set_damaged_aside()
@@ -162,6 +165,7 @@ class Trainer:
     def _build(self, recipe: Recipe, train_file: Beton, opened: ExitStack) -> None:
         self.recipe = r = with_train_size(recipe, len(train_file))
         world = self.world
+        refuse_impossible(r, world.device.type == "cuda", world.size)
         self.checkpoints = Checkpointing(
             self.folder / "checkpoints", r.train, world, on_wait=self.guard.check
         )
@@ -169,7 +173,9 @@ class Trainer:
         self.model, ema = build_training_models(r, world.device, pretrained=not self.checkpoints.exist)
         self.mixer = build_mixer(r)
         unit = 1 if self.mixer is None else 2  # mixup and CutMix take pairs
-        self.micro_batch = fit_micro_batch(r, self.model, world, self.precision, train_file, unit)
+        per_image = loader_bytes_per_image(r, self.precision, train_file)
+        self.micro_batch = fit_micro_batch(r, self.model, world, self.precision, per_image, unit)
+        self.loader_bytes = self.micro_batch * per_image
         self.accumulation = max(1, r.optim.batch_size // world.size) // self.micro_batch
         self.loader, self.eval_loader = open_loaders(
             r, world, self.precision, self.micro_batch, opened, on_wait=self.guard.check
@@ -200,6 +206,7 @@ class Trainer:
         return self.progress.epoch * self.steps_per_epoch + self.progress.step
 
     def fit(self) -> dict[str, Any]:
+        self._connect_step()
         self._log_start()
         if self._evaluation_is_due():  # a signal interrupted it
             self._finish_epoch()
@@ -212,6 +219,16 @@ class Trainer:
             write_result(self.folder, result)
         self.log.info(conclusion(result))
         return result
+
+    def _connect_step(self) -> None:
+        """Decide how steps are computed, the same in all processes, and connect the processes."""
+        self._decision = choose_step(
+            self.recipe, self.model, self.world, self.precision, self.micro_batch, self.progress.step_choice,
+            loader_bytes=self.loader_bytes, say=self.log.info, on_wait=self.guard.check,
+        )  # fmt: skip
+        choice = self._decision.choice
+        self.progress.step_choice = {**asdict(choice), "device": device_name(self.world.device)}
+        self.step.connect(choice)
 
     def _train_epoch(self) -> None:
         epoch, start = self.progress.epoch, self.progress.step
@@ -378,7 +395,10 @@ class Trainer:
             f"{self.recipe.optim.batch_size} = {self.world.size} x {self.accumulation} x {self.micro_batch}, "
             f"{self.precision.name} on {self.world.device}, run in {self.folder}"
         )
-        self.log.record("start", self.global_step, describe_process(self.world, self.precision))
+        if self._decision.is_worth_a_line:
+            self.log.info(self._decision.describe())
+        process = describe_process(self.world, self.precision)
+        self.log.record("start", self.global_step, process | self._decision.as_dict())
         for damaged in self.checkpoints.damaged:
             name = damaged.path.name
             self.log.info(
