@@ -14,13 +14,20 @@ from rich.console import Console
 
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
-from fastft.build import build_mixer, build_schedule, with_train_size
-from fastft.config import Recipe
+from fastft.build import build_mixer, build_schedule, recipe_warnings, with_training_file
+from fastft.config import Recipe, describe_choice, resolve
 from fastft.cost.work import recipe_flops
 from fastft.data import Batch
 from fastft.data.order import epoch_order
 from fastft.files.evaluations import flatten
-from fastft.files.run_directory import lock_run, run_folder, write_recipe, write_result
+from fastft.files.run_directory import (
+    lock_run,
+    read_choices,
+    run_folder,
+    write_choices,
+    write_recipe,
+    write_result,
+)
 from fastft.machine.gpus import peak_flops
 from fastft.optim import set_lr
 from fastft.train.checkpoint import list_checkpoints
@@ -136,6 +143,7 @@ class Trainer:
             self.checkpoints.folder.mkdir(exist_ok=True)
             self.checkpoints.set_damaged_aside()
             write_recipe(self.folder, self.recipe)
+            write_choices(self.folder, self.recipe)
         self.log = RunLog(
             self.folder, self.total_steps, self.global_step, self.world.is_main, self._console, self._tracker
         )
@@ -163,12 +171,15 @@ class Trainer:
     # set-up -----------------------------------------------------------------------------------------------------------
 
     def _build(self, recipe: Recipe, train_file: Beton, opened: ExitStack) -> None:
-        self.recipe = r = with_train_size(recipe, len(train_file))
         world = self.world
-        refuse_impossible(r, world.device.type == "cuda", world.size)
         self.checkpoints = Checkpointing(
-            self.folder / "checkpoints", r.train, world, on_wait=self.guard.check
+            self.folder / "checkpoints", recipe.train, world, on_wait=self.guard.check
         )
+        recipe = with_training_file(recipe, train_file)
+        if self.checkpoints.exist:
+            recipe = resolve(recipe, read_choices(self.folder))
+        self.recipe = r = recipe
+        refuse_impossible(r, world.device.type == "cuda", world.size)
         self.precision = choose_precision(r.train.amp, world.device, r.train.half_residual)
         self.model, ema = build_training_models(r, world.device, pretrained=not self.checkpoints.exist)
         self.mixer = build_mixer(r)
@@ -395,6 +406,10 @@ class Trainer:
             f"{self.recipe.optim.batch_size} = {self.world.size} x {self.accumulation} x {self.micro_batch}, "
             f"{self.precision.name} on {self.world.device}, run in {self.folder}"
         )
+        for choice in self.recipe.choices:
+            self.log.info(describe_choice(**asdict(choice)))
+        for warning in recipe_warnings(self.recipe):
+            self.log.info(f"warning: {warning}")
         if self._decision.is_worth_a_line:
             self.log.info(self._decision.describe())
         process = describe_process(self.world, self.precision)
