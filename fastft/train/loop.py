@@ -18,16 +18,17 @@ from fastft.config import Recipe
 from fastft.cost.work import recipe_flops
 from fastft.data import Batch
 from fastft.data.order import epoch_order
-from fastft.files.evaluations import flatten
+from fastft.files.evaluations import BALANCED_ACCURACY, TOP1, flatten
 from fastft.files.run_directory import lock_run, run_folder, write_recipe, write_result
 from fastft.machine.gpus import peak_flops
+from fastft.metrics import IMBALANCED, describe_imbalance, imbalance
 from fastft.optim import set_lr
 from fastft.train.checkpoint import list_checkpoints
 from fastft.train.checkpointing import Checkpointing
 from fastft.train.continuation import refuse_other_run, shared_options
 from fastft.train.description import describe_process, peak_memory
 from fastft.train.distributed import World, find_world, peer_lost
-from fastft.train.evaluate import EvaluationStopped, evaluate
+from fastft.train.evaluate import KEPT_IN_TRAINING, EvaluationStopped, evaluate, keep_logits
 from fastft.train.exceptions import NonFinite, Preempted
 from fastft.train.health import describe_divergence, find_divergence
 from fastft.train.log import Interval, RunLog
@@ -35,7 +36,7 @@ from fastft.train.meter import Meter
 from fastft.train.noise import draw_noise
 from fastft.train.precision import choose_precision
 from fastft.train.preempt import SignalGuard
-from fastft.train.progress import Progress, conclusion, describe_model, summarise
+from fastft.train.progress import Progress, conclusion, describe_evaluation, describe_model, summarise
 from fastft.train.setup import build_step, build_training_models, fit_micro_batch, open_loaders
 from fastft.train.stream import training_stream
 from fastft.train.tracking import open_tracker
@@ -184,7 +185,11 @@ class Trainer:
 
     def _restore(self) -> None:
         self._description = describe_model(
-            self.recipe, self.model.visual.arch, self.loader.class_names, self.loader.content
+            self.recipe,
+            self.model.visual.arch,
+            self.loader.class_names,
+            self.loader.content,
+            self.loader.class_counts,
         )
         self.progress = Progress()
         if self.checkpoints.exist:
@@ -290,18 +295,23 @@ class Trainer:
         self._check_finite(weights=True)
         began = time.monotonic()
         models = [self.model] if self.step.ema is None else [self.model, self.step.ema.module]
+        with_logits = keep_logits(
+            self.eval_loader.num_samples, self.recipe.data.num_classes, KEPT_IN_TRAINING
+        )
         raw, *averaged = evaluate(
-            models, self.eval_loader, self.world, self.precision, stop=self._is_stop_requested
+            models, self.eval_loader, self.world, self.precision, self._is_stop_requested, with_logits
         )
         ema = averaged[0] if averaged else None
-        entry = self.progress.add(epoch, raw, ema)
+        entry = self.progress.add(epoch, raw, ema, BALANCED_ACCURACY if self._has_imbalance() else TOP1)
         self.eval_loader.pop_timings()  # not part of the training loader's work
         seconds = time.monotonic() - began
         self.meter.pause("eval", seconds)
         self.log.record("eval", self.global_step, {"epoch": epoch, "seconds": seconds, **flatten(entry)})
-        shown = f"raw {raw.top1:.3f}" + (f", EMA {ema.top1:.3f}" if ema else "")
-        self.log.info(f"epoch {epoch}: top-1 {shown} % of {raw.samples} images")
+        self.log.info(describe_evaluation(epoch, raw, ema, balanced=self._has_imbalance()))
         return self.progress.best() is entry
+
+    def _has_imbalance(self) -> bool:
+        return imbalance(self.loader.class_counts) > IMBALANCED
 
     def _is_stop_requested(self) -> bool:
         self.guard.check()
@@ -378,6 +388,8 @@ class Trainer:
             f"{self.recipe.optim.batch_size} = {self.world.size} x {self.accumulation} x {self.micro_batch}, "
             f"{self.precision.name} on {self.world.device}, run in {self.folder}"
         )
+        if self.eval_loader is not None and self._has_imbalance():
+            self.log.info(describe_imbalance(self.loader.class_counts))
         self.log.record("start", self.global_step, describe_process(self.world, self.precision))
         for damaged in self.checkpoints.damaged:
             name = damaged.path.name

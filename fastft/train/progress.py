@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastft.config import Recipe
-from fastft.files.evaluations import flatten, headline_top1
+from fastft.files.evaluations import TOP1, flatten, headline_top1, selection_score
 from fastft.imagenet import NO_EXPECTATION, describe_expectation, expected_top1
 from fastft.model import Arch
 from fastft.train.evaluate import Scores
@@ -25,11 +25,13 @@ class Progress:
         None  # the part of the next log line that is known already (Meter.state_dict)
     )
 
-    def add(self, epoch: int, raw: Scores, ema: Scores | None) -> dict[str, Any]:
-        """Append an evaluation; returns its entry."""
-        entry: dict[str, Any] = {"epoch": epoch, "raw": asdict(raw)}
+    def add(self, epoch: int, raw: Scores, ema: Scores | None, best_by: str = TOP1) -> dict[str, Any]:
+        """Append an evaluation; returns its entry. best_by: the score that the best epoch has the largest of."""
+        entry: dict[str, Any] = {"epoch": epoch, "raw": raw.as_dict()}
         if ema is not None:
-            entry["ema"] = asdict(ema)
+            entry["ema"] = ema.as_dict()
+        if best_by != TOP1:
+            entry["best_by"] = best_by
         self.evaluations.append(entry)
         return entry
 
@@ -38,13 +40,19 @@ class Progress:
 
     def best(self) -> dict[str, Any] | None:
         """The evaluation of the best epoch so far."""
-        return max(self.evaluations, key=lambda entry: headline_top1(flatten(entry)), default=None)
+        return max(self.evaluations, key=lambda entry: selection_score(flatten(entry)), default=None)
 
 
 def describe_model(
-    recipe: Recipe, arch: Arch, classes: Sequence[str], data: dict[str, Any]
+    recipe: Recipe,
+    arch: Arch,
+    classes: Sequence[str],
+    data: dict[str, Any],
+    class_counts: Sequence[int] = (),
 ) -> dict[str, Any]:
     """The part of a checkpoint's state that is constant in a run, as JSON values.
+
+    class_counts: training images by label.
 
     It makes a checkpoint usable by itself (the architecture's file may move) and tells runs apart when one is resumed.
     """
@@ -54,6 +62,7 @@ def describe_model(
         "arch": asdict(arch),
         "classes": list(classes),
         "data": data,
+        "class_counts": list(class_counts),
     }
     return json.loads(json.dumps(description))
 
@@ -71,6 +80,16 @@ def summarise(progress: Progress, recipe: Recipe) -> dict[str, Any]:
         "source": recipe.about.source,
         "evaluations": progress.evaluations,
     }
+
+
+def describe_evaluation(epoch: int, raw: Scores, ema: Scores | None, balanced: bool) -> str:
+    """The log line of an evaluation. balanced: the best epoch is chosen by balanced accuracy, which is shown too."""
+
+    def shown(scores: Scores) -> str:
+        return f"{scores.top1:.3f}" + (f" (balanced {scores.balanced_accuracy:.3f})" if balanced else "")
+
+    both = f"raw {shown(raw)}" + (f", EMA {shown(ema)}" if ema else "")
+    return f"epoch {epoch}: top-1 {both} % of {raw.samples} images"
 
 
 def conclusion(result: dict[str, Any]) -> str:
