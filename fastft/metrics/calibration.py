@@ -47,9 +47,9 @@ def calibrate(p: Predictions) -> Calibration:
     scaled_N = np.empty(len(p.labels_N))
     halves = slice(0, None, 2), slice(1, None, 2)
     for fitted, applied in (halves, halves[::-1]):
-        temperature = fit_temperature(shifted_NK[fitted], p.labels_N[fitted])
+        temperature, _ = fit_temperature(shifted_NK[fitted], p.labels_N[fitted])
         scaled_N[applied] = 1 / np.exp(shifted_NK[applied] / temperature).sum(1)
-    temperature = fit_temperature(shifted_NK, p.labels_N)
+    temperature, _ = fit_temperature(shifted_NK, p.labels_N)
     return Calibration(plain, temperature, reliability(scaled_N, p.right_N))
 
 
@@ -60,8 +60,11 @@ def reliability(confidence_N: np.ndarray, right_N: np.ndarray) -> Reliability:
     return Reliability(images, *means)
 
 
-def fit_temperature(shifted_NK: np.ndarray, labels_N: np.ndarray) -> float:
-    """The temperature with the smallest cross-entropy. shifted_NK: logits minus the largest one of each image."""
+def fit_temperature(shifted_NK: np.ndarray, labels_N: np.ndarray) -> tuple[float, float]:
+    """(temperature with the smallest cross-entropy, that cross-entropy).
+
+    shifted_NK: logits minus the largest one of each image.
+    """
     from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 
     truth_N = shifted_NK[np.arange(len(labels_N)), labels_N]
@@ -73,4 +76,4 @@ def fit_temperature(shifted_NK: np.ndarray, labels_N: np.ndarray) -> float:
     found = minimize_scalar(
         cross_entropy, bounds=LOG_TEMPERATURES, method="bounded", options={"xatol": TOLERANCE}
     )
-    return float(np.exp(found.x))
+    return float(np.exp(found.x)), float(found.fun)

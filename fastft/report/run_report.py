@@ -150,6 +150,15 @@ def _accuracy_figures(run: Run) -> list[dict[str, str]]:
     ]
     below = f"raw {last['raw_top1']:.2f} %" if kind == "EMA" else f"epoch {last['epoch']}"
     figures.append(_figure(f"last {kind} top-1", f"{headline_top1(last):.2f} %", below))
+    if "raw_top1" in run.baseline:
+        gain = headline_top1(best) - run.baseline["raw_top1"]
+        figures.append(
+            _figure(
+                "frozen-tower baseline",
+                f"{run.baseline['raw_top1']:.2f} %",
+                f"ridge regression; fine-tuning {gain:+.2f}",
+            )
+        )
     weights = "ema" if kind == "EMA" else "raw"
     if f"{weights}_balanced_accuracy" in best:
         figures.append(

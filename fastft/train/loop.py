@@ -3,13 +3,14 @@
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
@@ -28,15 +29,23 @@ from fastft.train.checkpointing import Checkpointing
 from fastft.train.continuation import refuse_other_run, shared_options
 from fastft.train.description import describe_process, peak_memory
 from fastft.train.distributed import World, find_world, peer_lost
-from fastft.train.evaluate import KEPT_IN_TRAINING, EvaluationStopped, evaluate, keep_logits
+from fastft.train.evaluate import KEPT_IN_TRAINING, EvaluationStopped, Scores, evaluate, keep_logits
 from fastft.train.exceptions import NonFinite, Preempted
+from fastft.train.head_start import PROBE, refuse_large, set_probe_head, share_head
 from fastft.train.health import describe_divergence, find_divergence
 from fastft.train.log import Interval, RunLog
 from fastft.train.meter import Meter
 from fastft.train.noise import draw_noise
 from fastft.train.precision import choose_precision
 from fastft.train.preempt import SignalGuard
-from fastft.train.progress import Progress, conclusion, describe_evaluation, describe_model, summarise
+from fastft.train.progress import (
+    Progress,
+    conclusion,
+    describe_baseline,
+    describe_evaluation,
+    describe_model,
+    summarise,
+)
 from fastft.train.setup import build_step, build_training_models, fit_micro_batch, open_loaders
 from fastft.train.stream import training_stream
 from fastft.train.tracking import open_tracker
@@ -162,6 +171,7 @@ class Trainer:
 
     def _build(self, recipe: Recipe, train_file: Beton, opened: ExitStack) -> None:
         self.recipe = r = with_train_size(recipe, len(train_file))
+        refuse_large(r, len(train_file))
         world = self.world
         self.checkpoints = Checkpointing(
             self.folder / "checkpoints", r.train, world, on_wait=self.guard.check
@@ -206,6 +216,8 @@ class Trainer:
 
     def fit(self) -> dict[str, Any]:
         self._log_start()
+        if self.global_step == 0 and self.recipe.model.head_init == PROBE:
+            self._start_head()
         if self._evaluation_is_due():  # a signal interrupted it
             self._finish_epoch()
         while self.progress.epoch < self.recipe.epochs:
@@ -217,6 +229,24 @@ class Trainer:
             write_result(self.folder, result)
         self.log.info(conclusion(result))
         return result
+
+    def _start_head(self) -> None:
+        """Fit the head and evaluate the baseline, unless step 0 is restored from a checkpoint; log the baseline."""
+        if self.progress.baseline is None:
+            try:
+                probe = set_probe_head(
+                    self.model, self.recipe, self.world, self.precision, self.micro_batch,
+                    self._is_stop_requested, self.guard.check,
+                )  # fmt: skip
+                scores = {} if self.eval_loader is None else {"raw": self._scores([self.model])[0].as_dict()}
+            except EvaluationStopped:
+                self._stop()
+            share_head(self.step)
+            self.progress.baseline = probe.as_dict() | scores
+            self._save()
+        made = {key: value for key, value in self.progress.baseline.items() if key != "raw"}
+        self.log.record("baseline", 0, made | flatten(self.progress.baseline))
+        self.log.info(describe_baseline(self.progress.baseline))
 
     def _train_epoch(self) -> None:
         epoch, start = self.progress.epoch, self.progress.step
@@ -291,24 +321,26 @@ class Trainer:
 
     def _evaluate_epoch(self, epoch: int) -> bool:
         """Evaluate and log; whether it is the best epoch so far."""
-        assert self.eval_loader is not None  # _evaluation_is_due checks it
         self._check_finite(weights=True)
         began = time.monotonic()
         models = [self.model] if self.step.ema is None else [self.model, self.step.ema.module]
-        with_logits = keep_logits(
-            self.eval_loader.num_samples, self.recipe.data.num_classes, KEPT_IN_TRAINING
-        )
-        raw, *averaged = evaluate(
-            models, self.eval_loader, self.world, self.precision, self._is_stop_requested, with_logits
-        )
+        raw, *averaged = self._scores(models)
         ema = averaged[0] if averaged else None
         entry = self.progress.add(epoch, raw, ema, BALANCED_ACCURACY if self._has_imbalance() else TOP1)
-        self.eval_loader.pop_timings()  # not part of the training loader's work
         seconds = time.monotonic() - began
         self.meter.pause("eval", seconds)
         self.log.record("eval", self.global_step, {"epoch": epoch, "seconds": seconds, **flatten(entry)})
         self.log.info(describe_evaluation(epoch, raw, ema, balanced=self._has_imbalance()))
         return self.progress.best() is entry
+
+    def _scores(self, models: Sequence[nn.Module]) -> list[Scores]:
+        """Scores on the validation file. Raises EvaluationStopped."""
+        loader = self.eval_loader
+        assert loader is not None  # callers check it
+        with_logits = keep_logits(loader.num_samples, self.recipe.data.num_classes, KEPT_IN_TRAINING)
+        found = evaluate(models, loader, self.world, self.precision, self._is_stop_requested, with_logits)
+        loader.pop_timings()  # not part of the training loader's work
+        return found
 
     def _has_imbalance(self) -> bool:
         return imbalance(self.loader.class_counts) > IMBALANCED

@@ -1,7 +1,7 @@
 """The progress of a run: its position, its evaluations, and its result."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ class Progress:
     step: int = 0  # within the epoch
     seconds: float = 0.0  # of training, over all resumes
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    baseline: dict[str, Any] | None = None  # of the head that the run starts from: `describe_baseline`
     logged: dict[str, Any] | None = (
         None  # the part of the next log line that is known already (Meter.state_dict)
     )
@@ -73,6 +74,7 @@ def summarise(progress: Progress, recipe: Recipe) -> dict[str, Any]:
         "recipe": recipe.name,
         "epochs": progress.epoch,
         "seconds": progress.seconds,
+        **({"baseline": progress.baseline} if progress.baseline else {}),
         "best": progress.best(),
         "last": progress.evaluations[-1] if progress.evaluations else None,
         "expected_top1": expected_top1(recipe),
@@ -92,6 +94,15 @@ def describe_evaluation(epoch: int, raw: Scores, ema: Scores | None, balanced: b
     return f"epoch {epoch}: top-1 {both} % of {raw.samples} images"
 
 
+def describe_baseline(baseline: Mapping[str, Any]) -> str:
+    """The log line of a head that starts from ridge regression."""
+    made = f"head: ridge regression on the frozen tower's features of {baseline['images']:,} training images"
+    if "raw" not in baseline:
+        return made
+    raw = baseline["raw"]
+    return f"{made}: top-1 {raw['top1']:.3f} % of {raw['samples']} images, the baseline that fine-tuning must beat"
+
+
 def conclusion(result: dict[str, Any]) -> str:
     """The last log line of a run."""
     best, last = result["best"], result["last"]
@@ -99,6 +110,8 @@ def conclusion(result: dict[str, Any]) -> str:
         return "done; no validation data, nothing was evaluated"
     top1, ema = headline_top1(flatten(best)), ", EMA" if "ema" in best else ""
     parts = [f"best {top1:.3f} (epoch {best['epoch']}{ema})"]
+    if "raw" in result.get("baseline", {}):
+        parts += [f"frozen-tower baseline {result['baseline']['raw']['top1']:.3f}"]
     parts += [f"last EMA {last['ema']['top1']:.3f}"] if "ema" in last else []
     parts += [f"last raw {last['raw']['top1']:.3f}"]
     expected = "" if result["expectation"] == NO_EXPECTATION else f"; {result['expectation']}"
