@@ -118,6 +118,10 @@ class Model:
     patch_dropout: float = option(
         0.0, "share of the patch tokens that is dropped during training", low=0, high=0.95
     )
+    head_init: str = option(
+        "small", "small: random weights times head_init_scale; probe: ridge regression on the frozen tower's features",
+        choices=("small", "probe"), paper="small", since="0.3.0",
+    )  # fmt: skip
     head_init_scale: float = option(0.001, "factor on the initial weight and bias of the head", low=0)
 
 

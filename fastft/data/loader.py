@@ -86,6 +86,7 @@ class _BetonLoader:
         if manifest is not None:
             self.content["checksum"] = manifest.checksum
         self.num_classes = len(self.class_names)
+        self.class_counts: list[int] = np.bincount(self.beton.labels, minlength=self.num_classes).tolist()
         self.closed = False
         self.wait_seconds = 0.0  # that the consumer waited for batches; may be reset to 0
         self.batches_ahead, self.on_wait = batches_ahead, on_wait
