@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -134,7 +135,7 @@ def build_policy(recipe: Recipe) -> AugmentPolicy:
 def build_mixer(recipe: Recipe) -> "Mixer | None":
     """The recipe's mixup and CutMix; None if both are off."""
     a = recipe.augment
-    if a.mixup == 0 and a.cutmix == 0:
+    if not a.mixes:
         return None
     from fastft.augment import Mixer  # loads Numba, which inference does without
 
@@ -159,19 +160,13 @@ def build_schedule(recipe: Recipe, steps_per_epoch: int) -> WarmupCosine:
     )
 
 
-def compile_model(model: nn.Module, choice: str, device: torch.device) -> Any:
-    """The model's forward through torch.compile where asked or, with 'auto', where Triton supports the GPU (8.0 on)."""
-    if choice == "auto":
-        native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        choice = "on" if native and _has_triton() else "off"
-    if choice == "off":
-        return model
+def compile_model(model: nn.Module) -> Any:
+    """The model's forward through torch.compile."""
     torch.compiler.reset()  # the ninth model of a sweep would reach the limit of recompilations and run uncompiled
     prepare_for_compile()
     return torch.compile(model)
 
 
-def _has_triton() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("triton") is not None
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile has a back end for the device: on a GPU it is Triton."""
+    return device.type == "cpu" or find_spec("triton") is not None

@@ -118,6 +118,10 @@ class Model:
     patch_dropout: float = option(
         0.0, "share of the patch tokens that is dropped during training", low=0, high=0.95
     )
+    head_init: str = option(
+        "small", "small: random weights times head_init_scale; probe: ridge regression on the frozen tower's features",
+        choices=("small", "probe"), paper="small", since="0.3.0",
+    )  # fmt: skip
     head_init_scale: float = option(0.001, "factor on the initial weight and bias of the head", low=0)
 
 
@@ -161,6 +165,11 @@ class Augment:
     std: tuple[float, float, float] = option(
         CLIP_STD, "per-channel standard deviation of pixel values in 0..1, for normalisation"
     )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether mixup or CutMix is on."""
+        return self.mixup > 0 or self.cutmix > 0
 
 
 @dataclass(frozen=True)
@@ -249,8 +258,14 @@ class Train:
         0, "images per forward pass and process; 0: as many as fit", low=0, high=LARGEST_BATCH,
         changes_accuracy=False,
     )  # fmt: skip
+    step: str = option(
+        "auto",
+        "how a step is computed: eagerly, by torch.compile or as a CUDA graph; measure: the fastest here; auto: measure on a "
+        "GPU, unless it was measured before, and eager on a CPU",
+        choices=("auto", "measure", "eager", "compile", "graph"), changes_accuracy=False, since="0.3.0",
+    )  # fmt: skip
     compile: str = option(
-        "auto", "torch.compile; auto: where Triton supports the GPU", choices=("auto", "on", "off"),
+        "auto", "older form of train.step: on is compile, off is eager", choices=("auto", "on", "off"),
         changes_accuracy=False,
     )  # fmt: skip
     grad_checkpointing: bool = option(

@@ -1,7 +1,7 @@
 """The run directory: its lock, recipe.yaml, choices.json, metrics.jsonl and result.json, written and read, also during a run."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +30,7 @@ LINES = {
     "checkpoint": {"step": NUMBER, "seconds": NUMBER},
     "split": {"step": NUMBER, "seconds": NUMBERS_BY_NAME},
     "start": {"world_size": NUMBER},
+    "baseline": {"step": NUMBER, "images": NUMBER},
 }  # fmt: skip
 OPTIONAL = ("split", "world_size")
 CHOICES = "choices.json"
@@ -53,6 +54,7 @@ class Run:
     checkpoints: list[Line]
     splits: list[Line]
     finished: bool
+    baseline: Line = field(default_factory=dict)  # of a head that starts from ridge regression; else empty
 
     @property
     def machine(self) -> Line:
@@ -127,6 +129,7 @@ def load_run(folder: Path) -> Run:
         checkpoints=by_kind["checkpoint"],
         splits=by_kind["split"],
         finished=bool(result),
+        baseline=by_kind["baseline"][-1] if by_kind["baseline"] else {},
     )
 
 

@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
@@ -20,7 +21,7 @@ from fastft.config import Recipe, describe_choice, resolve
 from fastft.cost.work import recipe_flops
 from fastft.data import Batch
 from fastft.data.order import epoch_order
-from fastft.files.evaluations import flatten
+from fastft.files.evaluations import BALANCED_ACCURACY, TOP1, flatten
 from fastft.files.run_directory import (
     lock_run,
     read_choices,
@@ -30,6 +31,7 @@ from fastft.files.run_directory import (
     write_result,
 )
 from fastft.machine.gpus import peak_flops
+from fastft.metrics import IMBALANCED, describe_imbalance, imbalance
 from fastft.optim import set_lr
 from fastft.photos.prepare import prepare_data
 from fastft.train.checkpoint import list_checkpoints
@@ -37,16 +39,27 @@ from fastft.train.checkpointing import Checkpointing
 from fastft.train.continuation import refuse_other_run, shared_options
 from fastft.train.description import describe_process, peak_memory
 from fastft.train.distributed import World, find_world, peer_lost
-from fastft.train.evaluate import EvaluationStopped, evaluate
+from fastft.train.evaluate import KEPT_IN_TRAINING, EvaluationStopped, Scores, evaluate, keep_logits
 from fastft.train.exceptions import NonFinite, Preempted
+from fastft.train.head_start import PROBE, refuse_large, set_probe_head, share_head
 from fastft.train.health import describe_divergence, find_divergence
 from fastft.train.log import Interval, RunLog
 from fastft.train.meter import Meter
+from fastft.train.models import build_step, build_training_models
 from fastft.train.noise import draw_noise
 from fastft.train.precision import choose_precision
 from fastft.train.preempt import SignalGuard
-from fastft.train.progress import Progress, conclusion, describe_model, summarise
-from fastft.train.setup import build_step, build_training_models, fit_micro_batch, open_loaders
+from fastft.train.progress import (
+    Progress,
+    conclusion,
+    describe_baseline,
+    describe_evaluation,
+    describe_model,
+    summarise,
+)
+from fastft.train.setup import fit_micro_batch, loader_bytes_per_image, open_loaders
+from fastft.train.step_choice import refuse_impossible
+from fastft.train.step_measure import choose_step, device_name
 from fastft.train.stream import training_stream
 from fastft.train.tracking import open_tracker
 
@@ -148,8 +161,7 @@ class Trainer:
             self._opened = opened.pop_all()
 
     def __enter__(self) -> "Trainer":
-        """Connect the processes and open the run directory; nothing in it is changed before."""
-        self.step.connect(self.recipe.train.compile)
+        """Open the run directory; nothing in it is changed before."""
         if self.world.is_main:
             self.checkpoints.folder.mkdir(exist_ok=True)
             self.checkpoints.set_damaged_aside()
@@ -190,11 +202,15 @@ class Trainer:
         if self.checkpoints.exist:
             recipe = resolve(recipe, read_choices(self.folder))
         self.recipe = r = recipe
+        refuse_large(r, len(train_file))
+        refuse_impossible(r, world.device.type == "cuda", world.size)
         self.precision = choose_precision(r.train.amp, world.device, r.train.half_residual)
         self.model, ema = build_training_models(r, world.device, pretrained=not self.checkpoints.exist)
         self.mixer = build_mixer(r)
         unit = 1 if self.mixer is None else 2  # mixup and CutMix take pairs
-        self.micro_batch = fit_micro_batch(r, self.model, world, self.precision, train_file, unit)
+        per_image = loader_bytes_per_image(r, self.precision, train_file)
+        self.micro_batch = fit_micro_batch(r, self.model, world, self.precision, per_image, unit)
+        self.loader_bytes = self.micro_batch * per_image
         self.accumulation = max(1, r.optim.batch_size // world.size) // self.micro_batch
         self.loader, self.eval_loader = open_loaders(
             r, world, self.precision, self.micro_batch, opened, on_wait=self.guard.check
@@ -209,7 +225,11 @@ class Trainer:
 
     def _restore(self) -> None:
         self._description = describe_model(
-            self.recipe, self.model.visual.arch, self.loader.class_names, self.loader.content
+            self.recipe,
+            self.model.visual.arch,
+            self.loader.class_names,
+            self.loader.content,
+            self.loader.class_counts,
         )
         self.progress = Progress()
         if self.checkpoints.exist:
@@ -225,7 +245,10 @@ class Trainer:
         return self.progress.epoch * self.steps_per_epoch + self.progress.step
 
     def fit(self) -> dict[str, Any]:
+        self._connect_step()
         self._log_start()
+        if self.global_step == 0 and self.recipe.model.head_init == PROBE:
+            self._start_head()
         if self._evaluation_is_due():  # a signal interrupted it
             self._finish_epoch()
         while self.progress.epoch < self.recipe.epochs:
@@ -237,6 +260,34 @@ class Trainer:
             write_result(self.folder, result)
         self.log.info(conclusion(result))
         return result
+
+    def _connect_step(self) -> None:
+        """Decide how steps are computed, the same in all processes, and connect the processes."""
+        self._decision = choose_step(
+            self.recipe, self.model, self.world, self.precision, self.micro_batch, self.progress.step_choice,
+            loader_bytes=self.loader_bytes, say=self.log.info, on_wait=self.guard.check,
+        )  # fmt: skip
+        choice = self._decision.choice
+        self.progress.step_choice = {**asdict(choice), "device": device_name(self.world.device)}
+        self.step.connect(choice)
+
+    def _start_head(self) -> None:
+        """Fit the head and evaluate the baseline, unless step 0 is restored from a checkpoint; log the baseline."""
+        if self.progress.baseline is None:
+            try:
+                probe = set_probe_head(
+                    self.model, self.recipe, self.world, self.precision, self.micro_batch,
+                    self._is_stop_requested, self.guard.check,
+                )  # fmt: skip
+                scores = {} if self.eval_loader is None else {"raw": self._scores([self.model])[0].as_dict()}
+            except EvaluationStopped:
+                self._stop()
+            share_head(self.step)
+            self.progress.baseline = probe.as_dict() | scores
+            self._save()
+        made = {key: value for key, value in self.progress.baseline.items() if key != "raw"}
+        self.log.record("baseline", 0, made | flatten(self.progress.baseline))
+        self.log.info(describe_baseline(self.progress.baseline))
 
     def _train_epoch(self) -> None:
         epoch, start = self.progress.epoch, self.progress.step
@@ -311,22 +362,29 @@ class Trainer:
 
     def _evaluate_epoch(self, epoch: int) -> bool:
         """Evaluate and log; whether it is the best epoch so far."""
-        assert self.eval_loader is not None  # _evaluation_is_due checks it
         self._check_finite(weights=True)
         began = time.monotonic()
         models = [self.model] if self.step.ema is None else [self.model, self.step.ema.module]
-        raw, *averaged = evaluate(
-            models, self.eval_loader, self.world, self.precision, stop=self._is_stop_requested
-        )
+        raw, *averaged = self._scores(models)
         ema = averaged[0] if averaged else None
-        entry = self.progress.add(epoch, raw, ema)
-        self.eval_loader.pop_timings()  # not part of the training loader's work
+        entry = self.progress.add(epoch, raw, ema, BALANCED_ACCURACY if self._has_imbalance() else TOP1)
         seconds = time.monotonic() - began
         self.meter.pause("eval", seconds)
         self.log.record("eval", self.global_step, {"epoch": epoch, "seconds": seconds, **flatten(entry)})
-        shown = f"raw {raw.top1:.3f}" + (f", EMA {ema.top1:.3f}" if ema else "")
-        self.log.info(f"epoch {epoch}: top-1 {shown} % of {raw.samples} images")
+        self.log.info(describe_evaluation(epoch, raw, ema, balanced=self._has_imbalance()))
         return self.progress.best() is entry
+
+    def _scores(self, models: Sequence[nn.Module]) -> list[Scores]:
+        """Scores on the validation file. Raises EvaluationStopped."""
+        loader = self.eval_loader
+        assert loader is not None  # callers check it
+        with_logits = keep_logits(loader.num_samples, self.recipe.data.num_classes, KEPT_IN_TRAINING)
+        found = evaluate(models, loader, self.world, self.precision, self._is_stop_requested, with_logits)
+        loader.pop_timings()  # not part of the training loader's work
+        return found
+
+    def _has_imbalance(self) -> bool:
+        return imbalance(self.loader.class_counts) > IMBALANCED
 
     def _is_stop_requested(self) -> bool:
         self.guard.check()
@@ -407,7 +465,12 @@ class Trainer:
             self.log.info(describe_choice(**asdict(choice)))
         for warning in recipe_warnings(self.recipe):
             self.log.info(f"warning: {warning}")
-        self.log.record("start", self.global_step, describe_process(self.world, self.precision))
+        if self._decision.is_worth_a_line:
+            self.log.info(self._decision.describe())
+        if self.eval_loader is not None and self._has_imbalance():
+            self.log.info(describe_imbalance(self.loader.class_counts))
+        process = describe_process(self.world, self.precision)
+        self.log.record("start", self.global_step, process | self._decision.as_dict())
         for damaged in self.checkpoints.damaged:
             name = damaged.path.name
             self.log.info(
