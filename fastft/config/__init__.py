@@ -4,6 +4,7 @@ fastargs' `@param` decorator is not used: it fills arguments from one global con
 the same time here (sweeps, comparisons), and a `Recipe` that is passed on lets mypy check every option that is read.
 """
 
+from fastft.config.duration import parse_duration
 from fastft.config.load import differences, load_recipe, nearest_option, recipe_from_dict, without_expectation
 from fastft.config.schema import (
     SECTIONS,
@@ -14,5 +15,5 @@ from fastft.config.schema import (
 
 __all__ = [
     "SECTIONS", "Recipe", "count_steps", "differences", "load_recipe",
-    "nearest_option", "option_fields", "recipe_from_dict", "without_expectation",
+    "nearest_option", "option_fields", "parse_duration", "recipe_from_dict", "without_expectation",
 ]  # fmt: skip
