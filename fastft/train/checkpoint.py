@@ -27,6 +27,7 @@ from fastft.files.rules import (
     FLAG,
     LIST,
     NUMBER,
+    NUMBERS,
     NUMBERS_BY_NAME,
     OBJECT,
     SECTIONS,
@@ -46,7 +47,7 @@ READ_BYTES = 1 << 20
 
 # the part of state.json that every checkpoint has
 MODEL_STATE: dict[str, Rule] = {
-    "recipe": SECTIONS, "name": TEXT, "arch": OBJECT, "classes": TEXTS, "data": OBJECT,
+    "recipe": SECTIONS, "name": TEXT, "arch": OBJECT, "classes": TEXTS, "data": OBJECT, "class_counts": NUMBERS,
 }  # fmt: skip
 # the part that a run continues from
 RUN_STATE: dict[str, Rule] = {"progress": OBJECT, "scaler": NUMBERS_BY_NAME}
@@ -191,7 +192,7 @@ def _check_files(path: Path, files: Iterable[Path]) -> None:
 
 
 def _check_state(state: dict[str, Any], resumable: bool) -> None:
-    check_keys(STATE, state, MODEL_STATE, optional=("data",))
+    check_keys(STATE, state, MODEL_STATE, optional=("data", "class_counts"))
     arch = state["arch"]
     check_keys("arch", arch, ARCH)
     if arch.keys() - ARCH or arch["width"] % arch["heads"] or arch["image_size"] % arch["patch_size"]:

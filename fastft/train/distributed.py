@@ -95,6 +95,19 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows of all processes, by rank, in every process; a process may have none."""
+        if self.size == 1:
+            return rows
+        shapes: list[Any] = [None] * self.size
+        dist.all_gather_object(shapes, tuple(rows.shape), group=self._control)
+        height, width = max(n for n, _ in shapes), max(columns for _, columns in shapes)
+        padded = rows.new_zeros(height, width)
+        padded[: len(rows), : rows.shape[1]] = rows
+        gathered = [torch.empty_like(padded) for _ in shapes]
+        dist.all_gather(gathered, padded)
+        return torch.cat([part[:n] for part, (n, _) in zip(gathered, shapes, strict=True)])
+
     def max(self, value: int) -> int:
         """The largest value of any process."""
         if self.size == 1:

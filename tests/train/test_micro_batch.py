@@ -46,7 +46,7 @@ class OnGpu(torch.nn.Module):
         return iter([Parameter()])
 
 
-def test_gpu_micro_batch_is_what_fits(monkeypatch) -> None:
+def test_the_gpu_micro_batch_is_the_largest_that_fits(monkeypatch) -> None:
     """1 GB per image, 5 GB fixed, 80 GB free: 67 fit into nine tenths, 64 divides 2048."""
 
     cached = [60e9]  # by the allocator since an earlier training
