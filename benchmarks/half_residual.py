@@ -67,9 +67,9 @@ def train(recipe: Recipe, precision: Precision) -> dict[str, Any]:
     products = TensorCoreProducts() if precision.scaled else nullcontext()
     losses, scales = [], []
     with ExitStack() as opened:
-        loader, eval_loader = open_loaders(
-            recipe, world, precision, recipe.optim.batch_size, opened, on_wait=lambda: None
-        )
+        batch = recipe.optim.batch_size
+        loader, _ = open_loaders(recipe, world, precision, batch, opened, on_wait=lambda: None)
+        _, eval_loader = open_loaders(recipe, world, PRECISIONS["fp32"], batch, opened, on_wait=lambda: None)
         model, ema = build_training_models(recipe, CPU, pretrained=True)
         step = build_step(recipe, model, ema, world, precision, 1)
         step.connect(StepChoice())
