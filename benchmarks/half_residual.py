@@ -65,11 +65,12 @@ def train(recipe: Recipe, precision: Precision) -> dict[str, Any]:
     """Losses of all steps, skipped steps, and the raw model's scores on the validation images."""
     world = World(0, 1, 0, CPU)
     products = TensorCoreProducts() if precision.scaled else nullcontext()
-    losses, scales = [], []
+    losses: list[float] = []
+    scales: list[float] = []
     with ExitStack() as opened:
-        batch = recipe.optim.batch_size
-        loader, _ = open_loaders(recipe, world, precision, batch, opened, on_wait=lambda: None)
-        _, eval_loader = open_loaders(recipe, world, PRECISIONS["fp32"], batch, opened, on_wait=lambda: None)
+        size = recipe.optim.batch_size
+        loader, _ = open_loaders(recipe, world, precision, size, opened, on_wait=lambda: None)
+        _, eval_loader = open_loaders(recipe, world, PRECISIONS["fp32"], size, opened, on_wait=lambda: None)
         model, ema = build_training_models(recipe, CPU, pretrained=True)
         step = build_step(recipe, model, ema, world, precision, 1)
         step.connect(StepChoice())
