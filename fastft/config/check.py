@@ -9,7 +9,7 @@ from typing import Any
 import fastargs
 from fastargs.validation import Checker
 
-from fastft.config.schema import SECTIONS
+from fastft.config.schema import AUTO, SECTIONS
 from fastft.files.yaml_file import one_line
 
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # YAML 1.1
@@ -36,10 +36,10 @@ class OptionChecker(Checker):
         kind = next(a for a in args if a is not type(None))
         self.type: type = typing.get_origin(kind) or kind
         self.low, self.high, self.below = (field.metadata[k] for k in ("low", "high", "below"))
-        self.choices = field.metadata["choices"]
+        self.choices, self.auto = field.metadata["choices"], field.metadata["auto"]
 
     def check(self, value: Any) -> Any:
-        """The value converted to the option's type.
+        """The value converted to the option's type, or `AUTO`.
 
         Raises:
             ValueError, TypeError, KeyError, OverflowError: wrong type, out of range, or none of the choices.
@@ -48,6 +48,8 @@ class OptionChecker(Checker):
             if self.optional:
                 return None
             raise ValueError("no value")
+        if self.auto and value == AUTO:
+            return AUTO
         value = self._convert(value)
         if self.choices and value not in self.choices:
             raise ValueError(f"not one of {', '.join(self.choices)}")
@@ -87,9 +89,8 @@ class OptionChecker(Checker):
             return "one of " + ", ".join(self.choices)
         limits = ((">=", self.low), ("<=", self.high), ("<", self.below))
         bounds = " and ".join(f"{sign} {limit}" for sign, limit in limits if limit is not None)
-        return (
-            TYPE_NAMES[self.type] + (f" {bounds}" if bounds else "") + (" or none" if self.optional else "")
-        )
+        others = [name for name, accepted in (("none", self.optional), (AUTO, self.auto)) if accepted]
+        return " or ".join([TYPE_NAMES[self.type] + (f" {bounds}" if bounds else ""), *others])
 
 
 def _whole_number(value: Any) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
-from fastft.build import recipe_arch, with_train_size
+from fastft.build import recipe_arch, with_training_file
 from fastft.config import Recipe, load_recipe
 from fastft.cost.work import recipe_work
 
@@ -29,4 +29,4 @@ def count_images(recipe: Recipe) -> Recipe:
     file = recipe.data.train
     if file is None or not Path(file).is_file():
         return recipe
-    return with_train_size(recipe, Beton.open(file).num_samples)
+    return with_training_file(recipe, Beton.open(file))

@@ -86,7 +86,7 @@ def _fake_batch(recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Images in half precision, as the loader delivers them, and labels or, with mixup, target distributions."""
     images, size = count_images(recipe), recipe.model.image_size
     pixels = torch.empty(images, 3, size, size, dtype=HALF, device=DEVICE)
-    mixed = recipe.augment.mixup > 0 or recipe.augment.cutmix > 0
+    mixed = recipe.augment.mixes
     shape, dtype = ((images, recipe.data.num_classes), torch.float32) if mixed else ((images,), torch.int64)
     return pixels.contiguous(memory_format=torch.channels_last), torch.empty(
         shape, dtype=dtype, device=DEVICE

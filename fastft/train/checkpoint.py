@@ -56,6 +56,7 @@ EVALUATION: dict[str, Rule] = {"epoch": COUNT, "raw": OBJECT, "ema": OBJECT}
 LOGGED: dict[str, Rule] = {
     "steps": COUNT, "loss_sum": NUMBER, "seconds": NUMBER, "waited": NUMBER, "split": NUMBERS_BY_NAME,
 }  # fmt: skip
+STEP_CHOICE: dict[str, Rule] = {"mode": TEXT, "attention": TEXT, "device": TEXT}
 SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 ARCH: dict[str, Rule] = {f.name: {int: WHOLE, bool: FLAG, float: NUMBER}[f.type] for f in fields(Arch)}  # type: ignore[index]
 
@@ -209,6 +210,8 @@ def _check_state(state: dict[str, Any], resumable: bool) -> None:
             check_keys("an evaluation", scores, {"top1": NUMBER})
     if progress.get("logged") is not None:
         check_keys("logged", progress["logged"], LOGGED)
+    if progress.get("step_choice") is not None:
+        check_keys("step_choice", progress["step_choice"], STEP_CHOICE)
 
 
 def check_tensors(

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed as dist
@@ -108,15 +108,6 @@ class World:
         dist.all_gather(gathered, padded)
         return torch.cat([part[:n] for part, (n, _) in zip(gathered, shapes, strict=True)])
 
-    def broadcast(self, value: Result | None) -> Result:
-        """The main process's `value`, in every process."""
-        values = [value]
-        if self.size > 1:
-            dist.broadcast_object_list(values, group=self._control)
-        (received,) = values
-        assert received is not None
-        return received
-
     def max(self, value: int) -> int:
         """The largest value of any process."""
         if self.size == 1:
@@ -128,6 +119,13 @@ class World:
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
         return bool(self.max(int(flag)))
+
+    def broadcast(self, value: Result | None) -> Result:
+        """Process 0's value, in every process; the others may pass None."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, src=0, group=self._control)
+        return cast(Result, values[0])
 
     def check_consistent(self, error: str | None, key: Mapping[str, str]) -> None:
         """Compare set-ups; every process calls this once, with its error, or None and what must be equal everywhere.

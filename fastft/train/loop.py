@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from typing import Any, NoReturn
 
@@ -15,13 +16,20 @@ from torch import nn
 
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
-from fastft.build import build_mixer, build_schedule, with_train_size
-from fastft.config import Recipe, parse_duration
+from fastft.build import build_mixer, build_schedule, recipe_warnings, with_training_file
+from fastft.config import Recipe, describe_choice, parse_duration, resolve
 from fastft.cost.work import recipe_flops
 from fastft.data import Batch
 from fastft.data.order import epoch_order
 from fastft.files.evaluations import BALANCED_ACCURACY, TOP1, flatten
-from fastft.files.run_directory import lock_run, run_folder, write_recipe, write_result
+from fastft.files.run_directory import (
+    lock_run,
+    read_choices,
+    run_folder,
+    write_choices,
+    write_recipe,
+    write_result,
+)
 from fastft.machine.gpus import peak_flops
 from fastft.metrics import IMBALANCED, describe_imbalance, imbalance
 from fastft.optim import set_lr
@@ -36,6 +44,7 @@ from fastft.train.head_start import PROBE, refuse_large, set_probe_head, share_h
 from fastft.train.health import describe_divergence, find_divergence
 from fastft.train.log import Interval, RunLog
 from fastft.train.meter import Meter
+from fastft.train.models import build_step, build_training_models
 from fastft.train.noise import draw_noise
 from fastft.train.precision import choose_precision
 from fastft.train.preempt import SignalGuard
@@ -47,7 +56,9 @@ from fastft.train.progress import (
     describe_model,
     summarise,
 )
-from fastft.train.setup import build_step, build_training_models, fit_micro_batch, open_loaders
+from fastft.train.setup import fit_micro_batch, loader_bytes_per_image, open_loaders
+from fastft.train.step_choice import refuse_impossible
+from fastft.train.step_measure import choose_step, device_name
 from fastft.train.stream import training_stream
 from fastft.train.tracking import open_tracker
 from fastft.train.validation_file import write_validation
@@ -143,12 +154,12 @@ class Trainer:
             self._opened = opened.pop_all()
 
     def __enter__(self) -> "Trainer":
-        """Connect the processes and open the run directory; nothing in it is changed before."""
-        self.step.connect(self.recipe.train.compile)
+        """Open the run directory; nothing in it is changed before."""
         if self.world.is_main:
             self.checkpoints.folder.mkdir(exist_ok=True)
             self.checkpoints.set_damaged_aside()
             write_recipe(self.folder, self.recipe)
+            write_choices(self.folder, self.recipe)
         self.log = RunLog(
             self.folder, self.total_steps, self.global_step, self.world.is_main, self._console, self._tracker
         )
@@ -176,17 +187,23 @@ class Trainer:
     # set-up -----------------------------------------------------------------------------------------------------------
 
     def _build(self, recipe: Recipe, train_file: Beton, opened: ExitStack) -> None:
-        self.recipe = r = with_train_size(recipe, len(train_file))
-        refuse_large(r, len(train_file))
         world = self.world
         self.checkpoints = Checkpointing(
-            self.folder / "checkpoints", r.train, world, on_wait=self.guard.check
+            self.folder / "checkpoints", recipe.train, world, on_wait=self.guard.check
         )
+        recipe = with_training_file(recipe, train_file)
+        if self.checkpoints.exist:
+            recipe = resolve(recipe, read_choices(self.folder))
+        self.recipe = r = recipe
+        refuse_large(r, len(train_file))
+        refuse_impossible(r, world.device.type == "cuda", world.size)
         self.precision = choose_precision(r.train.amp, world.device, r.train.half_residual)
         self.model, ema = build_training_models(r, world.device, pretrained=not self.checkpoints.exist)
         self.mixer = build_mixer(r)
         unit = 1 if self.mixer is None else 2  # mixup and CutMix take pairs
-        self.micro_batch = fit_micro_batch(r, self.model, world, self.precision, train_file, unit)
+        per_image = loader_bytes_per_image(r, self.precision, train_file)
+        self.micro_batch = fit_micro_batch(r, self.model, world, self.precision, per_image, unit)
+        self.loader_bytes = self.micro_batch * per_image
         self.accumulation = max(1, r.optim.batch_size // world.size) // self.micro_batch
         self.loader, self.eval_loader = open_loaders(
             r, world, self.precision, self.micro_batch, opened, on_wait=self.guard.check
@@ -221,6 +238,7 @@ class Trainer:
         return self.progress.epoch * self.steps_per_epoch + self.progress.step
 
     def fit(self) -> dict[str, Any]:
+        self._connect_step()
         self._log_start()
         if self.global_step == 0 and self.recipe.model.head_init == PROBE:
             self._start_head()
@@ -235,6 +253,16 @@ class Trainer:
             write_result(self.folder, result)
         self.log.info(conclusion(result))
         return result
+
+    def _connect_step(self) -> None:
+        """Decide how steps are computed, the same in all processes, and connect the processes."""
+        self._decision = choose_step(
+            self.recipe, self.model, self.world, self.precision, self.micro_batch, self.progress.step_choice,
+            loader_bytes=self.loader_bytes, say=self.log.info, on_wait=self.guard.check,
+        )  # fmt: skip
+        choice = self._decision.choice
+        self.progress.step_choice = {**asdict(choice), "device": device_name(self.world.device)}
+        self.step.connect(choice)
 
     def _start_head(self) -> None:
         """Fit the head and evaluate the baseline, unless step 0 is restored from a checkpoint; log the baseline."""
@@ -437,9 +465,16 @@ class Trainer:
             f"{self.recipe.optim.batch_size} = {self.world.size} x {self.accumulation} x {self.micro_batch}, "
             f"{self.precision.name} on {self.world.device}, run in {self.folder}"
         )
+        for choice in self.recipe.choices:
+            self.log.info(describe_choice(**asdict(choice)))
+        for warning in recipe_warnings(self.recipe):
+            self.log.info(f"warning: {warning}")
+        if self._decision.is_worth_a_line:
+            self.log.info(self._decision.describe())
         if self.eval_loader is not None and self._has_imbalance():
             self.log.info(describe_imbalance(self.loader.class_counts))
-        self.log.record("start", self.global_step, describe_process(self.world, self.precision))
+        process = describe_process(self.world, self.precision)
+        self.log.record("start", self.global_step, process | self._decision.as_dict())
         for damaged in self.checkpoints.damaged:
             name = damaged.path.name
             self.log.info(

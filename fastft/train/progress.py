@@ -25,6 +25,7 @@ class Progress:
     logged: dict[str, Any] | None = (
         None  # the part of the next log line that is known already (Meter.state_dict)
     )
+    step_choice: dict[str, str] | None = None  # mode, attention kernel and device of the steps (StepChoice)
 
     def add(self, epoch: int, raw: Scores, ema: Scores | None, best_by: str = TOP1) -> dict[str, Any]:
         """Append an evaluation; returns its entry. best_by: the score that the best epoch has the largest of."""

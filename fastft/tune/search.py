@@ -13,7 +13,7 @@ from rich.console import Console
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
 from beton_tools.manifest import Manifest
-from fastft.build import recipe_arch, with_train_size
+from fastft.build import recipe_arch, with_training_file
 from fastft.config import Recipe, load_recipe
 from fastft.data.classes import read_class_names, refuse_other_classes
 from fastft.files.evaluations import BALANCED_ACCURACY
@@ -79,7 +79,7 @@ def _read(reference: str, overrides: Sequence[str], test: Path | None) -> Recipe
     if test is not None:
         found, expected = (read_class_names(b, Manifest.of_beton(b.path)) for b in (Beton.open(test), train))
         refuse_other_classes(found, expected, test)
-    return with_train_size(recipe, len(train))
+    return with_training_file(recipe, train)
 
 
 @dataclass

@@ -95,7 +95,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], capsys: pyt
         (["explain", "r", "--at-step=x"], "argument --at-step: must be a whole number, 0 or more, not 'x'"),
     ],
 )  # fmt: skip
-def test_values_that_cannot_be_read_are_told_what_they_must_be(
+def test_the_error_for_an_unreadable_value_names_the_expected_form(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture
 ) -> None:
     with pytest.raises(SystemExit) as stop:
