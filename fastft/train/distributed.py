@@ -108,15 +108,6 @@ class World:
         dist.all_gather(gathered, padded)
         return torch.cat([part[:n] for part, (n, _) in zip(gathered, shapes, strict=True)])
 
-    def broadcast(self, value: Result | None) -> Result:
-        """The main process's `value`, in every process."""
-        values = [value]
-        if self.size > 1:
-            dist.broadcast_object_list(values, group=self._control)
-        (received,) = values
-        assert received is not None
-        return received
-
     def max(self, value: int) -> int:
         """The largest value of any process."""
         if self.size == 1:
