@@ -9,8 +9,6 @@ import torch
 from torch import nn
 
 from beton_tools.errors import UserError
-from beton_tools.format import Beton
-from beton_tools.manifest import Manifest
 from fastft.augment import AugmentPolicy, parse_policy
 from fastft.config import Choice, Recipe, resolve, without_expectation
 from fastft.model import Arch, Classifier, build_classifier, load_arch, load_tower_weights
@@ -18,18 +16,23 @@ from fastft.model.attention import prepare_for_compile
 from fastft.optim import WarmupCosine, decay_for_batch
 
 if TYPE_CHECKING:
+    from beton_tools.format import Beton
     from fastft.augment import Mixer
 
 NUM_CLASSES = "data.num_classes"
 UNTRAINED_SHARE = 0.05  # of an EMA's weights that may still be the initial ones at the end of a run
 
 
-def with_training_file(recipe: Recipe, beton: Beton) -> Recipe:
+def with_training_file(recipe: Recipe, beton: "Beton") -> Recipe:
     """The recipe for the images and classes of its training file.
 
     Raises:
         UserError: `data.num_classes` on the command line contradicts the file.
     """
+    from beton_tools.manifest import (
+        Manifest,
+    )  # loads the image libraries, which inference and explain do without
+
     manifest = Manifest.of_beton(beton.path)
     if manifest is not None:
         recipe = with_num_classes(recipe, manifest.num_classes, beton.path)
@@ -54,6 +57,8 @@ def with_num_classes(recipe: Recipe, count: int, source: object) -> Recipe:
     """
     stated = recipe.data.num_classes
     if NUM_CLASSES in recipe.automatic:
+        if any(c.option == NUM_CLASSES and c.value == count for c in recipe.choices):
+            return recipe
         choice = Choice(NUM_CLASSES, count, f"classes of {source}")
         others = tuple(c for c in recipe.choices if c.option != NUM_CLASSES)
         return replace(recipe.with_option(NUM_CLASSES, count), choices=(choice, *others))

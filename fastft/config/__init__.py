@@ -16,6 +16,6 @@ from fastft.config.schema import (
 )
 
 __all__ = [
-    "SECTIONS", "Choice", "Recipe", "count_steps", "describe_choice", "differences", "load_recipe", "nearest_option",
-    "option_fields", "parse_duration", "recipe_from_dict", "resolve", "without_expectation",
+    "SECTIONS", "Choice", "Recipe", "count_steps", "describe_choice", "differences", "load_recipe",
+    "nearest_option", "option_fields", "parse_duration", "recipe_from_dict", "resolve", "without_expectation",
 ]  # fmt: skip

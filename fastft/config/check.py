@@ -86,7 +86,7 @@ class OptionChecker(Checker):
     def help(self) -> str:
         """What the option's value must be."""
         if self.choices:
-            return "one of " + ", ".join(self.choices)
+            return "one of " + ", ".join((*self.choices, AUTO) if self.auto else self.choices)
         limits = ((">=", self.low), ("<=", self.high), ("<", self.below))
         bounds = " and ".join(f"{sign} {limit}" for sign, limit in limits if limit is not None)
         others = [name for name, accepted in (("none", self.optional), (AUTO, self.auto)) if accepted]

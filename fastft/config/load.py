@@ -160,10 +160,10 @@ def _check_together(recipe: Recipe) -> None:
     for low, high in (("scale_min", "scale_max"), ("ratio_min", "ratio_max")):
         if getattr(recipe.augment, low) > getattr(recipe.augment, high):
             raise UserError(f"augment.{low} is larger than augment.{high}; swap them")
-    if recipe.train.stop_after is not None:
-        parse_duration(recipe.train.stop_after, "train.stop_after")
     if recipe.train.step != "auto" and recipe.train.compile != "auto":
         raise UserError("train.compile is the older form of train.step; set --train.compile=auto, or omit it")
+    if recipe.train.stop_after is not None:
+        parse_duration(recipe.train.stop_after, "train.stop_after")
     if recipe.model.rel_pos_bias and recipe.model.patch_dropout > 0:
         raise UserError(
             "model.rel_pos_bias needs every patch; set model.patch_dropout to 0 or model.rel_pos_bias to false"

@@ -120,7 +120,7 @@ class Model:
     )
     head_init: str = option(
         "small", "small: random weights times head_init_scale; probe: ridge regression on the frozen tower's features",
-        choices=("small", "probe"), paper="small", since="0.3.0",
+        choices=("small", "probe"), paper="small", since="0.3.0", auto=True,
     )  # fmt: skip
     head_init_scale: float = option(0.001, "factor on the initial weight and bias of the head", low=0)
 

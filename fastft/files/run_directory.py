@@ -9,7 +9,6 @@ from typing import IO, Any
 import yaml
 
 from beton_tools.errors import UserError
-from beton_tools.pagefile import try_lock
 from beton_tools.user_files import read_user_text
 from fastft.config import Recipe, recipe_from_dict
 from fastft.files.atomic import write_text
@@ -112,7 +111,7 @@ def load_run(folder: Path) -> Run:
     sections = read_yaml(path, "the recipe.yaml that fastft train wrote")
     if not all(isinstance(section, dict) for section in sections.values()):
         raise UserError(f"{path} is not a recipe; give the folder that fastft train wrote")
-    result = _read_json(folder / "result.json")
+    result = read_result(folder)
     recipe = recipe_from_dict(str(result.get("recipe") or folder.name), sections)
     lines = read_metrics(folder / "metrics.jsonl")
     by_kind = {kind: [line for line in lines if line.get("kind") == kind] for kind in LINES}
@@ -181,6 +180,15 @@ def _read_json(path: Path) -> Line:
     return document
 
 
+def read_result(folder: Path) -> dict[str, Any]:
+    """The content of a run's result.json; empty if the run has not ended.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return _read_json(folder / "result.json")
+
+
 def run_folder(recipe: Recipe) -> Path:
     return Path(recipe.train.run_dir or f"runs/{recipe.name}").expanduser()
 
@@ -191,6 +199,8 @@ def lock_run(folder: Path) -> IO[str]:
     Raises:
         UserError: another process holds the lock.
     """
+    from beton_tools.pagefile import try_lock  # loads the image libraries, which inference does without
+
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / ".lock").open("w")
     if not try_lock(file):

@@ -52,7 +52,8 @@ MODEL_STATE: dict[str, Rule] = {
 # the part that a run continues from
 RUN_STATE: dict[str, Rule] = {"progress": OBJECT, "scaler": NUMBERS_BY_NAME}
 PROGRESS: dict[str, Rule] = {"epoch": COUNT, "step": COUNT, "seconds": NUMBER, "evaluations": LIST}
-EVALUATION: dict[str, Rule] = {"epoch": COUNT, "raw": OBJECT, "ema": OBJECT}
+EVALUATION: dict[str, Rule] = {"epoch": COUNT, "raw": OBJECT, "ema": OBJECT, "disagreements": OBJECT}
+DISAGREEMENTS: dict[str, Rule] = {"raw_only": COUNT, "ema_only": COUNT}
 LOGGED: dict[str, Rule] = {
     "steps": COUNT, "loss_sum": NUMBER, "seconds": NUMBER, "waited": NUMBER, "split": NUMBERS_BY_NAME,
 }  # fmt: skip
@@ -205,9 +206,10 @@ def _check_state(state: dict[str, Any], resumable: bool) -> None:
     progress = state["progress"]
     check_keys("progress", progress, PROGRESS)
     for entry in progress["evaluations"]:
-        check_keys("an evaluation", entry, EVALUATION, optional=("ema",))
+        check_keys("an evaluation", entry, EVALUATION, optional=("ema", "disagreements"))
+        check_keys("disagreements", entry.get("disagreements", {}), DISAGREEMENTS, DISAGREEMENTS)
         for scores in (entry["raw"], entry.get("ema", entry["raw"])):
-            check_keys("an evaluation", scores, {"top1": NUMBER})
+            check_keys("an evaluation", scores, {"top1": NUMBER, "samples": COUNT})
     if progress.get("logged") is not None:
         check_keys("logged", progress["logged"], LOGGED)
     if progress.get("step_choice") is not None:
@@ -241,13 +243,18 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    if (path / STATE).exists() or _is_checkpoint_name(path.name):
+    if is_checkpoint(path):
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     found = list_checkpoints(folder, "best") or list_checkpoints(folder)
     if not found:
         raise UserError(f"{path} holds no checkpoint; give a run directory or one of its checkpoints")
     return found[-1]
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is, or by its name was, a checkpoint folder."""
+    return (path / STATE).exists() or _is_checkpoint_name(path.name)
 
 
 def list_checkpoints(folder: Path, kind: str = "step") -> list[Path]:

@@ -3,8 +3,9 @@
 import itertools
 import json
 import math
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -33,6 +34,7 @@ from fastft.files.run_directory import (
 from fastft.machine.gpus import peak_flops
 from fastft.metrics import IMBALANCED, describe_imbalance, imbalance
 from fastft.optim import set_lr
+from fastft.photos.prepare import prepare_data
 from fastft.train.checkpoint import list_checkpoints
 from fastft.train.checkpointing import Checkpointing
 from fastft.train.continuation import refuse_other_run, shared_options
@@ -77,6 +79,8 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         NonFinite: the loss is NaN or Inf.
         KeyboardInterrupt: SIGINT; no checkpoint is written.
     """
+    console = console or Console()
+    recipe = prepare_data(recipe, _speaker(console))
     world = find_world(recipe.train.device, recipe.train.timeout_minutes, "train.device")
     guard = SignalGuard()
     try:
@@ -84,7 +88,7 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
             world,
             guard,
             training_stream(world.device),
-            _set_up(recipe, world, guard, console or Console()) as trainer,
+            _set_up(recipe, world, guard, console) as trainer,
         ):
             return _fit(trainer, world)
     except RuntimeError as error:
@@ -94,6 +98,13 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         found = list_checkpoints(run_folder(recipe) / "checkpoints")
         then = f"continues after {found[-1].name}" if found else "starts anew: there is no checkpoint yet"
         raise peer_lost(error, f"the same command {then}") from None
+
+
+def _speaker(console: Console) -> Callable[[str], None]:
+    """Prints lines in the process of rank 0."""
+    if os.environ.get("RANK", "0") != "0":
+        return lambda text: None
+    return partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
 
 def _set_up(recipe: Recipe, world: World, guard: SignalGuard, console: Console) -> "Trainer":
@@ -130,7 +141,9 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, world: World, guard: SignalGuard, console: Console):
         if recipe.data.train is None:
-            raise UserError("no training data; set --data.train=FILE.beton (fastft convert writes one)")
+            raise UserError(
+                "no training data; set --data.train to a .beton file, a folder with a folder per class, or a table"
+            )
         self.world, self.guard, self._console = world, guard, console
         self.folder = run_folder(recipe)
         self._tracker = None

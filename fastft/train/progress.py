@@ -9,6 +9,7 @@ from fastft.config import Recipe
 from fastft.files.evaluations import TOP1, flatten, headline_top1, selection_score
 from fastft.imagenet import NO_EXPECTATION, describe_expectation, expected_top1
 from fastft.model import Arch
+from fastft.train.chosen_weights import choose_weights, count_disagreements, describe_weights
 from fastft.train.evaluate import Scores
 from fastft.train.log import format_seconds
 
@@ -32,6 +33,8 @@ class Progress:
         entry: dict[str, Any] = {"epoch": epoch, "raw": raw.as_dict()}
         if ema is not None:
             entry["ema"] = ema.as_dict()
+            if raw.predictions is not None and ema.predictions is not None:
+                entry["disagreements"] = count_disagreements(raw.predictions.right_N, ema.predictions.right_N)
         if best_by != TOP1:
             entry["best_by"] = best_by
         self.evaluations.append(entry)
@@ -78,6 +81,7 @@ def summarise(progress: Progress, recipe: Recipe) -> dict[str, Any]:
         **({"baseline": progress.baseline} if progress.baseline else {}),
         "best": progress.best(),
         "last": progress.evaluations[-1] if progress.evaluations else None,
+        "weights": choose_weights(progress.evaluations, progress.best()),
         "expected_top1": expected_top1(recipe),
         "expectation": describe_expectation(recipe),
         "source": recipe.about.source,
@@ -116,4 +120,5 @@ def conclusion(result: dict[str, Any]) -> str:
     parts += [f"last EMA {last['ema']['top1']:.3f}"] if "ema" in last else []
     parts += [f"last raw {last['raw']['top1']:.3f}"]
     expected = "" if result["expectation"] == NO_EXPECTATION else f"; {result['expectation']}"
-    return f"top-1 in percent: {', '.join(parts)}{expected}; {format_seconds(result['seconds'])} of training"
+    seconds = format_seconds(result["seconds"])
+    return f"top-1 in percent: {', '.join(parts)}{expected}; {seconds} of training; {describe_weights(result['weights'])}"

@@ -56,8 +56,8 @@ def test_flags_are_frozen() -> None:
         "--count", "--data", "--images", "--json", "--out", "--peers", "--quick", "--recipe", "--rounds"
     ]  # fmt: skip
     assert flags["doctor"] == ["--data", "--json"]
-    assert flags["eval"] == ["--csv", "--data", "--device", "--json", "--logit-adjustment"]
-    assert flags["predict"] == ["--csv", "--device", "--topk"]
+    assert flags["eval"] == ["--csv", "--data", "--device", "--json", "--logit-adjustment", "--weights"]
+    assert flags["predict"] == ["--csv", "--device", "--topk", "--weights"]
     assert flags["demo"] == ["--cache", "--out", "--recipe"]
 
 
