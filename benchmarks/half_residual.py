@@ -1,7 +1,7 @@
 """Claim: fine-tuning with a half-precision copy of fp32 weights (train.half_residual) follows the loss of fp32, step by step.
 
 Setting: the demo's fine-tuning (pretrained ViT-S/14, photographs of solar cells, batch 16, 4 epochs), but all blocks trained
-and at 56 px, on a CPU; the same images, order, augmentation and head in every training. fp16 has the trainer's loss scaler. Its
+and at 42 px, on a CPU; the same images, order, augmentation and head in every training. fp16 has the trainer's loss scaler. Its
 matrix products are computed in fp32 and rounded to fp16, as tensor cores do; a CPU's own take ten times as long.
 n: one training each; losses are compared as means over 20 steps.
 
@@ -41,7 +41,7 @@ PRECISIONS = {
     "fp16 copy": Precision(torch.float16, "cpu", half_residual=True),
     "bf16 copy": Precision(torch.bfloat16, "cpu", half_residual=True),
 }
-IMAGE_SIZE = 56  # pixels; the demo's 98 take three times as long
+IMAGE_SIZE = 42  # pixels; the demo's 98 take five times as long
 WINDOW = 20  # steps per compared mean
 PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_, torch.ops.aten.bmm)
 

@@ -13,6 +13,7 @@ from fastargs.exceptions import MissingValueError, ValidationError
 from beton_tools.errors import UserError
 from fastft.config.automatic import resolve
 from fastft.config.check import fastargs_config, shown
+from fastft.config.duration import parse_duration
 from fastft.config.schema import AUTO, SECTIONS, SHARES, About, Recipe, option_fields
 from fastft.files.recipe_file import Layer, read_recipe
 from fastft.files.yaml_file import CONTROL
@@ -161,6 +162,8 @@ def _check_together(recipe: Recipe) -> None:
             raise UserError(f"augment.{low} is larger than augment.{high}; swap them")
     if recipe.train.step != "auto" and recipe.train.compile != "auto":
         raise UserError("train.compile is the older form of train.step; set --train.compile=auto, or omit it")
+    if recipe.train.stop_after is not None:
+        parse_duration(recipe.train.stop_after, "train.stop_after")
     if recipe.model.rel_pos_bias and recipe.model.patch_dropout > 0:
         raise UserError(
             "model.rel_pos_bias needs every patch; set model.patch_dropout to 0 or model.rel_pos_bias to false"

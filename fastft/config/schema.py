@@ -272,6 +272,10 @@ class Train:
         False, "recompute activations in the backward pass: less memory, a third more FLOPs",
         changes_accuracy=False,
     )  # fmt: skip
+    stop_after: str | None = option(
+        None, "stop with a checkpoint after the first step or evaluation that ends after this time, such as 45m or 2h",
+        changes_accuracy=False, since="0.3.0",
+    )  # fmt: skip
     timeout_minutes: float = option(
         10.0, "minutes without an answer from another process after which the run ends",
         low=0.01, high=MINUTES_PER_YEAR, changes_accuracy=False,

@@ -21,9 +21,9 @@ from torch.utils._pytree import tree_leaves
 
 from fastft.build import build_model
 from fastft.config import Recipe
+from fastft.cost.pointwise import count_images
 from fastft.optim import HalfCopy
 
-IMAGES = 256  # of a step, where the recipe leaves the micro-batch open
 # autocast does nothing on meta tensors: fake tensors claim to be on the CPU, where it casts the same operations of a
 # tower as on a GPU
 DEVICE = "cpu"
@@ -56,11 +56,6 @@ class OpTraffic:
     direction: str
     calls: int
     bytes: int
-
-
-def count_images(recipe: Recipe) -> int:
-    """Images of a forward pass: the recipe's micro-batch, or IMAGES where it is 'as many as fit'."""
-    return recipe.train.micro_batch or IMAGES
 
 
 def step_traffic(recipe: Recipe, path: str) -> list[OpTraffic]:

@@ -11,10 +11,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from beton_tools.console import printable
 from beton_tools.errors import UserError
@@ -41,6 +43,13 @@ POLL_SECONDS = 0.2
 MAX_BYTES = 64 << 20  # of prepared.json
 
 Say = Callable[[str], None]
+
+
+def line_printer(console: Console) -> Say:
+    """Prints lines in the process of rank 0 of a training."""
+    if os.environ.get("RANK", "0") != "0":
+        return lambda text: None
+    return partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
 
 def count_photos(recipe: Recipe) -> Recipe:

@@ -57,6 +57,11 @@ def _run(sweep: Sweep, row: Row, overrides: Sequence[str], runs: Path) -> Run:
         recipe = count_images(recipe)
     if row.number == "ema" and recipe.ema.decay == 0:
         raise UserError(f"{sweep.path}: row '{row.title}' needs an EMA, but ema.decay is 0; set number: raw")
+    return plan_run(recipe, runs)
+
+
+def plan_run(recipe: Recipe, runs: Path) -> Run:
+    """The run of a recipe, with its run directory in `runs`."""
     key = run_key(recipe)
     folder = runs / key
     return Run(key, replace(recipe, train=replace(recipe.train, run_dir=str(folder))), folder)

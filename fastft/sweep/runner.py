@@ -1,7 +1,6 @@
 """Train the rows of sweeps; a training that fails is reported and the others are continued."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -9,7 +8,7 @@ from rich.console import Console
 from beton_tools.errors import UserError
 from fastft.config import load_recipe
 from fastft.files.sweep_file import Sweep
-from fastft.photos.prepare import prepare_overrides
+from fastft.photos.prepare import line_printer, prepare_overrides
 from fastft.sweep.planned_runs import Run, plan_runs
 from fastft.sweep.report import print_table, write_report
 from fastft.sweep.results import Outcome, read_result
@@ -47,21 +46,37 @@ def run_sweeps(
 def _prepare(sweep: Sweep, overrides: Sequence[str], out: Path, console: Console) -> list[str]:
     """The command line, with photographs converted once for all rows into `out/data`."""
     recipe = load_recipe(sweep.reference(sweep.rows[0]), overrides)
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    return prepare_overrides(recipe, overrides, out, say)
+    return prepare_overrides(recipe, overrides, out, line_printer(console))
+
+
+def train_run(run: Run, world: World, console: Console) -> str | None:
+    """Train or resume a run of several; returns the error that ended it, which is printed, or None.
+
+    Raises:
+        Preempted: stopped; the same call continues.
+        UserError: an error of one process only, which must end all runs: the others would wait for it in the next one.
+    """
+    reported = (Exception,) if world.size == 1 else (UserError, NonFinite)
+    try:
+        train(run.recipe, console)
+    except (Preempted, LocalRankError, PeerFailed):
+        raise
+    except reported as error:
+        failure = " ".join(str(error).split()) or type(error).__name__
+        console.print(f"failed: {failure}", style="red", highlight=False, markup=False)
+        return failure
+    return None
 
 
 class _Runner:
     """Trains rows and keeps the list of what is still to be trained and what has failed."""
 
     def __init__(self, world: World, runs: Sequence[Run], console: Console):
-        self.is_main = world.is_main
+        self.world = world
         self.console = console if world.is_main else Console(quiet=True)
         # decided before anything is trained, so that all processes decide from the same files
         self.waiting = {run.key for run in runs if read_result(run) is None}
         self.failures: dict[str, str] = {}
-        # an error that only one process has must end the sweep: the others would wait for it in the next training
-        self.reported = (Exception,) if world.size == 1 else (UserError, NonFinite)
 
     def run(self, sweep: Sweep, runs: Sequence[Run], folder: Path) -> list[Outcome]:
         for number, (row, run) in enumerate(zip(sweep.rows, runs, strict=True), 1):
@@ -76,21 +91,15 @@ class _Runner:
         return outcomes
 
     def _train(self, run: Run) -> None:
-        try:
-            train(run.recipe, self.console)
-        except (Preempted, LocalRankError, PeerFailed):
-            raise
-        except self.reported as error:
-            self.failures[run.key] = " ".join(str(error).split()) or type(error).__name__
-            self.console.print(
-                f"failed: {self.failures[run.key]}", style="red", highlight=False, markup=False
-            )
+        failure = train_run(run, self.world, self.console)
+        if failure is not None:
+            self.failures[run.key] = failure
 
     def _report(self, sweep: Sweep, runs: Sequence[Run], folder: Path) -> list[Outcome]:
         outcomes = [
             Outcome(row, run, read_result(run) or (), self.failures.get(run.key))
             for row, run in zip(sweep.rows, runs, strict=True)
         ]
-        if self.is_main:
+        if self.world.is_main:
             write_report(sweep, outcomes, folder)
         return outcomes

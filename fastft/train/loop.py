@@ -2,9 +2,9 @@
 
 import itertools
 import json
-import os
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -17,7 +17,7 @@ from torch import nn
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
 from fastft.build import build_mixer, build_schedule, recipe_warnings, with_training_file
-from fastft.config import Recipe, describe_choice, resolve
+from fastft.config import Recipe, describe_choice, parse_duration, resolve
 from fastft.cost.work import recipe_flops
 from fastft.data import Batch
 from fastft.data.order import epoch_order
@@ -33,14 +33,14 @@ from fastft.files.run_directory import (
 from fastft.machine.gpus import peak_flops
 from fastft.metrics import IMBALANCED, describe_imbalance, imbalance
 from fastft.optim import set_lr
-from fastft.photos.prepare import prepare_data
+from fastft.photos.prepare import line_printer, prepare_data
 from fastft.train.checkpoint import list_checkpoints
 from fastft.train.checkpointing import Checkpointing
 from fastft.train.continuation import refuse_other_run, shared_options
 from fastft.train.description import describe_process, peak_memory
 from fastft.train.distributed import World, find_world, peer_lost
 from fastft.train.evaluate import KEPT_IN_TRAINING, EvaluationStopped, Scores, evaluate, keep_logits
-from fastft.train.exceptions import NonFinite, Preempted
+from fastft.train.exceptions import NonFinite, Preempted, TimeUp
 from fastft.train.head_start import PROBE, refuse_large, set_probe_head, share_head
 from fastft.train.health import describe_divergence, find_divergence
 from fastft.train.log import Interval, RunLog
@@ -62,6 +62,7 @@ from fastft.train.step_choice import refuse_impossible
 from fastft.train.step_measure import choose_step, device_name
 from fastft.train.stream import training_stream
 from fastft.train.tracking import open_tracker
+from fastft.train.validation_file import write_validation
 
 CONTINUE, SAVE, STOP = range(
     3
@@ -78,7 +79,7 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         KeyboardInterrupt: SIGINT; no checkpoint is written.
     """
     console = console or Console()
-    recipe = prepare_data(recipe, _speaker(console))
+    recipe = prepare_data(recipe, line_printer(console))
     world = find_world(recipe.train.device, recipe.train.timeout_minutes, "train.device")
     guard = SignalGuard()
     try:
@@ -96,13 +97,6 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         found = list_checkpoints(run_folder(recipe) / "checkpoints")
         then = f"continues after {found[-1].name}" if found else "starts anew: there is no checkpoint yet"
         raise peer_lost(error, f"the same command {then}") from None
-
-
-def _speaker(console: Console) -> Callable[[str], None]:
-    """Prints lines in the process of rank 0."""
-    if os.environ.get("RANK", "0") != "0":
-        return lambda text: None
-    return partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
 
 def _set_up(recipe: Recipe, world: World, guard: SignalGuard, console: Console) -> "Trainer":
@@ -146,6 +140,10 @@ class Trainer:
         self.folder = run_folder(recipe)
         self._tracker = None
         self._lr = 0.0  # of the last step
+        limit = recipe.train.stop_after
+        self._deadline = (
+            math.inf if limit is None else time.monotonic() + parse_duration(limit, "train.stop_after")
+        )
         self._has_data = False  # whether this process has received its first batch
         with ExitStack() as opened:
             exists = self.folder.is_dir()
@@ -348,7 +346,7 @@ class Trainer:
                 self._stop()
         self._save(best)
         self._log_epoch(done - 1)
-        if self.world.any(self.guard.requested) and done < self.recipe.epochs:
+        if done < self.recipe.epochs and self.world.any(self._is_stop_due()):
             self._stop()
 
     def _evaluation_is_due(self) -> bool:
@@ -371,6 +369,8 @@ class Trainer:
         seconds = time.monotonic() - began
         self.meter.pause("eval", seconds)
         self.log.record("eval", self.global_step, {"epoch": epoch, "seconds": seconds, **flatten(entry)})
+        if self.world.is_main:
+            write_validation(self.folder, epoch, {"raw": raw, **({"ema": ema} if ema else {})})
         self.log.info(describe_evaluation(epoch, raw, ema, balanced=self._has_imbalance()))
         return self.progress.best() is entry
 
@@ -395,7 +395,7 @@ class Trainer:
     def _save_if_due(self) -> None:
         self.checkpoints.raise_if_failed()
         due = self.checkpoints.is_due(self.global_step)
-        request = self.world.max(STOP if self.guard.requested else SAVE if due else CONTINUE)
+        request = self.world.max(STOP if self._is_stop_due() else SAVE if due else CONTINUE)
         if request >= SAVE:
             self._save()
         if request == STOP:
@@ -410,9 +410,18 @@ class Trainer:
         self.meter.pause("checkpoint", seconds)
         self.log.record("checkpoint", self.global_step, {"seconds": seconds})
 
+    def _is_stop_due(self) -> bool:
+        """Whether a signal came or the time is up; looked at after a step, so that every process makes progress."""
+        return self.guard.requested or time.monotonic() > self._deadline
+
     def _stop(self) -> NoReturn:
         self.checkpoints.finish()
-        raise Preempted(f"stopped on a signal after step {self.global_step}; the same command continues")
+        if self.world.any(self.guard.requested):
+            raise Preempted(f"stopped on a signal after step {self.global_step}; the same command continues")
+        raise TimeUp(
+            f"stopped after {self.recipe.train.stop_after} (train.stop_after) at step {self.global_step}; the same command "
+            "continues"
+        )
 
     # numbers ----------------------------------------------------------------------------------------------------------
 

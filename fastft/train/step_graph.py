@@ -14,10 +14,10 @@ Pass = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 class GraphedPass:
-    """Calls like the `run` that it records: images, targets and noise of one shape to (logits, loss), adding gradients.
+    """Calls like the `run` that it records: images, targets and noise to (logits, loss), adding gradients.
 
-    Inputs are copied to fixed tensors. Results lie in fixed tensors too: the next call overwrites them. Gradients must stay
-    where they are between calls: `zero_grad(set_to_none=False)`.
+    Inputs are copied to fixed tensors; a new shape is recorded anew. Results lie in fixed tensors too: the next call
+    overwrites them. Gradients must stay where they are between calls: `zero_grad(set_to_none=False)`.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class GraphedPass:
         self._inputs: tuple[Tensor, Tensor, Tensor | None] | None = None
 
     def __call__(self, images: Tensor, targets: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self._inputs is None:
+        if self._inputs is None or self._inputs[0].shape != images.shape:
             self._record(images, targets, noise)
         assert self._inputs is not None
         for fixed, given in zip(self._inputs, (images, targets, noise), strict=True):
@@ -42,7 +42,7 @@ class GraphedPass:
         return self._outputs
 
     def _record(self, images: Tensor, targets: Tensor, noise: Tensor | None) -> None:
-        """Record before the first micro-batch of a step; the gradients of the passes that this needs are removed."""
+        """Record; the shape changes only between two steps, so there are no gradients yet but those of the recording."""
         self._inputs = (images.clone(), targets.clone(), None if noise is None else noise.clone())
         self._replay = self._capture(self._pass)
         for parameter in self._parameters:

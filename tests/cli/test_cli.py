@@ -50,6 +50,7 @@ def test_flags_are_frozen() -> None:
         "--cores-per-gpu", "--gpu", "--gpus", "--json", "--measured", "--mfu", "--price", "--val-images"
     ]  # fmt: skip
     assert flags["sweep"] == ["--dry-run", "--out"]
+    assert flags["tune"] == ["--budget", "--out", "--test"]
     assert flags["report"] == ["--against", "--gpus", "--mistakes", "--out", "--price"]
     assert flags["bench"] == [
         "--count", "--data", "--images", "--json", "--out", "--peers", "--quick", "--recipe", "--rounds"

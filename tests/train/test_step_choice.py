@@ -448,9 +448,10 @@ def test_measuring_changes_neither_weights_nor_random_numbers(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_cpu_measures_eager_against_the_compiler(tiny, tmp_path: Path, monkeypatch, cache: Path) -> None:
     """Both really run, in another process; the training then takes the faster one, and a second one asks the cache."""
-    monkeypatch.setattr(step_measure, "MEASURE_SECONDS", 240.0)
+    monkeypatch.setattr(step_measure, "MEASURE_SECONDS", 900.0)
     run(tiny, tmp_path / "run", train__step="measure", schedule__stop_epoch="1")
     trials = {(t["mode"], t["attention"]): t for t in start_line(tmp_path / "run")["step_trials"]}
     assert {mode for mode, _ in trials} == {"eager", "compile"}

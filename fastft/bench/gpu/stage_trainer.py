@@ -31,7 +31,8 @@ def run(tiny: bool) -> dict[str, Any]:
         found = load_run(Path(sections["train"]["run_dir"]))
     assert found.finished and found.steps == found.total_steps, "the run did not finish"
     return {
-        "machine": found.machine, "intervals": found.intervals, "splits": found.splits,
+        "machine": found.machine, "step_trials": found.starts[0]["step_trials"],
+        "intervals": found.intervals, "splits": found.splits,
         "checkpoint_seconds": [c["seconds"] for c in found.checkpoints],
         "evaluation_seconds": [e["seconds"] for e in found.evaluations],
         "augmentation": {} if not torch.cuda.is_available() else _augmentation(),
@@ -45,8 +46,9 @@ def _sections(beton: Path, folder: Path, tiny: bool) -> dict[str, dict[str, Any]
         "model": {"weights": "random"},
         "optim": {"batch_size": batch},
         "schedule": {"epochs": epochs, "warmup_epochs": 0},
-        "train": {"run_dir": str(folder / "run"), "log_every": 1 if tiny else 10, "eval_every": epochs // 2},
-    }
+        "train": {"run_dir": str(folder / "run"), "log_every": 1 if tiny else 10, "eval_every": epochs // 2,
+                  "step": "auto" if tiny else "measure"},
+    }  # fmt: skip
     if tiny:
         arch = folder / "tiny.json"
         arch.write_text(
