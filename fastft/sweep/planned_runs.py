@@ -11,6 +11,7 @@ from beton_tools.errors import UserError
 from beton_tools.format import Beton
 from beton_tools.manifest import Manifest
 from fastft.config import Recipe, load_recipe
+from fastft.cost.recipes import count_images
 from fastft.files.sweep_file import Row, Sweep
 from fastft.train.continuation import RESUMABLE_OPTIONS
 
@@ -52,6 +53,8 @@ def run_key(recipe: Recipe) -> str:
 
 def _run(sweep: Sweep, row: Row, overrides: Sequence[str], runs: Path) -> Run:
     recipe = load_recipe(sweep.reference(row), overrides)
+    if recipe.automatic:  # other recipes keep the keys of earlier versions
+        recipe = count_images(recipe)
     if row.number == "ema" and recipe.ema.decay == 0:
         raise UserError(f"{sweep.path}: row '{row.title}' needs an EMA, but ema.decay is 0; set number: raw")
     return plan_run(recipe, runs)

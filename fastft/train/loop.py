@@ -3,9 +3,8 @@
 import itertools
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -34,7 +33,7 @@ from fastft.files.run_directory import (
 from fastft.machine.gpus import peak_flops
 from fastft.metrics import IMBALANCED, describe_imbalance, imbalance
 from fastft.optim import set_lr
-from fastft.photos.prepare import prepare_data
+from fastft.photos.prepare import line_printer, prepare_data
 from fastft.train.checkpoint import list_checkpoints
 from fastft.train.checkpointing import Checkpointing
 from fastft.train.continuation import refuse_other_run, shared_options
@@ -80,7 +79,7 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         KeyboardInterrupt: SIGINT; no checkpoint is written.
     """
     console = console or Console()
-    recipe = prepare_data(recipe, _speaker(console))
+    recipe = prepare_data(recipe, line_printer(console))
     world = find_world(recipe.train.device, recipe.train.timeout_minutes, "train.device")
     guard = SignalGuard()
     try:
@@ -98,13 +97,6 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         found = list_checkpoints(run_folder(recipe) / "checkpoints")
         then = f"continues after {found[-1].name}" if found else "starts anew: there is no checkpoint yet"
         raise peer_lost(error, f"the same command {then}") from None
-
-
-def _speaker(console: Console) -> Callable[[str], None]:
-    """Prints lines in the process of rank 0."""
-    if os.environ.get("RANK", "0") != "0":
-        return lambda text: None
-    return partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
 
 def _set_up(recipe: Recipe, world: World, guard: SignalGuard, console: Console) -> "Trainer":
