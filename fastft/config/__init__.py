@@ -4,6 +4,7 @@ fastargs' `@param` decorator is not used: it fills arguments from one global con
 the same time here (sweeps, comparisons), and a `Recipe` that is passed on lets mypy check every option that is read.
 """
 
+from fastft.config.epoch_values import EpochValues, epoch_values
 from fastft.config.load import differences, load_recipe, nearest_option, recipe_from_dict, without_expectation
 from fastft.config.schema import (
     SECTIONS,
@@ -13,6 +14,6 @@ from fastft.config.schema import (
 )
 
 __all__ = [
-    "SECTIONS", "Recipe", "count_steps", "differences", "load_recipe",
+    "SECTIONS", "EpochValues", "Recipe", "count_steps", "differences", "epoch_values", "load_recipe",
     "nearest_option", "option_fields", "recipe_from_dict", "without_expectation",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import fastargs
 from fastargs.validation import Checker
 
+from fastft.config.epoch_values import FORM, epoch_values
 from fastft.config.schema import SECTIONS
 from fastft.files.yaml_file import one_line
 
@@ -36,7 +37,7 @@ class OptionChecker(Checker):
         kind = next(a for a in args if a is not type(None))
         self.type: type = typing.get_origin(kind) or kind
         self.low, self.high, self.below = (field.metadata[k] for k in ("low", "high", "below"))
-        self.choices = field.metadata["choices"]
+        self.choices, self.by_epoch = field.metadata["choices"], field.metadata["by_epoch"]
 
     def check(self, value: Any) -> Any:
         """The value converted to the option's type.
@@ -48,6 +49,8 @@ class OptionChecker(Checker):
             if self.optional:
                 return None
             raise ValueError("no value")
+        if self.by_epoch and (self.type is str or ":" in str(value)):
+            return self._by_epoch(str(value).replace(" ", ""))
         value = self._convert(value)
         if self.choices and value not in self.choices:
             raise ValueError(f"not one of {', '.join(self.choices)}")
@@ -63,6 +66,14 @@ class OptionChecker(Checker):
         inside &= self.below is None or number < self.below
         if not inside:
             raise ValueError("out of range")
+
+    def _by_epoch(self, text: str) -> str:
+        """The text, if it has a value of the option's type and limits for every epoch."""
+        for number in epoch_values(text).values:
+            self._check_limits(number)
+            if self.by_epoch is int:
+                _whole_number(number)
+        return text
 
     def _convert(self, value: Any) -> Any:
         if self.type is bool:
@@ -87,9 +98,10 @@ class OptionChecker(Checker):
             return "one of " + ", ".join(self.choices)
         limits = ((">=", self.low), ("<=", self.high), ("<", self.below))
         bounds = " and ".join(f"{sign} {limit}" for sign, limit in limits if limit is not None)
-        return (
-            TYPE_NAMES[self.type] + (f" {bounds}" if bounds else "") + (" or none" if self.optional else "")
-        )
+        kind = TYPE_NAMES[self.by_epoch or self.type] + (f" {bounds}" if bounds else "")
+        if self.by_epoch:
+            kind = f"{FORM}, each {kind}" if self.type is str else f"{kind}, or {FORM}"
+        return kind + (" or none" if self.optional else "")
 
 
 def _whole_number(value: Any) -> int:

@@ -15,7 +15,6 @@ from beton_tools.errors import UserError
 from beton_tools.format import Beton
 from fastft.build import build_mixer, build_schedule, with_train_size
 from fastft.config import Recipe
-from fastft.cost.work import recipe_flops
 from fastft.data import Batch
 from fastft.data.order import epoch_order
 from fastft.files.evaluations import flatten
@@ -36,7 +35,7 @@ from fastft.train.noise import draw_noise
 from fastft.train.precision import choose_precision
 from fastft.train.preempt import SignalGuard
 from fastft.train.progress import Progress, conclusion, describe_model, summarise
-from fastft.train.setup import build_step, build_training_models, fit_micro_batch, open_loaders
+from fastft.train.setup import build_step, build_training_models, open_loaders, plan_phases
 from fastft.train.stream import training_stream
 from fastft.train.tracking import open_tracker
 
@@ -94,7 +93,7 @@ def _fit(trainer: "Trainer", world: World) -> dict[str, Any]:
         return trainer.fit()
     except torch.OutOfMemoryError:
         error = UserError(
-            f"the GPU's memory is too small for micro-batches of {trainer.micro_batch}; set a lower "
+            f"the GPU's memory is too small for micro-batches of {trainer.phase.micro_batch}; set a lower "
             "--train.micro_batch, or --train.grad_checkpointing=true"
         )
         raise world.publish_error(error) from None
@@ -169,17 +168,16 @@ class Trainer:
         self.model, ema = build_training_models(r, world.device, pretrained=not self.checkpoints.exist)
         self.mixer = build_mixer(r)
         unit = 1 if self.mixer is None else 2  # mixup and CutMix take pairs
-        self.micro_batch = fit_micro_batch(r, self.model, world, self.precision, train_file, unit)
-        self.accumulation = max(1, r.optim.batch_size // world.size) // self.micro_batch
+        self.phases = plan_phases(r, self.model, world, self.precision, train_file, unit)
+        self.phase = self.phases.all[0]
         self.loader, self.eval_loader = open_loaders(
-            r, world, self.precision, self.micro_batch, opened, on_wait=self.guard.check
+            r, world, self.precision, self.phases, opened, on_wait=self.guard.check
         )
-        self.step = build_step(r, self.model, ema, world, self.precision, self.accumulation)
+        self.step = build_step(r, self.model, ema, world, self.precision, self.phase.accumulation)
         self.meter = Meter(self.step, self.loader, world)
         self.steps_per_epoch = self.loader.steps_per_epoch
         self.total_steps = r.epochs * self.steps_per_epoch
         self.schedule = build_schedule(r, self.steps_per_epoch)
-        self.train_flops = recipe_flops(r, self.model.visual.arch).train
         self.peak_flops = peak_flops(world.device, self.precision.dtype)
 
     def _restore(self) -> None:
@@ -200,6 +198,7 @@ class Trainer:
         return self.progress.epoch * self.steps_per_epoch + self.progress.step
 
     def fit(self) -> dict[str, Any]:
+        self._enter_phase()
         self._log_start()
         if self._evaluation_is_due():  # a signal interrupted it
             self._finish_epoch()
@@ -215,10 +214,13 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         epoch, start = self.progress.epoch, self.progress.step
+        if self.phases.at(epoch) is not self.phase:
+            self._enter_phase()
+            self.log.info(f"epoch {epoch}: {self._describe_phase()}")
         self.model.train()
         batches = self.loader.epoch(epoch, start)
         for step in range(start, self.steps_per_epoch):
-            self._train_step(epoch, step, itertools.islice(batches, self.accumulation))
+            self._train_step(epoch, step, itertools.islice(batches, self.phase.accumulation))
             self.progress.step = step + 1
             self.log.advance()
             if (step + 1) % self.recipe.train.log_every == 0 or step + 1 == self.steps_per_epoch:
@@ -226,6 +228,14 @@ class Trainer:
             if step + 1 < self.steps_per_epoch:
                 self._save_if_due()
         self.progress.epoch, self.progress.step = epoch + 1, 0
+
+    def _enter_phase(self) -> None:
+        """Set image size, patch dropout and micro-batch of the next epoch."""
+        self.phase = phase = self.phases.at(self.progress.epoch)
+        self.loader.resize(phase.size, phase.micro_batch)
+        self.step.set_phase(phase.patch_dropout, phase.accumulation)
+        if len(self.phases.all) > 1:
+            self.log.record("phase", self.global_step, phase.describe())
 
     def _train_step(self, epoch: int, step: int, micro_batches: Iterator[Batch]) -> None:
         global_step, r = epoch * self.steps_per_epoch + step, self.recipe
@@ -244,7 +254,9 @@ class Trainer:
                     images, targets, epoch=epoch, step=batch.step, first_position=batch.first_position
                 )
             mine = None if noise is None else noise[batch.first_position :][: len(images)]
-            self.step.micro_batch(images, targets, mine, step=global_step, last=k == self.accumulation - 1)
+            self.step.micro_batch(
+                images, targets, mine, step=global_step, last=k == self.phase.accumulation - 1
+            )
         self.step.update()
         self.meter.steps += 1
 
@@ -338,7 +350,7 @@ class Trainer:
         self._check_finite()
         self.progress.seconds += now.seconds
         rate = now.steps * batch / now.seconds
-        mfu = None if self.peak_flops is None else rate / self.world.size * self.train_flops / self.peak_flops
+        mfu = None if self.peak_flops is None else rate / self.world.size * self.phase.flops / self.peak_flops
         self.log.interval(
             Interval(
                 epoch=epoch,
@@ -349,7 +361,9 @@ class Trainer:
                 wait_share=now.wait_seconds / now.seconds,
                 mfu=mfu,
                 memory_gib=peak_memory(self.world.device) / 2**30,
-                seconds_left=(self.total_steps - self.global_step) * batch / rate,
+                seconds_left=self.phases.steps_left(self.global_step, self.steps_per_epoch, self.phase)
+                * batch
+                / rate,
                 split=now.split,
             )
         )
@@ -371,12 +385,16 @@ class Trainer:
         batch = self.recipe.optim.batch_size
         return [int(sample) for sample in order[step * batch : (step + 1) * batch]]
 
+    def _describe_phase(self) -> str:
+        phase = self.phase
+        batch = f"batch {self.recipe.optim.batch_size} = {self.world.size} x {phase.accumulation} x {phase.micro_batch}"
+        return batch if len(self.phases.all) == 1 else f"{phase.size} px, {batch}"
+
     def _log_start(self) -> None:
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self.log.info(
-            f"{self.recipe.name}: {trained:,} trainable parameters, {self.loader.num_samples:,} images, batch "
-            f"{self.recipe.optim.batch_size} = {self.world.size} x {self.accumulation} x {self.micro_batch}, "
-            f"{self.precision.name} on {self.world.device}, run in {self.folder}"
+            f"{self.recipe.name}: {trained:,} trainable parameters, {self.loader.num_samples:,} images, "
+            f"{self._describe_phase()}, {self.precision.name} on {self.world.device}, run in {self.folder}"
         )
         self.log.record("start", self.global_step, describe_process(self.world, self.precision))
         for damaged in self.checkpoints.damaged:

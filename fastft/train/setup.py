@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -10,13 +11,17 @@ from beton_tools.errors import UserError
 from beton_tools.format import Beton
 from fastft.build import build_model, build_policy
 from fastft.config import Recipe
+from fastft.cost.work import phase_flops
 from fastft.data import EvalLoader, Output, Shard, TrainLoader
 from fastft.data.classes import refuse_other_classes
+from fastft.data.loader import check_shrink
 from fastft.model import Classifier
 from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups
+from fastft.phases import find_phases, with_phase
 from fastft.train.distributed import World
 from fastft.train.micro_batch import choose_micro_batch, loader_bytes
 from fastft.train.precision import Precision
+from fastft.train.run_phases import RunPhase, RunPhases
 from fastft.train.step import Step
 
 
@@ -53,15 +58,37 @@ def fit_micro_batch(
     )
 
 
+def plan_phases(
+    recipe: Recipe, model: Classifier, world: World, precision: Precision, train_file: Beton, unit: int
+) -> RunPhases:
+    """The phases of a recipe, each with the micro-batch that fits. unit: images that must stay together.
+
+    Raises:
+        UserError: as `find_phases` and `fit_micro_batch`.
+    """
+    arch, phases = model.visual.arch, []
+    for phase in find_phases(recipe, arch):
+        model.visual.patch_dropout.rate = phase.patch_dropout
+        micro_batch = fit_micro_batch(with_phase(recipe, phase), model, world, precision, train_file, unit)
+        accumulation = max(1, recipe.optim.batch_size // world.size) // micro_batch
+        flops = phase_flops(recipe, arch, phase).train
+        phases.append(
+            RunPhase(**asdict(phase), micro_batch=micro_batch, accumulation=accumulation, flops=flops)
+        )
+    return RunPhases(phases)
+
+
 def open_loaders(
     recipe: Recipe,
     world: World,
     precision: Precision,
-    micro_batch: int,
+    phases: RunPhases,
     opened: ExitStack,
     on_wait: Callable[[], None],
 ) -> tuple[TrainLoader, EvalLoader | None]:
-    """The loaders of the training file and, if there is one, the validation file; closed with `opened`.
+    """The loaders of the training file, in the first phase, and of the validation file if there is one.
+
+    They are closed with `opened`. Evaluation is at the final image size.
 
     on_wait: called while a batch is waited for.
 
@@ -70,6 +97,7 @@ def open_loaders(
     """
     r = recipe
     output, policy = Output(r.model.image_size, world.device, precision.dtype), build_policy(r)
+    first = phases.all[0]
     common: dict[str, Any] = {
         "shard": Shard(world.rank, world.size),
         "workers": r.data.workers or None,
@@ -77,9 +105,11 @@ def open_loaders(
         "on_wait": on_wait,
     }
     loader: TrainLoader = opened.enter_context(TrainLoader(
-        str(r.data.train), policy, output, seed=r.train.seed, batch_size=r.optim.batch_size, micro_batch=micro_batch,
-        **common,
+        str(r.data.train), policy, replace(output, size=first.size), seed=r.train.seed, batch_size=r.optim.batch_size,
+        micro_batch=first.micro_batch, **common,
     ))  # fmt: skip
+    for phase in phases.all:
+        check_shrink(loader.beton, world.device, phase.size)
     if loader.num_classes > r.data.num_classes:
         raise UserError(
             f"{r.data.train} has {loader.num_classes} classes, the recipe {r.data.num_classes}; "
@@ -89,7 +119,12 @@ def open_loaders(
         return loader, None
     eval_loader: EvalLoader = opened.enter_context(
         EvalLoader(
-            r.data.val, policy, output, batch_size=micro_batch, crop_pct=r.train.eval_crop_pct, **common
+            r.data.val,
+            policy,
+            output,
+            batch_size=phases.smallest_micro_batch,
+            crop_pct=r.train.eval_crop_pct,
+            **common,
         )
     )
     refuse_other_classes(eval_loader.class_names, loader.class_names, r.data.val)

@@ -37,7 +37,7 @@ class Step:
         self.world, self.precision = world, precision
         self.accumulation, self.label_smoothing, self.clip_grad = accumulation, label_smoothing, clip_grad
         self.forward: Any = model
-        self.half: HalfCopy | None = None
+        self.half: HalfCopy[Classifier] | None = None
         self.scaler = precision.scaler()
         self.split = Split(world.device)
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
@@ -50,6 +50,13 @@ class Step:
             self.half = HalfCopy(self.model, self.precision.dtype)
             trained = self.half.module
         self.forward = compile_model(self.world.wrap(trained), compile, self.world.device)
+
+    def set_phase(self, patch_dropout: float, accumulation: int) -> None:
+        """Train with this patch dropout and number of micro-batches per step from the next step on."""
+        self.accumulation = accumulation
+        self.model.visual.patch_dropout.rate = patch_dropout
+        if self.half is not None:
+            self.half.module.visual.patch_dropout.rate = patch_dropout
 
     def reset_loss(self) -> None:
         self.loss_sum = torch.zeros((), dtype=torch.float32, device=self.world.device)
