@@ -148,6 +148,8 @@ def _check_together(recipe: Recipe) -> None:
     for low, high in (("scale_min", "scale_max"), ("ratio_min", "ratio_max")):
         if getattr(recipe.augment, low) > getattr(recipe.augment, high):
             raise UserError(f"augment.{low} is larger than augment.{high}; swap them")
+    if recipe.train.eval_weights == "ema" and recipe.ema.decay == 0:
+        raise UserError("train.eval_weights is ema, but ema.decay is 0; set train.eval_weights to both")
     _check_by_epoch(recipe)
     if recipe.model.rel_pos_bias and recipe.largest_patch_dropout > 0:
         raise UserError(

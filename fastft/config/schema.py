@@ -254,6 +254,10 @@ class Train:
         high=LARGEST_COUNT,
         paper="1",
     )
+    eval_weights: str = option(
+        "both", "weights that are evaluated; ema: only those of the EMA, in half the time",
+        choices=("both", "ema"), paper="both", changes_accuracy=False, since="0.3.0",
+    )  # fmt: skip
     eval_crop_pct: float = option(
         1.0, "centre crop at evaluation, as a share of the resized short side", low=0.1, high=1, paper="1"
     )

@@ -49,8 +49,8 @@ def train_images(recipe: Recipe) -> int:
 
 
 def evaluated_models(recipe: Recipe) -> int:
-    """2 with an EMA (raw and EMA), else 1."""
-    return 2 if recipe.ema.decay > 0 else 1
+    """2 with an EMA (raw and EMA) unless only that is evaluated, else 1."""
+    return 2 if recipe.ema.decay > 0 and recipe.train.eval_weights == "both" else 1
 
 
 def count_parameters(arch: Arch, num_classes: int) -> int:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-# result.json and checkpoints: {"epoch": 3, "raw": {"top1": ...}, "ema": {"top1": ...}}, without "ema" if there is no EMA
+# result.json and checkpoints: {"epoch": 3, "raw": {"top1": ...}, "ema": {"top1": ...}}, without "ema" if there is no EMA, and
+# without "raw" if train.eval_weights is ema
 Evaluation = Mapping[str, Any]
-WEIGHTS = ("raw", "ema")
+WEIGHTS = {"raw": "raw", "ema": "EMA"}  # and their names in logs
 
 
 def flatten(evaluation: Evaluation) -> dict[str, float]:
@@ -22,4 +23,4 @@ def headline_top1(line: Mapping[str, Any]) -> float:
 
     The best epoch is the first with the largest value.
     """
-    return float(line.get("ema_top1", line["raw_top1"]))
+    return float(line["ema_top1" if "ema_top1" in line else "raw_top1"])

@@ -129,7 +129,8 @@ def _accuracy_figures(run: Run) -> list[dict[str, str]]:
         return []
     best, last = max(run.evaluations, key=headline_top1), run.evaluations[-1]
     kind = "EMA" if "ema_top1" in best else "raw"
-    error = (headline_top1(best) * (100 - headline_top1(best)) / max(1, best["raw_samples"])) ** 0.5
+    samples = best.get("raw_samples", best.get("ema_samples"))
+    error = (headline_top1(best) * (100 - headline_top1(best)) / max(1, samples)) ** 0.5
     figures = [
         _figure(
             f"best {kind} top-1",
@@ -137,7 +138,9 @@ def _accuracy_figures(run: Run) -> list[dict[str, str]]:
             f"epoch {best['epoch']}, standard error {error:.2f}",
         )
     ]
-    below = f"raw {last['raw_top1']:.2f} %" if kind == "EMA" else f"epoch {last['epoch']}"
+    below = (
+        f"raw {last['raw_top1']:.2f} %" if kind == "EMA" and "raw_top1" in last else f"epoch {last['epoch']}"
+    )
     figures.append(_figure(f"last {kind} top-1", f"{headline_top1(last):.2f} %", below))
     expected = run.recipe.about.top1
     if expected is not None and run.on_imagenet:

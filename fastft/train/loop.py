@@ -17,7 +17,7 @@ from fastft.build import build_mixer, build_schedule, with_train_size
 from fastft.config import Recipe
 from fastft.data import Batch
 from fastft.data.order import epoch_order
-from fastft.files.evaluations import flatten
+from fastft.files.evaluations import WEIGHTS, flatten
 from fastft.files.run_directory import lock_run, run_folder, write_recipe, write_result
 from fastft.machine.gpus import peak_flops
 from fastft.optim import set_lr
@@ -216,7 +216,7 @@ class Trainer:
         epoch, start = self.progress.epoch, self.progress.step
         if self.phases.at(epoch) is not self.phase:
             self._enter_phase()
-            self.log.info(f"epoch {epoch}: {self._describe_phase()}")
+            self.log.info(f"epoch {epoch}: {self.phase.describe(self.world.size)}")
         self.model.train()
         batches = self.loader.epoch(epoch, start)
         for step in range(start, self.steps_per_epoch):
@@ -235,7 +235,7 @@ class Trainer:
         self.loader.resize(phase.size, phase.micro_batch)
         self.step.set_phase(phase.patch_dropout, phase.accumulation)
         if len(self.phases.all) > 1:
-            self.log.record("phase", self.global_step, phase.describe())
+            self.log.record("phase", self.global_step, phase.log_line())
 
     def _train_step(self, epoch: int, step: int, micro_batches: Iterator[Batch]) -> None:
         global_step, r = epoch * self.steps_per_epoch + step, self.recipe
@@ -301,18 +301,21 @@ class Trainer:
         assert self.eval_loader is not None  # _evaluation_is_due checks it
         self._check_finite(weights=True)
         began = time.monotonic()
-        models = [self.model] if self.step.ema is None else [self.model, self.step.ema.module]
-        raw, *averaged = evaluate(
-            models, self.eval_loader, self.world, self.precision, stop=self._is_stop_requested
+        models: dict[str, torch.nn.Module] = (
+            {} if self.recipe.train.eval_weights == "ema" else {"raw": self.model}
         )
-        ema = averaged[0] if averaged else None
-        entry = self.progress.add(epoch, raw, ema)
+        if self.step.ema is not None:
+            models["ema"] = self.step.ema.module
+        found = evaluate(
+            list(models.values()), self.eval_loader, self.world, self.precision, stop=self._is_stop_requested
+        )
+        entry = self.progress.add(epoch, dict(zip(models, found, strict=True)))
         self.eval_loader.pop_timings()  # not part of the training loader's work
         seconds = time.monotonic() - began
         self.meter.pause("eval", seconds)
         self.log.record("eval", self.global_step, {"epoch": epoch, "seconds": seconds, **flatten(entry)})
-        shown = f"raw {raw.top1:.3f}" + (f", EMA {ema.top1:.3f}" if ema else "")
-        self.log.info(f"epoch {epoch}: top-1 {shown} % of {raw.samples} images")
+        shown = ", ".join(f"{WEIGHTS[w]} {scores.top1:.3f}" for w, scores in zip(models, found, strict=True))
+        self.log.info(f"epoch {epoch}: top-1 {shown} % of {found[0].samples} images")
         return self.progress.best() is entry
 
     def _is_stop_requested(self) -> bool:
@@ -385,16 +388,11 @@ class Trainer:
         batch = self.recipe.optim.batch_size
         return [int(sample) for sample in order[step * batch : (step + 1) * batch]]
 
-    def _describe_phase(self) -> str:
-        phase = self.phase
-        batch = f"batch {self.recipe.optim.batch_size} = {self.world.size} x {phase.accumulation} x {phase.micro_batch}"
-        return batch if len(self.phases.all) == 1 else f"{phase.size} px, {batch}"
-
     def _log_start(self) -> None:
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self.log.info(
             f"{self.recipe.name}: {trained:,} trainable parameters, {self.loader.num_samples:,} images, "
-            f"{self._describe_phase()}, {self.precision.name} on {self.world.device}, run in {self.folder}"
+            f"{self.phase.describe(self.world.size)}, {self.precision.name} on {self.world.device}, run in {self.folder}"
         )
         self.log.record("start", self.global_step, describe_process(self.world, self.precision))
         for damaged in self.checkpoints.damaged:

@@ -1,7 +1,7 @@
 """The progress of a run: its position, its evaluations, and its result."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,11 +25,9 @@ class Progress:
         None  # the part of the next log line that is known already (Meter.state_dict)
     )
 
-    def add(self, epoch: int, raw: Scores, ema: Scores | None) -> dict[str, Any]:
-        """Append an evaluation; returns its entry."""
-        entry: dict[str, Any] = {"epoch": epoch, "raw": asdict(raw)}
-        if ema is not None:
-            entry["ema"] = asdict(ema)
+    def add(self, epoch: int, scores: Mapping[str, Scores]) -> dict[str, Any]:
+        """Append an evaluation: the scores of the "raw" and "ema" weights, or of one of them; returns its entry."""
+        entry: dict[str, Any] = {"epoch": epoch, **{weights: asdict(s) for weights, s in scores.items()}}
         self.evaluations.append(entry)
         return entry
 
@@ -81,6 +79,6 @@ def conclusion(result: dict[str, Any]) -> str:
     top1, ema = headline_top1(flatten(best)), ", EMA" if "ema" in best else ""
     parts = [f"best {top1:.3f} (epoch {best['epoch']}{ema})"]
     parts += [f"last EMA {last['ema']['top1']:.3f}"] if "ema" in last else []
-    parts += [f"last raw {last['raw']['top1']:.3f}"]
+    parts += [f"last raw {last['raw']['top1']:.3f}"] if "raw" in last else []
     expected = "" if result["expectation"] == NO_EXPECTATION else f"; {result['expectation']}"
     return f"top-1 in percent: {', '.join(parts)}{expected}; {format_seconds(result['seconds'])} of training"

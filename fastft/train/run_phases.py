@@ -14,7 +14,12 @@ class RunPhase(Phase):
     accumulation: int
     flops: float
 
-    def describe(self) -> dict[str, float]:
+    def describe(self, world_size: int) -> str:
+        """Image size and batch in words."""
+        batch = world_size * self.accumulation * self.micro_batch
+        return f"{self.size} px, batch {batch} = {world_size} x {self.accumulation} x {self.micro_batch}"
+
+    def log_line(self) -> dict[str, float]:
         """The 'phase' line of metrics.jsonl."""
         return {
             "epoch": self.first, "image_size": self.size, "patch_dropout": self.patch_dropout,
