@@ -16,6 +16,7 @@ from fastft.config import Recipe, differences, load_recipe
 from fastft.config.schema import About
 from fastft.cost.mfu import RECORD_MFU
 from fastft.cost.model import estimate
+from fastft.cost.reference_log import reference_curves
 from fastft.cost.work import recipe_work
 from fastft.explain.explanation import explain
 from fastft.machine.gpus import GPUS
@@ -330,7 +331,7 @@ def test_every_row_builds_and_trains_what_it_says() -> None:
 
 
 ONE_EVALUATION = {"train.eval_every": 5, "train.eval_weights": "ema"}
-CURVES = json.loads(Path("fastft/report/reference_curves.json").read_text())["curves"]
+CURVES = reference_curves()
 
 
 @pytest.mark.parametrize("size", ["b16", "b16_384", "l14", "l14_336"])

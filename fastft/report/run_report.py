@@ -1,8 +1,6 @@
 """`fastft report RUN`: one HTML page for a run directory."""
 
-import json
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 from beton_tools.errors import UserError
 from beton_tools.manifest import Manifest
 from fastft.config import Recipe, differences, load_recipe
+from fastft.cost.reference_log import reference_of
 from fastft.cost.run_cost import run_cost
 from fastft.files.atomic import write_text
 from fastft.files.evaluations import headline_top1
@@ -39,7 +38,7 @@ def render_run(
     mistakes_note says why there are none. gpus: where the run does not say how many it had. price: of a
     GPU-hour. against: recipe to compare with; default: the final recipe of the same architecture and size.
     """
-    reference_name, reference = reference_curve(run.recipe)
+    reference_name, reference = reference_of(run.recipe.model.arch, run.recipe.model.image_size)
     base = against_recipe(against, reference_name)
     if not run.on_imagenet:
         reference_name, reference = None, None
@@ -63,15 +62,6 @@ def render_run(
         sections=run.recipe.as_dict(),
         manifests=manifests(run.recipe),
     )
-
-
-def reference_curve(recipe: Recipe) -> tuple[str | None, dict[str, Any] | None]:
-    """The paper's curve for the recipe's architecture and size: (name of its recipe, curve)."""
-    curves = json.loads(files("fastft.report").joinpath("reference_curves.json").read_text("utf-8"))["curves"]
-    for name, curve in curves.items():
-        if (curve["arch"], curve["image_size"]) == (recipe.model.arch, recipe.model.image_size):
-            return name, curve
-    return None, None
 
 
 def against_recipe(path: Path | None, reference_name: str | None) -> Recipe | None:
@@ -129,7 +119,7 @@ def _accuracy_figures(run: Run) -> list[dict[str, str]]:
         return []
     best, last = max(run.evaluations, key=headline_top1), run.evaluations[-1]
     kind = "EMA" if "ema_top1" in best else "raw"
-    samples = best.get("raw_samples", best.get("ema_samples"))
+    samples = best["raw_samples" if "raw_samples" in best else "ema_samples"]
     error = (headline_top1(best) * (100 - headline_top1(best)) / max(1, samples)) ** 0.5
     figures = [
         _figure(
