@@ -187,11 +187,13 @@ class TrainLoader(_BetonLoader):
         self._allocate()
 
     def resize(self, size: int, micro_batch: int) -> None:
-        """Deliver images of another size, `micro_batch` per batch, from the next pass on; ends the pass in progress.
+        """Deliver images of this size, `micro_batch` per batch, from the next pass on; a change ends the pass in progress.
 
         Raises:
             UserError: as the constructor.
         """
+        if (size, micro_batch) == (self.output.size, self.batch):
+            return
         layout = replace(self.layout, micro_batch=micro_batch)
         check_shrink(self.beton, self.output.device, size)
         self.engine.close()

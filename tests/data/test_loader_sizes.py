@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from fastft.augment import parse_policy
+from beton_tools.format import Beton
+from fastft.augment import draw_plan, parse_policy, source_regions
 from fastft.augment.cpu import augment_batch
+from fastft.augment.plan import PLAN_DTYPE
 from fastft.data import Output, TrainLoader
 from fastft.data.decode import decode_and_augment
+from fastft.data.packed_stage import PackedStage
 
 POLICY = parse_policy("rand-m9-mstd0.5-inc1")
 
@@ -57,9 +60,6 @@ def test_no_kernel_is_compiled_for_another_size(indexed_beton) -> None:
 
 def test_crop_boxes_and_ops_are_the_same_at_every_size(indexed_beton) -> None:
     """The plan contract: only what counts output pixels (resize, window, erase box, translations) follows the size."""
-    from beton_tools.format import Beton
-    from fastft.augment.draw import draw_plan
-
     beton = Beton.open(indexed_beton)
     ids = np.arange(len(beton))
     plans = [
@@ -70,3 +70,40 @@ def test_crop_boxes_and_ops_are_the_same_at_every_size(indexed_beton) -> None:
     ]
     for field in ("crop", "flip", "op", "bicubic"):
         assert all(np.array_equal(plan[field], plans[0][field]) for plan in plans), field
+
+
+class DeviceStub:
+    """Stands for the device's augmentation: notes what it is given."""
+
+    def __init__(self, size, calls):
+        self.size, self.calls = size, calls
+
+    def __call__(self, pixels, offsets, plan):
+        self.calls.append((self.size, pixels.clone(), offsets.clone(), plan.numpy().view(PLAN_DTYPE).copy()))
+        return torch.zeros(len(offsets) - 1, 3, self.size, self.size)
+
+    def at(self, size):
+        return DeviceStub(size, self.calls)
+
+
+def test_the_stage_of_a_gpu_copies_the_regions_of_the_new_size(indexed_beton) -> None:
+    beton, calls = Beton.open(indexed_beton), []
+
+    def plans(size):
+        return lambda ids, heights, widths: draw_plan(
+            POLICY, seed=1, epoch=0, sample_ids=ids, heights=heights, widths=widths, size=size
+        )
+
+    stage = PackedStage(beton, 48, torch.device("cpu"), DeviceStub(48, calls), workers=1, slots=2)
+    ids = np.arange(8)
+    stage.run(ids, 0, plans(48))
+    stage.resize(24, 8)
+    images, _ = stage.run(ids, 0, plans(24))
+    stage.close()
+    assert images.shape == (8, 3, 24, 24)
+    assert [size for size, *_ in calls] == [48, 24]
+    for size, pixels, offsets, plan in calls:
+        regions = source_regions(plan, size).astype(np.int64)
+        assert np.array_equal(np.diff(offsets), 3 * regions[:, 2] * regions[:, 3])
+        assert len(pixels) == offsets[-1]
+    assert not np.array_equal(calls[0][2], calls[1][2])  # a smaller output needs a wider margin of the source
