@@ -127,6 +127,7 @@ class Manifest:
         entries["names"] = self.packed_names
         part = path.with_name(path.name + ".part")
         try:
+            part.unlink(missing_ok=True)  # anything but a regular file could block
             with part.open("w", encoding="utf-8") as file:
                 json.dump(entries, file, indent=1, ensure_ascii=True)
                 file.write("\n")

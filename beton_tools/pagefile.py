@@ -24,6 +24,7 @@ import numpy as np
 from beton_tools.errors import UserError
 from beton_tools.format import JPEG_MODE, SAMPLE_DTYPE, first_page_offset, write_tables
 from beton_tools.images import DAMAGED, EncodedImage
+from beton_tools.user_files import check_user_file, open_user_file
 
 JOURNAL_VERSION = 3
 SYNC_EVERY = 16  # pages between fsyncs: at most these are lost by a power failure, none by kill -9
@@ -196,6 +197,7 @@ class PageFile:
     def _replace_journal(self, lines: list[bytes]) -> BinaryIO:
         """Write the new journal beside the old one and rename it, so that a kill at any time leaves a complete one."""
         new = self.journal_path.with_name(self.journal_path.name + ".new")
+        new.unlink(missing_ok=True)  # anything but a regular file could block
         journal = new.open("wb")
         journal.writelines(lines)
         _sync(journal)
@@ -206,7 +208,8 @@ class PageFile:
     def _finished_pages(self, fingerprint: str) -> Iterator[tuple[bytes, PageRecord]]:
         if not self.journal_path.exists():
             return
-        lines = self.journal_path.read_bytes().splitlines(keepends=True)
+        with open_user_file(self.journal_path, "the journal that a conversion wrote, or remove it") as file:
+            lines = file.read().splitlines(keepends=True)
         if not lines or _parse(lines[0]) != _first_entry(fingerprint):
             return
         begin = 0
@@ -238,6 +241,8 @@ class PageFile:
 
 def _open_locked(path: Path) -> BinaryIO:
     """Open and lock for reading and writing; the lock is released when the file is closed or the process ends."""
+    if path.exists():
+        check_user_file(path, "a name under which no other file is")
     file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
     if not try_lock(file) or _was_renamed(file, path):
         file.close()

@@ -163,3 +163,13 @@ def _is_main_program(program: str) -> bool:
     processes = sys.modules.get("multiprocessing.process")
     is_worker = processes is not None and processes.parent_process() is not None
     return started_as in (program, "-m") and in_main_thread and not is_worker
+
+
+@contextmanager
+def hint_when_interrupted() -> Iterator[None]:
+    """Add to an interruption, by Ctrl-C or another signal, that the same command continues the conversion."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.args = ("the same command continues the conversion",)
+        raise

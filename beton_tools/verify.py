@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from beton_tools import jpeg
+from beton_tools.cgroup import usable_cpus
 from beton_tools.console import ProgressCallback
 from beton_tools.errors import UserError
 from beton_tools.format import RAW_MODE, Beton
 from beton_tools.jpeg import index
 from beton_tools.jpeg.markers import OK, JpegError
 from beton_tools.manifest import Manifest
-from beton_tools.writer import usable_cpus
 
 _CHUNK = 64  # images per task
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from beton_tools.cgroup import usable_cpus
 from beton_tools.console import ProgressCallback, printable
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
@@ -43,10 +44,6 @@ def limits(option: str) -> str:
     """The limits of an option as text: "1 to 100", "1 or more"."""
     low, high = LIMITS[option]
     return f"{low} or more" if high is None else f"{low} to {high}"
-
-
-def usable_cpus() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,8 @@
 """Fine-tune CLIP vision transformers on ImageNet-scale data for the fewest GPU-hours."""
 
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import beton_tools  # noqa: F401 - says where compiled code is kept, before any is defined
 
@@ -9,3 +11,47 @@ __version__ = "0.2.0"
 # On a CPU, torch's threads and the loader's share the cores: threads that spin while they wait take the cores from those
 # that work, and a step takes up to five times as long. Read when OpenMP starts, so before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+if TYPE_CHECKING:
+    from fastft.augment.policies import AugmentPolicy, parse_policy
+    from fastft.config import Recipe, load_recipe
+    from fastft.data.loader import Batch, EvalLoader, Output, TrainLoader
+    from fastft.data.order import Shard
+    from fastft.data.tuples import AsTuples
+    from fastft.inference.prediction import Prediction, Predictor
+
+_MODULES = {
+    "AsTuples": "data.tuples",
+    "AugmentPolicy": "augment.policies",
+    "Batch": "data.loader",
+    "EvalLoader": "data.loader",
+    "Output": "data.loader",
+    "Prediction": "inference.prediction",
+    "Predictor": "inference.prediction",
+    "Recipe": "config",
+    "Shard": "data.order",
+    "TrainLoader": "data.loader",
+    "load_recipe": "config",
+    "parse_policy": "augment.policies",
+}
+# imported when first used; the training function is `fastft.train.train`
+__all__ = [
+    "AsTuples",
+    "AugmentPolicy",
+    "Batch",
+    "EvalLoader",
+    "Output",
+    "Prediction",
+    "Predictor",
+    "Recipe",
+    "Shard",
+    "TrainLoader",
+    "load_recipe",
+    "parse_policy",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,27 +1,88 @@
 """Build what a recipe describes: model, augmentation policy, mixer, learning rate schedule."""
 
+import math
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from beton_tools.errors import UserError
 from fastft.augment import AugmentPolicy, parse_policy
-from fastft.config import Recipe, without_expectation
+from fastft.config import Choice, Recipe, resolve, without_expectation
 from fastft.model import Arch, Classifier, build_classifier, load_arch, load_tower_weights
 from fastft.model.attention import prepare_for_compile
-from fastft.optim import WarmupCosine
+from fastft.optim import WarmupCosine, decay_for_batch
 
 if TYPE_CHECKING:
+    from beton_tools.format import Beton
     from fastft.augment import Mixer
+
+NUM_CLASSES = "data.num_classes"
+UNTRAINED_SHARE = 0.05  # of an EMA's weights that may still be the initial ones at the end of a run
+
+
+def with_training_file(recipe: Recipe, beton: "Beton") -> Recipe:
+    """The recipe for the images and classes of its training file.
+
+    Raises:
+        UserError: `data.num_classes` on the command line contradicts the file.
+    """
+    from beton_tools.manifest import (
+        Manifest,
+    )  # loads the image libraries, which inference and explain do without
+
+    manifest = Manifest.of_beton(beton.path)
+    if manifest is not None:
+        recipe = with_num_classes(recipe, manifest.num_classes, beton.path)
+    elif NUM_CLASSES in recipe.automatic:  # a file of FFCV, which has no class names
+        recipe = with_num_classes(recipe, int(beton.labels.max()) + 1, beton.path)
+    return with_train_size(recipe, len(beton))
 
 
 def with_train_size(recipe: Recipe, samples: int) -> Recipe:
     """The recipe with the number of samples of its training file; another one than it states ends its expected accuracy."""
     if samples == recipe.data.train_size:
         return recipe
-    recipe = replace(recipe, data=replace(recipe.data, train_size=samples))
+    recipe = resolve(recipe.with_option("data.train_size", samples))
     return recipe if recipe.about.top1 is None else without_expectation(recipe, ["data.train_size"])
+
+
+def with_num_classes(recipe: Recipe, count: int, source: object) -> Recipe:
+    """The recipe with the number of classes of its training images.
+
+    Raises:
+        UserError: the command line gives another number.
+    """
+    stated = recipe.data.num_classes
+    if NUM_CLASSES in recipe.automatic:
+        if any(c.option == NUM_CLASSES and c.value == count for c in recipe.choices):
+            return recipe
+        choice = Choice(NUM_CLASSES, count, f"classes of {source}")
+        others = tuple(c for c in recipe.choices if c.option != NUM_CLASSES)
+        return replace(recipe.with_option(NUM_CLASSES, count), choices=(choice, *others))
+    if stated == count:
+        return recipe
+    if NUM_CLASSES in recipe.given:
+        raise UserError(f"{source} has {count} classes, --data.num_classes is {stated}; leave the option out")
+    recipe = recipe.with_option(NUM_CLASSES, count)
+    return recipe if recipe.about.top1 is None else without_expectation(recipe, [NUM_CLASSES])
+
+
+def recipe_warnings(recipe: Recipe) -> list[str]:
+    """What a recipe will do that was hardly meant: an EMA that stays close to the initial weights."""
+    if recipe.ema.decay == 0:
+        return []
+    decay = decay_for_batch(recipe.ema.decay, recipe.optim.batch_size, recipe.ema.reference_batch)
+    steps, horizon = recipe.epochs * recipe.steps_per_epoch(), 1 / (1 - decay)
+    untrained = math.exp(-steps / horizon)
+    if untrained <= UNTRAINED_SHARE:
+        return []
+    return [
+        f"the EMA's horizon of {horizon:,.0f} steps is long for {steps:,} steps: {untrained:.1%} of its weights will be "
+        "the initial ones; set --ema.horizon=auto"
+    ]
 
 
 def recipe_arch(recipe: Recipe) -> Arch:
@@ -74,7 +135,7 @@ def build_policy(recipe: Recipe) -> AugmentPolicy:
 def build_mixer(recipe: Recipe) -> "Mixer | None":
     """The recipe's mixup and CutMix; None if both are off."""
     a = recipe.augment
-    if a.mixup == 0 and a.cutmix == 0:
+    if not a.mixes:
         return None
     from fastft.augment import Mixer  # loads Numba, which inference does without
 
@@ -99,19 +160,13 @@ def build_schedule(recipe: Recipe, steps_per_epoch: int) -> WarmupCosine:
     )
 
 
-def compile_model(model: nn.Module, choice: str, device: torch.device) -> Any:
-    """The model's forward through torch.compile where asked or, with 'auto', where Triton supports the GPU (8.0 on)."""
-    if choice == "auto":
-        native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        choice = "on" if native and _has_triton() else "off"
-    if choice == "off":
-        return model
+def compile_model(model: nn.Module) -> Any:
+    """The model's forward through torch.compile."""
     torch.compiler.reset()  # the ninth model of a sweep would reach the limit of recompilations and run uncompiled
     prepare_for_compile()
     return torch.compile(model, dynamic=False)  # each image size of a schedule is compiled for itself
 
 
-def _has_triton() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("triton") is not None
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile has a back end for the device: on a GPU it is Triton."""
+    return device.type == "cpu" or find_spec("triton") is not None

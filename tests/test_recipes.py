@@ -283,7 +283,7 @@ def test_a_table_starts_with_commands_that_name_it_and_says_what_is_assumed(swee
     assert re.search(r"patch embedding(, which the logs freeze| is frozen: assumed)", head)
 
 
-def test_costs_and_the_page_of_tables_are_what_the_cost_model_says_now() -> None:
+def test_costs_and_the_page_of_tables_are_up_to_date_with_the_cost_model() -> None:
     stale = runpy.run_path("docs/paper_tables.py")["stale"]()
     assert not stale, "run: python docs/paper_tables.py"
 
@@ -308,7 +308,7 @@ def recipes_by_training() -> dict[str, Recipe]:
     return {run.key: run.recipe for sweep in SWEEPS.values() for run in plan_runs(sweep, (), Path("runs"))}
 
 
-def test_every_row_builds_and_trains_what_it_says() -> None:
+def test_every_row_builds_and_trains() -> None:
     for recipe in recipes_by_training().values():
         build_policy(recipe)
         assert (build_mixer(recipe) is None) == (recipe.augment.mixup == recipe.augment.cutmix == 0)

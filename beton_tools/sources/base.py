@@ -32,7 +32,7 @@ def stamps_of(paths: Iterable[str]) -> np.ndarray:
     for path in paths:
         try:
             status = os.stat(path)  # noqa: PTH116 - creating a Path takes as long as the call itself
-        except OSError:  # reading the file will report the reason
+        except (OSError, ValueError):  # reading the file will report the reason
             stamps.extend((0, 0))
         else:
             stamps.extend((status.st_size, status.st_mtime_ns))

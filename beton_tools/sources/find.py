@@ -1,4 +1,4 @@
-"""Recognise the layout of a data set (class folders, flat folder, tars, parquet) and open it."""
+"""Recognise the layout of a data set (class folders, flat folder, tars, parquet, CSV) and open it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from beton_tools.image_formats import is_image_name
 from beton_tools.sources.base import Source
 from beton_tools.sources.flat import flat_source, val_tar_source
 from beton_tools.sources.folder import class_folders, folder_source, has_images, is_folder
-from beton_tools.sources.parquet import parquet_source
+from beton_tools.sources.parquet import lists_paths, parquet_source
 from beton_tools.sources.side_files import is_present
+from beton_tools.sources.table import is_csv, table_source
 from beton_tools.sources.tars import class_tars_source, members, train_tar_source
 from beton_tools.sources.webdataset import webdataset_source
 from beton_tools.sources.wnids import is_wnid
@@ -33,7 +34,9 @@ SPLITS = tuple(_SPLIT_NAMES)
 def open_source(
     path: str | os.PathLike[str], split: str | None = None, classes: Sequence[str] | None = None
 ) -> Source:
-    """Open the labelled images at `path`: a folder, an archive, or a glob pattern of shards ("shards/train-*.tar").
+    """Open the labelled images at `path`: a folder, an archive, a table, or a pattern of shards ("shards/train-*.tar").
+
+    A CSV or parquet table may list image paths; its split and group columns are not used.
 
     Args:
         split: "train" or "val" of a data set that has both below `path`; None opens `path` itself.
@@ -93,19 +96,29 @@ def _open(root: Path, found: list[Path], classes: Sequence[str] | None) -> Sourc
     try:
         if len(found) == 1 and found[0].is_dir():
             return _open_folder(found[0], classes)
+        if all(map(is_csv, found)):
+            return table_source(found, classes)[0]
         if all(path.suffix == ".parquet" for path in found):
-            return parquet_source(root, found, classes)
+            return _open_parquet(root, found, classes)
         if all(path.suffix == ".tar" for path in found):
             return _open_tars(root, found, classes)
     except OSError as error:
         raise UserError(f"{error.filename or root}: cannot be read ({error.strerror or error})") from error
-    raise UserError(f"{found[0]}: not a folder, .tar or .parquet; unpack it, or convert it to one of these")
+    raise UserError(
+        f"{found[0]}: not a folder, .tar, .parquet or .csv; unpack it, or convert it to one of these"
+    )
+
+
+def _open_parquet(root: Path, files: list[Path], classes: Sequence[str] | None) -> Source:
+    if lists_paths(files[0]):
+        return table_source(files, classes)[0]
+    return parquet_source(root, files, classes)
 
 
 def _open_folder(folder: Path, classes: Sequence[str] | None) -> Source:
     with os.scandir(folder) as entries:
         files = sorted(e.name for e in entries if not is_folder(e) and not e.name.startswith("."))
-    for suffix, opener in ((".parquet", parquet_source), (".tar", _open_tars)):
+    for suffix, opener in ((".parquet", _open_parquet), (".tar", _open_tars)):
         shards = [folder / name for name in files if name.endswith(suffix)]
         if shards:
             _check_no_class_folders(folder, shards)

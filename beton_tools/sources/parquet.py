@@ -19,6 +19,7 @@ from beton_tools.errors import UserError
 from beton_tools.format import MAX_CLASSES
 from beton_tools.names import Names
 from beton_tools.sources.base import Source, Stamp, stamp_of
+from beton_tools.sources.table import LABEL_COLUMNS, PATH_COLUMNS, find_column, read_schema, sort_labels
 from beton_tools.sources.wnids import class_names_of
 from beton_tools.user_files import open_regular, open_user_file
 
@@ -102,7 +103,7 @@ class _Index:
     stamp: Stamp
     image_column: str
     class_names: list[str] | None
-    labels: np.ndarray
+    labels: np.ndarray | list[str]  # class numbers, or class names
     names: list[str]
     group_rows: list[int]
 
@@ -119,8 +120,8 @@ def parquet_source(root: Path, files: Sequence[Path], classes: Sequence[str] | N
         raise UserError(
             f"{root}: the image column is named {' and '.join(columns)}; give files of one data set"
         )
-    labels = np.concatenate([index.labels for index in indices])
-    class_list = classes or next((i.class_names for i in indices if i.class_names), None)
+    labels, class_list = _number_labels(root, [index.labels for index in indices], classes)
+    class_list = class_list or next((i.class_names for i in indices if i.class_names), None)
     final = _check_labels(root, labels, class_list)
     groups = [(f, g, rows) for f, index in enumerate(indices) for g, rows in enumerate(index.group_rows)]
     table = np.array(groups, np.int64).reshape(-1, 3)
@@ -138,6 +139,37 @@ def parquet_source(root: Path, files: Sequence[Path], classes: Sequence[str] | N
         table[:, 0],
         table[:, 1],
     )
+
+
+def lists_paths(path: Path) -> bool:
+    """Whether a parquet file holds no images but has a column with their paths.
+
+    Raises:
+        UserError: it cannot be read as parquet.
+    """
+    schema = read_schema(path)
+    name = find_column(schema.names, PATH_COLUMNS)
+    images = any(_holds_image(field.type) for field in schema)
+    return name is not None and not images and _is_text(schema.field(name).type)
+
+
+def _number_labels(
+    root: Path, labels: Sequence[np.ndarray | list[str]], classes: Sequence[str] | None
+) -> tuple[np.ndarray, Sequence[str] | None]:
+    """(class numbers of all files, class list); names of classes are numbered in sorted order, or as in `classes`."""
+    numbers = [part for part in labels if isinstance(part, np.ndarray)]
+    if len(numbers) == len(labels):
+        return np.concatenate(numbers), classes
+    texts = [str(label) for part in labels for label in part]
+    found = sort_labels(set(texts))
+    classes = found if classes is None else list(classes)
+    position = {name: label for label, name in enumerate(classes)}
+    unknown = [name for name in found if name not in position]
+    if unknown:
+        raise UserError(
+            f"{root}: label {unknown[0]!r} is not one of the {len(classes)} training classes; correct it"
+        )
+    return np.array([position[text] for text in texts], np.int64), classes
 
 
 def _read_index(path: Path) -> _Index:
@@ -176,16 +208,19 @@ def _first_line(error: Exception) -> str:
 def _columns(path: Path, schema: pa.Schema) -> tuple[str, str]:
     """Names of the image and the label column; the usual names are preferred if several columns qualify."""
     images = [f.name for f in schema if _holds_image(f.type)]
-    labels = [f.name for f in schema if pa.types.is_integer(f.type)]
+    labels = [
+        f.name for f in schema
+        if pa.types.is_integer(f.type) or (_is_text(f.type) and f.name.lower() in LABEL_COLUMNS)
+    ]  # fmt: skip
     for found, usual, what in (
         (images, ("image", "img", "jpg"), "image"),
-        (labels, ("label", "cls"), "label"),
+        (labels, LABEL_COLUMNS, "label"),
     ):
         found.sort(key=lambda name: usual.index(name) if name in usual else len(usual))
         if not found:
             raise UserError(
                 f"{path}: no {what} column among {schema.names}; "
-                "the image column must hold bytes or {bytes, path}, the label column integers"
+                "the image column must hold bytes or {bytes, path}, the label column integers or names"
             )
     return images[0], labels[0]
 
@@ -208,10 +243,12 @@ def _class_names(schema: pa.Schema, label_column: str) -> list[str] | None:
     return [str(name).encode("utf-8", "replace").decode() for name in names]  # JSON may have lone surrogates
 
 
-def _labels(path: Path, file: pq.ParquetFile, column: str) -> np.ndarray:
+def _labels(path: Path, file: pq.ParquetFile, column: str) -> np.ndarray | list[str]:
     values = file.read(columns=[column]).column(0)
     if values.null_count:
         raise UserError(f"{path}: {values.null_count} rows have no {column}; remove them")
+    if _is_text(values.type):
+        return values.to_pylist()
     limits = pc.min_max(values).as_py() if len(values) else {"min": 0, "max": 0}
     if limits["min"] < 0:
         raise UserError(

@@ -81,12 +81,12 @@ def _mix_chains(row, image, mixed, first, second, size, fill, scratch):
 
 
 @njit(cache=True)
-def _two(pair):
+def _as_tuple2(pair):
     return np.int64(pair[0]), np.int64(pair[1])
 
 
 @njit(cache=True)
-def _four(box):
+def _as_tuple4(box):
     return np.int64(box[0]), np.int64(box[1]), np.int64(box[2]), np.int64(box[3])
 
 
@@ -108,10 +108,10 @@ def augment_image(pixels, stride, region, row, finish, scratch, out):
     rest = scratch[at:]
     if rest.size < op_scratch_size(size, size):
         return SCRATCH_TOO_SMALL
-    crop, target, window = _four(row.crop), _two(row.resize), _two(row.window)
+    crop, target, window = _as_tuple4(row.crop), _as_tuple2(row.resize), _as_tuple2(row.window)
     flip, bicubic = row.flip != 0, row.bicubic != 0
     status = resize_region(
-        pixels, stride, _four(region), crop, target, window, flip, bicubic, size, rest, image
+        pixels, stride, _as_tuple4(region), crop, target, window, flip, bicubic, size, rest, image
     )
     if status != OK:
         return status

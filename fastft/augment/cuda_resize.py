@@ -28,86 +28,89 @@ WEIGHTS = 1184  # of a tile's pixels along one axis: the taps of 65,535 pixels, 
 MOST_SHRINK = (WEIGHTS - 1) // 4  # of a side: bicubic taps are four times as many, and one
 RESIZE_THREADS = (ROW, 4)
 
-# What one thread works out for its block. In shared memory: in registers it would halve the occupancy.
-AXIS, ALONG, ACROSS, REGION_Y, REGION_X, INNER_PITCH, OUTER_PITCH, WIDE, DEEP = range(9)  # of the image
+# Computed by one thread for its block. In shared memory, because in registers it would halve the occupancy.
+AXIS, ALONG, ACROSS, REGION_Y, REGION_X, INNER_PITCH, OUTER_PITCH, MAX_PIXELS, MAX_ROWS = range(
+    9
+)  # of the image
 INNER_BEGIN, OUTER_BEGIN, PIXELS, ROWS, LINE_BEGIN, LINE_END = range(9, 15)  # of the tile
-NOTES = 15
+FIELDS = 15
 
 
 @cuda.jit(device=True)
-def _take_notes(row, size, notes):
+def _image_geometry(row, size, geometry):
     """Order of the passes, byte steps along and across source lines, tap pitches, and the size of a tile."""
     y, x, _, width = source_region(row, size)
     down_first = vertical_first(row.crop[2], row.crop[3], row.resize[0], row.resize[1])
     inner = 0 if down_first else 1
     stride, bicubic = CHANNELS * width, row.bicubic != 0
-    notes[AXIS], notes[REGION_Y], notes[REGION_X] = inner, y, x
-    notes[ALONG], notes[ACROSS] = (stride, CHANNELS) if down_first else (CHANNELS, stride)
-    notes[INNER_PITCH] = tap_pitch(row.crop[2 + inner], row.resize[inner], bicubic)
-    notes[OUTER_PITCH] = tap_pitch(row.crop[3 - inner], row.resize[1 - inner], bicubic)
-    notes[WIDE] = min(cuda.blockDim.x // CHANNELS, WEIGHTS // notes[INNER_PITCH])
-    notes[DEEP] = min(OUTER, WEIGHTS // notes[OUTER_PITCH])
+    geometry[AXIS], geometry[REGION_Y], geometry[REGION_X] = inner, y, x
+    geometry[ALONG], geometry[ACROSS] = (stride, CHANNELS) if down_first else (CHANNELS, stride)
+    geometry[INNER_PITCH] = tap_pitch(row.crop[2 + inner], row.resize[inner], bicubic)
+    geometry[OUTER_PITCH] = tap_pitch(row.crop[3 - inner], row.resize[1 - inner], bicubic)
+    geometry[MAX_PIXELS] = min(cuda.blockDim.x // CHANNELS, WEIGHTS // geometry[INNER_PITCH])
+    geometry[MAX_ROWS] = min(OUTER, WEIGHTS // geometry[OUTER_PITCH])
 
 
 @cuda.jit(device=True)
-def _take_tile(tile, size, notes):
+def _tile_geometry(tile, size, geometry):
     """Begin and number of pixels of tile number `tile` along both axes."""
-    tiles = (size + notes[WIDE] - 1) // notes[WIDE]
-    notes[INNER_BEGIN], notes[OUTER_BEGIN] = tile % tiles * notes[WIDE], tile // tiles * notes[DEEP]
-    notes[PIXELS] = min(notes[WIDE], size - notes[INNER_BEGIN])
-    notes[ROWS] = min(notes[DEEP], size - notes[OUTER_BEGIN])
+    tiles = (size + geometry[MAX_PIXELS] - 1) // geometry[MAX_PIXELS]
+    geometry[INNER_BEGIN] = tile % tiles * geometry[MAX_PIXELS]
+    geometry[OUTER_BEGIN] = tile // tiles * geometry[MAX_ROWS]
+    geometry[PIXELS] = min(geometry[MAX_PIXELS], size - geometry[INNER_BEGIN])
+    geometry[ROWS] = min(geometry[MAX_ROWS], size - geometry[OUTER_BEGIN])
 
 
 @cuda.jit(device=True)
-def _prepare_taps(row, notes, taps):
+def _prepare_taps(row, geometry, taps):
     """Taps of the tile's pixels along both axes; first source pixels count from the region's edge."""
     first, count, weights = taps
     thread = cuda.threadIdx.x + cuda.threadIdx.y * cuda.blockDim.x
     for k in range(thread, 2 * INNER, cuda.blockDim.x * cuda.blockDim.y):
         side, p = k // INNER, k % INNER
-        if p < notes[PIXELS + side]:
-            axis = notes[AXIS] if side == 0 else 1 - notes[AXIS]
+        if p < geometry[PIXELS + side]:
+            axis = geometry[AXIS] if side == 0 else 1 - geometry[AXIS]
             crop, resized = row.crop[2 + axis], row.resize[axis]
-            i = reflect(row.window[axis] + notes[INNER_BEGIN + side] + p, resized)
-            at = p * notes[INNER_PITCH + side]
+            i = reflect(row.window[axis] + geometry[INNER_BEGIN + side] + p, resized)
+            at = p * geometry[INNER_PITCH + side]
             source, number = pixel_taps(i, crop, resized, row.bicubic != 0, weights[side], at)
-            first[side, p] = source - (notes[REGION_Y + axis] - row.crop[axis])
+            first[side, p] = source - (geometry[REGION_Y + axis] - row.crop[axis])
             count[side, p] = number
 
 
 @cuda.jit(device=True)
-def _note_lines(taps, notes):
+def _source_lines(taps, geometry):
     """The source lines under the tile's outer filters."""
     first, count, _ = taps
     begin, end = first[1, 0], first[1, 0] + count[1, 0]
-    for k in range(1, notes[ROWS]):
+    for k in range(1, geometry[ROWS]):
         begin, end = min(begin, first[1, k]), max(end, first[1, k] + count[1, k])
-    notes[LINE_BEGIN], notes[LINE_END] = begin, end
+    geometry[LINE_BEGIN], geometry[LINE_END] = begin, end
 
 
 @cuda.jit(device=True)
-def _first_pass(packed, base, line, lines, notes, taps, middle):
+def _first_pass(packed, base, line, lines, geometry, taps, middle):
     """middle[l, x] = byte x of the tile in source line `line + l`, weighted along the inner axis."""
     first, count, weights = taps
-    x, along = cuda.threadIdx.x, notes[ALONG]
-    if x < CHANNELS * notes[PIXELS]:
+    x, along = cuda.threadIdx.x, geometry[ALONG]
+    if x < CHANNELS * geometry[PIXELS]:
         i, channel = x // CHANNELS, x % CHANNELS
         start = base + first[0, i] * along + channel
         for k in range(cuda.threadIdx.y, lines, cuda.blockDim.y):
-            at = start + (line + k) * notes[ACROSS]
-            number, weight = count[0, i], i * notes[INNER_PITCH]
+            at = start + (line + k) * geometry[ACROSS]
+            number, weight = count[0, i], i * geometry[INNER_PITCH]
             middle[k, x] = weighted_byte(packed, at, along, number, weights[0], weight)
 
 
 @cuda.jit(device=True)
-def _second_pass(middle, line, lines, notes, taps, sums):
-    """Adds the lines' share to the sums of every outer pixel whose filter they lie under."""
+def _second_pass(middle, line, lines, geometry, taps, sums):
+    """Adds the lines to the sums of every outer pixel whose filter covers them."""
     first, count, weights = taps
     x = cuda.threadIdx.x
-    if x < CHANNELS * notes[PIXELS]:
-        for o in range(cuda.threadIdx.y, notes[ROWS], cuda.blockDim.y):
+    if x < CHANNELS * geometry[PIXELS]:
+        for o in range(cuda.threadIdx.y, geometry[ROWS], cuda.blockDim.y):
             begin, end = max(first[1, o], line), min(first[1, o] + count[1, o], line + lines)
-            at = o * notes[OUTER_PITCH] - first[1, o]
+            at = o * geometry[OUTER_PITCH] - first[1, o]
             total = sums[o, x]
             for k in range(begin, end):
                 total += int32(middle[k - line, x]) * weights[1, at + k]
@@ -115,14 +118,14 @@ def _second_pass(middle, line, lines, notes, taps, sums):
 
 
 @cuda.jit(device=True)
-def _store_tile(sums, row, size, notes, image):
-    """Clipped bytes of the tile into the image (flat), mirrored if asked."""
+def _store_tile(sums, row, size, geometry, image):
+    """Clipped bytes of the tile into the image (flat), mirrored where the row says so."""
     x = cuda.threadIdx.x
-    if x < CHANNELS * notes[PIXELS]:
-        i, channel = notes[INNER_BEGIN] + x // CHANNELS, x % CHANNELS
-        for k in range(cuda.threadIdx.y, notes[ROWS], cuda.blockDim.y):
-            o = notes[OUTER_BEGIN] + k
-            line, column = (i, o) if notes[AXIS] == 0 else (o, i)
+    if x < CHANNELS * geometry[PIXELS]:
+        i, channel = geometry[INNER_BEGIN] + x // CHANNELS, x % CHANNELS
+        for k in range(cuda.threadIdx.y, geometry[ROWS], cuda.blockDim.y):
+            o = geometry[OUTER_BEGIN] + k
+            line, column = (i, o) if geometry[AXIS] == 0 else (o, i)
             column = size - 1 - column if row.flip else column
             byte = uint8(min(max(sums[k, x] >> PRECISION_BITS, 0), 255))
             image[(line * size + column) * CHANNELS + channel] = byte
@@ -134,7 +137,7 @@ def resize_kernel(packed, offsets, plan, size, images):
     packed: uint8, region b (geometry.source_region) at offsets[b] (int64). images: (B, size * size * 3) uint8.
     An image that would shrink by more than MOST_SHRINK is not written: its taps do not fit.
     """
-    notes = cuda.shared.array(NOTES, int32)
+    geometry = cuda.shared.array(FIELDS, int32)
     first = cuda.shared.array((2, INNER), int32)  # of inner and outer pixels
     count = cuda.shared.array((2, INNER), int32)
     weights = cuda.shared.array((2, WEIGHTS), int32)
@@ -145,27 +148,31 @@ def resize_kernel(packed, offsets, plan, size, images):
     b = cuda.blockIdx.y
     leader = cuda.threadIdx.x == 0 and cuda.threadIdx.y == 0
     if leader:
-        _take_notes(plan[b], size, notes)
+        _image_geometry(plan[b], size, geometry)
     cuda.syncthreads()
-    if notes[WIDE] == 0 or notes[DEEP] == 0:
+    if geometry[MAX_PIXELS] == 0 or geometry[MAX_ROWS] == 0:
         return
-    tiles = (size + notes[WIDE] - 1) // notes[WIDE] * ((size + notes[DEEP] - 1) // notes[DEEP])
+    tiles = (
+        (size + geometry[MAX_PIXELS] - 1)
+        // geometry[MAX_PIXELS]
+        * ((size + geometry[MAX_ROWS] - 1) // geometry[MAX_ROWS])
+    )
     for tile in range(cuda.blockIdx.x, tiles, cuda.gridDim.x):
         if leader:
-            _take_tile(tile, size, notes)
+            _tile_geometry(tile, size, geometry)
         cuda.syncthreads()
-        _prepare_taps(plan[b], notes, taps)
+        _prepare_taps(plan[b], geometry, taps)
         for k in range(cuda.threadIdx.y, OUTER, cuda.blockDim.y):
             sums[k, cuda.threadIdx.x] = ROUND
         cuda.syncthreads()
         if leader:
-            _note_lines(taps, notes)
+            _source_lines(taps, geometry)
         cuda.syncthreads()
-        for line in range(notes[LINE_BEGIN], notes[LINE_END], LINES):
-            lines = min(LINES, notes[LINE_END] - line)
-            _first_pass(packed, offsets[b], line, lines, notes, taps, middle)
+        for line in range(geometry[LINE_BEGIN], geometry[LINE_END], LINES):
+            lines = min(LINES, geometry[LINE_END] - line)
+            _first_pass(packed, offsets[b], line, lines, geometry, taps, middle)
             cuda.syncthreads()
-            _second_pass(middle, line, lines, notes, taps, sums)
+            _second_pass(middle, line, lines, geometry, taps, sums)
             cuda.syncthreads()
-        _store_tile(sums, plan[b], size, notes, images[b])
+        _store_tile(sums, plan[b], size, geometry, images[b])
         cuda.syncthreads()

@@ -97,11 +97,11 @@ def run_affine(op, argument, source, target, height, width, fill, bicubic, scrat
     matrix = affine_matrix(op, argument, height, width)
     image = Image(source, target, height, width, matrix, fill_row, bicubic)
     if op == ROTATE:
-        _rotate(image, moved, _take_pixels(scratch, at, width))
+        _rotate(image, moved, _allocate_pixels(scratch, at, width))
     elif op in (SHEAR_X, TRANSLATE_X):
-        _move_along_rows(image, moved, _take_bytes(scratch, at, width))
+        _move_along_rows(image, moved, _allocate_bytes(scratch, at, width))
     else:
-        _move_along_columns(image, moved, _take_bytes(scratch, at, width))
+        _move_along_columns(image, moved, _allocate_bytes(scratch, at, width))
 
 
 # -- rows of the output ------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def _pad_row(image, i, target, to):
 
 
 @njit(cache=True)
-def _take_bytes(scratch, at, width):
+def _allocate_bytes(scratch, at, width):
     column, at = take(scratch, at, 24 * width)
     place, at = take(scratch, at, 24 * width)
     offset, at = take(scratch, at, 24 * width)
@@ -304,7 +304,7 @@ UNSURE = np.float32(2.0**-10)
 
 
 @njit(cache=True)
-def _take_pixels(scratch, at, width):
+def _allocate_pixels(scratch, at, width):
     window, at = take(scratch, at, 4 * width)
     tx, at = take(scratch, at, 4 * width)
     ty, at = take(scratch, at, 4 * width)

@@ -168,7 +168,7 @@ def _vertical(pixels, stride, width, size, taps, out):
 
 
 @njit(cache=True)
-def _take_taps(scratch, at, size, pitch):
+def _allocate_taps(scratch, at, size, pitch):
     """Scratch for one axis: (first, count, weights, pitch), and where the rest begins."""
     first, at = take(scratch, at, size * 4)
     count, at = take(scratch, at, size * 4)
@@ -177,7 +177,7 @@ def _take_taps(scratch, at, size, pitch):
 
 
 @njit(cache=True)
-def _needed(region_h: int, region_w: int, size: int, pitch_y: int, pitch_x: int) -> int:
+def _scratch_size(region_h: int, region_w: int, size: int, pitch_y: int, pitch_x: int) -> int:
     """Bytes of scratch, whatever the order of the passes: taps, columns, narrow, first pass, second pass."""
     taps = size * 4 * (pitch_y + pitch_x + 4)
     wide_rows = round_up(max(region_h, size), LANES)
@@ -188,7 +188,7 @@ def _needed(region_h: int, region_w: int, size: int, pitch_y: int, pitch_x: int)
 @njit(cache=True)
 def resize_scratch_size(height: int, width: int, size: int) -> int:
     """Bytes of scratch that do for every crop up to height x width, resized to at least size x size."""
-    return _needed(height, width, size, tap_pitch(height, size, True), tap_pitch(width, size, True))
+    return _scratch_size(height, width, size, tap_pitch(height, size, True), tap_pitch(width, size, True))
 
 
 @njit(cache=True)
@@ -201,10 +201,10 @@ def resize_region(pixels, stride, region, crop, resize, window, flip, bicubic, s
     """
     pitch_y, pitch_x = tap_pitch(crop[2], resize[0], bicubic), tap_pitch(crop[3], resize[1], bicubic)
     rows, width, row_bytes = region[2], region[3], size * 3
-    if _needed(rows, width, size, pitch_y, pitch_x) > scratch.size or out.size < size * row_bytes:
+    if _scratch_size(rows, width, size, pitch_y, pitch_x) > scratch.size or out.size < size * row_bytes:
         return SCRATCH_TOO_SMALL
-    taps_y, at = _take_taps(scratch, 0, size, pitch_y)
-    taps_x, at = _take_taps(scratch, at, size, pitch_x)
+    taps_y, at = _allocate_taps(scratch, 0, size, pitch_y)
+    taps_x, at = _allocate_taps(scratch, at, size, pitch_x)
     top, bottom = axis_taps(crop[2], resize[0], window[0], size, bicubic, region[0] - crop[0], taps_y)
     left, right = axis_taps(crop[3], resize[1], window[1], size, bicubic, region[1] - crop[1], taps_x)
     given = pixels.size >= (rows - 1) * stride + width * 3

@@ -16,11 +16,14 @@ from torch import nn
 from fastft.bench.child import Arm
 from fastft.bench.harness import Contender, Rounds, Trial, alternate, measure, per_second
 from fastft.bench.options import BenchResult, Options
+from fastft.build import can_compile, compile_model
 from fastft.model import Arch, build_classifier
+from fastft.model.attention import BF16_NATIVE
 from fastft.optim import Ema, build_adamw, layer_groups, optimizer_groups, set_lr
 from fastft.train.distributed import World
 from fastft.train.precision import Precision, choose_precision
 from fastft.train.step import Step
+from fastft.train.step_choice import StepChoice
 
 CLASSES, SMOOTHING, LR, LAYER_DECAY, WEIGHT_DECAY, EMA_DECAY = 1000, 0.1, 6e-4, 0.6, 0.05, 0.9998
 HALF = "fastft, lower half frozen"
@@ -107,6 +110,12 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def compiles() -> bool:
+    """Whether steps are compiled: on GPUs that Triton supports."""
+    native = device().type == "cuda" and torch.cuda.get_device_capability() >= BF16_NATIVE
+    return native and can_compile(device())
+
+
 def random_batch(arch: Arch, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     images = torch.randn(batch, 3, arch.image_size, arch.image_size, device=device())
     return images.to(memory_format=torch.channels_last), torch.randint(CLASSES, (batch,), device=device())
@@ -165,20 +174,21 @@ def our_step(
     trainable: int | None,
     *,
     half_residual: str = "auto",
-    attention: str = "auto",
-    compile: str = "auto",
+    choice: StepChoice | None = None,
 ) -> tuple[StepRunner, Precision]:
-    """(step on images and labels, precision); all parameters train, or only the upper `trainable` blocks."""
+    """(step on images and labels, precision); all parameters train, or only the upper `trainable` blocks.
+
+    choice: how the step is computed; None: compiled where timm's is.
+    """
     world = World(0, 1, 0, device())
     precision = choose_precision(dtype, world.device, half_residual)
     torch.manual_seed(0)
     model = build_classifier(arch, CLASSES, trainable_layers=trainable, freeze_conv1=False)
-    model.visual.set_attention_kernel(attention)
     model = model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     groups = layer_groups(model, arch.layers, LAYER_DECAY, WEIGHT_DECAY)
     optimizer = build_adamw(optimizer_groups(model, groups), betas=(0.9, 0.999), eps=1e-8)
     step = Step(model, optimizer, Ema(model, EMA_DECAY), world, precision, label_smoothing=SMOOTHING)
-    step.connect(compile)
+    step.connect(choice or StepChoice("compile" if compiles() else "eager"))
     return StepRunner(step), precision
 
 
@@ -187,11 +197,10 @@ def peer_step(model: nn.Module, dtype: str, optimizer: torch.optim.Optimizer) ->
     import timm.loss
     from timm.utils import ModelEmaV3
 
-    from fastft.build import compile_model
-
     precision = choose_precision(dtype, device())
+    forward = compile_model(model) if compiles() else model
     ema, loss_fn = ModelEmaV3(model, decay=EMA_DECAY), timm.loss.LabelSmoothingCrossEntropy(SMOOTHING)
-    scaler, forward = precision.scaler(), compile_model(model, "auto", device())
+    scaler = precision.scaler()
 
     def run(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with precision.autocast():

@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fastft.config import Recipe
-from fastft.cost.traffic import OpTraffic, count_images, step_traffic
+from fastft.cost.pointwise import count_images
+from fastft.cost.traffic import OpTraffic, step_traffic
 from fastft.phases import find_phases, with_phase
 
 PATHS = {"autocast": "autocast, fp32 residual", "half": "half-precision copy"}

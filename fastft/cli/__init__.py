@@ -35,6 +35,7 @@ with imports_of("fastft"):
         cmd_report,
         cmd_sweep,
         cmd_train,
+        cmd_tune,
     )
     from fastft.cli.arguments import OVERRIDES
     from fastft.train.exceptions import EXIT_REQUEUE, LocalRankError, NonFinite, PeerCrashed, Preempted
@@ -64,6 +65,7 @@ COMMANDS: dict[str, Command] = {
     "preview": cmd_preview,
     "cost": cmd_cost,
     "sweep": cmd_sweep,
+    "tune": cmd_tune,
     "eval": cmd_eval,
     "predict": cmd_predict,
     "export": cmd_export,

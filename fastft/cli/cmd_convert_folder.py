@@ -11,7 +11,7 @@ TAKES_OPTIONS = False
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from fastft.cli.conversion import add_options
 
-    kinds = "one folder per class; or a .tar, a .parquet, a quoted pattern of shards"
+    kinds = "one folder per class; or a .csv, a .parquet, a .tar, a quoted pattern of shards"
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help=kinds)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.beton", help="the file to write")
     labels = "number the classes as in this file; give the training file when converting the validation set"
@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from beton_tools.convert import convert_folder
     from beton_tools.progress_bar import progress
-    from fastft.cli.conversion import hint_when_interrupted, options_of, summary
+    from beton_tools.signals import hint_when_interrupted
+    from fastft.cli.conversion import options_of, summary
 
     with progress(args.out.name) as show, hint_when_interrupted():
         manifest = convert_folder(

@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from beton_tools.convert import convert_imagenet
     from beton_tools.progress_bar import progress
-    from fastft.cli.conversion import hint_when_interrupted, options_of, summary
+    from beton_tools.signals import hint_when_interrupted
+    from fastft.cli.conversion import options_of, summary
 
     with hint_when_interrupted():
         manifests = convert_imagenet(args.data, args.out, options_of(args), progress, args.overwrite)

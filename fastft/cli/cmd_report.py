@@ -44,11 +44,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.source} does not exist; give a run directory or a benchmark file")
     if args.source.is_dir():
         run_, out = load_run(args.source), args.out or args.source / "report.html"
-        mistakes, note = _find_mistakes(run_, args.mistakes)
+        assessment, note = _assess(run_, args.mistakes)
         page = render_run(
             run_,
-            mistakes=mistakes,
-            mistakes_note=note,
+            assessment=assessment,
+            note=note,
             gpus=args.gpus,
             price=args.price,
             against=args.against,
@@ -61,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _find_mistakes(run: Any, when: str) -> Any:
+def _assess(run: Any, when: str) -> Any:
     if when == "never":
         return None, "Left out, as asked (--mistakes=never)."
-    from fastft.inference.run_mistakes import find_run_mistakes
+    from fastft.inference.assessment import assess_run
 
-    return find_run_mistakes(run, insist=when == "always")
+    return assess_run(run, insist=when == "always")

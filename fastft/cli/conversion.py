@@ -1,8 +1,6 @@
 """Arguments and output that `fastft convert folder` and `fastft convert imagenet` share."""
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from beton_tools import console
@@ -64,16 +62,6 @@ def options_of(args: argparse.Namespace) -> WriteOptions:
         shuffle_seed=args.shuffle_seed,
         on_error=args.on_error,
     )
-
-
-@contextmanager
-def hint_when_interrupted() -> Iterator[None]:
-    """Add to an interruption, by Ctrl-C or another signal, that the same command continues the conversion."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        stop.args = ("the same command continues the conversion",)
-        raise
 
 
 def summary(path: Path, manifest: Manifest) -> str:

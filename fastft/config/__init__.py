@@ -4,16 +4,20 @@ fastargs' `@param` decorator is not used: it fills arguments from one global con
 the same time here (sweeps, comparisons), and a `Recipe` that is passed on lets mypy check every option that is read.
 """
 
+from fastft.config.automatic import describe_choice, resolve
+from fastft.config.duration import parse_duration
 from fastft.config.epoch_values import EpochValues, epoch_values
 from fastft.config.load import differences, load_recipe, nearest_option, recipe_from_dict, without_expectation
 from fastft.config.schema import (
     SECTIONS,
+    Choice,
     Recipe,
     count_steps,
     option_fields,
 )
 
 __all__ = [
-    "SECTIONS", "EpochValues", "Recipe", "count_steps", "differences", "epoch_values", "load_recipe",
-    "nearest_option", "option_fields", "recipe_from_dict", "without_expectation",
+    "SECTIONS", "Choice", "EpochValues", "Recipe", "count_steps", "describe_choice", "differences", "epoch_values",
+    "load_recipe", "nearest_option", "option_fields", "parse_duration", "recipe_from_dict", "resolve",
+    "without_expectation",
 ]  # fmt: skip

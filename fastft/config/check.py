@@ -10,7 +10,7 @@ import fastargs
 from fastargs.validation import Checker
 
 from fastft.config.epoch_values import FORM, epoch_values
-from fastft.config.schema import SECTIONS
+from fastft.config.schema import AUTO, SECTIONS
 from fastft.files.yaml_file import one_line
 
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # YAML 1.1
@@ -37,10 +37,11 @@ class OptionChecker(Checker):
         kind = next(a for a in args if a is not type(None))
         self.type: type = typing.get_origin(kind) or kind
         self.low, self.high, self.below = (field.metadata[k] for k in ("low", "high", "below"))
-        self.choices, self.by_epoch = field.metadata["choices"], field.metadata["by_epoch"]
+        self.choices, self.auto = field.metadata["choices"], field.metadata["auto"]
+        self.by_epoch = field.metadata["by_epoch"]
 
     def check(self, value: Any) -> Any:
-        """The value converted to the option's type.
+        """The value converted to the option's type, or `AUTO`.
 
         Raises:
             ValueError, TypeError, KeyError, OverflowError: wrong type, out of range, or none of the choices.
@@ -51,6 +52,8 @@ class OptionChecker(Checker):
             raise ValueError("no value")
         if self.by_epoch and (self.type is str or ":" in str(value)):
             return self._by_epoch(str(value).replace(" ", ""))
+        if self.auto and value == AUTO:
+            return AUTO
         value = self._convert(value)
         if self.choices and value not in self.choices:
             raise ValueError(f"not one of {', '.join(self.choices)}")
@@ -101,7 +104,8 @@ class OptionChecker(Checker):
         kind = TYPE_NAMES[self.by_epoch or self.type] + (f" {bounds}" if bounds else "")
         if self.by_epoch:
             kind = f"{FORM}, each {kind}" if self.type is str else f"{kind}, or {FORM}"
-        return kind + (" or none" if self.optional else "")
+        others = [name for name, accepted in (("none", self.optional), (AUTO, self.auto)) if accepted]
+        return " or ".join([kind, *others])
 
 
 def _whole_number(value: Any) -> int:

@@ -11,9 +11,11 @@ import fastargs
 from fastargs.exceptions import MissingValueError, ValidationError
 
 from beton_tools.errors import UserError
+from fastft.config.automatic import resolve
 from fastft.config.check import fastargs_config, shown
+from fastft.config.duration import parse_duration
 from fastft.config.epoch_values import epoch_values
-from fastft.config.schema import SECTIONS, About, Recipe, option_fields
+from fastft.config.schema import AUTO, SECTIONS, SHARES, About, Recipe, option_fields
 from fastft.files.recipe_file import Layer, read_recipe
 from fastft.files.yaml_file import CONTROL
 
@@ -35,10 +37,10 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     file = read_recipe(reference)
     flags = [_flag_layer(text) for text in overrides]
-    recipe = _validate(file.name, [*file.layers, *flags])
     command_line = Layer(
         "the command line", {key: value for flag in flags for key, value in flag.values.items()}
     )
+    recipe = replace(_validate(file.name, [*file.layers, *flags]), given=frozenset(command_line.values))
     differing = _differs_from_expected(recipe, [*file.layers, command_line])
     return without_expectation(recipe, differing) if differing else recipe
 
@@ -85,19 +87,30 @@ def _flag_layer(text: str) -> Layer:
 
 
 def _validate(name: str, layers: Sequence[Layer]) -> Recipe:
-    written = {key: (value, layer.where) for layer in layers for key, value in layer.values.items()}
-    for key, (_, where) in written.items():
-        if key not in FIELDS:
-            raise UserError(f"{where}: {_unknown(key)}")
+    written: dict[str, tuple[Any, str]] = {}
+    for layer in layers:
+        for key, value in layer.values.items():
+            if key not in FIELDS:
+                raise UserError(f"{layer.where}: {_unknown(key)}")
+            written[key] = value, layer.where
+        for share, option in SHARES.items():  # what is set later wins over the other form of the same option
+            if option in layer.values and share not in layer.values:
+                written.pop(share, None)
+    automatic = set()
     checked: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for key, param in _params().items():
         section, _, option = key.partition(".")
         value, where = written.get(key, (param.default, ""))
         try:
-            checked[section][option] = _convert(key, value)
+            converted = _convert(key, value)
         except ValueError:
             raise UserError(f"{where}: {key} is {shown(value)}; it must be {param.checker.help()}") from None
-    recipe = Recipe(name, **{section: cls(**checked[section]) for section, cls in SECTIONS.items()})
+        if FIELDS[key].metadata["auto"] and converted == AUTO:
+            automatic.add(key)
+            converted = param.default
+        checked[section][option] = converted
+    sections = {section: cls(**checked[section]) for section, cls in SECTIONS.items()}
+    recipe = resolve(Recipe(name, **sections, automatic=frozenset(automatic)))
     _check_together(recipe)
     return recipe
 
@@ -148,6 +161,10 @@ def _check_together(recipe: Recipe) -> None:
     for low, high in (("scale_min", "scale_max"), ("ratio_min", "ratio_max")):
         if getattr(recipe.augment, low) > getattr(recipe.augment, high):
             raise UserError(f"augment.{low} is larger than augment.{high}; swap them")
+    if recipe.train.step != "auto" and recipe.train.compile != "auto":
+        raise UserError("train.compile is the older form of train.step; set --train.compile=auto, or omit it")
+    if recipe.train.stop_after is not None:
+        parse_duration(recipe.train.stop_after, "train.stop_after")
     if recipe.train.eval_weights == "ema" and recipe.ema.decay == 0:
         raise UserError("train.eval_weights is ema, but ema.decay is 0; set train.eval_weights to both")
     _check_by_epoch(recipe)

@@ -22,9 +22,11 @@ from fastft.constants import (
 
 LARGEST_SEED = 2**63 - 1  # random numbers are drawn from it as an int64
 LARGEST_BATCH = 2**20
+MAX_EPOCHS = 100_000
 LARGEST_COUNT = 2**31 - 1  # of steps and epochs between two events
 MINUTES_PER_YEAR = 525_600.0
 FIRST_VERSION = "0.1"
+AUTO = "auto"  # written in the place of a value that follows from the training images
 
 
 def option(
@@ -39,19 +41,21 @@ def option(
     changes_accuracy: bool = True,
     by_epoch: type | None = None,
     since: str = FIRST_VERSION,
+    auto: bool = False,
 ) -> Any:
     """A field of a section.
 
     Args:
         low, high: inclusive limits; `below` is an exclusive upper limit.
         paper: what the paper or its reference code used, where the final recipes do not say it.
+        auto: accepts `auto`, a value that follows from the training images; see `fastft.config.automatic`.
         changes_accuracy: False for options that leave the expected accuracy as it is: files, hardware, logging, the seed.
         by_epoch: int or float for options that may have a value per epoch (`fastft.config.epoch_values`), each of this type.
         since: the version that added the option; see `Recipe.identity`.
     """
     metadata = {
         "help": help, "low": low, "high": high, "below": below, "choices": choices, "paper": paper,
-        "changes_accuracy": changes_accuracy, "by_epoch": by_epoch, "since": since,
+        "changes_accuracy": changes_accuracy, "by_epoch": by_epoch, "since": since, "auto": auto,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -60,16 +64,24 @@ def option(
 class Data:
     """Files, number of images and classes, loader."""
 
-    train: str | None = option(None, "training .beton file", changes_accuracy=False)
+    train: str | None = option(
+        None, "training images: a .beton file, a folder with a folder per class, or a CSV or parquet table",
+        changes_accuracy=False,
+    )  # fmt: skip
     val: str | None = option(
-        None, "validation .beton file; without it nothing is evaluated", changes_accuracy=False
+        None,
+        "validation images, as data.train; without them a .beton is not evaluated, other images are split",
+        changes_accuracy=False,
     )
     train_size: int = option(
         IMAGENET_TRAIN_SIZE,
         "number of training images, for explain and cost; a training file that exists overrides it",
         low=1, high=2**40,
     )  # fmt: skip
-    num_classes: int = option(1000, "number of classes, outputs of the head", low=2, high=1_000_000)
+    num_classes: int = option(
+        1000, "number of classes, outputs of the head; the class names of a training file override a recipe's",
+        low=2, high=1_000_000, auto=True,
+    )  # fmt: skip
     workers: int = option(
         0, "decode and augmentation threads per process; 0: this process's share of the cores",
         low=0, high=4096, changes_accuracy=False,
@@ -110,6 +122,10 @@ class Model:
         0.0, "share of the patch tokens that is dropped during training; by epoch: 0:0.35,27:0",
         low=0, high=0.95, by_epoch=float,
     )  # fmt: skip
+    head_init: str = option(
+        "small", "small: random weights times head_init_scale; probe: ridge regression on the frozen tower's features",
+        choices=("small", "probe"), paper="small", since="0.3.0",
+    )  # fmt: skip
     head_init_scale: float = option(0.001, "factor on the initial weight and bias of the head", low=0)
 
 
@@ -122,7 +138,7 @@ class Augment:
     )
     crop: str = option("rrc", "rrc: random resized crop, src: simple resize crop (DeiT III)", choices=CROPS)
     scale_min: float = option(
-        0.08, "lower bound of the crop's area, as a share of the image", low=1e-4, high=1
+        0.08, "lower bound of the crop's area, as a share of the image", low=1e-4, high=1, auto=True
     )
     scale_max: float = option(
         1.0, "upper bound of the crop's area, as a share of the image", low=1e-4, high=1
@@ -133,7 +149,7 @@ class Augment:
         "bicubic", "interpolation of the crop and of geometric operations", choices=INTERPOLATIONS
     )
     hflip: float = option(0.5, "probability of a horizontal flip", low=0, high=1)
-    erase_prob: float = option(0.25, "probability of random erasing", low=0, high=1)
+    erase_prob: float = option(0.25, "probability of random erasing", low=0, high=1, auto=True)
     erase_mode: str = option(
         "pixel", "erase with zeros, with one random colour, or with noise per pixel",
         choices=ERASE_MODES,
@@ -154,16 +170,26 @@ class Augment:
         CLIP_STD, "per-channel standard deviation of pixel values in 0..1, for normalisation"
     )
 
+    @property
+    def mixes(self) -> bool:
+        """Whether mixup or CutMix is on."""
+        return self.mixup > 0 or self.cutmix > 0
+
 
 @dataclass(frozen=True)
 class Optim:
     """AdamW, batch size and loss."""
 
-    batch_size: int = option(2048, "images per optimiser step, over all processes", low=1, high=LARGEST_BATCH)
-    lr: float = option(6e-4, "peak learning rate of the head; it is not scaled with the batch size", low=0)
-    layer_decay: float = option(
-        0.6, "factor on the learning rate from each layer to the one below; 1: no decay", low=1e-3, high=1
+    batch_size: int = option(
+        2048, "images per optimiser step, over all processes", low=1, high=LARGEST_BATCH, auto=True
     )
+    lr: float = option(
+        6e-4, "peak learning rate of the head; a number is not scaled with the batch size", low=0, auto=True
+    )
+    layer_decay: float = option(
+        0.6, "factor on the learning rate from each layer to the one below; 1: no decay",
+        low=1e-3, high=1, auto=True,
+    )  # fmt: skip
     weight_decay: float = option(
         0.05,
         "AdamW weight decay; 1-D tensors, position embeddings and biases and the class token are exempt",
@@ -180,11 +206,15 @@ class Optim:
 class Schedule:
     """Number of epochs, warm-up and cosine."""
 
-    epochs: int = option(50, "number of epochs of the schedule", low=1, high=100_000)
+    epochs: int = option(50, "number of epochs of the schedule", low=1, high=MAX_EPOCHS, auto=True)
     warmup_epochs: float = option(10.0, "epochs of linear warm-up from 0", low=0)
+    warmup: float | None = option(
+        None, "warm-up as a share of the schedule's steps, sets schedule.warmup_epochs; none: warmup_epochs is given",
+        low=0, below=1, since="0.3.0", auto=True,
+    )  # fmt: skip
     min_lr: float = option(1e-6, "learning rate of the head at the end of the cosine", low=0)
     stop_epoch: int | None = option(
-        None, "stop after this many epochs; the schedule keeps its length", low=1, high=100_000
+        None, "stop after this many epochs; the schedule keeps its length", low=1, high=MAX_EPOCHS
     )
     sizes: str | None = option(
         None,
@@ -205,6 +235,10 @@ class Ema:
         2048,
         "batch size that the decay is given for; it is converted to optim.batch_size",
         low=1, high=LARGEST_BATCH,
+    )  # fmt: skip
+    horizon: float | None = option(
+        None, "horizon, 1 / (1 - decay) steps, as a share of the schedule's steps, sets ema.decay; none: decay is given",
+        low=0, high=1, since="0.3.0", auto=True,
     )  # fmt: skip
 
 
@@ -234,13 +268,23 @@ class Train:
         0, "images per forward pass and process; 0: as many as fit", low=0, high=LARGEST_BATCH,
         changes_accuracy=False,
     )  # fmt: skip
+    step: str = option(
+        "auto",
+        "how a step is computed: eagerly, by torch.compile or as a CUDA graph; measure: the fastest here; auto: measure on a "
+        "GPU, unless it was measured before, and eager on a CPU",
+        choices=("auto", "measure", "eager", "compile", "graph"), changes_accuracy=False, since="0.3.0",
+    )  # fmt: skip
     compile: str = option(
-        "auto", "torch.compile; auto: where Triton supports the GPU", choices=("auto", "on", "off"),
+        "auto", "older form of train.step: on is compile, off is eager", choices=("auto", "on", "off"),
         changes_accuracy=False,
     )  # fmt: skip
     grad_checkpointing: bool = option(
         False, "recompute activations in the backward pass: less memory, a third more FLOPs",
         changes_accuracy=False,
+    )  # fmt: skip
+    stop_after: str | None = option(
+        None, "stop with a checkpoint after the first step or evaluation that ends after this time, such as 45m or 2h",
+        changes_accuracy=False, since="0.3.0",
     )  # fmt: skip
     timeout_minutes: float = option(
         10.0, "minutes without an answer from another process after which the run ends",
@@ -297,9 +341,28 @@ SECTIONS: dict[str, type] = {
 }  # fmt: skip
 
 
+# a share of the schedule's steps, and the option that it sets
+SHARES = {"schedule.warmup": "schedule.warmup_epochs", "ema.horizon": "ema.decay"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The value of an option that followed from the training images, and the reason."""
+
+    option: str
+    value: Any
+    reason: str
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """A validated recipe; `name` is the file's stem, or the name of a table's row."""
+    """A validated recipe; `name` is the file's stem, or the name of a table's row.
+
+    Attributes:
+        automatic: options that are `auto`; they hold the values for `data.train_size` images.
+        given: options that the command line set.
+        choices: the values of the automatic options that are known, with their reasons.
+    """
 
     name: str
     data: Data
@@ -310,6 +373,9 @@ class Recipe:
     ema: Ema
     train: Train
     about: About
+    automatic: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
+    given: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
+    choices: tuple[Choice, ...] = dataclasses.field(default=(), compare=False)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """Section -> option -> value."""
@@ -331,6 +397,12 @@ class Recipe:
             for key, value in self.flat().items()
             if fields[key].metadata["since"] == FIRST_VERSION or value != fields[key].default
         }
+
+    def with_option(self, option: str, value: Any) -> "Recipe":
+        """The recipe with another value of `section.option`."""
+        section, _, key = option.partition(".")
+        changed = dataclasses.replace(getattr(self, section), **{key: value})
+        return dataclasses.replace(self, **{section: changed})
 
     @property
     def epochs(self) -> int:

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 from fastft.build import recipe_arch
 from fastft.config import Recipe
-from fastft.cost.traffic import count_images, step_traffic
+from fastft.cost.pointwise import pointwise_bytes
 from fastft.cost.work import count_parameters, recipe_flops
 from fastft.machine.gpus import Gpu
 from fastft.model import Arch, count_frozen_blocks
@@ -93,7 +92,7 @@ def step_bytes(recipe: Recipe, gpu: Gpu, gpus: int) -> float:
     """Traffic per image of a recipe of one phase: pointwise, attention, and the update's share."""
     arch = recipe_arch(recipe)
     update = UPDATE_BYTES * trained_parameters(recipe, arch) * gpus / recipe.optim.batch_size
-    return _pointwise_bytes(recipe, _path(gpu)) + attention_bytes(recipe, arch) + update
+    return pointwise_bytes(recipe, _path(gpu)) + attention_bytes(recipe, arch) + update
 
 
 def attention_bytes(recipe: Recipe, arch: Arch) -> float:
@@ -109,11 +108,6 @@ def trained_parameters(recipe: Recipe, arch: Arch) -> float:
     frozen = count_frozen_blocks(arch.layers, recipe.model.trainable_layers)
     block = arch.width * (4 * arch.width + 2 * arch.mlp_width)
     return count_parameters(arch, recipe.data.num_classes) - frozen * block
-
-
-@lru_cache(maxsize=256)
-def _pointwise_bytes(recipe: Recipe, path: str) -> float:
-    return sum(op.bytes for op in step_traffic(recipe, path)) / count_images(recipe)
 
 
 def _path(gpu: Gpu) -> str:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
-from fastft.build import recipe_arch, with_train_size
+from fastft.build import recipe_arch, with_training_file
 from fastft.config import Recipe, load_recipe
 from fastft.cost.work import recipe_work
+from fastft.photos.paths import needs_conversion
 
 
 def load_priceable(reference: str | Path, overrides: Sequence[str]) -> Recipe:
@@ -25,8 +26,16 @@ def load_priceable(reference: str | Path, overrides: Sequence[str]) -> Recipe:
 
 
 def count_images(recipe: Recipe) -> Recipe:
-    """The recipe with as many training images as its file has, if the file exists."""
+    """The recipe with as many training images and classes as its training data has, if they exist.
+
+    Raises:
+        UserError: photographs that cannot be used.
+    """
     file = recipe.data.train
+    if needs_conversion(file) and Path(str(file)).expanduser().exists():
+        from fastft.photos.prepare import count_photos  # loads the image libraries
+
+        return count_photos(recipe)
     if file is None or not Path(file).is_file():
         return recipe
-    return with_train_size(recipe, Beton.open(file).num_samples)
+    return with_training_file(recipe, Beton.open(file))

@@ -21,9 +21,9 @@ from torch.utils._pytree import tree_leaves
 
 from fastft.build import build_model
 from fastft.config import Recipe
+from fastft.cost.pointwise import count_images
 from fastft.optim import HalfCopy
 
-IMAGES = 256  # of a step, where the recipe leaves the micro-batch open
 # autocast does nothing on meta tensors: fake tensors claim to be on the CPU, where it casts the same operations of a
 # tower as on a GPU
 DEVICE = "cpu"
@@ -58,11 +58,6 @@ class OpTraffic:
     bytes: int
 
 
-def count_images(recipe: Recipe) -> int:
-    """Images of a forward pass: the recipe's micro-batch, or IMAGES where it is 'as many as fit'."""
-    return recipe.train.micro_batch or IMAGES
-
-
 def step_traffic(recipe: Recipe, path: str) -> list[OpTraffic]:
     """Traffic of one micro-batch in the 'autocast' or the 'half' path, the most bytes first.
 
@@ -86,7 +81,7 @@ def _fake_batch(recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Images in half precision, as the loader delivers them, and labels or, with mixup, target distributions."""
     images, size = count_images(recipe), recipe.model.image_size
     pixels = torch.empty(images, 3, size, size, dtype=HALF, device=DEVICE)
-    mixed = recipe.augment.mixup > 0 or recipe.augment.cutmix > 0
+    mixed = recipe.augment.mixes
     shape, dtype = ((images, recipe.data.num_classes), torch.float32) if mixed else ((images,), torch.int64)
     return pixels.contiguous(memory_format=torch.channels_last), torch.empty(
         shape, dtype=dtype, device=DEVICE

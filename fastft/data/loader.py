@@ -1,8 +1,9 @@
 """Loaders of training and evaluation batches from a `.beton` file.
 
-with TrainLoader("train.beton", parse_policy("3aug"), Output(224), batch_size=256) as loader:
-    for batch in loader.epoch(0):
-        model(batch.images), batch.labels
+with TrainLoader("train.beton", "3aug", 224, batch_size=256) as loader:
+    for epoch in range(50):
+        for batch in loader:
+            model(batch.images), batch.labels
 """
 
 import os
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,11 +20,12 @@ import numba
 import numpy as np
 import torch
 
+from beton_tools.cgroup import usable_cpus
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
 from beton_tools.manifest import Manifest
 from fastft.augment.draw import draw_plan, eval_plan
-from fastft.augment.policies import AugmentPolicy
+from fastft.augment.policies import AugmentPolicy, parse_policy
 from fastft.data.classes import read_class_names
 from fastft.data.engine import Engine
 from fastft.data.order import BatchLayout, Shard, epoch_order, eval_share
@@ -61,8 +64,8 @@ class _BetonLoader:
     def __init__(
         self,
         path: str | Path,
-        policy: AugmentPolicy,
-        output: Output,
+        policy: AugmentPolicy | str,
+        output: Output | int,
         *,
         batch: int,
         workers: int | None,
@@ -72,7 +75,9 @@ class _BetonLoader:
         for name, value in (("batch", batch), ("workers", workers), ("batches_ahead", batches_ahead)):
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: give 1 or more")
-        self.beton, self.policy, self.output, self.batch = Beton.open(path), policy, output, batch
+        self.policy = parse_policy(policy) if isinstance(policy, str) else policy
+        self.output = Output(output) if isinstance(output, int) else output
+        self.beton, self.batch = Beton.open(path), batch
         self.workers = min(workers or default_workers(), numba.config.NUMBA_NUM_THREADS)
         manifest = _read_manifest(self.beton)
         self.class_names = read_class_names(self.beton, manifest)
@@ -81,6 +86,7 @@ class _BetonLoader:
         if manifest is not None:
             self.content["checksum"] = manifest.checksum
         self.num_classes = len(self.class_names)
+        self.class_counts: list[int] = np.bincount(self.beton.labels, minlength=self.num_classes).tolist()
         self.closed = False
         self.wait_seconds = 0.0  # that the consumer waited for batches; may be reset to 0
         self.batches_ahead, self.on_wait = batches_ahead, on_wait
@@ -140,14 +146,23 @@ class _BetonLoader:
 class TrainLoader(_BetonLoader):
     """Micro-batches of augmented images in a seeded order; the same images at any world size and number of workers.
 
-    path: a `.beton` file, of `fastft convert` or of FFCV. batch_size: of one optimiser step, over all processes.
-    micro_batch: images per batch that is delivered (default: this process's share of batch_size); batch_size must be
-    divisible by world_size * micro_batch. workers: threads (default: as many as cores, divided among the processes of
-    this machine). batches_ahead: batches that are prepared in advance. on_wait: called about ten times a second while a
-    batch is waited for; what it raises ends the pass. subset: indices of the samples to train on
-    (default: all).
+    Each iteration is one epoch: the first of epoch 0, the next of epoch 1. `state_dict` holds the position, also in the
+    middle of an epoch; a loader that loads it continues with the next micro-batch. A sample that cannot be decoded raises
+    `SampleError` in the loop that iterates.
 
-    A sample that cannot be decoded raises `SampleError` in the loop that iterates.
+    Args:
+        path: a `.beton` file, written by `fastft convert` or by FFCV.
+        policy: augmentation, also as a string such as "rand-m9-mstd0.5-inc1", "3aug" or "none" (see `parse_policy`).
+        output: size, device and dtype of the images; a number is the size in pixels, for float32 on the CPU.
+        batch_size: images of one optimiser step, over all processes.
+        micro_batch: images per delivered batch (default: this process's share of `batch_size`); `batch_size` must be
+            divisible by world_size * micro_batch.
+        seed: of the order and of all random choices.
+        shard: rank and world size of this process.
+        subset: int64 (n,), indices of the samples to train on (default: all).
+        workers: threads (default: as many as CPUs, divided among the processes of this machine).
+        batches_ahead: batches that are prepared in advance.
+        on_wait: called about ten times a second while a batch is waited for; what it raises ends the pass.
 
     Raises:
         UserError: the file is not a complete `.beton`, or an argument does not fit it.
@@ -156,8 +171,8 @@ class TrainLoader(_BetonLoader):
     def __init__(
         self,
         path: str | Path,
-        policy: AugmentPolicy,
-        output: Output,
+        policy: AugmentPolicy | str,
+        output: Output | int,
         *,
         batch_size: int,
         micro_batch: int | None = None,
@@ -184,6 +199,8 @@ class TrainLoader(_BetonLoader):
         self.num_samples = len(self.subset)
         self.layout = BatchLayout(self.num_samples, batch_size, micro_batch, shard)
         self.steps_per_epoch = self.layout.steps
+        self._per_step = self.layout.rank_batch // micro_batch
+        self._next = self._position = (0, 0)  # epoch, micro-batches delivered
         self._allocate()
 
     def resize(self, size: int, micro_batch: int) -> None:
@@ -220,6 +237,54 @@ class TrainLoader(_BetonLoader):
         locate = partial(self.layout.locate, start_step=start_step)
         return self._batches(self.layout.rank_order(order, start_step), draw, locate)
 
+    def __len__(self) -> int:
+        """Micro-batches of this process in an epoch."""
+        return self.steps_per_epoch * self._per_step
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The micro-batches of the next epoch, or of the rest of an epoch after `load_state_dict`."""
+        epoch, done = self._next
+        self._next, self._position = (epoch + 1, 0), (epoch, done)
+        for batch in islice(self.epoch(epoch, done // self._per_step), done % self._per_step, None):
+            done += 1
+            self._position = (epoch, done) if done < len(self) else (epoch + 1, 0)
+            yield batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration is this epoch, from its start."""
+        self._next = self._position = (epoch, 0)
+
+    def state_dict(self) -> dict[str, int]:
+        """The position behind the micro-batch that was delivered last, for `load_state_dict`."""
+        epoch, done = self._position
+        step, inner = divmod(done, self._per_step)
+        return {"epoch": epoch, "step": step, "micro_batch_of_step": inner} | self._state_of_layout()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue where the loader was that returned `state`, also one of another world size.
+
+        Raises:
+            UserError: the state is of another file, seed or batch size, or lies within a step that is divided differently.
+        """
+        own = self._state_of_layout()
+        layout = () if state["micro_batch_of_step"] == 0 else ("world_size", "micro_batch")
+        for name in ("seed", "num_samples", "batch_size", *layout):
+            if state[name] != own[name]:
+                raise UserError(
+                    f"the loader's state was saved with {name} {state[name]}, this loader has {own[name]}"
+                )
+        done = state["step"] * self._per_step + state["micro_batch_of_step"]
+        self._next = self._position = (state["epoch"], done)
+
+    def _state_of_layout(self) -> dict[str, int]:
+        return {
+            "seed": self.seed,
+            "num_samples": self.num_samples,
+            "batch_size": self.layout.batch_size,
+            "world_size": self.layout.shard.world_size,
+            "micro_batch": self.batch,
+        }
+
 
 class EvalLoader(_BetonLoader):
     """Batches for evaluation: every sample exactly once at any world size, in the order of the file.
@@ -233,8 +298,8 @@ class EvalLoader(_BetonLoader):
     def __init__(
         self,
         path: str | Path,
-        policy: AugmentPolicy,
-        output: Output,
+        policy: AugmentPolicy | str,
+        output: Output | int,
         *,
         batch_size: int,
         crop_pct: float = 1.0,
@@ -244,7 +309,8 @@ class EvalLoader(_BetonLoader):
         batches_ahead: int = 2,
         on_wait: Callable[[], None] = lambda: None,
     ) -> None:
-        policy = AugmentPolicy("none", mean=policy.mean, std=policy.std)
+        colours = parse_policy(policy) if isinstance(policy, str) else policy
+        policy = AugmentPolicy("none", mean=colours.mean, std=colours.std)
         super().__init__(
             path,
             policy,
@@ -259,6 +325,10 @@ class EvalLoader(_BetonLoader):
         self.share, self.first = eval_share(indices, shard)
         self._allocate()
 
+    def __len__(self) -> int:
+        """Batches of this process."""
+        return -(-len(self.share) // self.batch)
+
     def __iter__(self) -> Iterator[Batch]:
         def draw(ids: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
             return eval_plan(ids, heights, widths, self.output.size, self.crop_pct)
@@ -267,8 +337,8 @@ class EvalLoader(_BetonLoader):
 
 
 def default_workers() -> int:
-    """Cores that this process may use, divided among the processes of this machine (torchrun's LOCAL_WORLD_SIZE)."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """CPUs that this process may use, divided among the processes of this machine (torchrun's LOCAL_WORLD_SIZE)."""
+    return max(1, usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _new_stage(

@@ -1,5 +1,6 @@
 """`fastft explain`: what a recipe will do and cost, from the recipe alone, without data, weights or GPU."""
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -8,8 +9,8 @@ from rich.table import Table
 
 from beton_tools.errors import UserError
 from fastft.augment import describe_policy
-from fastft.build import build_model, build_policy, build_schedule, recipe_arch
-from fastft.config import Recipe
+from fastft.build import build_model, build_policy, build_schedule, recipe_arch, recipe_warnings
+from fastft.config import Recipe, describe_choice
 from fastft.cost.model import predict
 from fastft.cost.recipes import count_images
 from fastft.cost.work import phase_flops, recipe_flops, recipe_work
@@ -25,8 +26,9 @@ MFU_TITLES = {"published": "published ViT", "roofline": "roofline", "reference":
 def explain(recipe: Recipe, at_step: int | None = None) -> dict[str, Any]:
     """The resolved recipe, as plain values for JSON.
 
-    Keys: recipe, groups, schedule (steps_per_epoch, total_steps, lr_by_epoch, lr_at_step), phases, augment, cost,
-    expected_top1 (None without an expectation), expectation (in words, or why there is none).
+    Keys: recipe, choices (option, value, reason of every `auto` option), warnings, groups, schedule (steps_per_epoch,
+    total_steps, lr_by_epoch, lr_at_step), phases, augment, cost, expected_top1 (None without an expectation), expectation (in
+    words, or why there is none).
 
     Raises:
         UserError: unknown architecture or one that the image size does not fit, fewer images than one batch, or no such step.
@@ -42,6 +44,8 @@ def explain(recipe: Recipe, at_step: int | None = None) -> dict[str, Any]:
     schedule = build_schedule(recipe, recipe.steps_per_epoch())
     return {
         "recipe": {"name": recipe.name, **recipe.as_dict()},
+        "choices": [asdict(choice) for choice in recipe.choices],
+        "warnings": recipe_warnings(recipe),
         "groups": [_group(g, schedule, at_step) for g in groups],
         "trainable_parameters": sum(g.parameters for g in groups),
         "schedule": _schedule(recipe, schedule, groups, at_step),
@@ -120,6 +124,7 @@ def print_explanation(values: dict[str, Any], console: Console) -> None:
     for section in (s for s in recipe if s not in ("name", "about")):
         shown = ", ".join(f"{k} {_short(v)}" for k, v in recipe[section].items())
         console.print(f"[bold]{section:<9}[/] {shown}", highlight=False)
+    _print_choices(values, console)
     console.print(_groups_table(values))
     console.print("[bold]augment[/]   " + "; ".join(values["augment"]), highlight=False)
     lrs = schedule["lr_by_epoch"]
@@ -139,6 +144,13 @@ def _phase(phase: dict[str, Any]) -> str:
     dropped = f", {phase['patch_dropout']:.0%} of the patches dropped" if phase["patch_dropout"] else ""
     flops = f"{phase['train_flops_per_image'] / 1e9:.1f} GFLOP per image"
     return f"epochs {phase['first_epoch']}-{last} {phase['image_size']} px{dropped}, {flops}"
+
+
+def _print_choices(values: dict[str, Any], console: Console) -> None:
+    for choice in values["choices"]:
+        console.print(describe_choice(**choice), highlight=False, markup=False)
+    for warning in values["warnings"]:
+        console.print(f"warning: {warning}", highlight=False, markup=False)
 
 
 def _groups_table(values: dict[str, Any]) -> Table:

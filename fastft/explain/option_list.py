@@ -74,7 +74,8 @@ def options_page() -> str:
 
 def _page_row(option: OptionInfo) -> str:
     cells = (f"`{option.name}`", option.default, option.limits, option.meaning, option.paper or "")
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    escaped = (cell.replace("|", "\\|").replace("[", "\\[") for cell in cells)  # [...] would be a link
+    return "| " + " | ".join(escaped) + " |"
 
 
 def _describe(name: str) -> OptionInfo:

@@ -67,9 +67,8 @@ def _metrics(trained: Trained) -> str:
     for kind, name in (("ema", "EMA"), ("raw", "raw")):
         if kind in best:
             s = best[kind]
-            rows.append(
-                f"| {name} | {s['top1']:.3f} | {s['top5']:.3f} | {s['loss']:.4f} | {s['samples']:,} |"
-            )
+            top5 = f"{s['top5']:.3f}" if "top5" in s else "-"  # of more than 5 classes
+            rows.append(f"| {name} | {s['top1']:.3f} | {top5} | {s['loss']:.4f} | {s['samples']:,} |")
     top1 = headline_top1(flatten(best))
     chosen = (
         f"Epoch {best['epoch']} (from 0), the best of the run by its own validation images: {top1:.3f} %."

@@ -10,6 +10,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path to write to; it is renamed to `path` at the end, or removed after an error."""
     # the suffix stays, because libraries choose a format by it
     partial = path.with_name(f".partial-{path.name}")
+    partial.unlink(missing_ok=True)  # left by a killed process; anything but a regular file could block
     try:
         yield partial
         partial.replace(path)

@@ -7,20 +7,32 @@ from typing import Any
 # without "raw" if train.eval_weights is ema
 Evaluation = Mapping[str, Any]
 WEIGHTS = {"raw": "raw", "ema": "EMA"}  # and their names in logs
+TOP1, BALANCED_ACCURACY = "top1", "balanced_accuracy"
 
 
-def flatten(evaluation: Evaluation) -> dict[str, float]:
-    """The scores as an 'eval' line of metrics.jsonl names them: raw_top1, ema_top1, ..."""
-    return {
+def flatten(evaluation: Evaluation) -> dict[str, Any]:
+    """The scores as an 'eval' line of metrics.jsonl names them: raw_top1, ema_top1, ...; and `best_by` if it is there."""
+    scores = {
         f"{weights}_{name}": value
         for weights in WEIGHTS
         for name, value in evaluation.get(weights, {}).items()
     }
+    return scores | {key: evaluation[key] for key in ("best_by",) if key in evaluation}
 
 
 def headline_top1(line: Mapping[str, Any]) -> float:
-    """Top-1 of an 'eval' line: of the EMA weights if there are any, as in the paper, else of the raw weights.
+    """Top-1 of an 'eval' line: of the EMA weights if there are any, as in the paper, else of the raw weights."""
+    return _headline(line, TOP1)
 
-    The best epoch is the first with the largest value.
+
+def selection_score(line: Mapping[str, Any]) -> float:
+    """The score of an 'eval' line that the best epoch is the first to have the largest value of.
+
+    Top-1, or what `best_by` names: balanced accuracy if the training classes are of very different sizes.
     """
-    return float(line["ema_top1" if "ema_top1" in line else "raw_top1"])
+    return _headline(line, line.get("best_by", TOP1))
+
+
+def _headline(line: Mapping[str, Any], name: str) -> float:
+    averaged = f"ema_{name}"
+    return float(line[averaged if averaged in line else f"raw_{name}"])

@@ -1,7 +1,7 @@
-"""The run directory: its lock, recipe.yaml, metrics.jsonl and result.json, written and read, also during a run."""
+"""The run directory: its lock, recipe.yaml, choices.json, metrics.jsonl and result.json, written and read, also during a run."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -30,8 +30,10 @@ LINES = {
     "checkpoint": {"step": NUMBER, "seconds": NUMBER},
     "split": {"step": NUMBER, "seconds": NUMBERS_BY_NAME},
     "start": {"world_size": NUMBER},
+    "baseline": {"step": NUMBER, "images": NUMBER},
 }  # fmt: skip
 OPTIONAL = ("split", "world_size")
+CHOICES = "choices.json"
 SCORES = ("raw_", "ema_")
 
 
@@ -52,6 +54,7 @@ class Run:
     checkpoints: list[Line]
     splits: list[Line]
     finished: bool
+    baseline: Line = field(default_factory=dict)  # of a head that starts from ridge regression; else empty
 
     @property
     def machine(self) -> Line:
@@ -129,6 +132,7 @@ def load_run(folder: Path) -> Run:
         checkpoints=by_kind["checkpoint"],
         splits=by_kind["split"],
         finished=bool(result),
+        baseline=by_kind["baseline"][-1] if by_kind["baseline"] else {},
     )
 
 
@@ -205,6 +209,28 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
     sections = json.loads(json.dumps(recipe.as_dict()))  # tuples become lists
     text = f"# resolved recipe of this run ({recipe.name})\n" + yaml.safe_dump(sections, sort_keys=False)
     write_text(folder / "recipe.yaml", text)
+
+
+def write_choices(folder: Path, recipe: Recipe) -> None:
+    """Write choices.json: the values of the `auto` options with their reasons."""
+    if recipe.choices:
+        write_text(folder / CHOICES, json.dumps([asdict(choice) for choice in recipe.choices], indent=1))
+
+
+def read_choices(folder: Path) -> dict[str, Any]:
+    """Option -> value of choices.json; empty without the file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = folder / CHOICES
+    if not path.exists():
+        return {}
+    try:
+        entries = json.loads(read_user_text(path, MAX_BYTES, "the choices.json of a run"))
+        return {str(entry["option"]): entry["value"] for entry in entries}
+    except (RecursionError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read: {error}; delete it and run the same command again") from None
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:

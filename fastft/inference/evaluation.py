@@ -8,40 +8,78 @@ from beton_tools.errors import UserError
 from fastft.build import build_policy
 from fastft.data import EvalLoader, Output, Shard
 from fastft.data.classes import refuse_other_classes
+from fastft.inference.evaluation_output import write_predictions_table
+from fastft.inference.logit_adjustment import adjust_logits
 from fastft.inference.trained import BATCH, Trained, load_trained
+from fastft.metrics import Predictions, class_metrics, confusion_counts, largest_confusions
 from fastft.train.distributed import World, find_world, peer_lost
-from fastft.train.evaluate import Scores, evaluate
+from fastft.train.evaluate import Scores, evaluate, keep_logits
 from fastft.train.precision import inference_precision
 
+KEPT_LOGITS = 2**26  # values: 256 MiB; the logits of ImageNet's validation images are 50 million
+MATRIX_CLASSES = 100  # above, the confusion matrix is left out
+CONFUSIONS = 100  # pairs of classes that are listed
 
-def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str) -> dict[str, Any]:
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    data: Path | None,
+    device: str,
+    *,
+    logit_adjustment: bool = False,
+    csv: Path | None = None,
+) -> dict[str, Any]:
     """Scores of a checkpoint on a `.beton` (default: the validation file of its recipe).
 
+    logit_adjustment: correct the logits for the class sizes of the training file. csv: write the prediction for each image.
+
     Raises:
-        UserError: there is no such checkpoint or file, it is damaged, or the file has other classes.
+        UserError: there is no such checkpoint or file, it is damaged, or the file has other classes; `csv` cannot be written.
     """
     world = find_world(device)
     try:
         with world:
-            trained, path, scores = _evaluate(checkpoint, data, world)
+            trained, path, scores = _evaluate(checkpoint, data, world, logit_adjustment)
     except RuntimeError as error:
         if not world.is_peer_loss(error):
             raise
         raise peer_lost(error, "run the same command again") from None
+    assert scores.predictions is not None
+    if csv is not None and world.is_main:
+        write_predictions_table(scores.predictions, trained.outputs, path, csv)
     return {
         "checkpoint": str(trained.path),
         "data": str(path),
-        **asdict(scores),
+        "logit_adjustment": logit_adjustment,
+        **scores.as_dict(),
         "standard_error": scores.standard_error,
+        **describe_classes(scores.predictions, trained.outputs),
     }
 
 
-def _evaluate(checkpoint: Path, data: Path | None, world: World) -> tuple[Trained, str | Path, Scores]:
+def describe_classes(predictions: Predictions, names: list[str]) -> dict[str, Any]:
+    """Metrics per class, the largest confusions, and the confusion matrix if there are few classes, as JSON values."""
+    found: dict[str, Any] = {
+        "classes": [{"name": names[c.label], **asdict(c)} for c in class_metrics(predictions)],
+        "confusions": [
+            {"class": names[c.label], "predicted": names[c.predicted], "images": c.images}
+            for c in largest_confusions(predictions, CONFUSIONS)
+        ],
+    }
+    if predictions.num_classes <= MATRIX_CLASSES:
+        found["confusion_matrix"] = confusion_counts(predictions).tolist()
+    return found
+
+
+def _evaluate(
+    checkpoint: Path, data: Path | None, world: World, logit_adjustment: bool
+) -> tuple[Trained, str | Path, Scores]:
     trained = load_trained(checkpoint, world.device)
     recipe, precision = trained.recipe, inference_precision(trained.recipe.train.amp, world.device)
     path = data or recipe.data.val
     if path is None:
         raise UserError("the recipe names no validation file; give one with --data FILE.beton")
+    model = adjust_logits(trained) if logit_adjustment else trained.model
     with EvalLoader(
         path,
         build_policy(recipe),
@@ -51,8 +89,9 @@ def _evaluate(checkpoint: Path, data: Path | None, world: World) -> tuple[Traine
         shard=Shard(world.rank, world.size),
     ) as loader:
         refuse_other_classes(loader.class_names, trained.outputs, path)
+        with_logits = keep_logits(loader.num_samples, recipe.data.num_classes, KEPT_LOGITS)
         try:
-            (scores,) = evaluate([trained.model], loader, world, precision)
+            (scores,) = evaluate([model], loader, world, precision, with_logits=with_logits)
         except UserError as error:
             raise world.publish_error(error) from error
     return trained, path, scores

@@ -1,4 +1,4 @@
-"""Where a model is wrong, from its logits: the worst classes, and the most confident mistakes with their images."""
+"""Where a model is wrong, from its logits: the most confident mistakes, with their images."""
 
 import base64
 import io
@@ -14,17 +14,6 @@ from beton_tools.image_formats import open_image
 
 THUMBNAIL = 168  # pixels of the longer side, shown at half that size for high-density screens
 THUMBNAIL_QUALITY = 82
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """Accuracy of one class, and the class that most of its other images are predicted as."""
-
-    name: str
-    top1: float  # percent
-    images: int
-    confused_with: str
-    confused: int
 
 
 @dataclass(frozen=True)
@@ -45,7 +34,6 @@ class Mistakes:
 
     images: int
     wrong: int
-    classes: list[ClassScore]
     most_confident: list[Mistake]
 
 
@@ -53,10 +41,9 @@ def find_mistakes(
     logits_NK: np.ndarray,
     labels_N: np.ndarray,
     classes: Sequence[str],
-    worst: int = 20,
     most_confident: int = 12,
 ) -> Mistakes:
-    """The `worst` classes by top-1, and the `most_confident` mistakes by the probability of the wrong class.
+    """The `most_confident` mistakes by the probability of the wrong class.
 
     logits_NK: float (N, K). labels_N: int (N,).
 
@@ -76,31 +63,8 @@ def find_mistakes(
     return Mistakes(
         images=len(labels_N),
         wrong=len(wrong),
-        classes=_worst_classes(predicted_N, labels_N, classes)[:worst],
         most_confident=_by_confidence(logits_NK, labels_N, predicted_N, wrong, classes)[:most_confident],
     )
-
-
-def _worst_classes(predicted_N: np.ndarray, labels_N: np.ndarray, classes: Sequence[str]) -> list[ClassScore]:
-    scores = []
-    for label in np.unique(labels_N):
-        predictions = predicted_N[labels_N == label]
-        counts = np.bincount(predictions)
-        right = int(counts[label]) if label < len(counts) else 0
-        if label < len(counts):
-            counts[label] = 0
-        other = int(counts.argmax())
-        confused = int(counts[other])
-        scores.append(
-            ClassScore(
-                name=class_name(classes, label),
-                top1=100 * right / len(predictions),
-                images=len(predictions),
-                confused_with=class_name(classes, other) if confused else "",
-                confused=confused,
-            )
-        )
-    return sorted(scores, key=lambda s: (s.top1, -s.images, s.name))
 
 
 def _by_confidence(

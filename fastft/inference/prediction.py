@@ -1,29 +1,81 @@
 """Class predictions for image files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from beton_tools.errors import UserError
 from beton_tools.image_formats import IMAGE_SUFFIXES, is_image_name, open_image
 from beton_tools.user_files import check_user_file
 from fastft.config import Recipe
 from fastft.inference.image_transform import eval_tensor
-from fastft.inference.trained import BATCH, Trained, choose_device, load_trained
+from fastft.inference.trained import BATCH, choose_device, load_trained
 from fastft.train.precision import inference_precision
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The top classes of one file with their softmax probabilities, or the reason why it cannot be read (`error`)."""
+    """The top classes of one file with their softmax probabilities, or the reason why it cannot be read (`error`).
+
+    path: of the file; empty for an image in memory.
+    """
 
     path: Path
     classes: list[str]
     probabilities: list[float]
     error: str | None = None
+
+
+class Predictor:
+    """A trained model that names the class of images.
+
+    predictor = Predictor("runs/photos")
+    for prediction in predictor.predict(["a.jpg", "b.jpg"], topk=3):
+        print(prediction.path, prediction.classes[0], prediction.probabilities[0])
+
+    Args:
+        checkpoint: a run directory (its best checkpoint) or a checkpoint in it.
+        device: "auto" (the GPU if there is one), "cuda" or "cpu".
+
+    Raises:
+        UserError: there is no such checkpoint or device, or the checkpoint is damaged.
+    """
+
+    def __init__(self, checkpoint: str | Path, device: str = "auto") -> None:
+        self.device = choose_device(device)
+        self.trained = load_trained(Path(checkpoint), self.device)
+        self.classes = self.trained.outputs
+
+    @torch.inference_mode()
+    def predict(self, images: Iterable[Path | str | Image.Image], topk: int = 5) -> Iterator[Prediction]:
+        """The `topk` most probable classes of every image, in order, a batch at a time.
+
+        An image that cannot be read gives a `Prediction` whose `error` is the reason.
+        """
+        remaining = iter(images)
+        while chunk := list(islice(remaining, BATCH)):
+            read = [_read_image(image, self.trained.recipe) for image in chunk]
+            tensors = [t for t in read if isinstance(t, torch.Tensor)]
+            ranked = iter(self._rank(tensors, topk) if tensors else ())
+            for image, result in zip(chunk, read, strict=True):
+                path = Path(image if isinstance(image, str | Path) else getattr(image, "filename", ""))
+                if isinstance(result, str):
+                    yield Prediction(path, [], [], result)
+                    continue
+                probabilities, classes = next(ranked)
+                yield Prediction(path, [self.classes[k] for k in classes], probabilities)
+
+    def _rank(self, tensors: list[torch.Tensor], topk: int) -> Iterator[tuple[list[float], list[int]]]:
+        images = torch.stack(tensors).to(self.device, memory_format=torch.channels_last)
+        with inference_precision(self.trained.recipe.train.amp, self.device).autocast():
+            logits_BK = self.trained.model(images).float()
+        probabilities_BK, classes_BK = logits_BK.softmax(1).topk(min(topk, logits_BK.shape[1]), dim=1)
+        return zip(probabilities_BK.tolist(), classes_BK.tolist(), strict=True)
 
 
 def predict_files(checkpoint: Path, images: Sequence[Path], topk: int, device: str) -> Iterator[Prediction]:
@@ -34,10 +86,9 @@ def predict_files(checkpoint: Path, images: Sequence[Path], topk: int, device: s
     """
     if topk < 1:
         raise UserError(f"topk is {topk}: give 1 or more")
-    torch_device = choose_device(device)
+    choose_device(device)
     paths = list(image_paths(images))
-    trained = load_trained(checkpoint, torch_device)
-    return _require_one(_predict(trained, paths, topk, torch_device))
+    return _require_one(Predictor(checkpoint, device).predict(paths, topk))
 
 
 def image_paths(given: Sequence[Path]) -> Iterator[Path]:
@@ -67,37 +118,11 @@ def _require_one(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
         raise UserError(f"no image could be read; the first, {first.path}: {first.error}")
 
 
-@torch.inference_mode()
-def _predict(
-    trained: Trained, paths: Sequence[Path], topk: int, device: torch.device
-) -> Iterator[Prediction]:
-    precision = inference_precision(trained.recipe.train.amp, device)
-    remaining, outputs = iter(paths), trained.outputs
-    while chunk := list(islice(remaining, BATCH)):
-        read = {path: _read_image(path, trained.recipe) for path in chunk}
-        tensors = [t for t in read.values() if isinstance(t, torch.Tensor)]
-        if tensors:
-            images = torch.stack(tensors).to(device, memory_format=torch.channels_last)
-            with precision.autocast():
-                logits_BK = trained.model(images)
-            ranked = iter(zip(*(t.tolist() for t in _top(logits_BK.float(), topk)), strict=True))
-        for path, result in read.items():
-            if isinstance(result, str):
-                yield Prediction(path, [], [], result)
-                continue
-            probabilities, classes = next(ranked)
-            yield Prediction(path, [outputs[k] for k in classes], probabilities)
-
-
-def _top(logits_BK: torch.Tensor, topk: int) -> tuple[torch.Tensor, torch.Tensor]:
-    probabilities_BK, classes_BK = logits_BK.softmax(1).topk(min(topk, logits_BK.shape[1]), dim=1)
-    return probabilities_BK, classes_BK
-
-
-def _read_image(path: Path, recipe: Recipe) -> torch.Tensor | str:
+def _read_image(source: Path | str | Image.Image, recipe: Recipe) -> torch.Tensor | str:
     """The image as the model's input, or the reason why it cannot be read."""
     try:
-        with open_image(path) as image:
+        opened = nullcontext(source) if isinstance(source, Image.Image) else open_image(Path(source))
+        with opened as image:
             return eval_tensor(
                 image,
                 size=recipe.model.image_size,

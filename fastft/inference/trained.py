@@ -23,6 +23,7 @@ class Trained:
     recipe: Recipe
     classes: list[str]  # of the training file; there may be fewer than outputs
     path: Path  # of the checkpoint
+    class_counts: list[int]  # training images by label; empty if the checkpoint does not hold them
 
     @property
     def outputs(self) -> list[str]:
@@ -40,7 +41,7 @@ def load_trained(checkpoint: Path, device: torch.device) -> Trained:
     """
     model, recipe, found = read_model(find_checkpoint(checkpoint))
     model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return Trained(model, recipe, found.state["classes"], found.path)
+    return Trained(model, recipe, found.state["classes"], found.path, found.state.get("class_counts", []))
 
 
 def choose_device(device: str) -> torch.device:

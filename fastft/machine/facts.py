@@ -2,7 +2,6 @@
 
 import ctypes.util
 import importlib.metadata
-import os
 import shlex
 import shutil
 import subprocess
@@ -10,8 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from beton_tools.cgroup import memory_limit, usable_cpus
 from beton_tools.format import Beton
-from fastft.machine.cgroup import cpu_limit, memory_limit
 
 GIB = 1 << 30
 COMMAND_SECONDS = 20  # time limit; nvidia-smi hangs with some broken drivers
@@ -80,7 +79,7 @@ def gather(data: Path | None = None) -> Facts:
         ffcv_error=_run_python("-c", "import ffcv")[1],
         ffcv_missing_libraries=_missing_libraries("ffcv"),
         turbojpeg=ctypes.util.find_library("turbojpeg"),
-        cores=_cores(),
+        cores=usable_cpus(),
         ram_total=total,
         ram_available=available,
         data_size=data_size,
@@ -110,12 +109,6 @@ def _memory() -> tuple[int, int]:
     total, available = values["MemTotal"], values["MemAvailable"]
     limit = memory_limit()
     return (total, available) if limit is None else (min(total, limit), min(available, limit))
-
-
-def _cores() -> int:
-    """Cores this process may use: its CPU affinity or its control group's CPU limit, at least 1."""
-    allowed, limit = len(os.sched_getaffinity(0)), cpu_limit()
-    return allowed if limit is None else max(1, min(allowed, int(limit)))
 
 
 def _executable() -> str:

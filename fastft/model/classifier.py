@@ -34,8 +34,12 @@ class Classifier(nn.Module):
             self.head.bias.mul_(head_init_scale)
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.head(self.pooled(images, noise))
+
+    def pooled(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The head's input, (B, width): the mean of the normalised patch tokens."""
         tokens_BND = self.visual(images, noise)
-        return self.head(self.fc_norm(tokens_BND[:, 1:]).mean(1))
+        return self.fc_norm(tokens_BND[:, 1:]).mean(1)
 
 
 def count_frozen_blocks(layers: int, trainable_layers: int | None) -> int:

@@ -27,10 +27,9 @@ class HalfCopy(Generic[Model]):
         self._half: list[Tensor] = [copies[id(p)] for p in self._master]
 
     def move_gradients(self) -> None:
-        """Cast the copy's gradients to fp32 and make them the model's."""
+        """Cast the copy's gradients to fp32 and make them the model's; the copy keeps its own until they are cleared."""
         for master, half in zip(self._master, self._half, strict=True):
-            if half.grad is not None:
-                master.grad, half.grad = half.grad.to(master.dtype), None
+            master.grad = None if half.grad is None else half.grad.to(master.dtype)
 
     @torch.no_grad()
     def refresh(self) -> None:

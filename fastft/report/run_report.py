@@ -11,35 +11,42 @@ from fastft.config import Recipe, differences, load_recipe
 from fastft.cost.reference_log import reference_of
 from fastft.cost.run_cost import run_cost
 from fastft.files.atomic import write_text
-from fastft.files.evaluations import headline_top1
+from fastft.files.evaluations import WEIGHTS, headline_top1, selection_score
 from fastft.files.recipe_file import RECIPES
 from fastft.files.run_directory import Run
-from fastft.inference.mistakes import Mistakes
+from fastft.inference.assessment import Assessment
 from fastft.report.charts import Chart, Series, render_chart
+from fastft.report.class_section import confusion_picture, reliability_chart
 from fastft.report.page import percent, render_page
 from fastft.report.time_split import time_split
 
 FINALS = ("final_b16", "final_b16_384", "final_l14", "final_l14_336")
 EPOCHS = "epochs trained"  # the evaluation of epoch 0 is drawn at 1
+# columns of the table of evaluations, for raw and EMA: title, name in metrics.jsonl, digits
+SCORES = (
+    ("top-1 %", "top1", 3), ("top-5 %", "top5", 3), ("balanced %", "balanced_accuracy", 3), ("F1 %", "macro_f1", 3),
+    ("ECE %", "ece", 2), ("loss", "loss", 4),
+)  # fmt: skip
 NOT_COMPARED = {"about.top1", "about.source", "data.train", "data.val", "train.run_dir"}
 
 
 def render_run(
     run: Run,
     *,
-    mistakes: Mistakes | None = None,
-    mistakes_note: str = "",
+    assessment: Assessment | None = None,
+    note: str = "",
     gpus: int | None = None,
     price: float | None = None,
     against: Path | None = None,
 ) -> str:
     """The page as HTML.
 
-    mistakes_note says why there are none. gpus: where the run does not say how many it had. price: of a
+    note: why there is no assessment. gpus: where the run does not say how many it had. price: of a
     GPU-hour. against: recipe to compare with; default: the final recipe of the same architecture and size.
     """
     reference_name, reference = reference_of(run.recipe.model.arch, run.recipe.model.image_size)
     base = against_recipe(against, reference_name)
+    classes = assessment.classes if assessment else None
     if not run.on_imagenet:
         reference_name, reference = None, None
     return render_page(
@@ -54,9 +61,13 @@ def render_run(
         speed=[render_chart(c) for c in speed_charts(run)],
         split=time_split(run),
         cost=run_cost(run, gpus, price),
-        mistakes=mistakes,
-        mistakes_note=mistakes_note,
+        mistakes=assessment.mistakes if assessment else None,
+        classes=classes,
+        confusion=confusion_picture(classes) if classes else "",
+        reliability=render_chart(reliability_chart(classes.calibration)) if classes else "",
+        note=note,
         evaluations=run.evaluations,
+        scores=[s for s in SCORES if any(f"{w}_{s[1]}" in e for e in run.evaluations for w in WEIGHTS)],
         base=base,
         diff=[] if base is None else recipe_diff(run.recipe, base),
         sections=run.recipe.as_dict(),
@@ -117,7 +128,7 @@ def machine_line(run: Run) -> str:
 def _accuracy_figures(run: Run) -> list[dict[str, str]]:
     if not run.evaluations:
         return []
-    best, last = max(run.evaluations, key=headline_top1), run.evaluations[-1]
+    best, last = max(run.evaluations, key=selection_score), run.evaluations[-1]
     kind = "EMA" if "ema_top1" in best else "raw"
     samples = best["raw_samples" if "raw_samples" in best else "ema_samples"]
     error = (headline_top1(best) * (100 - headline_top1(best)) / max(1, samples)) ** 0.5
@@ -132,6 +143,24 @@ def _accuracy_figures(run: Run) -> list[dict[str, str]]:
         f"raw {last['raw_top1']:.2f} %" if kind == "EMA" and "raw_top1" in last else f"epoch {last['epoch']}"
     )
     figures.append(_figure(f"last {kind} top-1", f"{headline_top1(last):.2f} %", below))
+    if "raw_top1" in run.baseline:
+        gain = headline_top1(best) - run.baseline["raw_top1"]
+        figures.append(
+            _figure(
+                "frozen-tower baseline",
+                f"{run.baseline['raw_top1']:.2f} %",
+                f"ridge regression; fine-tuning {gain:+.2f}",
+            )
+        )
+    weights = "ema" if kind == "EMA" else "raw"
+    if f"{weights}_balanced_accuracy" in best:
+        figures.append(
+            _figure(
+                "balanced accuracy",
+                f"{best[f'{weights}_balanced_accuracy']:.2f} %",
+                f"macro F1 {best[f'{weights}_macro_f1']:.2f} %, calibration error {best[f'{weights}_ece']:.1f} %",
+            )
+        )
     expected = run.recipe.about.top1
     if expected is not None and run.on_imagenet:
         figures.append(
@@ -259,7 +288,7 @@ def _reference(curve: dict[str, Any] | None, key: str, name: str, style: str) ->
 def _best_mark(run: Run) -> list[tuple[float, str]]:
     if not run.evaluations:
         return []
-    best = max(run.evaluations, key=headline_top1)
+    best = max(run.evaluations, key=selection_score)
     return [(best["epoch"] + 1, f"best, epoch {best['epoch']}")]
 
 

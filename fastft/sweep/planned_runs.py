@@ -59,6 +59,11 @@ def _run(sweep: Sweep, row: Row, overrides: Sequence[str], runs: Path) -> Run:
         raise UserError(
             f"{sweep.path}: row '{row.title}' needs the raw weights, but train.eval_weights is ema; set it to both"
         )
+    return plan_run(recipe, runs)
+
+
+def plan_run(recipe: Recipe, runs: Path) -> Run:
+    """The run of a recipe, with its run directory in `runs`."""
     key = run_key(recipe)
     folder = runs / key
     return Run(key, replace(recipe, train=replace(recipe.train, run_dir=str(folder))), folder)

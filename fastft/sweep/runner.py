@@ -40,17 +40,34 @@ def run_sweeps(
     return [outcome for outcomes in results for outcome in outcomes]
 
 
+def train_run(run: Run, world: World, console: Console) -> str | None:
+    """Train or resume a run of several; returns the error that ended it, which is printed, or None.
+
+    Raises:
+        Preempted: stopped; the same call continues.
+        UserError: an error of one process only, which must end all runs: the others would wait for it in the next one.
+    """
+    reported = (Exception,) if world.size == 1 else (UserError, NonFinite)
+    try:
+        train(run.recipe, console)
+    except (Preempted, LocalRankError, PeerFailed):
+        raise
+    except reported as error:
+        failure = " ".join(str(error).split()) or type(error).__name__
+        console.print(f"failed: {failure}", style="red", highlight=False, markup=False)
+        return failure
+    return None
+
+
 class _Runner:
     """Trains rows and keeps the list of what is still to be trained and what has failed."""
 
     def __init__(self, world: World, runs: Sequence[Run], console: Console):
-        self.is_main = world.is_main
+        self.world = world
         self.console = console if world.is_main else Console(quiet=True)
         # decided before anything is trained, so that all processes decide from the same files
         self.waiting = {run.key for run in runs if read_result(run) is None}
         self.failures: dict[str, str] = {}
-        # an error that only one process has must end the sweep: the others would wait for it in the next training
-        self.reported = (Exception,) if world.size == 1 else (UserError, NonFinite)
 
     def run(self, sweep: Sweep, runs: Sequence[Run], folder: Path) -> list[Outcome]:
         for number, (row, run) in enumerate(zip(sweep.rows, runs, strict=True), 1):
@@ -65,21 +82,15 @@ class _Runner:
         return outcomes
 
     def _train(self, run: Run) -> None:
-        try:
-            train(run.recipe, self.console)
-        except (Preempted, LocalRankError, PeerFailed):
-            raise
-        except self.reported as error:
-            self.failures[run.key] = " ".join(str(error).split()) or type(error).__name__
-            self.console.print(
-                f"failed: {self.failures[run.key]}", style="red", highlight=False, markup=False
-            )
+        failure = train_run(run, self.world, self.console)
+        if failure is not None:
+            self.failures[run.key] = failure
 
     def _report(self, sweep: Sweep, runs: Sequence[Run], folder: Path) -> list[Outcome]:
         outcomes = [
             Outcome(row, run, read_result(run) or (), self.failures.get(run.key))
             for row, run in zip(sweep.rows, runs, strict=True)
         ]
-        if self.is_main:
+        if self.world.is_main:
             write_report(sweep, outcomes, folder)
         return outcomes

@@ -28,6 +28,7 @@ from fastft.files.rules import (
     FLAG,
     LIST,
     NUMBER,
+    NUMBERS,
     NUMBERS_BY_NAME,
     OBJECT,
     SECTIONS,
@@ -47,7 +48,7 @@ READ_BYTES = 1 << 20
 
 # the part of state.json that every checkpoint has
 MODEL_STATE: dict[str, Rule] = {
-    "recipe": SECTIONS, "name": TEXT, "arch": OBJECT, "classes": TEXTS, "data": OBJECT,
+    "recipe": SECTIONS, "name": TEXT, "arch": OBJECT, "classes": TEXTS, "data": OBJECT, "class_counts": NUMBERS,
 }  # fmt: skip
 # the part that a run continues from
 RUN_STATE: dict[str, Rule] = {"progress": OBJECT, "scaler": NUMBERS_BY_NAME}
@@ -56,6 +57,7 @@ EVALUATION: dict[str, Rule] = {"epoch": COUNT, "raw": OBJECT, "ema": OBJECT}
 LOGGED: dict[str, Rule] = {
     "steps": COUNT, "loss_sum": NUMBER, "seconds": NUMBER, "waited": NUMBER, "split": NUMBERS_BY_NAME,
 }  # fmt: skip
+STEP_CHOICE: dict[str, Rule] = {"mode": TEXT, "attention": TEXT, "device": TEXT}
 SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 ARCH: dict[str, Rule] = {f.name: {int: WHOLE, bool: FLAG, float: NUMBER}[f.type] for f in fields(Arch)}  # type: ignore[index]
 
@@ -191,7 +193,7 @@ def _check_files(path: Path, files: Iterable[Path]) -> None:
 
 
 def _check_state(state: dict[str, Any], resumable: bool) -> None:
-    check_keys(STATE, state, MODEL_STATE, optional=("data",))
+    check_keys(STATE, state, MODEL_STATE, optional=("data", "class_counts"))
     arch = state["arch"]
     check_keys("arch", arch, ARCH)
     if arch.keys() - ARCH or arch["width"] % arch["heads"] or arch["image_size"] % arch["patch_size"]:
@@ -211,6 +213,8 @@ def _check_state(state: dict[str, Any], resumable: bool) -> None:
             check_keys("an evaluation", entry[weights], {"top1": NUMBER})
     if progress.get("logged") is not None:
         check_keys("logged", progress["logged"], LOGGED)
+    if progress.get("step_choice") is not None:
+        check_keys("step_choice", progress["step_choice"], STEP_CHOICE)
 
 
 def check_tensors(

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed as dist
@@ -95,6 +95,19 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows of all processes, by rank, in every process; a process may have none."""
+        if self.size == 1:
+            return rows
+        shapes: list[Any] = [None] * self.size
+        dist.all_gather_object(shapes, tuple(rows.shape), group=self._control)
+        height, width = max(n for n, _ in shapes), max(columns for _, columns in shapes)
+        padded = rows.new_zeros(height, width)
+        padded[: len(rows), : rows.shape[1]] = rows
+        gathered = [torch.empty_like(padded) for _ in shapes]
+        dist.all_gather(gathered, padded)
+        return torch.cat([part[:n] for part, (n, _) in zip(gathered, shapes, strict=True)])
+
     def max(self, value: int) -> int:
         """The largest value of any process."""
         if self.size == 1:
@@ -106,6 +119,13 @@ class World:
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
         return bool(self.max(int(flag)))
+
+    def broadcast(self, value: Result | None) -> Result:
+        """Process 0's value, in every process; the others may pass None."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, src=0, group=self._control)
+        return cast(Result, values[0])
 
     def check_consistent(self, error: str | None, key: Mapping[str, str]) -> None:
         """Compare set-ups; every process calls this once, with its error, or None and what must be equal everywhere.

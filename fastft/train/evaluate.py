@@ -1,15 +1,24 @@
-"""Exact evaluation: every sample once at any world size, sums added over processes."""
+"""Exact evaluation: every sample once at any world size, sums added over processes.
+
+What is kept of an image, on the device until the last batch: label, prediction, and the softmax probability of both; the
+logits only where `keep_logits` says so.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from fastft.data import Batch
+from fastft.metrics import Predictions, balanced_accuracy, calibrate, macro_f1
 from fastft.train.distributed import World
 from fastft.train.precision import Precision
+
+KEPT_IN_TRAINING = 2**22  # values of logits that an evaluation during training keeps of each model: 16 MiB
+TOP5_CLASSES = 6  # with at most 5 classes every image is a top-5 hit
+COLUMNS = 4  # label, prediction, their probabilities; float32 holds labels to 2^24 exactly
 
 
 class EvaluationStopped(Exception):
@@ -18,18 +27,38 @@ class EvaluationStopped(Exception):
 
 @dataclass(frozen=True)
 class Scores:
-    """top1 and top5 in percent, mean cross-entropy without label smoothing, and the number of samples."""
+    """top1 and top5 in percent, mean cross-entropy without label smoothing, and the number of samples.
+
+    top5: None with at most 5 classes. balanced_accuracy, macro_f1, ece in percent. temperature, ece_scaled: None if the
+    logits were not kept; see `fastft.metrics.calibration`.
+    """
 
     top1: float
-    top5: float
+    top5: float | None
     loss: float
     samples: int
+    balanced_accuracy: float | None = None
+    macro_f1: float | None = None
+    ece: float | None = None
+    temperature: float | None = None
+    ece_scaled: float | None = None
+    predictions: Predictions | None = field(default=None, repr=False, compare=False)
 
     @property
     def standard_error(self) -> float:
         """Binomial standard error of top1, in percentage points."""
         p = self.top1 / 100
         return 100 * (p * (1 - p) / max(1, self.samples)) ** 0.5
+
+    def as_dict(self) -> dict[str, float]:
+        """The numbers by name, for JSON; without those that are None."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "predictions"}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def keep_logits(samples: int, classes: int, most: int) -> bool:
+    """Whether the logits of so many images are at most `most` values."""
+    return samples * classes <= most
 
 
 @torch.inference_mode()
@@ -39,10 +68,12 @@ def evaluate(
     world: World,
     precision: Precision,
     stop: Callable[[], bool] = lambda: False,
+    with_logits: bool = False,
 ) -> list[Scores]:
     """Scores of every model over all processes' `batches`, which are read once for all models.
 
-    Nothing waits for the device before the last batch. stop: called before each batch.
+    Nothing waits for the device before the last batch. stop: called before each batch. with_logits: keep the logits, which
+    temperature scaling needs.
 
     Raises:
         EvaluationStopped: in every process, if `stop` returned true in one of them.
@@ -51,21 +82,25 @@ def evaluate(
     for model in models:
         model.eval()
     sums = torch.zeros(len(models), 4, dtype=torch.float64, device=world.device)
-    stopped = False
+    kept: list[list[torch.Tensor]] = [[] for _ in models]
+    classes, stopped = 0, False
     for batch in batches:
         if stopped := stop():
             break
-        for row, model in zip(sums, models, strict=True):
+        for row, rows, model in zip(sums, kept, models, strict=True):
             with precision.autocast():
                 logits_BK = model(batch.images)
             row += batch_sums(logits_BK.float(), batch.labels)
+            rows.append(_image_rows(logits_BK.float(), batch.labels, with_logits))
+            classes = logits_BK.shape[1]
     for model, mode in zip(models, training, strict=True):
         model.train(mode)
     if world.any(stopped):
         raise EvaluationStopped
+    classes = world.max(classes)
+    totals = world.sum(sums).tolist()
     return [
-        Scores(100 * top1 / samples, 100 * top5 / samples, loss / samples, int(samples))
-        for top1, top5, loss, samples in world.sum(sums).tolist()
+        _scores(total, _predictions(rows, classes, world)) for total, rows in zip(totals, kept, strict=True)
     ]
 
 
@@ -77,3 +112,38 @@ def batch_sums(logits_BK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
     # full, not new_tensor, which copies from pageable memory and waits for the device
     samples = torch.full((), len(labels_B), dtype=torch.float64, device=logits_BK.device)
     return torch.stack([hits[:, 0].sum().double(), hits.sum().double(), loss.double(), samples])
+
+
+def _image_rows(logits_BK: torch.Tensor, labels_B: torch.Tensor, with_logits: bool) -> torch.Tensor:
+    """float32 (B, COLUMNS), or (B, COLUMNS + K) with the logits, on the device."""
+    predicted_B = logits_BK.topk(1, dim=1).indices  # as batch_sums ranks them
+    pair_B2 = torch.stack([labels_B, predicted_B[:, 0]], dim=1)
+    probabilities_B2 = (logits_BK.gather(1, pair_B2) - logits_BK.logsumexp(1, keepdim=True)).exp()
+    columns = [pair_B2.float(), probabilities_B2, *([logits_BK] if with_logits else [])]
+    return torch.cat(columns, dim=1)
+
+
+def _predictions(rows: list[torch.Tensor], classes: int, world: World) -> Predictions:
+    """The predictions of all processes, from the rows of this one."""
+    mine = torch.cat(rows) if rows else torch.empty(0, COLUMNS, device=world.device)
+    table = world.gather_rows(mine).cpu().numpy()
+    labels, predicted = (table[:, k].astype("int64") for k in (0, 1))
+    logits_NK = table[:, COLUMNS:] if table.shape[1] > COLUMNS else None
+    return Predictions(labels, predicted, table[:, 3], table[:, 2], classes, logits_NK)
+
+
+def _scores(total: Sequence[float], predictions: Predictions) -> Scores:
+    top1, top5, loss, samples = total
+    calibration = calibrate(predictions)
+    return Scores(
+        100 * top1 / samples,
+        100 * top5 / samples if predictions.num_classes >= TOP5_CLASSES else None,
+        loss / samples,
+        int(samples),
+        balanced_accuracy=balanced_accuracy(predictions),
+        macro_f1=macro_f1(predictions),
+        ece=calibration.plain.ece,
+        temperature=calibration.temperature,
+        ece_scaled=None if calibration.scaled is None else calibration.scaled.ece,
+        predictions=predictions,
+    )

@@ -9,6 +9,10 @@ class Preempted(Exception):
     """Training stopped on a signal after writing a checkpoint; the process exits with EXIT_REQUEUE."""
 
 
+class TimeUp(Preempted):
+    """Training stopped after `train.stop_after`, with a checkpoint."""
+
+
 class PeerLost(Preempted):
     """Another process died or stopped responding; the same command continues from the last checkpoint."""
 

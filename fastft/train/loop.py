@@ -2,42 +2,68 @@
 
 import itertools
 import json
+import math
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
-from fastft.build import build_mixer, build_schedule, with_train_size
-from fastft.config import Recipe
+from fastft.build import build_mixer, build_schedule, recipe_warnings, with_training_file
+from fastft.config import Recipe, describe_choice, parse_duration, resolve
 from fastft.data import Batch
 from fastft.data.order import epoch_order
-from fastft.files.evaluations import WEIGHTS, flatten
-from fastft.files.run_directory import lock_run, run_folder, write_recipe, write_result
+from fastft.files.evaluations import BALANCED_ACCURACY, TOP1, flatten
+from fastft.files.run_directory import (
+    lock_run,
+    read_choices,
+    run_folder,
+    write_choices,
+    write_recipe,
+    write_result,
+)
 from fastft.machine.gpus import peak_flops
+from fastft.metrics import IMBALANCED, describe_imbalance, imbalance
 from fastft.optim import set_lr
+from fastft.phases import with_phase
+from fastft.photos.prepare import prepare_data
 from fastft.train.checkpoint import list_checkpoints
 from fastft.train.checkpointing import Checkpointing
 from fastft.train.continuation import refuse_other_run, shared_options
 from fastft.train.description import describe_process, peak_memory
 from fastft.train.distributed import World, find_world, peer_lost
-from fastft.train.evaluate import EvaluationStopped, evaluate
-from fastft.train.exceptions import NonFinite, Preempted
+from fastft.train.evaluate import KEPT_IN_TRAINING, EvaluationStopped, Scores, evaluate, keep_logits
+from fastft.train.exceptions import NonFinite, Preempted, TimeUp
+from fastft.train.head_start import PROBE, refuse_large, set_probe_head, share_head
 from fastft.train.health import describe_divergence, find_divergence
 from fastft.train.log import Interval, RunLog
 from fastft.train.meter import Meter
+from fastft.train.models import build_step, build_training_models
 from fastft.train.noise import draw_noise
 from fastft.train.precision import choose_precision
 from fastft.train.preempt import SignalGuard
-from fastft.train.progress import Progress, conclusion, describe_model, summarise
-from fastft.train.setup import build_step, build_training_models, open_loaders, plan_phases
+from fastft.train.progress import (
+    Progress,
+    conclusion,
+    describe_baseline,
+    describe_evaluation,
+    describe_model,
+    summarise,
+)
+from fastft.train.setup import open_loaders, plan_phases
+from fastft.train.step_choice import refuse_impossible
+from fastft.train.step_measure import choose_step, device_name
 from fastft.train.stream import training_stream
 from fastft.train.tracking import open_tracker
+from fastft.train.validation_file import write_validation
 
 CONTINUE, SAVE, STOP = range(
     3
@@ -53,6 +79,8 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         NonFinite: the loss is NaN or Inf.
         KeyboardInterrupt: SIGINT; no checkpoint is written.
     """
+    console = console or Console()
+    recipe = prepare_data(recipe, _speaker(console))
     world = find_world(recipe.train.device, recipe.train.timeout_minutes, "train.device")
     guard = SignalGuard()
     try:
@@ -60,7 +88,7 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
             world,
             guard,
             training_stream(world.device),
-            _set_up(recipe, world, guard, console or Console()) as trainer,
+            _set_up(recipe, world, guard, console) as trainer,
         ):
             return _fit(trainer, world)
     except RuntimeError as error:
@@ -70,6 +98,13 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         found = list_checkpoints(run_folder(recipe) / "checkpoints")
         then = f"continues after {found[-1].name}" if found else "starts anew: there is no checkpoint yet"
         raise peer_lost(error, f"the same command {then}") from None
+
+
+def _speaker(console: Console) -> Callable[[str], None]:
+    """Prints lines in the process of rank 0."""
+    if os.environ.get("RANK", "0") != "0":
+        return lambda text: None
+    return partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
 
 def _set_up(recipe: Recipe, world: World, guard: SignalGuard, console: Console) -> "Trainer":
@@ -106,11 +141,17 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, world: World, guard: SignalGuard, console: Console):
         if recipe.data.train is None:
-            raise UserError("no training data; set --data.train=FILE.beton (fastft convert writes one)")
+            raise UserError(
+                "no training data; set --data.train to a .beton file, a folder with a folder per class, or a table"
+            )
         self.world, self.guard, self._console = world, guard, console
         self.folder = run_folder(recipe)
         self._tracker = None
         self._lr = 0.0  # of the last step
+        limit = recipe.train.stop_after
+        self._deadline = (
+            math.inf if limit is None else time.monotonic() + parse_duration(limit, "train.stop_after")
+        )
         self._has_data = False  # whether this process has received its first batch
         with ExitStack() as opened:
             exists = self.folder.is_dir()
@@ -126,12 +167,12 @@ class Trainer:
             self._opened = opened.pop_all()
 
     def __enter__(self) -> "Trainer":
-        """Connect the processes and open the run directory; nothing in it is changed before."""
-        self.step.connect(self.recipe.train.compile)
+        """Open the run directory; nothing in it is changed before."""
         if self.world.is_main:
             self.checkpoints.folder.mkdir(exist_ok=True)
             self.checkpoints.set_damaged_aside()
             write_recipe(self.folder, self.recipe)
+            write_choices(self.folder, self.recipe)
         self.log = RunLog(
             self.folder, self.total_steps, self.global_step, self.world.is_main, self._console, self._tracker
         )
@@ -159,11 +200,16 @@ class Trainer:
     # set-up -----------------------------------------------------------------------------------------------------------
 
     def _build(self, recipe: Recipe, train_file: Beton, opened: ExitStack) -> None:
-        self.recipe = r = with_train_size(recipe, len(train_file))
         world = self.world
         self.checkpoints = Checkpointing(
-            self.folder / "checkpoints", r.train, world, on_wait=self.guard.check
+            self.folder / "checkpoints", recipe.train, world, on_wait=self.guard.check
         )
+        recipe = with_training_file(recipe, train_file)
+        if self.checkpoints.exist:
+            recipe = resolve(recipe, read_choices(self.folder))
+        self.recipe = r = recipe
+        refuse_large(r, len(train_file))
+        refuse_impossible(r, world.device.type == "cuda", world.size)
         self.precision = choose_precision(r.train.amp, world.device, r.train.half_residual)
         self.model, ema = build_training_models(r, world.device, pretrained=not self.checkpoints.exist)
         self.mixer = build_mixer(r)
@@ -182,7 +228,11 @@ class Trainer:
 
     def _restore(self) -> None:
         self._description = describe_model(
-            self.recipe, self.model.visual.arch, self.loader.class_names, self.loader.content
+            self.recipe,
+            self.model.visual.arch,
+            self.loader.class_names,
+            self.loader.content,
+            self.loader.class_counts,
         )
         self.progress = Progress()
         if self.checkpoints.exist:
@@ -198,8 +248,11 @@ class Trainer:
         return self.progress.epoch * self.steps_per_epoch + self.progress.step
 
     def fit(self) -> dict[str, Any]:
+        self._connect_step()
         self._enter_phase()
         self._log_start()
+        if self.global_step == 0 and self.recipe.model.head_init == PROBE:
+            self._start_head()
         if self._evaluation_is_due():  # a signal interrupted it
             self._finish_epoch()
         while self.progress.epoch < self.recipe.epochs:
@@ -211,6 +264,35 @@ class Trainer:
             write_result(self.folder, result)
         self.log.info(conclusion(result))
         return result
+
+    def _connect_step(self) -> None:
+        """Decide how steps are computed, the same in all processes and in all phases, and connect the processes."""
+        last = self.phases.all[-1]
+        self._decision = choose_step(
+            with_phase(self.recipe, last), self.model, self.world, self.precision, last.micro_batch,
+            self.progress.step_choice, loader_bytes=last.loader_bytes, say=self.log.info, on_wait=self.guard.check,
+        )  # fmt: skip
+        choice = self._decision.choice
+        self.progress.step_choice = {**asdict(choice), "device": device_name(self.world.device)}
+        self.step.connect(choice)
+
+    def _start_head(self) -> None:
+        """Fit the head and evaluate the baseline, unless step 0 is restored from a checkpoint; log the baseline."""
+        if self.progress.baseline is None:
+            try:
+                probe = set_probe_head(
+                    self.model, self.recipe, self.world, self.precision, self.phases.smallest_micro_batch,
+                    self._is_stop_requested, self.guard.check,
+                )  # fmt: skip
+                scores = {} if self.eval_loader is None else {"raw": self._scores([self.model])[0].as_dict()}
+            except EvaluationStopped:
+                self._stop()
+            share_head(self.step)
+            self.progress.baseline = probe.as_dict() | scores
+            self._save()
+        made = {key: value for key, value in self.progress.baseline.items() if key != "raw"}
+        self.log.record("baseline", 0, made | flatten(self.progress.baseline))
+        self.log.info(describe_baseline(self.progress.baseline))
 
     def _train_epoch(self) -> None:
         epoch, start = self.progress.epoch, self.progress.step
@@ -284,7 +366,7 @@ class Trainer:
                 self._stop()
         self._save(best)
         self._log_epoch(done - 1)
-        if self.world.any(self.guard.requested) and done < self.recipe.epochs:
+        if done < self.recipe.epochs and self.world.any(self._is_stop_due()):
             self._stop()
 
     def _evaluation_is_due(self) -> bool:
@@ -298,25 +380,31 @@ class Trainer:
 
     def _evaluate_epoch(self, epoch: int) -> bool:
         """Evaluate and log; whether it is the best epoch so far."""
-        assert self.eval_loader is not None  # _evaluation_is_due checks it
         self._check_finite(weights=True)
         began = time.monotonic()
-        models: dict[str, torch.nn.Module] = (
-            {} if self.recipe.train.eval_weights == "ema" else {"raw": self.model}
-        )
-        if self.step.ema is not None:
-            models["ema"] = self.step.ema.module
-        found = evaluate(
-            list(models.values()), self.eval_loader, self.world, self.precision, stop=self._is_stop_requested
-        )
-        entry = self.progress.add(epoch, dict(zip(models, found, strict=True)))
-        self.eval_loader.pop_timings()  # not part of the training loader's work
+        models: dict[str, nn.Module] = {} if self.recipe.train.eval_weights == "ema" else {"raw": self.model}
+        models |= {} if self.step.ema is None else {"ema": self.step.ema.module}
+        scores = dict(zip(models, self._scores(list(models.values())), strict=True))
+        entry = self.progress.add(epoch, scores, BALANCED_ACCURACY if self._has_imbalance() else TOP1)
         seconds = time.monotonic() - began
         self.meter.pause("eval", seconds)
         self.log.record("eval", self.global_step, {"epoch": epoch, "seconds": seconds, **flatten(entry)})
-        shown = ", ".join(f"{WEIGHTS[w]} {scores.top1:.3f}" for w, scores in zip(models, found, strict=True))
-        self.log.info(f"epoch {epoch}: top-1 {shown} % of {found[0].samples} images")
+        if self.world.is_main:
+            write_validation(self.folder, epoch, scores)
+        self.log.info(describe_evaluation(epoch, scores, balanced=self._has_imbalance()))
         return self.progress.best() is entry
+
+    def _scores(self, models: Sequence[nn.Module]) -> list[Scores]:
+        """Scores on the validation file. Raises EvaluationStopped."""
+        loader = self.eval_loader
+        assert loader is not None  # callers check it
+        with_logits = keep_logits(loader.num_samples, self.recipe.data.num_classes, KEPT_IN_TRAINING)
+        found = evaluate(models, loader, self.world, self.precision, self._is_stop_requested, with_logits)
+        loader.pop_timings()  # not part of the training loader's work
+        return found
+
+    def _has_imbalance(self) -> bool:
+        return imbalance(self.loader.class_counts) > IMBALANCED
 
     def _is_stop_requested(self) -> bool:
         self.guard.check()
@@ -327,7 +415,7 @@ class Trainer:
     def _save_if_due(self) -> None:
         self.checkpoints.raise_if_failed()
         due = self.checkpoints.is_due(self.global_step)
-        request = self.world.max(STOP if self.guard.requested else SAVE if due else CONTINUE)
+        request = self.world.max(STOP if self._is_stop_due() else SAVE if due else CONTINUE)
         if request >= SAVE:
             self._save()
         if request == STOP:
@@ -342,9 +430,18 @@ class Trainer:
         self.meter.pause("checkpoint", seconds)
         self.log.record("checkpoint", self.global_step, {"seconds": seconds})
 
+    def _is_stop_due(self) -> bool:
+        """Whether a signal came or the time is up; looked at after a step, so that every process makes progress."""
+        return self.guard.requested or time.monotonic() > self._deadline
+
     def _stop(self) -> NoReturn:
         self.checkpoints.finish()
-        raise Preempted(f"stopped on a signal after step {self.global_step}; the same command continues")
+        if self.world.any(self.guard.requested):
+            raise Preempted(f"stopped on a signal after step {self.global_step}; the same command continues")
+        raise TimeUp(
+            f"stopped after {self.recipe.train.stop_after} (train.stop_after) at step {self.global_step}; the same command "
+            "continues"
+        )
 
     # numbers ----------------------------------------------------------------------------------------------------------
 
@@ -394,7 +491,16 @@ class Trainer:
             f"{self.recipe.name}: {trained:,} trainable parameters, {self.loader.num_samples:,} images, "
             f"{self.phase.describe(self.world.size)}, {self.precision.name} on {self.world.device}, run in {self.folder}"
         )
-        self.log.record("start", self.global_step, describe_process(self.world, self.precision))
+        for choice in self.recipe.choices:
+            self.log.info(describe_choice(**asdict(choice)))
+        for warning in recipe_warnings(self.recipe):
+            self.log.info(f"warning: {warning}")
+        if self._decision.is_worth_a_line:
+            self.log.info(self._decision.describe())
+        if self.eval_loader is not None and self._has_imbalance():
+            self.log.info(describe_imbalance(self.loader.class_counts))
+        process = describe_process(self.world, self.precision)
+        self.log.record("start", self.global_step, process | self._decision.as_dict())
         for damaged in self.checkpoints.damaged:
             name = damaged.path.name
             self.log.info(

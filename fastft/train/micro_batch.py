@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
+from fastft.optim import HalfCopy
 from fastft.train.precision import Precision
 
 CPU_MICRO_BATCH = 32  # larger ones leave the CPU's caches and gain nothing
@@ -73,6 +74,8 @@ def loader_bytes(beton: Beton, image_size: int, dtype: torch.dtype, batches_ahea
 def _measure_free(model: nn.Module, image_size: int, precision: Precision) -> tuple[float, float]:
     """(bytes free for images, bytes per image); (0, 1) if not even the smallest probes fit."""
     device = next(model.parameters()).device
+    if precision.half_residual:
+        model = HalfCopy(model, precision.dtype).module  # its weights count as taken while it is referenced
     for probes in PROBES:
         try:
             fixed, per_image = measure_memory(model, image_size, precision, probes)
@@ -119,7 +122,7 @@ def _peak_of_pass(model: nn.Module, image_size: int, precision: Precision, image
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     inputs = torch.zeros(images, 3, image_size, image_size, device=device, dtype=precision.dtype)
-    with precision.autocast():
+    with precision.training_context():
         logits = model(inputs.to(memory_format=torch.channels_last))
     F.cross_entropy(logits.float(), torch.zeros(images, dtype=torch.int64, device=device)).backward()
     peak = torch.cuda.max_memory_allocated(device) - before

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastft.config import Recipe
-from fastft.files.evaluations import flatten, headline_top1
+from fastft.files.evaluations import TOP1, WEIGHTS, flatten, headline_top1, selection_score
 from fastft.imagenet import NO_EXPECTATION, describe_expectation, expected_top1
 from fastft.model import Arch
 from fastft.train.evaluate import Scores
@@ -21,13 +21,20 @@ class Progress:
     step: int = 0  # within the epoch
     seconds: float = 0.0  # of training, over all resumes
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    baseline: dict[str, Any] | None = None  # of the head that the run starts from: `describe_baseline`
     logged: dict[str, Any] | None = (
         None  # the part of the next log line that is known already (Meter.state_dict)
     )
+    step_choice: dict[str, str] | None = None  # mode, attention kernel and device of the steps (StepChoice)
 
-    def add(self, epoch: int, scores: Mapping[str, Scores]) -> dict[str, Any]:
-        """Append an evaluation: the scores of the "raw" and "ema" weights, or of one of them; returns its entry."""
-        entry: dict[str, Any] = {"epoch": epoch, **{weights: asdict(s) for weights, s in scores.items()}}
+    def add(self, epoch: int, scores: Mapping[str, Scores], best_by: str = TOP1) -> dict[str, Any]:
+        """Append an evaluation; returns its entry.
+
+        scores: of the "raw" and "ema" weights, or of one of them. best_by: the score that the best epoch has the largest of.
+        """
+        entry: dict[str, Any] = {"epoch": epoch, **{weights: s.as_dict() for weights, s in scores.items()}}
+        if best_by != TOP1:
+            entry["best_by"] = best_by
         self.evaluations.append(entry)
         return entry
 
@@ -36,13 +43,19 @@ class Progress:
 
     def best(self) -> dict[str, Any] | None:
         """The evaluation of the best epoch so far."""
-        return max(self.evaluations, key=lambda entry: headline_top1(flatten(entry)), default=None)
+        return max(self.evaluations, key=lambda entry: selection_score(flatten(entry)), default=None)
 
 
 def describe_model(
-    recipe: Recipe, arch: Arch, classes: Sequence[str], data: dict[str, Any]
+    recipe: Recipe,
+    arch: Arch,
+    classes: Sequence[str],
+    data: dict[str, Any],
+    class_counts: Sequence[int] = (),
 ) -> dict[str, Any]:
     """The part of a checkpoint's state that is constant in a run, as JSON values.
+
+    class_counts: training images by label.
 
     It makes a checkpoint usable by itself (the architecture's file may move) and tells runs apart when one is resumed.
     """
@@ -52,6 +65,7 @@ def describe_model(
         "arch": asdict(arch),
         "classes": list(classes),
         "data": data,
+        "class_counts": list(class_counts),
     }
     return json.loads(json.dumps(description))
 
@@ -62,6 +76,7 @@ def summarise(progress: Progress, recipe: Recipe) -> dict[str, Any]:
         "recipe": recipe.name,
         "epochs": progress.epoch,
         "seconds": progress.seconds,
+        **({"baseline": progress.baseline} if progress.baseline else {}),
         "best": progress.best(),
         "last": progress.evaluations[-1] if progress.evaluations else None,
         "expected_top1": expected_top1(recipe),
@@ -71,6 +86,25 @@ def summarise(progress: Progress, recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def describe_evaluation(epoch: int, scores: Mapping[str, Scores], balanced: bool) -> str:
+    """The log line of an evaluation. balanced: the best epoch is chosen by balanced accuracy, which is shown too."""
+
+    def shown(scores: Scores) -> str:
+        return f"{scores.top1:.3f}" + (f" (balanced {scores.balanced_accuracy:.3f})" if balanced else "")
+
+    listed = ", ".join(f"{WEIGHTS[weights]} {shown(of_weights)}" for weights, of_weights in scores.items())
+    return f"epoch {epoch}: top-1 {listed} % of {next(iter(scores.values())).samples} images"
+
+
+def describe_baseline(baseline: Mapping[str, Any]) -> str:
+    """The log line of a head that starts from ridge regression."""
+    made = f"head: ridge regression on the frozen tower's features of {baseline['images']:,} training images"
+    if "raw" not in baseline:
+        return made
+    raw = baseline["raw"]
+    return f"{made}: top-1 {raw['top1']:.3f} % of {raw['samples']} images, the baseline that fine-tuning must beat"
+
+
 def conclusion(result: dict[str, Any]) -> str:
     """The last log line of a run."""
     best, last = result["best"], result["last"]
@@ -78,6 +112,8 @@ def conclusion(result: dict[str, Any]) -> str:
         return "done; no validation data, nothing was evaluated"
     top1, ema = headline_top1(flatten(best)), ", EMA" if "ema" in best else ""
     parts = [f"best {top1:.3f} (epoch {best['epoch']}{ema})"]
+    if "raw" in result.get("baseline", {}):
+        parts += [f"frozen-tower baseline {result['baseline']['raw']['top1']:.3f}"]
     parts += [f"last EMA {last['ema']['top1']:.3f}"] if "ema" in last else []
     parts += [f"last raw {last['raw']['top1']:.3f}"] if "raw" in last else []
     expected = "" if result["expectation"] == NO_EXPECTATION else f"; {result['expectation']}"

@@ -8,11 +8,12 @@ from fastft.phases import Phase
 
 @dataclass(frozen=True)
 class RunPhase(Phase):
-    """A phase with what this process computes in it; flops: of training on one image."""
+    """A phase with what this process computes in it; flops: of training on one image. loader_bytes: GPU memory."""
 
     micro_batch: int
     accumulation: int
     flops: float
+    loader_bytes: float
 
     def describe(self, world_size: int) -> str:
         """Image size and batch in words."""

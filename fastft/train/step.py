@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastft.build import compile_model
@@ -11,6 +11,8 @@ from fastft.model import Classifier
 from fastft.optim import Ema, HalfCopy
 from fastft.train.distributed import World
 from fastft.train.precision import Precision
+from fastft.train.step_choice import StepChoice
+from fastft.train.step_graph import GraphedPass
 from fastft.train.timing import Split
 
 
@@ -37,26 +39,39 @@ class Step:
         self.world, self.precision = world, precision
         self.accumulation, self.label_smoothing, self.clip_grad = accumulation, label_smoothing, clip_grad
         self.forward: Any = model
+        self.trained: nn.Module = (
+            model  # holds the gradients of a backward pass: the model, or its half-precision copy
+        )
         self.half: HalfCopy[Classifier] | None = None
+        self._graph: GraphedPass | None = None
         self.scaler = precision.scaler()
         self.split = Split(world.device)
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
         self.reset_loss()
 
-    def connect(self, compile: str) -> None:
-        """Set up gradient all-reduce (every process calls this) and torch.compile."""
-        trained: torch.nn.Module = self.model
+    def connect(self, choice: StepChoice) -> None:
+        """Set up gradient all-reduce (every process calls this) and what was chosen to compute the step."""
+        self.model.visual.set_attention_kernel(choice.attention)
         if self.precision.half_residual:  # copied here, after a checkpoint may have been loaded
             self.half = HalfCopy(self.model, self.precision.dtype)
-            trained = self.half.module
-        self.forward = compile_model(self.world.wrap(trained), compile, self.world.device)
+            self.trained = self.half.module
+        self.forward = self.world.wrap(self.trained)
+        if choice.mode == "compile":
+            self.forward = compile_model(self.forward)
+        elif choice.mode == "graph":
+            self._graph = GraphedPass(self._pass, self.trained.parameters())
 
     def set_phase(self, patch_dropout: float, accumulation: int) -> None:
-        """Train with this patch dropout and number of micro-batches per step from the next step on."""
+        """Train with this patch dropout and number of micro-batches per step, between two steps.
+
+        Images may have another size from now on: a CUDA graph is recorded again.
+        """
         self.accumulation = accumulation
         self.model.visual.patch_dropout.rate = patch_dropout
         if self.half is not None:
             self.half.module.visual.patch_dropout.rate = patch_dropout
+        if self._graph is not None:
+            self._graph = GraphedPass(self._pass, self.trained.parameters())
 
     def reset_loss(self) -> None:
         self.loss_sum = torch.zeros((), dtype=torch.float32, device=self.world.device)
@@ -68,24 +83,30 @@ class Step:
 
     def micro_batch(
         self, images: Tensor, targets: Tensor, noise: Tensor | None = None, *, step: int, last: bool
-    ) -> None:
-        """Add one micro-batch's gradients; the `last` of a step averages them over the processes.
+    ) -> Tensor:
+        """Add one micro-batch's gradients; the `last` of a step averages them over the processes. Returns the logits.
 
         targets: int64 labels (b,), smoothed here, or float32 distributions (b, K), used as they are.
         """
         if self.world.size > 1:
             self.forward.require_backward_grad_sync = last
+        logits_BK, loss = (self._graph or self._pass)(images, targets, noise)
+        self.loss_sum += loss / self.accumulation
+        bad = ~torch.isfinite(loss) & (self.first_bad_step < 0)
+        self.first_bad_step = torch.where(bad, step, self.first_bad_step)
+        self.split.mark("backward")  # of a CUDA graph: forward and backward
+        return logits_BK
+
+    def _pass(self, images: Tensor, targets: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits and loss of a micro-batch, after its backward pass."""
         smoothing = 0.0 if targets.is_floating_point() else self.label_smoothing
         with self.precision.training_context():
             logits_BK = self.forward(images, noise)
         loss = F.cross_entropy(logits_BK.float(), targets, label_smoothing=smoothing)
-        self.split.mark("forward")
+        if self._graph is None:
+            self.split.mark("forward")
         self.scaler.scale(loss / self.accumulation).backward()
-        loss = loss.detach()
-        self.loss_sum += loss / self.accumulation
-        bad = ~torch.isfinite(loss) & (self.first_bad_step < 0)
-        self.first_bad_step = torch.where(bad, step, self.first_bad_step)
-        self.split.mark("backward")
+        return logits_BK.detach(), loss.detach()
 
     def update(self) -> None:
         """Update weights, loss scale and EMA from the gradients, and reset these."""
@@ -96,11 +117,23 @@ class Step:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        # DistributedDataParallel copies gradients that are not views of its buckets, so views are kept for accumulation
-        self.optimizer.zero_grad(set_to_none=self.world.size == 1 or self.accumulation == 1)
+        self.clear_gradients()
         if self.half is not None:
             self.half.refresh()
         self.split.mark("optimizer")
         if self.ema is not None:
             self.ema.update()
             self.split.mark("ema")
+
+    def clear_gradients(self) -> None:
+        """Free the gradients, or set them to zero where they must stay in place.
+
+        A CUDA graph adds to them where they are. DistributedDataParallel copies gradients that are not views of its buckets,
+        so views are kept for accumulation.
+        """
+        if self._graph is not None or (self.world.size > 1 and self.accumulation > 1):
+            torch._foreach_zero_([p.grad for p in self.trained.parameters() if p.grad is not None])
+        else:
+            self.trained.zero_grad(set_to_none=True)
+        if self.half is not None:
+            self.model.zero_grad(set_to_none=True)

@@ -56,6 +56,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
+def init_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give AdamW the state that it makes in its first step, so that a checkpoint of step 0 has what all others have."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            moments = {key: torch.zeros_like(parameter, requires_grad=False) for key in ADAMW_STATE}
+            optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+
+
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Inverse of `optimizer_tensors`."""
     by_name: dict[str, dict[str, Tensor]] = {}

@@ -67,7 +67,7 @@ def run_ops(image: np.ndarray, row: np.void, begin: int, end: int) -> np.ndarray
 
 @needs_pillow_13
 @pytest.mark.parametrize("text", POLICIES)
-def test_a_plan_is_carried_out_as_by_pillow_and_torchvision(
+def test_every_plan_gives_the_images_of_pillow_and_torchvision(
     text: str, photographs: dict[str, np.ndarray]
 ) -> None:
     policy = parse_policy(text, erase_prob=0.0)
@@ -104,7 +104,9 @@ def test_half_outputs_are_the_float32_output_rounded(
 
 
 @pytest.mark.parametrize("text", ["rand-m9-mstd0.5-inc1", "augmix"])
-def test_the_number_of_threads_changes_nothing(text: str, photographs: dict[str, np.ndarray]) -> None:
+def test_the_result_does_not_depend_on_the_number_of_threads(
+    text: str, photographs: dict[str, np.ndarray]
+) -> None:
     policy = parse_policy(text, erase_prob=0.5)
     batch = Batch(photographs, policy)
     threads, outputs = numba.get_num_threads(), []
@@ -115,7 +117,7 @@ def test_the_number_of_threads_changes_nothing(text: str, photographs: dict[str,
     assert all((out == outputs[0]).all() for out in outputs)
 
 
-def test_an_image_alone_equals_the_image_in_its_batch(photographs: dict[str, np.ndarray]) -> None:
+def test_the_result_does_not_depend_on_the_rest_of_the_batch(photographs: dict[str, np.ndarray]) -> None:
     """Also from a whole decoded image, its rows further apart, and after other images in the same scratch."""
     policy = parse_policy(erase_prob=0.5)
     batch, augment = Batch(photographs, policy), CpuAugment(policy, SIZE)
@@ -129,7 +131,7 @@ def test_an_image_alone_equals_the_image_in_its_batch(photographs: dict[str, np.
         np.testing.assert_array_equal(out, together[b])
 
 
-def test_a_batch_may_shrink_grow_and_be_empty(photographs: dict[str, np.ndarray]) -> None:
+def test_batches_of_any_size_including_zero(photographs: dict[str, np.ndarray]) -> None:
     policy = parse_policy()
     batch, augment = Batch(photographs, policy), CpuAugment(policy, SIZE)
     whole = augment(batch.packed, batch.offsets, batch.plan)

@@ -87,7 +87,7 @@ def multiply_and_add(values: Any, out: Any) -> None:
     out[0] = values[0] * values[1] + values[2]
 
 
-def test_products_and_sums_are_rounded_apart_as_on_the_cpu() -> None:
+def test_products_and_sums_are_rounded_separately_as_on_the_cpu() -> None:
     signature = (float32[::1], float32[::1])
     assert "fma.rn.f32" not in compiled(multiply_and_add, signature, (32, 1), V100)
     fused, _ = cuda.compile_ptx(multiply_and_add, signature, cc=V100)
@@ -114,7 +114,7 @@ class RecordedKernel:
         return launch
 
 
-def array_nowhere(address: int, nbytes: int, owner: Any) -> DeviceNDArray:
+def fake_device_array(address: int, nbytes: int, owner: Any) -> DeviceNDArray:
     """A device array as Numba makes it of an address, without a device."""
     memory = SimpleNamespace(size=nbytes, device_ctypes_pointer=address)
     return DeviceNDArray(shape=(nbytes,), strides=(1,), dtype=np.dtype(np.uint8), stream=0, gpu_data=memory)
@@ -137,7 +137,7 @@ def test_a_batch_is_two_launches_of_the_compiled_types(
     monkeypatch.setattr(
         backend, "compiled", lambda kernel, signature, bounds: RecordedKernel(signature, launches)
     )
-    monkeypatch.setattr(backend, "from_address", array_nowhere)
+    monkeypatch.setattr(backend, "from_address", fake_device_array)
     run = backend.CudaAugment(parse_policy(augment), SIZE, dtype, torch.device("cpu"))
     plan = torch.zeros(5 * PLAN_DTYPE.itemsize, dtype=torch.uint8)
     images = run(torch.zeros(9, dtype=torch.uint8), torch.zeros(6, dtype=torch.int64), plan)

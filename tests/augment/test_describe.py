@@ -16,7 +16,7 @@ def plan_of(augment: str, n: int = 50) -> np.ndarray:
     return draw_plan(policy, seed=1, epoch=0, sample_ids=np.arange(n), heights=sides, widths=sides, size=224)
 
 
-def test_a_row_reads_in_the_order_in_which_it_is_carried_out() -> None:
+def test_a_description_lists_the_operations_in_execution_order() -> None:
     row = np.zeros(1, PLAN_DTYPE)[0]
     assert describe_row(row) == []
     row["flip"] = 1
@@ -26,7 +26,7 @@ def test_a_row_reads_in_the_order_in_which_it_is_carried_out() -> None:
     assert describe_row(row) == ["flip", "Rotate -27.0°", "Equalize", "TranslateY +91 px", "erase 50x80"]
 
 
-def test_an_augmix_row_names_its_chains_and_their_shares() -> None:
+def test_an_augmix_description_lists_chains_and_weights() -> None:
     row = np.zeros(1, PLAN_DTYPE)[0]
     row["chain_weights"][:2], row["blend"] = (0.25, 0.75), 0.4
     row["op"][0], row["op"][CHAIN_DEPTH] = OP_ID["Equalize"], OP_ID["AutoContrast"]
@@ -39,7 +39,7 @@ def test_every_op_with_an_argument_shows_it() -> None:
     assert with_argument == set(ARGUMENT_FORMATS)
 
 
-def test_the_json_holds_all_that_a_plan_does() -> None:
+def test_the_json_contains_every_field_of_the_plan() -> None:
     for augment in ("rand-m9-mstd0.5-inc1", "3aug", "augmix", "none"):
         plan = plan_of(augment)
         objects = json.loads(json.dumps(plan_to_json(plan)))
@@ -54,7 +54,7 @@ def test_the_json_holds_all_that_a_plan_does() -> None:
             assert values["erase"] == row["erase"][row["erase"][:, 2] > 0].tolist()
 
 
-def test_a_policy_reads_as_its_steps() -> None:
+def test_a_policy_description_lists_its_steps() -> None:
     assert describe_policy(parse_policy("rand-m9-mstd0.5-inc1"), 224) == [
         "random crop of 8% to 100% of the image, aspect 0.75 to 1.33, bicubic resize to 224 px",
         "horizontal flip of 50%",

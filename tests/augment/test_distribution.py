@@ -80,7 +80,7 @@ def recorded(transform: Any) -> tuple[Any, list[tuple[str, float]]]:
     return transform, calls
 
 
-def in_plan_terms(name: str, argument: float) -> tuple[int, float]:
+def to_plan_op(name: str, argument: float) -> tuple[int, float]:
     """(op id, argument) that a plan holds for timm's op and argument."""
     op, _ = level_argument(name, 0, height=1, width=1)
     if name.endswith("Rel"):
@@ -98,7 +98,7 @@ def timm_calls(text: str, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         before = len(calls)
         transform(None)
         counts[i] = len(calls) - before
-    terms = [in_plan_terms(*call) for call in calls]
+    terms = [to_plan_op(*call) for call in calls]
     return np.array([op for op, _ in terms]), np.array([a for _, a in terms]), counts
 
 
@@ -145,18 +145,18 @@ def test_augmix_draws_chains_weights_and_blend_as_timm() -> None:
     weights, blends, lengths = [], [], []
     mix = transform._apply_basic
 
-    def note_weights(image: Image.Image, chain_weights: np.ndarray, blend: float) -> Image.Image:
+    def record_weights(image: Image.Image, chain_weights: np.ndarray, blend: float) -> Image.Image:
         weights.append(chain_weights)
         blends.append(blend)
         return mix(image, chain_weights, blend)
 
-    transform._apply_basic = note_weights
+    transform._apply_basic = record_weights
     for _ in range(n):
         before = len(calls)
         transform(Image.new("RGB", (1, 1)))
         lengths.append(len(calls) - before)
     ours = plans("augmix-m4-w3-d-1", n)
-    terms = [in_plan_terms(*call) for call in calls]
+    terms = [to_plan_op(*call) for call in calls]
     assert_same_ops(ours, np.array([op for op, _ in terms]), np.array([a for _, a in terms]))
     assert same_counts((ours["op"] > 0).sum(axis=1), np.array(lengths)) > LEAST_P
     assert same_values(ours["blend"], np.array(blends)) > LEAST_P
@@ -186,7 +186,7 @@ def test_three_augment_draws_as_deit_iii_describes() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (600, 150), (64, 640)])
-def test_crop_area_aspect_and_place_are_timms(height: int, width: int) -> None:
+def test_crop_area_aspect_and_position_follow_timm(height: int, width: int) -> None:
     n = N if (height, width) == (375, 500) else N // 10
     image = SimpleNamespace(size=(width, height))
     draw: Callable[..., Any] = RandomResizedCropAndInterpolation.get_params
@@ -216,7 +216,7 @@ class _ErasedImage:
 
 
 @pytest.mark.parametrize(("count", "n"), [(1, N), (4, N // 10)])
-def test_erase_probability_count_area_aspect_and_place_are_timms(count: int, n: int) -> None:
+def test_erase_probability_count_area_aspect_and_position_follow_timm(count: int, n: int) -> None:
     eraser = RandomErasing(0.25, mode="const", max_count=count, device="cpu")
     boxes, counts = [], np.empty(n, np.int64)
     with pytest.MonkeyPatch.context() as patch:
@@ -240,13 +240,13 @@ def test_erase_probability_count_area_aspect_and_place_are_timms(count: int, n: 
         assert same_values(measure(ours), measure(theirs)) > LEAST_P
 
 
-def test_flips_come_with_their_probability_and_noise_keys_are_distinct() -> None:
+def test_flip_probability_and_distinct_noise_keys() -> None:
     ours = plans("none", hflip=0.3)
     assert stats.binomtest(int(ours["flip"].sum()), len(ours), 0.3).pvalue > LEAST_P
     assert len(np.unique(ours["noise_key"])) == len(ours)
 
 
-def test_a_magnitude_of_ten_leaves_no_bit_and_raises_nothing() -> None:
+def test_posterize_at_magnitude_ten_keeps_no_bit_and_raises_no_error() -> None:
     """timm 1.0.31 asks Pillow for 0 bits here, which Pillow 13 refuses; it means a black image."""
     ours = plans("rand-m10-p1-mstd0.5-inc1", 20_000)
     bits = ours["argument"][ours["op"] == OPS.index("Posterize")]

@@ -25,14 +25,14 @@ def erased(
 
 
 @pytest.mark.parametrize("mode", ERASE_MODES)
-def test_exactly_the_boxes_change(mode: str) -> None:
+def test_only_pixels_inside_the_boxes_change(mode: str) -> None:
     inside = np.zeros((SIZE, SIZE), bool)
     inside[3:13, 5:25] = inside[200:224, 100:224] = True
     out = erased(mode, [(3, 5, 10, 20), (200, 100, 24, 124)])
     assert (out[~inside] == 9).all() and (out[inside] != 9).all()
 
 
-def test_the_modes_are_zero_a_colour_per_box_and_noise_per_pixel() -> None:
+def test_erase_modes_are_zero_one_colour_per_box_and_noise_per_pixel() -> None:
     boxes = [(0, 0, 10, 10), (50, 50, 10, 10)]
     assert not erased("const", boxes)[:10, :10].any()
     colours = erased("rand", boxes)
@@ -60,7 +60,7 @@ def test_colours_of_boxes_are_standard_normal_over_keys() -> None:
     assert np.abs(colours.std(0) - 1).max() < 0.08
 
 
-def test_a_pixels_noise_depends_on_the_key_and_its_place_alone() -> None:
+def test_the_noise_of_a_pixel_depends_on_key_and_position_only() -> None:
     whole = erased("pixel", [(0, 0, SIZE, SIZE)])
     part = erased("pixel", [(30, 40, 50, 60)])
     np.testing.assert_array_equal(part[30:80, 40:100], whole[30:80, 40:100])
@@ -75,7 +75,7 @@ def test_half_types_hold_the_nearest_value() -> None:
     assert torch.equal(brain, exact.bfloat16().view(torch.int16))
 
 
-def test_every_kind_of_float_converts_as_torch_converts_it() -> None:
+def test_conversion_to_half_types_equals_torch_for_every_kind_of_float() -> None:
     random = np.random.default_rng(0)
     values = np.concatenate(
         [

@@ -93,7 +93,7 @@ def test_the_result_does_not_depend_on_the_micro_batch(micro_batch: int) -> None
         assert torch.equal(mixed[0], whole[0][part]) and torch.equal(mixed[1], whole[1][part])
 
 
-def test_blocks_steps_epochs_and_seeds_are_drawn_apart() -> None:
+def test_blocks_steps_epochs_and_seeds_are_drawn_independently() -> None:
     draws = {
         mixer(seed=seed).draw(epoch, step, block, 224, 224).lam
         for seed in (0, 1)

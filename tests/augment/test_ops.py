@@ -122,7 +122,7 @@ def test_a_kernel_that_reads_single_channels_gets_the_pixels_that_the_cpu_gets(
                 assert truncate(value) == rotated[i, j, c]
 
 
-def test_an_image_is_left_alone_by_identity_and_never_written_to(crops: list[np.ndarray]) -> None:
+def test_identity_returns_the_image_and_no_op_writes_to_its_input(crops: list[np.ndarray]) -> None:
     image = crops[0].copy()
     image.flags.writeable = False
     np.testing.assert_array_equal(apply_argument("Identity", image), crops[0])
@@ -143,7 +143,7 @@ def test_an_image_is_left_alone_by_identity_and_never_written_to(crops: list[np.
         lambda image: apply_op("Color", image.reshape(-1), 5),
     ],
 )
-def test_what_is_not_an_op_or_an_image_is_refused_in_one_line(call, crops: list[np.ndarray]) -> None:  # type: ignore[no-untyped-def]
+def test_a_bad_op_or_image_is_a_one_line_error(call, crops: list[np.ndarray]) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(UserError) as refusal:
         call(crops[0])
     assert "\n" not in str(refusal.value)

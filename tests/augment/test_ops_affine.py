@@ -89,7 +89,7 @@ def pixel_by_pixel(source, height, width, matrix, fill, bicubic, target):
 
 @pytest.mark.parametrize("bicubic", [True, False])
 @pytest.mark.parametrize("op", OPS)
-def test_many_pixels_at_a_time_are_the_bytes_of_one_at_a_time(op: str, bicubic: bool) -> None:
+def test_the_vectorised_result_equals_the_pixel_by_pixel_result(op: str, bicubic: bool) -> None:
     random = np.random.default_rng(7)
     for _ in range(600):
         image, argument = random_image(random), random_argument(op, random)
@@ -118,13 +118,13 @@ def test_a_geometric_op_equals_pillows_on_noise(op: str, bicubic: bool) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("argument", [1e300, -1e300, float("inf"), float("nan")])
-def test_an_argument_beyond_all_bounds_shows_the_fill_colour_or_nothing_odd(op: str, argument: float) -> None:
+def test_an_out_of_range_argument_gives_the_fill_colour_or_valid_pixels(op: str, argument: float) -> None:
     image = np.full((9, 8, 3), 200, np.uint8)
     values = {tuple(pixel) for pixel in apply_argument(op, image, argument).reshape(-1, 3).tolist()}
     assert values <= {FILL, (200, 200, 200)}
 
 
-def test_the_columns_inside_are_those_of_the_test_pixel_by_pixel() -> None:
+def test_the_inside_columns_equal_a_test_of_every_pixel() -> None:
     random = np.random.default_rng(3)
     for _ in range(300):
         op = OPS[random.integers(len(OPS))]
@@ -136,7 +136,7 @@ def test_the_columns_inside_are_those_of_the_test_pixel_by_pixel() -> None:
             assert columns == list(range(begin, end))
 
 
-def test_weights_of_neighbours_are_the_interpolation() -> None:
+def test_the_weights_of_the_neighbours_equal_the_interpolation() -> None:
     random = np.random.default_rng(0)
     for t in [0.0, 0.5, *random.random(50)]:
         a, b, c, d = random.integers(0, 256, 4)
@@ -159,7 +159,7 @@ def test_a_place_of_another_pixel_is_noticed() -> None:
         assert ops_image_affine._interpolate(image, 0, 0, 3 * width, taps, place, pixel, 0.0) == common
 
 
-def test_no_op_reads_or_writes_beyond_its_memory() -> None:
+def test_no_op_reads_or_writes_out_of_bounds() -> None:
     command = [sys.executable, "-m", "tests.augment.run_ops_guarded"]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, f"{done.returncode} {done.stderr[-2000:]}"

@@ -40,7 +40,7 @@ def plan_of(
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
-def test_a_plan_does_not_depend_on_batch_size_order_or_company(policy: str) -> None:
+def test_a_plan_does_not_depend_on_batch_size_order_or_other_samples(policy: str) -> None:
     everything = np.arange(N)
     whole = plan_of(policy, everything)
     order = np.random.default_rng(3).permutation(N)
@@ -77,7 +77,7 @@ def test_a_seed_of_64_bits_and_any_sample_id_count_in_full() -> None:
     assert len(keys) == 4 * 2 * 4
 
 
-def test_the_generation_of_plans_is_frozen() -> None:
+def test_plans_equal_the_stored_plans() -> None:
     """Resuming a run after an upgrade must see the same images: a change here is a change of every run."""
     policy = parse_policy("rand-m9-mstd0.5-inc1")
     row = draw_plan(policy, seed=0, epoch=0, sample_ids=[12], heights=[375], widths=[500], size=224)[0]

@@ -45,7 +45,7 @@ def strings(kind: str, parts: dict[str, st.SearchStrategy[str]]) -> st.SearchStr
 
 @settings(max_examples=200, deadline=None)
 @given(strings("rand", RAND_PARTS))
-def test_every_rand_string_means_what_timm_reads_in_it(text: str) -> None:
+def test_every_rand_string_is_parsed_as_by_timm(text: str) -> None:
     ours, theirs = parse_policy(text).recipe, rand_augment_transform(text, {"img_mean": (0, 0, 0)})
     assert isinstance(ours, RandAugment)
     assert ours.ops == tuple(op.name for op in theirs.ops)
@@ -60,7 +60,7 @@ def test_every_rand_string_means_what_timm_reads_in_it(text: str) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(strings("augmix", AUGMIX_PARTS))
-def test_every_augmix_string_means_what_timm_reads_in_it(text: str) -> None:
+def test_every_augmix_string_is_parsed_as_by_timm(text: str) -> None:
     ours, theirs = parse_policy(text).recipe, augment_and_mix_transform(text, {"img_mean": (0, 0, 0)})
     assert isinstance(ours, AugMix)
     assert ours.ops == tuple(op.name for op in theirs.ops)
@@ -89,7 +89,7 @@ def test_the_strings_of_the_documentation_parse() -> None:
         strings("rand", {key: st.just(f"{key}99999") for key in RAND_PARTS}),
     )
 )
-def test_any_other_text_is_either_understood_or_a_one_line_user_error(text: str) -> None:
+def test_any_other_text_is_parsed_or_is_a_one_line_user_error(text: str) -> None:
     try:
         assert isinstance(parse_policy(text), AugmentPolicy)
     except UserError as error:
@@ -112,7 +112,7 @@ def test_any_other_text_is_either_understood_or_a_one_line_user_error(text: str)
         ("autoaugment", "rand, 3aug, augmix, none"),
     ],
 )
-def test_an_error_names_the_part_and_what_would_be_right(text: str, named: str) -> None:
+def test_an_error_names_the_part_and_the_expected_form(text: str, named: str) -> None:
     with pytest.raises(UserError, match=re.escape(named)):
         parse_policy(text)
 

@@ -20,6 +20,7 @@ from fastft.report.bench_report import measure_view
 from fastft.train.distributed import World
 from fastft.train.precision import choose_precision
 from fastft.train.step import Step
+from fastft.train.step_choice import StepChoice
 
 
 def test_our_training_step_has_the_loss_curve_of_timms() -> None:
@@ -61,7 +62,7 @@ def our_parts(arch: Arch) -> tuple[Step, Classifier]:
         precision,
         label_smoothing=step_bench.SMOOTHING,
     )
-    made.connect("off")
+    made.connect(StepChoice())
     return made, model
 
 

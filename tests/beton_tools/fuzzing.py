@@ -13,6 +13,11 @@ LONG = 100_000  # cases of a target in `make test-slow`
 LIMIT = 5  # seconds of CPU time for one case
 
 
+_POWERS = [1 << bits for bits in (8, 12, 13, 15, 31, 32, 63)]
+EDGES = [0, 1, 2, 3, *(power + d for power in _POWERS for d in (-1, 0, 1))]
+NUMBERS = st.one_of(st.sampled_from(EDGES), st.integers(0, (1 << 64) - 1), st.integers(0, 20_000))
+
+
 def fuzz(examples: int, derandomize: bool = True) -> settings:
     """The same `examples` in every run, or new ones each time."""
     return settings(
@@ -35,7 +40,7 @@ def time_limit() -> Iterator[None]:
 def damaged(
     draw: st.DrawFn, files: list[bytes], first: int, last: int, interesting: tuple[int, ...]
 ) -> bytes:
-    """One of the files with up to six changes: bytes set, removed, repeated, or all that follow removed.
+    """One of the files with up to six changes: bytes or numbers set, bytes removed, repeated, or all that follow removed.
 
     first, last: offsets between which most changes are made; negative ones count from the end, as in slices.
     interesting: values that bytes are set to more often than to others.
@@ -49,9 +54,12 @@ def damaged(
             if begin < end
             else draw(anywhere)
         )
-        kind = draw(st.integers(0, 5))
+        kind = draw(st.integers(0, 6))
         if kind < 3:
             file[at] = draw(st.one_of(st.integers(0, 255), st.sampled_from(interesting)))
+        elif kind == 6:
+            size = draw(st.sampled_from([2, 4, 8]))
+            file[at : at + size] = (draw(NUMBERS) % (1 << 8 * size)).to_bytes(size, "little")
         elif kind == 3:
             del file[at : at + draw(st.integers(1, 40))]
         elif kind == 4:

@@ -6,12 +6,11 @@ Both start from the valid files in `corpus/` and change them. `make_corpus.py` w
 import contextlib
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from beton_tools import UserError, cli, stats
@@ -19,82 +18,23 @@ from beton_tools.console import printable
 from beton_tools.format import Beton
 from beton_tools.images import decode_sample
 from beton_tools.manifest import Manifest, manifest_path
+from tests.beton_tools.fuzzing import LONG, NUMBERS, damaged, fuzz
 
 CORPUS = Path(__file__).with_name("corpus")
 BETONS = [path.read_bytes() for path in sorted(CORPUS.glob("*.beton"))]
 MANIFESTS = [path.read_bytes() for path in sorted(CORPUS.glob("*.json"))]
-
-fuzz = settings(
-    deadline=None,
-    print_blob=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-fast = settings(fuzz, max_examples=200, derandomize=True)
-long = settings(fuzz, max_examples=100_000)
 
 
 def in_one_line(error: UserError) -> bool:
     return "\n" not in printable(str(error)) and len(str(error)) < 2000
 
 
-# changes of bytes -----------------------------------------------------------------------------------------------------
-
-Change = Callable[[bytes], bytes]
-EDGES = [
-    0,
-    1,
-    2,
-    3,
-    255,
-    256,
-    4095,
-    4096,
-    8192,
-    *(n + d for n in (1 << 15, 1 << 31, 1 << 32, 1 << 63) for d in (-1, 0, 1)),
-]
-NUMBERS = st.one_of(st.sampled_from(EDGES), st.integers(0, (1 << 64) - 1), st.integers(0, 20_000))
-
-
-def overwrite(at: int, patch: bytes) -> Change:
-    return lambda data: data[: at % (len(data) + 1)] + patch + data[at % (len(data) + 1) + len(patch) :]
-
-
-def insert(at: int, patch: bytes) -> Change:
-    return lambda data: data[: at % (len(data) + 1)] + patch + data[at % (len(data) + 1) :]
-
-
-def delete(at: int, count: int) -> Change:
-    return lambda data: data[: at % (len(data) + 1)] + data[at % (len(data) + 1) + count :]
-
-
-def changes(places: st.SearchStrategy[int]) -> st.SearchStrategy[Change]:
-    number = st.builds(
-        lambda value, size: (value % (1 << 8 * size)).to_bytes(size, "little"),
-        NUMBERS,
-        st.sampled_from([1, 2, 4, 8]),
-    )
-    return st.one_of(
-        st.builds(overwrite, places, number),
-        st.builds(overwrite, places, st.binary(min_size=1, max_size=8)),
-        st.builds(insert, places, st.binary(min_size=1, max_size=24)),
-        st.builds(delete, places, st.integers(1, 4096)),
-        st.builds(delete, places, st.just(1 << 20)),  # truncate
-    )
-
-
-def changed(seeds: list[bytes], places: st.SearchStrategy[int]) -> st.SearchStrategy[bytes]:
-    def apply(data: bytes, steps: list[Change]) -> bytes:
-        for step in steps:
-            data = step(data)
-        return data
-
-    return st.builds(apply, st.sampled_from(seeds), st.lists(changes(places), max_size=5))
-
-
 # .beton ---------------------------------------------------------------------------------------------------------------
 
-# header, descriptors and metadata; the end of the allocation table, counted from the end; JPEG headers
-TABLES = st.one_of(st.integers(0, 24), st.integers(0, 5400), st.integers(-72, -1), st.integers(4096, 4700))
+# header, descriptors, metadata and JPEG headers; the end of the allocation table
+ANY_BETON = st.one_of(
+    damaged(BETONS, 0, 24, (0, 255)), damaged(BETONS, 0, 5400, (0, 255)), damaged(BETONS, -72, -1, (0, 255))
+)
 
 
 def read_everything(path: Path) -> None:
@@ -126,16 +66,16 @@ def test_the_corpus_is_valid(tmp_path: Path, data: bytes) -> None:
     read_everything(tmp_path / "x.beton")
 
 
-@fast
-@given(data=changed(BETONS, TABLES))
+@fuzz(200)
+@given(data=ANY_BETON)
 def test_any_beton_is_read_or_refused(tmp_path: Path, data: bytes) -> None:
     check_beton(tmp_path, data)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-@long
-@given(data=changed(BETONS, TABLES))
+@fuzz(LONG, derandomize=False)
+@given(data=ANY_BETON)
 def test_100_000_betons_are_read_or_refused(tmp_path: Path, data: bytes) -> None:
     check_beton(tmp_path, data)
 
@@ -204,10 +144,10 @@ def check_manifest(folder: Path, data: bytes) -> None:
         assert in_one_line(error)
 
 
-ANY_MANIFEST = st.one_of(lying_manifests(), changed(MANIFESTS, st.integers(0, 1000)))
+ANY_MANIFEST = st.one_of(lying_manifests(), damaged(MANIFESTS, 0, 1000, tuple(b'"{}[]:,-.0e\\')))
 
 
-@fast
+@fuzz(200)
 @given(data=ANY_MANIFEST)
 def test_any_manifest_is_read_or_refused(tmp_path: Path, data: bytes) -> None:
     check_manifest(tmp_path, data)
@@ -215,7 +155,7 @@ def test_any_manifest_is_read_or_refused(tmp_path: Path, data: bytes) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-@long
+@fuzz(LONG, derandomize=False)
 @given(data=ANY_MANIFEST)
 def test_100_000_manifests_are_read_or_refused(tmp_path: Path, data: bytes) -> None:
     check_manifest(tmp_path, data)

@@ -120,7 +120,7 @@ def test_every_flipped_bit_is_noticed(tmp_path: Path, cache: Any, suffix: str) -
 
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])
 @pytest.mark.parametrize("kind", ["FIFO", "directory"])
-def test_what_is_not_a_file_is_not_opened_and_code_is_used_without_being_cached(
+def test_only_regular_files_are_opened_and_uncached_code_still_runs(
     tmp_path: Path, cache: Any, suffix: str, kind: str
 ) -> None:
     (path,) = tmp_path.glob(f"*.{suffix}")

@@ -51,12 +51,13 @@ def test_flags_are_frozen() -> None:
         "--val-images",
     ]  # fmt: skip
     assert flags["sweep"] == ["--dry-run", "--out"]
+    assert flags["tune"] == ["--budget", "--out", "--test"]
     assert flags["report"] == ["--against", "--gpus", "--mistakes", "--out", "--price"]
     assert flags["bench"] == [
         "--count", "--data", "--images", "--json", "--out", "--peers", "--quick", "--recipe", "--rounds"
     ]  # fmt: skip
     assert flags["doctor"] == ["--data", "--json"]
-    assert flags["eval"] == ["--data", "--device", "--json"]
+    assert flags["eval"] == ["--csv", "--data", "--device", "--json", "--logit-adjustment"]
     assert flags["predict"] == ["--csv", "--device", "--topk"]
     assert flags["demo"] == ["--cache", "--out", "--recipe"]
 
@@ -95,7 +96,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], capsys: pyt
         (["explain", "r", "--at-step=x"], "argument --at-step: must be a whole number, 0 or more, not 'x'"),
     ],
 )  # fmt: skip
-def test_values_that_cannot_be_read_are_told_what_they_must_be(
+def test_the_error_for_an_unreadable_value_names_the_expected_form(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture
 ) -> None:
     with pytest.raises(SystemExit) as stop:

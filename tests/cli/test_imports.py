@@ -45,20 +45,25 @@ def test_listing_options_imports_neither_torch_nor_numpy() -> None:
     assert imported_by("options") == {"fastargs", "rich", "yaml"}
 
 
-def test_explain_imports_neither_the_loaders_nor_the_image_libraries() -> None:
-    loaders = {
-        "ffcv",
-        "numba",
-        "scipy",
-        "cv2",
-        "PIL",
-        "torchvision",
-        "timm",
-        "open_clip",
-        "pyarrow",
-        "matplotlib",
-    }
-    assert imported_by("explain", "final_b16") & loaders == set()
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["explain", "final_b16"],
+        ["explain", "final_l14", "--json"],
+        ["cost", "final_b16", "--gpu=V100"],
+        ["cost", "final_b16", "--gpu=A100", "--json"],
+        ["recipes"],
+    ],
+)
+def test_no_command_that_prints_a_table_imports_a_compiler_the_loaders_or_the_image_libraries(
+    command: list[str],
+) -> None:
+    """The compiler alone (sympy, torch._dynamo, torch._inductor) takes more than a second."""
+    forbidden = {
+        "sympy", "torch._dynamo", "torch._inductor", "ffcv", "numba", "scipy", "cv2", "PIL", "torchvision", "timm",
+        "open_clip", "pyarrow", "matplotlib",
+    }  # fmt: skip
+    assert imported_by(*command) & forbidden == set()
 
 
 def test_predicting_a_photograph_imports_neither_ffcv_nor_torchvision_nor_a_compiler(

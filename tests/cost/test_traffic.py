@@ -10,6 +10,7 @@ import torch
 from fastft.bench.traffic_table import measure_traffic
 from fastft.cli import main
 from fastft.config import load_recipe
+from fastft.cost.pointwise import count_images, pointwise_bytes
 from fastft.cost.traffic import _bytes_moved, step_traffic
 
 GB = 1e9
@@ -83,6 +84,27 @@ def test_a_block_copies_nothing_and_casts_only_what_it_must(path: str, kinds: di
 def test_every_option_of_the_model_is_counted(options: list[str]) -> None:
     recipe = load_recipe("rcp/final_b16.yaml", options)
     assert all(sum(op.bytes for op in step_traffic(recipe, path)) > GB for path in ("autocast", "half"))
+
+
+@pytest.mark.parametrize("path", ["autocast", "half"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("final_b16", []),
+        ("final_l14", []),
+        ("demo", []),  # frozen blocks, LayerScale, no ln_pre, GELU
+        ("final_b16", ["--model.trainable_layers=0"]),
+        ("final_b16", ["--model.trainable_layers=3", "--model.drop_path=0.1", "--model.image_size=384"]),
+        ("final_b16", ["--model.layer_scale=1.0", "--model.drop_path=0.1"]),
+        ("final_b16", ["--model.patch_dropout=0.5", "--train.micro_batch=64", "--augment.mixup=0.8"]),
+        ("final_b16", ["--train.grad_checkpointing=true", "--model.freeze_conv1=false"]),
+        ("final_b16", ["--model.rel_pos_bias=true", "--model.trainable_layers=6"]),
+    ],
+)
+def test_the_formula_of_the_roofline_is_the_traced_count(name: str, options: list[str], path: str) -> None:
+    recipe = load_recipe(name, options)
+    traced = sum(op.bytes for op in step_traffic(recipe, path)) / count_images(recipe)
+    assert pointwise_bytes(recipe, path) == pytest.approx(traced, rel=0.005)
 
 
 def test_bytes_of_in_place_and_expanded_operands() -> None:

@@ -100,7 +100,7 @@ def test_ffcv_finds_out_about_cuda_once():
     assert engine_module.IS_CUDA is epoch_iterator.IS_CUDA
 
 
-def test_importing_the_loaders_leaves_torch_its_threads() -> None:
+def test_importing_the_loaders_does_not_change_the_threads_of_torch() -> None:
     code = (
         "import torch; n = torch.get_num_threads(); from fastft.data import TrainLoader; "
         "assert torch.get_num_threads() == n"

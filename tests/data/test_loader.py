@@ -113,7 +113,7 @@ def test_files_of_stock_ffcv_are_read(stock_beton, kind):
         assert len(collect(loader.epoch(0))) == 40
 
 
-def test_a_batch_is_channels_last_in_the_dtype_asked_for(indexed_beton):
+def test_a_batch_is_channels_last_in_the_requested_dtype(indexed_beton):
     pairs = {}
     for dtype in (torch.float32, torch.bfloat16):
         with train_loader(indexed_beton, dtype=dtype) as loader:
@@ -127,7 +127,7 @@ def test_a_batch_is_channels_last_in_the_dtype_asked_for(indexed_beton):
     assert torch.equal(rounded, pairs[torch.bfloat16])
 
 
-def test_a_batch_stays_intact_until_the_next_one_is_asked_for(indexed_beton):
+def test_a_batch_stays_intact_until_the_next_one_is_requested(indexed_beton):
     with train_loader(indexed_beton, micro_batch=1) as loader:
         for batch in loader.epoch(0):
             before = batch.images.clone()
@@ -164,7 +164,7 @@ def test_an_evaluation_can_be_repeated_and_run_in_the_middle_of_an_epoch(indexed
         assert first | collect(epoch) == whole_epoch
 
 
-def test_more_ranks_than_samples_leaves_some_ranks_without_any(indexed_beton):
+def test_with_more_ranks_than_samples_some_ranks_get_none(indexed_beton):
     with eval_loader(indexed_beton, indices=np.array([4]), rank=0, world_size=2) as loader:
         assert list(loader) == []
     with eval_loader(indexed_beton, indices=np.array([4]), rank=1, world_size=2) as loader:

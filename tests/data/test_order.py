@@ -28,7 +28,7 @@ def test_ranks_together_take_exactly_the_global_batch_of_each_step():
 
 
 @pytest.mark.parametrize("start_step", [0, 2, 6])
-def test_a_micro_batch_knows_its_step_and_its_place_in_the_global_batch(start_step):
+def test_a_micro_batch_has_its_step_and_its_position_in_the_global_batch(start_step):
     order = epoch_order(103, 0, 0)
     for rank in range(2):
         layout = BatchLayout(103, 16, 4, Shard(rank, 2))

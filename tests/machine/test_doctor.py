@@ -1,7 +1,6 @@
 """`fastft doctor`: every check on described machines, and the command on this machine."""
 
 import json
-import os
 import shlex
 import sys
 from dataclasses import replace
@@ -15,7 +14,7 @@ from PIL import Image
 from beton_tools.convert import convert_folder
 from beton_tools.writer import WriteOptions
 from fastft.cli import main
-from fastft.machine import cgroup, facts
+from fastft.machine import facts
 from fastft.machine.doctor import FAIL, OK, WARN, Check, examine
 from fastft.machine.facts import GIB, Facts, GpuFacts
 
@@ -170,50 +169,6 @@ def test_a_kernel_is_compiled_rather_than_versions_compared(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     done, error = facts._run_python("-m", facts.KERNEL_PROBE)
     assert done is None and "row_stack" in str(error)
-
-
-@pytest.fixture
-def control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Control group files: this process runs in /job/step, without limits."""
-    step = tmp_path / "cgroup/job/step"
-    step.mkdir(parents=True)
-    for folder in (step, step.parent):
-        (folder / "cpu.max").write_text("max 100000\n")
-        (folder / "memory.max").write_text("max\n")
-    (tmp_path / "own").write_text("4:memory:/elsewhere\n0::/job/step\n")
-    monkeypatch.setattr(cgroup, "ROOT", tmp_path / "cgroup")
-    monkeypatch.setattr(cgroup, "OWN", tmp_path / "own")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
-    return tmp_path / "cgroup"
-
-
-@pytest.mark.parametrize("group", ["", "job", "job/step"])
-def test_limits_of_the_own_group_and_of_its_parents_apply(control_group: Path, group: str) -> None:
-    assert facts._cores() == 16 and facts._memory()[0] > GIB // 4
-    (control_group / group / "cpu.max").write_text("250000 100000\n")
-    (control_group / group / "memory.max").write_text(f"{GIB // 4}\n")
-    assert facts._cores() == 2
-    assert facts._memory()[0] == GIB // 4 and facts._memory()[1] <= GIB // 4
-
-
-def test_the_smallest_limit_applies(control_group: Path) -> None:
-    (control_group / "job/cpu.max").write_text("300000 100000\n")
-    (control_group / "job/step/cpu.max").write_text("900000 100000\n")
-    assert facts._cores() == 3
-    (control_group / "job/step/cpu.max").write_text("50000 100000\n")
-    assert facts._cores() == 1  # half of one
-    (control_group / "job/cpu.max").write_text("6400000 100000\n")
-    (control_group / "job/step/cpu.max").write_text("6400000 100000\n")
-    assert facts._cores() == 16  # by affinity
-
-
-@pytest.mark.parametrize("own", ["0::/docker/beyond/sight\n", "4:memory:/job\n", None])
-def test_an_invisible_group_has_the_limits_of_the_root(control_group: Path, own: str | None) -> None:
-    """Containers may show the host's group names; systems with cgroup v1 only have no v2 line."""
-    cgroup.OWN.unlink() if own is None else cgroup.OWN.write_text(own)
-    assert (cgroup.cpu_limit(), cgroup.memory_limit()) == (None, None)
-    (control_group / "cpu.max").write_text("400000 100000\n")
-    assert facts._cores() == 4
 
 
 def test_disk_is_compared_with_checkpoints_and_imagenets_size_is_shown() -> None:

@@ -111,7 +111,7 @@ def test_loops_without_end() -> None:
     assert problems(loop.replace("STEP", "1")) == set()
 
 
-def test_a_finding_says_what_where_and_who() -> None:
+def test_a_finding_names_the_problem_the_statement_and_the_threads() -> None:
     run, _ = execute(f"{START} {NEXT} bar.sync 0; {NEXT}\n{OWN}", [CELLS])
     (finding,) = run.findings
     assert finding.problem == "race" and finding.text == OWN.rstrip(";")

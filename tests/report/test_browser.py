@@ -1,23 +1,27 @@
 """The pages in a real browser: laid out, hovered, sorted, printed. Needs Chromium and playwright's Python package.
 
-Four pages: of a made-up run that has everything, of a run that was trained here, of a made-up benchmark, and the
-committed page of the benchmark.
+Five pages: of a made-up run that has everything, of one with many classes, of a run that was trained here, of a made-up
+benchmark, and the committed page of the benchmark.
 """
 
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fastft.cli import main
 from fastft.cost.bottleneck import LOADER_PARTS, LOOP_PARTS
 from fastft.files.run_directory import load_run, read_metrics
-from fastft.inference.mistakes import ClassScore, Mistake, Mistakes
+from fastft.inference.assessment import Assessment
+from fastft.inference.class_report import ClassReport, report_classes
+from fastft.inference.mistakes import Mistake, Mistakes
+from fastft.metrics import Predictions
 from fastft.report.bench_report import render_bench
 from fastft.report.page import clock
 from fastft.report.run_report import render_run
@@ -27,8 +31,8 @@ RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 WIDTHS = {"desktop": 1200, "phone": 390}
-PAGES = ("run_page", "trained_page", "bench_page", "committed_page")
-CONFUSED_WITH = ("maillot, tank suit", "", "sunglass", "screen, CRT screen")
+PAGES = ("run_page", "many_classes_page", "trained_page", "bench_page", "committed_page")
+CLASS_NAMES = [f"class {k}" for k in range(1, 8)] + ["maillot, tank suit"]
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 
 # Every two pieces of text on the page that lie on each other by more than a pixel; what scrolls aside is cut off.
@@ -79,13 +83,34 @@ def run_page(tmp_path: Path) -> Path:
     mistakes = Mistakes(
         images=50_000,
         wrong=7_412,
-        classes=[ClassScore(f"class {k}", 10.5 * k, 50, CONFUSED_WITH[k % 4], k) for k in range(1, 9)],
         most_confident=[
             Mistake(k, "projectile, missile", 0.01, "screen, CRT screen", 0.97, PIXEL) for k in range(12)
         ],
     )
     page = tmp_path / "run.html"
-    page.write_text(render_run(load_run(folder), mistakes=mistakes, price=2.48))
+    assessment = Assessment(mistakes, made_up_classes(CLASS_NAMES))
+    page.write_text(render_run(load_run(folder), assessment=assessment, price=2.48))
+    return page
+
+
+def made_up_classes(names: Sequence[str]) -> ClassReport:
+    """Of a model that is right for most of 50 images of each class, except for two classes without a mistake."""
+    noise = np.random.default_rng(0)
+    labels = np.arange(50 * len(names)) % len(names)
+    logits = noise.normal(size=(len(labels), len(names)))
+    logits[np.arange(len(labels)), labels] += np.where(labels < 2, 20, 2)
+    logits[:, :2] -= 20 * (labels >= 2)[:, None]
+    return report_classes(Predictions.from_logits(logits, labels), names)
+
+
+@pytest.fixture
+def many_classes_page(tmp_path: Path) -> Path:
+    """A page with as many classes as a confusion matrix can have, with long names."""
+    folder = write_run(tmp_path / "run", "final_b16", 3)
+    names = [f"{k} maillot, tank suit or bathing costume" for k in range(100)]
+    assessment = Assessment(Mistakes(5000, 0, []), made_up_classes(names))
+    page = tmp_path / "many.html"
+    page.write_text(render_run(load_run(folder), assessment=assessment))
     return page
 
 
@@ -175,9 +200,14 @@ def test_evaluations_in_the_page_are_those_of_the_log(
 ) -> None:
     tab = opened(browser, request.getfixturevalue(page))
     logged = of_kind(tmp_path / "run" if page == "run_page" else request.getfixturevalue("whole"), "eval")
-    assert [(int(r[0]), r[1], r[4], r[6]) for r in rows_of(tab, "#evaluations")] == [
+    heads = [h.strip("↕ ") for h in tab.locator("#evaluations th").all_text_contents()]
+    shown = [dict(zip(heads, row, strict=True)) for row in rows_of(tab, "#evaluations")]
+    assert [(int(r["epoch"]), r["raw top-1 %"], r["EMA top-1 %"], r["EMA loss"]) for r in shown] == [
         (e["epoch"], f"{e['raw_top1']:.3f}", f"{e['ema_top1']:.3f}", f"{e['ema_loss']:.4f}") for e in logged
     ]
+    if page == "trained_page":  # two classes
+        assert "EMA top-5 %" not in heads
+        assert [r["EMA F1 %"] for r in shown] == [f"{e['ema_macro_f1']:.3f}" for e in logged]
     best = max(e["ema_top1"] for e in logged)
     assert tab.inner_text(".figures .value") == f"{best:.2f} %"
 
@@ -245,14 +275,18 @@ def test_clicking_a_heading_sorts_and_then_reverses(browser: Any, run_page: Path
             tab.click(f"{heading} button")
             assert tab.get_attribute(heading, "aria-sort") == order
             names = [row[0] for row in rows_of(tab, "#classes")]
-            assert names == sorted((f"class {k}" for k in range(1, 9)), reverse=order == "descending")
+            if column == 1:
+                assert names == sorted(CLASS_NAMES, reverse=order == "descending")
+            scores = [float(row[1]) for row in rows_of(tab, "#classes")]
+            if column == 2:
+                assert scores == sorted(scores, reverse=order == "descending") and len(set(scores)) > 3
 
 
 def test_empty_cells_come_last_in_both_orders(browser: Any, run_page: Path, bench_page: Path) -> None:
     tab = opened(browser, run_page)
     for _ in range(3):
-        tab.click("#classes th:nth-child(4) button")
-        words = [row[3] for row in rows_of(tab, "#classes")]
+        tab.click("#classes th:nth-child(6) button")
+        words = [row[5] for row in rows_of(tab, "#classes")]
         assert words[-2:] == ["–", "–"] and "–" not in words[:-2]
     tab = opened(browser, bench_page)
     for _ in range(3):

@@ -72,6 +72,20 @@ def test_two_processes_train_as_one_does(tiny, tmp_path: Path) -> None:
     assert (two["top1"], two["samples"]) == (one["top1"], one["samples"])
 
 
+def test_two_processes_train_a_half_precision_copy_as_one_does(tiny, tmp_path: Path) -> None:
+    """Its gradients are averaged and accumulated; equal to the rounding of bf16."""
+    changes = {"train__amp": "bf16", "train__half_residual": "on", "schedule__stop_epoch": "2"}
+    run(tiny, tmp_path / "one", train__micro_batch="8", **changes)
+    process = launch(
+        "train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "two", train__micro_batch="2", **changes)
+    )
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert [step for step, _ in one] == [step for step, _ in two]
+    assert max(abs(a - b) for (_, a), (_, b) in zip(one, two, strict=True)) < 0.02
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_evaluation_counts_every_image_once_at_any_world_size(tiny, whole: Path, world_size: int) -> None:
     """20 images on 3 processes: 7, 7 and 6; the sums are those of one process."""

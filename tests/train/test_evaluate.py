@@ -7,9 +7,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastft.data import Batch
+from fastft.metrics import Predictions
 from fastft.train.distributed import World
 from fastft.train.evaluate import Scores, evaluate
 from fastft.train.precision import Precision
+from fastft.train.progress import Progress
 
 WORLD = World(0, 1, 0, torch.device("cpu"))
 
@@ -52,3 +54,42 @@ def test_every_model_is_scored_in_one_pass_and_its_mode_restored() -> None:
 
 def test_standard_error_is_binomial() -> None:
     assert Scores(50.0, 90.0, 1.0, 400).standard_error == pytest.approx(2.5)
+
+
+def test_metrics_do_not_depend_on_the_batch_size_and_need_no_logits() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(101, 20), torch.randint(20, (101,))
+    precision = Precision(torch.float32, "cpu")
+    (small,) = evaluate([nn.Identity()], batches(logits, labels, 7), WORLD, precision, with_logits=True)
+    (whole,) = evaluate([nn.Identity()], batches(logits, labels, 101), WORLD, precision)
+    expected = Predictions.from_logits(logits.numpy(), labels.numpy())
+    for scores in (small, whole):
+        found = scores.predictions
+        assert found is not None
+        assert (found.predicted_N == expected.predicted_N).all()
+        assert found.confidence_N == pytest.approx(expected.confidence_N, rel=1e-5)
+        assert found.truth_N == pytest.approx(expected.truth_N, rel=1e-5)
+        assert scores.top1 == pytest.approx(100 * found.right_N.mean())
+    assert small.balanced_accuracy == whole.balanced_accuracy
+    assert small.ece == pytest.approx(whole.ece, abs=1e-4)
+    assert small.temperature is not None and "temperature" not in whole.as_dict()
+
+
+def test_top5_is_given_only_beyond_five_classes() -> None:
+    for classes in (5, 6):
+        logits = torch.eye(classes)
+        (scores,) = evaluate(
+            [nn.Identity()], batches(logits, torch.arange(classes), 2), WORLD, Precision(torch.float32, "cpu")
+        )
+        assert ("top5" in scores.as_dict()) == (classes > 5)
+
+
+def test_the_best_epoch_is_chosen_by_the_score_that_its_entries_name() -> None:
+    first = Scores(90.0, None, 1.0, 100, balanced_accuracy=50.0)
+    second = Scores(80.0, None, 1.0, 100, balanced_accuracy=70.0)
+    for best_by, epoch in (("top1", 0), ("balanced_accuracy", 1)):
+        progress = Progress()
+        for number, scores in enumerate((first, second)):
+            progress.add(number, scores, None, best_by)
+        best = progress.best()
+        assert best is not None and best["epoch"] == epoch

@@ -224,6 +224,23 @@ def test_a_loss_scale_changes_no_update_and_is_restored(tiny, tmp_path: Path, mo
     assert state["scaler"]["_growth_tracker"] == 18  # clean steps since the start, the resume among them
 
 
+def test_a_half_precision_copy_learns_and_resumes_bit_for_bit(tiny, tmp_path: Path) -> None:
+    """Checkpoints hold the fp32 weights; the copy is made anew from them."""
+    changes = {
+        "train__amp": "bf16", "train__half_residual": "on", "train__micro_batch": "4", "optim__clip_grad": "1.0",
+        "model__drop_path": "0.3", "model__layer_scale": "1.0",
+    }  # fmt: skip
+    run(tiny, tmp_path / "whole", **changes)
+    run(tiny, tmp_path / "parts", schedule__stop_epoch="1", **changes)
+    run(tiny, tmp_path / "parts", **changes)
+    assert differing(end(tmp_path / "whole"), end(tmp_path / "parts")) == []
+    assert all(value.dtype == torch.float32 for value in end(tmp_path / "whole").values())
+    curve = [loss for _, loss in losses(tmp_path / "whole")]
+    run(tiny, tmp_path / "fp32", **{**changes, "train__amp": "fp32", "train__half_residual": "off"})
+    assert curve[-1] < curve[0]
+    assert curve == pytest.approx([loss for _, loss in losses(tmp_path / "fp32")], abs=0.05)
+
+
 def test_endless_overflow_stops(tiny, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(Precision, "scaled", property(lambda self: True))
     spoil_gradients(monkeypatch, math.inf, range(1000))

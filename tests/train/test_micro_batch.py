@@ -46,7 +46,7 @@ class OnGpu(torch.nn.Module):
         return iter([Parameter()])
 
 
-def test_gpu_micro_batch_is_what_fits(monkeypatch) -> None:
+def test_the_gpu_micro_batch_is_the_largest_that_fits(monkeypatch) -> None:
     """1 GB per image, 5 GB fixed, 80 GB free: 67 fit into nine tenths, 64 divides 2048."""
 
     cached = [60e9]  # by the allocator since an earlier training
@@ -131,3 +131,16 @@ def test_loader_bytes_of_imagenet() -> None:
 
     want = 4 * (3 * 375 * 500 + 3 * 224 * 224 * 3)
     assert micro_batch.loader_bytes(Images(), 224, torch.float16, batches_ahead=2) == want  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_memory_is_measured_with_the_copy_that_will_train(monkeypatch, half: bool) -> None:
+    """A half-precision copy takes memory for its weights, and half as much as autocast for its activations."""
+    measured = []
+    monkeypatch.setattr(micro_batch, "measure_memory", lambda model, *_: measured.append(model) or (5e9, 1e9))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80e9, 80e9))
+    model = torch.nn.Linear(1, 1)
+    micro_batch._measure_free(model, 224, Precision(torch.float16, "cuda", half_residual=half))
+    assert (measured[0] is model) is not half
+    assert measured[0].weight.dtype == (torch.float16 if half else torch.float32)

@@ -18,6 +18,7 @@ from fastft.train.distributed import World
 from fastft.train.evaluate import evaluate
 from fastft.train.precision import Precision
 from fastft.train.step import Step
+from fastft.train.step_choice import StepChoice
 from tests.model.test_tower import small_arch
 
 CPU = torch.device("cpu")
@@ -43,7 +44,7 @@ def new_step(precision: Precision, **options) -> Step:
     groups = optimizer_groups(model, layer_groups(model, 3, 0.6, 0.05))
     optimizer = build_adamw(groups, betas=(0.9, 0.999), eps=1e-8)
     step = Step(model, optimizer, Ema(model, 0.9), World(0, 1, 0, CPU), precision, **options)
-    step.connect("off")
+    step.connect(StepChoice())
     return step
 
 

@@ -9,6 +9,7 @@ from fastft.bench.step_bench import CLASSES, our_step, random_batch, shape
 from fastft.model import build_classifier
 from fastft.train.micro_batch import choose_micro_batch
 from fastft.train.precision import choose_precision
+from fastft.train.step_choice import StepChoice
 
 CURVES = {
     "fp32": ("fp32", "off"),
@@ -42,7 +43,7 @@ def run(tiny: bool) -> dict[str, Any]:
 
 def _curve(amp: str, half_residual: str, steps: int, device: torch.device, tiny: bool) -> dict[str, Any]:
     arch = shape("T" if tiny else "S")
-    step, precision = our_step(arch, amp, None, half_residual=half_residual, compile="off")
+    step, precision = our_step(arch, amp, None, half_residual=half_residual, choice=StepChoice())
     torch.manual_seed(1)
     batches = [random_batch(arch, 2 if tiny else BATCH) for _ in range(4)]
     losses: list[float] = []
@@ -67,7 +68,7 @@ def _under_cap(gib: int, device: torch.device) -> dict[str, int]:
     del model
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    step, precision = our_step(arch, "auto", None, compile="off")
+    step, precision = our_step(arch, "auto", None, choice=StepChoice())
     images, labels = random_batch(arch, chosen)
     step(images.to(precision.dtype), labels)
     torch.cuda.synchronize()

@@ -12,18 +12,19 @@ from fastft.bench.step_bench import CLASSES, our_step, random_batch, shape
 from fastft.machine.gpus import peak_flops
 from fastft.model import count_flops
 from fastft.model.attention import attention_candidates
+from fastft.train.step_choice import StepChoice
 
 WARM_UP, STEPS, TOP = 5, 20, 15
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to compute the step; the options of the recipe have the same names."""
+    """One way to compute the step; mode and attention as in StepChoice."""
 
     amp: str
     half_residual: str = "off"
     attention: str = "auto"
-    compile: str = "off"
+    mode: str = "eager"
     micro_batch: int = 256
 
 
@@ -43,9 +44,10 @@ def variants(device: torch.device, tiny: bool) -> list[Variant]:
         Variant("fp16", half_residual="on"),
         Variant("fp16", half_residual="on", attention="batched"),
         Variant("bf16", half_residual="on"),
-        *(Variant("bf16", compile="on", micro_batch=n) for n in (64, 128, 256)),
+        *(Variant("bf16", mode="compile", micro_batch=n) for n in (64, 128, 256)),
         *(Variant("bf16", micro_batch=n) for n in (64, 128)),
-        Variant("bf16", half_residual="on", compile="on"),
+        *(Variant("bf16", mode="graph", micro_batch=n) for n in (32, 64)),
+        Variant("bf16", half_residual="on", mode="compile"),
     ]
 
 
@@ -63,7 +65,7 @@ def _measure(variant: Variant, device: torch.device, tiny: bool) -> dict[str, An
     arch = shape("T" if tiny else "B")
     step, precision = our_step(
         arch, variant.amp, None,
-        half_residual=variant.half_residual, attention=variant.attention, compile=variant.compile,
+        half_residual=variant.half_residual, choice=StepChoice(variant.mode, variant.attention),
     )  # fmt: skip
     images, labels = random_batch(arch, variant.micro_batch)
     images = images.to(precision.dtype)

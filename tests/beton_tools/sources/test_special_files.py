@@ -98,6 +98,25 @@ def test_entries_of_class_folders_are_skipped_and_listed(photo_folder: Path, mak
     assert manifest.num_samples == 24
 
 
+@SPECIAL
+@pytest.mark.parametrize("name", ["o.beton.part", "o.beton.part.journal"])
+def test_files_of_an_interrupted_conversion(photo_folder: Path, make: Make, name: str) -> None:
+    make(photo_folder.parent / name)
+    with pytest.raises(UserError, match=rf"{name}: cannot be read .*, not a regular file"):
+        convert_folder(photo_folder, photo_folder.parent / "o.beton", WriteOptions(workers=0))
+
+
+@SPECIAL
+@pytest.mark.parametrize("name", ["o.beton.part.journal.new", "o.beton.manifest.json.part"])
+def test_temporary_files_are_replaced(photo_folder: Path, make: Make, name: str) -> None:
+    make(photo_folder.parent / name)
+    assert (
+        convert_folder(photo_folder, photo_folder.parent / "o.beton", WriteOptions(workers=0)).num_samples
+        == 24
+    )
+    assert not (photo_folder.parent / name).exists()
+
+
 def test_folders_with_the_names_of_label_files_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "val").mkdir()
     (tmp_path / "val" / "a.jpg").write_bytes(b"x")

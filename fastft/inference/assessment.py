@@ -1,6 +1,6 @@
-"""The mistakes of a run's best checkpoint on its validation file, for its report."""
+"""A run's best checkpoint on its validation file, for its report: metrics per class, and the mistakes with their images."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,15 +9,23 @@ from beton_tools.errors import UserError
 from beton_tools.format import Beton
 from beton_tools.manifest import Manifest
 from fastft.files.run_directory import Run
+from fastft.inference.class_report import ClassReport, report_classes
 from fastft.inference.logits import compute_logits
 from fastft.inference.mistakes import Mistakes, find_mistakes, thumbnail
+from fastft.metrics import Predictions
 from fastft.train.checkpoint import find_checkpoint
 
 FEW_IMAGES = 3000  # a CPU evaluates as many in a minute or two
 
 
-def find_run_mistakes(run: Run, insist: bool) -> tuple[Mistakes | None, str]:
-    """Mistakes of a run's best checkpoint with their images, or None and the reason why there are none.
+@dataclass(frozen=True)
+class Assessment:
+    mistakes: Mistakes
+    classes: ClassReport
+
+
+def assess_run(run: Run, insist: bool) -> tuple[Assessment | None, str]:
+    """The assessment of a run's best checkpoint, or None and the reason why there is none.
 
     Without `insist`, only if there is a GPU or there are few validation images.
 
@@ -37,9 +45,11 @@ def find_run_mistakes(run: Run, insist: bool) -> tuple[Mistakes | None, str]:
         if insist:
             raise
         return None, f"Left out: {error}."
-    mistakes = find_mistakes(found.logits_NK, found.labels_N, _display_names(beton.path, found.classes))
+    names = _display_names(beton.path, found.classes)
+    mistakes = find_mistakes(found.logits_NK, found.labels_N, names)
     with_images = [replace(m, image=thumbnail(beton, m.sample)) for m in mistakes.most_confident]
-    return replace(mistakes, most_confident=with_images), ""
+    classes = report_classes(Predictions.from_logits(found.logits_NK, found.labels_N), names)
+    return Assessment(replace(mistakes, most_confident=with_images), classes), ""
 
 
 def _display_names(data: Path, classes: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
-"""The mistakes of a run's best checkpoint on its validation file, counted as evaluation counts."""
+"""The assessment of a run's best checkpoint on its validation file has the figures of its evaluation."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -12,15 +13,17 @@ from beton_tools.convert import convert_folder
 from beton_tools.errors import UserError
 from beton_tools.writer import WriteOptions
 from fastft.build import build_model, recipe_arch
+from fastft.cli import main
 from fastft.config import Recipe, load_recipe
 from fastft.files.run_directory import load_run
+from fastft.inference.assessment import assess_run
 from fastft.inference.evaluation import evaluate_checkpoint
 from fastft.inference.logits import compute_logits
-from fastft.inference.run_mistakes import find_run_mistakes
 from fastft.train.checkpoint import write_checkpoint
 from fastft.train.progress import describe_model
 from tests.files.written import RECIPES
 
+CLASSES = ("astronaut", "chelsea", "coffee", "rocket", "china", "flower")
 ARCH = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32},
@@ -62,20 +65,51 @@ def _write(folder: Path, recipe: Recipe, classes: list[str]) -> None:
     )
 
 
-def test_the_number_of_mistakes_is_that_of_evaluation(run_of_random_model: Path) -> None:
-    mistakes, _ = find_run_mistakes(load_run(run_of_random_model), insist=True)
+def test_mistakes_and_metrics_are_those_of_evaluation(run_of_random_model: Path) -> None:
+    found, _ = assess_run(load_run(run_of_random_model), insist=True)
     scores = evaluate_checkpoint(run_of_random_model, None, "cpu")
-    assert mistakes is not None and mistakes.images == 36
-    assert 100 * (1 - mistakes.wrong / 36) == pytest.approx(scores["top1"])
-    assert all(m.image.startswith("data:image/jpeg") for m in mistakes.most_confident)
-    assert {c.name for c in mistakes.classes} <= {
-        "astronaut",
-        "chelsea",
-        "coffee",
-        "rocket",
-        "china",
-        "flower",
-    }
+    assert found is not None and found.mistakes.images == 36
+    assert 100 * (1 - found.mistakes.wrong / 36) == pytest.approx(scores["top1"])
+    assert all(m.image.startswith("data:image/jpeg") for m in found.mistakes.most_confident)
+    assert found.classes.balanced_accuracy == pytest.approx(scores["balanced_accuracy"])
+    assert found.classes.calibration.plain.ece == pytest.approx(scores["ece"], abs=1e-3)
+    assert found.classes.calibration.temperature == pytest.approx(scores["temperature"], rel=1e-3)
+    assert found.classes.matrix_KK is not None
+    assert found.classes.matrix_KK.tolist() == scores["confusion_matrix"]
+    evaluated = {c["name"]: (c["precision"], c["recall"], c["f1"]) for c in scores["classes"]}
+    rows = {r.name: (r.metrics.precision, r.metrics.recall, r.metrics.f1) for r in found.classes.rows}
+    assert rows == evaluated and len(rows) == 6
+
+
+def test_the_table_of_predictions_has_every_image_once_with_its_name(
+    run_of_random_model: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "predictions.csv"
+    scores = evaluate_checkpoint(run_of_random_model, None, "cpu", csv=table)
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["image"]) for row in rows] == list(range(36))
+    assert {row["file"] for row in rows} == {f"{name}/{k}.png" for name in CLASSES for k in range(6)}
+    assert all(row["file"].startswith(row["class"] + "/") for row in rows)
+    right = sum(row["class"] == row["predicted"] for row in rows)
+    assert 100 * right / 36 == pytest.approx(scores["top1"])
+    assert all(float(r["class_probability"]) <= float(r["probability"]) + 1e-6 for r in rows)
+
+
+def test_a_table_that_cannot_be_written_is_one_line(
+    run_of_random_model: Path, tmp_path: Path, capsys
+) -> None:
+    table = tmp_path / "missing" / "predictions.csv"
+    assert main(["eval", str(run_of_random_model), "--csv", str(table)]) == 2
+    said = capsys.readouterr().err
+    assert len(said.strip().splitlines()) == 1 and "cannot be written" in said
+
+
+def test_eval_prints_the_classes(run_of_random_model: Path, capsys) -> None:
+    assert main(["eval", str(run_of_random_model)]) == 0
+    said = capsys.readouterr().out
+    assert "top-5" in said and "balanced accuracy" in said and "calibration error" in said
+    assert all(name in said for name in CLASSES)
 
 
 def test_logits_are_in_the_order_of_the_file(run_of_random_model: Path) -> None:
@@ -90,7 +124,7 @@ def test_missing_validation_data_is_a_note_or_with_insist_an_error(
 ) -> None:
     text = (run_of_random_model / "recipe.yaml").read_text().replace("val.beton", "gone.beton")
     (tmp_path / "recipe.yaml").write_text(text)
-    mistakes, why = find_run_mistakes(load_run(tmp_path), insist=False)
-    assert mistakes is None and "gone.beton" in why
+    found, why = assess_run(load_run(tmp_path), insist=False)
+    assert found is None and "gone.beton" in why
     with pytest.raises(UserError):
-        find_run_mistakes(load_run(tmp_path), insist=True)
+        assess_run(load_run(tmp_path), insist=True)

@@ -4,10 +4,17 @@ A group's limit also applies to the groups below it, so the smallest limit on th
 docs.kernel.org/admin-guide/cgroup-v2.html.
 """
 
+import os
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")  # "0::/path below ROOT"; other lines are of version 1
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: by its affinity and by the CPU limit of its control group, at least 1."""
+    allowed, limit = len(os.sched_getaffinity(0)), cpu_limit()
+    return allowed if limit is None else max(1, min(allowed, int(limit)))
 
 
 def cpu_limit() -> float | None:

@@ -1,0 +1,207 @@
+"""CSV and parquet tables: a column of image paths or images, a column of labels, and optional split and group columns."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beton_tools.errors import UserError
+from beton_tools.names import Names
+from beton_tools.sources.base import FileSource
+from beton_tools.user_files import open_user_file, read_user_file
+
+CSV_SUFFIXES = (".csv", ".tsv")
+MAX_BYTES = 1 << 30  # of a CSV file: ten million rows
+# in order of preference, compared without case; as in AutoGluon, Hugging Face's imagefolder, fastai and Kaggle's tables
+PATH_COLUMNS = ("image_path", "file_name", "filepath", "path", "filename", "file", "image", "ImageId")
+LABEL_COLUMNS = ("label", "target", "class", "class_name", "category", "cls")
+SPLIT_COLUMNS = ("split", "is_valid")
+GROUP_COLUMNS = ("group", "group_id")
+SPLIT_VALUES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+_YES, _NO = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no", "")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Optional columns of a table, one value per row: the split ("train", "val" or "test"), and the group."""
+
+    splits: list[str] | None = None
+    groups: list[str] | None = None
+
+
+def is_csv(path: Path) -> bool:
+    return path.suffix.lower() in CSV_SUFFIXES
+
+
+def table_source(files: Sequence[Path], classes: Sequence[str] | None = None) -> tuple[FileSource, Columns]:
+    """The images that a table lists by path, relative to the table's folder, in the order of its rows.
+
+    classes: class list that the labels index; None takes the labels of the table, numbers in numeric order.
+
+    Raises:
+        UserError: the table cannot be read, lacks a column, has an empty cell, or a label that is not in `classes`.
+    """
+    root = files[0].parent
+    paths: list[str] = []
+    labels: list[str] = []
+    columns: list[Columns] = []
+    for path in files:
+        table = _read_csv(path) if is_csv(path) else _read_parquet(path)
+        paths += [_below(root, path, cell) for cell in _cells(path, table, PATH_COLUMNS, "image path")]
+        labels += _cells(path, table, LABEL_COLUMNS, "label")
+        columns.append(_optional_columns(path, table))
+    if not paths:
+        raise UserError(f"{files[0]}: the table has no rows; give one that lists images")
+    found = sort_labels(set(labels))
+    classes = found if classes is None else list(classes)
+    position = {name: label for label, name in enumerate(classes)}
+    unknown = [name for name in found if name not in position]
+    if unknown:
+        raise UserError(
+            f"{files[0]}: label {unknown[0]!r} is not one of the {len(classes)} training classes; correct it"
+        )
+    numbers = np.array([position[label] for label in labels], np.int64)
+    source = FileSource("table", root, tuple(classes), None, numbers, Names.of(paths))
+    return source, _joined(columns)
+
+
+def parquet_columns(files: Sequence[Path]) -> Columns:
+    """The split and group columns of parquet files that hold the images themselves."""
+    return _joined([_optional_columns(path, _read_parquet(path)) for path in files])
+
+
+def sort_labels(labels: Iterable[str]) -> list[str]:
+    """Class names in order: alphabetically; numbers by their value, before other names."""
+    return sorted(labels, key=lambda text: (not _is_number(text), int(text) if _is_number(text) else 0, text))
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 18  # digits of an int64
+
+
+# reading ----------------------------------------------------------------------------------------------------------------
+
+Table = dict[str, list[str]]  # column -> cells, as text
+
+
+def _read_csv(path: Path) -> Table:
+    data = read_user_file(path, MAX_BYTES, "a CSV table")
+    text = data.decode("utf-8-sig", "surrogateescape")
+    lines = text.splitlines()
+    if not lines:
+        raise UserError(f"{path}: the table is empty; give one whose first line names the columns")
+    delimiter = max(",;\t", key=lines[0].count)
+    try:
+        header, *rows = [row for row in csv.reader(lines, delimiter=delimiter, strict=True) if row]
+    except csv.Error as error:
+        raise UserError(f"{path}: cannot be read as CSV ({error}); correct it") from None
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            raise UserError(
+                f"{path}, row {number}: {len(row)} cells, but the first line names {len(header)} columns; correct it"
+            )
+    return {name.strip(): [row[k].strip() for row in rows] for k, name in enumerate(header)}
+
+
+def read_schema(path: Path) -> Any:
+    """The Arrow schema of a parquet file.
+
+    Raises:
+        UserError: it cannot be read as parquet.
+    """
+    import pyarrow.parquet as pq
+
+    with open_user_file(path, "a .parquet file") as file:
+        try:
+            return pq.ParquetFile(file).schema_arrow
+        except Exception as error:  # pyarrow raises many types on damaged files
+            raise _damaged(path, error) from error
+
+
+def _read_parquet(path: Path) -> Table:
+    """The columns that may be used, as text; those of images are not read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    named = (*PATH_COLUMNS, *LABEL_COLUMNS, *SPLIT_COLUMNS, *GROUP_COLUMNS)
+    usable = {name.lower() for name in named}
+    schema = read_schema(path)
+    chosen = [f.name for f in schema if f.name.lower() in usable and not pa.types.is_nested(f.type)]
+    chosen = [name for name in chosen if not pa.types.is_binary(schema.field(name).type)]
+    with open_user_file(path, "a .parquet file") as file:
+        try:
+            table = pq.ParquetFile(file).read(columns=chosen)
+            cells = {name: table.column(name).to_pylist() for name in chosen}
+        except Exception as error:
+            raise _damaged(path, error) from error
+    return {name: ["" if v is None else str(v).strip() for v in values] for name, values in cells.items()}
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = (str(error) or type(error).__name__).partition("\n")[0][:200]
+    return UserError(f"{path}: cannot be read as parquet ({reason}); write it again")
+
+
+# columns ----------------------------------------------------------------------------------------------------------------
+
+
+def find_column(names: Iterable[str], wanted: Sequence[str]) -> str | None:
+    """The first of the wanted columns that there is, compared without case."""
+    by_lower = {name.lower(): name for name in names}
+    return next((by_lower[w.lower()] for w in wanted if w.lower() in by_lower), None)
+
+
+def _cells(path: Path, table: Table, wanted: Sequence[str], what: str) -> list[str]:
+    name = find_column(table, wanted)
+    if name is None:
+        raise UserError(
+            f"{path}: no {what} column among {', '.join(table)}; name it one of {', '.join(wanted)}"
+        )
+    cells = table[name]
+    if "" in cells:
+        raise UserError(f"{path}, row {cells.index('') + 2}: no {name}; fill the cell, or remove the row")
+    return cells
+
+
+def _below(root: Path, table: Path, cell: str) -> str:
+    """A path of the table `table`, relative to `root`."""
+    return os.path.relpath(table.parent / cell, root)
+
+
+def _optional_columns(path: Path, table: Table) -> Columns:
+    split, group = find_column(table, SPLIT_COLUMNS), find_column(table, GROUP_COLUMNS)
+    return Columns(
+        None if split is None else [_split_of(path, split, row, c) for row, c in enumerate(table[split], 2)],
+        None if group is None else table[group],
+    )
+
+
+def _split_of(path: Path, column: str, row: int, cell: str) -> str:
+    value = cell.lower()
+    if column.lower() == "is_valid":
+        if value in (*_YES, *_NO):
+            return "val" if value in _YES else "train"
+        raise UserError(f"{path}, row {row}: is_valid is {cell!r}; write true or false")
+    for split, values in SPLIT_VALUES.items():
+        if value in values:
+            return split
+    raise UserError(f"{path}, row {row}: {column} is {cell!r}; write train, val or test")
+
+
+def _joined(columns: Sequence[Columns]) -> Columns:
+    """The columns of several files one after another; a column counts only if every file has it."""
+    splits, groups = [c.splits for c in columns], [c.groups for c in columns]
+    return Columns(
+        None if None in splits else [cell for part in splits for cell in part or ()],
+        None if None in groups else [cell for part in groups for cell in part or ()],
+    )

@@ -1,0 +1,100 @@
+"""The results of an evaluation on the console and as a CSV file."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from beton_tools.console import printable
+from beton_tools.errors import UserError
+from beton_tools.manifest import Manifest
+from fastft.files.atomic import atomic_path
+from fastft.metrics import Predictions
+
+SHOWN_CLASSES, SHOWN_CONFUSIONS = 30, 5
+COLUMNS = ("image", "file", "class", "predicted", "probability", "class_probability")
+
+
+def print_evaluation(scores: Mapping[str, Any], console: Console) -> None:
+    """Print the figures, the classes (the worst by F1 if there are many), and the largest confusions."""
+    _print_line(console, _headline(scores))
+    adjusted = ", logits adjusted for the class sizes" if scores["logit_adjustment"] else ""
+    _print_line(console, f"{_means(scores)}{adjusted}")
+    console.print(_class_table(scores["classes"]))
+    largest = scores["confusions"][:SHOWN_CONFUSIONS]
+    listed = ", ".join(f"{c['class']} as {c['predicted']} {c['images']}" for c in largest)
+    _print_line(console, f"largest confusions: {listed or 'none'}")
+
+
+def _headline(s: Mapping[str, Any]) -> str:
+    top5 = f"top-5 {s['top5']:.3f} %, " if "top5" in s else ""
+    return (
+        f"top-1 {s['top1']:.3f} % (standard error {s['standard_error']:.3f}), {top5}loss {s['loss']:.4f}, "
+        f"{s['samples']} images"
+    )
+
+
+def _means(s: Mapping[str, Any]) -> str:
+    scaled = f" ({s['ece_scaled']:.3f} % at temperature {s['temperature']:.3f})" if "temperature" in s else ""
+    return (
+        f"balanced accuracy {s['balanced_accuracy']:.3f} %, macro F1 {s['macro_f1']:.3f} %, "
+        f"expected calibration error {s['ece']:.3f} %{scaled}"
+    )
+
+
+def _class_table(classes: Sequence[Mapping[str, Any]]) -> Table:
+    with_images = [c for c in classes if c["images"]]
+    shown, title = with_images, None
+    if len(with_images) > SHOWN_CLASSES:
+        shown = sorted(with_images, key=lambda c: c["f1"])[:SHOWN_CLASSES]
+        title = f"the {SHOWN_CLASSES} classes with the lowest F1 (--json gives all)"
+    table = Table("class", title=title, title_justify="left")
+    for name in ("images", "precision %", "recall %", "F1 %"):
+        table.add_column(name, justify="right")
+    for c in shown:
+        figures = ("-" if c[k] is None else f"{c[k]:.1f}" for k in ("precision", "recall", "f1"))
+        table.add_row(escape(printable(c["name"])), str(c["images"]), *figures)
+    return table
+
+
+def _print_line(console: Console, text: str) -> None:
+    console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+
+
+def write_predictions_table(
+    predictions: Predictions, names: Sequence[str], data: str | Path, path: Path
+) -> None:
+    """Write a CSV file with one row per image, in the order of the file `data`.
+
+    image: index in the file. file: its name in the source, if the manifest has it. class, predicted: names.
+    probability, class_probability: softmax probability of the predicted and of the true class.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    manifest = Manifest.of_beton(data)
+    files = [""] * len(predictions.labels_N) if manifest is None else manifest.names
+    columns = (
+        predictions.labels_N,
+        predictions.predicted_N,
+        predictions.confidence_N,
+        predictions.truth_N,
+    )
+    try:
+        with (
+            atomic_path(path) as partial,
+            partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            for image, (name, label, predicted, confidence, truth) in enumerate(
+                zip(files, *(c.tolist() for c in columns), strict=True)
+            ):
+                row = [image, name, names[label], names[predicted], f"{confidence:.6f}", f"{truth:.6f}"]
+                writer.writerow(row)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None

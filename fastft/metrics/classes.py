@@ -1,0 +1,80 @@
+"""Metrics per class and their means over classes, by scikit-learn.
+
+scikit-learn is imported where it is used: it takes a second, and only evaluations need it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastft.metrics.predictions import Predictions
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """Metrics of one class in percent. precision: None if nothing is predicted as it; recall, f1: None without images."""
+
+    label: int
+    images: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Number of images of the class `label` that are predicted as the class `predicted`."""
+
+    label: int
+    predicted: int
+    images: int
+
+
+def balanced_accuracy(p: Predictions) -> float:
+    """Mean recall over the classes that have images, in percent: scikit-learn's balanced_accuracy_score."""
+    from sklearn.metrics import recall_score
+
+    # balanced_accuracy_score warns about predictions of classes without images
+    return 100 * float(recall_score(p.labels_N, p.predicted_N, labels=np.unique(p.labels_N), average="macro"))
+
+
+def macro_f1(p: Predictions) -> float:
+    """Mean F1 over the classes that have images or are predicted, in percent: scikit-learn's f1_score(average="macro")."""
+    from sklearn.metrics import f1_score
+
+    return 100 * float(f1_score(p.labels_N, p.predicted_N, average="macro", zero_division=0))
+
+
+def class_metrics(p: Predictions) -> list[ClassMetrics]:
+    """The metrics of every class, by label."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    columns = precision_recall_fscore_support(
+        p.labels_N, p.predicted_N, labels=range(p.num_classes), average=None, zero_division=np.nan
+    )
+    return [
+        ClassMetrics(
+            label, int(images), _percent(precision), _percent(recall), _percent(f1) if images else None
+        )
+        for label, (precision, recall, f1, images) in enumerate(zip(*columns, strict=True))
+    ]
+
+
+def confusion_counts(p: Predictions) -> np.ndarray:
+    """int64 (K, K): images of class i (row) that are predicted as class j (column)."""
+    from sklearn.metrics import confusion_matrix
+
+    return confusion_matrix(p.labels_N, p.predicted_N, labels=range(p.num_classes))
+
+
+def largest_confusions(p: Predictions, count: int) -> list[Confusion]:
+    """The most frequent pairs of class and wrong prediction."""
+    wrong = ~p.right_N
+    pairs = np.stack([p.labels_N[wrong], p.predicted_N[wrong]])
+    (labels, predicted), images = np.unique(pairs, axis=1, return_counts=True)
+    order = np.argsort(-images, kind="stable")[:count]
+    return [Confusion(int(labels[k]), int(predicted[k]), int(images[k])) for k in order]
+
+
+def _percent(value: float) -> float | None:
+    return None if np.isnan(value) else 100 * float(value)

@@ -1,0 +1,19 @@
+"""How unequal the classes of a training file are, and what follows from it."""
+
+from collections.abc import Sequence
+
+IMBALANCED = 10.0  # above this ratio of class sizes the best epoch is chosen by balanced accuracy
+
+
+def imbalance(class_counts: Sequence[int]) -> float:
+    """Images of the largest class over those of the smallest that has any."""
+    present = [count for count in class_counts if count]
+    return max(present) / min(present)
+
+
+def describe_imbalance(class_counts: Sequence[int]) -> str:
+    present = [count for count in class_counts if count]
+    return (
+        f"classes have {min(present):,} to {max(present):,} training images: the best epoch is chosen by balanced accuracy; "
+        "fastft eval --logit-adjustment corrects predictions for the class sizes"
+    )

@@ -1,0 +1,202 @@
+"""What is trained and evaluated on: the images of each side, their classes, and what is unusual about them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from beton_tools.console import printable
+from beton_tools.errors import UserError
+from fastft.photos.duplicates import content_ids
+from fastft.photos.holdout import hold_out, join_units
+from fastft.photos.layout import LabelledSet, open_sets
+
+LISTED = 3  # files or classes named in a warning; split.csv lists all files
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`val` is None if the validation images are a .beton already, or too few to hold any out.
+
+    held_out: the validation images were taken from the training images.
+    missing: files that a table lists and that do not exist.
+    """
+
+    train: LabelledSet
+    val: LabelledSet | None
+    held_out: bool
+    missing: list[str]
+    warnings: list[str]
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(file, class, split) of every image."""
+        sides = [("train", self.train)] + ([] if self.val is None else [("val", self.val)])
+        rows = [
+            (name, found.source.classes[label], split)
+            for split, found in sides
+            for name, label in zip(found.source.names, found.source.labels.tolist(), strict=True)
+        ]
+        return rows + [(name, "", "missing") for name in self.missing]
+
+
+def list_photos(train: str, val: str | None) -> tuple[LabelledSet, LabelledSet | None]:
+    """The training and the validation images at two paths, as they are listed; `val` overrides a split of `train`.
+
+    Raises:
+        UserError: as `open_sets`.
+    """
+    found, own_val = open_sets(train)
+    if val is None:
+        return found, own_val
+    first, second = open_sets(val)
+    return found, second or first
+
+
+def plan_photos(train: LabelledSet, val: LabelledSet | None, holds_out: bool = True) -> Plan:
+    """Check the listed images and split them.
+
+    holds_out: without `val`, take validation images from the training images.
+
+    Raises:
+        UserError: fewer than two classes, no image that exists, or a class of `val` that `train` does not have.
+    """
+    warnings: list[str] = []
+    train, missing = _existing(train, warnings)
+    train = _used_classes(train, warnings)
+    if val is not None:
+        val, missing_val = _existing(val, warnings)
+        missing = missing + missing_val
+        val = with_classes(val, train.source.classes)
+    _warn_of_small_classes(train, warnings)
+    ids = content_ids([train.source] if val is None else [train.source, val.source])
+    _warn_of_other_labels(train, ids[0], warnings)
+    if val is not None:
+        _warn_of_shared_images(train, val, ids[0], ids[1], warnings)
+        return Plan(train, val, False, missing, warnings)
+    if not holds_out:
+        return Plan(train, None, False, missing, warnings)
+    held = hold_out(train.source.labels, _units(train, ids[0]))
+    if not held.any():
+        warnings.append(f"{len(train)} images are too few to hold any out: nothing is evaluated")
+        return Plan(train, None, False, missing, warnings)
+    _warn_of_unheld_classes(train, held, warnings)
+    sides = train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held))
+    return Plan(*sides, True, missing, warnings)
+
+
+def _units(found: LabelledSet, ids: np.ndarray) -> np.ndarray:
+    """Images of one group, or with identical bytes, form a unit."""
+    groups = found.columns.groups
+    if groups is None:
+        return ids
+    # an empty cell is no group
+    own = [group or f"\0{i}" for i, group in enumerate(groups)]
+    return join_units(ids, np.unique(own, return_inverse=True)[1])
+
+
+# checks -----------------------------------------------------------------------------------------------------------------
+
+
+def _existing(found: LabelledSet, warnings: list[str]) -> tuple[LabelledSet, list[str]]:
+    """The images whose files exist, and the names of the others, which only a table can list."""
+    source = found.source
+    if source.kind != "table":
+        return found, []
+    exists = source.stamps(np.arange(len(found), dtype=np.int64)).any(axis=1)
+    missing = [source.names[i] for i in np.flatnonzero(~exists).tolist()]
+    if not missing:
+        return found, []
+    listed = _listing(missing)
+    if not exists.any():
+        raise UserError(
+            f"{source.root}: none of the {len(found):,} files that the table lists exists ({listed}); paths are relative to "
+            "the table"
+        )
+    warnings.append(f"{len(missing):,} of {len(found):,} files in the table do not exist: {listed}")
+    return found.take(np.flatnonzero(exists)), missing
+
+
+def _used_classes(train: LabelledSet, warnings: list[str]) -> LabelledSet:
+    """The training set without classes that have no images: labels must not count them."""
+    source = train.source
+    counts = np.bincount(source.labels, minlength=len(source.classes))
+    used = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if count]
+    empty = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if not count]
+    if empty:
+        warnings.append(
+            f"{_count(empty, 'class has', 'classes have')} no images and are left out: {_listing(empty)}"
+        )
+    if len(used) < 2:
+        raise UserError(
+            f"{source.root}: images of only one class ({printable(used[0])}); give at least two classes"
+        )
+    return train.take(np.arange(len(train), dtype=np.int64), used) if empty else train
+
+
+def with_classes(val: LabelledSet, classes: Sequence[str]) -> LabelledSet:
+    """The validation set with the labels of the training classes.
+
+    Raises:
+        UserError: an image of another class.
+    """
+    source, known = val.source, set(classes)
+    found = {source.classes[label] for label in np.unique(source.labels).tolist()}
+    unknown = sorted(found - known)
+    if unknown:
+        first = source.names[int(np.flatnonzero(source.labels == source.classes.index(unknown[0]))[0])]
+        raise UserError(
+            f"{source.root}: validation images of {_count(unknown, 'class', 'classes')} without training images "
+            f"({_listing(unknown)}; {printable(first)}); add training images, or remove these"
+        )
+    return val.take(np.arange(len(val), dtype=np.int64), classes)
+
+
+def _warn_of_small_classes(train: LabelledSet, warnings: list[str]) -> None:
+    counts = np.bincount(train.source.labels, minlength=len(train.source.classes))
+    single = [train.source.classes[k] for k in np.flatnonzero(counts < 2).tolist()]
+    if single:
+        warnings.append(
+            f"{_count(single, 'class has', 'classes have')} fewer than 2 training images: {_listing(single)}"
+        )
+
+
+def _warn_of_unheld_classes(train: LabelledSet, held: np.ndarray, warnings: list[str]) -> None:
+    evaluated = set(train.source.labels[held].tolist())
+    without = [name for label, name in enumerate(train.source.classes) if label not in evaluated]
+    if without:
+        warnings.append(
+            f"{_count(without, 'class has', 'classes have')} no held-out image and are not evaluated: {_listing(without)}"
+        )
+
+
+def _warn_of_other_labels(train: LabelledSet, ids: np.ndarray, warnings: list[str]) -> None:
+    pairs = np.unique(np.column_stack([ids, train.source.labels]), axis=0)[:, 0]
+    several, counts = np.unique(pairs, return_counts=True)
+    doubtful = several[counts > 1].tolist()
+    if doubtful:
+        names = [train.source.names[int(np.flatnonzero(ids == i)[0])] for i in doubtful[:LISTED]]
+        warnings.append(
+            f"{_count(doubtful, 'image appears', 'images appear')} in several classes: {_listing(names, len(doubtful))}"
+        )
+
+
+def _warn_of_shared_images(
+    train: LabelledSet, val: LabelledSet, train_ids: np.ndarray, val_ids: np.ndarray, warnings: list[str]
+) -> None:
+    shared = np.flatnonzero(np.isin(val_ids, train_ids)).tolist()
+    if shared:
+        names = [val.source.names[i] for i in shared[:LISTED]]
+        warnings.append(
+            f"{_count(shared, 'validation image is', 'validation images are')} also a training image, byte for byte; "
+            f"accuracy will be too high: {_listing(names, len(shared))}"
+        )
+
+
+def _count(found: Sequence[object], one: str, several: str) -> str:
+    return f"{len(found):,} {one if len(found) == 1 else several}"
+
+
+def _listing(names: Sequence[str], total: int | None = None) -> str:
+    total = len(names) if total is None else total
+    rest = f", ... {total - LISTED:,} more" if total > LISTED else ""
+    return ", ".join(map(printable, names[:LISTED])) + rest

@@ -1,0 +1,114 @@
+"""The head of a run that starts from ridge regression on the frozen tower (`model.head_init=probe`).
+
+Fine-tuning from a random head distorts pretrained features while the head is learnt; starting from a linear probe avoids this
+(LP-FT, 2202.10054).
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from beton_tools.errors import UserError
+from fastft.build import build_policy
+from fastft.config import Recipe
+from fastft.data import EvalLoader, Output, Shard
+from fastft.model import Classifier
+from fastft.model.ridge_head import RidgeHead, fit_ridge_head
+from fastft.train.distributed import World
+from fastft.train.evaluate import EvaluationStopped
+from fastft.train.precision import Precision
+from fastft.train.step import Step
+from fastft.train.step_state import init_optimizer_state
+
+PROBE = "probe"
+MOST_IMAGES = 100_000  # features of 1,024 values take 400 MB; a longer training learns its head anyway
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How the head was made, for logs: images, penalty and scale of `fit_ridge_head`."""
+
+    images: int
+    penalty: float
+    scale: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def share_head(step: Step) -> None:
+    """Copy the new weights to the EMA and the half-precision copy; give the optimiser its state of step 0, which is saved."""
+    if step.ema is not None:
+        step.ema.module.load_state_dict(step.model.state_dict())
+    if step.half is not None:
+        step.half.refresh()
+    init_optimizer_state(step.optimizer)
+
+
+def refuse_large(recipe: Recipe, images: int) -> None:
+    """Raise UserError if the recipe asks for ridge regression on too many images."""
+    if recipe.model.head_init == PROBE and images > MOST_IMAGES:
+        raise UserError(
+            f"model.head_init is probe, but {images:,} training images are more than {MOST_IMAGES:,}, which it is meant for; "
+            "set --model.head_init=small"
+        )
+
+
+def set_probe_head(
+    model: Classifier,
+    recipe: Recipe,
+    world: World,
+    precision: Precision,
+    batch: int,
+    stop: Callable[[], bool],
+    on_wait: Callable[[], None],
+) -> Probe:
+    """Replace the head of `model` by ridge regression on its pooled features of the training images.
+
+    The images are seen as in evaluation. The head is the same in all processes. batch: images per forward pass.
+
+    Raises:
+        EvaluationStopped: in every process, if `stop` returned true in one of them.
+    """
+    r, output = recipe, Output(recipe.model.image_size, world.device, precision.dtype)
+    with EvalLoader(
+        str(r.data.train), build_policy(r), output, batch_size=batch, crop_pct=r.train.eval_crop_pct,
+        shard=Shard(world.rank, world.size), workers=r.data.workers or None, on_wait=on_wait,
+    ) as loader:  # fmt: skip
+        features_ND, labels_N = pooled_features(model, loader, world, precision, stop)
+    head = fit_ridge_head(features_ND, labels_N, r.data.num_classes, r.train.seed) if world.is_main else None
+    head = _set_head(model, head, world)
+    return Probe(len(labels_N), head.penalty, head.scale)
+
+
+@torch.inference_mode()
+def pooled_features(
+    model: Classifier, loader: EvalLoader, world: World, precision: Precision, stop: Callable[[], bool]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(float32 (N, D), int64 (N,)): the head's input for every image of the loader's file, and its label."""
+    rows, training, stopped = [], model.training, False
+    model.eval()
+    for batch in loader:
+        if stopped := stop():
+            break
+        with precision.autocast():
+            features_BD = model.pooled(batch.images)
+        rows.append(torch.cat([batch.labels[:, None].float(), features_BD.float()], dim=1))
+    model.train(training)
+    if world.any(stopped):
+        raise EvaluationStopped
+    mine = torch.cat(rows) if rows else torch.empty(0, 1, device=world.device)
+    table = world.gather_rows(mine).cpu().numpy()
+    return table[:, 1:], table[:, 0].astype(np.int64)
+
+
+@torch.no_grad()
+def _set_head(model: Classifier, head: RidgeHead | None, world: World) -> RidgeHead:
+    """Load the main process's head into the model of every process."""
+    head = world.broadcast(head)
+    model.head.weight.copy_(torch.from_numpy(head.weight_KD))
+    model.head.bias.copy_(torch.from_numpy(head.bias_K))
+    return head

@@ -1,0 +1,64 @@
+"""`validation.npz` of a run directory: what the run predicts for its validation images, at its last evaluation.
+
+Arrays: epoch; labels (N,); for `raw` and `ema` weights `<weights>_predicted` (N,), and `<weights>_logits` (N, K) if the
+evaluation kept them. In the order of the validation file.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from beton_tools.errors import UserError
+from fastft.files.atomic import atomic_path
+from fastft.train.evaluate import Scores
+
+FILE = "validation.npz"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """labels_N, predicted_N: int64. predicted_N: of the EMA if there is one."""
+
+    epoch: int
+    labels_N: np.ndarray
+    predicted_N: np.ndarray
+
+
+def write_validation(folder: Path, epoch: int, scores: Mapping[str, Scores]) -> None:
+    """Replace the run's file. scores: by weights, "raw" and "ema".
+
+    Raises:
+        UserError: the disk is full or fails.
+    """
+    arrays = {"epoch": np.array(epoch)}
+    for weights, of_weights in scores.items():
+        predictions = of_weights.predictions
+        assert predictions is not None
+        arrays["labels"] = predictions.labels_N
+        arrays[f"{weights}_predicted"] = predictions.predicted_N
+        if predictions.logits_NK is not None:
+            arrays[f"{weights}_logits"] = predictions.logits_NK
+    try:
+        with atomic_path(folder / FILE) as partial:
+            np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
+    except OSError as error:
+        raise UserError(
+            f"{folder / FILE} could not be written: {error.strerror or error}; free some space and run again"
+        ) from None
+
+
+def read_validation(folder: Path) -> Validation:
+    """Read a run's file.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    path = folder / FILE
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            predicted = arrays["ema_predicted" if "ema_predicted" in arrays else "raw_predicted"]
+            return Validation(int(arrays["epoch"]), arrays["labels"], predicted)
+    except (OSError, KeyError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete {folder} and run again") from None

@@ -1,0 +1,190 @@
+"""Successive halving of complete short runs, each in a run directory of its own; the same call continues."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from rich.console import Console
+
+from beton_tools.errors import UserError
+from beton_tools.format import Beton
+from beton_tools.manifest import Manifest
+from fastft.build import recipe_arch, with_train_size
+from fastft.config import Recipe, load_recipe
+from fastft.data.classes import read_class_names, refuse_other_classes
+from fastft.files.evaluations import BALANCED_ACCURACY
+from fastft.files.run_directory import lock_run
+from fastft.sweep import Run, plan_run, train_run
+from fastft.sweep.results import read_result
+from fastft.train.distributed import World, find_world
+from fastft.train.exceptions import TimeUp
+from fastft.train.validation_file import read_validation
+from fastft.tune.budget import Budget, format_duration
+from fastft.tune.estimate import measure, optimism
+from fastft.tune.report import print_result, write_report
+from fastft.tune.settings import DEFAULT, KEPT, Setting, grid, rung_epochs, shortened, with_setting
+from fastft.tune.trials import Result, Trial, best_trials, finished_trial
+
+OWN_OPTIONS = {"--train.run_dir": "--out", "--train.stop_after": "--budget"}
+
+
+def tune(
+    reference: str,
+    overrides: Sequence[str],
+    out: Path | None,
+    *,
+    budget: float = math.inf,
+    test: Path | None = None,
+    console: Console,
+) -> Result:
+    """Search the recipe's learning rates; writes `tuned.yaml`, `table.md`, `results.json` and `plot.png` into `out`.
+
+    budget: seconds, over all calls with this `out`. test: a file that is evaluated once the choice is made. Under torchrun
+    every process calls this.
+
+    Raises:
+        UserError: bad input, or the budget ended before the first training.
+        Preempted: stopped by a signal; the same call continues.
+    """
+    recipe = _read(reference, overrides, test)
+    folder = out or Path("runs") / f"tune-{recipe.name}"
+    with find_world(recipe.train.device, recipe.train.timeout_minutes, "train.device") as world:
+        lock: IO[str] | None = lock_run(folder) if world.is_main else None
+        try:
+            search = _Search(recipe, folder, budget, world, console if world.is_main else Console(quiet=True))
+            result = search.run(test)
+        finally:
+            if lock is not None:
+                lock.close()
+        if world.is_main:
+            write_report(result, folder)
+            print_result(result, folder, console)
+    return result
+
+
+def _read(reference: str, overrides: Sequence[str], test: Path | None) -> Recipe:
+    for option, instead in OWN_OPTIONS.items():
+        if any(text.startswith(f"{option}=") for text in overrides):
+            raise UserError(f"{option} is set by fastft tune for every training; use {instead}")
+    recipe = load_recipe(reference, overrides)
+    if recipe.data.train is None or recipe.data.val is None:
+        raise UserError(
+            "tuning needs training and validation images; set --data.train=FILE and --data.val=FILE"
+        )
+    train = Beton.open(recipe.data.train)
+    if test is not None:
+        found, expected = (read_class_names(b, Manifest.of_beton(b.path)) for b in (Beton.open(test), train))
+        refuse_other_classes(found, expected, test)
+    return with_train_size(recipe, len(train))
+
+
+@dataclass
+class _Search:
+    recipe: Recipe
+    folder: Path
+    limit: float
+    world: World
+    console: Console
+    trials: list[Trial] = field(default_factory=list)
+    skipped: list[tuple[Setting, int]] = field(default_factory=list)
+    time_up: bool = False
+
+    def __post_init__(self) -> None:
+        self.layers = recipe_arch(self.recipe).layers
+        self.rungs = rung_epochs(self.recipe)
+        self.budget = Budget(self.folder / "tune.json", self.limit, self.world)
+
+    def run(self, test: Path | None) -> Result:
+        settings = grid()
+        for rung, kept in enumerate((*KEPT, 0)):
+            trials = [trial for s in settings if (trial := self._trial(s, rung)) is not None]
+            # what the budget leaves no time for at this rung goes on to the next: the last one matters most
+            settings = [trial.setting for trial in best_trials(trials, kept)] or settings[:kept]
+        last = len(self.rungs) - 1
+        if any(trial.rung == last and trial.setting != DEFAULT for trial in self.trials):
+            self._trial(DEFAULT, last)  # what the tuned setting is compared with
+        return self._result(test)
+
+    def _trial(self, setting: Setting, rung: int) -> Trial | None:
+        """Train a setting unless it is trained already; None if it does not fit into the budget."""
+        epochs, last = self.rungs[rung], len(self.rungs) - 1
+        run = self._plan(setting, epochs)
+        failure = None
+        if (evaluations := read_result(run)) is None:
+            reserve = 0 if rung == last else self.rungs[last]
+            if self.time_up or not self.budget.fits(run.key, epochs, reserve):
+                self.skipped.append((setting, epochs))
+                return None
+            self._announce(setting, rung)
+            try:
+                with self.budget.timed(run.key):
+                    failure = train_run(self._limited(run), self.world, self.console)
+            except TimeUp:
+                self.time_up = True
+                self.skipped.append((setting, epochs))
+                return None
+            evaluations = read_result(run)
+        if evaluations is None:
+            trial = Trial(setting, rung, epochs, run, failure=failure)
+        else:
+            self.budget.finished(run.key, epochs)
+            trial = finished_trial(setting, rung, epochs, run, evaluations)
+        self.trials.append(trial)
+        return trial
+
+    def _plan(self, setting: Setting, epochs: int) -> Run:
+        return plan_run(
+            shortened(with_setting(self.recipe, setting, self.layers), epochs), self.folder / "runs"
+        )
+
+    def _limited(self, run: Run) -> Run:
+        """The run, to be stopped when the budget ends, whatever was estimated."""
+        left = self.budget.left
+        if math.isinf(left):
+            return run
+        train = dataclasses.replace(run.recipe.train, stop_after=f"{max(left, 0.1):.1f}s")
+        return dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, train=train))
+
+    def _announce(self, setting: Setting, rung: int) -> None:
+        text = f"rung {rung + 1} of {len(self.rungs)}, {self.rungs[rung]} epochs: {setting.title}"
+        if not math.isinf(self.limit):
+            text += f"; {format_duration(self.budget.left)} left"
+        self.console.rule(text)
+
+    def _result(self, test: Path | None) -> Result:
+        last = len(self.rungs) - 1
+        rung = max((trial.rung for trial in self.trials if trial.score is not None), default=None)
+        if rung is None:
+            failures = [trial.failure for trial in self.trials if trial.failure]
+            reason = (
+                f"every training failed, the first with: {failures[0]}" if failures
+                else "the budget ended before the first training; the same command with a larger --budget continues"
+            )  # fmt: skip
+            raise UserError(reason)
+        at_rung = [trial for trial in self.trials if trial.rung == rung]
+        best, complete = best_trials(at_rung, 1)[0], rung == last
+        default = next((t for t in at_rung if t.setting == DEFAULT and t.score is not None), None)
+        figures, bias = None, None
+        if complete and test is not None:
+            folder = None if default is None else default.run.folder
+            figures = measure(best.run.folder, folder, test, self.recipe.train.device)
+        else:
+            bias = self._optimism()
+        return Result(
+            recipe=self.recipe, layers=self.layers, rungs=self.rungs, trials=self.trials, best=best,
+            skipped=self.skipped, complete=complete, spent=self.budget.spent, figures=figures, optimism=bias, test=test,
+        )  # fmt: skip
+
+    def _optimism(self) -> float:
+        """Of the choice among the settings of the first rung, from their saved validation predictions."""
+        runs = {trial.run.folder for trial in self.trials if trial.rung == 0 and trial.score is not None}
+        saved = [read_validation(folder) for folder in sorted(runs)]
+        right_SN = np.stack([v.labels_N == v.predicted_N for v in saved])
+        labels_N = saved[0].labels_N
+        balanced = self.trials[0].measure == BALANCED_ACCURACY
+        weights_N = 1 / np.bincount(labels_N)[labels_N] if balanced else np.ones(len(labels_N))
+        return optimism(right_SN, weights_N)

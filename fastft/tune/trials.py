@@ -1,0 +1,66 @@
+"""The trainings of a search and its result."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastft.config import Recipe
+from fastft.files.evaluations import TOP1, flatten, selection_score
+from fastft.sweep import Run
+from fastft.tune.estimate import FinalFigures
+from fastft.tune.settings import Setting
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A complete run of a setting, or the error that ended it.
+
+    rung: from 0. score: top-1 or, with very unequal classes, balanced accuracy (`measure`) of the last epoch on the validation
+    images in percent; None if it failed.
+    """
+
+    setting: Setting
+    rung: int
+    epochs: int
+    run: Run
+    score: float | None = None
+    measure: str = TOP1
+    failure: str | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.run.recipe
+
+
+@dataclass(frozen=True)
+class Result:
+    """A search so far. skipped: (setting, epochs) that did not fit into the budget.
+
+    complete: whether the best setting was trained in full. optimism: see `fastft.tune.estimate`; None with a test file.
+    """
+
+    recipe: Recipe
+    layers: int
+    rungs: Sequence[int]
+    trials: list[Trial]
+    best: Trial
+    skipped: list[tuple[Setting, int]]
+    complete: bool
+    spent: float
+    figures: FinalFigures | None = None
+    optimism: float | None = None
+    test: Path | None = None
+
+
+def finished_trial(
+    setting: Setting, rung: int, epochs: int, run: Run, evaluations: Sequence[Mapping[str, Any]]
+) -> Trial:
+    last = evaluations[-1]
+    return Trial(setting, rung, epochs, run, selection_score(flatten(last)), last.get("best_by", TOP1))
+
+
+def best_trials(trials: list[Trial], count: int) -> list[Trial]:
+    """The best finished trials; of equal ones the first."""
+    finished = [trial for trial in trials if trial.score is not None]
+    return sorted(finished, key=lambda trial: -(trial.score or 0.0))[:count]

@@ -1,0 +1,85 @@
+"""CSV and parquet tables as sources of `fastft convert`."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from beton_tools.convert import convert_folder
+from beton_tools.errors import UserError
+from beton_tools.sources import open_source
+from beton_tools.sources.table import Columns, sort_labels, table_source
+from beton_tools.writer import WriteOptions
+
+
+@pytest.fixture
+def images(tmp_path: Path, photographs) -> Path:
+    (tmp_path / "pictures").mkdir()
+    for name in ("coffee", "rocket"):
+        Image.fromarray(photographs[name][:40, :50]).save(tmp_path / "pictures" / f"{name}.png")
+    return tmp_path
+
+
+ROWS = "pictures/coffee.png{d}cup\npictures/rocket.png{d}ship\n"
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("head", ["image_path{d}label", "File_Name{d}Target", "\ufefffilepath{d}class"])
+def test_a_csv_is_converted_with_its_usual_column_names(images: Path, head: str, delimiter: str) -> None:
+    table = images / "t.csv"
+    table.write_text((head + "\n" + ROWS).format(d=delimiter), encoding="utf-8")
+    manifest = convert_folder(table, images / "t.beton", WriteOptions(workers=0))
+    assert manifest.classes == ["cup", "ship"]
+    assert list(manifest.names) == ["pictures/coffee.png", "pictures/rocket.png"]
+
+
+def test_a_parquet_table_may_list_paths_or_hold_images_with_named_labels(images: Path) -> None:
+    rows = [{"path": "pictures/coffee.png", "label": "cup"}, {"path": "pictures/rocket.png", "label": "ship"}]
+    pq.write_table(pa.Table.from_pylist(rows), images / "paths.parquet")
+    held = [{"image": (images / row["path"]).read_bytes(), "label": row["label"]} for row in rows]
+    pq.write_table(pa.Table.from_pylist(held), images / "held.parquet")
+    listed, embedded = (open_source(images / f"{name}.parquet") for name in ("paths", "held"))
+    assert listed.classes == embedded.classes == ("cup", "ship")
+    for i in range(2):
+        assert listed.locate(i).read() == embedded.locate(i).read()
+
+
+def test_optional_columns_are_read(images: Path) -> None:
+    table = images / "t.csv"
+    table.write_text("path,label,split,group\na.png,x,Validation,p1\nb.png,y,training,\nc.png,y,test,p2\n")
+    assert table_source([table])[1] == Columns(["val", "train", "test"], ["p1", "", "p2"])
+    table.write_text("path,label,is_valid\na.png,x,True\nb.png,y,0\n")
+    assert table_source([table])[1] == Columns(["val", "train"], None)
+
+
+def test_numbers_are_sorted_by_value() -> None:
+    assert sort_labels({"10", "9", "b", "a"}) == ["9", "10", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the table is empty"),
+        ("path,label\n", "the table has no rows"),
+        ("path,label\na.png\n", "row 2: 1 cells, but the first line names 2 columns"),
+        ("path,label\n,x\n", "row 2: no path; fill the cell"),
+        ("where,label\na.png,x\n", "no image path column among where, label"),
+        ("path,label,is_valid\na.png,x,perhaps\n", "is_valid is 'perhaps'; write true or false"),
+        ('path,label\n"a.png,x\n', "cannot be read as CSV"),
+    ],
+)
+def test_mistakes_name_the_table_and_the_row(tmp_path: Path, text: str, message: str) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        open_source(table)
+    assert "\n" not in str(error.value) and str(table) in str(error.value)
+
+
+def test_a_label_outside_the_given_classes_is_refused(images: Path) -> None:
+    table = images / "t.csv"
+    table.write_text("path,label\n" + ROWS.format(d=","))
+    with pytest.raises(UserError, match="label 'ship' is not one of the 1 training classes"):
+        open_source(table, classes=["cup"])

@@ -1,0 +1,314 @@
+"""Photographs in every accepted layout, converted once; what is wrong with them is one line."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from beton_tools.errors import UserError
+from beton_tools.format import Beton
+from beton_tools.manifest import Manifest
+from fastft.cli import main
+from fastft.config import Recipe, load_recipe
+from fastft.cost.recipes import count_images
+from fastft.photos.prepare import prepare_data
+from fastft.train.loop import train
+from tests.photos.conftest import CLASSES, PER_CLASS
+from tests.train.runs import differing, end
+
+QUIET = Console(quiet=True)
+Row = dict[str, str]
+
+
+def prepared(photos: Path, run: Path, *options: str, said: list[str] | None = None) -> Recipe:
+    lines: list[str] = [] if said is None else said
+    return prepare_data(
+        load_recipe("photos", [f"--data.train={photos}", f"--train.run_dir={run}", *options]), lines.append
+    )
+
+
+def split_of(run: Path) -> dict[str, str]:
+    with (run / "data" / "split.csv").open(newline="") as file:
+        return {row["file"]: row["split"] for row in csv.DictReader(file)}
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def rows_of(album: Path) -> list[Row]:
+    files = sorted(album.rglob("*.jpg"))
+    return [{"image_path": str(f.relative_to(album)), "label": f.parent.name} for f in files]
+
+
+@pytest.fixture
+def copied(album: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(album, tmp_path / "photos"))
+
+
+# the same images in every layout ----------------------------------------------------------------------------------------
+
+
+def layouts(album: Path, split: dict[str, str], folder: Path) -> dict[str, Path]:
+    """The album as train/ and val/, as tables with paths, and as a table with the images."""
+    found = {"folder": album, "split": folder / "split"}
+    for name, side in split.items():
+        target = folder / "split" / {"train": "Train", "val": "valid"}[side] / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(album / name, target)
+    (folder / "split" / "test" / "unknown").mkdir(parents=True)
+    paths = [{"file": str(album / name), "target": Path(name).parent.name} for name in split]
+    shuffled = [paths[i] for i in np.random.default_rng(0).permutation(len(paths))]
+    found["csv"] = write_csv(folder / "images.csv", shuffled)  # its own hold-out is the folder's
+    sides = {str(album / name): side for name, side in split.items()}
+    with_split = [row | {"is_valid": str(sides[row["file"]] == "val")} for row in shuffled]
+    found["csv with split"] = write_csv(folder / "split.csv", with_split)
+    found["parquet"] = folder / "paths.parquet"
+    pq.write_table(pa.Table.from_pylist(shuffled), found["parquet"])
+    embedded = [
+        {"image": {"bytes": (album / name).read_bytes(), "path": name}, "label": Path(name).parent.name,
+         "split": "train" if side == "train" else "validation"}
+        for name, side in split.items()
+    ]  # fmt: skip
+    found["images in parquet"] = folder / "images.parquet"
+    pq.write_table(
+        pa.Table.from_pylist(sorted(embedded, key=lambda r: r["image"]["path"])), folder / "images.parquet"
+    )
+    return found
+
+
+def test_the_same_photographs_give_the_same_plan_and_result_in_every_layout(
+    album: Path, tower: list[str], tmp_path: Path
+) -> None:
+    prepared(album, tmp_path / "first")
+    split = split_of(tmp_path / "first")
+    assert sorted(split.values()) == ["train"] * 29 + ["val"] * 7  # a fifth of 36
+    ends, results, plans = {}, {}, {}
+    for name, photos in layouts(album, split, tmp_path).items():
+        run = tmp_path / "runs" / name
+        options = [f"--data.train={photos}", f"--train.run_dir={run}", *tower]
+        recipe = load_recipe("photos", options)
+        explained = count_images(recipe)
+        plans[name] = (explained.data.train_size, explained.data.num_classes, explained.choices[1:])
+        result = train(recipe, QUIET)
+        ends[name], results[name] = end(run), [e | {"seconds": 0} for e in result["evaluations"]]
+        assert json.loads((run / "checkpoints" / "step-00000012" / "state.json").read_text())[
+            "classes"
+        ] == list(CLASSES)
+    for name in ends:
+        assert differing(ends["folder"], ends[name]) == [], name
+        assert results[name] == results["folder"], name
+        assert plans[name] == plans["folder"], name
+    assert results["folder"][-1]["raw"]["samples"] == 7
+
+
+# converted once ---------------------------------------------------------------------------------------------------------
+
+
+def test_photographs_are_converted_once_and_again_when_they_change(copied: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    recipe = prepared(copied, tmp_path / "run", said=said)
+    assert recipe.data.num_classes == 3 and "29 training images of 3 classes, 7 validation images" in said[0]
+    first = Path(str(recipe.data.train)).stat().st_mtime_ns
+    said.clear()
+    prepared(copied, tmp_path / "run", said=said)
+    assert "unchanged" in said[0] and Path(str(recipe.data.train)).stat().st_mtime_ns == first
+    shutil.copy(copied / "coffee" / "00.jpg", copied / "coffee" / "new.jpg")
+    said.clear()
+    again = prepared(copied, tmp_path / "run", said=said)
+    assert "has changed since it was converted" in said[0]
+    assert Beton.open(str(again.data.train)).num_samples + Beton.open(str(again.data.val)).num_samples == 37
+
+
+def test_changed_photographs_are_refused_once_a_run_has_a_checkpoint(
+    copied: Path, tower: list[str], tmp_path: Path
+) -> None:
+    options = [f"--data.train={copied}", f"--train.run_dir={tmp_path / 'run'}", *tower]
+    train(load_recipe("photos", options), QUIET)
+    (copied / "coffee" / "00.jpg").unlink()
+    with pytest.raises(
+        UserError, match=r"has changed since .* was trained on it; use another --train\.run_dir"
+    ):
+        train(load_recipe("photos", options), QUIET)
+
+
+def test_a_conversion_that_was_killed_is_continued(copied: Path, tmp_path: Path) -> None:
+    """kill -9 while the images are converted leaves nothing under a final name; the next call completes it."""
+    for name in CLASSES:  # enough images to be killed among them
+        for i in range(400):
+            os.link(copied / name / f"{i % PER_CLASS:02}.jpg", copied / name / f"x{i}.jpg")
+    code = (
+        "import sys; from fastft.config import load_recipe; from fastft.photos.prepare import prepare_data;"
+        f"prepare_data(load_recipe('photos', ['--data.train={copied}', '--train.run_dir={tmp_path / 'run'}']), print)"
+    )
+    victim = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "data" / "train.beton.part").exists():
+        assert victim.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.wait()
+    assert not (tmp_path / "run" / "data" / "train.beton").exists()
+    recipe = prepared(copied, tmp_path / "run")
+    assert not list((tmp_path / "run" / "data").glob("*.part*"))
+    total = sum(Beton.open(str(path)).num_samples for path in (recipe.data.train, recipe.data.val))
+    assert total == 3 * (PER_CLASS + 400)
+    # hard links are identical files: none of them is on both sides
+    sides: dict[bytes, set[str]] = {}
+    for name, split in split_of(tmp_path / "run").items():
+        sides.setdefault((copied / name).read_bytes(), set()).add(split)
+    assert all(len(found) == 1 for found in sides.values())
+
+
+def test_only_validation_photographs_take_the_classes_of_a_beton(tiny, album: Path, tmp_path: Path) -> None:
+    val = tmp_path / "val"
+    for name in ("astronaut", "coffee"):
+        shutil.copytree(album / name, val / name)
+    options = [
+        f"--data.train={tiny['data.train']}",
+        f"--data.val={val}",
+        f"--train.run_dir={tmp_path / 'run'}",
+    ]
+    recipe = prepare_data(load_recipe("photos", options), lambda text: None)
+    manifest = Manifest.of_beton(str(recipe.data.val))
+    assert manifest is not None and manifest.classes == ["astronaut", "coffee"]
+    assert recipe.data.train == tiny["data.train"]
+
+
+# groups, duplicates, odd sets -------------------------------------------------------------------------------------------
+
+
+def test_groups_stay_on_one_side(album: Path, tmp_path: Path) -> None:
+    rows = [row | {"group": f"p{i // 3}"} for i, row in enumerate(rows_of(album))]
+    write_csv(album.parent / "grouped.csv", [r | {"image_path": f"photos/{r['image_path']}"} for r in rows])
+    prepared(album.parent / "grouped.csv", tmp_path / "run")
+    split = split_of(tmp_path / "run")
+    sides: dict[str, set[str]] = {}
+    for row in rows:
+        sides.setdefault(row["group"], set()).add(split[f"photos/{row['image_path']}"])
+    assert all(len(found) == 1 for found in sides.values()) and "val" in split.values()
+
+
+def test_warnings_name_and_count_what_is_unusual(copied: Path, tmp_path: Path) -> None:
+    (copied / "empty").mkdir()
+    (copied / "single").mkdir()
+    shutil.copy(copied / "coffee" / "01.jpg", copied / "single" / "a.jpg")
+    said: list[str] = []
+    recipe = prepared(copied, tmp_path / "run", said=said)
+    text = "\n".join(said)
+    assert recipe.data.num_classes == 4  # an empty folder shifts no label
+    assert "1 class has no images and are left out: empty" in text.replace("is left out", "are left out")
+    assert "1 class has fewer than 2 training images: single" in text
+    assert "1 image appears in several classes" in text
+    manifest = Manifest.of_beton(str(recipe.data.train))
+    assert manifest is not None and manifest.classes == [*CLASSES, "single"]
+
+
+def test_duplicates_across_given_splits_are_a_warning(album: Path, tmp_path: Path) -> None:
+    shutil.copytree(album, tmp_path / "set" / "train")
+    (tmp_path / "set" / "val" / "coffee").mkdir(parents=True)
+    shutil.copy(album / "coffee" / "03.jpg", tmp_path / "set" / "val" / "coffee" / "copy.jpg")
+    said: list[str] = []
+    prepared(tmp_path / "set", tmp_path / "run", said=said)
+    assert any(
+        "1 validation image is also a training image, byte for byte" in line and "copy.jpg" in line
+        for line in said
+    )
+
+
+def test_missing_files_of_a_table_are_counted_and_named(album: Path, tmp_path: Path) -> None:
+    rows = [row | {"image_path": str(album / row["image_path"])} for row in rows_of(album)]
+    rows[5]["image_path"] = str(album / "gone.jpg")
+    said: list[str] = []
+    prepared(write_csv(tmp_path / "t.csv", rows), tmp_path / "run", said=said)
+    assert any("1 of 36 files in the table do not exist" in line and "gone.jpg" in line for line in said)
+    assert sorted(split_of(tmp_path / "run").values()).count("missing") == 1
+
+
+def test_an_image_that_cannot_be_read_is_left_out_and_named(copied: Path, tmp_path: Path) -> None:
+    (copied / "coffee" / "00.jpg").write_bytes(b"not an image")
+    said: list[str] = []
+    prepared(copied, tmp_path / "run", said=said)
+    assert any("cannot be read and are left out: coffee/00.jpg" in line for line in said)
+
+
+def make_unknown_class(folder: Path) -> None:
+    shutil.copytree(folder, folder.parent / "set" / "train")
+    shutil.copytree(folder / "coffee", folder.parent / "set" / "val" / "tea")
+
+
+def make_missing(folder: Path) -> None:
+    write_csv(folder.parent / "set.csv", [{"file": f"nowhere/{i}.jpg", "label": str(i)} for i in range(3)])
+
+
+@pytest.mark.parametrize(
+    ("make", "photos", "message"),
+    [
+        (lambda folder: None, "nowhere", "no such file or folder; give a folder with a folder per class"),
+        (lambda folder: None, "photos/coffee", "images without labels"),
+        (lambda folder: [shutil.rmtree(folder / n) for n in CLASSES[1:]], "photos", "images of only one class"),
+        (make_unknown_class, "set", r"validation images of 1 class without training images \(tea; tea/00.jpg\)"),
+        (make_missing, "set.csv", "none of the 3 files that the table lists exists"),
+        (
+            lambda folder: (folder.parent / "x.csv").write_text("file,score\na.jpg,1\n"),
+            "x.csv",
+            "no label column among file, score; name it one of label",
+        ),
+        (
+            lambda folder: (folder.parent / "x.csv").write_text("file,label,split\na.jpg,1,later\n"),
+            "x.csv",
+            "row 2: split is 'later'; write train, val or test",
+        ),
+    ],
+    ids=["nowhere", "no classes", "one class", "unknown class", "all missing", "no label", "unknown split"],
+)  # fmt: skip
+def test_mistakes_are_one_line_and_exit_code_2(
+    make, photos: str, message: str, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import re
+
+    make(copied)
+    options = [f"--data.train={tmp_path / photos}", f"--train.run_dir={tmp_path / 'run'}"]
+    assert main(["train", "photos", *options]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search(message, error), error
+
+
+def test_a_contradicting_number_of_classes_is_an_error(
+    album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [f"--data.train={album}", f"--train.run_dir={tmp_path / 'run'}", "--data.num_classes=5"]
+    assert main(["train", "photos", *options]) == 2
+    assert "has 3 classes, --data.num_classes is 5; leave the option out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["train", "val"])
+def test_a_wrong_path_is_noticed_before_weights_are_fetched(
+    option: str,
+    album: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("fastft.build.load_tower_weights", lambda *_: pytest.fail("weights were fetched"))
+    paths = {"train": str(album), "val": str(album)} | {option: str(tmp_path / "mistyped.beton")}
+    options = [f"--data.{key}={path}" for key, path in paths.items()]
+    assert main(["train", "photos", f"--train.run_dir={tmp_path / 'run'}", *options]) == 2
+    assert "mistyped.beton: no such file" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()

@@ -1,0 +1,19 @@
+"""Promises about the layout of the packages that CONTRIBUTING.md describes; the order of the layers is in `make lint`."""
+
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+MODULES = [path for package in ("fastft", "beton_tools") for path in (ROOT / package).rglob("*.py")]
+
+
+def test_no_file_name_appears_twice_in_the_packages() -> None:
+    count = Counter(path.name for path in MODULES if path.name != "__init__.py")
+    assert len(count) > 100
+    assert [name for name, times in count.items() if times > 1] == []
+
+
+def test_every_folder_is_described_in_contributing() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    folders = {path.parent.name for path in MODULES if path.parent.parent == ROOT / "fastft"}
+    assert [name for name in sorted(folders) if f"{name}/" not in text] == []

@@ -1,0 +1,139 @@
+"""A run with `model.head_init=probe` starts from a ridge regression head, which it evaluates, stores and restores."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from beton_tools.errors import UserError
+from fastft.build import build_model
+from fastft.cli import main
+from fastft.config import load_recipe
+from fastft.data.loader import EvalLoader
+from fastft.files.run_directory import load_run, read_metrics
+from fastft.inference.evaluation import evaluate_checkpoint
+from fastft.train import head_start
+from fastft.train.checkpoint import list_checkpoints, read_checkpoint
+from fastft.train.exceptions import Preempted
+from tests.train.runs import differing, end, flags, losses, run
+from tests.train.test_distributed import launch
+
+PROBE = {"model__head_init": "probe"}
+
+
+@pytest.fixture(scope="module")
+def probed(tiny: dict[str, str], tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("probed")
+    run(tiny, folder, train__keep_checkpoints="100", **PROBE)
+    return folder
+
+
+def test_the_baseline_is_the_evaluation_of_step_0(probed: Path) -> None:
+    result = json.loads((probed / "result.json").read_text())
+    first = list_checkpoints(probed / "checkpoints")[0]
+    assert first.name == "step-00000000"
+    scores = evaluate_checkpoint(first, None, "cpu")
+    assert scores["top1"] == result["baseline"]["raw"]["top1"]
+    assert result["baseline"]["images"] == 48 and result["baseline"]["scale"] > 1
+    (line,) = (m for m in read_metrics(probed / "metrics.jsonl") if m["kind"] == "baseline")
+    assert line["raw_top1"] == scores["top1"] and line["step"] == 0
+    assert load_run(probed).baseline == line
+
+
+def test_the_head_beats_a_random_one_before_any_step(tiny: dict[str, str], probed: Path) -> None:
+    """Two photographs differ in colour: features of a random tower are enough."""
+    assert json.loads((probed / "result.json").read_text())["baseline"]["raw"]["top1"] > 70
+
+
+def test_only_the_head_differs_from_a_run_without(tiny: dict[str, str], probed: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("rcp/final_b16.yaml", flags(tiny, tmp_path))
+    fresh = build_model(recipe).state_dict()
+    stored = read_checkpoint(
+        list_checkpoints(probed / "checkpoints")[0], ("model", "ema", "optimizer"), resumable=True
+    ).tensors
+    changed = [name for name in fresh if not torch.equal(fresh[name], stored["model"][name])]
+    assert changed == ["head.weight", "head.bias"]
+    assert all(torch.equal(stored["ema"][name], value) for name, value in stored["model"].items())
+    assert not any(value.any() for value in stored["optimizer"].values())
+
+
+@pytest.mark.parametrize("kept", [0, 5])
+def test_a_resume_is_bit_exact(
+    tiny: dict[str, str], probed: Path, tmp_path: Path, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From step 0 and from a later step; the head is not computed again."""
+    shutil.copytree(probed, tmp_path / "run")
+    (tmp_path / "run/result.json").unlink()
+    for checkpoint in (tmp_path / "run/checkpoints").iterdir():
+        if int(checkpoint.name.partition("-")[2]) > kept or checkpoint.name.startswith("best"):
+            shutil.rmtree(checkpoint)
+    monkeypatch.setattr(head_start, "fit_ridge_head", None)
+    run(tiny, tmp_path / "run", train__keep_checkpoints="100", **PROBE)
+    assert losses(tmp_path / "run") == losses(probed)
+    assert differing(end(tmp_path / "run"), end(probed)) == []
+    assert len([m for m in read_metrics(tmp_path / "run/metrics.jsonl") if m["kind"] == "baseline"]) == 1
+    results = [json.loads((f / "result.json").read_text()) for f in (tmp_path / "run", probed)]
+    assert results[0]["baseline"] == results[1]["baseline"]
+
+
+def test_a_signal_while_features_are_computed_ends_with_the_requeue_code(
+    tiny: dict[str, str], probed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is saved yet; the same command starts anew."""
+    whole_pass = EvalLoader.__iter__
+
+    def interrupted(loader: EvalLoader):
+        for batch in whole_pass(loader):
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EvalLoader, "__iter__", interrupted)
+        with pytest.raises(Preempted):
+            run(tiny, tmp_path / "run", **PROBE)
+    assert list_checkpoints(tmp_path / "run/checkpoints") == []
+    run(tiny, tmp_path / "run", **PROBE)
+    assert losses(tmp_path / "run") == losses(probed)
+
+
+def test_two_processes_start_from_the_same_head_as_one(
+    tiny: dict[str, str], probed: Path, tmp_path: Path
+) -> None:
+    command = flags(tiny, tmp_path / "two", train__micro_batch="2", train__keep_checkpoints="100", **PROBE)
+    process = launch("train", "rcp/final_b16.yaml", *command)
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    heads = [
+        read_checkpoint(list_checkpoints(f / "checkpoints")[0]).tensors["model"]["head.weight"].numpy()
+        for f in (tmp_path / "two", probed)
+    ]
+    np.testing.assert_allclose(heads[0], heads[1], rtol=2e-3, atol=1e-4)
+    baselines = [json.loads((f / "result.json").read_text())["baseline"] for f in (tmp_path / "two", probed)]
+    assert baselines[0]["raw"]["top1"] == baselines[1]["raw"]["top1"]
+
+
+def test_too_many_images_are_refused_in_one_line(
+    tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(head_start, "MOST_IMAGES", 47)
+    assert main(["train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "run", **PROBE)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1 and "--model.head_init=small" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_validation_data_has_the_head_but_no_baseline_accuracy(
+    tiny: dict[str, str], tmp_path: Path
+) -> None:
+    result = run(tiny, tmp_path, data__val="none", schedule__stop_epoch="1", **PROBE)
+    assert result["baseline"]["images"] == 48 and "raw" not in result["baseline"]
+
+
+def test_a_run_is_not_continued_with_another_head_init(tiny: dict[str, str], probed: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.head_init 'probe' -> 'small'"):
+        run(tiny, probed)

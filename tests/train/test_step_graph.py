@@ -1,0 +1,115 @@
+"""The step as a CUDA graph, with a stub of the graph that runs the recorded function again on the same tensors."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+
+from fastft.optim import set_lr
+from fastft.train import step as step_module
+from fastft.train.precision import Precision
+from fastft.train.step import Step
+from fastft.train.step_choice import StepChoice
+from fastft.train.step_graph import WARM_UP_PASSES, GraphedPass
+from tests.model.test_tower import small_arch
+from tests.train.test_sync import NoWaiting, new_step
+
+
+class StubGraph:
+    """Replays by calling; counts the passes before the recording and the replays."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        def counted() -> None:
+            self.passes += 1
+            function()
+
+        for _ in range(WARM_UP_PASSES + 1):
+            counted()
+        return counted
+
+
+def train(
+    step: Step, micro_batches: int, updates: int = 3, size: int = small_arch().image_size
+) -> list[torch.Tensor]:
+    """Losses and end weights of a few updates on random micro-batches."""
+    generator = torch.Generator().manual_seed(1)
+    columns, losses = step.model.visual.noise_columns, []
+    step.model.train()
+    for update in range(updates):
+        set_lr(step.optimizer, 1e-3)
+        for k in range(micro_batches):
+            images = torch.randn(4, 3, size, size, generator=generator).to(step.precision.dtype)
+            noise = torch.rand(4, columns, generator=generator)
+            labels = torch.randint(5, (4,), generator=generator)
+            step.micro_batch(images, labels, noise, step=update, last=k == micro_batches - 1)
+        step.update()
+        losses.append(step.loss_sum.clone())
+        step.reset_loss()
+    return [*losses, *(p.detach().clone() for p in step.model.parameters())]
+
+
+def graphed(precision: Precision, graph: StubGraph, monkeypatch: pytest.MonkeyPatch, **options) -> Step:
+    monkeypatch.setattr(step_module, "GraphedPass", partial(GraphedPass, capture=graph.capture))
+    step = new_step(precision, **options)
+    step.connect(StepChoice("graph"))
+    return step
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+@pytest.mark.parametrize(
+    ("precision", "options"),
+    [
+        (Precision(torch.float32, "cpu"), {"label_smoothing": 0.1}),
+        (Precision(torch.bfloat16, "cpu"), {"clip_grad": 1.0}),
+        (Precision(torch.bfloat16, "cpu", half_residual=True), {}),
+    ],
+)
+def test_a_graphed_step_computes_what_the_eager_one_does(
+    precision: Precision, options: dict, micro_batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with gradients that accumulate, and without a trace of the passes before the recording."""
+    graph, options = StubGraph(), {**options, "accumulation": micro_batches}
+    found = train(graphed(precision, graph, monkeypatch, **options), micro_batches)
+    want = train(new_step(precision, **options), micro_batches)
+    assert all(map(torch.equal, found, want))
+    assert graph.passes == WARM_UP_PASSES + 1 + 3 * micro_batches
+
+
+def test_gradients_stay_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph adds to the tensors that it was recorded with."""
+    step = graphed(Precision(torch.float32, "cpu"), StubGraph(), monkeypatch)
+    train(step, 1, updates=1)
+    places = {name: p.grad.data_ptr() for name, p in step.model.named_parameters() if p.requires_grad}
+    train(step, 1, updates=2)
+    assert {name: p.grad.data_ptr() for name, p in step.model.named_parameters() if p.requires_grad} == places
+
+
+def test_no_graphed_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = graphed(Precision(torch.bfloat16, "cpu"), StubGraph(), monkeypatch)
+    size = small_arch().image_size
+    images, labels = torch.randn(4, 3, size, size, dtype=torch.bfloat16), torch.arange(4)
+    noise = torch.rand(4, step.model.visual.noise_columns)
+    for number in range(2):
+        with NoWaiting():
+            step.micro_batch(images, labels, noise, step=number, last=True)
+            step.update()
+
+
+@pytest.mark.parametrize(
+    "precision", [Precision(torch.float32, "cpu"), Precision(torch.bfloat16, "cpu", half_residual=True)]
+)
+def test_another_image_size_patch_dropout_and_accumulation_are_recorded_again(
+    precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = StubGraph()
+    found, want = graphed(precision, graph, monkeypatch), new_step(precision)
+    for phase, size in enumerate((16, 24, 32)):
+        for step in (found, want):
+            step.set_phase(0.25 * phase, 1 + phase)
+        pair = [train(step, 1 + phase, 2, size) for step in (found, want)]
+        assert all(map(torch.equal, *pair))
+    assert graph.passes == 3 * (WARM_UP_PASSES + 1) + 2 * (1 + 2 + 3)

@@ -1,0 +1,51 @@
+"""`train.stop_after` ends a run with a checkpoint; resumes go on and end with the weights of an uninterrupted run."""
+
+from pathlib import Path
+
+import pytest
+
+from fastft.cli import main
+from fastft.train.checkpoint import list_checkpoints, step_of
+from fastft.train.exceptions import EXIT_REQUEUE
+from tests.train.runs import differing, end, flags, losses, run
+
+LONG = {"schedule__epochs": "6", "train__checkpoint_steps": "0"}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    run(tiny, folder, **LONG)
+    return folder
+
+
+def test_the_run_stops_with_75_and_continues_to_the_same_weights(
+    tiny: dict[str, str], uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A time that is over at once: every process trains one step."""
+    command = ["train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "run", **LONG)]
+    for steps in (1, 2):
+        assert main([*command, "--train.stop_after=0.001s"]) == EXIT_REQUEUE
+        said = capsys.readouterr().err.strip()
+        assert len(said.splitlines()) == 1 and f"(train.stop_after) at step {steps}" in said
+        assert step_of(list_checkpoints(tmp_path / "run/checkpoints")[-1]) == steps
+    assert main(command) == 0
+    assert losses(tmp_path / "run") == losses(uninterrupted)
+    assert differing(end(tmp_path / "run"), end(uninterrupted)) == []
+
+
+def test_a_run_that_ends_in_time_is_not_stopped(
+    tiny: dict[str, str], uninterrupted: Path, tmp_path: Path
+) -> None:
+    run(tiny, tmp_path / "run", train__stop_after="1d", **LONG)
+    assert losses(tmp_path / "run") == losses(uninterrupted)
+
+
+def test_time_that_is_up_at_the_last_step_does_not_cost_the_last_evaluation(
+    tiny: dict[str, str], tmp_path: Path
+) -> None:
+    result = run(
+        tiny, tmp_path / "run", optim__batch_size="48", schedule__epochs="1", schedule__warmup_epochs="0",
+        train__stop_after="0.001s",
+    )  # fmt: skip
+    assert result["last"]["epoch"] == 0
