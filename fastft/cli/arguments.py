@@ -1,11 +1,20 @@
 """Argument types and arguments that several commands share."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 OVERRIDES = "any recipe option as --section.key=value, e.g. --optim.lr=3e-4 (fastft options lists them all)"
 RECIPE = "a recipe of fastft recipes (final_b16), a file (mine.yaml), or a row of a table (02_lr[1e-5], mine.yaml[LABEL])"
+
+
+WEIGHTS = ("auto", "raw", "ema", "best", "last")  # of `fastft.train.chosen_weights`
+
+
+def print_weights(text: str) -> None:
+    """Say on stderr which weights are used."""
+    print(f"using the {text}", file=sys.stderr)
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +23,14 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "checkpoint", metavar="CKPT", type=Path, help="a run directory (its best) or a checkpoint in it"
+        "checkpoint", metavar="CKPT", type=Path, help="a run directory, or a checkpoint in it"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default=WEIGHTS[0],
+        help="of the last epoch (raw, ema, or last: the better kind), of the best epoch, or auto: those that the run chose "
+        "at its end (default auto)",
     )
 
 

@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from fastft.cli.arguments import add_checkpoint, add_device, add_json
+from fastft.cli.arguments import add_checkpoint, add_device, add_json, print_weights
 
 HELP = "accuracy, metrics per class and calibration of a checkpoint on a .beton file"
 EXAMPLE = "fastft eval runs/final_b16 --data val.beton"
@@ -36,10 +36,16 @@ def run(args: argparse.Namespace) -> int:
     from fastft.inference.evaluation_output import print_evaluation
 
     scores = evaluate_checkpoint(
-        args.checkpoint, args.data, args.device, logit_adjustment=args.logit_adjustment, csv=args.csv
+        args.checkpoint,
+        args.data,
+        args.device,
+        weights=args.weights,
+        logit_adjustment=args.logit_adjustment,
+        csv=args.csv,
     )
     if os.environ.get("RANK", "0") != "0":  # every process has the same sums; rank 0 prints them
         return 0
+    print_weights(scores["weights"])
     if args.json:
         print(json.dumps(scores))
     else:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fastft.cli.arguments import add_checkpoint
+from fastft.cli.arguments import add_checkpoint, print_weights
 
 FORMATS = ("timm", "open_clip", "safetensors", "onnx")
 
@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastft.export import export_checkpoint
 
-    done = export_checkpoint(args.checkpoint, args.format, args.out)
+    done = export_checkpoint(args.checkpoint, args.format, args.out, args.weights)
+    print_weights(done.weights)
     print(
         f"{done.path}: loaded again with {args.format}, logits differ by {done.max_difference:.2g} at most "
         f"(largest logit {done.max_logit:.3g}); model card {done.card}"

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fastft.cli.arguments import add_checkpoint, add_device, whole_number
+from fastft.cli.arguments import add_checkpoint, add_device, print_weights, whole_number
 
 HELP = "label image files with a checkpoint"
 EXAMPLE = "fastft predict runs/demo photo.jpg holiday/ --topk 3"
@@ -24,7 +24,9 @@ def run(args: argparse.Namespace) -> int:
     from fastft.inference.prediction import predict_files
     from fastft.inference.prediction_output import print_predictions, write_predictions
 
-    predictions = predict_files(args.checkpoint, args.images, args.topk, args.device)
+    predictions = predict_files(
+        args.checkpoint, args.images, args.topk, args.device, args.weights, print_weights
+    )
     if args.csv is not None:
         write_predictions(predictions, args.csv)
     else:

@@ -137,6 +137,15 @@ def _horizon(recipe: Recipe) -> tuple[float, str]:
     return paper.horizon, f"{share}: {round(paper.horizon * steps):,} of {steps:,} steps"
 
 
+def _head_init(recipe: Recipe) -> tuple[str, str]:
+    if recipe.data.train_size >= FEW_IMAGES:
+        return "small", f"{FEW_IMAGES:,} images or more: as in the paper"
+    return (
+        "probe",
+        f"fewer than {FEW_IMAGES:,} images: the head starts as a linear probe (LP-FT, arXiv 2202.10054)",
+    )
+
+
 def _scale_min(recipe: Recipe) -> tuple[float, str]:
     if recipe.data.train_size >= FEW_IMAGES:
         return PAPER_SCALE, f"{FEW_IMAGES:,} images or more: as in the paper"
@@ -158,6 +167,7 @@ RULES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
     "optim.layer_decay": _layer_decay,
     "schedule.warmup": _warmup,
     "ema.horizon": _horizon,
+    "model.head_init": _head_init,
     "augment.scale_min": _scale_min,
     "augment.erase_prob": _erase_prob,
 }

@@ -80,6 +80,8 @@ def extract_cells(wheel: Path, out: Path, per_class: dict[str, int], seed: int =
             for split, count in per_class.items():
                 for name in names[start : start + count]:
                     target = out / split / label / Path(name).name
+                    if target.exists() and target.stat().st_size == archive.getinfo(name).file_size:
+                        continue  # an unchanged time keeps the conversion of an earlier demo
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(archive.read(name))
                 start += count

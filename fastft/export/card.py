@@ -9,8 +9,8 @@ from beton_tools.errors import UserError
 from beton_tools.manifest import Manifest
 from fastft import __version__
 from fastft.config import SECTIONS, Recipe
-from fastft.files.evaluations import flatten, headline_top1
 from fastft.inference.trained import Trained
+from fastft.train.chosen_weights import evaluation_of
 
 FEW_CLASSES = 20  # class names listed in the card; longer lists are only in the files
 
@@ -59,20 +59,20 @@ def _images(recipe: Recipe) -> str:
 
 
 def _metrics(trained: Trained) -> str:
-    """Accuracy stored in the checkpoint; only a run's best checkpoint has it."""
-    best = json.loads((trained.path / "state.json").read_text(encoding="utf-8")).get("evaluation")
-    if not best:
-        return "These weights were not evaluated: they are not the run's best epoch."
+    """Accuracy stored in the checkpoint, which only those at the end of an evaluated epoch have."""
+    state = json.loads((trained.path / "state.json").read_text(encoding="utf-8"))
+    found = evaluation_of(state)
+    if not found:
+        return "These weights were not evaluated."
     rows = ["| weights | top-1 % | top-5 % | loss | images |", "|---|---|---|---|---|"]
     for kind, name in (("ema", "EMA"), ("raw", "raw")):
-        if kind in best:
-            s = best[kind]
+        if kind in found:
+            s = found[kind]
             top5 = f"{s['top5']:.3f}" if "top5" in s else "-"  # of more than 5 classes
             rows.append(f"| {name} | {s['top1']:.3f} | {top5} | {s['loss']:.4f} | {s['samples']:,} |")
-    top1 = headline_top1(flatten(best))
-    chosen = (
-        f"Epoch {best['epoch']} (from 0), the best of the run by its own validation images: {top1:.3f} %."
-    )
+    best = ", the best of the run by its own validation images" if "evaluation" in state else ""
+    name = "EMA" if trained.kind == "ema" else "raw"
+    chosen = f"{name} weights of epoch {found['epoch']} (from 0){best}: {found[trained.kind]['top1']:.3f} %."
     return chosen + "\n\n" + "\n".join(rows)
 
 

@@ -12,6 +12,7 @@ from beton_tools.errors import UserError
 from fastft.export import to_onnx, to_open_clip, to_safetensors, to_timm
 from fastft.export.card import model_card
 from fastft.inference.trained import Trained, load_trained
+from fastft.train.chosen_weights import AUTO
 
 Logits = Callable[[Tensor], Tensor]  # images (B, 3, S, S) to logits (B, K), both float32 on the CPU
 
@@ -50,15 +51,16 @@ class Exported:
     card: Path
     max_difference: float
     max_logit: float
+    weights: str  # in words
 
 
-def export_checkpoint(checkpoint: Path, format: str, out: Path) -> Exported:
-    """Export a checkpoint's model (the EMA if it has one) and write a model card beside it.
+def export_checkpoint(checkpoint: Path, format: str, out: Path, weights: str = AUTO) -> Exported:
+    """Export the model of a run or checkpoint and write a model card beside it; weights: as `load_trained`.
 
     Raises:
         UserError: no such checkpoint, a model that the format cannot hold, `out` in the way, or logits that differ.
     """
-    kind, trained = FORMATS[format], load_trained(checkpoint, torch.device("cpu"))
+    kind, trained = FORMATS[format], load_trained(checkpoint, torch.device("cpu"), weights)
     _check_name(out, kind, format)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".partial-{out.name}")
@@ -77,7 +79,7 @@ def export_checkpoint(checkpoint: Path, format: str, out: Path) -> Exported:
         partial.rename(out)
     finally:
         _remove(partial)
-    return Exported(out, out / "README.md" if kind.folder else card, difference, largest)
+    return Exported(out, out / "README.md" if kind.folder else card, difference, largest, trained.weights)
 
 
 def _check_name(out: Path, kind: Format, format: str) -> None:

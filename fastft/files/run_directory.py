@@ -9,7 +9,6 @@ from typing import IO, Any
 import yaml
 
 from beton_tools.errors import UserError
-from beton_tools.pagefile import try_lock
 from beton_tools.user_files import read_user_text
 from fastft.config import Recipe, recipe_from_dict
 from fastft.files.atomic import write_text
@@ -26,7 +25,7 @@ LINES = {
         "step": NUMBER, "loss": NUMBER, "lr": NUMBER, "images_per_second": POSITIVE, "wait_share": NUMBER,
         "mfu": NUMBER_OR_NULL, "memory_gib": NUMBER, "seconds_left": NUMBER, "split": NUMBERS_BY_NAME,
     },
-    "eval": {"step": NUMBER, "epoch": NUMBER, "seconds": NUMBER, "raw_top1": NUMBER, "raw_samples": NUMBER},
+    "eval": {"step": NUMBER, "epoch": NUMBER, "seconds": NUMBER},
     "checkpoint": {"step": NUMBER, "seconds": NUMBER},
     "split": {"step": NUMBER, "seconds": NUMBERS_BY_NAME},
     "start": {"world_size": NUMBER},
@@ -78,7 +77,10 @@ class Run:
         return round(ends[-1]) if ends else self._estimate_steps_per_epoch()
 
     def _estimate_steps_per_epoch(self) -> int:
-        if not self.intervals:
+        by_epoch = self.recipe.schedule.sizes or isinstance(self.recipe.model.patch_dropout, str)
+        if (
+            not self.intervals or by_epoch
+        ):  # steps of several durations; such runs store the size of their file
             return self.recipe.steps_per_epoch()
         last = self.intervals[-1]
         left = last["seconds_left"] * last["images_per_second"] / self.recipe.optim.batch_size
@@ -112,7 +114,7 @@ def load_run(folder: Path) -> Run:
     sections = read_yaml(path, "the recipe.yaml that fastft train wrote")
     if not all(isinstance(section, dict) for section in sections.values()):
         raise UserError(f"{path} is not a recipe; give the folder that fastft train wrote")
-    result = _read_json(folder / "result.json")
+    result = read_result(folder)
     recipe = recipe_from_dict(str(result.get("recipe") or folder.name), sections)
     lines = read_metrics(folder / "metrics.jsonl")
     by_kind = {kind: [line for line in lines if line.get("kind") == kind] for kind in LINES}
@@ -161,6 +163,9 @@ def _check_lines(by_kind: dict[str, list[Line]]) -> None:
     for kind, lines in by_kind.items():
         for line in lines:
             scores = {key: NUMBER for key in line if key.startswith(SCORES)}
+            if kind == "eval":
+                weights = "ema" if "ema_top1" in line and "raw_top1" not in line else "raw"
+                scores |= {f"{weights}_top1": NUMBER, f"{weights}_samples": NUMBER}
             check_keys(f"a '{kind}' line", line, LINES[kind] | scores, OPTIONAL)
     if any(b["step"] <= a["step"] for a, b in pairwise(by_kind["train"])):
         raise ValueError("the steps of 'train' lines do not increase")
@@ -181,6 +186,15 @@ def _read_json(path: Path) -> Line:
     return document
 
 
+def read_result(folder: Path) -> dict[str, Any]:
+    """The content of a run's result.json; empty if the run has not ended.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return _read_json(folder / "result.json")
+
+
 def run_folder(recipe: Recipe) -> Path:
     return Path(recipe.train.run_dir or f"runs/{recipe.name}").expanduser()
 
@@ -191,6 +205,8 @@ def lock_run(folder: Path) -> IO[str]:
     Raises:
         UserError: another process holds the lock.
     """
+    from beton_tools.pagefile import try_lock  # loads the image libraries, which inference does without
+
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / ".lock").open("w")
     if not try_lock(file):

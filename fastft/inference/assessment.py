@@ -1,4 +1,4 @@
-"""A run's best checkpoint on its validation file, for its report: metrics per class, and the mistakes with their images."""
+"""A run's weights on its validation file, for its report: metrics per class, and the mistakes with their images."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from fastft.inference.class_report import ClassReport, report_classes
 from fastft.inference.logits import compute_logits
 from fastft.inference.mistakes import Mistakes, find_mistakes, thumbnail
 from fastft.metrics import Predictions
-from fastft.train.checkpoint import find_checkpoint
+from fastft.train.chosen_weights import find_weights
 
 FEW_IMAGES = 3000  # a CPU evaluates as many in a minute or two
 
@@ -25,7 +25,7 @@ class Assessment:
 
 
 def assess_run(run: Run, insist: bool) -> tuple[Assessment | None, str]:
-    """The assessment of a run's best checkpoint, or None and the reason why there is none.
+    """The assessment of the weights that a run chose, or None and the reason why there is none.
 
     Without `insist`, only if there is a GPU or there are few validation images.
 
@@ -36,11 +36,11 @@ def assess_run(run: Run, insist: bool) -> tuple[Assessment | None, str]:
         return None, "The run has no validation data."
     try:
         beton = Beton.open(run.recipe.data.val)
-        checkpoint = find_checkpoint(run.folder)
+        find_weights(run.folder)
         if not insist and len(beton) > FEW_IMAGES and not torch.cuda.is_available():
             images = f"{len(beton):,} images take long without a GPU"
             return None, f"Left out: {images} (--mistakes=always evaluates them)."
-        found = compute_logits(checkpoint, beton.path, "auto")
+        found = compute_logits(run.folder, beton.path, "auto")
     except UserError as error:
         if insist:
             raise

@@ -12,6 +12,7 @@ from fastft.inference.evaluation_output import write_predictions_table
 from fastft.inference.logit_adjustment import adjust_logits
 from fastft.inference.trained import BATCH, Trained, load_trained
 from fastft.metrics import Predictions, class_metrics, confusion_counts, largest_confusions
+from fastft.train.chosen_weights import AUTO
 from fastft.train.distributed import World, find_world, peer_lost
 from fastft.train.evaluate import Scores, evaluate, keep_logits
 from fastft.train.precision import inference_precision
@@ -26,11 +27,13 @@ def evaluate_checkpoint(
     data: Path | None,
     device: str,
     *,
+    weights: str = AUTO,
     logit_adjustment: bool = False,
     csv: Path | None = None,
 ) -> dict[str, Any]:
     """Scores of a checkpoint on a `.beton` (default: the validation file of its recipe).
 
+    weights: as `load_trained`.
     logit_adjustment: correct the logits for the class sizes of the training file. csv: write the prediction for each image.
 
     Raises:
@@ -39,7 +42,7 @@ def evaluate_checkpoint(
     world = find_world(device)
     try:
         with world:
-            trained, path, scores = _evaluate(checkpoint, data, world, logit_adjustment)
+            trained, path, scores = _evaluate(checkpoint, data, world, weights, logit_adjustment)
     except RuntimeError as error:
         if not world.is_peer_loss(error):
             raise
@@ -49,6 +52,7 @@ def evaluate_checkpoint(
         write_predictions_table(scores.predictions, trained.outputs, path, csv)
     return {
         "checkpoint": str(trained.path),
+        "weights": trained.weights,
         "data": str(path),
         "logit_adjustment": logit_adjustment,
         **scores.as_dict(),
@@ -72,9 +76,9 @@ def describe_classes(predictions: Predictions, names: list[str]) -> dict[str, An
 
 
 def _evaluate(
-    checkpoint: Path, data: Path | None, world: World, logit_adjustment: bool
+    checkpoint: Path, data: Path | None, world: World, weights: str, logit_adjustment: bool
 ) -> tuple[Trained, str | Path, Scores]:
-    trained = load_trained(checkpoint, world.device)
+    trained = load_trained(checkpoint, world.device, weights)
     recipe, precision = trained.recipe, inference_precision(trained.recipe.train.amp, world.device)
     path = data or recipe.data.val
     if path is None:

@@ -9,7 +9,7 @@ import torch
 from fastft.build import build_policy
 from fastft.data import EvalLoader, Output
 from fastft.inference.trained import BATCH, load_trained
-from fastft.train.checkpoint import find_checkpoint
+from fastft.train.chosen_weights import AUTO
 from fastft.train.distributed import find_world
 from fastft.train.precision import inference_precision
 
@@ -25,17 +25,16 @@ class FileLogits:
 
 
 @torch.inference_mode()
-def compute_logits(checkpoint: Path, data: Path, device: str) -> FileLogits:
-    """Logits of a checkpoint for every image of a file, on one device.
+def compute_logits(checkpoint: Path, data: Path, device: str, weights: str = AUTO) -> FileLogits:
+    """Logits of a checkpoint for every image of a file, on one device; weights: as `load_trained`.
 
     Raises:
         UserError: there is no such checkpoint or file, or it is damaged.
     """
-    path = find_checkpoint(checkpoint)
     world = find_world(device)
     logits, labels = [], []
     with world:
-        trained = load_trained(path, world.device)
+        trained = load_trained(checkpoint, world.device, weights)
         recipe, precision = trained.recipe, inference_precision(trained.recipe.train.amp, world.device)
         output = Output(recipe.model.image_size, world.device, precision.dtype)
         crop_pct = recipe.train.eval_crop_pct
@@ -44,4 +43,4 @@ def compute_logits(checkpoint: Path, data: Path, device: str) -> FileLogits:
                 with precision.autocast():
                     logits.append(trained.model(batch.images).float().cpu().numpy())
                 labels.append(batch.labels.cpu().numpy())
-    return FileLogits(path.name, trained.classes, np.concatenate(logits), np.concatenate(labels))
+    return FileLogits(trained.path.name, trained.classes, np.concatenate(logits), np.concatenate(labels))

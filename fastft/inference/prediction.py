@@ -1,6 +1,6 @@
 """Class predictions for image files."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +15,7 @@ from beton_tools.user_files import check_user_file
 from fastft.config import Recipe
 from fastft.inference.image_transform import eval_tensor
 from fastft.inference.trained import BATCH, choose_device, load_trained
+from fastft.train.chosen_weights import AUTO
 from fastft.train.precision import inference_precision
 
 
@@ -39,16 +40,17 @@ class Predictor:
         print(prediction.path, prediction.classes[0], prediction.probabilities[0])
 
     Args:
-        checkpoint: a run directory (its best checkpoint) or a checkpoint in it.
+        checkpoint: a run directory or a checkpoint in it.
         device: "auto" (the GPU if there is one), "cuda" or "cpu".
+        weights: "raw", "ema", "best", "last", or "auto": those that the run's rule chose.
 
     Raises:
         UserError: there is no such checkpoint or device, or the checkpoint is damaged.
     """
 
-    def __init__(self, checkpoint: str | Path, device: str = "auto") -> None:
+    def __init__(self, checkpoint: str | Path, device: str = "auto", weights: str = AUTO) -> None:
         self.device = choose_device(device)
-        self.trained = load_trained(Path(checkpoint), self.device)
+        self.trained = load_trained(Path(checkpoint), self.device, weights)
         self.classes = self.trained.outputs
 
     @torch.inference_mode()
@@ -78,8 +80,17 @@ class Predictor:
         return zip(probabilities_BK.tolist(), classes_BK.tolist(), strict=True)
 
 
-def predict_files(checkpoint: Path, images: Sequence[Path], topk: int, device: str) -> Iterator[Prediction]:
+def predict_files(
+    checkpoint: Path,
+    images: Sequence[Path],
+    topk: int,
+    device: str,
+    weights: str = AUTO,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[Prediction]:
     """The top classes of image files and of the images in folders, in order, one batch at a time.
+
+    say: called with the weights in words.
 
     Raises:
         UserError: there is no such checkpoint or image, or topk < 1; when the iteration ends, that no file could be read.
@@ -88,7 +99,9 @@ def predict_files(checkpoint: Path, images: Sequence[Path], topk: int, device: s
         raise UserError(f"topk is {topk}: give 1 or more")
     choose_device(device)
     paths = list(image_paths(images))
-    return _require_one(Predictor(checkpoint, device).predict(paths, topk))
+    predictor = Predictor(checkpoint, device, weights)
+    say(predictor.trained.weights)
+    return _require_one(predictor.predict(paths, topk))
 
 
 def image_paths(given: Sequence[Path]) -> Iterator[Path]:

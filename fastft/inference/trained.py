@@ -8,7 +8,7 @@ import torch
 from fastft.config import Recipe
 from fastft.data.classes import name_outputs
 from fastft.model import Classifier
-from fastft.train.checkpoint import find_checkpoint
+from fastft.train.chosen_weights import AUTO, find_weights
 from fastft.train.distributed import check_device
 from fastft.train.stored_model import read_model
 
@@ -24,6 +24,8 @@ class Trained:
     classes: list[str]  # of the training file; there may be fewer than outputs
     path: Path  # of the checkpoint
     class_counts: list[int]  # training images by label; empty if the checkpoint does not hold them
+    weights: str  # which weights these are, in words
+    kind: str  # "raw" or "ema"; the best epoch's are those that it was chosen by
 
     @property
     def outputs(self) -> list[str]:
@@ -31,17 +33,29 @@ class Trained:
         return name_outputs(self.classes, self.recipe.data.num_classes)
 
 
-def load_trained(checkpoint: Path, device: torch.device) -> Trained:
-    """The model of a checkpoint, with its EMA weights if it has them (the paper's protocol).
+def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) -> Trained:
+    """The model of a run or of a checkpoint.
 
-    checkpoint: a run directory (its best checkpoint) or a checkpoint in it.
+    Args:
+        checkpoint: a run directory or a checkpoint in it.
+        weights: "raw", "ema", "best", "last", or "auto": those that the run's rule chose (`fastft.train.chosen_weights`); of a
+            checkpoint its EMA, if it has one.
 
     Raises:
-        UserError: there is no such checkpoint, or it is damaged.
+        UserError: there is no such checkpoint, it does not hold these weights, or it is damaged.
     """
-    model, recipe, found = read_model(find_checkpoint(checkpoint))
+    chosen = find_weights(checkpoint, weights)
+    model, recipe, found = read_model(chosen.path, chosen.stem)
     model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return Trained(model, recipe, found.state["classes"], found.path, found.state.get("class_counts", []))
+    return Trained(
+        model,
+        recipe,
+        found.state["classes"],
+        found.path,
+        found.state.get("class_counts", []),
+        chosen.description,
+        chosen.kind,
+    )
 
 
 def choose_device(device: str) -> torch.device:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from beton_tools.errors import UserError
 from beton_tools.user_files import open_regular, read_regular
+from fastft.files.evaluations import WEIGHTS
 from fastft.files.rules import (
     COUNT,
     FLAG,
@@ -52,7 +53,8 @@ MODEL_STATE: dict[str, Rule] = {
 # the part that a run continues from
 RUN_STATE: dict[str, Rule] = {"progress": OBJECT, "scaler": NUMBERS_BY_NAME}
 PROGRESS: dict[str, Rule] = {"epoch": COUNT, "step": COUNT, "seconds": NUMBER, "evaluations": LIST}
-EVALUATION: dict[str, Rule] = {"epoch": COUNT, "raw": OBJECT, "ema": OBJECT}
+EVALUATION: dict[str, Rule] = {"epoch": COUNT, "raw": OBJECT, "ema": OBJECT, "disagreements": OBJECT}
+DISAGREEMENTS: dict[str, Rule] = {"raw_only": COUNT, "ema_only": COUNT}
 LOGGED: dict[str, Rule] = {
     "steps": COUNT, "loss_sum": NUMBER, "seconds": NUMBER, "waited": NUMBER, "split": NUMBERS_BY_NAME,
 }  # fmt: skip
@@ -205,9 +207,12 @@ def _check_state(state: dict[str, Any], resumable: bool) -> None:
     progress = state["progress"]
     check_keys("progress", progress, PROGRESS)
     for entry in progress["evaluations"]:
-        check_keys("an evaluation", entry, EVALUATION, optional=("ema",))
-        for scores in (entry["raw"], entry.get("ema", entry["raw"])):
-            check_keys("an evaluation", scores, {"top1": NUMBER})
+        check_keys("an evaluation", entry, EVALUATION, optional=(*WEIGHTS, "disagreements"))
+        check_keys("disagreements", entry.get("disagreements", {}), DISAGREEMENTS, DISAGREEMENTS)
+        if not (evaluated := entry.keys() & set(WEIGHTS)):
+            raise ValueError("an evaluation has no 'raw'")
+        for weights in evaluated:
+            check_keys("an evaluation", entry[weights], {"top1": NUMBER, "samples": COUNT})
     if progress.get("logged") is not None:
         check_keys("logged", progress["logged"], LOGGED)
     if progress.get("step_choice") is not None:
@@ -241,13 +246,18 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    if (path / STATE).exists() or _is_checkpoint_name(path.name):
+    if is_checkpoint(path):
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     found = list_checkpoints(folder, "best") or list_checkpoints(folder)
     if not found:
         raise UserError(f"{path} holds no checkpoint; give a run directory or one of its checkpoints")
     return found[-1]
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is, or by its name was, a checkpoint folder."""
+    return (path / STATE).exists() or _is_checkpoint_name(path.name)
 
 
 def list_checkpoints(folder: Path, kind: str = "step") -> list[Path]:

@@ -12,13 +12,14 @@ from fastft.train.checkpoint import Checkpoint, Damaged, check_tensors, read_che
 from fastft.train.step_state import forms
 
 
-def read_model(path: Path) -> tuple[Classifier, Recipe, Checkpoint]:
-    """The model of a checkpoint on the CPU: its EMA weights if it has any (the paper's protocol), and its recipe.
+def read_model(path: Path, stem: str) -> tuple[Classifier, Recipe, Checkpoint]:
+    """The model of a checkpoint on the CPU, and its recipe.
+
+    stem: of the tensor file, "model" or "ema".
 
     Raises:
         UserError: not a checkpoint, or damaged.
     """
-    stem = "ema" if (path / "ema.safetensors").exists() else "model"
     checkpoint = read_checkpoint(path, (stem,))
     try:
         recipe = recipe_from_dict(checkpoint.state["name"], checkpoint.state["recipe"])

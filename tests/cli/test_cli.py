@@ -47,7 +47,8 @@ def test_flags_are_frozen() -> None:
     assert flags["recipes"] == flags["options"] == ["--json"]
     assert flags["preview"] == ["--count", "--data", "--epoch", "--json", "--out"]
     assert flags["cost"] == [
-        "--cores-per-gpu", "--gpu", "--gpus", "--json", "--measured", "--mfu", "--price", "--val-images"
+        "--at-least", "--cores-per-gpu", "--frontier", "--gpu", "--gpus", "--json", "--measured", "--mfu", "--price",
+        "--val-images",
     ]  # fmt: skip
     assert flags["sweep"] == ["--dry-run", "--out"]
     assert flags["tune"] == ["--budget", "--out", "--test"]
@@ -56,8 +57,8 @@ def test_flags_are_frozen() -> None:
         "--count", "--data", "--images", "--json", "--out", "--peers", "--quick", "--recipe", "--rounds"
     ]  # fmt: skip
     assert flags["doctor"] == ["--data", "--json"]
-    assert flags["eval"] == ["--csv", "--data", "--device", "--json", "--logit-adjustment"]
-    assert flags["predict"] == ["--csv", "--device", "--topk"]
+    assert flags["eval"] == ["--csv", "--data", "--device", "--json", "--logit-adjustment", "--weights"]
+    assert flags["predict"] == ["--csv", "--device", "--topk", "--weights"]
     assert flags["demo"] == ["--cache", "--out", "--recipe"]
 
 

@@ -83,7 +83,7 @@ def read_all(path: Path, recipe: Any, current: dict[str, Any], state: bytes) -> 
     except UserError:
         accepted = False
     with suppress(UserError):
-        read_model(path)
+        read_model(path, "model")
     return accepted
 
 

@@ -1,0 +1,161 @@
+"""Raw or EMA, best or last epoch: the rule, what it is chosen from, and that every command takes it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+
+from beton_tools.errors import UserError
+from fastft.cli import main
+from fastft.inference.evaluation import evaluate_checkpoint
+from fastft.inference.logits import compute_logits
+from fastft.inference.trained import load_trained
+from fastft.train.checkpoint import list_checkpoints, read_checkpoint
+from fastft.train.chosen_weights import choose_weights, count_disagreements, find_weights, mcnemar
+from tests.train.runs import run
+
+
+def evaluation(
+    epoch: int, raw: float, ema: float | None, samples: int, raw_only: int = 0, ema_only: int = 0
+) -> dict:
+    entry: dict[str, Any] = {"epoch": epoch, "raw": {"top1": raw, "samples": samples}}
+    if ema is not None:
+        entry |= {
+            "ema": {"top1": ema, "samples": samples},
+            "disagreements": {"raw_only": raw_only, "ema_only": ema_only},
+        }
+    return entry
+
+
+def test_disagreements_count_images_that_one_model_has_right() -> None:
+    raw, ema = np.array([1, 1, 0, 0, 1], bool), np.array([1, 0, 1, 0, 0], bool)
+    assert count_disagreements(raw, ema) == {"raw_only": 2, "ema_only": 1}
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (3, 3), (1, 9), (40, 15)])
+def test_the_p_value_is_mcnemars_exact_one(first: int, second: int) -> None:
+    tail = binom.cdf(min(first, second), first + second, 0.5) if first + second else 1.0
+    assert mcnemar(first, second) == pytest.approx(min(1, 2 * tail))
+
+
+@pytest.mark.parametrize(
+    ("entries", "take", "kind", "epoch"),
+    [
+        # few images: the last epoch, even if an earlier one was better
+        ([evaluation(0, 80, 90, 200), evaluation(1, 80, 85, 200, 5, 15)], "last", "ema", 1),
+        # the EMA though raw is better, but not significantly
+        ([evaluation(0, 81, 80, 200, 6, 4)], "last", "ema", 0),
+        # an untrained EMA
+        ([evaluation(0, 54, 13, 2000, 830, 10)], "last", "raw", 0),
+        # many images: the best epoch
+        ([evaluation(0, 80, 90, 2000), evaluation(1, 80, 85, 2000, 5, 15)], "best", "ema", 0),
+        ([evaluation(0, 80, 90, 1999), evaluation(1, 80, 85, 1999, 5, 15)], "last", "ema", 1),
+        # no EMA
+        ([evaluation(0, 80, None, 200), evaluation(1, 70, None, 200)], "last", "raw", 1),
+        ([evaluation(0, 80, None, 5000), evaluation(1, 70, None, 5000)], "best", "raw", 0),
+    ],
+)
+def test_the_rule(entries: list[dict], take: str, kind: str, epoch: int) -> None:
+    best = max(entries, key=lambda e: e.get("ema", e["raw"])["top1"])
+    chosen = choose_weights(entries, best)
+    assert chosen is not None
+    assert (chosen["take"], chosen["kind"], chosen["epoch"]) == (take, kind, epoch)
+    assert chosen["top1"] == entries[epoch][kind]["top1"]
+
+
+def test_without_an_evaluation_there_is_no_choice() -> None:
+    assert choose_weights([], None) is None
+
+
+def test_a_run_records_its_choice_and_the_evidence(whole: Path) -> None:
+    result = json.loads((whole / "result.json").read_text())
+    chosen, last = result["weights"], result["last"]
+    assert (chosen["take"], chosen["epoch"], chosen["evidence"]["samples"]) == ("last", 2, 20)
+    difference = chosen["evidence"]["raw_only"] - chosen["evidence"]["ema_only"]
+    assert difference * 5 == pytest.approx(last["raw"]["top1"] - last["ema"]["top1"])  # an image is 5 %
+    assert 0 < chosen["evidence"]["p_value"] <= 1
+
+
+@pytest.fixture(scope="module")
+def untrained_ema(tiny, tmp_path_factory) -> Path:
+    """A run whose EMA is still its initial weights."""
+    folder = tmp_path_factory.mktemp("untrained")
+    seen = {"data__val": tiny["data.train"], "schedule__epochs": "16", "optim__lr": "3e-3"}
+    run(tiny, folder, ema__decay="0.99999999", **seen)
+    return folder
+
+
+def test_an_untrained_ema_is_not_taken(untrained_ema: Path) -> None:
+    result = json.loads((untrained_ema / "result.json").read_text())
+    assert result["last"]["raw"]["top1"] > result["last"]["ema"]["top1"] + 10
+    assert result["weights"]["kind"] == "raw"
+    last = list_checkpoints(untrained_ema / "checkpoints")[-1]
+    stored = read_checkpoint(last).tensors["model"]["head.weight"]
+    loaded = load_trained(untrained_ema, torch.device("cpu"))
+    assert torch.equal(loaded.model.head.weight, stored)
+    scores = evaluate_checkpoint(untrained_ema, None, "cpu")
+    assert scores["top1"] == pytest.approx(result["last"]["raw"]["top1"])
+    assert scores["weights"].startswith("raw weights of step-")
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema", "best", "last"])
+def test_weights_can_be_chosen(weights: str, untrained_ema: Path) -> None:
+    result = json.loads((untrained_ema / "result.json").read_text())
+    want = {
+        "raw": result["last"]["raw"],
+        "ema": result["last"]["ema"],
+        "best": result["best"]["ema"],
+        "last": result["last"]["raw"],
+    }[weights]
+    assert evaluate_checkpoint(untrained_ema, None, "cpu", weights=weights)["top1"] == pytest.approx(
+        want["top1"]
+    )
+    found = compute_logits(
+        untrained_ema, Path(evaluate_checkpoint(untrained_ema, None, "cpu")["data"]), "cpu", weights
+    )
+    assert 100 * (found.logits_NK.argmax(1) == found.labels_N).mean() == pytest.approx(want["top1"])
+
+
+def test_every_command_says_which_weights_it_uses(
+    untrained_ema: Path, photographs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    Image.fromarray(photographs["coffee"]).save(tmp_path / "a.jpg")
+    run_dir = str(untrained_ema)
+    for arguments in (
+        ["predict", run_dir, str(tmp_path / "a.jpg"), "--device", "cpu"],
+        ["eval", run_dir, "--device", "cpu"],
+        ["export", run_dir, "--format", "safetensors", "--out", str(tmp_path / "x.safetensors")],
+    ):
+        assert main(arguments) == 0
+        assert "using the raw weights of step-" in capsys.readouterr().err
+        chosen = [*arguments, "--weights", "best"] if arguments[0] != "export" else arguments
+        assert main(chosen) == 0
+        capsys.readouterr()
+    card = (tmp_path / "x.safetensors.md").read_text()
+    assert "raw weights of epoch 15 (from 0)" in card
+
+
+def test_a_run_of_an_earlier_version_takes_its_best_checkpoint(whole: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(whole, tmp_path / "old"))
+    result = json.loads((old / "result.json").read_text())
+    del result["weights"]
+    (old / "result.json").write_text(json.dumps(result))
+    assert find_weights(old).path.name.startswith("best-")
+
+
+def test_weights_that_are_not_there_are_one_line(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = list_checkpoints(whole / "checkpoints")[-1]
+    with pytest.raises(UserError, match="is one checkpoint; give its run directory for --weights best"):
+        find_weights(last, "best")
+    best = list_checkpoints(whole / "checkpoints", "best")[-1]
+    with pytest.raises(UserError, match="has no raw weights, only those that its epoch was chosen by"):
+        find_weights(best, "raw")
+    assert main(["eval", str(whole / "nowhere"), "--weights", "raw"]) == 2
+    assert "has no checkpoint of its last epoch" in capsys.readouterr().err
