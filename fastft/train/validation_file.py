@@ -19,7 +19,7 @@ FILE = "validation.npz"
 
 @dataclass(frozen=True)
 class Validation:
-    """labels_N, predicted_N: int64. predicted_N: of the EMA if there is one."""
+    """labels_N, predicted_N: int64 (N,)."""
 
     epoch: int
     labels_N: np.ndarray
@@ -49,8 +49,8 @@ def write_validation(folder: Path, epoch: int, scores: Mapping[str, Scores]) -> 
         ) from None
 
 
-def read_validation(folder: Path) -> Validation:
-    """Read a run's file.
+def read_validation(folder: Path, weights: str) -> Validation:
+    """Read the predictions of the "raw" or "ema" weights of a run.
 
     Raises:
         UserError: there is none, or it cannot be read.
@@ -58,7 +58,6 @@ def read_validation(folder: Path) -> Validation:
     path = folder / FILE
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            predicted = arrays["ema_predicted" if "ema_predicted" in arrays else "raw_predicted"]
-            return Validation(int(arrays["epoch"]), arrays["labels"], predicted)
+            return Validation(int(arrays["epoch"]), arrays["labels"], arrays[f"{weights}_predicted"])
     except (OSError, KeyError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete {folder} and run again") from None

@@ -18,7 +18,7 @@ from fastft.files.atomic import atomic_path, write_text
 from fastft.files.evaluations import TOP1
 from fastft.sweep.report import markdown_table
 from fastft.tune.budget import format_duration
-from fastft.tune.settings import DEFAULT, FACTORS, Setting, grid, mid_lr, with_setting
+from fastft.tune.settings import DEFAULT, FACTORS, Setting, count_epochs, grid, mid_lr, with_setting
 from fastft.tune.trials import Result, Trial
 
 TUNED = "tuned.yaml"
@@ -51,8 +51,10 @@ def conclusion(result: Result) -> list[str]:
         f"best: {best.setting.title} (lr {best.recipe.optim.lr:g}, layer_decay {best.recipe.optim.layer_decay:g})"
     ]
     lines.append(_accuracy(result))
+    if result.complete and {best.setting.head, best.setting.mid} & {FACTORS[0], FACTORS[-1]}:
+        lines.append("it is at the edge of the grid: a search around the tuned recipe may find a better one")
     if result.skipped:
-        listed = ", ".join(f"{setting.title} ({epochs} epochs)" for setting, epochs in result.skipped)
+        listed = ", ".join(f"{setting.title} ({count_epochs(epochs)})" for setting, epochs in result.skipped)
         lines.append(
             f"did not fit into the budget ({format_duration(result.spent)} spent): {listed}; the same command with a larger "
             "--budget continues"
@@ -77,8 +79,8 @@ def _accuracy(result: Result) -> str:
     assert best.score is not None and result.optimism is not None
     corrected = best.score - result.optimism
     text = (
-        f"validation {_measure(result)} {best.score:.2f} % after {best.epochs} epochs; these images also chose the setting. "
-        f"Corrected by a bootstrap of the choice: {corrected:.2f} %"
+        f"validation {_measure(result)} {best.score:.2f} % after {count_epochs(best.epochs)}; these images also chose the "
+        f"setting. Corrected by a bootstrap of the choice: {corrected:.2f} %"
     )
     if result.test is not None:
         return f"{text}. {result.test} is not evaluated before a setting is trained in full"
@@ -137,7 +139,7 @@ def _markdown(result: Result) -> str:
 
 def _table(result: Result) -> tuple[list[str], list[list[str]]]:
     """(header, a line per setting)."""
-    header = ["setting", "lr", "layer_decay", "middle lr", *(f"{epochs} epochs" for epochs in result.rungs)]
+    header = ["setting", "lr", "layer_decay", "middle lr", *map(count_epochs, result.rungs)]
     cells = {(trial.setting, trial.rung): trial for trial in result.trials}
     lines = []
     for setting in grid():
@@ -196,7 +198,7 @@ def _draw_grid(axis: Axes, result: Result) -> None:
     axis.set_yticks(range(3), [f"{mid * float(f):.2g}" for f in FACTORS])
     axis.set_xlabel("lr of the head")
     axis.set_ylabel("lr of the middle block")
-    axis.set_title(f"validation {_measure(result)} (%) after {result.rungs[0]} epochs")
+    axis.set_title(f"validation {_measure(result)} (%) after {count_epochs(result.rungs[0])}")
 
 
 def _draw_rungs(axis: Axes, result: Result) -> None:
@@ -206,6 +208,7 @@ def _draw_rungs(axis: Axes, result: Result) -> None:
             highlighted = setting in (result.best.setting, DEFAULT)
             style: dict[str, Any] = {"label": setting.title} if highlighted else {"color": "0.75"}
             axis.plot([t.epochs for t in trials], [t.score or 0.0 for t in trials], marker="o", **style)
+    axis.set_xticks(sorted(set(result.rungs)))
     axis.set_xlabel("epochs of the run")
     axis.set_ylabel(f"validation {_measure(result)} (%)")
     axis.set_title("complete runs")

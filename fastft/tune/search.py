@@ -13,11 +13,12 @@ from rich.console import Console
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
 from beton_tools.manifest import Manifest
-from fastft.build import recipe_arch, with_train_size
+from fastft.build import recipe_arch, with_training_file
 from fastft.config import Recipe, load_recipe
 from fastft.data.classes import read_class_names, refuse_other_classes
 from fastft.files.evaluations import BALANCED_ACCURACY
 from fastft.files.run_directory import lock_run
+from fastft.photos.prepare import prepare_data
 from fastft.sweep import Run, plan_run, train_run
 from fastft.sweep.results import read_result
 from fastft.train.distributed import World, find_world
@@ -26,7 +27,16 @@ from fastft.train.validation_file import read_validation
 from fastft.tune.budget import Budget, format_duration
 from fastft.tune.estimate import measure, optimism
 from fastft.tune.report import print_result, write_report
-from fastft.tune.settings import DEFAULT, KEPT, Setting, grid, rung_epochs, shortened, with_setting
+from fastft.tune.settings import (
+    DEFAULT,
+    KEPT,
+    Setting,
+    count_epochs,
+    grid,
+    rung_epochs,
+    shortened,
+    with_setting,
+)
 from fastft.tune.trials import Result, Trial, best_trials, finished_trial
 
 OWN_OPTIONS = {"--train.run_dir": "--out", "--train.stop_after": "--budget"}
@@ -50,8 +60,9 @@ def tune(
         UserError: bad input, or the budget ended before the first training.
         Preempted: stopped by a signal; the same call continues.
     """
-    recipe = _read(reference, overrides, test)
+    recipe = _read(reference, overrides)
     folder = out or Path("runs") / f"tune-{recipe.name}"
+    recipe = _prepare(recipe, folder, test, console)
     with find_world(recipe.train.device, recipe.train.timeout_minutes, "train.device") as world:
         lock: IO[str] | None = lock_run(folder) if world.is_main else None
         try:
@@ -66,11 +77,22 @@ def tune(
     return result
 
 
-def _read(reference: str, overrides: Sequence[str], test: Path | None) -> Recipe:
+def _read(reference: str, overrides: Sequence[str]) -> Recipe:
     for option, instead in OWN_OPTIONS.items():
         if any(text.startswith(f"{option}=") for text in overrides):
             raise UserError(f"{option} is set by fastft tune for every training; use {instead}")
-    recipe = load_recipe(reference, overrides)
+    return load_recipe(reference, overrides)
+
+
+def _prepare(recipe: Recipe, folder: Path, test: Path | None, console: Console) -> Recipe:
+    """The recipe for its training and validation files; photographs are converted once, into `folder`."""
+    if test is not None:
+        Beton.open(test)  # before anything is converted
+    if recipe.data.train is not None:
+        recipe = prepare_data(
+            recipe.with_option("train.run_dir", str(folder)),
+            lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
+        )
     if recipe.data.train is None or recipe.data.val is None:
         raise UserError(
             "tuning needs training and validation images; set --data.train=FILE and --data.val=FILE"
@@ -79,7 +101,7 @@ def _read(reference: str, overrides: Sequence[str], test: Path | None) -> Recipe
     if test is not None:
         found, expected = (read_class_names(b, Manifest.of_beton(b.path)) for b in (Beton.open(test), train))
         refuse_other_classes(found, expected, test)
-    return with_train_size(recipe, len(train))
+    return with_training_file(recipe, train)
 
 
 @dataclass
@@ -150,7 +172,7 @@ class _Search:
         return dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, train=train))
 
     def _announce(self, setting: Setting, rung: int) -> None:
-        text = f"rung {rung + 1} of {len(self.rungs)}, {self.rungs[rung]} epochs: {setting.title}"
+        text = f"rung {rung + 1} of {len(self.rungs)}, {count_epochs(self.rungs[rung])}: {setting.title}"
         if not math.isinf(self.limit):
             text += f"; {format_duration(self.budget.left)} left"
         self.console.rule(text)
@@ -181,8 +203,8 @@ class _Search:
 
     def _optimism(self) -> float:
         """Of the choice among the settings of the first rung, from their saved validation predictions."""
-        runs = {trial.run.folder for trial in self.trials if trial.rung == 0 and trial.score is not None}
-        saved = [read_validation(folder) for folder in sorted(runs)]
+        first = [trial for trial in self.trials if trial.rung == 0 and trial.score is not None]
+        saved = [read_validation(trial.run.folder, trial.weights) for trial in first]
         right_SN = np.stack([v.labels_N == v.predicted_N for v in saved])
         labels_N = saved[0].labels_N
         balanced = self.trials[0].measure == BALANCED_ACCURACY

@@ -72,6 +72,10 @@ def rung_epochs(recipe: Recipe) -> list[int]:
     return [max(1, round(share * recipe.epochs)) for share in SHARES]
 
 
+def count_epochs(epochs: int) -> str:
+    return f"{epochs} epoch" if epochs == 1 else f"{epochs} epochs"
+
+
 def shortened(recipe: Recipe, epochs: int) -> Recipe:
     """The recipe as a complete run of `epochs`: warm-up and EMA horizon keep their share; it is evaluated at the end."""
     share = epochs / recipe.epochs

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from fastft.config import Recipe
-from fastft.files.evaluations import TOP1, flatten, selection_score
+from fastft.files.evaluations import TOP1
 from fastft.sweep import Run
+from fastft.train.chosen_weights import RAW, choose_weights
 from fastft.tune.estimate import FinalFigures
 from fastft.tune.settings import Setting
 
@@ -17,7 +18,7 @@ class Trial:
     """A complete run of a setting, or the error that ended it.
 
     rung: from 0. score: top-1 or, with very unequal classes, balanced accuracy (`measure`) of the last epoch on the validation
-    images in percent; None if it failed.
+    images in percent; None if it failed. weights: "raw" or "ema", those that the run chose.
     """
 
     setting: Setting
@@ -26,6 +27,7 @@ class Trial:
     run: Run
     score: float | None = None
     measure: str = TOP1
+    weights: str = RAW
     failure: str | None = None
 
     @property
@@ -57,7 +59,10 @@ def finished_trial(
     setting: Setting, rung: int, epochs: int, run: Run, evaluations: Sequence[Mapping[str, Any]]
 ) -> Trial:
     last = evaluations[-1]
-    return Trial(setting, rung, epochs, run, selection_score(flatten(last)), last.get("best_by", TOP1))
+    chosen, measure = choose_weights(evaluations, last), last.get("best_by", TOP1)
+    assert chosen is not None  # there is an evaluation
+    weights = chosen["kind"]
+    return Trial(setting, rung, epochs, run, float(last[weights][measure]), measure, weights)
 
 
 def best_trials(trials: list[Trial], count: int) -> list[Trial]:

@@ -16,6 +16,7 @@ from beton_tools.format import Beton
 from fastft.build import build_policy
 from fastft.data import EvalLoader, Output, Shard
 from fastft.data.order import epoch_order
+from fastft.inference.evaluation import evaluate_checkpoint
 from fastft.inference.trained import load_trained
 from fastft.train.checkpoint import list_checkpoints
 from fastft.train.distributed import World, first_sentence
@@ -100,6 +101,21 @@ def test_evaluation_counts_every_image_once_at_any_world_size(tiny, whole: Path,
     best = json.loads((whole / "result.json").read_text())["best"]["ema"]
     assert samples == best["samples"] == 20
     assert round(hits) == round(best["top1"] * 20 / 100)
+
+
+def test_metrics_and_predictions_of_three_processes_are_those_of_one(
+    tiny: dict[str, str], whole: Path, tmp_path: Path
+) -> None:
+    alone = evaluate_checkpoint(whole, None, "cpu", csv=tmp_path / "one.csv")
+    command = ["eval", str(whole), "--device", "cpu", "--json", "--csv", str(tmp_path / "three.csv")]
+    out, said = launch(*command, processes=3).communicate(timeout=200)
+    together = json.loads(out)
+    assert together.keys() == alone.keys(), said
+    for name, value in alone.items():
+        is_number = isinstance(value, float)
+        assert together[name] == (pytest.approx(value, rel=1e-4, abs=1e-4) if is_number else value), name
+    three, one = ((tmp_path / f"{name}.csv").read_text().splitlines() for name in ("three", "one"))
+    assert [line.split(",")[:4] for line in three] == [line.split(",")[:4] for line in one]
 
 
 def test_bad_input_under_torchrun_is_one_line_and_exit_code_2(tiny, tmp_path: Path) -> None:

@@ -60,3 +60,14 @@ def test_the_last_rung_of_a_very_short_recipe_is_the_recipe() -> None:
         1,
         2,
     ]
+
+
+def test_values_that_follow_from_the_images_are_kept_as_shares() -> None:
+    """`photos` sets warm-up and EMA horizon as shares of the run; the search multiplies the learning rate of the rule."""
+    recipe = load_recipe("photos", ["--data.train_size=9000"])
+    setting = Setting(Fraction(3), Fraction(1))
+    short = shortened(with_setting(recipe, setting, LAYERS), 6)
+    assert short.optim.lr == pytest.approx(3 * recipe.optim.lr, rel=1e-3)
+    assert short.schedule.warmup_epochs == pytest.approx(0.2 * 6)
+    assert 1 / (1 - short.ema.decay) == pytest.approx(0.16 * 6 * short.steps_per_epoch(), rel=0.01)
+    assert short.automatic == frozenset()

@@ -91,7 +91,7 @@ def test_the_figure_is_the_evaluation_of_the_test_file(
 def test_table_picture_and_json_are_written(searched: tuple[Path, Result]) -> None:
     folder, result = searched
     table = (folder / "table.md").read_text()
-    assert "1 epochs | 2 epochs | 6 epochs" in table and f"{result.best.score:.2f}" in table
+    assert "1 epoch | 2 epochs | 6 epochs" in table and f"{result.best.score:.2f}" in table
     assert (
         "images that chose nothing" in table
         and "images that chose nothing" in (folder / "tuned.yaml").read_text()
@@ -111,7 +111,7 @@ def test_without_a_test_file_the_figure_is_corrected_by_a_bootstrap(
     assert "these images also chose the setting. Corrected by a bootstrap" in said
     document = json.loads((folder / "results.json").read_text())
     assert document["test"] is None and document["optimism"] >= 0
-    saved = read_validation(result.best.run.folder)
+    saved = read_validation(result.best.run.folder, result.best.weights)
     assert 100 * (saved.labels_N == saved.predicted_N).mean() == pytest.approx(result.best.score)
 
 
@@ -177,6 +177,19 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     said = capsys.readouterr().err.strip()
     assert len(said.splitlines()) == 1 and message in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_photographs_is_converted_once_and_split(
+    tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = {key: value for key, value in tiny.items() if key not in ("data.val", "data.num_classes")}
+    changed |= {"data.train": str(Path(tiny["data.train"]).parent / "train"), "schedule.epochs": "10"}
+    command = [f"--{key}={value}" for key, value in changed.items()]
+    assert main(["tune", RECIPE, *command, "--out", str(tmp_path / "out"), "--budget=0.01s"]) == 2
+    assert "larger --budget continues" in capsys.readouterr().err
+    assert (tmp_path / "out/data/train.beton").exists() and (tmp_path / "out/data/val.beton").exists()
+    (run,) = (tmp_path / "out/runs").iterdir()
+    assert not (run / "data").exists()
 
 
 def test_a_setting_that_fails_is_listed_and_not_chosen(
