@@ -298,9 +298,12 @@ class Trainer:
             except EvaluationStopped:
                 self._save()
                 self._stop()
-        self._save(best)
+        is_last = done == self.recipe.epochs
+        stop = not is_last and self.world.any(self._is_stop_due())
+        if best or stop or is_last or done % self.recipe.train.checkpoint_epochs == 0:
+            self._save(best)
         self._log_epoch(done - 1)
-        if done < self.recipe.epochs and self.world.any(self._is_stop_due()):
+        if stop:
             self._stop()
 
     def _evaluate_epoch(self, epoch: int) -> bool:
