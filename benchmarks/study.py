@@ -1,287 +1,304 @@
-"""Claim: what the paper's steps did for CLIP on ImageNet, measured in its own layout on a small pretrained ViT.
+"""Claim: which of the paper's steps, and which ways to save FLOPs, change the accuracy of a fine-tuned ViT, and by how much.
 
-Setting: a DINOv2-type ViT-S/14 (not CLIP) at 84 px on photographs of solar cells, 4 classes, 190 training and 120
-validation images of each; batch 16, bf16 where the CPU has it. The steps are the paper's, in its order: baseline with lr
-1e-3, mixup 0.8, cutmix 1.0, no EMA, no layer decay (Table 1) -> smaller lr (2) -> EMA (3) -> layer decay (4, 5) -> half
-the length, weaker and no mixing (6). n = number of seeds; a seed changes order, augmentation and head. Every figure is the
-last epoch's top-1: no epoch is chosen on the validation images. EMA is kept in every run and is read or not.
+Setting: CIFAR-10 at 56 px and a DINOv2-type ViT-S/14 (not CLIP), bf16 where the CPU has it. Two questions, each row against
+the row that it changes, at equal everything else:
+(a) the paper's chain: baseline -> smaller lr -> EMA -> layer decay -> half the length -> no mixup and CutMix;
+(b) ways to save: stop earlier, freeze lower blocks, drop patches, train on smaller images first, and combinations.
+Every row is the last epoch of its run. Learning rates and layer decay are chosen on images of the training file that no run
+trains on; the test images are only read for the figures. n = seeds; a seed changes order, augmentation and head, and a
+difference is taken seed by seed and image by image.
 
-Standard errors are over seeds. The page, docs/study.md, is made of benchmarks/results/study.json.
+Run: python benchmarks/study.py run --data CIFAR10 --seeds 3     (continues where it was stopped; first all rows of one seed)
+     python benchmarks/study.py report                           (study.json, docs/study.md and the plots, of what is there)
 
-Run: python benchmarks/study.py --seeds 3        (continues where it was stopped; a good hour on two cores)
+CIFAR10 is a folder with train.parquet and test.parquet (columns image, label), or train/ and test/ with a folder per class;
+default: the environment variable FASTFT_CIFAR10.
 """
 
 import argparse
-import itertools
 import json
+import os
 import shutil
-import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
-from scipy.stats import t
+from study_report import write_report
 
 from beton_tools.convert import convert_folder
+from beton_tools.sources import open_source
 from beton_tools.writer import WriteOptions
-from fastft.config import load_recipe
-from fastft.demo.assets import IMAGES, IMAGES_LICENCE, WEIGHTS, extract_cells, fetch
+from fastft.build import recipe_arch
+from fastft.config import Recipe, load_recipe
+from fastft.cost.work import recipe_work
+from fastft.demo.assets import WEIGHTS, fetch
 from fastft.demo.backbone import write_backbone
+from fastft.inference.logits import compute_logits
+from fastft.train.checkpoint import list_checkpoints
 from fastft.train.loop import train
 
-RECIPE = "rcp/final_b16.yaml"
-LRS = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
-DECAYS, DECAY_LRS = (0.3, 0.45), (1e-3, 3e-3)
-MIXES = ((0.8, 1.0), (0.2, 0.25), (0.0, 0.0))
-PAPER = {  # top-1 after each step: Tables 1, 2, 3, 5 and 6
-    "baseline": 82.3, "small lr": 84.3, "+ EMA": 84.6, "+ layer decay": 85.3, "half length": 85.3, "- mixup, cutmix": 85.7,
-}  # fmt: skip
-CAVEAT = (
-    "It shows directions, not values: lr, decay and length are scaled to a run of some hundred steps, and the ViT is not "
-    "CLIP. The best cells of Tables 2, 4 and 5 are what later steps go on from; they are chosen on the same images, so "
-    "their own figures are a little too good, the differences within Tables 3 and 6 are not. Differences are taken seed by "
-    "seed, and count from the 95 % point of Student's t."
-)
+ROOT = Path(__file__).resolve().parents[1]
+BATCH = 16
+EPOCHS, LONG = 5, 10  # of the schedule; LONG before the chain halves it
+STOP = 3  # as 30 of the paper's 50 epochs
 # what every run shares, beside the paper's final recipe
 FIXED = {
-    "data.num_classes": 4, "data.train_size": 760, "model.image_size": 84, "optim.batch_size": 16,
-    "augment.scale_min": 0.35,  # defects are small: a crop of 8 % of the cell often shows none
+    "model.arch": ROOT / "rcp" / "demo_vit_s14.json", "model.image_size": 56,
+    "augment.policy": "rand-m9-n1-mstd0.5-inc1", "augment.scale_min": 0.5, "augment.erase_prob": 0,  # images of 32 px
     "augment.mean": "0.485,0.456,0.406", "augment.std": "0.229,0.224,0.225",  # ImageNet's, as the weights were trained
-    "ema.decay": 0.95, "ema.reference_batch": 16,  # a horizon of 20 steps
-    "train.log_every": 47, "train.checkpoint_minutes": 5, "train.checkpoint_steps": 0, "train.keep_checkpoints": 1,
+    "optim.batch_size": BATCH, "ema.reference_batch": BATCH, "train.device": "cpu",
+    "train.log_every": 31, "train.checkpoint_steps": 0, "train.checkpoint_minutes": 10, "train.keep_checkpoints": 1,
 }  # fmt: skip
+EMA_SHARE = (
+    0.16  # horizon of the EMA as a share of the schedule's steps: 5,000 of 31,250 in the paper's B/16 run
+)
+WARMUP_SHARE = 0.2  # 10 of 50 epochs
+GRID = ((2e-4, 0.6), (7e-4, 0.4))  # lr, layer decay
+PLAIN_LRS = (1e-4, 3e-5, 1e-5)  # without layer decay; the first one is the chain's baseline
+MIX = {"augment.mixup": 0.8, "augment.cutmix": 1.0}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One training but for its seed."""
+    """A training but for its seed. `options` differ from the final recipe; `also_at`: epochs after which it is scored too."""
 
-    lr: float
-    decay: float = 1.0
-    mix: tuple[float, float] = MIXES[0]
-    short: bool = False
-
-    @property
-    def name(self) -> str:
-        length = "short" if self.short else "long"
-        return f"lr{self.lr:g}_decay{self.decay:g}_mix{self.mix[0]:g}-{self.mix[1]:g}_{length}"
+    name: str
+    part: str  # grid, lever or chain
+    options: Mapping[str, Any]
+    epochs: int = EPOCHS
+    also_at: tuple[int, ...] = field(default=())
+    raw: bool = False  # score the raw weights too
 
 
-@dataclass(frozen=True)
-class Figure:
-    """Top-1 in percent over seeds."""
-
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.values)
-
-    @property
-    def error(self) -> float:
-        return (
-            statistics.stdev(self.values) / len(self.values) ** 0.5 if len(self.values) > 1 else float("nan")
+def grid_rows() -> list[Row]:
+    return [
+        Row(
+            f"lr {lr:g}, decay {decay:g}",
+            "grid",
+            {"optim.lr": lr, "optim.layer_decay": decay},
+            also_at=(STOP,),
         )
+        for lr, decay in GRID
+    ]
 
-    def minus(self, other: "Figure") -> "Figure":
-        return Figure(tuple(a - b for a, b in zip(self.values, other.values, strict=True)))
 
-    def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.error:.1f}"
+def lever_rows(base: Mapping[str, Any]) -> list[Row]:
+    """Ways to save FLOPs, against the base: the best row of the grid. Stopping earlier is scored within the base's run."""
+    half, last = {"model.trainable_layers": 6}, EPOCHS - 1
+    sparse, sizes = {"model.patch_dropout": f"0:0.5,{last}:0"}, {"schedule.sizes": f"0:42,{STOP}:56"}
+    stop = {"schedule.stop_epoch": STOP}
+    stopped_sparse = {"model.patch_dropout": f"0:0.5,{STOP - 1}:0"}
+    stopped_sizes = {"schedule.sizes": f"0:42,{STOP - 1}:56"}
+    changes = {
+        "freeze 1/2": half,
+        "drop 1/2 of the patches": {"model.patch_dropout": 0.5},
+        "42 px, last 2 epochs 56": sizes,
+        "freeze 3/4": {"model.trainable_layers": 3},
+        "drop 1/2, last epoch whole": sparse,
+        "stop, freeze 1/2": stop | half,
+        "freeze 1/2, drop 1/2, last epoch whole": half | sparse,
+        "stop, 42 px, last epoch 56": stop | stopped_sizes,
+        "stop, freeze 1/2, drop 1/2, last epoch whole": stop | half | stopped_sparse,
+        "stop, freeze 1/2, 42 px, last epoch 56": stop | half | stopped_sizes,
+        "drop 1/4 of the patches": {"model.patch_dropout": 0.25},
+        "freeze 1/4": {"model.trainable_layers": 9},
+        "42 px, last epoch 56": {"schedule.sizes": f"0:42,{last}:56"},
+    }
+    return [Row(name, "lever", {**base, **change}) for name, change in changes.items()]
+
+
+def chain_rows(base: Mapping[str, Any]) -> list[Row]:
+    """The paper's chain but for its last row, which is the base."""
+    plain = [
+        Row(f"no decay, lr {lr:g}", "chain", {"optim.lr": lr, "optim.layer_decay": 1, **MIX}, LONG, raw=True)
+        for lr in PLAIN_LRS
+    ]
+    return [
+        Row("half length", "chain", {**base, **MIX}),
+        Row("layer decay", "chain", {**base, **MIX}, LONG),
+        *plain,
+    ]
 
 
 class Study:
-    """Trains what is asked for, once, and remembers it in its run directory."""
+    """The data, and the runs below one folder. A run that is scored leaves only its scores and its log."""
 
-    def __init__(self, folder: Path, cache: Path, epochs: int, seeds: int, per_class: dict[str, int]):
-        self.folder, self.epochs, self.seeds = folder, epochs, seeds
-        self.console = Console()
-        arch, weights = write_backbone(fetch(WEIGHTS, cache), cache)
-        images = folder / "images"
-        if not images.exists():
-            extract_cells(fetch(IMAGES, cache), images, per_class)
-        self.common = [f"--model.arch={arch}", f"--model.weights={weights}"]
-        for split in per_class:
-            file = folder / f"{split}.beton"
-            if not file.exists():
-                convert_folder(images / split, file, WriteOptions())
-            self.common.append(f"--data.{split}={file}")
+    def __init__(self, folder: Path, cache: Path, settings: Mapping[str, Any]) -> None:
+        self.folder, self.cache, self.settings, self.console = folder, cache, settings, Console()
 
-    def figures(self, row: Row) -> dict[str, Figure]:
-        """`raw` and `ema`, over seeds."""
-        ends = [self._result(row, seed)["last"] for seed in range(self.seeds)]
-        return {kind: Figure(tuple(end[kind]["top1"] for end in ends)) for kind in ("raw", "ema")}
+    def prepare(self, data: Path) -> None:
+        """Write train, tune and test files: the first images of each class in a seeded order, none in two files."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = self.folder / "settings.json"
+        if settings.exists() and json.loads(settings.read_text(encoding="utf-8")) != self.settings:
+            raise SystemExit(f"{self.folder} has other settings ({settings}); use another --folder")
+        counts = {split: self.settings[f"{split}_per_class"] for split in ("train", "tune", "test")}
+        _extract(_find(data, "train"), self.folder / "images", {k: counts[k] for k in ("train", "tune")})
+        _extract(_find(data, "test"), self.folder / "images", {"test": counts["test"]})
+        for split in counts:
+            if not (self.folder / f"{split}.beton").exists():
+                convert_folder(
+                    self.folder / "images" / split, self.folder / f"{split}.beton", WriteOptions(workers=0)
+                )
+        settings.write_text(json.dumps(self.settings), encoding="utf-8")
 
-    def _result(self, row: Row, seed: int) -> dict[str, Any]:
-        run = self.folder / "runs" / f"{row.name}_seed{seed}"
-        done = run / "result.json"
-        if not done.exists():
-            self.console.rule(run.name)
-            train(load_recipe(RECIPE, self._overrides(row, seed, run)), self.console)
-        shutil.rmtree(run / "checkpoints", ignore_errors=True)  # 0.4 GB each, and no longer needed
-        return json.loads(done.read_text(encoding="utf-8"))
+    def score(self, row: Row, seed: int) -> dict[str, Any]:
+        """The scores of a run, which is trained or continued if it has none."""
+        run = self.folder / "runs" / f"{_plain(row.name)}_seed{seed}"
+        path = run / "scores.json"
+        if path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))
+        self.console.rule(run.name)
+        points = [self._score_after(row, seed, run, stop) for stop in sorted({*row.also_at, _epochs(row)})]
+        scores = {
+            "row": row.name,
+            "part": row.part,
+            "seed": seed,
+            "options": _json(row.options),
+            "points": points,
+        }
+        path.write_text(json.dumps(scores), encoding="utf-8")
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)  # 0.4 GB, and no longer needed
+        return scores
 
-    def _overrides(self, row: Row, seed: int, run: Path) -> list[str]:
-        epochs = max(1, self.epochs // 2) if row.short else self.epochs
-        values = FIXED | {
-            "train.run_dir": run, "train.seed": seed, "train.eval_every": epochs, "schedule.epochs": epochs,
-            "schedule.warmup_epochs": epochs / 5,  # as 20 of 100 and 10 of 50
-            "optim.lr": row.lr, "optim.layer_decay": row.decay, "augment.mixup": row.mix[0], "augment.cutmix": row.mix[1],
+    def _score_after(self, row: Row, seed: int, run: Path, epochs: int) -> dict[str, Any]:
+        """Train until so many epochs are done, and score the weights on the tune and test images."""
+        partial = run / f"epoch{epochs}.json"
+        if partial.exists():
+            return json.loads(partial.read_text(encoding="utf-8"))
+        recipe = self.recipe(row, seed, run, epochs)
+        result = train(recipe, self.console)
+        newest = list_checkpoints(run / "checkpoints")[-1]
+        scored: dict[str, Any] = {"epochs": epochs, "flops": recipe_work(recipe, recipe_arch(recipe)).train}
+        scored["train_seconds"], began = result["seconds"], time.monotonic()
+        for weights in ("ema", "raw") if row.raw else ("ema",):
+            for split in ("tune", "test"):
+                scored[f"{split}_{weights}"] = self._hits(newest, split, weights)
+        scored["score_seconds"] = time.monotonic() - began
+        partial.write_text(json.dumps(scored), encoding="utf-8")
+        return scored
+
+    def _hits(self, checkpoint: Path, split: str, weights: str) -> str:
+        """Which images were named correctly, as packed bits in hexadecimal. Raw weights: those of a copy without the EMA."""
+        if weights == "raw":
+            copy = checkpoint.parent / "raw"
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(
+                checkpoint, copy, ignore=shutil.ignore_patterns("ema.safetensors", "checksums.json")
+            )
+            checkpoint = copy
+        found = compute_logits(checkpoint, self.folder / f"{split}.beton", "cpu")
+        return np.packbits(found.logits_NK.argmax(axis=1) == found.labels_N).tobytes().hex()
+
+    def recipe(self, row: Row, seed: int, run: Path, stop: int) -> Recipe:
+        classes = len(list((self.folder / "images" / "train").iterdir()))
+        images = classes * self.settings["train_per_class"]
+        steps = row.epochs * (images // BATCH)
+        weights = write_backbone(fetch(WEIGHTS, self.cache), self.cache)
+        values = {
+            **FIXED, "train.run_dir": run, "train.seed": seed, "model.weights": weights,
+            "data.train": self.folder / "train.beton", "data.train_size": images, "data.num_classes": classes,
+            "data.workers": 1,
+            "schedule.epochs": row.epochs, "schedule.warmup_epochs": WARMUP_SHARE * row.epochs,
+            "ema.decay": 1 - 1 / max(2, EMA_SHARE * steps), **row.options, "schedule.stop_epoch": stop,
         }  # fmt: skip
-        return [*self.common, *(f"--{key}={value}" for key, value in values.items())]
+        return load_recipe("final_b16", [f"--{key}={value}" for key, value in values.items()])
 
 
-def run_study(study: Study) -> dict[str, Any]:
-    """All tables, in the paper's order."""
-    by_lr = {lr: study.figures(Row(lr)) for lr in LRS}
-    small = max(LRS[1:], key=lambda lr: by_lr[lr]["raw"].mean)
-    grid = {(lr, decay): study.figures(Row(lr, decay))["ema"] for lr in DECAY_LRS for decay in DECAYS}
-    lr, decay = max(grid, key=lambda cell: grid[cell].mean)
-    by_mix = {mix: study.figures(Row(lr, decay, mix, short=True))["ema"] for mix in MIXES}
-    steps = {
-        "baseline": by_lr[LRS[0]]["raw"],
-        "small lr": by_lr[small]["raw"],
-        "+ EMA": by_lr[small]["ema"],
-        "+ layer decay": grid[lr, decay],
-        "half length": by_mix[MIXES[0]],
-        "- mixup, cutmix": by_mix[MIXES[-1]],
-    }
-    return {
-        "by_lr": by_lr,
-        "grid": grid,
-        "by_mix": by_mix,
-        "steps": steps,
-        "chosen": {"small_lr": small, "lr": lr, "decay": decay},
-    }
+def plan(study: Study, seeds: int) -> Iterator[tuple[Row, int]]:
+    """All runs, first those of one seed. The rows of the grid that were not chosen are trained with the first seed only."""
+    tried = []
+    for row in grid_rows():
+        yield row, 0
+        tried.append((correct(study.score(row, 0)["points"][-1]["tune_ema"]), row))
+    base = max(tried, key=lambda pair: pair[0])[1]
+    for seed in range(seeds):
+        yield base, seed
+        for row in [*lever_rows(base.options), *chain_rows(base.options)]:
+            yield row, seed
 
 
-def verdicts(steps: dict[str, Figure]) -> list[dict[str, Any]]:
-    """Every step's gain beside the paper's, and whether the seeds tell them apart."""
-    names = list(steps)
-    lines = []
-    for before, after in itertools.pairwise(names):
-        gain, paper = steps[after].minus(steps[before]), PAPER[after] - PAPER[before]
-        lines.append(
-            {
-                "step": after,
-                "gain": gain.mean,
-                "error": gain.error,
-                "paper": paper,
-                "verdict": verdict(gain, paper),
-            }
-        )
-    return lines
+def correct(hits: str) -> int:
+    return int(np.unpackbits(np.frombuffer(bytes.fromhex(hits), np.uint8)).sum())
 
 
-def verdict(gain: Figure, paper: float) -> str:
-    freedom = len(gain.values) - 1
-    if freedom < 1 or not abs(gain.mean) > t.ppf(0.975, freedom) * gain.error:
-        return "not told apart from no change"
-    if abs(paper) < 0.05:  # a tenth of a point is the paper's resolution
-        return "the paper saw no change"
-    return "agrees" if gain.mean * paper > 0 else "disagrees"
+def _epochs(row: Row) -> int:
+    return int(row.options.get("schedule.stop_epoch", row.epochs))
 
 
-def markdown(found: dict[str, Any], setting: str) -> str:
-    """The page: what was done, the paper's tables in its layout, and each step beside the paper's."""
-    by_lr, grid, by_mix, steps = found["by_lr"], found["grid"], found["by_mix"], found["steps"]
-    chosen = found["chosen"]
-    lrs, (cell_lrs, decays) = list(by_lr), (list(dict.fromkeys(k)) for k in zip(*grid, strict=True))
-    best = f"lr {chosen['lr']:g}, decay {chosen['decay']:g}"
-    lines = [["baseline", str(steps["baseline"]), "", "", ""]]
-    for v in verdicts(steps):
-        gain = f"{v['gain']:+.1f} ± {v['error']:.1f}"
-        lines.append([v["step"], str(steps[v["step"]]), gain, f"{v['paper']:+.1f}", v["verdict"]])
-    raw_and_ema = [
-        [name, *(str(by_lr[lr][kind]) for lr in lrs)] for kind, name in (("raw", "w/o EMA"), ("ema", "w EMA"))
-    ]
-    with_decay = [[f"lr {lr:g}", *(str(grid[lr, d]) for d in decays)] for lr in cell_lrs]
-    parts = [
-        f"# The paper's steps on a small ViT\n\n{setting}",
-        CAVEAT,
-        "## Step by step\n\n" + table(["step", "top-1 %", "gain", "paper's gain", ""], lines),
-        f"## Table 1: baseline\n\nlr {lrs[0]:g}, mixup 0.8, cutmix 1.0, no EMA, no layer decay: "
-        f"**{steps['baseline']}** (paper: {PAPER['baseline']}).",
-        "## Tables 2 and 3: learning rate, EMA\n\n" + table(["", *(f"lr {lr:g}" for lr in lrs)], raw_and_ema),
-        "## Tables 4 and 5: layer-wise decay, with EMA\n\n"
-        + table(["decay", *(f"{d:g}" for d in decays)], with_decay),
-        f"## Table 6: mixing, half the length, {best}, with EMA\n\n"
-        + table(["mixup/cutmix", *(f"{m}/{c}" for m, c in by_mix)], [["", *map(str, by_mix.values())]]),
-    ]
-    return "\n\n".join(parts) + "\n"
+def _plain(name: str) -> str:
+    return "".join(c if c.isalnum() or c in ".-" else "_" for c in name)
 
 
-def plain(found: dict[str, Any], setting: str) -> dict[str, Any]:
-    """The same as JSON."""
-    return {
-        "setting": setting, "chosen": found["chosen"], "verdicts": verdicts(found["steps"]), "paper": PAPER,
-        "steps": {name: asdict(figure) for name, figure in found["steps"].items()},
-        "by_lr": {f"{lr:g}": {k: asdict(f) for k, f in kinds.items()} for lr, kinds in found["by_lr"].items()},
-        "by_lr_and_decay": {f"{lr:g}/{d:g}": asdict(f) for (lr, d), f in found["grid"].items()},
-        "by_mix": {f"{m}/{c}": asdict(f) for (m, c), f in found["by_mix"].items()},
-    }  # fmt: skip
+def _json(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
 
 
-def restored(values: dict[str, Any]) -> dict[str, Any]:
-    """Inverse of `plain`."""
-
-    def pair(text: str) -> tuple[float, float]:
-        a, b = text.split("/")
-        return float(a), float(b)
-
-    def figure(entry: dict[str, Any]) -> Figure:
-        return Figure(tuple(entry["values"]))
-
-    return {
-        "by_lr": {
-            float(lr): {k: figure(f) for k, f in kinds.items()} for lr, kinds in values["by_lr"].items()
-        },
-        "grid": {pair(k): figure(f) for k, f in values["by_lr_and_decay"].items()},
-        "by_mix": {pair(k): figure(f) for k, f in values["by_mix"].items()},
-        "steps": {name: figure(f) for name, f in values["steps"].items()},
-        "chosen": values["chosen"],
-    }
+def _find(data: Path, split: str) -> Path:
+    """The split's parquet file or folder."""
+    for path in (data / f"{split}.parquet", data / split):
+        if path.exists():
+            return path
+    raise SystemExit(f"{data} has neither {split}.parquet nor {split}/; give CIFAR-10's folder with --data")
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+def _extract(source: Path, out: Path, per_class: Mapping[str, int]) -> None:
+    """Write `out/<split>/<class>/*.jpg`, so many images of each class per split, unless the folders exist."""
+    if all((out / split).exists() for split in per_class):
+        return
+    images = open_source(source)
+    order = np.random.default_rng(0).permutation(len(images.labels))
+    for label, name in enumerate(images.classes):
+        own, start = [int(i) for i in order if images.labels[i] == label], 0
+        for split, count in per_class.items():
+            folder = out / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            if len(own) < start + count:
+                raise SystemExit(f"{source}: class {name} has {len(own)} images, fewer than {start + count}")
+            for i in sorted(own[start : start + count]):
+                (folder / f"{i:06}.jpg").write_bytes(images.locate(i).read())
+            start += count
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("command", choices=("run", "report"))
+    parser.add_argument(
+        "--data", type=Path, default=os.environ.get("FASTFT_CIFAR10"), help="default $FASTFT_CIFAR10"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/study"), help="data and runs (default runs/study)"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".cache/demo"), help="weights, shared with the demo"
+    )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=6, help="of the long runs; Table 6 trains half as many")
-    parser.add_argument("--train-per-class", type=int, default=190)
-    parser.add_argument("--val-per-class", type=int, default=120)
+    parser.add_argument("--train-per-class", type=int, default=100)
+    parser.add_argument("--tune-per-class", type=int, default=50)
+    parser.add_argument("--test-per-class", type=int, default=1000)
     parser.add_argument(
-        "--folder", type=Path, default=Path("runs/study"), help="images and runs (default runs/study)"
+        "--out", type=Path, default=ROOT / "benchmarks" / "results", help="study.json goes here"
     )
-    parser.add_argument(
-        "--cache", type=Path, default=Path(".cache/demo"), help="downloads, shared with the demo"
-    )
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="study.json goes here")
-    parser.add_argument("--page", type=Path, default=Path("docs/study.md"), help="default docs/study.md")
-    args = parser.parse_args()
-    if args.seeds < 2:
-        parser.error("--seeds must be at least 2: there is no standard error of one run")
-    per_class = {"val": args.val_per_class, "train": args.train_per_class}
-    study = Study(args.folder, args.cache, args.epochs, args.seeds, per_class)
-    found = run_study(study)
-    setting = (
-        f"DINOv2-type ViT-S/14 at 84 px, 4 classes of solar cells, {args.train_per_class} training and "
-        f"{args.val_per_class} validation images per class, {args.epochs} epochs, n = {args.seeds} seeds, mean ± standard "
-        f"error over seeds, last epoch. {IMAGES_LICENCE}. Written by `benchmarks/study.py`."
-    )
-    args.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(plain(found, setting), indent=1) + "\n"
-    (args.out / "study.json").write_text(text, encoding="utf-8")
-    args.page.write_text(markdown(found, setting), encoding="utf-8")
-    print(f"written: {args.out / 'study.json'}, {args.page}")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="study.md and images/ go here")
+    args = parser.parse_args(arguments)
+    if args.command == "report":
+        write_report(args.folder, args.out, args.docs)
+        return
+    if args.data is None:
+        parser.error("give CIFAR-10's folder with --data or FASTFT_CIFAR10")
+    counts = {
+        f"{split}_per_class": getattr(args, f"{split}_per_class") for split in ("train", "tune", "test")
+    }
+    study = Study(args.folder, args.cache, counts)
+    study.prepare(Path(args.data))
+    for row, seed in plan(study, args.seeds):
+        study.score(row, seed)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,15 @@ from statistics import median
 from typing import Any
 
 from fastft.config import load_recipe
-from fastft.cost.mfu import reference_mfu
-from fastft.cost.model import MACHINE_GPUS, estimate
+from fastft.cost.mfu import PUBLISHED_MFU, RECORD_MFU, reference_mfu
+from fastft.cost.model import MACHINE_GPUS, estimate, predict_published
 from fastft.cost.overheads import REFERENCE
 from fastft.cost.table import CostQuery, price_recipes
 from fastft.demo.trainings import CONTENDERS
 from fastft.machine.gpus import GPUS
 from fastft.model import load_arch
 from fastft.report.page import figure
+from fastft.sweep.report import as_published
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
@@ -34,6 +35,7 @@ BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL
 # A100-hours of the paper's logs: 8 x 6:01:54 and 8 x 13:12:11 of wall time
 LOGS = {"final_b16": ("B/16", 48.3), "final_l14": ("L/14", 105.6)}
 COST_RECIPES, V100_PRICE = ("final_b16", "frugal_b16", "frugal_b16_half"), 2.48
+FAMILIES = ("b16", "b16_384", "l14", "l14_336")  # models; a recipe is named KIND_MODEL or KIND_MODEL_LEVER
 Measure = dict[str, Any]
 
 
@@ -277,6 +279,38 @@ def cost(_: Results) -> str:
     )
 
 
+def recipes(_: Results) -> str:
+    """Every recipe of the paper's models with its cost on three GPUs, each model's dearest first."""
+    found: dict[str, list[tuple[float, list[str]]]] = {family: [] for family in FAMILIES}
+    for path in sorted((ROOT / "rcp").glob("[fq]*.yaml")):
+        family = max((f for f in FAMILIES if path.stem.partition("_")[2].startswith(f)), key=len)
+        recipe = load_recipe(path)
+        at = {gpu: cost["hours"] for gpu, cost in predict_published(recipe).items()}
+        record = estimate(recipe, GPUS["V100"], MACHINE_GPUS, RECORD_MFU["V100"]).gpu_hours
+        top1 = "not run" if recipe.about.top1 is None else as_published(recipe.about.top1)
+        cells = [
+            f"`{recipe.name}`",
+            top1,
+            *(f"{h:.1f}" for h in (at["V100"], record, at["A100"], at["H100"])),
+        ]
+        found[family].append((at["V100"], cells))
+    rows = [cells for family in FAMILIES for _, cells in sorted(found[family], key=lambda row: -row[0])]
+    head = [
+        "recipe",
+        "expected top-1",
+        "V100-hours",
+        "V100-hours at the record MFU",
+        "A100-hours",
+        "H100-hours",
+    ]
+    shares = ", ".join(f"{mfu.value:.1%} on {gpu}" for gpu, mfu in PUBLISHED_MFU.items())
+    return (
+        f"{markdown(head, rows, 1)}\n\nModelled on eight GPUs at the MFU published for a ViT ({shares}); the record is "
+        f"{RECORD_MFU['V100'].value:.0%} ({RECORD_MFU['V100'].source}). Where expected top-1 says 'not run', nobody has "
+        "measured what smaller images or dropped patches cost."
+    )
+
+
 def cost_check(_: Results) -> str:
     """The cost model compared with the logs of the paper's own runs."""
     rows = []
@@ -298,6 +332,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "demo": demo,
     "cost": cost,
     "cost-check": cost_check,
+    "recipes": recipes,
     "machine": machine,
     "decode": comparison("decode", "Crop decode"),
     "recipe": comparison("augment", "Whole recipe"),

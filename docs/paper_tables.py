@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPES, PAGE = ROOT / "rcp", ROOT / "docs" / "paper-tables.md"
 HEADED = ("final_*.yaml", "baseline_*.yaml", "frugal_*.yaml", "quick_*.yaml")
 CHEAPER = ("frugal_", "quick_")  # their cost is also given as a share of the final recipe's
+LEVERS = re.compile(r"(_(half|progressive|sparse))+$")  # in the names of recipes
 COST = re.compile(r"^# Cost: .*$", re.MULTILINE)
 NO_RUNS = Path("no-such-folder")  # price every row, whatever has been trained here
 WEIGHTS = {"ema": "EMA", "raw": "raw"}
@@ -56,7 +57,7 @@ def cost_line(path: Path) -> str:
     hours = recipe_hours(load_recipe(path))
     listed = ", ".join(f"{h:.1f} on {kind}" for kind, h in hours.items()).replace(" on", " GPU-hours on", 1)
     if path.name.startswith(CHEAPER):
-        final = RECIPES / f"{path.stem.replace(path.stem.split('_')[0], 'final').removesuffix('_half')}.yaml"
+        final = RECIPES / f"final_{LEVERS.sub('', path.stem.partition('_')[2])}.yaml"
         share = hours["V100"] / recipe_hours(load_recipe(final))["V100"]
         listed += f", {share:.0%} of {final.stem}"
     return f"# Cost: {listed} (modelled; fastft cost {path.stem} --gpu v100)."
@@ -112,7 +113,11 @@ def _cheaper() -> str:
             ]
             lines.append([f"`{path.stem}`", *expected])
     table = markdown_table(["recipe", "expected", *MAIN_GPUS, "source"], lines)
-    return f"## Cheaper recipes\n\nNot in the paper: stops and freezing that its logs and its Figure 3 support.\n\n{table}"
+    intro = (
+        "Not in the paper: stops and freezing that its logs and its Figure 3 support, and smaller images and dropped patches, "
+        "which nobody has run."
+    )
+    return f"## Cheaper recipes\n\n{intro}\n\n{table}"
 
 
 def _cells(hours: dict[str, float]) -> list[str]:

@@ -105,7 +105,7 @@ def build_model(recipe: Recipe, *, pretrained: bool = True, arch: Arch | None = 
         layer_scale=m.layer_scale,
         rel_pos_bias=m.rel_pos_bias,
         drop_path=m.drop_path,
-        patch_dropout=m.patch_dropout,
+        patch_dropout=recipe.largest_patch_dropout,
         head_init_scale=m.head_init_scale,
         freeze_conv1=m.freeze_conv1,
         trainable_layers=m.trainable_layers,
@@ -164,7 +164,7 @@ def compile_model(model: nn.Module) -> Any:
     """The model's forward through torch.compile."""
     torch.compiler.reset()  # the ninth model of a sweep would reach the limit of recompilations and run uncompiled
     prepare_for_compile()
-    return torch.compile(model)
+    return torch.compile(model, dynamic=False)  # each image size of a schedule is compiled for itself
 
 
 def can_compile(device: torch.device) -> bool:

@@ -14,6 +14,7 @@ image side above MOST_SHRINK times `size`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,12 @@ class CudaAugment:
         with cuda.gpus[self.device.index], no_fma():
             self._resize = compiled(resize_kernel, RESIZE_SIGNATURE, RESIZE_BOUNDS)
             self._ops = compiled(ops_kernel, ops_signature(self.code), OPS_BOUNDS)
+
+    def at(self, size: int) -> CudaAugment:
+        """The same for images of another size, with the same compiled kernels."""
+        other = copy(self)
+        other.size = size
+        return other
 
     def __call__(self, packed: Tensor, offsets: Tensor, plan: Tensor) -> Tensor:
         """Images (B, 3, size, size) of the dtype, channels last.

@@ -9,17 +9,19 @@ from rich.table import Table
 from fastft.config import Recipe
 from fastft.cost.pointwise import count_images
 from fastft.cost.traffic import OpTraffic, step_traffic
+from fastft.phases import find_phases, with_phase
 
 PATHS = {"autocast": "autocast, fp32 residual", "half": "half-precision copy"}
 SMALLEST_ROW_GB = 0.05  # operations below it are one row of the table; the JSON has all
 
 
 def measure_traffic(recipe: Recipe) -> dict[str, Any]:
-    """GB and operations of a step outside matrix products and attention.
+    """GB and operations of a step of the last epoch outside matrix products and attention.
 
     Keys: recipe, images, autocast_gb, half_gb, autocast_calls, half_calls, and `ops`: a row per path, direction and
     operation.
     """
+    recipe = with_phase(recipe, find_phases(recipe)[-1])
     traffic = {path: step_traffic(recipe, path) for path in PATHS}
     return {
         "recipe": recipe.name,

@@ -4,12 +4,14 @@ import argparse
 import json
 from pathlib import Path
 
+from beton_tools.errors import UserError
 from fastft.cli.arguments import RECIPE, add_json, add_price, positive, share
 
 HELP = "GPU-hours and money of recipes or of whole sweeps, modelled from FLOPs and a GPU's MFU"
 EXAMPLE = (
     "fastft cost final_b16 frugal_b16 --gpu v100 --gpus 8 --price 2.48\n"
-    "  fastft cost rcp/tables/05_llrd.yaml --gpu a100"
+    "  fastft cost rcp/tables/05_llrd.yaml --gpu a100\n"
+    "  fastft cost --frontier frugal_b16 --at-least 85.5"
 )
 TAKES_OPTIONS = True
 
@@ -21,8 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help=f"{RECIPE}; tables are priced with all rows and a total",
     )
+    parser.add_argument("--gpu", help="V100, A100, H100, L40S, RTX4090, ... (an unknown name lists all)")
     parser.add_argument(
-        "--gpu", required=True, help="V100, A100, H100, L40S, RTX4090, ... (an unknown name lists all)"
+        "--frontier",
+        action="store_true",
+        help="combinations of ways to save on one recipe, the cheapest first; takes --at-least, --gpu, --mfu, --json",
+    )
+    parser.add_argument(
+        "--at-least", type=positive(float), metavar="TOP1", help="with --frontier: expected top-1 in percent"
     )
     parser.add_argument("--gpus", type=positive(int), default=8, metavar="N", help="how many (default 8)")
     add_price(parser)
@@ -43,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    if args.frontier:
+        return _run_frontier(args)
+    if args.gpu is None or args.at_least is not None:
+        missing = "give --gpu, e.g. --gpu v100" if args.gpu is None else "--at-least needs --frontier"
+        raise UserError(missing)
     from fastft.cost.recipes import load_priceable
     from fastft.cost.table import CostQuery, price_recipes, print_prices
     from fastft.files.recipe_file import is_table
@@ -62,4 +75,26 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(values, indent=1))
     else:
         print_prices(values, Console())
+    return 0
+
+
+def _run_frontier(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from fastft.cost.frontier import price_combinations, print_frontier
+    from fastft.cost.recipes import load_priceable
+
+    others = {
+        "--gpus": args.gpus != 8, "--price": args.price, "--measured": args.measured,
+        "--cores-per-gpu": args.cores_per_gpu, "--val-images": args.val_images,
+    }  # fmt: skip
+    if len(args.files) != 1 or any(others.values()):
+        given = ", ".join(flag for flag, value in others.items() if value) or f"{len(args.files)} recipes"
+        raise UserError(f"--frontier takes one recipe, --at-least, --gpu, --mfu and --json; not {given}")
+    recipe = load_priceable(args.files[0], args.overrides)
+    values = price_combinations(recipe, args.gpu, args.mfu, args.at_least)
+    if args.json:
+        print(json.dumps(values, indent=1))
+    else:
+        print_frontier(values, Console())
     return 0

@@ -24,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from fastft.build import build_policy
     from fastft.config import load_recipe
     from fastft.explain.preview import write_preview
+    from fastft.phases import phase_at
 
     recipe = load_recipe(args.recipe, args.overrides)
     data = args.data or recipe.data.train
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     write_preview(
         data,
         build_policy(recipe),
-        recipe.model.image_size,
+        phase_at(recipe, args.epoch).size,
         seed=recipe.train.seed,
         epoch=args.epoch,
         count=args.count,

@@ -6,6 +6,7 @@ the same time here (sweeps, comparisons), and a `Recipe` that is passed on lets 
 
 from fastft.config.automatic import describe_choice, resolve
 from fastft.config.duration import parse_duration
+from fastft.config.epoch_values import EpochValues, epoch_values
 from fastft.config.load import differences, load_recipe, nearest_option, recipe_from_dict, without_expectation
 from fastft.config.schema import (
     SECTIONS,
@@ -16,6 +17,7 @@ from fastft.config.schema import (
 )
 
 __all__ = [
-    "SECTIONS", "Choice", "Recipe", "count_steps", "describe_choice", "differences", "load_recipe",
-    "nearest_option", "option_fields", "parse_duration", "recipe_from_dict", "resolve", "without_expectation",
+    "SECTIONS", "Choice", "EpochValues", "Recipe", "count_steps", "describe_choice", "differences", "epoch_values",
+    "load_recipe", "nearest_option", "option_fields", "parse_duration", "recipe_from_dict", "resolve",
+    "without_expectation",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import fastargs
 from fastargs.validation import Checker
 
+from fastft.config.epoch_values import FORM, epoch_values
 from fastft.config.schema import AUTO, SECTIONS
 from fastft.files.yaml_file import one_line
 
@@ -37,6 +38,7 @@ class OptionChecker(Checker):
         self.type: type = typing.get_origin(kind) or kind
         self.low, self.high, self.below = (field.metadata[k] for k in ("low", "high", "below"))
         self.choices, self.auto = field.metadata["choices"], field.metadata["auto"]
+        self.by_epoch = field.metadata["by_epoch"]
 
     def check(self, value: Any) -> Any:
         """The value converted to the option's type, or `AUTO`.
@@ -48,6 +50,8 @@ class OptionChecker(Checker):
             if self.optional:
                 return None
             raise ValueError("no value")
+        if self.by_epoch and (self.type is str or ":" in str(value)):
+            return self._by_epoch(str(value).replace(" ", ""))
         if self.auto and value == AUTO:
             return AUTO
         value = self._convert(value)
@@ -65,6 +69,14 @@ class OptionChecker(Checker):
         inside &= self.below is None or number < self.below
         if not inside:
             raise ValueError("out of range")
+
+    def _by_epoch(self, text: str) -> str:
+        """The text, if it has a value of the option's type and limits for every epoch."""
+        for number in epoch_values(text).values:
+            self._check_limits(number)
+            if self.by_epoch is int:
+                _whole_number(number)
+        return text
 
     def _convert(self, value: Any) -> Any:
         if self.type is bool:
@@ -89,8 +101,11 @@ class OptionChecker(Checker):
             return "one of " + ", ".join((*self.choices, AUTO) if self.auto else self.choices)
         limits = ((">=", self.low), ("<=", self.high), ("<", self.below))
         bounds = " and ".join(f"{sign} {limit}" for sign, limit in limits if limit is not None)
+        kind = TYPE_NAMES[self.by_epoch or self.type] + (f" {bounds}" if bounds else "")
+        if self.by_epoch:
+            kind = f"{FORM}, each {kind}" if self.type is str else f"{kind}, or {FORM}"
         others = [name for name, accepted in (("none", self.optional), (AUTO, self.auto)) if accepted]
-        return " or ".join([TYPE_NAMES[self.type] + (f" {bounds}" if bounds else ""), *others])
+        return " or ".join([kind, *others])
 
 
 def _whole_number(value: Any) -> int:

@@ -14,6 +14,7 @@ from beton_tools.errors import UserError
 from fastft.config.automatic import resolve
 from fastft.config.check import fastargs_config, shown
 from fastft.config.duration import parse_duration
+from fastft.config.epoch_values import epoch_values
 from fastft.config.schema import AUTO, SECTIONS, SHARES, About, Recipe, option_fields
 from fastft.files.recipe_file import Layer, read_recipe
 from fastft.files.yaml_file import CONTROL
@@ -164,9 +165,38 @@ def _check_together(recipe: Recipe) -> None:
         raise UserError("train.compile is the older form of train.step; set --train.compile=auto, or omit it")
     if recipe.train.stop_after is not None:
         parse_duration(recipe.train.stop_after, "train.stop_after")
-    if recipe.model.rel_pos_bias and recipe.model.patch_dropout > 0:
+    if recipe.train.eval_weights == "ema" and recipe.ema.decay == 0:
+        raise UserError("train.eval_weights is ema, but ema.decay is 0; set train.eval_weights to both")
+    _check_by_epoch(recipe)
+    if recipe.model.rel_pos_bias and recipe.largest_patch_dropout > 0:
         raise UserError(
             "model.rel_pos_bias needs every patch; set model.patch_dropout to 0 or model.rel_pos_bias to false"
+        )
+
+
+def _check_by_epoch(recipe: Recipe) -> None:
+    """Check options with a value per epoch against the rest of the recipe.
+
+    Raises:
+        UserError: a rule is broken.
+    """
+    size, epochs = recipe.model.image_size, recipe.schedule.epochs
+    by_epoch = {"schedule.sizes": recipe.schedule.sizes, "model.patch_dropout": recipe.model.patch_dropout}
+    for option, text in by_epoch.items():
+        if isinstance(text, str) and (change := epoch_values(text).last_change) >= epochs:
+            raise UserError(
+                f"{option} changes at epoch {change}, but schedule.epochs is {epochs}; change it earlier"
+            )
+    if recipe.schedule.sizes is None:
+        return
+    sizes = epoch_values(recipe.schedule.sizes)
+    if sizes.last != size or max(sizes.values) > size:
+        raise UserError(
+            f"schedule.sizes ({recipe.schedule.sizes}) must end with model.image_size ({size}) and not exceed it"
+        )
+    if recipe.model.rel_pos_bias:
+        raise UserError(
+            "model.rel_pos_bias has a table for one image size; set schedule.sizes to none or model.rel_pos_bias to false"
         )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from beton_tools.errors import UserError
+from fastft.config.epoch_values import epoch_values
 from fastft.constants import (
     CLIP_MEAN,
     CLIP_STD,
@@ -38,6 +39,7 @@ def option(
     choices: Sequence[str] = (),
     paper: str | None = None,
     changes_accuracy: bool = True,
+    by_epoch: type | None = None,
     since: str = FIRST_VERSION,
     auto: bool = False,
 ) -> Any:
@@ -48,11 +50,12 @@ def option(
         paper: what the paper or its reference code used, where the final recipes do not say it.
         auto: accepts `auto`, a value that follows from the training images; see `fastft.config.automatic`.
         changes_accuracy: False for options that leave the expected accuracy as it is: files, hardware, logging, the seed.
+        by_epoch: int or float for options that may have a value per epoch (`fastft.config.epoch_values`), each of this type.
         since: the version that added the option; see `Recipe.identity`.
     """
     metadata = {
         "help": help, "low": low, "high": high, "below": below, "choices": choices, "paper": paper,
-        "changes_accuracy": changes_accuracy, "since": since, "auto": auto,
+        "changes_accuracy": changes_accuracy, "by_epoch": by_epoch, "since": since, "auto": auto,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -115,9 +118,10 @@ class Model:
     drop_path: float = option(
         0.0, "stochastic depth rate of the last block, growing linearly from 0 at the first", low=0, high=0.99
     )
-    patch_dropout: float = option(
-        0.0, "share of the patch tokens that is dropped during training", low=0, high=0.95
-    )
+    patch_dropout: float | str = option(
+        0.0, "share of the patch tokens that is dropped during training; by epoch: 0:0.35,27:0",
+        low=0, high=0.95, by_epoch=float,
+    )  # fmt: skip
     head_init: str = option(
         "small", "small: random weights times head_init_scale; probe: ridge regression on the frozen tower's features",
         choices=("small", "probe"), paper="small", since="0.3.0", auto=True,
@@ -212,6 +216,12 @@ class Schedule:
     stop_epoch: int | None = option(
         None, "stop after this many epochs; the schedule keeps its length", low=1, high=MAX_EPOCHS
     )
+    sizes: str | None = option(
+        None,
+        "image size in training by epoch, up to model.image_size: 0:160,24:224 changes at epoch 24, 0:160-24:224 in steps of a "
+        "patch until then; none: always model.image_size",
+        low=1, high=8192, by_epoch=int, since="0.3.0",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -288,6 +298,10 @@ class Train:
         high=LARGEST_COUNT,
         paper="1",
     )
+    eval_weights: str = option(
+        "both", "weights that are evaluated; ema: only those of the EMA, in half the time",
+        choices=("both", "ema"), paper="both", changes_accuracy=False, since="0.3.0",
+    )  # fmt: skip
     eval_crop_pct: float = option(
         1.0, "centre crop at evaluation, as a share of the resized short side", low=0.1, high=1, paper="1"
     )
@@ -394,6 +408,21 @@ class Recipe:
     def epochs(self) -> int:
         """Epochs that are trained: the whole schedule, or up to `stop_epoch`."""
         return min(self.schedule.epochs, self.schedule.stop_epoch or self.schedule.epochs)
+
+    def size_at(self, epoch: int) -> float:
+        """Training image size of an epoch; within a ramp not yet rounded to whole patches."""
+        sizes = self.schedule.sizes
+        return self.model.image_size if sizes is None else epoch_values(sizes).at(epoch)
+
+    def patch_dropout_at(self, epoch: int) -> float:
+        rate = self.model.patch_dropout
+        return epoch_values(rate).at(epoch) if isinstance(rate, str) else rate
+
+    @property
+    def largest_patch_dropout(self) -> float:
+        """Over all epochs; 0: no patches are ever dropped."""
+        rate = self.model.patch_dropout
+        return max(epoch_values(rate).values) if isinstance(rate, str) else rate
 
     def steps_per_epoch(self) -> int:
         """Optimiser steps per epoch of `data.train_size` images. Raises as `count_steps`."""

@@ -6,9 +6,10 @@ from typing import Any
 
 from fastft.config import Recipe
 from fastft.cost.mfu import PUBLISHED_MFU
-from fastft.cost.work import recipe_flops
+from fastft.cost.work import phase_flops
 from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.model import load_arch
+from fastft.phases import find_phases
 
 # wall seconds of the training process, which add up; seconds of the loader's threads and streams, which overlap with them
 LOOP_PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema", "eval", "checkpoint")
@@ -88,9 +89,12 @@ def _loader_limits(seconds: Mapping[str, float], wait: str) -> Diagnosis:
 
 
 def loader_needs(recipe: Recipe, images_per_core: float | None) -> list[dict[str, Any]]:
-    """Images/s that 1, 4 and 8 GPUs of MAIN_GPUS consume at the published ViT MFU, and the CPU cores for them."""
+    """Images/s that 1, 4 and 8 GPUs of MAIN_GPUS consume at the published ViT MFU, and the CPU cores for them.
+
+    In the epochs that need the most, those of the smallest images.
+    """
     arch = load_arch(recipe.model.arch).at(recipe.model.image_size)
-    per_image = recipe_flops(recipe, arch).train
+    per_image = min(phase_flops(recipe, arch, phase).train for phase in find_phases(recipe, arch))
     rows = []
     for name in MAIN_GPUS:
         gpu = GPUS[name]

@@ -9,6 +9,7 @@ from fastft.cost.pointwise import pointwise_bytes
 from fastft.cost.work import count_parameters, recipe_flops
 from fastft.machine.gpus import Gpu
 from fastft.model import Arch, count_frozen_blocks
+from fastft.phases import find_phases, with_phase
 
 REFERENCE_MFU = 0.143  # the paper's B/16 run on A100 (424 images/s per GPU in its log)
 REFERENCE_MFU_L14 = 0.176  # its L/14 run (113 images/s per GPU)
@@ -71,7 +72,7 @@ def roofline_mfu(recipe: Recipe, gpu: Gpu, gpus: int) -> Mfu:
     flops = recipe_flops(recipe, recipe_arch(recipe)).train
     gemm_share = GEMM_SHARE.get(gpu.name, DEFAULT_GEMM_SHARE)
     seconds = flops / (gpu.peak_flops * gemm_share)
-    seconds += step_bytes(recipe, gpu, gpus) / (gpu.bandwidth * MEMORY_SHARE)
+    seconds += image_bytes(recipe, gpu, gpus) / (gpu.bandwidth * MEMORY_SHARE)
     path = "half path" if _path(gpu) == "half" else "autocast"
     source = (
         f"modelled upper bound: {path}, matrix products at {gemm_share:.0%} of the peak, other traffic at {MEMORY_SHARE:.0%} of "
@@ -80,8 +81,15 @@ def roofline_mfu(recipe: Recipe, gpu: Gpu, gpus: int) -> Mfu:
     return Mfu(flops / seconds / gpu.peak_flops, "roofline", source)
 
 
+def image_bytes(recipe: Recipe, gpu: Gpu, gpus: int) -> float:
+    """Memory traffic per training image outside matrix products, the mean of all epochs."""
+    phases = find_phases(recipe)
+    total = sum(phase.epochs * step_bytes(with_phase(recipe, phase), gpu, gpus) for phase in phases)
+    return total / recipe.epochs
+
+
 def step_bytes(recipe: Recipe, gpu: Gpu, gpus: int) -> float:
-    """Memory traffic per training image outside matrix products: pointwise, attention, and the update's share."""
+    """Traffic per image of a recipe of one phase: pointwise, attention, and the update's share."""
     arch = recipe_arch(recipe)
     update = UPDATE_BYTES * trained_parameters(recipe, arch) * gpus / recipe.optim.batch_size
     return pointwise_bytes(recipe, _path(gpu)) + attention_bytes(recipe, arch) + update
@@ -91,7 +99,7 @@ def attention_bytes(recipe: Recipe, arch: Arch) -> float:
     """Traffic per image of fused attention kernels in all blocks; frozen blocks have no backward pass."""
     trained = arch.layers - count_frozen_blocks(arch.layers, recipe.model.trainable_layers)
     forward, backward = ATTENTION_PASSES
-    tokens = 1 + (arch.tokens - 1) * (1 - recipe.model.patch_dropout)
+    tokens = 1 + (arch.tokens - 1) * (1 - recipe.largest_patch_dropout)
     return HALF_BYTES * tokens * arch.width * (forward * arch.layers + backward * trained)
 
 

@@ -10,10 +10,11 @@ from typing import Any
 from fastft.config import Recipe
 from fastft.cost.mfu import PUBLISHED_MFU, Mfu, known_mfus
 from fastft.cost.overheads import FASTFT, Overheads, cores_per_gpu, with_cores
-from fastft.cost.work import count_parameters, evaluated_models, recipe_work, train_images
+from fastft.cost.work import count_parameters, evaluated_models, phase_flops, recipe_work, train_images
 from fastft.imagenet import assumed_val_images
 from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu
 from fastft.model import Arch, load_arch
+from fastft.phases import find_phases
 
 MACHINE_GPUS = 8  # of a usual cloud machine
 
@@ -79,8 +80,7 @@ def estimate(
     work = recipe_work(recipe, arch, val_images)
     sustained = gpus * gpu.peak_flops * mfu.value
     train = work.train / sustained
-    loading = train_images(recipe) / (gpus * over.loader_rate)
-    stall = max(0.0, loading - train)
+    stall = _stall_seconds(recipe, arch, sustained, gpus * over.loader_rate)
     parts = Parts(
         train=train,
         stall=stall,
@@ -89,6 +89,15 @@ def estimate(
         start=over.start_seconds,
     )
     return Estimate(mfu, parts, gpus, train_images(recipe) / (train + stall) / gpus)
+
+
+def _stall_seconds(recipe: Recipe, arch: Arch, sustained: float, loader_rate: float) -> float:
+    """Seconds that the GPUs wait for the loader: in each phase the excess of its time over theirs."""
+    stall = 0.0
+    for phase in find_phases(recipe, arch):
+        images = phase.epochs * train_images(recipe) / recipe.epochs
+        stall += images * max(0.0, 1 / loader_rate - phase_flops(recipe, arch, phase).train / sustained)
+    return stall
 
 
 def _evaluation_seconds(recipe: Recipe, compute: float, gpus: int, over: Overheads, val_images: int) -> float:

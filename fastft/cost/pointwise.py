@@ -28,7 +28,7 @@ def count_images(recipe: Recipe) -> int:
 
 
 def pointwise_bytes(recipe: Recipe, path: str) -> float:
-    """Bytes per training image, in the 'autocast' or the 'half' path."""
+    """Bytes per training image of a recipe of one phase, in the 'autocast' or the 'half' path."""
     count = _Count(recipe, recipe_arch(recipe), path)
     per_image = count.blocks() + count.below_blocks() + count.above_blocks()
     return per_image + count.weights() / count_images(recipe)
@@ -54,7 +54,7 @@ class _Count:
     def element(self) -> int:
         """Elements of a layer's tokens per image, after patch dropout."""
         return (
-            1 + max(1, round(self.arch.grid**2 * (1 - self.recipe.model.patch_dropout)))
+            1 + max(1, round(self.arch.grid**2 * (1 - self.recipe.largest_patch_dropout)))
         ) * self.arch.width
 
     @property
@@ -114,7 +114,7 @@ class _Count:
         whole = (1 + patches) * width  # before patch dropout
         total = 2.0 * HALF * patches * 3 * self.arch.patch_size**2 + 4 * HALF * whole
         total += element * (self.cast + 2 * s * self.arch.ln_pre)
-        dropped = self.recipe.model.patch_dropout > 0
+        dropped = self.recipe.largest_patch_dropout > 0
         if dropped:
             total += HALF * (whole + 3 * element)
         if self.frozen:

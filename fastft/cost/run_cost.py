@@ -3,7 +3,11 @@
 from statistics import median
 from typing import Any
 
+from beton_tools.errors import UserError
+from fastft.build import recipe_arch
+from fastft.cost.work import phase_flops
 from fastft.files.run_directory import Line, Run
+from fastft.phases import find_phases
 
 
 def run_cost(run: Run, gpus: int | None, price: float | None) -> dict[str, Any] | None:
@@ -53,13 +57,33 @@ def start_seconds(interval: Line) -> float:
 
 
 def seconds_left(run: Run) -> float:
-    """Estimated seconds of the remaining steps and evaluations, at the median pace so far."""
-    pace = median(s / n for s, n in zip(training_seconds(run), run.interval_steps, strict=True))
-    training = max(0, run.total_steps - run.steps) * pace
+    """Estimated seconds of the remaining steps and evaluations, at the median pace so far.
+
+    Where image size or patch dropout change, the pace is that of FLOPs.
+    """
+    work = step_work(run)
+    done = [work[min(step - 1, len(work) - 1)] * n for step, n in _ends_and_steps(run)]
+    pace = median(s / w for s, w in zip(training_seconds(run), done, strict=True))
+    training = sum(work[run.steps :]) * pace
     if not run.evaluations:
         return training
     left = run.recipe.evaluations - len(run.evaluations)
     return training + max(0, left) * median(e["seconds"] for e in run.evaluations)
+
+
+def step_work(run: Run) -> list[float]:
+    """The work of every step of the run, relative to the first one."""
+    try:
+        arch = recipe_arch(run.recipe)
+        flops = [(p.epochs, phase_flops(run.recipe, arch, p).train) for p in find_phases(run.recipe, arch)]
+    except UserError:  # the architecture's file is not on this machine
+        flops = [(run.recipe.epochs, 1.0)]
+    return [f / flops[0][1] for epochs, f in flops for _ in range(epochs * run.steps_per_epoch)]
+
+
+def _ends_and_steps(run: Run) -> list[tuple[int, int]]:
+    """(last step, number of steps) of every logged interval."""
+    return [(int(i["step"]), n) for i, n in zip(run.intervals, run.interval_steps, strict=True)]
 
 
 def _row(

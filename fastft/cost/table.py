@@ -53,7 +53,7 @@ def price_recipes(recipes: Sequence[Recipe], query: CostQuery, rows: int | None 
     Raises:
         UserError: unknown GPU, a benchmark file without figures for it, or a recipe that cannot be built.
     """
-    gpu = _gpu(query.gpu)
+    gpu = known_gpu(query.gpu)
     measured = None if query.measured is None else read_measured(query.measured)
     over = _overheads(query, measured)
     own, remarks = _own_mfus(query, measured, gpu)
@@ -76,7 +76,7 @@ def price_recipes(recipes: Sequence[Recipe], query: CostQuery, rows: int | None 
     }
 
 
-def _gpu(name: str) -> Gpu:
+def known_gpu(name: str) -> Gpu:
     """The GPU with this name in any case; spaces and hyphens do not matter."""
     wanted = _plain(name)
     found = next((gpu for gpu in GPUS.values() if _plain(gpu.name) == wanted), None)
@@ -90,7 +90,7 @@ def _plain(name: str) -> str:
 
 
 def _overheads(query: CostQuery, measured: Measured | None) -> Overheads:
-    cores = query.cores_per_gpu or cores_per_gpu(_gpu(query.gpu).name)
+    cores = query.cores_per_gpu or cores_per_gpu(known_gpu(query.gpu).name)
     over = with_cores(FASTFT, cores)
     return over if measured is None else with_measured(over, measured, cores)
 

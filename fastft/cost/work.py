@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fastft.config import Recipe
 from fastft.imagenet import assumed_val_images
 from fastft.model import Arch, Flops, count_flops, count_frozen_blocks
+from fastft.phases import Phase, find_phases
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,23 @@ class Work:
 
 
 def recipe_flops(recipe: Recipe, arch: Arch) -> Flops:
-    """FLOPs per image, with the recipe's frozen blocks and patch dropout."""
+    """FLOPs per training image, with the recipe's frozen blocks, image sizes and patch dropout: the mean of all epochs."""
+    phases = find_phases(recipe, arch)
+    flops = [(phase.epochs, phase_flops(recipe, arch, phase)) for phase in phases]
+    forward, train = (sum(n * getattr(f, name) for n, f in flops) for name in ("forward", "train"))
+    return Flops(forward / recipe.epochs, train / recipe.epochs)
+
+
+def phase_flops(recipe: Recipe, arch: Arch, phase: Phase) -> Flops:
+    """FLOPs per training image in one phase."""
     frozen = count_frozen_blocks(arch.layers, recipe.model.trainable_layers)
     return count_flops(
-        arch, recipe.data.num_classes, frozen_blocks=frozen, patch_dropout=recipe.model.patch_dropout
+        arch.at(phase.size), recipe.data.num_classes, frozen_blocks=frozen, patch_dropout=phase.patch_dropout
     )
 
 
 def recipe_work(recipe: Recipe, arch: Arch, val_images: int | None = None) -> Work:
-    """FLOPs of all training steps and of every evaluation of raw and EMA model on the validation images."""
+    """FLOPs of all training steps and of every evaluation on the validation images."""
     full_forward = count_flops(arch, recipe.data.num_classes).forward
     images = val_images or assumed_val_images(recipe)
     evaluated = recipe.evaluations * evaluated_models(recipe) * images
@@ -40,8 +49,8 @@ def train_images(recipe: Recipe) -> int:
 
 
 def evaluated_models(recipe: Recipe) -> int:
-    """2 with an EMA (raw and EMA), else 1."""
-    return 2 if recipe.ema.decay > 0 else 1
+    """2 with an EMA (raw and EMA) unless only that is evaluated, else 1."""
+    return 2 if recipe.ema.decay > 0 and recipe.train.eval_weights == "both" else 1
 
 
 def count_parameters(arch: Arch, num_classes: int) -> int:

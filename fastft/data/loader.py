@@ -8,7 +8,7 @@ with TrainLoader("train.beton", "3aug", 224, batch_size=256) as loader:
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import islice
@@ -203,6 +203,21 @@ class TrainLoader(_BetonLoader):
         self._next = self._position = (0, 0)  # epoch, micro-batches delivered
         self._allocate()
 
+    def resize(self, size: int, micro_batch: int) -> None:
+        """Deliver images of this size, `micro_batch` per batch, from the next pass on; a change ends the pass in progress.
+
+        Raises:
+            UserError: as the constructor.
+        """
+        if (size, micro_batch) == (self.output.size, self.batch):
+            return
+        layout = replace(self.layout, micro_batch=micro_batch)
+        check_shrink(self.beton, self.output.device, size)
+        self.engine.close()
+        self.stage.resize(size, micro_batch)
+        self.engine.batch_size = self.batch = micro_batch
+        self.layout, self.output = layout, replace(self.output, size=size)
+
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The micro-batches of steps start_step, start_step + 1, ... of an epoch in order.
 
@@ -335,6 +350,16 @@ def _new_stage(
     if find_spec("numba_cuda") is None:
         raise UserError("augmentation on a GPU needs numba-cuda: pip install -e '.[cuda12]'")
     from fastft.augment.cuda import CudaAugment
+
+    check_shrink(beton, device, size)
+    augment = CudaAugment(policy, size, output.dtype, device)
+    return PackedStage(beton, size, device, augment, workers=workers, slots=slots)
+
+
+def check_shrink(beton: Beton, device: torch.device | str, size: int) -> None:
+    """Raise UserError if the device cannot make images of this size from the largest of the file."""
+    if torch.device(device).type == "cpu":
+        return
     from fastft.augment.cuda_resize import MOST_SHRINK
 
     longest = max(int(beton.heights.max()), int(beton.widths.max()))
@@ -343,8 +368,6 @@ def _new_stage(
             f"{beton.path}: the GPU cannot shrink a side of {longest} pixels to {size}; convert with "
             f"--max-resolution {MOST_SHRINK * size} or less"
         )
-    augment = CudaAugment(policy, size, output.dtype, device)
-    return PackedStage(beton, size, device, augment, workers=workers, slots=slots)
 
 
 def _read_manifest(beton: Beton) -> Manifest | None:

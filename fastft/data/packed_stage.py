@@ -1,8 +1,7 @@
 """The stage for a GPU: decode on the host, copy the decoded regions in one piece, augment on the device."""
 
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,12 +11,20 @@ from fastft.augment.geometry import source_regions
 from fastft.data.decode import CHANNELS, decode_packed, find_stored
 from fastft.data.stage import DrawPlan, Stage
 
-DeviceAugment = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(pixels uint8 (n,), offsets int64 (B + 1,), plan uint8 (B * itemsize,)), on the device, -> (B, 3, S, S).
 
-Image b is `pixels[offsets[b] : offsets[b + 1]]`, the plan's source region as packed RGB rows. The work is queued on the
-current stream; the function returns before it has ended.
-"""
+class DeviceAugment(Protocol):
+    """Augmentation on the device."""
+
+    def __call__(self, packed: torch.Tensor, offsets: torch.Tensor, plan: torch.Tensor, /) -> torch.Tensor:
+        """(pixels uint8 (n,), offsets int64 (B + 1,), plan uint8 (B * itemsize,)), on the device, -> (B, 3, S, S).
+
+        Image b is `pixels[offsets[b] : offsets[b + 1]]`, the plan's source region as packed RGB rows. The work is queued on
+        the current stream; the function returns before it has ended.
+        """
+
+    def at(self, size: int) -> "DeviceAugment":
+        """The same for images of another size."""
+
 
 ALIGNMENT = 64  # bytes, of the parts of a packed buffer: a view of any dtype may begin there
 HEADROOM = 1.25  # a buffer that must grow takes this much more, so that it soon stops growing
@@ -42,6 +49,9 @@ class PackedStage(Stage):
         self.buffers = [PinnedBuffer(device) for _ in range(slots)]
         # CUDA events of each batch: before the copy, after it, after augmentation
         self.events: deque[list[Any]] = deque()
+
+    def resize(self, size: int, batch: int) -> None:
+        self.size, self.augment = size, self.augment.at(size)  # buffers grow with the batches
 
     def run(self, ids: np.ndarray, slot: int, draw: DrawPlan) -> tuple[torch.Tensor, torch.Tensor]:
         stored = find_stored(self.beton, ids)

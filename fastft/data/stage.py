@@ -45,6 +45,10 @@ class Stage(ABC):
             UserError: the file cannot be read, or changed after it was opened.
         """
 
+    @abstractmethod
+    def resize(self, size: int, batch: int) -> None:
+        """Make images of another size, `batch` at a time; between two passes. No kernel is compiled."""
+
     def new_scratch(self, augment_bytes: int = 0) -> Scratch:
         """Scratch memory for the largest image of the file.
 
@@ -91,11 +95,16 @@ class CpuStage(Stage):
         slots: int,
         batch: int,
     ) -> None:
-        augment = CpuAugment(policy, size, str(dtype).removeprefix("torch."))
+        self.finish = CpuAugment(policy, size, _name(dtype)).finish
         super().__init__(beton, size, workers)
-        self.dtype, self.finish = dtype, augment.finish
-        self.batches = [augment.new_output(batch) for _ in range(slots)]
-        longest = int(beton.heights.max()), int(beton.widths.max())
+        self.policy, self.dtype, self.slots = policy, dtype, slots
+        self.resize(size, batch)
+
+    def resize(self, size: int, batch: int) -> None:
+        self.size = size
+        augment = CpuAugment(self.policy, size, _name(self.dtype))
+        self.batches = [augment.new_output(batch) for _ in range(self.slots)]
+        longest = int(self.beton.heights.max()), int(self.beton.widths.max())
         self.scratch = self.new_scratch(augment.new_scratch(1, *longest).nbytes)
 
     def run(self, ids: np.ndarray, slot: int, draw: DrawPlan) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,3 +126,7 @@ class CpuStage(Stage):
         self.check(ids, codes)
         images = torch.from_numpy(out).view(self.dtype).permute(0, 3, 1, 2)
         return images, torch.from_numpy(self.labels[ids])
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

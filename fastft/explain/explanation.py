@@ -13,10 +13,11 @@ from fastft.build import build_model, build_policy, build_schedule, recipe_arch,
 from fastft.config import Recipe, describe_choice
 from fastft.cost.model import predict
 from fastft.cost.recipes import count_images
-from fastft.cost.work import recipe_flops, recipe_work
+from fastft.cost.work import phase_flops, recipe_flops, recipe_work
 from fastft.imagenet import describe_expectation, expected_top1, val_images_row
 from fastft.model import Arch
 from fastft.optim import Group, WarmupCosine, layer_groups
+from fastft.phases import find_phases
 
 # the MFUs of `fastft.cost.mfu` that the table shows
 MFU_TITLES = {"published": "published ViT", "roofline": "roofline", "reference": "paper's run"}
@@ -26,8 +27,8 @@ def explain(recipe: Recipe, at_step: int | None = None) -> dict[str, Any]:
     """The resolved recipe, as plain values for JSON.
 
     Keys: recipe, choices (option, value, reason of every `auto` option), warnings, groups, schedule (steps_per_epoch,
-    total_steps, lr_by_epoch, lr_at_step), augment, cost, expected_top1 (None without an expectation), expectation (in words,
-    or why there is none).
+    total_steps, lr_by_epoch, lr_at_step), phases, augment, cost, expected_top1 (None without an expectation), expectation (in
+    words, or why there is none).
 
     Raises:
         UserError: unknown architecture or one that the image size does not fit, fewer images than one batch, or no such step.
@@ -48,6 +49,7 @@ def explain(recipe: Recipe, at_step: int | None = None) -> dict[str, Any]:
         "groups": [_group(g, schedule, at_step) for g in groups],
         "trainable_parameters": sum(g.parameters for g in groups),
         "schedule": _schedule(recipe, schedule, groups, at_step),
+        "phases": _phases(recipe, arch),
         "augment": describe_policy(build_policy(recipe), recipe.model.image_size) + _mixing(recipe),
         "cost": _cost(recipe, arch),
         "expected_top1": expected_top1(recipe),
@@ -80,6 +82,20 @@ def _schedule(
         by_layer = {str(g.layer_id): schedule(at_step) * g.lr_scale for g in groups}
         values["lr_at_step"] = {"step": at_step, "lr": schedule(at_step), "by_layer_id": by_layer}
     return values
+
+
+def _phases(recipe: Recipe, arch: Arch) -> list[dict[str, Any]]:
+    """Image size, patch dropout and FLOPs by epochs; one entry without schedules."""
+    return [
+        {
+            "first_epoch": phase.first,
+            "epochs": phase.epochs,
+            "image_size": phase.size,
+            "patch_dropout": phase.patch_dropout,
+            "train_flops_per_image": phase_flops(recipe, arch, phase).train,
+        }
+        for phase in find_phases(recipe, arch)
+    ]
 
 
 def _mixing(recipe: Recipe) -> list[str]:
@@ -117,8 +133,17 @@ def print_explanation(values: dict[str, Any], console: Console) -> None:
         "start of each epoch: " + " ".join(f"{lr:.3g}" for lr in lrs),
         highlight=False,
     )
+    if len(values["phases"]) > 1:
+        console.print("[bold]phases[/]    " + "; ".join(map(_phase, values["phases"])), highlight=False)
     console.print(_cost_table(cost))
     console.print(f"[bold]accuracy[/]  {values['expectation']}", highlight=False)
+
+
+def _phase(phase: dict[str, Any]) -> str:
+    last = phase["first_epoch"] + phase["epochs"] - 1
+    dropped = f", {phase['patch_dropout']:.0%} of the patches dropped" if phase["patch_dropout"] else ""
+    flops = f"{phase['train_flops_per_image'] / 1e9:.1f} GFLOP per image"
+    return f"epochs {phase['first_epoch']}-{last} {phase['image_size']} px{dropped}, {flops}"
 
 
 def _print_choices(values: dict[str, Any], console: Console) -> None:

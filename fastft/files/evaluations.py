@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-# result.json and checkpoints: {"epoch": 3, "raw": {"top1": ...}, "ema": {"top1": ...}}, without "ema" if there is no EMA
+# result.json and checkpoints: {"epoch": 3, "raw": {"top1": ...}, "ema": {"top1": ...}}, without "ema" if there is no EMA, and
+# without "raw" if train.eval_weights is ema
 Evaluation = Mapping[str, Any]
-WEIGHTS = ("raw", "ema")
+WEIGHTS = {"raw": "raw", "ema": "EMA"}  # and their names in logs
 TOP1, BALANCED_ACCURACY = "top1", "balanced_accuracy"
 
 
@@ -33,4 +34,5 @@ def selection_score(line: Mapping[str, Any]) -> float:
 
 
 def _headline(line: Mapping[str, Any], name: str) -> float:
-    return float(line.get(f"ema_{name}", line[f"raw_{name}"]))
+    averaged = f"ema_{name}"
+    return float(line[averaged if averaged in line else f"raw_{name}"])

@@ -25,7 +25,7 @@ LINES = {
         "step": NUMBER, "loss": NUMBER, "lr": NUMBER, "images_per_second": POSITIVE, "wait_share": NUMBER,
         "mfu": NUMBER_OR_NULL, "memory_gib": NUMBER, "seconds_left": NUMBER, "split": NUMBERS_BY_NAME,
     },
-    "eval": {"step": NUMBER, "epoch": NUMBER, "seconds": NUMBER, "raw_top1": NUMBER, "raw_samples": NUMBER},
+    "eval": {"step": NUMBER, "epoch": NUMBER, "seconds": NUMBER},
     "checkpoint": {"step": NUMBER, "seconds": NUMBER},
     "split": {"step": NUMBER, "seconds": NUMBERS_BY_NAME},
     "start": {"world_size": NUMBER},
@@ -77,7 +77,10 @@ class Run:
         return round(ends[-1]) if ends else self._estimate_steps_per_epoch()
 
     def _estimate_steps_per_epoch(self) -> int:
-        if not self.intervals:
+        by_epoch = self.recipe.schedule.sizes or isinstance(self.recipe.model.patch_dropout, str)
+        if (
+            not self.intervals or by_epoch
+        ):  # steps of several durations; such runs store the size of their file
             return self.recipe.steps_per_epoch()
         last = self.intervals[-1]
         left = last["seconds_left"] * last["images_per_second"] / self.recipe.optim.batch_size
@@ -160,6 +163,9 @@ def _check_lines(by_kind: dict[str, list[Line]]) -> None:
     for kind, lines in by_kind.items():
         for line in lines:
             scores = {key: NUMBER for key in line if key.startswith(SCORES)}
+            if kind == "eval":
+                weights = "ema" if "ema_top1" in line and "raw_top1" not in line else "raw"
+                scores |= {f"{weights}_top1": NUMBER, f"{weights}_samples": NUMBER}
             check_keys(f"a '{kind}' line", line, LINES[kind] | scores, OPTIONAL)
     if any(b["step"] <= a["step"] for a, b in pairwise(by_kind["train"])):
         raise ValueError("the steps of 'train' lines do not increase")

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from fastft.model.arch import Arch
 from fastft.model.attention import self_attention
 from fastft.model.linear import quick_gelu_mlp
+from fastft.model.positions import resample_positions
 
 
 class PatchEmbedding(nn.Conv2d):
@@ -77,7 +78,7 @@ class PatchDropout(nn.Module):
             return x_BND
         patches = x_BND[:, 1:]
         kept = max(1, round(patches.shape[1] * (1 - self.rate)))
-        index = uniform_BN.topk(kept, dim=1).indices
+        index = uniform_BN[:, : patches.shape[1]].topk(kept, dim=1).indices
         index = index.unsqueeze(-1).expand(-1, -1, patches.shape[2])
         return torch.cat([x_BND[:, :1], patches.gather(1, index)], dim=1)
 
@@ -177,6 +178,9 @@ def _normal(scale: float, *shape: int) -> Tensor:
 class Tower(nn.Module):
     """Images (B, 3, S, S) to tokens (B, N, D) after the last block, class token first.
 
+    Images may be smaller than the architecture's, down to one patch: the position embeddings, which are those of the
+    architecture's size, are interpolated in the forward pass. Not with a relative position bias.
+
     Args:
         layer_scale: initial value of LayerScale factors, None for none.
         rel_pos_bias: zero-initialised relative position bias in every block.
@@ -209,7 +213,10 @@ class Tower(nn.Module):
 
     @property
     def noise_columns(self) -> int:
-        """Uniform numbers per image of a training pass: two per block and one per patch; 0 without stochastic layers."""
+        """Uniform numbers per image of a training pass: two per block and one per patch; 0 without stochastic layers.
+
+        As many for smaller images, which leave those of the last patches unused.
+        """
         return 2 * self.arch.layers + self.arch.grid**2 if self.stochastic else 0
 
     def set_attention_kernel(self, kernel: str) -> None:
@@ -224,8 +231,9 @@ class Tower(nn.Module):
         Blocks add to them: under autocast in fp32, so that the sum over blocks is never rounded to half precision.
         """
         x = self.conv1(images)
+        positions = resample_positions(self.positional_embedding, images.shape[-1] // self.arch.patch_size)
         token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
-        x = torch.cat([token, x], dim=1) + self.positional_embedding.to(x.dtype)
+        x = torch.cat([token, x], dim=1) + positions.to(x.dtype)
         return self.ln_pre(self.patch_dropout(x, uniform_BN).to(self.positional_embedding.dtype))
 
     def _split_noise(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from beton_tools.errors import UserError
 from fastft.model.arch import Arch
+from fastft.model.positions import resample_positions
 from fastft.model.tower import Tower
 from fastft.model.weight_files import first_sentence, is_torchscript_file, read_state_dict
 
@@ -75,9 +75,7 @@ def interpolate_positions(positions_ND: Tensor, arch: Arch, source: str = "the w
         raise UserError(
             f"{source}: {count} positions are not a square grid and a class token; use other weights"
         )
-    grid = positions_ND[1:].float().T.reshape(1, -1, old, old)
-    grid = F.interpolate(grid, size=(arch.grid, arch.grid), mode="bicubic", align_corners=False)
-    return torch.cat([positions_ND[:1].float(), grid.flatten(2)[0].T])
+    return resample_positions(positions_ND, arch.grid)
 
 
 def _as_file(weights: str) -> Path | None:

@@ -1,25 +1,28 @@
 """Half-precision forward and backward pass with fp32 master weights: half the memory traffic of fp32 residual tokens."""
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class HalfCopy:
+
+class HalfCopy(Generic[Model]):
     """Holds `module`, a copy of the model in half precision that computes the gradients of the model's fp32 weights.
 
     Per optimiser step: forward and backward passes of `module`, `move_gradients`, an optimiser step on the model, `refresh`.
     Gradients of several backward passes add up in half precision. The reference trained this way (DeepSpeed's fp16).
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype):
+    def __init__(self, model: Model, dtype: torch.dtype):
         copies = {
             id(p): nn.Parameter(p.detach().to(dtype), requires_grad=p.requires_grad)
             for p in model.parameters()
         }
         buffers = {id(b): b for b in model.buffers()}  # shared: they never change
-        self.module = copy.deepcopy(model, memo={**copies, **buffers}).train()
+        self.module: Model = copy.deepcopy(model, memo={**copies, **buffers}).train()
         self._master: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self._half: list[Tensor] = [copies[id(p)] for p in self._master]
 

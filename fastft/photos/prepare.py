@@ -9,12 +9,14 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from beton_tools.console import printable
 from beton_tools.errors import UserError
@@ -43,6 +45,13 @@ MAX_BYTES = 64 << 20  # of prepared.json
 Say = Callable[[str], None]
 
 
+def line_printer(console: Console) -> Say:
+    """Prints lines in the process of rank 0 of a training."""
+    if os.environ.get("RANK", "0") != "0":
+        return lambda text: None
+    return partial(console.print, highlight=False, markup=False, soft_wrap=True)
+
+
 def count_photos(recipe: Recipe) -> Recipe:
     """The recipe for its photographs, which are listed and split but not converted.
 
@@ -55,10 +64,12 @@ def count_photos(recipe: Recipe) -> Recipe:
     return with_train_size(recipe, len(plan.train))
 
 
-def prepare_data(recipe: Recipe, say: Say) -> Recipe:
+def prepare_data(recipe: Recipe, say: Say, run: Path | None = None) -> Recipe:
     """The recipe with .beton files as `data.train` and `data.val`; photographs are converted into its run directory.
 
     Every process of a training may call this at the same time: one converts, the others wait.
+
+    run: another folder for the conversion, for several runs on the same images.
 
     Raises:
         UserError: no such file, or as `plan_photos` and `write_beton`; the photographs have changed since the run's first
@@ -69,10 +80,27 @@ def prepare_data(recipe: Recipe, say: Say) -> Recipe:
             _check_beton(path)  # before weights are fetched
     if not (needs_conversion(recipe.data.train) or needs_conversion(recipe.data.val)):
         return recipe
-    folder = run_folder(recipe) / "data"
+    folder = (run or run_folder(recipe)) / "data"
     folder.mkdir(parents=True, exist_ok=True)
     with _wait_for_lock(folder / ".lock"):
         return (_prepare_train if needs_conversion(recipe.data.train) else _prepare_val)(recipe, folder, say)
+
+
+def prepare_overrides(recipe: Recipe, overrides: Sequence[str], run: Path, say: Say) -> list[str]:
+    """A command line whose `data.train` and `data.val` are .beton files, converted into `run` if they are photographs.
+
+    recipe: one that the command line was applied to.
+
+    Raises:
+        UserError: as `prepare_data`.
+    """
+    if not (needs_conversion(recipe.data.train) or needs_conversion(recipe.data.val)):
+        return list(overrides)
+    data = prepare_data(recipe, say, run).data
+    return [
+        *overrides,
+        *(f"--data.{key}={path}" for key, path in (("train", data.train), ("val", data.val)) if path),
+    ]
 
 
 def _check_beton(path: str) -> None:

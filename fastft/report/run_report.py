@@ -1,8 +1,6 @@
 """`fastft report RUN`: one HTML page for a run directory."""
 
-import json
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,9 +8,10 @@ from typing import Any
 from beton_tools.errors import UserError
 from beton_tools.manifest import Manifest
 from fastft.config import Recipe, differences, load_recipe
+from fastft.cost.reference_log import reference_of
 from fastft.cost.run_cost import run_cost
 from fastft.files.atomic import write_text
-from fastft.files.evaluations import headline_top1, selection_score
+from fastft.files.evaluations import WEIGHTS, headline_top1, selection_score
 from fastft.files.recipe_file import RECIPES
 from fastft.files.run_directory import Run
 from fastft.inference.assessment import Assessment
@@ -45,7 +44,7 @@ def render_run(
     note: why there is no assessment. gpus: where the run does not say how many it had. price: of a
     GPU-hour. against: recipe to compare with; default: the final recipe of the same architecture and size.
     """
-    reference_name, reference = reference_curve(run.recipe)
+    reference_name, reference = reference_of(run.recipe.model.arch, run.recipe.model.image_size)
     base = against_recipe(against, reference_name)
     classes = assessment.classes if assessment else None
     if not run.on_imagenet:
@@ -68,21 +67,12 @@ def render_run(
         reliability=render_chart(reliability_chart(classes.calibration)) if classes else "",
         note=note,
         evaluations=run.evaluations,
-        scores=[s for s in SCORES if any(f"raw_{s[1]}" in e for e in run.evaluations)],
+        scores=[s for s in SCORES if any(f"{w}_{s[1]}" in e for e in run.evaluations for w in WEIGHTS)],
         base=base,
         diff=[] if base is None else recipe_diff(run.recipe, base),
         sections=run.recipe.as_dict(),
         manifests=manifests(run.recipe),
     )
-
-
-def reference_curve(recipe: Recipe) -> tuple[str | None, dict[str, Any] | None]:
-    """The paper's curve for the recipe's architecture and size: (name of its recipe, curve)."""
-    curves = json.loads(files("fastft.report").joinpath("reference_curves.json").read_text("utf-8"))["curves"]
-    for name, curve in curves.items():
-        if (curve["arch"], curve["image_size"]) == (recipe.model.arch, recipe.model.image_size):
-            return name, curve
-    return None, None
 
 
 def against_recipe(path: Path | None, reference_name: str | None) -> Recipe | None:
@@ -140,7 +130,8 @@ def _accuracy_figures(run: Run) -> list[dict[str, str]]:
         return []
     best, last = max(run.evaluations, key=selection_score), run.evaluations[-1]
     kind = "EMA" if "ema_top1" in best else "raw"
-    error = (headline_top1(best) * (100 - headline_top1(best)) / max(1, best["raw_samples"])) ** 0.5
+    samples = best["raw_samples" if "raw_samples" in best else "ema_samples"]
+    error = (headline_top1(best) * (100 - headline_top1(best)) / max(1, samples)) ** 0.5
     figures = [
         _figure(
             f"best {kind} top-1",
@@ -148,7 +139,9 @@ def _accuracy_figures(run: Run) -> list[dict[str, str]]:
             f"epoch {best['epoch']}, standard error {error:.2f}",
         )
     ]
-    below = f"raw {last['raw_top1']:.2f} %" if kind == "EMA" else f"epoch {last['epoch']}"
+    below = (
+        f"raw {last['raw_top1']:.2f} %" if kind == "EMA" and "raw_top1" in last else f"epoch {last['epoch']}"
+    )
     figures.append(_figure(f"last {kind} top-1", f"{headline_top1(last):.2f} %", below))
     if "raw_top1" in run.baseline:
         gain = headline_top1(best) - run.baseline["raw_top1"]

@@ -11,12 +11,13 @@ from beton_tools.errors import UserError
 from beton_tools.format import Beton
 from beton_tools.manifest import Manifest
 from fastft.config import Recipe, load_recipe
+from fastft.cost.recipes import count_images
 from fastft.files.sweep_file import Row, Sweep
 from fastft.train.continuation import RESUMABLE_OPTIONS
 
 # a run may be resumed with other values of these, but two rows that differ in them are two trainings: they change which
-# epochs are evaluated, and so the best one
-COUNTED = {"schedule.stop_epoch", "train.eval_every"}
+# epochs and weights are evaluated, and so the best one
+COUNTED = {"schedule.stop_epoch", "train.eval_every", "train.eval_weights"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ def plan_runs(sweep: Sweep, overrides: Sequence[str], runs: Path) -> list[Run]:
     """The run of every row, in order; equal rows get equal runs. `runs` is the folder of all run directories.
 
     Raises:
-        UserError: a recipe or override is wrong, or a row needs an EMA that its recipe does not keep.
+        UserError: a recipe or override is wrong, or a row needs an EMA that its recipe does not keep, or weights that it does not
+            evaluate.
     """
     taken = next((text for text in overrides if text.startswith("--train.run_dir")), None)
     if taken:
@@ -52,8 +54,14 @@ def run_key(recipe: Recipe) -> str:
 
 def _run(sweep: Sweep, row: Row, overrides: Sequence[str], runs: Path) -> Run:
     recipe = load_recipe(sweep.reference(row), overrides)
+    if recipe.automatic:  # other recipes keep the keys of earlier versions
+        recipe = count_images(recipe)
     if row.number == "ema" and recipe.ema.decay == 0:
         raise UserError(f"{sweep.path}: row '{row.title}' needs an EMA, but ema.decay is 0; set number: raw")
+    if row.number == "raw" and recipe.train.eval_weights == "ema":
+        raise UserError(
+            f"{sweep.path}: row '{row.title}' needs the raw weights, but train.eval_weights is ema; set it to both"
+        )
     return plan_run(recipe, runs)
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 from rich.console import Console
 
 from beton_tools.errors import UserError
+from fastft.config import load_recipe
 from fastft.files.sweep_file import Sweep
+from fastft.photos.prepare import line_printer, prepare_overrides
 from fastft.sweep.planned_runs import Run, plan_runs
 from fastft.sweep.report import print_table, write_report
 from fastft.sweep.results import Outcome, read_result
@@ -26,6 +28,7 @@ def run_sweeps(
         UserError: a sweep, recipe or override is wrong, or there is no validation data.
         Preempted: stopped by a signal; the same call continues.
     """
+    overrides = _prepare(sweeps[0], overrides, out, console)
     planned = [plan_runs(sweep, overrides, out / "runs") for sweep in sweeps]
     if any(run.recipe.data.val is None for runs in planned for run in runs):
         raise UserError("a sweep compares accuracies and needs validation data; set --data.val=FILE.beton")
@@ -38,6 +41,12 @@ def run_sweeps(
             runner.run(sweep, runs, out / sweep.name) for sweep, runs in zip(sweeps, planned, strict=True)
         ]
     return [outcome for outcomes in results for outcome in outcomes]
+
+
+def _prepare(sweep: Sweep, overrides: Sequence[str], out: Path, console: Console) -> list[str]:
+    """The command line, with photographs converted once for all rows into `out/data`."""
+    recipe = load_recipe(sweep.reference(sweep.rows[0]), overrides)
+    return prepare_overrides(recipe, overrides, out, line_printer(console))
 
 
 def train_run(run: Run, world: World, console: Console) -> str | None:

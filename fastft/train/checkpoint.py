@@ -22,6 +22,7 @@ from torch import Tensor
 
 from beton_tools.errors import UserError
 from beton_tools.user_files import open_regular, read_regular
+from fastft.files.evaluations import WEIGHTS
 from fastft.files.rules import (
     COUNT,
     FLAG,
@@ -206,10 +207,12 @@ def _check_state(state: dict[str, Any], resumable: bool) -> None:
     progress = state["progress"]
     check_keys("progress", progress, PROGRESS)
     for entry in progress["evaluations"]:
-        check_keys("an evaluation", entry, EVALUATION, optional=("ema", "disagreements"))
+        check_keys("an evaluation", entry, EVALUATION, optional=(*WEIGHTS, "disagreements"))
         check_keys("disagreements", entry.get("disagreements", {}), DISAGREEMENTS, DISAGREEMENTS)
-        for scores in (entry["raw"], entry.get("ema", entry["raw"])):
-            check_keys("an evaluation", scores, {"top1": NUMBER, "samples": COUNT})
+        if not (evaluated := entry.keys() & set(WEIGHTS)):
+            raise ValueError("an evaluation has no 'raw'")
+        for weights in evaluated:
+            check_keys("an evaluation", entry[weights], {"top1": NUMBER, "samples": COUNT})
     if progress.get("logged") is not None:
         check_keys("logged", progress["logged"], LOGGED)
     if progress.get("step_choice") is not None:

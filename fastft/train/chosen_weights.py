@@ -53,8 +53,8 @@ def choose_weights(
     if not evaluations or best is None:
         return None
     last = evaluations[-1]
-    images, evidence = int(last["raw"]["samples"]), {}
     kind, why = (EMA, "the EMA, as in the paper") if EMA in last else (RAW, "there is no EMA")
+    images, evidence = int(last[kind]["samples"]), {}
     if EMA in last and len(last.get("disagreements", ())) == len(STEMS):
         evidence = dict(last["disagreements"])
         evidence["p_value"] = mcnemar(evidence["raw_only"], evidence["ema_only"])

@@ -3,9 +3,8 @@
 import itertools
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -19,7 +18,6 @@ from beton_tools.errors import UserError
 from beton_tools.format import Beton
 from fastft.build import build_mixer, build_schedule, recipe_warnings, with_training_file
 from fastft.config import Recipe, describe_choice, parse_duration, resolve
-from fastft.cost.work import recipe_flops
 from fastft.data import Batch
 from fastft.data.order import epoch_order
 from fastft.files.evaluations import BALANCED_ACCURACY, TOP1, flatten
@@ -34,7 +32,8 @@ from fastft.files.run_directory import (
 from fastft.machine.gpus import peak_flops
 from fastft.metrics import IMBALANCED, describe_imbalance, imbalance
 from fastft.optim import set_lr
-from fastft.photos.prepare import prepare_data
+from fastft.phases import with_phase
+from fastft.photos.prepare import line_printer, prepare_data
 from fastft.train.checkpoint import list_checkpoints
 from fastft.train.checkpointing import Checkpointing
 from fastft.train.continuation import refuse_other_run, shared_options
@@ -58,7 +57,7 @@ from fastft.train.progress import (
     describe_model,
     summarise,
 )
-from fastft.train.setup import fit_micro_batch, loader_bytes_per_image, open_loaders
+from fastft.train.setup import open_loaders, plan_phases
 from fastft.train.step_choice import refuse_impossible
 from fastft.train.step_measure import choose_step, device_name
 from fastft.train.stream import training_stream
@@ -80,7 +79,7 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         KeyboardInterrupt: SIGINT; no checkpoint is written.
     """
     console = console or Console()
-    recipe = prepare_data(recipe, _speaker(console))
+    recipe = prepare_data(recipe, line_printer(console))
     world = find_world(recipe.train.device, recipe.train.timeout_minutes, "train.device")
     guard = SignalGuard()
     try:
@@ -98,13 +97,6 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         found = list_checkpoints(run_folder(recipe) / "checkpoints")
         then = f"continues after {found[-1].name}" if found else "starts anew: there is no checkpoint yet"
         raise peer_lost(error, f"the same command {then}") from None
-
-
-def _speaker(console: Console) -> Callable[[str], None]:
-    """Prints lines in the process of rank 0."""
-    if os.environ.get("RANK", "0") != "0":
-        return lambda text: None
-    return partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
 
 def _set_up(recipe: Recipe, world: World, guard: SignalGuard, console: Console) -> "Trainer":
@@ -128,7 +120,7 @@ def _fit(trainer: "Trainer", world: World) -> dict[str, Any]:
         return trainer.fit()
     except torch.OutOfMemoryError:
         error = UserError(
-            f"the GPU's memory is too small for micro-batches of {trainer.micro_batch}; set a lower "
+            f"the GPU's memory is too small for micro-batches of {trainer.phase.micro_batch}; set a lower "
             "--train.micro_batch, or --train.grad_checkpointing=true"
         )
         raise world.publish_error(error) from None
@@ -214,19 +206,16 @@ class Trainer:
         self.model, ema = build_training_models(r, world.device, pretrained=not self.checkpoints.exist)
         self.mixer = build_mixer(r)
         unit = 1 if self.mixer is None else 2  # mixup and CutMix take pairs
-        per_image = loader_bytes_per_image(r, self.precision, train_file)
-        self.micro_batch = fit_micro_batch(r, self.model, world, self.precision, per_image, unit)
-        self.loader_bytes = self.micro_batch * per_image
-        self.accumulation = max(1, r.optim.batch_size // world.size) // self.micro_batch
+        self.phases = plan_phases(r, self.model, world, self.precision, train_file, unit)
+        self.phase = self.phases.all[0]
         self.loader, self.eval_loader = open_loaders(
-            r, world, self.precision, self.micro_batch, opened, on_wait=self.guard.check
+            r, world, self.precision, self.phases, opened, on_wait=self.guard.check
         )
-        self.step = build_step(r, self.model, ema, world, self.precision, self.accumulation)
+        self.step = build_step(r, self.model, ema, world, self.precision, self.phase.accumulation)
         self.meter = Meter(self.step, self.loader, world)
         self.steps_per_epoch = self.loader.steps_per_epoch
         self.total_steps = r.epochs * self.steps_per_epoch
         self.schedule = build_schedule(r, self.steps_per_epoch)
-        self.train_flops = recipe_flops(r, self.model.visual.arch).train
         self.peak_flops = peak_flops(world.device, self.precision.dtype)
 
     def _restore(self) -> None:
@@ -252,6 +241,7 @@ class Trainer:
 
     def fit(self) -> dict[str, Any]:
         self._connect_step()
+        self._enter_phase()
         self._log_start()
         if self.global_step == 0 and self.recipe.model.head_init == PROBE:
             self._start_head()
@@ -268,10 +258,11 @@ class Trainer:
         return result
 
     def _connect_step(self) -> None:
-        """Decide how steps are computed, the same in all processes, and connect the processes."""
+        """Decide how steps are computed, the same in all processes and in all phases, and connect the processes."""
+        last = self.phases.all[-1]
         self._decision = choose_step(
-            self.recipe, self.model, self.world, self.precision, self.micro_batch, self.progress.step_choice,
-            loader_bytes=self.loader_bytes, say=self.log.info, on_wait=self.guard.check,
+            with_phase(self.recipe, last), self.model, self.world, self.precision, last.micro_batch,
+            self.progress.step_choice, loader_bytes=last.loader_bytes, say=self.log.info, on_wait=self.guard.check,
         )  # fmt: skip
         choice = self._decision.choice
         self.progress.step_choice = {**asdict(choice), "device": device_name(self.world.device)}
@@ -282,7 +273,7 @@ class Trainer:
         if self.progress.baseline is None:
             try:
                 probe = set_probe_head(
-                    self.model, self.recipe, self.world, self.precision, self.micro_batch,
+                    self.model, self.recipe, self.world, self.precision, self.phases.smallest_micro_batch,
                     self._is_stop_requested, self.guard.check,
                 )  # fmt: skip
                 scores = {} if self.eval_loader is None else {"raw": self._scores([self.model])[0].as_dict()}
@@ -297,10 +288,13 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         epoch, start = self.progress.epoch, self.progress.step
+        if self.phases.at(epoch) is not self.phase:
+            self._enter_phase()
+            self.log.info(f"epoch {epoch}: {self.phase.describe(self.world.size)}")
         self.model.train()
         batches = self.loader.epoch(epoch, start)
         for step in range(start, self.steps_per_epoch):
-            self._train_step(epoch, step, itertools.islice(batches, self.accumulation))
+            self._train_step(epoch, step, itertools.islice(batches, self.phase.accumulation))
             self.progress.step = step + 1
             self.log.advance()
             if (step + 1) % self.recipe.train.log_every == 0 or step + 1 == self.steps_per_epoch:
@@ -308,6 +302,14 @@ class Trainer:
             if step + 1 < self.steps_per_epoch:
                 self._save_if_due()
         self.progress.epoch, self.progress.step = epoch + 1, 0
+
+    def _enter_phase(self) -> None:
+        """Set image size, patch dropout and micro-batch of the next epoch."""
+        self.phase = phase = self.phases.at(self.progress.epoch)
+        self.loader.resize(phase.size, phase.micro_batch)
+        self.step.set_phase(phase.patch_dropout, phase.accumulation)
+        if len(self.phases.all) > 1:
+            self.log.record("phase", self.global_step, phase.log_line())
 
     def _train_step(self, epoch: int, step: int, micro_batches: Iterator[Batch]) -> None:
         global_step, r = epoch * self.steps_per_epoch + step, self.recipe
@@ -326,7 +328,9 @@ class Trainer:
                     images, targets, epoch=epoch, step=batch.step, first_position=batch.first_position
                 )
             mine = None if noise is None else noise[batch.first_position :][: len(images)]
-            self.step.micro_batch(images, targets, mine, step=global_step, last=k == self.accumulation - 1)
+            self.step.micro_batch(
+                images, targets, mine, step=global_step, last=k == self.phase.accumulation - 1
+            )
         self.step.update()
         self.meter.steps += 1
 
@@ -370,16 +374,16 @@ class Trainer:
         """Evaluate and log; whether it is the best epoch so far."""
         self._check_finite(weights=True)
         began = time.monotonic()
-        models = [self.model] if self.step.ema is None else [self.model, self.step.ema.module]
-        raw, *averaged = self._scores(models)
-        ema = averaged[0] if averaged else None
-        entry = self.progress.add(epoch, raw, ema, BALANCED_ACCURACY if self._has_imbalance() else TOP1)
+        models: dict[str, nn.Module] = {} if self.recipe.train.eval_weights == "ema" else {"raw": self.model}
+        models |= {} if self.step.ema is None else {"ema": self.step.ema.module}
+        scores = dict(zip(models, self._scores(list(models.values())), strict=True))
+        entry = self.progress.add(epoch, scores, BALANCED_ACCURACY if self._has_imbalance() else TOP1)
         seconds = time.monotonic() - began
         self.meter.pause("eval", seconds)
         self.log.record("eval", self.global_step, {"epoch": epoch, "seconds": seconds, **flatten(entry)})
         if self.world.is_main:
-            write_validation(self.folder, epoch, {"raw": raw, **({"ema": ema} if ema else {})})
-        self.log.info(describe_evaluation(epoch, raw, ema, balanced=self._has_imbalance()))
+            write_validation(self.folder, epoch, scores)
+        self.log.info(describe_evaluation(epoch, scores, balanced=self._has_imbalance()))
         return self.progress.best() is entry
 
     def _scores(self, models: Sequence[nn.Module]) -> list[Scores]:
@@ -438,7 +442,7 @@ class Trainer:
         self._check_finite()
         self.progress.seconds += now.seconds
         rate = now.steps * batch / now.seconds
-        mfu = None if self.peak_flops is None else rate / self.world.size * self.train_flops / self.peak_flops
+        mfu = None if self.peak_flops is None else rate / self.world.size * self.phase.flops / self.peak_flops
         self.log.interval(
             Interval(
                 epoch=epoch,
@@ -449,7 +453,9 @@ class Trainer:
                 wait_share=now.wait_seconds / now.seconds,
                 mfu=mfu,
                 memory_gib=peak_memory(self.world.device) / 2**30,
-                seconds_left=(self.total_steps - self.global_step) * batch / rate,
+                seconds_left=self.phases.steps_left(self.global_step, self.steps_per_epoch, self.phase)
+                * batch
+                / rate,
                 split=now.split,
             )
         )
@@ -474,9 +480,8 @@ class Trainer:
     def _log_start(self) -> None:
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self.log.info(
-            f"{self.recipe.name}: {trained:,} trainable parameters, {self.loader.num_samples:,} images, batch "
-            f"{self.recipe.optim.batch_size} = {self.world.size} x {self.accumulation} x {self.micro_batch}, "
-            f"{self.precision.name} on {self.world.device}, run in {self.folder}"
+            f"{self.recipe.name}: {trained:,} trainable parameters, {self.loader.num_samples:,} images, "
+            f"{self.phase.describe(self.world.size)}, {self.precision.name} on {self.world.device}, run in {self.folder}"
         )
         for choice in self.recipe.choices:
             self.log.info(describe_choice(**asdict(choice)))

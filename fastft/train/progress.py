@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastft.config import Recipe
-from fastft.files.evaluations import TOP1, flatten, headline_top1, selection_score
+from fastft.files.evaluations import TOP1, WEIGHTS, flatten, headline_top1, selection_score
 from fastft.imagenet import NO_EXPECTATION, describe_expectation, expected_top1
 from fastft.model import Arch
 from fastft.train.chosen_weights import choose_weights, count_disagreements, describe_weights
@@ -28,13 +28,15 @@ class Progress:
     )
     step_choice: dict[str, str] | None = None  # mode, attention kernel and device of the steps (StepChoice)
 
-    def add(self, epoch: int, raw: Scores, ema: Scores | None, best_by: str = TOP1) -> dict[str, Any]:
-        """Append an evaluation; returns its entry. best_by: the score that the best epoch has the largest of."""
-        entry: dict[str, Any] = {"epoch": epoch, "raw": raw.as_dict()}
-        if ema is not None:
-            entry["ema"] = ema.as_dict()
-            if raw.predictions is not None and ema.predictions is not None:
-                entry["disagreements"] = count_disagreements(raw.predictions.right_N, ema.predictions.right_N)
+    def add(self, epoch: int, scores: Mapping[str, Scores], best_by: str = TOP1) -> dict[str, Any]:
+        """Append an evaluation; returns its entry.
+
+        scores: of the "raw" and "ema" weights, or of one of them. best_by: the score that the best epoch has the largest of.
+        """
+        entry: dict[str, Any] = {"epoch": epoch, **{weights: s.as_dict() for weights, s in scores.items()}}
+        raw, ema = (s.predictions if (s := scores.get(weights)) else None for weights in WEIGHTS)
+        if raw is not None and ema is not None:
+            entry["disagreements"] = count_disagreements(raw.right_N, ema.right_N)
         if best_by != TOP1:
             entry["best_by"] = best_by
         self.evaluations.append(entry)
@@ -89,14 +91,14 @@ def summarise(progress: Progress, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def describe_evaluation(epoch: int, raw: Scores, ema: Scores | None, balanced: bool) -> str:
+def describe_evaluation(epoch: int, scores: Mapping[str, Scores], balanced: bool) -> str:
     """The log line of an evaluation. balanced: the best epoch is chosen by balanced accuracy, which is shown too."""
 
     def shown(scores: Scores) -> str:
         return f"{scores.top1:.3f}" + (f" (balanced {scores.balanced_accuracy:.3f})" if balanced else "")
 
-    both = f"raw {shown(raw)}" + (f", EMA {shown(ema)}" if ema else "")
-    return f"epoch {epoch}: top-1 {both} % of {raw.samples} images"
+    listed = ", ".join(f"{WEIGHTS[weights]} {shown(of_weights)}" for weights, of_weights in scores.items())
+    return f"epoch {epoch}: top-1 {listed} % of {next(iter(scores.values())).samples} images"
 
 
 def describe_baseline(baseline: Mapping[str, Any]) -> str:
@@ -118,7 +120,7 @@ def conclusion(result: dict[str, Any]) -> str:
     if "raw" in result.get("baseline", {}):
         parts += [f"frozen-tower baseline {result['baseline']['raw']['top1']:.3f}"]
     parts += [f"last EMA {last['ema']['top1']:.3f}"] if "ema" in last else []
-    parts += [f"last raw {last['raw']['top1']:.3f}"]
+    parts += [f"last raw {last['raw']['top1']:.3f}"] if "raw" in last else []
     expected = "" if result["expectation"] == NO_EXPECTATION else f"; {result['expectation']}"
     seconds = format_seconds(result["seconds"])
     return f"top-1 in percent: {', '.join(parts)}{expected}; {seconds} of training; {describe_weights(result['weights'])}"

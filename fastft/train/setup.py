@@ -2,18 +2,23 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict, replace
 from typing import Any
 
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
 from fastft.build import build_policy
 from fastft.config import Recipe
+from fastft.cost.work import phase_flops
 from fastft.data import EvalLoader, Output, Shard, TrainLoader
 from fastft.data.classes import refuse_other_classes
+from fastft.data.loader import check_shrink
 from fastft.model import Classifier
+from fastft.phases import find_phases, with_phase
 from fastft.train.distributed import World
 from fastft.train.micro_batch import choose_micro_batch, loader_bytes
 from fastft.train.precision import Precision
+from fastft.train.run_phases import RunPhase, RunPhases
 
 
 def loader_bytes_per_image(recipe: Recipe, precision: Precision, train_file: Beton) -> float:
@@ -39,15 +44,42 @@ def fit_micro_batch(
     )
 
 
+def plan_phases(
+    recipe: Recipe, model: Classifier, world: World, precision: Precision, train_file: Beton, unit: int
+) -> RunPhases:
+    """The phases of a recipe, each with the micro-batch that fits. unit: images that must stay together.
+
+    Raises:
+        UserError: as `find_phases` and `fit_micro_batch`.
+    """
+    arch, phases = model.visual.arch, []
+    for phase in find_phases(recipe, arch):
+        constant = with_phase(recipe, phase)
+        model.visual.patch_dropout.rate = phase.patch_dropout
+        per_image = loader_bytes_per_image(constant, precision, train_file)
+        micro_batch = fit_micro_batch(constant, model, world, precision, per_image, unit)
+        found = RunPhase(
+            **asdict(phase),
+            micro_batch=micro_batch,
+            accumulation=max(1, recipe.optim.batch_size // world.size) // micro_batch,
+            flops=phase_flops(recipe, arch, phase).train,
+            loader_bytes=micro_batch * per_image,
+        )
+        phases.append(found)
+    return RunPhases(phases)
+
+
 def open_loaders(
     recipe: Recipe,
     world: World,
     precision: Precision,
-    micro_batch: int,
+    phases: RunPhases,
     opened: ExitStack,
     on_wait: Callable[[], None],
 ) -> tuple[TrainLoader, EvalLoader | None]:
-    """The loaders of the training file and, if there is one, the validation file; closed with `opened`.
+    """The loaders of the training file, in the first phase, and of the validation file if there is one.
+
+    They are closed with `opened`. Evaluation is at the final image size.
 
     on_wait: called while a batch is waited for.
 
@@ -56,6 +88,7 @@ def open_loaders(
     """
     r = recipe
     output, policy = Output(r.model.image_size, world.device, precision.dtype), build_policy(r)
+    first = phases.all[0]
     common: dict[str, Any] = {
         "shard": Shard(world.rank, world.size),
         "workers": r.data.workers or None,
@@ -63,9 +96,11 @@ def open_loaders(
         "on_wait": on_wait,
     }
     loader: TrainLoader = opened.enter_context(TrainLoader(
-        str(r.data.train), policy, output, seed=r.train.seed, batch_size=r.optim.batch_size, micro_batch=micro_batch,
-        **common,
+        str(r.data.train), policy, replace(output, size=first.size), seed=r.train.seed, batch_size=r.optim.batch_size,
+        micro_batch=first.micro_batch, **common,
     ))  # fmt: skip
+    for phase in phases.all:
+        check_shrink(loader.beton, world.device, phase.size)
     if loader.num_classes > r.data.num_classes:
         raise UserError(
             f"{r.data.train} has {loader.num_classes} classes, the recipe {r.data.num_classes}; "
@@ -75,7 +110,12 @@ def open_loaders(
         return loader, None
     eval_loader: EvalLoader = opened.enter_context(
         EvalLoader(
-            r.data.val, policy, output, batch_size=micro_batch, crop_pct=r.train.eval_crop_pct, **common
+            r.data.val,
+            policy,
+            output,
+            batch_size=phases.smallest_micro_batch,
+            crop_pct=r.train.eval_crop_pct,
+            **common,
         )
     )
     refuse_other_classes(eval_loader.class_names, loader.class_names, r.data.val)

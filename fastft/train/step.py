@@ -42,7 +42,7 @@ class Step:
         self.trained: nn.Module = (
             model  # holds the gradients of a backward pass: the model, or its half-precision copy
         )
-        self.half: HalfCopy | None = None
+        self.half: HalfCopy[Classifier] | None = None
         self._graph: GraphedPass | None = None
         self.scaler = precision.scaler()
         self.split = Split(world.device)
@@ -59,6 +59,18 @@ class Step:
         if choice.mode == "compile":
             self.forward = compile_model(self.forward)
         elif choice.mode == "graph":
+            self._graph = GraphedPass(self._pass, self.trained.parameters())
+
+    def set_phase(self, patch_dropout: float, accumulation: int) -> None:
+        """Train with this patch dropout and number of micro-batches per step, between two steps.
+
+        Images may have another size from now on: a CUDA graph is recorded again.
+        """
+        self.accumulation = accumulation
+        self.model.visual.patch_dropout.rate = patch_dropout
+        if self.half is not None:
+            self.half.module.visual.patch_dropout.rate = patch_dropout
+        if self._graph is not None:
             self._graph = GraphedPass(self._pass, self.trained.parameters())
 
     def reset_loss(self) -> None:

@@ -1,54 +1,230 @@
-"""The study's verdicts, and its page, which nobody typed."""
+"""The study: what it trains, which differences it calls real, and its page, which nobody typed."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
+N = 400  # test images of the made-up scores
 
 
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("study", ROOT / "benchmarks/study.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["study"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import study
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+    return study
+
+
+@pytest.fixture(scope="module")
+def report(study: ModuleType) -> ModuleType:
+    return sys.modules["study_report"]
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, np.ndarray]) -> Path:
+    """A folder like CIFAR-10's: 20 training and 6 test images of two classes, 32 px."""
+    folder = tmp_path_factory.mktemp("cifar")
+    for split, count, row in (("train", 20, 0), ("test", 6, 200)):
+        for name in ("coffee", "rocket"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                part = photographs[name][row + 8 * i : row + 8 * i + 32, 8 * i : 8 * i + 32]
+                Image.fromarray(part).save(folder / split / name / f"{split}{i}.png")
+    return folder
+
+
+def prepared(study: ModuleType, cifar: Path, folder: Path, train: int = 12):
+    made = study.Study(folder, folder, {"train_per_class": train, "tune_per_class": 4, "test_per_class": 6})
+    made.prepare(cifar)
+    return made
+
+
+def images_of(folder: Path, split: str) -> set[bytes]:
+    return {path.read_bytes() for path in (folder / "images" / split).rglob("*.jpg")}
+
+
+def test_tune_images_come_from_the_training_file_and_no_run_trains_on_them(
+    study, cifar: Path, tmp_path: Path
+) -> None:
+    prepared(study, cifar, tmp_path)
+    train, tune, test = (images_of(tmp_path, split) for split in ("train", "tune", "test"))
+    assert (len(train), len(tune), len(test)) == (24, 8, 12)
+    assert train.isdisjoint(tune) and (train | tune).isdisjoint(test)
+    source = {path.read_bytes() for path in (cifar / "train").rglob("*.png")}
+    assert train | tune <= source
+
+
+def test_a_folder_of_another_study_is_refused(study, cifar: Path, tmp_path: Path) -> None:
+    prepared(study, cifar, tmp_path)
+    with pytest.raises(SystemExit, match="other settings"):
+        prepared(study, cifar, tmp_path, train=10)
+
+
+def test_rows_change_what_they_say_and_nothing_else(study) -> None:
+    base = study.grid_rows()[0].options
+    rows = {row.name: row for row in (*study.lever_rows(base), *study.chain_rows(base))}
+    for row in rows.values():
+        if row.part == "lever":
+            assert row.epochs == study.EPOCHS and {key: row.options[key] for key in base} == base
+    assert set(rows["freeze 1/2"].options) - set(base) == {"model.trainable_layers"}
+    assert rows["half length"].options == rows["layer decay"].options == {**base, **study.MIX}
+    assert rows["layer decay"].epochs == 2 * rows["half length"].epochs
+    assert all(rows[f"no decay, lr {lr:g}"].raw for lr in study.PLAIN_LRS)
+
+
+def test_every_row_is_a_valid_recipe_and_its_flops_are_those_of_its_levers(
+    study, cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "fetch", lambda *_: None)
+    monkeypatch.setattr(study, "write_backbone", lambda *_: tmp_path / "weights.safetensors")
+    made, base = prepared(study, cifar, tmp_path), study.grid_rows()[0]
+    flops = {}
+    for row in (base, *study.lever_rows(base.options), *study.chain_rows(base.options)):
+        recipe = made.recipe(row, 1, tmp_path / "run", study._epochs(row))
+        assert (recipe.data.num_classes, recipe.data.train_size, recipe.train.seed) == (2, 24, 1)
+        flops[row.name] = study.recipe_work(recipe, study.recipe_arch(recipe)).train
+    cheap = flops["stop, freeze 1/2, drop 1/2, last epoch whole"]
+    assert cheap == min(flops.values()) < 0.4 * flops[base.name]
+    assert flops["freeze 3/4"] < flops["freeze 1/2"] < flops["freeze 1/4"] < flops[base.name]
+
+
+def test_all_rows_of_one_seed_come_before_the_next_and_settings_are_chosen_once(study, monkeypatch) -> None:
+    """The second row of the grid has more right tune images; it is the base of all seeds."""
+
+    class Scores:
+        def score(self, row, seed):
+            right = 3 if row is not first else 2
+            return {"points": [{"tune_ema": np.packbits(np.arange(8) < right).tobytes().hex()}]}
+
+    first, second = grid = study.grid_rows()
+    monkeypatch.setattr(study, "grid_rows", lambda: grid)
+    planned = list(study.plan(Scores(), 2))
+    assert planned[:3] == [(first, 0), (second, 0), (second, 0)]
+    seeds = [seed for _, seed in planned]
+    assert seeds == sorted(seeds)
+    assert (first, 1) not in planned and (second, 1) in planned
+
+
+# figures ---------------------------------------------------------------------------------------------------------------
+
+
+def hits(share: float, seed: int) -> np.ndarray:
+    """Of N images the first are right, but for a few that differ between seeds."""
+    right = np.arange(N) < share * N
+    right[np.random.default_rng(seed).choice(N, 4)] ^= True
+    return right
+
+
+def test_a_difference_is_paired_by_seed_and_by_image(report) -> None:
+    row = report.Figure("row", 1.0, {0: hits(0.8, 0), 1: hits(0.82, 1), 2: hits(0.81, 2)})
+    base = report.Figure("base", 2.0, {0: hits(0.7, 3), 1: hits(0.72, 4), 5: hits(0.1, 5)})
+    found = report.difference(row, base)
+    per_seed = [100 * (row.hits[s].mean() - base.hits[s].mean()) for s in (0, 1)]
+    assert (found.seeds, found.flops) == (2, 0.5)
+    assert found.gain == pytest.approx(np.mean(per_seed))
+    assert found.seed_error == pytest.approx(np.std(per_seed, ddof=1) / 2**0.5)
+    unpaired = 100 * np.sqrt((row.hits[0].var() + base.hits[0].var()) / N)
+    assert 0 < found.image_error < unpaired  # both rows name the same images, mostly
+    assert report.difference(row, report.Figure("x", 1.0, {7: hits(0.5, 0)})) is None
 
 
 @pytest.mark.parametrize(
-    ("gains", "paper", "verdict"),
+    ("shares", "verdict"),
     [
-        ((2.0, 2.2, 2.4), 1.0, "agrees"),
-        ((-2.0, -2.2, -2.4), 1.0, "disagrees"),
-        (
-            (1.0, 2.0, 4.0),
-            1.0,
-            "not told apart from no change",
-        ),  # 2.65 standard errors; three seeds ask for 4.30
-        ((2.0, 2.2, 2.4), 0.0, "the paper saw no change"),
-        ((3.0,), 1.0, "not told apart from no change"),
+        ([0.75], "one seed"),
+        ([0.75, 0.75, 0.76], "better"),
+        ([0.65, 0.64, 0.65], "worse"),
+        ([0.75, 0.62, 0.73], "not told apart"),
     ],
 )
-def test_a_gain_counts_only_if_it_exceeds_the_noise_of_seeds(
-    study, gains, paper: float, verdict: str
-) -> None:  # type: ignore[no-untyped-def]
-    assert study.verdict(study.Figure(gains), paper) == verdict
+def test_a_difference_is_told_apart_only_over_seeds(report, shares: list[float], verdict: str) -> None:
+    row = report.Figure("row", 1.0, {s: np.arange(N) < share * N for s, share in enumerate(shares)})
+    base = report.Figure("base", 1.0, {s: np.arange(N) < 0.7 * N for s in range(len(shares))})
+    assert report.difference(row, base).verdict == verdict
 
 
-def test_gains_are_paired_by_seed(study) -> None:  # type: ignore[no-untyped-def]
-    steps = {name: study.Figure((10.0 + k, 20.0 + k, 60.0 + k)) for k, name in enumerate(study.PAPER)}
-    for line in study.verdicts(steps):
-        assert line["gain"] == pytest.approx(1) and line["error"] == pytest.approx(0)
+def test_the_pareto_front_has_what_nothing_beats(report) -> None:
+    rows = [
+        report.Figure(name, flops, {0: np.arange(100) < right})
+        for name, flops, right in (("a", 1, 50), ("b", 2, 60), ("c", 2, 55), ("d", 3, 60), ("e", 4, 61))
+    ]
+    assert report.pareto(rows) == ["a", "b", "e"]
 
 
-def test_the_page_shows_the_results(study) -> None:  # type: ignore[no-untyped-def]
-    values = json.loads((ROOT / "benchmarks/results/study.json").read_text())
-    found = study.restored(values)
-    assert json.loads(json.dumps(study.plain(found, values["setting"]))) == values
-    assert study.markdown(found, values["setting"]) == (ROOT / "docs/study.md").read_text()
+def scored(study, folder: Path, rows, seeds: int) -> None:
+    """Scores as the runs leave them."""
+    for place, row in enumerate(rows):
+        for seed in range(seeds):
+            points = []
+            for epochs in sorted({*row.also_at, study._epochs(row)}):
+                right = {
+                    f"{s}_{w}": _hex(hits(0.7 - 0.01 * place, seed))
+                    for s in ("tune", "test")
+                    for w in ("ema", "raw")
+                }
+                points.append(
+                    {"epochs": epochs, "flops": 1e12 * epochs, "train_seconds": 9, "score_seconds": 1} | right
+                )
+            run = folder / "runs" / f"{place}_{seed}"
+            run.mkdir(parents=True)
+            scores = {"row": row.name, "part": row.part, "seed": seed, "options": {}, "points": points}
+            (run / "scores.json").write_text(json.dumps(scores))
+
+
+def _hex(right: np.ndarray) -> str:
+    return np.packbits(right).tobytes().hex()
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_page_opens_with_three_sentences_and_says_how_much_is_there(
+    study, report, cifar: Path, tmp_path: Path, monkeypatch, seeds: int
+) -> None:
+    prepared(study, cifar, tmp_path / "study")
+    monkeypatch.setattr(report.Beton, "num_samples", N, raising=False)
+    base, *_ = study.grid_rows()
+    scored(
+        study,
+        tmp_path / "study",
+        [base, *study.lever_rows(base.options)[:2], *study.chain_rows(base.options)],
+        seeds,
+    )
+    study.main(
+        [
+            "report",
+            "--folder",
+            str(tmp_path / "study"),
+            "--out",
+            str(tmp_path),
+            "--docs",
+            str(tmp_path / "docs"),
+        ]
+    )
+    page = (tmp_path / "docs" / "study.md").read_text()
+    opening = page.split("\n\n")[1]
+    assert opening.count(". ") == 2 and opening.endswith(".")
+    assert ("too few to say" in opening) == (seeds == 1)
+    found = json.loads((tmp_path / "study.json").read_text())
+    assert [d["name"] for d in found["chain"]] == [
+        "smaller lr",
+        "EMA",
+        "layer decay",
+        "half the length",
+        "no mixing",
+    ]
+    assert {d["seeds"] for d in found["chain"] + found["levers"]} == {seeds}
+    for theme in ("light", "dark"):
+        svg = (tmp_path / "docs" / "images" / f"study-{theme}.svg").read_text()
+        assert "freeze 1/2" in svg and "Pareto front" in svg
+
+
+def test_the_page_in_the_repository_is_made_of_the_results(report) -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "study.json").read_text())
+    assert (ROOT / "docs" / "study.md").read_text() == report.page(found)

@@ -47,7 +47,8 @@ def test_flags_are_frozen() -> None:
     assert flags["recipes"] == flags["options"] == ["--json"]
     assert flags["preview"] == ["--count", "--data", "--epoch", "--json", "--out"]
     assert flags["cost"] == [
-        "--cores-per-gpu", "--gpu", "--gpus", "--json", "--measured", "--mfu", "--price", "--val-images"
+        "--at-least", "--cores-per-gpu", "--frontier", "--gpu", "--gpus", "--json", "--measured", "--mfu", "--price",
+        "--val-images",
     ]  # fmt: skip
     assert flags["sweep"] == ["--dry-run", "--out"]
     assert flags["tune"] == ["--budget", "--out", "--test"]

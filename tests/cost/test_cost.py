@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 
 from beton_tools.errors import UserError
+from fastft.build import recipe_arch
 from fastft.cli import main
 from fastft.config import Recipe, load_recipe
 from fastft.cost.mfu import PUBLISHED_MFU, RECORD_MFU, Mfu, reference_mfu, roofline_mfu
 from fastft.cost.model import Estimate, estimate
 from fastft.cost.overheads import FASTFT, REFERENCE, with_cores
 from fastft.cost.table import CostQuery, price_recipes
-from fastft.cost.work import count_parameters
+from fastft.cost.work import count_parameters, phase_flops, recipe_work
 from fastft.machine.gpus import GPUS
 from fastft.model import load_arch
+from fastft.phases import find_phases
 
 RECIPES = Path(__file__).parents[2] / "rcp"
 
@@ -235,3 +237,41 @@ def test_command_prints_json_and_refuses_unknown_gpus(capsys: pytest.CaptureFixt
     assert json.loads(capsys.readouterr().out)["recipes"][0]["recipe"] == "final_b16"
     assert main(["cost", path, "--gpu", "k80"]) == 2
     assert "V100" in capsys.readouterr().err
+
+
+PROGRESSIVE = "--schedule.sizes=0:160,24:224"
+
+
+def test_flops_and_hours_of_a_run_are_the_sum_of_its_phases() -> None:
+    """24 epochs as in a recipe of 160 px, 6 as in frugal_b16; evaluation at 224 px throughout."""
+    both = load_recipe("frugal_b16", [PROGRESSIVE])
+    large = load_recipe("frugal_b16")
+    small = load_recipe("frugal_b16", ["--model.image_size=160"])
+    works = [recipe_work(r, recipe_arch(r)) for r in (both, large, small)]
+    assert works[0].train == pytest.approx(0.8 * works[2].train + 0.2 * works[1].train)
+    assert works[0].evaluate == works[1].evaluate
+    gpu, mfu = GPUS["H100"], PUBLISHED_MFU["H100"]
+    hours = [estimate(r, gpu, 8, mfu).parts for r in (both, large, small)]
+    assert hours[0].train == pytest.approx(0.8 * hours[2].train + 0.2 * hours[1].train)
+    assert hours[0].evaluate == hours[1].evaluate
+
+
+def test_a_loader_that_is_too_slow_for_small_images_only_stalls_there() -> None:
+    recipe, gpu, mfu = load_recipe("frugal_b16", [PROGRESSIVE]), GPUS["H100"], PUBLISHED_MFU["H100"]
+    rates = {}
+    for phase in find_phases(recipe):
+        work = phase_flops(recipe, recipe_arch(recipe), phase).train
+        rates[phase.size] = gpu.peak_flops * mfu.value / work
+    between = replace(FASTFT, loader_rate=(rates[160] + rates[224]) / 2)
+    parts = estimate(recipe, gpu, 8, mfu, between).parts
+    small = 24 * recipe.steps_per_epoch() * recipe.optim.batch_size / 8
+    assert parts.stall == pytest.approx(small * (1 / between.loader_rate - 1 / rates[160]))
+
+
+def test_the_roofline_of_a_run_lies_between_those_of_its_phases() -> None:
+    gpu = GPUS["V100"]
+    mixed, large, small = (
+        roofline_mfu(load_recipe("frugal_b16", options), gpu, 8).value
+        for options in ([PROGRESSIVE], [], ["--model.image_size=160"])
+    )
+    assert min(large, small) < mixed < max(large, small)

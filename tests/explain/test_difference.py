@@ -13,6 +13,7 @@ def test_only_what_differs_is_listed_with_accuracy_and_cost() -> None:
     values = compare(load_recipe("final_b16"), load_recipe("frugal_b16_half"))
     assert {entry["option"]: entry["values"] for entry in values["options"]} == {
         "model.trainable_layers": [None, 6], "schedule.stop_epoch": [None, 30], "train.eval_every": [1, 5],
+        "train.eval_weights": ["both", "ema"],
     }  # fmt: skip
     assert values["expectation"][0] == "expected 85.7 % top-1 (paper Table 10)"
     for first, second in values["gpu_hours"].values():

@@ -192,3 +192,26 @@ def test_the_number_of_images_is_read_from_an_existing_file(photographs: dict, t
     convert_folder(tmp_path / "photos", tmp_path / "photos.beton", WriteOptions(workers=0))
     values = explained("final_b16", f"--data.train={tmp_path / 'photos.beton'}", "--optim.batch_size=1")
     assert values["schedule"]["steps_per_epoch"] == 2
+
+
+def test_sizes_by_epoch_are_explained_with_their_flops(capsys: pytest.CaptureFixture[str]) -> None:
+    values = explained("frugal_b16", "--schedule.sizes=0:160,24:224", "--model.patch_dropout=0:0.35,27:0")
+    phases = [(p["first_epoch"], p["epochs"], p["image_size"], p["patch_dropout"]) for p in values["phases"]]
+    assert phases == [(0, 24, 160, 0.35), (24, 3, 224, 0.35), (27, 3, 224, 0.0)]
+    mean = sum(p["epochs"] * p["train_flops_per_image"] for p in values["phases"]) / 30
+    assert values["cost"]["train_flops_per_image"] == pytest.approx(mean)
+    assert values["phases"][2]["train_flops_per_image"] == pytest.approx(105.4e9, rel=1e-3)
+    assert main(["explain", "frugal_b16", "--schedule.sizes=0:160,24:224"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "epochs 0-23 160 px, 53." in said and "epochs 24-29 224 px, 105.4 GFLOP per image" in said
+
+
+def test_preview_follows_the_size_of_the_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    monkeypatch.setattr(
+        "fastft.explain.preview.write_preview", lambda data, policy, size, **_: sizes.append(size)
+    )
+    for epoch in ("0", "24"):
+        command = ["preview", "frugal_b16", "--data", "x.beton", "--out", str(tmp_path / "x.png")]
+        assert main([*command, "--epoch", epoch, "--schedule.sizes=0:160,24:224"]) == 0
+    assert sizes == [160, 224]

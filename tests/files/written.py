@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from fastft.config import load_recipe
-from fastft.report.run_report import reference_curve
+from fastft.cost.reference_log import reference_of
 
 RECIPES = Path(__file__).parents[2] / "rcp"
 STEPS_PER_EPOCH, LOG_EVERY = 625, 50
@@ -27,7 +27,7 @@ def write_run(folder: Path, recipe_name: str, epochs: int, *overrides: str, spli
     """
     recipe = load_recipe(RECIPES / f"{recipe_name}.yaml", overrides)
     noise = np.random.default_rng(0)
-    _, curve = reference_curve(recipe)
+    _, curve = reference_of(recipe.model.arch, recipe.model.image_size)
     assert curve is not None
     lines: list[dict[str, Any]] = [_start()]
     for epoch in range(epochs):

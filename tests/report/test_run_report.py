@@ -10,10 +10,11 @@ import pytest
 from beton_tools.errors import UserError
 from fastft.cli import main
 from fastft.cost.bottleneck import diagnose
+from fastft.cost.reference_log import reference_of
 from fastft.cost.run_cost import run_cost, training_seconds
 from fastft.files.run_directory import load_run
 from fastft.inference.mistakes import find_mistakes, thumbnail
-from fastft.report.run_report import headline, machine_line, recipe_diff, reference_curve, render_run
+from fastft.report.run_report import headline, machine_line, recipe_diff, render_run
 from tests.files.written import RECIPES, load_recipe, write_run
 
 
@@ -22,7 +23,8 @@ def test_reference_curves_are_the_logs() -> None:
     best = {"final_b16": (85.656, 29, 50), "final_b16_384": (86.644, 27, 33), "final_l14": (87.974, 19, 30)}
     best["final_l14_336"] = (88.328, 18, 30)
     for name, (top1, epoch, epochs) in best.items():
-        found, curve = reference_curve(load_recipe(RECIPES / f"{name}.yaml"))
+        model = load_recipe(RECIPES / f"{name}.yaml").model
+        found, curve = reference_of(model.arch, model.image_size)
         assert found == name and curve is not None
         assert (max(curve["top1_ema"]), int(np.argmax(curve["top1_ema"]))) == (top1, epoch)
         assert {len(curve[k]) for k in ("train_loss", "top1_raw", "top1_ema")} == {epochs}

@@ -239,3 +239,8 @@ def test_overrides_that_make_no_sense_are_refused_before_anything_is_trained(
     with pytest.raises(UserError, match=message):
         run_sweeps([load_sweep(table)], overrides, tmp_path / "out", quiet)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_row_of_raw_weights_is_refused_where_only_the_ema_is_evaluated() -> None:
+    with pytest.raises(UserError, match=r"03_ema.* needs the raw weights, but train\.eval_weights is ema"):
+        plan_runs(load_sweep(TABLES / "03_ema.yaml"), ["--train.eval_weights=ema"], Path("runs"))

@@ -20,12 +20,14 @@ from beton_tools.errors import UserError
 from beton_tools.manifest import manifest_path
 from beton_tools.writer import WriteOptions
 from fastft.config import load_recipe
-from fastft.files.run_directory import lock_run, read_metrics
+from fastft.files.run_directory import load_run, lock_run, read_metrics
+from fastft.report.run_report import render_run
 from fastft.train.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
 from fastft.train.continuation import refuse_changed_recipe
 from fastft.train.evaluate import evaluate
 from fastft.train.exceptions import EXIT_REQUEUE, NonFinite, Preempted
 from fastft.train.precision import Precision
+from fastft.train.progress import conclusion
 from fastft.train.step import Step
 from tests.train.runs import differing, end, flags, losses, run
 
@@ -412,3 +414,33 @@ def test_a_write_that_fails_ends_the_training_before_the_next_save(tiny, tmp_pat
     with pytest.raises(UserError, match="No space left"):
         run(tiny, tmp_path, schedule__epochs="1000", train__checkpoint_steps="2", train__eval_every="1000")
     assert losses(tmp_path)[-1][0] < 12
+
+
+def test_only_the_ema_is_evaluated_if_asked_and_the_training_is_the_same(
+    tiny, whole: Path, tmp_path: Path
+) -> None:
+    """Every reader of the scores does without the raw ones: result, log, best checkpoint, report, a resume."""
+    result = run(tiny, tmp_path, model__drop_path="0.3", train__eval_weights="ema", schedule__stop_epoch="2")
+    assert [entry.keys() for entry in result["evaluations"]] == [{"epoch", "ema"}] * 2
+    result = run(tiny, tmp_path, model__drop_path="0.3", train__eval_weights="ema")
+    both = json.loads((whole / "result.json").read_text())
+    assert [e["ema"] for e in result["evaluations"]] == [e["ema"] for e in both["evaluations"]]
+    assert result["best"]["epoch"] == both["best"]["epoch"]
+    assert losses(tmp_path) == losses(whole)
+    assert differing(end(tmp_path), end(whole)) == []
+    (line, *_) = [m for m in read_metrics(tmp_path / "metrics.jsonl") if m["kind"] == "eval"]
+    assert "ema_top1" in line and "raw_top1" not in line
+    page = render_run(load_run(tmp_path))
+    assert "best EMA top-1" in page
+    assert "top-1 in percent: best" in conclusion(result) and "raw" not in conclusion(result)
+
+
+def test_a_run_may_be_resumed_with_other_weights_to_evaluate(tiny, tmp_path: Path) -> None:
+    run(tiny, tmp_path, schedule__stop_epoch="1")
+    result = run(tiny, tmp_path, train__eval_weights="ema", schedule__stop_epoch="2")
+    assert [sorted(entry) for entry in result["evaluations"]] == [["ema", "epoch", "raw"], ["ema", "epoch"]]
+
+
+def test_evaluating_an_ema_that_is_not_kept_is_one_line(tiny, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.eval_weights is ema, but ema\.decay is 0"):
+        run(tiny, tmp_path, ema__decay="0", train__eval_weights="ema")

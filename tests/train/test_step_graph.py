@@ -32,9 +32,11 @@ class StubGraph:
         return counted
 
 
-def train(step: Step, micro_batches: int, updates: int = 3) -> list[torch.Tensor]:
+def train(
+    step: Step, micro_batches: int, updates: int = 3, size: int = small_arch().image_size
+) -> list[torch.Tensor]:
     """Losses and end weights of a few updates on random micro-batches."""
-    generator, size = torch.Generator().manual_seed(1), small_arch().image_size
+    generator = torch.Generator().manual_seed(1)
     columns, losses = step.model.visual.noise_columns, []
     step.model.train()
     for update in range(updates):
@@ -113,3 +115,19 @@ def test_no_graphed_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -
         with NoWaiting():
             step.micro_batch(images, labels, noise, step=number, last=True)
             step.update()
+
+
+@pytest.mark.parametrize(
+    "precision", [Precision(torch.float32, "cpu"), Precision(torch.bfloat16, "cpu", half_residual=True)]
+)
+def test_another_image_size_patch_dropout_and_accumulation_are_recorded_again(
+    precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = StubGraph()
+    found, want = graphed(precision, graph, monkeypatch), new_step(precision)
+    for phase, size in enumerate((16, 24, 32)):
+        for step in (found, want):
+            step.set_phase(0.25 * phase, 1 + phase)
+        pair = [train(step, 1 + phase, 2, size) for step in (found, want)]
+        assert all(map(torch.equal, *pair))
+    assert graph.passes == 3 * (WARM_UP_PASSES + 1) + 2 * (1 + 2 + 3)

@@ -1,0 +1,150 @@
+"""Ways to train for fewer FLOPs, and what they do to the accuracy where somebody has measured it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from fastft.build import recipe_arch
+from fastft.config import Recipe, differences, load_recipe, option_fields, recipe_from_dict
+from fastft.cost.reference_log import reference_of
+from fastft.imagenet import is_imagenet
+
+EVAL_EVERY = 5  # epochs; evaluating every epoch takes 1.3 % of the time of an epoch
+# options that the levers set; the recipe's own values of them are left out
+SET_BY_LEVERS = {
+    "schedule.stop_epoch", "model.trainable_layers", "schedule.sizes", "model.patch_dropout", "train.eval_every",
+    "train.eval_weights",
+}  # fmt: skip
+QUICK_LOSS = 0.2  # points below the best epoch at which the quick recipes stop
+STOP_SHARE = 0.6  # of the schedule, where there is no log: as B/16's best epoch, 30 of 50
+SMALLER = {224: 160, 336: 224, 384: 224}  # pixels of the first epochs, as in the progressive recipes
+SMALL_SHARE, SPARSE_SHARE = (
+    0.8,
+    0.9,
+)  # of the epochs that train on smaller images, and on a part of the patches
+PATCH_DROPOUT = 0.352  # 127 of the 196 patches of a 224 px image stay
+FIGURE_3 = {
+    6: 0.1,
+    1: 1.8,
+}  # trained blocks of B/16's 12 -> points lost (paper Figure 3: 85.7, 85.6 and 83.9)
+FIGURE_3_RECIPE = "final_b16"
+
+
+@dataclass(frozen=True)
+class Freezing:
+    """Trained blocks, None for all; loss: points of top-1 that this costs."""
+
+    blocks: int | None
+    loss: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A recipe with some levers; expected: top-1 with losses added up, None where one of them is not known."""
+
+    recipe: Recipe
+    levers: tuple[str, ...]
+    expected: float | None
+    sources: tuple[str, ...]
+
+
+def combinations(recipe: Recipe, at_least: float | None = None) -> Iterator[Combination]:
+    """Every combination of stopping, freezing, smaller images and dropped patches on a recipe.
+
+    at_least: only those that are expected to reach this top-1, each stopped as early as that allows.
+
+    Raises:
+        UserError: an architecture that does not fit.
+    """
+    plain = _without_levers(recipe)
+    name, curve = _reference(plain)
+    for freezing, small, sparse in product(_freezings(plain, name), (False, True), (False, True)):
+        known = curve is not None and not small and not sparse
+        if at_least is not None and not known:
+            continue
+        for epochs in _stops(plain, curve, freezing.loss, at_least):
+            expected = curve[epochs - 1] - freezing.loss if curve is not None and known else None
+            sources = [f"reference log at epoch {epochs - 1}"] if known else []
+            sources += [freezing.source] if known and freezing.source else []
+            options, levers = _options(plain, epochs, freezing, small, sparse)
+            yield Combination(_with(plain, options), levers, expected, tuple(sources))
+
+
+def _without_levers(recipe: Recipe) -> Recipe:
+    """The recipe without levers of its own; where it has an EMA only that is evaluated."""
+    fresh = {key: field.default for key, field in option_fields().items()}
+    options = {key: fresh[key] for key in SET_BY_LEVERS}
+    weights = "ema" if recipe.ema.decay > 0 else "both"
+    return _with(recipe, options | {"train.eval_every": EVAL_EVERY, "train.eval_weights": weights})
+
+
+def _with(recipe: Recipe, options: dict[str, Any]) -> Recipe:
+    sections = recipe.as_dict()
+    for key, value in options.items():
+        section, _, option = key.partition(".")
+        sections[section][option] = value
+    return recipe_from_dict(recipe.name, sections)
+
+
+def _reference(plain: Recipe) -> tuple[str | None, Sequence[float] | None]:
+    """The final recipe that this one is, with the EMA's top-1 after each epoch of its log; None for another training."""
+    name, curve = reference_of(plain.model.arch, plain.model.image_size)
+    if name is None or curve is None or not is_imagenet(plain):
+        return None, None
+    counted = {
+        key for key, field in option_fields().items() if field.metadata["changes_accuracy"]
+    } - SET_BY_LEVERS
+    same = counted.isdisjoint(differences(plain, load_recipe(name)))
+    return (name, curve["top1_ema"]) if same else (None, None)
+
+
+def _freezings(plain: Recipe, name: str | None) -> list[Freezing]:
+    """No freezing, half of the blocks, and for the model of Figure 3 all but one."""
+    layers = recipe_arch(plain).layers
+    found = [Freezing(None, 0.0, "")]
+    if name == FIGURE_3_RECIPE:
+        return found + [Freezing(k, loss, "paper Figure 3") for k, loss in FIGURE_3.items()]
+    half = FIGURE_3[6]
+    return [*found, Freezing(layers // 2, half, f"{half} points assumed as for B/16 (paper Figure 3)")]
+
+
+def _stops(plain: Recipe, curve: Sequence[float] | None, lost: float, at_least: float | None) -> list[int]:
+    """Numbers of epochs to train: the best and a quick one of the log, or the fewest that reach `at_least`."""
+    if curve is None:
+        return sorted({max(1, round(STOP_SHARE * plain.epochs)), plain.epochs})
+    best = max(curve)
+    wanted = [best - QUICK_LOSS, best] if at_least is None else [at_least + lost]
+    return [_first(curve, top1) for top1 in wanted if top1 <= best]
+
+
+def _first(curve: Sequence[float], top1: float) -> int:
+    """Epochs until the curve first reaches a value."""
+    return next(epochs for epochs, reached in enumerate(curve, 1) if reached >= top1)
+
+
+def _options(
+    plain: Recipe, epochs: int, freezing: Freezing, small: bool, sparse: bool
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The options of a combination, and its levers in words."""
+    options: dict[str, Any] = {"schedule.stop_epoch": epochs}
+    levers = [f"stop after {epochs}"] if epochs < plain.epochs else []
+    if freezing.blocks is not None:
+        options["model.trainable_layers"] = freezing.blocks
+        levers.append(f"train {freezing.blocks} blocks")
+    change = round(SMALL_SHARE * epochs)
+    if small and (pixels := _smaller(plain)) and 0 < change < epochs:
+        options["schedule.sizes"] = f"0:{pixels},{change}:{plain.model.image_size}"
+        levers.append(f"{pixels} px until {change}")
+    change = round(SPARSE_SHARE * epochs)
+    if sparse and 0 < change < epochs:
+        options["model.patch_dropout"] = f"0:{PATCH_DROPOUT},{change}:0"
+        levers.append(f"drop {PATCH_DROPOUT:.0%} until {change}")
+    return options, tuple(levers)
+
+
+def _smaller(plain: Recipe) -> int:
+    """Pixels of the smaller images: a multiple of the patch size."""
+    patch, size = recipe_arch(plain).patch_size, plain.model.image_size
+    return patch * round(SMALLER.get(size, size * 5 / 7) / patch)

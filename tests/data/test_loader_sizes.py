@@ -1,0 +1,109 @@
+"""A training loader whose images change their size: the same crops, with the kernels and decoders that it has."""
+
+import numpy as np
+import pytest
+import torch
+
+from beton_tools.format import Beton
+from fastft.augment import draw_plan, parse_policy, source_regions
+from fastft.augment.cpu import augment_batch
+from fastft.augment.plan import PLAN_DTYPE
+from fastft.data import Output, TrainLoader
+from fastft.data.decode import decode_and_augment
+from fastft.data.packed_stage import PackedStage
+
+POLICY = parse_policy("rand-m9-mstd0.5-inc1")
+
+
+def loader(path, size, micro_batch=4):
+    return TrainLoader(path, POLICY, Output(size), batch_size=8, micro_batch=micro_batch, seed=5, workers=2)
+
+
+def images(batches):
+    found = [(batch.step, batch.first_position, batch.ids.copy(), batch.images.clone()) for batch in batches]
+    order = np.concatenate([ids for _, _, ids, _ in found])
+    return order, torch.cat([image for *_, image in found])
+
+
+@pytest.mark.parametrize(("size", "micro_batch"), [(32, 8), (64, 2), (48, 4)])
+def test_after_a_change_the_batches_are_those_of_a_loader_of_that_size(
+    indexed_beton, size, micro_batch
+) -> None:
+    with loader(indexed_beton, 48) as changing, loader(indexed_beton, size, micro_batch) as fresh:
+        images(changing.epoch(0))
+        changing.resize(size, micro_batch)
+        order, got = images(changing.epoch(1))
+        wanted_order, wanted = images(fresh.epoch(1))
+    assert np.array_equal(order, wanted_order)
+    assert torch.equal(got, wanted)
+
+
+def test_a_change_ends_the_pass_in_progress(indexed_beton) -> None:
+    with loader(indexed_beton, 48) as changing:
+        batches = changing.epoch(0)
+        next(batches)
+        changing.resize(32, 8)
+        assert next(iter(changing.epoch(0))).images.shape == (8, 3, 32, 32)
+        with pytest.raises(RuntimeError, match="closed"):
+            next(batches)
+
+
+def test_no_kernel_is_compiled_for_another_size(indexed_beton) -> None:
+    with loader(indexed_beton, 48) as changing:
+        images(changing.epoch(0))
+        compiled = [list(kernel.signatures) for kernel in (decode_and_augment, augment_batch)]
+        for size in (32, 56, 80):
+            changing.resize(size, 4)
+            images(changing.epoch(1))
+        assert [list(kernel.signatures) for kernel in (decode_and_augment, augment_batch)] == compiled
+
+
+def test_crop_boxes_and_ops_are_the_same_at_every_size(indexed_beton) -> None:
+    """The plan contract: only what counts output pixels (resize, window, erase box, translations) follows the size."""
+    beton = Beton.open(indexed_beton)
+    ids = np.arange(len(beton))
+    plans = [
+        draw_plan(
+            POLICY, seed=1, epoch=2, sample_ids=ids, heights=beton.heights, widths=beton.widths, size=size
+        )
+        for size in (32, 48, 96)
+    ]
+    for field in ("crop", "flip", "op", "bicubic"):
+        assert all(np.array_equal(plan[field], plans[0][field]) for plan in plans), field
+
+
+class DeviceStub:
+    """Stands for the device's augmentation: notes what it is given."""
+
+    def __init__(self, size, calls):
+        self.size, self.calls = size, calls
+
+    def __call__(self, pixels, offsets, plan):
+        self.calls.append((self.size, pixels.clone(), offsets.clone(), plan.numpy().view(PLAN_DTYPE).copy()))
+        return torch.zeros(len(offsets) - 1, 3, self.size, self.size)
+
+    def at(self, size):
+        return DeviceStub(size, self.calls)
+
+
+def test_the_stage_of_a_gpu_copies_the_regions_of_the_new_size(indexed_beton) -> None:
+    beton, calls = Beton.open(indexed_beton), []
+
+    def plans(size):
+        return lambda ids, heights, widths: draw_plan(
+            POLICY, seed=1, epoch=0, sample_ids=ids, heights=heights, widths=widths, size=size
+        )
+
+    stage = PackedStage(beton, 48, torch.device("cpu"), DeviceStub(48, calls), workers=1, slots=2)
+    ids = np.arange(8)
+    stage.run(ids, 0, plans(48))
+    stage.resize(24, 8)
+    images, _ = stage.run(ids, 0, plans(24))
+    stage.close()
+    assert images.shape == (8, 3, 24, 24)
+    assert [size for size, *_ in calls] == [48, 24]
+    for size, pixels, offsets, plan in calls:
+        regions = source_regions(plan, size).astype(np.int64)
+        assert np.array_equal(np.diff(offsets), 3 * regions[:, 2] * regions[:, 3])
+        assert len(pixels) == offsets[-1]
+    assert not np.array_equal(calls[0][2], calls[1][2])  # a smaller output needs a wider margin of the source

@@ -1,0 +1,36 @@
+"""The values that followed from the images are stored in the run directory, and a resume uses them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from beton_tools.errors import UserError
+from fastft.config import automatic, load_recipe
+from fastft.files.run_directory import load_run, read_choices
+from fastft.train.loop import train
+from tests.train.runs import losses
+
+QUIET = Console(quiet=True)
+
+
+def test_a_resume_uses_the_values_that_the_run_was_started_with(
+    album: Path, tower: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the rules of a newer version give others."""
+    options = [f"--data.train={album}", f"--train.run_dir={tmp_path / 'run'}", *tower]
+    train(load_recipe("photos", [*options, "--schedule.stop_epoch=2"]), QUIET)
+    stored = read_choices(tmp_path / "run")
+    assert stored["optim.lr"] == pytest.approx(6e-4 / 16) and stored["data.num_classes"] == 3
+    assert {c["option"] for c in json.loads((tmp_path / "run" / "choices.json").read_text())} == set(stored)
+    began = losses(tmp_path / "run")
+
+    monkeypatch.setitem(automatic.RULES, "optim.lr", lambda recipe: (1e-2, "another rule"))
+    monkeypatch.setitem(automatic.RULES, "ema.horizon", lambda recipe: (0.5, "another rule"))
+    train(load_recipe("photos", options), QUIET)
+    assert losses(tmp_path / "run")[: len(began)] == began and len(losses(tmp_path / "run")) == 2 * len(began)
+    again = load_run(tmp_path / "run").recipe
+    assert (again.optim.lr, again.ema.horizon) == (stored["optim.lr"], 0.16)
+    with pytest.raises(UserError, match=r"was trained with another recipe \(optim\.lr"):
+        train(load_recipe("photos", [*options, "--optim.lr=1e-2"]), QUIET)

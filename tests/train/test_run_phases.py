@@ -1,0 +1,123 @@
+"""A run whose images grow and whose patch dropout ends: resumed anywhere it equals an uninterrupted one."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from beton_tools.format import Beton
+from fastft.build import build_model
+from fastft.config import load_recipe
+from fastft.files.run_directory import load_run, read_metrics
+from fastft.train import setup
+from fastft.train.checkpoint import list_checkpoints
+from fastft.train.distributed import find_world
+from fastft.train.precision import Precision
+from tests.train.runs import differing, end, flags, losses, run
+
+# 6 steps per epoch; phases: 16 px with half of the patches, 24 px with half, 32 px with half, 32 px whole
+GROWING = {
+    "schedule__epochs": "6", "schedule__sizes": "0:16,2:24,3:32", "model__patch_dropout": "0:0.5,4:0",
+    "model__drop_path": "0.3",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def grown(tiny, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("grown")
+    run(tiny, folder, train__keep_checkpoints="100", **GROWING)
+    return folder
+
+
+def test_it_learns_at_every_size_and_is_evaluated_at_the_last(grown: Path) -> None:
+    result = json.loads((grown / "result.json").read_text())
+    assert len(result["evaluations"]) == 6
+    assert result["best"]["ema"]["top1"] > 50  # of two balanced classes
+    assert end(grown)["model/visual.positional_embedding"].shape == (17, 64)  # of 32 px: 4 x 4 patches
+
+
+def test_the_log_tells_the_phases_and_its_remaining_time_follows_the_size(grown: Path) -> None:
+    phases = [m for m in read_metrics(grown / "metrics.jsonl") if m["kind"] == "phase"]
+    assert [(p["epoch"], p["image_size"], p["patch_dropout"]) for p in phases] == [
+        (0, 16, 0.5), (2, 24, 0.5), (3, 32, 0.5), (4, 32, 0.0)
+    ]  # fmt: skip
+    lines = [m for m in read_metrics(grown / "metrics.jsonl") if m["kind"] == "train"]
+    in_steps = [line["seconds_left"] * line["images_per_second"] / 8 for line in lines]
+    assert in_steps[0] > 2 * (
+        36 - 1
+    )  # a step of whole 32 px images takes several times the FLOPs of the first ones
+    assert in_steps[24:] == pytest.approx(range(11, -1, -1))
+    assert load_run(grown).steps_per_epoch == 6
+
+
+def test_kill_9_in_one_phase_and_resume_into_the_next_gives_the_same_losses_bit_for_bit(
+    tiny, grown: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "fastft.cli", "train", "rcp/final_b16.yaml"]
+    command += flags(tiny, tmp_path, **GROWING)
+    for killed_after in (5, 15, 25):  # steps: in three of the four phases
+        victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 300
+        while len(losses(tmp_path)) < killed_after:
+            assert victim.poll() is None and time.monotonic() < deadline, (
+                victim.stderr and victim.stderr.read()
+            )
+            time.sleep(0.005)
+        os.kill(victim.pid, signal.SIGKILL)
+        assert victim.wait() == -signal.SIGKILL
+    run(tiny, tmp_path, **GROWING)
+    assert losses(tmp_path) == losses(grown)
+    assert differing(end(tmp_path), end(grown)) == []
+
+
+def test_resuming_at_and_around_each_change_continues_the_sequence(tiny, grown: Path, tmp_path: Path) -> None:
+    """Checkpoints are written after every second step and every epoch (6 steps); the sizes change at 12, 18 and 24."""
+    for step in (24, 22, 18, 12, 10):
+        folder = tmp_path / str(step)
+        shutil.copytree(grown, folder)
+        (folder / "result.json").unlink()
+        for path in list_checkpoints(folder / "checkpoints"):
+            if int(path.name.removeprefix("step-")) > step:
+                shutil.rmtree(path)
+        run(tiny, folder, train__keep_checkpoints="100", **GROWING)
+        assert losses(folder) == losses(grown), step
+        assert differing(end(folder), end(grown)) == [], step
+
+
+def test_micro_batches_do_not_change_a_run_that_grows(tiny, grown: Path, tmp_path: Path) -> None:
+    run(tiny, tmp_path, train__micro_batch="2", data__workers="1", **GROWING)
+    small, whole = ([loss for _, loss in losses(folder)] for folder in (tmp_path, grown))
+    assert small == pytest.approx(whole, abs=5e-5)
+
+
+def test_other_sizes_are_another_run(tiny, grown: Path) -> None:
+    from beton_tools.errors import UserError
+
+    with pytest.raises(UserError, match=r"schedule\.sizes '0:16,2:24,3:32' -> '0:16,3:32'"):
+        run(tiny, grown, **(GROWING | {"schedule__sizes": "0:16,3:32"}))
+
+
+def test_the_micro_batch_is_chosen_for_each_size_and_patch_dropout(tiny, tmp_path: Path, monkeypatch) -> None:
+    """On a GPU memory is measured at the size of the phase, with the patches that it keeps."""
+    recipe = load_recipe("rcp/final_b16.yaml", flags(tiny, tmp_path, **GROWING))
+    model, seen = build_model(recipe), []
+
+    def choose(requested, rank_batch, model, size, precision, **_):
+        seen.append((size, model.visual.patch_dropout.rate))
+        return 64 // size * 2
+
+    monkeypatch.setattr(setup, "choose_micro_batch", choose)
+    with find_world("cpu", 1.0, "train.device") as world:
+        precision, file = Precision(torch.float32, "cpu"), Beton.open(tiny["data.train"])
+        phases = setup.plan_phases(recipe, model, world, precision, file, 1)
+    assert seen == [(16, 0.5), (24, 0.5), (32, 0.5), (32, 0.0)]
+    assert [(p.micro_batch, p.accumulation) for p in phases.all] == [(8, 1), (4, 2), (4, 2), (4, 2)]
+    flops = [p.flops for p in phases.all]
+    assert flops == sorted(flops) and flops[0] < flops[-1] / 4
