@@ -183,15 +183,8 @@ class Study:
         return scored
 
     def _hits(self, checkpoint: Path, split: str, weights: str) -> str:
-        """Which images were named correctly, as packed bits in hexadecimal. Raw weights: those of a copy without the EMA."""
-        if weights == "raw":
-            copy = checkpoint.parent / "raw"
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(
-                checkpoint, copy, ignore=shutil.ignore_patterns("ema.safetensors", "checksums.json")
-            )
-            checkpoint = copy
-        found = compute_logits(checkpoint, self.folder / f"{split}.beton", "cpu")
+        """Which images were named correctly, as packed bits in hexadecimal. weights: "raw" or "ema"."""
+        found = compute_logits(checkpoint, self.folder / f"{split}.beton", "cpu", weights)
         return np.packbits(found.logits_NK.argmax(axis=1) == found.labels_N).tobytes().hex()
 
     def recipe(self, row: Row, seed: int, run: Path, stop: int) -> Recipe:

@@ -106,4 +106,4 @@ def test_the_stage_of_a_gpu_copies_the_regions_of_the_new_size(indexed_beton) ->
         regions = source_regions(plan, size).astype(np.int64)
         assert np.array_equal(np.diff(offsets), 3 * regions[:, 2] * regions[:, 3])
         assert len(pixels) == offsets[-1]
-    assert not np.array_equal(calls[0][2], calls[1][2])  # a smaller output needs a wider margin of the source
+        assert (plan["resize"] == size).all()
