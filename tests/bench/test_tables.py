@@ -50,8 +50,8 @@ def test_scripts_state_the_rounds_of_the_results(tables) -> None:  # type: ignor
         assert {int(n) for n in re.findall(r"^Run: .* --rounds (\d+)", text, re.M)} == rounds
 
 
-def test_headlines_show_both_of_stock_ffcv_and_whole_memory_too(tables) -> None:  # type: ignore[no-untyped-def]
-    page, results = (ROOT / "README.md").read_text(), tables.Results(tables.RESULTS)
+def test_the_summary_shows_both_of_stock_ffcv_and_whole_memory_too(tables) -> None:  # type: ignore[no-untyped-def]
+    page, results = (ROOT / "docs/benchmarks.md").read_text(), tables.Results(tables.RESULTS)
     decode = results.measures("decode", "Crop decode")[0]
     for peer in (c for c in decode["contenders"] if c["name"].startswith("stock FFCV")):
         assert f"{peer['name']} (with its resize to 224): {tables.figure(peer['median'])}" in page
@@ -62,7 +62,7 @@ def test_headlines_show_both_of_stock_ffcv_and_whole_memory_too(tables) -> None:
 
 
 def test_the_quoted_command_prices_the_recipes_of_the_table_below_it(tables) -> None:  # type: ignore[no-untyped-def]
-    page = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs/reports.md").read_text()
     command = re.search(r"^`fastft cost (.*) --gpu v100 --price (.*)`:$", page, re.M)
     assert command[1].split() == list(tables.COST_RECIPES)
     assert float(command[2]) == tables.V100_PRICE
