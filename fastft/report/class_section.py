@@ -10,8 +10,11 @@ from fastft.metrics import Calibration, Reliability
 from fastft.report.charts import Chart, Series
 
 COUNTED_CELLS = 12  # with more classes the cells are too small for numbers
-NAME_CHARACTERS = 16
-SIZES = (("wide", 520, 130), ("narrow", 340, 96))  # CSS class, width, width of the names in pixels
+SIZES = (
+    ("wide", 520, 130, 16),
+    ("narrow", 340, 96, 10),
+)  # CSS class, width and width of names in pixels, their characters
+LARGEST_GAP = 1  # pixels between cells
 ROW = 12  # height of a line of text
 NUMBER_ROW = 22  # height of the numbers above the columns
 
@@ -47,20 +50,22 @@ def confusion_picture(report: ClassReport) -> Markup:
     ).format(drawings)
 
 
-def _draw(report: ClassReport, matrix_KK: np.ndarray, kind: str, width: int, left: int) -> Markup:
+def _draw(
+    report: ClassReport, matrix_KK: np.ndarray, kind: str, width: int, left: int, longest: int
+) -> Markup:
     cell = (width - left) / len(matrix_KK)
     height = NUMBER_ROW + cell * len(matrix_KK)
-    parts = [*_labels(report.names, cell, left), *_cells(report.names, matrix_KK, cell, left)]
+    parts = [*_labels(report.names, cell, left, longest), *_cells(report.names, matrix_KK, cell, left)]
     return Markup(
         '<svg class="plot matrix {}" viewBox="0 0 {} {:.1f}" role="img" aria-label="Confusion matrix">{}</svg>'
     ).format(kind, width, height, Markup("").join(parts))
 
 
-def _labels(names: list[str], cell: float, left: int) -> Iterator[Markup]:
+def _labels(names: list[str], cell: float, left: int, longest: int) -> Iterator[Markup]:
     """Names beside the rows and numbers above the columns; where cells are smaller than text, of some rows only."""
     every = max(1, int(np.ceil(ROW / cell)))
     for k in range(0, len(names), every):
-        name = names[k] if len(names[k]) <= NAME_CHARACTERS else f"{names[k][: NAME_CHARACTERS - 1]}…"
+        name = names[k] if len(names[k]) <= longest else f"{names[k][: longest - 1]}…"
         middle = NUMBER_ROW + (k + 0.5) * cell + 4
         yield Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="end">{} {}</text>').format(
             left - 6, middle, name, k + 1
@@ -76,14 +81,14 @@ def _labels(names: list[str], cell: float, left: int) -> Iterator[Markup]:
 
 def _cells(names: list[str], matrix_KK: np.ndarray, cell: float, left: int) -> Iterator[Markup]:
     """A square for each pair that occurs, with its number of images where that fits."""
-    totals = matrix_KK.sum(1)
+    totals, side = matrix_KK.sum(1), cell - min(LARGEST_GAP, cell / 10)
     for i, j in zip(*np.nonzero(matrix_KK), strict=True):
         images, x, y = int(matrix_KK[i, j]), left + j * cell, NUMBER_ROW + i * cell
         share = images / totals[i]
         tip = f"{names[i]} predicted as {names[j]}: {images:,} of {int(totals[i]):,}"
         yield Markup(
             '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill-opacity="{:.2f}"><title>{}</title></rect>'
-        ).format("right" if i == j else "wrong", x, y, cell - 1, cell - 1, 0.08 + 0.72 * share, tip)
+        ).format("right" if i == j else "wrong", x, y, side, side, 0.08 + 0.72 * share, tip)
         if len(matrix_KK) <= COUNTED_CELLS:
             yield Markup('<text class="count" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(
                 x + cell / 2, y + cell / 2 + 4, images

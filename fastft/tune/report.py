@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -22,6 +23,7 @@ from fastft.tune.settings import DEFAULT, FACTORS, Setting, count_epochs, grid, 
 from fastft.tune.trials import Result, Trial
 
 TUNED = "tuned.yaml"
+MIDDLE, BEST = "middle lr", " (best)"
 
 
 def write_report(result: Result, folder: Path) -> None:
@@ -34,11 +36,15 @@ def write_report(result: Result, folder: Path) -> None:
 
 def print_result(result: Result, folder: Path, console: Console) -> None:
     header, lines = _table(result)
-    table = Table(title=f"validation {_measure(result)} in percent", title_justify="left")
-    for k, name in enumerate(header):
-        table.add_column(name, justify="left" if k == 0 else "right")
+    shown = [k for k, name in enumerate(header) if name != MIDDLE]  # for a terminal of 80 columns
+    table = Table(
+        title=f"validation {_measure(result)} in percent", title_justify="left", box=SIMPLE, pad_edge=False
+    )
+    for k in shown:
+        table.add_column(header[k], justify="left" if k == 0 else "right", no_wrap=k == 0)
     for line in lines:
-        table.add_row(*line)
+        style = "bold" if line[0].endswith(BEST) else ""
+        table.add_row(*(line[k].removesuffix(BEST) for k in shown), style=style)
     console.print(table)
     for sentence in [*conclusion(result), f"written: {folder}/{TUNED}, table.md, results.json, plot.png"]:
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
@@ -139,7 +145,7 @@ def _markdown(result: Result) -> str:
 
 def _table(result: Result) -> tuple[list[str], list[list[str]]]:
     """(header, a line per setting)."""
-    header = ["setting", "lr", "layer_decay", "middle lr", *map(count_epochs, result.rungs)]
+    header = ["setting", "lr", "layer_decay", MIDDLE, *map(count_epochs, result.rungs)]
     cells = {(trial.setting, trial.rung): trial for trial in result.trials}
     lines = []
     for setting in grid():
@@ -150,7 +156,7 @@ def _table(result: Result) -> tuple[list[str], list[list[str]]]:
             f"{recipe.optim.layer_decay:.3f}",
             f"{mid_lr(recipe, result.layers):.2e}",
         )
-        marked = f"{setting.title} (best)" if setting == result.best.setting else setting.title
+        marked = f"{setting.title}{BEST}" if setting == result.best.setting else setting.title
         lines.append([marked, *rates, *scores])
     return header, lines
 

@@ -30,7 +30,7 @@ class Setting:
 
     @property
     def title(self) -> str:
-        return "recipe" if self == DEFAULT else f"head x {self.head}, middle x {self.mid}"
+        return "recipe" if self == DEFAULT else f"head x{self.head}, middle x{self.mid}"
 
 
 DEFAULT = Setting(Fraction(1), Fraction(1))
