@@ -21,6 +21,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from beton_tools.convert import convert_folder
+from beton_tools.format import Beton
 from beton_tools.writer import WriteOptions
 from fastft.build import build_schedule
 from fastft.config import Recipe, load_recipe
@@ -32,7 +33,7 @@ from fastft.train.distributed import World
 from fastft.train.evaluate import evaluate
 from fastft.train.models import build_step, build_training_models
 from fastft.train.precision import Precision
-from fastft.train.setup import open_loaders
+from fastft.train.setup import open_loaders, plan_phases
 from fastft.train.step_choice import StepChoice
 
 CPU = torch.device("cpu")
@@ -65,12 +66,13 @@ def train(recipe: Recipe, precision: Precision) -> dict[str, Any]:
     """Losses of all steps, skipped steps, and the raw model's scores on the validation images."""
     world = World(0, 1, 0, CPU)
     products = TensorCoreProducts() if precision.scaled else nullcontext()
-    losses, scales = [], []
+    losses: list[float] = []
+    scales: list[float] = []
     with ExitStack() as opened:
-        loader, eval_loader = open_loaders(
-            recipe, world, precision, recipe.optim.batch_size, opened, on_wait=lambda: None
-        )
         model, ema = build_training_models(recipe, CPU, pretrained=True)
+        phases = plan_phases(recipe, model, world, precision, Beton.open(str(recipe.data.train)), 1)
+        loader, _ = open_loaders(recipe, world, precision, phases, opened, on_wait=lambda: None)
+        _, eval_loader = open_loaders(recipe, world, PRECISIONS["fp32"], phases, opened, on_wait=lambda: None)
         step = build_step(recipe, model, ema, world, precision, 1)
         step.connect(StepChoice())
         schedule = build_schedule(recipe, loader.steps_per_epoch)

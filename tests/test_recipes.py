@@ -246,6 +246,8 @@ def digest(recipe: Recipe) -> str:
 def test_recipes_have_the_values_and_run_directories_of_version_0_1() -> None:
     """golden_recipes.json was written when every row was a file of its own; run directories are found by name and run key.
 
+    The demo's entry is of version 0.3, in which it became a training of photographs.
+
     An option added since then is declared with `since=`, so that earlier runs and sweeps can be resumed. The frugal recipes
     were changed in 0.3: they evaluate the EMA only.
     """

@@ -2,9 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from beton_tools.errors import UserError
 from fastft.cli.arguments import add_recipe, whole_number
+
+if TYPE_CHECKING:
+    from fastft.config import Recipe
 
 HELP = "draw what the model will see: originals, crops, results and the ops between"
 EXAMPLE = "fastft preview final_b16 --data in1k/train.beton --out grid.png --epoch 3"
@@ -13,7 +17,7 @@ TAKES_OPTIONS = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
-    parser.add_argument("--data", type=Path, metavar="FILE.beton", help="default: the recipe's training file")
+    parser.add_argument("--data", type=Path, metavar="DATA", help="default: the recipe's data.train")
     parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="picture to write")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the plan")
     parser.add_argument("--epoch", type=whole_number, default=0, help="default 0")
@@ -27,11 +31,13 @@ def run(args: argparse.Namespace) -> int:
     from fastft.phases import phase_at
 
     recipe = load_recipe(args.recipe, args.overrides)
-    data = args.data or recipe.data.train
-    if data is None:
+    if args.data is not None:
+        recipe = recipe.with_option("data.train", str(args.data))
+    if recipe.data.train is None:
         raise UserError("no images to preview; give --data FILE.beton")
+    recipe = _for_images(recipe)
     write_preview(
-        data,
+        str(recipe.data.train),
         build_policy(recipe),
         phase_at(recipe, args.epoch).size,
         seed=recipe.train.seed,
@@ -42,3 +48,16 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"wrote {args.out}" + (f" and {args.json}" if args.json else ""))
     return 0
+
+
+def _for_images(recipe: "Recipe") -> "Recipe":
+    """The recipe for the images that it names; photographs are converted as training converts them, which uses the result."""
+    from rich.console import Console
+
+    from fastft.cost.recipes import count_images
+    from fastft.photos.paths import needs_conversion
+    from fastft.photos.prepare import line_printer, prepare_data
+
+    if needs_conversion(recipe.data.train):
+        recipe = prepare_data(recipe, line_printer(Console(stderr=True)))
+    return count_images(recipe)

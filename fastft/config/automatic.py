@@ -18,6 +18,7 @@ from fastft.config.schema import MAX_EPOCHS, Choice, Recipe, count_steps
 IMAGES_PER_UNIT_OF_BATCH = 128  # the paper: 1,281,167 images in batches of 2,048, rounded to a power of two
 SMALLEST_BATCH, PAPER_BATCH = 32, 2048
 FEWEST_STEPS = 1000
+STEPS_PER_CHECKPOINT = 100
 FEW_IMAGES = 20_000  # below: BiT's limit between its smallest and its middle setting
 SMALL_SET_SCALE = 0.5
 PAPER_SCALE, PAPER_ERASE = 0.08, 0.25
@@ -159,6 +160,15 @@ def _erase_prob(recipe: Recipe) -> tuple[float, str]:
     return 0.0, f"fewer than {FEW_IMAGES:,} images; ImageNet loses 0.1 points without it (paper Table 7)"
 
 
+def _checkpoint_epochs(recipe: Recipe) -> tuple[int, str]:
+    """Writing a checkpoint of a ViT-B/16 takes seconds, as an epoch of a few steps does."""
+    epochs = max(1, STEPS_PER_CHECKPOINT // recipe.steps_per_epoch())
+    return (
+        epochs,
+        f"{recipe.steps_per_epoch():,} steps per epoch: a checkpoint about every {STEPS_PER_CHECKPOINT}",
+    )
+
+
 # in this order: a rule may use the values of those before it. `data.num_classes` is read from the training file.
 RULES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
     "optim.batch_size": _batch_size,
@@ -170,4 +180,5 @@ RULES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
     "model.head_init": _head_init,
     "augment.scale_min": _scale_min,
     "augment.erase_prob": _erase_prob,
+    "train.checkpoint_epochs": _checkpoint_epochs,
 }

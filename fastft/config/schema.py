@@ -309,6 +309,10 @@ class Train:
         500, "steps between checkpoints; 0: only at the end of each epoch", low=0, high=LARGEST_COUNT,
         changes_accuracy=False,
     )  # fmt: skip
+    checkpoint_epochs: int = option(
+        1, "epochs between checkpoints at the end of an epoch; the last and a best epoch are always saved",
+        low=1, high=LARGEST_COUNT, changes_accuracy=False, since="0.3.0", auto=True,
+    )  # fmt: skip
     checkpoint_minutes: float = option(
         15.0, "minutes between checkpoints; 0: not by time", low=0, high=MINUTES_PER_YEAR,
         changes_accuracy=False,

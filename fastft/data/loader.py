@@ -226,7 +226,7 @@ class TrainLoader(_BetonLoader):
         Raises:
             UserError: `start_step` is not in the epoch.
         """
-        order = self.subset[epoch_order(self.num_samples, self.seed, epoch)]
+        order = self._epoch_order(epoch)
 
         def draw(ids: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
             size, policy = self.output.size, self.policy
@@ -236,6 +236,14 @@ class TrainLoader(_BetonLoader):
 
         locate = partial(self.layout.locate, start_step=start_step)
         return self._batches(self.layout.rank_order(order, start_step), draw, locate)
+
+    def samples_of_step(self, epoch: int, step: int) -> np.ndarray:
+        """Indices of the samples in the global batch of a step, int64 (batch_size,)."""
+        batch = self.layout.batch_size
+        return self._epoch_order(epoch)[step * batch : (step + 1) * batch]
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        return self.subset[epoch_order(self.num_samples, self.seed, epoch)]
 
     def __len__(self) -> int:
         """Micro-batches of this process in an epoch."""

@@ -40,7 +40,7 @@ CONTENDERS = (
     # ridge regression makes the head; an epoch with a learning rate of 0 leaves it as it is
     Contender(
         "linear",
-        "frozen tower, linear head",
+        "untouched tower, linear head",
         (
             "--model.trainable_layers=0",
             "--schedule.epochs=1",

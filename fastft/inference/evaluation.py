@@ -8,17 +8,17 @@ from beton_tools.errors import UserError
 from fastft.build import build_policy
 from fastft.data import EvalLoader, Output, Shard
 from fastft.data.classes import refuse_other_classes
+from fastft.inference.class_report import MATRIX_CLASSES
 from fastft.inference.evaluation_output import write_predictions_table
 from fastft.inference.logit_adjustment import adjust_logits
 from fastft.inference.trained import BATCH, Trained, load_trained
-from fastft.metrics import Predictions, class_metrics, confusion_counts, largest_confusions
+from fastft.metrics import Predictions, class_metrics, confusion_counts, largest_confusions, reliability
 from fastft.train.chosen_weights import AUTO
 from fastft.train.distributed import World, find_world, peer_lost
 from fastft.train.evaluate import Scores, evaluate, keep_logits
 from fastft.train.precision import inference_precision
 
 KEPT_LOGITS = 2**26  # values: 256 MiB; the logits of ImageNet's validation images are 50 million
-MATRIX_CLASSES = 100  # above, the confusion matrix is left out
 CONFUSIONS = 100  # pairs of classes that are listed
 
 
@@ -62,13 +62,15 @@ def evaluate_checkpoint(
 
 
 def describe_classes(predictions: Predictions, names: list[str]) -> dict[str, Any]:
-    """Metrics per class, the largest confusions, and the confusion matrix if there are few classes, as JSON values."""
+    """Metrics per class, largest confusions, bins of the reliability diagram, and with few classes the confusion matrix."""
+    bins = reliability(predictions.confidence_N, predictions.right_N)
     found: dict[str, Any] = {
         "classes": [{"name": names[c.label], **asdict(c)} for c in class_metrics(predictions)],
         "confusions": [
             {"class": names[c.label], "predicted": names[c.predicted], "images": c.images}
             for c in largest_confusions(predictions, CONFUSIONS)
         ],
+        "reliability": {name: values.tolist() for name, values in vars(bins).items()},
     }
     if predictions.num_classes <= MATRIX_CLASSES:
         found["confusion_matrix"] = confusion_counts(predictions).tolist()

@@ -78,7 +78,7 @@ def prepare_data(recipe: Recipe, say: Say, run: Path | None = None) -> Recipe:
     for path in (recipe.data.train, recipe.data.val):
         if path is not None and not needs_conversion(path):
             _check_beton(path)  # before weights are fetched
-    if not (needs_conversion(recipe.data.train) or needs_conversion(recipe.data.val)):
+    if recipe.data.train is None or not any(map(needs_conversion, (recipe.data.train, recipe.data.val))):
         return recipe
     folder = (run or run_folder(recipe)) / "data"
     folder.mkdir(parents=True, exist_ok=True)

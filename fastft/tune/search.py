@@ -14,7 +14,7 @@ from beton_tools.errors import UserError
 from beton_tools.format import Beton
 from beton_tools.manifest import Manifest
 from fastft.build import recipe_arch, with_training_file
-from fastft.config import Recipe, load_recipe
+from fastft.config import Recipe, load_recipe, option_fields
 from fastft.data.classes import read_class_names, refuse_other_classes
 from fastft.files.evaluations import BALANCED_ACCURACY
 from fastft.files.run_directory import lock_run
@@ -81,7 +81,15 @@ def _read(reference: str, overrides: Sequence[str]) -> Recipe:
     for option, instead in OWN_OPTIONS.items():
         if any(text.startswith(f"{option}=") for text in overrides):
             raise UserError(f"{option} is set by fastft tune for every training; use {instead}")
-    return load_recipe(reference, overrides)
+    recipe = load_recipe(reference, overrides)
+    by_epoch = [key for key, field in option_fields().items() if field.metadata["by_epoch"]]
+    changing = next((key for key in by_epoch if isinstance(recipe.flat()[key], str)), None)
+    if changing is not None:
+        raise UserError(
+            f"{changing} changes between epochs, which short runs cannot follow; tune with one value, then set the tuned lr and "
+            "layer_decay in your recipe"
+        )
+    return recipe
 
 
 def _prepare(recipe: Recipe, folder: Path, test: Path | None, console: Console) -> Recipe:

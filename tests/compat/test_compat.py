@@ -22,9 +22,9 @@ from fastft.config import load_recipe
 from fastft.files.run_directory import load_run, read_metrics
 from fastft.inference.trained import load_trained
 from fastft.train.distributed import World
-from fastft.train.loop import Trainer
 from fastft.train.preempt import SignalGuard
 from fastft.train.step_state import step_tensors
+from fastft.train.trainer import Trainer
 from tests.train.runs import differing, end, losses
 
 ARCHIVES = sorted(Path(__file__).parent.glob("written_by_*.tar.xz"))

@@ -115,6 +115,11 @@ def test_the_values_that_a_run_was_started_with_are_used_again() -> None:
     assert again.ema.decay == pytest.approx(1 - 1 / 540)  # 0.16 of 12 * 281 steps
 
 
+@pytest.mark.parametrize(("images", "epochs"), [(100, 33), (1_000, 3), (9_000, 1), (1_281_167, 1)])
+def test_short_epochs_do_not_each_end_with_a_checkpoint(images: int, epochs: int) -> None:
+    assert load_recipe("photos", [f"--data.train_size={images}"]).train.checkpoint_epochs == epochs
+
+
 def test_few_images_are_one_batch() -> None:
     recipe = load_recipe("photos", ["--data.train_size=5"])
     assert (recipe.optim.batch_size, recipe.schedule.epochs) == (5, 1000)

@@ -191,6 +191,22 @@ def test_only_validation_photographs_take_the_classes_of_a_beton(tiny, album: Pa
     assert recipe.data.train == tiny["data.train"]
 
 
+def test_a_preview_of_photographs_draws_what_training_will_see(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the crops that follow from their number, from the file that training uses."""
+    monkeypatch.chdir(tmp_path)
+    options = [f"--data.train={album}", "--model.image_size=32"]
+    assert (
+        main(["preview", "photos", *options, "--out", "grid.png", "--json", "plan.json", "--count", "30"])
+        == 0
+    )
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    areas = [entry["crop"][2] * entry["crop"][3] / 64**2 for entry in plan]
+    assert len(areas) == 29 and min(areas) > 0.45
+    assert (tmp_path / "runs" / "photos" / "data" / "train.beton").exists()
+
+
 # groups, duplicates, odd sets -------------------------------------------------------------------------------------------
 
 

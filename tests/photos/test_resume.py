@@ -1,6 +1,7 @@
 """The values that followed from the images are stored in the run directory, and a resume uses them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from rich.console import Console
 from beton_tools.errors import UserError
 from fastft.config import automatic, load_recipe
 from fastft.files.run_directory import load_run, read_choices
+from fastft.train.checkpoint import list_checkpoints, step_of
 from fastft.train.loop import train
-from tests.train.runs import losses
+from tests.train.runs import differing, end, losses
 
 QUIET = Console(quiet=True)
 
@@ -34,3 +36,31 @@ def test_a_resume_uses_the_values_that_the_run_was_started_with(
     assert (again.optim.lr, again.ema.horizon) == (stored["optim.lr"], 0.16)
     with pytest.raises(UserError, match=r"was trained with another recipe \(optim\.lr"):
         train(load_recipe("photos", [*options, "--optim.lr=1e-2"]), QUIET)
+
+
+def test_epochs_without_a_checkpoint_are_trained_again_after_a_crash(
+    album: Path, tower: list[str], tmp_path: Path
+) -> None:
+    """`train.checkpoint_epochs` saves every third epoch, the best and the last one; a resume gives the same end."""
+
+    def options(name: str) -> list[str]:
+        every = ["--train.checkpoint_epochs=3", "--train.keep_checkpoints=9", "--train.checkpoint_steps=0"]
+        own = [
+            "--schedule.epochs=7",
+            "--train.eval_every=7",
+        ]  # the last epoch is the only one that can be the best
+        return [f"--data.train={album}", f"--train.run_dir={tmp_path / name}", *tower, *every, *own]
+
+    train(load_recipe("photos", options("run")), QUIET)
+    saved = list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert [step_of(path) // 3 for path in saved if step_of(path)] == [
+        3,
+        6,
+        7,
+    ]  # 3 steps per epoch; 0: the fitted head
+    whole, losses_of_whole = end(tmp_path / "run"), losses(tmp_path / "run")
+    shutil.rmtree(saved[-1])
+    shutil.rmtree(saved[-2])
+    (tmp_path / "run" / "result.json").unlink()
+    train(load_recipe("photos", options("run")), QUIET)
+    assert differing(whole, end(tmp_path / "run")) == [] and losses(tmp_path / "run") == losses_of_whole

@@ -29,7 +29,7 @@ from tests.train.runs import flags, losses, run
 PORT = "29617"
 CRASH = """import os
 if os.environ.get("RANK") == "1":
-    from fastft.train.loop import Trainer
+    from fastft.train.trainer import Trainer
     Trainer._log_interval = lambda self, epoch: 1 / 0
 """
 ROUNDING = 2e-5  # sums in another order: fp32 rounding of losses near 0.7, over steps

@@ -164,6 +164,7 @@ def test_trainings_that_do_not_fit_are_listed_and_the_final_one_is_kept_room_for
         (["--train.stop_after=1h"], "use --budget"),
         (["--budget", "2"], "--budget is '2'"),
         (["--test", "nowhere.beton"], "nowhere.beton"),
+        (["--schedule.sizes=0:16,2:32"], "schedule.sizes changes between epochs"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
