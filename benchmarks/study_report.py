@@ -237,6 +237,8 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
 def _chain_sentence(chain: Sequence[Mapping[str, Any]]) -> str:
     if not chain:
         return "No two steps of the paper's chain are finished yet."
+    if len(chain) == 1:
+        return f"Of the paper's steps only '{chain[0]['name']}' is finished: {_gain(chain[0])} points."
     best, worst = max(chain, key=lambda d: d["gain"]), min(chain, key=lambda d: d["gain"])
     return (
         f"Of the paper's steps that are finished, '{best['name']}' gained most ({_gain(best)} points) and "
