@@ -29,9 +29,8 @@ def with_training_file(recipe: Recipe, beton: "Beton") -> Recipe:
     Raises:
         UserError: `data.num_classes` on the command line contradicts the file.
     """
-    from beton_tools.manifest import (
-        Manifest,
-    )  # loads the image libraries, which inference and explain do without
+    # loads the image libraries, which inference and explain do without
+    from beton_tools.manifest import Manifest
 
     manifest = Manifest.of_beton(beton.path)
     if manifest is not None:
@@ -53,8 +52,10 @@ def with_num_classes(recipe: Recipe, count: int, source: object) -> Recipe:
     """The recipe with the number of classes of its training images.
 
     Raises:
-        UserError: the command line gives another number.
+        UserError: the command line gives another number, or there are fewer than 2 classes.
     """
+    if count < 2:
+        raise UserError(f"{source} has {count} class; training needs images of at least 2")
     stated = recipe.data.num_classes
     if NUM_CLASSES in recipe.automatic:
         if any(c.option == NUM_CLASSES and c.value == count for c in recipe.choices):

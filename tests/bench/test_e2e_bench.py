@@ -27,8 +27,9 @@ def test_a_training_round_reports_the_time_split_of_step_and_loader(
     tmp_path: Path, photographs: dict[str, np.ndarray]
 ) -> None:
     for k in range(4):
-        (tmp_path / "images" / "coffee").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(photographs["coffee"][:64, :64]).save(tmp_path / "images" / "coffee" / f"{k}.jpg")
+        folder = tmp_path / "images" / ("coffee" if k % 2 else "chelsea")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photographs[folder.name][:64, :64]).save(folder / f"{k}.jpg")
     paths = sorted((tmp_path / "images").glob("*/*"))
     options = Options(Workspace(tmp_path, Images(paths, "coffee")), rounds=1, threads=1, quick=True)
     sections = e2e_bench._sections(options, options.workspace.beton(options.workspace.sets[0]))

@@ -21,6 +21,9 @@ from fastft.data.stage import Stage
 class Ids(Stage):
     """Returns the ids and the slot of a batch instead of images and labels."""
 
+    def resize(self, size, batch):
+        raise NotImplementedError
+
     def run(self, ids, slot, draw):
         return ids, slot
 
