@@ -13,8 +13,8 @@ from beton_tools.sources.base import Source
 from beton_tools.sources.flat import flat_source, val_tar_source
 from beton_tools.sources.folder import class_folders, folder_source, has_images, is_folder
 from beton_tools.sources.parquet import lists_paths, parquet_source
+from beton_tools.sources.path_table import is_csv, table_source
 from beton_tools.sources.side_files import is_present
-from beton_tools.sources.table import is_csv, table_source
 from beton_tools.sources.tars import class_tars_source, members, train_tar_source
 from beton_tools.sources.webdataset import webdataset_source
 from beton_tools.sources.wnids import is_wnid

@@ -19,7 +19,7 @@ from beton_tools.errors import UserError
 from beton_tools.format import MAX_CLASSES
 from beton_tools.names import Names
 from beton_tools.sources.base import Source, Stamp, stamp_of
-from beton_tools.sources.table import LABEL_COLUMNS, PATH_COLUMNS, find_column, read_schema, sort_labels
+from beton_tools.sources.path_table import LABEL_COLUMNS, PATH_COLUMNS, find_column, read_schema, sort_labels
 from beton_tools.sources.wnids import class_names_of
 from beton_tools.user_files import open_regular, open_user_file
 

@@ -1,7 +1,7 @@
 """Classification metrics of a model's predictions: per class, over classes, and calibration. Works on NumPy arrays."""
 
 from fastft.metrics.calibration import Calibration, Reliability, calibrate, fit_temperature, reliability
-from fastft.metrics.classes import (
+from fastft.metrics.class_metrics import (
     ClassMetrics,
     Confusion,
     balanced_accuracy,

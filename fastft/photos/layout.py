@@ -16,8 +16,8 @@ from beton_tools.errors import UserError
 from beton_tools.sources import Source, find_split, open_source
 from beton_tools.sources.folder import class_folders, has_images
 from beton_tools.sources.parquet import ParquetSource, lists_paths
+from beton_tools.sources.path_table import Columns, is_csv, parquet_columns, table_source
 from beton_tools.sources.subset import subset
-from beton_tools.sources.table import Columns, is_csv, parquet_columns, table_source
 
 TRAIN_FOLDERS = ("train", "training")
 VAL_FOLDERS = ("val", "valid", "validation")

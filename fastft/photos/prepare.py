@@ -33,7 +33,7 @@ from fastft.files.atomic import write_text
 from fastft.files.run_directory import lock_run, run_folder
 from fastft.photos.layout import LabelledSet, open_sets
 from fastft.photos.paths import needs_conversion
-from fastft.photos.plan import LISTED, Plan, list_photos, plan_photos, with_classes
+from fastft.photos.photo_plan import LISTED, Plan, list_photos, plan_photos, with_classes
 
 VERSION = 1  # of the rules that split and order the images
 PREPARED, SPLIT = "prepared.json", "split.csv"

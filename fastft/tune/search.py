@@ -26,7 +26,6 @@ from fastft.train.exceptions import TimeUp
 from fastft.train.validation_file import read_validation
 from fastft.tune.budget import Budget, format_duration
 from fastft.tune.estimate import measure, optimism
-from fastft.tune.report import print_result, write_report
 from fastft.tune.settings import (
     DEFAULT,
     KEPT,
@@ -38,6 +37,7 @@ from fastft.tune.settings import (
     with_setting,
 )
 from fastft.tune.trials import Result, Trial, best_trials, finished_trial
+from fastft.tune.tune_report import print_result, write_report
 
 OWN_OPTIONS = {"--train.run_dir": "--out", "--train.stop_after": "--budget"}
 

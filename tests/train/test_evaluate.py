@@ -90,6 +90,6 @@ def test_the_best_epoch_is_chosen_by_the_score_that_its_entries_name() -> None:
     for best_by, epoch in (("top1", 0), ("balanced_accuracy", 1)):
         progress = Progress()
         for number, scores in enumerate((first, second)):
-            progress.add(number, scores, None, best_by)
+            progress.add(number, {"raw": scores}, best_by)
         best = progress.best()
         assert best is not None and best["epoch"] == epoch

@@ -8,7 +8,7 @@ from fastft.train.progress import Progress, conclusion, summarise
 
 def result_of(recipe: Recipe) -> dict:
     progress = Progress(epoch=1)
-    progress.add(0, Scores(top1=80.0, top5=95.0, loss=1.0, samples=100), None)
+    progress.add(0, {"raw": Scores(top1=80.0, top5=95.0, loss=1.0, samples=100)})
     return summarise(progress, recipe)
 
 

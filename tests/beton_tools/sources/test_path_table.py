@@ -10,7 +10,7 @@ from PIL import Image
 from beton_tools.convert import convert_folder
 from beton_tools.errors import UserError
 from beton_tools.sources import open_source
-from beton_tools.sources.table import Columns, sort_labels, table_source
+from beton_tools.sources.path_table import Columns, sort_labels, table_source
 from beton_tools.writer import WriteOptions
 
 
