@@ -150,8 +150,9 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _end(command: str, number: int) -> None:
-    """End the process with one line and exit code 128 + number."""
-    os.write(2, f"{command}: {_describe(number)}\n".encode())
+    """End the process with exit code 128 + number and one line; of several processes on a host local rank 0 prints it."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        os.write(2, f"{command}: {_describe(number)}\n".encode())
     os._exit(128 + number)
 
 

@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_error(args.command, error)
         return EXIT_FAILED
     except KeyboardInterrupt as stop:
-        print_error(f"fastft {args.command}", describe_stop(stop))
+        _print_error(args.command, describe_stop(stop))
         return exit_code(stop)
     except BrokenPipeError:  # the reader of our output, such as head, has closed it
         sys.stderr.close()

@@ -186,9 +186,9 @@ def test_a_step_beyond_the_end_has_no_learning_rate() -> None:
 
 
 def test_the_number_of_images_is_read_from_an_existing_file(photographs: dict, tmp_path: Path) -> None:
-    (tmp_path / "photos" / "a").mkdir(parents=True)
     for name in ("astronaut", "coffee"):
-        Image.fromarray(photographs[name]).save(tmp_path / "photos" / "a" / f"{name}.jpg")
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.fromarray(photographs[name]).save(tmp_path / "photos" / name / "0.jpg")
     convert_folder(tmp_path / "photos", tmp_path / "photos.beton", WriteOptions(workers=0))
     values = explained("final_b16", f"--data.train={tmp_path / 'photos.beton'}", "--optim.batch_size=1")
     assert values["schedule"]["steps_per_epoch"] == 2
