@@ -224,7 +224,8 @@ def _summarised(results: Results, chosen: Sequence[tuple[str, str, str, str, str
         )
     head = ["", "fastft", "other", "fastft is better by"]
     document = max(results.documents.values(), key=lambda d: d["date"])
-    where = f"{document['machine']['cores']} cores of {document['machine']['cpu']}, {document['date'][:10]}"
+    dates = sorted({results.documents[bench]["date"][:10] for bench, *_ in chosen})
+    where = f"{document['machine']['cores']} cores of {document['machine']['cpu']}, {' and '.join(dates)}"
     return f"{markdown(head, rows, 1)}\n\nMedians of alternating rounds ({where}), ratios round by round with their range."
 
 
