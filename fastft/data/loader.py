@@ -199,7 +199,6 @@ class TrainLoader(_BetonLoader):
         self.num_samples = len(self.subset)
         self.layout = BatchLayout(self.num_samples, batch_size, micro_batch, shard)
         self.steps_per_epoch = self.layout.steps
-        self._per_step = self.layout.rank_batch // micro_batch
         self._next = self._position = (0, 0)  # epoch, micro-batches delivered
         self._allocate()
 
@@ -236,6 +235,11 @@ class TrainLoader(_BetonLoader):
 
         locate = partial(self.layout.locate, start_step=start_step)
         return self._batches(self.layout.rank_order(order, start_step), draw, locate)
+
+    @property
+    def _per_step(self) -> int:
+        """Micro-batches of this process in a step."""
+        return self.layout.rank_batch // self.batch
 
     def samples_of_step(self, epoch: int, step: int) -> np.ndarray:
         """Indices of the samples in the global batch of a step, int64 (batch_size,)."""

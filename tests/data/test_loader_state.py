@@ -103,3 +103,17 @@ def test_tuples_are_images_and_labels_and_copies_stay_valid(indexed_beton) -> No
 def test_output_and_policy_have_short_forms(indexed_beton) -> None:
     with TrainLoader(indexed_beton, "3aug", SIZE, batch_size=BATCH) as short:
         assert short.output == Output(SIZE) and short.policy.augment == "3aug"
+
+
+def test_length_and_state_follow_a_change_of_the_micro_batch(indexed_beton, epochs) -> None:
+    with loader(indexed_beton) as resized:
+        resized.resize(SIZE, 2)
+        assert len(resized) == 20
+        batches = iter(resized)
+        for _ in range(6):
+            next(batches)
+        state = resized.state_dict()
+    assert (state["step"], state["micro_batch_of_step"]) == (1, 2)
+    with loader(indexed_beton, micro_batch=2) as second:
+        second.load_state_dict(state)
+        assert collect(second) == {key: value for key, value in epochs[0].items() if key >= (1, 4)}
