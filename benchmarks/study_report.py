@@ -230,7 +230,7 @@ def _picture(name: str, words: str = "Accuracy against training FLOPs, Pareto fr
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
-    """What was found, in three sentences."""
+    """The results in three sentences."""
     return [_chain_sentence(found["chain"]), _free_sentence(found["levers"]), _state_sentence(found)]
 
 

@@ -72,7 +72,7 @@ def with_num_classes(recipe: Recipe, count: int, source: object) -> Recipe:
 
 
 def recipe_warnings(recipe: Recipe) -> list[str]:
-    """What a recipe will do that was hardly meant: an EMA that stays close to the initial weights."""
+    """Warnings about a recipe, one line each: an EMA that stays close to the initial weights."""
     if recipe.ema.decay == 0:
         return []
     decay = decay_for_batch(recipe.ema.decay, recipe.optim.batch_size, recipe.ema.reference_batch)
@@ -169,5 +169,5 @@ def compile_model(model: nn.Module) -> Any:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile has a back end for the device: on a GPU it is Triton."""
+    """Return True if torch.compile has a back end for the device; on a GPU this is Triton."""
     return device.type == "cpu" or find_spec("triton") is not None

@@ -19,7 +19,13 @@ from beton_tools.errors import UserError
 from beton_tools.format import MAX_CLASSES
 from beton_tools.names import Names
 from beton_tools.sources.base import Source, Stamp, stamp_of
-from beton_tools.sources.path_table import LABEL_COLUMNS, PATH_COLUMNS, find_column, read_schema, sort_labels
+from beton_tools.sources.path_table import (
+    LABEL_COLUMNS,
+    PATH_COLUMNS,
+    find_column,
+    number_labels,
+    read_schema,
+)
 from beton_tools.sources.wnids import class_names_of
 from beton_tools.user_files import open_regular, open_user_file
 
@@ -142,7 +148,7 @@ def parquet_source(root: Path, files: Sequence[Path], classes: Sequence[str] | N
 
 
 def lists_paths(path: Path) -> bool:
-    """Whether a parquet file holds no images but has a column with their paths.
+    """Return True if a parquet file has a column of image paths instead of images.
 
     Raises:
         UserError: it cannot be read as parquet.
@@ -160,16 +166,7 @@ def _number_labels(
     numbers = [part for part in labels if isinstance(part, np.ndarray)]
     if len(numbers) == len(labels):
         return np.concatenate(numbers), classes
-    texts = [str(label) for part in labels for label in part]
-    found = sort_labels(set(texts))
-    classes = found if classes is None else list(classes)
-    position = {name: label for label, name in enumerate(classes)}
-    unknown = [name for name in found if name not in position]
-    if unknown:
-        raise UserError(
-            f"{root}: label {unknown[0]!r} is not one of the {len(classes)} training classes; correct it"
-        )
-    return np.array([position[text] for text in texts], np.int64), classes
+    return number_labels(root, [str(label) for part in labels for label in part], classes)
 
 
 def _read_index(path: Path) -> _Index:

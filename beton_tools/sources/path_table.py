@@ -62,15 +62,7 @@ def table_source(files: Sequence[Path], classes: Sequence[str] | None = None) ->
         columns.append(_optional_columns(path, table))
     if not paths:
         raise UserError(f"{files[0]}: the table has no rows; give one that lists images")
-    found = sort_labels(set(labels))
-    classes = found if classes is None else list(classes)
-    position = {name: label for label, name in enumerate(classes)}
-    unknown = [name for name in found if name not in position]
-    if unknown:
-        raise UserError(
-            f"{files[0]}: label {unknown[0]!r} is not one of the {len(classes)} training classes; correct it"
-        )
-    numbers = np.array([position[label] for label in labels], np.int64)
+    numbers, classes = number_labels(files[0], labels, classes)
     source = FileSource("table", root, tuple(classes), None, numbers, Names.of(paths))
     return source, _joined(columns)
 
@@ -78,6 +70,27 @@ def table_source(files: Sequence[Path], classes: Sequence[str] | None = None) ->
 def parquet_columns(files: Sequence[Path]) -> Columns:
     """The split and group columns of parquet files that hold the images themselves."""
     return _joined([_optional_columns(path, _read_parquet(path)) for path in files])
+
+
+def number_labels(
+    source: Path, labels: Sequence[str], classes: Sequence[str] | None
+) -> tuple[np.ndarray, list[str]]:
+    """(class numbers int64 (N,), class names): numbered as in `classes`, or in sorted order.
+
+    source: the file or folder of the labels, for the error message.
+
+    Raises:
+        UserError: a label is not in `classes`.
+    """
+    found = sort_labels(set(labels))
+    names = found if classes is None else list(classes)
+    position = {name: label for label, name in enumerate(names)}
+    unknown = [name for name in found if name not in position]
+    if unknown:
+        raise UserError(
+            f"{source}: label {unknown[0]!r} is not one of the {len(names)} training classes; correct it"
+        )
+    return np.array([position[label] for label in labels], np.int64), names
 
 
 def sort_labels(labels: Iterable[str]) -> list[str]:

@@ -111,7 +111,7 @@ def device() -> torch.device:
 
 
 def compiles() -> bool:
-    """Whether steps are compiled: on GPUs that Triton supports."""
+    """Return True if the benchmark compiles its steps: on GPUs that Triton supports."""
     native = device().type == "cuda" and torch.cuda.get_device_capability() >= BF16_NATIVE
     return native and can_compile(device())
 

@@ -26,7 +26,7 @@ PAPER_SCALE, PAPER_ERASE = 0.08, 0.25
 
 @dataclass(frozen=True)
 class PaperRecipe:
-    """What the paper trained a tower with, batch 2,048 (Table 10 and the reference's logs)."""
+    """The paper's hyperparameters for one tower at batch size 2,048 (Table 10 and the reference's logs)."""
 
     name: str
     epochs: int

@@ -172,7 +172,7 @@ class Augment:
 
     @property
     def mixes(self) -> bool:
-        """Whether mixup or CutMix is on."""
+        """True if mixup or CutMix is used."""
         return self.mixup > 0 or self.cutmix > 0
 
 

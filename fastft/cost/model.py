@@ -130,7 +130,7 @@ def predict(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 
 def predict_published(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """As `predict` for MAIN_GPUS, only at the MFU published for a ViT."""
+    """Cost on each of MAIN_GPUS at the MFU published for a ViT: basis, mfu, hours, limited_by."""
     return {name: _row(recipe, GPUS[name], PUBLISHED_MFU[name]) for name in MAIN_GPUS}
 
 

@@ -25,7 +25,7 @@ class RidgeHead:
 
 @dataclass(frozen=True)
 class _Moments:
-    """What ridge regression on one-hot targets needs of its rows; means and eigenvectors are float64."""
+    """Sufficient statistics for ridge regression on one-hot targets; means and eigenvectors are float64."""
 
     shares_K: np.ndarray
     mean_D: np.ndarray

@@ -8,7 +8,7 @@ ARCHIVE_SUFFIXES = (".tar",)
 
 
 def needs_conversion(path: str | None) -> bool:
-    """Whether `data.train` or `data.val` is something else than a .beton file."""
+    """Return True if `data.train` or `data.val` must be converted to a .beton file: a folder, table or archive."""
     if path is None:
         return False
     place = Path(path).expanduser()

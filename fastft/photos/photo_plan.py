@@ -1,4 +1,4 @@
-"""What is trained and evaluated on: the images of each side, their classes, and what is unusual about them."""
+"""The training and validation images of a folder or table, their classes, and warnings about them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -144,7 +144,7 @@ def _prepare_val(recipe: Recipe, folder: Path, say: Say) -> Recipe:
 
 
 def _begin(folder: Path, photos: str, inputs: str, say: Say) -> dict[str, Any]:
-    """What was recorded of the same inputs, complete or not; the conversion of other inputs is removed.
+    """The record of an earlier conversion of the same inputs, complete or not; a conversion of other inputs is removed.
 
     Raises:
         UserError: the photographs have changed since the first checkpoint, or another process uses the run directory.

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from beton_tools.errors import UserError
+from fastft.files.evaluations import WEIGHTS as NAMES
 from fastft.files.run_directory import read_result
 from fastft.train.checkpoint import find_checkpoint, is_checkpoint, list_checkpoints, read_checkpoint
 
@@ -82,12 +83,8 @@ def choose_weights(
 
 def describe_weights(choice: Mapping[str, Any]) -> str:
     """The choice as one line of the log."""
-    name = _name(choice["kind"])
+    name = NAMES[choice["kind"]]
     return f"predict, eval and export take the {name} weights of epoch {choice['epoch']}: {choice['reason']}"
-
-
-def _name(kind: str) -> str:
-    return "EMA" if kind == EMA else kind
 
 
 # finding them -----------------------------------------------------------------------------------------------------------
@@ -138,13 +135,13 @@ def _of_checkpoint(path: Path, kind: str, reason: str = "") -> Found:
         own = EMA if EMA in (_evaluation(path) or {}) else RAW
         if kind not in (AUTO, own):
             raise UserError(f"{path} has no {kind} weights, only those that its epoch was chosen by ({own})")
-        return Found(path, STEMS[RAW], own, f"{_name(own)} weights of the best epoch, {path.name}{reason}")
+        return Found(path, STEMS[RAW], own, f"{NAMES[own]} weights of the best epoch, {path.name}{reason}")
     has_ema = (path / f"{STEMS[EMA]}.safetensors").exists()
     if kind == AUTO:
         kind = EMA if has_ema else RAW
     if kind == EMA and not has_ema:
         raise UserError(f"{path} has no EMA weights; give --weights raw")
-    return Found(path, STEMS[kind], kind, f"{_name(kind)} weights of {path.name}{reason}")
+    return Found(path, STEMS[kind], kind, f"{NAMES[kind]} weights of {path.name}{reason}")
 
 
 def _evaluation(path: Path) -> Mapping[str, Any] | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastft.files.rules import LIST, NUMBER_OR_NULL, OBJECT, TEXT, check_keys
 from fastft.model.attention import ATTENTION_KERNELS
-from fastft.train.step_choice import MODES, StepChoice, Trial
+from fastft.train.step_choice import MODES, StepChoice, StepTrial
 
 MAX_BYTES = 1 << 20
 TRIAL = {"mode": TEXT, "attention": TEXT, "milliseconds": NUMBER_OR_NULL}
@@ -27,7 +27,7 @@ def cache_file(key: Mapping[str, Any]) -> Path:
     return home / "fastft" / "steps" / f"{digest}.json"
 
 
-def load_trials(key: Mapping[str, Any], say: Callable[[str], None]) -> list[Trial] | None:
+def load_trials(key: Mapping[str, Any], say: Callable[[str], None]) -> list[StepTrial] | None:
     """The trials stored for a key; None if there are none, or if the file is damaged, which `say` reports."""
     with suppress(RuntimeError, OSError):
         path = cache_file(key)
@@ -40,7 +40,7 @@ def load_trials(key: Mapping[str, Any], say: Callable[[str], None]) -> list[Tria
     return None
 
 
-def store_trials(key: Mapping[str, Any], trials: Sequence[Trial]) -> None:
+def store_trials(key: Mapping[str, Any], trials: Sequence[StepTrial]) -> None:
     """Store trials. A directory that cannot be written, or a full disk, only means measuring again next time."""
     with suppress(RuntimeError, OSError):
         path = cache_file(key)
@@ -54,7 +54,7 @@ def store_trials(key: Mapping[str, Any], trials: Sequence[Trial]) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _read(path: Path, key: Mapping[str, Any]) -> list[Trial]:
+def _read(path: Path, key: Mapping[str, Any]) -> list[StepTrial]:
     """Raises ValueError if the file is not as `store_trials` writes it."""
     if path.stat().st_size > MAX_BYTES:
         raise ValueError("too large")
@@ -65,9 +65,9 @@ def _read(path: Path, key: Mapping[str, Any]) -> list[Trial]:
     return [_trial(values) for values in content["trials"]]
 
 
-def _trial(values: Any) -> Trial:
+def _trial(values: Any) -> StepTrial:
     check_keys("a trial", values, TRIAL)
     choice = StepChoice(values["mode"], values["attention"])
     if choice.mode not in MODES or choice.attention not in ("auto", *ATTENTION_KERNELS):
         raise ValueError(f"unknown candidate {choice}")
-    return Trial(choice, values["milliseconds"], values.get("reason"))
+    return StepTrial(choice, values["milliseconds"], values.get("reason"))

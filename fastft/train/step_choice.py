@@ -28,7 +28,7 @@ class StepChoice:
 
 
 @dataclass(frozen=True)
-class Trial:
+class StepTrial:
     """A candidate: milliseconds of a micro-batch's forward and backward pass, or the reason why it was dropped."""
 
     choice: StepChoice
@@ -49,7 +49,7 @@ class Decision:
 
     choice: StepChoice
     origin: str
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[StepTrial, ...] = ()
 
     @property
     def is_worth_a_line(self) -> bool:
@@ -103,7 +103,7 @@ def graph_obstacle(recipe: Recipe, on_gpu: bool, processes: int) -> str | None:
     return None
 
 
-def fastest(trials: Sequence[Trial]) -> StepChoice:
+def fastest(trials: Sequence[StepTrial]) -> StepChoice:
     """The choice of the first trial that is within MARGIN of the fastest; the default if none was measured."""
     measured = {trial.choice: trial.milliseconds for trial in trials if trial.milliseconds is not None}
     limit = min(measured.values(), default=0.0) * (1 + MARGIN)
@@ -122,8 +122,8 @@ def decide(
     requested: str,
     stored: StepChoice | None,
     on_gpu: bool,
-    load: Callable[[], Sequence[Trial] | None],
-    measure: Callable[[], Sequence[Trial]],
+    load: Callable[[], Sequence[StepTrial] | None],
+    measure: Callable[[], Sequence[StepTrial]],
 ) -> Decision:
     """What the recipe names, else what the run had before, else the fastest of all candidates.
 

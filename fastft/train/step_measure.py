@@ -20,7 +20,7 @@ from fastft.train.distributed import World
 from fastft.train.micro_batch import COPIES
 from fastft.train.precision import Precision
 from fastft.train.step_cache import load_trials, store_trials
-from fastft.train.step_choice import Decision, StepChoice, Trial, decide, requested_step, stored_choice
+from fastft.train.step_choice import Decision, StepChoice, StepTrial, decide, requested_step, stored_choice
 from fastft.train.step_trials import Request, describe_error
 
 MEASURE_SECONDS = 60.0
@@ -57,7 +57,7 @@ def choose_step(
     name = device_name(world.device)
     key = cache_key(request, name)
 
-    def measure() -> list[Trial]:
+    def measure() -> list[StepTrial]:
         say(f"measuring how to compute a step, at most {request.seconds:.0f} s")
         trials = measure_in_process(request, on_wait)
         if any(trial.milliseconds is not None for trial in trials):
@@ -120,7 +120,7 @@ def measure_in_process(
     request: Request,
     on_wait: Callable[[], None],
     command: tuple[str, ...] = (sys.executable, "-m", TRIALS_MODULE),
-) -> list[Trial]:
+) -> list[StepTrial]:
     """The trials that `fastft.train.step_trials` ends within the request's seconds; then it is killed.
 
     A candidate that was running when the process was killed or crashed is dropped. command: the program and its module.
@@ -135,7 +135,7 @@ def measure_in_process(
                     [*command, str(asked), str(results)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
                 )
             except OSError as error:
-                return [Trial(StepChoice(), None, describe_error(error))]
+                return [StepTrial(StepChoice(), None, describe_error(error))]
             ending = _wait(process, time.monotonic() + request.seconds, on_wait)
         if ending is None:
             reason = f"stopped after {request.seconds:.0f} s"
@@ -160,7 +160,7 @@ def _wait(process: subprocess.Popen, deadline: float, on_wait: Callable[[], None
         process.wait()
 
 
-def read_trials(results: str, reason: str) -> list[Trial]:
+def read_trials(results: str, reason: str) -> list[StepTrial]:
     """Trials from the lines that the other process wrote; what it started and did not end is dropped for `reason`."""
     started, trials = StepChoice(), []
     ended = False
@@ -174,9 +174,11 @@ def read_trials(results: str, reason: str) -> list[Trial]:
             trials.append(trial_from_dict(event["ended"]))
         else:
             started = StepChoice(**event["started"])
-    return trials if ended else [*trials, Trial(started, None, reason)]
+    return trials if ended else [*trials, StepTrial(started, None, reason)]
 
 
-def trial_from_dict(values: Mapping[str, Any]) -> Trial:
-    """Inverse of `Trial.as_dict`."""
-    return Trial(StepChoice(values["mode"], values["attention"]), values["milliseconds"], values["reason"])
+def trial_from_dict(values: Mapping[str, Any]) -> StepTrial:
+    """Inverse of `StepTrial.as_dict`."""
+    return StepTrial(
+        StepChoice(values["mode"], values["attention"]), values["milliseconds"], values["reason"]
+    )

@@ -28,7 +28,7 @@ from fastft.train.distributed import World
 from fastft.train.models import build_step, build_training_models
 from fastft.train.precision import Precision
 from fastft.train.step import Step
-from fastft.train.step_choice import StepChoice, Trial, fastest, graph_obstacle
+from fastft.train.step_choice import StepChoice, StepTrial, fastest, graph_obstacle
 
 WARM_UP_CALLS, TIMED_CALLS = 2, 3
 GRAPH_MICRO_BATCH = (
@@ -76,9 +76,9 @@ class TrialRunner:
         self._build, self._kernels, self._modes = build, kernels, modes
         self._tolerance, self._deadline, self._report, self._clock = tolerance, deadline, report, clock
         self._reference: Mapping[str, Tensor] | None = None
-        self.trials: list[Trial] = []
+        self.trials: list[StepTrial] = []
 
-    def run(self) -> list[Trial]:
+    def run(self) -> list[StepTrial]:
         left = len(self._kernels) + len(self._modes)
         for kernel in self._kernels:
             self._try(StepChoice("eager", kernel), left)
@@ -95,11 +95,11 @@ class TrialRunner:
         self._report("started", asdict(choice))
         seconds = (self._deadline - self._clock()) / left
         try:
-            trial = Trial(choice, self._milliseconds(choice, seconds))
+            trial = StepTrial(choice, self._milliseconds(choice, seconds))
         except Dropped as error:
-            trial = Trial(choice, None, str(error))
+            trial = StepTrial(choice, None, str(error))
         except Exception as error:  # a kernel or a compiler that this device lacks
-            trial = Trial(choice, None, describe_error(error))
+            trial = StepTrial(choice, None, describe_error(error))
         self.trials.append(trial)
         self._report("ended", trial.as_dict())
 

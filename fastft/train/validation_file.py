@@ -18,7 +18,7 @@ FILE = "validation.npz"
 
 
 @dataclass(frozen=True)
-class Validation:
+class ValidationPredictions:
     """labels_N, predicted_N: int64 (N,)."""
 
     epoch: int
@@ -49,7 +49,7 @@ def write_validation(folder: Path, epoch: int, scores: Mapping[str, Scores]) -> 
         ) from None
 
 
-def read_validation(folder: Path, weights: str) -> Validation:
+def read_validation(folder: Path, weights: str) -> ValidationPredictions:
     """Read the predictions of the "raw" or "ema" weights of a run.
 
     Raises:
@@ -58,6 +58,8 @@ def read_validation(folder: Path, weights: str) -> Validation:
     path = folder / FILE
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return Validation(int(arrays["epoch"]), arrays["labels"], arrays[f"{weights}_predicted"])
+            return ValidationPredictions(
+                int(arrays["epoch"]), arrays["labels"], arrays[f"{weights}_predicted"]
+            )
     except (OSError, KeyError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete {folder} and run again") from None

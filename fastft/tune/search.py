@@ -36,7 +36,7 @@ from fastft.tune.settings import (
     shortened,
     with_setting,
 )
-from fastft.tune.trials import Result, Trial, best_trials, finished_trial
+from fastft.tune.trials import Result, ShortRun, best_trials, finished_trial
 from fastft.tune.tune_report import print_result, write_report
 
 OWN_OPTIONS = {"--train.run_dir": "--out", "--train.stop_after": "--budget"}
@@ -119,7 +119,7 @@ class _Search:
     limit: float
     world: World
     console: Console
-    trials: list[Trial] = field(default_factory=list)
+    trials: list[ShortRun] = field(default_factory=list)
     skipped: list[tuple[Setting, int]] = field(default_factory=list)
     time_up: bool = False
 
@@ -139,7 +139,7 @@ class _Search:
             self._trial(DEFAULT, last)  # what the tuned setting is compared with
         return self._result(test)
 
-    def _trial(self, setting: Setting, rung: int) -> Trial | None:
+    def _trial(self, setting: Setting, rung: int) -> ShortRun | None:
         """Train a setting unless it is trained already; None if it does not fit into the budget."""
         epochs, last = self.rungs[rung], len(self.rungs) - 1
         run = self._plan(setting, epochs)
@@ -159,7 +159,7 @@ class _Search:
                 return None
             evaluations = read_result(run)
         if evaluations is None:
-            trial = Trial(setting, rung, epochs, run, failure=failure)
+            trial = ShortRun(setting, rung, epochs, run, failure=failure)
         else:
             self.budget.finished(run.key, epochs)
             trial = finished_trial(setting, rung, epochs, run, evaluations)

@@ -14,7 +14,7 @@ from fastft.tune.settings import Setting
 
 
 @dataclass(frozen=True)
-class Trial:
+class ShortRun:
     """A complete run of a setting, or the error that ended it.
 
     rung: from 0. score: top-1 or, with very unequal classes, balanced accuracy (`measure`) of the last epoch on the validation
@@ -45,8 +45,8 @@ class Result:
     recipe: Recipe
     layers: int
     rungs: Sequence[int]
-    trials: list[Trial]
-    best: Trial
+    trials: list[ShortRun]
+    best: ShortRun
     skipped: list[tuple[Setting, int]]
     complete: bool
     spent: float
@@ -57,15 +57,15 @@ class Result:
 
 def finished_trial(
     setting: Setting, rung: int, epochs: int, run: Run, evaluations: Sequence[Mapping[str, Any]]
-) -> Trial:
+) -> ShortRun:
     last = evaluations[-1]
     chosen, measure = choose_weights(evaluations, last), last.get("best_by", TOP1)
     assert chosen is not None  # there is an evaluation
     weights = chosen["kind"]
-    return Trial(setting, rung, epochs, run, float(last[weights][measure]), measure, weights)
+    return ShortRun(setting, rung, epochs, run, float(last[weights][measure]), measure, weights)
 
 
-def best_trials(trials: list[Trial], count: int) -> list[Trial]:
+def best_trials(trials: list[ShortRun], count: int) -> list[ShortRun]:
     """The best finished trials; of equal ones the first."""
     finished = [trial for trial in trials if trial.score is not None]
     return sorted(finished, key=lambda trial: -(trial.score or 0.0))[:count]

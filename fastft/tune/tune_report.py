@@ -20,7 +20,7 @@ from fastft.files.evaluations import TOP1
 from fastft.sweep.report import markdown_table
 from fastft.tune.budget import format_duration
 from fastft.tune.settings import DEFAULT, FACTORS, Setting, count_epochs, grid, mid_lr, with_setting
-from fastft.tune.trials import Result, Trial
+from fastft.tune.trials import Result, ShortRun
 
 TUNED = "tuned.yaml"
 MIDDLE, BEST = "middle lr", " (best)"
@@ -124,7 +124,7 @@ def as_json(result: Result) -> dict[str, Any]:
     }
 
 
-def _trial_json(result: Result, trial: Trial) -> dict[str, Any]:
+def _trial_json(result: Result, trial: ShortRun) -> dict[str, Any]:
     return {
         "setting": trial.setting.title,
         "lr": trial.recipe.optim.lr,
@@ -161,7 +161,7 @@ def _table(result: Result) -> tuple[list[str], list[list[str]]]:
     return header, lines
 
 
-def _cell(trial: Trial | None) -> str:
+def _cell(trial: ShortRun | None) -> str:
     if trial is None:
         return "-"
     return "failed" if trial.score is None else f"{trial.score:.2f}"

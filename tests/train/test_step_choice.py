@@ -21,7 +21,7 @@ from fastft.train.step_choice import (
     MODES,
     Decision,
     StepChoice,
-    Trial,
+    StepTrial,
     decide,
     fastest,
     refuse_impossible,
@@ -48,7 +48,7 @@ class Candidate:
     error: Exception | None = None
 
 
-def try_all(candidates: dict[StepChoice, Candidate], seconds: float = 60.0) -> list[Trial]:
+def try_all(candidates: dict[StepChoice, Candidate], seconds: float = 60.0) -> list[StepTrial]:
     """The trials of stubs on a clock that only they advance."""
     now = [0.0]
 
@@ -79,7 +79,7 @@ def try_all(candidates: dict[StepChoice, Candidate], seconds: float = 60.0) -> l
     return trials
 
 
-def reasons(trials: list[Trial]) -> dict[StepChoice, str | None]:
+def reasons(trials: list[StepTrial]) -> dict[StepChoice, str | None]:
     return {trial.choice: trial.reason for trial in trials}
 
 
@@ -169,7 +169,9 @@ def child(text: str) -> tuple[str, ...]:
     return sys.executable, "-c", START + text
 
 
-ENDED = f"say(started={{'mode': 'eager', 'attention': 'auto'}}); say(ended={Trial(EAGER, 5.0).as_dict()})\n"
+ENDED = (
+    f"say(started={{'mode': 'eager', 'attention': 'auto'}}); say(ended={StepTrial(EAGER, 5.0).as_dict()})\n"
+)
 STARTED = "say(started={'mode': 'compile', 'attention': 'auto'})\n"
 
 
@@ -177,13 +179,13 @@ def test_a_compilation_that_does_not_end_is_killed_at_the_limit() -> None:
     trials = measure_in_process(
         request(seconds=1.5), lambda: None, child(ENDED + STARTED + "time.sleep(600)")
     )
-    assert trials == [Trial(EAGER, 5.0), Trial(StepChoice("compile"), None, "stopped after 2 s")]
+    assert trials == [StepTrial(EAGER, 5.0), StepTrial(StepChoice("compile"), None, "stopped after 2 s")]
 
 
 def test_a_compiler_that_crashes_is_dropped_with_its_last_line() -> None:
     crash = "print('ptxas fatal: sm_70 is not defined', file=sys.stderr, flush=True); os.abort()"
     trials = measure_in_process(request(), lambda: None, child(ENDED + STARTED + crash))
-    assert trials[0] == Trial(EAGER, 5.0)
+    assert trials[0] == StepTrial(EAGER, 5.0)
     assert trials[1].reason == "its process ended with code -6: ptxas fatal: sm_70 is not defined"
 
 
@@ -211,16 +213,20 @@ time.sleep(600)
 def test_a_line_that_was_cut_short_is_left_out() -> None:
     lines = [
         json.dumps({"started": {"mode": "eager", "attention": "auto"}}),
-        json.dumps({"ended": Trial(EAGER, 5.0).as_dict()}),
+        json.dumps({"ended": StepTrial(EAGER, 5.0).as_dict()}),
     ]
-    assert read_trials("\n".join(lines), "stopped") == [Trial(EAGER, 5.0)]
-    assert read_trials(f"{lines[0]}\n{lines[1][:20]}", "stopped") == [Trial(EAGER, None, "stopped")]
-    assert read_trials("", "stopped") == [Trial(EAGER, None, "stopped")]
+    assert read_trials("\n".join(lines), "stopped") == [StepTrial(EAGER, 5.0)]
+    assert read_trials(f"{lines[0]}\n{lines[1][:20]}", "stopped") == [StepTrial(EAGER, None, "stopped")]
+    assert read_trials("", "stopped") == [StepTrial(EAGER, None, "stopped")]
 
 
 # the decision --------------------------------------------------------------------------------------------------------
 
-MEASURED = [Trial(EAGER, 9.0), Trial(COMPILED, 5.0), Trial(GRAPH, None, "CUDA error: out of memory")]
+MEASURED = [
+    StepTrial(EAGER, 9.0),
+    StepTrial(COMPILED, 5.0),
+    StepTrial(GRAPH, None, "CUDA error: out of memory"),
+]
 
 
 def decided(
@@ -228,7 +234,7 @@ def decided(
     *,
     stored: StepChoice | None = None,
     on_gpu: bool = True,
-    cached: list[Trial] | None = None,
+    cached: list[StepTrial] | None = None,
 ) -> tuple[Decision, int]:
     """The decision, and how often was measured."""
     calls: list[int] = []
@@ -255,7 +261,7 @@ def test_a_resumed_run_takes_the_recorded_choice_without_measuring() -> None:
 
 
 def test_the_cache_spares_auto_a_measurement() -> None:
-    cached = [Trial(EAGER, 3.0), Trial(GRAPH, 1.0)]
+    cached = [StepTrial(EAGER, 3.0), StepTrial(GRAPH, 1.0)]
     assert decided("auto", cached=cached) == (Decision(GRAPH, "cache", tuple(cached)), 0)
     assert decided("measure", cached=cached)[0].origin == "measurement"
 
@@ -412,7 +418,7 @@ def test_a_run_records_what_was_measured_and_its_resume_takes_it(
 ) -> None:
     """The measurement is a stub; the choice, another attention kernel, is real."""
     measured: list[Request] = []
-    found = [Trial(EAGER, 2.0), Trial(BATCHED, 1.0), Trial(COMPILED, None, "broken")]
+    found = [StepTrial(EAGER, 2.0), StepTrial(BATCHED, 1.0), StepTrial(COMPILED, None, "broken")]
     monkeypatch.setattr(
         step_measure, "measure_in_process", lambda request, on_wait: measured.append(request) or found
     )
