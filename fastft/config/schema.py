@@ -87,8 +87,9 @@ class Data:
         low=0, high=4096, changes_accuracy=False,
     )  # fmt: skip
     batches_ahead: int = option(
-        2, "micro-batches that the loader prepares in advance", low=1, high=1024, changes_accuracy=False
-    )
+        2, "micro-batches that the loader prepares in advance, the one in progress included",
+        low=1, high=1024, changes_accuracy=False,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from fastft.config import Recipe
 from fastft.cost.work import phase_flops
 from fastft.data import EvalLoader, Output, Shard, TrainLoader
 from fastft.data.classes import refuse_other_classes
+from fastft.data.engine import Engine
 from fastft.data.loader import check_shrink
 from fastft.model import Classifier
 from fastft.phases import find_phases, with_phase
@@ -24,8 +25,8 @@ from fastft.train.run_phases import RunPhase, RunPhases
 def loader_bytes_per_image(recipe: Recipe, precision: Precision, train_file: Beton) -> float:
     """GPU memory of the loaders per image of a micro-batch."""
     files = [train_file] if recipe.data.val is None else [train_file, Beton.open(recipe.data.val)]
-    size, ahead = recipe.model.image_size, recipe.data.batches_ahead
-    return sum(loader_bytes(file, size, precision.dtype, ahead) for file in files)
+    size, batches = recipe.model.image_size, Engine.slots(recipe.data.batches_ahead)
+    return sum(loader_bytes(file, size, precision.dtype, batches) for file in files)
 
 
 def fit_micro_batch(
