@@ -20,7 +20,10 @@ def with_model_normalisation(recipe: Recipe, written: Container[str]) -> Recipe:
     import timm  # takes seconds
 
     name = recipe.model.arch.removeprefix(TIMM)
-    stated = timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
+    try:
+        stated = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # no such tag
+        stated = None
     if stated is None:
         return recipe
     for option in missing:

@@ -30,6 +30,9 @@ class ImageTower(nn.Module):
         """Use one of `fastft.model.attention.ATTENTION_KERNELS`, or 'auto'."""
         raise NotImplementedError
 
+    def restore_buffers(self) -> None:
+        """Compute what checkpoints do not hold, when a model that was built on the meta device has been given its weights."""
+
 
 class ImageClassifier(nn.Module):
     """Images (B, 3, S, S) to logits (B, num_classes): a tower and a linear head."""

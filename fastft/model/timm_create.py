@@ -34,7 +34,10 @@ def pretrained_cfg(name: str) -> Any:
     model, _, tag = name.partition(".")
     if not timm.is_model(model):
         raise UserError(f"model.arch '{PREFIX}{name}' is not known; {_suggest(model, timm.list_models())}")
-    found = timm.get_pretrained_cfg(name)
+    try:
+        found = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # no such tag
+        found = None
     if found is None:
         raise UserError(
             f"model.arch '{PREFIX}{name}' is not known; {_suggest(tag, pretrained_tags(model), f'{model}.')}"
@@ -60,7 +63,7 @@ def timm_args(name: str, image_size: int) -> dict[str, Any]:
 
 
 def create_timm(name: str, image_size: int, num_classes: int, **more: Any) -> Trunk:
-    """timm's model as `timm.create_model` builds and initialises it; on the meta device its buffers are on the CPU.
+    """timm's model as `timm.create_model` builds and initialises it.
 
     more: further arguments of `timm.create_model`; those of value 0 or False are left out.
 
@@ -74,7 +77,7 @@ def create_timm(name: str, image_size: int, num_classes: int, **more: Any) -> Tr
         trunk = timm.create_model(name, num_classes=num_classes, **arguments)
     except (TypeError, AssertionError, ValueError, NotImplementedError) as error:
         for argument, option in OPTIONS.items():
-            if argument in arguments and argument in str(error):
+            if argument in arguments and f"'{argument}'" in str(error):
                 raise UserError(f"{PREFIX}{name} has no {argument}; leave {option} at its default") from None
         if more.get("pretrained"):  # the hub's errors, some of which are ValueErrors
             raise
@@ -82,42 +85,39 @@ def create_timm(name: str, image_size: int, num_classes: int, **more: Any) -> Tr
             f"{PREFIX}{name} cannot be built at {image_size} px ({first_sentence(error)}); use another image size or model"
         ) from None
     check_supported(name, trunk)
-    settle_buffers(name, trunk)
     return trunk
 
 
 def check_supported(name: str, trunk: Trunk) -> None:
     """Raise UserError for a model whose training could not be repeated exactly, or that has no linear head over layers."""
     saved = trunk.state_dict().keys()
-    statistics = [key for key, _ in trunk.named_buffers() if key in saved]
-    dropout = [
-        key for key, module in trunk.named_modules() if isinstance(module, nn.Dropout) and module.p > 0
-    ]
+    statistics = next((key for key, _ in trunk.named_buffers() if key in saved), None)
+    modules = dict(trunk.named_modules())
+    dropout = next((key for key, m in modules.items() if isinstance(m, nn.Dropout) and m.p > 0), None)
+    fixed = next((m for m in _with_buffers(trunk) if not hasattr(m, "init_non_persistent_buffers")), None)
     reasons = {
-        f"keeps running statistics ({statistics[:1]}), which depend on the micro-batch": statistics,
-        f"has dropout of its own ({dropout[:1]}), which a resumed run could not repeat": dropout,
+        f"keeps running statistics ({statistics}), which depend on the micro-batch": statistics,
+        f"has buffers that timm cannot compute again ({type(fixed).__name__})": fixed,
+        f"has dropout of its own ({dropout}), which a resumed run could not repeat": dropout,
         "has no single linear head": not isinstance(trunk.get_classifier(), nn.Linear),
         "has no group_matcher, which numbers its layers": not hasattr(trunk, "group_matcher"),
     }
     for reason, holds in reasons.items():
         if holds:
-            raise UserError(
-                f"{PREFIX}{name} {reason}; use a model with LayerNorm, such as ViT, ConvNeXt or Swin"
-            )
+            raise UserError(f"{PREFIX}{name} {reason}; use another model, such as a ViT, ConvNeXt or Swin")
 
 
-def settle_buffers(name: str, trunk: Trunk) -> None:
-    """Compute the buffers of a model that was built on the meta device, on the CPU: checkpoints do not hold them."""
-    for module in trunk.modules():
-        if not any(buffer is not None and buffer.is_meta for buffer in module._buffers.values()):
-            continue
-        if not hasattr(module, "init_non_persistent_buffers"):
-            raise UserError(f"{PREFIX}{name}: timm cannot compute its buffers again; use another model")
+def restore_buffers(trunk: Trunk) -> None:
+    """Compute the buffers of a model that was built on the meta device and has its weights: checkpoints do not hold them."""
+    for module in _with_buffers(trunk):
         for key, buffer in module._buffers.items():
-            if buffer is not None:
+            if buffer is not None and buffer.is_meta:
                 module._buffers[key] = torch.empty_like(buffer, device="cpu")
-        with torch.device("cpu"):
-            module.init_non_persistent_buffers()
+        module.init_non_persistent_buffers()
+
+
+def _with_buffers(trunk: Trunk) -> list[Any]:
+    return [m for m in trunk.modules() if any(buffer is not None for buffer in m._buffers.values())]
 
 
 def layer_ids(trunk: Trunk) -> dict[str, int]:

@@ -21,7 +21,7 @@ def count_timm_forward(
 
     with torch.device("meta"):
         model = build_timm_classifier(arch, num_classes, patch_dropout=patch_dropout)
-        model.to("meta").train()  # with its buffers
+        model.train()
         images = torch.empty(1, 3, arch.image_size, arch.image_size)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(images)

@@ -14,7 +14,7 @@ from beton_tools.errors import UserError
 from fastft.model.interface import ImageClassifier, ImageTower
 from fastft.model.stochastic import DropPath, PatchDropout
 from fastft.model.timm_arch import TimmArch
-from fastft.model.timm_create import PREFIX, Trunk, create_timm, layer_ids, timm_args
+from fastft.model.timm_create import PREFIX, Trunk, create_timm, layer_ids, restore_buffers, timm_args
 
 TRUNK = "visual.trunk."
 
@@ -129,6 +129,9 @@ class TimmTower(ImageTower):
         """timm chooses the kernel itself."""
         if kernel != "auto":
             raise ValueError(f"timm's models choose their attention kernel, not '{kernel}'")
+
+    def restore_buffers(self) -> None:
+        restore_buffers(self.trunk)
 
     def takes_weight_decay(self, name: str, parameter: nn.Parameter) -> bool:
         """As `timm.optim`: not for 1-D tensors and what the model exempts. name: timm's."""

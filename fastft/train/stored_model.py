@@ -30,6 +30,7 @@ def read_model(path: Path, stem: str) -> tuple[ImageClassifier, Recipe, Checkpoi
     model = _build_without_weights(recipe, arch, checkpoint, stem)
     # copies, because these tensors are maps of a file that may be replaced or deleted while the model is in use
     model.load_state_dict({k: v.to(torch.float32, copy=True) for k, v in tensors.items()}, assign=True)
+    model.visual.restore_buffers()
     return model, recipe, checkpoint
 
 
