@@ -110,9 +110,9 @@ def _limits(arguments: dict[str, Any]) -> list[Contender]:
 
 def shape(letter: str) -> Arch:
     """B/16 and L/14 of CLIP; S and T are B/16 at the widths of ViT-S and ViT-Ti."""
-    from fastft.model import load_arch
+    from fastft.model.arch import load_open_clip_arch
 
-    base = load_arch("ViT-L-14-quickgelu" if letter == "L" else "ViT-B-16-quickgelu")
+    base = load_open_clip_arch("ViT-L-14-quickgelu" if letter == "L" else "ViT-B-16-quickgelu")
     width = {"S": 384, "T": 192}.get(letter, base.width)
     return replace(base, width=width, heads=width // 64, mlp_width=4 * width)
 

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fastft.inference.trained import Trained
-from fastft.model import Arch, build_classifier
+from fastft.model import TimmArch, arch_from_dict, build_classifier
 
 
 def write(trained: Trained, path: Path) -> None:
@@ -35,12 +35,16 @@ def write(trained: Trained, path: Path) -> None:
 def load(path: Path) -> torch.nn.Module:
     with safe_open(path, framework="pt") as file:
         header = {k: json.loads(v) for k, v in file.metadata().items() if k != "format"}
-    model = build_classifier(
-        Arch(**header["arch"]),
-        header["num_classes"],
-        layer_scale=header["layer_scale"],
-        rel_pos_bias=header["rel_pos_bias"],
-    )
+    arch, num_classes = arch_from_dict(header["arch"]), header["num_classes"]
+    model: torch.nn.Module
+    if isinstance(arch, TimmArch):
+        from fastft.model.timm_tower import build_timm_classifier
+
+        model = build_timm_classifier(arch, num_classes)
+    else:
+        model = build_classifier(
+            arch, num_classes, layer_scale=header["layer_scale"], rel_pos_bias=header["rel_pos_bias"]
+        )
     model.load_state_dict(load_file(path))
     return model.eval()
 

@@ -14,7 +14,7 @@ from fastft.data import EvalLoader, Output, Shard, TrainLoader
 from fastft.data.classes import refuse_other_classes
 from fastft.data.engine import Engine
 from fastft.data.loader import check_shrink
-from fastft.model import Classifier
+from fastft.model import ImageClassifier
 from fastft.phases import find_phases, with_phase
 from fastft.train.distributed import World
 from fastft.train.micro_batch import choose_micro_batch, loader_bytes
@@ -30,7 +30,7 @@ def loader_bytes_per_image(recipe: Recipe, precision: Precision, train_file: Bet
 
 
 def fit_micro_batch(
-    recipe: Recipe, model: Classifier, world: World, precision: Precision, per_image: float, unit: int
+    recipe: Recipe, model: ImageClassifier, world: World, precision: Precision, per_image: float, unit: int
 ) -> int:
     """Images per forward pass of a process, a divisor of its share of the batch.
 
@@ -46,7 +46,7 @@ def fit_micro_batch(
 
 
 def plan_phases(
-    recipe: Recipe, model: Classifier, world: World, precision: Precision, train_file: Beton, unit: int
+    recipe: Recipe, model: ImageClassifier, world: World, precision: Precision, train_file: Beton, unit: int
 ) -> RunPhases:
     """The phases of a recipe, each with the micro-batch that fits. unit: images that must stay together.
 
