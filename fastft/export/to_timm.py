@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from beton_tools.errors import UserError
 from fastft.inference.trained import Trained
 from fastft.model import Arch
+from fastft.model.classifier import TOKEN
 
 NAMES = {  # ours -> timm's, within a block
     "ln_1.weight": "norm1.weight",
@@ -64,9 +65,13 @@ def timm_state(trained: Trained) -> dict[str, Tensor]:
     """The model's tensors under the names of timm's VisionTransformer.
 
     Raises:
-        UserError: a relative position bias, which that class has no place for.
+        UserError: a relative position bias or a pooling which that class has no place for.
     """
     ours = trained.model.state_dict()
+    if trained.model.pool == TOKEN:
+        raise UserError(
+            "timm's VisionTransformer has no embedding of length 1 (model.pool=token); export to open_clip, safetensors or onnx"
+        )
     if any(".rel_pos_bias." in name for name in ours):
         raise UserError(
             "timm's VisionTransformer has no relative position bias; export to safetensors or onnx"

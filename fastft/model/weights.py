@@ -13,7 +13,8 @@ from fastft.model.positions import resample_positions
 from fastft.model.tower import Tower
 from fastft.model.weight_files import first_sentence, is_torchscript_file, read_state_dict
 
-UNUSED = ("ln_post.", "proj")  # tower weights that fine-tuning drops
+PROJECTION = ("ln_post.", "proj")  # tower weights that only `model.pool=token` uses
+NOT_TENSORS_OF_A_TOWER = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's files
 PREFIXES = ("module.", "model.", "_orig_mod.")  # wrappers that training scripts leave in names
 
 
@@ -24,7 +25,8 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str) -> None:
         UserError: unknown tag or file, download impossible, damaged file, or weights of another architecture.
     """
     state = read_visual_state(weights, arch_name)
-    state = {name: value for name, value in state.items() if not name.startswith(UNUSED)}
+    if not tower.has_projection:
+        state = {name: value for name, value in state.items() if not name.startswith(PROJECTION)}
     _check_tensors(state, weights)
     _check_same_tower(tower, state, weights, arch_name)
     state["positional_embedding"] = interpolate_positions(state["positional_embedding"], tower.arch, weights)
@@ -38,6 +40,10 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str) -> None:
     missing, unexpected = tower.load_state_dict(state, strict=False)
     # what the recipe adds to the pretrained tower starts fresh
     missing = [n for n in missing if ".rel_pos_bias." not in n and ".ls_" not in n]
+    if any(name.startswith(PROJECTION) for name in missing):
+        raise UserError(
+            f"weights {weights} have no projection ({missing[0]}), which --model.pool=token needs; use CLIP's own weights"
+        )
     if missing or unexpected:
         raise UserError(
             f"weights {weights} do not fit {arch_name}: missing {missing[:3]}, unexpected {unexpected[:3]}; check model.arch"
@@ -46,10 +52,7 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str) -> None:
 
 def read_visual_state(weights: str, arch_name: str) -> dict[str, Tensor]:
     """The image tower's tensors under open_clip's names, without the `visual.` prefix."""
-    path = _as_file(weights)
-    state = _read_tag(weights, arch_name) if path is None else read_state_dict(path)
-    for prefix in PREFIXES:
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    state = _read_clip_state(weights, arch_name)
     visual = {n.removeprefix("visual."): v for n, v in state.items() if n.startswith("visual.")}
     visual = visual or state
     if "positional_embedding" not in visual or "conv1.weight" not in visual:
@@ -57,6 +60,34 @@ def read_visual_state(weights: str, arch_name: str) -> dict[str, Tensor]:
             f"{weights} holds no CLIP image tower (no visual.conv1.weight); use OpenAI or open_clip weights"
         )
     return visual
+
+
+def read_text_state(weights: str, arch_name: str) -> dict[str, Tensor]:
+    """The text tower's tensors under the names of open_clip's TextTransformer, and `logit_scale`, all in fp32.
+
+    Raises:
+        UserError: as `load_tower_weights`; or there is no text tower.
+    """
+    state = _read_clip_state(weights, arch_name)
+    text = {
+        name.removeprefix("text."): value.float()
+        for name, value in state.items()
+        if not name.startswith("visual.") and name not in NOT_TENSORS_OF_A_TOWER
+    }
+    if "token_embedding.weight" not in text or "logit_scale" not in text:
+        raise UserError(
+            f"{weights} holds no text tower of CLIP (no token_embedding.weight and logit_scale); use CLIP's weights"
+        )
+    return text
+
+
+def _read_clip_state(weights: str, arch_name: str) -> dict[str, Tensor]:
+    """Every tensor of a tag or a file, without the prefixes of wrappers."""
+    path = _as_file(weights)
+    state = _read_tag(weights, arch_name) if path is None else read_state_dict(path)
+    for prefix in PREFIXES:
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
 
 
 def interpolate_positions(positions_ND: Tensor, arch: Arch, source: str = "the weights") -> Tensor:
