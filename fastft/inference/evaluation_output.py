@@ -50,26 +50,17 @@ def is_ranked_among_few(s: Mapping[str, Any]) -> bool:
 
 def print_table_of_files(files: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Print one row of figures for each evaluated file."""
-    table = Table(
-        "file", title="in percent; classes: that predictions are ranked among", title_justify="left"
-    )
-    for name in (
-        "images",
-        "classes",
-        "top-1",
-        "standard error",
-        "top-5",
-        "balanced",
-        "macro F1",
-        "calibration error",
-    ):
+    table = Table(title="in percent; classes: those that predictions are ranked among", title_justify="left")
+    table.add_column("file", no_wrap=True, overflow="fold")
+    for name in ("images", "classes", "top-1", "top-5", "balanced", "F1", "ECE"):
         table.add_column(name, justify="right")
     for s in files:
-        keys = ("top1", "standard_error", "top5", "balanced_accuracy", "macro_f1", "ece")
-        figures = (f"{s[key]:.2f}" if key in s else "-" for key in keys)
-        table.add_row(
-            escape(printable(Path(s["data"]).name)), f"{s['samples']:,}", f"{s['ranked_classes']:,}", *figures
+        top1 = f"{s['top1']:.2f} ± {s['standard_error']:.2f}"
+        others = (
+            f"{s[key]:.2f}" if key in s else "-" for key in ("top5", "balanced_accuracy", "macro_f1", "ece")
         )
+        name = escape(printable(Path(s["data"]).name))
+        table.add_row(name, f"{s['samples']:,}", f"{s['ranked_classes']:,}", top1, *others)
     console.print(table)
 
 
