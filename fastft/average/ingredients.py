@@ -1,7 +1,7 @@
 """The models of an average: checkpoints of one architecture and one set of classes, and the start of a run."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -92,20 +92,17 @@ def interpolate(start: State, end: State, alpha: float) -> State:
     return {name: torch.lerp(value, end[name], alpha) for name, value in start.items()}
 
 
+@dataclass(frozen=True)
 class RunningMean:
-    """The mean of states, summed in fp64."""
+    """The mean of `count` states, summed in fp64."""
 
-    def __init__(self) -> None:
-        self.count, self._sum = 0, {}
-
-    _sum: State
+    count: int = 0
+    total: State = field(default_factory=dict)
 
     def with_state(self, state: State) -> "RunningMean":
-        """The mean with one more state; this one stays as it is."""
-        other = RunningMean()
-        other.count = self.count + 1
-        other._sum = {k: v.double() + self._sum[k] if self._sum else v.double() for k, v in state.items()}
-        return other
+        """The mean with one more state."""
+        total = {k: v.double() + self.total[k] if self.total else v.double() for k, v in state.items()}
+        return RunningMean(self.count + 1, total)
 
     def state(self) -> State:
-        return {name: (value / self.count).float() for name, value in self._sum.items()}
+        return {name: (value / self.count).float() for name, value in self.total.items()}

@@ -89,7 +89,7 @@ def _row(row: Row) -> dict[str, Any]:
 
 
 @dataclass
-class _Kitchen:
+class _Evaluator:
     """Evaluates weights in one model on the device."""
 
     trained: Trained
@@ -148,61 +148,63 @@ def average(
     world = find_world(device)
     with evaluating(world):
         trained.model.to(world.device)
-        kitchen = _Kitchen(
+        evaluator = _Evaluator(
             trained, files, world, only_present_classes, say if world.is_main else lambda text: None
         )
         if soup is None:
-            found = _interpolate(kitchen, ingredients, alphas)
+            found = _interpolate(evaluator, ingredients, alphas)
         else:
-            found = _greedy(kitchen, ingredients) if soup == GREEDY else _uniform(kitchen, ingredients)
+            found = _greedy(evaluator, ingredients) if soup == GREEDY else _uniform(evaluator, ingredients)
         trained.model.load_state_dict(found.state)
     return trained, found
 
 
-def _interpolate(kitchen: _Kitchen, ingredients: Sequence[Ingredient], alphas: Sequence[float]) -> Average:
+def _interpolate(
+    evaluator: _Evaluator, ingredients: Sequence[Ingredient], alphas: Sequence[float]
+) -> Average:
     start, end = (ingredient.read() for ingredient in ingredients)
-    rows = [kitchen.row(f"alpha {a:g}", interpolate(start, end, a), a) for a in alphas]
-    chosen = max(rows, key=lambda row: row.top1) if kitchen.data else rows[0]
+    rows = [evaluator.row(f"alpha {a:g}", interpolate(start, end, a), a) for a in alphas]
+    chosen = max(rows, key=lambda row: row.top1) if evaluator.data else rows[0]
     assert chosen.alpha is not None
     names = [ingredient.name for ingredient in ingredients]
     return _average(
-        kitchen, WISE, names, names, rows, chosen, interpolate(start, end, chosen.alpha), len(alphas) > 1
+        evaluator, WISE, names, names, rows, chosen, interpolate(start, end, chosen.alpha), len(alphas) > 1
     )
 
 
-def _uniform(kitchen: _Kitchen, ingredients: Sequence[Ingredient]) -> Average:
+def _uniform(evaluator: _Evaluator, ingredients: Sequence[Ingredient]) -> Average:
     mean, rows = RunningMean(), []
     for ingredient in ingredients:
         state = ingredient.read()
         mean = mean.with_state(state)
-        if kitchen.data:
-            rows.append(kitchen.row(ingredient.name, state))
+        if evaluator.data:
+            rows.append(evaluator.row(ingredient.name, state))
     names = [ingredient.name for ingredient in ingredients]
-    chosen = kitchen.row("uniform soup", mean.state())
+    chosen = evaluator.row("uniform soup", mean.state())
     return _average(
-        kitchen, "uniform soup", names, names, [*rows, chosen], chosen, mean.state(), selects=False
+        evaluator, "uniform soup", names, names, [*rows, chosen], chosen, mean.state(), selects=False
     )
 
 
-def _greedy(kitchen: _Kitchen, ingredients: Sequence[Ingredient]) -> Average:
-    alone = [(kitchen.row(one.name, one.read()), one) for one in ingredients]
+def _greedy(evaluator: _Evaluator, ingredients: Sequence[Ingredient]) -> Average:
+    alone = [(evaluator.row(one.name, one.read()), one) for one in ingredients]
     ranked = sorted(alone, key=lambda pair: -pair[0].top1)
     best, first = ranked[0]
     mean, members = RunningMean().with_state(first.read()), [first.name]
     rows = [row for row, _ in alone]
     for _, ingredient in ranked[1:]:
         tried = mean.with_state(ingredient.read())
-        row = kitchen.row(f"soup with {ingredient.name}", tried.state())
+        row = evaluator.row(f"soup with {ingredient.name}", tried.state())
         rows.append(row)
         if row.top1 >= best.top1:
             mean, best = tried, row
             members.append(ingredient.name)
     names = [ingredient.name for ingredient in ingredients]
-    return _average(kitchen, "greedy soup", names, members, rows, best, mean.state(), selects=True)
+    return _average(evaluator, "greedy soup", names, members, rows, best, mean.state(), selects=True)
 
 
 def _average(
-    kitchen: _Kitchen,
+    evaluator: _Evaluator,
     method: str,
     models: list[str],
     members: list[str],
@@ -211,13 +213,13 @@ def _average(
     state: State,
     selects: bool,
 ) -> Average:
-    evaluated = bool(kitchen.data)
+    evaluated = bool(evaluator.data)
     return Average(
         method=method,
         models=models,
         members=members,
-        data=kitchen.data,
-        selection=kitchen.data[0] if selects and evaluated else None,
+        data=evaluator.data,
+        selection=evaluator.data[0] if selects and evaluated else None,
         rows=rows if evaluated else [],
         chosen=chosen if evaluated else None,
         alpha=chosen.alpha,

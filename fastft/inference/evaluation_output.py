@@ -51,16 +51,23 @@ def is_ranked_among_few(s: Mapping[str, Any]) -> bool:
 def print_table_of_files(files: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Print one row of figures for each evaluated file."""
     table = Table(title="in percent; classes: those that predictions are ranked among", title_justify="left")
-    table.add_column("file", no_wrap=True, overflow="fold")
-    for name in ("images", "classes", "top-1", "top-5", "balanced", "F1", "ECE"):
-        table.add_column(name, justify="right")
+    table.add_column("file", overflow="fold")
+    for name in ("images", "classes", "top-1", "top-5", "loss", "ECE"):
+        table.add_column(name, justify="right", no_wrap=True)
     for s in files:
-        top1 = f"{s['top1']:.2f} ± {s['standard_error']:.2f}"
-        others = (
-            f"{s[key]:.2f}" if key in s else "-" for key in ("top5", "balanced_accuracy", "macro_f1", "ece")
+        top1, top5 = (
+            f"{s['top1']:.2f} ± {s['standard_error']:.2f}",
+            f"{s['top5']:.2f}" if "top5" in s else "-",
         )
-        name = escape(printable(Path(s["data"]).name))
-        table.add_row(name, f"{s['samples']:,}", f"{s['ranked_classes']:,}", top1, *others)
+        counts = f"{s['samples']:,}", f"{s['ranked_classes']:,}"
+        table.add_row(
+            escape(printable(Path(s["data"]).stem)),
+            *counts,
+            top1,
+            top5,
+            f"{s['loss']:.4f}",
+            f"{s['ece']:.2f}",
+        )
     console.print(table)
 
 

@@ -72,7 +72,7 @@ def test_several_files_make_one_table(
     ]
     assert main([*command, "--device=cpu"]) == 0
     shown = capsys.readouterr().out
-    for file, images, classes in (("val.beton", "36", "6"), ("r.beton", "12", "3")):
+    for file, images, classes in (("val", "36", "6"), ("r", "12", "3")):
         row = next(line for line in shown.splitlines() if f" {file} " in line)
         assert [cell.strip() for cell in row.split("│")][2:4] == [images, classes]
     assert main([*command, "--device=cpu", "--json"]) == 0
