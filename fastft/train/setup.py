@@ -1,8 +1,9 @@
 """The parts of a training that depend on its data: micro-batch and loaders."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from beton_tools.errors import UserError
@@ -15,6 +16,7 @@ from fastft.data.classes import refuse_other_classes
 from fastft.data.engine import Engine
 from fastft.data.loader import check_shrink
 from fastft.model import ImageClassifier
+from fastft.model.head_file import read_head
 from fastft.phases import find_phases, with_phase
 from fastft.train.distributed import World
 from fastft.train.micro_batch import choose_micro_batch, loader_bytes
@@ -68,6 +70,17 @@ def plan_phases(
         )
         phases.append(found)
     return RunPhases(phases)
+
+
+def refuse_other_head(recipe: Recipe, class_names: Sequence[str]) -> None:
+    """Raise UserError if the classes of `model.head` are not those of the training file."""
+    if recipe.model.head is None:
+        return
+    path = Path(recipe.model.head).expanduser()
+    try:
+        refuse_other_classes(class_names, read_head(path).classes, str(recipe.data.train))
+    except UserError as error:
+        raise UserError(f"model.head {path} is of other classes: {error}") from None
 
 
 def open_loaders(
