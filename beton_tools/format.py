@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import weakref
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BufferedReader
@@ -118,25 +119,89 @@ class Field:
 
 
 @dataclass(frozen=True, eq=False)
-class Beton:
-    """An open `.beton`. Arrays are indexed by sample id, N samples.
+class SampleTable(ABC):
+    """Samples by id, N of them.
+
+    Attributes:
+        metadata: structured array (N,), dtype as in the file, in memory.
+        pointers, sizes: int64 (N,), offset in its file and number of bytes of each image; checked to be inside the pages.
+    """
+
+    fields: tuple[Field, ...]
+    metadata: np.ndarray = field(repr=False)
+    pointers: np.ndarray = field(repr=False)
+    sizes: np.ndarray = field(repr=False)
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """The name for messages."""
+
+    @abstractmethod
+    def image_bytes(self, sample_id: int) -> np.ndarray:
+        """The stored bytes of a sample, uint8: a JPEG, or height * width * 3 raw pixels.
+
+        Raises:
+            UserError: no such sample, or its file has become shorter since it was opened, or cannot be read.
+        """
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.metadata)
+
+    def __len__(self) -> int:
+        return len(self.metadata)
+
+    @property
+    def image_column(self) -> np.ndarray:
+        return self.metadata[_only(self.fields, IMAGE_TYPE).column]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 (N,).
+
+        Raises:
+            UserError: the file has no int field.
+        """
+        ints = [f for f in self.fields if f.type_id == INT_TYPE]
+        if not ints:
+            raise UserError(f"{self.title}: has no label (int) field; it cannot be used for classification")
+        named = [f for f in ints if f.name == "label"]
+        return self.metadata[(named or ints)[0].column]
+
+    @property
+    def heights(self) -> np.ndarray:
+        return self.image_column["height"]
+
+    @property
+    def widths(self) -> np.ndarray:
+        return self.image_column["width"]
+
+    @property
+    def modes(self) -> np.ndarray:
+        """uint8 (N,): JPEG_MODE or RAW_MODE."""
+        return self.image_column["mode"]
+
+    def check_id(self, sample_id: int) -> None:
+        """Raise a UserError if there is no such sample."""
+        if not 0 <= sample_id < self.num_samples:
+            raise UserError(f"{self.title}: no sample {sample_id}; ids run from 0 to {self.num_samples - 1}")
+
+
+@dataclass(frozen=True, eq=False)
+class Beton(SampleTable):
+    """An open `.beton`.
 
     Images are read with `pread`, not through a memory map: if the file is truncated, or its disk fails, a read is an
     error that names the file, where a memory map would end the process with SIGBUS.
 
     Attributes:
-        metadata: structured array (N,), dtype as in the file, in memory.
-        pointers, sizes: int64 (N,), offset and number of bytes of each image; checked to be inside the pages.
         data_start, data_end: offsets of the first page and of the end of the last one.
         descriptor: file descriptor, open as long as this object exists.
     """
 
     path: Path
     page_size: int
-    fields: tuple[Field, ...]
-    metadata: np.ndarray = field(repr=False)
-    pointers: np.ndarray = field(repr=False)
-    sizes: np.ndarray = field(repr=False)
     data_start: int
     data_end: int
     file_size: int
@@ -163,54 +228,15 @@ class Beton:
                 raise UserError(f"{path}: its tables are larger than the memory") from error
 
     @property
-    def num_samples(self) -> int:
-        return len(self.metadata)
-
-    def __len__(self) -> int:
-        return len(self.metadata)
-
-    @property
-    def image_column(self) -> np.ndarray:
-        return self.metadata[_only(self.fields, IMAGE_TYPE).column]
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int64 (N,).
-
-        Raises:
-            UserError: the file has no int field.
-        """
-        ints = [f for f in self.fields if f.type_id == INT_TYPE]
-        if not ints:
-            raise UserError(f"{self.path}: has no label (int) field; it cannot be used for classification")
-        named = [f for f in ints if f.name == "label"]
-        return self.metadata[(named or ints)[0].column]
-
-    @property
-    def heights(self) -> np.ndarray:
-        return self.image_column["height"]
-
-    @property
-    def widths(self) -> np.ndarray:
-        return self.image_column["width"]
-
-    @property
-    def modes(self) -> np.ndarray:
-        """uint8 (N,): JPEG_MODE or RAW_MODE."""
-        return self.image_column["mode"]
+    def title(self) -> str:
+        return str(self.path)
 
     @property
     def num_pages(self) -> int:
         return (self.data_end - self.data_start) // self.page_size
 
     def image_bytes(self, sample_id: int) -> np.ndarray:
-        """The stored bytes of a sample, uint8: a JPEG, or height * width * 3 raw pixels.
-
-        Raises:
-            UserError: no such sample, or as `read`.
-        """
-        if not 0 <= sample_id < self.num_samples:
-            raise UserError(f"{self.path}: no sample {sample_id}; ids run from 0 to {self.num_samples - 1}")
+        self.check_id(sample_id)
         return self.read(int(self.pointers[sample_id]), int(self.sizes[sample_id]))
 
     def read_bytes(self, sample_id: int) -> bytes:
@@ -276,12 +302,12 @@ def _open(cls: type[Beton], path: Path, file: BufferedReader) -> Beton:
     pointers, sizes = _locate(path, image["data_ptr"], table)
     _check_spans(path, image, pointers, sizes, page_size, (start + metadata.nbytes, data_end))
     return cls(
-        path,
-        page_size,
         fields,
         metadata,
         pointers,
         sizes,
+        path=path,
+        page_size=page_size,
         data_start=int(pointers.min()) // page_size * page_size,
         data_end=data_end,
         file_size=status.st_size,
