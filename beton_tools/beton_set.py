@@ -8,20 +8,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from beton_tools.beton_paths import BetonPaths, describe_paths, find_betons
 from beton_tools.cgroup import usable_cpus
 from beton_tools.errors import UserError
-from beton_tools.format import MAX_CLASSES, Beton, SampleTable
+from beton_tools.format import MAX_CLASSES, Beton, count_samples, row_chunks
 from beton_tools.manifest import Manifest
 from beton_tools.parts import Part
+from beton_tools.sample_table import SampleTable
 
+CHANNELS = 3
 MOST_THREADS = 16  # that open files: more would only wait for each other
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 class Largest(NamedTuple):
@@ -31,7 +31,7 @@ class Largest(NamedTuple):
     width: int
     num_bytes: int
     pixels: int
-    pixels_and_bytes: int  # 3 * pixels + num_bytes of one sample
+    pixels_and_bytes: int  # CHANNELS * pixels + num_bytes of one sample
     mean_pixels: float
 
 
@@ -80,26 +80,30 @@ class BetonSet(SampleTable):
             UserError: a file is missing or not a complete, consistent `.beton`, its manifest is of another file, a label is
                 outside its classes, or the files differ in fields or classes.
         """
-        opened = _in_threads(_open_file, find_betons(data))
-        betons, classes = [beton for beton, _, _ in opened], tuple(found for _, found, _ in opened)
-        largest = [found for _, _, found in opened]
-        del opened  # it would keep the tables that are moved
-        _check_fields(betons)
-        _check_classes(betons, classes)
-        counts = [beton.num_samples for beton in betons]
+        paths = find_betons(data)
+        first = _open_file(paths[0])
+        counts = [first.beton.num_samples, *map(count_samples, paths[1:])]
         starts = np.append(0, np.cumsum(counts))
-        metadata, pointers, sizes = _joined(betons, starts)
+        if len(paths) == 1:
+            tables, opened = _Tables.of(first.beton), [first]
+        else:
+            tables = _Tables.allocate(first.beton, int(starts[-1]))
+            opened = _in_threads(
+                lambda k: tables.move(_open_file(paths[k]), first.beton, starts[k : k + 2]), range(len(paths))
+            )
+        betons, classes = tuple(o.beton for o in opened), tuple(o.classes for o in opened)
+        _check_classes(betons, classes)
+        for table in tables:
+            table.flags.writeable = False
         return cls(
-            betons[0].fields,
-            metadata,
-            pointers,
-            sizes,
+            first.beton.fields,
+            *tables,
             named=describe_paths(data),
-            files=tuple(betons),
+            files=betons,
             starts=starts,
             descriptors=np.array([beton.descriptor for beton in betons], np.int32),
             classes=classes,
-            largest=_merged(largest, counts),
+            largest=_merged([o.largest for o in opened], counts),
         )
 
     @property
@@ -185,18 +189,61 @@ class BetonSet(SampleTable):
             beton.check_unchanged()
 
 
-def _in_threads(work: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
+class _Opened(NamedTuple):
+    beton: Beton
+    classes: FileClasses
+    largest: Largest
+
+
+class _Tables(NamedTuple):
+    """As in `SampleTable`."""
+
+    metadata: np.ndarray
+    pointers: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def of(cls, beton: Beton) -> _Tables:
+        return cls(beton.metadata, beton.pointers, beton.sizes)
+
+    @classmethod
+    def allocate(cls, like: Beton, count: int) -> _Tables:
+        try:
+            return cls(*(np.empty(count, table.dtype) for table in cls.of(like)))
+        except MemoryError as error:
+            raise UserError(f"the tables of {count:,} samples are larger than the memory") from error
+
+    def move(self, opened: _Opened, first: Beton, span: np.ndarray) -> _Opened:
+        """Copy the tables of a file to [begin, end), and let it have views of them instead: its own are freed.
+
+        Raises:
+            UserError: it has other fields than `first`, or another size than when it was counted.
+        """
+        beton, place = opened.beton, slice(*span.tolist())
+        if beton.fields != first.fields:
+            raise UserError(
+                f"{beton.path} has the fields {[f.name for f in beton.fields]}, {first.path} "
+                f"{[f.name for f in first.fields]}; give files with the same fields"
+            )
+        if beton.num_samples != place.stop - place.start:
+            raise UserError(f"{beton.path}: changed while it was being opened; run the same command again")
+        views = _Tables(*(table[place] for table in self))
+        for view, table in zip(views, _Tables.of(beton), strict=True):
+            view[:] = table
+            view.flags.writeable = False
+        own = os.dup(beton.descriptor)  # the object that is replaced closes its descriptor
+        return opened._replace(beton=replace(beton, **views._asdict(), descriptor=own))
+
+
+def _in_threads(work: Callable[[int], _Opened], items: Sequence[int]) -> list[_Opened]:
     """Results in the order of the items. NumPy and reading release the GIL."""
-    if len(items) == 1:
-        return [work(items[0])]
     with ThreadPoolExecutor(min(len(items), usable_cpus(), MOST_THREADS)) as threads:
         return list(threads.map(work, items))
 
 
-def _open_file(path: Path) -> tuple[Beton, FileClasses, Largest]:
+def _open_file(path: Path) -> _Opened:
     beton = Beton.open(path)
-    manifest = _read_manifest(beton)
-    return beton, _read_classes(beton, manifest), _largest(beton)
+    return _Opened(beton, _read_classes(beton, _read_manifest(beton)), _largest(beton))
 
 
 def _read_manifest(beton: Beton) -> Manifest | None:
@@ -216,14 +263,17 @@ def _read_manifest(beton: Beton) -> Manifest | None:
 
 def _read_classes(beton: Beton, manifest: Manifest | None) -> FileClasses:
     """Raises a UserError if a label is negative or too large."""
-    labels = np.ascontiguousarray(beton.labels)
-    lowest, highest = int(labels.min()), int(labels.max())
+    labels = beton.labels
+    chunks = [labels[rows] for rows in row_chunks(len(labels))]
+    lowest, highest = min(int(c.min()) for c in chunks), max(int(c.max()) for c in chunks)
     limit = min(MAX_CLASSES if manifest is None else manifest.num_classes, MAX_CLASSES)
     if lowest < 0 or highest >= limit:
         raise UserError(
             f"{beton.path}: labels range from {lowest} to {highest}, expected 0 to {limit - 1}; write the file again"
         )
-    counts = np.bincount(labels)
+    counts = np.zeros(highest + 1, np.int64)
+    for chunk in chunks:
+        counts += np.bincount(chunk, minlength=highest + 1)
     if manifest is None:
         return FileClasses(None, counts, None, None)
     names = [manifest.class_label(k) for k in range(manifest.num_classes)]
@@ -231,16 +281,15 @@ def _read_classes(beton: Beton, manifest: Manifest | None) -> FileClasses:
 
 
 def _largest(beton: Beton) -> Largest:
-    heights, widths = beton.heights.astype(np.int64), beton.widths.astype(np.int64)
-    pixels = heights * widths
-    return Largest(
-        int(heights.max()),
-        int(widths.max()),
-        int(beton.sizes.max()),
-        int(pixels.max()),
-        int((3 * pixels + beton.sizes).max()),
-        float(pixels.mean()),
-    )
+    parts, counts = [], []
+    for rows in row_chunks(len(beton)):
+        image, sizes = beton.image_column[rows], beton.sizes[rows]
+        pixels = image["height"].astype(np.int64) * image["width"]
+        found = (image["height"], image["width"], sizes, pixels, CHANNELS * pixels + sizes)
+        height, width, num_bytes, most, both = (int(values.max()) for values in found)
+        parts.append(Largest(height, width, num_bytes, most, both, float(pixels.mean())))
+        counts.append(len(pixels))
+    return _merged(parts, counts)
 
 
 def _merged(parts: Sequence[Largest], counts: Sequence[int]) -> Largest:
@@ -250,42 +299,7 @@ def _merged(parts: Sequence[Largest], counts: Sequence[int]) -> Largest:
     return Largest(height, width, num_bytes, pixels, both, mean)
 
 
-def _joined(betons: list[Beton], starts: np.ndarray) -> list[np.ndarray]:
-    """metadata, pointers and sizes of all files; the tables of `betons` become views of them."""
-    first = betons[0]
-    if len(betons) == 1:
-        return [first.metadata, first.pointers, first.sizes]
-    total = int(starts[-1])
-    tables = [np.empty(total, table.dtype) for table in (first.metadata, first.pointers, first.sizes)]
-
-    def move(number: int) -> None:
-        beton, span = betons[number], slice(starts[number], starts[number + 1])
-        views = [table[span] for table in tables]
-        for view, table in zip(views, (beton.metadata, beton.pointers, beton.sizes), strict=True):
-            view[:] = table
-            view.flags.writeable = False
-        metadata, pointers, sizes = views
-        # a duplicate, because the old object closes its descriptor
-        own = os.dup(beton.descriptor)
-        betons[number] = replace(beton, metadata=metadata, pointers=pointers, sizes=sizes, descriptor=own)
-
-    _in_threads(move, range(len(betons)))
-    for table in tables:
-        table.flags.writeable = False
-    return tables
-
-
 # agreement ------------------------------------------------------------------------------------------------------------
-
-
-def _check_fields(betons: Sequence[Beton]) -> None:
-    first = betons[0]
-    for beton in betons[1:]:
-        if beton.fields != first.fields:
-            raise UserError(
-                f"{beton.path} has the fields {[f.name for f in beton.fields]}, {first.path} "
-                f"{[f.name for f in first.fields]}; give files with the same fields"
-            )
 
 
 def _check_classes(betons: Sequence[Beton], classes: Sequence[FileClasses]) -> None:

@@ -11,12 +11,13 @@ from PIL import UnidentifiedImageError
 
 from beton_tools import jpeg
 from beton_tools.errors import UserError
-from beton_tools.format import DEFAULT_PAGE_SIZE, RAW_MODE, SampleTable
+from beton_tools.format import DEFAULT_PAGE_SIZE, RAW_MODE
 from beton_tools.image_formats import open_image
 from beton_tools.jpeg.crop import decode_scanned_rgb
 from beton_tools.jpeg.markers import DamagedJpeg, JpegError, as_bytes_array, require_header
 from beton_tools.jpeg.transcode import add_index, transcode
 from beton_tools.jpeg.turbo import MAX_SIDE, compress
+from beton_tools.sample_table import SampleTable
 
 SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
 KEPT, DAMAGED = "kept", "damaged JPEG"

@@ -17,8 +17,8 @@ from matplotlib.patches import Rectangle
 from beton_tools.beton_paths import BetonPaths
 from beton_tools.beton_set import BetonSet
 from beton_tools.console import printable
-from beton_tools.format import SampleTable
 from beton_tools.images import decode_sample
+from beton_tools.sample_table import SampleTable
 from fastft.augment import AugmentPolicy, describe_row, draw_plan, plan_to_json, source_regions
 from fastft.augment.cpu import CpuAugment
 from fastft.files.atomic import atomic_path, write_text

@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from beton_tools.errors import UserError
-from beton_tools.format import RAW_MODE, SampleTable
+from beton_tools.format import RAW_MODE
 from beton_tools.image_formats import open_image
+from beton_tools.sample_table import SampleTable
 
 THUMBNAIL = 168  # pixels of the longer side, shown at half that size for high-density screens
 THUMBNAIL_QUALITY = 82
