@@ -17,6 +17,11 @@ def no_progress(split: str) -> AbstractContextManager[ProgressCallback | None]:
     return nullcontext()
 
 
+def converted_path(whole: Path, options: WriteOptions | None) -> Path:
+    """The file that a conversion to `whole` writes: another one if only a part is written."""
+    return whole if options is None or options.part is None else options.part.path(whole)
+
+
 def convert_folder(
     data: Path,
     out: Path,
@@ -26,7 +31,7 @@ def convert_folder(
     classes_of: Path | None = None,
     class_indices: bool = False,
 ) -> Manifest:
-    """Convert one labelled set (class folders, an archive, or a pattern of shards) to one file.
+    """Convert one labelled set (class folders, an archive, or a pattern of shards) to one file, or to a part of it.
 
     Args:
         classes_of: a converted file, such as the training file, whose classes determine the labels.
@@ -37,7 +42,7 @@ def convert_folder(
     """
     classes = _classes_of(classes_of) if classes_of is not None else None
     source = open_source(data, classes=classes, class_indices=class_indices)
-    return write_beton(out, source, options, progress, overwrite)
+    return write_beton(converted_path(out, options), source, options, progress, overwrite)
 
 
 def _classes_of(path: Path) -> list[str]:
@@ -56,7 +61,7 @@ def convert_imagenet(
     progress_of: Callable[[str], AbstractContextManager[ProgressCallback | None]] = no_progress,
     overwrite: bool = False,
 ) -> dict[str, Manifest]:
-    """Convert `train` and `val` below `data` to `out/train.beton` and `out/val.beton`; one of them may be missing.
+    """Convert `train` and `val` below `data` to `out/train.beton` and `out/val.beton`, or to a part of each; one may be missing.
 
     The labels of val index the classes of train. Both splits are listed before the first image is converted, so that a
     missing devkit is reported at once.
@@ -78,5 +83,6 @@ def convert_imagenet(
     manifests = {}
     for split, source in sources.items():
         with progress_of(split) as progress:
-            manifests[split] = write_beton(out / f"{split}.beton", source, options, progress, overwrite)
+            path = converted_path(out / f"{split}.beton", options)
+            manifests[split] = write_beton(path, source, options, progress, overwrite)
     return manifests

@@ -22,14 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from beton_tools.convert import convert_folder
+    from beton_tools.convert import convert_folder, converted_path
     from beton_tools.progress_bar import progress
     from beton_tools.signals import hint_when_interrupted
     from fastft.cli.conversion import options_of, summary
 
+    options = options_of(args)
     with progress(args.out.name) as show, hint_when_interrupted():
         manifest = convert_folder(
-            args.data, args.out, options_of(args), show, args.overwrite, args.classes_of, args.class_indices
+            args.data, args.out, options, show, args.overwrite, args.classes_of, args.class_indices
         )
-    print(summary(args.out, manifest))
+    print(summary(converted_path(args.out, options), manifest))
     return 0
