@@ -12,7 +12,7 @@ from torch import nn
 from beton_tools.errors import UserError
 from fastft.augment import AugmentPolicy, parse_policy
 from fastft.config import Choice, Recipe, resolve, without_expectation
-from fastft.model import Arch, Classifier, build_classifier, load_arch, load_tower_weights
+from fastft.model import ImageClassifier, TimmArch, TowerArch, build_classifier, load_arch, load_tower_weights
 from fastft.model.arch import refuse_pool_without_class_token
 from fastft.model.attention import prepare_for_compile
 from fastft.model.classifier import TOKEN
@@ -90,7 +90,7 @@ def recipe_warnings(recipe: Recipe) -> list[str]:
     ]
 
 
-def recipe_arch(recipe: Recipe) -> Arch:
+def recipe_arch(recipe: Recipe) -> TowerArch:
     """The recipe's architecture at its image size. Raises as `load_arch`, `refuse_pool_without_class_token` and `Arch.at`."""
     arch = load_arch(recipe.model.arch)
     if recipe.model.pool == TOKEN:
@@ -98,17 +98,19 @@ def recipe_arch(recipe: Recipe) -> Arch:
     return arch.at(recipe.model.image_size)
 
 
-def build_model(recipe: Recipe, *, pretrained: bool = True, arch: Arch | None = None) -> Classifier:
+def build_model(recipe: Recipe, *, pretrained: bool = True, arch: TowerArch | None = None) -> ImageClassifier:
     """The classifier on the CPU, with pretrained weights in the tower, and `model.head` or a head from the recipe's seed.
 
     Args:
         pretrained: False leaves the model at its random initialisation, for checkpoints that hold the weights.
         arch: the architecture stored in a checkpoint; None for the one that the recipe names.
     """
-    m = recipe.model
+    m, arch = recipe.model, arch or recipe_arch(recipe)
     torch.manual_seed(recipe.train.seed)
+    if isinstance(arch, TimmArch):
+        return _build_timm(recipe, arch, pretrained)
     model = build_classifier(
-        arch or recipe_arch(recipe),
+        arch,
         recipe.data.num_classes,
         layer_scale=m.layer_scale,
         rel_pos_bias=m.rel_pos_bias,
@@ -124,6 +126,44 @@ def build_model(recipe: Recipe, *, pretrained: bool = True, arch: Arch | None = 
     if pretrained and m.head is not None:
         path = Path(m.head).expanduser()
         set_head(model, read_head(path), path)
+    return model
+
+
+def _build_timm(recipe: Recipe, arch: TimmArch, pretrained: bool) -> ImageClassifier:
+    """As `build_model`, for a timm model, which is trained as timm builds it.
+
+    Raises:
+        UserError: an option that only fastft's own tower has, or one that the model lacks.
+    """
+    # imports timm, which takes seconds
+    from fastft.model.timm_tower import build_timm_classifier, freeze_timm
+    from fastft.model.timm_weights import find_tag, load_timm_weights
+
+    m = recipe.model
+    for option, is_set in (
+        ("layer_scale", m.layer_scale is not None),
+        ("rel_pos_bias", m.rel_pos_bias),
+        ("pool", m.pool == TOKEN),
+        ("head", m.head is not None),
+    ):
+        if is_set:
+            raise UserError(
+                f"model.{option} is an option of fastft's own tower, not of {m.arch}; leave it out"
+            )
+    pretrained = pretrained and m.weights != "random"
+    tag = find_tag(m.weights, arch.timm) if pretrained else None
+    model = build_timm_classifier(
+        arch,
+        recipe.data.num_classes,
+        drop_path=m.drop_path,
+        patch_dropout=recipe.largest_patch_dropout,
+        smaller_images=recipe.schedule.sizes is not None,
+        pretrained_tag=tag,
+        head_init_scale=m.head_init_scale,
+    )
+    if pretrained and tag is None:
+        load_timm_weights(model, m.weights)
+    freeze_timm(model, first_conv=m.freeze_conv1, trainable_layers=m.trainable_layers)
     return model
 
 

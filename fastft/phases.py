@@ -6,7 +6,7 @@ from itertools import groupby
 from beton_tools.errors import UserError
 from fastft.build import recipe_arch
 from fastft.config import Recipe, epoch_values
-from fastft.model import Arch
+from fastft.model import TowerArch
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Phase:
     patch_dropout: float
 
 
-def find_phases(recipe: Recipe, arch: Arch | None = None) -> list[Phase]:
+def find_phases(recipe: Recipe, arch: TowerArch | None = None) -> list[Phase]:
     """The phases of the epochs that are trained, in order; one phase without schedules.
 
     arch: the recipe's, if the caller has it.
@@ -43,7 +43,7 @@ def phase_at(recipe: Recipe, epoch: int) -> Phase:
     return next(phase for phase in reversed(phases) if phase.first <= epoch)
 
 
-def check_sizes(recipe: Recipe, arch: Arch) -> None:
+def check_sizes(recipe: Recipe, arch: TowerArch) -> None:
     """Raise UserError if a size in `schedule.sizes` is not a multiple of the patch size."""
     if recipe.schedule.sizes is None:
         return
@@ -60,7 +60,7 @@ def with_phase(recipe: Recipe, phase: Phase) -> Recipe:
     return replace(recipe, model=model, schedule=replace(recipe.schedule, sizes=None))
 
 
-def _settings(recipe: Recipe, arch: Arch, epoch: int) -> tuple[int, float]:
+def _settings(recipe: Recipe, arch: TowerArch, epoch: int) -> tuple[int, float]:
     """(image size, patch dropout) of an epoch; sizes within a ramp are rounded to whole patches."""
     size = arch.patch_size * round(recipe.size_at(epoch) / arch.patch_size)
     return size, recipe.patch_dropout_at(epoch)

@@ -230,13 +230,14 @@ def train_timm(sections: dict[str, dict[str, Any]], folder: str, threads: int) -
     """The same model and images with timm: its loader and the step of its train.py."""
     from fastft.bench.loader_arms import timm_batches
     from fastft.bench.step_bench import device, timm_train_step
-    from fastft.build import recipe_arch
+    from fastft.model.arch import load_open_clip_arch
     from fastft.train.precision import choose_precision
 
     recipe = recipe_from_dict("e2e", sections)
     precision = choose_precision(recipe.train.amp, device())
     dtype = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[precision.dtype]
-    step = timm_train_step(recipe_arch(recipe), dtype)
+    arch = load_open_clip_arch(recipe.model.arch).at(recipe.model.image_size)
+    step = timm_train_step(arch, dtype)
     policy, erase = recipe.augment.policy, recipe.augment.erase_prob
     batches = timm_batches(
         folder, recipe.model.image_size, recipe.optim.batch_size, threads, policy=policy, erase=erase

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fastft.config.normalisation import TIMM
 from fastft.config.schema import MAX_EPOCHS, Choice, Recipe, count_steps
 
 IMAGES_PER_UNIT_OF_BATCH = 128  # the paper: 1,281,167 images in batches of 2,048, rounded to a power of two
@@ -45,11 +46,24 @@ LARGE_TOWERS = (
     "ViT-bigG",
     "ViT-SO400M",
 )  # open_clip's names of towers from L/14 on
+LARGE_TIMM = (
+    "_large",
+    "_xlarge",
+    "_huge",
+    "_giant",
+    "_gigantic",
+    "_enormous",
+    "_so400m",
+    "_xxlarge",
+)  # parts of timm's names
 
 
 def paper_recipe(recipe: Recipe) -> PaperRecipe:
     """The paper's recipe for the nearest of its two towers."""
-    return LARGE if recipe.model.arch.startswith(LARGE_TOWERS) else BASE
+    arch = recipe.model.arch
+    if arch.startswith(TIMM):
+        return LARGE if any(size in arch for size in LARGE_TIMM) else BASE
+    return LARGE if arch.startswith(LARGE_TOWERS) else BASE
 
 
 def resolve(recipe: Recipe, stored: Mapping[str, Any] | None = None) -> Recipe:

@@ -15,6 +15,7 @@ from fastft.config.automatic import resolve
 from fastft.config.check import fastargs_config, shown
 from fastft.config.duration import parse_duration
 from fastft.config.epoch_values import epoch_values
+from fastft.config.normalisation import with_model_normalisation
 from fastft.config.schema import AUTO, SECTIONS, SHARES, About, Recipe, option_fields
 from fastft.files.recipe_file import Layer, read_recipe
 from fastft.files.yaml_file import CONTROL
@@ -111,6 +112,7 @@ def _validate(name: str, layers: Sequence[Layer]) -> Recipe:
         checked[section][option] = converted
     sections = {section: cls(**checked[section]) for section, cls in SECTIONS.items()}
     recipe = resolve(Recipe(name, **sections, automatic=frozenset(automatic)))
+    recipe = with_model_normalisation(recipe, written)
     _check_together(recipe)
     return recipe
 

@@ -87,8 +87,9 @@ class Data:
         low=0, high=4096, changes_accuracy=False,
     )  # fmt: skip
     batches_ahead: int = option(
-        2, "micro-batches that the loader prepares in advance", low=1, high=1024, changes_accuracy=False
-    )
+        2, "micro-batches that the loader prepares in advance, the one in progress included",
+        low=1, high=1024, changes_accuracy=False,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,13 @@ class Model:
 
     arch: str = option(
         "ViT-B-16-quickgelu",
-        "open_clip model name, or a .json file of the same form (in the working directory or beside the recipe)",
+        "open_clip model name, a .json file of the same form (in the working directory or beside the recipe), or timm/NAME",
     )
-    weights: str = option("openai", "open_clip pretrained tag, local weights file, or 'random'")
+    weights: str = option(
+        "openai",
+        "pretrained tag of open_clip, or for timm/NAME of timm ('timm': the default); a file; a folder of open_clip, timm or "
+        "transformers, also hf-hub:ORG/NAME; 'random'",
+    )
     image_size: int = option(
         224, "image size in pixels; position embeddings of another size are interpolated", low=1, high=8192
     )
@@ -175,10 +180,12 @@ class Augment:
         0.5, "probability of CutMix instead of mixup, where both are on", low=0, high=1
     )
     mean: tuple[float, float, float] = option(
-        CLIP_MEAN, "per-channel mean of pixel values in 0..1, for normalisation"
+        CLIP_MEAN,
+        "per-channel mean of pixel values in 0..1, for normalisation; of timm/NAME the model's own unless set",
     )
     std: tuple[float, float, float] = option(
-        CLIP_STD, "per-channel standard deviation of pixel values in 0..1, for normalisation"
+        CLIP_STD,
+        "per-channel standard deviation of pixel values in 0..1, for normalisation; of timm/NAME the model's own unless set",
     )
 
     @property

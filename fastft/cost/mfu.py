@@ -8,7 +8,7 @@ from fastft.config import Recipe
 from fastft.cost.pointwise import pointwise_bytes
 from fastft.cost.work import count_parameters, recipe_flops
 from fastft.machine.gpus import Gpu
-from fastft.model import Arch, count_frozen_blocks
+from fastft.model import Arch, TimmArch, TowerArch, count_frozen_blocks
 from fastft.phases import find_phases, with_phase
 
 REFERENCE_MFU = 0.143  # the paper's B/16 run on A100 (424 images/s per GPU in its log)
@@ -60,7 +60,7 @@ def known_mfus(recipe: Recipe, gpu: Gpu, gpus: int) -> Iterator[Mfu]:
     yield reference_mfu(recipe_arch(recipe))
 
 
-def reference_mfu(arch: Arch) -> Mfu:
+def reference_mfu(arch: TowerArch) -> Mfu:
     """MFU of the paper's own run of a similar size on A100."""
     large = arch.width >= L14_WIDTH
     name, value = ("L/14", REFERENCE_MFU_L14) if large else ("B/16", REFERENCE_MFU)
@@ -91,6 +91,13 @@ def image_bytes(recipe: Recipe, gpu: Gpu, gpus: int) -> float:
 def step_bytes(recipe: Recipe, gpu: Gpu, gpus: int) -> float:
     """Traffic per image of a recipe of one phase: pointwise, attention, and the update's share."""
     arch = recipe_arch(recipe)
+    if isinstance(arch, TimmArch):
+        from fastft.cost.traffic import trace_model  # imports PyTorch's compiler
+
+        traced = trace_model(recipe, _path(gpu))
+        return (
+            traced.bytes_per_image + UPDATE_BYTES * traced.trained_parameters * gpus / recipe.optim.batch_size
+        )
     update = UPDATE_BYTES * trained_parameters(recipe, arch) * gpus / recipe.optim.batch_size
     return pointwise_bytes(recipe, _path(gpu)) + attention_bytes(recipe, arch) + update
 

@@ -13,7 +13,7 @@ from fastft.cost.overheads import FASTFT, Overheads, cores_per_gpu, with_cores
 from fastft.cost.work import count_parameters, evaluated_models, phase_flops, recipe_work, train_images
 from fastft.imagenet import assumed_val_images
 from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu
-from fastft.model import Arch, load_arch
+from fastft.model import TowerArch, load_arch
 from fastft.phases import find_phases
 
 MACHINE_GPUS = 8  # of a usual cloud machine
@@ -91,7 +91,7 @@ def estimate(
     return Estimate(mfu, parts, gpus, train_images(recipe) / (train + stall) / gpus)
 
 
-def _stall_seconds(recipe: Recipe, arch: Arch, sustained: float, loader_rate: float) -> float:
+def _stall_seconds(recipe: Recipe, arch: TowerArch, sustained: float, loader_rate: float) -> float:
     """Seconds that the GPUs wait for the loader: in each phase the excess of its time over theirs."""
     stall = 0.0
     for phase in find_phases(recipe, arch):
@@ -106,7 +106,7 @@ def _evaluation_seconds(recipe: Recipe, compute: float, gpus: int, over: Overhea
     return max(compute, loading) + passes * over.pass_start_seconds
 
 
-def _checkpoint_seconds(recipe: Recipe, arch: Arch, over: Overheads) -> float:
+def _checkpoint_seconds(recipe: Recipe, arch: TowerArch, over: Overheads) -> float:
     copies = 1 + 2 + (recipe.ema.decay > 0)  # weights, two Adam moments, EMA; all fp32
     every = recipe.train.checkpoint_steps
     within = (

@@ -29,7 +29,9 @@ def count_images(recipe: Recipe) -> int:
 
 def pointwise_bytes(recipe: Recipe, path: str) -> float:
     """Bytes per training image of a recipe of one phase, in the 'autocast' or the 'half' path."""
-    count = _Count(recipe, recipe_arch(recipe), path)
+    arch = recipe_arch(recipe)
+    assert isinstance(arch, Arch), "a formula for fastft's own tower; timm's models are traced"
+    count = _Count(recipe, arch, path)
     per_image = count.blocks() + count.below_blocks() + count.above_blocks()
     return per_image + count.weights() / count_images(recipe)
 

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from fastft.build import build_model
 from fastft.config import Recipe
 from fastft.cost.pointwise import count_images
+from fastft.model import ImageClassifier
 from fastft.optim import HalfCopy
 
 # autocast does nothing on meta tensors: fake tensors claim to be on the CPU, where it casts the same operations of a
@@ -58,18 +60,44 @@ class OpTraffic:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Traced:
+    """Traffic of a step per image, attention kernels included, and the parameters that it trains."""
+
+    bytes_per_image: float
+    trained_parameters: int
+
+
+@lru_cache(maxsize=64)
+def trace_model(recipe: Recipe, path: str) -> Traced:
+    """For models without a formula; the recipe has one phase, path is as for `step_traffic`."""
+    model = _meta_model(recipe)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    ops = _traced(recipe, path, model, attention=True)
+    return Traced(sum(op.bytes for op in ops) / count_images(recipe), trained)
+
+
 def step_traffic(recipe: Recipe, path: str) -> list[OpTraffic]:
     """Traffic of one micro-batch in the 'autocast' or the 'half' path, the most bytes first.
 
     The half path includes casting its gradients to fp32 and refreshing its weights, once.
     """
+    return _traced(recipe, path, _meta_model(recipe), attention=False)
+
+
+def _meta_model(recipe: Recipe) -> ImageClassifier:
     with torch.device("meta"):
-        model = build_model(recipe, pretrained=False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model.visual.set_attention_kernel(KERNELS[path])
+        return build_model(recipe, pretrained=False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _traced(recipe: Recipe, path: str, model: ImageClassifier, attention: bool) -> list[OpTraffic]:
+    if model.visual.has_attention_kernels:
+        model.visual.set_attention_kernel(KERNELS[path])
     model.visual.grad_checkpointing = recipe.train.grad_checkpointing
     with FakeTensorMode():
         fake = {id(t): _fake(t) for t in (*model.parameters(), *model.buffers())}
-        return _trace(copy.deepcopy(model, memo=dict(fake)).train(), path, _fake_batch(recipe))
+        copied = copy.deepcopy(model, memo=dict(fake)).train()
+        return _trace(copied, path, _fake_batch(recipe), attention)
 
 
 def _fake(t: Tensor) -> Tensor:
@@ -88,10 +116,10 @@ def _fake_batch(recipe: Recipe) -> tuple[Tensor, Tensor]:
     )
 
 
-def _trace(model: nn.Module, path: str, batch: tuple[Tensor, Tensor]) -> list[OpTraffic]:
+def _trace(model: nn.Module, path: str, batch: tuple[Tensor, Tensor], attention: bool) -> list[OpTraffic]:
     half = HalfCopy(model, HALF) if path == "half" else None
     forward = model if half is None else half.module
-    with _Counter() as counter:
+    with _Counter(attention) as counter:
         with torch.autocast(DEVICE, HALF) if half is None else nullcontext():
             logits_BK = forward(batch[0])
         loss = F.cross_entropy(logits_BK.float(), batch[1])
@@ -104,10 +132,11 @@ def _trace(model: nn.Module, path: str, batch: tuple[Tensor, Tensor]) -> list[Op
 
 
 class _Counter(TorchDispatchMode):
-    """Sums calls and bytes by operation and direction."""
+    """Sums calls and bytes by operation and direction. attention: count attention kernels too."""
 
-    def __init__(self) -> None:
+    def __init__(self, attention: bool) -> None:
         super().__init__()
+        self._attention = attention
         self.direction = "forward"
         self._sums: dict[tuple[str, str], tuple[int, int]] = {}
 
@@ -116,7 +145,8 @@ class _Counter(TorchDispatchMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         op = func._schema.name.rpartition("::")[2]
-        if not (func.is_view or op in COMPUTE or op.startswith(FREE) or "attention" in op):
+        compute = op in COMPUTE or ("attention" in op and not self._attention)
+        if not (func.is_view or compute or op.startswith(FREE)):
             moved = _bytes_moved(op, args, kwargs, out)
             calls, size = self._sums.get((op, self.direction), (0, 0))
             self._sums[op, self.direction] = (calls + 1, size + moved)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fastft.config import Recipe
 from fastft.imagenet import assumed_val_images
-from fastft.model import Arch, Flops, count_flops, count_frozen_blocks
+from fastft.model import Flops, TowerArch, count_flops, count_frozen_blocks
 from fastft.phases import Phase, find_phases
 
 
@@ -20,7 +20,7 @@ class Work:
         return self.train + self.evaluate
 
 
-def recipe_flops(recipe: Recipe, arch: Arch) -> Flops:
+def recipe_flops(recipe: Recipe, arch: TowerArch) -> Flops:
     """FLOPs per training image, with the recipe's frozen blocks, image sizes and patch dropout: the mean of all epochs."""
     phases = find_phases(recipe, arch)
     flops = [(phase.epochs, phase_flops(recipe, arch, phase)) for phase in phases]
@@ -28,7 +28,7 @@ def recipe_flops(recipe: Recipe, arch: Arch) -> Flops:
     return Flops(forward / recipe.epochs, train / recipe.epochs)
 
 
-def phase_flops(recipe: Recipe, arch: Arch, phase: Phase) -> Flops:
+def phase_flops(recipe: Recipe, arch: TowerArch, phase: Phase) -> Flops:
     """FLOPs per training image in one phase."""
     frozen = count_frozen_blocks(arch.layers, recipe.model.trainable_layers)
     return count_flops(
@@ -36,7 +36,7 @@ def phase_flops(recipe: Recipe, arch: Arch, phase: Phase) -> Flops:
     )
 
 
-def recipe_work(recipe: Recipe, arch: Arch, val_images: int | None = None) -> Work:
+def recipe_work(recipe: Recipe, arch: TowerArch, val_images: int | None = None) -> Work:
     """FLOPs of all training steps and of every evaluation on the validation images."""
     full_forward = count_flops(arch, recipe.data.num_classes).forward
     images = val_images or assumed_val_images(recipe)
@@ -53,6 +53,6 @@ def evaluated_models(recipe: Recipe) -> int:
     return 2 if recipe.ema.decay > 0 and recipe.train.eval_weights == "both" else 1
 
 
-def count_parameters(arch: Arch, num_classes: int) -> int:
+def count_parameters(arch: TowerArch, num_classes: int) -> int:
     """Parameters of tower and head: matrices and positions, without biases and norms (0.1 %)."""
     return arch.parameters + arch.width * num_classes

@@ -15,7 +15,7 @@ from fastft.cost.model import predict
 from fastft.cost.recipes import count_images
 from fastft.cost.work import phase_flops, recipe_flops, recipe_work
 from fastft.imagenet import describe_expectation, expected_top1, val_images_row
-from fastft.model import Arch
+from fastft.model import TowerArch
 from fastft.optim import Group, WarmupCosine, layer_groups
 from fastft.phases import find_phases
 
@@ -84,7 +84,7 @@ def _schedule(
     return values
 
 
-def _phases(recipe: Recipe, arch: Arch) -> list[dict[str, Any]]:
+def _phases(recipe: Recipe, arch: TowerArch) -> list[dict[str, Any]]:
     """Image size, patch dropout and FLOPs by epochs; one entry without schedules."""
     return [
         {
@@ -105,7 +105,7 @@ def _mixing(recipe: Recipe) -> list[str]:
     return [f"mixup alpha {a.mixup:g}, cutmix alpha {a.cutmix:g}, probability {a.mix_prob:g}"]
 
 
-def _cost(recipe: Recipe, arch: Arch) -> dict[str, Any]:
+def _cost(recipe: Recipe, arch: TowerArch) -> dict[str, Any]:
     predicted = predict(recipe)
     return {
         "forward_flops_per_image": recipe_flops(recipe, arch).forward,

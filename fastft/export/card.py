@@ -10,6 +10,7 @@ from beton_tools.manifest import Manifest
 from fastft import __version__
 from fastft.config import SECTIONS, Recipe
 from fastft.inference.trained import Trained
+from fastft.model import TimmArch, TowerArch
 from fastft.train.chosen_weights import evaluation_of
 
 FEW_CLASSES = 20  # class names listed in the card; longer lists are only in the files
@@ -37,10 +38,16 @@ def _summary(trained: Trained) -> str:
     arch, recipe = trained.model.visual.arch, trained.recipe
     count = sum(p.numel() for p in trained.model.parameters())
     return (
-        f"Image classifier with {recipe.data.num_classes} classes: a ViT of {arch.layers} blocks, width {arch.width}, "
-        f"patches of {arch.patch_size} px, {count / 1e6:.1f} M parameters ({_plain(recipe.model.arch)}), fine-tuned from "
+        f"Image classifier with {recipe.data.num_classes} classes: {_tower(arch)}, {count / 1e6:.1f} M parameters "
+        f"({_plain(recipe.model.arch)}), fine-tuned from "
         f"`{Path(recipe.model.weights).name}` with fastft {__version__}.{_classes(trained.classes)}"
     )
+
+
+def _tower(arch: TowerArch) -> str:
+    if isinstance(arch, TimmArch):
+        return f"timm's {arch.timm} at {arch.image_size} px"
+    return f"a ViT of {arch.layers} blocks, width {arch.width}, patches of {arch.patch_size} px"
 
 
 def _classes(classes: list[str]) -> str:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from beton_tools.errors import UserError
 from fastft.inference.trained import Trained
+from fastft.model import Arch, TimmArch
 from fastft.model.classifier import TOKEN
 
 CONFIG, WEIGHTS, WEIGHT, BIAS = (
@@ -43,8 +44,12 @@ def write(trained: Trained, path: Path) -> None:
     """Write the folder.
 
     Raises:
-        UserError: the model has a relative position bias, which open_clip does not support.
+        UserError: the model has a relative position bias, which open_clip does not support, or is timm's.
     """
+    if isinstance(trained.model.visual.arch, TimmArch):
+        raise UserError(
+            "open_clip's format holds CLIP's own ViT; export timm's models to timm, safetensors or onnx"
+        )
     ours = trained.model.state_dict()
     if any(".rel_pos_bias." in name for name in ours):
         raise UserError("open_clip's tower has no relative position bias; export to safetensors or onnx")
@@ -82,6 +87,7 @@ def usage(trained: Trained, path: Path) -> str:
 def open_clip_config(trained: Trained) -> dict[str, Any]:
     """open_clip's model configuration; with `model.pool=patches`, embed_dim is the number of classes."""
     recipe, arch = trained.recipe, trained.model.visual.arch
+    assert isinstance(arch, Arch)
     clip = trained.model.pool == TOKEN
     vision: dict[str, Any] = {
         "image_size": arch.image_size,

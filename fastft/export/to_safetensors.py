@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fastft.inference.trained import Trained
-from fastft.model import Arch, build_classifier
+from fastft.model import TimmArch, arch_from_dict, build_classifier
 from fastft.model.classifier import PATCHES
 
 
@@ -37,13 +37,20 @@ def write(trained: Trained, path: Path) -> None:
 def load(path: Path) -> torch.nn.Module:
     with safe_open(path, framework="pt") as file:
         header = {k: json.loads(v) for k, v in file.metadata().items() if k != "format"}
-    model = build_classifier(
-        Arch(**header["arch"]),
-        header["num_classes"],
-        layer_scale=header["layer_scale"],
-        rel_pos_bias=header["rel_pos_bias"],
-        pool=header.get("pool", PATCHES),  # which files of version 0.2 lack
-    )
+    arch, num_classes = arch_from_dict(header["arch"]), header["num_classes"]
+    model: torch.nn.Module
+    if isinstance(arch, TimmArch):
+        from fastft.model.timm_tower import build_timm_classifier
+
+        model = build_timm_classifier(arch, num_classes)
+    else:
+        model = build_classifier(
+            arch,
+            num_classes,
+            layer_scale=header["layer_scale"],
+            rel_pos_bias=header["rel_pos_bias"],
+            pool=header.get("pool", PATCHES),  # which files of version 0.2 lack
+        )
     model.load_state_dict(load_file(path))
     return model.eval()
 

@@ -1,7 +1,8 @@
 """A folder that `timm.create_model("local-dir:...", pretrained=True)` loads.
 
 The head normalises every patch token and then averages. timm's CLIP models average first (`fc_norm`); its
-VisionTransformer does as we do with `final_norm=True, fc_norm=False, global_pool="avg"`.
+VisionTransformer does as we do with `final_norm=True, fc_norm=False, global_pool="avg"`. timm's own models are written as they
+are.
 """
 
 import json
@@ -9,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from beton_tools.errors import UserError
 from fastft.inference.trained import Trained
-from fastft.model import Arch
+from fastft.model import Arch, TimmArch
 from fastft.model.classifier import TOKEN
+from fastft.model.timm_create import pretrained_cfg, timm_args
+from fastft.model.timm_tower import TRUNK
 
 NAMES = {  # ours -> timm's, within a block
     "ln_1.weight": "norm1.weight",
@@ -68,6 +72,8 @@ def timm_state(trained: Trained) -> dict[str, Tensor]:
         UserError: a relative position bias or a pooling which that class has no place for.
     """
     ours = trained.model.state_dict()
+    if isinstance(trained.model.visual.arch, TimmArch):
+        return {name.removeprefix(TRUNK): value for name, value in ours.items()}
     if trained.model.pool == TOKEN:
         raise UserError(
             "timm's VisionTransformer has no embedding of length 1 (model.pool=token); export to open_clip, safetensors or onnx"
@@ -81,12 +87,10 @@ def timm_state(trained: Trained) -> dict[str, Tensor]:
         "pos_embed": ours["visual.positional_embedding"].unsqueeze(0),
         "patch_embed.proj.weight": ours["visual.conv1.weight"],
     }
-    if trained.model.visual.arch.ln_pre:
+    if "visual.ln_pre.weight" in ours:
         state |= {f"norm_pre.{k}": ours[f"visual.ln_pre.{k}"] for k in ("weight", "bias")}
     else:  # timm ties the bias of the patch embedding to this
-        state["patch_embed.proj.bias"] = ours["visual.class_embedding"].new_zeros(
-            trained.model.visual.arch.width
-        )
+        state["patch_embed.proj.bias"] = torch.zeros_like(ours["visual.class_embedding"])
     for name, value in ours.items():
         if name.startswith("visual.transformer.resblocks."):
             _, _, _, i, part = name.split(".", 4)
@@ -100,24 +104,38 @@ def timm_config(trained: Trained) -> dict[str, Any]:
     """config.json as on model hubs: the model's arguments and its preprocessing."""
     recipe, arch = trained.recipe, trained.model.visual.arch
     size = [3, arch.image_size, arch.image_size]
+    model, names = _of_timm(arch) if isinstance(arch, TimmArch) else _of_clip(trained, arch)
     return {
-        "architecture": _architecture(arch),
+        **model,
         "num_classes": recipe.data.num_classes,
         "label_names": trained.classes,
-        "model_args": _model_args(trained, arch),
         "pretrained_cfg": {
             "num_classes": recipe.data.num_classes,
             "input_size": size,
-            "fixed_input_size": True,
             "interpolation": "bicubic",
             "crop_pct": recipe.train.eval_crop_pct,
             "crop_mode": "center",
             "mean": list(recipe.augment.mean),
             "std": list(recipe.augment.std),
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
+            **names,
         },
     }
+
+
+def _of_clip(trained: Trained, arch: Arch) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the model, what the pretrained_cfg says about it) of fastft's own tower."""
+    model = {"architecture": _architecture(arch), "model_args": _model_args(trained, arch)}
+    return model, {"fixed_input_size": True, "first_conv": "patch_embed.proj", "classifier": "head"}
+
+
+def _of_timm(arch: TimmArch) -> tuple[dict[str, Any], dict[str, Any]]:
+    """As `_of_clip`, of a timm model."""
+    found = pretrained_cfg(arch.timm)
+    model = {
+        "architecture": arch.timm.partition(".")[0],
+        "model_args": timm_args(arch.timm, arch.image_size),
+    }
+    return model, {key: getattr(found, key) for key in ("fixed_input_size", "first_conv", "classifier")}
 
 
 def _architecture(arch: Arch) -> str:

@@ -22,7 +22,7 @@ from fastft.files.atomic import atomic_path
 from fastft.inference.image_reader import read_batches
 from fastft.inference.prediction import image_paths
 from fastft.inference.trained import BATCH, Trained
-from fastft.model import Classifier
+from fastft.model import ImageClassifier
 from fastft.train.distributed import World
 from fastft.train.head_start import pooled_features
 from fastft.train.precision import inference_precision
@@ -44,11 +44,12 @@ class Features:
     model: str
 
 
-def model_checksum(model: Classifier) -> str:
+def model_checksum(model: ImageClassifier) -> str:
     """CRC-32 of the parameters of everything below the head, which tells the embeddings of two models apart."""
     crc = 0
+    head = next(f"{name}." for name, module in model.named_modules() if module is model.head)
     for name, value in sorted(model.state_dict().items()):
-        if not name.startswith("head."):
+        if not name.startswith(head):
             crc = zlib.crc32(value.detach().cpu().contiguous().numpy().data, crc)
     return f"{crc:08x}"
 

@@ -28,7 +28,7 @@ from fastft.inference.features import (
     read_features,
 )
 from fastft.inference.trained import BATCH, Trained, load_trained
-from fastft.model import Classifier
+from fastft.model import ImageClassifier
 from fastft.train.chosen_weights import AUTO
 from fastft.train.distributed import World, find_world
 from fastft.train.evaluate import evaluate
@@ -67,7 +67,7 @@ class NeighbourVotes(nn.Module):
 class NeighbourClassifier(nn.Module):
     """Images to logarithms of vote shares."""
 
-    def __init__(self, model: Classifier, votes: NeighbourVotes):
+    def __init__(self, model: ImageClassifier, votes: NeighbourVotes):
         super().__init__()
         self.model, self.votes = model, votes
 

@@ -7,7 +7,7 @@ import torch
 
 from fastft.config import Recipe
 from fastft.data.classes import name_outputs
-from fastft.model import Classifier
+from fastft.model import ImageClassifier
 from fastft.train.chosen_weights import AUTO, find_weights
 from fastft.train.distributed import check_device
 from fastft.train.stored_model import read_model
@@ -19,7 +19,7 @@ BATCH = 32  # images per forward pass
 class Trained:
     """A model ready for inference, with the recipe and the classes of its training."""
 
-    model: Classifier
+    model: ImageClassifier
     recipe: Recipe
     classes: list[str]  # of the training file; there may be fewer than outputs
     path: Path  # of the checkpoint

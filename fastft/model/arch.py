@@ -87,16 +87,21 @@ class Arch:
         Raises:
             UserError: not a multiple of the patch size, or too large.
         """
-        if image_size % self.patch_size:
-            below = image_size - image_size % self.patch_size
-            near = " or ".join(str(size) for size in (below, below + self.patch_size) if size)
-            raise UserError(
-                f"image size {image_size} is not a multiple of the patch size {self.patch_size}; use {near}"
-            )
+        check_image_size(image_size, self.patch_size)
         return replace(self, image_size=image_size)
 
 
-def load_arch(name: str) -> Arch:
+def check_image_size(image_size: int, patch_size: int) -> None:
+    """Raise UserError, with the nearest sizes, if the image size is not a multiple of the patch size."""
+    if image_size % patch_size:
+        below = image_size - image_size % patch_size
+        near = " or ".join(str(size) for size in (below, below + patch_size) if size)
+        raise UserError(
+            f"image size {image_size} is not a multiple of the patch size {patch_size}; use {near}"
+        )
+
+
+def load_open_clip_arch(name: str) -> Arch:
     """The architecture of an open_clip model name or of a local .json file of the same form.
 
     Raises:
@@ -141,6 +146,8 @@ def refuse_pool_without_class_token(name: str) -> None:
 
 
 def _refuse_foreign(name: str, vision: Mapping[str, Any]) -> None:
+    if isinstance(vision.get("timm_model_name"), str):
+        raise UserError(f"{name} has timm's image tower; set --model.arch=timm/{vision['timm_model_name']}")
     foreign = sorted(set(vision) - set(VISION))
     if isinstance(vision.get("layers"), list):
         foreign.append("layers of several stages")
@@ -176,6 +183,9 @@ def load_open_clip_config(name: str) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise UserError(f"model configuration {path} is not valid JSON ({error})") from None
+    config = (
+        config.get("model_cfg", config) if isinstance(config, dict) else config
+    )  # open_clip_config.json of model hubs
     if not isinstance(config, dict):
         raise UserError(f"model configuration {path} must be a JSON object with a vision_cfg")
     return config

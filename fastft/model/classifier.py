@@ -13,15 +13,21 @@ from torch import Tensor, nn
 
 from beton_tools.errors import UserError
 from fastft.model.arch import Arch
+from fastft.model.interface import ImageClassifier
 from fastft.model.tower import Tower
 
 # reference: trunc_normal_(std=.02) on the weight, PyTorch's default on the bias, both multiplied by 0.001
 HEAD_STD = 0.02
+EMBEDDINGS = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
+# no weight decay; all 1-D tensors are exempt too
+NO_DECAY = ("positional_embedding", "class_embedding", "rel_pos_bias.table", ".bias")
 PATCHES, TOKEN = "patches", "token"  # of `model.pool`
 
 
-class Classifier(nn.Module):
+class Classifier(ImageClassifier):
     """Images (B, 3, S, S) to logits (B, num_classes)."""
+
+    visual: Tower
 
     def __init__(self, tower: Tower, num_classes: int, head_init_scale: float = 0.001, pool: str = PATCHES):
         super().__init__()
@@ -47,6 +53,18 @@ class Classifier(nn.Module):
         if self.pool == TOKEN:
             return self.visual.embedding(tokens_BND)
         return self.fc_norm(tokens_BND[:, 1:]).mean(1)
+
+    def layer_id(self, name: str) -> int:
+        """0 for embeddings, i + 1 for block i, layers + 1 for everything else."""
+        parts = name.split(".")
+        if parts[0] == "visual" and parts[1] in EMBEDDINGS:
+            return 0
+        if parts[0] == "visual" and parts[1] == "transformer":
+            return int(parts[3]) + 1
+        return self.visual.arch.layers + 1
+
+    def takes_weight_decay(self, name: str, parameter: nn.Parameter) -> bool:
+        return parameter.ndim > 1 and not name.endswith(NO_DECAY)
 
 
 def count_frozen_blocks(layers: int, trainable_layers: int | None) -> int:

@@ -1,4 +1,4 @@
-"""Floating-point operations of a tower with its head, counted from the shapes (2 per multiply-add).
+"""Floating-point operations of a tower with its head (2 per multiply-add), of fastft's own tower from the shapes.
 
 Only matrix products are counted, as is usual for MFU; the head is that of `model.pool=patches` (CLIP's projection of one token
 would add 0.002 % to a B/16). Published counts: 17.6 GMAC for B/16 at 224 px, 81 for L/14.
@@ -6,7 +6,9 @@ would add 0.002 % to a B/16). Published counts: 17.6 GMAC for B/16 at 224 px, 81
 
 from dataclasses import dataclass
 
-from fastft.model.arch import Arch
+from fastft.model.stochastic import count_kept
+from fastft.model.timm_arch import TimmArch
+from fastft.model.tower_arch import TowerArch
 
 
 @dataclass(frozen=True)
@@ -17,13 +19,20 @@ class Flops:
     train: float
 
 
-def count_flops(arch: Arch, num_classes: int, *, frozen_blocks: int = 0, patch_dropout: float = 0.0) -> Flops:
+def count_flops(
+    arch: TowerArch, num_classes: int, *, frozen_blocks: int = 0, patch_dropout: float = 0.0
+) -> Flops:
     """Operations per image at the arch's image size.
 
     The backward pass costs twice the forward pass (gradients of inputs and of weights). As in the published figures, a
     patch embedding below trained blocks counts as trained even if it is frozen.
     """
-    patches = max(1, round(arch.grid**2 * (1 - patch_dropout))) if patch_dropout else arch.grid**2
+    if isinstance(arch, TimmArch):
+        from fastft.model.timm_flops import count_timm_forward  # needs torch's counter, which few commands do
+
+        forward, frozen = count_timm_forward(arch, num_classes, frozen_blocks, patch_dropout)
+        return Flops(forward, frozen + 3 * (forward - frozen))
+    patches = count_kept(arch.grid**2, patch_dropout)
     tokens = patches + 1
     embed = arch.grid**2 * arch.width * 3 * arch.patch_size**2
     projections = tokens * arch.width * (4 * arch.width + 2 * arch.mlp_width)  # q, k, v, out and the MLP

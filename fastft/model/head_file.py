@@ -16,7 +16,7 @@ from torch import Tensor
 from beton_tools.errors import UserError
 from beton_tools.user_files import check_user_file
 from fastft.files.atomic import atomic_path
-from fastft.model.classifier import Classifier
+from fastft.model.interface import ImageClassifier
 from fastft.model.weight_files import first_sentence, read_state_dict
 
 WEIGHT, BIAS = "head.weight", "head.bias"
@@ -86,7 +86,7 @@ def read_head(path: Path) -> Head:
 
 
 @torch.no_grad()
-def set_head(model: Classifier, head: Head, path: Path) -> None:
+def set_head(model: ImageClassifier, head: Head, path: Path) -> None:
     """Copy a head into a model. path: for messages.
 
     Raises:

@@ -14,8 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from fastft.model.arch import Arch
 from fastft.model.attention import self_attention
+from fastft.model.interface import ImageTower
 from fastft.model.linear import quick_gelu_mlp
 from fastft.model.positions import resample_positions
+from fastft.model.stochastic import DropPath, PatchDropout
 
 
 class PatchEmbedding(nn.Conv2d):
@@ -49,38 +51,6 @@ class LayerScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: keeps a sample's branch if its uniform number is below 1 - rate, scaled by 1 / (1 - rate)."""
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x_BND: Tensor, uniform_B: Tensor | None) -> Tensor:
-        if uniform_B is None or self.rate == 0:
-            return x_BND
-        keep = 1 - self.rate
-        mask_B = uniform_B < keep
-        return x_BND * (mask_B / keep).to(x_BND.dtype)[:, None, None]
-
-
-class PatchDropout(nn.Module):
-    """Keeps the class token and (1 - rate) of the patch tokens: those whose uniform numbers are largest."""
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x_BND: Tensor, uniform_BN: Tensor | None) -> Tensor:
-        if uniform_BN is None or self.rate == 0:
-            return x_BND
-        patches = x_BND[:, 1:]
-        kept = max(1, round(patches.shape[1] * (1 - self.rate)))
-        index = uniform_BN[:, : patches.shape[1]].topk(kept, dim=1).indices
-        index = index.unsqueeze(-1).expand(-1, -1, patches.shape[2])
-        return torch.cat([x_BND[:, :1], patches.gather(1, index)], dim=1)
 
 
 class RelativePositionBias(nn.Module):
@@ -175,7 +145,7 @@ def _normal(scale: float, *shape: int) -> Tensor:
     return values if values.is_meta else scale * values.normal_()
 
 
-class Tower(nn.Module):
+class Tower(ImageTower):
     """Images (B, 3, S, S) to tokens (B, N, D) after the last block, class token first.
 
     Images may be smaller than the architecture's, down to one patch: the position embeddings, which are those of the
@@ -188,6 +158,9 @@ class Tower(nn.Module):
         patch_dropout: share of patch tokens that are dropped in training.
         projection: with CLIP's ln_post and proj, for `embedding`.
     """
+
+    arch: Arch
+    has_attention_kernels = True
 
     def __init__(
         self,

@@ -14,6 +14,10 @@ from beton_tools.errors import UserError
 from beton_tools.user_files import check_user_file, open_user_file
 from fastft.model.torchscript import check_records, is_torchscript, read_torchscript
 
+WRAPPERS = (
+    "state_dict",
+    "model",
+)  # the key of the tensors in checkpoints of open_clip and timm, and of MAE and DeiT
 EXPECTED = "OpenAI or open_clip weights (.pt, .bin or .safetensors)"
 
 
@@ -41,7 +45,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"weights file {path} cannot be read ({first_sentence(error)}); give {EXPECTED}"
         ) from None
-    loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    for wrapper in WRAPPERS:
+        loaded = loaded.get(wrapper, loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(loaded, dict) or not loaded:
         raise UserError(f"weights file {path} does not hold a state dict; give {EXPECTED}")
     odd = [

@@ -1,7 +1,8 @@
-"""Pretrained weights into the tower: from open_clip tags, or from OpenAI's, open_clip's or safetensors files."""
+"""Pretrained weights into fastft's own tower: from open_clip tags, files, and folders as their libraries write them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor
 
 from beton_tools.errors import UserError
 from fastft.model.arch import Arch
+from fastft.model.clip_names import from_transformers, is_transformers
 from fastft.model.positions import resample_positions
 from fastft.model.tower import Tower
 from fastft.model.weight_files import first_sentence, is_torchscript_file, read_state_dict
+from fastft.model.weight_folders import WeightFolder, find_weight_folder
 
 PROJECTION = ("ln_post.", "proj")  # tower weights that only `model.pool=token` uses
 NOT_TENSORS_OF_A_TOWER = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's files
@@ -19,16 +22,19 @@ PREFIXES = ("module.", "model.", "_orig_mod.")  # wrappers that training scripts
 
 
 def load_tower_weights(tower: Tower, weights: str, arch_name: str) -> None:
-    """Fill `tower` from an open_clip pretrained tag or a local file; positions are interpolated to the tower's grid.
+    """Fill `tower`; positions are interpolated to the tower's grid.
+
+    weights: an open_clip pretrained tag, a file, or a folder of open_clip or transformers, also 'hf-hub:ORG/NAME'.
 
     Raises:
         UserError: unknown tag or file, download impossible, damaged file, or weights of another architecture.
     """
-    state = read_visual_state(weights, arch_name)
+    folder = find_weight_folder(weights)
+    state = read_visual_state(weights, arch_name, folder)
     if not tower.has_projection:
         state = {name: value for name, value in state.items() if not name.startswith(PROJECTION)}
     _check_tensors(state, weights)
-    _check_same_tower(tower, state, weights, arch_name)
+    _check_same_tower(tower, state, weights, arch_name, folder)
     state["positional_embedding"] = interpolate_positions(state["positional_embedding"], tower.arch, weights)
     own = tower.state_dict()
     odd = [name for name, value in state.items() if name in own and value.shape != own[name].shape]
@@ -50,14 +56,17 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str) -> None:
         )
 
 
-def read_visual_state(weights: str, arch_name: str) -> dict[str, Tensor]:
-    """The image tower's tensors under open_clip's names, without the `visual.` prefix."""
-    state = _read_clip_state(weights, arch_name)
+def read_visual_state(weights: str, arch_name: str, folder: WeightFolder | None = None) -> dict[str, Tensor]:
+    """The image tower's tensors under open_clip's names, without the `visual.` prefix. folder: that `weights` names."""
+    state = _read_clip_state(weights, arch_name, folder)
+    if is_transformers(state):
+        state = from_transformers(state)
     visual = {n.removeprefix("visual."): v for n, v in state.items() if n.startswith("visual.")}
     visual = visual or state
     if "positional_embedding" not in visual or "conv1.weight" not in visual:
+        other = "; a timm model needs --model.arch=timm/NAME" if "patch_embed.proj.weight" in visual else ""
         raise UserError(
-            f"{weights} holds no CLIP image tower (no visual.conv1.weight); use OpenAI or open_clip weights"
+            f"{weights} holds no CLIP image tower (no visual.conv1.weight); use OpenAI or open_clip weights{other}"
         )
     return visual
 
@@ -68,7 +77,7 @@ def read_text_state(weights: str, arch_name: str) -> dict[str, Tensor]:
     Raises:
         UserError: as `load_tower_weights`; or there is no text tower.
     """
-    state = _read_clip_state(weights, arch_name)
+    state = _read_clip_state(weights, arch_name, find_weight_folder(weights))
     text = {
         name.removeprefix("text."): value.float()
         for name, value in state.items()
@@ -81,13 +90,23 @@ def read_text_state(weights: str, arch_name: str) -> dict[str, Tensor]:
     return text
 
 
-def _read_clip_state(weights: str, arch_name: str) -> dict[str, Tensor]:
-    """Every tensor of a tag or a file, without the prefixes of wrappers."""
-    path = _as_file(weights)
-    state = _read_tag(weights, arch_name) if path is None else read_state_dict(path)
+def _read_clip_state(weights: str, arch_name: str, folder: WeightFolder | None) -> dict[str, Tensor]:
+    """Every tensor of a tag, a file or a folder, without the prefixes of wrappers."""
+    if folder is None:
+        path = _as_file(weights)
+        return without_wrappers(_read_tag(weights, arch_name) if path is None else read_state_dict(path))
+    if folder.timm_name is not None:
+        raise UserError(
+            f"{weights} holds timm's {folder.timm_name}; set --model.arch=timm/{folder.timm_name}"
+        )
+    return without_wrappers(folder.read())
+
+
+def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under their names without what training scripts put before them."""
     for prefix in PREFIXES:
         state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
+    return dict(state)
 
 
 def interpolate_positions(positions_ND: Tensor, arch: Arch, source: str = "the weights") -> Tensor:
@@ -118,8 +137,10 @@ def _as_file(weights: str) -> Path | None:
     return path if path.suffix or path.exists() else None
 
 
-def _needs_quick_gelu(weights: str, arch_name: str) -> bool:
-    """Whether the weights were trained with QuickGELU: as open_clip lists it for a tag; OpenAI's files are TorchScript."""
+def _needs_quick_gelu(weights: str, arch_name: str, folder: WeightFolder | None) -> bool:
+    """Whether the weights were trained with QuickGELU: as listed for a tag or a folder; OpenAI's files are TorchScript."""
+    if folder is not None:
+        return folder.quick_gelu
     if (path := _as_file(weights)) is not None:
         return is_torchscript_file(path)
     import open_clip
@@ -132,9 +153,7 @@ def _read_tag(tag: str, arch_name: str) -> dict[str, Tensor]:
 
     known = open_clip.list_pretrained_tags_by_model(arch_name)
     if tag not in known:
-        raise UserError(
-            f"model.weights '{tag}' is neither a file nor a pretrained tag of {arch_name}; tags: {', '.join(known) or 'none'}"
-        )
+        raise UserError(unknown_tag(tag, arch_name, known))
     try:
         path = open_clip.download_pretrained(open_clip.get_pretrained_cfg(arch_name, tag))
     except Exception as error:
@@ -143,6 +162,13 @@ def _read_tag(tag: str, arch_name: str) -> dict[str, Tensor]:
             "download them elsewhere and set model.weights to the file"
         ) from None
     return read_state_dict(Path(path))
+
+
+def unknown_tag(tag: str, arch_name: str, known: Sequence[str]) -> str:
+    """The message about `model.weights` that name nothing, with the nearest tags."""
+    near = get_close_matches(tag, known, n=3)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"tags: {', '.join(known) or 'none'}"
+    return f"model.weights '{tag}' is neither a file nor a pretrained tag of {arch_name}; {hint}"
 
 
 def _check_tensors(state: Mapping[str, Tensor], weights: str) -> None:
@@ -160,10 +186,12 @@ def _check_tensors(state: Mapping[str, Tensor], weights: str) -> None:
             )
 
 
-def _check_same_tower(tower: Tower, state: Mapping[str, Tensor], weights: str, arch_name: str) -> None:
-    """Refuse weights of another activation, width, patch size or number of blocks, and name the difference."""
+def _check_same_tower(
+    tower: Tower, state: Mapping[str, Tensor], weights: str, arch_name: str, folder: WeightFolder | None
+) -> None:
+    """Refuse weights of another activation, width, patch size or number of blocks or heads, and name the difference."""
     arch = tower.arch
-    if _needs_quick_gelu(weights, arch_name) and not arch.quick_gelu:
+    if _needs_quick_gelu(weights, arch_name, folder) and not arch.quick_gelu:
         raise UserError(
             f"weights {weights} were trained with QuickGELU; set model.arch to the name that ends in -quickgelu"
         )
@@ -173,4 +201,9 @@ def _check_same_tower(tower: Tower, state: Mapping[str, Tensor], weights: str, a
         raise UserError(
             f"weights {weights} are of width {width}, patch {patch}, {layers} blocks; {arch_name} has {arch.width}, "
             f"{arch.patch_size}, {arch.layers}; set model.arch to the architecture of the weights"
+        )
+    if folder is not None and folder.heads not in (None, arch.heads):
+        raise UserError(
+            f"weights {weights} are of {folder.heads} attention heads, {arch_name} has {arch.heads}; set model.arch to the "
+            "architecture of the weights"
         )

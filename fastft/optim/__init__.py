@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from fastft.optim.ema import Ema, decay_for_batch
-from fastft.optim.groups import Group, layer_groups, layer_id, optimizer_groups, takes_weight_decay
+from fastft.optim.groups import Group, layer_groups, optimizer_groups
 from fastft.optim.half_copy import HalfCopy
 from fastft.optim.schedule import WarmupCosine, set_lr
 
@@ -17,10 +17,8 @@ __all__ = [
     "build_adamw",
     "decay_for_batch",
     "layer_groups",
-    "layer_id",
     "optimizer_groups",
     "set_lr",
-    "takes_weight_decay",
 ]
 
 

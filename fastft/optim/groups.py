@@ -1,20 +1,27 @@
 """Parameter groups: layer-wise lr decay and which parameters take weight decay (paper section 2.1, reference facts 2)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
-NO_DECAY = ("positional_embedding", "class_embedding", "rel_pos_bias.table")  # all 1-D tensors are exempt too
-EMBEDDINGS = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
+
+class Layered(Protocol):
+    """A model that knows the layers of its parameters, such as `fastft.model.interface.ImageClassifier`."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def layer_id(self, name: str) -> int: ...
+
+    def takes_weight_decay(self, name: str, parameter: nn.Parameter) -> bool: ...
 
 
 @dataclass(frozen=True)
 class Group:
     """Trainable parameters that share a layer and a weight decay.
 
-    layer_id: 0 embeddings, i + 1 block i, layers + 1 head; lr_scale: layer_decay ** (layers + 1 - layer_id).
+    layer_id: 0 embeddings, 1 to layers blocks, layers + 1 head; lr_scale: layer_decay ** (layers + 1 - layer_id).
     """
 
     layer_id: int
@@ -24,30 +31,14 @@ class Group:
     parameters: int  # trainable scalars
 
 
-def layer_id(name: str, layers: int) -> int:
-    """The layer of a classifier parameter: 0 for embeddings, 1..layers for blocks, layers + 1 for everything else."""
-    parts = name.split(".")
-    if parts[0] != "visual":
-        return layers + 1
-    if parts[1] in EMBEDDINGS:
-        return 0
-    if parts[1] == "transformer":
-        return int(parts[3]) + 1
-    return layers + 1
-
-
-def takes_weight_decay(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim > 1 and not name.endswith((*NO_DECAY, ".bias"))
-
-
-def layer_groups(model: nn.Module, layers: int, layer_decay: float, weight_decay: float) -> list[Group]:
+def layer_groups(model: Layered, layers: int, layer_decay: float, weight_decay: float) -> list[Group]:
     """Groups of the trainable parameters by layer, from the embeddings up; with weight decay before without."""
     members: dict[tuple[int, bool], list[str]] = {}
     sizes: dict[tuple[int, bool], int] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        key = (layer_id(name, layers), not takes_weight_decay(name, parameter))
+        key = (model.layer_id(name), not model.takes_weight_decay(name, parameter))
         members.setdefault(key, []).append(name)
         sizes[key] = sizes.get(key, 0) + parameter.numel()
     return [

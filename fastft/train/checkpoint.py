@@ -38,7 +38,7 @@ from fastft.files.rules import (
     Rule,
     check_keys,
 )  # fmt: skip
-from fastft.model import Arch
+from fastft.model import Arch, TimmArch
 
 VERSION = 1
 PARTIAL = ".partial-"
@@ -60,7 +60,9 @@ LOGGED: dict[str, Rule] = {
 }  # fmt: skip
 STEP_CHOICE: dict[str, Rule] = {"mode": TEXT, "attention": TEXT, "device": TEXT}
 SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
-ARCH: dict[str, Rule] = {f.name: {int: WHOLE, bool: FLAG, float: NUMBER}[f.type] for f in fields(Arch)}  # type: ignore[index]
+_FORMS: dict[Any, Rule] = {int: WHOLE, bool: FLAG, float: NUMBER, str: TEXT}
+ARCH: dict[str, Rule] = {f.name: _FORMS[f.type] for f in fields(Arch)}
+TIMM_ARCH: dict[str, Rule] = {f.name: _FORMS[f.type] for f in fields(TimmArch)}
 
 
 @dataclass(frozen=True)
@@ -196,8 +198,9 @@ def _check_files(path: Path, files: Iterable[Path]) -> None:
 def _check_state(state: dict[str, Any], resumable: bool) -> None:
     check_keys(STATE, state, MODEL_STATE, optional=("data", "class_counts"))
     arch = state["arch"]
-    check_keys("arch", arch, ARCH)
-    if arch.keys() - ARCH or arch["width"] % arch["heads"] or arch["image_size"] % arch["patch_size"]:
+    rules = TIMM_ARCH if "timm" in arch else ARCH
+    check_keys("arch", arch, rules)
+    if arch.keys() - rules or arch["width"] % arch.get("heads", 1) or arch["image_size"] % arch["patch_size"]:
         raise ValueError("arch is not an architecture")
     if not resumable:
         return

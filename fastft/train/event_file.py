@@ -16,7 +16,9 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 VERSION = "brain.Event:2"  # of the file format
-_numbers = itertools.count()  # of this process's files: several can begin in one second, and TensorBoard sorts by name
+_numbers = (
+    itertools.count()
+)  # of this process's files: several can begin in one second, and TensorBoard sorts by name
 
 
 class EventFile:
@@ -24,7 +26,9 @@ class EventFile:
 
     def __init__(self, folder: Path, first_step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers):06}"
+        name = (
+            f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers):06}"
+        )
         self._file = (folder / name).open("wb")
         self._records = RecordWriter(self._file)
         self._write(Event(file_version=VERSION))

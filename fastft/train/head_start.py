@@ -15,7 +15,7 @@ from beton_tools.errors import UserError
 from fastft.build import build_policy
 from fastft.config import Recipe
 from fastft.data import EvalLoader, Output, Shard
-from fastft.model import Classifier
+from fastft.model import ImageClassifier
 from fastft.model.ridge_head import RidgeHead, fit_ridge_head
 from fastft.train.distributed import World
 from fastft.train.evaluate import EvaluationStopped
@@ -58,7 +58,7 @@ def refuse_large(recipe: Recipe, images: int) -> None:
 
 
 def set_probe_head(
-    model: Classifier,
+    model: ImageClassifier,
     recipe: Recipe,
     world: World,
     precision: Precision,
@@ -86,7 +86,7 @@ def set_probe_head(
 
 @torch.inference_mode()
 def pooled_features(
-    model: Classifier, loader: EvalLoader, world: World, precision: Precision, stop: Callable[[], bool]
+    model: ImageClassifier, loader: EvalLoader, world: World, precision: Precision, stop: Callable[[], bool]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(float32 (N, D), int64 (N,)): the head's input for every image of the loader's file, and its label."""
     rows, training, stopped = [], model.training, False
@@ -106,7 +106,7 @@ def pooled_features(
 
 
 @torch.no_grad()
-def _set_head(model: Classifier, head: RidgeHead | None, world: World) -> RidgeHead:
+def _set_head(model: ImageClassifier, head: RidgeHead | None, world: World) -> RidgeHead:
     """Load the main process's head into the model of every process."""
     head = world.broadcast(head)
     model.head.weight.copy_(torch.from_numpy(head.weight_KD))

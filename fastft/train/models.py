@@ -4,7 +4,7 @@ import torch
 
 from fastft.build import build_model
 from fastft.config import Recipe
-from fastft.model import Arch, Classifier
+from fastft.model import ImageClassifier, TowerArch
 from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups
 from fastft.train.distributed import World
 from fastft.train.precision import Precision
@@ -12,8 +12,8 @@ from fastft.train.step import Step
 
 
 def build_training_models(
-    recipe: Recipe, device: torch.device, pretrained: bool, arch: Arch | None = None
-) -> tuple[Classifier, Ema | None]:
+    recipe: Recipe, device: torch.device, pretrained: bool, arch: TowerArch | None = None
+) -> tuple[ImageClassifier, Ema | None]:
     """The model on its device, and its EMA if the recipe has one.
 
     pretrained: False leaves the weights to a checkpoint. arch: None for the one that the recipe names.
@@ -29,7 +29,12 @@ def build_training_models(
 
 
 def build_step(
-    recipe: Recipe, model: Classifier, ema: Ema | None, world: World, precision: Precision, accumulation: int
+    recipe: Recipe,
+    model: ImageClassifier,
+    ema: Ema | None,
+    world: World,
+    precision: Precision,
+    accumulation: int,
 ) -> Step:
     """The step of AdamW over layer-wise groups."""
     r = recipe

@@ -8,7 +8,7 @@ from typing import Any
 from fastft.config import Recipe
 from fastft.files.evaluations import TOP1, WEIGHTS, flatten, headline_top1, selection_score
 from fastft.imagenet import NO_EXPECTATION, describe_expectation, expected_top1
-from fastft.model import Arch
+from fastft.model import TowerArch
 from fastft.train.chosen_weights import choose_weights, count_disagreements, describe_weights
 from fastft.train.evaluate import Scores
 from fastft.train.log import format_seconds
@@ -52,7 +52,7 @@ class Progress:
 
 def describe_model(
     recipe: Recipe,
-    arch: Arch,
+    arch: TowerArch,
     classes: Sequence[str],
     data: dict[str, Any],
     class_counts: Sequence[int] = (),

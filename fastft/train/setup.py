@@ -13,8 +13,9 @@ from fastft.config import Recipe
 from fastft.cost.work import phase_flops
 from fastft.data import EvalLoader, Output, Shard, TrainLoader
 from fastft.data.classes import refuse_other_classes
+from fastft.data.engine import Engine
 from fastft.data.loader import check_shrink
-from fastft.model import Classifier
+from fastft.model import ImageClassifier
 from fastft.model.head_file import read_head
 from fastft.phases import find_phases, with_phase
 from fastft.train.distributed import World
@@ -26,12 +27,12 @@ from fastft.train.run_phases import RunPhase, RunPhases
 def loader_bytes_per_image(recipe: Recipe, precision: Precision, train_file: Beton) -> float:
     """GPU memory of the loaders per image of a micro-batch."""
     files = [train_file] if recipe.data.val is None else [train_file, Beton.open(recipe.data.val)]
-    size, ahead = recipe.model.image_size, recipe.data.batches_ahead
-    return sum(loader_bytes(file, size, precision.dtype, ahead) for file in files)
+    size, batches = recipe.model.image_size, Engine.slots(recipe.data.batches_ahead)
+    return sum(loader_bytes(file, size, precision.dtype, batches) for file in files)
 
 
 def fit_micro_batch(
-    recipe: Recipe, model: Classifier, world: World, precision: Precision, per_image: float, unit: int
+    recipe: Recipe, model: ImageClassifier, world: World, precision: Precision, per_image: float, unit: int
 ) -> int:
     """Images per forward pass of a process, a divisor of its share of the batch.
 
@@ -47,7 +48,7 @@ def fit_micro_batch(
 
 
 def plan_phases(
-    recipe: Recipe, model: Classifier, world: World, precision: Precision, train_file: Beton, unit: int
+    recipe: Recipe, model: ImageClassifier, world: World, precision: Precision, train_file: Beton, unit: int
 ) -> RunPhases:
     """The phases of a recipe, each with the micro-batch that fits. unit: images that must stay together.
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastft.build import compile_model
-from fastft.model import Classifier
+from fastft.model import ImageClassifier
 from fastft.optim import Ema, HalfCopy
 from fastft.train.distributed import World
 from fastft.train.precision import Precision
@@ -25,7 +25,7 @@ class Step:
 
     def __init__(
         self,
-        model: Classifier,
+        model: ImageClassifier,
         optimizer: torch.optim.Optimizer,
         ema: Ema | None,
         world: World,
@@ -42,7 +42,7 @@ class Step:
         self.trained: nn.Module = (
             model  # holds the gradients of a backward pass: the model, or its half-precision copy
         )
-        self.half: HalfCopy[Classifier] | None = None
+        self.half: HalfCopy[ImageClassifier] | None = None
         self._graph: GraphedPass | None = None
         self.scaler = precision.scaler()
         self.split = Split(world.device)

@@ -15,7 +15,7 @@ import torch
 from fastft import __version__
 from fastft.config import Recipe
 from fastft.machine.facts import cpu_name
-from fastft.model import Classifier
+from fastft.model import ImageClassifier
 from fastft.train.distributed import World
 from fastft.train.micro_batch import COPIES
 from fastft.train.precision import Precision
@@ -34,7 +34,7 @@ def device_name(device: torch.device) -> str:
 
 def choose_step(
     recipe: Recipe,
-    model: Classifier,
+    model: ImageClassifier,
     world: World,
     precision: Precision,
     micro_batch: int,
@@ -93,7 +93,7 @@ def cache_key(request: Request, device: str) -> dict[str, Any]:
 
 def _request(
     recipe: Recipe,
-    model: Classifier,
+    model: ImageClassifier,
     world: World,
     precision: Precision,
     micro_batch: int,

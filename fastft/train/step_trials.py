@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from fastft.build import can_compile, compile_model
 from fastft.config import recipe_from_dict
-from fastft.model import Arch
+from fastft.model import arch_from_dict
 from fastft.model.attention import BF16_NATIVE, attention_candidates, default_kernel
 from fastft.train.distributed import World
 from fastft.train.models import build_step, build_training_models
@@ -179,7 +179,7 @@ class Candidates:
         self.precision = Precision(getattr(torch, request.dtype), self.device.type, request.half_residual)
         self.model, _ = build_training_models(
             replace(self.recipe, ema=replace(recipe.ema, decay=0.0)), self.device, pretrained=False,
-            arch=Arch(**request.arch),
+            arch=arch_from_dict(request.arch),
         )  # fmt: skip
         self.model.train()
         self._batch = self._random_batch(request.micro_batch)
@@ -188,8 +188,8 @@ class Candidates:
         self._request = request
 
     def kernels(self) -> list[str]:
-        """'auto' and the attention kernels that it is not; with a position bias there is only one."""
-        if self.recipe.model.rel_pos_bias:
+        """'auto' and the attention kernels that it is not; only 'auto' with a position bias and for timm's models."""
+        if self.recipe.model.rel_pos_bias or not self.model.visual.has_attention_kernels:
             return ["auto"]
         usual = default_kernel(self.device, self.precision.dtype)
         return ["auto", *(kernel for kernel in attention_candidates(self.device) if kernel != usual)]

@@ -7,12 +7,12 @@ import torch
 from beton_tools.errors import UserError
 from fastft.build import build_model
 from fastft.config import Recipe, recipe_from_dict
-from fastft.model import Arch, Classifier
+from fastft.model import ImageClassifier, TowerArch, arch_from_dict
 from fastft.train.checkpoint import Checkpoint, Damaged, check_tensors, read_checkpoint
 from fastft.train.step_state import forms
 
 
-def read_model(path: Path, stem: str) -> tuple[Classifier, Recipe, Checkpoint]:
+def read_model(path: Path, stem: str) -> tuple[ImageClassifier, Recipe, Checkpoint]:
     """The model of a checkpoint on the CPU, and its recipe.
 
     stem: of the tensor file, "model" or "ema".
@@ -25,15 +25,30 @@ def read_model(path: Path, stem: str) -> tuple[Classifier, Recipe, Checkpoint]:
         recipe = recipe_from_dict(checkpoint.state["name"], checkpoint.state["recipe"])
     except UserError as error:
         raise UserError(f"checkpoint {path}: {error}; was it written by a newer fastft?") from None
-    arch = Arch(**checkpoint.state["arch"])  # not the recipe's, which may name a file that is gone
+    arch = _stored_arch(checkpoint)
     tensors = checkpoint.tensors[stem]
     model = _build_without_weights(recipe, arch, checkpoint, stem)
     # copies, because these tensors are maps of a file that may be replaced or deleted while the model is in use
     model.load_state_dict({k: v.to(torch.float32, copy=True) for k, v in tensors.items()}, assign=True)
+    model.visual.restore_buffers()
     return model, recipe, checkpoint
 
 
-def _build_without_weights(recipe: Recipe, arch: Arch, checkpoint: Checkpoint, stem: str) -> Classifier:
+def _stored_arch(checkpoint: Checkpoint) -> TowerArch:
+    """The checkpoint's architecture, not the recipe's, which may name a file that is gone.
+
+    Raises:
+        Damaged: it is no architecture. UserError: a model that the installed timm lacks.
+    """
+    try:
+        return arch_from_dict(checkpoint.state["arch"])
+    except (TypeError, ValueError) as error:
+        raise Damaged(checkpoint.path, f"arch is not an architecture: {error}") from None
+
+
+def _build_without_weights(
+    recipe: Recipe, arch: TowerArch, checkpoint: Checkpoint, stem: str
+) -> ImageClassifier:
     """The model on the meta device, after the state and the tensors have been compared: nothing is allocated.
 
     Raises:

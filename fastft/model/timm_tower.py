@@ -1,0 +1,262 @@
+"""timm's models as classifiers: timm builds, interpolates and initialises, the random numbers of a step are fastft's.
+
+Parameters keep timm's names behind `visual.trunk.`, open_clip's prefix for timm's towers.
+"""
+
+from fnmatch import fnmatch
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from beton_tools.errors import UserError
+from fastft.model.interface import ImageClassifier, ImageTower
+from fastft.model.stochastic import DropPath, PatchDropout
+from fastft.model.timm_arch import TimmArch
+from fastft.model.timm_create import PREFIX, Trunk, create_timm, layer_ids, restore_buffers, timm_args
+
+TRUNK = "visual.trunk."
+
+
+class PassNoise:
+    """Uniform numbers (B, columns) of the pass in progress, shared by a model's stochastic layers; None: they do nothing."""
+
+    def __init__(self) -> None:
+        self.uniform_BC: Tensor | None = None
+
+
+class NoisyDropPath(nn.Module):
+    """In the place of timm's DropPath, which draws from torch's generator."""
+
+    def __init__(self, rate: float, noise: PassNoise, column: int):
+        super().__init__()
+        self.drop_path, self._noise, self._column = DropPath(rate), noise, column
+
+    def forward(self, x: Tensor) -> Tensor:
+        uniform_BC = self._noise.uniform_BC
+        return self.drop_path(x, None if uniform_BC is None else uniform_BC[:, self._column])
+
+
+class NoisyPatchDropout(nn.Module):
+    """In the place of timm's PatchDropout, or of its form that also returns the indices of the kept tokens."""
+
+    def __init__(self, dropout: PatchDropout, noise: PassNoise, columns: slice, returns_indices: bool):
+        super().__init__()
+        self.dropout, self._noise, self._columns = dropout, noise, columns
+        self._returns_indices = returns_indices
+
+    def forward(self, x_BND: Tensor) -> Any:
+        uniform_BC = self._noise.uniform_BC
+        index = self.dropout.choose(x_BND, None if uniform_BC is None else uniform_BC[:, self._columns])
+        kept = self.dropout.keep(x_BND, index)
+        return (kept, index) if self._returns_indices else kept
+
+
+class TimmTower(ImageTower):
+    """A timm model with its head.
+
+    Args:
+        trunk: built by `create_timm`; its stochastic layers are replaced.
+    """
+
+    arch: TimmArch
+    has_attention_kernels = False
+
+    def __init__(self, arch: TimmArch, trunk: Trunk):
+        super().__init__()
+        self.arch, self.trunk = arch, trunk
+        self._noise = PassNoise()
+        self._grad_checkpointing = False
+        self._layer_ids = layer_ids(trunk)
+        exempt = trunk.no_weight_decay() if hasattr(trunk, "no_weight_decay") else ()
+        self._no_weight_decay: tuple[str, ...] = tuple(exempt)
+        self.patch_dropout = PatchDropout(0.0)
+        self._columns = self._replace_drop_paths()
+        self._replace_patch_dropout()
+
+    def _replace_drop_paths(self) -> int:
+        """Returns the number of columns of noise that stochastic depth takes: one per branch."""
+        from timm.layers import DropPath as TimmDropPath
+
+        found = [n for n, m in self.trunk.named_modules() if isinstance(m, TimmDropPath) and m.drop_prob]
+        for column, name in enumerate(found):
+            rate = self.trunk.get_submodule(name).drop_prob
+            self.trunk.set_submodule(name, NoisyDropPath(float(rate), self._noise, column))
+        return len(found)
+
+    def _replace_patch_dropout(self) -> None:
+        from timm.layers import PatchDropout as TimmPatchDropout
+        from timm.layers import PatchDropoutWithIndices
+
+        kinds = (TimmPatchDropout, PatchDropoutWithIndices)
+        for name, module in list(self.trunk.named_modules()):
+            if isinstance(module, kinds):
+                columns = slice(self._columns, self._columns + self.arch.grid**2)
+                self.patch_dropout = PatchDropout(module.prob, module.num_prefix_tokens)
+                returns_indices = isinstance(module, PatchDropoutWithIndices)
+                noisy = NoisyPatchDropout(self.patch_dropout, self._noise, columns, returns_indices)
+                self.trunk.set_submodule(name, noisy)
+                self._columns = columns.stop
+
+    @property
+    def noise_columns(self) -> int:
+        return self._columns
+
+    @property
+    def layer_of(self) -> dict[str, int]:
+        """timm's name of every parameter -> its layer."""
+        return self._layer_ids
+
+    @property
+    def grad_checkpointing(self) -> bool:
+        return self._grad_checkpointing
+
+    @grad_checkpointing.setter
+    def grad_checkpointing(self, on: bool) -> None:
+        """Raises UserError if the model cannot."""
+        if on == self._grad_checkpointing:
+            return
+        try:
+            self.trunk.set_grad_checkpointing(on)
+        except (AssertionError, AttributeError):
+            raise UserError(
+                f"{PREFIX}{self.arch.timm} has no gradient checkpointing; set --train.grad_checkpointing=false"
+            ) from None
+        self._grad_checkpointing = on
+
+    def set_attention_kernel(self, kernel: str) -> None:
+        """timm chooses the kernel itself."""
+        if kernel != "auto":
+            raise ValueError(f"timm's models choose their attention kernel, not '{kernel}'")
+
+    def restore_buffers(self) -> None:
+        restore_buffers(self.trunk)
+
+    def takes_weight_decay(self, name: str, parameter: nn.Parameter) -> bool:
+        """As `timm.optim`: not for 1-D tensors and what the model exempts. name: timm's."""
+        return parameter.ndim > 1 and not any(fnmatch(name, pattern) for pattern in self._no_weight_decay)
+
+    def set_noise(self, images: Tensor, noise: Tensor | None) -> None:
+        """Give the stochastic layers their numbers for a pass; drawn here by default, none outside training.
+
+        They stay until the next pass: gradient checkpointing reads them again in the backward pass.
+        """
+        if not self.training or self._columns == 0:
+            noise = None
+        elif noise is None:
+            noise = torch.rand(images.shape[0], self._columns, device=images.device)
+        self._noise.uniform_BC = noise
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Logits (B, num_classes) of timm's model. noise: (B, noise_columns), uniform in [0, 1)."""
+        self.set_noise(images, noise)
+        return self.trunk(images)
+
+
+class TimmClassifier(ImageClassifier):
+    """A timm model with timm's pooling and head."""
+
+    visual: TimmTower
+
+    def __init__(self, tower: TimmTower):
+        super().__init__()
+        self.visual, self.pool = tower, "timm"
+
+    @property
+    def head(self) -> nn.Linear:  # type: ignore[override]  # timm's own, which is registered in the trunk
+        return self.visual.trunk.get_classifier()
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.visual(images, noise)
+
+    def pooled(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        self.visual.set_noise(images, noise)
+        trunk: Any = self.visual.trunk
+        return trunk.forward_head(trunk.forward_features(images), pre_logits=True)
+
+    def layer_id(self, name: str) -> int:
+        return self.visual.layer_of[name.removeprefix(TRUNK)]
+
+    def takes_weight_decay(self, name: str, parameter: nn.Parameter) -> bool:
+        return self.visual.takes_weight_decay(name.removeprefix(TRUNK), parameter)
+
+
+def build_timm_classifier(
+    arch: TimmArch,
+    num_classes: int,
+    *,
+    drop_path: float = 0.0,
+    patch_dropout: float = 0.0,
+    smaller_images: bool = False,
+    pretrained_tag: str | None = None,
+    head_init_scale: float = 1.0,
+) -> TimmClassifier:
+    """A classifier as timm initialises it, with the head's weights times `head_init_scale`.
+
+    Args:
+        smaller_images: interpolate positions in the forward pass, for images below the architecture's size.
+        pretrained_tag: load these weights of timm's; "" for the model's default. The head stays new.
+
+    Raises:
+        UserError: the model lacks what is asked for, or the weights cannot be downloaded.
+    """
+    create = partial(create_timm, image_size=arch.image_size, num_classes=num_classes)
+    dynamic = smaller_images and needs_dynamic_size(arch)
+    options: dict[str, Any] = {
+        "drop_path_rate": drop_path,
+        "patch_drop_rate": patch_dropout,
+        "dynamic_img_size": dynamic,
+    }
+    if pretrained_tag is None:
+        trunk = create(arch.timm, **options)
+    else:
+        from fastft.model.timm_weights import create_pretrained
+
+        trunk = create_pretrained(create, arch.timm, pretrained_tag, options)
+    tower = TimmTower(arch, trunk)
+    if bool(drop_path) + bool(patch_dropout) and tower.noise_columns == 0:
+        raise UserError(f"{PREFIX}{arch.timm} has no stochastic layers; leave model.drop_path at 0")
+    if patch_dropout and tower.patch_dropout.rate == 0:
+        raise UserError(f"{PREFIX}{arch.timm} has no patch dropout; leave model.patch_dropout at 0")
+    model = TimmClassifier(tower)
+    if (
+        not model.head.weight.is_meta
+    ):  # arithmetic on the meta device imports torch's compiler, which takes a second
+        with torch.no_grad():
+            for parameter in model.head.parameters():
+                parameter.mul_(head_init_scale)
+    return model
+
+
+def needs_dynamic_size(arch: TimmArch) -> bool:
+    """Whether the model takes one image size only, unless it interpolates positions in the forward pass."""
+    return bool(timm_args(arch.timm, arch.image_size))
+
+
+def freeze_timm(model: TimmClassifier, *, first_conv: bool, trainable_layers: int | None) -> None:
+    """Switch off gradients of the first convolution, and of everything below the top `trainable_layers` layers.
+
+    Raises:
+        UserError: timm does not name the first convolution, or the model has fewer layers.
+    """
+    from fastft.model.classifier import count_frozen_blocks
+
+    tower = model.visual
+    frozen = count_frozen_blocks(tower.arch.layers, trainable_layers)
+    if first_conv:
+        for name in first_convs(tower):
+            tower.trunk.get_submodule(name).requires_grad_(False)
+    if frozen:
+        for name, parameter in tower.trunk.named_parameters():
+            parameter.requires_grad_(tower.layer_of[name] > frozen)
+
+
+def first_convs(tower: TimmTower) -> tuple[str, ...]:
+    """timm's names of the convolutions that read the image."""
+    names = tower.trunk.pretrained_cfg.get("first_conv")
+    if not names:
+        raise UserError(
+            f"timm does not name the first convolution of {tower.arch.timm}; set --model.freeze_conv1=false"
+        )
+    return (names,) if isinstance(names, str) else tuple(names)

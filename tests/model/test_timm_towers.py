@@ -1,0 +1,307 @@
+"""timm's models as towers: layers, FLOPs, initialisation, stochastic layers and refusals, compared with timm itself."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from timm.optim import param_groups_layer_decay
+
+from beton_tools.errors import UserError
+from fastft.build import build_model, recipe_arch
+from fastft.config import load_recipe
+from fastft.model import ImageClassifier, TimmArch, build_classifier, count_flops, load_arch
+from fastft.model.arch import load_open_clip_arch
+from fastft.model.stochastic import PatchDropout
+from fastft.model.timm_tower import NoisyDropPath, NoisyPatchDropout
+from fastft.optim import HalfCopy, layer_groups
+
+TOWERS = {  # the issue's list; sizes are those that the slow test trains at
+    "vit_base_patch16_224": 64, "vit_small_patch14_dinov2": 56, "vit_small_patch16_dinov3": 64,
+    "vit_base_patch16_siglip_224.v2_webli": 64, "eva02_small_patch14_336": 56, "vit_pe_core_base_patch16_224": 64,
+    "convnext_tiny": 64, "swin_tiny_patch4_window7_224": 64,
+}  # fmt: skip
+TINY = {"test_vit": 32, "test_vit3": 32, "test_convnext": 64, "vit_pe_core_tiny_patch16_384": 32}
+
+
+def recipe(name: str, size: int, **changes: object):
+    values = {
+        "model.arch": f"timm/{name}",
+        "model.weights": "random",
+        "model.image_size": size,
+        "data.num_classes": 7,
+    }
+    values |= {key.replace("__", "."): value for key, value in changes.items()}
+    return load_recipe("final_b16", [f"--{key}={value}" for key, value in values.items()])
+
+
+def build(name: str, size: int, meta: bool = False, **changes: object) -> ImageClassifier:
+    with torch.device("meta" if meta else "cpu"):
+        return build_model(recipe(name, size, **changes))
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_layers_and_weight_decay_are_those_of_timm_optim(name: str) -> None:
+    model = build(name, TOWERS[name], meta=True, model__freeze_conv1=False)
+    trunk = model.visual.trunk
+    names = {id(p): n for n, p in trunk.named_parameters()}
+    theirs = {
+        f"visual.trunk.{names[id(p)]}": (group["lr_scale"], group["weight_decay"])
+        for group in param_groups_layer_decay(
+            trunk, 0.05, no_weight_decay_list=getattr(trunk, "no_weight_decay", set)(), layer_decay=0.65
+        )
+        for p in group["params"]
+    }
+    groups = layer_groups(model, model.visual.arch.layers, 0.65, 0.05)
+    ours = {n: (g.lr_scale, g.weight_decay) for g in groups for n in g.names}
+    assert ours.keys() == theirs.keys() and len(ours) > 100
+    assert all(ours[n] == pytest.approx(theirs[n], rel=1e-12) for n in ours)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_weights_are_those_that_timm_draws_and_the_head_is_scaled(name: str) -> None:
+    model = build(name, TINY[name], model__head_init_scale=0.5)
+    torch.manual_seed(0)
+    size = {} if name == "test_convnext" else {"img_size": TINY[name]}
+    theirs = timm.create_model(name, num_classes=7, **size).state_dict()
+    ours = {n.removeprefix("visual.trunk."): value for n, value in model.state_dict().items()}
+    assert ours.keys() == theirs.keys()
+    head = model.visual.trunk.pretrained_cfg["classifier"]
+    for key, value in theirs.items():
+        assert torch.equal(ours[key], value * (0.5 if key.startswith(f"{head}.") else 1.0)), key
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_pooled_features_are_the_input_of_the_head(name: str) -> None:
+    model = build(name, TINY[name]).eval()
+    images = torch.randn(2, 3, TINY[name], TINY[name])
+    with torch.no_grad():
+        features = model.pooled(images)
+        torch.testing.assert_close(model.head(features), model(images))
+    assert features.shape == (2, model.visual.arch.width)
+
+
+# GMAC at 224 px: ConvNeXt-T 4.5 and Swin-T 4.5 (their papers, Table 1), ViT-B/16 as fastft's own formula
+@pytest.mark.parametrize(
+    ("name", "gmac"),
+    [("convnext_tiny", 4.5), ("swin_tiny_patch4_window7_224", 4.5), ("vit_base_patch16_224", 17.6)],
+)
+def test_flops_are_the_published_ones(name: str, gmac: float) -> None:
+    flops = count_flops(load_arch(f"timm/{name}").at(224), 1000)
+    assert flops.forward / 2e9 == pytest.approx(gmac, abs=0.06)
+    assert flops.train == 3 * flops.forward
+
+
+@pytest.mark.parametrize(("frozen", "dropped"), [(0, 0.0), (6, 0.0), (12, 0.0), (0, 0.5)])
+def test_flops_of_a_vit_equal_those_of_the_own_tower(frozen: int, dropped: float) -> None:
+    theirs, own = load_arch("timm/vit_base_patch16_224").at(224), load_open_clip_arch("ViT-B-16").at(224)
+    counts = [count_flops(arch, 1000, frozen_blocks=frozen, patch_dropout=dropped) for arch in (theirs, own)]
+    assert counts[0].forward == pytest.approx(counts[1].forward, rel=1e-3)
+    assert counts[0].train == pytest.approx(counts[1].train, rel=3e-3)
+
+
+def test_a_smaller_image_costs_what_a_smaller_model_does() -> None:
+    arch = load_arch("timm/vit_small_patch14_dinov2")
+    assert isinstance(arch, TimmArch) and (arch.image_size, arch.patch_size, arch.layers) == (518, 14, 12)
+    assert count_flops(arch.at(112), 10).forward < count_flops(arch.at(224), 10).forward / 3
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "convnext_tiny"])
+@pytest.mark.parametrize("trainable", [0, 1, 4])
+def test_trainable_layers_are_the_top_ones_and_the_head(name: str, trainable: int) -> None:
+    model = build(name, 224, meta=True, model__trainable_layers=trainable)
+    trained = {model.layer_id(n) for n, p in model.named_parameters() if p.requires_grad}
+    layers = model.visual.arch.layers
+    assert trained == set(range(layers + 1 - trainable, layers + 2))
+
+
+def test_the_first_convolution_is_frozen_where_asked() -> None:
+    for name, conv in (("test_vit", "patch_embed.proj."), ("test_convnext", "stem.0.")):
+        frozen = [n for n, p in build(name, 64, meta=True).named_parameters() if not p.requires_grad]
+        assert frozen and all(n.startswith(f"visual.trunk.{conv}") for n in frozen)
+        free = build(name, 64, meta=True, model__freeze_conv1=False)
+        assert all(p.requires_grad for p in free.parameters())
+
+
+def noisy(name: str, **changes: object) -> tuple[ImageClassifier, torch.Tensor, torch.Tensor]:
+    model = build(name, TINY[name], model__head_init_scale=1, **changes).train()
+    images = torch.randn(4, 3, TINY[name], TINY[name], generator=torch.Generator().manual_seed(1))
+    return (
+        model,
+        images,
+        torch.rand(4, model.visual.noise_columns, generator=torch.Generator().manual_seed(2)),
+    )
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_stochastic_depth_depends_on_the_given_numbers_only(name: str) -> None:
+    model, images, noise = noisy(name, model__drop_path=0.5)
+    rates = [m.drop_path.rate for m in model.modules() if isinstance(m, NoisyDropPath)]
+    theirs = timm.create_model(name, drop_path_rate=0.5)
+    kind = timm.layers.DropPath
+    assert (
+        rates == [m.drop_prob for m in theirs.modules() if isinstance(m, kind) and m.drop_prob]
+        and max(rates) == 0.5
+    )
+    assert not any(isinstance(m, kind) and m.drop_prob for m in model.modules())
+    before = torch.get_rng_state()
+    first = model(images, noise)
+    torch.manual_seed(99)
+    assert torch.equal(model(images, noise), first)
+    assert not torch.allclose(model(images, noise.flip(1)), first)
+    torch.set_rng_state(before)
+    assert torch.equal(model.eval()(images), model(images, noise)), "none in evaluation"
+
+
+def test_a_dropped_branch_adds_nothing_and_a_kept_one_is_scaled() -> None:
+    model, images, noise = noisy("test_vit", model__drop_path=0.5)
+    branch, kept = NoisyDropPath(0.5, model.visual._noise, 0), images
+    model.visual._noise.uniform_BC = torch.tensor([[0.1], [0.6], [0.4], [0.9]])
+    torch.testing.assert_close(branch(kept), kept * torch.tensor([2.0, 0, 2, 0]).view(4, 1, 1, 1))
+
+
+@pytest.mark.parametrize("name", ["test_vit", "vit_pe_core_tiny_patch16_384"])
+def test_patch_dropout_keeps_a_share_of_the_patches_and_its_rate_can_change(name: str) -> None:
+    model, images, noise = noisy(name, model__patch_dropout=0.5)
+    dropout = next(m for m in model.modules() if isinstance(m, NoisyPatchDropout))
+    seen = []
+    dropout.register_forward_hook(
+        lambda _, __, out: seen.append((out[0] if isinstance(out, tuple) else out).shape[1])
+    )
+    first = model(images, noise)
+    assert torch.equal(model(images, noise), first) and not torch.allclose(model(images, 1 - noise), first)
+    model.visual.patch_dropout.rate = 0.0
+    torch.testing.assert_close(model(images, noise), model.eval()(images))
+    assert seen == [3, 3, 3, 5, 5], "of 4 patches and a class token"
+
+
+def test_patch_dropout_keeps_rotary_positions_with_their_tokens() -> None:
+    """With every patch kept, in another order, only attention's sums are in another order."""
+    model, images, noise = noisy("vit_pe_core_tiny_patch16_384", model__patch_dropout=0.5)
+    whole = model.eval()(images)
+    model.train()
+    model.visual.patch_dropout.rate = 1e-9
+    torch.testing.assert_close(model(images, noise), whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_gradient_checkpointing_gives_the_same_gradients(name: str) -> None:
+    model, images, noise = noisy(name, model__drop_path=0.5)
+    gradients = []
+    for on in (False, True):
+        model.visual.grad_checkpointing = on
+        model.zero_grad()
+        model(images, noise).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) > 20
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_half_precision_copy_draws_the_same_noise(name: str) -> None:
+    model, images, noise = noisy(name, model__drop_path=0.5)
+    half = HalfCopy(model, torch.bfloat16)
+    out = half.module(images.bfloat16(), noise)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), model(images, noise), rtol=0.1, atol=0.1)
+    assert half.module.visual._noise is not model.visual._noise
+
+
+@pytest.mark.parametrize(
+    "name", ["test_vit", "test_convnext", "vit_pe_core_tiny_patch16_384", "swin_tiny_patch4_window7_224"]
+)
+def test_smaller_images_are_taken_where_a_schedule_asks_for_them(name: str) -> None:
+    model = build(name, 64, schedule__sizes="0:32,10:64", schedule__epochs=20).train()
+    assert model(torch.randn(2, 3, 32, 32)).shape == model(torch.randn(2, 3, 64, 64)).shape == (2, 7)
+
+
+def test_buffers_of_a_model_from_the_meta_device_are_timms() -> None:
+    for name in ("swin_tiny_patch4_window7_224", "eva02_small_patch14_336"):
+        whole = build(name, TOWERS[name])
+        empty = build(name, TOWERS[name], meta=True)
+        empty.load_state_dict(whole.state_dict(), assign=True)
+        empty.visual.restore_buffers()
+        found, expected = dict(empty.named_buffers()), dict(whole.named_buffers())
+        assert found.keys() == expected.keys() and len(found) > 10
+        assert all(torch.equal(found[key], expected[key]) for key in expected), name
+
+
+def test_normalisation_is_the_models_own_unless_set() -> None:
+    plain = recipe("vit_small_patch14_dinov2", 224)
+    assert plain.augment.mean == (0.485, 0.456, 0.406) and plain.augment.std == (0.229, 0.224, 0.225)
+    assert [c.option for c in plain.choices] == ["augment.mean", "augment.std"]
+    own = recipe("vit_small_patch14_dinov2", 224, augment__mean="0.1,0.2,0.3")
+    assert own.augment.mean == (0.1, 0.2, 0.3) and own.augment.std == (0.229, 0.224, 0.225)
+
+
+def test_large_models_follow_the_papers_large_recipe() -> None:
+    from fastft.config.automatic import paper_recipe
+
+    chosen = [
+        paper_recipe(recipe(name, 224)).name for name in ("vit_large_patch14_dinov2", "vit_base_patch16_224")
+    ]
+    assert chosen == ["L/14", "B/16"]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("vit_bas_patch16_224", {}, "did you mean 'timm/vit_base_patch16_224'"),
+        ("vit_base_patch16_224.augreg_in21", {}, "did you mean 'timm/vit_base_patch16_224.augreg_in21k'"),
+        ("zzzz", {}, "see timm.list_models"),
+        ("resnet18", {}, r"running statistics \(bn1.running_mean\), which depend on the micro-batch"),
+        ("deit_tiny_distilled_patch16_224", {}, "no single linear head"),
+        ("vit_relpos_small_patch16_224", {}, "dropout of its own"),
+        ("poolformerv2_s12", {}, "no group_matcher"),
+        ("test_convnext", {"model.patch_dropout": 0.5}, "has no patch_drop_rate; leave model.patch_dropout at its default"),
+        ("test_vit", {"model.layer_scale": 1.0}, "model.layer_scale is an option of fastft's own tower"),
+        ("test_vit", {"model.rel_pos_bias": "true"}, "model.rel_pos_bias is an option of fastft's own tower"),
+        ("test_vit", {"model.image_size": 70}, "not a multiple of the patch size 16; use 64 or 80"),
+        ("test_vit", {"model.trainable_layers": 7}, "the tower has 6 blocks"),
+        ("hiera_tiny_224", {"schedule.sizes": "0:32,10:64"}, "no dynamic_img_size; leave schedule.sizes"),
+    ],
+)  # fmt: skip
+def test_what_a_model_lacks_is_refused_in_one_line(name: str, changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message) as refused, torch.device("meta"):
+        build_model(recipe(name, 64, **changes))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_model_without_gradient_checkpointing_says_so(monkeypatch) -> None:
+    model = build("test_vit", 32)
+
+    def refuse(self, enable=True):
+        assert not enable, "gradient checkpointing not supported"
+
+    monkeypatch.setattr(type(model.visual.trunk), "set_grad_checkpointing", refuse)
+    with pytest.raises(
+        UserError, match="test_vit has no gradient checkpointing; set --train.grad_checkpointing=false"
+    ):
+        model.visual.grad_checkpointing = True
+
+
+def test_both_kinds_of_tower_keep_patches_alike() -> None:
+    own = build_classifier(load_open_clip_arch("ViT-B-32"), 3, patch_dropout=0.3)
+    assert type(own.visual.patch_dropout) is PatchDropout
+    assert type(build("test_vit", 32, model__patch_dropout=0.3).visual.patch_dropout) is PatchDropout
+
+
+def test_copies_share_no_noise_with_the_model() -> None:
+    model, images, noise = noisy("test_vit", model__drop_path=0.5)
+    other = copy.deepcopy(model)
+    model(images, noise)
+    assert other.visual._noise.uniform_BC is None
+    blocks = [m for m in other.modules() if isinstance(m, NoisyDropPath)]
+    assert {id(m._noise) for m in blocks} == {id(other.visual._noise)}
+
+
+def test_an_architecture_is_built_again_from_its_values() -> None:
+    from dataclasses import asdict
+
+    from fastft.model import arch_from_dict
+
+    arch = recipe_arch(recipe("test_vit", 64))
+    assert arch_from_dict(asdict(arch)) == arch
+    with pytest.raises(ValueError, match="other numbers"):
+        arch_from_dict(asdict(arch) | {"layers": 5})
