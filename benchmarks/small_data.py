@@ -1,9 +1,10 @@
 """Claim: `fastft train photos`, without another option, is better than ridge regression on the features of the same tower.
 
-Setting: a DINOv2-type ViT-S/14 (not CLIP); photographs of solar cells (4 classes, 98 px) and CIFAR-10 with 100, 1,000 and 9,000
-training images (56 px). Of the training images `photos` holds out the share of its rule, by which it chooses between the raw
-weights and the EMA. The figures are from test images that chose nothing: 480 solar cells, 10,000 images of CIFAR-10.
-Rows: ridge regression (`photos` with the tower frozen and a learning rate of 0), and `photos`. n = seeds; a seed changes order and augmentation. Differences are paired by seed and image.
+Setting: a DINOv2-type ViT-S/14 (not CLIP); photographs of solar cells (4 classes, 98 px) and CIFAR-10 with 100, 1,000 and
+9,000 training images (56 px). `photos` holds out a share of the training images, by which it chooses between the raw weights
+and the EMA. The figures are from test images that chose nothing: 480 solar cells, 10,000 images of CIFAR-10.
+Rows: ridge regression (`photos` with the tower frozen and a learning rate of 0), and `photos`.
+n = seeds; a seed changes order and augmentation. Differences are paired by seed and image.
 
 Run: python benchmarks/small_data.py run --data CIFAR10 --seeds 3 [--only 100]   (continues where it was stopped)
      python benchmarks/small_data.py report                                      (benchmarks/results/small_data.json)
