@@ -166,6 +166,17 @@ def test_a_resumed_run_is_bit_equal_and_does_not_need_the_heads_file_again(
     assert differing(end(tmp_path / "whole"), end(tmp_path / "resumed")) == []
 
 
+def test_the_embedding_is_also_trained_in_half_precision_and_by_a_probe(
+    clip_options: dict[str, str], tmp_path: Path
+) -> None:
+    token = {"model__pool": "token", "schedule__epochs": "1", "schedule__warmup_epochs": "0"}
+    run(clip_options, tmp_path / "half", train__amp="bf16", train__half_residual="on", **token)
+    run(clip_options, tmp_path / "probe", model__head_init="probe", **token)
+    for name in ("half", "probe"):
+        weights = load_trained(tmp_path / name, torch.device("cpu"), "raw").model.state_dict()
+        assert weights["visual.proj"].dtype == torch.float32 and weights["visual.proj"].isfinite().all()
+
+
 def test_ln_post_and_proj_are_trained_with_the_top_block_and_frozen_in_a_linear_probe(
     clip_options: dict[str, str],
 ) -> None:
