@@ -88,6 +88,11 @@ def recipe_arch(recipe: Recipe) -> TowerArch:
     """The recipe's architecture at its image size. Raises as `load_arch`, `refuse_pool_without_class_token` and `Arch.at`."""
     arch = load_arch(recipe.model.arch)
     if recipe.model.pool == TOKEN:
+        if isinstance(arch, TimmArch):
+            raise UserError(
+                f"{recipe.model.arch} has no embedding of CLIP (model.pool=token), which zero-shot heads need; use an open_clip "
+                "--model.arch, or --model.pool=patches"
+            )
         refuse_pool_without_class_token(recipe.model.arch)
     return arch.at(recipe.model.image_size)
 
