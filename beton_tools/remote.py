@@ -142,7 +142,10 @@ def expand_pattern(pattern: RemotePath) -> list[RemotePath]:
     for path in _expand_braces(pattern):
         if has_pattern(path):
             fs, inside = file_system(path)
-            names = retrying(path, lambda fs=fs, inside=inside: fs.glob(inside))  # type: ignore[misc]
+            try:
+                names = retrying(path, lambda fs=fs, inside=inside: fs.glob(inside))  # type: ignore[misc]
+            except RemoteError as error:
+                raise UserError(f"{path}: cannot be read ({error.strerror})") from error
             found += [RemotePath(fs.unstrip_protocol(name)) for name in sorted(names)]
         else:
             found.append(path)

@@ -171,6 +171,11 @@ class RemoteSpan:
     length: int
     stamp: Stamp
 
+    @property
+    def group(self) -> tuple[RemotePath, int]:
+        """Spans of the same BLOCK are read in one request."""
+        return self.path, self.offset // BLOCK
+
     def read(self) -> bytes:
         return read_spans([self])[0]
 

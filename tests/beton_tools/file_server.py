@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
@@ -19,6 +20,7 @@ class FileServer(ThreadingHTTPServer):
     ranges: answer range requests with parts; otherwise with the whole file.
     break_every: of so many responses with contents the last ends after half of them; 0: none does.
     status: answer everything with this status; 0: serve files.
+    delay: seconds before an answer, as a round trip over a network takes.
     versions: send ETag and Last-Modified.
     sent: bytes of contents sent so far.
     """
@@ -29,6 +31,7 @@ class FileServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder = folder
         self.ranges, self.versions, self.break_every, self.status = True, True, 0, 0
+        self.delay = 0.0
         self.sent = self.responses = 0
 
     def handle_error(self, *_: object) -> None:
@@ -53,6 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(with_contents=True)
 
     def _answer(self, with_contents: bool) -> None:
+        time.sleep(self.server.delay)
         path = self.server.folder / unquote(urlsplit(self.path).path).lstrip("/")
         status = self.server.status or (200 if path.is_file() else 404)
         if status != 200:
@@ -60,22 +64,24 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        data, stat = path.read_bytes(), path.stat()
-        start, stop = 0, len(data)
+        stat = path.stat()
+        start, stop = 0, stat.st_size
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if asked and self.server.ranges:
-            start, stop = int(asked[1]), min(int(asked[2]) + 1, len(data))
+            start, stop = int(asked[1]), min(int(asked[2]) + 1, stat.st_size)
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{stat.st_size}")
         else:
             self.send_response(200)
         if self.server.versions:
-            self.send_header("ETag", f'"{stat.st_mtime_ns:x}-{len(data):x}"')
+            self.send_header("ETag", f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"')
             self.send_header("Last-Modified", formatdate(stat.st_mtime, usegmt=True))
         self.send_header("Content-Length", str(stop - start))
         self.end_headers()
         if with_contents:
-            self._send(data[start:stop])
+            with path.open("rb") as file:
+                file.seek(start)
+                self._send(file.read(stop - start))
 
     def _send(self, body: bytes) -> None:
         server = self.server

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -242,7 +241,7 @@ def test_missing_credentials_and_packages_are_one_line(
         open_source("s3://photos/s.tar")
     forget_file_systems()
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.delitem(fsspec.registry._registry, "s3")  # the class that was imported before
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3")  # the class that was imported before
     with pytest.raises(
         UserError, match=r"s3:// files cannot be read \(.*s3fs.*\); pip install 'fastft\[cloud\]'"
     ):
