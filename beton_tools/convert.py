@@ -9,6 +9,7 @@ from pathlib import Path
 from beton_tools.console import ProgressCallback
 from beton_tools.errors import UserError
 from beton_tools.manifest import Manifest
+from beton_tools.remote import AnyPath, source_path
 from beton_tools.sources import SPLITS, Source, find_split, open_source
 from beton_tools.writer import WriteOptions, write_beton
 
@@ -23,7 +24,7 @@ def converted_path(whole: Path, options: WriteOptions | None) -> Path:
 
 
 def convert_folder(
-    data: Path,
+    data: AnyPath,
     out: Path,
     options: WriteOptions | None = None,
     progress: ProgressCallback | None = None,
@@ -55,7 +56,7 @@ def _classes_of(path: Path) -> list[str]:
 
 
 def convert_imagenet(
-    data: Path,
+    data: AnyPath,
     out: Path,
     options: WriteOptions | None = None,
     progress_of: Callable[[str], AbstractContextManager[ProgressCallback | None]] = no_progress,
@@ -72,6 +73,7 @@ def convert_imagenet(
     Raises:
         UserError: the images cannot be found or written; see `open_source` and `write_beton`.
     """
+    data = source_path(data)
     present = [split for split in SPLITS if find_split(data, split) is not None]
     if not present:
         raise UserError(

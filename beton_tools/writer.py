@@ -195,6 +195,8 @@ def _write_images(
         for i, result in zip(order[start:].tolist(), results, strict=True):
             if isinstance(result, EncodedImage):
                 pages.append(result, int(source.labels[i]))
+            elif result.is_lost:
+                raise UserError(f"{printable(source.names[i])}: {result.reason}")
             elif options.on_error == "skip":
                 pages.skip(result.reason)
                 skipped += 1
