@@ -120,11 +120,21 @@ AnyPath = str | os.PathLike[str] | RemotePath
 
 
 def source_path(value: AnyPath) -> SourcePath:
-    """A URL of a protocol that is supported, or a local path."""
+    """A URL of a protocol that is supported, or a local path.
+
+    Raises:
+        UserError: not a valid URL.
+    """
     if isinstance(value, RemotePath):
         return value
     text = os.fspath(value)
-    return RemotePath(text) if text.partition("://")[0] in _OPTIONS and "://" in text else Path(text)
+    if "://" not in text or text.partition("://")[0] not in _OPTIONS:
+        return Path(text)
+    try:
+        urlsplit(text)
+    except ValueError as error:
+        raise UserError(f"{text}: not a valid URL ({error}); correct it") from error
+    return RemotePath(text)
 
 
 def has_pattern(path: RemotePath) -> bool:
@@ -136,7 +146,7 @@ def expand_pattern(pattern: RemotePath) -> list[RemotePath]:
     """The files that a URL with `*`, `[...]` or `{000..146}` stands for, sorted unless it has braces only.
 
     Raises:
-        UserError: as `open_remote`.
+        UserError: the server cannot be reached or refuses access, a package is missing, or a brace is not closed.
     """
     found: list[RemotePath] = []
     for path in _expand_braces(pattern):
@@ -294,15 +304,16 @@ def _explain(error: BaseException, protocol: str) -> tuple[str, bool]:
     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
         return f"no credentials: {hint}", False
     if isinstance(error, PermissionError) or status in (401, 403):
-        return f"access denied ({_first_line(error)}); {hint}", False
+        what = f"HTTP status {status}" if status else _first_line(error)
+        return f"access denied ({what}); {hint}", False
     if isinstance(error, ValueError) and "range requests" in str(error):
         return (
             "the server cannot send parts of a file (range requests); download it, and give the local file",
             False,
         )
-    passing = not isinstance(error, (ImportError, TypeError, ValueError)) and (
-        not status or status >= 500 or status in (408, 429)
-    )
+    if status:  # the library's text may contain a signed URL
+        return f"HTTP status {status}", status >= 500 or status in (408, 429)
+    passing = not isinstance(error, (ImportError, TypeError, ValueError))
     return f"{type(error).__name__}: {_first_line(error)}", passing
 
 

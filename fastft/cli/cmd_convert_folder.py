@@ -9,14 +9,13 @@ TAKES_OPTIONS = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from beton_tools.remote import source_path
     from fastft.cli.conversion import add_options
 
     kinds = (
         "one folder per class; or a .csv, a .parquet, a .tar, a quoted pattern of shards; the last three may be URLs "
         "(s3://, gs://, hf://, https://)"
     )
-    parser.add_argument("--data", type=source_path, required=True, metavar="DIR", help=kinds)
+    parser.add_argument("--data", required=True, metavar="DIR", help=kinds)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.beton", help="the file to write")
     labels = "number the classes as in this file; give the training file when converting the validation set"
     parser.add_argument("--classes-of", type=Path, metavar="FILE.beton", help=labels)

@@ -17,11 +17,10 @@ parquet of the Hugging Face hub: train-*.parquet, validation-*.parquet, also ins
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from beton_tools.remote import source_path
     from fastft.cli.conversion import add_options
 
     data = "folder with the data set; of tars and parquet files also a URL (s3://, gs://, hf://)"
-    parser.add_argument("--data", type=source_path, required=True, metavar="DIR", help=data)
+    parser.add_argument("--data", required=True, metavar="DIR", help=data)
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for train.beton and val.beton"
     )

@@ -113,8 +113,8 @@ def test_what_a_server_refuses_is_one_line(
     shards(server.folder, photo_jpegs)
     vars(server).update(change)
     with pytest.raises(UserError, match=rf"s-00\.tar: .*{reason}") as caught:
-        open_source(f"{server.url}/s-00.tar")
-    assert "\n" not in str(caught.value)
+        open_source(f"{server.url}/s-00.tar?signature=secret")
+    assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
     assert server.responses <= 1  # of which the client read no more than the headers
 
 
@@ -201,6 +201,8 @@ def test_paths() -> None:
     assert source_path("s3://bucket/a.tar") == RemotePath("s3://bucket/a.tar")
     assert source_path("s3:/a.tar") == Path("s3:/a.tar")
     assert source_path("photos/s3://a") == Path("photos/s3://a")
+    with pytest.raises(UserError, match="not a valid URL"):
+        source_path("https://[host/a.tar")
 
 
 def test_braces() -> None:

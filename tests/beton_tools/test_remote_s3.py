@@ -200,6 +200,7 @@ def test_an_object_that_changes_during_a_run_is_refused(
     [
         ("s3://absent/s.tar", "no such file or folder"),
         ("s3://photos/absent.tar", "no such file or folder"),
+        ("https://[host/s.tar", "not a valid URL"),
         ("s3://photos/absent-*.tar", "no file matches"),
         ("s3://photos/images", "no .parquet or .tar in it; folders of images are read from local disks only"),
         ("s3://photos/paths.parquet", "such a table and its images must be on a local disk"),
