@@ -137,8 +137,10 @@ class Study:
         if settings.exists() and json.loads(settings.read_text(encoding="utf-8")) != self.settings:
             raise SystemExit(f"{self.folder} has other settings ({settings}); use another --folder")
         counts = {split: self.settings[f"{split}_per_class"] for split in ("train", "tune", "test")}
-        _extract(_find(data, "train"), self.folder / "images", {k: counts[k] for k in ("train", "tune")})
-        _extract(_find(data, "test"), self.folder / "images", {"test": counts["test"]})
+        extract_images(
+            find_split(data, "train"), self.folder / "images", {k: counts[k] for k in ("train", "tune")}
+        )
+        extract_images(find_split(data, "test"), self.folder / "images", {"test": counts["test"]})
         for split in counts:
             if not (self.folder / f"{split}.beton").exists():
                 convert_folder(
@@ -148,7 +150,7 @@ class Study:
 
     def score(self, row: Row, seed: int) -> dict[str, Any]:
         """The scores of a run, which is trained or continued if it has none."""
-        run = self.folder / "runs" / f"{_plain(row.name)}_seed{seed}"
+        run = self.folder / "runs" / f"{plain_name(row.name)}_seed{seed}"
         path = run / "scores.json"
         if path.exists():
             return json.loads(path.read_text(encoding="utf-8"))
@@ -223,7 +225,7 @@ def _epochs(row: Row) -> int:
     return int(row.options.get("schedule.stop_epoch", row.epochs))
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in ".-" else "_" for c in name)
 
 
@@ -231,7 +233,7 @@ def _json(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
 
 
-def _find(data: Path, split: str) -> Path:
+def find_split(data: Path, split: str) -> Path:
     """The split's parquet file or folder."""
     for path in (data / f"{split}.parquet", data / split):
         if path.exists():
@@ -239,7 +241,7 @@ def _find(data: Path, split: str) -> Path:
     raise SystemExit(f"{data} has neither {split}.parquet nor {split}/; give CIFAR-10's folder with --data")
 
 
-def _extract(source: Path, out: Path, per_class: Mapping[str, int]) -> None:
+def extract_images(source: Path, out: Path, per_class: Mapping[str, int]) -> None:
     """Write `out/<split>/<class>/*.jpg`, so many images of each class per split, unless the folders exist."""
     if all((out / split).exists() for split in per_class):
         return

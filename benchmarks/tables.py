@@ -106,7 +106,7 @@ def comparison(bench: str, *names: str) -> Callable[[Results], str]:
             first += [_plain(m["setting"].get(k, "")) for k in varied]
             for c in (c for c in m["contenders"] if "median" in c):
                 note = f"<br><small>{c['note']}</small>" if c["note"] else ""
-                better = times(ratios(m, c)) if _compared(m) and c["name"] != "fastft" else ""
+                better = _better(m, c) if _compared(m) and c["name"] != "fastft" else ""
                 row = [*first, c["name"] + note, spread(c), m["unit"], *([better] if compared else [])]
                 rows.append(row)
         head = [*(["measure"] if several else []), *varied, "contender", "median (range)", "unit"]
@@ -121,6 +121,25 @@ def comparison(bench: str, *names: str) -> Callable[[Results], str]:
 
 def _compared(measure: Measure) -> bool:
     return any(c["name"] == "fastft" for c in measure["contenders"]) and len(measure["contenders"]) > 1
+
+
+def _better(measure: Measure, other: Measure) -> str:
+    """How many times better fastft is than a peer, or the share that it reaches of a limit."""
+    found = ratios(measure, other)
+    return f"at {median(found):.0%} of it" if other.get("limit") else times(found)
+
+
+def _reached(measure: Measure) -> str:
+    """The share that fastft reaches of the measure's limit; empty if it has none."""
+    limit = next((c for c in measure["contenders"] if c.get("limit") and "median" in c), None)
+    return "" if limit is None else f"{median(ratios(measure, limit)):.0%}"
+
+
+def _without_empty_column(head: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Without the last column if no row has it: results measured before there were limits."""
+    if any(row[-1] for row in rows):
+        return head, rows
+    return head[:-1], [row[:-1] for row in rows]
 
 
 def _plain(value: Any) -> str:
@@ -148,11 +167,14 @@ def ops(results: Results) -> str:
         peer = contender(m, "Pillow")
         ratio = ratios(m, peer)
         all_ratios.append(median(ratio))
-        rows.append([m["setting"]["op"], spread(contender(m, "fastft")), spread(peer), times(ratio)])
-    rows.append(["mean of the ratios", "", "", f"{sum(all_ratios) / len(all_ratios):.2f}x"])
+        own = contender(m, "fastft")
+        rows.append([m["setting"]["op"], spread(own), spread(peer), times(ratio), _reached(m)])
+    rows.append(["mean of the ratios", "", "", f"{sum(all_ratios) / len(all_ratios):.2f}x", ""])
     s = measures[0]["setting"]
     fixed = f"{s['size']} px, magnitude {s['magnitude']}, images {s['images']}, rounds {s['rounds']}"
-    head = ["op", "fastft, ms", "Pillow, ms", "fastft is better by"]
+    head, rows = _without_empty_column(
+        ["op", "fastft, ms", "Pillow, ms", "fastft is better by", "share of the limit"], rows
+    )
     return f"{markdown(head, rows, 1)}\n\n{_caption(results, 'augment', measures, fixed)}"
 
 
@@ -220,9 +242,17 @@ def _summarised(results: Results, chosen: Sequence[tuple[str, str, str, str, str
         other = contender(m, peer)
         own, note = figure(contender(m, "fastft")["median"]), f" ({other['note']})" if other["note"] else ""
         rows.append(
-            [what, f"{own} {m['unit']}", f"{peer}{note}: {figure(other['median'])}", times(ratios(m, other))]
+            [
+                what,
+                f"{own} {m['unit']}",
+                f"{peer}{note}: {figure(other['median'])}",
+                times(ratios(m, other)),
+                _reached(m),
+            ]
         )
-    head = ["", "fastft", "other", "fastft is better by"]
+    head, rows = _without_empty_column(
+        ["", "fastft", "other", "fastft is better by", "share of the limit"], rows
+    )
     document = max(results.documents.values(), key=lambda d: d["date"])
     dates = sorted({results.documents[bench]["date"][:10] for bench, *_ in chosen})
     where = f"{document['machine']['cores']} cores of {document['machine']['cpu']}, {' and '.join(dates)}"

@@ -24,17 +24,20 @@ def convert_folder(
     progress: ProgressCallback | None = None,
     overwrite: bool = False,
     classes_of: Path | None = None,
+    class_indices: bool = False,
 ) -> Manifest:
     """Convert one labelled set (class folders, an archive, or a pattern of shards) to one file.
 
     Args:
         classes_of: a converted file, such as the training file, whose classes determine the labels.
+        class_indices: the names of class folders are labels: images of folder 7 have the label 7 (ImageNet-V2).
 
     Raises:
         UserError: the images cannot be found or written; see `open_source` and `write_beton`.
     """
     classes = _classes_of(classes_of) if classes_of is not None else None
-    return write_beton(out, open_source(data, classes=classes), options, progress, overwrite)
+    source = open_source(data, classes=classes, class_indices=class_indices)
+    return write_beton(out, source, options, progress, overwrite)
 
 
 def _classes_of(path: Path) -> list[str]:

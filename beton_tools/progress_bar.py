@@ -17,11 +17,11 @@ PLAIN_INTERVAL = 10.0  # seconds between lines if stderr is not a terminal
 
 
 @contextmanager
-def progress(title: str) -> Iterator[ProgressCallback]:
-    """A callback that shows images done, images per second and time left, on stderr."""
+def progress(title: str, things: str = "images", unit: str = "img") -> Iterator[ProgressCallback]:
+    """A callback that shows things done, their number per second and the time left, on stderr."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _PlainProgress(title)
+        yield _PlainProgress(title, things, unit)
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -31,7 +31,7 @@ def progress(title: str) -> Iterator[ProgressCallback]:
     )
     with Progress(*columns, console=console) as bars:
         bar = bars.add_task(title, total=None)
-        meter = _Meter()
+        meter = _Meter(unit)
 
         def show(done: int, total: int, skipped: int) -> None:
             bars.update(bar, completed=done, total=total, rate=meter.text(done, total, skipped))
@@ -47,7 +47,8 @@ class _RateColumn(ProgressColumn):
 class _Meter:
     """Rate since the first call, so that images of an earlier, resumed run are not counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
         self._start: tuple[float, int] | None = None
 
     def text(self, done: int, total: int, skipped: int) -> str:
@@ -57,16 +58,17 @@ class _Meter:
         if seconds <= 0 or images == 0:
             return ""
         rate = images / seconds
-        text = f"{rate:,.0f} img/s, {duration((total - done) / rate)} left"
+        text = f"{rate:,.0f} {self._unit}/s, {duration((total - done) / rate)} left"
         return text + (f", {skipped:,} bad" if skipped else "")
 
 
 class _PlainProgress:
-    def __init__(self, title: str) -> None:
-        self._title, self._meter, self._next = title, _Meter(), time.monotonic() + PLAIN_INTERVAL
+    def __init__(self, title: str, things: str, unit: str) -> None:
+        self._title, self._things, self._meter = title, things, _Meter(unit)
+        self._next = time.monotonic() + PLAIN_INTERVAL
 
     def __call__(self, done: int, total: int, skipped: int) -> None:
         text = self._meter.text(done, total, skipped)
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + PLAIN_INTERVAL
-            print(f"{self._title}: {done:,} of {total:,} images, {text}", file=sys.stderr, flush=True)
+            print(f"{self._title}: {done:,} of {total:,} {self._things}, {text}", file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,10 @@ from beton_tools.errors import UserError
 from fastft.augment import AugmentPolicy, parse_policy
 from fastft.config import Choice, Recipe, resolve, without_expectation
 from fastft.model import ImageClassifier, TimmArch, TowerArch, build_classifier, load_arch, load_tower_weights
+from fastft.model.arch import refuse_pool_without_class_token
 from fastft.model.attention import prepare_for_compile
+from fastft.model.classifier import TOKEN
+from fastft.model.head_file import read_head, set_head
 from fastft.optim import WarmupCosine, decay_for_batch
 
 if TYPE_CHECKING:
@@ -87,15 +91,18 @@ def recipe_warnings(recipe: Recipe) -> list[str]:
 
 
 def recipe_arch(recipe: Recipe) -> TowerArch:
-    """The recipe's architecture at its image size. Raises as `load_arch` and `Arch.at`."""
-    return load_arch(recipe.model.arch).at(recipe.model.image_size)
+    """The recipe's architecture at its image size. Raises as `load_arch`, `refuse_pool_without_class_token` and `Arch.at`."""
+    arch = load_arch(recipe.model.arch)
+    if recipe.model.pool == TOKEN:
+        refuse_pool_without_class_token(recipe.model.arch)
+    return arch.at(recipe.model.image_size)
 
 
 def build_model(recipe: Recipe, *, pretrained: bool = True, arch: TowerArch | None = None) -> ImageClassifier:
-    """The classifier on the CPU, with pretrained weights in the tower and a head initialised from the recipe's seed.
+    """The classifier on the CPU, with pretrained weights in the tower, and `model.head` or a head from the recipe's seed.
 
     Args:
-        pretrained: False leaves the tower at its random initialisation, for checkpoints that hold the weights.
+        pretrained: False leaves the model at its random initialisation, for checkpoints that hold the weights.
         arch: the architecture stored in a checkpoint; None for the one that the recipe names.
     """
     m, arch = recipe.model, arch or recipe_arch(recipe)
@@ -110,11 +117,15 @@ def build_model(recipe: Recipe, *, pretrained: bool = True, arch: TowerArch | No
         drop_path=m.drop_path,
         patch_dropout=recipe.largest_patch_dropout,
         head_init_scale=m.head_init_scale,
+        pool=m.pool,
         freeze_conv1=m.freeze_conv1,
         trainable_layers=m.trainable_layers,
     )
     if pretrained and m.weights != "random":
         load_tower_weights(model.visual, m.weights, m.arch)
+    if pretrained and m.head is not None:
+        path = Path(m.head).expanduser()
+        set_head(model, read_head(path), path)
     return model
 
 
@@ -129,7 +140,12 @@ def _build_timm(recipe: Recipe, arch: TimmArch, pretrained: bool) -> ImageClassi
     from fastft.model.timm_weights import find_tag, load_timm_weights
 
     m = recipe.model
-    for option, is_set in (("layer_scale", m.layer_scale is not None), ("rel_pos_bias", m.rel_pos_bias)):
+    for option, is_set in (
+        ("layer_scale", m.layer_scale is not None),
+        ("rel_pos_bias", m.rel_pos_bias),
+        ("pool", m.pool == TOKEN),
+        ("head", m.head is not None),
+    ):
         if is_set:
             raise UserError(
                 f"model.{option} is an option of fastft's own tower, not of {m.arch}; leave it out"

@@ -32,7 +32,10 @@ SPLITS = tuple(_SPLIT_NAMES)
 
 
 def open_source(
-    path: str | os.PathLike[str], split: str | None = None, classes: Sequence[str] | None = None
+    path: str | os.PathLike[str],
+    split: str | None = None,
+    classes: Sequence[str] | None = None,
+    class_indices: bool = False,
 ) -> Source:
     """Open the labelled images at `path`: a folder, an archive, a table, or a pattern of shards ("shards/train-*.tar").
 
@@ -41,11 +44,14 @@ def open_source(
     Args:
         split: "train" or "val" of a data set that has both below `path`; None opens `path` itself.
         classes: class list that the labels index (for val: the classes of train); None derives it from the images.
+        class_indices: the names of class folders are labels, as in ImageNet-V2.
 
     Raises:
         UserError: no images, an unknown layout, a damaged archive, or a class that is not in `classes`.
     """
     path = Path(path)
+    if class_indices:
+        return _open_numbered(path, classes)
     if split is not None:
         found = find_split(path, split)
         if found is None:
@@ -61,6 +67,15 @@ def open_source(
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; set --data to the images")
     return _open(path, [path], classes)
+
+
+def _open_numbered(folder: Path, classes: Sequence[str] | None) -> Source:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: not a folder; --class-indices is for a folder with a folder per class")
+    try:
+        return folder_source(folder, classes, class_indices=True)
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror or error})") from error
 
 
 def find_split(root: Path, split: str) -> list[Path] | None:

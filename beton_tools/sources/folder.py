@@ -17,6 +17,8 @@ from beton_tools.names import Names
 from beton_tools.sources.base import FileSource
 from beton_tools.sources.wnids import class_names_of
 
+MAX_DIGITS = 7  # of a folder's number; the format holds at most a million classes
+
 
 def class_folders(root: Path) -> tuple[str, ...]:
     """Names of the folders in `root` that are not hidden, sorted."""
@@ -34,24 +36,36 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def folder_source(root: Path, classes: Sequence[str] | None = None) -> FileSource:
+def folder_source(
+    root: Path, classes: Sequence[str] | None = None, class_indices: bool = False
+) -> FileSource:
     """Images at `root/<class>/**/<image>`; classes in sorted order, images by path within a class.
 
     Args:
         classes: class list that the labels index (for a val folder: the classes of train); None takes the folders.
+        class_indices: the folders' names are labels: images of folder 7 have the label 7 (ImageNet-V2).
 
     A link to one of its parent folders is listed as an image that cannot be read.
 
     Raises:
-        UserError: a class folder that is not in `classes`, or no image at all.
+        UserError: a class folder that is not in `classes` or is no label, or no image at all.
     """
     found = class_folders(root)
+    if class_indices:
+        label_of = _labels_of_folders(root, found)
+        if classes is None:
+            classes = tuple(map(str, range(max(label_of.values(), default=-1) + 1)))
+    else:
+        label_of = {name: label for label, name in enumerate(found if classes is None else classes)}
     classes = tuple(classes) if classes is not None else found
-    label_of = {name: label for label, name in enumerate(classes)}
-    unknown = [name for name in found if name not in label_of]
+    unknown = [name for name in found if not label_of.get(name, len(classes)) < len(classes)]
     if unknown:
+        numbers = all(map(_is_number, found)) and not class_indices
+        advice = "remove it" + (
+            ", or give --class-indices if the folders are numbers of classes" if numbers else ""
+        )
         raise UserError(
-            f"{root}: class {unknown[0]!r} is not one of the {len(classes)} training classes; remove it"
+            f"{root}: class {unknown[0]!r} is not one of the {len(classes)} training classes; {advice}"
         )
     names: list[str] = []
     labels: list[int] = []
@@ -78,6 +92,28 @@ def folder_source(root: Path, classes: Sequence[str] | None = None) -> FileSourc
         Names.of(names),
         left_out=dict(left_out),
     )
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdecimal()
+
+
+def _labels_of_folders(root: Path, names: Sequence[str]) -> dict[str, int]:
+    """Name -> label of folders that are numbers.
+
+    Raises:
+        UserError: one is no number, too large, or two are the same number.
+    """
+    label_of: dict[str, int] = {}
+    for name in names:
+        if not _is_number(name) or len(name) > MAX_DIGITS:
+            raise UserError(
+                f"{root}: folder {name!r} is not the number of a class; omit --class-indices, or remove it"
+            )
+        label_of[name] = int(name)
+    if len(set(label_of.values())) < len(names):
+        raise UserError(f"{root}: two folders are the same number, such as 7 and 007; rename or remove one")
+    return label_of
 
 
 def has_images(root: Path, folder: str) -> bool:

@@ -11,7 +11,9 @@ from beton_tools.sources.side_files import read_lines
 
 _WNID = re.compile(r"n\d{8}")
 _KAGGLE_LIST = "LOC_synset_mapping.txt"  # "n01440764 tench, Tinca tinca", in the ILSVRC download of Kaggle
-_TIMM_LIST = "data/_info/imagenet_synset_to_lemma.txt"  # the same with a tab; read without importing timm, which is slow
+_TIMM_LISTS = "data/_info"  # of timm, which is slow to import
+_TIMM_NAMES = "imagenet_synset_to_lemma.txt"  # as Kaggle's, with a tab
+_TIMM_WNIDS = "imagenet_synsets.txt"  # one on each line
 
 
 def is_wnid(name: str) -> bool:
@@ -32,10 +34,19 @@ def class_names_of(classes: Sequence[str], root: Path) -> tuple[str, ...] | None
 
 def _name_lists(root: Path) -> list[Path]:
     near = [folder / _KAGGLE_LIST for folder in (root, *list(root.resolve().parents)[:4])]
+    return near + _timm_list(_TIMM_NAMES)
+
+
+def imagenet_wnids() -> tuple[str, ...]:
+    """The 1,000 wnids of ILSVRC2012 by label, from timm's list; empty without timm."""
+    return tuple(wnid for path in _timm_list(_TIMM_WNIDS) for wnid in read_lines(path) or ())
+
+
+def _timm_list(name: str) -> list[Path]:
     timm = find_spec("timm")
-    if timm is not None and timm.origin is not None:
-        near.append(Path(timm.origin).parent / _TIMM_LIST)
-    return near
+    if timm is None or timm.origin is None:
+        return []
+    return [Path(timm.origin).parent / _TIMM_LISTS / name]
 
 
 def _parse_names(lines: Sequence[str]) -> dict[str, str]:

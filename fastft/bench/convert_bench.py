@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from fastft.bench.child import Arm
+from fastft.bench.convert_limit import convert_limits
 from fastft.bench.dataset import MAX_SIDE, QUALITY
-from fastft.bench.harness import Contender, Figure, alternate, measure, per_cpu_second, per_second
+from fastft.bench.harness import LIMIT, Contender, Figure, alternate, measure, per_cpu_second, per_second
 from fastft.bench.options import BenchResult, Options
 
-LIMITS: dict[str, int | None] = {"kept": None, f"at most {MAX_SIDE} px": MAX_SIDE}
+SIDES: dict[str, int | None] = {"kept": None, f"at most {MAX_SIDE} px": MAX_SIDE}
 REPEAT = 2  # passes over the images, so that a round is long compared with its start
 
 
@@ -20,17 +21,21 @@ def run(options: Options) -> BenchResult:
         "root": str(options.workspace.folder / "originals"), "out": str(options.workspace.folder / "converted"),
         "workers": options.threads, "repeat": 1 if options.quick else REPEAT,
     }  # fmt: skip
+    limit = {"root": arguments["root"], "workers": options.threads, "sides": SIDES, "quality": QUALITY}
     options.workspace.source()
     modes = {"fastft": True, "fastft, re-encoding": False}
     contenders = options.wanted({
-        "fastft": [Contender(n, ours, {**arguments, "lossless": keep}) for n, keep in modes.items()],
+        "fastft": [
+            *(Contender(n, ours, {**arguments, "lossless": keep}) for n, keep in modes.items()),
+            Contender(LIMIT, convert_limits, limit, "libjpeg-turbo alone, from memory"),
+        ],
         "ffcv": [Contender("FFCV DatasetWriter", ffcv, arguments)],
     })  # fmt: skip
     rounds = alternate(contenders, options.rounds, threads=options.threads)
     found = []
     figures: dict[str, Figure] = {"images/s": per_second, "images/s per core": per_cpu_second}
     for unit, figure in figures.items():
-        for size in LIMITS:
+        for size in SIDES:
             setting = {
                 "size": size,
                 "images": options.images * arguments["repeat"],
@@ -64,7 +69,7 @@ def ours(root: str, out: str, workers: int, repeat: int, lossless: bool) -> dict
 
         return run
 
-    return {name: arm(side) for name, side in LIMITS.items()}
+    return {name: arm(side) for name, side in SIDES.items()}
 
 
 class Folder:
@@ -100,4 +105,4 @@ def ffcv(root: str, out: str, workers: int, repeat: int) -> dict[str, Arm]:
 
         return run
 
-    return {name: arm(side) for name, side in LIMITS.items()}
+    return {name: arm(side) for name, side in SIDES.items()}

@@ -12,7 +12,8 @@ import numpy as np
 from beton_tools.format import Beton
 from fastft.bench.child import Arm, library
 from fastft.bench.dataset import ORIGINAL, JpegSet
-from fastft.bench.harness import Contender, alternate, measure, per_cpu_second
+from fastft.bench.harness import LIMIT, Contender, alternate, measure, per_cpu_second
+from fastft.bench.limits import crop_limit
 from fastft.bench.options import BenchResult, Options
 
 OUTPUT = 224
@@ -43,6 +44,7 @@ def contenders(options: Options, name: str) -> list[Contender]:
         "fastft": [
             Contender("fastft", crops, path, "only the crop"),
             Contender("whole image, same decoder", whole, path),
+            Contender(LIMIT, crop_limit, path, "libjpeg-turbo's time for the crop's share of the bytes"),
         ],
         "ffcv": [
             Contender("stock FFCV Loader", ffcv_loader, path, "with its resize to 224"),

@@ -26,6 +26,7 @@ Figure = Callable[[Trial], float]
 Make = Callable[..., dict[str, Arm]]
 log = logging.getLogger(__name__)  # INFO: each group of contenders; DEBUG: each round
 GRACE_SECONDS = 10
+LIMIT = "hardware limit"  # begins the names of contenders of `limits`, of which fastft reaches a share
 TRIAL_SECONDS = 1800  # time limit of a round
 SHOWN_LINES = 12  # lines of a failed contender's stderr that are shown
 
@@ -227,5 +228,5 @@ def summary(name: str, values: Sequence[float], *, note: str = "", **keys: Any) 
     """A contender as in docs/bench-schema.md, from its rounds."""
     return {
         "name": name, "rounds": list(values), "median": median(values), "min": min(values), "max": max(values),
-        "note": note, **keys,
+        "note": note, **({"limit": True} if name.startswith(LIMIT) else {}), **keys,
     }  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fastft.bench.child import Arm
-from fastft.bench.harness import Contender, Rounds, Trial, alternate, measure, per_second
+from fastft.bench.harness import LIMIT, Contender, Rounds, Trial, alternate, measure, per_second
 from fastft.bench.options import BenchResult, Options
 from fastft.build import can_compile, compile_model
 from fastft.model import Arch, build_classifier
@@ -27,6 +27,7 @@ from fastft.train.step_choice import StepChoice
 
 CLASSES, SMOOTHING, LR, LAYER_DECAY, WEIGHT_DECAY, EMA_DECAY = 1000, 0.1, 6e-4, 0.6, 0.05, 0.9998
 HALF = "fastft, lower half frozen"
+LIMIT_HALF = f"{LIMIT}, lower half frozen"
 
 
 def run(options: Options) -> BenchResult:
@@ -45,12 +46,12 @@ def run(options: Options) -> BenchResult:
             "model": f"ViT-{shape['letter']}/16", "size": 224, "batch": shape["batch"], "dtype": dtype,
             "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {options.threads} threads",
         }  # fmt: skip
-        whole = [who for who in (*rounds.trials, *rounds.skipped) if who != HALF]
+        whole = [who for who in (*rounds.trials, *rounds.skipped) if who not in (HALF, LIMIT_HALF)]
         for name, only in {
             "Training step": whole,
-            "Training step, lower half frozen": [HALF, "timm"],
+            "Training step, lower half frozen": [HALF, "timm", LIMIT_HALF],
         }.items():
-            own = {HALF: "fastft"} if HALF in only else {}
+            own = {HALF: "fastft", LIMIT_HALF: LIMIT} if HALF in only else {}
             found.append(
                 measure(name, rounds, "step", per_second, "images/s", setting, only=only, rename=own)
             )
@@ -76,11 +77,12 @@ def _mfu(rounds: Rounds, setting: dict[str, Any]) -> list[dict[str, Any]]:
     if not peak:
         return []
     given = {**setting, **gpu, "peak TFLOP/s": round(peak / 1e12, 3)}
+    trained = [who for who in (*rounds.trials, *rounds.skipped) if not who.startswith(LIMIT)]
 
     def share(trial: Trial) -> float:
         return trial["count"] * trial["flops"] / trial["wall"] / peak
 
-    return [measure("Training step, MFU", rounds, "step", share, "share", given, **role)]
+    return [measure("Training step, MFU", rounds, "step", share, "share", given, only=trained, **role)]
 
 
 def step_contenders(options: Options, arguments: dict[str, Any]) -> list[Contender]:
@@ -88,10 +90,19 @@ def step_contenders(options: Options, arguments: dict[str, Any]) -> list[Contend
         "fastft": [
             Contender("fastft", ours, arguments),
             Contender(HALF, ours, {**arguments, "half": True}),
+            *([] if torch.cuda.is_available() else _limits(arguments)),  # of a GPU: the MFU
         ],
         "timm": [Contender("timm", timm_step, arguments)],
         "open_clip": [Contender("open_clip tower", open_clip_step, arguments)],
     })  # fmt: skip
+
+
+def _limits(arguments: dict[str, Any]) -> list[Contender]:
+    how = "its FLOPs at the rate of a large matrix product"
+    return [
+        Contender(LIMIT, step_limit, arguments, how),
+        Contender(LIMIT_HALF, step_limit, {**arguments, "half": True}, how),
+    ]
 
 
 # in the contender's process ------------------------------------------------------------------------------------------
@@ -137,15 +148,36 @@ def arm(step: Callable[[], object], batch: int, steps: int, flops: float, dtype:
     return run
 
 
-def ours(letter: str, batch: int, steps: int, dtype: str, half: bool = False) -> dict[str, Arm]:
+def step_flops(letter: str, half: bool) -> float:
+    """Training FLOPs of an image; half: only the upper half of the blocks trains."""
     from fastft.model import count_flops
 
+    arch = shape(letter)
+    return count_flops(arch, CLASSES, frozen_blocks=arch.layers // 2 if half else 0).train
+
+
+def step_limit(letter: str, batch: int, steps: int, dtype: str, half: bool = False) -> dict[str, Arm]:
+    """The step's FLOPs at the rate of a large matrix product on all cores of the CPU."""
+    from fastft.machine.gpus import measure_matmul_flops
+
+    flops, number = step_flops(letter, half), steps * batch
+    kind = torch.float32 if dtype == "fp32" else torch.bfloat16
+
+    def run() -> dict[str, float]:
+        seconds = number * flops / measure_matmul_flops(kind)
+        return {"count": number, "wall": seconds, "flops": flops, "peak": 0.0}
+
+    return {"step": run}
+
+
+def ours(letter: str, batch: int, steps: int, dtype: str, half: bool = False) -> dict[str, Arm]:
     arch = shape(letter)
     step, precision = our_step(arch, dtype, arch.layers // 2 if half else None)
     images, labels = random_batch(arch, batch)
     images = images.to(precision.dtype)  # as the loader delivers them
-    flops = count_flops(arch, CLASSES, frozen_blocks=arch.layers // 2 if half else 0).train
-    return {"step": arm(lambda: step(images, labels), batch, steps, flops, precision.dtype)}
+    return {
+        "step": arm(lambda: step(images, labels), batch, steps, step_flops(letter, half), precision.dtype)
+    }
 
 
 class StepRunner:

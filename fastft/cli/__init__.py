@@ -19,6 +19,7 @@ with imports_of("fastft"):
     from beton_tools.errors import UserError
     from fastft import __version__
     from fastft.cli import (
+        cmd_average,
         cmd_bench,
         cmd_convert_folder,
         cmd_convert_imagenet,
@@ -36,6 +37,7 @@ with imports_of("fastft"):
         cmd_sweep,
         cmd_train,
         cmd_tune,
+        cmd_zeroshot,
     )
     from fastft.cli.arguments import OVERRIDES
     from fastft.train.exceptions import EXIT_REQUEUE, LocalRankError, NonFinite, PeerCrashed, Preempted
@@ -68,6 +70,8 @@ COMMANDS: dict[str, Command] = {
     "tune": cmd_tune,
     "eval": cmd_eval,
     "predict": cmd_predict,
+    "zeroshot": cmd_zeroshot,
+    "average": cmd_average,
     "export": cmd_export,
     "demo": cmd_demo,
     "report": cmd_report,

@@ -16,6 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.beton", help="the file to write")
     labels = "number the classes as in this file; give the training file when converting the validation set"
     parser.add_argument("--classes-of", type=Path, metavar="FILE.beton", help=labels)
+    indices = "the folders' names are labels: folder 7 is class 7, as in ImageNet-V2 (default: classes in sorted order)"
+    parser.add_argument("--class-indices", action="store_true", help=indices)
     add_options(parser)
 
 
@@ -27,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
     with progress(args.out.name) as show, hint_when_interrupted():
         manifest = convert_folder(
-            args.data, args.out, options_of(args), show, args.overwrite, args.classes_of
+            args.data, args.out, options_of(args), show, args.overwrite, args.classes_of, args.class_indices
         )
     print(summary(args.out, manifest))
     return 0

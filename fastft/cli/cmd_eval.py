@@ -4,10 +4,11 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import Any
 
-from fastft.cli.arguments import add_checkpoint, add_device, add_json, print_weights
+from fastft.cli.arguments import add_checkpoint, add_device, add_json, positive, print_weights
 
-HELP = "accuracy, metrics per class and calibration of a checkpoint on a .beton file"
+HELP = "accuracy, metrics per class and calibration of a checkpoint on .beton files"
 EXAMPLE = "fastft eval runs/final_b16 --data val.beton"
 TAKES_OPTIONS = False
 
@@ -15,8 +16,9 @@ TAKES_OPTIONS = False
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     parser.add_argument(
-        "--data", metavar="FILE.beton", type=Path, help="default: the recipe's validation file"
-    )
+        "--data", metavar="FILE.beton", type=Path, action="append", default=[],
+        help="default: the recipe's validation file; give it several times for a table of several files",
+    )  # fmt: skip
     parser.add_argument(
         "--csv", type=Path, metavar="FILE", help="write the prediction for every image to a table"
     )
@@ -25,29 +27,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="correct the logits for unequal class sizes in the training file: lower balanced error",
     )
+    parser.add_argument(
+        "--only-present-classes",
+        action="store_true",
+        help="rank only the classes that have images in the file, as published for ImageNet-A and ImageNet-R",
+    )
+    _add_knn(parser.add_argument_group("nearest neighbours"))
     add_device(parser)
     add_json(parser)
+
+
+def _add_knn(group: argparse._ArgumentGroup) -> None:
+    neighbours = (
+        "classify by the K nearest training images in the embedding before the head, instead of by the head"
+    )
+    group.add_argument("--knn", type=positive(int), metavar="K", help=neighbours)
+    bank = "the training images: a .beton, or a .npz of fastft predict --features (default: the recipe's training file)"
+    group.add_argument("--knn-train", type=Path, metavar="FILE", help=f"{bank}; --data may also be .npz")
 
 
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from fastft.inference.evaluation import evaluate_checkpoint
-    from fastft.inference.evaluation_output import print_evaluation
+    from fastft.inference.evaluation_output import print_evaluation, print_table_of_files
 
-    scores = evaluate_checkpoint(
+    found = _evaluate_neighbours(args) if args.knn is not None else _evaluate(args)
+    if os.environ.get("RANK", "0") != "0":  # every process has the same sums; rank 0 prints them
+        return 0
+    print_weights(found[0]["weights"])
+    if args.json:
+        print(json.dumps(found[0] if len(found) == 1 else found))
+    elif len(found) == 1:
+        print_evaluation(found[0], Console())
+    else:
+        print_table_of_files(found, Console())
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from beton_tools.errors import UserError
+    from fastft.inference.evaluation import evaluate_files
+
+    if args.knn_train is not None:
+        raise UserError("--knn-train is for nearest neighbours; give --knn K too")
+    return evaluate_files(
         args.checkpoint,
         args.data,
         args.device,
         weights=args.weights,
         logit_adjustment=args.logit_adjustment,
+        only_present_classes=args.only_present_classes,
         csv=args.csv,
     )
-    if os.environ.get("RANK", "0") != "0":  # every process has the same sums; rank 0 prints them
-        return 0
-    print_weights(scores["weights"])
-    if args.json:
-        print(json.dumps(scores))
-    else:
-        print_evaluation(scores, Console())
-    return 0
+
+
+def _evaluate_neighbours(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from beton_tools.errors import UserError
+    from fastft.inference.knn_evaluation import evaluate_neighbours
+
+    for name in ("csv", "logit_adjustment", "only_present_classes"):
+        if getattr(args, name):
+            raise UserError(
+                f"--{name.replace('_', '-')} is about the head, which --knn does not use; omit one of them"
+            )
+    return evaluate_neighbours(
+        args.checkpoint, args.data, args.device, args.knn, train=args.knn_train, weights=args.weights
+    )

@@ -1,34 +1,80 @@
 """`fastft predict CKPT IMAGE ...`."""
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 from fastft.cli.arguments import add_checkpoint, add_device, print_weights, whole_number
 
-HELP = "label image files with a checkpoint"
+HELP = "label image files with a checkpoint, or write their embeddings"
 EXAMPLE = "fastft predict runs/demo photo.jpg holiday/ --topk 3"
 TAKES_OPTIONS = False
+TOPK = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     parser.add_argument(
-        "images", metavar="IMAGE", nargs="+", type=Path, help="image files, or folders of them"
-    )
-    parser.add_argument("--topk", type=whole_number, default=5, help="classes per image (default 5)")
+        "images", metavar="IMAGE", nargs="+", type=Path,
+        help="image files, or folders of them; for --features also .beton files",
+    )  # fmt: skip
+    parser.add_argument("--topk", type=whole_number, help=f"classes per image (default {TOPK})")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a table instead of printing")
+    parser.add_argument(
+        "--features", type=Path, metavar="FILE.npz",
+        help="write the embeddings before the head instead of classes: features (N, D), labels, files, classes",
+    )  # fmt: skip
     add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.features is not None:
+        return _write_features(args)
+    from beton_tools.errors import UserError
     from fastft.inference.prediction import predict_files
     from fastft.inference.prediction_output import print_predictions, write_predictions
 
+    for path in args.images:
+        if path.suffix == ".beton":
+            raise UserError(
+                f"{path} is a .beton file; use fastft eval --csv for its predictions, or give --features"
+            )
     predictions = predict_files(
-        args.checkpoint, args.images, args.topk, args.device, args.weights, print_weights
+        args.checkpoint,
+        args.images,
+        TOPK if args.topk is None else args.topk,
+        args.device,
+        args.weights,
+        print_weights,
     )
     if args.csv is not None:
         write_predictions(predictions, args.csv)
     else:
         print_predictions(predictions)
+    return 0
+
+
+def _write_features(args: argparse.Namespace) -> int:
+    from beton_tools.console import printable
+    from beton_tools.errors import UserError
+    from fastft.inference.evaluation import evaluating
+    from fastft.inference.features import check_features_path, extract_features, write_features
+    from fastft.inference.trained import load_trained
+    from fastft.train.distributed import find_world
+
+    if args.csv is not None or args.topk is not None:
+        raise UserError("--features writes embeddings, not classes; omit --csv and --topk")
+    check_features_path(args.features)
+    world = find_world(args.device)
+    with evaluating(world):
+        trained = load_trained(args.checkpoint, world.device, args.weights)
+        found = extract_features(
+            trained, args.images, world, lambda text: print(printable(text), file=sys.stderr)
+        )
+    if os.environ.get("RANK", "0") == "0":
+        print_weights(trained.weights)
+        write_features(args.features, found)
+        count, width = found.features_ND.shape
+        print(printable(f"{args.features}: {count:,} embeddings of {width} values"))
     return 0

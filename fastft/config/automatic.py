@@ -153,6 +153,8 @@ def _horizon(recipe: Recipe) -> tuple[float, str]:
 
 
 def _head_init(recipe: Recipe) -> tuple[str, str]:
+    if recipe.model.head is not None:
+        return "small", "model.head gives the head"
     if recipe.data.train_size >= FEW_IMAGES:
         return "small", f"{FEW_IMAGES:,} images or more: as in the paper"
     return (

@@ -169,6 +169,8 @@ def _check_together(recipe: Recipe) -> None:
         parse_duration(recipe.train.stop_after, "train.stop_after")
     if recipe.train.eval_weights == "ema" and recipe.ema.decay == 0:
         raise UserError("train.eval_weights is ema, but ema.decay is 0; set train.eval_weights to both")
+    if recipe.model.head is not None and recipe.model.head_init == "probe":
+        raise UserError("model.head and model.head_init=probe both set the head; omit one of them")
     _check_by_epoch(recipe)
     if recipe.model.rel_pos_bias and recipe.largest_patch_dropout > 0:
         raise UserError(

@@ -87,8 +87,9 @@ class Data:
         low=0, high=4096, changes_accuracy=False,
     )  # fmt: skip
     batches_ahead: int = option(
-        2, "micro-batches that the loader prepares in advance", low=1, high=1024, changes_accuracy=False
-    )
+        2, "micro-batches that the loader prepares in advance, the one in progress included",
+        low=1, high=1024, changes_accuracy=False,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,17 @@ class Model:
         0.0, "share of the patch tokens that is dropped during training; by epoch: 0:0.35,27:0",
         low=0, high=0.95, by_epoch=float,
     )  # fmt: skip
+    pool: str = option(
+        "patches",
+        "the head's input: patches, the mean of the normalised patch tokens; token, CLIP's own embedding (class token, ln_post, "
+        "projection, length 1)",
+        choices=("patches", "token"), since="0.3.0",
+    )  # fmt: skip
+    head: str | None = option(
+        None,
+        "start from this head, a .safetensors that fastft zeroshot wrote; none: as head_init says",
+        since="0.3.0",
+    )
     head_init: str = option(
         "small", "small: random weights times head_init_scale; probe: ridge regression on the frozen tower's features",
         choices=("small", "probe"), paper="small", since="0.3.0", auto=True,

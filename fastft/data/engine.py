@@ -138,6 +138,11 @@ class _Unused:
     def __exit__(self, *_: object) -> None: ...
 
 
+def _queue_length(batches_ahead: int) -> int:
+    """Finished batches that wait. One more is in progress: together they are the batches prepared in advance."""
+    return max(1, batches_ahead - 1)  # 0 would be a queue without a limit
+
+
 class Engine:
     """Runs passes over samples through a stage, one at a time."""
 
@@ -152,15 +157,16 @@ class Engine:
     ) -> None:
         """on_wait: called in the consumer while it waits for a batch; what it raises ends the wait."""
         self.stage, self.on_wait = stage, on_wait
-        self.batch_size, self.num_workers, self.batches_ahead = batch_size, workers, batches_ahead
+        self.batch_size, self.num_workers = batch_size, workers
+        self.batches_ahead = _queue_length(batches_ahead)  # FFCV's name
         self.reader = self.memory_manager = self.graph = _Unused()
         self.streams: list[Any] = []
         self.thread: EpochThread | None = None
 
     @staticmethod
     def slots(batches_ahead: int) -> int:
-        """How many batches FFCV keeps: those in its queue, one with the consumer, one in progress."""
-        return batches_ahead + 2
+        """How many batches there are at a time: one with the consumer, the others finished or in progress."""
+        return _queue_length(batches_ahead) + 2
 
     def start(self, order: np.ndarray, draw: DrawPlan) -> EpochThread:
         """Begin a pass over the samples `order`, with plans from `draw`; ends the previous pass."""

@@ -161,7 +161,7 @@ class TrainLoader(_BetonLoader):
         shard: rank and world size of this process.
         subset: int64 (n,), indices of the samples to train on (default: all).
         workers: threads (default: as many as CPUs, divided among the processes of this machine).
-        batches_ahead: batches that are prepared in advance.
+        batches_ahead: batches that are prepared in advance, the one in progress included.
         on_wait: called about ten times a second while a batch is waited for; what it raises ends the pass.
 
     Raises:

@@ -69,6 +69,8 @@ def _metrics(trained: Trained) -> str:
     """Accuracy stored in the checkpoint, which only those at the end of an evaluated epoch have."""
     state = json.loads((trained.path / "state.json").read_text(encoding="utf-8"))
     found = evaluation_of(state)
+    if "average" in state:
+        return _average(state["average"])
     if not found:
         return "These weights were not evaluated."
     rows = ["| weights | top-1 % | top-5 % | loss | images |", "|---|---|---|---|---|"]
@@ -81,6 +83,15 @@ def _metrics(trained: Trained) -> str:
     name = "EMA" if trained.kind == "ema" else "raw"
     chosen = f"{name} weights of epoch {found['epoch']} (from 0){best}: {found[trained.kind]['top1']:.3f} %."
     return chosen + "\n\n" + "\n".join(rows)
+
+
+def _average(average: dict[str, Any]) -> str:
+    """What `fastft average` stored: how the weights were made, and their accuracy."""
+    lines = [f"{average['description'][0].upper()}{average['description'][1:]}."]
+    for s in (average["chosen"] or {}).get("files", ()):
+        name, chose = _plain(s["data"]), " (which chose)" if s["data"] == average["selection"] else ""
+        lines.append(f"- `{name}`{chose}: {s['top1']:.3f} % top-1 of {s['samples']:,} images")
+    return "\n".join(lines)
 
 
 def _data(recipe: Recipe) -> str:

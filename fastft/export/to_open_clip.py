@@ -1,7 +1,10 @@
-"""A folder with open_clip's image tower: logits are its output plus `head.bias`.
+"""A folder with open_clip's image tower and, beside its tensors, what it has no place for.
 
-open_clip's tower with `pool_type: avg` normalises, averages patch tokens and multiplies by `proj`: the head without its
-bias. Files under these names are also what `model.arch` and `model.weights` of a recipe take: fine-tuning can go on.
+With `model.pool=patches` logits are the tower's output plus `head.bias`: open_clip's tower with `pool_type: avg` normalises,
+averages patch tokens and multiplies by `proj`, the head without its bias. With `model.pool=token` the tower is CLIP's own, and
+logits are the product of its output, scaled to length 1, with `head.weight`, plus `head.bias`.
+
+Files under these names are also what `model.arch` and `model.weights` of a recipe take: fine-tuning can go on.
 """
 
 import json
@@ -11,21 +14,30 @@ from typing import Any
 from open_clip.model import CLIPVisionCfg, _build_vision_tower  # the only builder from a configuration
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from beton_tools.errors import UserError
 from fastft.inference.trained import Trained
 from fastft.model import Arch, TimmArch
+from fastft.model.classifier import TOKEN
 
-CONFIG, WEIGHTS, BIAS = "open_clip_config.json", "open_clip_model.safetensors", "head.bias"
+CONFIG, WEIGHTS, WEIGHT, BIAS = (
+    "open_clip_config.json", "open_clip_model.safetensors", "head.weight", "head.bias",
+)  # fmt: skip
 
 
-class TowerWithBias(nn.Module):
-    def __init__(self, tower: nn.Module, bias: Tensor):
+class TowerWithHead(nn.Module):
+    """open_clip's tower to logits. weight: None where the tower's `proj` is the head's."""
+
+    def __init__(self, tower: nn.Module, weight: Tensor | None, bias: Tensor):
         super().__init__()
-        self.visual, self.bias = tower, bias
+        self.visual, self.weight, self.bias = tower, weight, bias
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.visual(images) + self.bias
+        output = self.visual(images)
+        if self.weight is None:
+            return output + self.bias
+        return functional.linear(functional.normalize(output, dim=-1), self.weight, self.bias)
 
 
 def write(trained: Trained, path: Path) -> None:
@@ -42,8 +54,12 @@ def write(trained: Trained, path: Path) -> None:
     if any(".rel_pos_bias." in name for name in ours):
         raise UserError("open_clip's tower has no relative position bias; export to safetensors or onnx")
     state = {name: value for name, value in ours.items() if name.startswith("visual.")}
-    state |= {f"visual.ln_post.{k}": ours[f"fc_norm.{k}"] for k in ("weight", "bias")}
-    state |= {"visual.proj": ours["head.weight"].T, BIAS: ours["head.bias"]}
+    if trained.model.pool == TOKEN:
+        state |= {WEIGHT: ours["head.weight"]}
+    else:
+        state |= {f"visual.ln_post.{k}": ours[f"fc_norm.{k}"] for k in ("weight", "bias")}
+        state |= {"visual.proj": ours["head.weight"].T}
+    state |= {BIAS: ours["head.bias"]}
     path.mkdir()
     save_file({k: v.contiguous() for k, v in state.items()}, path / WEIGHTS, {"format": "pt"})
     (path / CONFIG).write_text(json.dumps(open_clip_config(trained), indent=1), encoding="utf-8")
@@ -55,23 +71,24 @@ def load(path: Path) -> nn.Module:
         config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), config["quick_gelu"]
     )
     state = load_file(path / WEIGHTS)
-    bias = state.pop(BIAS)
+    weight, bias = state.pop(WEIGHT, None), state.pop(BIAS)
     tower.load_state_dict({name.removeprefix("visual."): value for name, value in state.items()})
-    return TowerWithBias(tower, bias).eval()
+    return TowerWithHead(tower, weight, bias).eval()
 
 
 def usage(trained: Trained, path: Path) -> str:
     return (
         "from pathlib import Path\n\n"
         "from fastft.export.to_open_clip import load  # builds open_clip's own tower\n\n"
-        f'model = load(Path("{path.name}"))  # the tower plus {BIAS}'
+        f'model = load(Path("{path.name}"))  # the tower and its head'
     )
 
 
 def open_clip_config(trained: Trained) -> dict[str, Any]:
-    """open_clip's model configuration; embed_dim is the number of classes."""
+    """open_clip's model configuration; with `model.pool=patches`, embed_dim is the number of classes."""
     recipe, arch = trained.recipe, trained.model.visual.arch
     assert isinstance(arch, Arch)
+    clip = trained.model.pool == TOKEN
     vision: dict[str, Any] = {
         "image_size": arch.image_size,
         "layers": arch.layers,
@@ -80,7 +97,7 @@ def open_clip_config(trained: Trained) -> dict[str, Any]:
         "patch_size": arch.patch_size,
         "mlp_ratio": arch.mlp_width / arch.width,
         "norm_kwargs": {"eps": arch.norm_eps},
-        "pool_type": "avg",
+        "pool_type": "tok" if clip else "avg",
         "final_ln_after_pool": False,
     }
     if not arch.ln_pre:
@@ -88,7 +105,7 @@ def open_clip_config(trained: Trained) -> dict[str, Any]:
     if any(".ls_1." in name for name, _ in trained.model.named_parameters()):
         vision["ls_init_value"] = 1.0  # enables the factors; their values are in the weights
     return {
-        "embed_dim": recipe.data.num_classes,
+        "embed_dim": arch.embed_dim if clip else recipe.data.num_classes,
         "quick_gelu": arch.quick_gelu,
         "vision_cfg": vision,
         "preprocess_cfg": {"mean": list(recipe.augment.mean), "std": list(recipe.augment.std)},

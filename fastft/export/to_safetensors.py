@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from fastft.inference.trained import Trained
 from fastft.model import TimmArch, arch_from_dict, build_classifier
+from fastft.model.classifier import PATCHES
 
 
 def write(trained: Trained, path: Path) -> None:
@@ -19,6 +20,7 @@ def write(trained: Trained, path: Path) -> None:
         "num_classes": recipe.data.num_classes,
         "layer_scale": recipe.model.layer_scale,
         "rel_pos_bias": recipe.model.rel_pos_bias,
+        "pool": recipe.model.pool,
         "name": recipe.name,
         "classes": trained.classes,
         "images": {
@@ -43,7 +45,11 @@ def load(path: Path) -> torch.nn.Module:
         model = build_timm_classifier(arch, num_classes)
     else:
         model = build_classifier(
-            arch, num_classes, layer_scale=header["layer_scale"], rel_pos_bias=header["rel_pos_bias"]
+            arch,
+            num_classes,
+            layer_scale=header["layer_scale"],
+            rel_pos_bias=header["rel_pos_bias"],
+            pool=header.get("pool", PATCHES),  # which files of version 0.2 lack
         )
     model.load_state_dict(load_file(path))
     return model.eval()

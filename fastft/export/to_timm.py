@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from beton_tools.errors import UserError
 from fastft.inference.trained import Trained
 from fastft.model import Arch, TimmArch
+from fastft.model.classifier import TOKEN
 from fastft.model.timm_create import pretrained_cfg, timm_args
 from fastft.model.timm_tower import TRUNK
 
@@ -68,11 +69,15 @@ def timm_state(trained: Trained) -> dict[str, Tensor]:
     """The model's tensors under the names of timm's VisionTransformer.
 
     Raises:
-        UserError: a relative position bias, which that class has no place for.
+        UserError: a relative position bias or a pooling which that class has no place for.
     """
     ours = trained.model.state_dict()
     if isinstance(trained.model.visual.arch, TimmArch):
         return {name.removeprefix(TRUNK): value for name, value in ours.items()}
+    if trained.model.pool == TOKEN:
+        raise UserError(
+            "timm's VisionTransformer has no embedding of length 1 (model.pool=token); export to open_clip, safetensors or onnx"
+        )
     if any(".rel_pos_bias." in name for name in ours):
         raise UserError(
             "timm's VisionTransformer has no relative position bias; export to safetensors or onnx"

@@ -22,8 +22,12 @@ COLUMNS = ("image", "file", "class", "predicted", "probability", "class_probabil
 def print_evaluation(scores: Mapping[str, Any], console: Console) -> None:
     """Print the figures, the classes (the worst by F1 if there are many), and the largest confusions."""
     _print_line(console, _headline(scores))
-    adjusted = ", logits adjusted for the class sizes" if scores["logit_adjustment"] else ""
+    adjusted = ", logits adjusted for the class sizes" if scores.get("logit_adjustment") else ""
     _print_line(console, f"{_means(scores)}{adjusted}")
+    if "knn" in scores:
+        _print_line(
+            console, f"by the {scores['knn']} nearest of {scores['knn_train_images']:,} training images"
+        )
     console.print(_class_table(scores["classes"]))
     largest = scores["confusions"][:SHOWN_CONFUSIONS]
     listed = ", ".join(f"{c['class']} as {c['predicted']} {c['images']}" for c in largest)
@@ -32,10 +36,39 @@ def print_evaluation(scores: Mapping[str, Any], console: Console) -> None:
 
 def _headline(s: Mapping[str, Any]) -> str:
     top5 = f"top-5 {s['top5']:.3f} %, " if "top5" in s else ""
+    ranked = f", ranked among the {s['ranked_classes']} classes with images" if is_ranked_among_few(s) else ""
     return (
         f"top-1 {s['top1']:.3f} % (standard error {s['standard_error']:.3f}), {top5}loss {s['loss']:.4f}, "
-        f"{s['samples']} images"
+        f"{s['samples']} images{ranked}"
     )
+
+
+def is_ranked_among_few(s: Mapping[str, Any]) -> bool:
+    """Whether some of the model's classes were left out of the ranking."""
+    return s["ranked_classes"] < len(s["classes"])
+
+
+def print_table_of_files(files: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print one row of figures for each evaluated file."""
+    table = Table(title="in percent; classes: those that predictions are ranked among", title_justify="left")
+    table.add_column("file", overflow="fold")
+    for name in ("images", "classes", "top-1", "top-5", "loss", "ECE"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for s in files:
+        top1, top5 = (
+            f"{s['top1']:.2f} ± {s['standard_error']:.2f}",
+            f"{s['top5']:.2f}" if "top5" in s else "-",
+        )
+        counts = f"{s['samples']:,}", f"{s['ranked_classes']:,}"
+        table.add_row(
+            escape(printable(Path(s["data"]).stem)),
+            *counts,
+            top1,
+            top5,
+            f"{s['loss']:.4f}",
+            f"{s['ece']:.2f}",
+        )
+    console.print(table)
 
 
 def _means(s: Mapping[str, Any]) -> str:

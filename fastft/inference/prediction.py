@@ -1,19 +1,16 @@
 """Class predictions for image files."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
 from PIL import Image
 
 from beton_tools.errors import UserError
-from beton_tools.image_formats import IMAGE_SUFFIXES, is_image_name, open_image
+from beton_tools.image_formats import IMAGE_SUFFIXES, is_image_name
 from beton_tools.user_files import check_user_file
-from fastft.config import Recipe
-from fastft.inference.image_transform import eval_tensor
+from fastft.inference.image_reader import read_batches
 from fastft.inference.trained import BATCH, choose_device, load_trained
 from fastft.train.chosen_weights import AUTO
 from fastft.train.precision import inference_precision
@@ -55,16 +52,14 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(self, images: Iterable[Path | str | Image.Image], topk: int = 5) -> Iterator[Prediction]:
-        """The `topk` most probable classes of every image, in order, a batch at a time.
+        """The `topk` most probable classes of every image, in order, a batch at a time; the next batch is read meanwhile.
 
         An image that cannot be read gives a `Prediction` whose `error` is the reason.
         """
-        remaining = iter(images)
-        while chunk := list(islice(remaining, BATCH)):
-            read = [_read_image(image, self.trained.recipe) for image in chunk]
-            tensors = [t for t in read if isinstance(t, torch.Tensor)]
+        for batch in read_batches(images, self.trained.recipe, BATCH):
+            tensors = [t for _, t in batch if isinstance(t, torch.Tensor)]
             ranked = iter(self._rank(tensors, topk) if tensors else ())
-            for image, result in zip(chunk, read, strict=True):
+            for image, result in batch:
                 path = Path(image if isinstance(image, str | Path) else getattr(image, "filename", ""))
                 if isinstance(result, str):
                     yield Prediction(path, [], [], result)
@@ -129,19 +124,3 @@ def _require_one(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
         yield prediction
     if first is not None and not any_read:
         raise UserError(f"no image could be read; the first, {first.path}: {first.error}")
-
-
-def _read_image(source: Path | str | Image.Image, recipe: Recipe) -> torch.Tensor | str:
-    """The image as the model's input, or the reason why it cannot be read."""
-    try:
-        opened = nullcontext(source) if isinstance(source, Image.Image) else open_image(Path(source))
-        with opened as image:
-            return eval_tensor(
-                image,
-                size=recipe.model.image_size,
-                crop_pct=recipe.train.eval_crop_pct,
-                mean=recipe.augment.mean,
-                std=recipe.augment.std,
-            )
-    except Exception as error:  # Pillow's plug-ins raise many kinds of exceptions for damaged files
-        return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -136,6 +136,15 @@ def load_open_clip_arch(name: str) -> Arch:
         raise UserError(f"{name}: {error}") from None
 
 
+def refuse_pool_without_class_token(name: str) -> None:
+    """Raise UserError if open_clip's tower of this name does not take its embedding from the class token."""
+    pooling = load_open_clip_config(name)["vision_cfg"].get("pool_type", "tok")
+    if pooling != "tok":
+        raise UserError(
+            f"{name} pools its tokens by '{pooling}', not by the class token; use --model.pool=patches or another --model.arch"
+        )
+
+
 def _refuse_foreign(name: str, vision: Mapping[str, Any]) -> None:
     if isinstance(vision.get("timm_model_name"), str):
         raise UserError(f"{name} has timm's image tower; set --model.arch=timm/{vision['timm_model_name']}")

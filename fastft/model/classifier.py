@@ -1,7 +1,11 @@
-"""The fine-tuned model: tower -> LayerNorm of every patch token -> mean -> linear head.
+"""The fine-tuned model: tower -> pooled tokens -> linear head.
 
-The reference normalises every token and then averages (`fc_norm(x[:, 1:]).mean(1)`); BEiT and timm average first. The class
-token is part of the sequence but not of the mean.
+`model.pool` says how the tokens are pooled:
+
+- patches, as in the paper: LayerNorm of every patch token, then the mean. The reference does it in this order
+  (`fc_norm(x[:, 1:]).mean(1)`); BEiT and timm average first. The class token is part of the sequence but not of the mean.
+- token, as CLIP itself: the class token through ln_post and proj, scaled to length 1. A head of text embeddings times CLIP's
+  logit scale then gives CLIP's zero-shot logits (WiSE-FT, 2109.01903, fine-tunes from there).
 """
 
 import torch
@@ -17,6 +21,7 @@ HEAD_STD = 0.02
 EMBEDDINGS = ("conv1", "class_embedding", "positional_embedding", "ln_pre")
 # no weight decay; all 1-D tensors are exempt too
 NO_DECAY = ("positional_embedding", "class_embedding", "rel_pos_bias.table", ".bias")
+PATCHES, TOKEN = "patches", "token"  # of `model.pool`
 
 
 class Classifier(ImageClassifier):
@@ -24,12 +29,12 @@ class Classifier(ImageClassifier):
 
     visual: Tower
 
-    def __init__(self, tower: Tower, num_classes: int, head_init_scale: float = 0.001):
+    def __init__(self, tower: Tower, num_classes: int, head_init_scale: float = 0.001, pool: str = PATCHES):
         super().__init__()
-        width = tower.arch.width
-        self.visual = tower
-        self.fc_norm = nn.LayerNorm(width)  # eps 1e-5, as the reference
-        self.head = nn.Linear(width, num_classes)
+        self.visual, self.pool = tower, pool
+        if pool == PATCHES:
+            self.fc_norm = nn.LayerNorm(tower.arch.width)  # eps 1e-5, as the reference
+        self.head = nn.Linear(tower.arch.width if pool == PATCHES else tower.arch.embed_dim, num_classes)
         if (
             self.head.weight.is_meta
         ):  # arithmetic on the meta device imports torch's compiler, which takes a second
@@ -43,8 +48,10 @@ class Classifier(ImageClassifier):
         return self.head(self.pooled(images, noise))
 
     def pooled(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The head's input, (B, width): the mean of the normalised patch tokens."""
+        """The head's input: the mean of the normalised patch tokens (B, width), or CLIP's embedding (B, embed_dim)."""
         tokens_BND = self.visual(images, noise)
+        if self.pool == TOKEN:
+            return self.visual.embedding(tokens_BND)
         return self.fc_norm(tokens_BND[:, 1:]).mean(1)
 
     def layer_id(self, name: str) -> int:
@@ -76,7 +83,8 @@ def count_frozen_blocks(layers: int, trainable_layers: int | None) -> int:
 def freeze(model: Classifier, *, conv1: bool, trainable_layers: int | None) -> None:
     """Switch off gradients of the patch embedding (conv1), and of everything below the top `trainable_layers` blocks.
 
-    Frozen blocks run without recording activations. If all blocks are trained, so are the other embeddings.
+    Frozen blocks run without recording activations. If all blocks are trained, so are the other embeddings. CLIP's ln_post and
+    proj are trained if any block is.
 
     Raises:
         UserError: the tower has fewer blocks.
@@ -89,6 +97,9 @@ def freeze(model: Classifier, *, conv1: bool, trainable_layers: int | None) -> N
     tower.requires_grad_(False)
     for block in tower.transformer.resblocks[tower.frozen_blocks :]:
         block.requires_grad_(True)
+    if model.pool == TOKEN and trainable_layers:
+        tower.ln_post.requires_grad_(True)
+        tower.proj.requires_grad_(True)
 
 
 def build_classifier(
@@ -100,6 +111,7 @@ def build_classifier(
     drop_path: float = 0.0,
     patch_dropout: float = 0.0,
     head_init_scale: float = 0.001,
+    pool: str = PATCHES,
     freeze_conv1: bool = True,
     trainable_layers: int | None = None,
 ) -> Classifier:
@@ -111,7 +123,8 @@ def build_classifier(
         rel_pos_bias=rel_pos_bias,
         drop_path=drop_path,
         patch_dropout=patch_dropout,
+        projection=pool == TOKEN,
     )
-    model = Classifier(tower, num_classes, head_init_scale)
+    model = Classifier(tower, num_classes, head_init_scale, pool)
     freeze(model, conv1=freeze_conv1, trainable_layers=trainable_layers)
     return model

@@ -35,10 +35,15 @@ class ImageTower(nn.Module):
 
 
 class ImageClassifier(nn.Module):
-    """Images (B, 3, S, S) to logits (B, num_classes): a tower and a linear head."""
+    """Images (B, 3, S, S) to logits (B, num_classes): a tower and a linear head.
+
+    Attributes:
+        pool: as the recipe's `model.pool`; "timm" for timm's models, which pool by themselves.
+    """
 
     visual: ImageTower
     head: nn.Linear
+    pool: str
 
     def pooled(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """The head's input, (B, arch.width)."""

@@ -161,7 +161,7 @@ class TimmClassifier(ImageClassifier):
 
     def __init__(self, tower: TimmTower):
         super().__init__()
-        self.visual = tower
+        self.visual, self.pool = tower, "timm"
 
     @property
     def head(self) -> nn.Linear:  # type: ignore[override]  # timm's own, which is registered in the trunk

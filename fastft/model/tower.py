@@ -1,7 +1,7 @@
 """The CLIP image tower with open_clip's parameter names, so that its state dicts load unchanged.
 
-It computes the same numbers as open_clip's `VisionTransformer` up to the last block; fine-tuning does not use ln_post and
-proj. The paper's ablations add LayerScale, relative position bias, stochastic depth and frozen lower blocks.
+It computes the same numbers as open_clip's `VisionTransformer` up to the last block; ln_post and proj are used only where
+`model.pool` is token. The paper's ablations add LayerScale, relative position bias, stochastic depth and frozen lower blocks.
 Shapes: B images, N tokens (class token first), D width, H heads.
 """
 
@@ -156,6 +156,7 @@ class Tower(ImageTower):
         rel_pos_bias: zero-initialised relative position bias in every block.
         drop_path: rate of the last block, growing linearly from 0 at the first.
         patch_dropout: share of patch tokens that are dropped in training.
+        projection: with CLIP's ln_post and proj, for `embedding`.
     """
 
     arch: Arch
@@ -169,11 +170,13 @@ class Tower(ImageTower):
         rel_pos_bias: bool = False,
         drop_path: float = 0.0,
         patch_dropout: float = 0.0,
+        projection: bool = False,
     ):
         super().__init__()
         self.arch = arch
         self.frozen_blocks = 0  # the embeddings and this many lower blocks run without gradient
         self.grad_checkpointing = False
+        self.has_projection = projection
         self.conv1 = PatchEmbedding(arch.width, arch.patch_size)
         scale = arch.width**-0.5
         self.class_embedding = nn.Parameter(_normal(scale, arch.width))
@@ -183,6 +186,9 @@ class Tower(ImageTower):
         self.ln_pre = nn.LayerNorm(arch.width, arch.norm_eps) if arch.ln_pre else nn.Identity()
         rates = [drop_path * i / max(1, arch.layers - 1) for i in range(arch.layers)]
         self.transformer = Transformer([Block(arch, layer_scale, rel_pos_bias, rate) for rate in rates])
+        if projection:  # created last: the other initial weights are the same without it
+            self.ln_post = nn.LayerNorm(arch.width, arch.norm_eps)
+            self.proj = nn.Parameter(_normal(scale, arch.width, arch.embed_dim))
 
     @property
     def noise_columns(self) -> int:
@@ -235,3 +241,10 @@ class Tower(ImageTower):
             else:
                 x = block(x, uniform)
         return x
+
+    def embedding(self, tokens_BND: Tensor) -> Tensor:
+        """CLIP's image embedding of tokens, (B, embed_dim): class token, ln_post, proj, scaled to length 1.
+
+        Only with `projection`. The same as open_clip's `encode_image(images, normalize=True)`.
+        """
+        return F.normalize(self.ln_post(tokens_BND[:, 0]) @ self.proj, dim=-1)

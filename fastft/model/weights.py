@@ -16,7 +16,8 @@ from fastft.model.tower import Tower
 from fastft.model.weight_files import first_sentence, is_torchscript_file, read_state_dict
 from fastft.model.weight_folders import WeightFolder, find_weight_folder
 
-UNUSED = ("ln_post.", "proj")  # tower weights that fine-tuning drops
+PROJECTION = ("ln_post.", "proj")  # tower weights that only `model.pool=token` uses
+NOT_TENSORS_OF_A_TOWER = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's files
 PREFIXES = ("module.", "model.", "_orig_mod.")  # wrappers that training scripts leave in names
 
 
@@ -30,7 +31,8 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str) -> None:
     """
     folder = find_weight_folder(weights)
     state = read_visual_state(weights, arch_name, folder)
-    state = {name: value for name, value in state.items() if not name.startswith(UNUSED)}
+    if not tower.has_projection:
+        state = {name: value for name, value in state.items() if not name.startswith(PROJECTION)}
     _check_tensors(state, weights)
     _check_same_tower(tower, state, weights, arch_name, folder)
     state["positional_embedding"] = interpolate_positions(state["positional_embedding"], tower.arch, weights)
@@ -44,6 +46,10 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str) -> None:
     missing, unexpected = tower.load_state_dict(state, strict=False)
     # what the recipe adds to the pretrained tower starts fresh
     missing = [n for n in missing if ".rel_pos_bias." not in n and ".ls_" not in n]
+    if any(name.startswith(PROJECTION) for name in missing):
+        raise UserError(
+            f"weights {weights} have no projection ({missing[0]}), which --model.pool=token needs; use CLIP's own weights"
+        )
     if missing or unexpected:
         raise UserError(
             f"weights {weights} do not fit {arch_name}: missing {missing[:3]}, unexpected {unexpected[:3]}; check model.arch"
@@ -52,16 +58,7 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str) -> None:
 
 def read_visual_state(weights: str, arch_name: str, folder: WeightFolder | None = None) -> dict[str, Tensor]:
     """The image tower's tensors under open_clip's names, without the `visual.` prefix. folder: that `weights` names."""
-    if folder is not None:
-        if folder.timm_name is not None:
-            raise UserError(
-                f"{weights} holds timm's {folder.timm_name}; set --model.arch=timm/{folder.timm_name}"
-            )
-        state = folder.read()
-    else:
-        path = _as_file(weights)
-        state = _read_tag(weights, arch_name) if path is None else read_state_dict(path)
-    state = without_wrappers(state)
+    state = _read_clip_state(weights, arch_name, folder)
     if is_transformers(state):
         state = from_transformers(state)
     visual = {n.removeprefix("visual."): v for n, v in state.items() if n.startswith("visual.")}
@@ -72,6 +69,37 @@ def read_visual_state(weights: str, arch_name: str, folder: WeightFolder | None 
             f"{weights} holds no CLIP image tower (no visual.conv1.weight); use OpenAI or open_clip weights{other}"
         )
     return visual
+
+
+def read_text_state(weights: str, arch_name: str) -> dict[str, Tensor]:
+    """The text tower's tensors under the names of open_clip's TextTransformer, and `logit_scale`, all in fp32.
+
+    Raises:
+        UserError: as `load_tower_weights`; or there is no text tower.
+    """
+    state = _read_clip_state(weights, arch_name, find_weight_folder(weights))
+    text = {
+        name.removeprefix("text."): value.float()
+        for name, value in state.items()
+        if not name.startswith("visual.") and name not in NOT_TENSORS_OF_A_TOWER
+    }
+    if "token_embedding.weight" not in text or "logit_scale" not in text:
+        raise UserError(
+            f"{weights} holds no text tower of CLIP (no token_embedding.weight and logit_scale); use CLIP's weights"
+        )
+    return text
+
+
+def _read_clip_state(weights: str, arch_name: str, folder: WeightFolder | None) -> dict[str, Tensor]:
+    """Every tensor of a tag, a file or a folder, without the prefixes of wrappers."""
+    if folder is None:
+        path = _as_file(weights)
+        return without_wrappers(_read_tag(weights, arch_name) if path is None else read_state_dict(path))
+    if folder.timm_name is not None:
+        raise UserError(
+            f"{weights} holds timm's {folder.timm_name}; set --model.arch=timm/{folder.timm_name}"
+        )
+    return without_wrappers(folder.read())
 
 
 def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

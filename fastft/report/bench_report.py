@@ -58,7 +58,7 @@ def measure_view(measure: dict[str, Any]) -> dict[str, Any]:
 
 
 def _filled(contender: dict[str, Any]) -> dict[str, Any]:
-    c = {"note": "", "modelled": False, **contender}
+    c = {"note": "", "modelled": False, "limit": False, **contender}
     if "median" not in c:
         return c
     c["rounds"] = c.get("rounds") or [c["median"]]

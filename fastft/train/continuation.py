@@ -11,8 +11,8 @@ from fastft.data.classes import refuse_other_classes
 
 # may differ between the processes of a run: where the files of a host are, and how it computes
 PER_HOST_OPTIONS = {
-    "data.train", "data.val", "data.workers", "data.batches_ahead", "model.weights", "train.run_dir", "train.compile",
-    "train.micro_batch", "train.grad_checkpointing",
+    "data.train", "data.val", "data.workers", "data.batches_ahead", "model.weights", "model.head", "train.run_dir",
+    "train.compile", "train.micro_batch", "train.grad_checkpointing",
 }  # fmt: skip
 # may differ when a run is resumed: they do not change what a step computes; `refuse_changed_data` compares the data
 RESUMABLE_OPTIONS = {
@@ -87,7 +87,7 @@ def _flatten(sections: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _comparable(option: str, value: Any) -> Any:
-    """Tuples as lists, as JSON has them; the name of a weights file, because the file may move."""
-    if option == "model.weights":
+    """Tuples as lists, as JSON has them; the name of a file of weights, because it may move."""
+    if option in ("model.weights", "model.head"):
         return Path(str(value)).name
     return list(value) if isinstance(value, tuple) else value

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from beton_tools.errors import UserError
 from fastft.train.exceptions import LocalRankError, NonFinite, PeerCrashed, PeerFailed, PeerLost, Preempted
+from fastft.train.launcher_watch import exit_without_launcher
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
 # NCCL's watchdog aborts the process without a message. Gloo raises an exception, so it must time out first.
@@ -48,15 +49,19 @@ class World:
 
     def __enter__(self) -> "World":
         if self.size > 1:
-            self._owns_group = not dist.is_initialized()  # the trainings of a sweep share one group
-            if self._owns_group:
-                on_gpu = self.device.type == "cuda"
-                dist.init_process_group(
-                    "nccl" if on_gpu else "gloo", timeout=self.timeout + NCCL_EXTRA_TIMEOUT * on_gpu
-                )
-            # control messages use gloo on the CPU, so that they never wait for the GPU
-            self._control = dist.new_group(backend="gloo", timeout=self.timeout)
+            with exit_without_launcher():
+                self._connect()
         return self
+
+    def _connect(self) -> None:
+        self._owns_group = not dist.is_initialized()  # the trainings of a sweep share one group
+        if self._owns_group:
+            on_gpu = self.device.type == "cuda"
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo", timeout=self.timeout + NCCL_EXTRA_TIMEOUT * on_gpu
+            )
+        # control messages use gloo on the CPU, so that they never wait for the GPU
+        self._control = dist.new_group(backend="gloo", timeout=self.timeout)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -59,13 +59,12 @@ def choose_micro_batch(
     return fast_divisor(rank_batch, int(free / per_image), unit)
 
 
-def loader_bytes(beton: Beton, image_size: int, dtype: torch.dtype, batches_ahead: int) -> float:
+def loader_bytes(beton: Beton, image_size: int, dtype: torch.dtype, batches: int) -> float:
     """GPU memory that a loader of this file needs per image of a micro-batch.
 
-    Of every batch that is prepared, in use or in progress it holds the decoded pixels, at most the whole images, and the
-    finished images with their uint8 form.
+    batches: that are finished, in use or in progress at a time. Of each it holds the decoded pixels, at most the whole
+    images, and the finished images with their uint8 form.
     """
-    batches = batches_ahead + 2
     decoded = float((beton.heights.astype(float) * beton.widths).mean())
     finished = image_size**2 * (1 + dtype.itemsize)
     return batches * CHANNELS * (decoded + finished)

@@ -1,8 +1,9 @@
 """The parts of a training that depend on its data: micro-batch and loaders."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from beton_tools.errors import UserError
@@ -12,8 +13,10 @@ from fastft.config import Recipe
 from fastft.cost.work import phase_flops
 from fastft.data import EvalLoader, Output, Shard, TrainLoader
 from fastft.data.classes import refuse_other_classes
+from fastft.data.engine import Engine
 from fastft.data.loader import check_shrink
 from fastft.model import ImageClassifier
+from fastft.model.head_file import read_head
 from fastft.phases import find_phases, with_phase
 from fastft.train.distributed import World
 from fastft.train.micro_batch import choose_micro_batch, loader_bytes
@@ -24,8 +27,8 @@ from fastft.train.run_phases import RunPhase, RunPhases
 def loader_bytes_per_image(recipe: Recipe, precision: Precision, train_file: Beton) -> float:
     """GPU memory of the loaders per image of a micro-batch."""
     files = [train_file] if recipe.data.val is None else [train_file, Beton.open(recipe.data.val)]
-    size, ahead = recipe.model.image_size, recipe.data.batches_ahead
-    return sum(loader_bytes(file, size, precision.dtype, ahead) for file in files)
+    size, batches = recipe.model.image_size, Engine.slots(recipe.data.batches_ahead)
+    return sum(loader_bytes(file, size, precision.dtype, batches) for file in files)
 
 
 def fit_micro_batch(
@@ -67,6 +70,17 @@ def plan_phases(
         )
         phases.append(found)
     return RunPhases(phases)
+
+
+def refuse_other_head(recipe: Recipe, class_names: Sequence[str]) -> None:
+    """Raise UserError if the classes of `model.head` are not those of the training file."""
+    if recipe.model.head is None:
+        return
+    path = Path(recipe.model.head).expanduser()
+    try:
+        refuse_other_classes(class_names, read_head(path).classes, str(recipe.data.train))
+    except UserError as error:
+        raise UserError(f"model.head {path} is of other classes: {error}") from None
 
 
 def open_loaders(

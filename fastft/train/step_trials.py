@@ -173,7 +173,7 @@ class Candidates:
     def __init__(self, request: Request) -> None:
         recipe = recipe_from_dict("trials", request.recipe)
         # the recipe's head gives gradients that are too small to be compared; weights from a file would not change the time
-        model = replace(recipe.model, weights="random", head_init_scale=1.0)
+        model = replace(recipe.model, weights="random", head=None, head_init_scale=1.0)
         self.recipe = replace(recipe, model=model)
         self.device = torch.device(request.device)
         self.precision = Precision(getattr(torch, request.dtype), self.device.type, request.half_residual)

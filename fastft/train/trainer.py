@@ -52,7 +52,7 @@ from fastft.train.progress import (
     describe_model,
     summarise,
 )
-from fastft.train.setup import open_loaders, plan_phases
+from fastft.train.setup import open_loaders, plan_phases, refuse_other_head
 from fastft.train.step_choice import refuse_impossible
 from fastft.train.step_measure import choose_step, device_name
 from fastft.train.tracking import open_tracker
@@ -146,6 +146,8 @@ class Trainer:
         self.loader, self.eval_loader = open_loaders(
             r, world, self.precision, self.phases, opened, on_wait=self.guard.check
         )
+        if not self.checkpoints.exist:
+            refuse_other_head(r, self.loader.class_names)
         self.validation = Validation(
             r, self.eval_loader, self.loader.class_counts, world, self.precision, self._is_stop_requested
         )

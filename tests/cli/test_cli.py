@@ -41,7 +41,7 @@ def test_flags_are_frozen() -> None:
         "--shuffle-seed", "--subsampling", "--subset-per-class", "--workers",
     ]  # fmt: skip
     assert flags["convert imagenet"] == image_options
-    assert flags["convert folder"] == ["--classes-of", *image_options]
+    assert flags["convert folder"] == ["--class-indices", "--classes-of", *image_options]
     assert flags["train"] == []
     assert flags["explain"] == ["--at-step", "--diff", "--json"]
     assert flags["recipes"] == flags["options"] == ["--json"]
@@ -57,8 +57,17 @@ def test_flags_are_frozen() -> None:
         "--count", "--data", "--images", "--json", "--out", "--peers", "--quick", "--recipe", "--rounds"
     ]  # fmt: skip
     assert flags["doctor"] == ["--data", "--json"]
-    assert flags["eval"] == ["--csv", "--data", "--device", "--json", "--logit-adjustment", "--weights"]
-    assert flags["predict"] == ["--csv", "--device", "--topk", "--weights"]
+    assert flags["eval"] == [
+        "--csv", "--data", "--device", "--json", "--knn", "--knn-train", "--logit-adjustment", "--only-present-classes",
+        "--weights",
+    ]  # fmt: skip
+    assert flags["predict"] == ["--csv", "--device", "--features", "--topk", "--weights"]
+    assert flags["zeroshot"] == [
+        "--data", "--device", "--json", "--names", "--only-present-classes", "--out", "--templates"
+    ]  # fmt: skip
+    assert flags["average"] == [
+        "--alpha", "--data", "--device", "--json", "--only-present-classes", "--out", "--soup", "--weights"
+    ]  # fmt: skip
     assert flags["demo"] == ["--cache", "--out", "--recipe"]
 
 

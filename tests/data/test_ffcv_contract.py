@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 
 import numpy as np
@@ -55,6 +56,17 @@ def test_batches_come_in_order_and_slots_in_rotation(engine):
     batches = list(engine.start(order, None))
     assert np.array_equal(np.concatenate([ids for ids, _ in batches]), order)
     assert [slot for _, slot in batches] == [b % Engine.slots(2) for b in range(9)]
+
+
+def test_no_batch_is_kept_beyond_those_prepared_in_advance(engine):
+    """The consumer's batch and two more, of which one is in progress; FFCV itself would keep a fourth."""
+    assert Engine.slots(2) == 3
+    thread = engine.start(np.arange(50), None)
+    next(thread)
+    time.sleep(0.5)
+    assert (
+        thread.output_queue.qsize() == 1 and thread.current_batch_slot == 0
+    )  # the third, which waits for its place
 
 
 def test_the_methods_that_are_overridden_exist_in_ffcv():

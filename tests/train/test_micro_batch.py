@@ -130,7 +130,7 @@ def test_loader_bytes_of_imagenet() -> None:
         heights, widths = np.full(3, 375, np.uint16), np.full(3, 500, np.uint16)
 
     want = 4 * (3 * 375 * 500 + 3 * 224 * 224 * 3)
-    assert micro_batch.loader_bytes(Images(), 224, torch.float16, batches_ahead=2) == want  # type: ignore[arg-type]
+    assert micro_batch.loader_bytes(Images(), 224, torch.float16, batches=4) == want  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("half", [True, False])

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,7 +98,8 @@ class Soak:
     def kill(self) -> None:
         process = self.start(self.dice.choice([1, 1, 2]))
         self.wait_for_progress(process)
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # the run has ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
         self.finish(process, {0, -signal.SIGKILL})
 
     def kill_one_of_two(self) -> None:
@@ -105,8 +107,9 @@ class Soak:
         process = self.start(2)
         self.wait_for_progress(process)
         ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        for rank in (ranks.read_text().split() if process.poll() is None else [])[-1:]:
-            os.kill(int(rank), signal.SIGKILL)
+        with suppress(OSError):  # the run has ended by itself
+            for rank in ranks.read_text().split()[-1:]:
+                os.kill(int(rank), signal.SIGKILL)
         self.finish(process, {0, 1, EXIT_REQUEUE})
 
     def send_signal(self) -> None:

@@ -143,3 +143,47 @@ def test_more_images_outside_than_inside_class_folders_is_refused(photo_folder: 
     (flat / "n01440764_0.JPEG").rename(flat / "samples" / "0.JPEG")
     with pytest.raises(UserError, match="7 images directly and 1 in class folders"):
         open_source(flat)
+
+
+def numbered(photo_folder: Path, *numbers: str) -> Path:
+    """The folder with its class folders renamed."""
+    for old, new in zip(sorted(p for p in photo_folder.iterdir() if p.is_dir()), numbers, strict=True):
+        old.rename(photo_folder / new)
+    return photo_folder
+
+
+def test_numbered_folders_are_labels_only_if_told_so(photo_folder: Path) -> None:
+    """Sorted by name, as ImageFolder does, folder 10 would be class 0 and folder 9 class 2: ImageNet-V2's known trap."""
+    folder = numbered(photo_folder, "9", "10", "2")
+    source = open_source(folder, class_indices=True)
+    assert {(n.partition("/")[0], label) for n, label in zip(source.names, source.labels.tolist(), strict=True)} == {
+        ("9", 9), ("10", 10), ("2", 2)
+    }  # fmt: skip
+    assert source.classes == tuple(map(str, range(11)))
+    assert open_source(folder).classes == ("10", "2", "9")
+
+
+def test_numbered_folders_index_the_classes_of_the_training_file(photo_folder: Path) -> None:
+    folder, classes = numbered(photo_folder, "0", "1", "3"), [f"n0000000{k}" for k in range(4)]
+    source = open_source(folder, classes=classes, class_indices=True)
+    assert source.classes == tuple(classes) and set(source.labels.tolist()) == {0, 1, 3}
+    with pytest.raises(UserError, match="class '3' is not one of the 3 training classes"):
+        open_source(folder, classes=classes[:3], class_indices=True)
+    with pytest.raises(UserError, match="or give --class-indices"):
+        open_source(folder, classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("0", "1", "cups"), "folder 'cups' is not the number of a class"),
+        (("0", "1", "01"), "two folders are the same number"),
+        (("0", "1", "9" * 20), "is not the number of a class"),
+        (("0", "1", "²"), "is not the number of a class"),
+    ],
+)
+def test_folders_that_are_no_labels_are_refused(
+    photo_folder: Path, names: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        open_source(numbered(photo_folder, *names), class_indices=True)

@@ -1,0 +1,165 @@
+"""Claim: `fastft train photos`, without another option, is better than ridge regression on the features of the same tower.
+
+Setting: a DINOv2-type ViT-S/14 (not CLIP); photographs of solar cells (4 classes, 98 px) and CIFAR-10 with 100, 1,000 and
+9,000 training images (56 px). `photos` holds out a share of the training images, by which it chooses between the raw weights
+and the EMA. The figures are from test images that chose nothing: 480 solar cells, 10,000 images of CIFAR-10.
+Rows: ridge regression (`photos` with the tower frozen and a learning rate of 0), and `photos`.
+n = seeds; a seed changes order and augmentation. Differences are paired by seed and image.
+
+Run: python benchmarks/small_data.py run --data CIFAR10 --seeds 3 [--only 100]   (continues where it was stopped)
+     python benchmarks/small_data.py report                                      (benchmarks/results/small_data.json)
+"""
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from study import extract_images, find_split
+from study_report import unpack
+
+from beton_tools.convert import convert_folder
+from beton_tools.format import Beton
+from beton_tools.writer import WriteOptions
+from fastft.config import Recipe, load_recipe
+from fastft.demo.assets import IMAGES, WEIGHTS, extract_cells, fetch
+from fastft.demo.backbone import write_backbone
+from fastft.demo.trainings import CONTENDERS, PER_CLASS
+from fastft.inference.logits import compute_logits
+from fastft.machine.facts import cpu_name
+from fastft.train.loop import train
+
+ROOT = Path(__file__).resolve().parents[1]
+CELLS, CIFAR_SIZES, TEST_PER_CLASS = "solar cells", (100, 1000, 9000), 1000
+CIFAR_CLASSES = 10
+TOWER = (
+    f"--model.arch={ROOT / 'rcp' / 'demo_vit_s14.json'}", "--augment.mean=0.485,0.456,0.406",
+    "--augment.std=0.229,0.224,0.225", "--train.device=cpu", "--train.checkpoint_minutes=10",
+    "--train.keep_checkpoints=1",
+)  # fmt: skip
+RIDGE = next(c.overrides for c in CONTENDERS if c.name == "linear")
+ROWS: dict[str, tuple[str, ...]] = {"ridge": RIDGE, "photos": ()}
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """A set: a folder of training images, the test images as a .beton, and the image size."""
+
+    name: str
+    train: Path
+    test: Path
+    size: int
+
+
+def photographs(name: str, folder: Path, cache: Path, data: Path | None) -> Photographs:
+    """Extract a set below `folder`. name: CELLS, or the number of CIFAR-10's training images."""
+    root = folder / name.replace(" ", "-")
+    images, size = root / "images", 98
+    if name == CELLS:
+        extract_cells(fetch(IMAGES, cache), images, PER_CLASS)
+        test, train_images = images / "val", images / "train"  # nothing is validated on them here
+    else:
+        if data is None:
+            raise SystemExit("give CIFAR-10's folder with --data or FASTFT_CIFAR10")
+        size, per_class = 56, int(name) // CIFAR_CLASSES
+        extract_images(find_split(data, "train"), images, {"train": per_class})
+        extract_images(find_split(data, "test"), folder / "cifar-10", {"test": TEST_PER_CLASS})
+        test, train_images = folder / "cifar-10" / "test", images / "train"
+    beton = test.with_suffix(".beton")
+    if not beton.exists():
+        convert_folder(test, beton, WriteOptions(workers=0))
+    return Photographs(name, train_images, beton, size)
+
+
+def recipe_of(photos: Photographs, row: Sequence[str], seed: int, run: Path, cache: Path) -> Recipe:
+    weights = write_backbone(fetch(WEIGHTS, cache), cache)
+    own = (
+        f"--data.train={photos.train}", f"--model.image_size={photos.size}", f"--model.weights={weights}",
+        f"--train.seed={seed}", f"--train.run_dir={run}",
+    )  # fmt: skip
+    return load_recipe("photos", [*TOWER, *own, *row])
+
+
+def score(photos: Photographs, name: str, seed: int, folder: Path, cache: Path, console: Console) -> None:
+    """Train a row, or continue it, and keep which test images it names; the checkpoints are removed."""
+    run = folder / "runs" / f"{photos.name.replace(' ', '-')}_{name}_seed{seed}"
+    path = run / "scores.json"
+    if path.exists():
+        return
+    console.rule(run.name)
+    result = train(recipe_of(photos, ROWS[name], seed, run, cache), console)
+    found = compute_logits(run, photos.test, "cpu")
+    hits = np.packbits(found.logits_NK.argmax(axis=1) == found.labels_N).tobytes().hex()
+    scores = {
+        "set": photos.name, "row": name, "seed": seed, "hits": hits, "n": len(found.labels_N), "size": photos.size,
+        "images": Beton.open(run / "data" / "train.beton").num_samples, "seconds": result["seconds"],
+        "weights": result.get("weights"),
+    }  # fmt: skip
+    path.write_text(json.dumps(scores), encoding="utf-8")
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+
+
+def report(folder: Path) -> dict[str, Any]:
+    """Accuracy of every row, and its paired difference from ridge regression, in percent with standard errors."""
+    runs = [
+        json.loads(p.read_text(encoding="utf-8")) for p in sorted((folder / "runs").glob("*/scores.json"))
+    ]
+    sets = []
+    for name in dict.fromkeys(r["set"] for r in runs):
+        own = [r for r in runs if r["set"] == name]
+        hits = {(r["row"], r["seed"]): unpack(r["hits"], r["n"]).astype(float) for r in own}
+        rows = []
+        for row in dict.fromkeys(r["row"] for r in own):
+            seeds = sorted(seed for kind, seed in hits if kind == row)
+            pairs = [hits[row, s] - hits["ridge", s] for s in seeds if ("ridge", s) in hits]
+            rows.append({
+                "row": row, "seeds": len(seeds), "top1": 100 * float(np.mean([hits[row, s].mean() for s in seeds])),
+                "gain": 100 * float(np.mean(pairs)) if pairs else None,
+                # over images, of the mean over seeds
+                "gain_error": 100 * float(np.mean(pairs, axis=0).std(ddof=1) / len(pairs[0]) ** 0.5) if pairs else None,
+                "gain_by_seed": [100 * float(pair.mean()) for pair in pairs],
+                "minutes": float(np.mean([r["seconds"] for r in own if r["row"] == row])) / 60,
+            })  # fmt: skip
+        sets.append(
+            {"set": name, "images": own[0]["images"], "n": own[0]["n"], "size": own[0]["size"], "rows": rows}
+        )
+    return {"sets": sets, "cpu": cpu_name()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=("run", "report"))
+    parser.add_argument(
+        "--data", type=Path, default=os.environ.get("FASTFT_CIFAR10"), help="default $FASTFT_CIFAR10"
+    )
+    parser.add_argument("--folder", type=Path, default=Path("runs/small-data"), help="data and runs")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".cache/demo"), help="weights, shared with the demo"
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", help="sets: 'solar cells', or numbers of CIFAR-10's images")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    args = parser.parse_args(arguments)
+    if args.command == "report":
+        text = json.dumps(report(args.folder), indent=1) + "\n"
+        (args.out / "small_data.json").write_text(text, encoding="utf-8")
+        return
+    names = args.only or (*map(str, CIFAR_SIZES), CELLS)
+    console = Console()
+    for seed in range(args.seeds):
+        for name in names:
+            photos = photographs(name, args.folder, args.cache, args.data and Path(args.data))
+            for row in ROWS:
+                score(photos, row, seed, args.folder, args.cache, console)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""`fastft average MODEL MODEL ...`."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from fastft.cli.arguments import WEIGHTS, add_device, add_json
+
+HELP = "average weights: between the start and the end of a run (WiSE-FT), or over several runs (soups)"
+EXAMPLE = "fastft average start runs/clip --alpha 0,0.25,0.5,0.75,1 --data val.beton --data sketch.beton --out runs/wise"
+TAKES_OPTIONS = False
+SOUPS = ("greedy", "uniform")  # of `fastft.average.weight_average`
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    models = "run directories or checkpoints; 'start' is what the run after it started from, built again from its recipe"
+    parser.add_argument("models", metavar="MODEL", nargs="+", help=models)
+    alphas = "with two models: shares of the second to try, separated by commas (default 0,0.1,...,1)"
+    parser.add_argument("--alpha", type=alpha_list, metavar="A,B,...", help=alphas)
+    soup = "with several models: the mean of all, or of those that do not make it worse, the best first"
+    parser.add_argument("--soup", choices=SOUPS, help=soup)
+    data = (
+        "the first chooses among averages (default: the recipe's validation file); others are only evaluated"
+    )
+    parser.add_argument("--data", metavar="FILE.beton", type=Path, action="append", default=[], help=data)
+    parser.add_argument(
+        "--only-present-classes", action="store_true", help="rank only the classes that have images in a file"
+    )
+    out = "a new folder for the average, which eval, predict and export take, with the figures and their plot"
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help=out)
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default=WEIGHTS[0],
+        help="of every model, as in fastft eval (default auto)",
+    )
+    add_device(parser)
+    add_json(parser)
+
+
+def alpha_list(text: str) -> list[float]:
+    """An argparse type: numbers from 0 to 1, separated by commas."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 <= alpha <= 1 for alpha in found):
+        raise argparse.ArgumentTypeError(f"must be numbers from 0 to 1 such as 0,0.5,1, not '{text}'")
+    return found
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from beton_tools.console import printable
+    from beton_tools.errors import UserError
+    from fastft.average.average_output import check_out, print_average, write_average
+    from fastft.average.weight_average import ALPHAS, average
+
+    if args.alpha is not None and args.soup is not None:
+        raise UserError("--alpha is for a curve between two models, --soup for a mean; omit one of them")
+    check_out(args.out)
+    trained, found = average(
+        args.models,
+        args.data,
+        args.device,
+        alphas=args.alpha or ALPHAS,
+        soup=args.soup,
+        only_present_classes=args.only_present_classes,
+        weights=args.weights,
+        say=lambda text: print(printable(text), file=sys.stderr, flush=True),
+    )
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    plots = write_average(found, trained, args.out)
+    if args.json:
+        print(json.dumps(found.as_dict()))
+    else:
+        print_average(found, Console())
+    print(printable(f"written: {', '.join(map(str, [args.out, *plots]))}"), file=sys.stderr)
+    return 0

@@ -1,0 +1,77 @@
+"""`fastft zeroshot RECIPE`."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from fastft.cli.arguments import add_device, add_json, add_recipe
+
+HELP = "evaluate CLIP's zero-shot classifier, and write it as a head that training can start from"
+EXAMPLE = "fastft zeroshot final_b16 --data val.beton --out head.safetensors"
+TAKES_OPTIONS = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe(parser)
+    parser.add_argument(
+        "--data", metavar="FILE.beton", type=Path,
+        help="images and classes (default: the recipe's validation file)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--names", metavar="FILE", type=Path,
+        help="a class name on each line, by label (default: open_clip's for ImageNet, otherwise the names of the folders)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--templates", default="openai", metavar="openai|simple|FILE",
+        help="the texts around a name: 80 of OpenAI (the default), 7 of them, or a file with a line such as 'a photo of a {}.'",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", metavar="HEAD.safetensors", type=Path, help="write the head, for --model.head"
+    )
+    parser.add_argument(
+        "--only-present-classes",
+        action="store_true",
+        help="rank only the classes that have images in the file",
+    )
+    add_device(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from beton_tools.console import printable
+    from beton_tools.progress_bar import progress
+    from fastft.config import load_recipe
+    from fastft.inference.evaluation_output import print_evaluation
+    from fastft.zeroshot.zero_shot import evaluate_zero_shot
+
+    found = evaluate_zero_shot(
+        load_recipe(args.recipe, args.overrides),
+        args.data,
+        args.device,
+        names=args.names,
+        templates=args.templates,
+        out=args.out,
+        only_present_classes=args.only_present_classes,
+        progress=progress("text embeddings", "classes", "classes"),
+    )
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    prompts = found.prompts
+    print(
+        printable(
+            f"{found.scores['weights']}: names from {prompts.names_source}, {len(prompts.templates)} templates"
+        ),
+        file=sys.stderr,
+    )
+    if args.json:
+        print(json.dumps(found.scores))
+    else:
+        print_evaluation(found.scores, Console())
+    if args.out is not None:
+        start = f"--model.pool=token --model.head={args.out}"
+        print(printable(f"{args.out}: a head for {start}"), file=sys.stderr)
+    return 0

@@ -1,0 +1,104 @@
+"""A classifier's head in a safetensors file, such as one of text embeddings: `fastft zeroshot` writes it, `model.head` reads it.
+
+Tensors `head.weight` (K, D) and `head.bias` (K,), float32. The header has the class names, the pooling that the head is for,
+and where it comes from.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from beton_tools.errors import UserError
+from beton_tools.user_files import check_user_file
+from fastft.files.atomic import atomic_path
+from fastft.model.interface import ImageClassifier
+from fastft.model.weight_files import first_sentence, read_state_dict
+
+WEIGHT, BIAS = "head.weight", "head.bias"
+EXPECTED = "a .safetensors file that fastft zeroshot wrote"
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Head:
+    """weight_KD, bias_K: float32. classes: by label. pool: as `model.pool`. source: text by key, how the head was made."""
+
+    weight_KD: Tensor
+    bias_K: Tensor
+    classes: list[str]
+    pool: str
+    source: dict[str, str] = field(default_factory=dict)
+
+
+def check_head_path(path: Path) -> None:
+    """Raise UserError if a head cannot be written to `path` for its name or its folder."""
+    if path.suffix != SUFFIX or path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"--out {path} should be a file in an existing folder whose name ends in {SUFFIX}")
+
+
+def write_head(path: Path, head: Head) -> None:
+    """Write the file atomically.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    header = {"format": "pt", "pool": head.pool, "classes": json.dumps(head.classes), **head.source}
+    tensors = {WEIGHT: head.weight_KD.contiguous(), BIAS: head.bias_K.contiguous()}
+    try:
+        with atomic_path(path) as partial:
+            save_file(tensors, partial, header)
+    except (OSError, SafetensorError) as error:  # safetensors raises its own error for a full disk
+        raise UserError(f"{path}: cannot be written ({error})") from None
+
+
+def read_head(path: Path) -> Head:
+    """Read a head.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    if path.suffix != SUFFIX:
+        raise UserError(f"model.head {path} is not {EXPECTED}")
+    check_user_file(path, EXPECTED)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+        classes = json.loads(header.get("classes", "null"))
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"model.head {path} cannot be read ({first_sentence(error)}); give {EXPECTED}"
+        ) from None
+    tensors = read_state_dict(path)
+    weight, bias = tensors.get(WEIGHT), tensors.get(BIAS)
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if weight is None or bias is None or not named or weight.ndim != 2:
+        raise UserError(f"model.head {path} holds no head with class names; give {EXPECTED}")
+    if not weight.is_floating_point() or bias.shape != weight.shape[:1] or len(classes) != len(weight):
+        raise UserError(
+            f"model.head {path}: weight, bias and class names do not fit each other; give {EXPECTED}"
+        )
+    return Head(weight.float(), bias.float(), classes, header.get("pool", ""))
+
+
+@torch.no_grad()
+def set_head(model: ImageClassifier, head: Head, path: Path) -> None:
+    """Copy a head into a model. path: for messages.
+
+    Raises:
+        UserError: it is for another pooling, or has another number of classes or inputs.
+    """
+    if head.pool != model.pool:
+        raise UserError(f"model.head {path} is for --model.pool={head.pool}, the recipe has {model.pool}")
+    found, expected = tuple(head.weight_KD.shape), tuple(model.head.weight.shape)
+    if found != expected:
+        raise UserError(
+            f"model.head {path} has {found[0]} classes and {found[1]} inputs, the model {expected[0]} and {expected[1]}; "
+            "make the head for these classes and this architecture"
+        )
+    model.head.weight.copy_(head.weight_KD)
+    model.head.bias.copy_(head.bias_K)

@@ -1,0 +1,1 @@
+"""CLIP's zero-shot classifier: text embeddings of class names as the head of the image tower."""
