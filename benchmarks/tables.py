@@ -11,10 +11,13 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from markdown_table import markdown
+from model_tables import README, model_costs, trained_towers
 
 from fastft.config import load_recipe
 from fastft.cost.mfu import PUBLISHED_MFU, RECORD_MFU, reference_mfu
@@ -28,7 +31,7 @@ from fastft.report.page import figure
 from fastft.sweep.report import as_published
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "cost.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / page for page in ("benchmarks.md", "cost.md", "models.md")))
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
@@ -80,12 +83,6 @@ def times(values: Sequence[float]) -> str:
 
 def contender(measure: Measure, name: str) -> Measure:
     return next(c for c in measure["contenders"] if c["name"] == name)
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int) -> str:
-    rule = ["---" if k < numbers_from else "---:" for k in range(len(head))]
-    lines = [head, rule, *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 # tables
@@ -386,6 +383,9 @@ TABLES: dict[str, Callable[[Results], str]] = {
         "e2e", "Cores that feed the GPUs, the GPU augments", "Cores that feed the GPUs, the CPU augments"
     ),
     "words": words,
+    "models": lambda _: model_costs(),
+    "models-readme": lambda _: model_costs(README),
+    "towers": lambda _: trained_towers(),
 }  # fmt: skip
 
 

@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from fastft.build import recipe_arch
+import torch
+
+from beton_tools.errors import UserError
+from fastft.build import build_model, recipe_arch
 from fastft.config import Recipe, differences, load_recipe, option_fields, recipe_from_dict
 from fastft.cost.reference_log import reference_of
 from fastft.imagenet import is_imagenet
+from fastft.model import TimmArch
 
 EVAL_EVERY = 5  # epochs; evaluating every epoch takes 1.3 % of the time of an epoch
 # options that the levers set; the recipe's own values of them are left out
@@ -60,7 +64,9 @@ def combinations(recipe: Recipe, at_least: float | None = None) -> Iterator[Comb
     """
     plain = _without_levers(recipe)
     name, curve = _reference(plain)
-    for freezing, small, sparse in product(_freezings(plain, name), (False, True), (False, True)):
+    small_images = _choices(plain, {"schedule.sizes": f"0:{plain.model.image_size}"})
+    sparse_images = _choices(plain, {"model.patch_dropout": PATCH_DROPOUT})
+    for freezing, small, sparse in product(_freezings(plain, name), small_images, sparse_images):
         known = curve is not None and not small and not sparse
         if at_least is not None and not known:
             continue
@@ -70,6 +76,17 @@ def combinations(recipe: Recipe, at_least: float | None = None) -> Iterator[Comb
             sources += [freezing.source] if known and freezing.source else []
             options, levers = _options(plain, epochs, freezing, small, sparse)
             yield Combination(_with(plain, options), levers, expected, tuple(sources))
+
+
+def _choices(plain: Recipe, options: dict[str, Any]) -> tuple[bool, ...]:
+    """Without and with a lever; only without where the tower, one of timm's, cannot train with these options."""
+    if isinstance(recipe_arch(plain), TimmArch):
+        try:
+            with torch.device("meta"):
+                build_model(_with(plain, options), pretrained=False)
+        except UserError:
+            return (False,)
+    return False, True
 
 
 def _without_levers(recipe: Recipe) -> Recipe:

@@ -219,6 +219,10 @@ def build_timm_classifier(
         raise UserError(f"{PREFIX}{arch.timm} has no stochastic layers; leave model.drop_path at 0")
     if patch_dropout and tower.patch_dropout.rate == 0:
         raise UserError(f"{PREFIX}{arch.timm} has no patch dropout; leave model.patch_dropout at 0")
+    if dynamic and not getattr(
+        trunk, "dynamic_img_size", False
+    ):  # some models ignore arguments that they do not know
+        raise UserError(f"{PREFIX}{arch.timm} takes images of one size; leave schedule.sizes at its default")
     model = TimmClassifier(tower)
     if (
         not model.head.weight.is_meta

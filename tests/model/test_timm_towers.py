@@ -154,7 +154,7 @@ def test_stochastic_depth_depends_on_the_given_numbers_only(name: str) -> None:
 
 
 def test_a_dropped_branch_adds_nothing_and_a_kept_one_is_scaled() -> None:
-    model, images, noise = noisy("test_vit", model__drop_path=0.5)
+    model, images, _ = noisy("test_vit", model__drop_path=0.5)
     branch, kept = NoisyDropPath(0.5, model.visual._noise, 0), images
     model.visual._noise.uniform_BC = torch.tensor([[0.1], [0.6], [0.4], [0.9]])
     torch.testing.assert_close(branch(kept), kept * torch.tensor([2.0, 0, 2, 0]).view(4, 1, 1, 1))
@@ -212,7 +212,11 @@ def test_a_half_precision_copy_draws_the_same_noise(name: str) -> None:
     "name", ["test_vit", "test_convnext", "vit_pe_core_tiny_patch16_384", "swin_tiny_patch4_window7_224"]
 )
 def test_smaller_images_are_taken_where_a_schedule_asks_for_them(name: str) -> None:
-    model = build(name, 64, schedule__sizes="0:32,10:64", schedule__epochs=20).train()
+    try:
+        model = build(name, 64, schedule__sizes="0:32,10:64", schedule__epochs=20).train()
+    except UserError as refused:
+        assert "takes images of one size" in str(refused)
+        pytest.skip(f"timm {timm.__version__}: {refused}")
     assert model(torch.randn(2, 3, 32, 32)).shape == model(torch.randn(2, 3, 64, 64)).shape == (2, 7)
 
 
@@ -276,7 +280,7 @@ def test_a_model_without_gradient_checkpointing_says_so(monkeypatch) -> None:
 
     monkeypatch.setattr(type(model.visual.trunk), "set_grad_checkpointing", refuse)
     with pytest.raises(
-        UserError, match="test_vit has no gradient checkpointing; set --train.grad_checkpointing=false"
+        UserError, match=r"test_vit has no gradient checkpointing; set --train.grad_checkpointing=false"
     ):
         model.visual.grad_checkpointing = True
 

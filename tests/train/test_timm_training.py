@@ -1,0 +1,214 @@
+"""timm's models in the one trainer: the loss curve is that of timm's own step, resume is exact, every command works."""
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import timm
+import torch
+from timm.loss import LabelSmoothingCrossEntropy
+from timm.optim import create_optimizer_v2
+
+from fastft.build import build_policy, build_schedule
+from fastft.cli import main
+from fastft.config import Recipe, load_recipe
+from fastft.data import Output, TrainLoader
+from fastft.inference.trained import load_trained
+from fastft.train.checkpoint import list_checkpoints
+from tests.train.runs import differing, end, flags, losses, run
+
+ROOT = Path(__file__).parents[2]
+TINY = {"test_vit": "32", "test_convnext": "64"}
+NOISE = {"model__drop_path": "0.5", "train__keep_checkpoints": "100"}
+CURVE = {
+    "schedule__epochs": "4", "model__head_init_scale": "1", "model__freeze_conv1": "false", "augment__erase_prob": "0.5",
+    "optim__layer_decay": "0.8",
+}  # fmt: skip
+
+
+def on_timm(tiny: dict[str, str], name: str) -> dict[str, str]:
+    return tiny | {"model.arch": f"timm/{name}", "model.image_size": TINY[name]}
+
+
+def timm_losses(recipe: Recipe) -> list[float]:
+    """Losses of timm's model, optimiser with layer decay, and loss over the images that fastft's loader gives."""
+    torch.manual_seed(recipe.train.seed)
+    name, size = recipe.model.arch.removeprefix("timm/"), recipe.model.image_size
+    model = timm.create_model(
+        name, num_classes=2, **({} if "convnext" in name else {"img_size": size})
+    ).train()
+    o, found = recipe.optim, []
+    optimizer = create_optimizer_v2(
+        model,
+        "adamw",
+        lr=o.lr,
+        weight_decay=o.weight_decay,
+        layer_decay=o.layer_decay,
+        eps=o.eps,
+        betas=(o.beta1, o.beta2),
+    )
+    loss_of = LabelSmoothingCrossEntropy(o.label_smoothing)
+    output = Output(size, torch.device("cpu"), torch.float32)
+    with TrainLoader(
+        str(recipe.data.train), build_policy(recipe), output, seed=recipe.train.seed, batch_size=o.batch_size,
+        micro_batch=o.batch_size, workers=1,
+    ) as loader:  # fmt: skip
+        schedule = build_schedule(recipe, loader.steps_per_epoch)
+        for epoch in range(recipe.epochs):
+            for batch in loader.epoch(epoch):
+                for group in optimizer.param_groups:
+                    group["lr"] = schedule(len(found)) * group["lr_scale"]
+                loss = loss_of(model(batch.images), batch.labels)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                found.append(loss.item())
+    return found
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_loss_curve_is_that_of_timms_own_training_step(tiny, tmp_path: Path, name: str) -> None:
+    run(on_timm(tiny, name), tmp_path, **CURVE)
+    ours = [loss for _, loss in losses(tmp_path)]
+    theirs = timm_losses(load_recipe("rcp/final_b16.yaml", flags(on_timm(tiny, name), tmp_path, **CURVE)))
+    assert len(ours) == len(theirs) >= 20
+    assert ours == pytest.approx(theirs, rel=1e-4)
+    assert max(ours) - min(ours) > 0.05, "a curve, not a constant"
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_resuming_with_stochastic_depth_is_exact(tiny, tmp_path: Path, name: str) -> None:
+    values = on_timm(tiny, name)
+    run(values, tmp_path / "whole", **NOISE)
+    run(values, tmp_path / "other", **NOISE)
+    for path in list_checkpoints(tmp_path / "other" / "checkpoints")[2:]:
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+    torch.manual_seed(123)
+    run(values, tmp_path / "other", **NOISE)
+    assert losses(tmp_path / "other") == losses(tmp_path / "whole")
+    assert differing(end(tmp_path / "other"), end(tmp_path / "whole")) == []
+
+
+def test_accumulation_gives_each_image_the_same_noise(tiny, tmp_path: Path) -> None:
+    values = on_timm(tiny, "test_vit")
+    for folder, micro_batch in (("one", "8"), ("four", "2")):
+        run(values, tmp_path / folder, model__drop_path="0.5", train__micro_batch=micro_batch)
+    one, four = (dict(losses(tmp_path / folder)) for folder in ("one", "four"))
+    assert one == pytest.approx(four, rel=1e-5)
+
+
+def test_patch_dropout_and_image_sizes_change_by_epoch(tiny, tmp_path: Path) -> None:
+    values = on_timm(tiny, "test_vit") | {"model.image_size": "64"}
+    run(values, tmp_path, model__patch_dropout="0:0.5,2:0", schedule__sizes="0:32,1:64")
+    assert len(losses(tmp_path)) == 18
+
+
+def test_a_head_can_start_from_ridge_regression(tiny, tmp_path: Path) -> None:
+    result = run(on_timm(tiny, "test_vit"), tmp_path, model__head_init="probe", schedule__epochs="2")
+    assert result["baseline"]["raw"]["top1"] > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [
+    {"train__amp": "bf16", "train__half_residual": "on"}, {"train__step": "compile", "model__patch_dropout": "0.5"},
+])  # fmt: skip
+def test_other_ways_to_compute_a_step_give_nearly_the_same_losses(
+    tiny, tmp_path: Path, options: dict
+) -> None:
+    values = on_timm(tiny, "test_vit") | {"model.drop_path": "0.3"}
+    plain = {key: value for key, value in options.items() if key == "model__patch_dropout"}
+    run(values, tmp_path / "eager", **plain)
+    run(values, tmp_path / "other", **options)
+    eager, other = (dict(losses(tmp_path / folder)) for folder in ("eager", "other"))
+    assert other == pytest.approx(eager, rel=0.02)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("timm") / "run"
+    run(on_timm(tiny, "test_convnext"), folder)
+    return folder
+
+
+@pytest.mark.parametrize("format", ["timm", "safetensors", "onnx"])
+def test_exports_give_the_checkpoints_logits_in_their_library(
+    trained: Path, tmp_path: Path, format: str
+) -> None:
+    from fastft.export import FORMATS
+
+    out = tmp_path / f"out{FORMATS[format].suffix}"
+    assert main(["export", str(trained), "--format", format, "--out", str(out)]) == 0
+    images = torch.randn(3, 3, 64, 64)
+    plain = (
+        timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+        if format == "timm"
+        else FORMATS[format].load(out)
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(
+            plain(images), load_trained(trained, torch.device("cpu")).model(images), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_timm_preprocesses_as_the_run_did(trained: Path, tmp_path: Path) -> None:
+    main(["export", str(trained), "--format", "timm", "--out", str(tmp_path / "out")])
+    config = timm.data.resolve_model_data_config(
+        timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    )
+    own = timm.get_pretrained_cfg("test_convnext")
+    assert (tuple(config["mean"]), tuple(config["input_size"]), config["crop_pct"]) == (
+        own.mean,
+        (3, 64, 64),
+        1.0,
+    )
+
+
+def test_open_clips_format_refuses_a_timm_model(trained: Path, tmp_path: Path, capsys) -> None:
+    assert main(["export", str(trained), "--format", "open_clip", "--out", str(tmp_path / "out")]) == 2
+    assert "export timm's models to timm, safetensors or onnx" in capsys.readouterr().err
+
+
+def test_every_command_takes_a_timm_run(trained: Path, tiny, capsys) -> None:
+    photograph = next((Path(tiny["data.train"]).parent / "val").rglob("*.jpg"))
+    commands = (
+        ["eval", str(trained), "--data", tiny["data.val"]],
+        ["predict", str(trained), str(photograph)],
+        ["report", str(trained)],
+        ["cost", "final_b16", "--model.arch=timm/test_convnext", "--model.image_size=64", "--gpu", "a100"],
+    )
+    for command in commands:
+        assert main(command) == 0, capsys.readouterr().err
+
+
+def test_explain_shows_timms_layers_and_where_the_normalisation_is_from(capsys) -> None:
+    arguments = ["explain", "final_b16", "--model.arch=timm/test_convnext", "--model.image_size=64", "--json"]
+    assert main(arguments) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert {g["layer_id"] for g in values["groups"]} == set(range(11))
+    assert values["choices"][0]["reason"] == "timm's configuration of test_convnext"
+    assert values["cost"]["train_flops_per_image"] > 1e7
+
+
+@pytest.fixture(scope="module")
+def towers() -> ModuleType:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import towers
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+    return towers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tower", range(8))
+def test_the_published_list_trains_resumes_and_exports(
+    towers: ModuleType, tmp_path: Path, tower: int
+) -> None:
+    name, size = list(towers.TOWERS.items())[tower]
+    row = towers.train_tower(name, size, towers.make_images(tmp_path), tmp_path)
+    assert row["loss_last"] < row["loss_first"] - 0.1
+    assert row["resume_equal"] and row["export_difference"] < 1e-5
