@@ -162,10 +162,6 @@ class Beton(SampleTable):
         self.check_id(sample_id)
         return self.read(int(self.pointers[sample_id]), int(self.sizes[sample_id]))
 
-    def read_bytes(self, sample_id: int) -> bytes:
-        """As `image_bytes`."""
-        return self.image_bytes(sample_id).tobytes()
-
     def read(self, offset: int, num_bytes: int) -> np.ndarray:
         """Bytes [offset, offset + num_bytes) of the file, uint8.
 

@@ -51,6 +51,10 @@ class SampleTable(ABC):
             UserError: no such sample, or its file has become shorter since it was opened, or cannot be read.
         """
 
+    def read_bytes(self, sample_id: int) -> bytes:
+        """As `image_bytes`."""
+        return self.image_bytes(sample_id).tobytes()
+
     @property
     def num_samples(self) -> int:
         return len(self.metadata)
