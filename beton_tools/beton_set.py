@@ -199,12 +199,11 @@ class _Tables(NamedTuple):
     """As in `SampleTable`."""
 
     metadata: np.ndarray
-    pointers: np.ndarray
     sizes: np.ndarray
 
     @classmethod
     def of(cls, beton: Beton) -> _Tables:
-        return cls(beton.metadata, beton.pointers, beton.sizes)
+        return cls(beton.metadata, beton.sizes)
 
     @classmethod
     def allocate(cls, like: Beton, count: int) -> _Tables:
@@ -229,7 +228,9 @@ class _Tables(NamedTuple):
             raise UserError(f"{beton.path}: changed while it was being opened; run the same command again")
         views = _Tables(*(table[place] for table in self))
         for view, table in zip(views, _Tables.of(beton), strict=True):
-            view[:] = table
+            view.view(np.uint8)[:] = table.view(
+                np.uint8
+            )  # NumPy copies structured rows field by field, slowly
             view.flags.writeable = False
         own = os.dup(beton.descriptor)  # the object that is replaced closes its descriptor
         return opened._replace(beton=replace(beton, **views._asdict(), descriptor=own))

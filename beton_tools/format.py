@@ -162,10 +162,6 @@ class Beton(SampleTable):
         self.check_id(sample_id)
         return self.read(int(self.pointers[sample_id]), int(self.sizes[sample_id]))
 
-    def read_bytes(self, sample_id: int) -> bytes:
-        """As `image_bytes`."""
-        return self.image_bytes(sample_id).tobytes()
-
     def read(self, offset: int, num_bytes: int) -> np.ndarray:
         """Bytes [offset, offset + num_bytes) of the file, uint8.
 
@@ -236,12 +232,11 @@ def _open(cls: type[Beton], path: Path, file: BufferedReader) -> Beton:
     file.seek(data_end)
     table = _read_array(path, file, ALLOC_DTYPE, (status.st_size - data_end) // ALLOC_DTYPE.itemsize)
     image = metadata[image_field(fields).column]
-    pointers, sizes = _locate(path, image["data_ptr"], table)
+    pointers, sizes = image["data_ptr"].view(np.int64), _find_sizes(path, image["data_ptr"], table)
     _check_spans(path, image, pointers, sizes, page_size, (start + metadata.nbytes, data_end))
     return cls(
         fields,
         metadata,
-        pointers,
         sizes,
         path=path,
         page_size=page_size,
@@ -309,10 +304,9 @@ def _field_name(path: Path, number: int, stored: bytes) -> str:
     return stored.split(b"\0")[0].decode("ascii")
 
 
-def _locate(path: Path, image_ptr: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int64 pointers and sizes per sample, from the allocation table (in any order, as FFCV's workers write it)."""
-    pointers = image_ptr.astype(np.int64)
-    if len(table) == len(pointers) and np.array_equal(table["ptr"], image_ptr):
+def _find_sizes(path: Path, image_ptr: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """int64 size of each sample, from the allocation table (in any order, as FFCV's workers write it)."""
+    if len(table) == len(image_ptr) and np.array_equal(table["ptr"], image_ptr):
         sizes = table["size"]
     else:
         order = np.argsort(table["ptr"], kind="stable")
@@ -323,7 +317,7 @@ def _locate(path: Path, image_ptr: np.ndarray, table: np.ndarray) -> tuple[np.nd
         if not np.array_equal(table["ptr"][rows], image_ptr):
             raise _damaged(path, "an image is missing from the allocation table")
         sizes = table["size"][rows]
-    return pointers, sizes.astype(np.int64)
+    return sizes.astype(np.int64)
 
 
 def _check_spans(

@@ -30,12 +30,11 @@ class SampleTable(ABC):
 
     Attributes:
         metadata: structured array (N,), dtype as in the file, in memory.
-        pointers, sizes: int64 (N,), offset in its file and number of bytes of each image; checked to be inside the pages.
+        sizes: int64 (N,), bytes of each image.
     """
 
     fields: tuple[Field, ...]
     metadata: np.ndarray = field(repr=False)
-    pointers: np.ndarray = field(repr=False)
     sizes: np.ndarray = field(repr=False)
 
     @property
@@ -50,6 +49,10 @@ class SampleTable(ABC):
         Raises:
             UserError: no such sample, or its file has become shorter since it was opened, or cannot be read.
         """
+
+    def read_bytes(self, sample_id: int) -> bytes:
+        """As `image_bytes`."""
+        return self.image_bytes(sample_id).tobytes()
 
     @property
     def num_samples(self) -> int:
@@ -74,6 +77,11 @@ class SampleTable(ABC):
             raise UserError(f"{self.title}: has no label (int) field; it cannot be used for classification")
         named = [f for f in ints if f.name == "label"]
         return self.metadata[(named or ints)[0].column]
+
+    @property
+    def pointers(self) -> np.ndarray:
+        """int64 (N,), a view of `metadata`: offset of each image in its file; checked to be inside the pages."""
+        return self.image_column["data_ptr"].view(np.int64)
 
     @property
     def heights(self) -> np.ndarray:

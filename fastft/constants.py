@@ -16,5 +16,5 @@ MAX_ERASE = 4  # erased boxes per image; the size of a plan's field
 
 RANDOM, BLOCKS = ORDERS = ("random", "blocks")  # of the samples of an epoch
 BLOCK_MIB = (
-    1024  # two blocks are in memory at a time; one of ImageNet at 500 px has 9,000 images, of 128 pages
+    1024  # three blocks are in memory at a time; one of ImageNet at 500 px has 9,000 images, of 128 pages
 )

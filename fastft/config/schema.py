@@ -91,7 +91,7 @@ class Data:
         choices=ORDERS, paper=RANDOM, since="0.3.0",
     )  # fmt: skip
     block_mib: int = option(
-        BLOCK_MIB, "data.order=blocks: MiB of pages whose samples are shuffled together; two blocks must fit the memory",
+        BLOCK_MIB, "data.order=blocks: MiB of pages whose samples are shuffled together; three blocks must fit the memory",
         low=1, high=2**20, since="0.3.0",
     )  # fmt: skip
     workers: int = option(

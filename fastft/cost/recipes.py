@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from beton_tools.beton_paths import exist_betons
-from beton_tools.beton_set import BetonSet
 from beton_tools.errors import UserError
 from fastft.build import recipe_arch, with_training_files
 from fastft.config import Recipe, load_recipe
@@ -39,4 +38,6 @@ def count_images(recipe: Recipe) -> Recipe:
         return count_photos(recipe)
     if file is None or not exist_betons(file):
         return recipe
+    from beton_tools.beton_set import BetonSet  # loads the image libraries
+
     return with_training_files(recipe, BetonSet.open(file))

@@ -7,7 +7,7 @@ from beton_tools.beton_set import BetonSet
 from beton_tools.console import size
 from fastft.constants import BLOCKS
 from fastft.data.block_order import MIB
-from fastft.data.read_ahead import BLOCKS_AHEAD
+from fastft.data.read_ahead import BLOCKS_IN_MEMORY
 from fastft.machine.page_cache import fits_page_cache, memory_bytes
 
 # silent unless the program configures logging; `fastft train` prints the notes itself
@@ -32,14 +32,14 @@ def data_notes(betons: BetonSet, order: str, block_mib: int) -> list[str]:
     too_large = (
         f"{betons.title}: {size(betons.file_size)} do not fit the page cache ({size(available)} available)"
     )
-    blocks = (1 + BLOCKS_AHEAD) * block_mib * MIB
+    blocks = BLOCKS_IN_MEMORY * block_mib * MIB
     if order != BLOCKS:
         notes.append(
             f"{too_large}: every epoch reads images from the disk; data.order=blocks reads each page once"
         )
     elif not fits_page_cache(blocks, available):
         notes.append(
-            f"{too_large}, nor do two blocks of {block_mib} MiB: pages will be read several times; reduce data.block_mib"
+            f"{too_large}, nor do {BLOCKS_IN_MEMORY} blocks of {block_mib} MiB: reduce data.block_mib"
         )
     else:
         notes.append(f"{too_large}: every epoch reads each page once (data.order=blocks)")

@@ -47,7 +47,8 @@ def find_stored(betons: BetonSet, ids: np.ndarray) -> Stored:
     rows = betons.image_column[ids]
     height, width = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
     descriptor = betons.descriptors[betons.files_of(ids)]
-    return Stored(descriptor, betons.pointers[ids], betons.sizes[ids], height, width, rows["mode"].copy())
+    start = rows["data_ptr"].astype(np.int64)
+    return Stored(descriptor, start, betons.sizes[ids], height, width, rows["mode"].copy())
 
 
 class Scratch(NamedTuple):

@@ -137,7 +137,7 @@ class TrainLoader(_BetonLoader):
         seed: of the order and of all random choices.
         shard: rank and world size of this process.
         order: "random", or "blocks" for files that do not fit the memory; see `fastft.data.block_order`.
-        block_mib: size of a block, in MiB. Two of them must fit the memory.
+        block_mib: size of a block, in MiB. Three of them must fit the memory.
         subset: int64 (n,), indices of the samples to train on (default: all).
         workers: threads (default: as many as CPUs, divided among the processes of this machine).
         batches_ahead: batches that are prepared in advance, the one in progress included.

@@ -7,7 +7,8 @@ from beton_tools.errors import UserError
 from fastft.constants import BLOCKS, ORDERS
 from fastft.data.block_order import Pages, block_of_page, block_order
 from fastft.data.order import epoch_order
-from fastft.data.read_ahead import ReadAhead
+from fastft.data.read_ahead import ReadAhead, read_exactly
+from fastft.machine.page_cache import fits_page_cache, memory_bytes
 
 
 class SampleOrder:
@@ -25,9 +26,11 @@ class SampleOrder:
             raise UserError(f"order is {order!r}: give one of {', '.join(ORDERS)}")
         if block_mib < 1:
             raise UserError(f"block_mib is {block_mib}: give 1 or more")
-        self.subset, self.seed, self.block_mib = subset, seed, block_mib
+        self.betons, self.subset, self.seed, self.block_mib = betons, subset, seed, block_mib
         self.num_samples = len(betons) if subset is None else len(subset)
         self.pages = Pages.of(betons) if order == BLOCKS else None
+        if self.pages is not None:
+            read_exactly(betons.descriptors.tolist())
         self.name = f"{order} of {block_mib} MiB" if order == BLOCKS else order
 
     def __len__(self) -> int:
@@ -48,5 +51,7 @@ class SampleOrder:
             return None
         blocks = block_of_page(pages, self.num_samples, self.seed, epoch, self.block_mib)
         return ReadAhead(
-            blocks[pages.of_sample[samples]], lambda block: pages.spans(np.flatnonzero(blocks == block))
+            blocks[pages.of_sample[samples]],
+            lambda block: pages.spans(np.flatnonzero(blocks == block)),
+            release=not fits_page_cache(self.betons.file_size, memory_bytes()[1]),
         )

@@ -9,7 +9,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from beton_tools.beton_set import BetonSet
 from beton_tools.cgroup import usable_cpus
 from fastft.machine.page_cache import memory_bytes
 
@@ -58,7 +57,7 @@ def gather(data: Path | None = None) -> Facts:
     Raises:
         UserError: `data` does not exist or is not a .beton file.
     """
-    data_size = None if data is None else BetonSet.open(data).file_size
+    data_size = None if data is None else _data_size(data)
     torch_version, torch_cuda, arch_list, gpus = _torch()
     total, available = memory_bytes()
     numba_cuda = _version("numba-cuda")
@@ -99,6 +98,12 @@ def _torch() -> tuple[str | None, str | None, tuple[str, ...], tuple[GpuFacts, .
         GpuFacts(torch.cuda.get_device_name(k), torch.cuda.get_device_capability(k)) for k in range(count)
     )
     return torch.__version__, torch.version.cuda, tuple(torch.cuda.get_arch_list()), gpus
+
+
+def _data_size(data: Path) -> int:
+    from beton_tools.beton_set import BetonSet  # loads the image libraries
+
+    return BetonSet.open(data).file_size
 
 
 def _executable() -> str:

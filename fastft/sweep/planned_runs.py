@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 
 from beton_tools.beton_paths import exist_betons
-from beton_tools.beton_set import BetonSet
 from beton_tools.errors import UserError
 from fastft.config import Recipe, load_recipe
 from fastft.cost.recipes import count_images
@@ -80,6 +79,8 @@ def _content(path: str | None, stated: int) -> int | str:
     """
     if not (path and exist_betons(path)):
         return stated
+    from beton_tools.beton_set import BetonSet  # loads the image libraries
+
     content = BetonSet.open(path).content
     found: int | str = content.get("checksum", content["num_samples"])
     return found
