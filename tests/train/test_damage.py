@@ -130,6 +130,13 @@ CASES: dict[str, tuple[Damage, str]] = {
     "no epoch": (without("progress", "epoch"), "progress has no 'epoch'"),
     "evaluations of numbers": (put("progress", "evaluations", [1]), "an evaluation must be an object"),
     "evaluation without scores": (put("progress", "evaluations", [{"epoch": 0, "raw": {}}]), "no 'top1'"),
+    "half of a comparison": (
+        put(
+            "progress", "evaluations",
+            [{"epoch": 0, "raw": {"top1": 1.0, "samples": 1}, "ema": {"top1": 1.0, "samples": 1}, "disagreements": {"ema_only": 1}}],
+        ),
+        "disagreements has no 'raw_only'",
+    ),
     "half a line": (put("progress", "logged", {"steps": 1}), "logged has no 'loss_sum'"),
     "scaler of another kind": (put("scaler", {"scale": 2.0}), "scaler is not the state of a loss scaler"),
     "scaler of text": (put("scaler", "scale"), "scaler must be an object of numbers"),

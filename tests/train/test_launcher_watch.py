@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fastft.train.launcher_watch import STARTED_BY_TORCHRUN, exit_without_launcher
+from fastft.train.exceptions import EXIT_REQUEUE
+from fastft.train.launcher_watch import LAUNCHER, STARTED_BY_TORCHRUN, exit_without_launcher
 
 LAUNCHER = "{python} -c '{process}' & echo $!; wait"
 PROCESS = """
@@ -55,3 +56,16 @@ def test_nothing_is_watched_after_the_connection_or_without_torchrun(monkeypatch
     with exit_without_launcher():
         pass
     time.sleep(0.7)
+
+
+def test_a_launcher_that_ended_before_the_connection_began_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While modules are imported, for seconds: the process has another parent by then."""
+    left: list[int] = []
+    monkeypatch.setenv(STARTED_BY_TORCHRUN, "none")
+    monkeypatch.setenv(LAUNCHER, str(os.getppid() + 1))
+    monkeypatch.setattr("os._exit", left.append)
+    with exit_without_launcher():
+        time.sleep(0.7)
+    assert left == [EXIT_REQUEUE]
