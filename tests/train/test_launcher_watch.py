@@ -12,7 +12,7 @@ import pytest
 from fastft.train.exceptions import EXIT_REQUEUE
 from fastft.train.launcher_watch import LAUNCHER, STARTED_BY_TORCHRUN, exit_without_launcher
 
-LAUNCHER = "{python} -c '{process}' & echo $!; wait"
+SHELL = "{python} -c '{process}' & echo $!; wait"
 PROCESS = """
 from fastft.train.distributed import find_world
 print("connecting", flush=True)
@@ -24,7 +24,7 @@ UNREACHABLE = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MAST
 
 def test_a_process_that_is_connecting_ends_in_one_line_when_its_launcher_is_killed(tmp_path: Path) -> None:
     """torchrun, killed with SIGKILL before its store answered: here a shell, and no store at all."""
-    script = LAUNCHER.format(python=sys.executable, process=PROCESS.replace("'", '"'))
+    script = SHELL.format(python=sys.executable, process=PROCESS.replace("'", '"'))
     with (tmp_path / "errors").open("w") as errors:
         shell = subprocess.Popen(
             ["bash", "-c", script], stdout=subprocess.PIPE, stderr=errors, text=True,
