@@ -251,7 +251,8 @@ def test_a_checkpoint_of_a_newer_version_is_not_damage(tiny, finished: Path, tmp
 # damage that evaluation, prediction and export do not read: they need no progress, no moments and, beside an EMA, no others
 UNREAD = {
     "no progress", "no scaler", "negative step", "step of text", "position of another step", "no epoch",
-    "evaluations of numbers", "evaluation without scores", "half of a comparison", "half a line", "scaler of another kind", "scaler of text",
+    "evaluations of numbers", "evaluation without scores", "half of a comparison", "half a line",
+    "scaler of another kind", "scaler of text",
     "weights lack one", "weights have one more", "weights of another shape", "weights are truncated", "weights are empty",
     "weights have a wild header", "weights are a FIFO", "no EMA", "no optimiser",
     *(case for case in CASES if case.startswith(("moments", "no moments"))),
