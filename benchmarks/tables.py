@@ -377,7 +377,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "loader-start": comparison("loader", "First batch", "Peak memory", "Peak memory beyond imports"),
     "loader-open": comparison("loader", "Opening ImageNet's length"),
     "open": comparison("open", "Time", "CPU time", "Memory"),
-    "order": comparison("order", "Bytes read per epoch", "Disk requests per epoch", "Images per second"),
+    "order": comparison("order", "Bytes read per epoch", "Disk requests per epoch"),
     "convert": comparison("convert", "Conversion"),
     "step": comparison("step", "Training step", "Training step, lower half frozen"),
     "step-mfu": comparison("step", "Training step, MFU"),
