@@ -9,6 +9,7 @@ same command again), 128 + n stopped by signal n (130: Ctrl-C).
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -59,6 +60,8 @@ class Command(Protocol):
 
 
 CONVERT_KINDS: dict[str, Command] = {"folder": cmd_convert_folder, "imagenet": cmd_convert_imagenet}
+# When one process ends, torchrun ends the others at once: this long the others leave local rank 0 to print the error.
+SECONDS_TO_REPORT = 15
 COMMANDS: dict[str, Command] = {
     "train": cmd_train,
     "recipes": cmd_recipes,
@@ -152,3 +155,5 @@ def _print_error(command: str, error: object) -> None:
     """Print one line, once per host: from local rank 0, or from the only process that has this error (LocalRankError)."""
     if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LocalRankError):
         print_error(f"fastft {command}", error)
+    elif isinstance(error, UserError):
+        time.sleep(SECONDS_TO_REPORT)

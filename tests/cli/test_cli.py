@@ -168,3 +168,16 @@ def test_the_package_imports_downwards_only() -> None:
                 parts = words[1].split(".")
                 target = "beton_tools" if parts[0] == "beton_tools" else parts[1]
                 assert rank.get(target, 0) <= rank[home], f"{file}: {line.strip()}"
+
+
+def test_of_several_processes_the_first_prints_and_the_others_give_it_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torchrun ends the others as soon as one has ended: the one that prints must not be among them."""
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    for local_rank, lines, waits in (("1", 0, [SECONDS_TO_REPORT]), ("0", 1, [])):
+        waited.clear()
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        assert main(["explain", "no_such_recipe"]) == 2
+        assert capsys.readouterr().err.count("\n") == lines and waited == waits
