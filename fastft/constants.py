@@ -13,3 +13,4 @@ ERASE_MODES = (
     "pixel",
 )  # after normalisation: 0; one N(0, 1) colour per box; N(0, 1) per pixel
 MAX_ERASE = 4  # erased boxes per image; the size of a plan's field
+TIMM = "timm/"  # start of a `model.arch` that names a model of timm

@@ -256,6 +256,7 @@ def test_large_models_follow_the_papers_large_recipe() -> None:
         ("zzzz", {}, "see timm.list_models"),
         ("resnet18", {}, r"running statistics \(bn1.running_mean\), which depend on the micro-batch"),
         ("deit_tiny_distilled_patch16_224", {}, "no single linear head"),
+        ("qwen3_vit_306m_enc", {}, "no single linear head|is not known"),
         ("vit_relpos_small_patch16_224", {}, "dropout of its own"),
         ("poolformerv2_s12", {}, "no group_matcher"),
         ("test_convnext", {"model.patch_dropout": 0.5}, "has no patch_drop_rate; leave model.patch_dropout at its default"),
@@ -309,3 +310,9 @@ def test_an_architecture_is_built_again_from_its_values() -> None:
     assert arch_from_dict(asdict(arch)) == arch
     with pytest.raises(ValueError, match="other numbers"):
         arch_from_dict(asdict(arch) | {"layers": 5})
+    for change, message in (
+        ({"timm": "hf-hub:some/model"}, "is not known"),
+        ({"image_size": 1 << 40}, "larger than 8192"),
+    ):
+        with pytest.raises(UserError, match=message):
+            arch_from_dict(asdict(arch) | change)
