@@ -24,7 +24,8 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: setup  ## build/site; a dead link or a page outside the navigation is an error
+docs: setup  ## build/site; a dead link, a page outside the navigation or a misspelt word is an error
+	$(BIN)/python docs/spelling.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 setup: $(STAMP)

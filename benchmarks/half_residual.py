@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from beton_tools.beton_set import BetonSet
 from beton_tools.convert import convert_folder
-from beton_tools.format import Beton
 from beton_tools.writer import WriteOptions
 from fastft.build import build_schedule
 from fastft.config import Recipe, load_recipe
@@ -70,7 +70,7 @@ def train(recipe: Recipe, precision: Precision) -> dict[str, Any]:
     scales: list[float] = []
     with ExitStack() as opened:
         model, ema = build_training_models(recipe, CPU, pretrained=True)
-        phases = plan_phases(recipe, model, world, precision, Beton.open(str(recipe.data.train)), 1)
+        phases = plan_phases(recipe, model, world, precision, BetonSet.open(str(recipe.data.train)), 1)
         loader, _ = open_loaders(recipe, world, precision, phases, opened, on_wait=lambda: None)
         _, eval_loader = open_loaders(recipe, world, PRECISIONS["fp32"], phases, opened, on_wait=lambda: None)
         step = build_step(recipe, model, ema, world, precision, 1)

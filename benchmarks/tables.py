@@ -33,7 +33,7 @@ from fastft.sweep.report import as_published
 ROOT = Path(__file__).parents[1]
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / page for page in ("benchmarks.md", "reports.md", "towers.md")),
+    *(ROOT / "docs" / f"{page}.md" for page in ("benchmarks", "cost", "large-data", "models")),
 )
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
@@ -376,6 +376,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "loader-cold": comparison("loader", "Loader, whole recipe, cold"),
     "loader-start": comparison("loader", "First batch", "Peak memory", "Peak memory beyond imports"),
     "loader-open": comparison("loader", "Opening ImageNet's length"),
+    "open": comparison("open", "Time", "CPU time", "Memory"),
+    "order": comparison("order", "Bytes read per epoch", "Disk requests per epoch", "Images per second"),
     "convert": comparison("convert", "Conversion"),
     "step": comparison("step", "Training step", "Training step, lower half frozen"),
     "step-mfu": comparison("step", "Training step, MFU"),

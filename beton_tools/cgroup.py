@@ -1,14 +1,16 @@
-"""CPU and memory limits of this process's control group (cgroup v2), as set for containers and batch jobs.
+"""CPU and memory limits of this process's control group, as set for containers and batch jobs.
 
 A group's limit also applies to the groups below it, so the smallest limit on the path to the root is in force. File format:
-docs.kernel.org/admin-guide/cgroup-v2.html.
+docs.kernel.org/admin-guide/cgroup-v2.html; of version 1, which older clusters use, only the memory limit is read
+(cgroup-v1/memory.html).
 """
 
 import os
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
-OWN = Path("/proc/self/cgroup")  # "0::/path below ROOT"; other lines are of version 1
+OWN = Path("/proc/self/cgroup")  # "0::/path below ROOT"; version 1: "4:memory:/path below ROOT/memory"
+UNLIMITED = 1 << 62  # version 1 has a number near 2^63 instead of "max"
 
 
 def usable_cpus() -> int:
@@ -25,13 +27,15 @@ def cpu_limit() -> float | None:
 
 def memory_limit() -> int | None:
     """Memory limit in bytes; None if there is none."""
-    return min((int(text) for text in _read_all("memory.max") if text != "max"), default=None)
+    limits = [int(text) for text in _read_all("memory.max") if text != "max"]
+    limits += [int(text) for text in _read_all("memory.limit_in_bytes", "memory")]
+    return min((limit for limit in limits if limit < UNLIMITED), default=None)
 
 
-def _read_all(name: str) -> list[str]:
-    """Contents of the file in the own group and in each of its parents, where it exists."""
+def _read_all(name: str, controller: str = "") -> list[str]:
+    """Contents of the file in the own group and in each of its parents, where it exists; controller: of version 1."""
     texts = []
-    for folder in _groups():
+    for folder in _groups(controller):
         try:
             texts.append((folder / name).read_text(encoding="ascii").strip())
         except OSError:  # the root has no such file; a container may not see its parents
@@ -39,11 +43,11 @@ def _read_all(name: str) -> list[str]:
     return [text for text in texts if text]
 
 
-def _groups() -> list[Path]:
+def _groups(controller: str) -> list[Path]:
     try:
-        lines = OWN.read_text(encoding="utf-8").splitlines()
+        lines = [line.split(":", 2) for line in OWN.read_text(encoding="utf-8").splitlines()]
     except OSError:
         lines = []
-    own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
+    own = next((words[2] for words in lines if len(words) == 3 and words[1] == controller), "/")
     names = own.strip("/").split("/")
-    return [ROOT.joinpath(*names[:depth]) for depth in range(len(names), -1, -1)]
+    return [ROOT.joinpath(controller, *names[:depth]) for depth in range(len(names), -1, -1)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from beton_tools.console import ProgressCallback
 from beton_tools.errors import UserError
 from beton_tools.manifest import Manifest
+from beton_tools.remote import AnyPath, source_path
 from beton_tools.sources import SPLITS, Source, find_split, open_source
 from beton_tools.writer import WriteOptions, write_beton
 
@@ -17,8 +18,13 @@ def no_progress(split: str) -> AbstractContextManager[ProgressCallback | None]:
     return nullcontext()
 
 
+def converted_path(whole: Path, options: WriteOptions | None) -> Path:
+    """The file that a conversion to `whole` writes: another one if only a part is written."""
+    return whole if options is None or options.part is None else options.part.path(whole)
+
+
 def convert_folder(
-    data: Path,
+    data: AnyPath,
     out: Path,
     options: WriteOptions | None = None,
     progress: ProgressCallback | None = None,
@@ -26,7 +32,7 @@ def convert_folder(
     classes_of: Path | None = None,
     class_indices: bool = False,
 ) -> Manifest:
-    """Convert one labelled set (class folders, an archive, or a pattern of shards) to one file.
+    """Convert one labelled set (class folders, an archive, or a pattern of shards) to one file, or to a part of it.
 
     Args:
         classes_of: a converted file, such as the training file, whose classes determine the labels.
@@ -37,7 +43,7 @@ def convert_folder(
     """
     classes = _classes_of(classes_of) if classes_of is not None else None
     source = open_source(data, classes=classes, class_indices=class_indices)
-    return write_beton(out, source, options, progress, overwrite)
+    return write_beton(converted_path(out, options), source, options, progress, overwrite)
 
 
 def _classes_of(path: Path) -> list[str]:
@@ -50,13 +56,13 @@ def _classes_of(path: Path) -> list[str]:
 
 
 def convert_imagenet(
-    data: Path,
+    data: AnyPath,
     out: Path,
     options: WriteOptions | None = None,
     progress_of: Callable[[str], AbstractContextManager[ProgressCallback | None]] = no_progress,
     overwrite: bool = False,
 ) -> dict[str, Manifest]:
-    """Convert `train` and `val` below `data` to `out/train.beton` and `out/val.beton`; one of them may be missing.
+    """Convert `train` and `val` below `data` to `out/train.beton` and `out/val.beton`, or to a part of each; one may be missing.
 
     The labels of val index the classes of train. Both splits are listed before the first image is converted, so that a
     missing devkit is reported at once.
@@ -67,6 +73,7 @@ def convert_imagenet(
     Raises:
         UserError: the images cannot be found or written; see `open_source` and `write_beton`.
     """
+    data = source_path(data)
     present = [split for split in SPLITS if find_split(data, split) is not None]
     if not present:
         raise UserError(
@@ -78,5 +85,6 @@ def convert_imagenet(
     manifests = {}
     for split, source in sources.items():
         with progress_of(split) as progress:
-            manifests[split] = write_beton(out / f"{split}.beton", source, options, progress, overwrite)
+            path = converted_path(out / f"{split}.beton", options)
+            manifests[split] = write_beton(path, source, options, progress, overwrite)
     return manifests

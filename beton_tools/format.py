@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import weakref
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +20,7 @@ from typing import BinaryIO
 import numpy as np
 
 from beton_tools.errors import UserError
+from beton_tools.sample_table import FLOAT_TYPE, IMAGE_TYPE, INT_TYPE, Field, SampleTable, image_field
 from beton_tools.user_files import StrPath, open_user_file
 
 VERSION = 2
@@ -29,6 +30,7 @@ JPEG_MODE, RAW_MODE = 0, 1
 # A JPEG spends at least one bit on each 8 x 8 block (512 pixels a byte). A file that claims more than twice that
 # number of pixels would make readers allocate gigabytes for nothing.
 MAX_PIXELS_PER_BYTE = 1024
+CHUNK_ROWS = 1 << 14  # of tables that are checked: 16,384 int64 take 128 KiB
 
 HEADER_DTYPE = np.dtype(
     [
@@ -43,7 +45,6 @@ FIELD_DTYPE = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "
 IMAGE_DTYPE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 ALLOC_DTYPE = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 
-FLOAT_TYPE, INT_TYPE, IMAGE_TYPE = 0, 1, 2
 _COLUMN_DTYPES = {  # type id -> dtype of the field in a metadata row
     FLOAT_TYPE: np.dtype("<f8"),
     INT_TYPE: np.dtype("<i8"),
@@ -110,33 +111,20 @@ def write_tables(
 # reading --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Field:
-    name: str
-    type_id: int
-    column: str  # its name in the metadata rows
-
-
 @dataclass(frozen=True, eq=False)
-class Beton:
-    """An open `.beton`. Arrays are indexed by sample id, N samples.
+class Beton(SampleTable):
+    """An open `.beton`.
 
     Images are read with `pread`, not through a memory map: if the file is truncated, or its disk fails, a read is an
     error that names the file, where a memory map would end the process with SIGBUS.
 
     Attributes:
-        metadata: structured array (N,), dtype as in the file, in memory.
-        pointers, sizes: int64 (N,), offset and number of bytes of each image; checked to be inside the pages.
         data_start, data_end: offsets of the first page and of the end of the last one.
         descriptor: file descriptor, open as long as this object exists.
     """
 
     path: Path
     page_size: int
-    fields: tuple[Field, ...]
-    metadata: np.ndarray = field(repr=False)
-    pointers: np.ndarray = field(repr=False)
-    sizes: np.ndarray = field(repr=False)
     data_start: int
     data_end: int
     file_size: int
@@ -163,59 +151,16 @@ class Beton:
                 raise UserError(f"{path}: its tables are larger than the memory") from error
 
     @property
-    def num_samples(self) -> int:
-        return len(self.metadata)
-
-    def __len__(self) -> int:
-        return len(self.metadata)
-
-    @property
-    def image_column(self) -> np.ndarray:
-        return self.metadata[_only(self.fields, IMAGE_TYPE).column]
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int64 (N,).
-
-        Raises:
-            UserError: the file has no int field.
-        """
-        ints = [f for f in self.fields if f.type_id == INT_TYPE]
-        if not ints:
-            raise UserError(f"{self.path}: has no label (int) field; it cannot be used for classification")
-        named = [f for f in ints if f.name == "label"]
-        return self.metadata[(named or ints)[0].column]
-
-    @property
-    def heights(self) -> np.ndarray:
-        return self.image_column["height"]
-
-    @property
-    def widths(self) -> np.ndarray:
-        return self.image_column["width"]
-
-    @property
-    def modes(self) -> np.ndarray:
-        """uint8 (N,): JPEG_MODE or RAW_MODE."""
-        return self.image_column["mode"]
+    def title(self) -> str:
+        return str(self.path)
 
     @property
     def num_pages(self) -> int:
         return (self.data_end - self.data_start) // self.page_size
 
     def image_bytes(self, sample_id: int) -> np.ndarray:
-        """The stored bytes of a sample, uint8: a JPEG, or height * width * 3 raw pixels.
-
-        Raises:
-            UserError: no such sample, or as `read`.
-        """
-        if not 0 <= sample_id < self.num_samples:
-            raise UserError(f"{self.path}: no sample {sample_id}; ids run from 0 to {self.num_samples - 1}")
+        self.check_id(sample_id)
         return self.read(int(self.pointers[sample_id]), int(self.sizes[sample_id]))
-
-    def read_bytes(self, sample_id: int) -> bytes:
-        """As `image_bytes`."""
-        return self.image_bytes(sample_id).tobytes()
 
     def read(self, offset: int, num_bytes: int) -> np.ndarray:
         """Bytes [offset, offset + num_bytes) of the file, uint8.
@@ -254,8 +199,22 @@ class Beton:
         return zlib.crc32(self.read(self.data_end, self.file_size - self.data_end).data, zlib.crc32(head))
 
 
-def _only(fields: tuple[Field, ...], type_id: int) -> Field:
-    return next(f for f in fields if f.type_id == type_id)
+def count_samples(path: StrPath) -> int:
+    """The number of samples that the header of a file states; only the header is read.
+
+    Raises:
+        UserError: as `Beton.open`, as far as the header shows it.
+    """
+    path = Path(path)
+    with open_user_file(path, "a .beton file") as file:
+        try:
+            file_size = os.fstat(file.fileno()).st_size
+            count = int(_read_header(path, file, file_size)["num_samples"])
+        except OSError as error:
+            raise _unreadable(path, error) from error
+    if count * ALLOC_DTYPE.itemsize > file_size:
+        raise _damaged(path, f"the file is too small for the {count} samples of its header")
+    return count
 
 
 def _open(cls: type[Beton], path: Path, file: BufferedReader) -> Beton:
@@ -272,16 +231,15 @@ def _open(cls: type[Beton], path: Path, file: BufferedReader) -> Beton:
     metadata.flags.writeable = False
     file.seek(data_end)
     table = _read_array(path, file, ALLOC_DTYPE, (status.st_size - data_end) // ALLOC_DTYPE.itemsize)
-    image = metadata[_only(fields, IMAGE_TYPE).column]
-    pointers, sizes = _locate(path, image["data_ptr"], table)
+    image = metadata[image_field(fields).column]
+    pointers, sizes = image["data_ptr"].view(np.int64), _find_sizes(path, image["data_ptr"], table)
     _check_spans(path, image, pointers, sizes, page_size, (start + metadata.nbytes, data_end))
     return cls(
-        path,
-        page_size,
         fields,
         metadata,
-        pointers,
         sizes,
+        path=path,
+        page_size=page_size,
         data_start=int(pointers.min()) // page_size * page_size,
         data_end=data_end,
         file_size=status.st_size,
@@ -346,10 +304,9 @@ def _field_name(path: Path, number: int, stored: bytes) -> str:
     return stored.split(b"\0")[0].decode("ascii")
 
 
-def _locate(path: Path, image_ptr: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int64 pointers and sizes per sample, from the allocation table (in any order, as FFCV's workers write it)."""
-    pointers = image_ptr.astype(np.int64)
-    if len(table) == len(pointers) and np.array_equal(table["ptr"], image_ptr):
+def _find_sizes(path: Path, image_ptr: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """int64 size of each sample, from the allocation table (in any order, as FFCV's workers write it)."""
+    if len(table) == len(image_ptr) and np.array_equal(table["ptr"], image_ptr):
         sizes = table["size"]
     else:
         order = np.argsort(table["ptr"], kind="stable")
@@ -360,7 +317,7 @@ def _locate(path: Path, image_ptr: np.ndarray, table: np.ndarray) -> tuple[np.nd
         if not np.array_equal(table["ptr"][rows], image_ptr):
             raise _damaged(path, "an image is missing from the allocation table")
         sizes = table["size"][rows]
-    return pointers, sizes.astype(np.int64)
+    return sizes.astype(np.int64)
 
 
 def _check_spans(
@@ -372,6 +329,17 @@ def _check_spans(
     limits: tuple[int, int],
 ) -> None:
     """Check that every image lies inside `limits`, fits a page, has pixels, and as many bytes as its mode requires."""
+    for rows in row_chunks(len(image)):
+        bad = _find_impossible(image[rows], pointers[rows], sizes[rows], page_size, limits)
+        if bad is not None:
+            raise _damaged(
+                path, f"sample {rows.start + bad} points outside the file or has an impossible size"
+            )
+
+
+def _find_impossible(
+    image: np.ndarray, pointers: np.ndarray, sizes: np.ndarray, page_size: int, limits: tuple[int, int]
+) -> int | None:
     low, high = limits
     # compared by subtraction: pointer + size could overflow int64 in a hostile file
     bad = (
@@ -384,7 +352,10 @@ def _check_spans(
         | (image["mode"] > RAW_MODE)
         | ((image["mode"] == RAW_MODE) & (sizes != area * 3))
     )
-    if bad.any():
-        raise _damaged(
-            path, f"sample {int(np.argmax(bad))} points outside the file or has an impossible size"
-        )
+    return int(np.argmax(bad)) if bad.any() else None
+
+
+def row_chunks(count: int) -> Iterator[slice]:
+    """Slices of at most CHUNK_ROWS rows: intermediate results of a chunk stay in the processor's cache."""
+    for begin in range(0, count, CHUNK_ROWS):
+        yield slice(begin, min(begin + CHUNK_ROWS, count))

@@ -11,12 +11,13 @@ from PIL import UnidentifiedImageError
 
 from beton_tools import jpeg
 from beton_tools.errors import UserError
-from beton_tools.format import DEFAULT_PAGE_SIZE, RAW_MODE, Beton
+from beton_tools.format import DEFAULT_PAGE_SIZE, RAW_MODE
 from beton_tools.image_formats import open_image
 from beton_tools.jpeg.crop import decode_scanned_rgb
 from beton_tools.jpeg.markers import DamagedJpeg, JpegError, as_bytes_array, require_header
 from beton_tools.jpeg.transcode import add_index, transcode
 from beton_tools.jpeg.turbo import MAX_SIDE, compress
+from beton_tools.sample_table import SampleTable
 
 SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
 KEPT, DAMAGED = "kept", "damaged JPEG"
@@ -187,15 +188,15 @@ def _encode_jpeg(pixels: np.ndarray, options: EncodeOptions) -> bytes:
     return add_index(encoded) if options.index else encoded
 
 
-def decode_sample(beton: Beton, sample_id: int) -> np.ndarray:
+def decode_sample(table: SampleTable, sample_id: int) -> np.ndarray:
     """Pixels of a stored image, (H, W, 3) uint8.
 
     Raises:
         UserError: the sample cannot be read or decoded; the message names it.
     """
-    stored = beton.image_bytes(sample_id)
-    height, width = int(beton.heights[sample_id]), int(beton.widths[sample_id])
-    if beton.modes[sample_id] == RAW_MODE:
+    stored = table.image_bytes(sample_id)
+    height, width = int(table.heights[sample_id]), int(table.widths[sample_id])
+    if table.modes[sample_id] == RAW_MODE:
         return np.array(stored).reshape(height, width, 3)
     try:
         head = require_header(stored)
@@ -206,5 +207,5 @@ def decode_sample(beton: Beton, sample_id: int) -> np.ndarray:
         return decode_scanned_rgb(stored, head)
     except JpegError as error:
         raise UserError(
-            f"{beton.path}: sample {sample_id}: {error}; run `beton verify` on the file"
+            f"{table.title}: sample {sample_id}: {error}; run `beton verify` on the file"
         ) from error

@@ -18,6 +18,7 @@ import numpy as np
 from beton_tools.errors import UserError
 from beton_tools.names import MAX_NAME_BYTES, Names, escape_undecodable
 from beton_tools.pagefile import sync_folder
+from beton_tools.parts import Part
 from beton_tools.user_files import read_user_file
 
 FORMAT = "beton-manifest"
@@ -85,6 +86,14 @@ class Manifest:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def part(self) -> Part | None:
+        """Which part of a divided conversion the file is; None for a whole one."""
+        try:
+            return Part.parse(str(self.options.get("part")))
+        except UserError:
+            return None
 
     def class_label(self, label: int) -> str:
         """The most readable name of a class, as valid text: the names of folders need not be UTF-8."""

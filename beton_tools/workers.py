@@ -15,8 +15,9 @@ import os
 import signal
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import cycle
 from multiprocessing import forkserver, reduction, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -25,9 +26,11 @@ import cv2
 
 from beton_tools.errors import UserError
 from beton_tools.images import BadImage, EncodedImage, EncodeOptions, encode_sample, warm_up
-from beton_tools.sources.base import Location
+from beton_tools.remote import RemoteError
+from beton_tools.sources.base import Location, fetch_remote
 
-CHUNK = 8  # images per message: few enough that messages fit the pipe's buffer, so that sending never blocks
+CHUNK = 8  # images per message, up to MAX_CHUNK of one group, such as a row group of a parquet file, which is read whole:
+MAX_CHUNK = 128  # few enough that messages fit the pipe's buffer, so that sending never blocks, and a byte counts them
 QUEUED = 2  # chunks per worker: one being encoded, one waiting
 WINDOW = 4  # chunks per worker between the oldest unfinished image and the newest one sent to a worker
 # where images begin in the arena; byte 0 is the number of the image that is being encoded, from 1, or 0
@@ -47,7 +50,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
+    """is_lost: the image may be in order, but its remote file cannot be read; it must not be skipped."""
+
     reason: str
+    is_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +79,24 @@ def encode_in_order(tasks: Iterable[Task], options: EncodeOptions, workers: int)
         UserError: a worker process died while it was starting or between images.
     """
     if workers == 0:
-        return (_encode(task.location, options) for task in tasks)
-    return _encode_pooled(iter(tasks), options, workers)
+        chunks = (fetch_remote([task.location for task in chunk]) for chunk in _in_chunks(tasks))
+        return (_encode(location, options) for chunk in chunks for location in chunk)
+    return _encode_pooled(_in_chunks(tasks), options, workers)
+
+
+def _in_chunks(tasks: Iterable[Task]) -> Iterator[list[Task]]:
+    """Lists of CHUNK tasks; longer ones where the locations that follow belong to the group of the last."""
+    chunk: list[Task] = []
+    for task in tasks:
+        if len(chunk) >= CHUNK:
+            group = getattr(task.location, "group", None)
+            same = group is not None and group == getattr(chunk[-1].location, "group", None)
+            if not same or len(chunk) == MAX_CHUNK:
+                yield chunk
+                chunk = []
+        chunk.append(task)
+    if chunk:
+        yield chunk
 
 
 def _encode(location: Location, options: EncodeOptions) -> Result:
@@ -82,6 +104,8 @@ def _encode(location: Location, options: EncodeOptions) -> Result:
         return encode_sample(location.read(), options)
     except (BadImage, UserError) as error:
         return Failed(str(error))
+    except RemoteError as error:
+        return Failed(f"cannot be read ({error})", is_lost=True)
     except OSError as error:
         return Failed(f"cannot be read ({error.strerror or error})")
 
@@ -112,7 +136,7 @@ def _received(duplicate: Any) -> _Inherited:
 
 def _arena_size(options: EncodeOptions) -> int:
     """Bytes of address space for QUEUED chunks of the largest images; only what is written to takes memory."""
-    return _IMAGES + QUEUED * CHUNK * options.page_size
+    return _IMAGES + QUEUED * MAX_CHUNK * options.page_size
 
 
 def _serve(pipe: Connection, arena: _Inherited, options: EncodeOptions) -> None:
@@ -124,10 +148,18 @@ def _serve(pipe: Connection, arena: _Inherited, options: EncodeOptions) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
     cv2.setNumThreads(1)
     memory = mmap.mmap(arena.descriptor, _arena_size(options))
-    with contextlib.suppress(EOFError, OSError):  # the parent has ended
+    with contextlib.suppress(EOFError, OSError), ThreadPoolExecutor(1) as reader:  # until the parent ends
+        received = reader.submit(_receive, pipe)
         for part in cycle(range(QUEUED)):
-            at = _IMAGES + part * CHUNK * options.page_size
-            pipe.send(_encode_chunk(pipe.recv(), options, memory, at))
+            locations = received.result()
+            received = reader.submit(_receive, pipe)
+            at = _IMAGES + part * MAX_CHUNK * options.page_size
+            pipe.send(_encode_chunk(locations, options, memory, at))
+
+
+def _receive(pipe: Connection) -> list[Location]:
+    """The next chunk; images of remote files are read, while the chunk before is encoded."""
+    return fetch_remote(pipe.recv())
 
 
 def _encode_chunk(
@@ -227,7 +259,7 @@ class _Worker:
             self._send(chunk)
 
 
-def _encode_pooled(tasks: Iterator[Task], options: EncodeOptions, count: int) -> Generator[Result]:
+def _encode_pooled(chunks: Iterator[list[Task]], options: EncodeOptions, count: int) -> Generator[Result]:
     warm_up()  # fills Numba's cache, so that the server does not compile
     _start_server()
     pool: list[_Worker] = []
@@ -236,7 +268,7 @@ def _encode_pooled(tasks: Iterator[Task], options: EncodeOptions, count: int) ->
         for _ in range(count):
             pool.append(_Worker(options))
         while True:
-            _send_tasks(tasks, pool, window, WINDOW * count)
+            _send_tasks(chunks, pool, window, WINDOW * count)
             if not window:
                 return
             by_pipe = {worker.pipe: worker for worker in pool if worker.queue}
@@ -262,10 +294,10 @@ def _start_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
-def _send_tasks(tasks: Iterator[Task], pool: list[_Worker], window: deque[_Chunk], limit: int) -> None:
+def _send_tasks(chunks: Iterator[list[Task]], pool: list[_Worker], window: deque[_Chunk], limit: int) -> None:
     for worker in sorted(pool, key=lambda w: len(w.queue)):
         while len(worker.queue) < QUEUED and len(window) < limit:
-            chunk = _Chunk(list(islice(tasks, CHUNK)), [])
+            chunk = _Chunk(next(chunks, []), [])
             if not chunk.tasks:
                 return
             worker.assign(chunk)

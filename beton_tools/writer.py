@@ -23,6 +23,7 @@ from beton_tools.images import SUBSAMPLINGS, EncodedImage, EncodeOptions
 from beton_tools.manifest import Manifest, manifest_path, pack_names
 from beton_tools.names import Names
 from beton_tools.pagefile import PageFile, Written
+from beton_tools.parts import Part
 from beton_tools.sources.base import Source
 from beton_tools.workers import Task, encode_in_order
 from beton_tools.write_order import choose
@@ -54,12 +55,14 @@ class WriteOptions(EncodeOptions):
         workers: number of processes that encode; None: one per usable CPU; 0: encode in this process.
         subset_per_class: write only this many images of each class.
         shuffle_seed: write in the order that this seed gives; None keeps the source's order.
+        part: write only this part of the images, with the same classes and order as the whole.
         on_error: "fail" at the first image that cannot be stored, or "skip" it and list it in the manifest.
     """
 
     workers: int | None = None
     subset_per_class: int | None = None
     shuffle_seed: int | None = None
+    part: Part | None = None
     on_error: str = "fail"
 
     def __post_init__(self) -> None:
@@ -77,7 +80,9 @@ class WriteOptions(EncodeOptions):
 
     def recorded(self) -> dict[str, object]:
         """The options that determine the file's bytes."""
-        return {k: v for k, v in asdict(self).items() if k not in ("workers", "on_error")}
+        values = {k: v for k, v in asdict(self).items() if k not in ("workers", "on_error", "part")}
+        # left out of whole files, which keep their fingerprint from versions without parts
+        return values if self.part is None else values | {"part": str(self.part)}
 
 
 def _impossible(option: str, value: object, allowed: str) -> UserError:
@@ -107,6 +112,8 @@ def write_beton(
     path = Path(out_path)
     _make_folder(path)
     order = choose(source.labels, options.subset_per_class, options.shuffle_seed)
+    if options.part is not None:
+        order = options.part.take(order)
     inputs, stamps = _fingerprint(source, order, options), source.stamps(order)
     fingerprint = hashlib.blake2b(stamps.tobytes(), key=inputs.encode(), digest_size=16).hexdigest()
     if path.exists() and not overwrite:
@@ -188,6 +195,8 @@ def _write_images(
         for i, result in zip(order[start:].tolist(), results, strict=True):
             if isinstance(result, EncodedImage):
                 pages.append(result, int(source.labels[i]))
+            elif result.is_lost:
+                raise UserError(f"{printable(source.names[i])}: {result.reason}")
             elif options.on_error == "skip":
                 pages.skip(result.reason)
                 skipped += 1

@@ -30,8 +30,6 @@ SHARES = ", ".join(f"{mfu.value:.1%} on {kind}" for kind, mfu in PUBLISHED_MFU.i
 
 INTRO = f"""# Every row of the paper
 
-Written by `python docs/paper_tables.py` from the files in `rcp/tables`; a test keeps it up to date.
-
 Each row of Tables 1 to 9 and 12 to 17, the CLIP rows of Table 11, and each point of Figures 1 to 3 is a recipe that can be
 trained. One file holds one table. The slow tests train one step of every row on a tiny tower.
 
@@ -45,7 +43,9 @@ fastft cost '02_lr[1e-5]' --gpu a100
 A row is named by its label, by its series and label, or by the name of its recipe, which is also the name of its run
 directory. Rows that train the same thing are trained once, over all tables. 'Paper' is top-1 in percent, at the best epoch of
 the weights named under 'of'. GPU-hours are modelled (`fastft explain`), on eight GPUs at the MFU published for a ViT:
-{SHARES}; they are not measurements."""
+{SHARES}; they are not measurements.
+
+Written by `python docs/paper_tables.py` from the files in `rcp/tables`; a test keeps it up to date."""
 
 
 def headed_recipes() -> list[Path]:

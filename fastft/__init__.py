@@ -15,7 +15,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from fastft.augment.policies import AugmentPolicy, parse_policy
     from fastft.config import Recipe, load_recipe
-    from fastft.data.loader import Batch, EvalLoader, Output, TrainLoader
+    from fastft.data.batch import Batch, Output
+    from fastft.data.loader import EvalLoader, TrainLoader
     from fastft.data.order import Shard
     from fastft.data.tuples import AsTuples
     from fastft.inference.prediction import Prediction, Predictor
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 _MODULES = {
     "AsTuples": "data.tuples",
     "AugmentPolicy": "augment.policies",
-    "Batch": "data.loader",
+    "Batch": "data.batch",
     "EvalLoader": "data.loader",
-    "Output": "data.loader",
+    "Output": "data.batch",
     "Prediction": "inference.prediction",
     "Predictor": "inference.prediction",
     "Recipe": "config",

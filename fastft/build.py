@@ -20,28 +20,22 @@ from fastft.model.head_file import read_head, set_head
 from fastft.optim import WarmupCosine, decay_for_batch
 
 if TYPE_CHECKING:
-    from beton_tools.format import Beton
+    from beton_tools.beton_set import BetonSet
     from fastft.augment import Mixer
 
 NUM_CLASSES = "data.num_classes"
 UNTRAINED_SHARE = 0.05  # of an EMA's weights that may still be the initial ones at the end of a run
 
 
-def with_training_file(recipe: Recipe, beton: "Beton") -> Recipe:
-    """The recipe for the images and classes of its training file.
+def with_training_files(recipe: Recipe, betons: "BetonSet") -> Recipe:
+    """The recipe for the images and classes of its training files.
 
     Raises:
-        UserError: `data.num_classes` on the command line contradicts the file.
+        UserError: `data.num_classes` on the command line contradicts the files.
     """
-    # loads the image libraries, which inference and explain do without
-    from beton_tools.manifest import Manifest
-
-    manifest = Manifest.of_beton(beton.path)
-    if manifest is not None:
-        recipe = with_num_classes(recipe, manifest.num_classes, beton.path)
-    elif NUM_CLASSES in recipe.automatic:  # a file of FFCV, which has no class names
-        recipe = with_num_classes(recipe, int(beton.labels.max()) + 1, beton.path)
-    return with_train_size(recipe, len(beton))
+    if betons.has_class_names or NUM_CLASSES in recipe.automatic:
+        recipe = with_num_classes(recipe, len(betons.class_names), betons.title)
+    return with_train_size(recipe, len(betons))
 
 
 def with_train_size(recipe: Recipe, samples: int) -> Recipe:
@@ -94,6 +88,11 @@ def recipe_arch(recipe: Recipe) -> TowerArch:
     """The recipe's architecture at its image size. Raises as `load_arch`, `refuse_pool_without_class_token` and `Arch.at`."""
     arch = load_arch(recipe.model.arch)
     if recipe.model.pool == TOKEN:
+        if isinstance(arch, TimmArch):
+            raise UserError(
+                f"{recipe.model.arch} has no embedding of CLIP (model.pool=token), which zero-shot heads need; use an open_clip "
+                "--model.arch, or --model.pool=patches"
+            )
         refuse_pool_without_class_token(recipe.model.arch)
     return arch.at(recipe.model.image_size)
 

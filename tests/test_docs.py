@@ -55,6 +55,24 @@ def test_a_dead_link_and_a_page_outside_the_navigation_are_errors(
     assert done.returncode != 0 and warning in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "correction"),
+    [("recieve", "receive"), ("normalized colors", "colours"), ("an optimizer of torch on a disk", "")],
+)
+def test_misspelt_and_american_words_are_errors(tmp_path: Path, text: str, correction: str) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "page.md").write_text(f"{text}\n")
+    command = [sys.executable, str(ROOT / "docs/spelling.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == (1 if correction else 0), done.stderr
+    assert correction in done.stdout
+
+
+def test_no_word_of_the_repository_is_misspelt() -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "docs/spelling.py")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def row(begin: str) -> str:
     return next(line for line in SCHEMA.splitlines() if line.startswith(begin))
 

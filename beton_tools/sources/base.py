@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Protocol
 
 import numpy as np
@@ -15,13 +14,15 @@ import numpy as np
 from beton_tools.errors import UserError
 from beton_tools.format import MAX_CLASSES
 from beton_tools.names import MAX_NAME_BYTES, Names
+from beton_tools.remote import RemotePath, SourcePath, Stamp
+from beton_tools.remote_files import RemoteFile, RemoteSpan, read_spans
 from beton_tools.user_files import open_regular
-
-Stamp = tuple[int, int]  # size in bytes and modification time in ns: they differ once a file's content does
 
 
 def stamp_of(file: IO[bytes]) -> Stamp:
-    """Size and modification time of an open file."""
+    """Size and modification time, or version, of an open file: they differ once its content does."""
+    if isinstance(file, RemoteFile):
+        return file.stamp
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
 
@@ -40,7 +41,10 @@ def stamps_of(paths: Iterable[str]) -> np.ndarray:
 
 
 class Location(Protocol):
-    """Where the bytes of one image are stored. Small and picklable: it is sent to the worker that reads them."""
+    """Where the bytes of one image are stored. Small and picklable: it is sent to the worker that reads them.
+
+    One that has a `group` is read together with its neighbours of the same group: they go to the same worker.
+    """
 
     def read(self) -> bytes:
         """The bytes of the image file.
@@ -66,7 +70,7 @@ class Source(ABC):
     """
 
     kind: str
-    root: Path
+    root: SourcePath
     classes: tuple[str, ...]
     class_names: tuple[str, ...] | None
     labels: np.ndarray
@@ -118,6 +122,40 @@ class FileSpan:
         return data
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """An image of a remote file whose bytes were read, or could not be."""
+
+    result: bytes | OSError | UserError
+
+    def read(self) -> bytes:
+        if isinstance(self.result, bytes):
+            return self.result
+        raise self.result
+
+
+def fetch_remote(locations: Sequence[Location]) -> list[Location]:
+    """Read the images that lie in remote files, spans of archives at the same time; other locations stay as they are."""
+    fetched = [_read_now(place) if getattr(place, "is_remote", False) else place for place in locations]
+    spans = {i: place for i, place in enumerate(locations) if isinstance(place, RemoteSpan)}
+    if not spans:
+        return fetched
+    try:
+        results: Sequence[bytes | OSError | UserError] = read_spans(list(spans.values()))
+    except (OSError, UserError) as error:
+        results = [error] * len(spans)
+    for i, result in zip(spans, results, strict=True):
+        fetched[i] = Fetched(result)
+    return fetched
+
+
+def _read_now(location: Location) -> Fetched:
+    try:
+        return Fetched(location.read())
+    except (OSError, UserError) as error:
+        return Fetched(error)
+
+
 @dataclass(frozen=True)
 class FileSource(Source):
     """Images stored as separate files; the name of each is its path below `root`."""
@@ -136,16 +174,18 @@ class SpanSource(Source):
     archive_stamps: the stamp of each archive when it was indexed.
     """
 
-    archives: Sequence[str]
+    archives: Sequence[str | RemotePath]
     archive_stamps: Sequence[Stamp]
     archive_ids: np.ndarray
     offsets: np.ndarray
     lengths: np.ndarray
 
-    def locate(self, i: int) -> FileSpan:
-        archive = self.archive_ids[i]
+    def locate(self, i: int) -> FileSpan | RemoteSpan:
+        archive, stamp = self.archives[self.archive_ids[i]], self.archive_stamps[self.archive_ids[i]]
         offset, length = int(self.offsets[i]), int(self.lengths[i])
-        return FileSpan(self.archives[archive], offset, length, self.archive_stamps[archive])
+        if isinstance(archive, RemotePath):
+            return RemoteSpan(archive, offset, length, stamp)
+        return FileSpan(archive, offset, length, stamp)
 
     def stamps(self, chosen: np.ndarray) -> np.ndarray:
         archives = np.array(self.archive_stamps, np.int64)[self.archive_ids[chosen]]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import overload
 
 from beton_tools.errors import UserError
 from beton_tools.image_formats import is_image_name
+from beton_tools.remote import AnyPath, RemotePath, SourcePath, expand_pattern, has_pattern, source_path
+from beton_tools.remote_files import open_source_file
 from beton_tools.sources.base import Source
 from beton_tools.sources.flat import flat_source, val_tar_source
 from beton_tools.sources.folder import class_folders, folder_source, has_images, is_folder
@@ -18,7 +21,6 @@ from beton_tools.sources.side_files import is_present
 from beton_tools.sources.tars import class_tars_source, members, train_tar_source
 from beton_tools.sources.webdataset import webdataset_source
 from beton_tools.sources.wnids import is_wnid
-from beton_tools.user_files import open_user_file
 
 _SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
 _SPLIT_PARENTS = (
@@ -32,14 +34,15 @@ SPLITS = tuple(_SPLIT_NAMES)
 
 
 def open_source(
-    path: str | os.PathLike[str],
+    path: AnyPath,
     split: str | None = None,
     classes: Sequence[str] | None = None,
     class_indices: bool = False,
 ) -> Source:
     """Open the labelled images at `path`: a folder, an archive, a table, or a pattern of shards ("shards/train-*.tar").
 
-    A CSV or parquet table may list image paths; its split and group columns are not used.
+    A CSV or parquet table may list image paths; its split and group columns are not used. Tars and parquet files may be
+    at URLs (s3://, gs://, hf://, https://); their patterns may have braces too ("train-{000..146}.tar").
 
     Args:
         split: "train" or "val" of a data set that has both below `path`; None opens `path` itself.
@@ -49,7 +52,7 @@ def open_source(
     Raises:
         UserError: no images, an unknown layout, a damaged archive, or a class that is not in `classes`.
     """
-    path = Path(path)
+    path = source_path(path)
     if class_indices:
         return _open_numbered(path, classes)
     if split is not None:
@@ -59,6 +62,8 @@ def open_source(
                 f"{path}: no {split} images found; see `fastft convert imagenet --help` for the layouts"
             )
         return _open(path, found, classes)
+    if isinstance(path, RemotePath):
+        return _open_url(path, classes)
     if not path.exists() and glob.has_magic(str(path)):
         matches = [Path(p) for p in sorted(glob.glob(str(path)))]  # noqa: PTH207 - the pattern may be absolute
         if not matches:
@@ -69,8 +74,8 @@ def open_source(
     return _open(path, [path], classes)
 
 
-def _open_numbered(folder: Path, classes: Sequence[str] | None) -> Source:
-    if not folder.is_dir():
+def _open_numbered(folder: SourcePath, classes: Sequence[str] | None) -> Source:
+    if not isinstance(folder, Path) or not folder.is_dir():
         raise UserError(f"{folder}: not a folder; --class-indices is for a folder with a folder per class")
     try:
         return folder_source(folder, classes, class_indices=True)
@@ -78,14 +83,32 @@ def _open_numbered(folder: Path, classes: Sequence[str] | None) -> Source:
         raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror or error})") from error
 
 
-def find_split(root: Path, split: str) -> list[Path] | None:
+def _open_url(path: RemotePath, classes: Sequence[str] | None) -> Source:
+    if not has_pattern(path):
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder; set --data to the images")
+        return _open(path, [path], classes)
+    files = expand_pattern(path)
+    if not files:
+        raise UserError(f"{path}: no file matches")
+    return _open(files[0].parent, files, classes)
+
+
+@overload
+def find_split(root: Path, split: str) -> list[Path] | None: ...
+@overload
+def find_split(root: SourcePath, split: str) -> Sequence[SourcePath] | None: ...
+def find_split(root: SourcePath, split: str) -> Sequence[SourcePath] | None:
     """The folder, the archive or the shards of a split below `root`; None if there are none.
 
     Raises:
         UserError: `root` is not a folder.
     """
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; set --data to the folder of the data set")
+        hint = "the folder of the data set"
+        if isinstance(root, RemotePath):
+            hint += ", s3://BUCKET/FOLDER for example; for web servers use `fastft convert folder`"
+        raise UserError(f"{root}: no such folder; set --data to {hint}")
     names = _SPLIT_NAMES[split]
     for candidate in (root / parent / name for parent in _SPLIT_PARENTS for name in names):
         if candidate.is_dir():
@@ -95,10 +118,18 @@ def find_split(root: Path, split: str) -> list[Path] | None:
         return [tar]
     for folder in (root / name for name in _SHARD_FOLDERS):
         for suffix in (".parquet", ".tar"):
-            shards = [p for p in sorted(folder.glob(f"*{suffix}")) if _belongs_to_split(p.name, names)]
+            shards = [p for p in _files_in(folder, suffix) if _belongs_to_split(p.name, names)]
             if shards:
                 return shards
     return None
+
+
+def _files_in(folder: SourcePath, suffix: str) -> Sequence[SourcePath]:
+    """The files in a folder or below a prefix whose names end in `suffix`, sorted."""
+    pattern = f"*{suffix}"
+    if isinstance(folder, RemotePath):
+        return expand_pattern(folder / pattern)
+    return sorted(folder.glob(pattern))
 
 
 def _belongs_to_split(file_name: str, split_names: Sequence[str]) -> bool:
@@ -107,12 +138,17 @@ def _belongs_to_split(file_name: str, split_names: Sequence[str]) -> bool:
     return any(name in words for name in split_names)
 
 
-def _open(root: Path, found: list[Path], classes: Sequence[str] | None) -> Source:
+def _open(root: SourcePath, found: Sequence[SourcePath], classes: Sequence[str] | None) -> Source:
     try:
         if len(found) == 1 and found[0].is_dir():
-            return _open_folder(found[0], classes)
-        if all(map(is_csv, found)):
-            return table_source(found, classes)[0]
+            return (
+                _open_prefix(found[0], classes)
+                if isinstance(found[0], RemotePath)
+                else _open_folder(found[0], classes)
+            )
+        local = [path for path in found if isinstance(path, Path)]
+        if local and all(map(is_csv, local)):
+            return table_source(local, classes)[0]
         if all(path.suffix == ".parquet" for path in found):
             return _open_parquet(root, found, classes)
         if all(path.suffix == ".tar" for path in found):
@@ -124,10 +160,25 @@ def _open(root: Path, found: list[Path], classes: Sequence[str] | None) -> Sourc
     )
 
 
-def _open_parquet(root: Path, files: list[Path], classes: Sequence[str] | None) -> Source:
+def _open_parquet(root: SourcePath, files: Sequence[SourcePath], classes: Sequence[str] | None) -> Source:
     if lists_paths(files[0]):
-        return table_source(files, classes)[0]
+        local = [path for path in files if isinstance(path, Path)]
+        if not local:
+            raise UserError(
+                f"{files[0]}: lists image paths; such a table and its images must be on a local disk"
+            )
+        return table_source(local, classes)[0]
     return parquet_source(root, files, classes)
+
+
+def _open_prefix(folder: RemotePath, classes: Sequence[str] | None) -> Source:
+    for suffix, opener in ((".parquet", _open_parquet), (".tar", _open_tars)):
+        shards = _files_in(folder, suffix)
+        if shards:
+            return opener(folder, shards, classes)
+    raise UserError(
+        f"{folder}: no .parquet or .tar in it; folders of images are read from local disks only, pack them into tars"
+    )
 
 
 def _open_folder(folder: Path, classes: Sequence[str] | None) -> Source:
@@ -163,19 +214,19 @@ def _check_no_class_folders(folder: Path, shards: Sequence[Path]) -> None:
         )
 
 
-def _open_tars(root: Path, tars: list[Path], classes: Sequence[str] | None) -> Source:
+def _open_tars(root: SourcePath, tars: Sequence[SourcePath], classes: Sequence[str] | None) -> Source:
     if all(is_wnid(path.stem) for path in tars):
         return class_tars_source(root, tars, classes)
     names = _first_names(tars[0], 2)
     if names[0].endswith(".tar"):
         return train_tar_source(tars[0], classes)
-    if all(is_image_name(Path(name).name) for name in names) and len(tars) == 1:
+    if all(is_image_name(PurePath(name).name) for name in names) and len(tars) == 1:
         return val_tar_source(tars[0], classes)
-    return webdataset_source(root if root.is_dir() else root.parent, tars, classes)
+    return webdataset_source(root.parent if root == tars[0] else root, tars, classes)
 
 
-def _first_names(tar: Path, count: int) -> list[str]:
-    with open_user_file(tar, "a .tar file") as file:
+def _first_names(tar: SourcePath, count: int) -> list[str]:
+    with open_source_file(tar, "a .tar file") as file:
         names = [member.name for member, _ in zip(members(file, tar), range(count), strict=False)]
     if not names:
         raise UserError(f"{tar}: the archive is empty; download it again")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from beton_tools.image_formats import is_image_name
 from beton_tools.names import Names
+from beton_tools.remote import SourcePath
 from beton_tools.sources.base import FileSource, SpanSource
 from beton_tools.sources.folder import is_folder
 from beton_tools.sources.tars import SpanTable, members
@@ -31,7 +32,7 @@ def flat_source(folder: Path, classes: Sequence[str] | None = None) -> FileSourc
     return FileSource("flat", folder, truth.classes, class_names, labels, Names.of(names))
 
 
-def val_tar_source(path: Path, classes: Sequence[str] | None = None) -> SpanSource:
+def val_tar_source(path: SourcePath, classes: Sequence[str] | None = None) -> SpanSource:
     """ILSVRC2012_img_val.tar, images sorted by name: the same order as in its unpacked folder.
 
     Raises:
@@ -39,9 +40,9 @@ def val_tar_source(path: Path, classes: Sequence[str] | None = None) -> SpanSour
     """
     table = SpanTable()
     with table.open_archive(path) as file:
-        images = [m for m in members(file, path) if is_image_name(Path(m.name).name)]
+        images = [m for m in members(file, path) if is_image_name(PurePath(m.name).name)]
     truth = find_truth(path.parent, [m.name for m in images], classes)
     for member in images:
-        table.add(Path(member.name).name, truth.label_of[member.name], member)
+        table.add(PurePath(member.name).name, truth.label_of[member.name], member)
     class_names = class_names_of(truth.classes, path.parent)
     return table.source("ilsvrc-tar", path, truth.classes, class_names, table.names.__getitem__)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,7 +17,9 @@ import pyarrow.parquet as pq
 from beton_tools.errors import UserError
 from beton_tools.format import MAX_CLASSES
 from beton_tools.names import Names
-from beton_tools.sources.base import Source, Stamp, stamp_of
+from beton_tools.remote import RemoteError, RemotePath, SourcePath, Stamp, source_path
+from beton_tools.remote_files import map_files, open_regular_source, open_source_file
+from beton_tools.sources.base import Source, stamp_of
 from beton_tools.sources.path_table import (
     LABEL_COLUMNS,
     PATH_COLUMNS,
@@ -27,7 +28,6 @@ from beton_tools.sources.path_table import (
     read_schema,
 )
 from beton_tools.sources.wnids import class_names_of
-from beton_tools.user_files import open_regular, open_user_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,19 @@ class ParquetCell:
     stamp: that of the file when it was indexed.
     """
 
-    path: str
+    path: str | RemotePath
     stamp: Stamp
     column: str
     row_group: int
     row: int
+
+    @property
+    def group(self) -> tuple[str | RemotePath, int]:
+        return self.path, self.row_group
+
+    @property
+    def is_remote(self) -> bool:
+        return isinstance(self.path, RemotePath)
 
     def read(self) -> bytes:
         values = _read_row_group(self.path, self.stamp, self.column, self.row_group)
@@ -50,8 +58,8 @@ class ParquetCell:
 
 
 @lru_cache(maxsize=1)
-def _read_row_group(path: str, stamp: Stamp, column: str, number: int) -> pa.ChunkedArray:
-    with open_regular(path) as file:
+def _read_row_group(path: str | RemotePath, stamp: Stamp, column: str, number: int) -> pa.ChunkedArray:
+    with open_regular_source(source_path(path), read_ahead=False) as file:
         if stamp_of(file) != stamp:
             raise OSError(f"{path} changed after it was indexed")
         with _one_line(path):
@@ -64,10 +72,12 @@ def _read_row_group(path: str, stamp: Stamp, column: str, number: int) -> pa.Chu
 
 
 @contextmanager
-def _one_line(path: str) -> Iterator[None]:
+def _one_line(path: str | RemotePath) -> Iterator[None]:
     """Any exception becomes an OSError of one line: pyarrow raises many types on damaged files."""
     try:
         yield
+    except RemoteError:
+        raise
     except Exception as error:
         raise OSError(f"damaged parquet file {path}: {_first_line(error)}") from error
 
@@ -83,7 +93,7 @@ class ParquetSource(Source):
     group_numbers: int64 (G,), number of the row group within its file.
     """
 
-    files: tuple[str, ...]
+    files: tuple[str | RemotePath, ...]
     file_stamps: tuple[Stamp, ...]
     column: str
     group_starts: np.ndarray
@@ -114,13 +124,15 @@ class _Index:
     group_rows: list[int]
 
 
-def parquet_source(root: Path, files: Sequence[Path], classes: Sequence[str] | None = None) -> ParquetSource:
+def parquet_source(
+    root: SourcePath, files: Sequence[SourcePath], classes: Sequence[str] | None = None
+) -> ParquetSource:
     """Open parquet files, in the given order.
 
     Raises:
         UserError: a file that is not parquet, lacks an image or an integer label column, or has unusable labels.
     """
-    indices = [_read_index(path) for path in files]
+    indices = list(map_files(_read_index, files))
     columns = sorted({index.image_column for index in indices})
     if len(columns) > 1:
         raise UserError(
@@ -138,7 +150,7 @@ def parquet_source(root: Path, files: Sequence[Path], classes: Sequence[str] | N
         class_names_of(final, root),
         labels,
         Names.of(name for index in indices for name in index.names),
-        tuple(str(path) for path in files),
+        tuple(path if isinstance(path, RemotePath) else str(path) for path in files),
         tuple(index.stamp for index in indices),
         columns[0],
         np.concatenate([[0], np.cumsum(table[:, 2])]),
@@ -147,7 +159,7 @@ def parquet_source(root: Path, files: Sequence[Path], classes: Sequence[str] | N
     )
 
 
-def lists_paths(path: Path) -> bool:
+def lists_paths(path: SourcePath) -> bool:
     """Return True if a parquet file has a column of image paths instead of images.
 
     Raises:
@@ -160,7 +172,7 @@ def lists_paths(path: Path) -> bool:
 
 
 def _number_labels(
-    root: Path, labels: Sequence[np.ndarray | list[str]], classes: Sequence[str] | None
+    root: SourcePath, labels: Sequence[np.ndarray | list[str]], classes: Sequence[str] | None
 ) -> tuple[np.ndarray, Sequence[str] | None]:
     """(class numbers of all files, class list); names of classes are numbered in sorted order, or as in `classes`."""
     numbers = [part for part in labels if isinstance(part, np.ndarray)]
@@ -169,11 +181,11 @@ def _number_labels(
     return number_labels(root, [str(label) for part in labels for label in part], classes)
 
 
-def _read_index(path: Path) -> _Index:
-    with open_user_file(path, "a .parquet file") as file:
+def _read_index(path: SourcePath) -> _Index:
+    with open_source_file(path, "a .parquet file", read_ahead=False) as file:
         try:
             return _index_of(path, file)
-        except UserError:
+        except (UserError, RemoteError):
             raise
         except Exception as error:  # pyarrow raises many types on damaged files
             raise UserError(
@@ -181,7 +193,7 @@ def _read_index(path: Path) -> _Index:
             ) from error
 
 
-def _index_of(path: Path, opened: BinaryIO) -> _Index:
+def _index_of(path: SourcePath, opened: BinaryIO) -> _Index:
     stamp = stamp_of(opened)
     file = pq.ParquetFile(opened)
     group_rows = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
@@ -202,7 +214,7 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).partition("\n")[0][:200]
 
 
-def _columns(path: Path, schema: pa.Schema) -> tuple[str, str]:
+def _columns(path: SourcePath, schema: pa.Schema) -> tuple[str, str]:
     """Names of the image and the label column; the usual names are preferred if several columns qualify."""
     images = [f.name for f in schema if _holds_image(f.type)]
     labels = [
@@ -240,7 +252,7 @@ def _class_names(schema: pa.Schema, label_column: str) -> list[str] | None:
     return [str(name).encode("utf-8", "replace").decode() for name in names]  # JSON may have lone surrogates
 
 
-def _labels(path: Path, file: pq.ParquetFile, column: str) -> np.ndarray | list[str]:
+def _labels(path: SourcePath, file: pq.ParquetFile, column: str) -> np.ndarray | list[str]:
     values = file.read(columns=[column]).column(0)
     if values.null_count:
         raise UserError(f"{path}: {values.null_count} rows have no {column}; remove them")
@@ -258,7 +270,7 @@ def _labels(path: Path, file: pq.ParquetFile, column: str) -> np.ndarray | list[
     return values.to_numpy().astype(np.int64)
 
 
-def _names(path: Path, file: pq.ParquetFile, column: str) -> list[str]:
+def _names(path: SourcePath, file: pq.ParquetFile, column: str) -> list[str]:
     """Name of each row: `path` of the image struct if it is text, otherwise file name and row number."""
     kind = file.schema_arrow.field(column).type
     has_paths = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
@@ -274,7 +286,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def _check_labels(root: Path, labels: np.ndarray, class_list: Sequence[str] | None) -> tuple[str, ...]:
+def _check_labels(root: SourcePath, labels: np.ndarray, class_list: Sequence[str] | None) -> tuple[str, ...]:
     if len(labels) == 0:
         raise UserError(f"{root}: no rows; give parquet files that contain images")
     class_list = class_list or [str(i) for i in range(labels.max() + 1)]

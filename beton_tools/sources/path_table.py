@@ -13,6 +13,8 @@ import numpy as np
 
 from beton_tools.errors import UserError
 from beton_tools.names import Names
+from beton_tools.remote import RemoteError, SourcePath
+from beton_tools.remote_files import open_source_file
 from beton_tools.sources.base import FileSource
 from beton_tools.user_files import open_user_file, read_user_file
 
@@ -73,7 +75,7 @@ def parquet_columns(files: Sequence[Path]) -> Columns:
 
 
 def number_labels(
-    source: Path, labels: Sequence[str], classes: Sequence[str] | None
+    source: SourcePath, labels: Sequence[str], classes: Sequence[str] | None
 ) -> tuple[np.ndarray, list[str]]:
     """(class numbers int64 (N,), class names): numbered as in `classes`, or in sorted order.
 
@@ -126,7 +128,7 @@ def _read_csv(path: Path) -> Table:
     return {name.strip(): [row[k].strip() for row in rows] for k, name in enumerate(header)}
 
 
-def read_schema(path: Path) -> Any:
+def read_schema(path: SourcePath) -> Any:
     """The Arrow schema of a parquet file.
 
     Raises:
@@ -134,9 +136,11 @@ def read_schema(path: Path) -> Any:
     """
     import pyarrow.parquet as pq
 
-    with open_user_file(path, "a .parquet file") as file:
+    with open_source_file(path, "a .parquet file", read_ahead=False) as file:
         try:
             return pq.ParquetFile(file).schema_arrow
+        except RemoteError:
+            raise
         except Exception as error:  # pyarrow raises many types on damaged files
             raise _damaged(path, error) from error
 
@@ -160,7 +164,7 @@ def _read_parquet(path: Path) -> Table:
     return {name: ["" if v is None else str(v).strip() for v in values] for name, values in cells.items()}
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def _damaged(path: SourcePath, error: Exception) -> UserError:
     reason = (str(error) or type(error).__name__).partition("\n")[0][:200]
     return UserError(f"{path}: cannot be read as parquet ({reason}); write it again")
 

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import PurePath
 from typing import BinaryIO, cast
 
 import numpy as np
@@ -16,9 +16,10 @@ import numpy as np
 from beton_tools.errors import UserError
 from beton_tools.image_formats import is_image_name
 from beton_tools.names import Names
-from beton_tools.sources.base import SpanSource, Stamp, stamp_of
+from beton_tools.remote import RemotePath, SourcePath, Stamp
+from beton_tools.remote_files import open_source_file
+from beton_tools.sources.base import SpanSource, stamp_of
 from beton_tools.sources.wnids import class_names_of, is_wnid
-from beton_tools.user_files import open_user_file
 
 _BLOCK = 512  # POSIX ustar
 _MAX_HEADER = 1 << 20  # bytes of an extended header (long names, pax records)
@@ -51,7 +52,7 @@ class _HeaderReader:
         return self._file.seek(offset)
 
 
-def members(file: BinaryIO, path: Path, end: int | None = None) -> Iterator[Member]:
+def members(file: BinaryIO, path: SourcePath, end: int | None = None) -> Iterator[Member]:
     """Regular files of the tar that starts at the file's current position.
 
     Offsets are relative to the start of `file`, so a tar inside a tar does not have to be unpacked.
@@ -94,7 +95,7 @@ def members(file: BinaryIO, path: Path, end: int | None = None) -> Iterator[Memb
         )
 
 
-def read_member(file: BinaryIO, path: Path, member: Member) -> bytes:
+def read_member(file: BinaryIO, path: SourcePath, member: Member) -> bytes:
     """The content of a member of the tar that was opened as `file`.
 
     Raises:
@@ -111,7 +112,7 @@ def read_member(file: BinaryIO, path: Path, member: Member) -> bytes:
 class SpanTable:
     """The images found in archives so far: 28 bytes and a name per image."""
 
-    archives: list[str] = field(default_factory=list)
+    archives: list[str | RemotePath] = field(default_factory=list)
     archive_stamps: list[Stamp] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     labels: array[int] = field(default_factory=lambda: array("q"))
@@ -120,16 +121,20 @@ class SpanTable:
     lengths: array[int] = field(default_factory=lambda: array("q"))
 
     @contextmanager
-    def open_archive(self, path: Path) -> Iterator[BinaryIO]:
+    def open_archive(self, path: SourcePath) -> Iterator[BinaryIO]:
         """Open the archive to which the images that are added next belong.
 
         Raises:
             UserError: it does not exist, cannot be opened, or is not a regular file.
         """
-        with open_user_file(path, "a .tar file") as file:
-            self.archives.append(str(path))
-            self.archive_stamps.append(stamp_of(file))
+        with open_source_file(path, "a .tar file") as file:
+            self.add_archive(path, stamp_of(file))
             yield file
+
+    def add_archive(self, path: SourcePath, stamp: Stamp) -> None:
+        """Images that are added next belong to this archive, which had the stamp when it was read."""
+        self.archives.append(path if isinstance(path, RemotePath) else str(path))
+        self.archive_stamps.append(stamp)
 
     def add(self, name: str, label: int, member: Member) -> None:
         self.names.append(name)
@@ -141,7 +146,7 @@ class SpanTable:
     def source(
         self,
         kind: str,
-        root: Path,
+        root: SourcePath,
         classes: Sequence[str],
         class_names: tuple[str, ...] | None,
         key: Callable[[int], str] | None,
@@ -174,7 +179,7 @@ class SpanTable:
         )
 
 
-def train_tar_source(path: Path, classes: Sequence[str] | None = None) -> SpanSource:
+def train_tar_source(path: SourcePath, classes: Sequence[str] | None = None) -> SpanSource:
     """ILSVRC2012_img_train.tar, a tar of one tar per wnid: the same images, in the same order, as its unpacked folder.
 
     Raises:
@@ -182,7 +187,7 @@ def train_tar_source(path: Path, classes: Sequence[str] | None = None) -> SpanSo
     """
     table = SpanTable()
     with table.open_archive(path) as file:
-        inner = {Path(m.name).stem: m for m in members(file, path) if m.name.endswith(".tar")}
+        inner = {PurePath(m.name).stem: m for m in members(file, path) if m.name.endswith(".tar")}
         wnids = _checked_wnids(path, inner, classes)
         for wnid in sorted(inner):
             file.seek(inner[wnid].offset)
@@ -191,7 +196,9 @@ def train_tar_source(path: Path, classes: Sequence[str] | None = None) -> SpanSo
     return _by_class_and_name(table, path, wnids)
 
 
-def class_tars_source(folder: Path, tars: Sequence[Path], classes: Sequence[str] | None = None) -> SpanSource:
+def class_tars_source(
+    folder: SourcePath, tars: Sequence[SourcePath], classes: Sequence[str] | None = None
+) -> SpanSource:
     """The members of the train tar as separate files: n01440764.tar, n01443537.tar, ...
 
     Raises:
@@ -206,7 +213,9 @@ def class_tars_source(folder: Path, tars: Sequence[Path], classes: Sequence[str]
     return _by_class_and_name(table, folder, wnids)
 
 
-def _checked_wnids(root: Path, found: Collection[str], classes: Sequence[str] | None) -> tuple[str, ...]:
+def _checked_wnids(
+    root: SourcePath, found: Collection[str], classes: Sequence[str] | None
+) -> tuple[str, ...]:
     """The class list of the archives `found`: `classes` if given, otherwise their wnids in sorted order."""
     others = [name for name in found if not is_wnid(name)]
     if others or not found:
@@ -225,12 +234,12 @@ def _checked_wnids(root: Path, found: Collection[str], classes: Sequence[str] | 
 
 def _add_class(table: SpanTable, wnid: str, label: int, archive: Iterator[Member]) -> None:
     for member in archive:
-        name = Path(member.name).name
+        name = PurePath(member.name).name
         if is_image_name(name):
             table.add(f"{wnid}/{name}", label, member)
 
 
-def _by_class_and_name(table: SpanTable, root: Path, wnids: tuple[str, ...]) -> SpanSource:
+def _by_class_and_name(table: SpanTable, root: SourcePath, wnids: tuple[str, ...]) -> SpanSource:
     return table.source(
         "ilsvrc-tar", root, wnids, class_names_of(wnids, root.parent), table.names.__getitem__
     )

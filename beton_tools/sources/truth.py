@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from beton_tools.errors import UserError
-from beton_tools.sources.side_files import is_present, read_lines
+from beton_tools.remote import SourcePath
+from beton_tools.remote_files import open_regular_source
+from beton_tools.sources.side_files import folder_and_parents, is_present, read_lines, read_side_file
 from beton_tools.sources.tars import members, read_member
-from beton_tools.user_files import open_regular, read_user_file
 
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _SYNSETS = "meta.mat"
@@ -43,7 +44,7 @@ class Truth:
     label_of: dict[str, int]
 
 
-def find_truth(folder: Path, image_names: Sequence[str], classes: Sequence[str] | None) -> Truth:
+def find_truth(folder: SourcePath, image_names: Sequence[str], classes: Sequence[str] | None) -> Truth:
     """The label of every image.
 
     Args:
@@ -54,7 +55,7 @@ def find_truth(folder: Path, image_names: Sequence[str], classes: Sequence[str] 
         UserError: no file with labels is found, or it does not match the images.
     """
     stems = sorted(Path(name).stem for name in image_names)
-    for candidate in (folder, *list(folder.resolve().parents)[:4]):
+    for candidate in folder_and_parents(folder):
         for name, read in ((_GROUND_TRUTH, _read_devkit), (_KAGGLE, _read_kaggle), (_TEXT, _read_text)):
             wnid_of = read(candidate, stems)
             if wnid_of is not None:
@@ -100,7 +101,7 @@ def _class_at(classes: Sequence[str], number: int, file: str) -> str:
     return classes[number]
 
 
-def _read_devkit(folder: Path, stems: Sequence[str]) -> dict[str, str] | None:
+def _read_devkit(folder: SourcePath, stems: Sequence[str]) -> dict[str, str] | None:
     """Labels from the devkit: line k of the ground truth is the ILSVRC id of the k-th image, meta.mat maps it to a wnid."""
     read = _devkit_reader(folder)
     if read is None:
@@ -118,7 +119,7 @@ def _read_devkit(folder: Path, stems: Sequence[str]) -> dict[str, str] | None:
     return {stem: wnids[i] for stem, i in zip(stems, ids, strict=True)}
 
 
-def _ids(folder: Path, text: bytes) -> list[int]:
+def _ids(folder: SourcePath, text: bytes) -> list[int]:
     try:
         return [int(line) for line in text.split()]
     except ValueError as error:
@@ -127,11 +128,11 @@ def _ids(folder: Path, text: bytes) -> list[int]:
         ) from error
 
 
-def _devkit_reader(folder: Path) -> Callable[[str], bytes] | None:
+def _devkit_reader(folder: SourcePath) -> Callable[[str], bytes] | None:
     """A function that reads a file of the devkit by name, from its folder or its archive; None if neither exists."""
     for data in (folder, folder / "data", folder / _DEVKIT / "data", folder / "devkit" / "data"):
         if is_present(data / _GROUND_TRUTH):
-            return lambda name: read_user_file(data / name, _MAX_DEVKIT_BYTES, "the devkit's file")
+            return lambda name: read_side_file(data / name, _MAX_DEVKIT_BYTES, "the devkit's file")
     archive = folder / f"{_DEVKIT}.tar.gz"
     if not is_present(archive):
         return None
@@ -139,9 +140,9 @@ def _devkit_reader(folder: Path) -> Callable[[str], bytes] | None:
     return lambda name: _from_archive(unpacked, archive, name)
 
 
-def _unzip(archive: Path) -> bytes:
+def _unzip(archive: SourcePath) -> bytes:
     try:
-        with open_regular(archive) as file, gzip.open(file) as stream:
+        with open_regular_source(archive) as file, gzip.open(file) as stream:
             data = stream.read(_MAX_DEVKIT_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
@@ -153,7 +154,7 @@ def _unzip(archive: Path) -> bytes:
     return data
 
 
-def _from_archive(unpacked: io.BytesIO, archive: Path, name: str) -> bytes:
+def _from_archive(unpacked: io.BytesIO, archive: SourcePath, name: str) -> bytes:
     unpacked.seek(0)
     for member in members(unpacked, archive):
         if Path(member.name).name == name:
@@ -161,7 +162,7 @@ def _from_archive(unpacked: io.BytesIO, archive: Path, name: str) -> bytes:
     raise UserError(f"{archive}: has no {name}; download the task 1 & 2 devkit")
 
 
-def _synset_wnids(folder: Path, meta: bytes) -> dict[int, str]:
+def _synset_wnids(folder: SourcePath, meta: bytes) -> dict[int, str]:
     """ILSVRC id -> wnid of the classes, from the devkit's meta.mat."""
     if importlib.util.find_spec("scipy") is None:
         raise UserError(f"{folder}: reading the devkit's {_SYNSETS} needs SciPy; pip install scipy")
@@ -177,7 +178,7 @@ def _synset_wnids(folder: Path, meta: bytes) -> dict[int, str]:
     return {number: wnid for number, wnid in pairs if number <= _NUM_CLASSES}
 
 
-def _read_kaggle(folder: Path, stems: Sequence[str]) -> dict[str, str] | None:
+def _read_kaggle(folder: SourcePath, stems: Sequence[str]) -> dict[str, str] | None:
     """Labels from LOC_val_solution.csv: ImageId, "wnid x y x y [wnid ...]"; all boxes of an image have the same wnid."""
     lines = read_lines(folder / _KAGGLE)
     if lines is None:
@@ -191,7 +192,7 @@ def _read_kaggle(folder: Path, stems: Sequence[str]) -> dict[str, str] | None:
     }
 
 
-def _read_text(folder: Path, stems: Sequence[str]) -> dict[str, str] | None:
+def _read_text(folder: SourcePath, stems: Sequence[str]) -> dict[str, str] | None:
     """Labels from val.txt: a file name and a class (wnid, or number in sorted wnid order) on each line."""
     lines = read_lines(folder / _TEXT)
     if lines is None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from beton_tools.errors import UserError
 from beton_tools.format import MAX_CLASSES
 from beton_tools.image_formats import IMAGE_SUFFIXES
-from beton_tools.sources.base import SpanSource
+from beton_tools.remote import SourcePath, Stamp
+from beton_tools.remote_files import map_files, open_source_file
+from beton_tools.sources.base import SpanSource, stamp_of
 from beton_tools.sources.side_files import read_lines
 from beton_tools.sources.tars import Member, SpanTable, members, read_member
 from beton_tools.sources.wnids import class_names_of
@@ -21,7 +22,9 @@ _MAX_JSON_BYTES = 1 << 20
 _MAX_NUMBER_BYTES = 32  # of a .cls file, with white space
 
 
-def webdataset_source(root: Path, shards: Sequence[Path], classes: Sequence[str] | None = None) -> SpanSource:
+def webdataset_source(
+    root: SourcePath, shards: Sequence[SourcePath], classes: Sequence[str] | None = None
+) -> SpanSource:
     """Samples in the order of the shards. The label is a number in `.cls`, or "label" in `.json`.
 
     Args:
@@ -31,10 +34,10 @@ def webdataset_source(root: Path, shards: Sequence[Path], classes: Sequence[str]
         UserError: a damaged archive, no image, a sample without a usable label, or a label that has no class.
     """
     table = SpanTable()
-    for path in shards:
-        with table.open_archive(path) as file:
-            for key, image, label in _samples(file, path):
-                table.add(f"{path.name}/{key}.{_extension(image)}", label, image)
+    for path, (stamp, samples) in zip(shards, map_files(_read_shard, shards), strict=True):
+        table.add_archive(path, stamp)
+        for key, image, label in samples:
+            table.add(f"{path.name}/{key}.{_extension(image)}", label, image)
     count = max(table.labels, default=-1) + 1
     class_list = tuple(classes or _read_class_list(root) or map(str, range(count)))
     if count > len(class_list):
@@ -45,7 +48,12 @@ def webdataset_source(root: Path, shards: Sequence[Path], classes: Sequence[str]
     return table.source("webdataset", root, class_list, class_names_of(class_list, root), key=None)
 
 
-def _samples(file: BinaryIO, path: Path) -> Iterator[tuple[str, Member, int]]:
+def _read_shard(path: SourcePath) -> tuple[Stamp, list[tuple[str, Member, int]]]:
+    with open_source_file(path, "a .tar file") as file:
+        return stamp_of(file), list(_samples(file, path))
+
+
+def _samples(file: BinaryIO, path: SourcePath) -> Iterator[tuple[str, Member, int]]:
     for key, group in groupby(members(file, path), key=_key):
         parts = {_extension(member): member for member in group}
         images = [m for extension, m in parts.items() if f".{extension}".endswith(IMAGE_SUFFIXES)]
@@ -62,7 +70,7 @@ def _extension(member: Member) -> str:
     return member.name.rpartition("/")[2].partition(".")[2].lower()
 
 
-def _label(file: BinaryIO, path: Path, key: str, parts: dict[str, Member]) -> int:
+def _label(file: BinaryIO, path: SourcePath, key: str, parts: dict[str, Member]) -> int:
     member = parts.get("cls") or parts.get("json")
     if member is None:
         raise UserError(f"{path}: sample {key} has no label: add a .cls or .json file to it")
@@ -89,6 +97,6 @@ def _reason(error: Exception) -> str:
     return text.partition("\n")[0][:200]
 
 
-def _read_class_list(root: Path) -> list[str] | None:
+def _read_class_list(root: SourcePath) -> list[str] | None:
     lists = (read_lines(root / name) for name in _CLASS_LISTS)
     return next((lines for lines in lists if lines is not None), None)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from beton_tools.sources.side_files import read_lines
+from beton_tools.remote import SourcePath
+from beton_tools.sources.side_files import folder_and_parents, read_lines
 
 _WNID = re.compile(r"n\d{8}")
 _KAGGLE_LIST = "LOC_synset_mapping.txt"  # "n01440764 tench, Tinca tinca", in the ILSVRC download of Kaggle
@@ -21,7 +22,7 @@ def is_wnid(name: str) -> bool:
     return _WNID.fullmatch(name) is not None
 
 
-def class_names_of(classes: Sequence[str], root: Path) -> tuple[str, ...] | None:
+def class_names_of(classes: Sequence[str], root: SourcePath) -> tuple[str, ...] | None:
     """Readable names if all classes are wnids and one list (near `root`, or timm's) has all of them; otherwise None."""
     if not classes or not all(is_wnid(c) for c in classes):
         return None
@@ -32,9 +33,9 @@ def class_names_of(classes: Sequence[str], root: Path) -> tuple[str, ...] | None
     return None
 
 
-def _name_lists(root: Path) -> list[Path]:
-    near = [folder / _KAGGLE_LIST for folder in (root, *list(root.resolve().parents)[:4])]
-    return near + _timm_list(_TIMM_NAMES)
+def _name_lists(root: SourcePath) -> list[SourcePath]:
+    near = [folder / _KAGGLE_LIST for folder in folder_and_parents(root)]
+    return [*near, *_timm_list(_TIMM_NAMES)]
 
 
 def imagenet_wnids() -> tuple[str, ...]:

@@ -126,7 +126,7 @@ def average(
         models: run directories or checkpoints; "start" for what the run after it started from.
         data: `.beton` files, the selection set first; none: the validation file of the last model's recipe, if there is
             something to choose.
-        alphas: of WiSE-FT, between two models. soup: "greedy" or "uniform" instead.
+        alphas: of WiSE-FT, between two models; of equally good ones the smallest is kept. soup: "greedy" or "uniform" instead.
         say: called with each row's figures.
 
     Raises:
@@ -152,7 +152,7 @@ def average(
             trained, files, world, only_present_classes, say if world.is_main else lambda text: None
         )
         if soup is None:
-            found = _interpolate(evaluator, ingredients, alphas)
+            found = _interpolate(evaluator, ingredients, sorted(set(alphas)))
         else:
             found = _greedy(evaluator, ingredients) if soup == GREEDY else _uniform(evaluator, ingredients)
         trained.model.load_state_dict(found.state)

@@ -11,8 +11,11 @@ TAKES_OPTIONS = False
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from fastft.cli.conversion import add_options
 
-    kinds = "one folder per class; or a .csv, a .parquet, a .tar, a quoted pattern of shards"
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help=kinds)
+    kinds = (
+        "one folder per class; or a .csv, a .parquet, a .tar, a quoted pattern of shards; the last three may be URLs "
+        "(s3://, gs://, hf://, https://)"
+    )
+    parser.add_argument("--data", required=True, metavar="DIR", help=kinds)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.beton", help="the file to write")
     labels = "number the classes as in this file; give the training file when converting the validation set"
     parser.add_argument("--classes-of", type=Path, metavar="FILE.beton", help=labels)
@@ -22,14 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from beton_tools.convert import convert_folder
+    from beton_tools.convert import convert_folder, converted_path
     from beton_tools.progress_bar import progress
     from beton_tools.signals import hint_when_interrupted
     from fastft.cli.conversion import options_of, summary
 
+    options = options_of(args)
     with progress(args.out.name) as show, hint_when_interrupted():
         manifest = convert_folder(
-            args.data, args.out, options_of(args), show, args.overwrite, args.classes_of, args.class_indices
+            args.data, args.out, options, show, args.overwrite, args.classes_of, args.class_indices
         )
-    print(summary(args.out, manifest))
+    print(summary(converted_path(args.out, options), manifest))
     return 0

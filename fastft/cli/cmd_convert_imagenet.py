@@ -19,7 +19,8 @@ parquet of the Hugging Face hub: train-*.parquet, validation-*.parquet, also ins
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from fastft.cli.conversion import add_options
 
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with the data set")
+    data = "folder with the data set; of tars and parquet files also a URL (s3://, gs://, hf://)"
+    parser.add_argument("--data", required=True, metavar="DIR", help=data)
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for train.beton and val.beton"
     )
@@ -28,13 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from beton_tools.convert import convert_imagenet
+    from beton_tools.convert import convert_imagenet, converted_path
     from beton_tools.progress_bar import progress
     from beton_tools.signals import hint_when_interrupted
     from fastft.cli.conversion import options_of, summary
 
+    options = options_of(args)
     with hint_when_interrupted():
-        manifests = convert_imagenet(args.data, args.out, options_of(args), progress, args.overwrite)
+        manifests = convert_imagenet(args.data, args.out, options, progress, args.overwrite)
     for split, manifest in manifests.items():
-        print(summary(args.out / f"{split}.beton", manifest))
+        print(summary(converted_path(args.out / f"{split}.beton", options), manifest))
     return 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from beton_tools import console
 from beton_tools.images import KEPT, SUBSAMPLINGS
 from beton_tools.manifest import Manifest, manifest_path
+from beton_tools.parts import Part
 from beton_tools.writer import ON_ERROR, WriteOptions, limits
 
 _SHOWN = 5  # images named on the screen; the manifest lists all
@@ -39,6 +40,8 @@ def _add_file_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--subset-per-class", type=int, metavar="N", help=subset)
     seed = f"write in this seeded order, {limits('shuffle_seed')} (default: sorted by class and name)"
     group.add_argument("--shuffle-seed", type=int, metavar="SEED", help=seed)
+    part = "write only this part of the images, to FILE-03-of-16.beton for 3/16; classes and order are those of the whole"
+    group.add_argument("--part", metavar="K/N", help=part)
     workers = f"processes that encode, {limits('workers')} (default: one for every usable CPU)"
     group.add_argument("--workers", type=int, metavar="N", help=workers)
     overwrite = "replace a file that was made of other images or options"
@@ -60,6 +63,7 @@ def options_of(args: argparse.Namespace) -> WriteOptions:
         workers=args.workers,
         subset_per_class=args.subset_per_class,
         shuffle_seed=args.shuffle_seed,
+        part=None if args.part is None else Part.parse(args.part),
         on_error=args.on_error,
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 from beton_tools.errors import UserError
 from fastft.config.epoch_values import epoch_values
 from fastft.constants import (
+    BLOCK_MIB,
     CLIP_MEAN,
     CLIP_STD,
     CROPS,
@@ -18,6 +19,8 @@ from fastft.constants import (
     IMAGENET_TRAIN_SIZE,
     INTERPOLATIONS,
     MAX_ERASE,
+    ORDERS,
+    RANDOM,
 )
 
 LARGEST_SEED = 2**63 - 1  # random numbers are drawn from it as an int64
@@ -65,7 +68,8 @@ class Data:
     """Files, number of images and classes, loader."""
 
     train: str | None = option(
-        None, "training images: a .beton file, a folder with a folder per class, or a CSV or parquet table",
+        None, "training images: a .beton file, several (a quoted pattern, or separated by commas), a folder with a folder per "
+        "class, or a CSV or parquet table",
         changes_accuracy=False,
     )  # fmt: skip
     val: str | None = option(
@@ -81,6 +85,14 @@ class Data:
     num_classes: int = option(
         1000, "number of classes, outputs of the head; the class names of a training file override a recipe's",
         low=2, high=1_000_000, auto=True,
+    )  # fmt: skip
+    order: str = option(
+        RANDOM, "order of the samples in an epoch; blocks: reads every page once, for files that do not fit the memory",
+        choices=ORDERS, paper=RANDOM, since="0.3.0",
+    )  # fmt: skip
+    block_mib: int = option(
+        BLOCK_MIB, "data.order=blocks: MiB of pages whose samples are shuffled together; three blocks must fit the memory",
+        low=1, high=2**20, since="0.3.0",
     )  # fmt: skip
     workers: int = option(
         0, "decode and augmentation threads per process; 0: this process's share of the cores",

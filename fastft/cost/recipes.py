@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from beton_tools.beton_paths import exist_betons
 from beton_tools.errors import UserError
-from beton_tools.format import Beton
-from fastft.build import recipe_arch, with_training_file
+from fastft.build import recipe_arch, with_training_files
 from fastft.config import Recipe, load_recipe
 from fastft.cost.work import recipe_work
 from fastft.photos.paths import needs_conversion
@@ -36,6 +36,8 @@ def count_images(recipe: Recipe) -> Recipe:
         from fastft.photos.prepare import count_photos  # loads the image libraries
 
         return count_photos(recipe)
-    if file is None or not Path(file).is_file():
+    if file is None or not exist_betons(file):
         return recipe
-    return with_training_file(recipe, Beton.open(file))
+    from beton_tools.beton_set import BetonSet  # loads the image libraries
+
+    return with_training_files(recipe, BetonSet.open(file))

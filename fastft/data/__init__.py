@@ -7,13 +7,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastft.data.loader import Batch, EvalLoader, Output, TrainLoader
+    from fastft.data.batch import Batch, Output
+    from fastft.data.loader import EvalLoader, TrainLoader
     from fastft.data.order import Shard
     from fastft.data.sample_error import SampleError
 
 __all__ = ["Batch", "EvalLoader", "Output", "SampleError", "Shard", "TrainLoader"]
 
-_MODULES = {"SampleError": "sample_error", "Shard": "order"}  # of the other names: loader
+_MODULES = {
+    "Batch": "batch",
+    "Output": "batch",
+    "SampleError": "sample_error",
+    "Shard": "order",
+}  # of the others: loader
 
 
 def __getattr__(name: str) -> Any:

@@ -4,31 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from beton_tools.errors import UserError
-from beton_tools.format import MAX_CLASSES
 from beton_tools.names import escape_undecodable
-
-if TYPE_CHECKING:
-    from beton_tools.format import Beton
-    from beton_tools.manifest import Manifest
-
-
-def read_class_names(beton: Beton, manifest: Manifest | None) -> list[str]:
-    """Names by label: from the manifest, otherwise "class 0" to the highest label.
-
-    Raises:
-        UserError: a label is negative or too large.
-    """
-    highest, lowest = int(beton.labels.max()), int(beton.labels.min())
-    count = manifest.num_classes if manifest else highest + 1
-    if lowest < 0 or highest >= min(count, MAX_CLASSES):
-        limit = min(count, MAX_CLASSES) - 1
-        raise UserError(
-            f"{beton.path}: labels range from {lowest} to {highest}, expected 0 to {limit}; write the file again"
-        )
-    return [manifest.class_label(k) if manifest else f"class {k}" for k in range(count)]
 
 
 def name_outputs(classes: Sequence[str], outputs: int) -> list[str]:

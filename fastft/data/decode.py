@@ -14,7 +14,8 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
-from beton_tools.format import RAW_MODE, Beton
+from beton_tools.beton_set import BetonSet
+from beton_tools.format import RAW_MODE
 from beton_tools.jpeg.crop import decode_scanned
 from beton_tools.jpeg.markers import BAD_REGION, OK, OTHER_SIZE, scan_header
 from beton_tools.jpeg.memory import copy_bytes
@@ -31,9 +32,9 @@ CHANNELS = 3
 
 
 class Stored(NamedTuple):
-    """Where the images of a batch are in the file, and what they are; arrays (B,)."""
+    """Where the images of a batch are, and what they are; arrays (B,)."""
 
-    descriptor: int  # of the open file
+    descriptor: np.ndarray  # int32, of the open file
     start: np.ndarray  # int64, byte offset in the file
     num_bytes: np.ndarray  # int64
     height: np.ndarray  # int64
@@ -41,11 +42,13 @@ class Stored(NamedTuple):
     mode: np.ndarray  # uint8, JPEG_MODE or RAW_MODE
 
 
-def find_stored(beton: Beton, ids: np.ndarray) -> Stored:
+def find_stored(betons: BetonSet, ids: np.ndarray) -> Stored:
     """The `Stored` of a batch of sample ids (B,)."""
-    rows = beton.image_column[ids]
+    rows = betons.image_column[ids]
     height, width = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
-    return Stored(beton.descriptor, beton.pointers[ids], beton.sizes[ids], height, width, rows["mode"].copy())
+    descriptor = betons.descriptors[betons.files_of(ids)]
+    start = rows["data_ptr"].astype(np.int64)
+    return Stored(descriptor, start, betons.sizes[ids], height, width, rows["mode"].copy())
 
 
 class Scratch(NamedTuple):
@@ -81,7 +84,7 @@ def read_stored(stored: Stored, b: int, region: np.ndarray, buffer: np.ndarray) 
         if y < 0 or x < 0 or h < 1 or w < 1 or y + h > height or x + w > width:
             return BAD_REGION
         start, num_bytes = start + CHANNELS * width * y, CHANNELS * width * h
-    return OK if read_at(stored.descriptor, start, num_bytes, buffer) else READ_FAILED
+    return OK if read_at(stored.descriptor[b], start, num_bytes, buffer) else READ_FAILED
 
 
 @njit(cache=True, nogil=True)

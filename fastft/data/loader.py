@@ -1,4 +1,4 @@
-"""Loaders of training and evaluation batches from a `.beton` file.
+"""Loaders of training and evaluation batches from one or more `.beton` files.
 
 with TrainLoader("train.beton", "3aug", 224, batch_size=256) as loader:
     for epoch in range(50):
@@ -8,62 +8,40 @@ with TrainLoader("train.beton", "3aug", 224, batch_size=256) as loader:
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import closing, nullcontext
+from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from itertools import islice
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numba
 import numpy as np
-import torch
 
+from beton_tools.beton_paths import BetonPaths
+from beton_tools.beton_set import BetonSet
 from beton_tools.cgroup import usable_cpus
 from beton_tools.errors import UserError
-from beton_tools.format import Beton
-from beton_tools.manifest import Manifest
 from fastft.augment.draw import draw_plan, eval_plan
 from fastft.augment.policies import AugmentPolicy, parse_policy
-from fastft.data.classes import read_class_names
+from fastft.constants import BLOCK_MIB, RANDOM
+from fastft.data.batch import Batch, Output
+from fastft.data.data_notes import data_notes, log_notes
 from fastft.data.engine import Engine
-from fastft.data.order import BatchLayout, Shard, epoch_order, eval_share
-from fastft.data.packed_stage import PackedStage
-from fastft.data.stage import CpuStage, DrawPlan, Stage
+from fastft.data.new_stage import check_shrink, new_stage
+from fastft.data.order import BatchLayout, Shard, eval_share
+from fastft.data.sample_order import SampleOrder
+from fastft.data.stage import DrawPlan
 
 Locate = Callable[[int], tuple[int, int]]  # index of a micro-batch -> (step, position of its first image)
 
 
-@dataclass(frozen=True)
-class Output:
-    """The images that a loader delivers: (b, 3, size, size), normalised, in channels-last memory.
-
-    On a GPU (`device="cuda"`) augmentation runs there too.
-    """
-
-    size: int
-    device: torch.device | str = "cpu"
-    dtype: torch.dtype = torch.float32  # float32, float16 or bfloat16
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch. `images` is a view of a reused buffer, valid until the next batch is requested."""
-
-    images: torch.Tensor  # (b, 3, S, S), as `Output` says
-    labels: torch.Tensor  # (b,) int64 on the same device
-    ids: np.ndarray  # (b,) int64, indices of the samples in the file
-    step: int  # optimiser step within the epoch (evaluation: index of the batch)
-    first_position: int  # of images[0] in the global batch of that step (evaluation: in the whole set)
-
-
 class _BetonLoader:
-    """A file, the stage that turns its samples into batches, and one pass over given samples at a time."""
+    """Files, the stage that turns their samples into batches, and one pass over given samples at a time."""
 
     def __init__(
         self,
-        path: str | Path,
+        data: BetonPaths | BetonSet,
         policy: AugmentPolicy | str,
         output: Output | int,
         *,
@@ -77,16 +55,14 @@ class _BetonLoader:
                 raise UserError(f"{name} is {value}: give 1 or more")
         self.policy = parse_policy(policy) if isinstance(policy, str) else policy
         self.output = Output(output) if isinstance(output, int) else output
-        self.beton, self.batch = Beton.open(path), batch
+        self.betons, self.batch = data if isinstance(data, BetonSet) else BetonSet.open(data), batch
         self.workers = min(workers or default_workers(), numba.config.NUMBA_NUM_THREADS)
-        manifest = _read_manifest(self.beton)
-        self.class_names = read_class_names(self.beton, manifest)
-        # identifies the samples of the file, to compare files between processes and runs
-        self.content: dict[str, Any] = {"num_samples": self.beton.num_samples}
-        if manifest is not None:
-            self.content["checksum"] = manifest.checksum
+        self.class_names = self.betons.class_names
+        self.content = (
+            self.betons.content
+        )  # identifies the samples, to compare data between processes and runs
         self.num_classes = len(self.class_names)
-        self.class_counts: list[int] = np.bincount(self.beton.labels, minlength=self.num_classes).tolist()
+        self.class_counts = self.betons.class_counts
         self.closed = False
         self.wait_seconds = 0.0  # that the consumer waited for batches; may be reset to 0
         self.batches_ahead, self.on_wait = batches_ahead, on_wait
@@ -94,8 +70,8 @@ class _BetonLoader:
     def _allocate(self) -> None:
         """Allocate decoders and buffers; the last thing that a constructor does, when nothing can be refused any more."""
         slots = Engine.slots(self.batches_ahead)
-        self.stage = _new_stage(
-            self.beton, self.policy, self.output, workers=self.workers, slots=slots, batch=self.batch
+        self.stage = new_stage(
+            self.betons, self.policy, self.output, workers=self.workers, slots=slots, batch=self.batch
         )
         self.engine = Engine(
             self.stage,
@@ -110,7 +86,7 @@ class _BetonLoader:
             raise RuntimeError("this loader is closed")
         if len(order) == 0:
             return
-        self.beton.check_unchanged()
+        self.betons.check_unchanged()
         thread = self.engine.start(order, draw)
         try:
             for index in range(-(-len(order) // self.batch)):
@@ -151,7 +127,8 @@ class TrainLoader(_BetonLoader):
     `SampleError` in the loop that iterates.
 
     Args:
-        path: a `.beton` file, written by `fastft convert` or by FFCV.
+        data: a `.beton` file, written by `fastft convert` or by FFCV; a pattern such as "train-*.beton", or several files
+            (see `find_betons`), whose samples are numbered through; or files that are already open.
         policy: augmentation, also as a string such as "rand-m9-mstd0.5-inc1", "3aug" or "none" (see `parse_policy`).
         output: size, device and dtype of the images; a number is the size in pixels, for float32 on the CPU.
         batch_size: images of one optimiser step, over all processes.
@@ -159,18 +136,20 @@ class TrainLoader(_BetonLoader):
             divisible by world_size * micro_batch.
         seed: of the order and of all random choices.
         shard: rank and world size of this process.
+        order: "random", or "blocks" for files that do not fit the memory; see `fastft.data.block_order`.
+        block_mib: size of a block, in MiB. Three of them must fit the memory.
         subset: int64 (n,), indices of the samples to train on (default: all).
         workers: threads (default: as many as CPUs, divided among the processes of this machine).
         batches_ahead: batches that are prepared in advance, the one in progress included.
         on_wait: called about ten times a second while a batch is waited for; what it raises ends the pass.
 
     Raises:
-        UserError: the file is not a complete `.beton`, or an argument does not fit it.
+        UserError: a file is not a complete `.beton`, the files contradict each other, or an argument does not fit them.
     """
 
     def __init__(
         self,
-        path: str | Path,
+        data: BetonPaths | BetonSet,
         policy: AugmentPolicy | str,
         output: Output | int,
         *,
@@ -178,6 +157,8 @@ class TrainLoader(_BetonLoader):
         micro_batch: int | None = None,
         seed: int = 0,
         shard: Shard = Shard(),  # noqa: B008 - frozen
+        order: str = RANDOM,
+        block_mib: int = BLOCK_MIB,
         subset: np.ndarray | None = None,
         workers: int | None = None,
         batches_ahead: int = 2,
@@ -186,7 +167,7 @@ class TrainLoader(_BetonLoader):
         if micro_batch is None:
             micro_batch = max(1, batch_size // shard.world_size)
         super().__init__(
-            path,
+            data,
             policy,
             output,
             batch=micro_batch,
@@ -195,12 +176,17 @@ class TrainLoader(_BetonLoader):
             on_wait=on_wait,
         )
         self.seed = seed
-        self.subset = _checked_indices(self.beton, subset)
-        self.num_samples = len(self.subset)
+        if subset is not None:
+            subset = _checked_indices(self.betons, subset)
+        self.order = SampleOrder(self.betons, subset, seed, order, block_mib)
+        self.num_samples = len(self.order)
         self.layout = BatchLayout(self.num_samples, batch_size, micro_batch, shard)
         self.steps_per_epoch = self.layout.steps
         self._next = self._position = (0, 0)  # epoch, micro-batches delivered
+        self.notes = data_notes(self.betons, order, block_mib)
         self._allocate()
+        if shard.rank == 0:
+            log_notes(self.notes)
 
     def resize(self, size: int, micro_batch: int) -> None:
         """Deliver images of this size, `micro_batch` per batch, from the next pass on; a change ends the pass in progress.
@@ -211,7 +197,7 @@ class TrainLoader(_BetonLoader):
         if (size, micro_batch) == (self.output.size, self.batch):
             return
         layout = replace(self.layout, micro_batch=micro_batch)
-        check_shrink(self.beton, self.output.device, size)
+        check_shrink(self.betons, self.output.device, size)
         self.engine.close()
         self.stage.resize(size, micro_batch)
         self.engine.batch_size = self.batch = micro_batch
@@ -225,16 +211,23 @@ class TrainLoader(_BetonLoader):
         Raises:
             UserError: `start_step` is not in the epoch.
         """
-        order = self._epoch_order(epoch)
+        order = self.layout.rank_order(self.order.of_epoch(epoch), start_step)
+        locate = partial(self.layout.locate, start_step=start_step)
+        return self._read_epoch(epoch, order, locate)
+
+    def _read_epoch(self, epoch: int, order: np.ndarray, locate: Locate) -> Iterator[Batch]:
+        read_ahead = self.order.read_ahead(epoch, order)
 
         def draw(ids: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+            if read_ahead is not None:
+                read_ahead.advance(len(ids))
             size, policy = self.output.size, self.policy
             return draw_plan(
                 policy, seed=self.seed, epoch=epoch, sample_ids=ids, heights=heights, widths=widths, size=size
             )
 
-        locate = partial(self.layout.locate, start_step=start_step)
-        return self._batches(self.layout.rank_order(order, start_step), draw, locate)
+        with nullcontext() if read_ahead is None else closing(read_ahead):
+            yield from self._batches(order, draw, locate)
 
     @property
     def _per_step(self) -> int:
@@ -244,10 +237,7 @@ class TrainLoader(_BetonLoader):
     def samples_of_step(self, epoch: int, step: int) -> np.ndarray:
         """Indices of the samples in the global batch of a step, int64 (batch_size,)."""
         batch = self.layout.batch_size
-        return self._epoch_order(epoch)[step * batch : (step + 1) * batch]
-
-    def _epoch_order(self, epoch: int) -> np.ndarray:
-        return self.subset[epoch_order(self.num_samples, self.seed, epoch)]
+        return self.order.of_epoch(epoch)[step * batch : (step + 1) * batch]
 
     def __len__(self) -> int:
         """Micro-batches of this process in an epoch."""
@@ -266,21 +256,21 @@ class TrainLoader(_BetonLoader):
         """The next iteration is this epoch, from its start."""
         self._next = self._position = (epoch, 0)
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """The position behind the micro-batch that was delivered last, for `load_state_dict`."""
         epoch, done = self._position
         step, inner = divmod(done, self._per_step)
         return {"epoch": epoch, "step": step, "micro_batch_of_step": inner} | self._state_of_layout()
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where the loader was that returned `state`, also one of another world size.
 
         Raises:
             UserError: the state is of another file, seed or batch size, or lies within a step that is divided differently.
         """
-        own = self._state_of_layout()
+        own, state = self._state_of_layout(), {"order": RANDOM} | state  # earlier versions had no other order
         layout = () if state["micro_batch_of_step"] == 0 else ("world_size", "micro_batch")
-        for name in ("seed", "num_samples", "batch_size", *layout):
+        for name in ("seed", "num_samples", "batch_size", "order", *layout):
             if state[name] != own[name]:
                 raise UserError(
                     f"the loader's state was saved with {name} {state[name]}, this loader has {own[name]}"
@@ -288,11 +278,12 @@ class TrainLoader(_BetonLoader):
         done = state["step"] * self._per_step + state["micro_batch_of_step"]
         self._next = self._position = (state["epoch"], done)
 
-    def _state_of_layout(self) -> dict[str, int]:
+    def _state_of_layout(self) -> dict[str, Any]:
         return {
             "seed": self.seed,
             "num_samples": self.num_samples,
             "batch_size": self.layout.batch_size,
+            "order": self.order.name,
             "world_size": self.layout.shard.world_size,
             "micro_batch": self.batch,
         }
@@ -309,7 +300,7 @@ class EvalLoader(_BetonLoader):
 
     def __init__(
         self,
-        path: str | Path,
+        data: BetonPaths | BetonSet,
         policy: AugmentPolicy | str,
         output: Output | int,
         *,
@@ -324,7 +315,7 @@ class EvalLoader(_BetonLoader):
         colours = parse_policy(policy) if isinstance(policy, str) else policy
         policy = AugmentPolicy("none", mean=colours.mean, std=colours.std)
         super().__init__(
-            path,
+            data,
             policy,
             output,
             batch=batch_size,
@@ -332,7 +323,9 @@ class EvalLoader(_BetonLoader):
             batches_ahead=batches_ahead,
             on_wait=on_wait,
         )
-        indices = _checked_indices(self.beton, indices)
+        if indices is None:
+            indices = np.arange(self.betons.num_samples, dtype=np.int64)
+        indices = _checked_indices(self.betons, indices)
         self.num_samples, self.crop_pct = len(indices), crop_pct
         self.share, self.first = eval_share(indices, shard)
         self._allocate()
@@ -353,54 +346,8 @@ def default_workers() -> int:
     return max(1, usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _new_stage(
-    beton: Beton, policy: AugmentPolicy, output: Output, *, workers: int, slots: int, batch: int
-) -> Stage:
-    size, device = output.size, torch.device(output.device)
-    if device.type == "cpu":
-        return CpuStage(beton, policy, size, output.dtype, workers=workers, slots=slots, batch=batch)
-    if find_spec("numba_cuda") is None:
-        raise UserError("augmentation on a GPU needs numba-cuda: pip install -e '.[cuda12]'")
-    from fastft.augment.cuda import CudaAugment
-
-    check_shrink(beton, device, size)
-    augment = CudaAugment(policy, size, output.dtype, device)
-    return PackedStage(beton, size, device, augment, workers=workers, slots=slots)
-
-
-def check_shrink(beton: Beton, device: torch.device | str, size: int) -> None:
-    """Raise UserError if the device cannot make images of this size from the largest of the file."""
-    if torch.device(device).type == "cpu":
-        return
-    from fastft.augment.cuda_resize import MOST_SHRINK
-
-    longest = max(int(beton.heights.max()), int(beton.widths.max()))
-    if longest > MOST_SHRINK * size:
-        raise UserError(
-            f"{beton.path}: the GPU cannot shrink a side of {longest} pixels to {size}; convert with "
-            f"--max-resolution {MOST_SHRINK * size} or less"
-        )
-
-
-def _read_manifest(beton: Beton) -> Manifest | None:
-    """The manifest beside the file, if there is one.
-
-    Raises:
-        UserError: it describes another file.
-    """
-    manifest = Manifest.of_beton(beton.path)
-    if manifest and (manifest.num_samples, manifest.file_size) != (beton.num_samples, beton.file_size):
-        raise UserError(
-            f"{beton.path}: its manifest is of another file ({manifest.num_samples} samples, {manifest.file_size} bytes); "
-            "write the file again, or delete the manifest"
-        )
-    return manifest
-
-
-def _checked_indices(beton: Beton, indices: np.ndarray | None) -> np.ndarray:
-    if indices is None:
-        return np.arange(beton.num_samples, dtype=np.int64)
+def _checked_indices(betons: BetonSet, indices: np.ndarray) -> np.ndarray:
     indices = np.asarray(indices, np.int64)
-    if len(indices) and not 0 <= indices.min() <= indices.max() < beton.num_samples:
-        raise UserError(f"{beton.path}: indices must be from 0 to {beton.num_samples - 1}")
+    if len(indices) and not 0 <= indices.min() <= indices.max() < betons.num_samples:
+        raise UserError(f"{betons.title}: indices must be from 0 to {betons.num_samples - 1}")
     return indices

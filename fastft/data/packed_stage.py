@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from beton_tools.format import Beton
+from beton_tools.beton_set import BetonSet
 from fastft.augment.geometry import source_regions
 from fastft.data.decode import CHANNELS, decode_packed, find_stored
 from fastft.data.stage import DrawPlan, Stage
@@ -35,7 +35,7 @@ class PackedStage(Stage):
 
     def __init__(
         self,
-        beton: Beton,
+        betons: BetonSet,
         size: int,
         device: torch.device,
         augment: DeviceAugment,
@@ -43,7 +43,7 @@ class PackedStage(Stage):
         workers: int,
         slots: int,
     ) -> None:
-        super().__init__(beton, size, workers)
+        super().__init__(betons, size, workers)
         self.device, self.augment = device, augment
         self.scratch = self.new_scratch()
         self.buffers = [PinnedBuffer(device) for _ in range(slots)]
@@ -54,7 +54,7 @@ class PackedStage(Stage):
         self.size, self.augment = size, self.augment.at(size)  # buffers grow with the batches
 
     def run(self, ids: np.ndarray, slot: int, draw: DrawPlan) -> tuple[torch.Tensor, torch.Tensor]:
-        stored = find_stored(self.beton, ids)
+        stored = find_stored(self.betons, ids)
         plan = draw(ids, stored.height, stored.width)
         regions = source_regions(plan, self.size)
         offsets = np.append(0, np.cumsum(CHANNELS * regions[:, 2].astype(np.int64) * regions[:, 3]))

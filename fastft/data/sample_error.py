@@ -2,8 +2,8 @@
 
 from contextlib import suppress
 
+from beton_tools.beton_set import BetonSet
 from beton_tools.errors import UserError
-from beton_tools.format import Beton
 from beton_tools.jpeg.markers import describe_error
 from beton_tools.manifest import Manifest
 from fastft.augment.cpu import REASONS
@@ -14,20 +14,24 @@ READ_FAILED = (
 
 
 class SampleError(UserError):
-    """A sample that cannot be decoded; names the sample and, if there is a manifest, the original image."""
+    """A sample that cannot be decoded; names the sample and, if there is a manifest, the original image.
 
-    def __init__(self, beton: Beton, sample: int, reason: str) -> None:
+    The message has the sample's id in its file, `sample` the one among all files.
+    """
+
+    def __init__(self, betons: BetonSet, sample: int, reason: str) -> None:
         self.sample = sample
+        beton, own_id = betons.locate(sample)
         source = ""
         with suppress(UserError, IndexError):  # a damaged manifest must not replace this error
             if (manifest := Manifest.of_beton(beton.path)) is not None:
-                source = f" ({manifest.names[sample]})"
+                source = f" ({manifest.names[own_id]})"
         super().__init__(
-            f"{beton.path}: sample {sample}{source}: {reason}; list all such with `beton verify`"
+            f"{beton.path}: sample {own_id}{source}: {reason}; list all such with `beton verify`"
         )
 
 
-def raise_for_code(beton: Beton, sample: int, code: int) -> None:
+def raise_for_code(betons: BetonSet, sample: int, code: int) -> None:
     """Raise the error for a nonzero code of `decode_packed` or `decode_and_augment`.
 
     Raises:
@@ -35,7 +39,8 @@ def raise_for_code(beton: Beton, sample: int, code: int) -> None:
         UserError: the file cannot be read, or changed after it was opened.
     """
     if code == READ_FAILED:
-        beton.image_bytes(sample)  # raises the reason, unless reading succeeds now
-        raise SampleError(beton, sample, "could not be read at first")
+        betons.image_bytes(sample)  # raises the reason, unless reading succeeds now
+        raise SampleError(betons, sample, "could not be read at first")
+    beton, _ = betons.locate(sample)
     beton.check_unchanged()
-    raise SampleError(beton, sample, describe_error(code) if code > 0 else REASONS[-code])
+    raise SampleError(betons, sample, describe_error(code) if code > 0 else REASONS[-code])

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from beton_tools.format import Beton
+from beton_tools.beton_set import BetonSet
 from beton_tools.jpeg.turbo import close_decoders, open_decoders
 from fastft.augment.cpu import CpuAugment
 from fastft.augment.geometry import source_regions
@@ -28,9 +28,9 @@ class Stage(ABC):
 
     device = torch.device("cpu")  # of the images
 
-    def __init__(self, beton: Beton, size: int, workers: int) -> None:
-        self.beton, self.size = beton, size
-        self.labels = beton.labels
+    def __init__(self, betons: BetonSet, size: int, workers: int) -> None:
+        self.betons, self.size = betons, size
+        self.labels = betons.labels
         self.decoders = open_decoders(workers)
         self.clock = WorkClock(workers)
 
@@ -50,27 +50,26 @@ class Stage(ABC):
         """Make images of another size, `batch` at a time; between two passes. No kernel is compiled."""
 
     def new_scratch(self, augment_bytes: int = 0) -> Scratch:
-        """Scratch memory for the largest image of the file.
+        """Scratch memory for the largest image.
 
         The operating system provides only the pages that are written to.
         """
-        workers = len(self.decoders)
-        pixels = CHANNELS * self.beton.heights.astype(np.int64) * self.beton.widths
+        workers, largest = len(self.decoders), self.betons.largest
 
         def allocate(num_bytes: int) -> np.ndarray:
             return np.empty((workers, num_bytes), np.uint8)
 
         return Scratch(
-            stored=allocate(int(self.beton.sizes.max())),
-            decode=allocate(int((pixels + self.beton.sizes).max())),
-            pixels=allocate(int(pixels.max())),
+            stored=allocate(largest.num_bytes),
+            decode=allocate(largest.pixels_and_bytes),
+            pixels=allocate(CHANNELS * largest.pixels),
             augment=allocate(augment_bytes),
         )
 
     def check(self, ids: np.ndarray, codes: np.ndarray) -> None:
         """Raise the error of the first image with a nonzero code."""
         for b in np.flatnonzero(codes)[:1]:
-            raise_for_code(self.beton, int(ids[b]), int(codes[b]))
+            raise_for_code(self.betons, int(ids[b]), int(codes[b]))
 
     def pop_timings(self) -> dict[str, float]:
         """Seconds by part of the work since the last call, summed over threads."""
@@ -86,7 +85,7 @@ class CpuStage(Stage):
 
     def __init__(
         self,
-        beton: Beton,
+        betons: BetonSet,
         policy: AugmentPolicy,
         size: int,
         dtype: torch.dtype,
@@ -96,7 +95,7 @@ class CpuStage(Stage):
         batch: int,
     ) -> None:
         self.finish = CpuAugment(policy, size, _name(dtype)).finish
-        super().__init__(beton, size, workers)
+        super().__init__(betons, size, workers)
         self.policy, self.dtype, self.slots = policy, dtype, slots
         self.resize(size, batch)
 
@@ -104,11 +103,11 @@ class CpuStage(Stage):
         self.size = size
         augment = CpuAugment(self.policy, size, _name(self.dtype))
         self.batches = [augment.new_output(batch) for _ in range(self.slots)]
-        longest = int(self.beton.heights.max()), int(self.beton.widths.max())
-        self.scratch = self.new_scratch(augment.new_scratch(1, *longest).nbytes)
+        largest = self.betons.largest
+        self.scratch = self.new_scratch(augment.new_scratch(1, largest.height, largest.width).nbytes)
 
     def run(self, ids: np.ndarray, slot: int, draw: DrawPlan) -> tuple[torch.Tensor, torch.Tensor]:
-        stored = find_stored(self.beton, ids)
+        stored = find_stored(self.betons, ids)
         plan = draw(ids, stored.height, stored.width)
         out = self.batches[slot][: len(ids)]
         codes = np.empty(len(ids), np.int64)

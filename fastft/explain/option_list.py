@@ -59,11 +59,11 @@ def options_page() -> str:
     """The Markdown of docs/options.md."""
     parts = [
         "# Options",
-        "Written by `python docs/options_page.py` from `fastft/config/schema.py`; a test keeps it up to date. "
-        "`fastft options [SECTION|NAME]` prints the same.",
+        "Every option of a recipe, with meaning, default and limits; `fastft options [SECTION|NAME]` prints the same. "
         "An option is set in a recipe's section (`optim: {lr: 3e-4}`) or on the command line (`--optim.lr=3e-4`). "
         "'Paper's runs' are the values in the reference's logs, which differ from the paper's Table 10 in a few places "
         "([Recipes](recipes.md)).",
+        "Written by `python docs/options_page.py` from `fastft/config/schema.py`; a test keeps it up to date.",
     ]
     for section, cls in SECTIONS.items():
         rows = [_page_row(option) for option in list_options(section)]

@@ -14,10 +14,11 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from beton_tools.beton_paths import BetonPaths
+from beton_tools.beton_set import BetonSet
 from beton_tools.console import printable
-from beton_tools.format import Beton
 from beton_tools.images import decode_sample
-from beton_tools.manifest import Manifest
+from beton_tools.sample_table import SampleTable
 from fastft.augment import AugmentPolicy, describe_row, draw_plan, plan_to_json, source_regions
 from fastft.augment.cpu import CpuAugment
 from fastft.files.atomic import atomic_path, write_text
@@ -30,7 +31,7 @@ CAPTION_WIDTH = 36  # characters below a picture
 
 
 def write_preview(
-    data: Path | str,
+    data: BetonPaths,
     policy: AugmentPolicy,
     size: int,
     *,
@@ -40,36 +41,35 @@ def write_preview(
     out: Path,
     plan_out: Path | None = None,
 ) -> None:
-    """Draw `count` samples spread evenly over a `.beton` to the PNG `out`, and their plan as JSON to `plan_out`.
+    """Draw `count` samples spread evenly over `.beton` files to the PNG `out`, and their plan as JSON to `plan_out`.
 
     Raises:
         UserError: no such file, or one that is no `.beton`.
     """
-    beton = Beton.open(data)
-    samples = np.linspace(0, beton.num_samples - 1, max(1, min(count, beton.num_samples))).astype(np.int64)
-    manifest = Manifest.of_beton(beton.path)
-    labels = beton.labels[samples].tolist()
-    names = [manifest.class_label(k) if manifest else f"class {k}" for k in labels]
-    plan, images = carry_out(beton, policy, size, seed=seed, epoch=epoch, samples=samples)
-    draw_preview(beton, plan, images, out, names)
+    betons = BetonSet.open(data)
+    samples = np.linspace(0, len(betons) - 1, max(1, min(count, len(betons)))).astype(np.int64)
+    classes = betons.class_names
+    names = [classes[k] for k in betons.labels[samples].tolist()]
+    plan, images = carry_out(betons, policy, size, seed=seed, epoch=epoch, samples=samples)
+    draw_preview(betons, plan, images, out, names)
     if plan_out is not None:
         write_plan(plan, plan_out)
 
 
 def carry_out(
-    beton: Beton, policy: AugmentPolicy, size: int, *, seed: int, epoch: int, samples: np.ndarray
+    betons: SampleTable, policy: AugmentPolicy, size: int, *, seed: int, epoch: int, samples: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """(plan, images): the plan that training draws for these samples in this epoch, and the resulting images.
 
     images: uint8 (B, size, size, 3), normalised values brought back to 0..255.
     """
-    heights, widths = beton.heights[samples], beton.widths[samples]
+    heights, widths = betons.heights[samples], betons.widths[samples]
     plan = draw_plan(
         policy, seed=seed, epoch=epoch, sample_ids=samples, heights=heights, widths=widths, size=size
     )
     regions = source_regions(plan, size)
     pieces = [
-        decode_sample(beton, int(i))[y : y + h, x : x + w].reshape(-1)
+        decode_sample(betons, int(i))[y : y + h, x : x + w].reshape(-1)
         for i, (y, x, h, w) in zip(samples, regions.tolist(), strict=True)
     ]
     offsets = np.cumsum([0, *(len(p) for p in pieces[:-1])])
@@ -78,7 +78,9 @@ def carry_out(
     return plan, pixels.round().clip(0, 255).astype(np.uint8)
 
 
-def draw_preview(beton: Beton, plan: np.ndarray, images: np.ndarray, out: Path, names: Sequence[str]) -> None:
+def draw_preview(
+    betons: SampleTable, plan: np.ndarray, images: np.ndarray, out: Path, names: Sequence[str]
+) -> None:
     """Write the grid as a PNG, atomically; `names` are the samples' classes."""
     lines = -(-len(plan) // PAIRS_PER_LINE)
     figure, axes = plt.subplots(
@@ -91,7 +93,7 @@ def draw_preview(beton: Beton, plan: np.ndarray, images: np.ndarray, out: Path, 
         axis.set_axis_off()
         axis.set_anchor("S")
     for row, image, name, (left, right) in zip(plan, images, names, axes.reshape(-1, 2), strict=False):
-        _draw_original(left, decode_sample(beton, int(row["sample"])), row, name)
+        _draw_original(left, decode_sample(betons, int(row["sample"])), row, name)
         right.imshow(image)
         words = fill(", ".join(describe_row(row)) or "crop only", CAPTION_WIDTH)
         right.text(0.5, -0.03, words, transform=right.transAxes, ha="center", va="top", fontsize=6.5)

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from beton_tools.beton_paths import named_files
 from beton_tools.errors import UserError
 from beton_tools.manifest import Manifest
 from fastft import __version__
@@ -95,7 +96,10 @@ def _average(average: dict[str, Any]) -> str:
 
 
 def _data(recipe: Recipe) -> str:
-    parts = [_file("Training", recipe.data.train), _file("Validation", recipe.data.val)]
+    named = (("Training", recipe.data.train), ("Validation", recipe.data.val))
+    parts = [
+        _file(role, path) for role, text in named for path in ([None] if text is None else named_files(text))
+    ]
     return "\n".join(f"- {part}" for part in parts)
 
 

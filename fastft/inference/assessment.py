@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
+from beton_tools.beton_set import BetonSet
 from beton_tools.errors import UserError
-from beton_tools.format import Beton
 from beton_tools.manifest import Manifest
 from fastft.files.run_directory import Run
 from fastft.inference.class_report import ClassReport, report_classes
@@ -35,19 +35,19 @@ def assess_run(run: Run, insist: bool) -> tuple[Assessment | None, str]:
     if run.recipe.data.val is None:
         return None, "The run has no validation data."
     try:
-        beton = Beton.open(run.recipe.data.val)
+        betons = BetonSet.open(run.recipe.data.val)
         find_weights(run.folder)
-        if not insist and len(beton) > FEW_IMAGES and not torch.cuda.is_available():
-            images = f"{len(beton):,} images take long without a GPU"
+        if not insist and len(betons) > FEW_IMAGES and not torch.cuda.is_available():
+            images = f"{len(betons):,} images take long without a GPU"
             return None, f"Left out: {images} (--mistakes=always evaluates them)."
-        found = compute_logits(run.folder, beton.path, "auto")
+        found = compute_logits(run.folder, betons, "auto")
     except UserError as error:
         if insist:
             raise
         return None, f"Left out: {error}."
-    names = _display_names(beton.path, found.classes)
+    names = _display_names(betons.files[0].path, found.classes)
     mistakes = find_mistakes(found.logits_NK, found.labels_N, names)
-    with_images = [replace(m, image=thumbnail(beton, m.sample)) for m in mistakes.most_confident]
+    with_images = [replace(m, image=thumbnail(betons, m.sample)) for m in mistakes.most_confident]
     classes = report_classes(Predictions.from_logits(found.logits_NK, found.labels_N), names)
     return Assessment(replace(mistakes, most_confident=with_images), classes), ""
 

@@ -1,14 +1,13 @@
 """Post-hoc logit adjustment for unequal class sizes (Menon et al. 2021, 2007.07314, with tau = 1)."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from beton_tools.beton_paths import exist_betons
+from beton_tools.beton_set import BetonSet
 from beton_tools.errors import UserError
-from beton_tools.format import Beton
 from fastft.inference.trained import Trained
 from fastft.train.checkpoint import Damaged
 
@@ -49,9 +48,10 @@ def adjust_logits(trained: Trained) -> nn.Module:
 def _count_training_images(trained: Trained) -> list[int]:
     """From the training file, for checkpoints of versions that did not store the counts."""
     path = trained.recipe.data.train
-    if path is None or not Path(path).exists():
+    if path is None or not exist_betons(path):
         raise UserError(
             f"--logit-adjustment needs the number of training images of each class, which {trained.path} does not hold; "
             f"put the training file back to {path}"
         )
-    return np.bincount(Beton.open(path).labels, minlength=len(trained.classes)).tolist()
+    counts = BetonSet.open(path).class_counts
+    return counts + [0] * (len(trained.classes) - len(counts))

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from beton_tools.beton_paths import BetonPaths
+from beton_tools.beton_set import BetonSet
 from fastft.build import build_policy
 from fastft.data import EvalLoader, Output
 from fastft.inference.trained import BATCH, load_trained
@@ -25,7 +27,9 @@ class FileLogits:
 
 
 @torch.inference_mode()
-def compute_logits(checkpoint: Path, data: Path, device: str, weights: str = AUTO) -> FileLogits:
+def compute_logits(
+    checkpoint: Path, data: BetonPaths | BetonSet, device: str, weights: str = AUTO
+) -> FileLogits:
     """Logits of a checkpoint for every image of a file, on one device; weights: as `load_trained`.
 
     Raises:

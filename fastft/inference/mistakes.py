@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from beton_tools.errors import UserError
-from beton_tools.format import RAW_MODE, Beton
+from beton_tools.format import RAW_MODE
 from beton_tools.image_formats import open_image
+from beton_tools.sample_table import SampleTable
 
 THUMBNAIL = 168  # pixels of the longer side, shown at half that size for high-density screens
 THUMBNAIL_QUALITY = 82
@@ -100,11 +101,11 @@ def class_name(classes: Sequence[str], label: int) -> str:
     return classes[label] if label < len(classes) else f"class {label}"
 
 
-def thumbnail(beton: Beton, sample: int) -> str:
-    """A small JPEG of one image of the file, as a data URI."""
-    stored = beton.image_bytes(sample)
-    if beton.modes[sample] == RAW_MODE:
-        shape = int(beton.heights[sample]), int(beton.widths[sample]), 3
+def thumbnail(table: SampleTable, sample: int) -> str:
+    """A small JPEG of one image, as a data URI."""
+    stored = table.image_bytes(sample)
+    if table.modes[sample] == RAW_MODE:
+        shape = int(table.heights[sample]), int(table.widths[sample]), 3
         image = Image.fromarray(stored.reshape(shape))
     else:
         image = open_image(stored.tobytes()).convert("RGB")

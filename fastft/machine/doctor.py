@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from fastft.machine.facts import GIB, Facts
+from fastft.machine.page_cache import fits_page_cache
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 MIN_PYTHON = (3, 10)
@@ -17,7 +18,6 @@ SHM_NEEDED = 1 << 30  # used by NCCL and torch; containers often get 64 MB
 # L/14: two checkpoints and a third being written, 4.9 GB each; the best weights and their successor, 1.2 GB each
 DISK_NEEDED = 20 << 30
 DISK_OF_IMAGENET = "60-130 GB"  # converted; depends on --max-resolution
-RAM_SHARE = 0.9  # a .beton up to this share of the available memory stays in the page cache
 CU126 = "--index-url https://download.pytorch.org/whl/cu126"
 FFCV_LIBRARIES = "apt-get install build-essential pkg-config libopencv-dev libturbojpeg0-dev python3-dev"
 
@@ -174,8 +174,8 @@ def check_memory(f: Facts) -> Check:
     if f.data_size is None:
         return Check("memory", OK, found)
     found += f", data file {f.data_size / GIB:.1f}"
-    if f.data_size > RAM_SHARE * f.ram_available:
-        fix = "convert with a smaller --max-resolution, or keep the file on NVMe"
+    if not fits_page_cache(f.data_size, f.ram_available):
+        fix = "set --data.order=blocks, convert with a smaller --max-resolution, or keep the file on NVMe"
         return Check("memory", WARN, f"{found}; every epoch will read from disk", fix)
     return Check("memory", OK, found)
 

@@ -9,8 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from beton_tools.cgroup import memory_limit, usable_cpus
-from beton_tools.format import Beton
+from beton_tools.cgroup import usable_cpus
+from fastft.machine.page_cache import memory_bytes
 
 GIB = 1 << 30
 COMMAND_SECONDS = 20  # time limit; nvidia-smi hangs with some broken drivers
@@ -52,14 +52,14 @@ class Facts:
 
 
 def gather(data: Path | None = None) -> Facts:
-    """Examine this machine; `data` is the training file.
+    """Examine this machine; `data` is the training file, or a pattern of them.
 
     Raises:
         UserError: `data` does not exist or is not a .beton file.
     """
-    data_size = None if data is None else Beton.open(data).file_size
+    data_size = None if data is None else _data_size(data)
     torch_version, torch_cuda, arch_list, gpus = _torch()
-    total, available = _memory()
+    total, available = memory_bytes()
     numba_cuda = _version("numba-cuda")
     kernel, kernel_error = (None, None) if numba_cuda is None else _run_python("-m", KERNEL_PROBE)
     shm = Path("/dev/shm")
@@ -100,15 +100,10 @@ def _torch() -> tuple[str | None, str | None, tuple[str, ...], tuple[GpuFacts, .
     return torch.__version__, torch.version.cuda, tuple(torch.cuda.get_arch_list()), gpus
 
 
-def _memory() -> tuple[int, int]:
-    """Total and available bytes: the machine's, or the control group's where that is smaller."""
-    values = {}
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        key, _, rest = line.partition(":")
-        values[key] = int(rest.split()[0]) * 1024
-    total, available = values["MemTotal"], values["MemAvailable"]
-    limit = memory_limit()
-    return (total, available) if limit is None else (min(total, limit), min(available, limit))
+def _data_size(data: Path) -> int:
+    from beton_tools.beton_set import BetonSet  # loads the image libraries
+
+    return BetonSet.open(data).file_size
 
 
 def _executable() -> str:

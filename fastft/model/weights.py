@@ -10,7 +10,7 @@ from torch import Tensor
 
 from beton_tools.errors import UserError
 from fastft.model.arch import Arch
-from fastft.model.clip_names import from_transformers, is_transformers
+from fastft.model.clip_names import from_transformers, is_transformers, text_from_transformers
 from fastft.model.positions import resample_positions
 from fastft.model.tower import Tower
 from fastft.model.weight_files import first_sentence, is_torchscript_file, read_state_dict
@@ -78,16 +78,16 @@ def read_text_state(weights: str, arch_name: str) -> dict[str, Tensor]:
         UserError: as `load_tower_weights`; or there is no text tower.
     """
     state = _read_clip_state(weights, arch_name, find_weight_folder(weights))
-    text = {
-        name.removeprefix("text."): value.float()
-        for name, value in state.items()
-        if not name.startswith("visual.") and name not in NOT_TENSORS_OF_A_TOWER
-    }
+    if is_transformers(state):
+        text = text_from_transformers(state)
+    else:
+        others = ("visual.", *NOT_TENSORS_OF_A_TOWER)
+        text = {name.removeprefix("text."): v for name, v in state.items() if not name.startswith(others)}
     if "token_embedding.weight" not in text or "logit_scale" not in text:
         raise UserError(
             f"{weights} holds no text tower of CLIP (no token_embedding.weight and logit_scale); use CLIP's weights"
         )
-    return text
+    return {name: value.float() for name, value in text.items()}
 
 
 def _read_clip_state(weights: str, arch_name: str, folder: WeightFolder | None) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from beton_tools.errors import UserError
+from beton_tools.remote import RemotePath, source_path
 from beton_tools.sources import Source, find_split, open_source
 from beton_tools.sources.folder import class_folders, has_images
 from beton_tools.sources.parquet import ParquetSource, lists_paths
@@ -53,6 +54,7 @@ def open_sets(path: str) -> tuple[LabelledSet, LabelledSet | None]:
     Raises:
         UserError: no such path, no images, or an unknown layout.
     """
+    _check_is_local(path)
     place = Path(path).expanduser()
     _check_exists(place)
     train, val = _split_folders(place)
@@ -70,6 +72,14 @@ def open_sets(path: str) -> tuple[LabelledSet, LabelledSet | None]:
     if not len(parts["train"]):
         raise UserError(f"{path}: no row is of the split 'train'; correct the split column")
     return whole.take(parts["train"]), whole.take(parts["val"]) if len(parts["val"]) else None
+
+
+def _check_is_local(path: str) -> None:
+    if isinstance(source_path(path), RemotePath):
+        raise UserError(
+            f"{path}: a training reads local files; convert it first (`fastft convert folder --data {path} --out "
+            "photos.beton`), then give --data.train=photos.beton"
+        )
 
 
 def _check_exists(path: Path) -> None:

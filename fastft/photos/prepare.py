@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from beton_tools.beton_paths import find_betons
+from beton_tools.beton_set import BetonSet
 from beton_tools.console import printable
 from beton_tools.errors import UserError
-from beton_tools.format import Beton
 from beton_tools.manifest import Manifest, manifest_path
 from beton_tools.pagefile import try_lock
 from beton_tools.progress_bar import progress
@@ -104,11 +105,12 @@ def prepare_overrides(recipe: Recipe, overrides: Sequence[str], run: Path, say: 
 
 
 def _check_beton(path: str) -> None:
-    if not os.path.lexists(path):
-        raise UserError(
-            f"{path}: no such file or folder; give a folder with a folder per class, a CSV or parquet table, or a .beton"
-        )
-    Beton.open(path)
+    for file in find_betons(path):
+        if not os.path.lexists(file):
+            raise UserError(
+                f"{file}: no such file or folder; give a folder with a folder per class, a CSV or parquet table, or a .beton"
+            )
+    BetonSet.open(path)
 
 
 def _prepare_train(recipe: Recipe, folder: Path, say: Say) -> Recipe:
@@ -128,7 +130,7 @@ def _prepare_train(recipe: Recipe, folder: Path, say: Say) -> Recipe:
 
 def _prepare_val(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     """Convert only `data.val`, with the classes of the training file."""
-    photos, manifest = str(recipe.data.val), Manifest.of_beton(str(recipe.data.train))
+    photos, manifest = str(recipe.data.val), Manifest.of_beton(find_betons(str(recipe.data.train))[0])
     if manifest is None:
         raise UserError(
             f"{recipe.data.train}: has no class names for {photos}; give both as photographs or as .beton"

@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from beton_tools.beton_paths import named_files
 from beton_tools.errors import UserError
 from beton_tools.manifest import Manifest
 from fastft.config import Recipe, differences, load_recipe
@@ -95,9 +96,12 @@ def recipe_diff(recipe: Recipe, base: Recipe) -> list[dict[str, Any]]:
 def manifests(recipe: Recipe) -> list[dict[str, Any]]:
     """Rows of the data files: role, path, and the summary of its manifest (None if it has none)."""
     found = []
-    for role, path in (("training", recipe.data.train), ("validation", recipe.data.val)):
-        if path is None:
-            continue
+    files = [
+        (role, path)
+        for role, named in (("training", recipe.data.train), ("validation", recipe.data.val))
+        for path in ([] if named is None else named_files(named))
+    ]
+    for role, path in files:
         try:
             manifest = Manifest.of_beton(path)
         except UserError:

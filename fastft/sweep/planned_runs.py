@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from beton_tools.beton_paths import exist_betons
 from beton_tools.errors import UserError
-from beton_tools.format import Beton
-from beton_tools.manifest import Manifest
 from fastft.config import Recipe, load_recipe
 from fastft.cost.recipes import count_images
 from fastft.files.sweep_file import Row, Sweep
@@ -74,11 +73,14 @@ def plan_run(recipe: Recipe, runs: Path) -> Run:
 
 @lru_cache
 def _content(path: str | None, stated: int) -> int | str:
-    """The checksum of the file's manifest, or its number of samples; `stated` if there is no file.
+    """The checksum of the files, or their number of samples without manifests; `stated` if there is no file.
 
     Tells ImageNet from a part of it and from other images.
     """
-    if not (path and Path(path).is_file()):
+    if not (path and exist_betons(path)):
         return stated
-    manifest = Manifest.of_beton(path)
-    return Beton.open(path).num_samples if manifest is None else manifest.checksum
+    from beton_tools.beton_set import BetonSet  # loads the image libraries
+
+    content = BetonSet.open(path).content
+    found: int | str = content.get("checksum", content["num_samples"])
+    return found

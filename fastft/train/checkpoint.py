@@ -211,7 +211,8 @@ def _check_state(state: dict[str, Any], resumable: bool) -> None:
     check_keys("progress", progress, PROGRESS)
     for entry in progress["evaluations"]:
         check_keys("an evaluation", entry, EVALUATION, optional=(*WEIGHTS, "disagreements"))
-        check_keys("disagreements", entry.get("disagreements", {}), DISAGREEMENTS, DISAGREEMENTS)
+        if entry.get("disagreements"):
+            check_keys("disagreements", entry["disagreements"], DISAGREEMENTS)
         if not (evaluated := entry.keys() & set(WEIGHTS)):
             raise ValueError("an evaluation has no 'raw'")
         for weights in evaluated:

@@ -56,7 +56,7 @@ def choose_weights(
     last = evaluations[-1]
     kind, why = (EMA, "the EMA, as in the paper") if EMA in last else (RAW, "there is no EMA")
     images, evidence = int(last[kind]["samples"]), {}
-    if EMA in last and len(last.get("disagreements", ())) == len(STEMS):
+    if EMA in last and last.get("disagreements"):
         evidence = dict(last["disagreements"])
         evidence["p_value"] = mcnemar(evidence["raw_only"], evidence["ema_only"])
         if evidence["raw_only"] > evidence["ema_only"] and evidence["p_value"] < SIGNIFICANT:

@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
 from fastft.train.exceptions import EXIT_REQUEUE
+from fastft.train.launcher_watch import LAUNCHER
 
 PROGRAM = "fastft.cli"
 
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # its log repeats the errors that the processes printed
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     signal.signal(signal.SIGUSR1, lambda number, frame: _forward(number))
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
         run(args)
     except ChildFailedError as error:

@@ -14,6 +14,7 @@ from fastft.train.exceptions import EXIT_REQUEUE
 
 POLL_SECONDS = 0.5
 STARTED_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"  # in the environment of its processes
+LAUNCHER = "FASTFT_LAUNCHER"  # process number of `fastft.train.launch`, which may have ended while modules were imported
 
 
 @contextmanager
@@ -22,7 +23,7 @@ def exit_without_launcher() -> Iterator[None]:
     if STARTED_BY_TORCHRUN not in os.environ:
         yield
         return
-    launcher, connected = os.getppid(), threading.Event()
+    launcher, connected = int(os.environ.get(LAUNCHER, os.getppid())), threading.Event()
 
     def watch() -> None:
         while not connected.wait(POLL_SECONDS):

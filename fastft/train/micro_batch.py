@@ -5,7 +5,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from beton_tools.errors import UserError
-from beton_tools.format import Beton
 from fastft.optim import HalfCopy
 from fastft.train.precision import Precision
 
@@ -59,15 +58,14 @@ def choose_micro_batch(
     return fast_divisor(rank_batch, int(free / per_image), unit)
 
 
-def loader_bytes(beton: Beton, image_size: int, dtype: torch.dtype, batches: int) -> float:
-    """GPU memory that a loader of this file needs per image of a micro-batch.
+def loader_bytes(mean_pixels: float, image_size: int, dtype: torch.dtype, batches: int) -> float:
+    """GPU memory that a loader needs per image of a micro-batch; mean_pixels: of the stored images.
 
     batches: that are finished, in use or in progress at a time. Of each it holds the decoded pixels, at most the whole
     images, and the finished images with their uint8 form.
     """
-    decoded = float((beton.heights.astype(float) * beton.widths).mean())
     finished = image_size**2 * (1 + dtype.itemsize)
-    return batches * CHANNELS * (decoded + finished)
+    return batches * CHANNELS * (mean_pixels + finished)
 
 
 def _measure_free(model: nn.Module, image_size: int, precision: Precision) -> tuple[float, float]:

@@ -6,6 +6,8 @@ Slurm and spot machines send SIGTERM or SIGUSR1 before they take a node away; a 
 import signal
 from types import FrameType, TracebackType
 
+from beton_tools.signals import StoppedBySignal
+
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
@@ -54,4 +56,4 @@ class SignalGuard:
             self.interrupted = True
         else:
             self.interrupted = True
-            raise KeyboardInterrupt
+            raise StoppedBySignal(number)  # which the command raises again where Python had to ignore it

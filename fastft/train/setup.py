@@ -6,15 +6,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from beton_tools.beton_set import BetonSet
 from beton_tools.errors import UserError
-from beton_tools.format import Beton
 from fastft.build import build_policy
 from fastft.config import Recipe
 from fastft.cost.work import phase_flops
 from fastft.data import EvalLoader, Output, Shard, TrainLoader
 from fastft.data.classes import refuse_other_classes
 from fastft.data.engine import Engine
-from fastft.data.loader import check_shrink
+from fastft.data.new_stage import check_shrink
 from fastft.model import ImageClassifier
 from fastft.model.head_file import read_head
 from fastft.phases import find_phases, with_phase
@@ -24,11 +24,12 @@ from fastft.train.precision import Precision
 from fastft.train.run_phases import RunPhase, RunPhases
 
 
-def loader_bytes_per_image(recipe: Recipe, precision: Precision, train_file: Beton) -> float:
+def loader_bytes_per_image(recipe: Recipe, precision: Precision, train_files: BetonSet) -> float:
     """GPU memory of the loaders per image of a micro-batch."""
-    files = [train_file] if recipe.data.val is None else [train_file, Beton.open(recipe.data.val)]
+    val = recipe.data.val
+    pixels = [b.largest.mean_pixels for b in (train_files, *([] if val is None else [BetonSet.open(val)]))]
     size, batches = recipe.model.image_size, Engine.slots(recipe.data.batches_ahead)
-    return sum(loader_bytes(file, size, precision.dtype, batches) for file in files)
+    return sum(loader_bytes(mean, size, precision.dtype, batches) for mean in pixels)
 
 
 def fit_micro_batch(
@@ -48,7 +49,12 @@ def fit_micro_batch(
 
 
 def plan_phases(
-    recipe: Recipe, model: ImageClassifier, world: World, precision: Precision, train_file: Beton, unit: int
+    recipe: Recipe,
+    model: ImageClassifier,
+    world: World,
+    precision: Precision,
+    train_files: BetonSet,
+    unit: int,
 ) -> RunPhases:
     """The phases of a recipe, each with the micro-batch that fits. unit: images that must stay together.
 
@@ -59,7 +65,7 @@ def plan_phases(
     for phase in find_phases(recipe, arch):
         constant = with_phase(recipe, phase)
         model.visual.patch_dropout.rate = phase.patch_dropout
-        per_image = loader_bytes_per_image(constant, precision, train_file)
+        per_image = loader_bytes_per_image(constant, precision, train_files)
         micro_batch = fit_micro_batch(constant, model, world, precision, per_image, unit)
         found = RunPhase(
             **asdict(phase),
@@ -88,17 +94,18 @@ def open_loaders(
     world: World,
     precision: Precision,
     phases: RunPhases,
+    train_files: BetonSet,
     opened: ExitStack,
     on_wait: Callable[[], None],
 ) -> tuple[TrainLoader, EvalLoader | None]:
-    """The loaders of the training file, in the first phase, and of the validation file if there is one.
+    """The loaders of the training files, in the first phase, and of the validation files if there are any.
 
     They are closed with `opened`. Evaluation is at the final image size.
 
     on_wait: called while a batch is waited for.
 
     Raises:
-        UserError: a file does not fit the recipe, or the validation file has other classes.
+        UserError: a file does not fit the recipe, or the validation files have other classes.
     """
     r = recipe
     output, policy = Output(r.model.image_size, world.device, precision.dtype), build_policy(r)
@@ -110,11 +117,11 @@ def open_loaders(
         "on_wait": on_wait,
     }
     loader: TrainLoader = opened.enter_context(TrainLoader(
-        str(r.data.train), policy, replace(output, size=first.size), seed=r.train.seed, batch_size=r.optim.batch_size,
-        micro_batch=first.micro_batch, **common,
+        train_files, policy, replace(output, size=first.size), seed=r.train.seed, batch_size=r.optim.batch_size,
+        micro_batch=first.micro_batch, order=r.data.order, block_mib=r.data.block_mib, **common,
     ))  # fmt: skip
     for phase in phases.all:
-        check_shrink(loader.beton, world.device, phase.size)
+        check_shrink(loader.betons, world.device, phase.size)
     if loader.num_classes > r.data.num_classes:
         raise UserError(
             f"{r.data.train} has {loader.num_classes} classes, the recipe {r.data.num_classes}; "

@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
+from beton_tools.beton_set import BetonSet
 from beton_tools.errors import UserError
-from beton_tools.format import Beton
-from fastft.build import build_mixer, build_schedule, recipe_warnings, with_training_file
+from fastft.build import build_mixer, build_schedule, recipe_warnings, with_training_files
 from fastft.config import Recipe, describe_choice, parse_duration, resolve
 from fastft.data import Batch
 from fastft.files.evaluations import flatten
@@ -84,7 +84,7 @@ class Trainer:
             exists = self.folder.is_dir()
             if world.is_main and exists:  # lock it before its checkpoints are read
                 opened.enter_context(lock_run(self.folder))
-            self._build(recipe, Beton.open(recipe.data.train), opened)
+            self._build(recipe, BetonSet.open(recipe.data.train), opened)
             self._restore()
             if world.is_main and not exists:  # made last, so that a failed set-up leaves nothing
                 opened.enter_context(lock_run(self.folder))
@@ -117,7 +117,9 @@ class Trainer:
 
     def consistency_key(self) -> dict[str, str]:
         """What must be the same in every process, by the name that an error message gives it."""
-        data = [loader.content for loader in (self.loader, self.eval_loader) if loader is not None]
+        loaders = [loader for loader in (self.loader, self.eval_loader) if loader is not None]
+        # files may have other names on other hosts
+        data = [{k: v for k, v in loader.content.items() if k != "files"} for loader in loaders]
         return {
             "checkpoints": str(self.global_step),
             "data": json.dumps(data, sort_keys=True),
@@ -126,25 +128,25 @@ class Trainer:
 
     # set-up -----------------------------------------------------------------------------------------------------------
 
-    def _build(self, recipe: Recipe, train_file: Beton, opened: ExitStack) -> None:
+    def _build(self, recipe: Recipe, train_files: BetonSet, opened: ExitStack) -> None:
         world = self.world
         self.checkpoints = Checkpointing(
             self.folder / "checkpoints", recipe.train, world, on_wait=self.guard.check
         )
-        recipe = with_training_file(recipe, train_file)
+        recipe = with_training_files(recipe, train_files)
         if self.checkpoints.exist:
             recipe = resolve(recipe, read_choices(self.folder))
         self.recipe = r = recipe
-        refuse_large(r, len(train_file))
+        refuse_large(r, len(train_files))
         refuse_impossible(r, world.device.type == "cuda", world.size)
         self.precision = choose_precision(r.train.amp, world.device, r.train.half_residual)
         self.model, ema = build_training_models(r, world.device, pretrained=not self.checkpoints.exist)
         self.mixer = build_mixer(r)
         unit = 1 if self.mixer is None else 2  # mixup and CutMix take pairs
-        self.phases = plan_phases(r, self.model, world, self.precision, train_file, unit)
+        self.phases = plan_phases(r, self.model, world, self.precision, train_files, unit)
         self.phase = self.phases.all[0]
         self.loader, self.eval_loader = open_loaders(
-            r, world, self.precision, self.phases, opened, on_wait=self.guard.check
+            r, world, self.precision, self.phases, train_files, opened, on_wait=self.guard.check
         )
         if not self.checkpoints.exist:
             refuse_other_head(r, self.loader.class_names)
@@ -404,7 +406,7 @@ class Trainer:
         )
         for choice in self.recipe.choices:
             self.log.info(describe_choice(**asdict(choice)))
-        for warning in recipe_warnings(self.recipe):
+        for warning in (*recipe_warnings(self.recipe), *self.loader.notes):
             self.log.info(f"warning: {warning}")
         if self._decision.is_worth_a_line:
             self.log.info(self._decision.describe())

@@ -10,12 +10,11 @@ from typing import IO
 import numpy as np
 from rich.console import Console
 
+from beton_tools.beton_set import BetonSet
 from beton_tools.errors import UserError
-from beton_tools.format import Beton
-from beton_tools.manifest import Manifest
-from fastft.build import recipe_arch, with_training_file
+from fastft.build import recipe_arch, with_training_files
 from fastft.config import Recipe, load_recipe, option_fields
-from fastft.data.classes import read_class_names, refuse_other_classes
+from fastft.data.classes import refuse_other_classes
 from fastft.files.evaluations import BALANCED_ACCURACY
 from fastft.files.run_directory import lock_run
 from fastft.photos.prepare import prepare_data
@@ -95,7 +94,7 @@ def _read(reference: str, overrides: Sequence[str]) -> Recipe:
 def _prepare(recipe: Recipe, folder: Path, test: Path | None, console: Console) -> Recipe:
     """The recipe for its training and validation files; photographs are converted once, into `folder`."""
     if test is not None:
-        Beton.open(test)  # before anything is converted
+        BetonSet.open(test)  # before anything is converted
     if recipe.data.train is not None:
         recipe = prepare_data(
             recipe.with_option("train.run_dir", str(folder)),
@@ -105,11 +104,10 @@ def _prepare(recipe: Recipe, folder: Path, test: Path | None, console: Console) 
         raise UserError(
             "tuning needs training and validation images; set --data.train=FILE and --data.val=FILE"
         )
-    train = Beton.open(recipe.data.train)
+    train = BetonSet.open(recipe.data.train)
     if test is not None:
-        found, expected = (read_class_names(b, Manifest.of_beton(b.path)) for b in (Beton.open(test), train))
-        refuse_other_classes(found, expected, test)
-    return with_training_file(recipe, train)
+        refuse_other_classes(BetonSet.open(test).class_names, train.class_names, test)
+    return with_training_files(recipe, train)
 
 
 @dataclass

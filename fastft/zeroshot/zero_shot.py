@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 
+from beton_tools.beton_set import BetonSet
 from beton_tools.console import ProgressCallback
 from beton_tools.errors import UserError
-from beton_tools.format import Beton
 from beton_tools.manifest import Manifest
 from fastft.build import build_model, with_num_classes
 from fastft.config import Recipe
-from fastft.data.classes import read_class_names
 from fastft.inference.evaluation import describe_scores, evaluate_model, evaluating
 from fastft.inference.trained import Trained
 from fastft.model.classifier import TOKEN
@@ -58,8 +57,7 @@ def evaluate_zero_shot(
     path = data or (None if recipe.data.val is None else Path(recipe.data.val))
     if path is None:
         raise UserError("the recipe names no validation file; give one with --data FILE.beton")
-    beton, manifest = Beton.open(path), Manifest.of_beton(path)
-    classes = read_class_names(beton, manifest)
+    classes, manifest = BetonSet.open(path).class_names, Manifest.of_beton(path)
     prompts = read_prompts(path, classes, manifest, names, templates)
     recipe = with_num_classes(
         recipe.with_option("model.pool", TOKEN).with_option("model.head", None), len(classes), path

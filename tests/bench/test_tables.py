@@ -62,7 +62,7 @@ def test_the_summary_shows_both_of_stock_ffcv_and_whole_memory_too(tables) -> No
 
 
 def test_the_quoted_command_prices_the_recipes_of_the_table_below_it(tables) -> None:  # type: ignore[no-untyped-def]
-    page = (ROOT / "docs/reports.md").read_text()
+    page = (ROOT / "docs/cost.md").read_text()
     command = re.search(r"^`fastft cost (.*) --gpu v100 --price (.*)`:$", page, re.M)
     assert command[1].split() == list(tables.COST_RECIPES)
     assert float(command[2]) == tables.V100_PRICE

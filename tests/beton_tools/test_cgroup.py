@@ -8,7 +8,7 @@ import pytest
 from beton_tools import cgroup
 from beton_tools.cgroup import memory_limit, usable_cpus
 from fastft.data.loader import default_workers
-from fastft.machine import facts
+from fastft.machine.page_cache import memory_bytes
 
 GIB = 1 << 30
 
@@ -35,7 +35,7 @@ def test_limits_of_the_own_group_and_of_its_parents_apply(control_group: Path, g
     (control_group / group / "memory.max").write_text(f"{GIB // 4}\n")
     assert usable_cpus() == 2
     assert memory_limit() == GIB // 4
-    total, available = facts._memory()
+    total, available = memory_bytes()
     assert total == GIB // 4 and available <= GIB // 4
 
 
@@ -68,3 +68,12 @@ def test_the_loaders_default_number_of_threads_follows_the_limit(
     assert default_workers() == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert default_workers() == 2
+
+
+def test_the_memory_limit_of_a_version_1_group_applies(control_group: Path) -> None:
+    group = control_group / "memory/elsewhere"
+    group.mkdir(parents=True)
+    (group / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert memory_limit() is None
+    (group.parent / "memory.limit_in_bytes").write_text(f"{GIB}\n")
+    assert memory_limit() == GIB

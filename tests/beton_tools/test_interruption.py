@@ -44,7 +44,7 @@ except UserError as error:
 """
 
 
-def start(photos: Path, out: Path, pause_at: int = -1, file_limit: int = -1) -> "subprocess.Popen[str]":
+def start(photos: Path | str, out: Path, pause_at: int = -1, file_limit: int = -1) -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", CHILD, str(photos), str(out), str(pause_at), str(file_limit)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)

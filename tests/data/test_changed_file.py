@@ -96,7 +96,7 @@ def test_a_disk_that_fails_is_an_error_that_names_the_file(copy: Path) -> None:
         first = next(batches := iter(loader))
         assert len(first.ids) == 4
         folder = os.open(copy.parent, os.O_RDONLY)
-        os.dup2(folder, loader.beton.descriptor)  # reading a directory fails with EISDIR
+        os.dup2(folder, loader.betons.files[0].descriptor)  # reading a directory fails with EISDIR
         os.close(folder)
         with pytest.raises(UserError, match=rf"{copy}: cannot be read \(Is a directory\)"):
             list(batches)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from beton_tools.beton_set import BetonSet
 from beton_tools.format import Beton
 from beton_tools.jpeg import crop
 from beton_tools.jpeg.markers import scan_header
@@ -22,7 +23,7 @@ def test_the_jpeg_header_of_a_sample_is_scanned_once(indexed_beton, monkeypatch)
     for module in (decode, crop):
         monkeypatch.setattr(module, "scan_header", count_scan)
     monkeypatch.setattr(decode, "decode_scanned", crop.decode_scanned.py_func)
-    beton, decoders = Beton.open(indexed_beton), open_decoders(1)
+    beton, decoders = BetonSet.open(indexed_beton), open_decoders(1)
     stored = find_stored(beton, np.array([7]))
     region = np.array([5, 6, 20, 30])
     buffer, scratch = (np.empty(1 << 22, np.uint8) for _ in range(2))

@@ -13,7 +13,7 @@ import pytest
 from ffcv.loader import epoch_iterator
 from ffcv.loader.epoch_iterator import EpochIterator
 
-from beton_tools.format import Beton
+from beton_tools.beton_set import BetonSet
 from fastft.data import engine as engine_module
 from fastft.data.engine import Engine
 from fastft.data.stage import Stage
@@ -31,7 +31,7 @@ class Ids(Stage):
 
 @pytest.fixture
 def engine(stock_beton):
-    stage = Ids(Beton.open(stock_beton("jpg")), 8, 1)
+    stage = Ids(BetonSet.open(stock_beton("jpg")), 8, 1)
     engine = Engine(stage, batch_size=5, workers=1, batches_ahead=2)
     yield engine
     engine.close()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from beton_tools.format import Beton
+from beton_tools.beton_set import BetonSet
 from fastft.augment import draw_plan, parse_policy, source_regions
 from fastft.augment.cpu import augment_batch
 from fastft.augment.plan import PLAN_DTYPE
@@ -60,7 +60,7 @@ def test_no_kernel_is_compiled_for_another_size(indexed_beton) -> None:
 
 def test_crop_boxes_and_ops_are_the_same_at_every_size(indexed_beton) -> None:
     """The plan contract: only what counts output pixels (resize, window, erase box, translations) follows the size."""
-    beton = Beton.open(indexed_beton)
+    beton = BetonSet.open(indexed_beton)
     ids = np.arange(len(beton))
     plans = [
         draw_plan(
@@ -87,7 +87,7 @@ class DeviceStub:
 
 
 def test_the_stage_of_a_gpu_copies_the_regions_of_the_new_size(indexed_beton) -> None:
-    beton, calls = Beton.open(indexed_beton), []
+    beton, calls = BetonSet.open(indexed_beton), []
 
     def plans(size):
         return lambda ids, heights, widths: draw_plan(

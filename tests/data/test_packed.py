@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from beton_tools.format import RAW_MODE, Beton
+from beton_tools.beton_set import BetonSet
+from beton_tools.format import RAW_MODE
 from beton_tools.jpeg.crop import decode_rgb
 from fastft.augment import parse_policy
 from fastft.augment.draw import draw_plan
@@ -29,7 +30,7 @@ def packed_batches(path, order):
         calls.append([pixels.clone(), offsets.clone(), plan.clone()])
         return torch.zeros(len(offsets) - 1, 3, SIZE, SIZE)
 
-    beton = Beton.open(path)
+    beton = BetonSet.open(path)
     stage = PackedStage(beton, SIZE, torch.device("cpu"), augment, workers=2, slots=Engine.slots(2))
     engine = Engine(stage, batch_size=BATCH, workers=2, batches_ahead=2)
     labels = [labels.clone() for _, labels in engine.start(order, draw)]

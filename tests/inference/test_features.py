@@ -15,6 +15,7 @@ from fastft.inference.image_reader import read_batches
 from fastft.inference.knn_evaluation import TEMPERATURE
 from fastft.inference.logits import compute_logits
 from fastft.inference.trained import load_trained
+from tests.train.runs import run
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,27 @@ def test_embeddings_times_the_head_are_the_logits(
     manifest = Manifest.of_beton(tiny["data.val"])
     assert manifest is not None and found.files == list(manifest.names)
     assert found.classes == ["astronaut", "coffee"]
+
+
+def test_timms_models_have_embeddings_neighbours_and_averages(
+    tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options = {"model.arch": "timm/test_vit", "schedule.epochs": "1", "schedule.warmup_epochs": "0"}
+    run(tiny | options, tmp_path / "run")
+    out, average = tmp_path / "val.npz", tmp_path / "average"
+    assert (
+        main(["predict", str(tmp_path / "run"), tiny["data.val"], "--features", str(out), "--device=cpu"])
+        == 0
+    )
+    with torch.no_grad():
+        head = load_trained(tmp_path / "run", torch.device("cpu")).model.head
+        logits_NK = head(torch.from_numpy(read_features(out).features_ND)).numpy()
+    want = compute_logits(tmp_path / "run", Path(tiny["data.val"]), "cpu").logits_NK
+    np.testing.assert_allclose(logits_NK, want, atol=1e-5)
+    assert main(["average", "start", str(tmp_path / "run"), "--alpha=0.5", "--out", str(average)]) == 0
+    assert main(["eval", str(tmp_path / "run"), "--knn=5", f"--data={out}", "--device=cpu"]) == 0
+    assert main(["eval", str(average), "--knn=5", f"--data={out}", "--device=cpu"]) == 2
+    assert "embeddings of other weights" in capsys.readouterr().err
 
 
 def test_embeddings_of_a_folder_are_those_of_its_images_and_damaged_ones_are_named(

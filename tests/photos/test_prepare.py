@@ -277,6 +277,7 @@ def make_missing(folder: Path) -> None:
     ("make", "photos", "message"),
     [
         (lambda folder: None, "nowhere", "no such file or folder; give a folder with a folder per class"),
+        (lambda folder: None, "s3://bucket/a.tar", "a training reads local files; convert it first"),
         (lambda folder: None, "photos/coffee", "images without labels"),
         (lambda folder: [shutil.rmtree(folder / n) for n in CLASSES[1:]], "photos", "images of only one class"),
         (make_unknown_class, "set", r"validation images of 1 class without training images \(tea; tea/00.jpg\)"),
@@ -292,7 +293,7 @@ def make_missing(folder: Path) -> None:
             "row 2: split is 'later'; write train, val or test",
         ),
     ],
-    ids=["nowhere", "no classes", "one class", "unknown class", "all missing", "no label", "unknown split"],
+    ids=["nowhere", "url", "no classes", "one class", "unknown class", "all missing", "no label", "unknown split"],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_exit_code_2(
     make, photos: str, message: str, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -300,7 +301,8 @@ def test_mistakes_are_one_line_and_exit_code_2(
     import re
 
     make(copied)
-    options = [f"--data.train={tmp_path / photos}", f"--train.run_dir={tmp_path / 'run'}"]
+    where = photos if "://" in photos else tmp_path / photos
+    options = [f"--data.train={where}", f"--train.run_dir={tmp_path / 'run'}"]
     assert main(["train", "photos", *options]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and re.search(message, error), error

@@ -37,8 +37,10 @@ RECIPES = [*RUNS.values(), *CHEAPER]
 def test_a_step_changes_what_is_trained_and_nothing_else(
     reference: str, one_step: Callable[[int], list[str]], tmp_path: Path, quiet: Console
 ) -> None:
-    layers = recipe_arch(load_recipe(reference)).layers
-    recipe = load_recipe(reference, [*one_step(layers), f"--train.run_dir={tmp_path / 'run'}"])
+    whole = load_recipe(reference)
+    first_epoch = ["--schedule.sizes=none", f"--model.patch_dropout={whole.largest_patch_dropout}"]
+    overrides = [*one_step(recipe_arch(whole).layers), *first_epoch, f"--train.run_dir={tmp_path / 'run'}"]
+    recipe = load_recipe(reference, overrides)
     before = build_model(recipe)
     start = {name: value.clone() for name, value in before.state_dict().items()}
     trained = {name for name, p in before.named_parameters() if p.requires_grad}

@@ -100,6 +100,9 @@ def cut(name: str, keep: int) -> Damage:
 
 MOMENT = "head.weight/exp_avg"
 NESTED = "[" * 200_000
+HALF = {
+    "epoch": 0, "raw": {"top1": 1.0, "samples": 1}, "ema": {"top1": 1.0, "samples": 1}, "disagreements": {"ema_only": 1}
+}  # fmt: skip
 CASES: dict[str, tuple[Damage, str]] = {
     "no recipe": (without("recipe"), "state.json has no 'recipe'"),
     "no name": (without("name"), "state.json has no 'name'"),
@@ -130,6 +133,7 @@ CASES: dict[str, tuple[Damage, str]] = {
     "no epoch": (without("progress", "epoch"), "progress has no 'epoch'"),
     "evaluations of numbers": (put("progress", "evaluations", [1]), "an evaluation must be an object"),
     "evaluation without scores": (put("progress", "evaluations", [{"epoch": 0, "raw": {}}]), "no 'top1'"),
+    "half of a comparison": (put("progress", "evaluations", [HALF]), "disagreements has no 'raw_only'"),
     "half a line": (put("progress", "logged", {"steps": 1}), "logged has no 'loss_sum'"),
     "scaler of another kind": (put("scaler", {"scale": 2.0}), "scaler is not the state of a loss scaler"),
     "scaler of text": (put("scaler", "scale"), "scaler must be an object of numbers"),
@@ -247,7 +251,8 @@ def test_a_checkpoint_of_a_newer_version_is_not_damage(tiny, finished: Path, tmp
 # damage that evaluation, prediction and export do not read: they need no progress, no moments and, beside an EMA, no others
 UNREAD = {
     "no progress", "no scaler", "negative step", "step of text", "position of another step", "no epoch",
-    "evaluations of numbers", "evaluation without scores", "half a line", "scaler of another kind", "scaler of text",
+    "evaluations of numbers", "evaluation without scores", "half of a comparison", "half a line",
+    "scaler of another kind", "scaler of text",
     "weights lack one", "weights have one more", "weights of another shape", "weights are truncated", "weights are empty",
     "weights have a wild header", "weights are a FIFO", "no EMA", "no optimiser",
     *(case for case in CASES if case.startswith(("moments", "no moments"))),

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from fastft.train.launcher_watch import STARTED_BY_TORCHRUN, exit_without_launcher
+from fastft.train.exceptions import EXIT_REQUEUE
+from fastft.train.launcher_watch import LAUNCHER, STARTED_BY_TORCHRUN, exit_without_launcher
 
-LAUNCHER = "{python} -c '{process}' & echo $!; wait"
+SHELL = "{python} -c '{process}' & echo $!; wait"
 PROCESS = """
 from fastft.train.distributed import find_world
 print("connecting", flush=True)
@@ -23,7 +24,7 @@ UNREACHABLE = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MAST
 
 def test_a_process_that_is_connecting_ends_in_one_line_when_its_launcher_is_killed(tmp_path: Path) -> None:
     """torchrun, killed with SIGKILL before its store answered: here a shell, and no store at all."""
-    script = LAUNCHER.format(python=sys.executable, process=PROCESS.replace("'", '"'))
+    script = SHELL.format(python=sys.executable, process=PROCESS.replace("'", '"'))
     with (tmp_path / "errors").open("w") as errors:
         shell = subprocess.Popen(
             ["bash", "-c", script], stdout=subprocess.PIPE, stderr=errors, text=True,
@@ -55,3 +56,16 @@ def test_nothing_is_watched_after_the_connection_or_without_torchrun(monkeypatch
     with exit_without_launcher():
         pass
     time.sleep(0.7)
+
+
+def test_a_launcher_that_ended_before_the_connection_began_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While modules are imported, for seconds: the process has another parent by then."""
+    left: list[int] = []
+    monkeypatch.setenv(STARTED_BY_TORCHRUN, "none")
+    monkeypatch.setenv(LAUNCHER, str(os.getppid() + 1))
+    monkeypatch.setattr("os._exit", left.append)
+    with exit_without_launcher():
+        time.sleep(0.7)
+    assert left == [EXIT_REQUEUE]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from beton_tools.format import Beton
+from beton_tools.beton_set import BetonSet
 from fastft.build import build_model
 from fastft.config import load_recipe
 from fastft.files.run_directory import load_run, read_metrics
@@ -115,7 +115,7 @@ def test_the_micro_batch_is_chosen_for_each_size_and_patch_dropout(tiny, tmp_pat
 
     monkeypatch.setattr(setup, "choose_micro_batch", choose)
     with find_world("cpu", 1.0, "train.device") as world:
-        precision, file = Precision(torch.float32, "cpu"), Beton.open(tiny["data.train"])
+        precision, file = Precision(torch.float32, "cpu"), BetonSet.open(tiny["data.train"])
         phases = setup.plan_phases(recipe, model, world, precision, file, 1)
     assert seen == [(16, 0.5), (24, 0.5), (32, 0.5), (32, 0.0)]
     assert [(p.micro_batch, p.accumulation) for p in phases.all] == [(8, 1), (4, 2), (4, 2), (4, 2)]

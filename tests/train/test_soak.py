@@ -132,7 +132,7 @@ class Soak:
             return
         CASES[self.dice.choice([c for c in CASES if "checksums" not in c])][0](found[-1])
         if self.dice.random() < 0.5:
-            (found[-1] / CHECKSUMS).unlink()
+            (found[-1] / CHECKSUMS).unlink(missing_ok=True)  # removed by an earlier call
 
     def break_off_here(self) -> None:
         """A training in this process that a signal ends, and a loop over a loader that breaks."""

@@ -25,7 +25,7 @@ from fastft.inference.evaluation import evaluate_checkpoint
 from fastft.inference.trained import load_trained
 from fastft.train.checkpoint import list_checkpoints, read_checkpoint
 from fastft.zeroshot.prompts import find_names, read_prompts
-from tests.train.runs import flags, run
+from tests.train.runs import differing, end, flags, run
 from tests.zeroshot.clip_files import CONFIG, make_clip, recipe_flags
 
 
@@ -81,6 +81,39 @@ def test_logits_are_those_of_open_clips_zero_shot_classifier(
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
+def test_a_folder_of_transformers_gives_its_logits(clip_options: dict[str, str], tmp_path: Path) -> None:
+    """Written by transformers itself, which computes both towers of the reference."""
+    transformers = pytest.importorskip("transformers")
+    vision, text = CONFIG["vision_cfg"], CONFIG["text_cfg"]
+    common = {"num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        text_config=common | {
+            "hidden_size": text["width"], "intermediate_size": 4 * text["width"], "vocab_size": text["vocab_size"],
+            "bos_token_id": 49406, "eos_token_id": 49407,
+        },
+        vision_config=common | {
+            "hidden_size": vision["width"], "intermediate_size": 4 * vision["width"], "image_size": 32, "patch_size": 8,
+        },
+        projection_dim=CONFIG["embed_dim"],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = transformers.CLIPModel(config).eval()
+    theirs.save_pretrained(tmp_path / "clip")
+    head, templates = tmp_path / "head.safetensors", tmp_path / "templates.txt"
+    templates.write_text("a photo of a {}.\n")
+    options = clip_options | {"model.weights": str(tmp_path / "clip")}
+    assert main(command(options, f"--templates={templates}", f"--out={head}")) == 0
+    recipe = load_recipe(
+        "final_b16",
+        [*(f"--{k}={v}" for k, v in options.items()), "--model.pool=token", f"--model.head={head}"],
+    )
+    tokens = open_clip.SimpleTokenizer()(["a photo of a astronaut.", "a photo of a coffee."])
+    images = torch.rand(3, 3, 32, 32) * 4 - 2
+    with torch.no_grad():
+        want = theirs(input_ids=tokens, pixel_values=images).logits_per_image
+        torch.testing.assert_close(build_model(recipe).eval()(images), want, rtol=1e-4, atol=1e-4)
+
+
 def test_the_printed_accuracy_is_that_of_open_clips_logits(
     clip_options: dict[str, str], clip_folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -113,6 +146,35 @@ def test_a_run_starts_from_the_head_and_trains_the_projection(
     trained = load_trained(tmp_path / "run", torch.device("cpu"), "raw").model.state_dict()
     assert not torch.equal(trained["visual.proj"], clip["visual.proj"])
     assert trained["head.weight"].shape == (2, 24)
+
+
+def test_a_resumed_run_is_bit_equal_and_does_not_need_the_heads_file_again(
+    clip_options: dict[str, str], head: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.safetensors"
+    mine.write_bytes(head.read_bytes())
+    two = {
+        "model__pool": "token",
+        "model__head": str(mine),
+        "schedule__epochs": "2",
+        "model__drop_path": "0.2",
+    }
+    run(clip_options, tmp_path / "whole", **two)
+    run(clip_options, tmp_path / "resumed", schedule__stop_epoch="1", **two)
+    mine.unlink()
+    run(clip_options, tmp_path / "resumed", **two)
+    assert differing(end(tmp_path / "whole"), end(tmp_path / "resumed")) == []
+
+
+def test_the_embedding_is_also_trained_in_half_precision_and_by_a_probe(
+    clip_options: dict[str, str], tmp_path: Path
+) -> None:
+    token = {"model__pool": "token", "schedule__epochs": "1", "schedule__warmup_epochs": "0"}
+    run(clip_options, tmp_path / "half", train__amp="bf16", train__half_residual="on", **token)
+    run(clip_options, tmp_path / "probe", model__head_init="probe", **token)
+    for name in ("half", "probe"):
+        weights = load_trained(tmp_path / name, torch.device("cpu"), "raw").model.state_dict()
+        assert weights["visual.proj"].dtype == torch.float32 and weights["visual.proj"].isfinite().all()
 
 
 def test_ln_post_and_proj_are_trained_with_the_top_block_and_frozen_in_a_linear_probe(
@@ -194,6 +256,7 @@ def test_a_head_of_other_classes_or_of_other_tensors_is_refused(
         (["--out=head.pt"], "name ends in .safetensors"),
         (["--model.weights=random"], "knows no class names"),
         (["--model.arch=ViT-H-14-CLIPA"], "pools its tokens by 'avg'"),
+        (["--model.arch=timm/test_vit"], "timm/test_vit has no embedding of CLIP"),
     ],
 )
 def test_bad_input_is_one_line(

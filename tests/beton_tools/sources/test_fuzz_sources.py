@@ -1,4 +1,7 @@
-"""Fuzz targets of tars and parquet files: hostile archives are refused in one line, or give images that can be read or not."""
+"""Fuzz targets of tars and parquet files: hostile archives are refused in one line, or give images that can be read or not.
+
+They start from the files in `corpus/`, which make_corpus.py writes.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ import resource
 import tarfile
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,9 @@ from beton_tools.format import MAX_CLASSES
 from beton_tools.sources import FileSpan, Source, open_source
 from tests.beton_tools.conftest import tar_of
 from tests.beton_tools.fuzzing import LONG, damaged, fuzz, time_limit
+from tests.beton_tools.sources.make_corpus import CORPUS, HOSTILE, VALID
+from tests.beton_tools.sources.make_corpus import parquets as parquets_of_corpus
+from tests.beton_tools.sources.make_corpus import tars as tars_of_corpus
 
 MAX_GROWTH = 256 << 10  # KiB of memory; pyarrow's pool alone takes 100 MB
 
@@ -53,6 +57,30 @@ def check_source(source: Source, size: int) -> None:
         assert isinstance(data, bytes)
         if isinstance(location, FileSpan):
             assert len(data) == location.length <= size - location.offset
+
+
+@pytest.mark.parametrize("path", sorted(CORPUS.iterdir()), ids=lambda path: path.name)
+def test_the_corpus_is_what_its_names_say(path: Path) -> None:
+    check(path)
+    if path.name.startswith(VALID):
+        source = open_source(path)
+        assert all(source.locate(i).read() for i in range(len(source.names)))
+        return
+    assert path.name.startswith(HOSTILE)
+    with pytest.raises((UserError, OSError)):
+        source = open_source(path)
+        for i in range(len(source.names)):
+            source.locate(i).read()
+
+
+def test_the_corpus_is_small_and_complete() -> None:
+    """It stays in the repository; pyarrow writes other bytes in other versions, so only the names are compared."""
+    files = {path.name: path.stat().st_size for path in CORPUS.iterdir()}
+    assert files.keys() == {f"{n}.tar" for n in tars_of_corpus()} | {
+        f"{n}.parquet" for n in parquets_of_corpus()
+    }
+    assert sum(files.values()) < 100_000
+    assert all((CORPUS / f"{name}.tar").read_bytes() == data for name, data in tars_of_corpus().items())
 
 
 # tars -----------------------------------------------------------------------------------------------------------------
@@ -113,11 +141,7 @@ def tars(draw: st.DrawFn) -> bytes:
 
 
 INNER = tar_of({"n01440764_0.JPEG": b"x" * 10})
-TARS = [
-    tar_of({"a.jpg": b"x" * 20, "a.cls": b"1", "b.jpg": b"y", "b.json": b'{"label": 0}'}),
-    tar_of({"n01440764.tar": INNER}),
-    tar_of({"x" * 120 + ".jpg": b"x", "x" * 120 + ".cls": b"1"}),
-]
+TARS = [path.read_bytes() for path in sorted(CORPUS.glob("*.tar"))]
 FIELDS = tuple(b"\0 07x\x80\xff")  # what numbers in tar headers begin or end with
 any_tar = st.one_of(tars(), damaged(TARS, 0, 2048, FIELDS))
 
@@ -148,22 +172,7 @@ def test_tars_at_length(folder: Path, data: bytes) -> None:
 # parquet --------------------------------------------------------------------------------------------------------------
 
 
-def parquet_seed(**options: object) -> bytes:
-    images = [{"bytes": bytes([i]) * 30, "path": f"{i}.jpg"} for i in range(5)]
-    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    table = pa.table({"image": pa.array(images, struct), "label": pa.array([0, 1, 2, 1, 0])})
-    metadata = {"huggingface": '{"info": {"features": {"label": {"names": ["a", "b", "c"]}}}}'}
-    buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(metadata), buffer, row_group_size=3, **options)
-    return buffer.getvalue()
-
-
-PARQUETS = [
-    parquet_seed(compression="none", use_dictionary=False),
-    parquet_seed(compression="snappy"),
-    parquet_seed(compression="zstd", data_page_version="2.0"),
-    parquet_seed(compression="gzip", store_schema=False),
-]
+PARQUETS = [path.read_bytes() for path in sorted(CORPUS.glob("*.parquet"))]
 VARINTS = (0, 1, 2, 0x15, 0x16, 0x7F, 0x80, 0xFE, 0xFF)  # Thrift's numbers and field headers
 # most of them in the footer, which begins 1.1 to 2.2 kB before the end
 parquets = st.one_of(damaged(PARQUETS, -2200, -8, VARINTS), damaged(PARQUETS, 4, 500, VARINTS))

@@ -1,0 +1,97 @@
+"""Read the pages of coming blocks into the page cache, in the order of the files, while the present block is used."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+
+from fastft.data.block_order import Span
+
+BLOCKS_AHEAD = 1
+BLOCKS_IN_MEMORY = (
+    3  # the next, the present, and the one before, which other processes of the machine may still use
+)
+DEFAULT_WINDOW = 128 << 10  # Linux's default read_ahead_kb
+
+
+def request_window(descriptor: int) -> int:
+    """The most bytes that one POSIX_FADV_WILLNEED reads: the kernel's read-ahead window of the device, 128 KiB if not known.
+
+    The rest of a longer request would be ignored (force_page_cache_ra in Linux's mm/readahead.c).
+    """
+    device = os.fstat(descriptor).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    # a partition has no window of its own, its disk does
+    for folder in (f"/sys/class/bdi/{number}", f"/sys/dev/block/{number}/../bdi"):
+        with suppress(OSError, ValueError):
+            return max(1, int(Path(folder, "read_ahead_kb").read_text(encoding="ascii"))) << 10
+    return DEFAULT_WINDOW
+
+
+def read_exactly(descriptors: Sequence[int]) -> None:
+    """Turn the kernel's own read-ahead off for these files: it would read pages of other blocks, which are not needed soon."""
+    for descriptor in descriptors:
+        with suppress(OSError):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+
+
+class ReadAhead:
+    """Requests each block of a pass when the block before it begins. Pages that are in the page cache cost nothing.
+
+    The pages are not read by this process: they would count as used, and stay longer than those that are still needed.
+    """
+
+    def __init__(
+        self, block_of_position: np.ndarray, spans_of: Callable[[int], Sequence[Span]], *, release: bool
+    ) -> None:
+        """block_of_position: (n,), ascending: the block of each sample of the pass. spans_of: the pages of a block.
+
+        release: give the memory of used blocks back, because Linux drops requests that would first need memory from a
+        full control group.
+        """
+        changes = np.flatnonzero(np.diff(block_of_position.astype(np.int64))) + 1
+        self.begins = np.append(0, changes)  # position at which each block begins
+        self.blocks = block_of_position[self.begins].astype(np.int64).tolist()
+        self.spans_of, self.release = spans_of, release
+        self.position = self.requested = 0
+        self._windows: dict[int, int] = {}
+        self._thread = ThreadPoolExecutor(1, "ReadAhead")
+        self._closed = Event()
+
+    def advance(self, count: int) -> None:
+        """The next `count` samples of the pass are about to be read."""
+        self.position += count
+        current = int(np.searchsorted(self.begins, self.position - 1, side="right")) - 1
+        while self.requested < min(current + 1 + BLOCKS_AHEAD, len(self.blocks)):
+            used = self.requested - BLOCKS_IN_MEMORY
+            if self.release and used >= 0:
+                self._thread.submit(self._release, self.blocks[used])
+            self._thread.submit(self._request, self.blocks[self.requested])
+            self.requested += 1
+
+    def _release(self, block: int) -> None:
+        for span in self.spans_of(block):
+            with suppress(OSError):
+                os.posix_fadvise(span.descriptor, span.offset, span.num_bytes, os.POSIX_FADV_DONTNEED)
+
+    def _request(self, block: int) -> None:
+        for span in self.spans_of(block):
+            if span.descriptor not in self._windows:
+                self._windows[span.descriptor] = request_window(span.descriptor)
+            window, end = self._windows[span.descriptor], span.offset + span.num_bytes
+            for offset in range(span.offset, end, window):
+                if self._closed.is_set():
+                    return
+                with suppress(OSError):  # only advice: reading the samples reports errors
+                    os.posix_fadvise(
+                        span.descriptor, offset, min(window, end - offset), os.POSIX_FADV_WILLNEED
+                    )
+
+    def close(self) -> None:
+        """Stop requesting and end the thread; closing twice is harmless."""
+        self._closed.set()
+        self._thread.shutdown(cancel_futures=True)

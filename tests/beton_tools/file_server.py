@@ -1,0 +1,113 @@
+"""An HTTP server of a folder that knows byte ranges, and can fail on request."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+
+class FileServer(ThreadingHTTPServer):
+    """Attributes change the behaviour of later responses.
+
+    ranges: answer range requests with parts; otherwise with the whole file.
+    break_every: of so many responses with contents the last ends after half of them; 0: none does.
+    status: answer everything with this status; 0: serve files.
+    delay: seconds before an answer, as a round trip over a network takes.
+    versions: send ETag and Last-Modified.
+    sent: bytes of contents sent so far.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.folder = folder
+        self.ranges, self.versions, self.break_every, self.status = True, True, 0, 0
+        self.delay = 0.0
+        self.sent = self.responses = 0
+
+    def handle_error(self, *_: object) -> None:
+        """A client that closes its connections is none."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FileServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer(with_contents=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_contents=True)
+
+    def _answer(self, with_contents: bool) -> None:
+        time.sleep(self.server.delay)
+        path = self.server.folder / unquote(urlsplit(self.path).path).lstrip("/")
+        status = self.server.status or (200 if path.is_file() else 404)
+        if status != 200:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        stat = path.stat()
+        start, stop = 0, stat.st_size
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if asked and self.server.ranges:
+            start, stop = int(asked[1]), min(int(asked[2]) + 1, stat.st_size)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{stat.st_size}")
+        else:
+            self.send_response(200)
+        if self.server.versions:
+            self.send_header("ETag", f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"')
+            self.send_header("Last-Modified", formatdate(stat.st_mtime, usegmt=True))
+        self.send_header("Content-Length", str(stop - start))
+        self.end_headers()
+        if with_contents:
+            with path.open("rb") as file:
+                file.seek(start)
+                self._send(file.read(stop - start))
+
+    def _send(self, body: bytes) -> None:
+        server = self.server
+        server.responses += 1
+        if server.break_every and server.responses % server.break_every == 0:
+            body = body[: len(body) // 2]
+            self.close_connection = True
+        server.sent += len(body)
+        try:
+            self.wfile.write(body)
+        except OSError:  # the client had enough
+            self.close_connection = True
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[FileServer]:
+    server = FileServer(folder)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def touch_later(path: Path) -> None:
+    """Give a file another time of modification, as writing it again would."""
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 2_000_000_000))

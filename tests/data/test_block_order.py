@@ -1,0 +1,233 @@
+"""`data.order=blocks`: the order is a pure function of (seed, epoch), each page is read once, and in its block."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from beton_tools.beton_set import BetonSet
+from beton_tools.convert import convert_folder
+from beton_tools.errors import UserError
+from beton_tools.parts import Part
+from beton_tools.writer import WriteOptions
+from fastft.data import data_notes, sample_order
+from fastft.data.block_order import MIB, Pages, block_of_page, block_order
+from fastft.data.read_ahead import BLOCKS_IN_MEMORY, ReadAhead, request_window
+from fastft.data.sample_order import SampleOrder
+from tests.data.test_loader import collect, train_loader
+
+PAGE = 1 << 16
+
+
+@pytest.fixture(scope="module")
+def betons(indexed_beton: Path, tmp_path_factory: pytest.TempPathFactory) -> BetonSet:
+    """The photographs in two files with many small pages."""
+    out = tmp_path_factory.mktemp("pages") / "train.beton"
+    for number in (1, 2):
+        options = WriteOptions(workers=0, page_size=PAGE, part=Part(number, 2))
+        convert_folder(indexed_beton.parent / "images", out, options)
+    return BetonSet.open(str(out.parent / "*.beton"))
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 4 pages instead of MiB, whose number the other tests give."""
+    monkeypatch.setattr("fastft.data.block_order.MIB", 4 * PAGE)
+
+
+def test_the_page_of_a_sample_holds_its_bytes(betons: BetonSet) -> None:
+    pages = Pages.of(betons)
+    assert len(pages) == sum(beton.num_pages for beton in betons.files) > 8
+    spans = pages.spans(np.arange(len(pages)))
+    for sample in range(len(betons)):
+        span, (beton, _) = spans[pages.of_sample[sample]], betons.locate(sample)
+        begin = int(betons.pointers[sample])
+        assert span.descriptor == beton.descriptor
+        assert span.offset <= begin and begin + int(betons.sizes[sample]) <= span.offset + span.num_bytes
+
+
+def test_an_epoch_has_every_sample_once_and_the_samples_of_a_block_together(
+    betons: BetonSet, small_blocks: None
+) -> None:
+    pages, samples = Pages.of(betons), np.arange(len(betons))
+    for epoch in range(3):
+        order = block_order(pages, samples, seed=5, epoch=epoch, block_mib=1)
+        blocks = block_of_page(pages, len(samples), seed=5, epoch=epoch, block_mib=1)
+        assert np.array_equal(np.sort(order), samples)
+        assert (np.diff(blocks[pages.of_sample[order]].astype(np.int64)) >= 0).all()
+        used = np.bincount(blocks.astype(np.int64))
+        assert (used[:-1] == 4).all() and 1 <= used[-1] <= 4
+        assert not np.array_equal(order, samples)
+
+
+def test_epochs_and_seeds_have_other_blocks_and_the_same_arguments_the_same_order(
+    betons: BetonSet, small_blocks: None
+) -> None:
+    pages, samples = Pages.of(betons), np.arange(len(betons))
+
+    def order(seed: int, epoch: int) -> bytes:
+        return block_order(pages, samples, seed, epoch, 1).tobytes()
+
+    assert len({order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)}) == 4
+    assert order(1, 1) == order(1, 1)
+
+
+def test_the_order_by_blocks_never_changes() -> None:
+    """Written down once, as for random order; 12 samples in 6 pages of two files, three pages a block."""
+
+    class Two:
+        page_size, num_pages, data_start = MIB, 3, 0
+        pointers = np.array([0, 5, MIB, MIB + 7, 2 * MIB, 2 * MIB + 9])
+        descriptor = 0
+
+        def __len__(self) -> int:
+            return 6
+
+    class Files:
+        files, starts = (Two(), Two()), np.array([0, 6, 12])
+
+        def __len__(self) -> int:
+            return 12
+
+    pages = Pages.of(Files())  # type: ignore[arg-type]
+    assert pages.of_sample.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert block_order(pages, np.arange(12), 42, 7, 3).tolist() == [11, 10, 4, 5, 0, 1, 6, 8, 7, 2, 9, 3]
+
+
+def test_a_subset_keeps_to_the_blocks(betons: BetonSet, small_blocks: None) -> None:
+    subset = np.arange(1, len(betons), 3)
+    order = SampleOrder(betons, subset, 0, "blocks", 1).of_epoch(2)
+    assert np.array_equal(np.sort(order), subset)
+
+
+@pytest.mark.parametrize("delivered", [0, 1, 5, 9, 13])
+def test_a_loader_resumes_bit_for_bit_and_at_another_world_size(
+    betons: BetonSet, small_blocks: None, delivered: int
+) -> None:
+    with train_loader(betons, order="blocks", block_mib=1) as first:
+        epochs = [collect(first) for _ in range(2)]
+        first.set_epoch(0)
+        batches = (batch for _ in range(2) for batch in first)
+        for _ in range(delivered):
+            next(batches)
+        state = first.state_dict()
+    with train_loader(betons, order="blocks", block_mib=1, workers=1) as second:
+        second.load_state_dict(state)
+        epoch, done = divmod(delivered, len(second))
+        rest = collect(second)
+        assert len(rest) == (len(second) - done) * 4 and rest.items() <= epochs[epoch].items()
+    together = {}
+    for rank in range(2):
+        with train_loader(betons, order="blocks", block_mib=1, rank=rank, world_size=2) as part:
+            together |= collect(part.epoch(1))
+    assert together == epochs[1]
+
+
+def test_the_images_of_a_sample_do_not_depend_on_the_order(betons: BetonSet) -> None:
+    """The plan contract: a sample of an epoch is augmented in the same way, wherever it comes."""
+    seen = []
+    for order in ("random", "blocks"):
+        with train_loader(betons, order=order, batch_size=4, micro_batch=4) as loader:
+            seen.append({sample: image for sample, _, image in collect(loader.epoch(1)).values()})
+    assert len(seen[0]) == len(betons) and seen[0] == seen[1]
+
+
+def test_a_state_of_another_order_is_refused(betons: BetonSet) -> None:
+    with train_loader(betons, order="blocks", block_mib=1) as first:
+        state = first.state_dict()
+    for options in ({"order": "random"}, {"order": "blocks", "block_mib": 2}):
+        with train_loader(betons, **options) as other, pytest.raises(UserError, match="saved with order"):
+            other.load_state_dict(state)
+    with train_loader(betons) as earlier:
+        earlier.load_state_dict({k: v for k, v in earlier.state_dict().items() if k != "order"})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"order": "sorted"}, "give one of"), ({"order": "blocks", "block_mib": 0}, "1 or")],
+)
+def test_an_impossible_order_is_refused(betons: BetonSet, options: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        train_loader(betons, **options)
+
+
+# reading ahead
+
+
+def test_each_block_is_requested_before_it_begins_and_released_after_its_successor(
+    betons: BetonSet, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, int, int]] = []
+    names = {os.POSIX_FADV_WILLNEED: "request", os.POSIX_FADV_DONTNEED: "release"}
+
+    def advise(descriptor: int, offset: int, num_bytes: int, advice: int) -> None:
+        assert num_bytes == PAGE
+        calls.append((names[advice], descriptor, offset))
+
+    order = SampleOrder(betons, None, 0, "blocks", 1)
+    samples = order.of_epoch(0)
+    blocks = block_of_page(order.pages, len(betons), 0, 0, 1).astype(np.int64)
+    monkeypatch.setattr(sample_order, "memory_bytes", lambda: (1, 1))
+    ahead = order.read_ahead(0, samples)
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    for position in range(len(samples)):
+        ahead.advance(1)
+        ahead._thread.submit(lambda: None).result()  # what was submitted before is done
+        block = int(blocks[order.pages.of_sample[samples[position]]])
+        requested = {call[1:] for call in calls if call[0] == "request"}
+        wanted = order.pages.spans(np.flatnonzero(blocks <= min(block + 1, blocks.max())))
+        assert requested == {span[:2] for span in wanted}
+        released = {call[1:] for call in calls if call[0] == "release"}
+        kept = np.flatnonzero(blocks <= min(block + 1, blocks.max()) - BLOCKS_IN_MEMORY)
+        assert released == {span[:2] for span in order.pages.spans(kept)}
+    ahead.close()
+    assert len(calls) == len(set(calls))
+
+
+def test_files_that_fit_the_memory_are_not_released(betons: BetonSet) -> None:
+    order = SampleOrder(betons, None, 0, "blocks", 1)
+    ahead = order.read_ahead(0, order.of_epoch(0))
+    assert not ahead.release
+    ahead.close()
+
+
+def test_a_pass_that_is_abandoned_leaves_no_thread(betons: BetonSet) -> None:
+    import threading
+
+    with train_loader(betons, order="blocks") as loader:
+        batches = loader.epoch(0)
+        next(batches)
+        assert any("ReadAhead" in thread.name for thread in threading.enumerate())
+        batches.close()
+        assert not any("ReadAhead" in thread.name for thread in threading.enumerate())
+
+
+def test_a_request_is_as_large_as_the_devices_window(betons: BetonSet) -> None:
+    assert request_window(betons.files[0].descriptor) >= 1 << 10
+
+
+def test_blocks_of_one_rank_begin_where_its_samples_do() -> None:
+    ahead = ReadAhead(np.array([2, 2, 5, 5, 5, 9], np.uint64), lambda block: [], release=False)
+    assert (ahead.begins.tolist(), ahead.blocks) == ([0, 2, 5], [2, 5, 9])
+    ahead.close()
+
+
+# notes
+
+
+def test_files_that_do_not_fit_the_page_cache_are_noted(
+    betons: BetonSet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with train_loader(betons) as loader:
+        assert loader.notes == []
+    monkeypatch.setattr(data_notes, "memory_bytes", lambda: (1 << 40, betons.file_size))
+    with train_loader(betons) as loader:
+        (note,) = loader.notes
+    assert "do not fit the page cache" in note and "data.order=blocks" in note
+    assert [(record.name, record.getMessage()) for record in caplog.records] == [("fastft.data", note)]
+    with train_loader(betons, order="blocks", block_mib=64) as loader:
+        assert "nor do 3 blocks of 64 MiB" in loader.notes[0]
+    caplog.clear()
+    with train_loader(betons, rank=1, world_size=2) as loader:
+        assert loader.notes and not caplog.records

@@ -1,0 +1,180 @@
+"""Several `.beton` files as one set of training images: one index space, the same batches as from one file."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from beton_tools.beton_set import BetonSet
+from beton_tools.errors import UserError
+from beton_tools.format import Beton
+from beton_tools.manifest import Manifest, manifest_path
+from beton_tools.parts import Part
+from beton_tools.sources import open_source
+from beton_tools.writer import WriteOptions, write_beton
+from fastft.data import SampleError
+from tests.data.test_loader import BATCH, collect, eval_loader, train_loader
+
+PARTS = 3
+
+
+@pytest.fixture(scope="session")
+def parts(indexed_beton: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the images of `indexed_beton` in three files, converted from the same photographs."""
+    folder = tmp_path_factory.mktemp("parts")
+    source = open_source(indexed_beton.parent / "images")
+    for number in range(1, PARTS + 1):
+        options = WriteOptions(workers=0, part=Part(number, PARTS))
+        write_beton(folder / f"train-{number}-of-{PARTS}.beton", source, options)
+    return folder
+
+
+@pytest.fixture
+def pattern(parts: Path) -> str:
+    return str(parts / "train-*.beton")
+
+
+def test_samples_of_all_files_have_the_ids_bytes_and_labels_of_the_single_file(
+    pattern: str, indexed_beton: Path
+) -> None:
+    whole, together = Beton.open(indexed_beton), BetonSet.open(pattern)
+    assert len(together.files) == PARTS and len(together) == len(whole)
+    assert np.array_equal(together.labels, whole.labels)
+    for column in ("heights", "widths", "modes"):
+        assert np.array_equal(getattr(together, column), getattr(whole, column))
+    for sample in range(len(whole)):
+        assert together.image_bytes(sample).tobytes() == whole.image_bytes(sample).tobytes()
+    assert together.class_names == BetonSet.open(indexed_beton).class_names
+    assert together.class_counts == BetonSet.open(indexed_beton).class_counts
+    assert together.largest == BetonSet.open(indexed_beton).largest
+
+
+def test_batches_of_several_files_are_those_of_the_single_file(pattern: str, indexed_beton: Path) -> None:
+    """Image for image and box for box: the plan depends on the sample's id, which runs through the files."""
+    with train_loader(indexed_beton) as one, train_loader(pattern) as several:
+        assert collect(several.epoch(1)) == collect(one.epoch(1))
+    with eval_loader(indexed_beton) as one, eval_loader(pattern) as several:
+        assert collect(several) == collect(one)
+
+
+@pytest.mark.parametrize("order", ["random", "blocks"])
+def test_ranks_micro_batches_and_resuming_do_not_change_the_images(pattern: str, order: str) -> None:
+    with train_loader(pattern, order=order, block_mib=1) as loader:
+        whole = collect(loader.epoch(2))
+        first = next(loader.epoch(2))
+    together = {}
+    for rank in range(2):
+        split = {"rank": rank, "world_size": 2, "micro_batch": 2, "workers": 1}
+        with train_loader(pattern, order=order, block_mib=1, **split) as loader:
+            together |= collect(loader.epoch(2, start_step=1))
+    assert together == {place: image for place, image in whole.items() if place[0] >= 1}
+    assert len(first.ids) == BATCH // 2
+
+
+def test_files_are_named_as_a_list_or_with_commas_too(parts: Path, pattern: str) -> None:
+    paths = sorted(parts.glob("*.beton"))
+    expected = BetonSet.open(pattern).content
+    assert BetonSet.open(paths).content == expected
+    assert BetonSet.open(",".join(map(str, paths))).content == expected
+    assert BetonSet.open(f"{paths[0]}, {parts}/train-[23]*.beton").content == expected
+    assert BetonSet.open(paths[::-1]).content != expected
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("{parts}/nothing-*.beton", "no file matches"),
+        ("{first},{first}", "named twice"),
+        ("{first},{parts}/train-*.beton", "named twice"),
+        ("{first},{parts}/missing.beton", "missing.beton: cannot be read"),
+        ("", "no .beton file is named"),
+    ],
+)
+def test_files_that_cannot_be_opened_together_are_one_line(parts: Path, data: str, words: str) -> None:
+    named = data.format(parts=parts, first=parts / "train-1-of-3.beton")
+    with pytest.raises(UserError, match=words):
+        BetonSet.open(named)
+
+
+def _with_manifest(path: Path, target: Path, **changes: object) -> Path:
+    """A copy of a file, with another manifest."""
+    shutil.copy(path, target)
+    manifest = Manifest.of_beton(path)
+    assert manifest is not None
+    Manifest(**{**{f: getattr(manifest, f) for f in manifest.__dataclass_fields__}, **changes}).save(
+        manifest_path(target)
+    )
+    return target
+
+
+def test_files_with_other_classes_are_one_line_that_names_the_class(parts: Path, tmp_path: Path) -> None:
+    first, second = sorted(parts.glob("*.beton"))[:2]
+    classes = list(Manifest.of_beton(second).classes)
+    other = _with_manifest(second, tmp_path / "a.beton", classes=[*classes[:2], "other", *classes[3:]])
+    with pytest.raises(
+        UserError, match=r"class 2 is other, in .* it is class2; convert it with --classes-of"
+    ):
+        BetonSet.open([first, other])
+    longer = _with_manifest(second, tmp_path / "b.beton", classes=[*classes, "more"])
+    with pytest.raises(UserError, match=r"b.beton has 6 classes, .* 5; convert it with --classes-of"):
+        BetonSet.open([first, longer])
+
+
+def test_a_file_without_manifest_may_join_if_its_labels_are_classes(parts: Path, tmp_path: Path) -> None:
+    first, second, _ = sorted(parts.glob("*.beton"))
+    bare = Path(shutil.copy(second, tmp_path / "bare.beton"))
+    joined = BetonSet.open([bare, first])
+    assert joined.class_names == BetonSet.open(first).class_names
+    assert "checksum" not in joined.content
+
+
+def test_files_with_other_fields_are_refused(stock_beton, parts: Path, tmp_path: Path) -> None:
+    from ffcv.fields import FloatField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    class Images:
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, i):
+            return np.zeros((8, 8, 3), np.uint8), float(i)
+
+    path = tmp_path / "other.beton"
+    fields = {"image": RGBImageField(write_mode="jpg"), "label": FloatField()}
+    DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(Images())
+    with pytest.raises(UserError, match="no label"):
+        BetonSet.open(path)
+
+
+def test_a_damaged_sample_is_named_by_its_file(parts: Path, tmp_path: Path) -> None:
+    for path in parts.iterdir():
+        shutil.copy(path, tmp_path)
+    second = Beton.open(tmp_path / "train-2-of-3.beton")
+    with second.path.open("r+b") as file:
+        file.seek(int(second.pointers[4]))
+        file.write(b"\0" * 8)
+    with (
+        eval_loader(str(tmp_path / "*.beton")) as loader,
+        pytest.raises(SampleError, match=r"train-2-of-3.beton: sample 4") as caught,
+    ):
+        list(loader)
+    assert caught.value.sample == int(loader.betons.starts[1]) + 4
+
+
+def test_a_file_that_changes_between_two_passes_is_refused(parts: Path, tmp_path: Path) -> None:
+    for path in parts.iterdir():
+        shutil.copy(path, tmp_path)
+    with eval_loader(str(tmp_path / "*.beton")) as loader:
+        list(loader)
+        with (tmp_path / "train-3-of-3.beton").open("r+b") as file:
+            file.write(b"\2")
+        with pytest.raises(UserError, match=r"train-3-of-3.beton: changed while it was in use"):
+            list(loader)
+
+
+def test_a_missing_part_of_a_conversion_is_noted(parts: Path, pattern: str) -> None:
+    with train_loader(pattern) as loader:
+        assert not any("parts" in note for note in loader.notes)
+    with train_loader([parts / "train-1-of-3.beton", parts / "train-3-of-3.beton"]) as loader:
+        assert any("parts 2/3 of the conversion are not among the files" in note for note in loader.notes)
