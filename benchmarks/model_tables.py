@@ -1,7 +1,8 @@
 """Tables of models for `tables.py`: what a model costs with the paper's recipe, and timm's models that were trained here."""
 
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ from markdown_table import markdown
 
 from fastft.config import Recipe, load_recipe
 from fastft.config.automatic import LARGE, paper_recipe
+from fastft.constants import TIMM as TIMM_PREFIX
 from fastft.cost.mfu import PUBLISHED_MFU
 from fastft.cost.model import predict_published
 from fastft.cost.work import count_parameters
 from fastft.model import count_flops, load_arch
-from fastft.model.timm_create import PREFIX, pretrained_cfg
+from fastft.model.timm_create import pretrained_cfg
 
 TOWERS = Path(__file__).parent / "results" / "towers.json"
 OWN = ("b16", "b16_384", "l14", "l14_336")  # suffixes of the paper's recipes
@@ -35,7 +37,7 @@ def model_costs(only: Collection[str] | None = None) -> str:
     """A row per model: size, work, GPU-hours of the final and the frugal recipe, weights. only: of these timm models."""
     head = ["model", "px", "M parameters", "GFLOP per image"]
     head += [f"{gpu}-hours, `final` / `frugal`" for gpu in PUBLISHED_MFU]
-    rows = [_cost_row(*model) for model in _models(TIMM if only is None else only)]
+    rows = [*_own_rows(), *map(_timm_row, TIMM if only is None else only)]
     shares = ", ".join(f"{mfu.value:.1%} on {gpu}" for gpu, mfu in PUBLISHED_MFU.items())
     return (
         f"{markdown([*head, 'pretrained weights'], rows, 1)}\n\nImageNet-1k, modelled on eight GPUs at the MFU published for a "
@@ -45,18 +47,24 @@ def model_costs(only: Collection[str] | None = None) -> str:
     )
 
 
-def _models(timm_names: Iterable[str]) -> Iterator[tuple[str, str, list[Recipe]]]:
-    """(model.arch, source of the weights, final and frugal recipe)."""
+@cache
+def _own_rows() -> list[list[str]]:
+    rows = []
     for suffix in OWN:
         recipes = [load_recipe(f"{kind}_{suffix}") for kind in ("final", "frugal")]
-        yield recipes[0].model.arch, f"open_clip, `{recipes[0].model.weights}`", recipes
-    for name in timm_names:
-        options = [f"--model.arch={PREFIX}{name}", "--model.weights=timm", f"--model.image_size={TIMM_SIZE}"]
-        suffix = "l14" if paper_recipe(load_recipe("final_b16", options)) is LARGE else "b16"
-        recipes = [load_recipe(f"{kind}_{suffix}", options) for kind in ("final", "frugal")]
-        found = pretrained_cfg(name)
-        licence = f", {found.license}" if found.license else ""
-        yield f"{PREFIX}{name}", f"timm, `{found.tag}`{licence}", recipes
+        model = recipes[0].model
+        rows.append(_cost_row(model.arch, f"open_clip, `{model.weights}`", recipes))
+    return rows
+
+
+@cache
+def _timm_row(name: str) -> list[str]:
+    options = [f"--model.arch={TIMM_PREFIX}{name}", "--model.weights=timm", f"--model.image_size={TIMM_SIZE}"]
+    suffix = "l14" if paper_recipe(load_recipe("final_b16", options)) is LARGE else "b16"
+    recipes = [load_recipe(f"{kind}_{suffix}", options) for kind in ("final", "frugal")]
+    found = pretrained_cfg(name)
+    licence = f", {found.license}" if found.license else ""
+    return _cost_row(f"{TIMM_PREFIX}{name}", f"timm, `{found.tag}`{licence}", recipes)
 
 
 def _cost_row(name: str, weights: str, recipes: list[Recipe]) -> list[str]:

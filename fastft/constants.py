@@ -18,3 +18,5 @@ RANDOM, BLOCKS = ORDERS = ("random", "blocks")  # of the samples of an epoch
 BLOCK_MIB = (
     1024  # three blocks are in memory at a time; one of ImageNet at 500 px has 9,000 images, of 128 pages
 )
+
+TIMM = "timm/"  # start of a `model.arch` that names a model of timm

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fastft.config.normalisation import TIMM
 from fastft.config.schema import MAX_EPOCHS, Choice, Recipe, count_steps
+from fastft.constants import TIMM
 
 IMAGES_PER_UNIT_OF_BATCH = 128  # the paper: 1,281,167 images in batches of 2,048, rounded to a power of two
 SMALLEST_BATCH, PAPER_BATCH = 32, 2048

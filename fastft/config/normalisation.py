@@ -4,8 +4,8 @@ from collections.abc import Container
 from dataclasses import replace
 
 from fastft.config.schema import Choice, Recipe
+from fastft.constants import TIMM
 
-TIMM = "timm/"  # start of model.arch
 OPTIONS = ("augment.mean", "augment.std")
 
 

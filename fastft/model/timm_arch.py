@@ -5,8 +5,12 @@ from functools import lru_cache
 
 import torch
 
+from beton_tools.errors import UserError
+from fastft.constants import TIMM
 from fastft.model.arch import check_image_size
-from fastft.model.timm_create import PREFIX, create_timm, layer_ids, pretrained_cfg
+from fastft.model.timm_create import create_timm, layer_ids, pretrained_cfg
+
+MAX_IMAGE_SIZE = 8192  # as model.image_size: a mistake must not fill the memory
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,15 @@ class TimmArch:
 
 def load_timm_arch(name: str) -> TimmArch:
     """The architecture of 'timm/NAME' at the size of its pretrained weights. Raises UserError as `create_timm`."""
-    model = name.removeprefix(PREFIX)
+    model = name.removeprefix(TIMM)
     return measure(model, pretrained_cfg(model).input_size[-1])
 
 
 @lru_cache(maxsize=64)
 def measure(name: str, image_size: int) -> TimmArch:
     """The numbers of a model, counted on the meta device."""
+    if image_size > MAX_IMAGE_SIZE:
+        raise UserError(f"image size {image_size} is larger than {MAX_IMAGE_SIZE}; use a smaller one")
     with torch.device("meta"):
         trunk = create_timm(name, image_size, num_classes=2)
     head = trunk.get_classifier()

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from beton_tools.errors import UserError
+from fastft.constants import TIMM
 from fastft.model.weight_files import first_sentence
 
-PREFIX = "timm/"  # of model.arch
 Trunk: TypeAlias = Any  # an nn.Module with the methods of timm's models, which have no common class
 # arguments of timm's models, and the options that they come from
 OPTIONS = {
@@ -33,14 +33,14 @@ def pretrained_cfg(name: str) -> Any:
 
     model, _, tag = name.partition(".")
     if not timm.is_model(model):
-        raise UserError(f"model.arch '{PREFIX}{name}' is not known; {_suggest(model, timm.list_models())}")
+        raise UserError(f"model.arch '{TIMM}{name}' is not known; {_suggest(model, timm.list_models())}")
     try:
         found = timm.get_pretrained_cfg(name)
     except RuntimeError:  # no such tag
         found = None
     if found is None:
         raise UserError(
-            f"model.arch '{PREFIX}{name}' is not known; {_suggest(tag, pretrained_tags(model), f'{model}.')}"
+            f"model.arch '{TIMM}{name}' is not known; {_suggest(tag, pretrained_tags(model), f'{model}.')}"
         )
     return found
 
@@ -54,7 +54,7 @@ def pretrained_tags(model: str) -> list[str]:
 
 def _suggest(wrong: str, names: list[str], prefix: str = "") -> str:
     near = get_close_matches(wrong, names, n=1)
-    return f"did you mean '{PREFIX}{prefix}{near[0]}'?" if near else "see timm.list_models()"
+    return f"did you mean '{TIMM}{prefix}{near[0]}'?" if near else "see timm.list_models()"
 
 
 def timm_args(name: str, image_size: int) -> dict[str, Any]:
@@ -78,11 +78,11 @@ def create_timm(name: str, image_size: int, num_classes: int, **more: Any) -> Tr
     except (TypeError, AssertionError, ValueError, NotImplementedError) as error:
         for argument, option in OPTIONS.items():
             if argument in arguments and f"'{argument}'" in str(error):
-                raise UserError(f"{PREFIX}{name} has no {argument}; leave {option} at its default") from None
+                raise UserError(f"{TIMM}{name} has no {argument}; leave {option} at its default") from None
         if more.get("pretrained"):  # the hub's errors, some of which are ValueErrors
             raise
         raise UserError(
-            f"{PREFIX}{name} cannot be built at {image_size} px ({first_sentence(error)}); use another image size or model"
+            f"{TIMM}{name} cannot be built at {image_size} px ({first_sentence(error)}); use another image size or model"
         ) from None
     check_supported(name, trunk)
     return trunk
@@ -95,16 +95,17 @@ def check_supported(name: str, trunk: Trunk) -> None:
     modules = dict(trunk.named_modules())
     dropout = next((key for key, m in modules.items() if isinstance(m, nn.Dropout) and m.p > 0), None)
     fixed = next((m for m in _with_buffers(trunk) if not hasattr(m, "init_non_persistent_buffers")), None)
+    head = trunk.get_classifier() if hasattr(trunk, "get_classifier") else None
     reasons = {
         f"keeps running statistics ({statistics}), which depend on the micro-batch": statistics,
         f"has buffers that timm cannot compute again ({type(fixed).__name__})": fixed,
         f"has dropout of its own ({dropout}), which a resumed run could not repeat": dropout,
-        "has no single linear head": not isinstance(trunk.get_classifier(), nn.Linear),
+        "has no single linear head": not isinstance(head, nn.Linear),
         "has no group_matcher, which numbers its layers": not hasattr(trunk, "group_matcher"),
     }
     for reason, holds in reasons.items():
         if holds:
-            raise UserError(f"{PREFIX}{name} {reason}; use another model, such as a ViT, ConvNeXt or Swin")
+            raise UserError(f"{TIMM}{name} {reason}; use another model, such as a ViT, ConvNeXt or Swin")
 
 
 def restore_buffers(trunk: Trunk) -> None:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from beton_tools.errors import UserError
+from fastft.constants import TIMM
 from fastft.model.interface import ImageClassifier, ImageTower
 from fastft.model.stochastic import DropPath, PatchDropout
 from fastft.model.timm_arch import TimmArch
-from fastft.model.timm_create import PREFIX, Trunk, create_timm, layer_ids, restore_buffers, timm_args
+from fastft.model.timm_create import Trunk, create_timm, layer_ids, restore_buffers, timm_args
 
 TRUNK = "visual.trunk."
 
@@ -121,7 +122,7 @@ class TimmTower(ImageTower):
             self.trunk.set_grad_checkpointing(on)
         except (AssertionError, AttributeError):
             raise UserError(
-                f"{PREFIX}{self.arch.timm} has no gradient checkpointing; set --train.grad_checkpointing=false"
+                f"{TIMM}{self.arch.timm} has no gradient checkpointing; set --train.grad_checkpointing=false"
             ) from None
         self._grad_checkpointing = on
 
@@ -216,13 +217,13 @@ def build_timm_classifier(
         trunk = create_pretrained(create, arch.timm, pretrained_tag, options)
     tower = TimmTower(arch, trunk)
     if bool(drop_path) + bool(patch_dropout) and tower.noise_columns == 0:
-        raise UserError(f"{PREFIX}{arch.timm} has no stochastic layers; leave model.drop_path at 0")
+        raise UserError(f"{TIMM}{arch.timm} has no stochastic layers; leave model.drop_path at 0")
     if patch_dropout and tower.patch_dropout.rate == 0:
-        raise UserError(f"{PREFIX}{arch.timm} has no patch dropout; leave model.patch_dropout at 0")
+        raise UserError(f"{TIMM}{arch.timm} has no patch dropout; leave model.patch_dropout at 0")
     if dynamic and not getattr(
         trunk, "dynamic_img_size", False
     ):  # some models ignore arguments that they do not know
-        raise UserError(f"{PREFIX}{arch.timm} takes images of one size; leave schedule.sizes at its default")
+        raise UserError(f"{TIMM}{arch.timm} takes images of one size; leave schedule.sizes at its default")
     model = TimmClassifier(tower)
     if (
         not model.head.weight.is_meta

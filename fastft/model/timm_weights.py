@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from beton_tools.errors import UserError
+from fastft.constants import TIMM
 from fastft.model.clip_names import is_transformers
-from fastft.model.timm_create import PREFIX, Trunk, pretrained_tags
+from fastft.model.timm_create import Trunk, pretrained_tags
 from fastft.model.timm_tower import TimmClassifier
 from fastft.model.weight_files import first_sentence, read_state_dict
 from fastft.model.weight_folders import WeightFolder, find_weight_folder
@@ -33,7 +34,7 @@ def find_tag(weights: str, name: str) -> str | None:
         return None
     known = pretrained_tags(name.partition(".")[0])
     if weights not in known:
-        raise UserError(unknown_tag(weights, PREFIX + name, [PRETRAINED, *known]))
+        raise UserError(unknown_tag(weights, TIMM + name, [PRETRAINED, *known]))
     return weights
 
 
@@ -88,7 +89,7 @@ def _check_folder(folder: WeightFolder, weights: str, name: str) -> None:
     if theirs is None:
         return  # CLIP's own ViT, which timm converts
     if theirs.partition(".")[0] != name.partition(".")[0]:
-        raise UserError(f"{weights} holds timm's {theirs}; set --model.arch={PREFIX}{theirs}")
+        raise UserError(f"{weights} holds timm's {theirs}; set --model.arch={TIMM}{theirs}")
 
 
 def _convert(trunk: Trunk, state: dict[str, Tensor], name: str, weights: str) -> dict[str, Tensor]:
@@ -103,7 +104,7 @@ def _convert(trunk: Trunk, state: dict[str, Tensor], name: str, weights: str) ->
         return dict(convert(state, trunk))
     except Exception as error:  # written for the authors' files; another one breaks them in many ways
         raise UserError(
-            f"weights {weights} do not fit {PREFIX}{name} ({type(error).__name__}: {first_sentence(error)}); check model.arch"
+            f"weights {weights} do not fit {TIMM}{name} ({type(error).__name__}: {first_sentence(error)}); check model.arch"
         ) from None
 
 
@@ -117,11 +118,11 @@ def _load(trunk: Trunk, state: dict[str, Tensor], name: str, weights: str) -> No
     odd = [key for key in state if key in own and state[key].shape != own[key].shape]
     if odd:
         raise UserError(
-            f"weights {weights} do not fit {PREFIX}{name}: {odd[0]} is {tuple(state[odd[0]].shape)} in the file, "
+            f"weights {weights} do not fit {TIMM}{name}: {odd[0]} is {tuple(state[odd[0]].shape)} in the file, "
             f"{tuple(own[odd[0]].shape)} in the model; check model.arch"
         )
     if missing or unexpected:
         raise UserError(
-            f"weights {weights} do not fit {PREFIX}{name}: missing {missing[:3]}, unexpected {unexpected[:3]}; check model.arch"
+            f"weights {weights} do not fit {TIMM}{name}: missing {missing[:3]}, unexpected {unexpected[:3]}; check model.arch"
         )
     trunk.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, TypeAlias
 
+from fastft.constants import TIMM
 from fastft.model.arch import Arch, load_open_clip_arch
 from fastft.model.timm_arch import TimmArch, load_timm_arch, measure
-from fastft.model.timm_create import PREFIX
 
 TowerArch: TypeAlias = Arch | TimmArch
 
@@ -17,7 +17,7 @@ def load_arch(name: str) -> TowerArch:
     Raises:
         UserError: as `load_timm_arch` and `load_open_clip_arch`.
     """
-    return load_timm_arch(name) if name.startswith(PREFIX) else load_open_clip_arch(name)
+    return load_timm_arch(name) if name.startswith(TIMM) else load_open_clip_arch(name)
 
 
 def arch_from_dict(values: Mapping[str, Any]) -> TowerArch:

@@ -256,6 +256,7 @@ def test_large_models_follow_the_papers_large_recipe() -> None:
         ("zzzz", {}, "see timm.list_models"),
         ("resnet18", {}, r"running statistics \(bn1.running_mean\), which depend on the micro-batch"),
         ("deit_tiny_distilled_patch16_224", {}, "no single linear head"),
+        ("qwen3_vit_306m_enc", {}, "no single linear head|is not known"),
         ("vit_relpos_small_patch16_224", {}, "dropout of its own"),
         ("poolformerv2_s12", {}, "no group_matcher"),
         ("test_convnext", {"model.patch_dropout": 0.5}, "has no patch_drop_rate; leave model.patch_dropout at its default"),
@@ -309,3 +310,41 @@ def test_an_architecture_is_built_again_from_its_values() -> None:
     assert arch_from_dict(asdict(arch)) == arch
     with pytest.raises(ValueError, match="other numbers"):
         arch_from_dict(asdict(arch) | {"layers": 5})
+    for change, message in (
+        ({"timm": "hf-hub:some/model"}, "is not known"),
+        ({"image_size": 1 << 40}, "larger than 8192"),
+    ):
+        with pytest.raises(UserError, match=message):
+            arch_from_dict(asdict(arch) | change)
+
+
+def sampled_models() -> list[str]:
+    """A few models of each of timm's modules, the shortest names and every so manyth, without the largest ones."""
+    families: dict[str, list[str]] = {}
+    for name in timm.list_models(
+        exclude_filters=["*giant*", "*huge*", "*gigantic*", "*enormous*", "*xxlarge*", "*7b*", "*large*"]
+    ):
+        families.setdefault(timm.model_entrypoint(name).__module__, []).append(name)
+    return [
+        name for names in families.values() for name in sorted(names, key=len)[:: max(1, len(names) // 4)]
+    ]
+
+
+@pytest.mark.slow
+def test_every_parameter_of_models_of_all_families_gets_a_gradient() -> None:
+    """An unused one would have no optimiser state, which checkpoints are checked for."""
+    trained, refused = [], []
+    for name in sampled_models():
+        try:
+            arch = load_arch(f"timm/{name}")
+            model = build(name, arch.image_size, meta=True, model__freeze_conv1=False)
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused.append(name)
+            continue
+        with torch.device("meta"):
+            model.train()(torch.empty(2, 3, arch.image_size, arch.image_size)).sum().backward()
+        assert not [n for n, p in model.named_parameters() if p.grad is None], name
+        assert count_flops(arch, 7).forward > 1e6
+        trained.append(name)
+    assert len(trained) > 60 and len(refused) > 60, "LayerNorm and BatchNorm"

@@ -172,6 +172,19 @@ def test_timm_and_open_clip_repositories_fill_timms_models(folders: Path, offlin
         assert torch.equal(hub(IMAGES), local(IMAGES))
 
 
+@pytest.mark.parametrize("weights", ["timm", "r160_in1k"])
+def test_timms_pretrained_weights_get_a_new_head_also_for_as_many_classes(
+    tmp_path, offline: Path, weights: str
+) -> None:
+    theirs = timm.create_model("test_vit")
+    timm.models.save_for_hf(theirs, tmp_path / "saved", safe_serialization=True)
+    in_hub_cache(tmp_path / "saved", offline, "timm/test_vit.r160_in1k")
+    recipe = timm_recipe("test_vit", weights, size=160).with_option("data.num_classes", 1000)
+    ours = build_model(recipe).visual.trunk.state_dict()
+    different = [key for key, value in theirs.state_dict().items() if not torch.equal(ours[key], value)]
+    assert different == ["head.weight"]
+
+
 def test_a_hub_that_cannot_be_reached_is_one_line(offline: Path) -> None:
     for recipe in (timm_recipe("test_vit", "hf-hub:some/model"), timm_recipe("test_vit", "timm")):
         with pytest.raises(
