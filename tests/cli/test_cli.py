@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastft.cli import build_parser, main
+from fastft.cli import SECONDS_TO_REPORT, build_parser, main
 
 
 def subcommands(parser: argparse.ArgumentParser, prefix: str = "") -> dict[str, argparse.ArgumentParser]:
