@@ -10,19 +10,17 @@ Run: python benchmarks/small_data.py run --data CIFAR10 --seeds 3 [--only 100]  
      python benchmarks/small_data.py report                                      (benchmarks/results/small_data.json)
 """
 
-import argparse
 import json
-import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from study import extract_images, find_split
-from study_report import unpack
+from study import extract_images, find_split, new_parser
+from study_report import pack, paired_gain, read_scores, unpack
 
 from beton_tools.convert import convert_folder
 from beton_tools.format import Beton
@@ -95,9 +93,8 @@ def score(photos: Photographs, name: str, seed: int, folder: Path, cache: Path, 
     console.rule(run.name)
     result = train(recipe_of(photos, ROWS[name], seed, run, cache), console)
     found = compute_logits(run, photos.test, "cpu")
-    hits = np.packbits(found.logits_NK.argmax(axis=1) == found.labels_N).tobytes().hex()
     scores = {
-        "set": photos.name, "row": name, "seed": seed, "hits": hits, "n": len(found.labels_N), "size": photos.size,
+        "set": photos.name, "row": name, "seed": seed, "hits": pack(found), "n": len(found.labels_N), "size": photos.size,
         "images": Beton.open(run / "data" / "train.beton").num_samples, "seconds": result["seconds"],
         "weights": result.get("weights"),
     }  # fmt: skip
@@ -106,47 +103,28 @@ def score(photos: Photographs, name: str, seed: int, folder: Path, cache: Path, 
 
 
 def report(folder: Path) -> dict[str, Any]:
-    """Accuracy of every row, and its paired difference from ridge regression, in percent with standard errors."""
-    runs = [
-        json.loads(p.read_text(encoding="utf-8")) for p in sorted((folder / "runs").glob("*/scores.json"))
-    ]
-    sets = []
+    """Accuracy of every row, and its paired gain over ridge regression, in percent with standard errors."""
+    runs, sets = read_scores(folder), []
     for name in dict.fromkeys(r["set"] for r in runs):
         own = [r for r in runs if r["set"] == name]
-        hits = {(r["row"], r["seed"]): unpack(r["hits"], r["n"]).astype(float) for r in own}
+        hits: dict[str, dict[int, np.ndarray]] = {}
+        for r in own:
+            hits.setdefault(r["row"], {})[r["seed"]] = unpack(r["hits"], r["n"])
         rows = []
-        for row in dict.fromkeys(r["row"] for r in own):
-            seeds = sorted(seed for kind, seed in hits if kind == row)
-            pairs = [hits[row, s] - hits["ridge", s] for s in seeds if ("ridge", s) in hits]
+        for row, by_seed in hits.items():
+            gain = None if row == "ridge" else paired_gain(by_seed, hits.get("ridge", {}))
             rows.append({
-                "row": row, "seeds": len(seeds), "top1": 100 * float(np.mean([hits[row, s].mean() for s in seeds])),
-                "gain": 100 * float(np.mean(pairs)) if pairs else None,
-                # over images, of the mean over seeds
-                "gain_error": 100 * float(np.mean(pairs, axis=0).std(ddof=1) / len(pairs[0]) ** 0.5) if pairs else None,
-                "gain_by_seed": [100 * float(pair.mean()) for pair in pairs],
+                "row": row, "seeds": len(by_seed), "top1": 100 * float(np.mean([h.mean() for h in by_seed.values()])),
+                "gain": None if gain is None else asdict(gain) | {"mean": gain.mean},
                 "minutes": float(np.mean([r["seconds"] for r in own if r["row"] == row])) / 60,
             })  # fmt: skip
-        sets.append(
-            {"set": name, "images": own[0]["images"], "n": own[0]["n"], "size": own[0]["size"], "rows": rows}
-        )
+        sets.append({key: own[0][key] for key in ("set", "images", "n", "size")} | {"rows": rows})
     return {"sets": sets, "cpu": cpu_name()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("command", choices=("run", "report"))
-    parser.add_argument(
-        "--data", type=Path, default=os.environ.get("FASTFT_CIFAR10"), help="default $FASTFT_CIFAR10"
-    )
-    parser.add_argument("--folder", type=Path, default=Path("runs/small-data"), help="data and runs")
-    parser.add_argument(
-        "--cache", type=Path, default=Path(".cache/demo"), help="weights, shared with the demo"
-    )
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = new_parser(__doc__, "runs/small-data")
     parser.add_argument("--only", nargs="*", help="sets: 'solar cells', or numbers of CIFAR-10's images")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     args = parser.parse_args(arguments)
     if args.command == "report":
         text = json.dumps(report(args.folder), indent=1) + "\n"

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from study_report import write_report
+from study_report import pack, write_report
 
 from beton_tools.convert import convert_folder
 from beton_tools.sources import open_source
@@ -185,9 +185,8 @@ class Study:
         return scored
 
     def _hits(self, checkpoint: Path, split: str, weights: str) -> str:
-        """Which images were named correctly, as packed bits in hexadecimal. weights: "raw" or "ema"."""
-        found = compute_logits(checkpoint, self.folder / f"{split}.beton", "cpu", weights)
-        return np.packbits(found.logits_NK.argmax(axis=1) == found.labels_N).tobytes().hex()
+        """`pack` of a split. weights: "raw" or "ema"."""
+        return pack(compute_logits(checkpoint, self.folder / f"{split}.beton", "cpu", weights))
 
     def recipe(self, row: Row, seed: int, run: Path, stop: int) -> Recipe:
         classes = len(list((self.folder / "images" / "train").iterdir()))
@@ -259,27 +258,30 @@ def extract_images(source: Path, out: Path, per_class: Mapping[str, int]) -> Non
             start += count
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def new_parser(description: str | None, folder: str) -> argparse.ArgumentParser:
+    """The arguments of a study that runs and reports. folder: default of its data and runs."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=("run", "report"))
-    parser.add_argument(
-        "--data", type=Path, default=os.environ.get("FASTFT_CIFAR10"), help="default $FASTFT_CIFAR10"
-    )
-    parser.add_argument(
-        "--folder", type=Path, default=Path("runs/study"), help="data and runs (default runs/study)"
-    )
+    data = os.environ.get("FASTFT_CIFAR10")
+    parser.add_argument("--data", type=Path, default=data, help="default $FASTFT_CIFAR10")
+    parser.add_argument("--folder", type=Path, default=Path(folder), help=f"data and runs (default {folder})")
     parser.add_argument(
         "--cache", type=Path, default=Path(".cache/demo"), help="weights, shared with the demo"
     )
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks" / "results", help="the JSON file goes here"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = new_parser(__doc__, "runs/study")
     parser.add_argument("--train-per-class", type=int, default=100)
     parser.add_argument("--tune-per-class", type=int, default=50)
     parser.add_argument("--test-per-class", type=int, default=1000)
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "benchmarks" / "results", help="study.json goes here"
-    )
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="study.md and images/ go here")
     args = parser.parse_args(arguments)
     if args.command == "report":

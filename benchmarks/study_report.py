@@ -13,6 +13,7 @@ from scipy.stats import t
 from study_plot import write_plots
 
 from beton_tools.format import Beton
+from fastft.inference.logits import FileLogits
 from fastft.machine.facts import cpu_name
 
 PAPER = {
@@ -70,22 +71,46 @@ class Difference:
         return ("better" if self.gain > 0 else "worse") if told_apart else "not told apart"
 
 
-def difference(row: Figure, other: Figure) -> Difference | None:
-    """None if no seed has both rows."""
-    seeds = sorted(row.hits.keys() & other.hits.keys())
+@dataclass(frozen=True)
+class PairedGain:
+    """What a row's runs name correctly more than another row's, in points, paired by seed and image.
+
+    seed_error: standard error over seeds; None for one. image_error: over test images, at these seeds.
+    """
+
+    by_seed: list[float]
+    seed_error: float | None
+    image_error: float
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.by_seed)
+
+
+def paired_gain(hits: Mapping[int, np.ndarray], other: Mapping[int, np.ndarray]) -> PairedGain | None:
+    """hits, other: seed -> bool (n,). None if no seed has both."""
+    seeds = sorted(hits.keys() & other.keys())
     if not seeds:
         return None
-    gains_SN = np.array([row.hits[s].astype(float) - other.hits[s] for s in seeds])
+    gains_SN = np.array([hits[s].astype(float) - other[s] for s in seeds])
     by_seed = 100 * gains_SN.mean(1)
     seed_error = float(by_seed.std(ddof=1) / len(seeds) ** 0.5) if len(seeds) > 1 else None
     image_error = 100 * float(gains_SN.mean(0).std(ddof=1) / gains_SN.shape[1] ** 0.5)
+    return PairedGain(by_seed.tolist(), seed_error, image_error)
+
+
+def difference(row: Figure, other: Figure) -> Difference | None:
+    """None if no seed has both rows."""
+    gain = paired_gain(row.hits, other.hits)
+    if gain is None:
+        return None
     return Difference(
         row.name,
         other.name,
-        float(by_seed.mean()),
-        len(seeds),
-        seed_error,
-        image_error,
+        gain.mean,
+        len(gain.by_seed),
+        gain.seed_error,
+        gain.image_error,
         row.flops / other.flops,
     )
 
@@ -95,9 +120,18 @@ def difference(row: Figure, other: Figure) -> Difference | None:
 
 def read_runs(folder: Path) -> tuple[list[dict[str, Any]], int]:
     """The scores of all finished runs, and the number of test images."""
+    return read_scores(folder), Beton.open(folder / "test.beton").num_samples
+
+
+def read_scores(folder: Path) -> list[dict[str, Any]]:
+    """scores.json of all finished runs below a folder."""
     paths = sorted((folder / "runs").glob("*/scores.json"))
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    return runs, Beton.open(folder / "test.beton").num_samples
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def pack(found: FileLogits) -> str:
+    """Which images were named correctly, as packed bits in hexadecimal."""
+    return np.packbits(found.logits_NK.argmax(axis=1) == found.labels_N).tobytes().hex()
 
 
 def unpack(hits: str, n: int) -> np.ndarray:

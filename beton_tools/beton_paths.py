@@ -42,7 +42,7 @@ def named_files(data: str) -> list[str]:
 
 
 def exist_betons(data: BetonPaths) -> bool:
-    """Whether all files that `data` names exist."""
+    """Return True if every file named by `data` exists."""
     try:
         return all(path.is_file() for path in find_betons(data))
     except UserError:
@@ -50,7 +50,7 @@ def exist_betons(data: BetonPaths) -> bool:
 
 
 def is_beton_pattern(text: str) -> bool:
-    """Whether the text is a pattern, or a list with a pattern, of `.beton` files, not the name of a file."""
+    """Return True if all entries of the text end in `.beton` and one or more are patterns. An existing file is not a pattern."""
     parts = _split(text)
     return all(part.endswith(SUFFIX) for part in parts) and any(_is_pattern(part) for part in parts)
 

@@ -196,7 +196,7 @@ class _Opened(NamedTuple):
 
 
 class _Tables(NamedTuple):
-    """As in `SampleTable`."""
+    """`metadata` and `sizes` of a `SampleTable`, while the files are read into them."""
 
     metadata: np.ndarray
     sizes: np.ndarray

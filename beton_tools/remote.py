@@ -110,7 +110,7 @@ class RemotePath:
         return info is not None and info["type"] == "file"
 
     def is_dir(self) -> bool:
-        """Whether objects lie below this prefix. Web servers have no folders."""
+        """Return True if there are objects with this prefix. Always False for web servers, which have no folders."""
         info = None if self.protocol in ("http", "https") else info_of(self)
         return info is not None and info["type"] == "directory"
 
@@ -138,7 +138,7 @@ def source_path(value: AnyPath) -> SourcePath:
 
 
 def has_pattern(path: RemotePath) -> bool:
-    """Whether a URL stands for several files: `*`, `[...]` or `{000..146}`."""
+    """Return True if the URL's path contains a pattern: `*`, `[...]` or `{000..146}`."""
     return any(sign in urlsplit(path.url).path for sign in "*[{")
 
 

@@ -131,7 +131,7 @@ def open_regular_source(path: SourcePath, read_ahead: bool = True) -> BinaryIO:
 
 
 def open_source_file(path: SourcePath, expected: str, read_ahead: bool = True) -> BinaryIO:
-    """As `open_user_file`, for local and remote files.
+    """Open a local or remote file for reading; local files are checked by `open_user_file`.
 
     Raises:
         UserError: it does not exist, cannot be opened, or is not a regular file.

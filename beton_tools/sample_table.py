@@ -51,7 +51,7 @@ class SampleTable(ABC):
         """
 
     def read_bytes(self, sample_id: int) -> bytes:
-        """As `image_bytes`."""
+        """The same as `image_bytes`, as a bytes object."""
         return self.image_bytes(sample_id).tobytes()
 
     @property

@@ -29,7 +29,7 @@ def american_words() -> str:
 
 
 def codespell(paths: list[Path], *options: str) -> bool:
-    """Whether no word is wrong; wrong ones are printed."""
+    """Return True if there are no misspelled words; print those that there are."""
     command = [sys.executable, "-m", "codespell_lib", "--skip", "*.json,*.png,*.svg,*.html,*.pyc", *options]
     return subprocess.run([*command, *map(str, paths)]).returncode == 0
 

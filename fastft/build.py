@@ -129,7 +129,7 @@ def build_model(recipe: Recipe, *, pretrained: bool = True, arch: TowerArch | No
 
 
 def _build_timm(recipe: Recipe, arch: TimmArch, pretrained: bool) -> ImageClassifier:
-    """As `build_model`, for a timm model, which is trained as timm builds it.
+    """Build a timm model with timm's own architecture and initialisation; `build_model` for the other towers.
 
     Raises:
         UserError: an option that only fastft's own tower has, or one that the model lacks.

@@ -28,7 +28,12 @@ SUBSAMPLINGS = tuple(_TJSAMP)
 MAX_SIDE = 65500  # JPEG_MAX_DIMENSION of libjpeg; the format allows 65535
 
 
-def _open_library() -> ctypes.CDLL:
+def open_library() -> ctypes.CDLL:
+    """libturbojpeg.
+
+    Raises:
+        UserError: it is not installed.
+    """
     name = ctypes.util.find_library("turbojpeg") or "libturbojpeg.so.0"
     try:
         return ctypes.CDLL(name)
@@ -38,7 +43,7 @@ def _open_library() -> ctypes.CDLL:
         ) from error
 
 
-_library = _open_library()
+_library = open_library()
 _library.tjInitDecompress.restype = ctypes.c_void_p
 _library.tjInitCompress.restype = ctypes.c_void_p
 _library.tjDestroy.argtypes = [ctypes.c_void_p]

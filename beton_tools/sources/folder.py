@@ -102,7 +102,7 @@ def _labels_of_folders(root: Path, names: Sequence[str]) -> dict[str, int]:
     """Name -> label of folders that are numbers.
 
     Raises:
-        UserError: one is no number, too large, or two are the same number.
+        UserError: a name is not a number or is too large, or two names are the same number.
     """
     label_of: dict[str, int] = {}
     for name in names:

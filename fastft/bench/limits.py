@@ -1,4 +1,4 @@
-"""What the machine allows: time that a row of the tables cannot go below, from rates measured in the same rounds.
+"""Hardware limits: a lower bound for the time of each benchmark, from rates measured in the same rounds.
 
 A limit is a contender that measures, on one core:
 

@@ -38,6 +38,14 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
 
 
+def add_only_present_classes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--only-present-classes",
+        action="store_true",
+        help="rank only the classes that have images in the file, as published for ImageNet-A and ImageNet-R",
+    )
+
+
 def add_price(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--price", type=positive(float), help="price of one GPU-hour; without it no money is shown"

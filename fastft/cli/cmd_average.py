@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from fastft.cli.arguments import WEIGHTS, add_device, add_json
+from fastft.cli.arguments import WEIGHTS, add_device, add_json, add_only_present_classes
 
 HELP = "average weights: between the start and the end of a run (WiSE-FT), or over several runs (soups)"
 EXAMPLE = "fastft average start runs/clip --alpha 0,0.25,0.5,0.75,1 --data val.beton --data sketch.beton --out runs/wise"
@@ -25,9 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the first chooses among averages (default: the recipe's validation file); others are only evaluated"
     )
     parser.add_argument("--data", metavar="FILE.beton", type=Path, action="append", default=[], help=data)
-    parser.add_argument(
-        "--only-present-classes", action="store_true", help="rank only the classes that have images in a file"
-    )
+    add_only_present_classes(parser)
     out = "a new folder for the average, which eval, predict and export take, with the figures and their plot"
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help=out)
     parser.add_argument(

@@ -6,7 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fastft.cli.arguments import add_checkpoint, add_device, add_json, positive, print_weights
+from fastft.cli.arguments import (
+    add_checkpoint,
+    add_device,
+    add_json,
+    add_only_present_classes,
+    positive,
+    print_weights,
+)
 
 HELP = "accuracy, metrics per class and calibration of a checkpoint on .beton files"
 EXAMPLE = "fastft eval runs/final_b16 --data val.beton"
@@ -27,11 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="correct the logits for unequal class sizes in the training file: lower balanced error",
     )
-    parser.add_argument(
-        "--only-present-classes",
-        action="store_true",
-        help="rank only the classes that have images in the file, as published for ImageNet-A and ImageNet-R",
-    )
+    add_only_present_classes(parser)
     _add_knn(parser.add_argument_group("nearest neighbours"))
     add_device(parser)
     add_json(parser)

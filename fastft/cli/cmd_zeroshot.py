@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from fastft.cli.arguments import add_device, add_json, add_recipe
+from fastft.cli.arguments import add_device, add_json, add_only_present_classes, add_recipe
 
 HELP = "evaluate CLIP's zero-shot classifier, and write it as a head that training can start from"
 EXAMPLE = "fastft zeroshot final_b16 --data val.beton --out head.safetensors"
@@ -30,11 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="HEAD.safetensors", type=Path, help="write the head, for --model.head"
     )
-    parser.add_argument(
-        "--only-present-classes",
-        action="store_true",
-        help="rank only the classes that have images in the file",
-    )
+    add_only_present_classes(parser)
     add_device(parser)
     add_json(parser)
 
