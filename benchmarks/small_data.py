@@ -6,8 +6,9 @@ and the EMA. The figures are from test images that chose nothing: 480 solar cell
 Rows: ridge regression (`photos` with the tower frozen and a learning rate of 0), and `photos`.
 n = seeds; a seed changes order and augmentation. Differences are paired by seed and image.
 
-Run: python benchmarks/small_data.py run --data CIFAR10 --seeds 3 [--only 100]   (continues where it was stopped)
-     python benchmarks/small_data.py report                                      (benchmarks/results/small_data.json)
+Run: python benchmarks/small_data.py run --data CIFAR10 --seeds 0 1 2 [--only 100]
+     python benchmarks/small_data.py report             (benchmarks/results/small_data.json)
+A finished training is a line of small_data_runs.jsonl beside it and is not run again; an interrupted one is continued.
 """
 
 import json
@@ -19,8 +20,9 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from scored_runs import ScoredRuns, pack, unpack
 from study import extract_images, find_split, new_parser
-from study_report import pack, paired_gain, read_scores, unpack
+from study_report import paired_gain
 
 from beton_tools.convert import convert_folder
 from beton_tools.format import Beton
@@ -30,7 +32,6 @@ from fastft.demo.assets import IMAGES, WEIGHTS, extract_cells, fetch
 from fastft.demo.backbone import write_backbone
 from fastft.demo.trainings import CONTENDERS, PER_CLASS
 from fastft.inference.logits import compute_logits
-from fastft.machine.facts import cpu_name
 from fastft.train.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,27 +85,25 @@ def recipe_of(photos: Photographs, row: Sequence[str], seed: int, run: Path, cac
     return load_recipe("photos", [*TOWER, *own, *row])
 
 
-def score(photos: Photographs, name: str, seed: int, folder: Path, cache: Path, console: Console) -> None:
+def score(photos: Photographs, name: str, seed: int, folder: Path, cache: Path, scores: ScoredRuns) -> None:
     """Train a row, or continue it, and keep which test images it names; the checkpoints are removed."""
-    run = folder / "runs" / f"{photos.name.replace(' ', '-')}_{name}_seed{seed}"
-    path = run / "scores.json"
-    if path.exists():
+    if scores.find(set=photos.name, row=name, seed=seed) is not None:
         return
+    run, console = folder / "runs" / f"{photos.name.replace(' ', '-')}_{name}_seed{seed}", Console()
     console.rule(run.name)
     result = train(recipe_of(photos, ROWS[name], seed, run, cache), console)
     found = compute_logits(run, photos.test, "cpu")
-    scores = {
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    scores.add({
         "set": photos.name, "row": name, "seed": seed, "hits": pack(found), "n": len(found.labels_N), "size": photos.size,
         "images": Beton.open(run / "data" / "train.beton").num_samples, "seconds": result["seconds"],
         "weights": result.get("weights"),
-    }  # fmt: skip
-    path.write_text(json.dumps(scores), encoding="utf-8")
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    })  # fmt: skip
 
 
-def report(folder: Path) -> dict[str, Any]:
+def report(scores: ScoredRuns) -> dict[str, Any]:
     """Accuracy of every row, and its paired gain over ridge regression, in percent with standard errors."""
-    runs, sets = read_scores(folder), []
+    runs, sets = scores.all(), []
     for name in dict.fromkeys(r["set"] for r in runs):
         own = [r for r in runs if r["set"] == name]
         hits: dict[str, dict[int, np.ndarray]] = {}
@@ -119,24 +118,25 @@ def report(folder: Path) -> dict[str, Any]:
                 "minutes": float(np.mean([r["seconds"] for r in own if r["row"] == row])) / 60,
             })  # fmt: skip
         sets.append({key: own[0][key] for key in ("set", "images", "n", "size")} | {"rows": rows})
-    return {"sets": sets, "cpu": cpu_name()}
+    return {"sets": sets, "cpus": sorted({r["cpu"] for r in runs})}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = new_parser(__doc__, "runs/small-data")
     parser.add_argument("--only", nargs="*", help="sets: 'solar cells', or numbers of CIFAR-10's images")
     args = parser.parse_args(arguments)
+    scores = ScoredRuns(args.out / "small_data_runs.jsonl")
     if args.command == "report":
-        text = json.dumps(report(args.folder), indent=1) + "\n"
+        text = json.dumps(report(scores), indent=1) + "\n"
         (args.out / "small_data.json").write_text(text, encoding="utf-8")
         return
     names = args.only or (*map(str, CIFAR_SIZES), CELLS)
-    console = Console()
-    for seed in range(args.seeds):
+    scores.begin({"test_per_class": TEST_PER_CLASS, "cells_per_class": PER_CLASS})
+    for seed in args.seeds:
         for name in names:
             photos = photographs(name, args.folder, args.cache, args.data and Path(args.data))
             for row in ROWS:
-                score(photos, row, seed, args.folder, args.cache, console)
+                score(photos, row, seed, args.folder, args.cache, scores)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ Every row is the last epoch of its run. Learning rates and layer decay are chose
 trains on; the test images are only read for the figures. n = seeds; a seed changes order, augmentation and head, and a
 difference is taken seed by seed and image by image.
 
-Run: python benchmarks/study.py run --data CIFAR10 --seeds 3     (continues where it was stopped; first all rows of one seed)
-     python benchmarks/study.py report                           (study.json, docs/study.md and the plots, of what is there)
+Run: python benchmarks/study.py run --data CIFAR10 --seeds 0 1 2   (first all rows of one seed)
+     python benchmarks/study.py report                             (study.json, docs/study.md and the plots)
+A finished training is a line of study_runs.jsonl and is not run again; an interrupted one is continued. One process uses
+one core well (OMP_NUM_THREADS=1); another with other --seeds can run beside it.
 
 CIFAR10 is a folder with train.parquet and test.parquet (columns image, label), or train/ and test/ with a folder per class;
 default: the environment variable FASTFT_CIFAR10.
@@ -27,9 +29,11 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from study_report import pack, write_report
+from scored_runs import ScoredRuns, pack, unpack
+from study_report import write_report
 
 from beton_tools.convert import convert_folder
+from beton_tools.format import Beton
 from beton_tools.sources import open_source
 from beton_tools.writer import WriteOptions
 from fastft.build import recipe_arch
@@ -42,9 +46,10 @@ from fastft.train.checkpoint import list_checkpoints
 from fastft.train.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
-BATCH = 16
-EPOCHS, LONG = 5, 10  # of the schedule; LONG before the chain halves it
-STOP = 3  # as 30 of the paper's 50 epochs
+BATCH = 32
+EPOCHS, LONG = 20, 40  # of the schedule; LONG before the chain halves it
+STOP = 12  # as 30 of the paper's 50 epochs
+WHOLE = 4  # the last epochs, of whole images, of a run that drops patches or begins with small images
 # what every run shares, beside the paper's final recipe
 FIXED = {
     "model.arch": ROOT / "rcp" / "demo_vit_s14.json", "model.image_size": 56,
@@ -57,7 +62,7 @@ EMA_SHARE = (
     0.16  # horizon of the EMA as a share of the schedule's steps: 5,000 of 31,250 in the paper's B/16 run
 )
 WARMUP_SHARE = 0.2  # 10 of 50 epochs
-GRID = ((2e-4, 0.6), (7e-4, 0.4))  # lr, layer decay
+GRID = ((1e-4, 0.6), (3e-4, 0.5), (1e-3, 0.4))  # lr, layer decay
 PLAIN_LRS = (1e-4, 3e-5, 1e-5)  # without layer decay; the first one is the chain's baseline
 MIX = {"augment.mixup": 0.8, "augment.cutmix": 1.0}
 
@@ -88,25 +93,25 @@ def grid_rows() -> list[Row]:
 
 def lever_rows(base: Mapping[str, Any]) -> list[Row]:
     """Ways to save FLOPs, against the base: the best row of the grid. Stopping earlier is scored within the base's run."""
-    half, last = {"model.trainable_layers": 6}, EPOCHS - 1
+    half, last = {"model.trainable_layers": 6}, EPOCHS - WHOLE
     sparse, sizes = {"model.patch_dropout": f"0:0.5,{last}:0"}, {"schedule.sizes": f"0:42,{STOP}:56"}
     stop = {"schedule.stop_epoch": STOP}
-    stopped_sparse = {"model.patch_dropout": f"0:0.5,{STOP - 1}:0"}
-    stopped_sizes = {"schedule.sizes": f"0:42,{STOP - 1}:56"}
+    stopped_sparse = {"model.patch_dropout": f"0:0.5,{STOP - WHOLE}:0"}
+    stopped_sizes = {"schedule.sizes": f"0:42,{STOP - WHOLE}:56"}
     changes = {
         "freeze 1/2": half,
         "drop 1/2 of the patches": {"model.patch_dropout": 0.5},
-        "42 px, last 2 epochs 56": sizes,
+        f"42 px, last {EPOCHS - STOP} epochs 56": sizes,
         "freeze 3/4": {"model.trainable_layers": 3},
-        "drop 1/2, last epoch whole": sparse,
+        f"drop 1/2, last {WHOLE} epochs whole": sparse,
         "stop, freeze 1/2": stop | half,
-        "freeze 1/2, drop 1/2, last epoch whole": half | sparse,
-        "stop, 42 px, last epoch 56": stop | stopped_sizes,
-        "stop, freeze 1/2, drop 1/2, last epoch whole": stop | half | stopped_sparse,
-        "stop, freeze 1/2, 42 px, last epoch 56": stop | half | stopped_sizes,
+        f"freeze 1/2, drop 1/2, last {WHOLE} epochs whole": half | sparse,
+        f"stop, 42 px, last {WHOLE} epochs 56": stop | stopped_sizes,
+        f"stop, freeze 1/2, drop 1/2, last {WHOLE} epochs whole": stop | half | stopped_sparse,
+        f"stop, freeze 1/2, 42 px, last {WHOLE} epochs 56": stop | half | stopped_sizes,
         "drop 1/4 of the patches": {"model.patch_dropout": 0.25},
         "freeze 1/4": {"model.trainable_layers": 9},
-        "42 px, last epoch 56": {"schedule.sizes": f"0:42,{last}:56"},
+        f"42 px, last {WHOLE} epochs 56": {"schedule.sizes": f"0:42,{last}:56"},
     }
     return [Row(name, "lever", {**base, **change}) for name, change in changes.items()]
 
@@ -125,10 +130,11 @@ def chain_rows(base: Mapping[str, Any]) -> list[Row]:
 
 
 class Study:
-    """The data, and the runs below one folder. A run that is scored leaves only its scores and its log."""
+    """The data and the trainings below one folder, and the scores of those that are finished."""
 
-    def __init__(self, folder: Path, cache: Path, settings: Mapping[str, Any]) -> None:
-        self.folder, self.cache, self.settings, self.console = folder, cache, settings, Console()
+    def __init__(self, folder: Path, cache: Path, settings: Mapping[str, Any], scores: ScoredRuns) -> None:
+        self.folder, self.cache, self.settings, self.scores = folder, cache, settings, scores
+        self.console = Console()
 
     def prepare(self, data: Path) -> None:
         """Write train, tune and test files: the first images of each class in a seeded order, none in two files."""
@@ -147,25 +153,24 @@ class Study:
                     self.folder / "images" / split, self.folder / f"{split}.beton", WriteOptions(workers=0)
                 )
         settings.write_text(json.dumps(self.settings), encoding="utf-8")
+        self.scores.begin({**self.settings, "epochs": EPOCHS, "stop": STOP, "whole": WHOLE, "batch": BATCH})
 
     def score(self, row: Row, seed: int) -> dict[str, Any]:
-        """The scores of a run, which is trained or continued if it has none."""
+        """The scores of a row with a seed, which is trained, or its training continued, if it has none."""
+        found = self.scores.find(row=row.name, seed=seed, options=_json(row.options))
+        if found is not None:
+            return found
         run = self.folder / "runs" / f"{plain_name(row.name)}_seed{seed}"
-        path = run / "scores.json"
-        if path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))
         self.console.rule(run.name)
         points = [self._score_after(row, seed, run, stop) for stop in sorted({*row.also_at, _epochs(row)})]
-        scores = {
-            "row": row.name,
-            "part": row.part,
-            "seed": seed,
-            "options": _json(row.options),
-            "points": points,
-        }
-        path.write_text(json.dumps(scores), encoding="utf-8")
         shutil.rmtree(run / "checkpoints", ignore_errors=True)  # 0.4 GB, and no longer needed
-        return scores
+        return self.scores.add({
+            "row": row.name, "part": row.part, "seed": seed, "options": _json(row.options),
+            "images": self._num_test(), "points": points,
+        })  # fmt: skip
+
+    def _num_test(self) -> int:
+        return Beton.open(self.folder / "test.beton").num_samples
 
     def _score_after(self, row: Row, seed: int, run: Path, epochs: int) -> dict[str, Any]:
         """Train until so many epochs are done, and score the weights on the tune and test images."""
@@ -203,21 +208,28 @@ class Study:
         return load_recipe("final_b16", [f"--{key}={value}" for key, value in values.items()])
 
 
-def plan(study: Study, seeds: int) -> Iterator[tuple[Row, int]]:
-    """All runs, first those of one seed. The rows of the grid that were not chosen are trained with the first seed only."""
+def plan(study: Study, seeds: Sequence[int]) -> Iterator[tuple[Row, int]]:
+    """All trainings of these seeds, one seed after another. The grid is trained with seed 0 only and chooses the base.
+
+    Raises:
+        SystemExit: the grid is not finished, and seed 0 is not among the seeds.
+    """
     tried = []
     for row in grid_rows():
+        if 0 not in seeds and study.scores.find(row=row.name, seed=0) is None:
+            raise SystemExit("the base is chosen by trainings with seed 0: run them first")
         yield row, 0
         tried.append((correct(study.score(row, 0)["points"][-1]["tune_ema"]), row))
     base = max(tried, key=lambda pair: pair[0])[1]
-    for seed in range(seeds):
+    for seed in seeds:
         yield base, seed
         for row in [*lever_rows(base.options), *chain_rows(base.options)]:
             yield row, seed
 
 
 def correct(hits: str) -> int:
-    return int(np.unpackbits(np.frombuffer(bytes.fromhex(hits), np.uint8)).sum())
+    """Number of images that were named correctly. hits: see `pack`."""
+    return int(unpack(hits, 4 * len(hits)).sum())
 
 
 def _epochs(row: Row) -> int:
@@ -270,9 +282,12 @@ def new_parser(description: str | None, folder: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--cache", type=Path, default=Path(".cache/demo"), help="weights, shared with the demo"
     )
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default 0 1 2")
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "benchmarks" / "results", help="the JSON file goes here"
+        "--out",
+        type=Path,
+        default=ROOT / "benchmarks" / "results",
+        help="JSON files, also of the finished runs",
     )
     return parser
 
@@ -285,14 +300,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="study.md and images/ go here")
     args = parser.parse_args(arguments)
     if args.command == "report":
-        write_report(args.folder, args.out, args.docs)
+        write_report(args.out, args.docs)
         return
     if args.data is None:
         parser.error("give CIFAR-10's folder with --data or FASTFT_CIFAR10")
     counts = {
         f"{split}_per_class": getattr(args, f"{split}_per_class") for split in ("train", "tune", "test")
     }
-    study = Study(args.folder, args.cache, counts)
+    study = Study(args.folder, args.cache, counts, ScoredRuns(args.out / "study_runs.jsonl"))
     study.prepare(Path(args.data))
     for row, seed in plan(study, args.seeds):
         study.score(row, seed)

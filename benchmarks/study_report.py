@@ -10,11 +10,8 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import t
+from scored_runs import ScoredRuns, unpack
 from study_plot import write_plots
-
-from beton_tools.format import Beton
-from fastft.inference.logits import FileLogits
-from fastft.machine.facts import cpu_name
 
 PAPER = {
     "smaller lr": 2.0,
@@ -24,11 +21,11 @@ PAPER = {
     "no mixing": 0.5,
 }  # points, Figure 1
 PUBLISHED = {
-    "stop at 3 of 5 epochs": "B/16 at 30 of 50 epochs: the best of its log, +0.9 against the end (85.66, 84.73)",
+    "stop at 12 of 20 epochs": "B/16 at 30 of 50 epochs: the best of its log, +0.9 against the end (85.66, 84.73)",
     "freeze 1/2": "-0.1 (paper Figure 3)",
     "freeze 3/4": "between -0.1 and -1.8 (paper Figure 3: 6 and 1 of 12 blocks)",
 }
-BASE, STOP = "base", "stop at 3 of 5 epochs"
+BASE, STOP = "base", "stop at 12 of 20 epochs"
 
 
 @dataclass(frozen=True)
@@ -115,38 +112,18 @@ def difference(row: Figure, other: Figure) -> Difference | None:
     )
 
 
-# reading the runs -----------------------------------------------------------------------------------------------------
-
-
-def read_runs(folder: Path) -> tuple[list[dict[str, Any]], int]:
-    """The scores of all finished runs, and the number of test images."""
-    return read_scores(folder), Beton.open(folder / "test.beton").num_samples
-
-
-def read_scores(folder: Path) -> list[dict[str, Any]]:
-    """scores.json of all finished runs below a folder."""
-    paths = sorted((folder / "runs").glob("*/scores.json"))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-
-
-def pack(found: FileLogits) -> str:
-    """Which images were named correctly, as packed bits in hexadecimal."""
-    return np.packbits(found.logits_NK.argmax(axis=1) == found.labels_N).tobytes().hex()
-
-
-def unpack(hits: str, n: int) -> np.ndarray:
-    return np.unpackbits(np.frombuffer(bytes.fromhex(hits), np.uint8))[:n].astype(bool)
+# from runs to figures -------------------------------------------------------------------------------------------------
 
 
 def figure(
-    runs: Sequence[Mapping[str, Any]], row: str, name: str, n: int, weights: str = "ema", point: int = -1
+    runs: Sequence[Mapping[str, Any]], row: str, name: str, weights: str = "ema", point: int = -1
 ) -> Figure | None:
     """The figure of a row of the study under a name of the page; None if no run of it is finished."""
-    own = {run["seed"]: run["points"][point] for run in runs if run["row"] == row}
+    own = [run for run in runs if run["row"] == row]
     if not own:
         return None
-    flops = next(iter(own.values()))["flops"]
-    return Figure(name, flops, {s: unpack(p[f"test_{weights}"], n) for s, p in own.items()})
+    hits = {r["seed"]: unpack(r["points"][point][f"test_{weights}"], r["images"]) for r in own}
+    return Figure(name, own[0]["points"][point]["flops"], hits)
 
 
 def tuned(runs: Sequence[Mapping[str, Any]], part: str, rows: Sequence[str], weights: str) -> str | None:
@@ -156,36 +133,40 @@ def tuned(runs: Sequence[Mapping[str, Any]], part: str, rows: Sequence[str], wei
     return str(max(found, key=count)["row"]) if found else None
 
 
-def collect(folder: Path) -> dict[str, Any]:
+def collect(scores: ScoredRuns) -> dict[str, Any]:
     """Everything that the page shows, as plain values.
 
     Raises:
         SystemExit: the base is not finished.
     """
-    runs, n = read_runs(folder)
+    runs = scores.all()
     grid = list(dict.fromkeys(r["row"] for r in runs if r["part"] == "grid"))
     chosen = tuned(runs, "grid", grid, "ema")
     if chosen is None:
-        raise SystemExit(f"{folder}: no run is finished yet")
-    base, stop = figure(runs, chosen, BASE, n), figure(runs, chosen, STOP, n, point=0)
+        raise SystemExit(f"{scores.path}: the base is not finished yet")
+    base, stop = figure(runs, chosen, BASE), figure(runs, chosen, STOP, point=0)
     names = list(dict.fromkeys(r["row"] for r in runs if r["part"] == "lever"))
-    levers = [stop, *(figure(runs, name, name, n) for name in names)]
-    chain = _chain(runs, n, base)
+    levers = [stop, *(figure(runs, name, name) for name in names)]
+    chain = _chain(runs, base)
     figures = [f for f in (base, *levers, *chain[:-1]) if f is not None]
-    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     return {
-        "setting": settings | {"test_images": n, "base": chosen, "cpu": cpu_name()},
+        "setting": scores.setting()
+        | {
+            "test_images": runs[0]["images"],
+            "base": chosen,
+            "cpus": sorted({r["cpu"] for r in runs}),
+        },
         "hours": sum(p["train_seconds"] for r in runs for p in r["points"][-1:]) / 3600
         + sum(p["score_seconds"] for r in runs for p in r["points"]) / 3600,
         "runs": len(runs),
-        "figures": [_plain(f, n) for f in figures],
+        "figures": [_plain(f) for f in figures],
         "chain": _differences([(b, a) for a, b in itertools.pairwise(chain)]),
         "levers": _differences([(row, base) for row in levers]),
         "pareto": pareto(figures),
     }
 
 
-def _chain(runs: Sequence[Mapping[str, Any]], n: int, base: Figure | None) -> list[Figure | None]:
+def _chain(runs: Sequence[Mapping[str, Any]], base: Figure | None) -> list[Figure | None]:
     """The paper's chain, in order; rows that are not finished are None."""
     plain = list(
         dict.fromkeys(r["row"] for r in runs if r["part"] == "chain" and r["row"].startswith("no decay"))
@@ -193,11 +174,11 @@ def _chain(runs: Sequence[Mapping[str, Any]], n: int, base: Figure | None) -> li
     plain.sort(key=lambda row: -float(row.rpartition(" ")[2]))
     small = tuned(runs, "chain", plain[1:], "raw")
     return [
-        figure(runs, plain[0], "baseline", n, "raw") if plain else None,
-        figure(runs, small, "smaller lr", n, "raw") if small else None,
-        figure(runs, small, "EMA", n) if small else None,
-        figure(runs, "layer decay", "layer decay", n),
-        figure(runs, "half length", "half the length", n),
+        figure(runs, plain[0], "baseline", "raw") if plain else None,
+        figure(runs, small, "smaller lr", "raw") if small else None,
+        figure(runs, small, "EMA") if small else None,
+        figure(runs, "layer decay", "layer decay"),
+        figure(runs, "half length", "half the length"),
         None if base is None else Figure("no mixing", base.flops, base.hits),
     ]
 
@@ -207,11 +188,11 @@ def _differences(pairs: Sequence[tuple[Figure | None, Figure | None]]) -> list[d
     return [vars(d) | {"verdict": d.verdict} for d in found if d is not None]
 
 
-def _plain(f: Figure, n: int) -> dict[str, Any]:
+def _plain(f: Figure) -> dict[str, Any]:
     by_seed = {str(seed): 100 * float(hits.mean()) for seed, hits in sorted(f.hits.items())}
     values = list(by_seed.values())
     error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-    images = 100 * (f.top1 / 100 * (1 - f.top1 / 100) / n) ** 0.5
+    images = 100 * (f.top1 / 100 * (1 - f.top1 / 100) / len(next(iter(f.hits.values())))) ** 0.5
     return {
         "name": f.name, "flops": f.flops, "top1": f.top1, "by_seed": by_seed, "seed_error": error, "image_error": images,
     }  # fmt: skip
@@ -232,10 +213,9 @@ def pareto(figures: Sequence[Figure]) -> list[str]:
 # the page -------------------------------------------------------------------------------------------------------------
 
 
-def write_report(folder: Path, out: Path, docs: Path) -> None:
+def write_report(out: Path, docs: Path) -> None:
     """Write study.json, docs/study.md and the plots from the runs that are finished."""
-    found = collect(folder)
-    out.mkdir(parents=True, exist_ok=True)
+    found = collect(ScoredRuns(out / "study_runs.jsonl"))
     (out / "study.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     write_plots(found, docs / "images")
     (docs / "study.md").write_text(page(found), encoding="utf-8")
@@ -319,9 +299,10 @@ def _setting(found: Mapping[str, Any]) -> str:
     s = found["setting"]
     return (
         f"DINOv2-type ViT-S/14 (not CLIP) at 56 px on CIFAR-10: {s['train_per_class']} training images per class, "
-        f"{s['test_images']:,} test images, batch 16, 5 epochs with warm-up and cosine, EMA, lr and layer decay chosen on "
+        f"{s['test_images']:,} test images, batch {s['batch']}, {s['epochs']} epochs with warm-up and "
+        f"cosine, EMA, lr and layer decay chosen on "
         f"{s['tune_per_class']} other images per class of the training file ({s['base']}). {found['runs']} runs, "
-        f"{found['hours']:.1f} hours of {s['cpu']}, one thread. A difference is taken seed by seed and image by image; ± is its "
+        f"{found['hours']:.1f} hours of {', '.join(s['cpus'])}. A difference is taken seed by seed and image by image; ± is its "
         "standard error over seeds, or where there is one seed over test images only, which leaves out how much another seed "
         "would change. 'Told apart' means beyond the 95 % point of Student's t over seeds. FLOPs are those of training. It shows "
         "directions, not values for CLIP on ImageNet. Evaluating the EMA only changes no weight, so it is free by construction. "
@@ -335,7 +316,7 @@ def _convergence(found: Mapping[str, Any]) -> str:
     if stop is None or stop["gain"] > -2 * _error(stop):
         return ""
     return (
-        f"\n\n**The base is not converged**: its last two epochs still gain {-stop['gain']:.1f} points. The paper's run of "
+        f"\n\n**The base is not converged**: the epochs after the stop still gain {-stop['gain']:.1f} points. The paper's run of "
         "B/16 stops where its EMA is best; here a stop is a shorter training, and costs more. A study of stops needs more "
         "images or epochs (`--train-per-class`)."
     )

@@ -12,6 +12,8 @@ from fastft.files.recipe_file import TABLES, recipe_names
 from fastft.files.sweep_file import load_sweep
 from fastft.imagenet import describe_expectation, expected_top1
 
+WITH_SOURCE = 120  # characters; below it the last column would be a word wide
+
 
 def list_recipes() -> dict[str, Any]:
     """Plain values for JSON.
@@ -42,17 +44,25 @@ def _recipe(name: str) -> dict[str, Any]:
 
 
 def print_recipes(values: dict[str, Any], console: Console) -> None:
+    """The tables as text; a narrow console gets no column of sources."""
     recipes = values["recipes"]
     kinds = list(recipes[0]["gpu_hours"])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
-    table.caption = "GPU-hours modelled on eight GPUs at the MFU published for a ViT; fastft cost NAME --gpu GPU gives details"
+    table.caption = (
+        "GPU-hours modelled on eight GPUs at the MFU published for a ViT; fastft cost NAME --gpu GPU gives\n"
+        "details, fastft explain NAME the source of the expected top-1"
+    )
+    with_source = console.width >= WITH_SOURCE
     for column in ("recipe", "px", "epochs", "top-1", *kinds):
         table.add_column(column, justify="left" if column == "recipe" else "right", no_wrap=True)
-    table.add_column("source of the expected top-1")
+    if with_source:
+        table.add_column("source of the expected top-1")
     for r in recipes:
         top1 = "-" if r["expected_top1"] is None else f"{r['expected_top1']:g}"
         hours = [f"{r['gpu_hours'][kind]:.1f}" for kind in kinds]
-        table.add_row(r["name"], str(r["image_size"]), str(r["epochs"]), top1, *hours, _source(r))
+        table.add_row(
+            r["name"], str(r["image_size"]), str(r["epochs"]), top1, *hours, *[_source(r)] * with_source
+        )
     console.print(table, highlight=False)
     console.print(
         "Tables, with their number of rows (fastft sweep NAME, or one row: fastft train 'NAME[ROW]'):",

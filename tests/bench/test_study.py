@@ -30,9 +30,9 @@ def report(study: ModuleType) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, np.ndarray]) -> Path:
-    """A folder like CIFAR-10's: 20 training and 6 test images of two classes, 32 px."""
+    """A folder like CIFAR-10's: 40 training and 6 test images of two classes, 32 px."""
     folder = tmp_path_factory.mktemp("cifar")
-    for split, count, row in (("train", 20, 0), ("test", 6, 200)):
+    for split, count, row in (("train", 40, 0), ("test", 6, 200)):
         for name in ("coffee", "rocket"):
             (folder / split / name).mkdir(parents=True)
             for i in range(count):
@@ -42,7 +42,8 @@ def cifar(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, np.nd
 
 
 def prepared(study: ModuleType, cifar: Path, folder: Path, train: int = 12):
-    made = study.Study(folder, folder, {"train_per_class": train, "tune_per_class": 4, "test_per_class": 6})
+    setting = {"train_per_class": train, "tune_per_class": 4, "test_per_class": 6}
+    made = study.Study(folder, folder, setting, study.ScoredRuns(folder / "study_runs.jsonl"))
     made.prepare(cifar)
     return made
 
@@ -85,32 +86,58 @@ def test_every_row_is_a_valid_recipe_and_its_flops_are_those_of_its_levers(
 ) -> None:
     monkeypatch.setattr(study, "fetch", lambda *_: None)
     monkeypatch.setattr(study, "write_backbone", lambda *_: tmp_path / "weights.safetensors")
-    made, base = prepared(study, cifar, tmp_path), study.grid_rows()[0]
+    made, base = prepared(study, cifar, tmp_path, train=32), study.grid_rows()[0]
     flops = {}
     for row in (base, *study.lever_rows(base.options), *study.chain_rows(base.options)):
         recipe = made.recipe(row, 1, tmp_path / "run", study._epochs(row))
-        assert (recipe.data.num_classes, recipe.data.train_size, recipe.train.seed) == (2, 24, 1)
+        assert (recipe.data.num_classes, recipe.data.train_size, recipe.train.seed) == (2, 64, 1)
         flops[row.name] = study.recipe_work(recipe, study.recipe_arch(recipe)).train
-    cheap = flops["stop, freeze 1/2, drop 1/2, last epoch whole"]
+    cheap = flops["stop, freeze 1/2, drop 1/2, last 4 epochs whole"]
     assert cheap == min(flops.values()) < 0.4 * flops[base.name]
     assert flops["freeze 3/4"] < flops["freeze 1/2"] < flops["freeze 1/4"] < flops[base.name]
 
 
 def test_all_rows_of_one_seed_come_before_the_next_and_settings_are_chosen_once(study, monkeypatch) -> None:
-    """The second row of the grid has more right tune images; it is the base of all seeds."""
+    """The second row of the grid has the most right tune images; it is the base of all seeds."""
 
     class Scores:
         def score(self, row, seed):
-            right = 3 if row is not first else 2
+            right = 3 if row is second else 2
             return {"points": [{"tune_ema": np.packbits(np.arange(8) < right).tobytes().hex()}]}
 
-    first, second = grid = study.grid_rows()
+    first, second, third = grid = study.grid_rows()
     monkeypatch.setattr(study, "grid_rows", lambda: grid)
-    planned = list(study.plan(Scores(), 2))
-    assert planned[:3] == [(first, 0), (second, 0), (second, 0)]
+    planned = list(study.plan(Scores(), [0, 1]))
+    assert planned[:4] == [(first, 0), (second, 0), (third, 0), (second, 0)]
     seeds = [seed for _, seed in planned]
     assert seeds == sorted(seeds)
     assert (first, 1) not in planned and (second, 1) in planned
+
+
+def test_a_second_process_waits_for_the_choice_of_the_base(study, tmp_path: Path) -> None:
+    scores = study.ScoredRuns(tmp_path / "study_runs.jsonl")
+    scores.begin({})
+    with pytest.raises(SystemExit, match="seed 0"):
+        next(study.plan(study.Study(tmp_path, tmp_path, {}, scores), [1]))
+
+
+def test_a_finished_training_is_found_in_the_results_of_another_machine(
+    study, cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same setting nothing is trained again; with other options or another setting it is not taken."""
+    made, row = prepared(study, cifar, tmp_path / "here"), study.grid_rows()[0]
+    made.scores.add({"row": row.name, "seed": 0, "options": study._json(row.options), "points": [1]})
+    (tmp_path / "there").mkdir()
+    results = tmp_path / "there" / "study_runs.jsonl"
+    results.write_bytes(made.scores.path.read_bytes())
+    trained: list[str] = []
+    monkeypatch.setattr(study.Study, "_score_after", lambda self, row, *_: trained.append(row.name) or {})
+    there = prepared(study, cifar, tmp_path / "there")
+    assert there.score(row, 0)["points"] == [1] and not trained
+    other = study.Row(row.name, "grid", {**row.options, "optim.lr": 5e-4})
+    assert there.score(other, 0)["points"] == [{}] and trained == [row.name]
+    with pytest.raises(SystemExit, match="has the setting"):
+        study.ScoredRuns(results).begin({"epochs": 1})
 
 
 # figures ---------------------------------------------------------------------------------------------------------------
@@ -159,8 +186,8 @@ def test_the_pareto_front_has_what_nothing_beats(report) -> None:
     assert report.pareto(rows) == ["a", "b", "e"]
 
 
-def scored(study, folder: Path, rows, seeds: int) -> None:
-    """Scores as the runs leave them."""
+def scored(study, scores, rows, seeds: int) -> None:
+    """Scores as finished trainings leave them."""
     for place, row in enumerate(rows):
         for seed in range(seeds):
             points = []
@@ -173,10 +200,9 @@ def scored(study, folder: Path, rows, seeds: int) -> None:
                 points.append(
                     {"epochs": epochs, "flops": 1e12 * epochs, "train_seconds": 9, "score_seconds": 1} | right
                 )
-            run = folder / "runs" / f"{place}_{seed}"
-            run.mkdir(parents=True)
-            scores = {"row": row.name, "part": row.part, "seed": seed, "options": {}, "points": points}
-            (run / "scores.json").write_text(json.dumps(scores))
+            scores.add({
+                "row": row.name, "part": row.part, "seed": seed, "options": {}, "images": N, "points": points,
+            })  # fmt: skip
 
 
 def _hex(right: np.ndarray) -> str:
@@ -185,28 +211,13 @@ def _hex(right: np.ndarray) -> str:
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_the_page_opens_with_three_sentences_and_says_how_much_is_there(
-    study, report, cifar: Path, tmp_path: Path, monkeypatch, seeds: int
+    study, report, cifar: Path, tmp_path: Path, seeds: int
 ) -> None:
-    prepared(study, cifar, tmp_path / "study")
-    monkeypatch.setattr(report.Beton, "num_samples", N, raising=False)
+    scores = prepared(study, cifar, tmp_path).scores
     base, *_ = study.grid_rows()
-    scored(
-        study,
-        tmp_path / "study",
-        [base, *study.lever_rows(base.options)[:2], *study.chain_rows(base.options)],
-        seeds,
-    )
-    study.main(
-        [
-            "report",
-            "--folder",
-            str(tmp_path / "study"),
-            "--out",
-            str(tmp_path),
-            "--docs",
-            str(tmp_path / "docs"),
-        ]
-    )
+    rows = [base, *study.lever_rows(base.options)[:2], *study.chain_rows(base.options)]
+    scored(study, scores, rows, seeds)
+    study.main(["report", "--out", str(tmp_path), "--docs", str(tmp_path / "docs")])
     page = (tmp_path / "docs" / "study.md").read_text()
     opening = page.split("\n\n")[1]
     assert opening.count(". ") == 2 and opening.endswith(".")

@@ -26,6 +26,16 @@ def test_every_recipe_and_table_is_listed_with_accuracy_and_cost(capsys: pytest.
     assert "quick_b16" in printed and "02_lr" in printed and "85.47" in printed
 
 
+@pytest.mark.parametrize(("width", "with_source"), [(80, False), (160, True)])
+def test_a_recipe_is_one_line_in_a_narrow_console(capsys, monkeypatch, width: int, with_source: bool) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    row = next(line for line in lines if "frugal_b16 " in line)
+    assert len(row) <= width and ("reference log" in row) == with_source
+    assert "frugal_b16_384" in lines[lines.index(row) + 1]
+
+
 @pytest.mark.slow
 def test_the_wheel_holds_the_recipes_and_finds_them_by_name(tmp_path: Path) -> None:
     """Built as pip does, unpacked, and run in a folder without a checkout."""
