@@ -3,7 +3,8 @@
 Setting: a DINOv2-type ViT-S/14 (not CLIP); photographs of solar cells (4 classes, 98 px) and CIFAR-10 with 100, 1,000 and
 9,000 training images (56 px). `photos` holds out a share of the training images, by which it chooses between the raw weights
 and the EMA. The figures are from test images that chose nothing: 480 solar cells, 10,000 images of CIFAR-10.
-Rows: ridge regression (`photos` with the tower frozen and a learning rate of 0), and `photos`.
+Rows: ridge regression (`photos` with the tower frozen and a learning rate of 0), `photos`, and, for 1,000 images,
+`fastft tune photos` without a budget (nine settings of the learning rates, chosen on the images that are held out).
 n = seeds; a seed changes order and augmentation. Differences are paired by seed and image.
 
 Run: python benchmarks/small_data.py run --data CIFAR10 --seeds 0 1 2 [--only 100]
@@ -13,7 +14,7 @@ A finished training is a line of small_data_runs.jsonl beside it and is not run 
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,13 @@ from study_report import paired_gain
 from beton_tools.convert import convert_folder
 from beton_tools.format import Beton
 from beton_tools.writer import WriteOptions
-from fastft.config import Recipe, load_recipe
+from fastft.config import load_recipe
 from fastft.demo.assets import IMAGES, WEIGHTS, extract_cells, fetch
 from fastft.demo.backbone import write_backbone
 from fastft.demo.trainings import CONTENDERS, PER_CLASS
 from fastft.inference.logits import compute_logits
 from fastft.train.loop import train
+from fastft.tune.search import tune
 
 ROOT = Path(__file__).resolve().parents[1]
 CELLS, CIFAR_SIZES, TEST_PER_CLASS = "solar cells", (100, 1000, 9000), 1000
@@ -43,7 +45,8 @@ TOWER = (
     "--train.keep_checkpoints=1",
 )  # fmt: skip
 RIDGE = next(c.overrides for c in CONTENDERS if c.name == "linear")
-ROWS: dict[str, tuple[str, ...]] = {"ridge": RIDGE, "photos": ()}
+ROWS: dict[str, tuple[str, ...]] = {"ridge": RIDGE, "photos": (), "tuned": ()}
+TUNED_SETS = ("1000",)
 
 
 @dataclass(frozen=True)
@@ -76,49 +79,67 @@ def photographs(name: str, folder: Path, cache: Path, data: Path | None) -> Phot
     return Photographs(name, train_images, beton, size)
 
 
-def recipe_of(photos: Photographs, row: Sequence[str], seed: int, run: Path, cache: Path) -> Recipe:
+def options_of(photos: Photographs, row: str, seed: int, cache: Path) -> list[str]:
     weights = write_backbone(fetch(WEIGHTS, cache), cache)
     own = (
         f"--data.train={photos.train}", f"--model.image_size={photos.size}", f"--model.weights={weights}",
-        f"--train.seed={seed}", f"--train.run_dir={run}",
+        f"--train.seed={seed}",
     )  # fmt: skip
-    return load_recipe("photos", [*TOWER, *own, *row])
+    return [*TOWER, *own, *ROWS[row]]
 
 
-def score(photos: Photographs, name: str, seed: int, folder: Path, cache: Path, scores: ScoredRuns) -> None:
+def score(photos: Photographs, row: str, seed: int, folder: Path, cache: Path, scores: ScoredRuns) -> None:
     """Train a row, or continue it, and keep which test images it names; the checkpoints are removed."""
-    if scores.find(set=photos.name, row=name, seed=seed) is not None:
+    if scores.find(set=photos.name, row=row, seed=seed) is not None:
         return
-    run, console = folder / "runs" / f"{photos.name.replace(' ', '-')}_{name}_seed{seed}", Console()
+    run, console = folder / "runs" / f"{photos.name.replace(' ', '-')}_{row}_seed{seed}", Console()
     console.rule(run.name)
-    result = train(recipe_of(photos, ROWS[name], seed, run, cache), console)
-    found = compute_logits(run, photos.test, "cpu")
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    options = options_of(photos, row, seed, cache)
+    if row == "tuned":
+        tuned = tune("photos", options, run, console=console)
+        chosen, seconds, weights = tuned.best.run.folder, tuned.spent, tuned.best.weights
+    else:
+        result = train(load_recipe("photos", [*options, f"--train.run_dir={run}"]), console)
+        chosen, seconds, weights = run, result["seconds"], result.get("weights")
+    found = compute_logits(chosen, photos.test, "cpu")
+    for checkpoints in run.rglob("checkpoints"):
+        shutil.rmtree(checkpoints)
     scores.add({
-        "set": photos.name, "row": name, "seed": seed, "hits": pack(found), "n": len(found.labels_N), "size": photos.size,
-        "images": Beton.open(run / "data" / "train.beton").num_samples, "seconds": result["seconds"],
-        "weights": result.get("weights"),
+        "set": photos.name, "row": row, "seed": seed, "hits": pack(found), "n": len(found.labels_N), "size": photos.size,
+        "images": Beton.open(run / "data" / "train.beton").num_samples, "seconds": seconds, "weights": weights,
     })  # fmt: skip
 
 
 def report(scores: ScoredRuns) -> dict[str, Any]:
-    """Accuracy of every row, and its paired gain over ridge regression, in percent with standard errors."""
+    """Accuracy of every row, and its paired gains over the rows above it, in percent with standard errors."""
     runs, sets = scores.all(), []
-    for name in dict.fromkeys(r["set"] for r in runs):
+    for name in (*map(str, CIFAR_SIZES), CELLS):
         own = [r for r in runs if r["set"] == name]
-        hits: dict[str, dict[int, np.ndarray]] = {}
-        for r in own:
-            hits.setdefault(r["row"], {})[r["seed"]] = unpack(r["hits"], r["n"])
-        rows = []
-        for row, by_seed in hits.items():
-            gain = None if row == "ridge" else paired_gain(by_seed, hits.get("ridge", {}))
-            rows.append({
-                "row": row, "seeds": len(by_seed), "top1": 100 * float(np.mean([h.mean() for h in by_seed.values()])),
-                "gain": None if gain is None else asdict(gain) | {"mean": gain.mean},
-                "minutes": float(np.mean([r["seconds"] for r in own if r["row"] == row])) / 60,
-            })  # fmt: skip
-        sets.append({key: own[0][key] for key in ("set", "images", "n", "size")} | {"rows": rows})
+        if own:
+            rows = [_row([r for r in own if r["row"] == row], own) for row in ROWS]
+            shared = {key: own[0][key] for key in ("set", "images", "n", "size")}
+            sets.append(shared | {"rows": [row for row in rows if row is not None]})
     return {"sets": sets, "cpus": sorted({r["cpu"] for r in runs})}
+
+
+def _row(runs: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    if not runs:
+        return None
+    hits, name = _hits(runs), runs[0]["row"]
+    gains = {}
+    for other in list(ROWS)[: list(ROWS).index(name)]:
+        gain = paired_gain(hits, _hits([r for r in others if r["row"] == other]))
+        if gain is not None:
+            gains[other] = asdict(gain) | {"mean": gain.mean}
+    return {
+        "row": name, "seeds": len(hits), "top1": 100 * float(np.mean([h.mean() for h in hits.values()])), "gains": gains,
+        "minutes": float(np.mean([r["seconds"] for r in runs])) / 60, "weights": sorted({r["weights"] for r in runs}),
+    }  # fmt: skip
+
+
+def _hits(runs: Sequence[Mapping[str, Any]]) -> dict[int, np.ndarray]:
+    """Seed -> which test images were named correctly, bool (n,)."""
+    return {r["seed"]: unpack(r["hits"], r["n"]) for r in runs}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -136,6 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in names:
             photos = photographs(name, args.folder, args.cache, args.data and Path(args.data))
             for row in ROWS:
+                if row == "tuned" and name not in TUNED_SETS:
+                    continue
                 score(photos, row, seed, args.folder, args.cache, scores)
 
 

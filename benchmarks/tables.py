@@ -373,6 +373,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
         "loader", "Loader, whole recipe, per core", "Loader, crop and flip, per core", "Loader, evaluation, per core"
     ),
     "loader-threads": comparison("loader", "Loader, whole recipe", "Loader, crop and flip"),
+    "loader-sizes": comparison("loader", "Loader, whole recipe, by size"),
     "loader-cold": comparison("loader", "Loader, whole recipe, cold"),
     "loader-start": comparison("loader", "First batch", "Peak memory", "Peak memory beyond imports"),
     "loader-open": comparison("loader", "Opening ImageNet's length"),

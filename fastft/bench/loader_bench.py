@@ -24,6 +24,7 @@ from fastft.bench.loader_arms import AUGMENT, cold, first, opening, warm
 from fastft.bench.options import BenchResult, Options
 
 SIZE, BATCH, MEMORY_BATCH = 224, 64, 256
+SIZES = (128, 160, 192, 224, 288, 336, 384)  # of schedules and towers
 WHOLE, CROP = "Loader, whole recipe", "Loader, crop and flip"
 CROP_ONLY: dict[str, Any] = {"policy": "none", "erase": 0.0}
 FOLDER_PEERS = {"timm": "timm", "torchvision": "torchvision v2", "dali": "DALI CPU", "litdata": "LitData"}
@@ -42,7 +43,8 @@ def run(options: Options) -> BenchResult:
     }
     bench = LoaderBench(options, files, common, setting)
     return BenchResult([
-        *bench.throughput(), *bench.evaluation(), *bench.cold(), *bench.start(), *bench.opening(), *bench.to_gpu()
+        *bench.throughput(), *bench.by_size(), *bench.evaluation(), *bench.cold(), *bench.start(), *bench.opening(),
+        *bench.to_gpu(),
     ])  # fmt: skip
 
 
@@ -114,6 +116,22 @@ class LoaderBench:
         return measure(
             f"{name}, per core", rounds, "pass", per_cpu_second, "images/s per core", self.setting, **role
         )
+
+    def by_size(self) -> list[dict[str, Any]]:
+        """The whole recipe at every size that a schedule or a tower asks for, one thread."""
+        found = []
+        for size in SIZES[:1] if self.options.quick else SIZES:
+            given: dict[str, Any] = {"threads": 1, "repeat": 1, "size": size}
+            contenders = self.options.wanted({
+                "fastft": [self.contender("fastft", "ours", **self.beton, **given)],
+                "timm": [self.contender("timm", "timm", **self.folder, **given)],
+            })  # fmt: skip
+            rounds = alternate(contenders, self.options.rounds, threads=1)
+            setting = {**self.setting, "size": size, "images": self.options.images}
+            found.append(
+                measure(f"{WHOLE}, by size", rounds, "pass", per_cpu_second, "images/s per core", setting)
+            )
+        return found
 
     def evaluation(self) -> list[dict[str, Any]]:
         given: dict[str, Any] = {"threads": 1}
