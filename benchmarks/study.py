@@ -49,6 +49,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BATCH = 32
 EPOCHS, LONG = 20, 40  # of the schedule; LONG before the chain halves it
 STOP = 12  # as 30 of the paper's 50 epochs
+NEAR_END = 18  # the base is converged if its last two epochs change little
 WHOLE = 4  # the last epochs, of whole images, of a run that drops patches or begins with small images
 # what every run shares, beside the paper's final recipe
 FIXED = {
@@ -85,7 +86,7 @@ def grid_rows() -> list[Row]:
             f"lr {lr:g}, decay {decay:g}",
             "grid",
             {"optim.lr": lr, "optim.layer_decay": decay},
-            also_at=(STOP,),
+            also_at=(STOP, NEAR_END),
         )
         for lr, decay in GRID
     ]
