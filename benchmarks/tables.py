@@ -33,7 +33,7 @@ from fastft.sweep.report import as_published
 ROOT = Path(__file__).parents[1]
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{page}.md" for page in ("benchmarks", "cost", "large-data", "models")),
+    *(ROOT / "docs" / f"{page}.md" for page in ("benchmarks", "cost", "large-data", "models", "photos")),
 )
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
@@ -42,6 +42,7 @@ BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL
 LOGS = {"final_b16": ("B/16", 48.3), "final_l14": ("L/14", 105.6)}
 COST_RECIPES, V100_PRICE = ("final_b16", "frugal_b16", "frugal_b16_half"), 2.48
 FAMILIES = ("b16", "b16_384", "l14", "l14_336")  # models; a recipe is named KIND_MODEL or KIND_MODEL_LEVER
+SMALL_DATA = {"ridge": "ridge regression", "photos": "`train photos`", "tuned": "`tune photos`"}
 Measure = dict[str, Any]
 
 
@@ -357,10 +358,49 @@ def cost_check(_: Results) -> str:
     )
 
 
+def small_data(_: Results) -> str:
+    """`train photos` and `tune photos` against ridge regression, of `benchmarks/small_data.py`."""
+    found = json.loads((RESULTS / "small_data.json").read_text(encoding="utf-8"))
+    rows = []
+    for photos in found["sets"]:
+        cells = (
+            "solar cells" if photos["set"] == "solar cells" else f"CIFAR-10, {int(photos['set']):,} images"
+        )
+        for row in photos["rows"]:
+            gains = [_gain(row["gains"].get(other)) for other in ("ridge", "photos")]
+            rows.append(
+                [
+                    cells,
+                    SMALL_DATA[row["row"]],
+                    f"{row['top1']:.1f}",
+                    *gains,
+                    str(row["seeds"]),
+                    f"{row['minutes']:.0f}",
+                ]
+            )
+            cells = ""
+    head = ["images", "command", "top-1 %", "against ridge", "against `train photos`", "seeds", "minutes"]
+    tests = ", ".join(f"{p['n']:,} of {p['set']}" for p in found["sets"] if not p["set"].isdigit())
+    cifar = next((f"{p['n']:,} of CIFAR-10" for p in found["sets"] if p["set"].isdigit()), "")
+    return (
+        f"{markdown(head, rows, 2)}\n\nTest images that chose nothing: {', '.join(filter(None, (cifar, tests)))}. Differences "
+        "are paired by seed and image; ± is the standard error over seeds, of one seed over images. Time on one core of "
+        f"{', '.join(found['cpus'])}. `benchmarks/small_data.py` makes these figures."
+    )
+
+
+def _gain(gain: dict[str, Any] | None) -> str:
+    if gain is None:
+        return ""
+    error = gain["image_error"] if gain["seed_error"] is None else gain["seed_error"]
+    return f"{gain['mean']:+.1f} ± {error:.1f}"
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     "summary": summary,
     "headlines": headlines,
     "demo": demo,
+    "small-data": small_data,
     "cost": cost,
     "cost-check": cost_check,
     "recipes": recipes,

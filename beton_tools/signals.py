@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from beton_tools import torchrun
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _RETRY_SECONDS = 0.1  # after an exception was lost
 
@@ -151,7 +153,7 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 def _end(command: str, number: int) -> None:
     """End the process with exit code 128 + number and one line; of several processes on a host local rank 0 prints it."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if torchrun.local_rank() == 0:
         os.write(2, f"{command}: {_describe(number)}\n".encode())
     os._exit(128 + number)
 

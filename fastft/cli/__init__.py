@@ -7,12 +7,12 @@ same command again), 128 + n stopped by signal n (130: Ctrl-C).
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
 from typing import Protocol
 
+from beton_tools import torchrun
 from beton_tools.signals import describe_stop, exit_code, imports_of, raise_on_stop_signals
 
 with imports_of("fastft"):
@@ -153,7 +153,7 @@ def _add_command(
 
 def _print_error(command: str, error: object) -> None:
     """Print one line, once per host: from local rank 0, or from the only process that has this error (LocalRankError)."""
-    if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, LocalRankError):
+    if torchrun.local_rank() == 0 or isinstance(error, LocalRankError):
         print_error(f"fastft {command}", error)
     elif isinstance(error, UserError):
         time.sleep(SECONDS_TO_REPORT)

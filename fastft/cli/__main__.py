@@ -4,6 +4,7 @@ import os
 import sys
 from typing import NoReturn
 
+from beton_tools import torchrun
 from fastft.cli import main
 
 
@@ -13,7 +14,7 @@ def _exit(code: int) -> NoReturn:
     After an error in a distributed run the process group is not destroyed: that could wait for a process that no longer
     exists, and at a normal interpreter exit its threads sometimes abort the process (exit code 134).
     """
-    if code != 0 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if code != 0 and torchrun.world_size() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -2,10 +2,10 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
+from beton_tools import torchrun
 from fastft.cli.arguments import WEIGHTS, add_device, add_json, add_only_present_classes
 
 HELP = "average weights: between the start and the end of a run (WiSE-FT), or over several runs (soups)"
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         weights=args.weights,
         say=lambda text: print(printable(text), file=sys.stderr, flush=True),
     )
-    if os.environ.get("RANK", "0") != "0":
+    if torchrun.rank() != 0:
         return 0
     plots = write_average(found, trained, args.out)
     if args.json:

@@ -2,10 +2,10 @@
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from beton_tools import torchrun
 from fastft.cli.arguments import (
     add_checkpoint,
     add_device,
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from fastft.inference.evaluation_output import print_evaluation, print_table_of_files
 
     found = _evaluate_neighbours(args) if args.knn is not None else _evaluate(args)
-    if os.environ.get("RANK", "0") != "0":  # every process has the same sums; rank 0 prints them
+    if torchrun.rank() != 0:  # every process has the same sums; rank 0 prints them
         return 0
     print_weights(found[0]["weights"])
     if args.json:

@@ -1,10 +1,10 @@
 """`fastft predict CKPT IMAGE ...`."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
+from beton_tools import torchrun
 from fastft.cli.arguments import add_checkpoint, add_device, print_weights, whole_number
 
 HELP = "label image files with a checkpoint, or write their embeddings"
@@ -72,7 +72,7 @@ def _write_features(args: argparse.Namespace) -> int:
         found = extract_features(
             trained, args.images, world, lambda text: print(printable(text), file=sys.stderr)
         )
-    if os.environ.get("RANK", "0") == "0":
+    if torchrun.rank() == 0:
         print_weights(trained.weights)
         write_features(args.features, found)
         count, width = found.features_ND.shape

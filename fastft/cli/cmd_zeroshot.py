@@ -2,10 +2,10 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
+from beton_tools import torchrun
 from fastft.cli.arguments import add_device, add_json, add_only_present_classes, add_recipe
 
 HELP = "evaluate CLIP's zero-shot classifier, and write it as a head that training can start from"
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         only_present_classes=args.only_present_classes,
         progress=progress("text embeddings", "classes", "classes"),
     )
-    if os.environ.get("RANK", "0") != "0":
+    if torchrun.rank() != 0:
         return 0
     prompts = found.prompts
     print(

@@ -6,7 +6,6 @@ with TrainLoader("train.beton", "3aug", 224, batch_size=256) as loader:
             model(batch.images), batch.labels
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -18,6 +17,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from beton_tools import torchrun
 from beton_tools.beton_paths import BetonPaths
 from beton_tools.beton_set import BetonSet
 from beton_tools.cgroup import usable_cpus
@@ -343,7 +343,7 @@ class EvalLoader(_BetonLoader):
 
 def default_workers() -> int:
     """CPUs that this process may use, divided among the processes of this machine (torchrun's LOCAL_WORLD_SIZE)."""
-    return max(1, usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, usable_cpus() // torchrun.local_world_size())
 
 
 def _checked_indices(betons: BetonSet, indices: np.ndarray) -> np.ndarray:

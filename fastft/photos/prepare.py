@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from beton_tools import torchrun
 from beton_tools.beton_paths import find_betons
 from beton_tools.beton_set import BetonSet
 from beton_tools.console import printable
@@ -48,7 +49,7 @@ Say = Callable[[str], None]
 
 def line_printer(console: Console) -> Say:
     """Prints lines in the process of rank 0 of a training."""
-    if os.environ.get("RANK", "0") != "0":
+    if torchrun.rank() != 0:
         return lambda text: None
     return partial(console.print, highlight=False, markup=False, soft_wrap=True)
 

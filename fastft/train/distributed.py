@@ -1,6 +1,5 @@
 """One process or many: what `torchrun` (also under Slurm) sets up, and the few collectives that training needs."""
 
-import os
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from beton_tools import torchrun
 from beton_tools.errors import UserError
 from fastft.train.exceptions import LocalRankError, NonFinite, PeerCrashed, PeerFailed, PeerLost, Preempted
 from fastft.train.launcher_watch import exit_without_launcher
@@ -214,8 +214,7 @@ def find_world(device: str, timeout_minutes: float | None = None, option: str = 
     Raises:
         UserError: 'cuda' without a GPU, or more processes on a node than it has GPUs.
     """
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    rank, size, local_rank = torchrun.rank(), torchrun.world_size(), torchrun.local_rank()
     timeout = DEFAULT_TIMEOUT if timeout_minutes is None else timedelta(minutes=timeout_minutes)
     check_device(device, option)
     if device == "cpu" or not torch.cuda.is_available():
