@@ -49,6 +49,11 @@ class SignalGuard:
         if self.interrupted:
             raise KeyboardInterrupt
 
+    def is_stop_requested(self) -> bool:
+        """`check`, then `requested`; evaluations take it, as the trainer's own method would keep the trainer in memory."""
+        self.check()
+        return self.requested
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number != signal.SIGINT:
             self.requested = True

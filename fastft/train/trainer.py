@@ -151,7 +151,7 @@ class Trainer:
         if not self.checkpoints.exist:
             refuse_other_head(r, self.loader.class_names)
         self.validation = Validation(
-            r, self.eval_loader, self.loader.class_counts, world, self.precision, self._is_stop_requested
+            r, self.eval_loader, self.loader.class_counts, world, self.precision, self.guard.is_stop_requested
         )
         self.step = build_step(r, self.model, ema, world, self.precision, self.phase.accumulation)
         self.meter = Meter(self.step, self.loader, world)
@@ -216,7 +216,7 @@ class Trainer:
             try:
                 probe = set_probe_head(
                     self.model, self.recipe, self.world, self.precision, self.phases.smallest_micro_batch,
-                    self._is_stop_requested, self.guard.check,
+                    self.guard.is_stop_requested, self.guard.check,
                 )  # fmt: skip
                 scores = (
                     {}
@@ -323,10 +323,6 @@ class Trainer:
             write_validation(self.folder, epoch, scores)
         self.log.info(describe_evaluation(epoch, scores, balanced=self.validation.is_imbalanced))
         return self.progress.best() is entry
-
-    def _is_stop_requested(self) -> bool:
-        self.guard.check()
-        return self.guard.requested
 
     # checkpoints ------------------------------------------------------------------------------------------------------
 
