@@ -74,7 +74,7 @@ class Data:
     )  # fmt: skip
     val: str | None = option(
         None,
-        "validation images, as data.train; without them images are held out, of a .beton only with data.hold_out_beton",
+        "validation images, as data.train; without them some images are held out, of a .beton only with data.hold_out_beton",
         changes_accuracy=False,
     )
     hold_out_beton: bool = option(

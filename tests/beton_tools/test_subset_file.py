@@ -96,6 +96,7 @@ def test_a_file_without_a_manifest_is_identified_too(copied: Path, tmp_path: Pat
 
 def test_a_changed_file_is_refused(copied: Path, tiny: dict[str, str], tmp_path: Path) -> None:
     path = write(BetonSet.open(copied).take(CHOSEN), tmp_path / "x.subset.json")
+    copied.unlink()
     convert_folder(
         Path(tiny["data.train"]).parent / "train", copied, WriteOptions(workers=0, quality=50, lossless=False)
     )

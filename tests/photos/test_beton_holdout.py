@@ -220,7 +220,7 @@ def test_a_sweep_and_a_search_share_one_hold_out(album_beton: Path, tower: list[
         "title: Mine\nsource: nobody\nbase: photos\nrows:\n"
         "  - {label: a}\n  - {label: b, name: other, set: {optim.layer_decay: 0.5}}\n"
     )
-    overrides = [f"--data.train={album_beton}", *tower, "--schedule.epochs=3"]
+    overrides = [f"--data.train={album_beton}", *tower, "--schedule.epochs=6"]
     outcomes = run_sweeps([load_sweep(table)], overrides, tmp_path / "out", QUIET)
     assert [o.error for o in outcomes] == [None, None]
     assert not list(tmp_path.glob("out/runs/*/data"))
@@ -256,6 +256,7 @@ def test_a_changed_beton_is_held_out_again_but_not_once_a_run_has_a_checkpoint(
     prepared(copied, tmp_path / "run")
     photos = Path(shutil.copytree(album, tmp_path / "photos"))
     (photos / "coffee" / "00.jpg").unlink()
+    copied.unlink()
     convert_folder(photos, copied, WRITE)
     said: list[str] = []
     recipe = prepared(copied, tmp_path / "run", said=said)
@@ -263,6 +264,7 @@ def test_a_changed_beton_is_held_out_again_but_not_once_a_run_has_a_checkpoint(
     assert sum(map(len, sides(recipe))) == 35
     flags = options(copied, tmp_path / "run", tower)
     train(load_recipe("photos", flags), QUIET)
+    copied.unlink()
     convert_folder(album, copied, WRITE)
     for command, message in (
         (["train", "photos", *flags], "has changed since .* was trained on it; use another --train.run_dir"),
