@@ -201,6 +201,8 @@ def test_evaluation_neighbours_and_report_use_the_hold_out(
     found = found[0] if isinstance(found, list) else found
     assert (found["samples"], found["knn_train_images"]) == (7, 29)
     assert main(["report", str(trained), "--out", str(tmp_path / "report.html")]) == 0
+    assert main(["predict", str(trained), str(trained / "data" / "val.subset.json")]) == 2
+    assert "a subset of one; use fastft eval --csv" in capsys.readouterr().err
     page = (tmp_path / "report.html").read_text()
     assert "29 of 36 images" in page and "7 of 36 images" in page
 
