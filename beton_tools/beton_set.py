@@ -1,4 +1,4 @@
-"""One or more `.beton` files as one table: sample ids run through the files in their order."""
+"""One or more `.beton` files, or some of their samples, as one table: sample ids run through the files in their order."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from beton_tools.format import MAX_CLASSES, Beton, count_samples, row_chunks
 from beton_tools.manifest import Manifest
 from beton_tools.parts import Part
 from beton_tools.sample_table import SampleTable
+from beton_tools.subset_file import SUFFIX, FileIdentity, SubsetFile, is_subset_file, read_subset_file
 
 CHANNELS = 3
 MOST_THREADS = 16  # that open files: more would only wait for each other
@@ -41,7 +43,7 @@ class FileClasses:
 
     names: label -> name; None without a manifest, as for files of FFCV.
     counts: int64 (C,), samples of each label.
-    checksum, part: of the manifest.
+    checksum, part: of the manifest; the checksum of some samples of a file depends on which they are.
     """
 
     names: list[str] | None
@@ -55,11 +57,12 @@ class BetonSet(SampleTable):
     """The samples of one or more files: file f has the ids starts[f] to starts[f + 1] - 1.
 
     Attributes:
-        files: their tables are views of this object's.
+        files: their tables are views of this object's, unless it has some of the samples only.
         starts: int64 (F + 1,).
         descriptors: int32 (F,), of the open files.
         classes: of each file.
         largest: over all samples.
+        ids_in_files: int64 (N,), the id of each sample in its file; None: all samples of the files.
     """
 
     named: str
@@ -68,19 +71,25 @@ class BetonSet(SampleTable):
     descriptors: np.ndarray
     classes: tuple[FileClasses, ...] = field(repr=False)
     largest: Largest
+    ids_in_files: np.ndarray | None = field(default=None, repr=False)
 
     @classmethod
     def open(cls, data: BetonPaths) -> BetonSet:
         """Open and validate files.
 
         Args:
-            data: a file, a pattern, or several of them; see `find_betons`.
+            data: a file, a pattern, or several of them (see `find_betons`); or a subset file, for its samples.
 
         Raises:
             UserError: a file is missing or not a complete, consistent `.beton`, its manifest is of another file, a label is
-                outside its classes, or the files differ in fields or classes.
+                outside its classes, or the files differ in fields or classes; a file has changed since a subset was made of it.
         """
+        if is_subset_file(data):
+            return cls._open_subset(Path(data))  # type: ignore[arg-type] # one path
         paths = find_betons(data)
+        subset = next((path for path in paths if is_subset_file(path)), None)
+        if subset is not None:
+            raise UserError(f"{subset}: a subset ({SUFFIX}) is read alone; name no other file beside it")
         first = _open_file(paths[0])
         counts = [first.beton.num_samples, *map(count_samples, paths[1:])]
         starts = np.append(0, np.cumsum(counts))
@@ -105,6 +114,41 @@ class BetonSet(SampleTable):
             classes=classes,
             largest=_merged([o.largest for o in opened], counts),
         )
+
+    @classmethod
+    def _open_subset(cls, path: Path) -> BetonSet:
+        subset = read_subset_file(path)
+        missing = next((file.path for file in subset.files if not os.path.lexists(file.path)), None)
+        if missing is not None:
+            raise UserError(f"{missing}: no such file, and {path} lists samples of it; put it back")
+        whole = cls.open([file.path for file in subset.files])
+        subset.refuse_changed(whole.files, path)
+        return replace(whole.take(subset.samples), named=str(path))
+
+    def take(self, samples: np.ndarray) -> BetonSet:
+        """Some of the samples, numbered from 0, with all classes; the files stay open as long as one of the sets exists.
+
+        samples: int64 (n,), ascending ids; at least one.
+        """
+        starts = np.searchsorted(samples, self.starts)
+        if self.ids_in_files is None:
+            in_files = samples - self.starts[self.files_of(samples)]
+        else:
+            in_files = self.ids_in_files[samples]
+        taken = replace(
+            self,
+            metadata=self.metadata[samples],
+            sizes=self.sizes[samples],
+            starts=starts,
+            ids_in_files=in_files,
+        )
+        for table in (taken.metadata, taken.sizes, in_files):
+            table.flags.writeable = False
+        spans = [slice(begin, end) for begin, end in pairwise(starts.tolist())]
+        classes = (
+            _taken(c, taken.labels[span], in_files[span]) for c, span in zip(self.classes, spans, strict=True)
+        )
+        return replace(taken, classes=tuple(classes), largest=_largest(taken))
 
     @property
     def title(self) -> str:
@@ -139,7 +183,8 @@ class BetonSet(SampleTable):
     def content(self) -> dict[str, Any]:
         """Identifies the samples and their order, to compare data between processes and runs; the same wherever files lie.
 
-        `checksum` only if every file has a manifest; `files` (names), `file_samples` and `file_checksums` only of several.
+        `checksum` only of a subset, or if every file has a manifest; `files` (names), `file_samples` and `file_checksums` only
+        of several files.
         """
         checksums = [c.checksum for c in self.classes]
         found: dict[str, Any] = {"num_samples": self.num_samples}
@@ -177,7 +222,33 @@ class BetonSet(SampleTable):
         """
         self.check_id(sample_id)
         number = int(self.files_of(np.array([sample_id]))[0])
+        if self.ids_in_files is not None:
+            return self.files[number], int(self.ids_in_files[sample_id])
         return self.files[number], sample_id - int(self.starts[number])
+
+    def read_names(self) -> list[str] | None:
+        """Names of the images in their sources, N of them; None if a file has no manifest.
+
+        Raises:
+            UserError: the names in a manifest are damaged.
+        """
+        manifests = [Manifest.of_beton(beton.path) for beton in self.files]
+        if any(manifest is None for manifest in manifests):
+            return None
+        names = [name for manifest in manifests if manifest is not None for name in manifest.names]
+        return names if self.ids_in_files is None else [names[i] for i in self._ids_through_files().tolist()]
+
+    def as_subset_file(self) -> SubsetFile:
+        """What a subset file of these samples holds."""
+        return SubsetFile([FileIdentity.of(beton) for beton in self.files], self._ids_through_files())
+
+    def _ids_through_files(self) -> np.ndarray:
+        """int64 (N,): the id of each sample among all samples of the files."""
+        if self.ids_in_files is None:
+            return np.arange(len(self), dtype=np.int64)
+        first = np.append(0, np.cumsum([beton.num_samples for beton in self.files]))
+        ids: np.ndarray = first[self.files_of(np.arange(len(self)))] + self.ids_in_files
+        return ids
 
     def image_bytes(self, sample_id: int) -> np.ndarray:
         beton, own_id = self.locate(sample_id)
@@ -281,10 +352,17 @@ def _read_classes(beton: Beton, manifest: Manifest | None) -> FileClasses:
     return FileClasses(names, counts, manifest.checksum, manifest.part)
 
 
-def _largest(beton: Beton) -> Largest:
+def _taken(classes: FileClasses, labels: np.ndarray, ids: np.ndarray) -> FileClasses:
+    """The classes of some samples of a file: labels, ids (n,)."""
+    identity = hashlib.blake2b((classes.checksum or "").encode() + ids.tobytes(), digest_size=8).hexdigest()
+    counts = np.bincount(labels, minlength=len(classes.counts))
+    return replace(classes, counts=counts, checksum=identity)
+
+
+def _largest(table: SampleTable) -> Largest:
     parts, counts = [], []
-    for rows in row_chunks(len(beton)):
-        image, sizes = beton.image_column[rows], beton.sizes[rows]
+    for rows in row_chunks(len(table)):
+        image, sizes = table.image_column[rows], table.sizes[rows]
         pixels = image["height"].astype(np.int64) * image["width"]
         found = (image["height"], image["width"], sizes, pixels, CHANNELS * pixels + sizes)
         height, width, num_bytes, most, both = (int(values.max()) for values in found)

@@ -51,13 +51,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _for_images(recipe: "Recipe") -> "Recipe":
-    """The recipe for the images that it names; photographs are converted as training converts them, which uses the result."""
+    """The recipe for the images that it names; they are prepared as training prepares them, which uses the result."""
     from rich.console import Console
 
     from fastft.cost.recipes import count_images
-    from fastft.photos.paths import needs_conversion
+    from fastft.photos.paths import needs_preparation
     from fastft.photos.prepare import line_printer, prepare_data
 
-    if needs_conversion(recipe.data.train):
+    if needs_preparation(recipe):
         recipe = prepare_data(recipe, line_printer(Console(stderr=True)))
     return count_images(recipe)

@@ -74,9 +74,13 @@ class Data:
     )  # fmt: skip
     val: str | None = option(
         None,
-        "validation images, as data.train; without them a .beton is not evaluated, other images are split",
+        "validation images, as data.train; without them some images are held out, of a .beton only with data.hold_out_beton",
         changes_accuracy=False,
     )
+    hold_out_beton: bool = option(
+        False, "without data.val, hold validation images out of a .beton too, as of a folder or table",
+        changes_accuracy=False, since="0.3.0",
+    )  # fmt: skip
     train_size: int = option(
         IMAGENET_TRAIN_SIZE,
         "number of training images, for explain and cost; a training file that exists overrides it",

@@ -8,7 +8,7 @@ from beton_tools.errors import UserError
 from fastft.build import recipe_arch, with_training_files
 from fastft.config import Recipe, load_recipe
 from fastft.cost.work import recipe_work
-from fastft.photos.paths import needs_conversion
+from fastft.photos.paths import holds_out_of_beton, needs_conversion
 
 
 def load_priceable(reference: str | Path, overrides: Sequence[str]) -> Recipe:
@@ -38,6 +38,10 @@ def count_images(recipe: Recipe) -> Recipe:
         return count_photos(recipe)
     if file is None or not exist_betons(file):
         return recipe
+    if holds_out_of_beton(recipe):
+        from fastft.photos.beton_holdout import count_after_holdout  # loads the image libraries
+
+        return count_after_holdout(recipe)
     from beton_tools.beton_set import BetonSet  # loads the image libraries
 
     return with_training_files(recipe, BetonSet.open(file))

@@ -10,6 +10,7 @@ FFCV's QUASI_RANDOM also goes through shuffled pages, but its order depends on t
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -48,9 +49,9 @@ class Pages:
     def of(cls, betons: BetonSet) -> "Pages":
         starts = np.append(0, np.cumsum([beton.num_pages for beton in betons.files]))
         of_sample = np.empty(len(betons), np.int32)
-        for beton, first, begin in zip(betons.files, starts, betons.starts, strict=False):
-            page = (beton.pointers - beton.data_start) // beton.page_size
-            of_sample[begin : begin + len(beton)] = first + page
+        spans = [slice(begin, end) for begin, end in pairwise(betons.starts.tolist())]
+        for beton, first, span in zip(betons.files, starts, spans, strict=False):
+            of_sample[span] = first + (betons.pointers[span] - beton.data_start) // beton.page_size
         return cls(betons, of_sample, starts)
 
     def __len__(self) -> int:

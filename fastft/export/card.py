@@ -5,9 +5,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from beton_tools.beton_paths import named_files
 from beton_tools.errors import UserError
 from beton_tools.manifest import Manifest
+from beton_tools.subset_file import used_files
 from fastft import __version__
 from fastft.config import SECTIONS, Recipe
 from fastft.inference.trained import Trained
@@ -96,16 +96,15 @@ def _average(average: dict[str, Any]) -> str:
 
 
 def _data(recipe: Recipe) -> str:
-    named = (("Training", recipe.data.train), ("Validation", recipe.data.val))
-    parts = [
-        _file(role, path) for role, text in named for path in ([None] if text is None else named_files(text))
-    ]
-    return "\n".join(f"- {part}" for part in parts)
+    lines = []
+    for role, named in (("Training", recipe.data.train), ("Validation", recipe.data.val)):
+        paths, part = ([], "") if named is None else used_files(named)
+        used = f"{role}, {part}" if part else role
+        lines += [_file(used, path) for path in paths] or [f"{role}: none"]
+    return "\n".join(f"- {line}" for line in lines)
 
 
-def _file(role: str, path: str | None) -> str:
-    if path is None:
-        return f"{role}: none"
+def _file(role: str, path: str) -> str:
     try:
         manifest = Manifest.of_beton(path)
     except UserError:

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from beton_tools.beton_set import BetonSet
 from beton_tools.console import printable
 from beton_tools.errors import UserError
-from beton_tools.manifest import Manifest
 from fastft.files.atomic import atomic_path
 from fastft.metrics import Predictions
 
@@ -109,8 +109,7 @@ def write_predictions_table(
     Raises:
         UserError: it cannot be written.
     """
-    manifest = Manifest.of_beton(data)
-    files = [""] * len(predictions.labels_N) if manifest is None else manifest.names
+    files = BetonSet.open(data).read_names() or [""] * len(predictions.labels_N)
     columns = (
         predictions.labels_N,
         predictions.predicted_N,

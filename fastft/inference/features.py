@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from beton_tools.errors import UserError
-from beton_tools.manifest import Manifest
+from beton_tools.subset_file import is_subset_file
 from beton_tools.user_files import check_user_file
 from fastft.build import build_policy
 from fastft.data import EvalLoader, Output, Shard
@@ -66,7 +66,7 @@ def extract_features(trained: Trained, sources: Sequence[Path], world: World, sa
     parts: list[Features] = []
     checksum = model_checksum(trained.model)
     for source in sources:
-        if source.suffix == BETON:
+        if source.suffix == BETON or is_subset_file(source):
             parts.append(_of_beton(trained, source, world, checksum))
         else:
             parts.append(_of_images(trained, source, world, checksum, say))
@@ -95,10 +95,8 @@ def _of_beton(trained: Trained, path: Path, world: World, checksum: str) -> Feat
         shard=Shard(world.rank, world.size),
     ) as loader:  # fmt: skip
         features_ND, labels_N = pooled_features(trained.model, loader, world, precision, stop=lambda: False)
-        manifest = Manifest.of_beton(path)
-        files = (
-            [f"{path.name}[{i}]" for i in range(len(labels_N))] if manifest is None else list(manifest.names)
-        )
+        names = loader.betons.read_names()
+        files = [f"{path.name}[{i}]" for i in range(len(labels_N))] if names is None else names
         return Features(features_ND, labels_N, files, loader.class_names, checksum)
 
 

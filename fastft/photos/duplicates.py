@@ -1,26 +1,32 @@
-"""Files with identical bytes."""
+"""Images with identical bytes."""
 
 import hashlib
+import zlib
+from dataclasses import replace
 
 import numpy as np
 
 from beton_tools.sources import Source
 from beton_tools.sources.base import FileSpan
 
+END = 256  # bytes at the end of an image, which differ for nearly all images that have the same size
+
 
 def content_ids(sources: list[Source]) -> list[np.ndarray]:
     """A number per image, for each source: equal for images with identical bytes, over all sources.
 
-    Separate files are read only where another has the same size. Images that cannot be read have numbers of their own;
-    converting them gives the reason.
+    Images are read only where another has the same size, and whole only where it ends alike. Images that cannot be read have
+    numbers of their own; converting them gives the reason.
     """
     every = [(source, i) for source in sources for i in range(len(source.names))]
     sizes = np.concatenate([_sizes(source) for source in sources])
-    _, inverse, counts = np.unique(sizes, return_inverse=True, return_counts=True)
-    shared = (counts[inverse] > 1) | (sizes < 0)
+    ends = np.zeros_like(sizes)
+    for k in np.flatnonzero(_shared(sizes) & (sizes > END)).tolist():
+        source, i = every[k]
+        ends[k] = _end_crc32(source, i, int(sizes[k]))
     numbers: dict[bytes, int] = {}
     found = np.arange(len(every), dtype=np.int64)
-    for k in np.flatnonzero(shared).tolist():
+    for k in np.flatnonzero(_shared(np.column_stack([sizes, ends])) | (sizes < 0)).tolist():
         source, i = every[k]
         try:
             digest = hashlib.blake2b(source.locate(i).read(), digest_size=16).digest()
@@ -30,9 +36,28 @@ def content_ids(sources: list[Source]) -> list[np.ndarray]:
     return np.split(found, np.cumsum([len(source.names) for source in sources])[:-1])
 
 
+def _shared(values: np.ndarray) -> np.ndarray:
+    """bool (N,): the rows that occur more than once."""
+    _, inverse, counts = np.unique(values, axis=0, return_inverse=True, return_counts=True)
+    shared: np.ndarray = counts[inverse.reshape(-1)] > 1
+    return shared
+
+
+def _end_crc32(source: Source, i: int, size: int) -> int:
+    """CRC-32 of the last bytes of an image; -1 if they cannot be read."""
+    place = source.locate(i)
+    assert isinstance(place, FileSpan)  # others have no size
+    try:
+        return zlib.crc32(replace(place, offset=place.offset + size - END, length=END).read())
+    except OSError:
+        return -1
+
+
 def _sizes(source: Source) -> np.ndarray:
     """Bytes of every image; -1 where only reading tells."""
     count = len(source.names)
-    if count and isinstance(source.locate(0), FileSpan) and source.stamps(np.arange(1)).shape[1] == 2:
-        return source.stamps(np.arange(count, dtype=np.int64))[:, 0]
-    return np.full(count, -1, np.int64)
+    if not count or not isinstance(source.locate(0), FileSpan):
+        return np.full(count, -1, np.int64)
+    stamps = source.stamps(np.arange(count, dtype=np.int64))
+    of_files = stamps.shape[1] == len(("size", "modification time"))
+    return stamps[:, 0] if of_files else stamps[:, -1]  # of a span in an archive its length

@@ -4,6 +4,8 @@ import numpy as np
 
 from beton_tools.write_order import seeded_order
 
+VERSION = 1  # of the rules that split and order the images
+
 # AutoGluon's share of the rows that it holds out
 SMALL_SET = 5000
 

@@ -1,9 +1,13 @@
-"""Which paths are photographs that must be converted; imports few modules, as most commands look at it."""
+"""Which data must be prepared before a training; imports few modules, as most commands look at it."""
 
 import glob
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from beton_tools.beton_paths import is_beton_pattern
+
+if TYPE_CHECKING:
+    from fastft.config import Recipe
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 ARCHIVE_SUFFIXES = (".tar",)
@@ -18,3 +22,21 @@ def needs_conversion(path: str | None) -> bool:
     place = Path(path).expanduser()
     is_pattern = glob.has_magic(path) and not place.exists()
     return place.is_dir() or is_pattern or place.suffix.lower() in (*TABLE_SUFFIXES, *ARCHIVE_SUFFIXES)
+
+
+def holds_out_of_beton(recipe: "Recipe") -> bool:
+    """Return True if validation images are to be held out of a .beton: `data.hold_out_beton`, and no `data.val`."""
+    data = recipe.data
+    return (
+        data.hold_out_beton
+        and data.train is not None
+        and data.val is None
+        and not needs_conversion(data.train)
+    )
+
+
+def needs_preparation(recipe: "Recipe") -> bool:
+    """Return True if `data.train` or `data.val` must be converted, or images must be held out."""
+    if recipe.data.train is None:
+        return False
+    return any(map(needs_conversion, (recipe.data.train, recipe.data.val))) or holds_out_of_beton(recipe)

@@ -1,7 +1,10 @@
 """The training and validation images of a folder or table, their classes, and warnings about them."""
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -67,21 +70,49 @@ def plan_photos(train: LabelledSet, val: LabelledSet | None, holds_out: bool = T
         val, missing_val = _existing(val, warnings)
         missing = missing + missing_val
         val = with_classes(val, train.source.classes)
+    if val is None and holds_out:
+        held = choose_held_out(train, warnings)
+        if not held.any():
+            return Plan(train, None, False, missing, warnings)
+        sides = train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held))
+        return Plan(*sides, True, missing, warnings)
     _warn_of_small_classes(train, warnings)
     ids = content_ids([train.source] if val is None else [train.source, val.source])
     _warn_of_other_labels(train, ids[0], warnings)
     if val is not None:
         _warn_of_shared_images(train, val, ids[0], ids[1], warnings)
-        return Plan(train, val, False, missing, warnings)
-    if not holds_out:
-        return Plan(train, None, False, missing, warnings)
-    held = hold_out(train.source.labels, _units(train, ids[0]))
-    if not held.any():
-        warnings.append(f"{len(train)} images are too few to hold any out: nothing is evaluated")
-        return Plan(train, None, False, missing, warnings)
-    _warn_of_unheld_classes(train, held, warnings)
-    sides = train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held))
-    return Plan(*sides, True, missing, warnings)
+    return Plan(train, val, False, missing, warnings)
+
+
+def choose_held_out(found: LabelledSet, warnings: list[str]) -> np.ndarray:
+    """bool (N,): the images to hold out, by class, with identical and grouped images on one side; adds to `warnings`."""
+    _warn_of_small_classes(found, warnings)
+    (ids,) = content_ids([found.source])
+    _warn_of_other_labels(found, ids, warnings)
+    held = hold_out(found.source.labels, _units(found, ids))
+    if held.any():
+        _warn_of_unheld_classes(found, held, warnings)
+    else:
+        warnings.append(f"{len(found)} images are too few to hold any out: nothing is evaluated")
+    return held
+
+
+def split_table(rows: Iterable[tuple[str, str, str]]) -> str:
+    """The text of split.csv. rows: (file, class, split)."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "class", "split"])
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def describe_sides(data: str, train: int, classes: int, val: int, split: Path | None) -> str:
+    """The numbers of images as one line. split: the split.csv of a hold-out; None if no images were held out."""
+    source = f"{data}: {train:,} training images of {classes} classes"
+    if not val:
+        return source
+    how = "" if split is None else f", held out by class ({split})"
+    return f"{source}, {val:,} validation images{how}"
 
 
 def _units(found: LabelledSet, ids: np.ndarray) -> np.ndarray:

@@ -5,9 +5,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from beton_tools.beton_paths import named_files
 from beton_tools.errors import UserError
 from beton_tools.manifest import Manifest
+from beton_tools.subset_file import used_files
 from fastft.config import Recipe, differences, load_recipe
 from fastft.cost.reference_log import reference_of
 from fastft.cost.run_cost import run_cost
@@ -94,22 +94,20 @@ def recipe_diff(recipe: Recipe, base: Recipe) -> list[dict[str, Any]]:
 
 
 def manifests(recipe: Recipe) -> list[dict[str, Any]]:
-    """Rows of the data files: role, path, and the summary of its manifest (None if it has none)."""
+    """Rows of the data files: role, path, part (see `used_files`), and the summary of its manifest (None if it has none)."""
     found = []
-    files = [
-        (role, path)
-        for role, named in (("training", recipe.data.train), ("validation", recipe.data.val))
-        for path in ([] if named is None else named_files(named))
-    ]
-    for role, path in files:
-        try:
-            manifest = Manifest.of_beton(path)
-        except UserError:
-            manifest = None
-        found.append(
-            {"role": role, "path": path, "summary": None if manifest is None else manifest.summary()}
-        )
+    for role, named in (("training", recipe.data.train), ("validation", recipe.data.val)):
+        paths, part = ([], "") if named is None else used_files(named)
+        found += [{"role": role, "path": path, "part": part, "summary": _summary(path)} for path in paths]
     return found
+
+
+def _summary(path: str) -> dict[str, Any] | None:
+    try:
+        manifest = Manifest.of_beton(path)
+    except UserError:
+        return None
+    return None if manifest is None else manifest.summary()
 
 
 def headline(run: Run) -> list[dict[str, str]]:

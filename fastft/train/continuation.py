@@ -16,7 +16,7 @@ PER_HOST_OPTIONS = {
 }  # fmt: skip
 # may differ when a run is resumed: they do not change what a step computes; `refuse_changed_data` compares the data
 RESUMABLE_OPTIONS = {
-    "data.train", "data.val", "data.train_size", "data.workers", "data.batches_ahead",
+    "data.train", "data.val", "data.hold_out_beton", "data.train_size", "data.workers", "data.batches_ahead",
     "train.run_dir", "train.device", "train.step", "train.compile", "train.micro_batch", "train.grad_checkpointing",
     "train.log_every", "train.timeout_minutes", "train.tracker", "train.stop_after", "train.eval_weights",
     "train.eval_every", "train.checkpoint_steps", "train.checkpoint_minutes", "train.keep_checkpoints",

@@ -57,7 +57,8 @@ def evaluate_zero_shot(
     path = data or (None if recipe.data.val is None else Path(recipe.data.val))
     if path is None:
         raise UserError("the recipe names no validation file; give one with --data FILE.beton")
-    classes, manifest = BetonSet.open(path).class_names, Manifest.of_beton(path)
+    betons = BetonSet.open(path)
+    classes, manifest = betons.class_names, Manifest.of_beton(betons.files[0].path)
     prompts = read_prompts(path, classes, manifest, names, templates)
     recipe = with_num_classes(
         recipe.with_option("model.pool", TOKEN).with_option("model.head", None), len(classes), path

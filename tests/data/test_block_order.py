@@ -78,14 +78,11 @@ def test_the_order_by_blocks_never_changes() -> None:
 
     class Two:
         page_size, num_pages, data_start = MIB, 3, 0
-        pointers = np.array([0, 5, MIB, MIB + 7, 2 * MIB, 2 * MIB + 9])
         descriptor = 0
-
-        def __len__(self) -> int:
-            return 6
 
     class Files:
         files, starts = (Two(), Two()), np.array([0, 6, 12])
+        pointers = np.array(2 * [0, 5, MIB, MIB + 7, 2 * MIB, 2 * MIB + 9])
 
         def __len__(self) -> int:
             return 12

@@ -132,7 +132,7 @@ def test_photographs_are_converted_once_and_again_when_they_change(copied: Path,
     shutil.copy(copied / "coffee" / "00.jpg", copied / "coffee" / "new.jpg")
     said.clear()
     again = prepared(copied, tmp_path / "run", said=said)
-    assert "has changed since it was converted" in said[0]
+    assert "has changed since it was prepared" in said[0]
     assert Beton.open(str(again.data.train)).num_samples + Beton.open(str(again.data.val)).num_samples == 37
 
 

@@ -1,0 +1,108 @@
+"""`X.subset.json`: some samples of `.beton` files, such as the held-out ones; takes the place of a `.beton` where one is read.
+
+It holds no images, only the paths of the files, what identifies them, and the ids of the samples.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beton_tools.beton_paths import BetonPaths, named_files
+from beton_tools.errors import UserError
+from beton_tools.format import Beton
+from beton_tools.user_files import read_user_file
+
+SUFFIX = ".subset.json"
+FORMAT, VERSION = "beton-subset", 1
+MAX_BYTES = 1 << 30  # the ids of ImageNet have 10 MB
+
+
+@dataclass(frozen=True)
+class FileIdentity:
+    """A file and what changes when it is written again; the bytes of images are not read."""
+
+    path: str
+    num_samples: int
+    file_size: int
+    tables_crc32: int
+
+    @classmethod
+    def of(cls, beton: Beton) -> FileIdentity:
+        return cls(str(beton.path.absolute()), beton.num_samples, beton.file_size, beton.tables_crc32())
+
+    @property
+    def content(self) -> list[int]:
+        """What identifies the file wherever it lies."""
+        return [self.num_samples, self.file_size, self.tables_crc32]
+
+
+@dataclass(frozen=True, eq=False)
+class SubsetFile:
+    """samples: int64 (n,), ascending ids through `files`."""
+
+    files: list[FileIdentity]
+    samples: np.ndarray
+
+    def to_json(self) -> str:
+        entries = {"format": FORMAT, "version": VERSION, "files": [asdict(file) for file in self.files]}
+        return json.dumps(entries | {"samples": self.samples.tolist()}) + "\n"
+
+    def refuse_changed(self, betons: Sequence[Beton], path: Path) -> None:
+        """Raise UserError if one of the opened files is not the one that the subset at `path` was made of."""
+        for stored, beton in zip(self.files, betons, strict=True):
+            if FileIdentity.of(beton).content != stored.content:
+                raise UserError(
+                    f"{beton.path} has changed since {path} was made of it; restore the file, or make the subset again"
+                )
+
+
+def is_subset_file(data: BetonPaths) -> bool:
+    """Return True if `data` names a subset file."""
+    return isinstance(data, (str, os.PathLike)) and os.fspath(data).endswith(SUFFIX)
+
+
+def read_subset_file(path: Path) -> SubsetFile:
+    """Read and validate a subset file.
+
+    Raises:
+        UserError: it cannot be read, or is not a subset file.
+    """
+    data = read_user_file(path, MAX_BYTES, "a subset file that fastft train wrote")
+    try:
+        return _from_json(json.loads(data))
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, MemoryError) as error:
+        raise UserError(f"{path}: not a subset file ({error}); run the same fastft train again") from error
+
+
+def used_files(data: str) -> tuple[list[str], str]:
+    """The files that `data` names, for reports, and of a subset file which part of their images it lists, otherwise ""."""
+    try:
+        subset = read_subset_file(Path(data)) if is_subset_file(data) else None
+    except UserError:
+        subset = None
+    if subset is None:
+        return named_files(data), ""
+    total = sum(file.num_samples for file in subset.files)
+    return [file.path for file in subset.files], f"{len(subset.samples):,} of {total:,} images"
+
+
+def _from_json(entries: Any) -> SubsetFile:
+    if not isinstance(entries, dict) or (entries.get("format"), entries.get("version")) != (FORMAT, VERSION):
+        raise ValueError(f"its format is not {FORMAT!r}, version {VERSION}")
+    files = [FileIdentity(**file) for file in entries["files"]]
+    total = sum(file.num_samples for file in files)
+    if not files or not all(isinstance(file.path, str) for file in files):
+        raise ValueError("it names no files")
+    samples = np.array(entries["samples"])
+    if samples.ndim != 1 or samples.dtype != np.int64 or len(samples) == 0:
+        raise ValueError("its samples are not a list of numbers")
+    if (np.diff(samples) <= 0).any() or samples[0] < 0 or samples[-1] >= total:
+        raise ValueError(f"its samples are not ascending numbers from 0 to {total - 1}")
+    return SubsetFile(files, samples)

@@ -1,0 +1,87 @@
+"""`RUN/data/prepared.json`: what the files in `RUN/data` were made of, so that they are used again or made anew."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from beton_tools.errors import UserError
+from beton_tools.manifest import manifest_path
+from beton_tools.pagefile import try_lock
+from beton_tools.subset_file import SUFFIX as SUBSET
+from beton_tools.user_files import read_user_text
+from fastft.files.atomic import write_text
+from fastft.files.run_directory import lock_run
+
+PREPARED, SPLIT = "prepared.json", "split.csv"
+POLL_SECONDS = 0.2
+MAX_BYTES = 64 << 20  # of prepared.json
+
+Say = Callable[[str], None]
+
+
+def begin(folder: Path, data: str, inputs: str, say: Say) -> dict[str, Any]:
+    """The record of an earlier preparation of the same inputs, complete or not; files of other inputs are removed.
+
+    data: `data.train` or `data.val`, for messages. inputs: a hash of the images and of how they are prepared.
+
+    Raises:
+        UserError: the images have changed since the first checkpoint, or another process uses the run directory.
+    """
+    stored = _read(folder / PREPARED)
+    if stored.get("inputs") == inputs:
+        if stored.get("complete"):
+            say(f"{data}: unchanged, using {folder}")
+        return stored
+    with lock_run(folder.parent):
+        if stored:
+            _refuse_changed(folder.parent, data)
+            say(f"{data} has changed since it was prepared: preparing it again")
+        _discard(folder)
+        write_text(folder / PREPARED, json.dumps({"inputs": inputs, "photos": data}))
+    return {}
+
+
+def finish(folder: Path, data: str, inputs: str, record: dict[str, Any]) -> dict[str, Any]:
+    """Write and return the record of a complete preparation; data, inputs: as in `begin`."""
+    complete = {"inputs": inputs, "photos": data, "complete": True, **record}
+    write_text(folder / PREPARED, json.dumps(complete, indent=1))
+    return complete
+
+
+@contextmanager
+def wait_for_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, made if there is none; it is released if the process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        while not try_lock(file):
+            time.sleep(POLL_SECONDS)
+        yield
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The content of prepared.json; empty if there is none, or it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(read_user_text(path, MAX_BYTES, "the prepared.json of a run"))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _discard(folder: Path) -> None:
+    """Remove the files of an earlier preparation."""
+    for split in ("train", "val"):
+        path = folder / f"{split}.beton"
+        path.unlink(missing_ok=True)  # before its manifest: a .beton always has one
+        manifest_path(path).unlink(missing_ok=True)
+        (folder / f"{split}{SUBSET}").unlink(missing_ok=True)
+    (folder / SPLIT).unlink(missing_ok=True)
+
+
+def _refuse_changed(run: Path, data: str) -> None:
+    if any((run / "checkpoints").glob("step-*")):
+        raise UserError(f"{data} has changed since {run} was trained on it; use another --train.run_dir")

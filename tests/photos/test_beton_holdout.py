@@ -1,0 +1,364 @@
+"""A lone .beton gets the hold-out of a folder, trains as the folder does, and no image is copied."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from beton_tools.beton_set import BetonSet
+from beton_tools.convert import convert_folder
+from beton_tools.errors import UserError
+from beton_tools.manifest import manifest_path
+from beton_tools.parts import Part
+from beton_tools.writer import WriteOptions
+from fastft.cli import main
+from fastft.config import Recipe, load_recipe
+from fastft.cost.recipes import count_images
+from fastft.inference.evaluation import evaluate_checkpoint
+from fastft.photos.beton_holdout import as_source
+from fastft.photos.duplicates import content_ids
+from fastft.photos.prepare import prepare_data
+from fastft.sweep import load_sweep, run_sweeps
+from fastft.train.loop import train
+from fastft.tune.search import _prepare as prepare_tuning
+from tests.photos.conftest import CLASSES, PER_CLASS
+from tests.photos.test_prepare import QUIET, prepared, split_of
+from tests.train.runs import differing, end, losses
+
+WRITE = WriteOptions(workers=0)
+
+
+@pytest.fixture(scope="session")
+def album_beton(album: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("beton") / "album.beton"
+    convert_folder(album, path, WRITE)
+    return path
+
+
+@pytest.fixture
+def copied(album_beton: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "copied.beton"
+    shutil.copy(album_beton, path)
+    shutil.copy(manifest_path(album_beton), manifest_path(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(album_beton: Path, tower: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the lone .beton that nothing interrupted."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    train(load_recipe("photos", options(album_beton, run, tower)), QUIET)
+    return run
+
+
+def options(data: Path | str, run: Path, tower: list[str]) -> list[str]:
+    return [f"--data.train={data}", f"--train.run_dir={run}", *tower]
+
+
+def sides(recipe: Recipe) -> tuple[list[bytes], list[bytes]]:
+    """The images of both sides."""
+    opened = [BetonSet.open(str(path)) for path in (recipe.data.train, recipe.data.val)]
+    train, val = ([betons.read_bytes(i) for i in range(len(betons))] for betons in opened)
+    return train, val
+
+
+# the hold-out of a folder -----------------------------------------------------------------------------------------------
+
+
+def test_a_beton_and_its_parts_train_bit_for_bit_as_the_folder(
+    album: Path, trained: Path, tower: list[str], tmp_path: Path
+) -> None:
+    """The same images held out, the same head start, plan, batches and evaluations; only the paths differ."""
+    for number in (1, 2):
+        convert_folder(
+            album, tmp_path / "parts" / "album.beton", WriteOptions(workers=0, part=Part(number, 2))
+        )
+    runs = {"parts": tmp_path / "parts" / "*.beton", "folder": album}
+    for name, data in runs.items():
+        train(load_recipe("photos", options(data, tmp_path / name, tower)), QUIET)
+    expected = json.loads((tmp_path / "folder" / "result.json").read_text())
+    assert expected["baseline"]["images"] == 29 and expected["baseline"]["raw"]["samples"] == 7
+    for run in (trained, tmp_path / "parts"):
+        assert split_of(run) == split_of(tmp_path / "folder")
+        assert differing(end(run), end(tmp_path / "folder")) == []
+        assert losses(run) == losses(tmp_path / "folder")
+        result = json.loads((run / "result.json").read_text())
+        assert result["baseline"] == expected["baseline"]
+        assert [e["raw"] for e in result["evaluations"]] == [e["raw"] for e in expected["evaluations"]]
+        assert sum(f.stat().st_size for f in (run / "data").iterdir()) < 10_000  # no image
+
+
+def test_the_choices_count_training_images_only(album: Path, album_beton: Path, tmp_path: Path) -> None:
+    def choices(data: Path) -> dict[str, object]:
+        recipe = count_images(
+            load_recipe("photos", [f"--data.train={data}", f"--train.run_dir={tmp_path / 'run'}"])
+        )
+        assert recipe.data.train_size == 29
+        return {choice.option: choice.value for choice in recipe.choices}
+
+    assert choices(album_beton) == choices(album)
+    assert not (tmp_path / "run").exists()
+
+
+def test_explain_shows_what_the_training_has_chosen(
+    album_beton: Path, trained: Path, tower: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", "photos", *options(album_beton, tmp_path / "run", tower), "--json"]) == 0
+    explained = json.loads(capsys.readouterr().out)
+    chosen = json.loads((trained / "choices.json").read_text())
+    assert explained["choices"] == chosen and chosen[0]["value"] == 3
+    assert explained["recipe"]["data"]["train_size"] == 29
+
+
+def test_both_sides_are_disjoint_and_complete_and_without_a_manifest_too(
+    copied: Path, tmp_path: Path
+) -> None:
+    every = sorted(BetonSet.open(copied).read_bytes(i) for i in range(3 * PER_CLASS))
+    recipe = prepared(copied, tmp_path / "named")
+    named = sides(recipe)
+    assert sorted(named[0] + named[1]) == every and len(named[1]) == 7
+    assert set(BetonSet.open(str(recipe.data.val)).labels.tolist()) == {0, 1, 2}
+    manifest_path(copied).unlink()
+    assert sides(prepared(copied, tmp_path / "unnamed")) == named
+    assert {"copied.beton[0]", "copied.beton[35]"} < split_of(tmp_path / "unnamed").keys()
+
+
+def test_identical_images_stay_on_one_side(album: Path, tmp_path: Path) -> None:
+    for name in CLASSES:
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(3 * PER_CLASS):
+            os.link(album / name / f"{i % PER_CLASS:02}.jpg", tmp_path / "photos" / name / f"{i:02}.jpg")
+    convert_folder(tmp_path / "photos", tmp_path / "copies.beton", WRITE)
+    train, val = sides(prepared(tmp_path / "copies.beton", tmp_path / "run"))
+    assert val and not set(train) & set(val)
+    assert split_of(tmp_path / "run") == split_of_folder(tmp_path / "photos", tmp_path / "folder")
+
+
+def split_of_folder(photos: Path, run: Path) -> dict[str, str]:
+    prepared(photos, run)
+    return split_of(run)
+
+
+def test_images_of_one_size_and_one_end_are_compared_whole(tmp_path: Path, photographs) -> None:
+    """Raw images that differ in their first pixel only are not identical."""
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    image = np.ascontiguousarray(photographs["coffee"][:40, :40])
+    other = image.copy()
+    other[0, 0] ^= 255
+    rows = [(image, 0), (other, 0), (image, 1), (other, 1)]
+    fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
+    DatasetWriter(str(tmp_path / "raw.beton"), fields, num_workers=1).from_indexed_dataset(rows)
+    (ids,) = content_ids([as_source(BetonSet.open(tmp_path / "raw.beton"))])
+    assert ids[0] == ids[2] != ids[1] == ids[3]
+
+
+# used by what follows ---------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_killed_continues_bit_for_bit_with_the_same_hold_out(
+    album_beton: Path, trained: Path, tower: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    flags = [*options(album_beton, run, tower), "--train.checkpoint_steps=1"]
+    command = [sys.executable, "-m", "fastft.cli", "train", "photos", *flags]
+    victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (run / "metrics.jsonl").exists() or not any(step >= 5 for step, _ in losses(run)):
+        assert victim.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.wait()
+    assert not (run / "result.json").exists()
+    train(load_recipe("photos", flags), QUIET)
+    assert losses(run) == losses(trained) and differing(end(run), end(trained)) == []
+    assert split_of(run) == split_of(trained)
+
+
+def test_evaluation_neighbours_and_report_use_the_hold_out(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = [name for name, side in split_of(trained).items() if side == "val"]
+    table = tmp_path / "table.csv"
+    scores = evaluate_checkpoint(trained, None, "cpu", csv=table, weights="raw")
+    last = json.loads((trained / "result.json").read_text())["evaluations"][-1]["raw"]
+    assert (scores["samples"], scores["top1"]) == (7, last["top1"])
+    with table.open(newline="") as file:
+        assert [row["file"] for row in csv.DictReader(file)] == held
+    capsys.readouterr()
+    assert main(["eval", str(trained), "--knn", "3", "--device", "cpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    found = found[0] if isinstance(found, list) else found
+    assert (found["samples"], found["knn_train_images"]) == (7, 29)
+    assert main(["report", str(trained), "--out", str(tmp_path / "report.html")]) == 0
+    assert main(["predict", str(trained), str(trained / "data" / "val.subset.json")]) == 2
+    assert "a subset of one; use fastft eval --csv" in capsys.readouterr().err
+    page = (tmp_path / "report.html").read_text()
+    assert "29 of 36 images" in page and "7 of 36 images" in page
+
+
+def test_a_preview_draws_training_images_only(
+    album_beton: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = [f"--data.train={album_beton}", "--model.image_size=32", "--count", "40"]
+    assert main(["preview", "photos", *flags, "--out", "grid.png", "--json", "plan.json"]) == 0
+    assert len(json.loads((tmp_path / "plan.json").read_text())) == 29
+
+
+def test_a_sweep_and_a_search_share_one_hold_out(album_beton: Path, tower: list[str], tmp_path: Path) -> None:
+    table = tmp_path / "mine.yaml"
+    table.write_text(
+        "title: Mine\nsource: nobody\nbase: photos\nrows:\n"
+        "  - {label: a}\n  - {label: b, name: other, set: {optim.layer_decay: 0.5}}\n"
+    )
+    overrides = [f"--data.train={album_beton}", *tower, "--schedule.epochs=6"]
+    outcomes = run_sweeps([load_sweep(table)], overrides, tmp_path / "out", QUIET)
+    assert [o.error for o in outcomes] == [None, None]
+    assert not list(tmp_path.glob("out/runs/*/data"))
+    assert {o.run.recipe.data.train_size for o in outcomes} == {29}
+    recipe = prepare_tuning(load_recipe("photos", overrides), tmp_path / "tune", None, QUIET)
+    assert split_of(tmp_path / "tune") == split_of(tmp_path / "out")
+    assert recipe.data.train_size == 29 and len(BetonSet.open(str(recipe.data.val))) == 7
+
+
+# used again, made again -------------------------------------------------------------------------------------------------
+
+
+def test_an_unchanged_beton_keeps_its_hold_out_also_elsewhere(copied: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    recipe = prepared(copied, tmp_path / "run", said=said)
+    assert "29 training images of 3 classes, 7 validation images, held out by class" in said[0]
+    first, written = sides(recipe), Path(str(recipe.data.val)).stat().st_mtime_ns
+    said.clear()
+    prepared(copied, tmp_path / "run", said=said)
+    assert "unchanged" in said[0] and "7 validation images" in said[1]
+    assert Path(str(recipe.data.val)).stat().st_mtime_ns == written
+    moved = tmp_path / "elsewhere" / "moved.beton"
+    moved.parent.mkdir()
+    manifest_path(copied).rename(manifest_path(moved))
+    copied.rename(moved)
+    said.clear()
+    assert sides(prepared(moved, tmp_path / "run", said=said)) == first and "unchanged" in said[0]
+
+
+def test_a_changed_beton_is_held_out_again_but_not_once_a_run_has_a_checkpoint(
+    album: Path, copied: Path, tower: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared(copied, tmp_path / "run")
+    photos = Path(shutil.copytree(album, tmp_path / "photos"))
+    (photos / "coffee" / "00.jpg").unlink()
+    copied.unlink()
+    convert_folder(photos, copied, WRITE)
+    said: list[str] = []
+    recipe = prepared(copied, tmp_path / "run", said=said)
+    assert "has changed since it was prepared" in said[0]
+    assert sum(map(len, sides(recipe))) == 35
+    flags = options(copied, tmp_path / "run", tower)
+    train(load_recipe("photos", flags), QUIET)
+    copied.unlink()
+    convert_folder(album, copied, WRITE)
+    for command, message in (
+        (["train", "photos", *flags], "has changed since .* was trained on it; use another --train.run_dir"),
+        (
+            ["eval", str(tmp_path / "run"), "--device", "cpu"],
+            "has changed since .*val.subset.json was made of it",
+        ),
+    ):
+        capsys.readouterr()
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and re.search(message, error), error
+
+
+# what stays as it was ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reference", "extra"),
+    [("final_b16", []), ("photos", ["--data.hold_out_beton=false"]), ("photos", ["--data.val={val}"])],
+    ids=["paper recipe", "switched off", "with data.val"],
+)
+def test_otherwise_a_beton_is_used_whole(
+    reference: str, extra: list[str], album_beton: Path, tiny: dict[str, str], tmp_path: Path
+) -> None:
+    extra = [text.format(val=tiny["data.val"]) for text in extra]
+    flags = [f"--data.train={album_beton}", f"--train.run_dir={tmp_path / 'run'}", *extra]
+    recipe = load_recipe(reference, flags)
+    assert prepare_data(recipe, pytest.fail) == recipe
+    assert count_images(recipe).data.train_size == 36 and not (tmp_path / "run").exists()
+
+
+# unusual sets -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_class_of_one_image_stays_in_training_with_a_warning(album: Path, tmp_path: Path) -> None:
+    photos = Path(shutil.copytree(album, tmp_path / "photos"))
+    (photos / "single").mkdir()
+    shutil.copy(photos / "coffee" / "01.jpg", photos / "single" / "a.jpg")
+    convert_folder(photos, tmp_path / "x.beton", WRITE)
+    said: list[str] = []
+    recipe = prepared(tmp_path / "x.beton", tmp_path / "run", said=said)
+    text = "\n".join(said)
+    assert "1 class has fewer than 2 training images: single" in text
+    assert "1 class has no held-out image and are not evaluated: single" in text.replace("is not", "are not")
+    assert "1 image appears in several classes" in text
+    assert split_of(tmp_path / "run")["single/a.jpg"] == "train" and recipe.data.num_classes == 4
+
+
+def test_too_few_images_are_all_trained_on(album: Path, tower: list[str], tmp_path: Path) -> None:
+    for name in CLASSES:
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        shutil.copy(album / name / "00.jpg", tmp_path / "photos" / name)
+    convert_folder(tmp_path / "photos", tmp_path / "x.beton", WRITE)
+    said: list[str] = []
+    recipe = prepared(tmp_path / "x.beton", tmp_path / "run", said=said)
+    assert "3 images are too few to hold any out: nothing is evaluated" in "\n".join(said)
+    assert (recipe.data.train, recipe.data.val) == (str(tmp_path / "x.beton"), None)
+
+
+def test_mistakes_are_one_line_and_exit_code_2(
+    album: Path, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(album / "coffee", tmp_path / "one" / "coffee")
+    convert_folder(tmp_path / "one", tmp_path / "one.beton", WRITE)
+    broken = tmp_path / "broken.beton"
+    broken.write_bytes(copied.read_bytes()[:-10])
+    cases = {
+        tmp_path / "one.beton": "has 1 class; training needs images of at least 2",
+        broken: "not a complete .beton file",
+        tmp_path / "none.beton": "no such file or folder",
+    }
+    for path, message in cases.items():
+        for command in ("train", "explain"):
+            if command == "explain" and not path.exists():
+                continue  # explains the recipe for data that are not there yet
+            assert (
+                main([command, "photos", f"--data.train={path}", f"--train.run_dir={tmp_path / 'run'}"]) == 2
+            )
+            error = capsys.readouterr().err
+            assert error.count("\n") == 1 and message in error, error
+    assert main(["train", "photos", f"--data.train={copied}", f"--train.run_dir={tmp_path / 'run'}",
+                 "--data.num_classes=5"]) == 2  # fmt: skip
+    assert "has 3 classes, --data.num_classes is 5; leave the option out" in capsys.readouterr().err
+
+
+def test_a_damaged_hold_out_is_named(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = prepared(copied, tmp_path / "run")
+    Path(str(recipe.data.val)).write_text("{}")
+    with pytest.raises(UserError, match=r"val\.subset\.json: not a subset file"):
+        BetonSet.open(str(recipe.data.val))
+    again = prepared(copied, tmp_path / "run")  # writes it again
+    assert len(BetonSet.open(str(again.data.val))) == 7
