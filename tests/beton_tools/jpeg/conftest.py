@@ -36,6 +36,9 @@ class GuardedBytes:
     """Memory that ends at the last byte of a file: reading beyond it kills the process."""
 
     def __init__(self, capacity: int) -> None:
+        self._allocate(capacity)
+
+    def _allocate(self, capacity: int) -> None:
         page = mmap.PAGESIZE
         self._map = mmap.mmap(-1, (-(-capacity // page) + 1) * page)
         self._memory = np.frombuffer(self._map, np.uint8)
@@ -44,6 +47,8 @@ class GuardedBytes:
         assert ctypes.CDLL(None).mprotect(address, ctypes.c_size_t(page), 0) == 0  # PROT_NONE
 
     def hold(self, file: bytes) -> np.ndarray:
+        if len(file) > self._readable.size:  # a damaged header can make a large image of a small file
+            self._allocate(len(file))
         place = self._readable[self._readable.size - len(file) :]
         place[:] = np.frombuffer(file, np.uint8)
         return place
