@@ -374,7 +374,9 @@ TABLES: dict[str, Callable[[Results], str]] = {
     ),
     "loader-threads": comparison("loader", "Loader, whole recipe", "Loader, crop and flip"),
     "loader-cold": comparison("loader", "Loader, whole recipe, cold"),
-    "loader-start": comparison("loader", "First batch", "Peak memory", "Peak memory beyond imports"),
+    "loader-start": comparison(
+        "loader", "First batch", "First batch, with imports", "Peak memory", "Peak memory beyond imports"
+    ),
     "loader-open": comparison("loader", "Opening ImageNet's length"),
     "open": comparison("open", "Time", "CPU time", "Memory"),
     "order": comparison("order", "Bytes read per epoch", "Disk requests per epoch"),
