@@ -78,7 +78,9 @@ def cpu_augmented(shape: ImageShape, consumed: bool = True) -> list[Transfer]:
         Transfer("augmentation ops", 2 * shape.ops * image, stream=False),
         Transfer("batch, written", WRITE * output, stream=True),
     ]
-    return [*transfers, Transfer("batch, read by the consumer", output, stream=True)] if consumed else transfers
+    return (
+        [*transfers, Transfer("batch, read by the consumer", output, stream=True)] if consumed else transfers
+    )
 
 
 def gpu_augmented(shape: ImageShape) -> list[Transfer]:

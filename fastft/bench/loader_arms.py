@@ -80,7 +80,8 @@ def own_copy(path: Path) -> Path:
 def first(maker: str, **arguments: Any) -> dict[str, Arm]:
     """After imports: seconds to build the loader and for its first batch, and peak memory in MB over a whole pass.
 
-    `with_imports` are the seconds with those of the imports. `peak_mb` is of all its processes, what they share counted once; `beyond_mb` is of this one, less what it had before.
+    `with_imports` are the seconds with those of the imports. `peak_mb` is of all its processes, what they share counted
+    once; `beyond_mb` is of this one, less what it had before.
     """
     began = time.perf_counter()
     for module in IMPORTS[maker]:

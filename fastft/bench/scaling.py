@@ -23,7 +23,9 @@ import numpy as np
 class LoaderWork:
     """What the loader's images and batches ask of a machine."""
 
-    image_seconds: np.ndarray  # (n,) CPU seconds of each image, alone on the machine: its memory accesses included
+    image_seconds: (
+        np.ndarray
+    )  # (n,) CPU seconds of each image, alone on the machine: its memory accesses included
     batch_seconds: float  # per batch, in one thread, while the others wait
     image_bytes: float  # through the machine's memory
 
@@ -40,9 +42,9 @@ class Host:
     bandwidth: float  # of the memory, for all cores together
     core_bandwidth: float  # the most that one core takes
 
-    def transfer_seconds(self, num_bytes: float) -> float:
-        """Seconds in which one core alone moves the bytes."""
-        return num_bytes / min(self.core_bandwidth, self.bandwidth)
+    def compute_seconds(self, work: LoaderWork) -> np.ndarray:
+        """(n,) seconds of each image without those in which one core alone moves its bytes; not below 0."""
+        return np.maximum(work.image_seconds - work.image_bytes / min(self.core_bandwidth, self.bandwidth), 0)
 
 
 def cores_limit(work: LoaderWork, cores: int) -> float:
@@ -157,7 +159,7 @@ def simulate(
 
 def _endless(work: LoaderWork, host: Host, seed: int) -> Iterator[float]:
     """Compute seconds of images in random order, without the time of their memory transfer."""
-    seconds = np.maximum(work.image_seconds - host.transfer_seconds(work.image_bytes), 0)
+    seconds = host.compute_seconds(work)
     rng = np.random.default_rng(seed)
     while True:
         yield from rng.permutation(seconds).tolist()
@@ -170,10 +172,10 @@ def steady_rate(work: LoaderWork, host: Host) -> float:
     each of the others ends its computing once in `compute` seconds. This is a birth-death process; its throughput depends on
     the distributions of both times only through their means (Baskett, Chandy, Muntz and Palacios, JACM 22(2), 1975).
     """
-    compute = work.mean_seconds - host.transfer_seconds(work.image_bytes)
+    compute = float(host.compute_seconds(work).mean())
     if work.image_bytes == 0:
         return cores_limit(work, host.cores)
-    if compute <= 0:
+    if compute == 0:
         return min(host.cores * host.core_bandwidth, host.bandwidth) / work.image_bytes
     moving = np.arange(1, host.cores + 1)
     ends = np.minimum(moving * host.core_bandwidth, host.bandwidth) / work.image_bytes

@@ -190,7 +190,7 @@ class Engine:
         return batches_ahead + 1
 
     @staticmethod
-    def streams(batches_ahead: int) -> int:
+    def num_streams(batches_ahead: int) -> int:
         """How many CUDA streams FFCV takes in turn; torch keeps the memory of one batch for each."""
         return _queue_length(batches_ahead) + 2
 
