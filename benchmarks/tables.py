@@ -199,6 +199,85 @@ def words(results: Results) -> str:
     return "\n".join(f"- {note}" for note in notes)
 
 
+def if_measured(bench: str, table: Callable[[Results], str]) -> Callable[[Results], str]:
+    """The table, or a sentence if no result of the benchmark is there yet."""
+
+    def shown(results: Results) -> str:
+        if bench not in results.documents:
+            return f"Not measured yet: `fastft bench {bench} --out benchmarks/results`."
+        return table(results)
+
+    return shown
+
+
+def scaling_check(results: Results) -> str:
+    """Threads of the measuring machine: measured, and what the model says."""
+    measures = results.measures("scaling", "Loader on this machine")
+    rows = []
+    for m in measures:
+        s, model = m["setting"], contender(m, "model")
+        cells = [s["files"], s["recipe"], str(s["threads"]), spread(contender(m, "measured"))]
+        rows.append([*cells, figure(model["median"]), model["note"]])
+    head = ["files", "recipe", "threads", "measured, images/s (range)", "model, images/s", "error"]
+    s = measures[0]["setting"]
+    fixed = f"batch {s['batch']}, rounds {s['rounds']}; the model's figures are modelled"
+    return f"{markdown(head, rows, 3)}\n\n{_caption(results, 'scaling', [], fixed)}"
+
+
+def across(name: str, column: str, fixed: str) -> Callable[[Results], str]:
+    """Modelled measures as columns, by a part of their setting; a row per contender and the rest of the setting."""
+
+    def table(results: Results) -> str:
+        measures = results.measures("scaling", name)
+        columns = list(dict.fromkeys(m["setting"][column] for m in measures))
+        keys = [k for k in measures[0]["setting"] if k not in (column, "GB/s", "host")]
+        rows: dict[tuple[str, ...], dict[Any, str]] = {}
+        for m in measures:
+            first = [str(m["setting"][k]) for k in keys]
+            for c in m["contenders"]:
+                rows.setdefault((*first, c["name"]), {})[m["setting"][column]] = figure(c["median"])
+        head = [*keys, "", *(f"{c} {column}" if isinstance(c, int) else str(c) for c in columns)]
+        cells = [[*first, *(found.get(c, "") for c in columns)] for first, found in rows.items()]
+        return f"{markdown(head, cells, len(keys) + 1)}\n\n{_caption(results, 'scaling', measures, fixed)}"
+
+    return table
+
+
+def scaling_host(results: Results) -> str:
+    """What a host with eight H100 can load, which part is used up first, and the share of it that training takes."""
+    measures = results.measures("scaling", "What eight H100 can be sent")
+    (demand,) = results.measures("scaling", "What eight H100 train")
+    lines = []
+    for m in measures:
+        parts = [
+            c for c in m["contenders"] if not c["note"] and c["name"] != TOGETHER
+        ]  # a note: in the first epoch only
+        first, total = min(parts, key=lambda c: c["median"]), contender(m, TOGETHER)["median"]
+        taken = ", ".join(f"{d['name']} {d['median'] / total:.0%}" for d in demand["contenders"])
+        lines.append(
+            f"- {m['setting']['recipe']}, files {m['setting']['files']}: the first part that is used up is {first['name']}, at "
+            f"{figure(first['median'])} images/s. Share of {figure(total)} images/s that eight H100 train: {taken}."
+        )
+    notes = dict.fromkeys(
+        f"- {m['setting']['files']}: {c['note']}." for m in measures for c in m["contenders"] if c["note"]
+    )
+    table = across("What eight H100 can be sent", "files", f"images/s, {measures[0]['setting']['host']}")(
+        results
+    )
+    return "\n".join([table, "", *lines, *notes])
+
+
+TOGETHER = "cores and memory together"
+
+
+def scaling_demand(results: Results) -> str:
+    """Images/s that eight H100 train."""
+    (m,) = results.measures("scaling", "What eight H100 train")
+    rows = [[c["name"], c["note"], figure(c["median"])] for c in m["contenders"]]
+    head = ["model, basis of the MFU", "", "images/s"]
+    return f"{markdown(head, rows, 2)}\n\n{_caption(results, 'scaling', [m], 'eight GPUs, 224 px')}"
+
+
 SUMMARY = (  # bench, measure, part of its setting, peer, what the README calls it
     ("decode", "Crop decode", "500", "stock FFCV, decoder alone", "decode a random crop, 500 px q90 files"),
     ("decode", "Crop decode", "500", "stock FFCV Loader", "decode a random crop, 500 px q90 files"),
@@ -415,7 +494,9 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "loader-threads": comparison("loader", "Loader, whole recipe", "Loader, crop and flip"),
     "loader-sizes": comparison("loader", "Loader, whole recipe, by size"),
     "loader-cold": comparison("loader", "Loader, whole recipe, cold"),
-    "loader-start": comparison("loader", "First batch", "Peak memory", "Peak memory beyond imports"),
+    "loader-start": comparison(
+        "loader", "First batch", "First batch, with imports", "Peak memory", "Peak memory beyond imports"
+    ),
     "loader-open": comparison("loader", "Opening ImageNet's length"),
     "open": comparison("open", "Time", "CPU time", "Memory"),
     "order": comparison("order", "Bytes read per epoch", "Disk requests per epoch"),
@@ -429,6 +510,18 @@ TABLES: dict[str, Callable[[Results], str]] = {
         "e2e", "Cores that feed the GPUs, the GPU augments", "Cores that feed the GPUs, the CPU augments"
     ),
     "words": words,
+    **{
+        name: if_measured("scaling", table)
+        for name, table in {
+            "scaling-check": scaling_check,
+            "scaling-bytes": across("Bytes of an image", "files", "kB per image"),
+            "scaling-cores": across(
+                "Loader on more cores", "cores", "images/s, eight processes unless said otherwise"
+            ),
+            "scaling-demand": scaling_demand,
+            "scaling-host": scaling_host,
+        }.items()
+    },
     "models": lambda _: model_costs(),
     "models-readme": lambda _: model_costs(README),
     "towers": lambda _: trained_towers(),

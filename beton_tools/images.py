@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 from PIL import UnidentifiedImageError
 
@@ -179,6 +178,8 @@ def shrink(pixels: np.ndarray, max_resolution: int | None) -> np.ndarray:
     longest = max(height, width)
     if max_resolution is None or longest <= max_resolution:
         return pixels
+    import cv2  # 36 MB that only conversion needs
+
     size = (max(1, width * max_resolution // longest), max(1, height * max_resolution // longest))
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
 

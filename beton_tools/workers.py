@@ -22,8 +22,6 @@ from multiprocessing import forkserver, reduction, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-import cv2
-
 from beton_tools.errors import UserError
 from beton_tools.images import BadImage, EncodedImage, EncodeOptions, encode_sample, warm_up
 from beton_tools.remote import RemoteError
@@ -145,6 +143,8 @@ def _serve(pipe: Connection, arena: _Inherited, options: EncodeOptions) -> None:
     The images of chunk k are written to part k % QUEUED of the arena. The parent has received those of the chunk that
     used the part before when it sends chunk k.
     """
+    import cv2  # loaded by `worker_preload`; here, so that importing this module does not load it
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
     cv2.setNumThreads(1)
     memory = mmap.mmap(arena.descriptor, _arena_size(options))

@@ -17,7 +17,7 @@ from typing import Any
 from beton_tools.errors import UserError
 
 Arm = Callable[
-    [], int | dict[str, float]
+    [], int | dict[str, Any]
 ]  # one round; returns the number of images, or several figures including "count"
 TICKS = os.sysconf("SC_CLK_TCK")
 

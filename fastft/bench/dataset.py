@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,9 +18,10 @@ from beton_tools.format import (
     first_page_offset,
     write_tables,
 )
-from beton_tools.sources import Source, open_source
-from beton_tools.writer import WriteOptions, write_beton
 from fastft.constants import IMAGENET_TRAIN_SIZE
+
+if TYPE_CHECKING:
+    from beton_tools.sources import Source
 
 IMAGENET_LENGTH = IMAGENET_TRAIN_SIZE
 SAMPLE_VARIABLE = "FASTFT_IMAGENET_SAMPLE"
@@ -50,8 +51,10 @@ class Workspace:
         """Names of the file sets that are compared. The JPEGs of a given .beton are converted again, losslessly."""
         return (ORIGINAL,) if self.given else (RESIZED, ORIGINAL)
 
-    def source(self) -> Source:
+    def source(self) -> "Source":
         """These images, as class folders of links."""
+        from beton_tools.sources import open_source  # here: a contender's process should not hold pyarrow
+
         root = self.folder / "originals"
         if not root.exists():
             for number, path in enumerate(self.images.paths):
@@ -62,6 +65,8 @@ class Workspace:
 
     def beton(self, name: str) -> Path:
         """The images as a .beton; `name` is one of `sets`."""
+        from beton_tools.writer import WriteOptions, write_beton
+
         path = self.folder / ("resized.beton" if name == RESIZED else "original.beton")
         if not path.exists():
             given: dict[str, Any] = {}

@@ -198,6 +198,7 @@ class LoaderBench:
         setting = {**self.setting, "batch": batch, "images": repeat * self.options.images, "threads": threads}
         figures = {
             "First batch": ("seconds", "s"),
+            "First batch, with imports": ("with_imports", "s"),
             "Peak memory": ("peak_mb", "MB"),
             "Peak memory beyond imports": ("beyond_mb", "MB"),
         }

@@ -10,18 +10,22 @@ FFCV's reader and its compiled pipelines are not used. The index that the reader
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from queue import Empty, Full
-from typing import Any
+from threading import Semaphore
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from fastft.data.ffcv_import import import_epoch_iterator
 from fastft.data.stage import DrawPlan, Stage
 
-_torch_threads = torch.get_num_threads()
-from ffcv.loader.epoch_iterator import IS_CUDA, EpochIterator  # noqa: E402
-
-torch.set_num_threads(_torch_threads)  # importing FFCV sets torch to one thread
-
+if TYPE_CHECKING:
+    from ffcv.loader.epoch_iterator import IS_CUDA, EpochIterator
+else:
+    _torch_threads = torch.get_num_threads()
+    epoch_iterator = import_epoch_iterator()
+    torch.set_num_threads(_torch_threads)  # the import sets torch to one thread
+    IS_CUDA, EpochIterator = epoch_iterator.IS_CUDA, epoch_iterator.EpochIterator
 
 POLL_SECONDS = 0.1  # between two looks at a thread that is waited for
 
@@ -36,6 +40,9 @@ class EpochThread(EpochIterator):
     def __init__(self, engine: "Engine", order: np.ndarray, draw: DrawPlan) -> None:
         self.stage, self.draw, self.on_wait = engine.stage, draw, engine.on_wait
         self.torch_threads = torch.get_num_threads()
+        self.num_slots = engine.num_slots
+        self.free_slots = Semaphore(self.num_slots)
+        self.delivered = False  # whether the consumer has a batch
         super().__init__(engine, order)
 
     def start(self) -> None:
@@ -77,24 +84,33 @@ class EpochThread(EpochIterator):
                 return self.output_queue.put((0, error), timeout=0.1)
 
     def run_pipeline(self, b_ix: int, batch_indices: np.ndarray, batch_slot: int, cuda_event: Any) -> Any:
-        """Images and labels of one batch. FFCV calls this in its loop, with its own names of the arguments."""
+        """Images and labels of one batch. FFCV calls this in its loop, with its own names of the arguments.
+
+        FFCV's slots, which number its streams, are at least three. The stage may have two.
+        """
+        self.free_slots.acquire()
         if self.terminate_event.is_set():
             raise StopIteration
         if b_ix == 0:
             torch.set_num_threads(self.torch_threads)  # FFCV has just set it to the number of workers
+        slot = b_ix % self.num_slots
         if self.stage.device.type != "cuda":
-            return self.stage.run(batch_indices, batch_slot, self.draw)
+            return self.stage.run(batch_indices, slot, self.draw)
         with torch.cuda.stream(self.cuda_streams[batch_slot]):
             if cuda_event is not None:  # the consumer's last use of this slot
                 cuda_event.wait()
-            return self.stage.run(batch_indices, batch_slot, self.draw)
+            return self.stage.run(batch_indices, slot, self.draw)
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self.terminate_event.is_set():
             raise RuntimeError(
                 "this pass over the data is closed: a later pass started, or its loader was closed"
             )
+        if self.delivered:
+            self.delivered = False
+            self.free_slots.release()
         self._wait_for_result()
+        self.delivered = True
         result = super().__next__()
         if isinstance(result, BaseException):
             self.close()
@@ -117,6 +133,7 @@ class EpochThread(EpochIterator):
     def close(self) -> None:
         """End the thread and wait for its end, which the batch in progress can delay."""
         super().close()
+        self.free_slots.release()  # the thread may wait for one
         while self.is_alive():
             with suppress(Empty):
                 self.output_queue.get(timeout=0.05)  # the thread may wait for a free place in the queue
@@ -139,7 +156,10 @@ class _Unused:
 
 
 def _queue_length(batches_ahead: int) -> int:
-    """Finished batches that wait. One more is in progress: together they are the batches prepared in advance."""
+    """Finished batches that wait. One more is in progress: together they are the batches prepared in advance.
+
+    With one batch in advance, the thread waits for a free slot before it begins another.
+    """
     return max(1, batches_ahead - 1)  # 0 would be a queue without a limit
 
 
@@ -159,6 +179,7 @@ class Engine:
         self.stage, self.on_wait = stage, on_wait
         self.batch_size, self.num_workers = batch_size, workers
         self.batches_ahead = _queue_length(batches_ahead)  # FFCV's name
+        self.num_slots = self.slots(batches_ahead)
         self.reader = self.memory_manager = self.graph = _Unused()
         self.streams: list[Any] = []
         self.thread: EpochThread | None = None
@@ -166,6 +187,11 @@ class Engine:
     @staticmethod
     def slots(batches_ahead: int) -> int:
         """How many batches there are at a time: one with the consumer, the others finished or in progress."""
+        return batches_ahead + 1
+
+    @staticmethod
+    def num_streams(batches_ahead: int) -> int:
+        """How many CUDA streams FFCV takes in turn; torch keeps the memory of one batch for each."""
         return _queue_length(batches_ahead) + 2
 
     def start(self, order: np.ndarray, draw: DrawPlan) -> EpochThread:

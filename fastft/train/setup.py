@@ -28,7 +28,7 @@ def loader_bytes_per_image(recipe: Recipe, precision: Precision, train_files: Be
     """GPU memory of the loaders per image of a micro-batch."""
     val = recipe.data.val
     pixels = [b.largest.mean_pixels for b in (train_files, *([] if val is None else [BetonSet.open(val)]))]
-    size, batches = recipe.model.image_size, Engine.slots(recipe.data.batches_ahead)
+    size, batches = recipe.model.image_size, Engine.num_streams(recipe.data.batches_ahead)
     return sum(loader_bytes(mean, size, precision.dtype, batches) for mean in pixels)
 
 

@@ -112,6 +112,7 @@ def test_a_quick_run_of_all_benchmarks_has_the_roles_that_the_cost_model_reads(
         "convert",
         "step",
         "e2e",
+        "scaling",
     }
     failed = [
         c

@@ -10,12 +10,11 @@ from importlib.metadata import version
 
 import numpy as np
 import pytest
-from ffcv.loader import epoch_iterator
-from ffcv.loader.epoch_iterator import EpochIterator
 
 from beton_tools.beton_set import BetonSet
 from fastft.data import engine as engine_module
-from fastft.data.engine import Engine
+from fastft.data.engine import Engine, EpochIterator
+from fastft.data.ffcv_import import import_epoch_iterator
 from fastft.data.stage import Stage
 
 
@@ -112,7 +111,58 @@ def test_the_thread_selects_its_gpu_before_anything_else(engine, monkeypatch):
 
 def test_ffcv_finds_out_about_cuda_once():
     """`IS_CUDA` is imported by value: the engine and FFCV must not differ."""
-    assert engine_module.IS_CUDA is epoch_iterator.IS_CUDA
+    assert engine_module.IS_CUDA is import_epoch_iterator().IS_CUDA
+
+
+def test_one_batch_in_advance_is_begun_when_its_slot_is_free(engine, monkeypatch):
+    """Two slots: the consumer's batch, and one finished or in progress."""
+    begun = []
+    monkeypatch.setattr(Ids, "run", lambda self, ids, slot, draw: (begun.append(slot), ids[0], slot)[1:])
+    small = Engine(engine.stage, batch_size=5, workers=1, batches_ahead=1)
+    assert small.num_slots == 2
+    for number, (first, slot) in enumerate(small.start(np.arange(25), None)):
+        time.sleep(0.1)
+        assert (first, slot) == (5 * number, number % 2)
+        assert len(begun) == min(number + 2, 5)
+    small.close()
+
+
+def test_an_interrupted_wait_frees_no_slot_twice(engine, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    small = Engine(engine.stage, batch_size=5, workers=1, batches_ahead=1)
+    thread = small.start(np.arange(25), None)
+    next(thread)
+    for _ in range(2):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(thread, "_wait_for_result", interrupt)
+            next(thread)
+    time.sleep(0.2)  # the thread takes the slot of the first batch
+    assert not thread.free_slots.acquire(blocking=False)
+    assert [slot for _, slot in thread] == [1, 0, 1, 0]
+    small.close()
+
+
+def test_a_pass_can_be_closed_while_it_waits_for_a_slot(engine):
+    small = Engine(engine.stage, batch_size=5, workers=1, batches_ahead=1)
+    thread = small.start(np.arange(25), None)
+    next(thread)
+    time.sleep(0.2)
+    began = time.monotonic()
+    small.close()
+    assert not thread.is_alive() and time.monotonic() - began < 5
+
+
+def test_the_loaders_import_of_ffcv_only_its_thread_and_leave_ffcv_usable():
+    """OpenCV, SciPy's linear algebra and pyarrow are for conversion and other commands: 150 MB."""
+    code = (
+        "import sys, fastft.data.loader; heavy = {'ffcv', 'cv2', 'pyarrow', 'setuptools'} & set(sys.modules); "
+        "assert not heavy, heavy; import ffcv.loader.epoch_iterator as stock; from fastft.data import engine; "
+        "assert stock.__file__ == engine.epoch_iterator.__file__; from ffcv.loader import Loader"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", "import ffcv, fastft.data.loader"]).returncode == 0
 
 
 def test_importing_the_loaders_does_not_change_the_threads_of_torch() -> None:
