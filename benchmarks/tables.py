@@ -43,6 +43,7 @@ LOGS = {"final_b16": ("B/16", 48.3), "final_l14": ("L/14", 105.6)}
 COST_RECIPES, V100_PRICE = ("final_b16", "frugal_b16", "frugal_b16_half"), 2.48
 FAMILIES = ("b16", "b16_384", "l14", "l14_336")  # models; a recipe is named KIND_MODEL or KIND_MODEL_LEVER
 SMALL_DATA = {"ridge": "ridge regression", "photos": "`train photos`", "tuned": "`tune photos`"}
+BY_SIZE = "Loader, whole recipe, by size"
 Measure = dict[str, Any]
 
 
@@ -199,11 +200,11 @@ def words(results: Results) -> str:
     return "\n".join(f"- {note}" for note in notes)
 
 
-def if_measured(bench: str, table: Callable[[Results], str]) -> Callable[[Results], str]:
-    """The table, or a sentence if no result of the benchmark is there yet."""
+def if_measured(bench: str, table: Callable[[Results], str], name: str = "") -> Callable[[Results], str]:
+    """The table, or a sentence if no result of the benchmark, or none of a measure's name, is there yet."""
 
     def shown(results: Results) -> str:
-        if bench not in results.documents:
+        if bench not in results.documents or (name and not results.measures(bench, name)):
             return f"Not measured yet: `fastft bench {bench} --out benchmarks/results`."
         return table(results)
 
@@ -492,7 +493,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
         "loader", "Loader, whole recipe, per core", "Loader, crop and flip, per core", "Loader, evaluation, per core"
     ),
     "loader-threads": comparison("loader", "Loader, whole recipe", "Loader, crop and flip"),
-    "loader-sizes": comparison("loader", "Loader, whole recipe, by size"),
+    "loader-sizes": if_measured("loader", comparison("loader", BY_SIZE), BY_SIZE),
     "loader-cold": comparison("loader", "Loader, whole recipe, cold"),
     "loader-start": comparison(
         "loader", "First batch", "First batch, with imports", "Peak memory", "Peak memory beyond imports"

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-import fastft.data.engine  # noqa: F401  before any test imports FFCV, which would leave torch with one thread here
+torch_threads = torch.get_num_threads()
+import ffcv  # noqa: E402, F401  before any test does: this import leaves torch with one thread
+
+torch.set_num_threads(torch_threads)
 
 # shells start background jobs with SIGINT ignored, nohup ignores SIGHUP, and the commands under test would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,9 +1,9 @@
 """Import FFCV's `EpochIterator` without the rest of FFCV.
 
 `import ffcv` loads OpenCV, SciPy, setuptools and FFCV's own C++ library, and compiles functions: 110 MB and a second that
-the loader has no use for. The three modules that the iterator needs are loaded from FFCV's folder as submodules of a
-private package, whose `__init__` is empty. A later `import ffcv` is not affected, nor does it matter whether FFCV has been
-imported already.
+the loader has no use for; it also leaves torch with one thread. The three modules that the iterator needs are loaded from
+FFCV's folder as submodules of a private package, whose `__init__` is empty. A later `import ffcv` works as usual, and it does
+not matter whether FFCV has been imported already.
 """
 
 import importlib
