@@ -464,7 +464,7 @@ def small_data(_: Results) -> str:
     cifar = next((f"{p['n']:,} of CIFAR-10" for p in found["sets"] if p["set"].isdigit()), "")
     return (
         f"{markdown(head, rows, 2)}\n\nTest images that chose nothing: {', '.join(filter(None, (cifar, tests)))}. Differences "
-        "are paired by seed and image; ± is the standard error over seeds, of one seed over images. Time on one core of "
+        "are paired by seed and image; ± is the standard error over seeds, of one seed over images. Time on "
         f"{', '.join(found['cpus'])}. `benchmarks/small_data.py` makes these figures."
     )
 
