@@ -70,9 +70,12 @@ def train(recipe: Recipe, precision: Precision) -> dict[str, Any]:
     scales: list[float] = []
     with ExitStack() as opened:
         model, ema = build_training_models(recipe, CPU, pretrained=True)
-        phases = plan_phases(recipe, model, world, precision, BetonSet.open(str(recipe.data.train)), 1)
-        loader, _ = open_loaders(recipe, world, precision, phases, opened, on_wait=lambda: None)
-        _, eval_loader = open_loaders(recipe, world, PRECISIONS["fp32"], phases, opened, on_wait=lambda: None)
+        files = BetonSet.open(str(recipe.data.train))
+        phases = plan_phases(recipe, model, world, precision, files, 1)
+        loader, _ = open_loaders(recipe, world, precision, phases, files, opened, on_wait=lambda: None)
+        _, eval_loader = open_loaders(
+            recipe, world, PRECISIONS["fp32"], phases, files, opened, on_wait=lambda: None
+        )
         step = build_step(recipe, model, ema, world, precision, 1)
         step.connect(StepChoice())
         schedule = build_schedule(recipe, loader.steps_per_epoch)

@@ -212,7 +212,7 @@ def main() -> None:
             json.dumps(measure_contender(arguments.contender, arguments.file, arguments.rounds, LIMIT_BYTES))
         )
         return
-    document = {
+    document: dict[str, Any] = {
         "machine": describe_machine(), "date": now(),
         "command": f"python benchmarks/order.py --images {arguments.images.name} --rounds {arguments.rounds}",
         "notes": [f"load of the machine at the start {load()}"], "measures": run(arguments.images, arguments.rounds),

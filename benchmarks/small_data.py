@@ -97,16 +97,16 @@ def score(photos: Photographs, row: str, seed: int, folder: Path, cache: Path, s
     options = options_of(photos, row, seed, cache)
     if row == "tuned":
         tuned = tune("photos", options, run, console=console)
-        chosen, seconds, weights = tuned.best.run.folder, tuned.spent, tuned.best.weights
+        chosen, own = tuned.best.run.folder, {"seconds": tuned.spent, "weights": tuned.best.weights}
     else:
         result = train(load_recipe("photos", [*options, f"--train.run_dir={run}"]), console)
-        chosen, seconds, weights = run, result["seconds"], result.get("weights")
+        chosen, own = run, {"seconds": result["seconds"], "weights": result.get("weights")}
     found = compute_logits(chosen, photos.test, "cpu")
     for checkpoints in run.rglob("checkpoints"):
         shutil.rmtree(checkpoints)
     scores.add({
         "set": photos.name, "row": row, "seed": seed, "hits": pack(found), "n": len(found.labels_N), "size": photos.size,
-        "images": Beton.open(run / "data" / "train.beton").num_samples, "seconds": seconds, "weights": weights,
+        "images": Beton.open(run / "data" / "train.beton").num_samples, **own,
     })  # fmt: skip
 
 

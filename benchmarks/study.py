@@ -99,7 +99,7 @@ def lever_rows(base: Mapping[str, Any]) -> list[Row]:
     stop = {"schedule.stop_epoch": STOP}
     stopped_sparse = {"model.patch_dropout": f"0:0.5,{STOP - WHOLE}:0"}
     stopped_sizes = {"schedule.sizes": f"0:42,{STOP - WHOLE}:56"}
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "freeze 1/2": half,
         "drop 1/2 of the patches": {"model.patch_dropout": 0.5},
         f"42 px, last {EPOCHS - STOP} epochs 56": sizes,

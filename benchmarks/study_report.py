@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
+from scipy.stats import t  # type: ignore[import-untyped]
 from scored_runs import ScoredRuns, unpack
 from study_plot import write_plots
 
