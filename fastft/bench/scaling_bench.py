@@ -66,9 +66,9 @@ class GpuHost:
         return MEMORY_SHARE * GPUS * self.link_peak
 
 
-# EC2 p5.48xlarge: two 48-core EPYC of the third generation (8 channels of DDR4-3200 each), 2 TiB, EBS at 80 Gbit/s; H100: PCIe
-# 5.0 x16, 64 GB/s in each direction (NVIDIA's data sheet)
-H100_HOST = GpuHost("p5.48xlarge, 8 x H100", 96, 409.6e9, 2 * 2**40, 64e9, 10e9)
+# EC2 p5.48xlarge: two 48-core EPYC of the third generation (8 channels of DDR4-3200 each; their PCIe is 4.0, x16 for each
+# GPU), 2 TiB, EBS at 80 Gbit/s
+H100_HOST = GpuHost("p5.48xlarge, 8 x H100", 96, 409.6e9, 2 * 2**40, 32e9, 10e9)
 
 
 # measurement ----------------------------------------------------------------------------------------------------------
