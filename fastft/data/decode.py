@@ -152,6 +152,44 @@ def decode_packed(
             b = _take_ticket(ticket)
 
 
+@njit(cache=True, nogil=True)
+def _decode_and_augment_one(
+    stored: Stored,
+    b: int,
+    region: np.ndarray,
+    row: np.record,
+    finish: Finish,
+    scratch: Scratch,
+    thread: int,
+    decoder: int,
+    out: np.ndarray,
+    spent: np.ndarray,
+) -> int:
+    """Carry out a plan's row for image b to `out` (S, S, 3); 0, an error code, or minus the status of `augment_image`.
+
+    Not in the parallel loop: on Python 3.12 and later Numba 0.68 loses values there that are set under one `if` and used
+    under another.
+    """
+    timespec = np.empty(2, np.int64)
+    buffer = scratch.stored[thread]
+    begun = now(WALL, timespec)
+    code = read_stored(stored, b, region, buffer)
+    spent[READ] += now(WALL, timespec) - begun
+    if code != OK:
+        return code
+    begun = now(CPU, timespec)
+    y, x, h, w = region[0], region[1], region[2], region[3]
+    pixels = scratch.pixels[thread, : CHANNELS * h * w]
+    code = decode_stored(stored, b, region, buffer, pixels, scratch.decode[thread], decoder)
+    decoded = now(CPU, timespec)
+    spent[DECODE] += decoded - begun
+    if code != OK:
+        return code
+    status = augment_image(pixels, CHANNELS * w, (y, x, h, w), row, finish, scratch.augment[thread], out)
+    spent[AUGMENT] += now(CPU, timespec) - decoded
+    return -status
+
+
 @njit(cache=True, nogil=True, parallel=True)
 def decode_and_augment(
     stored: Stored,
@@ -170,25 +208,18 @@ def decode_and_augment(
     """
     ticket = np.zeros(1, np.int64)
     for thread in prange(len(decoders)):
-        timespec = np.empty(2, np.int64)
-        buffer = scratch.stored[thread]
         b: int = _take_ticket(ticket)
         while b < len(plan):
-            begun = now(WALL, timespec)
-            codes[b] = read_stored(stored, b, regions[b], buffer)
-            spent[thread, READ] += now(WALL, timespec) - begun
-            if codes[b] == OK:
-                begun = now(CPU, timespec)
-                y, x, h, w = regions[b]
-                pixels = scratch.pixels[thread, : CHANNELS * h * w]
-                codes[b] = decode_stored(
-                    stored, b, regions[b], buffer, pixels, scratch.decode[thread], decoders[thread]
-                )
-                decoded = now(CPU, timespec)
-                spent[thread, DECODE] += decoded - begun
-            if codes[b] == OK:
-                codes[b] = -augment_image(
-                    pixels, CHANNELS * w, (y, x, h, w), plan[b], finish, scratch.augment[thread], out[b]
-                )
-                spent[thread, AUGMENT] += now(CPU, timespec) - decoded
+            codes[b] = _decode_and_augment_one(
+                stored,
+                b,
+                regions[b],
+                plan[b],
+                finish,
+                scratch,
+                thread,
+                decoders[thread],
+                out[b],
+                spent[thread],
+            )
             b = _take_ticket(ticket)
