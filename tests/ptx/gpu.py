@@ -22,6 +22,7 @@ from unittest import mock
 import numpy as np
 import torch
 from numba import typeof
+from numba.cuda.cudadrv.nvrtc import get_supported_ccs
 from torch import Tensor
 
 from fastft.augment import cuda as backend
@@ -31,7 +32,8 @@ from tests.ptx.launch import Argument, Array, Finding, Run, launch
 from tests.ptx.memory import Allocation, Memory
 from tests.ptx.program import Program
 
-V100 = (7, 0)
+# V100's sm_70, or with CUDA 13, which PyPI's torch brings and which has no V100, the oldest that it has
+OLDEST = max((7, 0), min(get_supported_ccs()))
 
 
 class Kernel(NamedTuple):
@@ -43,7 +45,7 @@ class Kernel(NamedTuple):
 
 
 @cache
-def compiled(kernel: Kernel, arch: tuple[int, int] = V100, faults: bool = False) -> Program:
+def compiled(kernel: Kernel, arch: tuple[int, int] = OLDEST, faults: bool = False) -> Program:
     """Raises ``PtxError`` for PTX that is not understood."""
     title = f"{kernel.function.__name__} for sm_{arch[0]}{arch[1]}, writing {kernel.signature[-1].dtype}"
     return Program(compile_to_ptx(*kernel, arch), title=title, faults=faults)
@@ -75,7 +77,7 @@ class _DeviceTensor(NamedTuple):
 
 @dataclass
 class SimulatedGpu:
-    arch: tuple[int, int] = V100
+    arch: tuple[int, int] = OLDEST
     order: np.ndarray | None = None  # of the threads of a block
     record: bool = False  # keep ``launches``
     runs: list[Run] = field(default_factory=list)

@@ -14,13 +14,13 @@ from fastft.augment.erase import DTYPES
 pytest.importorskip("numba.cuda.cudadrv.nvvm")
 from tests.ptx.batches import POLICIES, Batch, cut_pieces, drawn, enhancements_by_tenths, every_op, squeezed
 from tests.ptx.figures import FIGURES
-from tests.ptx.gpu import V100, SimulatedGpu
+from tests.ptx.gpu import OLDEST, SimulatedGpu
 
 A100, H100 = (8, 0), (9, 0)
 
 
 def assert_same_bytes(
-    batch: Batch, dtype: str, *, arch: tuple[int, int] = V100, order: np.ndarray | None = None
+    batch: Batch, dtype: str, *, arch: tuple[int, int] = OLDEST, order: np.ndarray | None = None
 ) -> None:
     """As the CPU back end, without a finding."""
     gpu = SimulatedGpu(arch, order)

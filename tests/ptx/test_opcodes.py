@@ -13,7 +13,7 @@ import pytest
 from numba import cuda, float64
 
 from fastft.augment.cuda_compile import compile_to_ptx
-from tests.ptx.gpu import V100
+from tests.ptx.gpu import OLDEST
 from tests.ptx.launch import Array, launch
 from tests.ptx.memory import Memory
 from tests.ptx.opcodes import bits_of
@@ -405,7 +405,7 @@ def sines(angles: Any, out: Any) -> None:
 def test_sine_and_cosine_of_libdevice(exponents: tuple[float, float]) -> None:
     """Within a unit in the last place of the C library's. Large angles take its calls, .local and carries."""
     angles = 10.0 ** np.random.default_rng(3).uniform(*exponents, 1024)
-    program = Program(compile_to_ptx(sines, (float64[::1], float64[:, ::1]), (128, 1), V100))
+    program = Program(compile_to_ptx(sines, (float64[::1], float64[:, ::1]), (128, 1), OLDEST))
     device = Memory()
     given = device.allocate("angles", angles.nbytes, content=angles.view(np.uint8), read_only=True)
     out = device.allocate("out", 2 * angles.nbytes)
