@@ -118,6 +118,33 @@ def decode_stored(
     return OK
 
 
+@njit(cache=True, nogil=True)
+def _read_and_decode(
+    stored: Stored,
+    b: int,
+    region: np.ndarray,
+    scratch: Scratch,
+    thread: int,
+    decoder: int,
+    out: np.ndarray,
+    spent: np.ndarray,
+    timespec: np.ndarray,
+) -> int:
+    """Read image b and write `region` to `out` as packed RGB; 0 or an error code. spent: (3,), nanoseconds are added.
+
+    Separate from the parallel loops: there Numba 0.68 on Python 3.12 and later loses values that are set under one `if` and
+    used under another.
+    """
+    begun = now(WALL, timespec)
+    code = read_stored(stored, b, region, scratch.stored[thread])
+    spent[READ] += now(WALL, timespec) - begun
+    if code == OK:
+        begun = now(CPU, timespec)
+        code = decode_stored(stored, b, region, scratch.stored[thread], out, scratch.decode[thread], decoder)
+        spent[DECODE] += now(CPU, timespec) - begun
+    return code
+
+
 @njit(cache=True, nogil=True, parallel=True)
 def decode_packed(
     stored: Stored,
@@ -136,19 +163,12 @@ def decode_packed(
     ticket = np.zeros(1, np.int64)
     for thread in prange(len(decoders)):
         timespec = np.empty(2, np.int64)
-        buffer = scratch.stored[thread]
         b: int = _take_ticket(ticket)
         while b < len(regions):
-            begun = now(WALL, timespec)
-            codes[b] = read_stored(stored, b, regions[b], buffer)
-            spent[thread, READ] += now(WALL, timespec) - begun
-            if codes[b] == OK:
-                begun = now(CPU, timespec)
-                out = packed[offsets[b] : offsets[b + 1]]
-                codes[b] = decode_stored(
-                    stored, b, regions[b], buffer, out, scratch.decode[thread], decoders[thread]
-                )
-                spent[thread, DECODE] += now(CPU, timespec) - begun
+            out = packed[offsets[b] : offsets[b + 1]]
+            codes[b] = _read_and_decode(
+                stored, b, regions[b], scratch, thread, decoders[thread], out, spent[thread], timespec
+            )
             b = _take_ticket(ticket)
 
 
@@ -164,30 +184,17 @@ def _decode_and_augment_one(
     decoder: int,
     out: np.ndarray,
     spent: np.ndarray,
+    timespec: np.ndarray,
 ) -> int:
-    """Carry out a plan's row for image b to `out` (S, S, 3); 0, an error code, or minus the status of `augment_image`.
-
-    Not in the parallel loop: on Python 3.12 and later Numba 0.68 loses values there that are set under one `if` and used
-    under another.
-    """
-    timespec = np.empty(2, np.int64)
-    buffer = scratch.stored[thread]
-    begun = now(WALL, timespec)
-    code = read_stored(stored, b, region, buffer)
-    spent[READ] += now(WALL, timespec) - begun
-    if code != OK:
-        return code
-    begun = now(CPU, timespec)
+    """Carry out a plan's row for image b to `out` (S, S, 3); 0, an error code, or minus the status of `augment_image`."""
     y, x, h, w = region[0], region[1], region[2], region[3]
     pixels = scratch.pixels[thread, : CHANNELS * h * w]
-    code = decode_stored(stored, b, region, buffer, pixels, scratch.decode[thread], decoder)
-    decoded = now(CPU, timespec)
-    spent[DECODE] += decoded - begun
-    if code != OK:
-        return code
-    status = augment_image(pixels, CHANNELS * w, (y, x, h, w), row, finish, scratch.augment[thread], out)
-    spent[AUGMENT] += now(CPU, timespec) - decoded
-    return -status
+    code = _read_and_decode(stored, b, region, scratch, thread, decoder, pixels, spent, timespec)
+    if code == OK:
+        begun = now(CPU, timespec)
+        code = -augment_image(pixels, CHANNELS * w, (y, x, h, w), row, finish, scratch.augment[thread], out)
+        spent[AUGMENT] += now(CPU, timespec) - begun
+    return code
 
 
 @njit(cache=True, nogil=True, parallel=True)
@@ -208,6 +215,7 @@ def decode_and_augment(
     """
     ticket = np.zeros(1, np.int64)
     for thread in prange(len(decoders)):
+        timespec = np.empty(2, np.int64)
         b: int = _take_ticket(ticket)
         while b < len(plan):
             codes[b] = _decode_and_augment_one(
@@ -221,5 +229,6 @@ def decode_and_augment(
                 decoders[thread],
                 out[b],
                 spent[thread],
+                timespec,
             )
             b = _take_ticket(ticket)

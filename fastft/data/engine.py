@@ -22,9 +22,7 @@ from fastft.data.stage import DrawPlan, Stage
 if TYPE_CHECKING:
     from ffcv.loader.epoch_iterator import IS_CUDA, EpochIterator
 else:
-    _torch_threads = torch.get_num_threads()
     epoch_iterator = import_epoch_iterator()
-    torch.set_num_threads(_torch_threads)  # the import sets torch to one thread
     IS_CUDA, EpochIterator = epoch_iterator.IS_CUDA, epoch_iterator.EpochIterator
 
 POLL_SECONDS = 0.1  # between two looks at a thread that is waited for

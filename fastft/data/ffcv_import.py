@@ -12,11 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
+import torch
+
 PRIVATE = "fastft_ffcv"  # name of the private package
 
 
 def import_epoch_iterator() -> ModuleType:
-    """FFCV's module `loader.epoch_iterator`.
+    """FFCV's module `loader.epoch_iterator`; torch keeps its number of threads, which FFCV's import sets to one.
 
     Raises:
         ImportError: FFCV is not installed.
@@ -30,7 +32,11 @@ def import_epoch_iterator() -> ModuleType:
         _add_package(f"{PRIVATE}.{name}", folder / name)
     # named by an error message only, but importing it would import the readers, fields and decoders
     _add_module(f"{PRIVATE}.traversal_order.quasi_random").QuasiRandom = None  # type: ignore[attr-defined]
-    return importlib.import_module(f"{PRIVATE}.loader.epoch_iterator")
+    threads = torch.get_num_threads()
+    try:
+        return importlib.import_module(f"{PRIVATE}.loader.epoch_iterator")
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _add_package(name: str, folder: Path) -> None:
