@@ -85,7 +85,7 @@ class BetonSet(SampleTable):
                 outside its classes, or the files differ in fields or classes; a file has changed since a subset was made of it.
         """
         if is_subset_file(data):
-            return cls._open_subset(Path(data))  # type: ignore[arg-type] # one path
+            return cls._open_subset(Path(data))
         paths = find_betons(data)
         subset = next((path for path in paths if is_subset_file(path)), None)
         if subset is not None:
@@ -239,7 +239,7 @@ class BetonSet(SampleTable):
         return names if self.ids_in_files is None else [names[i] for i in self._ids_through_files().tolist()]
 
     def as_subset_file(self) -> SubsetFile:
-        """What a subset file of these samples holds."""
+        """Return these samples as a `SubsetFile`."""
         return SubsetFile([FileIdentity.of(beton) for beton in self.files], self._ids_through_files())
 
     def _ids_through_files(self) -> np.ndarray:

@@ -10,10 +10,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
+from beton_tools.beton_paths import SUFFIX as BETON
 from beton_tools.beton_paths import BetonPaths, named_files
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
@@ -39,7 +40,7 @@ class FileIdentity:
 
     @property
     def content(self) -> list[int]:
-        """What identifies the file wherever it lies."""
+        """The values that identify the file, without its path."""
         return [self.num_samples, self.file_size, self.tables_crc32]
 
 
@@ -63,9 +64,14 @@ class SubsetFile:
                 )
 
 
-def is_subset_file(data: BetonPaths) -> bool:
+def is_subset_file(data: BetonPaths) -> TypeGuard[str | os.PathLike[str]]:
     """Return True if `data` names a subset file."""
     return isinstance(data, (str, os.PathLike)) and os.fspath(data).endswith(SUFFIX)
+
+
+def is_beton_or_subset(path: Path) -> bool:
+    """Return True if the name is that of a `.beton` or of a subset file."""
+    return path.suffix == BETON or is_subset_file(path)
 
 
 def read_subset_file(path: Path) -> SubsetFile:

@@ -1,4 +1,4 @@
-"""Which of torchrun's processes this is, from its environment variables; one process alone is the first of one."""
+"""Ranks and world sizes from the environment variables that torchrun sets; without them, rank 0 of one process."""
 
 import os
 

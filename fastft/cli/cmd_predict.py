@@ -32,12 +32,12 @@ def run(args: argparse.Namespace) -> int:
     if args.features is not None:
         return _write_features(args)
     from beton_tools.errors import UserError
-    from beton_tools.subset_file import is_subset_file
+    from beton_tools.subset_file import is_beton_or_subset
     from fastft.inference.prediction import predict_files
     from fastft.inference.prediction_output import print_predictions, write_predictions
 
     for path in args.images:
-        if path.suffix == ".beton" or is_subset_file(path):
+        if is_beton_or_subset(path):
             raise UserError(
                 f"{path} is a .beton file or a subset of one; use fastft eval --csv for its predictions, or give --features"
             )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from beton_tools.errors import UserError
-from beton_tools.subset_file import is_subset_file
+from beton_tools.subset_file import is_beton_or_subset
 from beton_tools.user_files import check_user_file
 from fastft.build import build_policy
 from fastft.data import EvalLoader, Output, Shard
@@ -66,7 +66,7 @@ def extract_features(trained: Trained, sources: Sequence[Path], world: World, sa
     parts: list[Features] = []
     checksum = model_checksum(trained.model)
     for source in sources:
-        if source.suffix == BETON or is_subset_file(source):
+        if is_beton_or_subset(source):
             parts.append(_of_beton(trained, source, world, checksum))
         else:
             parts.append(_of_images(trained, source, world, checksum, say))
