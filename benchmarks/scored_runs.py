@@ -1,6 +1,6 @@
-"""What each finished training of a study named correctly: one JSON line per training, kept with the results.
+"""Scores of the finished trainings of a study, one JSON line each, kept with the results.
 
-So a study continues on another machine or day without its checkpoints, and its page is made without training again.
+A study can continue from them on another machine without checkpoints, and write its page without training again.
 """
 
 import json
@@ -42,7 +42,7 @@ class ScoredRuns:
 
     def find(self, **values: Any) -> dict[str, Any] | None:
         """The scores that have these values."""
-        return next((run for run in self.all() if values.items() <= run.items()), None)
+        return next((run for run in self._lines()[1:] if values.items() <= run.items()), None)
 
     def add(self, scores: Mapping[str, Any]) -> dict[str, Any]:
         """Append the scores of a training, with the CPU that it ran on."""
@@ -61,10 +61,25 @@ class ScoredRuns:
 
 
 def pack(found: FileLogits) -> str:
-    """Which images were named correctly, as packed bits in hexadecimal."""
+    """One bit per image, 1 if it is classified correctly, as hexadecimal text."""
     return np.packbits(found.logits_NK.argmax(axis=1) == found.labels_N).tobytes().hex()
 
 
 def unpack(hits: str, n: int) -> np.ndarray:
-    """bool (n,)"""
+    """Return the bits of `pack` as bool (n,)."""
     return np.unpackbits(np.frombuffer(bytes.fromhex(hits), np.uint8))[:n].astype(bool)
+
+
+def num_correct(hits: str) -> int:
+    """Return the number of correctly classified images. hits: see `pack`."""
+    return int(unpack(hits, 4 * len(hits)).sum())
+
+
+def shown_error(errors: Mapping[str, Any]) -> float:
+    """Return the standard error over seeds, or with one seed that over images: `seed_error`, `image_error`."""
+    return float(errors["image_error"] if errors["seed_error"] is None else errors["seed_error"])
+
+
+def format_gain(points: float, errors: Mapping[str, Any]) -> str:
+    """Return a difference in points with its `shown_error`, such as '+1.2 ± 0.3'."""
+    return f"{points:+.1f} ± {shown_error(errors):.1f}"

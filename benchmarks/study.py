@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from scored_runs import ScoredRuns, pack, unpack
+from scored_runs import ScoredRuns, num_correct, pack
 from study_report import write_report
 
 from beton_tools.convert import convert_folder
@@ -220,17 +220,12 @@ def plan(study: Study, seeds: Sequence[int]) -> Iterator[tuple[Row, int]]:
         if 0 not in seeds and study.scores.find(row=row.name, seed=0) is None:
             raise SystemExit("the base is chosen by trainings with seed 0: run them first")
         yield row, 0
-        tried.append((correct(study.score(row, 0)["points"][-1]["tune_ema"]), row))
+        tried.append((num_correct(study.score(row, 0)["points"][-1]["tune_ema"]), row))
     base = max(tried, key=lambda pair: pair[0])[1]
     for seed in seeds:
         yield base, seed
         for row in [*lever_rows(base.options), *chain_rows(base.options)]:
             yield row, seed
-
-
-def correct(hits: str) -> int:
-    """Number of images that were named correctly. hits: see `pack`."""
-    return int(unpack(hits, 4 * len(hits)).sum())
 
 
 def _epochs(row: Row) -> int:

@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from scored_runs import shown_error
 
 from fastft.config import load_recipe
 from fastft.cost.mfu import RECORD_MFU
@@ -58,9 +59,10 @@ def draw_front(axes: Axes, found: Mapping[str, Any], colours: Colours) -> None:
     for row in found["figures"]:
         on_front = row in front
         colour = colours.front if on_front else colours.points
-        error = row["image_error"] if row["seed_error"] is None else row["seed_error"]
         x = row["flops"] / 1e12
-        axes.errorbar(x, row["top1"], yerr=error, fmt="o", color=colour, markersize=5, elinewidth=1)
+        axes.errorbar(
+            x, row["top1"], yerr=shown_error(row), fmt="o", color=colour, markersize=5, elinewidth=1
+        )
         axes.annotate(
             row["name"],
             (x, row["top1"]),

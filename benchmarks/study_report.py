@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import t  # type: ignore[import-untyped]
-from scored_runs import ScoredRuns, unpack
+from scored_runs import ScoredRuns, format_gain, num_correct, shown_error, unpack
 from study_plot import write_plots
 
 PAPER = {
@@ -72,7 +72,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class PairedGain:
-    """What a row's runs name correctly more than another row's, in points, paired by seed and image.
+    """Difference in accuracy between two rows, in points, paired by seed and image.
 
     seed_error: standard error over seeds; None for one. image_error: over test images, at these seeds.
     """
@@ -131,7 +131,7 @@ def figure(
 def tuned(runs: Sequence[Mapping[str, Any]], part: str, rows: Sequence[str], weights: str) -> str | None:
     """The row with the most right tune images in the first seed."""
     found = [r for r in runs if r["part"] == part and r["seed"] == 0 and r["row"] in rows]
-    count = lambda r: unpack(r["points"][-1][f"tune_{weights}"], 10**9).sum()  # noqa: E731
+    count = lambda r: num_correct(r["points"][-1][f"tune_{weights}"])  # noqa: E731
     return str(max(found, key=count)["row"]) if found else None
 
 
@@ -269,7 +269,7 @@ def _free_sentence(levers: Sequence[Mapping[str, Any]]) -> str:
     if not levers:
         return "No way to save is finished yet."
     ranked = sorted(levers, key=lambda d: d["flops"])
-    lost = [d for d in ranked if d["gain"] < -2 * _error(d)]
+    lost = [d for d in ranked if d["gain"] < -2 * shown_error(d)]
     free, costly = (
         "; ".join(f"{d['name']} ({d['flops']:.0%}, {_gain(d)})" for d in part) or "none"
         for part in ([d for d in ranked if d not in lost], lost)
@@ -292,12 +292,7 @@ def _state_sentence(found: Mapping[str, Any]) -> str:
 
 
 def _gain(d: Mapping[str, Any]) -> str:
-    return f"{d['gain']:+.1f} ± {_error(d):.1f}"
-
-
-def _error(d: Mapping[str, Any]) -> float:
-    """The standard error over seeds, or for one seed over images."""
-    return float(d["image_error"] if d["seed_error"] is None else d["seed_error"])
+    return format_gain(d["gain"], d)
 
 
 def _setting(found: Mapping[str, Any]) -> str:
@@ -316,7 +311,7 @@ def _setting(found: Mapping[str, Any]) -> str:
 
 
 def _convergence(found: Mapping[str, Any]) -> str:
-    """Whether the base still improves when it ends."""
+    """Return a sentence that says if the base has converged."""
     last = found["last_two_epochs"]
     if last["gain"] <= CONVERGED:
         return f" The base's last two epochs change its accuracy by {_gain(last)} points: it is converged."

@@ -18,7 +18,9 @@ from typing import Any
 
 from markdown_table import markdown
 from model_tables import README, model_costs, trained_towers
+from scored_runs import format_gain
 
+from fastft.bench.scaling_bench import TOGETHER
 from fastft.config import load_recipe
 from fastft.cost.mfu import PUBLISHED_MFU, RECORD_MFU, reference_mfu
 from fastft.cost.model import MACHINE_GPUS, estimate, predict_published
@@ -245,7 +247,7 @@ def across(name: str, column: str, fixed: str) -> Callable[[Results], str]:
 
 
 def scaling_host(results: Results) -> str:
-    """What a host with eight H100 can load, which part is used up first, and the share of it that training takes."""
+    """Loading limits of a host with eight H100, its first bottleneck, and the share of its throughput that training needs."""
     measures = results.measures("scaling", "What eight H100 can be sent")
     (demand,) = results.measures("scaling", "What eight H100 train")
     lines = []
@@ -266,9 +268,6 @@ def scaling_host(results: Results) -> str:
         results
     )
     return "\n".join([table, "", *lines, *notes])
-
-
-TOGETHER = "cores and memory together"
 
 
 def scaling_demand(results: Results) -> str:
@@ -441,39 +440,26 @@ def cost_check(_: Results) -> str:
 def small_data(_: Results) -> str:
     """`train photos` and `tune photos` against ridge regression, of `benchmarks/small_data.py`."""
     found = json.loads((RESULTS / "small_data.json").read_text(encoding="utf-8"))
-    rows = []
+    rows, tests = [], {}
     for photos in found["sets"]:
-        cells = (
-            "solar cells" if photos["set"] == "solar cells" else f"CIFAR-10, {int(photos['set']):,} images"
-        )
+        size = photos["set"] if photos["set"].isdigit() else ""  # sets of CIFAR-10 are named by their size
+        data = "CIFAR-10" if size else photos["set"]
+        tests[data] = f"{photos['n']:,} of {data}"
+        title = f"{data}, {int(size):,} images" if size else data
         for row in photos["rows"]:
-            gains = [_gain(row["gains"].get(other)) for other in ("ridge", "photos")]
-            rows.append(
-                [
-                    cells,
-                    SMALL_DATA[row["row"]],
-                    f"{row['top1']:.1f}",
-                    *gains,
-                    str(row["seeds"]),
-                    f"{row['minutes']:.0f}",
-                ]
-            )
-            cells = ""
+            gains = [
+                format_gain(row["gains"][other]["mean"], row["gains"][other]) if other in row["gains"] else ""
+                for other in ("ridge", "photos")
+            ]
+            name, top1 = SMALL_DATA[row["row"]], f"{row['top1']:.1f}"
+            rows.append([title, name, top1, *gains, str(row["seeds"]), f"{row['minutes']:.0f}"])
+            title = ""
     head = ["images", "command", "top-1 %", "against ridge", "against `train photos`", "seeds", "minutes"]
-    tests = ", ".join(f"{p['n']:,} of {p['set']}" for p in found["sets"] if not p["set"].isdigit())
-    cifar = next((f"{p['n']:,} of CIFAR-10" for p in found["sets"] if p["set"].isdigit()), "")
     return (
-        f"{markdown(head, rows, 2)}\n\nTest images that chose nothing: {', '.join(filter(None, (cifar, tests)))}. Differences "
+        f"{markdown(head, rows, 2)}\n\nTest images that chose nothing: {', '.join(tests.values())}. Differences "
         "are paired by seed and image; ± is the standard error over seeds, of one seed over images. Time on "
         f"{', '.join(found['cpus'])}. `benchmarks/small_data.py` makes these figures."
     )
-
-
-def _gain(gain: dict[str, Any] | None) -> str:
-    if gain is None:
-        return ""
-    error = gain["image_error"] if gain["seed_error"] is None else gain["seed_error"]
-    return f"{gain['mean']:+.1f} ± {error:.1f}"
 
 
 TABLES: dict[str, Callable[[Results], str]] = {

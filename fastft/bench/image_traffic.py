@@ -13,8 +13,9 @@ import numpy as np
 from beton_tools.format import Beton
 from fastft.augment import draw_plan, parse_policy, source_regions
 from fastft.augment.plan import OPS
+from fastft.bench.limits import CHANNELS
 
-CHANNELS, FLOAT_BYTES = 3, 4
+FLOAT_BYTES = 4
 WRITE = 2  # a store to a line outside the caches first reads the line: two transfers per byte
 
 

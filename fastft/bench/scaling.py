@@ -21,7 +21,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LoaderWork:
-    """What the loader's images and batches ask of a machine."""
+    """CPU time and memory traffic of the loader."""
 
     image_seconds: (
         np.ndarray
@@ -97,13 +97,13 @@ class _Process:
         self.waiting = self.busy = 0
 
     def begin_batch(self) -> int:
-        """How many threads take an image."""
+        """Return the number of threads that take an image."""
         self.busy = min(self.threads, self.batch)
         self.waiting = self.batch - self.busy
         return self.busy
 
     def end_image(self) -> bool:
-        """Whether the thread takes another image."""
+        """End the image of one thread; return True if the thread takes another one."""
         if self.waiting:
             self.waiting -= 1
             return True

@@ -17,6 +17,7 @@ from fastft.bench.child import Arm
 from fastft.bench.dataset import IMAGENET_LENGTH
 from fastft.bench.harness import Contender, Rounds, alternate, measure, per_second, summary
 from fastft.bench.image_traffic import (
+    FLOAT_BYTES,
     ImageShape,
     Transfer,
     all_bytes,
@@ -32,6 +33,7 @@ from fastft.config import recipe_from_dict
 
 SIZE, BATCH = 224, 64
 WHOLE, CROP, DECODE = "whole recipe", "crop and flip", "decode only, the GPU augments"
+TOGETHER = "cores and memory together"  # of `host_limits`
 POLICIES = {WHOLE: (AUGMENT, ERASE), CROP: ("none", 0.0)}
 COPY_BYTES = 128 << 20  # of each array of the bandwidth measurement: beyond every cache
 COPIES = 4
@@ -62,7 +64,7 @@ class GpuHost:
 
     @property
     def link(self) -> float:
-        """Of all GPUs together."""
+        """Bandwidth to all GPUs together, in bytes/s."""
         return MEMORY_SHARE * GPUS * self.link_peak
 
 
@@ -151,7 +153,7 @@ class MeasuredLoader:
         return LoaderWork(spread * mean / spread.mean(), self._median("batch_seconds"), num_bytes)
 
     def parts(self, setting: dict[str, Any]) -> dict[str, Any]:
-        """What the model is given."""
+        """Measured inputs of the model."""
         trials = self.rounds.trials["fastft"]["pass"]
         rows = [summary(key, [1e3 * trial[key] for trial in trials]) for key in ("read", "decode", "augment")]
         rows.append(summary("between batches, per batch", [1e3 * trial["batch_seconds"] for trial in trials]))
@@ -246,19 +248,19 @@ def host_limits(
     """Images/s at which each resource of the host is used up, by resource."""
     work, _ = _works(measured, kind)
     shape = measured.shape
-    sent = shape.region if kind == DECODE else 4 * shape.image
+    sent = shape.region if kind == DECODE else FLOAT_BYTES * shape.image
     real = Host(host.cores, host.memory, min(core_bandwidth, host.memory))
     return {
         "cores": simulate(replace(work, image_bytes=0), real, batch=MICRO_BATCH, processes=GPUS),
         "memory bandwidth": bandwidth_limit(work, real),
         "PCIe": host.link / sent,
         "disk, in the first epoch": host.disk / shape.stored,
-        "cores and memory together": simulate(work, real, batch=MICRO_BATCH, processes=GPUS),
+        TOGETHER: simulate(work, real, batch=MICRO_BATCH, processes=GPUS),
     }
 
 
 def _gpu_host(measured: MeasuredLoader, bandwidth: Bandwidth, files: str) -> list[dict[str, Any]]:
-    """What limits the loader of a host with eight H100."""
+    """Throughput limits of the loader on a host with eight H100."""
     stored = measured.shape.stored * IMAGENET_LENGTH
     note = f"ImageNet takes {stored / 1e9:.0f} GB of {H100_HOST.memory_bytes / 1e9:,.0f} GB of memory"
     found = []

@@ -44,7 +44,7 @@ SECONDS = np.random.default_rng(0).gamma(3, 1e-3 / 3, 1000)  # mean 1 ms
 
 
 def test_transfers_share_the_bandwidth_equally() -> None:
-    """By hand: 10 bytes/s, at most 6 for one. A has 12 bytes from 0 s, B 10 bytes from 1 s."""
+    """Two transfers at 10 bytes/s together and at most 6 bytes/s each: A of 12 bytes from 0 s, B of 10 from 1 s."""
     memory = SharedBandwidth(10, 6)
     memory.begin(0, 12, 0)
     assert memory.next_end() == 2  # alone: 6 bytes/s
