@@ -118,15 +118,18 @@ def lever_rows(base: Mapping[str, Any]) -> list[Row]:
 
 
 def chain_rows(base: Mapping[str, Any]) -> list[Row]:
-    """The paper's chain but for its last row, which is the base."""
-    plain = [
-        Row(f"no decay, lr {lr:g}", "chain", {"optim.lr": lr, "optim.layer_decay": 1, **MIX}, LONG, raw=True)
-        for lr in PLAIN_LRS
-    ]
+    """The steps of the paper's chain that lead to the base, which is its last one."""
     return [
         Row("half length", "chain", {**base, **MIX}),
         Row("layer decay", "chain", {**base, **MIX}, LONG),
-        *plain,
+    ]
+
+
+def plain_rows() -> list[Row]:
+    """The chain's beginning, without layer decay: the baseline, and the smaller learning rates to choose from."""
+    return [
+        Row(f"no decay, lr {lr:g}", "chain", {"optim.lr": lr, "optim.layer_decay": 1, **MIX}, LONG, raw=True)
+        for lr in PLAIN_LRS
     ]
 
 
@@ -210,22 +213,30 @@ class Study:
 
 
 def plan(study: Study, seeds: Sequence[int]) -> Iterator[tuple[Row, int]]:
-    """All trainings of these seeds, one seed after another. The grid is trained with seed 0 only and chooses the base.
+    """All trainings of these seeds, one seed after another.
+
+    Seed 0 chooses the base and the chain's smaller lr; other seeds train only what was chosen.
 
     Raises:
-        SystemExit: the grid is not finished, and seed 0 is not among the seeds.
+        SystemExit: the choices are not finished, and seed 0 is not among the seeds.
     """
-    tried = []
-    for row in grid_rows():
-        if 0 not in seeds and study.scores.find(row=row.name, seed=0) is None:
-            raise SystemExit("the base is chosen by trainings with seed 0: run them first")
-        yield row, 0
-        tried.append((num_correct(study.score(row, 0)["points"][-1]["tune_ema"]), row))
-    base = max(tried, key=lambda pair: pair[0])[1]
+
+    def best(rows: Sequence[Row], weights: str) -> Row:
+        """The row with the most correct tune images."""
+        if 0 not in seeds and any(study.scores.find(row=row.name, seed=0) is None for row in rows):
+            raise SystemExit("lr and layer decay are chosen by trainings with seed 0: run them first")
+        return max(rows, key=lambda row: num_correct(study.score(row, 0)["points"][-1][f"tune_{weights}"]))
+
+    yield from ((row, 0) for row in grid_rows() if 0 in seeds)
+    base = best(grid_rows(), "ema")
     for seed in seeds:
-        yield base, seed
-        for row in [*lever_rows(base.options), *chain_rows(base.options)]:
-            yield row, seed
+        rows = [base, *lever_rows(base.options), *chain_rows(base.options)]
+        if seed == 0:
+            yield from ((row, seed) for row in (*rows, *plain_rows()))
+        else:
+            baseline, *smaller = plain_rows()
+            yield from ((row, seed) for row in (*rows, baseline))
+            yield best(smaller, "raw"), seed
 
 
 def _epochs(row: Row) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markdown_table import markdown
 from scipy.stats import t  # type: ignore[import-untyped]
 from scored_runs import ScoredRuns, format_gain, num_correct, shown_error, unpack
 from study_plot import write_plots
@@ -20,13 +21,13 @@ PAPER = {
     "half the length": -0.1,
     "no mixing": 0.5,
 }  # points, Figure 1
+STOP = "stop"  # the base at the epoch at which the rows with "stop" end
 PUBLISHED = {
-    "stop at 12 of 20 epochs": "B/16 at 30 of 50 epochs: the best of its log, +0.9 against the end (85.66, 84.73)",
+    STOP: "B/16 at 30 of 50 epochs: the best of its log, +0.9 against the end (85.66, 84.73)",
     "freeze 1/2": "-0.1 (paper Figure 3)",
     "freeze 3/4": "between -0.1 and -1.8 (paper Figure 3: 6 and 1 of 12 blocks)",
 }
-BASE, STOP, NEAR_END = "base", "stop at 12 of 20 epochs", "two epochs earlier"
-
+BASE, NEAR_END = "base", "two epochs earlier"
 CONVERGED = 1.0  # points that the last two epochs may gain
 
 
@@ -266,18 +267,24 @@ def _chain_sentence(chain: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _free_sentence(levers: Sequence[Mapping[str, Any]]) -> str:
+    """How many ways to save lose nothing that can be told apart, and the smallest loss for a quarter and for half saved."""
     if not levers:
         return "No way to save is finished yet."
-    ranked = sorted(levers, key=lambda d: d["flops"])
-    lost = [d for d in ranked if d["gain"] < -2 * shown_error(d)]
-    free, costly = (
-        "; ".join(f"{d['name']} ({d['flops']:.0%}, {_gain(d)})" for d in part) or "none"
-        for part in ([d for d in ranked if d not in lost], lost)
-    )
-    return (
-        "With their share of the base's FLOPs and their difference in points, these ways to save lose at most two standard "
-        f"errors: {free}; and these lose more: {costly}."
-    )
+    free = [_lever(d) for d in levers if d["gain"] >= -2 * shown_error(d)]
+    parts = [
+        f"Of {len(levers)} ways to save, {', '.join(free) or 'none'} lose{'s' * (len(free) < 2)} at most two standard errors"
+    ]
+    for share, words in ((0.25, "a quarter"), (0.5, "half")):
+        saving = [d for d in levers if round(d["flops"], 2) <= 1 - share]  # as shown
+        if saving:
+            parts.append(
+                f"of those that save {words} of the FLOPs, {_lever(max(saving, key=lambda d: d['gain']))} loses least"
+            )
+    return "; ".join(parts) + "."
+
+
+def _lever(d: Mapping[str, Any]) -> str:
+    return f"'{d['name']}' ({d['flops']:.0%} of the base's FLOPs, {_gain(d)} points)"
 
 
 def _state_sentence(found: Mapping[str, Any]) -> str:
@@ -300,7 +307,7 @@ def _setting(found: Mapping[str, Any]) -> str:
     return (
         f"DINOv2-type ViT-S/14 (not CLIP) at 56 px on CIFAR-10: {s['train_per_class']} training images per class, "
         f"{s['test_images']:,} test images, batch {s['batch']}, {s['epochs']} epochs with warm-up and "
-        f"cosine, EMA, lr and layer decay chosen on "
+        f"cosine, EMA ('stop': after {s['stop']} epochs), lr and layer decay chosen on "
         f"{s['tune_per_class']} other images per class of the training file ({s['base']}). {found['runs']} runs, "
         f"{found['hours']:.1f} hours of {', '.join(s['cpus'])}. A difference is taken seed by seed and image by image; ± is its "
         "standard error over seeds, or where there is one seed over test images only, which leaves out how much another seed "
@@ -333,7 +340,11 @@ def _lever_table(found: Mapping[str, Any]) -> str:
         ]
         for d in sorted(found["levers"], key=lambda d: -d["flops"])
     ]
-    return table(["against the base", "FLOPs", "points", "seeds", "", "published for CLIP"], rows)
+    return markdown(
+        ["against the base", "FLOPs", "points", "seeds", "verdict", "published for CLIP"],
+        rows,
+        numbers_from=1,
+    )
 
 
 def _chain_table(found: Mapping[str, Any]) -> str:
@@ -341,7 +352,7 @@ def _chain_table(found: Mapping[str, Any]) -> str:
         [d["name"], d["against"], _gain(d), str(d["seeds"]), d["verdict"], f"{PAPER[d['name']]:+.1f}"]
         for d in found["chain"]
     ]
-    return table(["step", "after", "points", "seeds", "", "paper's points"], rows)
+    return markdown(["step", "after", "points", "seeds", "verdict", "paper's points"], rows, numbers_from=1)
 
 
 def _rows_table(found: Mapping[str, Any]) -> str:
@@ -356,9 +367,4 @@ def _rows_table(found: Mapping[str, Any]) -> str:
         ]
         for f in sorted(found["figures"], key=lambda f: f["flops"])
     ]
-    return table(["row", "top-1 %", "seeds", "training TFLOP", "Pareto front"], rows)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+    return markdown(["row", "top-1 %", "seeds", "training TFLOP", "Pareto front"], rows, numbers_from=1)

@@ -24,7 +24,10 @@ def run(args: argparse.Namespace) -> int:
     from fastft.machine.doctor import as_json, examine, print_checks
     from fastft.machine.facts import gather
 
-    checks = examine(gather(args.data))
+    with Console(stderr=True).status(
+        "examining; compiles the loader and a kernel the first time, a minute or two"
+    ):
+        checks = examine(gather(args.data))
     result = as_json(checks)
     if args.json:
         print(json.dumps(result, indent=1))

@@ -153,6 +153,16 @@ def ffcv_fix(f: Facts) -> str:
     return f"{FFCV_LIBRARIES}; " + _install(f, f"{anew}--no-build-isolation ffcv==1.0.2")
 
 
+def check_pixels(f: Facts) -> Check | None:
+    """Whether the CPU loader's compiled code gives Pillow's images; None if a library that it needs is missing."""
+    if f.turbojpeg is None or f.ffcv_error is not None:
+        return None
+    if f.pixels_error is None:
+        return Check("CPU loader", OK, f.pixels or "")
+    fix = "make setup PYTHON=python3.11, and report this with the versions of Python and Numba"
+    return Check("CPU loader", FAIL, f.pixels_error, fix)
+
+
 def check_turbojpeg(f: Facts) -> Check:
     if f.turbojpeg is None:
         return Check("TurboJPEG", FAIL, "libturbojpeg was not found", "apt-get install libturbojpeg0")
@@ -210,6 +220,7 @@ CHECKS: tuple[Callable[[Facts], Check | None], ...] = (
     check_kernels,
     check_ffcv,
     check_turbojpeg,
+    check_pixels,
     check_cores,
     check_memory,
     check_disk,

@@ -14,8 +14,10 @@ from fastft.machine.page_cache import memory_bytes
 
 GIB = 1 << 30
 COMMAND_SECONDS = 20  # time limit; nvidia-smi hangs with some broken drivers
-KERNEL_PROBE = "fastft.machine.kernel_probe"
-PYTHON_SECONDS = 120  # time limit; importing torch from a slow disk takes long
+KERNEL_PROBE, PIXEL_PROBE = "fastft.machine.kernel_probe", "fastft.data.pixel_probe"
+PYTHON_SECONDS = (
+    300  # time limit; importing torch from a slow disk takes long, and so does compiling the loader
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Facts:
     numba_cuda_toolkit: int | None  # major version of the installed CUDA wheels
     kernel: str | None  # what kernel_probe did; None: it failed or was not run
     kernel_error: str | None
+    pixels: str | None  # what pixel_probe found; None: it failed
+    pixels_error: str | None
     ffcv: str | None
     ffcv_error: str | None
     ffcv_missing_libraries: tuple[str, ...]
@@ -62,6 +66,7 @@ def gather(data: Path | None = None) -> Facts:
     total, available = memory_bytes()
     numba_cuda = _version("numba-cuda")
     kernel, kernel_error = (None, None) if numba_cuda is None else _run_python("-m", KERNEL_PROBE)
+    pixels, pixels_error = _run_python("-m", PIXEL_PROBE)
     shm = Path("/dev/shm")
     return Facts(
         python=tuple(sys.version_info[:3]),
@@ -75,6 +80,8 @@ def gather(data: Path | None = None) -> Facts:
         numba_cuda_toolkit=_cuda_wheels(),
         kernel=kernel,
         kernel_error=kernel_error,
+        pixels=pixels,
+        pixels_error=pixels_error,
         ffcv=_version("ffcv"),
         ffcv_error=_run_python("-c", "import ffcv")[1],
         ffcv_missing_libraries=_missing_libraries("ffcv"),

@@ -71,7 +71,7 @@ def test_a_folder_of_another_study_is_refused(study, cifar: Path, tmp_path: Path
 
 def test_rows_change_what_they_say_and_nothing_else(study) -> None:
     base = study.grid_rows()[0].options
-    rows = {row.name: row for row in (*study.lever_rows(base), *study.chain_rows(base))}
+    rows = {row.name: row for row in (*study.lever_rows(base), *study.chain_rows(base), *study.plain_rows())}
     for row in rows.values():
         if row.part == "lever":
             assert row.epochs == study.EPOCHS and {key: row.options[key] for key in base} == base
@@ -88,7 +88,7 @@ def test_every_row_is_a_valid_recipe_and_its_flops_are_those_of_its_levers(
     monkeypatch.setattr(study, "write_backbone", lambda *_: tmp_path / "weights.safetensors")
     made, base = prepared(study, cifar, tmp_path, train=32), study.grid_rows()[0]
     flops = {}
-    for row in (base, *study.lever_rows(base.options), *study.chain_rows(base.options)):
+    for row in (base, *study.lever_rows(base.options), *study.chain_rows(base.options), *study.plain_rows()):
         recipe = made.recipe(row, 1, tmp_path / "run", study._epochs(row))
         assert (recipe.data.num_classes, recipe.data.train_size, recipe.train.seed) == (2, 64, 1)
         flops[row.name] = study.recipe_work(recipe, study.recipe_arch(recipe)).train
@@ -98,20 +98,25 @@ def test_every_row_is_a_valid_recipe_and_its_flops_are_those_of_its_levers(
 
 
 def test_all_rows_of_one_seed_come_before_the_next_and_settings_are_chosen_once(study, monkeypatch) -> None:
-    """The second row of the grid has the most right tune images; it is the base of all seeds."""
+    """The second row of the grid and the last lr have the most right tune images; other seeds train nothing else of both."""
 
     class Scores:
         def score(self, row, seed):
-            right = 3 if row is second else 2
-            return {"points": [{"tune_ema": np.packbits(np.arange(8) < right).tobytes().hex()}]}
+            right = _hex(np.arange(8) < (3 if row in (second, last) else 2))
+            return {"points": [{"tune_ema": right, "tune_raw": right}]}
 
     first, second, third = grid = study.grid_rows()
+    baseline, between, last = study.plain_rows()
     monkeypatch.setattr(study, "grid_rows", lambda: grid)
     planned = list(study.plan(Scores(), [0, 1]))
     assert planned[:4] == [(first, 0), (second, 0), (third, 0), (second, 0)]
     seeds = [seed for _, seed in planned]
     assert seeds == sorted(seeds)
-    assert (first, 1) not in planned and (second, 1) in planned
+    assert (between, 0) in planned
+    assert {row.name for row, seed in planned if seed == 1} == {
+        row.name for row, seed in planned if seed == 0
+    } - {first.name, third.name, between.name}
+    assert (baseline, 1) in planned and (last, 1) in planned
 
 
 def test_a_second_process_waits_for_the_choice_of_the_base(study, tmp_path: Path) -> None:
@@ -215,7 +220,7 @@ def test_the_page_opens_with_three_sentences_and_says_how_much_is_there(
 ) -> None:
     scores = prepared(study, cifar, tmp_path).scores
     base, *_ = study.grid_rows()
-    rows = [base, *study.lever_rows(base.options)[:2], *study.chain_rows(base.options)]
+    rows = [base, *study.lever_rows(base.options)[:2], *study.chain_rows(base.options), *study.plain_rows()]
     scored(study, scores, rows, seeds)
     study.main(["report", "--out", str(tmp_path), "--docs", str(tmp_path / "docs")])
     page = (tmp_path / "docs" / "study.md").read_text()

@@ -37,6 +37,8 @@ GOOD = Facts(
     numba_cuda_toolkit=12,
     kernel="compiled, linked and loaded on 8 GPU(s)",
     kernel_error=None,
+    pixels="the loader's images equal Pillow's within 0 of 255 levels",
+    pixels_error=None,
     ffcv="1.0.2",
     ffcv_error=None,
     ffcv_missing_libraries=(),
@@ -94,6 +96,7 @@ def test_code_for_the_same_major_version_and_ptx_run_on_newer_gpus() -> None:
         ("FFCV", FAIL, {"ffcv_error": "ImportError: libopencv_core.so.410"}),
         ("FFCV", FAIL, {"ffcv_missing_libraries": ("libopencv_core.so.410",)}),
         ("TurboJPEG", FAIL, {"turbojpeg": None}),
+        ("CPU loader", FAIL, {"pixels": None, "pixels_error": "differ from Pillow's by 200 of 255 levels"}),
         ("cores", WARN, {"cores": 8}),
         ("memory", WARN, {"data_size": 449 * GIB}),
         ("disk", WARN, {"disk_free": GIB}),
@@ -191,7 +194,7 @@ def test_command_examines_this_machine(
     code = main(["doctor", "--data", str(data), "--json"])
     result = json.loads(capsys.readouterr().out)
     status = {c["name"]: c["status"] for c in result["checks"]}
-    assert {status[name] for name in ("Python", "torch", "FFCV", "TurboJPEG")} == {OK}
+    assert {status[name] for name in ("Python", "torch", "FFCV", "TurboJPEG", "CPU loader")} == {OK}
     assert code == (0 if result["ready"] else 1)
 
 

@@ -1,0 +1,71 @@
+"""`python -m fastft.data.pixel_probe`: do the CPU loader's images equal Pillow's on this machine?
+
+Converts a few generated photographs in a temporary folder, loads them as for evaluation, and compares them with what Pillow
+decodes and resizes. The exit code is 0 if they are equal. `fastft doctor` runs it in a process of its own.
+
+It catches compiled code that runs and gives wrong images: Numba 0.68 on Python 3.12 once lost a value of the loop that
+decodes, and every row of an image was its first one.
+"""
+
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from beton_tools.convert import convert_folder
+from beton_tools.format import Beton
+from beton_tools.writer import WriteOptions
+from fastft.augment import parse_policy
+from fastft.data import EvalLoader, Output
+
+IMAGES, STORED, SIZE = (
+    6,
+    96,
+    64,
+)  # square: Pillow's order of the two passes of a resize is the same in all its versions
+TOLERANCE = 1  # of 255 levels: Pillow's libjpeg may round otherwise
+
+
+def _photograph(number: int) -> Image.Image:
+    """Smooth colours with some noise, different in every row and column."""
+    noise = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((STORED, STORED), Image.Resampling.BICUBIC)
+
+
+def probe() -> int:
+    """Return the largest difference to Pillow's images, in levels of 255."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, beton = Path(name) / "images", Path(name) / "images.beton"
+        (folder / "class").mkdir(parents=True)
+        for number in range(IMAGES):
+            _photograph(number).save(folder / "class" / f"{number}.jpg", quality=90)
+        convert_folder(folder, beton, WriteOptions(workers=0))
+        return largest_difference(beton)
+
+
+def largest_difference(beton: Path) -> int:
+    """Return the largest difference of the loader's images of a file to Pillow's, in levels of 255."""
+    policy = parse_policy("none", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    stored, largest = Beton.open(beton), 0
+    with EvalLoader(beton, policy, Output(SIZE), batch_size=IMAGES) as loader:
+        for batch in loader:
+            loaded = (batch.images * 255).round().permute(0, 2, 3, 1).numpy().astype(int)
+            for image, sample in zip(loaded, batch.ids, strict=True):
+                with Image.open(io.BytesIO(stored.read_bytes(int(sample)))) as file:
+                    expected = file.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+                largest = max(largest, int(abs(image - np.asarray(expected, int)).max()))
+    return largest
+
+
+def main() -> None:
+    difference = probe()
+    if difference > TOLERANCE:
+        sys.exit(f"the loader's images differ from Pillow's by {difference} of 255 levels")
+    print(f"the loader's images equal Pillow's within {difference} of 255 levels")
+
+
+if __name__ == "__main__":
+    main()
