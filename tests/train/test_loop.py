@@ -360,10 +360,12 @@ def test_waiting_for_a_checkpoint_slows_no_interval(tiny, tmp_path: Path, monkey
     run(tiny, tmp_path, schedule__stop_epoch="1", train__checkpoint_steps="1", train__log_every="1000")
     (interval,) = logged(tmp_path, "train")
     waited = sum(line["seconds"] for line in logged(tmp_path, "checkpoint"))
-    assert waited >= 0.4 * (interval["step"] - 1)
+    batch, steps = int(tiny["optim.batch_size"]), interval["step"]
+    trained = steps * batch / interval["images_per_second"]
+    assert waited >= 0.48 * (steps - 1) - trained  # a file is written while the next step is computed
     (split,) = logged(tmp_path, "split")
     assert split["seconds"]["checkpoint"] == pytest.approx(waited)
-    assert interval["images_per_second"] > int(tiny["optim.batch_size"]) / 0.5
+    assert interval["images_per_second"] > batch / 0.5
 
 
 def test_a_checkpoint_is_of_the_step_that_saved_it_though_training_goes_on(
