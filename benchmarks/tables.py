@@ -20,6 +20,7 @@ from markdown_table import markdown
 from model_tables import README, model_costs, trained_towers
 from scored_runs import format_gain
 
+from fastft.bench.harness import LIMIT
 from fastft.bench.scaling_bench import TOGETHER
 from fastft.config import load_recipe
 from fastft.cost.mfu import PUBLISHED_MFU, RECORD_MFU, reference_mfu
@@ -180,6 +181,54 @@ def ops(results: Results) -> str:
         ["op", "fastft, ms", "Pillow, ms", "fastft is better by", "share of the limit"], rows
     )
     return f"{markdown(head, rows, 1)}\n\n{_caption(results, 'augment', measures, fixed)}"
+
+
+def time_of_parts(results: Results) -> str:
+    """Milliseconds of an image of the whole recipe, by part, beside the limit of each; the last part is what the others leave."""
+
+    def parts(files: str, recipe: Measure, name: str) -> list[tuple[str, float]]:
+        decode = next(m for m in results.measures("decode", "Crop decode") if m["setting"]["files"] == files)
+        resize = next(
+            m for m in results.measures("augment", "Bicubic resize") if "plan" in m["setting"]["crops"]
+        )
+        whole, decoding = (1000 / contender(m, name)["median"] for m in (recipe, decode))
+        resizing = contender(resize, name)["median"]
+        rest = whole - decoding - resizing
+        return [
+            ("decode the crop", decoding),
+            ("resize", resizing),
+            ("ops, normalise, erase", rest),
+            ("all", whole),
+        ]
+
+    measures, rows = results.measures("augment", "Whole recipe"), []
+    for recipe in measures:
+        files = recipe["setting"]["our files"]
+        for (part, own), (_, limit) in zip(
+            *(parts(files, recipe, n) for n in ("fastft", LIMIT)), strict=True
+        ):
+            rows.append([files, part, f"{own:.3f}", f"{limit:.3f}", f"{limit / own:.0%}"])
+    head = ["files", "part", "fastft, ms", "limit, ms", "share of the limit"]
+    return f"{markdown(head, rows, 2)}\n\n{_caption(results, 'augment', measures, 'per image, one core')}"
+
+
+# work, how many times as fast as which peer, and where it is measured: bench, measure, a value of its setting
+NOT_REACHED = (
+    ("decode a random crop, original files", 1.6, "DALI image_random_crop", "decode", "Crop decode", "as they are, lossless"),
+    ("loader, evaluation", 2.5, "stock FFCV", "loader", "Loader, evaluation, per core", ""),
+    ("convert, at most 500 px", 2.2, "FFCV DatasetWriter", "convert", "Conversion", "at most 500 px"),
+)  # fmt: skip
+
+
+def not_reached(results: Results) -> str:
+    """Aims that were not reached, and the share of the limit that they ask for."""
+    rows = []
+    for work, aim, peer, bench, name, value in NOT_REACHED:
+        m = next(m for m in results.measures(bench, name) if not value or value in m["setting"].values())
+        needed = aim * contender(m, peer)["median"] / contender(m, LIMIT)["median"]
+        ratio = median(ratios(m, contender(m, peer)))
+        rows.append([work, f"{aim}x {peer}", f"{ratio:.2f}x", _reached(m), f"{needed:.0%}"])
+    return markdown(["work", "aim", "reached", "share of the limit", "share that the aim needs"], rows, 2)
 
 
 def machine(results: Results) -> str:
@@ -475,6 +524,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "recipe": comparison("augment", "Whole recipe"),
     "resize": comparison("augment", "Bicubic resize"),
     "ops": ops,
+    "time-of-parts": time_of_parts,
+    "not-reached": not_reached,
     "loader-core": comparison(
         "loader", "Loader, whole recipe, per core", "Loader, crop and flip, per core", "Loader, evaluation, per core"
     ),

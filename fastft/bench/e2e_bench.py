@@ -192,7 +192,7 @@ def _verdict(row: Mapping[str, Any], recipe: Recipe) -> str:
     there = GPU_COUNTS[-1] * cores_per_gpu(gpu)
     head = (
         f"Modelled: {GPU_COUNTS[-1]} {gpu} at the best published MFU take {rate:,.0f} images/s of {recipe.name}, "
-        f"for which {cores:.0f} cores like this one's decode; the usual machine has {there:.0f}: "
+        f"which {cores:.1f} cores of this machine decode; the usual machine has {there:.0f} cores: "
     )
     if cores <= there:
         return head + "the GPUs limit."
