@@ -70,8 +70,9 @@ def unpack(hits: str, n: int) -> np.ndarray:
     return np.unpackbits(np.frombuffer(bytes.fromhex(hits), np.uint8))[:n].astype(bool)
 
 
-def num_correct(hits: str) -> int:
-    """Return the number of correctly classified images. hits: see `pack`."""
+def tune_correct(scores: Mapping[str, Any], weights: str) -> int:
+    """Return the number of correctly classified tune images after the last epoch. weights: "raw" or "ema"."""
+    hits = scores["points"][-1][f"tune_{weights}"]
     return int(unpack(hits, 4 * len(hits)).sum())
 
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from scored_runs import ScoredRuns, num_correct, pack
+from scored_runs import ScoredRuns, pack, tune_correct
 from study_report import write_report
 
 from beton_tools.convert import convert_folder
@@ -225,18 +225,15 @@ def plan(study: Study, seeds: Sequence[int]) -> Iterator[tuple[Row, int]]:
         """The row with the most correct tune images."""
         if 0 not in seeds and any(study.scores.find(row=row.name, seed=0) is None for row in rows):
             raise SystemExit("lr and layer decay are chosen by trainings with seed 0: run them first")
-        return max(rows, key=lambda row: num_correct(study.score(row, 0)["points"][-1][f"tune_{weights}"]))
+        return max(rows, key=lambda row: tune_correct(study.score(row, 0), weights))
 
     yield from ((row, 0) for row in grid_rows() if 0 in seeds)
     base = best(grid_rows(), "ema")
+    baseline, *smaller = plain_rows()
+    rows = [base, *lever_rows(base.options), *chain_rows(base.options), baseline]
     for seed in seeds:
-        rows = [base, *lever_rows(base.options), *chain_rows(base.options)]
-        if seed == 0:
-            yield from ((row, seed) for row in (*rows, *plain_rows()))
-        else:
-            baseline, *smaller = plain_rows()
-            yield from ((row, seed) for row in (*rows, baseline))
-            yield best(smaller, "raw"), seed
+        yield from ((row, seed) for row in rows)
+        yield from ((row, seed) for row in (smaller if seed == 0 else [best(smaller, "raw")]))
 
 
 def _epochs(row: Row) -> int:

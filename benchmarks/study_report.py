@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from markdown_table import markdown
 from scipy.stats import t  # type: ignore[import-untyped]
-from scored_runs import ScoredRuns, format_gain, num_correct, shown_error, unpack
+from scored_runs import ScoredRuns, format_gain, shown_error, tune_correct, unpack
 from study_plot import write_plots
 
 PAPER = {
@@ -132,8 +132,7 @@ def figure(
 def tuned(runs: Sequence[Mapping[str, Any]], part: str, rows: Sequence[str], weights: str) -> str | None:
     """The row with the most right tune images in the first seed."""
     found = [r for r in runs if r["part"] == part and r["seed"] == 0 and r["row"] in rows]
-    count = lambda r: num_correct(r["points"][-1][f"tune_{weights}"])  # noqa: E731
-    return str(max(found, key=count)["row"]) if found else None
+    return str(max(found, key=lambda run: tune_correct(run, weights))["row"]) if found else None
 
 
 def collect(scores: ScoredRuns) -> dict[str, Any]:

@@ -15,9 +15,8 @@ from fastft.machine.page_cache import memory_bytes
 GIB = 1 << 30
 COMMAND_SECONDS = 20  # time limit; nvidia-smi hangs with some broken drivers
 KERNEL_PROBE, PIXEL_PROBE = "fastft.machine.kernel_probe", "fastft.data.pixel_probe"
-PYTHON_SECONDS = (
-    300  # time limit; importing torch from a slow disk takes long, and so does compiling the loader
-)
+# time limit of a probe; importing torch from a slow disk takes long, and so does compiling the loader
+PYTHON_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Facts:
     numba_cuda_toolkit: int | None  # major version of the installed CUDA wheels
     kernel: str | None  # what kernel_probe did; None: it failed or was not run
     kernel_error: str | None
-    pixels: str | None  # what pixel_probe found; None: it failed
+    pixels: str | None  # what pixel_probe found; None: it failed or was not run
     pixels_error: str | None
     ffcv: str | None
     ffcv_error: str | None
@@ -66,7 +65,9 @@ def gather(data: Path | None = None) -> Facts:
     total, available = memory_bytes()
     numba_cuda = _version("numba-cuda")
     kernel, kernel_error = (None, None) if numba_cuda is None else _run_python("-m", KERNEL_PROBE)
-    pixels, pixels_error = _run_python("-m", PIXEL_PROBE)
+    ffcv_error, turbojpeg = _run_python("-c", "import ffcv")[1], ctypes.util.find_library("turbojpeg")
+    loads = ffcv_error is None and turbojpeg is not None
+    pixels, pixels_error = _run_python("-m", PIXEL_PROBE) if loads else (None, None)
     shm = Path("/dev/shm")
     return Facts(
         python=tuple(sys.version_info[:3]),
@@ -83,9 +84,9 @@ def gather(data: Path | None = None) -> Facts:
         pixels=pixels,
         pixels_error=pixels_error,
         ffcv=_version("ffcv"),
-        ffcv_error=_run_python("-c", "import ffcv")[1],
+        ffcv_error=ffcv_error,
         ffcv_missing_libraries=_missing_libraries("ffcv"),
-        turbojpeg=ctypes.util.find_library("turbojpeg"),
+        turbojpeg=turbojpeg,
         cores=usable_cpus(),
         ram_total=total,
         ram_available=available,

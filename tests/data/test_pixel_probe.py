@@ -11,7 +11,7 @@ def test_the_loaders_images_are_pillows_here() -> None:
 
 
 def test_a_loader_that_repeats_the_first_row_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Numba 0.68 once made of the decoding loop on Python 3.12."""
+    """Every row equals the first one, as with Numba 0.68 on Python 3.12."""
 
     class Repeats(EvalLoader):
         def __iter__(self):
