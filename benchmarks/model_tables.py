@@ -76,12 +76,12 @@ def _cost_row(name: str, weights: str, recipes: list[Recipe]) -> list[str]:
         str(arch.image_size),
         f"{count_parameters(arch, classes) / 1e6:.0f}",
         f"{count_flops(arch, classes).forward / 1e9:.1f}",
-        *(f"{_hours(final[gpu])} / {_hours(frugal[gpu])}" for gpu in PUBLISHED_MFU),
+        *(f"{shown_hours(final[gpu])} / {shown_hours(frugal[gpu])}" for gpu in PUBLISHED_MFU),
         weights,
     ]
 
 
-def _hours(cost: dict[str, Any]) -> str:
+def shown_hours(cost: dict[str, Any]) -> str:
     return f"{cost['hours']:.1f}{'*' if cost['limited_by'] == 'loader' else ''}"
 
 

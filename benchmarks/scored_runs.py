@@ -4,7 +4,7 @@ A study can continue from them on another machine without checkpoints, and write
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,11 @@ def tune_correct(scores: Mapping[str, Any], weights: str) -> int:
     """Return the number of correctly classified tune images after the last epoch. weights: "raw" or "ema"."""
     hits = scores["points"][-1][f"tune_{weights}"]
     return int(unpack(hits, 4 * len(hits)).sum())
+
+
+def most_correct(runs: Iterable[Mapping[str, Any]], weights: str) -> Mapping[str, Any]:
+    """Return the scores with the most correct tune images; of several, those of the smallest learning rate."""
+    return max(runs, key=lambda run: (tune_correct(run, weights), -float(run["options"]["optim.lr"])))
 
 
 def shown_error(errors: Mapping[str, Any]) -> float:

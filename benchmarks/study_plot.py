@@ -21,6 +21,7 @@ RECIPES = (
     "final_b16", "frugal_b16", "quick_b16", "frugal_b16_half", "frugal_b16_progressive", "frugal_b16_sparse",
     "frugal_b16_progressive_half",
 )  # fmt: skip
+BELOW_FRONT = 3.0  # points
 
 
 @dataclass(frozen=True)
@@ -54,27 +55,43 @@ def write_plots(found: Mapping[str, Any], folder: Path) -> None:
 
 
 def draw_front(axes: Axes, found: Mapping[str, Any], colours: Colours) -> None:
-    """Top-1 of every row against its training FLOPs; rows on the Pareto front are joined and named."""
+    """Top-1 of every row against its training FLOPs; rows on the Pareto front are joined and numbered.
+
+    Rows far below the front, such as a baseline with a wrong learning rate, are listed instead of drawn.
+    """
     front = sorted((f for f in found["figures"] if f["name"] in found["pareto"]), key=lambda f: f["flops"])
-    for row in found["figures"]:
-        on_front = row in front
-        colour = colours.front if on_front else colours.points
-        x = row["flops"] / 1e12
+    floor = min(f["top1"] for f in front) - BELOW_FRONT
+    below = [f for f in found["figures"] if f["top1"] < floor]
+    for row in (f for f in found["figures"] if f["top1"] >= floor):
         axes.errorbar(
-            x, row["top1"], yerr=shown_error(row), fmt="o", color=colour, markersize=5, elinewidth=1
+            row["flops"] / 1e12,
+            row["top1"],
+            yerr=shown_error(row),
+            fmt="o",
+            color=colours.front if row in front else colours.points,
+            markersize=5,
+            elinewidth=1,
         )
+    for number, row in enumerate(front, 1):
+        above = number % 2 == 1
         axes.annotate(
-            row["name"],
-            (x, row["top1"]),
-            xytext=(5, 4),
+            str(number),
+            (row["flops"] / 1e12, row["top1"]),
+            xytext=(-4, 5) if above else (5, -10),
             textcoords="offset points",
-            fontsize=7,
+            ha="right" if above else "left",
+            fontsize=8,
             color=colours.text,
         )
     axes.plot(
         [f["flops"] / 1e12 for f in front], [f["top1"] for f in front], color=colours.front, linewidth=1
     )
-    axes.margins(x=0.2, y=0.1)  # for the names
+    key = [f"{number}: {row['name']}" for number, row in enumerate(front, 1)]
+    key += [f"not drawn: {f['name']}, {f['flops'] / 1e12:.0f} TFLOP, {f['top1']:.1f} %" for f in below]
+    axes.text(
+        0.98, 0.03, "\n".join(key), transform=axes.transAxes, ha="right", multialignment="left", fontsize=7, color=colours.text
+    )  # fmt: skip
+    axes.margins(x=0.1, y=0.1)
     axes.set_xlabel("training TFLOP")
     axes.set_ylabel("top-1 % of the test images")
     axes.set_title(

@@ -4,14 +4,14 @@ import itertools
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from markdown_table import markdown
 from scipy.stats import t  # type: ignore[import-untyped]
-from scored_runs import ScoredRuns, format_gain, shown_error, tune_correct, unpack
+from scored_runs import ScoredRuns, format_gain, most_correct, shown_error, unpack
 from study_plot import write_plots
 
 PAPER = {
@@ -22,13 +22,21 @@ PAPER = {
     "no mixing": 0.5,
 }  # points, Figure 1
 STOP = "stop"  # the base at the epoch at which the rows with "stop" end
-PUBLISHED = {
-    STOP: "B/16 at 30 of 50 epochs: the best of its log, +0.9 against the end (85.66, 84.73)",
-    "freeze 1/2": "-0.1 (paper Figure 3)",
-    "freeze 3/4": "between -0.1 and -1.8 (paper Figure 3: 6 and 1 of 12 blocks)",
+# of a row: points where there is one number, and what the page says
+PUBLISHED: dict[str, tuple[float | None, str]] = {
+    STOP: (0.9, "+0.9 (log of B/16: 85.66 after 30 of 50 epochs, 84.73 at the end)"),
+    "freeze 1/2": (-0.1, "-0.1 (paper Figure 3)"),
+    "freeze 3/4": (None, "between -0.1 and -1.8 (paper Figure 3: 6 and 1 of 12 blocks)"),
 }
-BASE, NEAR_END = "base", "two epochs earlier"
-CONVERGED = 1.0  # points that the last two epochs may gain
+NOT_FOR_CLIP = {
+    "drop": "none for CLIP; arXiv 2208.07220, 2212.00794 have other trainings",
+    "px": "none for CLIP; arXiv 1906.06423, 2204.07118 have other trainings",
+}
+BASE, NEAR_END, LONG = "base", "two epochs earlier", "twice the length"
+CONVERGED = 1.0  # points that the base's last two epochs may change
+UNTRAINED = 1.5  # times the accuracy of guessing, below which a run is called untrained
+FREE = 0.5  # points; a way to save is free if it loses less with 95 % confidence
+CONFIDENCE = 0.975  # two-sided 95 %
 
 
 @dataclass(frozen=True)
@@ -64,10 +72,15 @@ class Difference:
     flops: float  # of the row, relative to the other
 
     @property
+    def half_width(self) -> float | None:
+        """Half of the 95 % interval of Student's t over seeds, in points; None for one seed."""
+        return None if self.seed_error is None else float(t.ppf(CONFIDENCE, self.seeds - 1)) * self.seed_error
+
+    @property
     def verdict(self) -> str:
-        if self.seed_error is None:
+        if self.half_width is None:
             return "one seed"
-        told_apart = abs(self.gain) > t.ppf(0.975, self.seeds - 1) * self.seed_error
+        told_apart = abs(self.gain) > self.half_width
         return ("better" if self.gain > 0 else "worse") if told_apart else "not told apart"
 
 
@@ -130,9 +143,9 @@ def figure(
 
 
 def tuned(runs: Sequence[Mapping[str, Any]], part: str, rows: Sequence[str], weights: str) -> str | None:
-    """The row with the most right tune images in the first seed."""
+    """The row that `most_correct` chooses in the first seed."""
     found = [r for r in runs if r["part"] == part and r["seed"] == 0 and r["row"] in rows]
-    return str(max(found, key=lambda run: tune_correct(run, weights))["row"]) if found else None
+    return str(most_correct(found, weights)["row"]) if found else None
 
 
 def collect(scores: ScoredRuns) -> dict[str, Any]:
@@ -146,29 +159,46 @@ def collect(scores: ScoredRuns) -> dict[str, Any]:
     chosen = tuned(runs, "grid", grid, "ema")
     if chosen is None:
         raise SystemExit(f"{scores.path}: the base is not finished yet")
+    options = next(r["options"] for r in runs if r["row"] == chosen)
+    runs = [
+        r for r in runs if r["part"] not in ("lever", "length") or options.items() <= r["options"].items()
+    ]
     base, stop, near_end = (
         figure(runs, chosen, name, point=p) for name, p in ((BASE, -1), (STOP, 0), (NEAR_END, 1))
     )
     names = list(dict.fromkeys(r["row"] for r in runs if r["part"] == "lever"))
     levers = [stop, *(figure(runs, name, name) for name in names)]
+    setting = scores.setting()
+    classes = runs[0]["images"] // setting["test_per_class"]
     chain = _chain(runs, base)
-    figures = [f for f in (base, *levers, *chain[:-1]) if f is not None]
+    untrained = [f.name for f in chain if f is not None and f.top1 < UNTRAINED * 100 / classes]
+    steps = [None if f is None or f.name in untrained else f for f in chain]
+    figures = _same_seeds([f for f in (base, *levers, *chain[:-1]) if f is not None])
     return {
-        "setting": scores.setting()
+        "setting": setting
         | {
             "test_images": runs[0]["images"],
             "base": chosen,
+            "steps": setting["epochs"] * (classes * setting["train_per_class"] // setting["batch"]),
             "cpus": sorted({r["cpu"] for r in runs}),
         },
         "hours": sum(p["train_seconds"] for r in runs for p in r["points"][-1:]) / 3600
         + sum(p["score_seconds"] for r in runs for p in r["points"]) / 3600,
         "runs": len(runs),
         "figures": [_plain(f) for f in figures],
-        "chain": _differences([(b, a) for a, b in itertools.pairwise(chain)]),
+        "chain": _differences([(b, a) for a, b in itertools.pairwise(steps)]),
+        "untrained": untrained,
         "levers": _differences([(row, base) for row in levers]),
         "last_two_epochs": _differences([(base, near_end)])[0],
+        "twice_the_length": next(iter(_differences([(figure(runs, LONG, LONG), base)])), None),
         "pareto": pareto(figures),
     }
+
+
+def _same_seeds(figures: Sequence[Figure]) -> list[Figure]:
+    """The figures at the seeds that all of them have: only those are compared without pairing."""
+    shared = set.intersection(*(set(f.hits) for f in figures))
+    return [replace(f, hits={seed: f.hits[seed] for seed in sorted(shared)}) for f in figures]
 
 
 def _chain(runs: Sequence[Mapping[str, Any]], base: Figure | None) -> list[Figure | None]:
@@ -184,13 +214,13 @@ def _chain(runs: Sequence[Mapping[str, Any]], base: Figure | None) -> list[Figur
         figure(runs, small, "EMA") if small else None,
         figure(runs, "layer decay", "layer decay"),
         figure(runs, "half length", "half the length"),
-        None if base is None else Figure("no mixing", base.flops, base.hits),
+        None if base is None else replace(base, name="no mixing"),
     ]
 
 
 def _differences(pairs: Sequence[tuple[Figure | None, Figure | None]]) -> list[dict[str, Any]]:
     found = [difference(row, other) for row, other in pairs if row is not None and other is not None]
-    return [vars(d) | {"verdict": d.verdict} for d in found if d is not None]
+    return [vars(d) | {"half_width": d.half_width, "verdict": d.verdict} for d in found if d is not None]
 
 
 def _plain(f: Figure) -> dict[str, Any]:
@@ -235,10 +265,12 @@ def page(found: Mapping[str, Any]) -> str:
         _setting(found),
         "## Ways to save\n\n" + _lever_table(found),
         "## The paper's steps\n\n" + _chain_table(found),
+        "## Against the papers\n\n" + _against_the_papers(found),
         "## All rows\n\n" + _rows_table(found),
         "## ImageNet recipes\n\n"
         + _picture("study-recipes", "Modelled V100-hours of the recipes of B/16 at 224 px")
-        + "\n\nModelled at the MFU published for a ViT (21 %), not measured; `fastft cost --frontier frugal_b16` lists more.",
+        + "\n\nModelled at the MFU published for a ViT (21 %), not measured; `fastft cost --frontier frugal_b16` lists more, and "
+        "[Cost](cost.md) says how far the cheapest are from 8 V100-hours.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -260,18 +292,19 @@ def _chain_sentence(chain: Sequence[Mapping[str, Any]]) -> str:
         return f"Of the paper's steps only '{chain[0]['name']}' is finished: {_gain(chain[0])} points."
     best, worst = max(chain, key=lambda d: d["gain"]), min(chain, key=lambda d: d["gain"])
     return (
-        f"Of the paper's steps that are finished, '{best['name']}' gained most ({_gain(best)} points) and "
+        f"Of the paper's {len(chain)} steps here, '{best['name']}' gains most ({_gain(best)} points) and "
         f"'{worst['name']}' least ({_gain(worst)})."
     )
 
 
 def _free_sentence(levers: Sequence[Mapping[str, Any]]) -> str:
-    """How many ways to save lose nothing that can be told apart, and the smallest loss for a quarter and for half saved."""
+    """Which ways to save are free, and the smallest loss for a quarter and for half saved."""
     if not levers:
         return "No way to save is finished yet."
-    free = [_lever(d) for d in levers if d["gain"] >= -2 * shown_error(d)]
+    free = [_lever(d) for d in levers if d["half_width"] is not None and d["gain"] - d["half_width"] > -FREE]
+    shown = " and ".join(free) or "none"
     parts = [
-        f"Of {len(levers)} ways to save, {', '.join(free) or 'none'} lose{'s' * (len(free) < 2)} at most two standard errors"
+        f"Of {len(levers)} ways to save, {shown} is shown to lose less than {FREE} points (95 % confidence)"
     ]
     for share, words in ((0.25, "a quarter"), (0.5, "half")):
         saving = [d for d in levers if round(d["flops"], 2) <= 1 - share]  # as shown
@@ -287,14 +320,20 @@ def _lever(d: Mapping[str, Any]) -> str:
 
 
 def _state_sentence(found: Mapping[str, Any]) -> str:
-    seeds = max((d["seeds"] for d in found["levers"] + found["chain"]), default=1)
-    told = [d["name"] for d in found["levers"] + found["chain"] if d["verdict"] in ("better", "worse")]
-    if seeds < 3:
+    levers, chain = found["levers"], found["chain"]
+    seeds = [d["seeds"] for d in [*levers, *chain]] or [1]
+    if min(seeds) < 3:
+        shown = str(min(seeds)) if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
         return (
-            f"So far {found['runs']} runs are finished, with at most {seeds} seed{'s' * (seeds > 1)} of a row: that is too few "
+            f"So far {found['runs']} runs are finished, with {shown} seed{'s' * (max(seeds) > 1)} of a row: that is too few "
             "to say which differences another seed would repeat."
         )
-    return f"With {seeds} seeds these differences are told apart from 0: {', '.join(told) or 'none'}."
+    told = [sum(d["verdict"] != "not told apart" for d in part) for part in (levers, chain)]
+    rest = [f"'{d['name']}'" for d in [*levers, *chain] if d["verdict"] == "not told apart"]
+    return (
+        f"With {min(seeds)} seeds, {told[0]} of these {len(levers)} changes and {told[1]} of the {len(chain)} steps are told "
+        f"apart from no change{'; not ' * bool(rest)}{', '.join(rest)}."
+    )
 
 
 def _gain(d: Mapping[str, Any]) -> str:
@@ -305,7 +344,7 @@ def _setting(found: Mapping[str, Any]) -> str:
     s = found["setting"]
     return (
         f"DINOv2-type ViT-S/14 (not CLIP) at 56 px on CIFAR-10: {s['train_per_class']} training images per class, "
-        f"{s['test_images']:,} test images, batch {s['batch']}, {s['epochs']} epochs with warm-up and "
+        f"{s['test_images']:,} test images, batch {s['batch']}, {s['epochs']} epochs ({s['steps']} steps) with warm-up and "
         f"cosine, EMA ('stop': after {s['stop']} epochs), lr and layer decay chosen on "
         f"{s['tune_per_class']} other images per class of the training file ({s['base']}). {found['runs']} runs, "
         f"{found['hours']:.1f} hours of {', '.join(s['cpus'])}. A difference is taken seed by seed and image by image; ± is its "
@@ -317,14 +356,47 @@ def _setting(found: Mapping[str, Any]) -> str:
 
 
 def _convergence(found: Mapping[str, Any]) -> str:
-    """Return a sentence that says if the base has converged."""
-    last = found["last_two_epochs"]
-    if last["gain"] <= CONVERGED:
-        return f" The base's last two epochs change its accuracy by {_gain(last)} points: it is converged."
-    return (
-        f"\n\n**The base is not converged**: its last two epochs gain {_gain(last)} points. More images or epochs "
-        "(`--train-per-class`) are needed."
+    """Return sentences that say how far the base has converged."""
+    last, long = found["last_two_epochs"], found["twice_the_length"]
+    words = (
+        ""
+        if long is None
+        else f" Twice the length changes it by {_gain(long)} ({long['seeds']} seed{'s' * (long['seeds'] > 1)})."
     )
+    if abs(last["gain"]) <= CONVERGED:
+        return f" The base's last two epochs change its accuracy by {_gain(last)} points: its schedule ends converged.{words}"
+    return (
+        f"\n\n**The base is not converged**: its last two epochs change its accuracy by {_gain(last)} points.{words} More "
+        "images or epochs (`--train-per-class`) are needed."
+    )
+
+
+def _against_the_papers(found: Mapping[str, Any]) -> str:
+    """Return what is outside its 95 % interval of a published number."""
+    known = [(d, PUBLISHED[d["name"]][0]) for d in found["levers"] if d["name"] in PUBLISHED]
+    known += [(d, PAPER[d["name"]]) for d in found["chain"]]
+    against = [
+        f"'{d['name']}' {_gain(d)} here, {points:+.1f} published"
+        for d, points in known
+        if points is not None and d["half_width"] is not None and abs(d["gain"] - points) > d["half_width"]
+    ]
+    if not against:
+        return (
+            "No published number lies outside the 95 % interval of its figure here; one seed has no interval."
+        )
+    s = found["setting"]
+    return (
+        f"{len(against)} of {sum(p is not None for _, p in known)} published numbers lie outside the 95 % interval of their "
+        f"figures here: {'; '.join(against)}. One reason may be the size: the base has {s['steps']} steps of {s['batch']} images,"
+        " the paper's B/16 run 31,250 of 2,048, and an image of 56 px has 16 patches instead of 196. A short run has less to "
+        "spare. Do not carry these losses over to ImageNet."
+    )
+
+
+def _published(name: str) -> str:
+    if name in PUBLISHED:
+        return PUBLISHED[name][1]
+    return "; ".join(words for part, words in NOT_FOR_CLIP.items() if part in name) if "," not in name else ""
 
 
 def _lever_table(found: Mapping[str, Any]) -> str:
@@ -335,7 +407,7 @@ def _lever_table(found: Mapping[str, Any]) -> str:
             _gain(d),
             str(d["seeds"]),
             d["verdict"],
-            PUBLISHED.get(d["name"], ""),
+            _published(d["name"]),
         ]
         for d in sorted(found["levers"], key=lambda d: -d["flops"])
     ]
@@ -351,19 +423,23 @@ def _chain_table(found: Mapping[str, Any]) -> str:
         [d["name"], d["against"], _gain(d), str(d["seeds"]), d["verdict"], f"{PAPER[d['name']]:+.1f}"]
         for d in found["chain"]
     ]
-    return markdown(["step", "after", "points", "seeds", "verdict", "paper's points"], rows, numbers_from=1)
+    table = markdown(["step", "after", "points", "seeds", "verdict", "paper's points"], rows, numbers_from=1)
+    names = " and ".join(f"'{name}'" for name in found["untrained"])
+    return table + (
+        f"\n\n{names} ended near chance and are in no step: their learning rate is too high." if names else ""
+    )
 
 
 def _rows_table(found: Mapping[str, Any]) -> str:
     front = set(found["pareto"])
     rows = [
-        [
-            f["name"],
-            f"{f['top1']:.1f}",
-            str(len(f["by_seed"])),
-            f"{f['flops'] / 1e12:.2f}",
-            "yes" if f["name"] in front else "",
-        ]
+        [f["name"], format_top1(f), f"{f['flops'] / 1e12:.2f}", "yes" if f["name"] in front else ""]
         for f in sorted(found["figures"], key=lambda f: f["flops"])
     ]
-    return markdown(["row", "top-1 %", "seeds", "training TFLOP", "Pareto front"], rows, numbers_from=1)
+    seeds = len(found["figures"][0]["by_seed"])
+    words = f"top-1 %, {seeds} seed{'s' * (seeds > 1)}"
+    return markdown(["row", words, "training TFLOP", "Pareto front"], rows, numbers_from=1)
+
+
+def format_top1(figure: Mapping[str, Any]) -> str:
+    return f"{figure['top1']:.1f} ± {shown_error(figure):.1f}"

@@ -11,7 +11,7 @@ from torch import nn
 
 from beton_tools.errors import UserError
 from fastft.augment import AugmentPolicy, parse_policy
-from fastft.config import Choice, Recipe, resolve, without_expectation
+from fastft.config import Choice, Recipe, epoch_values, resolve, without_expectation
 from fastft.model import ImageClassifier, TimmArch, TowerArch, build_classifier, load_arch, load_tower_weights
 from fastft.model.arch import refuse_pool_without_class_token
 from fastft.model.attention import prepare_for_compile
@@ -70,18 +70,42 @@ def with_num_classes(recipe: Recipe, count: int, source: object) -> Recipe:
 
 
 def recipe_warnings(recipe: Recipe) -> list[str]:
-    """Warnings about a recipe, one line each: an EMA that stays close to the initial weights."""
-    if recipe.ema.decay == 0:
-        return []
-    decay = decay_for_batch(recipe.ema.decay, recipe.optim.batch_size, recipe.ema.reference_batch)
-    steps, horizon = recipe.epochs * recipe.steps_per_epoch(), 1 / (1 - decay)
-    untrained = math.exp(-steps / horizon)
+    """Warnings about a recipe, one line each: an end before a schedule's last change, an untrained EMA."""
+    return [*_schedule_warnings(recipe), *_ema_warnings(recipe)]
+
+
+def _schedule_warnings(recipe: Recipe) -> list[str]:
+    by_epoch = {"schedule.sizes": recipe.schedule.sizes, "model.patch_dropout": recipe.model.patch_dropout}
+    return [
+        f"the training stops after epoch {recipe.epochs - 1}, before {option} ({text}) reaches its last value at epoch "
+        f"{change}; the evaluation uses that value"
+        for option, text in by_epoch.items()
+        if isinstance(text, str) and (change := epoch_values(text).last_change) >= recipe.epochs
+    ]
+
+
+def _ema_warnings(recipe: Recipe) -> list[str]:
+    steps = recipe.epochs * recipe.steps_per_epoch()
+    horizon, untrained = ema_horizon(recipe), untrained_share(recipe, steps)
     if untrained <= UNTRAINED_SHARE:
         return []
     return [
         f"the EMA's horizon of {horizon:,.0f} steps is long for {steps:,} steps: {untrained:.1%} of its weights will be "
         "the initial ones; set --ema.horizon=auto"
     ]
+
+
+def ema_horizon(recipe: Recipe) -> float:
+    """Steps over which the EMA averages; 0 without an EMA."""
+    if recipe.ema.decay == 0:
+        return 0.0
+    return 1 / (1 - decay_for_batch(recipe.ema.decay, recipe.optim.batch_size, recipe.ema.reference_batch))
+
+
+def untrained_share(recipe: Recipe, steps: int) -> float:
+    """How much of the EMA are the initial weights after so many steps, from 0 to 1; 0 without an EMA."""
+    horizon = ema_horizon(recipe)
+    return math.exp(-steps / horizon) if horizon else 0.0
 
 
 def recipe_arch(recipe: Recipe) -> TowerArch:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -53,14 +55,14 @@ def table_source(files: Sequence[Path], classes: Sequence[str] | None = None) ->
     Raises:
         UserError: the table cannot be read, lacks a column, has an empty cell, or a label that is not in `classes`.
     """
-    root = files[0].parent
+    root = Path(os.path.realpath(files[0].parent))  # absolute cells may be below it by another link
     paths: list[str] = []
     labels: list[str] = []
     columns: list[Columns] = []
     for path in files:
         table = _read_csv(path) if is_csv(path) else _read_parquet(path)
         paths += [_below(root, path, cell) for cell in _cells(path, table, PATH_COLUMNS, "image path")]
-        labels += _cells(path, table, LABEL_COLUMNS, "label")
+        labels += _labels(path, table)
         columns.append(_optional_columns(path, table))
     if not paths:
         raise UserError(f"{files[0]}: the table has no rows; give one that lists images")
@@ -111,13 +113,15 @@ Table = dict[str, list[str]]  # column -> cells, as text
 
 def _read_csv(path: Path) -> Table:
     data = read_user_file(path, MAX_BYTES, "a CSV table")
-    text = data.decode("utf-8-sig", "surrogateescape")
-    lines = text.splitlines()
-    if not lines:
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # Excel's "Unicode text"
+    text = data.decode("utf-16" if is_utf16 else "utf-8-sig", "replace" if is_utf16 else "surrogateescape")
+    first_line = text.lstrip("\r\n").partition("\n")[0]
+    if not first_line:
         raise UserError(f"{path}: the table is empty; give one whose first line names the columns")
-    delimiter = max(",;\t", key=lines[0].count)
+    delimiter = max(",;\t", key=first_line.count)
     try:
-        header, *rows = [row for row in csv.reader(lines, delimiter=delimiter, strict=True) if row]
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        header, *rows = [row for row in reader if row]
     except csv.Error as error:
         raise UserError(f"{path}: cannot be read as CSV ({error}); correct it") from None
     for number, row in enumerate(rows, 2):
@@ -190,9 +194,26 @@ def _cells(path: Path, table: Table, wanted: Sequence[str], what: str) -> list[s
     return cells
 
 
+def _labels(path: Path, table: Table) -> list[str]:
+    cells = _cells(path, table, LABEL_COLUMNS, "label")
+    for row, cell in enumerate(cells, 2):
+        if not is_utf8(cell):
+            raise UserError(f"{path}, row {row}: the label is not UTF-8 text; save the table as UTF-8")
+    return cells
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text was decoded without escapes for bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _below(root: Path, table: Path, cell: str) -> str:
     """A path of the table `table`, relative to `root`."""
-    return os.path.relpath(table.parent / cell, root)
+    return os.path.relpath(Path(os.path.realpath(table.parent)) / cell, root)
 
 
 def _optional_columns(path: Path, table: Table) -> Columns:

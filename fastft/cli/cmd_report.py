@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from beton_tools.errors import UserError
-from fastft.cli.arguments import add_price, positive
+from fastft.cli.arguments import add_price, add_weights, positive
 
 HELP = "one HTML page of a run, or of a benchmark file"
 EXAMPLE = "fastft report runs/final_b16 --price 2.48"
@@ -30,8 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mistakes",
         choices=("auto", "always", "never"),
         default="auto",
-        help="predict the validation images with the best checkpoint (auto: with a GPU, or where they are few)",
+        help="predict the validation images (auto: with a GPU, or where they are few)",
     )
+    add_weights(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.source} does not exist; give a run directory or a benchmark file")
     if args.source.is_dir():
         run_, out = load_run(args.source), args.out or args.source / "report.html"
-        assessment, note = _assess(run_, args.mistakes)
+        assessment, note = _assess(run_, args.mistakes, args.weights)
         page = render_run(
             run_,
             assessment=assessment,
@@ -61,9 +62,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _assess(run: Any, when: str) -> Any:
+def _assess(run: Any, when: str, weights: str) -> Any:
     if when == "never":
         return None, "Left out, as asked (--mistakes=never)."
     from fastft.inference.assessment import assess_run
 
-    return assess_run(run, insist=when == "always")
+    return assess_run(run, insist=when == "always", weights=weights)

@@ -32,8 +32,10 @@ def price_combinations(
     gpus = list(MAIN_GPUS) if gpu is None else [known_gpu(gpu).name]
     rows = [_priced(found, gpus, mfu) for found in combinations(recipe, at_least)]
     if not rows:
+        known = [found.expected for found in combinations(recipe) if found.expected is not None]
+        best = f" (the log's best is {max(known):.2f})" if known else ""
         raise UserError(
-            f"nothing shows that {recipe.name} can reach {at_least:g} % top-1; give a lower --at-least"
+            f"nothing shows that {recipe.name} can reach {at_least:g} % top-1{best}; give a lower --at-least"
         )
     rows.sort(key=lambda row: row["gpu_hours"][gpus[0]])
     return {"recipe": recipe.name, "at_least": at_least, "gpus": gpus, "modelled": True, "combinations": rows}

@@ -8,7 +8,7 @@ from beton_tools.errors import UserError
 from fastft.build import recipe_arch, with_training_files
 from fastft.config import Recipe, load_recipe
 from fastft.cost.work import recipe_work
-from fastft.photos.paths import holds_out_of_beton, needs_conversion
+from fastft.photos.paths import exists, holds_out_of_beton, needs_conversion
 
 
 def load_priceable(reference: str | Path, overrides: Sequence[str]) -> Recipe:
@@ -29,9 +29,11 @@ def count_images(recipe: Recipe) -> Recipe:
     """The recipe with as many training images and classes as its training data has, if they exist.
 
     Raises:
-        UserError: photographs that cannot be used.
+        UserError: photographs that cannot be used; automatic options, and a `data.train` that does not exist.
     """
     file = recipe.data.train
+    if file is not None and recipe.automatic and not exists(file):
+        raise UserError(f"{file}: no such file or folder; its images decide the options that are `auto`")
     if needs_conversion(file) and Path(str(file)).expanduser().exists():
         from fastft.photos.prepare import count_photos  # loads the image libraries
 

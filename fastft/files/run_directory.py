@@ -54,6 +54,7 @@ class Run:
     splits: list[Line]
     finished: bool
     baseline: Line = field(default_factory=dict)  # of a head that starts from ridge regression; else empty
+    weights: Line = field(default_factory=dict)  # of result.json: what predict, eval and export take
 
     @property
     def machine(self) -> Line:
@@ -132,6 +133,7 @@ def load_run(folder: Path) -> Run:
         splits=by_kind["split"],
         finished=bool(result),
         baseline=by_kind["baseline"][-1] if by_kind["baseline"] else {},
+        weights=result.get("weights") or {},
     )
 
 

@@ -13,7 +13,7 @@ from fastft.inference.class_report import ClassReport, report_classes
 from fastft.inference.logits import compute_logits
 from fastft.inference.mistakes import Mistakes, find_mistakes, thumbnail
 from fastft.metrics import Predictions
-from fastft.train.chosen_weights import find_weights
+from fastft.train.chosen_weights import AUTO, find_weights
 
 FEW_IMAGES = 3000  # a CPU evaluates as many in a minute or two
 
@@ -24,8 +24,8 @@ class Assessment:
     classes: ClassReport
 
 
-def assess_run(run: Run, insist: bool) -> tuple[Assessment | None, str]:
-    """The assessment of the weights that a run chose, or None and the reason why there is none.
+def assess_run(run: Run, insist: bool, weights: str = AUTO) -> tuple[Assessment | None, str]:
+    """The assessment of a run's weights, of those that it chose by default, or None and the reason why there is none.
 
     Without `insist`, only if there is a GPU or there are few validation images.
 
@@ -36,11 +36,11 @@ def assess_run(run: Run, insist: bool) -> tuple[Assessment | None, str]:
         return None, "The run has no validation data."
     try:
         betons = BetonSet.open(run.recipe.data.val)
-        find_weights(run.folder)
+        find_weights(run.folder, weights)
         if not insist and len(betons) > FEW_IMAGES and not torch.cuda.is_available():
             images = f"{len(betons):,} images take long without a GPU"
             return None, f"Left out: {images} (--mistakes=always evaluates them)."
-        found = compute_logits(run.folder, betons, "auto")
+        found = compute_logits(run.folder, betons, "auto", weights)
     except UserError as error:
         if insist:
             raise

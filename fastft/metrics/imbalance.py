@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-IMBALANCED = 10.0  # above this ratio of class sizes the best epoch is chosen by balanced accuracy
+IMBALANCED = 10.0  # above this ratio of class sizes epochs and weights are compared by balanced accuracy
 
 
 def imbalance(class_counts: Sequence[int]) -> float:
@@ -14,6 +14,6 @@ def imbalance(class_counts: Sequence[int]) -> float:
 def describe_imbalance(class_counts: Sequence[int]) -> str:
     present = [count for count in class_counts if count]
     return (
-        f"classes have {min(present):,} to {max(present):,} training images: the best epoch is chosen by balanced accuracy; "
+        f"classes have {min(present):,} to {max(present):,} training images: balanced accuracy compares epochs and weights; "
         "fastft eval --logit-adjustment corrects predictions for the class sizes"
     )

@@ -28,8 +28,9 @@ def hold_out(labels: np.ndarray, units: np.ndarray, seed: int = 0) -> np.ndarray
     order = [members[k] for k in seeded_order(len(members), seed).tolist()]
     held = np.zeros(len(labels), bool)
     taken, counts = np.zeros_like(quotas), np.bincount(labels)
-    for overshoot in (False, True):  # first units that fit, then one for each class that has none
-        for unit in order:
+    # first units that fit, then, smallest first, one for each class that has none
+    for overshoot, candidates in ((False, order), (True, sorted(order, key=len))):
+        for unit in candidates:
             if held[unit[0]]:
                 continue
             added = np.bincount(labels[unit], minlength=len(quotas))

@@ -1,36 +1,38 @@
 """The layout of a set of photographs: one labelled set, or a training and a validation set.
 
-Accepted: a folder with a folder per class; a folder with `train/` and `val/` (or `valid/`, `validation/`); a CSV or parquet
-table; archives and shards as `fastft convert` takes them. `test/` is never used.
+Accepted: a folder with a folder per class; a folder with `train/` and `val/` (or `valid/`, `validation/`, `dev/`); a CSV or
+parquet table; archives and shards as `fastft convert` takes them. `test/` is never used.
 """
 
 import glob
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from beton_tools.console import printable
 from beton_tools.errors import UserError
+from beton_tools.image_formats import is_image_name
 from beton_tools.remote import RemotePath, source_path
 from beton_tools.sources import Source, find_split, open_source
 from beton_tools.sources.folder import class_folders, has_images
 from beton_tools.sources.parquet import ParquetSource, lists_paths
-from beton_tools.sources.path_table import Columns, is_csv, parquet_columns, table_source
+from beton_tools.sources.path_table import SPLIT_VALUES, Columns, is_csv, parquet_columns, table_source
 from beton_tools.sources.subset import subset
-
-TRAIN_FOLDERS = ("train", "training")
-VAL_FOLDERS = ("val", "valid", "validation")
-OTHER_FOLDERS = ("test",)
 
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Labelled images in canonical order; `groups` and `splits` hold a value per image, or are None."""
+    """Labelled images in canonical order; `groups` and `splits` hold a value per image, or are None.
+
+    unused: what lies beside the images and is not used, as sentences.
+    """
 
     source: Source
     columns: Columns = field(default_factory=Columns)
+    unused: tuple[str, ...] = ()
 
     def take(self, indices: np.ndarray, classes: Sequence[str] | None = None) -> "LabelledSet":
         """The images at `indices`, labelled by `classes` (default: as they are)."""
@@ -42,6 +44,7 @@ class LabelledSet:
                 None if splits is None else [splits[i] for i in chosen],
                 None if groups is None else [groups[i] for i in chosen],
             ),
+            self.unused,
         )
 
     def __len__(self) -> int:
@@ -52,14 +55,36 @@ def open_sets(path: str) -> tuple[LabelledSet, LabelledSet | None]:
     """The training set at `path`, and its validation set if it has one.
 
     Raises:
-        UserError: no such path, no images, or an unknown layout.
+        UserError: no such path, no images, no training images, or an unknown layout.
     """
+    train, val = _open_sides(path)
+    if train is None:
+        raise UserError(f"{path}: no row is of the split 'train'; correct the split column")
+    return train, val
+
+
+def open_val(path: str) -> LabelledSet:
+    """The images at `path` to validate on: its validation set, or all images if it has no splits.
+
+    Raises:
+        UserError: as `open_sets`; a table with test images only.
+    """
+    train, val = _open_sides(path)
+    found = val or train
+    if found is None:
+        raise UserError(f"{path}: no row is of the split 'val'; correct the split column")
+    return found
+
+
+def _open_sides(path: str) -> tuple[LabelledSet | None, LabelledSet | None]:
+    """The training and the validation set at `path`; the first is None only of a table without training rows."""
     _check_is_local(path)
     place = Path(path).expanduser()
     _check_exists(place)
-    train, val = _split_folders(place)
+    train, val, unused = _split_folders(place)
     if train is not None:
-        return _open(train), None if val is None else _open(val)
+        opened = _open(train)
+        return replace(opened, unused=(*unused, *opened.unused)), None if val is None else _open(val)
     shards = _shards(place, "train")
     if shards is not None:
         val_shards = _shards(place, "val")
@@ -69,9 +94,8 @@ def open_sets(path: str) -> tuple[LabelledSet, LabelledSet | None]:
     if splits is None:
         return whole, None
     parts = {split: np.flatnonzero([s == split for s in splits]) for split in ("train", "val")}
-    if not len(parts["train"]):
-        raise UserError(f"{path}: no row is of the split 'train'; correct the split column")
-    return whole.take(parts["train"]), whole.take(parts["val"]) if len(parts["val"]) else None
+    train_part, val_part = (whole.take(part) if len(part) else None for part in parts.values())
+    return train_part, val_part
 
 
 def _check_is_local(path: str) -> None:
@@ -89,18 +113,40 @@ def _check_exists(path: Path) -> None:
         )
 
 
-def _split_folders(place: Path) -> tuple[Path | None, Path | None]:
-    """The folders of the training and the validation set, if `place` contains splits and no classes."""
+def _split_folders(place: Path) -> tuple[Path | None, Path | None, tuple[str, ...]]:
+    """The folders of the training and the validation set, if `place` contains splits, and what is not used beside them.
+
+    A training folder makes splits of a folder if there is a validation folder too, or nothing else; otherwise it is a class.
+
+    Raises:
+        UserError: splits without class folders.
+    """
     if not place.is_dir():
-        return None, None
+        return None, None, ()
     names = class_folders(place)
-    by_lower = {name.lower(): name for name in names}
-    splits = {*TRAIN_FOLDERS, *VAL_FOLDERS, *OTHER_FOLDERS}
-    train = next((by_lower[n] for n in TRAIN_FOLDERS if n in by_lower), None)
-    if train is None or not by_lower.keys() <= splits or not class_folders(place / train):
-        return None, None
-    val = next((by_lower[n] for n in VAL_FOLDERS if n in by_lower), None)
-    return place / train, None if val is None else place / val
+    train, val = (_named(names, SPLIT_VALUES[split]) for split in ("train", "val"))
+    others = [name for name in names if name not in (*train, *val, *_named(names, SPLIT_VALUES["test"]))]
+    if not train or (others and not val):
+        return None, None, ()
+    if not class_folders(place / train[0]):
+        if others:
+            return None, None, ()
+        raise UserError(
+            f"{place / train[0]}: no folder per class in it; make one for every class, or give a table of the files and their "
+            "labels"
+        )
+    left = [*train[1:], *val[1:], *others]
+    unused = (
+        (f"{place}: not used, as {train[0]} is trained on: {', '.join(map(printable, left))}",)
+        if left
+        else ()
+    )
+    return place / train[0], place / val[0] if val else None, unused
+
+
+def _named(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """The folders with one of the wanted names, in that order, compared without case."""
+    return sorted((n for n in names if n.lower() in wanted), key=lambda n: (wanted.index(n.lower()), n))
 
 
 def _shards(place: Path, split: str) -> list[Path] | None:
@@ -114,7 +160,16 @@ def _shards(place: Path, split: str) -> list[Path] | None:
 def _open(place: Path) -> LabelledSet:
     if place.is_file() and (is_csv(place) or place.suffix == ".parquet"):
         return _open_files([place])
-    return _in_order(LabelledSet(open_source(place)))
+    return _in_order(LabelledSet(open_source(place), unused=_beside_classes(place)))
+
+
+def _beside_classes(place: Path) -> tuple[str, ...]:
+    """A sentence if images lie directly in a folder of class folders."""
+    if not place.is_dir() or not any(has_images(place, name) for name in class_folders(place)):
+        return ()
+    with os.scandir(place) as entries:
+        count = sum(entry.is_file() and is_image_name(entry.name) for entry in entries)
+    return (f"{count:,} images in {place} are in no class folder and are left out",) if count else ()
 
 
 def _open_files(files: list[Path]) -> LabelledSet:

@@ -4,7 +4,7 @@ import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from beton_tools.beton_paths import is_beton_pattern
+from beton_tools.beton_paths import exist_betons, is_beton_pattern
 
 if TYPE_CHECKING:
     from fastft.config import Recipe
@@ -22,6 +22,13 @@ def needs_conversion(path: str | None) -> bool:
     place = Path(path).expanduser()
     is_pattern = glob.has_magic(path) and not place.exists()
     return place.is_dir() or is_pattern or place.suffix.lower() in (*TABLE_SUFFIXES, *ARCHIVE_SUFFIXES)
+
+
+def exists(path: str) -> bool:
+    """Return True if `data.train` or `data.val` names files or a folder that exist, or a pattern of images' archives."""
+    if not needs_conversion(path):
+        return exist_betons(path)
+    return glob.has_magic(path) or Path(path).expanduser().exists()
 
 
 def holds_out_of_beton(recipe: "Recipe") -> bool:

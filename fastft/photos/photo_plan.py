@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from beton_tools.console import printable
+from beton_tools.console import by_suffix, printable
 from beton_tools.errors import UserError
 from fastft.photos.duplicates import content_ids
-from fastft.photos.holdout import hold_out, join_units
-from fastft.photos.layout import LabelledSet, open_sets
+from fastft.photos.holdout import hold_out, holdout_share, join_units
+from fastft.photos.layout import LabelledSet, open_sets, open_val
 
+LARGE_HOLDOUT = 1.5  # times the usual share
 LISTED = 3  # files or classes named in a warning; split.csv lists all files
 
 
@@ -51,8 +52,7 @@ def list_photos(train: str, val: str | None) -> tuple[LabelledSet, LabelledSet |
     found, own_val = open_sets(train)
     if val is None:
         return found, own_val
-    first, second = open_sets(val)
-    return found, second or first
+    return found, open_val(val)
 
 
 def plan_photos(train: LabelledSet, val: LabelledSet | None, holds_out: bool = True) -> Plan:
@@ -64,6 +64,9 @@ def plan_photos(train: LabelledSet, val: LabelledSet | None, holds_out: bool = T
         UserError: fewer than two classes, no image that exists, or a class of `val` that `train` does not have.
     """
     warnings: list[str] = []
+    for found in (train, val):
+        if found is not None:
+            _warn_of_unused(found, warnings)
     train, missing = _existing(train, warnings)
     train = _used_classes(train, warnings)
     if val is not None:
@@ -92,6 +95,7 @@ def choose_held_out(found: LabelledSet, warnings: list[str]) -> np.ndarray:
     held = hold_out(found.source.labels, _units(found, ids))
     if held.any():
         _warn_of_unheld_classes(found, held, warnings)
+        _warn_of_large_units(held, warnings)
     else:
         warnings.append(f"{len(found)} images are too few to hold any out: nothing is evaluated")
     return held
@@ -182,6 +186,17 @@ def with_classes(val: LabelledSet, classes: Sequence[str]) -> LabelledSet:
     return val.take(np.arange(len(val), dtype=np.int64), classes)
 
 
+def _warn_of_unused(found: LabelledSet, warnings: list[str]) -> None:
+    warnings += found.unused
+    left_out = found.source.left_out
+    if left_out:
+        count = sum(left_out.values())
+        warnings.append(
+            f"{found.source.root}: {count:,} file{'s are' if count > 1 else ' is'} of a kind that is not read, and left out: "
+            f"{by_suffix(left_out)}"
+        )
+
+
 def _warn_of_small_classes(train: LabelledSet, warnings: list[str]) -> None:
     counts = np.bincount(train.source.labels, minlength=len(train.source.classes))
     single = [train.source.classes[k] for k in np.flatnonzero(counts < 2).tolist()]
@@ -197,6 +212,14 @@ def _warn_of_unheld_classes(train: LabelledSet, held: np.ndarray, warnings: list
     if without:
         warnings.append(
             f"{_count(without, 'class has', 'classes have')} no held-out image and are not evaluated: {_listing(without)}"
+        )
+
+
+def _warn_of_large_units(held: np.ndarray, warnings: list[str]) -> None:
+    if held.mean() > LARGE_HOLDOUT * holdout_share(len(held)):
+        warnings.append(
+            f"{held.sum():,} of {len(held):,} images are held out, because groups and identical images stay together: give "
+            "smaller groups, or validation images by --data.val"
         )
 
 

@@ -30,7 +30,7 @@ from fastft.files.atomic import write_text
 from fastft.files.run_directory import run_folder
 from fastft.photos.beton_holdout import prepare_holdout
 from fastft.photos.holdout import VERSION
-from fastft.photos.layout import LabelledSet, open_sets
+from fastft.photos.layout import LabelledSet, open_val
 from fastft.photos.paths import holds_out_of_beton, needs_conversion, needs_preparation
 from fastft.photos.photo_plan import (
     LISTED,
@@ -119,8 +119,10 @@ def _check_beton(path: str) -> None:
 def _prepare_train(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     """Convert `data.train` and, unless it is a .beton, `data.val`."""
     photos, listed = str(recipe.data.train), _listed(recipe)
-    inputs = _fingerprint(listed, _options(recipe))
-    stored = begin(folder, photos, inputs, say)
+    converted_elsewhere = recipe.data.val is not None and not needs_conversion(recipe.data.val)
+    inputs = _fingerprint(listed, _options(recipe), holds_out=not converted_elsewhere)
+    older = _fingerprint(listed, _options(recipe)) if converted_elsewhere else inputs
+    stored = begin(folder, photos, inputs, say, older)
     if not stored.get("complete"):
         stored = _convert_all(recipe, listed, inputs, folder)
     for line in (*stored["summary"], *(f"warning: {text}" for text in stored["warnings"])):
@@ -139,13 +141,12 @@ def _prepare_val(recipe: Recipe, folder: Path, say: Say) -> Recipe:
         raise UserError(
             f"{recipe.data.train}: has no class names for {photos}; give both as photographs or as .beton"
         )
-    first, second = open_sets(photos)
-    val = with_classes(second or first, manifest.classes)
+    val = with_classes(open_val(photos), manifest.classes)
     inputs = _fingerprint((None, val), _options(recipe))
     if not begin(folder, photos, inputs, say).get("complete"):
         for text in _write("val", val, _options(recipe), folder):
             say(f"warning: {text}")
-        finish(folder, photos, inputs, {})
+        finish(folder, photos, inputs, {"files": ["val.beton"]})
     return recipe.with_option("data.val", str(folder / "val.beton"))
 
 
@@ -162,6 +163,7 @@ def _convert_all(
     prepared = {
         "classes": len(plan.train.source.classes),
         "val": plan.val is not None,
+        "files": ["train.beton", *(["val.beton"] if plan.val is not None else [])],
         "summary": [_summary(recipe, plan, folder)],
         "warnings": warnings,
     }
@@ -195,12 +197,17 @@ def _write(split: str, images: LabelledSet, options: WriteOptions, folder: Path)
     return [f"{len(manifest.skipped):,} {split} images cannot be read and are left out: {listed}{rest}"]
 
 
-def _fingerprint(listed: tuple[LabelledSet | None, LabelledSet | None], options: WriteOptions) -> str:
-    """Changes with the names, labels, groups, sizes and times of the images; not with the place of their folder."""
+def _fingerprint(
+    listed: tuple[LabelledSet | None, LabelledSet | None], options: WriteOptions, holds_out: bool = True
+) -> str:
+    """Changes with the names, labels, groups, sizes and times of the images; not with the place of their folder.
+
+    holds_out: False if without listed validation images none are held out either: `data.val` is a .beton.
+    """
     digest = hashlib.blake2b(json.dumps([VERSION, options.recorded()]).encode(), digest_size=16)
     for found in listed:
         if found is None:
-            digest.update(b"none")
+            digest.update(b"none" if holds_out else b"other")
             continue
         source, columns = found.source, found.columns
         stamps = source.stamps(np.arange(len(found), dtype=np.int64))

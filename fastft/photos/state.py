@@ -16,29 +16,40 @@ from fastft.files.atomic import write_text
 from fastft.files.run_directory import lock_run
 
 PREPARED, SPLIT = "prepared.json", "split.csv"
+TRAINED = ("checkpoints/step-*", "runs/*/checkpoints/step-*")  # of a run, and of the runs of `fastft tune`
 POLL_SECONDS = 0.2
 MAX_BYTES = 64 << 20  # of prepared.json
 
 Say = Callable[[str], None]
 
 
-def begin(folder: Path, data: str, inputs: str, say: Say) -> dict[str, Any]:
+def begin(folder: Path, data: str, inputs: str, say: Say, older: str = "") -> dict[str, Any]:
     """The record of an earlier preparation of the same inputs, complete or not; files of other inputs are removed.
 
     data: `data.train` or `data.val`, for messages. inputs: a hash of the images and of how they are prepared.
+    older: what a record without `files` has for these inputs; it does not tell a hold-out from a `data.val` elsewhere.
 
     Raises:
         UserError: the images have changed since the first checkpoint, or another process uses the run directory.
     """
     stored = _read(folder / PREPARED)
-    if stored.get("inputs") == inputs:
+    if stored.get("inputs") == older and not stored.get("val") and "files" not in stored:
+        stored["inputs"] = inputs
+    lost = [name for name in stored.get("files", ()) if not (folder / name).exists()]
+    if stored.get("inputs") == inputs and not lost:
         if stored.get("complete"):
             say(f"{data}: unchanged, using {folder}")
         return stored
     with lock_run(folder.parent):
-        if stored:
-            _refuse_changed(folder.parent, data)
-            say(f"{data} has changed since it was prepared: preparing it again")
+        if stored.get("inputs") == inputs:
+            say(f"{folder}: {', '.join(lost)} is missing: preparing {data} again")
+        elif stored:
+            before = str(stored.get("photos", data))
+            _refuse_changed(folder.parent, data, before)
+            changed = (
+                f"{data} has changed since it was prepared" if before == data else f"{folder} is of {before}"
+            )
+            say(f"{changed}: preparing {data}{' again' * (before == data)}")
         _discard(folder)
         write_text(folder / PREPARED, json.dumps({"inputs": inputs, "photos": data}))
     return {}
@@ -82,6 +93,11 @@ def _discard(folder: Path) -> None:
     (folder / SPLIT).unlink(missing_ok=True)
 
 
-def _refuse_changed(run: Path, data: str) -> None:
-    if any((run / "checkpoints").glob("step-*")):
-        raise UserError(f"{data} has changed since {run} was trained on it; use another --train.run_dir")
+def _refuse_changed(run: Path, data: str, before: str) -> None:
+    if any(any(run.glob(folder)) for folder in TRAINED):
+        changed = (
+            f"{data} has changed since {run} was trained on it"
+            if before == data
+            else f"{run} was trained on {before}"
+        )
+        raise UserError(f"{changed}; use another --train.run_dir")

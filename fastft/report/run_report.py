@@ -1,6 +1,6 @@
 """`fastft report RUN`: one HTML page for a run directory."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -130,23 +130,26 @@ def machine_line(run: Run) -> str:
 def _accuracy_figures(run: Run) -> list[dict[str, str]]:
     if not run.evaluations:
         return []
-    best, last = max(run.evaluations, key=selection_score), run.evaluations[-1]
-    kind = "EMA" if "ema_top1" in best else "raw"
-    samples = best["raw_samples" if "raw_samples" in best else "ema_samples"]
-    error = (headline_top1(best) * (100 - headline_top1(best)) / max(1, samples)) ** 0.5
+    used, weights = _used_evaluation(run)
+    top1 = used[f"{weights}_top1"]
+    samples = used["raw_samples" if "raw_samples" in used else "ema_samples"]
+    error = (top1 * (100 - top1) / max(1, samples)) ** 0.5
+    taken = "; used by predict, eval and export" if run.weights else ""
     figures = [
         _figure(
-            f"best {kind} top-1",
-            f"{headline_top1(best):.2f} %",
-            f"epoch {best['epoch']}, standard error {error:.2f}",
+            f"{WEIGHTS[weights]} top-1",
+            f"{top1:.2f} %",
+            f"epoch {used['epoch']}, standard error {error:.2f}{taken}",
         )
     ]
-    below = (
-        f"raw {last['raw_top1']:.2f} %" if kind == "EMA" and "raw_top1" in last else f"epoch {last['epoch']}"
-    )
-    figures.append(_figure(f"last {kind} top-1", f"{headline_top1(last):.2f} %", below))
+    best, last = max(run.evaluations, key=selection_score), run.evaluations[-1]
+    for label, entry in (("best epoch", best), ("last epoch", last)):
+        shown = [f"{name} {entry[f'{w}_top1']:.2f} %" for w, name in WEIGHTS.items() if f"{w}_top1" in entry]
+        figures.append(
+            _figure(f"{label}, {entry['epoch']}", f"{headline_top1(entry):.2f} %", ", ".join(shown))
+        )
     if "raw_top1" in run.baseline:
-        gain = headline_top1(best) - run.baseline["raw_top1"]
+        gain = top1 - run.baseline["raw_top1"]
         figures.append(
             _figure(
                 "frozen-tower baseline",
@@ -154,13 +157,12 @@ def _accuracy_figures(run: Run) -> list[dict[str, str]]:
                 f"ridge regression; fine-tuning {gain:+.2f}",
             )
         )
-    weights = "ema" if kind == "EMA" else "raw"
-    if f"{weights}_balanced_accuracy" in best:
+    if f"{weights}_balanced_accuracy" in used:
         figures.append(
             _figure(
                 "balanced accuracy",
-                f"{best[f'{weights}_balanced_accuracy']:.2f} %",
-                f"macro F1 {best[f'{weights}_macro_f1']:.2f} %, calibration error {best[f'{weights}_ece']:.1f} %",
+                f"{used[f'{weights}_balanced_accuracy']:.2f} %",
+                f"macro F1 {used[f'{weights}_macro_f1']:.2f} %, calibration error {used[f'{weights}_ece']:.1f} %",
             )
         )
     expected = run.recipe.about.top1
@@ -169,10 +171,19 @@ def _accuracy_figures(run: Run) -> list[dict[str, str]]:
             _figure(
                 "expected",
                 f"{expected:g} %",
-                f"{headline_top1(best) - expected:+.2f} against {run.recipe.about.source}",
+                f"{top1 - expected:+.2f} against {run.recipe.about.source}",
             )
         )
     return figures
+
+
+def _used_evaluation(run: Run) -> tuple[Mapping[str, Any], str]:
+    """The evaluation of the weights that the run chose, and their kind; of a run without a choice its best epoch's."""
+    for entry in run.evaluations:
+        if entry["epoch"] == run.weights.get("epoch") and f"{run.weights['kind']}_top1" in entry:
+            return entry, run.weights["kind"]
+    best = max(run.evaluations, key=selection_score)
+    return best, "ema" if "ema_top1" in best else "raw"
 
 
 def _speed_figures(run: Run) -> list[dict[str, str]]:

@@ -54,7 +54,10 @@ MODEL_STATE: dict[str, Rule] = {
 RUN_STATE: dict[str, Rule] = {"progress": OBJECT, "scaler": NUMBERS_BY_NAME}
 PROGRESS: dict[str, Rule] = {"epoch": COUNT, "step": COUNT, "seconds": NUMBER, "evaluations": LIST}
 EVALUATION: dict[str, Rule] = {"epoch": COUNT, "raw": OBJECT, "ema": OBJECT, "disagreements": OBJECT}
-DISAGREEMENTS: dict[str, Rule] = {"raw_only": COUNT, "ema_only": COUNT}
+DISAGREEMENTS: dict[str, Rule] = {
+    "raw_only": COUNT, "ema_only": COUNT, "balanced_gain": NUMBER, "balanced_error": NUMBER,
+}  # fmt: skip
+BALANCED = ("balanced_gain", "balanced_error")  # of runs whose classes have very different sizes
 LOGGED: dict[str, Rule] = {
     "steps": COUNT, "loss_sum": NUMBER, "seconds": NUMBER, "waited": NUMBER, "split": NUMBERS_BY_NAME,
 }  # fmt: skip
@@ -212,7 +215,7 @@ def _check_state(state: dict[str, Any], resumable: bool) -> None:
     for entry in progress["evaluations"]:
         check_keys("an evaluation", entry, EVALUATION, optional=(*WEIGHTS, "disagreements"))
         if entry.get("disagreements"):
-            check_keys("disagreements", entry["disagreements"], DISAGREEMENTS)
+            check_keys("disagreements", entry["disagreements"], DISAGREEMENTS, optional=BALANCED)
         if not (evaluated := entry.keys() & set(WEIGHTS)):
             raise ValueError("an evaluation has no 'raw'")
         for weights in evaluated:

@@ -3,7 +3,7 @@
 A run keeps the raw and the EMA weights of its last epochs (`step-*`) and those of its best epoch (`best-*`). The rule:
 
 - The EMA, as in the paper, unless the raw weights are right on significantly more of the same validation images: then the EMA
-  is not trained yet (McNemar's exact test, p < 0.05).
+  is not trained yet (McNemar's exact test, p < 0.05). Where classes are of very different sizes, by balanced accuracy.
 - The last epoch, because the best of many epochs on few images is mostly the luckiest: the best of 9 settings gains about 4
   points by luck on 200 images at 80 %. From 2,000 validation images on the best epoch, as in the paper.
 """
@@ -17,6 +17,7 @@ import numpy as np
 
 from beton_tools.errors import UserError
 from fastft.files.evaluations import WEIGHTS as NAMES
+from fastft.files.evaluations import flatten, selection_score
 from fastft.files.run_directory import read_result
 from fastft.train.checkpoint import find_checkpoint, is_checkpoint, list_checkpoints, read_checkpoint
 
@@ -44,6 +45,24 @@ def mcnemar(first_only: int, second_only: int) -> float:
     return float(binomtest(first_only, first_only + second_only).pvalue)
 
 
+def balanced_disagreement(
+    labels_N: np.ndarray, raw_right_N: np.ndarray, ema_right_N: np.ndarray
+) -> dict[str, float]:
+    """Balanced accuracy of the raw minus that of the EMA weights, in points, and the standard error of the difference.
+
+    labels_N: int64 (N,). raw_right_N, ema_right_N: bool (N,), of the same images.
+    """
+    counts = np.bincount(labels_N)
+    weights_N = 100 / ((counts > 0).sum() * counts[labels_N])
+    signed_N = weights_N * (raw_right_N.astype(int) - ema_right_N.astype(int))
+    return {"balanced_gain": float(signed_N.sum()), "balanced_error": float(np.sqrt((signed_N**2).sum()))}
+
+
+def best_evaluation(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The evaluation of the best epoch, the first with the highest score; None if there is none."""
+    return max(evaluations, key=lambda entry: selection_score(flatten(entry)), default=None)
+
+
 def choose_weights(
     evaluations: Sequence[Mapping[str, Any]], best: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
@@ -58,13 +77,9 @@ def choose_weights(
     images, evidence = int(last[kind]["samples"]), {}
     if EMA in last and last.get("disagreements"):
         evidence = dict(last["disagreements"])
-        evidence["p_value"] = mcnemar(evidence["raw_only"], evidence["ema_only"])
-        if evidence["raw_only"] > evidence["ema_only"] and evidence["p_value"] < SIGNIFICANT:
-            kind = RAW
-            why = (
-                f"raw, because it alone is right on {evidence['raw_only']:,} images and the EMA alone on "
-                f"{evidence['ema_only']:,} (p = {evidence['p_value']:.2g})"
-            )
+        evidence["p_value"], raw_is_ahead, words = _compare(evidence)
+        if raw_is_ahead and evidence["p_value"] < SIGNIFICANT:
+            kind, why = RAW, f"raw, because {words} (p = {evidence['p_value']:.2g})"
     # only the weights that the best epoch is chosen by are kept of it
     by_best = images >= LEAST_IMAGES_FOR_BEST and kind == (EMA if EMA in best else RAW)
     entry = best if by_best else last
@@ -79,6 +94,22 @@ def choose_weights(
         "reason": f"{why}; {when}",
         "evidence": {"samples": images, **evidence},
     }
+
+
+def _compare(evidence: Mapping[str, Any]) -> tuple[float, bool, str]:
+    """(p-value that raw and EMA weights are equally good, whether raw is ahead, in words) from their disagreements.
+
+    By balanced accuracy where classes are of very different sizes: a normal approximation, each image weighted by its class.
+    """
+    if "balanced_gain" in evidence:
+        from scipy.stats import norm
+
+        gain, error = evidence["balanced_gain"], evidence["balanced_error"]
+        p_value = 1.0 if error == 0 else float(2 * norm.sf(abs(gain) / error))
+        return p_value, gain > 0, f"its balanced accuracy is {gain:.2f} points above the EMA's"
+    raw_only, ema_only = evidence["raw_only"], evidence["ema_only"]
+    words = f"it alone is right on {raw_only:,} images and the EMA alone on {ema_only:,}"
+    return mcnemar(raw_only, ema_only), raw_only > ema_only, words
 
 
 def describe_weights(choice: Mapping[str, Any]) -> str:
@@ -110,14 +141,31 @@ def find_weights(path: Path, wanted: str = AUTO) -> Found:
         if wanted in (BEST, LAST):
             raise UserError(f"{path} is one checkpoint; give its run directory for --weights {wanted}")
         return _of_checkpoint(path, wanted)
-    record = read_result(path).get("weights") or {}
+    result = read_result(path)
+    record = result.get("weights") or {}
+    if not result:
+        record = _choose_so_far(path) or {}
     if wanted == AUTO:
-        if not record:  # the run has not ended, or is of an earlier version: the best epoch, as in the paper
+        if (
+            not record
+        ):  # nothing is evaluated, or the run is of an earlier version: the best epoch, as in the paper
             return _of_checkpoint(find_checkpoint(path), AUTO)
         return _newest(path, record["take"], record["kind"], f": {record['reason']}")
     if wanted == LAST:
         return _newest(path, LAST, record.get("kind", AUTO))
     return _newest(path, BEST if wanted == BEST else LAST, AUTO if wanted == BEST else wanted)
+
+
+def _choose_so_far(run: Path) -> dict[str, Any] | None:
+    """The choice of a run that has not ended, by the evaluations before its newest checkpoint."""
+    found = list_checkpoints(run / "checkpoints")
+    if not found:
+        return None
+    evaluations = read_checkpoint(found[-1], needed=()).state.get("progress", {}).get("evaluations", [])
+    choice = choose_weights(evaluations, best_evaluation(evaluations))
+    if choice is not None and choice["take"] == LAST:
+        choice["reason"] += "; the run has not ended"
+    return choice
 
 
 def _newest(run: Path, take: str, kind: str, reason: str = "") -> Found:

@@ -5,11 +5,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fastft.build import UNTRAINED_SHARE, untrained_share
 from fastft.config import Recipe
-from fastft.files.evaluations import TOP1, WEIGHTS, flatten, headline_top1, selection_score
+from fastft.files.evaluations import TOP1, WEIGHTS, flatten, headline_top1
 from fastft.imagenet import NO_EXPECTATION, describe_expectation, expected_top1
 from fastft.model import TowerArch
-from fastft.train.chosen_weights import choose_weights, count_disagreements, describe_weights
+from fastft.train.chosen_weights import (
+    balanced_disagreement,
+    best_evaluation,
+    choose_weights,
+    count_disagreements,
+    describe_weights,
+)
 from fastft.train.evaluate import Scores
 from fastft.train.log import format_seconds
 
@@ -37,6 +44,8 @@ class Progress:
         raw, ema = (s.predictions if (s := scores.get(weights)) else None for weights in WEIGHTS)
         if raw is not None and ema is not None:
             entry["disagreements"] = count_disagreements(raw.right_N, ema.right_N)
+            if best_by != TOP1:
+                entry["disagreements"] |= balanced_disagreement(raw.labels_N, raw.right_N, ema.right_N)
         if best_by != TOP1:
             entry["best_by"] = best_by
         self.evaluations.append(entry)
@@ -47,7 +56,7 @@ class Progress:
 
     def best(self) -> dict[str, Any] | None:
         """The evaluation of the best epoch so far."""
-        return max(self.evaluations, key=lambda entry: selection_score(flatten(entry)), default=None)
+        return best_evaluation(self.evaluations)
 
 
 def describe_model(
@@ -110,15 +119,27 @@ def describe_baseline(baseline: Mapping[str, Any]) -> str:
     return f"{made}: top-1 {raw['top1']:.3f} % of {raw['samples']} images, the baseline that fine-tuning must beat"
 
 
+def describe_unfinished(progress: Progress, recipe: Recipe, steps: int) -> list[str]:
+    """The log lines of a run that stops early: the weights that are used of it, and an EMA that is still young."""
+    choice, untrained = choose_weights(progress.evaluations, progress.best()), untrained_share(recipe, steps)
+    lines = [] if choice is None else [describe_weights(choice)]
+    if untrained > UNTRAINED_SHARE:
+        lines.append(
+            f"warning: {untrained:.0%} of the EMA's weights are still the initial ones; --weights raw takes others"
+        )
+    return lines
+
+
 def conclusion(result: dict[str, Any]) -> str:
     """The last log line of a run."""
     best, last = result["best"], result["last"]
     if best is None or last is None:
         return "done; no validation data, nothing was evaluated"
-    top1, ema = headline_top1(flatten(best)), ", EMA" if "ema" in best else ""
-    parts = [f"best {top1:.3f} (epoch {best['epoch']}{ema})"]
+    used = result["weights"]
+    parts = [f"{WEIGHTS[used['kind']]} {used['top1']:.3f} (epoch {used['epoch']})"]
     if "raw" in result.get("baseline", {}):
         parts += [f"frozen-tower baseline {result['baseline']['raw']['top1']:.3f}"]
+    parts += [f"best epoch {headline_top1(flatten(best)):.3f} ({best['epoch']})"]
     parts += [f"last EMA {last['ema']['top1']:.3f}"] if "ema" in last else []
     parts += [f"last raw {last['raw']['top1']:.3f}"] if "raw" in last else []
     expected = "" if result["expectation"] == NO_EXPECTATION else f"; {result['expectation']}"

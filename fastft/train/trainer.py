@@ -50,6 +50,7 @@ from fastft.train.progress import (
     describe_baseline,
     describe_evaluation,
     describe_model,
+    describe_unfinished,
     summarise,
 )
 from fastft.train.setup import open_loaders, plan_phases, refuse_other_head
@@ -352,6 +353,8 @@ class Trainer:
         self.checkpoints.finish()
         if self.world.any(self.guard.requested):
             raise Preempted(f"stopped on a signal after step {self.global_step}; the same command continues")
+        for line in describe_unfinished(self.progress, self.recipe, self.global_step):
+            self.log.info(line)
         raise TimeUp(
             f"stopped after {self.recipe.train.stop_after} (train.stop_after) at step {self.global_step}; the same command "
             "continues"

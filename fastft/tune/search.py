@@ -17,7 +17,7 @@ from fastft.config import Recipe, load_recipe, option_fields
 from fastft.data.classes import refuse_other_classes
 from fastft.files.evaluations import BALANCED_ACCURACY
 from fastft.files.run_directory import lock_run
-from fastft.photos.prepare import prepare_data
+from fastft.photos.prepare import line_printer, prepare_data
 from fastft.sweep import Run, plan_run, train_run
 from fastft.sweep.results import read_result
 from fastft.train.distributed import World, find_world
@@ -98,7 +98,7 @@ def _prepare(recipe: Recipe, folder: Path, test: Path | None, console: Console) 
     if recipe.data.train is not None:
         recipe = prepare_data(
             recipe.with_option("train.run_dir", str(folder)),
-            lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
+            line_printer(console),
         )
     if recipe.data.train is None or recipe.data.val is None:
         raise UserError(
@@ -213,6 +213,6 @@ class _Search:
         saved = [read_validation(trial.run.folder, trial.weights) for trial in first]
         right_SN = np.stack([v.labels_N == v.predicted_N for v in saved])
         labels_N = saved[0].labels_N
-        balanced = self.trials[0].measure == BALANCED_ACCURACY
+        balanced = first[0].measure == BALANCED_ACCURACY
         weights_N = 1 / np.bincount(labels_N)[labels_N] if balanced else np.ones(len(labels_N))
         return optimism(right_SN, weights_N)

@@ -103,7 +103,11 @@ def test_all_rows_of_one_seed_come_before_the_next_and_settings_are_chosen_once(
     class Scores:
         def score(self, row, seed):
             right = _hex(np.arange(8) < (3 if row in (second, last) else 2))
-            return {"points": [{"tune_ema": right, "tune_raw": right}]}
+            return {
+                "row": row.name,
+                "options": row.options,
+                "points": [{"tune_ema": right, "tune_raw": right}],
+            }
 
     first, second, third = grid = study.grid_rows()
     baseline, between, last = study.plain_rows()
@@ -115,8 +119,33 @@ def test_all_rows_of_one_seed_come_before_the_next_and_settings_are_chosen_once(
     assert (between, 0) in planned
     assert {row.name for row, seed in planned if seed == 1} == {
         row.name for row, seed in planned if seed == 0
-    } - {first.name, third.name, between.name}
+    } - {first.name, third.name, between.name, study.long_row({}).name}
     assert (baseline, 1) in planned and (last, 1) in planned
+
+
+def test_of_equal_trainings_the_smallest_lr_is_chosen_by_study_and_page_alike(study, report) -> None:
+    """As two trainings that always predict the same class are."""
+
+    class Scores:
+        def score(self, row, seed):
+            right = _hex(np.arange(8) < 4)
+            return {
+                "row": row.name,
+                "options": row.options,
+                "points": [{"tune_ema": right, "tune_raw": right}],
+            }
+
+    planned = list(study.plan(Scores(), [0, 1]))
+    _, *smaller = study.plain_rows()
+    trained = [row.name for row, seed in planned if seed == 1 and row in smaller]
+    runs = [Scores().score(row, 0) | {"part": "chain", "seed": 0} for row in smaller]
+    assert (
+        trained == [report.tuned(runs[::-1], "chain", [r.name for r in smaller], "raw")] == [smaller[-1].name]
+    )
+    grid = study.grid_rows()
+    assert (
+        sum(row == min(grid, key=lambda r: r.options["optim.lr"]) for row, seed in planned if seed == 1) == 1
+    )
 
 
 def test_a_second_process_waits_for_the_choice_of_the_base(study, tmp_path: Path) -> None:
@@ -206,7 +235,8 @@ def scored(study, scores, rows, seeds: int) -> None:
                     {"epochs": epochs, "flops": 1e12 * epochs, "train_seconds": 9, "score_seconds": 1} | right
                 )
             scores.add({
-                "row": row.name, "part": row.part, "seed": seed, "options": {}, "images": N, "points": points,
+                "row": row.name, "part": row.part, "seed": seed, "options": study._json(row.options), "images": N,
+                "points": points,
             })  # fmt: skip
 
 
@@ -222,6 +252,7 @@ def test_the_page_opens_with_three_sentences_and_says_how_much_is_there(
     base, *_ = study.grid_rows()
     rows = [base, *study.lever_rows(base.options)[:2], *study.chain_rows(base.options), *study.plain_rows()]
     scored(study, scores, rows, seeds)
+    scored(study, scores, [study.long_row(base.options)], 1)
     study.main(["report", "--out", str(tmp_path), "--docs", str(tmp_path / "docs")])
     page = (tmp_path / "docs" / "study.md").read_text()
     opening = page.split("\n\n")[1]
@@ -236,9 +267,67 @@ def test_the_page_opens_with_three_sentences_and_says_how_much_is_there(
         "no mixing",
     ]
     assert {d["seeds"] for d in found["chain"] + found["levers"]} == {seeds}
+    assert {len(f["by_seed"]) for f in found["figures"]} == {seeds} and found["twice_the_length"][
+        "seeds"
+    ] == 1
+    assert "Twice the length changes it by" in page
     for theme in ("light", "dark"):
         svg = (tmp_path / "docs" / "images" / f"study-{theme}.svg").read_text()
-        assert "freeze 1/2" in svg and "Pareto front" in svg
+        assert all(f": {name}<" in svg for name in found["pareto"]) and "Pareto front" in svg
+
+
+def test_a_row_at_chance_is_named_and_in_no_step(study, report, cifar: Path, tmp_path: Path) -> None:
+    scores = prepared(study, cifar, tmp_path).scores
+    base, *_ = study.grid_rows()
+    first, second, third = study.plain_rows()
+    scored(study, scores, [base, *study.chain_rows(base.options), second, third], 3)
+    setting, guessing = scores.setting(), _hex(np.arange(N) < N * scores.setting()["test_per_class"] // N)
+    for seed in range(3):
+        right = {f"{s}_{w}": guessing for s in ("tune", "test") for w in ("ema", "raw")}
+        point = {"epochs": 40, "flops": 4e13, "train_seconds": 9, "score_seconds": 1} | right
+        scores.add({
+            "row": first.name, "part": "chain", "seed": seed, "options": study._json(first.options), "images": N,
+            "points": [point],
+        })  # fmt: skip
+    found = report.collect(scores)
+    assert setting["test_per_class"] == 6 and found["untrained"] == ["baseline"]
+    assert [d["name"] for d in found["chain"]] == ["EMA", "layer decay", "half the length", "no mixing"]
+    assert "'baseline' ended near chance and are in no step" in report.page(found)
+
+
+def difference(report, name: str, gain: float, half_width: float | None) -> dict:
+    made = {
+        "name": name,
+        "against": "base",
+        "gain": gain,
+        "flops": 0.5,
+        "seed_error": 0.1,
+        "image_error": 0.1,
+        "seeds": 3,
+    }
+    told = half_width is not None and abs(gain) > half_width
+    return made | {"half_width": half_width, "verdict": "worse" if told else "not told apart"}
+
+
+def test_free_means_shown_to_lose_less_than_half_a_point(report) -> None:
+    levers = [
+        difference(report, "a", -0.1, 0.3),
+        difference(report, "b", -0.1, 0.5),
+        difference(report, "c", 0.1, None),
+    ]
+    text = report._free_sentence(levers)
+    assert "'a'" in text.split(";")[0] and "'b'" not in text.split(";")[0] and "'c'" not in text.split(";")[0]
+
+
+def test_published_numbers_outside_the_interval_are_named(report) -> None:
+    chain = [difference(report, "half the length", -5.4, 1.0), difference(report, "EMA", 0.5, 1.0)]
+    setting = {"steps": 620, "batch": 32}
+    text = report._against_the_papers({"levers": [], "chain": chain, "setting": setting})
+    assert (
+        text.startswith("1 of 2 published numbers")
+        and "'half the length' -5.4" in text
+        and "'EMA'" not in text
+    )
 
 
 def test_the_page_in_the_repository_is_made_of_the_results(report) -> None:

@@ -61,3 +61,10 @@ def test_units_join_images_that_share_a_group_or_their_bytes() -> None:
     groups, contents = np.array([0, 0, 1, 2, 3]), np.array([5, 6, 6, 7, 8])
     units = join_units(groups, contents)
     assert len(set(units[:3].tolist())) == 1 and len(set(units.tolist())) == 3
+
+
+@pytest.mark.parametrize(("small", "large"), [(300, 700), (250, 750), (400, 600), (499, 501)])
+def test_of_two_groups_the_smaller_is_held_out(small: int, large: int) -> None:
+    units = np.repeat([0, 1], [large, small])
+    held = hold_out(np.arange(small + large) % 2, units)
+    assert held.sum() == small and held[-small:].all()

@@ -136,6 +136,68 @@ def test_photographs_are_converted_once_and_again_when_they_change(copied: Path,
     assert Beton.open(str(again.data.train)).num_samples + Beton.open(str(again.data.val)).num_samples == 37
 
 
+def test_validation_images_elsewhere_and_held_out_ones_are_told_apart(
+    copied: Path, tower: list[str], tmp_path: Path
+) -> None:
+    own = tmp_path / "own.beton"
+    shutil.copy(str(prepared(copied, tmp_path / "other").data.val), own)
+    for first, second in (((), (f"--data.val={own}",)), ((f"--data.val={own}",), ())):
+        run = tmp_path / f"run{len(first)}"
+        prepared(copied, run, *first)
+        said: list[str] = []
+        recipe = prepared(copied, run, *second, said=said)
+        assert "unchanged" not in said[0]
+        assert recipe.data.val == (str(own) if second else str(run / "data" / "val.beton"))
+        assert Beton.open(str(recipe.data.train)).num_samples == (36 if second else 29)
+
+
+def test_a_converted_file_that_is_lost_is_made_again(copied: Path, tmp_path: Path) -> None:
+    recipe = prepared(copied, tmp_path / "run")
+    before = Path(str(recipe.data.train)).read_bytes()
+    Path(str(recipe.data.train)).unlink()
+    said: list[str] = []
+    again = prepared(copied, tmp_path / "run", said=said)
+    assert "train.beton is missing: preparing" in said[0]
+    assert Path(str(again.data.train)).read_bytes() == before
+
+
+def test_a_record_of_earlier_code_is_used(copied: Path, tmp_path: Path) -> None:
+    """It has no `files`, and does not tell held-out images from validation images elsewhere."""
+    own = tmp_path / "own.beton"
+    shutil.copy(str(prepared(copied, tmp_path / "other").data.val), own)
+    prepared(copied, tmp_path / "run", f"--data.val={own}")
+    path = tmp_path / "run" / "data" / "prepared.json"
+    record = json.loads(path.read_text())
+    hold_out_record = json.loads((tmp_path / "other" / "data" / "prepared.json").read_text())
+    record["inputs"] = hold_out_record["inputs"]  # earlier code hashed both alike
+    del record["files"]
+    path.write_text(json.dumps(record))
+    said: list[str] = []
+    prepared(copied, tmp_path / "run", f"--data.val={own}", said=said)
+    assert "unchanged" in said[0]
+
+
+def test_another_folder_for_the_same_run_is_named(copied: Path, tower: list[str], tmp_path: Path) -> None:
+    other = Path(shutil.copytree(copied, tmp_path / "more"))
+    (other / "coffee" / "00.jpg").unlink()
+    run = tmp_path / "run"
+    prepared(copied, run)
+    said: list[str] = []
+    prepared(other, run, said=said)
+    assert said[0] == f"{run / 'data'} is of {copied}: preparing {other}"
+    (run / "checkpoints" / "step-00000001").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"{run} was trained on {other}; use another --train\.run_dir"):
+        prepared(copied, run)
+
+
+def test_a_wrong_path_is_no_plan_of_imagenets_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["explain", "photos"], ["cost", "photos", "--gpu", "v100"]):
+        assert main([*command, f"--data.train={tmp_path / 'mistyped'}"]) == 2
+        assert "mistyped: no such file or folder; its images decide" in capsys.readouterr().err
+
+
 def test_changed_photographs_are_refused_once_a_run_has_a_checkpoint(
     copied: Path, tower: list[str], tmp_path: Path
 ) -> None:

@@ -30,13 +30,28 @@ def test_reference_curves_are_the_logs() -> None:
         assert {len(curve[k]) for k in ("train_loss", "top1_raw", "top1_ema")} == {epochs}
 
 
-def test_headline_is_the_best_epoch_of_the_ema(run_folder: Path) -> None:
+def test_headline_is_what_the_run_chose_and_the_best_epoch_is_beside_it(run_folder: Path) -> None:
     run = load_run(run_folder)
-    best = max(run.evaluations, key=lambda e: e["ema_top1"])
-    shown = {f["label"]: f for f in headline(run)}
-    assert shown["best EMA top-1"]["value"] == f"{best['ema_top1']:.2f} %"
-    assert f"epoch {best['epoch']}" in shown["best EMA top-1"]["below"]
+    best, last = max(run.evaluations, key=lambda e: e["ema_top1"]), run.evaluations[-1]
+    assert best["epoch"] < last["epoch"]
+    chosen = replace(
+        run, weights={"take": "last", "kind": "raw", "epoch": last["epoch"]}, baseline={"raw_top1": 50.0}
+    )
+    first, *rest = headline(chosen)
+    assert (first["label"], first["value"]) == ("raw top-1", f"{last['raw_top1']:.2f} %")
+    assert f"epoch {last['epoch']}" in first["below"] and "used by predict, eval and export" in first["below"]
+    shown = {f["label"]: f for f in rest}
+    assert shown[f"best epoch, {best['epoch']}"]["value"] == f"{best['ema_top1']:.2f} %"
+    assert shown["frozen-tower baseline"]["below"].endswith(f"fine-tuning {last['raw_top1'] - 50:+.2f}")
     assert shown["expected"]["value"] == "85.7 %"
+
+
+def test_without_a_choice_the_headline_is_the_best_epoch_of_the_ema(run_folder: Path) -> None:
+    run = replace(load_run(run_folder), weights={})
+    best = max(run.evaluations, key=lambda e: e["ema_top1"])
+    first = headline(run)[0]
+    assert (first["label"], first["value"]) == ("EMA top-1", f"{best['ema_top1']:.2f} %")
+    assert first["below"].startswith(f"epoch {best['epoch']}, standard error")
 
 
 @pytest.mark.parametrize("change", ["--data.num_classes=10", "--data.train_size=1000000", "steps"])
@@ -178,7 +193,7 @@ def test_thumbnails_are_read_from_the_file(tmp_path: Path, photographs: dict[str
 def test_command_writes_the_page_into_the_run(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(run_folder), "--mistakes=never"]) == 0
     assert capsys.readouterr().out.strip() == str(run_folder / "report.html")
-    assert "best EMA top-1" in (run_folder / "report.html").read_text()
+    assert "EMA top-1" in (run_folder / "report.html").read_text()
     assert main(["report", str(run_folder / "checkpoints")]) == 2
 
 

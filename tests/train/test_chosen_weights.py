@@ -16,7 +16,13 @@ from fastft.inference.evaluation import evaluate_checkpoint
 from fastft.inference.logits import compute_logits
 from fastft.inference.trained import load_trained
 from fastft.train.checkpoint import list_checkpoints, read_checkpoint
-from fastft.train.chosen_weights import choose_weights, count_disagreements, find_weights, mcnemar
+from fastft.train.chosen_weights import (
+    balanced_disagreement,
+    choose_weights,
+    count_disagreements,
+    find_weights,
+    mcnemar,
+)
 from tests.train.runs import run
 
 
@@ -66,6 +72,29 @@ def test_the_rule(entries: list[dict], take: str, kind: str, epoch: int) -> None
     assert chosen is not None
     assert (chosen["take"], chosen["kind"], chosen["epoch"]) == (take, kind, epoch)
     assert chosen["top1"] == entries[epoch][kind]["top1"]
+
+
+def test_very_unequal_classes_are_compared_by_balanced_accuracy() -> None:
+    """The EMA is right on more images, raw on more of the rare class."""
+    labels = np.array([0] * 900 + [1] * 100)
+    raw, ema = np.ones(1000, bool), np.ones(1000, bool)
+    raw[:60], ema[900:930] = False, False
+    found = balanced_disagreement(labels, raw, ema)
+    by_class = [raw[labels == k].mean() - ema[labels == k].mean() for k in (0, 1)]
+    assert found["balanced_gain"] == pytest.approx(100 * np.mean(by_class))
+    resampled, rng = [], np.random.default_rng(0)
+    for _ in range(400):  # the signs of the disagreements, as if both models were equally good
+        signs = rng.choice([-1, 1], 1000)
+        differences = signs * (raw.astype(int) - ema)
+        resampled.append(100 * np.mean([differences[labels == k].mean() for k in (0, 1)]))
+    assert found["balanced_error"] == pytest.approx(np.std(resampled), rel=0.1)
+    entry = evaluation(0, 94, 97, 1000, 60, 30)
+    entry["disagreements"] |= found
+    chosen = choose_weights([entry], entry)
+    assert chosen is not None and chosen["kind"] == "raw"
+    assert "its balanced accuracy is 11.67 points above the EMA's" in chosen["reason"]
+    entry["disagreements"] |= balanced_disagreement(labels, ema, raw)
+    assert choose_weights([entry], entry)["kind"] == "ema"  # type: ignore[index]
 
 
 def test_without_an_evaluation_there_is_no_choice() -> None:
@@ -148,6 +177,17 @@ def test_a_run_of_an_earlier_version_takes_its_best_checkpoint(whole: Path, tmp_
     del result["weights"]
     (old / "result.json").write_text(json.dumps(result))
     assert find_weights(old).path.name.startswith("best-")
+
+
+def test_a_run_that_has_not_ended_follows_the_same_rule(
+    whole: Path, untrained_ema: Path, tmp_path: Path
+) -> None:
+    for ended, kind in ((whole, "ema"), (untrained_ema, "raw")):
+        stopped = Path(shutil.copytree(ended, tmp_path / kind))
+        (stopped / "result.json").unlink()
+        found = find_weights(stopped)
+        assert found.kind == kind and found.path.name.startswith("step-")
+        assert found.description.endswith("the run has not ended")
 
 
 def test_weights_that_are_not_there_are_one_line(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

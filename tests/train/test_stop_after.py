@@ -49,3 +49,17 @@ def test_time_that_is_up_at_the_last_step_does_not_cost_the_last_evaluation(
         train__stop_after="0.001s",
     )  # fmt: skip
     assert result["last"]["epoch"] == 0
+
+
+def test_a_stopped_run_says_what_is_used_of_it_and_that_its_ema_is_young(
+    tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = flags(tiny, tmp_path / "run", **LONG, ema__decay="0.95", optim__batch_size="24")
+    command = ["train", "rcp/final_b16.yaml", *options]
+    for _ in range(3):  # two steps are an epoch
+        assert main([*command, "--train.stop_after=0.001s"]) == EXIT_REQUEUE
+    said = capsys.readouterr().out
+    assert "of the EMA's weights are still the initial ones; --weights raw takes others" in said
+    assert "predict, eval and export take the" in said and "weights of epoch 0" in said
+    assert main(["eval", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    assert "the run has not ended" in capsys.readouterr().err

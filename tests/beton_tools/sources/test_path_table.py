@@ -83,3 +83,33 @@ def test_a_label_outside_the_given_classes_is_refused(images: Path) -> None:
     table.write_text("path,label\n" + ROWS.format(d=","))
     with pytest.raises(UserError, match="label 'ship' is not one of the 1 training classes"):
         open_source(table, classes=["cup"])
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("\npath;label\na.png;x\n", ("x",)),
+        ("path,label\na.png,line\u2028separator\n", ("line\u2028separator",)),
+        ('path,label\na.png,"two\nlines"\n', ("two\nlines",)),
+        ("path,label\r\na.png,x\r\n", ("x",)),
+    ],
+    ids=["first line is blank", "line separator in a cell", "quoted line break", "Windows"],
+)
+def test_a_cell_may_hold_any_text(tmp_path: Path, text: str, labels: tuple[str, ...]) -> None:
+    (tmp_path / "t.csv").write_bytes(text.encode())
+    assert table_source([tmp_path / "t.csv"])[0].classes == labels
+
+
+def test_excels_unicode_text_is_read(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes("path\tlabel\r\na.png\tcafé\r\n".encode("utf-16"))
+    assert table_source([tmp_path / "t.csv"])[0].classes == ("café",)
+
+
+def test_a_label_in_another_encoding_is_named_and_a_path_may_be_any_bytes(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes("path,label\na.png,x\nb.png,café\n".encode("latin-1"))
+    with pytest.raises(
+        UserError, match=r"t\.csv, row 3: the label is not UTF-8 text; save the table as UTF-8"
+    ):
+        table_source([tmp_path / "t.csv"])
+    (tmp_path / "t.csv").write_bytes("path,label\ncafé.png,x\n".encode("latin-1"))
+    assert list(table_source([tmp_path / "t.csv"])[0].names) == ["caf\udce9.png"]

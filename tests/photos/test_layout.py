@@ -1,0 +1,90 @@
+"""Which folders and tables are training, validation or class folders, and what is said of the rest."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from beton_tools.errors import UserError
+from fastft.photos.layout import open_sets, open_val
+from fastft.photos.photo_plan import plan_photos
+from tests.photos.conftest import CLASSES, PER_CLASS
+from tests.photos.test_prepare import rows_of, write_csv
+
+
+@pytest.fixture
+def split(album: Path, tmp_path: Path) -> Path:
+    """`train/` and `val/` of all classes."""
+    for side in ("train", "val"):
+        shutil.copytree(album, tmp_path / "set" / side)
+    return tmp_path / "set"
+
+
+def warnings_of(path: Path) -> list[str]:
+    return plan_photos(*open_sets(str(path))).warnings
+
+
+@pytest.mark.parametrize("other", ["__MACOSX", "unlabelled", "valid", "dev"])
+def test_a_folder_beside_train_and_val_makes_no_classes_of_them(split: Path, other: str) -> None:
+    shutil.copytree(split / "val" / "coffee", split / other / "more")
+    train, val = open_sets(str(split))
+    assert train.source.classes == CLASSES and val is not None and val.source.classes == CLASSES
+    assert any(f"not used, as train is trained on: {other}" in line for line in warnings_of(split))
+
+
+def test_test_images_are_not_used_and_that_needs_no_warning(split: Path) -> None:
+    shutil.copytree(split / "val", split / "test")
+    assert len(open_sets(str(split))[0]) == len(CLASSES) * PER_CLASS
+    assert not any("not used" in line for line in warnings_of(split))
+
+
+def test_dev_is_a_validation_folder_as_it_is_in_tables(split: Path) -> None:
+    (split / "val").rename(split / "dev")
+    assert open_sets(str(split))[1] is not None
+
+
+def test_a_class_may_be_called_train(album: Path, tmp_path: Path) -> None:
+    for name in ("train", "bus"):
+        shutil.copytree(album / "coffee", tmp_path / "vehicles" / name / "seen")
+    train, val = open_sets(str(tmp_path / "vehicles"))
+    assert train.source.classes == ("bus", "train") and val is None
+
+
+def test_splits_without_class_folders_are_refused(album: Path, tmp_path: Path) -> None:
+    for side in ("train", "val"):
+        shutil.copytree(album / "coffee", tmp_path / "set" / side)
+    with pytest.raises(
+        UserError, match="train: no folder per class in it; make one for every class, or give a table"
+    ):
+        open_sets(str(tmp_path / "set"))
+
+
+def test_files_that_are_not_read_and_images_without_a_class_are_named(album: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(album, tmp_path / "photos"))
+    for i in range(3):
+        (folder / "coffee" / f"{i}.heic").write_bytes(b"x")
+    shutil.copy(folder / "coffee" / "00.jpg", folder / "loose.jpg")
+    text = "\n".join(warnings_of(folder))
+    assert "3 files are of a kind that is not read, and left out: 3 .heic" in text
+    assert f"1 images in {folder} are in no class folder and are left out" in text
+
+
+@pytest.mark.parametrize(("column", "cell"), [("split", "val"), ("is_valid", "1")])
+def test_a_table_of_validation_images_may_say_so_in_its_split_column(
+    album: Path, column: str, cell: str
+) -> None:
+    rows = [r | {"image_path": f"photos/{r['image_path']}", column: cell} for r in rows_of(album)]
+    table = write_csv(album.parent / f"{column}.csv", rows)
+    assert len(open_val(str(table))) == len(CLASSES) * PER_CLASS
+    with pytest.raises(UserError, match="no row is of the split 'train'"):
+        open_sets(str(table))
+
+
+def test_absolute_paths_below_a_linked_folder_are_found(album: Path, tmp_path: Path) -> None:
+    (tmp_path / "deep" / "real").mkdir(parents=True)
+    shutil.copytree(album, tmp_path / "deep" / "real" / "photos")
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "real")
+    rows = [r | {"image_path": str(tmp_path / "link" / "photos" / r["image_path"])} for r in rows_of(album)]
+    table = write_csv(tmp_path / "link" / "t.csv", rows)
+    plan = plan_photos(*open_sets(str(table)))
+    assert plan.missing == [] and len(plan.train) + len(plan.val or ()) == len(CLASSES) * PER_CLASS
