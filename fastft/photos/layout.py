@@ -136,12 +136,8 @@ def _split_folders(place: Path) -> tuple[Path | None, Path | None, tuple[str, ..
             "labels"
         )
     left = [*train[1:], *val[1:], *others]
-    unused = (
-        (f"{place}: not used, as {train[0]} is trained on: {', '.join(map(printable, left))}",)
-        if left
-        else ()
-    )
-    return place / train[0], place / val[0] if val else None, unused
+    words = f"{place}: not used, as {train[0]} is trained on: {', '.join(map(printable, left))}"
+    return place / train[0], place / val[0] if val else None, (words,) if left else ()
 
 
 def _named(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
@@ -169,7 +165,10 @@ def _beside_classes(place: Path) -> tuple[str, ...]:
         return ()
     with os.scandir(place) as entries:
         count = sum(entry.is_file() and is_image_name(entry.name) for entry in entries)
-    return (f"{count:,} images in {place} are in no class folder and are left out",) if count else ()
+    if not count:
+        return ()
+    images = "1 image is" if count == 1 else f"{count:,} images are"
+    return (f"{place}: {images} in no class folder and left out",)
 
 
 def _open_files(files: list[Path]) -> LabelledSet:

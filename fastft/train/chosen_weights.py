@@ -146,9 +146,8 @@ def find_weights(path: Path, wanted: str = AUTO) -> Found:
     if not result:
         record = _choose_so_far(path) or {}
     if wanted == AUTO:
-        if (
-            not record
-        ):  # nothing is evaluated, or the run is of an earlier version: the best epoch, as in the paper
+        # nothing is evaluated, or the run is of an earlier version: the best epoch, as in the paper
+        if not record:
             return _of_checkpoint(find_checkpoint(path), AUTO)
         return _newest(path, record["take"], record["kind"], f": {record['reason']}")
     if wanted == LAST:

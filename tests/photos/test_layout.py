@@ -66,7 +66,7 @@ def test_files_that_are_not_read_and_images_without_a_class_are_named(album: Pat
     shutil.copy(folder / "coffee" / "00.jpg", folder / "loose.jpg")
     text = "\n".join(warnings_of(folder))
     assert "3 files are of a kind that is not read, and left out: 3 .heic" in text
-    assert f"1 images in {folder} are in no class folder and are left out" in text
+    assert f"{folder}: 1 image is in no class folder and left out" in text
 
 
 @pytest.mark.parametrize(("column", "cell"), [("split", "val"), ("is_valid", "1")])
