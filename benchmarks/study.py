@@ -60,9 +60,8 @@ FIXED = {
     "optim.batch_size": BATCH, "ema.reference_batch": BATCH, "train.device": "cpu",
     "train.log_every": 31, "train.checkpoint_steps": 0, "train.checkpoint_minutes": 10, "train.keep_checkpoints": 1,
 }  # fmt: skip
-EMA_SHARE = (
-    0.16  # horizon of the EMA as a share of the schedule's steps: 5,000 of 31,250 in the paper's B/16 run
-)
+# horizon of the EMA as a share of the schedule's steps: 5,000 of 31,250 in the paper's B/16 run
+EMA_SHARE = 0.16
 WARMUP_SHARE = 0.2  # 10 of 50 epochs
 GRID = ((1e-4, 0.6), (3e-4, 0.5), (1e-3, 0.4))  # lr, layer decay
 # without layer decay; the first one is the chain's baseline. 1e-4 ends at chance (10 %), with a loss of ln 10 from epoch 8 on.

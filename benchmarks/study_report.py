@@ -14,13 +14,14 @@ from scipy.stats import t  # type: ignore[import-untyped]
 from scored_runs import ScoredRuns, format_gain, most_correct, shown_error, unpack
 from study_plot import write_plots
 
+# points, Figure 1
 PAPER = {
     "smaller lr": 2.0,
     "EMA": 0.3,
     "layer decay": 0.7,
     "half the length": -0.1,
     "no mixing": 0.5,
-}  # points, Figure 1
+}
 STOP = "stop"  # the base at the epoch at which the rows with "stop" end
 # of a row: points where there is one number, and what the page says
 PUBLISHED: dict[str, tuple[float | None, str]] = {

@@ -303,9 +303,8 @@ def scaling_host(results: Results) -> str:
     (demand,) = results.measures("scaling", "What eight H100 train")
     lines = []
     for m in measures:
-        parts = [
-            c for c in m["contenders"] if not c["note"] and c["name"] != TOGETHER
-        ]  # a note: in the first epoch only
+        # a note: in the first epoch only
+        parts = [c for c in m["contenders"] if not c["note"] and c["name"] != TOGETHER]
         first, total = min(parts, key=lambda c: c["median"]), contender(m, TOGETHER)["median"]
         taken = ", ".join(f"{d['name']} {d['median'] / total:.0%}" for d in demand["contenders"])
         lines.append(
@@ -348,12 +347,13 @@ SUMMARY = (  # bench, measure, part of its setting, peer, what the README calls 
 )  # fmt: skip
 
 
+# of SUMMARY: what, peer
 HEADLINES = (
     "decode a random crop, 500 px q90 files, stock FFCV Loader",
     "whole recipe, original files, timm",
     "loader, whole recipe, timm",
     "training step, B/16, bf16, CPU, timm",
-)  # of SUMMARY: what, peer
+)
 
 
 def summary(results: Results) -> str:

@@ -299,9 +299,8 @@ class _Tables(NamedTuple):
             raise UserError(f"{beton.path}: changed while it was being opened; run the same command again")
         views = _Tables(*(table[place] for table in self))
         for view, table in zip(views, _Tables.of(beton), strict=True):
-            view.view(np.uint8)[:] = table.view(
-                np.uint8
-            )  # NumPy copies structured rows field by field, slowly
+            # NumPy copies structured rows field by field, slowly
+            view.view(np.uint8)[:] = table.view(np.uint8)
             view.flags.writeable = False
         own = os.dup(beton.descriptor)  # the object that is replaced closes its descriptor
         return opened._replace(beton=replace(beton, **views._asdict(), descriptor=own))

@@ -16,18 +16,16 @@ from urllib.parse import urlsplit, urlunsplit
 
 from beton_tools.errors import UserError
 
-Stamp = tuple[
-    int, int
-]  # of a local file: bytes and modification time in ns; of a remote one: bytes and version hash
+# of a local file: bytes and modification time in ns; of a remote one: bytes and version hash
+Stamp = tuple[int, int]
 
 ATTEMPTS = 5  # of one request, beside those of the file system's own library
 FIRST_WAIT = 0.5  # seconds before the second attempt; it doubles
 _NO_ANSWER = 60  # seconds without data after which a connection counts as broken
 _EXTRA = "pip install 'fastft[cloud]'"
 # protocol -> options of its file system. Listings are not cached: a file that changes must be noticed.
-_HTTP: dict[str, Any] = {
-    "headers": {"Accept-Encoding": "identity"}
-}  # ranges count the bytes of the file itself
+# ranges count the bytes of the file itself
+_HTTP: dict[str, Any] = {"headers": {"Accept-Encoding": "identity"}}
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"use_listings_cache": False},
     "gs": {"use_listings_cache": False},

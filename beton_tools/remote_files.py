@@ -27,9 +27,8 @@ from beton_tools.user_files import open_regular, open_user_file
 
 BLOCK = 4 << 20  # bytes per request while an archive is indexed; takes longer than a round trip
 _BLOCKS = 3  # that are kept: labels of WebDataset samples may lie before the image
-_MAX_GAP = (
-    64 << 10
-)  # bytes between two spans that are read rather than requested separately: labels, tar headers
+# bytes between two spans that are read rather than requested separately: labels, tar headers
+_MAX_GAP = 64 << 10
 _MAX_REQUEST = 32 << 20
 _CONNECTIONS = 8
 

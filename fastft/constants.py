@@ -7,16 +7,16 @@ IMAGENET_TRAIN_SIZE = 1_281_167  # ILSVRC2012 training images
 
 CROPS = ("rrc", "src")  # random resized crop; simple resize crop (DeiT III)
 INTERPOLATIONS = ("bicubic", "bilinear")
+# after normalisation: 0; one N(0, 1) colour per box; N(0, 1) per pixel
 ERASE_MODES = (
     "const",
     "rand",
     "pixel",
-)  # after normalisation: 0; one N(0, 1) colour per box; N(0, 1) per pixel
+)
 MAX_ERASE = 4  # erased boxes per image; the size of a plan's field
 
 RANDOM, BLOCKS = ORDERS = ("random", "blocks")  # of the samples of an epoch
-BLOCK_MIB = (
-    1024  # three blocks are in memory at a time; one of ImageNet at 500 px has 9,000 images, of 128 pages
-)
+# three blocks are in memory at a time; one of ImageNet at 500 px has 9,000 images, of 128 pages
+BLOCK_MIB = 1024
 
 TIMM = "timm/"  # start of a `model.arch` that names a model of timm

@@ -1,5 +1,6 @@
 """Promises about the layout of the packages that CONTRIBUTING.md describes; the order of the layers is in `make lint`."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -17,3 +18,16 @@ def test_every_folder_is_described_in_contributing() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     folders = {path.parent.name for path in MODULES if path.parent.parent == ROOT / "fastft"}
     assert [name for name in sorted(folders) if f"{name}/" not in text] == []
+
+
+def test_no_comment_hangs_on_a_closing_bracket() -> None:
+    """The formatter moves the comment of a line that is too long there, away from what it is about."""
+    hanging = re.compile(r"^\s*[)\]}]+[:,]?  # (?!fmt:|type:|noqa)")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for package in ("fastft", "beton_tools", "benchmarks", "tests")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if hanging.match(line)
+    ]
+    assert found == []

@@ -208,9 +208,8 @@ def _skip_ac(clean: np.ndarray, bit: int, table: np.void) -> int:
             if passed >= BLOCK << 8:
                 break
             word <<= np.uint64(leap & 63)
-        if passed >= BLOCK << 8 and not _at_end(
-            passed >> 8
-        ):  # a long term, or a leap beyond the end of the block
+        # a long term, or a leap beyond the end of the block
+        if passed >= BLOCK << 8 and not _at_end(passed >> 8):
             step = step_of(symbol_at(table, word))
             if step == 0:
                 return -1

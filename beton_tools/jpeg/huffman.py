@@ -33,11 +33,12 @@ class Spec(NamedTuple):
 # each array taken from a tuple, which costs as much as the look-up.
 TABLE = np.dtype(
     [
+        # length << 8 | symbol of the first code in the window, 0: longer code
         (
             "fast",
             np.uint16,
             1 << FAST_BITS,
-        ),  # length << 8 | symbol of the first code in the window, 0: longer code
+        ),
         ("leaps", np.uint16, 2 << LEAP_BITS),  # see _derive_leaps; AC tables only
         ("max_code", np.int32, MAX_CODE + 1),  # largest code of each length, -1: none
         ("delta", np.int32, MAX_CODE + 1),  # code + delta = position in values

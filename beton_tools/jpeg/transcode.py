@@ -130,9 +130,8 @@ def _recut(
     mcus = rows * columns
     old_interval = head.restart_interval or mcus
     scan_bytes = src.size - head.scan_at
-    if (
-        mcus > 4 * scan_bytes or mcus // old_interval > scan_bytes
-    ):  # an MCU has at least 2 bits, a marker 2 bytes
+    # an MCU has at least 2 bits, a marker 2 bytes
+    if mcus > 4 * scan_bytes or mcus // old_interval > scan_bytes:
         raise DamagedJpeg(describe_error(DAMAGED))
     starts = np.zeros(-(-mcus // old_interval) + 1, np.int64)
     clean = np.empty(scan_bytes + SPARE_BYTES, np.uint8)

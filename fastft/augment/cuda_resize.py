@@ -29,9 +29,8 @@ MOST_SHRINK = (WEIGHTS - 1) // 4  # of a side: bicubic taps are four times as ma
 RESIZE_THREADS = (ROW, 4)
 
 # Computed by one thread for its block. In shared memory, because in registers it would halve the occupancy.
-AXIS, ALONG, ACROSS, REGION_Y, REGION_X, INNER_PITCH, OUTER_PITCH, MAX_PIXELS, MAX_ROWS = range(
-    9
-)  # of the image
+# of the image
+AXIS, ALONG, ACROSS, REGION_Y, REGION_X, INNER_PITCH, OUTER_PITCH, MAX_PIXELS, MAX_ROWS = range(9)
 INNER_BEGIN, OUTER_BEGIN, PIXELS, ROWS, LINE_BEGIN, LINE_END = range(9, 15)  # of the tile
 FIELDS = 15
 

@@ -160,9 +160,8 @@ def philox2x32(key, c0, c1):
 @njit(cache=True)
 def table_normal(bits, quantiles):
     """Standard normal float32 from 13 bits, by table: no logarithm or cosine, the same on every processor."""
-    sign = np.float32(1.0) - np.float32(2.0) * np.float32(
-        np.int32(bits & ONE)
-    )  # a branch would be mispredicted
+    # a branch would be mispredicted
+    sign = np.float32(1.0) - np.float32(2.0) * np.float32(np.int32(bits & ONE))
     return sign * quantiles[np.int64((bits >> ONE) & CELL_MASK)]
 
 

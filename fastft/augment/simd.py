@@ -249,9 +249,8 @@ def is_flat(typingctx: Any, pixels: Any, index: Any, pitch: Any) -> Any:
             first = first or _shuffle(builder, row, [i % 3 for i in range(LANES)])
             unequal = builder.or_(unequal, builder.xor(row, first))
             index = builder.add(index, pitch)
-        unequal = _shuffle(
-            builder, unequal, [min(i, 11) for i in range(LANES)]
-        )  # four pixels are twelve bytes
+        # four pixels are twelve bytes
+        unequal = _shuffle(builder, unequal, [min(i, 11) for i in range(LANES)])
         bits = ir.IntType(8 * LANES)
         return builder.icmp_unsigned("==", builder.bitcast(unequal, bits), bits(0))
 

@@ -16,9 +16,8 @@ from typing import Any
 
 from beton_tools.errors import UserError
 
-Arm = Callable[
-    [], int | dict[str, Any]
-]  # one round; returns the number of images, or several figures including "count"
+# one round; returns the number of images, or several figures including "count"
+Arm = Callable[[], int | dict[str, Any]]
 TICKS = os.sysconf("SC_CLK_TCK")
 
 

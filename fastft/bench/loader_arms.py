@@ -88,9 +88,8 @@ def first(maker: str, **arguments: Any) -> dict[str, Arm]:
         library(module, PACKAGES.get(maker, maker))
     importing = time.perf_counter() - began
     if maker == "litdata":
-        litdata_chunks(
-            arguments["folder"], arguments["threads"], arguments["repeat"]
-        )  # written once, before the clock starts
+        # written once, before the clock starts
+        litdata_chunks(arguments["folder"], arguments["threads"], arguments["repeat"])
 
     def run() -> dict[str, float]:
         before, began = resident_mb(), time.perf_counter()

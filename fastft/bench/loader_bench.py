@@ -202,9 +202,8 @@ class LoaderBench:
             "Peak memory": ("peak_mb", "MB"),
             "Peak memory beyond imports": ("beyond_mb", "MB"),
         }
-        alone = [
-            name for name in rounds.trials if "FCV" in name or name == "fastft"
-        ]  # without worker processes
+        # without worker processes
+        alone = [name for name in rounds.trials if "FCV" in name or name == "fastft"]
         return [
             measure(name, rounds, "first", reported(key), unit, setting, better="lower",
                     only=alone if key == "beyond_mb" else None)

@@ -23,9 +23,8 @@ import numpy as np
 class LoaderWork:
     """CPU time and memory traffic of the loader."""
 
-    image_seconds: (
-        np.ndarray
-    )  # (n,) CPU seconds of each image, alone on the machine: its memory accesses included
+    # (n,) CPU seconds of each image, alone on the machine: its memory accesses included
+    image_seconds: np.ndarray
     batch_seconds: float  # per batch, in one thread, while the others wait
     image_bytes: float  # through the machine's memory
 

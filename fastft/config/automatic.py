@@ -39,13 +39,14 @@ class PaperRecipe:
 
 BASE = PaperRecipe("B/16", epochs=50, lr=6e-4, layer_decay=0.6, warmup=0.2, horizon=0.16)
 LARGE = PaperRecipe("L/14", epochs=30, lr=4e-4, layer_decay=0.65, warmup=1 / 6, horizon=4 / 15)
+# open_clip's names of towers from L/14 on
 LARGE_TOWERS = (
     "ViT-L",
     "ViT-H",
     "ViT-g",
     "ViT-bigG",
     "ViT-SO400M",
-)  # open_clip's names of towers from L/14 on
+)
 LARGE_TIMM = (
     "_large",
     "_xlarge",

@@ -23,16 +23,12 @@ SET_BY_LEVERS = {
 QUICK_LOSS = 0.2  # points below the best epoch at which the quick recipes stop
 STOP_SHARE = 0.6  # of the schedule, where there is no log: as B/16's best epoch, 30 of 50
 SMALLER = {224: 160, 336: 224, 384: 224}  # pixels of the first epochs, as in the progressive recipes
-SMALL_SHARE, SPARSE_SHARE = (
-    0.8,
-    0.9,
-)  # of the epochs that train on smaller images, and on a part of the patches
+# of the epochs that train on smaller images, and on a part of the patches
+SMALL_SHARE, SPARSE_SHARE = 0.8, 0.9
 ROUNDING = 0.005  # points: a top-1 that is shown as 85.66 reaches 85.66
 PATCH_DROPOUT = 0.352  # 127 of the 196 patches of a 224 px image stay
-FIGURE_3 = {
-    6: 0.1,
-    1: 1.8,
-}  # trained blocks of B/16's 12 -> points lost (paper Figure 3: 85.7, 85.6 and 83.9)
+# trained blocks of B/16's 12 -> points lost (paper Figure 3: 85.7, 85.6 and 83.9)
+FIGURE_3 = {6: 0.1, 1: 1.8}
 FIGURE_3_RECIPE = "final_b16"
 
 

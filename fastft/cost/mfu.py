@@ -20,10 +20,11 @@ L14_WIDTH = 1024
 GEMM_SHARE = {"V100": 0.72, "A100": 0.75, "A100-40": 0.75, "H100": 0.64, "H200": 0.64}
 DEFAULT_GEMM_SHARE = 0.70
 MEMORY_SHARE = 0.87
+# tensors of (tokens, width) that a fused kernel moves: q, k, v, o; backward also their gradients
 ATTENTION_PASSES = (
     4,
     8,
-)  # tensors of (tokens, width) that a fused kernel moves: q, k, v, o; backward also their gradients
+)
 HALF_BYTES = 2
 # fp32 reads and writes per trained parameter of AdamW (gradient, weight, two moments), the inf check and the EMA
 UPDATE_BYTES = 48

@@ -109,9 +109,8 @@ def _evaluation_seconds(recipe: Recipe, compute: float, gpus: int, over: Overhea
 def _checkpoint_seconds(recipe: Recipe, arch: TowerArch, over: Overheads) -> float:
     copies = 1 + 2 + (recipe.ema.decay > 0)  # weights, two Adam moments, EMA; all fp32
     every = recipe.train.checkpoint_steps
-    within = (
-        (recipe.steps_per_epoch() - 1) // every if every else 0
-    )  # within an epoch, besides the one at its end
+    # within an epoch, besides the one at its end
+    within = (recipe.steps_per_epoch() - 1) // every if every else 0
     size = 4 * copies * count_parameters(arch, recipe.data.num_classes)
     return recipe.epochs * (1 + within) * size / over.checkpoint_bytes_per_second
 

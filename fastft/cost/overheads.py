@@ -7,9 +7,8 @@ from typing import Any
 from beton_tools.errors import UserError
 from fastft.files.benchmark import read_bench
 
-IMAGES_PER_CORE = (
-    500.0  # whole recipe, images/s; assumed: below the 640 of stock FFCV's crop and flip on one core
-)
+# whole recipe, images/s; assumed: below the 640 of stock FFCV's crop and flip on one core
+IMAGES_PER_CORE = 500.0
 EVAL_IMAGES_PER_CORE = 400.0  # whole images decoded and resized, images/s; assumed
 # physical cores (two vCPU each) per GPU of p3.16xlarge, p4d.24xlarge, p5.48xlarge, p5en.48xlarge and p6-b200.48xlarge
 _CORES_PER_GPU = {"V100": 4.0, "A100": 6.0, "H100": 12.0, "H200": 12.0, "B200": 12.0}

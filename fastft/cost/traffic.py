@@ -32,6 +32,7 @@ DEVICE = "cpu"
 HALF = torch.float16  # bf16 is as wide
 # A100 and newer run autocast, V100 the half path: each counts the attention kernel that it uses by default
 KERNELS = {"autocast": "sdpa", "half": "efficient"}
+# and all operations with "attention" in their name
 COMPUTE = (
     "mm",
     "bmm",
@@ -39,14 +40,15 @@ COMPUTE = (
     "addmm_",
     "baddbmm",
     "convolution",
-)  # and all operations with "attention" in their name
+)
+# starts of names; no bytes are read or written
 FREE = (
     "detach",
     "_unsafe_view",
     "empty",
     "new_empty",
     "device",
-)  # starts of names; no bytes are read or written
+)
 WRITES_ONLY = ("copy_", "fill_", "zero_")  # ends of names; they do not read what they overwrite
 
 

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "EvalLoader", "Output", "SampleError", "Shard", "TrainLoader"]
 
+# of the others: loader
 _MODULES = {
     "Batch": "batch",
     "Output": "batch",
     "SampleError": "sample_error",
     "Shard": "order",
-}  # of the others: loader
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -19,9 +19,8 @@ from beton_tools.beton_set import BetonSet
 from fastft.augment.rng import epoch_words
 
 MIB = 1 << 20
-SAMPLE_BITS = np.uint64(
-    40
-)  # random bits that order the samples of a block; the number of the block is above them
+# random bits that order the samples of a block; the number of the block is above them
+SAMPLE_BITS = np.uint64(40)
 
 
 class Span(NamedTuple):

@@ -12,9 +12,8 @@ import numpy as np
 from fastft.data.block_order import Span
 
 BLOCKS_AHEAD = 1
-BLOCKS_IN_MEMORY = (
-    3  # the next, the present, and the one before, which other processes of the machine may still use
-)
+# the next, the present, and the one before, which other processes of the machine may still use
+BLOCKS_IN_MEMORY = 3
 DEFAULT_WINDOW = 128 << 10  # Linux's default read_ahead_kb
 
 

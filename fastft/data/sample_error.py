@@ -8,9 +8,8 @@ from beton_tools.jpeg.markers import describe_error
 from beton_tools.manifest import Manifest
 from fastft.augment.cpu import REASONS
 
-READ_FAILED = (
-    1000  # beside the codes of `beton_tools.jpeg.markers`, and those of `REASONS`, which are negative here
-)
+# beside the codes of `beton_tools.jpeg.markers`, and those of `REASONS`, which are negative here
+READ_FAILED = 1000
 
 
 class SampleError(UserError):

@@ -112,7 +112,6 @@ def _draw_original(axis: Axes, pixels: np.ndarray, row: Any, name: str) -> None:
     y, x, h, w = (int(v) for v in row["crop"])
     axis.imshow(pixels)
     axis.add_patch(Rectangle((x - 0.5, y - 0.5), w, h, fill=False, edgecolor=CROP_COLOUR, linewidth=1.5))
-    short = shorten(
-        printable(name.split(",")[0]), LONGEST_NAME, placeholder="…"
-    )  # ImageNet's names list synonyms
+    # ImageNet's names list synonyms
+    short = shorten(printable(name.split(",")[0]), LONGEST_NAME, placeholder="…")
     axis.set_title(f"{short}, sample {row['sample']}", fontsize=6.5, pad=3)

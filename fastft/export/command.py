@@ -17,9 +17,8 @@ from fastft.train.chosen_weights import AUTO
 Logits = Callable[[Tensor], Tensor]  # images (B, 3, S, S) to logits (B, K), both float32 on the CPU
 
 CHECK_IMAGES = 3
-TOLERANCE = (
-    1e-4  # relative to the largest logit: fp32 sums in another order, LayerNorm eps 1e-6 instead of 1e-5
-)
+# relative to the largest logit: fp32 sums in another order, LayerNorm eps 1e-6 instead of 1e-5
+TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,8 @@ class Layer:
     """Options that one file, one row of a table, or the command line sets."""
 
     where: str  # for error messages
-    values: Mapping[
-        str, Any
-    ]  # `section.option` -> value as written; `section` -> what stands there instead of options
+    # `section.option` -> value as written; `section` -> what stands there instead of options
+    values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -79,9 +79,8 @@ class Run:
 
     def _estimate_steps_per_epoch(self) -> int:
         by_epoch = self.recipe.schedule.sizes or isinstance(self.recipe.model.patch_dropout, str)
-        if (
-            not self.intervals or by_epoch
-        ):  # steps of several durations; such runs store the size of their file
+        # steps of several durations; such runs store the size of their file
+        if not self.intervals or by_epoch:
             return self.recipe.steps_per_epoch()
         last = self.intervals[-1]
         left = last["seconds_left"] * last["images_per_second"] / self.recipe.optim.batch_size

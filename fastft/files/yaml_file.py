@@ -76,9 +76,8 @@ def _check_limits(text: str) -> None:
     Works on parser events, which PyYAML produces without recursion; composing and constructing recurse.
     """
     anchored: dict[str, int] = {}  # anchor -> expanded size of its complete node
-    open_nodes: list[tuple[str | None, int]] = [
-        (None, 0)
-    ]  # (anchor, expanded size so far), the document outermost
+    # (anchor, expanded size so far), the document outermost
+    open_nodes: list[tuple[str | None, int]] = [(None, 0)]
     for event in yaml.parse(text, Loader=yaml.BaseLoader):
         if isinstance(event, yaml.CollectionStartEvent):
             open_nodes.append((event.anchor, 1))

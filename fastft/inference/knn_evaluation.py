@@ -54,9 +54,8 @@ class NeighbourVotes(nn.Module):
         self.register_buffer("labels_N", labels_N)
 
     def forward(self, features_BD: Tensor) -> Tensor:
-        with torch.autocast(
-            features_BD.device.type, enabled=False
-        ):  # half precision would mix up near neighbours
+        # half precision would mix up near neighbours
+        with torch.autocast(features_BD.device.type, enabled=False):
             similarity_BN = functional.normalize(features_BD.float(), dim=1) @ self.bank_ND.T
         nearest_BJ, index_BJ = similarity_BN.topk(self.k, dim=1)
         votes_BK = nearest_BJ.new_zeros(len(features_BD), self.num_classes)

@@ -183,9 +183,8 @@ def load_open_clip_config(name: str) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise UserError(f"model configuration {path} is not valid JSON ({error})") from None
-    config = (
-        config.get("model_cfg", config) if isinstance(config, dict) else config
-    )  # open_clip_config.json of model hubs
+    # open_clip_config.json of model hubs
+    config = config.get("model_cfg", config) if isinstance(config, dict) else config
     if not isinstance(config, dict):
         raise UserError(f"model configuration {path} must be a JSON object with a vision_cfg")
     return config

@@ -16,9 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fastft.model.linear import autocast_is_on, split_projection
 
 BF16_NATIVE = (8, 0)  # compute capability of the first GPUs with bf16 and with PyTorch's FlashAttention
-TENSOR_CORE_MULTIPLE = (
-    8  # fp16 and bf16 matrix products run at full speed when their sizes are multiples (cuBLAS)
-)
+# fp16 and bf16 matrix products run at full speed when their sizes are multiples (cuBLAS)
+TENSOR_CORE_MULTIPLE = 8
 
 
 def self_attention(

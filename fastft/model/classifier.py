@@ -35,9 +35,8 @@ class Classifier(ImageClassifier):
         if pool == PATCHES:
             self.fc_norm = nn.LayerNorm(tower.arch.width)  # eps 1e-5, as the reference
         self.head = nn.Linear(tower.arch.width if pool == PATCHES else tower.arch.embed_dim, num_classes)
-        if (
-            self.head.weight.is_meta
-        ):  # arithmetic on the meta device imports torch's compiler, which takes a second
+        # arithmetic on the meta device imports torch's compiler, which takes a second
+        if self.head.weight.is_meta:
             return
         nn.init.trunc_normal_(self.head.weight, std=HEAD_STD)
         with torch.no_grad():

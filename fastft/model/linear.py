@@ -42,9 +42,8 @@ def scaled_linear(x: Tensor, weight: Tensor, bias: Tensor, alpha: float) -> Tens
     """alpha x W^T + bias of rows (M, in); all of one dtype."""
     if torch.is_grad_enabled():
         return _ScaledLinear.apply(x, weight, bias, alpha)
-    return torch.addmm(
-        bias, x, weight.t(), alpha=alpha
-    )  # a plain operator, which exporters to other formats know
+    # a plain operator, which exporters to other formats know
+    return torch.addmm(bias, x, weight.t(), alpha=alpha)
 
 
 def quick_gelu_mlp(x: Tensor, w_in: Tensor, b_in: Tensor, w_out: Tensor, b_out: Tensor) -> Tensor:

@@ -21,9 +21,8 @@ def count_timm_forward(
 
     with torch.device("meta"):
         model = build_timm_classifier(arch, num_classes, patch_dropout=patch_dropout)
-        model.train().requires_grad_(
-            False
-        )  # the counter's hooks take no latent parameters that require gradients
+        # the counter's hooks take no latent parameters that require gradients
+        model.train().requires_grad_(False)
         images = torch.empty(1, 3, arch.image_size, arch.image_size)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(images)

@@ -220,14 +220,12 @@ def build_timm_classifier(
         raise UserError(f"{TIMM}{arch.timm} has no stochastic layers; leave model.drop_path at 0")
     if patch_dropout and tower.patch_dropout.rate == 0:
         raise UserError(f"{TIMM}{arch.timm} has no patch dropout; leave model.patch_dropout at 0")
-    if dynamic and not getattr(
-        trunk, "dynamic_img_size", False
-    ):  # some models ignore arguments that they do not know
+    # some models ignore arguments that they do not know
+    if dynamic and not getattr(trunk, "dynamic_img_size", False):
         raise UserError(f"{TIMM}{arch.timm} takes images of one size; leave schedule.sizes at its default")
     model = TimmClassifier(tower)
-    if (
-        not model.head.weight.is_meta
-    ):  # arithmetic on the meta device imports torch's compiler, which takes a second
+    # arithmetic on the meta device imports torch's compiler, which takes a second
+    if not model.head.weight.is_meta:
         with torch.no_grad():
             for parameter in model.head.parameters():
                 parameter.mul_(head_init_scale)

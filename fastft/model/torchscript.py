@@ -213,9 +213,8 @@ def _rebuild(function: Any, arguments: Any) -> Any:
             return _strided(storage, offset, size, stride)
         case _Global("collections", "OrderedDict"):  # a tensor's hooks
             return {}
-        case _Global("torch.jit._pickle") | _Global(
-            "torch", "device"
-        ):  # type tags of lists and dicts; a device's name
+        # type tags of lists and dicts; a device's name
+        case _Global("torch.jit._pickle") | _Global("torch", "device"):
             return arguments[0]
     raise ValueError(f"its pickle calls {_shown(function)}")
 

@@ -14,10 +14,11 @@ from beton_tools.errors import UserError
 from beton_tools.user_files import check_user_file, open_user_file
 from fastft.model.torchscript import check_records, is_torchscript, read_torchscript
 
+# the key of the tensors in checkpoints of open_clip and timm, and of MAE and DeiT
 WRAPPERS = (
     "state_dict",
     "model",
-)  # the key of the tensors in checkpoints of open_clip and timm, and of MAE and DeiT
+)
 EXPECTED = "OpenAI or open_clip weights (.pt, .bin or .safetensors)"
 
 

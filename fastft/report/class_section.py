@@ -10,10 +10,11 @@ from fastft.metrics import Calibration, Reliability
 from fastft.report.charts import Chart, Series
 
 COUNTED_CELLS = 12  # with more classes the cells are too small for numbers
+# CSS class, width and width of names in pixels, their characters
 SIZES = (
     ("wide", 520, 130, 16),
     ("narrow", 340, 96, 10),
-)  # CSS class, width and width of names in pixels, their characters
+)
 LARGEST_GAP = 1  # pixels between cells
 ROW = 12  # height of a line of text
 NUMBER_ROW = 22  # height of the numbers above the columns
@@ -70,9 +71,8 @@ def _labels(names: list[str], cell: float, left: int, longest: int) -> Iterator[
         yield Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="end">{} {}</text>').format(
             left - 6, middle, name, k + 1
         )
-    every = max(
-        1, int(np.ceil(2 * ROW / cell))
-    )  # a number of three digits is twice as wide as a line is high
+    # a number of three digits is twice as wide as a line is high
+    every = max(1, int(np.ceil(2 * ROW / cell)))
     for k in range(0, len(names), every):
         yield Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
             left + (k + 0.5) * cell, NUMBER_ROW - 7, k + 1

@@ -22,9 +22,8 @@ from fastft.train.launcher_watch import exit_without_launcher
 DEFAULT_TIMEOUT = timedelta(minutes=10)
 # NCCL's watchdog aborts the process without a message. Gloo raises an exception, so it must time out first.
 NCCL_EXTRA_TIMEOUT = timedelta(minutes=5)
-PERMANENT = re.compile(
-    "ncclInvalid|Duplicate GPU"
-)  # NCCL errors caused by misuse; another try would repeat them
+# NCCL errors caused by misuse; another try would repeat them
+PERMANENT = re.compile("ncclInvalid|Duplicate GPU")
 _BAD_INPUT, _CRASH = "fastft/bad-input", "fastft/crash"  # keys of the store under which errors are published
 STORE_SECONDS = 5
 EXPECTED_ERRORS = (UserError, Preempted, NonFinite)  # reported by the process that raises them

@@ -16,9 +16,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 VERSION = "brain.Event:2"  # of the file format
-_numbers = (
-    itertools.count()
-)  # of this process's files: several can begin in one second, and TensorBoard sorts by name
+# of this process's files: several can begin in one second, and TensorBoard sorts by name
+_numbers = itertools.count()
 
 
 class EventFile:

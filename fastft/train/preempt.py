@@ -27,9 +27,8 @@ class SignalGuard:
     def __enter__(self) -> "SignalGuard":
         self._previous = {}
         for number in (*PREEMPTION_SIGNALS, signal.SIGINT):
-            if (
-                signal.getsignal(number) is signal.SIG_IGN
-            ):  # nohup ignores SIGHUP, and training is to survive it
+            # nohup ignores SIGHUP, and training is to survive it
+            if signal.getsignal(number) is signal.SIG_IGN:
                 continue
             self._previous[number] = signal.signal(number, self._handle)
         return self

@@ -30,9 +30,8 @@ class Progress:
     seconds: float = 0.0  # of training, over all resumes
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     baseline: dict[str, Any] | None = None  # of the head that the run starts from: `describe_baseline`
-    logged: dict[str, Any] | None = (
-        None  # the part of the next log line that is known already (Meter.state_dict)
-    )
+    # the part of the next log line that is known already (Meter.state_dict)
+    logged: dict[str, Any] | None = None
     step_choice: dict[str, str] | None = None  # mode, attention kernel and device of the steps (StepChoice)
 
     def add(self, epoch: int, scores: Mapping[str, Scores], best_by: str = TOP1) -> dict[str, Any]:

@@ -39,9 +39,8 @@ class Step:
         self.world, self.precision = world, precision
         self.accumulation, self.label_smoothing, self.clip_grad = accumulation, label_smoothing, clip_grad
         self.forward: Any = model
-        self.trained: nn.Module = (
-            model  # holds the gradients of a backward pass: the model, or its half-precision copy
-        )
+        # holds the gradients of a backward pass: the model, or its half-precision copy
+        self.trained: nn.Module = model
         self.half: HalfCopy[ImageClassifier] | None = None
         self._graph: GraphedPass | None = None
         self.scaler = precision.scaler()

@@ -31,9 +31,8 @@ from fastft.train.step import Step
 from fastft.train.step_choice import StepChoice, StepTrial, fastest, graph_obstacle
 
 WARM_UP_CALLS, TIMED_CALLS = 2, 3
-GRAPH_MICRO_BATCH = (
-    64  # largest for which a CUDA graph is tried: beyond, launches take less than 2 % of the time
-)
+# largest for which a CUDA graph is tried: beyond, launches take less than 2 % of the time
+GRAPH_MICRO_BATCH = 64
 # largest relative difference from eager of the logits or of a parameter's gradient. Attention kernels that are right differ by
 # 0.6 % in bf16 and by 0.1 % in fp16 (ViT-S and ViT-B on a CPU)
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
@@ -268,9 +267,8 @@ def main(request_file: str, results_file: str) -> None:
     """Try the candidates of a request; each report is a line of the results."""
     began = time.monotonic()
     request = Request(**json.loads(Path(request_file).read_text()))
-    signal.alarm(
-        math.ceil(request.seconds) + 1
-    )  # ends this process where the training that waits for it was killed
+    # ends this process where the training that waits for it was killed
+    signal.alarm(math.ceil(request.seconds) + 1)
     torch.set_num_threads(request.threads)
     if request.device != "cpu":
         torch.cuda.set_device(request.device)

@@ -12,11 +12,12 @@ from fractions import Fraction
 from fastft.config import Recipe, recipe_from_dict, without_expectation
 
 FACTORS = (Fraction(1, 3), Fraction(1), Fraction(3))
+# of the recipe's epochs that the runs of a rung last
 SHARES = (
     Fraction(6, 50),
     Fraction(17, 50),
     Fraction(1),
-)  # of the recipe's epochs that the runs of a rung last
+)
 KEPT = (3, 1)  # settings that go on to the next rung
 LARGEST_DECAY = 1.0  # more would train the lower layers faster than the head
 

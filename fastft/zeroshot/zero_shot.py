@@ -97,10 +97,11 @@ def _text_head(
     progress: AbstractContextManager[ProgressCallback | None],
 ) -> torch.Tensor:
     """Float32 (K, D) on the CPU: class embeddings times CLIP's logit scale."""
+    # imports open_clip, which takes seconds
     from fastft.zeroshot.text_tower import (
         class_embeddings,
         load_text_tower,
-    )  # imports open_clip, which takes seconds
+    )
 
     tower = load_text_tower(recipe, device)
     with progress as show:

@@ -159,9 +159,8 @@ def test_magnitudes_become_the_arguments_that_timm_gives_pillow(
             if name == "PosterizeIncreasing":
                 theirs = max(0, theirs)  # fewer than 0 bits is black too
             elif name == "Desaturate":
-                theirs = min(
-                    1.0, max(0.0, 1.0 - theirs)
-                )  # timm's op, not its level, makes the enhance factor
+                # timm's op, not its level, makes the enhance factor
+                theirs = min(1.0, max(0.0, 1.0 - theirs))
             elif name.endswith("Rel"):
                 theirs *= width if name[9] == "X" else height
             assert level_argument(name, magnitude, sign, height=height, width=width)[1] == theirs

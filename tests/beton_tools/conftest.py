@@ -45,11 +45,12 @@ def crops(name: str, count: int, seed: int = 0) -> list[Image.Image]:
     return [image.crop(box) for box in boxes]
 
 
+# class -> photograph
 WNIDS = {
     "n01440764": "coffee.png",
     "n02123045": "chelsea.png",
     "n04008634": "rocket.jpg",
-}  # class -> photograph
+}
 
 
 @pytest.fixture(scope="session")

@@ -27,9 +27,8 @@ def row(values: dict, *levers: str) -> dict:
 
 def test_every_combination_is_there_once_and_the_cheapest_is_first(b16) -> None:
     rows = b16["combinations"]
-    assert (
-        len(rows) == len({tuple(r["levers"]) for r in rows}) == 2 * 3 * 2 * 2
-    )  # stop, freeze, smaller, fewer patches
+    # stop, freeze, smaller, fewer patches
+    assert len(rows) == len({tuple(r["levers"]) for r in rows}) == 2 * 3 * 2 * 2
     hours = [r["gpu_hours"]["V100"] for r in rows]
     assert hours == sorted(hours)
 

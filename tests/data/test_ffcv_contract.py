@@ -43,9 +43,8 @@ def test_ffcv_is_the_version_that_the_engine_was_written_for():
 
 def test_the_engine_has_every_attribute_that_ffcv_reads(engine):
     used = [inspect.getsource(getattr(EpochIterator, method)) for method in ("__init__", "run", "close")]
-    read = set(re.findall(r"\bloader\.(\w+)", "".join(used))) - {
-        "traversal_order"
-    }  # after a MemoryError only
+    # after a MemoryError only
+    read = set(re.findall(r"\bloader\.(\w+)", "".join(used))) - {"traversal_order"}
     assert read == {"reader", "memory_manager", "graph", "batch_size", "num_workers", "batches_ahead"}
     assert [name for name in sorted(read) if not hasattr(engine, name)] == []
 
@@ -63,9 +62,8 @@ def test_no_batch_is_kept_beyond_those_prepared_in_advance(engine):
     thread = engine.start(np.arange(50), None)
     next(thread)
     time.sleep(0.5)
-    assert (
-        thread.output_queue.qsize() == 1 and thread.current_batch_slot == 0
-    )  # the third, which waits for its place
+    # the third, which waits for its place
+    assert thread.output_queue.qsize() == 1 and thread.current_batch_slot == 0
 
 
 def test_the_methods_that_are_overridden_exist_in_ffcv():

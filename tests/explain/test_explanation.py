@@ -68,9 +68,8 @@ def test_freezing_and_stopping_early_cost_less() -> None:
     early = explained("final_b16", "--schedule.stop_epoch=30")["cost"]
     assert half["train_flops_per_image"] == pytest.approx(2 / 3 * whole["train_flops_per_image"], rel=0.02)
     for gpu in ("V100", "A100", "H100"):
-        assert early["gpu_hours"][gpu] == pytest.approx(
-            0.6 * whole["gpu_hours"][gpu], rel=0.03
-        )  # but for the start
+        # but for the start
+        assert early["gpu_hours"][gpu] == pytest.approx(0.6 * whole["gpu_hours"][gpu], rel=0.03)
 
 
 def test_the_papers_accuracy_is_not_expected_on_other_data(

@@ -104,9 +104,8 @@ def test_timm_preprocesses_images_as_our_evaluation_does(tmp_path: Path) -> None
     export_checkpoint(tmp_path / "run", "timm", tmp_path / "out")
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
     config = timm.data.resolve_model_data_config(model)
-    assert (
-        "short side resized to 36 px" in (tmp_path / "out/README.md").read_text()
-    )  # 32 / 0.875 = 36.57, floored
+    # 32 / 0.875 = 36.57, floored
+    assert "short side resized to 36 px" in (tmp_path / "out/README.md").read_text()
     assert (config["input_size"], config["interpolation"], config["crop_pct"]) == (
         (3, 32, 32),
         "bicubic",

@@ -107,9 +107,10 @@ def test_a_table_is_priced_by_row_and_as_a_whole(table: Path, capsys: pytest.Cap
 
 # hostile files ----------------------------------------------------------------------------------------------------------
 
+# expands to ten billion nodes
 BOMB = "[&a [x, x, x, x, x, x, x, x, x, x], {}]".format(
     ", ".join(f"&{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 10)}]" for i in range(9))
-)  # expands to ten billion nodes
+)
 
 
 def write(text: str) -> Callable[[Path], None]:

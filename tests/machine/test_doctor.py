@@ -166,9 +166,8 @@ def test_a_kernel_is_compiled_rather_than_versions_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert facts._run_python("-m", facts.KERNEL_PROBE)[1] is None
-    (tmp_path / "sitecustomize.py").write_text(
-        "import numpy\nvars(numpy).pop('row_stack', None)\n"
-    )  # as NumPy 2.5 does
+    # as NumPy 2.5 does
+    (tmp_path / "sitecustomize.py").write_text("import numpy\nvars(numpy).pop('row_stack', None)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     done, error = facts._run_python("-m", facts.KERNEL_PROBE)
     assert done is None and "row_stack" in str(error)

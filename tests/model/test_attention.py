@@ -56,9 +56,8 @@ def efficient_on_a_cpu() -> Iterator[None]:
         weights = (torch.einsum("bnhd,bmhd->bhnm", q, k) * scale - lse[..., None]).exp()
         g_weights = torch.einsum("bnhd,bmhd->bhnm", grad, v)
         g_scores = weights * (g_weights - (grad * out).sum(-1).transpose(1, 2)[..., None]) * scale
-        chunk = torch.empty(
-            *q.shape[:2], 3, *q.shape[2:], dtype=q.dtype
-        )  # as in PyTorch's attention_backward.cu
+        # as in PyTorch's attention_backward.cu
+        chunk = torch.empty(*q.shape[:2], 3, *q.shape[2:], dtype=q.dtype)
         chunk[:, :, 0] = torch.einsum("bhnm,bmhd->bnhd", g_scores, k)
         chunk[:, :, 1] = torch.einsum("bhnm,bnhd->bmhd", g_scores, q)
         chunk[:, :, 2] = torch.einsum("bhnm,bnhd->bmhd", weights, grad)

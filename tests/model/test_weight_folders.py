@@ -111,9 +111,8 @@ def test_a_file_of_transformers_loads_without_its_folder(folders: Path, tmp_path
 def test_open_clips_hub_format_gives_equal_features(folders: Path) -> None:
     theirs = open_clip.create_model("open_clip-config").eval()
     theirs.load_state_dict(load_file(folders / "open_clip" / "open_clip_model.safetensors"))
-    arch = load_open_clip_arch(
-        str(folders / "open_clip" / "open_clip_config.json")
-    )  # the hub's configuration
+    # the hub's configuration
+    arch = load_open_clip_arch(str(folders / "open_clip" / "open_clip_config.json"))
     tower = Tower(arch).eval()
     load_tower_weights(tower, str(folders / "open_clip"), "tiny")
     with torch.no_grad():

@@ -30,9 +30,8 @@ def write(clip: torch.nn.Module, form: str, folder) -> str:
         "training": "epoch_32.pt",
     }.get(form, "open_clip_model.safetensors")
     state = clip.state_dict()
-    if form.startswith(
-        "openai"
-    ):  # a TorchScript archive with half-precision weights, as OpenAI publishes them
+    # a TorchScript archive with half-precision weights, as OpenAI publishes them
+    if form.startswith("openai"):
         visual = torch.nn.Module()
         visual.visual = copy.deepcopy(clip.visual).half()
         shell = Shell(visual)

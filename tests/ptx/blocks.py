@@ -17,9 +17,8 @@ class BasicBlock:
 
     labels: list[str] = field(default_factory=list)
     instructions: list[Instruction] = field(default_factory=list)
-    successors: list[int] = field(
-        default_factory=list
-    )  # numbers of blocks; of a guarded branch the target first
+    # numbers of blocks; of a guarded branch the target first
+    successors: list[int] = field(default_factory=list)
     live_in: set[Register] = field(default_factory=set)
 
     @property

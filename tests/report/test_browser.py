@@ -233,9 +233,8 @@ def test_the_time_split_in_the_page_is_that_of_the_log(browser: Any, trained_pag
     for column, parts in enumerate((LOOP_PARTS, LOADER_PARTS), 1):
         cells = f".columns > div:nth-child({column}) > .stack + table td:nth-child(2)"
         assert numbers(tab, cells) == pytest.approx([seconds[p] for p in parts if seconds.get(p)])
-    needs = numbers(
-        tab, ".narrow-table tr:first-child td.n"
-    )  # images/s of 1, 4 and 8 GPUs, then cores for them
+    # images/s of 1, 4 and 8 GPUs, then cores for them
+    needs = numbers(tab, ".narrow-table tr:first-child td.n")
     per_core = 8 * len(splits) / (seconds["decode"] + seconds["augment"])
     assert needs[0] / needs[3] == pytest.approx(per_core)
 

@@ -348,9 +348,8 @@ def test_training_goes_on_while_a_checkpoint_is_written(tiny, tmp_path: Path, mo
     (first, *_) = logged(tmp_path, "checkpoint")
     assert first["step"] == 2 and first["seconds"] < 0.5
     assert times[4] - times[2] < 0.5
-    assert (
-        time.time() - began > 4
-    )  # at the end every write is waited for: of steps 2 and 4, the best, and step 6
+    # at the end every write is waited for: of steps 2 and 4, the best, and step 6
+    assert time.time() - began > 4
     assert [p.name for p in list_checkpoints(tmp_path / "checkpoints")] == ["step-00000004", "step-00000006"]
 
 

@@ -50,9 +50,8 @@ def test_the_log_tells_the_phases_and_its_remaining_time_follows_the_size(grown:
     ]  # fmt: skip
     lines = [m for m in read_metrics(grown / "metrics.jsonl") if m["kind"] == "train"]
     in_steps = [line["seconds_left"] * line["images_per_second"] / 8 for line in lines]
-    assert in_steps[0] > 2 * (
-        36 - 1
-    )  # a step of whole 32 px images takes several times the FLOPs of the first ones
+    # a step of whole 32 px images takes several times the FLOPs of the first ones
+    assert in_steps[0] > 2 * (36 - 1)
     assert in_steps[24:] == pytest.approx(range(11, -1, -1))
     assert load_run(grown).steps_per_epoch == 6
 

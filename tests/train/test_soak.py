@@ -36,11 +36,12 @@ CHANGES = {
     "model__drop_path": "0.3", "augment__mixup": "0.8", "schedule__epochs": str(EPOCHS), "train__micro_batch": "4",
     "train__checkpoint_steps": "2", "train__keep_checkpoints": "4", "train__eval_every": "7",
 }  # fmt: skip
+# growth of this process after its first rounds
 LIMITS = {
     "threads": 0,
     "descriptors": 0,
     "resident": 64 << 20,
-}  # growth of this process after its first rounds
+}
 SETTLED = 2  # rounds
 PORT = 29671
 

@@ -14,9 +14,8 @@ ROTATE = 4  # op number; the device's sine and cosine may end in another digit
 POISON = 0xA5
 PLANS = 10_000
 
-Augment = Callable[
-    [np.ndarray, np.ndarray, np.ndarray], torch.Tensor
-]  # packed, offsets, plan -> (B, S, S, 3)
+# packed, offsets, plan -> (B, S, S, 3)
+Augment = Callable[[np.ndarray, np.ndarray, np.ndarray], torch.Tensor]
 
 
 def run(tiny: bool) -> dict[str, Any]:

@@ -36,9 +36,8 @@ def run(tiny: bool) -> dict[str, Any]:
 
 def _check(prefix: list[str], tool: str) -> str:
     command = [*prefix, sys.executable, "-m", __name__]
-    environment = os.environ | {
-        "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"
-    }  # so that every tensor has its own bounds
+    # so that every tensor has its own bounds
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
     )

@@ -158,11 +158,12 @@ def test_a_tiny_file_that_claims_a_huge_image_allocates_no_memory(jpeg):
 
 
 def test_segments_are_as_short_as_allowed(jpeg):
+    # 16, 47 and 24 MCUs of 8 pixels times two: rows of a prime number of MCUs are one segment
     for width in (
         256,
         376,
         384,
-    ):  # 16, 47 and 24 MCUs of 8 pixels times two: rows of a prime number of MCUs are one segment
+    ):
         file = add_index(jpeg(200, width, "4:4:4"))
         segments = index.read(file)
         mean = (segments[..., 1] - segments[..., 0]).mean()
