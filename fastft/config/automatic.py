@@ -47,6 +47,7 @@ LARGE_TOWERS = (
     "ViT-bigG",
     "ViT-SO400M",
 )
+# parts of timm's names
 LARGE_TIMM = (
     "_large",
     "_xlarge",
@@ -56,7 +57,7 @@ LARGE_TIMM = (
     "_enormous",
     "_so400m",
     "_xxlarge",
-)  # parts of timm's names
+)
 
 
 def paper_recipe(recipe: Recipe) -> PaperRecipe:
