@@ -64,8 +64,8 @@ FIXED = {
 EMA_SHARE = 0.16
 WARMUP_SHARE = 0.2  # 10 of 50 epochs
 GRID = ((1e-4, 0.6), (3e-4, 0.5), (1e-3, 0.4))  # lr, layer decay
-# without layer decay; the first one is the chain's baseline. 1e-4 ends at chance (10 %), with a loss of ln 10 from epoch 8 on.
-PLAIN_LRS = (3e-5, 1e-5, 3e-6)
+# without layer decay; the first one is the baseline of the chain. With 1e-4 a run ends at chance.
+PLAIN_LRS = (5e-5, 3e-5, 1e-5)
 MIX = {"augment.mixup": 0.8, "augment.cutmix": 1.0}
 
 
