@@ -171,10 +171,15 @@ def collect(scores: ScoredRuns) -> dict[str, Any]:
     levers = [stop, *(figure(runs, name, name) for name in names)]
     setting = scores.setting()
     classes = runs[0]["images"] // setting["test_per_class"]
-    chain = _chain(runs, base)
-    untrained = [f.name for f in chain if f is not None and f.top1 < UNTRAINED * 100 / classes]
-    steps = [None if f is None or f.name in untrained else f for f in chain]
-    figures = _same_seeds([f for f in (base, *levers, *chain[:-1]) if f is not None])
+    steps = _steps(runs, base)
+    rows = {
+        f.name: f
+        for f in (base, *levers, *itertools.chain(*steps))
+        if f is not None and f.name != "no mixing"
+    }
+    untrained = [f.name for f in rows.values() if f.top1 < UNTRAINED * 100 / classes]
+    steps = [pair for pair in steps if not any(f is not None and f.name in untrained for f in pair)]
+    figures = _same_seeds(list(rows.values()))
     return {
         "setting": setting
         | {
@@ -187,7 +192,7 @@ def collect(scores: ScoredRuns) -> dict[str, Any]:
         + sum(p["score_seconds"] for r in runs for p in r["points"]) / 3600,
         "runs": len(runs),
         "figures": [_plain(f) for f in figures],
-        "chain": _differences([(b, a) for a, b in itertools.pairwise(steps)]),
+        "chain": _differences(steps),
         "untrained": untrained,
         "levers": _differences([(row, base) for row in levers]),
         "last_two_epochs": _differences([(base, near_end)])[0],
@@ -202,21 +207,25 @@ def _same_seeds(figures: Sequence[Figure]) -> list[Figure]:
     return [replace(f, hits={seed: f.hits[seed] for seed in sorted(shared)}) for f in figures]
 
 
-def _chain(runs: Sequence[Mapping[str, Any]], base: Figure | None) -> list[Figure | None]:
-    """The paper's chain, in order; rows that are not finished are None."""
+def _steps(
+    runs: Sequence[Mapping[str, Any]], base: Figure | None
+) -> list[tuple[Figure | None, Figure | None]]:
+    """The steps of the paper's chain as (row, row before it); rows that are not finished are None.
+
+    A smaller lr is kept in the rows after it only if the tune images prefer it.
+    """
     plain = list(
         dict.fromkeys(r["row"] for r in runs if r["part"] == "chain" and r["row"].startswith("no decay"))
     )
     plain.sort(key=lambda row: -float(row.rpartition(" ")[2]))
-    small = tuned(runs, "chain", plain[1:], "raw")
-    return [
-        figure(runs, plain[0], "baseline", "raw") if plain else None,
-        figure(runs, small, "smaller lr", "raw") if small else None,
-        figure(runs, small, "EMA") if small else None,
-        figure(runs, "layer decay", "layer decay"),
-        figure(runs, "half length", "half the length"),
-        None if base is None else replace(base, name="no mixing"),
-    ]
+    names = dict(zip(plain, ("baseline", "smaller lr"), strict=False))
+    kept = tuned(runs, "chain", plain, "raw") or ""
+    raw = {row: figure(runs, row, name, "raw") for row, name in names.items()}
+    baseline, smaller = (raw.get(row) for row in (*plain, "", "")[:2])
+    ema, decay = figure(runs, kept, "EMA"), figure(runs, "layer decay", "layer decay")
+    half = figure(runs, "half length", "half the length")
+    mixing = None if base is None else replace(base, name="no mixing")
+    return [(smaller, baseline), (ema, raw.get(kept)), (decay, ema), (half, decay), (mixing, half)]
 
 
 def _differences(pairs: Sequence[tuple[Figure | None, Figure | None]]) -> list[dict[str, Any]]:

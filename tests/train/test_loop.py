@@ -432,8 +432,8 @@ def test_only_the_ema_is_evaluated_if_asked_and_the_training_is_the_same(
     (line, *_) = [m for m in read_metrics(tmp_path / "metrics.jsonl") if m["kind"] == "eval"]
     assert "ema_top1" in line and "raw_top1" not in line
     page = render_run(load_run(tmp_path))
-    assert "best EMA top-1" in page
-    assert "top-1 in percent: best" in conclusion(result) and "raw" not in conclusion(result)
+    assert "EMA top-1" in page
+    assert "top-1 in percent: EMA" in conclusion(result) and "raw" not in conclusion(result)
 
 
 def test_a_run_may_be_resumed_with_other_weights_to_evaluate(tiny, tmp_path: Path) -> None:
