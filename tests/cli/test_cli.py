@@ -52,7 +52,7 @@ def test_flags_are_frozen() -> None:
     ]  # fmt: skip
     assert flags["sweep"] == ["--dry-run", "--out"]
     assert flags["tune"] == ["--budget", "--out", "--test"]
-    assert flags["report"] == ["--against", "--gpus", "--mistakes", "--out", "--price"]
+    assert flags["report"] == ["--against", "--gpus", "--mistakes", "--out", "--price", "--weights"]
     assert flags["bench"] == [
         "--count", "--data", "--images", "--json", "--out", "--peers", "--quick", "--recipe", "--rounds"
     ]  # fmt: skip
