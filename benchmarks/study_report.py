@@ -15,13 +15,7 @@ from scored_runs import ScoredRuns, format_gain, most_correct, shown_error, unpa
 from study_plot import write_plots
 
 # points, Figure 1
-PAPER = {
-    "smaller lr": 2.0,
-    "EMA": 0.3,
-    "layer decay": 0.7,
-    "half the length": -0.1,
-    "no mixing": 0.5,
-}
+PAPER = {"smaller lr": 2.0, "EMA": 0.3, "layer decay": 0.7, "half the length": -0.1, "no mixing": 0.5}
 STOP = "stop"  # the base at the epoch at which the rows with "stop" end
 # of a row: points where there is one number, and what the page says
 PUBLISHED: dict[str, tuple[float | None, str]] = {
@@ -302,8 +296,8 @@ def _chain_sentence(chain: Sequence[Mapping[str, Any]]) -> str:
         return f"Of the paper's steps only '{chain[0]['name']}' is finished: {_gain(chain[0])} points."
     best, worst = max(chain, key=lambda d: d["gain"]), min(chain, key=lambda d: d["gain"])
     return (
-        f"Of the paper's {len(chain)} steps here, '{best['name']}' gains most ({_gain(best)} points) and "
-        f"'{worst['name']}' least ({_gain(worst)})."
+        f"The largest gain among the paper's {len(chain)} steps here is that of '{best['name']}' ({_gain(best)} points), the "
+        f"smallest that of '{worst['name']}' ({_gain(worst)})."
     )
 
 
@@ -320,7 +314,7 @@ def _free_sentence(levers: Sequence[Mapping[str, Any]]) -> str:
         saving = [d for d in levers if round(d["flops"], 2) <= 1 - share]  # as shown
         if saving:
             parts.append(
-                f"of those that save {words} of the FLOPs, {_lever(max(saving, key=lambda d: d['gain']))} loses least"
+                f"among those that save at least {words} of the FLOPs, {_lever(max(saving, key=lambda d: d['gain']))} loses least"
             )
     return "; ".join(parts) + "."
 
@@ -396,8 +390,9 @@ def _against_the_papers(found: Mapping[str, Any]) -> str:
         )
     s = found["setting"]
     return (
-        f"{len(against)} of {sum(p is not None for _, p in known)} published numbers lie outside the 95 % interval of their "
-        f"figures here: {'; '.join(against)}. One reason may be the size: the base has {s['steps']} steps of {s['batch']} images,"
+        f"Published numbers outside the 95 % interval of their figures here, {len(against)} of "
+        f"{sum(p is not None for _, p in known)}: {'; '.join(against)}. One reason may be the size: the base has {s['steps']} "
+        f"steps of {s['batch']} images,"
         " the paper's B/16 run 31,250 of 2,048, and an image of 56 px has 16 patches instead of 196. A short run has less to "
         "spare. Do not carry these losses over to ImageNet."
     )

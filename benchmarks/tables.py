@@ -248,7 +248,7 @@ def machine(results: Results) -> str:
 
 
 def words(results: Results) -> str:
-    """What `fastft bench e2e` says about what limits."""
+    """Sentences of `fastft bench e2e` about the bottleneck."""
     notes = [n for n in results.documents["e2e"]["notes"] if n.startswith(("End to end", "Modelled"))]
     return "\n".join(f"- {note}" for note in notes)
 
@@ -308,8 +308,10 @@ def scaling_host(results: Results) -> str:
         first, total = min(parts, key=lambda c: c["median"]), contender(m, TOGETHER)["median"]
         taken = ", ".join(f"{d['name']} {d['median'] / total:.0%}" for d in demand["contenders"])
         lines.append(
-            f"- {m['setting']['recipe']}, files {m['setting']['files']}: the first part that is used up is {first['name']}, at "
-            f"{figure(first['median'])} images/s. Share of {figure(total)} images/s that eight H100 train: {taken}."
+            f"- {m['setting']['recipe']}, files {m['setting']['files']}: the bottleneck is {first['name']}, at "
+            f"{figure(first['median'])} images/s. "
+            f"Training on eight H100 needs this share of the {figure(total)} images/s that cores and memory allow together: "
+            f"{taken}."
         )
     notes = dict.fromkeys(
         f"- {m['setting']['files']}: {c['note']}." for m in measures for c in m["contenders"] if c["note"]

@@ -26,7 +26,7 @@ _CHUNK = 64  # images per task
 
 @dataclass
 class Report:
-    """What was checked and found.
+    """Result of a verification.
 
     Attributes:
         num_indexed: number of JPEGs with a correct crop index.

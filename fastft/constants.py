@@ -8,11 +8,7 @@ IMAGENET_TRAIN_SIZE = 1_281_167  # ILSVRC2012 training images
 CROPS = ("rrc", "src")  # random resized crop; simple resize crop (DeiT III)
 INTERPOLATIONS = ("bicubic", "bilinear")
 # after normalisation: 0; one N(0, 1) colour per box; N(0, 1) per pixel
-ERASE_MODES = (
-    "const",
-    "rand",
-    "pixel",
-)
+ERASE_MODES = ("const", "rand", "pixel")
 MAX_ERASE = 4  # erased boxes per image; the size of a plan's field
 
 RANDOM, BLOCKS = ORDERS = ("random", "blocks")  # of the samples of an epoch
@@ -20,3 +16,9 @@ RANDOM, BLOCKS = ORDERS = ("random", "blocks")  # of the samples of an epoch
 BLOCK_MIB = 1024
 
 TIMM = "timm/"  # start of a `model.arch` that names a model of timm
+
+# choices of the command line and of the code behind it, which takes seconds to import
+EXPORT_FORMATS = ("timm", "open_clip", "safetensors", "onnx")
+AUTO, RAW, EMA, BEST, LAST = WEIGHT_CHOICES = ("auto", "raw", "ema", "best", "last")
+GREEDY, UNIFORM = SOUPS = ("greedy", "uniform")
+PEERS = ("ffcv", "timm", "torchvision", "dali", "webdataset", "litdata", "open_clip", "pillow")

@@ -1,4 +1,4 @@
-"""What a recipe builds, beside what the tests of models and recipes say of it."""
+"""Models, schedules and mixers that a recipe builds, beyond the tests of models and recipes."""
 
 from functools import partial
 

@@ -34,11 +34,7 @@ class Spec(NamedTuple):
 TABLE = np.dtype(
     [
         # length << 8 | symbol of the first code in the window, 0: longer code
-        (
-            "fast",
-            np.uint16,
-            1 << FAST_BITS,
-        ),
+        ("fast", np.uint16, 1 << FAST_BITS),
         ("leaps", np.uint16, 2 << LEAP_BITS),  # see _derive_leaps; AC tables only
         ("max_code", np.int32, MAX_CODE + 1),  # largest code of each length, -1: none
         ("delta", np.int32, MAX_CODE + 1),  # code + delta = position in values

@@ -53,7 +53,7 @@ def describe_error(code: int) -> str:
 
 
 class Header(NamedTuple):
-    """What `scan_header` found; offsets are bytes from the start of the file, 0 where absent."""
+    """Result of `scan_header`; offsets are bytes from the start of the file, 0 where absent."""
 
     code: int
     sof: int  # marker of the frame: SOF_BASELINE, SOF_EXTENDED or SOF_PROGRESSIVE

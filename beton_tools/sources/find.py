@@ -24,11 +24,7 @@ from beton_tools.sources.wnids import is_wnid
 
 _SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
 # the folder itself; the layout of Kaggle's archive
-_SPLIT_PARENTS = (
-    "",
-    "ILSVRC/Data/CLS-LOC",
-    "Data/CLS-LOC",
-)
+_SPLIT_PARENTS = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
 _SHARD_FOLDERS = ("", "data")  # Hugging Face repositories store shards in data/
 
 SPLITS = tuple(_SPLIT_NAMES)

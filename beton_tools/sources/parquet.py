@@ -114,7 +114,7 @@ class ParquetSource(Source):
 
 @dataclass(frozen=True)
 class _Index:
-    """What is known of one file: its columns, labels and names, and the number of rows in each row group."""
+    """Columns, labels and names of one file, and the number of rows in each row group."""
 
     stamp: Stamp
     image_column: str

@@ -12,13 +12,11 @@ from typing import Any
 
 from beton_tools.errors import UserError
 from fastft.average.ingredients import Ingredient, RunningMean, State, find_ingredients, interpolate
+from fastft.constants import AUTO, GREEDY
 from fastft.inference.evaluation import FileScores, evaluate_model, evaluating
 from fastft.inference.trained import Trained
-from fastft.train.chosen_weights import AUTO
 from fastft.train.distributed import World, find_world
 
-GREEDY, UNIFORM = "greedy", "uniform"
-SOUPS = (GREEDY, UNIFORM)
 WISE = "WiSE-FT"
 ALPHAS = tuple(round(0.1 * k, 1) for k in range(11))
 Say = Callable[[str], None]

@@ -120,7 +120,11 @@ def our_recipe(path: str, size: int = SIZE, augment_policy: str = AUGMENT) -> di
     height, width, largest = int(heights.max()), int(widths.max()), int(np.diff(jpegs.ends).max())
     augment, handle = CpuAugment(policy, size), open_decoders(1)[0]
     decode_scratch = np.empty(scratch_bytes(height, width, largest), np.uint8)
-    room = (np.empty(3 * height * width, np.uint8), decode_scratch, augment.new_scratch(1, height, width)[0])
+    scratch = (
+        np.empty(3 * height * width, np.uint8),
+        decode_scratch,
+        augment.new_scratch(1, height, width)[0],
+    )
     out, ids = augment.new_output(16), np.arange(len(jpegs))
 
     def run() -> int:
@@ -128,7 +132,7 @@ def our_recipe(path: str, size: int = SIZE, augment_policy: str = AUGMENT) -> di
             policy, seed=0, epoch=next(epochs), sample_ids=ids, heights=heights, widths=widths, size=size
         )
         regions = source_regions(plan, size)
-        if decode_and_augment(jpegs.data, jpegs.ends, regions, plan, augment.finish, room, handle, out):
+        if decode_and_augment(jpegs.data, jpegs.ends, regions, plan, augment.finish, scratch, handle, out):
             raise RuntimeError("an image could not be decoded: the figures would mean nothing")
         return len(jpegs)
 
@@ -144,10 +148,10 @@ def timm_recipe(paths: Sequence[str]) -> dict[str, Arm]:
         SIZE, is_training=True, auto_augment=AUGMENT, interpolation="bicubic", re_prob=0.25, re_mode="pixel",
         mean=CLIP_MEAN, std=CLIP_STD,
     )  # fmt: skip
-    return {"recipe": transform_arm(patient(transform), paths)}
+    return {"recipe": transform_arm(retrying(transform), paths)}
 
 
-def patient(transform: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def retrying(transform: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """The transform, repeated if it asks Pillow 13 to posterise to 0 bits; picklable."""
     return partial(_again, transform)
 

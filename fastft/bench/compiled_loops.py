@@ -36,9 +36,9 @@ def decompress_all(
 
 
 @njit(cache=True, nogil=True)
-def decode_and_augment(data, ends, regions, plan, finish, room, handle, out):
+def decode_and_augment(data, ends, regions, plan, finish, scratch, handle, out):
     """Decode and augment image by image according to the plan; returns the number of failures."""
-    pixels, decode_scratch, augment_scratch = room
+    pixels, decode_scratch, augment_scratch = scratch
     failures = 0
     for k in range(len(plan)):
         y, x, h, w = regions[k]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from beton_tools.format import SAMPLE_DTYPE
-from fastft.bench.augment_bench import AUGMENT, patient, torchvision_transform
+from fastft.bench.augment_bench import AUGMENT, retrying, torchvision_transform
 from fastft.bench.child import Arm, descendants, library
 from fastft.bench.dali import PACKAGE as DALI_PACKAGE
 from fastft.bench.dataset import IMAGENET_LENGTH, disk_bytes, forget_pages
@@ -263,13 +263,13 @@ def timm_batches(
 
     from fastft.constants import CLIP_MEAN, CLIP_STD
 
-    class Patient(timm.data.ImageDataset):
+    class RetryingDataset(timm.data.ImageDataset):
         """Repeats the transform if timm 1.0 asks Pillow 13 to posterise to 0 bits, which raises."""
 
         def __getitem__(self, index: int) -> tuple:
-            return patient(super().__getitem__)(index)
+            return retrying(super().__getitem__)(index)
 
-    dataset = Patient(folder)
+    dataset = RetryingDataset(folder)
     dataset.reader.samples = dataset.reader.samples * repeat
     return timm.data.create_loader(
         dataset, (3, size, size), batch, is_training=train, use_prefetcher=False, num_workers=threads,
@@ -290,7 +290,7 @@ def torchvision(folder: str, size: int, batch: int, threads: int, repeat: int, a
 def webdataset(shards: str, size: int, batch: int, threads: int, repeat: int) -> Pass:
     """Shards read in order, decoded by Pillow, timm's transform."""
     wds = library("webdataset", "webdataset")
-    transform = patient(timm_transform(size))
+    transform = retrying(timm_transform(size))
     data = wds.WebDataset(shards, shardshuffle=False).shuffle(1000).decode("pil").to_tuple("jpg")
     one_pass = torch_loader(data.map_tuple(transform), batch, threads, shuffle=None)
     return lambda: itertools.chain.from_iterable(one_pass() for _ in range(repeat))
@@ -300,7 +300,7 @@ def litdata(folder: str, size: int, batch: int, threads: int, repeat: int) -> Pa
     """Optimised chunks of the JPEGs (written before the clock starts), decoded by Pillow, timm's transform."""
     lit = library("litdata", "litdata")
     chunks = litdata_chunks(folder, threads, repeat)
-    transform = partial(_decoded, patient(timm_transform(size)))
+    transform = partial(_decoded, retrying(timm_transform(size)))
     dataset = lit.StreamingDataset(chunks, shuffle=True, transform=transform)
     loader = lit.StreamingDataLoader(dataset, batch_size=batch, num_workers=threads, persistent_workers=True)
     return lambda: (len(images) for images in loader)

@@ -8,6 +8,7 @@ from beton_tools.errors import UserError
 from fastft.bench.dataset import Workspace
 from fastft.bench.harness import Contender
 from fastft.config import Recipe
+from fastft.constants import PEERS
 
 
 @dataclass(frozen=True)
@@ -16,9 +17,6 @@ class BenchResult:
 
     measures: list[dict[str, Any]]
     notes: tuple[str, ...] = ()
-
-
-PEERS = ("ffcv", "timm", "torchvision", "dali", "webdataset", "litdata", "open_clip", "pillow")
 
 
 @dataclass(frozen=True)

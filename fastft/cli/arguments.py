@@ -5,11 +5,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from fastft.constants import AUTO, WEIGHT_CHOICES
+
 OVERRIDES = "any recipe option as --section.key=value, e.g. --optim.lr=3e-4 (fastft options lists them all)"
 RECIPE = "a recipe of fastft recipes (final_b16), a file (mine.yaml), or a row of a table (02_lr[1e-5], mine.yaml[LABEL])"
-
-
-WEIGHTS = ("auto", "raw", "ema", "best", "last")  # of `fastft.train.chosen_weights`
 
 
 def print_weights(text: str) -> None:
@@ -31,8 +30,8 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 def add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
-        choices=WEIGHTS,
-        default=WEIGHTS[0],
+        choices=WEIGHT_CHOICES,
+        default=AUTO,
         help="of the last epoch (raw, ema, or last: the better kind), of the best epoch, or auto: those that the run chose "
         "at its end (default auto)",
     )

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 from beton_tools import torchrun
-from fastft.cli.arguments import WEIGHTS, add_device, add_json, add_only_present_classes
+from fastft.cli.arguments import add_device, add_json, add_only_present_classes
+from fastft.constants import AUTO, SOUPS, WEIGHT_CHOICES
 
 HELP = "average weights: between the start and the end of a run (WiSE-FT), or over several runs (soups)"
 EXAMPLE = "fastft average start runs/clip --alpha 0,0.25,0.5,0.75,1 --data val.beton --data sketch.beton --out runs/wise"
 TAKES_OPTIONS = False
-SOUPS = ("greedy", "uniform")  # of `fastft.average.weight_average`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help=out)
     parser.add_argument(
         "--weights",
-        choices=WEIGHTS,
-        default=WEIGHTS[0],
+        choices=WEIGHT_CHOICES,
+        default=AUTO,
         help="of every model, as in fastft eval (default auto)",
     )
     add_device(parser)

@@ -8,6 +8,7 @@ from pathlib import Path
 from beton_tools.errors import UserError
 from fastft.bench import BENCHES
 from fastft.cli.arguments import positive
+from fastft.constants import PEERS
 
 HELP = "measure this machine, against what one would use instead; JSON, a table and an HTML page"
 EXAMPLE = "fastft bench loader --images imagenet/train --peers ffcv,timm --out bench"
@@ -41,7 +42,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--count", type=positive(int), metavar="N", help="images at most (default 700)")
     parser.add_argument(
-        "--peers", default="all", help="all, none, or of ffcv,timm,torchvision,dali,webdataset,litdata,open_clip,pillow"
+        "--peers", default="all", help=f"all, none, or of {','.join(PEERS)}"
     )  # fmt: skip
     parser.add_argument("--rounds", type=positive(int), metavar="N", help="counted rounds (default 7)")
     parser.add_argument("--recipe", type=Path, metavar="RECIPE", help="of e2e (default: a tiny one on a CPU)")

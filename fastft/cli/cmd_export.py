@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 
 from fastft.cli.arguments import add_checkpoint, print_weights
-
-FORMATS = ("timm", "open_clip", "safetensors", "onnx")
+from fastft.constants import EXPORT_FORMATS
 
 HELP = "write a checkpoint for another library, checked by loading it there, with a model card"
 EXAMPLE = "fastft export runs/final_b16 --format timm --out final_b16_timm"
@@ -14,7 +13,7 @@ TAKES_OPTIONS = False
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
-    parser.add_argument("--format", required=True, choices=FORMATS)
+    parser.add_argument("--format", required=True, choices=EXPORT_FORMATS)
     parser.add_argument(
         "--out",
         required=True,

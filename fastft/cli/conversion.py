@@ -69,7 +69,7 @@ def options_of(args: argparse.Namespace) -> WriteOptions:
 
 
 def summary(path: Path, manifest: Manifest) -> str:
-    """What a conversion wrote, in a few lines."""
+    """Summary of a conversion, in a few lines."""
     lines = [
         f"{path}: {manifest.num_samples:,} images in {manifest.num_classes:,} classes, "
         f"{console.size(manifest.file_size)}"

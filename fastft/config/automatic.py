@@ -16,7 +16,9 @@ from typing import Any
 from fastft.config.schema import MAX_EPOCHS, Choice, Recipe, count_steps
 from fastft.constants import TIMM
 
-IMAGES_PER_UNIT_OF_BATCH = 128  # the paper: 1,281,167 images in batches of 2,048, rounded to a power of two
+IMAGES_PER_UNIT_OF_BATCH = (
+    128  # so that small sets have steps enough; ImageNet's batch is limited to the paper's
+)
 SMALLEST_BATCH, PAPER_BATCH = 32, 2048
 FEWEST_STEPS = 1000
 STEPS_PER_CHECKPOINT = 100
@@ -40,24 +42,9 @@ class PaperRecipe:
 BASE = PaperRecipe("B/16", epochs=50, lr=6e-4, layer_decay=0.6, warmup=0.2, horizon=0.16)
 LARGE = PaperRecipe("L/14", epochs=30, lr=4e-4, layer_decay=0.65, warmup=1 / 6, horizon=4 / 15)
 # open_clip's names of towers from L/14 on
-LARGE_TOWERS = (
-    "ViT-L",
-    "ViT-H",
-    "ViT-g",
-    "ViT-bigG",
-    "ViT-SO400M",
-)
+LARGE_TOWERS = ("ViT-L", "ViT-H", "ViT-g", "ViT-bigG", "ViT-SO400M")
 # parts of timm's names
-LARGE_TIMM = (
-    "_large",
-    "_xlarge",
-    "_huge",
-    "_giant",
-    "_gigantic",
-    "_enormous",
-    "_so400m",
-    "_xxlarge",
-)
+LARGE_TIMM = ("_large", "_xlarge", "_huge", "_giant", "_gigantic", "_enormous", "_so400m", "_xxlarge")
 
 
 def paper_recipe(recipe: Recipe) -> PaperRecipe:

@@ -96,7 +96,7 @@ class OptionChecker(Checker):
         return numbers
 
     def help(self) -> str:
-        """What the option's value must be."""
+        """The type and limits of the option, in words."""
         if self.choices:
             return "one of " + ", ".join((*self.choices, AUTO) if self.auto else self.choices)
         limits = ((">=", self.low), ("<=", self.high), ("<", self.below))

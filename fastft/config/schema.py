@@ -294,7 +294,8 @@ class Train:
     )  # fmt: skip
     half_residual: str = option(
         "auto",
-        "train a half-precision copy of fp32 weights, with a half-precision residual stream; auto: fp16 on V100",
+        "train a half-precision copy of fp32 weights, with a half-precision residual stream; auto: on with fp16 on GPUs below "
+        "compute capability 8.0 (V100, T4)",
         choices=("auto", "on", "off"), paper="on (DeepSpeed's model.half())", changes_accuracy=False,
         since="0.2.0",
     )  # fmt: skip
@@ -363,7 +364,7 @@ class Train:
 
 @dataclass(frozen=True)
 class About:
-    """What the recipe is expected to reach."""
+    """Expected accuracy of the recipe."""
 
     top1: float | None = option(
         None, "expected ImageNet top-1 accuracy in percent", low=0, high=100, changes_accuracy=False

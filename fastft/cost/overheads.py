@@ -122,8 +122,4 @@ def cores_per_gpu(gpu: str) -> float:
 
 
 def with_cores(over: Overheads, cores: float) -> Overheads:
-    return replace(
-        over,
-        loader_rate=IMAGES_PER_CORE * cores,
-        eval_loader_rate=EVAL_IMAGES_PER_CORE * cores,
-    )
+    return replace(over, loader_rate=IMAGES_PER_CORE * cores, eval_loader_rate=EVAL_IMAGES_PER_CORE * cores)

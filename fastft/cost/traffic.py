@@ -33,22 +33,9 @@ HALF = torch.float16  # bf16 is as wide
 # A100 and newer run autocast, V100 the half path: each counts the attention kernel that it uses by default
 KERNELS = {"autocast": "sdpa", "half": "efficient"}
 # and all operations with "attention" in their name
-COMPUTE = (
-    "mm",
-    "bmm",
-    "addmm",
-    "addmm_",
-    "baddbmm",
-    "convolution",
-)
+COMPUTE = ("mm", "bmm", "addmm", "addmm_", "baddbmm", "convolution")
 # starts of names; no bytes are read or written
-FREE = (
-    "detach",
-    "_unsafe_view",
-    "empty",
-    "new_empty",
-    "device",
-)
+FREE = ("detach", "_unsafe_view", "empty", "new_empty", "device")
 WRITES_ONLY = ("copy_", "fill_", "zero_")  # ends of names; they do not read what they overwrite
 
 

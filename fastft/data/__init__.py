@@ -15,12 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "EvalLoader", "Output", "SampleError", "Shard", "TrainLoader"]
 
 # of the others: loader
-_MODULES = {
-    "Batch": "batch",
-    "Output": "batch",
-    "SampleError": "sample_error",
-    "Shard": "order",
-}
+_MODULES = {"Batch": "batch", "Output": "batch", "SampleError": "sample_error", "Shard": "order"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a loader delivers."""
+"""Output and batches of a loader."""
 
 from dataclasses import dataclass
 

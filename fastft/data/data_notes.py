@@ -1,4 +1,4 @@
-"""What a user should know about training files: they do not fit the memory, or parts are missing."""
+"""Notes about training files: they do not fit the memory, or parts are missing."""
 
 import logging
 from collections.abc import Sequence

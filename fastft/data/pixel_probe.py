@@ -22,11 +22,7 @@ from fastft.augment import parse_policy
 from fastft.data import EvalLoader, Output
 
 # square: Pillow's order of the two passes of a resize is the same in all its versions
-IMAGES, STORED, SIZE = (
-    6,
-    96,
-    64,
-)
+IMAGES, STORED, SIZE = (6, 96, 64)
 TOLERANCE = 1  # of 255 levels: Pillow's libjpeg may round otherwise
 
 

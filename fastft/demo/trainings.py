@@ -27,7 +27,7 @@ PER_CLASS = {"val": 120, "train": 400}  # cells per class and split, if there ar
 
 
 @dataclass(frozen=True)
-class Contender:
+class DemoTraining:
     """A training of the demo: its name and the options that differ from the recipe."""
 
     name: str
@@ -36,9 +36,9 @@ class Contender:
 
 
 CONTENDERS = (
-    Contender("fine_tuned", "fine-tuned with the recipe", ()),
+    DemoTraining("fine_tuned", "fine-tuned with the recipe", ()),
     # ridge regression makes the head; an epoch with a learning rate of 0 leaves it as it is
-    Contender(
+    DemoTraining(
         "linear",
         "untouched tower, linear head",
         (
@@ -50,7 +50,7 @@ CONTENDERS = (
         ),
     ),
     # no pretrained weights: all blocks train at almost the same lr; an epoch takes twice as long, so half as many epochs
-    Contender(
+    DemoTraining(
         "random",
         "random initialisation, half the epochs",
         (

@@ -35,7 +35,10 @@ def list_options(selection: str | None = None) -> list[OptionInfo]:
     Raises:
         UserError: no such section or option (with the nearest one).
     """
-    chosen = [name for name in option_fields() if selection in (None, name, *name.split("."))]
+    names = list(option_fields())
+    if selection in SECTIONS:  # before options of that name, such as data.train
+        names = [name for name in names if name.startswith(f"{selection}.")]
+    chosen = [name for name in names if selection in (None, name, *name.split("."))]
     if not chosen:
         near = nearest_option(str(selection), (*option_fields(), *SECTIONS))
         hint = f"did you mean '{near}'?" if near else f"sections: {', '.join(SECTIONS)}"

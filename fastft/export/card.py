@@ -87,7 +87,7 @@ def _metrics(trained: Trained) -> str:
 
 
 def _average(average: dict[str, Any]) -> str:
-    """What `fastft average` stored: how the weights were made, and their accuracy."""
+    """The record that `fastft average` stored: how the weights were made, and their accuracy."""
     lines = [f"{average['description'][0].upper()}{average['description'][1:]}."]
     for s in (average["chosen"] or {}).get("files", ()):
         name, chose = _plain(s["data"]), " (which chose)" if s["data"] == average["selection"] else ""

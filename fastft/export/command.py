@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from beton_tools.errors import UserError
+from fastft.constants import AUTO
 from fastft.export import to_onnx, to_open_clip, to_safetensors, to_timm
 from fastft.export.card import model_card
 from fastft.inference.trained import Trained, load_trained
-from fastft.train.chosen_weights import AUTO
 
 Logits = Callable[[Tensor], Tensor]  # images (B, 3, S, S) to logits (B, K), both float32 on the CPU
 

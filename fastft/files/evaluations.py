@@ -1,6 +1,6 @@
 """The evaluations of a run, and the rule that says which epoch is the best."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # result.json and checkpoints: {"epoch": 3, "raw": {"top1": ...}, "ema": {"top1": ...}}, without "ema" if there is no EMA, and
@@ -31,6 +31,21 @@ def selection_score(line: Mapping[str, Any]) -> float:
     Top-1, or what `best_by` names: balanced accuracy if the training classes are of very different sizes.
     """
     return _headline(line, line.get("best_by", TOP1))
+
+
+def best_line(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The 'eval' line of the best epoch. lines: at least one."""
+    return max(lines, key=selection_score)
+
+
+def best_evaluation(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The evaluation of the best epoch; None if there is none."""
+    return max(evaluations, key=lambda entry: selection_score(flatten(entry)), default=None)
+
+
+def standard_error(top1: float, samples: int) -> float:
+    """Binomial standard error of an accuracy in percent, in percentage points."""
+    return (top1 * (100 - top1) / max(1, samples)) ** 0.5
 
 
 def _headline(line: Mapping[str, Any], name: str) -> float:

@@ -35,7 +35,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """What a reference leads to: the name of the recipe, and its layers, of which a later one overrides the earlier."""
+    """A resolved reference: the name of the recipe, and its layers, where a later one overrides the earlier."""
 
     name: str
     layers: tuple[Layer, ...]
@@ -148,7 +148,7 @@ def _read_row(sweep: Sweep, chain: tuple[str, ...]) -> RecipeFile:
 
 
 def _expected(sweep: Sweep, row: Row) -> dict[str, Any]:
-    """What the row's table says that it reaches. A row without a figure that is another recipe keeps that recipe's."""
+    """Expected accuracy from the row's table. A row without a figure that is another recipe keeps that recipe's."""
     if row.paper is not None:
         raw = ", raw weights" if row.number == "raw" else ""
         return {"about.top1": row.paper, "about.source": sweep.source + raw}

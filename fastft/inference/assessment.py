@@ -8,12 +8,13 @@ import torch
 from beton_tools.beton_set import BetonSet
 from beton_tools.errors import UserError
 from beton_tools.manifest import Manifest
+from fastft.constants import AUTO
 from fastft.files.run_directory import Run
 from fastft.inference.class_report import ClassReport, report_classes
 from fastft.inference.logits import compute_logits
 from fastft.inference.mistakes import Mistakes, find_mistakes, thumbnail
 from fastft.metrics import Predictions
-from fastft.train.chosen_weights import AUTO, find_weights
+from fastft.train.chosen_weights import find_weights
 
 FEW_IMAGES = 3000  # a CPU evaluates as many in a minute or two
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from beton_tools.errors import UserError
 from fastft.build import build_policy
+from fastft.constants import AUTO
 from fastft.data import EvalLoader, Output, Shard
 from fastft.data.classes import refuse_other_classes
 from fastft.inference.class_report import MATRIX_CLASSES
@@ -19,7 +20,6 @@ from fastft.inference.logit_adjustment import adjust_logits
 from fastft.inference.present_classes import PresentClasses
 from fastft.inference.trained import BATCH, Trained, load_trained
 from fastft.metrics import Predictions, class_metrics, confusion_counts, largest_confusions, reliability
-from fastft.train.chosen_weights import AUTO
 from fastft.train.distributed import World, find_world, peer_lost
 from fastft.train.evaluate import TOP5_CLASSES, Scores, evaluate, keep_logits
 from fastft.train.precision import inference_precision

@@ -110,12 +110,7 @@ def write_predictions_table(
         UserError: it cannot be written.
     """
     files = BetonSet.open(data).read_names() or [""] * len(predictions.labels_N)
-    columns = (
-        predictions.labels_N,
-        predictions.predicted_N,
-        predictions.confidence_N,
-        predictions.truth_N,
-    )
+    columns = (predictions.labels_N, predictions.predicted_N, predictions.confidence_N, predictions.truth_N)
     try:
         with (
             atomic_path(path) as partial,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from beton_tools.errors import UserError
+from fastft.constants import AUTO
 from fastft.data import Batch
 from fastft.data.classes import refuse_other_classes
 from fastft.inference.evaluation import (
@@ -29,7 +30,6 @@ from fastft.inference.features import (
 )
 from fastft.inference.trained import BATCH, Trained, load_trained
 from fastft.model import ImageClassifier
-from fastft.train.chosen_weights import AUTO
 from fastft.train.distributed import World, find_world
 from fastft.train.evaluate import evaluate
 from fastft.train.precision import inference_precision

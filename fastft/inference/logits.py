@@ -9,9 +9,9 @@ import torch
 from beton_tools.beton_paths import BetonPaths
 from beton_tools.beton_set import BetonSet
 from fastft.build import build_policy
+from fastft.constants import AUTO
 from fastft.data import EvalLoader, Output
 from fastft.inference.trained import BATCH, load_trained
-from fastft.train.chosen_weights import AUTO
 from fastft.train.distributed import find_world
 from fastft.train.precision import inference_precision
 

@@ -31,7 +31,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Mistakes:
-    """Of `images` validation images, `wrong` are predicted as another class."""
+    """Wrong predictions: `wrong` of `images` validation images."""
 
     images: int
     wrong: int

@@ -10,9 +10,9 @@ from PIL import Image
 from beton_tools.errors import UserError
 from beton_tools.image_formats import IMAGE_SUFFIXES, is_image_name
 from beton_tools.user_files import check_user_file
+from fastft.constants import AUTO
 from fastft.inference.image_reader import read_batches
 from fastft.inference.trained import BATCH, choose_device, load_trained
-from fastft.train.chosen_weights import AUTO
 from fastft.train.precision import inference_precision
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 
 from fastft.config import Recipe
+from fastft.constants import AUTO
 from fastft.data.classes import name_outputs
 from fastft.model import ImageClassifier
-from fastft.train.chosen_weights import AUTO, find_weights
+from fastft.train.chosen_weights import find_weights
 from fastft.train.distributed import check_device
 from fastft.train.stored_model import read_model
 

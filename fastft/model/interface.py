@@ -1,4 +1,4 @@
-"""What the trainer needs from a model: two kinds of towers implement it, fastft's own CLIP tower and timm's models."""
+"""The interface between trainer and model, which fastft's own CLIP tower and timm's models implement."""
 
 from torch import Tensor, nn
 

@@ -12,7 +12,7 @@ from fastft.config import Recipe, differences, load_recipe
 from fastft.cost.reference_log import reference_of
 from fastft.cost.run_cost import run_cost
 from fastft.files.atomic import write_text
-from fastft.files.evaluations import WEIGHTS, headline_top1, selection_score
+from fastft.files.evaluations import WEIGHTS, best_line, headline_top1, standard_error
 from fastft.files.recipe_file import RECIPES
 from fastft.files.run_directory import Run
 from fastft.inference.assessment import Assessment
@@ -133,7 +133,7 @@ def _accuracy_figures(run: Run) -> list[dict[str, str]]:
     used, weights = _used_evaluation(run)
     top1 = used[f"{weights}_top1"]
     samples = used["raw_samples" if "raw_samples" in used else "ema_samples"]
-    error = (top1 * (100 - top1) / max(1, samples)) ** 0.5
+    error = standard_error(top1, samples)
     taken = "; used by predict, eval and export" if run.weights else ""
     figures = [
         _figure(
@@ -142,7 +142,7 @@ def _accuracy_figures(run: Run) -> list[dict[str, str]]:
             f"epoch {used['epoch']}, standard error {error:.2f}{taken}",
         )
     ]
-    best, last = max(run.evaluations, key=selection_score), run.evaluations[-1]
+    best, last = best_line(run.evaluations), run.evaluations[-1]
     for label, entry in (("best epoch", best), ("last epoch", last)):
         shown = [f"{name} {entry[f'{w}_top1']:.2f} %" for w, name in WEIGHTS.items() if f"{w}_top1" in entry]
         figures.append(
@@ -182,7 +182,7 @@ def _used_evaluation(run: Run) -> tuple[Mapping[str, Any], str]:
     for entry in run.evaluations:
         if entry["epoch"] == run.weights.get("epoch") and f"{run.weights['kind']}_top1" in entry:
             return entry, run.weights["kind"]
-    best = max(run.evaluations, key=selection_score)
+    best = best_line(run.evaluations)
     return best, "ema" if "ema_top1" in best else "raw"
 
 
@@ -301,7 +301,7 @@ def _reference(curve: dict[str, Any] | None, key: str, name: str, style: str) ->
 def _best_mark(run: Run) -> list[tuple[float, str]]:
     if not run.evaluations:
         return []
-    best = max(run.evaluations, key=selection_score)
+    best = best_line(run.evaluations)
     return [(best["epoch"] + 1, f"best, epoch {best['epoch']}")]
 
 

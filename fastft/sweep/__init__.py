@@ -2,11 +2,21 @@
 
 from fastft.files.recipe_file import open_sweep
 from fastft.files.sweep_file import Row, Sweep, load_sweep
-from fastft.sweep.planned_runs import Run, plan_run, plan_runs
+from fastft.sweep.planned_runs import PlannedRun, plan_run, plan_runs
 from fastft.sweep.price import price_sweeps, print_prices, read_trainings
 from fastft.sweep.runner import run_sweeps, train_run
 
 __all__ = [
-    "Row", "Run", "Sweep", "load_sweep", "open_sweep", "plan_run", "plan_runs", "price_sweeps", "print_prices", "read_trainings",
-    "run_sweeps", "train_run",
+    "PlannedRun",
+    "Row",
+    "Sweep",
+    "load_sweep",
+    "open_sweep",
+    "plan_run",
+    "plan_runs",
+    "price_sweeps",
+    "print_prices",
+    "read_trainings",
+    "run_sweeps",
+    "train_run",
 ]  # fmt: skip

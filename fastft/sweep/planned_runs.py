@@ -20,7 +20,7 @@ COUNTED = {"schedule.stop_epoch", "train.eval_every", "train.eval_weights"}
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """A training that some rows need; `recipe` has its run directory filled in."""
 
     key: str
@@ -28,7 +28,7 @@ class Run:
     folder: Path
 
 
-def plan_runs(sweep: Sweep, overrides: Sequence[str], runs: Path) -> list[Run]:
+def plan_runs(sweep: Sweep, overrides: Sequence[str], runs: Path) -> list[PlannedRun]:
     """The run of every row, in order; equal rows get equal runs. `runs` is the folder of all run directories.
 
     Raises:
@@ -51,7 +51,7 @@ def run_key(recipe: Recipe) -> str:
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
-def _run(sweep: Sweep, row: Row, overrides: Sequence[str], runs: Path) -> Run:
+def _run(sweep: Sweep, row: Row, overrides: Sequence[str], runs: Path) -> PlannedRun:
     recipe = load_recipe(sweep.reference(row), overrides)
     if recipe.automatic:  # other recipes keep the keys of earlier versions
         recipe = count_images(recipe)
@@ -64,11 +64,11 @@ def _run(sweep: Sweep, row: Row, overrides: Sequence[str], runs: Path) -> Run:
     return plan_run(recipe, runs)
 
 
-def plan_run(recipe: Recipe, runs: Path) -> Run:
+def plan_run(recipe: Recipe, runs: Path) -> PlannedRun:
     """The run of a recipe, with its run directory in `runs`."""
     key = run_key(recipe)
     folder = runs / key
-    return Run(key, replace(recipe, train=replace(recipe.train, run_dir=str(folder))), folder)
+    return PlannedRun(key, replace(recipe, train=replace(recipe.train, run_dir=str(folder))), folder)
 
 
 @lru_cache

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastft.files.evaluations import standard_error
 from fastft.files.sweep_file import Row
-from fastft.sweep.planned_runs import Run
+from fastft.sweep.planned_runs import PlannedRun
 
 Evaluation = dict[str, Any]  # epoch, raw {top1, samples, ...}, and with an EMA ema {...}
 
@@ -25,7 +26,7 @@ class Outcome:
     """A row with the evaluations of its finished run, or the error that ended it."""
 
     row: Row
-    run: Run
+    run: PlannedRun
     evaluations: Sequence[Evaluation] = field(default_factory=tuple)
     error: str | None = None
 
@@ -55,7 +56,7 @@ class Outcome:
         return [_score(e["epoch"], e[weights]) for e in self.evaluations if weights in e]
 
 
-def read_result(run: Run) -> list[Evaluation] | None:
+def read_result(run: PlannedRun) -> list[Evaluation] | None:
     """Evaluations of a run that has trained all its epochs; None if it has not."""
     try:
         result = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
@@ -66,5 +67,4 @@ def read_result(run: Run) -> list[Evaluation] | None:
 
 
 def _score(epoch: int, scores: dict[str, Any]) -> Score:
-    p = scores["top1"] / 100
-    return Score(scores["top1"], 100 * (p * (1 - p) / max(1, scores["samples"])) ** 0.5, epoch)
+    return Score(scores["top1"], standard_error(scores["top1"], scores["samples"]), epoch)

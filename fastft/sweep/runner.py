@@ -9,7 +9,7 @@ from beton_tools.errors import UserError
 from fastft.config import load_recipe
 from fastft.files.sweep_file import Sweep
 from fastft.photos.prepare import line_printer, prepare_overrides
-from fastft.sweep.planned_runs import Run, plan_runs
+from fastft.sweep.planned_runs import PlannedRun, plan_runs
 from fastft.sweep.report import print_table, write_report
 from fastft.sweep.results import Outcome, read_result
 from fastft.train.distributed import World, find_world
@@ -49,7 +49,7 @@ def _prepare(sweep: Sweep, overrides: Sequence[str], out: Path, console: Console
     return prepare_overrides(recipe, overrides, out, line_printer(console))
 
 
-def train_run(run: Run, world: World, console: Console) -> str | None:
+def train_run(run: PlannedRun, world: World, console: Console) -> str | None:
     """Train or resume a run of several; returns the error that ended it, which is printed, or None.
 
     Raises:
@@ -71,14 +71,14 @@ def train_run(run: Run, world: World, console: Console) -> str | None:
 class _Runner:
     """Trains rows and keeps the list of what is still to be trained and what has failed."""
 
-    def __init__(self, world: World, runs: Sequence[Run], console: Console):
+    def __init__(self, world: World, runs: Sequence[PlannedRun], console: Console):
         self.world = world
         self.console = console if world.is_main else Console(quiet=True)
         # decided before anything is trained, so that all processes decide from the same files
         self.waiting = {run.key for run in runs if read_result(run) is None}
         self.failures: dict[str, str] = {}
 
-    def run(self, sweep: Sweep, runs: Sequence[Run], folder: Path) -> list[Outcome]:
+    def run(self, sweep: Sweep, runs: Sequence[PlannedRun], folder: Path) -> list[Outcome]:
         for number, (row, run) in enumerate(zip(sweep.rows, runs, strict=True), 1):
             if run.key in self.waiting and row in sweep.selected_rows:
                 self.waiting.remove(run.key)
@@ -90,12 +90,12 @@ class _Runner:
         self.console.print(f"written: {folder}/table.md, results.json, plot.png", highlight=False)
         return outcomes
 
-    def _train(self, run: Run) -> None:
+    def _train(self, run: PlannedRun) -> None:
         failure = train_run(run, self.world, self.console)
         if failure is not None:
             self.failures[run.key] = failure
 
-    def _report(self, sweep: Sweep, runs: Sequence[Run], folder: Path) -> list[Outcome]:
+    def _report(self, sweep: Sweep, runs: Sequence[PlannedRun], folder: Path) -> list[Outcome]:
         outcomes = [
             Outcome(row, run, read_result(run) or (), self.failures.get(run.key))
             for row, run in zip(sweep.rows, runs, strict=True)

@@ -16,13 +16,11 @@ from typing import Any
 import numpy as np
 
 from beton_tools.errors import UserError
-from fastft.files.evaluations import WEIGHTS as NAMES
-from fastft.files.evaluations import flatten, selection_score
+from fastft.constants import AUTO, BEST, EMA, LAST, RAW
+from fastft.files.evaluations import WEIGHTS, best_evaluation
 from fastft.files.run_directory import read_result
 from fastft.train.checkpoint import find_checkpoint, is_checkpoint, list_checkpoints, read_checkpoint
 
-RAW, EMA, BEST, LAST, AUTO = "raw", "ema", "best", "last", "auto"
-WEIGHTS = (AUTO, RAW, EMA, BEST, LAST)
 SIGNIFICANT = 0.05
 LEAST_IMAGES_FOR_BEST = 2000
 STEMS = {RAW: "model", EMA: "ema"}  # of a checkpoint's tensor files
@@ -56,11 +54,6 @@ def balanced_disagreement(
     weights_N = 100 / ((counts > 0).sum() * counts[labels_N])
     signed_N = weights_N * (raw_right_N.astype(int) - ema_right_N.astype(int))
     return {"balanced_gain": float(signed_N.sum()), "balanced_error": float(np.sqrt((signed_N**2).sum()))}
-
-
-def best_evaluation(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The evaluation of the best epoch, the first with the highest score; None if there is none."""
-    return max(evaluations, key=lambda entry: selection_score(flatten(entry)), default=None)
 
 
 def choose_weights(
@@ -114,7 +107,7 @@ def _compare(evidence: Mapping[str, Any]) -> tuple[float, bool, str]:
 
 def describe_weights(choice: Mapping[str, Any]) -> str:
     """The choice as one line of the log."""
-    name = NAMES[choice["kind"]]
+    name = WEIGHTS[choice["kind"]]
     return f"predict, eval and export take the {name} weights of epoch {choice['epoch']}: {choice['reason']}"
 
 
@@ -122,7 +115,7 @@ def describe_weights(choice: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Found:
+class ChosenWeights:
     """The weights of a checkpoint: the stem of their file, their kind ("raw" or "ema"), and all of it in words."""
 
     path: Path
@@ -131,7 +124,7 @@ class Found:
     description: str
 
 
-def find_weights(path: Path, wanted: str = AUTO) -> Found:
+def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
     """The weights that `path`, a run directory or a checkpoint in it, and `--weights` mean.
 
     Raises:
@@ -167,7 +160,7 @@ def _choose_so_far(run: Path) -> dict[str, Any] | None:
     return choice
 
 
-def _newest(run: Path, take: str, kind: str, reason: str = "") -> Found:
+def _newest(run: Path, take: str, kind: str, reason: str = "") -> ChosenWeights:
     """The weights of a run's best or last checkpoint."""
     folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
     found = list_checkpoints(folder, "best" if take == BEST else "step")
@@ -176,19 +169,21 @@ def _newest(run: Path, take: str, kind: str, reason: str = "") -> Found:
     return _of_checkpoint(found[-1], AUTO if take == BEST else kind, reason)
 
 
-def _of_checkpoint(path: Path, kind: str, reason: str = "") -> Found:
-    """Of a best checkpoint the only weights, of another those of a kind (default: the EMA, if it has one)."""
+def _of_checkpoint(path: Path, kind: str, reason: str = "") -> ChosenWeights:
+    """The only weights of a best checkpoint, or those of `kind` of another (default: the EMA, if it has one)."""
     if path.name.startswith(BEST):
         own = EMA if EMA in (_evaluation(path) or {}) else RAW
         if kind not in (AUTO, own):
             raise UserError(f"{path} has no {kind} weights, only those that its epoch was chosen by ({own})")
-        return Found(path, STEMS[RAW], own, f"{NAMES[own]} weights of the best epoch, {path.name}{reason}")
+        return ChosenWeights(
+            path, STEMS[RAW], own, f"{WEIGHTS[own]} weights of the best epoch, {path.name}{reason}"
+        )
     has_ema = (path / f"{STEMS[EMA]}.safetensors").exists()
     if kind == AUTO:
         kind = EMA if has_ema else RAW
     if kind == EMA and not has_ema:
         raise UserError(f"{path} has no EMA weights; give --weights raw")
-    return Found(path, STEMS[kind], kind, f"{NAMES[kind]} weights of {path.name}{reason}")
+    return ChosenWeights(path, STEMS[kind], kind, f"{WEIGHTS[kind]} weights of {path.name}{reason}")
 
 
 def _evaluation(path: Path) -> Mapping[str, Any] | None:

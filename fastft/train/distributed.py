@@ -228,10 +228,10 @@ def find_world(device: str, timeout_minutes: float | None = None, option: str = 
 
 def peer_lost(error: RuntimeError, then: str) -> PeerLost:
     """The exception for a lost peer; `then` says what to do."""
-    return PeerLost(f"another process died or stopped responding ({first_sentence(error)}); {then}")
+    return PeerLost(f"another process died or stopped responding ({backend_message(error)}); {then}")
 
 
-def first_sentence(error: RuntimeError) -> str:
+def backend_message(error: RuntimeError) -> str:
     """A back end's message without its source location and the advice that follows."""
     text = " ".join(str(error).split())
     return re.sub(r"^\[[^]]*\] ", "", text).split(". This is", 1)[0].split(". Exception", 1)[0]

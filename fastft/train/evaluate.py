@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastft.data import Batch
+from fastft.files.evaluations import standard_error
 from fastft.metrics import Predictions, balanced_accuracy, calibrate, macro_f1
 from fastft.train.distributed import World
 from fastft.train.precision import Precision
@@ -47,8 +48,7 @@ class Scores:
     @property
     def standard_error(self) -> float:
         """Binomial standard error of top1, in percentage points."""
-        p = self.top1 / 100
-        return 100 * (p * (1 - p) / max(1, self.samples)) ** 0.5
+        return standard_error(self.top1, self.samples)
 
     def as_dict(self) -> dict[str, float]:
         """The numbers by name, for JSON; without those that are None."""

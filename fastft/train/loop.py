@@ -7,9 +7,7 @@ from rich.console import Console
 
 from beton_tools.errors import UserError
 from fastft.config import Recipe
-from fastft.files.run_directory import (
-    run_folder,
-)
+from fastft.files.run_directory import run_folder
 from fastft.photos.prepare import line_printer, prepare_data
 from fastft.train.checkpoint import list_checkpoints
 from fastft.train.distributed import World, find_world, peer_lost

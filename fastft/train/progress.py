@@ -7,12 +7,11 @@ from typing import Any
 
 from fastft.build import UNTRAINED_SHARE, untrained_share
 from fastft.config import Recipe
-from fastft.files.evaluations import TOP1, WEIGHTS, flatten, headline_top1
+from fastft.files.evaluations import TOP1, WEIGHTS, best_evaluation, flatten, headline_top1
 from fastft.imagenet import NO_EXPECTATION, describe_expectation, expected_top1
 from fastft.model import TowerArch
 from fastft.train.chosen_weights import (
     balanced_disagreement,
-    best_evaluation,
     choose_weights,
     count_disagreements,
     describe_weights,

@@ -125,7 +125,7 @@ def decide(
     load: Callable[[], Sequence[StepTrial] | None],
     measure: Callable[[], Sequence[StepTrial]],
 ) -> Decision:
-    """What the recipe names, else what the run had before, else the fastest of all candidates.
+    """The choice that the recipe names, else the run's earlier one, else the fastest of all candidates.
 
     'auto' measures nothing on a CPU, where the step is eager, nor what `load` remembers. 'measure' always measures.
     """

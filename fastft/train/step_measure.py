@@ -72,7 +72,7 @@ def choose_step(
 
 
 def cache_key(request: Request, device: str) -> dict[str, Any]:
-    """What the speeds depend on."""
+    """The cache key: everything that the speeds depend on."""
     model = {key: value for key, value in request.recipe["model"].items() if key not in ("arch", "weights")}
     return {
         "device": device,

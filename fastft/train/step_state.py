@@ -76,7 +76,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
 
 
 def _optimizer_forms(optimizer: torch.optim.Optimizer) -> Forms:
-    """What `optimizer_tensors` has after any step: every step updates every parameter of the optimiser."""
+    """Shapes and dtypes of `optimizer_tensors` after any step: every step updates every parameter of the optimiser."""
     found: Forms = {}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):

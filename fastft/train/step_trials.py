@@ -152,7 +152,7 @@ def describe_error(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """What is measured, as JSON values; the recipe and architecture as `Recipe.as_dict` and `asdict` give them."""
+    """A measurement request as JSON values; the recipe and architecture as `Recipe.as_dict` and `asdict` give them."""
 
     recipe: dict[str, dict[str, Any]]
     arch: dict[str, Any]

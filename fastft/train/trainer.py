@@ -117,7 +117,7 @@ class Trainer:
         self._opened.close()
 
     def consistency_key(self) -> dict[str, str]:
-        """What must be the same in every process, by the name that an error message gives it."""
+        """Values that must be equal in every process, by their name in error messages."""
         loaders = [loader for loader in (self.loader, self.eval_loader) if loader is not None]
         # files may have other names on other hosts
         data = [{k: v for k, v in loader.content.items() if k != "files"} for loader in loaders]

@@ -18,7 +18,7 @@ from fastft.data.classes import refuse_other_classes
 from fastft.files.evaluations import BALANCED_ACCURACY
 from fastft.files.run_directory import lock_run
 from fastft.photos.prepare import line_printer, prepare_data
-from fastft.sweep import Run, plan_run, train_run
+from fastft.sweep import PlannedRun, plan_run, train_run
 from fastft.sweep.results import read_result
 from fastft.train.distributed import World, find_world
 from fastft.train.exceptions import TimeUp
@@ -164,12 +164,12 @@ class _Search:
         self.trials.append(trial)
         return trial
 
-    def _plan(self, setting: Setting, epochs: int) -> Run:
+    def _plan(self, setting: Setting, epochs: int) -> PlannedRun:
         return plan_run(
             shortened(with_setting(self.recipe, setting, self.layers), epochs), self.folder / "runs"
         )
 
-    def _limited(self, run: Run) -> Run:
+    def _limited(self, run: PlannedRun) -> PlannedRun:
         """The run, to be stopped when the budget ends, whatever was estimated."""
         left = self.budget.left
         if math.isinf(left):
@@ -208,7 +208,7 @@ class _Search:
         )  # fmt: skip
 
     def _optimism(self) -> float:
-        """Of the choice among the settings of the first rung, from their saved validation predictions."""
+        """The optimism of the choice in the first rung, from saved validation predictions."""
         first = [trial for trial in self.trials if trial.rung == 0 and trial.score is not None]
         saved = [read_validation(trial.run.folder, trial.weights) for trial in first]
         right_SN = np.stack([v.labels_N == v.predicted_N for v in saved])

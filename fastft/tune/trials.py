@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from fastft.config import Recipe
+from fastft.constants import RAW
 from fastft.files.evaluations import TOP1
-from fastft.sweep import Run
-from fastft.train.chosen_weights import RAW, choose_weights
+from fastft.sweep import PlannedRun
+from fastft.train.chosen_weights import choose_weights
 from fastft.tune.estimate import FinalFigures
 from fastft.tune.settings import Setting
 
@@ -24,7 +25,7 @@ class ShortRun:
     setting: Setting
     rung: int
     epochs: int
-    run: Run
+    run: PlannedRun
     score: float | None = None
     measure: str = TOP1
     weights: str = RAW
@@ -56,7 +57,7 @@ class Result:
 
 
 def finished_trial(
-    setting: Setting, rung: int, epochs: int, run: Run, evaluations: Sequence[Mapping[str, Any]]
+    setting: Setting, rung: int, epochs: int, run: PlannedRun, evaluations: Sequence[Mapping[str, Any]]
 ) -> ShortRun:
     last = evaluations[-1]
     chosen, measure = choose_weights(evaluations, last), last.get("best_by", TOP1)

@@ -51,7 +51,7 @@ def print_result(result: Result, folder: Path, console: Console) -> None:
 
 
 def conclusion(result: Result) -> list[str]:
-    """What was found, from which images the figure is, and what did not fit into the budget; one sentence per line."""
+    """The setting that was found, the images that its figure is from, and trainings that did not fit the budget, as sentences."""
     best = result.best
     lines = [
         f"best: {best.setting.title} (lr {best.recipe.optim.lr:g}, layer_decay {best.recipe.optim.layer_decay:g})"

@@ -54,8 +54,8 @@ def read_prompts(
 def find_names(data: Path, manifest: Manifest | None) -> tuple[list[str], str]:
     """(class names for prompts, where they come from).
 
-    Of ImageNet's classes open_clip's names, which are OpenAI's; of other wnids the first of WordNet's; otherwise the names of
-    the folders, with spaces for underscores.
+    ImageNet's classes have open_clip's names, which are OpenAI's; other wnids the first of WordNet's; all others the names of
+    their folders, with spaces for underscores.
 
     Raises:
         UserError: the file has no class names.

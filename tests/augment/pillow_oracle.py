@@ -1,4 +1,4 @@
-"""What timm and Pillow make of an op at a magnitude: the truth that the tests compare with."""
+"""Results of timm and Pillow for an op at a magnitude, which the tests compare with."""
 
 from unittest import mock
 

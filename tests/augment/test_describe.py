@@ -1,4 +1,4 @@
-"""What is said about a plan or policy is what it holds."""
+"""Descriptions of plans and policies agree with their values."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What the machine allows: which bytes and multiplications count, and how it is shown."""
+"""Limits of the machine: which bytes and multiplications count, and how they are shown."""
 
 from pathlib import Path
 

@@ -160,7 +160,7 @@ def test_a_finished_training_is_found_in_the_results_of_another_machine(
 
 
 def hits(share: float, seed: int) -> np.ndarray:
-    """Of N images the first are right, but for a few that differ between seeds."""
+    """The first of N images are right, but for a few that differ between seeds."""
     right = np.arange(N) < share * N
     right[np.random.default_rng(seed).choice(N, 4)] ^= True
     return right
@@ -306,11 +306,7 @@ def test_published_numbers_outside_the_interval_are_named(report) -> None:
     chain = [difference(report, "half the length", -5.4, 1.0), difference(report, "EMA", 0.5, 1.0)]
     setting = {"steps": 620, "batch": 32}
     text = report._against_the_papers({"levers": [], "chain": chain, "setting": setting})
-    assert (
-        text.startswith("1 of 2 published numbers")
-        and "'half the length' -5.4" in text
-        and "'EMA'" not in text
-    )
+    assert "figures here, 1 of 2: " in text and "'half the length' -5.4" in text and "'EMA'" not in text
 
 
 def test_the_page_in_the_repository_is_made_of_the_results(report) -> None:

@@ -1,4 +1,4 @@
-"""What the fuzz targets share: numbers of cases, damage to bytes, and a limit of time per case."""
+"""Shared parts of the fuzz targets: numbers of cases, damage to bytes, and a limit of time per case."""
 
 from __future__ import annotations
 

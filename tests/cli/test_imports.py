@@ -1,4 +1,4 @@
-"""What commands import: each only what it uses, because imports are most of the time of the short ones."""
+"""Imports of commands: each imports only what it uses, because imports are most of the time of the short ones."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What is sent to a GPU, checked on the host: `PackedStage` behaves the same on a CPU device, unpinned."""
+"""Batches that are sent to a GPU, checked on the host: `PackedStage` behaves the same on a CPU device, unpinned."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def draw(ids, heights, widths):
 
 
 def packed_batches(path, order):
-    """What the device's augmentation would be called with, batch by batch."""
+    """Arguments of the device's augmentation, batch by batch."""
     calls = []
 
     def augment(pixels, offsets, plan):

@@ -1,4 +1,4 @@
-"""What is exported gives the checkpoint's logits in the library that it is for."""
+"""An exported model gives the checkpoint's logits in the library that it is for."""
 
 import json
 import shutil
@@ -172,3 +172,10 @@ def test_a_safetensors_export_is_self_contained(tmp_path: Path) -> None:
         FORMATS["safetensors"].load(tmp_path / "out.safetensors")(images), trained(images)
     )
     assert str(tmp_path).encode() not in (tmp_path / "out.safetensors").read_bytes()
+
+
+def test_the_commands_formats_are_those_of_the_package() -> None:
+    from fastft.constants import EXPORT_FORMATS
+    from fastft.export.command import FORMATS
+
+    assert tuple(FORMATS) == EXPORT_FORMATS

@@ -1,4 +1,4 @@
-"""What the tests here executed, summed up at the end of a session."""
+"""A summary of what these tests executed, printed at the end of a session."""
 
 from __future__ import annotations
 

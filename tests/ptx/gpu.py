@@ -53,7 +53,7 @@ def compiled(kernel: Kernel, arch: tuple[int, int] = OLDEST, faults: bool = Fals
 
 @dataclass
 class Launch:
-    """What a launch was given, and the memory before it, to repeat it."""
+    """Arguments of a launch and the memory before it, to repeat it."""
 
     kernel: Kernel
     grid: tuple[int, ...]
@@ -65,7 +65,7 @@ class Launch:
 
     @property
     def threads(self) -> int:
-        """Of a block."""
+        """Number of threads of a block."""
         return int(np.prod(self.block))
 
 

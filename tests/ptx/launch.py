@@ -39,7 +39,7 @@ class Finding(NamedTuple):
 
 @dataclass
 class Run:
-    """What a launch left behind besides memory."""
+    """Results of a launch besides memory."""
 
     program: Program
     visits: np.ndarray  # of basic blocks, by all threads

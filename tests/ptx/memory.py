@@ -116,7 +116,7 @@ class Memory:
 
     @contextmanager
     def temporary(self) -> Iterator[None]:
-        """What is allocated within is released at the end."""
+        """Release at the end what is allocated within."""
         end, count = self.end, len(self.allocations)
         try:
             yield

@@ -1,4 +1,4 @@
-"""What each PTX instruction computes, in LLVM's instructions: arithmetic, comparison, selection, conversion.
+"""The arithmetic of each PTX instruction, in LLVM's instructions: arithmetic, comparison, selection, conversion.
 
 Rounding is to nearest even and fused only where PTX says fma; denormals are kept. Where LLVM leaves a case
 undefined and PTX does not (shifts past the width, division by zero, conversions out of range), the PTX result is

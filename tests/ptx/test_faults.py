@@ -73,7 +73,7 @@ def test_a_barrier_that_one_thread_skips_is_divergent(kernel: str, small: dict[s
 
 
 def share_found(found: Counter[str]) -> float:
-    """Of the faults in instructions that were executed."""
+    """Share of the faults in executed instructions that are noticed."""
     return 1 - found[NO_EFFECT] / (sum(found.values()) - found[NOT_REACHED])
 
 

@@ -249,7 +249,7 @@ def larger(a: float, b: float) -> float:
 
 
 def in_numpy(function: Any, dtype: Any) -> Reference:
-    """Of numbers of that type, which NumPy rounds once."""
+    """The function of numbers of that type, which NumPy rounds once."""
     return lambda *numbers: function(*(dtype(number) for number in numbers))
 
 
@@ -345,7 +345,7 @@ COMPARISONS: dict[str, Reference] = {
 @pytest.mark.parametrize("name", COMPARISONS)
 @pytest.mark.parametrize("type_", ["s16", "u32", "s32", "u64", "s64", "f32", "f64"])
 def test_comparisons(name: str, type_: str) -> None:
-    """Of floats, also those that are true where a number is NaN; the others are false there, ne too."""
+    """Comparisons of floats, also those that are true where a number is NaN; the others are false there, ne too."""
     function, floating = COMPARISONS[name], type_[0] == "f"
     given = (type_, inputs(type_, 0)), (type_, inputs(type_, 1))
     pairs = list(zip(given[0][1].tolist(), given[1][1].tolist(), strict=True))

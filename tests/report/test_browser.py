@@ -94,7 +94,7 @@ def run_page(tmp_path: Path) -> Path:
 
 
 def made_up_classes(names: Sequence[str]) -> ClassReport:
-    """Of a model that is right for most of 50 images of each class, except for two classes without a mistake."""
+    """Figures of a model that is right for most of 50 images of each class, except for two classes without a mistake."""
     noise = np.random.default_rng(0)
     labels = np.arange(50 * len(names)) % len(names)
     logits = noise.normal(size=(len(labels), len(names)))
@@ -116,7 +116,7 @@ def many_classes_page(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def trained_page(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a run that the trainer wrote, by the command, with the mistakes of its best checkpoint."""
+    """The page of a run that the trainer wrote, by the command, with its mistakes."""
     page = tmp_path_factory.mktemp("page") / "report.html"
     assert main(["report", str(whole), "--out", str(page), "--price", "2.48"]) == 0
     return page

@@ -1,4 +1,4 @@
-"""What lets a GPU go on working: copies for checkpoints in page-locked memory, and a stream of high priority."""
+"""Work beside the GPU's: copies for checkpoints in page-locked memory, and a stream of high priority."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
