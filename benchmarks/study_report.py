@@ -212,14 +212,15 @@ def _steps(
         dict.fromkeys(r["row"] for r in runs if r["part"] == "chain" and r["row"].startswith("no decay"))
     )
     plain.sort(key=lambda row: -float(row.rpartition(" ")[2]))
-    names = dict(zip(plain, ("baseline", "smaller lr"), strict=False))
+    rows = dict(zip(("baseline", "smaller lr"), plain, strict=False))
+    raw = {name: figure(runs, row, name, "raw") for name, row in rows.items()}
     kept = tuned(runs, "chain", plain, "raw") or ""
-    raw = {row: figure(runs, row, name, "raw") for row, name in names.items()}
-    baseline, smaller = (raw.get(row) for row in (*plain, "", "")[:2])
+    before_ema = next((raw[name] for name, row in rows.items() if row == kept), None)
     ema, decay = figure(runs, kept, "EMA"), figure(runs, "layer decay", "layer decay")
     half = figure(runs, "half length", "half the length")
     mixing = None if base is None else replace(base, name="no mixing")
-    return [(smaller, baseline), (ema, raw.get(kept)), (decay, ema), (half, decay), (mixing, half)]
+    first = (raw.get("smaller lr"), raw.get("baseline"))
+    return [first, (ema, before_ema), (decay, ema), (half, decay), (mixing, half)]
 
 
 def _differences(pairs: Sequence[tuple[Figure | None, Figure | None]]) -> list[dict[str, Any]]:
@@ -392,8 +393,8 @@ def _against_the_papers(found: Mapping[str, Any]) -> str:
     return (
         f"Published numbers outside the 95 % interval of their figures here, {len(against)} of "
         f"{sum(p is not None for _, p in known)}: {'; '.join(against)}. One reason may be the size: the base has {s['steps']} "
-        f"steps of {s['batch']} images,"
-        " the paper's B/16 run 31,250 of 2,048, and an image of 56 px has 16 patches instead of 196. A short run has less to "
+        f"steps of {s['batch']} images, "
+        "the paper's B/16 run 31,250 of 2,048, and an image of 56 px has 16 patches instead of 196. A short run has less to "
         "spare. Do not carry these losses over to ImageNet."
     )
 

@@ -75,12 +75,11 @@ def recipe_warnings(recipe: Recipe) -> list[str]:
 
 
 def _schedule_warnings(recipe: Recipe) -> list[str]:
-    by_epoch = {"schedule.sizes": recipe.schedule.sizes, "model.patch_dropout": recipe.model.patch_dropout}
     return [
         f"the training stops after epoch {recipe.epochs - 1}, before {option} ({text}) reaches its last value at epoch "
         f"{change}; the evaluation uses that value"
-        for option, text in by_epoch.items()
-        if isinstance(text, str) and (change := epoch_values(text).last_change) >= recipe.epochs
+        for option, text in recipe.changing.items()
+        if (change := epoch_values(text).last_change) >= recipe.epochs
     ]
 
 

@@ -197,13 +197,13 @@ def _cells(path: Path, table: Table, wanted: Sequence[str], what: str) -> list[s
 def _labels(path: Path, table: Table) -> list[str]:
     cells = _cells(path, table, LABEL_COLUMNS, "label")
     for row, cell in enumerate(cells, 2):
-        if not is_utf8(cell):
+        if not _is_utf8(cell):
             raise UserError(f"{path}, row {row}: the label is not UTF-8 text; save the table as UTF-8")
     return cells
 
 
-def is_utf8(text: str) -> bool:
-    """Whether a text was decoded without escapes for bytes that are not UTF-8."""
+def _is_utf8(text: str) -> bool:
+    """Return True if the text can be encoded as UTF-8: it has no surrogates, which stand for undecodable bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:

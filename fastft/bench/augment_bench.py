@@ -120,11 +120,8 @@ def our_recipe(path: str, size: int = SIZE, augment_policy: str = AUGMENT) -> di
     height, width, largest = int(heights.max()), int(widths.max()), int(np.diff(jpegs.ends).max())
     augment, handle = CpuAugment(policy, size), open_decoders(1)[0]
     decode_scratch = np.empty(scratch_bytes(height, width, largest), np.uint8)
-    scratch = (
-        np.empty(3 * height * width, np.uint8),
-        decode_scratch,
-        augment.new_scratch(1, height, width)[0],
-    )
+    augment_scratch = augment.new_scratch(1, height, width)[0]
+    scratch = (np.empty(3 * height * width, np.uint8), decode_scratch, augment_scratch)
     out, ids = augment.new_output(16), np.arange(len(jpegs))
 
     def run() -> int:

@@ -16,9 +16,8 @@ from typing import Any
 from fastft.config.schema import MAX_EPOCHS, Choice, Recipe, count_steps
 from fastft.constants import TIMM
 
-IMAGES_PER_UNIT_OF_BATCH = (
-    128  # so that small sets have steps enough; ImageNet's batch is limited to the paper's
-)
+# so that small sets have enough steps; ImageNet's batch is limited to the paper's
+IMAGES_PER_UNIT_OF_BATCH = 128
 SMALLEST_BATCH, PAPER_BATCH = 32, 2048
 FEWEST_STEPS = 1000
 STEPS_PER_CHECKPOINT = 100

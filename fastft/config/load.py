@@ -185,9 +185,8 @@ def _check_by_epoch(recipe: Recipe) -> None:
         UserError: a rule is broken.
     """
     size, epochs = recipe.model.image_size, recipe.schedule.epochs
-    by_epoch = {"schedule.sizes": recipe.schedule.sizes, "model.patch_dropout": recipe.model.patch_dropout}
-    for option, text in by_epoch.items():
-        if isinstance(text, str) and (change := epoch_values(text).last_change) >= epochs:
+    for option, text in recipe.changing.items():
+        if (change := epoch_values(text).last_change) >= epochs:
             raise UserError(
                 f"{option} changes at epoch {change}, but schedule.epochs is {epochs}; change it earlier"
             )

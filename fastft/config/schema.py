@@ -458,6 +458,13 @@ class Recipe:
         return epoch_values(rate).at(epoch) if isinstance(rate, str) else rate
 
     @property
+    def changing(self) -> dict[str, str]:
+        """Options whose value changes between epochs, as they are written (`fastft.config.epoch_values`)."""
+        values = self.flat()
+        by_epoch = (key for key, field in option_fields().items() if field.metadata["by_epoch"])
+        return {key: values[key] for key in by_epoch if isinstance(values[key], str)}
+
+    @property
     def largest_patch_dropout(self) -> float:
         """Over all epochs; 0: no patches are ever dropped."""
         rate = self.model.patch_dropout

@@ -78,9 +78,8 @@ class Run:
         return round(ends[-1]) if ends else self._estimate_steps_per_epoch()
 
     def _estimate_steps_per_epoch(self) -> int:
-        by_epoch = self.recipe.schedule.sizes or isinstance(self.recipe.model.patch_dropout, str)
         # steps of several durations; such runs store the size of their file
-        if not self.intervals or by_epoch:
+        if not self.intervals or self.recipe.changing:
             return self.recipe.steps_per_epoch()
         last = self.intervals[-1]
         left = last["seconds_left"] * last["images_per_second"] / self.recipe.optim.batch_size

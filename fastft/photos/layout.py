@@ -156,13 +156,12 @@ def _shards(place: Path, split: str) -> list[Path] | None:
 def _open(place: Path) -> LabelledSet:
     if place.is_file() and (is_csv(place) or place.suffix == ".parquet"):
         return _open_files([place])
-    return _in_order(LabelledSet(open_source(place), unused=_beside_classes(place)))
+    source = open_source(place)
+    return _in_order(LabelledSet(source, unused=_beside_classes(place) if source.kind == "folder" else ()))
 
 
 def _beside_classes(place: Path) -> tuple[str, ...]:
     """A sentence if images lie directly in a folder of class folders."""
-    if not place.is_dir() or not any(has_images(place, name) for name in class_folders(place)):
-        return ()
     with os.scandir(place) as entries:
         count = sum(entry.is_file() and is_image_name(entry.name) for entry in entries)
     if not count:

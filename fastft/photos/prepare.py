@@ -120,8 +120,8 @@ def _prepare_train(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     """Convert `data.train` and, unless it is a .beton, `data.val`."""
     photos, listed = str(recipe.data.train), _listed(recipe)
     converted_elsewhere = recipe.data.val is not None and not needs_conversion(recipe.data.val)
-    inputs = _fingerprint(listed, _options(recipe), holds_out=not converted_elsewhere)
-    older = _fingerprint(listed, _options(recipe)) if converted_elsewhere else inputs
+    older = _fingerprint(listed, _options(recipe))
+    inputs = f"{older}, data.val elsewhere" if converted_elsewhere else older
     stored = begin(folder, photos, inputs, say, older)
     if not stored.get("complete"):
         stored = _convert_all(recipe, listed, inputs, folder)
@@ -197,17 +197,12 @@ def _write(split: str, images: LabelledSet, options: WriteOptions, folder: Path)
     return [f"{len(manifest.skipped):,} {split} images cannot be read and are left out: {listed}{rest}"]
 
 
-def _fingerprint(
-    listed: tuple[LabelledSet | None, LabelledSet | None], options: WriteOptions, holds_out: bool = True
-) -> str:
-    """Changes with the names, labels, groups, sizes and times of the images; not with the place of their folder.
-
-    holds_out: False if without listed validation images none are held out either: `data.val` is a .beton.
-    """
+def _fingerprint(listed: tuple[LabelledSet | None, LabelledSet | None], options: WriteOptions) -> str:
+    """Changes with the names, labels, groups, sizes and times of the images; not with the place of their folder."""
     digest = hashlib.blake2b(json.dumps([VERSION, options.recorded()]).encode(), digest_size=16)
     for found in listed:
         if found is None:
-            digest.update(b"none" if holds_out else b"other")
+            digest.update(b"none")
             continue
         source, columns = found.source, found.columns
         stamps = source.stamps(np.arange(len(found), dtype=np.int64))

@@ -7,16 +7,6 @@ from fastft.sweep.price import price_sweeps, print_prices, read_trainings
 from fastft.sweep.runner import run_sweeps, train_run
 
 __all__ = [
-    "PlannedRun",
-    "Row",
-    "Sweep",
-    "load_sweep",
-    "open_sweep",
-    "plan_run",
-    "plan_runs",
-    "price_sweeps",
-    "print_prices",
-    "read_trainings",
-    "run_sweeps",
-    "train_run",
+    "PlannedRun", "Row", "Sweep", "load_sweep", "open_sweep", "plan_run", "plan_runs", "price_sweeps", "print_prices",
+    "read_trainings", "run_sweeps", "train_run",
 ]  # fmt: skip

@@ -136,7 +136,7 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
         return _of_checkpoint(path, wanted)
     result = read_result(path)
     record = result.get("weights") or {}
-    if not result:
+    if not result and wanted in (AUTO, LAST):  # the only ones that follow the choice
         record = _choose_so_far(path) or {}
     if wanted == AUTO:
         # nothing is evaluated, or the run is of an earlier version: the best epoch, as in the paper

@@ -13,7 +13,7 @@ from rich.console import Console
 from beton_tools.beton_set import BetonSet
 from beton_tools.errors import UserError
 from fastft.build import recipe_arch, with_training_files
-from fastft.config import Recipe, load_recipe, option_fields
+from fastft.config import Recipe, load_recipe
 from fastft.data.classes import refuse_other_classes
 from fastft.files.evaluations import BALANCED_ACCURACY
 from fastft.files.run_directory import lock_run
@@ -81,8 +81,7 @@ def _read(reference: str, overrides: Sequence[str]) -> Recipe:
         if any(text.startswith(f"{option}=") for text in overrides):
             raise UserError(f"{option} is set by fastft tune for every training; use {instead}")
     recipe = load_recipe(reference, overrides)
-    by_epoch = [key for key, field in option_fields().items() if field.metadata["by_epoch"]]
-    changing = next((key for key in by_epoch if isinstance(recipe.flat()[key], str)), None)
+    changing = next(iter(recipe.changing), None)
     if changing is not None:
         raise UserError(
             f"{changing} changes between epochs, which short runs cannot follow; tune with one value, then set the tuned lr and "

@@ -116,7 +116,7 @@ def test_all_rows_of_one_seed_come_before_the_next_and_the_base_is_chosen_once(s
 
 
 def test_of_equal_trainings_the_smallest_lr_is_chosen_by_study_and_page_alike(study, report) -> None:
-    """As two trainings that always predict the same class are."""
+    """Ties are broken by the learning rate. Trainings that always predict one class have equal counts."""
 
     class Scores:
         def score(self, row, seed):
