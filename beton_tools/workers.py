@@ -34,6 +34,7 @@ WINDOW = 4  # chunks per worker between the oldest unfinished image and the newe
 # where images begin in the arena; byte 0 is the number of the image that is being encoded, from 1, or 0
 _IMAGES = mmap.PAGESIZE
 _REMEDY = "if memory ran out use fewer --workers"
+_GUARD = "a script that converts images needs `if __name__ == '__main__':` around its statements"
 _CONTINUE = f"{_REMEDY}, then run the same command again to continue"
 
 # not fork: the parent may have OpenMP, Numba and CUDA threads
@@ -242,6 +243,8 @@ class _Worker:
         """
         self.process.join(5)
         code = self.process.exitcode
+        if number == 0 and code == 1:  # of Python, whose message it has written
+            raise UserError(f"a worker ended with the Python error above; {_GUARD}")
         if number == 0:
             raise UserError(f"a worker died between images (exit code {code}); {_CONTINUE}")
         tasks = self.queue[0].tasks

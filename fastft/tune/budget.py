@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -17,17 +17,19 @@ from fastft.train.distributed import World
 class Budget:
     """Seconds that each training has taken, in `tune.json`, and whether another one fits.
 
-    limit: seconds; math.inf without a budget. Clocks differ between processes: the main process decides for all.
+    limit: seconds; math.inf without a budget. keys: the trainings of this search; `tune.json` also keeps those of other searches
+    in the same folder, such as one of other images, whose time is not counted. Clocks differ between processes: the main
+    process decides for all.
     """
 
-    def __init__(self, path: Path, limit: float, world: World):
-        self.limit, self._path, self._world = limit, path, world
+    def __init__(self, path: Path, limit: float, world: World, keys: Collection[str]):
+        self.limit, self._path, self._world, self._keys = limit, path, world, keys
         self._seconds: dict[str, float] = _read(path)
         self._finished: dict[str, int] = {}  # epochs by key
 
     @property
     def spent(self) -> float:
-        return sum(self._seconds.values())
+        return sum(seconds for key, seconds in self._seconds.items() if key in self._keys)
 
     @property
     def left(self) -> float:

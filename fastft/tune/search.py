@@ -123,7 +123,8 @@ class _Search:
     def __post_init__(self) -> None:
         self.layers = recipe_arch(self.recipe).layers
         self.rungs = rung_epochs(self.recipe)
-        self.budget = Budget(self.folder / "tune.json", self.limit, self.world)
+        keys = {self._plan(setting, epochs).key for setting in grid() for epochs in self.rungs}
+        self.budget = Budget(self.folder / "tune.json", self.limit, self.world, keys)
 
     def run(self, test: Path | None) -> Result:
         settings = grid()

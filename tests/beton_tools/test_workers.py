@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import forkserver, reduction
@@ -141,6 +143,22 @@ def test_a_worker_that_dies_between_images_ends_the_conversion_in_one_line(photo
 
     with pytest.raises(UserError, match=r"died between images \(exit code -9\); .*fewer --workers"):
         list(encode_in_order(tasks(), EncodeOptions(), 2))
+
+
+def test_a_script_whose_statements_run_again_in_its_workers_is_told_so(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\nfrom beton_tools.convert import convert_folder\n"
+        "from beton_tools.writer import WriteOptions\n"
+        f"convert_folder(Path({str(photo_folder)!r}), Path({str(tmp_path / 'a.beton')!r}), WriteOptions(workers=1))\n"
+    )
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert result.stderr.splitlines()[-1].endswith(
+        "a worker ended with the Python error above; a script that converts images needs `if __name__ == '__main__':` "
+        "around its statements"
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -12,11 +12,12 @@ from fastft.train.distributed import World
 from fastft.tune.budget import Budget, format_duration
 
 WORLD = World(0, 1, 0, torch.device("cpu"))
+KEYS = ("a", "b", "c", "short", "long", "new")
 
 
 def opened(path: Path, limit: float, **seconds: float) -> Budget:
     path.write_text(json.dumps({"seconds": seconds}))
-    return Budget(path, limit, WORLD)
+    return Budget(path, limit, WORLD, KEYS)
 
 
 def test_before_any_training_is_complete_one_is_tried(tmp_path: Path) -> None:
@@ -54,21 +55,29 @@ def test_estimates_are_from_the_longest_trainings(tmp_path: Path) -> None:
 
 
 def test_time_is_remembered_also_after_an_error(tmp_path: Path) -> None:
-    budget = Budget(tmp_path / "tune.json", 100, WORLD)
+    budget = Budget(tmp_path / "tune.json", 100, WORLD, KEYS)
     with pytest.raises(KeyError), budget.timed("a"):
         raise KeyError
-    again = Budget(tmp_path / "tune.json", 100, WORLD)
+    again = Budget(tmp_path / "tune.json", 100, WORLD, KEYS)
     assert 0 < again.spent == budget.spent
     with again.timed("a"):
         pass
     assert again.spent > budget.spent
 
 
+def test_the_time_of_another_search_in_the_folder_is_kept_and_not_counted(tmp_path: Path) -> None:
+    budget = opened(tmp_path / "tune.json", 100, a=30, other=1000)
+    assert budget.spent == 30 and budget.left == 70
+    with budget.timed("b"):
+        pass
+    assert json.loads((tmp_path / "tune.json").read_text())["seconds"]["other"] == 1000
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"seconds": {"a": "x"}}', "{}"])
 def test_a_damaged_record_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "tune.json").write_text(text)
     with pytest.raises(UserError, match="cannot be read"):
-        Budget(tmp_path / "tune.json", 100, WORLD)
+        Budget(tmp_path / "tune.json", 100, WORLD, KEYS)
 
 
 def test_durations_are_short_words() -> None:
