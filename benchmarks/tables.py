@@ -404,8 +404,8 @@ def demo(results: Results) -> str:
     head = ["", "top-1 %, ± standard error", "fine-tuning gains", "minutes of training"]
     return (
         f"{markdown(head, rows, 1)}\n\n{d['train_images']:,} photographs of solar cells to train on, n = {d['n']} "
-        f"others to validate on, 4 classes, 98 px; EMA after the last epoch. Gains are paired by image. {d['cpu']}, "
-        f"{len(d['seconds'])} trainings, {d['date']}."
+        f"others to validate on, 4 classes, {d['image_size']} px; EMA after the last epoch. Gains are paired by image. "
+        f"{d['cpu']}, {len(d['seconds'])} trainings, {d['date']}."
     )
 
 

@@ -294,8 +294,8 @@ def test_the_demos_recipe_can_be_explained() -> None:
     """It names its own architecture, also outside the checkout."""
     values = explain(load_recipe(RECIPES / "demo.yaml"))
     assert values["recipe"]["model"]["arch"] == "rcp/demo_vit_s14.json"  # as in run directories of before
-    assert values["schedule"]["total_steps"] == 156
-    assert {group["layer_id"] for group in values["groups"]} == {9, 10, 11, 12, 13}
+    assert values["schedule"]["total_steps"] == 312
+    assert {group["layer_id"] for group in values["groups"]} == set(range(14))
 
 
 def test_the_demos_recipe_finds_its_architecture_from_another_folder(
