@@ -11,14 +11,13 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from markdown_table import markdown
 from model_tables import README, model_costs, shown_hours, trained_towers
-from scored_runs import format_gain
 
 from fastft.bench.harness import LIMIT
 from fastft.bench.scaling_bench import TOGETHER
@@ -516,23 +515,35 @@ def small_data(_: Results) -> str:
     found = json.loads((RESULTS / "small_data.json").read_text(encoding="utf-8"))
     rows, tests = [], {}
     for photos in found["sets"]:
-        size = photos["set"] if photos["set"].isdigit() else ""  # sets of CIFAR-10 are named by their size
-        data = "CIFAR-10" if size else photos["set"]
+        name, size = photos["set"], f"{photos['size']} px"
+        # sets of CIFAR-10 are named by their number of images
+        data, title = (
+            ("CIFAR-10", f"CIFAR-10, {int(name):,} images, {size}")
+            if name.isdigit()
+            else (name.split(",")[0], name)
+        )
         tests[data] = f"{photos['n']:,} of {data}"
-        title = f"{data}, {int(size):,} images" if size else data
         for row in photos["rows"]:
-            gains = [
-                format_gain(row["gains"][other]["mean"], row["gains"][other]) if other in row["gains"] else ""
-                for other in ("ridge", "photos")
-            ]
-            name, top1 = SMALL_DATA[row["row"]], f"{row['top1']:.1f}"
-            rows.append([title, name, top1, *gains, str(row["seeds"]), f"{row['minutes']:.0f}"])
+            gains = [_gain(row["gains"].get(other)) for other in ("ridge", "photos")]
+            minutes = "" if row["minutes"] is None else f"{row['minutes']:.0f}"
+            rows.append(
+                [title, SMALL_DATA[row["row"]], f"{row['top1']:.1f}", *gains, str(row["seeds"]), minutes]
+            )
             title = ""
     head = ["images", "command", "top-1 %", "against ridge", "against `train photos`", "seeds", "minutes"]
     return (
         f"{markdown(head, rows, 2)}\n\nTest images that chose nothing: {', '.join(tests.values())}. Differences "
-        "are paired by seed and image; ± is the standard error over seeds, of one seed over images. Time on "
-        f"{', '.join(found['cpus'])}. `benchmarks/small_data.py` makes these figures."
+        "are paired by seed and image; ± is the larger of their standard errors over seeds and over images. Time of a core of "
+        f"{', '.join(found['cpus'])}, beside another training. `benchmarks/small_data.py` makes these figures."
+    )
+
+
+def _gain(gain: Mapping[str, Any] | None) -> str:
+    """A difference in points with the larger of its two standard errors, such as "+1.2 ± 0.3"; "" for None."""
+    return (
+        ""
+        if gain is None
+        else f"{gain['mean']:+.1f} ± {max(gain['seed_error'] or 0, gain['image_error']):.1f}"
     )
 
 

@@ -1,0 +1,65 @@
+"""The comparison on small sets: its figures are those of the scored images, paired by seed."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def small_data() -> ModuleType:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import small_data
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+    return small_data
+
+
+def run(row: str, seed: int, hits: int, **own: Any) -> dict[str, Any]:
+    """Scores of 8 test images. hits: one bit per image, from the first."""
+    return {
+        "set": "100", "row": row, "seed": seed, "hits": f"{hits:02x}", "n": 8, "size": 56, "images": 80, "seconds": 60,
+        "weights": "ema", "cpu": "some CPU",
+    } | own  # fmt: skip
+
+
+def report(small_data: ModuleType, folder: Path, *runs: Mapping[str, Any]) -> dict[str, Any]:
+    scores = small_data.ScoredRuns(folder / "runs.jsonl")
+    scores.begin({})
+    for scored in runs:
+        scores.add(scored)
+    found: dict[str, Any] = small_data.report(scores)
+    return found
+
+
+def test_gains_are_paired_by_seed_and_image(small_data: ModuleType, tmp_path: Path) -> None:
+    ridge = [run("ridge", 0, 0b11110000), run("ridge", 1, 0b11000000), run("ridge", 2, 0b11111111)]
+    photos = [run("photos", 0, 0b11111100), run("photos", 1, 0b11111000, weights="raw")]
+    (found,) = report(small_data, tmp_path, *ridge, *photos)["sets"]
+    assert [row["row"] for row in found["rows"]] == ["ridge", "photos"]
+    assert [row["seeds"] for row in found["rows"]] == [3, 2]
+    assert found["rows"][1]["top1"] == pytest.approx(100 * 11 / 16) and found["rows"][1]["weights"] == [
+        "ema",
+        "raw",
+    ]
+    gain = found["rows"][1]["gains"]["ridge"]
+    assert gain["by_seed"] == [25, 37.5] and gain["mean"] == 31.25  # seed 2 has no partner
+    assert gain["seed_error"] == pytest.approx(6.25)
+
+
+def test_a_paused_training_has_a_figure_and_no_time(small_data: ModuleType, tmp_path: Path) -> None:
+    runs = [run("ridge", 0, 0b1, seconds=None), run("photos", 0, 0b11, seconds=None), run("photos", 1, 0b11)]
+    (found,) = report(small_data, tmp_path, *runs)["sets"]
+    assert [row["minutes"] for row in found["rows"]] == [None, 1]
+
+
+def test_sets_are_listed_in_the_order_of_the_benchmark(small_data: ModuleType, tmp_path: Path) -> None:
+    names = [*small_data.CIFAR, *small_data.CELLS]
+    found = report(small_data, tmp_path, *(run("ridge", 0, 0b1, set=name) for name in reversed(names)))
+    assert [photos["set"] for photos in found["sets"]] == names
