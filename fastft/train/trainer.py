@@ -36,7 +36,7 @@ from fastft.train.description import describe_process, peak_memory
 from fastft.train.distributed import World
 from fastft.train.evaluate import EvaluationStopped
 from fastft.train.exceptions import NonFinite, Preempted, TimeUp
-from fastft.train.head_start import PROBE, refuse_large, set_probe_head, share_head
+from fastft.train.head_start import PROBE, augmentation_warning, refuse_large, set_probe_head, share_head
 from fastft.train.health import describe_divergence, find_divergence
 from fastft.train.log import Interval, RunLog
 from fastft.train.meter import Meter
@@ -384,6 +384,10 @@ class Trainer:
                 split=now.split,
             )
         )
+        if self.progress.baseline is not None and now.steps == self.global_step:  # the first interval
+            warning = augmentation_warning(now.loss, self.recipe)
+            if warning is not None:
+                self.log.info(f"warning: {warning}")
         self.meter.reset()
 
     def _log_epoch(self, epoch: int) -> None:
