@@ -23,7 +23,7 @@ FEWEST_STEPS = 1000
 STEPS_PER_CHECKPOINT = 100
 FEW_IMAGES = 20_000  # below: BiT's limit between its smallest and its middle setting
 SMALL_SET_SCALE = 0.5
-PAPER_SCALE, PAPER_ERASE = 0.08, 0.25
+PAPER_POLICY, PAPER_SCALE, PAPER_ERASE = "rand-m9-mstd0.5-inc1", 0.08, 0.25
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,16 @@ def _head_init(recipe: Recipe) -> tuple[str, str]:
     )
 
 
+def _policy(recipe: Recipe) -> tuple[str, str]:
+    """A training whose head starts as a linear probe decides by it: see `fastft.train.augmentation_choice`."""
+    if recipe.model.head_init != "probe":
+        return PAPER_POLICY, "as in the paper"
+    return (
+        PAPER_POLICY,
+        "as in the paper; none, and no crops, if the linear probe shows that they hide the classes",
+    )
+
+
 def _scale_min(recipe: Recipe) -> tuple[float, str]:
     if recipe.data.train_size >= FEW_IMAGES:
         return PAPER_SCALE, f"{FEW_IMAGES:,} images or more: as in the paper"
@@ -182,6 +192,7 @@ RULES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
     "schedule.warmup": _warmup,
     "ema.horizon": _horizon,
     "model.head_init": _head_init,
+    "augment.policy": _policy,
     "augment.scale_min": _scale_min,
     "augment.erase_prob": _erase_prob,
     "train.checkpoint_epochs": _checkpoint_epochs,

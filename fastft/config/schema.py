@@ -166,8 +166,9 @@ class Augment:
     """Augmentation of training images, and normalisation."""
 
     policy: str = option(
-        "rand-m9-mstd0.5-inc1", "timm RandAugment string, '3aug[-jX]', 'augmix[-mX][-wX]' or 'none'"
-    )
+        "rand-m9-mstd0.5-inc1", "timm RandAugment string, '3aug[-jX]', 'augmix[-mX][-wX]' or 'none'",
+        auto=True,
+    )  # fmt: skip
     crop: str = option("rrc", "rrc: random resized crop, src: simple resize crop (DeiT III)", choices=CROPS)
     scale_min: float = option(
         0.08, "lower bound of the crop's area, as a share of the image", low=1e-4, high=1, auto=True

@@ -205,6 +205,10 @@ class TrainLoader(_BetonLoader):
         self.engine.batch_size = self.batch = micro_batch
         self.layout, self.output = layout, replace(self.output, size=size)
 
+    def set_policy(self, policy: AugmentPolicy) -> None:
+        """Augment by another policy from the next pass on; of the same normalisation, and not AugMix, which needs buffers."""
+        self.policy = policy
+
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The micro-batches of steps start_step, start_step + 1, ... of an epoch in order.
 

@@ -4,7 +4,6 @@ Fine-tuning from a random head distorts pretrained features while the head is le
 (LP-FT, 2202.10054).
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -83,21 +82,6 @@ def set_probe_head(
     head = fit_ridge_head(features_ND, labels_N, r.data.num_classes, r.train.seed) if world.is_main else None
     head = _set_head(model, head, world)
     return Probe(len(labels_N), head.penalty, head.scale)
-
-
-def augmentation_warning(loss: float, recipe: Recipe) -> str | None:
-    """A warning for a mean loss of the first steps above that of equal probabilities for all classes; None without one.
-
-    The head names images well that are not augmented. On the demo's solar cells, where augmentation costs seven points, its loss
-    is 1.5 times that of equal probabilities; on CIFAR-10, where it gains two, it is 0.8 times that.
-    """
-    equal, augment = math.log(recipe.data.num_classes), recipe.augment
-    if loss <= equal or (augment.policy == "none" and augment.scale_min == 1):
-        return None
-    return (
-        f"the first steps lose {loss:.2f}, more than equal probabilities for {recipe.data.num_classes} classes ({equal:.2f}): "
-        "augmentation may hide what makes the classes; compare with --augment.policy=none --augment.scale_min=1"
-    )
 
 
 @torch.inference_mode()

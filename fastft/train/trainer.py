@@ -14,7 +14,7 @@ from rich.console import Console
 
 from beton_tools.beton_set import BetonSet
 from beton_tools.errors import UserError
-from fastft.build import build_mixer, build_schedule, recipe_warnings, with_training_files
+from fastft.build import build_mixer, build_policy, build_schedule, recipe_warnings, with_training_files
 from fastft.config import Recipe, describe_choice, parse_duration, resolve
 from fastft.data import Batch
 from fastft.files.evaluations import flatten
@@ -30,13 +30,14 @@ from fastft.machine.gpus import peak_flops
 from fastft.metrics import describe_imbalance
 from fastft.optim import set_lr
 from fastft.phases import with_phase
+from fastft.train.augmentation_choice import choose_augmentation
 from fastft.train.checkpointing import Checkpointing
 from fastft.train.continuation import refuse_other_run, shared_options
 from fastft.train.description import describe_process, peak_memory
 from fastft.train.distributed import World
 from fastft.train.evaluate import EvaluationStopped
 from fastft.train.exceptions import NonFinite, Preempted, TimeUp
-from fastft.train.head_start import PROBE, augmentation_warning, refuse_large, set_probe_head, share_head
+from fastft.train.head_start import PROBE, refuse_large, set_probe_head, share_head
 from fastft.train.health import describe_divergence, find_divergence
 from fastft.train.log import Interval, RunLog
 from fastft.train.meter import Meter
@@ -161,14 +162,14 @@ class Trainer:
         self.schedule = build_schedule(r, self.steps_per_epoch)
         self.peak_flops = peak_flops(world.device, self.precision.dtype)
 
-    def _restore(self) -> None:
+    def _describe_model(self) -> None:
+        loader = self.loader
         self._description = describe_model(
-            self.recipe,
-            self.model.visual.arch,
-            self.loader.class_names,
-            self.loader.content,
-            self.loader.class_counts,
+            self.recipe, self.model.visual.arch, loader.class_names, loader.content, loader.class_counts
         )
+
+    def _restore(self) -> None:
+        self._describe_model()
         self.progress = Progress()
         if self.checkpoints.exist:
             refuse = partial(
@@ -224,6 +225,7 @@ class Trainer:
                     if self.eval_loader is None
                     else {"raw": self.validation.scores([self.model])[0].as_dict()}
                 )
+                self._choose_augmentation()
             except EvaluationStopped:
                 self._stop()
             share_head(self.step)
@@ -232,6 +234,20 @@ class Trainer:
         made = {key: value for key, value in self.progress.baseline.items() if key != "raw"}
         self.log.record("baseline", 0, made | flatten(self.progress.baseline))
         self.log.info(describe_baseline(self.progress.baseline))
+
+    def _choose_augmentation(self) -> None:
+        """Train without augmentation if it hides the classes from the head; see `augmentation_choice`."""
+        self.recipe, lines = choose_augmentation(
+            self.recipe, self.model, self.loader, self.phase.accumulation, self.world, self.precision,
+            self.guard.is_stop_requested,
+        )  # fmt: skip
+        self.loader.set_policy(build_policy(self.recipe))
+        self._describe_model()
+        if self.world.is_main:
+            write_recipe(self.folder, self.recipe)
+            write_choices(self.folder, self.recipe)
+        for line in lines:
+            self.log.info(line)
 
     def _train_epoch(self) -> None:
         epoch, start = self.progress.epoch, self.progress.step
@@ -384,10 +400,6 @@ class Trainer:
                 split=now.split,
             )
         )
-        if self.progress.baseline is not None and now.steps == self.global_step:  # the first interval
-            warning = augmentation_warning(now.loss, self.recipe)
-            if warning is not None:
-                self.log.info(f"warning: {warning}")
         self.meter.reset()
 
     def _log_epoch(self, epoch: int) -> None:

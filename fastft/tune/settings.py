@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from fastft.config import Recipe, recipe_from_dict, without_expectation
+from fastft.train.augmentation_choice import PLAIN
 
 FACTORS = (Fraction(1, 3), Fraction(1), Fraction(3))
 # of the recipe's epochs that the runs of a rung last
@@ -95,7 +96,10 @@ def _changed(recipe: Recipe, values: Mapping[str, object]) -> Recipe:
     for key, value in values.items():
         section, _, option = key.partition(".")
         sections[section][option] = value
-    return dataclasses.replace(recipe_from_dict(recipe.name, sections), about=recipe.about)
+    automatic = recipe.automatic & PLAIN.keys()  # every training decides about them, as the recipe's would
+    return dataclasses.replace(
+        recipe_from_dict(recipe.name, sections), about=recipe.about, automatic=automatic
+    )
 
 
 def _rounded(value: float) -> float:

@@ -15,9 +15,11 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from fastft.config.schema import AUTO
 from fastft.files.atomic import atomic_path, write_text
 from fastft.files.evaluations import TOP1
 from fastft.sweep.report import markdown_table
+from fastft.train.augmentation_choice import PLAIN
 from fastft.tune.budget import format_duration
 from fastft.tune.settings import DEFAULT, FACTORS, Setting, count_epochs, grid, mid_lr, with_setting
 from fastft.tune.trials import Result, ShortRun
@@ -98,6 +100,9 @@ def tuned_recipe(result: Result, folder: Path) -> str:
     recipe = with_setting(result.recipe, result.best.setting, result.layers)
     sections = json.loads(json.dumps(recipe.as_dict()))  # tuples become lists
     sections["train"]["run_dir"] = None
+    for option in result.recipe.automatic & PLAIN.keys():
+        section, _, key = option.partition(".")
+        sections[section][key] = AUTO
     comments = [
         f"fastft train {folder / TUNED}",
         "",

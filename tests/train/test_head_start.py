@@ -137,30 +137,3 @@ def test_a_run_without_validation_data_has_the_head_but_no_baseline_accuracy(
 def test_a_run_is_not_continued_with_another_head_init(tiny: dict[str, str], probed: Path) -> None:
     with pytest.raises(UserError, match=r"model\.head_init 'probe' -> 'small'"):
         run(tiny, probed)
-
-
-def test_a_loss_above_equal_probabilities_is_a_warning(
-    tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Here the learning rate makes it: it throws the head away."""
-    calm = flags(tiny, tmp_path / "calm", **PROBE, optim__lr="0", schedule__min_lr="0")
-    assert main(["train", "rcp/final_b16.yaml", *calm]) == 0
-    assert "augmentation may hide" not in capsys.readouterr().out
-    wild = flags(
-        tiny, tmp_path / "wild", **PROBE, optim__lr="1", schedule__warmup_epochs="0", train__log_every="100"
-    )
-    assert main(["train", "rcp/final_b16.yaml", *wild]) == 0
-    said = capsys.readouterr().out.replace("\n", " ")
-    assert said.count("more than equal probabilities for 2 classes (0.69): augmentation may hide") == 1
-
-
-@pytest.mark.parametrize(
-    ("loss", "options", "warned"),
-    [(2.4, (), True), (2.2, (), False), (2.4, ("--augment.policy=none", "--augment.scale_min=1"), False),
-     (2.4, ("--augment.policy=none",), True)],
-)  # fmt: skip
-def test_without_augmentation_nothing_is_said_of_it(
-    loss: float, options: tuple[str, ...], warned: bool
-) -> None:
-    recipe = load_recipe("final_b16", ["--data.num_classes=10", *options])
-    assert (head_start.augmentation_warning(loss, recipe) is not None) is warned

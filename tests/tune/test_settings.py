@@ -5,6 +5,7 @@ from fractions import Fraction
 import pytest
 
 from fastft.config import load_recipe
+from fastft.train.augmentation_choice import PLAIN
 from fastft.tune.settings import DEFAULT, Setting, grid, mid_lr, rung_epochs, shortened, with_setting
 
 RECIPE = load_recipe("final_b16")
@@ -70,4 +71,4 @@ def test_values_that_follow_from_the_images_are_kept_as_shares() -> None:
     assert short.optim.lr == pytest.approx(3 * recipe.optim.lr, rel=1e-3)
     assert short.schedule.warmup_epochs == pytest.approx(0.2 * 6)
     assert 1 / (1 - short.ema.decay) == pytest.approx(0.16 * 6 * short.steps_per_epoch(), rel=0.01)
-    assert short.automatic == frozenset()
+    assert short.automatic == PLAIN.keys()  # each training decides about its augmentation

@@ -1,0 +1,90 @@
+"""Automatic augmentation: none where it hides from the tower what makes the classes.
+
+A head by ridge regression names unchanged images well. If its loss on augmented training images is above that of knowing only how
+frequent each class is, the tower no longer sees there what the head goes by, and training on such images unlearns it.
+
+Evidence, with a DINOv2-type ViT-S/14: on photographs of solar cells the loss is 1.5 to 1.7 times that of the class shares, and
+12 epochs at 42 px reach 85.9 % of 255 held-out images without augmentation, 78.4 % with RandAugment, 78.0 % with crops (the head
+alone 84.3 %). On CIFAR-10 it is 0.8 to 0.9 times that; RandAugment gains 1.8 points there, crops 0.3 (2,000 images).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+
+from fastft.config import Choice, Recipe, describe_choice
+from fastft.data import TrainLoader
+from fastft.model import ImageClassifier
+from fastft.train.distributed import World
+from fastft.train.evaluate import evaluate
+from fastft.train.precision import Precision
+
+IMAGES = 2048  # augmented images whose loss decides, in whole steps
+PLAIN = {"augment.policy": "none", "augment.scale_min": 1.0}
+
+
+def choose_augmentation(
+    recipe: Recipe,
+    model: ImageClassifier,
+    loader: TrainLoader,
+    micro_batches: int,
+    world: World,
+    precision: Precision,
+    stop: Callable[[], bool],
+) -> tuple[Recipe, list[str]]:
+    """(the recipe to train, lines for the log): without augmentation if it hides the classes from the model's head.
+
+    Values that the recipe gives are kept, with a warning. micro_batches: of a step, in each process.
+
+    Raises:
+        EvaluationStopped: in every process, if `stop` returned true in one of them.
+    """
+    if is_plain(recipe):
+        return recipe, []
+    steps = min(loader.steps_per_epoch, max(1, IMAGES // recipe.optim.batch_size))
+    (scores,) = evaluate([model], islice(loader.epoch(0), steps * micro_batches), world, precision, stop)
+    shares = shares_loss(loader.class_counts)
+    if scores.loss <= shares:
+        return recipe, []
+    recipe = without_augmentation(recipe, scores.loss, shares)
+    return recipe, describe_hidden(recipe, scores.loss, shares)
+
+
+def is_plain(recipe: Recipe) -> bool:
+    """Whether the recipe neither crops nor applies a policy."""
+    return (recipe.augment.policy, recipe.augment.scale_min) == tuple(PLAIN.values())
+
+
+def shares_loss(class_counts: Sequence[int]) -> float:
+    """Cross-entropy of always predicting the shares of the classes, in nats. class_counts: images by label."""
+    total = sum(class_counts)
+    return -sum(count / total * math.log(count / total) for count in class_counts if count)
+
+
+def without_augmentation(recipe: Recipe, loss: float, shares: float) -> Recipe:
+    """The recipe with the values of PLAIN for those options that are `auto`, and the reason.
+
+    loss, shares: of the head on augmented images, and `shares_loss`.
+    """
+    reason = (
+        f"augmentation hides the classes: on augmented images the head has a loss of {loss:.2f}, more than the {shares:.2f} of "
+        "knowing only the class shares"
+    )
+    for option, value in PLAIN.items():
+        if option in recipe.automatic:
+            others = tuple(choice for choice in recipe.choices if choice.option != option)
+            recipe = replace(
+                recipe.with_option(option, value), choices=(*others, Choice(option, value, reason))
+            )
+    return recipe
+
+
+def describe_hidden(recipe: Recipe, loss: float, shares: float) -> list[str]:
+    """The log lines about augmentation that hides the classes. recipe: after `without_augmentation`."""
+    if is_plain(recipe):
+        return [describe_choice(c.option, c.value, c.reason) for c in recipe.choices if c.option in PLAIN]
+    return [
+        f"warning: on augmented images the head has a loss of {loss:.2f}, more than the {shares:.2f} of knowing only the class "
+        "shares; augmentation may hide what makes the classes: compare with --augment.policy=none --augment.scale_min=1"
+    ]
