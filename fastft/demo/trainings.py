@@ -49,7 +49,8 @@ CONTENDERS = (
             "--ema.decay=0",
         ),
     ),
-    # no pretrained weights: all blocks train at almost the same lr; half as many epochs, to save time
+    # no pretrained weights: all blocks train at almost the same lr; augmented as little as the recipe does with its linear
+    # probe; half as many epochs, to save time
     DemoTraining(
         "random",
         "random initialisation, half the epochs",
@@ -57,6 +58,8 @@ CONTENDERS = (
             "--model.weights=random",
             "--model.head_init=small",
             "--model.freeze_conv1=false",
+            "--augment.policy=none",
+            "--augment.scale_min=1",
             "--optim.lr=1e-3",
             "--optim.layer_decay=0.8",
             "--schedule.epochs=4",

@@ -73,10 +73,9 @@ def without_augmentation(recipe: Recipe, loss: float, shares: float) -> Recipe:
     )
     for option, value in PLAIN.items():
         if option in recipe.automatic:
-            others = tuple(choice for choice in recipe.choices if choice.option != option)
-            recipe = replace(
-                recipe.with_option(option, value), choices=(*others, Choice(option, value, reason))
-            )
+            others = {choice.option: choice for choice in recipe.choices}
+            choices = others | {option: Choice(option, value, reason)}  # in its place
+            recipe = replace(recipe.with_option(option, value), choices=tuple(choices.values()))
     return recipe
 
 

@@ -1,0 +1,96 @@
+"""Augmentation that hides the classes from the linear probe is left out where it is automatic, and warned of where it is not."""
+
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fastft.cli import main
+from fastft.config import load_recipe
+from fastft.files.run_directory import load_run, read_choices
+from fastft.train import augmentation_choice
+from fastft.train.augmentation_choice import (
+    PLAIN,
+    describe_hidden,
+    is_plain,
+    shares_loss,
+    without_augmentation,
+)
+from tests.train.runs import differing, end, flags, losses, run
+
+AUTO = {"model__head_init": "probe", "augment__policy": "auto", "augment__scale_min": "auto"}
+GIVEN = {"model__head_init": "probe", "augment__policy": "none", "augment__scale_min": "1"}
+
+
+@pytest.fixture
+def hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any loss is above that of the class shares."""
+    monkeypatch.setattr(augmentation_choice, "shares_loss", lambda counts: 0.0)
+
+
+def test_the_loss_of_the_class_shares() -> None:
+    assert shares_loss([5, 5, 5, 5]) == pytest.approx(math.log(4))
+    assert shares_loss([3, 0, 1]) == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [((), ("none", 1.0)), (("--augment.policy=rand-m5-mstd0.5-inc1",), ("rand-m5-mstd0.5-inc1", 1.0)),
+     (("--augment.scale_min=0.3",), ("none", 0.3))],
+)  # fmt: skip
+def test_given_values_are_kept(options: tuple[str, ...], left: tuple[str, float]) -> None:
+    recipe = load_recipe("photos", ["--data.num_classes=4", *options]).with_option("data.train_size", 1000)
+    changed = without_augmentation(recipe, 2.0, 1.39)
+    assert (changed.augment.policy, changed.augment.scale_min) == left
+    assert [c.option for c in changed.choices] == [c.option for c in recipe.choices]
+    lines = describe_hidden(changed, 2.0, 1.39)
+    assert all("loss of 2.00, more than the 1.39" in line for line in lines)
+    assert len(lines) == (2 if is_plain(changed) else 1)
+    assert is_plain(changed) or lines[0].startswith("warning: ")
+
+
+def test_a_training_without_what_hides_the_classes_is_one_that_never_had_it(
+    tiny: dict[str, str], tmp_path: Path, hidden: None
+) -> None:
+    run(tiny, tmp_path / "auto", **AUTO)
+    run(tiny, tmp_path / "given", **GIVEN)
+    assert losses(tmp_path / "auto") == losses(tmp_path / "given")
+    assert differing(end(tmp_path / "auto"), end(tmp_path / "given")) == []
+    augment = load_run(tmp_path / "auto").recipe.augment
+    assert (augment.policy, augment.scale_min) == tuple(PLAIN.values())
+    assert {option: read_choices(tmp_path / "auto")[option] for option in PLAIN} == PLAIN
+
+
+def test_a_resumed_training_keeps_the_choice(
+    tiny: dict[str, str], tmp_path: Path, hidden: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tiny, tmp_path / "whole", train__keep_checkpoints="100", **AUTO)
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    (tmp_path / "part/result.json").unlink()
+    for checkpoint in (tmp_path / "part/checkpoints").iterdir():
+        if checkpoint.name != "step-00000000":
+            shutil.rmtree(checkpoint)
+    monkeypatch.setattr("fastft.train.trainer.choose_augmentation", None)
+    run(tiny, tmp_path / "part", train__keep_checkpoints="100", **AUTO)
+    assert losses(tmp_path / "part") == losses(tmp_path / "whole")
+    assert differing(end(tmp_path / "part"), end(tmp_path / "whole")) == []
+
+
+def test_augmentation_that_shows_the_classes_stays(
+    tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(augmentation_choice, "shares_loss", lambda counts: math.inf)
+    run(tiny, tmp_path / "auto", **AUTO)
+    augment = load_run(tmp_path / "auto").recipe.augment
+    assert (augment.policy, augment.scale_min) == ("rand-m9-mstd0.5-inc1", 0.5)
+
+
+def test_a_recipe_with_values_of_its_own_gets_a_warning(
+    tiny: dict[str, str], tmp_path: Path, hidden: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = flags(tiny, tmp_path / "run", model__head_init="probe", augment__policy="rand-m9-mstd0.5-inc1")
+    assert main(["train", "rcp/final_b16.yaml", *options]) == 0
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert said.count("augmentation may hide what makes the classes") == 1
+    assert load_run(tmp_path / "run").recipe.augment.policy == "rand-m9-mstd0.5-inc1"
