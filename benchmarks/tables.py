@@ -516,12 +516,8 @@ def small_data(_: Results) -> str:
     rows, tests = [], {}
     for photos in found["sets"]:
         name, size = photos["set"], f"{photos['size']} px"
-        # sets of CIFAR-10 are named by their number of images
-        data, title = (
-            ("CIFAR-10", f"CIFAR-10, {int(name):,} images, {size}")
-            if name.isdigit()
-            else (name.split(",")[0], name)
-        )
+        data = "CIFAR-10" if name.isdigit() else name  # sets of CIFAR-10 are named by their number of images
+        title = f"{data}, {int(name):,} images, {size}" if name.isdigit() else f"{data}, {size}"
         tests[data] = f"{photos['n']:,} of {data}"
         for row in photos["rows"]:
             gains = [_gain(row["gains"].get(other)) for other in ("ridge", "photos")]
