@@ -93,10 +93,8 @@ def score(photos: Photographs, row: str, seed: int, folder: Path, cache: Path, s
     """Train a row, or continue it, and keep which test images it names; the checkpoints are removed."""
     if scores.find(set=photos.name, row=row, seed=seed) is not None:
         return
-    run, console = (
-        folder / "runs" / f"{photos.name.replace(' ', '-')}_{row}_seed{seed}",
-        Console(),
-    )
+    run = folder / "runs" / f"{photos.name.replace(' ', '-')}_{row}_seed{seed}"
+    console = Console()
     console.rule(run.name)
     options = options_of(photos, row, seed, cache)
     if row == "tuned":

@@ -536,11 +536,9 @@ def small_data(_: Results) -> str:
 
 def _gain(gain: Mapping[str, Any] | None) -> str:
     """A difference in points with the larger of its two standard errors, such as "+1.2 ± 0.3"; "" for None."""
-    return (
-        ""
-        if gain is None
-        else f"{gain['mean']:+.1f} ± {max(gain['seed_error'] or 0, gain['image_error']):.1f}"
-    )
+    if gain is None:
+        return ""
+    return f"{gain['mean']:+.1f} ± {max(gain['seed_error'] or 0, gain['image_error']):.1f}"
 
 
 TABLES: dict[str, Callable[[Results], str]] = {

@@ -52,7 +52,7 @@ def choose_augmentation(
 
 
 def is_plain(recipe: Recipe) -> bool:
-    """Whether the recipe neither crops nor applies a policy."""
+    """Return True if the recipe trains on whole images, without an augmentation policy."""
     return (recipe.augment.policy, recipe.augment.scale_min) == tuple(PLAIN.values())
 
 

@@ -237,17 +237,20 @@ class Trainer:
 
     def _choose_augmentation(self) -> None:
         """Train without augmentation if it hides the classes from the head; see `augmentation_choice`."""
-        self.recipe, lines = choose_augmentation(
+        recipe, lines = choose_augmentation(
             self.recipe, self.model, self.loader, self.phase.accumulation, self.world, self.precision,
             self.guard.is_stop_requested,
         )  # fmt: skip
-        self.loader.set_policy(build_policy(self.recipe))
-        self._describe_model()
-        if self.world.is_main:
-            write_recipe(self.folder, self.recipe)
-            write_choices(self.folder, self.recipe)
         for line in lines:
             self.log.info(line)
+        if recipe is self.recipe:
+            return
+        self.recipe = recipe
+        self.loader.set_policy(build_policy(recipe))
+        self._describe_model()
+        if self.world.is_main:
+            write_recipe(self.folder, recipe)
+            write_choices(self.folder, recipe)
 
     def _train_epoch(self) -> None:
         epoch, start = self.progress.epoch, self.progress.step

@@ -98,11 +98,10 @@ def _accuracy(result: Result) -> str:
 def tuned_recipe(result: Result, folder: Path) -> str:
     """The recipe with the best setting as a YAML file that `fastft train` takes as it is."""
     recipe = with_setting(result.recipe, result.best.setting, result.layers)
+    for option in result.recipe.automatic & PLAIN.keys():
+        recipe = recipe.with_option(option, AUTO)
     sections = json.loads(json.dumps(recipe.as_dict()))  # tuples become lists
     sections["train"]["run_dir"] = None
-    for option in result.recipe.automatic & PLAIN.keys():
-        section, _, key = option.partition(".")
-        sections[section][key] = AUTO
     comments = [
         f"fastft train {folder / TUNED}",
         "",

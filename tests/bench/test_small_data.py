@@ -1,6 +1,5 @@
 """The comparison on small sets: its figures are those of the scored images, paired by seed."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -8,17 +7,12 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.benchmark_modules import import_benchmark
 
 
 @pytest.fixture(scope="module")
 def small_data() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import small_data
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-    return small_data
+    return import_benchmark("small_data")
 
 
 def run(row: str, seed: int, hits: int, **own: Any) -> dict[str, Any]:
@@ -44,10 +38,8 @@ def test_gains_are_paired_by_seed_and_image(small_data: ModuleType, tmp_path: Pa
     (found,) = report(small_data, tmp_path, *ridge, *photos)["sets"]
     assert [row["row"] for row in found["rows"]] == ["ridge", "photos"]
     assert [row["seeds"] for row in found["rows"]] == [3, 2]
-    assert found["rows"][1]["top1"] == pytest.approx(100 * 11 / 16) and found["rows"][1]["weights"] == [
-        "ema",
-        "raw",
-    ]
+    assert found["rows"][1]["top1"] == pytest.approx(100 * 11 / 16)
+    assert found["rows"][1]["weights"] == ["ema", "raw"]
     gain = found["rows"][1]["gains"]["ridge"]
     assert gain["by_seed"] == [25, 37.5] and gain["mean"] == 31.25  # seed 2 has no partner
     assert gain["seed_error"] == pytest.approx(6.25)

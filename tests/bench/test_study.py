@@ -9,18 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.benchmark_modules import import_benchmark
+
 ROOT = Path(__file__).parents[2]
 N = 400  # test images of the made-up scores
 
 
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import study
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-    return study
+    return import_benchmark("study")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """timm's models in the one trainer: the loss curve is that of timm's own step, resume is exact, every command works."""
 
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +16,7 @@ from fastft.config import Recipe, load_recipe
 from fastft.data import Output, TrainLoader
 from fastft.inference.trained import load_trained
 from fastft.train.checkpoint import list_checkpoints
+from tests.benchmark_modules import import_benchmark
 from tests.train.runs import differing, end, flags, losses, run
 
 ROOT = Path(__file__).parents[2]
@@ -195,12 +195,7 @@ def test_explain_shows_timms_layers_and_where_the_normalisation_is_from(capsys) 
 
 @pytest.fixture(scope="module")
 def towers() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import towers
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-    return towers
+    return import_benchmark("towers")
 
 
 @pytest.mark.slow
