@@ -95,15 +95,18 @@ class PairedGain:
         return statistics.fmean(self.by_seed)
 
 
-def paired_gain(hits: Mapping[int, np.ndarray], other: Mapping[int, np.ndarray]) -> PairedGain | None:
-    """hits, other: seed -> bool (n,). None if no seed has both."""
+def paired_gain(
+    hits: Mapping[int, np.ndarray], other: Mapping[int, np.ndarray], same_images: bool = True
+) -> PairedGain | None:
+    """hits, other: seed -> bool (n,). same_images: whether all seeds have the same images. None if no seed has both."""
     seeds = sorted(hits.keys() & other.keys())
     if not seeds:
         return None
     gains_SN = np.array([hits[s].astype(float) - other[s] for s in seeds])
     by_seed = 100 * gains_SN.mean(1)
     seed_error = float(by_seed.std(ddof=1) / len(seeds) ** 0.5) if len(seeds) > 1 else None
-    image_error = 100 * float(gains_SN.mean(0).std(ddof=1) / gains_SN.shape[1] ** 0.5)
+    of_images_N = gains_SN.mean(0) if same_images else gains_SN.ravel()
+    image_error = 100 * float(of_images_N.std(ddof=1) / len(of_images_N) ** 0.5)
     return PairedGain(by_seed.tolist(), seed_error, image_error)
 
 

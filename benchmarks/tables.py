@@ -518,7 +518,7 @@ def small_data(_: Results) -> str:
         name, size = photos["set"], f"{photos['size']} px"
         data = "CIFAR-10" if name.isdigit() else name  # sets of CIFAR-10 are named by their number of images
         title = f"{data}, {int(name):,} images, {size}" if name.isdigit() else f"{data}, {size}"
-        tests[data] = f"{photos['n']:,} of {data}"
+        tests[data] = f"{photos['n']:,} of {data}{'' if photos['same_images'] else ', others for each seed'}"
         for row in photos["rows"]:
             gains = [_gain(row["gains"].get(other)) for other in ("ridge", "photos")]
             minutes = "" if row["minutes"] is None else f"{row['minutes']:.0f}"

