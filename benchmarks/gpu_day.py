@@ -5,7 +5,7 @@ Stages, each with a deadline of at most 9 minutes (43 in all); a stage that fail
     sanitizer  compute-sanitizer: memcheck, racecheck, synccheck, initcheck
     loader     loader to GPU equals the CPU for 200 batches; flat memory; no synchronisation in 20 training steps
     steps      variants of the training step: precision, residual, attention kernel, compilation, micro-batch
-    curves     loss curves of fp32, bf16, fp16 and the half path; automatic micro-batch under 16 and 32 GiB
+    curves     loss curves of fp32, bf16, fp16 and half-precision weights; automatic micro-batch under 16 and 32 GiB
     trainer    the trainer with resume, evaluation and checkpoint; augmentation against a copy of its bytes
 
 Run: python benchmarks/gpu_day.py [STAGE ...] [--out benchmarks/results/gpu] [--dry-run]

@@ -278,7 +278,7 @@ def page(found: Mapping[str, Any]) -> str:
         "## ImageNet recipes\n\n"
         + _picture("study-recipes", "Modelled V100-hours of the recipes of B/16 at 224 px")
         + "\n\nModelled at the MFU published for a ViT (21 %), not measured; `fastft cost --frontier frugal_b16` lists more, and "
-        "[Cost](cost.md) says how far the cheapest are from 8 V100-hours.",
+        "[Cost](cost.md) shows the cheapest for an expected accuracy.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -300,8 +300,8 @@ def _chain_sentence(chain: Sequence[Mapping[str, Any]]) -> str:
         return f"Of the paper's steps only '{chain[0]['name']}' is finished: {_gain(chain[0])} points."
     best, worst = max(chain, key=lambda d: d["gain"]), min(chain, key=lambda d: d["gain"])
     return (
-        f"The largest gain among the paper's {len(chain)} steps here is that of '{best['name']}' ({_gain(best)} points), the "
-        f"smallest that of '{worst['name']}' ({_gain(worst)})."
+        f"Of the paper's {len(chain)} steps, the best here is '{best['name']}' ({_gain(best)} points) and the worst "
+        f"'{worst['name']}' ({_gain(worst)})."
     )
 
 
@@ -357,7 +357,9 @@ def _setting(found: Mapping[str, Any]) -> str:
         f"{s['tune_per_class']} other images per class of the training file ({s['base']}). {found['runs']} runs, "
         f"{found['hours']:.1f} hours of {', '.join(s['cpus'])}. A difference is taken seed by seed and image by image; ± is its "
         "standard error over seeds, or where there is one seed over test images only, which leaves out how much another seed "
-        "would change. 'Told apart' means beyond the 95 % point of Student's t over seeds. FLOPs are those of training. It shows "
+        "would change. 'Told apart' means beyond the 95 % point of Student's t over seeds. FLOPs are those of training. "
+        "'freeze 1/2': the lower half of the blocks is not trained. 'drop 1/2': half of the patches is left out. "
+        "'42 px, last 4 epochs 56': images of 42 px until the last 4 epochs. The study shows "
         "directions, not values for CLIP on ImageNet. Evaluating the EMA only changes no weight, so it is free by construction. "
         "Written by `python benchmarks/study.py report`."
     ) + _convergence(found)

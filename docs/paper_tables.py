@@ -34,9 +34,9 @@ Each row of Tables 1 to 9 and 12 to 17, the CLIP rows of Table 11, and each poin
 trained. One file holds one table. The slow tests train one step of every row on a tiny tower.
 
 ```
-fastft sweep rcp/tables/05_llrd.yaml --dry-run
-fastft sweep rcp/tables/05_llrd.yaml --data.train=train.beton --data.val=val.beton
-fastft train 'rcp/tables/05_llrd.yaml[LLRD 0.60, 6e-4]' --data.train=train.beton --data.val=val.beton
+fastft sweep 05_llrd --dry-run
+fastft sweep 05_llrd --data.train=train.beton --data.val=val.beton
+fastft train '05_llrd[LLRD 0.60, 6e-4]' --data.train=train.beton --data.val=val.beton
 fastft cost '02_lr[1e-5]' --gpu a100
 ```
 

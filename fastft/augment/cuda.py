@@ -7,7 +7,7 @@ Runs on torch's current stream, reads and writes torch tensors without copies an
 torch's: after the first batches its cache serves every request. The bytes equal the CPU back end's, except where
 the device's sine and cosine give a rotation's matrix another last digit.
 
-Needs numba-cuda (pip install --editable '.[cuda12]'), an NVIDIA GPU of compute capability 7.0 or more, and no
+Needs numba-cuda (pip install 'fastft[cuda12]'), an NVIDIA GPU of compute capability 7.0 or more, and no
 image side above MOST_SHRINK times `size`.
 """
 

@@ -195,8 +195,8 @@ def _verdict(row: Mapping[str, Any], recipe: Recipe) -> str:
         f"which {cores:.1f} cores of this machine decode; the usual machine has {there:.0f} cores: "
     )
     if cores <= there:
-        return head + "the GPUs limit."
-    return head + "the loader limits. Take more cores, or convert with a smaller --max-resolution."
+        return head + "the GPUs are the bottleneck."
+    return head + "the loader is the bottleneck. Take more cores, or convert with a smaller --max-resolution."
 
 
 # in the contender's process ------------------------------------------------------------------------------------------

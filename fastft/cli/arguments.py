@@ -32,8 +32,8 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         "--weights",
         choices=WEIGHT_CHOICES,
         default=AUTO,
-        help="of the last epoch (raw, ema, or last: the better kind), of the best epoch, or auto: those that the run chose "
-        "at its end (default auto)",
+        help="raw or ema: those weights of the last epoch; last: the kind that the run chose, of the last epoch; best: of the "
+        "best epoch; auto (default): what the run chose at its end",
     )
 
 

@@ -45,7 +45,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--peers", default="all", help=f"all, none, or of {','.join(PEERS)}"
     )  # fmt: skip
     parser.add_argument("--rounds", type=positive(int), metavar="N", help="counted rounds (default 7)")
-    parser.add_argument("--recipe", type=Path, metavar="RECIPE", help="of e2e (default: a tiny one on a CPU)")
+    parser.add_argument(
+        "--recipe", type=Path, metavar="RECIPE", help="what e2e trains (default: on a CPU, a tiny recipe)"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="every path once on few images; the figures mean nothing"
     )

@@ -10,7 +10,7 @@ from fastft.cli.arguments import RECIPE, add_json, add_price, positive, share
 HELP = "GPU-hours and money of recipes or of whole sweeps, modelled from FLOPs and a GPU's MFU"
 EXAMPLE = (
     "fastft cost final_b16 frugal_b16 --gpu v100 --gpus 8 --price 2.48\n"
-    "  fastft cost rcp/tables/05_llrd.yaml --gpu a100\n"
+    "  fastft cost 05_llrd --gpu a100\n"
     "  fastft cost --frontier frugal_b16 --at-least 85.5"
 )
 TAKES_OPTIONS = True

@@ -5,7 +5,7 @@ from pathlib import Path
 
 HELP = "train or resume the rows of a paper table, and print the paper's figures beside ours"
 EXAMPLE = (
-    "fastft sweep rcp/tables/05_llrd.yaml --data.train=in1k/train.beton --data.val=in1k/val.beton\n"
+    "fastft sweep 05_llrd --data.train=in1k/train.beton --data.val=in1k/val.beton\n"
     "  fastft sweep rcp/tables/*.yaml --dry-run"
 )
 TAKES_OPTIONS = True

@@ -16,7 +16,7 @@ from fastft.cost.overheads import FASTFT, cores_per_gpu, with_cores
 from fastft.cost.table import TABLE_WIDTH, known_gpu
 from fastft.machine.gpus import GPUS, MAIN_GPUS
 
-NOTE = "modelled on eight GPUs, not measured; losses of several levers are added up, which is assumed"
+NOTE = "modelled on eight GPUs, not measured; losses of several ways to save are added up, which is assumed"
 
 
 def price_combinations(
@@ -70,7 +70,7 @@ def print_frontier(values: dict[str, Any], console: Console) -> None:
     for gpu in values["gpus"]:
         table.add_column(f"{gpu}-hours", justify="right", no_wrap=True)
     table.add_column("top-1", justify="right", no_wrap=True)
-    table.add_column("levers")
+    table.add_column("ways to save")
     table.add_column("source of the expected top-1")
     for row in values["combinations"]:
         top1 = "not run" if row["expected_top1"] is None else f"{row['expected_top1']:.2f}"

@@ -143,18 +143,20 @@ def _options(
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The options of a combination, and its levers in words."""
     options: dict[str, Any] = {"schedule.stop_epoch": epochs}
-    levers = [f"stop after {epochs}"] if epochs < plain.epochs else []
+    levers = [f"stop after epoch {epochs}"] if epochs < plain.epochs else []
     if freezing.blocks is not None:
         options["model.trainable_layers"] = freezing.blocks
-        levers.append(f"train {freezing.blocks} blocks")
+        levers.append(
+            f"train the top {freezing.blocks} blocks" if freezing.blocks > 1 else "train the top block"
+        )
     change = round(SMALL_SHARE * epochs)
     if small and (pixels := _smaller(plain)) and 0 < change < epochs:
         options["schedule.sizes"] = f"0:{pixels},{change}:{plain.model.image_size}"
-        levers.append(f"{pixels} px until {change}")
+        levers.append(f"{pixels} px until epoch {change}")
     change = round(SPARSE_SHARE * epochs)
     if sparse and 0 < change < epochs:
         options["model.patch_dropout"] = f"0:{PATCH_DROPOUT},{change}:0"
-        levers.append(f"drop {PATCH_DROPOUT:.0%} until {change}")
+        levers.append(f"drop {PATCH_DROPOUT:.0%} of the patches until epoch {change}")
     return options, tuple(levers)
 
 

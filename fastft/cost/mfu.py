@@ -74,7 +74,7 @@ def roofline_mfu(recipe: Recipe, gpu: Gpu, gpus: int) -> Mfu:
     gemm_share = GEMM_SHARE.get(gpu.name, DEFAULT_GEMM_SHARE)
     seconds = flops / (gpu.peak_flops * gemm_share)
     seconds += image_bytes(recipe, gpu, gpus) / (gpu.bandwidth * MEMORY_SHARE)
-    path = "half path" if _path(gpu) == "half" else "autocast"
+    path = "half-precision weights" if _path(gpu) == "half" else "autocast"
     source = (
         f"modelled upper bound: {path}, matrix products at {gemm_share:.0%} of the peak, other traffic at {MEMORY_SHARE:.0%} of "
         f"{gpu.bandwidth / 1e9:,.0f} GB/s, no overlap"

@@ -4,7 +4,7 @@ It equals the count of `fastft.cost.traffic.step_traffic`, which traces a step o
 its compiler, which takes longer than all else that `fastft explain` does. A test holds the two together.
 
 Terms are bytes per element of a layer's tokens, or per image. An element of the residual stream has `s` bytes: 4 under autocast,
-2 in the half path. What matrix products read and write has 2.
+2 with half-precision weights. What matrix products read and write has 2.
 """
 
 from dataclasses import dataclass

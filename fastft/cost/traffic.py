@@ -30,7 +30,7 @@ from fastft.optim import HalfCopy
 # tower as on a GPU
 DEVICE = "cpu"
 HALF = torch.float16  # bf16 is as wide
-# A100 and newer run autocast, V100 the half path: each counts the attention kernel that it uses by default
+# A100 and newer run autocast, V100 half-precision weights: each counts the attention kernel that it uses by default
 KERNELS = {"autocast": "sdpa", "half": "efficient"}
 # and all operations with "attention" in their name
 COMPUTE = ("mm", "bmm", "addmm", "addmm_", "baddbmm", "convolution")
@@ -69,7 +69,7 @@ def trace_model(recipe: Recipe, path: str) -> Traced:
 def step_traffic(recipe: Recipe, path: str) -> list[OpTraffic]:
     """Traffic of one micro-batch in the 'autocast' or the 'half' path, the most bytes first.
 
-    The half path includes casting its gradients to fp32 and refreshing its weights, once.
+    With half-precision weights, it includes casting its gradients to fp32 and refreshing its weights, once.
     """
     return _traced(recipe, path, _meta_model(recipe), attention=False)
 

@@ -24,7 +24,7 @@ def new_stage(
     if device.type == "cpu":
         return CpuStage(betons, policy, size, output.dtype, workers=workers, slots=slots, batch=batch)
     if find_spec("numba_cuda") is None:
-        raise UserError("augmentation on a GPU needs numba-cuda: pip install -e '.[cuda12]'")
+        raise UserError("augmentation on a GPU needs numba-cuda: pip install 'fastft[cuda12]'")
     from fastft.augment.cuda import CudaAugment
 
     check_shrink(betons, device, size)

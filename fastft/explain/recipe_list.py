@@ -50,7 +50,7 @@ def print_recipes(values: dict[str, Any], console: Console) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
     table.caption = (
         "GPU-hours modelled on eight GPUs at the MFU published for a ViT; fastft cost NAME --gpu GPU gives\n"
-        "details, fastft explain NAME the source of the expected top-1"
+        "details, fastft explain NAME the source of the expected top-1. photos is priced for ImageNet's images"
     )
     with_source = console.width >= WITH_SOURCE
     for column in ("recipe", "px", "epochs", "top-1", *kinds):

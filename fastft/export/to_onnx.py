@@ -11,7 +11,7 @@ from beton_tools.errors import UserError
 from fastft.inference.trained import Trained
 
 OPSET = 17  # the first with LayerNormalization
-MISSING = "exporting to ONNX needs onnx and onnxruntime; run: pip install -e '.[export]'"
+MISSING = "exporting to ONNX needs onnx and onnxruntime; run: pip install 'fastft[export]'"
 
 
 def write(trained: Trained, path: Path) -> None:

@@ -116,14 +116,14 @@ def check_numba_cuda(f: Facts) -> Check | None:
             "numba-cuda",
             FAIL,
             "not installed; augmentation on the GPU needs it",
-            _install(f, "--editable '.[cuda12]'"),
+            _install(f, "'fastft[cuda12]'"),
         )
     if f.numba_cuda_toolkit == 13 and any(g.capability < (7, 5) for g in f.gpus):
         return Check(
             "numba-cuda",
             FAIL,
             f"{f.numba_cuda} with CUDA 13, which does not support sm_70",
-            _install(f, "--editable '.[cuda12]'"),
+            _install(f, "'fastft[cuda12]'"),
         )
     return Check("numba-cuda", OK, f.numba_cuda)
 
@@ -135,7 +135,7 @@ def check_kernels(f: Facts) -> Check | None:
     if f.kernel_error is None:
         return Check("CUDA kernels", OK, f.kernel or "")
     status = FAIL if f.gpus else WARN
-    return Check("CUDA kernels", status, f.kernel_error, _install(f, "--editable '.[cuda12]'"))
+    return Check("CUDA kernels", status, f.kernel_error, _install(f, "'fastft[cuda12]'"))
 
 
 def check_ffcv(f: Facts) -> Check:

@@ -36,12 +36,18 @@ def test_every_combination_is_there_once_and_the_cheapest_is_first(b16) -> None:
 @pytest.mark.parametrize(
     ("recipe", "levers"),
     [
-        ("frugal_b16", ["stop after 30"]),
-        ("quick_b16", ["stop after 23"]),
-        ("frugal_b16_half", ["stop after 30", "train 6 blocks"]),
-        ("frugal_b16_progressive", ["stop after 30", "160 px until 24"]),
-        ("frugal_b16_progressive_half", ["stop after 30", "train 6 blocks", "160 px until 24"]),
-        ("frugal_b16_sparse", ["stop after 30", "train 6 blocks", "drop 35% until 27"]),
+        ("frugal_b16", ["stop after epoch 30"]),
+        ("quick_b16", ["stop after epoch 23"]),
+        ("frugal_b16_half", ["stop after epoch 30", "train the top 6 blocks"]),
+        ("frugal_b16_progressive", ["stop after epoch 30", "160 px until epoch 24"]),
+        (
+            "frugal_b16_progressive_half",
+            ["stop after epoch 30", "train the top 6 blocks", "160 px until epoch 24"],
+        ),
+        (
+            "frugal_b16_sparse",
+            ["stop after epoch 30", "train the top 6 blocks", "drop 35% of the patches until epoch 27"],
+        ),
     ],
 )
 def test_recipes_are_combinations_at_their_own_cost_and_expectation(
@@ -59,7 +65,10 @@ def test_recipes_are_combinations_at_their_own_cost_and_expectation(
 def test_a_floor_keeps_what_is_shown_to_reach_it_and_stops_as_early_as_it_allows() -> None:
     values = price_combinations(load_recipe("final_b16"), at_least=85.5)
     found = [(r["levers"], round(r["expected_top1"], 3)) for r in values["combinations"]]
-    assert found == [(["stop after 28", "train 6 blocks"], 85.5), (["stop after 25"], 85.524)]
+    assert found == [
+        (["stop after epoch 28", "train the top 6 blocks"], 85.5),
+        (["stop after epoch 25"], 85.524),
+    ]
     assert B16[26] - 0.1 < 85.5 and B16[23] < 85.5
     assert values["combinations"][0]["sources"] == ["reference log at epoch 27", "paper Figure 3"]
 
@@ -79,7 +88,7 @@ def test_another_training_has_costs_but_no_expectation() -> None:
 def test_what_the_paper_froze_in_b16_only_is_marked_as_assumed_elsewhere() -> None:
     values = price_combinations(load_recipe("final_l14"), at_least=87.8)
     assert any("assumed as for B/16" in source for r in values["combinations"] for source in r["sources"])
-    assert row(values, "stop after 17")["expected_top1"] == 87.82
+    assert row(values, "stop after epoch 17")["expected_top1"] == 87.82
 
 
 def test_the_command_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +98,7 @@ def test_the_command_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) 
     assert values["gpus"] == ["V100"] and values["combinations"][0]["gpu_hours"]["V100"] < 12.2
     assert main(command) == 0
     said = capsys.readouterr().out
-    assert "stop after 25" in said and "reference log at epoch 24" in said
+    assert "stop after epoch 25" in said and "reference log at epoch 24" in said
 
 
 @pytest.mark.parametrize(
