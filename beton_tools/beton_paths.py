@@ -67,7 +67,8 @@ def _as_sequence(data: BetonPaths) -> Sequence[StrPath]:
 def _split(text: str) -> list[str]:
     if os.path.lexists(text):
         return [text]
-    return [part.strip() for part in text.split(",") if part.strip()]
+    # unlike Path's, this raises no error for an unknown user
+    return [os.path.expanduser(part.strip()) for part in text.split(",") if part.strip()]  # noqa: PTH111
 
 
 def _is_pattern(text: str) -> bool:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from beton_tools.beton_paths import exist_betons
 from beton_tools.errors import UserError
 from fastft.build import recipe_arch, with_training_files
 from fastft.config import Recipe, load_recipe
@@ -31,19 +30,24 @@ def count_images(recipe: Recipe) -> Recipe:
     Raises:
         UserError: photographs that cannot be used; automatic options, and a `data.train` that does not exist.
     """
+    return list_images(recipe)[0]
+
+
+def list_images(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """As `count_images`, with the warnings that a training would print about its images before it converts them."""
     file = recipe.data.train
     if file is not None and recipe.automatic and not exists(file):
         raise UserError(f"{file}: no such file or folder; its images decide the options that are `auto`")
-    if needs_conversion(file) and Path(str(file)).expanduser().exists():
+    if file is None or not exists(file):
+        return recipe, []
+    if needs_conversion(file):
         from fastft.photos.prepare import count_photos  # loads the image libraries
 
         return count_photos(recipe)
-    if file is None or not exist_betons(file):
-        return recipe
     if holds_out_of_beton(recipe):
         from fastft.photos.beton_holdout import count_after_holdout  # loads the image libraries
 
         return count_after_holdout(recipe)
     from beton_tools.beton_set import BetonSet  # loads the image libraries
 
-    return with_training_files(recipe, BetonSet.open(file))
+    return with_training_files(recipe, BetonSet.open(file)), []

@@ -12,7 +12,7 @@ from fastft.augment import describe_policy
 from fastft.build import build_model, build_policy, build_schedule, recipe_arch, recipe_warnings
 from fastft.config import Recipe, describe_choice
 from fastft.cost.model import predict
-from fastft.cost.recipes import count_images
+from fastft.cost.recipes import list_images
 from fastft.cost.work import phase_flops, recipe_flops, recipe_work
 from fastft.imagenet import describe_expectation, expected_top1, val_images_row
 from fastft.model import TowerArch
@@ -20,6 +20,7 @@ from fastft.optim import Group, WarmupCosine, layer_groups
 from fastft.phases import find_phases
 
 # the MFUs of `fastft.cost.mfu` that the table shows
+LISTED_LRS = 100  # at most; --json has those of all epochs
 MFU_TITLES = {"published": "published ViT", "roofline": "roofline", "reference": "paper's run"}
 
 
@@ -33,7 +34,7 @@ def explain(recipe: Recipe, at_step: int | None = None) -> dict[str, Any]:
     Raises:
         UserError: unknown architecture or one that the image size does not fit, fewer images than one batch, or no such step.
     """
-    recipe = count_images(recipe)
+    recipe, of_images = list_images(recipe)
     last = recipe.epochs * recipe.steps_per_epoch() - 1
     if at_step is not None and at_step > last:
         raise UserError(f"there is no step {at_step}; the recipe has steps 0 to {last}")
@@ -45,7 +46,7 @@ def explain(recipe: Recipe, at_step: int | None = None) -> dict[str, Any]:
     return {
         "recipe": {"name": recipe.name, **recipe.as_dict()},
         "choices": [asdict(choice) for choice in recipe.choices],
-        "warnings": recipe_warnings(recipe),
+        "warnings": [*of_images, *recipe_warnings(recipe)],
         "groups": [_group(g, schedule, at_step) for g in groups],
         "trainable_parameters": sum(g.parameters for g in groups),
         "schedule": _schedule(recipe, schedule, groups, at_step),
@@ -127,10 +128,12 @@ def print_explanation(values: dict[str, Any], console: Console) -> None:
     _print_choices(values, console)
     console.print(_groups_table(values))
     console.print("[bold]augment[/]   " + "; ".join(values["augment"]), highlight=False)
-    lrs = schedule["lr_by_epoch"]
+    lrs = [f"{lr:.3g}" for lr in schedule["lr_by_epoch"]]
+    every = -(-len(lrs) // LISTED_LRS)
+    of = "each epoch" if every == 1 else f"every {every} epochs"
     console.print(
         f"[bold]schedule[/]  {schedule['total_steps']:,} steps, {schedule['steps_per_epoch']:,} per epoch; lr at the "
-        "start of each epoch: " + " ".join(f"{lr:.3g}" for lr in lrs),
+        f"start of {of}: " + " ".join(lrs[::every]),
         highlight=False,
     )
     if len(values["phases"]) > 1:

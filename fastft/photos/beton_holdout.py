@@ -21,20 +21,21 @@ from fastft.files.atomic import write_text
 from fastft.photos.holdout import VERSION
 from fastft.photos.layout import LabelledSet
 from fastft.photos.photo_plan import choose_held_out, describe_sides, split_table
-from fastft.photos.state import SPLIT, Say, begin, finish
+from fastft.photos.state import SPLIT, Inputs, Say, begin, finish
 
 SIDES = ("train", "val")
 
 
-def count_after_holdout(recipe: Recipe) -> Recipe:
-    """The recipe for the training images of its .beton, from which others would be held out; nothing is written.
+def count_after_holdout(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """(the recipe for the training images of its .beton, from which others would be held out; warnings); nothing is written.
 
     Raises:
         UserError: as `BetonSet.open`.
     """
     betons = BetonSet.open(str(recipe.data.train))
-    held = choose_held_out(LabelledSet(as_source(betons)), [])
-    return with_training_files(recipe, betons.take(np.flatnonzero(~held)))
+    warnings: list[str] = []
+    held = choose_held_out(LabelledSet(as_source(betons)), warnings)
+    return with_training_files(recipe, betons.take(np.flatnonzero(~held))), warnings
 
 
 def prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> Recipe:
@@ -48,11 +49,11 @@ def prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     data = str(recipe.data.train)
     betons = BetonSet.open(data)
     whole = betons.as_subset_file()
-    inputs = _fingerprint(whole)
-    stored = begin(folder, data, inputs, say)
+    inputs = Inputs(data, _fingerprint(whole))
+    stored = begin(folder, inputs, say)
     if not stored.get("complete"):
-        stored = finish(folder, data, inputs, _hold_out(betons, data, folder))
-    for line in (stored["summary"], *(f"warning: {text}" for text in stored["warnings"])):
+        stored = finish(folder, inputs, _hold_out(betons, data, folder))
+    for line in (*stored["summary"], *(f"warning: {text}" for text in stored["warnings"])):
         say(line)
     held = np.zeros(len(betons), bool)
     held[stored["held_out"]] = True
@@ -98,7 +99,7 @@ def _hold_out(betons: BetonSet, data: str, folder: Path) -> dict[str, Any]:
     counts = int((~held).sum()), len(source.classes), int(held.sum())
     return {
         "held_out": np.flatnonzero(held).tolist(),
-        "summary": describe_sides(data, *counts, folder / SPLIT),
+        "summary": [describe_sides(data, *counts, folder / SPLIT)],
         "warnings": warnings,
     }
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from beton_tools.write_order import seeded_order
 
-VERSION = 1  # of the rules that split and order the images
+VERSION = 2  # of the rules that split and order the images
 
 # AutoGluon's share of the rows that it holds out
 SMALL_SET = 5000
@@ -23,8 +23,8 @@ def hold_out(labels: np.ndarray, units: np.ndarray, seed: int = 0) -> np.ndarray
     labels: int64 (N,). units: int64 (N,), equal for images that must stay on one side. A class with images of at least two
     units keeps one on each side, as far as a fifth of all images allows one of every class.
     """
-    quotas = _quotas(np.bincount(labels), len(labels))
     members = _members(units)
+    quotas = _quotas(np.bincount(labels), _units_by_class(labels, units))
     order = [members[k] for k in seeded_order(len(members), seed).tolist()]
     held = np.zeros(len(labels), bool)
     taken, counts = np.zeros_like(quotas), np.bincount(labels)
@@ -43,17 +43,26 @@ def hold_out(labels: np.ndarray, units: np.ndarray, seed: int = 0) -> np.ndarray
     return held
 
 
-def _quotas(counts: np.ndarray, images: int) -> np.ndarray:
-    """Images to hold out of each class: the share of the set, at least one of each class if a fifth of the set allows it."""
-    classes = int((counts > 1).sum())
+def _units_by_class(labels: np.ndarray, units: np.ndarray) -> np.ndarray:
+    pairs = np.unique(np.column_stack([labels, units]), axis=0)
+    return np.bincount(pairs[:, 0])
+
+
+def _quotas(counts: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Images to hold out of each class: the share of the set, at least one of each class if a fifth of the set allows it.
+
+    counts, units: images and units of each class. A class of one unit gives none: it would have no training images.
+    """
+    images, can_give = int(counts.sum()), units > 1
+    classes = int(can_give.sum())
     total = min(max(round(holdout_share(images) * images), classes), images // 5)
-    exact = total * counts / images
-    least = (counts > 1).astype(np.int64) if total >= classes else np.zeros_like(counts)
+    exact = np.where(can_give, total * counts / images, 0)
+    least = can_give.astype(np.int64) if total >= classes else np.zeros_like(counts)
     quotas = np.maximum(np.floor(exact).astype(np.int64), least)
-    remainders = exact - np.floor(exact)
+    remainders = np.where(can_give, exact - np.floor(exact), -1)
     for label in np.argsort(-remainders, kind="stable")[: max(0, total - int(quotas.sum()))].tolist():
         quotas[label] += 1
-    return np.minimum(quotas, np.maximum(counts - 1, 0))
+    return np.where(can_give, np.minimum(quotas, counts - 1), 0)
 
 
 def _members(units: np.ndarray) -> list[np.ndarray]:

@@ -116,7 +116,8 @@ def _check_exists(path: Path) -> None:
 def _split_folders(place: Path) -> tuple[Path | None, Path | None, tuple[str, ...]]:
     """The folders of the training and the validation set, if `place` contains splits, and what is not used beside them.
 
-    A training folder makes splits of a folder if there is a validation folder too, or nothing else; otherwise it is a class.
+    A training folder makes splits of a folder if there is a validation folder too, or a test folder that has class folders as
+    well, or no other folder with images; otherwise it is a class.
 
     Raises:
         UserError: splits without class folders.
@@ -124,9 +125,10 @@ def _split_folders(place: Path) -> tuple[Path | None, Path | None, tuple[str, ..
     if not place.is_dir():
         return None, None, ()
     names = class_folders(place)
-    train, val = (_named(names, SPLIT_VALUES[split]) for split in ("train", "val"))
-    others = [name for name in names if name not in (*train, *val, *_named(names, SPLIT_VALUES["test"]))]
-    if not train or (others and not val):
+    train, val, test = (_named(names, SPLIT_VALUES[split]) for split in ("train", "val", "test"))
+    others = [name for name in names if name not in (*train, *val, *test) and has_images(place, name)]
+    has_sides = val or any(class_folders(place / name) for name in test)
+    if not train or (others and not has_sides):
         return None, None, ()
     if not class_folders(place / train[0]):
         if others:
@@ -154,7 +156,7 @@ def _shards(place: Path, split: str) -> list[Path] | None:
 
 
 def _open(place: Path) -> LabelledSet:
-    if place.is_file() and (is_csv(place) or place.suffix == ".parquet"):
+    if place.is_file() and (is_csv(place) or _is_parquet(place)):
         return _open_files([place])
     source = open_source(place)
     return _in_order(LabelledSet(source, unused=_beside_classes(place) if source.kind == "folder" else ()))
@@ -171,22 +173,28 @@ def _beside_classes(place: Path) -> tuple[str, ...]:
 
 
 def _open_files(files: list[Path]) -> LabelledSet:
-    if all(map(is_csv, files)) or (files[0].suffix == ".parquet" and lists_paths(files[0])):
+    if all(map(is_csv, files)) or (_is_parquet(files[0]) and lists_paths(files[0])):
         return _in_order(LabelledSet(*table_source(files)))
-    if files[0].suffix == ".parquet":
+    if _is_parquet(files[0]):
         from beton_tools.sources.parquet import parquet_source
 
         return LabelledSet(parquet_source(files[0].parent, files), parquet_columns(files))
     return _in_order(LabelledSet(open_source(files[0].parent)))
 
 
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
 def _in_order(found: LabelledSet) -> LabelledSet:
-    """Images by class and name, whatever the order of the rows: the same images give the same file in every layout.
+    """Images by the names of class and file, whatever the order of the rows: the same images give the same file.
+
+    Tables number classes that are numbers by their value, folders as text.
 
     Embedded images of parquet files keep their order, in which they are read row group by row group.
     """
     if isinstance(found.source, ParquetSource):
         return found
-    names, labels = list(found.source.names), found.source.labels.tolist()
-    order = sorted(range(len(names)), key=lambda i: (labels[i], names[i]))
+    names, labels, classes = list(found.source.names), found.source.labels.tolist(), found.source.classes
+    order = sorted(range(len(names)), key=lambda i: (classes[labels[i]], names[i]))
     return found.take(np.array(order, np.int64))

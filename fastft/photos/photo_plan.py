@@ -10,6 +10,7 @@ import numpy as np
 
 from beton_tools.console import by_suffix, printable
 from beton_tools.errors import UserError
+from beton_tools.sources import Source
 from fastft.photos.duplicates import content_ids
 from fastft.photos.holdout import hold_out, holdout_share, join_units
 from fastft.photos.layout import LabelledSet, open_sets, open_val
@@ -64,9 +65,9 @@ def plan_photos(train: LabelledSet, val: LabelledSet | None, holds_out: bool = T
         UserError: fewer than two classes, no image that exists, or a class of `val` that `train` does not have.
     """
     warnings: list[str] = []
-    for found in (train, val):
-        if found is not None:
-            _warn_of_unused(found, warnings)
+    _warn_of_unused(train, warnings)
+    if val is not None:
+        _warn_of_unused(val, warnings)
     train, missing = _existing(train, warnings)
     train = _used_classes(train, warnings)
     if val is not None:
@@ -83,7 +84,7 @@ def plan_photos(train: LabelledSet, val: LabelledSet | None, holds_out: bool = T
     ids = content_ids([train.source] if val is None else [train.source, val.source])
     _warn_of_other_labels(train, ids[0], warnings)
     if val is not None:
-        _warn_of_shared_images(train, val, ids[0], ids[1], warnings)
+        warnings += shared_images(train.source, val.source, *ids)
     return Plan(train, val, False, missing, warnings)
 
 
@@ -92,12 +93,19 @@ def choose_held_out(found: LabelledSet, warnings: list[str]) -> np.ndarray:
     _warn_of_small_classes(found, warnings)
     (ids,) = content_ids([found.source])
     _warn_of_other_labels(found, ids, warnings)
-    held = hold_out(found.source.labels, _units(found, ids))
+    units = _units(found, ids)
+    held = hold_out(_text_order(found), units)
     if held.any():
         _warn_of_unheld_classes(found, held, warnings)
         _warn_of_large_units(held, warnings)
     else:
-        warnings.append(f"{len(found)} images are too few to hold any out: nothing is evaluated")
+        related = len(np.unique(units)) < len(units)
+        reason = (
+            "groups and identical images must stay on one side: no image can be held out, and nothing is evaluated; give "
+            "smaller groups, or validation images by --data.val"
+        )
+        few = f"{len(found)} images are too few to hold any out: nothing is evaluated"
+        warnings.append(reason if related else few)
     return held
 
 
@@ -119,6 +127,15 @@ def describe_sides(data: str, train: int, classes: int, val: int, split: Path | 
     return f"{source}, {val:,} validation images{how}"
 
 
+def _text_order(found: LabelledSet) -> np.ndarray:
+    """int64 (N,): the labels if the classes were numbered by their names as text, as folders are, so that the same images
+    are held out of a table."""
+    classes = found.source.classes
+    rank = np.argsort(np.array(sorted(range(len(classes)), key=lambda label: classes[label]), np.int64))
+    numbered: np.ndarray = rank[found.source.labels]
+    return numbered
+
+
 def _units(found: LabelledSet, ids: np.ndarray) -> np.ndarray:
     """Images of one group, or with identical bytes, form a unit."""
     groups = found.columns.groups
@@ -127,6 +144,16 @@ def _units(found: LabelledSet, ids: np.ndarray) -> np.ndarray:
     # an empty cell is no group
     own = [group or f"\0{i}" for i, group in enumerate(groups)]
     return join_units(ids, np.unique(own, return_inverse=True)[1])
+
+
+def usable_images(found: LabelledSet, warnings: list[str]) -> LabelledSet:
+    """The images that exist; what is not used is added to `warnings`.
+
+    Raises:
+        UserError: none exists.
+    """
+    _warn_of_unused(found, warnings)
+    return _existing(found, warnings)[0]
 
 
 # checks -----------------------------------------------------------------------------------------------------------------
@@ -234,16 +261,16 @@ def _warn_of_other_labels(train: LabelledSet, ids: np.ndarray, warnings: list[st
         )
 
 
-def _warn_of_shared_images(
-    train: LabelledSet, val: LabelledSet, train_ids: np.ndarray, val_ids: np.ndarray, warnings: list[str]
-) -> None:
+def shared_images(train: Source, val: Source, train_ids: np.ndarray, val_ids: np.ndarray) -> list[str]:
+    """A warning if images of `val` are also in `train`. ids: of their contents, as `content_ids` gives them."""
     shared = np.flatnonzero(np.isin(val_ids, train_ids)).tolist()
-    if shared:
-        names = [val.source.names[i] for i in shared[:LISTED]]
-        warnings.append(
-            f"{_count(shared, 'validation image is', 'validation images are')} also a training image, byte for byte; "
-            f"accuracy will be too high: {_listing(names, len(shared))}"
-        )
+    if not shared:
+        return []
+    names = [val.names[i] for i in shared[:LISTED]]
+    return [
+        f"{_count(shared, 'validation image is', 'validation images are')} also a training image, byte for byte; accuracy "
+        f"will be too high: {_listing(names, len(shared))}"
+    ]
 
 
 def _count(found: Sequence[object], one: str, several: str) -> str:

@@ -7,7 +7,7 @@ a .beton of which images are held out, see `fastft.photos.beton_holdout`.
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,27 +23,32 @@ from beton_tools.errors import UserError
 from beton_tools.manifest import Manifest
 from beton_tools.progress_bar import progress
 from beton_tools.signals import hint_when_interrupted
+from beton_tools.subset_file import SUFFIX as SUBSET
 from beton_tools.writer import WriteOptions, write_beton
 from fastft.build import with_num_classes, with_train_size
 from fastft.config import Recipe
 from fastft.files.atomic import write_text
 from fastft.files.run_directory import run_folder
-from fastft.photos.beton_holdout import prepare_holdout
+from fastft.photos.beton_holdout import as_source, prepare_holdout
+from fastft.photos.duplicates import content_ids
 from fastft.photos.holdout import VERSION
 from fastft.photos.layout import LabelledSet, open_val
 from fastft.photos.paths import holds_out_of_beton, needs_conversion, needs_preparation
 from fastft.photos.photo_plan import (
     LISTED,
-    Plan,
     describe_sides,
     list_photos,
     plan_photos,
+    shared_images,
     split_table,
+    usable_images,
     with_classes,
 )
-from fastft.photos.state import SPLIT, Say, begin, finish, wait_for_lock
+from fastft.photos.state import SPLIT, Inputs, Say, begin, finish, locked
 
+GIVE = "give a folder with a folder per class, a CSV or parquet table, or a .beton"
 LEAST_LONG_SIDE = 500  # pixels; ImageNet's usual size
+TO_VAL = "val.beton"
 PER_IMAGE_SIZE = 2  # a random crop of half the area still has more pixels than the model sees
 
 
@@ -54,16 +59,18 @@ def line_printer(console: Console) -> Say:
     return partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
 
-def count_photos(recipe: Recipe) -> Recipe:
-    """The recipe for its photographs, which are listed and split but not converted.
+def count_photos(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """(the recipe for its photographs, which are listed and split but not converted; warnings about them).
 
     Raises:
-        UserError: as `plan_photos`.
+        UserError: as `plan_photos`; a `data.val` that cannot be used.
     """
     assert recipe.data.train is not None
+    if recipe.data.val is not None and not needs_conversion(recipe.data.val):
+        _check_beton(recipe.data.val)
     plan = plan_photos(*_listed(recipe), holds_out=recipe.data.val is None)
     recipe = with_num_classes(recipe, len(plan.train.source.classes), recipe.data.train)
-    return with_train_size(recipe, len(plan.train))
+    return with_train_size(recipe, len(plan.train)), plan.warnings
 
 
 def prepare_data(recipe: Recipe, say: Say, run: Path | None = None) -> Recipe:
@@ -84,7 +91,7 @@ def prepare_data(recipe: Recipe, say: Say, run: Path | None = None) -> Recipe:
     if not needs_preparation(recipe):
         return recipe
     folder = (run or run_folder(recipe)) / "data"
-    with wait_for_lock(folder):
+    with locked(folder, say):
         if holds_out_of_beton(recipe):
             return prepare_holdout(recipe, folder, say)
         return (_prepare_train if needs_conversion(recipe.data.train) else _prepare_val)(recipe, folder, say)
@@ -110,27 +117,35 @@ def prepare_overrides(recipe: Recipe, overrides: Sequence[str], run: Path, say: 
 def _check_beton(path: str) -> None:
     for file in find_betons(path):
         if not os.path.lexists(file):
-            raise UserError(
-                f"{file}: no such file or folder; give a folder with a folder per class, a CSV or parquet table, or a .beton"
-            )
+            raise UserError(f"{file}: no such file or folder; {GIVE}")
+        if not file.name.endswith((".beton", SUBSET)) and not _is_beton(file):
+            raise UserError(f"{file}: not a .beton file; {GIVE}")
     BetonSet.open(path)
+
+
+def _is_beton(file: Path) -> bool:
+    try:
+        BetonSet.open(file)
+    except UserError:
+        return False
+    return True
 
 
 def _prepare_train(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     """Convert `data.train` and, unless it is a .beton, `data.val`."""
-    photos, listed = str(recipe.data.train), _listed(recipe)
-    converted_elsewhere = recipe.data.val is not None and not needs_conversion(recipe.data.val)
-    older = _fingerprint(listed, _options(recipe))
-    inputs = f"{older}, data.val elsewhere" if converted_elsewhere else older
-    stored = begin(folder, photos, inputs, say, older)
+    photos, (train, val) = str(recipe.data.train), _listed(recipe)
+    is_beton = recipe.data.val is not None and val is None
+    of_val = "a .beton" if is_beton else "" if val is None else _fingerprint(val)
+    inputs = Inputs(photos, _fingerprint(train), of_val, _options(recipe).max_resolution)
+    stored = begin(folder, inputs, say)
     if not stored.get("complete"):
-        stored = _convert_all(recipe, listed, inputs, folder)
-    for line in (*stored["summary"], *(f"warning: {text}" for text in stored["warnings"])):
-        say(line)
-    recipe = with_num_classes(recipe, int(stored["classes"]), photos)
-    if stored["val"]:
-        recipe = recipe.with_option("data.val", str(folder / "val.beton"))
-    return recipe.with_option("data.train", str(folder / "train.beton"))
+        stored = finish(folder, inputs, _convert_all(recipe, train, val, folder))
+    recipe = recipe.with_option("data.train", str(folder / "train.beton"))
+    if TO_VAL in stored["files"]:
+        recipe = recipe.with_option("data.val", str(folder / TO_VAL))
+    shared = _shared_with_beton(recipe) if is_beton else []
+    _print_record(stored, shared, say)
+    return with_num_classes(recipe, len(BetonSet.open(folder / "train.beton").class_names), photos)
 
 
 def _prepare_val(recipe: Recipe, folder: Path, say: Say) -> Recipe:
@@ -141,33 +156,50 @@ def _prepare_val(recipe: Recipe, folder: Path, say: Say) -> Recipe:
         raise UserError(
             f"{recipe.data.train}: has no class names for {photos}; give both as photographs or as .beton"
         )
-    val = with_classes(open_val(photos), manifest.classes)
-    inputs = _fingerprint((None, val), _options(recipe))
-    if not begin(folder, photos, inputs, say).get("complete"):
-        for text in _write("val", val, _options(recipe), folder):
-            say(f"warning: {text}")
-        finish(folder, photos, inputs, {"files": ["val.beton"]})
-    return recipe.with_option("data.val", str(folder / "val.beton"))
+    warnings: list[str] = []
+    val = with_classes(usable_images(open_val(photos), warnings), manifest.classes)
+    inputs = Inputs(photos, _fingerprint(val), longest_side=_options(recipe).max_resolution)
+    stored = begin(folder, inputs, say)
+    if not stored.get("complete"):
+        warnings += _write("val", val, _options(recipe), folder)
+        stored = finish(folder, inputs, {"files": [TO_VAL], "summary": [], "warnings": warnings})
+    recipe = recipe.with_option("data.val", str(folder / TO_VAL))
+    _print_record(stored, _shared_with_beton(recipe), say)
+    return recipe
 
 
-def _convert_all(
-    recipe: Recipe, listed: tuple[LabelledSet, LabelledSet | None], inputs: str, folder: Path
-) -> dict[str, Any]:
-    """Split, convert and record; what an interrupted call converted is kept."""
-    plan = plan_photos(*listed, holds_out=recipe.data.val is None)
-    with_num_classes(recipe, len(plan.train.source.classes), recipe.data.train)  # refuses before it converts
+def _print_record(stored: Mapping[str, Any], more: Sequence[str], say: Say) -> None:
+    for line in (*stored["summary"], *(f"warning: {text}" for text in (*stored["warnings"], *more))):
+        say(line)
+
+
+def _convert_all(recipe: Recipe, train: LabelledSet, val: LabelledSet | None, folder: Path) -> dict[str, Any]:
+    """Split and convert; what an interrupted call converted is kept. Returns the record."""
+    plan = plan_photos(train, val, holds_out=recipe.data.val is None)
+    classes = plan.train.source.classes
+    with_num_classes(recipe, len(classes), recipe.data.train)  # refuses before it converts
     write_text(folder / SPLIT, split_table(plan.rows()))
     warnings = plan.warnings + _write("train", plan.train, _options(recipe), folder)
+    counts = BetonSet.open(folder / "train.beton").class_counts
+    unread = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if unread:
+        warnings.append(f"no training image can be read of {', '.join(map(printable, unread))}")
+    stored_val = 0
     if plan.val is not None:
         warnings += _write("val", plan.val, _options(recipe), folder)
-    prepared = {
-        "classes": len(plan.train.source.classes),
-        "val": plan.val is not None,
-        "files": ["train.beton", *(["val.beton"] if plan.val is not None else [])],
-        "summary": [_summary(recipe, plan, folder)],
+        stored_val = len(BetonSet.open(folder / TO_VAL))
+    split = folder / SPLIT if plan.held_out else None
+    return {
+        "files": ["train.beton", *([TO_VAL] if plan.val is not None else [])],
+        "summary": [describe_sides(str(recipe.data.train), sum(counts), len(classes), stored_val, split)],
         "warnings": warnings,
     }
-    return finish(folder, str(recipe.data.train), inputs, prepared)
+
+
+def _shared_with_beton(recipe: Recipe) -> list[str]:
+    """A warning if images of `data.val` are also in `data.train`, both .beton files now, as they are stored there."""
+    train, val = (as_source(BetonSet.open(str(path))) for path in (recipe.data.train, recipe.data.val))
+    return shared_images(train, val, *content_ids([train, val]))
 
 
 def _listed(recipe: Recipe) -> tuple[LabelledSet, LabelledSet | None]:
@@ -181,32 +213,37 @@ def _options(recipe: Recipe) -> WriteOptions:
     return WriteOptions(max_resolution=longest, on_error="skip")
 
 
-def _summary(recipe: Recipe, plan: Plan, folder: Path) -> str:
-    counts = len(plan.train), len(plan.train.source.classes), 0 if plan.val is None else len(plan.val)
-    return describe_sides(str(recipe.data.train), *counts, folder / SPLIT if plan.held_out else None)
-
-
 def _write(split: str, images: LabelledSet, options: WriteOptions, folder: Path) -> list[str]:
-    """Write `folder/<split>.beton`, or continue it; returns a warning if images cannot be read."""
+    """Write `folder/<split>.beton`, or continue it; returns warnings about images that cannot be read, or lose values."""
     with progress(f"converting {split}") as show, hint_when_interrupted():
         manifest = write_beton(folder / f"{split}.beton", images.source, options, show)
-    if not manifest.skipped:
-        return []
-    listed = ", ".join(f"{printable(name)} ({reason})" for name, reason in manifest.skipped[:LISTED])
-    rest = f", ... {len(manifest.skipped) - LISTED:,} more" if len(manifest.skipped) > LISTED else ""
-    return [f"{len(manifest.skipped):,} {split} images cannot be read and are left out: {listed}{rest}"]
+    warnings = []
+    if manifest.skipped:
+        listed = ", ".join(f"{printable(name)} ({reason})" for name, reason in manifest.skipped[:LISTED])
+        rest = f", ... {len(manifest.skipped) - LISTED:,} more" if len(manifest.skipped) > LISTED else ""
+        warnings.append(
+            f"{len(manifest.skipped):,} {split} images cannot be read and are left out: {listed}{rest}"
+        )
+    deep = sum(count for encoding, count in manifest.encodings.items() if encoding.startswith("16-bit"))
+    if deep:
+        warnings.append(
+            f"{deep:,} {split} images have 16 bits per value, and values above 255 become white: scale them to 8 bits"
+        )
+    return warnings
 
 
-def _fingerprint(listed: tuple[LabelledSet | None, LabelledSet | None], options: WriteOptions) -> str:
+def _fingerprint(found: LabelledSet) -> str:
     """Changes with the names, labels, groups, sizes and times of the images; not with the place of their folder."""
-    digest = hashlib.blake2b(json.dumps([VERSION, options.recorded()]).encode(), digest_size=16)
-    for found in listed:
-        if found is None:
-            digest.update(b"none")
-            continue
-        source, columns = found.source, found.columns
-        stamps = source.stamps(np.arange(len(found), dtype=np.int64))
-        described = [source.kind, source.classes, columns.groups, stamps.tolist(), source.labels.tolist()]
-        digest.update(json.dumps(described).encode())
-        digest.update(source.names.offsets.tobytes() + source.names.blob)
+    source, columns = found.source, found.columns
+    stamps = source.stamps(np.arange(len(found), dtype=np.int64))
+    described = [
+        VERSION,
+        source.kind,
+        source.classes,
+        columns.groups,
+        stamps.tolist(),
+        source.labels.tolist(),
+    ]
+    digest = hashlib.blake2b(json.dumps(described).encode(), digest_size=16)
+    digest.update(source.names.offsets.tobytes() + source.names.blob)
     return digest.hexdigest()

@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,72 +16,124 @@ from beton_tools.user_files import read_user_text
 from fastft.files.atomic import write_text
 from fastft.files.run_directory import lock_run
 
-PREPARED, SPLIT = "prepared.json", "split.csv"
+PREPARED, SPLIT, LOCK = "prepared.json", "split.csv", ".lock"
 TRAINED = ("checkpoints/step-*", "runs/*/checkpoints/step-*")  # of a run, and of the runs of `fastft tune`
-POLL_SECONDS = 0.2
+POLL_SECONDS, SILENT_SECONDS = 0.2, 2.0  # of waiting for another process
 MAX_BYTES = 64 << 20  # of prepared.json
 
 Say = Callable[[str], None]
 
 
-def begin(folder: Path, data: str, inputs: str, say: Say, older: str = "") -> dict[str, Any]:
+@dataclass(frozen=True)
+class Inputs:
+    """What is prepared, and how. data: its path, for messages. images, val: hashes; val: of validation images beside `data`.
+
+    longest_side: limit of the stored images, in pixels; None if they are not converted.
+    """
+
+    data: str
+    images: str
+    val: str = ""
+    longest_side: int | None = None
+
+    def changed_since(self, stored: Mapping[str, Any]) -> str:
+        """What differs from the inputs of an earlier preparation, as a sentence; "" if nothing does that matters."""
+        if stored.get("images") != self.images:
+            return f"{self.data} has changed"
+        if stored.get("val") != self.val:
+            return "data.val has changed"
+        return "" if stored.get("longest_side") == self.longest_side else "model.image_size has changed"
+
+
+def begin(folder: Path, inputs: Inputs, say: Say) -> dict[str, Any]:
     """The record of an earlier preparation of the same inputs, complete or not; files of other inputs are removed.
 
-    data: `data.train` or `data.val`, for messages. inputs: a hash of the images and of how they are prepared.
-    older: what a record without `files` has for these inputs; it does not tell a hold-out from a `data.val` elsewhere.
-
     Raises:
-        UserError: the images have changed since the first checkpoint, or another process uses the run directory.
+        UserError: the inputs have changed since the first checkpoint, or another process uses the run directory.
     """
     stored = _read(folder / PREPARED)
-    if stored.get("inputs") == older and not stored.get("val") and "files" not in stored:
-        stored["inputs"] = inputs
+    before = stored.get("inputs", {})
+    change = inputs.changed_since(before)
     lost = [name for name in stored.get("files", ()) if not (folder / name).exists()]
-    if stored.get("inputs") == inputs and not lost:
+    if stored and not change and not lost:
         if stored.get("complete"):
-            say(f"{data}: unchanged, using {folder}")
+            say(f"{inputs.data}: unchanged, using {folder}")
         return stored
     with lock_run(folder.parent):
-        if stored.get("inputs") == inputs:
-            say(f"{folder}: {', '.join(lost)} is missing: preparing {data} again")
+        if stored and not change:
+            say(f"{folder}: {', '.join(lost)} is missing: preparing {inputs.data} again")
         elif stored:
-            before = str(stored.get("photos", data))
-            _refuse_changed(folder.parent, data, before)
-            changed = (
-                f"{data} has changed since it was prepared" if before == data else f"{folder} is of {before}"
+            is_other = before["data"] != inputs.data
+            _refuse_changed(folder.parent, change, before["data"] if is_other else "")
+            reason = (
+                f"{folder} is of {before['data']}" if is_other else f"{change} since {folder} was prepared"
             )
-            say(f"{changed}: preparing {data}{' again' * (before == data)}")
+            say(f"{reason}: preparing {inputs.data}{'' if is_other else ' again'}")
         _discard(folder)
-        write_text(folder / PREPARED, json.dumps({"inputs": inputs, "photos": data}))
+        write_text(folder / PREPARED, json.dumps({"inputs": asdict(inputs)}))
     return {}
 
 
-def finish(folder: Path, data: str, inputs: str, record: dict[str, Any]) -> dict[str, Any]:
-    """Write and return the record of a complete preparation; data, inputs: as in `begin`."""
-    complete = {"inputs": inputs, "photos": data, "complete": True, **record}
+def finish(folder: Path, inputs: Inputs, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Write and return the record of a complete preparation.
+
+    record: files (names in `folder`), summary and warnings (lists of lines), and what the caller needs besides.
+    """
+    complete = {"inputs": asdict(inputs), "complete": True, **record}
     write_text(folder / PREPARED, json.dumps(complete, indent=1))
     return complete
 
 
 @contextmanager
-def wait_for_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, made if there is none; it is released if the process ends."""
+def locked(folder: Path, say: Say) -> Iterator[None]:
+    """Hold the lock of a folder, made if there is none; it is released if the process ends.
+
+    After an error a folder in which nothing was prepared is removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with (folder / LOCK).open("w") as file:
+        waited = 0.0
         while not try_lock(file):
+            if waited <= SILENT_SECONDS < waited + POLL_SECONDS:
+                say(f"{folder}: waiting for another process that prepares the images")
             time.sleep(POLL_SECONDS)
-        yield
+            waited += POLL_SECONDS
+        try:
+            yield
+        except UserError:
+            _remove_unused(folder)
+            raise
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove a folder that holds no images yet, and the run directory if nothing else is in it."""
+    for place, own in ((folder, {LOCK, PREPARED}), (folder.parent, {LOCK})):
+        names = {path.name for path in place.iterdir()}
+        if names - own:
+            return
+        for name in names:
+            (place / name).unlink()
+        place.rmdir()
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The content of prepared.json; empty if there is none, or it is damaged."""
+    """The content of prepared.json; empty if there is none, or it is damaged or of another version."""
     if not path.exists():
         return {}
     try:
         found = json.loads(read_user_text(path, MAX_BYTES, "the prepared.json of a run"))
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if _is_record(found) else {}
+
+
+def _is_record(found: Any) -> bool:
+    if not isinstance(found, dict) or not isinstance(found.get("inputs"), dict):
+        return False
+    if not isinstance(found["inputs"].get("data"), str):
+        return False
+    lines = [found.get(key, []) for key in ("files", "summary", "warnings")]
+    return all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lines)
 
 
 def _discard(folder: Path) -> None:
@@ -93,11 +146,8 @@ def _discard(folder: Path) -> None:
     (folder / SPLIT).unlink(missing_ok=True)
 
 
-def _refuse_changed(run: Path, data: str, before: str) -> None:
+def _refuse_changed(run: Path, change: str, before: str) -> None:
+    """before: what the run directory was made of, if that is something else."""
     if any(any(run.glob(folder)) for folder in TRAINED):
-        changed = (
-            f"{data} has changed since {run} was trained on it"
-            if before == data
-            else f"{run} was trained on {before}"
-        )
-        raise UserError(f"{changed}; use another --train.run_dir")
+        reason = f"{run} was trained on {before}" if before else f"{change} since {run} was trained"
+        raise UserError(f"{reason}; use another --train.run_dir")

@@ -81,9 +81,13 @@ def without_augmentation(recipe: Recipe, loss: float, shares: float) -> Recipe:
 
 def describe_hidden(recipe: Recipe, loss: float, shares: float) -> list[str]:
     """The log lines about augmentation that hides the classes. recipe: after `without_augmentation`."""
+    lines = [
+        describe_choice(c.option, c.value, c.reason) for c in recipe.choices if PLAIN.get(c.option) == c.value
+    ]
     if is_plain(recipe):
-        return [describe_choice(c.option, c.value, c.reason) for c in recipe.choices if c.option in PLAIN]
+        return lines
     return [
+        *lines,
         f"warning: on augmented images the head has a loss of {loss:.2f}, more than the {shares:.2f} of knowing only the class "
-        "shares; augmentation may hide what makes the classes: compare with --augment.policy=none --augment.scale_min=1"
+        "shares; augmentation may hide what makes the classes: compare with --augment.policy=none --augment.scale_min=1",
     ]

@@ -89,6 +89,17 @@ def refuse_other_head(recipe: Recipe, class_names: Sequence[str]) -> None:
         raise UserError(f"model.head {path} is of other classes: {error}") from None
 
 
+def refuse_other_val_classes(recipe: Recipe, train_files: BetonSet) -> None:
+    """Refuse a `data.val` with other classes than `data.train`, before weights are fetched.
+
+    Raises:
+        UserError: the first class that differs.
+    """
+    if recipe.data.val is not None:
+        val = BetonSet.open(recipe.data.val)
+        refuse_other_classes(val.class_names, train_files.class_names, recipe.data.val)
+
+
 def open_loaders(
     recipe: Recipe,
     world: World,
@@ -139,5 +150,4 @@ def open_loaders(
             **common,
         )
     )
-    refuse_other_classes(eval_loader.class_names, loader.class_names, r.data.val)
     return loader, eval_loader

@@ -54,7 +54,7 @@ from fastft.train.progress import (
     describe_unfinished,
     summarise,
 )
-from fastft.train.setup import open_loaders, plan_phases, refuse_other_head
+from fastft.train.setup import open_loaders, plan_phases, refuse_other_head, refuse_other_val_classes
 from fastft.train.step_choice import refuse_impossible
 from fastft.train.step_measure import choose_step, device_name
 from fastft.train.tracking import open_tracker
@@ -140,6 +140,7 @@ class Trainer:
             recipe = resolve(recipe, read_choices(self.folder))
         self.recipe = r = recipe
         refuse_large(r, len(train_files))
+        refuse_other_val_classes(r, train_files)
         refuse_impossible(r, world.device.type == "cuda", world.size)
         self.precision = choose_precision(r.train.amp, world.device, r.train.half_residual)
         self.model, ema = build_training_models(r, world.device, pretrained=not self.checkpoints.exist)

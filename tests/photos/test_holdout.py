@@ -34,6 +34,11 @@ def test_a_class_of_one_image_stays_in_training() -> None:
     assert not hold_out(labels, np.arange(61))[-1]
 
 
+def test_a_class_of_one_unit_gives_its_share_to_others() -> None:
+    labels, units = np.repeat([0, 1], 4), np.array([0, 0, 0, 0, 1, 2, 3, 4])
+    assert np.flatnonzero(hold_out(labels, units)).tolist() in ([4], [5], [6], [7])
+
+
 def test_at_most_a_fifth_is_held_out_even_with_many_classes() -> None:
     labels = np.repeat(np.arange(50), 2)
     assert 0 < hold_out(labels, np.arange(100)).sum() <= 20

@@ -38,6 +38,49 @@ def test_test_images_are_not_used_and_that_needs_no_warning(split: Path) -> None
     assert not any("not used" in line for line in warnings_of(split))
 
 
+def test_train_and_test_are_no_classes_whatever_lies_beside_them(album: Path, tmp_path: Path) -> None:
+    for side in ("train", "test", "unlabelled"):
+        shutil.copytree(album, tmp_path / "set" / side)
+    (tmp_path / "set" / "__MACOSX").mkdir()
+    train, val = open_sets(str(tmp_path / "set"))
+    assert train.source.classes == CLASSES and val is None
+    (line,) = (line for line in warnings_of(tmp_path / "set") if "not used" in line)
+    assert line.endswith(": unlabelled")
+
+
+def test_a_folder_without_images_makes_no_class_of_train(album: Path, tmp_path: Path) -> None:
+    shutil.copytree(album, tmp_path / "set" / "train")
+    (tmp_path / "set" / "labels").mkdir()
+    (tmp_path / "set" / "labels" / "a.txt").touch()
+    assert open_sets(str(tmp_path / "set"))[0].source.classes == CLASSES
+
+
+def test_the_same_images_are_held_out_of_a_table_whose_classes_are_numbers(
+    album: Path, tmp_path: Path
+) -> None:
+    for k in range(12):  # as text: 0, 1, 10, 11, 2, ...
+        shutil.copytree(album / CLASSES[k % 3], tmp_path / "set" / str(k))
+        for i, image in enumerate(sorted((tmp_path / "set" / str(k)).glob("*.jpg"))):
+            image.write_bytes(image.read_bytes() + bytes([k, i]))  # no image is in two classes
+    rows = rows_of(tmp_path / "set")
+    held = []
+    for path in (tmp_path / "set", write_csv(tmp_path / "set" / "t.csv", rows)):
+        plan = plan_photos(*open_sets(str(path)))
+        assert plan.val is not None
+        held.append((list(plan.train.source.names), list(plan.val.source.names)))
+    assert held[0] == held[1]
+
+
+def test_groups_that_leave_nothing_to_hold_out_are_the_reason_given(album: Path) -> None:
+    rows = [r | {"group": r["label"]} for r in rows_of(album)]
+    (line,) = warnings_of(
+        write_csv(
+            album.parent / "groups.csv", [r | {"image_path": f"photos/{r['image_path']}"} for r in rows]
+        )
+    )
+    assert "groups and identical images must stay on one side" in line and "--data.val" in line
+
+
 def test_dev_is_a_validation_folder_as_it_is_in_tables(split: Path) -> None:
     (split / "val").rename(split / "dev")
     assert open_sets(str(split))[1] is not None

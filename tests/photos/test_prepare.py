@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from beton_tools.errors import UserError
@@ -132,7 +133,7 @@ def test_photographs_are_converted_once_and_again_when_they_change(copied: Path,
     shutil.copy(copied / "coffee" / "00.jpg", copied / "coffee" / "new.jpg")
     said.clear()
     again = prepared(copied, tmp_path / "run", said=said)
-    assert "has changed since it was prepared" in said[0]
+    assert "has changed since" in said[0] and "was prepared: preparing" in said[0]
     assert Beton.open(str(again.data.train)).num_samples + Beton.open(str(again.data.val)).num_samples == 37
 
 
@@ -161,20 +162,103 @@ def test_a_converted_file_that_is_lost_is_made_again(copied: Path, tmp_path: Pat
     assert Path(str(again.data.train)).read_bytes() == before
 
 
-def test_a_record_of_earlier_code_is_used(copied: Path, tmp_path: Path) -> None:
-    """It has no `files`, and does not tell held-out images from validation images elsewhere."""
-    own = tmp_path / "own.beton"
-    shutil.copy(str(prepared(copied, tmp_path / "other").data.val), own)
-    prepared(copied, tmp_path / "run", f"--data.val={own}")
-    path = tmp_path / "run" / "data" / "prepared.json"
-    record = json.loads(path.read_text())
-    hold_out_record = json.loads((tmp_path / "other" / "data" / "prepared.json").read_text())
-    record["inputs"] = hold_out_record["inputs"]  # earlier code hashed both alike
-    del record["files"]
-    path.write_text(json.dumps(record))
+@pytest.mark.parametrize(
+    ("content", "files"), [("[]", 0), ('{"inputs": {"data": "x"}, "files": 5}', 0), ('{"inputs": 1}', 0)]
+)
+def test_a_damaged_record_is_as_none(copied: Path, tmp_path: Path, content: str, files: int) -> None:
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    (tmp_path / "run" / "data" / "prepared.json").write_text(content)
+    assert Beton.open(str(prepared(copied, tmp_path / "run").data.train)).num_samples == 29
+
+
+def test_a_larger_image_size_is_the_reason_given(copied: Path, tmp_path: Path) -> None:
+    prepared(copied, tmp_path / "run", "--model.image_size=224")
     said: list[str] = []
-    prepared(copied, tmp_path / "run", f"--data.val={own}", said=said)
-    assert "unchanged" in said[0]
+    prepared(copied, tmp_path / "run", "--model.image_size=384", said=said)
+    assert said[0].startswith("model.image_size has changed since")
+    (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"model\.image_size has changed since .* was trained; use another"):
+        prepared(copied, tmp_path / "run", "--model.image_size=224")
+
+
+def test_photographs_that_are_refused_leave_nothing(copied: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match="num_classes"):
+        prepared(copied, run, "--data.num_classes=7")
+    assert not run.exists()
+    prepared(copied, run)
+    with pytest.raises(UserError, match="num_classes"):
+        prepared(copied, run, "--data.num_classes=7")
+    assert (run / "data" / "train.beton").exists()
+
+
+def test_images_on_both_sides_are_named_where_one_side_is_a_beton(copied: Path, tmp_path: Path) -> None:
+    recipe = prepared(copied, tmp_path / "made")
+    betons = {side: str(tmp_path / f"{side}.beton") for side in ("train", "val")}
+    for side, path in betons.items():
+        shutil.copy(str(getattr(recipe.data, side)), path)
+        shutil.copy(f"{getattr(recipe.data, side)}.manifest.json", f"{path}.manifest.json")
+    for first, second, shared in ((betons["train"], copied, 29), (copied, betons["val"], 7)):
+        run = tmp_path / f"run{shared}"
+        for _ in range(2):  # also when the conversion is used again
+            said: list[str] = []
+            prepared(Path(first), run, f"--data.val={second}", said=said)
+            (line,) = (line for line in said if "byte for byte" in line)
+            assert f"{shared} validation images are also a training image" in line
+
+
+def test_what_is_not_read_beside_validation_images_is_named(copied: Path, tmp_path: Path) -> None:
+    made = prepared(copied, tmp_path / "made")
+    (copied / "coffee" / "new.heic").write_bytes(b"x")
+    for _ in range(2):
+        said: list[str] = []
+        prepared(Path(str(made.data.train)), tmp_path / "run", f"--data.val={copied}", said=said)
+        assert any("1 file is of a kind that is not read" in line for line in said)
+
+
+def test_images_that_lose_values_and_classes_that_cannot_be_read_are_named(
+    copied: Path, tmp_path: Path
+) -> None:
+    Image.fromarray(np.full((40, 40), 5000, np.uint16)).save(copied / "coffee" / "deep.png")
+    for image in (copied / "chelsea").glob("*.jpg"):
+        image.write_bytes(b"not an image")
+    said: list[str] = []
+    recipe = prepared(copied, tmp_path / "run", said=said)
+    text = "\n".join(said)
+    assert "1 train images have 16 bits per value" in text or "1 val images have 16 bits per value" in text
+    assert "no training image can be read of chelsea" in text
+    stored = Beton.open(str(recipe.data.train)).num_samples
+    assert f"{stored} training images of 3 classes" in text
+
+
+def test_explain_gives_the_warnings_of_a_training(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [r | {"image_path": f"{copied}/{r['image_path']}"} for r in rows_of(copied)]
+    (copied / "coffee" / "00.jpg").unlink()
+    table = write_csv(tmp_path / "t.csv", rows)
+    assert main(["explain", "photos", f"--data.train={table}", "--json"]) == 0
+    assert "1 of 36 files in the table do not exist" in capsys.readouterr().out
+    for val in ("nowhere", f"{copied}/chelsea/00.jpg"):
+        assert main(["explain", "photos", f"--data.train={copied}", f"--data.val={val}"]) == 2
+
+
+def test_a_pattern_that_no_file_matches_is_no_plan_of_imagenets_size(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", "photos", f"--data.train={tmp_path}/none*.csv"]) == 2
+    rows = [r | {"image_path": f"{copied}/{r['image_path']}"} for r in rows_of(copied)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "part-0.parquet")
+    capsys.readouterr()
+    assert main(["explain", "photos", f"--data.train={tmp_path}/part-*.parquet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recipe"]["data"]["train_size"] == 29
+
+
+def test_a_file_of_another_kind_is_not_taken_for_a_damaged_beton(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "photos", f"--data.train={copied}/coffee/00.jpg"]) == 2
+    assert "00.jpg: not a .beton file; give a folder with a folder per class" in capsys.readouterr().err
 
 
 def test_another_folder_for_the_same_run_is_named(copied: Path, tower: list[str], tmp_path: Path) -> None:
@@ -204,9 +288,7 @@ def test_changed_photographs_are_refused_once_a_run_has_a_checkpoint(
     options = [f"--data.train={copied}", f"--train.run_dir={tmp_path / 'run'}", *tower]
     train(load_recipe("photos", options), QUIET)
     (copied / "coffee" / "00.jpg").unlink()
-    with pytest.raises(
-        UserError, match=r"has changed since .* was trained on it; use another --train\.run_dir"
-    ):
+    with pytest.raises(UserError, match=r"has changed since .* was trained; use another --train\.run_dir"):
         train(load_recipe("photos", options), QUIET)
 
 
