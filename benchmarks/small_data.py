@@ -2,8 +2,8 @@
 
 Setting: a DINOv2-type ViT-S/14 (not CLIP); photographs of solar cells (4 classes, 42 px) and CIFAR-10 with 100, 1,000
 (56 px) and 9,000 (42 px) training images. `photos` holds out a share of the training images, by which it chooses between the
-raw weights and the EMA. The figures are from test images that chose nothing: 10,000 of CIFAR-10, and for each seed 400 other
-solar cells.
+raw weights and the EMA. The figures are from test images on which nothing was chosen: 10,000 of CIFAR-10, and for each seed 400
+other solar cells.
 Rows: ridge regression (`photos` with the tower frozen and a learning rate of 0), `photos`, and, for 1,000 images,
 `fastft tune photos` without a budget (nine settings of the learning rates, chosen on the images that are held out).
 n = seeds; a seed changes order and augmentation. Differences are paired by seed and image.

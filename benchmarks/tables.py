@@ -528,7 +528,7 @@ def small_data(_: Results) -> str:
             title = ""
     head = ["images", "command", "top-1 %", "against ridge", "against `train photos`", "seeds", "minutes"]
     return (
-        f"{markdown(head, rows, 2)}\n\nTest images that chose nothing: {', '.join(tests.values())}. Differences "
+        f"{markdown(head, rows, 2)}\n\nTest images on which nothing was chosen: {', '.join(tests.values())}. Differences "
         "are paired by seed and image; ± is the larger of their standard errors over seeds and over images. Time of a core of "
         f"{', '.join(found['cpus'])}, beside another training. `benchmarks/small_data.py` makes these figures."
     )

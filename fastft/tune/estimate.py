@@ -18,6 +18,7 @@ class FinalFigures:
     """Top-1 and balanced accuracy of the tuned run on a test file in percent, and its gain over the recipe's own setting.
 
     gain: top-1 in points, image by image on the same images; None if the recipe's own setting was not trained in full.
+    shared: images of the test file that are also training or validation images.
     """
 
     images: int
@@ -27,6 +28,7 @@ class FinalFigures:
     default_top1: float | None = None
     gain: float | None = None
     gain_standard_error: float | None = None
+    shared: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

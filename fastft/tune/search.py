@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from fastft.config import Recipe, load_recipe
 from fastft.data.classes import refuse_other_classes
 from fastft.files.evaluations import BALANCED_ACCURACY
 from fastft.files.run_directory import lock_run
+from fastft.photos.beton_holdout import as_source
+from fastft.photos.duplicates import content_ids
 from fastft.photos.prepare import line_printer, prepare_data
 from fastft.sweep import PlannedRun, plan_run, train_run
 from fastft.sweep.results import read_result
@@ -106,7 +109,19 @@ def _prepare(recipe: Recipe, folder: Path, test: Path | None, console: Console) 
     train = BetonSet.open(recipe.data.train)
     if test is not None:
         refuse_other_classes(BetonSet.open(test).class_names, train.class_names, test)
+        if _count_shared(recipe, test) == len(BetonSet.open(test)):
+            raise UserError(
+                f"{test}: all its images are training or validation images, which choose the setting; give others, or leave "
+                "--test out"
+            )
     return with_training_files(recipe, train)
+
+
+def _count_shared(recipe: Recipe, test: Path) -> int:
+    """The images of `test` that are also in `data.train` or `data.val`, byte for byte."""
+    files = (test, recipe.data.train, recipe.data.val)
+    of_test, *others = content_ids([as_source(BetonSet.open(str(file))) for file in files])
+    return int(np.isin(of_test, np.concatenate(others)).sum())
 
 
 @dataclass
@@ -161,6 +176,8 @@ class _Search:
         else:
             self.budget.finished(run.key, epochs)
             trial = finished_trial(setting, rung, epochs, run, evaluations)
+            if rung != last and self.world.is_main:  # its figures are all that is needed
+                shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         self.trials.append(trial)
         return trial
 
@@ -200,6 +217,7 @@ class _Search:
         if complete and test is not None:
             folder = None if default is None else default.run.folder
             figures = measure(best.run.folder, folder, test, self.recipe.train.device)
+            figures = dataclasses.replace(figures, shared=_count_shared(self.recipe, test))
         else:
             bias = self._optimism()
         return Result(

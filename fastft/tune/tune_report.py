@@ -77,7 +77,12 @@ def _measure(result: Result) -> str:
 def _accuracy(result: Result) -> str:
     best, f = result.best, result.figures
     if f is not None:
-        text = f"test top-1 {f.top1:.2f} ± {f.standard_error:.2f} % of {f.images:,} images that chose nothing"
+        use = (
+            f"{f.shared:,} of them training or validation images"
+            if f.shared
+            else "on which nothing was chosen"
+        )
+        text = f"test top-1 {f.top1:.2f} ± {f.standard_error:.2f} % of {f.images:,} images, {use}"
         if f.gain is None or best.setting == DEFAULT:
             return text
         return (

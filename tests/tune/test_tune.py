@@ -1,12 +1,15 @@
 """A search trains, resumes, stays in its budget and ends with a recipe that runs as it is."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from beton_tools.convert import convert_folder
 from beton_tools.errors import UserError
+from beton_tools.writer import WriteOptions
 from fastft.cli import main
 from fastft.config import load_recipe
 from fastft.files.run_directory import read_metrics
@@ -16,6 +19,7 @@ from fastft.train.validation_file import read_validation
 from fastft.tune import search, tune
 from fastft.tune.settings import DEFAULT, grid, shortened
 from fastft.tune.trials import Result
+from fastft.tune.tune_report import conclusion
 from tests.train.runs import QUIET
 
 RECIPE = "rcp/final_b16.yaml"
@@ -28,9 +32,23 @@ def options(tiny: dict[str, str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def searched(tiny: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+def untouched(tiny: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Other images than those of tiny's training and validation files: the latter, mirrored."""
+    folder = tmp_path_factory.mktemp("test")
+    for path in Path(tiny["data.val"]).with_suffix("").rglob("*.jpg"):
+        (folder / "images" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as image:
+            ImageOps.mirror(image).save(folder / "images" / path.parent.name / path.name)
+    convert_folder(folder / "images", folder / "test.beton", WriteOptions(workers=0))
+    return folder / "test.beton"
+
+
+@pytest.fixture(scope="module")
+def searched(
+    tiny: dict[str, str], untouched: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Result]:
     folder = tmp_path_factory.mktemp("searched")
-    return folder, tune(RECIPE, options(tiny), folder, test=Path(tiny["data.val"]), console=QUIET)
+    return folder, tune(RECIPE, options(tiny), folder, test=untouched, console=QUIET)
 
 
 def lines(folder: Path) -> dict[str, int]:
@@ -64,25 +82,45 @@ def test_the_tuned_recipe_is_the_training_of_the_best_setting(searched: tuple[Pa
     assert plan_run(shortened(recipe, 6), folder / "runs").key == result.best.run.key
 
 
-def test_the_same_call_trains_nothing_again(tiny: dict[str, str], searched: tuple[Path, Result]) -> None:
+def test_images_that_chose_the_setting_are_no_test(
+    tiny: dict[str, str], untouched: Path, searched: tuple[Path, Result], tmp_path: Path
+) -> None:
+    for used in (tiny["data.val"], tiny["data.train"]):
+        with pytest.raises(UserError, match="all its images are training or validation images"):
+            tune(RECIPE, options(tiny), searched[0], test=Path(used), console=QUIET)
+    images = shutil.copytree(untouched.with_name("images"), tmp_path / "images")
+    shutil.copytree(Path(tiny["data.val"]).with_suffix("") / "coffee", images / "coffee", dirs_exist_ok=True)
+    convert_folder(images, tmp_path / "half.beton", WriteOptions(workers=0))
+    result = tune(RECIPE, options(tiny), searched[0], test=tmp_path / "half.beton", console=QUIET)
+    assert result.figures is not None and result.figures.shared == 10
+    assert "of 20 images, 10 of them training or validation images" in conclusion(result)[1]
+
+
+def test_only_trainings_in_full_keep_checkpoints(searched: tuple[Path, Result]) -> None:
+    _, result = searched
+    kept = {t.rung for t in result.trials if (t.run.folder / "checkpoints").exists()}
+    assert kept == {2}
+
+
+def test_the_same_call_trains_nothing_again(
+    tiny: dict[str, str], untouched: Path, searched: tuple[Path, Result]
+) -> None:
     folder, result = searched
     before, spent = lines(folder), json.loads((folder / "tune.json").read_text())
-    again = tune(RECIPE, options(tiny), folder, test=Path(tiny["data.val"]), console=QUIET)
+    again = tune(RECIPE, options(tiny), folder, test=untouched, console=QUIET)
     assert lines(folder) == before and json.loads((folder / "tune.json").read_text()) == spent
     assert [(t.setting, t.score) for t in again.trials] == [(t.setting, t.score) for t in result.trials]
     assert again.figures == result.figures
 
 
-def test_the_figure_is_the_evaluation_of_the_test_file(
-    tiny: dict[str, str], searched: tuple[Path, Result]
+def test_the_figure_is_the_evaluation_of_the_untouched(
+    untouched: Path, searched: tuple[Path, Result]
 ) -> None:
     _, result = searched
     figures = result.figures
     assert figures is not None and result.optimism is None
     default = next(t for t in result.trials if t.rung == 2 and t.setting == DEFAULT)
-    tuned, own = (
-        evaluate_checkpoint(t.run.folder, Path(tiny["data.val"]), "cpu") for t in (result.best, default)
-    )
+    tuned, own = (evaluate_checkpoint(t.run.folder, untouched, "cpu") for t in (result.best, default))
     assert figures.top1 == pytest.approx(tuned["top1"]) and figures.default_top1 == pytest.approx(own["top1"])
     assert figures.gain == pytest.approx(tuned["top1"] - own["top1"])
     assert figures.balanced_accuracy == pytest.approx(tuned["balanced_accuracy"])
@@ -93,8 +131,8 @@ def test_table_picture_and_json_are_written(searched: tuple[Path, Result]) -> No
     table = (folder / "table.md").read_text()
     assert "1 epoch | 2 epochs | 6 epochs" in table and f"{result.best.score:.2f}" in table
     assert (
-        "images that chose nothing" in table
-        and "images that chose nothing" in (folder / "tuned.yaml").read_text()
+        "images, on which nothing was chosen" in table
+        and "images, on which nothing was chosen" in (folder / "tuned.yaml").read_text()
     )
     document = json.loads((folder / "results.json").read_text())
     assert len(document["trials"]) == len(result.trials) and document["best"]["score"] == result.best.score
@@ -102,7 +140,7 @@ def test_table_picture_and_json_are_written(searched: tuple[Path, Result]) -> No
         assert plot.width > 1000
 
 
-def test_without_a_test_file_the_figure_is_corrected_by_a_bootstrap(
+def test_without_a_untouched_the_figure_is_corrected_by_a_bootstrap(
     tiny: dict[str, str], searched: tuple[Path, Result], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, result = searched
