@@ -21,6 +21,7 @@ from beton_tools.sources.folder import class_folders, has_images
 from beton_tools.sources.parquet import ParquetSource, lists_paths
 from beton_tools.sources.path_table import SPLIT_VALUES, Columns, is_csv, parquet_columns, table_source
 from beton_tools.sources.subset import subset
+from fastft.photos.paths import TABLE_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -158,18 +159,32 @@ def _shards(place: Path, split: str) -> list[Path] | None:
 def _open(place: Path) -> LabelledSet:
     if place.is_file() and (is_csv(place) or _is_parquet(place)):
         return _open_files([place])
-    source = open_source(place)
+    try:
+        source = open_source(place)
+    except UserError:
+        if not place.is_dir() or class_folders(place) or not _count_images(place):
+            raise
+        tables = sorted(path for path in place.iterdir() if path.suffix.lower() in TABLE_SUFFIXES)
+        instead = f"give the table: {tables[0]}" if tables else "give a table of the files and their labels"
+        raise UserError(
+            f"{place}: images without labels; make a folder for every class, or {instead}"
+        ) from None
     return _in_order(LabelledSet(source, unused=_beside_classes(place) if source.kind == "folder" else ()))
 
 
 def _beside_classes(place: Path) -> tuple[str, ...]:
     """A sentence if images lie directly in a folder of class folders."""
-    with os.scandir(place) as entries:
-        count = sum(entry.is_file() and is_image_name(entry.name) for entry in entries)
+    count = _count_images(place)
     if not count:
         return ()
     images = "1 image is" if count == 1 else f"{count:,} images are"
     return (f"{place}: {images} in no class folder and left out",)
+
+
+def _count_images(place: Path) -> int:
+    """Images directly in a folder."""
+    with os.scandir(place) as entries:
+        return sum(entry.is_file() and is_image_name(entry.name) for entry in entries)
 
 
 def _open_files(files: list[Path]) -> LabelledSet:

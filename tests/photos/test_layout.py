@@ -102,6 +102,17 @@ def test_splits_without_class_folders_are_refused(album: Path, tmp_path: Path) -
         open_sets(str(tmp_path / "set"))
 
 
+def test_images_without_labels_are_refused_with_what_gives_them(album: Path, tmp_path: Path) -> None:
+    flat = Path(shutil.copytree(album / "coffee", tmp_path / "flat"))
+    with pytest.raises(
+        UserError, match="images without labels; make a folder for every class, or give a table of"
+    ):
+        open_sets(str(flat))
+    write_csv(flat / "labels.csv", [{"file": "00.jpg", "label": "a"}])
+    with pytest.raises(UserError, match=r"or give the table: .*labels\.csv"):
+        open_sets(str(flat))
+
+
 def test_files_that_are_not_read_and_images_without_a_class_are_named(album: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(album, tmp_path / "photos"))
     for i in range(3):
