@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from beton_tools.console import printable
 from beton_tools.errors import UserError
@@ -50,11 +50,11 @@ def print_average(average: Average, console: Console) -> None:
         for k, path in enumerate(average.data):
             selects = k == 0 and average.selection is not None
             table.add_column(
-                escape(printable(path.name)) + (" (selection)" if selects else ""), justify="right"
+                Text(printable(path.name) + (" (selection)" if selects else "")), justify="right"
             )
         for row in average.rows:
             figures = (f"{s.scores.top1:.3f} ± {s.scores.standard_error:.3f}" for s in row.scores)
             kept = " *" if row is average.chosen else ""
-            table.add_row(escape(printable(row.name)) + kept, *figures)
+            table.add_row(Text(printable(row.name) + kept), *figures)
         console.print(table)
     console.print(f"kept: {printable(average.describe())}", highlight=False, markup=False, soft_wrap=True)

@@ -76,6 +76,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(found.as_dict()))
     else:
-        print_average(found, Console())
+        print_average(found, Console(markup=False))
     print(printable(f"written: {', '.join(map(str, [args.out, *plots]))}"), file=sys.stderr)
     return 0

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"RECIPE and --json are for fastft bench {TRAFFIC}; the recipe of e2e is --recipe")
     from fastft.bench.suite import run_bench
 
-    run_bench(args.name, args, Console())
+    run_bench(args.name, args, Console(markup=False))
     return 0
 
 
@@ -81,7 +81,7 @@ def _run_traffic(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(values, indent=1))
     else:
-        print_traffic(values, Console())
+        print_traffic(values, Console(markup=False))
     return 0
 
 

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(values, indent=1))
     else:
-        print_prices(values, Console())
+        print_prices(values, Console(markup=False))
     return 0
 
 
@@ -96,5 +96,5 @@ def _run_frontier(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(values, indent=1))
     else:
-        print_frontier(values, Console())
+        print_frontier(values, Console(markup=False))
     return 0

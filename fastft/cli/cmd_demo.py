@@ -23,5 +23,5 @@ def run(args: argparse.Namespace) -> int:
 
     from fastft.demo.trainings import run_demo
 
-    run_demo(args.recipe, args.cache, args.out, Console())
+    run_demo(args.recipe, args.cache, args.out, Console(markup=False))
     return 0

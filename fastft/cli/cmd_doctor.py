@@ -32,5 +32,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(result, indent=1))
     else:
-        print_checks(checks, Console())
+        print_checks(checks, Console(markup=False))
     return 0 if result["ready"] else 1

@@ -61,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(found[0] if len(found) == 1 else found))
     elif len(found) == 1:
-        print_evaluation(found[0], Console())
+        print_evaluation(found[0], Console(markup=False))
     else:
-        print_table_of_files(found, Console())
+        print_table_of_files(found, Console(markup=False))
     return 0
 
 

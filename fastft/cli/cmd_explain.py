@@ -38,7 +38,7 @@ def _explain(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(values, indent=1))
     else:
-        print_explanation(values, Console())
+        print_explanation(values, Console(markup=False))
     return 0
 
 
@@ -53,5 +53,5 @@ def _compare(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(values, indent=1))
     else:
-        print_comparison(values, Console())
+        print_comparison(values, Console(markup=False))
     return 0

@@ -30,5 +30,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([asdict(option) for option in options], indent=1))
     else:
-        print_options(options, Console())
+        print_options(options, Console(markup=False))
     return 0

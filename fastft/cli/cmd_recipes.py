@@ -23,5 +23,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(values, indent=1))
     else:
-        print_recipes(values, Console())
+        print_recipes(values, Console(markup=False))
     return 0

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 
     sweeps = [sweep.open_sweep(name) for name in args.sweeps]
     if args.dry_run:
-        sweep.print_prices(sweep.price_sweeps(sweeps, args.overrides, args.out), Console())
+        sweep.print_prices(sweep.price_sweeps(sweeps, args.overrides, args.out), Console(markup=False))
         return 0
-    outcomes = sweep.run_sweeps(sweeps, args.overrides, args.out, Console())
+    outcomes = sweep.run_sweeps(sweeps, args.overrides, args.out, Console(markup=False))
     return int(any(outcome.error for outcome in outcomes))

@@ -29,5 +29,5 @@ def run(args: argparse.Namespace) -> int:
     from fastft.tune import tune
 
     budget = math.inf if args.budget is None else parse_duration(args.budget, "--budget")
-    tune(args.recipe, args.overrides, args.out, budget=budget, test=args.test, console=Console())
+    tune(args.recipe, args.overrides, args.out, budget=budget, test=args.test, console=Console(markup=False))
     return 0

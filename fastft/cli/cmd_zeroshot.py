@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(found.scores))
     else:
-        print_evaluation(found.scores, Console())
+        print_evaluation(found.scores, Console(markup=False))
     if args.out is not None:
         start = f"--model.pool=token --model.head={args.out}"
         print(printable(f"{args.out}: a head for {start}"), file=sys.stderr)

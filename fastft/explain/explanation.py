@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from beton_tools.errors import UserError
 from fastft.augment import describe_policy
@@ -124,22 +125,23 @@ def print_explanation(values: dict[str, Any], console: Console) -> None:
     console.rule(recipe["name"])
     for section in (s for s in recipe if s not in ("name", "about")):
         shown = ", ".join(f"{k} {_short(v)}" for k, v in recipe[section].items())
-        console.print(f"[bold]{section:<9}[/] {shown}", highlight=False)
+        _print_line(section, shown, console)
     _print_choices(values, console)
     console.print(_groups_table(values))
-    console.print("[bold]augment[/]   " + "; ".join(values["augment"]), highlight=False)
+    _print_line("augment", "; ".join(values["augment"]), console)
     lrs = [f"{lr:.3g}" for lr in schedule["lr_by_epoch"]]
     every = -(-len(lrs) // LISTED_LRS)
     of = "each epoch" if every == 1 else f"every {every} epochs"
-    console.print(
-        f"[bold]schedule[/]  {schedule['total_steps']:,} steps, {schedule['steps_per_epoch']:,} per epoch; lr at the "
-        f"start of {of}: " + " ".join(lrs[::every]),
-        highlight=False,
-    )
+    steps = f"{schedule['total_steps']:,} steps, {schedule['steps_per_epoch']:,} per epoch"
+    _print_line("schedule", f"{steps}; lr at the start of {of}: " + " ".join(lrs[::every]), console)
     if len(values["phases"]) > 1:
-        console.print("[bold]phases[/]    " + "; ".join(map(_phase, values["phases"])), highlight=False)
+        _print_line("phases", "; ".join(map(_phase, values["phases"])), console)
     console.print(_cost_table(cost))
-    console.print(f"[bold]accuracy[/]  {values['expectation']}", highlight=False)
+    _print_line("accuracy", values["expectation"], console)
+
+
+def _print_line(name: str, text: str, console: Console) -> None:
+    console.print(Text.assemble((f"{name:<9}", "bold"), " ", text))
 
 
 def _phase(phase: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from beton_tools.errors import UserError
 from fastft.config import SECTIONS, load_recipe, nearest_option, option_fields
@@ -52,7 +53,8 @@ def print_options(options: Sequence[OptionInfo], console: Console) -> None:
         if option.name.partition(".")[0] != section:
             section = option.name.partition(".")[0]
             console.rule(f"{section}: {SECTIONS[section].__doc__}", align="left")
-        console.print(f"[bold]{option.name}[/]  default {option.default}; {option.limits}", highlight=False)
+        limits = f"  default {option.default}; {option.limits}"
+        console.print(Text.assemble((option.name, "bold"), limits), highlight=False)
         console.print(f"    {option.meaning}", highlight=False, markup=False)
         if option.paper:
             console.print(f"    the paper's runs: {option.paper}", highlight=False, markup=False)

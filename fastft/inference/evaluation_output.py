@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from beton_tools.beton_set import BetonSet
 from beton_tools.console import printable
@@ -61,7 +61,7 @@ def print_table_of_files(files: Sequence[Mapping[str, Any]], console: Console) -
         )
         counts = f"{s['samples']:,}", f"{s['ranked_classes']:,}"
         table.add_row(
-            escape(printable(Path(s["data"]).stem)),
+            Text(printable(Path(s["data"]).stem)),
             *counts,
             top1,
             top5,
@@ -90,7 +90,7 @@ def _class_table(classes: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(name, justify="right")
     for c in shown:
         figures = ("-" if c[k] is None else f"{c[k]:.1f}" for k in ("precision", "recall", "f1"))
-        table.add_row(escape(printable(c["name"])), str(c["images"]), *figures)
+        table.add_row(Text(printable(c["name"])), str(c["images"]), *figures)
     return table
 
 

@@ -15,7 +15,7 @@ from fastft.inference.prediction import Prediction
 
 def print_predictions(predictions: Iterator[Prediction]) -> None:
     """Print one line per file."""
-    console = Console()
+    console = Console(markup=False)
     for p in predictions:
         classes = ", ".join(
             f"{name} {probability:.1%}" for name, probability in zip(p.classes, p.probabilities, strict=True)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from fastft.machine.facts import GIB, Facts
 from fastft.machine.page_cache import fits_page_cache
@@ -240,9 +241,8 @@ def as_json(checks: list[Check]) -> dict[str, Any]:
 def print_checks(checks: list[Check], console: Console) -> None:
     colours = {OK: "green", WARN: "yellow", FAIL: "bold red"}
     for c in checks:
-        console.print(
-            f"[{colours[c.status]}]{c.status:<5}[/] {c.name:<12} {c.found}", highlight=False, soft_wrap=True
-        )
+        line = Text.assemble((f"{c.status:<5}", colours[c.status]), f" {c.name:<12} {c.found}")
+        console.print(line, soft_wrap=True)
         if c.fix:
             console.print(f"{'':<18} fix: {c.fix}", highlight=False, markup=False, soft_wrap=True)
 

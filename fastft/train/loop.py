@@ -25,7 +25,7 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         NonFinite: the loss is NaN or Inf.
         KeyboardInterrupt: SIGINT; no checkpoint is written.
     """
-    console = console or Console()
+    console = console or Console(markup=False)
     recipe = prepare_data(recipe, line_printer(console))
     world = find_world(recipe.train.device, recipe.train.timeout_minutes, "train.device")
     guard = SignalGuard()

@@ -55,6 +55,14 @@ def test_other_final_models_equal_the_reference_logs(
     assert values["schedule"]["steps_per_epoch"] == steps
 
 
+def test_brackets_in_paths_are_printed_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in ("d[raw]/train.beton", "d[/x]/train.beton"):
+        assert main(["explain", "final_b16", f"--data.train={tmp_path}/{path}"]) == 0
+        assert path in capsys.readouterr().out.replace("\n", "")
+
+
 def test_lr_at_a_step_is_given_per_group() -> None:
     values = explained("final_b16", at_step=6249)
     for group in values["groups"]:

@@ -181,6 +181,18 @@ def test_a_row_that_cannot_be_priced_is_named(table: Path, capsys: pytest.Captur
         assert f"{table}[EMA, a]: image size 98" in capsys.readouterr().err
 
 
+def test_brackets_in_titles_and_labels_are_printed_as_they_are(
+    table: Path, one_step: Callable[[int], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = f"rows: [{{recipe: {FINAL.resolve()}, label: '[/x]', number: raw}}]"
+    table.write_text(f"title: lr [/b]\nsource: me\n{rows}\n")
+    assert main(["sweep", str(table), "--dry-run"]) == 0
+    assert "[/x]" in capsys.readouterr().out
+    assert main(["sweep", str(table), "--out", str(tmp_path / "out"), *one_step(2)]) == 0
+    printed = capsys.readouterr().out
+    assert "lr [/b]" in printed and "[/x]" in printed
+
+
 def test_the_command_prices_without_data_and_trains_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
