@@ -3,11 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastft.files.rules import COUNT, NUMBER, OBJECT, Rule, check_keys
+
 # result.json and checkpoints: {"epoch": 3, "raw": {"top1": ...}, "ema": {"top1": ...}}, without "ema" if there is no EMA, and
 # without "raw" if train.eval_weights is ema
 Evaluation = Mapping[str, Any]
 WEIGHTS = {"raw": "raw", "ema": "EMA"}  # and their names in logs
 TOP1, BALANCED_ACCURACY = "top1", "balanced_accuracy"
+EVALUATION: dict[str, Rule] = {"epoch": COUNT, "raw": OBJECT, "ema": OBJECT, "disagreements": OBJECT}
+DISAGREEMENTS: dict[str, Rule] = {
+    "raw_only": COUNT, "ema_only": COUNT, "balanced_gain": NUMBER, "balanced_error": NUMBER,
+}  # fmt: skip
+BALANCED = ("balanced_gain", "balanced_error")  # of runs whose classes have very different sizes
 
 
 def flatten(evaluation: Evaluation) -> dict[str, Any]:
@@ -41,6 +48,21 @@ def best_line(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def best_evaluation(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The evaluation of the best epoch; None if there is none."""
     return max(evaluations, key=lambda entry: selection_score(flatten(entry)), default=None)
+
+
+def check_evaluation(entry: Any) -> None:
+    """Check an entry of `evaluations` in a checkpoint or a result.json.
+
+    Raises:
+        ValueError: it lacks a key, or has a value of another kind.
+    """
+    check_keys("an evaluation", entry, EVALUATION, optional=(*WEIGHTS, "disagreements"))
+    if entry.get("disagreements"):
+        check_keys("disagreements", entry["disagreements"], DISAGREEMENTS, optional=BALANCED)
+    if not (evaluated := entry.keys() & set(WEIGHTS)):
+        raise ValueError("an evaluation has no 'raw'")
+    for weights in evaluated:
+        check_keys("an evaluation", entry[weights], {"top1": NUMBER, "samples": COUNT})
 
 
 def standard_error(top1: float, samples: int) -> float:

@@ -1,26 +1,31 @@
 """Rules for values read from JSON files: a test, and the words for the error message."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+LARGEST, LEAST = 1e30, 1e-30  # beyond them quotients of floats overflow
 
 Rule = tuple[Callable[[Any], bool], str]
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number >= 0; a boolean is not."""
-    return type(value) in (int, float) and 0 <= value < math.inf
+    """Whether a value is a number from 0 to LARGEST; a boolean is not."""
+    return type(value) in (int, float) and 0 <= value <= LARGEST
 
 
 def _all_numbers(kind: type, values_of: Callable[[Any], Iterable[Any]]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, kind) and all(map(is_number, values_of(value)))
 
 
+def one_of(*texts: str) -> Rule:
+    return lambda v: isinstance(v, str) and v in texts, f"one of {', '.join(texts)}"
+
+
 TEXT: Rule = lambda v: isinstance(v, str), "a string"
 LIST: Rule = lambda v: isinstance(v, list), "a list"
 OBJECT: Rule = lambda v: isinstance(v, dict), "an object"
 NUMBER: Rule = is_number, "a number >= 0"
-POSITIVE: Rule = lambda v: is_number(v) and v > 0, "a number > 0"
+POSITIVE: Rule = lambda v: is_number(v) and v >= LEAST, "a number > 0"
 NUMBER_OR_NULL: Rule = lambda v: v is None or is_number(v), "a number >= 0, or null"
 NUMBERS: Rule = _all_numbers(list, iter), "a list of numbers >= 0"
 WHOLE: Rule = lambda v: type(v) is int and v >= 1, "a whole number >= 1"

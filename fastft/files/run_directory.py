@@ -9,10 +9,12 @@ from typing import IO, Any
 import yaml
 
 from beton_tools.errors import UserError
-from beton_tools.user_files import read_user_text
+from beton_tools.user_files import read_user_file, read_user_text
 from fastft.config import Recipe, recipe_from_dict
+from fastft.constants import BEST, EMA, LAST, RAW
 from fastft.files.atomic import write_text
-from fastft.files.rules import NUMBER, NUMBER_OR_NULL, NUMBERS_BY_NAME, POSITIVE, check_keys
+from fastft.files.evaluations import BALANCED_ACCURACY, TOP1
+from fastft.files.rules import NUMBER, NUMBER_OR_NULL, NUMBERS_BY_NAME, POSITIVE, TEXT, check_keys, one_of
 from fastft.files.yaml_file import read_yaml
 from fastft.imagenet import is_imagenet
 
@@ -25,13 +27,15 @@ LINES = {
         "step": NUMBER, "loss": NUMBER, "lr": NUMBER, "images_per_second": POSITIVE, "wait_share": NUMBER,
         "mfu": NUMBER_OR_NULL, "memory_gib": NUMBER, "seconds_left": NUMBER, "split": NUMBERS_BY_NAME,
     },
-    "eval": {"step": NUMBER, "epoch": NUMBER, "seconds": NUMBER},
+    "eval": {"step": POSITIVE, "epoch": NUMBER, "seconds": NUMBER, "best_by": one_of(TOP1, BALANCED_ACCURACY)},
     "checkpoint": {"step": NUMBER, "seconds": NUMBER},
     "split": {"step": NUMBER, "seconds": NUMBERS_BY_NAME},
-    "start": {"world_size": NUMBER},
+    "start": {"world_size": NUMBER, "precision": TEXT},
     "baseline": {"step": NUMBER, "images": NUMBER},
 }  # fmt: skip
-OPTIONAL = ("split", "world_size")
+OPTIONAL = ("split", "world_size", "best_by", "precision")
+# of result.json: what predict, eval and export take
+WEIGHTS = {"take": one_of(BEST, LAST), "kind": one_of(RAW, EMA), "reason": TEXT}
 CHOICES = "choices.json"
 SCORES = ("raw_", "ema_")
 
@@ -139,11 +143,12 @@ def read_metrics(path: Path) -> list[Line]:
     """The lines of a metrics.jsonl; lines cut short by a crash are left out.
 
     Raises:
-        UserError: not a text file, or a line is not an object with a step.
+        UserError: the file cannot be read, or a line is not an object with a step.
     """
     if not path.exists():
         return []
-    texts = read_user_text(path, MAX_BYTES, "the metrics.jsonl that fastft train wrote").splitlines()
+    data = read_user_file(path, MAX_BYTES, "the metrics.jsonl that fastft train wrote")
+    texts = data.decode("utf-8", "replace").splitlines()  # a crash may leave any bytes at the end
     lines = []
     for number, text in enumerate(texts, 1):
         try:
@@ -165,10 +170,13 @@ def _check_lines(by_kind: dict[str, list[Line]]) -> None:
             scores = {key: NUMBER for key in line if key.startswith(SCORES)}
             if kind == "eval":
                 weights = "ema" if "ema_top1" in line and "raw_top1" not in line else "raw"
-                scores |= {f"{weights}_top1": NUMBER, f"{weights}_samples": NUMBER}
+                measures = {TOP1, "samples"} | {line.get("best_by", TOP1)} & {BALANCED_ACCURACY}
+                scores |= {f"{weights}_{name}": NUMBER for name in measures}
             check_keys(f"a '{kind}' line", line, LINES[kind] | scores, OPTIONAL)
     if any(b["step"] <= a["step"] for a, b in pairwise(by_kind["train"])):
         raise ValueError("the steps of 'train' lines do not increase")
+    if any(b["step"] < a["step"] for a, b in pairwise(by_kind["eval"])):
+        raise ValueError("the steps of 'eval' lines decrease")
 
 
 def _read_json(path: Path) -> Line:
@@ -179,6 +187,8 @@ def _read_json(path: Path) -> Line:
         document = json.loads(read_user_text(path, MAX_BYTES, "the result.json of a run"))
         if not isinstance(document, dict):
             raise ValueError("not an object")
+        if document.get("weights") is not None:
+            check_keys("weights", document["weights"], WEIGHTS)
     except (RecursionError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read: {error}; delete it and run the same fastft train again"
@@ -190,7 +200,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     """The content of a run's result.json; empty if the run has not ended.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, or is not as the trainer writes it.
     """
     return _read_json(folder / "result.json")
 

@@ -1,11 +1,13 @@
 """Read the results of finished runs: best and last epoch, of the EMA and of the raw weights."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastft.files.evaluations import standard_error
+from beton_tools.errors import UserError
+from fastft.files import run_directory
+from fastft.files.evaluations import check_evaluation, standard_error
+from fastft.files.rules import LIST, NUMBER, check_keys
 from fastft.files.sweep_file import Row
 from fastft.sweep.planned_runs import PlannedRun
 
@@ -57,10 +59,13 @@ class Outcome:
 
 
 def read_result(run: PlannedRun) -> list[Evaluation] | None:
-    """Evaluations of a run that has trained all its epochs; None if it has not."""
+    """Evaluations of a run that has trained all its epochs; None if it has not, or its result.json is damaged."""
     try:
-        result = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        result = run_directory.read_result(run.folder)
+        check_keys("result.json", result, {"epochs": NUMBER, "evaluations": LIST})
+        for evaluation in result["evaluations"]:
+            check_evaluation(evaluation)
+    except (UserError, ValueError):
         return None
     done = result["epochs"] >= run.recipe.epochs and result["evaluations"]
     return result["evaluations"] if done else None

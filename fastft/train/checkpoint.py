@@ -22,7 +22,7 @@ from torch import Tensor
 
 from beton_tools.errors import UserError
 from beton_tools.user_files import open_regular, read_regular
-from fastft.files.evaluations import WEIGHTS
+from fastft.files.evaluations import check_evaluation
 from fastft.files.rules import (
     COUNT,
     FLAG,
@@ -53,11 +53,6 @@ MODEL_STATE: dict[str, Rule] = {
 # the part that a run continues from
 RUN_STATE: dict[str, Rule] = {"progress": OBJECT, "scaler": NUMBERS_BY_NAME}
 PROGRESS: dict[str, Rule] = {"epoch": COUNT, "step": COUNT, "seconds": NUMBER, "evaluations": LIST}
-EVALUATION: dict[str, Rule] = {"epoch": COUNT, "raw": OBJECT, "ema": OBJECT, "disagreements": OBJECT}
-DISAGREEMENTS: dict[str, Rule] = {
-    "raw_only": COUNT, "ema_only": COUNT, "balanced_gain": NUMBER, "balanced_error": NUMBER,
-}  # fmt: skip
-BALANCED = ("balanced_gain", "balanced_error")  # of runs whose classes have very different sizes
 LOGGED: dict[str, Rule] = {
     "steps": COUNT, "loss_sum": NUMBER, "seconds": NUMBER, "waited": NUMBER, "split": NUMBERS_BY_NAME,
 }  # fmt: skip
@@ -205,21 +200,20 @@ def _check_state(state: dict[str, Any], resumable: bool) -> None:
     check_keys("arch", arch, rules)
     if arch.keys() - rules or arch["width"] % arch.get("heads", 1) or arch["image_size"] % arch["patch_size"]:
         raise ValueError("arch is not an architecture")
-    if not resumable:
-        return
-    check_keys(STATE, state, RUN_STATE)
-    if state["scaler"] and state["scaler"].keys() != SCALER_KEYS:
-        raise ValueError("scaler is not the state of a loss scaler")
-    progress = state["progress"]
+    if resumable:
+        check_keys(STATE, state, RUN_STATE)
+        if state["scaler"] and state["scaler"].keys() != SCALER_KEYS:
+            raise ValueError("scaler is not the state of a loss scaler")
+    if "progress" in state:
+        _check_progress(state["progress"])
+    if state.get("evaluation") is not None:
+        check_evaluation(state["evaluation"])
+
+
+def _check_progress(progress: Any) -> None:
     check_keys("progress", progress, PROGRESS)
     for entry in progress["evaluations"]:
-        check_keys("an evaluation", entry, EVALUATION, optional=(*WEIGHTS, "disagreements"))
-        if entry.get("disagreements"):
-            check_keys("disagreements", entry["disagreements"], DISAGREEMENTS, optional=BALANCED)
-        if not (evaluated := entry.keys() & set(WEIGHTS)):
-            raise ValueError("an evaluation has no 'raw'")
-        for weights in evaluated:
-            check_keys("an evaluation", entry[weights], {"top1": NUMBER, "samples": COUNT})
+        check_evaluation(entry)
     if progress.get("logged") is not None:
         check_keys("logged", progress["logged"], LOGGED)
     if progress.get("step_choice") is not None:

@@ -8,7 +8,7 @@ import pytest
 
 from beton_tools.errors import UserError
 from fastft.cli import main
-from fastft.files.run_directory import load_run, read_metrics
+from fastft.files.run_directory import load_run, read_metrics, read_result
 
 
 def of_kind(folder: Path, kind: str) -> dict[str, Any]:
@@ -26,6 +26,12 @@ def of_kind(folder: Path, kind: str) -> dict[str, Any]:
         ("eval", {"ema_loss": "low"}, "'eval' line: ema_loss must be a number"),
         ("split", {"seconds": {"wait": "long"}}, "'split' line: seconds must be an object of numbers"),
         ("checkpoint", {"seconds": "long"}, "'checkpoint' line: seconds must be a number"),
+        ("train", {"loss": 10**400}, "'train' line: loss must be a number"),
+        ("train", {"images_per_second": 1e-320}, "images_per_second must be a number > 0"),
+        ("eval", {"step": 0}, "'eval' line: step must be a number > 0"),
+        ("eval", {"step": 1}, "the steps of 'eval' lines decrease"),
+        ("eval", {"best_by": "luck"}, "best_by must be one of top1, balanced_accuracy"),
+        ("start", {"precision": 5}, "'start' line: precision must be a string"),
         ("start", {"world_size": "all"}, "'start' line: world_size must be a number"),
     ],
 )
@@ -49,6 +55,24 @@ def test_a_line_that_is_not_an_object_with_a_step_is_refused(tmp_path: Path, tex
     (tmp_path / "metrics.jsonl").write_text('{"kind": "start", "step": 0}\n' + text + "\n")
     with pytest.raises(UserError, match=f"line 2: it {message}"):
         read_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_bytes_that_a_crash_left_at_the_end_are_no_line(run_folder: Path) -> None:
+    before = read_metrics(run_folder / "metrics.jsonl")
+    with (run_folder / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"kind": "train", "step": \xff\xfe\x00')
+    assert read_metrics(run_folder / "metrics.jsonl") == before
+
+
+@pytest.mark.parametrize(
+    "weights", [[1], "x", {"take": "last"}, {"take": "last", "kind": "zzz", "reason": "none"}]
+)
+def test_a_choice_of_weights_that_no_run_makes_is_refused(run_folder: Path, weights: Any) -> None:
+    (run_folder / "result.json").write_text(json.dumps({"weights": weights}))
+    with pytest.raises(
+        UserError, match=r"result\.json cannot be read: weights.*; delete it and run the same"
+    ):
+        read_result(run_folder)
 
 
 @pytest.mark.parametrize("name", ["recipe.yaml", "result.json"])

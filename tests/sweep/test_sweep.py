@@ -15,6 +15,7 @@ from fastft.files.run_directory import read_metrics
 from fastft.sweep import load_sweep, open_sweep, plan_runs, price_sweeps, run_sweeps
 from fastft.sweep.planned_runs import run_key
 from fastft.sweep.price import recipe_hours, total_hours
+from fastft.sweep.results import read_result
 
 TABLES, FINAL = Path("rcp/tables"), Path("rcp/final_b16.yaml")
 
@@ -191,6 +192,14 @@ def test_brackets_in_titles_and_labels_are_printed_as_they_are(
     assert main(["sweep", str(table), "--out", str(tmp_path / "out"), *one_step(2)]) == 0
     printed = capsys.readouterr().out
     assert "lr [/b]" in printed and "[/x]" in printed
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"epochs": 3, "evaluations": [5]}', "[" * 100_000, "{"])
+def test_a_damaged_result_is_as_none(table: Path, tmp_path: Path, text: str) -> None:
+    run = plan_runs(load_sweep(table), (), tmp_path)[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "result.json").write_text(text)
+    assert read_result(run) is None
 
 
 def test_the_command_prices_without_data_and_trains_nothing(

@@ -190,6 +190,20 @@ def test_a_run_that_has_not_ended_follows_the_same_rule(
         assert found.description.endswith("the run has not ended")
 
 
+@pytest.mark.parametrize("progress", [5, {"evaluations": [5]}, [{}]])
+def test_a_damaged_record_of_evaluations_is_one_line(whole: Path, tmp_path: Path, progress: Any) -> None:
+    stopped = Path(shutil.copytree(whole, tmp_path / "run"))
+    (stopped / "result.json").unlink()
+    path = list_checkpoints(stopped / "checkpoints")[-1] / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"progress": progress}))
+    with pytest.raises(UserError, match=r"state\.json"):
+        find_weights(stopped)
+    best = list_checkpoints(stopped / "checkpoints", "best")[-1] / "state.json"
+    best.write_text(json.dumps(json.loads(best.read_text()) | {"evaluation": progress}))
+    with pytest.raises(UserError, match=r"state\.json"):
+        find_weights(stopped, "best")
+
+
 def test_weights_that_are_not_there_are_one_line(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     last = list_checkpoints(whole / "checkpoints")[-1]
     with pytest.raises(UserError, match="is one checkpoint; give its run directory for --weights best"):
