@@ -24,7 +24,7 @@ import numpy as np
 from beton_tools.errors import UserError
 from beton_tools.format import JPEG_MODE, SAMPLE_DTYPE, first_page_offset, write_tables
 from beton_tools.images import DAMAGED, EncodedImage
-from beton_tools.user_files import check_user_file, open_user_file
+from beton_tools.user_files import open_own, open_user_file
 
 JOURNAL_VERSION = 3
 SYNC_EVERY = 16  # pages between fsyncs: at most these are lost by a power failure, none by kill -9
@@ -241,9 +241,7 @@ class PageFile:
 
 def _open_locked(path: Path) -> BinaryIO:
     """Open and lock for reading and writing; the lock is released when the file is closed or the process ends."""
-    if path.exists():
-        check_user_file(path, "a name under which no other file is")
-    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+    file = os.fdopen(open_own(path, os.O_RDWR), "r+b")
     if not try_lock(file) or _was_renamed(file, path):
         file.close()
         raise UserError(f"{path}: another process is writing it; wait for it, or give another name")

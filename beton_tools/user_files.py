@@ -6,6 +6,7 @@ opened. All of them are refused before they are opened.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from io import BufferedReader
@@ -82,6 +83,29 @@ def open_user_file(path: StrPath, expected: str = "a readable file") -> Buffered
         return open_regular(path)
     except OSError as error:
         raise _unreadable(path, error, expected) from error
+
+
+def open_own(path: StrPath, flags: int) -> int:
+    """A descriptor of a file that fastft keeps beside its results, made if there is none.
+
+    A link could lead to any file of the user, and a FIFO could block: both are refused, because folders come from others too.
+
+    flags: as of `os.open`, without O_TRUNC.
+
+    Raises:
+        UserError: something else than a regular file has this name.
+        OSError: it cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise
+        raise UserError(f"{os.fspath(path)}: not a regular file; remove it, or use another folder") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{os.fspath(path)}: not a regular file; remove it, or use another folder")
+    return descriptor
 
 
 def check_user_file(path: StrPath, expected: str = "a readable file") -> Path:

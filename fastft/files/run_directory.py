@@ -1,6 +1,7 @@
 """The run directory: its lock, recipe.yaml, choices.json, metrics.jsonl and result.json, written and read, also during a run."""
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import IO, Any
 import yaml
 
 from beton_tools.errors import UserError
-from beton_tools.user_files import read_user_file, read_user_text
+from beton_tools.user_files import open_own, read_user_file, read_user_text
 from fastft.config import Recipe, recipe_from_dict
 from fastft.constants import BEST, EMA, LAST, RAW
 from fastft.files.atomic import write_text
@@ -218,7 +219,7 @@ def lock_run(folder: Path) -> IO[str]:
     from beton_tools.pagefile import try_lock  # loads the image libraries, which inference does without
 
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("w")
+    file = os.fdopen(open_own(folder / ".lock", os.O_WRONLY), "w")
     if not try_lock(file):
         file.close()
         raise UserError(f"{folder} is in use by another process; wait for it, or use another --train.run_dir")

@@ -1,6 +1,7 @@
 """`RUN/data/prepared.json`: what the files in `RUN/data` were made of, so that they are used again or made anew."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from beton_tools.errors import UserError
 from beton_tools.manifest import manifest_path
 from beton_tools.pagefile import try_lock
 from beton_tools.subset_file import SUFFIX as SUBSET
-from beton_tools.user_files import read_user_text
+from beton_tools.user_files import open_own, read_user_text
 from fastft.files.atomic import write_text
 from fastft.files.run_directory import lock_run
 
@@ -91,7 +92,7 @@ def locked(folder: Path, say: Say) -> Iterator[None]:
     After an error a folder in which nothing was prepared is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
+    with os.fdopen(open_own(folder / LOCK, os.O_WRONLY), "w") as file:
         waited = 0.0
         while not try_lock(file):
             if waited <= SILENT_SECONDS < waited + POLL_SECONDS:

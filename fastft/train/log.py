@@ -1,6 +1,7 @@
 """The log of a run: one fixed-column line per interval on the console, `metrics.jsonl`, TensorBoard and the tracker."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -20,6 +21,7 @@ from rich.progress import (
 
 from beton_tools.console import discard_closed_output
 from beton_tools.errors import UserError
+from beton_tools.user_files import open_own
 from fastft.files.atomic import write_text
 from fastft.files.run_directory import read_metrics
 from fastft.train.event_file import EventFile
@@ -82,7 +84,7 @@ class RunLog:
         path = folder / "metrics.jsonl"
         with _one_line_error(folder):
             _drop_after(path, resumed_step)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8")
             self._events = EventFile(folder / "tensorboard", first_step=resumed_step + 1)
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),

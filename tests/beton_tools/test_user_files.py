@@ -10,6 +10,7 @@ import pytest
 from beton_tools import UserError
 from beton_tools.user_files import (
     check_user_file,
+    open_own,
     open_regular,
     open_user_file,
     read_user_file,
@@ -101,3 +102,19 @@ def test_text_must_be_utf8(tmp_path: Path) -> None:
     path.write_text("Größe", encoding="latin-1")
     with pytest.raises(UserError, match=r"x: not UTF-8 text \(byte 2\)"):
         read_user_text(path, 100)
+
+
+def test_what_is_written_beside_results_follows_no_link_and_waits_for_no_pipe(
+    special: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "link").symlink_to("precious")
+    (tmp_path / "dangling").symlink_to("made")
+    paths = [path for _, path in special] + [str(tmp_path / "link"), str(tmp_path / "dangling")]
+    for path in paths:
+        for flags in (os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND):
+            with pytest.raises(UserError, match="not a regular file; remove it, or use another folder"):
+                open_own(path, flags)
+    assert (tmp_path / "precious").read_text() == "kept" and not (tmp_path / "made").exists()
+    os.close(open_own(tmp_path / "new", os.O_WRONLY))
+    assert (tmp_path / "new").read_bytes() == b""

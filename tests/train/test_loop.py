@@ -446,3 +446,16 @@ def test_a_run_may_be_resumed_with_other_weights_to_evaluate(tiny, tmp_path: Pat
 def test_evaluating_an_ema_that_is_not_kept_is_one_line(tiny, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.eval_weights is ema, but ema\.decay is 0"):
         run(tiny, tmp_path, ema__decay="0", train__eval_weights="ema")
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl"])
+def test_a_link_in_a_run_directory_overwrites_nothing(
+    tiny: dict[str, str], tmp_path: Path, name: str
+) -> None:
+    """Run directories come from others, too, and archives carry links."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "run" / name).symlink_to(tmp_path / ("precious" if name == ".lock" else "made"))
+    with pytest.raises(UserError, match=f"{name}: not a regular file; remove it, or use another folder"):
+        run(tiny, tmp_path / "run")
+    assert (tmp_path / "precious").read_text() == "kept" and not (tmp_path / "made").exists()
