@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -22,7 +23,10 @@ from beton_tools.sources.base import SpanSource, stamp_of
 from beton_tools.sources.wnids import class_names_of, is_wnid
 
 _BLOCK = 512  # POSIX ustar
-_MAX_HEADER = 1 << 20  # bytes of an extended header (long names, pax records)
+_MAX_HEADER = 64 << 10  # bytes of an extended header (long names, pax records); a path has at most 4096
+# Before Python 3.11.10, tarfile reads a pax header in a time quadratic in its longest run of digits (CVE-2024-6232).
+# A file name has at most 255 characters, a number in a header fewer.
+_TOO_MANY_DIGITS = re.compile(rb"[0-9]{256}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,10 @@ class _HeaderReader:
     def read(self, size: int) -> bytes:
         if not 0 <= size <= _MAX_HEADER:
             raise tarfile.ReadError(f"a header of {size} bytes")
-        return self._file.read(size)
+        header = self._file.read(size)
+        if size > _BLOCK and _TOO_MANY_DIGITS.search(header):
+            raise tarfile.ReadError("a number of more than 255 digits in a header")
+        return header
 
     def seek(self, offset: int) -> int:
         if not 0 <= offset <= self._end:
