@@ -42,7 +42,7 @@ class Manifest:
         encodings: reason for the encoding -> number of images; "kept" is lossless.
         skipped: (name, reason) of the images that could not be stored.
         damaged: names of JPEGs with damaged data, stored as Pillow reads them.
-        left_out: suffix -> number of files in class folders that were not taken for images.
+        left_out: suffix -> number of files in class folders or tars that were not taken for images.
         packed_names: `names` as the file stores them.
     """
 
