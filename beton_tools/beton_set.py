@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from beton_tools.subset_file import SUFFIX, FileIdentity, SubsetFile, is_subset_
 
 CHANNELS = 3
 MOST_THREADS = 16  # that open files: more would only wait for each other
+_LISTED_PARTS = 10  # of the missing ones
 
 
 class Largest(NamedTuple):
@@ -199,14 +200,21 @@ class BetonSet(SampleTable):
         return found
 
     @property
-    def missing_parts(self) -> list[str]:
-        """Parts of a divided conversion, such as "3/16", of which others are here; [] if files are not parts of one."""
+    def missing_parts(self) -> str:
+        """The first parts of a divided conversion that are not here, and how many more: "2/16, 5/16".
+
+        "" if none are missing, or if files are not parts of one conversion.
+        """
         parts = [c.part for c in self.classes]
         counts = {part.count for part in parts if part is not None}
         if None in parts or len(counts) != 1:
-            return []
+            return ""
         (count,) = counts
-        return [str(part) for k in range(1, count + 1) if (part := Part(k, count)) not in parts]
+        present = {part.number for part in parts if part is not None}
+        missing = (str(Part(k, count)) for k in range(1, count + 1) if k not in present)
+        listed = ", ".join(islice(missing, _LISTED_PARTS))
+        more = count - len(present) - _LISTED_PARTS
+        return f"{listed} and {more:,} more" if more > 0 else listed
 
     def files_of(self, ids: np.ndarray) -> np.ndarray:
         """The number of the file of each sample; ids (B,)."""

@@ -54,6 +54,7 @@ _COLUMN_DTYPES = {  # type id -> dtype of the field in a metadata row
     5: np.dtype([("ptr", "<u8"), ("size", "<u8")]),  # json
     6: np.dtype("<u8"),  # torch tensor
 }
+_ONE_ALLOCATION = {FLOAT_TYPE, INT_TYPE, IMAGE_TYPE}  # of these fields only the image has data in the pages
 
 
 def metadata_dtype(type_ids: Sequence[int]) -> np.dtype:
@@ -231,6 +232,8 @@ def _open(cls: type[Beton], path: Path, file: BufferedReader) -> Beton:
     metadata.flags.writeable = False
     file.seek(data_end)
     table = _read_array(path, file, ALLOC_DTYPE, (status.st_size - data_end) // ALLOC_DTYPE.itemsize)
+    if {f.type_id for f in fields} <= _ONE_ALLOCATION and len(table) != num_samples:
+        raise _damaged(path, f"{len(table)} images are allocated for the {num_samples} samples of its header")
     image = metadata[image_field(fields).column]
     pointers, sizes = image["data_ptr"].view(np.int64), _find_sizes(path, image["data_ptr"], table)
     _check_spans(path, image, pointers, sizes, page_size, (start + metadata.nbytes, data_end))

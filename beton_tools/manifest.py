@@ -23,7 +23,7 @@ from beton_tools.user_files import read_user_file
 
 FORMAT = "beton-manifest"
 VERSION = 1
-MAX_FILE_BYTES = 1 << 30  # a manifest of ImageNet has 10 MB
+MAX_FILE_BYTES = 256 << 20  # a manifest of ImageNet has 10 MB, one of 20 million images 160 MB
 _MAX_NAMES_BYTES = 1 << 31  # of all names together; bounds what a hostile, compressed table may unpack to
 
 
@@ -42,7 +42,7 @@ class Manifest:
         encodings: reason for the encoding -> number of images; "kept" is lossless.
         skipped: (name, reason) of the images that could not be stored.
         damaged: names of JPEGs with damaged data, stored as Pillow reads them.
-        left_out: suffix -> number of files in class folders that were not taken for images.
+        left_out: suffix -> number of files in class folders or tars that were not taken for images.
         packed_names: `names` as the file stores them.
     """
 
@@ -217,16 +217,17 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Return True for a whole number from 0 to 2^63 - 1; True and 8.0 are none."""
     return type(value) is int and 0 <= value < 1 << 63
 
 
 def _is_crc32(value: Any) -> bool:
-    return _is_count(value) and value < 1 << 32
+    return is_count(value) and value < 1 << 32
 
 
 def _is_option(value: Any) -> bool:
-    return value is None or isinstance(value, (str, bool)) or _is_count(value)
+    return value is None or isinstance(value, (str, bool)) or is_count(value)
 
 
 def _is_pair_of_texts(value: Any) -> bool:
@@ -248,9 +249,9 @@ def _or_null(is_valid: _Check) -> _Check:
     return lambda value: value is None or is_valid(value)
 
 
-_COUNT = (_is_count, "a number from 0 to 2^63 - 1")
+_COUNT = (is_count, "a number from 0 to 2^63 - 1")
 _TEXTS = (_list_of(_is_text), "a list of strings")
-_COUNTS = (_table_of(_is_count), "a table of numbers")
+_COUNTS = (_table_of(is_count), "a table of numbers")
 _RULES: dict[str, tuple[_Check, str]] = {  # key -> (check, what is expected)
     "fingerprint": (_is_text, "a string"),
     "num_samples": _COUNT,

@@ -9,6 +9,9 @@ import numpy as np
 
 from beton_tools.errors import UserError
 
+_MAX_DIGITS = 6  # of the number of parts: a million, more than any cluster has jobs
+_SHOWN = 40  # characters of a wrong value
+
 
 @dataclass(frozen=True)
 class Part:
@@ -28,11 +31,15 @@ class Part:
             UserError: not two numbers, or no such part.
         """
         words = text.split("/")
-        if len(words) == 2 and all(word.isascii() and word.isdecimal() for word in words):
+        if len(words) == 2 and all(
+            word.isascii() and word.isdecimal() and len(word) <= _MAX_DIGITS for word in words
+        ):
             part = cls(int(words[0]), int(words[1]))
             if 1 <= part.number <= part.count:
                 return part
-        raise UserError(f"--part cannot be {text}; give NUMBER/COUNT, such as 1/16 to 16/16")
+        raise UserError(
+            f"--part cannot be {text[:_SHOWN]}; give NUMBER/COUNT, such as 1/16 to 16/16, and at most {_MAX_DIGITS} digits each"
+        )
 
     def path(self, whole: Path) -> Path:
         """The file of this part: train.beton -> train-03-of-16.beton. The names sort in the order of the parts."""

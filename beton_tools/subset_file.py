@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -18,11 +18,12 @@ from beton_tools.beton_paths import SUFFIX as BETON
 from beton_tools.beton_paths import BetonPaths, named_files
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
+from beton_tools.manifest import is_count
 from beton_tools.user_files import read_user_file
 
 SUFFIX = ".subset.json"
 FORMAT, VERSION = "beton-subset", 1
-MAX_BYTES = 1 << 30  # the ids of ImageNet have 10 MB
+MAX_BYTES = 256 << 20  # the ids of ImageNet have 11 MB, those of 20 million images 200 MB
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class FileIdentity:
     def content(self) -> list[int]:
         """The values that identify the file, without its path."""
         return [self.num_samples, self.file_size, self.tables_crc32]
+
+
+_IDENTITY = tuple(field.name for field in fields(FileIdentity))
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,13 +106,26 @@ def used_files(data: str) -> tuple[list[str], str]:
 def _from_json(entries: Any) -> SubsetFile:
     if not isinstance(entries, dict) or (entries.get("format"), entries.get("version")) != (FORMAT, VERSION):
         raise ValueError(f"its format is not {FORMAT!r}, version {VERSION}")
-    files = [FileIdentity(**file) for file in entries["files"]]
-    total = sum(file.num_samples for file in files)
-    if not files or not all(isinstance(file.path, str) for file in files):
+    stored, samples = entries.get("files"), entries.get("samples")
+    if not isinstance(stored, list) or not stored:
         raise ValueError("it names no files")
-    samples = np.array(entries["samples"])
-    if samples.ndim != 1 or samples.dtype != np.int64 or len(samples) == 0:
+    if not all(map(_is_identity, stored)):
+        raise ValueError(f"its files do not all have {', '.join(_IDENTITY)}, a path and three numbers")
+    if not isinstance(samples, list) or set(map(type, samples)) != {int}:
         raise ValueError("its samples are not a list of numbers")
-    if (np.diff(samples) <= 0).any() or samples[0] < 0 or samples[-1] >= total:
+    files = [FileIdentity(**file) for file in stored]
+    total = sum(file.num_samples for file in files)
+    ids = np.array(samples)
+    if (np.diff(ids) <= 0).any() or samples[0] < 0 or samples[-1] >= total:
         raise ValueError(f"its samples are not ascending numbers from 0 to {total - 1}")
-    return SubsetFile(files, samples)
+    return SubsetFile(files, ids.astype(np.int64))
+
+
+def _is_identity(file: Any) -> bool:
+    if not isinstance(file, dict) or set(file) != set(_IDENTITY):
+        return False
+    return (
+        isinstance(file["path"], str)
+        and file["num_samples"] != 0
+        and all(is_count(file[name]) for name in _IDENTITY if name != "path")
+    )

@@ -16,7 +16,7 @@ from beton_tools import jpeg
 from beton_tools.cgroup import usable_cpus
 from beton_tools.console import ProgressCallback
 from beton_tools.errors import UserError
-from beton_tools.format import RAW_MODE, Beton
+from beton_tools.format import MAX_CLASSES, RAW_MODE, Beton
 from beton_tools.jpeg import index
 from beton_tools.jpeg.markers import OK, JpegError
 from beton_tools.manifest import Manifest
@@ -60,6 +60,7 @@ def verify(
     report = Report(str(path), beton.num_samples)
     if manifest is not None:
         report.problems += _compare(beton, manifest)
+    report.problems += _check_labels(beton, MAX_CLASSES if manifest is None else manifest.num_classes)
     # the pool ends before the checker, whose decoders its threads use
     with _image_checker(beton) as check, _thread_pool(workers or usable_cpus()) as pool:
         if manifest is not None and not report.problems:
@@ -94,9 +95,12 @@ def _compare(beton: Beton, manifest: Manifest) -> Iterator[tuple[str, str]]:
             yield "manifest", f"{what} is {actual}, the manifest states {stated}"
     if beton.tables_crc32() != manifest.tables_crc32:
         yield "tables", "header, metadata or allocation table changed since they were written"
+
+
+def _check_labels(beton: Beton, num_classes: int) -> Iterator[tuple[str, str]]:
     labels = beton.labels
-    if labels.min() < 0 or labels.max() >= manifest.num_classes:
-        yield "tables", f"labels run from {labels.min()} to {labels.max()} for {manifest.num_classes} classes"
+    if labels.min() < 0 or labels.max() >= num_classes:
+        yield "tables", f"labels run from {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}"
 
 
 def _check_names(manifest: Manifest) -> Iterator[tuple[str, str]]:
@@ -144,17 +148,18 @@ def _check_images(
 def _image_checker(beton: Beton) -> Iterator[Callable[[int], tuple[str, bool]]]:
     """A function: sample id -> (problem or "", whether its crop index is correct). Safe to call from any thread."""
     local, opened = threading.local(), []
-    pixels = int((beton.heights.astype(np.int64) * beton.widths).max())
 
     def check(sample_id: int) -> tuple[str, bool]:
         if beton.modes[sample_id] == RAW_MODE:
             return "", False
         if not hasattr(local, "handles"):
             local.handles = jpeg.open_decoders(1)
-            local.out = np.empty(3 * pixels, np.uint8)
-            local.scratch = np.empty(jpeg.scratch_bytes(1, pixels, int(beton.sizes.max())), np.uint8)
             opened.append(local.handles)
-        return _check_jpeg(beton, sample_id, local.out, local.scratch, local.handles[0])
+        try:
+            return _check_jpeg(beton, sample_id, local.handles[0])
+        except MemoryError:
+            size = f"{beton.heights[sample_id]} x {beton.widths[sample_id]} pixels"
+            return f"{size} do not fit the memory", False
 
     try:
         yield check
@@ -163,9 +168,7 @@ def _image_checker(beton: Beton) -> Iterator[Callable[[int], tuple[str, bool]]]:
             jpeg.close_decoders(handles)
 
 
-def _check_jpeg(
-    beton: Beton, sample_id: int, out: np.ndarray, scratch: np.ndarray, handle: int
-) -> tuple[str, bool]:
+def _check_jpeg(beton: Beton, sample_id: int, handle: int) -> tuple[str, bool]:
     stored = beton.image_bytes(sample_id)
     height, width = int(beton.heights[sample_id]), int(beton.widths[sample_id])
     try:
@@ -178,5 +181,8 @@ def _check_jpeg(
             f"{header.height} x {header.width} pixels, the metadata table states {height} x {width}",
             indexed,
         )
-    code = jpeg.decode_region(stored, 0, 0, height, width, out[: 3 * height * width], scratch, handle)
+    # allocated here, because the size in the table alone could be wrong
+    out = np.empty(3 * height * width, np.uint8)
+    scratch = np.empty(jpeg.scratch_bytes(height, width, len(stored)), np.uint8)
+    code = jpeg.decode_region(stored, 0, 0, height, width, out, scratch, handle)
     return ("" if code == OK else jpeg.describe_error(code)), indexed

@@ -63,7 +63,7 @@ class Source(ABC):
     class_names: readable names of the classes, None where unknown.
     labels: int64 (N,).
     names: path below `root`, archive member or row of each image, for messages and for `beton extract`.
-    left_out: suffix -> number of files in class folders that are not images.
+    left_out: suffix -> number of files in class folders or tars that are not images, or links in tars (".jpg link").
 
     Raises:
         UserError: more classes or a longer name than the file format and the loader accept.

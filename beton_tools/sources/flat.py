@@ -40,7 +40,8 @@ def val_tar_source(path: SourcePath, classes: Sequence[str] | None = None) -> Sp
     """
     table = SpanTable()
     with table.open_archive(path) as file:
-        images = [m for m in members(file, path) if is_image_name(PurePath(m.name).name)]
+        files = members(file, path, left_out=table.left_out)
+        images = [m for m in files if is_image_name(PurePath(m.name).name)]
     truth = find_truth(path.parent, [m.name for m in images], classes)
     for member in images:
         table.add(PurePath(member.name).name, truth.label_of[member.name], member)

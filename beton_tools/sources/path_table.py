@@ -108,7 +108,13 @@ def _is_number(text: str) -> bool:
 
 # reading ----------------------------------------------------------------------------------------------------------------
 
-Table = dict[str, list[str]]  # column -> cells, as text
+
+@dataclass(frozen=True)
+class Table:
+    """columns: name -> cells, as text. rows: the number of each row in the file, for messages; that of its last line in a CSV."""
+
+    columns: dict[str, list[str]]
+    rows: Sequence[int]
 
 
 def _read_csv(path: Path) -> Table:
@@ -121,32 +127,46 @@ def _read_csv(path: Path) -> Table:
     delimiter = max(",;\t", key=first_line.count)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        header, *rows = [row for row in reader if row]
+        numbered = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise UserError(f"{path}: cannot be read as CSV ({error}); correct it") from None
-    for number, row in enumerate(rows, 2):
+    header = [name.strip() for name in numbered.pop(0)[1]]
+    _refuse_ambiguous(path, header)
+    for number, row in numbered:
         if len(row) != len(header):
             raise UserError(
                 f"{path}, row {number}: {len(row)} cells, but the first line names {len(header)} columns; correct it"
             )
-    return {name.strip(): [row[k].strip() for row in rows] for k, name in enumerate(header)}
+    columns = {name: [row[k].strip() for _, row in numbered] for k, name in enumerate(header)}
+    return Table(columns, [number for number, _ in numbered])
+
+
+def _refuse_ambiguous(path: SourcePath, names: Sequence[str]) -> None:
+    """Raise UserError if several columns have the name of one that is used, compared without case."""
+    lower = [name.lower() for name in names]
+    for wanted in (PATH_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS, GROUP_COLUMNS):
+        name = find_column(names, wanted)
+        if name is not None and (count := lower.count(name.lower())) > 1:
+            raise UserError(f"{path}: {count} columns are named {name}; rename all but one")
 
 
 def read_schema(path: SourcePath) -> Any:
     """The Arrow schema of a parquet file.
 
     Raises:
-        UserError: it cannot be read as parquet.
+        UserError: it cannot be read as parquet, or has several columns of the same name.
     """
     import pyarrow.parquet as pq
 
     with open_source_file(path, "a .parquet file", read_ahead=False) as file:
         try:
-            return pq.ParquetFile(file).schema_arrow
+            schema = pq.ParquetFile(file).schema_arrow
         except RemoteError:
             raise
         except Exception as error:  # pyarrow raises many types on damaged files
             raise _damaged(path, error) from error
+    _refuse_ambiguous(path, schema.names)
+    return schema
 
 
 def _read_parquet(path: Path) -> Table:
@@ -165,7 +185,8 @@ def _read_parquet(path: Path) -> Table:
             cells = {name: table.column(name).to_pylist() for name in chosen}
         except Exception as error:
             raise _damaged(path, error) from error
-    return {name: ["" if v is None else str(v).strip() for v in values] for name, values in cells.items()}
+    texts = {name: ["" if v is None else str(v).strip() for v in values] for name, values in cells.items()}
+    return Table(texts, range(2, table.num_rows + 2))
 
 
 def _damaged(path: SourcePath, error: Exception) -> UserError:
@@ -183,20 +204,22 @@ def find_column(names: Iterable[str], wanted: Sequence[str]) -> str | None:
 
 
 def _cells(path: Path, table: Table, wanted: Sequence[str], what: str) -> list[str]:
-    name = find_column(table, wanted)
+    name = find_column(table.columns, wanted)
     if name is None:
         raise UserError(
-            f"{path}: no {what} column among {', '.join(table)}; name it one of {', '.join(wanted)}"
+            f"{path}: no {what} column among {', '.join(table.columns)}; name it one of {', '.join(wanted)}"
         )
-    cells = table[name]
+    cells = table.columns[name]
     if "" in cells:
-        raise UserError(f"{path}, row {cells.index('') + 2}: no {name}; fill the cell, or remove the row")
+        raise UserError(
+            f"{path}, row {table.rows[cells.index('')]}: no {name}; fill the cell, or remove the row"
+        )
     return cells
 
 
 def _labels(path: Path, table: Table) -> list[str]:
     cells = _cells(path, table, LABEL_COLUMNS, "label")
-    for row, cell in enumerate(cells, 2):
+    for row, cell in zip(table.rows, cells, strict=True):
         if not _is_utf8(cell):
             raise UserError(f"{path}, row {row}: the label is not UTF-8 text; save the table as UTF-8")
     return cells
@@ -217,10 +240,12 @@ def _below(root: Path, table: Path, cell: str) -> str:
 
 
 def _optional_columns(path: Path, table: Table) -> Columns:
-    split, group = find_column(table, SPLIT_COLUMNS), find_column(table, GROUP_COLUMNS)
+    columns = table.columns
+    split, group = find_column(columns, SPLIT_COLUMNS), find_column(columns, GROUP_COLUMNS)
+    splits = [] if split is None else zip(table.rows, columns[split], strict=True)
     return Columns(
-        None if split is None else [_split_of(path, split, row, c) for row, c in enumerate(table[split], 2)],
-        None if group is None else table[group],
+        None if split is None else [_split_of(path, split, row, cell) for row, cell in splits],
+        None if group is None else columns[group],
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from array import array
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import BinaryIO, cast
 
@@ -22,7 +24,10 @@ from beton_tools.sources.base import SpanSource, stamp_of
 from beton_tools.sources.wnids import class_names_of, is_wnid
 
 _BLOCK = 512  # POSIX ustar
-_MAX_HEADER = 1 << 20  # bytes of an extended header (long names, pax records)
+_MAX_HEADER = 64 << 10  # bytes of an extended header (long names, pax records); a path has at most 4096
+# Before Python 3.11.10, tarfile reads a pax header in a time quadratic in its longest run of digits (CVE-2024-6232).
+# A file name has at most 255 characters, a number in a header fewer.
+_TOO_MANY_DIGITS = re.compile(rb"[0-9]{256}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,10 @@ class _HeaderReader:
     def read(self, size: int) -> bytes:
         if not 0 <= size <= _MAX_HEADER:
             raise tarfile.ReadError(f"a header of {size} bytes")
-        return self._file.read(size)
+        header = self._file.read(size)
+        if size > _BLOCK and _TOO_MANY_DIGITS.search(header):
+            raise tarfile.ReadError("a number of more than 255 digits in a header")
+        return header
 
     def seek(self, offset: int) -> int:
         if not 0 <= offset <= self._end:
@@ -52,13 +60,16 @@ class _HeaderReader:
         return self._file.seek(offset)
 
 
-def members(file: BinaryIO, path: SourcePath, end: int | None = None) -> Iterator[Member]:
-    """Regular files of the tar that starts at the file's current position.
+def members(
+    file: BinaryIO, path: SourcePath, end: int | None = None, left_out: Counter[str] | None = None
+) -> Iterator[Member]:
+    """Regular files of the tar that starts at the file's current position; a hard link is the file that it refers to.
 
     Offsets are relative to the start of `file`, so a tar inside a tar does not have to be unpacked.
 
     Args:
         end: offset at which the tar ends; None for the end of the file.
+        left_out: counts members without data of their own, such as symbolic links, by suffix and kind.
 
     Raises:
         UserError: not an uncompressed tar, or a damaged one.
@@ -66,6 +77,7 @@ def members(file: BinaryIO, path: SourcePath, end: int | None = None) -> Iterato
     start = file.tell()
     end = file.seek(0, os.SEEK_END) if end is None else end
     file.seek(start)
+    earlier: dict[str, Member] = {}
     try:
         # closing a TarFile does not close its fileobj
         tar = tarfile.open(fileobj=cast(BinaryIO, _HeaderReader(file, end)), mode="r:")  # noqa: SIM115
@@ -75,12 +87,16 @@ def members(file: BinaryIO, path: SourcePath, end: int | None = None) -> Iterato
             if info.size < 0 or tar.offset <= position:  # the same headers could be read forever
                 raise tarfile.ReadError("a member of negative size")
             position = tar.offset
-            if info.isreg() and not info.issparse():
-                if not 0 <= info.size <= end - info.offset_data:
-                    raise tarfile.ReadError("unexpected end of data")
+            if info.isreg() and not 0 <= info.size <= end - info.offset_data:
+                raise tarfile.ReadError("unexpected end of data")
+            member = _as_member(info, earlier)
+            if member is not None:
+                earlier[member.name] = member
                 after = file.tell()
-                yield Member(info.name, info.offset_data, info.size)
+                yield member
                 file.seek(after)
+            elif left_out is not None and not info.isdir():
+                left_out[f"{_suffix(info.name)} {_kind(info)}".lstrip()] += 1
     except OSError:
         raise
     except Exception as error:  # tarfile raises many types on hostile headers, among them RecursionError
@@ -93,6 +109,24 @@ def members(file: BinaryIO, path: SourcePath, end: int | None = None) -> Iterato
         raise UserError(
             f"{path}: damaged archive, no valid tar header at byte {tar.offset}; download it again"
         )
+
+
+def _as_member(info: tarfile.TarInfo, earlier: Mapping[str, Member]) -> Member | None:
+    """The member's data; those of an earlier one if it is a hard link; None if there are none."""
+    if info.islnk():  # tar stores a file with several hard links once
+        target = earlier.get(info.linkname)
+        return None if target is None else replace(target, name=info.name)
+    if info.isreg() and not info.issparse():
+        return Member(info.name, info.offset_data, info.size)
+    return None
+
+
+def _kind(info: tarfile.TarInfo) -> str:
+    return "link" if info.issym() or info.islnk() else "special file"
+
+
+def _suffix(name: str) -> str:
+    return PurePath(name).suffix.lower()
 
 
 def read_member(file: BinaryIO, path: SourcePath, member: Member) -> bytes:
@@ -119,6 +153,7 @@ class SpanTable:
     archive_ids: array[int] = field(default_factory=lambda: array("i"))
     offsets: array[int] = field(default_factory=lambda: array("q"))
     lengths: array[int] = field(default_factory=lambda: array("q"))
+    left_out: Counter[str] = field(default_factory=Counter)
 
     @contextmanager
     def open_archive(self, path: SourcePath) -> Iterator[BinaryIO]:
@@ -176,6 +211,7 @@ class SpanTable:
             np.array(self.archive_ids, np.int32)[order],
             np.array(self.offsets, np.int64)[order],
             np.array(self.lengths, np.int64)[order],
+            left_out=dict(self.left_out),
         )
 
 
@@ -192,7 +228,7 @@ def train_tar_source(path: SourcePath, classes: Sequence[str] | None = None) -> 
         for wnid in sorted(inner):
             file.seek(inner[wnid].offset)
             end = inner[wnid].offset + inner[wnid].size
-            _add_class(table, wnid, wnids.index(wnid), members(file, path, end))
+            _add_class(table, wnid, wnids.index(wnid), members(file, path, end, table.left_out))
     return _by_class_and_name(table, path, wnids)
 
 
@@ -209,7 +245,7 @@ def class_tars_source(
     table = SpanTable()
     for wnid in sorted(by_wnid):
         with table.open_archive(by_wnid[wnid]) as file:
-            _add_class(table, wnid, wnids.index(wnid), members(file, by_wnid[wnid]))
+            _add_class(table, wnid, wnids.index(wnid), members(file, by_wnid[wnid], left_out=table.left_out))
     return _by_class_and_name(table, folder, wnids)
 
 
@@ -237,6 +273,8 @@ def _add_class(table: SpanTable, wnid: str, label: int, archive: Iterator[Member
         name = PurePath(member.name).name
         if is_image_name(name):
             table.add(f"{wnid}/{name}", label, member)
+        else:
+            table.left_out[_suffix(name)] += 1
 
 
 def _by_class_and_name(table: SpanTable, root: SourcePath, wnids: tuple[str, ...]) -> SpanSource:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, BinaryIO
@@ -34,8 +35,9 @@ def webdataset_source(
         UserError: a damaged archive, no image, a sample without a usable label, or a label that has no class.
     """
     table = SpanTable()
-    for path, (stamp, samples) in zip(shards, map_files(_read_shard, shards), strict=True):
+    for path, (stamp, samples, left_out) in zip(shards, map_files(_read_shard, shards), strict=True):
         table.add_archive(path, stamp)
+        table.left_out.update(left_out)
         for key, image, label in samples:
             table.add(f"{path.name}/{key}.{_extension(image)}", label, image)
     count = max(table.labels, default=-1) + 1
@@ -48,17 +50,21 @@ def webdataset_source(
     return table.source("webdataset", root, class_list, class_names_of(class_list, root), key=None)
 
 
-def _read_shard(path: SourcePath) -> tuple[Stamp, list[tuple[str, Member, int]]]:
+def _read_shard(path: SourcePath) -> tuple[Stamp, list[tuple[str, Member, int]], Counter[str]]:
+    left_out: Counter[str] = Counter()
     with open_source_file(path, "a .tar file") as file:
-        return stamp_of(file), list(_samples(file, path))
+        return stamp_of(file), list(_samples(file, path, left_out)), left_out
 
 
-def _samples(file: BinaryIO, path: SourcePath) -> Iterator[tuple[str, Member, int]]:
-    for key, group in groupby(members(file, path), key=_key):
+def _samples(file: BinaryIO, path: SourcePath, left_out: Counter[str]) -> Iterator[tuple[str, Member, int]]:
+    """left_out: counts the files of samples without an image."""
+    for key, group in groupby(members(file, path, left_out=left_out), key=_key):
         parts = {_extension(member): member for member in group}
         images = [m for extension, m in parts.items() if f".{extension}".endswith(IMAGE_SUFFIXES)]
         if images:
             yield key, images[0], _label(file, path, key, parts)
+        else:
+            left_out.update(f".{extension}" if extension else "" for extension in parts)
 
 
 def _key(member: Member) -> str:

@@ -26,7 +26,7 @@ def data_notes(betons: BetonSet, order: str, block_mib: int) -> list[str]:
     available = memory_bytes()[1]
     notes = []
     if missing := betons.missing_parts:
-        notes.append(f"{betons.title}: parts {', '.join(missing)} of the conversion are not among the files")
+        notes.append(f"{betons.title}: parts {missing} of the conversion are not among the files")
     if fits_page_cache(betons.file_size, available):
         return notes
     too_large = (

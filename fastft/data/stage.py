@@ -17,7 +17,7 @@ from fastft.augment.geometry import source_regions
 from fastft.augment.policies import AugmentPolicy
 from fastft.data.clock import WorkClock
 from fastft.data.decode import CHANNELS, Scratch, decode_and_augment, find_stored
-from fastft.data.sample_error import raise_for_code
+from fastft.data.sample_error import SampleError, raise_for_code
 
 DrawPlan = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(ids, heights, widths) -> plan rows."""
@@ -53,18 +53,27 @@ class Stage(ABC):
         """Scratch memory for the largest image.
 
         The operating system provides only the pages that are written to.
+
+        Raises:
+            SampleError: the memory is too small for the largest image, or for the size that the file states.
         """
         workers, largest = len(self.decoders), self.betons.largest
 
         def allocate(num_bytes: int) -> np.ndarray:
             return np.empty((workers, num_bytes), np.uint8)
 
-        return Scratch(
-            stored=allocate(largest.num_bytes),
-            decode=allocate(largest.pixels_and_bytes),
-            pixels=allocate(CHANNELS * largest.pixels),
-            augment=allocate(augment_bytes),
-        )
+        try:
+            return Scratch(
+                stored=allocate(largest.num_bytes),
+                decode=allocate(largest.pixels_and_bytes),
+                pixels=allocate(CHANNELS * largest.pixels),
+                augment=allocate(augment_bytes),
+            )
+        except MemoryError as error:
+            heights, widths = self.betons.heights.astype(np.int64), self.betons.widths
+            sample = int((heights * widths).argmax())
+            reason = f"{heights[sample]} x {widths[sample]} pixels for each of {workers} workers do not fit the memory"
+            raise SampleError(self.betons, sample, reason) from error
 
     def check(self, ids: np.ndarray, codes: np.ndarray) -> None:
         """Raise the error of the first image with a nonzero code."""

@@ -112,6 +112,7 @@ LIES = {
     "huge number of samples": (8, "<Q", 1 << 60),
     "number of samples that overflows": (8, "<Q", (1 << 64) // 24 + 1),
     "one sample too many": (8, "<Q", 7),
+    "fewer samples than images": (8, "<Q", 3),
     "table behind the end": (16, "<Q", 1 << 40),
     "table inside the metadata": (16, "<Q", METADATA + 24),
     "unknown field type": (HEADER_DTYPE.itemsize, "<B", 255),

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from beton_tools.beton_set import BetonSet
 from beton_tools.convert import convert_folder
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
-from beton_tools.manifest import Manifest
+from beton_tools.manifest import Manifest, manifest_path
 from beton_tools.parts import Part
 from beton_tools.writer import WriteOptions
 from fastft.cli import main
@@ -42,7 +43,7 @@ def test_parts_one_after_another_have_the_samples_of_the_single_conversion(
     assert len({tuple(m.classes) for m in manifests if m}) == 1
     names = [[m.names[k] for k in range(m.num_samples)] for m in manifests if m]
     assert [name for part in names[1:] for name in part] == names[0]
-    assert parts.missing_parts == []
+    assert parts.missing_parts == ""
 
 
 def test_a_finished_part_is_not_written_again_and_another_division_is_another_file(
@@ -61,11 +62,33 @@ def test_names_sort_in_the_order_of_the_parts() -> None:
     assert names[2] == "train-03-of-16.beton" and names == sorted(names)
 
 
-@pytest.mark.parametrize("text", ["0/4", "5/4", "1/0", "3", "1/2/3", "a/b", "-1/4", "1/", "²/3"])
+@pytest.mark.parametrize(
+    "text", ["0/4", "5/4", "1/0", "3", "1/2/3", "a/b", "-1/4", "1/", "²/3", "1/1000000", "1/" + "9" * 5000]
+)
 def test_a_part_that_does_not_exist_is_one_line(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", "folder", "--data", ".", "--out", "x.beton", f"--part={text}"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "give NUMBER/COUNT" in error
+
+
+@pytest.mark.parametrize(
+    ("part", "missing"),
+    [
+        ("2/3", "1/3, 3/3"),
+        ("1/12", ", ".join(f"{k}/12" for k in range(2, 12)) + " and 1 more"),
+        ("1/999999", ", ".join(f"{k}/999999" for k in range(2, 12)) + " and 999,988 more"),
+        ("1/99999999999", ""),  # not a part that convert writes
+        ("1/" + "9" * 5000, ""),
+    ],
+    ids=lambda text: text[:14],
+)
+def test_missing_parts_are_listed_up_to_a_limit(
+    photo_folder: Path, tmp_path: Path, part: str, missing: str
+) -> None:
+    path = tmp_path / "photos.beton"
+    manifest = convert_folder(photo_folder, path, options())
+    replace(manifest, options={"part": part}).save(manifest_path(path))
+    assert BetonSet.open(path).missing_parts == missing
 
 
 def test_more_parts_than_images_are_refused(photo_folder: Path, tmp_path: Path) -> None:

@@ -111,13 +111,23 @@ def test_a_changed_file_is_refused(copied: Path, tiny: dict[str, str], tmp_path:
         BetonSet.open(path)
 
 
+IDENTITY = {"path": "a.beton", "num_samples": 48, "file_size": 9, "tables_crc32": 0}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"format": "beton"}, "its format is not"),
         ({"version": 2}, "its format is not"),
         ({"files": []}, "it names no files"),
-        ({"files": [{"path": "a.beton"}]}, "missing 3 required"),
+        ({"files": [{"path": "a.beton"}]}, "its files do not all have path, num_samples, file_size"),
+        ({"files": [IDENTITY | {"more": 1}]}, "its files do not all have"),
+        ({"files": [IDENTITY | {"num_samples": 8.0}]}, "its files do not all have"),
+        ({"files": [IDENTITY | {"file_size": True}]}, "its files do not all have"),
+        ({"files": [IDENTITY | {"num_samples": -8}]}, "its files do not all have"),
+        ({"files": ["a.beton"]}, "its files do not all have"),
+        ({"files": {}}, "it names no files"),
+        ({"samples": [True, 2]}, "not a list of numbers"),
         ({"samples": []}, "not a list of numbers"),
         ({"samples": [0.5]}, "not a list of numbers"),
         ({"samples": [[1], [2]]}, "not a list of numbers"),
@@ -125,7 +135,7 @@ def test_a_changed_file_is_refused(copied: Path, tiny: dict[str, str], tmp_path:
         ({"samples": [2, 2]}, "not ascending"),
         ({"samples": [-1, 2]}, "not ascending"),
         ({"samples": [2, 48]}, "not ascending"),
-        ({"samples": [1 << 70]}, "not a subset file"),
+        ({"samples": [1 << 70]}, "not ascending"),
     ],
 )  # fmt: skip
 def test_a_damaged_subset_file_is_one_line(

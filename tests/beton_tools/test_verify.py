@@ -2,13 +2,22 @@
 
 import json
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from beton_tools import UserError, jpeg
-from beton_tools.format import FIELD_DTYPE, HEADER_DTYPE, Beton
+from beton_tools.format import (
+    FIELD_DTYPE,
+    HEADER_DTYPE,
+    SAMPLE_DTYPE,
+    Beton,
+    first_page_offset,
+    write_tables,
+)
+from beton_tools.jpeg.turbo import compress
 from beton_tools.manifest import manifest_path
 from beton_tools.sources import open_source
 from beton_tools.verify import verify
@@ -66,6 +75,35 @@ def test_a_changed_label_is_found(written: Path) -> None:
     flip(written, METADATA + 16)  # the first sample's label
     problems = dict(verify(written, decode=False).problems)
     assert "changed since they were written" in problems["tables"] or "labels run" in problems["tables"]
+
+
+@pytest.mark.parametrize("label", [-1, 1 << 40])
+def test_an_impossible_label_is_found_without_manifest(written: Path, label: int) -> None:
+    manifest_path(written).unlink()
+    data = bytearray(written.read_bytes())
+    data[METADATA + 16 : METADATA + 24] = label.to_bytes(8, "little", signed=True)
+    written.write_bytes(data)
+    ((where, what),) = verify(written, decode=False).problems
+    assert where == "tables" and what.startswith("labels run from") and what.endswith("expected 0 to 1048575")
+
+
+def test_a_huge_image_size_in_the_metadata_takes_no_memory(tmp_path: Path) -> None:
+    stored = compress(np.zeros((64, 64, 3), np.uint8), 90, "4:2:0").ljust(400_000, b"\0")
+    samples, start = np.zeros(1, SAMPLE_DTYPE), first_page_offset(1, 1 << 19)
+    samples["f0"]["height"] = samples["f0"]["width"] = 20_000
+    samples["f0"]["data_ptr"] = start
+    with (tmp_path / "a.beton").open("wb") as file:
+        sizes = np.array([len(stored)])
+        write_tables(file, samples, sizes, page_size=1 << 19, data_start=start, data_end=start + (1 << 19))
+        file.seek(start)
+        file.write(stored)
+    tracemalloc.start()
+    try:
+        ((where, what),) = verify(tmp_path / "a.beton", workers=1).problems
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+    assert (where, what) == ("sample 0", "64 x 64 pixels, the metadata table states 20000 x 20000")
 
 
 def test_a_wrong_image_size_in_the_metadata_is_found(written: Path) -> None:

@@ -1,17 +1,20 @@
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import numba
 import numpy as np
 import pytest
 import torch
 
+from beton_tools.beton_set import BetonSet
 from beton_tools.errors import UserError
 from beton_tools.format import FIELD_DTYPE, HEADER_DTYPE, SAMPLE_DTYPE, Beton
 from beton_tools.manifest import Manifest, manifest_path
 from fastft.augment import parse_policy
 from fastft.data import EvalLoader, Output, SampleError, Shard, TrainLoader
+from fastft.data.stage import Stage
 
 SIZE, BATCH = 48, 8
 POLICY = parse_policy("rand-m9-mstd0.5-inc1", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
@@ -200,6 +203,14 @@ def test_a_sample_that_does_not_decode_is_named_in_the_training_loop(damaged_bet
 
 
 @pytest.mark.timeout(60)
+def test_an_image_that_does_not_fit_the_memory_is_named(indexed_beton):
+    betons = BetonSet.open(indexed_beton)
+    sample = int((betons.heights.astype(int) * betons.widths).argmax())
+    stage = SimpleNamespace(betons=betons, decoders=range(1 << 40))  # as many workers, each with its scratch
+    with pytest.raises(SampleError, match=f"sample {sample}.* do not fit the memory; .*beton verify"):
+        Stage.new_scratch(stage)
+
+
 def test_batches_before_the_damaged_one_arrive(damaged_beton):
     with eval_loader(damaged_beton, batch_size=4) as loader:
         seen = []

@@ -3,6 +3,7 @@
 import gzip
 import io
 import tarfile
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -90,6 +91,35 @@ def test_pax_records(tmp_path: Path, key: str, value: str) -> None:
             tar.addfile(info, io.BytesIO(data))
     (tmp_path / "s.tar").write_bytes(buffer.getvalue())
     check_refused(tmp_path, r"s\.tar: ")
+
+
+def pax_tar(name: str, **records: str) -> bytes:
+    """A tar with one labelled image, whose header has the records."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for suffix, data in ((".jpg", b"x" * 600), (".cls", b"0")):
+            info = tarfile.TarInfo(name + suffix)
+            info.size, info.mtime, info.pax_headers = len(data), 1700000000.123456789, records
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("digits", [300, 32_000, 65_000])
+def test_a_pax_header_of_digits_takes_no_quadratic_time(tmp_path: Path, digits: int) -> None:
+    """CVE-2024-6232: with 65,000 digits, tarfile's regular expression takes most of a minute."""
+    (tmp_path / "s.tar").write_bytes(pax_tar("a", comment="9" * digits + "a" * 300) * 100)
+    begin = time.process_time()
+    check_refused(tmp_path, r"s\.tar: ")
+    assert time.process_time() - begin < 2
+
+
+def test_long_names_with_long_numbers_are_read(tmp_path: Path) -> None:
+    name = "/".join(["9" * 255] * 15)
+    records = {"SCHILY.xattr.user.hash": "7" * 200, "LIBARCHIVE.creationtime": "1700000000.123456789"}
+    (tmp_path / "s.tar").write_bytes(pax_tar(name, **records))
+    assert list(open_source(tmp_path).names) == [f"s.tar/{name}.jpg"]
+    (tmp_path / "s.tar").write_bytes(tar_of({f"{name}.jpg": b"x", f"{name}.cls": b"0"}))  # GNU's long names
+    assert list(open_source(tmp_path).names) == [f"s.tar/{name}.jpg"]
 
 
 def test_a_chain_of_extended_headers(tmp_path: Path) -> None:

@@ -65,6 +65,9 @@ def test_numbers_are_sorted_by_value() -> None:
         ("path,label\n", "the table has no rows"),
         ("path,label\na.png\n", "row 2: 1 cells, but the first line names 2 columns"),
         ("path,label\n,x\n", "row 2: no path; fill the cell"),
+        ("path,label\n\n\na.png,x\n\n,x\n", "row 6: no path; fill the cell"),
+        ("path,label,Label\na.png,x,y\n", "2 columns are named Label; rename all but one"),
+        ("path,label,path\na.png,x,b.png\n", "2 columns are named path; rename all but one"),
         ("where,label\na.png,x\n", "no image path column among where, label"),
         ("path,label,is_valid\na.png,x,perhaps\n", "is_valid is 'perhaps'; write true or false"),
         ('path,label\n"a.png,x\n', "cannot be read as CSV"),
@@ -113,3 +116,12 @@ def test_a_label_in_another_encoding_is_named_and_a_path_may_be_any_bytes(tmp_pa
         table_source([tmp_path / "t.csv"])
     (tmp_path / "t.csv").write_bytes("path,label\ncafé.png,x\n".encode("latin-1"))
     assert list(table_source([tmp_path / "t.csv"])[0].names) == ["caf\udce9.png"]
+
+
+def test_only_columns_that_are_used_must_have_different_names(images: Path) -> None:
+    (images / "t.csv").write_text("path,label,note,note,file,file\npictures/coffee.png,cup,a,b,c,d\n")
+    assert open_source(images / "t.csv").classes == ("cup",)
+    columns = [pa.array(["pictures/coffee.png"]), pa.array(["cup"]), pa.array(["ship"])]
+    pq.write_table(pa.Table.from_arrays(columns, ["path", "label", "Label"]), images / "t.parquet")
+    with pytest.raises(UserError, match="2 columns are named Label; rename all but one"):
+        open_source(images / "t.parquet")

@@ -65,6 +65,14 @@ def test_a_sample_without_a_usable_label_is_named(tmp_path: Path, bad: dict[str,
         open_source(tmp_path)
 
 
+def test_samples_without_an_image_are_counted(tmp_path: Path) -> None:
+    files = {"a.jpg": b"x", "a.cls": b"0", "b.avif": b"x", "b.cls": b"0", "README": b"x", "c.json": b"{}"}
+    (tmp_path / "s.tar").write_bytes(tar_of(files))
+    source = open_source(tmp_path)
+    assert list(source.names) == ["s.tar/a.jpg"]
+    assert source.left_out == {".avif": 1, ".cls": 1, "": 1, ".json": 1}
+
+
 def write_parquet(path: Path, pairs: list[tuple[bytes, int]], names: list[str] | None) -> None:
     images = [
         {"bytes": data, "path": f"photo_{i}.JPEG" if i % 2 else None} for i, (data, _) in enumerate(pairs)
