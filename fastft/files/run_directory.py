@@ -8,10 +8,10 @@ from typing import IO, Any
 
 import yaml
 
+from beton_tools.atomic import write_text
 from beton_tools.errors import UserError
 from beton_tools.user_files import read_user_text
 from fastft.config import Recipe, recipe_from_dict
-from fastft.files.atomic import write_text
 from fastft.files.rules import NUMBER, NUMBER_OR_NULL, NUMBERS_BY_NAME, POSITIVE, check_keys
 from fastft.files.yaml_file import read_yaml
 from fastft.imagenet import is_imagenet

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from beton_tools.atomic import write_text
 from beton_tools.errors import UserError
 from beton_tools.manifest import manifest_path
 from beton_tools.pagefile import try_lock
 from beton_tools.subset_file import SUFFIX as SUBSET
 from beton_tools.user_files import read_user_text
-from fastft.files.atomic import write_text
 from fastft.files.run_directory import lock_run
 
 PREPARED, SPLIT = "prepared.json", "split.csv"
