@@ -32,6 +32,7 @@ from rich.console import Console
 from scored_runs import ScoredRuns, most_correct, pack
 from study_report import write_report
 
+from beton_tools.atomic import write_text
 from beton_tools.convert import convert_folder
 from beton_tools.format import Beton
 from beton_tools.sources import open_source
@@ -41,7 +42,6 @@ from fastft.config import Recipe, load_recipe
 from fastft.cost.work import recipe_work
 from fastft.demo.assets import WEIGHTS, fetch
 from fastft.demo.backbone import write_backbone
-from fastft.files.atomic import write_text
 from fastft.inference.logits import compute_logits
 from fastft.train.checkpoint import list_checkpoints
 from fastft.train.loop import train

@@ -16,7 +16,14 @@ from typing import Any
 from beton_tools.signals import describe_stop, exit_code, imports_of, raise_on_stop_signals
 
 with imports_of("beton"):
-    from beton_tools.console import print_error, printable, size, use_escapes
+    from beton_tools.console import (
+        describe_os_error,
+        discard_closed_output,
+        print_error,
+        printable,
+        size,
+        use_escapes,
+    )
     from beton_tools.errors import UserError
     from beton_tools.format import Beton
     from beton_tools.manifest import Manifest
@@ -33,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = f"beton {args.command}"
     try:
         with raise_on_stop_signals():
-            return args.run(args)
+            code = args.run(args)
+            sys.stdout.flush()  # an error, such as that of a full disk, is reported here
+            return code
     except UserError as error:
         print_error(command, error)
         return EXIT_BAD_INPUT
@@ -43,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has closed it
         sys.stderr.close()
         return 0
+    except OSError as error:
+        print_error(command, describe_os_error(error))
+        discard_closed_output()
+        return EXIT_BAD_INPUT
 
 
 def build_parser() -> argparse.ArgumentParser:

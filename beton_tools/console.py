@@ -53,6 +53,12 @@ def print_error(command: str, error: object) -> None:
         discard_closed_output()
 
 
+def describe_os_error(error: OSError) -> str:
+    """The file, if it is known, and the reason: no space, no permission, no such file."""
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror or error}"
+
+
 def use_escapes() -> None:
     """Print escape sequences for characters that stdout cannot encode, such as undecodable bytes of a path."""
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from beton_tools.atomic import atomic_path
 from beton_tools.console import printable
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
@@ -16,6 +17,7 @@ from beton_tools.manifest import Manifest
 
 _GAP, _CAPTION, _FONT_SIZE = 12, 34, 13  # pixels
 _PAPER, _INK, _GREY, _BAD = "#ffffff", "#1f2933", "#7b8794", "#b3261e"
+_MAX_PIXELS = 178_956_970  # Pillow opens no larger image: 2 * Image.MAX_IMAGE_PIXELS
 _LINE = 15  # pixels from one line of a caption to the next
 
 
@@ -25,11 +27,15 @@ def draw_sheet(
     """Draw each sample in a square of `cell` pixels, with its class and id below; a red box if it cannot be decoded.
 
     Raises:
-        UserError: the file changed while it was being read.
+        UserError: the sheet would be too large, or the file changed while it was being read.
     """
     columns = min(columns, len(ids))
     rows = -(-len(ids) // columns)
     width, height = _GAP + columns * (cell + _GAP), _GAP + rows * (cell + _CAPTION + _GAP)
+    if width * height > _MAX_PIXELS:
+        raise UserError(
+            f"a sheet of {len(ids):,} images of {cell} pixels has more than {_MAX_PIXELS:,} pixels; reduce --limit or --cell"
+        )
     sheet = Image.new("RGB", (width, height), _PAPER)
     for place, sample_id in enumerate(ids):
         row, column = divmod(place, columns)
@@ -46,9 +52,12 @@ def save_sheet(sheet: Image.Image, out: Path) -> None:
         UserError: the file cannot be written.
     """
     try:
-        sheet.save(out)
-    except (OSError, ValueError) as error:
+        with atomic_path(out) as partial:
+            sheet.save(partial)
+    except ValueError as error:
         raise UserError(f"{out}: cannot be written ({error}); give a file name that ends in .png") from error
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
 
 
 def _draw_sample(

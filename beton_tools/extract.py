@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from beton_tools.atomic import atomic_path
 from beton_tools.errors import UserError
 from beton_tools.format import RAW_MODE, Beton
 from beton_tools.images import decode_sample
@@ -31,11 +32,10 @@ def choose_samples(
     Raises:
         UserError: an id is out of range, or nothing is left.
     """
-    chosen = np.arange(len(beton)) if ids is None else np.unique(np.fromiter(ids, np.int64))
-    if chosen.size and not 0 <= chosen.min() <= chosen.max() < len(beton):
-        raise UserError(
-            f"{beton.path}: sample ids {chosen.tolist()} are not all between 0 and {len(beton) - 1}"
-        )
+    wanted = range(len(beton)) if ids is None else sorted(set(ids))
+    for sample_id in (*wanted[:1], *wanted[-1:]):  # may be beyond int64
+        beton.check_id(sample_id)
+    chosen = np.array(wanted, np.int64)
     if label is not None:
         chosen = chosen[beton.labels[chosen] == label]
     if limit is not None and limit < chosen.size:
@@ -65,10 +65,11 @@ def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder:
         path = folder / class_folder / _file_name(beton, manifest, sample_id)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if beton.modes[sample_id] == RAW_MODE:
-                Image.fromarray(decode_sample(beton, sample_id)).save(path)
-            else:
-                path.write_bytes(beton.read_bytes(sample_id))
+            with atomic_path(path) as partial:
+                if beton.modes[sample_id] == RAW_MODE:
+                    Image.fromarray(decode_sample(beton, sample_id)).save(partial)
+                else:
+                    partial.write_bytes(beton.read_bytes(sample_id))
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
         yield path

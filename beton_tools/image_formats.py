@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 from PIL import Image
 
@@ -17,6 +18,14 @@ IMAGE_SUFFIXES = (
 )
 MAX_FILE_BYTES = 1 << 30  # of an image file; 1 GiB of TIFF are 360 megapixels
 
+# Each scan of a progressive JPEG takes time for the whole image, even if it has only a few bytes. The usual scripts have 10
+# scans; libjpeg-turbo's own fuzzers stop at 500.
+MAX_SCANS = 500
+_MARKER = re.compile(
+    rb"\xff[^\x00\xd0-\xd7\xff]"
+)  # no stuffed byte, restart or fill byte, which data of scans contain
+_SOS, _EOI = 0xDA, 0xD9
+
 
 def is_image_name(name: str) -> bool:
     """Whether a file name (without folders) has an image suffix and is not hidden.
@@ -30,8 +39,27 @@ def open_image(source: bytes | StrPath) -> Image.Image:
     """As `PIL.Image.open`, for the bytes of an image file or its path, and for `FORMATS` only.
 
     Raises:
-        OSError: the path is not a regular file, the file is too large, or not an image of one of the formats
-            (`PIL.UnidentifiedImageError`). Pillow raises other exceptions too for damaged files, here or when it decodes.
+        OSError: the path is not a regular file, the file is too large, a JPEG has too many scans, or not an image of one of
+            the formats (`PIL.UnidentifiedImageError`). Pillow raises other exceptions too for damaged files, here or when it
+            decodes.
     """
     data = source if isinstance(source, bytes) else read_regular(source, MAX_FILE_BYTES)
+    if (
+        data.startswith(b"\xff\xd8")
+        and data.count(b"\xff\xda") > MAX_SCANS
+        and _count_scans(data) > MAX_SCANS
+    ):
+        raise OSError(f"a JPEG of more than {MAX_SCANS} scans")
     return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def _count_scans(data: bytes) -> int:
+    """The SOS markers before the end of a JPEG, without those inside other segments, such as Exif's thumbnail."""
+    scans, at = 0, len(b"\xff\xd8")
+    while (found := _MARKER.search(data, at)) is not None:
+        marker, at = data[found.end() - 1], found.end()
+        if marker == _EOI:
+            break
+        scans += marker == _SOS
+        at += int.from_bytes(data[at : at + 2], "big")  # the segment; data of a scan follow its segment
+    return scans

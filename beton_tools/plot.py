@@ -10,6 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure  # not pyplot: no global state, no display
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from beton_tools.atomic import atomic_path
 from beton_tools.console import printable, size
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
@@ -43,9 +44,13 @@ def plot(beton: Beton, numbers: dict[str, Any], out: Path) -> None:
         for text in (axis.title, axis.xaxis.label, axis.yaxis.label):
             text.set(color=_INK, fontsize=10)
     try:
-        figure.savefig(out, dpi=130)
-    except (OSError, ValueError) as error:
+        with atomic_path(out) as partial:
+            # without a suffix, Matplotlib would write to another name
+            figure.savefig(partial, dpi=130, format=out.suffix[1:] or "png")
+    except ValueError as error:
         raise UserError(f"{out}: cannot be written ({error}); give a file name that ends in .png") from error
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
 
 
 def _plot_resolutions(axis: Any, beton: Beton) -> None:

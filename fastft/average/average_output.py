@@ -7,12 +7,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from beton_tools.atomic import write_text
 from beton_tools.console import printable
 from beton_tools.errors import UserError
 from fastft.average.curve_plot import draw_average
 from fastft.average.weight_average import Average
 from fastft.constants import RAW
-from fastft.files.atomic import write_text
 from fastft.inference.trained import Trained
 from fastft.train.checkpoint import MODEL_STATE, read_checkpoint, write_checkpoint
 from fastft.train.chosen_weights import STEMS

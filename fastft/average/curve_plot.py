@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
+from beton_tools.atomic import atomic_path
 from fastft.average.weight_average import WISE, Average, Row
-from fastft.files.atomic import atomic_path
 
 SIZE, DPI = (6.4, 4.4), 150  # inches
 NAMES = ("curve.svg", "curve.png")

@@ -13,9 +13,9 @@ from typing import Any
 
 from rich.console import Console
 
+from beton_tools.atomic import write_text
 from beton_tools.errors import UserError
 from fastft.bench.environment import describe_machine, now
-from fastft.files.atomic import write_text
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from beton_tools.atomic import write_text
 from beton_tools.errors import UserError
 from fastft.bench import BENCHES
 from fastft.bench.dataset import Images, Workspace, find_images
@@ -26,7 +27,6 @@ from fastft.bench.environment import describe_machine, load, now
 from fastft.bench.harness import log
 from fastft.bench.options import BenchResult, Options, parse_peers
 from fastft.config import load_recipe
-from fastft.files.atomic import write_text
 from fastft.report.bench_report import measure_view, render_bench
 from fastft.report.page import figure
 from fastft.report.run_report import write_page

@@ -16,7 +16,7 @@ from beton_tools import torchrun
 from beton_tools.signals import describe_stop, exit_code, imports_of, raise_on_stop_signals
 
 with imports_of("fastft"):
-    from beton_tools.console import print_error, use_escapes
+    from beton_tools.console import describe_os_error, print_error, use_escapes
     from beton_tools.errors import UserError
     from fastft import __version__
     from fastft.cli import (
@@ -109,9 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has closed it
         sys.stderr.close()
         return 0
-    except OSError as error:  # no space, no permission, no such file
-        place = f"{error.filename}: " if error.filename else ""
-        _print_error(args.command, f"{place}{error.strerror or error}")
+    except OSError as error:
+        _print_error(args.command, describe_os_error(error))
         return EXIT_BAD_INPUT
 
 

@@ -73,10 +73,12 @@ def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
 
 
 def whole_number(text: str) -> int:
-    """An argparse type: a whole number, 0 or more."""
+    """An argparse type: a whole number, 0 or more, that fits 32 bits."""
     number = _number(int, text)
     if number is None or number < 0:
         raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more, not '{text}'")
+    if number >= 1 << 31:
+        raise argparse.ArgumentTypeError(f"must be at most {(1 << 31) - 1}, not '{text}'")
     return int(number)
 
 

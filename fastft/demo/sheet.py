@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from fastft.files.atomic import atomic_path
+from beton_tools.atomic import atomic_path
 
 Row = tuple[Path, str | None, str, float]  # image, true class if known, predicted class, its probability
 

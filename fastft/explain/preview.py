@@ -14,6 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from beton_tools.atomic import atomic_path, write_text
 from beton_tools.beton_paths import BetonPaths
 from beton_tools.beton_set import BetonSet
 from beton_tools.console import printable
@@ -21,7 +22,6 @@ from beton_tools.images import decode_sample
 from beton_tools.sample_table import SampleTable
 from fastft.augment import AugmentPolicy, describe_row, draw_plan, plan_to_json, source_regions
 from fastft.augment.cpu import CpuAugment
-from fastft.files.atomic import atomic_path, write_text
 
 PAIRS_PER_LINE = 3
 CELL_INCHES = 2.1

@@ -9,11 +9,11 @@ from typing import IO, Any
 
 import yaml
 
+from beton_tools.atomic import write_text
 from beton_tools.errors import UserError
 from beton_tools.user_files import open_own, read_user_file, read_user_text
 from fastft.config import Recipe, recipe_from_dict
 from fastft.constants import BEST, EMA, LAST, RAW
-from fastft.files.atomic import write_text
 from fastft.files.evaluations import BALANCED_ACCURACY, TOP1
 from fastft.files.rules import NUMBER, NUMBER_OR_NULL, NUMBERS_BY_NAME, POSITIVE, TEXT, check_keys, one_of
 from fastft.files.yaml_file import read_yaml

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from beton_tools.atomic import atomic_path
 from beton_tools.beton_set import BetonSet
 from beton_tools.console import printable
 from beton_tools.errors import UserError
-from fastft.files.atomic import atomic_path
 from fastft.metrics import Predictions
 
 SHOWN_CLASSES, SHOWN_CONFUSIONS = 30, 5

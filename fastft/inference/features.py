@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from beton_tools.atomic import atomic_path
 from beton_tools.errors import UserError
 from beton_tools.subset_file import is_beton_or_subset
 from beton_tools.user_files import check_user_file
 from fastft.build import build_policy
 from fastft.data import EvalLoader, Output, Shard
-from fastft.files.atomic import atomic_path
 from fastft.inference.image_reader import read_batches
 from fastft.inference.prediction import image_paths
 from fastft.inference.trained import BATCH, Trained

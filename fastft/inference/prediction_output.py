@@ -7,9 +7,9 @@ from typing import TextIO
 
 from rich.console import Console
 
+from beton_tools.atomic import atomic_path
 from beton_tools.console import printable
 from beton_tools.errors import UserError
-from fastft.files.atomic import atomic_path
 from fastft.inference.prediction import Prediction
 
 

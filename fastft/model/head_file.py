@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from beton_tools.atomic import atomic_path
 from beton_tools.errors import UserError
 from beton_tools.user_files import check_user_file
-from fastft.files.atomic import atomic_path
 from fastft.model.interface import ImageClassifier
 from fastft.model.weight_files import first_sentence, read_state_dict
 

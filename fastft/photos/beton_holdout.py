@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from beton_tools.atomic import write_text
 from beton_tools.beton_set import BetonSet
 from beton_tools.names import Names
 from beton_tools.sources.base import SpanSource
 from beton_tools.subset_file import SUFFIX, SubsetFile
 from fastft.build import with_training_files
 from fastft.config import Recipe
-from fastft.files.atomic import write_text
 from fastft.photos.holdout import VERSION
 from fastft.photos.layout import LabelledSet
 from fastft.photos.photo_plan import choose_held_out, describe_sides, split_table

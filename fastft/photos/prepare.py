@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 
 from beton_tools import torchrun
+from beton_tools.atomic import write_text
 from beton_tools.beton_paths import find_betons
 from beton_tools.beton_set import BetonSet
 from beton_tools.console import printable
@@ -27,7 +28,6 @@ from beton_tools.subset_file import SUFFIX as SUBSET
 from beton_tools.writer import WriteOptions, write_beton
 from fastft.build import with_num_classes, with_train_size
 from fastft.config import Recipe
-from fastft.files.atomic import write_text
 from fastft.files.run_directory import run_folder
 from fastft.photos.beton_holdout import as_source, prepare_holdout
 from fastft.photos.duplicates import content_ids

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from beton_tools.atomic import write_text
 from beton_tools.errors import UserError
 from beton_tools.manifest import manifest_path
 from beton_tools.pagefile import try_lock
 from beton_tools.subset_file import SUFFIX as SUBSET
 from beton_tools.user_files import open_own, read_user_text
-from fastft.files.atomic import write_text
 from fastft.files.run_directory import lock_run
 
 PREPARED, SPLIT, LOCK = "prepared.json", "split.csv", ".lock"

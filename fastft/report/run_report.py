@@ -5,13 +5,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from beton_tools.atomic import write_text
 from beton_tools.errors import UserError
 from beton_tools.manifest import Manifest
 from beton_tools.subset_file import used_files
 from fastft.config import Recipe, differences, load_recipe
 from fastft.cost.reference_log import reference_of
 from fastft.cost.run_cost import run_cost
-from fastft.files.atomic import write_text
 from fastft.files.evaluations import WEIGHTS, best_line, headline_top1, standard_error
 from fastft.files.recipe_file import RECIPES
 from fastft.files.run_directory import Run

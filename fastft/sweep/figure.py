@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from fastft.files.atomic import atomic_path
+from beton_tools.atomic import atomic_path
 from fastft.files.sweep_file import Sweep
 from fastft.sweep.results import Outcome
 

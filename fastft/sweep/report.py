@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fastft.files.atomic import write_text
+from beton_tools.atomic import write_text
 from fastft.files.sweep_file import Sweep
 from fastft.sweep.figure import draw_plot
 from fastft.sweep.results import Outcome, Score

@@ -19,10 +19,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from beton_tools.atomic import write_text
 from beton_tools.console import discard_closed_output
 from beton_tools.errors import UserError
 from beton_tools.user_files import open_own
-from fastft.files.atomic import write_text
 from fastft.files.run_directory import read_metrics
 from fastft.train.event_file import EventFile
 from fastft.train.tracking import Tracker

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from beton_tools.atomic import atomic_path
 from beton_tools.errors import UserError
-from fastft.files.atomic import atomic_path
 from fastft.train.evaluate import Scores
 
 FILE = "validation.npz"

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+from beton_tools.atomic import write_text
 from beton_tools.errors import UserError
-from fastft.files.atomic import write_text
 from fastft.files.rules import NUMBERS_BY_NAME, check_keys
 from fastft.train.distributed import World
 

@@ -15,8 +15,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from beton_tools.atomic import atomic_path, write_text
 from fastft.config.schema import AUTO
-from fastft.files.atomic import atomic_path, write_text
 from fastft.files.evaluations import TOP1
 from fastft.sweep.report import markdown_table
 from fastft.train.augmentation_choice import PLAIN

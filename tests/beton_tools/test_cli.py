@@ -197,6 +197,11 @@ def test_undecodable_names_and_control_characters_harm_no_command(
         ["sheet", "FILE", "--out", "sheet.png", "--limit", "0"],
         ["stats", "FILE", "--plot", "/nowhere/stats.png"],
         ["verify", "FILE", "--workers", "0"],
+        ["info", "x" * 246 + ".beton"],
+        ["extract", "FILE", "--out", "x", "--ids", "9" * 30],
+        ["sheet", "FILE", "--out", "sheet.png", "--cell", "1000000"],
+        ["sheet", "FILE", "--out", "sheet.png", "--columns", "9" * 30, "--cell", "8192"],
+        ["sheet", "FILE", "--out", "sheet.png", "--label", "9" * 30],
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -206,6 +211,49 @@ def test_bad_input_is_one_line_and_exit_code_2(
     errors = capsys.readouterr().err
     assert errors.startswith(f"beton {arguments[0]}: ")
     assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["extract", "FILE", "--out", "OUT"],
+        ["sheet", "FILE", "--out", "OUT/sheet.png"],
+        ["stats", "FILE", "--plot", "OUT/stats.png"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_full_disk_is_one_line_and_leaves_no_partial_file(
+    written: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    """The largest file that the process may write has 300 bytes, which is an error like that of a full disk."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300));"
+        "from beton_tools.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    (tmp_path / "out").mkdir()
+    words = [a.replace("FILE", str(written)).replace("OUT", str(tmp_path / "out")) for a in arguments]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "cannot be written" in last and "File too large" in last and ".png;" not in last
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_output_that_cannot_be_written_is_one_line(written: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "beton_tools.cli", "info", str(written)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "beton info: No space left on device\n")
+
+
+def test_a_plot_is_not_written_to_another_name(
+    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    assert main(["stats", str(written), "--plot", str(tmp_path / "folder")]) == 2
+    assert "cannot be written (Is a directory)" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 @pytest.mark.parametrize("command", ["info", "verify", "stats", "sheet", "extract"])

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from beton_tools.image_formats import FORMATS, MAX_FILE_BYTES, open_image
+from beton_tools.images import BadImage, EncodeOptions, encode_sample
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n"
 
@@ -44,3 +45,27 @@ def test_only_regular_files_of_limited_size_are_read(tmp_path: Path) -> None:
         with pytest.raises(OSError) as caught:
             open_image(tmp_path / name)
         assert caught.value.strerror
+
+
+def progressive(extra_scans: int, segment: bytes = b"") -> bytes:
+    """A progressive JPEG whose last scan is repeated; `segment` is the payload of an Exif segment."""
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    begin, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    exif = b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment
+    return data[:2] + exif + data[2:end] + data[begin:end] * extra_scans + data[end:]
+
+
+@pytest.mark.parametrize("segment", [b"", b"\xff\xd9"])
+def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded(segment: bytes) -> None:
+    with pytest.raises(OSError, match="a JPEG of more than 500 scans"):
+        open_image(progressive(600, segment))
+    with pytest.raises(BadImage, match=r"cannot be decoded \(a JPEG of more than 500 scans\)"):
+        encode_sample(progressive(600, segment), EncodeOptions())
+
+
+def test_only_markers_of_scans_count() -> None:
+    """Not those in other segments, such as thumbnails, or behind the image, such as the video of a motion photo."""
+    for data in (progressive(400), progressive(0, b"\xff\xda" * 600), progressive(0) + b"\xff\xda" * 600):
+        assert open_image(data).convert("RGB").size == (64, 64)
