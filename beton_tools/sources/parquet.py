@@ -24,8 +24,11 @@ from beton_tools.sources.path_table import (
     LABEL_COLUMNS,
     PATH_COLUMNS,
     find_column,
+    is_text,
     number_labels,
     read_schema,
+    refuse_too_many_rows,
+    refuse_too_much_text,
 )
 from beton_tools.sources.wnids import class_names_of
 
@@ -168,7 +171,7 @@ def lists_paths(path: SourcePath) -> bool:
     schema = read_schema(path)
     name = find_column(schema.names, PATH_COLUMNS)
     images = any(_holds_image(field.type) for field in schema)
-    return name is not None and not images and _is_text(schema.field(name).type)
+    return name is not None and not images and is_text(schema.field(name).type)
 
 
 def _number_labels(
@@ -198,10 +201,13 @@ def _index_of(path: SourcePath, opened: BinaryIO) -> _Index:
     file = pq.ParquetFile(opened)
     group_rows = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
     rows = file.metadata.num_rows
-    # run-length encoding can claim billions of rows in a few bytes; an image takes more than one byte
-    if min(group_rows, default=0) < 0 or sum(group_rows) != rows or rows > stamp[0]:
+    refuse_too_many_rows(path, opened)
+    if min(group_rows, default=0) < 0 or sum(group_rows) != rows:
         raise UserError(f"{path}: damaged parquet file, it cannot have {rows} rows; download it again")
     image_column, label_column = _columns(path, file.schema_arrow)
+    texts = [label_column] if is_text(file.schema_arrow.field(label_column).type) else []
+    texts += [f"{image_column}.path"] if _has_paths(file, image_column) else []
+    refuse_too_much_text(path, opened, texts)
     labels, names = _labels(path, file, label_column), _names(path, file, image_column)
     if not rows == len(labels) == len(names):
         raise UserError(f"{path}: damaged parquet file, columns differ in length; download it again")
@@ -219,7 +225,7 @@ def _columns(path: SourcePath, schema: pa.Schema) -> tuple[str, str]:
     images = [f.name for f in schema if _holds_image(f.type)]
     labels = [
         f.name for f in schema
-        if pa.types.is_integer(f.type) or (_is_text(f.type) and f.name.lower() in LABEL_COLUMNS)
+        if pa.types.is_integer(f.type) or (is_text(f.type) and f.name.lower() in LABEL_COLUMNS)
     ]  # fmt: skip
     for found, usual, what in (
         (images, ("image", "img", "jpg"), "image"),
@@ -256,7 +262,7 @@ def _labels(path: SourcePath, file: pq.ParquetFile, column: str) -> np.ndarray |
     values = file.read(columns=[column]).column(0)
     if values.null_count:
         raise UserError(f"{path}: {values.null_count} rows have no {column}; remove them")
-    if _is_text(values.type):
+    if is_text(values.type):
         return values.to_pylist()
     limits = pc.min_max(values).as_py() if len(values) else {"min": 0, "max": 0}
     if limits["min"] < 0:
@@ -272,9 +278,7 @@ def _labels(path: SourcePath, file: pq.ParquetFile, column: str) -> np.ndarray |
 
 def _names(path: SourcePath, file: pq.ParquetFile, column: str) -> list[str]:
     """Name of each row: `path` of the image struct if it is text, otherwise file name and row number."""
-    kind = file.schema_arrow.field(column).type
-    has_paths = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
-    if not (has_paths and _is_text(kind.field("path").type)):
+    if not _has_paths(file, column):
         return [f"{path.name}:{row}" for row in range(file.metadata.num_rows)]
     paths = pc.struct_field(file.read(columns=[f"{column}.path"]).column(0), "path")
     as_bytes = paths.cast(pa.large_binary()).to_pylist()  # text of a damaged file need not be UTF-8
@@ -282,8 +286,9 @@ def _names(path: SourcePath, file: pq.ParquetFile, column: str) -> list[str]:
     return [text or f"{path.name}:{row}" for row, text in enumerate(texts)]
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+def _has_paths(file: pq.ParquetFile, image_column: str) -> bool:
+    kind = file.schema_arrow.field(image_column).type
+    return pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 and is_text(kind.field("path").type)
 
 
 def _check_labels(root: SourcePath, labels: np.ndarray, class_list: Sequence[str] | None) -> tuple[str, ...]:

@@ -8,8 +8,9 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from beton_tools.sources.base import FileSource
 from beton_tools.user_files import open_user_file, read_user_file
 
 CSV_SUFFIXES = (".csv", ".tsv")
-MAX_BYTES = 1 << 30  # of a CSV file: ten million rows
+MAX_BYTES = 1 << 30  # of a CSV file, or of the text of a parquet file: ten million rows
 # in order of preference, compared without case; as in AutoGluon, Hugging Face's imagefolder, fastai and Kaggle's tables
 PATH_COLUMNS = ("image_path", "file_name", "filepath", "path", "filename", "file", "image", "ImageId")
 LABEL_COLUMNS = ("label", "target", "class", "class_name", "category", "cls")
@@ -179,14 +180,55 @@ def _read_parquet(path: Path) -> Table:
     schema = read_schema(path)
     chosen = [f.name for f in schema if f.name.lower() in usable and not pa.types.is_nested(f.type)]
     chosen = [name for name in chosen if not pa.types.is_binary(schema.field(name).type)]
+    shared = [name for name in chosen if is_text(schema.field(name).type)]
     with open_user_file(path, "a .parquet file") as file:
         try:
+            refuse_too_many_rows(path, file)
+            refuse_too_much_text(path, file, shared)
             table = pq.ParquetFile(file).read(columns=chosen)
             cells = {name: table.column(name).to_pylist() for name in chosen}
+        except UserError:
+            raise
         except Exception as error:
             raise _damaged(path, error) from error
     texts = {name: ["" if v is None else str(v).strip() for v in values] for name, values in cells.items()}
     return Table(texts, range(2, table.num_rows + 2))
+
+
+def is_text(kind: Any) -> bool:
+    """Return True for Arrow's types of text."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def refuse_too_many_rows(path: SourcePath, opened: BinaryIO) -> None:
+    """Raise UserError if a parquet file has more rows than bytes: run-length encoding can claim billions in a few bytes."""
+    import pyarrow.parquet as pq
+
+    rows = pq.ParquetFile(opened).metadata.num_rows
+    if rows > opened.seek(0, os.SEEK_END):
+        raise UserError(f"{path}: damaged parquet file, it cannot have {rows} rows; download it again")
+
+
+def refuse_too_much_text(path: SourcePath, opened: BinaryIO, columns: Sequence[str]) -> None:
+    """Raise UserError if text that a parquet file stores once and refers to in many rows is too large in all of them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    file, total = pq.ParquetFile(opened, read_dictionary=list(columns)), 0
+    for name, group in product(columns, range(file.num_row_groups)):  # each row group has its dictionary
+        values = file.read_row_group(group, columns=[name]).column(0)
+        if pa.types.is_struct(values.type):
+            values = pc.struct_field(values, 0)
+        for chunk in values.chunks:
+            lengths = pc.take(pc.binary_length(chunk.dictionary), chunk.indices)
+            total += pc.sum(lengths.cast(pa.int64())).as_py() or 0
+    if total > MAX_BYTES:
+        raise UserError(
+            f"{path}: {total:,} bytes of text in {', '.join(columns)}; the limit is {MAX_BYTES:,}, split the file"
+        )
 
 
 def _damaged(path: SourcePath, error: Exception) -> UserError:

@@ -7,6 +7,7 @@ import time
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -186,6 +187,39 @@ def test_more_rows_than_the_file_has_bytes(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "a.parquet", compression="zstd", row_group_size=rows)
     assert (tmp_path / "a.parquet").stat().st_size < rows
     check_refused(tmp_path, r"a\.parquet: damaged parquet file, it cannot have 1048576 rows")
+
+
+@pytest.mark.parametrize("column", ["label", "image.path", "path"])
+def test_text_that_many_rows_share(tmp_path: Path, column: str) -> None:
+    """A dictionary stores it once: 200 GB of text in a file of 2 MB."""
+    long, rows = pa.array(["a" * 2_000_000]), 100_000
+    texts = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), long)
+    names = pa.array([f"{k:x}" for k in range(rows)])
+    image = pa.StructArray.from_arrays(
+        [names.cast(pa.binary()), texts if column == "image.path" else names], ["bytes", "path"]
+    )
+    first = {"path": texts} if column == "path" else {"image": image}
+    labels = texts if column == "label" else pa.array(np.zeros(rows, np.int64))
+    path = tmp_path / "a.parquet"
+    options = {"dictionary_pagesize_limit": 1 << 23, "compression": "none", "store_schema": False}
+    pq.write_table(pa.table(first | {"label": labels}), path, **options)
+    assert path.stat().st_size < 8 << 20
+    check_refused(path, r"a\.parquet: 200,000,\d+,\d+ bytes of text in .*; the limit is")
+
+
+def test_names_that_outgrow_their_dictionary_are_read(tmp_path: Path) -> None:
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = [{"bytes": b"x", "path": f"{k}.jpg" if k % 3 else None} for k in range(5000)]
+    table = pa.table({"image": pa.array(images, struct), "label": ["a", "b"] * 2500})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2000, dictionary_pagesize_limit=1000)
+    source = open_source(tmp_path)
+    assert source.names[4999] == "4999.jpg" and source.names[4998] == "a.parquet:4998"
+
+
+def test_a_table_of_paths_with_more_rows_than_bytes(tmp_path: Path) -> None:
+    table = pa.table({"path": pa.array(["x"] * (1 << 20)), "label": pa.array(["x"] * (1 << 20))})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=1 << 20)
+    check_refused(tmp_path / "a.parquet", "it cannot have 1048576 rows")
 
 
 def read_all(source: Source) -> None:
