@@ -3,16 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastft.files.rules import COUNT, NUMBER, OBJECT, Rule, check_keys
+from fastft.files.rules import COUNT, NUMBER, OBJECT, SIGNED, Rule, check_keys, one_of
 
 # result.json and checkpoints: {"epoch": 3, "raw": {"top1": ...}, "ema": {"top1": ...}}, without "ema" if there is no EMA, and
 # without "raw" if train.eval_weights is ema
 Evaluation = Mapping[str, Any]
 WEIGHTS = {"raw": "raw", "ema": "EMA"}  # and their names in logs
 TOP1, BALANCED_ACCURACY = "top1", "balanced_accuracy"
-EVALUATION: dict[str, Rule] = {"epoch": COUNT, "raw": OBJECT, "ema": OBJECT, "disagreements": OBJECT}
+EVALUATION: dict[str, Rule] = {
+    "epoch": COUNT, "raw": OBJECT, "ema": OBJECT, "disagreements": OBJECT,
+    "best_by": one_of(TOP1, BALANCED_ACCURACY),
+}  # fmt: skip
 DISAGREEMENTS: dict[str, Rule] = {
-    "raw_only": COUNT, "ema_only": COUNT, "balanced_gain": NUMBER, "balanced_error": NUMBER,
+    "raw_only": COUNT, "ema_only": COUNT, "balanced_gain": SIGNED, "balanced_error": NUMBER,
 }  # fmt: skip
 BALANCED = ("balanced_gain", "balanced_error")  # of runs whose classes have very different sizes
 
@@ -56,13 +59,14 @@ def check_evaluation(entry: Any) -> None:
     Raises:
         ValueError: it lacks a key, or has a value of another kind.
     """
-    check_keys("an evaluation", entry, EVALUATION, optional=(*WEIGHTS, "disagreements"))
+    check_keys("an evaluation", entry, EVALUATION, optional=(*WEIGHTS, "disagreements", "best_by"))
     if entry.get("disagreements"):
         check_keys("disagreements", entry["disagreements"], DISAGREEMENTS, optional=BALANCED)
     if not (evaluated := entry.keys() & set(WEIGHTS)):
         raise ValueError("an evaluation has no 'raw'")
+    scores = {TOP1: NUMBER, "samples": COUNT, entry.get("best_by", TOP1): NUMBER}
     for weights in evaluated:
-        check_keys("an evaluation", entry[weights], {"top1": NUMBER, "samples": COUNT})
+        check_keys("an evaluation", entry[weights], scores)
 
 
 def standard_error(top1: float, samples: int) -> float:

@@ -12,6 +12,7 @@ from scipy.stats import binom
 
 from beton_tools.errors import UserError
 from fastft.cli import main
+from fastft.files.evaluations import check_evaluation
 from fastft.inference.evaluation import evaluate_checkpoint
 from fastft.inference.logits import compute_logits
 from fastft.inference.trained import load_trained
@@ -94,6 +95,8 @@ def test_very_unequal_classes_are_compared_by_balanced_accuracy() -> None:
     assert chosen is not None and chosen["kind"] == "raw"
     assert "its balanced accuracy is 11.67 points above the EMA's" in chosen["reason"]
     entry["disagreements"] |= balanced_disagreement(labels, ema, raw)
+    assert entry["disagreements"]["balanced_gain"] < 0
+    check_evaluation(json.loads(json.dumps(entry)))  # a run with it can be resumed
     assert choose_weights([entry], entry)["kind"] == "ema"  # type: ignore[index]
 
 
