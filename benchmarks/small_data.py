@@ -40,11 +40,8 @@ from fastft.tune.search import tune
 
 ROOT = Path(__file__).resolve().parents[1]
 CELLS, CELL_SIZE = "solar cells", 42  # pixels, as in the demo
-FOLDS, CELLS_PER_FOLD, CELLS_BESIDE = (
-    3,
-    100,
-    200,
-)  # at most, for each class; 313 photographs show the rarest one
+# cells of each class, at most; 313 photographs show the rarest one
+FOLDS, CELLS_PER_FOLD, CELLS_BESIDE = 3, 100, 200
 # number of training images -> image size in pixels; 42 px instead of 56 saves an hour of a core for every 9,000 images
 CIFAR = {"100": 56, "1000": 56, "9000": 42}
 CIFAR_CLASSES, TEST_PER_CLASS = 10, 1000

@@ -21,9 +21,8 @@ MAX_FILE_BYTES = 1 << 30  # of an image file; 1 GiB of TIFF are 360 megapixels
 # Each scan of a progressive JPEG takes time for the whole image, even if it has only a few bytes. The usual scripts have 10
 # scans; libjpeg-turbo's own fuzzers stop at 500.
 MAX_SCANS = 500
-_MARKER = re.compile(
-    rb"\xff[^\x00\xd0-\xd7\xff]"
-)  # no stuffed byte, restart or fill byte, which data of scans contain
+# without stuffed bytes, restart markers and fill bytes, which data of scans contain
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _SOS, _EOI = 0xDA, 0xD9
 
 
@@ -44,11 +43,9 @@ def open_image(source: bytes | StrPath) -> Image.Image:
             decodes.
     """
     data = source if isinstance(source, bytes) else read_regular(source, MAX_FILE_BYTES)
-    if (
-        data.startswith(b"\xff\xd8")
-        and data.count(b"\xff\xda") > MAX_SCANS
-        and _count_scans(data) > MAX_SCANS
-    ):
+    # markers inside other segments count here, too
+    may_have_many = data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS
+    if may_have_many and _count_scans(data) > MAX_SCANS:
         raise OSError(f"a JPEG of more than {MAX_SCANS} scans")
     return Image.open(io.BytesIO(data), formats=FORMATS)
 

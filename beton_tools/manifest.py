@@ -19,6 +19,7 @@ from beton_tools.errors import UserError
 from beton_tools.names import MAX_NAME_BYTES, Names, escape_undecodable
 from beton_tools.pagefile import sync_folder
 from beton_tools.parts import Part
+from beton_tools.subset_file import is_count
 from beton_tools.user_files import read_user_file
 
 FORMAT = "beton-manifest"
@@ -215,11 +216,6 @@ def _from_json(entries: Any) -> Manifest:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
-
-
-def is_count(value: Any) -> bool:
-    """Return True for a whole number from 0 to 2^63 - 1; True and 8.0 are none."""
-    return type(value) is int and 0 <= value < 1 << 63
 
 
 def _is_crc32(value: Any) -> bool:

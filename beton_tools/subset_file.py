@@ -18,7 +18,6 @@ from beton_tools.beton_paths import SUFFIX as BETON
 from beton_tools.beton_paths import BetonPaths, named_files
 from beton_tools.errors import UserError
 from beton_tools.format import Beton
-from beton_tools.manifest import is_count
 from beton_tools.user_files import read_user_file
 
 SUFFIX = ".subset.json"
@@ -119,6 +118,11 @@ def _from_json(entries: Any) -> SubsetFile:
     if (np.diff(ids) <= 0).any() or samples[0] < 0 or samples[-1] >= total:
         raise ValueError(f"its samples are not ascending numbers from 0 to {total - 1}")
     return SubsetFile(files, ids.astype(np.int64))
+
+
+def is_count(value: Any) -> bool:
+    """Return True for a whole number from 0 to 2^63 - 1; True and 8.0 are none."""
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def _is_identity(file: Any) -> bool:

@@ -273,7 +273,7 @@ def test_a_closed_loader_says_so(indexed_beton):
 
 def test_a_gpu_without_numba_cuda_is_one_line(indexed_beton, monkeypatch):
     monkeypatch.setattr("fastft.data.new_stage.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs numba-cuda: pip install -e '.\[cuda12\]'"):
+    with pytest.raises(UserError, match=r"needs numba-cuda: pip install 'fastft\[cuda12\]'"):
         eval_loader(indexed_beton, device="cuda")
 
 
