@@ -96,15 +96,16 @@ def open_own(path: StrPath, flags: int) -> int:
         UserError: something else than a regular file has this name.
         OSError: it cannot be opened.
     """
+    refused = UserError(f"{os.fspath(path)}: not a regular file; remove it, or use another folder")
     try:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
-            raise
-        raise UserError(f"{os.fspath(path)}: not a regular file; remove it, or use another folder") from None
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise refused from None
+        raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise UserError(f"{os.fspath(path)}: not a regular file; remove it, or use another folder")
+        raise refused
     return descriptor
 
 

@@ -34,7 +34,11 @@ def count_images(recipe: Recipe) -> Recipe:
 
 
 def list_images(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """As `count_images`, with the warnings that a training would print about its images before it converts them."""
+    """Return the recipe as `count_images` does, and warnings about its images, such as missing files.
+
+    Raises:
+        UserError: as `count_images`.
+    """
     file = recipe.data.train
     if file is not None and recipe.automatic and not exists(file):
         raise UserError(f"{file}: no such file or folder; its images decide the options that are `auto`")

@@ -10,14 +10,14 @@ from fastft.files.rules import COUNT, NUMBER, OBJECT, SIGNED, Rule, check_keys, 
 Evaluation = Mapping[str, Any]
 WEIGHTS = {"raw": "raw", "ema": "EMA"}  # and their names in logs
 TOP1, BALANCED_ACCURACY = "top1", "balanced_accuracy"
-EVALUATION: dict[str, Rule] = {
+_EVALUATION: dict[str, Rule] = {
     "epoch": COUNT, "raw": OBJECT, "ema": OBJECT, "disagreements": OBJECT,
     "best_by": one_of(TOP1, BALANCED_ACCURACY),
 }  # fmt: skip
-DISAGREEMENTS: dict[str, Rule] = {
+_DISAGREEMENTS: dict[str, Rule] = {
     "raw_only": COUNT, "ema_only": COUNT, "balanced_gain": SIGNED, "balanced_error": NUMBER,
 }  # fmt: skip
-BALANCED = ("balanced_gain", "balanced_error")  # of runs whose classes have very different sizes
+_BALANCED = ("balanced_gain", "balanced_error")  # of runs whose classes have very different sizes
 
 
 def flatten(evaluation: Evaluation) -> dict[str, Any]:
@@ -59,9 +59,9 @@ def check_evaluation(entry: Any) -> None:
     Raises:
         ValueError: it lacks a key, or has a value of another kind.
     """
-    check_keys("an evaluation", entry, EVALUATION, optional=(*WEIGHTS, "disagreements", "best_by"))
+    check_keys("an evaluation", entry, _EVALUATION, optional=(*WEIGHTS, "disagreements", "best_by"))
     if entry.get("disagreements"):
-        check_keys("disagreements", entry["disagreements"], DISAGREEMENTS, optional=BALANCED)
+        check_keys("disagreements", entry["disagreements"], _DISAGREEMENTS, optional=_BALANCED)
     if not (evaluated := entry.keys() & set(WEIGHTS)):
         raise ValueError("an evaluation has no 'raw'")
     scores = {TOP1: NUMBER, "samples": COUNT, entry.get("best_by", TOP1): NUMBER}

@@ -9,7 +9,7 @@ Rule = tuple[Callable[[Any], bool], str]
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number from 0 to LARGEST; a boolean is not."""
+    """Return True for an int or float from 0 to LARGEST. Booleans are not numbers."""
     return type(value) in (int, float) and 0 <= value <= LARGEST
 
 

@@ -37,7 +37,7 @@ LINES = {
 OPTIONAL = ("split", "world_size", "best_by", "precision")
 # of result.json: what predict, eval and export take
 WEIGHTS = {"take": one_of(BEST, LAST), "kind": one_of(RAW, EMA), "reason": TEXT}
-CHOICES = "choices.json"
+CHOICES, LOCK = "choices.json", ".lock"
 SCORES = ("raw_", "ema_")
 
 
@@ -171,8 +171,9 @@ def _check_lines(by_kind: dict[str, list[Line]]) -> None:
             scores = {key: NUMBER for key in line if key.startswith(SCORES)}
             if kind == "eval":
                 weights = "ema" if "ema_top1" in line and "raw_top1" not in line else "raw"
-                measures = {TOP1, "samples"} | {line.get("best_by", TOP1)} & {BALANCED_ACCURACY}
-                scores |= {f"{weights}_{name}": NUMBER for name in measures}
+                scores |= {f"{weights}_{TOP1}": NUMBER, f"{weights}_samples": NUMBER}
+                if line.get("best_by") == BALANCED_ACCURACY:
+                    scores[f"{weights}_{BALANCED_ACCURACY}"] = NUMBER
             check_keys(f"a '{kind}' line", line, LINES[kind] | scores, OPTIONAL)
     if any(b["step"] <= a["step"] for a, b in pairwise(by_kind["train"])):
         raise ValueError("the steps of 'train' lines do not increase")
@@ -210,6 +211,15 @@ def run_folder(recipe: Recipe) -> Path:
     return Path(recipe.train.run_dir or f"runs/{recipe.name}").expanduser()
 
 
+def open_lock(folder: Path) -> IO[str]:
+    """Open the lock file of a folder, without locking it.
+
+    Raises:
+        UserError: it is not a regular file.
+    """
+    return os.fdopen(open_own(folder / LOCK, os.O_WRONLY), "w")
+
+
 def lock_run(folder: Path) -> IO[str]:
     """An open file whose lock keeps other processes out of a run directory until it is closed or the process ends.
 
@@ -219,7 +229,7 @@ def lock_run(folder: Path) -> IO[str]:
     from beton_tools.pagefile import try_lock  # loads the image libraries, which inference does without
 
     folder.mkdir(parents=True, exist_ok=True)
-    file = os.fdopen(open_own(folder / ".lock", os.O_WRONLY), "w")
+    file = open_lock(folder)
     if not try_lock(file):
         file.close()
         raise UserError(f"{folder} is in use by another process; wait for it, or use another --train.run_dir")

@@ -21,7 +21,7 @@ from fastft.config import Recipe
 from fastft.photos.holdout import VERSION
 from fastft.photos.layout import LabelledSet
 from fastft.photos.photo_plan import choose_held_out, describe_sides, split_table
-from fastft.photos.state import SPLIT, Inputs, Say, begin, finish
+from fastft.photos.state import SPLIT, Inputs, Say, begin, finish, print_record
 
 SIDES = ("train", "val")
 
@@ -53,8 +53,7 @@ def prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     stored = begin(folder, inputs, say)
     if not stored.get("complete"):
         stored = finish(folder, inputs, _hold_out(betons, data, folder))
-    for line in (*stored["summary"], *(f"warning: {text}" for text in stored["warnings"])):
-        say(line)
+    print_record(stored, say)
     held = np.zeros(len(betons), bool)
     held[stored["held_out"]] = True
     recipe = with_training_files(recipe, betons.take(np.flatnonzero(~held)))

@@ -21,7 +21,7 @@ from beton_tools.sources.folder import class_folders, has_images
 from beton_tools.sources.parquet import ParquetSource, lists_paths
 from beton_tools.sources.path_table import SPLIT_VALUES, Columns, is_csv, parquet_columns, table_source
 from beton_tools.sources.subset import subset
-from fastft.photos.paths import TABLE_SUFFIXES
+from fastft.photos.paths import GIVE, TABLE_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,7 @@ def _check_is_local(path: str) -> None:
 
 def _check_exists(path: Path) -> None:
     if not os.path.lexists(path) and not glob.has_magic(str(path)):
-        raise UserError(
-            f"{path}: no such file or folder; give a folder with a folder per class, a CSV or parquet table, or a .beton"
-        )
+        raise UserError(f"{path}: no such file or folder; {GIVE}")
 
 
 def _split_folders(place: Path) -> tuple[Path | None, Path | None, tuple[str, ...]]:
@@ -127,9 +125,11 @@ def _split_folders(place: Path) -> tuple[Path | None, Path | None, tuple[str, ..
         return None, None, ()
     names = class_folders(place)
     train, val, test = (_named(names, SPLIT_VALUES[split]) for split in ("train", "val", "test"))
+    if not train:
+        return None, None, ()
     others = [name for name in names if name not in (*train, *val, *test) and has_images(place, name)]
     has_sides = val or any(class_folders(place / name) for name in test)
-    if not train or (others and not has_sides):
+    if others and not has_sides:
         return None, None, ()
     if not class_folders(place / train[0]):
         if others:

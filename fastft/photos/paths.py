@@ -9,6 +9,7 @@ from beton_tools.beton_paths import exist_betons, is_beton_pattern
 if TYPE_CHECKING:
     from fastft.config import Recipe
 
+GIVE = "give a folder with a folder per class, a CSV or parquet table, or a .beton"  # ends messages about wrong paths
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 ARCHIVE_SUFFIXES = (".tar",)
 

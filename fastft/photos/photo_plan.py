@@ -128,12 +128,13 @@ def describe_sides(data: str, train: int, classes: int, val: int, split: Path | 
 
 
 def _text_order(found: LabelledSet) -> np.ndarray:
-    """int64 (N,): the labels if the classes were numbered by their names as text, as folders are, so that the same images
-    are held out of a table."""
+    """int64 (N,): labels in the alphabetical order of the class names, as folders have them.
+
+    Tables number classes that are numbers by value; the hold-out must not depend on that.
+    """
     classes = found.source.classes
-    rank = np.argsort(np.array(sorted(range(len(classes)), key=lambda label: classes[label]), np.int64))
-    numbered: np.ndarray = rank[found.source.labels]
-    return numbered
+    ranks: np.ndarray = np.argsort(sorted(range(len(classes)), key=classes.__getitem__))
+    return ranks[found.source.labels]
 
 
 def _units(found: LabelledSet, ids: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ a .beton of which images are held out, see `fastft.photos.beton_holdout`.
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from fastft.photos.beton_holdout import as_source, prepare_holdout
 from fastft.photos.duplicates import content_ids
 from fastft.photos.holdout import VERSION
 from fastft.photos.layout import LabelledSet, open_val
-from fastft.photos.paths import holds_out_of_beton, needs_conversion, needs_preparation
+from fastft.photos.paths import GIVE, holds_out_of_beton, needs_conversion, needs_preparation
 from fastft.photos.photo_plan import (
     LISTED,
     describe_sides,
@@ -44,9 +44,8 @@ from fastft.photos.photo_plan import (
     usable_images,
     with_classes,
 )
-from fastft.photos.state import SPLIT, Inputs, Say, begin, finish, locked
+from fastft.photos.state import SPLIT, Inputs, Say, begin, finish, locked, print_record
 
-GIVE = "give a folder with a folder per class, a CSV or parquet table, or a .beton"
 LEAST_LONG_SIDE = 500  # pixels; ImageNet's usual size
 TO_VAL = "val.beton"
 PER_IMAGE_SIZE = 2  # a random crop of half the area still has more pixels than the model sees
@@ -143,8 +142,9 @@ def _prepare_train(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     recipe = recipe.with_option("data.train", str(folder / "train.beton"))
     if TO_VAL in stored["files"]:
         recipe = recipe.with_option("data.val", str(folder / TO_VAL))
-    shared = _shared_with_beton(recipe) if is_beton else []
-    _print_record(stored, shared, say)
+    print_record(stored, say)
+    if is_beton:
+        _warn_of_shared_images(recipe, say)
     return with_num_classes(recipe, len(BetonSet.open(folder / "train.beton").class_names), photos)
 
 
@@ -164,13 +164,9 @@ def _prepare_val(recipe: Recipe, folder: Path, say: Say) -> Recipe:
         warnings += _write("val", val, _options(recipe), folder)
         stored = finish(folder, inputs, {"files": [TO_VAL], "summary": [], "warnings": warnings})
     recipe = recipe.with_option("data.val", str(folder / TO_VAL))
-    _print_record(stored, _shared_with_beton(recipe), say)
+    print_record(stored, say)
+    _warn_of_shared_images(recipe, say)
     return recipe
-
-
-def _print_record(stored: Mapping[str, Any], more: Sequence[str], say: Say) -> None:
-    for line in (*stored["summary"], *(f"warning: {text}" for text in (*stored["warnings"], *more))):
-        say(line)
 
 
 def _convert_all(recipe: Recipe, train: LabelledSet, val: LabelledSet | None, folder: Path) -> dict[str, Any]:
@@ -196,10 +192,11 @@ def _convert_all(recipe: Recipe, train: LabelledSet, val: LabelledSet | None, fo
     }
 
 
-def _shared_with_beton(recipe: Recipe) -> list[str]:
-    """A warning if images of `data.val` are also in `data.train`, both .beton files now, as they are stored there."""
+def _warn_of_shared_images(recipe: Recipe, say: Say) -> None:
+    """Warn of images that are stored in both `data.train` and `data.val`, which are .beton files."""
     train, val = (as_source(BetonSet.open(str(path))) for path in (recipe.data.train, recipe.data.val))
-    return shared_images(train, val, *content_ids([train, val]))
+    for text in shared_images(train, val, *content_ids([train, val])):
+        say(f"warning: {text}")
 
 
 def _listed(recipe: Recipe) -> tuple[LabelledSet, LabelledSet | None]:

@@ -1,7 +1,6 @@
 """`RUN/data/prepared.json`: what the files in `RUN/data` were made of, so that they are used again or made anew."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,10 +13,10 @@ from beton_tools.errors import UserError
 from beton_tools.manifest import manifest_path
 from beton_tools.pagefile import try_lock
 from beton_tools.subset_file import SUFFIX as SUBSET
-from beton_tools.user_files import open_own, read_user_text
-from fastft.files.run_directory import lock_run
+from beton_tools.user_files import read_user_text
+from fastft.files.run_directory import LOCK, lock_run, open_lock
 
-PREPARED, SPLIT, LOCK = "prepared.json", "split.csv", ".lock"
+PREPARED, SPLIT = "prepared.json", "split.csv"
 TRAINED = ("checkpoints/step-*", "runs/*/checkpoints/step-*")  # of a run, and of the runs of `fastft tune`
 POLL_SECONDS, SILENT_SECONDS = 0.2, 2.0  # of waiting for another process
 MAX_BYTES = 64 << 20  # of prepared.json
@@ -27,9 +26,13 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is prepared, and how. data: its path, for messages. images, val: hashes; val: of validation images beside `data`.
+    """The inputs of a preparation; the prepared files are used again while they are equal.
 
-    longest_side: limit of the stored images, in pixels; None if they are not converted.
+    Attributes:
+        data: path of the images, for messages.
+        images: hash of the images at `data`.
+        val: hash of the validation images if they are prepared too, otherwise a word for where they are.
+        longest_side: limit of the stored images' sides in pixels; None if images are not converted.
     """
 
     data: str
@@ -38,7 +41,7 @@ class Inputs:
     longest_side: int | None = None
 
     def changed_since(self, stored: Mapping[str, Any]) -> str:
-        """What differs from the inputs of an earlier preparation, as a sentence; "" if nothing does that matters."""
+        """Return which input differs from those of an earlier preparation, such as "data.val has changed"; "" if none does."""
         if stored.get("images") != self.images:
             return f"{self.data} has changed"
         if stored.get("val") != self.val:
@@ -85,6 +88,12 @@ def finish(folder: Path, inputs: Inputs, record: Mapping[str, Any]) -> dict[str,
     return complete
 
 
+def print_record(record: Mapping[str, Any], say: Say) -> None:
+    """Print the summary and the warnings of a record."""
+    for line in (*record["summary"], *(f"warning: {text}" for text in record["warnings"])):
+        say(line)
+
+
 @contextmanager
 def locked(folder: Path, say: Say) -> Iterator[None]:
     """Hold the lock of a folder, made if there is none; it is released if the process ends.
@@ -92,7 +101,7 @@ def locked(folder: Path, say: Say) -> Iterator[None]:
     After an error a folder in which nothing was prepared is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(open_own(folder / LOCK, os.O_WRONLY), "w") as file:
+    with open_lock(folder) as file:
         waited = 0.0
         while not try_lock(file):
             if waited <= SILENT_SECONDS < waited + POLL_SECONDS:

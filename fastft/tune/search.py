@@ -64,12 +64,12 @@ def tune(
     """
     recipe = _read(reference, overrides)
     folder = out or Path("runs") / f"tune-{recipe.name}"
-    recipe = _prepare(recipe, folder, test, console)
+    recipe, shared = _prepare(recipe, folder, test, console)
     with find_world(recipe.train.device, recipe.train.timeout_minutes, "train.device") as world:
         lock: IO[str] | None = lock_run(folder) if world.is_main else None
         try:
             search = _Search(recipe, folder, budget, world, console if world.is_main else Console(quiet=True))
-            result = search.run(test)
+            result = search.run(test, shared)
         finally:
             if lock is not None:
                 lock.close()
@@ -93,8 +93,11 @@ def _read(reference: str, overrides: Sequence[str]) -> Recipe:
     return recipe
 
 
-def _prepare(recipe: Recipe, folder: Path, test: Path | None, console: Console) -> Recipe:
-    """The recipe for its training and validation files; photographs are converted once, into `folder`."""
+def _prepare(recipe: Recipe, folder: Path, test: Path | None, console: Console) -> tuple[Recipe, int]:
+    """(the recipe for its training and validation files; how many images of `test` are in them).
+
+    Photographs are converted once, into `folder`.
+    """
     if test is not None:
         BetonSet.open(test)  # before anything is converted
     if recipe.data.train is not None:
@@ -107,20 +110,22 @@ def _prepare(recipe: Recipe, folder: Path, test: Path | None, console: Console) 
             "tuning needs training and validation images; set --data.train=FILE and --data.val=FILE"
         )
     train = BetonSet.open(recipe.data.train)
+    shared = 0
     if test is not None:
-        refuse_other_classes(BetonSet.open(test).class_names, train.class_names, test)
-        if _count_shared(recipe, test) == len(BetonSet.open(test)):
+        images = BetonSet.open(test)
+        refuse_other_classes(images.class_names, train.class_names, test)
+        shared = _count_shared(images, train, BetonSet.open(recipe.data.val))
+        if shared == len(images):
             raise UserError(
                 f"{test}: all its images are training or validation images, which choose the setting; give others, or leave "
                 "--test out"
             )
-    return with_training_files(recipe, train)
+    return with_training_files(recipe, train), shared
 
 
-def _count_shared(recipe: Recipe, test: Path) -> int:
-    """The images of `test` that are also in `data.train` or `data.val`, byte for byte."""
-    files = (test, recipe.data.train, recipe.data.val)
-    of_test, *others = content_ids([as_source(BetonSet.open(str(file))) for file in files])
+def _count_shared(test: BetonSet, train: BetonSet, val: BetonSet) -> int:
+    """The images of `test` that are also in `train` or `val`, byte for byte."""
+    of_test, *others = content_ids([as_source(betons) for betons in (test, train, val)])
     return int(np.isin(of_test, np.concatenate(others)).sum())
 
 
@@ -141,7 +146,7 @@ class _Search:
         keys = {self._plan(setting, epochs).key for setting in grid() for epochs in self.rungs}
         self.budget = Budget(self.folder / "tune.json", self.limit, self.world, keys)
 
-    def run(self, test: Path | None) -> Result:
+    def run(self, test: Path | None, shared: int) -> Result:
         settings = grid()
         for rung, kept in enumerate((*KEPT, 0)):
             trials = [trial for s in settings if (trial := self._trial(s, rung)) is not None]
@@ -150,7 +155,7 @@ class _Search:
         last = len(self.rungs) - 1
         if any(trial.rung == last and trial.setting != DEFAULT for trial in self.trials):
             self._trial(DEFAULT, last)  # what the tuned setting is compared with
-        return self._result(test)
+        return self._result(test, shared)
 
     def _trial(self, setting: Setting, rung: int) -> ShortRun | None:
         """Train a setting unless it is trained already; None if it does not fit into the budget."""
@@ -200,7 +205,7 @@ class _Search:
             text += f"; {format_duration(self.budget.left)} left"
         self.console.rule(text)
 
-    def _result(self, test: Path | None) -> Result:
+    def _result(self, test: Path | None, shared: int) -> Result:
         last = len(self.rungs) - 1
         rung = max((trial.rung for trial in self.trials if trial.score is not None), default=None)
         if rung is None:
@@ -217,7 +222,7 @@ class _Search:
         if complete and test is not None:
             folder = None if default is None else default.run.folder
             figures = measure(best.run.folder, folder, test, self.recipe.train.device)
-            figures = dataclasses.replace(figures, shared=_count_shared(self.recipe, test))
+            figures = dataclasses.replace(figures, shared=shared)
         else:
             bias = self._optimism()
         return Result(

@@ -54,7 +54,7 @@ def wait_for_losses(folder: Path, count: int, *processes: subprocess.Popen) -> N
 
 
 def to_rounding(value: Any) -> Any:
-    """What compares equal to `value` with all its fractions within rounding, and the rest exactly equal."""
+    """Return an expected value for `==` that allows rounding errors in floats; all other values must be equal."""
     if isinstance(value, dict):
         return {name: to_rounding(part) for name, part in value.items()}
     if isinstance(value, list):
