@@ -1,8 +1,11 @@
 """Files that appear under their name only when they are complete."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from beton_tools.errors import UserError
 
 
 @contextmanager
@@ -16,6 +19,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a path that cannot become a file, before the work whose result it is for.
+
+    Raises:
+        UserError: it is a directory, or its directory is missing or not writable.
+    """
+    folder = path.parent
+    if path.is_dir():
+        reason = "it is a directory"
+    elif not folder.is_dir():
+        reason = f"{folder.name} is not a directory"
+    elif not os.access(folder, os.W_OK):
+        reason = f"no permission to write into {folder.name or folder}"
+    else:
+        return
+    raise UserError(f"{path}: cannot be written ({reason}); give another path")
 
 
 def write_text(path: Path, text: str) -> None:

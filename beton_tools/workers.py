@@ -83,6 +83,18 @@ def encode_in_order(tasks: Iterable[Task], options: EncodeOptions, workers: int)
     return _encode_pooled(_in_chunks(tasks), options, workers)
 
 
+def refuse_rerun() -> None:
+    """Refuse to work in a worker process that runs the main script again, which then lacks a guard.
+
+    Call it before waiting for what the parent process holds, such as a lock. Python itself refuses only to start processes.
+
+    Raises:
+        RuntimeError: this is such a process; it ends by it, and the parent's `encode_in_order` raises UserError.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(_GUARD)
+
+
 def _in_chunks(tasks: Iterable[Task]) -> Iterator[list[Task]]:
     """Lists of CHUNK tasks; longer ones where the locations that follow belong to the group of the last."""
     chunk: list[Task] = []

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from beton_tools.atomic import write_text
+from beton_tools.atomic import check_writable, write_text
 from beton_tools.console import printable
 from beton_tools.errors import UserError
 from fastft.average.curve_plot import draw_average
@@ -24,6 +24,8 @@ def check_out(out: Path) -> None:
     """Raise UserError if the average cannot be written as the folder `out`."""
     if out.exists():
         raise UserError(f"{out} exists; remove it, or give another --out")
+    parent = next(p for p in out.absolute().parents if p.exists())
+    check_writable(parent / out.name)
 
 
 def write_average(average: Average, trained: Trained, out: Path) -> list[Path]:

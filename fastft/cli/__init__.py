@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Protocol
 
 from beton_tools import torchrun
@@ -45,6 +46,7 @@ with imports_of("fastft"):
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
+SIMILAR = 0.75  # least similarity of an argument that is suggested
 
 
 class Command(Protocol):
@@ -90,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, rest = build_parser(argv).parse_known_args(argv)
     if rest and not args.takes_options:
         args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    _refuse_mistyped(args.parser, rest)
     args.overrides = rest
     try:
         with raise_on_stop_signals(f"fastft {args.command}"):
@@ -112,6 +115,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         _print_error(args.command, describe_os_error(error))
         return EXIT_BAD_INPUT
+
+
+def _refuse_mistyped(parser: argparse.ArgumentParser, options: Sequence[str]) -> None:
+    """End with an error if a word that is no recipe option, which has a dot, looks like an argument of the command."""
+    for name in (option.partition("=")[0] for option in options):
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        near = [] if "." in name else get_close_matches(name, known, n=1, cutoff=SIMILAR)
+        if near:
+            parser.error(f"unrecognized argument {name}; did you mean {near[0]}?")
 
 
 def build_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:

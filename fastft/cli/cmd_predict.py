@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.features is not None:
         return _write_features(args)
+    from beton_tools.atomic import check_writable
     from beton_tools.errors import UserError
     from beton_tools.subset_file import is_beton_or_subset
     from fastft.inference.prediction import predict_files
@@ -41,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(
                 f"{path} is a .beton file or a subset of one; use fastft eval --csv for its predictions, or give --features"
             )
+    if args.csv is not None:
+        check_writable(args.csv)
     predictions = predict_files(
         args.checkpoint,
         args.images,

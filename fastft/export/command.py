@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from beton_tools.errors import UserError
@@ -57,10 +58,20 @@ def export_checkpoint(checkpoint: Path, format: str, out: Path, weights: str = A
     """Export the model of a run or checkpoint and write a model card beside it; weights: as `load_trained`.
 
     Raises:
-        UserError: no such checkpoint, a model that the format cannot hold, `out` in the way, or logits that differ.
+        UserError: no such checkpoint, a model that the format cannot hold, `out` in the way or not writable, or logits that
+            differ.
     """
-    kind, trained = FORMATS[format], load_trained(checkpoint, torch.device("cpu"), weights)
+    kind = FORMATS[format]
     _check_name(out, kind, format)
+    trained = load_trained(checkpoint, torch.device("cpu"), weights)
+    try:
+        return _export(trained, format, out)
+    except (OSError, SafetensorError) as error:  # safetensors raises its own error for a full disk
+        raise UserError(f"{out} could not be written: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _export(trained: Trained, format: str, out: Path) -> Exported:
+    kind = FORMATS[format]
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".partial-{out.name}")
     _remove(partial)

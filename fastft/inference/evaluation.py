@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from beton_tools.atomic import check_writable
 from beton_tools.errors import UserError
 from fastft.build import build_policy
 from fastft.constants import AUTO
@@ -77,6 +78,8 @@ def evaluate_files(
     """
     if csv is not None and len(files) > 1:
         raise UserError("--csv is a table of one file; give one --data, or omit --csv")
+    if csv is not None:
+        check_writable(csv)
     world = find_world(device)
     with evaluating(world):
         trained = load_trained(checkpoint, world.device, weights)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from beton_tools.atomic import atomic_path
+from beton_tools.atomic import atomic_path, check_writable
 from beton_tools.errors import UserError
 from beton_tools.subset_file import is_beton_or_subset
 from beton_tools.user_files import check_user_file
@@ -29,6 +29,8 @@ from fastft.train.precision import inference_precision
 
 SUFFIX, BETON = ".npz", ".beton"
 EXPECTED = "a .npz file that fastft predict --features wrote"
+# of NumPy, for files that are damaged, or whose headers promise more values than fit the memory
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
 NO_LABEL = -1
 Say = Callable[[str], None]
 
@@ -122,10 +124,9 @@ def _of_images(trained: Trained, source: Path, world: World, checksum: str, say:
 
 def check_features_path(path: Path) -> None:
     """Raise UserError if features cannot be written to `path` for its name or its folder."""
-    if path.suffix != SUFFIX or path.is_dir() or not path.parent.is_dir():
-        raise UserError(
-            f"--features {path} should be a file in an existing folder whose name ends in {SUFFIX}"
-        )
+    if path.suffix != SUFFIX:
+        raise UserError(f"--features {path}: the name of the file must end in {SUFFIX}")
+    check_writable(path)
 
 
 def write_features(path: Path, features: Features) -> None:
@@ -148,7 +149,7 @@ def read_features(path: Path) -> Features:
     """Read a file that `write_features` wrote.
 
     Raises:
-        UserError: it cannot be read, or holds something else.
+        UserError: it cannot be read, does not fit the memory, or holds something else.
     """
     check_user_file(path, EXPECTED)
     try:
@@ -160,13 +161,13 @@ def read_features(path: Path) -> Features:
                 file["classes"].tolist(),
                 str(file["model"]),
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); give {EXPECTED}") from None
     shape, count = found.features_ND.shape, len(found.files)
     if (
         len(shape) != 2
         or not len(found.labels_N) == shape[0] == count
-        or found.features_ND.dtype != np.float32
+        or (found.features_ND.dtype, found.labels_N.dtype) != (np.float32, np.int64)
     ):
         raise UserError(f"{path}: its arrays do not fit each other; give {EXPECTED}")
     return found

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fastft.config import Recipe
 
 GIVE = "give a folder with a folder per class, a CSV or parquet table, or a .beton"  # ends messages about wrong paths
+NO_DATA = "no training data; set --data.train to a .beton file, a folder with a folder per class, or a table"
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 ARCHIVE_SUFFIXES = (".tar",)
 

@@ -14,6 +14,7 @@ from beton_tools.manifest import manifest_path
 from beton_tools.pagefile import try_lock
 from beton_tools.subset_file import SUFFIX as SUBSET
 from beton_tools.user_files import read_user_text
+from beton_tools.workers import refuse_rerun
 from fastft.files.run_directory import LOCK, lock_run, open_lock
 
 PREPARED, SPLIT = "prepared.json", "split.csv"
@@ -99,7 +100,11 @@ def locked(folder: Path, say: Say) -> Iterator[None]:
     """Hold the lock of a folder, made if there is none; it is released if the process ends.
 
     After an error a folder in which nothing was prepared is removed.
+
+    Raises:
+        RuntimeError: as `refuse_rerun`; the parent process holds the lock, so that waiting would never end.
     """
+    refuse_rerun()
     folder.mkdir(parents=True, exist_ok=True)
     with open_lock(folder) as file:
         waited = 0.0

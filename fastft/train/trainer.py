@@ -30,6 +30,7 @@ from fastft.machine.gpus import peak_flops
 from fastft.metrics import describe_imbalance
 from fastft.optim import set_lr
 from fastft.phases import with_phase
+from fastft.photos.paths import NO_DATA
 from fastft.train.augmentation_choice import choose_augmentation
 from fastft.train.checkpointing import Checkpointing
 from fastft.train.continuation import refuse_other_run, shared_options
@@ -70,9 +71,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, world: World, guard: SignalGuard, console: Console):
         if recipe.data.train is None:
-            raise UserError(
-                "no training data; set --data.train to a .beton file, a folder with a folder per class, or a table"
-            )
+            raise UserError(NO_DATA)
         self.world, self.guard, self._console = world, guard, console
         self.folder = run_folder(recipe)
         self._tracker = None

@@ -20,6 +20,7 @@ from fastft.files.evaluations import BALANCED_ACCURACY
 from fastft.files.run_directory import lock_run
 from fastft.photos.beton_holdout import as_source
 from fastft.photos.duplicates import content_ids
+from fastft.photos.paths import NO_DATA
 from fastft.photos.prepare import line_printer, prepare_data
 from fastft.sweep import PlannedRun, plan_run, train_run
 from fastft.sweep.results import read_result
@@ -100,15 +101,11 @@ def _prepare(recipe: Recipe, folder: Path, test: Path | None, console: Console) 
     """
     if test is not None:
         BetonSet.open(test)  # before anything is converted
-    if recipe.data.train is not None:
-        recipe = prepare_data(
-            recipe.with_option("train.run_dir", str(folder)),
-            line_printer(console),
-        )
-    if recipe.data.train is None or recipe.data.val is None:
-        raise UserError(
-            "tuning needs training and validation images; set --data.train=FILE and --data.val=FILE"
-        )
+    if recipe.data.train is None:
+        raise UserError(NO_DATA)
+    recipe = prepare_data(recipe.with_option("train.run_dir", str(folder)), line_printer(console))
+    if recipe.data.val is None:
+        raise UserError("tuning needs validation images; set --data.val, or --data.hold_out_beton=true")
     train = BetonSet.open(recipe.data.train)
     shared = 0
     if test is not None:

@@ -1,7 +1,10 @@
 """An exported model gives the checkpoint's logits in the library that it is for."""
 
 import json
+import resource
 import shutil
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from fastft.build import build_model, recipe_arch
 from fastft.cli import main
 from fastft.config import load_recipe
 from fastft.export import FORMATS, command, export_checkpoint, to_open_clip
-from fastft.inference.trained import load_trained
+from fastft.inference.trained import Trained, load_trained
 from fastft.model import build_classifier, load_arch, load_tower_weights
 from fastft.train.checkpoint import write_checkpoint
 from fastft.train.progress import describe_model
@@ -94,6 +97,26 @@ def test_an_export_with_wrong_logits_is_deleted(tmp_path: Path, monkeypatch) -> 
     )
     with pytest.raises(UserError, match="other logits"):
         export_checkpoint(tmp_path / "run", "timm", tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["arch.json", "run"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, capsys, monkeypatch) -> None:
+    make_checkpoint(tmp_path, dict(CLIP))
+
+    def write(trained: Trained, path: Path) -> None:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            command.to_safetensors.write(trained, path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+
+    monkeypatch.setitem(FORMATS, "safetensors", replace(FORMATS["safetensors"], write=write))
+    out = tmp_path / "a.safetensors"
+    assert main(["export", str(tmp_path / "run"), "--format", "safetensors", "--out", str(out)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"fastft export: {out} could not be written: ")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["arch.json", "run"]
 
 

@@ -148,7 +148,7 @@ def test_features_are_refused_under_another_suffix_and_with_options_for_classes(
 ) -> None:
     command = ["predict", str(whole), tiny["data.val"], "--device=cpu"]
     for extra, message in (
-        (["--features=a.txt"], "name ends in .npz"),
+        (["--features=a.txt"], "must end in .npz"),
         (["--features=a.npz", "--topk=3"], "omit --csv and --topk"),
         ([], "is a .beton file"),
     ):

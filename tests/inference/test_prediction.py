@@ -142,7 +142,7 @@ def test_an_eps_file_with_the_suffix_of_an_image_does_not_start_ghostscript(
     eps = tmp_path / "photo.jpg"
     eps.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n%%EOF\n")
     (found,) = predict_one_by_one(trained, eps)
-    assert "cannot identify image file" in str(found.error)
+    assert found.error == "not an image of a known format"
     assert not (ghostscript_calls / "called").exists()
 
 
@@ -170,6 +170,11 @@ def test_fifos_and_devices_are_refused_without_waiting(trained: Path, photograph
     for path in (folder / "b.jpg", Path("/dev/zero"), folder / "none.jpg"):
         with pytest.raises(UserError, match=f"{path}: cannot be read"):
             list(predict_files(trained, [path], topk=1, device="cpu"))
+
+
+def test_a_file_that_is_no_image_is_said_to_be_none(trained: Path, capsys) -> None:
+    assert main(["predict", str(trained), "README.md"]) == 2
+    assert "README.md: not an image of a known format" in capsys.readouterr().err
 
 
 def test_topk_0_is_an_error(trained: Path, capsys) -> None:

@@ -94,6 +94,20 @@ def layouts(album: Path, split: dict[str, str], folder: Path) -> dict[str, Path]
     return found
 
 
+def test_a_script_without_a_guard_ends_with_one_line_instead_of_waiting(album: Path, tmp_path: Path) -> None:
+    """Its workers run the script again and would wait for the folder that it has locked."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from fastft.config import load_recipe\nfrom fastft.photos.prepare import prepare_data\n"
+        f"recipe = load_recipe('photos', ['--data.train={album}', '--train.run_dir={tmp_path / 'run'}'])\n"
+        "prepare_data(recipe, print)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100)
+    assert done.returncode != 0
+    assert "needs `if __name__ == '__main__':` around its statements" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "run" / "data" / "train.beton").exists()
+
+
 def test_the_same_photographs_give_the_same_plan_and_result_in_every_layout(
     album: Path, tower: list[str], tmp_path: Path
 ) -> None:

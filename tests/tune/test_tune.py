@@ -197,7 +197,8 @@ def test_trainings_that_do_not_fit_are_listed_and_the_final_one_is_kept_room_for
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data.val=none"], "tuning needs training and validation images"),
+        (["--data.train=none", "--data.val=none"], "no training data; set --data.train"),
+        (["--data.val=none"], "tuning needs validation images; set --data.val"),
         (["--train.run_dir=x"], "use --out"),
         (["--train.stop_after=1h"], "use --budget"),
         (["--budget", "2"], "--budget is '2'"),
