@@ -1,6 +1,6 @@
 """Claim: `fastft train photos`, without another option, is better than ridge regression on the features of the same tower.
 
-Setting: a DINOv2-type ViT-S/14 (not CLIP); photographs of solar cells (4 classes, 42 px) and CIFAR-10 with 100, 1,000
+Setting: a DINOv2-type ViT-S/14 (not CLIP); photographs of solar cells (4 classes, 42 and 84 px) and CIFAR-10 with 100, 1,000
 (56 px) and 9,000 (42 px) training images. `photos` holds out a share of the training images, by which it chooses between the
 raw weights and the EMA. The figures are from test images on which nothing was chosen: 10,000 of CIFAR-10, and for each seed 400
 other solar cells.
@@ -8,7 +8,7 @@ Rows: ridge regression (`photos` with the tower frozen and a learning rate of 0)
 `fastft tune photos` without a budget (nine settings of the learning rates, chosen on the images that are held out).
 n = seeds; a seed changes order and augmentation. Differences are paired by seed and image.
 
-Run: python benchmarks/small_data.py run --data CIFAR10 --seeds 0 1 2 [--only 100] [--rows ridge photos]
+Run: python benchmarks/small_data.py run --data CIFAR10 --seeds 0 1 2 [--only 100] [--sizes 56] [--rows ridge photos]
      python benchmarks/small_data.py report             (benchmarks/results/small_data.json)
 A finished training is a line of small_data_runs.jsonl beside it and is not run again; an interrupted one is continued.
 """
@@ -39,11 +39,11 @@ from fastft.train.loop import train
 from fastft.tune.search import tune
 
 ROOT = Path(__file__).resolve().parents[1]
-CELLS, CELL_SIZE = "solar cells", 42  # pixels, as in the demo
+CELLS = "solar cells"
 # cells of each class, at most; 313 photographs show the rarest one
 FOLDS, CELLS_PER_FOLD, CELLS_BESIDE = 3, 100, 200
-# number of training images -> image size in pixels; 42 px instead of 56 saves an hour of a core for every 9,000 images
-CIFAR = {"100": 56, "1000": 56, "9000": 42}
+# (CELLS, or the number of CIFAR-10's training images; image size in pixels: the demo's 42 is the fastest)
+SETS = (("100", 56), ("1000", 56), ("9000", 42), (CELLS, 42), (CELLS, 84))
 CIFAR_CLASSES, TEST_PER_CLASS = 10, 1000
 TOWER = (
     f"--model.arch={ROOT / 'rcp' / 'demo_vit_s14.json'}", "--augment.mean=0.485,0.456,0.406",
@@ -65,17 +65,17 @@ class Photographs:
     size: int
 
 
-def photographs(name: str, seed: int, folder: Path, cache: Path, data: Path | None) -> Photographs:
-    """Extract a set below `folder`. name: CELLS, or the number of CIFAR-10's training images."""
+def photographs(name: str, size: int, seed: int, folder: Path, cache: Path, data: Path | None) -> Photographs:
+    """Extract one of SETS below `folder`."""
     if name == CELLS:
         train_images, test = extract_fold(folder / "solar-cell-folds", seed % FOLDS, cache)
-        return Photographs(name, train_images, _converted(test), CELL_SIZE)
+        return Photographs(name, train_images, _converted(test), size)
     if data is None:
         raise SystemExit("give CIFAR-10's folder with --data or FASTFT_CIFAR10")
     images = folder / name / "images"
     extract_images(find_split(data, "train"), images, {"train": int(name) // CIFAR_CLASSES})
     extract_images(find_split(data, "test"), folder / "cifar-10", {"test": TEST_PER_CLASS})
-    return Photographs(name, images / "train", _converted(folder / "cifar-10" / "test"), CIFAR[name])
+    return Photographs(name, images / "train", _converted(folder / "cifar-10" / "test"), size)
 
 
 def extract_fold(folder: Path, fold: int, cache: Path) -> tuple[Path, Path]:
@@ -110,9 +110,9 @@ def options_of(photos: Photographs, row: str, seed: int, cache: Path) -> list[st
 
 def score(photos: Photographs, row: str, seed: int, folder: Path, cache: Path, scores: ScoredRuns) -> None:
     """Train a row, or continue it, and keep which test images it names; the checkpoints are removed."""
-    if scores.find(set=photos.name, row=row, seed=seed) is not None:
+    if scores.find(set=photos.name, size=photos.size, row=row, seed=seed) is not None:
         return
-    run = folder / "runs" / f"{photos.name.replace(' ', '-')}_{row}_seed{seed}"
+    run = folder / "runs" / f"{photos.name.replace(' ', '-')}_{photos.size}px_{row}_seed{seed}"
     console = Console()
     console.rule(run.name)
     options = options_of(photos, row, seed, cache)
@@ -134,8 +134,8 @@ def score(photos: Photographs, row: str, seed: int, folder: Path, cache: Path, s
 def report(scores: ScoredRuns) -> dict[str, Any]:
     """Accuracy of every row, and its paired gains over the rows above it, in percent with standard errors."""
     runs, sets = scores.all(), []
-    for name in (*CIFAR, CELLS):
-        own = [r for r in runs if r["set"] == name]
+    for name, size in SETS:
+        own = [r for r in runs if (r["set"], r["size"]) == (name, size)]
         if own:
             rows = [_row([r for r in own if r["row"] == row], own) for row in ROWS]
             shared = {key: own[0][key] for key in ("set", "n", "size")} | {"same_images": name != CELLS}
@@ -169,6 +169,7 @@ def _hits(runs: Sequence[Mapping[str, Any]]) -> dict[int, np.ndarray]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = new_parser(__doc__, "runs/small-data")
     parser.add_argument("--only", nargs="*", help="sets: 'solar cells', or numbers of CIFAR-10's images")
+    parser.add_argument("--sizes", nargs="*", type=int, help="sets of these image sizes")
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS))
     args = parser.parse_args(arguments)
     scores = ScoredRuns(args.out / "small_data_runs.jsonl")
@@ -176,13 +177,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text = json.dumps(report(scores), indent=1) + "\n"
         (args.out / "small_data.json").write_text(text, encoding="utf-8")
         return
-    names = args.only or (*CIFAR, CELLS)
     scores.begin(
         {"test_per_class": TEST_PER_CLASS, "cells_per_fold": CELLS_PER_FOLD, "cells_beside": CELLS_BESIDE}
     )
     for seed in args.seeds:
-        for name in names:
-            photos = photographs(name, seed, args.folder, args.cache, args.data and Path(args.data))
+        for name, size in SETS:
+            if name not in (args.only or (name,)) or size not in (args.sizes or (size,)):
+                continue
+            photos = photographs(name, size, seed, args.folder, args.cache, args.data and Path(args.data))
             for row in args.rows:
                 if row == "tuned" and name not in TUNED_SETS:
                     continue

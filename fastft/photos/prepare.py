@@ -202,7 +202,18 @@ def _warn_of_shared_images(recipe: Recipe, say: Say) -> None:
 def _listed(recipe: Recipe) -> tuple[LabelledSet, LabelledSet | None]:
     val = recipe.data.val if needs_conversion(recipe.data.val) else None
     train, own_val = list_photos(str(recipe.data.train), val)
+    if train.source.kind == "folder":
+        _refuse_run_inside(Path(str(train.source.root)), run_folder(recipe))
     return train, own_val if val or recipe.data.val is None else None
+
+
+def _refuse_run_inside(photos: Path, run: Path) -> None:
+    """Raise UserError if the run directory is below the class folders, where its pictures would become photographs."""
+    if run.resolve().is_relative_to(photos.resolve()):
+        raise UserError(
+            f"the run directory {run} is in the folder of the photographs, and its pictures would be taken for photographs; "
+            "give another one with --train.run_dir"
+        )
 
 
 def _options(recipe: Recipe) -> WriteOptions:

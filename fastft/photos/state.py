@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,6 +105,7 @@ def locked(folder: Path, say: Say) -> Iterator[None]:
         RuntimeError: as `refuse_rerun`; the parent process holds the lock, so that waiting would never end.
     """
     refuse_rerun()
+    above = [path for path in folder.parent.parents if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with open_lock(folder) as file:
         waited = 0.0
@@ -116,18 +117,22 @@ def locked(folder: Path, say: Say) -> Iterator[None]:
         try:
             yield
         except UserError:
-            _remove_unused(folder)
+            _remove_unused(folder, above)
             raise
 
 
-def _remove_unused(folder: Path) -> None:
-    """Remove a folder that holds no images yet, and the run directory if nothing else is in it."""
+def _remove_unused(folder: Path, above: Sequence[Path]) -> None:
+    """Remove a folder that holds no images yet, the run directory if nothing else is in it, and the empty ones of `above`."""
     for place, own in ((folder, {LOCK, PREPARED}), (folder.parent, {LOCK})):
         names = {path.name for path in place.iterdir()}
         if names - own:
             return
         for name in names:
             (place / name).unlink()
+        place.rmdir()
+    for place in above:
+        if any(place.iterdir()):
+            return
         place.rmdir()
 
 

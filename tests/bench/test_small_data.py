@@ -57,7 +57,7 @@ def test_images_that_differ_by_seed_all_count_in_the_error(small_data: ModuleTyp
     ]
     errors = {}
     for name in ("100", small_data.CELLS):
-        runs = [run(row, seed, bits, set=name) for row, seed, bits in hits]
+        runs = [run(row, seed, bits, set=name, size=dict(small_data.SETS)[name]) for row, seed, bits in hits]
         (found,) = report(small_data, tmp_path / name, *runs)["sets"]
         errors[name] = found["rows"][1]["gains"]["ridge"]["image_error"]
     gains = np.array([0, 0, 0, 0, 1, 1, 1, 1] + 8 * [0])
@@ -91,6 +91,8 @@ def test_a_paused_training_has_a_figure_and_no_time(small_data: ModuleType, tmp_
 
 
 def test_sets_are_listed_in_the_order_of_the_benchmark(small_data: ModuleType, tmp_path: Path) -> None:
-    names = [*small_data.CIFAR, small_data.CELLS]
-    found = report(small_data, tmp_path, *(run("ridge", 0, 0b1, set=name) for name in reversed(names)))
-    assert [photos["set"] for photos in found["sets"]] == names
+    sets = small_data.SETS
+    found = report(
+        small_data, tmp_path, *(run("ridge", 0, 0b1, set=name, size=size) for name, size in sets[::-1])
+    )
+    assert [(photos["set"], photos["size"]) for photos in found["sets"]] == list(sets)

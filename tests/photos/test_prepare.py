@@ -94,6 +94,19 @@ def layouts(album: Path, split: dict[str, str], folder: Path) -> dict[str, Path]
     return found
 
 
+def test_a_run_directory_among_the_class_folders_is_refused(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--data.train=.`: the pictures of its report would be photographs of a class 'runs' in the next call."""
+    shutil.copytree(album, tmp_path / "photos")
+    monkeypatch.chdir(tmp_path / "photos")
+    for command in (["train"], ["explain"], ["tune"]):
+        assert main([*command, "photos", "--data.train=."]) == 2
+        assert "in the folder of the photographs" in capsys.readouterr().err
+    assert sorted(path.name for path in Path().iterdir()) == sorted(CLASSES)
+    assert prepared(Path(), tmp_path / "run").data.num_classes == len(CLASSES)
+
+
 def test_a_script_without_a_guard_ends_with_one_line_instead_of_waiting(album: Path, tmp_path: Path) -> None:
     """Its workers run the script again and would wait for the folder that it has locked."""
     script = tmp_path / "script.py"
