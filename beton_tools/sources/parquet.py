@@ -21,8 +21,10 @@ from beton_tools.remote import RemoteError, RemotePath, SourcePath, Stamp, sourc
 from beton_tools.remote_files import map_files, open_regular_source, open_source_file
 from beton_tools.sources.base import Source, stamp_of
 from beton_tools.sources.path_table import (
+    GROUP_COLUMNS,
     LABEL_COLUMNS,
     PATH_COLUMNS,
+    SPLIT_COLUMNS,
     find_column,
     is_text,
     number_labels,
@@ -31,6 +33,14 @@ from beton_tools.sources.path_table import (
     refuse_too_much_text,
 )
 from beton_tools.sources.wnids import class_names_of
+
+IMAGE_COLUMNS = ("image", "img", "jpg")
+OTHER_LABEL_COLUMNS = (
+    "labels",
+    "fine_label",
+)  # of Hugging Face's CIFAR-100, for one, which has coarse labels too
+# columns of integers that are no labels
+NO_LABELS = (*SPLIT_COLUMNS, *GROUP_COLUMNS, "id", "index", "image_id", "__index_level_0__")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,23 +231,28 @@ def _first_line(error: Exception) -> str:
 
 
 def _columns(path: SourcePath, schema: pa.Schema) -> tuple[str, str]:
-    """Names of the image and the label column; the usual names are preferred if several columns qualify."""
+    """Names of the image and the label column."""
     images = [f.name for f in schema if _holds_image(f.type)]
-    labels = [
-        f.name for f in schema
-        if pa.types.is_integer(f.type) or (is_text(f.type) and f.name.lower() in LABEL_COLUMNS)
-    ]  # fmt: skip
-    for found, usual, what in (
-        (images, ("image", "img", "jpg"), "image"),
-        (labels, LABEL_COLUMNS, "label"),
-    ):
-        found.sort(key=lambda name: usual.index(name) if name in usual else len(usual))
-        if not found:
-            raise UserError(
-                f"{path}: no {what} column among {schema.names}; "
-                "the image column must hold bytes or {bytes, path}, the label column integers or names"
-            )
-    return images[0], labels[0]
+    if not images:
+        raise UserError(
+            f"{path}: no image column among {', '.join(schema.names)}; it must hold bytes or {{bytes, path}}"
+        )
+    return find_column(images, IMAGE_COLUMNS) or images[0], _label_column(path, schema)
+
+
+def _label_column(path: SourcePath, schema: pa.Schema) -> str:
+    """The column with a usual name, otherwise the only column of integers that cannot be something else."""
+    name = find_column(schema.names, (*LABEL_COLUMNS, *OTHER_LABEL_COLUMNS))
+    if name is not None:
+        kind = schema.field(name).type
+        if pa.types.is_integer(kind) or is_text(kind):
+            return name
+        raise UserError(f"{path}: {name} is of the type {kind}; labels must be integers or names")
+    integers = [f.name for f in schema if pa.types.is_integer(f.type) and f.name.lower() not in NO_LABELS]
+    if len(integers) == 1:
+        return integers[0]
+    found = f"{' or '.join(integers)} could be the" if integers else f"{', '.join(schema.names)} include no"
+    raise UserError(f"{path}: {found} label column; name the column of labels 'label'")
 
 
 def _holds_image(kind: pa.DataType) -> bool:

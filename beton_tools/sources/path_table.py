@@ -196,9 +196,11 @@ def _read_parquet(path: Path) -> Table:
 
 
 def is_text(kind: Any) -> bool:
-    """Return True for Arrow's types of text."""
+    """Return True for Arrow's types of text, also as a dictionary, such as pandas' categories."""
     import pyarrow as pa
 
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 

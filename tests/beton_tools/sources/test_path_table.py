@@ -46,6 +46,39 @@ def test_a_parquet_table_may_list_paths_or_hold_images_with_named_labels(images:
         assert listed.locate(i).read() == embedded.locate(i).read()
 
 
+@pytest.mark.parametrize("kind", ["paths", "images"])
+def test_categories_of_pandas_are_names(images: Path, kind: str) -> None:
+    names = ["pictures/coffee.png", "pictures/rocket.png"]
+    cells = names if kind == "paths" else [(images / name).read_bytes() for name in names]
+    labels = pa.array(["cup", "ship"]).dictionary_encode()
+    pq.write_table(pa.table({"image": cells, "id": [7, 8], "label": labels}), images / "t.parquet")
+    found = open_source(images / "t.parquet")
+    assert found.classes == ("cup", "ship") and found.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "label"),
+    [
+        (["id", "Label"], "Label"),
+        (["coarse_label", "fine_label"], "fine_label"),
+        (["id", "split", "kind"], "kind"),
+        (["id", "group"], "image, id, group include no label column; name the column of labels 'label'"),
+        (["kind", "weight"], "kind or weight could be the label column; name the column of labels 'label'"),
+    ],
+)
+def test_no_other_column_of_integers_is_taken_for_the_label(
+    images: Path, columns: list[str], label: str
+) -> None:
+    """Class numbers beside embedded images: the label's rows hold 0 and 1."""
+    cells = {name: [0, 1] if name == label else [5, 6] for name in columns}
+    pq.write_table(pa.table({"image": [b"x", b"y"], **cells}), images / "t.parquet")
+    if label in columns:
+        assert open_source(images / "t.parquet").labels.tolist() == [0, 1]
+        return
+    with pytest.raises(UserError, match=label):
+        open_source(images / "t.parquet")
+
+
 def test_optional_columns_are_read(images: Path) -> None:
     table = images / "t.csv"
     table.write_text("path,label,split,group\na.png,x,Validation,p1\nb.png,y,training,\nc.png,y,test,p2\n")
