@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 MAX_PICKLE_BYTES = 64 << 20  # names and shapes only: 0.2 MB for OpenAI's largest model
+MAX_NAME = 1000  # characters
 STORAGES = {
     "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64, "BoolStorage": torch.bool, "ByteStorage": torch.uint8, "CharStorage": torch.int8,
@@ -124,6 +125,7 @@ class _Interpreter:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.attributes = self.most_attributes = 0  # of all objects
 
     def run(self, data: bytes) -> Any:
         """The object that the pickle describes.
@@ -131,6 +133,7 @@ class _Interpreter:
         Raises:
             ValueError: damaged, or it holds or does something that TorchScript's pickler does not write.
         """
+        self.most_attributes = len(data)
         try:
             for opcode, argument, _ in pickletools.genops(data):
                 if opcode.name in _CONSTANTS:
@@ -171,13 +174,20 @@ class _Interpreter:
                 stack[-2:] = [_new_object(*stack[-2:])]
             case "BUILD":
                 state = stack.pop()
-                self._top(_Object).update(state if isinstance(state, dict) else {})
+                self._build(self._top(_Object), state if isinstance(state, dict) else {})
             case "REDUCE":
                 stack[-2:] = [_rebuild(*stack[-2:])]
             case "BINPERSID":
                 stack.append(self.read_storage(stack.pop()))
             case _:
                 raise ValueError(f"its pickle has the operation {opcode}, which TorchScript does not write")
+
+    def _build(self, built: _Object, state: dict[str, Any]) -> None:
+        """Set the attributes of an object; a pickle may give the same ones to many, which would take more memory than it."""
+        self.attributes += len(state)
+        if self.attributes > self.most_attributes:
+            raise ValueError("its pickle has fewer bytes than attributes of objects")
+        built.update(state)
 
     def _pop_to_mark(self) -> list[Any]:
         start = self.marks.pop()
@@ -233,7 +243,11 @@ def _strided(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[
 
 
 def _named_tensors(module: Any) -> dict[str, Tensor]:
-    """Tensors of a tree of objects; an object that is in it twice is named once."""
+    """Tensors of a tree of objects; an object that is in it twice is named once.
+
+    Raises:
+        ValueError: a name is too long, so that the names could take much more memory than the file.
+    """
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     pending: list[tuple[str, Any]] = [("", module)]
@@ -243,8 +257,11 @@ def _named_tensors(module: Any) -> dict[str, Tensor]:
             continue
         seen.add(id(node))
         for name, value in node.items():
+            whole = f"{prefix}{name}"
+            if len(whole) > MAX_NAME:
+                raise ValueError(f"a name of more than {MAX_NAME:,} characters")
             if isinstance(value, Tensor):
-                found[f"{prefix}{name}"] = value
+                found[whole] = value
             else:
-                pending.append((f"{prefix}{name}.", value))
+                pending.append((f"{whole}.", value))
     return found

@@ -1,5 +1,6 @@
 """State dicts from files: OpenAI's TorchScript .pt, open_clip's .bin and .pt, safetensors. Nothing in a file is executed."""
 
+import mmap
 import pickle
 import zipfile
 from pathlib import Path
@@ -19,6 +20,7 @@ WRAPPERS = (
     "state_dict",
     "model",
 )
+BYTEARRAY = b"bytearray\n"  # as a pickle names a global; the records of zip files are not compressed
 EXPECTED = "OpenAI or open_clip weights (.pt, .bin or .safetensors)"
 
 
@@ -62,6 +64,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(file: BinaryIO) -> Any:
     """A file of `torch.save`, tensors and plain containers only."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if (
+            data.find(BYTEARRAY) >= 0
+        ):  # torch.load would call it, and it takes as much memory as its argument says
+            raise ValueError("its pickle makes a bytearray")
     if zipfile.is_zipfile(file):
         size = file.seek(0, 2)
         with zipfile.ZipFile(file) as archive:

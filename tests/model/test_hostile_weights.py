@@ -222,6 +222,18 @@ def bomb() -> bytes:
     return b")q\x00" + b"h\x00h\x00\x86q\x00" * 200
 
 
+def shared_attributes() -> bytes:
+    """300 objects that share 250 attributes: 75,000 of them in 5,000 bytes."""
+    attributes = b"}(" + b"".join(b"K" + bytes([i]) + b"N" for i in range(250)) + b"u" + b"q\x00"
+    return attributes + 300 * b"c__torch__\nA\n)\x81h\x00b" + b"."
+
+
+def nested_objects(depth: int) -> bytes:
+    """An object in an object in ...: the names of the innermost are `depth` times as long as those of the first."""
+    start, end = b"c__torch__\nA\n)\x81}X\x01\x00\x00\x00a", b"sb"
+    return start * depth + b"N" + end * depth + b"."
+
+
 DATA = {"data/0": bytes(24)}
 TORCHSCRIPT_DAMAGE = {
     "size beyond its storage": torchscript_of(tensor_pickle(6, 0, (7,), (1,)), **DATA),
@@ -248,6 +260,29 @@ TORCHSCRIPT_DAMAGE = {
     "compressed record": zip_of({"a/constants.pkl": b"", "a/data.pkl": bytes(1 << 20)}, zipfile.ZIP_DEFLATED),
     "big-endian": torchscript_of(tensor_pickle(6, 0, (1,), (1,)), byteorder=b"big", **DATA),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pickled", "message"),
+    [
+        (shared_attributes(), "fewer bytes than attributes of objects"),
+        (nested_objects(600), "a name of more than 1,000 characters"),
+    ],
+)
+def test_a_small_torchscript_archive_cannot_take_much_memory(pickled: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_torchscript(io.BytesIO(torchscript_of(pickled)))
+
+
+@pytest.mark.parametrize("module", [b"builtins", b"__builtin__"])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_pickle_cannot_ask_for_memory(arch: str, module: bytes, zipped: bool, tmp_path: Path) -> None:
+    """`bytearray(2**28)`, which `torch.load(weights_only=True)` calls."""
+    data = b"\x80\x02c" + module + b"\nbytearray\nJ\x00\x00\x00\x10\x85R."
+    path = tmp_path / "w.pt"
+    path.write_bytes(zip_of({"a/data.pkl": data, "a/version": b"3\n"}) if zipped else data)
+    message = refused(lambda: load_tower_weights(Tower(load_arch(arch)), str(path), arch))
+    assert "its pickle makes a bytearray" in message
 
 
 @pytest.mark.timeout(60)
