@@ -180,10 +180,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scores.begin(
         {"test_per_class": TEST_PER_CLASS, "cells_per_fold": CELLS_PER_FOLD, "cells_beside": CELLS_BESIDE}
     )
+    chosen = [
+        (name, size) for name, size in SETS
+        if name in (args.only or (name,)) and size in (args.sizes or (size,))
+    ]  # fmt: skip
+    if not chosen:
+        parser.error(
+            f"no set has this name and size; the sets: {', '.join(f'{n} ({s} px)' for n, s in SETS)}"
+        )
     for seed in args.seeds:
-        for name, size in SETS:
-            if name not in (args.only or (name,)) or size not in (args.sizes or (size,)):
-                continue
+        for name, size in chosen:
             photos = photographs(name, size, seed, args.folder, args.cache, args.data and Path(args.data))
             for row in args.rows:
                 if row == "tuned" and name not in TUNED_SETS:

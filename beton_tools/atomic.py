@@ -21,19 +21,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def check_writable(path: Path) -> None:
-    """Refuse a path that cannot become a file, before the work whose result it is for.
+def check_writable(path: Path, *, makes_directories: bool = False) -> None:
+    """Refuse a path that cannot be written, before the work whose result it is for.
+
+    makes_directories: missing directories above it will be made.
 
     Raises:
         UserError: it is a directory, or its directory is missing or not writable.
     """
-    folder = path.parent
+    above = path.absolute().parents
+    folder = next(p for p in above if p.exists()) if makes_directories else path.parent
     if path.is_dir():
         reason = "it is a directory"
+    elif not folder.exists():
+        reason = f"{folder} does not exist"
     elif not folder.is_dir():
-        reason = f"{folder.name} is not a directory"
+        reason = f"{folder} is not a directory"
     elif not os.access(folder, os.W_OK):
-        reason = f"no permission to write into {folder.name or folder}"
+        reason = f"no permission to write into {folder}"
     else:
         return
     raise UserError(f"{path}: cannot be written ({reason}); give another path")

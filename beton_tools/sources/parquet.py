@@ -35,12 +35,11 @@ from beton_tools.sources.path_table import (
 from beton_tools.sources.wnids import class_names_of
 
 IMAGE_COLUMNS = ("image", "img", "jpg")
-OTHER_LABEL_COLUMNS = (
-    "labels",
-    "fine_label",
-)  # of Hugging Face's CIFAR-100, for one, which has coarse labels too
 # columns of integers that are no labels
-NO_LABELS = (*SPLIT_COLUMNS, *GROUP_COLUMNS, "id", "index", "image_id", "__index_level_0__")
+NO_LABELS = (
+    *(*SPLIT_COLUMNS, *GROUP_COLUMNS),
+    *("id", "index", "image_id", "img_id", "__index_level_0__", "width", "height"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +142,7 @@ def parquet_source(
     """Open parquet files, in the given order.
 
     Raises:
-        UserError: a file that is not parquet, lacks an image or an integer label column, or has unusable labels.
+        UserError: a file that is not parquet, lacks a column of images or of labels, or has unusable labels.
     """
     indices = list(map_files(_read_index, files))
     columns = sorted({index.image_column for index in indices})
@@ -242,17 +241,19 @@ def _columns(path: SourcePath, schema: pa.Schema) -> tuple[str, str]:
 
 def _label_column(path: SourcePath, schema: pa.Schema) -> str:
     """The column with a usual name, otherwise the only column of integers that cannot be something else."""
-    name = find_column(schema.names, (*LABEL_COLUMNS, *OTHER_LABEL_COLUMNS))
-    if name is not None:
-        kind = schema.field(name).type
-        if pa.types.is_integer(kind) or is_text(kind):
-            return name
-        raise UserError(f"{path}: {name} is of the type {kind}; labels must be integers or names")
-    integers = [f.name for f in schema if pa.types.is_integer(f.type) and f.name.lower() not in NO_LABELS]
-    if len(integers) == 1:
-        return integers[0]
-    found = f"{' or '.join(integers)} could be the" if integers else f"{', '.join(schema.names)} include no"
-    raise UserError(f"{path}: {found} label column; name the column of labels 'label'")
+    integers = [f.name for f in schema if pa.types.is_integer(f.type)]
+    usual = find_column([*integers, *(f.name for f in schema if is_text(f.type))], LABEL_COLUMNS)
+    if usual is not None:
+        return usual
+    others = [name for name in integers if name.lower() not in NO_LABELS]
+    if len(others) == 1:
+        return others[0]
+    named = find_column(schema.names, LABEL_COLUMNS)
+    if named is not None:
+        kind = schema.field(named).type
+        raise UserError(f"{path}: {named} is of the type {kind}; labels must be integers or names")
+    found = f"{' or '.join(others)} could be" if others else f"none of {', '.join(schema.names)} is"
+    raise UserError(f"{path}: {found} the label column; name the column of labels 'label'")
 
 
 def _holds_image(kind: pa.DataType) -> bool:

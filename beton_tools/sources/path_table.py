@@ -25,7 +25,16 @@ CSV_SUFFIXES = (".csv", ".tsv")
 MAX_BYTES = 1 << 30  # of a CSV file, or of the text of a parquet file: ten million rows
 # in order of preference, compared without case; as in AutoGluon, Hugging Face's imagefolder, fastai and Kaggle's tables
 PATH_COLUMNS = ("image_path", "file_name", "filepath", "path", "filename", "file", "image", "ImageId")
-LABEL_COLUMNS = ("label", "target", "class", "class_name", "category", "cls")
+LABEL_COLUMNS = (
+    *("label", "target", "class", "class_name", "category", "cls"),
+    *(
+        "labels",
+        "label_id",
+        "class_id",
+        "category_id",
+        "fine_label",
+    ),  # the last one is CIFAR-100's, which has coarse ones too
+)
 SPLIT_COLUMNS = ("split", "is_valid")
 GROUP_COLUMNS = ("group", "group_id")
 SPLIT_VALUES = {

@@ -24,8 +24,7 @@ def check_out(out: Path) -> None:
     """Raise UserError if the average cannot be written as the folder `out`."""
     if out.exists():
         raise UserError(f"{out} exists; remove it, or give another --out")
-    parent = next(p for p in out.absolute().parents if p.exists())
-    check_writable(parent / out.name)
+    check_writable(out, makes_directories=True)
 
 
 def write_average(average: Average, trained: Trained, out: Path) -> list[Path]:

@@ -1,7 +1,8 @@
 """Export: write the file, load it with the target library, compare logits, then rename the file to its final name."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from beton_tools.atomic import check_writable
 from beton_tools.errors import UserError
 from fastft.constants import AUTO
 from fastft.export import to_onnx, to_open_clip, to_safetensors, to_timm
@@ -63,20 +65,14 @@ def export_checkpoint(checkpoint: Path, format: str, out: Path, weights: str = A
     """
     kind = FORMATS[format]
     _check_name(out, kind, format)
+    check_writable(out, makes_directories=True)
     trained = load_trained(checkpoint, torch.device("cpu"), weights)
-    try:
-        return _export(trained, format, out)
-    except (OSError, SafetensorError) as error:  # safetensors raises its own error for a full disk
-        raise UserError(f"{out} could not be written: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _export(trained: Trained, format: str, out: Path) -> Exported:
-    kind = FORMATS[format]
-    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".partial-{out.name}")
-    _remove(partial)
     try:
-        kind.write(trained, partial)
+        with _writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _remove(partial)
+            kind.write(trained, partial)
         difference, largest = _compare(trained, kind.load(partial))
         if not difference <= TOLERANCE * largest:
             raise UserError(
@@ -85,11 +81,24 @@ def _export(trained: Trained, format: str, out: Path) -> Exported:
             )
         card = partial / "README.md" if kind.folder else out.with_name(out.name + ".md")
         text = model_card(trained, format, kind.usage(trained, out), difference)
-        card.write_text(text, encoding="utf-8", errors="backslashreplace")  # paths need not be UTF-8
-        partial.rename(out)
+        with _writing(out):
+            card.write_text(text, encoding="utf-8", errors="backslashreplace")  # paths need not be UTF-8
+            partial.rename(out)
     finally:
         _remove(partial)
     return Exported(out, out / "README.md" if kind.folder else card, difference, largest, trained.weights)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """One line for a full disk, for which safetensors raises its own error."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{out} could not be written ({reason}); free some space, or give another --out"
+        ) from None
 
 
 def _check_name(out: Path, kind: Format, format: str) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 MAX_PICKLE_BYTES = 64 << 20  # names and shapes only: 0.2 MB for OpenAI's largest model
-MAX_NAME = 1000  # characters
+MAX_NAMES = 1 << 20  # characters of all names: 30,000 in OpenAI's largest model
 STORAGES = {
     "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64, "BoolStorage": torch.bool, "ByteStorage": torch.uint8, "CharStorage": torch.int8,
@@ -246,10 +246,11 @@ def _named_tensors(module: Any) -> dict[str, Tensor]:
     """Tensors of a tree of objects; an object that is in it twice is named once.
 
     Raises:
-        ValueError: a name is too long, so that the names could take much more memory than the file.
+        ValueError: the names are too long: nested objects could have names of many times the file's size.
     """
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
+    characters = 0
     pending: list[tuple[str, Any]] = [("", module)]
     while pending:
         prefix, node = pending.pop()
@@ -257,9 +258,12 @@ def _named_tensors(module: Any) -> dict[str, Tensor]:
             continue
         seen.add(id(node))
         for name, value in node.items():
+            if not isinstance(value, (Tensor, _Object)):
+                continue
             whole = f"{prefix}{name}"
-            if len(whole) > MAX_NAME:
-                raise ValueError(f"a name of more than {MAX_NAME:,} characters")
+            characters += len(whole)
+            if characters > MAX_NAMES:
+                raise ValueError(f"names of more than {MAX_NAMES:,} characters")
             if isinstance(value, Tensor):
                 found[whole] = value
             else:

@@ -20,7 +20,7 @@ WRAPPERS = (
     "state_dict",
     "model",
 )
-BYTEARRAY = b"bytearray\n"  # as a pickle names a global; the records of zip files are not compressed
+BYTEARRAY = b"bytearray\n"  # as a pickle names a global
 EXPECTED = "OpenAI or open_clip weights (.pt, .bin or .safetensors)"
 
 
@@ -64,17 +64,29 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(file: BinaryIO) -> Any:
     """A file of `torch.save`, tensors and plain containers only."""
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if (
-            data.find(BYTEARRAY) >= 0
-        ):  # torch.load would call it, and it takes as much memory as its argument says
-            raise ValueError("its pickle makes a bytearray")
-    if zipfile.is_zipfile(file):
-        size = file.seek(0, 2)
-        with zipfile.ZipFile(file) as archive:
-            check_records(archive.infolist(), size)
+    if _makes_bytearray(file):
+        raise ValueError(
+            "it holds a bytearray, which could take any amount of memory: save only the state dict"
+        )
     file.seek(0)
     return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _makes_bytearray(file: BinaryIO) -> bool:
+    """Return True if a pickle in the file calls `bytearray`, which `torch.load` would do, with any number as its size.
+
+    Raises:
+        ValueError: as `check_records`, for a zip file.
+    """
+    size = file.seek(0, 2)
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            check_records(archive.infolist(), size)
+            return any(BYTEARRAY in archive.read(n) for n in archive.namelist() if n.endswith("data.pkl"))
+    if not size:
+        return False
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.find(BYTEARRAY) >= 0
 
 
 def is_torchscript_file(path: Path) -> bool:

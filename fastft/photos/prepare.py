@@ -136,6 +136,8 @@ def _prepare_train(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     is_beton = recipe.data.val is not None and val is None
     of_val = "a .beton" if is_beton else "" if val is None else _fingerprint(val)
     inputs = Inputs(photos, _fingerprint(train), of_val, _options(recipe).max_resolution)
+    for photographs in (train, val):
+        _refuse_inside(photographs, folder.parent)
     stored = begin(folder, inputs, say)
     if not stored.get("complete"):
         stored = finish(folder, inputs, _convert_all(recipe, train, val, folder))
@@ -158,6 +160,7 @@ def _prepare_val(recipe: Recipe, folder: Path, say: Say) -> Recipe:
         )
     warnings: list[str] = []
     val = with_classes(usable_images(open_val(photos), warnings), manifest.classes)
+    _refuse_inside(val, folder.parent)
     inputs = Inputs(photos, _fingerprint(val), longest_side=_options(recipe).max_resolution)
     stored = begin(folder, inputs, say)
     if not stored.get("complete"):
@@ -167,6 +170,17 @@ def _prepare_val(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     print_record(stored, say)
     _warn_of_shared_images(recipe, say)
     return recipe
+
+
+def _refuse_inside(photographs: LabelledSet | None, run: Path) -> None:
+    """Raise UserError if the run directory is below class folders, where its pictures would be photographs next time."""
+    if photographs is None or photographs.source.kind != "folder":
+        return
+    if run.resolve().is_relative_to(Path(str(photographs.source.root)).resolve()):
+        raise UserError(
+            f"the run directory {run} is in the folder of the photographs, and its pictures would be taken for photographs; "
+            "give another one with --train.run_dir (fastft tune and sweep: --out)"
+        )
 
 
 def _convert_all(recipe: Recipe, train: LabelledSet, val: LabelledSet | None, folder: Path) -> dict[str, Any]:
@@ -202,18 +216,7 @@ def _warn_of_shared_images(recipe: Recipe, say: Say) -> None:
 def _listed(recipe: Recipe) -> tuple[LabelledSet, LabelledSet | None]:
     val = recipe.data.val if needs_conversion(recipe.data.val) else None
     train, own_val = list_photos(str(recipe.data.train), val)
-    if train.source.kind == "folder":
-        _refuse_run_inside(Path(str(train.source.root)), run_folder(recipe))
     return train, own_val if val or recipe.data.val is None else None
-
-
-def _refuse_run_inside(photos: Path, run: Path) -> None:
-    """Raise UserError if the run directory is below the class folders, where its pictures would become photographs."""
-    if run.resolve().is_relative_to(photos.resolve()):
-        raise UserError(
-            f"the run directory {run} is in the folder of the photographs, and its pictures would be taken for photographs; "
-            "give another one with --train.run_dir"
-        )
 
 
 def _options(recipe: Recipe) -> WriteOptions:

@@ -104,7 +104,8 @@ def _prepare(recipe: Recipe, folder: Path, test: Path | None, console: Console) 
     if recipe.data.train is None:
         raise UserError(NO_DATA)
     recipe = prepare_data(recipe.with_option("train.run_dir", str(folder)), line_printer(console))
-    if recipe.data.train is None or recipe.data.val is None:
+    assert recipe.data.train is not None
+    if recipe.data.val is None:
         raise UserError("tuning needs validation images; set --data.val, or --data.hold_out_beton=true")
     train = BetonSet.open(recipe.data.train)
     shared = 0

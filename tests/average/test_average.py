@@ -139,7 +139,7 @@ def test_a_greedy_soup_leaves_out_what_makes_it_worse(
         (["RUN", "nowhere"], "nowhere"),
         (["RUN", "RUN", "--alpha=0,1", "--soup=greedy"], "omit one of them"),
         (["RUN", "RUN", "--out=README.md"], "README.md exists"),
-        (["RUN", "RUN", "--out=README.md/average"], "README.md is not a directory"),
+        (["RUN", "RUN", "--out=README.md/average"], "/README.md is not a directory"),
         (["RUN", "RUN", "--data=nowhere.beton"], "nowhere.beton: cannot be read"),
     ],
 )

@@ -116,8 +116,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, capsys, monk
     monkeypatch.setitem(FORMATS, "safetensors", replace(FORMATS["safetensors"], write=write))
     out = tmp_path / "a.safetensors"
     assert main(["export", str(tmp_path / "run"), "--format", "safetensors", "--out", str(out)]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"fastft export: {out} could not be written: ")
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"fastft export: {out} could not be written (")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["arch.json", "run"]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="/file is not a directory"):
+        export_checkpoint(tmp_path / "no run", "onnx", tmp_path / "file/a.onnx")
 
 
 def test_timm_preprocesses_images_as_our_evaluation_does(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_table_that_cannot_be_written_is_one_line(
     table = tmp_path / "missing" / "predictions.csv"
     assert main(["eval", str(run_of_random_model), "--csv", str(table)]) == 2
     said = capsys.readouterr().err
-    assert len(said.strip().splitlines()) == 1 and "cannot be written" in said
+    assert len(said.strip().splitlines()) == 1 and "/missing does not exist" in said
 
 
 def test_eval_prints_the_classes(run_of_random_model: Path, capsys) -> None:

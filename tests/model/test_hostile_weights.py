@@ -266,7 +266,7 @@ TORCHSCRIPT_DAMAGE = {
     ("pickled", "message"),
     [
         (shared_attributes(), "fewer bytes than attributes of objects"),
-        (nested_objects(600), "a name of more than 1,000 characters"),
+        (nested_objects(2000), "names of more than 1,048,576 characters"),
     ],
 )
 def test_a_small_torchscript_archive_cannot_take_much_memory(pickled: bytes, message: str) -> None:
@@ -276,13 +276,13 @@ def test_a_small_torchscript_archive_cannot_take_much_memory(pickled: bytes, mes
 
 @pytest.mark.parametrize("module", [b"builtins", b"__builtin__"])
 @pytest.mark.parametrize("zipped", [False, True])
-def test_a_pickle_cannot_ask_for_memory(arch: str, module: bytes, zipped: bool, tmp_path: Path) -> None:
+def test_a_pickle_makes_no_bytearray(arch: str, module: bytes, zipped: bool, tmp_path: Path) -> None:
     """`bytearray(2**28)`, which `torch.load(weights_only=True)` calls."""
     data = b"\x80\x02c" + module + b"\nbytearray\nJ\x00\x00\x00\x10\x85R."
     path = tmp_path / "w.pt"
     path.write_bytes(zip_of({"a/data.pkl": data, "a/version": b"3\n"}) if zipped else data)
     message = refused(lambda: load_tower_weights(Tower(load_arch(arch)), str(path), arch))
-    assert "its pickle makes a bytearray" in message
+    assert "it holds a bytearray" in message
 
 
 @pytest.mark.timeout(60)

@@ -100,11 +100,14 @@ def test_a_run_directory_among_the_class_folders_is_refused(
     """`--data.train=.`: the pictures of its report would be photographs of a class 'runs' in the next call."""
     shutil.copytree(album, tmp_path / "photos")
     monkeypatch.chdir(tmp_path / "photos")
-    for command in (["train"], ["explain"], ["tune"]):
-        assert main([*command, "photos", "--data.train=."]) == 2
+    for command in ("train", "tune"):
+        assert main([command, "photos", "--data.train=."]) == 2
         assert "in the folder of the photographs" in capsys.readouterr().err
+    with pytest.raises(UserError, match="in the folder of the photographs"):
+        prepared(album, Path("run"), "--data.val=.")
     assert sorted(path.name for path in Path().iterdir()) == sorted(CLASSES)
     assert prepared(Path(), tmp_path / "run").data.num_classes == len(CLASSES)
+    assert main(["cost", "photos", "--data.train=.", "--gpu=v100"]) == 0  # writes nothing
 
 
 def test_a_script_without_a_guard_ends_with_one_line_instead_of_waiting(album: Path, tmp_path: Path) -> None:

@@ -61,8 +61,9 @@ def test_categories_of_pandas_are_names(images: Path, kind: str) -> None:
     [
         (["id", "Label"], "Label"),
         (["coarse_label", "fine_label"], "fine_label"),
+        (["width", "class_id", "height"], "class_id"),
         (["id", "split", "kind"], "kind"),
-        (["id", "group"], "image, id, group include no label column; name the column of labels 'label'"),
+        (["id", "group"], "none of image, id, group is the label column; name the column of labels 'label'"),
         (["kind", "weight"], "kind or weight could be the label column; name the column of labels 'label'"),
     ],
 )
@@ -77,6 +78,14 @@ def test_no_other_column_of_integers_is_taken_for_the_label(
         return
     with pytest.raises(UserError, match=label):
         open_source(images / "t.parquet")
+
+
+def test_a_column_of_another_type_does_not_hide_the_labels(images: Path) -> None:
+    table = pa.table(
+        {"image": [b"x", b"y"], "category": [["a"], ["b"]], "target": pa.nulls(2), "labels": [1, 0]}
+    )
+    pq.write_table(table, images / "t.parquet")
+    assert open_source(images / "t.parquet").labels.tolist() == [1, 0]
 
 
 def test_optional_columns_are_read(images: Path) -> None:
