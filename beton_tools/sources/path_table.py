@@ -25,15 +25,10 @@ CSV_SUFFIXES = (".csv", ".tsv")
 MAX_BYTES = 1 << 30  # of a CSV file, or of the text of a parquet file: ten million rows
 # in order of preference, compared without case; as in AutoGluon, Hugging Face's imagefolder, fastai and Kaggle's tables
 PATH_COLUMNS = ("image_path", "file_name", "filepath", "path", "filename", "file", "image", "ImageId")
+# the last one is CIFAR-100's, which has coarse labels too
 LABEL_COLUMNS = (
     *("label", "target", "class", "class_name", "category", "cls"),
-    *(
-        "labels",
-        "label_id",
-        "class_id",
-        "category_id",
-        "fine_label",
-    ),  # the last one is CIFAR-100's, which has coarse ones too
+    *("labels", "label_id", "class_id", "category_id", "fine_label"),
 )
 SPLIT_COLUMNS = ("split", "is_valid")
 GROUP_COLUMNS = ("group", "group_id")
