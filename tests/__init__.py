@@ -1,0 +1,6 @@
+"""Tests, in packages as the code. This module is imported before any test imports PyTorch."""
+
+import os
+
+# OpenMP's threads wait for each other by spinning, which makes a training five times slower where other processes use the cores
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
