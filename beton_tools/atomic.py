@@ -29,8 +29,9 @@ def check_writable(path: Path, *, makes_directories: bool = False) -> None:
     Raises:
         UserError: it is a directory, or its directory is missing or not writable.
     """
-    above = path.absolute().parents
-    folder = next(p for p in above if p.exists()) if makes_directories else path.parent
+    folder = path.parent
+    if makes_directories:
+        folder = next(p for p in path.absolute().parents if p.exists())
     if path.is_dir():
         reason = "it is a directory"
     elif not folder.exists():

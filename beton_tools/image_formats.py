@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from beton_tools.user_files import StrPath, read_regular
 
@@ -47,7 +47,10 @@ def open_image(source: bytes | StrPath) -> Image.Image:
     may_have_many = data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS
     if may_have_many and _count_scans(data) > MAX_SCANS:
         raise OSError(f"a JPEG of more than {MAX_SCANS} scans")
-    return Image.open(io.BytesIO(data), formats=FORMATS)
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:  # its message contains a memory address, different in every run
+        raise UnidentifiedImageError("not an image of a known format") from None
 
 
 def _count_scans(data: bytes) -> int:

@@ -6,7 +6,6 @@ import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import UnidentifiedImageError
 
 from beton_tools import jpeg
 from beton_tools.errors import UserError
@@ -143,8 +142,6 @@ def _decode(data: bytes) -> tuple[np.ndarray, str]:
             is_jpeg = image.format in ("JPEG", "MPO")
             quiet = _decode_quietly(data) if is_jpeg else None  # faster than Pillow
             pixels = np.asarray(image.convert("RGB")) if quiet is None else quiet
-    except UnidentifiedImageError as error:  # its message contains a memory address, different in every run
-        raise BadImage("cannot be decoded (not an image of a known format)") from error
     except Exception as error:  # Pillow's plug-ins raise many types of exceptions on damaged data
         reason = str(error) or type(error).__name__
         raise BadImage(f"cannot be decoded ({reason})".replace("\n", " ")) from error

@@ -37,7 +37,8 @@ from beton_tools.sources.wnids import class_names_of
 IMAGE_COLUMNS = ("image", "img", "jpg")
 # columns of integers that are no labels
 NO_LABELS = (
-    *(*SPLIT_COLUMNS, *GROUP_COLUMNS),
+    *SPLIT_COLUMNS,
+    *GROUP_COLUMNS,
     *("id", "index", "image_id", "img_id", "__index_level_0__", "width", "height"),
 )
 

@@ -120,10 +120,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _refuse_mistyped(parser: argparse.ArgumentParser, options: Sequence[str]) -> None:
     """End with an error if an option looks like an argument of the command; recipe options have a dot in their names."""
     known = [flag for action in parser._actions for flag in action.option_strings]
-    names = [option.partition("=")[0] for option in options if option.startswith("--")]
-    for name in names:
+    for name in (option.partition("=")[0] for option in options):
+        if not name.startswith("--") or "." in name:
+            continue
         near = get_close_matches(name, known, n=1, cutoff=SIMILAR)
-        if near and "." not in name:
+        if near:
             parser.error(f"unrecognized argument {name}; did you mean {near[0]}?")
 
 

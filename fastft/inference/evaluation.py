@@ -76,9 +76,9 @@ def evaluate_files(
         UserError: there is no such checkpoint or file, it is damaged, or a file has other classes; `csv` cannot be written, or
             there are several files.
     """
-    if csv is not None and len(files) > 1:
-        raise UserError("--csv is a table of one file; give one --data, or omit --csv")
     if csv is not None:
+        if len(files) > 1:
+            raise UserError("--csv is a table of one file; give one --data, or omit --csv")
         check_writable(csv)
     world = find_world(device)
     with evaluating(world):

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from beton_tools.cgroup import usable_cpus
 from beton_tools.image_formats import open_image
@@ -58,7 +58,5 @@ def read_image(source: Source, recipe: Recipe) -> Read:
                 mean=recipe.augment.mean,
                 std=recipe.augment.std,
             )
-    except UnidentifiedImageError:  # its message contains a memory address
-        return "not an image of a known format"
     except Exception as error:  # Pillow's plug-ins raise many kinds of exceptions for damaged files
         return getattr(error, "strerror", None) or str(error) or type(error).__name__

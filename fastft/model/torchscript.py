@@ -125,7 +125,7 @@ class _Interpreter:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
-        self.attributes = self.most_attributes = 0  # of all objects
+        self.attributes_left = 0  # that objects may be given
 
     def run(self, data: bytes) -> Any:
         """The object that the pickle describes.
@@ -133,7 +133,7 @@ class _Interpreter:
         Raises:
             ValueError: damaged, or it holds or does something that TorchScript's pickler does not write.
         """
-        self.most_attributes = len(data)
+        self.attributes_left = len(data)
         try:
             for opcode, argument, _ in pickletools.genops(data):
                 if opcode.name in _CONSTANTS:
@@ -184,8 +184,8 @@ class _Interpreter:
 
     def _build(self, built: _Object, state: dict[str, Any]) -> None:
         """Set the attributes of an object; a pickle may give the same ones to many, which would take more memory than it."""
-        self.attributes += len(state)
-        if self.attributes > self.most_attributes:
+        self.attributes_left -= len(state)
+        if self.attributes_left < 0:
             raise ValueError("its pickle has fewer bytes than attributes of objects")
         built.update(state)
 

@@ -64,29 +64,29 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(file: BinaryIO) -> Any:
     """A file of `torch.save`, tensors and plain containers only."""
-    if _makes_bytearray(file):
-        raise ValueError(
-            "it holds a bytearray, which could take any amount of memory: save only the state dict"
-        )
+    _check_memory(file)
     file.seek(0)
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _makes_bytearray(file: BinaryIO) -> bool:
-    """Return True if a pickle in the file calls `bytearray`, which `torch.load` would do, with any number as its size.
+def _check_memory(file: BinaryIO) -> None:
+    """Check that no record is larger than the file says, and that no pickle calls `bytearray` with any number as its size.
 
     Raises:
-        ValueError: as `check_records`, for a zip file.
+        ValueError: as `check_records` for a zip file, or a pickle does.
     """
-    size = file.seek(0, 2)
+    size, found = file.seek(0, 2), False
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             check_records(archive.infolist(), size)
-            return any(BYTEARRAY in archive.read(n) for n in archive.namelist() if n.endswith("data.pkl"))
-    if not size:
-        return False
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return data.find(BYTEARRAY) >= 0
+            found = any(BYTEARRAY in archive.read(n) for n in archive.namelist() if n.endswith("data.pkl"))
+    elif size:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            found = data.find(BYTEARRAY) >= 0
+    if found:
+        raise ValueError(
+            "it holds a bytearray, which could take any amount of memory: save only the state dict"
+        )
 
 
 def is_torchscript_file(path: Path) -> bool:
