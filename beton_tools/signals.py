@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,10 @@ from types import FrameType
 from beton_tools import torchrun
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-_RETRY_SECONDS = 0.1  # after an exception was lost
+_RETRY_SECONDS = 0.1  # after an exception was lost or postponed
+# their functions leave a lock acquired, or a thread running that no pool knows, if a signal handler raises in them: what
+# waits for it afterwards, such as the end of a pool, would wait for ever
+_INTERRUPTED_NOWHERE = ("concurrent", "queue", "threading")
 
 
 class StoppedBySignal(KeyboardInterrupt):
@@ -50,7 +55,7 @@ def raise_on_stop_signals(command: str | None = None) -> Iterator[None]:
 
 
 class _Raiser:
-    """Raises StoppedBySignal, and again if Python had to ignore it.
+    """Raises StoppedBySignal where no lock of the standard library is held, and again if Python had to ignore it.
 
     That happens where the interpreter runs the handler in a destructor or a callback from C, such as LLVM's while Numba
     compiles.
@@ -61,13 +66,18 @@ class _Raiser:
     ) -> None:
         self.received: int | None = None
         self._command = command
-        self._retries: list[threading.Timer] = []
         self._previous_hook = previous_hook
+        self._postponed_at: tuple[FrameType | None, int] = None, 0
+        self._pending: object = None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         if self._command is not None and _is_importing(frame):
             _end(self._command, number)
+        if self._is_inside_locking(frame):
+            self._send_again(number)
+            return
         self.received = number
+        self.cancel()
         raise StoppedBySignal(number)
 
     def retry(self, unraisable: sys.UnraisableHookArgs) -> None:
@@ -75,16 +85,29 @@ class _Raiser:
         if not isinstance(unraisable.exc_value, StoppedBySignal):
             self._previous_hook(unraisable)
             return
-        signal_main = (threading.main_thread().ident, unraisable.exc_value.number)
-        timer = threading.Timer(_RETRY_SECONDS, signal.pthread_kill, signal_main)
-        timer.daemon = True
-        self._retries.append(timer)
-        timer.start()
+        self._send_again(unraisable.exc_value.number)
+
+    def _is_inside_locking(self, frame: FrameType | None) -> bool:
+        """Whether _INTERRUPTED_NOWHERE are running, other than at the same place as last time, where they wait."""
+        if frame is None or frame.f_globals.get("__name__", "").partition(".")[0] not in _INTERRUPTED_NOWHERE:
+            return False
+        previous, self._postponed_at = self._postponed_at, (frame, frame.f_lasti)
+        return previous != self._postponed_at
+
+    def _send_again(self, number: int) -> None:
+        """Send the signal after a moment. Not by threading.Timer, whose locks the interrupted code may hold."""
+
+        def send(main: int) -> None:
+            time.sleep(_RETRY_SECONDS)
+            if self._pending is this:
+                signal.pthread_kill(main, number)
+
+        self._pending = this = object()
+        _thread.start_new_thread(send, (threading.get_ident(),))
 
     def cancel(self) -> None:
-        """Send no signal any more: the default handlers, which follow, would end the process."""
-        for timer in self._retries:
-            timer.cancel()
+        """Send no signal any more: it would interrupt what ends after the first, or meet the default handlers."""
+        self._pending = None
 
 
 @contextmanager

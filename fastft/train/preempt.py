@@ -6,8 +6,6 @@ Slurm and spot machines send SIGTERM or SIGUSR1 before they take a node away; a 
 import signal
 from types import FrameType, TracebackType
 
-from beton_tools.signals import StoppedBySignal
-
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
@@ -17,7 +15,7 @@ class SignalGuard:
     requested: one of PREEMPTION_SIGNALS came. interrupted: SIGINT came after `defer_interrupts`.
 
     A Python signal handler that raises can do so while the main thread holds a lock of another library (`queue.Queue`,
-    rich), which then stays locked and makes a later call wait for ever. A second SIGINT raises at once.
+    rich), which then stays locked and makes a later call wait for ever. A second SIGINT does what it did before the context.
     """
 
     def __init__(self) -> None:
@@ -60,4 +58,6 @@ class SignalGuard:
             self.interrupted = True
         else:
             self.interrupted = True
-            raise StoppedBySignal(number)  # which the command raises again where Python had to ignore it
+            before = self._previous[signal.SIGINT]
+            if callable(before):
+                before(number, frame)

@@ -47,6 +47,48 @@ def check(*_):
 verify._check_jpeg, verify._CHUNK = check, 1
 sys.exit(cli.main(["verify", sys.argv[1], "--workers", "2"]))
 """
+# calls the handler of SIGINT once at each event of a trace of the main thread in the pool's and the locks' code
+AT_EACH_EVENT = """
+import signal, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from beton_tools import signals
+signals._RETRY_SECONDS = 0.002
+traced = ("concurrent.futures.thread", "concurrent.futures._base", "queue", "threading")
+def interrupt_at(number):
+    def trace(frame, event, _):
+        nonlocal number
+        if frame.f_globals.get("__name__") not in traced:
+            return None
+        number -= 1
+        if number == 0:
+            sys.settrace(None)
+            each = frame
+            while each is not None:
+                each.f_trace, each = None, each.f_back
+            signal.getsignal(signal.SIGINT)(signal.SIGINT, frame)
+        return trace
+    with signals.raise_on_stop_signals():
+        with ThreadPoolExecutor(2) as pool:
+            sys.settrace(trace)
+            list(pool.map(lambda _: time.sleep(0.001), range(4)))
+            sys.settrace(None)
+            if number > 0:
+                return False
+            for _ in range(1000):
+                time.sleep(0.001)
+    raise AssertionError(f"the signal at event {number} was lost")
+number = 0
+try:
+    while True:
+        number += 1
+        try:
+            if not interrupt_at(number):
+                break
+        except signals.StoppedBySignal:
+            pass
+finally:
+    print(number)
+"""
 
 Popen = subprocess.Popen
 
@@ -159,6 +201,13 @@ def test_handlers_are_restored_and_those_of_others_kept() -> None:
     with imports_of("beton"):  # not started as this program
         assert [signal.getsignal(number) for number in SIGNALS] == before
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_signal_while_the_main_thread_takes_a_lock_does_not_leave_it_locked() -> None:
+    """Python runs handlers between `Condition.__enter__` and the block of its `with`."""
+    run = subprocess.run([sys.executable, "-c", AT_EACH_EVENT], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) > 100
 
 
 class InDestructor:
