@@ -20,6 +20,7 @@ _RETRY_SECONDS = 0.1  # after an exception was lost or postponed
 # their functions leave a lock acquired, or a thread running that no pool knows, if a signal handler raises in them: what
 # waits for it afterwards, such as the end of a pool, would wait for ever
 _INTERRUPTED_NOWHERE = ("concurrent", "queue", "threading")
+_WAITS = ("wait", "join", "_wait_for_tstate_lock")  # of them, those that wait, and hold nothing meanwhile
 
 
 class StoppedBySignal(KeyboardInterrupt):
@@ -67,7 +68,7 @@ class _Raiser:
         self.received: int | None = None
         self._command = command
         self._previous_hook = previous_hook
-        self._postponed_at: tuple[FrameType | None, int] = None, 0
+        self._postponed_at: object = None
         self._pending: object = None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
@@ -88,11 +89,15 @@ class _Raiser:
         self._send_again(unraisable.exc_value.number)
 
     def _is_inside_locking(self, frame: FrameType | None) -> bool:
-        """Whether _INTERRUPTED_NOWHERE are running, other than at the same place as last time, where they wait."""
+        """Whether _INTERRUPTED_NOWHERE are running, other than at the same place as last time, where they wait.
+
+        A wait that polls is a new frame each time.
+        """
         if frame is None or frame.f_globals.get("__name__", "").partition(".")[0] not in _INTERRUPTED_NOWHERE:
             return False
-        previous, self._postponed_at = self._postponed_at, (frame, frame.f_lasti)
-        return previous != self._postponed_at
+        place = (frame.f_code if frame.f_code.co_name in _WAITS else frame, frame.f_lasti)
+        previous, self._postponed_at = self._postponed_at, place
+        return previous != place
 
     def _send_again(self, number: int) -> None:
         """Send the signal after a moment. Not by threading.Timer, whose locks the interrupted code may hold."""
@@ -107,7 +112,7 @@ class _Raiser:
 
     def cancel(self) -> None:
         """Send no signal any more: it would interrupt what ends after the first, or meet the default handlers."""
-        self._pending = None
+        self._pending = self._postponed_at = None
 
 
 @contextmanager

@@ -210,6 +210,17 @@ def test_a_signal_while_the_main_thread_takes_a_lock_does_not_leave_it_locked() 
     assert int(run.stdout) > 100
 
 
+@pytest.mark.parametrize("seconds", [0.05, 0.1, 60])
+def test_a_signal_ends_a_wait_that_polls(seconds: float) -> None:
+    never = threading.Event()
+    began = time.monotonic()
+    with pytest.raises(StoppedBySignal), raise_on_stop_signals():
+        threading.Timer(0.3, signal.pthread_kill, (threading.get_ident(), signal.SIGTERM)).start()
+        while not never.wait(seconds) and time.monotonic() < began + 60:
+            pass
+    assert time.monotonic() < began + 5
+
+
 class InDestructor:
     """Sends a signal from its destructor, whose exceptions Python ignores."""
 
