@@ -2,9 +2,10 @@
 
 import json
 import math
+import threading
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 
@@ -13,6 +14,7 @@ from beton_tools.errors import UserError
 from fastft.files.rules import NUMBERS_BY_NAME, check_keys
 from fastft.train.distributed import World
 
+SAVE_SECONDS = 15.0  # of a training, at most, are forgotten if the process is killed
 
 class Budget:
     """Seconds that each training has taken, in `tune.json`, and whether another one fits.
@@ -40,12 +42,26 @@ class Budget:
     def timed(self, key: str) -> Iterator[None]:
         """Add the time of the block to the training `key`, also if it is interrupted."""
         began, before = time.monotonic(), self._seconds.get(key, 0.0)
-        try:
-            yield
-        finally:
+        ended = threading.Event()
+
+        def save() -> None:
             self._seconds[key] = before + time.monotonic() - began
             if self._world.is_main:
                 write_text(self._path, json.dumps({"seconds": self._seconds}, indent=1))
+
+        def save_repeatedly() -> None:
+            while not ended.wait(SAVE_SECONDS):
+                with suppress(UserError):  # the disk is full: the end of the block says so
+                    save()
+
+        saver = threading.Thread(target=save_repeatedly, daemon=True)
+        saver.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            saver.join()
+            save()
 
     def finished(self, key: str, epochs: int) -> None:
         """Record a complete training: later estimates are based on the longest ones."""

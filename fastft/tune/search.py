@@ -179,7 +179,7 @@ class _Search:
         else:
             self.budget.finished(run.key, epochs)
             trial = finished_trial(setting, rung, epochs, run, evaluations)
-            if rung != last and self.world.is_main:  # its figures are all that is needed
+            if epochs != self.rungs[last] and self.world.is_main:  # its figures are all that is needed
                 shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         self.trials.append(trial)
         return trial
@@ -192,9 +192,8 @@ class _Search:
     def _limited(self, run: PlannedRun) -> PlannedRun:
         """The run, to be stopped when the budget ends, whatever was estimated."""
         left = self.budget.left
-        if math.isinf(left):
-            return run
-        train = dataclasses.replace(run.recipe.train, stop_after=f"{max(left, 0.1):.1f}s")
+        stop_after = None if math.isinf(left) else f"{max(left, 0.1):.1f}s"
+        train = dataclasses.replace(run.recipe.train, stop_after=stop_after)
         return dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, train=train))
 
     def _announce(self, setting: Setting, rung: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from beton_tools.errors import UserError
 from fastft.train.distributed import World
+from fastft.tune import budget as budget_module
 from fastft.tune.budget import Budget, format_duration
 
 WORLD = World(0, 1, 0, torch.device("cpu"))
@@ -63,6 +65,17 @@ def test_time_is_remembered_also_after_an_error(tmp_path: Path) -> None:
     with again.timed("a"):
         pass
     assert again.spent > budget.spent
+
+
+def test_time_is_remembered_by_a_process_that_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget_module, "SAVE_SECONDS", 0.01)
+    with Budget(tmp_path / "tune.json", 100, WORLD, KEYS).timed("a"):
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "tune.json").exists():  # as the next process finds it
+            assert time.monotonic() < deadline
+        assert 0 < Budget(tmp_path / "tune.json", 100, WORLD, KEYS).spent
 
 
 def test_the_time_of_another_search_in_the_folder_is_kept_and_not_counted(tmp_path: Path) -> None:

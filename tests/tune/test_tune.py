@@ -194,6 +194,17 @@ def test_trainings_that_do_not_fit_are_listed_and_the_final_one_is_kept_room_for
     assert "did not fit into the budget" in (tmp_path / "out/table.md").read_text()
 
 
+def test_a_recipe_of_one_epoch_with_a_time_limit_is_tuned(
+    tiny: dict[str, str], untouched: Path, tmp_path: Path
+) -> None:
+    """All rungs are the same trainings; the recipe's limit is one of its own run, not of the search."""
+    (tmp_path / "short.yaml").write_text(f"extends: {Path(RECIPE).resolve()}\ntrain: {{stop_after: 0.01s}}\n")
+    recipe = [*options(tiny), "--schedule.epochs=1", "--schedule.warmup_epochs=0"]
+    result = tune(str(tmp_path / "short.yaml"), recipe, tmp_path / "out", test=untouched, console=QUIET)
+    assert result.complete and result.rungs == [1, 1, 1] and result.figures is not None
+    assert not any(trial.failure for trial in result.trials)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
