@@ -7,7 +7,7 @@ import numpy as np
 from fastft.metrics.predictions import Predictions
 
 BINS = 15  # equal widths, as in the paper
-LOG_TEMPERATURES = (-4.0, 4.0)  # range of the search
+LOG_TEMPERATURES = (-4.0, 4.0)  # range of the search, for logits
 TOLERANCE = 1e-3  # of the logarithm of the temperature
 
 
@@ -60,10 +60,12 @@ def reliability(confidence_N: np.ndarray, right_N: np.ndarray) -> Reliability:
     return Reliability(images, *means)
 
 
-def fit_temperature(shifted_NK: np.ndarray, labels_N: np.ndarray) -> tuple[float, float]:
+def fit_temperature(
+    shifted_NK: np.ndarray, labels_N: np.ndarray, logs: tuple[float, float] = LOG_TEMPERATURES
+) -> tuple[float, float]:
     """(temperature with the smallest cross-entropy, that cross-entropy).
 
-    shifted_NK: logits minus the largest one of each image.
+    shifted_NK: logits minus the largest one of each image. logs: smallest and largest logarithm of the temperature.
     """
     from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 
@@ -73,7 +75,5 @@ def fit_temperature(shifted_NK: np.ndarray, labels_N: np.ndarray) -> tuple[float
         temperature = np.float32(np.exp(log_temperature))
         return float(np.mean(np.log(np.exp(shifted_NK / temperature).sum(1)) - truth_N / temperature))
 
-    found = minimize_scalar(
-        cross_entropy, bounds=LOG_TEMPERATURES, method="bounded", options={"xatol": TOLERANCE}
-    )
+    found = minimize_scalar(cross_entropy, bounds=logs, method="bounded", options={"xatol": TOLERANCE})
     return float(np.exp(found.x)), float(found.fun)

@@ -16,6 +16,7 @@ from fastft.train.distributed import World
 
 SAVE_SECONDS = 15.0  # of a training, at most, are forgotten if the process is killed
 
+
 class Budget:
     """Seconds that each training has taken, in `tune.json`, and whether another one fits.
 

@@ -41,6 +41,19 @@ def test_its_logits_are_accurate_and_calibrated_on_unseen_images(digits) -> None
     assert found.plain.ece < unscaled.plain.ece / 4
 
 
+def test_logits_of_many_classes_are_calibrated() -> None:
+    """Eight images of each of 400 classes: their scores lie so close together that a scale of 54.6 was too small."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(400), 12)
+    centres, noise = rng.normal(size=(400, 64)), rng.normal(size=(len(labels), 64))
+    images = (centres[labels] + 1.5 * noise).astype(np.float32)
+    fitted = np.arange(len(labels)) % 12 < 8
+    head = fit_ridge_head(images[fitted], labels[fitted], 400, seed=0)
+    p = Predictions.from_logits(images[~fitted] @ head.weight_KD.T + head.bias_K, labels[~fitted])
+    assert head.scale > 100
+    assert calibrate(p).temperature == pytest.approx(1, abs=0.25)
+
+
 def test_the_same_images_and_seed_give_the_same_head(digits) -> None:
     images, labels, _, _ = digits
     first, second = (fit_ridge_head(images, labels, 10, seed=3) for _ in range(2))
