@@ -242,7 +242,7 @@ class PageFile:
 def _open_locked(path: Path) -> BinaryIO:
     """Open and lock for reading and writing; the lock is released when the file is closed or the process ends."""
     file = os.fdopen(open_own(path, os.O_RDWR), "r+b")
-    if not try_lock(file) or _was_renamed(file, path):
+    if not try_lock(file) or was_replaced(file, path):
         file.close()
         raise UserError(f"{path}: another process is writing it; wait for it, or give another name")
     return file
@@ -259,8 +259,8 @@ def try_lock(file: IO[Any]) -> bool:
     return True
 
 
-def _was_renamed(file: BinaryIO, path: Path) -> bool:
-    """Whether another process finished the file since it was opened."""
+def was_replaced(file: IO[Any], path: Path) -> bool:
+    """Whether the path is another file, or none, since this one was opened."""
     try:
         return not os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

@@ -3,15 +3,15 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from beton_tools.atomic import write_text
 from beton_tools.errors import UserError
 from beton_tools.manifest import manifest_path
-from beton_tools.pagefile import try_lock
+from beton_tools.pagefile import try_lock, was_replaced
 from beton_tools.subset_file import SUFFIX as SUBSET
 from beton_tools.user_files import read_user_text
 from beton_tools.workers import refuse_rerun
@@ -105,35 +105,55 @@ def locked(folder: Path, say: Say) -> Iterator[None]:
         RuntimeError: as `refuse_rerun`; the parent process holds the lock, so that waiting would never end.
     """
     refuse_rerun()
-    above = [path for path in folder.parent.parents if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    with open_lock(folder) as file:
-        waited = 0.0
-        while not try_lock(file):
-            if waited <= SILENT_SECONDS < waited + POLL_SECONDS:
-                say(f"{folder}: waiting for another process that prepares the images")
-            time.sleep(POLL_SECONDS)
-            waited += POLL_SECONDS
-        try:
-            yield
-        except UserError:
-            _remove_unused(folder, above)
-            raise
+    waited = 0.0
+    while True:
+        above = [path for path in folder.parent.parents if not path.exists()]
+        file = _open_in(folder)
+        with file:
+            while not try_lock(file):
+                if waited <= SILENT_SECONDS < waited + POLL_SECONDS:
+                    say(f"{folder}: waiting for another process that prepares the images")
+                time.sleep(POLL_SECONDS)
+                waited += POLL_SECONDS
+            if was_replaced(file, folder / LOCK):
+                continue  # the other process has removed the folder, after an error
+            try:
+                yield
+            except UserError:
+                _remove_unused(folder, above)
+                raise
+            return
+
+
+def _open_in(folder: Path) -> IO[str]:
+    """The lock file of a folder; both are made if there is none."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another process has just removed the folder
+            return open_lock(folder)
 
 
 def _remove_unused(folder: Path, above: Sequence[Path]) -> None:
     """Remove a folder that holds no images yet, the run directory if nothing else is in it, and the empty ones of `above`."""
     for place, own in ((folder, {LOCK, PREPARED}), (folder.parent, {LOCK})):
-        names = {path.name for path in place.iterdir()}
-        if names - own:
+        if {path.name for path in place.iterdir()} - own:
             return
-        for name in names:
-            (place / name).unlink()
-        place.rmdir()
+        for name in own:
+            (place / name).unlink(missing_ok=True)
+        if not _remove_empty(place):
+            return
     for place in above:
-        if any(place.iterdir()):
+        if not _remove_empty(place):
             return
-        place.rmdir()
+
+
+def _remove_empty(folder: Path) -> bool:
+    """Remove a folder; False if something is in it, perhaps made by another process just now."""
+    try:
+        folder.rmdir()
+    except OSError:
+        return False
+    return True
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from fastft.cli import main
 from fastft.config import Recipe, load_recipe
 from fastft.cost.recipes import count_images
 from fastft.photos.prepare import prepare_data
+from fastft.photos.state import locked
 from fastft.train.loop import train
 from tests.photos.conftest import CLASSES, PER_CLASS
 from tests.train.runs import differing, end
@@ -220,6 +222,28 @@ def test_photographs_that_are_refused_leave_nothing(copied: Path, tmp_path: Path
     with pytest.raises(UserError, match="num_classes"):
         prepared(copied, run, "--data.num_classes=7")
     assert (run / "data" / "train.beton").exists()
+
+
+def test_every_waiting_process_gets_the_reason(tmp_path: Path) -> None:
+    """Each removes the folder after its error, which the next waits for."""
+    folder = tmp_path / "above/run/data"
+    said: list[str] = []
+
+    def prepare(reason: str) -> None:
+        try:
+            with locked(folder, print):
+                time.sleep(0.5)
+                raise UserError(reason)
+        except (UserError, OSError) as error:
+            said.append(str(error))
+
+    threads = [threading.Thread(target=prepare, args=(reason,)) for reason in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(said) == ["a", "b", "c"]
+    assert not folder.parent.parent.exists()
 
 
 def test_images_on_both_sides_are_named_where_one_side_is_a_beton(copied: Path, tmp_path: Path) -> None:
