@@ -86,6 +86,18 @@ class Checkpointing:
         for error in self.damaged:
             set_aside(error.path)
 
+    def remove_unrecorded_best(self, epoch: int) -> None:
+        """Keep, of the checkpoints of best epochs, that of `epoch`, which the restored state names.
+
+        Another one was written just before the process was killed, and its epoch, trained again, need not be the best again.
+        """
+        recorded = self._best_path(epoch)
+        if recorded.is_dir():
+            keep_only(recorded)
+
+    def _best_path(self, epoch: int) -> Path:
+        return self.folder / f"best-{epoch:04}"
+
     # saving -----------------------------------------------------------------------------------------------------------
 
     def is_due(self, global_step: int) -> bool:
@@ -148,12 +160,13 @@ class Checkpointing:
         evaluation: Mapping[str, Any] | None,
     ) -> None:
         if evaluation is not None:
-            path = self.folder / f"best-{evaluation['epoch']:04}"
+            best = self._best_path(evaluation["epoch"])
             write_checkpoint(
-                path, {**run, "evaluation": evaluation}, {"model": tensors.get("ema", tensors["model"])}
+                best, {**run, "evaluation": evaluation}, {"model": tensors.get("ema", tensors["model"])}
             )
-            keep_only(path)
         write_checkpoint(self.folder / f"step-{global_step:08}", state, tensors)
+        if evaluation is not None:
+            keep_only(best)
         prune(self.folder, self._options.keep_checkpoints)
 
 

@@ -99,6 +99,8 @@ class Trainer:
         if self.world.is_main:
             self.checkpoints.folder.mkdir(exist_ok=True)
             self.checkpoints.set_damaged_aside()
+            if (best := self.progress.best()) is not None:
+                self.checkpoints.remove_unrecorded_best(best["epoch"])
             write_recipe(self.folder, self.recipe)
             write_choices(self.folder, self.recipe)
         self.log = RunLog(

@@ -182,6 +182,17 @@ def test_a_run_of_an_earlier_version_takes_its_best_checkpoint(whole: Path, tmp_
     assert find_weights(old).path.name.startswith("best-")
 
 
+def test_a_best_epoch_that_no_checkpoint_names_is_removed_when_the_run_continues(
+    tiny, whole: Path, tmp_path: Path
+) -> None:
+    """As a process leaves it that is killed between the writes of best-* and step-*."""
+    killed = Path(shutil.copytree(whole, tmp_path / "run"))
+    (best,) = list_checkpoints(killed / "checkpoints", "best")
+    shutil.copytree(best, best.with_name("best-0099"))
+    run(tiny, killed, model__drop_path="0.3")
+    assert list_checkpoints(killed / "checkpoints", "best") == [best]
+
+
 def test_a_run_that_has_not_ended_follows_the_same_rule(
     whole: Path, untrained_ema: Path, tmp_path: Path
 ) -> None:
