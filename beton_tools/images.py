@@ -46,6 +46,9 @@ class EncodeOptions:
     page_size: int = DEFAULT_PAGE_SIZE
 
 
+_DEEP = {"I;16": "16-bit ", "I": "32-bit ", "F": "32-bit "}  # Pillow's modes -> in EncodedImage.how
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
     data: bytes
@@ -78,7 +81,7 @@ def warm_up() -> None:
 def _reencode(data: bytes, options: EncodeOptions) -> EncodedImage:
     pixels, form = _decode(data)
     stored = shrink(pixels, options.max_resolution)
-    how = form if stored is pixels or form == DAMAGED else "resized"
+    how = form if stored is pixels or form == DAMAGED or loses_values(form) else "resized"
     if max(stored.shape) > MAX_SIDE:
         raise BadImage(
             f"{stored.shape[1]} x {stored.shape[0]} pixels, the limit is {MAX_SIDE} per side; give --max-resolution"
@@ -122,6 +125,11 @@ def _keep(data: bytes, options: EncodeOptions) -> EncodedImage | None:
     return EncodedImage(stored, head.height, head.width, KEPT)
 
 
+def loses_values(how: str) -> bool:
+    """Whether an image had more than 8 bits per value."""
+    return how.startswith(tuple(_DEEP.values()))
+
+
 def _decode_quietly(data: bytes) -> np.ndarray | None:
     """Decode a JPEG with libjpeg-turbo, which gives Pillow's pixels; None if it warns or fails."""
     try:
@@ -133,7 +141,7 @@ def _decode_quietly(data: bytes) -> np.ndarray | None:
 def _decode(data: bytes) -> tuple[np.ndarray, str]:
     """RGB pixels (H, W, 3) uint8 as timm's and torchvision's loaders give them, and the format or unusual mode.
 
-    As there, 16-bit samples are clipped to 255, not scaled, and missing parts of a damaged JPEG are filled in.
+    As there, samples of 16 or 32 bits are clipped to 255, not scaled, and missing parts of a damaged JPEG are filled in.
     """
     try:
         with warnings.catch_warnings():
@@ -146,8 +154,7 @@ def _decode(data: bytes) -> tuple[np.ndarray, str]:
         reason = str(error) or type(error).__name__
         raise BadImage(f"cannot be decoded ({reason})".replace("\n", " ")) from error
     if not is_jpeg:
-        depth = "16-bit " if image.mode.startswith("I;16") else ""
-        return pixels, f"{depth}{image.format}"
+        return pixels, f"{_DEEP.get(image.mode[:4], '')}{image.format}"
     if quiet is None and _is_damaged(data):
         return pixels, DAMAGED
     return pixels, "progressive JPEG" if image.info.get("progressive") else f"{image.mode} JPEG"

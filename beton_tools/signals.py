@@ -192,7 +192,10 @@ def _is_main_program(program: str) -> bool:
     in_main_thread = threading.current_thread() is threading.main_thread()
     # present in every worker process; importing it here would take longer than the rest of this module
     processes = sys.modules.get("multiprocessing.process")
-    is_worker = processes is not None and processes.parent_process() is not None
+    # while a worker runs the main script again, under another name, it does not know its parent yet
+    is_worker = "__mp_main__" in sys.modules or (
+        processes is not None and processes.parent_process() is not None
+    )
     return started_as in (program, "-m") and in_main_thread and not is_worker
 
 

@@ -121,6 +121,11 @@ def has_images(root: Path, folder: str) -> bool:
     return any(_is_image(path) for path, _ in _files_below(root, folder))
 
 
+def images_below(root: Path) -> list[str]:
+    """Paths of the images at any depth, relative to `root` and sorted, with the rules of class folders."""
+    return sorted(path.removeprefix("./") for path, _ in _files_below(root, ".") if _is_image(path))
+
+
 def _is_image(path: str) -> bool:
     return is_image_name(path.rpartition("/")[2])
 
@@ -131,7 +136,8 @@ def _files_below(root: Path, folder: str) -> Iterator[tuple[str, bool]]:
     Hidden files and folders, such as .ipynb_checkpoints, are left out.
     """
     real_root = os.path.realpath(root)
-    stack = [(folder, (*map(str, Path(real_root).parents), real_root))]
+    above = tuple(map(str, Path(real_root).parents))
+    stack = [(folder, above if folder == "." else (*above, real_root))]
     while stack:
         folder, parents = stack.pop()
         real = os.path.realpath(root / folder)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from beton_tools.atomic import check_writable
@@ -91,11 +90,11 @@ def export_checkpoint(checkpoint: Path, format: str, out: Path, weights: str = A
 
 @contextmanager
 def _writing(out: Path) -> Iterator[None]:
-    """One line for a full disk, for which safetensors raises its own error."""
+    """One line for a full disk."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        reason = error.strerror or error
         raise UserError(
             f"{out} could not be written ({reason}); free some space, or give another --out"
         ) from None

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from open_clip.model import CLIPVisionCfg, _build_vision_tower  # the only builder from a configuration
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from beton_tools.errors import UserError
+from fastft.files.tensor_file import save_tensors
 from fastft.inference.trained import Trained
 from fastft.model import Arch, TimmArch
 from fastft.model.classifier import TOKEN
@@ -61,7 +62,7 @@ def write(trained: Trained, path: Path) -> None:
         state |= {"visual.proj": ours["head.weight"].T}
     state |= {BIAS: ours["head.bias"]}
     path.mkdir()
-    save_file({k: v.contiguous() for k, v in state.items()}, path / WEIGHTS, {"format": "pt"})
+    save_tensors(path / WEIGHTS, state, {"format": "pt"})
     (path / CONFIG).write_text(json.dumps(open_clip_config(trained), indent=1), encoding="utf-8")
 
 

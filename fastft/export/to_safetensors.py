@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from fastft.files.tensor_file import save_tensors
 from fastft.inference.trained import Trained
 from fastft.model import TimmArch, arch_from_dict, build_classifier
 from fastft.model.classifier import PATCHES
@@ -29,9 +30,9 @@ def write(trained: Trained, path: Path) -> None:
             "crop_pct": recipe.train.eval_crop_pct,
         },
     }
-    state = {k: v.contiguous() for k, v in trained.model.state_dict().items()}
     # safetensors headers hold strings; transformers and timm require "format"
-    save_file(state, path, {"format": "pt"} | {key: json.dumps(value) for key, value in header.items()})
+    texts = {"format": "pt"} | {key: json.dumps(value) for key, value in header.items()}
+    save_tensors(path, trained.model.state_dict(), texts)
 
 
 def load(path: Path) -> torch.nn.Module:

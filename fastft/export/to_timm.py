@@ -11,10 +11,10 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from beton_tools.errors import UserError
+from fastft.files.tensor_file import save_tensors
 from fastft.inference.trained import Trained
 from fastft.model import Arch, TimmArch
 from fastft.model.classifier import TOKEN
@@ -48,8 +48,7 @@ CLIP_EPS = 1e-5  # LayerNorm eps of these towers; timm's default is 1e-6
 
 def write(trained: Trained, path: Path) -> None:
     path.mkdir()
-    state = timm_state(trained)
-    save_file({k: v.contiguous() for k, v in state.items()}, path / "model.safetensors", {"format": "pt"})
+    save_tensors(path / "model.safetensors", timm_state(trained), {"format": "pt"})
     (path / "config.json").write_text(json.dumps(timm_config(trained), indent=1), encoding="utf-8")
 
 

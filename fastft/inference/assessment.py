@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from beton_tools.beton_set import BetonSet
+from beton_tools.console import printable
 from beton_tools.errors import UserError
 from beton_tools.manifest import Manifest
 from fastft.constants import AUTO
@@ -21,6 +22,9 @@ FEW_IMAGES = 3000  # a CPU evaluates as many in a minute or two
 
 @dataclass(frozen=True)
 class Assessment:
+    """weights: which ones it is of, in words."""
+
+    weights: str
     mistakes: Mistakes
     classes: ClassReport
 
@@ -37,7 +41,7 @@ def assess_run(run: Run, insist: bool, weights: str = AUTO) -> tuple[Assessment 
         return None, "The run has no validation data."
     try:
         betons = BetonSet.open(run.recipe.data.val)
-        find_weights(run.folder, weights)
+        chosen = find_weights(run.folder, weights)
         if not insist and len(betons) > FEW_IMAGES and not torch.cuda.is_available():
             images = f"{len(betons):,} images take long without a GPU"
             return None, f"Left out: {images} (--mistakes=always evaluates them)."
@@ -48,9 +52,13 @@ def assess_run(run: Run, insist: bool, weights: str = AUTO) -> tuple[Assessment 
         return None, f"Left out: {error}."
     names = _display_names(betons.files[0].path, found.classes)
     mistakes = find_mistakes(found.logits_NK, found.labels_N, names)
-    with_images = [replace(m, image=thumbnail(betons, m.sample)) for m in mistakes.most_confident]
+    files = betons.read_names()
+    shown = [
+        replace(m, image=thumbnail(betons, m.sample), file=printable(files[m.sample]) if files else "")
+        for m in mistakes.most_confident
+    ]
     classes = report_classes(Predictions.from_logits(found.logits_NK, found.labels_N), names)
-    return Assessment(replace(mistakes, most_confident=with_images), classes), ""
+    return Assessment(chosen.description, replace(mistakes, most_confident=shown), classes), ""
 
 
 def _display_names(data: Path, classes: list[str]) -> list[str]:

@@ -19,7 +19,10 @@ THUMBNAIL_QUALITY = 82
 
 @dataclass(frozen=True)
 class Mistake:
-    """One wrong prediction. `sample` is the index in the validation file; probabilities are of the softmax."""
+    """One wrong prediction. `sample` is the index in the validation file; probabilities are of the softmax.
+
+    file: name in the source of the validation file; "" if it is not known.
+    """
 
     sample: int
     truth: str
@@ -27,6 +30,7 @@ class Mistake:
     predicted: str
     predicted_probability: float
     image: str = ""  # data URI
+    file: str = ""
 
 
 @dataclass(frozen=True)

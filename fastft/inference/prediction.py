@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from beton_tools.errors import UserError
-from beton_tools.image_formats import IMAGE_SUFFIXES, is_image_name
+from beton_tools.image_formats import IMAGE_SUFFIXES
 from beton_tools.user_files import check_user_file
 from fastft.constants import AUTO
 from fastft.inference.image_reader import read_batches
@@ -100,7 +100,7 @@ def predict_files(
 
 
 def image_paths(given: Sequence[Path]) -> Iterator[Path]:
-    """The given files, and all image files in the given folders and their subfolders.
+    """The given files, and all image files in the given folders and their subfolders, found as in class folders.
 
     Raises:
         UserError: a given path is neither a folder with images nor a regular file.
@@ -109,10 +109,12 @@ def image_paths(given: Sequence[Path]) -> Iterator[Path]:
         if not path.is_dir():
             yield check_user_file(path, "an image file or a folder of images")
             continue
-        found = sorted(p for p in path.rglob("*") if is_image_name(p.name) and not p.is_dir())
+        from beton_tools.sources.folder import images_below  # loads Arrow, which single files do without
+
+        found = images_below(path)
         if not found:
             raise UserError(f"{path} contains no image files ({', '.join(IMAGE_SUFFIXES)})")
-        yield from found
+        yield from (path / name for name in found)
 
 
 def _require_one(predictions: Iterator[Prediction]) -> Iterator[Prediction]:

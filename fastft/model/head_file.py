@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from beton_tools.atomic import atomic_path
 from beton_tools.errors import UserError
 from beton_tools.user_files import check_user_file
+from fastft.files.tensor_file import save_tensors
 from fastft.model.interface import ImageClassifier
 from fastft.model.weight_files import first_sentence, read_state_dict
 
@@ -48,11 +48,10 @@ def write_head(path: Path, head: Head) -> None:
         UserError: it cannot be written.
     """
     header = {"format": "pt", "pool": head.pool, "classes": json.dumps(head.classes), **head.source}
-    tensors = {WEIGHT: head.weight_KD.contiguous(), BIAS: head.bias_K.contiguous()}
     try:
         with atomic_path(path) as partial:
-            save_file(tensors, partial, header)
-    except (OSError, SafetensorError) as error:  # safetensors raises its own error for a full disk
+            save_tensors(partial, {WEIGHT: head.weight_KD, BIAS: head.bias_K}, header)
+    except OSError as error:
         raise UserError(f"{path}: cannot be written ({error})") from None
 
 

@@ -21,6 +21,7 @@ from beton_tools.beton_paths import find_betons
 from beton_tools.beton_set import BetonSet
 from beton_tools.console import printable
 from beton_tools.errors import UserError
+from beton_tools.images import loses_values
 from beton_tools.manifest import Manifest
 from beton_tools.progress_bar import progress
 from beton_tools.signals import hint_when_interrupted
@@ -235,10 +236,11 @@ def _write(split: str, images: LabelledSet, options: WriteOptions, folder: Path)
         warnings.append(
             f"{len(manifest.skipped):,} {split} images cannot be read and are left out: {listed}{rest}"
         )
-    deep = sum(count for encoding, count in manifest.encodings.items() if encoding.startswith("16-bit"))
+    deep = sum(count for encoding, count in manifest.encodings.items() if loses_values(encoding))
     if deep:
         warnings.append(
-            f"{deep:,} {split} images have 16 bits per value, and values above 255 become white: scale them to 8 bits"
+            f"{deep:,} {split} images have 16 or 32 bits per value: values above 255 become white, fractions of 1 black; scale "
+            "them to 8 bits"
         )
     return warnings
 

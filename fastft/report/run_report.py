@@ -64,6 +64,7 @@ def render_run(
         cost=run_cost(run, gpus, price),
         mistakes=assessment.mistakes if assessment else None,
         classes=classes,
+        weights=assessment.weights if assessment else "",
         confusion=confusion_picture(classes) if classes else "",
         reliability=render_chart(reliability_chart(classes.calibration)) if classes else "",
         note=note,

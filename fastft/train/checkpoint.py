@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from beton_tools.errors import UserError
@@ -38,6 +38,7 @@ from fastft.files.rules import (
     Rule,
     check_keys,
 )  # fmt: skip
+from fastft.files.tensor_file import save_tensors
 from fastft.model import Arch, TimmArch
 
 VERSION = 1
@@ -96,9 +97,7 @@ def write_checkpoint(
     try:
         partial.mkdir(parents=True)
         for name, group in tensors.items():
-            save_file(
-                {k: v.detach().cpu().contiguous() for k, v in group.items()}, partial / f"{name}.safetensors"
-            )
+            save_tensors(partial / f"{name}.safetensors", group)
         (partial / STATE).write_text(json.dumps({"version": VERSION, **state}, indent=1), encoding="utf-8")
         checksums = {file.name: _checksum(file) for file in sorted(partial.iterdir())}
         (partial / CHECKSUMS).write_text(json.dumps(checksums), encoding="utf-8")
@@ -108,7 +107,7 @@ def write_checkpoint(
             _remove(path)
         partial.rename(path)
         _flush(path.parent)
-    except (OSError, SafetensorError) as error:  # safetensors raises its own error for a full disk
+    except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
             f"checkpoint {path} could not be written: {error}; free some space and run again"

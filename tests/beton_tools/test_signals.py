@@ -184,6 +184,21 @@ def test_a_signal_during_the_imports_is_one_line(
     assert child.returncode == 128 + number
 
 
+@pytest.mark.parametrize(("name", "handles"), [("__main__", "True"), ("__mp_main__", "False")])
+def test_a_worker_that_runs_the_program_again_ends_silently(tmp_path: Path, name: str, handles: str) -> None:
+    """multiprocessing runs the main script under the second name; the parent may end the worker meanwhile."""
+    script = tmp_path / "beton"
+    script.write_text(
+        "import signal\nfrom beton_tools.signals import imports_of\nwith imports_of('beton'):\n"
+        "    print(callable(signal.getsignal(signal.SIGTERM)))\n"
+    )
+    start = f"import runpy, sys; sys.argv[:] = [{str(script)!r}]; runpy.run_path({str(script)!r}, run_name={name!r})"
+    assert (
+        subprocess.run([sys.executable, "-c", start], capture_output=True, text=True).stdout.strip()
+        == handles
+    )
+
+
 def test_handlers_are_restored_and_those_of_others_kept() -> None:
     def other(*_: object) -> None: ...
 

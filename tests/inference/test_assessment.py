@@ -1,4 +1,4 @@
-"""The assessment of a run's best checkpoint on its validation file has the figures of its evaluation."""
+"""The assessment of a run's weights on its validation file has the figures of their evaluation."""
 
 import csv
 from pathlib import Path
@@ -21,7 +21,9 @@ def test_mistakes_and_metrics_are_those_of_evaluation(run_of_random_model: Path)
     scores = evaluate_checkpoint(run_of_random_model, None, "cpu")
     assert found is not None and found.mistakes.images == 36
     assert 100 * (1 - found.mistakes.wrong / 36) == pytest.approx(scores["top1"])
+    assert found.weights == scores["weights"]
     assert all(m.image.startswith("data:image/jpeg") for m in found.mistakes.most_confident)
+    assert all(m.file.startswith(f"{m.truth}/") for m in found.mistakes.most_confident)
     assert found.classes.balanced_accuracy == pytest.approx(scores["balanced_accuracy"])
     assert found.classes.calibration.plain.ece == pytest.approx(scores["ece"], abs=1e-3)
     assert found.classes.calibration.temperature == pytest.approx(scores["temperature"], rel=1e-3)

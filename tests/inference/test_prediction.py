@@ -52,6 +52,22 @@ def test_folders_are_searched_for_every_suffix_that_conversion_accepts(tmp_path:
     assert list(image_paths([tmp_path])) == files
 
 
+def test_folders_are_searched_as_class_folders_are(tmp_path: Path) -> None:
+    for name in (
+        "photos/cat/1.jpg",
+        "photos/.thumbs/1.jpg",
+        "photos/cat/.2.jpg",
+        "photos/cat/notes.txt",
+        "others/3.jpg",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    photos = tmp_path / "photos"
+    (photos / "dog").symlink_to(tmp_path / "others")
+    (photos / "loop").symlink_to(photos)
+    assert list(image_paths([photos])) == [photos / "cat/1.jpg", photos / "dog/3.jpg"]
+
+
 def test_every_file_gets_its_classes_or_an_error(trained: Path, photographs, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()

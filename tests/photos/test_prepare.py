@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -274,12 +275,15 @@ def test_images_that_lose_values_and_classes_that_cannot_be_read_are_named(
     copied: Path, tmp_path: Path
 ) -> None:
     Image.fromarray(np.full((40, 40), 5000, np.uint16)).save(copied / "coffee" / "deep.png")
+    Image.fromarray(np.full((40, 40), 0.5, np.float32)).save(copied / "coffee" / "fractions.tif")
+    Image.fromarray(np.full((40, 600), 5000, np.int32)).save(copied / "coffee" / "large.tif")
     for image in (copied / "chelsea").glob("*.jpg"):
         image.write_bytes(b"not an image")
     said: list[str] = []
     recipe = prepared(copied, tmp_path / "run", said=said)
     text = "\n".join(said)
-    assert "1 train images have 16 bits per value" in text or "1 val images have 16 bits per value" in text
+    counts = re.findall("([0-9]) (?:train|val) images have 16 or 32 bits per value", text)
+    assert sum(map(int, counts)) == 3
     assert "no training image can be read of chelsea" in text
     stored = Beton.open(str(recipe.data.train)).num_samples
     assert f"{stored} training images of 3 classes" in text

@@ -88,7 +88,7 @@ def run_page(tmp_path: Path) -> Path:
         ],
     )
     page = tmp_path / "run.html"
-    assessment = Assessment(mistakes, made_up_classes(CLASS_NAMES))
+    assessment = Assessment("EMA weights of step-00000010", mistakes, made_up_classes(CLASS_NAMES))
     page.write_text(render_run(load_run(folder), assessment=assessment, price=2.48))
     return page
 
@@ -108,7 +108,7 @@ def many_classes_page(tmp_path: Path) -> Path:
     """A page with as many classes as a confusion matrix can have, with long names."""
     folder = write_run(tmp_path / "run", "final_b16", 3)
     names = [f"{k} maillot, tank suit or bathing costume" for k in range(100)]
-    assessment = Assessment(Mistakes(5000, 0, []), made_up_classes(names))
+    assessment = Assessment("EMA weights of step-00000010", Mistakes(5000, 0, []), made_up_classes(names))
     page = tmp_path / "many.html"
     page.write_text(render_run(load_run(folder), assessment=assessment))
     return page
