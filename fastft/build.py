@@ -12,11 +12,13 @@ from torch import nn
 from beton_tools.errors import UserError
 from fastft.augment import AugmentPolicy, parse_policy
 from fastft.config import Choice, Recipe, epoch_values, resolve, without_expectation
+from fastft.config.automatic import paper_recipe
 from fastft.model import ImageClassifier, TimmArch, TowerArch, build_classifier, load_arch, load_tower_weights
 from fastft.model.arch import refuse_pool_without_class_token
 from fastft.model.attention import prepare_for_compile
 from fastft.model.classifier import TOKEN
 from fastft.model.head_file import read_head, set_head
+from fastft.model.weights import check_weights
 from fastft.optim import WarmupCosine, decay_for_batch
 
 if TYPE_CHECKING:
@@ -90,8 +92,15 @@ def _ema_warnings(recipe: Recipe) -> list[str]:
         return []
     return [
         f"the EMA's horizon of {horizon:,.0f} steps is long for {steps:,} steps: {untrained:.1%} of its weights will be "
-        "the initial ones; set --ema.horizon=auto"
+        f"the initial ones; set {_better_horizon(recipe)}"
     ]
+
+
+def _better_horizon(recipe: Recipe) -> str:
+    if recipe.ema.horizon is None:
+        return "--ema.horizon=auto"
+    share = paper_recipe(recipe).horizon * recipe.epochs / recipe.schedule.epochs
+    return f"--ema.horizon={share:.2g}, a share of the whole schedule"
 
 
 def ema_horizon(recipe: Recipe) -> float:
@@ -118,6 +127,23 @@ def recipe_arch(recipe: Recipe) -> TowerArch:
             )
         refuse_pool_without_class_token(recipe.model.arch)
     return arch.at(recipe.model.image_size)
+
+
+def check_model(recipe: Recipe) -> None:
+    """Refuse an architecture, an image size or weights that `build_model` would refuse, before longer work; fetches nothing.
+
+    Raises:
+        UserError: as `recipe_arch` and `check_weights`.
+    """
+    arch, weights = recipe_arch(recipe), recipe.model.weights
+    if weights == "random":
+        return
+    if isinstance(arch, TimmArch):
+        from fastft.model.timm_weights import find_tag  # imports timm, which takes seconds
+
+        if find_tag(weights, arch.timm) is not None:
+            return
+    check_weights(weights, recipe.model.arch)
 
 
 def build_model(recipe: Recipe, *, pretrained: bool = True, arch: TowerArch | None = None) -> ImageClassifier:

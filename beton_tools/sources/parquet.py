@@ -280,7 +280,12 @@ def _labels(path: SourcePath, file: pq.ParquetFile, column: str) -> np.ndarray |
     if values.null_count:
         raise UserError(f"{path}: {values.null_count} rows have no {column}; remove them")
     if is_text(values.type):
-        return values.to_pylist()
+        texts = [text.strip() for text in values.to_pylist()]
+        if "" in texts:
+            raise UserError(
+                f"{path}, row {texts.index('') + 2}: no {column}; fill the cell, or remove the row"
+            )
+        return texts
     limits = pc.min_max(values).as_py() if len(values) else {"min": 0, "max": 0}
     if limits["min"] < 0:
         raise UserError(

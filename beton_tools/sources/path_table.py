@@ -195,8 +195,13 @@ def _read_parquet(path: Path) -> Table:
             raise
         except Exception as error:
             raise _damaged(path, error) from error
-    texts = {name: ["" if v is None else str(v).strip() for v in values] for name, values in cells.items()}
+    texts = {name: [_text(value) for value in values] for name, values in cells.items()}
     return Table(texts, range(2, table.num_rows + 2))
+
+
+def _text(value: Any) -> str:
+    """A cell as text; empty for null and for NaN, which pandas writes for it."""
+    return "" if value is None or value != value else str(value).strip()
 
 
 def is_text(kind: Any) -> bool:
@@ -284,6 +289,8 @@ def _is_utf8(text: str) -> bool:
 
 def _below(root: Path, table: Path, cell: str) -> str:
     """A path of the table `table`, relative to `root`."""
+    if "://" in cell:
+        raise UserError(f"{table}: {cell} is a URL; download the images, and list the paths of their files")
     return os.path.relpath(Path(os.path.realpath(table.parent)) / cell, root)
 
 

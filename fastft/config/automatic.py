@@ -103,7 +103,9 @@ def _apply_shares(recipe: Recipe) -> Recipe:
 def _batch_size(recipe: Recipe) -> tuple[int, str]:
     images = recipe.data.train_size
     power = 2 ** round(math.log2(images / IMAGES_PER_UNIT_OF_BATCH))
-    batch = min(max(power, SMALLEST_BATCH), PAPER_BATCH, images)
+    if images < SMALLEST_BATCH:
+        return images, f"all {images:,} training images: fewer than the smallest batch, {SMALLEST_BATCH}"
+    batch = min(max(power, SMALLEST_BATCH), PAPER_BATCH)
     limits = f"rounded to a power of two, {SMALLEST_BATCH} to {PAPER_BATCH:,}"
     return batch, f"{images:,} training images / {IMAGES_PER_UNIT_OF_BATCH}, {limits}"
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from beton_tools.errors import UserError
+from beton_tools.user_files import check_user_file
 from fastft.model.arch import Arch
 from fastft.model.clip_names import from_transformers, is_transformers, text_from_transformers
 from fastft.model.positions import resample_positions
 from fastft.model.tower import Tower
-from fastft.model.weight_files import first_sentence, is_torchscript_file, read_state_dict
-from fastft.model.weight_folders import WeightFolder, find_weight_folder
+from fastft.model.weight_files import EXPECTED, first_sentence, is_torchscript_file, read_state_dict
+from fastft.model.weight_folders import HUB, WeightFolder, find_weight_folder
 
 PROJECTION = ("ln_post.", "proj")  # tower weights that only `model.pool=token` uses
 NOT_TENSORS_OF_A_TOWER = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's files
@@ -54,6 +55,21 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str) -> None:
         raise UserError(
             f"weights {weights} do not fit {arch_name}: missing {missing[:3]}, unexpected {unexpected[:3]}; check model.arch"
         )
+
+
+def check_weights(weights: str, arch_name: str) -> None:
+    """Refuse, without a download, what names neither a file, a folder, a repository nor a pretrained tag.
+
+    Raises:
+        UserError: as `load_tower_weights`.
+    """
+    if weights.startswith(HUB):
+        return
+    path = _as_file(weights)
+    if path is None:
+        _check_tag(weights, arch_name)
+    elif not path.is_dir():
+        check_user_file(path, EXPECTED)
 
 
 def read_visual_state(weights: str, arch_name: str, folder: WeightFolder | None = None) -> dict[str, Tensor]:
@@ -149,11 +165,9 @@ def _needs_quick_gelu(weights: str, arch_name: str, folder: WeightFolder | None)
 
 
 def _read_tag(tag: str, arch_name: str) -> dict[str, Tensor]:
-    import open_clip  # takes seconds
+    import open_clip
 
-    known = open_clip.list_pretrained_tags_by_model(arch_name)
-    if tag not in known:
-        raise UserError(unknown_tag(tag, arch_name, known))
+    _check_tag(tag, arch_name)
     try:
         path = open_clip.download_pretrained(open_clip.get_pretrained_cfg(arch_name, tag))
     except Exception as error:
@@ -162,6 +176,14 @@ def _read_tag(tag: str, arch_name: str) -> dict[str, Tensor]:
             "download them elsewhere and set model.weights to the file"
         ) from None
     return read_state_dict(Path(path))
+
+
+def _check_tag(tag: str, arch_name: str) -> None:
+    import open_clip  # takes seconds
+
+    known = open_clip.list_pretrained_tags_by_model(arch_name)
+    if tag not in known:
+        raise UserError(unknown_tag(tag, arch_name, known))
 
 
 def unknown_tag(tag: str, arch_name: str, known: Sequence[str]) -> str:

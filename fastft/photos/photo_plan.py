@@ -2,6 +2,7 @@
 
 import csv
 import io
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,7 @@ def plan_photos(train: LabelledSet, val: LabelledSet | None, holds_out: bool = T
     _warn_of_other_labels(train, ids[0], warnings)
     if val is not None:
         warnings += shared_images(train.source, val.source, *ids)
+        _warn_of_shared_groups(train, val, warnings)
     return Plan(train, val, False, missing, warnings)
 
 
@@ -99,7 +101,7 @@ def choose_held_out(found: LabelledSet, warnings: list[str]) -> np.ndarray:
         _warn_of_unheld_classes(found, held, warnings)
         _warn_of_large_units(held, warnings)
     else:
-        related = len(np.unique(units)) < len(units)
+        related = hold_out(_text_order(found), np.arange(len(found))).any()
         reason = (
             "groups and identical images must stay on one side: no image can be held out, and nothing is evaluated; give "
             "smaller groups, or validation images by --data.val"
@@ -165,15 +167,17 @@ def _existing(found: LabelledSet, warnings: list[str]) -> tuple[LabelledSet, lis
     source = found.source
     if source.kind != "table":
         return found, []
+    _warn_of_repeated_files(found, warnings)
     exists = source.stamps(np.arange(len(found), dtype=np.int64)).any(axis=1)
     missing = [source.names[i] for i in np.flatnonzero(~exists).tolist()]
     if not missing:
         return found, []
     listed = _listing(missing)
     if not exists.any():
+        windows = ", with / between folders" if "\\" in missing[0] else ""
         raise UserError(
             f"{source.root}: none of the {len(found):,} files that the table lists exists ({listed}); paths are relative to "
-            "the table"
+            f"the table{windows}"
         )
     warnings.append(f"{len(missing):,} of {len(found):,} files in the table do not exist: {listed}")
     return found.take(np.flatnonzero(exists)), missing
@@ -206,12 +210,24 @@ def with_classes(val: LabelledSet, classes: Sequence[str]) -> LabelledSet:
     found = {source.classes[label] for label in np.unique(source.labels).tolist()}
     unknown = sorted(found - known)
     if unknown:
+        _refuse_other_unicode(source, unknown, classes)
         first = source.names[int(np.flatnonzero(source.labels == source.classes.index(unknown[0]))[0])]
         raise UserError(
             f"{source.root}: validation images of {_count(unknown, 'class', 'classes')} without training images "
             f"({_listing(unknown)}; {printable(first)}); add training images, or remove these"
         )
     return val.take(np.arange(len(val), dtype=np.int64), classes)
+
+
+def _refuse_other_unicode(source: Source, unknown: Sequence[str], classes: Sequence[str]) -> None:
+    """Raise UserError if a name is that of a training class with its accents written in another way, as macOS does."""
+    known = {unicodedata.normalize("NFC", name): name for name in classes}
+    for name in unknown:
+        if unicodedata.normalize("NFC", name) in known:
+            raise UserError(
+                f"{source.root}: class {printable(name)} and the training class of the same name differ in how Unicode writes "
+                "their accents (NFC and NFD); rename one"
+            )
 
 
 def _warn_of_unused(found: LabelledSet, warnings: list[str]) -> None:
@@ -259,6 +275,24 @@ def _warn_of_other_labels(train: LabelledSet, ids: np.ndarray, warnings: list[st
         names = [train.source.names[int(np.flatnonzero(ids == i)[0])] for i in doubtful[:LISTED]]
         warnings.append(
             f"{_count(doubtful, 'image appears', 'images appear')} in several classes: {_listing(names, len(doubtful))}"
+        )
+
+
+def _warn_of_shared_groups(train: LabelledSet, val: LabelledSet, warnings: list[str]) -> None:
+    ours, theirs = (set(found.columns.groups or ()) - {""} for found in (train, val))
+    if shared := sorted(ours & theirs):
+        warnings.append(
+            f"{_count(shared, 'group has', 'groups have')} both training and validation images; accuracy will be too high: "
+            f"{_listing(shared)}"
+        )
+
+
+def _warn_of_repeated_files(found: LabelledSet, warnings: list[str]) -> None:
+    names, counts = np.unique(np.array(list(found.source.names), object), return_counts=True)
+    if repeated := names[counts > 1].tolist():
+        warnings.append(
+            f"{_count(repeated, 'file is', 'files are')} listed several times, and count as several images: "
+            f"{_listing(repeated)}"
         )
 
 

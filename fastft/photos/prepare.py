@@ -27,7 +27,7 @@ from beton_tools.progress_bar import progress
 from beton_tools.signals import hint_when_interrupted
 from beton_tools.subset_file import SUFFIX as SUBSET
 from beton_tools.writer import WriteOptions, write_beton
-from fastft.build import with_num_classes, with_train_size
+from fastft.build import check_model, with_num_classes, with_train_size
 from fastft.config import Recipe
 from fastft.files.run_directory import run_folder
 from fastft.photos.beton_holdout import as_source, prepare_holdout
@@ -141,6 +141,7 @@ def _prepare_train(recipe: Recipe, folder: Path, say: Say) -> Recipe:
         _refuse_inside(photographs, folder.parent)
     stored = begin(folder, inputs, say)
     if not stored.get("complete"):
+        check_model(recipe)
         stored = finish(folder, inputs, _convert_all(recipe, train, val, folder))
     recipe = recipe.with_option("data.train", str(folder / "train.beton"))
     if TO_VAL in stored["files"]:
@@ -165,6 +166,7 @@ def _prepare_val(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     inputs = Inputs(photos, _fingerprint(val), longest_side=_options(recipe).max_resolution)
     stored = begin(folder, inputs, say)
     if not stored.get("complete"):
+        check_model(recipe)
         warnings += _write("val", val, _options(recipe), folder)
         stored = finish(folder, inputs, {"files": [TO_VAL], "summary": [], "warnings": warnings})
     recipe = recipe.with_option("data.val", str(folder / TO_VAL))

@@ -190,4 +190,4 @@ def _refuse_changed(run: Path, change: str, before: str) -> None:
     """before: what the run directory was made of, if that is something else."""
     if any(any(run.glob(folder)) for folder in TRAINED):
         reason = f"{run} was trained on {before}" if before else f"{change} since {run} was trained"
-        raise UserError(f"{reason}; use another --train.run_dir")
+        raise UserError(f"{reason}; use another --train.run_dir (fastft tune and sweep: --out)")

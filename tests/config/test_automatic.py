@@ -48,6 +48,12 @@ def test_with_imagenets_images_it_is_exactly_the_papers_recipe(paper: str, optio
     assert {key for key in found if not key.startswith("about.")} == expected
 
 
+def test_fewer_images_than_the_smallest_batch_are_one_batch() -> None:
+    recipe = load_recipe("photos", ["--data.train_size=29"])
+    reason = next(choice.reason for choice in recipe.choices if choice.option == "optim.batch_size")
+    assert recipe.optim.batch_size == 29 and reason.startswith("all 29 training images")
+
+
 def test_the_training_files_images_count_not_the_recipes() -> None:
     recipe = with_train_size(load_recipe("photos"), 9_000)
     assert recipe == load_recipe("photos", ["--data.train_size=9000"])
@@ -144,4 +150,8 @@ def test_an_ema_that_stays_close_to_the_initial_weights_is_a_warning_in_every_re
     assert "95.7%" in warning and "--ema.horizon=auto" in warning
     assert explain(load_recipe("final_b16", [*small, "--ema.horizon=auto"]))["warnings"] == []
     assert explain(load_recipe("final_b16", [*small, "--ema.decay=0"]))["warnings"] == []
+    short = ["--data.train_size=9000", "--schedule.stop_epoch=5"]
+    (warning,) = explain(load_recipe("photos", short))["warnings"]
+    assert "53.5%" in warning and "set --ema.horizon=0.016, a share of the whole schedule" in warning
+    assert explain(load_recipe("photos", [*short, "--ema.horizon=0.016"]))["warnings"] == []
     assert explain(load_recipe("final_b16"))["warnings"] == []

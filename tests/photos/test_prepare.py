@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -227,7 +228,7 @@ def test_photographs_that_are_refused_leave_nothing(copied: Path, tmp_path: Path
 
 def test_every_waiting_process_gets_the_reason(tmp_path: Path) -> None:
     """Each removes the folder after its error, which the next waits for."""
-    folder = tmp_path / "above/run/data"
+    folder = tmp_path / "run/data"
     said: list[str] = []
 
     def prepare(reason: str) -> None:
@@ -244,7 +245,7 @@ def test_every_waiting_process_gets_the_reason(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(said) == ["a", "b", "c"]
-    assert not folder.parent.parent.exists()
+    assert not folder.parent.exists()
 
 
 def test_images_on_both_sides_are_named_where_one_side_is_a_beton(copied: Path, tmp_path: Path) -> None:
@@ -448,6 +449,65 @@ def test_duplicates_across_given_splits_are_a_warning(album: Path, tmp_path: Pat
         "1 validation image is also a training image, byte for byte" in line and "copy.jpg" in line
         for line in said
     )
+
+
+def test_groups_on_both_given_sides_and_repeated_rows_are_warnings(album: Path, tmp_path: Path) -> None:
+    rows = [
+        row
+        | {
+            "image_path": str(album / row["image_path"]),
+            "group": f"g{i // 4}",
+            "split": "train" if i % 4 else "val",
+        }
+        for i, row in enumerate(rows_of(album))
+    ]
+    said: list[str] = []
+    prepared(write_csv(tmp_path / "t.csv", [*rows, rows[1]]), tmp_path / "run", said=said)
+    text = "\n".join(said)
+    assert (
+        "9 groups have both training and validation images; accuracy will be too high: g0, g1, g2, ... 6 more"
+        in text
+    )
+    assert "1 file is listed several times, and count as several images: " in text
+
+
+def test_a_class_of_one_image_each_is_the_reason_and_not_identical_images(
+    album: Path, tmp_path: Path
+) -> None:
+    image = (album / "coffee/00.jpg").read_bytes()
+    for name in ("a", "b", "c", "d", "e", "f"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "1.jpg").write_bytes(image)
+    said: list[str] = []
+    prepared(tmp_path / "set", tmp_path / "run", said=said)
+    assert any("6 images are too few to hold any out" in line for line in said)
+
+
+def test_names_that_differ_only_in_their_unicode_form_are_named(copied: Path, tmp_path: Path) -> None:
+    for split, form in (("train", "NFC"), ("val", "NFD")):
+        shutil.copytree(copied, tmp_path / "set" / split)
+        (tmp_path / "set" / split / "coffee").rename(
+            tmp_path / "set" / split / unicodedata.normalize(form, "Käfer")
+        )
+    with pytest.raises(UserError, match=r"class Ka.fer and .* differ in how Unicode writes"):
+        prepared(tmp_path / "set", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--model.weights=nowhere.pt", "nowhere.pt"),
+        ("--model.weights=opena", "did you mean 'openai'"),
+        ("--model.image_size=30", "image size 30 is not a multiple"),
+        ("--model.arch=ViT-C-16", "ViT-C-16"),
+    ],
+)
+def test_wrong_options_of_the_model_are_refused_before_the_conversion(
+    option: str, message: str, album: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        prepared(album, tmp_path / "run", option)
+    assert not (tmp_path / "run").exists()
 
 
 def test_missing_files_of_a_table_are_counted_and_named(album: Path, tmp_path: Path) -> None:

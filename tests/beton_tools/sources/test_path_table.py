@@ -47,6 +47,28 @@ def test_a_parquet_table_may_list_paths_or_hold_images_with_named_labels(images:
 
 
 @pytest.mark.parametrize("kind", ["paths", "images"])
+@pytest.mark.parametrize("labels", [["cup", " "], [1.0, float("nan")]], ids=["space", "NaN"])
+def test_a_row_of_a_parquet_file_without_a_label_is_named(
+    images: Path, kind: str, labels: list[object]
+) -> None:
+    if kind == "images" and labels[0] == 1.0:
+        pytest.skip("labels beside images are integers or text")
+    names = ["pictures/coffee.png", "pictures/rocket.png"]
+    cells = names if kind == "paths" else [(images / name).read_bytes() for name in names]
+    pq.write_table(pa.table({"image": cells, "label": labels}), images / "t.parquet")
+    with pytest.raises(UserError, match="row 3: no label; fill the cell, or remove the row"):
+        open_source(images / "t.parquet")
+
+
+@pytest.mark.parametrize("kind", ["paths", "images"])
+def test_space_around_a_label_is_no_part_of_it(images: Path, kind: str) -> None:
+    names = ["pictures/coffee.png", "pictures/rocket.png"]
+    cells = names if kind == "paths" else [(images / name).read_bytes() for name in names]
+    pq.write_table(pa.table({"image": cells, "label": ["cup ", "cup"]}), images / "t.parquet")
+    assert open_source(images / "t.parquet").classes == ("cup",)
+
+
+@pytest.mark.parametrize("kind", ["paths", "images"])
 def test_categories_of_pandas_are_names(images: Path, kind: str) -> None:
     names = ["pictures/coffee.png", "pictures/rocket.png"]
     cells = names if kind == "paths" else [(images / name).read_bytes() for name in names]
@@ -113,6 +135,7 @@ def test_numbers_are_sorted_by_value() -> None:
         ("where,label\na.png,x\n", "no image path column among where, label"),
         ("path,label,is_valid\na.png,x,perhaps\n", "is_valid is 'perhaps'; write true or false"),
         ('path,label\n"a.png,x\n', "cannot be read as CSV"),
+        ("path,label\nhttps://x.org/a.png,x\n", "https://x.org/a.png is a URL; download the images"),
     ],
 )
 def test_mistakes_name_the_table_and_the_row(tmp_path: Path, text: str, message: str) -> None:
