@@ -41,6 +41,14 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
 
 
+def add_logit_adjustment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--logit-adjustment",
+        action="store_true",
+        help="correct the logits for unequal class sizes in the training file: lower balanced error",
+    )
+
+
 def add_only_present_classes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only-present-classes",

@@ -10,6 +10,7 @@ from fastft.cli.arguments import (
     add_checkpoint,
     add_device,
     add_json,
+    add_logit_adjustment,
     add_only_present_classes,
     positive,
     print_weights,
@@ -29,11 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--csv", type=Path, metavar="FILE", help="write the prediction for every image to a table"
     )
-    parser.add_argument(
-        "--logit-adjustment",
-        action="store_true",
-        help="correct the logits for unequal class sizes in the training file: lower balanced error",
-    )
+    add_logit_adjustment(parser)
     add_only_present_classes(parser)
     _add_knn(parser.add_argument_group("nearest neighbours"))
     add_device(parser)

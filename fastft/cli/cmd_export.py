@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fastft.cli.arguments import add_checkpoint, print_weights
+from fastft.cli.arguments import add_checkpoint, add_logit_adjustment, print_weights
 from fastft.constants import EXPORT_FORMATS
 
 HELP = "write a checkpoint for another library, checked by loading it there, with a model card"
@@ -13,6 +13,7 @@ TAKES_OPTIONS = False
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
+    add_logit_adjustment(parser)
     parser.add_argument("--format", required=True, choices=EXPORT_FORMATS)
     parser.add_argument(
         "--out",
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fastft.export import export_checkpoint
 
-    done = export_checkpoint(args.checkpoint, args.format, args.out, args.weights)
+    done = export_checkpoint(args.checkpoint, args.format, args.out, args.weights, args.logit_adjustment)
     print_weights(done.weights)
     print(
         f"{done.path}: loaded again with {args.format}, logits differ by {done.max_difference:.2g} at most "

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from beton_tools import torchrun
-from fastft.cli.arguments import add_checkpoint, add_device, print_weights, whole_number
+from fastft.cli.arguments import add_checkpoint, add_device, add_logit_adjustment, print_weights, whole_number
 
 HELP = "label image files with a checkpoint, or write their embeddings"
 EXAMPLE = "fastft predict runs/demo photo.jpg holiday/ --topk 3"
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--features", type=Path, metavar="FILE.npz",
         help="write the embeddings before the head instead of classes: features (N, D), labels, files, classes",
     )  # fmt: skip
+    add_logit_adjustment(parser)
     add_device(parser)
 
 
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         TOPK if args.topk is None else args.topk,
         args.device,
         args.weights,
+        args.logit_adjustment,
         print_weights,
     )
     if args.csv is not None:
@@ -67,8 +69,10 @@ def _write_features(args: argparse.Namespace) -> int:
     from fastft.inference.trained import load_trained
     from fastft.train.distributed import find_world
 
-    if args.csv is not None or args.topk is not None:
-        raise UserError("--features writes embeddings, not classes; omit --csv and --topk")
+    if args.csv is not None or args.topk is not None or args.logit_adjustment:
+        raise UserError(
+            "--features writes embeddings, not classes; omit --csv, --topk and --logit-adjustment"
+        )
     check_features_path(args.features)
     world = find_world(args.device)
     with evaluating(world):

@@ -21,7 +21,7 @@ def model_card(trained: Trained, format: str, usage: str, max_difference: float)
     """The model card as Markdown."""
     recipe = trained.recipe
     sections = [
-        f"# {recipe.name}\n\n{_summary(trained)}",
+        f"# {recipe.name}\n\n{_summary(trained)}\n\nWeights: {_plain(trained.weights)}.",
         f"## Load it\n\n```python\n{usage}\n```\n\n"
         f"Checked when it was written: logits of this {format} export and of the checkpoint `{trained.path.name}` "
         f"differ by {max_difference:.1e} at most.",

@@ -14,6 +14,7 @@ from beton_tools.errors import UserError
 from fastft.constants import AUTO
 from fastft.export import to_onnx, to_open_clip, to_safetensors, to_timm
 from fastft.export.card import model_card
+from fastft.inference.logit_adjustment import adjust_logits
 from fastft.inference.trained import Trained, load_trained
 
 Logits = Callable[[Tensor], Tensor]  # images (B, 3, S, S) to logits (B, K), both float32 on the CPU
@@ -55,8 +56,12 @@ class Exported:
     weights: str  # in words
 
 
-def export_checkpoint(checkpoint: Path, format: str, out: Path, weights: str = AUTO) -> Exported:
+def export_checkpoint(
+    checkpoint: Path, format: str, out: Path, weights: str = AUTO, logit_adjustment: bool = False
+) -> Exported:
     """Export the model of a run or checkpoint and write a model card beside it; weights: as `load_trained`.
+
+    logit_adjustment: as `Predictor`; the correction becomes a part of the head's bias.
 
     Raises:
         UserError: no such checkpoint, a model that the format cannot hold, `out` in the way or not writable, or logits that
@@ -66,6 +71,8 @@ def export_checkpoint(checkpoint: Path, format: str, out: Path, weights: str = A
     _check_name(out, kind, format)
     check_writable(out, makes_directories=True)
     trained = load_trained(checkpoint, torch.device("cpu"), weights)
+    if logit_adjustment:
+        trained = adjust_logits(trained)
     partial = out.with_name(f".partial-{out.name}")
     try:
         with _writing(out):

@@ -84,8 +84,9 @@ def evaluate_files(
     with evaluating(world):
         trained = load_trained(checkpoint, world.device, weights)
         paths = files or [validation_file(trained)]
-        model = adjust_logits(trained) if logit_adjustment else None
-        found = [evaluate_model(trained, p, world, only_present_classes, model) for p in paths]
+        if logit_adjustment:
+            trained = adjust_logits(trained)
+        found = [evaluate_model(trained, p, world, only_present_classes) for p in paths]
     if csv is not None and world.is_main:
         assert found[0].scores.predictions is not None
         write_predictions_table(found[0].scores.predictions, trained.outputs, found[0].path, csv)

@@ -22,8 +22,7 @@ COLUMNS = ("image", "file", "class", "predicted", "probability", "class_probabil
 def print_evaluation(scores: Mapping[str, Any], console: Console) -> None:
     """Print the figures, the classes (the worst by F1 if there are many), and the largest confusions."""
     _print_line(console, _headline(scores))
-    adjusted = ", logits adjusted for the class sizes" if scores.get("logit_adjustment") else ""
-    _print_line(console, f"{_means(scores)}{adjusted}")
+    _print_line(console, _means(scores))
     if "knn" in scores:
         _print_line(
             console, f"by the {scores['knn']} nearest of {scores['knn_train_images']:,} training images"

@@ -1,9 +1,10 @@
 """Post-hoc logit adjustment for unequal class sizes (Menon et al. 2021, 2007.07314, with tau = 1)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from beton_tools.beton_paths import exist_betons
 from beton_tools.beton_set import BetonSet
@@ -12,28 +13,12 @@ from fastft.inference.trained import Trained
 from fastft.train.checkpoint import Damaged
 
 
-class AdjustedLogits(nn.Module):
-    """A model whose logits are reduced by the logarithm of each class's share of the training images.
+@torch.no_grad()
+def adjust_logits(trained: Trained) -> Trained:
+    """The trained model, with the logarithm of each class's share of the training images subtracted from its head's bias.
 
-    The largest logit then predicts the class with the smallest balanced error, instead of the most probable class.
-    """
-
-    log_prior_K: Tensor
-
-    def __init__(self, model: nn.Module, class_counts: Sequence[int]):
-        super().__init__()
-        counts_K = torch.tensor(class_counts, dtype=torch.float64)
-        # outputs without training images get no advantage over the largest class
-        counts_K = torch.where(counts_K > 0, counts_K, counts_K.max())
-        self.model = model
-        self.register_buffer("log_prior_K", (counts_K / counts_K.sum()).log().float())
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images).float() - self.log_prior_K
-
-
-def adjust_logits(trained: Trained) -> nn.Module:
-    """The trained model with adjusted logits.
+    The largest logit then predicts the class with the smallest balanced error, instead of the most probable class. The model
+    is changed in place.
 
     Raises:
         UserError: the number of training images of each class is not known.
@@ -41,8 +26,16 @@ def adjust_logits(trained: Trained) -> nn.Module:
     counts = trained.class_counts or _count_training_images(trained)
     if len(counts) != len(trained.classes):
         raise Damaged(trained.path, f"it has {len(trained.classes)} classes and {len(counts)} class sizes")
-    padded = [*counts, *[0] * (trained.recipe.data.num_classes - len(counts))]
-    return AdjustedLogits(trained.model, padded).to(next(trained.model.parameters()).device)
+    bias_K = trained.model.head.bias
+    bias_K.sub_(log_shares([*counts, *[0] * (len(bias_K) - len(counts))]))
+    return replace(trained, weights=f"{trained.weights}; logits adjusted for the class sizes")
+
+
+def log_shares(class_counts: Sequence[int]) -> Tensor:
+    """float64 (K,): logarithm of each class's share; classes without images get no advantage over the largest one."""
+    counts_K = torch.tensor(class_counts, dtype=torch.float64)
+    counts_K = torch.where(counts_K > 0, counts_K, counts_K.max())
+    return (counts_K / counts_K.sum()).log()
 
 
 def _count_training_images(trained: Trained) -> list[int]:

@@ -40,14 +40,25 @@ class Predictor:
         checkpoint: a run directory or a checkpoint in it.
         device: "auto" (the GPU if there is one), "cuda" or "cpu".
         weights: "raw", "ema", "best", "last", or "auto": those that the run's rule chose.
+        logit_adjustment: correct the logits for the class sizes of the training file, as `fastft eval --logit-adjustment`.
 
     Raises:
         UserError: there is no such checkpoint or device, or the checkpoint is damaged.
     """
 
-    def __init__(self, checkpoint: str | Path, device: str = "auto", weights: str = AUTO) -> None:
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        device: str = "auto",
+        weights: str = AUTO,
+        logit_adjustment: bool = False,
+    ) -> None:
         self.device = choose_device(device)
         self.trained = load_trained(Path(checkpoint), self.device, weights)
+        if logit_adjustment:
+            from fastft.inference.logit_adjustment import adjust_logits  # loads Numba for .beton files
+
+            self.trained = adjust_logits(self.trained)
         self.classes = self.trained.outputs
 
     @torch.inference_mode()
@@ -81,11 +92,12 @@ def predict_files(
     topk: int,
     device: str,
     weights: str = AUTO,
+    logit_adjustment: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Prediction]:
     """The top classes of image files and of the images in folders, in order, one batch at a time.
 
-    say: called with the weights in words.
+    logit_adjustment: as `Predictor`. say: called with the weights in words.
 
     Raises:
         UserError: there is no such checkpoint or image, or topk < 1; when the iteration ends, that no file could be read.
@@ -94,7 +106,7 @@ def predict_files(
         raise UserError(f"topk is {topk}: give 1 or more")
     choose_device(device)
     paths = list(image_paths(images))
-    predictor = Predictor(checkpoint, device, weights)
+    predictor = Predictor(checkpoint, device, weights, logit_adjustment)
     say(predictor.trained.weights)
     return _require_one(predictor.predict(paths, topk))
 

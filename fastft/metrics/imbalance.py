@@ -15,5 +15,5 @@ def describe_imbalance(class_counts: Sequence[int]) -> str:
     present = [count for count in class_counts if count]
     return (
         f"classes have {min(present):,} to {max(present):,} training images: balanced accuracy compares epochs and weights; "
-        "fastft eval --logit-adjustment corrects predictions for the class sizes"
+        "--logit-adjustment of fastft eval, predict and export corrects for the class sizes"
     )

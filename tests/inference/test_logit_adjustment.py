@@ -13,9 +13,12 @@ from PIL import Image
 from beton_tools.convert import convert_folder
 from beton_tools.errors import UserError
 from beton_tools.writer import WriteOptions
+from fastft.cli import main
+from fastft.export.to_safetensors import load
 from fastft.files.run_directory import read_metrics
 from fastft.inference.evaluation import evaluate_checkpoint
-from fastft.inference.logit_adjustment import AdjustedLogits, adjust_logits
+from fastft.inference.logit_adjustment import adjust_logits, log_shares
+from fastft.inference.prediction import Predictor
 from fastft.inference.trained import load_trained
 from tests.train.runs import run
 
@@ -56,14 +59,44 @@ def test_logits_are_reduced_by_the_log_share_of_the_training_images(imbalanced: 
     trained = load_trained(imbalanced / "run", CPU)
     images = torch.randn(3, 3, 32, 32)
     with torch.inference_mode():
-        difference = trained.model(images) - adjust_logits(trained)(images)
+        before = trained.model(images)
+        adjusted = adjust_logits(trained)
+        difference = before - adjusted.model(images)
+    assert adjusted.weights == f"{trained.weights}; logits adjusted for the class sizes"
     expected = torch.tensor([44 / 48, 4 / 48]).log()
     torch.testing.assert_close(difference, expected.expand(3, 2))
 
 
 def test_outputs_without_training_images_are_not_preferred() -> None:
-    adjusted = AdjustedLogits(torch.nn.Identity(), [30, 0, 10])
-    assert adjusted.log_prior_K[1] == adjusted.log_prior_K[0] > adjusted.log_prior_K[2]
+    largest, none, few = log_shares([30, 0, 10]).tolist()
+    assert none == largest > few
+
+
+def test_prediction_and_export_are_adjusted_as_the_evaluation_is(
+    imbalanced: Path, tmp_path: Path, capsys
+) -> None:
+    image = imbalanced / "images/coffee/00.jpg"
+    plain, adjusted = (
+        next(Predictor(imbalanced / "run", "cpu", logit_adjustment=on).predict([image]))
+        for on in (False, True)
+    )
+    ratio = np.divide(*adjusted.probabilities) / np.divide(
+        *[plain.probabilities[plain.classes.index(name)] for name in adjusted.classes]
+    )
+    assert np.log(ratio) == pytest.approx(
+        np.log(11) * (1 if adjusted.classes[0] == "coffee" else -1), abs=1e-3
+    )
+    out = tmp_path / "adjusted.safetensors"
+    assert (
+        main(
+            ["export", str(imbalanced / "run"), "--logit-adjustment", "--format=safetensors", f"--out={out}"]
+        )
+        == 0
+    )
+    assert "logits adjusted for the class sizes" in capsys.readouterr().err
+    assert "logits adjusted for the class sizes" in out.with_name("adjusted.safetensors.md").read_text()
+    expected = adjust_logits(load_trained(imbalanced / "run", CPU)).model.head.bias
+    assert torch.equal(load(out).head.bias, expected)
 
 
 def test_adjusted_evaluation_predicts_the_rare_class_more_often(imbalanced: Path) -> None:
@@ -81,7 +114,7 @@ def test_older_checkpoints_take_the_class_sizes_from_the_training_file(
 ) -> None:
     trained = replace(load_trained(imbalanced / "run", CPU), class_counts=[])
     stored = adjust_logits(load_trained(imbalanced / "run", CPU))
-    assert torch.equal(adjust_logits(trained).log_prior_K, stored.log_prior_K)
+    assert torch.equal(adjust_logits(trained).model.head.bias, stored.model.head.bias)
     gone = replace(trained.recipe, data=replace(trained.recipe.data, train=str(tmp_path / "gone.beton")))
     with pytest.raises(UserError, match="needs the number of training images"):
         adjust_logits(replace(trained, recipe=gone))
