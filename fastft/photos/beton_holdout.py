@@ -49,7 +49,7 @@ def prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     data = str(recipe.data.train)
     betons = BetonSet.open(data)
     whole = betons.as_subset_file()
-    inputs = Inputs(data, _fingerprint(whole))
+    inputs = Inputs(data, fingerprint_of(whole))
     stored = begin(folder, inputs, say)
     if not stored.get("complete"):
         stored = finish(folder, inputs, _hold_out(betons, data, folder))
@@ -103,7 +103,7 @@ def _hold_out(betons: BetonSet, data: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def _fingerprint(whole: SubsetFile) -> str:
+def fingerprint_of(whole: SubsetFile) -> str:
     """Changes with the tables of the files and the chosen samples; not with the place of the files."""
     described = [VERSION, "beton", [file.content for file in whole.files]]
     digest = hashlib.blake2b(json.dumps(described).encode(), digest_size=16)

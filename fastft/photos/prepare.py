@@ -30,8 +30,7 @@ from beton_tools.writer import WriteOptions, write_beton
 from fastft.build import check_model, with_num_classes, with_train_size
 from fastft.config import Recipe
 from fastft.files.run_directory import run_folder
-from fastft.photos.beton_holdout import as_source, prepare_holdout
-from fastft.photos.duplicates import content_ids
+from fastft.photos.beton_holdout import as_source, fingerprint_of, prepare_holdout
 from fastft.photos.holdout import VERSION
 from fastft.photos.layout import LabelledSet, open_val
 from fastft.photos.paths import GIVE, holds_out_of_beton, needs_conversion, needs_preparation
@@ -45,6 +44,7 @@ from fastft.photos.photo_plan import (
     usable_images,
     with_classes,
 )
+from fastft.photos.shared_images import ids_at_one_size
 from fastft.photos.state import SPLIT, Inputs, Say, begin, finish, locked, print_record
 
 LEAST_LONG_SIDE = 500  # pixels; ImageNet's usual size
@@ -148,7 +148,7 @@ def _prepare_train(recipe: Recipe, folder: Path, say: Say) -> Recipe:
         recipe = recipe.with_option("data.val", str(folder / TO_VAL))
     print_record(stored, say)
     if is_beton:
-        _warn_of_shared_images(recipe, say)
+        _warn_of_shared_images(recipe, folder, inputs, stored, say)
     return with_num_classes(recipe, len(BetonSet.open(folder / "train.beton").class_names), photos)
 
 
@@ -171,7 +171,7 @@ def _prepare_val(recipe: Recipe, folder: Path, say: Say) -> Recipe:
         stored = finish(folder, inputs, {"files": [TO_VAL], "summary": [], "warnings": warnings})
     recipe = recipe.with_option("data.val", str(folder / TO_VAL))
     print_record(stored, say)
-    _warn_of_shared_images(recipe, say)
+    _warn_of_shared_images(recipe, folder, inputs, stored, say)
     return recipe
 
 
@@ -209,10 +209,17 @@ def _convert_all(recipe: Recipe, train: LabelledSet, val: LabelledSet | None, fo
     }
 
 
-def _warn_of_shared_images(recipe: Recipe, say: Say) -> None:
-    """Warn of images that are stored in both `data.train` and `data.val`, which are .beton files."""
-    train, val = (as_source(BetonSet.open(str(path))) for path in (recipe.data.train, recipe.data.val))
-    for text in shared_images(train, val, *content_ids([train, val])):
+def _warn_of_shared_images(
+    recipe: Recipe, folder: Path, inputs: Inputs, stored: dict[str, Any], say: Say
+) -> None:
+    """Warn of images that are in both `data.train` and `data.val`, which are .beton files; kept in the record."""
+    sets = [BetonSet.open(str(path)) for path in (recipe.data.train, recipe.data.val)]
+    compared = [fingerprint_of(betons.as_subset_file()) for betons in sets]
+    if stored.get("compared") != compared:
+        train, val = map(as_source, sets)
+        found = shared_images(train, val, *ids_at_one_size(sets))
+        stored = finish(folder, inputs, {**stored, "compared": compared, "shared": found})
+    for text in stored.get("shared", ()):
         say(f"warning: {text}")
 
 

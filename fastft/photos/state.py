@@ -82,7 +82,8 @@ def begin(folder: Path, inputs: Inputs, say: Say) -> dict[str, Any]:
 def finish(folder: Path, inputs: Inputs, record: Mapping[str, Any]) -> dict[str, Any]:
     """Write and return the record of a complete preparation.
 
-    record: files (names in `folder`), summary and warnings (lists of lines), and what the caller needs besides.
+    record: files (names in `folder`), summary and warnings (lists of lines), and what the caller needs besides, such as what was
+    `compared` to find `shared` images.
     """
     complete = {"inputs": asdict(inputs), "complete": True, **record}
     write_text(folder / PREPARED, json.dumps(complete, indent=1))
@@ -172,7 +173,7 @@ def _is_record(found: Any) -> bool:
         return False
     if not isinstance(found["inputs"].get("data"), str):
         return False
-    lines = [found.get(key, []) for key in ("files", "summary", "warnings")]
+    lines = [found.get(key, []) for key in ("files", "summary", "warnings", "compared", "shared")]
     return all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lines)
 
 

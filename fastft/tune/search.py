@@ -18,10 +18,9 @@ from fastft.config import Recipe, load_recipe
 from fastft.data.classes import refuse_other_classes
 from fastft.files.evaluations import BALANCED_ACCURACY
 from fastft.files.run_directory import lock_run
-from fastft.photos.beton_holdout import as_source
-from fastft.photos.duplicates import content_ids
 from fastft.photos.paths import NO_DATA
 from fastft.photos.prepare import line_printer, prepare_data
+from fastft.photos.shared_images import ids_at_one_size
 from fastft.sweep import PlannedRun, plan_run, train_run
 from fastft.sweep.results import read_result
 from fastft.train.distributed import World, find_world
@@ -122,8 +121,8 @@ def _prepare(recipe: Recipe, folder: Path, test: Path | None, console: Console) 
 
 
 def _count_shared(test: BetonSet, train: BetonSet, val: BetonSet) -> int:
-    """The images of `test` that are also in `train` or `val`, byte for byte."""
-    of_test, *others = content_ids([as_source(betons) for betons in (test, train, val)])
+    """The images of `test` that are also in `train` or `val`."""
+    of_test, *others = ids_at_one_size([test, train, val])
     return int(np.isin(of_test, np.concatenate(others)).sum())
 
 

@@ -61,7 +61,14 @@ def test_flags_are_frozen() -> None:
         "--csv", "--data", "--device", "--json", "--knn", "--knn-train", "--logit-adjustment", "--only-present-classes",
         "--weights",
     ]  # fmt: skip
-    assert flags["predict"] == ["--csv", "--device", "--features", "--logit-adjustment", "--topk", "--weights"]
+    assert flags["predict"] == [
+        "--csv",
+        "--device",
+        "--features",
+        "--logit-adjustment",
+        "--topk",
+        "--weights",
+    ]
     assert flags["zeroshot"] == [
         "--data", "--device", "--json", "--names", "--only-present-classes", "--out", "--templates"
     ]  # fmt: skip
