@@ -69,6 +69,7 @@ class _Raiser:
         self._command = command
         self._previous_hook = previous_hook
         self._postponed_at: object = None
+        self._postponed_since = 0.0
         self._pending: object = None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
@@ -89,15 +90,20 @@ class _Raiser:
         self._send_again(unraisable.exc_value.number)
 
     def _is_inside_locking(self, frame: FrameType | None) -> bool:
-        """Whether _INTERRUPTED_NOWHERE are running, other than at the same place as last time, where they wait.
+        """Whether _INTERRUPTED_NOWHERE are running, other than at the same place as some time ago, where they wait.
 
         A wait that polls is a new frame each time.
         """
+        # a second signal while the first is handled
+        while frame is not None and frame.f_globals is globals():
+            frame = frame.f_back
         if frame is None or frame.f_globals.get("__name__", "").partition(".")[0] not in _INTERRUPTED_NOWHERE:
             return False
         place = (frame.f_code if frame.f_code.co_name in _WAITS else frame, frame.f_lasti)
-        previous, self._postponed_at = self._postponed_at, place
-        return previous != place
+        if place != self._postponed_at:
+            self._postponed_at, self._postponed_since = place, time.monotonic()
+        # two signals may come at once
+        return time.monotonic() - self._postponed_since < _RETRY_SECONDS / 2
 
     def _send_again(self, number: int) -> None:
         """Send the signal after a moment. Not by threading.Timer, whose locks the interrupted code may hold."""
@@ -192,11 +198,15 @@ def _is_main_program(program: str) -> bool:
     in_main_thread = threading.current_thread() is threading.main_thread()
     # present in every worker process; importing it here would take longer than the rest of this module
     processes = sys.modules.get("multiprocessing.process")
-    # while a worker runs the main script again, under another name, it does not know its parent yet
-    is_worker = "__mp_main__" in sys.modules or (
-        processes is not None and processes.parent_process() is not None
-    )
+    is_worker = processes is not None and (processes.parent_process() is not None or runs_main_again())
     return started_as in (program, "-m") and in_main_thread and not is_worker
+
+
+def runs_main_again() -> bool:
+    """Whether this is a worker process that runs the main script; it does not know its parent yet."""
+    from multiprocessing import process
+
+    return getattr(process.current_process(), "_inheriting", False)
 
 
 @contextmanager

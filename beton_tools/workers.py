@@ -25,6 +25,7 @@ from typing import Any
 from beton_tools.errors import UserError
 from beton_tools.images import BadImage, EncodedImage, EncodeOptions, encode_sample, warm_up
 from beton_tools.remote import RemoteError
+from beton_tools.signals import runs_main_again
 from beton_tools.sources.base import Location, fetch_remote
 
 CHUNK = 8  # images per message, up to MAX_CHUNK of one group, such as a row group of a parquet file, which is read whole:
@@ -91,7 +92,7 @@ def refuse_rerun() -> None:
     Raises:
         RuntimeError: this is such a process; it ends by it, and the parent's `encode_in_order` raises UserError.
     """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
+    if runs_main_again():
         raise RuntimeError(_GUARD)
 
 

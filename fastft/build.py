@@ -130,12 +130,16 @@ def recipe_arch(recipe: Recipe) -> TowerArch:
 
 
 def check_model(recipe: Recipe) -> None:
-    """Refuse an architecture, an image size or weights that `build_model` would refuse, before longer work; fetches nothing.
+    """Refuse options that `build_model` would refuse, before longer work. No weights are read or fetched.
 
     Raises:
-        UserError: as `recipe_arch` and `check_weights`.
+        UserError: as `build_model`, without what is wrong with the contents of weights.
     """
     arch, weights = recipe_arch(recipe), recipe.model.weights
+    with torch.device("meta"):
+        build_model(recipe, pretrained=False, arch=arch)
+    if recipe.model.head is not None:
+        read_head(Path(recipe.model.head).expanduser())
     if weights == "random":
         return
     if isinstance(arch, TimmArch):

@@ -123,7 +123,11 @@ def has_images(root: Path, folder: str) -> bool:
 
 def images_below(root: Path) -> list[str]:
     """Paths of the images at any depth, relative to `root` and sorted, with the rules of class folders."""
-    return sorted(path.removeprefix("./") for path, _ in _files_below(root, ".") if _is_image(path))
+    return sorted(
+        path.removeprefix("./")
+        for path, is_loop in _files_below(root, ".")
+        if not is_loop and _is_image(path)
+    )
 
 
 def _is_image(path: str) -> bool:

@@ -59,5 +59,6 @@ def _for_images(recipe: "Recipe") -> "Recipe":
     from fastft.photos.prepare import line_printer, prepare_data
 
     if needs_preparation(recipe):
+        recipe = recipe.with_option("model.weights", "random")  # none are needed, or looked for
         recipe = prepare_data(recipe, line_printer(Console(stderr=True, markup=False)))
     return count_images(recipe)

@@ -27,7 +27,8 @@ def adjust_logits(trained: Trained) -> Trained:
     if len(counts) != len(trained.classes):
         raise Damaged(trained.path, f"it has {len(trained.classes)} classes and {len(counts)} class sizes")
     bias_K = trained.model.head.bias
-    bias_K.sub_(log_shares([*counts, *[0] * (len(bias_K) - len(counts))]))
+    shares_K = log_shares([*counts, *[0] * (len(bias_K) - len(counts))])
+    bias_K.sub_(shares_K.to(bias_K.device))
     return replace(trained, weights=f"{trained.weights}; logits adjusted for the class sizes")
 
 

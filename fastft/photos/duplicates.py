@@ -2,7 +2,8 @@
 
 import hashlib
 import zlib
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,28 +13,57 @@ from beton_tools.sources.base import FileSpan
 END = 256  # bytes at the end of an image, which differ for nearly all images that have the same size
 
 
-def content_ids(sources: list[Source]) -> list[np.ndarray]:
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What images are compared by: their size in bytes, CRC-32 of their end, and hash."""
+
+    size: int
+    end: int
+    digest: bytes
+
+    @classmethod
+    def of(cls, data: bytes) -> "Content":
+        return cls(len(data), zlib.crc32(data[-END:]), _digest(data))
+
+
+def content_ids(
+    sources: Sequence[Source], contents: Sequence[Mapping[int, Content]] | None = None
+) -> list[np.ndarray]:
     """A number per image, for each source: equal for images with identical bytes, over all sources.
+
+    contents: for each source, what to compare images by that are not to be compared by their bytes in the source.
 
     Images are read only where another has the same size, and whole only where it ends alike. Images that cannot be read have
     numbers of their own; converting them gives the reason.
     """
     every = [(source, i) for source in sources for i in range(len(source.names))]
+    starts = np.cumsum([0, *(len(source.names) for source in sources)]).tolist()
+    given = {
+        start + i: content
+        for start, of_source in zip(starts, contents or (), strict=False)
+        for i, content in of_source.items()
+    }
     sizes = np.concatenate([_sizes(source) for source in sources])
+    for k, content in given.items():
+        sizes[k] = content.size
     ends = np.zeros_like(sizes)
     for k in np.flatnonzero(_shared(sizes) & (sizes > END)).tolist():
         source, i = every[k]
-        ends[k] = _end_crc32(source, i, int(sizes[k]))
+        ends[k] = given[k].end if k in given else _end_crc32(source, i, int(sizes[k]))
     numbers: dict[bytes, int] = {}
     found = np.arange(len(every), dtype=np.int64)
     for k in np.flatnonzero(_shared(np.column_stack([sizes, ends])) | (sizes < 0)).tolist():
         source, i = every[k]
         try:
-            digest = hashlib.blake2b(source.locate(i).read(), digest_size=16).digest()
+            digest = given[k].digest if k in given else _digest(source.locate(i).read())
         except OSError:
             continue
         found[k] = numbers.setdefault(digest, k)
-    return np.split(found, np.cumsum([len(source.names) for source in sources])[:-1])
+    return np.split(found, starts[1:-1])
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def _shared(values: np.ndarray) -> np.ndarray:

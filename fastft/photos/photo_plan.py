@@ -221,7 +221,7 @@ def with_classes(val: LabelledSet, classes: Sequence[str]) -> LabelledSet:
 
 def _refuse_other_unicode(source: Source, unknown: Sequence[str], classes: Sequence[str]) -> None:
     """Raise UserError if a name is that of a training class with its accents written in another way, as macOS does."""
-    known = {unicodedata.normalize("NFC", name): name for name in classes}
+    known = {unicodedata.normalize("NFC", name) for name in classes}
     for name in unknown:
         if unicodedata.normalize("NFC", name) in known:
             raise UserError(
@@ -291,7 +291,7 @@ def _warn_of_repeated_files(found: LabelledSet, warnings: list[str]) -> None:
     names, counts = np.unique(np.array(list(found.source.names), object), return_counts=True)
     if repeated := names[counts > 1].tolist():
         warnings.append(
-            f"{_count(repeated, 'file is', 'files are')} listed several times, and count as several images: "
+            f"{_count(repeated, 'file is', 'files are')} listed several times, and every row counts as an image: "
             f"{_listing(repeated)}"
         )
 
@@ -303,8 +303,8 @@ def shared_images(train: Source, val: Source, train_ids: np.ndarray, val_ids: np
         return []
     names = [val.names[i] for i in shared[:LISTED]]
     return [
-        f"{_count(shared, 'validation image is', 'validation images are')} also a training image, byte for byte; accuracy "
-        f"will be too high: {_listing(names, len(shared))}"
+        f"{_count(shared, 'validation image is', 'validation images are')} also a training image; accuracy will be too "
+        f"high: {_listing(names, len(shared))}"
     ]
 
 

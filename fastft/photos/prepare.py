@@ -139,9 +139,8 @@ def _prepare_train(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     inputs = Inputs(photos, _fingerprint(train), of_val, _options(recipe).max_resolution)
     for photographs in (train, val):
         _refuse_inside(photographs, folder.parent)
-    stored = begin(folder, inputs, say)
+    stored = begin(folder, inputs, say, partial(check_model, recipe))
     if not stored.get("complete"):
-        check_model(recipe)
         stored = finish(folder, inputs, _convert_all(recipe, train, val, folder))
     recipe = recipe.with_option("data.train", str(folder / "train.beton"))
     if TO_VAL in stored["files"]:
@@ -164,9 +163,8 @@ def _prepare_val(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     val = with_classes(usable_images(open_val(photos), warnings), manifest.classes)
     _refuse_inside(val, folder.parent)
     inputs = Inputs(photos, _fingerprint(val), longest_side=_options(recipe).max_resolution)
-    stored = begin(folder, inputs, say)
+    stored = begin(folder, inputs, say, partial(check_model, recipe))
     if not stored.get("complete"):
-        check_model(recipe)
         warnings += _write("val", val, _options(recipe), folder)
         stored = finish(folder, inputs, {"files": [TO_VAL], "summary": [], "warnings": warnings})
     recipe = recipe.with_option("data.val", str(folder / TO_VAL))

@@ -50,8 +50,10 @@ class Inputs:
         return "" if stored.get("longest_side") == self.longest_side else "model.image_size has changed"
 
 
-def begin(folder: Path, inputs: Inputs, say: Say) -> dict[str, Any]:
+def begin(folder: Path, inputs: Inputs, say: Say, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """The record of an earlier preparation of the same inputs, complete or not; files of other inputs are removed.
+
+    check: called before anything is removed or prepared; what it raises is raised.
 
     Raises:
         UserError: the inputs have changed since the first checkpoint, or another process uses the run directory.
@@ -63,7 +65,10 @@ def begin(folder: Path, inputs: Inputs, say: Say) -> dict[str, Any]:
     if stored and not change and not lost:
         if stored.get("complete"):
             say(f"{inputs.data}: unchanged, using {folder}")
+        else:
+            check()
         return stored
+    check()
     with lock_run(folder.parent):
         if stored and not change:
             say(f"{folder}: {', '.join(lost)} is missing: preparing {inputs.data} again")
@@ -129,28 +134,30 @@ def locked(folder: Path, say: Say) -> Iterator[None]:
 def _open_in(folder: Path) -> IO[str]:
     """The lock file of a folder; both are made if there is none."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # another process has just removed the folder
+        with suppress(FileNotFoundError):  # another process has just removed the folder, or one above
+            folder.mkdir(parents=True, exist_ok=True)
             return open_lock(folder)
 
 
 def _remove_unused(folder: Path, above: Sequence[Path]) -> None:
     """Remove a folder that holds no images yet, the run directory if nothing else is in it, and the empty ones of `above`."""
-    for place, own in ((folder, {LOCK, PREPARED}), (folder.parent, {LOCK})):
-        if {path.name for path in place.iterdir()} - own:
-            return
-        for name in own:
-            (place / name).unlink(missing_ok=True)
-        if not _remove_empty(place):
-            return
-    for place in above:
-        if not _remove_empty(place):
+    # the lock last: without it, another process makes its own files here
+    for place, own in (
+        (folder, [PREPARED, LOCK]),
+        (folder.parent, [LOCK]),
+        *((place, []) for place in above),
+    ):
+        if not _remove_if_only(place, own):
             return
 
 
-def _remove_empty(folder: Path) -> bool:
-    """Remove a folder; False if something is in it, perhaps made by another process just now."""
+def _remove_if_only(folder: Path, own: Sequence[str]) -> bool:
+    """Remove a folder with the files `own`; False if it is gone, or something else is in it, perhaps made just now."""
     try:
+        if {path.name for path in folder.iterdir()} - set(own):
+            return False
+        for name in own:
+            (folder / name).unlink(missing_ok=True)
         folder.rmdir()
     except OSError:
         return False

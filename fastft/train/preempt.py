@@ -61,3 +61,6 @@ class SignalGuard:
             before = self._previous[signal.SIGINT]
             if callable(before):
                 before(number, frame)
+            else:
+                signal.signal(number, before)
+                signal.raise_signal(number)

@@ -52,7 +52,7 @@ class Budget:
 
         def save_repeatedly() -> None:
             while not ended.wait(SAVE_SECONDS):
-                with suppress(UserError):  # the disk is full: the end of the block says so
+                with suppress(OSError):  # such as a full disk: the end of the block says so
                     save()
 
         saver = threading.Thread(target=save_repeatedly, daemon=True)

@@ -64,8 +64,9 @@ def tune(
     """
     recipe = _read(reference, overrides)
     folder = out or Path("runs") / f"tune-{recipe.name}"
-    recipe, shared = _prepare(recipe, folder, test, console)
+    recipe = _prepare(recipe, folder, test, console)
     with find_world(recipe.train.device, recipe.train.timeout_minutes, "train.device") as world:
+        shared = 0 if test is None else _count_shared(recipe, test, world)
         lock: IO[str] | None = lock_run(folder) if world.is_main else None
         try:
             search = _Search(recipe, folder, budget, world, console if world.is_main else Console(quiet=True))
@@ -93,11 +94,8 @@ def _read(reference: str, overrides: Sequence[str]) -> Recipe:
     return recipe
 
 
-def _prepare(recipe: Recipe, folder: Path, test: Path | None, console: Console) -> tuple[Recipe, int]:
-    """(the recipe for its training and validation files; how many images of `test` are in them).
-
-    Photographs are converted once, into `folder`.
-    """
+def _prepare(recipe: Recipe, folder: Path, test: Path | None, console: Console) -> Recipe:
+    """The recipe for its training and validation files. Photographs are converted once, into `folder`."""
     if test is not None:
         BetonSet.open(test)  # before anything is converted
     if recipe.data.train is None:
@@ -107,23 +105,30 @@ def _prepare(recipe: Recipe, folder: Path, test: Path | None, console: Console) 
     if recipe.data.val is None:
         raise UserError("tuning needs validation images; set --data.val, or --data.hold_out_beton=true")
     train = BetonSet.open(recipe.data.train)
-    shared = 0
     if test is not None:
-        images = BetonSet.open(test)
-        refuse_other_classes(images.class_names, train.class_names, test)
-        shared = _count_shared(images, train, BetonSet.open(recipe.data.val))
-        if shared == len(images):
-            raise UserError(
-                f"{test}: all its images are training or validation images, which choose the setting; give others, or leave "
-                "--test out"
-            )
-    return with_training_files(recipe, train), shared
+        refuse_other_classes(BetonSet.open(test).class_names, train.class_names, test)
+    return with_training_files(recipe, train)
 
 
-def _count_shared(test: BetonSet, train: BetonSet, val: BetonSet) -> int:
-    """The images of `test` that are also in `train` or `val`."""
-    of_test, *others = ids_at_one_size([test, train, val])
-    return int(np.isin(of_test, np.concatenate(others)).sum())
+def _count_shared(recipe: Recipe, test: Path, world: World) -> int:
+    """The images of `test` that are also training or validation images; the main process counts.
+
+    Raises:
+        UserError: all of them are.
+    """
+    images = BetonSet.open(test)
+    shared = None
+    if world.is_main:
+        used = [BetonSet.open(str(path)) for path in (recipe.data.train, recipe.data.val)]
+        of_test, *others = ids_at_one_size([images, *used])
+        shared = int(np.isin(of_test, np.concatenate(others)).sum())
+    shared = world.broadcast(shared)
+    if shared == len(images):
+        raise UserError(
+            f"{test}: all its images are training or validation images, which choose the setting; give others, or leave "
+            "--test out"
+        )
+    return shared
 
 
 @dataclass

@@ -65,7 +65,8 @@ def interrupt_at(number):
             each = frame
             while each is not None:
                 each.f_trace, each = None, each.f_back
-            signal.getsignal(signal.SIGINT)(signal.SIGINT, frame)
+            for one in (signal.SIGINT, signal.SIGTERM):  # at once
+                signal.getsignal(one)(one, frame)
         return trace
     with signals.raise_on_stop_signals():
         with ThreadPoolExecutor(2) as pool:
@@ -184,19 +185,21 @@ def test_a_signal_during_the_imports_is_one_line(
     assert child.returncode == 128 + number
 
 
-@pytest.mark.parametrize(("name", "handles"), [("__main__", "True"), ("__mp_main__", "False")])
-def test_a_worker_that_runs_the_program_again_ends_silently(tmp_path: Path, name: str, handles: str) -> None:
-    """multiprocessing runs the main script under the second name; the parent may end the worker meanwhile."""
+@pytest.mark.parametrize("is_worker", [False, True])
+def test_a_worker_that_runs_the_program_again_ends_silently(tmp_path: Path, is_worker: bool) -> None:
+    """multiprocessing runs the main script in its workers, which the parent may end meanwhile."""
     script = tmp_path / "beton"
     script.write_text(
         "import signal\nfrom beton_tools.signals import imports_of\nwith imports_of('beton'):\n"
         "    print(callable(signal.getsignal(signal.SIGTERM)))\n"
     )
-    start = f"import runpy, sys; sys.argv[:] = [{str(script)!r}]; runpy.run_path({str(script)!r}, run_name={name!r})"
-    assert (
-        subprocess.run([sys.executable, "-c", start], capture_output=True, text=True).stdout.strip()
-        == handles
+    worker = "multiprocessing.current_process()._inheriting = True;" if is_worker else ""
+    start = (
+        f"import multiprocessing, runpy, sys; sys.argv[:] = [{str(script)!r}];"
+        f"{worker}runpy.run_path({str(script)!r}, run_name='__main__')"
     )
+    run = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True)
+    assert run.stdout.strip() == str(not is_worker), run.stderr
 
 
 def test_handlers_are_restored_and_those_of_others_kept() -> None:

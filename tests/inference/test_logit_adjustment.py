@@ -4,11 +4,13 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from beton_tools.convert import convert_folder
 from beton_tools.errors import UserError
@@ -65,6 +67,14 @@ def test_logits_are_reduced_by_the_log_share_of_the_training_images(imbalanced: 
     assert adjusted.weights == f"{trained.weights}; logits adjusted for the class sizes"
     expected = torch.tensor([44 / 48, 4 / 48]).log()
     torch.testing.assert_close(difference, expected.expand(3, 2))
+
+
+def test_a_model_on_a_gpu_is_adjusted_there(imbalanced: Path) -> None:
+    trained = load_trained(imbalanced / "run", CPU)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # as tensors without data, which check devices
+        head = SimpleNamespace(bias=torch.empty(2, device="cuda"))
+        adjust_logits(replace(trained, model=SimpleNamespace(head=head)))
+    assert head.bias.device.type == "cuda"
 
 
 def test_outputs_without_training_images_are_not_preferred() -> None:

@@ -64,7 +64,8 @@ def test_folders_are_searched_as_class_folders_are(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     photos = tmp_path / "photos"
     (photos / "dog").symlink_to(tmp_path / "others")
-    (photos / "loop").symlink_to(photos)
+    for name in ("loop", "loop.jpg"):
+        (photos / name).symlink_to(photos)
     assert list(image_paths([photos])) == [photos / "cat/1.jpg", photos / "dog/3.jpg"]
 
 

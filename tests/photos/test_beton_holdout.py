@@ -231,7 +231,7 @@ def test_a_sweep_and_a_search_share_one_hold_out(album_beton: Path, tower: list[
     assert [o.error for o in outcomes] == [None, None]
     assert not list(tmp_path.glob("out/runs/*/data"))
     assert {o.run.recipe.data.train_size for o in outcomes} == {29}
-    recipe, _ = prepare_tuning(load_recipe("photos", overrides), tmp_path / "tune", None, QUIET)
+    recipe = prepare_tuning(load_recipe("photos", overrides), tmp_path / "tune", None, QUIET)
     assert split_of(tmp_path / "tune") == split_of(tmp_path / "out")
     assert recipe.data.train_size == 29 and len(BetonSet.open(str(recipe.data.val))) == 7
 
