@@ -1,7 +1,7 @@
 """Files that appear under their name only when they are complete."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,19 +21,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def check_writable(path: Path, *, makes_directories: bool = False) -> None:
+def check_writable(path: Path, *, suffixes: Sequence[str] = (), makes_directories: bool = False) -> None:
     """Refuse a path that cannot be written, before the work whose result it is for.
 
+    suffixes: what its name must end in, so that a mistyped command does not replace an image or a log; () allows any.
     makes_directories: missing directories above it will be made.
 
     Raises:
-        UserError: it is a directory, or its directory is missing or not writable.
+        UserError: it is a directory, a link or a device, it has another suffix, or its directory is missing or not writable.
     """
     folder = path.parent
     if makes_directories:
         folder = next(p for p in path.absolute().parents if p.exists())
     if path.is_dir():
         reason = "it is a directory"
+    elif path.is_symlink() or (path.exists() and not path.is_file()):
+        reason = "it is a link or no regular file"
+    elif suffixes and path.suffix.lower() not in suffixes:
+        reason = f"its name should end in {' or '.join(suffixes)}"
     elif not folder.exists():
         reason = f"{folder} does not exist"
     elif not folder.is_dir():

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
                 f"{path} is a .beton file or a subset of one; use fastft eval --csv for its predictions, or give --features"
             )
     if args.csv is not None:
-        check_writable(args.csv)
+        check_writable(args.csv, suffixes=[".csv"])
     predictions = predict_files(
         args.checkpoint,
         args.images,

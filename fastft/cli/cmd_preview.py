@@ -25,11 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from beton_tools.atomic import check_writable
     from fastft.build import build_policy
     from fastft.config import load_recipe
     from fastft.explain.preview import write_preview
     from fastft.phases import phase_at
 
+    check_writable(args.out, suffixes=[".png", ".jpg", ".jpeg", ".pdf", ".svg"])
+    if args.json is not None:
+        check_writable(args.json, suffixes=[".json"])
     recipe = load_recipe(args.recipe, args.overrides)
     if args.data is not None:
         recipe = recipe.with_option("data.train", str(args.data))

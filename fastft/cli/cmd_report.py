@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from beton_tools.atomic import check_writable
     from fastft.files.benchmark import read_bench
     from fastft.files.run_directory import load_run
     from fastft.report.bench_report import render_bench
@@ -43,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.source.exists():
         raise UserError(f"{args.source} does not exist; give a run directory or a benchmark file")
+    if args.out is not None:
+        check_writable(args.out, suffixes=[".html", ".htm"])
     if args.source.is_dir():
         run_, out = load_run(args.source), args.out or args.source / "report.html"
         assessment, note = _assess(run_, args.mistakes, args.weights)

@@ -23,7 +23,8 @@ def model_card(trained: Trained, format: str, usage: str, max_difference: float)
     sections = [
         f"# {recipe.name}\n\n{_summary(trained)}\n\nWeights: {_plain(trained.weights)}.",
         f"## Load it\n\n```python\n{usage}\n```\n\n"
-        f"Checked when it was written: logits of this {format} export and of the checkpoint `{trained.path.name}` "
+        f"Checked when it was written: logits of this {format} export and of the checkpoint `{trained.path.name}`"
+        f"{' with the same adjustment' if trained.is_adjusted else ''} "
         f"differ by {max_difference:.1e} at most.",
         f"## Images\n\n{_images(recipe)}",
         f"## Accuracy\n\n{_metrics(trained)}",
@@ -70,6 +71,8 @@ def _metrics(trained: Trained) -> str:
     """Accuracy stored in the checkpoint, which only those at the end of an evaluated epoch have."""
     state = json.loads((trained.path / "state.json").read_text(encoding="utf-8"))
     found = evaluation_of(state)
+    if trained.is_adjusted:
+        return "With logits adjusted for the class sizes these weights were not evaluated; see `fastft eval --logit-adjustment`."
     if "average" in state:
         return _average(state["average"])
     if not found:

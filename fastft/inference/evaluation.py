@@ -79,7 +79,7 @@ def evaluate_files(
     if csv is not None:
         if len(files) > 1:
             raise UserError("--csv is a table of one file; give one --data, or omit --csv")
-        check_writable(csv)
+        check_writable(csv, suffixes=[".csv"])
     world = find_world(device)
     with evaluating(world):
         trained = load_trained(checkpoint, world.device, weights)

@@ -29,7 +29,8 @@ def adjust_logits(trained: Trained) -> Trained:
     bias_K = trained.model.head.bias
     shares_K = log_shares([*counts, *[0] * (len(bias_K) - len(counts))])
     bias_K.sub_(shares_K.to(bias_K.device))
-    return replace(trained, weights=f"{trained.weights}; logits adjusted for the class sizes")
+    words = f"{trained.weights}; logits adjusted for the class sizes"
+    return replace(trained, weights=words, is_adjusted=True)
 
 
 def log_shares(class_counts: Sequence[int]) -> Tensor:

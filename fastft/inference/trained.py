@@ -27,6 +27,7 @@ class Trained:
     class_counts: list[int]  # training images by label; empty if the checkpoint does not hold them
     weights: str  # which weights these are, in words
     kind: str  # "raw" or "ema"; the best epoch's are those that it was chosen by
+    is_adjusted: bool = False  # for the class sizes: not the model that was evaluated in training
 
     @property
     def outputs(self) -> list[str]:

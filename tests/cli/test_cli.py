@@ -28,6 +28,35 @@ def test_every_help_has_an_example() -> None:
         assert f"example:\n  fastft {name.split()[0]}" in (parser.epilog or ""), name
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["predict", "RUN", "x.jpg", "--csv", "OUT.jpg"],
+        ["eval", "RUN", "--csv", "OUT.beton"],
+        ["report", "RUN", "--out", "OUT.jsonl"],
+        ["preview", "final_b16", "--data=x.beton", "--out", "OUT.txt"],
+        ["preview", "final_b16", "--data=x.beton", "--out", "OUT"],
+        ["preview", "final_b16", "--data=x.beton", "--out", "OUT.png", "--json", "OUT.png"],
+        ["predict", "RUN", "x.jpg", "--csv", "LINK.csv"],
+        ["eval", "RUN", "--csv", "/dev/full"],
+    ],
+    ids=" ".join,
+)
+def test_outputs_replace_no_other_kind_of_file(
+    command: list[str], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("OUT", "OUT.jpg", "OUT.beton", "OUT.jsonl", "OUT.txt", "OUT.png"):
+        (tmp_path / name).write_text("kept")
+    (tmp_path / "LINK.csv").symlink_to(tmp_path / "OUT")
+    given = [str(whole) if word == "RUN" else word for word in command]
+    given = [str(tmp_path / word) if word.startswith(("OUT", "LINK")) else word for word in given]
+    assert main(given) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "cannot be written" in said
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"kept"}
+    assert (tmp_path / "LINK.csv").is_symlink()
+
+
 def test_flags_are_frozen() -> None:
     """New flags are a decision: they are added here too."""
     flags = {

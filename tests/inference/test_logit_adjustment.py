@@ -104,7 +104,8 @@ def test_prediction_and_export_are_adjusted_as_the_evaluation_is(
         == 0
     )
     assert "logits adjusted for the class sizes" in capsys.readouterr().err
-    assert "logits adjusted for the class sizes" in out.with_name("adjusted.safetensors.md").read_text()
+    card = out.with_name("adjusted.safetensors.md").read_text()
+    assert "these weights were not evaluated" in card and "with the same adjustment differ" in card
     expected = adjust_logits(load_trained(imbalanced / "run", CPU)).model.head.bias
     assert torch.equal(load(out).head.bias, expected)
 

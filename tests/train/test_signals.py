@@ -180,7 +180,7 @@ sys.exit(main(sys.argv[2:]))
 """
 COMMANDS = {  # a function that is called in the middle of the command, and its arguments
     "eval": ("fastft.data.stage:CpuStage.run", ["RUN", "--device=cpu"]),
-    "report": ("fastft.data.stage:CpuStage.run", ["RUN", "--mistakes=always", "--out=OUT"]),
+    "report": ("fastft.data.stage:CpuStage.run", ["RUN", "--mistakes=always", "--out=OUT.html"]),
     "export": ("fastft.export.command:model_card", ["RUN", "--format=safetensors", "--out=OUT.safetensors"]),
 }
 
