@@ -137,7 +137,7 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
     result = read_result(path)
     record = result.get("weights") or {}
     if not result and wanted in (AUTO, LAST):  # the only ones that follow the choice
-        record = _choose_so_far(path) or {}
+        record = choose_so_far(path) or {}
     if wanted == AUTO:
         # nothing is evaluated, or the run is of an earlier version: the best epoch, as in the paper
         if not record:
@@ -148,7 +148,7 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
     return _newest(path, BEST if wanted == BEST else LAST, AUTO if wanted == BEST else wanted)
 
 
-def _choose_so_far(run: Path) -> dict[str, Any] | None:
+def choose_so_far(run: Path) -> dict[str, Any] | None:
     """The choice of a run that has not ended, by the evaluations before its newest checkpoint."""
     found = list_checkpoints(run / "checkpoints")
     if not found:

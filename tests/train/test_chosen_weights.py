@@ -13,9 +13,11 @@ from scipy.stats import binom
 from beton_tools.errors import UserError
 from fastft.cli import main
 from fastft.files.evaluations import check_evaluation
+from fastft.files.run_directory import load_run
 from fastft.inference.evaluation import evaluate_checkpoint
 from fastft.inference.logits import compute_logits
 from fastft.inference.trained import load_trained
+from fastft.report.run_report import _used_evaluation
 from fastft.train.checkpoint import list_checkpoints, read_checkpoint
 from fastft.train.chosen_weights import (
     balanced_disagreement,
@@ -202,6 +204,8 @@ def test_a_run_that_has_not_ended_follows_the_same_rule(
         found = find_weights(stopped)
         assert found.kind == kind and found.path.name.startswith("step-")
         assert found.description.endswith("the run has not ended")
+        used, _ = _used_evaluation(load_run(stopped))
+        assert used["epoch"] == max(entry["epoch"] for entry in load_run(stopped).evaluations)
 
 
 @pytest.mark.parametrize("progress", [5, {"evaluations": [5]}, [{}]])
