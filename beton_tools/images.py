@@ -126,7 +126,7 @@ def _keep(data: bytes, options: EncodeOptions) -> EncodedImage | None:
 
 
 def loses_values(how: str) -> bool:
-    """Whether an image had more than 8 bits per value."""
+    """Return True if an image with this `EncodedImage.how` had more than 8 bits per value."""
     return how.startswith(tuple(_DEEP.values()))
 
 

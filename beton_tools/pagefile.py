@@ -260,7 +260,7 @@ def try_lock(file: IO[Any]) -> bool:
 
 
 def was_replaced(file: IO[Any], path: Path) -> bool:
-    """Whether the path is another file, or none, since this one was opened."""
+    """Return True if `path` no longer refers to the open `file`: it was removed, or another file has its name."""
     try:
         return not os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

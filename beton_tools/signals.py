@@ -90,9 +90,9 @@ class _Raiser:
         self._send_again(unraisable.exc_value.number)
 
     def _is_inside_locking(self, frame: FrameType | None) -> bool:
-        """Whether _INTERRUPTED_NOWHERE are running, other than at the same place as some time ago, where they wait.
+        """Return True if the interrupted code belongs to _INTERRUPTED_NOWHERE, and is not blocked in a wait.
 
-        A wait that polls is a new frame each time.
+        It is blocked if an earlier signal found it at the same place. A wait that polls has a new frame each time.
         """
         # a second signal while the first is handled
         while frame is not None and frame.f_globals is globals():
@@ -203,7 +203,7 @@ def _is_main_program(program: str) -> bool:
 
 
 def runs_main_again() -> bool:
-    """Whether this is a worker process that runs the main script; it does not know its parent yet."""
+    """Return True in a worker process that multiprocessing is setting up, when it runs the main script again."""
     from multiprocessing import process
 
     return getattr(process.current_process(), "_inheriting", False)

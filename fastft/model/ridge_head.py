@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastft.metrics import fit_temperature
+from fastft.metrics.calibration import LOG_TEMPERATURES
 
 FOLDS = 5
 # weight of the penalty, relative to the mean variance of the features
 PENALTIES = tuple(10.0**exponent for exponent in np.arange(-5, 1.01, 0.5))
-# range of the logarithm of the scale; scores of more classes are closer together, and need a larger one
-LOG_SCALES, CLASSES = (-4.0, 4.0), 10  # of this many classes or fewer
+# up to this many classes the scale has the range of temperatures; scores of more are closer together, and need a larger one
+CLASSES = 10
 SCORED_VALUES = 2**24  # of held-out scores that are kept at a time: 64 MiB
 CHUNK = 8192  # rows that are converted to float64 at a time
 
@@ -59,8 +60,8 @@ def fit_ridge_head(features_ND: np.ndarray, labels_N: np.ndarray, num_classes: i
     kept = max(1, SCORED_VALUES // num_classes // len(held_out))
     scored = [rows[:kept] for rows in held_out]
     labels = np.concatenate([labels_N[rows] for rows in scored])
-    more_classes = np.log(max(1, num_classes / CLASSES))
-    logs = -LOG_SCALES[1] - more_classes, -LOG_SCALES[0]
+    smallest, largest = LOG_TEMPERATURES
+    logs = smallest - np.log(max(1, num_classes / CLASSES)), largest
     best = None
     for penalty in reversed(PENALTIES):  # of equal ones the strongest
         scores = [_score(m, features_ND[rows], penalty) for m, rows in zip(moments, scored, strict=True)]

@@ -15,7 +15,7 @@ END = 256  # bytes at the end of an image, which differ for nearly all images th
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What images are compared by: their size in bytes, CRC-32 of their end, and hash."""
+    """Size in bytes, CRC-32 of the last END bytes, and hash of an encoded image; two images are equal if all three are."""
 
     size: int
     end: int

@@ -187,7 +187,7 @@ def test_a_run_of_an_earlier_version_takes_its_best_checkpoint(whole: Path, tmp_
 def test_a_best_epoch_that_no_checkpoint_names_is_removed_when_the_run_continues(
     tiny, whole: Path, tmp_path: Path
 ) -> None:
-    """As a process leaves it that is killed between the writes of best-* and step-*."""
+    """The state of a run directory after kill -9 between the writes of best-* and step-*."""
     killed = Path(shutil.copytree(whole, tmp_path / "run"))
     (best,) = list_checkpoints(killed / "checkpoints", "best")
     shutil.copytree(best, best.with_name("best-0099"))
