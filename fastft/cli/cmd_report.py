@@ -41,13 +41,14 @@ def run(args: argparse.Namespace) -> int:
     from fastft.files.run_directory import load_run
     from fastft.report.bench_report import render_bench
     from fastft.report.run_report import render_run, write_page
+    from fastft.train.chosen_weights import with_choice_so_far
 
     if not args.source.exists():
         raise UserError(f"{args.source} does not exist; give a run directory or a benchmark file")
     if args.out is not None:
         check_writable(args.out, suffixes=[".html", ".htm"])
     if args.source.is_dir():
-        run_, out = load_run(args.source), args.out or args.source / "report.html"
+        run_, out = with_choice_so_far(load_run(args.source)), args.out or args.source / "report.html"
         assessment, note = _assess(run_, args.mistakes, args.weights)
         page = render_run(
             run_,

@@ -59,7 +59,7 @@ class Run:
     splits: list[Line]
     finished: bool
     baseline: Line = field(default_factory=dict)  # of a head that starts from ridge regression; else empty
-    weights: Line = field(default_factory=dict)  # of result.json: what predict, eval and export take
+    weights: Line = field(default_factory=dict)  # what predict, eval and export take, of result.json
 
     @property
     def machine(self) -> Line:

@@ -1,7 +1,6 @@
 """`fastft report RUN`: one HTML page for a run directory."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,7 +20,6 @@ from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.class_section import confusion_picture, reliability_chart
 from fastft.report.page import percent, render_page
 from fastft.report.time_split import time_split
-from fastft.train.chosen_weights import choose_so_far
 
 FINALS = ("final_b16", "final_b16_384", "final_l14", "final_l14_336")
 EPOCHS = "epochs trained"  # the evaluation of epoch 0 is drawn at 1
@@ -182,13 +180,9 @@ def _accuracy_figures(run: Run) -> list[dict[str, str]]:
 
 def _used_evaluation(run: Run) -> tuple[Mapping[str, Any], str]:
     """The evaluation of the weights that the run chose, and their kind; of a run without a choice its best epoch's."""
-    choice = run.weights
-    if not run.finished:
-        with suppress(UserError):  # its checkpoint is damaged
-            choice = choose_so_far(run.folder) or {}
     for entry in run.evaluations:
-        if entry["epoch"] == choice.get("epoch") and f"{choice['kind']}_top1" in entry:
-            return entry, choice["kind"]
+        if entry["epoch"] == run.weights.get("epoch") and f"{run.weights['kind']}_top1" in entry:
+            return entry, run.weights["kind"]
     best = best_line(run.evaluations)
     return best, "ema" if "ema_top1" in best else "raw"
 

@@ -9,7 +9,8 @@ A run keeps the raw and the EMA weights of its last epochs (`step-*`) and those 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from beton_tools.errors import UserError
 from fastft.constants import AUTO, BEST, EMA, LAST, RAW
 from fastft.files.evaluations import WEIGHTS, best_evaluation
-from fastft.files.run_directory import read_result
+from fastft.files.run_directory import Run, read_result
 from fastft.train.checkpoint import find_checkpoint, is_checkpoint, list_checkpoints, read_checkpoint
 
 SIGNIFICANT = 0.05
@@ -137,7 +138,7 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
     result = read_result(path)
     record = result.get("weights") or {}
     if not result and wanted in (AUTO, LAST):  # the only ones that follow the choice
-        record = choose_so_far(path) or {}
+        record = _choose_so_far(path) or {}
     if wanted == AUTO:
         # nothing is evaluated, or the run is of an earlier version: the best epoch, as in the paper
         if not record:
@@ -148,7 +149,16 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
     return _newest(path, BEST if wanted == BEST else LAST, AUTO if wanted == BEST else wanted)
 
 
-def choose_so_far(run: Path) -> dict[str, Any] | None:
+def with_choice_so_far(run: Run) -> Run:
+    """`run`, if it has not ended with the weights that its rule takes so far; with none where its checkpoint is damaged."""
+    if run.finished:
+        return run
+    with suppress(UserError):
+        return replace(run, weights=_choose_so_far(run.folder) or {})
+    return run
+
+
+def _choose_so_far(run: Path) -> dict[str, Any] | None:
     """The choice of a run that has not ended, by the evaluations before its newest checkpoint."""
     found = list_checkpoints(run / "checkpoints")
     if not found:

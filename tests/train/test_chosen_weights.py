@@ -25,6 +25,7 @@ from fastft.train.chosen_weights import (
     count_disagreements,
     find_weights,
     mcnemar,
+    with_choice_so_far,
 )
 from tests.train.runs import run
 
@@ -204,8 +205,9 @@ def test_a_run_that_has_not_ended_follows_the_same_rule(
         found = find_weights(stopped)
         assert found.kind == kind and found.path.name.startswith("step-")
         assert found.description.endswith("the run has not ended")
-        used, _ = _used_evaluation(load_run(stopped))
-        assert used["epoch"] == max(entry["epoch"] for entry in load_run(stopped).evaluations)
+        so_far = with_choice_so_far(load_run(stopped))
+        used, used_kind = _used_evaluation(so_far)
+        assert (used["epoch"], used_kind) == (so_far.evaluations[-1]["epoch"], kind)
 
 
 @pytest.mark.parametrize("progress", [5, {"evaluations": [5]}, [{}]])
@@ -216,6 +218,7 @@ def test_a_damaged_record_of_evaluations_is_one_line(whole: Path, tmp_path: Path
     path.write_text(json.dumps(json.loads(path.read_text()) | {"progress": progress}))
     with pytest.raises(UserError, match=r"state\.json"):
         find_weights(stopped)
+    assert with_choice_so_far(load_run(stopped)).weights == {}
     best = list_checkpoints(stopped / "checkpoints", "best")[-1] / "state.json"
     best.write_text(json.dumps(json.loads(best.read_text()) | {"evaluation": progress}))
     with pytest.raises(UserError, match=r"state\.json"):
