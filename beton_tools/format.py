@@ -272,7 +272,10 @@ def _read_header(path: Path, file: BufferedReader, file_size: int) -> np.void:
         raise _damaged(path, f"{file_size} bytes are too few")
     header = _read_array(path, file, HEADER_DTYPE, 1)[0]
     if header["version"] != VERSION:
-        raise _damaged(path, f"version {header['version']}, expected {VERSION}")
+        found = f"its first bytes state version {header['version']}"
+        raise UserError(
+            f"{path}: not a .beton file of version {VERSION} ({found}); write one with `fastft convert`"
+        )
     page_size, table = int(header["page_size"]), int(header["alloc_table_ptr"])
     if page_size == 0 or page_size & (page_size - 1):
         raise _damaged(path, f"page size {page_size} is not a power of two")

@@ -18,6 +18,7 @@ BLOCK_MIB = 1024
 TIMM = "timm/"  # start of a `model.arch` that names a model of timm
 
 # choices of the command line and of the code behind it, which takes seconds to import
+DEVICES = ("auto", "cuda", "cpu")  # auto: the GPU if there is one
 EXPORT_FORMATS = ("timm", "open_clip", "safetensors", "onnx")
 AUTO, RAW, EMA, BEST, LAST = WEIGHT_CHOICES = ("auto", "raw", "ema", "best", "last")
 GREEDY, UNIFORM = SOUPS = ("greedy", "uniform")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from beton_tools.errors import UserError
-from fastft.cli.arguments import add_recipe, whole_number
+from fastft.cli.arguments import add_recipe, positive, whole_number
 
 if TYPE_CHECKING:
     from fastft.config import Recipe
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="picture to write")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the plan")
     parser.add_argument("--epoch", type=whole_number, default=0, help="default 0")
-    parser.add_argument("--count", type=whole_number, default=12, help="images (default 12)")
+    parser.add_argument("--count", type=positive(int), default=12, help="images (default 12)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     if recipe.data.train is None:
         raise UserError("no images to preview; give --data FILE.beton")
     recipe = _for_images(recipe)
+    if args.epoch >= recipe.epochs:
+        raise UserError(f"there is no epoch {args.epoch}: the recipe has {recipe.epochs}, counted from 0")
     write_preview(
         str(recipe.data.train),
         build_policy(recipe),

@@ -15,6 +15,7 @@ from fastft.constants import (
     CLIP_MEAN,
     CLIP_STD,
     CROPS,
+    DEVICES,
     ERASE_MODES,
     IMAGENET_TRAIN_SIZE,
     INTERPOLATIONS,
@@ -286,9 +287,7 @@ class Train:
         0, "seed of order, augmentation, head and stochastic depth",
         low=0, high=LARGEST_SEED, paper="0", changes_accuracy=False,
     )  # fmt: skip
-    device: str = option(
-        "auto", "auto: the GPU if there is one", choices=("auto", "cuda", "cpu"), changes_accuracy=False
-    )
+    device: str = option("auto", "auto: the GPU if there is one", choices=DEVICES, changes_accuracy=False)
     amp: str = option(
         "auto", "precision; auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU",
         choices=("auto", "fp32", "bf16", "fp16"), paper="fp16 (DeepSpeed)", changes_accuracy=False,

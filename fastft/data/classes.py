@@ -33,7 +33,8 @@ def refuse_other_classes(found: Sequence[str], expected: Sequence[str], path: st
         # checkpoints of earlier versions contain names as folders have them
         if have not in (want, escape_undecodable(want)) and not _is_placeholder(want, label):
             raise UserError(
-                f"{path}: class {label} is {have}, the model's is {want}; give a file with the model's classes in its order"
+                f"{path}: class {label} is {have}, the model's is {want}; convert it with the model's classes: `fastft convert "
+                "folder --classes-of` the training file"
             )
 
 

@@ -51,11 +51,17 @@ class _BetonLoader:
         batches_ahead: int | None,
         on_wait: Callable[[], None],
     ) -> None:
-        for name, value in (("batch", batch), ("workers", workers), ("batches_ahead", batches_ahead)):
+        self.output = Output(output) if isinstance(output, int) else output
+        least_one = {
+            "size": self.output.size,
+            "batch": batch,
+            "workers": workers,
+            "batches_ahead": batches_ahead,
+        }
+        for name, value in least_one.items():
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: give 1 or more")
         self.policy = parse_policy(policy) if isinstance(policy, str) else policy
-        self.output = Output(output) if isinstance(output, int) else output
         self.betons, self.batch = data if isinstance(data, BetonSet) else BetonSet.open(data), batch
         self.workers = min(workers or default_workers(), numba.config.NUMBA_NUM_THREADS)
         self.class_names = self.betons.class_names

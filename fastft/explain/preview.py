@@ -47,7 +47,7 @@ def write_preview(
         UserError: no such file, or one that is no `.beton`.
     """
     betons = BetonSet.open(data)
-    samples = np.linspace(0, len(betons) - 1, max(1, min(count, len(betons)))).astype(np.int64)
+    samples = np.linspace(0, len(betons) - 1, min(count, len(betons))).astype(np.int64)
     classes = betons.class_names
     names = [classes[k] for k in betons.labels[samples].tolist()]
     plan, images = carry_out(betons, policy, size, seed=seed, epoch=epoch, samples=samples)

@@ -89,7 +89,7 @@ def evaluate_neighbours(
     the training file of the recipe). weights: as `load_trained`.
 
     Raises:
-        UserError: a file is missing or damaged, of other classes or other weights, or has fewer than k images.
+        UserError: a file is missing or damaged, of other classes or other weights, or has fewer than k images; it is `train`.
     """
     world = find_world(device)
     with evaluating(world):
@@ -98,6 +98,10 @@ def evaluate_neighbours(
         if bank_path is None:
             raise UserError("the recipe names no training file; give one with --knn-train FILE")
         paths = files or [validation_file(trained)]
+        if bank_path.resolve() in [path.resolve() for path in paths]:
+            raise UserError(
+                f"every image of {bank_path} would vote for itself; evaluate another file, or give --knn-train"
+            )
         bank = _bank(trained, bank_path, world)
         if k > len(bank.labels_N):
             raise UserError(

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from beton_tools.errors import UserError
 from beton_tools.image_formats import IMAGE_SUFFIXES
 from beton_tools.user_files import check_user_file
 from fastft.constants import AUTO
-from fastft.inference.image_reader import read_batches
+from fastft.inference.image_reader import Source, read_batches
 from fastft.inference.trained import BATCH, choose_device, load_trained
 from fastft.train.precision import inference_precision
 
@@ -62,11 +61,17 @@ class Predictor:
         self.classes = self.trained.outputs
 
     @torch.inference_mode()
-    def predict(self, images: Iterable[Path | str | Image.Image], topk: int = 5) -> Iterator[Prediction]:
+    def predict(self, images: Source | Iterable[Source], topk: int = 5) -> Iterator[Prediction]:
         """The `topk` most probable classes of every image, in order, a batch at a time; the next batch is read meanwhile.
 
-        An image that cannot be read gives a `Prediction` whose `error` is the reason.
+        images: paths or Pillow images, or one. An image that cannot be read gives a `Prediction` whose `error` is the reason.
+
+        Raises:
+            UserError: topk < 1.
         """
+        _check_topk(topk)
+        if isinstance(images, Source):
+            images = [images]
         for batch in read_batches(images, self.trained.recipe, BATCH):
             tensors = [t for _, t in batch if isinstance(t, torch.Tensor)]
             ranked = iter(self._rank(tensors, topk) if tensors else ())
@@ -102,13 +107,17 @@ def predict_files(
     Raises:
         UserError: there is no such checkpoint or image, or topk < 1; when the iteration ends, that no file could be read.
     """
-    if topk < 1:
-        raise UserError(f"topk is {topk}: give 1 or more")
+    _check_topk(topk)
     choose_device(device)
     paths = list(image_paths(images))
     predictor = Predictor(checkpoint, device, weights, logit_adjustment)
     say(predictor.trained.weights)
     return _require_one(predictor.predict(paths, topk))
+
+
+def _check_topk(topk: int) -> None:
+    if topk < 1:
+        raise UserError(f"topk is {topk}: give 1 or more")
 
 
 def image_paths(given: Sequence[Path]) -> Iterator[Path]:

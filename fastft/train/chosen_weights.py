@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from beton_tools.errors import UserError
-from fastft.constants import AUTO, BEST, EMA, LAST, RAW
+from fastft.constants import AUTO, BEST, EMA, LAST, RAW, WEIGHT_CHOICES
 from fastft.files.evaluations import WEIGHTS, best_evaluation
 from fastft.files.run_directory import Run, read_result
 from fastft.train.checkpoint import find_checkpoint, is_checkpoint, list_checkpoints, read_checkpoint
@@ -129,8 +129,10 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
     """The weights that `path`, a run directory or a checkpoint in it, and `--weights` mean.
 
     Raises:
-        UserError: there is no checkpoint, or it does not hold these weights.
+        UserError: there is no checkpoint, or it does not hold these weights, or there are none of this name.
     """
+    if wanted not in WEIGHT_CHOICES:
+        raise UserError(f"no weights are called {wanted}; choose from {', '.join(WEIGHT_CHOICES)}")
     if is_checkpoint(path):
         if wanted in (BEST, LAST):
             raise UserError(f"{path} is one checkpoint; give its run directory for --weights {wanted}")

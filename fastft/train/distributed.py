@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from beton_tools import torchrun
 from beton_tools.errors import UserError
+from fastft.constants import DEVICES
 from fastft.train.exceptions import LocalRankError, NonFinite, PeerCrashed, PeerFailed, PeerLost, Preempted
 from fastft.train.launcher_watch import exit_without_launcher
 
@@ -199,8 +200,10 @@ def check_device(device: str, option: str = "--device") -> None:
     """Check that the device that the user set with `option` exists.
 
     Raises:
-        UserError: it is 'cuda', and torch finds no GPU.
+        UserError: it is none of 'auto', 'cuda' and 'cpu', or it is 'cuda', and torch finds no GPU.
     """
+    if device not in DEVICES:
+        raise UserError(f"{option} is {device}; give {', '.join(DEVICES[:-1])} or {DEVICES[-1]}")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError(f"{option} is cuda, but torch finds no GPU; run 'nvidia-smi' or omit {option}")
 

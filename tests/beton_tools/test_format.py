@@ -194,3 +194,9 @@ def test_a_path_without_a_regular_file_is_one_line(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing.beton", tmp_path / "fifo.beton", Path("/dev/zero")):
         with pytest.raises(UserError, match="cannot be read"):
             Beton.open(path)
+
+
+def test_a_file_of_another_kind_is_not_called_incomplete(tmp_path: Path) -> None:
+    (tmp_path / "photo.beton").write_bytes(b"image" * 100)
+    with pytest.raises(UserError, match=r"not a \.beton file of version 2"):
+        Beton.open(tmp_path / "photo.beton")

@@ -140,6 +140,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], capsys: pyt
         (["cost", "r", "--gpu=v100", "--gpus=x"], "argument --gpus: must be a whole number greater than 0, not 'x'"),
         (["explain", "r", "--at-step=x"], "argument --at-step: must be a whole number, 0 or more, not 'x'"),
         (["preview", "r", "--out=x.png", "--epoch=99999999999"], "argument --epoch: must be at most 2147483647"),
+        (["preview", "r", "--out=x.png", "--count=0"], "argument --count: must be a whole number greater than 0, not '0'"),
     ],
 )  # fmt: skip
 def test_the_error_for_an_unreadable_value_names_the_expected_form(

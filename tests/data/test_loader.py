@@ -20,10 +20,10 @@ SIZE, BATCH = 48, 8
 POLICY = parse_policy("rand-m9-mstd0.5-inc1", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
 
-def train_loader(path, *, dtype=torch.float32, device="cpu", rank=0, world_size=1, **options):
+def train_loader(path, *, size=SIZE, dtype=torch.float32, device="cpu", rank=0, world_size=1, **options):
     defaults = {"seed": 5, "batch_size": BATCH, "micro_batch": 4, "workers": 2}
     shard = Shard(rank, world_size)
-    return TrainLoader(path, POLICY, Output(SIZE, device, dtype), shard=shard, **(defaults | options))
+    return TrainLoader(path, POLICY, Output(size, device, dtype), shard=shard, **(defaults | options))
 
 
 def eval_loader(path, *, device="cpu", rank=0, world_size=1, **options):
@@ -297,6 +297,7 @@ def test_any_error_of_the_pipeline_reaches_the_training_loop(indexed_beton, monk
         ({"dtype": torch.int32}, "int32"),
         ({"batches_ahead": 0}, "batches_ahead is 0"),
         ({"workers": -1}, "workers is -1"),
+        ({"size": 0}, "size is 0"),
     ],
 )
 def test_impossible_options_are_refused(indexed_beton, options, words):

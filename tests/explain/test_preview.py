@@ -11,6 +11,7 @@ from beton_tools.convert import convert_folder
 from beton_tools.format import Beton
 from beton_tools.writer import WriteOptions
 from fastft.augment import parse_policy
+from fastft.cli import main
 from fastft.data import Output, TrainLoader
 from fastft.explain.preview import carry_out, write_preview
 
@@ -52,3 +53,12 @@ def test_the_picture_and_the_plan_are_written(beton: Path, tmp_path: Path) -> No
     assert [row["sample"] for row in plan] == sorted({row["sample"] for row in plan}) and len(plan) == 5
     assert all(row["ops"] for row in plan)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["g.png", "p.json"]
+
+
+def test_an_epoch_beyond_the_recipe_is_refused(
+    beton: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = f"--data={beton}"
+    assert main(["preview", "final_b16", data, f"--out={tmp_path / 'g.png'}", "--epoch=50"]) == 2
+    assert "there is no epoch 50: the recipe has 50, counted from 0" in capsys.readouterr().err
+    assert not (tmp_path / "g.png").exists()

@@ -121,6 +121,7 @@ def test_neighbours_are_of_the_runs_own_files_by_default(whole: Path, capsys: py
         (["--knn=5", "--data=OTHER"], "holds embeddings of other weights"),
         (["--knn=5", "--data=FOLDER"], "has images without labels"),
         (["--knn-train=OTHER"], "give --knn K too"),
+        (["--knn=5", "--knn-train=OTHER", "--data=OTHER"], "would vote for itself"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -18,7 +18,7 @@ from beton_tools.manifest import manifest_path
 from beton_tools.writer import WriteOptions
 from fastft.cli import main
 from fastft.inference.evaluation import evaluate_checkpoint
-from fastft.inference.prediction import Prediction, image_paths, predict_files
+from fastft.inference.prediction import Prediction, Predictor, image_paths, predict_files
 from fastft.inference.prediction_output import write_predictions
 from fastft.train.checkpoint import find_checkpoint, read_checkpoint
 from tests.train.runs import run
@@ -91,6 +91,22 @@ def test_every_file_gets_its_classes_or_an_error(trained: Path, photographs, tmp
         ("a, b.jpg", "2"),
         (str(found[1].path), ""),
     ]
+
+
+def test_one_image_may_be_given_without_a_list(trained: Path, photographs, tmp_path: Path) -> None:
+    image, file = Image.fromarray(photographs["coffee"]), tmp_path / "a.png"
+    image.save(file)
+    predictor = Predictor(trained, device="cpu")
+    for given in (image, file, str(file), [file]):
+        (found,) = predictor.predict(given, topk=1)
+        assert found.error is None and len(found.classes) == 1
+
+
+def test_impossible_options_of_a_predictor_are_named(trained: Path) -> None:
+    with pytest.raises(UserError, match="device is tpu; give auto, cuda or cpu"):
+        Predictor(trained, device="tpu")
+    with pytest.raises(UserError, match="topk is 0"):
+        next(Predictor(trained, device="cpu").predict(["a.jpg"], topk=0))
 
 
 def write_beton(folder: Path, photographs, names: tuple[str, ...], manifest: bool = True) -> Path:

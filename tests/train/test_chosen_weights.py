@@ -227,6 +227,8 @@ def test_a_damaged_record_of_evaluations_is_one_line(whole: Path, tmp_path: Path
 
 def test_weights_that_are_not_there_are_one_line(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     last = list_checkpoints(whole / "checkpoints")[-1]
+    with pytest.raises(UserError, match="no weights are called raww; choose from auto, raw, ema, best, last"):
+        find_weights(whole, "raww")
     with pytest.raises(UserError, match="is one checkpoint; give its run directory for --weights best"):
         find_weights(last, "best")
     best = list_checkpoints(whole / "checkpoints", "best")[-1]
