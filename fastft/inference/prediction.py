@@ -12,6 +12,7 @@ from beton_tools.user_files import check_user_file
 from fastft.constants import AUTO
 from fastft.inference.image_reader import Source, read_batches
 from fastft.inference.trained import BATCH, choose_device, load_trained
+from fastft.model.ranking import rank_classes
 from fastft.train.precision import inference_precision
 
 
@@ -87,8 +88,9 @@ class Predictor:
         images = torch.stack(tensors).to(self.device, memory_format=torch.channels_last)
         with inference_precision(self.trained.recipe.train.amp, self.device).autocast():
             logits_BK = self.trained.model(images).float()
-        probabilities_BK, classes_BK = logits_BK.softmax(1).topk(min(topk, logits_BK.shape[1]), dim=1)
-        return zip(probabilities_BK.tolist(), classes_BK.tolist(), strict=True)
+        classes_BJ = rank_classes(logits_BK, topk)
+        probabilities_BJ = logits_BK.softmax(1).gather(1, classes_BJ)
+        return zip(probabilities_BJ.tolist(), classes_BJ.tolist(), strict=True)
 
 
 def predict_files(

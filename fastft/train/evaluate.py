@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from fastft.data import Batch
 from fastft.files.evaluations import standard_error
 from fastft.metrics import Predictions, balanced_accuracy, calibrate, macro_f1
+from fastft.model.ranking import rank_classes
 from fastft.train.distributed import World
 from fastft.train.precision import Precision
 
@@ -89,9 +90,10 @@ def evaluate(
             break
         for row, rows, model in zip(sums, kept, models, strict=True):
             with precision.autocast():
-                logits_BK = model(batch.images)
-            row += batch_sums(logits_BK.float(), batch.labels)
-            rows.append(_image_rows(logits_BK.float(), batch.labels, with_logits))
+                logits_BK = model(batch.images).float()
+            ranked_BJ = rank_classes(logits_BK, 5)
+            row += _batch_sums(logits_BK, ranked_BJ, batch.labels)
+            rows.append(_image_rows(logits_BK, ranked_BJ[:, 0], batch.labels, with_logits))
             classes = logits_BK.shape[1]
     for model, mode in zip(models, training, strict=True):
         model.train(mode)
@@ -104,20 +106,20 @@ def evaluate(
     ]
 
 
-def batch_sums(logits_BK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+def _batch_sums(logits_BK: torch.Tensor, ranked_BJ: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
     """(top-1 hits, top-5 hits, summed cross-entropy, samples) as float64, on the device."""
-    ranked = logits_BK.topk(min(5, logits_BK.shape[1]), dim=1).indices
-    hits = ranked == labels_B[:, None]
+    hits = ranked_BJ == labels_B[:, None]
     loss = F.cross_entropy(logits_BK, labels_B, reduction="sum")
     # full, not new_tensor, which copies from pageable memory and waits for the device
     samples = torch.full((), len(labels_B), dtype=torch.float64, device=logits_BK.device)
     return torch.stack([hits[:, 0].sum().double(), hits.sum().double(), loss.double(), samples])
 
 
-def _image_rows(logits_BK: torch.Tensor, labels_B: torch.Tensor, with_logits: bool) -> torch.Tensor:
+def _image_rows(
+    logits_BK: torch.Tensor, predicted_B: torch.Tensor, labels_B: torch.Tensor, with_logits: bool
+) -> torch.Tensor:
     """float32 (B, COLUMNS), or (B, COLUMNS + K) with the logits, on the device."""
-    predicted_B = logits_BK.topk(1, dim=1).indices  # as batch_sums ranks them
-    pair_B2 = torch.stack([labels_B, predicted_B[:, 0]], dim=1)
+    pair_B2 = torch.stack([labels_B, predicted_B], dim=1)
     probabilities_B2 = (logits_BK.gather(1, pair_B2) - logits_BK.logsumexp(1, keepdim=True)).exp()
     columns = [pair_B2.float(), probabilities_B2, *([logits_BK] if with_logits else [])]
     return torch.cat(columns, dim=1)

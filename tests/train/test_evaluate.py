@@ -40,6 +40,20 @@ def test_scores_do_not_depend_on_the_batch_size(size: int) -> None:
     assert scores.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("classes", [4, 80, 1000])
+def test_of_equal_logits_the_lower_class_counts_everywhere(classes: int) -> None:
+    """Logits in half precision are often equal."""
+    logits = torch.randint(3, (200, classes), generator=torch.Generator().manual_seed(0)).float()
+    labels = torch.randint(classes, (200,), generator=torch.Generator().manual_seed(1))
+    (scores,) = evaluate(
+        [nn.Identity()], batches(logits, labels, 64), WORLD, Precision(torch.float32, "cpu"), with_logits=True
+    )
+    want = Predictions.from_logits(logits.numpy(), labels.numpy())
+    assert scores.predictions is not None
+    np.testing.assert_array_equal(scores.predictions.predicted_N, want.predicted_N)
+    assert scores.top1 == pytest.approx(100 * want.right_N.mean())
+
+
 def test_every_model_is_scored_in_one_pass_and_its_mode_restored() -> None:
     logits, labels = torch.eye(4), torch.arange(4)
     right, wrong = nn.Identity(), nn.Linear(4, 4)
