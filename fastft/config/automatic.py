@@ -54,10 +54,10 @@ def paper_recipe(recipe: Recipe) -> PaperRecipe:
     return LARGE if arch.startswith(LARGE_TOWERS) else BASE
 
 
-def resolve(recipe: Recipe, stored: Mapping[str, Any] | None = None) -> Recipe:
+def resolve(recipe: Recipe, stored: Mapping[str, Choice] | None = None) -> Recipe:
     """The recipe with values for its `auto` options and for options that a share sets, by `data.train_size`.
 
-    stored: values that a run was started with; they are used instead of the rules'.
+    stored: choices that a run was started with; they are used instead of the rules', with their reasons.
 
     Raises:
         UserError: the images do not fill one batch.
@@ -66,11 +66,9 @@ def resolve(recipe: Recipe, stored: Mapping[str, Any] | None = None) -> Recipe:
     for option, rule in RULES.items():
         if option not in recipe.automatic:
             continue
-        value, reason = rule(recipe)
-        if stored and option in stored and stored[option] != value:
-            value, reason = stored[option], "as when this run was started"
-        kept[option] = Choice(option, value, reason)
-        recipe = recipe.with_option(option, value)
+        choice = stored.get(option) if stored else None
+        kept[option] = choice = choice or Choice(option, *rule(recipe))
+        recipe = recipe.with_option(option, choice.value)
     return replace(_apply_shares(recipe), choices=tuple(kept.values()))
 
 

@@ -12,7 +12,7 @@ import yaml
 from beton_tools.atomic import write_text
 from beton_tools.errors import UserError
 from beton_tools.user_files import open_own, read_user_file, read_user_text
-from fastft.config import Recipe, recipe_from_dict
+from fastft.config import Choice, Recipe, recipe_from_dict
 from fastft.constants import BEST, EMA, LAST, RAW
 from fastft.files.evaluations import BALANCED_ACCURACY, TOP1
 from fastft.files.rules import NUMBER, NUMBER_OR_NULL, NUMBERS_BY_NAME, POSITIVE, TEXT, check_keys, one_of
@@ -248,8 +248,8 @@ def write_choices(folder: Path, recipe: Recipe) -> None:
         write_text(folder / CHOICES, json.dumps([asdict(choice) for choice in recipe.choices], indent=1))
 
 
-def read_choices(folder: Path) -> dict[str, Any]:
-    """Option -> value of choices.json; empty without the file.
+def read_choices(folder: Path) -> dict[str, Choice]:
+    """The choices of choices.json by option; empty without the file.
 
     Raises:
         UserError: the file cannot be read.
@@ -259,7 +259,8 @@ def read_choices(folder: Path) -> dict[str, Any]:
         return {}
     try:
         entries = json.loads(read_user_text(path, MAX_BYTES, "the choices.json of a run"))
-        return {str(entry["option"]): entry["value"] for entry in entries}
+        choices = [Choice(str(e["option"]), e["value"], str(e["reason"])) for e in entries]
+        return {choice.option: choice for choice in choices}
     except (RecursionError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read: {error}; delete it and run the same command again") from None
 

@@ -19,7 +19,14 @@ from beton_tools.remote import RemotePath, source_path
 from beton_tools.sources import Source, find_split, open_source
 from beton_tools.sources.folder import class_folders, has_images
 from beton_tools.sources.parquet import ParquetSource, lists_paths
-from beton_tools.sources.path_table import SPLIT_VALUES, Columns, is_csv, parquet_columns, table_source
+from beton_tools.sources.path_table import (
+    SPLIT_VALUES,
+    Columns,
+    is_csv,
+    parquet_columns,
+    sort_labels,
+    table_source,
+)
 from beton_tools.sources.subset import subset
 from fastft.photos.paths import GIVE, TABLE_SUFFIXES
 
@@ -204,7 +211,7 @@ def _is_parquet(path: Path) -> bool:
 def _in_order(found: LabelledSet) -> LabelledSet:
     """Images by the names of class and file, whatever the order of the rows: the same images give the same file.
 
-    Tables number classes that are numbers by their value, folders as text.
+    Folders and tables number the classes alike: names that are numbers by their value.
 
     Embedded images of parquet files keep their order, in which they are read row group by row group.
     """
@@ -212,4 +219,4 @@ def _in_order(found: LabelledSet) -> LabelledSet:
         return found
     names, labels, classes = list(found.source.names), found.source.labels.tolist(), found.source.classes
     order = sorted(range(len(names)), key=lambda i: (classes[labels[i]], names[i]))
-    return found.take(np.array(order, np.int64))
+    return found.take(np.array(order, np.int64), sort_labels(classes))

@@ -6,7 +6,7 @@ import pytest
 
 from beton_tools.errors import UserError
 from fastft.build import build_schedule, recipe_warnings, with_train_size
-from fastft.config import Recipe, differences, load_recipe, option_fields, recipe_from_dict, resolve
+from fastft.config import Choice, Recipe, differences, load_recipe, option_fields, recipe_from_dict, resolve
 from fastft.config.automatic import RULES
 from fastft.explain.explanation import explain
 from fastft.optim import decay_for_batch
@@ -118,7 +118,9 @@ def test_a_share_is_stored_with_what_it_means() -> None:
 
 def test_the_values_that_a_run_was_started_with_are_used_again() -> None:
     recipe = load_recipe("photos", ["--data.train_size=9000", "--optim.batch_size=32"])
-    again = resolve(recipe, {"schedule.epochs": 12, "optim.batch_size": 1})
+    stored = {"schedule.epochs": 12, "optim.batch_size": 1}
+    again = resolve(recipe, {name: Choice(name, value, "measured") for name, value in stored.items()})
+    assert [choice.reason for choice in again.choices if choice.option in stored] == ["measured"]
     assert (again.schedule.epochs, again.optim.batch_size) == (12, 32)
     assert again.ema.decay == pytest.approx(1 - 1 / 540)  # 0.16 of 12 * 281 steps
 

@@ -55,7 +55,7 @@ def test_a_folder_without_images_makes_no_class_of_train(album: Path, tmp_path: 
     assert open_sets(str(tmp_path / "set"))[0].source.classes == CLASSES
 
 
-def test_the_same_images_are_held_out_of_a_table_whose_classes_are_numbers(
+def test_a_table_whose_classes_are_numbers_gives_the_same_sets_as_the_folder(
     album: Path, tmp_path: Path
 ) -> None:
     for k in range(12):  # as text: 0, 1, 10, 11, 2, ...
@@ -63,12 +63,14 @@ def test_the_same_images_are_held_out_of_a_table_whose_classes_are_numbers(
         for i, image in enumerate(sorted((tmp_path / "set" / str(k)).glob("*.jpg"))):
             image.write_bytes(image.read_bytes() + bytes([k, i]))  # no image is in two classes
     rows = rows_of(tmp_path / "set")
-    held = []
+    sides = []
     for path in (tmp_path / "set", write_csv(tmp_path / "set" / "t.csv", rows)):
         plan = plan_photos(*open_sets(str(path)))
         assert plan.val is not None
-        held.append((list(plan.train.source.names), list(plan.val.source.names)))
-    assert held[0] == held[1]
+        assert plan.train.source.classes == tuple(map(str, range(12)))
+        sources = (plan.train.source, plan.val.source)
+        sides.append([(list(source.names), source.labels.tolist()) for source in sources])
+    assert sides[0] == sides[1]
 
 
 def test_groups_that_leave_nothing_to_hold_out_are_the_reason_given(album: Path) -> None:

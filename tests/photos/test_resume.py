@@ -23,7 +23,7 @@ def test_a_resume_uses_the_values_that_the_run_was_started_with(
     """Even if the rules of a newer version give others."""
     options = [f"--data.train={album}", f"--train.run_dir={tmp_path / 'run'}", *tower]
     train(load_recipe("photos", [*options, "--schedule.stop_epoch=2"]), QUIET)
-    stored = read_choices(tmp_path / "run")
+    stored = {name: choice.value for name, choice in read_choices(tmp_path / "run").items()}
     assert stored["optim.lr"] == pytest.approx(6e-4 / 16) and stored["data.num_classes"] == 3
     assert {c["option"] for c in json.loads((tmp_path / "run" / "choices.json").read_text())} == set(stored)
     began = losses(tmp_path / "run")

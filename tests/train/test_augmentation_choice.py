@@ -1,5 +1,6 @@
 """Augmentation that hides the classes from the linear probe is left out where it is automatic, and warned of where it is not."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_a_training_without_what_hides_the_classes_is_one_that_never_had_it(
     assert differing(end(tmp_path / "auto"), end(tmp_path / "given")) == []
     augment = load_run(tmp_path / "auto").recipe.augment
     assert (augment.policy, augment.scale_min) == tuple(PLAIN.values())
-    assert {option: read_choices(tmp_path / "auto")[option] for option in PLAIN} == PLAIN
+    assert {option: read_choices(tmp_path / "auto")[option].value for option in PLAIN} == PLAIN
 
 
 def test_a_resumed_training_keeps_the_choice(
@@ -73,6 +74,8 @@ def test_a_resumed_training_keeps_the_choice(
     monkeypatch.setattr("fastft.train.trainer.choose_augmentation", None)
     run(tiny, tmp_path / "part", train__keep_checkpoints="100", **AUTO)
     assert losses(tmp_path / "part") == losses(tmp_path / "whole")
+    part, whole = (json.loads((tmp_path / name / "choices.json").read_text()) for name in ("part", "whole"))
+    assert part == whole and sum("loss of" in choice["reason"] for choice in part) == 2
     assert differing(end(tmp_path / "part"), end(tmp_path / "whole")) == []
 
 
