@@ -45,15 +45,20 @@ class _RateColumn(ProgressColumn):
 
 
 class _Meter:
-    """Rate since the first call, so that images of an earlier, resumed run are not counted."""
+    """Rate since the first image of this run, so that neither an earlier run nor the start of processes counts."""
 
     def __init__(self, unit: str) -> None:
         self._unit = unit
+        self._before: int | None = None
         self._start: tuple[float, int] | None = None
 
     def text(self, done: int, total: int, skipped: int) -> str:
-        if self._start is None:
+        if self._before is None:
+            self._before = done
+        if self._start is None and done > self._before:
             self._start = (time.monotonic(), done)
+        if self._start is None:
+            return ""
         seconds, images = time.monotonic() - self._start[0], done - self._start[1]
         if seconds <= 0 or images == 0:
             return ""

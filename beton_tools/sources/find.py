@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import overload
 
@@ -183,8 +184,13 @@ def _open_folder(folder: Path, classes: Sequence[str] | None) -> Source:
         files = sorted(e.name for e in entries if not is_folder(e) and not e.name.startswith("."))
     for suffix, opener in ((".parquet", _open_parquet), (".tar", _open_tars)):
         shards = [folder / name for name in files if name.endswith(suffix)]
+        if shards and _has_class_images(folder):
+            if _is_path_table(shards[0]):
+                continue  # of the images in the folders
+            raise UserError(
+                f"{folder}: contains both class folders and archives ({shards[0].name}); move one of the two elsewhere"
+            )
         if shards:
-            _check_no_class_folders(folder, shards)
             return opener(folder, shards, classes)
     num_direct = sum(map(is_image_name, files))
     if num_direct and not _has_class_images(folder):
@@ -199,16 +205,14 @@ def _open_folder(folder: Path, classes: Sequence[str] | None) -> Source:
     return source
 
 
+def _is_path_table(path: Path) -> bool:
+    with suppress(UserError):  # damaged
+        return path.suffix == ".parquet" and lists_paths(path)
+    return False
+
+
 def _has_class_images(folder: Path) -> bool:
     return any(has_images(folder, name) for name in class_folders(folder))
-
-
-def _check_no_class_folders(folder: Path, shards: Sequence[Path]) -> None:
-    """Refuse archives beside class folders: unpacked archives that were not deleted contain the images twice."""
-    if _has_class_images(folder):
-        raise UserError(
-            f"{folder}: contains both class folders and archives ({shards[0].name}); move one of the two elsewhere"
-        )
 
 
 def _open_tars(root: SourcePath, tars: Sequence[SourcePath], classes: Sequence[str] | None) -> Source:

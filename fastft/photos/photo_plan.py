@@ -191,7 +191,7 @@ def _used_classes(train: LabelledSet, warnings: list[str]) -> LabelledSet:
     empty = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if not count]
     if empty:
         warnings.append(
-            f"{_count(empty, 'class has', 'classes have')} no images and are left out: {_listing(empty)}"
+            f"{_count(empty, 'class without images is', 'classes without images are')} left out: {_listing(empty)}"
         )
     if len(used) < 2:
         raise UserError(
@@ -255,7 +255,8 @@ def _warn_of_unheld_classes(train: LabelledSet, held: np.ndarray, warnings: list
     without = [name for label, name in enumerate(train.source.classes) if label not in evaluated]
     if without:
         warnings.append(
-            f"{_count(without, 'class has', 'classes have')} no held-out image and are not evaluated: {_listing(without)}"
+            f"{_count(without, 'class without a held-out image is', 'classes without held-out images are')} not evaluated: "
+            f"{_listing(without)}"
         )
 
 

@@ -241,15 +241,19 @@ def _write(split: str, images: LabelledSet, options: WriteOptions, folder: Path)
         listed = ", ".join(f"{printable(name)} ({reason})" for name, reason in manifest.skipped[:LISTED])
         rest = f", ... {len(manifest.skipped) - LISTED:,} more" if len(manifest.skipped) > LISTED else ""
         warnings.append(
-            f"{len(manifest.skipped):,} {split} images cannot be read and are left out: {listed}{rest}"
+            f"{_images(len(manifest.skipped), split)} left out because unreadable: {listed}{rest}"
         )
     deep = sum(count for encoding, count in manifest.encodings.items() if loses_values(encoding))
     if deep:
         warnings.append(
-            f"{deep:,} {split} images have 16 or 32 bits per value: values above 255 become white, fractions of 1 black; scale "
+            f"{_images(deep, split)} with 16 or 32 bits per value: values above 255 become white, fractions of 1 black; scale "
             "them to 8 bits"
         )
     return warnings
+
+
+def _images(count: int, split: str) -> str:
+    return f"{count:,} {split} image{'' if count == 1 else 's'}"
 
 
 def _fingerprint(found: LabelledSet) -> str:

@@ -3,7 +3,9 @@
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from beton_tools.errors import UserError
 from fastft.photos.layout import open_sets, open_val
@@ -144,3 +146,20 @@ def test_absolute_paths_below_a_linked_folder_are_found(album: Path, tmp_path: P
     table = write_csv(tmp_path / "link" / "t.csv", rows)
     plan = plan_photos(*open_sets(str(table)))
     assert plan.missing == [] and len(plan.train) + len(plan.val or ()) == len(CLASSES) * PER_CLASS
+
+
+def test_a_table_may_lie_beside_the_class_folders_that_it_lists(album: Path, tmp_path: Path) -> None:
+    photos = Path(shutil.copytree(album, tmp_path / "photos"))
+    write_csv(photos / "list.csv", rows_of(photos))
+    parquet.write_table(pa.Table.from_pylist(rows_of(photos)), photos / "list.parquet")
+    sets = [open_sets(str(path))[0].source for path in (photos, photos / "list.csv", photos / "list.parquet")]
+    assert [list(source.names) for source in sets] == [list(sets[0].names)] * 3
+    assert [source.kind for source in sets] == ["folder", "table", "table"]
+
+
+def test_images_in_archives_beside_class_folders_are_refused(album: Path, tmp_path: Path) -> None:
+    photos = Path(shutil.copytree(album, tmp_path / "photos"))
+    rows = [{"image": {"bytes": image.read_bytes()}, "label": 0} for image in photos.rglob("*.jpg")]
+    parquet.write_table(pa.Table.from_pylist(rows), photos / "images.parquet")
+    with pytest.raises(UserError, match=r"class folders and archives \(images\.parquet\)"):
+        open_sets(str(photos))
