@@ -15,6 +15,8 @@ from markupsafe import Markup, escape
 MAX_POINTS = 480  # per line; more would be closer than a pixel
 FEW_POINTS = 16  # lines with at most this many points get dots and are never cut off
 TICK_STEPS = (1, 2, 2.5, 5, 10)
+LABEL_GAP = 8  # pixels between a tick's label and the plot
+DIGIT_WIDTH = 8  # pixels, at most, in the fonts of style.css
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def render_chart(chart: Chart) -> Markup:
     if not series:
         return Markup("")
     ranges = chart.x_range or _span([x for s in series for x in s.x]), _y_range(chart, series)
-    wide, narrow = Canvas("wide", 520, 290, *ranges), Canvas("narrow", 340, 250, *ranges)
+    left = max(Canvas.left, LABEL_GAP + DIGIT_WIDTH * max(len(label) for _, label in _y_labels(ranges[1])))
+    wide, narrow = (Canvas(*size, *ranges, left=left) for size in (("wide", 520, 290), ("narrow", 340, 250)))
     values = {
         "x": chart.x_label,
         "decimals": chart.decimals,
@@ -211,27 +214,28 @@ def _geometry(c: Canvas) -> dict[str, float]:
 
 
 def _grid(c: Canvas) -> Iterator[Markup]:
-    for value in _y_ticks(c):
+    for value, _ in _y_labels(c.y_range):
         yield Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(c.left, c.y(value), c.width - c.right)
 
 
 def _axes(chart: Chart, c: Canvas) -> Iterator[Markup]:
-    values = _y_ticks(c)
-    step = values[1] - values[0] if len(values) > 1 else 1.0
-    for value in values:
-        yield _text(c.left - 8, c.y(value) + 4, tick_label(value, step), "end")
+    for value, label in _y_labels(c.y_range):
+        yield _text(c.left - LABEL_GAP, c.y(value) + 4, label, "end")
     floor = c.height - c.bottom
     yield Markup('<path class="axis" d="M{} {}H{}"/>').format(c.left, floor, c.width - c.right)
-    values = list(chart.x_ticks) or ticks(*c.x_range, 6 if c.kind == "wide" else 4)
-    step = values[1] - values[0] if len(values) > 1 else 1.0
-    for value in values:
+    for value, label in _labelled(list(chart.x_ticks) or ticks(*c.x_range, 6 if c.kind == "wide" else 4)):
         yield Markup('<path class="axis" d="M{:.1f} {}v4"/>').format(c.x(value), floor)
-        yield _text(c.x(value), floor + 16, tick_label(value, step), "middle")
+        yield _text(c.x(value), floor + 16, label, "middle")
     yield _text((c.left + c.width - c.right) / 2, c.height - 3, chart.x_label, "middle")
 
 
-def _y_ticks(c: Canvas) -> list[float]:
-    return ticks(*c.y_range, 5)
+def _y_labels(y_range: tuple[float, float]) -> list[tuple[float, str]]:
+    return _labelled(ticks(*y_range, 5))
+
+
+def _labelled(values: Sequence[float]) -> list[tuple[float, str]]:
+    step = values[1] - values[0] if len(values) > 1 else 1.0
+    return [(value, tick_label(value, step)) for value in values]
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> Markup:

@@ -130,7 +130,7 @@ def machine_line(run: Run) -> str:
 
 def _accuracy_figures(run: Run) -> list[dict[str, str]]:
     if not run.evaluations:
-        return []
+        return _baseline_figure(run, None)
     used, weights = _used_evaluation(run)
     top1 = used[f"{weights}_top1"]
     samples = used["raw_samples" if "raw_samples" in used else "ema_samples"]
@@ -149,15 +149,7 @@ def _accuracy_figures(run: Run) -> list[dict[str, str]]:
         figures.append(
             _figure(f"{label}, {entry['epoch']}", f"{headline_top1(entry):.2f} %", ", ".join(shown))
         )
-    if "raw_top1" in run.baseline:
-        gain = top1 - run.baseline["raw_top1"]
-        figures.append(
-            _figure(
-                "frozen-tower baseline",
-                f"{run.baseline['raw_top1']:.2f} %",
-                f"ridge regression; fine-tuning {gain:+.2f}",
-            )
-        )
+    figures += _baseline_figure(run, top1)
     if f"{weights}_balanced_accuracy" in used:
         figures.append(
             _figure(
@@ -176,6 +168,15 @@ def _accuracy_figures(run: Run) -> list[dict[str, str]]:
             )
         )
     return figures
+
+
+def _baseline_figure(run: Run, top1: float | None) -> list[dict[str, str]]:
+    """The accuracy of the head before fine-tuning, if the run has it. top1: after fine-tuning."""
+    before = run.baseline.get("raw_top1")
+    if before is None:
+        return []
+    then = "nothing else was evaluated" if top1 is None else f"fine-tuning {top1 - before:+.2f}"
+    return [_figure("frozen-tower baseline", f"{before:.2f} %", f"ridge regression; {then}")]
 
 
 def _used_evaluation(run: Run) -> tuple[Mapping[str, Any], str]:
@@ -212,10 +213,10 @@ def _figure(label: str, value: str, below: str) -> dict[str, str]:
 
 
 def _state(run: Run) -> str:
-    done = f"step {run.steps:,} of {run.total_steps:,}"
     if run.finished and run.steps >= run.total_steps:
         return f"finished, {run.recipe.epochs} epochs"
-    return f"not finished: {done}" if run.intervals else "nothing logged yet"
+    step = max((int(line["step"]) for line in (*run.intervals, *run.checkpoints)), default=0)
+    return f"not finished: step {step:,} of {run.total_steps:,}" if step else "nothing logged yet"
 
 
 # charts --------------------------------------------------------------------------------------------------------------

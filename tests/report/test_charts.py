@@ -130,3 +130,12 @@ def test_constant_and_single_values_are_drawn() -> None:
         )
     assert "circle" in render_chart(Chart("t", "x", "y", [Series("s", "own", [1], [2.0])]))
     assert render_chart(Chart("t", "x", "y", [])) == ""
+
+
+@pytest.mark.parametrize("values", [[4.0232, 4.0235, 4.0242], [120_000.0, 150_000.0], [0.5, 0.7]])
+def test_the_labels_of_the_y_axis_fit_in_the_picture(values: list[float]) -> None:
+    x = list(range(len(values)))
+    page = render_chart(Chart("loss", "epochs", "loss", [Series("run", "own", x, values)]))
+    labels = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="end">([^<]+)', page)
+    assert len(labels) > 5
+    assert all(float(right) >= 7.64 * len(text) for right, text in labels)  # DejaVu Sans, the widest font

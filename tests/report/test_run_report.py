@@ -81,7 +81,16 @@ def test_every_stage_of_a_run_has_a_page(tmp_path: Path) -> None:
         page = render_run(run, price=2.48)
         assert ("nothing logged yet" in page) == (epochs == 0)
         assert ("extrapolated" in page) == (epochs > 0)
-        assert ("recorded no time split" in page) == (epochs < 2)
+        assert ("recorded no time split" in page) == (epochs == 1)
+
+
+def test_a_run_stopped_before_its_first_interval_shows_its_step_and_baseline(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path / "run", "final_l14", 0))
+    baseline = {"kind": "baseline", "step": 0, "images": 16, "raw_top1": 43.75}
+    run = replace(run, checkpoints=[{"step": 3, "seconds": 1.0}], baseline=baseline)
+    page = render_run(run)
+    assert "not finished: step 3 of" in page and "nothing logged yet" not in page
+    assert [(f["label"], f["value"]) for f in headline(run)] == [("frozen-tower baseline", "43.75 %")]
 
 
 def test_a_machine_with_few_known_facts_is_described_by_them(run_folder: Path) -> None:
