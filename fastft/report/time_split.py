@@ -3,8 +3,10 @@
 The 'split' lines are not used: each covers only the process that ended its epoch.
 """
 
+from contextlib import suppress
 from typing import Any
 
+from beton_tools.errors import UserError
 from fastft.cost.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, diagnose, loader_needs, shares
 from fastft.files.run_directory import Run
 
@@ -13,7 +15,7 @@ def time_split(run: Run) -> dict[str, Any] | None:
     """Parts of the loop and the loader, bottleneck, and loader needs of GPUs; None if no interval has a split.
 
     Keys: loop, loader (rows as `shares` gives them), diagnosis, per_core (images/s of one core of the loader),
-    counts (of GPUs), needs (as `loader_needs` gives them).
+    counts (of GPUs), needs (as `loader_needs` gives them; empty without the architecture's file).
     """
     seconds = part_seconds(run)
     if not seconds:
@@ -27,8 +29,14 @@ def time_split(run: Run) -> dict[str, Any] | None:
         "diagnosis": diagnose(seconds),
         "per_core": per_core,
         "counts": GPU_COUNTS,
-        "needs": loader_needs(run.recipe, per_core),
+        "needs": _needs(run, per_core),
     }
+
+
+def _needs(run: Run, per_core: float | None) -> list[dict[str, Any]]:
+    with suppress(UserError):  # the architecture's file is not on this machine
+        return loader_needs(run.recipe, per_core)
+    return []
 
 
 def part_seconds(run: Run) -> dict[str, float]:

@@ -8,6 +8,7 @@ import pytest
 
 from fastft.cost.run_cost import run_cost
 from fastft.files.run_directory import Run, load_run
+from fastft.report.run_report import render_run
 from fastft.report.time_split import part_seconds, time_split
 from tests.files.written import CHECKPOINT, EVALUATION, LOADER, STEPS, STEPS_PER_EPOCH, split_of, write_run
 
@@ -79,3 +80,11 @@ def test_only_intervals_with_a_split_are_counted(run: Run) -> None:
 
 def test_without_a_split_in_the_log_the_report_has_none(tmp_path: Path) -> None:
     assert time_split(load_run(write_run(tmp_path / "run", "final_b16", 2, split=False))) is None
+
+
+def test_a_report_does_not_need_the_file_of_the_architecture(run: Run) -> None:
+    moved = replace(run, recipe=run.recipe.with_option("model.arch", "gone.json"))
+    assert split(moved)["needs"] == []
+    page = render_run(moved)
+    assert "Training process" in page and "What other GPUs would ask" not in page
+    assert "What other GPUs would ask" in render_run(run)
