@@ -17,7 +17,12 @@ TAKES_OPTIONS = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
-    parser.add_argument("--data", type=Path, metavar="DATA", help="default: the recipe's data.train")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DATA",
+        help="default: the recipe's data.train; photographs are converted into the run directory, as for training",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="picture to write")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the plan")
     parser.add_argument("--epoch", type=whole_number, default=0, help="default 0")
