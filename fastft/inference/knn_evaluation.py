@@ -14,6 +14,7 @@ from fastft.constants import AUTO
 from fastft.data import Batch
 from fastft.data.classes import refuse_other_classes
 from fastft.inference.evaluation import (
+    KEPT_LOGITS,
     FileScores,
     describe_scores,
     evaluate_model,
@@ -31,7 +32,7 @@ from fastft.inference.features import (
 from fastft.inference.trained import BATCH, Trained, load_trained
 from fastft.model import ImageClassifier
 from fastft.train.distributed import World, find_world
-from fastft.train.evaluate import evaluate
+from fastft.train.evaluate import evaluate, keep_logits
 from fastft.train.precision import inference_precision
 
 TEMPERATURE = 0.07  # Wu et al. 2018 (1805.01978), and DINO's eval_knn.py
@@ -131,8 +132,10 @@ def _evaluate(trained: Trained, path: Path, votes: NeighbourVotes, world: World)
         return evaluate_model(trained, path, world, model=NeighbourClassifier(trained.model, votes))
     features = _read_labelled(trained, path)
     precision = inference_precision(trained.recipe.train.amp, world.device)
-    (scores,) = evaluate([votes], _batches(features, world), world, precision, with_logits=False)
-    return FileScores(path, scores, trained.recipe.data.num_classes)
+    outputs = trained.recipe.data.num_classes
+    with_logits = keep_logits(len(features.labels_N), outputs, KEPT_LOGITS)
+    (scores,) = evaluate([votes], _batches(features, world), world, precision, with_logits=with_logits)
+    return FileScores(path, scores, outputs)
 
 
 def _read_labelled(trained: Trained, path: Path) -> Features:

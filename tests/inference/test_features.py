@@ -90,6 +90,7 @@ def test_nearest_neighbours_are_scikit_learns(
     theirs.fit(train.features_ND, train.labels_N)
     want = 100 * theirs.score(val.features_ND, val.labels_N)
     probabilities = theirs.predict_proba(val.features_ND)[np.arange(20), val.labels_N]
+    found = []
     for bank, data in ((files["train"], files["val"]), (tiny["data.train"], tiny["data.val"])):
         command = [
             "eval",
@@ -105,6 +106,10 @@ def test_nearest_neighbours_are_scikit_learns(
         assert scores["top1"] == pytest.approx(want)
         assert scores["loss"] == pytest.approx(-np.log(probabilities.clip(1e-6)).mean(), rel=1e-3)
         assert (scores["knn"], scores["knn_train_images"], scores["samples"]) == (k, 48, 20)
+        found.append(scores)
+    assert found[0].keys() == found[1].keys() >= {"temperature", "ece_scaled"}
+    for name in ("temperature", "ece_scaled"):
+        assert found[0][name] == pytest.approx(found[1][name], rel=1e-3)
 
 
 def test_neighbours_are_of_the_runs_own_files_by_default(whole: Path, capsys: pytest.CaptureFixture) -> None:
