@@ -75,9 +75,7 @@ def folder_source(
         images = [path for path, is_loop in files if is_loop or _is_image(path)]
         names += images
         labels += [label_of[name]] * len(images)
-        left_out.update(
-            Path(path).suffix.lower() for path, is_loop in files if not is_loop and not _is_image(path)
-        )
+        left_out.update(_other_suffixes(files))
     if not names:
         others = f" (but {by_suffix(left_out)})" if left_out else ""
         raise UserError(
@@ -121,13 +119,20 @@ def has_images(root: Path, folder: str) -> bool:
     return any(_is_image(path) for path, _ in _files_below(root, folder))
 
 
-def images_below(root: Path) -> list[str]:
-    """Paths of the images at any depth, relative to `root` and sorted, with the rules of class folders."""
-    return sorted(
-        path.removeprefix("./")
-        for path, is_loop in _files_below(root, ".")
-        if not is_loop and _is_image(path)
-    )
+def images_below(root: Path, left_out: Counter[str] | None = None) -> list[str]:
+    """Paths of the images at any depth, relative to `root` and sorted, with the rules of class folders.
+
+    left_out: counts the other files, by suffix.
+    """
+    files = list(_files_below(root, "."))
+    if left_out is not None:
+        left_out.update(_other_suffixes(files))
+    return sorted(path.removeprefix("./") for path, is_loop in files if not is_loop and _is_image(path))
+
+
+def _other_suffixes(files: Sequence[tuple[str, bool]]) -> Iterator[str]:
+    """The suffix of each file that is not an image. files: of `_files_below`."""
+    return (Path(path).suffix.lower() for path, is_loop in files if not is_loop and not _is_image(path))
 
 
 def _is_image(path: str) -> bool:

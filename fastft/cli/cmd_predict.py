@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         args.weights,
         args.logit_adjustment,
         print_weights,
+        _warn,
     )
     if args.csv is not None:
         write_predictions(predictions, args.csv)
@@ -77,12 +78,16 @@ def _write_features(args: argparse.Namespace) -> int:
     world = find_world(args.device)
     with evaluating(world):
         trained = load_trained(args.checkpoint, world.device, args.weights)
-        found = extract_features(
-            trained, args.images, world, lambda text: print(printable(text), file=sys.stderr)
-        )
+        found = extract_features(trained, args.images, world, _warn)
     if torchrun.rank() == 0:
         print_weights(trained.weights)
         write_features(args.features, found)
         count, width = found.features_ND.shape
         print(printable(f"{args.features}: {count:,} embeddings of {width} values"))
     return 0
+
+
+def _warn(text: str) -> None:
+    from beton_tools.console import printable
+
+    print(printable(text), file=sys.stderr)

@@ -6,6 +6,7 @@ Arrays of the file: `features` float32 (N, D); `labels` int64 (N,), -1 for an im
 
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from beton_tools.user_files import check_user_file
 from fastft.build import build_policy
 from fastft.data import EvalLoader, Output, Shard
 from fastft.inference.image_reader import read_batches
-from fastft.inference.prediction import image_paths
+from fastft.inference.prediction import describe_left_out, image_paths
 from fastft.inference.trained import BATCH, Trained
 from fastft.model import ImageClassifier
 from fastft.train.distributed import World
@@ -60,18 +61,21 @@ def extract_features(trained: Trained, sources: Sequence[Path], world: World, sa
     """Embeddings of the images of `.beton` files, image files and folders of them, in this order.
 
     The images are seen as in evaluation. A `.beton` is divided among the processes. say: called with each image that cannot be
-    read, and why; it is left out.
+    read, which is left out, and why, and with a line about other files in folders.
 
     Raises:
         UserError: a source is missing or damaged, two files have other classes, or no image could be read.
     """
     parts: list[Features] = []
+    left_out: Counter[str] = Counter()
     checksum = model_checksum(trained.model)
     for source in sources:
         if is_beton_or_subset(source):
             parts.append(_of_beton(trained, source, world, checksum))
         else:
-            parts.append(_of_images(trained, source, world, checksum, say))
+            parts.append(_of_images(trained, source, world, checksum, say, left_out))
+    if left_out:
+        say(describe_left_out(left_out))
     labelled = [part for part in parts if part.classes]
     for part, source in zip(parts, sources, strict=True):
         if part.classes and part.classes != labelled[0].classes:
@@ -103,10 +107,12 @@ def _of_beton(trained: Trained, path: Path, world: World, checksum: str) -> Feat
 
 
 @torch.inference_mode()
-def _of_images(trained: Trained, source: Path, world: World, checksum: str, say: Say) -> Features:
+def _of_images(
+    trained: Trained, source: Path, world: World, checksum: str, say: Say, left_out: Counter[str]
+) -> Features:
     precision = inference_precision(trained.recipe.train.amp, world.device)
     rows, files = [], []
-    for batch in read_batches(image_paths([source]), trained.recipe, BATCH):
+    for batch in read_batches(image_paths([source], left_out), trained.recipe, BATCH):
         tensors = []
         for path, read in batch:
             if isinstance(read, torch.Tensor):

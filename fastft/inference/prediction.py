@@ -1,11 +1,13 @@
 """Class predictions for image files."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from beton_tools.console import by_suffix
 from beton_tools.errors import UserError
 from beton_tools.image_formats import IMAGE_SUFFIXES
 from beton_tools.user_files import check_user_file
@@ -101,17 +103,22 @@ def predict_files(
     weights: str = AUTO,
     logit_adjustment: bool = False,
     say: Callable[[str], None] = lambda text: None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Prediction]:
     """The top classes of image files and of the images in folders, in order, one batch at a time.
 
-    logit_adjustment: as `Predictor`. say: called with the weights in words.
+    logit_adjustment: as `Predictor`. say: called with the weights in words. warn: called with a line about files in folders
+    that are left out.
 
     Raises:
         UserError: there is no such checkpoint or image, or topk < 1; when the iteration ends, that no file could be read.
     """
     _check_topk(topk)
     choose_device(device)
-    paths = list(image_paths(images))
+    left_out: Counter[str] = Counter()
+    paths = list(image_paths(images, left_out))
+    if left_out:
+        warn(describe_left_out(left_out))
     predictor = Predictor(checkpoint, device, weights, logit_adjustment)
     say(predictor.trained.weights)
     return _require_one(predictor.predict(paths, topk))
@@ -122,8 +129,15 @@ def _check_topk(topk: int) -> None:
         raise UserError(f"topk is {topk}: give 1 or more")
 
 
-def image_paths(given: Sequence[Path]) -> Iterator[Path]:
+def describe_left_out(left_out: Counter[str]) -> str:
+    """The files that `image_paths` left out, in one line."""
+    return f"left out, of a kind that is not read: {by_suffix(left_out)}"
+
+
+def image_paths(given: Sequence[Path], left_out: Counter[str] | None = None) -> Iterator[Path]:
     """The given files, and all image files in the given folders and their subfolders, found as in class folders.
+
+    left_out: counts the other files in the folders, by suffix.
 
     Raises:
         UserError: a given path is neither a folder with images nor a regular file.
@@ -134,7 +148,7 @@ def image_paths(given: Sequence[Path]) -> Iterator[Path]:
             continue
         from beton_tools.sources.folder import images_below  # loads Arrow, which single files do without
 
-        found = images_below(path)
+        found = images_below(path, left_out)
         if not found:
             raise UserError(f"{path} contains no image files ({', '.join(IMAGE_SUFFIXES)})")
         yield from (path / name for name in found)

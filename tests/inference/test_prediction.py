@@ -69,6 +69,22 @@ def test_folders_are_searched_as_class_folders_are(tmp_path: Path) -> None:
     assert list(image_paths([photos])) == [photos / "cat/1.jpg", photos / "dog/3.jpg"]
 
 
+def test_files_of_other_kinds_in_folders_are_counted_in_one_line(
+    trained: Path, photographs, tmp_path: Path, capsys
+) -> None:
+    for name in ("a/x.AVIF", "a/b/x.avif", "a/.hidden.heic", "c/notes", "c/x.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for folder in ("a", "c"):
+        Image.fromarray(photographs["coffee"]).save(tmp_path / folder / "x.png")
+    command = ["predict", str(trained), str(tmp_path / "a"), str(tmp_path / "c"), "--device=cpu"]
+    for extra in ([], [f"--features={tmp_path / 'x.npz'}"]):
+        assert main([*command, *extra]) == 0
+        said = capsys.readouterr().err
+        assert "left out, of a kind that is not read: 2 .avif, 1 without suffix, 1 .csv\n" in said
+        assert said.count("\n") == 2  # beside the weights
+
+
 def test_every_file_gets_its_classes_or_an_error(trained: Path, photographs, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
