@@ -16,6 +16,10 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"),
     *(".jfif", ".gif"),
 )
+DEEP_MODES = {"I;16": "16-bit ", "I": "32-bit ", "F": "32-bit "}  # Pillow's modes -> in EncodedImage.how
+DEEP_IMAGES = (
+    "16 or 32 bits per value: values above 255 become white, fractions of 1 black; scale them to 8 bits"
+)
 MAX_FILE_BYTES = 1 << 30  # of an image file; 1 GiB of TIFF are 360 megapixels
 
 # Each scan of a progressive JPEG takes time for the whole image, even if it has only a few bytes. The usual scripts have 10
@@ -32,6 +36,11 @@ def is_image_name(name: str) -> bool:
     macOS archives contain a hidden file `._x.JPEG` beside each `x.JPEG`, which holds metadata.
     """
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def depth_prefix(image: Image.Image) -> str:
+    """The prefix "16-bit " or "32-bit " for an image of so many bits per value, which `convert("RGB")` clips; "" for 8."""
+    return DEEP_MODES.get(image.mode[:4], "")
 
 
 def open_image(source: bytes | StrPath) -> Image.Image:

@@ -10,7 +10,7 @@ import numpy as np
 from beton_tools import jpeg
 from beton_tools.errors import UserError
 from beton_tools.format import DEFAULT_PAGE_SIZE, RAW_MODE
-from beton_tools.image_formats import open_image
+from beton_tools.image_formats import DEEP_MODES, depth_prefix, open_image
 from beton_tools.jpeg.crop import decode_scanned_rgb
 from beton_tools.jpeg.markers import DamagedJpeg, JpegError, as_bytes_array, require_header
 from beton_tools.jpeg.transcode import add_index, transcode
@@ -44,9 +44,6 @@ class EncodeOptions:
     lossless: bool = True
     index: bool = True
     page_size: int = DEFAULT_PAGE_SIZE
-
-
-_DEEP = {"I;16": "16-bit ", "I": "32-bit ", "F": "32-bit "}  # Pillow's modes -> in EncodedImage.how
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +124,7 @@ def _keep(data: bytes, options: EncodeOptions) -> EncodedImage | None:
 
 def loses_values(how: str) -> bool:
     """Return True if an image with this `EncodedImage.how` had more than 8 bits per value."""
-    return how.startswith(tuple(_DEEP.values()))
+    return how.startswith(tuple(DEEP_MODES.values()))
 
 
 def _decode_quietly(data: bytes) -> np.ndarray | None:
@@ -154,7 +151,7 @@ def _decode(data: bytes) -> tuple[np.ndarray, str]:
         reason = str(error) or type(error).__name__
         raise BadImage(f"cannot be decoded ({reason})".replace("\n", " ")) from error
     if not is_jpeg:
-        return pixels, f"{_DEEP.get(image.mode[:4], '')}{image.format}"
+        return pixels, f"{depth_prefix(image)}{image.format}"
     if quiet is None and _is_damaged(data):
         return pixels, DAMAGED
     return pixels, "progressive JPEG" if image.info.get("progressive") else f"{image.mode} JPEG"

@@ -20,8 +20,8 @@ from beton_tools.subset_file import is_beton_or_subset
 from beton_tools.user_files import check_user_file
 from fastft.build import build_policy
 from fastft.data import EvalLoader, Output, Shard
-from fastft.inference.image_reader import read_batches
-from fastft.inference.prediction import describe_left_out, image_paths
+from fastft.inference.image_reader import ReadImage, read_batches
+from fastft.inference.prediction import describe_deep, describe_left_out, image_paths
 from fastft.inference.trained import BATCH, Trained
 from fastft.model import ImageClassifier
 from fastft.train.distributed import World
@@ -61,21 +61,25 @@ def extract_features(trained: Trained, sources: Sequence[Path], world: World, sa
     """Embeddings of the images of `.beton` files, image files and folders of them, in this order.
 
     The images are seen as in evaluation. A `.beton` is divided among the processes. say: called with each image that cannot be
-    read, which is left out, and why, and with a line about other files in folders.
+    read, which is left out, and why; then with a line about other files in folders and one about images that lose values.
 
     Raises:
         UserError: a source is missing or damaged, two files have other classes, or no image could be read.
     """
     parts: list[Features] = []
-    left_out: Counter[str] = Counter()
+    left_out, deep = Counter[str](), 0
     checksum = model_checksum(trained.model)
     for source in sources:
         if is_beton_or_subset(source):
             parts.append(_of_beton(trained, source, world, checksum))
         else:
-            parts.append(_of_images(trained, source, world, checksum, say, left_out))
+            part, clipped = _of_images(trained, source, world, checksum, say, left_out)
+            parts.append(part)
+            deep += clipped
     if left_out:
         say(describe_left_out(left_out))
+    if deep:
+        say(describe_deep(deep))
     labelled = [part for part in parts if part.classes]
     for part, source in zip(parts, sources, strict=True):
         if part.classes and part.classes != labelled[0].classes:
@@ -109,15 +113,17 @@ def _of_beton(trained: Trained, path: Path, world: World, checksum: str) -> Feat
 @torch.inference_mode()
 def _of_images(
     trained: Trained, source: Path, world: World, checksum: str, say: Say, left_out: Counter[str]
-) -> Features:
+) -> tuple[Features, int]:
+    """The embeddings of image files, and how many of the images lose values."""
     precision = inference_precision(trained.recipe.train.amp, world.device)
-    rows, files = [], []
+    rows, files, deep = [], [], 0
     for batch in read_batches(image_paths([source], left_out), trained.recipe, BATCH):
         tensors = []
         for path, read in batch:
-            if isinstance(read, torch.Tensor):
-                tensors.append(read)
+            if isinstance(read, ReadImage):
+                tensors.append(read.tensor)
                 files.append(str(path))
+                deep += read.loses_values
             else:
                 say(f"{path}: not read: {read}")
         if tensors:
@@ -125,7 +131,7 @@ def _of_images(
             with precision.autocast():
                 rows.append(trained.model.pooled(images).float().cpu().numpy())
     features_ND = np.concatenate(rows) if rows else np.empty((0, trained.model.head.in_features), np.float32)
-    return Features(features_ND, np.full(len(files), NO_LABEL, np.int64), files, [], checksum)
+    return Features(features_ND, np.full(len(files), NO_LABEL, np.int64), files, [], checksum), deep
 
 
 def check_features_path(path: Path) -> None:

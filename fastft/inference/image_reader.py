@@ -6,22 +6,32 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 
 from beton_tools.cgroup import usable_cpus
-from beton_tools.image_formats import open_image
+from beton_tools.image_formats import depth_prefix, open_image
 from fastft.config import Recipe
 from fastft.inference.image_transform import eval_tensor
 
 Source = Path | str | Image.Image
-Read = torch.Tensor | str  # an image as the model's input, or the reason why it cannot be read
 BATCHES_AHEAD = 2  # being decoded or ready, including the one that is delivered next
 
 
+class ReadImage(NamedTuple):
+    """An image as the model's input (3, S, S), and whether it had more than 8 bits per value, which were clipped."""
+
+    tensor: torch.Tensor
+    loses_values: bool
+
+
+Read = ReadImage | str  # an image, or the reason why it cannot be read
+
+
 def read_batches(images: Iterable[Source], recipe: Recipe, batch: int) -> Iterator[list[tuple[Source, Read]]]:
-    """The images in order, at most `batch` at a time, each with its tensor (3, S, S) or the reason why it cannot be read."""
+    """The images in order, at most `batch` at a time, each as read or with the reason why it cannot be."""
     remaining = iter(images)
     ahead: deque[list[tuple[Source, Future[Read] | Read]]] = deque()
     pool = ThreadPoolExecutor(usable_cpus(), "decode")
@@ -51,12 +61,13 @@ def read_image(source: Source, recipe: Recipe) -> Read:
     try:
         opened = nullcontext(source) if isinstance(source, Image.Image) else open_image(Path(source))
         with opened as image:
-            return eval_tensor(
+            tensor = eval_tensor(
                 image,
                 size=recipe.model.image_size,
                 crop_pct=recipe.train.eval_crop_pct,
                 mean=recipe.augment.mean,
                 std=recipe.augment.std,
             )
+            return ReadImage(tensor, depth_prefix(image) != "")
     except Exception as error:  # Pillow's plug-ins raise many kinds of exceptions for damaged files
         return getattr(error, "strerror", None) or str(error) or type(error).__name__

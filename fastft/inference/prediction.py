@@ -9,10 +9,10 @@ import torch
 
 from beton_tools.console import by_suffix
 from beton_tools.errors import UserError
-from beton_tools.image_formats import IMAGE_SUFFIXES
+from beton_tools.image_formats import DEEP_IMAGES, IMAGE_SUFFIXES
 from beton_tools.user_files import check_user_file
 from fastft.constants import AUTO
-from fastft.inference.image_reader import Source, read_batches
+from fastft.inference.image_reader import ReadImage, Source, read_batches
 from fastft.inference.trained import BATCH, choose_device, load_trained
 from fastft.model.ranking import rank_classes
 from fastft.train.precision import inference_precision
@@ -22,13 +22,15 @@ from fastft.train.precision import inference_precision
 class Prediction:
     """The top classes of one file with their softmax probabilities, or the reason why it cannot be read (`error`).
 
-    path: of the file; empty for an image in memory.
+    path: of the file; empty for an image in memory. loses_values: it has 16 or 32 bits per value: those above 255 were read as
+    white, fractions of 1 as black.
     """
 
     path: Path
     classes: list[str]
     probabilities: list[float]
     error: str | None = None
+    loses_values: bool = False
 
 
 class Predictor:
@@ -76,7 +78,7 @@ class Predictor:
         if isinstance(images, Source):
             images = [images]
         for batch in read_batches(images, self.trained.recipe, BATCH):
-            tensors = [t for _, t in batch if isinstance(t, torch.Tensor)]
+            tensors = [read.tensor for _, read in batch if isinstance(read, ReadImage)]
             ranked = iter(self._rank(tensors, topk) if tensors else ())
             for image, result in batch:
                 path = Path(image if isinstance(image, str | Path) else getattr(image, "filename", ""))
@@ -84,7 +86,8 @@ class Predictor:
                     yield Prediction(path, [], [], result)
                     continue
                 probabilities, classes = next(ranked)
-                yield Prediction(path, [self.classes[k] for k in classes], probabilities)
+                names = [self.classes[k] for k in classes]
+                yield Prediction(path, names, probabilities, loses_values=result.loses_values)
 
     def _rank(self, tensors: list[torch.Tensor], topk: int) -> Iterator[tuple[list[float], list[int]]]:
         images = torch.stack(tensors).to(self.device, memory_format=torch.channels_last)
@@ -108,7 +111,7 @@ def predict_files(
     """The top classes of image files and of the images in folders, in order, one batch at a time.
 
     logit_adjustment: as `Predictor`. say: called with the weights in words. warn: called with a line about files in folders
-    that are left out.
+    that are left out, and at the end with one about images that lose values.
 
     Raises:
         UserError: there is no such checkpoint or image, or topk < 1; when the iteration ends, that no file could be read.
@@ -121,7 +124,7 @@ def predict_files(
         warn(describe_left_out(left_out))
     predictor = Predictor(checkpoint, device, weights, logit_adjustment)
     say(predictor.trained.weights)
-    return _require_one(predictor.predict(paths, topk))
+    return _checked(predictor.predict(paths, topk), warn)
 
 
 def _check_topk(topk: int) -> None:
@@ -154,12 +157,20 @@ def image_paths(given: Sequence[Path], left_out: Counter[str] | None = None) -> 
         yield from (path / name for name in found)
 
 
-def _require_one(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
-    """The same predictions; after the last, an error if none of the files could be read."""
-    any_read, first = False, None
+def describe_deep(count: int) -> str:
+    """So many images that lose values, in one line."""
+    return f"{count:,} image{' has' if count == 1 else 's have'} {DEEP_IMAGES}"
+
+
+def _checked(predictions: Iterator[Prediction], warn: Callable[[str], None]) -> Iterator[Prediction]:
+    """The same predictions; then a warning of images that lose values, and an error if none of the files could be read."""
+    any_read, deep, first = False, 0, None
     for prediction in predictions:
         any_read |= prediction.error is None
+        deep += prediction.loses_values
         first = first or prediction
         yield prediction
+    if deep:
+        warn(describe_deep(deep))
     if first is not None and not any_read:
         raise UserError(f"no image could be read; the first, {first.path}: {first.error}")

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -83,6 +84,24 @@ def test_files_of_other_kinds_in_folders_are_counted_in_one_line(
         said = capsys.readouterr().err
         assert "left out, of a kind that is not read: 2 .avif, 1 without suffix, 1 .csv\n" in said
         assert said.count("\n") == 2  # beside the weights
+
+
+def test_images_that_lose_values_are_counted_in_one_line(
+    trained: Path, photographs, tmp_path: Path, capsys
+) -> None:
+    grey = np.asarray(Image.fromarray(photographs["coffee"]).convert("L"))
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    for name, dtype in (("b.png", np.uint16), ("c.tiff", np.int32), ("d.tiff", np.float32)):
+        Image.fromarray(grey.astype(dtype)).save(tmp_path / name)
+    images = [str(tmp_path / name) for name in ("a.png", "b.png", "c.tiff", "d.tiff")]
+    line = "3 images have 16 or 32 bits per value: values above 255 become white, fractions of 1 black;"
+    for extra in ([], [f"--csv={tmp_path / 'x.csv'}"], [f"--features={tmp_path / 'x.npz'}"]):
+        assert main(["predict", str(trained), *images, "--device=cpu", *extra]) == 0
+        assert capsys.readouterr().err.count(line) == 1
+        assert main(["predict", str(trained), images[0], "--device=cpu", *extra]) == 0
+        assert "bits per value" not in capsys.readouterr().err
+    in_memory = Predictor(trained, "cpu").predict([Image.open(image) for image in images])
+    assert [p.loses_values for p in in_memory] == [False, True, True, True]
 
 
 def test_every_file_gets_its_classes_or_an_error(trained: Path, photographs, tmp_path: Path) -> None:
