@@ -51,7 +51,7 @@ class _BetonLoader:
         batches_ahead: int | None,
         on_wait: Callable[[], None],
     ) -> None:
-        self.output = Output(output) if isinstance(output, int) else output
+        self.output = output if isinstance(output, Output) else Output(output)
         least_one = {
             "size": self.output.size,
             "batch": batch,
@@ -59,8 +59,9 @@ class _BetonLoader:
             "batches_ahead": batches_ahead,
         }
         for name, value in least_one.items():
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}: give 1 or more")
+            if value is not None and (not isinstance(value, int | np.integer) or value < 1):
+                raise UserError(f"{name} is {value}: give a whole number, 1 or more")
+        _check_device(self.output.device)
         self.policy = parse_policy(policy) if isinstance(policy, str) else policy
         self.betons, self.batch = data if isinstance(data, BetonSet) else BetonSet.open(data), batch
         self.workers = min(workers or default_workers(), numba.config.NUMBA_NUM_THREADS)
@@ -351,6 +352,20 @@ class EvalLoader(_BetonLoader):
             return eval_plan(ids, heights, widths, self.output.size, self.crop_pct)
 
         return self._batches(self.share, draw, lambda index: (index, self.first + index * self.batch))
+
+
+def _check_device(device: torch.device | str) -> None:
+    """Raise UserError if it is not the CPU or a GPU that torch finds."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise UserError(f"device is {device}: give cpu or cuda")
+    if found.type == "cuda" and (found.index or 0) >= (gpus := torch.cuda.device_count()):
+        raise UserError(
+            f"device is {device}, but torch finds {gpus or 'no'} GPUs; run 'nvidia-smi', or give another"
+        )
 
 
 def default_workers() -> int:

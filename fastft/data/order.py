@@ -52,8 +52,10 @@ class BatchLayout:
     shard: Shard = Shard()
 
     def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"batch size is {self.batch_size}: it must be 1 or more")
         at_once = self.shard.world_size * self.micro_batch
-        if self.batch_size < 1 or at_once < 1 or self.batch_size % at_once:
+        if at_once < 1 or self.batch_size % at_once:
             raise UserError(
                 f"batch size {self.batch_size} is not a multiple of {self.shard.world_size} processes x "
                 f"micro-batch {self.micro_batch}; change one of the three"

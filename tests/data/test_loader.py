@@ -273,6 +273,7 @@ def test_a_closed_loader_says_so(indexed_beton):
 
 def test_a_gpu_without_numba_cuda_is_one_line(indexed_beton, monkeypatch):
     monkeypatch.setattr("fastft.data.new_stage.find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match=r"needs numba-cuda: pip install 'fastft\[cuda12\]'"):
         eval_loader(indexed_beton, device="cuda")
 
@@ -298,11 +299,29 @@ def test_any_error_of_the_pipeline_reaches_the_training_loop(indexed_beton, monk
         ({"batches_ahead": 0}, "batches_ahead is 0"),
         ({"workers": -1}, "workers is -1"),
         ({"size": 0}, "size is 0"),
+        ({"size": 32.5}, "size is 32.5: give a whole number"),
+        ({"batch_size": -1, "micro_batch": None}, "batch size is -1: it must be 1 or more"),
+        ({"device": "tpu"}, "device is tpu: give cpu or cuda"),
+        ({"device": "meta"}, "device is meta: give cpu or cuda"),
+        ({"device": "cuda:99"}, "device is cuda:99, but torch finds"),
     ],
 )
 def test_impossible_options_are_refused(indexed_beton, options, words):
     with pytest.raises(UserError, match=words):
         train_loader(indexed_beton, **options)
+
+
+def test_a_size_of_half_a_pixel_and_a_gpu_that_is_not_there_are_refused(indexed_beton, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match="device is cuda, but torch finds no GPUs"):
+        TrainLoader(indexed_beton, "none", Output(32, "cuda", torch.float16), batch_size=4)
+    with pytest.raises(UserError, match=r"size is 32\.5: give a whole number"):
+        EvalLoader(indexed_beton, "none", 32.5, batch_size=4)
+
+
+def test_a_size_may_be_numpys(indexed_beton):
+    with EvalLoader(indexed_beton, "none", np.int64(32), batch_size=4) as loader:
+        assert next(iter(loader)).images.shape == (4, 3, 32, 32)
 
 
 # threads

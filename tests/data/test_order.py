@@ -53,6 +53,7 @@ def test_evaluation_shares_cover_every_sample_once(world_size):
     ("arguments", "words"),
     [
         ((100, 16, 3), "not a multiple"),
+        ((100, -1, 1), "batch size is -1: it must be 1 or more"),
         ((100, 16, 0), "not a multiple"),
         ((100, 16, 8, Shard(0, 4)), "not a multiple"),
         ((10, 16, 16), "do not fill"),
