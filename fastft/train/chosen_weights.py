@@ -17,13 +17,17 @@ from typing import Any
 import numpy as np
 
 from beton_tools.errors import UserError
+from fastft.build import UNTRAINED_SHARE, untrained_share
+from fastft.config import Recipe
 from fastft.constants import AUTO, BEST, EMA, LAST, RAW, WEIGHT_CHOICES
 from fastft.files.evaluations import WEIGHTS, best_evaluation
 from fastft.files.run_directory import Run, read_result
 from fastft.train.checkpoint import find_checkpoint, is_checkpoint, list_checkpoints, read_checkpoint
+from fastft.train.stored_model import stored_recipe
 
 SIGNIFICANT = 0.05
 LEAST_IMAGES_FOR_BEST = 2000
+NOT_ENDED = "the run has not ended"
 STEMS = {RAW: "model", EMA: "ema"}  # of a checkpoint's tensor files
 
 
@@ -112,6 +116,14 @@ def describe_weights(choice: Mapping[str, Any]) -> str:
     return f"predict, eval and export take the {name} weights of epoch {choice['epoch']}: {choice['reason']}"
 
 
+def describe_untrained(recipe: Recipe, steps: int) -> str:
+    """The warning that too much of the EMA are the initial weights after so many steps; empty if it is not so."""
+    untrained = untrained_share(recipe, steps)
+    if untrained <= UNTRAINED_SHARE:
+        return ""
+    return f"{untrained:.0%} of the EMA's weights are still the initial ones; --weights raw takes others"
+
+
 # finding them -----------------------------------------------------------------------------------------------------------
 
 
@@ -129,8 +141,14 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
     """The weights that `path`, a run directory or a checkpoint in it, and `--weights` mean.
 
     Raises:
-        UserError: there is no checkpoint, or it does not hold these weights, or there are none of this name.
+        UserError: there is no checkpoint, or it is damaged or does not hold these weights, or there are none of this name.
     """
+    chosen = _find_weights(path, wanted)
+    warning = _untrained_ema(chosen.path) if chosen.kind == EMA else ""
+    return replace(chosen, description=f"{chosen.description}; {warning}") if warning else chosen
+
+
+def _find_weights(path: Path, wanted: str) -> ChosenWeights:
     if wanted not in WEIGHT_CHOICES:
         raise UserError(f"no weights are called {wanted}; choose from {', '.join(WEIGHT_CHOICES)}")
     if is_checkpoint(path):
@@ -144,7 +162,8 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
     if wanted == AUTO:
         # nothing is evaluated, or the run is of an earlier version: the best epoch, as in the paper
         if not record:
-            return _of_checkpoint(find_checkpoint(path), AUTO)
+            unfinished = not result and list_checkpoints(path / "checkpoints")
+            return _of_checkpoint(find_checkpoint(path), AUTO, f": {NOT_ENDED}" if unfinished else "")
         return _newest(path, record["take"], record["kind"], f": {record['reason']}")
     if wanted == LAST:
         return _newest(path, LAST, record.get("kind", AUTO))
@@ -168,7 +187,7 @@ def _choose_so_far(run: Path) -> dict[str, Any] | None:
     evaluations = read_checkpoint(found[-1], needed=()).state.get("progress", {}).get("evaluations", [])
     choice = choose_weights(evaluations, best_evaluation(evaluations))
     if choice is not None and choice["take"] == LAST:
-        choice["reason"] += "; the run has not ended"
+        choice["reason"] += f"; {NOT_ENDED}"
     return choice
 
 
@@ -196,6 +215,19 @@ def _of_checkpoint(path: Path, kind: str, reason: str = "") -> ChosenWeights:
     if kind == EMA and not has_ema:
         raise UserError(f"{path} has no EMA weights; give --weights raw")
     return ChosenWeights(path, STEMS[kind], kind, f"{WEIGHTS[kind]} weights of {path.name}{reason}")
+
+
+def _untrained_ema(path: Path) -> str:
+    """`describe_untrained` of the EMA of a checkpoint."""
+    checkpoint = read_checkpoint(path, needed=())
+    recipe, state = stored_recipe(checkpoint), checkpoint.state
+    if "progress" in state:
+        epochs, step = state["progress"]["epoch"], state["progress"]["step"]
+    elif state.get("evaluation"):  # of the best epoch
+        epochs, step = state["evaluation"]["epoch"] + 1, 0
+    else:
+        return ""
+    return describe_untrained(recipe, epochs * recipe.steps_per_epoch() + step)
 
 
 def _evaluation(path: Path) -> Mapping[str, Any] | None:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fastft.build import UNTRAINED_SHARE, untrained_share
 from fastft.config import Recipe
 from fastft.files.evaluations import TOP1, WEIGHTS, best_evaluation, flatten, headline_top1
 from fastft.imagenet import NO_EXPECTATION, describe_expectation, expected_top1
@@ -14,6 +13,7 @@ from fastft.train.chosen_weights import (
     balanced_disagreement,
     choose_weights,
     count_disagreements,
+    describe_untrained,
     describe_weights,
 )
 from fastft.train.evaluate import Scores
@@ -119,13 +119,12 @@ def describe_baseline(baseline: Mapping[str, Any]) -> str:
 
 def describe_unfinished(progress: Progress, recipe: Recipe, steps: int) -> list[str]:
     """The log lines of a run that stops early: the weights that are used of it, and an EMA that is still young."""
-    choice, untrained = choose_weights(progress.evaluations, progress.best()), untrained_share(recipe, steps)
+    choice, untrained = (
+        choose_weights(progress.evaluations, progress.best()),
+        describe_untrained(recipe, steps),
+    )
     lines = [] if choice is None else [describe_weights(choice)]
-    if untrained > UNTRAINED_SHARE:
-        lines.append(
-            f"warning: {untrained:.0%} of the EMA's weights are still the initial ones; --weights raw takes others"
-        )
-    return lines
+    return [*lines, f"warning: {untrained}"] if untrained else lines
 
 
 def conclusion(result: dict[str, Any]) -> str:

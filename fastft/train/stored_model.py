@@ -21,10 +21,7 @@ def read_model(path: Path, stem: str) -> tuple[ImageClassifier, Recipe, Checkpoi
         UserError: not a checkpoint, or damaged.
     """
     checkpoint = read_checkpoint(path, (stem,))
-    try:
-        recipe = recipe_from_dict(checkpoint.state["name"], checkpoint.state["recipe"])
-    except UserError as error:
-        raise UserError(f"checkpoint {path}: {error}; was it written by a newer fastft?") from None
+    recipe = stored_recipe(checkpoint)
     arch = _stored_arch(checkpoint)
     tensors = checkpoint.tensors[stem]
     model = _build_without_weights(recipe, arch, checkpoint, stem)
@@ -32,6 +29,18 @@ def read_model(path: Path, stem: str) -> tuple[ImageClassifier, Recipe, Checkpoi
     model.load_state_dict({k: v.to(torch.float32, copy=True) for k, v in tensors.items()}, assign=True)
     model.visual.restore_buffers()
     return model, recipe, checkpoint
+
+
+def stored_recipe(checkpoint: Checkpoint) -> Recipe:
+    """The recipe of a checkpoint's run.
+
+    Raises:
+        UserError: this version cannot read it.
+    """
+    try:
+        return recipe_from_dict(checkpoint.state["name"], checkpoint.state["recipe"])
+    except UserError as error:
+        raise UserError(f"checkpoint {checkpoint.path}: {error}; was it written by a newer fastft?") from None
 
 
 def _stored_arch(checkpoint: Checkpoint) -> TowerArch:

@@ -27,7 +27,8 @@ from fastft.train.chosen_weights import (
     mcnemar,
     with_choice_so_far,
 )
-from tests.train.runs import run
+from fastft.train.exceptions import EXIT_REQUEUE
+from tests.train.runs import flags, run
 
 
 def evaluation(
@@ -204,10 +205,37 @@ def test_a_run_that_has_not_ended_follows_the_same_rule(
         (stopped / "result.json").unlink()
         found = find_weights(stopped)
         assert found.kind == kind and found.path.name.startswith("step-")
-        assert found.description.endswith("the run has not ended")
+        assert "; the run has not ended" in found.description
         so_far = with_choice_so_far(load_run(stopped))
         used, used_kind = _used_evaluation(so_far)
         assert (used["epoch"], used_kind) == (so_far.evaluations[-1]["epoch"], kind)
+
+
+def test_an_ema_of_mostly_initial_weights_is_said_to_be_one(
+    tiny: dict[str, str], untrained_ema: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run that stops before its first evaluation, and of the last and the best epoch of one that ended."""
+    folder, out = tmp_path / "run", tmp_path / "out"
+    options = flags(tiny, folder, ema__decay="0.95", train__stop_after="0.001s")
+    for _ in range(2):
+        assert main(["train", "rcp/final_b16.yaml", *options]) == EXIT_REQUEUE
+    warning = (
+        "90% of the EMA's weights are still the initial ones; --weights raw takes others"  # exp(-2 / 20)
+    )
+    assert f"warning: {warning}" in capsys.readouterr().out
+    photo = str(next((Path(tiny["data.val"]).parent / "val").rglob("*.jpg")))
+    for command in (
+        ["predict", str(folder), photo, "--device=cpu"],
+        ["eval", str(folder), "--device=cpu"],
+        ["export", str(folder), "--format=safetensors", f"--out={out}.safetensors"],
+    ):
+        assert main(command) == 0
+        line = f"using the EMA weights of step-00000002: the run has not ended; {warning}\n"
+        assert line in capsys.readouterr().err
+    assert "initial" not in find_weights(folder, "raw").description
+    assert "not ended" not in find_weights(list_checkpoints(folder / "checkpoints")[-1]).description
+    for wanted in ("ema", "best"):
+        assert "; 100% of the EMA's weights are" in find_weights(untrained_ema, wanted).description
 
 
 @pytest.mark.parametrize("progress", [5, {"evaluations": [5]}, [{}]])
