@@ -21,6 +21,7 @@ from beton_tools.beton_paths import find_betons
 from beton_tools.beton_set import BetonSet
 from beton_tools.console import printable
 from beton_tools.errors import UserError
+from beton_tools.image_formats import DEEP_IMAGES
 from beton_tools.images import loses_values
 from beton_tools.manifest import Manifest
 from beton_tools.progress_bar import progress
@@ -245,10 +246,7 @@ def _write(split: str, images: LabelledSet, options: WriteOptions, folder: Path)
         )
     deep = sum(count for encoding, count in manifest.encodings.items() if loses_values(encoding))
     if deep:
-        warnings.append(
-            f"{_images(deep, split)} with 16 or 32 bits per value: values above 255 become white, fractions of 1 black; scale "
-            "them to 8 bits"
-        )
+        warnings.append(f"{_images(deep, split)} with {DEEP_IMAGES}")
     return warnings
 
 

@@ -119,11 +119,9 @@ def describe_baseline(baseline: Mapping[str, Any]) -> str:
 
 def describe_unfinished(progress: Progress, recipe: Recipe, steps: int) -> list[str]:
     """The log lines of a run that stops early: the weights that are used of it, and an EMA that is still young."""
-    choice, untrained = (
-        choose_weights(progress.evaluations, progress.best()),
-        describe_untrained(recipe, steps),
-    )
+    choice = choose_weights(progress.evaluations, progress.best())
     lines = [] if choice is None else [describe_weights(choice)]
+    untrained = describe_untrained(recipe, steps)
     return [*lines, f"warning: {untrained}"] if untrained else lines
 
 
