@@ -7,10 +7,16 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 # (images done, images in total, skipped or bad images among those done)
 ProgressCallback = Callable[[int, int, int], None]
 
+WIDEST = 10_000  # columns of a line, more than any table needs
 _SUFFIXES = 5  # listed by name; the others are counted together
 
 
@@ -43,6 +49,22 @@ def by_suffix(counts: Mapping[str, int]) -> str:
 def printable(text: str) -> str:
     """Text on one line, with control characters and undecodable bytes as escape sequences."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print a table without cutting a word or a cell of a `no_wrap` column; lines are longer than the console if necessary.
+
+    Columns of numbers need `no_wrap`, so that others are folded first.
+    """
+    from rich.measure import Measurement
+
+    unlimited = console.options.update(max_width=WIDEST)
+    for column in table.columns:
+        cells = [Measurement.get(console, unlimited, cell) for cell in (column.header, *column.cells)]
+        column.min_width = max(cell.maximum if column.no_wrap else cell.minimum for cell in cells)
+    if (needed := Measurement.get(console, unlimited, table).minimum) > console.width:
+        table.width = needed
+    console.print(table, crop=False)
 
 
 def print_error(command: str, error: object) -> None:

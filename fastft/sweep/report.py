@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from beton_tools.atomic import write_text
+from beton_tools.console import print_table
 from fastft.files.sweep_file import Sweep
 from fastft.sweep.figure import draw_plot
 from fastft.sweep.results import Outcome, Score
@@ -28,14 +30,15 @@ def write_report(sweep: Sweep, outcomes: Sequence[Outcome], folder: Path) -> Non
     draw_plot(sweep, outcomes, folder / "plot.png")
 
 
-def print_table(sweep: Sweep, outcomes: Sequence[Outcome], console: Console) -> None:
-    table = Table(title=f"{sweep.title} ({sweep.source})", title_justify="left")
+def print_report(sweep: Sweep, outcomes: Sequence[Outcome], console: Console) -> None:
+    title = f"{sweep.title} ({sweep.source})"
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("row")
     for column in COLUMNS:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for outcome in outcomes:
         table.add_row(outcome.row.title, *_cells(outcome))
-    console.print(table)
+    print_table(table, console)
     for outcome in outcomes:
         if outcome.error:
             console.print(f"{outcome.row.title}: {outcome.error}", style="red", highlight=False, markup=False)

@@ -10,7 +10,7 @@ from fastft.config import load_recipe
 from fastft.files.sweep_file import Sweep
 from fastft.photos.prepare import line_printer, prepare_overrides
 from fastft.sweep.planned_runs import PlannedRun, plan_runs
-from fastft.sweep.report import print_table, write_report
+from fastft.sweep.report import print_report, write_report
 from fastft.sweep.results import Outcome, read_result
 from fastft.train.distributed import World, find_world
 from fastft.train.exceptions import LocalRankError, NonFinite, PeerFailed, Preempted
@@ -86,7 +86,7 @@ class _Runner:
                 self._train(run)
                 self._report(sweep, runs, folder)
         outcomes = self._report(sweep, runs, folder)
-        print_table(sweep, outcomes, self.console)
+        print_report(sweep, outcomes, self.console)
         self.console.print(f"written: {folder}/table.md, results.json, plot.png", highlight=False)
         return outcomes
 

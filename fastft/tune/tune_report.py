@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from beton_tools.atomic import atomic_path, write_text
+from beton_tools.console import print_table
 from fastft.config.schema import AUTO
 from fastft.files.evaluations import TOP1
 from fastft.sweep.report import markdown_table
@@ -39,15 +40,14 @@ def write_report(result: Result, folder: Path) -> None:
 def print_result(result: Result, folder: Path, console: Console) -> None:
     header, lines = _table(result)
     shown = [k for k, name in enumerate(header) if name != MIDDLE]  # for a terminal of 80 columns
-    table = Table(
-        title=f"validation {_measure(result)} in percent", title_justify="left", box=SIMPLE, pad_edge=False
-    )
+    title = f"validation {_measure(result)} in percent"
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for k in shown:
-        table.add_column(header[k], justify="left" if k == 0 else "right", no_wrap=k == 0)
+        table.add_column(header[k], justify="left" if k == 0 else "right", no_wrap=True)
     for line in lines:
         style = "bold" if line[0].endswith(BEST) else ""
         table.add_row(*(line[k].removesuffix(BEST) for k in shown), style=style)
-    console.print(table)
+    print_table(table, console)
     for sentence in [*conclusion(result), f"written: {folder}/{TUNED}, table.md, results.json, plot.png"]:
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 

@@ -15,7 +15,8 @@ from fastft.files.run_directory import read_metrics
 from fastft.sweep import load_sweep, open_sweep, plan_runs, price_sweeps, run_sweeps
 from fastft.sweep.planned_runs import run_key
 from fastft.sweep.price import recipe_hours, total_hours
-from fastft.sweep.results import read_result
+from fastft.sweep.report import print_report
+from fastft.sweep.results import Outcome, read_result
 
 TABLES, FINAL = Path("rcp/tables"), Path("rcp/final_b16.yaml")
 
@@ -66,6 +67,23 @@ def test_rows_train_once_and_a_failing_row_does_not_stop_the_others(
     again = run_sweeps([load_sweep(table)], overrides, out, quiet)
     assert [o.ours for o in again] == [o.ours for o in outcomes]
     assert {run: len(read_metrics(run / "metrics.jsonl")) for run in lines} == lines
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_no_figure_is_cut_where_output_is_narrow(width: int) -> None:
+    """Names of rows are folded; 80 columns are what a file or a pipe has."""
+    sweep = load_sweep(TABLES / "03_ema.yaml")
+    scores = {"top1": 43.75, "samples": 32}
+    evaluations = [{"epoch": 19, "raw": scores, "ema": scores}]
+    runs = plan_runs(sweep, (), Path("runs"))
+    outcomes = [Outcome(row, run, evaluations) for row, run in zip(sweep.rows, runs, strict=True)]
+    console = Console(width=width)
+    with console.capture() as capture:
+        print_report(sweep, outcomes, console)
+    said = capture.get()
+    assert said.count(" 43.75±8.77 ") == len(outcomes) and said.count(" 43.75 @19 ") == 2 * len(outcomes)
+    assert all(f" {outcome.difference:+.2f} " in said for outcome in outcomes)
+    assert "…" not in said and max(map(len, said.splitlines())) <= 80
 
 
 def test_one_row_of_a_sweep_trains_alone_and_the_table_keeps_all_rows(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageOps
+from rich.console import Console
 
 from beton_tools.convert import convert_folder
 from beton_tools.errors import UserError
@@ -19,7 +20,7 @@ from fastft.train.validation_file import read_validation
 from fastft.tune import search, tune
 from fastft.tune.settings import DEFAULT, grid, shortened
 from fastft.tune.trials import Result
-from fastft.tune.tune_report import conclusion
+from fastft.tune.tune_report import conclusion, print_result
 from tests.train.runs import QUIET
 
 RECIPE = "rcp/final_b16.yaml"
@@ -138,6 +139,21 @@ def test_table_picture_and_json_are_written(searched: tuple[Path, Result]) -> No
     assert len(document["trials"]) == len(result.trials) and document["best"]["score"] == result.best.score
     with Image.open(folder / "plot.png") as plot:
         assert plot.width > 1000
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_no_figure_of_the_table_is_cut(searched: tuple[Path, Result], width: int) -> None:
+    folder, result = searched
+    console = Console(width=width)
+    with console.capture() as capture:
+        print_result(result, folder, console)
+    table = capture.get().split("best:")[0]
+    for trial in result.trials:
+        assert any(
+            line.startswith(f" {trial.setting.title} ") and f" {trial.score:.2f} " in line
+            for line in table.splitlines()
+        )
+    assert "…" not in table and max(map(len, table.splitlines())) <= 80
 
 
 def test_without_a_untouched_the_figure_is_corrected_by_a_bootstrap(
