@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from fastft.inference.logits import compute_logits
-from fastft.metrics import Predictions, balanced_accuracy
 
 REPEATS = 1000
 SEED = 0
@@ -17,8 +16,9 @@ SEED = 0
 class FinalFigures:
     """Top-1 and balanced accuracy of the tuned run on a test file in percent, and its gain over the recipe's own setting.
 
-    gain: top-1 in points, image by image on the same images; None if the recipe's own setting was not trained in full.
-    shared: images of the test file that are also training or validation images.
+    Gains are in points, image by image on the same images; None if the recipe's own setting was not trained in full.
+    standard_error, default_top1, gain, gain_standard_error: of top-1. shared: images of the test file that are also training or
+    validation images.
     """
 
     images: int
@@ -29,6 +29,10 @@ class FinalFigures:
     gain: float | None = None
     gain_standard_error: float | None = None
     shared: int = 0
+    balanced_standard_error: float = 0.0
+    default_balanced_accuracy: float | None = None
+    balanced_gain: float | None = None
+    balanced_gain_standard_error: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -41,24 +45,49 @@ def measure(tuned: Path, default: Path | None, test: Path, device: str) -> Final
         UserError: the test file cannot be read.
     """
     found = compute_logits(tuned, test, device)
-    p = Predictions.from_logits(found.logits_NK, found.labels_N)
-    right_N = p.right_N.astype(float)
-    top1, error = _mean_and_error(right_N)
-    figures = FinalFigures(len(right_N), top1, error, balanced_accuracy(p))
-    if default is None:
+    right_N = found.logits_NK.argmax(1) == found.labels_N
+    if default is None or default == tuned:
+        return compare(found.labels_N, right_N, None if default is None else right_N)
+    other = compute_logits(default, test, device)
+    return compare(found.labels_N, right_N, other.logits_NK.argmax(1) == other.labels_N)
+
+
+def compare(labels_N: np.ndarray, right_N: np.ndarray, default_right_N: np.ndarray | None) -> FinalFigures:
+    """Figures from which images are classified correctly: bool (N,), of the tuned run and of the recipe's own setting."""
+    together_N = np.zeros_like(labels_N)
+    top1, error = _mean_and_error(right_N, together_N)
+    balanced, balanced_error = _mean_and_error(right_N, labels_N)
+    figures = FinalFigures(len(labels_N), top1, error, balanced, balanced_standard_error=balanced_error)
+    if default_right_N is None:
         return figures
-    other_N = right_N
-    if default != tuned:
-        other = compute_logits(default, test, device)
-        other_N = (other.logits_NK.argmax(1) == other.labels_N).astype(float)
-    default_top1, _ = _mean_and_error(other_N)
-    gain, gain_error = _mean_and_error(right_N - other_N)
-    return replace(figures, default_top1=default_top1, gain=gain, gain_standard_error=gain_error)
+    differences_N = right_N.astype(int) - default_right_N
+    default_top1, _ = _mean_and_error(default_right_N, together_N)
+    default_balanced, _ = _mean_and_error(default_right_N, labels_N)
+    gain, gain_error = _mean_and_error(differences_N, together_N)
+    balanced_gain, balanced_gain_error = _mean_and_error(differences_N, labels_N)
+    return replace(
+        figures,
+        default_top1=default_top1,
+        gain=gain,
+        gain_standard_error=gain_error,
+        default_balanced_accuracy=default_balanced,
+        balanced_gain=balanced_gain,
+        balanced_gain_standard_error=balanced_gain_error,
+    )
 
 
-def _mean_and_error(values_N: np.ndarray) -> tuple[float, float]:
-    """The mean and its standard error, in percent."""
-    return 100 * float(values_N.mean()), 100 * float(values_N.std()) / len(values_N) ** 0.5
+def _mean_and_error(values_N: np.ndarray, groups_N: np.ndarray) -> tuple[float, float]:
+    """The mean over groups of their means, and its standard error, in percent.
+
+    groups_N: int64, the labels for balanced accuracy, all equal for top-1. The spread is that within the groups; one image has
+    none, so its distance from the result counts.
+    """
+    counts = np.bincount(groups_N)
+    weights_N = 100 / ((counts > 0).sum() * counts[groups_N])
+    mean = (weights_N * values_N).sum() / 100
+    means = np.bincount(groups_N, values_N) / np.maximum(1, counts)
+    spread_N = values_N - np.where(counts > 1, means, mean)[groups_N]
+    return 100 * float(mean), float(np.sqrt(((weights_N * spread_N) ** 2).sum()))
 
 
 def optimism(right_SN: np.ndarray, weights_N: np.ndarray, repeats: int = REPEATS, seed: int = SEED) -> float:

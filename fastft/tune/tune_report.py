@@ -22,6 +22,7 @@ from fastft.files.evaluations import TOP1
 from fastft.sweep.report import markdown_table
 from fastft.train.augmentation_choice import PLAIN
 from fastft.tune.budget import format_duration
+from fastft.tune.estimate import FinalFigures
 from fastft.tune.settings import DEFAULT, FACTORS, Setting, count_epochs, grid, mid_lr, with_setting
 from fastft.tune.trials import Result, ShortRun
 
@@ -82,13 +83,13 @@ def _accuracy(result: Result) -> str:
             if f.shared
             else "on which nothing was chosen"
         )
-        text = f"test top-1 {f.top1:.2f} ± {f.standard_error:.2f} % of {f.images:,} images, {use}"
-        if f.gain is None or best.setting == DEFAULT:
+        figure, error, default, gain, gain_error = _compared(f, best.measure)
+        text = f"test {_measure(result)} {figure:.2f} ± {error:.2f} % of {f.images:,} images, {use}"
+        if best.measure != TOP1:
+            text += f" (top-1 {f.top1:.2f} %)"
+        if gain is None or best.setting == DEFAULT:
             return text
-        return (
-            f"{text}; the recipe's own setting {f.default_top1:.2f} %, gain {f.gain:+.2f} ± {f.gain_standard_error:.2f} points "
-            "on the same images"
-        )
+        return f"{text}; the recipe's own setting {default:.2f} %, gain {gain:+.2f} ± {gain_error:.2f} points on the same images"
     assert best.score is not None and result.optimism is not None
     corrected = best.score - result.optimism
     text = (
@@ -98,6 +99,14 @@ def _accuracy(result: Result) -> str:
     if result.test is not None:
         return f"{text}. {result.test} is not evaluated before a setting is trained in full"
     return text if result.complete else f"{text}. Not trained in full"
+
+
+def _compared(f: FinalFigures, measure: str) -> tuple[float | None, ...]:
+    """(figure, its standard error, figure of the recipe's own setting, gain, its standard error) by the measure of the choice."""
+    if measure == TOP1:
+        return f.top1, f.standard_error, f.default_top1, f.gain, f.gain_standard_error
+    own, gain, gain_error = f.default_balanced_accuracy, f.balanced_gain, f.balanced_gain_standard_error
+    return f.balanced_accuracy, f.balanced_standard_error, own, gain, gain_error
 
 
 def tuned_recipe(result: Result, folder: Path) -> str:
@@ -123,6 +132,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "recipe": result.recipe.name,
         "rungs": list(result.rungs),
         "complete": result.complete,
+        "measure": result.best.measure,
         "seconds": result.spent,
         "best": _trial_json(result, result.best),
         "test": None if result.figures is None else {"file": str(result.test), **result.figures.as_dict()},

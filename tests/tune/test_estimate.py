@@ -1,9 +1,9 @@
-"""The bootstrap removes what choosing the best of several settings adds by luck."""
+"""The bootstrap removes what choosing the best of several settings adds by luck; standard errors are those of repetitions."""
 
 import numpy as np
 import pytest
 
-from fastft.tune.estimate import optimism
+from fastft.tune.estimate import compare, optimism
 
 
 def test_the_best_of_nine_equal_settings_is_corrected_to_their_true_accuracy() -> None:
@@ -40,3 +40,30 @@ def test_weights_make_it_the_bias_of_balanced_accuracy() -> None:
     ]
     plain, weighted = np.mean(gaps, axis=0)
     assert weighted > 1.5 * plain
+
+
+def test_balanced_accuracy_its_gain_and_their_errors_are_those_of_repeated_tests() -> None:
+    """The tuned run is better on the rare class only, which is a tenth of the images."""
+    noise, labels = np.random.default_rng(0), np.array([0] * 180 + [1] * 20)
+    tuned, own = np.where(labels, 0.5, 0.9), np.where(labels, 0.3, 0.9)
+    found = []
+    for _ in range(400):
+        luck = noise.random(200)
+        found.append(compare(labels, luck < tuned, luck < own))
+    names = ("balanced_accuracy", "balanced_gain", "top1", "gain")
+    values = {name: [getattr(f, name) for f in found] for name in names}
+    for name, expected in zip(names, (70, 10, 86, 2), strict=True):
+        assert np.mean(values[name]) == pytest.approx(expected, abs=0.6)
+    for name in ("balanced_accuracy", "balanced_gain"):
+        errors = [getattr(f, f"{name.removesuffix('_accuracy')}_standard_error") for f in found]
+        assert np.mean(errors) == pytest.approx(np.std(values[name]), rel=0.1)
+    assert np.mean([f.default_balanced_accuracy for f in found]) == pytest.approx(60, abs=0.6)
+
+
+def test_errors_of_top1_are_binomial_and_a_class_of_one_image_has_one() -> None:
+    right = np.array([True] * 80 + [False] * 20)
+    labels = np.array([0] * 99 + [2])
+    found = compare(labels, right, None)
+    assert found.standard_error == pytest.approx(4) and found.gain is None
+    assert found.balanced_accuracy == pytest.approx(100 * (80 / 99 + 0) / 2)
+    assert found.balanced_standard_error > 20

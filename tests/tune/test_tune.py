@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -219,6 +220,37 @@ def test_a_recipe_of_one_epoch_with_a_time_limit_is_tuned(
     result = tune(str(tmp_path / "short.yaml"), recipe, tmp_path / "out", test=untouched, console=QUIET)
     assert result.complete and result.rungs == [1, 1, 1] and result.figures is not None
     assert not any(trial.failure for trial in result.trials)
+
+
+def test_a_choice_by_balanced_accuracy_is_reported_in_balanced_accuracy(
+    tiny: dict[str, str], untouched: Path, tmp_path: Path
+) -> None:
+    """24 images of one class and 2 of the other; of the test images 10 and 3."""
+    for source, name, rare in (
+        (Path(tiny["data.train"]).with_suffix(""), "train", 2),
+        (untouched.with_name("images"), "test", 3),
+    ):
+        shutil.copytree(source, tmp_path / name)
+        for path in sorted((tmp_path / name / "coffee").iterdir())[rare:]:
+            path.unlink()
+        convert_folder(tmp_path / name, tmp_path / f"{name}.beton", WriteOptions(workers=0))
+    changed = tiny | {"data.train": str(tmp_path / "train.beton"), "schedule.epochs": "2"}
+    recipe = [f"--{key}={value}" for key, value in changed.items()]
+    result = tune(RECIPE, recipe, tmp_path / "out", test=tmp_path / "test.beton", console=QUIET)
+    figures, folder = result.figures, result.best.run.folder
+    assert figures is not None and result.best.measure == "balanced_accuracy" and result.complete
+    expected = evaluate_checkpoint(folder, tmp_path / "test.beton", "cpu")
+    assert figures.balanced_accuracy == pytest.approx(expected["balanced_accuracy"])
+    document = json.loads((tmp_path / "out/results.json").read_text())
+    assert document["measure"] == "balanced_accuracy"
+    assert document["test"]["balanced_gain"] == figures.balanced_gain is not None
+    other = next(trial for trial in result.trials if trial.setting != DEFAULT)
+    for best in (replace(result.best, setting=DEFAULT), replace(result.best, setting=other.setting)):
+        sentence = conclusion(replace(result, best=best))[1]
+        start = f"test balanced accuracy {figures.balanced_accuracy:.2f} ± {figures.balanced_standard_error:.2f} % of 13 images"
+        assert sentence.startswith(start) and f"(top-1 {figures.top1:.2f} %)" in sentence
+    gain = f"gain {figures.balanced_gain:+.2f} ± {figures.balanced_gain_standard_error:.2f} points"
+    assert f"own setting {figures.default_balanced_accuracy:.2f} %, {gain}" in sentence
 
 
 @pytest.mark.parametrize(
