@@ -145,11 +145,12 @@ class _Search:
     def __post_init__(self) -> None:
         self.layers = recipe_arch(self.recipe).layers
         self.rungs = rung_epochs(self.recipe)
-        keys = {self._plan(setting, epochs).key for setting in grid() for epochs in self.rungs}
+        self.settings = grid(self.recipe, self.layers)
+        keys = {self._plan(setting, epochs).key for setting in self.settings for epochs in self.rungs}
         self.budget = Budget(self.folder / "tune.json", self.limit, self.world, keys)
 
     def run(self, test: Path | None, shared: int) -> Result:
-        settings = grid()
+        settings = self.settings
         for rung, kept in enumerate((*KEPT, 0)):
             trials = [trial for s in settings if (trial := self._trial(s, rung)) is not None]
             # what the budget leaves no time for at this rung goes on to the next: the last one matters most

@@ -6,7 +6,7 @@ middle blocks: these two axes are nearly independent, lr and layer_decay are not
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from fastft.config import Recipe, recipe_from_dict, without_expectation
@@ -21,27 +21,43 @@ SHARES = (
 )
 KEPT = (3, 1)  # settings that go on to the next rung
 LARGEST_DECAY = 1.0  # more would train the lower layers faster than the head
+ROUNDING = 0.01  # share of the middle block's learning rate that rounding of lr and layer_decay may change
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Factors on the recipe's learning rates of the head and of the middle block."""
+    """Factors on the recipe's learning rates of the head and of the middle block.
+
+    limited_mid: the factor of the middle block that LARGEST_DECAY leaves; None if `mid` is used.
+    """
 
     head: Fraction
     mid: Fraction
+    limited_mid: float | None = field(default=None, compare=False)
 
     @property
     def title(self) -> str:
-        return "recipe" if self == DEFAULT else f"head x{self.head}, middle x{self.mid}"
+        mid = self.mid if self.limited_mid is None else f"{self.limited_mid:.2g}"
+        return "recipe" if self == DEFAULT else f"head x{self.head}, middle x{mid}"
 
 
 DEFAULT = Setting(Fraction(1), Fraction(1))
 
 
-def grid() -> list[Setting]:
-    """All settings: the recipe's own first, then those with one factor, so that a short budget covers both axes."""
+def grid(recipe: Recipe, layers: int) -> list[Setting]:
+    """All settings: the recipe's own first, then those with one factor, so that a short budget covers both axes.
+
+    Of settings that LARGEST_DECAY makes equal only the first.
+    """
     every = [Setting(head, mid) for mid in reversed(FACTORS) for head in FACTORS]
-    return sorted(every, key=lambda s: (s.head != 1) + (s.mid != 1))
+    found: dict[tuple[float, float], Setting] = {}
+    for setting in sorted(every, key=lambda s: (s.head != 1) + (s.mid != 1)):
+        changed = with_setting(recipe, setting, layers)
+        factor = mid_lr(changed, layers) / mid_lr(recipe, layers)
+        if factor < (1 - ROUNDING) * setting.mid:
+            setting = dataclasses.replace(setting, limited_mid=factor)
+        found.setdefault((_rounded(changed.optim.lr), _rounded(changed.optim.layer_decay)), setting)
+    return list(found.values())
 
 
 def mid_exponent(layers: int) -> float:

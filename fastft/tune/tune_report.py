@@ -167,7 +167,7 @@ def _table(result: Result) -> tuple[list[str], list[list[str]]]:
     header = ["setting", "lr", "layer_decay", MIDDLE, *map(count_epochs, result.rungs)]
     cells = {(trial.setting, trial.rung): trial for trial in result.trials}
     lines = []
-    for setting in grid():
+    for setting in grid(result.recipe, result.layers):
         recipe = with_setting(result.recipe, setting, result.layers)
         scores = [_cell(cells.get((setting, rung))) for rung in range(len(result.rungs))]
         rates = (
@@ -201,13 +201,16 @@ def _draw(result: Result, out: Path) -> None:
 
 def _draw_grid(axis: Axes, result: Result) -> None:
     scores = {t.setting: t.score for t in result.trials if t.rung == 0 and t.score is not None}
+    limits = {t.setting: t.setting.limited_mid for t in result.trials}
     grid_33 = np.array([[scores.get(Setting(head, mid), np.nan) for head in FACTORS] for mid in FACTORS])
     axis.imshow(grid_33, origin="lower", cmap="viridis", aspect="auto")
     middle = np.nanmean([np.nanmin(grid_33), np.nanmax(grid_33)])
     for row, mid_factor in enumerate(FACTORS):
         for column, head in enumerate(FACTORS):
             score, is_best = grid_33[row, column], Setting(head, mid_factor) == result.best.setting
+            limited = limits.get(Setting(head, mid_factor))
             text = "-" if np.isnan(score) else f"{score:.1f}" + ("\nbest" if is_best else "")
+            text += "" if limited is None else f"\nmiddle x{limited:.2g}"
             colour = "black" if np.isnan(score) or score > middle else "white"
             axis.text(
                 column,
@@ -227,7 +230,7 @@ def _draw_grid(axis: Axes, result: Result) -> None:
 
 
 def _draw_rungs(axis: Axes, result: Result) -> None:
-    for setting in grid():
+    for setting in grid(result.recipe, result.layers):
         trials = [t for t in result.trials if t.setting == setting and t.score is not None]
         if trials:
             highlighted = setting in (result.best.setting, DEFAULT)
