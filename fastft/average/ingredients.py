@@ -19,10 +19,14 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Ingredient:
-    """A model's name for tables, and its weights in fp32 on the CPU, read when they are needed."""
+    """A model's name for tables, and its weights in fp32 on the CPU, read when they are needed.
+
+    train: the training data of its recipe; None for the start of a run.
+    """
 
     name: str
     read: Callable[[], State]
+    train: str | None = None
 
 
 def find_ingredients(models: Sequence[str], weights: str) -> tuple[Trained, list[Ingredient]]:
@@ -42,8 +46,10 @@ def find_ingredients(models: Sequence[str], weights: str) -> tuple[Trained, list
         path = Path(models[position + 1] if name == START else name)
         model = load_trained(path, cpu, weights)
         _refuse_other(model, last, name)
-        read = partial(read_start, model) if name == START else partial(_read, path, weights)
-        found.append(Ingredient(labels[position], read))
+        if name == START:
+            found.append(Ingredient(labels[position], partial(read_start, model)))
+        else:
+            found.append(Ingredient(labels[position], partial(_read, path, weights), model.recipe.data.train))
     return last, found
 
 

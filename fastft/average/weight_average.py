@@ -6,12 +6,13 @@ top-1 of the first file, the selection set: its figure there is not one of unsee
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from beton_tools.errors import UserError
 from fastft.average.ingredients import Ingredient, RunningMean, State, find_ingredients, interpolate
+from fastft.average.selection import count_training_images
 from fastft.constants import AUTO, GREEDY
 from fastft.inference.evaluation import FileScores, evaluate_model, evaluating
 from fastft.inference.trained import Trained
@@ -42,7 +43,7 @@ class Average:
 
     method: "WiSE-FT", "greedy soup" or "uniform soup". data: the files that were evaluated, the selection set first.
     selection: the file that chose among several averages; None if there was nothing to choose. members: models of the mean.
-    chosen: its row; None without `data`.
+    chosen: its row; None without `data`. shared: images of the selection set that are training images, by model.
     """
 
     method: str
@@ -54,6 +55,7 @@ class Average:
     chosen: Row | None
     alpha: float | None
     state: State = field(repr=False)
+    shared: dict[str, int] = field(default_factory=dict)
 
     def describe(self) -> str:
         """In one sentence, for the checkpoint and its model card."""
@@ -63,7 +65,16 @@ class Average:
             made = f"{self.method} of {len(self.members)} of {len(self.models)} models: {', '.join(self.members)}"
         if self.selection is not None:
             made += f"; chosen by top-1 on {self.selection.name}"
-        return made
+        return f"{made}; {self.overlap()}" if self.shared else made
+
+    def overlap(self) -> str:
+        """Which images of the selection set models were trained on, in words; only if there are any."""
+        assert self.chosen is not None and self.shared
+        images = self.chosen.scores[0].scores.samples
+        shared = self.shared.items()
+        return " and ".join(
+            f"{n:,} of its {images:,} images are training images of {name}" for name, n in shared
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the weights, as JSON values."""
@@ -71,6 +82,7 @@ class Average:
             "method": self.method, "description": self.describe(), "models": self.models, "members": self.members,
             "alpha": self.alpha, "data": [str(path) for path in self.data],
             "selection": None if self.selection is None else str(self.selection),
+            "shared": self.shared,
             "chosen": None if self.chosen is None else _row(self.chosen), "rows": [_row(row) for row in self.rows],
         }  # fmt: skip
 
@@ -154,6 +166,13 @@ def average(
         else:
             found = _greedy(evaluator, ingredients) if soup == GREEDY else _uniform(evaluator, ingredients)
         trained.model.load_state_dict(found.state)
+    if found.selection is not None and world.is_main:
+        found = replace(found, shared=count_training_images(found.selection, ingredients))
+        if found.shared:
+            say(
+                f"warning: {found.selection}: {found.overlap()}; the choice favours models that have seen them; give other "
+                "images as the first --data"
+            )
     return trained, found
 
 

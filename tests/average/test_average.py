@@ -1,15 +1,19 @@
 """`fastft average`: WiSE-FT curves and soups give the arithmetic that they promise, and a checkpoint that commands take."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from beton_tools.beton_set import BetonSet
 from beton_tools.convert import convert_folder
 from beton_tools.writer import WriteOptions
+from fastft.average import selection
 from fastft.average.average_output import RESULT
-from fastft.average.ingredients import RunningMean, interpolate
+from fastft.average.ingredients import Ingredient, RunningMean, interpolate
 from fastft.build import build_model
 from fastft.cli import main
 from fastft.inference.evaluation import evaluate_checkpoint
@@ -128,6 +132,49 @@ def test_a_greedy_soup_leaves_out_what_makes_it_worse(
             kept, best = [*kept, name], soups[name]
     assert result["members"] == kept and result["chosen"]["files"][0]["top1"] == best
     assert evaluate_checkpoint(tmp_path / "soup", None, "cpu")["top1"] == pytest.approx(best)
+
+
+def test_training_images_in_the_selection_set_are_named_in_a_warning_and_in_the_record(
+    whole: Path, other: Path, tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The first run is trained on a file that holds 8 of the validation images too; the other's images are all different."""
+    images = tmp_path / "images"
+    shutil.copytree(Path(tiny["data.train"]).with_suffix(""), images)
+    for photo in sorted((Path(tiny["data.val"]).with_suffix("") / "coffee").iterdir())[:8]:
+        shutil.copy(photo, images / "coffee" / f"val-{photo.name}")
+    convert_folder(images, tmp_path / "mixed.beton", WriteOptions(workers=0))
+    mixed = tiny | {"data.train": str(tmp_path / "mixed.beton")}
+    run(mixed, tmp_path / "mixed", schedule__epochs="1", schedule__warmup_epochs="0")
+    curve = (tmp_path / "mixed", other, "--alpha", "0,1")
+    found = average(tmp_path / "out", *curve)
+    shared = "8 of its 20 images are training images of mixed"
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1 and f"val.beton: {shared}" in warnings[0]
+    assert found["shared"] == {"mixed": 8} and shared in found["description"]
+    # the training images of the others; nothing is chosen by a single alpha; and a file that is gone is not compared
+    everything = average(tmp_path / "all", *curve, "--data", tiny["data.train"])
+    assert everything["shared"] == {"mixed": 48, "other": 48}
+    assert average(tmp_path / "one", *curve[:2], "--alpha", 1, "--data", tiny["data.train"])["shared"] == {}
+    assert average(tmp_path / "start", "start", whole, "--data", tiny["data.train"])["shared"] == {
+        "whole0": 48
+    }
+    (tmp_path / "mixed.beton").unlink()
+    capsys.readouterr()
+    assert average(tmp_path / "gone", *curve)["shared"] == {} and "warning" not in capsys.readouterr().err
+
+
+def test_of_large_files_the_same_samples_of_one_file_are_found(
+    tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A subset of a copy, beside another file; the images of the other file are not compared."""
+    monkeypatch.setattr(selection, "MOST_COMPARED", 10)
+    shutil.copy(tiny["data.train"], tmp_path / "copy.beton")
+    both = BetonSet.open([tmp_path / "copy.beton", tiny["data.val"]]).take(np.array([1, 2, 40, 49]))
+    (tmp_path / "some.subset.json").write_text(both.as_subset_file().to_json())
+    model = Ingredient("model", dict, tiny["data.train"])
+    chosen = tmp_path / "some.subset.json"
+    assert selection.count_training_images(chosen, [model]) == {"model": 3}
+    assert selection.count_training_images(Path(tiny["data.val"]), [model]) == {}
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,9 @@ def lines(folder: Path) -> dict[str, int]:
     return {run.name: len(read_metrics(run / "metrics.jsonl")) for run in (folder / "runs").iterdir()}
 
 
-def test_eight_three_and_one_settings_are_trained_for_longer_and_longer(searched: tuple[Path, Result]) -> None:
+def test_eight_three_and_one_settings_are_trained_for_longer_and_longer(
+    searched: tuple[Path, Result],
+) -> None:
     _, result = searched
     assert list(result.rungs) == [1, 2, 6]
     by_rung = [[t for t in result.trials if t.rung == rung] for rung in range(3)]
