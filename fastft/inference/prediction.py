@@ -134,7 +134,7 @@ def _check_topk(topk: int) -> None:
 
 def describe_left_out(left_out: Counter[str]) -> str:
     """The files that `image_paths` left out, in one line."""
-    return f"left out, of a kind that is not read: {by_suffix(left_out)}"
+    return f"files of other kinds are left out: {by_suffix(left_out)}"
 
 
 def image_paths(given: Sequence[Path], left_out: Counter[str] | None = None) -> Iterator[Path]:

@@ -82,7 +82,7 @@ def test_files_of_other_kinds_in_folders_are_counted_in_one_line(
     for extra in ([], [f"--features={tmp_path / 'x.npz'}"]):
         assert main([*command, *extra]) == 0
         said = capsys.readouterr().err
-        assert "left out, of a kind that is not read: 2 .avif, 1 without suffix, 1 .csv\n" in said
+        assert "files of other kinds are left out: 2 .avif, 1 without suffix, 1 .csv\n" in said
         assert said.count("\n") == 2  # beside the weights
 
 
