@@ -76,4 +76,5 @@ class _PlainProgress:
         text = self._meter.text(done, total, skipped)
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + PLAIN_INTERVAL
-            print(f"{self._title}: {done:,} of {total:,} {self._things}, {text}", file=sys.stderr, flush=True)
+            line = f"{self._title}: {done:,} of {total:,} {self._things}" + (f", {text}" if text else "")
+            print(line, file=sys.stderr, flush=True)

@@ -184,14 +184,15 @@ def _open_folder(folder: Path, classes: Sequence[str] | None) -> Source:
         files = sorted(e.name for e in entries if not is_folder(e) and not e.name.startswith("."))
     for suffix, opener in ((".parquet", _open_parquet), (".tar", _open_tars)):
         shards = [folder / name for name in files if name.endswith(suffix)]
-        if shards and _has_class_images(folder):
-            if _is_path_table(shards[0]):
-                continue  # of the images in the folders
-            raise UserError(
-                f"{folder}: contains both class folders and archives ({shards[0].name}); move one of the two elsewhere"
-            )
-        if shards:
+        if not shards:
+            continue
+        if not _has_class_images(folder):
             return opener(folder, shards, classes)
+        archive = next((path for path in shards if not _lists_paths(path)), None)
+        if archive is not None:
+            raise UserError(
+                f"{folder}: contains both class folders and archives ({archive.name}); move one of the two elsewhere"
+            )
     num_direct = sum(map(is_image_name, files))
     if num_direct and not _has_class_images(folder):
         return flat_source(folder, classes)
@@ -205,7 +206,8 @@ def _open_folder(folder: Path, classes: Sequence[str] | None) -> Source:
     return source
 
 
-def _is_path_table(path: Path) -> bool:
+def _lists_paths(path: Path) -> bool:
+    """Whether a file beside class folders is a table of images, such as those in the folders."""
     with suppress(UserError):  # damaged
         return path.suffix == ".parquet" and lists_paths(path)
     return False

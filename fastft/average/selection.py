@@ -9,6 +9,7 @@ import numpy as np
 from beton_tools.beton_set import BetonSet
 from beton_tools.errors import UserError
 from fastft.average.ingredients import Ingredient
+from fastft.photos.beton_holdout import fingerprint_of
 from fastft.photos.shared_images import ids_at_one_size
 
 MOST_COMPARED = 200_000  # images of a file; comparing more would take minutes
@@ -21,11 +22,16 @@ def count_training_images(selection: Path, ingredients: Sequence[Ingredient]) ->
     samples of the same .beton count, also of its copies and subsets. Left out are models whose training file cannot be read any
     more.
     """
-    counts: dict[str, int] = {}
-    for train in {ingredient.train for ingredient in ingredients} - {None}:
+    chosen_by, counts, shared = BetonSet.open(selection), {}, {}
+    for ingredient in ingredients:
+        if ingredient.train is None:
+            continue
         with suppress(UserError):
-            counts[str(train)] = _count_shared(BetonSet.open(selection), BetonSet.open(str(train)))
-    shared = {ingredient.name: counts.get(str(ingredient.train), 0) for ingredient in ingredients}
+            train = BetonSet.open(ingredient.train)
+            content = fingerprint_of(train.as_subset_file())  # runs on the same photographs have a copy each
+            if content not in counts:
+                counts[content] = _count_shared(chosen_by, train)
+            shared[ingredient.name] = counts[content]
     return {name: count for name, count in shared.items() if count}
 
 

@@ -156,6 +156,7 @@ def average(
             )
         files = [Path(trained.recipe.data.val)]
     world = find_world(device)
+    shared = count_training_images(files[0], ingredients) if chooses and world.is_main else {}
     with evaluating(world):
         trained.model.to(world.device)
         evaluator = _Evaluator(
@@ -166,13 +167,12 @@ def average(
         else:
             found = _greedy(evaluator, ingredients) if soup == GREEDY else _uniform(evaluator, ingredients)
         trained.model.load_state_dict(found.state)
-    if found.selection is not None and world.is_main:
-        found = replace(found, shared=count_training_images(found.selection, ingredients))
-        if found.shared:
-            say(
-                f"warning: {found.selection}: {found.overlap()}; the choice favours models that have seen them; give other "
-                "images as the first --data"
-            )
+    if found.selection is not None and shared:
+        found = replace(found, shared=shared)
+        say(
+            f"warning: {found.selection}: {found.overlap()}; the choice favours models that have seen them; give other images as "
+            "the first --data"
+        )
     return trained, found
 
 

@@ -78,7 +78,7 @@ def _write_features(args: argparse.Namespace) -> int:
     world = find_world(args.device)
     with evaluating(world):
         trained = load_trained(args.checkpoint, world.device, args.weights)
-        found = extract_features(trained, args.images, world, _warn)
+        found = extract_features(trained, args.images, world, _warn if world.is_main else lambda text: None)
     if torchrun.rank() == 0:
         print_weights(trained.weights)
         write_features(args.features, found)

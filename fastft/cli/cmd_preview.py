@@ -44,9 +44,10 @@ def run(args: argparse.Namespace) -> int:
         recipe = recipe.with_option("data.train", str(args.data))
     if recipe.data.train is None:
         raise UserError("no images to preview; give --data FILE.beton")
+    if "schedule.epochs" not in recipe.automatic:
+        _check_epoch(recipe, args.epoch)
     recipe = _for_images(recipe)
-    if args.epoch >= recipe.epochs:
-        raise UserError(f"there is no epoch {args.epoch}: the recipe has {recipe.epochs}, counted from 0")
+    _check_epoch(recipe, args.epoch)
     write_preview(
         str(recipe.data.train),
         build_policy(recipe),
@@ -59,6 +60,11 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"wrote {args.out}" + (f" and {args.json}" if args.json else ""))
     return 0
+
+
+def _check_epoch(recipe: "Recipe", epoch: int) -> None:
+    if epoch >= recipe.epochs:
+        raise UserError(f"there is no epoch {epoch}: the recipe has {recipe.epochs}, counted from 0")
 
 
 def _for_images(recipe: "Recipe") -> "Recipe":

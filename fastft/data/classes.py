@@ -17,7 +17,8 @@ def name_outputs(classes: Sequence[str], outputs: int) -> list[str]:
 def refuse_other_classes(found: Sequence[str], expected: Sequence[str], path: str | Path) -> None:
     """Compare the classes of the file `path` with those of a model, label by label.
 
-    A file without a manifest has placeholder names, only as many as the labels that it uses: only the number is compared.
+    A file without a manifest has placeholder names, only as many as the labels that it uses: they match any class, unless they
+    are the name of another one, as where one side numbers folders 0 to 11 by value and the other alphabetically.
 
     Raises:
         UserError: there are more classes than expected; or a class differs or is missing, and the first such is named.
@@ -26,15 +27,16 @@ def refuse_other_classes(found: Sequence[str], expected: Sequence[str], path: st
         raise UserError(
             f"{path} has {len(found)} classes, the model {len(expected)}; give a file with the model's classes"
         )
-    if all(_is_placeholder(name, label) for label, name in enumerate(found)):
-        return
+    made_up, names = all(_is_placeholder(name, label) for label, name in enumerate(found)), set(expected)
     for label, want in enumerate(expected):
-        have = found[label] if label < len(found) else "missing"
+        have = found[label] if label < len(found) else None
         # checkpoints of earlier versions contain names as folders have them
-        if have not in (want, escape_undecodable(want)) and not _is_placeholder(want, label):
+        if have in (want, escape_undecodable(want)):
+            continue
+        if have in names or not (made_up or _is_placeholder(want, label)):
             raise UserError(
-                f"{path}: class {label} is {have}, the model's is {want}; convert it with the model's classes: `fastft convert "
-                "folder --classes-of` the training file"
+                f"{path}: class {label} is {have or 'missing'}, the model's is {want}; give a file with the model's classes in "
+                "its order, as `fastft convert folder --classes-of TRAIN.beton` numbers them"
             )
 
 

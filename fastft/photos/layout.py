@@ -211,7 +211,7 @@ def _is_parquet(path: Path) -> bool:
 def _in_order(found: LabelledSet) -> LabelledSet:
     """Images by the names of class and file, whatever the order of the rows: the same images give the same file.
 
-    Folders and tables number the classes alike: names that are numbers by their value.
+    Folders number their classes as tables do: names that are numbers by their value.
 
     Embedded images of parquet files keep their order, in which they are read row group by row group.
     """
@@ -219,4 +219,5 @@ def _in_order(found: LabelledSet) -> LabelledSet:
         return found
     names, labels, classes = list(found.source.names), found.source.labels.tolist(), found.source.classes
     order = sorted(range(len(names)), key=lambda i: (classes[labels[i]], names[i]))
-    return found.take(np.array(order, np.int64), sort_labels(classes))
+    numbered = sort_labels(classes) if found.source.kind == "folder" else classes
+    return found.take(np.array(order, np.int64), numbered)

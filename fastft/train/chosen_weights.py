@@ -117,11 +117,11 @@ def describe_weights(choice: Mapping[str, Any]) -> str:
 
 
 def describe_untrained(recipe: Recipe, steps: int) -> str:
-    """The warning that too much of the EMA are the initial weights after so many steps; empty if it is not so."""
+    """That too much of the EMA are the initial weights after so many steps; empty if it is not so."""
     untrained = untrained_share(recipe, steps)
     if untrained <= UNTRAINED_SHARE:
         return ""
-    return f"{untrained:.0%} of the EMA's weights are still the initial ones; --weights raw takes others"
+    return f"{untrained:.0%} of the EMA's weights are still the initial ones"
 
 
 # finding them -----------------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def _find_weights(path: Path, wanted: str) -> ChosenWeights:
 
 
 def with_choice_so_far(run: Run) -> Run:
-    """`run`, if it has not ended with the weights that its rule takes so far; with none where its checkpoint is damaged."""
+    """The run; if it has not ended, `weights` are those that the rule takes so far, or empty if its checkpoint is damaged."""
     if run.finished:
         return run
     with suppress(UserError):

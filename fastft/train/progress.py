@@ -122,7 +122,7 @@ def describe_unfinished(progress: Progress, recipe: Recipe, steps: int) -> list[
     choice = choose_weights(progress.evaluations, progress.best())
     lines = [] if choice is None else [describe_weights(choice)]
     untrained = describe_untrained(recipe, steps)
-    return [*lines, f"warning: {untrained}"] if untrained else lines
+    return [*lines, f"warning: {untrained}; --weights raw takes others"] if untrained else lines
 
 
 def conclusion(result: dict[str, Any]) -> str:

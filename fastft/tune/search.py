@@ -85,6 +85,8 @@ def _read(reference: str, overrides: Sequence[str]) -> Recipe:
         if any(text.startswith(f"{option}=") for text in overrides):
             raise UserError(f"{option} is set by fastft tune for every training; use {instead}")
     recipe = load_recipe(reference, overrides)
+    if recipe.optim.lr == 0:
+        raise UserError("optim.lr is 0, and tuning multiplies it; give a larger one")
     changing = next(iter(recipe.changing), None)
     if changing is not None:
         raise UserError(

@@ -6,6 +6,7 @@ from beton_tools.errors import UserError
 from fastft.data.classes import name_outputs, refuse_other_classes
 
 MADE_UP = ["class 0", "class 1", "class 2"]
+NUMBERS = [str(k) for k in range(12)]  # in another order than their names
 
 
 @pytest.mark.parametrize(
@@ -15,6 +16,7 @@ MADE_UP = ["class 0", "class 1", "class 2"]
         (["class 0"], ["cat", "dog"]),  # no manifest, and the file uses one label only
         (["cat", "dog"], MADE_UP),  # trained on a file without a manifest
         (["0", "1"], ["cat", "dog"]),  # from shards that hold numbers
+        (NUMBERS[:3], NUMBERS),
         (["cat", "dog"], name_outputs(["cat", "dog"], 10)),  # a head with more outputs than classes
     ],
 )
@@ -29,6 +31,9 @@ def test_the_same_classes_and_made_up_ones_are_taken(found: list[str], expected:
         (["cat"], ["cat", "dog"], "class 1 is missing, the model's is dog"),
         (["cat", "dog", "eel"], ["cat", "dog"], "has 3 classes, the model 2"),
         (MADE_UP, ["cat", "dog"], "has 3 classes, the model 2"),
+        (sorted(NUMBERS), NUMBERS, "class 2 is 10, the model's is 2"),
+        (NUMBERS, sorted(NUMBERS), "class 2 is 2, the model's is 10"),
+        (["0", "1", "10"], NUMBERS, "class 2 is 10, the model's is 2"),
     ],
 )
 def test_the_first_class_that_differs_is_named(found: list[str], expected: list[str], message: str) -> None:

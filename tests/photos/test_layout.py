@@ -1,6 +1,8 @@
 """Which folders and tables are training, validation or class folders, and what is said of the rest."""
 
+import io
 import shutil
+import tarfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -157,8 +159,23 @@ def test_a_table_may_lie_beside_the_class_folders_that_it_lists(album: Path, tmp
     assert [source.kind for source in sets] == ["folder", "table", "table"]
 
 
+def test_archives_keep_the_order_of_their_list_of_classes(album: Path, tmp_path: Path) -> None:
+    """Only folders have no order of their own."""
+    names = sorted(CLASSES, reverse=True)
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    with tarfile.open(tmp_path / "photos-000.tar", "w") as tar:
+        for number, image in enumerate(sorted(album.rglob("*.jpg"))):
+            label = str(names.index(image.parent.name)).encode()
+            tar.add(image, f"{number}.jpg")
+            cell = tarfile.TarInfo(f"{number}.cls")
+            cell.size = len(label)
+            tar.addfile(cell, io.BytesIO(label))
+    assert open_sets(str(tmp_path))[0].source.classes == tuple(names)
+
+
 def test_images_in_archives_beside_class_folders_are_refused(album: Path, tmp_path: Path) -> None:
     photos = Path(shutil.copytree(album, tmp_path / "photos"))
+    parquet.write_table(pa.Table.from_pylist(rows_of(photos)), photos / "a-table.parquet")
     rows = [{"image": {"bytes": image.read_bytes()}, "label": 0} for image in photos.rglob("*.jpg")]
     parquet.write_table(pa.Table.from_pylist(rows), photos / "images.parquet")
     with pytest.raises(UserError, match=r"class folders and archives \(images\.parquet\)"):

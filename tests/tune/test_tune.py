@@ -267,6 +267,7 @@ def test_a_choice_by_balanced_accuracy_is_reported_in_balanced_accuracy(
         (["--budget", "2"], "--budget is '2'"),
         (["--test", "nowhere.beton"], "nowhere.beton"),
         (["--schedule.sizes=0:16,2:32"], "schedule.sizes changes between epochs"),
+        (["--optim.lr=0"], "optim.lr is 0, and tuning multiplies it"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
