@@ -82,7 +82,8 @@ def render_chart(chart: Chart) -> Markup:
     if not series:
         return Markup("")
     ranges = chart.x_range or _span([x for s in series for x in s.x]), _y_range(chart, series)
-    left = max(Canvas.left, LABEL_GAP + DIGIT_WIDTH * max(len(label) for _, label in _y_labels(ranges[1])))
+    digits = max((len(label) for _, label in _y_labels(ranges[1])), default=0)
+    left = max(Canvas.left, LABEL_GAP + DIGIT_WIDTH * digits)
     wide, narrow = (Canvas(*size, *ranges, left=left) for size in (("wide", 520, 290), ("narrow", 340, 250)))
     values = {
         "x": chart.x_label,
