@@ -51,6 +51,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def compact_table(title: str) -> Table:
+    """An empty table without vertical lines and with little padding, for terminals of 80 columns."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+
+
 def print_table(table: Table, console: Console) -> None:
     """Print a table without cutting a word or a cell of a `no_wrap` column; lines are longer than the console if necessary.
 

@@ -188,7 +188,7 @@ def _open_folder(folder: Path, classes: Sequence[str] | None) -> Source:
             continue
         if not _has_class_images(folder):
             return opener(folder, shards, classes)
-        archive = next((path for path in shards if not _lists_paths(path)), None)
+        archive = next((path for path in shards if not _is_path_table(path)), None)
         if archive is not None:
             raise UserError(
                 f"{folder}: contains both class folders and archives ({archive.name}); move one of the two elsewhere"
@@ -206,9 +206,9 @@ def _open_folder(folder: Path, classes: Sequence[str] | None) -> Source:
     return source
 
 
-def _lists_paths(path: Path) -> bool:
-    """Whether a file beside class folders is a table of images, such as those in the folders."""
-    with suppress(UserError):  # damaged
+def _is_path_table(path: Path) -> bool:
+    """Return True if the file is a Parquet table of image paths; False also if it is damaged."""
+    with suppress(UserError):
         return path.suffix == ".parquet" and lists_paths(path)
     return False
 

@@ -131,7 +131,7 @@ def images_below(root: Path, left_out: Counter[str] | None = None) -> list[str]:
 
 
 def _other_suffixes(files: Sequence[tuple[str, bool]]) -> Iterator[str]:
-    """The suffix of each file that is not an image. files: of `_files_below`."""
+    """The suffix of each file that is not an image. files: as `_files_below` yields them."""
     return (Path(path).suffix.lower() for path, is_loop in files if not is_loop and not _is_image(path))
 
 

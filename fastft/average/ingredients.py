@@ -46,10 +46,9 @@ def find_ingredients(models: Sequence[str], weights: str) -> tuple[Trained, list
         path = Path(models[position + 1] if name == START else name)
         model = load_trained(path, cpu, weights)
         _refuse_other(model, last, name)
-        if name == START:
-            found.append(Ingredient(labels[position], partial(read_start, model)))
-        else:
-            found.append(Ingredient(labels[position], partial(_read, path, weights), model.recipe.data.train))
+        read = partial(read_start, model) if name == START else partial(_read, path, weights)
+        train = None if name == START else model.recipe.data.train
+        found.append(Ingredient(labels[position], read, train))
     return last, found
 
 

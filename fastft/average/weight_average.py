@@ -68,7 +68,7 @@ class Average:
         return f"{made}; {self.overlap()}" if self.shared else made
 
     def overlap(self) -> str:
-        """Which images of the selection set models were trained on, in words; only if there are any."""
+        """How many images of the selection set each model was trained on, as text. `shared` must not be empty."""
         assert self.chosen is not None and self.shared
         images = self.chosen.scores[0].scores.samples
         shared = self.shared.items()

@@ -66,8 +66,8 @@ def resolve(recipe: Recipe, stored: Mapping[str, Choice] | None = None) -> Recip
     for option, rule in RULES.items():
         if option not in recipe.automatic:
             continue
-        choice = stored.get(option) if stored else None
-        kept[option] = choice = choice or Choice(option, *rule(recipe))
+        choice = (stored or {}).get(option) or Choice(option, *rule(recipe))
+        kept[option] = choice
         recipe = recipe.with_option(option, choice.value)
     return replace(_apply_shares(recipe), choices=tuple(kept.values()))
 

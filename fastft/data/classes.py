@@ -27,7 +27,8 @@ def refuse_other_classes(found: Sequence[str], expected: Sequence[str], path: st
         raise UserError(
             f"{path} has {len(found)} classes, the model {len(expected)}; give a file with the model's classes"
         )
-    made_up, names = all(_is_placeholder(name, label) for label, name in enumerate(found)), set(expected)
+    made_up = all(_is_placeholder(name, label) for label, name in enumerate(found))
+    names = set(expected)
     for label, want in enumerate(expected):
         have = found[label] if label < len(found) else None
         # checkpoints of earlier versions contain names as folders have them

@@ -87,8 +87,7 @@ def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) ->
         run = folder / contender.name
         overrides = [*data, f"--model.weights={weights}", *contender.overrides, f"--train.run_dir={run}"]
         seconds[contender.name] = _train(load_recipe(recipe, overrides), run, console)["seconds"]
-        found = compute_logits(run, betons["val"], "cpu")
-        right[contender.name] = found.logits_NK.argmax(axis=1) == found.labels_N
+        right[contender.name] = compute_logits(run, betons["val"], "cpu").right_N
         data = [f"--data.{split}={path}" for split, path in betons.items()]
     figures = compare(right, Beton.open(betons["val"]).labels, len(Beton.open(betons["train"])))
     figures |= {"image_size": load_recipe(recipe).model.image_size, "seconds": seconds}

@@ -25,6 +25,11 @@ class FileLogits:
     logits_NK: np.ndarray
     labels_N: np.ndarray
 
+    @property
+    def right_N(self) -> np.ndarray:
+        """bool (N,): whether the class with the largest logit is the label."""
+        return self.logits_NK.argmax(1) == self.labels_N
+
 
 @torch.inference_mode()
 def compute_logits(

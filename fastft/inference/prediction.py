@@ -133,7 +133,7 @@ def _check_topk(topk: int) -> None:
 
 
 def describe_left_out(left_out: Counter[str]) -> str:
-    """The files that `image_paths` left out, in one line."""
+    """Warning text for the files that `image_paths` left out."""
     return f"files of other kinds are left out: {by_suffix(left_out)}"
 
 
@@ -158,12 +158,12 @@ def image_paths(given: Sequence[Path], left_out: Counter[str] | None = None) -> 
 
 
 def describe_deep(count: int) -> str:
-    """So many images that lose values, in one line."""
+    """Warning text for `count` images that lose values."""
     return f"{count:,} image{' has' if count == 1 else 's have'} {DEEP_IMAGES}"
 
 
 def _checked(predictions: Iterator[Prediction], warn: Callable[[str], None]) -> Iterator[Prediction]:
-    """The same predictions; then a warning of images that lose values, and an error if none of the files could be read."""
+    """Yield the predictions; then warn if images lose values, and raise UserError if none of the files could be read."""
     any_read, deep, first = False, 0, None
     for prediction in predictions:
         any_read |= prediction.error is None

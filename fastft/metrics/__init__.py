@@ -5,6 +5,7 @@ from fastft.metrics.class_metrics import (
     ClassMetrics,
     Confusion,
     balanced_accuracy,
+    balanced_weights,
     class_metrics,
     confusion_counts,
     largest_confusions,
@@ -15,6 +16,6 @@ from fastft.metrics.predictions import Predictions
 
 __all__ = [
     "IMBALANCED", "Calibration", "ClassMetrics", "Confusion", "Predictions", "Reliability", "balanced_accuracy",
-    "calibrate", "class_metrics", "confusion_counts", "describe_imbalance", "fit_temperature", "imbalance",
+    "balanced_weights", "calibrate", "class_metrics", "confusion_counts", "describe_imbalance", "fit_temperature", "imbalance",
     "largest_confusions", "macro_f1", "reliability",
 ]  # fmt: skip

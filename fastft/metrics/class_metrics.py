@@ -38,6 +38,12 @@ def balanced_accuracy(p: Predictions) -> float:
     return 100 * float(recall_score(p.labels_N, p.predicted_N, labels=np.unique(p.labels_N), average="macro"))
 
 
+def balanced_weights(labels_N: np.ndarray) -> np.ndarray:
+    """Points of balanced accuracy that each image counts for, float64 (N,); their sum is 100. labels_N: int64 (N,)."""
+    counts = np.bincount(labels_N)
+    return 100 / ((counts > 0).sum() * counts[labels_N])
+
+
 def macro_f1(p: Predictions) -> float:
     """Mean F1 over the classes that have images or are predicted, in percent: scikit-learn's f1_score(average="macro")."""
     from sklearn.metrics import f1_score

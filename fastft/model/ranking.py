@@ -1,12 +1,12 @@
-"""The order of classes by their logits: one rule wherever images are classified."""
+"""Ranking of classes by their logits, with ties broken by the class index."""
 
 import torch
 
 
 def rank_classes(logits_BK: torch.Tensor, k: int) -> torch.Tensor:
-    """int64 (B, min(k, K)): the classes of the k largest logits, the largest first; of equal logits the lower class first.
+    """Classes of the k largest logits in descending order, int64 (B, min(k, K)). Of equal logits the lower index comes first.
 
-    Logits in half precision are often equal, and the order that `torch.topk` gives them depends on k. The first class is that
-    of `argmax` in NumPy and torch.
+    The first column equals `argmax` in NumPy and torch. `torch.topk` orders equal logits, which are common in half precision,
+    differently for different k.
     """
     return logits_BK.argsort(dim=1, descending=True, stable=True)[:, :k]

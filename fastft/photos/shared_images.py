@@ -25,8 +25,8 @@ def ids_at_one_size(sets: Sequence[BetonSet]) -> list[np.ndarray]:
     """`content_ids` of each set, as if all images had been converted with the smallest `max_resolution` of the sets.
 
     Photographs are converted with a limit for a training, and test files mostly without one: larger JPEGs are shrunk and encoded
-    here as that conversion did it, which gives the same bytes. Not recognised are larger images that the conversion had to
-    encode, such as PNGs, and larger images of sets that have more than MOST.
+    here as that conversion did it, which gives the same bytes. Larger images that the conversion had to encode, such as PNGs, and
+    larger images of sets that have more than MOST are not recognised.
     """
     sources = [as_source(betons) for betons in sets]
     limited = [options for betons in sets if (options := _options_of(betons)) is not None]
@@ -34,6 +34,12 @@ def ids_at_one_size(sets: Sequence[BetonSet]) -> list[np.ndarray]:
         return content_ids(sources)
     options = min(limited, key=lambda each: each.max_resolution or 0)
     return content_ids(sources, [_shrunk(*each, options) for each in zip(sets, sources, strict=True)])
+
+
+def count_shared(images: BetonSet, others: Sequence[BetonSet]) -> int:
+    """The number of images of a set that are also in one of the others, compared as in `ids_at_one_size`."""
+    ids, *other_ids = ids_at_one_size([images, *others])
+    return int(np.isin(ids, np.concatenate(other_ids)).sum())
 
 
 def _options_of(betons: BetonSet) -> EncodeOptions | None:

@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
 from beton_tools.atomic import write_text
-from beton_tools.console import print_table
+from beton_tools.console import compact_table, print_table
 from fastft.files.sweep_file import Sweep
 from fastft.sweep.figure import draw_plot
 from fastft.sweep.results import Outcome, Score
@@ -31,8 +29,7 @@ def write_report(sweep: Sweep, outcomes: Sequence[Outcome], folder: Path) -> Non
 
 
 def print_report(sweep: Sweep, outcomes: Sequence[Outcome], console: Console) -> None:
-    title = f"{sweep.title} ({sweep.source})"
-    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table = compact_table(f"{sweep.title} ({sweep.source})")
     table.add_column("row")
     for column in COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)

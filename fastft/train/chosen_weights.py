@@ -22,6 +22,7 @@ from fastft.config import Recipe
 from fastft.constants import AUTO, BEST, EMA, LAST, RAW, WEIGHT_CHOICES
 from fastft.files.evaluations import WEIGHTS, best_evaluation
 from fastft.files.run_directory import Run, read_result
+from fastft.metrics import balanced_weights
 from fastft.train.checkpoint import find_checkpoint, is_checkpoint, list_checkpoints, read_checkpoint
 from fastft.train.stored_model import stored_recipe
 
@@ -55,9 +56,7 @@ def balanced_disagreement(
 
     labels_N: int64 (N,). raw_right_N, ema_right_N: bool (N,), of the same images.
     """
-    counts = np.bincount(labels_N)
-    weights_N = 100 / ((counts > 0).sum() * counts[labels_N])
-    signed_N = weights_N * (raw_right_N.astype(int) - ema_right_N.astype(int))
+    signed_N = balanced_weights(labels_N) * (raw_right_N.astype(int) - ema_right_N.astype(int))
     return {"balanced_gain": float(signed_N.sum()), "balanced_error": float(np.sqrt((signed_N**2).sum()))}
 
 
@@ -117,7 +116,7 @@ def describe_weights(choice: Mapping[str, Any]) -> str:
 
 
 def describe_untrained(recipe: Recipe, steps: int) -> str:
-    """That too much of the EMA are the initial weights after so many steps; empty if it is not so."""
+    """Warning text if the share of the initial weights in the EMA is too large after `steps` steps, otherwise empty."""
     untrained = untrained_share(recipe, steps)
     if untrained <= UNTRAINED_SHARE:
         return ""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastft.inference.logits import compute_logits
+from fastft.metrics import balanced_weights
 
 REPEATS = 1000
 SEED = 0
@@ -45,11 +46,10 @@ def measure(tuned: Path, default: Path | None, test: Path, device: str) -> Final
         UserError: the test file cannot be read.
     """
     found = compute_logits(tuned, test, device)
-    right_N = found.logits_NK.argmax(1) == found.labels_N
-    if default is None or default == tuned:
-        return compare(found.labels_N, right_N, None if default is None else right_N)
-    other = compute_logits(default, test, device)
-    return compare(found.labels_N, right_N, other.logits_NK.argmax(1) == other.labels_N)
+    if default is None:
+        return compare(found.labels_N, found.right_N, None)
+    other = found if default == tuned else compute_logits(default, test, device)
+    return compare(found.labels_N, found.right_N, other.right_N)
 
 
 def compare(labels_N: np.ndarray, right_N: np.ndarray, default_right_N: np.ndarray | None) -> FinalFigures:
@@ -79,11 +79,10 @@ def compare(labels_N: np.ndarray, right_N: np.ndarray, default_right_N: np.ndarr
 def _mean_and_error(values_N: np.ndarray, groups_N: np.ndarray) -> tuple[float, float]:
     """The mean over groups of their means, and its standard error, in percent.
 
-    groups_N: int64, the labels for balanced accuracy, all equal for top-1. The spread is that within the groups; one image has
-    none, so its distance from the result counts.
+    groups_N: int64, the labels for balanced accuracy, all equal for top-1. The standard error is computed from the deviations
+    from the mean of each group, and in a group of one image from the deviation from the overall mean.
     """
-    counts = np.bincount(groups_N)
-    weights_N = 100 / ((counts > 0).sum() * counts[groups_N])
+    counts, weights_N = np.bincount(groups_N), balanced_weights(groups_N)
     mean = (weights_N * values_N).sum() / 100
     means = np.bincount(groups_N, values_N) / np.maximum(1, counts)
     spread_N = values_N - np.where(counts > 1, means, mean)[groups_N]

@@ -20,7 +20,7 @@ from fastft.files.evaluations import BALANCED_ACCURACY
 from fastft.files.run_directory import lock_run
 from fastft.photos.paths import NO_DATA
 from fastft.photos.prepare import line_printer, prepare_data
-from fastft.photos.shared_images import ids_at_one_size
+from fastft.photos.shared_images import count_shared
 from fastft.sweep import PlannedRun, plan_run, train_run
 from fastft.sweep.results import read_result
 from fastft.train.distributed import World, find_world
@@ -122,8 +122,7 @@ def _count_shared(recipe: Recipe, test: Path, world: World) -> int:
     shared = None
     if world.is_main:
         used = [BetonSet.open(str(path)) for path in (recipe.data.train, recipe.data.val)]
-        of_test, *others = ids_at_one_size([images, *used])
-        shared = int(np.isin(of_test, np.concatenate(others)).sum())
+        shared = count_shared(images, used)
     shared = world.broadcast(shared)
     if shared == len(images):
         raise UserError(

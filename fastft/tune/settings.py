@@ -47,7 +47,7 @@ DEFAULT = Setting(Fraction(1), Fraction(1))
 def grid(recipe: Recipe, layers: int) -> list[Setting]:
     """All settings: the recipe's own first, then those with one factor, so that a short budget covers both axes.
 
-    Of settings that LARGEST_DECAY makes equal only the first.
+    If LARGEST_DECAY makes several settings equal, only the first is kept.
     """
     every = [Setting(head, mid) for mid in reversed(FACTORS) for head in FACTORS]
     found: dict[tuple[float, float], Setting] = {}

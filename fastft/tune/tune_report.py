@@ -11,12 +11,10 @@ import numpy as np
 import yaml
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
 from beton_tools.atomic import atomic_path, write_text
-from beton_tools.console import print_table
+from beton_tools.console import compact_table, print_table
 from fastft.config.schema import AUTO
 from fastft.files.evaluations import TOP1
 from fastft.sweep.report import markdown_table
@@ -41,8 +39,7 @@ def write_report(result: Result, folder: Path) -> None:
 def print_result(result: Result, folder: Path, console: Console) -> None:
     header, lines = _table(result)
     shown = [k for k, name in enumerate(header) if name != MIDDLE]  # for a terminal of 80 columns
-    title = f"validation {_measure(result)} in percent"
-    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table = compact_table(f"validation {_measure(result)} in percent")
     for k in shown:
         table.add_column(header[k], justify="left" if k == 0 else "right", no_wrap=True)
     for line in lines:

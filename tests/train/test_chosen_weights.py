@@ -214,7 +214,7 @@ def test_a_run_that_has_not_ended_follows_the_same_rule(
 def test_an_ema_of_mostly_initial_weights_is_said_to_be_one(
     tiny: dict[str, str], untrained_ema: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a run that stops before its first evaluation, and of the last and the best epoch of one that ended."""
+    """Covers a run stopped before its first evaluation, and the last and best epochs of a finished run."""
     folder, out = tmp_path / "run", tmp_path / "out"
     options = flags(tiny, folder, ema__decay="0.95", train__stop_after="0.001s")
     for _ in range(2):
