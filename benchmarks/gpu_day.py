@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.bench.gpu_day import STAGES, run_stages
 
 

@@ -20,15 +20,15 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from beton_tools.beton_set import BetonSet
-from beton_tools.convert import convert_folder
-from beton_tools.writer import WriteOptions
-from fastft.build import build_schedule
-from fastft.config import Recipe, load_recipe
-from fastft.demo.assets import IMAGES, WEIGHTS, extract_cells, fetch
-from fastft.demo.backbone import write_backbone
-from fastft.demo.trainings import PER_CLASS
+from beton_tools.read.beton_set import BetonSet
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
+from fastft.bench.demo_assets import IMAGES, WEIGHTS, extract_cells, fetch
+from fastft.bench.demo_backbone import write_backbone
+from fastft.bench.demo_trainings import PER_CLASS
 from fastft.optim import set_lr
+from fastft.optim.build import build_schedule
+from fastft.recipe import Recipe, load_recipe
 from fastft.train.distributed import World
 from fastft.train.evaluate import evaluate
 from fastft.train.models import build_step, build_training_models

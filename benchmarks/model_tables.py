@@ -8,14 +8,14 @@ from typing import Any
 
 from markdown_table import markdown
 
-from fastft.config import Recipe, load_recipe
-from fastft.config.automatic import LARGE, paper_recipe
-from fastft.constants import TIMM as TIMM_PREFIX
 from fastft.cost.mfu import PUBLISHED_MFU
 from fastft.cost.model import predict_published
 from fastft.cost.work import count_parameters
 from fastft.model import count_flops, load_arch
 from fastft.model.timm_create import pretrained_cfg
+from fastft.recipe import Recipe, load_recipe
+from fastft.recipe.automatic import LARGE, paper_recipe
+from fastft.recipe.constants import TIMM as TIMM_PREFIX
 
 TOWERS = Path(__file__).parent / "results" / "towers.json"
 OWN = ("b16", "b16_384", "l14", "l14_336")  # suffixes of the paper's recipes

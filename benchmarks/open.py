@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from beton_tools.format import DEFAULT_PAGE_SIZE, SAMPLE_DTYPE, first_page_offset, write_tables
-from beton_tools.manifest import Manifest, manifest_path, pack_names
-from beton_tools.names import Names
-from beton_tools.parts import Part
+from beton_tools.base.names import Names
+from beton_tools.read.format import DEFAULT_PAGE_SIZE, SAMPLE_DTYPE, first_page_offset, write_tables
+from beton_tools.read.manifest import Manifest, manifest_path, pack_names
+from beton_tools.read.parts import Part
 from fastft.bench.environment import describe_machine, load, now
 
 FILES, SAMPLES = 64, 20_000_000

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from beton_tools.beton_set import BetonSet
-from beton_tools.convert import convert_folder
-from beton_tools.writer import WriteOptions
+from beton_tools.read.beton_set import BetonSet
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
 from fastft.bench.dataset import forget_pages
 from fastft.bench.environment import describe_machine, load, now
 

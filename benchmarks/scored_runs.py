@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastft.inference.logits import FileLogits
+from fastft.evaluate.logits import FileLogits
 from fastft.machine.facts import cpu_name
 
 

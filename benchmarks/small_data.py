@@ -27,16 +27,16 @@ from scored_runs import ScoredRuns, pack, unpack
 from study import extract_images, find_split, new_parser
 from study_report import paired_gain
 
-from beton_tools.convert import convert_folder
-from beton_tools.format import Beton
-from beton_tools.writer import WriteOptions
-from fastft.config import load_recipe
-from fastft.demo.assets import IMAGES, WEIGHTS, extract_cells, fetch
-from fastft.demo.backbone import write_backbone
-from fastft.demo.trainings import CONTENDERS
-from fastft.inference.logits import compute_logits
+from beton_tools.read.format import Beton
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
+from fastft.bench.demo_assets import IMAGES, WEIGHTS, extract_cells, fetch
+from fastft.bench.demo_backbone import write_backbone
+from fastft.bench.demo_trainings import CONTENDERS
+from fastft.evaluate.logits import compute_logits
+from fastft.recipe import load_recipe
+from fastft.search.tune import tune
 from fastft.train.loop import train
-from fastft.tune.search import tune
 
 ROOT = Path(__file__).resolve().parents[1]
 CELLS = "solar cells"

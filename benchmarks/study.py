@@ -32,18 +32,18 @@ from rich.console import Console
 from scored_runs import ScoredRuns, most_correct, pack
 from study_report import write_report
 
-from beton_tools.atomic import write_text
-from beton_tools.convert import convert_folder
-from beton_tools.format import Beton
+from beton_tools.base.atomic import write_text
+from beton_tools.read.format import Beton
 from beton_tools.sources import open_source
-from beton_tools.writer import WriteOptions
-from fastft.build import recipe_arch
-from fastft.config import Recipe, load_recipe
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
+from fastft.bench.demo_assets import WEIGHTS, fetch
+from fastft.bench.demo_backbone import write_backbone
 from fastft.cost.work import recipe_work
-from fastft.demo.assets import WEIGHTS, fetch
-from fastft.demo.backbone import write_backbone
-from fastft.inference.logits import compute_logits
-from fastft.train.checkpoint import list_checkpoints
+from fastft.evaluate.logits import compute_logits
+from fastft.model.build import recipe_arch
+from fastft.recipe import Recipe, load_recipe
+from fastft.run.checkpoint import list_checkpoints
 from fastft.train.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,10 +12,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from scored_runs import shown_error
 
-from fastft.config import load_recipe
 from fastft.cost.mfu import RECORD_MFU
 from fastft.cost.model import MACHINE_GPUS, estimate, predict_published
 from fastft.machine.gpus import GPUS
+from fastft.recipe import load_recipe
 
 RECIPES = (
     "final_b16", "frugal_b16", "quick_b16", "frugal_b16_half", "frugal_b16_progressive", "frugal_b16_sparse",

@@ -19,19 +19,19 @@ from typing import Any
 from markdown_table import markdown
 from model_tables import README, model_costs, shown_hours, trained_towers
 
+from fastft.bench.demo_trainings import CONTENDERS
 from fastft.bench.harness import LIMIT
 from fastft.bench.scaling_bench import TOGETHER
-from fastft.config import load_recipe
 from fastft.cost.frontier import price_combinations
 from fastft.cost.mfu import PUBLISHED_MFU, RECORD_MFU, reference_mfu
 from fastft.cost.model import MACHINE_GPUS, estimate, predict_published
 from fastft.cost.overheads import REFERENCE
 from fastft.cost.table import CostQuery, price_recipes
-from fastft.demo.trainings import CONTENDERS
 from fastft.machine.gpus import GPUS
 from fastft.model import load_arch
+from fastft.recipe import load_recipe
 from fastft.report.page import figure
-from fastft.sweep.report import as_published
+from fastft.search.sweep_report import as_published
 
 ROOT = Path(__file__).parents[1]
 PAGES = (

@@ -25,12 +25,12 @@ import timm
 import torch
 from PIL import Image
 
-from beton_tools.convert import convert_folder
-from beton_tools.writer import WriteOptions
-from fastft.files.run_directory import read_metrics
-from fastft.inference.trained import load_trained
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
+from fastft.evaluate.trained import load_trained
 from fastft.model import count_flops, load_arch
-from fastft.train.checkpoint import list_checkpoints, read_checkpoint
+from fastft.run.checkpoint import list_checkpoints, read_checkpoint
+from fastft.run.run_directory import read_metrics
 
 # timm's name -> pixels of a training image
 TOWERS = {

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fastft.bench.traffic_table import measure_traffic, print_traffic
-from fastft.config import load_recipe
+from fastft.recipe import load_recipe
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Write, verify and inspect FFCV `.beton` files, without torch."""
 
-from beton_tools.errors import UserError
-from beton_tools.jit_cache import use_own_cache
+from beton_tools.base.errors import UserError
+from beton_tools.base.jit_cache import use_own_cache
 
 use_own_cache()  # before any compiled function is defined
 

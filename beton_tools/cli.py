@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from beton_tools.signals import describe_stop, exit_code, imports_of, raise_on_stop_signals
+from beton_tools.base.signals import describe_stop, exit_code, imports_of, raise_on_stop_signals
 
 with imports_of("beton"):
-    from beton_tools.console import (
+    from beton_tools.base.console import (
         describe_os_error,
         discard_closed_output,
         print_error,
@@ -24,10 +24,10 @@ with imports_of("beton"):
         size,
         use_escapes,
     )
-    from beton_tools.errors import UserError
-    from beton_tools.format import Beton
-    from beton_tools.manifest import Manifest
-    from beton_tools.progress_bar import progress
+    from beton_tools.base.errors import UserError
+    from beton_tools.base.progress_bar import progress
+    from beton_tools.read.format import Beton
+    from beton_tools.read.manifest import Manifest
 
 EXIT_PROBLEMS, EXIT_BAD_INPUT = 1, 2
 _SHOWN_PROBLEMS = 20  # on the screen; --json prints all
@@ -154,7 +154,7 @@ def _add_verify(commands: Any) -> None:
 
 
 def _run_verify(args: argparse.Namespace) -> int:
-    from beton_tools.verify import verify
+    from beton_tools.inspect.verify import verify
 
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers {args.workers}: give at least 1")
@@ -184,12 +184,12 @@ def _add_stats(commands: Any) -> None:
 
 
 def _run_stats(args: argparse.Namespace) -> int:
-    from beton_tools.stats import compute
+    from beton_tools.inspect.stats import compute
 
     beton, manifest = Beton.open(args.file), Manifest.of_beton(args.file)
     values = compute(beton, manifest)
     if args.plot is not None:
-        from beton_tools.plot import plot
+        from beton_tools.inspect.plot import plot
 
         plot(beton, values, args.plot)
     if args.json:
@@ -228,7 +228,7 @@ def _add_selection(parser: argparse.ArgumentParser, limit: int | None) -> None:
 
 
 def _choose(args: argparse.Namespace, beton: Beton) -> list[int]:
-    from beton_tools.extract import choose_samples
+    from beton_tools.inspect.extract import choose_samples
 
     if args.seed < 0 or (args.limit is not None and args.limit < 1):
         raise UserError("--limit must be at least 1 and --seed at least 0")
@@ -245,7 +245,7 @@ def _add_sheet(commands: Any) -> None:
 
 
 def _run_sheet(args: argparse.Namespace) -> int:
-    from beton_tools.contact_sheet import draw_sheet, save_sheet
+    from beton_tools.inspect.contact_sheet import draw_sheet, save_sheet
 
     if args.columns < 1 or args.cell < 16:
         raise UserError("--columns must be at least 1 and --cell at least 16")
@@ -269,7 +269,7 @@ def _add_extract(commands: Any) -> None:
 
 
 def _run_extract(args: argparse.Namespace) -> int:
-    from beton_tools.extract import extract
+    from beton_tools.inspect.extract import extract
 
     beton, manifest = Beton.open(args.file), Manifest.of_beton(args.file)
     ids = _choose(args, beton)

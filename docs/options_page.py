@@ -7,7 +7,7 @@ python docs/options_page.py --check    exit 1 if it is out of date
 import sys
 from pathlib import Path
 
-from fastft.explain.option_list import options_page
+from fastft.recipe.option_list import options_page
 
 PAGE = Path(__file__).resolve().parent / "options.md"
 

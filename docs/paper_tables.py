@@ -9,14 +9,14 @@ import re
 import sys
 from pathlib import Path
 
-from fastft.config import load_recipe
 from fastft.cost.mfu import PUBLISHED_MFU
-from fastft.files.recipe_file import read_recipe
-from fastft.files.sweep_file import Row, Sweep, load_sweep
 from fastft.machine.gpus import MAIN_GPUS
-from fastft.sweep.planned_runs import plan_runs
-from fastft.sweep.price import price_sweeps, recipe_hours, total_hours
-from fastft.sweep.report import as_published, markdown_table
+from fastft.recipe import load_recipe
+from fastft.recipe.recipe_file import read_recipe
+from fastft.recipe.tables import Row, Sweep, load_sweep
+from fastft.search.planned_runs import plan_runs
+from fastft.search.price import price_sweeps, recipe_hours, total_hours
+from fastft.search.sweep_report import as_published, markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES, PAGE = ROOT / "rcp", ROOT / "docs" / "paper-tables.md"

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import ray
 
-from beton_tools.convert import convert_folder
-from beton_tools.parts import Part
-from beton_tools.writer import WriteOptions
+from beton_tools.read.parts import Part
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
 
 
 @ray.remote(max_retries=3)

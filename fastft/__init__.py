@@ -14,12 +14,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from fastft.augment.policies import AugmentPolicy, parse_policy
-    from fastft.config import Recipe, load_recipe
     from fastft.data.batch import Batch, Output
     from fastft.data.loader import EvalLoader, TrainLoader
     from fastft.data.order import Shard
     from fastft.data.tuples import AsTuples
-    from fastft.inference.prediction import Prediction, Predictor
+    from fastft.evaluate.prediction import Prediction, Predictor
+    from fastft.recipe import Recipe, load_recipe
 
 _MODULES = {
     "AsTuples": "data.tuples",
@@ -27,12 +27,12 @@ _MODULES = {
     "Batch": "data.batch",
     "EvalLoader": "data.loader",
     "Output": "data.batch",
-    "Prediction": "inference.prediction",
-    "Predictor": "inference.prediction",
-    "Recipe": "config",
+    "Prediction": "evaluate.prediction",
+    "Predictor": "evaluate.prediction",
+    "Recipe": "recipe",
     "Shard": "data.order",
     "TrainLoader": "data.loader",
-    "load_recipe": "config",
+    "load_recipe": "recipe",
     "parse_policy": "augment.policies",
 }
 # imported when first used; the training function is `fastft.train.train`

@@ -45,8 +45,8 @@ def photographs() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, photographs) -> dict[str, str]:
     """Overrides for a tiny run: 48 training and 20 validation crops of two photographs, a 2-block tower at 32 px."""
-    from beton_tools.convert import convert_folder
-    from beton_tools.writer import WriteOptions
+    from beton_tools.write.convert import convert_folder
+    from beton_tools.write.writer import WriteOptions
 
     folder = tmp_path_factory.mktemp("tiny")
     rng = np.random.default_rng(0)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fastft.config import load_recipe
 from fastft.cost.table import CostQuery, price_recipes
+from fastft.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = (ROOT / "docs/bench-schema.md").read_text()

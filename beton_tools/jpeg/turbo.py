@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit, types
 from numba.core.typing import Signature
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from beton_tools.jpeg.markers import DAMAGED, OK, JpegError
 
 # turbojpeg.h

@@ -11,12 +11,12 @@ from typing import IO, Protocol
 
 import numpy as np
 
-from beton_tools.errors import UserError
-from beton_tools.format import MAX_CLASSES
-from beton_tools.names import MAX_NAME_BYTES, Names
-from beton_tools.remote import RemotePath, SourcePath, Stamp
-from beton_tools.remote_files import RemoteFile, RemoteSpan, read_spans
-from beton_tools.user_files import open_regular
+from beton_tools.base.errors import UserError
+from beton_tools.base.names import MAX_NAME_BYTES, Names
+from beton_tools.base.user_files import open_regular
+from beton_tools.read.format import MAX_CLASSES
+from beton_tools.sources.remote import RemotePath, SourcePath, Stamp
+from beton_tools.sources.remote_files import RemoteFile, RemoteSpan, read_spans
 
 
 def stamp_of(file: IO[bytes]) -> Stamp:

@@ -9,15 +9,22 @@ from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import overload
 
-from beton_tools.errors import UserError
-from beton_tools.image_formats import is_image_name
-from beton_tools.remote import AnyPath, RemotePath, SourcePath, expand_pattern, has_pattern, source_path
-from beton_tools.remote_files import open_source_file
+from beton_tools.base.errors import UserError
+from beton_tools.base.image_formats import is_image_name
 from beton_tools.sources.base import Source
 from beton_tools.sources.flat import flat_source, val_tar_source
 from beton_tools.sources.folder import class_folders, folder_source, has_images, is_folder
 from beton_tools.sources.parquet import lists_paths, parquet_source
 from beton_tools.sources.path_table import is_csv, table_source
+from beton_tools.sources.remote import (
+    AnyPath,
+    RemotePath,
+    SourcePath,
+    expand_pattern,
+    has_pattern,
+    source_path,
+)
+from beton_tools.sources.remote_files import open_source_file
 from beton_tools.sources.side_files import is_present
 from beton_tools.sources.tars import class_tars_source, members, train_tar_source
 from beton_tools.sources.webdataset import webdataset_source

@@ -8,11 +8,11 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from beton_tools.image_formats import is_image_name
-from beton_tools.names import Names
-from beton_tools.remote import SourcePath
+from beton_tools.base.image_formats import is_image_name
+from beton_tools.base.names import Names
 from beton_tools.sources.base import FileSource, SpanSource
 from beton_tools.sources.folder import is_folder
+from beton_tools.sources.remote import SourcePath
 from beton_tools.sources.tars import SpanTable, members
 from beton_tools.sources.truth import find_truth
 from beton_tools.sources.wnids import class_names_of

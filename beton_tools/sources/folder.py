@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from beton_tools.console import by_suffix
-from beton_tools.errors import UserError
-from beton_tools.image_formats import is_image_name
-from beton_tools.names import Names
+from beton_tools.base.console import by_suffix
+from beton_tools.base.errors import UserError
+from beton_tools.base.image_formats import is_image_name
+from beton_tools.base.names import Names
 from beton_tools.sources.base import FileSource
 from beton_tools.sources.wnids import class_names_of
 

@@ -14,11 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from beton_tools.errors import UserError
-from beton_tools.format import MAX_CLASSES
-from beton_tools.names import Names
-from beton_tools.remote import RemoteError, RemotePath, SourcePath, Stamp, source_path
-from beton_tools.remote_files import map_files, open_regular_source, open_source_file
+from beton_tools.base.errors import UserError
+from beton_tools.base.names import Names
+from beton_tools.read.format import MAX_CLASSES
 from beton_tools.sources.base import Source, stamp_of
 from beton_tools.sources.path_table import (
     GROUP_COLUMNS,
@@ -32,6 +30,8 @@ from beton_tools.sources.path_table import (
     refuse_too_many_rows,
     refuse_too_much_text,
 )
+from beton_tools.sources.remote import RemoteError, RemotePath, SourcePath, Stamp, source_path
+from beton_tools.sources.remote_files import map_files, open_regular_source, open_source_file
 from beton_tools.sources.wnids import class_names_of
 
 IMAGE_COLUMNS = ("image", "img", "jpg")

@@ -14,12 +14,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from beton_tools.errors import UserError
-from beton_tools.names import Names
-from beton_tools.remote import RemoteError, SourcePath
-from beton_tools.remote_files import open_source_file
+from beton_tools.base.errors import UserError
+from beton_tools.base.names import Names
+from beton_tools.base.user_files import open_user_file, read_user_file
 from beton_tools.sources.base import FileSource
-from beton_tools.user_files import open_user_file, read_user_file
+from beton_tools.sources.remote import RemoteError, SourcePath
+from beton_tools.sources.remote_files import open_source_file
 
 CSV_SUFFIXES = (".csv", ".tsv")
 MAX_BYTES = 1 << 30  # of a CSV file, or of the text of a parquet file: ten million rows

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from itertools import islice
 
-from beton_tools.errors import UserError
-from beton_tools.remote import RemotePath, SourcePath
-from beton_tools.remote_files import open_source_file
-from beton_tools.user_files import read_user_file
+from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import read_user_file
+from beton_tools.sources.remote import RemotePath, SourcePath
+from beton_tools.sources.remote_files import open_source_file
 
 MAX_BYTES = 256 << 20  # the labels of five million images; those of ImageNet's validation set take 2 MB
 _PARENTS = 4

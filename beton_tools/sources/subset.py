@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from beton_tools.names import Names
+from beton_tools.base.names import Names
 from beton_tools.sources.base import Location, Source
 
 

@@ -15,12 +15,12 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from beton_tools.errors import UserError
-from beton_tools.image_formats import is_image_name
-from beton_tools.names import Names
-from beton_tools.remote import RemotePath, SourcePath, Stamp
-from beton_tools.remote_files import open_source_file
+from beton_tools.base.errors import UserError
+from beton_tools.base.image_formats import is_image_name
+from beton_tools.base.names import Names
 from beton_tools.sources.base import SpanSource, stamp_of
+from beton_tools.sources.remote import RemotePath, SourcePath, Stamp
+from beton_tools.sources.remote_files import open_source_file
 from beton_tools.sources.wnids import class_names_of, is_wnid
 
 _BLOCK = 512  # POSIX ustar

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from beton_tools.errors import UserError
-from beton_tools.remote import SourcePath
-from beton_tools.remote_files import open_regular_source
+from beton_tools.base.errors import UserError
+from beton_tools.sources.remote import SourcePath
+from beton_tools.sources.remote_files import open_regular_source
 from beton_tools.sources.side_files import folder_and_parents, is_present, read_lines, read_side_file
 from beton_tools.sources.tars import members, read_member
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, BinaryIO
 
-from beton_tools.errors import UserError
-from beton_tools.format import MAX_CLASSES
-from beton_tools.image_formats import IMAGE_SUFFIXES
-from beton_tools.remote import SourcePath, Stamp
-from beton_tools.remote_files import map_files, open_source_file
+from beton_tools.base.errors import UserError
+from beton_tools.base.image_formats import IMAGE_SUFFIXES
+from beton_tools.read.format import MAX_CLASSES
 from beton_tools.sources.base import SpanSource, stamp_of
+from beton_tools.sources.remote import SourcePath, Stamp
+from beton_tools.sources.remote_files import map_files, open_source_file
 from beton_tools.sources.side_files import read_lines
 from beton_tools.sources.tars import Member, SpanTable, members, read_member
 from beton_tools.sources.wnids import class_names_of

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from beton_tools.remote import SourcePath
+from beton_tools.sources.remote import SourcePath
 from beton_tools.sources.side_files import folder_and_parents, read_lines
 
 _WNID = re.compile(r"n\d{8}")

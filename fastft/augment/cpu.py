@@ -18,7 +18,7 @@ import numba
 import numpy as np
 from numba import njit, prange
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.augment.erase import BFLOAT16, DTYPES, FLOAT16, FLOAT32, bfloat16_bits, erase, float16_bits
 from fastft.augment.geometry import source_region
 from fastft.augment.ops import blend

@@ -41,7 +41,7 @@ from fastft.augment.ops_affine import (
 )
 from fastft.augment.ops_image import COLOR, GAUSSIAN_BLUR, GRAYSCALE, SHARPNESS
 from fastft.augment.plan import CHAIN_DEPTH, MAX_CHAINS, MAX_OPS, OP_ID
-from fastft.constants import MAX_ERASE
+from fastft.recipe.constants import MAX_ERASE
 
 CHANNELS = 3
 ENTRIES = CHANNELS * BYTE_VALUES

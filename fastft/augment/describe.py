@@ -9,7 +9,7 @@ import numpy as np
 
 from fastft.augment.plan import CHAIN_DEPTH, MAX_CHAINS, OPS
 from fastft.augment.policies import AugmentPolicy, AugMix, RandAugment, ThreeAugment
-from fastft.constants import ERASE_MODES
+from fastft.recipe.constants import ERASE_MODES
 
 # How an op's argument reads behind its name; ops without an argument are not listed.
 ARGUMENT_FORMATS = {

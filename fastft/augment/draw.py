@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.augment.geometry import resized_shape
 from fastft.augment.levels import TIMM_OPS, argument, op_of
 from fastft.augment.plan import CHAIN_DEPTH, MAX_OPS, OP_ID, PLAN_DTYPE
@@ -30,7 +30,7 @@ from fastft.augment.rng import (
     philox,
     unit,
 )
-from fastft.constants import ERASE_MODES
+from fastft.recipe.constants import ERASE_MODES
 
 ATTEMPTS = 10  # of timm's random resized crop and of its random erasing
 ERASE_AREA = (0.02, 1 / 3)  # timm's RandomErasing: share of the output, all boxes together

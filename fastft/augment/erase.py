@@ -4,7 +4,7 @@ import numpy as np
 from numba import njit
 
 from fastft.augment.rng import HALF_NORMAL, noise_rgb
-from fastft.constants import ERASE_MODES, MAX_ERASE
+from fastft.recipe.constants import ERASE_MODES, MAX_ERASE
 
 FLOAT32, FLOAT16, BFLOAT16 = range(3)  # an output stores float32, or uint16 bits of the other two
 DTYPES = ("float32", "float16", "bfloat16")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.augment.plan import OP_ID
 
 DENOMINATOR = 10.0  # magnitudes are tenths of the full effect

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.augment.rng import GAMMA_COUNTERS, MIX_STREAM, below, beta, philox, unit
 
 BLOCK = 256

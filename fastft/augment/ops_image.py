@@ -8,7 +8,7 @@ Images are flat uint8 arrays of height*width*3; `source` and `target` are differ
 import numpy as np
 from numba import njit
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.augment.levels import level_argument
 from fastft.augment.ops import (
     AUTO_CONTRAST,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fastft.constants import MAX_ERASE
+from fastft.recipe.constants import MAX_ERASE
 
 MAX_OPS = 12  # RandAugment uses n, 3-Augment 4, AugMix width x depth (timm's default: 3 chains of up to 3)
 MAX_CHAINS = 4

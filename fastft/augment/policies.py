@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.augment.plan import CHAIN_DEPTH, MAX_CHAINS, MAX_OPS
-from fastft.constants import CLIP_MEAN, CLIP_STD, CROPS, ERASE_MODES, INTERPOLATIONS, MAX_ERASE
+from fastft.recipe.constants import CLIP_MEAN, CLIP_STD, CROPS, ERASE_MODES, INTERPOLATIONS, MAX_ERASE
 
 PLAIN_OPS = (  # timm's RandAugment list without "inc1"
     "AutoContrast",

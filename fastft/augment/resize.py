@@ -19,7 +19,7 @@ import math
 import numpy as np
 from numba import njit
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.augment.scratch import copy, round_up, take
 from fastft.augment.simd import LANES, load_bytes, multiply_add, spread, store_clipped, transpose_bytes
 

@@ -9,7 +9,7 @@
 | stochastic layers of a step | torch's generator | `step_seed` |
 
 The initial weights come from `torch.manual_seed(seed)`; the order of samples in a `.beton` file from SplitMix64
-(`beton_tools/write_order.py`, which works without this package). A change to any of these numbers breaks the
+(`beton_tools/write/write_order.py`, which works without this package). A change to any of these numbers breaks the
 resumption of earlier runs.
 
 `philox` is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The compiled

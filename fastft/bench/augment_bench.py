@@ -139,7 +139,7 @@ def our_recipe(path: str, size: int = SIZE, augment_policy: str = AUGMENT) -> di
 def timm_recipe(paths: Sequence[str]) -> dict[str, Arm]:
     import timm.data
 
-    from fastft.constants import CLIP_MEAN, CLIP_STD
+    from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
     transform = timm.data.create_transform(
         SIZE, is_training=True, auto_augment=AUGMENT, interpolation="bicubic", re_prob=0.25, re_mode="pixel",
@@ -172,7 +172,7 @@ def torchvision_transform(size: int, augment: bool = True) -> Any:
     import torch
     from torchvision.transforms import InterpolationMode, v2
 
-    from fastft.constants import CLIP_MEAN, CLIP_STD
+    from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
     bicubic = InterpolationMode.BICUBIC
     crop = [v2.RandomResizedCrop(size, interpolation=bicubic, antialias=True), v2.RandomHorizontalFlip()]

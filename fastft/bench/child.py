@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 
 # one round; returns the number of images, or several figures including "count"
 Arm = Callable[[], int | dict[str, Any]]

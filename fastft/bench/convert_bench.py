@@ -50,9 +50,9 @@ def ours(root: str, out: str, workers: int, repeat: int, lossless: bool) -> dict
 
     import numpy as np
 
-    from beton_tools.names import Names
+    from beton_tools.base.names import Names
     from beton_tools.sources import open_source
-    from beton_tools.writer import WriteOptions, write_beton
+    from beton_tools.write.writer import WriteOptions, write_beton
 
     one = open_source(root)
     source = replace(one, names=Names.of(list(one.names) * repeat), labels=np.tile(one.labels, repeat))

@@ -24,7 +24,7 @@ def recipe_pipeline(
     """
     dali, fn, types = (library(f"nvidia.dali{part}", PACKAGE) for part in ("", ".fn", ".types"))
     rand_augment = library("nvidia.dali.auto_aug.rand_augment", PACKAGE)
-    from fastft.constants import CLIP_MEAN, CLIP_STD
+    from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
     @dali.pipeline_def(
         batch_size=batch, num_threads=threads, device_id=0 if gpu else None, enable_conditionals=True, seed=0,

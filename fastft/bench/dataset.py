@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from beton_tools.errors import UserError
-from beton_tools.format import (
+from beton_tools.base.errors import UserError
+from beton_tools.read.format import (
     DEFAULT_PAGE_SIZE,
     RAW_MODE,
     SAMPLE_DTYPE,
@@ -18,7 +18,7 @@ from beton_tools.format import (
     first_page_offset,
     write_tables,
 )
-from fastft.constants import IMAGENET_TRAIN_SIZE
+from fastft.recipe.constants import IMAGENET_TRAIN_SIZE
 
 if TYPE_CHECKING:
     from beton_tools.sources import Source
@@ -65,7 +65,7 @@ class Workspace:
 
     def beton(self, name: str) -> Path:
         """The images as a .beton; `name` is one of `sets`."""
-        from beton_tools.writer import WriteOptions, write_beton
+        from beton_tools.write.writer import WriteOptions, write_beton
 
         path = self.folder / ("resized.beton" if name == RESIZED else "original.beton")
         if not path.exists():

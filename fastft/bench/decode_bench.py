@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from beton_tools.format import Beton
+from beton_tools.read.format import Beton
 from fastft.bench.child import Arm, library
 from fastft.bench.dataset import ORIGINAL, JpegSet
 from fastft.bench.harness import LIMIT, Contender, alternate, measure, per_cpu_second

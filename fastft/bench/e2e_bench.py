@@ -19,9 +19,9 @@ from fastft.bench.dataset import Images, Workspace, evenly
 from fastft.bench.harness import Contender, Rounds, Trial, alternate, measure, per_cpu_second, summary
 from fastft.bench.loader_arms import warm
 from fastft.bench.options import BenchResult, Options
-from fastft.config import Recipe, recipe_from_dict
 from fastft.cost.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, NAMES, diagnose, loader_needs
 from fastft.cost.overheads import cores_per_gpu
+from fastft.recipe import Recipe, recipe_from_dict
 
 ALONE = "fastft, loader alone"
 STEP_PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema")
@@ -206,7 +206,7 @@ def train_recipe(sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
     """An arm that trains one epoch with the trainer, including evaluation and checkpoint, in a temporary run directory."""
     from rich.console import Console
 
-    from fastft.files.run_directory import load_run
+    from fastft.run.run_directory import load_run
     from fastft.train.loop import train
 
     def run() -> dict[str, float]:

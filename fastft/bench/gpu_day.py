@@ -13,8 +13,8 @@ from typing import Any
 
 from rich.console import Console
 
-from beton_tools.atomic import write_text
-from beton_tools.errors import UserError
+from beton_tools.base.atomic import write_text
+from beton_tools.base.errors import UserError
 from fastft.bench.environment import describe_machine, now
 
 

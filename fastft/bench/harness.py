@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.bench.child import Arm
 
 Trial = dict[str, Any]  # wall and cpu seconds, count of images, and an arm's own figures

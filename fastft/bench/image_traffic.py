@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from beton_tools.format import Beton
+from beton_tools.read.format import Beton
 from fastft.augment import draw_plan, parse_policy, source_regions
 from fastft.augment.plan import OPS
 from fastft.bench.limits import CHANNELS

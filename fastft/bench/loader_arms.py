@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from beton_tools.format import SAMPLE_DTYPE
+from beton_tools.read.format import SAMPLE_DTYPE
 from fastft.bench.augment_bench import AUGMENT, retrying, torchvision_transform
 from fastft.bench.child import Arm, descendants, library
 from fastft.bench.dali import PACKAGE as DALI_PACKAGE
@@ -215,7 +215,7 @@ def ffcv(
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
 
-    from fastft.constants import CLIP_MEAN, CLIP_STD
+    from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
     if train:
         operations = [RandomResizedCropRGBImageDecoder((size, size)), RandomHorizontalFlip()]
@@ -234,7 +234,7 @@ def ffcv(
 
 def repeated(path: str, times: int) -> np.ndarray | None:
     """Indices with every sample `repeat` times; None if once."""
-    from beton_tools.format import Beton
+    from beton_tools.read.format import Beton
 
     return None if times == 1 else np.tile(np.arange(Beton.open(path).num_samples), times)
 
@@ -261,7 +261,7 @@ def timm_batches(
     """timm's loader of (images, labels)."""
     import timm.data
 
-    from fastft.constants import CLIP_MEAN, CLIP_STD
+    from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
     class RetryingDataset(timm.data.ImageDataset):
         """Repeats the transform if timm 1.0 asks Pillow 13 to posterise to 0 bits, which raises."""
@@ -352,7 +352,7 @@ def dali(
 def timm_transform(size: int) -> Callable[[Any], Any]:
     import timm.data
 
-    from fastft.constants import CLIP_MEAN, CLIP_STD
+    from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
     return timm.data.create_transform(
         size, is_training=True, auto_augment=AUGMENT, interpolation="bicubic", re_prob=0.25, re_mode="pixel",

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.bench.dataset import Workspace
 from fastft.bench.harness import Contender
-from fastft.config import Recipe
-from fastft.constants import PEERS
+from fastft.recipe import Recipe
+from fastft.recipe.constants import PEERS
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from fastft.bench.image_traffic import (
 from fastft.bench.loader_arms import AUGMENT, ERASE, warm
 from fastft.bench.options import BenchResult, Options
 from fastft.bench.scaling import Host, LoaderWork, bandwidth_limit, cores_limit, simulate
-from fastft.config import recipe_from_dict
+from fastft.recipe import recipe_from_dict
 
 SIZE, BATCH = 224, 64
 WHOLE, CROP, DECODE = "whole recipe", "crop and flip", "decode only, the GPU augments"

@@ -19,14 +19,14 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from beton_tools.atomic import write_text
-from beton_tools.errors import UserError
+from beton_tools.base.atomic import write_text
+from beton_tools.base.errors import UserError
 from fastft.bench import BENCHES
 from fastft.bench.dataset import Images, Workspace, find_images
 from fastft.bench.environment import describe_machine, load, now
 from fastft.bench.harness import log
 from fastft.bench.options import BenchResult, Options, parse_peers
-from fastft.config import load_recipe
+from fastft.recipe import load_recipe
 from fastft.report.bench_report import measure_view, render_bench
 from fastft.report.page import figure
 from fastft.report.run_report import write_page

@@ -6,10 +6,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fastft.config import Recipe
 from fastft.cost.pointwise import count_images
 from fastft.cost.traffic import OpTraffic, step_traffic
-from fastft.phases import find_phases, with_phase
+from fastft.model.phases import find_phases, with_phase
+from fastft.recipe import Recipe
 
 PATHS = {"autocast": "autocast, fp32 residual", "half": "half-precision copy"}
 SMALLEST_ROW_GB = 0.05  # operations below it are one row of the table; the JSON has all

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Protocol
 
-from beton_tools import torchrun
-from beton_tools.signals import describe_stop, exit_code, imports_of, raise_on_stop_signals
+from beton_tools.base import torchrun
+from beton_tools.base.signals import describe_stop, exit_code, imports_of, raise_on_stop_signals
 
 with imports_of("fastft"):
-    from beton_tools.console import describe_os_error, print_error, use_escapes
-    from beton_tools.errors import UserError
+    from beton_tools.base.console import describe_os_error, print_error, use_escapes
+    from beton_tools.base.errors import UserError
     from fastft import __version__
     from fastft.cli import (
         cmd_average,

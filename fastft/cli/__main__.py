@@ -4,7 +4,7 @@ import os
 import sys
 from typing import NoReturn
 
-from beton_tools import torchrun
+from beton_tools.base import torchrun
 from fastft.cli import main
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from fastft.constants import AUTO, DEVICES, WEIGHT_CHOICES
+from fastft.recipe.constants import AUTO, DEVICES, WEIGHT_CHOICES
 
 OVERRIDES = "any recipe option as --section.key=value, e.g. --optim.lr=3e-4 (fastft options lists them all)"
 RECIPE = "a recipe of fastft recipes (final_b16), a file (mine.yaml), or a row of a table (02_lr[1e-5], mine.yaml[LABEL])"

@@ -5,9 +5,9 @@ import json
 import sys
 from pathlib import Path
 
-from beton_tools import torchrun
+from beton_tools.base import torchrun
 from fastft.cli.arguments import add_device, add_json, add_only_present_classes
-from fastft.constants import AUTO, SOUPS, WEIGHT_CHOICES
+from fastft.recipe.constants import AUTO, SOUPS, WEIGHT_CHOICES
 
 HELP = "average weights: between the start and the end of a run (WiSE-FT), or over several runs (soups)"
 EXAMPLE = "fastft average start runs/clip --alpha 0,0.25,0.5,0.75,1 --data val.beton --data sketch.beton --out runs/wise"
@@ -52,10 +52,10 @@ def alpha_list(text: str) -> list[float]:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from beton_tools.console import printable
-    from beton_tools.errors import UserError
-    from fastft.average.average_output import check_out, print_average, write_average
-    from fastft.average.weight_average import ALPHAS, average
+    from beton_tools.base.console import printable
+    from beton_tools.base.errors import UserError
+    from fastft.evaluate.average_output import check_out, print_average, write_average
+    from fastft.evaluate.weight_average import ALPHAS, average
 
     if args.alpha is not None and args.soup is not None:
         raise UserError("--alpha is for a curve between two models, --soup for a mean; omit one of them")

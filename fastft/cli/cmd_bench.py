@@ -5,10 +5,10 @@ import json
 import sys
 from pathlib import Path
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.bench import BENCHES
 from fastft.cli.arguments import positive
-from fastft.constants import PEERS
+from fastft.recipe.constants import PEERS
 
 HELP = "measure this machine, against what one would use instead; JSON, a table and an HTML page"
 EXAMPLE = "fastft bench loader --images imagenet/train --peers ffcv,timm --out bench"
@@ -75,7 +75,7 @@ def _run_traffic(args: argparse.Namespace) -> int:
     if args.counted is None:
         raise UserError(f"no recipe to count; use fastft bench {TRAFFIC} RECIPE")
     from fastft.bench.traffic_table import measure_traffic, print_traffic
-    from fastft.config import load_recipe
+    from fastft.recipe import load_recipe
 
     values = measure_traffic(load_recipe(args.counted))
     if args.json:

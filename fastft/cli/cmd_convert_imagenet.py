@@ -29,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from beton_tools.convert import convert_imagenet, converted_path
-    from beton_tools.progress_bar import progress
-    from beton_tools.signals import hint_when_interrupted
+    from beton_tools.base.progress_bar import progress
+    from beton_tools.base.signals import hint_when_interrupted
+    from beton_tools.write.convert import convert_imagenet, converted_path
     from fastft.cli.conversion import options_of, summary
 
     options = options_of(args)

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.cli.arguments import RECIPE, add_json, add_price, positive, share
 
 HELP = "GPU-hours and money of recipes or of whole sweeps, modelled from FLOPs and a GPU's MFU"
@@ -58,11 +58,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(missing)
     from fastft.cost.recipes import load_priceable
     from fastft.cost.table import CostQuery, price_recipes, print_prices
-    from fastft.files.recipe_file import is_table
+    from fastft.recipe.recipe_file import is_table
 
     rows = None
     if any(map(is_table, args.files)):
-        from fastft.sweep import read_trainings  # seconds of imports that recipes do not need
+        from fastft.search import read_trainings  # seconds of imports that recipes do not need
 
         recipes, rows = read_trainings(args.files, args.overrides)
     else:

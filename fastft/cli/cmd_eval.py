@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from beton_tools import torchrun
+from beton_tools.base import torchrun
 from fastft.cli.arguments import (
     add_checkpoint,
     add_device,
@@ -49,7 +49,7 @@ def _add_knn(group: argparse._ArgumentGroup) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from fastft.inference.evaluation_output import print_evaluation, print_table_of_files
+    from fastft.evaluate.evaluation_output import print_evaluation, print_table_of_files
 
     found = _evaluate_neighbours(args) if args.knn is not None else _evaluate(args)
     if torchrun.rank() != 0:  # every process has the same sums; rank 0 prints them
@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> list[dict[str, Any]]:
-    from beton_tools.errors import UserError
-    from fastft.inference.evaluation import evaluate_files
+    from beton_tools.base.errors import UserError
+    from fastft.evaluate.evaluation import evaluate_files
 
     if args.knn_train is not None:
         raise UserError("--knn-train is for nearest neighbours; give --knn K too")
@@ -82,8 +82,8 @@ def _evaluate(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _evaluate_neighbours(args: argparse.Namespace) -> list[dict[str, Any]]:
-    from beton_tools.errors import UserError
-    from fastft.inference.knn_evaluation import evaluate_neighbours
+    from beton_tools.base.errors import UserError
+    from fastft.evaluate.knn_evaluation import evaluate_neighbours
 
     for name in ("csv", "logit_adjustment", "only_present_classes"):
         if getattr(args, name):

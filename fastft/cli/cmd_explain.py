@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.cli.arguments import RECIPE, add_json, whole_number
 
 HELP = "show what a recipe will do and cost, or how two recipes differ, without data, weights or GPU"
@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> int:
 def _explain(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from fastft.config import load_recipe
-    from fastft.explain.explanation import explain, print_explanation
+    from fastft.cost.explanation import explain, print_explanation
+    from fastft.recipe import load_recipe
 
     values = explain(load_recipe(args.recipe, args.overrides), args.at_step)
     if args.json:
@@ -45,8 +45,8 @@ def _explain(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from fastft.config import load_recipe
-    from fastft.explain.difference import compare, print_comparison
+    from fastft.cost.difference import compare, print_comparison
+    from fastft.recipe import load_recipe
 
     first, second = args.diff
     values = compare(load_recipe(first), load_recipe(second, args.overrides))

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from fastft.explain.option_list import list_options, print_options
+    from fastft.recipe.option_list import list_options, print_options
 
     options = list_options(args.selection)
     if args.json:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from beton_tools import torchrun
+from beton_tools.base import torchrun
 from fastft.cli.arguments import add_checkpoint, add_device, add_logit_adjustment, print_weights, whole_number
 
 HELP = "label image files with a checkpoint, or write their embeddings"
@@ -32,11 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.features is not None:
         return _write_features(args)
-    from beton_tools.atomic import check_writable
-    from beton_tools.errors import UserError
-    from beton_tools.subset_file import is_beton_or_subset
-    from fastft.inference.prediction import predict_files
-    from fastft.inference.prediction_output import print_predictions, write_predictions
+    from beton_tools.base.atomic import check_writable
+    from beton_tools.base.errors import UserError
+    from beton_tools.read.subset_file import is_beton_or_subset
+    from fastft.evaluate.prediction import predict_files
+    from fastft.evaluate.prediction_output import print_predictions, write_predictions
 
     for path in args.images:
         if is_beton_or_subset(path):
@@ -63,11 +63,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write_features(args: argparse.Namespace) -> int:
-    from beton_tools.console import printable
-    from beton_tools.errors import UserError
-    from fastft.inference.evaluation import evaluating
-    from fastft.inference.features import check_features_path, extract_features, write_features
-    from fastft.inference.trained import load_trained
+    from beton_tools.base.console import printable
+    from beton_tools.base.errors import UserError
+    from fastft.evaluate.evaluation import evaluating
+    from fastft.evaluate.features import check_features_path, extract_features, write_features
+    from fastft.evaluate.trained import load_trained
     from fastft.train.distributed import find_world
 
     if args.csv is not None or args.topk is not None or args.logit_adjustment:
@@ -88,6 +88,6 @@ def _write_features(args: argparse.Namespace) -> int:
 
 
 def _warn(text: str) -> None:
-    from beton_tools.console import printable
+    from beton_tools.base.console import printable
 
     print(printable(text), file=sys.stderr)

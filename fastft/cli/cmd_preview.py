@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.cli.arguments import add_recipe, positive, whole_number
 
 if TYPE_CHECKING:
-    from fastft.config import Recipe
+    from fastft.recipe import Recipe
 
 HELP = "draw what the model will see: originals, crops, results and the ops between"
 EXAMPLE = "fastft preview final_b16 --data in1k/train.beton --out grid.png --epoch 3"
@@ -30,11 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from beton_tools.atomic import check_writable
-    from fastft.build import build_policy
-    from fastft.config import load_recipe
-    from fastft.explain.preview import write_preview
-    from fastft.phases import phase_at
+    from beton_tools.base.atomic import check_writable
+    from fastft.augment.build import build_policy
+    from fastft.model.phases import phase_at
+    from fastft.recipe import load_recipe
+    from fastft.report.preview import write_preview
 
     check_writable(args.out, suffixes=[".png", ".jpg", ".jpeg", ".pdf", ".svg"])
     if args.json is not None:

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from fastft.explain.recipe_list import list_recipes, print_recipes
+    from fastft.cost.recipe_list import list_recipes, print_recipes
 
     values = list_recipes()
     if args.json:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.cli.arguments import add_price, add_weights, positive
 
 HELP = "one HTML page of a run, or of a benchmark file"
@@ -36,12 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from beton_tools.atomic import check_writable
-    from fastft.files.benchmark import read_bench
-    from fastft.files.run_directory import load_run
+    from beton_tools.base.atomic import check_writable
+    from fastft.cost.benchmark_file import read_bench
     from fastft.report.bench_report import render_bench
     from fastft.report.run_report import render_run, write_page
-    from fastft.train.chosen_weights import with_choice_so_far
+    from fastft.run.chosen_weights import with_choice_so_far
+    from fastft.run.run_directory import load_run
 
     if not args.source.exists():
         raise UserError(f"{args.source} does not exist; give a run directory or a benchmark file")
@@ -69,6 +69,6 @@ def run(args: argparse.Namespace) -> int:
 def _assess(run: Any, when: str, weights: str) -> Any:
     if when == "never":
         return None, "Left out, as asked (--mistakes=never)."
-    from fastft.inference.assessment import assess_run
+    from fastft.evaluate.assessment import assess_run
 
     return assess_run(run, insist=when == "always", weights=weights)

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from fastft import sweep
+    from fastft import search as sweep
 
     sweeps = [sweep.open_sweep(name) for name in args.sweeps]
     if args.dry_run:

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastft.config import load_recipe
+    from fastft.recipe import load_recipe
     from fastft.train.loop import train
 
     train(load_recipe(args.recipe, args.overrides))

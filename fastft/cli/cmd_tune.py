@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from fastft.config import parse_duration
-    from fastft.tune import tune
+    from fastft.recipe import parse_duration
+    from fastft.search.tune import tune
 
     budget = math.inf if args.budget is None else parse_duration(args.budget, "--budget")
     tune(args.recipe, args.overrides, args.out, budget=budget, test=args.test, console=Console(markup=False))

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from beton_tools import torchrun
+from beton_tools.base import torchrun
 from fastft.cli.arguments import add_device, add_json, add_only_present_classes, add_recipe
 
 HELP = "evaluate CLIP's zero-shot classifier, and write it as a head that training can start from"
@@ -38,11 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from beton_tools.console import printable
-    from beton_tools.progress_bar import progress
-    from fastft.config import load_recipe
-    from fastft.inference.evaluation_output import print_evaluation
-    from fastft.zeroshot.zero_shot import evaluate_zero_shot
+    from beton_tools.base.console import printable
+    from beton_tools.base.progress_bar import progress
+    from fastft.evaluate.evaluation_output import print_evaluation
+    from fastft.evaluate.zero_shot import evaluate_zero_shot
+    from fastft.recipe import load_recipe
 
     found = evaluate_zero_shot(
         load_recipe(args.recipe, args.overrides),

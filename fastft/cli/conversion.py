@@ -3,11 +3,11 @@
 import argparse
 from pathlib import Path
 
-from beton_tools import console
-from beton_tools.images import KEPT, SUBSAMPLINGS
-from beton_tools.manifest import Manifest, manifest_path
-from beton_tools.parts import Part
-from beton_tools.writer import ON_ERROR, WriteOptions, limits
+from beton_tools.base import console
+from beton_tools.read.manifest import Manifest, manifest_path
+from beton_tools.read.parts import Part
+from beton_tools.write.images import KEPT, SUBSAMPLINGS
+from beton_tools.write.writer import ON_ERROR, WriteOptions, limits
 
 _SHOWN = 5  # images named on the screen; the manifest lists all
 

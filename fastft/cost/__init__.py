@@ -1,0 +1,1 @@
+"""FLOPs, memory traffic and GPU-hours of a recipe, and its explanation."""

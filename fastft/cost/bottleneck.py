@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastft.config import Recipe
 from fastft.cost.mfu import PUBLISHED_MFU
 from fastft.cost.work import phase_flops
 from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.model import load_arch
-from fastft.phases import find_phases
+from fastft.model.phases import find_phases
+from fastft.recipe import Recipe
 
 # wall seconds of the training process, which add up; seconds of the loader's threads and streams, which overlap with them
 LOOP_PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema", "eval", "checkpoint")

@@ -7,14 +7,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from beton_tools.errors import UserError
-from fastft.config import Recipe
+from beton_tools.base.errors import UserError
 from fastft.cost.levers import SET_BY_LEVERS, Combination, combinations
 from fastft.cost.mfu import Mfu, known_mfus
 from fastft.cost.model import MACHINE_GPUS, estimate
 from fastft.cost.overheads import FASTFT, cores_per_gpu, with_cores
 from fastft.cost.table import TABLE_WIDTH, known_gpu
 from fastft.machine.gpus import GPUS, MAIN_GPUS
+from fastft.recipe import Recipe
 
 NOTE = "modelled on eight GPUs, not measured; losses of several ways to save are added up, which is assumed"
 

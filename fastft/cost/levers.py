@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from beton_tools.errors import UserError
-from fastft.build import build_model, recipe_arch
-from fastft.config import Recipe, differences, load_recipe, option_fields, recipe_from_dict
+from beton_tools.base.errors import UserError
 from fastft.cost.reference_log import reference_of
-from fastft.imagenet import is_imagenet
 from fastft.model import TimmArch
+from fastft.model.build import build_model, recipe_arch
+from fastft.recipe import Recipe, differences, load_recipe, option_fields, recipe_from_dict
+from fastft.recipe.imagenet import is_imagenet
 
 EVAL_EVERY = 5  # epochs; evaluating every epoch takes 1.3 % of the time of an epoch
 # options that the levers set; the recipe's own values of them are left out

@@ -7,14 +7,14 @@ the logs of the paper's own runs.
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fastft.config import Recipe
 from fastft.cost.mfu import PUBLISHED_MFU, Mfu, known_mfus
 from fastft.cost.overheads import FASTFT, Overheads, cores_per_gpu, with_cores
 from fastft.cost.work import count_parameters, evaluated_models, phase_flops, recipe_work, train_images
-from fastft.imagenet import assumed_val_images
 from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu
 from fastft.model import TowerArch, load_arch
-from fastft.phases import find_phases
+from fastft.model.phases import find_phases
+from fastft.recipe import Recipe
+from fastft.recipe.imagenet import assumed_val_images
 
 MACHINE_GPUS = 8  # of a usual cloud machine
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from beton_tools.errors import UserError
-from fastft.files.benchmark import read_bench
+from beton_tools.base.errors import UserError
+from fastft.cost.benchmark_file import read_bench
 
 # whole recipe, images/s; assumed: below the 640 of stock FFCV's crop and flip on one core
 IMAGES_PER_CORE = 500.0

@@ -9,10 +9,10 @@ Terms are bytes per element of a layer's tokens, or per image. An element of the
 
 from dataclasses import dataclass
 
-from fastft.build import recipe_arch
-from fastft.config import Recipe
 from fastft.cost.work import count_parameters
 from fastft.model import Arch, count_frozen_blocks
+from fastft.model.build import recipe_arch
+from fastft.recipe import Recipe
 
 HALF = 2
 CAST = 4 + HALF  # reads or writes fp32, the other one half precision

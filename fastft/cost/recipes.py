@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from beton_tools.errors import UserError
-from fastft.build import recipe_arch, with_training_files
-from fastft.config import Recipe, load_recipe
+from beton_tools.base.errors import UserError
 from fastft.cost.work import recipe_work
+from fastft.model.build import recipe_arch
 from fastft.photos.paths import exists, holds_out_of_beton, needs_conversion
+from fastft.recipe import Recipe, load_recipe
+from fastft.recipe.training_data import with_training_files
 
 
 def load_priceable(reference: str | Path, overrides: Sequence[str]) -> Recipe:
@@ -52,6 +53,6 @@ def list_images(recipe: Recipe) -> tuple[Recipe, list[str]]:
         from fastft.photos.beton_holdout import count_after_holdout  # loads the image libraries
 
         return count_after_holdout(recipe)
-    from beton_tools.beton_set import BetonSet  # loads the image libraries
+    from beton_tools.read.beton_set import BetonSet  # loads the image libraries
 
     return with_training_files(recipe, BetonSet.open(file)), []

@@ -9,8 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from beton_tools.errors import UserError
-from fastft.config import Recipe
+from beton_tools.base.errors import UserError
 from fastft.cost.mfu import Mfu, known_mfus
 from fastft.cost.model import Estimate, estimate
 from fastft.cost.overheads import (
@@ -23,9 +22,10 @@ from fastft.cost.overheads import (
     with_measured,
 )
 from fastft.cost.work import recipe_flops
-from fastft.imagenet import NO_EXPECTATION, describe_expectation, expected_top1, val_images_row
 from fastft.machine.gpus import GPUS, Gpu, find_gpu
 from fastft.model import load_arch
+from fastft.recipe import Recipe
+from fastft.recipe.imagenet import NO_EXPECTATION, describe_expectation, expected_top1, val_images_row
 
 TABLE_WIDTH = 100  # minimum; in a narrower terminal the lines wrap, and no figure is cut off
 NOTE = "modelled from FLOPs, not measured"

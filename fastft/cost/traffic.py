@@ -20,11 +20,11 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastft.build import build_model
-from fastft.config import Recipe
 from fastft.cost.pointwise import count_images
 from fastft.model import ImageClassifier
+from fastft.model.build import build_model
 from fastft.optim import HalfCopy
+from fastft.recipe import Recipe
 
 # autocast does nothing on meta tensors: fake tensors claim to be on the CPU, where it casts the same operations of a
 # tower as on a GPU

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from fastft.config import Recipe
-from fastft.imagenet import assumed_val_images
 from fastft.model import Flops, TowerArch, count_flops, count_frozen_blocks
-from fastft.phases import Phase, find_phases
+from fastft.model.phases import Phase, find_phases
+from fastft.recipe import Recipe
+from fastft.recipe.imagenet import assumed_val_images
 
 
 @dataclass(frozen=True)

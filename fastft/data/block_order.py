@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from beton_tools.beton_set import BetonSet
+from beton_tools.read.beton_set import BetonSet
 from fastft.augment.rng import epoch_words
 
 MIB = 1 << 20

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from beton_tools.errors import UserError
-from beton_tools.names import escape_undecodable
+from beton_tools.base.errors import UserError
+from beton_tools.base.names import escape_undecodable
 
 
 def name_outputs(classes: Sequence[str], outputs: int) -> list[str]:

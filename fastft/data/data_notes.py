@@ -3,12 +3,12 @@
 import logging
 from collections.abc import Sequence
 
-from beton_tools.beton_set import BetonSet
-from beton_tools.console import size
-from fastft.constants import BLOCKS
+from beton_tools.base.console import size
+from beton_tools.read.beton_set import BetonSet
 from fastft.data.block_order import MIB
 from fastft.data.read_ahead import BLOCKS_IN_MEMORY
 from fastft.machine.page_cache import fits_page_cache, memory_bytes
+from fastft.recipe.constants import BLOCKS
 
 # silent unless the program configures logging; `fastft train` prints the notes itself
 _log = logging.getLogger("fastft.data")

@@ -14,11 +14,11 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
-from beton_tools.beton_set import BetonSet
-from beton_tools.format import RAW_MODE
 from beton_tools.jpeg.crop import decode_scanned
 from beton_tools.jpeg.markers import BAD_REGION, OK, OTHER_SIZE, scan_header
 from beton_tools.jpeg.memory import copy_bytes
+from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.format import RAW_MODE
 from fastft.augment.cpu import Finish, augment_image
 from fastft.data.clock import AUGMENT, CPU, DECODE, READ, WALL, now
 from fastft.data.pread import read_at

@@ -18,14 +18,13 @@ import numba
 import numpy as np
 import torch
 
-from beton_tools import torchrun
-from beton_tools.beton_paths import BetonPaths
-from beton_tools.beton_set import BetonSet
-from beton_tools.cgroup import usable_cpus
-from beton_tools.errors import UserError
+from beton_tools.base import torchrun
+from beton_tools.base.cgroup import usable_cpus
+from beton_tools.base.errors import UserError
+from beton_tools.read.beton_paths import BetonPaths
+from beton_tools.read.beton_set import BetonSet
 from fastft.augment.draw import draw_plan, eval_plan
 from fastft.augment.policies import AugmentPolicy, parse_policy
-from fastft.constants import BLOCK_MIB, RANDOM
 from fastft.data.batch import Batch, Output
 from fastft.data.data_notes import data_notes, log_notes
 from fastft.data.engine import Engine
@@ -33,6 +32,7 @@ from fastft.data.new_stage import check_shrink, new_stage
 from fastft.data.order import BatchLayout, Shard, eval_share
 from fastft.data.sample_order import SampleOrder
 from fastft.data.stage import DrawPlan
+from fastft.recipe.constants import BLOCK_MIB, RANDOM
 
 Locate = Callable[[int], tuple[int, int]]  # index of a micro-batch -> (step, position of its first image)
 

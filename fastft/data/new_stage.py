@@ -4,8 +4,8 @@ from importlib.util import find_spec
 
 import torch
 
-from beton_tools.beton_set import BetonSet
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import BetonSet
 from fastft.augment.policies import AugmentPolicy
 from fastft.data.batch import Output
 from fastft.data.packed_stage import PackedStage

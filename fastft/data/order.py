@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.augment.rng import epoch_words
-from fastft.config import count_steps
+from fastft.recipe import count_steps
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:

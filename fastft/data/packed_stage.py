@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from beton_tools.beton_set import BetonSet
+from beton_tools.read.beton_set import BetonSet
 from fastft.augment.geometry import source_regions
 from fastft.data.decode import CHANNELS, decode_packed, find_stored
 from fastft.data.stage import DrawPlan, Stage

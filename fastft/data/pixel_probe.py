@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from beton_tools.convert import convert_folder
-from beton_tools.format import Beton
-from beton_tools.writer import WriteOptions
+from beton_tools.read.format import Beton
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
 from fastft.augment import parse_policy
 from fastft.data import EvalLoader, Output
 

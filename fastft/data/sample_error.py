@@ -2,10 +2,10 @@
 
 from contextlib import suppress
 
-from beton_tools.beton_set import BetonSet
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from beton_tools.jpeg.markers import describe_error
-from beton_tools.manifest import Manifest
+from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.manifest import Manifest
 from fastft.augment.cpu import REASONS
 
 # beside the codes of `beton_tools.jpeg.markers`, and those of `REASONS`, which are negative here

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from beton_tools.beton_set import BetonSet
-from beton_tools.errors import UserError
-from fastft.constants import BLOCKS, ORDERS
+from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import BetonSet
 from fastft.data.block_order import Pages, block_of_page, block_order
 from fastft.data.order import epoch_order
 from fastft.data.read_ahead import ReadAhead, read_exactly
 from fastft.machine.page_cache import fits_page_cache, memory_bytes
+from fastft.recipe.constants import BLOCKS, ORDERS
 
 
 class SampleOrder:

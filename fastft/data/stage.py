@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from beton_tools.beton_set import BetonSet
 from beton_tools.jpeg.turbo import close_decoders, open_decoders
+from beton_tools.read.beton_set import BetonSet
 from fastft.augment.cpu import CpuAugment
 from fastft.augment.geometry import source_regions
 from fastft.augment.policies import AugmentPolicy

@@ -5,14 +5,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-from beton_tools.errors import UserError
-from beton_tools.manifest import Manifest
-from beton_tools.subset_file import used_files
+from beton_tools.base.errors import UserError
+from beton_tools.read.manifest import Manifest
+from beton_tools.read.subset_file import used_files
 from fastft import __version__
-from fastft.config import SECTIONS, Recipe
-from fastft.inference.trained import Trained
+from fastft.evaluate.trained import Trained
 from fastft.model import TimmArch, TowerArch
-from fastft.train.chosen_weights import evaluation_of
+from fastft.recipe import SECTIONS, Recipe
+from fastft.run.chosen_weights import evaluation_of
 
 FEW_CLASSES = 20  # class names listed in the card; longer lists are only in the files
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from beton_tools.atomic import check_writable
-from beton_tools.errors import UserError
-from fastft.constants import AUTO
+from beton_tools.base.atomic import check_writable
+from beton_tools.base.errors import UserError
+from fastft.evaluate.logit_adjustment import adjust_logits
+from fastft.evaluate.trained import Trained, load_trained
 from fastft.export import to_onnx, to_open_clip, to_safetensors, to_timm
 from fastft.export.card import model_card
-from fastft.inference.logit_adjustment import adjust_logits
-from fastft.inference.trained import Trained, load_trained
+from fastft.recipe.constants import AUTO
 
 Logits = Callable[[Tensor], Tensor]  # images (B, 3, S, S) to logits (B, K), both float32 on the CPU
 

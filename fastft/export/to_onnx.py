@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from beton_tools.errors import UserError
-from fastft.inference.trained import Trained
+from beton_tools.base.errors import UserError
+from fastft.evaluate.trained import Trained
 
 OPSET = 17  # the first with LayerNormalization
 MISSING = "exporting to ONNX needs onnx and onnxruntime; run: pip install 'fastft[export]'"

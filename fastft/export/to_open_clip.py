@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from beton_tools.errors import UserError
-from fastft.files.tensor_file import save_tensors
-from fastft.inference.trained import Trained
+from beton_tools.base.errors import UserError
+from fastft.evaluate.trained import Trained
 from fastft.model import Arch, TimmArch
 from fastft.model.classifier import TOKEN
+from fastft.model.tensor_file import save_tensors
 
 CONFIG, WEIGHTS, WEIGHT, BIAS = (
     "open_clip_config.json", "open_clip_model.safetensors", "head.weight", "head.bias",

@@ -8,10 +8,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fastft.files.tensor_file import save_tensors
-from fastft.inference.trained import Trained
+from fastft.evaluate.trained import Trained
 from fastft.model import TimmArch, arch_from_dict, build_classifier
 from fastft.model.classifier import PATCHES
+from fastft.model.tensor_file import save_tensors
 
 
 def write(trained: Trained, path: Path) -> None:

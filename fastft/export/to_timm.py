@@ -13,11 +13,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from beton_tools.errors import UserError
-from fastft.files.tensor_file import save_tensors
-from fastft.inference.trained import Trained
+from beton_tools.base.errors import UserError
+from fastft.evaluate.trained import Trained
 from fastft.model import Arch, TimmArch
 from fastft.model.classifier import TOKEN
+from fastft.model.tensor_file import save_tensors
 from fastft.model.timm_create import pretrained_cfg, timm_args
 from fastft.model.timm_tower import TRUNK
 

@@ -1,0 +1,1 @@
+"""Facts about the hardware, and `fastft doctor`."""

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from beton_tools.cgroup import usable_cpus
+from beton_tools.base.cgroup import usable_cpus
 from fastft.machine.page_cache import memory_bytes
 
 GIB = 1 << 30
@@ -109,7 +109,7 @@ def _torch() -> tuple[str | None, str | None, tuple[str, ...], tuple[GpuFacts, .
 
 
 def _data_size(data: Path) -> int:
-    from beton_tools.beton_set import BetonSet  # loads the image libraries
+    from beton_tools.read.beton_set import BetonSet  # loads the image libraries
 
     return BetonSet.open(data).file_size
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from beton_tools.cgroup import memory_limit
+from beton_tools.base.cgroup import memory_limit
 
 RAM_SHARE = 0.9  # files up to this share of the available memory stay in the page cache
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from reprlib import repr  # bounded: a wrong value may be a long list
 from typing import Any
 
-from beton_tools.errors import UserError
-from beton_tools.user_files import read_regular
-from fastft.files.rules import FLAG, NUMBER_OR_NULL, OBJECT, POSITIVE, WHOLE, Rule, is_number
+from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import read_regular
+from fastft.recipe.rules import FLAG, NUMBER_OR_NULL, OBJECT, POSITIVE, WHOLE, Rule, is_number
 
 MAX_CONFIG_BYTES = 1 << 20  # open_clip's largest configuration has 2 KB
 # limits far above every published tower: a mistake must not fill the memory. The largest plain CLIP ViT in open_clip,

@@ -11,7 +11,7 @@
 import torch
 from torch import Tensor, nn
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.model.arch import Arch
 from fastft.model.interface import ImageClassifier
 from fastft.model.tower import Tower

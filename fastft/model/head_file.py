@@ -12,11 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from beton_tools.atomic import atomic_path
-from beton_tools.errors import UserError
-from beton_tools.user_files import check_user_file
-from fastft.files.tensor_file import save_tensors
+from beton_tools.base.atomic import atomic_path
+from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import check_user_file
 from fastft.model.interface import ImageClassifier
+from fastft.model.tensor_file import save_tensors
 from fastft.model.weight_files import first_sentence, read_state_dict
 
 WEIGHT, BIAS = "head.weight", "head.bias"

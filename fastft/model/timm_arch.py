@@ -5,10 +5,10 @@ from functools import lru_cache
 
 import torch
 
-from beton_tools.errors import UserError
-from fastft.constants import TIMM
+from beton_tools.base.errors import UserError
 from fastft.model.arch import check_image_size
 from fastft.model.timm_create import create_timm, layer_ids, pretrained_cfg
+from fastft.recipe.constants import TIMM
 
 MAX_IMAGE_SIZE = 8192  # as model.image_size: a mistake must not fill the memory
 

@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from beton_tools.errors import UserError
-from fastft.constants import TIMM
+from beton_tools.base.errors import UserError
 from fastft.model.weight_files import first_sentence
+from fastft.recipe.constants import TIMM
 
 Trunk: TypeAlias = Any  # an nn.Module with the methods of timm's models, which have no common class
 # arguments of timm's models, and the options that they come from

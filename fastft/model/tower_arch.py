@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, TypeAlias
 
-from fastft.constants import TIMM
 from fastft.model.arch import Arch, load_open_clip_arch
 from fastft.model.timm_arch import TimmArch, load_timm_arch, measure
+from fastft.recipe.constants import TIMM
 
 TowerArch: TypeAlias = Arch | TimmArch
 

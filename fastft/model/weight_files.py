@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from beton_tools.errors import UserError
-from beton_tools.user_files import check_user_file, open_user_file
+from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import check_user_file, open_user_file
 from fastft.model.torchscript import check_records, is_torchscript, read_torchscript
 
 # the key of the tensors in checkpoints of open_clip and timm, and of MAE and DeiT

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from beton_tools.errors import UserError
-from beton_tools.user_files import read_regular
+from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import read_regular
 from fastft.model.weight_files import first_sentence, read_state_dict
 
 HUB = "hf-hub:"

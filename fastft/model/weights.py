@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from beton_tools.errors import UserError
-from beton_tools.user_files import check_user_file
+from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import check_user_file
 from fastft.model.arch import Arch
 from fastft.model.clip_names import from_transformers, is_transformers, text_from_transformers
 from fastft.model.positions import resample_positions

@@ -1,6 +1,7 @@
 """Hold validation images out of a .beton: both sides are subsets of its samples, so no image is copied.
 
-`RUN/data/` holds `train.subset.json` and `val.subset.json` (see `beton_tools.subset_file`), `split.csv` (file, class, split) and
+`RUN/data/` holds `train.subset.json` and `val.subset.json` (see
+`beton_tools.read.subset_file`), `split.csv` (file, class, split) and
 `prepared.json`, which makes a later call use the same images while the .beton is unchanged.
 """
 
@@ -11,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from beton_tools.atomic import write_text
-from beton_tools.beton_set import BetonSet
-from beton_tools.names import Names
+from beton_tools.base.atomic import write_text
+from beton_tools.base.names import Names
+from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.subset_file import SUFFIX, SubsetFile
 from beton_tools.sources.base import SpanSource
-from beton_tools.subset_file import SUFFIX, SubsetFile
-from fastft.build import with_training_files
-from fastft.config import Recipe
 from fastft.photos.holdout import VERSION
 from fastft.photos.layout import LabelledSet
 from fastft.photos.photo_plan import choose_held_out, describe_sides, split_table
 from fastft.photos.state import SPLIT, Inputs, Say, begin, finish, print_record
+from fastft.recipe import Recipe
+from fastft.recipe.training_data import with_training_files
 
 SIDES = ("train", "val")
 

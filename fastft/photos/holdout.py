@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from beton_tools.write_order import seeded_order
+from beton_tools.write.write_order import seeded_order
 
 VERSION = 2  # of the rules that split and order the images
 

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from beton_tools.console import printable
-from beton_tools.errors import UserError
-from beton_tools.image_formats import is_image_name
-from beton_tools.remote import RemotePath, source_path
+from beton_tools.base.console import printable
+from beton_tools.base.errors import UserError
+from beton_tools.base.image_formats import is_image_name
 from beton_tools.sources import Source, find_split, open_source
 from beton_tools.sources.folder import class_folders, has_images
 from beton_tools.sources.parquet import ParquetSource, lists_paths
@@ -27,6 +26,7 @@ from beton_tools.sources.path_table import (
     sort_labels,
     table_source,
 )
+from beton_tools.sources.remote import RemotePath, source_path
 from beton_tools.sources.subset import subset
 from fastft.photos.paths import GIVE, TABLE_SUFFIXES
 

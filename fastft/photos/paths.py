@@ -4,10 +4,10 @@ import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from beton_tools.beton_paths import exist_betons, is_beton_pattern
+from beton_tools.read.beton_paths import exist_betons, is_beton_pattern
 
 if TYPE_CHECKING:
-    from fastft.config import Recipe
+    from fastft.recipe import Recipe
 
 GIVE = "give a folder with a folder per class, a CSV or parquet table, or a .beton"  # ends messages about wrong paths
 NO_DATA = "no training data; set --data.train to a .beton file, a folder with a folder per class, or a table"

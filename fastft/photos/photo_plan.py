@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from beton_tools.console import by_suffix, printable
-from beton_tools.errors import UserError
+from beton_tools.base.console import by_suffix, printable
+from beton_tools.base.errors import UserError
 from beton_tools.sources import Source
 from fastft.photos.duplicates import content_ids
 from fastft.photos.holdout import hold_out, holdout_share, join_units

@@ -15,22 +15,20 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from beton_tools import torchrun
-from beton_tools.atomic import write_text
-from beton_tools.beton_paths import find_betons
-from beton_tools.beton_set import BetonSet
-from beton_tools.console import printable
-from beton_tools.errors import UserError
-from beton_tools.image_formats import DEEP_IMAGES
-from beton_tools.images import loses_values
-from beton_tools.manifest import Manifest
-from beton_tools.progress_bar import progress
-from beton_tools.signals import hint_when_interrupted
-from beton_tools.subset_file import SUFFIX as SUBSET
-from beton_tools.writer import WriteOptions, write_beton
-from fastft.build import check_model, with_num_classes, with_train_size
-from fastft.config import Recipe
-from fastft.files.run_directory import run_folder
+from beton_tools.base import torchrun
+from beton_tools.base.atomic import write_text
+from beton_tools.base.console import printable
+from beton_tools.base.errors import UserError
+from beton_tools.base.image_formats import DEEP_IMAGES
+from beton_tools.base.progress_bar import progress
+from beton_tools.base.signals import hint_when_interrupted
+from beton_tools.read.beton_paths import find_betons
+from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.manifest import Manifest
+from beton_tools.read.subset_file import SUFFIX as SUBSET
+from beton_tools.write.images import loses_values
+from beton_tools.write.writer import WriteOptions, write_beton
+from fastft.model.build import check_model
 from fastft.photos.beton_holdout import as_source, fingerprint_of, prepare_holdout
 from fastft.photos.holdout import VERSION
 from fastft.photos.layout import LabelledSet, open_val
@@ -47,6 +45,9 @@ from fastft.photos.photo_plan import (
 )
 from fastft.photos.shared_images import ids_at_one_size
 from fastft.photos.state import SPLIT, Inputs, Say, begin, finish, locked, print_record
+from fastft.recipe import Recipe
+from fastft.recipe.training_data import with_num_classes, with_train_size
+from fastft.run.run_directory import run_folder
 
 LEAST_LONG_SIDE = 500  # pixels; ImageNet's usual size
 TO_VAL = "val.beton"

@@ -5,15 +5,15 @@ from dataclasses import fields
 
 import numpy as np
 
-from beton_tools.beton_set import BetonSet
-from beton_tools.cgroup import usable_cpus
-from beton_tools.errors import UserError
-from beton_tools.images import EncodedImage, EncodeOptions
-from beton_tools.manifest import Manifest
-from beton_tools.progress_bar import progress
+from beton_tools.base.cgroup import usable_cpus
+from beton_tools.base.errors import UserError
+from beton_tools.base.progress_bar import progress
+from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.manifest import Manifest
 from beton_tools.sources.base import SpanSource
-from beton_tools.workers import Task, encode_in_order
-from beton_tools.writer import WriteOptions
+from beton_tools.write.images import EncodedImage, EncodeOptions
+from beton_tools.write.workers import Task, encode_in_order
+from beton_tools.write.writer import WriteOptions
 from fastft.photos.beton_holdout import as_source
 from fastft.photos.duplicates import Content, content_ids
 

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from beton_tools.atomic import write_text
-from beton_tools.errors import UserError
-from beton_tools.manifest import manifest_path
-from beton_tools.pagefile import try_lock, was_replaced
-from beton_tools.subset_file import SUFFIX as SUBSET
-from beton_tools.user_files import read_user_text
-from beton_tools.workers import refuse_rerun
-from fastft.files.run_directory import LOCK, lock_run, open_lock
+from beton_tools.base.atomic import write_text
+from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import read_user_text
+from beton_tools.read.manifest import manifest_path
+from beton_tools.read.subset_file import SUFFIX as SUBSET
+from beton_tools.write.pagefile import try_lock, was_replaced
+from beton_tools.write.workers import refuse_rerun
+from fastft.run.run_directory import LOCK, lock_run, open_lock
 
 PREPARED, SPLIT = "prepared.json", "split.csv"
 TRAINED = ("checkpoints/step-*", "runs/*/checkpoints/step-*")  # of a run, and of the runs of `fastft tune`

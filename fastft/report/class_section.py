@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 from markupsafe import Markup
 
-from fastft.inference.class_report import ClassReport
-from fastft.metrics import Calibration, Reliability
+from fastft.evaluate.class_report import ClassReport
 from fastft.report.charts import Chart, Series
+from fastft.run.calibration import Calibration, Reliability
 
 COUNTED_CELLS = 12  # with more classes the cells are too small for numbers
 # CSS class, width and width of names in pixels, their characters

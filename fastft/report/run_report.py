@@ -5,21 +5,21 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from beton_tools.atomic import write_text
-from beton_tools.errors import UserError
-from beton_tools.manifest import Manifest
-from beton_tools.subset_file import used_files
-from fastft.config import Recipe, differences, load_recipe
+from beton_tools.base.atomic import write_text
+from beton_tools.base.errors import UserError
+from beton_tools.read.manifest import Manifest
+from beton_tools.read.subset_file import used_files
 from fastft.cost.reference_log import reference_of
-from fastft.cost.run_cost import run_cost
-from fastft.files.evaluations import WEIGHTS, best_line, headline_top1, standard_error
-from fastft.files.recipe_file import RECIPES
-from fastft.files.run_directory import Run
-from fastft.inference.assessment import Assessment
+from fastft.evaluate.assessment import Assessment
+from fastft.recipe import Recipe, differences, load_recipe
+from fastft.recipe.recipe_file import RECIPES
 from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.class_section import confusion_picture, reliability_chart
 from fastft.report.page import percent, render_page
+from fastft.report.run_cost import run_cost
 from fastft.report.time_split import time_split
+from fastft.run.evaluations import WEIGHTS, best_line, headline_top1, standard_error
+from fastft.run.run_directory import Run
 
 FINALS = ("final_b16", "final_b16_384", "final_l14", "final_l14_336")
 EPOCHS = "epochs trained"  # the evaluation of epoch 0 is drawn at 1

@@ -6,9 +6,9 @@ The 'split' lines are not used: each covers only the process that ended its epoc
 from contextlib import suppress
 from typing import Any
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.cost.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, diagnose, loader_needs, shares
-from fastft.files.run_directory import Run
+from fastft.run.run_directory import Run
 
 
 def time_split(run: Run) -> dict[str, Any] | None:

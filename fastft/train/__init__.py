@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastft.train.loop import train
 
-__all__ = ["train"]  # imported when first used: `fastft.train.checkpoint` and others do not need the loop
+__all__ = ["train"]  # imported when first used: `fastft.run.checkpoint` and others do not need the loop
 
 
 def __getattr__(name: str) -> Any:

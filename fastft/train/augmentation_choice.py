@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from fastft.config import Choice, Recipe, describe_choice
 from fastft.data import TrainLoader
 from fastft.model import ImageClassifier
+from fastft.recipe import Choice, Recipe, describe_choice
 from fastft.train.distributed import World
 from fastft.train.evaluate import evaluate
 from fastft.train.precision import Precision

@@ -7,9 +7,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from beton_tools.errors import UserError
-from fastft.config.schema import Train as TrainOptions
-from fastft.train.checkpoint import (
+from beton_tools.base.errors import UserError
+from fastft.recipe.schema import Train as TrainOptions
+from fastft.run.checkpoint import (
     Checkpoint,
     Damaged,
     keep_only,

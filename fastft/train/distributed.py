@@ -14,9 +14,9 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from beton_tools import torchrun
-from beton_tools.errors import UserError
-from fastft.constants import DEVICES
+from beton_tools.base import torchrun
+from beton_tools.base.errors import UserError
+from fastft.recipe.constants import DEVICES
 from fastft.train.exceptions import LocalRankError, NonFinite, PeerCrashed, PeerFailed, PeerLost, Preempted
 from fastft.train.launcher_watch import exit_without_launcher
 

@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastft.data import Batch
-from fastft.files.evaluations import standard_error
-from fastft.metrics import Predictions, balanced_accuracy, calibrate, macro_f1
 from fastft.model.ranking import rank_classes
+from fastft.run.calibration import calibrate
+from fastft.run.evaluations import standard_error
+from fastft.run.metrics import Predictions, balanced_accuracy, macro_f1
 from fastft.train.distributed import World
 from fastft.train.precision import Precision
 
@@ -32,7 +33,7 @@ class Scores:
     """top1 and top5 in percent, mean cross-entropy without label smoothing, and the number of samples.
 
     top5: None with at most 5 classes. balanced_accuracy, macro_f1, ece in percent. temperature, ece_scaled: None if the
-    logits were not kept; see `fastft.metrics.calibration`.
+    logits were not kept; see `fastft.run.calibration`.
     """
 
     top1: float

@@ -1,6 +1,6 @@
 """Exceptions that end a training; the command line turns them into exit codes."""
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from beton_tools.errors import UserError
-from fastft.build import build_policy
-from fastft.config import Recipe
+from beton_tools.base.errors import UserError
+from fastft.augment.build import build_policy
 from fastft.data import EvalLoader, Output, Shard
 from fastft.model import ImageClassifier
-from fastft.model.ridge_head import RidgeHead, fit_ridge_head
+from fastft.recipe import Recipe
 from fastft.train.distributed import World
 from fastft.train.evaluate import EvaluationStopped
 from fastft.train.precision import Precision
+from fastft.train.ridge_head import RidgeHead, fit_ridge_head
 from fastft.train.step import Step
 from fastft.train.step_state import init_optimizer_state
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastft.train.checkpoint import list_checkpoints
+from fastft.run.checkpoint import list_checkpoints
 from fastft.train.distributed import World
 from fastft.train.step import Step
 

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from beton_tools.errors import UserError
-from fastft.config import Recipe
-from fastft.files.run_directory import run_folder
+from beton_tools.base.errors import UserError
 from fastft.photos.prepare import line_printer, prepare_data
-from fastft.train.checkpoint import list_checkpoints
+from fastft.recipe import Recipe
+from fastft.run.checkpoint import list_checkpoints
+from fastft.run.run_directory import run_folder
 from fastft.train.distributed import World, find_world, peer_lost
 from fastft.train.preempt import SignalGuard
 from fastft.train.stream import training_stream

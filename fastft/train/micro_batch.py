@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.optim import HalfCopy
 from fastft.train.precision import Precision
 

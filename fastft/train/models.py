@@ -2,10 +2,10 @@
 
 import torch
 
-from fastft.build import build_model
-from fastft.config import Recipe
 from fastft.model import ImageClassifier, TowerArch
+from fastft.model.build import build_model
 from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups
+from fastft.recipe import Recipe
 from fastft.train.distributed import World
 from fastft.train.precision import Precision
 from fastft.train.step import Step

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 
 INITIAL_SCALE = 2.0**7  # the reference's (DeepSpeed)
 # clean steps until the scale doubles: PyTorch's default. The reference doubles after 128, and each doubling that overflows

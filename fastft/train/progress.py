@@ -5,19 +5,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fastft.config import Recipe
-from fastft.files.evaluations import TOP1, WEIGHTS, best_evaluation, flatten, headline_top1
-from fastft.imagenet import NO_EXPECTATION, describe_expectation, expected_top1
 from fastft.model import TowerArch
-from fastft.train.chosen_weights import (
+from fastft.recipe import Recipe
+from fastft.recipe.imagenet import NO_EXPECTATION, describe_expectation, expected_top1
+from fastft.run.chosen_weights import (
     balanced_disagreement,
     choose_weights,
     count_disagreements,
     describe_untrained,
     describe_weights,
 )
+from fastft.run.evaluations import TOP1, WEIGHTS, best_evaluation, flatten, headline_top1
+from fastft.run.log import format_seconds
 from fastft.train.evaluate import Scores
-from fastft.train.log import format_seconds
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastft.phases import Phase
+from fastft.model.phases import Phase
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from beton_tools.beton_set import BetonSet
-from beton_tools.errors import UserError
-from fastft.build import build_policy
-from fastft.config import Recipe
+from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import BetonSet
+from fastft.augment.build import build_policy
 from fastft.cost.work import phase_flops
 from fastft.data import EvalLoader, Output, Shard, TrainLoader
 from fastft.data.classes import refuse_other_classes
@@ -17,7 +16,8 @@ from fastft.data.engine import Engine
 from fastft.data.new_stage import check_shrink
 from fastft.model import ImageClassifier
 from fastft.model.head_file import read_head
-from fastft.phases import find_phases, with_phase
+from fastft.model.phases import find_phases, with_phase
+from fastft.recipe import Recipe
 from fastft.train.distributed import World
 from fastft.train.micro_batch import choose_micro_batch, loader_bytes
 from fastft.train.precision import Precision

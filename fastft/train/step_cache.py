@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fastft.files.rules import LIST, NUMBER_OR_NULL, OBJECT, TEXT, check_keys
 from fastft.model.attention import ATTENTION_KERNELS
+from fastft.recipe.rules import LIST, NUMBER_OR_NULL, OBJECT, TEXT, check_keys
 from fastft.train.step_choice import MODES, StepChoice, StepTrial
 
 MAX_BYTES = 1 << 20

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from beton_tools.errors import UserError
-from fastft.config import Recipe
+from beton_tools.base.errors import UserError
 from fastft.model.attention import ATTENTION_KERNELS
+from fastft.recipe import Recipe
 
 MODES = ("eager", "compile", "graph")
 MARGIN = 0.02  # an earlier candidate is kept if it is at most this much slower: such differences are noise

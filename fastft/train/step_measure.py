@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from fastft import __version__
-from fastft.config import Recipe
 from fastft.machine.facts import cpu_name
 from fastft.model import ImageClassifier
+from fastft.recipe import Recipe
 from fastft.train.distributed import World
 from fastft.train.micro_batch import COPIES
 from fastft.train.precision import Precision

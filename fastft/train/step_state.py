@@ -5,10 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fastft.train.checkpoint import Checkpoint, check_tensors
+from fastft.run.checkpoint import Checkpoint, Forms, check_tensors, forms
 from fastft.train.step import Step
 
-Forms = dict[str, tuple[torch.Size, torch.dtype]]
 ADAMW_STATE = ("exp_avg", "exp_avg_sq")  # shaped as the parameter; `step` is a scalar
 
 
@@ -39,11 +38,6 @@ def load_step_tensors(step: Step, checkpoint: Checkpoint) -> None:
     for stem, module in modules.items():
         module.load_state_dict(checkpoint.tensors[stem])
     load_optimizer_tensors(step.optimizer, checkpoint.tensors["optimizer"])
-
-
-def forms(tensors: Mapping[str, Tensor]) -> Forms:
-    """Shape and dtype of each tensor."""
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

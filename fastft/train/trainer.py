@@ -12,13 +12,22 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from beton_tools.beton_set import BetonSet
-from beton_tools.errors import UserError
-from fastft.build import build_mixer, build_policy, build_schedule, recipe_warnings, with_training_files
-from fastft.config import Recipe, describe_choice, parse_duration, resolve
+from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import BetonSet
+from fastft.augment.build import build_mixer, build_policy
 from fastft.data import Batch
-from fastft.files.evaluations import flatten
-from fastft.files.run_directory import (
+from fastft.machine.gpus import peak_flops
+from fastft.model.phases import with_phase
+from fastft.optim import set_lr
+from fastft.optim.build import build_schedule, recipe_warnings
+from fastft.photos.paths import NO_DATA
+from fastft.recipe import Recipe, describe_choice, parse_duration, resolve
+from fastft.recipe.training_data import with_training_files
+from fastft.run.continuation import refuse_other_run, shared_options
+from fastft.run.evaluations import flatten
+from fastft.run.log import Interval, RunLog
+from fastft.run.metrics import describe_imbalance
+from fastft.run.run_directory import (
     lock_run,
     read_choices,
     run_folder,
@@ -26,21 +35,16 @@ from fastft.files.run_directory import (
     write_recipe,
     write_result,
 )
-from fastft.machine.gpus import peak_flops
-from fastft.metrics import describe_imbalance
-from fastft.optim import set_lr
-from fastft.phases import with_phase
-from fastft.photos.paths import NO_DATA
+from fastft.run.tracking import open_tracker
+from fastft.run.validation_file import write_validation
 from fastft.train.augmentation_choice import choose_augmentation
 from fastft.train.checkpointing import Checkpointing
-from fastft.train.continuation import refuse_other_run, shared_options
 from fastft.train.description import describe_process, peak_memory
 from fastft.train.distributed import World
 from fastft.train.evaluate import EvaluationStopped
 from fastft.train.exceptions import NonFinite, Preempted, TimeUp
 from fastft.train.head_start import PROBE, refuse_large, set_probe_head, share_head
 from fastft.train.health import describe_divergence, find_divergence
-from fastft.train.log import Interval, RunLog
 from fastft.train.meter import Meter
 from fastft.train.models import build_step, build_training_models
 from fastft.train.noise import draw_noise
@@ -58,9 +62,7 @@ from fastft.train.progress import (
 from fastft.train.setup import open_loaders, plan_phases, refuse_other_head, refuse_other_val_classes
 from fastft.train.step_choice import refuse_impossible
 from fastft.train.step_measure import choose_step, device_name
-from fastft.train.tracking import open_tracker
 from fastft.train.validation import Validation
-from fastft.train.validation_file import write_validation
 
 # requests of a process between two steps; the highest of all processes is carried out
 CONTINUE, SAVE, STOP = range(3)
@@ -342,7 +344,8 @@ class Trainer:
         self.meter.pause("eval", seconds)
         self.log.record("eval", self.global_step, {"epoch": epoch, "seconds": seconds, **flatten(entry)})
         if self.world.is_main:
-            write_validation(self.folder, epoch, scores)
+            kept = {weights: s.predictions for weights, s in scores.items() if s.predictions is not None}
+            write_validation(self.folder, epoch, kept)
         self.log.info(describe_evaluation(epoch, scores, balanced=self.validation.is_imbalanced))
         return self.progress.best() is entry
 

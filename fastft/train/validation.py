@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from fastft.config import Recipe
 from fastft.data import EvalLoader
-from fastft.files.evaluations import BALANCED_ACCURACY, TOP1
-from fastft.metrics import IMBALANCED, imbalance
+from fastft.recipe import Recipe
+from fastft.run.evaluations import BALANCED_ACCURACY, TOP1
+from fastft.run.metrics import IMBALANCED, imbalance
 from fastft.train.distributed import World
 from fastft.train.evaluate import KEPT_IN_TRAINING, Scores, evaluate, keep_logits
 from fastft.train.precision import Precision

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.augment.cpu import CpuAugment, augment_image
 from fastft.augment.draw import draw_plan, eval_plan
 from fastft.augment.geometry import source_regions

@@ -6,7 +6,7 @@ import torch
 
 from fastft.augment.erase import BFLOAT16, FLOAT16, FLOAT32, bfloat16_bits, erase, float16_bits
 from fastft.augment.plan import PLAN_DTYPE
-from fastft.constants import ERASE_MODES
+from fastft.recipe.constants import ERASE_MODES
 
 SIZE = 224
 STORAGE = {FLOAT32: np.float32, FLOAT16: np.uint16, BFLOAT16: np.uint16}

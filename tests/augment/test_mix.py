@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from timm.data.mixup import Mixup, cutmix_bbox_and_lam, mixup_target
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.augment import Mixer
 from fastft.augment.mix import BLOCK, Mix, cutmix, mix_pairs, smoothed_targets
 

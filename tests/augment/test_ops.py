@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.augment.levels import TIMM_OPS, level_argument
 from fastft.augment.ops_affine import (
     affine_matrix,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms as tv
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.augment import draw_plan, eval_plan, parse_policy, source_region, source_regions
 from fastft.augment.plan import OP_ID
 from fastft.augment.resize import pixel_taps, reflect

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.data.auto_augment import LEVEL_TO_ARG, augment_and_mix_transform, rand_augment_transform
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.augment import AugmentPolicy, level_argument, parse_policy
 from fastft.augment.levels import TIMM_OPS
 from fastft.augment.policies import AugMix, RandAugment, ThreeAugment

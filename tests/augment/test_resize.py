@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from torchvision.transforms import functional
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.augment.geometry import source_region
 from fastft.augment.plan import PLAN_DTYPE
 from fastft.augment.resize import (

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.bench.child import Arm, library
 
 BURN = "import time\nwhile time.process_time() < {seconds}: pass"

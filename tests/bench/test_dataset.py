@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beton_tools.errors import UserError
-from beton_tools.format import Beton
+from beton_tools.base.errors import UserError
+from beton_tools.read.format import Beton
 from fastft.bench.dataset import ORIGINAL, RESIZED, Workspace, evenly, find_images, forget_pages
 
 

@@ -10,7 +10,7 @@ from fastft.bench import e2e_bench
 from fastft.bench.dataset import Images, Workspace
 from fastft.bench.harness import Rounds
 from fastft.bench.options import Options
-from fastft.config import load_recipe, recipe_from_dict
+from fastft.recipe import load_recipe, recipe_from_dict
 
 RCP = Path(__file__).parents[2] / "rcp"
 

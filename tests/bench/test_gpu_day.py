@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.bench import gpu_day
 from fastft.bench.gpu_day import STAGES, Stage, run_stages
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.bench import harness
 from fastft.bench.harness import (
     Contender,

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from beton_tools.convert import convert_folder
-from beton_tools.writer import WriteOptions
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
 from fastft.bench import limits
 from fastft.bench.convert_limit import convert_limits
 from fastft.bench.dataset import JpegSet

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beton_tools.convert import convert_folder
-from beton_tools.writer import WriteOptions
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
 from fastft.bench.harness import Rounds
 from fastft.bench.image_traffic import (
     ImageShape,
@@ -37,8 +37,8 @@ from fastft.bench.scaling_bench import (
     host_limits,
     loader_work,
 )
-from fastft.config import recipe_from_dict
 from fastft.cost.bottleneck import loader_needs
+from fastft.recipe import recipe_from_dict
 
 SECONDS = np.random.default_rng(0).gamma(3, 1e-3 / 3, 1000)  # mean 1 ms
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.bench.wheel import PER_KIND, write_wheel
 from tests.benchmark_modules import import_benchmark
-from tests.demo.wheel import PER_KIND, write_wheel
 
 
 @pytest.fixture(scope="module")

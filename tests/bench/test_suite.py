@@ -10,8 +10,8 @@ from rich.console import Console
 from fastft.bench.options import BenchResult, parse_peers
 from fastft.bench.suite import print_group
 from fastft.cli import main
+from fastft.cost.benchmark_file import read_bench
 from fastft.cost.overheads import read_measured
-from fastft.files.benchmark import read_bench
 from fastft.report.page import figure
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results/all.json"

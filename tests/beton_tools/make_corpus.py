@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from beton_tools.format import (
+from beton_tools.base.names import Names
+from beton_tools.jpeg import add_index
+from beton_tools.read.format import (
     ALLOC_DTYPE,
     FIELD_DTYPE,
     HEADER_DTYPE,
@@ -17,9 +19,7 @@ from beton_tools.format import (
     align_up,
     metadata_dtype,
 )
-from beton_tools.jpeg import add_index
-from beton_tools.manifest import Manifest, pack_names
-from beton_tools.names import Names
+from beton_tools.read.manifest import Manifest, pack_names
 
 CORPUS = Path(__file__).with_name("corpus")
 PAGE_SIZE = 4096  # FFCV's writer uses 2 MiB or more; any power of two is valid

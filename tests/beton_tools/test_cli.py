@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from beton_tools.base.names import Names
 from beton_tools.cli import main
-from beton_tools.format import Beton
-from beton_tools.images import decode_sample
-from beton_tools.manifest import Manifest, manifest_path
-from beton_tools.names import Names
+from beton_tools.read.format import Beton
+from beton_tools.read.manifest import Manifest, manifest_path
 from beton_tools.sources import open_source
-from beton_tools.writer import WriteOptions, write_beton
+from beton_tools.write.images import decode_sample
+from beton_tools.write.writer import WriteOptions, write_beton
 from tests.beton_tools.conftest import write_folder
 
 
@@ -270,7 +270,7 @@ def test_help_shows_an_example_that_parses(command: str, capsys: pytest.CaptureF
 def test_beton_tools_needs_neither_torch_nor_ffcv() -> None:
     code = (
         "import sys; sys.modules['torch'] = sys.modules['ffcv'] = None\n"
-        "import beton_tools.cli, beton_tools.convert, beton_tools.verify, beton_tools.plot\n"
-        "import beton_tools.contact_sheet, beton_tools.extract, beton_tools.stats, beton_tools.jpeg"
+        "import beton_tools.cli, beton_tools.write.convert, beton_tools.inspect.verify, beton_tools.inspect.plot\n"
+        "import beton_tools.inspect.contact_sheet, beton_tools.inspect.extract, beton_tools.inspect.stats, beton_tools.jpeg"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

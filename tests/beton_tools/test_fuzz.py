@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beton_tools import UserError, cli, stats
-from beton_tools.console import printable
-from beton_tools.format import Beton
-from beton_tools.images import decode_sample
-from beton_tools.manifest import Manifest, manifest_path
+from beton_tools import UserError, cli
+from beton_tools.base.console import printable
+from beton_tools.inspect import stats
+from beton_tools.read.format import Beton
+from beton_tools.read.manifest import Manifest, manifest_path
+from beton_tools.write.images import decode_sample
 from tests.beton_tools.fuzzing import LONG, NUMBERS, damaged, fuzz
 
 CORPUS = Path(__file__).with_name("corpus")

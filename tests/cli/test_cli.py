@@ -190,7 +190,7 @@ def test_the_augmentation_the_model_and_the_optimiser_work_without_ffcv() -> Non
 def test_the_file_tools_work_without_torch_and_ffcv() -> None:
     code = (
         "import sys; sys.modules['ffcv'] = sys.modules['torch'] = None\n"
-        "import beton_tools.convert, beton_tools.format, beton_tools.writer, beton_tools.jpeg, beton_tools.sources"
+        "import beton_tools.write.convert, beton_tools.read.format, beton_tools.jpeg, beton_tools.sources"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from beton_tools.manifest import Manifest
+from beton_tools.read.manifest import Manifest
 from fastft.cli import main
 from tests.train.runs import flags
 

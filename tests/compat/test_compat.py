@@ -12,15 +12,15 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from beton_tools.convert import convert_folder
-from beton_tools.format import Beton
-from beton_tools.manifest import Manifest, manifest_path
-from beton_tools.verify import verify
-from beton_tools.writer import WriteOptions
+from beton_tools.inspect.verify import verify
+from beton_tools.read.format import Beton
+from beton_tools.read.manifest import Manifest, manifest_path
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
-from fastft.config import load_recipe
-from fastft.files.run_directory import load_run, read_metrics
-from fastft.inference.trained import load_trained
+from fastft.evaluate.trained import load_trained
+from fastft.recipe import load_recipe
+from fastft.run.run_directory import load_run, read_metrics
 from fastft.train.distributed import World
 from fastft.train.preempt import SignalGuard
 from fastft.train.step_state import step_tensors

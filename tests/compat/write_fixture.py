@@ -46,7 +46,7 @@ KILL_AFTER_STEP = 7
 
 TRAIN = """
 import os, signal, sys
-from fastft.config import load_recipe
+from fastft.recipe import load_recipe
 from fastft.train.loop import Trainer, train
 folder, last_step = sys.argv[1], int(sys.argv[2])
 log = Trainer._log_interval
@@ -61,8 +61,8 @@ train(load_recipe("recipe.yaml", [f"--train.run_dir={folder}"]))
 CONVERT = """
 import os, signal, sys
 from pathlib import Path
-from beton_tools.convert import convert_folder
-from beton_tools.writer import WriteOptions
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
 def die_at(done, total, skipped):
     if done == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)

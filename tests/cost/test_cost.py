@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
-from beton_tools.errors import UserError
-from fastft.build import recipe_arch
+from beton_tools.base.errors import UserError
 from fastft.cli import main
-from fastft.config import Recipe, load_recipe
 from fastft.cost.mfu import PUBLISHED_MFU, RECORD_MFU, Mfu, reference_mfu, roofline_mfu
 from fastft.cost.model import Estimate, estimate
 from fastft.cost.overheads import FASTFT, REFERENCE, with_cores
@@ -19,7 +17,9 @@ from fastft.cost.table import CostQuery, price_recipes
 from fastft.cost.work import count_parameters, phase_flops, recipe_work
 from fastft.machine.gpus import GPUS
 from fastft.model import load_arch
-from fastft.phases import find_phases
+from fastft.model.build import recipe_arch
+from fastft.model.phases import find_phases
+from fastft.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "rcp"
 

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.cli import main
-from fastft.config import load_recipe
 from fastft.cost.frontier import price_combinations
 from fastft.cost.levers import SET_BY_LEVERS
 from fastft.cost.model import predict_published
 from fastft.cost.reference_log import reference_curves
+from fastft.recipe import load_recipe
 
 B16 = reference_curves()["final_b16"]["top1_ema"]
 

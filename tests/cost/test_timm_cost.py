@@ -2,13 +2,13 @@
 
 import pytest
 
-from fastft.config import load_recipe
 from fastft.cost.levers import combinations
 from fastft.cost.mfu import attention_bytes, roofline_mfu, trained_parameters
 from fastft.cost.pointwise import pointwise_bytes
 from fastft.cost.traffic import trace_model
 from fastft.machine.gpus import GPUS
 from fastft.model.arch import load_open_clip_arch
+from fastft.recipe import load_recipe
 
 
 def timm_recipe(name: str, **changes: object):

@@ -9,9 +9,9 @@ import torch
 
 from fastft.bench.traffic_table import measure_traffic
 from fastft.cli import main
-from fastft.config import load_recipe
 from fastft.cost.pointwise import count_images, pointwise_bytes
 from fastft.cost.traffic import _bytes_moved, step_traffic
+from fastft.recipe import load_recipe
 
 GB = 1e9
 ELEMENTS = 256 * 197 * 768  # of one layer's tokens: 256 images, B/16 at 224 px

@@ -63,7 +63,7 @@ def stock_beton(images: list[np.ndarray], tmp_path_factory: pytest.TempPathFacto
 def indexed_beton(images: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The images as our writer stores them: JPEGs with a crop index, a manifest beside the file."""
     from beton_tools.sources import open_source
-    from beton_tools.writer import WriteOptions, write_beton
+    from beton_tools.write.writer import WriteOptions, write_beton
 
     folder = tmp_path_factory.mktemp("indexed")
     for i, image in enumerate(images):

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beton_tools.beton_set import BetonSet
-from beton_tools.convert import convert_folder
-from beton_tools.errors import UserError
-from beton_tools.parts import Part
-from beton_tools.writer import WriteOptions
+from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.parts import Part
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
 from fastft.data import data_notes, sample_order
 from fastft.data.block_order import MIB, Pages, block_of_page, block_order
 from fastft.data.read_ahead import BLOCKS_IN_MEMORY, ReadAhead, request_window

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beton_tools.errors import UserError
-from beton_tools.format import Beton
+from beton_tools.base.errors import UserError
+from beton_tools.read.format import Beton
 from fastft.augment import parse_policy
 from fastft.data import EvalLoader, Output, SampleError, TrainLoader
 
 READ_WHILE_TRUNCATED = """
 import os, sys
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.augment import parse_policy
 from fastft.data import Output, TrainLoader
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.data.classes import name_outputs, refuse_other_classes
 
 MADE_UP = ["class 0", "class 1", "class 2"]

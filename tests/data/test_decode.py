@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from beton_tools.beton_set import BetonSet
-from beton_tools.format import Beton
 from beton_tools.jpeg import crop
 from beton_tools.jpeg.markers import scan_header
 from beton_tools.jpeg.turbo import close_decoders, open_decoders
+from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.format import Beton
 from fastft.data import decode
 from fastft.data.decode import decode_stored, find_stored, read_stored
 from fastft.data.pread import read_at

@@ -11,7 +11,7 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 
-from beton_tools.beton_set import BetonSet
+from beton_tools.read.beton_set import BetonSet
 from fastft.data import engine as engine_module
 from fastft.data.engine import Engine, EpochIterator
 from fastft.data.ffcv_import import import_epoch_iterator

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from beton_tools.beton_set import BetonSet
-from beton_tools.errors import UserError
-from beton_tools.format import FIELD_DTYPE, HEADER_DTYPE, SAMPLE_DTYPE, Beton
-from beton_tools.manifest import Manifest, manifest_path
+from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.format import FIELD_DTYPE, HEADER_DTYPE, SAMPLE_DTYPE, Beton
+from beton_tools.read.manifest import Manifest, manifest_path
 from fastft.augment import parse_policy
 from fastft.data import EvalLoader, Output, SampleError, Shard, TrainLoader
 from fastft.data.stage import Stage

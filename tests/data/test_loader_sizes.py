@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from beton_tools.beton_set import BetonSet
+from beton_tools.read.beton_set import BetonSet
 from fastft.augment import draw_plan, parse_policy, source_regions
 from fastft.augment.cpu import augment_batch
 from fastft.augment.plan import PLAN_DTYPE

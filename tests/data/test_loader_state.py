@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft import AsTuples, EvalLoader, Output, Shard, TrainLoader
 from tests.data.test_loader import BATCH, SIZE, collect
 

@@ -1,6 +1,6 @@
 import tracemalloc
 
-from beton_tools.format import SAMPLE_DTYPE
+from beton_tools.read.format import SAMPLE_DTYPE
 from fastft.augment import parse_policy
 from fastft.bench.dataset import IMAGENET_LENGTH, write_imagenet_length
 from fastft.data import Output, TrainLoader

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.data.order import BatchLayout, Shard, epoch_order, eval_share
 
 

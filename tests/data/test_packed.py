@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from beton_tools.beton_set import BetonSet
-from beton_tools.format import RAW_MODE
 from beton_tools.jpeg.crop import decode_rgb
+from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.format import RAW_MODE
 from fastft.augment import parse_policy
 from fastft.augment.draw import draw_plan
 from fastft.augment.geometry import source_regions

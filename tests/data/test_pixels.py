@@ -8,7 +8,7 @@ import timm.data
 import torch
 from PIL import Image
 
-from beton_tools.format import Beton
+from beton_tools.read.format import Beton
 from fastft.augment import parse_policy
 from fastft.augment.cpu import CpuAugment
 from fastft.augment.draw import draw_plan

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beton_tools.beton_set import BetonSet
-from beton_tools.errors import UserError
-from beton_tools.format import Beton
-from beton_tools.manifest import Manifest, manifest_path
-from beton_tools.parts import Part
+from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.format import Beton
+from beton_tools.read.manifest import Manifest, manifest_path
+from beton_tools.read.parts import Part
 from beton_tools.sources import open_source
-from beton_tools.writer import WriteOptions, write_beton
+from beton_tools.write.writer import WriteOptions, write_beton
 from fastft.data import SampleError
 from tests.data.test_loader import BATCH, collect, eval_loader, train_loader
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beton_tools.beton_set import BetonSet
+from beton_tools.read.beton_set import BetonSet
 from tests.data.test_loader import collect, eval_loader, train_loader
 from tests.data.test_several_files import parts, pattern  # noqa: F401 - fixtures
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from beton_tools.beton_set import BetonSet
-from beton_tools.convert import convert_folder
-from beton_tools.format import Beton
-from beton_tools.parts import Part
-from beton_tools.writer import WriteOptions
+from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.format import Beton
+from beton_tools.read.parts import Part
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "convert_ray.py"
 PARTS = 3

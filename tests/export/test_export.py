@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from beton_tools.errors import UserError
-from fastft.build import build_model, recipe_arch
+from beton_tools.base.errors import UserError
 from fastft.cli import main
-from fastft.config import load_recipe
+from fastft.evaluate.trained import Trained, load_trained
 from fastft.export import FORMATS, command, export_checkpoint, to_open_clip
-from fastft.inference.trained import Trained, load_trained
 from fastft.model import build_classifier, load_arch, load_tower_weights
-from fastft.train.checkpoint import write_checkpoint
+from fastft.model.build import build_model, recipe_arch
+from fastft.recipe import load_recipe
+from fastft.run.checkpoint import write_checkpoint
 from fastft.train.progress import describe_model
 
 OUTS = {"timm": "out", "open_clip": "out", "safetensors": "out.safetensors", "onnx": "out.onnx"}
@@ -204,7 +204,7 @@ def test_a_safetensors_export_is_self_contained(tmp_path: Path) -> None:
 
 
 def test_the_commands_formats_are_those_of_the_package() -> None:
-    from fastft.constants import EXPORT_FORMATS
     from fastft.export.command import FORMATS
+    from fastft.recipe.constants import EXPORT_FORMATS
 
     assert tuple(FORMATS) == EXPORT_FORMATS

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beton_tools.convert import convert_folder
-from beton_tools.writer import WriteOptions
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
 from fastft.machine import facts
 from fastft.machine.doctor import FAIL, OK, WARN, Check, examine

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.model import Tower, load_arch, load_tower_weights
 from fastft.model.torchscript import read_torchscript
 

@@ -7,14 +7,14 @@ import timm
 import torch
 from timm.optim import param_groups_layer_decay
 
-from beton_tools.errors import UserError
-from fastft.build import build_model, recipe_arch
-from fastft.config import load_recipe
+from beton_tools.base.errors import UserError
 from fastft.model import ImageClassifier, TimmArch, build_classifier, count_flops, load_arch
 from fastft.model.arch import load_open_clip_arch
+from fastft.model.build import build_model, recipe_arch
 from fastft.model.stochastic import PatchDropout
 from fastft.model.timm_tower import NoisyDropPath, NoisyPatchDropout
 from fastft.optim import HalfCopy, layer_groups
+from fastft.recipe import load_recipe
 
 TOWERS = {  # the list; sizes are those that the slow test trains at
     "vit_base_patch16_224": 64, "vit_small_patch14_dinov2": 56, "vit_small_patch16_dinov3": 64,
@@ -240,7 +240,7 @@ def test_normalisation_is_the_models_own_unless_set() -> None:
 
 
 def test_large_models_follow_the_papers_large_recipe() -> None:
-    from fastft.config.automatic import paper_recipe
+    from fastft.recipe.automatic import paper_recipe
 
     chosen = [
         paper_recipe(recipe(name, 224)).name for name in ("vit_large_patch14_dinov2", "vit_base_patch16_224")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.model import Arch, Tower, build_classifier, interpolate_positions, load_arch, load_tower_weights
 
 

@@ -12,12 +12,12 @@ import torch
 from open_clip.push_to_hf_hub import save_for_hf as save_open_clip
 from safetensors.torch import load_file, save_file
 
-from beton_tools.errors import UserError
-from fastft.build import build_model
-from fastft.config import load_recipe
+from beton_tools.base.errors import UserError
 from fastft.model import Tower, load_tower_weights
 from fastft.model.arch import load_open_clip_arch
+from fastft.model.build import build_model
 from fastft.model.weight_folders import INDEX, open_weight_folder
+from fastft.recipe import load_recipe
 
 SIZE = 32
 CLIP = {

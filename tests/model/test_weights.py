@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.model import Tower, load_arch, load_tower_weights
 
 NAME = "ViT-B-32-quickgelu"

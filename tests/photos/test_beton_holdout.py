@@ -14,22 +14,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beton_tools.beton_set import BetonSet
-from beton_tools.convert import convert_folder
-from beton_tools.errors import UserError
-from beton_tools.manifest import manifest_path
-from beton_tools.parts import Part
-from beton_tools.writer import WriteOptions
+from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.manifest import manifest_path
+from beton_tools.read.parts import Part
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
-from fastft.config import Recipe, load_recipe
 from fastft.cost.recipes import count_images
-from fastft.inference.evaluation import evaluate_checkpoint
+from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.photos.beton_holdout import as_source
 from fastft.photos.duplicates import content_ids
 from fastft.photos.prepare import prepare_data
-from fastft.sweep import load_sweep, run_sweeps
+from fastft.recipe import Recipe, load_recipe
+from fastft.search import load_sweep, run_sweeps
+from fastft.search.tune import _prepare as prepare_tuning
 from fastft.train.loop import train
-from fastft.tune.search import _prepare as prepare_tuning
 from tests.photos.conftest import CLASSES, PER_CLASS
 from tests.photos.test_prepare import QUIET, prepared, split_of
 from tests.train.runs import differing, end, losses

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.photos.layout import open_sets, open_val
 from fastft.photos.photo_plan import plan_photos
 from tests.photos.conftest import CLASSES, PER_CLASS

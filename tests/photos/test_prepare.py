@@ -21,14 +21,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from beton_tools.errors import UserError
-from beton_tools.format import Beton
-from beton_tools.manifest import Manifest
+from beton_tools.base.errors import UserError
+from beton_tools.read.format import Beton
+from beton_tools.read.manifest import Manifest
 from fastft.cli import main
-from fastft.config import Recipe, load_recipe
 from fastft.cost.recipes import count_images
 from fastft.photos.prepare import prepare_data
 from fastft.photos.state import locked
+from fastft.recipe import Recipe, load_recipe
 from fastft.train.loop import train
 from tests.photos.conftest import CLASSES, PER_CLASS
 from tests.train.runs import differing, end
@@ -118,7 +118,7 @@ def test_a_script_without_a_guard_ends_with_one_line_instead_of_waiting(album: P
     """Its workers run the script again and would wait for the folder that it has locked."""
     script = tmp_path / "script.py"
     script.write_text(
-        "from fastft.config import load_recipe\nfrom fastft.photos.prepare import prepare_data\n"
+        "from fastft.recipe import load_recipe\nfrom fastft.photos.prepare import prepare_data\n"
         f"recipe = load_recipe('photos', ['--data.train={album}', '--train.run_dir={tmp_path / 'run'}'])\n"
         "prepare_data(recipe, print)\n"
     )
@@ -357,7 +357,7 @@ def test_a_conversion_that_was_killed_is_continued(copied: Path, tmp_path: Path)
         for i in range(400):
             os.link(copied / name / f"{i % PER_CLASS:02}.jpg", copied / name / f"x{i}.jpg")
     code = (
-        "import sys; from fastft.config import load_recipe; from fastft.photos.prepare import prepare_data;"
+        "import sys; from fastft.recipe import load_recipe; from fastft.photos.prepare import prepare_data;"
         f"prepare_data(load_recipe('photos', ['--data.train={copied}', '--train.run_dir={tmp_path / 'run'}']), print)"
     )
     victim = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
@@ -592,7 +592,9 @@ def test_a_wrong_path_is_noticed_before_weights_are_fetched(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("fastft.build.load_tower_weights", lambda *_: pytest.fail("weights were fetched"))
+    monkeypatch.setattr(
+        "fastft.model.build.load_tower_weights", lambda *_: pytest.fail("weights were fetched")
+    )
     paths = {"train": str(album), "val": str(album)} | {option: str(tmp_path / "mistyped.beton")}
     options = [f"--data.{key}={path}" for key, path in paths.items()]
     assert main(["train", "photos", f"--train.run_dir={tmp_path / 'run'}", *options]) == 2

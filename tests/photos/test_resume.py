@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from beton_tools.errors import UserError
-from fastft.config import automatic, load_recipe
-from fastft.files.run_directory import load_run, read_choices
-from fastft.train.checkpoint import list_checkpoints, step_of
+from beton_tools.base.errors import UserError
+from fastft.recipe import automatic, load_recipe
+from fastft.run.checkpoint import list_checkpoints, step_of
+from fastft.run.run_directory import load_run, read_choices
 from fastft.train.loop import train
 from tests.train.runs import differing, end, losses
 

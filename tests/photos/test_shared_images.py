@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beton_tools.beton_set import BetonSet
-from beton_tools.convert import convert_folder
-from beton_tools.writer import WriteOptions
-from fastft.config import load_recipe
+from beton_tools.read.beton_set import BetonSet
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
 from fastft.photos import shared_images
 from fastft.photos.prepare import prepare_data
 from fastft.photos.shared_images import ids_at_one_size
+from fastft.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from fastft.augment import CpuAugment, draw_plan, eval_plan, level_argument, par
 from fastft.augment.levels import TIMM_OPS
 from fastft.augment.plan import OP_ID, OPS
 from fastft.augment.policies import AugmentPolicy
-from fastft.constants import ERASE_MODES
+from fastft.recipe.constants import ERASE_MODES
 from tests.ptx.gpu import SimulatedGpu
 
 GAP = 37  # bytes between packed regions where nothing may be read

@@ -17,15 +17,15 @@ import pytest
 
 from fastft.cli import main
 from fastft.cost.bottleneck import LOADER_PARTS, LOOP_PARTS
-from fastft.files.run_directory import load_run, read_metrics
-from fastft.inference.assessment import Assessment
-from fastft.inference.class_report import ClassReport, report_classes
-from fastft.inference.mistakes import Mistake, Mistakes
-from fastft.metrics import Predictions
+from fastft.evaluate.assessment import Assessment
+from fastft.evaluate.class_report import ClassReport, report_classes
+from fastft.evaluate.mistakes import Mistake, Mistakes
 from fastft.report.bench_report import render_bench
 from fastft.report.page import clock
 from fastft.report.run_report import render_run
-from tests.files.written import write_run
+from fastft.run.metrics import Predictions
+from fastft.run.run_directory import load_run, read_metrics
+from tests.written import write_run
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 NAMES = ("chromium", "chromium-browser", "google-chrome")

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from fastft.cli import main
 from fastft.cost.bottleneck import diagnose
 from fastft.cost.reference_log import reference_of
-from fastft.cost.run_cost import run_cost, training_seconds
-from fastft.files.run_directory import load_run
-from fastft.inference.mistakes import find_mistakes, thumbnail
+from fastft.evaluate.mistakes import find_mistakes, thumbnail
+from fastft.report.run_cost import run_cost, training_seconds
 from fastft.report.run_report import headline, machine_line, recipe_diff, render_run
-from tests.files.written import RECIPES, load_recipe, write_run
+from fastft.run.run_directory import load_run
+from tests.written import RECIPES, load_recipe, write_run
 
 
 def test_reference_curves_are_the_logs() -> None:
@@ -188,9 +188,9 @@ def test_a_perfect_model_has_no_mistakes() -> None:
 def test_thumbnails_are_read_from_the_file(tmp_path: Path, photographs: dict[str, np.ndarray]) -> None:
     from PIL import Image
 
-    from beton_tools.convert import convert_folder
-    from beton_tools.format import Beton
-    from beton_tools.writer import WriteOptions
+    from beton_tools.read.format import Beton
+    from beton_tools.write.convert import convert_folder
+    from beton_tools.write.writer import WriteOptions
 
     for name, image in photographs.items():
         (tmp_path / "in" / name).mkdir(parents=True)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from fastft.cost.run_cost import run_cost
-from fastft.files.run_directory import Run, load_run
+from fastft.report.run_cost import run_cost
 from fastft.report.run_report import render_run
 from fastft.report.time_split import part_seconds, time_split
-from tests.files.written import CHECKPOINT, EVALUATION, LOADER, STEPS, STEPS_PER_EPOCH, split_of, write_run
+from fastft.run.run_directory import Run, load_run
+from tests.written import CHECKPOINT, EVALUATION, LOADER, STEPS, STEPS_PER_EPOCH, split_of, write_run
 
 BATCH, WORLD = 2048, 8
 DECODE = LOADER["decode"]

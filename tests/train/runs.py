@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from fastft.config import load_recipe
-from fastft.files.run_directory import read_metrics
-from fastft.train.checkpoint import list_checkpoints, read_checkpoint
+from fastft.recipe import load_recipe
+from fastft.run.checkpoint import list_checkpoints, read_checkpoint
+from fastft.run.run_directory import read_metrics
 from fastft.train.loop import train
 
 QUIET = Console(quiet=True)

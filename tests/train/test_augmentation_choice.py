@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fastft.cli import main
-from fastft.config import load_recipe
-from fastft.files.run_directory import load_run, read_choices
+from fastft.recipe import load_recipe
+from fastft.run.run_directory import load_run, read_choices
 from fastft.train import augmentation_choice
 from fastft.train.augmentation_choice import (
     PLAIN,

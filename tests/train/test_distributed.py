@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from beton_tools.format import Beton
-from fastft.build import build_policy
+from beton_tools.read.format import Beton
+from fastft.augment.build import build_policy
 from fastft.data import EvalLoader, Output, Shard
 from fastft.data.order import epoch_order
-from fastft.inference.evaluation import evaluate_checkpoint
-from fastft.inference.trained import load_trained
-from fastft.train.checkpoint import list_checkpoints
+from fastft.evaluate.evaluation import evaluate_checkpoint
+from fastft.evaluate.trained import load_trained
+from fastft.run.checkpoint import list_checkpoints
 from fastft.train.distributed import World, backend_message
 from fastft.train.evaluate import evaluate
 from fastft.train.exceptions import EXIT_REQUEUE

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastft.data import Batch
-from fastft.metrics import Predictions
+from fastft.run.metrics import Predictions
 from fastft.train.distributed import World
 from fastft.train.evaluate import Scores, evaluate
 from fastft.train.precision import Precision

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fastft.config import load_recipe
+from fastft.recipe import load_recipe
 from tests.train.runs import flags
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

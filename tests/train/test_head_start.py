@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from beton_tools.errors import UserError
-from fastft.build import build_model
+from beton_tools.base.errors import UserError
 from fastft.cli import main
-from fastft.config import load_recipe
 from fastft.data.loader import EvalLoader
-from fastft.files.run_directory import load_run, read_metrics
-from fastft.inference.evaluation import evaluate_checkpoint
+from fastft.evaluate.evaluation import evaluate_checkpoint
+from fastft.model.build import build_model
+from fastft.recipe import load_recipe
+from fastft.run.checkpoint import list_checkpoints, read_checkpoint
+from fastft.run.run_directory import load_run, read_metrics
 from fastft.train import head_start
-from fastft.train.checkpoint import list_checkpoints, read_checkpoint
 from fastft.train.exceptions import Preempted
 from tests.train.runs import differing, end, flags, losses, run
 from tests.train.test_distributed import launch

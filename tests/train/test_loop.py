@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 import torch
 
-from beton_tools.convert import convert_folder
-from beton_tools.errors import UserError
-from beton_tools.manifest import manifest_path
-from beton_tools.writer import WriteOptions
-from fastft.config import load_recipe
-from fastft.files.run_directory import load_run, lock_run, read_metrics
+from beton_tools.base.errors import UserError
+from beton_tools.read.manifest import manifest_path
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
+from fastft.recipe import load_recipe
 from fastft.report.run_report import render_run
-from fastft.train.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
-from fastft.train.continuation import refuse_changed_recipe
+from fastft.run.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
+from fastft.run.continuation import refuse_changed_recipe
+from fastft.run.run_directory import load_run, lock_run, read_metrics
 from fastft.train.evaluate import evaluate
 from fastft.train.exceptions import EXIT_REQUEUE, NonFinite, Preempted
 from fastft.train.precision import Precision
@@ -385,7 +385,7 @@ def test_a_checkpoint_is_of_the_step_that_saved_it_though_training_goes_on(
 
 def test_kill_9_while_a_checkpoint_is_written_loses_nothing(tiny, long: Path, tmp_path: Path) -> None:
     slow = (
-        "import sys, time, fastft.files.tensor_file as c\n"
+        "import sys, time, fastft.model.tensor_file as c\n"
         "save = c.save_file\n"
         "c.save_file = lambda *a: (save(*a), time.sleep(0.2))\n"
         "from fastft.cli import main\n"

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from beton_tools.beton_set import BetonSet
-from fastft.build import build_model
-from fastft.config import load_recipe
-from fastft.files.run_directory import load_run, read_metrics
+from beton_tools.read.beton_set import BetonSet
+from fastft.model.build import build_model
+from fastft.recipe import load_recipe
+from fastft.run.checkpoint import list_checkpoints
+from fastft.run.run_directory import load_run, read_metrics
 from fastft.train import setup
-from fastft.train.checkpoint import list_checkpoints
 from fastft.train.distributed import find_world
 from fastft.train.precision import Precision
 from tests.train.runs import differing, end, flags, losses, run
@@ -97,7 +97,7 @@ def test_micro_batches_do_not_change_a_run_that_grows(tiny, grown: Path, tmp_pat
 
 
 def test_other_sizes_are_another_run(tiny, grown: Path) -> None:
-    from beton_tools.errors import UserError
+    from beton_tools.base.errors import UserError
 
     with pytest.raises(UserError, match=r"schedule\.sizes '0:16,2:24,3:32' -> '0:16,3:32'"):
         run(tiny, grown, **(GROWING | {"schedule__sizes": "0:16,3:32"}))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fastft.train.checkpoint import list_checkpoints
+from fastft.run.checkpoint import list_checkpoints
 from fastft.train.exceptions import EXIT_REQUEUE
 from fastft.train.preempt import SignalGuard
 from tests.train.runs import differing, end, flags, losses, run

@@ -24,10 +24,10 @@ import torch
 
 from fastft.augment import parse_policy
 from fastft.data import Output, TrainLoader
-from fastft.train.checkpoint import CHECKSUMS, list_checkpoints, read_checkpoint
+from fastft.run.checkpoint import CHECKSUMS, list_checkpoints, read_checkpoint
 from fastft.train.exceptions import EXIT_REQUEUE, Preempted
+from tests.run.test_damage import CASES
 from tests.train.runs import differing, end, flags, losses, run
-from tests.train.test_damage import CASES
 
 SECONDS = float(os.environ.get("FASTFT_SOAK_SECONDS", "3600"))
 EPOCHS, STEPS_PER_EPOCH = 60, 6
@@ -157,7 +157,7 @@ class Soak:
 
 
 def is_whole(path: Path) -> bool:
-    from beton_tools.errors import UserError
+    from beton_tools.base.errors import UserError
 
     try:
         read_checkpoint(path, ("model", "optimizer", "ema"), resumable=True)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from beton_tools.errors import UserError
-from fastft.config import load_recipe
-from fastft.files.run_directory import read_metrics
+from beton_tools.base.errors import UserError
+from fastft.recipe import load_recipe
+from fastft.run.checkpoint import list_checkpoints, read_checkpoint
+from fastft.run.run_directory import read_metrics
 from fastft.train import step_measure
-from fastft.train.checkpoint import list_checkpoints, read_checkpoint
 from fastft.train.step_cache import cache_file, load_trials, store_trials
 from fastft.train.step_choice import (
     MODES,

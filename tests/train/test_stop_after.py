@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fastft.cli import main
-from fastft.train.checkpoint import list_checkpoints, step_of
+from fastft.run.checkpoint import list_checkpoints, step_of
 from fastft.train.exceptions import EXIT_REQUEUE
 from tests.train.runs import differing, end, flags, losses, run
 

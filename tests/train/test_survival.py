@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastft.files.run_directory import read_metrics
+from fastft.run.run_directory import read_metrics
 from fastft.train.timing import PARTS, Split
 from tests.train.runs import differing, end, flags, losses, run
 

@@ -10,12 +10,13 @@ import torch
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
 
-from fastft.build import build_policy, build_schedule
+from fastft.augment.build import build_policy
 from fastft.cli import main
-from fastft.config import Recipe, load_recipe
 from fastft.data import Output, TrainLoader
-from fastft.inference.trained import load_trained
-from fastft.train.checkpoint import list_checkpoints
+from fastft.evaluate.trained import load_trained
+from fastft.optim.build import build_schedule
+from fastft.recipe import Recipe, load_recipe
+from fastft.run.checkpoint import list_checkpoints
 from tests.benchmark_modules import import_benchmark
 from tests.train.runs import differing, end, flags, losses, run
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from beton_tools.convert import convert_folder
+from beton_tools.write.convert import convert_folder
 from fastft.augment import parse_policy
 from fastft.bench.dataset import find_images
 from fastft.bench.step_bench import our_step, shape

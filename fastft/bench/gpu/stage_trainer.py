@@ -10,8 +10,8 @@ from rich.console import Console
 
 from fastft.bench import augment_gpu_bench
 from fastft.bench.gpu.stage_loader import small_beton
-from fastft.config import recipe_from_dict
-from fastft.files.run_directory import load_run
+from fastft.recipe import recipe_from_dict
+from fastft.run.run_directory import load_run
 from fastft.train.loop import train
 
 IMAGES, BATCH, EPOCHS = 700, 256, 30  # two steps an epoch

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beton_tools.images import BadImage, EncodeOptions, encode_sample
 from beton_tools.jpeg import JpegError, add_index, describe_error, index, parse
 from beton_tools.jpeg.markers import OK, scan_header
 from beton_tools.jpeg.turbo import compress
+from beton_tools.write.images import BadImage, EncodeOptions, encode_sample
 from tests.beton_tools.fuzzing import LONG, damaged, fuzz, time_limit
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.jpg"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beton_tools.format import MAX_CLASSES
+from beton_tools.read.format import MAX_CLASSES
 
 CORPUS = Path(__file__).with_name("corpus")
 VALID, HOSTILE = "valid-", "hostile-"

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from beton_tools import UserError
-from beton_tools.convert import convert_folder
 from beton_tools.sources import FileSpan, Source, base, open_source
 from beton_tools.sources.base import Stamp, stamp_of
-from beton_tools.writer import WriteOptions, write_beton
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions, write_beton
 from tests.beton_tools.conftest import tar_of
 
 Jpegs = dict[str, list[bytes]]

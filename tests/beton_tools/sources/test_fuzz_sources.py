@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beton_tools import UserError
-from beton_tools.format import MAX_CLASSES
+from beton_tools.read.format import MAX_CLASSES
 from beton_tools.sources import FileSpan, Source, open_source
 from tests.beton_tools.conftest import tar_of
 from tests.beton_tools.fuzzing import LONG, damaged, fuzz, time_limit

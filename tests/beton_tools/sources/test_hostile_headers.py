@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beton_tools import UserError
-from beton_tools.names import MAX_NAME_BYTES
+from beton_tools.base.names import MAX_NAME_BYTES
 from beton_tools.sources import Source, open_source
 from tests.beton_tools.conftest import tar_of, train_tar
 

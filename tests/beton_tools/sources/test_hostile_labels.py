@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beton_tools import UserError
-from beton_tools.format import MAX_CLASSES
+from beton_tools.read.format import MAX_CLASSES
 from beton_tools.sources import open_source
 from tests.beton_tools.conftest import tar_of
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from beton_tools import UserError
-from beton_tools.convert import convert_folder
-from beton_tools.manifest import Manifest
+from beton_tools.read.manifest import Manifest
 from beton_tools.sources import open_source
-from beton_tools.writer import WriteOptions
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
 
 
 def convert(photo_folder: Path, on_error: str = "skip") -> Manifest:

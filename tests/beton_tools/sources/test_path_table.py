@@ -7,11 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from beton_tools.convert import convert_folder
-from beton_tools.errors import UserError
+from beton_tools.base.errors import UserError
 from beton_tools.sources import open_source
 from beton_tools.sources.path_table import Columns, sort_labels, table_source
-from beton_tools.writer import WriteOptions
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from beton_tools import UserError
-from beton_tools.convert import convert_folder
 from beton_tools.sources import open_source
-from beton_tools.writer import WriteOptions
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
 from tests.beton_tools.conftest import devkit_files, tar_of
 
 pytestmark = pytest.mark.timeout(60)  # the failure that these tests look for is a hang

@@ -1,0 +1,80 @@
+"""Progress on stderr: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from beton_tools.base.console import ProgressCallback, duration
+
+PLAIN_INTERVAL = 10.0  # seconds between lines if stderr is not a terminal
+
+
+@contextmanager
+def progress(title: str, things: str = "images", unit: str = "img") -> Iterator[ProgressCallback]:
+    """A callback that shows things done, their number per second and the time left, on stderr."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _PlainProgress(title, things, unit)
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(),
+    )
+    with Progress(*columns, console=console) as bars:
+        bar = bars.add_task(title, total=None)
+        meter = _Meter(unit)
+
+        def show(done: int, total: int, skipped: int) -> None:
+            bars.update(bar, completed=done, total=total, rate=meter.text(done, total, skipped))
+
+        yield show
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(task.fields.get("rate", ""), style="cyan")
+
+
+class _Meter:
+    """Rate since the first image of this run, so that neither an earlier run nor the start of processes counts."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._before: int | None = None
+        self._start: tuple[float, int] | None = None
+
+    def text(self, done: int, total: int, skipped: int) -> str:
+        if self._before is None:
+            self._before = done
+        if self._start is None and done > self._before:
+            self._start = (time.monotonic(), done)
+        if self._start is None:
+            return ""
+        seconds, images = time.monotonic() - self._start[0], done - self._start[1]
+        if seconds <= 0 or images == 0:
+            return ""
+        rate = images / seconds
+        text = f"{rate:,.0f} {self._unit}/s, {duration((total - done) / rate)} left"
+        return text + (f", {skipped:,} bad" if skipped else "")
+
+
+class _PlainProgress:
+    def __init__(self, title: str, things: str, unit: str) -> None:
+        self._title, self._things, self._meter = title, things, _Meter(unit)
+        self._next = time.monotonic() + PLAIN_INTERVAL
+
+    def __call__(self, done: int, total: int, skipped: int) -> None:
+        text = self._meter.text(done, total, skipped)
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + PLAIN_INTERVAL
+            line = f"{self._title}: {done:,} of {total:,} {self._things}" + (f", {text}" if text else "")
+            print(line, file=sys.stderr, flush=True)

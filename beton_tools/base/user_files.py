@@ -1,0 +1,147 @@
+"""Open files that a user names: regular files only, and never more bytes than expected.
+
+A FIFO, a socket, a device or a directory in the place of a file could block for ever, never end, or react to being
+opened. All of them are refused before they are opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from io import BufferedReader
+from pathlib import Path
+
+from beton_tools.base.errors import UserError
+
+StrPath = str | os.PathLike[str]
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+# O_NONBLOCK: a FIFO that replaces the file between the check and the opening must not block
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+
+
+def open_regular(path: StrPath) -> BufferedReader:
+    """Open a regular file for reading.
+
+    Raises:
+        OSError: it does not exist, cannot be opened, or is not a regular file; `strerror` is the reason.
+    """
+    _check_regular(stat_path(path), path)
+    file = os.fdopen(os.open(path, _FLAGS), "rb")
+    try:
+        _check_regular(os.fstat(file.fileno()), path)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def read_regular(path: StrPath, max_bytes: int) -> bytes:
+    """The contents of a regular file of at most `max_bytes` bytes.
+
+    Raises:
+        OSError: as `open_regular`, or the file is larger.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(max_bytes + 1) if size <= max_bytes else b""
+    if max(size, len(data)) > max_bytes:  # files in /proc have contents and a size of 0
+        raise OSError(0, f"larger than the limit of {max_bytes:,} bytes", os.fspath(path))
+    return data
+
+
+def stat_path(path: StrPath) -> os.stat_result:
+    """As `os.stat`, but a path that no file can have (NUL or unencodable characters) is an OSError too."""
+    try:
+        return os.stat(path)  # noqa: PTH116 - called for each of a million images
+    except ValueError as error:
+        raise OSError(0, f"not a valid path: {error}", os.fspath(path)) from error
+
+
+def _check_regular(status: os.stat_result, path: StrPath) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "not a file")
+        raise OSError(0, f"{kind}, not a regular file", os.fspath(path))
+
+
+def open_user_file(path: StrPath, expected: str = "a readable file") -> BufferedReader:
+    """Open a regular file for reading.
+
+    expected: what the user should give instead, for the error message, such as "a .beton file".
+
+    Raises:
+        UserError: it does not exist, cannot be opened, or is not a regular file.
+    """
+    try:
+        return open_regular(path)
+    except OSError as error:
+        raise _unreadable(path, error, expected) from error
+
+
+def open_own(path: StrPath, flags: int) -> int:
+    """A descriptor of a file that fastft keeps beside its results, made if there is none.
+
+    A link could lead to any file of the user, and a FIFO could block: both are refused, because folders come from others too.
+
+    flags: as of `os.open`, without O_TRUNC.
+
+    Raises:
+        UserError: something else than a regular file has this name.
+        OSError: it cannot be opened.
+    """
+    refused = UserError(f"{os.fspath(path)}: not a regular file; remove it, or use another folder")
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise refused from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise refused
+    return descriptor
+
+
+def check_user_file(path: StrPath, expected: str = "a readable file") -> Path:
+    """The path of a regular file that can be opened, for libraries that open files themselves.
+
+    Raises:
+        UserError: as `open_user_file`.
+    """
+    open_user_file(path, expected).close()
+    return Path(path)
+
+
+def read_user_file(path: StrPath, max_bytes: int, expected: str = "a readable file") -> bytes:
+    """The contents of a regular file of at most `max_bytes` bytes.
+
+    Raises:
+        UserError: as `open_user_file`, or the file is larger.
+    """
+    try:
+        return read_regular(path, max_bytes)
+    except OSError as error:
+        raise _unreadable(path, error, expected) from error
+
+
+def read_user_text(path: StrPath, max_bytes: int, expected: str = "a readable file") -> str:
+    """The contents of a UTF-8 text file of at most `max_bytes` bytes.
+
+    Raises:
+        UserError: as `read_user_file`, or the text is not UTF-8.
+    """
+    try:
+        return read_user_file(path, max_bytes, expected).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); give {expected}") from error
+
+
+def _unreadable(path: StrPath, error: OSError, expected: str) -> UserError:
+    return UserError(f"{os.fspath(path)}: cannot be read ({error.strerror or error}); give {expected}")

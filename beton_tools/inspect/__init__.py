@@ -1,0 +1,1 @@
+"""Look into `.beton` files: statistics, verification, contact sheets, extraction."""

@@ -1,0 +1,99 @@
+"""Write the images of a `.beton` to ordinary files."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from beton_tools.base.atomic import atomic_path
+from beton_tools.base.errors import UserError
+from beton_tools.read.format import RAW_MODE, Beton
+from beton_tools.read.manifest import Manifest
+from beton_tools.write.images import decode_sample
+
+_MAX_NAME = 200  # bytes, of the 255 of a file name; names come from the manifest and can be of any length
+
+
+def choose_samples(
+    beton: Beton, ids: Iterable[int] | None, label: int | None, limit: int | None, seed: int = 0
+) -> list[int]:
+    """Sample ids in ascending order.
+
+    Args:
+        ids: restrict to these samples; None: all.
+        label: restrict to the samples of this label.
+        limit: draw at most this many of them, by `seed`.
+
+    Raises:
+        UserError: an id is out of range, or nothing is left.
+    """
+    wanted = range(len(beton)) if ids is None else sorted(set(ids))
+    for sample_id in (*wanted[:1], *wanted[-1:]):  # may be beyond int64
+        beton.check_id(sample_id)
+    chosen = np.array(wanted, np.int64)
+    if label is not None:
+        chosen = chosen[beton.labels[chosen] == label]
+    if limit is not None and limit < chosen.size:
+        chosen = np.sort(np.random.default_rng(seed).choice(chosen, limit, replace=False))
+    if chosen.size == 0:
+        raise UserError(f"{beton.path}: no such samples; `beton stats` lists the classes")
+    return chosen.tolist()
+
+
+def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder: Path) -> Iterator[Path]:
+    """Write samples to `folder/<class>/<id>_<name>.jpg` (`.png` for raw ones), yielding each path.
+
+    JPEG bytes are written as they are stored.
+
+    Raises:
+        UserError: a sample cannot be read, the `.beton` changed while it was being read, a file cannot be written, or
+            the manifest belongs to another file.
+    """
+    if manifest is not None and manifest.num_samples != len(beton):
+        raise UserError(
+            f"{beton.path}: has {len(beton)} samples, its manifest {manifest.num_samples}; delete the manifest"
+        )
+    folders = _class_folders(manifest.classes) if manifest is not None else []
+    for sample_id in ids:
+        label = int(beton.labels[sample_id])
+        class_folder = folders[label] if 0 <= label < len(folders) else str(label)
+        path = folder / class_folder / _file_name(beton, manifest, sample_id)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as partial:
+                if beton.modes[sample_id] == RAW_MODE:
+                    Image.fromarray(decode_sample(beton, sample_id)).save(partial)
+                else:
+                    partial.write_bytes(beton.read_bytes(sample_id))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+        yield path
+    beton.check_unchanged()
+
+
+def _class_folders(classes: Sequence[str]) -> list[str]:
+    """A unique folder name for each class: where two would be equal, the label is appended."""
+    names = [_safe(name) for name in classes]
+    # repeated, because a name with its label may be the name of a third class; names with labels are all different
+    while repeated := {name for name, count in Counter(names).items() if count > 1}:
+        names = [f"{name}_{label}" if name in repeated else name for label, name in enumerate(names)]
+    return names
+
+
+def _file_name(beton: Beton, manifest: Manifest | None, sample_id: int) -> str:
+    source = manifest.names[sample_id] if manifest is not None else ""
+    stem = _safe(source.rpartition("/")[2].rpartition(".")[0])
+    suffix = ".png" if beton.modes[sample_id] == RAW_MODE else ".jpg"
+    return f"{sample_id:07d}_{stem}{suffix}"
+
+
+def _safe(name: str) -> str:
+    """A printable file name without a path separator or leading dots."""
+    printable = "".join(c if c.isprintable() and c != "/" else "_" for c in name)
+    visible = re.sub(r"^\.+", "_", printable)
+    return visible.encode()[:_MAX_NAME].decode(errors="ignore") or "unnamed"

@@ -1,0 +1,188 @@
+"""Check a `.beton`: tables, checksums, crop indexes, and that every image decodes."""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from beton_tools import jpeg
+from beton_tools.base.cgroup import usable_cpus
+from beton_tools.base.console import ProgressCallback
+from beton_tools.base.errors import UserError
+from beton_tools.jpeg import index
+from beton_tools.jpeg.markers import OK, JpegError
+from beton_tools.read.format import MAX_CLASSES, RAW_MODE, Beton
+from beton_tools.read.manifest import Manifest
+
+_CHUNK = 64  # images per task
+
+
+@dataclass
+class Report:
+    """Result of a verification.
+
+    Attributes:
+        num_indexed: number of JPEGs with a correct crop index.
+        problems: (where, what), in file order.
+    """
+
+    path: str
+    num_samples: int
+    pages_checked: int = 0
+    images_decoded: int = 0
+    num_indexed: int = 0
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def verify(
+    path: Path, workers: int | None = None, decode: bool = True, progress: ProgressCallback | None = None
+) -> Report:
+    """Check a file's consistency, and that it agrees with its manifest if it has one.
+
+    Args:
+        decode: decode every image, which takes as long as an epoch; else only tables and checksums are read.
+
+    Raises:
+        UserError: the file cannot be opened as `.beton`, or changes while it is being read.
+    """
+    beton, manifest = Beton.open(path), Manifest.of_beton(path)
+    report = Report(str(path), beton.num_samples)
+    if manifest is not None:
+        report.problems += _compare(beton, manifest)
+    report.problems += _check_labels(beton, MAX_CLASSES if manifest is None else manifest.num_classes)
+    # the pool ends before the checker, whose decoders its threads use
+    with _image_checker(beton) as check, _thread_pool(workers or usable_cpus()) as pool:
+        if manifest is not None and not report.problems:
+            _check_pages(beton, manifest, report, pool)
+            report.problems += _check_names(manifest)
+        if decode:
+            _check_images(beton, report, pool, check, progress)
+    beton.check_unchanged()
+    return report
+
+
+@contextmanager
+def _thread_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool that ends after the running tasks, not after the queued ones, if the block is left by an exception."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _compare(beton: Beton, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Differences between the manifest and the file, and changes of the tables since they were written."""
+    pairs = {
+        "num_samples": (beton.num_samples, manifest.num_samples),
+        "page_size": (beton.page_size, manifest.page_size),
+        "file_size": (beton.file_size, manifest.file_size),
+        "pages": (beton.num_pages, len(manifest.page_crc32)),
+    }
+    for what, (actual, stated) in pairs.items():
+        if actual != stated:
+            yield "manifest", f"{what} is {actual}, the manifest states {stated}"
+    if beton.tables_crc32() != manifest.tables_crc32:
+        yield "tables", "header, metadata or allocation table changed since they were written"
+
+
+def _check_labels(beton: Beton, num_classes: int) -> Iterator[tuple[str, str]]:
+    labels = beton.labels
+    if labels.min() < 0 or labels.max() >= num_classes:
+        yield "tables", f"labels run from {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}"
+
+
+def _check_names(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    try:
+        _ = manifest.names
+    except UserError as error:
+        yield "manifest", str(error)
+
+
+def _check_pages(beton: Beton, manifest: Manifest, report: Report, pool: ThreadPoolExecutor) -> None:
+    def checksum(page: int) -> int:
+        start = beton.data_start + page * beton.page_size
+        return zlib.crc32(beton.read(start, beton.page_size).data)
+
+    for page, crc in enumerate(pool.map(checksum, range(beton.num_pages))):
+        report.pages_checked += 1
+        if crc != manifest.page_crc32[page]:
+            start = beton.data_start + page * beton.page_size
+            samples = np.flatnonzero((beton.pointers >= start) & (beton.pointers < start + beton.page_size))
+            span = f"samples {samples.min()} to {samples.max()}" if samples.size else "no sample"
+            report.problems.append((f"page {page}", f"checksum differs ({span})"))
+
+
+def _check_images(
+    beton: Beton,
+    report: Report,
+    pool: ThreadPoolExecutor,
+    check: Callable[[int], tuple[str, bool]],
+    progress: ProgressCallback | None,
+) -> None:
+    chunks = [range(i, min(i + _CHUNK, len(beton))) for i in range(0, len(beton), _CHUNK)]
+    done = 0
+    for results in pool.map(lambda ids: [(i, check(i)) for i in ids], chunks):
+        for sample_id, (problem, indexed) in results:
+            report.images_decoded += not problem
+            report.num_indexed += indexed
+            if problem:
+                report.problems.append((f"sample {sample_id}", problem))
+        done += len(results)
+        if progress is not None:
+            progress(done, len(beton), done - report.images_decoded)
+
+
+@contextmanager
+def _image_checker(beton: Beton) -> Iterator[Callable[[int], tuple[str, bool]]]:
+    """A function: sample id -> (problem or "", whether its crop index is correct). Safe to call from any thread."""
+    local, opened = threading.local(), []
+
+    def check(sample_id: int) -> tuple[str, bool]:
+        if beton.modes[sample_id] == RAW_MODE:
+            return "", False
+        if not hasattr(local, "handles"):
+            local.handles = jpeg.open_decoders(1)
+            opened.append(local.handles)
+        try:
+            return _check_jpeg(beton, sample_id, local.handles[0])
+        except MemoryError:
+            size = f"{beton.heights[sample_id]} x {beton.widths[sample_id]} pixels"
+            return f"{size} do not fit the memory", False
+
+    try:
+        yield check
+    finally:
+        for handles in opened:
+            jpeg.close_decoders(handles)
+
+
+def _check_jpeg(beton: Beton, sample_id: int, handle: int) -> tuple[str, bool]:
+    stored = beton.image_bytes(sample_id)
+    height, width = int(beton.heights[sample_id]), int(beton.widths[sample_id])
+    try:
+        header = jpeg.parse(stored)
+        indexed = index.read(stored) is not None
+    except JpegError as error:
+        return str(error), False
+    if (header.height, header.width) != (height, width):
+        return (
+            f"{header.height} x {header.width} pixels, the metadata table states {height} x {width}",
+            indexed,
+        )
+    # allocated here, because the size in the table alone could be wrong
+    out = np.empty(3 * height * width, np.uint8)
+    scratch = np.empty(jpeg.scratch_bytes(height, width, len(stored)), np.uint8)
+    code = jpeg.decode_region(stored, 0, 0, height, width, out, scratch, handle)
+    return ("" if code == OK else jpeg.describe_error(code)), indexed

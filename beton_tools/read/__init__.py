@@ -1,0 +1,1 @@
+"""Read `.beton` files: format, manifest, sets of several files."""

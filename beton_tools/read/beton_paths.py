@@ -1,0 +1,84 @@
+"""Which `.beton` files a text, a path or a list of them names."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import StrPath
+
+SUFFIX = ".beton"
+BetonPaths = StrPath | Sequence[StrPath]
+"""A file, a pattern such as "train-*.beton", several of them separated by commas, or a sequence of them."""
+
+
+def find_betons(data: BetonPaths) -> list[Path]:
+    """The files that `data` names. Those of a pattern are sorted by name; otherwise the order is as given.
+
+    A name that exists is never read as a pattern or a list.
+
+    Raises:
+        UserError: no file matches a pattern, or a file is named twice.
+    """
+    entries = [entry for item in _as_sequence(data) for entry in _split(os.fspath(item))]
+    paths = [path for entry in entries for path in _expand(entry)]
+    if not paths:
+        raise UserError("no .beton file is named; give a file, or a quoted pattern such as 'train-*.beton'")
+    twice = next((path for k, path in enumerate(paths) if path in paths[:k]), None)
+    if twice is not None:
+        raise UserError(f"{twice}: named twice; name each file once")
+    return paths
+
+
+def named_files(data: str) -> list[str]:
+    """The files that `data` names, for reports: the text itself if it names none that exists any more."""
+    try:
+        return [str(path) for path in find_betons(data)]
+    except UserError:
+        return [data]
+
+
+def exist_betons(data: BetonPaths) -> bool:
+    """Return True if every file named by `data` exists."""
+    try:
+        return all(path.is_file() for path in find_betons(data))
+    except UserError:
+        return False
+
+
+def is_beton_pattern(text: str) -> bool:
+    """Return True if all entries of the text end in `.beton` and one or more are patterns. An existing file is not a pattern."""
+    parts = _split(text)
+    return all(part.endswith(SUFFIX) for part in parts) and any(_is_pattern(part) for part in parts)
+
+
+def describe_paths(data: BetonPaths) -> str:
+    """`data` as a text for messages."""
+    return ", ".join(os.fspath(item) for item in _as_sequence(data))
+
+
+def _as_sequence(data: BetonPaths) -> Sequence[StrPath]:
+    return [data] if isinstance(data, (str, os.PathLike)) else data
+
+
+def _split(text: str) -> list[str]:
+    if os.path.lexists(text):
+        return [text]
+    # unlike Path's, this raises no error for an unknown user
+    return [os.path.expanduser(part.strip()) for part in text.split(",") if part.strip()]  # noqa: PTH111
+
+
+def _is_pattern(text: str) -> bool:
+    return glob.has_magic(text) and not os.path.lexists(text)
+
+
+def _expand(text: str) -> list[Path]:
+    if not _is_pattern(text):
+        return [Path(text)]
+    found = [Path(path) for path in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - may be absolute
+    if not found:
+        raise UserError(f"{text}: no file matches")
+    return found

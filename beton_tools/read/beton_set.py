@@ -1,0 +1,413 @@
+"""One or more `.beton` files, or some of their samples, as one table: sample ids run through the files in their order."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from beton_tools.base.cgroup import usable_cpus
+from beton_tools.base.errors import UserError
+from beton_tools.read.beton_paths import BetonPaths, describe_paths, find_betons
+from beton_tools.read.format import MAX_CLASSES, Beton, count_samples, row_chunks
+from beton_tools.read.manifest import Manifest
+from beton_tools.read.parts import Part
+from beton_tools.read.sample_table import SampleTable
+from beton_tools.read.subset_file import SUFFIX, FileIdentity, SubsetFile, is_subset_file, read_subset_file
+
+CHANNELS = 3
+MOST_THREADS = 16  # that open files: more would only wait for each other
+_LISTED_PARTS = 10  # of the missing ones
+
+
+class Largest(NamedTuple):
+    """Largest values over the samples of a file, and the mean number of pixels."""
+
+    height: int
+    width: int
+    num_bytes: int
+    pixels: int
+    pixels_and_bytes: int  # CHANNELS * pixels + num_bytes of one sample
+    mean_pixels: float
+
+
+@dataclass(frozen=True)
+class FileClasses:
+    """Classes and identity of one file.
+
+    names: label -> name; None without a manifest, as for files of FFCV.
+    counts: int64 (C,), samples of each label.
+    checksum, part: of the manifest; the checksum of some samples of a file depends on which they are.
+    """
+
+    names: list[str] | None
+    counts: np.ndarray
+    checksum: str | None
+    part: Part | None
+
+
+@dataclass(frozen=True, eq=False)
+class BetonSet(SampleTable):
+    """The samples of one or more files: file f has the ids starts[f] to starts[f + 1] - 1.
+
+    Attributes:
+        files: their tables are views of this object's, unless it has some of the samples only.
+        starts: int64 (F + 1,).
+        descriptors: int32 (F,), of the open files.
+        classes: of each file.
+        largest: over all samples.
+        ids_in_files: int64 (N,), the id of each sample in its file; None: all samples of the files.
+    """
+
+    named: str
+    files: tuple[Beton, ...]
+    starts: np.ndarray
+    descriptors: np.ndarray
+    classes: tuple[FileClasses, ...] = field(repr=False)
+    largest: Largest
+    ids_in_files: np.ndarray | None = field(default=None, repr=False)
+
+    @classmethod
+    def open(cls, data: BetonPaths) -> BetonSet:
+        """Open and validate files.
+
+        Args:
+            data: a file, a pattern, or several of them (see `find_betons`); or a subset file, for its samples.
+
+        Raises:
+            UserError: a file is missing or not a complete, consistent `.beton`, its manifest is of another file, a label is
+                outside its classes, or the files differ in fields or classes; a file has changed since a subset was made of it.
+        """
+        if is_subset_file(data):
+            return cls._open_subset(Path(data))
+        paths = find_betons(data)
+        subset = next((path for path in paths if is_subset_file(path)), None)
+        if subset is not None:
+            raise UserError(f"{subset}: a subset ({SUFFIX}) is read alone; name no other file beside it")
+        first = _open_file(paths[0])
+        counts = [first.beton.num_samples, *map(count_samples, paths[1:])]
+        starts = np.append(0, np.cumsum(counts))
+        if len(paths) == 1:
+            tables, opened = _Tables.of(first.beton), [first]
+        else:
+            tables = _Tables.allocate(first.beton, int(starts[-1]))
+            opened = _in_threads(
+                lambda k: tables.move(_open_file(paths[k]), first.beton, starts[k : k + 2]), range(len(paths))
+            )
+        betons, classes = tuple(o.beton for o in opened), tuple(o.classes for o in opened)
+        _check_classes(betons, classes)
+        for table in tables:
+            table.flags.writeable = False
+        return cls(
+            first.beton.fields,
+            *tables,
+            named=describe_paths(data),
+            files=betons,
+            starts=starts,
+            descriptors=np.array([beton.descriptor for beton in betons], np.int32),
+            classes=classes,
+            largest=_merged([o.largest for o in opened], counts),
+        )
+
+    @classmethod
+    def _open_subset(cls, path: Path) -> BetonSet:
+        subset = read_subset_file(path)
+        missing = next((file.path for file in subset.files if not os.path.lexists(file.path)), None)
+        if missing is not None:
+            raise UserError(f"{missing}: no such file, and {path} lists samples of it; put it back")
+        whole = cls.open([file.path for file in subset.files])
+        subset.refuse_changed(whole.files, path)
+        return replace(whole.take(subset.samples), named=str(path))
+
+    def take(self, samples: np.ndarray) -> BetonSet:
+        """Some of the samples, numbered from 0, with all classes; the files stay open as long as one of the sets exists.
+
+        samples: int64 (n,), ascending ids; at least one.
+        """
+        starts = np.searchsorted(samples, self.starts)
+        if self.ids_in_files is None:
+            in_files = samples - self.starts[self.files_of(samples)]
+        else:
+            in_files = self.ids_in_files[samples]
+        taken = replace(
+            self,
+            metadata=self.metadata[samples],
+            sizes=self.sizes[samples],
+            starts=starts,
+            ids_in_files=in_files,
+        )
+        for table in (taken.metadata, taken.sizes, in_files):
+            table.flags.writeable = False
+        spans = [slice(begin, end) for begin, end in pairwise(starts.tolist())]
+        classes = (
+            _taken(c, taken.labels[span], in_files[span]) for c, span in zip(self.classes, spans, strict=True)
+        )
+        return replace(taken, classes=tuple(classes), largest=_largest(taken))
+
+    @property
+    def title(self) -> str:
+        return self.named
+
+    @property
+    def file_size(self) -> int:
+        """Bytes of all files."""
+        return sum(beton.file_size for beton in self.files)
+
+    @property
+    def has_class_names(self) -> bool:
+        return any(c.names is not None for c in self.classes)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names by label: from the manifests, otherwise "class 0" to the highest label."""
+        for found in self.classes:
+            if found.names is not None:
+                return found.names
+        return [f"class {k}" for k in range(max(len(c.counts) for c in self.classes))]
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Samples of each class."""
+        counts = np.zeros(len(self.class_names), np.int64)
+        for found in self.classes:
+            counts[: len(found.counts)] += found.counts
+        return counts.tolist()
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Identifies the samples and their order, to compare data between processes and runs; the same wherever files lie.
+
+        `checksum` only of a subset, or if every file has a manifest; `files` (names), `file_samples` and `file_checksums` only
+        of several files.
+        """
+        checksums = [c.checksum for c in self.classes]
+        found: dict[str, Any] = {"num_samples": self.num_samples}
+        if None not in checksums:
+            joined = "".join(map(str, checksums))
+            several = hashlib.blake2b(joined.encode(), digest_size=8).hexdigest()
+            found["checksum"] = checksums[0] if len(checksums) == 1 else several
+        if len(self.files) > 1:
+            found["files"] = [beton.path.name for beton in self.files]
+            found["file_samples"] = [beton.num_samples for beton in self.files]
+            found["file_checksums"] = checksums
+        return found
+
+    @property
+    def missing_parts(self) -> str:
+        """The first parts of a divided conversion that are not here, and how many more: "2/16, 5/16".
+
+        "" if none are missing, or if files are not parts of one conversion.
+        """
+        parts = [c.part for c in self.classes]
+        counts = {part.count for part in parts if part is not None}
+        if None in parts or len(counts) != 1:
+            return ""
+        (count,) = counts
+        present = {part.number for part in parts if part is not None}
+        missing = (str(Part(k, count)) for k in range(1, count + 1) if k not in present)
+        listed = ", ".join(islice(missing, _LISTED_PARTS))
+        more = count - len(present) - _LISTED_PARTS
+        return f"{listed} and {more:,} more" if more > 0 else listed
+
+    def files_of(self, ids: np.ndarray) -> np.ndarray:
+        """The number of the file of each sample; ids (B,)."""
+        if len(self.files) == 1:
+            return np.zeros(len(ids), np.intp)
+        return np.searchsorted(self.starts, ids, side="right") - 1
+
+    def locate(self, sample_id: int) -> tuple[Beton, int]:
+        """The file of a sample, and its id there.
+
+        Raises:
+            UserError: no such sample.
+        """
+        self.check_id(sample_id)
+        number = int(self.files_of(np.array([sample_id]))[0])
+        if self.ids_in_files is not None:
+            return self.files[number], int(self.ids_in_files[sample_id])
+        return self.files[number], sample_id - int(self.starts[number])
+
+    def read_names(self) -> list[str] | None:
+        """Names of the images in their sources, N of them; None if a file has no manifest.
+
+        Raises:
+            UserError: the names in a manifest are damaged.
+        """
+        manifests = [Manifest.of_beton(beton.path) for beton in self.files]
+        if any(manifest is None for manifest in manifests):
+            return None
+        names = [name for manifest in manifests if manifest is not None for name in manifest.names]
+        return names if self.ids_in_files is None else [names[i] for i in self._ids_through_files().tolist()]
+
+    def as_subset_file(self) -> SubsetFile:
+        """Return these samples as a `SubsetFile`."""
+        return SubsetFile([FileIdentity.of(beton) for beton in self.files], self._ids_through_files())
+
+    def _ids_through_files(self) -> np.ndarray:
+        """int64 (N,): the id of each sample among all samples of the files."""
+        if self.ids_in_files is None:
+            return np.arange(len(self), dtype=np.int64)
+        first = np.append(0, np.cumsum([beton.num_samples for beton in self.files]))
+        ids: np.ndarray = first[self.files_of(np.arange(len(self)))] + self.ids_in_files
+        return ids
+
+    def image_bytes(self, sample_id: int) -> np.ndarray:
+        beton, own_id = self.locate(sample_id)
+        return beton.image_bytes(own_id)
+
+    def check_unchanged(self) -> None:
+        """Raise a UserError if a file was written to or truncated since it was opened."""
+        for beton in self.files:
+            beton.check_unchanged()
+
+
+class _Opened(NamedTuple):
+    beton: Beton
+    classes: FileClasses
+    largest: Largest
+
+
+class _Tables(NamedTuple):
+    """`metadata` and `sizes` of a `SampleTable`, while the files are read into them."""
+
+    metadata: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def of(cls, beton: Beton) -> _Tables:
+        return cls(beton.metadata, beton.sizes)
+
+    @classmethod
+    def allocate(cls, like: Beton, count: int) -> _Tables:
+        try:
+            return cls(*(np.empty(count, table.dtype) for table in cls.of(like)))
+        except MemoryError as error:
+            raise UserError(f"the tables of {count:,} samples are larger than the memory") from error
+
+    def move(self, opened: _Opened, first: Beton, span: np.ndarray) -> _Opened:
+        """Copy the tables of a file to [begin, end), and let it have views of them instead: its own are freed.
+
+        Raises:
+            UserError: it has other fields than `first`, or another size than when it was counted.
+        """
+        beton, place = opened.beton, slice(*span.tolist())
+        if beton.fields != first.fields:
+            raise UserError(
+                f"{beton.path} has the fields {[f.name for f in beton.fields]}, {first.path} "
+                f"{[f.name for f in first.fields]}; give files with the same fields"
+            )
+        if beton.num_samples != place.stop - place.start:
+            raise UserError(f"{beton.path}: changed while it was being opened; run the same command again")
+        views = _Tables(*(table[place] for table in self))
+        for view, table in zip(views, _Tables.of(beton), strict=True):
+            # NumPy copies structured rows field by field, slowly
+            view.view(np.uint8)[:] = table.view(np.uint8)
+            view.flags.writeable = False
+        own = os.dup(beton.descriptor)  # the object that is replaced closes its descriptor
+        return opened._replace(beton=replace(beton, **views._asdict(), descriptor=own))
+
+
+def _in_threads(work: Callable[[int], _Opened], items: Sequence[int]) -> list[_Opened]:
+    """Results in the order of the items. NumPy and reading release the GIL."""
+    with ThreadPoolExecutor(min(len(items), usable_cpus(), MOST_THREADS)) as threads:
+        return list(threads.map(work, items))
+
+
+def _open_file(path: Path) -> _Opened:
+    beton = Beton.open(path)
+    return _Opened(beton, _read_classes(beton, _read_manifest(beton)), _largest(beton))
+
+
+def _read_manifest(beton: Beton) -> Manifest | None:
+    """The manifest beside the file, if there is one.
+
+    Raises:
+        UserError: it describes another file.
+    """
+    manifest = Manifest.of_beton(beton.path)
+    if manifest and (manifest.num_samples, manifest.file_size) != (beton.num_samples, beton.file_size):
+        raise UserError(
+            f"{beton.path}: its manifest is of another file ({manifest.num_samples} samples, {manifest.file_size} bytes); "
+            "write the file again, or delete the manifest"
+        )
+    return manifest
+
+
+def _read_classes(beton: Beton, manifest: Manifest | None) -> FileClasses:
+    """Raises a UserError if a label is negative or too large."""
+    labels = beton.labels
+    chunks = [labels[rows] for rows in row_chunks(len(labels))]
+    lowest, highest = min(int(c.min()) for c in chunks), max(int(c.max()) for c in chunks)
+    limit = min(MAX_CLASSES if manifest is None else manifest.num_classes, MAX_CLASSES)
+    if lowest < 0 or highest >= limit:
+        raise UserError(
+            f"{beton.path}: labels range from {lowest} to {highest}, expected 0 to {limit - 1}; write the file again"
+        )
+    counts = np.zeros(highest + 1, np.int64)
+    for chunk in chunks:
+        counts += np.bincount(chunk, minlength=highest + 1)
+    if manifest is None:
+        return FileClasses(None, counts, None, None)
+    names = [manifest.class_label(k) for k in range(manifest.num_classes)]
+    return FileClasses(names, counts, manifest.checksum, manifest.part)
+
+
+def _taken(classes: FileClasses, labels: np.ndarray, ids: np.ndarray) -> FileClasses:
+    """The classes of some samples of a file: labels, ids (n,)."""
+    identity = hashlib.blake2b((classes.checksum or "").encode() + ids.tobytes(), digest_size=8).hexdigest()
+    counts = np.bincount(labels, minlength=len(classes.counts))
+    return replace(classes, counts=counts, checksum=identity)
+
+
+def _largest(table: SampleTable) -> Largest:
+    parts, counts = [], []
+    for rows in row_chunks(len(table)):
+        image, sizes = table.image_column[rows], table.sizes[rows]
+        pixels = image["height"].astype(np.int64) * image["width"]
+        found = (image["height"], image["width"], sizes, pixels, CHANNELS * pixels + sizes)
+        height, width, num_bytes, most, both = (int(values.max()) for values in found)
+        parts.append(Largest(height, width, num_bytes, most, both, float(pixels.mean())))
+        counts.append(len(pixels))
+    return _merged(parts, counts)
+
+
+def _merged(parts: Sequence[Largest], counts: Sequence[int]) -> Largest:
+    """counts: samples of each part."""
+    height, width, num_bytes, pixels, both = (max(values) for values in list(zip(*parts, strict=True))[:-1])
+    mean = sum(count * part.mean_pixels for count, part in zip(counts, parts, strict=True)) / sum(counts)
+    return Largest(height, width, num_bytes, pixels, both, mean)
+
+
+# agreement ------------------------------------------------------------------------------------------------------------
+
+
+def _check_classes(betons: Sequence[Beton], classes: Sequence[FileClasses]) -> None:
+    """Refuse files whose manifests name different classes, or labels beyond them in a file without a manifest."""
+    named = [(b, c.names) for b, c in zip(betons, classes, strict=True) if c.names is not None]
+    if not named:
+        return
+    first, names = named[0]
+    for beton, found in named[1:]:
+        if len(found) != len(names):
+            raise UserError(
+                f"{beton.path} has {len(found)} classes, {first.path} {len(names)}; convert it with --classes-of {first.path}"
+            )
+        label = next((k for k, (a, b) in enumerate(zip(names, found, strict=True)) if a != b), None)
+        if label is not None:
+            raise UserError(
+                f"{beton.path}: class {label} is {found[label]}, in {first.path} it is {names[label]}; "
+                f"convert it with --classes-of {first.path}"
+            )
+    for beton, own in zip(betons, classes, strict=True):
+        if len(own.counts) > len(names):
+            raise UserError(
+                f"{beton.path}: labels reach {len(own.counts) - 1}, {first.path} has {len(names)} classes; give files with "
+                "the same classes"
+            )

@@ -1,0 +1,367 @@
+"""FFCV's `.beton` layout, version 2: a writer of its tables, and a reader that validates everything in the file.
+
+    header | field descriptors | metadata, one row per sample | padding | pages of image bytes | allocation table
+
+Every number is little-endian. Pointers are absolute file offsets; a sample never crosses the boundary of a page; the
+allocation table is the last thing in the file. Source: ffcv 1.0.2, `ffcv/types.py` and `ffcv/fields/`.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import StrPath, open_user_file
+from beton_tools.read.sample_table import FLOAT_TYPE, IMAGE_TYPE, INT_TYPE, Field, SampleTable, image_field
+
+VERSION = 2
+MAX_CLASSES = 1 << 20  # a label beyond is not a class number (but a bounding box, an id or damage)
+DEFAULT_PAGE_SIZE = 8 << 20  # what FFCV's writer uses: 8 MiB
+JPEG_MODE, RAW_MODE = 0, 1
+# A JPEG spends at least one bit on each 8 x 8 block (512 pixels a byte). A file that claims more than twice that
+# number of pixels would make readers allocate gigabytes for nothing.
+MAX_PIXELS_PER_BYTE = 1024
+CHUNK_ROWS = 1 << 14  # of tables that are checked: 16,384 int64 take 128 KiB
+
+HEADER_DTYPE = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ]
+)
+FIELD_DTYPE = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)])
+IMAGE_DTYPE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+ALLOC_DTYPE = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+
+_COLUMN_DTYPES = {  # type id -> dtype of the field in a metadata row
+    FLOAT_TYPE: np.dtype("<f8"),
+    INT_TYPE: np.dtype("<i8"),
+    IMAGE_TYPE: IMAGE_DTYPE,
+    3: np.dtype([("ptr", "<u8"), ("size", "<u8")]),  # bytes
+    4: np.dtype("<u8"),  # ndarray
+    5: np.dtype([("ptr", "<u8"), ("size", "<u8")]),  # json
+    6: np.dtype("<u8"),  # torch tensor
+}
+_ONE_ALLOCATION = {FLOAT_TYPE, INT_TYPE, IMAGE_TYPE}  # of these fields only the image has data in the pages
+
+
+def metadata_dtype(type_ids: Sequence[int]) -> np.dtype:
+    """Row type of the metadata table: fields `f0`, `f1`, ... aligned as FFCV aligns them."""
+    return np.dtype([("", _COLUMN_DTYPES[t]) for t in type_ids], align=True)
+
+
+OUR_FIELDS = (("image", IMAGE_TYPE), ("label", INT_TYPE))  # of the files that this package writes
+SAMPLE_DTYPE = metadata_dtype([type_id for _, type_id in OUR_FIELDS])  # 24 bytes
+
+
+# writing --------------------------------------------------------------------------------------------------------------
+
+
+def align_up(offset: int, alignment: int) -> int:
+    return -(-offset // alignment) * alignment
+
+
+def first_page_offset(num_samples: int, page_size: int) -> int:
+    """Where the pages of one of our files begin, if its metadata table has `num_samples` rows."""
+    tables = (
+        HEADER_DTYPE.itemsize + len(OUR_FIELDS) * FIELD_DTYPE.itemsize + num_samples * SAMPLE_DTYPE.itemsize
+    )
+    return align_up(tables, page_size)
+
+
+def write_tables(
+    file: BinaryIO, samples: np.ndarray, sizes: np.ndarray, *, page_size: int, data_start: int, data_end: int
+) -> int:
+    """Write everything but the pages, which are the bytes [data_start, data_end) of the file.
+
+    Args:
+        samples: the metadata table, SAMPLE_DTYPE (N,).
+        sizes: bytes of each image, integers (N,).
+
+    Returns:
+        The size of the file, which ends with the allocation table.
+    """
+    header = np.array([(VERSION, len(OUR_FIELDS), page_size, len(samples), data_end)], HEADER_DTYPE)
+    fields = np.zeros(len(OUR_FIELDS), FIELD_DTYPE)
+    for row, (name, type_id) in zip(fields, OUR_FIELDS, strict=True):
+        row["type_id"] = type_id
+        row["name"][: len(name)] = np.frombuffer(name.encode("ascii"), np.uint8)
+    table = np.zeros(len(samples), ALLOC_DTYPE)
+    table["sample_id"] = np.arange(len(samples))
+    table["ptr"], table["size"] = samples["f0"]["data_ptr"], sizes
+    head = header.tobytes() + fields.tobytes() + samples.tobytes()
+    file.seek(0)
+    file.write(head.ljust(data_start, b"\0"))
+    file.seek(data_end)
+    file.write(table.tobytes())
+    return data_end + table.nbytes
+
+
+# reading --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Beton(SampleTable):
+    """An open `.beton`.
+
+    Images are read with `pread`, not through a memory map: if the file is truncated, or its disk fails, a read is an
+    error that names the file, where a memory map would end the process with SIGBUS.
+
+    Attributes:
+        data_start, data_end: offsets of the first page and of the end of the last one.
+        descriptor: file descriptor, open as long as this object exists.
+    """
+
+    path: Path
+    page_size: int
+    data_start: int
+    data_end: int
+    file_size: int
+    modified_ns: int
+    descriptor: int
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, os.close, self.descriptor)
+
+    @classmethod
+    def open(cls, path: StrPath) -> Beton:
+        """Open and validate a file.
+
+        Raises:
+            UserError: the file is not a complete, consistent `.beton`, or cannot be read.
+        """
+        path = Path(path)
+        with open_user_file(path, "a .beton file") as file:
+            try:
+                return _open(cls, path, file)
+            except OSError as error:
+                raise _unreadable(path, error) from error
+            except MemoryError as error:
+                raise UserError(f"{path}: its tables are larger than the memory") from error
+
+    @property
+    def title(self) -> str:
+        return str(self.path)
+
+    @property
+    def num_pages(self) -> int:
+        return (self.data_end - self.data_start) // self.page_size
+
+    def image_bytes(self, sample_id: int) -> np.ndarray:
+        self.check_id(sample_id)
+        return self.read(int(self.pointers[sample_id]), int(self.sizes[sample_id]))
+
+    def read(self, offset: int, num_bytes: int) -> np.ndarray:
+        """Bytes [offset, offset + num_bytes) of the file, uint8.
+
+        Raises:
+            UserError: the file has become shorter since it was opened, or cannot be read.
+        """
+        out = np.empty(num_bytes, np.uint8)
+        done = 0
+        while done < num_bytes:
+            try:
+                count = os.preadv(self.descriptor, [out.data[done:]], offset + done)
+            except OSError as error:
+                raise _unreadable(self.path, error) from error
+            if count == 0:
+                raise self._changed(f"it ends at byte {offset + done:,}, {self.file_size:,} expected")
+            done += count
+        return out
+
+    def check_unchanged(self) -> None:
+        """Raise a UserError if the file was written to or truncated since it was opened."""
+        status = os.fstat(self.descriptor)
+        if status.st_size != self.file_size:
+            raise self._changed(f"from {self.file_size:,} to {status.st_size:,} bytes")
+        if status.st_mtime_ns != self.modified_ns:
+            raise self._changed("modification time")
+
+    def _changed(self, what: str) -> UserError:
+        return UserError(
+            f"{self.path}: changed while it was in use ({what}); restore it, or write it again with `fastft convert`"
+        )
+
+    def tables_crc32(self) -> int:
+        """CRC-32 of everything but the pages: header, field descriptors and metadata, then the allocation table."""
+        head = self.read(0, self.data_start).data
+        return zlib.crc32(self.read(self.data_end, self.file_size - self.data_end).data, zlib.crc32(head))
+
+
+def count_samples(path: StrPath) -> int:
+    """The number of samples that the header of a file states; only the header is read.
+
+    Raises:
+        UserError: as `Beton.open`, as far as the header shows it.
+    """
+    path = Path(path)
+    with open_user_file(path, "a .beton file") as file:
+        try:
+            file_size = os.fstat(file.fileno()).st_size
+            count = int(_read_header(path, file, file_size)["num_samples"])
+        except OSError as error:
+            raise _unreadable(path, error) from error
+    if count * ALLOC_DTYPE.itemsize > file_size:
+        raise _damaged(path, f"the file is too small for the {count} samples of its header")
+    return count
+
+
+def _open(cls: type[Beton], path: Path, file: BufferedReader) -> Beton:
+    status = os.fstat(file.fileno())
+    header = _read_header(path, file, status.st_size)
+    fields = _read_fields(path, file, int(header["num_fields"]), status.st_size)
+    dtype = metadata_dtype([f.type_id for f in fields])
+    start = HEADER_DTYPE.itemsize + len(fields) * FIELD_DTYPE.itemsize
+    num_samples, page_size = int(header["num_samples"]), int(header["page_size"])
+    data_end = int(header["alloc_table_ptr"])
+    if num_samples == 0 or start + num_samples * dtype.itemsize > data_end:
+        raise _damaged(path, f"the file is too small for the {num_samples} samples of its header")
+    metadata = _read_array(path, file, dtype, num_samples)
+    metadata.flags.writeable = False
+    file.seek(data_end)
+    table = _read_array(path, file, ALLOC_DTYPE, (status.st_size - data_end) // ALLOC_DTYPE.itemsize)
+    if {f.type_id for f in fields} <= _ONE_ALLOCATION and len(table) != num_samples:
+        raise _damaged(path, f"{len(table)} images are allocated for the {num_samples} samples of its header")
+    image = metadata[image_field(fields).column]
+    pointers, sizes = image["data_ptr"].view(np.int64), _find_sizes(path, image["data_ptr"], table)
+    _check_spans(path, image, pointers, sizes, page_size, (start + metadata.nbytes, data_end))
+    return cls(
+        fields,
+        metadata,
+        sizes,
+        path=path,
+        page_size=page_size,
+        data_start=int(pointers.min()) // page_size * page_size,
+        data_end=data_end,
+        file_size=status.st_size,
+        modified_ns=status.st_mtime_ns,
+        descriptor=os.dup(file.fileno()),
+    )
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path}: not a complete .beton file ({what}); write it again with `fastft convert`")
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be read ({error.strerror or error})")
+
+
+def _read_array(path: Path, file: BufferedReader, dtype: np.dtype, count: int) -> np.ndarray:
+    """`count` elements at the file's position."""
+    out = np.empty(count, dtype)
+    if file.readinto(out.view(np.uint8).data) != out.nbytes:
+        raise _damaged(path, "it became shorter while it was being opened")
+    return out
+
+
+def _read_header(path: Path, file: BufferedReader, file_size: int) -> np.void:
+    if file_size < HEADER_DTYPE.itemsize:
+        raise _damaged(path, f"{file_size} bytes are too few")
+    header = _read_array(path, file, HEADER_DTYPE, 1)[0]
+    if header["version"] != VERSION:
+        found = f"its first bytes state version {header['version']}"
+        raise UserError(
+            f"{path}: not a .beton file of version {VERSION} ({found}); write one with `fastft convert`"
+        )
+    page_size, table = int(header["page_size"]), int(header["alloc_table_ptr"])
+    if page_size == 0 or page_size & (page_size - 1):
+        raise _damaged(path, f"page size {page_size} is not a power of two")
+    if table == 0:  # FFCV's writer sets it last: 0 in a file whose writer was killed
+        raise _damaged(path, "its writer was interrupted")
+    if table > file_size or (file_size - table) % ALLOC_DTYPE.itemsize:
+        raise _damaged(path, f"the allocation table at {table} does not end at the file's {file_size} bytes")
+    return header
+
+
+def _read_fields(path: Path, file: BufferedReader, count: int, file_size: int) -> tuple[Field, ...]:
+    if count == 0 or HEADER_DTYPE.itemsize + count * FIELD_DTYPE.itemsize > file_size:
+        raise _damaged(path, f"the header states {count} fields")
+    fields = []
+    for i, row in enumerate(_read_array(path, file, FIELD_DTYPE, count)):
+        name, type_id = _field_name(path, i, row["name"].tobytes()), int(row["type_id"])
+        if type_id not in _COLUMN_DTYPES:
+            raise UserError(f"{path}: field {name!r} has the custom type {type_id}, which cannot be read")
+        fields.append(Field(name, type_id, f"f{i}"))
+    names = [f.name for f in fields]
+    if sum(f.type_id == IMAGE_TYPE for f in fields) != 1:
+        raise UserError(f"{path}: needs exactly one RGB image field, has {names}")
+    if len(set(names)) != len(names):
+        raise _damaged(path, f"two fields have the same name, in {names}")
+    return tuple(fields)
+
+
+def _field_name(path: Path, number: int, stored: bytes) -> str:
+    """FFCV decodes all 16 bytes as ASCII, those after the NUL too, and fails on others."""
+    if not stored.isascii():
+        raise _damaged(path, f"the name of field {number} is not ASCII: {stored!r}")
+    return stored.split(b"\0")[0].decode("ascii")
+
+
+def _find_sizes(path: Path, image_ptr: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """int64 size of each sample, from the allocation table (in any order, as FFCV's workers write it)."""
+    if len(table) == len(image_ptr) and np.array_equal(table["ptr"], image_ptr):
+        sizes = table["size"]
+    else:
+        order = np.argsort(table["ptr"], kind="stable")
+        found = np.searchsorted(table["ptr"], image_ptr, sorter=order)
+        if len(table) == 0 or found.max() >= len(table):
+            raise _damaged(path, "an image is missing from the allocation table")
+        rows = order[found]
+        if not np.array_equal(table["ptr"][rows], image_ptr):
+            raise _damaged(path, "an image is missing from the allocation table")
+        sizes = table["size"][rows]
+    return sizes.astype(np.int64)
+
+
+def _check_spans(
+    path: Path,
+    image: np.ndarray,
+    pointers: np.ndarray,
+    sizes: np.ndarray,
+    page_size: int,
+    limits: tuple[int, int],
+) -> None:
+    """Check that every image lies inside `limits`, fits a page, has pixels, and as many bytes as its mode requires."""
+    for rows in row_chunks(len(image)):
+        bad = _find_impossible(image[rows], pointers[rows], sizes[rows], page_size, limits)
+        if bad is not None:
+            raise _damaged(
+                path, f"sample {rows.start + bad} points outside the file or has an impossible size"
+            )
+
+
+def _find_impossible(
+    image: np.ndarray, pointers: np.ndarray, sizes: np.ndarray, page_size: int, limits: tuple[int, int]
+) -> int | None:
+    low, high = limits
+    # compared by subtraction: pointer + size could overflow int64 in a hostile file
+    bad = (
+        (pointers < low) | (pointers > high) | (sizes <= 0) | (sizes > high - pointers) | (sizes > page_size)
+    )
+    area = image["height"].astype(np.int64) * image["width"]
+    bad |= (
+        (area == 0)
+        | (area // MAX_PIXELS_PER_BYTE > sizes)
+        | (image["mode"] > RAW_MODE)
+        | ((image["mode"] == RAW_MODE) & (sizes != area * 3))
+    )
+    return int(np.argmax(bad)) if bad.any() else None
+
+
+def row_chunks(count: int) -> Iterator[slice]:
+    """Slices of at most CHUNK_ROWS rows: intermediate results of a chunk stay in the processor's cache."""
+    for begin in range(0, count, CHUNK_ROWS):
+        yield slice(begin, min(begin + CHUNK_ROWS, count))

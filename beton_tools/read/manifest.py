@@ -1,0 +1,268 @@
+"""`X.beton.manifest.json`: what the `.beton` format cannot store, such as class names and checksums."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beton_tools.base.errors import UserError
+from beton_tools.base.names import MAX_NAME_BYTES, Names, escape_undecodable
+from beton_tools.base.user_files import read_user_file
+from beton_tools.read.parts import Part
+from beton_tools.read.subset_file import is_count
+from beton_tools.write.pagefile import sync_folder
+
+FORMAT = "beton-manifest"
+VERSION = 1
+MAX_FILE_BYTES = 256 << 20  # a manifest of ImageNet has 10 MB, one of 20 million images 160 MB
+_MAX_NAMES_BYTES = 1 << 31  # of all names together; bounds what a hostile, compressed table may unpack to
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Written beside a `.beton`.
+
+    Attributes:
+        fingerprint: hash of the inputs; files with the same fingerprint are the same.
+        data_start: offset of the first page.
+        tables_crc32: checksum of all that lies before and after the pages.
+        page_crc32: checksum of every page, in file order.
+        classes: label -> folder name, wnid or number.
+        class_names: label -> readable name; None where unknown.
+        source, options: what was converted, and how.
+        encodings: reason for the encoding -> number of images; "kept" is lossless.
+        skipped: (name, reason) of the images that could not be stored.
+        damaged: names of JPEGs with damaged data, stored as Pillow reads them.
+        left_out: suffix -> number of files in class folders or tars that were not taken for images.
+        packed_names: `names` as the file stores them.
+    """
+
+    fingerprint: str
+    num_samples: int
+    page_size: int
+    data_start: int
+    file_size: int
+    tables_crc32: int
+    page_crc32: list[int]
+    classes: list[str]
+    class_names: list[str] | None
+    source: dict[str, str]
+    options: dict[str, Any]
+    encodings: dict[str, int]
+    skipped: list[tuple[str, str]]
+    damaged: list[str]
+    left_out: dict[str, int]
+    packed_names: dict[str, str] = field(repr=False)
+
+    @cached_property
+    def names(self) -> Names:
+        """Sample id -> path in the source. Unpacked at first use, which takes 70 MB for ImageNet.
+
+        Raises:
+            UserError: the table of names is damaged.
+        """
+        try:
+            return _unpack_names(self.packed_names, self.num_samples)
+        except (ValueError, KeyError, MemoryError, zlib.error) as error:
+            raise UserError(
+                f"the names in the manifest are damaged ({error}); write the .beton again, or delete its manifest"
+            ) from error
+
+    @property
+    def checksum(self) -> str:
+        """Hash of the file's bytes: equal for two conversions with the same result, whatever the folder names."""
+        crcs = np.array([self.tables_crc32, *self.page_crc32], "<u4")
+        return hashlib.blake2b(crcs.tobytes(), digest_size=8).hexdigest()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def part(self) -> Part | None:
+        """Which part of a divided conversion the file is; None for a whole one."""
+        try:
+            return Part.parse(str(self.options.get("part")))
+        except UserError:
+            return None
+
+    def class_label(self, label: int) -> str:
+        """The most readable name of a class, as valid text: the names of folders need not be UTF-8."""
+        return escape_undecodable((self.class_names or self.classes)[label])
+
+    @classmethod
+    def of_beton(cls, beton_path: str | os.PathLike[str]) -> Manifest | None:
+        """The manifest beside a `.beton`; None if there is none (FFCV's writer writes none).
+
+        Raises:
+            UserError: as `load`.
+        """
+        path = manifest_path(beton_path)
+        return cls.load(path) if path.exists() else None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Manifest:
+        """Read and validate a manifest.
+
+        Raises:
+            UserError: the file cannot be read, or is not a complete and consistent manifest.
+        """
+        data = read_user_file(path, MAX_FILE_BYTES, "a manifest that `fastft convert` wrote")
+        try:
+            return _from_json(json.loads(data))
+        except (ValueError, RecursionError, MemoryError) as error:
+            raise UserError(
+                f"{path}: not a manifest ({error}); write the .beton again, or delete this file"
+            ) from error
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically.
+
+        Raises:
+            UserError: the disk is full, or the folder not writable.
+        """
+        entries = {"format": FORMAT, "version": VERSION} | {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name != "packed_names"
+        }
+        entries["names"] = self.packed_names
+        part = path.with_name(path.name + ".part")
+        try:
+            part.unlink(missing_ok=True)  # anything but a regular file could block
+            with part.open("w", encoding="utf-8") as file:
+                json.dump(entries, file, indent=1, ensure_ascii=True)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); correct this, then run the same command again"
+            ) from error
+        finally:
+            part.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+    def summary(self) -> dict[str, Any]:
+        """For `beton info`: everything but the long tables."""
+        long = ("packed_names", "page_crc32", "classes", "class_names")
+        return {key: value for key, value in asdict(self).items() if key not in long}
+
+
+def manifest_path(beton_path: str | os.PathLike[str]) -> Path:
+    path = Path(beton_path)
+    return path.with_name(path.name + ".manifest.json")
+
+
+def pack_names(names: Names) -> dict[str, str]:
+    """Names as a manifest stores them."""
+    lengths = np.diff(names.offsets).astype("<u2")
+    return {
+        "encoding": "base64(zlib(UTF-8 names one after another)), base64(zlib(their lengths, u16))",
+        "text": base64.b64encode(zlib.compress(names.blob, 6)).decode(),
+        "lengths": base64.b64encode(zlib.compress(lengths.tobytes(), 6)).decode(),
+    }
+
+
+def _unpack_names(packed: dict[str, str], count: int) -> Names:
+    lengths = np.frombuffer(_inflate(packed["lengths"], 2 * count), "<u2").astype(np.int64)
+    if len(lengths) != count or lengths.max(initial=0) > MAX_NAME_BYTES:
+        raise ValueError("the name table does not fit the number of samples")
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    blob = _inflate(packed["text"], int(offsets[-1]))
+    if len(blob) != offsets[-1]:
+        raise ValueError("the name table does not fit the number of samples")
+    return Names(blob, offsets)
+
+
+def _inflate(text: str, limit: int) -> bytes:
+    if limit > _MAX_NAMES_BYTES:
+        raise ValueError("the name table is too large")
+    data = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), limit + 1)
+    if len(data) > limit:
+        raise ValueError("the name table is longer than stated")
+    return data
+
+
+# validation -----------------------------------------------------------------------------------------------------------
+
+
+def _from_json(entries: Any) -> Manifest:
+    if not isinstance(entries, dict) or entries.get("format") != FORMAT:
+        raise ValueError(f"its format is not {FORMAT!r}")
+    if entries.get("version") != VERSION:
+        raise ValueError(f"its version is not {VERSION}")
+    entries = {"damaged": [], "left_out": {}} | entries  # which older manifests lack
+    for key, (is_valid, expected) in _RULES.items():
+        if key not in entries:
+            raise ValueError(f"{key} is missing")
+        if not is_valid(entries[key]):
+            raise ValueError(f"{key} is not {expected}")
+    if entries["class_names"] is not None and len(entries["class_names"]) != len(entries["classes"]):
+        raise ValueError("class_names and classes differ in length")
+    values = {f.name: entries[f.name] for f in fields(Manifest) if f.name != "packed_names"}
+    values["skipped"] = [(name, reason) for name, reason in entries["skipped"]]
+    return Manifest(**values, packed_names=entries["names"])
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_crc32(value: Any) -> bool:
+    return is_count(value) and value < 1 << 32
+
+
+def _is_option(value: Any) -> bool:
+    return value is None or isinstance(value, (str, bool)) or is_count(value)
+
+
+def _is_pair_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_text, value))
+
+
+_Check = Callable[[Any], bool]
+
+
+def _list_of(is_valid: _Check) -> _Check:
+    return lambda value: isinstance(value, list) and all(map(is_valid, value))
+
+
+def _table_of(is_valid: _Check) -> _Check:
+    return lambda value: isinstance(value, dict) and all(map(is_valid, value.values()))
+
+
+def _or_null(is_valid: _Check) -> _Check:
+    return lambda value: value is None or is_valid(value)
+
+
+_COUNT = (is_count, "a number from 0 to 2^63 - 1")
+_TEXTS = (_list_of(_is_text), "a list of strings")
+_COUNTS = (_table_of(is_count), "a table of numbers")
+_RULES: dict[str, tuple[_Check, str]] = {  # key -> (check, what is expected)
+    "fingerprint": (_is_text, "a string"),
+    "num_samples": _COUNT,
+    "page_size": _COUNT,
+    "data_start": _COUNT,
+    "file_size": _COUNT,
+    "tables_crc32": (_is_crc32, "a 32-bit number"),
+    "page_crc32": (_list_of(_is_crc32), "a list of 32-bit numbers"),
+    "classes": _TEXTS,
+    "class_names": (_or_null(_list_of(_is_text)), "a list of strings or null"),
+    "source": (_table_of(_is_text), "a table of strings"),
+    "options": (_table_of(_is_option), "a table of strings and numbers"),
+    "encodings": _COUNTS,
+    "skipped": (_list_of(_is_pair_of_texts), "a list of [name, reason]"),
+    "damaged": _TEXTS,
+    "left_out": _COUNTS,
+    "names": (_table_of(_is_text), "a table of strings"),
+}

@@ -1,0 +1,135 @@
+"""`X.subset.json`: some samples of `.beton` files, such as the held-out ones; takes the place of a `.beton` where one is read.
+
+It holds no images, only the paths of the files, what identifies them, and the ids of the samples.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import read_user_file
+from beton_tools.read.beton_paths import SUFFIX as BETON
+from beton_tools.read.beton_paths import BetonPaths, named_files
+from beton_tools.read.format import Beton
+
+SUFFIX = ".subset.json"
+FORMAT, VERSION = "beton-subset", 1
+MAX_BYTES = 256 << 20  # the ids of ImageNet have 11 MB, those of 20 million images 200 MB
+
+
+@dataclass(frozen=True)
+class FileIdentity:
+    """A file and what changes when it is written again; the bytes of images are not read."""
+
+    path: str
+    num_samples: int
+    file_size: int
+    tables_crc32: int
+
+    @classmethod
+    def of(cls, beton: Beton) -> FileIdentity:
+        return cls(str(beton.path.absolute()), beton.num_samples, beton.file_size, beton.tables_crc32())
+
+    @property
+    def content(self) -> list[int]:
+        """The values that identify the file, without its path."""
+        return [self.num_samples, self.file_size, self.tables_crc32]
+
+
+_IDENTITY = tuple(field.name for field in fields(FileIdentity))
+
+
+@dataclass(frozen=True, eq=False)
+class SubsetFile:
+    """samples: int64 (n,), ascending ids through `files`."""
+
+    files: list[FileIdentity]
+    samples: np.ndarray
+
+    def to_json(self) -> str:
+        entries = {"format": FORMAT, "version": VERSION, "files": [asdict(file) for file in self.files]}
+        return json.dumps(entries | {"samples": self.samples.tolist()}) + "\n"
+
+    def refuse_changed(self, betons: Sequence[Beton], path: Path) -> None:
+        """Raise UserError if one of the opened files is not the one that the subset at `path` was made of."""
+        for stored, beton in zip(self.files, betons, strict=True):
+            if FileIdentity.of(beton).content != stored.content:
+                raise UserError(
+                    f"{beton.path} has changed since {path} was made of it; restore the file, or make the subset again"
+                )
+
+
+def is_subset_file(data: BetonPaths) -> TypeGuard[str | os.PathLike[str]]:
+    """Return True if `data` names a subset file."""
+    return isinstance(data, (str, os.PathLike)) and os.fspath(data).endswith(SUFFIX)
+
+
+def is_beton_or_subset(path: Path) -> bool:
+    """Return True if the name is that of a `.beton` or of a subset file."""
+    return path.suffix == BETON or is_subset_file(path)
+
+
+def read_subset_file(path: Path) -> SubsetFile:
+    """Read and validate a subset file.
+
+    Raises:
+        UserError: it cannot be read, or is not a subset file.
+    """
+    data = read_user_file(path, MAX_BYTES, "a subset file that fastft train wrote")
+    try:
+        return _from_json(json.loads(data))
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, MemoryError) as error:
+        raise UserError(f"{path}: not a subset file ({error}); run the same fastft train again") from error
+
+
+def used_files(data: str) -> tuple[list[str], str]:
+    """The files that `data` names, for reports, and of a subset file which part of their images it lists, otherwise ""."""
+    try:
+        subset = read_subset_file(Path(data)) if is_subset_file(data) else None
+    except UserError:
+        subset = None
+    if subset is None:
+        return named_files(data), ""
+    total = sum(file.num_samples for file in subset.files)
+    return [file.path for file in subset.files], f"{len(subset.samples):,} of {total:,} images"
+
+
+def _from_json(entries: Any) -> SubsetFile:
+    if not isinstance(entries, dict) or (entries.get("format"), entries.get("version")) != (FORMAT, VERSION):
+        raise ValueError(f"its format is not {FORMAT!r}, version {VERSION}")
+    stored, samples = entries.get("files"), entries.get("samples")
+    if not isinstance(stored, list) or not stored:
+        raise ValueError("it names no files")
+    if not all(map(_is_identity, stored)):
+        raise ValueError(f"its files do not all have {', '.join(_IDENTITY)}, a path and three numbers")
+    if not isinstance(samples, list) or set(map(type, samples)) != {int}:
+        raise ValueError("its samples are not a list of numbers")
+    files = [FileIdentity(**file) for file in stored]
+    total = sum(file.num_samples for file in files)
+    ids = np.array(samples)
+    if (np.diff(ids) <= 0).any() or samples[0] < 0 or samples[-1] >= total:
+        raise ValueError(f"its samples are not ascending numbers from 0 to {total - 1}")
+    return SubsetFile(files, ids.astype(np.int64))
+
+
+def is_count(value: Any) -> bool:
+    """Return True for a whole number from 0 to 2^63 - 1; True and 8.0 are none."""
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _is_identity(file: Any) -> bool:
+    if not isinstance(file, dict) or set(file) != set(_IDENTITY):
+        return False
+    return (
+        isinstance(file["path"], str)
+        and file["num_samples"] != 0
+        and all(is_count(file[name]) for name in _IDENTITY if name != "path")
+    )

@@ -1,0 +1,1 @@
+"""Convert images to `.beton` files: workers, pages, journal."""

@@ -1,0 +1,90 @@
+"""Convert a data set to `.beton` files: one labelled set, or the train and val splits of ImageNet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from beton_tools.base.console import ProgressCallback
+from beton_tools.base.errors import UserError
+from beton_tools.read.manifest import Manifest
+from beton_tools.sources import SPLITS, Source, find_split, open_source
+from beton_tools.sources.remote import AnyPath, source_path
+from beton_tools.write.writer import WriteOptions, write_beton
+
+
+def no_progress(split: str) -> AbstractContextManager[ProgressCallback | None]:
+    return nullcontext()
+
+
+def converted_path(whole: Path, options: WriteOptions | None) -> Path:
+    """The file that a conversion to `whole` writes: another one if only a part is written."""
+    return whole if options is None or options.part is None else options.part.path(whole)
+
+
+def convert_folder(
+    data: AnyPath,
+    out: Path,
+    options: WriteOptions | None = None,
+    progress: ProgressCallback | None = None,
+    overwrite: bool = False,
+    classes_of: Path | None = None,
+    class_indices: bool = False,
+) -> Manifest:
+    """Convert one labelled set (class folders, an archive, or a pattern of shards) to one file, or to a part of it.
+
+    Args:
+        classes_of: a converted file, such as the training file, whose classes determine the labels.
+        class_indices: the names of class folders are labels: images of folder 7 have the label 7 (ImageNet-V2).
+
+    Raises:
+        UserError: the images cannot be found or written; see `open_source` and `write_beton`.
+    """
+    classes = _classes_of(classes_of) if classes_of is not None else None
+    source = open_source(data, classes=classes, class_indices=class_indices)
+    return write_beton(converted_path(out, options), source, options, progress, overwrite)
+
+
+def _classes_of(path: Path) -> list[str]:
+    manifest = Manifest.of_beton(path)
+    if manifest is None:
+        raise UserError(
+            f"{path}: has no manifest that lists its classes; give a file that `fastft convert` wrote"
+        )
+    return manifest.classes
+
+
+def convert_imagenet(
+    data: AnyPath,
+    out: Path,
+    options: WriteOptions | None = None,
+    progress_of: Callable[[str], AbstractContextManager[ProgressCallback | None]] = no_progress,
+    overwrite: bool = False,
+) -> dict[str, Manifest]:
+    """Convert `train` and `val` below `data` to `out/train.beton` and `out/val.beton`, or to a part of each; one may be missing.
+
+    The labels of val index the classes of train. Both splits are listed before the first image is converted, so that a
+    missing devkit is reported at once.
+
+    Args:
+        progress_of: split -> context manager whose value is a progress callback.
+
+    Raises:
+        UserError: the images cannot be found or written; see `open_source` and `write_beton`.
+    """
+    data = source_path(data)
+    present = [split for split in SPLITS if find_split(data, split) is not None]
+    if not present:
+        raise UserError(
+            f"{data}: no train or val images; see `fastft convert imagenet --help` for the layouts"
+        )
+    sources: dict[str, Source] = {}
+    for split in present:
+        sources[split] = open_source(data, split, sources["train"].classes if "train" in sources else None)
+    manifests = {}
+    for split, source in sources.items():
+        with progress_of(split) as progress:
+            path = converted_path(out / f"{split}.beton", options)
+            manifests[split] = write_beton(path, source, options, progress, overwrite)
+    return manifests

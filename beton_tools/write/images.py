@@ -1,0 +1,213 @@
+"""Encode a source image as the JPEG that a `.beton` stores: kept losslessly where possible, else re-encoded once."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from beton_tools import jpeg
+from beton_tools.base.errors import UserError
+from beton_tools.base.image_formats import DEEP_MODES, depth_prefix, open_image
+from beton_tools.jpeg.crop import decode_scanned_rgb
+from beton_tools.jpeg.markers import DamagedJpeg, JpegError, as_bytes_array, require_header
+from beton_tools.jpeg.transcode import add_index, transcode
+from beton_tools.jpeg.turbo import MAX_SIDE, compress
+from beton_tools.read.format import DEFAULT_PAGE_SIZE, RAW_MODE
+from beton_tools.read.sample_table import SampleTable
+
+SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
+KEPT, DAMAGED = "kept", "damaged JPEG"
+
+
+class BadImage(Exception):
+    """An image that cannot be stored; the message is the reason, without the image's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeOptions:
+    """How images are stored.
+
+    Attributes:
+        max_resolution: longest side in pixels; larger images are shrunk (antialiased). None keeps every size.
+        quality: JPEG quality of re-encoded images.
+        subsampling: chroma subsampling of re-encoded images.
+        lossless: keep the coefficients of JPEGs that need no other change.
+        index: give every JPEG a crop index.
+        page_size: bytes of a page of the file, a power of two; larger JPEGs are re-encoded.
+    """
+
+    max_resolution: int | None = None
+    quality: int = 90  # FFCV's default, and the paper's files
+    subsampling: str = "4:2:0"
+    lossless: bool = True
+    index: bool = True
+    page_size: int = DEFAULT_PAGE_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    data: bytes
+    height: int
+    width: int
+    how: str  # KEPT, or why it was re-encoded: "resized", "PNG", "CMYK JPEG", DAMAGED, ...
+
+
+def encode_sample(data: bytes, options: EncodeOptions) -> EncodedImage:
+    """Encode the contents of an image file.
+
+    Raises:
+        BadImage: Pillow cannot decode it, or its JPEG does not fit a page.
+    """
+    if not data:
+        raise BadImage("empty file")
+    try:
+        kept = _keep(data, options) if options.lossless else None
+    except DamagedJpeg:
+        return replace(_reencode(data, options), how=DAMAGED)
+    return kept or _reencode(data, options)
+
+
+def warm_up() -> None:
+    """Compile the functions that encoding calls into Numba's cache, so that workers load them from there."""
+    grey = np.zeros((16, 16, 3), np.uint8)
+    encode_sample(_encode_jpeg(grey, EncodeOptions()), EncodeOptions())
+
+
+def _reencode(data: bytes, options: EncodeOptions) -> EncodedImage:
+    pixels, form = _decode(data)
+    stored = shrink(pixels, options.max_resolution)
+    how = form if stored is pixels or form == DAMAGED or loses_values(form) else "resized"
+    if max(stored.shape) > MAX_SIDE:
+        raise BadImage(
+            f"{stored.shape[1]} x {stored.shape[0]} pixels, the limit is {MAX_SIDE} per side; give --max-resolution"
+        )
+    encoded = _encode_jpeg(stored, options)
+    if len(encoded) > options.page_size:
+        raise BadImage(
+            f"{len(encoded)} bytes do not fit a page of {options.page_size}; give --max-resolution"
+        )
+    return EncodedImage(encoded, stored.shape[0], stored.shape[1], how)
+
+
+def _keep(data: bytes, options: EncodeOptions) -> EncodedImage | None:
+    """Keep the coefficients of a JPEG; None for a file that must be decoded and re-encoded.
+
+    That is: not a JPEG, too large, CMYK, progressive, or read by Pillow but not without a warning by libjpeg-turbo,
+    which the loader uses.
+
+    Raises:
+        DamagedJpeg: the entropy-coded data are damaged.
+    """
+    src = as_bytes_array(data)
+    try:
+        head = require_header(src)  # the only scan of the header
+        longest = max(head.height, head.width)
+        if longest > min(options.max_resolution or MAX_SIDE, MAX_SIDE):
+            return None
+        # also without index, because it reads every code word and so finds damage
+        indexed, indexed_head = transcode(src, head)
+    except DamagedJpeg:
+        raise
+    except JpegError:
+        return None
+    stored, stored_head = (indexed, indexed_head) if options.index else (data, head)
+    if len(stored) > options.page_size:
+        return None
+    try:  # one pixel needs the first segment only, and shows whether libjpeg-turbo accepts header and tables
+        decode_scanned_rgb(as_bytes_array(stored), stored_head, (0, 0, 1, 1))
+    except JpegError:
+        return None
+    return EncodedImage(stored, head.height, head.width, KEPT)
+
+
+def loses_values(how: str) -> bool:
+    """Return True if an image with this `EncodedImage.how` had more than 8 bits per value."""
+    return how.startswith(tuple(DEEP_MODES.values()))
+
+
+def _decode_quietly(data: bytes) -> np.ndarray | None:
+    """Decode a JPEG with libjpeg-turbo, which gives Pillow's pixels; None if it warns or fails."""
+    try:
+        return jpeg.decode_rgb(data)
+    except JpegError:
+        return None
+
+
+def _decode(data: bytes) -> tuple[np.ndarray, str]:
+    """RGB pixels (H, W, 3) uint8 as timm's and torchvision's loaders give them, and the format or unusual mode.
+
+    As there, samples of 16 or 32 bits are clipped to 255, not scaled, and missing parts of a damaged JPEG are filled in.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about Exif data and palettes, which change no pixel
+            image = open_image(data)
+            is_jpeg = image.format in ("JPEG", "MPO")
+            quiet = _decode_quietly(data) if is_jpeg else None  # faster than Pillow
+            pixels = np.asarray(image.convert("RGB")) if quiet is None else quiet
+    except Exception as error:  # Pillow's plug-ins raise many types of exceptions on damaged data
+        reason = str(error) or type(error).__name__
+        raise BadImage(f"cannot be decoded ({reason})".replace("\n", " ")) from error
+    if not is_jpeg:
+        return pixels, f"{depth_prefix(image)}{image.format}"
+    if quiet is None and _is_damaged(data):
+        return pixels, DAMAGED
+    return pixels, "progressive JPEG" if image.info.get("progressive") else f"{image.mode} JPEG"
+
+
+def _is_damaged(data: bytes) -> bool:
+    """Whether the scans of a JPEG are damaged, which Pillow does not report; False for unsupported kinds of JPEG."""
+    for read_whole in (add_index, jpeg.decode_rgb):  # the first detects more, the second supports more kinds
+        try:
+            read_whole(data)
+            return False
+        except DamagedJpeg:
+            return True
+        except JpegError:
+            continue
+    return False
+
+
+def shrink(pixels: np.ndarray, max_resolution: int | None) -> np.ndarray:
+    """Resize (H, W, 3) uint8 so that the longest side is at most max_resolution.
+
+    Interpolation (area) and sizes are those of FFCV's writer.
+    """
+    height, width = pixels.shape[:2]
+    longest = max(height, width)
+    if max_resolution is None or longest <= max_resolution:
+        return pixels
+    import cv2  # 36 MB that only conversion needs
+
+    size = (max(1, width * max_resolution // longest), max(1, height * max_resolution // longest))
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+
+
+def _encode_jpeg(pixels: np.ndarray, options: EncodeOptions) -> bytes:
+    encoded = compress(pixels, options.quality, options.subsampling)
+    return add_index(encoded) if options.index else encoded
+
+
+def decode_sample(table: SampleTable, sample_id: int) -> np.ndarray:
+    """Pixels of a stored image, (H, W, 3) uint8.
+
+    Raises:
+        UserError: the sample cannot be read or decoded; the message names it.
+    """
+    stored = table.image_bytes(sample_id)
+    height, width = int(table.heights[sample_id]), int(table.widths[sample_id])
+    if table.modes[sample_id] == RAW_MODE:
+        return np.array(stored).reshape(height, width, 3)
+    try:
+        head = require_header(stored)
+        if (head.height, head.width) != (height, width):
+            raise JpegError(
+                f"the JPEG has {head.height} x {head.width} pixels, the metadata table {height} x {width}"
+            )
+        return decode_scanned_rgb(stored, head)
+    except JpegError as error:
+        raise UserError(
+            f"{table.title}: sample {sample_id}: {error}; run `beton verify` on the file"
+        ) from error

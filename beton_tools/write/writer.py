@@ -1,0 +1,240 @@
+"""Write a source of labelled images to a `.beton` that stock FFCV 1.0.2 reads.
+
+The bytes of the file depend only on the images and the options, not on the number of workers or on interruptions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from beton_tools.base.cgroup import usable_cpus
+from beton_tools.base.console import ProgressCallback, printable
+from beton_tools.base.errors import UserError
+from beton_tools.base.names import Names
+from beton_tools.read.format import Beton
+from beton_tools.read.manifest import Manifest, manifest_path, pack_names
+from beton_tools.read.parts import Part
+from beton_tools.sources.base import Source
+from beton_tools.write.images import SUBSAMPLINGS, EncodedImage, EncodeOptions
+from beton_tools.write.pagefile import PageFile, Written
+from beton_tools.write.workers import Task, encode_in_order
+from beton_tools.write.write_order import choose
+
+ON_ERROR = ("fail", "skip")
+MIN_PAGE_SIZE = 64 << 10
+MAX_PAGE_SIZE = 2 << 30  # the largest power of two that the header's u4 holds
+# smallest and largest value of the options that are numbers; None: no limit
+LIMITS: dict[str, tuple[int, int | None]] = {
+    "max_resolution": (1, None),
+    "quality": (1, 100),
+    "workers": (0, None),
+    "subset_per_class": (1, None),
+    "shuffle_seed": (0, (1 << 63) - 1),
+}
+
+
+def limits(option: str) -> str:
+    """The limits of an option as text: "1 to 100", "1 or more"."""
+    low, high = LIMITS[option]
+    return f"{low} or more" if high is None else f"{low} to {high}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteOptions(EncodeOptions):
+    """Options of the images (see EncodeOptions) and of the file.
+
+    Attributes:
+        workers: number of processes that encode; None: one per usable CPU; 0: encode in this process.
+        subset_per_class: write only this many images of each class.
+        shuffle_seed: write in the order that this seed gives; None keeps the source's order.
+        part: write only this part of the images, with the same classes and order as the whole.
+        on_error: "fail" at the first image that cannot be stored, or "skip" it and list it in the manifest.
+    """
+
+    workers: int | None = None
+    subset_per_class: int | None = None
+    shuffle_seed: int | None = None
+    part: Part | None = None
+    on_error: str = "fail"
+
+    def __post_init__(self) -> None:
+        for option, (low, high) in LIMITS.items():
+            value = getattr(self, option)
+            if value is not None and not low <= value <= (value if high is None else high):
+                raise _impossible(option, value, limits(option))
+        for option, choices in (("subsampling", SUBSAMPLINGS), ("on_error", ON_ERROR)):
+            if getattr(self, option) not in choices:
+                raise _impossible(option, getattr(self, option), " or ".join(choices))
+        if not (MIN_PAGE_SIZE <= self.page_size <= MAX_PAGE_SIZE and self.page_size.bit_count() == 1):
+            raise UserError(
+                f"page_size cannot be {self.page_size}; give a power of two, {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}"
+            )
+
+    def recorded(self) -> dict[str, object]:
+        """The options that determine the file's bytes."""
+        values = {k: v for k, v in asdict(self).items() if k not in ("workers", "on_error", "part")}
+        # left out of whole files, which keep their fingerprint from versions without parts
+        return values if self.part is None else values | {"part": str(self.part)}
+
+
+def _impossible(option: str, value: object, allowed: str) -> UserError:
+    return UserError(f"--{option.replace('_', '-')} cannot be {value}; give {allowed}")
+
+
+def write_beton(
+    out_path: str | os.PathLike[str],
+    source: Source,
+    options: WriteOptions | None = None,
+    progress: ProgressCallback | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Write the images of `source` to `out_path`, and the manifest beside it.
+
+    Continues what an interrupted run with the same inputs left beside `out_path`; a complete file from the same inputs
+    is not written again.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: an image cannot be stored (on_error "fail"), no image can, the disk is full, a worker process died
+            between images, or `out_path` exists, from other inputs.
+    """
+    options = options or WriteOptions()
+    path = Path(out_path)
+    _make_folder(path)
+    order = choose(source.labels, options.subset_per_class, options.shuffle_seed)
+    if options.part is not None:
+        order = options.part.take(order)
+    inputs, stamps = _fingerprint(source, order, options), source.stamps(order)
+    fingerprint = hashlib.blake2b(stamps.tobytes(), key=inputs.encode(), digest_size=16).hexdigest()
+    if path.exists() and not overwrite:
+        return _finished(path, fingerprint, source.classes, options)
+    with PageFile(path, options.page_size, inputs, stamps) as pages:
+        for position, reason in pages.written.skipped[:1]:  # by an earlier run with on_error "skip"
+            if options.on_error == "fail":
+                raise _bad_image(source.names[int(order[position])], reason)
+        _write_images(pages, source, order, options, progress)
+        written = pages.seal()
+        if written.count == 0:
+            reason = written.skipped[0][1]
+            raise UserError(f"{path}: none of the {len(order)} images could be stored; first: {reason}")
+        manifest = _describe(pages, written, source, order, options, fingerprint)
+        path.unlink(missing_ok=True)  # an old file must never be beside the new manifest
+        manifest.save(manifest_path(path))  # before the file: a .beton always has its manifest
+        pages.publish()
+    return manifest
+
+
+def _finished(path: Path, fingerprint: str, classes: Sequence[str], options: WriteOptions) -> Manifest:
+    """The manifest of an existing file, if it has the same inputs; else a UserError."""
+    manifest = Manifest.of_beton(path)
+    if (
+        manifest is None
+        or (manifest.fingerprint, manifest.classes) != (fingerprint, list(classes))
+        or manifest.file_size != path.stat().st_size
+    ):
+        raise UserError(f"{path} exists already, from other images or options; delete it or pass --overwrite")
+    if options.on_error == "fail" and manifest.skipped:
+        name, reason = manifest.skipped[0]
+        raise UserError(
+            f"{printable(name)}: {reason}; {path} was finished without it: pass --on-error skip to keep it, "
+            "or repair the image and pass --overwrite"
+        )
+    return manifest
+
+
+def _bad_image(name: str, reason: str) -> UserError:
+    return UserError(
+        f"{printable(name)}: {reason}; pass --on-error skip to continue without it, or repair it; if it is "
+        "removed, the conversion starts over"
+    )
+
+
+def _make_folder(path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give a file name that ends in .beton")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be created ({error.strerror})") from error
+
+
+def _fingerprint(source: Source, order: np.ndarray, options: WriteOptions) -> str:
+    """Hash of the names, labels and order of the images and of the options; their contents are in their stamps."""
+    digest = hashlib.blake2b(json.dumps([source.kind, str(source.root), options.recorded()]).encode())
+    arrays = (a.tobytes() for a in (source.names.offsets, source.labels, order))
+    for part in (source.names.blob, *arrays):
+        digest.update(part)
+    return digest.hexdigest()[:32]
+
+
+def _write_images(
+    pages: PageFile,
+    source: Source,
+    order: np.ndarray,
+    options: WriteOptions,
+    progress: ProgressCallback | None,
+) -> None:
+    start, total = pages.next_position, len(order)
+    tasks = (Task(source.names[i], source.locate(i)) for i in order[start:].tolist())
+    workers = usable_cpus() if options.workers is None else options.workers
+    workers = min(workers, total - start)
+    skipped = len(pages.written.skipped)
+    if progress is not None:
+        progress(start, total, skipped)
+    with closing(encode_in_order(tasks, options, workers)) as results:
+        for i, result in zip(order[start:].tolist(), results, strict=True):
+            if isinstance(result, EncodedImage):
+                pages.append(result, int(source.labels[i]))
+            elif result.is_lost:
+                raise UserError(f"{printable(source.names[i])}: {result.reason}")
+            elif options.on_error == "skip":
+                pages.skip(result.reason)
+                skipped += 1
+            else:
+                raise _bad_image(source.names[i], result.reason)
+            if progress is not None:
+                progress(pages.next_position, total, skipped)
+
+
+def _describe(
+    pages: PageFile,
+    written: Written,
+    source: Source,
+    order: np.ndarray,
+    options: WriteOptions,
+    fingerprint: str,
+) -> Manifest:
+    file_size = pages.part.stat().st_size
+    positions = written.positions[: written.count]
+    return Manifest(
+        fingerprint=fingerprint,
+        num_samples=written.count,
+        page_size=options.page_size,
+        data_start=pages.data_start,
+        file_size=file_size,
+        tables_crc32=Beton.open(pages.part).tables_crc32(),
+        page_crc32=written.page_crcs,
+        classes=list(source.classes),
+        class_names=list(source.class_names) if source.class_names is not None else None,
+        source={"kind": source.kind, "root": str(source.root)},
+        options=options.recorded(),
+        encodings=dict(sorted(written.encodings.items())),
+        skipped=[(source.names[int(order[p])], reason) for p, reason in written.skipped],
+        damaged=[source.names[int(order[positions[i]])] for i in written.damaged],
+        left_out=source.left_out,
+        packed_names=pack_names(Names.of(_names(source, order[positions]))),
+    )
+
+
+def _names(source: Source, indices: np.ndarray) -> Iterator[str]:
+    return (source.names[i] for i in indices.tolist())

@@ -1,0 +1,162 @@
+"""A folder of photographs to three models: fine-tuned, a linear head on the frozen tower, and random initialisation."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from beton_tools.base.errors import UserError
+from beton_tools.read.format import Beton
+from fastft.bench.demo_assets import IMAGES, IMAGES_LICENCE, WEIGHTS, extract_cells, fetch
+from fastft.bench.demo_backbone import write_backbone
+from fastft.bench.demo_sheet import prediction_sheet
+from fastft.evaluate.logits import compute_logits
+from fastft.evaluate.prediction import predict_files
+from fastft.machine.facts import cpu_name
+from fastft.model.build import recipe_arch
+from fastft.recipe import Recipe, load_recipe
+from fastft.train.loop import train
+
+PER_CLASS = {"val": 120, "train": 400}  # cells per class and split, if there are that many
+
+
+@dataclass(frozen=True)
+class DemoTraining:
+    """A training of the demo: its name and the options that differ from the recipe."""
+
+    name: str
+    title: str
+    overrides: tuple[str, ...]
+
+
+CONTENDERS = (
+    DemoTraining("fine_tuned", "fine-tuned with the recipe", ()),
+    # ridge regression makes the head; an epoch with a learning rate of 0 leaves it as it is
+    DemoTraining(
+        "linear",
+        "untouched tower, linear head",
+        (
+            "--model.trainable_layers=0",
+            "--schedule.epochs=1",
+            "--optim.lr=0",
+            "--schedule.min_lr=0",
+            "--ema.decay=0",
+        ),
+    ),
+    # no pretrained weights: all blocks train at almost the same lr; augmented as little as the recipe does with its linear
+    # probe; half as many epochs, to save time
+    DemoTraining(
+        "random",
+        "random initialisation, half the epochs",
+        (
+            "--model.weights=random",
+            "--model.head_init=small",
+            "--model.freeze_conv1=false",
+            "--augment.policy=none",
+            "--augment.scale_min=1",
+            "--optim.lr=1e-3",
+            "--optim.layer_decay=0.8",
+            "--schedule.epochs=4",
+        ),
+    ),
+)
+
+
+def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) -> dict[str, Any]:
+    """Fetch, train, compare; writes `folder/predictions.png` and returns the figures.
+
+    Raises:
+        UserError: no network and no cached packages, or a recipe that does not load.
+    """
+    recipe_arch(load_recipe(recipe))  # an invalid recipe fails before anything is downloaded
+    weights = write_backbone(fetch(WEIGHTS, cache), cache)
+    photos = folder / "images"
+    extract_cells(fetch(IMAGES, cache), photos, PER_CLASS)
+    converted = folder / CONTENDERS[0].name / "data"
+    betons = {split: converted / f"{split}.beton" for split in PER_CLASS}
+    data = [f"--data.train={photos}"]  # converted by the first training, for all
+    right, seconds = {}, {}
+    for contender in CONTENDERS:
+        console.rule(contender.title)
+        run = folder / contender.name
+        overrides = [*data, f"--model.weights={weights}", *contender.overrides, f"--train.run_dir={run}"]
+        seconds[contender.name] = _train(load_recipe(recipe, overrides), run, console)["seconds"]
+        right[contender.name] = compute_logits(run, betons["val"], "cpu").right_N
+        data = [f"--data.{split}={path}" for split, path in betons.items()]
+    figures = compare(right, Beton.open(betons["val"]).labels, len(Beton.open(betons["train"])))
+    figures |= {"image_size": load_recipe(recipe).model.image_size, "seconds": seconds}
+    figures |= {"cpu": cpu_name(), "date": time.strftime("%Y-%m-%d")}
+    (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    _print_table(figures, console)
+    sheet = _draw_sheet(folder, photos / "val", console)
+    return {"figures": figures, "sheet": str(sheet)}
+
+
+def _train(recipe: Recipe, run: Path, console: Console) -> dict[str, Any]:
+    old = (run / "recipe.yaml").exists()
+    try:
+        return train(recipe, console)
+    except UserError as error:
+        if not old:
+            raise
+        raise UserError(f"{error}; or delete {run.parent}, which an older demo may have left") from None
+
+
+def compare(right: Mapping[str, np.ndarray], labels: np.ndarray, trained_on: int) -> dict[str, Any]:
+    """Top-1 of each contender and the gain of the fine-tuned one, in percent (points) with standard errors.
+
+    right: of each contender, bool (N,), which of the N images it named. Gains are taken image by image, as the
+    contenders see the same ones: their error is smaller than that of two independent samples.
+    """
+    n = len(labels)
+    gains = {name: right["fine_tuned"].astype(float) - r for name, r in right.items() if name != "fine_tuned"}
+    return {
+        "train_images": trained_on,
+        "n": n,
+        "majority": 100 * float(np.bincount(labels).max()) / n,
+        "top1": {name: 100 * float(r.mean()) for name, r in right.items()},
+        "standard_error": {name: 100 * float(r.std()) / n**0.5 for name, r in right.items()},
+        "gain": {name: 100 * float(g.mean()) for name, g in gains.items()},
+        "gain_standard_error": {name: 100 * float(g.std()) / n**0.5 for name, g in gains.items()},
+    }
+
+
+def _print_table(figures: dict[str, Any], console: Console) -> None:
+    title = f"{figures['n']} photographs that were not trained on, ± standard error"
+    table = Table(title=title, title_justify="left")
+    table.add_column("model", no_wrap=True)
+    for head in ("top-1 %", "recipe gains", "min"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_row("always the largest class", f"{figures['majority']:.1f}", "", "")
+    for contender in reversed(CONTENDERS):
+        name = contender.name
+        top1 = f"{figures['top1'][name]:.1f} ± {figures['standard_error'][name]:.1f}"
+        gain = ""
+        if name in figures["gain"]:
+            gain = f"{figures['gain'][name]:.1f} ± {figures['gain_standard_error'][name]:.1f}"
+        table.add_row(contender.title, top1, gain, f"{figures['seconds'][name] / 60:.1f}")
+    console.print(table)
+
+
+def _draw_sheet(folder: Path, images: Path, console: Console) -> Path:
+    """Predictions of the fine-tuned model for some unseen photographs of every class."""
+    files = _spread(images, per_class=6)
+    predictions = list(predict_files(folder / "fine_tuned", files, 1, "cpu"))
+    sheet = folder / "predictions.png"
+    prediction_sheet(
+        [(p.path, p.path.parent.name, p.classes[0], p.probabilities[0]) for p in predictions],
+        sheet,
+        IMAGES_LICENCE,
+    )
+    console.print(f"predictions drawn in {sheet}", highlight=False)
+    return sheet
+
+
+def _spread(images: Path, per_class: int) -> Sequence[Path]:
+    return [path for folder in sorted(images.iterdir()) for path in sorted(folder.iterdir())[:per_class]]

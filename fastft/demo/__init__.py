@@ -1,1 +1,0 @@
-"""`fastft demo`: fine-tune a pretrained ViT on real photographs within minutes on a CPU."""

@@ -1,0 +1,1 @@
+"""Checkpoint to numbers: evaluation, predictions, embeddings, neighbours, zero-shot, averages."""

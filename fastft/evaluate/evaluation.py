@@ -1,0 +1,189 @@
+"""Exact evaluation of a checkpoint on `.beton` files, over all processes."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from beton_tools.base.atomic import check_writable
+from beton_tools.base.errors import UserError
+from fastft.augment.build import build_policy
+from fastft.data import EvalLoader, Output, Shard
+from fastft.data.classes import refuse_other_classes
+from fastft.evaluate.class_report import MATRIX_CLASSES
+from fastft.evaluate.evaluation_output import write_predictions_table
+from fastft.evaluate.logit_adjustment import adjust_logits
+from fastft.evaluate.present_classes import PresentClasses
+from fastft.evaluate.trained import BATCH, Trained, load_trained
+from fastft.recipe.constants import AUTO
+from fastft.run.calibration import reliability
+from fastft.run.metrics import Predictions, class_metrics, confusion_counts, largest_confusions
+from fastft.train.distributed import World, find_world, peer_lost
+from fastft.train.evaluate import TOP5_CLASSES, Scores, evaluate, keep_logits
+from fastft.train.precision import inference_precision
+
+KEPT_LOGITS = 2**26  # values: 256 MiB; the logits of ImageNet's validation images are 50 million
+CONFUSIONS = 100  # pairs of classes that are listed
+
+
+@dataclass(frozen=True)
+class FileScores:
+    """Scores on one file, and the number of classes that the predictions are ranked among."""
+
+    path: Path
+    scores: Scores
+    ranked_classes: int
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    data: Path | None,
+    device: str,
+    *,
+    weights: str = AUTO,
+    logit_adjustment: bool = False,
+    only_present_classes: bool = False,
+    csv: Path | None = None,
+) -> dict[str, Any]:
+    """Scores of a checkpoint on one `.beton` (default: the validation file of its recipe); otherwise as `evaluate_files`."""
+    (scores,) = evaluate_files(
+        checkpoint, [] if data is None else [data], device, weights=weights, logit_adjustment=logit_adjustment,
+        only_present_classes=only_present_classes, csv=csv,
+    )  # fmt: skip
+    return scores
+
+
+def evaluate_files(
+    checkpoint: Path,
+    files: Sequence[Path],
+    device: str,
+    *,
+    weights: str = AUTO,
+    logit_adjustment: bool = False,
+    only_present_classes: bool = False,
+    csv: Path | None = None,
+) -> list[dict[str, Any]]:
+    """Scores of a checkpoint on each `.beton` of `files` (none: on the validation file of its recipe).
+
+    weights: as `load_trained`. logit_adjustment: correct the logits for the class sizes of the training file.
+    only_present_classes: rank only the classes that have images in the file. csv: write the prediction for each image of the
+    only file.
+
+    Raises:
+        UserError: there is no such checkpoint or file, it is damaged, or a file has other classes; `csv` cannot be written, or
+            there are several files.
+    """
+    if csv is not None:
+        if len(files) > 1:
+            raise UserError("--csv is a table of one file; give one --data, or omit --csv")
+        check_writable(csv, suffixes=[".csv"])
+    world = find_world(device)
+    with evaluating(world):
+        trained = load_trained(checkpoint, world.device, weights)
+        paths = files or [validation_file(trained)]
+        if logit_adjustment:
+            trained = adjust_logits(trained)
+        found = [evaluate_model(trained, p, world, only_present_classes) for p in paths]
+    if csv is not None and world.is_main:
+        assert found[0].scores.predictions is not None
+        write_predictions_table(found[0].scores.predictions, trained.outputs, found[0].path, csv)
+    return [{**describe_scores(trained, one), "logit_adjustment": logit_adjustment} for one in found]
+
+
+def validation_file(trained: Trained) -> Path:
+    """The validation file of a model's recipe.
+
+    Raises:
+        UserError: there is none.
+    """
+    if trained.recipe.data.val is None:
+        raise UserError("the recipe names no validation file; give one with --data FILE.beton")
+    return Path(trained.recipe.data.val)
+
+
+@contextmanager
+def evaluating(world: World) -> Iterator[None]:
+    """The world, with the error of a lost process replaced by one line.
+
+    Raises:
+        PeerLost: another process died or stopped responding.
+    """
+    try:
+        with world:
+            yield
+    except RuntimeError as error:
+        if not world.is_peer_loss(error):
+            raise
+        raise peer_lost(error, "run the same command again") from None
+
+
+def evaluate_model(
+    trained: Trained,
+    path: Path,
+    world: World,
+    only_present_classes: bool = False,
+    model: nn.Module | None = None,
+) -> FileScores:
+    """Scores of a model on one file. model: instead of `trained.model`.
+
+    Raises:
+        UserError: as `evaluate_files`; published to the other processes.
+    """
+    recipe, precision = trained.recipe, inference_precision(trained.recipe.train.amp, world.device)
+    outputs = recipe.data.num_classes
+    model = model or trained.model
+    with EvalLoader(
+        path,
+        build_policy(recipe),
+        Output(recipe.model.image_size, world.device, precision.dtype),
+        batch_size=BATCH,
+        crop_pct=recipe.train.eval_crop_pct,
+        shard=Shard(world.rank, world.size),
+    ) as loader:
+        refuse_other_classes(loader.class_names, trained.outputs, path)
+        if only_present_classes:
+            present = np.flatnonzero(loader.class_counts)
+            model = PresentClasses(model, present, outputs).to(world.device)
+            outputs = len(present)
+        with_logits = keep_logits(loader.num_samples, recipe.data.num_classes, KEPT_LOGITS)
+        try:
+            (scores,) = evaluate([model], loader, world, precision, with_logits=with_logits)
+        except UserError as error:
+            raise world.publish_error(error) from error
+    if outputs < TOP5_CLASSES:
+        scores = replace(scores, top5=None)
+    return FileScores(path, scores, outputs)
+
+
+def describe_scores(trained: Trained, found: FileScores) -> dict[str, Any]:
+    """The scores as JSON values, with the names of classes."""
+    assert found.scores.predictions is not None
+    return {
+        "checkpoint": str(trained.path),
+        "weights": trained.weights,
+        "data": str(found.path),
+        "ranked_classes": found.ranked_classes,
+        **found.scores.as_dict(),
+        "standard_error": found.scores.standard_error,
+        **describe_classes(found.scores.predictions, trained.outputs),
+    }
+
+
+def describe_classes(predictions: Predictions, names: list[str]) -> dict[str, Any]:
+    """Metrics per class, largest confusions, bins of the reliability diagram, and with few classes the confusion matrix."""
+    bins = reliability(predictions.confidence_N, predictions.right_N)
+    found: dict[str, Any] = {
+        "classes": [{"name": names[c.label], **asdict(c)} for c in class_metrics(predictions)],
+        "confusions": [
+            {"class": names[c.label], "predicted": names[c.predicted], "images": c.images}
+            for c in largest_confusions(predictions, CONFUSIONS)
+        ],
+        "reliability": {name: values.tolist() for name, values in vars(bins).items()},
+    }
+    if predictions.num_classes <= MATRIX_CLASSES:
+        found["confusion_matrix"] = confusion_counts(predictions).tolist()
+    return found

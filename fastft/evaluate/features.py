@@ -1,0 +1,185 @@
+"""Embeddings of images: the head's input, in one .npz file (`fastft predict --features`).
+
+Arrays of the file: `features` float32 (N, D); `labels` int64 (N,), -1 for an image without a label; `files` (N,) names;
+`classes` (K,) names by label, empty without labels; `model`, a checksum of the weights.
+"""
+
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from beton_tools.base.atomic import atomic_path, check_writable
+from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import check_user_file
+from beton_tools.read.subset_file import is_beton_or_subset
+from fastft.augment.build import build_policy
+from fastft.data import EvalLoader, Output, Shard
+from fastft.evaluate.image_reader import ReadImage, read_batches
+from fastft.evaluate.prediction import describe_deep, describe_left_out, image_paths
+from fastft.evaluate.trained import BATCH, Trained
+from fastft.model import ImageClassifier
+from fastft.train.distributed import World
+from fastft.train.head_start import pooled_features
+from fastft.train.precision import inference_precision
+
+SUFFIX, BETON = ".npz", ".beton"
+EXPECTED = "a .npz file that fastft predict --features wrote"
+# of NumPy, for files that are damaged, or whose headers promise more values than fit the memory
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
+NO_LABEL = -1
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Features:
+    """features_ND: float32. labels_N: int64, NO_LABEL without one. files: N names. classes: by label. model: checksum."""
+
+    features_ND: np.ndarray
+    labels_N: np.ndarray
+    files: list[str]
+    classes: list[str]
+    model: str
+
+
+def model_checksum(model: ImageClassifier) -> str:
+    """CRC-32 of the parameters of everything below the head, which tells the embeddings of two models apart."""
+    of_head = {id(parameter) for parameter in model.head.parameters()}
+    crc = 0
+    for _, parameter in sorted(model.named_parameters()):
+        if id(parameter) not in of_head:
+            crc = zlib.crc32(parameter.detach().cpu().contiguous().numpy().data, crc)
+    return f"{crc:08x}"
+
+
+def extract_features(trained: Trained, sources: Sequence[Path], world: World, say: Say) -> Features:
+    """Embeddings of the images of `.beton` files, image files and folders of them, in this order.
+
+    The images are seen as in evaluation. A `.beton` is divided among the processes. say: called with each image that cannot be
+    read, which is left out, and why; then with a line about other files in folders and one about images that lose values.
+
+    Raises:
+        UserError: a source is missing or damaged, two files have other classes, or no image could be read.
+    """
+    parts: list[Features] = []
+    left_out, deep = Counter[str](), 0
+    checksum = model_checksum(trained.model)
+    for source in sources:
+        if is_beton_or_subset(source):
+            parts.append(_of_beton(trained, source, world, checksum))
+        else:
+            part, clipped = _of_images(trained, source, world, checksum, say, left_out)
+            parts.append(part)
+            deep += clipped
+    if left_out:
+        say(describe_left_out(left_out))
+    if deep:
+        say(describe_deep(deep))
+    labelled = [part for part in parts if part.classes]
+    for part, source in zip(parts, sources, strict=True):
+        if part.classes and part.classes != labelled[0].classes:
+            raise UserError(
+                f"{source} has other classes than the files before it; write one --features file for each"
+            )
+    if not any(part.files for part in parts):
+        raise UserError("no image could be read; see the reasons above")
+    return Features(
+        np.concatenate([part.features_ND for part in parts]),
+        np.concatenate([part.labels_N for part in parts]),
+        [name for part in parts for name in part.files],
+        labelled[0].classes if labelled else [],
+        checksum,
+    )
+
+
+def _of_beton(trained: Trained, path: Path, world: World, checksum: str) -> Features:
+    recipe, precision = trained.recipe, inference_precision(trained.recipe.train.amp, world.device)
+    output = Output(recipe.model.image_size, world.device, precision.dtype)
+    with EvalLoader(
+        path, build_policy(recipe), output, batch_size=BATCH, crop_pct=recipe.train.eval_crop_pct,
+        shard=Shard(world.rank, world.size),
+    ) as loader:  # fmt: skip
+        features_ND, labels_N = pooled_features(trained.model, loader, world, precision, stop=lambda: False)
+        names = loader.betons.read_names()
+        files = [f"{path.name}[{i}]" for i in range(len(labels_N))] if names is None else names
+        return Features(features_ND, labels_N, files, loader.class_names, checksum)
+
+
+@torch.inference_mode()
+def _of_images(
+    trained: Trained, source: Path, world: World, checksum: str, say: Say, left_out: Counter[str]
+) -> tuple[Features, int]:
+    """The embeddings of image files, and how many of the images lose values."""
+    precision = inference_precision(trained.recipe.train.amp, world.device)
+    rows, files, deep = [], [], 0
+    for batch in read_batches(image_paths([source], left_out), trained.recipe, BATCH):
+        tensors = []
+        for path, read in batch:
+            if isinstance(read, ReadImage):
+                tensors.append(read.tensor)
+                files.append(str(path))
+                deep += read.loses_values
+            else:
+                say(f"{path}: not read: {read}")
+        if tensors:
+            images = torch.stack(tensors).to(world.device, memory_format=torch.channels_last)
+            with precision.autocast():
+                rows.append(trained.model.pooled(images).float().cpu().numpy())
+    features_ND = np.concatenate(rows) if rows else np.empty((0, trained.model.head.in_features), np.float32)
+    return Features(features_ND, np.full(len(files), NO_LABEL, np.int64), files, [], checksum), deep
+
+
+def check_features_path(path: Path) -> None:
+    """Raise UserError if features cannot be written to `path` for its name or its folder."""
+    if path.suffix != SUFFIX:
+        raise UserError(f"--features {path}: the name of the file must end in {SUFFIX}")
+    check_writable(path)
+
+
+def write_features(path: Path, features: Features) -> None:
+    """Write the .npz file atomically.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        with atomic_path(path) as partial:
+            np.savez(
+                partial, features=features.features_ND, labels=features.labels_N, files=np.array(features.files),
+                classes=np.array(features.classes, dtype=np.str_), model=np.array(features.model),
+            )  # fmt: skip
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def read_features(path: Path) -> Features:
+    """Read a file that `write_features` wrote.
+
+    Raises:
+        UserError: it cannot be read, does not fit the memory, or holds something else.
+    """
+    check_user_file(path, EXPECTED)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = Features(
+                file["features"],
+                file["labels"],
+                file["files"].tolist(),
+                file["classes"].tolist(),
+                str(file["model"]),
+            )
+    except UNREADABLE as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); give {EXPECTED}") from None
+    shape, count = found.features_ND.shape, len(found.files)
+    if (
+        len(shape) != 2
+        or not len(found.labels_N) == shape[0] == count
+        or (found.features_ND.dtype, found.labels_N.dtype) != (np.float32, np.int64)
+    ):
+        raise UserError(f"{path}: its arrays do not fit each other; give {EXPECTED}")
+    return found

@@ -1,0 +1,176 @@
+"""Class predictions for image files."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from beton_tools.base.console import by_suffix
+from beton_tools.base.errors import UserError
+from beton_tools.base.image_formats import DEEP_IMAGES, IMAGE_SUFFIXES
+from beton_tools.base.user_files import check_user_file
+from fastft.evaluate.image_reader import ReadImage, Source, read_batches
+from fastft.evaluate.trained import BATCH, choose_device, load_trained
+from fastft.model.ranking import rank_classes
+from fastft.recipe.constants import AUTO
+from fastft.train.precision import inference_precision
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The top classes of one file with their softmax probabilities, or the reason why it cannot be read (`error`).
+
+    path: of the file; empty for an image in memory. loses_values: it has 16 or 32 bits per value: those above 255 were read as
+    white, fractions of 1 as black.
+    """
+
+    path: Path
+    classes: list[str]
+    probabilities: list[float]
+    error: str | None = None
+    loses_values: bool = False
+
+
+class Predictor:
+    """A trained model that names the class of images.
+
+    predictor = Predictor("runs/photos")
+    for prediction in predictor.predict(["a.jpg", "b.jpg"], topk=3):
+        print(prediction.path, prediction.classes[0], prediction.probabilities[0])
+
+    Args:
+        checkpoint: a run directory or a checkpoint in it.
+        device: "auto" (the GPU if there is one), "cuda" or "cpu".
+        weights: "raw", "ema", "best", "last", or "auto": those that the run's rule chose.
+        logit_adjustment: correct the logits for the class sizes of the training file, as `fastft eval --logit-adjustment`.
+
+    Raises:
+        UserError: there is no such checkpoint or device, or the checkpoint is damaged.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        device: str = "auto",
+        weights: str = AUTO,
+        logit_adjustment: bool = False,
+    ) -> None:
+        self.device = choose_device(device)
+        self.trained = load_trained(Path(checkpoint), self.device, weights)
+        if logit_adjustment:
+            from fastft.evaluate.logit_adjustment import adjust_logits  # loads Numba for .beton files
+
+            self.trained = adjust_logits(self.trained)
+        self.classes = self.trained.outputs
+
+    @torch.inference_mode()
+    def predict(self, images: Source | Iterable[Source], topk: int = 5) -> Iterator[Prediction]:
+        """The `topk` most probable classes of every image, in order, a batch at a time; the next batch is read meanwhile.
+
+        images: paths or Pillow images, or one. An image that cannot be read gives a `Prediction` whose `error` is the reason.
+
+        Raises:
+            UserError: topk < 1.
+        """
+        _check_topk(topk)
+        if isinstance(images, Source):
+            images = [images]
+        for batch in read_batches(images, self.trained.recipe, BATCH):
+            tensors = [read.tensor for _, read in batch if isinstance(read, ReadImage)]
+            ranked = iter(self._rank(tensors, topk) if tensors else ())
+            for image, result in batch:
+                path = Path(image if isinstance(image, str | Path) else getattr(image, "filename", ""))
+                if isinstance(result, str):
+                    yield Prediction(path, [], [], result)
+                    continue
+                probabilities, classes = next(ranked)
+                names = [self.classes[k] for k in classes]
+                yield Prediction(path, names, probabilities, loses_values=result.loses_values)
+
+    def _rank(self, tensors: list[torch.Tensor], topk: int) -> Iterator[tuple[list[float], list[int]]]:
+        images = torch.stack(tensors).to(self.device, memory_format=torch.channels_last)
+        with inference_precision(self.trained.recipe.train.amp, self.device).autocast():
+            logits_BK = self.trained.model(images).float()
+        classes_BJ = rank_classes(logits_BK, topk)
+        probabilities_BJ = logits_BK.softmax(1).gather(1, classes_BJ)
+        return zip(probabilities_BJ.tolist(), classes_BJ.tolist(), strict=True)
+
+
+def predict_files(
+    checkpoint: Path,
+    images: Sequence[Path],
+    topk: int,
+    device: str,
+    weights: str = AUTO,
+    logit_adjustment: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> Iterator[Prediction]:
+    """The top classes of image files and of the images in folders, in order, one batch at a time.
+
+    logit_adjustment: as `Predictor`. say: called with the weights in words. warn: called with a line about files in folders
+    that are left out, and at the end with one about images that lose values.
+
+    Raises:
+        UserError: there is no such checkpoint or image, or topk < 1; when the iteration ends, that no file could be read.
+    """
+    _check_topk(topk)
+    choose_device(device)
+    left_out: Counter[str] = Counter()
+    paths = list(image_paths(images, left_out))
+    if left_out:
+        warn(describe_left_out(left_out))
+    predictor = Predictor(checkpoint, device, weights, logit_adjustment)
+    say(predictor.trained.weights)
+    return _checked(predictor.predict(paths, topk), warn)
+
+
+def _check_topk(topk: int) -> None:
+    if topk < 1:
+        raise UserError(f"topk is {topk}: give 1 or more")
+
+
+def describe_left_out(left_out: Counter[str]) -> str:
+    """Warning text for the files that `image_paths` left out."""
+    return f"files of other kinds are left out: {by_suffix(left_out)}"
+
+
+def image_paths(given: Sequence[Path], left_out: Counter[str] | None = None) -> Iterator[Path]:
+    """The given files, and all image files in the given folders and their subfolders, found as in class folders.
+
+    left_out: counts the other files in the folders, by suffix.
+
+    Raises:
+        UserError: a given path is neither a folder with images nor a regular file.
+    """
+    for path in given:
+        if not path.is_dir():
+            yield check_user_file(path, "an image file or a folder of images")
+            continue
+        from beton_tools.sources.folder import images_below  # loads Arrow, which single files do without
+
+        found = images_below(path, left_out)
+        if not found:
+            raise UserError(f"{path} contains no image files ({', '.join(IMAGE_SUFFIXES)})")
+        yield from (path / name for name in found)
+
+
+def describe_deep(count: int) -> str:
+    """Warning text for `count` images that lose values."""
+    return f"{count:,} image{' has' if count == 1 else 's have'} {DEEP_IMAGES}"
+
+
+def _checked(predictions: Iterator[Prediction], warn: Callable[[str], None]) -> Iterator[Prediction]:
+    """Yield the predictions; then warn if images lose values, and raise UserError if none of the files could be read."""
+    any_read, deep, first = False, 0, None
+    for prediction in predictions:
+        any_read |= prediction.error is None
+        deep += prediction.loses_values
+        first = first or prediction
+        yield prediction
+    if deep:
+        warn(describe_deep(deep))
+    if first is not None and not any_read:
+        raise UserError(f"no image could be read; the first, {first.path}: {first.error}")

@@ -1,0 +1,121 @@
+"""`fastft zeroshot`: CLIP's zero-shot classifier for the classes of a file, evaluated, and written as a head to train from."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from beton_tools.base.console import ProgressCallback
+from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.manifest import Manifest
+from fastft.evaluate.evaluation import describe_scores, evaluate_model, evaluating
+from fastft.evaluate.prompts import Prompts, read_prompts
+from fastft.evaluate.trained import Trained
+from fastft.model.build import build_model
+from fastft.model.classifier import TOKEN
+from fastft.model.head_file import Head, check_head_path, set_head, write_head
+from fastft.recipe import Recipe
+from fastft.recipe.training_data import with_num_classes
+from fastft.train.distributed import World, find_world
+
+KIND = "raw"
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """scores: as `fastft eval` gives them. prompts: what the head was made of."""
+
+    scores: dict[str, Any]
+    prompts: Prompts
+
+
+def evaluate_zero_shot(
+    recipe: Recipe,
+    data: Path | None,
+    device: str,
+    *,
+    names: Path | None = None,
+    templates: str,
+    out: Path | None = None,
+    only_present_classes: bool = False,
+    progress: AbstractContextManager[ProgressCallback | None],
+) -> ZeroShot:
+    """Build the zero-shot classifier of a recipe's architecture and weights for the classes of a `.beton`, and evaluate it.
+
+    Args:
+        data: default: the recipe's validation file. names, templates: as `read_prompts`.
+        out: write the head to this .safetensors file.
+        progress: shows the classes whose texts are embedded.
+
+    Raises:
+        UserError: bad input.
+    """
+    if out is not None:
+        check_head_path(out)
+    path = data or (None if recipe.data.val is None else Path(recipe.data.val))
+    if path is None:
+        raise UserError("the recipe names no validation file; give one with --data FILE.beton")
+    betons = BetonSet.open(path)
+    classes, manifest = betons.class_names, Manifest.of_beton(betons.files[0].path)
+    prompts = read_prompts(path, classes, manifest, names, templates)
+    recipe = with_num_classes(
+        recipe.with_option("model.pool", TOKEN).with_option("model.head", None), len(classes), path
+    )
+    world = find_world(device)
+    with evaluating(world):
+        trained = _build(recipe, classes, prompts, world, progress)
+        found = evaluate_model(trained, path, world, only_present_classes)
+    if out is not None and world.is_main:
+        write_head(out, _head_of(trained, prompts))
+    return ZeroShot(describe_scores(trained, found), prompts)
+
+
+def _build(
+    recipe: Recipe,
+    classes: list[str],
+    prompts: Prompts,
+    world: World,
+    progress: AbstractContextManager[ProgressCallback | None],
+) -> Trained:
+    """The image tower with the head of text embeddings, which the main process computes."""
+    m = recipe.model
+    model = build_model(recipe)
+    weight_KD = _text_head(recipe, prompts, world.device, progress) if world.is_main else None
+    weight_KD = world.broadcast(weight_KD)
+    set_head(model, Head(weight_KD, torch.zeros(len(classes)), classes, TOKEN), Path("of the text tower"))
+    model = model.to(world.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    weights = f"zero-shot head of {m.arch}, {Path(m.weights).name}"
+    return Trained(model, recipe, classes, Path(m.weights), [], weights, KIND)
+
+
+def _text_head(
+    recipe: Recipe,
+    prompts: Prompts,
+    device: torch.device,
+    progress: AbstractContextManager[ProgressCallback | None],
+) -> torch.Tensor:
+    """Float32 (K, D) on the CPU: class embeddings times CLIP's logit scale."""
+    # imports open_clip, which takes seconds
+    from fastft.evaluate.text_tower import (
+        class_embeddings,
+        load_text_tower,
+    )
+
+    tower = load_text_tower(recipe, device)
+    with progress as show:
+        embeddings_KD = class_embeddings(tower, prompts.names, prompts.templates, show)
+    return (tower.logit_scale * embeddings_KD).cpu()
+
+
+def _head_of(trained: Trained, prompts: Prompts) -> Head:
+    m, head = trained.recipe.model, trained.model.head
+    source = {
+        "arch": m.arch,
+        "weights": m.weights,
+        "names": prompts.names_source,
+        "templates": prompts.templates_source,
+    }
+    return Head(head.weight.detach().cpu(), head.bias.detach().cpu(), trained.classes, TOKEN, source)

@@ -1,0 +1,134 @@
+"""The model that a recipe describes."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from beton_tools.base.errors import UserError
+from fastft.model.arch import refuse_pool_without_class_token
+from fastft.model.attention import prepare_for_compile
+from fastft.model.classifier import TOKEN, build_classifier
+from fastft.model.head_file import read_head, set_head
+from fastft.model.interface import ImageClassifier
+from fastft.model.timm_arch import TimmArch
+from fastft.model.tower_arch import TowerArch, load_arch
+from fastft.model.weights import check_weights, load_tower_weights
+from fastft.recipe import Recipe
+
+
+def recipe_arch(recipe: Recipe) -> TowerArch:
+    """The recipe's architecture at its image size. Raises as `load_arch`, `refuse_pool_without_class_token` and `Arch.at`."""
+    arch = load_arch(recipe.model.arch)
+    if recipe.model.pool == TOKEN:
+        if isinstance(arch, TimmArch):
+            raise UserError(
+                f"{recipe.model.arch} has no embedding of CLIP (model.pool=token), which zero-shot heads need; use an open_clip "
+                "--model.arch, or --model.pool=patches"
+            )
+        refuse_pool_without_class_token(recipe.model.arch)
+    return arch.at(recipe.model.image_size)
+
+
+def check_model(recipe: Recipe) -> None:
+    """Refuse options that `build_model` would refuse, before longer work. No weights are read or fetched.
+
+    Raises:
+        UserError: as `build_model`, without what is wrong with the contents of weights.
+    """
+    arch, weights = recipe_arch(recipe), recipe.model.weights
+    with torch.device("meta"):
+        build_model(recipe, pretrained=False, arch=arch)
+    if recipe.model.head is not None:
+        read_head(Path(recipe.model.head).expanduser())
+    if weights == "random":
+        return
+    if isinstance(arch, TimmArch):
+        from fastft.model.timm_weights import find_tag  # imports timm, which takes seconds
+
+        if find_tag(weights, arch.timm) is not None:
+            return
+    check_weights(weights, recipe.model.arch)
+
+
+def build_model(recipe: Recipe, *, pretrained: bool = True, arch: TowerArch | None = None) -> ImageClassifier:
+    """The classifier on the CPU, with pretrained weights in the tower, and `model.head` or a head from the recipe's seed.
+
+    Args:
+        pretrained: False leaves the model at its random initialisation, for checkpoints that hold the weights.
+        arch: the architecture stored in a checkpoint; None for the one that the recipe names.
+    """
+    m, arch = recipe.model, arch or recipe_arch(recipe)
+    torch.manual_seed(recipe.train.seed)
+    if isinstance(arch, TimmArch):
+        return _build_timm(recipe, arch, pretrained)
+    model = build_classifier(
+        arch,
+        recipe.data.num_classes,
+        layer_scale=m.layer_scale,
+        rel_pos_bias=m.rel_pos_bias,
+        drop_path=m.drop_path,
+        patch_dropout=recipe.largest_patch_dropout,
+        head_init_scale=m.head_init_scale,
+        pool=m.pool,
+        freeze_conv1=m.freeze_conv1,
+        trainable_layers=m.trainable_layers,
+    )
+    if pretrained and m.weights != "random":
+        load_tower_weights(model.visual, m.weights, m.arch)
+    if pretrained and m.head is not None:
+        path = Path(m.head).expanduser()
+        set_head(model, read_head(path), path)
+    return model
+
+
+def _build_timm(recipe: Recipe, arch: TimmArch, pretrained: bool) -> ImageClassifier:
+    """Build a timm model with timm's own architecture and initialisation; `build_model` for the other towers.
+
+    Raises:
+        UserError: an option that only fastft's own tower has, or one that the model lacks.
+    """
+    # imports timm, which takes seconds
+    from fastft.model.timm_tower import build_timm_classifier, freeze_timm
+    from fastft.model.timm_weights import find_tag, load_timm_weights
+
+    m = recipe.model
+    for option, is_set in (
+        ("layer_scale", m.layer_scale is not None),
+        ("rel_pos_bias", m.rel_pos_bias),
+        ("pool", m.pool == TOKEN),
+        ("head", m.head is not None),
+    ):
+        if is_set:
+            raise UserError(
+                f"model.{option} is an option of fastft's own tower, not of {m.arch}; leave it out"
+            )
+    pretrained = pretrained and m.weights != "random"
+    tag = find_tag(m.weights, arch.timm) if pretrained else None
+    model = build_timm_classifier(
+        arch,
+        recipe.data.num_classes,
+        drop_path=m.drop_path,
+        patch_dropout=recipe.largest_patch_dropout,
+        smaller_images=recipe.schedule.sizes is not None,
+        pretrained_tag=tag,
+        head_init_scale=m.head_init_scale,
+    )
+    if pretrained and tag is None:
+        load_timm_weights(model, m.weights)
+    freeze_timm(model, first_conv=m.freeze_conv1, trainable_layers=m.trainable_layers)
+    return model
+
+
+def compile_model(model: nn.Module) -> Any:
+    """The model's forward through torch.compile."""
+    torch.compiler.reset()  # the ninth model of a sweep would reach the limit of recompilations and run uncompiled
+    prepare_for_compile()
+    return torch.compile(model, dynamic=False)  # each image size of a schedule is compiled for itself
+
+
+def can_compile(device: torch.device) -> bool:
+    """Return True if torch.compile has a back end for the device; on a GPU this is Triton."""
+    return device.type == "cpu" or find_spec("triton") is not None

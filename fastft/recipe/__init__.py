@@ -1,0 +1,23 @@
+"""Recipes: the schema of options, loading with `extends` and tables, command-line overrides, validation.
+
+fastargs' `@param` decorator is not used: it fills arguments from one global configuration, but several recipes are loaded at
+the same time here (sweeps, comparisons), and a `Recipe` that is passed on lets mypy check every option that is read.
+"""
+
+from fastft.recipe.automatic import describe_choice, resolve
+from fastft.recipe.duration import parse_duration
+from fastft.recipe.epoch_values import EpochValues, epoch_values
+from fastft.recipe.load import differences, load_recipe, nearest_option, recipe_from_dict, without_expectation
+from fastft.recipe.schema import (
+    SECTIONS,
+    Choice,
+    Recipe,
+    count_steps,
+    option_fields,
+)
+
+__all__ = [
+    "SECTIONS", "Choice", "EpochValues", "Recipe", "count_steps", "describe_choice", "differences", "epoch_values",
+    "load_recipe", "nearest_option", "option_fields", "parse_duration", "recipe_from_dict", "resolve",
+    "without_expectation",
+]  # fmt: skip

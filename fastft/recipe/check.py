@@ -1,0 +1,137 @@
+"""Convert and check the value of one option by its type, limits and choices."""
+
+import dataclasses
+import math
+import types
+import typing
+from typing import Any
+
+import fastargs
+from fastargs.validation import Checker
+
+from fastft.recipe.epoch_values import FORM, epoch_values
+from fastft.recipe.schema import AUTO, SECTIONS
+from fastft.recipe.yaml_file import one_line
+
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # YAML 1.1
+NONE = ("none", "null", "~")
+MAX_SHOWN = 60  # characters of a wrong value in an error message
+TYPE_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    tuple: "three numbers",
+}
+
+
+class OptionChecker(Checker):
+    """A fastargs checker made from a field; strict where fastargs converts (3.7 -> 3).
+
+    Takes texts, as files and the command line give them, and the typed values of checkpoints.
+    """
+
+    def __init__(self, field: dataclasses.Field, hint: Any):
+        args = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        self.optional = type(None) in args
+        kind = next(a for a in args if a is not type(None))
+        self.type: type = typing.get_origin(kind) or kind
+        self.low, self.high, self.below = (field.metadata[k] for k in ("low", "high", "below"))
+        self.choices, self.auto = field.metadata["choices"], field.metadata["auto"]
+        self.by_epoch = field.metadata["by_epoch"]
+
+    def check(self, value: Any) -> Any:
+        """The value converted to the option's type, or `AUTO`.
+
+        Raises:
+            ValueError, TypeError, KeyError, OverflowError: wrong type, out of range, or none of the choices.
+        """
+        if value in (None, "") or (self.optional and isinstance(value, str) and value.lower() in NONE):
+            if self.optional:
+                return None
+            raise ValueError("no value")
+        if self.by_epoch and (self.type is str or ":" in str(value)):
+            return self._by_epoch(str(value).replace(" ", ""))
+        if self.auto and value == AUTO:
+            return AUTO
+        value = self._convert(value)
+        if self.choices and value not in self.choices:
+            raise ValueError(f"not one of {', '.join(self.choices)}")
+        if self.type not in (bool, str):
+            for number in value if isinstance(value, tuple) else (value,):
+                self._check_limits(number)
+        return value
+
+    def _check_limits(self, number: float) -> None:
+        inside = math.isfinite(number)
+        inside &= self.low is None or number >= self.low
+        inside &= self.high is None or number <= self.high
+        inside &= self.below is None or number < self.below
+        if not inside:
+            raise ValueError("out of range")
+
+    def _by_epoch(self, text: str) -> str:
+        """The text, if it has a value of the option's type and limits for every epoch."""
+        for number in epoch_values(text).values:
+            self._check_limits(number)
+            if self.by_epoch is int:
+                _whole_number(number)
+        return text
+
+    def _convert(self, value: Any) -> Any:
+        if self.type is bool:
+            return BOOLEANS[str(value).lower()]
+        if isinstance(value, (bool, dict)) or (isinstance(value, list) and self.type is not tuple):
+            raise TypeError("wrong type")
+        if self.type is int:
+            return _whole_number(value)
+        if self.type is float:
+            return float(value)
+        if self.type is str:
+            return one_line(str(value))
+        parts = value.strip("[]").split(",") if isinstance(value, str) else value
+        numbers = tuple(float(part) for part in parts)
+        if len(numbers) != 3:
+            raise ValueError("three numbers, one per channel")
+        return numbers
+
+    def help(self) -> str:
+        """The type and limits of the option, in words."""
+        if self.choices:
+            return "one of " + ", ".join((*self.choices, AUTO) if self.auto else self.choices)
+        limits = ((">=", self.low), ("<=", self.high), ("<", self.below))
+        bounds = " and ".join(f"{sign} {limit}" for sign, limit in limits if limit is not None)
+        kind = TYPE_NAMES[self.by_epoch or self.type] + (f" {bounds}" if bounds else "")
+        if self.by_epoch:
+            kind = f"{FORM}, each {kind}" if self.type is str else f"{kind}, or {FORM}"
+        others = [name for name, accepted in (("none", self.optional), (AUTO, self.auto)) if accepted]
+        return " or ".join([kind, *others])
+
+
+def _whole_number(value: Any) -> int:
+    if isinstance(value, int) or str(value).lstrip("+-").isdecimal():
+        return int(value)  # float would round it above 2^53
+    number = float(value)
+    if number != int(number):
+        raise ValueError("not a whole number")
+    return int(number)
+
+
+def shown(value: Any) -> str:
+    """A value for an error message: escaped, and cut if it is long."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+
+
+def fastargs_config() -> fastargs.Config:
+    """The schema as fastargs sections, in a configuration of its own (not fastargs' global one)."""
+    config = fastargs.Config()
+    for section, cls in SECTIONS.items():
+        hints = typing.get_type_hints(cls)
+        fastargs.Section(section, (cls.__doc__ or section).strip(), config_descriptor=config).params(
+            **{
+                f.name: fastargs.Param(OptionChecker(f, hints[f.name]), f.metadata["help"], default=f.default)
+                for f in dataclasses.fields(cls)
+            }
+        )
+    return config

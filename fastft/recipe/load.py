@@ -1,0 +1,237 @@
+"""Load a recipe: read its files, apply the command line's options, check every value, and check the expected accuracy."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from difflib import SequenceMatcher
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fastargs
+from fastargs.exceptions import MissingValueError, ValidationError
+
+from beton_tools.base.errors import UserError
+from fastft.recipe.automatic import resolve
+from fastft.recipe.check import fastargs_config, shown
+from fastft.recipe.duration import parse_duration
+from fastft.recipe.epoch_values import epoch_values
+from fastft.recipe.normalisation import with_model_normalisation
+from fastft.recipe.recipe_file import Layer, read_recipe
+from fastft.recipe.schema import AUTO, SECTIONS, SHARES, About, Recipe, option_fields
+from fastft.recipe.yaml_file import CONTROL
+
+FIELDS = option_fields()
+LISTED = 4  # options named in a message about several
+SIMILAR = 0.5  # least similarity of an option that is suggested
+
+
+def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply `--section.key=value` overrides, and check everything.
+
+    reference: a path, the bare name of a recipe that comes with fastft, or TABLE[ROW]; see `fastft.recipe.recipe_file`.
+
+    `about.top1` is kept only while every option that changes the accuracy has the value with which it was stated; otherwise
+    `about.source` says which options differ.
+
+    Raises:
+        UserError: missing file, bad YAML, unknown option (with the nearest one) or a value of the wrong kind.
+    """
+    file = read_recipe(reference)
+    flags = [_flag_layer(text) for text in overrides]
+    command_line = Layer(
+        "the command line", {key: value for flag in flags for key, value in flag.values.items()}
+    )
+    recipe = replace(_validate(file.name, [*file.layers, *flags]), given=frozenset(command_line.values))
+    differing = _differs_from_expected(recipe, [*file.layers, command_line])
+    return without_expectation(recipe, differing) if differing else recipe
+
+
+def recipe_from_dict(name: str, sections: Mapping[str, Mapping[str, Any]]) -> Recipe:
+    """A recipe from the nested values that `Recipe.as_dict` gives, as stored in checkpoints and run directories.
+
+    Raises:
+        UserError: unknown option, or a value of the wrong kind.
+    """
+    values = {
+        f"{section}.{key}": value for section, options in sections.items() for key, value in options.items()
+    }
+    return _validate(name, [Layer(name, values)])
+
+
+def without_expectation(recipe: Recipe, differing: Sequence[str]) -> Recipe:
+    """The recipe without an expected accuracy; `about.source` names the options that differ."""
+    listed = ", ".join(differing[:LISTED]) + (
+        f" and {len(differing) - LISTED} more" if len(differing) > LISTED else ""
+    )
+    return replace(recipe, about=About(None, f"no expectation: differs in {listed}"))
+
+
+def differences(recipe: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Options that differ, in the schema's order -> (value in `recipe`, value in `other`)."""
+    theirs = other.flat()
+    return {key: (value, theirs[key]) for key, value in recipe.flat().items() if value != theirs[key]}
+
+
+@cache
+def _params() -> dict[str, fastargs.Param]:
+    """`section.option` -> its fastargs parameter."""
+    return {".".join(path): param for path, param in fastargs_config().entries.items()}
+
+
+def _flag_layer(text: str) -> Layer:
+    """The layer of one `--section.key=value`."""
+    key, equals, value = text.partition("=")
+    if not text.startswith("--") or not equals:
+        raise UserError(f"cannot read {shown(text)}; write options as --section.key=value")
+    where = text if CONTROL.search(text) is None else ascii(text)
+    return Layer(where, {key[2:]: value})
+
+
+def _validate(name: str, layers: Sequence[Layer]) -> Recipe:
+    written: dict[str, tuple[Any, str]] = {}
+    for layer in layers:
+        for key, value in layer.values.items():
+            if key not in FIELDS:
+                raise UserError(f"{layer.where}: {_unknown(key)}")
+            written[key] = value, layer.where
+        for share, option in SHARES.items():  # what is set later wins over the other form of the same option
+            if option in layer.values and share not in layer.values:
+                written.pop(share, None)
+    automatic = set()
+    checked: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for key, param in _params().items():
+        section, _, option = key.partition(".")
+        value, where = written.get(key, (param.default, ""))
+        try:
+            converted = _convert(key, value)
+        except ValueError:
+            raise UserError(f"{where}: {key} is {shown(value)}; it must be {param.checker.help()}") from None
+        if FIELDS[key].metadata["auto"] and converted == AUTO:
+            automatic.add(key)
+            converted = param.default
+        checked[section][option] = converted
+    sections = {section: cls(**checked[section]) for section, cls in SECTIONS.items()}
+    recipe = resolve(Recipe(name, **sections, automatic=frozenset(automatic)))
+    recipe = with_model_normalisation(recipe, written)
+    _check_together(recipe)
+    return recipe
+
+
+def _convert(key: str, value: Any) -> Any:
+    """The typed value. Raises ValueError."""
+    try:
+        return _params()[key].validate("none" if value is None else value)
+    except (MissingValueError, ValidationError) as error:
+        raise ValueError(key) from error
+
+
+def _differs_from_expected(recipe: Recipe, layers: Sequence[Layer]) -> list[str]:
+    """Options that change the accuracy and were set to another value after `about.top1` was."""
+    if recipe.about.top1 is None:
+        return []
+    stated = max((i for i, layer in enumerate(layers) if "about.top1" in layer.values), default=-1)
+    then = {key: value for layer in layers[: stated + 1] for key, value in layer.values.items()}
+    later = {key for layer in layers[stated + 1 :] for key in layer.values}
+    now = recipe.flat()
+    return [
+        key
+        for key, field in FIELDS.items()
+        if key in later
+        and field.metadata["changes_accuracy"]
+        and not _equal(key, then.get(key, field.default), now[key])
+    ]
+
+
+def _equal(key: str, written: Any, value: Any) -> bool:
+    try:
+        return bool(_convert(key, written) == value)
+    except ValueError:
+        return False
+
+
+def _check_together(recipe: Recipe) -> None:
+    """Check rules that span options.
+
+    Raises:
+        UserError: a rule is broken.
+    """
+    if recipe.schedule.warmup_epochs >= recipe.schedule.epochs:
+        raise UserError(
+            f"schedule.warmup_epochs ({recipe.schedule.warmup_epochs:g}) must be smaller than schedule.epochs "
+            f"({recipe.schedule.epochs})"
+        )
+    for low, high in (("scale_min", "scale_max"), ("ratio_min", "ratio_max")):
+        if getattr(recipe.augment, low) > getattr(recipe.augment, high):
+            raise UserError(f"augment.{low} is larger than augment.{high}; swap them")
+    if recipe.train.step != "auto" and recipe.train.compile != "auto":
+        raise UserError("train.compile is the older form of train.step; set --train.compile=auto, or omit it")
+    if recipe.train.stop_after is not None:
+        parse_duration(recipe.train.stop_after, "train.stop_after")
+    if recipe.train.eval_weights == "ema" and recipe.ema.decay == 0:
+        raise UserError("train.eval_weights is ema, but ema.decay is 0; set train.eval_weights to both")
+    if recipe.model.head is not None and recipe.model.head_init == "probe":
+        raise UserError("model.head and model.head_init=probe both set the head; omit one of them")
+    _check_by_epoch(recipe)
+    if recipe.model.rel_pos_bias and recipe.largest_patch_dropout > 0:
+        raise UserError(
+            "model.rel_pos_bias needs every patch; set model.patch_dropout to 0 or model.rel_pos_bias to false"
+        )
+
+
+def _check_by_epoch(recipe: Recipe) -> None:
+    """Check options with a value per epoch against the rest of the recipe.
+
+    Raises:
+        UserError: a rule is broken.
+    """
+    size, epochs = recipe.model.image_size, recipe.schedule.epochs
+    for option, text in recipe.changing.items():
+        if (change := epoch_values(text).last_change) >= epochs:
+            raise UserError(
+                f"{option} changes at epoch {change}, but schedule.epochs is {epochs}; change it earlier"
+            )
+    if recipe.schedule.sizes is None:
+        return
+    sizes = epoch_values(recipe.schedule.sizes)
+    if sizes.last != size or max(sizes.values) > size:
+        raise UserError(
+            f"schedule.sizes ({recipe.schedule.sizes}) must end with model.image_size ({size}) and not exceed it"
+        )
+    if recipe.model.rel_pos_bias:
+        raise UserError(
+            "model.rel_pos_bias has a table for one image size; set schedule.sizes to none or model.rel_pos_bias to false"
+        )
+
+
+# errors -----------------------------------------------------------------------------------------------------------------
+
+
+def _unknown(key: str) -> str:
+    """The message about a key that is no option: a misspelt one, a section without options, or another word."""
+    if key in SECTIONS:
+        return f"'{key}' must hold 'key: value' lines"
+    names = (*FIELDS, *SECTIONS, "extends") if "." not in key else tuple(FIELDS)
+    near = nearest_option(key, names)
+    hint = (
+        f"did you mean '{near}'?"
+        if near
+        else f"valid sections: {', '.join(SECTIONS)}, extends; see fastft options"
+    )
+    return f"unknown option {shown(key)}; {hint}"
+
+
+def nearest_option(key: str, names: Iterable[str] = tuple(FIELDS)) -> str | None:
+    """The option that was probably meant: the same name in another section, else the most similar one."""
+    section, _, option = key.rpartition(".")
+    ranked = sorted(
+        ((_similarity(section, option, name), name) for name in names), key=lambda found: -found[0]
+    )
+    return ranked[0][1] if ranked and ranked[0][0] >= SIMILAR else None
+
+
+def _similarity(section: str, option: str, name: str) -> float:
+    """0..1: mostly of the option's own name, a little of its section."""
+    other_section, _, other = name.rpartition(".")
+    of_option = SequenceMatcher(None, option, other).ratio()
+    of_section = SequenceMatcher(None, section, other_section).ratio()
+    return 0.8 * of_option + 0.2 * of_section

@@ -1,0 +1,122 @@
+"""`fastft options`: every option of a recipe with its default, limits, meaning, and the value in the paper's runs."""
+
+import dataclasses
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from beton_tools.base.errors import UserError
+from fastft.recipe import SECTIONS, load_recipe, nearest_option, option_fields
+from fastft.recipe.check import OptionChecker
+
+# the paper's four models; their recipes hold the values of its logs
+MODELS = {"final_b16": "B/16", "final_b16_384": "B/16-384", "final_l14": "L/14", "final_l14_336": "L/14-336"}
+IN_LOGS = ("model", "augment", "optim", "schedule", "ema")  # sections that say how a model is trained
+
+
+@dataclass(frozen=True)
+class OptionInfo:
+    """One option, in words."""
+
+    name: str
+    default: str
+    limits: str
+    meaning: str
+    paper: str | None  # in the paper's runs; None: they say nothing about it
+
+
+def list_options(selection: str | None = None) -> list[OptionInfo]:
+    """All options, those of a section, or those of one name (`optim.lr`, or `lr` in any section).
+
+    Raises:
+        UserError: no such section or option (with the nearest one).
+    """
+    names = list(option_fields())
+    if selection in SECTIONS:  # before options of that name, such as data.train
+        names = [name for name in names if name.startswith(f"{selection}.")]
+    chosen = [name for name in names if selection in (None, name, *name.split("."))]
+    if not chosen:
+        near = nearest_option(str(selection), (*option_fields(), *SECTIONS))
+        hint = f"did you mean '{near}'?" if near else f"sections: {', '.join(SECTIONS)}"
+        raise UserError(f"no option or section '{selection}'; {hint}")
+    return [_describe(name) for name in chosen]
+
+
+def print_options(options: Sequence[OptionInfo], console: Console) -> None:
+    section = ""
+    for option in options:
+        if option.name.partition(".")[0] != section:
+            section = option.name.partition(".")[0]
+            console.rule(f"{section}: {SECTIONS[section].__doc__}", align="left")
+        limits = f"  default {option.default}; {option.limits}"
+        console.print(Text.assemble((option.name, "bold"), limits), highlight=False)
+        console.print(f"    {option.meaning}", highlight=False, markup=False)
+        if option.paper:
+            console.print(f"    the paper's runs: {option.paper}", highlight=False, markup=False)
+
+
+def options_page() -> str:
+    """The Markdown of docs/options.md."""
+    parts = [
+        "# Options",
+        "Every option of a recipe, with meaning, default and limits; `fastft options [SECTION|NAME]` prints the same. "
+        "An option is set in a recipe's section (`optim: {lr: 3e-4}`) or on the command line (`--optim.lr=3e-4`). "
+        "'Paper's runs' are the values in the reference's logs, which differ from the paper's Table 10 in a few places "
+        "([Recipes](recipes.md)).",
+        "Written by `python docs/options_page.py` from `fastft/recipe/schema.py`; a test keeps it up to date.",
+    ]
+    for section, cls in SECTIONS.items():
+        rows = [_page_row(option) for option in list_options(section)]
+        head = "| option | default | must be | meaning | paper's runs |\n| --- | --- | --- | --- | --- |"
+        parts += [f"## {section}", str(cls.__doc__), "\n".join([head, *rows])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _page_row(option: OptionInfo) -> str:
+    cells = (f"`{option.name}`", option.default, option.limits, option.meaning, option.paper or "")
+    escaped = (cell.replace("|", "\\|").replace("[", "\\[") for cell in cells)  # [...] would be a link
+    return "| " + " | ".join(escaped) + " |"
+
+
+def _describe(name: str) -> OptionInfo:
+    section, _, option = name.partition(".")
+    field = option_fields()[name]
+    checker = OptionChecker(field, typing.get_type_hints(SECTIONS[section])[option])
+    return OptionInfo(
+        name, show_value(field.default), checker.help(), field.metadata["help"], _paper_value(name, field)
+    )
+
+
+def _paper_value(name: str, field: dataclasses.Field) -> str | None:
+    stated = field.metadata["paper"]
+    if stated is not None or name.partition(".")[0] not in IN_LOGS:
+        return None if stated is None else str(stated)
+    models: dict[str, list[str]] = {}
+    for recipe, model in MODELS.items():
+        models.setdefault(show_value(_final_values()[recipe][name]), []).append(model)
+    if len(models) == 1:
+        return next(iter(models))
+    return ", ".join(f"{value} ({', '.join(names)})" for value, names in models.items())
+
+
+@cache
+def _final_values() -> Mapping[str, Mapping[str, Any]]:
+    return {recipe: load_recipe(recipe).flat() for recipe in MODELS}
+
+
+def show_value(value: Any) -> str:
+    """A value as it is written in a recipe, numbers with at most 6 digits."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return "[" + ", ".join(show_value(part) for part in value) + "]"
+    return str(value)

@@ -1,0 +1,168 @@
+"""Find and read recipe files.
+
+A recipe is named by its path, by the bare name of a recipe that comes with fastft (`final_b16`), or as a row of a table:
+`rcp/tables/02_lr.yaml[1e-5]`, `02_lr[1e-5]`. `extends` and the `base` and `recipe` of tables take the same forms, relative to
+the file in which they stand.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from beton_tools.base.errors import UserError
+from fastft.recipe.tables import Row, Sweep, is_sweep, load_sweep, row_needed, select_row, split_reference
+from fastft.recipe.yaml_file import read_yaml
+
+EXPECTED = "a recipe (YAML)"
+MAX_CHAIN = 32  # recipes that extend one another; those in rcp/ are at most 4 long
+_PACKAGE = Path(__file__).parents[1]
+# in a wheel inside the package, in a checkout beside it
+RECIPES = _PACKAGE / "rcp" if (_PACKAGE / "rcp").is_dir() else _PACKAGE.parent / "rcp"
+TABLES = RECIPES / "tables"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Options that one file, one row of a table, or the command line sets."""
+
+    where: str  # for error messages
+    # `section.option` -> value as written; `section` -> what stands there instead of options
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """A resolved reference: the name of the recipe, and its layers, where a later one overrides the earlier."""
+
+    name: str
+    layers: tuple[Layer, ...]
+
+
+def read_recipe(reference: str | Path) -> RecipeFile:
+    """Read a recipe with everything that it extends.
+
+    Raises:
+        UserError: no such file or row (with the nearest name), a table without a row, a file that is not a recipe, or
+            recipes that extend one another in a circle or more than MAX_CHAIN deep.
+    """
+    return _read(str(reference), Path(), ())
+
+
+def find_file(name: str, folder: Path = Path()) -> Path:
+    """The file of a path relative to `folder`, or of the bare name of a recipe or table that comes with fastft.
+
+    Raises:
+        UserError: there is none; with the nearest name.
+    """
+    path = folder / name
+    shipped = () if "/" in name else (RECIPES / f"{name}.yaml", TABLES / f"{name}.yaml")
+    found = next(filter(_is_file, (path, *shipped)), None)
+    if found is None and os.path.lexists(path):
+        return path  # a directory, FIFO, symlink loop, ...: refused with its reason where it is opened
+    if found is not None:
+        return found
+    beside = [p.name for p in path.parent.glob("*.y*ml")] if "\0" not in name else []
+    near = get_close_matches(path.name, beside, n=1) or get_close_matches(path.stem, recipe_names(), n=1)
+    raise UserError(f"recipe {path} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def is_table(reference: str | Path) -> bool:
+    """True for a sweep file without a row. What cannot be read is left to `read_recipe` to refuse."""
+    name, row = split_reference(str(reference))
+    try:
+        return row is None and is_sweep(read_yaml(find_file(name), EXPECTED))
+    except UserError:
+        return False
+
+
+def open_sweep(reference: str | Path) -> Sweep:
+    """The sweep of a reference, with its row selected if it names one.
+
+    Raises:
+        UserError: no such file or row, or not a sweep file.
+    """
+    name, row = split_reference(str(reference))
+    sweep = load_sweep(find_file(name))
+    return sweep if row is None else select_row(sweep, row)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with fastft, tables not included."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def _is_file(path: Path) -> bool:
+    """As `Path.is_file`, which raises on names that are too long."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _read(reference: str, folder: Path, chain: tuple[str, ...]) -> RecipeFile:
+    """chain: the recipes that led here by extending one another."""
+    name, row = split_reference(reference)
+    path = find_file(name, folder)
+    place = f"{os.path.realpath(path)}[{row!r}]"
+    if place in chain:
+        raise UserError(f"{path}: recipes extend one another in a circle; remove one 'extends'")
+    if len(chain) >= MAX_CHAIN:
+        raise UserError(f"{path}: more than {MAX_CHAIN} recipes extend one another; shorten the chain")
+    chain = (*chain, place)
+    return _read_file(path, chain) if row is None else _read_row(select_row(load_sweep(path), row), chain)
+
+
+def _read_file(path: Path, chain: tuple[str, ...]) -> RecipeFile:
+    document = read_yaml(path, EXPECTED)
+    if is_sweep(document):
+        raise row_needed(load_sweep(path))
+    base = document.get("extends")
+    if base is not None and not (isinstance(base, str) and "\n" not in base):
+        raise UserError(f"{path}: extends must name one recipe, such as 'extends: final_b16.yaml'")
+    folder = Path(os.path.realpath(path)).parent
+    layers = _read(base, folder, chain).layers if base else ()
+    values: dict[str, Any] = {}
+    for section, entries in document.items():
+        if section == "extends":
+            continue
+        if isinstance(entries, dict):
+            values |= {f"{section}.{key}": value for key, value in entries.items()}
+        else:
+            values[section] = entries  # refused by fastft.recipe, which knows the names of sections
+    return RecipeFile(path.stem, (*layers, Layer(str(path), _with_arch_file(values, folder))))
+
+
+def _read_row(sweep: Sweep, chain: tuple[str, ...]) -> RecipeFile:
+    row = sweep.selected
+    assert row is not None
+    base = row.recipe or sweep.base
+    assert base is not None  # load_sweep has looked
+    folder = Path(os.path.realpath(sweep.path)).parent
+    read = _read(base, folder, chain)
+    values = _expected(sweep, row) | _with_arch_file(dict(row.values), folder)
+    layer = Layer(f"{sweep.path}, row '{row.title}'", values)
+    return RecipeFile(row.name or read.name, (*read.layers, layer))
+
+
+def _expected(sweep: Sweep, row: Row) -> dict[str, Any]:
+    """Expected accuracy from the row's table. A row without a figure that is another recipe keeps that recipe's."""
+    if row.paper is not None:
+        raw = ", raw weights" if row.number == "raw" else ""
+        return {"about.top1": row.paper, "about.source": sweep.source + raw}
+    source = f"no expectation: {sweep.source} gives no figure"
+    return {"about.top1": None, "about.source": source} if row.values else {}
+
+
+def _with_arch_file(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The values with a .json file of `model.arch` found beside the recipe, where the working directory has none."""
+    name = values.get("model.arch")
+    if not isinstance(name, str) or not name.endswith(".json"):
+        return values
+    path = folder / name
+    if _is_file(Path(name)) or not _is_file(path):
+        return values
+    cwd = Path.cwd()
+    return values | {"model.arch": str(path.relative_to(cwd) if path.is_relative_to(cwd) else path)}

@@ -1,0 +1,500 @@
+"""The recipe schema: every option once, as a field of its section, with its default, limits and meaning.
+
+`fastft options` and docs/options.md print it; `fastft.recipe.check` converts and checks values by it.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from beton_tools.base.errors import UserError
+from fastft.recipe.constants import (
+    BLOCK_MIB,
+    CLIP_MEAN,
+    CLIP_STD,
+    CROPS,
+    DEVICES,
+    ERASE_MODES,
+    IMAGENET_TRAIN_SIZE,
+    INTERPOLATIONS,
+    MAX_ERASE,
+    ORDERS,
+    RANDOM,
+)
+from fastft.recipe.epoch_values import epoch_values
+
+LARGEST_SEED = 2**63 - 1  # random numbers are drawn from it as an int64
+LARGEST_BATCH = 2**20
+MAX_EPOCHS = 100_000
+LARGEST_COUNT = 2**31 - 1  # of steps and epochs between two events
+MINUTES_PER_YEAR = 525_600.0
+FIRST_VERSION = "0.1"
+AUTO = "auto"  # written in the place of a value that follows from the training images
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+    choices: Sequence[str] = (),
+    paper: str | None = None,
+    changes_accuracy: bool = True,
+    by_epoch: type | None = None,
+    since: str = FIRST_VERSION,
+    auto: bool = False,
+) -> Any:
+    """A field of a section.
+
+    Args:
+        low, high: inclusive limits; `below` is an exclusive upper limit.
+        paper: what the paper or its reference code used, where the final recipes do not say it.
+        auto: accepts `auto`, a value that follows from the training images; see `fastft.recipe.automatic`.
+        changes_accuracy: False for options that leave the expected accuracy as it is: files, hardware, logging, the seed.
+        by_epoch: int or float for options that may have a value per epoch (`fastft.recipe.epoch_values`), each of this type.
+        since: the version that added the option; see `Recipe.identity`.
+    """
+    metadata = {
+        "help": help, "low": low, "high": high, "below": below, "choices": choices, "paper": paper,
+        "changes_accuracy": changes_accuracy, "by_epoch": by_epoch, "since": since, "auto": auto,
+    }  # fmt: skip
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Files, number of images and classes, loader."""
+
+    train: str | None = option(
+        None, "training images: a .beton file, several (a quoted pattern, or separated by commas), a folder with a folder per "
+        "class, or a CSV or parquet table",
+        changes_accuracy=False,
+    )  # fmt: skip
+    val: str | None = option(
+        None,
+        "validation images, as data.train; without them some images are held out, of a .beton only with data.hold_out_beton",
+        changes_accuracy=False,
+    )
+    hold_out_beton: bool = option(
+        False, "without data.val, hold validation images out of a .beton too, as of a folder or table",
+        changes_accuracy=False, since="0.3.0",
+    )  # fmt: skip
+    train_size: int = option(
+        IMAGENET_TRAIN_SIZE,
+        "number of training images, for explain and cost; a training file that exists overrides it",
+        low=1, high=2**40,
+    )  # fmt: skip
+    num_classes: int = option(
+        1000, "number of classes, outputs of the head; the class names of a training file override a recipe's",
+        low=2, high=1_000_000, auto=True,
+    )  # fmt: skip
+    order: str = option(
+        RANDOM, "order of the samples in an epoch; blocks: reads every page once, for files that do not fit the memory",
+        choices=ORDERS, paper=RANDOM, since="0.3.0",
+    )  # fmt: skip
+    block_mib: int = option(
+        BLOCK_MIB, "data.order=blocks: MiB of pages whose samples are shuffled together; three blocks must fit the memory",
+        low=1, high=2**20, since="0.3.0",
+    )  # fmt: skip
+    workers: int = option(
+        0, "decode and augmentation threads per process; 0: this process's share of the cores",
+        low=0, high=4096, changes_accuracy=False,
+    )  # fmt: skip
+    batches_ahead: int = option(
+        2, "micro-batches that the loader prepares in advance, the one in progress included",
+        low=1, high=1024, changes_accuracy=False,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Model:
+    """Architecture, weights, and which parts are trained."""
+
+    arch: str = option(
+        "ViT-B-16-quickgelu",
+        "open_clip model name, a .json file of the same form (in the working directory or beside the recipe), or timm/NAME",
+    )
+    weights: str = option(
+        "openai",
+        "pretrained tag of open_clip, or for timm/NAME of timm ('timm': the default); a file; a folder of open_clip, timm or "
+        "transformers, also hf-hub:ORG/NAME; 'random'",
+    )
+    image_size: int = option(
+        224, "image size in pixels; position embeddings of another size are interpolated", low=1, high=8192
+    )
+    freeze_conv1: bool = option(
+        True, "freeze the patch embedding (the paper does not say; the reference freezes it at 224 px only)"
+    )
+    trainable_layers: int | None = option(
+        None, "train only the top N blocks and the head; 0: linear probe, none: all", low=0, high=1000
+    )
+    layer_scale: float | None = option(
+        None, "add LayerScale with this initial value; none: no LayerScale (paper Table 12: 1.0)", low=0
+    )
+    rel_pos_bias: bool = option(
+        False, "add a relative position bias, initialised to 0, to every block (paper Table 12)"
+    )
+    drop_path: float = option(
+        0.0, "stochastic depth rate of the last block, growing linearly from 0 at the first", low=0, high=0.99
+    )
+    patch_dropout: float | str = option(
+        0.0, "share of the patch tokens that is dropped during training; by epoch: 0:0.35,27:0",
+        low=0, high=0.95, by_epoch=float,
+    )  # fmt: skip
+    pool: str = option(
+        "patches",
+        "the head's input: patches, the mean of the normalised patch tokens; token, CLIP's own embedding (class token, ln_post, "
+        "projection, length 1)",
+        choices=("patches", "token"), since="0.3.0",
+    )  # fmt: skip
+    head: str | None = option(
+        None,
+        "start from this head, a .safetensors that fastft zeroshot wrote; none: as head_init says",
+        since="0.3.0",
+    )
+    head_init: str = option(
+        "small", "small: random weights times head_init_scale; probe: ridge regression on the frozen tower's features",
+        choices=("small", "probe"), paper="small", since="0.3.0", auto=True,
+    )  # fmt: skip
+    head_init_scale: float = option(0.001, "factor on the initial weight and bias of the head", low=0)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Augmentation of training images, and normalisation."""
+
+    policy: str = option(
+        "rand-m9-mstd0.5-inc1", "timm RandAugment string, '3aug[-jX]', 'augmix[-mX][-wX]' or 'none'",
+        auto=True,
+    )  # fmt: skip
+    crop: str = option("rrc", "rrc: random resized crop, src: simple resize crop (DeiT III)", choices=CROPS)
+    scale_min: float = option(
+        0.08, "lower bound of the crop's area, as a share of the image", low=1e-4, high=1, auto=True
+    )
+    scale_max: float = option(
+        1.0, "upper bound of the crop's area, as a share of the image", low=1e-4, high=1
+    )
+    ratio_min: float = option(3 / 4, "lower bound of the crop's width / height", low=0.05, high=20)
+    ratio_max: float = option(4 / 3, "upper bound of the crop's width / height", low=0.05, high=20)
+    interpolation: str = option(
+        "bicubic", "interpolation of the crop and of geometric operations", choices=INTERPOLATIONS
+    )
+    hflip: float = option(0.5, "probability of a horizontal flip", low=0, high=1)
+    erase_prob: float = option(0.25, "probability of random erasing", low=0, high=1, auto=True)
+    erase_mode: str = option(
+        "pixel", "erase with zeros, with one random colour, or with noise per pixel",
+        choices=ERASE_MODES,
+    )  # fmt: skip
+    erase_count: int = option(1, "maximum number of erased boxes per image", low=1, high=MAX_ERASE)
+    mixup: float = option(0.0, "mixup alpha; 0: off", low=0, high=1000)
+    cutmix: float = option(0.0, "CutMix alpha; 0: off", low=0, high=1000)
+    mix_prob: float = option(
+        1.0, "probability that a group of images is mixed, where mixup or CutMix is on", low=0, high=1
+    )
+    mix_switch_prob: float = option(
+        0.5, "probability of CutMix instead of mixup, where both are on", low=0, high=1
+    )
+    mean: tuple[float, float, float] = option(
+        CLIP_MEAN,
+        "per-channel mean of pixel values in 0..1, for normalisation; of timm/NAME the model's own unless set",
+    )
+    std: tuple[float, float, float] = option(
+        CLIP_STD,
+        "per-channel standard deviation of pixel values in 0..1, for normalisation; of timm/NAME the model's own unless set",
+    )
+
+    @property
+    def mixes(self) -> bool:
+        """True if mixup or CutMix is used."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW, batch size and loss."""
+
+    batch_size: int = option(
+        2048, "images per optimiser step, over all processes", low=1, high=LARGEST_BATCH, auto=True
+    )
+    lr: float = option(
+        6e-4, "peak learning rate of the head; a number is not scaled with the batch size", low=0, auto=True
+    )
+    layer_decay: float = option(
+        0.6, "factor on the learning rate from each layer to the one below; 1: no decay",
+        low=1e-3, high=1, auto=True,
+    )  # fmt: skip
+    weight_decay: float = option(
+        0.05,
+        "AdamW weight decay; 1-D tensors, position embeddings and biases and the class token are exempt",
+        low=0,
+    )
+    beta1: float = option(0.9, "AdamW beta1", low=0, below=1)
+    beta2: float = option(0.999, "AdamW beta2", low=0, below=1)
+    eps: float = option(1e-8, "AdamW epsilon", low=0)
+    clip_grad: float | None = option(None, "maximum global gradient norm; none: no clipping", low=0)
+    label_smoothing: float = option(0.1, "share of the target that is spread over all classes", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Number of epochs, warm-up and cosine."""
+
+    epochs: int = option(50, "number of epochs of the schedule", low=1, high=MAX_EPOCHS, auto=True)
+    warmup_epochs: float = option(10.0, "epochs of linear warm-up from 0", low=0)
+    warmup: float | None = option(
+        None, "warm-up as a share of the schedule's steps, sets schedule.warmup_epochs; none: warmup_epochs is given",
+        low=0, below=1, since="0.3.0", auto=True,
+    )  # fmt: skip
+    min_lr: float = option(1e-6, "learning rate of the head at the end of the cosine", low=0)
+    stop_epoch: int | None = option(
+        None, "stop after this many epochs; the schedule keeps its length", low=1, high=MAX_EPOCHS
+    )
+    sizes: str | None = option(
+        None,
+        "image size in training by epoch, up to model.image_size: 0:160,24:224 changes at epoch 24, 0:160-24:224 in steps of a "
+        "patch until then; none: always model.image_size",
+        low=1, high=8192, by_epoch=int, since="0.3.0",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ema:
+    """Exponential moving average of the weights."""
+
+    decay: float = option(
+        0.9998, "decay per optimiser step at the reference batch; 0: no EMA", low=0, below=1
+    )
+    reference_batch: int = option(
+        2048,
+        "batch size that the decay is given for; it is converted to optim.batch_size",
+        low=1, high=LARGEST_BATCH,
+    )  # fmt: skip
+    horizon: float | None = option(
+        None, "horizon, 1 / (1 - decay) steps, as a share of the schedule's steps, sets ema.decay; none: decay is given",
+        low=0, high=1, since="0.3.0", auto=True,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Train:
+    """Run directory, device, precision, evaluation, checkpoints and logging."""
+
+    run_dir: str | None = option(None, "run directory; none: runs/<recipe name>", changes_accuracy=False)
+    seed: int = option(
+        0, "seed of order, augmentation, head and stochastic depth",
+        low=0, high=LARGEST_SEED, paper="0", changes_accuracy=False,
+    )  # fmt: skip
+    device: str = option("auto", "auto: the GPU if there is one", choices=DEVICES, changes_accuracy=False)
+    amp: str = option(
+        "auto", "precision; auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU",
+        choices=("auto", "fp32", "bf16", "fp16"), paper="fp16 (DeepSpeed)", changes_accuracy=False,
+    )  # fmt: skip
+    half_residual: str = option(
+        "auto",
+        "train a half-precision copy of fp32 weights, with a half-precision residual stream; auto: on with fp16 on GPUs below "
+        "compute capability 8.0 (V100, T4)",
+        choices=("auto", "on", "off"), paper="on (DeepSpeed's model.half())", changes_accuracy=False,
+        since="0.2.0",
+    )  # fmt: skip
+    micro_batch: int = option(
+        0, "images per forward pass and process; 0: as many as fit", low=0, high=LARGEST_BATCH,
+        changes_accuracy=False,
+    )  # fmt: skip
+    step: str = option(
+        "auto",
+        "how a step is computed: eagerly, by torch.compile or as a CUDA graph; measure: the fastest here; auto: measure on a "
+        "GPU, unless it was measured before, and eager on a CPU",
+        choices=("auto", "measure", "eager", "compile", "graph"), changes_accuracy=False, since="0.3.0",
+    )  # fmt: skip
+    compile: str = option(
+        "auto", "older form of train.step: on is compile, off is eager", choices=("auto", "on", "off"),
+        changes_accuracy=False,
+    )  # fmt: skip
+    grad_checkpointing: bool = option(
+        False, "recompute activations in the backward pass: less memory, a third more FLOPs",
+        changes_accuracy=False,
+    )  # fmt: skip
+    stop_after: str | None = option(
+        None, "stop with a checkpoint after the first step or evaluation that ends after this time, such as 45m or 2h",
+        changes_accuracy=False, since="0.3.0",
+    )  # fmt: skip
+    timeout_minutes: float = option(
+        10.0, "minutes without an answer from another process after which the run ends",
+        low=0.01, high=MINUTES_PER_YEAR, changes_accuracy=False,
+    )  # fmt: skip
+    log_every: int = option(50, "steps between log lines", low=1, high=LARGEST_COUNT, changes_accuracy=False)
+    eval_every: int = option(
+        1,
+        "epochs between evaluations; the last epoch is always evaluated",
+        low=1,
+        high=LARGEST_COUNT,
+        paper="1",
+    )
+    eval_weights: str = option(
+        "both", "weights that are evaluated; ema: only those of the EMA, in half the time",
+        choices=("both", "ema"), paper="both", changes_accuracy=False, since="0.3.0",
+    )  # fmt: skip
+    eval_crop_pct: float = option(
+        1.0, "centre crop at evaluation, as a share of the resized short side", low=0.1, high=1, paper="1"
+    )
+    checkpoint_steps: int = option(
+        500, "steps between checkpoints; 0: only at the end of each epoch", low=0, high=LARGEST_COUNT,
+        changes_accuracy=False,
+    )  # fmt: skip
+    checkpoint_epochs: int = option(
+        1, "epochs between checkpoints at the end of an epoch; the last and a best epoch are always saved",
+        low=1, high=LARGEST_COUNT, changes_accuracy=False, since="0.3.0", auto=True,
+    )  # fmt: skip
+    checkpoint_minutes: float = option(
+        15.0, "minutes between checkpoints; 0: not by time", low=0, high=MINUTES_PER_YEAR,
+        changes_accuracy=False,
+    )  # fmt: skip
+    tracker: str = option(
+        "none", "also log to Weights & Biases or MLflow", choices=("none", "wandb", "mlflow"),
+        changes_accuracy=False,
+    )  # fmt: skip
+    keep_checkpoints: int = option(
+        2, "number of newest checkpoints that are kept, besides the best", low=1, high=LARGEST_COUNT,
+        changes_accuracy=False,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class About:
+    """Expected accuracy of the recipe."""
+
+    top1: float | None = option(
+        None, "expected ImageNet top-1 accuracy in percent", low=0, high=100, changes_accuracy=False
+    )
+    source: str | None = option(
+        None, "source of the expected accuracy, or why there is none", changes_accuracy=False
+    )
+
+
+SECTIONS: dict[str, type] = {
+    "data": Data, "model": Model, "augment": Augment, "optim": Optim,
+    "schedule": Schedule, "ema": Ema, "train": Train, "about": About,
+}  # fmt: skip
+
+
+# a share of the schedule's steps, and the option that it sets
+SHARES = {"schedule.warmup": "schedule.warmup_epochs", "ema.horizon": "ema.decay"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The value of an option that followed from the training images, and the reason."""
+
+    option: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A validated recipe; `name` is the file's stem, or the name of a table's row.
+
+    Attributes:
+        automatic: options that are `auto`; they hold the values for `data.train_size` images.
+        given: options that the command line set.
+        choices: the values of the automatic options that are known, with their reasons.
+    """
+
+    name: str
+    data: Data
+    model: Model
+    augment: Augment
+    optim: Optim
+    schedule: Schedule
+    ema: Ema
+    train: Train
+    about: About
+    automatic: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
+    given: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
+    choices: tuple[Choice, ...] = dataclasses.field(default=(), compare=False)
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Section -> option -> value."""
+        return {section: dataclasses.asdict(getattr(self, section)) for section in SECTIONS}
+
+    def flat(self) -> dict[str, Any]:
+        """`section.option` -> value."""
+        sections = self.as_dict().items()
+        return {f"{section}.{key}": value for section, options in sections for key, value in options.items()}
+
+    def identity(self) -> dict[str, Any]:
+        """As `flat`, without options that a later version added and that have their default.
+
+        The same for a recipe that an earlier version wrote and that is read again.
+        """
+        fields = option_fields()
+        return {
+            key: value
+            for key, value in self.flat().items()
+            if fields[key].metadata["since"] == FIRST_VERSION or value != fields[key].default
+        }
+
+    def with_option(self, option: str, value: Any) -> "Recipe":
+        """The recipe with another value of `section.option`."""
+        section, _, key = option.partition(".")
+        changed = dataclasses.replace(getattr(self, section), **{key: value})
+        return dataclasses.replace(self, **{section: changed})
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that are trained: the whole schedule, or up to `stop_epoch`."""
+        return min(self.schedule.epochs, self.schedule.stop_epoch or self.schedule.epochs)
+
+    def size_at(self, epoch: int) -> float:
+        """Training image size of an epoch; within a ramp not yet rounded to whole patches."""
+        sizes = self.schedule.sizes
+        return self.model.image_size if sizes is None else epoch_values(sizes).at(epoch)
+
+    def patch_dropout_at(self, epoch: int) -> float:
+        rate = self.model.patch_dropout
+        return epoch_values(rate).at(epoch) if isinstance(rate, str) else rate
+
+    @property
+    def changing(self) -> dict[str, str]:
+        """Options whose value changes between epochs, as they are written (`fastft.recipe.epoch_values`)."""
+        values = self.flat()
+        by_epoch = (key for key, field in option_fields().items() if field.metadata["by_epoch"])
+        return {key: values[key] for key in by_epoch if isinstance(values[key], str)}
+
+    @property
+    def largest_patch_dropout(self) -> float:
+        """Over all epochs; 0: no patches are ever dropped."""
+        rate = self.model.patch_dropout
+        return max(epoch_values(rate).values) if isinstance(rate, str) else rate
+
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps per epoch of `data.train_size` images. Raises as `count_steps`."""
+        return count_steps(self.data.train_size, self.optim.batch_size)
+
+    def evaluates_after(self, epochs: int) -> bool:
+        """True if the model is evaluated when `epochs` epochs have been trained."""
+        return epochs > 0 and (epochs % self.train.eval_every == 0 or epochs == self.epochs)
+
+    @property
+    def evaluations(self) -> int:
+        """Number of evaluations over the whole run."""
+        return -(-self.epochs // self.train.eval_every)
+
+
+def count_steps(samples: int, batch_size: int) -> int:
+    """Optimiser steps per epoch; the last partial batch is dropped, as the reference does.
+
+    Raises:
+        UserError: there is not one whole batch.
+    """
+    if samples < batch_size:
+        raise UserError(f"{samples} samples do not fill one batch of {batch_size}; use a smaller batch")
+    return samples // batch_size
+
+
+def option_fields() -> dict[str, dataclasses.Field]:
+    """`section.option` -> its field, in the schema's order."""
+    return {f"{section}.{f.name}": f for section, cls in SECTIONS.items() for f in dataclasses.fields(cls)}

@@ -1,0 +1,229 @@
+"""A sweep file: a published table whose rows are recipes.
+
+    title: Random erase probability
+    source: paper Table 7
+    base: ../final_b16.yaml            # the recipe that rows start from
+    set: {ema.decay: 0.9998}           # options that these rows have in common (may be left out)
+    plot: lines                        # lines | points | epochs
+    rows:
+      - {label: 0.0, name: erase_0, set: {augment.erase_prob: 0}, paper: 85.6}
+      - {label: 0.25, paper: 85.7}                                    # the base itself
+      - {label: 0.5, recipe: other.yaml, series: "", number: raw}     # another recipe, or a row of another table
+
+Keys of a row: `label` is its column, `series` its line where the table has several. `set` holds the options that differ.
+`recipe` is what the row starts from instead of the table's `base` and `set`. `name` is the name of the row's recipe (its run
+directory is runs/NAME). `paper` is the published figure, `number` says whether it is of the EMA or of the raw weights.
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from beton_tools.base.errors import UserError
+from fastft.recipe.yaml_file import one_line, read_yaml
+
+EXPECTED = "a sweep file with title, source and rows (YAML)"
+NUMBERS = ("ema", "raw")  # the weights that a published figure is of, at their best epoch
+PLOTS = ("lines", "points", "epochs")  # x is a scale; x is a list of names; accuracy over epochs
+EMPTY = ("", "null", "none", "~")
+ROW_KEYS = {"label", "series", "recipe", "set", "name", "number", "paper"}
+_REFERENCE = re.compile(r"(.+?\.ya?ml|[^\[\]/]+)\[(.+)\]", re.DOTALL)
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.+-]+")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of the table."""
+
+    label: str
+    series: str = ""
+    recipe: str | None = None  # recipe or row that this row starts from; None: the table's base
+    values: Mapping[str, Any] = field(default_factory=dict)  # `section.option` -> value as written
+    name: str | None = None  # of the recipe; None where the row is another recipe unchanged
+    number: str = "ema"
+    paper: float | None = None  # top-1 in percent; None where the paper gives no figure
+
+    @property
+    def title(self) -> str:
+        return f"{self.series}, {self.label}" if self.series else self.label
+
+
+@dataclass(frozen=True)
+class Sweep:
+    name: str
+    title: str
+    source: str
+    rows: tuple[Row, ...]
+    path: Path
+    base: str | None = None
+    plot: str = "lines"
+    selected: Row | None = None  # the only row to train; None: all
+
+    @property
+    def series(self) -> list[str]:
+        """Lines of the table, in its order."""
+        return list(dict.fromkeys(row.series for row in self.rows))
+
+    @property
+    def labels(self) -> list[str]:
+        """Columns of the table, in its order."""
+        return list(dict.fromkeys(row.label for row in self.rows))
+
+    @property
+    def selected_rows(self) -> tuple[Row, ...]:
+        return self.rows if self.selected is None else (self.selected,)
+
+    def reference(self, row: Row) -> str:
+        """The row as `load_recipe` takes it: FILE[LABEL], or FILE[SERIES, LABEL] where several rows have the label."""
+        several = sum(other.label == row.label for other in self.rows) > 1
+        return f"{self.path}[{row.title if several else row.label}]"
+
+
+def split_reference(reference: str) -> tuple[str, str | None]:
+    """(file or name, row) of FILE[ROW]; row is None without brackets."""
+    found = _REFERENCE.fullmatch(reference)
+    return (found[1], found[2]) if found else (reference, None)
+
+
+def is_sweep(document: Mapping[str, Any]) -> bool:
+    """True for the contents of a sweep file, also of one with mistakes; False for those of a recipe."""
+    return not {"title", "rows"}.isdisjoint(document)
+
+
+def load_sweep(path: Path) -> Sweep:
+    """Read and check a sweep file. It is named after its stem, `sweep.yaml` after its folder.
+
+    Raises:
+        UserError: unreadable, an unknown or missing key, or a cell that appears twice.
+    """
+    document = read_yaml(path, EXPECTED)
+    if not is_sweep(document):
+        raise UserError(f"{path} is not a table: it has no title, source and rows")
+    _check_keys(str(path), document, {"title", "source", "rows"}, {"base", "set", "plot"})
+    plot = document.get("plot", "lines")
+    if plot not in PLOTS:
+        raise UserError(f"{path}: plot is {_shown(plot)}; it must be one of {', '.join(PLOTS)}")
+    if not isinstance(document["rows"], list) or not document["rows"]:
+        raise UserError(f"{path}: 'rows' must be a list of rows")
+    name = Path(os.path.realpath(path)).parent.name if path.stem == "sweep" else path.stem
+    base, common = _text(str(path), document, "base"), _options(str(path), document)
+    entries = enumerate(document["rows"], 1)
+    rows = tuple(_row(f"{path}, row {i}", name, entry, base, common) for i, entry in entries)
+    titles = [(row.series, row.label) for row in rows]
+    twice = next((row for row in rows if titles.count((row.series, row.label)) > 1), None)
+    if twice:
+        raise UserError(f"{path}: two rows are labelled '{twice.title}'; give them different labels")
+    title, source = (_text(str(path), document, key) or "" for key in ("title", "source"))
+    return Sweep(name, title, source, rows, path, base, plot)
+
+
+def select_row(sweep: Sweep, text: str) -> Sweep:
+    """The sweep with one row selected by its label, by 'series, label', or by the name of its recipe.
+
+    Raises:
+        UserError: no such row (with the nearest one), or several.
+    """
+    keys = (lambda row: row.title, lambda row: row.label, lambda row: row.name)
+    for key in keys:
+        found = [row for row in sweep.rows if key(row) == text]
+        if len(found) == 1:
+            return replace(sweep, selected=found[0])
+        if found:
+            titles = " or ".join(f"'{row.title}'" for row in found)
+            raise UserError(f"{sweep.path}: '{text}' is {len(found)} rows; write {titles}")
+    known = dict.fromkeys(str(key(row)) for row in sweep.rows for key in keys if key(row))
+    near = get_close_matches(text, known, n=1, cutoff=0.4)
+    hint = f"did you mean '{near[0]}'?" if near else f"its rows are {_rows(sweep)}"
+    raise UserError(f"{sweep.path} has no row '{text}'; {hint}")
+
+
+def row_needed(sweep: Sweep) -> UserError:
+    """The error for a table in a place where a recipe is needed."""
+    first = sweep.reference(sweep.rows[0])
+    return UserError(
+        f"{sweep.path} is a table, not a recipe; name one of its rows, such as '{first}' (rows: {_rows(sweep)})"
+    )
+
+
+def _rows(sweep: Sweep) -> str:
+    titles = [f"'{row.title}'" for row in sweep.rows]
+    return ", ".join(titles[:8]) + (f" and {len(titles) - 8} more" if len(titles) > 8 else "")
+
+
+def _row(where: str, table: str, entry: Any, base: str | None, common: Mapping[str, Any]) -> Row:
+    """common: options of all rows that start from the base."""
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: must hold 'key: value' pairs such as label and set")
+    _check_keys(where, entry, {"label"} if base else {"label", "recipe"}, ROW_KEYS)
+    values = _options(where, entry)
+    if "recipe" not in entry:
+        values = {**common, **values}
+    row = Row(
+        label=_text(where, entry, "label") or "",
+        series=_text(where, entry, "series") or "",
+        recipe=_text(where, entry, "recipe"),
+        values=values,
+        name=_text(where, entry, "name"),
+        number=_text(where, entry, "number") or "ema",
+        paper=_percent(where, entry.get("paper", "")),
+    )
+    if row.number not in NUMBERS:
+        raise UserError(f"{where}: number is {row.number!r}; it must be one of {', '.join(NUMBERS)}")
+    if row.name is None and values:
+        row = replace(row, name=_NOT_IN_NAMES.sub("_", f"{table} {row.title}"))
+    if row.name is not None and ("/" in row.name or row.name in (".", "..")):
+        raise UserError(f"{where}: name is {row.name!r}; it must be usable as the name of a folder")
+    return row
+
+
+def _options(where: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    values = entry.get("set", {})
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: set must hold options such as {{optim.lr: 1e-4}}")
+    return values
+
+
+def _text(where: str, entry: Mapping[str, Any], key: str) -> str | None:
+    value = entry.get(key)
+    if value is None:
+        return None
+    try:
+        if not isinstance(value, str):
+            raise ValueError("not a text")
+        return one_line(value)
+    except ValueError:
+        raise UserError(f"{where}: {key} is {_shown(value)}; it must be a text of one line") from None
+
+
+def _percent(where: str, value: Any) -> float | None:
+    if isinstance(value, str) and value.lower() in EMPTY:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number <= 100:
+        raise UserError(f"{where}: paper is {_shown(value)}; it must be a top-1 in percent, or null")
+    return number
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _check_keys(where: str, entry: Mapping[str, Any], needed: Iterable[str], optional: Iterable[str]) -> None:
+    known = sorted({*needed, *optional})
+    for key in entry:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(known)}"
+            raise UserError(f"{where}: unknown key {_shown(key)}; {hint}")
+    missing = sorted(set(needed) - entry.keys())
+    if missing:
+        raise UserError(f"{where}: {' and '.join(missing)} missing")

@@ -1,0 +1,100 @@
+"""Cost of a run so far from its log, and extrapolated to its end."""
+
+from statistics import median
+from typing import Any
+
+from beton_tools.base.errors import UserError
+from fastft.cost.work import phase_flops
+from fastft.model.build import recipe_arch
+from fastft.model.phases import find_phases
+from fastft.run.run_directory import Line, Run
+
+
+def run_cost(run: Run, gpus: int | None, price: float | None) -> dict[str, Any] | None:
+    """Device-hours and money; None if nothing is logged yet.
+
+    Keys: device, devices, devices_known, price, rows. A row: what, wall_seconds, hours (of all devices),
+    money, extrapolated. Start is the wait for a process's first batch; it and checkpoints count where
+    the log tells them apart. What a process does before that is not logged.
+    """
+    if not run.intervals:
+        return None
+    world = run.machine.get("world_size")
+    devices = int(gpus or world or 1)
+    parts = {
+        "start": sum(map(start_seconds, run.intervals)),
+        "training": sum(training_seconds(run)),
+        "evaluation": sum(e["seconds"] for e in run.evaluations),
+        "checkpoints": sum(c["seconds"] for c in run.checkpoints),
+    }
+    parts = {name: seconds for name, seconds in parts.items() if seconds}
+    so_far = sum(parts.values())
+    rows = [_row(name, seconds, devices, price) for name, seconds in parts.items()]
+    rows.append(_row("so far", so_far, devices, price))
+    left = seconds_left(run)
+    if left > 0:
+        rows.append(_row("at the end", so_far + left, devices, price, extrapolated=True))
+    return {
+        "device": run.machine.get("device", "device"),
+        "devices": devices,
+        "devices_known": gpus is not None or world is not None,
+        "price": price,
+        "rows": rows,
+    }
+
+
+def training_seconds(run: Run) -> list[float]:
+    """Seconds of every logged interval: images over rate, which excludes the start."""
+    batch = run.recipe.optim.batch_size
+    return [
+        steps * batch / i["images_per_second"]
+        for steps, i in zip(run.interval_steps, run.intervals, strict=True)
+    ]
+
+
+def start_seconds(interval: Line) -> float:
+    return float(interval.get("split", {}).get("start", 0.0))
+
+
+def seconds_left(run: Run) -> float:
+    """Estimated seconds of the remaining steps and evaluations, at the median pace so far.
+
+    Where image size or patch dropout change, the pace is that of FLOPs.
+    """
+    work = step_work(run)
+    done = [work[min(step - 1, len(work) - 1)] * n for step, n in _ends_and_steps(run)]
+    pace = median(s / w for s, w in zip(training_seconds(run), done, strict=True))
+    training = sum(work[run.steps :]) * pace
+    if not run.evaluations:
+        return training
+    left = run.recipe.evaluations - len(run.evaluations)
+    return training + max(0, left) * median(e["seconds"] for e in run.evaluations)
+
+
+def step_work(run: Run) -> list[float]:
+    """The work of every step of the run, relative to the first one."""
+    try:
+        arch = recipe_arch(run.recipe)
+        flops = [(p.epochs, phase_flops(run.recipe, arch, p).train) for p in find_phases(run.recipe, arch)]
+    except UserError:  # the architecture's file is not on this machine
+        flops = [(run.recipe.epochs, 1.0)]
+    return [f / flops[0][1] for epochs, f in flops for _ in range(epochs * run.steps_per_epoch)]
+
+
+def _ends_and_steps(run: Run) -> list[tuple[int, int]]:
+    """(last step, number of steps) of every logged interval."""
+    return [(int(i["step"]), n) for i, n in zip(run.intervals, run.interval_steps, strict=True)]
+
+
+def _row(
+    what: str, seconds: float, devices: int, price: float | None, extrapolated: bool = False
+) -> dict[str, Any]:
+    hours = seconds * devices / 3600
+    money = None if price is None else hours * price
+    return {
+        "what": what,
+        "wall_seconds": seconds,
+        "hours": hours,
+        "money": money,
+        "extrapolated": extrapolated,
+    }

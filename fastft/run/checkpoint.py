@@ -1,0 +1,311 @@
+"""Checkpoint folders: complete under their name or absent, checked when they are read, and never unpickled.
+
+A checkpoint holds `model.safetensors`, `ema.safetensors`, `optimizer.safetensors` (moments by parameter name), `state.json`
+(recipe, position, scaler, evaluations, class names) and `checksums.json` (CRC-32 of the other files). It is written under
+a temporary name, flushed to disk, then renamed.
+"""
+
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import open_regular, read_regular
+from fastft.model import Arch, TimmArch
+from fastft.model.tensor_file import save_tensors
+from fastft.recipe.rules import (
+    COUNT,
+    FLAG,
+    LIST,
+    NUMBER,
+    NUMBERS,
+    NUMBERS_BY_NAME,
+    OBJECT,
+    SECTIONS,
+    TEXT,
+    TEXTS,
+    WHOLE,
+    Rule,
+    check_keys,
+)  # fmt: skip
+from fastft.run.evaluations import check_evaluation
+
+VERSION = 1
+PARTIAL = ".partial-"
+STATE, CHECKSUMS = "state.json", "checksums.json"
+MAX_JSON_BYTES = 256 << 20
+READ_BYTES = 1 << 20
+
+Forms = dict[str, tuple[torch.Size, torch.dtype]]
+
+# the part of state.json that every checkpoint has
+MODEL_STATE: dict[str, Rule] = {
+    "recipe": SECTIONS, "name": TEXT, "arch": OBJECT, "classes": TEXTS, "data": OBJECT, "class_counts": NUMBERS,
+}  # fmt: skip
+# the part that a run continues from
+RUN_STATE: dict[str, Rule] = {"progress": OBJECT, "scaler": NUMBERS_BY_NAME}
+PROGRESS: dict[str, Rule] = {"epoch": COUNT, "step": COUNT, "seconds": NUMBER, "evaluations": LIST}
+LOGGED: dict[str, Rule] = {
+    "steps": COUNT, "loss_sum": NUMBER, "seconds": NUMBER, "waited": NUMBER, "split": NUMBERS_BY_NAME,
+}  # fmt: skip
+STEP_CHOICE: dict[str, Rule] = {"mode": TEXT, "attention": TEXT, "device": TEXT}
+SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
+_FORMS: dict[Any, Rule] = {int: WHOLE, bool: FLAG, float: NUMBER, str: TEXT}
+ARCH: dict[str, Rule] = {f.name: _FORMS[f.type] for f in fields(Arch)}
+TIMM_ARCH: dict[str, Rule] = {f.name: _FORMS[f.type] for f in fields(TimmArch)}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The content of a checkpoint folder; `tensors` by file stem: model, ema, optimizer."""
+
+    path: Path
+    state: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
+
+
+class Damaged(UserError):
+    """A checkpoint whose files are incomplete or contradict each other; an older one can be used."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(f"checkpoint {path} is damaged ({reason}); use an older one")
+
+
+# writing --------------------------------------------------------------------------------------------------------------
+
+
+def write_checkpoint(
+    path: Path, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """Write the folder `path`; an interrupted write leaves only a `.partial-` folder, which later writes remove.
+
+    Raises:
+        UserError: the disk is full or fails.
+    """
+    partial = path.parent / f"{PARTIAL}{path.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        for name, group in tensors.items():
+            save_tensors(partial / f"{name}.safetensors", group)
+        (partial / STATE).write_text(json.dumps({"version": VERSION, **state}, indent=1), encoding="utf-8")
+        checksums = {file.name: _checksum(file) for file in sorted(partial.iterdir())}
+        (partial / CHECKSUMS).write_text(json.dumps(checksums), encoding="utf-8")
+        for file in (*partial.iterdir(), partial):
+            _flush(file)
+        if path.exists():  # the same step again, after resuming from an older checkpoint
+            _remove(path)
+        partial.rename(path)
+        _flush(path.parent)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(
+            f"checkpoint {path} could not be written: {error}; free some space and run again"
+        ) from None
+
+
+def _checksum(path: Path) -> str:
+    crc = 0
+    with open_regular(path) as file:
+        while block := file.read(READ_BYTES):
+            crc = zlib.crc32(block, crc)
+    return f"{crc:08x}"
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# reading --------------------------------------------------------------------------------------------------------------
+
+
+def read_checkpoint(
+    path: Path, needed: Sequence[str] = ("model",), optional: Sequence[str] = (), resumable: bool = False
+) -> Checkpoint:
+    """Read and check a checkpoint folder, to the CPU.
+
+    needed, optional: file stems of the tensors to read. resumable: also check the state that a run continues from.
+
+    Raises:
+        UserError: not a checkpoint, another version, or the disk fails.
+        Damaged: a file is missing, broken, or holds something else.
+    """
+    try:
+        state = _read_state(path)
+        present = [stem for stem in optional if (path / f"{stem}.safetensors").exists()]
+        files = {stem: path / f"{stem}.safetensors" for stem in (*needed, *present)}
+        _check_files(path, [path / STATE, *files.values()])
+        _check_state(state, resumable)
+        tensors = {stem: load_file(file) for stem, file in files.items()}
+    except FileNotFoundError as error:
+        raise Damaged(path, f"no {Path(error.filename).name}") from None
+    except OSError as error:
+        if error.errno:  # the disk or the network failed, which says nothing about the file
+            raise UserError(f"checkpoint {path} cannot be read ({error}); run again when it can") from None
+        raise Damaged(path, f"{Path(str(error.filename)).name} is {error.strerror}") from None
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise Damaged(path, " ".join(str(error).split())) from None
+    return Checkpoint(path, state, tensors)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """state.json; another version is refused before anything else is looked at."""
+    state = _read_json(path / STATE)
+    if not isinstance(state, dict):
+        raise ValueError(f"{STATE} must be an object")
+    version = state.get("version")
+    if type(version) is int and version > VERSION:
+        raise UserError(
+            f"checkpoint {path} has version {version}, newer than this fastft's {VERSION}; update fastft"
+        )
+    if version != VERSION:
+        raise ValueError(f"{STATE} has version {version!r}, expected {VERSION}")
+    return state
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(read_regular(path, MAX_JSON_BYTES))
+
+
+def _check_files(path: Path, files: Iterable[Path]) -> None:
+    """Check that files are regular, and compare them with checksums.json, if there is one: older versions wrote none."""
+    stored = _read_json(path / CHECKSUMS) if (path / CHECKSUMS).exists() else None
+    for file in files:
+        open_regular(file).close()
+        if stored is not None:
+            check_keys(CHECKSUMS, stored, {file.name: TEXT})
+            if stored[file.name] != _checksum(file):
+                raise ValueError(f"{file.name} does not match its checksum")
+
+
+def _check_state(state: dict[str, Any], resumable: bool) -> None:
+    check_keys(STATE, state, MODEL_STATE, optional=("data", "class_counts"))
+    arch = state["arch"]
+    rules = TIMM_ARCH if "timm" in arch else ARCH
+    check_keys("arch", arch, rules)
+    if arch.keys() - rules or arch["width"] % arch.get("heads", 1) or arch["image_size"] % arch["patch_size"]:
+        raise ValueError("arch is not an architecture")
+    if resumable:
+        check_keys(STATE, state, RUN_STATE)
+        if state["scaler"] and state["scaler"].keys() != SCALER_KEYS:
+            raise ValueError("scaler is not the state of a loss scaler")
+    if "progress" in state:
+        _check_progress(state["progress"])
+    if state.get("evaluation") is not None:
+        check_evaluation(state["evaluation"])
+
+
+def _check_progress(progress: Any) -> None:
+    check_keys("progress", progress, PROGRESS)
+    for entry in progress["evaluations"]:
+        check_evaluation(entry)
+    if progress.get("logged") is not None:
+        check_keys("logged", progress["logged"], LOGGED)
+    if progress.get("step_choice") is not None:
+        check_keys("step_choice", progress["step_choice"], STEP_CHOICE)
+
+
+def forms(tensors: Mapping[str, Tensor]) -> Forms:
+    """Shape and dtype of each tensor."""
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def check_tensors(
+    found: Mapping[str, Tensor], expected: Mapping[str, tuple[torch.Size, torch.dtype]], path: Path, what: str
+) -> None:
+    """Compare names, shapes and dtypes of a checkpoint's tensors with what they are to be loaded into.
+
+    Raises:
+        Damaged: an entry is missing, superfluous, or has another shape or dtype.
+    """
+    for name in sorted(expected.keys() - found.keys())[:1]:
+        raise Damaged(path, f"{what} has no {name}")
+    for name in sorted(found.keys() - expected.keys())[:1]:
+        raise Damaged(path, f"{what} has an unknown {name}")
+    for name, (shape, dtype) in expected.items():
+        if found[name].shape != shape or found[name].dtype != dtype:
+            form = f"{tuple(found[name].shape)} {found[name].dtype}"
+            raise Damaged(path, f"{name} of {what} is {form}, expected {tuple(shape)} {dtype}")
+
+
+# folders of checkpoints -----------------------------------------------------------------------------------------------
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that `path` names: a checkpoint folder, or a run directory's best, else its last.
+
+    Raises:
+        UserError: there is none.
+    """
+    if is_checkpoint(path):
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    found = list_checkpoints(folder, "best") or list_checkpoints(folder)
+    if not found:
+        raise UserError(f"{path} holds no checkpoint; give a run directory or one of its checkpoints")
+    return found[-1]
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is, or by its name was, a checkpoint folder."""
+    return (path / STATE).exists() or _is_checkpoint_name(path.name)
+
+
+def list_checkpoints(folder: Path, kind: str = "step") -> list[Path]:
+    """The checkpoints of a folder, oldest first; kind: "step" or "best"."""
+    found = (p for p in folder.glob(f"{kind}-*") if _is_checkpoint_name(p.name) and p.is_dir())
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The number in a checkpoint's name: optimiser steps done, or the epoch of a best one."""
+    return int(path.name.partition("-")[2])
+
+
+def _is_checkpoint_name(name: str) -> bool:
+    return re.fullmatch("step-[0-9]{8,18}|best-[0-9]{4,18}", name) is not None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints, and the remains of interrupted writes."""
+    for old in list_checkpoints(folder)[:-keep]:
+        _remove(old)
+    for partial in folder.glob(f"{PARTIAL}*"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def set_aside(path: Path) -> None:
+    """Rename a damaged checkpoint to `damaged-...`, so that it is neither read again nor removed as an old one."""
+    aside = path.with_name(f"damaged-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+
+
+def keep_only(path: Path) -> None:
+    """Remove the other checkpoints of the same kind, also newer ones from before the run was resumed at an older step."""
+    for other in list_checkpoints(path.parent, path.name.partition("-")[0]):
+        if other != path:
+            _remove(other)
+
+
+def _remove(path: Path) -> None:
+    """Rename, then remove: an interrupted removal must not leave half a checkpoint under a valid name."""
+    doomed = path.parent / f"{PARTIAL}old-{path.name}"
+    shutil.rmtree(doomed, ignore_errors=True)
+    shutil.rmtree(path.rename(doomed), ignore_errors=True)

@@ -1,0 +1,106 @@
+"""Whether a run directory may be continued with a recipe, and which options may differ between processes and resumes."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from beton_tools.base.errors import UserError
+from fastft.data.classes import refuse_other_classes
+from fastft.recipe import Recipe, recipe_from_dict
+
+# may differ between the processes of a run: where the files of a host are, and how it computes
+PER_HOST_OPTIONS = {
+    "data.train", "data.val", "data.workers", "data.batches_ahead", "model.weights", "model.head", "train.run_dir",
+    "train.compile", "train.micro_batch", "train.grad_checkpointing",
+}  # fmt: skip
+# may differ when a run is resumed: they do not change what a step computes; `refuse_changed_data` compares the data
+RESUMABLE_OPTIONS = {
+    "data.train", "data.val", "data.hold_out_beton", "data.train_size", "data.workers", "data.batches_ahead",
+    "train.run_dir", "train.device", "train.step", "train.compile", "train.micro_batch", "train.grad_checkpointing",
+    "train.log_every", "train.timeout_minutes", "train.tracker", "train.stop_after", "train.eval_weights",
+    "train.eval_every", "train.checkpoint_steps", "train.checkpoint_minutes", "train.keep_checkpoints",
+    "train.checkpoint_epochs",
+    "schedule.stop_epoch", "about.top1", "about.source",
+}  # fmt: skip
+
+
+def shared_options(recipe: Recipe) -> str:
+    """The options that all processes of a run must have in common, as JSON."""
+    options = _flatten(recipe.as_dict())
+    return json.dumps({k: v for k, v in options.items() if k not in PER_HOST_OPTIONS}, sort_keys=True)
+
+
+def refuse_other_run(
+    stored: Mapping[str, Any], recipe: Recipe, current: Mapping[str, Any], folder: Path
+) -> None:
+    """Compare a checkpoint's state with the run that is to continue it (`current`, from `describe_model`).
+
+    Raises:
+        UserError: another recipe, architecture, training file or set of classes; the message names what differs.
+    """
+    refuse_changed_recipe(stored["recipe"], recipe, folder)
+    refuse_changed_arch(stored["arch"], current["arch"], folder)
+    refuse_changed_data(stored.get("data", {}), current["data"], folder)
+    refuse_other_classes(current["classes"], stored["classes"], str(recipe.data.train))
+
+
+def refuse_changed_recipe(stored: Mapping[str, Any], recipe: Recipe, folder: Path) -> None:
+    """Raise UserError naming the options that differ between a run's checkpoint and the recipe.
+
+    An option that the checkpoint lacks was added later; its default is the behaviour from before.
+    """
+    defaults = recipe_from_dict("defaults", {}).as_dict()
+    now, then = _flatten(recipe.as_dict()), _flatten(defaults) | _flatten(stored)
+    changed = sorted(
+        k
+        for k in now.keys() | then.keys()
+        if k not in RESUMABLE_OPTIONS and _comparable(k, now.get(k)) != _comparable(k, then.get(k))
+    )
+    if changed:
+        listing = ", ".join(f"{k} {then.get(k)!r} -> {now.get(k)!r}" for k in changed)
+        raise UserError(f"{folder} was trained with another recipe ({listing}); use another --train.run_dir")
+
+
+def refuse_changed_arch(stored: Mapping[str, Any], arch: Mapping[str, Any], folder: Path) -> None:
+    """Raise UserError if `model.arch` has other values than in the checkpoint: its file or open_clip has changed."""
+    changed = sorted(k for k, value in arch.items() if stored.get(k, value) != value)
+    if changed:
+        listing = ", ".join(f"{k} {stored[k]!r} -> {arch[k]!r}" for k in changed)
+        raise UserError(
+            f"{folder} was trained with another architecture ({listing}); use another --train.run_dir"
+        )
+
+
+def refuse_changed_data(stored: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> None:
+    """Raise UserError if the training files differ from the checkpoint's: the order of samples depends on them.
+
+    stored, found: `BetonSet.content`; stored may lack entries. Files may have other names.
+    """
+    advice = "use the same files in the same order, or another --train.run_dir"
+    for key in ("file_samples", "file_checksums") if stored else ():
+        then, now = stored.get(key), found.get(key)
+        if then == now:
+            continue
+        if not (isinstance(then, list) and isinstance(now, list) and len(then) == len(now)):
+            counts = [len(value) if isinstance(value, list) else 1 for value in (then, now)]
+            raise UserError(f"{folder} was trained on {counts[0]} files, there are {counts[1]}; {advice}")
+        name = found["files"][next(k for k in range(len(now)) if now[k] != then[k])]
+        raise UserError(f"{folder} was trained on other data ({name} differs); {advice}")
+    for key, value in stored.items():
+        if key != "files" and found.get(key, value) != value:
+            raise UserError(
+                f"{folder} was trained on other data ({key} {value} -> {found[key]}); use the same file, or another "
+                "--train.run_dir"
+            )
+
+
+def _flatten(sections: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{s}.{k}": v for s, entries in sections.items() for k, v in entries.items()}
+
+
+def _comparable(option: str, value: Any) -> Any:
+    """Tuples as lists, as JSON has them; the name of a file of weights, because it may move."""
+    if option in ("model.weights", "model.head"):
+        return Path(str(value)).name
+    return list(value) if isinstance(value, tuple) else value

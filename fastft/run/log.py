@@ -1,0 +1,179 @@
+"""The log of a run: one fixed-column line per interval on the console, `metrics.jsonl`, TensorBoard and the tracker."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from beton_tools.base.atomic import write_text
+from beton_tools.base.console import discard_closed_output
+from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import open_own
+from fastft.run.event_file import EventFile
+from fastft.run.run_directory import read_metrics
+from fastft.run.tracking import Tracker
+
+HEADER = f"{'epoch':>6} {'step':>15} {'loss':>8} {'lr':>9} {'img/s':>8} {'wait':>6} {'mfu':>6} {'memory':>8} {'left':>9}"
+LINES_PER_HEADER = 20
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A line of the log: means over the steps since the previous line."""
+
+    epoch: int
+    step: int  # optimiser steps done, counted over the run
+    loss: float
+    lr: float
+    images_per_second: float  # over all processes; without the wait for a process's first batch
+    wait_share: float  # share of wall time spent waiting for data
+    mfu: float | None  # model FLOP/s over the device's peak; None if the peak is not known
+    memory_gib: float  # peak, of the device (GPU) or the process (CPU)
+    seconds_left: float
+    split: dict[str, float]  # seconds of this process by part (train/timing.py), and its loader's in parallel
+
+
+def format_interval(i: Interval, total_steps: int) -> str:
+    mfu = "-" if i.mfu is None else f"{i.mfu:.1%}"
+    return (
+        f"{i.epoch:>6} {f'{i.step}/{total_steps}':>15} {i.loss:>8.4f} {i.lr:>9.2e} {i.images_per_second:>8.1f} "
+        f"{i.wait_share:>6.1%} {mfu:>6} {i.memory_gib:>7.2f}G {format_seconds(i.seconds_left):>9}"
+    )
+
+
+def format_seconds(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}"
+
+
+class RunLog:
+    """Writes in the main process; in the others every call does nothing.
+
+    On resume, lines after `resumed_step` are dropped: those steps will be logged again.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        total_steps: int,
+        resumed_step: int,
+        enabled: bool,
+        console: Console,
+        tracker: Tracker | None = None,
+    ):
+        self.enabled, self.total_steps, self.console, self.tracker = enabled, total_steps, console, tracker
+        self._lines = 0
+        if not enabled:
+            return
+        self.folder = folder
+        path = folder / "metrics.jsonl"
+        with _one_line_error(folder):
+            _drop_after(path, resumed_step)
+            self._file = os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8")
+            self._events = EventFile(folder / "tensorboard", first_step=resumed_step + 1)
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True,
+        )  # fmt: skip
+        self._task = self._progress.add_task("training", total=total_steps, completed=resumed_step)
+        with self._ignore_closed_output():
+            self._progress.start()
+
+    def info(self, text: str) -> None:
+        if self.enabled:
+            with self._ignore_closed_output():
+                self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def advance(self) -> None:
+        if self.enabled:
+            self._progress.advance(self._task)
+
+    def interval(self, interval: Interval) -> None:
+        if self._lines % LINES_PER_HEADER == 0:
+            self.info(HEADER)
+        self._lines += 1
+        self.info(format_interval(interval, self.total_steps))
+        self.record("train", interval.step, asdict(interval))
+
+    def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl, and its numbers to TensorBoard and the tracker.
+
+        Raises:
+            UserError: the disk is full or fails.
+        """
+        if not self.enabled:
+            return
+        line = {"kind": kind, "time": time.time(), **values, "step": step}
+        scalars = _scalars(kind, values)
+        with _one_line_error(self.folder):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            if scalars:
+                self._events.add(scalars, step)
+        if self.tracker is not None and scalars:
+            try:
+                self.tracker.log(scalars, step)
+            except Exception as error:  # its server failed, which must not stop the training
+                self.info(f"logging to the tracker stops: {' '.join(str(error).split())}")
+                self.tracker = None
+
+    def close(self, failed: bool = False) -> None:
+        """Close all files. After a failure a full disk is not reported again."""
+        if self.enabled:
+            with self._ignore_closed_output():
+                self._progress.stop()
+            with suppress(UserError) if failed else nullcontext(), _one_line_error(self.folder):
+                self._file.close()
+                self._events.close()
+        if self.tracker is not None:
+            self.tracker.close(failed)
+
+    @contextmanager
+    def _ignore_closed_output(self) -> Iterator[None]:
+        """A terminal or pipe that was closed must not stop the training: metrics.jsonl has the same numbers."""
+        try:
+            yield
+        except (OSError, SystemExit):  # rich raises SystemExit if a pipe is closed
+            self.console.quiet = True
+            discard_closed_output()
+
+
+@contextmanager
+def _one_line_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the log in {folder} could not be written: {error.strerror or error}; free some space and run again"
+        ) from None
+
+
+def _scalars(kind: str, values: dict[str, Any]) -> dict[str, float]:
+    """Numbers by name: train/loss, train/split/forward, ..."""
+    found = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, (int, float)) and k != "epoch"}
+    for key, inner in values.items():
+        if isinstance(inner, dict):
+            found |= {f"{kind}/{key}/{part}": number for part, number in inner.items()}
+    return found
+
+
+def _drop_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

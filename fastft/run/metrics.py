@@ -1,0 +1,131 @@
+"""Classification metrics of a model's predictions, per class and over classes, by scikit-learn; sizes of classes.
+
+scikit-learn is imported where it is used: it takes a second, and only evaluations need it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+IMBALANCED = 10.0  # above this ratio of class sizes epochs and weights are compared by balanced accuracy
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions for N images, in the order of the file.
+
+    labels_N, predicted_N: int64. confidence_N, truth_N: float32, softmax probability of the predicted and of the true class.
+    logits_NK: float32, or None if they were not kept.
+    """
+
+    labels_N: np.ndarray
+    predicted_N: np.ndarray
+    confidence_N: np.ndarray
+    truth_N: np.ndarray
+    num_classes: int
+    logits_NK: np.ndarray | None = None
+
+    @property
+    def right_N(self) -> np.ndarray:
+        """bool (N,): whether the prediction is the label."""
+        return self.predicted_N == self.labels_N
+
+    @staticmethod
+    def from_logits(logits_NK: np.ndarray, labels_N: np.ndarray) -> "Predictions":
+        predicted_N, rows = logits_NK.argmax(1), np.arange(len(labels_N))
+        shifted = logits_NK.astype(np.float64) - logits_NK.max(1, keepdims=True, initial=-np.inf)
+        total_N = np.exp(shifted).sum(1)
+        truth_N = (np.exp(shifted[rows, labels_N]) / total_N).astype(np.float32)
+        confidence_N = (1 / total_N).astype(np.float32)
+        return Predictions(labels_N, predicted_N, confidence_N, truth_N, logits_NK.shape[1], logits_NK)
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """Metrics of one class in percent. precision: None if nothing is predicted as it; recall, f1: None without images."""
+
+    label: int
+    images: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Number of images of the class `label` that are predicted as the class `predicted`."""
+
+    label: int
+    predicted: int
+    images: int
+
+
+def balanced_accuracy(p: Predictions) -> float:
+    """Mean recall over the classes that have images, in percent: scikit-learn's balanced_accuracy_score."""
+    from sklearn.metrics import recall_score
+
+    # balanced_accuracy_score warns about predictions of classes without images
+    return 100 * float(recall_score(p.labels_N, p.predicted_N, labels=np.unique(p.labels_N), average="macro"))
+
+
+def balanced_weights(labels_N: np.ndarray) -> np.ndarray:
+    """Points of balanced accuracy that each image counts for, float64 (N,); their sum is 100. labels_N: int64 (N,)."""
+    counts = np.bincount(labels_N)
+    return 100 / ((counts > 0).sum() * counts[labels_N])
+
+
+def macro_f1(p: Predictions) -> float:
+    """Mean F1 over the classes that have images or are predicted, in percent: scikit-learn's f1_score(average="macro")."""
+    from sklearn.metrics import f1_score
+
+    return 100 * float(f1_score(p.labels_N, p.predicted_N, average="macro", zero_division=0))
+
+
+def class_metrics(p: Predictions) -> list[ClassMetrics]:
+    """The metrics of every class, by label."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    columns = precision_recall_fscore_support(
+        p.labels_N, p.predicted_N, labels=range(p.num_classes), average=None, zero_division=np.nan
+    )
+    return [
+        ClassMetrics(
+            label, int(images), _percent(precision), _percent(recall), _percent(f1) if images else None
+        )
+        for label, (precision, recall, f1, images) in enumerate(zip(*columns, strict=True))
+    ]
+
+
+def confusion_counts(p: Predictions) -> np.ndarray:
+    """int64 (K, K): images of class i (row) that are predicted as class j (column)."""
+    from sklearn.metrics import confusion_matrix
+
+    return confusion_matrix(p.labels_N, p.predicted_N, labels=range(p.num_classes))
+
+
+def largest_confusions(p: Predictions, count: int) -> list[Confusion]:
+    """The most frequent pairs of class and wrong prediction."""
+    wrong = ~p.right_N
+    pairs = np.stack([p.labels_N[wrong], p.predicted_N[wrong]])
+    (labels, predicted), images = np.unique(pairs, axis=1, return_counts=True)
+    order = np.argsort(-images, kind="stable")[:count]
+    return [Confusion(int(labels[k]), int(predicted[k]), int(images[k])) for k in order]
+
+
+def _percent(value: float) -> float | None:
+    return None if np.isnan(value) else 100 * float(value)
+
+
+def imbalance(class_counts: Sequence[int]) -> float:
+    """Images of the largest class over those of the smallest that has any."""
+    present = [count for count in class_counts if count]
+    return max(present) / min(present)
+
+
+def describe_imbalance(class_counts: Sequence[int]) -> str:
+    present = [count for count in class_counts if count]
+    return (
+        f"classes have {min(present):,} to {max(present):,} training images: balanced accuracy compares epochs and weights; "
+        "--logit-adjustment of fastft eval, predict and export corrects for the class sizes"
+    )

@@ -1,0 +1,269 @@
+"""The run directory: its lock, recipe.yaml, choices.json, metrics.jsonl and result.json, written and read, also during a run."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from beton_tools.base.atomic import write_text
+from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import open_own, read_user_file, read_user_text
+from fastft.recipe import Choice, Recipe, recipe_from_dict
+from fastft.recipe.constants import BEST, EMA, LAST, RAW
+from fastft.recipe.imagenet import is_imagenet
+from fastft.recipe.rules import NUMBER, NUMBER_OR_NULL, NUMBERS_BY_NAME, POSITIVE, TEXT, check_keys, one_of
+from fastft.recipe.yaml_file import read_yaml
+from fastft.run.evaluations import BALANCED_ACCURACY, TOP1
+
+Line = dict[str, Any]
+MAX_BYTES = 1 << 30  # of a file in a run directory; a long run logs some megabytes
+
+# keys of the lines of metrics.jsonl by their kind; names of scores begin with `raw_` or `ema_`
+LINES = {
+    "train": {
+        "step": NUMBER, "loss": NUMBER, "lr": NUMBER, "images_per_second": POSITIVE, "wait_share": NUMBER,
+        "mfu": NUMBER_OR_NULL, "memory_gib": NUMBER, "seconds_left": NUMBER, "split": NUMBERS_BY_NAME,
+    },
+    "eval": {"step": POSITIVE, "epoch": NUMBER, "seconds": NUMBER, "best_by": one_of(TOP1, BALANCED_ACCURACY)},
+    "checkpoint": {"step": NUMBER, "seconds": NUMBER},
+    "split": {"step": NUMBER, "seconds": NUMBERS_BY_NAME},
+    "start": {"world_size": NUMBER, "precision": TEXT},
+    "baseline": {"step": NUMBER, "images": NUMBER},
+}  # fmt: skip
+OPTIONAL = ("split", "world_size", "best_by", "precision")
+# of result.json: what predict, eval and export take
+WEIGHTS = {"take": one_of(BEST, LAST), "kind": one_of(RAW, EMA), "reason": TEXT}
+CHOICES, LOCK = "choices.json", ".lock"
+SCORES = ("raw_", "ema_")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The lines of metrics.jsonl by kind, in order of steps.
+
+    starts: the hardware and software of each process start. intervals: loss, lr, images_per_second, wait_share, mfu,
+    memory_gib, split. evaluations: raw_top1, ema_top1, ... checkpoints: seconds. splits: seconds by part of each epoch; for
+    an interrupted epoch only those of the process that finished it.
+    """
+
+    folder: Path
+    recipe: Recipe
+    starts: list[Line]
+    intervals: list[Line]
+    evaluations: list[Line]
+    checkpoints: list[Line]
+    splits: list[Line]
+    finished: bool
+    baseline: Line = field(default_factory=dict)  # of a head that starts from ridge regression; else empty
+    weights: Line = field(default_factory=dict)  # what predict, eval and export take, of result.json
+
+    @property
+    def machine(self) -> Line:
+        """The last start line; empty if the trainer wrote none."""
+        return self.starts[-1] if self.starts else {}
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps done, as far as logged."""
+        return int(self.intervals[-1]["step"]) if self.intervals else 0
+
+    @property
+    def interval_steps(self) -> list[int]:
+        """Optimiser steps of each interval."""
+        return [int(b - a) for a, b in pairwise([0, *(i["step"] for i in self.intervals)])]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """From the log, because older versions stored the recipe's train_size, which may not be the file's."""
+        ends = [e["step"] / (e["epoch"] + 1) for e in self.evaluations]
+        return round(ends[-1]) if ends else self._estimate_steps_per_epoch()
+
+    def _estimate_steps_per_epoch(self) -> int:
+        # steps of several durations; such runs store the size of their file
+        if not self.intervals or self.recipe.changing:
+            return self.recipe.steps_per_epoch()
+        last = self.intervals[-1]
+        left = last["seconds_left"] * last["images_per_second"] / self.recipe.optim.batch_size
+        return max(1, round((last["step"] + left) / self.recipe.epochs))
+
+    @property
+    def total_steps(self) -> int:
+        return self.recipe.epochs * self.steps_per_epoch
+
+    @property
+    def on_imagenet(self) -> bool:
+        """Whether the recipe is for ImageNet and the training file had as many images."""
+        return is_imagenet(self.recipe) and self.steps_per_epoch == self.recipe.steps_per_epoch()
+
+    def epoch_of(self, step: float) -> float:
+        """A step's position in epochs, fractional: the horizontal axis of all curves."""
+        return step / self.steps_per_epoch
+
+
+def load_run(folder: Path) -> Run:
+    """Read a run directory.
+
+    Raises:
+        UserError: not a run directory, or its files are not as the trainer writes them.
+    """
+    path = folder / "recipe.yaml"
+    if not path.exists():
+        raise UserError(
+            f"{folder} is not a run directory (no recipe.yaml); give the folder that fastft train wrote"
+        )
+    sections = read_yaml(path, "the recipe.yaml that fastft train wrote")
+    if not all(isinstance(section, dict) for section in sections.values()):
+        raise UserError(f"{path} is not a recipe; give the folder that fastft train wrote")
+    result = read_result(folder)
+    recipe = recipe_from_dict(str(result.get("recipe") or folder.name), sections)
+    lines = read_metrics(folder / "metrics.jsonl")
+    by_kind = {kind: [line for line in lines if line.get("kind") == kind] for kind in LINES}
+    try:
+        _check_lines(by_kind)
+    except ValueError as error:
+        raise UserError(f"{folder / 'metrics.jsonl'}: {error}; was it written by fastft train?") from None
+    return Run(
+        folder=folder,
+        recipe=recipe,
+        starts=by_kind["start"],
+        intervals=by_kind["train"],
+        evaluations=by_kind["eval"],
+        checkpoints=by_kind["checkpoint"],
+        splits=by_kind["split"],
+        finished=bool(result),
+        baseline=by_kind["baseline"][-1] if by_kind["baseline"] else {},
+        weights=result.get("weights") or {},
+    )
+
+
+def read_metrics(path: Path) -> list[Line]:
+    """The lines of a metrics.jsonl; lines cut short by a crash are left out.
+
+    Raises:
+        UserError: the file cannot be read, or a line is not an object with a step.
+    """
+    if not path.exists():
+        return []
+    data = read_user_file(path, MAX_BYTES, "the metrics.jsonl that fastft train wrote")
+    texts = data.decode("utf-8", "replace").splitlines()  # a crash may leave any bytes at the end
+    lines = []
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        try:
+            check_keys("it", line, {"step": NUMBER})
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {error}; was it written by fastft train?") from None
+        lines.append(line)
+    return lines
+
+
+def _check_lines(by_kind: dict[str, list[Line]]) -> None:
+    """Raise ValueError for values that reports cannot draw."""
+    for kind, lines in by_kind.items():
+        for line in lines:
+            scores = {key: NUMBER for key in line if key.startswith(SCORES)}
+            if kind == "eval":
+                weights = "ema" if "ema_top1" in line and "raw_top1" not in line else "raw"
+                scores |= {f"{weights}_{TOP1}": NUMBER, f"{weights}_samples": NUMBER}
+                if line.get("best_by") == BALANCED_ACCURACY:
+                    scores[f"{weights}_{BALANCED_ACCURACY}"] = NUMBER
+            check_keys(f"a '{kind}' line", line, LINES[kind] | scores, OPTIONAL)
+    if any(b["step"] <= a["step"] for a, b in pairwise(by_kind["train"])):
+        raise ValueError("the steps of 'train' lines do not increase")
+    if any(b["step"] < a["step"] for a, b in pairwise(by_kind["eval"])):
+        raise ValueError("the steps of 'eval' lines decrease")
+
+
+def _read_json(path: Path) -> Line:
+    """The object in a JSON file; empty if there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        document = json.loads(read_user_text(path, MAX_BYTES, "the result.json of a run"))
+        if not isinstance(document, dict):
+            raise ValueError("not an object")
+        if document.get("weights") is not None:
+            check_keys("weights", document["weights"], WEIGHTS)
+    except (RecursionError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}; delete it and run the same fastft train again"
+        ) from None
+    return document
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The content of a run's result.json; empty if the run has not ended.
+
+    Raises:
+        UserError: the file cannot be read, or is not as the trainer writes it.
+    """
+    return _read_json(folder / "result.json")
+
+
+def run_folder(recipe: Recipe) -> Path:
+    return Path(recipe.train.run_dir or f"runs/{recipe.name}").expanduser()
+
+
+def open_lock(folder: Path) -> IO[str]:
+    """Open the lock file of a folder, without locking it.
+
+    Raises:
+        UserError: it is not a regular file.
+    """
+    return os.fdopen(open_own(folder / LOCK, os.O_WRONLY), "w")
+
+
+def lock_run(folder: Path) -> IO[str]:
+    """An open file whose lock keeps other processes out of a run directory until it is closed or the process ends.
+
+    Raises:
+        UserError: another process holds the lock.
+    """
+    from beton_tools.write.pagefile import try_lock  # loads the image libraries, which inference does without
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open_lock(folder)
+    if not try_lock(file):
+        file.close()
+        raise UserError(f"{folder} is in use by another process; wait for it, or use another --train.run_dir")
+    return file
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    sections = json.loads(json.dumps(recipe.as_dict()))  # tuples become lists
+    text = f"# resolved recipe of this run ({recipe.name})\n" + yaml.safe_dump(sections, sort_keys=False)
+    write_text(folder / "recipe.yaml", text)
+
+
+def write_choices(folder: Path, recipe: Recipe) -> None:
+    """Write choices.json: the values of the `auto` options with their reasons."""
+    if recipe.choices:
+        write_text(folder / CHOICES, json.dumps([asdict(choice) for choice in recipe.choices], indent=1))
+
+
+def read_choices(folder: Path) -> dict[str, Choice]:
+    """The choices of choices.json by option; empty without the file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = folder / CHOICES
+    if not path.exists():
+        return {}
+    try:
+        entries = json.loads(read_user_text(path, MAX_BYTES, "the choices.json of a run"))
+        choices = [Choice(str(e["option"]), e["value"], str(e["reason"])) for e in entries]
+        return {choice.option: choice for choice in choices}
+    except (RecursionError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read: {error}; delete it and run the same command again") from None
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    write_text(folder / "result.json", json.dumps(result, indent=1))

@@ -1,0 +1,88 @@
+"""Log to Weights & Biases or MLflow if the recipe says so; a resumed run continues the same record.
+
+Where they write is set by their own environment variables (WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, ...).
+"""
+
+import importlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from beton_tools.base.errors import UserError
+
+PROJECT = "fastft"
+FAILED = 1  # exit code that marks a wandb run as failed
+
+
+class Tracker(Protocol):
+    def log(self, values: Mapping[str, float], step: int) -> None: ...
+
+    def close(self, failed: bool) -> None: ...
+
+
+def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any]) -> Tracker | None:
+    """Start or continue the record of the run in `folder`; None for 'none'.
+
+    Raises:
+        UserError: the library is not installed, or does not start.
+    """
+    if kind == "none":
+        return None
+    try:
+        library = importlib.import_module(kind)
+    except ImportError:
+        raise UserError(
+            f"train.tracker is {kind}, which is not installed; pip install {kind}, or set it to none"
+        ) from None
+    stored = folder / f"{kind}.json"
+    known = json.loads(stored.read_text(encoding="utf-8"))["id"] if stored.exists() else None
+    tracker: _Wandb | _Mlflow
+    try:
+        tracker = (_Wandb if kind == "wandb" else _Mlflow)(library, folder, name, recipe, known)
+    except Exception as error:  # network, log-in, ...
+        raise UserError(
+            f"{kind} does not start ({' '.join(str(error).split())}); set --train.tracker=none"
+        ) from None
+    stored.write_text(json.dumps({"id": tracker.id}), encoding="utf-8")
+    return tracker
+
+
+class _Wandb:
+    def __init__(
+        self, wandb: Any, folder: Path, name: str, recipe: Mapping[str, Any], known: str | None
+    ) -> None:
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            dir=folder, name=name, config=dict(recipe), id=known, resume="allow",
+        )  # fmt: skip
+        # wandb's own step counter cannot go back, which a resume does
+        self._run.define_metric("*", step_metric="step")
+        self.id = str(self._run.id)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._run.log({**values, "step": step})
+
+    def close(self, failed: bool) -> None:
+        self._run.finish(FAILED if failed else 0)
+
+
+class _Mlflow:
+    def __init__(
+        self, mlflow: Any, folder: Path, name: str, recipe: Mapping[str, Any], known: str | None
+    ) -> None:
+        self._mlflow = mlflow
+        if known is None:
+            mlflow.set_experiment(PROJECT)
+            flat = {f"{s}.{k}": v for s, options in recipe.items() for k, v in options.items()}
+            self.id = str(mlflow.start_run(run_name=name).info.run_id)
+            mlflow.log_params(flat)
+        else:
+            self.id = str(mlflow.start_run(run_id=known).info.run_id)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._mlflow.log_metrics(dict(values), step=step)
+
+    def close(self, failed: bool) -> None:
+        self._mlflow.end_run("FAILED" if failed else "FINISHED")

@@ -1,0 +1,86 @@
+"""Map the rows of a sweep to trainings: rows that train the same thing share a run directory, over all sweeps."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from beton_tools.base.errors import UserError
+from beton_tools.read.beton_paths import exist_betons
+from fastft.cost.recipes import count_images
+from fastft.recipe import Recipe, load_recipe
+from fastft.recipe.tables import Row, Sweep
+from fastft.run.continuation import RESUMABLE_OPTIONS
+
+# a run may be resumed with other values of these, but two rows that differ in them are two trainings: they change which
+# epochs and weights are evaluated, and so the best one
+COUNTED = {"schedule.stop_epoch", "train.eval_every", "train.eval_weights"}
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A training that some rows need; `recipe` has its run directory filled in."""
+
+    key: str
+    recipe: Recipe
+    folder: Path
+
+
+def plan_runs(sweep: Sweep, overrides: Sequence[str], runs: Path) -> list[PlannedRun]:
+    """The run of every row, in order; equal rows get equal runs. `runs` is the folder of all run directories.
+
+    Raises:
+        UserError: a recipe or override is wrong, or a row needs an EMA that its recipe does not keep, or weights that it does not
+            evaluate.
+    """
+    taken = next((text for text in overrides if text.startswith("--train.run_dir")), None)
+    if taken:
+        raise UserError(f"{taken}: every training of a sweep has a folder of its own; use --out")
+    return [_run(sweep, row, overrides, runs) for row in sweep.rows]
+
+
+def run_key(recipe: Recipe) -> str:
+    """A hash that is equal for recipes that train the same weights on the same images and evaluate after the same epochs."""
+    values = {
+        key: value for key, value in recipe.identity().items() if key not in RESUMABLE_OPTIONS - COUNTED
+    }
+    values["images"] = _content(recipe.data.train, recipe.data.train_size)
+    values["val_images"] = _content(recipe.data.val, 0)
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def _run(sweep: Sweep, row: Row, overrides: Sequence[str], runs: Path) -> PlannedRun:
+    recipe = load_recipe(sweep.reference(row), overrides)
+    if recipe.automatic:  # other recipes keep the keys of earlier versions
+        recipe = count_images(recipe)
+    if row.number == "ema" and recipe.ema.decay == 0:
+        raise UserError(f"{sweep.path}: row '{row.title}' needs an EMA, but ema.decay is 0; set number: raw")
+    if row.number == "raw" and recipe.train.eval_weights == "ema":
+        raise UserError(
+            f"{sweep.path}: row '{row.title}' needs the raw weights, but train.eval_weights is ema; set it to both"
+        )
+    return plan_run(recipe, runs)
+
+
+def plan_run(recipe: Recipe, runs: Path) -> PlannedRun:
+    """The run of a recipe, with its run directory in `runs`."""
+    key = run_key(recipe)
+    folder = runs / key
+    return PlannedRun(key, replace(recipe, train=replace(recipe.train, run_dir=str(folder))), folder)
+
+
+@lru_cache
+def _content(path: str | None, stated: int) -> int | str:
+    """The checksum of the files, or their number of samples without manifests; `stated` if there is no file.
+
+    Tells ImageNet from a part of it and from other images.
+    """
+    if not (path and exist_betons(path)):
+        return stated
+    from beton_tools.read.beton_set import BetonSet  # loads the image libraries
+
+    content = BetonSet.open(path).content
+    found: int | str = content.get("checksum", content["num_samples"])
+    return found

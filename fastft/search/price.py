@@ -1,0 +1,122 @@
+"""Predict the cost of sweeps before they run; every shared training counts once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fastft.cost.mfu import PUBLISHED_MFU
+from fastft.cost.model import predict_published
+from fastft.cost.recipes import load_priceable
+from fastft.cost.table import LOADER_LIMITS
+from fastft.machine.gpus import MAIN_GPUS
+from fastft.recipe import Recipe
+from fastft.recipe.recipe_file import is_table, open_sweep
+from fastft.recipe.tables import Sweep
+from fastft.search.planned_runs import plan_runs, run_key
+from fastft.search.sweep_results import read_result
+
+Hours = dict[str, float]  # by GPU kind, modelled at the MFU published for a ViT
+
+
+@dataclass(frozen=True)
+class Price:
+    """Predicted hours of a row's training; `remark` says why a row needs none, `starved` lists GPUs that wait for the loader."""
+
+    sweep: str
+    row: str
+    hours: Hours | None = None
+    remark: str = ""
+    starved: tuple[str, ...] = ()
+
+
+def read_trainings(references: Sequence[str], overrides: Sequence[str]) -> tuple[list[Recipe], int]:
+    """(trainings that recipes and the rows of tables need, each once; number of recipes and rows).
+
+    Raises:
+        UserError: as `open_sweep` and `load_priceable`.
+    """
+    rows = [row for reference in references for row in _rows(reference)]
+    trainings: dict[str, Recipe] = {}
+    for row in rows:
+        recipe = load_priceable(row, overrides)
+        trainings.setdefault(run_key(recipe), recipe)
+    return list(trainings.values()), len(rows)
+
+
+def _rows(reference: str) -> list[str]:
+    if not is_table(reference):
+        return [reference]
+    sweep = open_sweep(reference)
+    return [sweep.reference(row) for row in sweep.rows]
+
+
+def recipe_hours(recipe: Recipe) -> Hours:
+    return {kind: values["hours"] for kind, values in predict_published(recipe).items()}
+
+
+def price_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path) -> list[Price]:
+    """The rows that `run_sweeps` with the same arguments would train, with their cost.
+
+    Raises:
+        UserError: as `plan_runs` and `load_priceable`.
+    """
+    prices = []
+    first: dict[str, str] = {}
+    for sweep in sweeps:
+        for row, run in zip(sweep.rows, plan_runs(sweep, overrides, out / "runs"), strict=True):
+            if row not in sweep.selected_rows:
+                continue
+            price = Price(sweep.name, row.title)
+            if run.key in first:
+                price = replace(price, remark=f"= {first[run.key]}")
+            elif read_result(run) is not None:
+                price = replace(price, remark=f"trained: {run.key}")
+            else:
+                price = _predicted(price, load_priceable(sweep.reference(row), overrides))
+            first.setdefault(run.key, f"{sweep.name} {row.title}")
+            prices.append(price)
+    return prices
+
+
+def _predicted(price: Price, recipe: Recipe) -> Price:
+    predicted = predict_published(recipe)
+    hours = {kind: p["hours"] for kind, p in predicted.items()}
+    starved = tuple(kind for kind, p in predicted.items() if p["limited_by"] == "loader")
+    return replace(price, hours=hours, starved=starved)
+
+
+def total_hours(prices: Sequence[Price]) -> Hours:
+    return {kind: sum(p.hours[kind] for p in prices if p.hours) for kind in MAIN_GPUS}
+
+
+def print_prices(prices: Sequence[Price], console: Console) -> None:
+    shares = ", ".join(f"{kind} {mfu.value:.1%}" for kind, mfu in PUBLISHED_MFU.items())
+    table = Table(
+        title=f"GPU-hours, on 8 GPUs, modelled at the MFU published for a ViT: {shares}", title_justify="left"
+    )
+    table.add_column("table")
+    table.add_column("row")
+    for kind in MAIN_GPUS:
+        table.add_column(kind, justify="right")
+    table.add_column("")
+    for previous, price in zip([None, *prices], prices, strict=False):
+        if previous and previous.sweep != price.sweep:
+            table.add_section()
+        name = "" if previous and previous.sweep == price.sweep else price.sweep
+        table.add_row(name, price.row, *(_hours(price, kind) for kind in MAIN_GPUS), price.remark)
+    total = (f"{hours:,.1f}" for hours in total_hours(prices).values())
+    trainings = sum(price.hours is not None for price in prices)
+    table.add_section()
+    table.add_row("all", f"{trainings} of {len(prices)} rows", *total, style="bold")
+    console.print(table)
+    if any(price.starved for price in prices):
+        console.print(LOADER_LIMITS, highlight=False, soft_wrap=True)
+
+
+def _hours(price: Price, kind: str) -> str:
+    if price.hours is None:
+        return "-"
+    return f"{price.hours[kind]:,.1f}{'*' if kind in price.starved else ''}"

@@ -1,0 +1,123 @@
+"""The settings that are compared: learning rate of the head times learning rate of the middle block.
+
+In the paper's Tables 4 and 5 the best settings span a factor of 12 in the head's learning rate, but less than 3 in that of the
+middle blocks: these two axes are nearly independent, lr and layer_decay are not.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from fastft.recipe import Recipe, recipe_from_dict, without_expectation
+from fastft.train.augmentation_choice import PLAIN
+
+FACTORS = (Fraction(1, 3), Fraction(1), Fraction(3))
+# of the recipe's epochs that the runs of a rung last
+SHARES = (
+    Fraction(6, 50),
+    Fraction(17, 50),
+    Fraction(1),
+)
+KEPT = (3, 1)  # settings that go on to the next rung
+LARGEST_DECAY = 1.0  # more would train the lower layers faster than the head
+ROUNDING = 0.01  # share of the middle block's learning rate that rounding of lr and layer_decay may change
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Factors on the recipe's learning rates of the head and of the middle block.
+
+    limited_mid: the factor of the middle block that LARGEST_DECAY leaves; None if `mid` is used.
+    """
+
+    head: Fraction
+    mid: Fraction
+    limited_mid: float | None = field(default=None, compare=False)
+
+    @property
+    def title(self) -> str:
+        mid = self.mid if self.limited_mid is None else f"{self.limited_mid:.2g}"
+        return "recipe" if self == DEFAULT else f"head x{self.head}, middle x{mid}"
+
+
+DEFAULT = Setting(Fraction(1), Fraction(1))
+
+
+def grid(recipe: Recipe, layers: int) -> list[Setting]:
+    """All settings: the recipe's own first, then those with one factor, so that a short budget covers both axes.
+
+    If LARGEST_DECAY makes several settings equal, only the first is kept.
+    """
+    every = [Setting(head, mid) for mid in reversed(FACTORS) for head in FACTORS]
+    found: dict[tuple[float, float], Setting] = {}
+    for setting in sorted(every, key=lambda s: (s.head != 1) + (s.mid != 1)):
+        changed = with_setting(recipe, setting, layers)
+        factor = mid_lr(changed, layers) / mid_lr(recipe, layers)
+        if factor < (1 - ROUNDING) * setting.mid:
+            setting = dataclasses.replace(setting, limited_mid=factor)
+        found.setdefault((_rounded(changed.optim.lr), _rounded(changed.optim.layer_decay)), setting)
+    return list(found.values())
+
+
+def mid_exponent(layers: int) -> float:
+    """Layers from the head down to the middle of the blocks: its learning rate is lr * layer_decay ** mid_exponent.
+
+    The blocks 1..layers are layers .. 1 below the head; 6.5 for 12 blocks.
+    """
+    return (layers + 1) / 2
+
+
+def with_setting(recipe: Recipe, setting: Setting, layers: int) -> Recipe:
+    """The recipe with lr and layer_decay of a setting. layer_decay is at most 1, also if the setting needs more."""
+    if setting == DEFAULT:
+        return recipe
+    ratio = float(setting.mid / setting.head) ** (1 / mid_exponent(layers))
+    changed = {
+        "optim.lr": _rounded(recipe.optim.lr * float(setting.head)),
+        "optim.layer_decay": min(LARGEST_DECAY, _rounded(recipe.optim.layer_decay * ratio)),
+    }
+    return without_expectation(_changed(recipe, changed), list(changed))
+
+
+def mid_lr(recipe: Recipe, layers: int) -> float:
+    """Learning rate of the middle block."""
+    return recipe.optim.lr * recipe.optim.layer_decay ** mid_exponent(layers)
+
+
+def rung_epochs(recipe: Recipe) -> list[int]:
+    """Epochs of the runs of each rung; the last are the recipe's own. Several rungs of a short recipe may be equal."""
+    return [max(1, round(share * recipe.epochs)) for share in SHARES]
+
+
+def count_epochs(epochs: int) -> str:
+    return f"{epochs} epoch" if epochs == 1 else f"{epochs} epochs"
+
+
+def shortened(recipe: Recipe, epochs: int) -> Recipe:
+    """The recipe as a complete run of `epochs`: warm-up and EMA horizon keep their share; it is evaluated at the end."""
+    share = epochs / recipe.epochs
+    schedule = {
+        "epochs": max(epochs, round(recipe.schedule.epochs * share)),
+        "warmup_epochs": recipe.schedule.warmup_epochs * share,
+        "stop_epoch": None if recipe.schedule.stop_epoch is None else epochs,
+    }
+    changed = {f"schedule.{key}": value for key, value in schedule.items()}
+    changed |= {"ema.decay": recipe.ema.decay ** (1 / share), "train.eval_every": epochs}
+    return _changed(recipe, changed)
+
+
+def _changed(recipe: Recipe, values: Mapping[str, object]) -> Recipe:
+    sections = recipe.as_dict()
+    for key, value in values.items():
+        section, _, option = key.partition(".")
+        sections[section][option] = value
+    automatic = recipe.automatic & PLAIN.keys()  # every training decides about them, as the recipe's would
+    return dataclasses.replace(
+        recipe_from_dict(recipe.name, sections), about=recipe.about, automatic=automatic
+    )
+
+
+def _rounded(value: float) -> float:
+    """Four significant digits: what a recipe file shows is what is trained."""
+    return float(f"{value:.4g}")

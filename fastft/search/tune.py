@@ -1,0 +1,245 @@
+"""Successive halving of complete short runs, each in a run directory of its own; the same call continues."""
+
+import dataclasses
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from rich.console import Console
+
+from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import BetonSet
+from fastft.data.classes import refuse_other_classes
+from fastft.model.build import recipe_arch
+from fastft.photos.paths import NO_DATA
+from fastft.photos.prepare import line_printer, prepare_data
+from fastft.photos.shared_images import count_shared
+from fastft.recipe import Recipe, load_recipe
+from fastft.recipe.training_data import with_training_files
+from fastft.run.evaluations import BALANCED_ACCURACY
+from fastft.run.run_directory import lock_run
+from fastft.run.validation_file import read_validation
+from fastft.search import PlannedRun, plan_run, train_run
+from fastft.search.budget import Budget, format_duration
+from fastft.search.estimate import measure, optimism
+from fastft.search.settings import (
+    DEFAULT,
+    KEPT,
+    Setting,
+    count_epochs,
+    grid,
+    rung_epochs,
+    shortened,
+    with_setting,
+)
+from fastft.search.sweep_results import read_result
+from fastft.search.trials import Result, ShortRun, best_trials, finished_trial
+from fastft.search.tune_report import print_result, write_report
+from fastft.train.distributed import World, find_world
+from fastft.train.exceptions import TimeUp
+
+OWN_OPTIONS = {"--train.run_dir": "--out", "--train.stop_after": "--budget"}
+
+
+def tune(
+    reference: str,
+    overrides: Sequence[str],
+    out: Path | None,
+    *,
+    budget: float = math.inf,
+    test: Path | None = None,
+    console: Console,
+) -> Result:
+    """Search the recipe's learning rates; writes `tuned.yaml`, `table.md`, `results.json` and `plot.png` into `out`.
+
+    budget: seconds, over all calls with this `out`. test: a file that is evaluated once the choice is made. Under torchrun
+    every process calls this.
+
+    Raises:
+        UserError: bad input, or the budget ended before the first training.
+        Preempted: stopped by a signal; the same call continues.
+    """
+    recipe = _read(reference, overrides)
+    folder = out or Path("runs") / f"tune-{recipe.name}"
+    recipe = _prepare(recipe, folder, test, console)
+    with find_world(recipe.train.device, recipe.train.timeout_minutes, "train.device") as world:
+        shared = 0 if test is None else _count_shared(recipe, test, world)
+        lock: IO[str] | None = lock_run(folder) if world.is_main else None
+        try:
+            search = _Search(recipe, folder, budget, world, console if world.is_main else Console(quiet=True))
+            result = search.run(test, shared)
+        finally:
+            if lock is not None:
+                lock.close()
+        if world.is_main:
+            write_report(result, folder)
+            print_result(result, folder, console)
+    return result
+
+
+def _read(reference: str, overrides: Sequence[str]) -> Recipe:
+    for option, instead in OWN_OPTIONS.items():
+        if any(text.startswith(f"{option}=") for text in overrides):
+            raise UserError(f"{option} is set by fastft tune for every training; use {instead}")
+    recipe = load_recipe(reference, overrides)
+    if recipe.optim.lr == 0:
+        raise UserError("optim.lr is 0, and tuning multiplies it; give a larger one")
+    changing = next(iter(recipe.changing), None)
+    if changing is not None:
+        raise UserError(
+            f"{changing} changes between epochs, which short runs cannot follow; tune with one value, then set the tuned lr and "
+            "layer_decay in your recipe"
+        )
+    return recipe
+
+
+def _prepare(recipe: Recipe, folder: Path, test: Path | None, console: Console) -> Recipe:
+    """The recipe for its training and validation files. Photographs are converted once, into `folder`."""
+    if test is not None:
+        BetonSet.open(test)  # before anything is converted
+    if recipe.data.train is None:
+        raise UserError(NO_DATA)
+    recipe = prepare_data(recipe.with_option("train.run_dir", str(folder)), line_printer(console))
+    assert recipe.data.train is not None
+    if recipe.data.val is None:
+        raise UserError("tuning needs validation images; set --data.val, or --data.hold_out_beton=true")
+    train = BetonSet.open(recipe.data.train)
+    if test is not None:
+        refuse_other_classes(BetonSet.open(test).class_names, train.class_names, test)
+    return with_training_files(recipe, train)
+
+
+def _count_shared(recipe: Recipe, test: Path, world: World) -> int:
+    """The images of `test` that are also training or validation images; the main process counts.
+
+    Raises:
+        UserError: all of them are.
+    """
+    images = BetonSet.open(test)
+    shared = None
+    if world.is_main:
+        used = [BetonSet.open(str(path)) for path in (recipe.data.train, recipe.data.val)]
+        shared = count_shared(images, used)
+    shared = world.broadcast(shared)
+    if shared == len(images):
+        raise UserError(
+            f"{test}: all its images are training or validation images, which choose the setting; give others, or leave "
+            "--test out"
+        )
+    return shared
+
+
+@dataclass
+class _Search:
+    recipe: Recipe
+    folder: Path
+    limit: float
+    world: World
+    console: Console
+    trials: list[ShortRun] = field(default_factory=list)
+    skipped: list[tuple[Setting, int]] = field(default_factory=list)
+    time_up: bool = False
+
+    def __post_init__(self) -> None:
+        self.layers = recipe_arch(self.recipe).layers
+        self.rungs = rung_epochs(self.recipe)
+        self.settings = grid(self.recipe, self.layers)
+        keys = {self._plan(setting, epochs).key for setting in self.settings for epochs in self.rungs}
+        self.budget = Budget(self.folder / "tune.json", self.limit, self.world, keys)
+
+    def run(self, test: Path | None, shared: int) -> Result:
+        settings = self.settings
+        for rung, kept in enumerate((*KEPT, 0)):
+            trials = [trial for s in settings if (trial := self._trial(s, rung)) is not None]
+            # what the budget leaves no time for at this rung goes on to the next: the last one matters most
+            settings = [trial.setting for trial in best_trials(trials, kept)] or settings[:kept]
+        last = len(self.rungs) - 1
+        if any(trial.rung == last and trial.setting != DEFAULT for trial in self.trials):
+            self._trial(DEFAULT, last)  # what the tuned setting is compared with
+        return self._result(test, shared)
+
+    def _trial(self, setting: Setting, rung: int) -> ShortRun | None:
+        """Train a setting unless it is trained already; None if it does not fit into the budget."""
+        epochs, last = self.rungs[rung], len(self.rungs) - 1
+        run = self._plan(setting, epochs)
+        failure = None
+        if (evaluations := read_result(run)) is None:
+            reserve = 0 if rung == last else self.rungs[last]
+            if self.time_up or not self.budget.fits(run.key, epochs, reserve):
+                self.skipped.append((setting, epochs))
+                return None
+            self._announce(setting, rung)
+            try:
+                with self.budget.timed(run.key):
+                    failure = train_run(self._limited(run), self.world, self.console)
+            except TimeUp:
+                self.time_up = True
+                self.skipped.append((setting, epochs))
+                return None
+            evaluations = read_result(run)
+        if evaluations is None:
+            trial = ShortRun(setting, rung, epochs, run, failure=failure)
+        else:
+            self.budget.finished(run.key, epochs)
+            trial = finished_trial(setting, rung, epochs, run, evaluations)
+            if epochs != self.rungs[last] and self.world.is_main:  # its figures are all that is needed
+                shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
+        self.trials.append(trial)
+        return trial
+
+    def _plan(self, setting: Setting, epochs: int) -> PlannedRun:
+        return plan_run(
+            shortened(with_setting(self.recipe, setting, self.layers), epochs), self.folder / "runs"
+        )
+
+    def _limited(self, run: PlannedRun) -> PlannedRun:
+        """The run, to be stopped when the budget ends, whatever was estimated."""
+        left = self.budget.left
+        stop_after = None if math.isinf(left) else f"{max(left, 0.1):.1f}s"
+        train = dataclasses.replace(run.recipe.train, stop_after=stop_after)
+        return dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, train=train))
+
+    def _announce(self, setting: Setting, rung: int) -> None:
+        text = f"rung {rung + 1} of {len(self.rungs)}, {count_epochs(self.rungs[rung])}: {setting.title}"
+        if not math.isinf(self.limit):
+            text += f"; {format_duration(self.budget.left)} left"
+        self.console.rule(text)
+
+    def _result(self, test: Path | None, shared: int) -> Result:
+        last = len(self.rungs) - 1
+        rung = max((trial.rung for trial in self.trials if trial.score is not None), default=None)
+        if rung is None:
+            failures = [trial.failure for trial in self.trials if trial.failure]
+            reason = (
+                f"every training failed, the first with: {failures[0]}" if failures
+                else "the budget ended before the first training; the same command with a larger --budget continues"
+            )  # fmt: skip
+            raise UserError(reason)
+        at_rung = [trial for trial in self.trials if trial.rung == rung]
+        best, complete = best_trials(at_rung, 1)[0], rung == last
+        default = next((t for t in at_rung if t.setting == DEFAULT and t.score is not None), None)
+        figures, bias = None, None
+        if complete and test is not None:
+            folder = None if default is None else default.run.folder
+            figures = measure(best.run.folder, folder, test, self.recipe.train.device)
+            figures = dataclasses.replace(figures, shared=shared)
+        else:
+            bias = self._optimism()
+        return Result(
+            recipe=self.recipe, layers=self.layers, rungs=self.rungs, trials=self.trials, best=best,
+            skipped=self.skipped, complete=complete, spent=self.budget.spent, figures=figures, optimism=bias, test=test,
+        )  # fmt: skip
+
+    def _optimism(self) -> float:
+        """The optimism of the choice in the first rung, from saved validation predictions."""
+        first = [trial for trial in self.trials if trial.rung == 0 and trial.score is not None]
+        saved = [read_validation(trial.run.folder, trial.weights) for trial in first]
+        right_SN = np.stack([v.labels_N == v.predicted_N for v in saved])
+        labels_N = saved[0].labels_N
+        balanced = first[0].measure == BALANCED_ACCURACY
+        weights_N = 1 / np.bincount(labels_N)[labels_N] if balanced else np.ones(len(labels_N))
+        return optimism(right_SN, weights_N)

@@ -1,0 +1,241 @@
+"""The result of a search: table, picture, JSON, and the tuned recipe."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+import yaml
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from rich.console import Console
+
+from beton_tools.base.atomic import atomic_path, write_text
+from beton_tools.base.console import compact_table, print_table
+from fastft.recipe.schema import AUTO
+from fastft.run.evaluations import TOP1
+from fastft.search.budget import format_duration
+from fastft.search.estimate import FinalFigures
+from fastft.search.settings import DEFAULT, FACTORS, Setting, count_epochs, grid, mid_lr, with_setting
+from fastft.search.sweep_report import markdown_table
+from fastft.search.trials import Result, ShortRun
+from fastft.train.augmentation_choice import PLAIN
+
+TUNED = "tuned.yaml"
+MIDDLE, BEST = "middle lr", " (best)"
+
+
+def write_report(result: Result, folder: Path) -> None:
+    """Write tuned.yaml, table.md, results.json and plot.png, each atomically."""
+    write_text(folder / TUNED, tuned_recipe(result, folder))
+    write_text(folder / "table.md", _markdown(result))
+    write_text(folder / "results.json", json.dumps(as_json(result), indent=1) + "\n")
+    _draw(result, folder / "plot.png")
+
+
+def print_result(result: Result, folder: Path, console: Console) -> None:
+    header, lines = _table(result)
+    shown = [k for k, name in enumerate(header) if name != MIDDLE]  # for a terminal of 80 columns
+    table = compact_table(f"validation {_measure(result)} in percent")
+    for k in shown:
+        table.add_column(header[k], justify="left" if k == 0 else "right", no_wrap=True)
+    for line in lines:
+        style = "bold" if line[0].endswith(BEST) else ""
+        table.add_row(*(line[k].removesuffix(BEST) for k in shown), style=style)
+    print_table(table, console)
+    for sentence in [*conclusion(result), f"written: {folder}/{TUNED}, table.md, results.json, plot.png"]:
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def conclusion(result: Result) -> list[str]:
+    """The setting that was found, the images that its figure is from, and trainings that did not fit the budget, as sentences."""
+    best = result.best
+    lines = [
+        f"best: {best.setting.title} (lr {best.recipe.optim.lr:g}, layer_decay {best.recipe.optim.layer_decay:g})"
+    ]
+    lines.append(_accuracy(result))
+    if result.complete and {best.setting.head, best.setting.mid} & {FACTORS[0], FACTORS[-1]}:
+        lines.append("it is at the edge of the grid: a search around the tuned recipe may find a better one")
+    if result.skipped:
+        listed = ", ".join(f"{setting.title} ({count_epochs(epochs)})" for setting, epochs in result.skipped)
+        lines.append(
+            f"did not fit into the budget ({format_duration(result.spent)} spent): {listed}; the same command with a larger "
+            "--budget continues"
+        )
+    return lines
+
+
+def _measure(result: Result) -> str:
+    return "top-1" if result.best.measure == TOP1 else "balanced accuracy"
+
+
+def _accuracy(result: Result) -> str:
+    best, f = result.best, result.figures
+    if f is not None:
+        use = (
+            f"{f.shared:,} of them training or validation images"
+            if f.shared
+            else "on which nothing was chosen"
+        )
+        figure, error, default, gain, gain_error = _compared(f, best.measure)
+        text = f"test {_measure(result)} {figure:.2f} ± {error:.2f} % of {f.images:,} images, {use}"
+        if best.measure != TOP1:
+            text += f" (top-1 {f.top1:.2f} %)"
+        if gain is None or best.setting == DEFAULT:
+            return text
+        return f"{text}; the recipe's own setting {default:.2f} %, gain {gain:+.2f} ± {gain_error:.2f} points on the same images"
+    assert best.score is not None and result.optimism is not None
+    corrected = best.score - result.optimism
+    text = (
+        f"validation {_measure(result)} {best.score:.2f} % after {count_epochs(best.epochs)}; these images also chose the "
+        f"setting. Corrected by a bootstrap of the choice: {corrected:.2f} %"
+    )
+    if result.test is not None:
+        return f"{text}. {result.test} is not evaluated before a setting is trained in full"
+    return text if result.complete else f"{text}. Not trained in full"
+
+
+def _compared(f: FinalFigures, measure: str) -> tuple[float | None, ...]:
+    """(figure, its standard error, figure of the recipe's own setting, gain, its standard error) by the measure of the choice."""
+    if measure == TOP1:
+        return f.top1, f.standard_error, f.default_top1, f.gain, f.gain_standard_error
+    own, gain, gain_error = f.default_balanced_accuracy, f.balanced_gain, f.balanced_gain_standard_error
+    return f.balanced_accuracy, f.balanced_standard_error, own, gain, gain_error
+
+
+def tuned_recipe(result: Result, folder: Path) -> str:
+    """The recipe with the best setting as a YAML file that `fastft train` takes as it is."""
+    recipe = with_setting(result.recipe, result.best.setting, result.layers)
+    for option in result.recipe.automatic & PLAIN.keys():
+        recipe = recipe.with_option(option, AUTO)
+    sections = json.loads(json.dumps(recipe.as_dict()))  # tuples become lists
+    sections["train"]["run_dir"] = None
+    comments = [
+        f"fastft train {folder / TUNED}",
+        "",
+        f"Found by fastft tune {result.recipe.name}.",
+        *conclusion(result),
+    ]
+    return "".join(f"# {line}".rstrip() + "\n" for line in comments) + yaml.safe_dump(
+        sections, sort_keys=False
+    )
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    return {
+        "recipe": result.recipe.name,
+        "rungs": list(result.rungs),
+        "complete": result.complete,
+        "measure": result.best.measure,
+        "seconds": result.spent,
+        "best": _trial_json(result, result.best),
+        "test": None if result.figures is None else {"file": str(result.test), **result.figures.as_dict()},
+        "optimism": result.optimism,
+        "conclusion": conclusion(result),
+        "trials": [_trial_json(result, trial) for trial in result.trials],
+        "skipped": [{"setting": setting.title, "epochs": epochs} for setting, epochs in result.skipped],
+    }
+
+
+def _trial_json(result: Result, trial: ShortRun) -> dict[str, Any]:
+    return {
+        "setting": trial.setting.title,
+        "lr": trial.recipe.optim.lr,
+        "layer_decay": trial.recipe.optim.layer_decay,
+        "mid_lr": mid_lr(trial.recipe, result.layers),
+        "rung": trial.rung,
+        "epochs": trial.epochs,
+        "score": trial.score,
+        "error": trial.failure,
+        "run": str(trial.run.folder),
+    }
+
+
+def _markdown(result: Result) -> str:
+    title = f"# Learning rates of {result.recipe.name}"
+    return "\n\n".join([title, markdown_table(*_table(result)), *conclusion(result)]) + "\n"
+
+
+def _table(result: Result) -> tuple[list[str], list[list[str]]]:
+    """(header, a line per setting)."""
+    header = ["setting", "lr", "layer_decay", MIDDLE, *map(count_epochs, result.rungs)]
+    cells = {(trial.setting, trial.rung): trial for trial in result.trials}
+    lines = []
+    for setting in grid(result.recipe, result.layers):
+        recipe = with_setting(result.recipe, setting, result.layers)
+        scores = [_cell(cells.get((setting, rung))) for rung in range(len(result.rungs))]
+        rates = (
+            f"{recipe.optim.lr:.3g}",
+            f"{recipe.optim.layer_decay:.3f}",
+            f"{mid_lr(recipe, result.layers):.2e}",
+        )
+        marked = f"{setting.title}{BEST}" if setting == result.best.setting else setting.title
+        lines.append([marked, *rates, *scores])
+    return header, lines
+
+
+def _cell(trial: ShortRun | None) -> str:
+    if trial is None:
+        return "-"
+    return "failed" if trial.score is None else f"{trial.score:.2f}"
+
+
+# picture --------------------------------------------------------------------------------------------------------------
+
+
+def _draw(result: Result, out: Path) -> None:
+    """The grid of the first rung, and the scores of all settings over the rungs."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    _draw_grid(left, result)
+    _draw_rungs(right, result)
+    with atomic_path(out) as partial:
+        figure.savefig(partial, dpi=150)
+    plt.close(figure)
+
+
+def _draw_grid(axis: Axes, result: Result) -> None:
+    scores = {t.setting: t.score for t in result.trials if t.rung == 0 and t.score is not None}
+    limits = {t.setting: t.setting.limited_mid for t in result.trials}
+    grid_33 = np.array([[scores.get(Setting(head, mid), np.nan) for head in FACTORS] for mid in FACTORS])
+    axis.imshow(grid_33, origin="lower", cmap="viridis", aspect="auto")
+    middle = np.nanmean([np.nanmin(grid_33), np.nanmax(grid_33)])
+    for row, mid_factor in enumerate(FACTORS):
+        for column, head in enumerate(FACTORS):
+            score, is_best = grid_33[row, column], Setting(head, mid_factor) == result.best.setting
+            limited = limits.get(Setting(head, mid_factor))
+            text = "-" if np.isnan(score) else f"{score:.1f}" + ("\nbest" if is_best else "")
+            text += "" if limited is None else f"\nmiddle x{limited:.2g}"
+            colour = "black" if np.isnan(score) or score > middle else "white"
+            axis.text(
+                column,
+                row,
+                text,
+                ha="center",
+                va="center",
+                color=colour,
+                weight="bold" if is_best else "normal",
+            )
+    lr, mid = result.recipe.optim.lr, mid_lr(result.recipe, result.layers)
+    axis.set_xticks(range(3), [f"{lr * float(f):.2g}" for f in FACTORS])
+    axis.set_yticks(range(3), [f"{mid * float(f):.2g}" for f in FACTORS])
+    axis.set_xlabel("lr of the head")
+    axis.set_ylabel("lr of the middle block")
+    axis.set_title(f"validation {_measure(result)} (%) after {count_epochs(result.rungs[0])}")
+
+
+def _draw_rungs(axis: Axes, result: Result) -> None:
+    for setting in grid(result.recipe, result.layers):
+        trials = [t for t in result.trials if t.setting == setting and t.score is not None]
+        if trials:
+            highlighted = setting in (result.best.setting, DEFAULT)
+            style: dict[str, Any] = {"label": setting.title} if highlighted else {"color": "0.75"}
+            axis.plot([t.epochs for t in trials], [t.score or 0.0 for t in trials], marker="o", **style)
+    axis.set_xticks(sorted(set(result.rungs)))
+    axis.set_xlabel("epochs of the run")
+    axis.set_ylabel(f"validation {_measure(result)} (%)")
+    axis.set_title("complete runs")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)

@@ -1,0 +1,79 @@
+"""CPU and memory limits of containers and batch jobs apply to the number of threads and to `doctor`."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from beton_tools.base import cgroup
+from beton_tools.base.cgroup import memory_limit, usable_cpus
+from fastft.data.loader import default_workers
+from fastft.machine.page_cache import memory_bytes
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Control group files: this process runs in /job/step, without limits."""
+    step = tmp_path / "cgroup/job/step"
+    step.mkdir(parents=True)
+    for folder in (step, step.parent):
+        (folder / "cpu.max").write_text("max 100000\n")
+        (folder / "memory.max").write_text("max\n")
+    (tmp_path / "own").write_text("4:memory:/elsewhere\n0::/job/step\n")
+    monkeypatch.setattr(cgroup, "ROOT", tmp_path / "cgroup")
+    monkeypatch.setattr(cgroup, "OWN", tmp_path / "own")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    return tmp_path / "cgroup"
+
+
+@pytest.mark.parametrize("group", ["", "job", "job/step"])
+def test_limits_of_the_own_group_and_of_its_parents_apply(control_group: Path, group: str) -> None:
+    assert usable_cpus() == 16 and memory_limit() is None
+    (control_group / group / "cpu.max").write_text("250000 100000\n")
+    (control_group / group / "memory.max").write_text(f"{GIB // 4}\n")
+    assert usable_cpus() == 2
+    assert memory_limit() == GIB // 4
+    total, available = memory_bytes()
+    assert total == GIB // 4 and available <= GIB // 4
+
+
+def test_the_smallest_limit_applies(control_group: Path) -> None:
+    (control_group / "job/cpu.max").write_text("300000 100000\n")
+    (control_group / "job/step/cpu.max").write_text("900000 100000\n")
+    assert usable_cpus() == 3
+    (control_group / "job/step/cpu.max").write_text("50000 100000\n")
+    assert usable_cpus() == 1  # half of one
+    (control_group / "job/cpu.max").write_text("6400000 100000\n")
+    (control_group / "job/step/cpu.max").write_text("6400000 100000\n")
+    assert usable_cpus() == 16  # by affinity
+
+
+@pytest.mark.parametrize("own", ["0::/docker/beyond/sight\n", "4:memory:/job\n", None])
+def test_an_invisible_group_has_the_limits_of_the_root(control_group: Path, own: str | None) -> None:
+    """Containers may show the host's group names; systems with cgroup v1 only have no v2 line."""
+    cgroup.OWN.unlink() if own is None else cgroup.OWN.write_text(own)
+    assert (cgroup.cpu_limit(), cgroup.memory_limit()) == (None, None)
+    (control_group / "cpu.max").write_text("400000 100000\n")
+    assert usable_cpus() == 4
+
+
+def test_the_loaders_default_number_of_threads_follows_the_limit(
+    control_group: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert default_workers() == 16
+    (control_group / "job/cpu.max").write_text("800000 100000\n")
+    assert default_workers() == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert default_workers() == 2
+
+
+def test_the_memory_limit_of_a_version_1_group_applies(control_group: Path) -> None:
+    group = control_group / "memory/elsewhere"
+    group.mkdir(parents=True)
+    (group / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert memory_limit() is None
+    (group.parent / "memory.limit_in_bytes").write_text(f"{GIB}\n")
+    assert memory_limit() == GIB

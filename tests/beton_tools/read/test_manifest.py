@@ -1,0 +1,218 @@
+"""A manifest is loaded as it was saved, and one with wrong contents is an error."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from beton_tools import UserError
+from beton_tools.base.names import Names
+from beton_tools.read.manifest import MAX_FILE_BYTES, Manifest, manifest_path, pack_names
+from beton_tools.sources import open_source
+from beton_tools.write.writer import WriteOptions, write_beton
+from fastft.bench.dataset import IMAGENET_LENGTH, write_imagenet_length
+
+
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory: pytest.TempPathFactory, photo_jpegs: dict[str, list[bytes]]) -> dict[str, Any]:
+    """A real manifest's JSON."""
+    folder = tmp_path_factory.mktemp("manifest")
+    for wnid, images in photo_jpegs.items():
+        (folder / "photos" / wnid).mkdir(parents=True)
+        (folder / "photos" / wnid / "a.JPEG").write_bytes(images[0])
+    (folder / "photos" / "n01440764" / "broken.JPEG").write_bytes(b"")
+    write_beton(folder / "a.beton", open_source(folder / "photos"), WriteOptions(workers=0, on_error="skip"))
+    return json.loads(manifest_path(folder / "a.beton").read_text())
+
+
+def load(tmp_path: Path, entries: Any) -> Manifest:
+    path = tmp_path / "x.manifest.json"
+    path.write_text(json.dumps(entries))
+    return Manifest.load(path)
+
+
+def test_saving_and_loading_changes_nothing(tmp_path: Path, entries: dict[str, Any]) -> None:
+    manifest = load(tmp_path, entries)
+    assert list(manifest.names) == ["n01440764/a.JPEG", "n02123045/a.JPEG", "n04008634/a.JPEG"]
+    assert manifest.skipped == [("n01440764/broken.JPEG", "empty file")]
+    manifest.save(tmp_path / "again.json")
+    assert Manifest.load(tmp_path / "again.json") == manifest
+    assert json.loads((tmp_path / "again.json").read_text()) == entries
+
+
+def test_names_of_any_encoding_are_preserved(tmp_path: Path, entries: dict[str, Any]) -> None:
+    odd = ["", "Ärger/日本.jpg", b"latin1_\xe9.jpg".decode("utf-8", "surrogateescape")]
+    manifest = replace(load(tmp_path, entries), num_samples=3, packed_names=pack_names(Names.of(odd)))
+    manifest.save(tmp_path / "odd.json")
+    assert list(Manifest.load(tmp_path / "odd.json").names) == odd
+
+
+def test_a_million_names_stay_small(tmp_path: Path) -> None:
+    names = Names.of(f"n{i // 1300:08d}/n{i // 1300:08d}_{i * 7919 % 100_000}.JPEG" for i in range(100_000))
+    assert len(names.blob) + names.offsets.nbytes < 50 * len(names)
+    assert names[99_999] == "n00000076/n00000076_92081.JPEG"
+
+
+OPEN = """
+import sys, time
+from beton_tools.read.format import Beton
+from beton_tools.read.manifest import Manifest
+
+def kilobytes(which):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(which))
+
+before, began = kilobytes("VmRSS"), time.process_time()
+opened = Beton.open(sys.argv[1]), Manifest.of_beton(sys.argv[1])
+print(time.process_time() - began, 1024 * (kilobytes("VmHWM") - before) - opened[0].metadata.nbytes)
+"""
+
+
+def test_a_file_of_imagenets_length_opens_with_its_manifest_in_half_a_second_and_100_mb(
+    tmp_path: Path, entries: dict[str, Any]
+) -> None:
+    """CPU seconds, since other processes use the cores; memory in addition to the metadata. Usual: 0.05 s and 75 MB."""
+    path = tmp_path / "long.beton"
+    write_imagenet_length(path)
+    table = np.tile(np.frombuffer(b"n01440764/n01440764_1234567.JPEG", np.uint8), (IMAGENET_LENGTH, 1))
+    table[:, 20:27] = np.random.default_rng(0).integers(
+        ord("0"), ord("9") + 1, (IMAGENET_LENGTH, 7), np.uint8
+    )
+    names = Names(table.tobytes(), table.shape[1] * np.arange(IMAGENET_LENGTH + 1))
+    pages = list(range(1 << 31, (1 << 31) + 20_000))
+    long = {"num_samples": IMAGENET_LENGTH, "page_crc32": pages, "packed_names": pack_names(names)}
+    replace(load(tmp_path, entries), **long).save(manifest_path(path))
+    output = subprocess.run(
+        [sys.executable, "-c", OPEN, str(path)], check=True, stdout=subprocess.PIPE
+    ).stdout
+    seconds, size = map(float, output.split())
+    assert seconds < 0.5
+    assert size < 100e6
+    opened = Manifest.of_beton(path)
+    assert opened is not None and opened.names[7] == names[7]
+
+
+def bomb(megabytes: int) -> str:
+    return base64.b64encode(zlib.compress(bytes(megabytes << 20), 9)).decode()
+
+
+def nested(depth: int) -> Any:
+    value: Any = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+LIES: dict[str, Any] = {
+    "another format": {"format": "webdataset"},
+    "another version": {"version": 2},
+    "a negative count": {"num_samples": -1},
+    "a huge count": {"num_samples": 1 << 70},
+    "a count that is not a number": {"num_samples": "3"},
+    "a boolean as a count": {"file_size": True},
+    "classes that are not strings": {"classes": [1, 2, 3]},
+    "classes that are not a list": {"classes": "n01440764"},
+    "a different number of class names": {"class_names": ["a"]},
+    "checksums that are not numbers": {"page_crc32": ["x"]},
+    "a skipped image without a reason": {"skipped": [["a"]]},
+    "suffixes without a number": {"left_out": {".txt": "3"}},
+    "no name table": {"names": None},
+    "encodings that are not numbers": {"encodings": {"kept": "many"}},
+    "encodings that are fractions": {"encodings": {"kept": 1.5}},
+    "encodings as a list": {"encodings": [["kept", 1]]},
+    "options nested 900 deep": {"options": nested(900)},
+    "a source nested 900 deep": {"source": {"root": nested(900)}},
+    "skipped nested 900 deep": {"skipped": [[nested(900), "x"]]},
+    "options of infinity": {"options": {"quality": float("inf")}},
+    "a reason that is not a string": {"skipped": [["a", 3]]},
+    "three strings for a skipped image": {"skipped": [["a", "b", "c"]]},
+    "a page checksum of 33 bits": {"page_crc32": [1 << 32]},
+    "a negative table checksum": {"tables_crc32": -1},
+    "a root that is a number": {"source": {"kind": "folder", "root": 3}},
+    "a name table of numbers": {"names": {"text": 1, "lengths": [2]}},
+    "a version that is a table": {"version": nested(900)},
+}
+BROKEN_NAMES: dict[str, Any] = {
+    "a wrong count": {"num_samples": 4},
+    "a count that no file can have": {"num_samples": 1 << 62},
+    "an empty name table": {"names": {}},
+    "not base64": {"names": {"text": "???", "lengths": "???"}},
+    "not zlib": {"names": {"text": "aGVsbG8=", "lengths": "aGVsbG8="}},
+    "a decompression bomb": {"names": {"text": bomb(64), "lengths": bomb(64)}},
+    "text that is a bomb": {
+        "names": {"text": bomb(64), "lengths": pack_names(Names.of(["a"] * 3))["lengths"]}
+    },
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_manifest_with_a_wrong_value_is_refused_in_one_line(
+    tmp_path: Path, entries: dict[str, Any], lie: str
+) -> None:
+    with pytest.raises(UserError, match="not a manifest") as caught:
+        load(tmp_path, entries | LIES[lie])
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("lie", BROKEN_NAMES)
+def test_a_damaged_name_table_is_one_line_when_it_is_used(
+    tmp_path: Path, entries: dict[str, Any], lie: str
+) -> None:
+    manifest = load(tmp_path, entries | BROKEN_NAMES[lie])
+    tracemalloc.start()
+    with pytest.raises(UserError, match="names in the manifest are damaged") as caught:
+        _ = manifest.names
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "\n" not in str(caught.value)
+    assert peak < 1 << 20
+
+
+@pytest.mark.parametrize("missing", ["names", "classes", "num_samples", "format", "fingerprint"])
+def test_a_manifest_with_a_missing_value_is_refused(
+    tmp_path: Path, entries: dict[str, Any], missing: str
+) -> None:
+    with pytest.raises(UserError, match="not a manifest"):
+        load(tmp_path, {key: value for key, value in entries.items() if key != missing})
+
+
+def test_only_a_regular_file_of_limited_size_is_read(tmp_path: Path) -> None:
+    path = manifest_path(tmp_path / "a.beton")
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="a FIFO, not a regular file"):
+        Manifest.of_beton(tmp_path / "a.beton")
+    path.unlink()
+    with path.open("wb") as sparse:
+        sparse.truncate(MAX_FILE_BYTES + 1)
+    with pytest.raises(UserError, match="larger than the limit"):
+        Manifest.of_beton(tmp_path / "a.beton")
+
+
+def test_an_interrupted_save_leaves_nothing(
+    tmp_path: Path, entries: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    manifest = load(tmp_path, entries)
+    monkeypatch.setattr("json.dump", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        manifest.save(tmp_path / "new.json")
+    assert not list(tmp_path.glob("new.json*"))
+
+
+def test_no_manifest_is_none_and_invalid_json_is_an_error(tmp_path: Path) -> None:
+    assert Manifest.of_beton(tmp_path / "a.beton") is None
+    for content in (b"", b"\xff\xfe\0", b"[" * 100_000, b'{"format": NaN}', b"[]"):
+        manifest_path(tmp_path / "a.beton").write_bytes(content)
+        with pytest.raises(UserError, match="not a manifest"):
+            Manifest.of_beton(tmp_path / "a.beton")

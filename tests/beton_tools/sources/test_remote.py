@@ -1,0 +1,247 @@
+"""Files of a web server are converted as local ones, through broken connections; what cannot work is one line."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from beton_tools import UserError
+from beton_tools.read.manifest import manifest_path
+from beton_tools.sources import open_source, remote
+from beton_tools.sources.remote import RemoteError, RemotePath, expand_pattern, retrying, source_path
+from beton_tools.sources.remote_files import BLOCK, RemoteFile, open_remote
+from beton_tools.write.convert import convert_folder, convert_imagenet
+from beton_tools.write.writer import WriteOptions, write_beton
+from tests.beton_tools.conftest import tar_of
+from tests.beton_tools.file_server import FileServer, serve, touch_later
+
+pytest.importorskip("aiohttp")
+
+Jpegs = dict[str, list[bytes]]
+ALONE = WriteOptions(workers=0)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    (tmp_path / "www").mkdir()
+    with serve(tmp_path / "www") as running:
+        yield running
+
+
+def shards(folder: Path, jpegs: Jpegs) -> None:
+    """Three shards of WebDataset, labels before images in one of them, and a list of classes."""
+    for number in range(3):
+        files = {}
+        for label, images in enumerate(jpegs.values()):
+            for i in range(number, len(images), 3):
+                parts = {f"{label}_{i}.cls": b"%d" % label, f"{label}_{i}.jpg": images[i]}
+                files |= parts if number == 0 else dict(reversed(parts.items()))
+        (folder / f"s-{number:02d}.tar").write_bytes(tar_of(files))
+    (folder / "classes.txt").write_text("cup\ncat\nrocket\n")
+
+
+def parquet(path: Path, jpegs: Jpegs, group: int = 4) -> None:
+    images = [
+        {"bytes": data, "path": f"{i}.jpg"} for data_of in jpegs.values() for i, data in enumerate(data_of)
+    ]
+    labels = [label for label, data_of in enumerate(jpegs.values()) for _ in data_of]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(
+        pa.table({"image": pa.array(images, kind), "label": labels}),
+        path,
+        row_group_size=group,
+        use_dictionary=False,
+        compression="none",
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", ["n01440764.tar", "s-{00..02}.tar", "a.parquet"])
+def test_a_conversion_equals_that_of_local_files(
+    server: FileServer, tmp_path: Path, photo_jpegs: Jpegs, name: str, workers: int
+) -> None:
+    shards(server.folder, photo_jpegs)
+    parquet(server.folder / "a.parquet", photo_jpegs)
+    class_tar = {f"{i}.JPEG": data for i, data in enumerate(photo_jpegs["n01440764"])}
+    (server.folder / "n01440764.tar").write_bytes(tar_of(class_tar))
+    local = convert_folder(server.folder / name.replace("{00..02}", "*"), tmp_path / "local.beton", ALONE)
+    options = WriteOptions(workers=workers)
+    ours = convert_folder(f"{server.url}/{name}", tmp_path / "remote.beton", options)
+    assert (tmp_path / "remote.beton").read_bytes() == (tmp_path / "local.beton").read_bytes()
+    assert (ours.classes, list(ours.names)) == (local.classes, list(local.names))
+
+
+def test_connections_that_break_are_made_again(
+    server: FileServer, tmp_path: Path, photo_jpegs: Jpegs
+) -> None:
+    shards(server.folder, photo_jpegs)
+    convert_folder(server.folder, tmp_path / "local.beton", ALONE)
+    server.break_every = 3
+    convert_folder(f"{server.url}/s-{{00..02}}.tar", tmp_path / "remote.beton", ALONE)
+    assert server.responses > 6
+    assert (tmp_path / "remote.beton").read_bytes() == (tmp_path / "local.beton").read_bytes()
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_a_server_that_stays_away_ends_the_conversion_and_no_image_is_skipped(
+    server: FileServer, tmp_path: Path, photo_jpegs: Jpegs, on_error: str
+) -> None:
+    shards(server.folder, photo_jpegs)
+    source, out = open_source(f"{server.url}/s-00.tar"), tmp_path / "o.beton"
+    server.status = 503
+    with pytest.raises(UserError, match=r"0_0\.cls|0_0\.jpg.*s-00\.tar: .*503.*, 5 attempts") as caught:
+        write_beton(out, source, WriteOptions(workers=0, on_error=on_error))
+    assert "\n" not in str(caught.value)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"ranges": False}, "the server cannot send parts of a file"),
+        ({"status": 403}, "access denied"),
+        ({"status": 404}, "no such file or folder"),
+        ({"status": 500}, "500.*5 attempts"),
+    ],
+)
+def test_what_a_server_refuses_is_one_line(
+    server: FileServer, photo_jpegs: Jpegs, change: dict[str, int], reason: str
+) -> None:
+    shards(server.folder, photo_jpegs)
+    vars(server).update(change)
+    with pytest.raises(UserError, match=rf"s-00\.tar: .*{reason}") as caught:
+        open_source(f"{server.url}/s-00.tar?signature=secret")
+    assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
+    assert server.responses <= 1  # of which the client read no more than the headers
+
+
+def test_a_server_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    with pytest.raises(UserError, match=r"127\.0\.0\.1.*, 5 attempts\)$"):
+        open_source("http://127.0.0.1:9/a.tar")  # the discard port
+
+
+@pytest.mark.parametrize("versions", [True, False])
+def test_a_file_that_changes_during_the_conversion_is_refused(
+    server: FileServer, tmp_path: Path, photo_jpegs: Jpegs, versions: bool
+) -> None:
+    server.versions = versions
+    shards(server.folder, photo_jpegs)
+    source, path = open_source(f"{server.url}/s-00.tar"), server.folder / "s-00.tar"
+    if versions:
+        touch_later(path)
+    else:
+        path.write_bytes(path.read_bytes() + bytes(512))
+    with pytest.raises(UserError, match=r"s-00\.tar: changed after it was indexed"):
+        write_beton(tmp_path / "o.beton", source, WriteOptions(workers=0, on_error="skip"))
+
+
+def test_a_finished_conversion_is_known_by_size_and_version(
+    server: FileServer, tmp_path: Path, photo_jpegs: Jpegs
+) -> None:
+    shards(server.folder, photo_jpegs)
+    out, url = tmp_path / "o.beton", f"{server.url}/s-00.tar"
+    first = convert_folder(f"{url}?signature=secret1", out, ALONE)
+    sent = server.sent
+    assert convert_folder(f"{url}?signature=secret2", out, ALONE) == first
+    assert "secret" not in manifest_path(out).read_text()
+    assert server.sent < 2 * sent  # indexed, but no image read
+    touch_later(server.folder / "s-00.tar")
+    with pytest.raises(UserError, match="exists already, from other images"):
+        convert_folder(url, out, ALONE)
+
+
+def test_row_groups_are_read_once(server: FileServer, tmp_path: Path, photo_jpegs: Jpegs) -> None:
+    parquet(
+        server.folder / "a.parquet",
+        {"all": [data for many in photo_jpegs.values() for data in many] * 5},
+        group=120,
+    )
+    source = open_source(f"{server.url}/a.parquet")
+    server.sent = 0
+    write_beton(tmp_path / "o.beton", source, WriteOptions(workers=2))
+    size = (server.folder / "a.parquet").stat().st_size
+    assert size * 0.8 < server.sent < size * 1.5
+
+
+def test_large_members_are_not_downloaded_for_the_index(server: FileServer) -> None:
+    tar = tar_of({"a.cls": b"0", "a.jpg": b"x" * (6 * BLOCK), "b.jpg": b"y", "b.cls": b"0"})
+    (server.folder / "s.tar").write_bytes(tar)
+    assert len(open_source(f"{server.url}/s.tar").names) == 2
+    assert server.sent < 5 * BLOCK  # the file is opened twice, and has a first and a last block
+
+
+def test_an_open_file_reads_like_a_local_one(server: FileServer) -> None:
+    data = bytes(range(256)) * 1000
+    (server.folder / "f").write_bytes(data)
+    with open_remote(RemotePath(f"{server.url}/f")) as file:
+        assert isinstance(file, RemoteFile)
+        assert file.seek(-10, 2) == len(data) - 10 == file.tell()
+        assert file.read(100) == data[-10:]
+        assert file.read(5) == b""
+        file.seek(1000)
+        buffer = bytearray(300)
+        assert file.readinto(buffer) == 300
+        assert bytes(buffer) + file.read() == data[1000:]
+    server.status = 404
+    with pytest.raises(RemoteError, match="no such file"):
+        open_remote(RemotePath(f"{server.url}/f"))
+
+
+def test_paths() -> None:
+    path = RemotePath("https://user:pw@host:80/a/b/train-0.tar?sig=1")
+    assert (path.name, path.stem, path.suffix) == ("train-0.tar", "train-0", ".tar")
+    assert str(path) == "https://host:80/a/b/train-0.tar"
+    assert (path.parent / "x").url == "https://user:pw@host:80/a/b/x"
+    assert [str(p) for p in path.parents] == ["https://host:80/a/b", "https://host:80/a", "https://host:80/"]
+    assert str(RemotePath("s3://bucket/a.tar").parent / "data" / "b") == "s3://bucket/data/b"
+    assert source_path("s3://bucket/a.tar") == RemotePath("s3://bucket/a.tar")
+    assert source_path("s3:/a.tar") == Path("s3:/a.tar")
+    assert source_path("photos/s3://a") == Path("photos/s3://a")
+    with pytest.raises(UserError, match="not a valid URL"):
+        source_path("https://[host/a.tar")
+
+
+def test_braces() -> None:
+    found = expand_pattern(RemotePath("https://host/{train,val}-{08..10}.tar?x=1"))
+    assert [path.name for path in found] == [
+        f"{s}-{n}.tar" for s in ("train", "val") for n in ("08", "09", "10")
+    ]
+    with pytest.raises(UserError, match="close every brace"):
+        expand_pattern(RemotePath("https://host/train-{0..1.tar"))
+
+
+@pytest.mark.parametrize("package", ["fsspec", "aiohttp", "braceexpand"])
+def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    remote._file_system.cache_clear()
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    with pytest.raises(UserError, match=rf"need the package {package}; pip install 'fastft\[cloud\]'"):
+        open_source("https://host/{a,b}.tar")
+    remote._file_system.cache_clear()
+
+
+def test_a_web_server_has_no_folders(server: FileServer, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="for web servers use `fastft convert folder`"):
+        convert_imagenet(RemotePath(server.url), tmp_path)
+
+
+def test_errors_that_cannot_pass_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    tried = []
+
+    def fail(error: Exception) -> None:
+        tried.append(error)
+        raise error
+
+    for error, times in (
+        (PermissionError("no"), 1),
+        (ValueError("bad"), 1),
+        (ConnectionResetError("reset"), 5),
+    ):
+        tried.clear()
+        with pytest.raises(RemoteError):
+            retrying(RemotePath("s3://b/k"), lambda error=error: fail(error))  # type: ignore[misc]
+        assert len(tried) == times

@@ -1,0 +1,250 @@
+"""Conversion from a real S3 server: the layouts of ImageNet, kill -9 and resume, a changed object, and its errors."""
+
+import io
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from beton_tools import UserError
+from beton_tools.sources import open_source, remote
+from beton_tools.write.convert import convert_folder, convert_imagenet
+from beton_tools.write.writer import WriteOptions, write_beton
+from tests.beton_tools.conftest import devkit_files, tar_of, train_tar
+from tests.beton_tools.write.test_interruption import OPTIONS, start, wait_until
+
+s3fs = pytest.importorskip("s3fs")
+pytest.importorskip("moto")
+pytest.importorskip("flask_cors")
+
+Jpegs = dict[str, list[bytes]]
+ALONE = WriteOptions(workers=0)
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """The address of moto's S3 server, a process of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while server.poll() is None and time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.1)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """s3fs with an empty bucket named "photos"."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "user",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    forget_file_systems()
+    fs = s3fs.S3FileSystem(use_listings_cache=False)
+    if fs.exists("photos"):
+        fs.rm("photos", recursive=True)
+    fs.mkdir("photos")
+    yield fs
+    forget_file_systems()
+
+
+def forget_file_systems() -> None:
+    """Their clients keep the credentials and the address that the environment had."""
+    remote._file_system.cache_clear()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def upload(bucket: Any, folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            bucket.pipe(f"photos/{path.relative_to(folder)}", path.read_bytes())
+
+
+def train_shard(jpegs: Jpegs) -> bytes:
+    files = {}
+    for label, images in enumerate(jpegs.values()):
+        for i, data in enumerate(images):
+            files |= {f"{label}_{i}.jpg": data, f"{label}_{i}.cls": b"%d" % label}
+    return tar_of(files)
+
+
+def as_ilsvrc_tars(folder: Path, jpegs: Jpegs, val: dict[str, tuple[str, bytes]]) -> None:
+    (folder / "ILSVRC2012_img_train.tar").write_bytes(train_tar(jpegs))
+    (folder / "ILSVRC2012_img_val.tar").write_bytes(tar_of({name: data for name, (_, data) in val.items()}))
+    with tarfile.open(folder / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
+        for name, data in devkit_files([wnid for wnid, _ in val.values()]).items():
+            info = tarfile.TarInfo(f"ILSVRC2012_devkit_t12/data/{name}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def as_shards(folder: Path, jpegs: Jpegs, val: dict[str, tuple[str, bytes]]) -> None:
+    (folder / "a-train-0.tar").write_bytes(train_shard(jpegs))
+    (folder / "a-val-0.tar").write_bytes(train_shard({wnid: images[:2] for wnid, images in jpegs.items()}))
+    (folder / "classes.txt").write_text("cup\ncat\nrocket\n")
+
+
+def as_parquet(folder: Path, jpegs: Jpegs, val: dict[str, tuple[str, bytes]]) -> None:
+    (folder / "data").mkdir()
+    for split, count in (("train", 8), ("validation", 2)):
+        images = [data for many in jpegs.values() for data in many[:count]]
+        labels = [label for label in range(len(jpegs)) for _ in range(count)]
+        table = pa.table({"image": images, "label": labels})
+        pq.write_table(table, folder / "data" / f"{split}-00000-of-00001.parquet", row_group_size=5)
+
+
+@pytest.mark.parametrize("layout", [as_ilsvrc_tars, as_shards, as_parquet])
+def test_imagenet_from_a_bucket_equals_imagenet_from_a_disk(
+    bucket: Any, tmp_path: Path, photo_jpegs: Jpegs, val_images: dict[str, tuple[str, bytes]], layout: Any
+) -> None:
+    folder = tmp_path / "local"
+    folder.mkdir()
+    layout(folder, photo_jpegs, val_images)
+    upload(bucket, folder)
+    local = convert_imagenet(folder, tmp_path / "a", ALONE)
+    ours = convert_imagenet("s3://photos", tmp_path / "b", ALONE)
+    assert list(ours) == list(local) == ["train", "val"]
+    for split in local:
+        name = f"{split}.beton"
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        assert ours[split].classes == local[split].classes
+        assert ours[split].class_names == local[split].class_names
+        assert list(ours[split].names) == list(local[split].names)
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://photos/shards/", "s3://photos/shards/*.tar", "s3://photos/shards/s-{0,1}.tar"]
+)
+def test_prefixes_and_patterns(bucket: Any, tmp_path: Path, photo_jpegs: Jpegs, url: str) -> None:
+    for number in range(2):
+        bucket.pipe(f"photos/shards/s-{number}.tar", train_shard(photo_jpegs))
+    source = open_source(url)
+    assert (source.kind, len(source.names)) == ("webdataset", 48)
+    assert source.names[24].startswith("s-1.tar/")
+
+
+def test_after_kill_9_the_next_run_finishes_the_file_of_a_local_conversion(
+    bucket: Any, tmp_path: Path, photo_jpegs: Jpegs
+) -> None:
+    shard, out = train_shard(photo_jpegs), tmp_path / "remote.beton"
+    bucket.pipe("photos/s.tar", shard)
+    (tmp_path / "s.tar").write_bytes(shard)
+    local = write_beton(tmp_path / "local.beton", open_source(tmp_path / "s.tar"), OPTIONS)
+    kill_in_the_middle(out)
+    finished = write_beton(
+        out, open_source("s3://photos/s.tar"), WriteOptions(**vars(OPTIONS) | {"workers": 0})
+    )
+    assert out.read_bytes() == (tmp_path / "local.beton").read_bytes()
+    assert finished.checksum == local.checksum
+
+
+def kill_in_the_middle(out: Path) -> None:
+    """Convert with workers of a process of its own, and kill it when it has written some pages."""
+    child = start("s3://photos/s.tar", out, pause_at=21)
+    wait_until(21, child)
+    child.kill()
+    child.communicate(timeout=60)
+    assert not out.exists()
+    assert len(out.with_name(f"{out.name}.part.journal").read_text().splitlines()) > 1
+
+
+def test_an_object_that_changes_between_the_runs_is_converted_from_the_start(
+    bucket: Any, tmp_path: Path, photo_jpegs: Jpegs
+) -> None:
+    bucket.pipe("photos/s.tar", train_shard(photo_jpegs))
+    kill_in_the_middle(tmp_path / "remote.beton")
+    others = {wnid: images[::-1] for wnid, images in photo_jpegs.items()}  # the same size, other contents
+    bucket.pipe("photos/s.tar", train_shard(others))
+    (tmp_path / "s.tar").write_bytes(train_shard(others))
+    options = WriteOptions(**vars(OPTIONS) | {"workers": 0})
+    write_beton(tmp_path / "remote.beton", open_source("s3://photos/s.tar"), options)
+    write_beton(tmp_path / "local.beton", open_source(tmp_path / "s.tar"), options)
+    assert (tmp_path / "remote.beton").read_bytes() == (tmp_path / "local.beton").read_bytes()
+
+
+def test_an_object_that_changes_during_a_run_is_refused(
+    bucket: Any, tmp_path: Path, photo_jpegs: Jpegs
+) -> None:
+    bucket.pipe("photos/s.tar", train_shard(photo_jpegs))
+    source = open_source("s3://photos/s.tar")
+    bucket.pipe("photos/s.tar", train_shard({wnid: images[::-1] for wnid, images in photo_jpegs.items()}))
+    with pytest.raises(UserError, match=r"s3://photos/s\.tar: changed after it was indexed"):
+        write_beton(tmp_path / "o.beton", source, ALONE)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("s3://absent/s.tar", "no such file or folder"),
+        ("s3://photos/absent.tar", "no such file or folder"),
+        ("https://[host/s.tar", "not a valid URL"),
+        ("s3://photos/absent-*.tar", "no file matches"),
+        ("s3://photos/images", "no .parquet or .tar in it; folders of images are read from local disks only"),
+        ("s3://photos/paths.parquet", "such a table and its images must be on a local disk"),
+        ("s3://photos/broken.tar", "not a complete uncompressed tar archive"),
+        ("s3://photos/broken.parquet", "cannot be read as parquet"),
+        ("s3://photos/notes.txt", "not a folder, .tar, .parquet"),
+    ],
+)
+def test_what_cannot_be_converted_is_one_line_and_code_2(
+    bucket: Any, tmp_path: Path, url: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fastft.cli import main
+
+    bucket.pipe(
+        {
+            f"photos/{name}": b"x" * 3000
+            for name in ("images/a.jpg", "broken.tar", "broken.parquet", "notes.txt")
+        }
+    )
+    table = io.BytesIO()
+    pq.write_table(pa.table({"path": ["a.jpg"], "label": [0]}), table)
+    bucket.pipe("photos/paths.parquet", table.getvalue())
+    assert main(["convert", "folder", "--data", url, "--out", str(tmp_path / "o.beton")]) == 2
+    errors = capsys.readouterr().err.strip()
+    assert reason in errors
+    assert errors.count("\n") == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_credentials_and_packages_are_one_line(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bucket.pipe("photos/s.tar", b"x")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    forget_file_systems()
+    with pytest.raises(UserError, match=r"no credentials: set AWS_ACCESS_KEY_ID .* FSSPEC_S3_ANON=true"):
+        open_source("s3://photos/s.tar")
+    forget_file_systems()
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3")  # the class that was imported before
+    with pytest.raises(
+        UserError, match=r"s3:// files cannot be read \(.*s3fs.*\); pip install 'fastft\[cloud\]'"
+    ):
+        convert_folder("s3://photos/s.tar", tmp_path / "o.beton")
+    assert list(tmp_path.iterdir()) == []

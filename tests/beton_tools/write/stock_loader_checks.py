@@ -1,0 +1,52 @@
+"""Stock FFCV 1.0.2 reads what we write."""
+
+from pathlib import Path
+
+import numpy as np
+from ffcv.fields.basics import IntDecoder
+from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
+from ffcv.loader import Loader, OrderOption
+from ffcv.reader import Reader
+
+from beton_tools.read.format import Beton
+from beton_tools.sources import open_source
+from beton_tools.write.writer import WriteOptions, write_beton
+
+
+def test_stock_loader_delivers_every_sample_once_with_its_label(photo_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "photos.beton"
+    source = open_source(photo_folder)
+    write_beton(out, source, WriteOptions(workers=0, page_size=1 << 16))
+
+    loader = Loader(
+        str(out),
+        batch_size=5,
+        num_workers=1,
+        order=OrderOption.SEQUENTIAL,
+        drop_last=False,
+        pipelines={"image": [CenterCropRGBImageDecoder((32, 32), 1.0)], "label": [IntDecoder()]},
+    )
+    batches = [(images.copy(), labels.copy()) for images, labels in loader]
+
+    assert sum(len(images) for images, _ in batches) == len(source.labels) == 24
+    np.testing.assert_array_equal(np.concatenate([labels for _, labels in batches])[:, 0], source.labels)
+    assert min(images.std() for images, _ in batches) > 10  # photographs, not blanks
+
+
+def test_stock_random_resized_crop_decoder_runs_on_our_file(photo_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "photos.beton"
+    write_beton(out, open_source(photo_folder), WriteOptions(workers=0))
+    pipelines = {"image": [RandomResizedCropRGBImageDecoder((24, 24))], "label": [IntDecoder()]}
+    loader = Loader(str(out), batch_size=8, num_workers=1, pipelines=pipelines)
+    assert [images.shape for images, _ in loader] == [(8, 24, 24, 3)] * 3
+
+
+def test_stock_reader_and_ours_see_the_same_tables(photo_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "photos.beton"
+    write_beton(out, open_source(photo_folder), WriteOptions(workers=0, page_size=1 << 16))
+    stock, ours = Reader(str(out)), Beton.open(out)
+    assert stock.metadata.dtype == ours.metadata.dtype
+    np.testing.assert_array_equal(stock.metadata, ours.metadata)
+    np.testing.assert_array_equal(stock.alloc_table["ptr"], ours.pointers)
+    np.testing.assert_array_equal(stock.alloc_table["size"], ours.sizes)
+    assert stock.field_names == [f.name for f in ours.fields] == ["image", "label"]

@@ -1,0 +1,358 @@
+"""After a kill, an interruption or a full disk the final name holds no partial file, and the next run continues."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from beton_tools import UserError
+from beton_tools.read.format import Beton
+from beton_tools.read.manifest import manifest_path
+from beton_tools.sources import open_source
+from beton_tools.write.writer import WriteOptions, write_beton
+
+PAGE = 1 << 16
+OPTIONS = WriteOptions(workers=2, page_size=PAGE, max_resolution=120)
+
+# converts argv[1] to argv[2]; waits after argv[3] images; argv[4]: limit of the file size in bytes
+CHILD = f"""
+import resource, sys, time
+from pathlib import Path
+from beton_tools import UserError
+from beton_tools.sources import open_source
+from beton_tools.write.writer import WriteOptions, write_beton
+def watch(done, total, skipped):
+    print(done, flush=True)
+    if done == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
+    if done == int(sys.argv[3]):
+        time.sleep(600)
+options = WriteOptions(workers=2, page_size={PAGE}, max_resolution=120)
+try:
+    write_beton(Path(sys.argv[2]), open_source(sys.argv[1]), options, watch)
+except UserError as error:
+    sys.exit(f"one line: {{error}}")
+"""
+
+
+def start(photos: Path | str, out: Path, pause_at: int = -1, file_limit: int = -1) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", CHILD, str(photos), str(out), str(pause_at), str(file_limit)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def wait_until(images: int, child: "subprocess.Popen[str]") -> None:
+    assert child.stdout is not None
+    for line in child.stdout:
+        if int(line) == images:
+            return
+    raise AssertionError(child.communicate()[1])
+
+
+def descendants(pid: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    children = [int(p) for p in path.read_text().split()] if path.exists() else []
+    return children + [below for child in children for below in descendants(child)]
+
+
+def runs(pid: int) -> bool:
+    """False for a zombie too: in a container without an init process it is never reaped."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+@pytest.fixture
+def whole(photo_folder: Path, tmp_path: Path) -> tuple[bytes, bytes]:
+    """The file and the manifest of an uninterrupted conversion."""
+    out = tmp_path / "whole" / "photos.beton"
+    write_beton(out, open_source(photo_folder), WriteOptions(workers=0, page_size=PAGE, max_resolution=120))
+    return out.read_bytes(), manifest_path(out).read_bytes()
+
+
+def both(out: Path) -> tuple[bytes, bytes]:
+    return out.read_bytes(), manifest_path(out).read_bytes()
+
+
+def test_after_kill_9_the_next_run_finishes_the_same_file_without_redoing_pages(
+    photo_folder: Path, tmp_path: Path, whole: tuple[bytes, bytes]
+) -> None:
+    out = tmp_path / "photos.beton"
+    child = start(photo_folder, out, pause_at=21)
+    wait_until(21, child)
+    child.kill()
+    child.communicate(timeout=60)
+    assert not out.exists()
+    journal = out.with_name("photos.beton.part.journal").read_text().splitlines()[1:]
+    finished = json.loads(journal[-1][9:])["next_position"]
+    assert finished > 0
+    source = open_source(photo_folder)
+    for i in range(finished):  # must not be read again: their pages are written
+        blank(Path(source.locate(i).path))
+    write_beton(out, source, OPTIONS)
+    assert both(out) == whole
+    assert sorted(p.name for p in tmp_path.glob("*.beton*")) == ["photos.beton", "photos.beton.manifest.json"]
+
+
+@pytest.mark.parametrize("damage", ["torn journal", "lost page", "foreign journal", "no journal"])
+def test_damage_left_by_a_kill_is_written_again(
+    photo_folder: Path, tmp_path: Path, whole: tuple[bytes, bytes], damage: str
+) -> None:
+    out = tmp_path / "photos.beton"
+    leave_unfinished(photo_folder, out)
+    part, journal = out.with_name("photos.beton.part"), out.with_name("photos.beton.part.journal")
+    if damage == "torn journal":
+        journal.write_bytes(journal.read_bytes()[:-7])
+    if damage == "lost page":
+        part.write_bytes(part.read_bytes()[: PAGE + 1000])
+    if damage == "foreign journal":
+        journal.write_bytes(os.urandom(500))
+    if damage == "no journal":
+        journal.unlink()
+    write_beton(out, open_source(photo_folder), WriteOptions(workers=0, page_size=PAGE, max_resolution=120))
+    assert both(out) == whole
+
+
+def test_a_kill_while_the_journal_is_replaced_loses_nothing(
+    photo_folder: Path, tmp_path: Path, whole: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "photos.beton"
+    leave_unfinished(photo_folder, out)
+    journal = out.with_name("photos.beton.part.journal")
+    before, truly_open = journal.read_bytes(), Path.open
+
+    def die_when_open(path: Path, mode: str = "r", *rest: Any, **more: Any) -> IO[Any]:
+        file = truly_open(path, mode, *rest, **more)
+        if mode == "wb":
+            file.close()
+            raise KeyboardInterrupt
+        return file
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "open", die_when_open)
+        write_beton(out, open_source(photo_folder), OPTIONS)
+    assert journal.read_bytes() == before
+    write_beton(out, open_source(photo_folder), OPTIONS)
+    assert both(out) == whole
+
+
+def test_the_journal_reaches_the_disk_with_the_pages_that_it_lists(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    truly_sync = os.fsync
+
+    def sync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        truly_sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr("beton_tools.write.pagefile.SYNC_EVERY", 1)
+    out = tmp_path / "photos.beton"
+    manifest = write_beton(out, open_source(photo_folder), WriteOptions(workers=0, page_size=PAGE))
+    pages = len(manifest.page_crc32)
+    assert pages > 1
+    part, journal = "photos.beton.part", "photos.beton.part.journal"
+    assert [name for name in synced if name in (part, journal)] == [part, journal] * pages + [part]
+
+
+def blank(path: Path) -> None:
+    """Replace the content, but not the size and modification time, of a file."""
+    before = path.stat()
+    path.write_bytes(bytes(before.st_size))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_an_image_that_changed_since_the_kill_is_read_again(photo_folder: Path, tmp_path: Path) -> None:
+    out, fresh = tmp_path / "photos.beton", tmp_path / "fresh.beton"
+    leave_unfinished(photo_folder, out)
+    first, *_, last = sorted(photo_folder.rglob("*.JPEG"))
+    first.write_bytes(last.read_bytes())
+    options = WriteOptions(workers=0, page_size=PAGE, max_resolution=120)
+    write_beton(out, open_source(photo_folder), options)
+    write_beton(fresh, open_source(photo_folder), options)
+    assert both(out) == both(fresh)
+
+
+def test_an_image_that_an_earlier_run_skipped_is_an_error_with_on_error_fail(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    bad = photo_folder / "n01440764" / "n01440764_0.JPEG"
+    good = bad.read_bytes()
+    bad.write_bytes(b"")
+    out = tmp_path / "photos.beton"
+    skip = WriteOptions(workers=0, page_size=PAGE, on_error="skip")
+    fail = WriteOptions(workers=0, page_size=PAGE)
+
+    def stop(done: int, total: int, skipped: int) -> None:
+        if done == total - 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_beton(out, open_source(photo_folder), skip, stop)
+    with pytest.raises(UserError, match=r"n01440764_0\.JPEG: empty file; pass --on-error skip to continue"):
+        write_beton(out, open_source(photo_folder), fail)
+    write_beton(out, open_source(photo_folder), skip)
+    with pytest.raises(UserError, match=r"n01440764_0\.JPEG: empty file; .* finished without it"):
+        write_beton(out, open_source(photo_folder), fail)
+    bad.write_bytes(good)
+    with pytest.raises(UserError, match="exists already, from other images"):
+        write_beton(out, open_source(photo_folder), fail)
+    assert write_beton(out, open_source(photo_folder), fail, overwrite=True).skipped == []
+
+
+@pytest.mark.parametrize(("remedy", "goes_on"), [("skip", True), ("repair", True), ("remove", False)])
+def test_the_advice_on_a_bad_image_is_correct(
+    photo_folder: Path, tmp_path: Path, remedy: str, goes_on: bool
+) -> None:
+    out, bad = tmp_path / "photos.beton", photo_folder / "n04008634" / "n04008634_5.JPEG"
+    good = bad.read_bytes()
+    bad.write_bytes(b"")
+    options = WriteOptions(workers=0, page_size=PAGE, max_resolution=120)
+    words = "skip to continue without it, or repair it; if it is removed, the conversion starts over"
+    with pytest.raises(UserError, match=words):
+        write_beton(out, open_source(photo_folder), options)
+    if remedy == "skip":
+        options = replace(options, on_error="skip")
+    if remedy == "repair":
+        bad.write_bytes(good)
+    if remedy == "remove":
+        bad.unlink()
+    done = []
+    write_beton(out, open_source(photo_folder), options, lambda images, *_: done.append(images))
+    assert (done[0] > 0) == goes_on
+
+
+def test_a_kill_between_manifest_and_file_leaves_no_file_with_another_files_manifest(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "photos.beton"
+    write_beton(out, open_source(photo_folder), WriteOptions(workers=0, subset_per_class=2))
+    monkeypatch.setattr("beton_tools.write.pagefile.PageFile.publish", lambda self: os.kill(os.getpid(), 9))
+    if (child := os.fork()) == 0:
+        try:
+            write_beton(out, open_source(photo_folder), WriteOptions(workers=0), overwrite=True)
+        finally:
+            os._exit(1)  # the child must not run the other tests
+    assert os.waitpid(child, 0)[1] == 9
+    monkeypatch.undo()
+    assert not out.exists()
+    assert write_beton(out, open_source(photo_folder), WriteOptions(workers=0)).num_samples == 24
+
+
+def leave_unfinished(photos: Path, out: Path) -> None:
+    """One page written, then the 22nd image could not be stored: what --on-error fail leaves."""
+    bad = photos / "n04008634" / "n04008634_5.JPEG"
+    good, before = bad.read_bytes(), bad.stat()
+    bad.write_bytes(b"")
+    with pytest.raises(UserError):
+        write_beton(out, open_source(photos), WriteOptions(workers=0, page_size=PAGE, max_resolution=120))
+    bad.write_bytes(good)
+    os.utime(bad, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_other_options_start_over(photo_folder: Path, tmp_path: Path) -> None:
+    out, fresh = tmp_path / "photos.beton", tmp_path / "fresh.beton"
+    leave_unfinished(photo_folder, out)
+    other = WriteOptions(workers=0, page_size=PAGE, max_resolution=90)
+    write_beton(out, open_source(photo_folder), other)
+    write_beton(fresh, open_source(photo_folder), other)
+    assert both(out) == both(fresh)
+
+
+def test_ctrl_c_leaves_nothing_under_the_final_name_and_no_process(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "photos.beton"
+    child = start(photo_folder, out, pause_at=5)
+    wait_until(5, child)
+    offspring = descendants(child.pid)
+    assert len(offspring) >= 3  # two workers and the server that forked them
+    os.killpg(child.pid, signal.SIGINT)  # as the terminal does
+    child.communicate(timeout=60)
+    assert child.returncode != 0
+    assert not out.exists()
+    deadline = time.monotonic() + 10
+    while any(map(runs, offspring)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(runs, offspring))
+
+
+def test_a_full_disk_is_one_line_and_the_next_run_completes_the_file(
+    photo_folder: Path, tmp_path: Path, whole: tuple[bytes, bytes]
+) -> None:
+    out = tmp_path / "photos.beton"
+    child = start(photo_folder, out, file_limit=PAGE + 1000)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 1
+    assert errors.startswith("one line: ")
+    assert "disk full" in errors
+    assert errors.count("\n") == 1
+    assert not out.exists()
+    write_beton(out, open_source(photo_folder), OPTIONS)
+    assert both(out) == whole
+
+
+def test_two_writers_of_one_file_do_not_mix(photo_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "photos.beton"
+    refused = []
+
+    def second_writer(done: int, total: int, skipped: int) -> None:
+        if done == 3:
+            with pytest.raises(UserError, match="another process is writing it"):
+                write_beton(out, open_source(photo_folder), WriteOptions(workers=0))
+            refused.append(done)
+
+    write_beton(out, open_source(photo_folder), WriteOptions(workers=0), second_writer)
+    assert refused == [3]
+    assert Beton.open(out).num_samples == 24
+
+
+def test_a_file_that_another_writer_completed_first_is_not_replaced(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "photos.beton"
+    part = out.with_name("photos.beton.part")
+    monkeypatch.setattr("fcntl.flock", lambda *_: part.rename(out))
+    with pytest.raises(UserError, match="another process is writing it"):
+        write_beton(out, open_source(photo_folder), WriteOptions(workers=0))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_is_written_to_a_file_system_without_locks(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    out = tmp_path / "photos.beton"
+    write_beton(out, open_source(photo_folder), WriteOptions(workers=0))
+    assert Beton.open(out).num_samples == 24
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_of_a_long_conversion(imagenet_sample: Path, tmp_path: Path) -> None:
+    out, whole = tmp_path / "sample.beton", tmp_path / "whole.beton"
+    write_beton(whole, open_source(imagenet_sample), OPTIONS)
+    rng = random.Random(0)
+    for _ in range(8):
+        child = start(imagenet_sample, out)
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(rng.uniform(0, 1.0))
+        child.kill()
+        child.communicate(timeout=60)
+    write_beton(out, open_source(imagenet_sample), OPTIONS)
+    assert both(out) == both(whole)

@@ -1,0 +1,172 @@
+"""Worker processes: results in order, bounded memory, and a death that loses at most the image that caused it."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing import forkserver, reduction
+from pathlib import Path
+
+import pytest
+
+from beton_tools import UserError
+from beton_tools.base.signals import raise_on_stop_signals
+from beton_tools.sources import FileSpan
+from beton_tools.write.images import EncodedImage, EncodeOptions
+from beton_tools.write.workers import CHUNK, WINDOW, Failed, Result, Task, encode_in_order
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """A location whose reading kills the process, as the kernel's out-of-memory killer would."""
+
+    def read(self) -> bytes:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return b""
+
+
+@dataclass(frozen=True)
+class DeadlyOnce:
+    """Kills the first process that reads it, as a momentary lack of memory would."""
+
+    image: FileSpan
+    mark: Path
+
+    def read(self) -> bytes:
+        if not self.mark.exists():
+            self.mark.touch()
+            Deadly().read()
+        return self.image.read()
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    def read(self) -> bytes:
+        raise OSError(5, "Input/output error")
+
+
+def tasks_of(folder: Path, count: int) -> list[Task]:
+    paths = sorted(folder.glob("*/*.JPEG"))
+    return [Task(f"{i}", FileSpan(str(paths[i % len(paths)]))) for i in range(count)]
+
+
+def test_results_come_in_order_and_reading_ahead_is_bounded(photo_folder: Path) -> None:
+    workers, taken = 2, 0
+
+    def counted():
+        nonlocal taken
+        for task in tasks_of(photo_folder, 300):
+            taken += 1
+            yield task
+
+    expected = list(encode_in_order(tasks_of(photo_folder, 300), EncodeOptions(), 0))
+    for done, result in enumerate(encode_in_order(counted(), EncodeOptions(), workers)):
+        assert result == expected[done]
+        assert taken - done <= (WINDOW * workers + 1) * CHUNK
+    assert taken == done + 1 == 300
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_image_that_kills_workers_fails_alone(photo_folder: Path, workers: int) -> None:
+    tasks: list[Task] = tasks_of(photo_folder, 60)
+    expected: list[Result] = list(encode_in_order(tasks, EncodeOptions(), 0))
+    for killer in (37, 38, 59):
+        tasks[killer] = Task(f"{killer}", Deadly())
+        expected[killer] = Failed(
+            "a worker died on it twice (exit code -9); if memory ran out use fewer --workers"
+        )
+    assert list(encode_in_order(tasks, EncodeOptions(), workers)) == expected
+
+
+def test_an_image_on_which_a_worker_dies_once_is_not_lost(photo_folder: Path, tmp_path: Path) -> None:
+    tasks = tasks_of(photo_folder, 30)
+    expected = list(encode_in_order(tasks, EncodeOptions(), 0))
+    image = tasks[12].location
+    assert isinstance(image, FileSpan)
+    tasks[12] = Task("12", DeadlyOnce(image, tmp_path / "died"))
+    assert list(encode_in_order(tasks, EncodeOptions(), 2)) == expected
+    assert (tmp_path / "died").exists()
+
+
+@pytest.mark.parametrize("moment", ["before the request", "before the answer"])
+def test_a_forkserver_that_is_killed_while_workers_start_is_one_line(
+    photo_folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    server = forkserver._forkserver
+
+    def kill_server() -> None:
+        os.kill(server._forkserver_pid, signal.SIGKILL)
+        os.waitid(os.P_PID, server._forkserver_pid, os.WEXITED | os.WNOWAIT)
+
+    if moment == "before the request":
+        start = server.ensure_running
+        monkeypatch.setattr(server, "ensure_running", lambda: (start(), kill_server()))
+    else:
+        send = reduction.sendfds
+        monkeypatch.setattr(reduction, "sendfds", lambda *args: (kill_server(), send(*args)))
+    with pytest.raises(
+        UserError, match=r"died while it was starting; .*then run the same command again"
+    ) as caught:
+        list(encode_in_order(tasks_of(photo_folder, 30), EncodeOptions(), 2))
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert len(list(encode_in_order(tasks_of(photo_folder, 30), EncodeOptions(), 2))) == 30
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_while_workers_start_leaves_no_worker(
+    photo_folder: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    truly_start, started = multiprocessing.context.ForkServerProcess.start, []
+
+    def start(process: multiprocessing.context.ForkServerProcess) -> None:
+        if started:
+            signal.raise_signal(number)
+        truly_start(process)
+        started.append(process)
+
+    monkeypatch.setattr(multiprocessing.context.ForkServerProcess, "start", start)
+    with raise_on_stop_signals(), pytest.raises(KeyboardInterrupt):
+        list(encode_in_order(tasks_of(photo_folder, 30), EncodeOptions(), 3))
+    assert len(started) == 1 and not started[0].is_alive()
+
+
+def test_a_worker_that_dies_between_images_ends_the_conversion_in_one_line(photo_folder: Path) -> None:
+    def tasks() -> Iterator[Task]:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+            worker.join()
+        yield from tasks_of(photo_folder, 30)
+
+    with pytest.raises(UserError, match=r"died between images \(exit code -9\); .*fewer --workers"):
+        list(encode_in_order(tasks(), EncodeOptions(), 2))
+
+
+def test_a_script_whose_statements_run_again_in_its_workers_is_told_so(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\nfrom beton_tools.write.convert import convert_folder\n"
+        "from beton_tools.write.writer import WriteOptions\n"
+        f"convert_folder(Path({str(photo_folder)!r}), Path({str(tmp_path / 'a.beton')!r}), WriteOptions(workers=1))\n"
+    )
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert result.stderr.splitlines()[-1].endswith(
+        "a worker ended with the Python error above; a script that converts images needs `if __name__ == '__main__':` "
+        "around its statements"
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_a_result_not_an_exception(photo_folder: Path, workers: int) -> None:
+    tasks = [*tasks_of(photo_folder, 1), Task("bad", Unreadable()), Task("gone", FileSpan("/nowhere/x.jpg"))]
+    image, *failures = encode_in_order(tasks, EncodeOptions(), workers)
+    assert isinstance(image, EncodedImage)
+    assert failures == [
+        Failed("cannot be read (Input/output error)"),
+        Failed("cannot be read (No such file or directory)"),
+    ]

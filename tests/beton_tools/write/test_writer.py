@@ -1,0 +1,212 @@
+"""The properties of the files that the writer leaves."""
+
+import io
+import json
+import os
+from collections import Counter
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beton_tools import UserError
+from beton_tools.read.format import ALLOC_DTYPE, Beton
+from beton_tools.read.manifest import Manifest, manifest_path
+from beton_tools.sources import Location, open_source
+from beton_tools.sources.base import FileSource
+from beton_tools.write.images import DAMAGED, KEPT
+from beton_tools.write.writer import WriteOptions, write_beton
+from tests.beton_tools.conftest import damaged
+from tests.beton_tools.write.test_workers import Deadly
+
+SMALL_PAGES = 1 << 16  # several pages from a few photographs
+INLINE = WriteOptions(workers=0, page_size=SMALL_PAGES)
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def test_the_same_bytes_for_any_number_of_workers(photo_folder: Path, tmp_path: Path) -> None:
+    files = []
+    for workers in (0, 1, 3):
+        out = tmp_path / f"w{workers}" / "photos.beton"
+        write_beton(out, open_source(photo_folder), WriteOptions(workers=workers, page_size=SMALL_PAGES))
+        files.append((out.read_bytes(), manifest_path(out).read_bytes()))
+    assert files[0] == files[1] == files[2]
+
+
+def test_images_are_stored_with_their_pixels_size_and_label(photo_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "photos.beton"
+    source = open_source(photo_folder)
+    manifest = write_beton(out, source, INLINE)
+    beton = Beton.open(out)
+    assert manifest.encodings == {"kept": 24}
+    for i, name in enumerate(manifest.names):
+        original = pixels_of((photo_folder / name).read_bytes())
+        np.testing.assert_array_equal(pixels_of(beton.read_bytes(i)), original)
+        assert (beton.heights[i], beton.widths[i]) == original.shape[:2]
+        assert beton.labels[i] == manifest.classes.index(name.split("/")[0])
+
+
+def test_no_image_crosses_a_page_boundary_and_the_file_ends_with_its_table(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "photos.beton"
+    write_beton(out, open_source(photo_folder), INLINE)
+    beton = Beton.open(out)
+    first, last = beton.pointers // SMALL_PAGES, (beton.pointers + beton.sizes - 1) // SMALL_PAGES
+    np.testing.assert_array_equal(first, last)
+    assert beton.num_pages >= 2
+    assert beton.data_start % SMALL_PAGES == 0
+    assert beton.data_end + len(beton) * ALLOC_DTYPE.itemsize == out.stat().st_size
+
+
+def test_bad_images_are_skipped_named_and_counted(photo_folder: Path, tmp_path: Path) -> None:
+    (photo_folder / "n01440764" / "n01440764_0.JPEG").write_bytes(b"")
+    (photo_folder / "n02123045" / "a_text.JPEG").write_text("<html>404</html>")
+    out = tmp_path / "photos.beton"
+    manifest = write_beton(out, open_source(photo_folder), WriteOptions(workers=2, on_error="skip"))
+    assert manifest.num_samples == Beton.open(out).num_samples == 23
+    assert [name for name, _ in manifest.skipped] == ["n01440764/n01440764_0.JPEG", "n02123045/a_text.JPEG"]
+    assert manifest.skipped[0][1] == "empty file"
+    assert Manifest.of_beton(out) == manifest
+
+
+class DeadlySource(FileSource):
+    """The sixth image kills the process that reads it."""
+
+    def locate(self, i: int) -> Location:
+        return Deadly() if i == 5 else super().locate(i)
+
+
+def test_an_image_that_kills_workers_is_a_bad_image(photo_folder: Path, tmp_path: Path) -> None:
+    plain = open_source(photo_folder)
+    source = DeadlySource(**{f.name: getattr(plain, f.name) for f in fields(plain)})
+    with pytest.raises(UserError, match=r"n01440764_5\.JPEG: a worker died on it twice \(exit code -9\)"):
+        write_beton(tmp_path / "a.beton", source, WriteOptions(workers=2))
+    manifest = write_beton(tmp_path / "a.beton", source, WriteOptions(workers=2, on_error="skip"))
+    assert [name for name, _ in manifest.skipped] == ["n01440764/n01440764_5.JPEG"]
+    assert Beton.open(tmp_path / "a.beton").num_samples == 23
+
+
+def test_by_default_the_first_bad_image_ends_the_conversion_and_is_named(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    (photo_folder / "n02123045" / "n02123045_3.JPEG").write_bytes(b"\xff\xd8\xff nonsense")
+    for workers in (0, 2):
+        with pytest.raises(UserError, match=r"n02123045/n02123045_3\.JPEG: cannot be decoded"):
+            write_beton(tmp_path / "a.beton", open_source(photo_folder), WriteOptions(workers=workers))
+    assert not (tmp_path / "a.beton").exists()
+
+
+def test_a_data_set_without_a_valid_image_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    (tmp_path / "photos" / "a" / "x.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="none of the 1 images could be stored; first: empty file"):
+        write_beton(
+            tmp_path / "a.beton", open_source(tmp_path / "photos"), WriteOptions(workers=0, on_error="skip")
+        )
+
+
+def test_a_subset_has_the_given_number_of_images_per_class(photo_folder: Path, tmp_path: Path) -> None:
+    chosen = []
+    for seed in (None, 5, 5, 6):
+        out = tmp_path / f"{len(chosen)}.beton"
+        options = WriteOptions(workers=0, subset_per_class=3, shuffle_seed=seed)
+        manifest = write_beton(out, open_source(photo_folder), options)
+        assert Counter(Beton.open(out).labels.tolist()) == {0: 3, 1: 3, 2: 3}
+        chosen.append(list(manifest.names))
+    assert chosen[0] == sorted(chosen[0])
+    assert chosen[1] == chosen[2]
+    assert set(chosen[1]) != set(chosen[3])
+
+
+def test_a_shuffled_file_holds_every_image_with_its_own_label(photo_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "photos.beton"
+    source = open_source(photo_folder)
+    manifest = write_beton(out, source, WriteOptions(workers=0, shuffle_seed=1))
+    assert sorted(manifest.names) == list(source.names) != list(manifest.names)
+    label_of = dict(zip(source.names, source.labels.tolist(), strict=True))
+    assert Beton.open(out).labels.tolist() == [label_of[name] for name in manifest.names]
+
+
+def test_a_complete_file_is_not_written_again_nor_replaced_without_overwrite(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "photos.beton"
+    source = open_source(photo_folder)
+    first = write_beton(out, source, INLINE)
+    before = out.stat()
+    assert write_beton(out, source, INLINE) == first
+    with pytest.raises(UserError, match="exists already"):
+        write_beton(out, source, WriteOptions(workers=0, quality=50, lossless=False))
+    assert out.stat().st_mtime_ns == before.st_mtime_ns
+    write_beton(out, source, WriteOptions(workers=0, quality=50, lossless=False), overwrite=True)
+    assert Beton.open(out).num_samples == 24
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "photos",
+        "photos.beton",
+        "photos.beton.manifest.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"quality": 0}, {"max_resolution": 0}, {"workers": -1}, {"page_size": 100_000}, {"on_error": "ignore"}],
+)
+def test_invalid_options_are_one_line(wrong: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(wrong)).replace('_', '.')} cannot be .*; give "):
+        WriteOptions(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("out", ["", ".", "folder.beton"])
+def test_a_folder_as_output_file_is_one_line(photo_folder: Path, tmp_path: Path, out: str) -> None:
+    (tmp_path / "folder.beton").mkdir()
+    path = tmp_path / out if out else Path()
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="is a folder; give a file name"):
+            write_beton(path, open_source(photo_folder), INLINE, overwrite=overwrite)
+
+
+def test_a_fifo_among_the_images_is_a_bad_image(photo_folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(photo_folder / "n01440764" / "pipe.jpg")
+    with pytest.raises(UserError, match=r"pipe.jpg.*not a regular file"):
+        write_beton(tmp_path / "a.beton", open_source(photo_folder), INLINE)
+    manifest = write_beton(
+        tmp_path / "a.beton", open_source(photo_folder), WriteOptions(workers=0, on_error="skip")
+    )
+    assert [name for name, _ in manifest.skipped] == ["n01440764/pipe.jpg"]
+
+
+def test_damaged_jpegs_of_an_earlier_run_are_named_after_a_resume(photo_folder: Path, tmp_path: Path) -> None:
+    broken = photo_folder / "n02123045" / "n02123045_1.JPEG"
+    broken.write_bytes(damaged(broken.read_bytes()))
+    last = photo_folder / "n04008634" / "n04008634_7.JPEG"
+    whole = last.read_bytes()
+    last.write_bytes(b"no image")
+    with pytest.raises(UserError, match="cannot be decoded"):
+        write_beton(
+            tmp_path / "a.beton", open_source(photo_folder), WriteOptions(workers=0, page_size=1 << 16)
+        )
+    last.write_bytes(whole)
+    manifest = write_beton(
+        tmp_path / "a.beton", open_source(photo_folder), WriteOptions(workers=0, page_size=1 << 16)
+    )
+    assert manifest.damaged == ["n02123045/n02123045_1.JPEG"]
+    assert manifest.encodings == {KEPT: 23, DAMAGED: 1}
+    assert Manifest.of_beton(tmp_path / "a.beton") == manifest
+
+
+def test_the_manifest_records_source_options_and_counts(photo_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "photos.beton"
+    write_beton(out, open_source(photo_folder), WriteOptions(workers=0, shuffle_seed=3, max_resolution=100))
+    entries = json.loads(manifest_path(out).read_text())
+    assert entries["classes"] == ["n01440764", "n02123045", "n04008634"]
+    assert entries["source"] == {"kind": "folder", "root": str(photo_folder)}
+    assert entries["options"]["shuffle_seed"] == 3
+    assert entries["options"]["max_resolution"] == 100
+    assert sum(entries["encodings"].values()) == entries["num_samples"] == 24
+    assert len(entries["page_crc32"]) == Beton.open(out).num_pages

@@ -1,0 +1,64 @@
+"""Benchmark files that reports and costs cannot read are refused in one line that says where the error is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beton_tools.base.errors import UserError
+from fastft.cli import main
+from fastft.cost.benchmark_file import read_bench
+
+Document = dict[str, Any]
+
+
+def put(document: Document, path: tuple[str | int, ...], value: Any) -> str:
+    """The document as JSON, with one value replaced."""
+    changed = json.loads(json.dumps(document))
+    entry = changed
+    for key in path[:-1]:
+        entry = entry[key]
+    entry[path[-1]] = value
+    return json.dumps(changed)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("machine",), [1], "the file: machine must be an object"),
+        (("notes",), "quiet", "the file: notes must be a list"),
+        (("measures",), {}, "the file: measures must be a list"),
+        (("measures", 1), 3, "measure 2 must be an object"),
+        (("measures", 1, "setting"), None, "measure 2: setting must be an object"),
+        (("measures", 0, "unit"), 3, "measure 1: unit must be a string"),
+        (("measures", 0, "contenders", 1, "rounds"), [1, "2"], "measure 1, contender 2: rounds must be a list of num"),
+        (("measures", 0, "contenders", 1, "median"), "fast", "measure 1, contender 2: median must be a number"),
+        (("measures", 0, "contenders", 1, "median"), float("nan"), "NaN, which is not a number"),
+        (("measures", 0, "contenders", 1, "min"), -1, "min must be a number >= 0"),
+        (("measures", 0, "contenders", 1), {"name": "x"}, "measure 1, contender 2 has no 'median'"),
+        (("measures", 0, "contenders", 1, "ratio"), {"median": 2}, "contender 2, ratio has no 'min'"),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_drawn_is_refused(
+    bench_document: Document,
+    tmp_path: Path,
+    path: tuple[str | int, ...],
+    value: Any,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "b.json"
+    file.write_text(put(bench_document, path, value))
+    with pytest.raises(UserError, match=message):
+        read_bench(file)
+    assert main(["report", str(file)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_files_of_the_benchmarks_are_read(bench_document: Document, tmp_path: Path) -> None:
+    (tmp_path / "b.json").write_text(json.dumps(bench_document))
+    assert read_bench(tmp_path / "b.json") == bench_document
+    for path in Path("benchmarks/results").glob("*.json"):
+        if "measures" in json.loads(path.read_text()):
+            read_bench(path)

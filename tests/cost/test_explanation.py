@@ -1,0 +1,224 @@
+"""`fastft explain` gives the reference's numbers, from the recipe alone."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from beton_tools.base.errors import UserError
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
+from fastft.cli import main
+from fastft.cost.explanation import explain
+from fastft.cost.work import recipe_work
+from fastft.data.order import BatchLayout
+from fastft.model.build import recipe_arch
+from fastft.recipe import load_recipe
+from tests.optim.test_groups import B16_SCALES
+
+
+def explained(name: str, *overrides: str, at_step: int | None = None) -> dict:
+    return explain(load_recipe(f"rcp/{name}.yaml", overrides), at_step)
+
+
+def test_b16_equals_the_reference_log() -> None:
+    values = explained("final_b16", at_step=6249)
+    scales = sorted({g["lr_scale"] for g in values["groups"]})
+    assert len(scales) == 14 and scales == pytest.approx(B16_SCALES, rel=1e-5)
+    assert sum(g["parameters"] for g in values["groups"]) == 85_978_600
+    assert values["schedule"]["steps_per_epoch"] == 625
+    assert values["schedule"]["total_steps"] == 31_250
+    assert values["schedule"]["lr_at_step"]["lr"] == pytest.approx(6e-4)
+    assert values["schedule"]["lr_by_epoch"][0] == 0
+    assert values["schedule"]["lr_by_epoch"][10] == pytest.approx(6e-4)
+    assert values["cost"]["train_flops_per_image"] == pytest.approx(105.4e9, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "lr", "steps"),
+    [
+        ("final_b16_384", 86_860_264, 7e-4, 625),
+        ("final_l14", 303_602_664, 4e-4, 625),
+        ("final_l14_336", 304_532_456, 6e-4, 667),
+    ],
+)
+def test_other_final_models_equal_the_reference_logs(
+    name: str, parameters: int, lr: float, steps: int
+) -> None:
+    values = explained(name)
+    assert values["trainable_parameters"] == parameters
+    assert max(values["schedule"]["lr_by_epoch"]) == pytest.approx(lr)
+    assert values["schedule"]["steps_per_epoch"] == steps
+
+
+def test_brackets_in_paths_are_printed_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in ("d[raw]/train.beton", "d[/x]/train.beton"):
+        assert main(["explain", "final_b16", f"--data.train={tmp_path}/{path}"]) == 0
+        assert path in capsys.readouterr().out.replace("\n", "")
+
+
+def test_lr_at_a_step_is_given_per_group() -> None:
+    values = explained("final_b16", at_step=6249)
+    for group in values["groups"]:
+        assert group["lr"] == pytest.approx(6e-4 * group["lr_scale"])
+    assert explained("final_b16", at_step=0)["schedule"]["lr_at_step"]["lr"] == 0
+
+
+def test_freezing_and_stopping_early_cost_less() -> None:
+    whole = explained("final_b16")["cost"]
+    half = explained("final_b16", "--model.trainable_layers=6")["cost"]
+    early = explained("final_b16", "--schedule.stop_epoch=30")["cost"]
+    assert half["train_flops_per_image"] == pytest.approx(2 / 3 * whole["train_flops_per_image"], rel=0.02)
+    for gpu in ("V100", "A100", "H100"):
+        # but for the start
+        assert early["gpu_hours"][gpu] == pytest.approx(0.6 * whole["gpu_hours"][gpu], rel=0.03)
+
+
+def test_the_papers_accuracy_is_not_expected_on_other_data(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert explained("final_b16")["expected_top1"] == 85.7
+    for override in ("--data.num_classes=10", "--data.train_size=20000"):
+        assert explained("final_b16", override)["expected_top1"] is None
+        assert main(["explain", "rcp/final_b16.yaml", override]) == 0
+        assert "85.7" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "differing"),
+    [
+        (["--optim.lr=1"], "optim.lr"),
+        (["--model.weights=random", "--optim.lr=1"], "model.weights, optim.lr"),
+        (["--data.num_classes=10"], "data.num_classes"),
+        (["--train.eval_every=50", "--train.eval_crop_pct=0.9"], "train.eval_every, train.eval_crop_pct"),
+        (
+            [f"--augment.{k}=0.6" for k in ("hflip", "erase_prob", "mixup", "cutmix", "scale_min")],
+            "augment.scale_min, augment.hflip, augment.erase_prob, augment.mixup and 1 more",
+        ),
+    ],
+)
+def test_no_accuracy_is_expected_once_an_option_differs_that_changes_it(
+    overrides: list[str], differing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = explained("final_b16", *overrides)
+    assert (values["expected_top1"], values["expectation"]) == (
+        None,
+        f"no expectation: differs in {differing}",
+    )
+    assert main(["explain", "final_b16", *overrides]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"no expectation: differs in {differing}" in printed and "85.7" not in printed
+    assert main(["cost", "final_b16", "frugal_b16", "--gpu", "v100", *overrides]) == 0
+    assert f"no expectation: differs in {differing}" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "--optim.lr=6.0e-4", "--train.device=cpu", "--train.seed=3", "--data.workers=2", "--train.micro_batch=64",
+        "--train.amp=fp32", "--train.checkpoint_steps=0", "--train.run_dir=x", "--data.train=nowhere.beton",
+    ],
+)  # fmt: skip
+def test_the_accuracy_is_expected_while_nothing_differs_that_changes_it(override: str) -> None:
+    values = explained("final_b16", override)
+    assert values["expectation"] == "expected 85.7 % top-1 (paper Table 10)"
+    assert values["expected_top1"] == 85.7
+
+
+def test_a_recipe_inherits_no_expectation_unless_it_states_its_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: final_b16\noptim: {lr: 1.0e-3}\n")
+    assert (
+        explain(load_recipe(tmp_path / "mine.yaml"))["expectation"] == "no expectation: differs in optim.lr"
+    )
+    (tmp_path / "stated.yaml").write_text("extends: mine.yaml\nabout: {top1: 85.1, source: my log}\n")
+    stated = explain(load_recipe(tmp_path / "stated.yaml"))
+    assert stated["expectation"] == "expected 85.1 % top-1 (my log)"
+
+
+def test_validation_images_are_assumed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert explained("final_b16")["cost"]["val_images"]["value"] == 50_000
+    values = explained("final_b16", "--data.train_size=20000")["cost"]
+    assert values["val_images"]["value"] == round(20_000 * 50_000 / 1_281_167)
+    recipe = load_recipe("rcp/final_b16.yaml", ["--data.train_size=20000"])
+    arch = recipe_arch(recipe)
+    assert values["total_flops"] == recipe_work(recipe, arch, values["val_images"]["value"]).total
+    assert main(["explain", "rcp/final_b16.yaml"]) == 0
+    assert "validation images, as many as ImageNet has: 50,000" in capsys.readouterr().out
+
+
+def test_fewer_images_than_a_batch_are_refused_as_by_the_trainer(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(UserError) as trainer:
+        BatchLayout(1000, 2048, 2048)
+    with pytest.raises(UserError, match=str(trainer.value)):
+        explained("final_b16", "--data.train_size=1000")
+    assert main(["cost", "rcp/final_b16.yaml", "--gpu", "v100", "--data.train_size=1000"]) == 2
+    assert f"rcp/final_b16.yaml: {trainer.value}" in capsys.readouterr().err
+
+
+def test_mixing_is_listed_only_if_enabled() -> None:
+    assert not any("mixup" in line for line in explained("final_b16")["augment"])
+    assert any("mixup" in line for line in explained("baseline_b16")["augment"])
+
+
+def test_the_command_prints_json_within_seconds() -> None:
+    start = time.monotonic()
+    command = [
+        sys.executable,
+        "-m",
+        "fastft.cli",
+        "explain",
+        "rcp/final_l14.yaml",
+        "--json",
+        "--at-step",
+        "10",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    values = json.loads(done.stdout)
+    assert {"recipe", "groups", "schedule", "augment", "cost"} <= values.keys()
+    assert time.monotonic() - start < 60  # seconds on an idle machine; tests share theirs
+    assert "torch" not in done.stderr
+
+
+def test_a_step_beyond_the_end_has_no_learning_rate() -> None:
+    with pytest.raises(UserError, match="there is no step 31250; the recipe has steps 0 to 31249"):
+        explained("final_b16", at_step=31250)
+
+
+def test_the_number_of_images_is_read_from_an_existing_file(photographs: dict, tmp_path: Path) -> None:
+    for name in ("astronaut", "coffee"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.fromarray(photographs[name]).save(tmp_path / "photos" / name / "0.jpg")
+    convert_folder(tmp_path / "photos", tmp_path / "photos.beton", WriteOptions(workers=0))
+    values = explained("final_b16", f"--data.train={tmp_path / 'photos.beton'}", "--optim.batch_size=1")
+    assert values["schedule"]["steps_per_epoch"] == 2
+
+
+def test_sizes_by_epoch_are_explained_with_their_flops(capsys: pytest.CaptureFixture[str]) -> None:
+    values = explained("frugal_b16", "--schedule.sizes=0:160,24:224", "--model.patch_dropout=0:0.35,27:0")
+    phases = [(p["first_epoch"], p["epochs"], p["image_size"], p["patch_dropout"]) for p in values["phases"]]
+    assert phases == [(0, 24, 160, 0.35), (24, 3, 224, 0.35), (27, 3, 224, 0.0)]
+    mean = sum(p["epochs"] * p["train_flops_per_image"] for p in values["phases"]) / 30
+    assert values["cost"]["train_flops_per_image"] == pytest.approx(mean)
+    assert values["phases"][2]["train_flops_per_image"] == pytest.approx(105.4e9, rel=1e-3)
+    assert main(["explain", "frugal_b16", "--schedule.sizes=0:160,24:224"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "epochs 0-23 160 px, 53." in said and "epochs 24-29 224 px, 105.4 GFLOP per image" in said
+
+
+def test_preview_follows_the_size_of_the_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    monkeypatch.setattr(
+        "fastft.report.preview.write_preview", lambda data, policy, size, **_: sizes.append(size)
+    )
+    for epoch in ("0", "24"):
+        command = ["preview", "frugal_b16", "--data", "x.beton", "--out", str(tmp_path / "x.png")]
+        assert main([*command, "--epoch", epoch, "--schedule.sizes=0:160,24:224"]) == 0
+    assert sizes == [160, 224]

@@ -1,0 +1,85 @@
+"""The assessment of a run's weights on its validation file has the figures of their evaluation."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from beton_tools.base.errors import UserError
+from fastft.cli import main
+from fastft.evaluate.assessment import assess_run
+from fastft.evaluate.evaluation import evaluate_checkpoint
+from fastft.evaluate.logits import compute_logits
+from fastft.run.run_directory import load_run
+
+CLASSES = ("astronaut", "chelsea", "coffee", "rocket", "china", "flower")
+
+
+def test_mistakes_and_metrics_are_those_of_evaluation(run_of_random_model: Path) -> None:
+    found, _ = assess_run(load_run(run_of_random_model), insist=True)
+    scores = evaluate_checkpoint(run_of_random_model, None, "cpu")
+    assert found is not None and found.mistakes.images == 36
+    assert 100 * (1 - found.mistakes.wrong / 36) == pytest.approx(scores["top1"])
+    assert found.weights == scores["weights"]
+    assert all(m.image.startswith("data:image/jpeg") for m in found.mistakes.most_confident)
+    assert all(m.file.startswith(f"{m.truth}/") for m in found.mistakes.most_confident)
+    assert found.classes.balanced_accuracy == pytest.approx(scores["balanced_accuracy"])
+    assert found.classes.calibration.plain.ece == pytest.approx(scores["ece"], abs=1e-3)
+    assert found.classes.calibration.temperature == pytest.approx(scores["temperature"], rel=1e-3)
+    assert found.classes.matrix_KK is not None
+    assert found.classes.matrix_KK.tolist() == scores["confusion_matrix"]
+    assert sum(scores["reliability"]["images"]) == 36
+    assert len(scores["reliability"]["accuracy"]) == len(scores["reliability"]["confidence"]) == 15
+    evaluated = {c["name"]: (c["precision"], c["recall"], c["f1"]) for c in scores["classes"]}
+    rows = {r.name: (r.metrics.precision, r.metrics.recall, r.metrics.f1) for r in found.classes.rows}
+    assert rows == evaluated and len(rows) == 6
+
+
+def test_the_table_of_predictions_has_every_image_once_with_its_name(
+    run_of_random_model: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "predictions.csv"
+    scores = evaluate_checkpoint(run_of_random_model, None, "cpu", csv=table)
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["image"]) for row in rows] == list(range(36))
+    assert {row["file"] for row in rows} == {f"{name}/{k}.png" for name in CLASSES for k in range(6)}
+    assert all(row["file"].startswith(row["class"] + "/") for row in rows)
+    right = sum(row["class"] == row["predicted"] for row in rows)
+    assert 100 * right / 36 == pytest.approx(scores["top1"])
+    assert all(float(r["class_probability"]) <= float(r["probability"]) + 1e-6 for r in rows)
+
+
+def test_a_table_that_cannot_be_written_is_one_line(
+    run_of_random_model: Path, tmp_path: Path, capsys
+) -> None:
+    table = tmp_path / "missing" / "predictions.csv"
+    assert main(["eval", str(run_of_random_model), "--csv", str(table)]) == 2
+    said = capsys.readouterr().err
+    assert len(said.strip().splitlines()) == 1 and "/missing does not exist" in said
+
+
+def test_eval_prints_the_classes(run_of_random_model: Path, capsys) -> None:
+    assert main(["eval", str(run_of_random_model)]) == 0
+    said = capsys.readouterr().out
+    assert "top-5" in said and "balanced accuracy" in said and "calibration error" in said
+    assert all(name in said for name in CLASSES)
+
+
+def test_logits_are_in_the_order_of_the_file(run_of_random_model: Path) -> None:
+    found = compute_logits(run_of_random_model, run_of_random_model / "val.beton", "cpu")
+    assert found.logits_NK.shape == (36, 6)
+    assert np.bincount(found.labels_N).tolist() == [6] * 6
+    assert found.checkpoint == "best-0000"
+
+
+def test_missing_validation_data_is_a_note_or_with_insist_an_error(
+    run_of_random_model: Path, tmp_path: Path
+) -> None:
+    text = (run_of_random_model / "recipe.yaml").read_text().replace("val.beton", "gone.beton")
+    (tmp_path / "recipe.yaml").write_text(text)
+    found, why = assess_run(load_run(tmp_path), insist=False)
+    assert found is None and "gone.beton" in why
+    with pytest.raises(UserError):
+        assess_run(load_run(tmp_path), insist=True)

@@ -1,0 +1,232 @@
+"""`fastft average`: WiSE-FT curves and soups give the arithmetic that they promise, and a checkpoint that commands take."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from beton_tools.read.beton_set import BetonSet
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
+from fastft.cli import main
+from fastft.evaluate import selection
+from fastft.evaluate.average_output import RESULT
+from fastft.evaluate.evaluation import evaluate_checkpoint
+from fastft.evaluate.ingredients import Ingredient, RunningMean, interpolate
+from fastft.evaluate.trained import load_trained
+from fastft.model.build import build_model
+from tests.train.runs import run
+
+CPU = torch.device("cpu")
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def other(tiny: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run from the same start as `whole` with another learning rate, and fewer epochs."""
+    folder = tmp_path_factory.mktemp("runs") / "other"
+    run(
+        tiny,
+        folder,
+        optim__lr="5e-3",
+        schedule__epochs="1",
+        schedule__warmup_epochs="0",
+        model__drop_path="0.3",
+    )
+    return folder
+
+
+def weights_of(path: Path) -> State:
+    return load_trained(path, CPU).model.state_dict()
+
+
+def average(out: Path, *arguments: object) -> dict:
+    assert main(["average", *map(str, arguments), "--out", str(out), "--device", "cpu"]) == 0
+    return json.loads((out / RESULT).read_text())
+
+
+def test_the_start_of_a_run_is_what_its_training_began_with(
+    whole: Path, tiny: dict[str, str], tmp_path: Path
+) -> None:
+    average(tmp_path / "start", "start", whole, "--alpha", "0")
+    started = build_model(load_trained(whole, CPU).recipe).state_dict()
+    found = weights_of(tmp_path / "start")
+    assert found.keys() == started.keys()
+    assert all(torch.equal(found[name], value) for name, value in started.items())
+
+
+def test_the_ends_of_the_curve_are_the_two_models_and_the_middle_is_their_mean(
+    whole: Path, other: Path, tmp_path: Path
+) -> None:
+    found = {}
+    for alpha in (0, 0.5, 1):
+        average(tmp_path / f"{alpha}", whole, other, "--alpha", alpha)
+        found[alpha] = weights_of(tmp_path / f"{alpha}")
+    start, end = weights_of(whole), weights_of(other)
+    for name in start:
+        assert torch.equal(found[0][name], start[name]) and torch.equal(found[1][name], end[name])
+        torch.testing.assert_close(found[0.5][name], (start[name] + end[name]) / 2)
+    assert not torch.equal(found[0.5]["head.weight"], start["head.weight"])
+
+
+def test_the_best_alpha_on_the_first_file_is_kept_and_the_file_is_named(
+    whole: Path, tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "wise"
+    alphas = ["--alpha", "0,0.5,1", "--data", tiny["data.val"], "--data", tiny["data.train"]]
+    result = average(out, "start", whole, *alphas)
+    shown = capsys.readouterr().out
+    assert "val.beton (selection)" in shown and "chosen by top-1 on val.beton" in shown
+    top1 = [row["files"][0]["top1"] for row in result["rows"]]
+    assert result["chosen"]["files"][0]["top1"] == max(top1)
+    assert result["alpha"] == (0, 0.5, 1)[top1.index(max(top1))]
+    assert (result["selection"], len(result["rows"][0]["files"])) == (tiny["data.val"], 2)
+    # the figures are those of fastft eval, of the average and of the model at the end of the curve
+    for file in result["chosen"]["files"]:
+        assert evaluate_checkpoint(out, Path(file["data"]), "cpu")["top1"] == pytest.approx(file["top1"])
+    assert evaluate_checkpoint(whole, None, "cpu")["top1"] == pytest.approx(top1[-1])
+    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "</svg>" in (out / "curve.svg").read_text()
+
+
+def test_the_average_is_predicted_with_and_exported(
+    whole: Path, other: Path, tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "soup"
+    average(out, whole, other, "--soup", "uniform", "--data", tiny["data.val"])
+    photo = next((Path(tiny["data.val"]).parent / "val").rglob("*.jpg"))
+    assert main(["predict", str(out), str(photo), "--device", "cpu"]) == 0
+    assert (
+        main(["export", str(out), "--format", "safetensors", "--out", str(tmp_path / "a.safetensors")]) == 0
+    )
+    card = (tmp_path / "a.safetensors.md").read_text()
+    assert "Uniform soup of 2 of 2 models" in card and "% top-1 of 20 images" in card
+    assert main(["average", str(whole), str(out), "--alpha=0.5", "--out", str(tmp_path / "again")]) == 0
+
+
+def test_a_uniform_soup_is_the_mean(whole: Path, other: Path, tmp_path: Path) -> None:
+    result = average(tmp_path / "soup", whole, other, "start", whole, "--soup", "uniform")
+    states = [weights_of(whole), weights_of(other), build_model(load_trained(whole, CPU).recipe).state_dict()]
+    for name, value in weights_of(tmp_path / "soup").items():
+        want = (2 * states[0][name].double() + states[1][name] + states[2][name]) / 4
+        torch.testing.assert_close(value, want.float())
+    assert result["selection"] is None and result["rows"] == []
+
+
+def test_a_greedy_soup_leaves_out_what_makes_it_worse(
+    whole: Path, other: Path, tiny: dict[str, str], tmp_path: Path
+) -> None:
+    """The recipe of the paper, by hand: the best model first, each other one only if top-1 does not fall."""
+    models = ["start", whole, other]
+    result = average(tmp_path / "soup", *models, "--soup", "greedy", "--data", tiny["data.val"])
+    alone = {row["name"]: row["files"][0]["top1"] for row in result["rows"][:3]}
+    soups = {row["name"].removeprefix("soup with "): row["files"][0]["top1"] for row in result["rows"][3:]}
+    order = sorted(alone, key=lambda name: -alone[name])
+    assert list(soups) == order[1:]
+    kept, best = [order[0]], alone[order[0]]
+    for name in order[1:]:
+        if soups[name] >= best:
+            kept, best = [*kept, name], soups[name]
+    assert result["members"] == kept and result["chosen"]["files"][0]["top1"] == best
+    assert evaluate_checkpoint(tmp_path / "soup", None, "cpu")["top1"] == pytest.approx(best)
+
+
+def test_training_images_in_the_selection_set_are_named_in_a_warning_and_in_the_record(
+    whole: Path, other: Path, tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The first run is trained on a file that holds 8 of the validation images too; the other's images are all different."""
+    images = tmp_path / "images"
+    shutil.copytree(Path(tiny["data.train"]).with_suffix(""), images)
+    for photo in sorted((Path(tiny["data.val"]).with_suffix("") / "coffee").iterdir())[:8]:
+        shutil.copy(photo, images / "coffee" / f"val-{photo.name}")
+    convert_folder(images, tmp_path / "mixed.beton", WriteOptions(workers=0))
+    mixed = tiny | {"data.train": str(tmp_path / "mixed.beton")}
+    run(mixed, tmp_path / "mixed", schedule__epochs="1", schedule__warmup_epochs="0")
+    curve = (tmp_path / "mixed", other, "--alpha", "0,1")
+    found = average(tmp_path / "out", *curve)
+    shared = "8 of its 20 images are training images of mixed"
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1 and f"val.beton: {shared}" in warnings[0]
+    assert found["shared"] == {"mixed": 8} and shared in found["description"]
+    # the training images of the others; nothing is chosen by a single alpha; and a file that is gone is not compared
+    everything = average(tmp_path / "all", *curve, "--data", tiny["data.train"])
+    assert everything["shared"] == {"mixed": 48, "other": 48}
+    assert average(tmp_path / "one", *curve[:2], "--alpha", 1, "--data", tiny["data.train"])["shared"] == {}
+    assert average(tmp_path / "start", "start", whole, "--data", tiny["data.train"])["shared"] == {
+        "whole0": 48
+    }
+    (tmp_path / "mixed.beton").unlink()
+    capsys.readouterr()
+    assert average(tmp_path / "gone", *curve)["shared"] == {} and "warning" not in capsys.readouterr().err
+
+
+def test_of_large_files_the_same_samples_of_one_file_are_found(
+    tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A subset of a copy, beside another file; the images of the other file are not compared."""
+    monkeypatch.setattr(selection, "MOST_COMPARED", 10)
+    shutil.copy(tiny["data.train"], tmp_path / "copy.beton")
+    both = BetonSet.open([tmp_path / "copy.beton", tiny["data.val"]]).take(np.array([1, 2, 40, 49]))
+    (tmp_path / "some.subset.json").write_text(both.as_subset_file().to_json())
+    model = Ingredient("model", dict, tiny["data.train"])
+    chosen = tmp_path / "some.subset.json"
+    assert selection.count_training_images(chosen, [model]) == {"model": 3}
+    assert selection.count_training_images(Path(tiny["data.val"]), [model]) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["RUN"], "give two models"),
+        (["RUN", "RUN", "RUN"], "give two models"),
+        (["RUN", "start"], "give that run after it"),
+        (["RUN", "nowhere"], "nowhere"),
+        (["RUN", "RUN", "--alpha=0,1", "--soup=greedy"], "omit one of them"),
+        (["RUN", "RUN", "--out=README.md"], "README.md exists"),
+        (["RUN", "RUN", "--out=README.md/average"], "/README.md is not a directory"),
+        (["RUN", "RUN", "--data=nowhere.beton"], "nowhere.beton: cannot be read"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str], message: str
+) -> None:
+    words = [str(whole) if word == "RUN" else word for word in arguments]
+    assert main(["average", "--out", str(tmp_path / "out"), *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_of_other_classes_or_another_shape_are_refused(
+    whole: Path, tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    images = Path(tiny["data.train"]).parent / "train"
+    (tmp_path / "images").mkdir()
+    for name, source in (("a", "astronaut"), ("b", "coffee")):
+        (tmp_path / "images" / name).symlink_to(images / source)
+    convert_folder(tmp_path / "images", tmp_path / "renamed.beton", WriteOptions(workers=0))
+    one_epoch = {"schedule__epochs": "1", "schedule__warmup_epochs": "0"}
+    renamed = tiny | {"data.train": str(tmp_path / "renamed.beton"), "data.val": "none"}
+    run(renamed, tmp_path / "renamed", **one_epoch)
+    run(tiny, tmp_path / "scaled", model__layer_scale="1", **one_epoch)
+    for folder, message in (("renamed", "has other classes"), ("scaled", "has another architecture or head")):
+        assert (
+            main(
+                ["average", str(tmp_path / folder), str(whole), "--alpha=0.5", "--out", str(tmp_path / "out")]
+            )
+            == 2
+        )
+        assert message in capsys.readouterr().err
+
+
+def test_means_and_interpolations_do_not_drift() -> None:
+    """The mean of equal states is the state, whatever their number."""
+    state = {"a": torch.full((5,), 0.1)}
+    mean = RunningMean()
+    for _ in range(10):
+        mean = mean.with_state(state)
+    assert torch.equal(mean.state()["a"], state["a"])
+    assert torch.equal(interpolate(state, {"a": torch.ones(5)}, 1.0)["a"], torch.ones(5))

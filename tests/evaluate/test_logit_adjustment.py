@@ -1,0 +1,138 @@
+"""Logit adjustment subtracts the logarithm of the class sizes that training saw."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from beton_tools.base.errors import UserError
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
+from fastft.cli import main
+from fastft.evaluate.evaluation import evaluate_checkpoint
+from fastft.evaluate.logit_adjustment import adjust_logits, log_shares
+from fastft.evaluate.prediction import Predictor
+from fastft.evaluate.trained import load_trained
+from fastft.export.to_safetensors import load
+from fastft.run.run_directory import read_metrics
+from tests.train.runs import run
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def imbalanced(tiny: dict[str, str], photographs: dict[str, np.ndarray], tmp_path_factory) -> Path:
+    """A run on 44 and 4 training images of two classes."""
+    folder = tmp_path_factory.mktemp("imbalanced")
+    noise = np.random.default_rng(0)
+    for name, count in (("astronaut", 44), ("coffee", 4)):
+        (folder / "images" / name).mkdir(parents=True)
+        for k in range(count):
+            y, x = (int(noise.integers(0, n - 64)) for n in photographs[name].shape[:2])
+            crop = Image.fromarray(photographs[name][y : y + 64, x : x + 64])
+            crop.save(folder / f"images/{name}/{k:02}.jpg")
+    convert_folder(folder / "images", folder / "train.beton", WriteOptions(workers=0))
+    run(tiny, folder / "run", data__train=str(folder / "train.beton"))
+    return folder
+
+
+def test_the_best_epoch_of_an_imbalanced_run_is_chosen_by_balanced_accuracy(imbalanced: Path) -> None:
+    result = json.loads((imbalanced / "run/result.json").read_text())
+    scores = [e["ema"]["balanced_accuracy"] for e in result["evaluations"]]
+    assert result["best"]["ema"]["balanced_accuracy"] == max(scores)
+    lines = [m for m in read_metrics(imbalanced / "run/metrics.jsonl") if m["kind"] == "eval"]
+    assert {line["best_by"] for line in lines} == {"balanced_accuracy"}
+    assert [line["ema_balanced_accuracy"] for line in lines] == scores
+
+
+def test_a_balanced_run_is_judged_by_top1(whole: Path) -> None:
+    lines = [m for m in read_metrics(whole / "metrics.jsonl") if m["kind"] == "eval"]
+    assert lines and not any("best_by" in line for line in lines)
+
+
+def test_logits_are_reduced_by_the_log_share_of_the_training_images(imbalanced: Path) -> None:
+    trained = load_trained(imbalanced / "run", CPU)
+    images = torch.randn(3, 3, 32, 32)
+    with torch.inference_mode():
+        before = trained.model(images)
+        adjusted = adjust_logits(trained)
+        difference = before - adjusted.model(images)
+    assert adjusted.weights == f"{trained.weights}; logits adjusted for the class sizes"
+    expected = torch.tensor([44 / 48, 4 / 48]).log()
+    torch.testing.assert_close(difference, expected.expand(3, 2))
+
+
+def test_a_model_on_a_gpu_is_adjusted_there(imbalanced: Path) -> None:
+    trained = load_trained(imbalanced / "run", CPU)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # as tensors without data, which check devices
+        head = SimpleNamespace(bias=torch.empty(2, device="cuda"))
+        adjust_logits(replace(trained, model=SimpleNamespace(head=head)))
+    assert head.bias.device.type == "cuda"
+
+
+def test_outputs_without_training_images_are_not_preferred() -> None:
+    largest, none, few = log_shares([30, 0, 10]).tolist()
+    assert none == largest > few
+
+
+def test_prediction_and_export_are_adjusted_as_the_evaluation_is(
+    imbalanced: Path, tmp_path: Path, capsys
+) -> None:
+    image = imbalanced / "images/coffee/00.jpg"
+    plain, adjusted = (
+        next(Predictor(imbalanced / "run", "cpu", logit_adjustment=on).predict([image]))
+        for on in (False, True)
+    )
+    ratio = np.divide(*adjusted.probabilities) / np.divide(
+        *[plain.probabilities[plain.classes.index(name)] for name in adjusted.classes]
+    )
+    assert np.log(ratio) == pytest.approx(
+        np.log(11) * (1 if adjusted.classes[0] == "coffee" else -1), abs=1e-3
+    )
+    out = tmp_path / "adjusted.safetensors"
+    assert (
+        main(
+            ["export", str(imbalanced / "run"), "--logit-adjustment", "--format=safetensors", f"--out={out}"]
+        )
+        == 0
+    )
+    assert "logits adjusted for the class sizes" in capsys.readouterr().err
+    card = out.with_name("adjusted.safetensors.md").read_text()
+    assert "these weights were not evaluated" in card and "with the same adjustment differ" in card
+    expected = adjust_logits(load_trained(imbalanced / "run", CPU)).model.head.bias
+    assert torch.equal(load(out).head.bias, expected)
+
+
+def test_adjusted_evaluation_predicts_the_rare_class_more_often(imbalanced: Path) -> None:
+    """`class_counts` are stored in the checkpoint: the training file is not read."""
+    plain, adjusted = (
+        evaluate_checkpoint(imbalanced / "run", None, "cpu", logit_adjustment=on) for on in (False, True)
+    )
+    counts = [np.array(scores["confusion_matrix"]).sum(0) for scores in (plain, adjusted)]
+    assert counts[1][1] >= counts[0][1] and adjusted["loss"] != plain["loss"]
+    assert adjusted["logit_adjustment"] and not plain["logit_adjustment"]
+
+
+def test_older_checkpoints_take_the_class_sizes_from_the_training_file(
+    imbalanced: Path, tmp_path: Path
+) -> None:
+    trained = replace(load_trained(imbalanced / "run", CPU), class_counts=[])
+    stored = adjust_logits(load_trained(imbalanced / "run", CPU))
+    assert torch.equal(adjust_logits(trained).model.head.bias, stored.model.head.bias)
+    gone = replace(trained.recipe, data=replace(trained.recipe.data, train=str(tmp_path / "gone.beton")))
+    with pytest.raises(UserError, match="needs the number of training images"):
+        adjust_logits(replace(trained, recipe=gone))
+
+
+def test_class_sizes_that_contradict_the_classes_are_damage(imbalanced: Path, tmp_path: Path) -> None:
+    shutil.copytree(imbalanced / "run", tmp_path / "run")
+    trained = load_trained(tmp_path / "run", CPU)
+    with pytest.raises(UserError, match="damaged"):
+        adjust_logits(replace(trained, class_counts=[1, 2, 3]))

@@ -1,0 +1,290 @@
+"""Evaluation and prediction from a checkpoint alone."""
+
+import csv
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from beton_tools.base.errors import UserError
+from beton_tools.base.image_formats import IMAGE_SUFFIXES
+from beton_tools.read.manifest import manifest_path
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
+from fastft.cli import main
+from fastft.evaluate.evaluation import evaluate_checkpoint
+from fastft.evaluate.prediction import Prediction, Predictor, image_paths, predict_files
+from fastft.evaluate.prediction_output import write_predictions
+from fastft.run.checkpoint import find_checkpoint, read_checkpoint
+from tests.train.runs import run
+
+
+@pytest.fixture
+def trained(tiny, tmp_path: Path) -> Path:
+    """A run whose architecture file was deleted afterwards."""
+    arch = tmp_path / "arch.json"
+    arch.write_bytes(Path(tiny["model.arch"]).read_bytes())
+    run(
+        tiny | {"model.arch": str(arch), "schedule.epochs": "1", "schedule.warmup_epochs": "0"},
+        tmp_path / "run",
+    )
+    arch.unlink()
+    return tmp_path / "run"
+
+
+def test_evaluation_does_not_need_the_architecture_file(trained: Path, tiny) -> None:
+    evaluation = read_checkpoint(find_checkpoint(trained)).state["evaluation"]
+    scores = evaluate_checkpoint(trained, None, "cpu")
+    assert scores["samples"] == 20
+    assert scores["top1"] == evaluation["ema"]["top1"]
+    assert scores["loss"] == pytest.approx(evaluation["ema"]["loss"], rel=1e-5)
+
+
+def test_folders_are_searched_for_every_suffix_that_conversion_accepts(tmp_path: Path) -> None:
+    files = sorted(tmp_path / f"a{suffix}" for suffix in (*IMAGE_SUFFIXES, ".JPEG"))
+    for file in (*files, tmp_path / "notes.txt"):
+        file.touch()
+    assert list(image_paths([tmp_path])) == files
+
+
+def test_folders_are_searched_as_class_folders_are(tmp_path: Path) -> None:
+    for name in (
+        "photos/cat/1.jpg",
+        "photos/.thumbs/1.jpg",
+        "photos/cat/.2.jpg",
+        "photos/cat/notes.txt",
+        "others/3.jpg",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    photos = tmp_path / "photos"
+    (photos / "dog").symlink_to(tmp_path / "others")
+    for name in ("loop", "loop.jpg"):
+        (photos / name).symlink_to(photos)
+    assert list(image_paths([photos])) == [photos / "cat/1.jpg", photos / "dog/3.jpg"]
+
+
+def test_files_of_other_kinds_in_folders_are_counted_in_one_line(
+    trained: Path, photographs, tmp_path: Path, capsys
+) -> None:
+    for name in ("a/x.AVIF", "a/b/x.avif", "a/.hidden.heic", "c/notes", "c/x.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for folder in ("a", "c"):
+        Image.fromarray(photographs["coffee"]).save(tmp_path / folder / "x.png")
+    command = ["predict", str(trained), str(tmp_path / "a"), str(tmp_path / "c"), "--device=cpu"]
+    for extra in ([], [f"--features={tmp_path / 'x.npz'}"]):
+        assert main([*command, *extra]) == 0
+        said = capsys.readouterr().err
+        assert "files of other kinds are left out: 2 .avif, 1 without suffix, 1 .csv\n" in said
+        assert said.count("\n") == 2  # beside the weights
+
+
+def test_images_that_lose_values_are_counted_in_one_line(
+    trained: Path, photographs, tmp_path: Path, capsys
+) -> None:
+    grey = np.asarray(Image.fromarray(photographs["coffee"]).convert("L"))
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    for name, dtype in (("b.png", np.uint16), ("c.tiff", np.int32), ("d.tiff", np.float32)):
+        Image.fromarray(grey.astype(dtype)).save(tmp_path / name)
+    images = [str(tmp_path / name) for name in ("a.png", "b.png", "c.tiff", "d.tiff")]
+    line = "3 images have 16 or 32 bits per value: values above 255 become white, fractions of 1 black;"
+    for extra in ([], [f"--csv={tmp_path / 'x.csv'}"], [f"--features={tmp_path / 'x.npz'}"]):
+        assert main(["predict", str(trained), *images, "--device=cpu", *extra]) == 0
+        assert capsys.readouterr().err.count(line) == 1
+        assert main(["predict", str(trained), images[0], "--device=cpu", *extra]) == 0
+        assert "bits per value" not in capsys.readouterr().err
+    in_memory = Predictor(trained, "cpu").predict([Image.open(image) for image in images])
+    assert [p.loses_values for p in in_memory] == [False, True, True, True]
+
+
+def test_every_file_gets_its_classes_or_an_error(trained: Path, photographs, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    Image.fromarray(photographs["coffee"]).save(folder / "a.jpg")
+    (folder / "b.jpg").write_bytes(b"no image at all")
+    Image.fromarray(photographs["coffee"]).convert("L").save(folder / "c.png")
+    found = list(predict_files(trained, [folder], topk=5, device="cpu"))
+    assert [p.path.name for p in found] == ["a.jpg", "b.jpg", "c.png"]
+    assert found[1].error and not found[1].classes
+    for p in (found[0], found[2]):
+        assert sorted(p.classes) == ["astronaut", "coffee"]
+        assert sum(p.probabilities) == pytest.approx(1, abs=1e-5)
+
+    table = tmp_path / "out.csv"
+    write_predictions(iter([replace(found[0], path=Path("a, b.jpg")), found[1]]), table)
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["file"], r["rank"]) for r in rows] == [
+        ("a, b.jpg", "1"),
+        ("a, b.jpg", "2"),
+        (str(found[1].path), ""),
+    ]
+
+
+def test_one_image_may_be_given_without_a_list(trained: Path, photographs, tmp_path: Path) -> None:
+    image, file = Image.fromarray(photographs["coffee"]), tmp_path / "a.png"
+    image.save(file)
+    predictor = Predictor(trained, device="cpu")
+    for given in (image, file, str(file), [file]):
+        (found,) = predictor.predict(given, topk=1)
+        assert found.error is None and len(found.classes) == 1
+
+
+def test_impossible_options_of_a_predictor_are_named(trained: Path) -> None:
+    with pytest.raises(UserError, match="device is tpu; give auto, cuda or cpu"):
+        Predictor(trained, device="tpu")
+    with pytest.raises(UserError, match="topk is 0"):
+        next(Predictor(trained, device="cpu").predict(["a.jpg"], topk=0))
+
+
+def write_beton(folder: Path, photographs, names: tuple[str, ...], manifest: bool = True) -> Path:
+    for name in names:
+        (folder / "images" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.fromarray(photographs["coffee"][i:][:64, :64]).save(folder / "images" / name / f"{i}.png")
+    out = folder / "other.beton"
+    convert_folder(folder / "images", out, WriteOptions(workers=0))
+    if not manifest:
+        manifest_path(out).unlink()
+    return out
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("coffee", "rocket"), "class 0 is coffee, the model's is astronaut"),
+        (("astronaut",), "class 1 is missing, the model's is coffee"),
+        (("astronaut", "coffee", "rocket"), "has 3 classes, the model 2"),
+    ],
+)
+def test_a_file_with_other_classes_is_not_scored(
+    trained: Path, photographs, tmp_path: Path, capsys, names: tuple[str, ...], message: str
+) -> None:
+    data = write_beton(tmp_path, photographs, names)
+    assert main(["eval", str(trained), "--data", str(data), "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and str(data) in error and error.count("\n") == 1
+
+
+def test_without_a_manifest_only_the_number_of_classes_counts(
+    trained: Path, photographs, tmp_path: Path
+) -> None:
+    fewer = write_beton(tmp_path / "fewer", photographs, ("x",), manifest=False)
+    assert evaluate_checkpoint(trained, fewer, "cpu")["samples"] == 2
+    more = write_beton(tmp_path / "more", photographs, ("x", "y", "z"), manifest=False)
+    with pytest.raises(UserError, match="has 3 classes, the model 2"):
+        evaluate_checkpoint(trained, more, "cpu")
+
+
+def test_predict_fails_if_no_file_can_be_read(trained: Path, tmp_path: Path, capsys) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"no image at all")
+    images = [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
+    assert main(["predict", str(trained), *images, "--device", "cpu"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out.count("not read") == 2
+    assert "no image could be read" in shown.err and shown.err.count("\n") == 2  # beside the weights
+
+
+@pytest.fixture
+def ghostscript_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on PATH with a program `gs` that leaves the file `called` there."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "gs").write_text(f"#!/bin/sh\ntouch {folder}/called\n")
+    (folder / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def test_an_eps_file_with_the_suffix_of_an_image_does_not_start_ghostscript(
+    trained: Path, ghostscript_calls: Path, tmp_path: Path
+) -> None:
+    eps = tmp_path / "photo.jpg"
+    eps.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n%%EOF\n")
+    (found,) = predict_one_by_one(trained, eps)
+    assert found.error == "not an image of a known format"
+    assert not (ghostscript_calls / "called").exists()
+
+
+def predict_one_by_one(checkpoint: Path, *images: Path) -> list[Prediction]:
+    """The predictions without the final error if none of the images can be read."""
+    found = []
+    with suppress(UserError):
+        found.extend(predict_files(checkpoint, images, topk=1, device="cpu"))
+    return found
+
+
+@pytest.mark.timeout(120)
+def test_fifos_and_devices_are_refused_without_waiting(trained: Path, photographs, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    Image.fromarray(photographs["coffee"]).save(folder / "a.png")
+    os.mkfifo(folder / "b.jpg")
+    (folder / "c.jpg").symlink_to("/dev/zero")
+    (folder / "d.jpg").mkdir()
+    found = list(predict_files(trained, [folder], topk=1, device="cpu"))
+    errors = {p.path.name: p.error for p in found}
+    assert errors == {
+        "a.png": None, "b.jpg": "a FIFO, not a regular file", "c.jpg": "a device, not a regular file"
+    }  # fmt: skip
+    for path in (folder / "b.jpg", Path("/dev/zero"), folder / "none.jpg"):
+        with pytest.raises(UserError, match=f"{path}: cannot be read"):
+            list(predict_files(trained, [path], topk=1, device="cpu"))
+
+
+def test_a_file_that_is_no_image_is_said_to_be_none(trained: Path, capsys) -> None:
+    assert main(["predict", str(trained), "README.md"]) == 2
+    assert "README.md: not an image of a known format" in capsys.readouterr().err
+
+
+def test_topk_0_is_an_error(trained: Path, capsys) -> None:
+    assert main(["predict", str(trained), "README.md", "--topk", "0"]) == 2
+    assert "topk is 0: give 1 or more" in capsys.readouterr().err
+
+
+def test_a_missing_gpu_is_reported_with_the_name_of_the_option(trained: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for arguments in (["eval", str(trained)], ["predict", str(trained), "README.md"]):
+        assert main([*arguments, "--device", "cuda"]) == 2
+        error = capsys.readouterr().err
+        assert "omit --device" in error and "train.device" not in error
+
+
+def test_a_file_name_that_is_not_utf8_is_written_unchanged(tmp_path: Path) -> None:
+    name = b"caf\xe9.jpg"
+    table = tmp_path / "out.csv"
+    write_predictions(iter([Prediction(Path(os.fsdecode(name)), ["coffee"], [1.0])]), table)
+    assert table.read_bytes().splitlines()[1] == name + b",1,coffee,1.000000,"
+
+
+def test_a_table_that_cannot_be_written_is_named_and_no_part_of_it_remains(tmp_path: Path) -> None:
+    def disk_full() -> Iterator[Prediction]:
+        yield Prediction(Path("a.jpg"), ["coffee"], [1.0])
+        raise OSError(28, "No space left on device")  # the error of a write has no file name
+
+    table = tmp_path / "out.csv"
+    with pytest.raises(UserError, match=f"{table}: cannot be written .No space left"):
+        write_predictions(disk_full(), table)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="cannot be written"):
+        write_predictions(iter([]), tmp_path / "nowhere" / "out.csv")
+
+
+def test_a_png_with_a_damaged_chunk_does_not_end_the_prediction(
+    trained: Path, photographs, tmp_path: Path
+) -> None:
+    good, broken = tmp_path / "good.png", tmp_path / "broken.png"
+    Image.fromarray(photographs["coffee"]).save(good)
+    data = bytearray(good.read_bytes())
+    data[data.index(b"IDAT", len(data) // 2) + 2] = 0  # in the name of a chunk
+    broken.write_bytes(data)
+    found = list(predict_files(trained, [broken, good], topk=1, device="cpu"))
+    assert found[0].error and not found[1].error

@@ -1,0 +1,317 @@
+"""`fastft zeroshot` gives the logits of open_clip's own zero-shot classifier, and a head that a run starts from."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from beton_tools.base.errors import UserError
+from beton_tools.read.manifest import Manifest
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
+from fastft.augment.build import build_policy
+from fastft.cli import main
+from fastft.data import EvalLoader
+from fastft.evaluate.evaluation import evaluate_checkpoint
+from fastft.evaluate.prompts import find_names, read_prompts
+from fastft.evaluate.trained import load_trained
+from fastft.export import FORMATS, export_checkpoint
+from fastft.model.build import build_model
+from fastft.recipe import load_recipe
+from fastft.run.checkpoint import list_checkpoints, read_checkpoint
+from tests.evaluate.clip_files import CONFIG, make_clip, recipe_flags
+from tests.train.runs import differing, end, flags, run
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clip")
+    make_clip(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip_options(tiny: dict[str, str], clip_folder: Path) -> dict[str, str]:
+    return tiny | recipe_flags(clip_folder)
+
+
+def command(options: dict[str, str], *arguments: str) -> list[str]:
+    chosen = ("model.arch", "model.weights", "model.image_size", "train.amp", "data.val")
+    return ["zeroshot", "final_b16", "--device=cpu", *(f"--{k}={options[k]}" for k in chosen), *arguments]
+
+
+@pytest.fixture(scope="module")
+def head(clip_options: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("head") / "head.safetensors"
+    assert main(command(clip_options, "--templates=simple", f"--out={path}")) == 0
+    return path
+
+
+def open_clips_logits(folder: Path, data: str, names: list[str]) -> torch.Tensor:
+    """Logits by open_clip alone: its model from its configuration, its tokenizer, templates and classifier."""
+    clip = open_clip.CLIP(**CONFIG).eval()
+    clip.load_state_dict(load_file(folder / "clip.safetensors"))
+    weights_DK = open_clip.build_zero_shot_classifier(
+        clip, open_clip.SimpleTokenizer(), names, open_clip.SIMPLE_IMAGENET_TEMPLATES
+    )
+    with EvalLoader(data, "none", 32, batch_size=32) as loader, torch.no_grad():
+        images = torch.cat([batch.images.clone() for batch in loader])
+        return clip.logit_scale.exp() * clip.encode_image(images, normalize=True) @ weights_DK
+
+
+def test_logits_are_those_of_open_clips_zero_shot_classifier(
+    clip_options: dict[str, str], clip_folder: Path, head: Path
+) -> None:
+    want = open_clips_logits(clip_folder, clip_options["data.val"], ["astronaut", "coffee"])
+    options = [f"--{k}={v}" for k, v in clip_options.items()]
+    recipe = load_recipe("final_b16", [*options, "--model.pool=token", f"--model.head={head}"])
+    model = build_model(recipe).eval()
+    with (
+        EvalLoader(clip_options["data.val"], build_policy(recipe), 32, batch_size=32) as loader,
+        torch.no_grad(),
+    ):
+        got = torch.cat([model(batch.images) for batch in loader])
+    assert want.std() > 0.1
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_folder_of_transformers_gives_its_logits(clip_options: dict[str, str], tmp_path: Path) -> None:
+    """Written by transformers itself, which computes both towers of the reference."""
+    transformers = pytest.importorskip("transformers")
+    vision, text = CONFIG["vision_cfg"], CONFIG["text_cfg"]
+    common = {"num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        text_config=common | {
+            "hidden_size": text["width"], "intermediate_size": 4 * text["width"], "vocab_size": text["vocab_size"],
+            "bos_token_id": 49406, "eos_token_id": 49407,
+        },
+        vision_config=common | {
+            "hidden_size": vision["width"], "intermediate_size": 4 * vision["width"], "image_size": 32, "patch_size": 8,
+        },
+        projection_dim=CONFIG["embed_dim"],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = transformers.CLIPModel(config).eval()
+    theirs.save_pretrained(tmp_path / "clip")
+    head, templates = tmp_path / "head.safetensors", tmp_path / "templates.txt"
+    templates.write_text("a photo of a {}.\n")
+    options = clip_options | {"model.weights": str(tmp_path / "clip")}
+    assert main(command(options, f"--templates={templates}", f"--out={head}")) == 0
+    recipe = load_recipe(
+        "final_b16",
+        [*(f"--{k}={v}" for k, v in options.items()), "--model.pool=token", f"--model.head={head}"],
+    )
+    tokens = open_clip.SimpleTokenizer()(["a photo of a astronaut.", "a photo of a coffee."])
+    images = torch.rand(3, 3, 32, 32) * 4 - 2
+    with torch.no_grad():
+        want = theirs(input_ids=tokens, pixel_values=images).logits_per_image
+        torch.testing.assert_close(build_model(recipe).eval()(images), want, rtol=1e-4, atol=1e-4)
+
+
+def test_the_printed_accuracy_is_that_of_open_clips_logits(
+    clip_options: dict[str, str], clip_folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    names = clip_folder / "names.txt"
+    names.write_text("space suit\ncup of coffee\n")
+    assert main(command(clip_options, "--templates=simple", f"--names={names}", "--json")) == 0
+    scores = json.loads(capsys.readouterr().out)
+    logits = open_clips_logits(clip_folder, clip_options["data.val"], ["space suit", "cup of coffee"])
+    labels = torch.tensor([0] * 10 + [1] * 10)
+    assert scores["top1"] == pytest.approx(100 * (logits.argmax(1) == labels).double().mean().item())
+    assert scores["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
+
+
+def test_a_run_starts_from_the_head_and_trains_the_projection(
+    clip_options: dict[str, str], clip_folder: Path, head: Path, tmp_path: Path
+) -> None:
+    # a learning rate of 0 keeps what the run starts from
+    run(clip_options, tmp_path / "still", model__pool="token", model__head=str(head), optim__lr="0",
+        schedule__min_lr="0", schedule__epochs="1", schedule__warmup_epochs="0")  # fmt: skip
+    (path,) = list_checkpoints(tmp_path / "still" / "checkpoints", "best")
+    found = read_checkpoint(path).tensors["model"]
+    clip, stored = load_file(clip_folder / "clip.safetensors"), load_file(head)
+    for name in ("head.weight", "head.bias"):
+        assert torch.equal(found[name], stored[name])
+    for name in ("visual.proj", "visual.ln_post.weight", "visual.class_embedding"):
+        assert torch.equal(found[name], clip[name])
+
+    run(clip_options, tmp_path / "run", model__pool="token", model__head=str(head), schedule__epochs="1",
+        schedule__warmup_epochs="0")  # fmt: skip
+    trained = load_trained(tmp_path / "run", torch.device("cpu"), "raw").model.state_dict()
+    assert not torch.equal(trained["visual.proj"], clip["visual.proj"])
+    assert trained["head.weight"].shape == (2, 24)
+
+
+def test_a_resumed_run_is_bit_equal_and_does_not_need_the_heads_file_again(
+    clip_options: dict[str, str], head: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.safetensors"
+    mine.write_bytes(head.read_bytes())
+    two = {
+        "model__pool": "token",
+        "model__head": str(mine),
+        "schedule__epochs": "2",
+        "model__drop_path": "0.2",
+    }
+    run(clip_options, tmp_path / "whole", **two)
+    run(clip_options, tmp_path / "resumed", schedule__stop_epoch="1", **two)
+    mine.unlink()
+    run(clip_options, tmp_path / "resumed", **two)
+    assert differing(end(tmp_path / "whole"), end(tmp_path / "resumed")) == []
+
+
+def test_the_embedding_is_also_trained_in_half_precision_and_by_a_probe(
+    clip_options: dict[str, str], tmp_path: Path
+) -> None:
+    token = {"model__pool": "token", "schedule__epochs": "1", "schedule__warmup_epochs": "0"}
+    run(clip_options, tmp_path / "half", train__amp="bf16", train__half_residual="on", **token)
+    run(clip_options, tmp_path / "probe", model__head_init="probe", **token)
+    for name in ("half", "probe"):
+        weights = load_trained(tmp_path / name, torch.device("cpu"), "raw").model.state_dict()
+        assert weights["visual.proj"].dtype == torch.float32 and weights["visual.proj"].isfinite().all()
+
+
+def test_ln_post_and_proj_are_trained_with_the_top_block_and_frozen_in_a_linear_probe(
+    clip_options: dict[str, str],
+) -> None:
+    for layers, trained in (("0", False), ("1", True), ("none", True)):
+        options = clip_options | {"model.pool": "token", "model.trainable_layers": layers}
+        model = build_model(load_recipe("final_b16", [f"--{k}={v}" for k, v in options.items()]))
+        assert {model.visual.proj.requires_grad, model.visual.ln_post.weight.requires_grad} == {trained}
+        assert model.head.weight.requires_grad
+
+
+def test_a_finished_run_is_evaluated_and_exported(
+    clip_options: dict[str, str], head: Path, tmp_path: Path
+) -> None:
+    done = run(clip_options, tmp_path / "run", model__pool="token", model__head=str(head), schedule__epochs="1",
+               schedule__warmup_epochs="0")  # fmt: skip
+    scores = evaluate_checkpoint(tmp_path / "run", None, "cpu", weights="raw")
+    assert scores["top1"] == pytest.approx(done["last"]["raw"]["top1"])
+    trained = load_trained(tmp_path / "run", torch.device("cpu"))
+    images = torch.rand(3, 3, 32, 32) * 4 - 2
+    for format, out in (("open_clip", "out"), ("safetensors", "out.safetensors"), ("onnx", "out.onnx")):
+        export_checkpoint(tmp_path / "run", format, tmp_path / out)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                FORMATS[format].load(tmp_path / out)(images), trained.model(images), rtol=1e-4, atol=1e-4
+            )
+    with pytest.raises(UserError, match="no embedding of length 1"):
+        export_checkpoint(tmp_path / "run", "timm", tmp_path / "timm")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.pool": "patches"}, "is for --model.pool=token, the recipe has patches"),
+        ({"model.head": "nowhere.safetensors"}, "nowhere.safetensors: cannot be read"),
+        ({"model.head": "README.md"}, "README.md is not a .safetensors file that fastft zeroshot wrote"),
+        ({"model.head_init": "probe"}, "model.head and model.head_init=probe both set the head"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_refused_in_one_line(
+    clip_options: dict[str, str],
+    head: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    changes: dict,
+    message: str,
+) -> None:
+    options = clip_options | {"model.pool": "token", "model.head": str(head)} | changes
+    assert main(["train", "final_b16", *flags(options, tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_head_of_other_classes_or_of_other_tensors_is_refused(
+    clip_options: dict[str, str], head: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with safe_open(head, framework="pt") as file:
+        header = file.metadata()
+    tensors, other = load_file(head), tmp_path / "other.safetensors"
+    options = clip_options | {"model.pool": "token", "model.head": str(other)}
+    for classes, bias, message in (
+        (["coffee", "astronaut"], tensors["head.bias"], "is of other classes: "),
+        (["coffee"], tensors["head.bias"], "weight, bias and class names do not fit each other"),
+        (["astronaut", "coffee"], torch.zeros(3), "weight, bias and class names do not fit each other"),
+    ):
+        save_file(tensors | {"head.bias": bias}, other, header | {"classes": json.dumps(classes)})
+        assert main(["train", "final_b16", *flags(options, tmp_path / "run")]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--templates=clip"], "clip: cannot be read"),
+        (["--names=MANIFEST.in"], "MANIFEST.in has 1 class names"),
+        (["--data=nowhere.beton"], "nowhere.beton: cannot be read"),
+        (["--out=head.pt"], "name ends in .safetensors"),
+        (["--model.weights=random"], "knows no class names"),
+        (["--model.arch=ViT-H-14-CLIPA"], "pools its tokens by 'avg'"),
+        (["--model.arch=timm/test_vit"], "timm/test_vit has no embedding of CLIP"),
+    ],
+)
+def test_bad_input_is_one_line(
+    clip_options: dict[str, str], capsys: pytest.CaptureFixture, arguments: list[str], message: str
+) -> None:
+    assert main(command(clip_options, *arguments)) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_weights_without_a_text_tower_or_a_projection_are_refused(
+    clip_options: dict[str, str], clip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    state = load_file(clip_folder / "clip.safetensors")
+    path = tmp_path / "visual.safetensors"
+    for kept, message in (("visual.", "holds no text tower"), ("visual.t", "holds no CLIP image tower")):
+        save_file({name: value for name, value in state.items() if name.startswith(kept)}, path)
+        assert main(command(clip_options | {"model.weights": str(path)})) == 2
+        assert message in capsys.readouterr().err
+    save_file({name: value for name, value in state.items() if name != "visual.proj"}, path)
+    assert main(command(clip_options | {"model.weights": str(path)})) == 2
+    assert "have no projection (proj)" in capsys.readouterr().err
+
+
+def test_imagenets_classes_have_open_clips_names_also_in_a_subset(tmp_path: Path) -> None:
+    """Label 0 of a subset need not be class 0 of ImageNet."""
+    for wnid in ("n01443537", "n02012849", "n03126707"):
+        (tmp_path / "images" / wnid).mkdir(parents=True)
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "images" / wnid / "a.png")
+    convert_folder(tmp_path / "images", tmp_path / "a.beton", WriteOptions(workers=0))
+    names, _ = find_names(tmp_path / "a.beton", Manifest.of_beton(tmp_path / "a.beton"))
+    assert names == ["goldfish", "crane bird", "construction crane"]
+    assert names[0] == open_clip.IMAGENET_CLASSNAMES[1]
+
+    (tmp_path / "images" / "n01443537").rename(tmp_path / "images" / "hot_dog")
+    convert_folder(tmp_path / "images", tmp_path / "b.beton", WriteOptions(workers=0))
+    assert find_names(tmp_path / "b.beton", Manifest.of_beton(tmp_path / "b.beton"))[0][0] == "hot dog"
+
+
+def test_templates_are_open_clips_or_the_lines_of_a_file(tmp_path: Path, tiny: dict[str, str]) -> None:
+    data, classes = Path(tiny["data.val"]), ["astronaut", "coffee"]
+    manifest = Manifest.of_beton(data)
+    assert len(read_prompts(data, classes, manifest, None, "openai").templates) == 80
+    mine = tmp_path / "mine.txt"
+    mine.write_text("a photo of a {}.\na {{drawing}} of {}\n\n")
+    found = read_prompts(data, classes, manifest, None, str(mine)).templates
+    assert [template("{0}cup") for template in found] == ["a photo of a {0}cup.", "a {{drawing}} of {0}cup"]
+    mine.write_text("a photo\n")
+    with pytest.raises(UserError, match="once, in the place of the class name"):
+        read_prompts(data, classes, manifest, None, str(mine))
+
+
+def test_a_file_without_class_names_needs_them(tmp_path: Path, tiny: dict[str, str]) -> None:
+    bare = tmp_path / "bare.beton"
+    shutil.copy(tiny["data.val"], bare)
+    with pytest.raises(UserError, match="has no class names; give --names"):
+        read_prompts(bare, ["class 0", "class 1"], None, None, "simple")

@@ -1,0 +1,160 @@
+"""Values that follow from the number of images: the table of the rules, and the paper's recipe at ImageNet's size."""
+
+from pathlib import Path
+
+import pytest
+
+from beton_tools.base.errors import UserError
+from fastft.cost.explanation import explain
+from fastft.optim import decay_for_batch
+from fastft.optim.build import build_schedule, recipe_warnings
+from fastft.recipe import Choice, Recipe, differences, load_recipe, option_fields, recipe_from_dict, resolve
+from fastft.recipe.automatic import RULES
+from fastft.recipe.training_data import with_train_size
+
+# images: batch, epochs, steps, warm-up steps, EMA horizon in steps, lr, crop scale, erase probability
+TABLE = {
+    100: (32, 334, 1_002, 200, 160, 7.5e-5, 0.5, 0),
+    1_000: (32, 50, 1_550, 310, 248, 7.5e-5, 0.5, 0),
+    9_000: (64, 50, 7_000, 1_400, 1_120, 1.06e-4, 0.5, 0),
+    100_000: (1_024, 50, 4_850, 970, 776, 4.24e-4, 0.08, 0.25),
+    1_281_167: (2_048, 50, 31_250, 6_250, 5_000, 6e-4, 0.08, 0.25),
+}
+LARGE = "--model.arch=ViT-L-14-quickgelu"
+
+
+def horizon(recipe: Recipe) -> float:
+    decay = decay_for_batch(recipe.ema.decay, recipe.optim.batch_size, recipe.ema.reference_batch)
+    return 1 / (1 - decay)
+
+
+@pytest.mark.parametrize("images", TABLE)
+def test_the_values_for_a_number_of_images_are_those_of_the_table(images: int) -> None:
+    recipe = load_recipe("photos", [f"--data.train_size={images}"])
+    batch, epochs, steps, warmup, ema, lr, scale, erase = TABLE[images]
+    schedule = build_schedule(recipe, recipe.steps_per_epoch())
+    assert (recipe.optim.batch_size, recipe.epochs, schedule.total_steps) == (batch, epochs, steps)
+    assert schedule.warmup_steps == warmup
+    assert horizon(recipe) == pytest.approx(ema)
+    assert recipe.optim.lr == pytest.approx(lr, rel=0.01)
+    assert (recipe.augment.scale_min, recipe.augment.erase_prob) == (scale, erase)
+    assert recipe_warnings(recipe) == []
+
+
+@pytest.mark.parametrize(("paper", "options"), [("final_b16", []), ("final_l14", [LARGE])])
+def test_with_imagenets_images_it_is_exactly_the_papers_recipe(paper: str, options: list[str]) -> None:
+    """`data.hold_out_beton` has no effect where `data.val` names ImageNet's validation images."""
+    found = differences(load_recipe(paper), load_recipe("photos", options))
+    expected = {"schedule.warmup", "ema.horizon", "data.hold_out_beton"}
+    assert {key for key in found if not key.startswith("about.")} == expected
+
+
+def test_fewer_images_than_the_smallest_batch_are_one_batch() -> None:
+    recipe = load_recipe("photos", ["--data.train_size=29"])
+    reason = next(choice.reason for choice in recipe.choices if choice.option == "optim.batch_size")
+    assert recipe.optim.batch_size == 29 and reason.startswith("all 29 training images")
+
+
+def test_the_training_files_images_count_not_the_recipes() -> None:
+    recipe = with_train_size(load_recipe("photos"), 9_000)
+    assert recipe == load_recipe("photos", ["--data.train_size=9000"])
+    assert recipe.choices == load_recipe("photos", ["--data.train_size=9000"]).choices
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("optim.batch_size", 256),
+        ("schedule.epochs", 7),
+        ("optim.lr", 0.01),
+        ("optim.layer_decay", 0.9),
+        ("schedule.warmup_epochs", 3),
+        ("schedule.warmup", 0.5),
+        ("ema.decay", 0),
+        ("ema.decay", 0.5),
+        ("ema.horizon", 0.01),
+        ("augment.scale_min", 0.3),
+        ("augment.erase_prob", 0.1),
+    ],
+)
+def test_the_users_own_value_wins(option: str, value: float) -> None:
+    recipe = with_train_size(load_recipe("photos", [f"--{option}={value}"]), 9_000)
+    assert recipe.flat()[option] == value
+    assert option not in {choice.option for choice in recipe.choices}
+
+
+def test_a_recipe_that_extends_photos_sets_its_own_values(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: photos\nema: {decay: 0.99}\noptim: {lr: 1e-3}\n")
+    recipe = with_train_size(load_recipe(path), 100)
+    assert (recipe.ema.decay, recipe.ema.horizon, recipe.optim.lr) == (0.99, None, 1e-3)
+
+
+def test_later_rules_use_the_users_values() -> None:
+    """lr follows the batch in use, warm-up and EMA the steps in use."""
+    recipe = load_recipe(
+        "photos", ["--data.train_size=9000", "--optim.batch_size=512", "--schedule.epochs=10"]
+    )
+    assert recipe.optim.lr == pytest.approx(3e-4)
+    assert build_schedule(recipe, recipe.steps_per_epoch()).warmup_steps == 34  # a fifth of 170
+    assert horizon(recipe) == pytest.approx(27)  # 0.16 of them
+
+
+def test_every_option_that_accepts_auto_has_a_rule_or_is_read_from_the_file() -> None:
+    accepting = {name for name, field in option_fields().items() if field.metadata["auto"]}
+    assert accepting == {*RULES, "data.num_classes"}
+
+
+def test_auto_is_refused_where_there_is_no_rule() -> None:
+    with pytest.raises(UserError, match=r"optim\.weight_decay is 'auto'; it must be a number >= 0$"):
+        load_recipe("photos", ["--optim.weight_decay=auto"])
+    with pytest.raises(UserError, match=r"optim\.lr is 'automatic'; it must be a number >= 0 or auto$"):
+        load_recipe("photos", ["--optim.lr=automatic"])
+
+
+def test_a_share_is_stored_with_what_it_means() -> None:
+    recipe = load_recipe("photos", ["--data.train_size=9000"])
+    assert recipe_from_dict("photos", recipe.as_dict()) == recipe
+
+
+def test_the_values_that_a_run_was_started_with_are_used_again() -> None:
+    recipe = load_recipe("photos", ["--data.train_size=9000", "--optim.batch_size=32"])
+    stored = {"schedule.epochs": 12, "optim.batch_size": 1}
+    again = resolve(recipe, {name: Choice(name, value, "measured") for name, value in stored.items()})
+    assert [choice.reason for choice in again.choices if choice.option in stored] == ["measured"]
+    assert (again.schedule.epochs, again.optim.batch_size) == (12, 32)
+    assert again.ema.decay == pytest.approx(1 - 1 / 540)  # 0.16 of 12 * 281 steps
+
+
+@pytest.mark.parametrize(("images", "epochs"), [(100, 33), (1_000, 3), (9_000, 1), (1_281_167, 1)])
+def test_short_epochs_do_not_each_end_with_a_checkpoint(images: int, epochs: int) -> None:
+    assert load_recipe("photos", [f"--data.train_size={images}"]).train.checkpoint_epochs == epochs
+
+
+def test_few_images_are_one_batch() -> None:
+    recipe = load_recipe("photos", ["--data.train_size=5"])
+    assert (recipe.optim.batch_size, recipe.schedule.epochs) == (5, 1000)
+
+
+def test_explain_gives_every_choice_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    from fastft.cli import main
+
+    values = explain(load_recipe("photos", ["--data.train_size=9000"]))
+    assert {choice["option"] for choice in values["choices"]} == set(RULES)
+    assert main(["explain", "photos", "--data.train_size=9000"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for choice in values["choices"]:
+        assert choice["option"] + " = " in shown and " ".join(choice["reason"].split()) in shown
+
+
+def test_an_ema_that_stays_close_to_the_initial_weights_is_a_warning_in_every_recipe() -> None:
+    small = ["--data.train_size=9000", "--optim.batch_size=256"]
+    (warning,) = explain(load_recipe("final_b16", small))["warnings"]
+    assert "95.7%" in warning and "--ema.horizon=auto" in warning
+    assert explain(load_recipe("final_b16", [*small, "--ema.horizon=auto"]))["warnings"] == []
+    assert explain(load_recipe("final_b16", [*small, "--ema.decay=0"]))["warnings"] == []
+    short = ["--data.train_size=9000", "--schedule.stop_epoch=5"]
+    (warning,) = explain(load_recipe("photos", short))["warnings"]
+    assert "53.5%" in warning and "set --ema.horizon=0.016, a share of the whole schedule" in warning
+    assert explain(load_recipe("photos", [*short, "--ema.horizon=0.016"]))["warnings"] == []
+    assert explain(load_recipe("final_b16"))["warnings"] == []

@@ -1,0 +1,221 @@
+"""Recipes: what is written is what runs, and every mistake is one line that says what to do."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from beton_tools.base.errors import UserError
+from fastft.recipe import load_recipe, recipe_from_dict
+
+RECIPES = Path("rcp")
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_own_values_override_the_base_and_flags_override_both(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "base.yaml",
+        "optim: {lr: 1e-3, layer_decay: 0.7}\nschedule: {epochs: 30, warmup_epochs: 5}\n",
+    )
+    path = write(tmp_path, "mine.yaml", "extends: base.yaml\noptim: {lr: 2e-3}\n")
+    recipe = load_recipe(
+        path, ["--schedule.epochs=12", "--model.trainable_layers=none", "--data.train=x.beton"]
+    )
+    assert (recipe.name, recipe.optim.lr, recipe.optim.layer_decay) == ("mine", 2e-3, 0.7)
+    assert (recipe.schedule.epochs, recipe.schedule.warmup_epochs, recipe.data.train) == (12, 5, "x.beton")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optim: {learning_rate: 1}", "unknown option 'optim.learning_rate'; did you mean"),
+        ("optimizer: {lr: 1}", "did you mean 'optim.lr'"),
+        ("optim: {lr: fast}", "optim.lr is 'fast'; it must be a number >= 0"),
+        ("optim: {lr: -1}", "it must be a number >= 0"),
+        ("optim: {lr: .nan}", "it must be a number >= 0"),
+        ("optim: {batch_size: 12.5}", "it must be a whole number >= 1"),
+        ("optim: {batch_size: true}", "it must be a whole number >= 1"),
+        ("model: {freeze_conv1: maybe}", "it must be true or false"),
+        ("augment: {crop: centre}", "it must be one of rrc, src"),
+        ("augment: {mean: [0.5, 0.5]}", "it must be three numbers"),
+        ("schedule: {epochs: 5, warmup_epochs: 5}", "must be smaller than schedule.epochs"),
+        ("augment: {scale_min: 0.5, scale_max: 0.2}", "swap them"),
+        ("optim", "must hold 'key: value' lines; give a recipe"),
+        ("optim: [1, 2]", "must hold 'key: value' lines"),
+        ("optim: {lr: [1", "not valid YAML"),
+        ("extends: nowhere.yaml", "does not exist"),
+        ("extends: bad.yaml", "in a circle"),
+        ("extend: final_b16.yaml", "did you mean 'extends'"),
+        ("zzz: 1", "valid sections: .*extends"),
+        ("optim:", "'optim' must hold 'key: value' lines$"),
+        ("optim: {lr: 1e-3, lr: 2e-3}", "the key 'lr' appears twice"),
+        ("optim: {lr: 1e-3}\nema: {decay: 0.9}\noptim: {beta1: 0.8}", "the key 'optim' appears twice"),
+        ("train: {compile: sometimes}", "it must be one of auto, on, off"),
+        ("optim: {beta1: 1}", "it must be a number >= 0 and < 1"),
+        ("optim: {beta2: 1}", "it must be a number >= 0 and < 1"),
+        ("ema: {decay: 1}", "it must be a number >= 0 and < 1"),
+        ("optim: {lr: inf}", "it must be a number >= 0"),
+        ("optim: {clip_grad: inf}", "it must be a number >= 0 or none"),
+        ("schedule: {epochs: inf}", "it must be a whole number >= 1"),
+        ("augment: {mean: [0.5, nan, 0.5]}", "it must be three numbers"),
+        ("train: {seed: 9223372036854775808}", "it must be a whole number >= 0 and <= 9223372036854775807"),
+        ("model: {rel_pos_bias: true, patch_dropout: 0.5}", "needs every patch"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        load_recipe(write(tmp_path, "bad.yaml", text))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["on", "off", "007", "1e3", "2026-11-25", "a: b #1", "[x]", "'x'", "12:30"])
+def test_a_text_is_what_was_typed(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, "r.yaml", "about: {source: x}")
+    assert load_recipe(path, [f"--about.source={text}"]).about.source == text
+
+
+def test_yaml_makes_no_numbers_and_dates_of_texts(tmp_path: Path) -> None:
+    path = write(tmp_path, "r.yaml", "train: {run_dir: 007}\ndata: {train: 2026-11-25, val: 12:30}")
+    recipe = load_recipe(path)
+    assert (recipe.train.run_dir, recipe.data.train, recipe.data.val) == ("007", "2026-11-25", "12:30")
+
+
+@pytest.mark.parametrize("choice", ["auto", "on", "off"])
+def test_every_choice_of_compile_can_be_made(tmp_path: Path, choice: str) -> None:
+    path = write(tmp_path, "r.yaml", f"train: {{compile: {choice}}}")
+    assert load_recipe(path).train.compile == choice
+    assert load_recipe(RECIPES / "final_b16.yaml", [f"--train.compile={choice}"]).train.compile == choice
+
+
+def test_values_are_read_the_same_from_a_file_and_a_flag(tmp_path: Path) -> None:
+    values = {
+        "model": {"freeze_conv1": "no", "trainable_layers": "~"}, "optim": {"clip_grad": "", "batch_size": "1e3"},
+        "augment": {"mean": "[0.1, 0.2, 3e-1]"}, "train": {"seed": "9007199254740993"}, "data": {"val": "null"},
+    }  # fmt: skip
+    text = "".join(
+        f"{s}:\n" + "".join(f"  {k}: {v}\n" for k, v in entries.items()) for s, entries in values.items()
+    )
+    file = load_recipe(write(tmp_path, "r.yaml", text))
+    flags = [f"--{s}.{k}={v}" for s, entries in values.items() for k, v in entries.items()]
+    assert load_recipe(write(tmp_path, "r.yaml", "about: {}"), flags) == file
+    assert (file.model.freeze_conv1, file.model.trainable_layers, file.optim.clip_grad) == (False, None, None)
+    assert (file.augment.mean, file.data.val) == ((0.1, 0.2, 0.3), None)
+    assert (file.train.seed, file.optim.batch_size) == (2**53 + 1, 1000)
+
+
+def test_a_missing_recipe_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"did you mean final_b16\.yaml"):
+        load_recipe(RECIPES / "finalb16.yaml")
+
+
+def test_an_override_without_a_value_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--section\.key=value"):
+        load_recipe(RECIPES / "final_b16.yaml", ["--optim.lr"])
+
+
+def test_a_recipe_survives_its_own_dictionary() -> None:
+    recipe = load_recipe(RECIPES / "final_l14_336.yaml")
+    assert recipe_from_dict(recipe.name, yaml.safe_load(yaml.safe_dump(_lists(recipe.as_dict())))) == recipe
+
+
+def _lists(value):
+    if isinstance(value, dict):
+        return {k: _lists(v) for k, v in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_yaml_floats_without_a_dot_are_numbers(tmp_path: Path) -> None:
+    """YAML 1.1 reads 6e-4 as a text."""
+    assert load_recipe(write(tmp_path, "r.yaml", "optim: {lr: 6e-4}")).optim.lr == 6e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "want"),
+    [  # facts: the reference's logs, section 5
+        (
+            "final_b16",
+            {
+                "lr": 6e-4,
+                "layer_decay": 0.6,
+                "batch_size": 2048,
+                "epochs": 50,
+                "warmup": 10,
+                "size": 224,
+                "frozen": True,
+            },
+        ),
+        (
+            "final_b16_384",
+            {
+                "lr": 7e-4,
+                "layer_decay": 0.6,
+                "batch_size": 2048,
+                "epochs": 50,
+                "warmup": 10,
+                "size": 384,
+                "frozen": False,
+            },
+        ),
+        (
+            "final_l14",
+            {
+                "lr": 4e-4,
+                "layer_decay": 0.65,
+                "batch_size": 2048,
+                "epochs": 30,
+                "warmup": 5,
+                "size": 224,
+                "frozen": True,
+            },
+        ),
+        (
+            "final_l14_336",
+            {
+                "lr": 6e-4,
+                "layer_decay": 0.65,
+                "batch_size": 1920,
+                "epochs": 30,
+                "warmup": 5,
+                "size": 336,
+                "frozen": False,
+            },
+        ),
+    ],
+)
+def test_final_recipes_hold_the_constants_of_the_reference_logs(name: str, want: dict) -> None:
+    r = load_recipe(RECIPES / f"{name}.yaml")
+    got = {
+        "lr": r.optim.lr, "layer_decay": r.optim.layer_decay, "batch_size": r.optim.batch_size, "epochs": r.schedule.epochs,
+        "warmup": r.schedule.warmup_epochs, "size": r.model.image_size, "frozen": r.model.freeze_conv1,
+    }  # fmt: skip
+    assert got == want
+    assert (r.optim.weight_decay, r.optim.label_smoothing, r.ema.decay, r.schedule.min_lr) == (
+        0.05,
+        0.1,
+        0.9998,
+        1e-6,
+    )
+    assert (r.augment.policy, r.augment.erase_prob, r.augment.erase_mode) == (
+        "rand-m9-mstd0.5-inc1",
+        0.25,
+        "pixel",
+    )
+    assert (r.augment.mixup, r.augment.cutmix, r.augment.scale_min, r.augment.hflip) == (0, 0, 0.08, 0.5)
+    assert r.steps_per_epoch() == (667 if name == "final_l14_336" else 625)
+
+
+def test_baseline_is_table_1() -> None:
+    r = load_recipe(RECIPES / "baseline_b16.yaml")
+    assert (r.optim.lr, r.optim.layer_decay, r.schedule.epochs, r.schedule.warmup_epochs) == (
+        1e-3,
+        1.0,
+        100,
+        20,
+    )
+    assert (r.augment.mixup, r.augment.cutmix, r.ema.decay) == (0.8, 1.0, 0)

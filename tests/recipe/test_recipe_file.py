@@ -1,0 +1,205 @@
+"""Recipes are found by path, by name and as rows of tables; what cannot be one is refused in one line, whatever it is."""
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from beton_tools.base.errors import UserError
+from fastft.cli import main
+from fastft.recipe import load_recipe
+from fastft.recipe.recipe_file import MAX_CHAIN, RECIPES
+from fastft.recipe.tables import load_sweep
+from fastft.recipe.yaml_file import MAX_BYTES, MAX_DEPTH
+from fastft.run.run_directory import load_run
+
+TABLE = """
+title: Mine
+source: nobody
+base: final_b16
+set: {ema.decay: 0.9}
+rows:
+  - {label: a, name: mine_a, set: {optim.lr: 1.0e-3}, paper: 60}
+  - {label: b, series: x, set: {optim.lr: 2.0e-3}}
+  - {label: b, series: y, recipe: other.yaml, number: raw, paper: 50}
+  - {label: c, recipe: "mine.yaml[a]", set: {optim.beta1: 0.8}}
+"""
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    (tmp_path / "other.yaml").write_text("extends: final_l14\nabout: {top1: 40, source: me}\n")
+    path = tmp_path / "mine.yaml"
+    path.write_text(TABLE)
+    return path
+
+
+# names ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_bare_name_is_a_recipe_of_fastft_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = load_recipe(RECIPES / "final_l14_336.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("final_l14_336") == here
+    assert load_recipe("02_lr[1e-5]").name == "lr_1e-5"
+    (tmp_path / "final_l14_336").mkdir()  # as in runs/
+    assert load_recipe("final_l14_336") == here
+    (tmp_path / "mine.yaml").write_text("extends: final_l14_336\n")
+    assert load_recipe("mine.yaml").optim == here.optim
+
+
+def test_a_row_is_named_by_label_by_series_and_label_or_by_recipe(table: Path) -> None:
+    a = load_recipe(f"{table}[a]")
+    assert (a.name, a.optim.lr, a.ema.decay, a.about.top1, a.about.source) == (
+        "mine_a",
+        1e-3,
+        0.9,
+        60,
+        "nobody",
+    )
+    assert load_recipe(f"{table}[mine_a]") == a
+    b = load_recipe(f"{table}[x, b]")
+    assert (b.name, b.optim.lr, b.about.top1) == ("mine_x_b", 2e-3, None)
+
+
+def test_a_row_of_another_recipe_keeps_its_name_and_a_row_may_extend_a_row(table: Path) -> None:
+    other = load_recipe(f"{table}[y, b]")
+    assert (other.name, other.model.arch, other.ema.decay) == ("other", "ViT-L-14-quickgelu", 0.9998)
+    assert (other.about.top1, other.about.source) == (50, "nobody, raw weights")
+    c = load_recipe(f"{table}[c]")
+    assert (c.optim.lr, c.optim.beta1, c.ema.decay) == (1e-3, 0.8, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("{}", r"mine.yaml is a table, not a recipe; name one of its rows, such as '.*mine.yaml\[a\]'"),
+        ("{}[d]", "has no row 'd'; its rows are 'a', 'x, b', 'y, b', 'c'"),
+        ("{}[mine_b]", "did you mean 'mine_x_b'"),
+        ("{}[b]", "'b' is 2 rows; write 'x, b' or 'y, b'"),
+        ("final_b61", "did you mean final_b16"),
+        ("final_b16[a]", "final_b16.yaml is not a table"),
+        ("02_lrr[1e-5]", "does not exist"),
+    ],
+)
+def test_mistakes_in_names_are_one_line(
+    table: Path, reference: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference = reference.format(table)
+    with pytest.raises(UserError, match=message) as error:
+        load_recipe(reference)
+    assert "\n" not in str(error.value)
+    for command in (["train"], ["explain"], ["preview", "--out", "x.png"]):
+        assert main([command[0], reference, *command[1:]]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_table_is_priced_by_row_and_as_a_whole(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cost", f"{table}[a]", "--gpu", "v100"]) == 0
+    assert "mine_a" in capsys.readouterr().out
+    assert main(["cost", str(table), "--gpu", "v100"]) == 0
+    assert "4 rows, 4 trainings" in " ".join(capsys.readouterr().out.split())
+
+
+# hostile files ----------------------------------------------------------------------------------------------------------
+
+# expands to ten billion nodes
+BOMB = "[&a [x, x, x, x, x, x, x, x, x, x], {}]".format(
+    ", ".join(f"&{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 10)}]" for i in range(9))
+)
+
+
+def write(text: str) -> Callable[[Path], None]:
+    return lambda path: path.write_text(text) and None
+
+
+def chain(path: Path) -> None:
+    for i in range(1200):
+        (path.parent / f"{i}.yaml").write_text(f"extends: {i + 1}.yaml\n")
+    (path.parent / "1200.yaml").write_text("extends: final_b16\n")
+    path.write_text("extends: 0.yaml\n")
+
+
+def bind_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "alias bomb in a value": (write(f"optim: {{lr: {BOMB}}}\n"), "too large once its aliases are expanded"),
+    "alias bomb in a key": (write(f"? {BOMB}\n: 1\n"), "too large once its aliases are expanded"),
+    "alias bomb in extends": (write(f"extends: {BOMB}\n"), "too large once its aliases are expanded"),
+    "long text repeated by aliases": (
+        write(f"optim: {{beta1: &a {'x' * 50_000}, lr: [{', '.join(['*a'] * 5000)}]}}\n"), "too large once"
+    ),
+    "alias of itself": (write("optim: &a {lr: *a}\n"), "a part of itself"),
+    "unknown alias": (write("optim: {lr: *nothing}\n"), "stands for nothing"),
+    "deep nesting, flow": (write("optim: " + "[" * 5000 + "]" * 5000), f"more than {MAX_DEPTH} levels"),
+    "deep nesting, blocks": (
+        write("".join(f"{' ' * i}a:\n" for i in range(300))), f"more than {MAX_DEPTH} levels"
+    ),
+    "key that is a list": (write("? [a, b]\n: 1\n"), "a key must be a text"),
+    "larger than the limit": (write("#" + "x" * MAX_BYTES), "larger than the limit"),
+    "NUL": (write("optim: {lr: 1e-3}\0"), "not valid YAML"),
+    "escaped NUL in extends": (write('extends: "a\\0b"\n'), "control character"),
+    "lone surrogate": (write('about: {source: "\\ud800"}\n'), "control character"),
+    "escape beyond Unicode": (write('about: {source: "\\UFFFFFFFF"}\n'), "not valid YAML"),
+    "extends a list": (write("extends: [final_b16]\n"), "extends must name one recipe"),
+    "not UTF-8": (lambda path: path.write_bytes(b"about: {source: \xff}\n"), "not UTF-8"),
+    "1e308 classes": (write("data: {num_classes: 1e308}\n"), "num_classes is '1e308'; it must be a whole number"),
+    "5000 digits": (write(f"data: {{num_classes: {'9' * 5000}}}\n"), "it must be a whole number"),
+    "1e308 minutes": (write("train: {timeout_minutes: 1e308}\n"), "it must be a number >= 0.01"),
+    "chain of 1,200": (chain, f"more than {MAX_CHAIN} recipes extend one another"),
+    "circle": (write("extends: hostile.yaml\n"), "in a circle"),
+    "symlink to itself": (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
+    "FIFO": (os.mkfifo, "a FIFO, not a regular file"),
+    "socket": (bind_socket, "a socket, not a regular file"),
+    "directory": (Path.mkdir, "a directory, not a regular file"),
+    "/dev/zero": (lambda path: path.symlink_to("/dev/zero"), "a device, not a regular file"),
+    "link to nothing": (lambda path: path.symlink_to("nowhere"), "No such file"),
+    "extends /dev/zero": (write("extends: /dev/zero\n"), "a device, not a regular file"),
+    "name of 5,000 characters": (write(f"extends: {'x' * 5000}\n"), "does not exist"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [case[0] for case in HOSTILE.values()], ids=HOSTILE)
+@pytest.mark.timeout(60)
+def test_a_hostile_recipe_table_or_run_directory_is_one_line(
+    make: Callable[[Path], object], tmp_path: Path, request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    message = HOSTILE[request.node.callspec.id][1]
+    path = tmp_path / "hostile.yaml"
+    make(path)
+    with pytest.raises(UserError) as error:
+        load_recipe(path)
+    assert message in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 12_000
+    assert main(["explain", str(path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(UserError):
+        load_sweep(path)
+    path.rename(tmp_path / "recipe.yaml") if path.exists() else None
+    with pytest.raises(UserError):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "--about.source=\udcff",
+        "--data.train=a\0b",
+        "--train.seed=1e400",
+        "--optim.lr=[1]",
+        "--x=",
+        "--\udcff=1",
+    ],
+)
+def test_hostile_options_on_the_command_line_are_one_line(
+    override: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", "final_b16", override]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

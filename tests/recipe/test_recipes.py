@@ -1,0 +1,403 @@
+"""Every row of the paper is a recipe that differs from its stage in what the table varies, and in nothing else."""
+
+import hashlib
+import json
+import re
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastft.augment.build import build_mixer, build_policy
+from fastft.cost.explanation import explain
+from fastft.cost.mfu import RECORD_MFU
+from fastft.cost.model import estimate
+from fastft.cost.reference_log import reference_curves
+from fastft.cost.work import recipe_work
+from fastft.machine.gpus import GPUS
+from fastft.model.build import build_model, recipe_arch
+from fastft.model.phases import find_phases
+from fastft.optim import layer_groups
+from fastft.recipe import Recipe, differences, load_recipe
+from fastft.recipe.schema import About
+from fastft.search import Row, Sweep, load_sweep, plan_runs
+from fastft.search.planned_runs import run_key
+
+RECIPES = Path("rcp")
+SWEEPS = {s.name: s for s in map(load_sweep, sorted(RECIPES.glob("tables/*.yaml")))}
+FILES = sorted(RECIPES.glob("[bfq]*.yaml"))
+GOLDEN = Path(__file__).parent / "golden_recipes.json"
+
+BASELINE, FINAL = RECIPES / "baseline_b16.yaml", RECIPES / "final_b16.yaml"
+EMA = {"ema.decay": 0.9998}
+MIX_50 = {"augment.mixup": 0.8, "augment.cutmix": 1.0}
+
+# Transcribed from the paper: table -> (stage it builds on, [(line, column, top-1, what differs from the stage)])
+Entry = tuple[str, str, float | None, dict[str, Any]]
+
+
+def over(option: str, values: dict[Any, float | None], series: str = "", **more: Any) -> list[Entry]:
+    return [(series, str(v), top1, {option: v} | more) for v, top1 in values.items()]
+
+
+LRS = {"1e-5": 1e-5, "2e-5": 2e-5, "3e-5": 3e-5, "5e-5": 5e-5, "1e-4": 1e-4, "5e-4": 5e-4, "1e-3": 1e-3}
+DECAYS = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
+RAND = "rand-m{m}-n{n}-mstd0.5-inc1"
+
+
+def lr_entries(series: str, accuracies: tuple[float, ...], prefix: str = "") -> list[Entry]:
+    return [
+        (series, f"{prefix}{label}", top1, {"optim.lr": lr} | (EMA if lr <= 1e-4 else {}))
+        for (label, lr), top1 in zip(LRS.items(), accuracies, strict=False)
+    ]
+
+
+def decay_entries(lr: float, label: str, accuracies: tuple[float, ...]) -> list[Entry]:
+    return [
+        (f"lr {label}", str(d), top1, {"optim.lr": lr, "optim.layer_decay": d} | EMA)
+        for d, top1 in zip(DECAYS, accuracies, strict=True)
+    ]
+
+
+def larger_lr_entries(decay: float, accuracies: tuple[float, ...]) -> list[Entry]:
+    return [
+        (f"LLRD {decay:.2f}", f"{i}e-4", top1, {"optim.lr": i * 1e-4, "optim.layer_decay": decay} | EMA)
+        for i, top1 in enumerate(accuracies, 1)
+    ]
+
+
+PAPER: dict[str, tuple[Path, list[Entry]]] = {
+    "01_baseline": (BASELINE, [("", "baseline", 82.3, {})]),
+    "02_lr": (BASELINE, lr_entries("", (83.8, 84.3, 84.3, 83.8, 83.1, 82.3, 82.3))),
+    "03_ema": (
+        BASELINE,
+        lr_entries("w/o EMA", (83.8, 84.3, 84.3, 83.8, 83.1), "lr ")
+        + lr_entries("w EMA", (83.6, 84.4, 84.6, 84.4, 84.0), "lr "),
+    ),
+    "04_llrd": (
+        BASELINE,
+        decay_entries(5e-5, "5e-5", (84.6, 84.7, 84.8, 84.9, 84.7, 84.6, 84.4))
+        + decay_entries(1e-4, "1e-4", (84.8, 84.9, 85.0, 85.0, 84.7, 84.5, 84.3)),
+    ),
+    "05_llrd": (
+        BASELINE,
+        larger_lr_entries(0.6, (84.8, 84.8, 85.0, 85.1, 85.2, 85.3, 85.1))
+        + larger_lr_entries(0.65, (84.9, 84.9, 85.0, 85.0, 85.0, 84.9, 84.9))
+        + larger_lr_entries(0.7, (85.0, 85.2, 85.0)),
+    ),
+    "fig2_length": (
+        FINAL,
+        [
+            ("", "100 epochs", 85.3, {"schedule.epochs": 100, "schedule.warmup_epochs": 20.0} | MIX_50),
+            ("", "50 epochs", 85.2, MIX_50),
+        ],
+    ),
+    "06_mixup": (
+        FINAL,
+        [
+            ("", f"{m}/{c}", top1, {"augment.mixup": m, "augment.cutmix": c})
+            for m, c, top1 in (
+                (0.8, 1.0, 85.3), (0.4, 0.5, 85.4), (0.2, 0.25, 85.5), (0.1, 0.2, 85.6), (0.0, 0.0, 85.7)
+            )
+        ],
+    ),
+    "07_erase": (FINAL, over("augment.erase_prob", {0.0: 85.6, 0.12: 85.6, 0.25: 85.7, 0.35: 85.5})),
+    "08_randaug_n": (
+        FINAL,
+        [
+            ("", str(n), top1, {} if n == 2 else {"augment.policy": RAND.format(m=9, n=n)})
+            for n, top1 in enumerate((85.5, 85.7, 85.6, 85.4), 1)
+        ],
+    ),
+    "09_randaug_m": (
+        FINAL,
+        [
+            ("", str(m), top1, {} if m == 9 else {"augment.policy": f"rand-m{m}-mstd0.5-inc1"})
+            for m, top1 in enumerate((85.6, 85.6, 85.7, 85.7, 85.7, 85.6), 5)
+        ],
+    ),
+    "12_architecture": (
+        FINAL,
+        [
+            ("", "vanilla", 85.66, {}),
+            ("", "+RPE", 85.69, {"model.rel_pos_bias": True}),
+            ("", "+RPE +LS", 85.67, {"model.rel_pos_bias": True, "model.layer_scale": 1.0}),
+        ],
+    ),
+    "13_policy": (
+        FINAL,
+        [
+            ("", "RandAug+RRC", 85.7, {}),
+            ("", "3Aug+RRC", 85.6, {"augment.policy": "3aug-j0.3"}),
+            ("", "3Aug+SRC", 84.9, {"augment.policy": "3aug-j0.3", "augment.crop": "src"}),
+            ("", "AugMix+RRC", 85.1, {"augment.policy": "augmix-m3-w3"}),
+        ],
+    ),
+    "14_crop_scale": (
+        FINAL, over("augment.scale_min", {0.08: 85.7, 0.2: 85.7, 0.3: 85.6, 0.4: 85.6, 0.5: 85.5})
+    ),
+    "15_drop_path": (
+        FINAL,
+        [("", f"{d:g}", top1, {"model.drop_path": d}) for d, top1 in ((0, 85.7), (0.05, 85.6), (0.1, 85.5))],
+    ),
+    "16_label_smoothing": (
+        FINAL,
+        [
+            ("", f"{s:g}", top1, {"optim.label_smoothing": s})
+            for s, top1 in ((0, 85.3), (0.05, 85.6), (0.1, 85.7), (0.15, 85.6), (0.2, 85.6))
+        ],
+    ),
+    "17_weight_decay": (
+        FINAL,
+        [
+            ("", label, top1, {"optim.weight_decay": float(label)})
+            for label, top1 in (("1e-8", 85.6), ("0.01", 85.6), ("0.05", 85.7), ("0.1", 85.6), ("0.2", 85.6))
+        ],
+    ),
+    "fig3_partial": (
+        FINAL,
+        [
+            ("", str(k), {1: 83.9, 6: 85.6, 12: 85.7}.get(k), {} if k == 12 else {"model.trainable_layers": k})
+            for k in range(13)
+        ],
+    ),
+}  # fmt: skip
+
+
+def differing(recipe: Recipe, stage: Recipe) -> dict[str, Any]:
+    """Options whose value differs from the stage's, `about` apart."""
+    return {
+        key: mine for key, (mine, _) in differences(recipe, stage).items() if not key.startswith("about.")
+    }
+
+
+def rows() -> Iterator[tuple[Sweep, Row, Recipe]]:
+    """Every row of every table with its recipe."""
+    for sweep in SWEEPS.values():
+        for row in sweep.rows:
+            yield sweep, row, load_recipe(sweep.reference(row))
+
+
+def test_every_table_of_the_paper_is_there() -> None:
+    tables = {*(f"{i:02}" for i in (*range(1, 10), *range(11, 18))), "fig1", "fig2", "fig3"}
+    assert {name.split("_")[0] for name in SWEEPS} == tables
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_rows_are_the_papers_and_vary_what_the_table_varies(name: str) -> None:
+    stage, entries = PAPER[name]
+    base, sweep = load_recipe(stage), SWEEPS[name]
+    assert [(r.series, r.label, r.paper) for r in sweep.rows] == [e[:3] for e in entries]
+    for row, (*_, expected) in zip(sweep.rows, entries, strict=True):
+        wanted = {k: v for k, v in expected.items() if v != base.flat()[k]}
+        assert differing(load_recipe(sweep.reference(row)), base) == pytest.approx(wanted), row.title
+
+
+def test_raw_weights_are_compared_where_the_paper_has_no_ema() -> None:
+    raw = {(sweep.name, row.series) for sweep, row, _ in rows() if row.number == "raw"}
+    assert raw == {("01_baseline", ""), ("02_lr", ""), ("03_ema", "w/o EMA"), ("fig1_steps", "")}
+
+
+def test_the_final_models_are_table_11_and_table_10s_own_values_stand_beside_the_logs() -> None:
+    found = {row.label: (recipe.name, row.paper) for sweep, row, recipe in rows() if sweep.name == "11_final"}
+    assert found == {
+        "B/16 at 224": ("final_b16", 85.7), "B/16 at 384": ("final_b16_384", 86.6),
+        "L/14 at 224": ("final_l14", 88.0), "L/14 at 336": ("final_l14_336", 88.3),
+        "B/16 at 384, Table 10": ("table10_b16_384", 86.6), "L/14 at 336, Table 10": ("table10_l14_336", 88.3),
+    }  # fmt: skip
+    for size, large in (("b16", "b16_384"), ("l14", "l14_336")):
+        same, final = f"final_{size}", f"final_{large}"
+        recipe = load_recipe(f"11_final[table10_{large}]")
+        assert recipe.optim == load_recipe(same).optim and recipe.ema == load_recipe(same).ema
+        assert recipe.model == load_recipe(final).model
+
+
+def test_figure_1_is_a_chain_of_rows_of_other_tables() -> None:
+    chain = [(recipe.name, row.paper) for sweep, row, recipe in rows() if sweep.name == "fig1_steps"]
+    assert chain == [
+        ("baseline_b16", 82.3), ("lr_3e-5", 84.3), ("lr_3e-5", 84.6), ("lr_6e-4_decay_0.60", 85.3),
+        ("mixup_0.8_cutmix_1", 85.2), ("final_b16", 85.7),
+    ]  # fmt: skip
+
+
+def test_a_row_expects_the_figure_of_its_table() -> None:
+    for sweep, row, recipe in rows():
+        if row.paper is None:
+            assert recipe.about == About(None, f"no expectation: {sweep.source} gives no figure")
+        else:
+            raw = ", raw weights" if row.number == "raw" else ""
+            assert recipe.about == About(row.paper, sweep.source + raw), row.title
+
+
+def test_names_are_unique_over_all_tables_and_recipes() -> None:
+    """A run is named after its recipe: two recipes of one name would share runs/NAME."""
+    names = [row.name for sweep in SWEEPS.values() for row in sweep.rows if row.name]
+    names += [path.stem for path in RECIPES.glob("*.yaml")]
+    assert len(names) == len(set(names))
+
+
+def digest(recipe: Recipe) -> str:
+    values = {key: value for key, value in recipe.identity().items() if not key.startswith("about.")}
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def test_recipes_have_the_values_and_run_directories_of_version_0_1() -> None:
+    """golden_recipes.json was written when every row was a file of its own; run directories are found by name and run key.
+
+    The demo's entry is of version 0.3, in which it became a training of photographs.
+
+    An option added since then is declared with `since=`, so that earlier runs and sweeps can be resumed. The frugal recipes
+    were changed in 0.3: they evaluate the EMA only.
+    """
+    golden = json.loads(GOLDEN.read_text())
+    found = {recipe.name: [digest(recipe), run_key(recipe)] for _, _, recipe in rows()}
+    for path in RECIPES.glob("*.yaml"):
+        recipe = load_recipe(path)
+        found[recipe.name] = [digest(recipe), run_key(recipe)]
+    assert len(golden) == 90
+    assert {name: found[name] for name in golden} == golden
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_recipe_starts_with_its_command_expectation_and_cost(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith(f"# fastft train {path.stem} --data.train=")
+    head = [line for line in lines if line.startswith("#")]
+    assert any("Expected: " in line for line in head)
+    assert head[-1].startswith("# Cost: ")
+    top1 = load_recipe(path).about.top1
+    expected = "Expected: unknown, not run" if top1 is None else f"Expected: {top1} % top-1"
+    assert any(expected in line for line in head)
+
+
+@pytest.mark.parametrize("sweep", SWEEPS.values(), ids=lambda sweep: sweep.name)
+def test_a_table_starts_with_commands_that_name_it_and_says_what_is_assumed(sweep: Sweep) -> None:
+    lines = sweep.path.read_text().splitlines()
+    assert lines[0].startswith(f"# fastft sweep {sweep.path} --data.train=")
+    quoted = re.search(r"'(rcp/tables/[^']+)'", lines[1])
+    if quoted:
+        load_recipe(quoted[1])
+    else:
+        assert lines[1].startswith(f"# fastft cost {sweep.path}")
+    head = " ".join(line.removeprefix("# ") for line in lines if line.startswith("#"))
+    assert re.search(r"patch embedding(, which the logs freeze| is frozen: assumed)", head)
+
+
+def test_costs_and_the_page_of_tables_are_up_to_date_with_the_cost_model() -> None:
+    stale = runpy.run_path("docs/paper_tables.py")["stale"]()
+    assert not stale, "run: python docs/paper_tables.py"
+
+
+def test_the_demos_recipe_can_be_explained() -> None:
+    """It names its own architecture, also outside the checkout."""
+    values = explain(load_recipe(RECIPES / "demo.yaml"))
+    assert values["recipe"]["model"]["arch"] == "rcp/demo_vit_s14.json"  # as in run directories of before
+    assert values["schedule"]["total_steps"] == 312
+    assert {group["layer_id"] for group in values["groups"]} == set(range(14))
+
+
+def test_the_demos_recipe_finds_its_architecture_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert recipe_arch(load_recipe("demo")).layers == 12
+
+
+def recipes_by_training() -> dict[str, Recipe]:
+    """One recipe per training of all tables, by its key."""
+    return {run.key: run.recipe for sweep in SWEEPS.values() for run in plan_runs(sweep, (), Path("runs"))}
+
+
+def test_every_row_builds_and_trains() -> None:
+    for recipe in recipes_by_training().values():
+        build_policy(recipe)
+        assert (build_mixer(recipe) is None) == (recipe.augment.mixup == recipe.augment.cutmix == 0)
+    models = {recipe.model: recipe for recipe in recipes_by_training().values()}
+    for recipe in models.values():
+        name, arch = recipe.name, recipe_arch(recipe)
+        with torch.device("meta"):
+            model = build_model(recipe, pretrained=False)
+        groups = layer_groups(model, arch.layers, recipe.optim.layer_decay, recipe.optim.weight_decay)
+        top = recipe.model.trainable_layers
+        lowest = 0 if top is None else arch.layers + 1 - top  # block i is layer i + 1, the head layers + 1
+        assert min(group.layer_id for group in groups) == lowest, name
+        trained = {n for group in groups for n in group.names}
+        assert any("rel_pos_bias" in n for n in trained) == recipe.model.rel_pos_bias, name
+        assert any(".ls_" in n for n in trained) == (recipe.model.layer_scale is not None), name
+        rates = [block.drop_path.rate for block in model.visual.transformer.resblocks]
+        assert rates == pytest.approx(
+            [recipe.model.drop_path * i / (arch.layers - 1) for i in range(arch.layers)]
+        )
+
+
+ONE_EVALUATION = {"train.eval_every": 5, "train.eval_weights": "ema"}
+CURVES = reference_curves()
+
+
+@pytest.mark.parametrize("size", ["b16", "b16_384", "l14", "l14_336"])
+def test_frugal_recipes_stop_where_the_references_ema_is_best(size: str) -> None:
+    final, frugal = load_recipe(f"final_{size}"), load_recipe(f"frugal_{size}")
+    curve = CURVES[final.name]["top1_ema"]
+    peak = curve.index(max(curve))
+    assert differing(frugal, final) == {"schedule.stop_epoch": peak + 1} | ONE_EVALUATION
+    assert frugal.about.top1 == pytest.approx(curve[peak], abs=0.05)
+    assert frugal.about.source.endswith(f"at epoch {peak}")
+
+
+@pytest.mark.parametrize("size", ["b16", "l14", "l14_336"])
+def test_quick_recipes_expect_what_the_reference_has_at_their_last_epoch(size: str) -> None:
+    final, quick = load_recipe(f"final_{size}"), load_recipe(f"quick_{size}")
+    assert differing(quick, final) == {"schedule.stop_epoch": quick.epochs} | ONE_EVALUATION
+    assert quick.about.top1 == pytest.approx(CURVES[final.name]["top1_ema"][quick.epochs - 1], abs=0.005)
+    assert quick.about.source.endswith(f"at epoch {quick.epochs - 1}")
+
+
+@pytest.mark.parametrize(("size", "layers"), [("b16", 6), ("l14", 12)])
+def test_half_frozen_recipes_are_extrapolated_and_cheaper(size: str, layers: int) -> None:
+    final, frugal, half = (
+        load_recipe(name) for name in (f"final_{size}", f"frugal_{size}", f"frugal_{size}_half")
+    )
+    assert differing(half, frugal) == {"model.trainable_layers": layers}
+    assert half.about.source.startswith("extrapolated")
+    work = [recipe_work(recipe, recipe_arch(final)).total for recipe in (final, frugal, half)]
+    assert work[0] > work[1] > work[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "changes", "phases"),
+    [
+        ("frugal_b16_progressive", "frugal_b16", {"schedule.sizes"}, [(24, 160, 196), (6, 224, 196)]),
+        (
+            "frugal_b16_progressive_half",
+            "frugal_b16_half",
+            {"schedule.sizes"},
+            [(24, 160, 196), (6, 224, 196)],
+        ),
+        ("frugal_b16_384_progressive", "frugal_b16_384", {"schedule.sizes"}, [(24, 224, 576), (4, 384, 576)]),
+        ("frugal_b16_sparse", "frugal_b16_half", {"model.patch_dropout"}, [(27, 224, 127), (3, 224, 196)]),
+    ],
+)
+def test_recipes_that_nobody_ran_expect_nothing_and_change_what_they_say(
+    name: str, base: str, changes: set[str], phases: list[tuple[int, int, int]]
+) -> None:
+    """phases: epochs, image size, and how many patches of an image of the final size would be kept."""
+    recipe, arch = load_recipe(name), recipe_arch(load_recipe(name))
+    assert differing(recipe, load_recipe(base)).keys() == changes
+    assert recipe.about == About(None, "no expectation: not run")
+    kept = [(p.epochs, p.size, round(arch.grid**2 * (1 - p.patch_dropout))) for p in find_phases(recipe)]
+    assert kept == phases
+
+
+def test_the_cheapest_recipe_of_b16_is_below_8_v100_hours_at_the_record_mfu() -> None:
+    """The MFU at which frugal_b16_half takes 12.2 hours."""
+    hours = {}
+    for path in FILES:
+        recipe = load_recipe(path)
+        if "b16" in path.stem and recipe.model.image_size == 224:
+            hours[path.stem] = estimate(recipe, GPUS["V100"], 8, RECORD_MFU["V100"]).gpu_hours
+    assert hours["frugal_b16_half"] == pytest.approx(12.2, abs=0.1)
+    assert min(hours, key=hours.__getitem__) == "frugal_b16_progressive_half"
+    assert hours["frugal_b16_progressive_half"] < 8

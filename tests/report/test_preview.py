@@ -1,0 +1,64 @@
+"""The preview shows what training sees."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beton_tools.read.format import Beton
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
+from fastft.augment import parse_policy
+from fastft.cli import main
+from fastft.data import Output, TrainLoader
+from fastft.report.preview import carry_out, write_preview
+
+
+@pytest.fixture(scope="module")
+def beton(photographs, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("preview")
+    for name, image in photographs.items():
+        (folder / "images" / name).mkdir(parents=True)
+        Image.fromarray(image[:200, :240]).save(folder / "images" / name / "0.png")
+    convert_folder(folder / "images", folder / "p.beton", WriteOptions(workers=0))
+    return folder / "p.beton"
+
+
+def test_the_images_equal_those_of_the_loader(beton: Path) -> None:
+    policy, size = parse_policy("rand-m9-mstd0.5-inc1"), 64
+    n = Beton.open(beton).num_samples
+    with TrainLoader(beton, policy, Output(size), seed=3, batch_size=n) as loader:
+        batch = next(loader.epoch(2))
+        seen = batch.images.permute(0, 2, 3, 1).numpy() * policy.std + np.array(policy.mean)
+        _, drawn = carry_out(Beton.open(beton), policy, size, seed=3, epoch=2, samples=batch.ids)
+        assert np.array_equal((255 * seen).round().clip(0, 255).astype(np.uint8), drawn)
+
+
+def test_the_picture_and_the_plan_are_written(beton: Path, tmp_path: Path) -> None:
+    write_preview(
+        beton,
+        parse_policy("3aug"),
+        48,
+        seed=0,
+        epoch=0,
+        count=5,
+        out=tmp_path / "g.png",
+        plan_out=tmp_path / "p.json",
+    )
+    with Image.open(tmp_path / "g.png") as image:
+        assert image.width > 1000
+    plan = json.loads((tmp_path / "p.json").read_text())
+    assert [row["sample"] for row in plan] == sorted({row["sample"] for row in plan}) and len(plan) == 5
+    assert all(row["ops"] for row in plan)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["g.png", "p.json"]
+
+
+def test_an_epoch_beyond_the_recipe_is_refused(
+    beton: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = f"--data={beton}"
+    assert main(["preview", "final_b16", data, f"--out={tmp_path / 'g.png'}", "--epoch=50"]) == 2
+    assert "there is no epoch 50: the recipe has 50, counted from 0" in capsys.readouterr().err
+    assert not (tmp_path / "g.png").exists()

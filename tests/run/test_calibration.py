@@ -1,0 +1,51 @@
+"""Calibration errors are those of the binned definition, and temperature scaling finds a known temperature."""
+
+import numpy as np
+import pytest
+from sklearn.calibration import calibration_curve
+
+from fastft.run.calibration import BINS, calibrate, reliability
+from fastft.run.metrics import Predictions
+
+
+def calibrated(count: int, classes: int, sharpness: float) -> Predictions:
+    """Labels drawn from the softmax of the logits; the logits are then multiplied by `sharpness`."""
+    noise = np.random.default_rng(0)
+    logits = 2 * noise.normal(size=(count, classes))
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels = (noise.random((count, 1)) > shares.cumsum(1)).sum(1)
+    return Predictions.from_logits((sharpness * logits).astype(np.float32), labels)
+
+
+def test_bins_are_those_of_scikit_learn() -> None:
+    p = calibrated(2000, 4, 1.7)
+    accuracy, confidence = calibration_curve(p.right_N, p.confidence_N, n_bins=BINS)
+    found = reliability(p.confidence_N, p.right_N)
+    filled = found.images > 0
+    assert found.confidence[filled] == pytest.approx(confidence, abs=1e-6)
+    assert found.accuracy[filled] == pytest.approx(accuracy, abs=1e-6)
+    assert found.images.sum() == 2000
+    expected = sum(found.images[filled] * np.abs(accuracy - confidence)) / 2000
+    assert found.ece == pytest.approx(100 * expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("sharpness", [0.25, 1.0, 4.0])
+def test_temperature_scaling_undoes_over_and_under_confidence(sharpness: float) -> None:
+    found = calibrate(calibrated(20_000, 5, sharpness))
+    assert found.temperature == pytest.approx(sharpness, rel=0.05)
+    assert found.scaled is not None and found.scaled.ece < 1.5
+    if sharpness != 1.0:
+        assert found.plain.ece > 5 * found.scaled.ece
+
+
+def test_the_scaled_error_of_each_half_is_from_the_temperature_of_the_other() -> None:
+    """Even images are right at any confidence and odd ones wrong: no temperature of the other half can help."""
+    logits = np.tile(np.array([[2.0, 0.0]], np.float32), (400, 1))
+    found = calibrate(Predictions.from_logits(logits, np.arange(400) % 2))
+    assert found.scaled is not None and found.scaled.ece > 45
+
+
+def test_without_logits_there_is_no_temperature() -> None:
+    p = calibrated(100, 3, 1.0)
+    found = calibrate(Predictions(p.labels_N, p.predicted_N, p.confidence_N, p.truth_N, 3))
+    assert found.temperature is None and found.scaled is None

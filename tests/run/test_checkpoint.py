@@ -1,0 +1,151 @@
+"""A checkpoint is complete under its name or absent; damage is found when it is read; nothing is unpickled."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from beton_tools.base.errors import UserError
+from fastft.model import build_classifier
+from fastft.optim import build_adamw, layer_groups, optimizer_groups, set_lr
+from fastft.run.checkpoint import (
+    Damaged,
+    find_checkpoint,
+    keep_only,
+    list_checkpoints,
+    prune,
+    read_checkpoint,
+    write_checkpoint,
+)
+from fastft.train.step_state import load_optimizer_tensors, optimizer_tensors
+from tests.model.test_tower import small_arch
+
+STATE = {"name": "r", "recipe": {}, "arch": asdict(small_arch()), "classes": ["a", "b"], "data": {}}
+WEIGHTS = {"model": {"w": torch.zeros(100)}}
+
+
+def stepped_optimizer(seed: int):
+    torch.manual_seed(seed)
+    model = build_classifier(small_arch(), 5, freeze_conv1=False).to(memory_format=torch.channels_last)
+    optimizer = build_adamw(
+        optimizer_groups(model, layer_groups(model, 3, 0.6, 0.05)), betas=(0.9, 0.999), eps=1e-8
+    )
+    for _ in range(3):
+        for p in model.parameters():
+            p.grad = torch.randn_like(p) if p.requires_grad else None
+        set_lr(optimizer, 1e-3)
+        optimizer.step()
+    return model, optimizer
+
+
+def test_optimizer_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    """The next step from the file equals the next step without the file."""
+    model, optimizer = stepped_optimizer(0)
+    path = tmp_path / "step-00000003"
+    write_checkpoint(path, STATE, {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer)})
+    loaded = read_checkpoint(path, ("model", "optimizer"))
+    other, fresh = stepped_optimizer(1)
+    other.load_state_dict(loaded.tensors["model"])
+    load_optimizer_tensors(fresh, loaded.tensors["optimizer"])
+    for m, o in ((model, optimizer), (other, fresh)):
+        torch.manual_seed(7)
+        for p in m.parameters():
+            p.grad = torch.randn_like(p) if p.requires_grad else None
+        o.step()
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_kill_9_while_writing_leaves_the_older_checkpoint(tmp_path: Path) -> None:
+    """A process that saves over and over is killed at several moments: every listed checkpoint is complete."""
+    script = (
+        "import json, sys, torch, pathlib\n"
+        "from fastft.run.checkpoint import write_checkpoint, prune\n"
+        "folder, state = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])\n"
+        "for i in range(100000):\n"
+        "    t = torch.full((200_000,), float(i))\n"
+        "    write_checkpoint(folder / f'step-{i:08}', {'i': i, **state}, {'model': {'w': t}, 'ema': {'w': t}})\n"
+        "    prune(folder, 2)\n"
+        "    print(i, flush=True)\n"
+    )
+    import json
+
+    for delay in (0.0, 0.013, 0.037):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path), json.dumps(STATE)], stdout=subprocess.PIPE
+        )
+        assert writer.stdout is not None
+        for _ in range(3):
+            writer.stdout.readline()
+        time.sleep(delay)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+        found = list_checkpoints(tmp_path)
+        assert found
+        for path in found:
+            checkpoint = read_checkpoint(path, ("model", "ema"))
+            want = torch.full((200_000,), float(checkpoint.state["i"]))
+            assert torch.equal(checkpoint.tensors["model"]["w"], want)
+            assert torch.equal(checkpoint.tensors["ema"]["w"], want)
+
+
+def test_pruning_keeps_the_newest_and_removes_remains(tmp_path: Path) -> None:
+    for i in range(4):
+        write_checkpoint(tmp_path / f"step-{i:08}", STATE, WEIGHTS)
+    (tmp_path / ".partial-step-00000009").mkdir()
+    prune(tmp_path, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+
+
+def test_a_copy_beside_the_checkpoints_is_not_taken_for_one(tmp_path: Path) -> None:
+    for name in ("step-00000010", "step-100000000", "step-00000012.bak", "damaged-step-00000011"):
+        (tmp_path / name).mkdir()
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000010", "step-100000000"]
+
+
+def test_a_run_means_its_best_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    for name in ("step-00000010", "best-0003"):
+        write_checkpoint(folder / name, STATE, WEIGHTS)
+    assert find_checkpoint(tmp_path / "run").name == "best-0003"
+    assert find_checkpoint(folder / "step-00000010").name == "step-00000010"
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        find_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("fastft.model.tensor_file.save_file", full)
+    with pytest.raises(UserError, match=r"could not be written: .*No space left on device; free some space"):
+        write_checkpoint(tmp_path / "step-00000001", STATE, WEIGHTS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_best_checkpoint_replaces_all_others_also_later_ones(tmp_path: Path) -> None:
+    for name in ("best-0029", "best-0005", "step-00000010"):
+        write_checkpoint(tmp_path / name, STATE, WEIGHTS)
+    keep_only(tmp_path / "best-0005")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best-0005", "step-00000010"]
+
+
+def test_a_disk_that_does_not_answer_is_not_damage(tmp_path: Path, monkeypatch) -> None:
+    def stale(*_: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    path = tmp_path / "step-00000001"
+    write_checkpoint(path, STATE, WEIGHTS)
+    monkeypatch.setattr("fastft.run.checkpoint.load_file", stale)
+    with pytest.raises(UserError, match=r"cannot be read .*Stale file handle") as caught:
+        read_checkpoint(path)
+    assert not isinstance(caught.value, Damaged)

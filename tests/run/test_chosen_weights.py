@@ -1,0 +1,264 @@
+"""Raw or EMA, best or last epoch: the rule, what it is chosen from, and that every command takes it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+
+from beton_tools.base.errors import UserError
+from fastft.cli import main
+from fastft.evaluate.evaluation import evaluate_checkpoint
+from fastft.evaluate.logits import compute_logits
+from fastft.evaluate.trained import load_trained
+from fastft.report.run_report import _used_evaluation
+from fastft.run.checkpoint import list_checkpoints, read_checkpoint
+from fastft.run.chosen_weights import (
+    balanced_disagreement,
+    choose_weights,
+    count_disagreements,
+    find_weights,
+    mcnemar,
+    with_choice_so_far,
+)
+from fastft.run.evaluations import check_evaluation
+from fastft.run.run_directory import load_run
+from fastft.train.exceptions import EXIT_REQUEUE
+from tests.train.runs import flags, run
+
+
+def evaluation(
+    epoch: int, raw: float, ema: float | None, samples: int, raw_only: int = 0, ema_only: int = 0
+) -> dict:
+    entry: dict[str, Any] = {"epoch": epoch, "raw": {"top1": raw, "samples": samples}}
+    if ema is not None:
+        entry |= {
+            "ema": {"top1": ema, "samples": samples},
+            "disagreements": {"raw_only": raw_only, "ema_only": ema_only},
+        }
+    return entry
+
+
+def test_disagreements_count_images_that_one_model_has_right() -> None:
+    raw, ema = np.array([1, 1, 0, 0, 1], bool), np.array([1, 0, 1, 0, 0], bool)
+    assert count_disagreements(raw, ema) == {"raw_only": 2, "ema_only": 1}
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (3, 3), (1, 9), (40, 15)])
+def test_the_p_value_is_mcnemars_exact_one(first: int, second: int) -> None:
+    tail = binom.cdf(min(first, second), first + second, 0.5) if first + second else 1.0
+    assert mcnemar(first, second) == pytest.approx(min(1, 2 * tail))
+
+
+@pytest.mark.parametrize(
+    ("entries", "take", "kind", "epoch"),
+    [
+        # few images: the last epoch, even if an earlier one was better
+        ([evaluation(0, 80, 90, 200), evaluation(1, 80, 85, 200, 5, 15)], "last", "ema", 1),
+        # the EMA though raw is better, but not significantly
+        ([evaluation(0, 81, 80, 200, 6, 4)], "last", "ema", 0),
+        # an untrained EMA
+        ([evaluation(0, 54, 13, 2000, 830, 10)], "last", "raw", 0),
+        # many images: the best epoch
+        ([evaluation(0, 80, 90, 2000), evaluation(1, 80, 85, 2000, 5, 15)], "best", "ema", 0),
+        ([evaluation(0, 80, 90, 1999), evaluation(1, 80, 85, 1999, 5, 15)], "last", "ema", 1),
+        # no EMA
+        ([evaluation(0, 80, None, 200), evaluation(1, 70, None, 200)], "last", "raw", 1),
+        ([evaluation(0, 80, None, 5000), evaluation(1, 70, None, 5000)], "best", "raw", 0),
+    ],
+)
+def test_the_rule(entries: list[dict], take: str, kind: str, epoch: int) -> None:
+    best = max(entries, key=lambda e: e.get("ema", e["raw"])["top1"])
+    chosen = choose_weights(entries, best)
+    assert chosen is not None
+    assert (chosen["take"], chosen["kind"], chosen["epoch"]) == (take, kind, epoch)
+    assert chosen["top1"] == entries[epoch][kind]["top1"]
+
+
+def test_very_unequal_classes_are_compared_by_balanced_accuracy() -> None:
+    """The EMA is right on more images, raw on more of the rare class."""
+    labels = np.array([0] * 900 + [1] * 100)
+    raw, ema = np.ones(1000, bool), np.ones(1000, bool)
+    raw[:60], ema[900:930] = False, False
+    found = balanced_disagreement(labels, raw, ema)
+    by_class = [raw[labels == k].mean() - ema[labels == k].mean() for k in (0, 1)]
+    assert found["balanced_gain"] == pytest.approx(100 * np.mean(by_class))
+    resampled, rng = [], np.random.default_rng(0)
+    for _ in range(400):  # the signs of the disagreements, as if both models were equally good
+        signs = rng.choice([-1, 1], 1000)
+        differences = signs * (raw.astype(int) - ema)
+        resampled.append(100 * np.mean([differences[labels == k].mean() for k in (0, 1)]))
+    assert found["balanced_error"] == pytest.approx(np.std(resampled), rel=0.1)
+    entry = evaluation(0, 94, 97, 1000, 60, 30)
+    entry["disagreements"] |= found
+    chosen = choose_weights([entry], entry)
+    assert chosen is not None and chosen["kind"] == "raw"
+    assert "its balanced accuracy is 11.67 points above the EMA's" in chosen["reason"]
+    entry["disagreements"] |= balanced_disagreement(labels, ema, raw)
+    assert entry["disagreements"]["balanced_gain"] < 0
+    check_evaluation(json.loads(json.dumps(entry)))  # a run with it can be resumed
+    assert choose_weights([entry], entry)["kind"] == "ema"  # type: ignore[index]
+
+
+def test_without_an_evaluation_there_is_no_choice() -> None:
+    assert choose_weights([], None) is None
+
+
+def test_a_run_records_its_choice_and_the_evidence(whole: Path) -> None:
+    result = json.loads((whole / "result.json").read_text())
+    chosen, last = result["weights"], result["last"]
+    assert (chosen["take"], chosen["epoch"], chosen["evidence"]["samples"]) == ("last", 2, 20)
+    difference = chosen["evidence"]["raw_only"] - chosen["evidence"]["ema_only"]
+    assert difference * 5 == pytest.approx(last["raw"]["top1"] - last["ema"]["top1"])  # an image is 5 %
+    assert 0 < chosen["evidence"]["p_value"] <= 1
+
+
+@pytest.fixture(scope="module")
+def untrained_ema(tiny, tmp_path_factory) -> Path:
+    """A run whose EMA is still its initial weights."""
+    folder = tmp_path_factory.mktemp("untrained")
+    seen = {"data__val": tiny["data.train"], "schedule__epochs": "16", "optim__lr": "3e-3"}
+    run(tiny, folder, ema__decay="0.99999999", **seen)
+    return folder
+
+
+def test_an_untrained_ema_is_not_taken(untrained_ema: Path) -> None:
+    result = json.loads((untrained_ema / "result.json").read_text())
+    assert result["last"]["raw"]["top1"] > result["last"]["ema"]["top1"] + 10
+    assert result["weights"]["kind"] == "raw"
+    last = list_checkpoints(untrained_ema / "checkpoints")[-1]
+    stored = read_checkpoint(last).tensors["model"]["head.weight"]
+    loaded = load_trained(untrained_ema, torch.device("cpu"))
+    assert torch.equal(loaded.model.head.weight, stored)
+    scores = evaluate_checkpoint(untrained_ema, None, "cpu")
+    assert scores["top1"] == pytest.approx(result["last"]["raw"]["top1"])
+    assert scores["weights"].startswith("raw weights of step-")
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema", "best", "last"])
+def test_weights_can_be_chosen(weights: str, untrained_ema: Path) -> None:
+    result = json.loads((untrained_ema / "result.json").read_text())
+    want = {
+        "raw": result["last"]["raw"],
+        "ema": result["last"]["ema"],
+        "best": result["best"]["ema"],
+        "last": result["last"]["raw"],
+    }[weights]
+    assert evaluate_checkpoint(untrained_ema, None, "cpu", weights=weights)["top1"] == pytest.approx(
+        want["top1"]
+    )
+    found = compute_logits(
+        untrained_ema, Path(evaluate_checkpoint(untrained_ema, None, "cpu")["data"]), "cpu", weights
+    )
+    assert 100 * (found.logits_NK.argmax(1) == found.labels_N).mean() == pytest.approx(want["top1"])
+
+
+def test_every_command_says_which_weights_it_uses(
+    untrained_ema: Path, photographs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    Image.fromarray(photographs["coffee"]).save(tmp_path / "a.jpg")
+    run_dir = str(untrained_ema)
+    for arguments in (
+        ["predict", run_dir, str(tmp_path / "a.jpg"), "--device", "cpu"],
+        ["eval", run_dir, "--device", "cpu"],
+        ["export", run_dir, "--format", "safetensors", "--out", str(tmp_path / "x.safetensors")],
+    ):
+        assert main(arguments) == 0
+        assert "using the raw weights of step-" in capsys.readouterr().err
+        chosen = [*arguments, "--weights", "best"] if arguments[0] != "export" else arguments
+        assert main(chosen) == 0
+        capsys.readouterr()
+    card = (tmp_path / "x.safetensors.md").read_text()
+    assert "raw weights of epoch 15 (from 0)" in card
+
+
+def test_a_run_of_an_earlier_version_takes_its_best_checkpoint(whole: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(whole, tmp_path / "old"))
+    result = json.loads((old / "result.json").read_text())
+    del result["weights"]
+    (old / "result.json").write_text(json.dumps(result))
+    assert find_weights(old).path.name.startswith("best-")
+
+
+def test_a_best_epoch_that_no_checkpoint_names_is_removed_when_the_run_continues(
+    tiny, whole: Path, tmp_path: Path
+) -> None:
+    """The state of a run directory after kill -9 between the writes of best-* and step-*."""
+    killed = Path(shutil.copytree(whole, tmp_path / "run"))
+    (best,) = list_checkpoints(killed / "checkpoints", "best")
+    shutil.copytree(best, best.with_name("best-0099"))
+    run(tiny, killed, model__drop_path="0.3")
+    assert list_checkpoints(killed / "checkpoints", "best") == [best]
+
+
+def test_a_run_that_has_not_ended_follows_the_same_rule(
+    whole: Path, untrained_ema: Path, tmp_path: Path
+) -> None:
+    for ended, kind in ((whole, "ema"), (untrained_ema, "raw")):
+        stopped = Path(shutil.copytree(ended, tmp_path / kind))
+        (stopped / "result.json").unlink()
+        found = find_weights(stopped)
+        assert found.kind == kind and found.path.name.startswith("step-")
+        assert "; the run has not ended" in found.description
+        so_far = with_choice_so_far(load_run(stopped))
+        used, used_kind = _used_evaluation(so_far)
+        assert (used["epoch"], used_kind) == (so_far.evaluations[-1]["epoch"], kind)
+
+
+def test_an_ema_of_mostly_initial_weights_is_said_to_be_one(
+    tiny: dict[str, str], untrained_ema: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Covers a run stopped before its first evaluation, and the last and best epochs of a finished run."""
+    folder, out = tmp_path / "run", tmp_path / "out"
+    options = flags(tiny, folder, ema__decay="0.95", train__stop_after="0.001s")
+    for _ in range(2):
+        assert main(["train", "rcp/final_b16.yaml", *options]) == EXIT_REQUEUE
+    share = "90% of the EMA's weights are still the initial ones"  # exp(-2 / 20)
+    assert f"warning: {share}; --weights raw takes others" in capsys.readouterr().out
+    photo = str(next((Path(tiny["data.val"]).parent / "val").rglob("*.jpg")))
+    for command in (
+        ["predict", str(folder), photo, "--device=cpu"],
+        ["eval", str(folder), "--device=cpu"],
+        ["export", str(folder), "--format=safetensors", f"--out={out}.safetensors"],
+    ):
+        assert main(command) == 0
+        line = f"using the EMA weights of step-00000002: the run has not ended; {share}\n"
+        assert line in capsys.readouterr().err
+    assert "initial" not in find_weights(folder, "raw").description
+    assert "not ended" not in find_weights(list_checkpoints(folder / "checkpoints")[-1]).description
+    for wanted in ("ema", "best"):
+        assert "; 100% of the EMA's weights are" in find_weights(untrained_ema, wanted).description
+
+
+@pytest.mark.parametrize("progress", [5, {"evaluations": [5]}, [{}]])
+def test_a_damaged_record_of_evaluations_is_one_line(whole: Path, tmp_path: Path, progress: Any) -> None:
+    stopped = Path(shutil.copytree(whole, tmp_path / "run"))
+    (stopped / "result.json").unlink()
+    path = list_checkpoints(stopped / "checkpoints")[-1] / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"progress": progress}))
+    with pytest.raises(UserError, match=r"state\.json"):
+        find_weights(stopped)
+    assert with_choice_so_far(load_run(stopped)).weights == {}
+    best = list_checkpoints(stopped / "checkpoints", "best")[-1] / "state.json"
+    best.write_text(json.dumps(json.loads(best.read_text()) | {"evaluation": progress}))
+    with pytest.raises(UserError, match=r"state\.json"):
+        find_weights(stopped, "best")
+
+
+def test_weights_that_are_not_there_are_one_line(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = list_checkpoints(whole / "checkpoints")[-1]
+    with pytest.raises(UserError, match="no weights are called raww; choose from auto, raw, ema, best, last"):
+        find_weights(whole, "raww")
+    with pytest.raises(UserError, match="is one checkpoint; give its run directory for --weights best"):
+        find_weights(last, "best")
+    best = list_checkpoints(whole / "checkpoints", "best")[-1]
+    with pytest.raises(UserError, match="has no raw weights, only those that its epoch was chosen by"):
+        find_weights(best, "raw")
+    assert main(["eval", str(whole / "nowhere"), "--weights", "raw"]) == 2
+    assert "has no checkpoint of its last epoch" in capsys.readouterr().err

@@ -1,0 +1,288 @@
+"""Damaged checkpoints: each is found, named in one line with the reason, and an older one is used."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from beton_tools.base.errors import UserError
+from fastft.cli import main
+from fastft.recipe import load_recipe
+from fastft.run.checkpoint import CHECKSUMS, list_checkpoints
+from fastft.train.loop import train
+from tests.train.runs import differing, end, flags, losses, run
+
+Damage = Callable[[Path], None]
+CHANGES = {"model__drop_path": "0.3", "train__keep_checkpoints": "3"}
+
+
+def edited(change: Callable[[dict[str, Any]], Any]) -> Damage:
+    """state.json with a change; what `change` returns, if anything, takes its place."""
+
+    def damage(path: Path) -> None:
+        state = json.loads((path / "state.json").read_text())
+        changed = change(state)
+        (path / "state.json").write_text(json.dumps(state if changed is None else changed))
+
+    return damage
+
+
+def without(*keys: str) -> Damage:
+    """The last of `keys` removed from the object at the path of the others."""
+
+    def change(state: dict[str, Any]) -> None:
+        entry = state
+        for key in keys[:-1]:
+            entry = entry[key]
+        del entry[keys[-1]]
+
+    return edited(change)
+
+
+def put(*keys: Any) -> Damage:
+    """The last of `keys` as the value at the path of the others."""
+    *path, last, value = keys
+
+    def change(state: dict[str, Any]) -> None:
+        entry = state
+        for key in path:
+            entry = entry[key]
+        entry[last] = value
+
+    return edited(change)
+
+
+def text(content: str | bytes, name: str = "state.json") -> Damage:
+    def damage(path: Path) -> None:
+        (path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return damage
+
+
+def tensors(name: str, change: Callable[[dict[str, torch.Tensor]], Any]) -> Damage:
+    def damage(path: Path) -> None:
+        found = load_file(path / name)
+        found = {k: v.clone() for k, v in found.items()}
+        change(found)
+        save_file(found, path / name)
+
+    return damage
+
+
+def replaced(name: str, kind: str) -> Damage:
+    """A FIFO, a folder, or nothing in the place of a file."""
+
+    def damage(path: Path) -> None:
+        (path / name).unlink()
+        if kind == "fifo":
+            os.mkfifo(path / name)
+        elif kind == "folder":
+            (path / name).mkdir()
+
+    return damage
+
+
+def cut(name: str, keep: int) -> Damage:
+    def damage(path: Path) -> None:
+        (path / name).write_bytes((path / name).read_bytes()[:keep])
+
+    return damage
+
+
+MOMENT = "head.weight/exp_avg"
+NESTED = "[" * 200_000
+HALF = {
+    "epoch": 0, "raw": {"top1": 1.0, "samples": 1}, "ema": {"top1": 1.0, "samples": 1}, "disagreements": {"ema_only": 1}
+}  # fmt: skip
+CASES: dict[str, tuple[Damage, str]] = {
+    "no recipe": (without("recipe"), "state.json has no 'recipe'"),
+    "no name": (without("name"), "state.json has no 'name'"),
+    "no arch": (without("arch"), "state.json has no 'arch'"),
+    "no classes": (without("classes"), "state.json has no 'classes'"),
+    "no progress": (without("progress"), "state.json has no 'progress'"),
+    "no scaler": (without("scaler"), "state.json has no 'scaler'"),
+    "no version": (without("version"), "version None"),
+    "version of text": (put("version", "1"), "version '1'"),
+    "state is a list": (edited(lambda state: [state]), "state.json must be an object"),
+    "state is deep": (text(NESTED), "recursion"),
+    "state is not JSON": (text("{"), "Expecting property name"),
+    "state is not text": (text(b"\xff\xfe\x00"), "codec can't decode"),
+    "state is empty": (text(""), "Expecting value"),
+    "state has a huge number": (text('{"version": 1, "name": ' + "9" * 5000 + "}"), "limit"),
+    "state is a FIFO": (replaced("state.json", "fifo"), "state.json is a FIFO"),
+    "state is a folder": (replaced("state.json", "folder"), "state.json is a directory"),
+    "state is missing": (replaced("state.json", "nothing"), "no state.json"),
+    "recipe of numbers": (put("recipe", "optim", 3), "recipe must be an object of objects"),
+    "classes of numbers": (put("classes", [1, 2]), "classes must be a list of strings"),
+    "arch lacks a key": (without("arch", "width"), "arch has no 'width'"),
+    "arch of text": (put("arch", "layers", "2"), "layers must be a whole number"),
+    "arch has another key": (put("arch", "depth", 2), "arch is not an architecture"),
+    "arch contradicts itself": (put("arch", "heads", 3), "arch is not an architecture"),
+    "negative step": (put("progress", "step", -1), "step must be a whole number"),
+    "step of text": (put("progress", "step", "0"), "step must be a whole number"),
+    "position of another step": (put("progress", "epoch", 1), "progress is epoch 1, step 0"),
+    "no epoch": (without("progress", "epoch"), "progress has no 'epoch'"),
+    "evaluations of numbers": (put("progress", "evaluations", [1]), "an evaluation must be an object"),
+    "evaluation without scores": (put("progress", "evaluations", [{"epoch": 0, "raw": {}}]), "no 'top1'"),
+    "half of a comparison": (put("progress", "evaluations", [HALF]), "disagreements has no 'raw_only'"),
+    "half a line": (put("progress", "logged", {"steps": 1}), "logged has no 'loss_sum'"),
+    "scaler of another kind": (put("scaler", {"scale": 2.0}), "scaler is not the state of a loss scaler"),
+    "scaler of text": (put("scaler", "scale"), "scaler must be an object of numbers"),
+    "weights lack one": (tensors("model.safetensors", lambda t: t.pop("head.bias")), "no head.bias"),
+    "weights have one more": (
+        tensors("model.safetensors", lambda t: t.update(more=torch.zeros(1))), "unknown more"),
+    "weights of another shape": (
+        tensors("model.safetensors", lambda t: t.update({"head.bias": torch.zeros(3)})), r"is \(3,\)"),
+    "weights of another dtype": (
+        tensors("ema.safetensors", lambda t: t.update({"head.bias": torch.zeros(2).half()})), "float16"),
+    "weights are truncated": (cut("model.safetensors", 1000), ""),
+    "weights are empty": (cut("model.safetensors", 0), ""),
+    "weights have a wild header": (text(b"\xff" * 64, "model.safetensors"), ""),
+    "weights are a FIFO": (replaced("model.safetensors", "fifo"), "model.safetensors is a FIFO"),
+    "weights are a folder": (replaced("ema.safetensors", "folder"), "ema.safetensors is a directory"),
+    "no EMA": (replaced("ema.safetensors", "nothing"), "no ema.safetensors"),
+    "no optimiser": (replaced("optimizer.safetensors", "nothing"), "no optimizer.safetensors"),
+    "moments lack one": (tensors("optimizer.safetensors", lambda t: t.pop(MOMENT)), f"no {MOMENT}"),
+    "moments lack a parameter": (
+        tensors("optimizer.safetensors", lambda t: [t.pop(k) for k in list(t) if k.startswith("head.weight/")]),
+        "no head.weight/"),
+    "no moments": (tensors("optimizer.safetensors", lambda t: t.clear()), "optimizer.safetensors has no"),
+    "moments of another parameter": (
+        tensors("optimizer.safetensors", lambda t: t.update({"tail/exp_avg": torch.zeros(1)})), "unknown tail/"),
+    "moments of another shape": (
+        tensors("optimizer.safetensors", lambda t: t.update({MOMENT: torch.zeros(2)})), f"{MOMENT} of optimizer"),
+    "checksums are deep": (text(NESTED, CHECKSUMS), "recursion"),
+    "checksums are a list": (text("[]", CHECKSUMS), "checksums.json must be an object"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory) -> Path:
+    """A finished run that kept three checkpoints: steps 14, 16 and 18."""
+    folder = tmp_path_factory.mktemp("finished")
+    run(tiny, folder, **CHANGES)
+    return folder
+
+
+def damaged_copy(finished: Path, folder: Path, damage: Damage, checksums: bool = False) -> Path:
+    """The run with its newest checkpoint damaged. checksums: whether they stay, which makes the reason their own."""
+    shutil.copytree(finished, folder)
+    newest = list_checkpoints(folder / "checkpoints")[-1]
+    before = set(newest.iterdir())
+    damage(newest)
+    if not checksums and (newest / CHECKSUMS) in before and newest / CHECKSUMS in set(newest.iterdir()):
+        (newest / CHECKSUMS).unlink()
+    return newest
+
+
+def resume(tiny: dict[str, str], folder: Path) -> str:
+    """Continue the run; returns what it printed."""
+    console = Console(file=StringIO(), width=500)
+    train(load_recipe("rcp/final_b16.yaml", flags(tiny, folder, **CHANGES)), console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_damaged_newest_checkpoint_is_named_and_an_older_one_is_used(
+    tiny, finished: Path, tmp_path: Path, case: str
+) -> None:
+    damage, reason = CASES[case]
+    newest = damaged_copy(finished, tmp_path / "run", damage, checksums="checksums" in case)
+    printed = resume(tiny, tmp_path / "run")
+    lines = [line for line in printed.splitlines() if "is damaged" in line]
+    assert len(lines) == 1 and lines[0].startswith(f"{newest.name} is damaged ("), printed
+    assert re.search(reason, lines[0]), lines[0]
+    assert "continuing after step 16 of 18" in printed
+    assert newest.with_name(f"damaged-{newest.name}").is_dir()
+    assert losses(tmp_path / "run") == losses(finished)
+    assert differing(end(tmp_path / "run"), end(finished)) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["state.json", "model.safetensors", "ema.safetensors", "optimizer.safetensors"]
+)
+def test_one_flipped_bit_is_found(tiny, finished: Path, tmp_path: Path, name: str) -> None:
+    def flip(path: Path) -> None:
+        data = bytearray((path / name).read_bytes())
+        at = data.index(b'"seconds": ') + 11 if name == "state.json" else len(data) - 5
+        data[at] ^= 1
+        (path / name).write_bytes(data)
+
+    damaged_copy(finished, tmp_path / "run", flip, checksums=True)
+    assert f"is damaged ({name} does not match its checksum)" in resume(tiny, tmp_path / "run")
+
+
+def test_when_every_checkpoint_is_damaged_nothing_is_trained_and_nothing_removed(
+    tiny, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    for path in list_checkpoints(tmp_path / "run" / "checkpoints"):
+        (path / "ema.safetensors").unlink()
+    before = sorted((tmp_path / "run").rglob("*"))
+    with pytest.raises(
+        UserError, match=r"every checkpoint in .* is damaged \(the newest: no ema\.safetensors\)"
+    ):
+        resume(tiny, tmp_path / "run")
+    assert sorted((tmp_path / "run").rglob("*")) == before
+
+
+def test_the_same_step_can_be_damaged_twice(tiny, finished: Path, tmp_path: Path) -> None:
+    newest = damaged_copy(finished, tmp_path / "run", replaced("model.safetensors", "nothing"))
+    resume(tiny, tmp_path / "run")
+    (newest / "model.safetensors").unlink()
+    assert "is damaged" in resume(tiny, tmp_path / "run")
+
+
+def test_a_checkpoint_of_a_newer_version_is_not_damage(tiny, finished: Path, tmp_path: Path) -> None:
+    damaged_copy(finished, tmp_path / "run", put("version", 2))
+    with pytest.raises(UserError, match="has version 2, newer than this fastft's 1; update fastft"):
+        resume(tiny, tmp_path / "run")
+
+
+# damage that evaluation, prediction and export do not read: they need no progress, no moments and, beside an EMA, no others
+UNREAD = {
+    "no progress", "no scaler", "negative step", "step of text", "position of another step", "no epoch",
+    "evaluations of numbers", "evaluation without scores", "half of a comparison", "half a line",
+    "scaler of another kind", "scaler of text",
+    "weights lack one", "weights have one more", "weights of another shape", "weights are truncated", "weights are empty",
+    "weights have a wild header", "weights are a FIFO", "no EMA", "no optimiser",
+    *(case for case in CASES if case.startswith(("moments", "no moments"))),
+}  # fmt: skip
+# states that agree with themselves, but not with the tensors or the recipe's rules
+HOSTILE: dict[str, tuple[Damage, str]] = {
+    "absurd width": (put("arch", "width", 1 << 40), "arch|class_embedding"),
+    "absurd depth": (put("arch", "layers", 1 << 40), "more than 512 layers|too few tensors"),
+    "absurd image": (
+        edited(lambda s: s["arch"].update(image_size=1 << 40) or s["recipe"]["model"].update(image_size=1 << 40)),
+        "image_size"),
+    "absurd outputs": (put("recipe", "data", "num_classes", 1 << 40), "num_classes"),
+    "large outputs": (put("recipe", "data", "num_classes", 1_000_000), "head"),
+    "large image": (
+        edited(lambda s: s["arch"].update(image_size=8192) or s["recipe"]["model"].update(image_size=8192)),
+        "more than 128 patches|positional_embedding"),
+    "other image sizes": (put("arch", "image_size", 64), "different image sizes"),
+    "more classes than outputs": (put("classes", list("abc")), "more classes"),
+    "unknown option": (put("recipe", "optim", "speed", 3), "unknown option"),
+    "option of another kind": (put("recipe", "optim", "lr", {"a": [1]}), "optim.lr"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [*(case for case in CASES if case not in UNREAD), *HOSTILE])
+def test_commands_that_read_a_damaged_checkpoint_print_one_line(
+    finished: Path, tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage, reason = (CASES | HOSTILE)[case]
+    newest = damaged_copy(finished, tmp_path / "run", damage, checksums="checksums" in case)
+    code = main(["eval", str(newest), "--device=cpu"])
+    error = capsys.readouterr().err
+    assert code == 2 and error.count("\n") == 1 and error.startswith("fastft eval: "), error
+    assert re.search(reason, error), error

@@ -1,0 +1,81 @@
+"""Run directories whose files the trainer did not write like this are refused in one line; remains of a crash are read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beton_tools.base.errors import UserError
+from fastft.cli import main
+from fastft.run.run_directory import load_run, read_metrics, read_result
+
+
+def of_kind(folder: Path, kind: str) -> dict[str, Any]:
+    return next(line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("train", {"loss": float("nan")}, "'train' line: loss must be a number"),
+        ("train", {"mfu": "high"}, "'train' line: mfu must be a number >= 0, or null"),
+        ("train", {"images_per_second": 0}, "images_per_second must be a number > 0"),
+        ("train", {"step": 1}, "do not increase"),
+        ("eval", {"raw_top1": None}, "'eval' line: raw_top1 must be a number"),
+        ("eval", {"ema_loss": "low"}, "'eval' line: ema_loss must be a number"),
+        ("split", {"seconds": {"wait": "long"}}, "'split' line: seconds must be an object of numbers"),
+        ("checkpoint", {"seconds": "long"}, "'checkpoint' line: seconds must be a number"),
+        ("train", {"loss": 10**400}, "'train' line: loss must be a number"),
+        ("train", {"images_per_second": 1e-320}, "images_per_second must be a number > 0"),
+        ("eval", {"step": 0}, "'eval' line: step must be a number > 0"),
+        ("eval", {"step": 1}, "the steps of 'eval' lines decrease"),
+        ("eval", {"best_by": "luck"}, "best_by must be one of top1, balanced_accuracy"),
+        ("start", {"precision": 5}, "'start' line: precision must be a string"),
+        ("start", {"world_size": "all"}, "'start' line: world_size must be a number"),
+    ],
+)
+def test_lines_that_cannot_be_drawn_are_refused(
+    run_folder: Path, kind: str, change: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = of_kind(run_folder, kind) | change
+    with (run_folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    with pytest.raises(UserError, match=message):
+        load_run(run_folder)
+    assert main(["report", str(run_folder), "--mistakes=never"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("3", "must be an object"), ("[]", "must be an object"), ('{"kind": "train"}', "has no 'step'")],
+)
+def test_a_line_that_is_not_an_object_with_a_step_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "start", "step": 0}\n' + text + "\n")
+    with pytest.raises(UserError, match=f"line 2: it {message}"):
+        read_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_bytes_that_a_crash_left_at_the_end_are_no_line(run_folder: Path) -> None:
+    before = read_metrics(run_folder / "metrics.jsonl")
+    with (run_folder / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"kind": "train", "step": \xff\xfe\x00')
+    assert read_metrics(run_folder / "metrics.jsonl") == before
+
+
+@pytest.mark.parametrize(
+    "weights", [[1], "x", {"take": "last"}, {"take": "last", "kind": "zzz", "reason": "none"}]
+)
+def test_a_choice_of_weights_that_no_run_makes_is_refused(run_folder: Path, weights: Any) -> None:
+    (run_folder / "result.json").write_text(json.dumps({"weights": weights}))
+    with pytest.raises(
+        UserError, match=r"result\.json cannot be read: weights.*; delete it and run the same"
+    ):
+        read_result(run_folder)
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "result.json"])
+def test_other_files_with_another_content_are_refused(run_folder: Path, name: str) -> None:
+    (run_folder / name).write_text("3")
+    assert main(["report", str(run_folder), "--mistakes=never"]) == 2

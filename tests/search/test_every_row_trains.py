@@ -1,0 +1,87 @@
+"""Every training that the paper's tables and the frugal recipes need takes a step, with all that its recipe switches on."""
+
+import math
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from fastft.model.build import build_model, recipe_arch
+from fastft.recipe import load_recipe
+from fastft.run.checkpoint import list_checkpoints
+from fastft.run.run_directory import read_metrics
+from fastft.search import load_sweep, plan_runs
+from fastft.train.exceptions import EXIT_REQUEUE
+from fastft.train.loop import train
+
+pytestmark = pytest.mark.slow
+
+SWEEPS = sorted(Path("rcp/tables").glob("*.yaml"))
+RUNS = {
+    run.key: sweep.reference(row)
+    for sweep in map(load_sweep, SWEEPS)
+    for row, run in zip(sweep.rows, plan_runs(sweep, (), Path("runs")), strict=True)
+}
+CHEAPER = [str(path) for kind in ("frugal", "quick") for path in sorted(Path("rcp").glob(f"{kind}_*.yaml"))]
+RECIPES = [*RUNS.values(), *CHEAPER]
+
+
+@pytest.mark.parametrize("reference", RECIPES)
+def test_a_step_changes_what_is_trained_and_nothing_else(
+    reference: str, one_step: Callable[[int], list[str]], tmp_path: Path, quiet: Console
+) -> None:
+    whole = load_recipe(reference)
+    first_epoch = ["--schedule.sizes=none", f"--model.patch_dropout={whole.largest_patch_dropout}"]
+    overrides = [*one_step(recipe_arch(whole).layers), *first_epoch, f"--train.run_dir={tmp_path / 'run'}"]
+    recipe = load_recipe(reference, overrides)
+    before = build_model(recipe)
+    start = {name: value.clone() for name, value in before.state_dict().items()}
+    trained = {name for name, p in before.named_parameters() if p.requires_grad}
+
+    result = train(recipe, quiet)
+
+    (loss,) = (m["loss"] for m in read_metrics(tmp_path / "run" / "metrics.jsonl") if m["kind"] == "train")
+    assert math.isfinite(loss) and loss == pytest.approx(math.log(2), rel=0.2)  # the head starts near 0
+    assert ("ema" in result["last"]) == (recipe.ema.decay > 0)
+    after = load_file(list_checkpoints(tmp_path / "run" / "checkpoints")[-1] / "model.safetensors")
+    changed = {name for name in after if not torch.equal(after[name], start[name])}
+    assert changed <= trained
+    assert {"head.weight", "head.bias"} <= changed
+    assert {n for n in trained if n.endswith(("out_proj.weight", "rel_pos_bias.table", "gamma"))} <= changed
+
+
+def test_a_sweep_stopped_by_a_signal_goes_on_with_the_same_command(
+    one_step: Callable[[int], list[str]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    table = Path("rcp/tables/15_drop_path.yaml")
+    overrides = [*one_step(12), "--schedule.epochs=20", "--train.log_every=1"]
+    command = [sys.executable, "-m", "fastft.cli", "sweep", str(table), "--out", str(out), *overrides]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and len(list(out.glob("runs/*/checkpoints/step-*"))) < 2:
+        time.sleep(0.1)  # until the first of three trainings is under way
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == EXIT_REQUEUE, error
+    assert len(list(out.glob("runs/*"))) == 1
+
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
+    assert len(list(out.glob("runs/*/result.json"))) == 3
+    for run in out.glob("runs/*"):
+        steps = [m["step"] for m in read_metrics(run / "metrics.jsonl") if m["kind"] == "train"]
+        assert steps == list(range(1, 21))
+
+
+def test_two_processes_share_a_sweep(one_step: Callable[[int], list[str]], tmp_path: Path) -> None:
+    """One process group for all trainings; what is left to train is decided together."""
+    command = [sys.executable, "-m", "fastft.train.launch", "--standalone", "--nproc-per-node", "2"]
+    command += ["sweep", "rcp/tables/15_drop_path.yaml", "--out", str(tmp_path / "out"), *one_step(12)]
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
+    assert len(list((tmp_path / "out").glob("runs/*/result.json"))) == 3

@@ -1,0 +1,285 @@
+"""A sweep trains every row once, goes on where one fails, continues where it stopped, and says what came of it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from beton_tools.base.errors import UserError
+from fastft.cli import main
+from fastft.recipe import load_recipe
+from fastft.run.run_directory import read_metrics
+from fastft.search import load_sweep, open_sweep, plan_runs, price_sweeps, run_sweeps
+from fastft.search.planned_runs import run_key
+from fastft.search.price import recipe_hours, total_hours
+from fastft.search.sweep_report import print_report
+from fastft.search.sweep_results import Outcome, read_result
+
+TABLES, FINAL = Path("rcp/tables"), Path("rcp/final_b16.yaml")
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Four rows of three trainings, one of which cannot be built."""
+    for name, text in {
+        "plain.yaml": "",
+        "same.yaml": "about: {top1: 50}\n",
+        "wrong.yaml": "model: {trainable_layers: 9}\n",
+        "smooth.yaml": "optim: {label_smoothing: 0.2}\n",
+    }.items():
+        (tmp_path / name).write_text(f"extends: {FINAL.resolve()}\n{text}")
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "title: Mine\nsource: nobody\nrows:\n"
+        "  - {recipe: plain.yaml, series: EMA, label: a, paper: 60}\n"
+        "  - {recipe: wrong.yaml, series: EMA, label: b, paper: 61.25}\n"
+        "  - {recipe: smooth.yaml, series: EMA, label: c}\n"
+        "  - {recipe: same.yaml, series: raw, label: a, number: raw, paper: 59}\n"
+    )
+    return path
+
+
+def test_rows_train_once_and_a_failing_row_does_not_stop_the_others(
+    table: Path, one_step: Callable[[int], list[str]], tmp_path: Path, quiet: Console
+) -> None:
+    out, overrides = tmp_path / "out", one_step(2)
+    outcomes = run_sweeps([load_sweep(table)], overrides, out, quiet)
+    assert [o.error is None for o in outcomes] == [True, False, True, True]
+    assert "2 blocks" in outcomes[1].error
+    assert len(list(out.glob("runs/*/result.json"))) == 2
+    first = json.loads((outcomes[0].run.folder / "result.json").read_text())
+    assert outcomes[0].ours.top1 == first["best"]["ema"]["top1"]
+    assert outcomes[3].ours.top1 == max(e["raw"]["top1"] for e in first["evaluations"])
+
+    written = json.loads((out / "mine" / "results.json").read_text())
+    assert [row["paper"] for row in written["rows"]] == [60, 61.25, None, 59]
+    assert written["rows"][0]["difference"] == pytest.approx(outcomes[0].ours.top1 - 60)
+    assert written["rows"][1]["ours"] is None and "2 blocks" in written["rows"][1]["error"]
+    page = (out / "mine" / "table.md").read_text()
+    assert "| EMA paper | 60.0 | 61.25 | - |" in page and "| raw paper | 59.0 |  |  |" in page
+    with Image.open(out / "mine" / "plot.png") as plot:
+        assert plot.width > 500
+
+    lines = {run: len(read_metrics(run / "metrics.jsonl")) for run in out.glob("runs/*")}
+    again = run_sweeps([load_sweep(table)], overrides, out, quiet)
+    assert [o.ours for o in again] == [o.ours for o in outcomes]
+    assert {run: len(read_metrics(run / "metrics.jsonl")) for run in lines} == lines
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_no_figure_is_cut_where_output_is_narrow(width: int) -> None:
+    """Names of rows are folded; 80 columns are what a file or a pipe has."""
+    sweep = load_sweep(TABLES / "03_ema.yaml")
+    scores = {"top1": 43.75, "samples": 32}
+    evaluations = [{"epoch": 19, "raw": scores, "ema": scores}]
+    runs = plan_runs(sweep, (), Path("runs"))
+    outcomes = [Outcome(row, run, evaluations) for row, run in zip(sweep.rows, runs, strict=True)]
+    console = Console(width=width)
+    with console.capture() as capture:
+        print_report(sweep, outcomes, console)
+    said = capture.get()
+    assert said.count(" 43.75±8.77 ") == len(outcomes) and said.count(" 43.75 @19 ") == 2 * len(outcomes)
+    assert all(f" {outcome.difference:+.2f} " in said for outcome in outcomes)
+    assert "…" not in said and max(map(len, said.splitlines())) <= 80
+
+
+def test_one_row_of_a_sweep_trains_alone_and_the_table_keeps_all_rows(
+    table: Path, one_step: Callable[[int], list[str]], tmp_path: Path, quiet: Console
+) -> None:
+    out = tmp_path / "out"
+    outcomes = run_sweeps([open_sweep(f"{table}[EMA, c]")], one_step(2), out, quiet)
+    assert [o.ours is not None for o in outcomes] == [False, False, True, False]
+    assert len(list(out.glob("runs/*"))) == 1
+    assert len(json.loads((out / "mine" / "results.json").read_text())["rows"]) == 4
+    (price,) = price_sweeps([open_sweep(f"{FINAL.parent}/tables/02_lr.yaml[1e-5]")], (), out)
+    assert (price.sweep, price.row) == ("02_lr", "1e-5")
+
+
+def test_a_sweep_in_a_folder_of_its_own_is_named_after_it(table: Path) -> None:
+    """As the tables of version 0.1 were: their results are found under the same name."""
+    folder = table.parent / "99_mine"
+    folder.mkdir()
+    (folder / "sweep.yaml").write_text("title: t\nsource: s\nrows: [{recipe: ../plain.yaml, label: a}]\n")
+    sweep = open_sweep(folder / "sweep.yaml")
+    assert (sweep.name, plan_runs(sweep, (), Path("runs"))[0].recipe.name) == ("99_mine", "plain")
+
+
+def test_figure_2_is_drawn_over_epochs(
+    one_step: Callable[[int], list[str]], tmp_path: Path, quiet: Console
+) -> None:
+    overrides = [*one_step(2), "--schedule.epochs=3", "--optim.lr=1e-3"]
+    (tmp_path / "length.yaml").write_text(
+        f"title: Length\nsource: me\nplot: epochs\nrows: [{{recipe: {FINAL.resolve()}, label: 3 epochs, paper: 60}}]\n"
+    )
+    (outcome,) = run_sweeps([load_sweep(tmp_path / "length.yaml")], overrides, tmp_path / "out", quiet)
+    assert [score.epoch for score in outcome.curve("ema")] == [0, 1, 2]
+    assert outcome.best("ema").top1 == max(score.top1 for score in outcome.curve("ema"))
+    assert outcome.last("raw").epoch == 2
+    assert (tmp_path / "out" / "length" / "plot.png").stat().st_size > 10_000
+
+
+def test_both_lines_of_table_3_come_from_one_training() -> None:
+    runs = plan_runs(load_sweep(TABLES / "03_ema.yaml"), (), Path("runs"))
+    assert [run.key for run in runs[:5]] == [run.key for run in runs[5:]]
+    assert len({run.key for run in runs}) == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        ("--train.device=cpu", True),
+        ("--train.eval_every=10", False),
+        ("--train.micro_batch=64", True),
+        ("--data.workers=3", True),
+        ("--about.top1=1", True),
+        ("--train.seed=1", False),
+        ("--model.weights=random", False),
+        ("--schedule.stop_epoch=30", False),
+        ("--data.train_size=1000000", False),
+        ("--optim.lr=5e-4", False),
+    ],
+)
+def test_only_what_changes_the_training_makes_another_run(override: str, same: bool) -> None:
+    assert (run_key(load_recipe(FINAL)) == run_key(load_recipe(FINAL, [override]))) is same
+
+
+def test_a_part_of_the_data_is_another_run(one_step: Callable[[int], list[str]]) -> None:
+    data = one_step(2)[0]
+    assert data.startswith("--data.train=")
+    assert run_key(load_recipe(FINAL)) != run_key(load_recipe(FINAL, [data]))
+
+
+def test_a_dry_run_counts_shared_trainings_once(tmp_path: Path) -> None:
+    sweeps = [load_sweep(TABLES / f"{name}.yaml") for name in ("02_lr", "03_ema", "07_erase", "15_drop_path")]
+    prices = price_sweeps(sweeps, (), tmp_path)
+    runs = {run.key: run.recipe for sweep in sweeps for run in plan_runs(sweep, (), tmp_path)}
+    assert len(prices) == 7 + 10 + 4 + 3
+    assert len(runs) == 7 + 0 + 4 + 2
+    expected = sum(recipe_hours(recipe)["A100"] for recipe in runs.values())
+    assert total_hours(prices)["A100"] == pytest.approx(expected)
+
+
+def test_cost_prices_the_trainings_of_sweeps_and_their_total(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows that train the same thing count once, over all tables; no figure of a long table is cut."""
+    sweeps = [load_sweep(TABLES / f"{name}.yaml") for name in ("02_lr", "03_ema")]
+    paths = [str(sweep.path) for sweep in sweeps]
+    options = ["--gpu", "a100", "--gpus", "4", "--price", "200", "--mfu", "0.4"]
+    assert main(["cost", *paths, *options, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    runs = {run.key for sweep in sweeps for run in plan_runs(sweep, (), Path("runs"))}
+    assert (values["total"]["rows"], values["total"]["trainings"]) == (17, len(runs))
+    assert len(values["recipes"]) == len(runs)
+    for k, total in enumerate(values["total"]["estimates"]):
+        estimates = [recipe["estimates"][k] for recipe in values["recipes"]]
+        assert {e["basis"] for e in estimates} == {total["basis"]}
+        for key in ("wall_hours", "gpu_hours", "money"):
+            assert total[key] == pytest.approx(sum(e[key] for e in estimates))
+    assert main(["cost", *paths, *options]) == 0
+    printed = capsys.readouterr().out
+    assert f"17 rows, {len(runs)} trainings" in printed and "total" in printed and "…" not in printed
+
+
+@pytest.mark.parametrize("command", [["sweep", "--dry-run"], ["cost", "--gpu", "a100"]])
+def test_rows_that_wait_for_the_loader_are_marked(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A linear probe on A100 is faster than six cores decode; the whole model is not."""
+    table = str(TABLES / "fig3_partial.yaml")
+    assert main([command[0], table, *command[1:]]) == 0
+    printed = capsys.readouterr().out
+    assert "7.4*" in printed and "14.9*" not in printed and "* GPUs wait for the loader" in printed
+
+
+def test_a_row_that_cannot_be_priced_is_named(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (table.parent / "plain.yaml").write_text(f"extends: {FINAL.resolve()}\nmodel: {{image_size: 98}}\n")
+    for command in (["sweep", str(table), "--dry-run"], ["cost", str(table), "--gpu", "v100"]):
+        assert main(command) == 2
+        assert f"{table}[EMA, a]: image size 98" in capsys.readouterr().err
+
+
+def test_brackets_in_titles_and_labels_are_printed_as_they_are(
+    table: Path, one_step: Callable[[int], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = f"rows: [{{recipe: {FINAL.resolve()}, label: '[/x]', number: raw}}]"
+    table.write_text(f"title: lr [/b]\nsource: me\n{rows}\n")
+    assert main(["sweep", str(table), "--dry-run"]) == 0
+    assert "[/x]" in capsys.readouterr().out
+    assert main(["sweep", str(table), "--out", str(tmp_path / "out"), *one_step(2)]) == 0
+    printed = capsys.readouterr().out
+    assert "lr [/b]" in printed and "[/x]" in printed
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"epochs": 3, "evaluations": [5]}', "[" * 100_000, "{"])
+def test_a_damaged_result_is_as_none(table: Path, tmp_path: Path, text: str) -> None:
+    run = plan_runs(load_sweep(table), (), tmp_path)[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "result.json").write_text(text)
+    assert read_result(run) is None
+
+
+def test_the_command_prices_without_data_and_trains_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", str(TABLES / "05_llrd.yaml"), "--dry-run", "--out", str(tmp_path / "o")]) == 0
+    assert "17 of 17 rows" in capsys.readouterr().out
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_command_ends_in_1_where_a_row_failed(
+    table: Path, one_step: Callable[[int], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table.write_text("title: One\nsource: me\nrows: [{recipe: wrong.yaml, label: b}]\n")
+    assert main(["sweep", str(table), "--out", str(tmp_path / "out"), *one_step(2)]) == 1
+    assert "trainable_layers is 9" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rows: [", "not valid YAML"),
+        ("just words", "give a sweep file with title, source and rows"),
+        ("title: t\nrows: []", "source missing"),
+        ("title: t\nsource: s\nrows: []", "must be a list of rows"),
+        ("title: t\nsource: s\nplot: pie\nrows: [{}]", "one of lines, points, epochs"),
+        ("title: t\nsource: s\nrows: [plain.yaml]", "row 1: must hold"),
+        ("title: t\nsource: s\nrows: [{recipe: plain.yaml}]", "row 1: label missing"),
+        ("title: t\nsource: s\nrows: [{recipe: plan.yaml, label: a}]", "did you mean plain.yaml"),
+        ("title: t\nsource: s\nrows: [{recipe: plain.yaml, label: a, papr: 1}]", "did you mean 'paper'"),
+        ("title: t\nsource: s\nrows: [{recipe: plain.yaml, label: a, paper: 857}]", "top-1 in percent"),
+        ("title: t\nsource: s\nrows: [{recipe: plain.yaml, label: a, number: best}]", "one of ema, raw"),
+        (
+            "title: t\nsource: s\nrows: [{recipe: plain.yaml, label: a}, {recipe: same.yaml, label: a}]",
+            "two rows are labelled 'a'",
+        ),
+    ],
+)
+def test_mistakes_in_a_sweep_are_one_line(table: Path, text: str, message: str) -> None:
+    table.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        plan_runs(load_sweep(table), (), Path("runs"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--ema.decay=0"], "needs an EMA"),
+        (["--train.run_dir=x"], "use --out"),
+        (["--optim.rl=1"], "did you mean"),
+        ([], "set --data.val"),
+    ],
+)
+def test_overrides_that_make_no_sense_are_refused_before_anything_is_trained(
+    table: Path, tmp_path: Path, quiet: Console, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run_sweeps([load_sweep(table)], overrides, tmp_path / "out", quiet)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_row_of_raw_weights_is_refused_where_only_the_ema_is_evaluated() -> None:
+    with pytest.raises(UserError, match=r"03_ema.* needs the raw weights, but train\.eval_weights is ema"):
+        plan_runs(load_sweep(TABLES / "03_ema.yaml"), ["--train.eval_weights=ema"], Path("runs"))

@@ -1,0 +1,341 @@
+"""A search trains, resumes, stays in its budget and ends with a recipe that runs as it is."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageOps
+from rich.console import Console
+
+from beton_tools.base.errors import UserError
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
+from fastft.cli import main
+from fastft.evaluate.evaluation import evaluate_checkpoint
+from fastft.recipe import load_recipe
+from fastft.run.run_directory import read_metrics
+from fastft.run.validation_file import read_validation
+from fastft.search import plan_run
+from fastft.search import tune as search
+from fastft.search.settings import DEFAULT, grid, shortened
+from fastft.search.trials import Result
+from fastft.search.tune import tune
+from fastft.search.tune_report import conclusion, print_result
+from tests.train.runs import QUIET
+
+RECIPE = "rcp/final_b16.yaml"
+
+
+def options(tiny: dict[str, str]) -> list[str]:
+    """Six epochs: rungs of 1, 2 and 6."""
+    changed = tiny | {"schedule.epochs": "6", "train.checkpoint_steps": "0"}
+    return [f"--{key}={value}" for key, value in changed.items()]
+
+
+@pytest.fixture(scope="module")
+def untouched(tiny: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Other images than those of tiny's training and validation files: the latter, mirrored."""
+    folder = tmp_path_factory.mktemp("test")
+    for path in Path(tiny["data.val"]).with_suffix("").rglob("*.jpg"):
+        (folder / "images" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as image:
+            ImageOps.mirror(image).save(folder / "images" / path.parent.name / path.name)
+    convert_folder(folder / "images", folder / "test.beton", WriteOptions(workers=0))
+    return folder / "test.beton"
+
+
+@pytest.fixture(scope="module")
+def searched(
+    tiny: dict[str, str], untouched: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Result]:
+    folder = tmp_path_factory.mktemp("searched")
+    return folder, tune(RECIPE, options(tiny), folder, test=untouched, console=QUIET)
+
+
+def lines(folder: Path) -> dict[str, int]:
+    return {run.name: len(read_metrics(run / "metrics.jsonl")) for run in (folder / "runs").iterdir()}
+
+
+def test_eight_three_and_one_settings_are_trained_for_longer_and_longer(
+    searched: tuple[Path, Result],
+) -> None:
+    _, result = searched
+    assert list(result.rungs) == [1, 2, 6]
+    by_rung = [[t for t in result.trials if t.rung == rung] for rung in range(3)]
+    settings = [t.setting for t in by_rung[0]]
+    assert settings == grid(result.recipe, 2)
+    assert len(settings) == 8 and len(by_rung[1]) == 3  # of 9 settings two are equal
+    finals = {t.setting for t in by_rung[2]}
+    assert len(finals - {DEFAULT}) <= 1 and DEFAULT in finals
+    for shorter, longer in (
+        (by_rung[0], by_rung[1]),
+        (by_rung[1], [t for t in by_rung[2] if t.setting != DEFAULT]),
+    ):
+        chosen = {t.setting for t in longer}
+        worst = min(t.score for t in shorter if t.setting in chosen) if chosen else 0
+        assert all(t.score <= worst for t in shorter if t.setting not in chosen) or not chosen
+    assert result.complete and not result.skipped
+
+
+def test_the_tuned_recipe_is_the_training_of_the_best_setting(searched: tuple[Path, Result]) -> None:
+    folder, result = searched
+    recipe = load_recipe(folder / "tuned.yaml")
+    assert recipe.train.run_dir is None and recipe.about.top1 is None
+    assert (recipe.optim.lr, recipe.optim.layer_decay) == (
+        result.best.recipe.optim.lr, result.best.recipe.optim.layer_decay,
+    )  # fmt: skip
+    assert plan_run(shortened(recipe, 6), folder / "runs").key == result.best.run.key
+
+
+def test_images_that_chose_the_setting_are_no_test(
+    tiny: dict[str, str], untouched: Path, searched: tuple[Path, Result], tmp_path: Path
+) -> None:
+    for used in (tiny["data.val"], tiny["data.train"]):
+        with pytest.raises(UserError, match="all its images are training or validation images"):
+            tune(RECIPE, options(tiny), searched[0], test=Path(used), console=QUIET)
+    images = shutil.copytree(untouched.with_name("images"), tmp_path / "images")
+    shutil.copytree(Path(tiny["data.val"]).with_suffix("") / "coffee", images / "coffee", dirs_exist_ok=True)
+    convert_folder(images, tmp_path / "half.beton", WriteOptions(workers=0))
+    result = tune(RECIPE, options(tiny), searched[0], test=tmp_path / "half.beton", console=QUIET)
+    assert result.figures is not None and result.figures.shared == 10
+    assert "of 20 images, 10 of them training or validation images" in conclusion(result)[1]
+
+
+def test_only_trainings_in_full_keep_checkpoints(searched: tuple[Path, Result]) -> None:
+    _, result = searched
+    kept = {t.rung for t in result.trials if (t.run.folder / "checkpoints").exists()}
+    assert kept == {2}
+
+
+def test_the_same_call_trains_nothing_again(
+    tiny: dict[str, str], untouched: Path, searched: tuple[Path, Result]
+) -> None:
+    folder, result = searched
+    before, spent = lines(folder), json.loads((folder / "tune.json").read_text())
+    again = tune(RECIPE, options(tiny), folder, test=untouched, console=QUIET)
+    assert lines(folder) == before and json.loads((folder / "tune.json").read_text()) == spent
+    assert [(t.setting, t.score) for t in again.trials] == [(t.setting, t.score) for t in result.trials]
+    assert again.figures == result.figures
+
+
+def test_the_figure_is_the_evaluation_of_the_untouched(
+    untouched: Path, searched: tuple[Path, Result]
+) -> None:
+    _, result = searched
+    figures = result.figures
+    assert figures is not None and result.optimism is None
+    default = next(t for t in result.trials if t.rung == 2 and t.setting == DEFAULT)
+    tuned, own = (evaluate_checkpoint(t.run.folder, untouched, "cpu") for t in (result.best, default))
+    assert figures.top1 == pytest.approx(tuned["top1"]) and figures.default_top1 == pytest.approx(own["top1"])
+    assert figures.gain == pytest.approx(tuned["top1"] - own["top1"])
+    assert figures.balanced_accuracy == pytest.approx(tuned["balanced_accuracy"])
+
+
+def test_table_picture_and_json_are_written(searched: tuple[Path, Result]) -> None:
+    folder, result = searched
+    table = (folder / "table.md").read_text()
+    assert "1 epoch | 2 epochs | 6 epochs" in table and f"{result.best.score:.2f}" in table
+    assert (
+        "images, on which nothing was chosen" in table
+        and "images, on which nothing was chosen" in (folder / "tuned.yaml").read_text()
+    )
+    document = json.loads((folder / "results.json").read_text())
+    assert len(document["trials"]) == len(result.trials) and document["best"]["score"] == result.best.score
+    with Image.open(folder / "plot.png") as plot:
+        assert plot.width > 1000
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_no_figure_of_the_table_is_cut(searched: tuple[Path, Result], width: int) -> None:
+    folder, result = searched
+    console = Console(width=width)
+    with console.capture() as capture:
+        print_result(result, folder, console)
+    table = capture.get().split("best:")[0]
+    for trial in result.trials:
+        assert any(
+            line.startswith(f" {trial.setting.title} ") and f" {trial.score:.2f} " in line
+            for line in table.splitlines()
+        )
+    assert "…" not in table and max(map(len, table.splitlines())) <= 80
+
+
+def test_without_a_untouched_the_figure_is_corrected_by_a_bootstrap(
+    tiny: dict[str, str], searched: tuple[Path, Result], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, result = searched
+    assert main(["tune", RECIPE, *options(tiny), "--out", str(folder)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "these images also chose the setting. Corrected by a bootstrap" in said
+    document = json.loads((folder / "results.json").read_text())
+    assert document["test"] is None and document["optimism"] >= 0
+    saved = read_validation(result.best.run.folder, result.best.weights)
+    assert 100 * (saved.labels_N == saved.predicted_N).mean() == pytest.approx(result.best.score)
+
+
+def test_a_budget_that_ends_is_said_and_a_larger_one_continues(
+    tiny: dict[str, str], searched: tuple[Path, Result], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["tune", RECIPE, *options(tiny), "--out", str(tmp_path / "out")]
+    assert main([*command, "--budget=0.01s"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1 and "a larger --budget continues" in said
+    first = next((tmp_path / "out/runs").iterdir())
+    assert [m for m in read_metrics(first / "metrics.jsonl") if m["kind"] == "checkpoint"]
+    (tmp_path / "out/tune.json").unlink()
+    result = tune(RECIPE, options(tiny), tmp_path / "out", console=QUIET)
+    _, expected = searched
+    assert [(t.setting, t.rung, t.score) for t in result.trials] == [
+        (t.setting, t.rung, t.score) for t in expected.trials
+    ]
+
+
+def test_trainings_that_do_not_fit_are_listed_and_the_final_one_is_kept_room_for(
+    tiny: dict[str, str], searched: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each epoch takes a second: one short run and the final one of 6 epochs fit into 7.5 seconds."""
+    folder, _ = searched
+
+    class Clockwork(search.Budget):
+        def finished(self, key: str, epochs: int) -> None:
+            self._seconds[key] = float(epochs)
+            super().finished(key, epochs)
+
+    def already_trained(run, world, console):
+        (tmp_path / "out/runs").mkdir(parents=True, exist_ok=True)
+        run.folder.symlink_to(folder / "runs" / run.key)
+
+    monkeypatch.setattr(search, "Budget", Clockwork)
+    monkeypatch.setattr(search, "train_run", already_trained)
+    result = tune(RECIPE, options(tiny), tmp_path / "out", budget=7.5, console=QUIET)
+    assert result.complete and result.best.setting == DEFAULT
+    assert [(t.rung, t.setting) for t in result.trials] == [(0, DEFAULT), (2, DEFAULT)]
+    assert len(result.skipped) == 8  # seven of the first rung, and the recipe's own of the second
+    assert "did not fit into the budget" in (tmp_path / "out/table.md").read_text()
+
+
+def test_a_recipe_of_one_epoch_with_a_time_limit_is_tuned(
+    tiny: dict[str, str], untouched: Path, tmp_path: Path
+) -> None:
+    """All rungs are the same trainings; the recipe's limit is one of its own run, not of the search."""
+    (tmp_path / "short.yaml").write_text(f"extends: {Path(RECIPE).resolve()}\ntrain: {{stop_after: 0.01s}}\n")
+    recipe = [*options(tiny), "--schedule.epochs=1", "--schedule.warmup_epochs=0"]
+    result = tune(str(tmp_path / "short.yaml"), recipe, tmp_path / "out", test=untouched, console=QUIET)
+    assert result.complete and result.rungs == [1, 1, 1] and result.figures is not None
+    assert not any(trial.failure for trial in result.trials)
+
+
+def test_a_choice_by_balanced_accuracy_is_reported_in_balanced_accuracy(
+    tiny: dict[str, str], untouched: Path, tmp_path: Path
+) -> None:
+    """24 images of one class and 2 of the other; of the test images 10 and 3."""
+    for source, name, rare in (
+        (Path(tiny["data.train"]).with_suffix(""), "train", 2),
+        (untouched.with_name("images"), "test", 3),
+    ):
+        shutil.copytree(source, tmp_path / name)
+        for path in sorted((tmp_path / name / "coffee").iterdir())[rare:]:
+            path.unlink()
+        convert_folder(tmp_path / name, tmp_path / f"{name}.beton", WriteOptions(workers=0))
+    changed = tiny | {"data.train": str(tmp_path / "train.beton"), "schedule.epochs": "2"}
+    recipe = [f"--{key}={value}" for key, value in changed.items()]
+    result = tune(RECIPE, recipe, tmp_path / "out", test=tmp_path / "test.beton", console=QUIET)
+    figures, folder = result.figures, result.best.run.folder
+    assert figures is not None and result.best.measure == "balanced_accuracy" and result.complete
+    expected = evaluate_checkpoint(folder, tmp_path / "test.beton", "cpu")
+    assert figures.balanced_accuracy == pytest.approx(expected["balanced_accuracy"])
+    document = json.loads((tmp_path / "out/results.json").read_text())
+    assert document["measure"] == "balanced_accuracy"
+    assert document["test"]["balanced_gain"] == figures.balanced_gain is not None
+    other = next(trial for trial in result.trials if trial.setting != DEFAULT)
+    for best in (replace(result.best, setting=DEFAULT), replace(result.best, setting=other.setting)):
+        sentence = conclusion(replace(result, best=best))[1]
+        start = f"test balanced accuracy {figures.balanced_accuracy:.2f} ± {figures.balanced_standard_error:.2f} % of 13 images"
+        assert sentence.startswith(start) and f"(top-1 {figures.top1:.2f} %)" in sentence
+    gain = f"gain {figures.balanced_gain:+.2f} ± {figures.balanced_gain_standard_error:.2f} points"
+    assert f"own setting {figures.default_balanced_accuracy:.2f} %, {gain}" in sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.train=none", "--data.val=none"], "no training data; set --data.train"),
+        (["--data.val=none"], "tuning needs validation images; set --data.val"),
+        (["--train.run_dir=x"], "use --out"),
+        (["--train.stop_after=1h"], "use --budget"),
+        (["--budget", "2"], "--budget is '2'"),
+        (["--test", "nowhere.beton"], "nowhere.beton"),
+        (["--schedule.sizes=0:16,2:32"], "schedule.sizes changes between epochs"),
+        (["--optim.lr=0"], "optim.lr is 0, and tuning multiplies it"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    tiny: dict[str, str],
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["tune", RECIPE, *options(tiny), "--out", str(tmp_path / "out"), *arguments]) == 2
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1 and message in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_photographs_is_converted_once_and_split(
+    tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = {key: value for key, value in tiny.items() if key not in ("data.val", "data.num_classes")}
+    changed |= {"data.train": str(Path(tiny["data.train"]).parent / "train"), "schedule.epochs": "10"}
+    command = [f"--{key}={value}" for key, value in changed.items()]
+    assert main(["tune", RECIPE, *command, "--out", str(tmp_path / "out"), "--budget=0.01s"]) == 2
+    assert "larger --budget continues" in capsys.readouterr().err
+    assert (tmp_path / "out/data/train.beton").exists() and (tmp_path / "out/data/val.beton").exists()
+    (run,) = (tmp_path / "out/runs").iterdir()
+    assert not (run / "data").exists()
+
+
+def test_a_setting_that_fails_is_listed_and_not_chosen(
+    tiny: dict[str, str], searched: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, expected = searched
+    failing = expected.best.setting
+
+    def trained_elsewhere(run, world, console):
+        if run.recipe.optim.lr == expected.best.recipe.optim.lr:
+            return "the loss is NaN"
+        (tmp_path / "out/runs").mkdir(parents=True, exist_ok=True)
+        source = folder / "runs" / run.key
+        if not source.exists():
+            return "not trained here"
+        run.folder.symlink_to(source)
+        return None
+
+    monkeypatch.setattr(search, "train_run", trained_elsewhere)
+    result = tune(RECIPE, options(tiny), tmp_path / "out", console=QUIET)
+    assert result.best.setting.head != failing.head
+    assert "failed" in (tmp_path / "out/table.md").read_text()
+
+
+def test_every_training_failing_is_one_line(
+    tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "train_run", lambda run, world, console: "the loss is NaN")
+    with pytest.raises(UserError, match="every training failed, the first with: the loss is NaN"):
+        tune(RECIPE, options(tiny), tmp_path / "out", console=QUIET)
+
+
+def test_two_processes_search_together(tiny: dict[str, str], tmp_path: Path) -> None:
+    from tests.train.test_distributed import launch
+
+    recipe_options = [o for o in options(tiny) if not o.startswith("--schedule")]
+    short = ["--schedule.epochs=1", "--schedule.warmup_epochs=0", "--train.micro_batch=4"]
+    process = launch(
+        "tune", RECIPE, *recipe_options, *short, "--out", str(tmp_path / "out"), "--budget", "1h"
+    )
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    document = json.loads((tmp_path / "out/results.json").read_text())
+    assert document["complete"] and load_recipe(tmp_path / "out/tuned.yaml").epochs == 1

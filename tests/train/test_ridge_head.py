@@ -1,0 +1,79 @@
+"""The ridge head is scikit-learn's ridge regression, with a penalty and a scale chosen on held-out images."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import Ridge
+
+from fastft.run.calibration import calibrate
+from fastft.run.metrics import Predictions
+from fastft.train.ridge_head import FOLDS, _folds, fit_ridge_head
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Training and test images and labels, 64 features, in a random order."""
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    images, labels = (images[order] / 16).astype(np.float32), labels[order].astype(np.int64)
+    return images[:1200], labels[:1200], images[1200:], labels[1200:]
+
+
+def test_the_head_is_scaled_ridge_regression_on_one_hot_labels(digits) -> None:
+    images, labels, _, _ = digits
+    head = fit_ridge_head(images, labels, 10, seed=0)
+    variance = images.astype(np.float64).var(0).mean()
+    expected = Ridge(alpha=head.penalty * variance * len(labels)).fit(
+        images.astype(float), np.eye(10)[labels]
+    )
+    assert head.weight_KD == pytest.approx(head.scale * expected.coef_, rel=1e-3, abs=1e-4)
+    assert head.bias_K == pytest.approx(head.scale * expected.intercept_, rel=1e-3, abs=1e-4)
+
+
+def test_its_logits_are_accurate_and_calibrated_on_unseen_images(digits) -> None:
+    images, labels, test_images, test_labels = digits
+    head = fit_ridge_head(images, labels, 10, seed=0)
+    logits = test_images @ head.weight_KD.T + head.bias_K
+    p = Predictions.from_logits(logits, test_labels)
+    assert p.right_N.mean() > 0.9
+    found = calibrate(p)
+    assert found.temperature == pytest.approx(1, abs=0.25)
+    unscaled = calibrate(Predictions.from_logits(logits / head.scale, test_labels))
+    assert found.plain.ece < unscaled.plain.ece / 4
+
+
+def test_logits_of_many_classes_are_calibrated() -> None:
+    """Eight images of each of 400 classes: their scores lie so close together that a scale of 54.6 was too small."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(400), 12)
+    centres, noise = rng.normal(size=(400, 64)), rng.normal(size=(len(labels), 64))
+    images = (centres[labels] + 1.5 * noise).astype(np.float32)
+    fitted = np.arange(len(labels)) % 12 < 8
+    head = fit_ridge_head(images[fitted], labels[fitted], 400, seed=0)
+    p = Predictions.from_logits(images[~fitted] @ head.weight_KD.T + head.bias_K, labels[~fitted])
+    assert head.scale > 100
+    assert calibrate(p).temperature == pytest.approx(1, abs=0.25)
+
+
+def test_the_same_images_and_seed_give_the_same_head(digits) -> None:
+    images, labels, _, _ = digits
+    first, second = (fit_ridge_head(images, labels, 10, seed=3) for _ in range(2))
+    assert (first.weight_KD == second.weight_KD).all() and (first.bias_K == second.bias_K).all()
+
+
+def test_folds_have_the_same_share_of_every_class() -> None:
+    labels = np.repeat(np.arange(3), [50, 20, 7])
+    folds = _folds(labels, seed=0)
+    for label, count in enumerate((50, 20, 7)):
+        per_fold = np.bincount(folds[labels == label], minlength=FOLDS)
+        assert per_fold.max() - per_fold.min() <= 1 and per_fold.sum() == count
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_a_few_images_are_enough(count: int) -> None:
+    """Also one of each class, more classes than images, and a feature that is constant."""
+    features = np.random.default_rng(0).normal(size=(count, 8)).astype(np.float32)
+    features[:, 0] = 1
+    head = fit_ridge_head(features, np.arange(count) % 3, 5, seed=0)
+    assert np.isfinite(head.weight_KD).all() and np.isfinite(head.bias_K).all()
+    assert head.weight_KD.shape == (5, 8)

@@ -1,0 +1,151 @@
+"""Run directories and benchmark files to draw, in the form that the trainer and the benchmarks write, with made-up figures."""
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from fastft.cost.reference_log import reference_of
+from fastft.recipe import load_recipe
+
+RECIPES = Path(__file__).parents[1] / "rcp"
+STEPS_PER_EPOCH, LOG_EVERY = 625, 50
+EVALUATION, CHECKPOINT = 21.5, 2.9  # seconds
+STEPS = {"start": 0.0, "wait": 3.1, "forward": 88.0, "backward": 180.5, "optimizer": 4.1, "ema": 1.6}
+LOADER = {"read": 40.0, "decode": 810.0, "copy": 1.2, "augment": 1120.0}  # as STEPS: seconds of an epoch
+
+
+def write_run(folder: Path, recipe_name: str, epochs: int, *overrides: str, split: bool = True) -> Path:
+    """A run of a final recipe after `epochs`: the reference's curve with noise, as lines of metrics.jsonl.
+
+    split: with the seconds of steps and checkpoints, which the first versions did not log.
+    """
+    recipe = load_recipe(RECIPES / f"{recipe_name}.yaml", overrides)
+    noise = np.random.default_rng(0)
+    _, curve = reference_of(recipe.model.arch, recipe.model.image_size)
+    assert curve is not None
+    lines: list[dict[str, Any]] = [_start()]
+    for epoch in range(epochs):
+        here, before = curve["train_loss"][epoch], curve["train_loss"][max(0, epoch - 1)]
+        for first, step in pairwise([*range(0, STEPS_PER_EPOCH, LOG_EVERY), STEPS_PER_EPOCH]):
+            share = step / STEPS_PER_EPOCH
+            position = (epoch + share) / recipe.schedule.epochs
+            loss = before + share * (here - before)
+            line = _interval(epoch, epoch * STEPS_PER_EPOCH + step, loss, position, noise)
+            lines.append(line | {"split": split_of(step - first)} if split else line)
+        lines.append(_evaluation(epoch, curve, noise))
+        lines += _epoch_end(epoch) if split else []
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump(json.loads(json.dumps(recipe.as_dict())), sort_keys=False)
+    )
+    if epochs == recipe.epochs:
+        (folder / "result.json").write_text(json.dumps({"recipe": recipe.name}))
+    return folder
+
+
+def _start() -> dict[str, Any]:
+    machine = {
+        "device": "Tesla V100-SXM2-16GB",
+        "device_type": "cuda",
+        "world_size": 8,
+        "cores": 32,
+        "precision": "float16",
+        "torch": "2.10.0",
+    }
+    return {"kind": "start", "step": 0, **machine}
+
+
+def _interval(
+    epoch: int, step: int, loss: float, position: float, noise: np.random.Generator
+) -> dict[str, Any]:
+    rate = 4300 * (1 + 0.02 * noise.standard_normal())
+    return {
+        "kind": "train", "epoch": epoch, "step": step, "loss": loss + 0.01 * noise.standard_normal(),
+        "lr": 6e-4 * min(5 * position, 0.5 + 0.5 * math.cos(math.pi * position)), "images_per_second": rate,
+        "wait_share": abs(0.01 * noise.standard_normal()), "mfu": rate * 105.4e9 / 1e15, "memory_gib": 13.4,
+        "seconds_left": (50 * STEPS_PER_EPOCH - step) * 2048 / rate,
+    }  # fmt: skip
+
+
+def _evaluation(epoch: int, curve: dict[str, Any], noise: np.random.Generator) -> dict[str, Any]:
+    line = {"kind": "eval", "step": (epoch + 1) * STEPS_PER_EPOCH, "epoch": epoch, "seconds": EVALUATION}
+    for kind in ("raw", "ema"):
+        top1 = curve[f"top1_{kind}"][epoch] + 0.08 * noise.standard_normal()
+        line |= {f"{kind}_top1": top1, f"{kind}_top5": 100 - (100 - top1) / 6, f"{kind}_samples": 50_000}
+        line[f"{kind}_loss"] = 4.4 * (1 - top1 / 100)
+    return line
+
+
+def split_of(steps: int) -> dict[str, float]:
+    """Seconds by part of so many steps."""
+    return {part: seconds * steps / STEPS_PER_EPOCH for part, seconds in (STEPS | LOADER).items()}
+
+
+def _epoch_end(epoch: int) -> list[dict[str, Any]]:
+    step = (epoch + 1) * STEPS_PER_EPOCH
+    seconds = split_of(STEPS_PER_EPOCH) | {"eval": EVALUATION, "checkpoint": CHECKPOINT}
+    return [
+        {"kind": "checkpoint", "step": step, "seconds": CHECKPOINT},
+        {"kind": "split", "step": step, "epoch": epoch, "seconds": seconds},
+    ]
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A finished run of final_b16."""
+    return write_run(tmp_path / "final_b16", "final_b16", 50)
+
+
+@pytest.fixture
+def bench_document() -> dict[str, Any]:
+    """Two measures over threads, a latency, a modelled one, and a peer that is not installed."""
+
+    def loader(threads: int) -> dict[str, Any]:
+        rounds = {
+            "fastft": (1010.0, 998.0, 1031.0),
+            "FFCV, crop and flip alone": (640.0, 633.0, 655.0),
+            "timm": (255.0, 260.0, 259.0),
+        }
+        return {
+            "name": "Loader, whole recipe", "unit": "images/s",
+            "setting": {"threads": threads, "cache": "warm"},
+            "contenders": [contender(n, *(r * threads**0.93 for r in rs)) for n, rs in rounds.items()]
+            + [{"name": "DALI", "skipped": "not installed: pip install nvidia-dali-cuda120"}],
+        }  # fmt: skip
+
+    def contender(name: str, *rounds: float, note: str = "") -> dict[str, Any]:
+        middle = sorted(rounds)[len(rounds) // 2]
+        return {
+            "name": name,
+            "rounds": list(rounds),
+            "median": middle,
+            "min": min(rounds),
+            "max": max(rounds),
+            "note": note,
+        }
+
+    latency = {
+        "name": "First batch", "unit": "s", "better": "lower", "setting": {"cache": "cold"},
+        "contenders": [
+            contender("fastft", 1.4, 1.5, 1.3), contender("timm", 2.9, 3.4, 2.7, note="8 worker processes"),
+        ],
+    }  # fmt: skip
+    modelled = {
+        "name": "Needed to feed one GPU", "unit": "images/s",
+        "setting": {"gpu": "V100", "mfu": 0.52}, "modelled": True,
+        "contenders": [{"name": "ViT-B/16", "median": 617.0}, {"name": "ViT-L/14", "median": 133.7}],
+    }  # fmt: skip
+    return {
+        "machine": {"cpu": "AMD EPYC 7B13", "cores": 2, "memory_gib": 23.5, "gpu": None, "torch": "2.13.0"},
+        "date": "2026-11-25T00:40:00Z",
+        "command": "fastft bench all --data sample.beton --images imagenet-sample",
+        "notes": ["700 ImageNet images, longest side 500, JPEG quality 90."],
+        "measures": [loader(1), loader(2), loader(4), latency, modelled],
+    }
