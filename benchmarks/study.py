@@ -41,7 +41,7 @@ from fastft.bench.demo_assets import WEIGHTS, fetch
 from fastft.bench.demo_backbone import write_backbone
 from fastft.cost.work import recipe_work
 from fastft.evaluate.logits import compute_logits
-from fastft.model.build import recipe_arch
+from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe, load_recipe
 from fastft.run.checkpoint import list_checkpoints
 from fastft.train.loop import train

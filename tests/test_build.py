@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastft.model import Arch, build_classifier
-from fastft.model.build import compile_model
+from fastft.model.recipe_model import compile_model
 
 ARCH = Arch(
     image_size=16, patch_size=8, width=32, layers=4, heads=1, mlp_width=32, quick_gelu=True, ln_pre=True, norm_eps=1e-5,

@@ -19,7 +19,7 @@ from fastft.bench.demo_sheet import prediction_sheet
 from fastft.evaluate.logits import compute_logits
 from fastft.evaluate.prediction import predict_files
 from fastft.machine.facts import cpu_name
-from fastft.model.build import recipe_arch
+from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe, load_recipe
 from fastft.train.loop import train
 

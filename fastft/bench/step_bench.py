@@ -18,7 +18,7 @@ from fastft.bench.harness import LIMIT, Contender, Rounds, Trial, alternate, mea
 from fastft.bench.options import BenchResult, Options
 from fastft.model import Arch, build_classifier
 from fastft.model.attention import BF16_NATIVE
-from fastft.model.build import can_compile, compile_model
+from fastft.model.recipe_model import can_compile, compile_model
 from fastft.optim import Ema, build_adamw, layer_groups, optimizer_groups, set_lr
 from fastft.train.distributed import World
 from fastft.train.precision import Precision, choose_precision

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from beton_tools.base.atomic import check_writable
-    from fastft.augment.build import build_policy
+    from fastft.augment.recipe_policy import build_policy
     from fastft.model.phases import phase_at
     from fastft.recipe import load_recipe
     from fastft.report.preview import write_preview

@@ -10,15 +10,15 @@ from rich.text import Text
 
 from beton_tools.base.errors import UserError
 from fastft.augment import describe_policy
-from fastft.augment.build import build_policy
+from fastft.augment.recipe_policy import build_policy
 from fastft.cost.model import predict
 from fastft.cost.recipes import list_images
 from fastft.cost.work import phase_flops, recipe_flops, recipe_work
 from fastft.model import TowerArch
-from fastft.model.build import build_model, recipe_arch
 from fastft.model.phases import find_phases
+from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.optim import Group, WarmupCosine, layer_groups
-from fastft.optim.build import build_schedule, recipe_warnings
+from fastft.optim.recipe_schedule import build_schedule, recipe_warnings
 from fastft.recipe import Recipe, describe_choice
 from fastft.recipe.imagenet import describe_expectation, expected_top1, val_images_row
 

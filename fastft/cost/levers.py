@@ -10,7 +10,7 @@ import torch
 from beton_tools.base.errors import UserError
 from fastft.cost.reference_log import reference_of
 from fastft.model import TimmArch
-from fastft.model.build import build_model, recipe_arch
+from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.recipe import Recipe, differences, load_recipe, option_fields, recipe_from_dict
 from fastft.recipe.imagenet import is_imagenet
 

@@ -7,8 +7,8 @@ from fastft.cost.pointwise import pointwise_bytes
 from fastft.cost.work import count_parameters, recipe_flops
 from fastft.machine.gpus import Gpu
 from fastft.model import Arch, TimmArch, TowerArch, count_frozen_blocks
-from fastft.model.build import recipe_arch
 from fastft.model.phases import find_phases, with_phase
+from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe
 
 REFERENCE_MFU = 0.143  # the paper's B/16 run on A100 (424 images/s per GPU in its log)

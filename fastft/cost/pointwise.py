@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fastft.cost.work import count_parameters
 from fastft.model import Arch, count_frozen_blocks
-from fastft.model.build import recipe_arch
+from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe
 
 HALF = 2

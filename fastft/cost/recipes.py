@@ -5,7 +5,7 @@ from pathlib import Path
 
 from beton_tools.base.errors import UserError
 from fastft.cost.work import recipe_work
-from fastft.model.build import recipe_arch
+from fastft.model.recipe_model import recipe_arch
 from fastft.photos.paths import exists, holds_out_of_beton, needs_conversion
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.training_data import with_training_files

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastft.cost.pointwise import count_images
 from fastft.model import ImageClassifier
-from fastft.model.build import build_model
+from fastft.model.recipe_model import build_model
 from fastft.optim import HalfCopy
 from fastft.recipe import Recipe
 

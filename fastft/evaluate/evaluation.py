@@ -11,7 +11,7 @@ from torch import nn
 
 from beton_tools.base.atomic import check_writable
 from beton_tools.base.errors import UserError
-from fastft.augment.build import build_policy
+from fastft.augment.recipe_policy import build_policy
 from fastft.data import EvalLoader, Output, Shard
 from fastft.data.classes import refuse_other_classes
 from fastft.evaluate.class_report import MATRIX_CLASSES

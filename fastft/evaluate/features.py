@@ -18,7 +18,7 @@ from beton_tools.base.atomic import atomic_path, check_writable
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import check_user_file
 from beton_tools.read.subset_file import is_beton_or_subset
-from fastft.augment.build import build_policy
+from fastft.augment.recipe_policy import build_policy
 from fastft.data import EvalLoader, Output, Shard
 from fastft.evaluate.image_reader import ReadImage, read_batches
 from fastft.evaluate.prediction import describe_deep, describe_left_out, image_paths

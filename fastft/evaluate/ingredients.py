@@ -10,7 +10,7 @@ from torch import Tensor
 
 from beton_tools.base.errors import UserError
 from fastft.evaluate.trained import Trained, load_trained
-from fastft.model.build import build_model
+from fastft.model.recipe_model import build_model
 from fastft.train.head_start import PROBE
 
 START = "start"  # in the place of a checkpoint: what the next model's training started from

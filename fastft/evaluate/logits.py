@@ -8,7 +8,7 @@ import torch
 
 from beton_tools.read.beton_paths import BetonPaths
 from beton_tools.read.beton_set import BetonSet
-from fastft.augment.build import build_policy
+from fastft.augment.recipe_policy import build_policy
 from fastft.data import EvalLoader, Output
 from fastft.evaluate.trained import BATCH, load_trained
 from fastft.recipe.constants import AUTO

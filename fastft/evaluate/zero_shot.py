@@ -14,9 +14,9 @@ from beton_tools.read.manifest import Manifest
 from fastft.evaluate.evaluation import describe_scores, evaluate_model, evaluating
 from fastft.evaluate.prompts import Prompts, read_prompts
 from fastft.evaluate.trained import Trained
-from fastft.model.build import build_model
 from fastft.model.classifier import TOKEN
 from fastft.model.head_file import Head, check_head_path, set_head, write_head
+from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe
 from fastft.recipe.training_data import with_num_classes
 from fastft.train.distributed import World, find_world

@@ -5,7 +5,7 @@ from itertools import groupby
 
 from beton_tools.base.errors import UserError
 from fastft.model import TowerArch
-from fastft.model.build import recipe_arch
+from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe, epoch_values
 
 

@@ -28,7 +28,7 @@ from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import SUFFIX as SUBSET
 from beton_tools.write.images import loses_values
 from beton_tools.write.writer import WriteOptions, write_beton
-from fastft.model.build import check_model
+from fastft.model.recipe_model import check_model
 from fastft.photos.beton_holdout import as_source, fingerprint_of, prepare_holdout
 from fastft.photos.holdout import VERSION
 from fastft.photos.layout import LabelledSet, open_val

@@ -5,8 +5,8 @@ from typing import Any
 
 from beton_tools.base.errors import UserError
 from fastft.cost.work import phase_flops
-from fastft.model.build import recipe_arch
 from fastft.model.phases import find_phases
+from fastft.model.recipe_model import recipe_arch
 from fastft.run.run_directory import Line, Run
 
 

@@ -6,7 +6,7 @@ import torch
 
 from beton_tools.base.errors import UserError
 from fastft.model import ImageClassifier, TowerArch, arch_from_dict
-from fastft.model.build import build_model
+from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe, recipe_from_dict
 from fastft.run.checkpoint import Checkpoint, Damaged, check_tensors, forms, read_checkpoint
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from fastft.data.classes import refuse_other_classes
-from fastft.model.build import recipe_arch
+from fastft.model.recipe_model import recipe_arch
 from fastft.photos.paths import NO_DATA
 from fastft.photos.prepare import line_printer, prepare_data
 from fastft.photos.shared_images import count_shared

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from beton_tools.base.errors import UserError
-from fastft.augment.build import build_policy
+from fastft.augment.recipe_policy import build_policy
 from fastft.data import EvalLoader, Output, Shard
 from fastft.model import ImageClassifier
 from fastft.recipe import Recipe

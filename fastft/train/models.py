@@ -3,7 +3,7 @@
 import torch
 
 from fastft.model import ImageClassifier, TowerArch
-from fastft.model.build import build_model
+from fastft.model.recipe_model import build_model
 from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups
 from fastft.recipe import Recipe
 from fastft.train.distributed import World

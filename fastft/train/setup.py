@@ -8,7 +8,7 @@ from typing import Any
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
-from fastft.augment.build import build_policy
+from fastft.augment.recipe_policy import build_policy
 from fastft.cost.work import phase_flops
 from fastft.data import EvalLoader, Output, Shard, TrainLoader
 from fastft.data.classes import refuse_other_classes

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastft.model import ImageClassifier
-from fastft.model.build import compile_model
+from fastft.model.recipe_model import compile_model
 from fastft.optim import Ema, HalfCopy
 from fastft.train.distributed import World
 from fastft.train.precision import Precision

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from fastft.model import arch_from_dict
 from fastft.model.attention import BF16_NATIVE, attention_candidates, default_kernel
-from fastft.model.build import can_compile, compile_model
+from fastft.model.recipe_model import can_compile, compile_model
 from fastft.recipe import recipe_from_dict
 from fastft.train.distributed import World
 from fastft.train.models import build_step, build_training_models

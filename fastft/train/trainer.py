@@ -14,12 +14,12 @@ from rich.console import Console
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
-from fastft.augment.build import build_mixer, build_policy
+from fastft.augment.recipe_policy import build_mixer, build_policy
 from fastft.data import Batch
 from fastft.machine.gpus import peak_flops
 from fastft.model.phases import with_phase
 from fastft.optim import set_lr
-from fastft.optim.build import build_schedule, recipe_warnings
+from fastft.optim.recipe_schedule import build_schedule, recipe_warnings
 from fastft.photos.paths import NO_DATA
 from fastft.recipe import Recipe, describe_choice, parse_duration, resolve
 from fastft.recipe.training_data import with_training_files

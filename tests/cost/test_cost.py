@@ -17,8 +17,8 @@ from fastft.cost.table import CostQuery, price_recipes
 from fastft.cost.work import count_parameters, phase_flops, recipe_work
 from fastft.machine.gpus import GPUS
 from fastft.model import load_arch
-from fastft.model.build import recipe_arch
 from fastft.model.phases import find_phases
+from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "rcp"

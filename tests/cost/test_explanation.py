@@ -16,7 +16,7 @@ from fastft.cli import main
 from fastft.cost.explanation import explain
 from fastft.cost.work import recipe_work
 from fastft.data.order import BatchLayout
-from fastft.model.build import recipe_arch
+from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import load_recipe
 from tests.optim.test_groups import B16_SCALES
 

@@ -60,7 +60,7 @@ def test_the_wheel_holds_the_recipes_and_finds_them_by_name(tmp_path: Path) -> N
     }
     assert packed == {path.relative_to(RECIPES) for path in RECIPES.rglob("*.yaml")}
     code = (
-        "import fastft; from fastft.recipe import load_recipe; from fastft.model.build import recipe_arch\n"
+        "import fastft; from fastft.recipe import load_recipe; from fastft.model.recipe_model import recipe_arch\n"
         "print(fastft.__file__, load_recipe('02_lr[1e-5]').optim.lr, recipe_arch(load_recipe('demo')).layers)"
     )
     done = subprocess.run(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
-from fastft.model.build import build_model, recipe_arch
+from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.recipe import Recipe, load_recipe
 from fastft.run.checkpoint import write_checkpoint
 from fastft.train.progress import describe_model

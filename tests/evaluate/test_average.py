@@ -17,7 +17,7 @@ from fastft.evaluate.average_output import RESULT
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.ingredients import Ingredient, RunningMean, interpolate
 from fastft.evaluate.trained import load_trained
-from fastft.model.build import build_model
+from fastft.model.recipe_model import build_model
 from tests.train.runs import run
 
 CPU = torch.device("cpu")

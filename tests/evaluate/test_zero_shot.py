@@ -16,14 +16,14 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.manifest import Manifest
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
-from fastft.augment.build import build_policy
+from fastft.augment.recipe_policy import build_policy
 from fastft.cli import main
 from fastft.data import EvalLoader
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.prompts import find_names, read_prompts
 from fastft.evaluate.trained import load_trained
 from fastft.export import FORMATS, export_checkpoint
-from fastft.model.build import build_model
+from fastft.model.recipe_model import build_model
 from fastft.recipe import load_recipe
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from tests.evaluate.clip_files import CONFIG, make_clip, recipe_flags

@@ -16,7 +16,7 @@ from fastft.cli import main
 from fastft.evaluate.trained import Trained, load_trained
 from fastft.export import FORMATS, command, export_checkpoint, to_open_clip
 from fastft.model import build_classifier, load_arch, load_tower_weights
-from fastft.model.build import build_model, recipe_arch
+from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.recipe import load_recipe
 from fastft.run.checkpoint import write_checkpoint
 from fastft.train.progress import describe_model

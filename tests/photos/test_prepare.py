@@ -593,7 +593,7 @@ def test_a_wrong_path_is_noticed_before_weights_are_fetched(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(
-        "fastft.model.build.load_tower_weights", lambda *_: pytest.fail("weights were fetched")
+        "fastft.model.recipe_model.load_tower_weights", lambda *_: pytest.fail("weights were fetched")
     )
     paths = {"train": str(album), "val": str(album)} | {option: str(tmp_path / "mistyped.beton")}
     options = [f"--data.{key}={path}" for key, path in paths.items()]

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from fastft.augment.build import build_mixer, build_policy
+from fastft.augment.recipe_policy import build_mixer, build_policy
 from fastft.cost.explanation import explain
 from fastft.cost.mfu import RECORD_MFU
 from fastft.cost.model import estimate
 from fastft.cost.reference_log import reference_curves
 from fastft.cost.work import recipe_work
 from fastft.machine.gpus import GPUS
-from fastft.model.build import build_model, recipe_arch
 from fastft.model.phases import find_phases
+from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.optim import layer_groups
 from fastft.recipe import Recipe, differences, load_recipe
 from fastft.recipe.schema import About

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from fastft.model.build import build_model, recipe_arch
+from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.recipe import load_recipe
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import read_metrics

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from beton_tools.read.format import Beton
-from fastft.augment.build import build_policy
+from fastft.augment.recipe_policy import build_policy
 from fastft.data import EvalLoader, Output, Shard
 from fastft.data.order import epoch_order
 from fastft.evaluate.evaluation import evaluate_checkpoint

@@ -14,7 +14,7 @@ from beton_tools.base.errors import UserError
 from fastft.cli import main
 from fastft.data.loader import EvalLoader
 from fastft.evaluate.evaluation import evaluate_checkpoint
-from fastft.model.build import build_model
+from fastft.model.recipe_model import build_model
 from fastft.recipe import load_recipe
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.run.run_directory import load_run, read_metrics

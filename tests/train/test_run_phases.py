@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from beton_tools.read.beton_set import BetonSet
-from fastft.model.build import build_model
+from fastft.model.recipe_model import build_model
 from fastft.recipe import load_recipe
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import load_run, read_metrics
