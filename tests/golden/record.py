@@ -3,7 +3,7 @@
 Both run in the root of the checkout: some outputs name files of rcp/ relative to it.
 
 test_golden.py computes the same items again and compares. Record an item again only when its change is intended, and read the
-diff of the .json before committing it. The settings of most recipes are in tests/golden_recipes.json, which tests/test_recipes.py
+diff of the .json before committing it. The settings of most recipes are in golden_recipes.json, which tests/recipe/test_recipes.py
 compares; `settings` has the recipes that are not in it.
 
 Left out of the items, since they differ between runs or machines: times, rates, memory, versions, absolute paths.
@@ -34,11 +34,11 @@ import beton_tools.cli
 import fastft.cli
 from fastft import EvalLoader, TrainLoader, load_recipe
 from fastft.augment import PLAN_DTYPE, describe_policy, draw_plan, plan_to_json
-from fastft.build import build_policy
+from fastft.augment.recipe_policy import build_policy
 
 FOLDER = Path(__file__).parent
 RECIPES = FOLDER.parent.parent / "rcp"
-SETTINGS = FOLDER.parent / "golden_recipes.json"
+SETTINGS = FOLDER.parent / "recipe" / "golden_recipes.json"
 
 EXPLAINED = ("final_b16", "final_l14", "frugal_b16_half", "quick_b16")
 DIFFERENCES = (("final_b16", "frugal_b16"), ("final_b16", "final_l14_336"))
