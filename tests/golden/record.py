@@ -3,8 +3,8 @@
 Both run in the root of the checkout: some outputs name files of rcp/ relative to it.
 
 test_golden.py computes the same items again and compares. Record an item again only when its change is intended, and read the
-diff of the .json before committing it. The settings of most recipes are in golden_recipes.json, which tests/recipe/test_recipes.py
-compares; `settings` has the recipes that are not in it.
+diff of the .json before committing it. The settings of most recipes are in golden_recipes.json, compared in tests/recipe;
+`settings` has the recipes that are not in it.
 
 Left out of the items, since they differ between runs or machines: times, rates, memory, versions, absolute paths.
 
