@@ -19,9 +19,9 @@ with imports_of("beton"):
     from beton_tools.base.console import (
         describe_os_error,
         discard_closed_output,
+        format_bytes,
         print_error,
         printable,
-        size,
         use_escapes,
     )
     from beton_tools.base.errors import UserError
@@ -113,7 +113,7 @@ def _run_info(args: argparse.Namespace) -> int:
     }
     if args.json:
         return _print_json(values)
-    print(f"{args.file}: {len(beton):,} images, {size(beton.file_size)}")
+    print(f"{args.file}: {len(beton):,} images, {format_bytes(beton.file_size)}")
     print(f"  fields    {printable(', '.join(fields))}")
     print(f"  pages     {beton.num_pages:,} of {beton.page_size >> 10:,} KiB")
     if manifest is None:
@@ -196,7 +196,7 @@ def _run_stats(args: argparse.Namespace) -> int:
         return _print_json(values)
     pages, jpegs = values["pages"], values["jpeg"]
     print(
-        f"{args.file}: {len(beton):,} images, {values['num_classes']:,} classes, {size(values['file_size'])}"
+        f"{args.file}: {len(beton):,} images, {values['num_classes']:,} classes, {format_bytes(values['file_size'])}"
     )
     print(f"{'':18}{'mean':>10}{'min':>10}{'5 %':>10}{'median':>10}{'95 %':>10}{'max':>10}")
     for key in ("image_bytes", "long_side", "short_side", "images_per_class"):

@@ -9,6 +9,7 @@ import re
 import sys
 from pathlib import Path
 
+from beton_tools.base.console import markdown_table
 from fastft.cost.mfu import PUBLISHED_MFU
 from fastft.machine.gpus import MAIN_GPUS
 from fastft.recipe import load_recipe
@@ -16,7 +17,7 @@ from fastft.recipe.recipe_file import read_recipe
 from fastft.recipe.tables import Row, Sweep, load_sweep
 from fastft.search.planned_runs import plan_runs
 from fastft.search.price import price_sweeps, recipe_hours, total_hours
-from fastft.search.sweep_report import as_published, markdown_table
+from fastft.search.sweep_report import as_published
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES, PAGE = ROOT / "rcp", ROOT / "docs" / "paper-tables.md"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,15 +21,17 @@ WIDEST = 10_000  # columns of a line, more than any table needs
 _SUFFIXES = 5  # listed by name; the others are counted together
 
 
-def duration(seconds: float) -> str:
-    """45 s, 12 min, 3 h 20 min."""
+def format_duration(seconds: float) -> str:
+    """45 s, 12 min, 3 h 20 min; "no limit" for infinity."""
+    if math.isinf(seconds):
+        return "no limit"
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Bytes in decimal units, as disks are sold: 138.2 GB."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
@@ -73,6 +76,12 @@ def print_table(table: Table, console: Console) -> None:
     if (needed := Measurement.get(console, unlimited, table).minimum) > console.width:
         table.width = needed
     console.print(table, crop=False)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table; the first `left` columns are left-aligned, the others right-aligned."""
+    rule = ["---" if k < left else "---:" for k in range(len(header))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
 def print_error(command: str, error: object) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from beton_tools.base.console import ProgressCallback, duration
+from beton_tools.base.console import ProgressCallback, format_duration
 
 PLAIN_INTERVAL = 10.0  # seconds between lines if stderr is not a terminal
 
@@ -63,7 +63,7 @@ class _Meter:
         if seconds <= 0 or images == 0:
             return ""
         rate = images / seconds
-        text = f"{rate:,.0f} {self._unit}/s, {duration((total - done) / rate)} left"
+        text = f"{rate:,.0f} {self._unit}/s, {format_duration((total - done) / rate)} left"
         return text + (f", {skipped:,} bad" if skipped else "")
 
 

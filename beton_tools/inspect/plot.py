@@ -11,7 +11,7 @@ from matplotlib.figure import Figure  # not pyplot: no global state, no display
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from beton_tools.base.atomic import atomic_path
-from beton_tools.base.console import printable, size
+from beton_tools.base.console import format_bytes, printable
 from beton_tools.base.errors import UserError
 from beton_tools.read.format import Beton
 
@@ -30,7 +30,7 @@ def plot(beton: Beton, numbers: dict[str, Any], out: Path) -> None:
         UserError: the file cannot be written.
     """
     figure = Figure(figsize=(11, 7.5), layout=ConstrainedLayoutEngine(hspace=0.08, wspace=0.06))
-    name, total = printable(beton.path.name), size(numbers["file_size"])
+    name, total = printable(beton.path.name), format_bytes(numbers["file_size"])
     headline = f"{name}   {len(beton):,} images, {numbers['num_classes']:,} classes, {total}"
     figure.suptitle(headline, fontsize=13, color=_INK, x=0.01, ha="left", weight="bold")
     axes = figure.subplots(2, 2)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 
-from beton_tools.base.console import size
+from beton_tools.base.console import format_bytes
 from beton_tools.read.beton_set import BetonSet
 from fastft.data.block_order import MIB
 from fastft.data.read_ahead import BLOCKS_IN_MEMORY
@@ -30,7 +30,7 @@ def data_notes(betons: BetonSet, order: str, block_mib: int) -> list[str]:
     if fits_page_cache(betons.file_size, available):
         return notes
     too_large = (
-        f"{betons.title}: {size(betons.file_size)} do not fit the page cache ({size(available)} available)"
+        f"{betons.title}: {format_bytes(betons.file_size)} do not fit the page cache ({format_bytes(available)} available)"
     )
     blocks = BLOCKS_IN_MEMORY * block_mib * MIB
     if order != BLOCKS:

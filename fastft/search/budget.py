@@ -1,7 +1,6 @@
 """The time budget of a search, over all its resumes."""
 
 import json
-import math
 import threading
 import time
 from collections.abc import Collection, Iterator
@@ -100,13 +99,3 @@ def _read(path: Path) -> dict[str, float]:
     except ValueError as error:
         raise UserError(f"{path} cannot be read: {error}; delete it, which forgets the time spent") from None
     return document["seconds"]
-
-
-def format_duration(seconds: float) -> str:
-    """12 s, 3 min or 1 h 05 min; "no limit" for infinity."""
-    if math.isinf(seconds):
-        return "no limit"
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{max(0, round(seconds))} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from beton_tools.base.atomic import write_text
-from beton_tools.base.console import compact_table, print_table
+from beton_tools.base.console import compact_table, markdown_table, print_table
 from fastft.recipe.tables import Sweep
 from fastft.search.figure import draw_plot
 from fastft.search.sweep_results import Outcome, Score
@@ -74,12 +74,6 @@ def _grid(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
 def _details(outcomes: Sequence[Outcome]) -> str:
     lines = [[o.row.title, *_cells(o), f"`{o.run.folder.name}`"] for o in outcomes]
     return markdown_table(["row", *COLUMNS, "run"], lines)
-
-
-def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table; the first `left` columns are left-aligned, the others right-aligned."""
-    rule = ["---" if i < left else "---:" for i in range(len(header))]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
 
 
 def _cells(outcome: Outcome) -> list[str]:

@@ -11,6 +11,7 @@ from typing import IO
 import numpy as np
 from rich.console import Console
 
+from beton_tools.base.console import format_duration
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from fastft.data.classes import refuse_other_classes
@@ -24,7 +25,7 @@ from fastft.run.evaluations import BALANCED_ACCURACY
 from fastft.run.run_directory import lock_run
 from fastft.run.validation_file import read_validation
 from fastft.search import PlannedRun, plan_run, train_run
-from fastft.search.budget import Budget, format_duration
+from fastft.search.budget import Budget
 from fastft.search.estimate import measure, optimism
 from fastft.search.settings import (
     DEFAULT,

@@ -14,13 +14,11 @@ from matplotlib.axes import Axes
 from rich.console import Console
 
 from beton_tools.base.atomic import atomic_path, write_text
-from beton_tools.base.console import compact_table, print_table
+from beton_tools.base.console import compact_table, format_duration, markdown_table, print_table
 from fastft.recipe.schema import AUTO
 from fastft.run.evaluations import TOP1
-from fastft.search.budget import format_duration
 from fastft.search.estimate import FinalFigures
 from fastft.search.settings import DEFAULT, FACTORS, Setting, count_epochs, grid, mid_lr, with_setting
-from fastft.search.sweep_report import markdown_table
 from fastft.search.trials import Result, ShortRun
 from fastft.train.augmentation_choice import PLAIN
 

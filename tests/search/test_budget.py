@@ -11,7 +11,7 @@ import torch
 
 from beton_tools.base.errors import UserError
 from fastft.search import budget as budget_module
-from fastft.search.budget import Budget, format_duration
+from fastft.search.budget import Budget
 from fastft.train.distributed import World
 
 WORLD = World(0, 1, 0, torch.device("cpu"))
@@ -111,8 +111,3 @@ def test_a_damaged_record_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "tune.json").write_text(text)
     with pytest.raises(UserError, match="cannot be read"):
         Budget(tmp_path / "tune.json", 100, WORLD, KEYS)
-
-
-def test_durations_are_short_words() -> None:
-    shown = [format_duration(s) for s in (12.3, 89.6, 600, 5400, math.inf)]
-    assert shown == ["12 s", "90 s", "10 min", "1 h 30 min", "no limit"]

@@ -2,6 +2,7 @@
 
 import argparse
 import gzip
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from beton_tools import UserError
-from beton_tools.base.console import by_suffix, duration, printable, size
+from beton_tools.base.console import by_suffix, format_bytes, format_duration, printable
 from beton_tools.read.format import Beton
 from beton_tools.read.manifest import Manifest, manifest_path
 from beton_tools.write.images import decode_sample
@@ -182,8 +183,13 @@ def test_reencode_and_no_index_store_plain_jpegs_as_ffcv_does(tmp_path: Path, ph
 
 
 def test_readable_numbers() -> None:
-    assert [duration(s) for s in (45, 720, 12_000)] == ["45 s", "12 min", "3 h 20 min"]
-    assert [size(n) for n in (999, 138_200_000_000)] == ["999 B", "138.2 GB"]
+    assert [format_duration(s) for s in (45, 720, 12_000, math.inf)] == [
+        "45 s",
+        "12 min",
+        "3 h 20 min",
+        "no limit",
+    ]
+    assert [format_bytes(n) for n in (999, 138_200_000_000)] == ["999 B", "138.2 GB"]
     assert printable("a\x1b[2J\nb é") == r"a\x1b[2J\nb é"
     counts = {".a": 1, ".b": 2, "": 3000, ".d": 4, ".e": 5, ".f": 6, ".g": 7}
     assert by_suffix(counts) == "3,000 without suffix, 7 .g, 6 .f, 5 .e, 4 .d, 3 others"
