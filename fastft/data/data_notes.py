@@ -29,9 +29,8 @@ def data_notes(betons: BetonSet, order: str, block_mib: int) -> list[str]:
         notes.append(f"{betons.title}: parts {missing} of the conversion are not among the files")
     if fits_page_cache(betons.file_size, available):
         return notes
-    too_large = (
-        f"{betons.title}: {format_bytes(betons.file_size)} do not fit the page cache ({format_bytes(available)} available)"
-    )
+    size, free = format_bytes(betons.file_size), format_bytes(available)
+    too_large = f"{betons.title}: {size} do not fit the page cache ({free} available)"
     blocks = BLOCKS_IN_MEMORY * block_mib * MIB
     if order != BLOCKS:
         notes.append(
