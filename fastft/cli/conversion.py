@@ -72,7 +72,7 @@ def summary(path: Path, manifest: Manifest) -> str:
     """Summary of a conversion, in a few lines."""
     lines = [
         f"{path}: {manifest.num_samples:,} images in {manifest.num_classes:,} classes, "
-        f"{console.size(manifest.file_size)}"
+        f"{console.format_bytes(manifest.file_size)}"
     ]
     kept = manifest.encodings.get(KEPT, 0)
     others = [f"{count:,} {how}" for how, count in manifest.encodings.items() if how != KEPT]
