@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if args.gpu is None or args.at_least is not None:
         missing = "give --gpu, e.g. --gpu v100" if args.gpu is None else "--at-least needs --frontier"
         raise UserError(missing)
-    from fastft.cost.recipes import load_priceable
+    from fastft.photos.counts import load_counted
     from fastft.cost.table import CostQuery, price_recipes, print_prices
     from fastft.recipe.recipe_file import is_table
 
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
         recipes, rows = read_trainings(args.files, args.overrides)
     else:
-        recipes = [load_priceable(name, args.overrides) for name in args.files]
+        recipes = [load_counted(name, args.overrides) for name in args.files]
     query = CostQuery(
         args.gpu, args.gpus, args.price, args.measured, args.cores_per_gpu, args.mfu, args.val_images
     )
@@ -82,7 +82,7 @@ def _run_frontier(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from fastft.cost.frontier import price_combinations, print_frontier
-    from fastft.cost.recipes import load_priceable
+    from fastft.photos.counts import load_counted
 
     others = {
         "--gpus": args.gpus != 8, "--price": args.price, "--measured": args.measured,
@@ -91,7 +91,7 @@ def _run_frontier(args: argparse.Namespace) -> int:
     if len(args.files) != 1 or any(others.values()):
         given = ", ".join(flag for flag, value in others.items() if value) or f"{len(args.files)} recipes"
         raise UserError(f"--frontier takes one recipe, --at-least, --gpu, --mfu and --json; not {given}")
-    recipe = load_priceable(args.files[0], args.overrides)
+    recipe = load_counted(args.files[0], args.overrides)
     values = price_combinations(recipe, args.gpu, args.mfu, args.at_least)
     if args.json:
         print(json.dumps(values, indent=1))

@@ -32,9 +32,11 @@ def _explain(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from fastft.cost.explanation import explain, print_explanation
+    from fastft.photos.counts import list_images
     from fastft.recipe import load_recipe
 
-    values = explain(load_recipe(args.recipe, args.overrides), args.at_step)
+    recipe, warnings = list_images(load_recipe(args.recipe, args.overrides))
+    values = explain(recipe, args.at_step, warnings)
     if args.json:
         print(json.dumps(values, indent=1))
     else:
@@ -46,10 +48,14 @@ def _compare(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from fastft.cost.difference import compare, print_comparison
+    from fastft.photos.counts import count_images
     from fastft.recipe import load_recipe
 
-    first, second = args.diff
-    values = compare(load_recipe(first), load_recipe(second, args.overrides))
+    first, second = (
+        count_images(load_recipe(name, flags))
+        for name, flags in zip(args.diff, ((), args.overrides), strict=True)
+    )
+    values = compare(first, second)
     if args.json:
         print(json.dumps(values, indent=1))
     else:

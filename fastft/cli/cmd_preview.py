@@ -71,7 +71,7 @@ def _for_images(recipe: "Recipe") -> "Recipe":
     """The recipe for the images that it names; they are prepared as training prepares them, which uses the result."""
     from rich.console import Console
 
-    from fastft.cost.recipes import count_images
+    from fastft.photos.counts import count_images
     from fastft.photos.paths import needs_preparation
     from fastft.photos.prepare import line_printer, prepare_data
 

@@ -6,7 +6,6 @@ from rich.console import Console
 from rich.table import Table
 
 from fastft.cost.model import predict_published
-from fastft.cost.recipes import count_images
 from fastft.recipe import Recipe, differences
 from fastft.recipe.imagenet import describe_expectation
 from fastft.recipe.option_list import show_value
@@ -18,7 +17,7 @@ def compare(first: Recipe, second: Recipe) -> dict[str, Any]:
     Raises:
         UserError: an architecture or batch that does not fit.
     """
-    pair = (count_images(first), count_images(second))
+    pair = (first, second)
     options = [
         {"option": key, "values": list(values)}
         for key, values in differences(*pair).items()

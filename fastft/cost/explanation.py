@@ -1,5 +1,6 @@
 """`fastft explain`: what a recipe will do and cost, from the recipe alone, without data, weights or GPU."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +13,6 @@ from beton_tools.base.errors import UserError
 from fastft.augment import describe_policy
 from fastft.augment.recipe_policy import build_policy
 from fastft.cost.model import predict
-from fastft.cost.recipes import list_images
 from fastft.cost.work import phase_flops, recipe_flops, recipe_work
 from fastft.model import TowerArch
 from fastft.model.phases import find_phases
@@ -27,8 +27,10 @@ LISTED_LRS = 100  # at most; --json has those of all epochs
 MFU_TITLES = {"published": "published ViT", "roofline": "roofline", "reference": "paper's run"}
 
 
-def explain(recipe: Recipe, at_step: int | None = None) -> dict[str, Any]:
+def explain(recipe: Recipe, at_step: int | None = None, warnings: Sequence[str] = ()) -> dict[str, Any]:
     """The resolved recipe, as plain values for JSON.
+
+    warnings: about its images, put before those about its options.
 
     Keys: recipe, choices (option, value, reason of every `auto` option), warnings, groups, schedule (steps_per_epoch,
     total_steps, lr_by_epoch, lr_at_step), phases, augment, cost, expected_top1 (None without an expectation), expectation (in
@@ -37,7 +39,6 @@ def explain(recipe: Recipe, at_step: int | None = None) -> dict[str, Any]:
     Raises:
         UserError: unknown architecture or one that the image size does not fit, fewer images than one batch, or no such step.
     """
-    recipe, of_images = list_images(recipe)
     last = recipe.epochs * recipe.steps_per_epoch() - 1
     if at_step is not None and at_step > last:
         raise UserError(f"there is no step {at_step}; the recipe has steps 0 to {last}")
@@ -49,7 +50,7 @@ def explain(recipe: Recipe, at_step: int | None = None) -> dict[str, Any]:
     return {
         "recipe": {"name": recipe.name, **recipe.as_dict()},
         "choices": [asdict(choice) for choice in recipe.choices],
-        "warnings": [*of_images, *recipe_warnings(recipe)],
+        "warnings": [*warnings, *recipe_warnings(recipe)],
         "groups": [_group(g, schedule, at_step) for g in groups],
         "trainable_parameters": sum(g.parameters for g in groups),
         "schedule": _schedule(recipe, schedule, groups, at_step),

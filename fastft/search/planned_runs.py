@@ -9,7 +9,7 @@ from pathlib import Path
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_paths import exist_betons
-from fastft.cost.recipes import count_images
+from fastft.photos.counts import count_images
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.tables import Row, Sweep
 from fastft.run.continuation import RESUMABLE_OPTIONS

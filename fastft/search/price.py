@@ -9,7 +9,7 @@ from rich.table import Table
 
 from fastft.cost.mfu import PUBLISHED_MFU
 from fastft.cost.model import predict_published
-from fastft.cost.recipes import load_priceable
+from fastft.photos.counts import load_counted
 from fastft.cost.table import LOADER_LIMITS
 from fastft.machine.gpus import MAIN_GPUS
 from fastft.recipe import Recipe
@@ -36,12 +36,12 @@ def read_trainings(references: Sequence[str], overrides: Sequence[str]) -> tuple
     """(trainings that recipes and the rows of tables need, each once; number of recipes and rows).
 
     Raises:
-        UserError: as `open_sweep` and `load_priceable`.
+        UserError: as `open_sweep` and `load_counted`.
     """
     rows = [row for reference in references for row in _rows(reference)]
     trainings: dict[str, Recipe] = {}
     for row in rows:
-        recipe = load_priceable(row, overrides)
+        recipe = load_counted(row, overrides)
         trainings.setdefault(run_key(recipe), recipe)
     return list(trainings.values()), len(rows)
 
@@ -61,7 +61,7 @@ def price_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path) -
     """The rows that `run_sweeps` with the same arguments would train, with their cost.
 
     Raises:
-        UserError: as `plan_runs` and `load_priceable`.
+        UserError: as `plan_runs` and `load_counted`.
     """
     prices = []
     first: dict[str, str] = {}
@@ -75,7 +75,7 @@ def price_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path) -
             elif read_result(run) is not None:
                 price = replace(price, remark=f"trained: {run.key}")
             else:
-                price = _predicted(price, load_priceable(sweep.reference(row), overrides))
+                price = _predicted(price, load_counted(sweep.reference(row), overrides))
             first.setdefault(run.key, f"{sweep.name} {row.title}")
             prices.append(price)
     return prices

@@ -25,7 +25,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.format import Beton
 from beton_tools.read.manifest import Manifest
 from fastft.cli import main
-from fastft.cost.recipes import count_images
+from fastft.photos.counts import count_images
 from fastft.photos.prepare import prepare_data
 from fastft.photos.state import locked
 from fastft.recipe import Recipe, load_recipe

@@ -1,25 +1,25 @@
-"""Load the recipes that `fastft cost` and `fastft sweep --dry-run` price."""
+"""A recipe for the images that its `data.train` has, without preparing them: for commands that explain and price recipes."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from beton_tools.base.errors import UserError
-from fastft.cost.work import recipe_work
-from fastft.model.recipe_model import recipe_arch
+from fastft.model.phases import find_phases
 from fastft.photos.paths import exists, holds_out_of_beton, needs_conversion
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.training_data import with_training_files
 
 
-def load_priceable(reference: str | Path, overrides: Sequence[str]) -> Recipe:
-    """A recipe that `estimate` takes, with the number of images of its training file if that exists.
+def load_counted(reference: str | Path, overrides: Sequence[str]) -> Recipe:
+    """Load a recipe that can be priced, with the number of images of its training data if that exists.
 
     Raises:
         UserError: as `load_recipe`, or an architecture or batch that does not fit; always with the recipe's name.
     """
     recipe = count_images(load_recipe(reference, overrides))
     try:
-        recipe_work(recipe, recipe_arch(recipe))
+        find_phases(recipe)
+        recipe.steps_per_epoch()
     except UserError as error:
         raise UserError(f"{reference}: {error}") from None
     return recipe
