@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
     if args.gpu is None or args.at_least is not None:
         missing = "give --gpu, e.g. --gpu v100" if args.gpu is None else "--at-least needs --frontier"
         raise UserError(missing)
-    from fastft.photos.counts import load_counted
     from fastft.cost.table import CostQuery, price_recipes, print_prices
+    from fastft.photos.counts import load_counted
     from fastft.recipe.recipe_file import is_table
 
     rows = None

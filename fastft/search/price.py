@@ -9,9 +9,9 @@ from rich.table import Table
 
 from fastft.cost.mfu import PUBLISHED_MFU
 from fastft.cost.model import predict_published
-from fastft.photos.counts import load_counted
 from fastft.cost.table import LOADER_LIMITS
 from fastft.machine.gpus import MAIN_GPUS
+from fastft.photos.counts import load_counted
 from fastft.recipe import Recipe
 from fastft.recipe.recipe_file import is_table, open_sweep
 from fastft.recipe.tables import Sweep

@@ -21,9 +21,9 @@ from beton_tools.read.parts import Part
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
-from fastft.photos.counts import count_images
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.photos.beton_holdout import as_source
+from fastft.photos.counts import count_images
 from fastft.photos.duplicates import content_ids
 from fastft.photos.prepare import prepare_data
 from fastft.recipe import Recipe, load_recipe
