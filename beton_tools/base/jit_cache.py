@@ -1,28 +1,40 @@
-"""The folder in which Numba caches compiled code: a separate one for each version of the sources.
+"""The folder in which Numba caches compiled code: a separate one for each version of the compiled functions.
 
 Numba recompiles a cached function when its own file has changed, but not when a function that it calls has changed in
 another file: after an update, code of the old version would run. With a folder per version, an update starts with an empty
 cache.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
+import re
 import shutil
 import stat
 import sys
 import tempfile
 from contextlib import suppress
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
-
-from beton_tools.base.jit_checksums import check_cache_files
+from types import ModuleType
+from typing import Any
 
 KEPT = 3  # folders of earlier versions, so that switching between branches does not compile again each time
 PACKAGES = ("beton_tools", "fastft/augment", "fastft/bench", "fastft/data")  # with compiled functions
+_COMPILED = re.compile(rb"^(?:from|import) numba\b", re.MULTILINE)
+_IMPORTED = re.compile(rb"^from ((?:beton_tools|fastft)[\w.]*) import", re.MULTILINE)
+_CACHING = "numba.core.caching"
 
 
 def use_own_cache() -> None:
-    """Set Numba's cache folder, unless NUMBA_CACHE_DIR is set, and check its files. Call before anything is compiled."""
-    check_cache_files()
+    """Set Numba's cache folder, unless NUMBA_CACHE_DIR is set. Call before anything is compiled. Does not import Numba."""
+    if _CACHING in sys.modules:
+        _tolerate_errors(sys.modules[_CACHING])
+    elif not any(isinstance(finder, _OnImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _OnImport())
     if "NUMBA_CACHE_DIR" in os.environ:
         return
     folder = _folder_of(fingerprint(Path(__file__).parents[2]))
@@ -34,6 +46,22 @@ def use_own_cache() -> None:
     with suppress(FileNotFoundError):  # another process that starts now deletes them too
         for old in sorted(folder.parent.iterdir(), key=lambda f: f.stat().st_mtime)[: -KEPT - 1]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def fingerprint(root: Path) -> str:
+    """Hash of the files in PACKAGES that hold compiled functions, and of those that they import: compiled code has constants
+    and functions of both.
+    """
+    texts = {
+        file: file.read_bytes() for package in PACKAGES for file in sorted((root / package).rglob("*.py"))
+    }
+    used = {file for file, text in texts.items() if _COMPILED.search(text)}
+    names = {name.decode() for file in used for name in _IMPORTED.findall(texts[file])}
+    used |= {file for name in names if (file := root / f"{name.replace('.', '/')}.py").exists()}
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(used):
+        digest.update(f"{file.relative_to(root)}\n".encode() + (texts.get(file) or file.read_bytes()))
+    return digest.hexdigest()
 
 
 def _folder_of(state: str) -> Path | None:
@@ -68,11 +96,44 @@ def _temporary_cache() -> Path:
     return folder
 
 
-def fingerprint(root: Path) -> str:
-    """Hash of the names, sizes and modification times of the sources in PACKAGES below `root`."""
-    digest = hashlib.blake2b(digest_size=8)
-    for package in PACKAGES:
-        for file in sorted((root / package).rglob("*.py")):
-            status = file.stat()
-            digest.update(f"{file.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+# errors of the cache -----------------------------------------------------------------------------------------------------
+
+
+class _OnImport(MetaPathFinder):
+    """Calls `_tolerate_errors` when Numba's module has been imported."""
+
+    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != _CACHING:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                _tolerate_errors(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _tolerate_errors(caching: ModuleType) -> None:
+    """Compile again what cannot be read, as after a power failure, and do not fail where nothing can be written."""
+    cache_file = caching.IndexDataCacheFile
+    load, save = cache_file.load, cache_file.save
+
+    def load_or_forget(self: Any, key: Any) -> Any:
+        try:
+            return load(self, key)
+        except Exception:  # of pickle: any
+            with suppress(OSError):
+                os.unlink(self._index_path)  # noqa: PTH108
+            return None
+
+    def try_to_save(self: Any, key: Any, data: Any) -> None:
+        with suppress(OSError):
+            save(self, key, data)
+
+    if load.__name__ != load_or_forget.__name__:
+        cache_file.load, cache_file.save = load_or_forget, try_to_save
