@@ -1,24 +1,59 @@
 """Files that appear under their name only when they are complete."""
 
+import fcntl
 import os
+import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import open_own, try_lock
+
+_PREFIX, _TOKEN = ".partial-", 8  # hexadecimal digits, different in every call
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; it is renamed to `path` at the end, or removed after an error."""
+    """A temporary path to write to, of an empty file; it is renamed to `path` at the end, or removed after an error.
+
+    Several processes may write `path` at the same time: each has a file of its own, and the last one to end keeps its content.
+    """
+    _remove_leftovers(path)
     # the suffix stays, because libraries choose a format by it
-    partial = path.with_name(f".partial-{path.name}")
-    partial.unlink(missing_ok=True)  # left by a killed process; anything but a regular file could block
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    partial = path.with_name(f"{_PREFIX}{secrets.token_hex(_TOKEN // 2)}-{path.name}")
+    with os.fdopen(
+        os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb"
+    ) as file:
+        try_lock(file)  # for `_remove_leftovers` of other processes
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left of `path`."""
+    for name in _found_partials(path.parent):
+        if name[len(_PREFIX) + _TOKEN + 1 :] == path.name:
+            partial = path.with_name(name)
+            # no error: another process writes it, or it is not ours, or the file system has no locks
+            with (
+                suppress(OSError, UserError),
+                os.fdopen(open_own(partial, os.O_RDONLY, create=False), "rb") as file,
+            ):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                partial.unlink()
+
+
+@lru_cache
+def _found_partials(folder: Path) -> tuple[str, ...]:
+    """Partial files in a folder at this process's first write into it."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        return tuple(entry.name for entry in entries if entry.name.startswith(_PREFIX))
+    return ()
 
 
 def check_writable(path: Path, *, suffixes: Sequence[str] = (), makes_directories: bool = False) -> None:
@@ -54,3 +89,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file. Bytes of paths that are not UTF-8 are written as escapes (`\\udcXX`)."""
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

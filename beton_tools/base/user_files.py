@@ -7,15 +7,18 @@ opened. All of them are refused before they are opened.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from io import BufferedReader
 from pathlib import Path
+from typing import IO, Any
 
 from beton_tools.base.errors import UserError
 
 StrPath = str | os.PathLike[str]
 
+_CHUNK = 1 << 20  # bytes
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a FIFO",
@@ -51,10 +54,14 @@ def read_regular(path: StrPath, max_bytes: int) -> bytes:
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        data = file.read(max_bytes + 1) if size <= max_bytes else b""
-    if max(size, len(data)) > max_bytes:  # files in /proc have contents and a size of 0
+        parts = [file.read(size + 1)] if size <= max_bytes else []  # not max_bytes, which would be allocated
+        done = sum(map(len, parts)) or size
+        while size < done <= max_bytes and (more := file.read(_CHUNK)):  # files in /proc have a size of 0
+            parts.append(more)
+            done += len(more)
+    if done > max_bytes:
         raise OSError(0, f"larger than the limit of {max_bytes:,} bytes", os.fspath(path))
-    return data
+    return b"".join(parts)
 
 
 def stat_path(path: StrPath) -> os.stat_result:
@@ -85,8 +92,8 @@ def open_user_file(path: StrPath, expected: str = "a readable file") -> Buffered
         raise _unreadable(path, error, expected) from error
 
 
-def open_own(path: StrPath, flags: int) -> int:
-    """A descriptor of a file that fastft keeps beside its results, made if there is none.
+def open_own(path: StrPath, flags: int, create: bool = True) -> int:
+    """A descriptor of a file that fastft keeps beside its results, made if there is none and `create` is set.
 
     A link could lead to any file of the user, and a FIFO could block: both are refused, because folders come from others too.
 
@@ -96,9 +103,10 @@ def open_own(path: StrPath, flags: int) -> int:
         UserError: something else than a regular file has this name.
         OSError: it cannot be opened.
     """
+    flags |= os.O_CREAT if create else 0
     refused = UserError(f"{os.fspath(path)}: not a regular file; remove it, or use another folder")
     try:
-        descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise refused from None
@@ -107,6 +115,25 @@ def open_own(path: StrPath, flags: int) -> int:
         os.close(descriptor)
         raise refused
     return descriptor
+
+
+def try_lock(file: IO[Any]) -> bool:
+    """Lock a file until it is closed or the process ends; False if another process holds the lock."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
+
+
+def was_replaced(file: IO[Any], path: Path) -> bool:
+    """Return True if `path` no longer refers to the open `file`: it was removed, or another file has its name."""
+    try:
+        return not os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return True
 
 
 def check_user_file(path: StrPath, expected: str = "a readable file") -> Path:

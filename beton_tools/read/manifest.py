@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from beton_tools.base.atomic import atomic_path, sync_folder
 from beton_tools.base.errors import UserError
 from beton_tools.base.names import MAX_NAME_BYTES, Names, escape_undecodable
 from beton_tools.base.user_files import read_user_file
 from beton_tools.read.parts import Part
 from beton_tools.read.subset_file import is_count
-from beton_tools.write.pagefile import sync_folder
 
 FORMAT = "beton-manifest"
 VERSION = 1
@@ -135,22 +135,17 @@ class Manifest:
             f.name: getattr(self, f.name) for f in fields(self) if f.name != "packed_names"
         }
         entries["names"] = self.packed_names
-        part = path.with_name(path.name + ".part")
         try:
-            part.unlink(missing_ok=True)  # anything but a regular file could block
-            with part.open("w", encoding="utf-8") as file:
+            with atomic_path(path) as partial, partial.open("w", encoding="utf-8") as file:
                 json.dump(entries, file, indent=1, ensure_ascii=True)
                 file.write("\n")
                 file.flush()
                 os.fsync(file.fileno())
-            part.replace(path)
+            sync_folder(path.parent)
         except OSError as error:
             raise UserError(
                 f"{path}: cannot be written ({error.strerror}); correct this, then run the same command again"
             ) from error
-        finally:
-            part.unlink(missing_ok=True)
-        sync_folder(path.parent)
 
     def summary(self) -> dict[str, Any]:
         """For `beton info`: everything but the long tables."""

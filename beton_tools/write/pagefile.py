@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import zlib
@@ -17,12 +16,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from beton_tools.base.atomic import sync_folder
 from beton_tools.base.errors import UserError
-from beton_tools.base.user_files import open_own, open_user_file
+from beton_tools.base.user_files import open_own, open_user_file, try_lock, was_replaced
 from beton_tools.read.format import JPEG_MODE, SAMPLE_DTYPE, first_page_offset, write_tables
 from beton_tools.write.images import DAMAGED, EncodedImage
 
@@ -248,25 +248,6 @@ def _open_locked(path: Path) -> BinaryIO:
     return file
 
 
-def try_lock(file: IO[Any]) -> bool:
-    """Lock a file until it is closed or the process ends; False if another process holds the lock."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        pass
-    return True
-
-
-def was_replaced(file: IO[Any], path: Path) -> bool:
-    """Return True if `path` no longer refers to the open `file`: it was removed, or another file has its name."""
-    try:
-        return not os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return True
-
-
 def _first_entry(fingerprint: str) -> dict[str, Any]:
     return {"version": JOURNAL_VERSION, "fingerprint": fingerprint}
 
@@ -291,12 +272,3 @@ def _flush(file: BinaryIO) -> None:
 def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

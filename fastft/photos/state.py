@@ -10,10 +10,9 @@ from typing import IO, Any
 
 from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError
-from beton_tools.base.user_files import read_user_text
+from beton_tools.base.user_files import read_user_text, try_lock, was_replaced
 from beton_tools.read.manifest import manifest_path
 from beton_tools.read.subset_file import SUFFIX as SUBSET
-from beton_tools.write.pagefile import try_lock, was_replaced
 from beton_tools.write.workers import refuse_rerun
 from fastft.run.run_directory import LOCK, lock_run, open_lock
 

@@ -11,7 +11,7 @@ import yaml
 
 from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError
-from beton_tools.base.user_files import open_own, read_user_file, read_user_text
+from beton_tools.base.user_files import open_own, read_user_file, read_user_text, try_lock
 from fastft.recipe import Choice, Recipe, recipe_from_dict
 from fastft.recipe.constants import BEST, EMA, LAST, RAW
 from fastft.recipe.imagenet import is_imagenet
@@ -226,8 +226,6 @@ def lock_run(folder: Path) -> IO[str]:
     Raises:
         UserError: another process holds the lock.
     """
-    from beton_tools.write.pagefile import try_lock  # loads the image libraries, which inference does without
-
     folder.mkdir(parents=True, exist_ok=True)
     file = open_lock(folder)
     if not try_lock(file):

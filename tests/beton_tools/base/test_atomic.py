@@ -1,11 +1,13 @@
 """Files that appear under their name when they are complete, and paths that cannot become one."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from beton_tools.base.atomic import atomic_path, check_writable
+from beton_tools.base.atomic import _found_partials, atomic_path, check_writable
 from beton_tools.base.errors import UserError
 
 
@@ -50,3 +52,39 @@ def test_a_directory_without_permission_is_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(UserError, match="no permission to write into"):
         check_writable(tmp_path / "a.csv")
+
+
+def test_two_writers_of_one_path_do_not_share_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    with atomic_path(path) as first:
+        first.write_text("first")
+        with atomic_path(path) as second:
+            second.write_text("second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_another_one_writes_is_kept(tmp_path: Path) -> None:
+    code = "import os, sys\nfrom pathlib import Path\nfrom beton_tools.base.atomic import atomic_path\n"
+    code += "with atomic_path(Path(sys.argv[1])) as p:\n    p.write_text('half'); print(p, flush=True); {}"
+    for path, then, stays in ((tmp_path / "a", "os._exit(9)", False), (tmp_path / "b", "input()", True)):
+        command = [sys.executable, "-c", code.format(then), str(path)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+            partial = Path(writer.stdout.readline().strip())  # type: ignore[union-attr]
+            if not stays:
+                writer.wait()
+            _found_partials.cache_clear()
+            with atomic_path(path) as own:
+                own.write_text("whole")
+            assert partial.exists() is stays
+            writer.communicate("\n")
+        assert path.read_text() == ("half" if stays else "whole")
+    assert {p.name for p in tmp_path.iterdir()} == {"a", "b"}
+
+
+def test_a_planted_link_is_not_written_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda n: "00000000")
+    (tmp_path / ".partial-00000000-a").symlink_to(tmp_path / "precious")
+    with pytest.raises(FileExistsError), atomic_path(tmp_path / "a"):
+        pass
+    assert not (tmp_path / "precious").exists()

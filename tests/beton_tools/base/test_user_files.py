@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from beton_tools.base.user_files import (
     open_own,
     open_regular,
     open_user_file,
+    read_regular,
     read_user_file,
     read_user_text,
 )
@@ -122,3 +124,13 @@ def test_what_is_written_beside_results_follows_no_link_and_waits_for_no_pipe(
     assert (tmp_path / "precious").read_text() == "kept" and not (tmp_path / "made").exists()
     os.close(open_own(tmp_path / "new", os.O_WRONLY))
     assert (tmp_path / "new").read_bytes() == b""
+
+
+def test_a_small_file_needs_little_memory_whatever_its_limit(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"{}")
+    assert read_regular("/proc/self/maps", 1 << 30).count(b"\n") > 10  # its size is given as 0
+    tracemalloc.start()
+    assert read_regular(path, 1 << 30) == b"{}"
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()

@@ -107,7 +107,7 @@ def test_files_of_an_interrupted_conversion(photo_folder: Path, make: Make, name
 
 
 @SPECIAL
-@pytest.mark.parametrize("name", ["o.beton.part.journal.new", "o.beton.manifest.json.part"])
+@pytest.mark.parametrize("name", ["o.beton.part.journal.new"])
 def test_temporary_files_are_replaced(photo_folder: Path, make: Make, name: str) -> None:
     make(photo_folder.parent / name)
     assert (
