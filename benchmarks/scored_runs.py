@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from fastft.evaluate.logits import FileLogits
 from fastft.machine.facts import cpu_name
+from fastft.run.metrics import Predictions
 
 
 class ScoredRuns:
@@ -60,9 +60,9 @@ class ScoredRuns:
             file.write(json.dumps(line) + "\n")
 
 
-def pack(found: FileLogits) -> str:
+def pack(found: Predictions) -> str:
     """One bit per image, 1 if it is classified correctly, as hexadecimal text."""
-    return np.packbits(found.logits_NK.argmax(axis=1) == found.labels_N).tobytes().hex()
+    return np.packbits(found.right_N).tobytes().hex()
 
 
 def unpack(hits: str, n: int) -> np.ndarray:

@@ -33,7 +33,7 @@ from beton_tools.write.writer import WriteOptions
 from fastft.bench.demo_assets import IMAGES, WEIGHTS, extract_cells, fetch
 from fastft.bench.demo_backbone import write_backbone
 from fastft.bench.demo_trainings import CONTENDERS
-from fastft.evaluate.logits import compute_logits
+from fastft.evaluate.evaluation import predict_file
 from fastft.recipe import load_recipe
 from fastft.search.tune import tune
 from fastft.train.loop import train
@@ -122,7 +122,7 @@ def score(photos: Photographs, row: str, seed: int, folder: Path, cache: Path, s
     else:
         result = train(load_recipe("photos", [*options, f"--train.run_dir={run}"]), console)
         chosen, own = run, {"seconds": result["seconds"], "weights": result["weights"]["kind"]}
-    found = compute_logits(chosen, photos.test, "cpu")
+    _, found = predict_file(chosen, photos.test, "cpu")
     for checkpoints in run.rglob("checkpoints"):
         shutil.rmtree(checkpoints)
     scores.add({

@@ -40,7 +40,7 @@ from beton_tools.write.writer import WriteOptions
 from fastft.bench.demo_assets import WEIGHTS, fetch
 from fastft.bench.demo_backbone import write_backbone
 from fastft.cost.work import recipe_work
-from fastft.evaluate.logits import compute_logits
+from fastft.evaluate.evaluation import predict_file
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe, load_recipe
 from fastft.run.checkpoint import list_checkpoints
@@ -201,7 +201,7 @@ class Study:
 
     def _hits(self, checkpoint: Path, split: str, weights: str) -> str:
         """`pack` of a split. weights: "raw" or "ema"."""
-        return pack(compute_logits(checkpoint, self.folder / f"{split}.beton", "cpu", weights))
+        return pack(predict_file(checkpoint, self.folder / f"{split}.beton", "cpu", weights)[1])
 
     def recipe(self, row: Row, seed: int, run: Path, stop: int) -> Recipe:
         classes = len(list((self.folder / "images" / "train").iterdir()))

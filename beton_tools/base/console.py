@@ -54,12 +54,28 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def compact_table(title: str) -> Table:
-    """An empty table without vertical lines and with little padding, for terminals of 80 columns."""
+def compact_table(
+    title: str | None, header: Sequence[str], rows: Iterable[Sequence[str]] = (), left: int = 1
+) -> Table:
+    """A table without vertical lines and with little padding, for terminals of 80 columns.
+
+    The first `left` columns are left-aligned and folded where they are too wide; the others are right-aligned and never cut.
+    """
     from rich.box import SIMPLE
     from rich.table import Table
+    from rich.text import Text
 
-    return Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    for k, name in enumerate(header):
+        table.add_column(
+            Text(printable(name)),
+            justify="right" if k >= left else "left",
+            no_wrap=k >= left,
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table
 
 
 def print_table(table: Table, console: Console) -> None:

@@ -16,7 +16,7 @@ from beton_tools.read.format import Beton
 from fastft.bench.demo_assets import IMAGES, IMAGES_LICENCE, WEIGHTS, extract_cells, fetch
 from fastft.bench.demo_backbone import write_backbone
 from fastft.bench.demo_sheet import prediction_sheet
-from fastft.evaluate.logits import compute_logits
+from fastft.evaluate.evaluation import predict_file
 from fastft.evaluate.prediction import predict_files
 from fastft.machine.facts import cpu_name
 from fastft.model.recipe_model import recipe_arch
@@ -87,7 +87,7 @@ def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) ->
         run = folder / contender.name
         overrides = [*data, f"--model.weights={weights}", *contender.overrides, f"--train.run_dir={run}"]
         seconds[contender.name] = _train(load_recipe(recipe, overrides), run, console)["seconds"]
-        right[contender.name] = compute_logits(run, betons["val"], "cpu").right_N
+        right[contender.name] = predict_file(run, betons["val"], "cpu")[1].right_N
         data = [f"--data.{split}={path}" for split, path in betons.items()]
     figures = compare(right, Beton.open(betons["val"]).labels, len(Beton.open(betons["train"])))
     figures |= {"image_size": load_recipe(recipe).model.image_size, "seconds": seconds}

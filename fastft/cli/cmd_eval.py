@@ -49,7 +49,7 @@ def _add_knn(group: argparse._ArgumentGroup) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from fastft.evaluate.evaluation_output import print_evaluation, print_table_of_files
+    from fastft.evaluate.output import print_evaluation, print_table_of_files
 
     found = _evaluate_neighbours(args) if args.knn is not None else _evaluate(args)
     if torchrun.rank() != 0:  # every process has the same sums; rank 0 prints them

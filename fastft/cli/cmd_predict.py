@@ -35,8 +35,8 @@ def run(args: argparse.Namespace) -> int:
     from beton_tools.base.atomic import check_writable
     from beton_tools.base.errors import UserError
     from beton_tools.read.subset_file import is_beton_or_subset
+    from fastft.evaluate.output import print_predictions, write_predictions
     from fastft.evaluate.prediction import predict_files
-    from fastft.evaluate.prediction_output import print_predictions, write_predictions
 
     for path in args.images:
         if is_beton_or_subset(path):

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     from beton_tools.base.console import printable
     from beton_tools.base.progress_bar import progress
-    from fastft.evaluate.evaluation_output import print_evaluation
+    from fastft.evaluate.output import print_evaluation
     from fastft.evaluate.zero_shot import evaluate_zero_shot
     from fastft.recipe import load_recipe
 

@@ -1,23 +1,92 @@
 """A run's weights on its validation file, for its report: metrics per class, and the mistakes with their images."""
 
+import base64
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
+from beton_tools.base.image_formats import open_image
 from beton_tools.read.beton_set import BetonSet
+from beton_tools.read.format import RAW_MODE
 from beton_tools.read.manifest import Manifest
-from fastft.evaluate.class_report import ClassReport, report_classes
-from fastft.evaluate.logits import compute_logits
-from fastft.evaluate.mistakes import Mistakes, find_mistakes, thumbnail
+from beton_tools.read.sample_table import SampleTable
+from fastft.evaluate.evaluation import MATRIX_CLASSES, predict_file
 from fastft.recipe.constants import AUTO
-from fastft.run.chosen_weights import find_weights
-from fastft.run.metrics import Predictions
+from fastft.run.calibration import Calibration, calibrate
+from fastft.run.metrics import (
+    ClassMetrics,
+    Predictions,
+    balanced_accuracy,
+    class_metrics,
+    confusion_counts,
+    largest_confusions,
+    macro_f1,
+)
 from fastft.run.run_directory import Run
 
 FEW_IMAGES = 3000  # a CPU evaluates as many in a minute or two
+LISTED_CLASSES = 200  # those with the lowest F1
+LISTED_MISTAKES = 12
+THUMBNAIL = 168  # pixels of the longer side, shown at half that size for high-density screens
+THUMBNAIL_QUALITY = 82
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One wrong prediction. `sample` is the index in the validation file; probabilities are of the softmax.
+
+    file: name in the source of the validation file; "" if it is not known.
+    """
+
+    sample: int
+    truth: str
+    truth_probability: float
+    predicted: str
+    predicted_probability: float
+    image: str = ""  # data URI
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """Wrong predictions: `wrong` of `images` validation images."""
+
+    images: int
+    wrong: int
+    most_confident: list[Mistake]
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """Metrics of one class, and the class that most of its other images are predicted as ("" if none)."""
+
+    name: str
+    metrics: ClassMetrics
+    confused_with: str
+    confused: int
+
+
+@dataclass(frozen=True)
+class ClassReport:
+    """balanced_accuracy, macro_f1 in percent. matrix_KK: images of class i (row) that are predicted as class j (column).
+
+    names: of all outputs. rows: at most LISTED_CLASSES that have images, lowest F1 first; `classes` counts all that have.
+    """
+
+    names: list[str]
+    rows: list[ClassRow]
+    classes: int
+    balanced_accuracy: float
+    macro_f1: float
+    matrix_KK: np.ndarray | None
+    calibration: Calibration
 
 
 @dataclass(frozen=True)
@@ -41,27 +110,80 @@ def assess_run(run: Run, insist: bool, weights: str = AUTO) -> tuple[Assessment 
         return None, "The run has no validation data."
     try:
         betons = BetonSet.open(run.recipe.data.val)
-        chosen = find_weights(run.folder, weights)
         if not insist and len(betons) > FEW_IMAGES and not torch.cuda.is_available():
             images = f"{len(betons):,} images take long without a GPU"
             return None, f"Left out: {images} (--mistakes=always evaluates them)."
-        found = compute_logits(run.folder, betons, "auto", weights)
+        trained, predictions = predict_file(run.folder, Path(run.recipe.data.val), "auto", weights)
     except UserError as error:
         if insist:
             raise
         return None, f"Left out: {error}."
-    names = _display_names(betons.files[0].path, found.classes)
-    mistakes = find_mistakes(found.logits_NK, found.labels_N, names)
+    manifest = Manifest.of_beton(betons.files[0].path)
+    names = (manifest and manifest.class_names) or trained.classes
+    mistakes = find_mistakes(predictions, names)
     files = betons.read_names()
     shown = [
         replace(m, image=thumbnail(betons, m.sample), file=printable(files[m.sample]) if files else "")
         for m in mistakes.most_confident
     ]
-    classes = report_classes(Predictions.from_logits(found.logits_NK, found.labels_N), names)
-    return Assessment(chosen.description, replace(mistakes, most_confident=shown), classes), ""
+    mistakes = replace(mistakes, most_confident=shown)
+    return Assessment(trained.weights, mistakes, report_classes(predictions, names)), ""
 
 
-def _display_names(data: Path, classes: list[str]) -> list[str]:
-    """The readable class names of the file's manifest if it has them, otherwise `classes`."""
-    manifest = Manifest.of_beton(data)
-    return classes if manifest is None or manifest.class_names is None else manifest.class_names
+def find_mistakes(predictions: Predictions, names: Sequence[str]) -> Mistakes:
+    """The mistakes, the LISTED_MISTAKES with the highest probability of the wrong class first. names: as `class_name`."""
+    p = predictions
+    wrong = np.flatnonzero(~p.right_N)
+    shown = wrong[np.argsort(-p.confidence_N[wrong], kind="stable")][:LISTED_MISTAKES]
+    listed = [
+        Mistake(
+            sample=int(k),
+            truth=class_name(names, p.labels_N[k]),
+            truth_probability=float(p.truth_N[k]),
+            predicted=class_name(names, p.predicted_N[k]),
+            predicted_probability=float(p.confidence_N[k]),
+        )
+        for k in shown
+    ]
+    return Mistakes(len(p.labels_N), len(wrong), listed)
+
+
+def report_classes(predictions: Predictions, names: Sequence[str]) -> ClassReport:
+    """Metrics of all classes. names: as `class_name`."""
+    every = [class_name(names, label) for label in range(predictions.num_classes)]
+    most_confused = {c.label: c for c in reversed(largest_confusions(predictions, len(predictions.labels_N)))}
+    rows = []
+    for metrics in class_metrics(predictions):
+        if metrics.images:
+            found = most_confused.get(metrics.label)
+            other, images = (every[found.predicted], found.images) if found else ("", 0)
+            rows.append(ClassRow(every[metrics.label], metrics, other, images))
+    rows.sort(key=lambda row: (row.metrics.f1 or 0.0, row.name))
+    return ClassReport(
+        names=every,
+        rows=rows[:LISTED_CLASSES],
+        classes=len(rows),
+        balanced_accuracy=balanced_accuracy(predictions),
+        macro_f1=macro_f1(predictions),
+        matrix_KK=confusion_counts(predictions) if predictions.num_classes <= MATRIX_CLASSES else None,
+        calibration=calibrate(predictions),
+    )
+
+
+def class_name(names: Sequence[str], label: int) -> str:
+    """The name of a class by its label, or "class k" where there is none for it."""
+    return names[label] if label < len(names) else f"class {label}"
+
+
+def thumbnail(table: SampleTable, sample: int) -> str:
+    """A small JPEG of one image, as a data URI."""
+    stored = table.image_bytes(sample)
+    if table.modes[sample] == RAW_MODE:
+        shape = int(table.heights[sample]), int(table.widths[sample]), 3
+        image = Image.fromarray(stored.reshape(shape))
+    else:
+        image = open_image(stored.tobytes()).convert("RGB")
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=THUMBNAIL_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

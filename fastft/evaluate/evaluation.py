@@ -1,24 +1,23 @@
 """Exact evaluation of a checkpoint on `.beton` files, over all processes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from beton_tools.base.atomic import check_writable
 from beton_tools.base.errors import UserError
+from beton_tools.read.beton_paths import BetonPaths
 from fastft.augment.recipe_policy import build_policy
-from fastft.data import EvalLoader, Output, Shard
+from fastft.data import Batch, EvalLoader, Output, Shard
 from fastft.data.classes import refuse_other_classes
-from fastft.evaluate.class_report import MATRIX_CLASSES
-from fastft.evaluate.evaluation_output import write_predictions_table
-from fastft.evaluate.logit_adjustment import adjust_logits
-from fastft.evaluate.present_classes import PresentClasses
-from fastft.evaluate.trained import BATCH, Trained, load_trained
+from fastft.evaluate.output import write_predictions_table
+from fastft.evaluate.trained import BATCH, Trained, adjust_logits, load_trained
 from fastft.recipe.constants import AUTO
 from fastft.run.calibration import reliability
 from fastft.run.metrics import Predictions, class_metrics, confusion_counts, largest_confusions
@@ -28,6 +27,7 @@ from fastft.train.precision import inference_precision
 
 KEPT_LOGITS = 2**26  # values: 256 MiB; the logits of ImageNet's validation images are 50 million
 CONFUSIONS = 100  # pairs of classes that are listed
+MATRIX_CLASSES = 100  # above, the confusion matrix is left out
 
 
 @dataclass(frozen=True)
@@ -38,23 +38,49 @@ class FileScores:
     scores: Scores
     ranked_classes: int
 
+    @property
+    def predictions(self) -> Predictions:
+        assert self.scores.predictions is not None
+        return self.scores.predictions
 
-def evaluate_checkpoint(
-    checkpoint: Path,
-    data: Path | None,
-    device: str,
-    *,
-    weights: str = AUTO,
-    logit_adjustment: bool = False,
-    only_present_classes: bool = False,
-    csv: Path | None = None,
-) -> dict[str, Any]:
+
+class PresentClasses(nn.Module):
+    """A model whose logits of classes without images are -inf: never predicted, and without probability.
+
+    Published figures of ImageNet-A and ImageNet-R rank 200 of 1,000 classes so. present: labels of the classes with images.
+    """
+
+    absent_K: Tensor
+
+    def __init__(self, model: nn.Module, present: np.ndarray, outputs: int):
+        super().__init__()
+        absent_K = torch.ones(outputs, dtype=torch.bool)
+        absent_K[torch.from_numpy(present)] = False
+        self.model = model
+        self.register_buffer("absent_K", absent_K)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images).float().masked_fill(self.absent_K, float("-inf"))
+
+
+def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str, **options: Any) -> dict[str, Any]:
     """Scores of a checkpoint on one `.beton` (default: the validation file of its recipe); otherwise as `evaluate_files`."""
-    (scores,) = evaluate_files(
-        checkpoint, [] if data is None else [data], device, weights=weights, logit_adjustment=logit_adjustment,
-        only_present_classes=only_present_classes, csv=csv,
-    )  # fmt: skip
+    (scores,) = evaluate_files(checkpoint, [] if data is None else [data], device, **options)
     return scores
+
+
+def predict_file(
+    checkpoint: Path, data: Path, device: str, weights: str = AUTO
+) -> tuple[Trained, Predictions]:
+    """The model of a checkpoint and its predictions for every image of a `.beton`, in the order of the file.
+
+    Raises:
+        UserError: as `evaluate_files`.
+    """
+    world = find_world(device)
+    with evaluating(world):
+        trained = load_trained(checkpoint, world.device, weights)
+        return trained, evaluate_model(trained, data, world).predictions
 
 
 def evaluate_files(
@@ -89,8 +115,7 @@ def evaluate_files(
             trained = adjust_logits(trained)
         found = [evaluate_model(trained, p, world, only_present_classes) for p in paths]
     if csv is not None and world.is_main:
-        assert found[0].scores.predictions is not None
-        write_predictions_table(found[0].scores.predictions, trained.outputs, found[0].path, csv)
+        write_predictions_table(found[0].predictions, trained.outputs, found[0].path, csv)
     return [{**describe_scores(trained, one), "logit_adjustment": logit_adjustment} for one in found]
 
 
@@ -121,6 +146,24 @@ def evaluating(world: World) -> Iterator[None]:
         raise peer_lost(error, "run the same command again") from None
 
 
+def eval_loader(trained: Trained, data: BetonPaths, world: World) -> EvalLoader:
+    """This process's share of a file, as the model is evaluated on it.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    recipe = trained.recipe
+    dtype = inference_precision(recipe.train.amp, world.device).dtype
+    return EvalLoader(
+        data,
+        build_policy(recipe),
+        Output(recipe.model.image_size, world.device, dtype),
+        batch_size=BATCH,
+        crop_pct=recipe.train.eval_crop_pct,
+        shard=Shard(world.rank, world.size),
+    )
+
+
 def evaluate_model(
     trained: Trained,
     path: Path,
@@ -133,35 +176,39 @@ def evaluate_model(
     Raises:
         UserError: as `evaluate_files`; published to the other processes.
     """
-    recipe, precision = trained.recipe, inference_precision(trained.recipe.train.amp, world.device)
-    outputs = recipe.data.num_classes
+    outputs = trained.recipe.data.num_classes
     model = model or trained.model
-    with EvalLoader(
-        path,
-        build_policy(recipe),
-        Output(recipe.model.image_size, world.device, precision.dtype),
-        batch_size=BATCH,
-        crop_pct=recipe.train.eval_crop_pct,
-        shard=Shard(world.rank, world.size),
-    ) as loader:
+    with eval_loader(trained, path, world) as loader:
         refuse_other_classes(loader.class_names, trained.outputs, path)
         if only_present_classes:
             present = np.flatnonzero(loader.class_counts)
             model = PresentClasses(model, present, outputs).to(world.device)
             outputs = len(present)
-        with_logits = keep_logits(loader.num_samples, recipe.data.num_classes, KEPT_LOGITS)
-        try:
-            (scores,) = evaluate([model], loader, world, precision, with_logits=with_logits)
-        except UserError as error:
-            raise world.publish_error(error) from error
-    if outputs < TOP5_CLASSES:
-        scores = replace(scores, top5=None)
+        found = score(trained, model, loader, loader.num_samples, path, world)
+    scores = found.scores if outputs >= TOP5_CLASSES else replace(found.scores, top5=None)
+    return FileScores(path, scores, outputs)
+
+
+def score(
+    trained: Trained, model: nn.Module, batches: Iterable[Batch], samples: int, path: Path, world: World
+) -> FileScores:
+    """Scores of `model` on batches of `path`, which has so many samples over all processes.
+
+    Raises:
+        UserError: of this process; published to the others.
+    """
+    outputs = trained.recipe.data.num_classes
+    precision = inference_precision(trained.recipe.train.amp, world.device)
+    with_logits = keep_logits(samples, outputs, KEPT_LOGITS)
+    try:
+        (scores,) = evaluate([model], batches, world, precision, with_logits=with_logits)
+    except UserError as error:
+        raise world.publish_error(error) from error
     return FileScores(path, scores, outputs)
 
 
 def describe_scores(trained: Trained, found: FileScores) -> dict[str, Any]:
     """The scores as JSON values, with the names of classes."""
-    assert found.scores.predictions is not None
     return {
         "checkpoint": str(trained.path),
         "weights": trained.weights,
@@ -169,7 +216,7 @@ def describe_scores(trained: Trained, found: FileScores) -> dict[str, Any]:
         "ranked_classes": found.ranked_classes,
         **found.scores.as_dict(),
         "standard_error": found.scores.standard_error,
-        **describe_classes(found.scores.predictions, trained.outputs),
+        **describe_classes(found.predictions, trained.outputs),
     }
 
 

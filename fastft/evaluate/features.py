@@ -12,23 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from beton_tools.base.atomic import atomic_path, check_writable
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import check_user_file
 from beton_tools.read.subset_file import is_beton_or_subset
-from fastft.augment.recipe_policy import build_policy
-from fastft.data import EvalLoader, Output, Shard
-from fastft.evaluate.image_reader import ReadImage, read_batches
+from fastft.evaluate.evaluation import eval_loader
+from fastft.evaluate.image_files import compute_outputs
 from fastft.evaluate.prediction import describe_deep, describe_left_out, image_paths
-from fastft.evaluate.trained import BATCH, Trained
+from fastft.evaluate.trained import Trained
 from fastft.model import ImageClassifier
 from fastft.train.distributed import World
 from fastft.train.head_start import pooled_features
 from fastft.train.precision import inference_precision
 
-SUFFIX, BETON = ".npz", ".beton"
+SUFFIX = ".npz"
 EXPECTED = "a .npz file that fastft predict --features wrote"
 # of NumPy, for files that are damaged, or whose headers promise more values than fit the memory
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
@@ -98,39 +96,28 @@ def extract_features(trained: Trained, sources: Sequence[Path], world: World, sa
 
 
 def _of_beton(trained: Trained, path: Path, world: World, checksum: str) -> Features:
-    recipe, precision = trained.recipe, inference_precision(trained.recipe.train.amp, world.device)
-    output = Output(recipe.model.image_size, world.device, precision.dtype)
-    with EvalLoader(
-        path, build_policy(recipe), output, batch_size=BATCH, crop_pct=recipe.train.eval_crop_pct,
-        shard=Shard(world.rank, world.size),
-    ) as loader:  # fmt: skip
+    precision = inference_precision(trained.recipe.train.amp, world.device)
+    with eval_loader(trained, path, world) as loader:
         features_ND, labels_N = pooled_features(trained.model, loader, world, precision, stop=lambda: False)
         names = loader.betons.read_names()
         files = [f"{path.name}[{i}]" for i in range(len(labels_N))] if names is None else names
         return Features(features_ND, labels_N, files, loader.class_names, checksum)
 
 
-@torch.inference_mode()
 def _of_images(
     trained: Trained, source: Path, world: World, checksum: str, say: Say, left_out: Counter[str]
 ) -> tuple[Features, int]:
     """The embeddings of image files, and how many of the images lose values."""
-    precision = inference_precision(trained.recipe.train.amp, world.device)
     rows, files, deep = [], [], 0
-    for batch in read_batches(image_paths([source], left_out), trained.recipe, BATCH):
-        tensors = []
-        for path, read in batch:
-            if isinstance(read, ReadImage):
-                tensors.append(read.tensor)
-                files.append(str(path))
-                deep += read.loses_values
-            else:
-                say(f"{path}: not read: {read}")
-        if tensors:
-            images = torch.stack(tensors).to(world.device, memory_format=torch.channels_last)
-            with precision.autocast():
-                rows.append(trained.model.pooled(images).float().cpu().numpy())
-    features_ND = np.concatenate(rows) if rows else np.empty((0, trained.model.head.in_features), np.float32)
+    paths = image_paths([source], left_out)
+    for path, read, features_D in compute_outputs(trained, paths, world.device, "pooled"):
+        if isinstance(read, str):
+            say(f"{path}: not read: {read}")
+            continue
+        rows.append(features_D.numpy())
+        files.append(str(path))
+        deep += read.loses_values
+    features_ND = np.stack(rows) if rows else np.empty((0, trained.model.head.in_features), np.float32)
     return Features(features_ND, np.full(len(files), NO_LABEL, np.int64), files, [], checksum), deep
 
 
@@ -166,20 +153,18 @@ def read_features(path: Path) -> Features:
     check_user_file(path, EXPECTED)
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = Features(
-                file["features"],
-                file["labels"],
-                file["files"].tolist(),
-                file["classes"].tolist(),
-                str(file["model"]),
-            )
+            if any(member.compress_type != zipfile.ZIP_STORED for member in file.zip.infolist()):
+                raise ValueError("its arrays are compressed")  # a small file could fill the memory
+            arrays = {name: file[name] for name in ("features", "labels", "files", "classes", "model")}
     except UNREADABLE as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); give {EXPECTED}") from None
-    shape, count = found.features_ND.shape, len(found.files)
+    features_ND, labels_N, files_N, classes_K, model = arrays.values()
     if (
-        len(shape) != 2
-        or not len(found.labels_N) == shape[0] == count
-        or (found.features_ND.dtype, found.labels_N.dtype) != (np.float32, np.int64)
+        [array.ndim for array in arrays.values()] != [2, 1, 1, 1, 0]
+        or not len(features_ND) == len(labels_N) == len(files_N)
+        or not features_ND.shape[1]
+        or [array.dtype.kind for array in (files_N, classes_K, model)] != ["U"] * 3
+        or (features_ND.dtype, labels_N.dtype) != (np.float32, np.int64)
     ):
         raise UserError(f"{path}: its arrays do not fit each other; give {EXPECTED}")
-    return found
+    return Features(features_ND, labels_N, files_N.tolist(), classes_K.tolist(), str(model))

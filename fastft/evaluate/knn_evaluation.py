@@ -13,11 +13,11 @@ from beton_tools.base.errors import UserError
 from fastft.data import Batch
 from fastft.data.classes import refuse_other_classes
 from fastft.evaluate.evaluation import (
-    KEPT_LOGITS,
     FileScores,
     describe_scores,
     evaluate_model,
     evaluating,
+    score,
     validation_file,
 )
 from fastft.evaluate.features import (
@@ -32,8 +32,6 @@ from fastft.evaluate.trained import BATCH, Trained, load_trained
 from fastft.model import ImageClassifier
 from fastft.recipe.constants import AUTO
 from fastft.train.distributed import World, find_world
-from fastft.train.evaluate import evaluate, keep_logits
-from fastft.train.precision import inference_precision
 
 TEMPERATURE = 0.07  # Wu et al. 2018 (1805.01978), and DINO's eval_knn.py
 NO_VOTES = 1e-6  # the probability of a class without votes, whose logarithm would be -inf
@@ -124,33 +122,37 @@ def _bank(trained: Trained, path: Path, world: World) -> Features:
         return _read_labelled(trained, path)
     found = extract_features(trained, [path], world, say=lambda text: None)
     refuse_other_classes(found.classes, trained.outputs, path)
-    return found
+    return _finite(found, path)
 
 
 def _evaluate(trained: Trained, path: Path, votes: NeighbourVotes, world: World) -> FileScores:
     if path.suffix != SUFFIX:
         return evaluate_model(trained, path, world, model=NeighbourClassifier(trained.model, votes))
     features = _read_labelled(trained, path)
-    precision = inference_precision(trained.recipe.train.amp, world.device)
-    outputs = trained.recipe.data.num_classes
-    with_logits = keep_logits(len(features.labels_N), outputs, KEPT_LOGITS)
-    (scores,) = evaluate([votes], _batches(features, world), world, precision, with_logits=with_logits)
-    return FileScores(path, scores, outputs)
+    return score(trained, votes, _batches(features, world), len(features.labels_N), path, world)
 
 
 def _read_labelled(trained: Trained, path: Path) -> Features:
     """Features of labelled images that these weights gave."""
     found = read_features(path)
-    if found.model != model_checksum(trained.model):
+    width = trained.model.head.in_features
+    if found.model != model_checksum(trained.model) or found.features_ND.shape[1] != width:
         raise UserError(
             f"{path} holds embeddings of other weights than {trained.path}'s; write it again with them"
         )
-    if not found.classes or found.labels_N.min(initial=0) < 0:
+    if not len(found.labels_N) or not found.classes or found.labels_N.min() < 0:
         raise UserError(f"{path} has images without labels; give {EXPECTED} from a .beton")
-    if found.labels_N.max(initial=0) >= len(found.classes):
+    if found.labels_N.max() >= len(found.classes):
         raise UserError(f"{path} has labels without a class; give {EXPECTED}")
     refuse_other_classes(found.classes, trained.outputs, path)
-    return found
+    return _finite(found, path)
+
+
+def _finite(features: Features, path: Path) -> Features:
+    """Raise UserError if an embedding is NaN or Inf: it would have no nearest neighbours."""
+    if not np.isfinite(features.features_ND).all():
+        raise UserError(f"embeddings of {path} contain NaN or Inf; use weights that give finite ones")
+    return features
 
 
 def _batches(features: Features, world: World) -> Iterator[Batch]:

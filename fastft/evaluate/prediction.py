@@ -5,17 +5,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from beton_tools.base.console import by_suffix
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import DEEP_IMAGES, IMAGE_SUFFIXES
 from beton_tools.base.user_files import check_user_file
-from fastft.evaluate.image_reader import ReadImage, Source, read_batches
-from fastft.evaluate.trained import BATCH, choose_device, load_trained
+from fastft.evaluate.image_files import Source, compute_outputs
+from fastft.evaluate.trained import adjust_logits, choose_device, load_trained
 from fastft.model.ranking import rank_classes
 from fastft.recipe.constants import AUTO
-from fastft.train.precision import inference_precision
 
 
 @dataclass(frozen=True)
@@ -60,12 +57,9 @@ class Predictor:
         self.device = choose_device(device)
         self.trained = load_trained(Path(checkpoint), self.device, weights)
         if logit_adjustment:
-            from fastft.evaluate.logit_adjustment import adjust_logits  # loads Numba for .beton files
-
             self.trained = adjust_logits(self.trained)
         self.classes = self.trained.outputs
 
-    @torch.inference_mode()
     def predict(self, images: Source | Iterable[Source], topk: int = 5) -> Iterator[Prediction]:
         """The `topk` most probable classes of every image, in order, a batch at a time; the next batch is read meanwhile.
 
@@ -75,27 +69,17 @@ class Predictor:
             UserError: topk < 1.
         """
         _check_topk(topk)
-        if isinstance(images, Source):
-            images = [images]
-        for batch in read_batches(images, self.trained.recipe, BATCH):
-            tensors = [read.tensor for _, read in batch if isinstance(read, ReadImage)]
-            ranked = iter(self._rank(tensors, topk) if tensors else ())
-            for image, result in batch:
-                path = Path(image if isinstance(image, str | Path) else getattr(image, "filename", ""))
-                if isinstance(result, str):
-                    yield Prediction(path, [], [], result)
-                    continue
-                probabilities, classes = next(ranked)
-                names = [self.classes[k] for k in classes]
-                yield Prediction(path, names, probabilities, loses_values=result.loses_values)
-
-    def _rank(self, tensors: list[torch.Tensor], topk: int) -> Iterator[tuple[list[float], list[int]]]:
-        images = torch.stack(tensors).to(self.device, memory_format=torch.channels_last)
-        with inference_precision(self.trained.recipe.train.amp, self.device).autocast():
-            logits_BK = self.trained.model(images).float()
-        classes_BJ = rank_classes(logits_BK, topk)
-        probabilities_BJ = logits_BK.softmax(1).gather(1, classes_BJ)
-        return zip(probabilities_BJ.tolist(), classes_BJ.tolist(), strict=True)
+        given = [images] if isinstance(images, Source) else images
+        for image, read, logits_K in compute_outputs(self.trained, given, self.device):
+            path = Path(image if isinstance(image, str | Path) else getattr(image, "filename", ""))
+            if isinstance(read, str):
+                yield Prediction(path, [], [], read)
+                continue
+            ranked = rank_classes(logits_K[None], topk)[0]
+            names = [self.classes[k] for k in ranked.tolist()]
+            yield Prediction(
+                path, names, logits_K.softmax(0)[ranked].tolist(), loses_values=read.loses_values
+            )
 
 
 def predict_files(

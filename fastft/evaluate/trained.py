@@ -1,14 +1,19 @@
-"""A trained model from a checkpoint, and the device to run it on."""
+"""A trained model from a checkpoint, the device to run it on, and post-hoc logit adjustment."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from beton_tools.base.errors import UserError
+from beton_tools.read.beton_paths import exist_betons
 from fastft.data.classes import name_outputs
 from fastft.model import ImageClassifier
 from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO
+from fastft.run.checkpoint import Damaged
 from fastft.run.chosen_weights import find_weights
 from fastft.run.stored_model import read_model
 from fastft.train.distributed import check_device
@@ -49,15 +54,8 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
     chosen = find_weights(checkpoint, weights)
     model, recipe, found = read_model(chosen.path, chosen.stem)
     model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return Trained(
-        model,
-        recipe,
-        found.state["classes"],
-        found.path,
-        found.state.get("class_counts", []),
-        chosen.description,
-        chosen.kind,
-    )
+    counts = found.state.get("class_counts", [])
+    return Trained(model, recipe, found.state["classes"], found.path, counts, chosen.description, chosen.kind)
 
 
 def choose_device(device: str) -> torch.device:
@@ -68,3 +66,44 @@ def choose_device(device: str) -> torch.device:
     """
     check_device(device)
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@torch.no_grad()
+def adjust_logits(trained: Trained) -> Trained:
+    """The trained model, with the logarithm of each class's share of the training images subtracted from its head's bias.
+
+    The largest logit then predicts the class with the smallest balanced error, instead of the most probable class (Menon et al.
+    2021, 2007.07314, with tau = 1). The model is changed in place.
+
+    Raises:
+        UserError: the number of training images of each class is not known.
+    """
+    counts = trained.class_counts or _count_training_images(trained)
+    if len(counts) != len(trained.classes):
+        raise Damaged(trained.path, f"it has {len(trained.classes)} classes and {len(counts)} class sizes")
+    bias_K = trained.model.head.bias
+    shares_K = log_shares([*counts, *[0] * (len(bias_K) - len(counts))])
+    bias_K.sub_(shares_K.to(bias_K.device))
+    words = f"{trained.weights}; logits adjusted for the class sizes"
+    return replace(trained, weights=words, is_adjusted=True)
+
+
+def log_shares(class_counts: Sequence[int]) -> Tensor:
+    """float64 (K,): logarithm of each class's share; classes without images get no advantage over the largest one."""
+    counts_K = torch.tensor(class_counts, dtype=torch.float64)
+    counts_K = torch.where(counts_K > 0, counts_K, counts_K.max())
+    return (counts_K / counts_K.sum()).log()
+
+
+def _count_training_images(trained: Trained) -> list[int]:
+    """From the training file, for checkpoints of versions that did not store the counts."""
+    from beton_tools.read.beton_set import BetonSet  # loads Numba, which predictions do without
+
+    path = trained.recipe.data.train
+    if path is None or not exist_betons(path):
+        raise UserError(
+            f"--logit-adjustment needs the number of training images of each class, which {trained.path} does not hold; "
+            f"put the training file back to {path}"
+        )
+    counts = BetonSet.open(path).class_counts
+    return counts + [0] * (len(trained.classes) - len(counts))

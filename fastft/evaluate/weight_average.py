@@ -12,8 +12,14 @@ from typing import Any
 
 from beton_tools.base.errors import UserError
 from fastft.evaluate.evaluation import FileScores, evaluate_model, evaluating
-from fastft.evaluate.ingredients import Ingredient, RunningMean, State, find_ingredients, interpolate
-from fastft.evaluate.selection import count_training_images
+from fastft.evaluate.ingredients import (
+    Ingredient,
+    RunningMean,
+    State,
+    count_training_images,
+    find_ingredients,
+    interpolate,
+)
 from fastft.evaluate.trained import Trained
 from fastft.recipe.constants import AUTO, GREEDY
 from fastft.train.distributed import World, find_world
@@ -118,6 +124,28 @@ class _Evaluator:
             self.say(f"{name}: " + ", ".join(f"{s.path.name} {s.scores.top1:.3f} %" for s in scores))
         return row
 
+    def average(
+        self,
+        method: str,
+        ingredients: Sequence[Ingredient],
+        members: list[str],
+        rows: list[Row],
+        chosen: Row,
+        state: State,
+        selects: bool,
+    ) -> Average:
+        return Average(
+            method=method,
+            models=[ingredient.name for ingredient in ingredients],
+            members=members,
+            data=self.data,
+            selection=self.data[0] if selects and self.data else None,
+            rows=rows if self.data else [],
+            chosen=chosen if self.data else None,
+            alpha=chosen.alpha,
+            state=state,
+        )
+
 
 def average(
     models: Sequence[str],
@@ -182,11 +210,9 @@ def _interpolate(
     start, end = (ingredient.read() for ingredient in ingredients)
     rows = [evaluator.row(f"alpha {a:g}", interpolate(start, end, a), a) for a in alphas]
     chosen = max(rows, key=lambda row: row.top1) if evaluator.data else rows[0]
-    assert chosen.alpha is not None
+    state = interpolate(start, end, chosen.alpha or 0.0)
     names = [ingredient.name for ingredient in ingredients]
-    return _average(
-        evaluator, WISE, names, names, rows, chosen, interpolate(start, end, chosen.alpha), len(alphas) > 1
-    )
+    return evaluator.average(WISE, ingredients, names, rows, chosen, state, len(alphas) > 1)
 
 
 def _uniform(evaluator: _Evaluator, ingredients: Sequence[Ingredient]) -> Average:
@@ -196,11 +222,9 @@ def _uniform(evaluator: _Evaluator, ingredients: Sequence[Ingredient]) -> Averag
         mean = mean.with_state(state)
         if evaluator.data:
             rows.append(evaluator.row(ingredient.name, state))
-    names = [ingredient.name for ingredient in ingredients]
-    chosen = evaluator.row("uniform soup", mean.state())
-    return _average(
-        evaluator, "uniform soup", names, names, [*rows, chosen], chosen, mean.state(), selects=False
-    )
+    names, state = [ingredient.name for ingredient in ingredients], mean.state()
+    chosen = evaluator.row("uniform soup", state)
+    return evaluator.average("uniform soup", ingredients, names, [*rows, chosen], chosen, state, False)
 
 
 def _greedy(evaluator: _Evaluator, ingredients: Sequence[Ingredient]) -> Average:
@@ -216,29 +240,4 @@ def _greedy(evaluator: _Evaluator, ingredients: Sequence[Ingredient]) -> Average
         if row.top1 >= best.top1:
             mean, best = tried, row
             members.append(ingredient.name)
-    names = [ingredient.name for ingredient in ingredients]
-    return _average(evaluator, "greedy soup", names, members, rows, best, mean.state(), selects=True)
-
-
-def _average(
-    evaluator: _Evaluator,
-    method: str,
-    models: list[str],
-    members: list[str],
-    rows: list[Row],
-    chosen: Row,
-    state: State,
-    selects: bool,
-) -> Average:
-    evaluated = bool(evaluator.data)
-    return Average(
-        method=method,
-        models=models,
-        members=members,
-        data=evaluator.data,
-        selection=evaluator.data[0] if selects and evaluated else None,
-        rows=rows if evaluated else [],
-        chosen=chosen if evaluated else None,
-        alpha=chosen.alpha,
-        state=state,
-    )
+    return evaluator.average("greedy soup", ingredients, members, rows, best, mean.state(), True)

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from beton_tools.base.atomic import check_writable
 from beton_tools.base.errors import UserError
-from fastft.evaluate.logit_adjustment import adjust_logits
-from fastft.evaluate.trained import Trained, load_trained
+from fastft.evaluate.trained import Trained, adjust_logits, load_trained
 from fastft.export import to_onnx, to_open_clip, to_safetensors, to_timm
 from fastft.export.card import model_card
 from fastft.recipe.constants import AUTO

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from markupsafe import Markup
 
-from fastft.evaluate.class_report import ClassReport
+from fastft.evaluate.assessment import ClassReport
 from fastft.report.charts import Chart, Series
 from fastft.run.calibration import Calibration, Reliability
 

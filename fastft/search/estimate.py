@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastft.evaluate.logits import compute_logits
+from fastft.evaluate.evaluation import predict_file
 from fastft.run.metrics import balanced_weights
 
 REPEATS = 1000
@@ -45,11 +45,11 @@ def measure(tuned: Path, default: Path | None, test: Path, device: str) -> Final
     Raises:
         UserError: the test file cannot be read.
     """
-    found = compute_logits(tuned, test, device)
+    _, found = predict_file(tuned, test, device)
     if default is None:
         return compare(found.labels_N, found.right_N, None)
-    other = found if default == tuned else compute_logits(default, test, device)
-    return compare(found.labels_N, found.right_N, other.right_N)
+    right_N = found.right_N if default == tuned else predict_file(default, test, device)[1].right_N
+    return compare(found.labels_N, found.right_N, right_N)
 
 
 def compare(labels_N: np.ndarray, right_N: np.ndarray, default_right_N: np.ndarray | None) -> FinalFigures:

@@ -29,13 +29,8 @@ def write_report(sweep: Sweep, outcomes: Sequence[Outcome], folder: Path) -> Non
 
 
 def print_report(sweep: Sweep, outcomes: Sequence[Outcome], console: Console) -> None:
-    table = compact_table(f"{sweep.title} ({sweep.source})")
-    table.add_column("row")
-    for column in COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
-    for outcome in outcomes:
-        table.add_row(outcome.row.title, *_cells(outcome))
-    print_table(table, console)
+    rows = ([outcome.row.title, *_cells(outcome)] for outcome in outcomes)
+    print_table(compact_table(f"{sweep.title} ({sweep.source})", ["row", *COLUMNS], rows), console)
     for outcome in outcomes:
         if outcome.error:
             console.print(f"{outcome.row.title}: {outcome.error}", style="red", highlight=False, markup=False)

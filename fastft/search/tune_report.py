@@ -37,12 +37,9 @@ def write_report(result: Result, folder: Path) -> None:
 def print_result(result: Result, folder: Path, console: Console) -> None:
     header, lines = _table(result)
     shown = [k for k, name in enumerate(header) if name != MIDDLE]  # for a terminal of 80 columns
-    table = compact_table(f"validation {_measure(result)} in percent")
-    for k in shown:
-        table.add_column(header[k], justify="left" if k == 0 else "right", no_wrap=True)
-    for line in lines:
-        style = "bold" if line[0].endswith(BEST) else ""
-        table.add_row(*(line[k].removesuffix(BEST) for k in shown), style=style)
+    rows = ([line[k] for k in shown] for line in lines)
+    table = compact_table(f"validation {_measure(result)} in percent", [header[k] for k in shown], rows)
+    table.columns[0].no_wrap = True
     print_table(table, console)
     for sentence in [*conclusion(result), f"written: {folder}/{TUNED}, table.md, results.json, plot.png"]:
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)

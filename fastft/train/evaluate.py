@@ -1,14 +1,15 @@
-"""Exact evaluation: every sample once at any world size, sums added over processes.
+"""The forward loop over batches, and exact evaluation: every sample once at any world size, sums added over processes.
 
-What is kept of an image, on the device until the last batch: label, prediction, and the softmax probability of both; the
+An evaluation keeps of an image, on the device until the last batch: label, prediction, and the softmax probability of both; the
 logits only where `keep_logits` says so.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Protocol, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastft.data import Batch
@@ -63,6 +64,49 @@ def keep_logits(samples: int, classes: int, most: int) -> bool:
     return samples * classes <= most
 
 
+class HasImages(Protocol):
+    """A batch with images (B, 3, S, S), or what else the models take, on the device of the models."""
+
+    @property
+    def images(self) -> Tensor: ...
+
+
+B = TypeVar("B", bound=HasImages)
+
+
+def forward(
+    models: Sequence[nn.Module],
+    batches: Iterable[B],
+    world: World,
+    precision: Precision,
+    stop: Callable[[], bool] = lambda: False,
+    method: str = "__call__",
+) -> Iterator[tuple[B, list[Tensor]]]:
+    """Each batch with the output of every model in eval mode, float32 on the device. The models' modes are restored at the end.
+
+    stop: called before each batch. method: of the models, such as "pooled" for embeddings.
+
+    Raises:
+        EvaluationStopped: in every process, if `stop` returned true in one of them.
+    """
+    training = [model.training for model in models]
+    for model in models:
+        model.eval()
+    stopped = False
+    try:
+        for batch in batches:
+            if stopped := stop():
+                break
+            with torch.inference_mode(), precision.autocast():
+                outputs = [getattr(model, method)(batch.images).float() for model in models]
+            yield batch, outputs
+    finally:
+        for model, mode in zip(models, training, strict=True):
+            model.train(mode)
+    if world.any(stopped):
+        raise EvaluationStopped
+
+
 @torch.inference_mode()
 def evaluate(
     models: Sequence[nn.Module],
@@ -80,26 +124,15 @@ def evaluate(
     Raises:
         EvaluationStopped: in every process, if `stop` returned true in one of them.
     """
-    training = [model.training for model in models]
-    for model in models:
-        model.eval()
     sums = torch.zeros(len(models), 4, dtype=torch.float64, device=world.device)
-    kept: list[list[torch.Tensor]] = [[] for _ in models]
-    classes, stopped = 0, False
-    for batch in batches:
-        if stopped := stop():
-            break
-        for row, rows, model in zip(sums, kept, models, strict=True):
-            with precision.autocast():
-                logits_BK = model(batch.images).float()
+    kept: list[list[Tensor]] = [[] for _ in models]
+    classes = 0
+    for batch, logits in forward(models, batches, world, precision, stop):
+        for row, rows, logits_BK in zip(sums, kept, logits, strict=True):
             ranked_BJ = rank_classes(logits_BK, 5)
             row += _batch_sums(logits_BK, ranked_BJ, batch.labels)
             rows.append(_image_rows(logits_BK, ranked_BJ[:, 0], batch.labels, with_logits))
             classes = logits_BK.shape[1]
-    for model, mode in zip(models, training, strict=True):
-        model.train(mode)
-    if world.any(stopped):
-        raise EvaluationStopped
     classes = world.max(classes)
     totals = world.sum(sums).tolist()
     return [
@@ -107,7 +140,7 @@ def evaluate(
     ]
 
 
-def _batch_sums(logits_BK: torch.Tensor, ranked_BJ: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+def _batch_sums(logits_BK: Tensor, ranked_BJ: Tensor, labels_B: Tensor) -> Tensor:
     """(top-1 hits, top-5 hits, summed cross-entropy, samples) as float64, on the device."""
     hits = ranked_BJ == labels_B[:, None]
     loss = F.cross_entropy(logits_BK, labels_B, reduction="sum")
@@ -116,9 +149,7 @@ def _batch_sums(logits_BK: torch.Tensor, ranked_BJ: torch.Tensor, labels_B: torc
     return torch.stack([hits[:, 0].sum().double(), hits.sum().double(), loss.double(), samples])
 
 
-def _image_rows(
-    logits_BK: torch.Tensor, predicted_B: torch.Tensor, labels_B: torch.Tensor, with_logits: bool
-) -> torch.Tensor:
+def _image_rows(logits_BK: Tensor, predicted_B: Tensor, labels_B: Tensor, with_logits: bool) -> Tensor:
     """float32 (B, COLUMNS), or (B, COLUMNS + K) with the logits, on the device."""
     pair_B2 = torch.stack([labels_B, predicted_B], dim=1)
     probabilities_B2 = (logits_BK.gather(1, pair_B2) - logits_BK.logsumexp(1, keepdim=True)).exp()
@@ -126,7 +157,7 @@ def _image_rows(
     return torch.cat(columns, dim=1)
 
 
-def _predictions(rows: list[torch.Tensor], classes: int, world: World) -> Predictions:
+def _predictions(rows: list[Tensor], classes: int, world: World) -> Predictions:
     """The predictions of all processes, from the rows of this one."""
     mine = torch.cat(rows) if rows else torch.empty(0, COLUMNS, device=world.device)
     table = world.gather_rows(mine).cpu().numpy()

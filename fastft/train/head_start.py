@@ -17,7 +17,7 @@ from fastft.data import EvalLoader, Output, Shard
 from fastft.model import ImageClassifier
 from fastft.recipe import Recipe
 from fastft.train.distributed import World
-from fastft.train.evaluate import EvaluationStopped
+from fastft.train.evaluate import forward
 from fastft.train.precision import Precision
 from fastft.train.ridge_head import RidgeHead, fit_ridge_head
 from fastft.train.step import Step
@@ -89,17 +89,9 @@ def pooled_features(
     model: ImageClassifier, loader: EvalLoader, world: World, precision: Precision, stop: Callable[[], bool]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(float32 (N, D), int64 (N,)): the head's input for every image of the loader's file, and its label."""
-    rows, training, stopped = [], model.training, False
-    model.eval()
-    for batch in loader:
-        if stopped := stop():
-            break
-        with precision.autocast():
-            features_BD = model.pooled(batch.images)
-        rows.append(torch.cat([batch.labels[:, None].float(), features_BD.float()], dim=1))
-    model.train(training)
-    if world.any(stopped):
-        raise EvaluationStopped
+    rows = []
+    for batch, (features_BD,) in forward([model], loader, world, precision, stop, "pooled"):
+        rows.append(torch.cat([batch.labels[:, None].float(), features_BD], dim=1))
     mine = torch.cat(rows) if rows else torch.empty(0, 1, device=world.device)
     table = world.gather_rows(mine).cpu().numpy()
     return table[:, 1:], table[:, 0].astype(np.int64)

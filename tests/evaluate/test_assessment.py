@@ -9,8 +9,7 @@ import pytest
 from beton_tools.base.errors import UserError
 from fastft.cli import main
 from fastft.evaluate.assessment import assess_run
-from fastft.evaluate.evaluation import evaluate_checkpoint
-from fastft.evaluate.logits import compute_logits
+from fastft.evaluate.evaluation import evaluate_checkpoint, predict_file
 from fastft.run.run_directory import load_run
 
 CLASSES = ("astronaut", "chelsea", "coffee", "rocket", "china", "flower")
@@ -68,10 +67,10 @@ def test_eval_prints_the_classes(run_of_random_model: Path, capsys) -> None:
 
 
 def test_logits_are_in_the_order_of_the_file(run_of_random_model: Path) -> None:
-    found = compute_logits(run_of_random_model, run_of_random_model / "val.beton", "cpu")
+    trained, found = predict_file(run_of_random_model, run_of_random_model / "val.beton", "cpu")
     assert found.logits_NK.shape == (36, 6)
     assert np.bincount(found.labels_N).tolist() == [6] * 6
-    assert found.checkpoint == "best-0000"
+    assert trained.path.name == "best-0000"
 
 
 def test_missing_validation_data_is_a_note_or_with_insist_an_error(

@@ -12,7 +12,7 @@ from beton_tools.read.beton_set import BetonSet
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
-from fastft.evaluate import selection
+from fastft.evaluate import ingredients
 from fastft.evaluate.average_output import RESULT
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.ingredients import Ingredient, RunningMean, interpolate
@@ -167,14 +167,14 @@ def test_of_large_files_the_same_samples_of_one_file_are_found(
     tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A subset of a copy, beside another file; the images of the other file are not compared."""
-    monkeypatch.setattr(selection, "MOST_COMPARED", 10)
+    monkeypatch.setattr(ingredients, "MOST_COMPARED", 10)
     shutil.copy(tiny["data.train"], tmp_path / "copy.beton")
     both = BetonSet.open([tmp_path / "copy.beton", tiny["data.val"]]).take(np.array([1, 2, 40, 49]))
     (tmp_path / "some.subset.json").write_text(both.as_subset_file().to_json())
     model = Ingredient("model", dict, tiny["data.train"])
     chosen = tmp_path / "some.subset.json"
-    assert selection.count_training_images(chosen, [model]) == {"model": 3}
-    assert selection.count_training_images(Path(tiny["data.val"]), [model]) == {}
+    assert ingredients.count_training_images(chosen, [model]) == {"model": 3}
+    assert ingredients.count_training_images(Path(tiny["data.val"]), [model]) == {}
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from beton_tools.read.manifest import Manifest
 from fastft.cli import main
+from fastft.evaluate.evaluation import predict_file
 from fastft.evaluate.features import read_features
-from fastft.evaluate.image_reader import read_batches
+from fastft.evaluate.image_files import read_batches
 from fastft.evaluate.knn_evaluation import TEMPERATURE
-from fastft.evaluate.logits import compute_logits
 from fastft.evaluate.trained import load_trained
 from tests.train.runs import run
 
@@ -32,7 +32,7 @@ def test_embeddings_times_the_head_are_the_logits(
     whole: Path, tiny: dict[str, str], files: dict[str, Path]
 ) -> None:
     trained, found = load_trained(whole, torch.device("cpu")), read_features(files["val"])
-    want = compute_logits(whole, Path(tiny["data.val"]), "cpu")
+    _, want = predict_file(whole, Path(tiny["data.val"]), "cpu")
     with torch.no_grad():
         logits_NK = trained.model.head(torch.from_numpy(found.features_ND)).numpy()
     np.testing.assert_allclose(logits_NK, want.logits_NK, atol=1e-5)
@@ -55,7 +55,7 @@ def test_timms_models_have_embeddings_neighbours_and_averages(
     with torch.no_grad():
         head = load_trained(tmp_path / "run", torch.device("cpu")).model.head
         logits_NK = head(torch.from_numpy(read_features(out).features_ND)).numpy()
-    want = compute_logits(tmp_path / "run", Path(tiny["data.val"]), "cpu").logits_NK
+    want = predict_file(tmp_path / "run", Path(tiny["data.val"]), "cpu")[1].logits_NK
     np.testing.assert_allclose(logits_NK, want, atol=1e-5)
     assert main(["average", "start", str(tmp_path / "run"), "--alpha=0.5", "--out", str(average)]) == 0
     assert main(["eval", str(tmp_path / "run"), "--knn=5", f"--data={out}", "--device=cpu"]) == 0
@@ -172,7 +172,7 @@ def test_images_are_read_in_order_by_threads_and_one_batch_ahead(whole: Path, ti
             taken.append(path)
             yield path
 
-    batches = read_batches(source(), recipe, 8)
+    batches = read_batches(source(), recipe, 8, torch.device("cpu"))
     first = next(batches)
-    assert [path for path, _ in first] == paths[:8] and len(taken) == 16
-    assert [path for batch in batches for path, _ in batch] == paths[8:]
+    assert [path for path, _ in first.reads] == paths[:8] and len(taken) == 16
+    assert [path for batch in batches for path, _ in batch.reads] == paths[8:]

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from fastft.evaluate.image_transform import eval_tensor
+from fastft.evaluate.image_files import eval_tensor
 
 SIZES = [(64, 64), (65, 64), (64, 91), (333, 200), (200, 333), (37, 411), (500, 375), (9, 5)]
 

@@ -17,9 +17,8 @@ from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
 from fastft.evaluate.evaluation import evaluate_checkpoint
-from fastft.evaluate.logit_adjustment import adjust_logits, log_shares
 from fastft.evaluate.prediction import Predictor
-from fastft.evaluate.trained import load_trained
+from fastft.evaluate.trained import adjust_logits, load_trained, log_shares
 from fastft.export.to_safetensors import load
 from fastft.run.run_directory import read_metrics
 from tests.train.runs import run

@@ -19,8 +19,8 @@ from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
 from fastft.evaluate.evaluation import evaluate_checkpoint
+from fastft.evaluate.output import write_predictions
 from fastft.evaluate.prediction import Prediction, Predictor, image_paths, predict_files
-from fastft.evaluate.prediction_output import write_predictions
 from fastft.run.checkpoint import find_checkpoint, read_checkpoint
 from tests.train.runs import run
 

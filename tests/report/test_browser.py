@@ -17,9 +17,7 @@ import pytest
 
 from fastft.cli import main
 from fastft.cost.bottleneck import LOADER_PARTS, LOOP_PARTS
-from fastft.evaluate.assessment import Assessment
-from fastft.evaluate.class_report import ClassReport, report_classes
-from fastft.evaluate.mistakes import Mistake, Mistakes
+from fastft.evaluate.assessment import Assessment, ClassReport, Mistake, Mistakes, report_classes
 from fastft.report.bench_report import render_bench
 from fastft.report.page import clock
 from fastft.report.run_report import render_run

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beton_tools.base.errors import UserError
 from fastft.cli import main
 from fastft.cost.bottleneck import diagnose
 from fastft.cost.reference_log import reference_of
-from fastft.evaluate.mistakes import find_mistakes, thumbnail
+from fastft.evaluate.assessment import find_mistakes, thumbnail
 from fastft.report.run_cost import run_cost, training_seconds
 from fastft.report.run_report import headline, machine_line, recipe_diff, render_run
+from fastft.run.metrics import Predictions
 from fastft.run.run_directory import load_run
 from tests.written import RECIPES, load_recipe, write_run
 
@@ -164,7 +164,7 @@ def test_no_time_split_no_diagnosis() -> None:
 def test_mistakes_are_the_most_confident_wrong_predictions() -> None:
     labels = np.array([0, 0, 1, 2, 2])
     logits = np.array([[3, 0, 0], [0, 2, 0], [0, 5, 0], [9, 0, 0], [0, 0, 1]], float)
-    found = find_mistakes(logits, labels, ["ant", "bee"])
+    found = find_mistakes(Predictions.from_logits(logits, labels), ["ant", "bee"])
     assert (found.wrong, found.images) == (2, 5)
     assert [(m.sample, m.truth, m.predicted) for m in found.most_confident] == [
         (3, "class 2", "ant"),
@@ -173,15 +173,8 @@ def test_mistakes_are_the_most_confident_wrong_predictions() -> None:
     assert found.most_confident[0].predicted_probability == pytest.approx(np.exp(9) / (np.exp(9) + 2))
 
 
-def test_logits_of_another_file_are_refused() -> None:
-    with pytest.raises(UserError, match="do not fit"):
-        find_mistakes(np.zeros((4, 3)), np.zeros(5, int), [])
-    with pytest.raises(UserError, match="do not fit"):
-        find_mistakes(np.zeros((2, 3)), np.array([0, 3]), [])
-
-
 def test_a_perfect_model_has_no_mistakes() -> None:
-    found = find_mistakes(np.eye(3), np.arange(3), [])
+    found = find_mistakes(Predictions.from_logits(np.eye(3), np.arange(3)), [])
     assert (found.wrong, found.most_confident) == (0, [])
 
 
