@@ -34,7 +34,7 @@ from fastft.train.evaluate import evaluate
 from fastft.train.models import build_step, build_training_models
 from fastft.train.precision import Precision
 from fastft.train.setup import open_loaders, plan_phases
-from fastft.train.step_choice import StepChoice
+from fastft.train.step import StepChoice
 
 CPU = torch.device("cpu")
 PRECISIONS = {

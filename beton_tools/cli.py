@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     command = f"beton {args.command}"
     try:
-        with raise_on_stop_signals():
+        with raise_on_stop_signals(command):
             code = args.run(args)
             sys.stdout.flush()  # an error, such as that of a full disk, is reported here
             return code

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import _thread
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +13,8 @@ from types import FrameType
 
 from beton_tools.base import torchrun
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-_RETRY_SECONDS = 0.1  # after an exception was lost or postponed
-# their functions leave a lock acquired, or a thread running that no pool knows, if a signal handler raises in them: what
-# waits for it afterwards, such as the end of a pool, would wait for ever
-_INTERRUPTED_NOWHERE = ("concurrent", "queue", "threading")
-_WAITS = ("wait", "join", "_wait_for_tstate_lock")  # of them, those that wait, and hold nothing meanwhile
+# batch systems announce the end of a job with SIGTERM, SIGUSR1, SIGUSR2 or SIGXCPU; a closed terminal sends SIGHUP
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 class StoppedBySignal(KeyboardInterrupt):
@@ -32,93 +26,40 @@ class StoppedBySignal(KeyboardInterrupt):
 
 
 @contextmanager
-def raise_on_stop_signals(command: str | None = None) -> Iterator[None]:
+def raise_on_stop_signals(command: str) -> Iterator[None]:
     """Raise StoppedBySignal in the main thread when SIGINT or one of STOP_SIGNALS arrives.
 
-    With the name of a command, a signal that arrives while a module is being imported ends the process with one line, as in
-    `imports_of`: commands import most of their modules when they run.
+    Where an exception has no effect the process ends with one line instead: while a module is imported, as in `imports_of`
+    (commands import most of their modules when they run), and in destructors and callbacks from C, such as LLVM's.
 
     A signal that is ignored (nohup ignores SIGHUP) or has a handler keeps its behaviour. Does nothing in other threads.
     """
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if _is_importing(frame):
+            _end(command, number)
+        received.append(number)
+        raise StoppedBySignal(number)
+
+    def unraisable(ignored: sys.UnraisableHookArgs) -> None:
+        if isinstance(ignored.exc_value, StoppedBySignal):
+            _end(command, ignored.exc_value.number)
+        previous(ignored)
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    raiser = _Raiser(command, sys.unraisablehook)
-    with _handlers(raiser.handle), _unraisable_hook(raiser.retry):
-        try:
+    previous, sys.unraisablehook = sys.unraisablehook, unraisable
+    try:
+        with _handlers(handle):
             yield
-        except Exception as error:  # a library failed because it lost the exception
-            if raiser.received is None:
-                raise
-            raise StoppedBySignal(raiser.received) from error
-        finally:
-            raiser.cancel()
-
-
-class _Raiser:
-    """Raises StoppedBySignal where no lock of the standard library is held, and again if Python had to ignore it.
-
-    That happens where the interpreter runs the handler in a destructor or a callback from C, such as LLVM's while Numba
-    compiles.
-    """
-
-    def __init__(
-        self, command: str | None, previous_hook: Callable[[sys.UnraisableHookArgs], object]
-    ) -> None:
-        self.received: int | None = None
-        self._command = command
-        self._previous_hook = previous_hook
-        self._postponed_at: object = None
-        self._postponed_since = 0.0
-        self._pending: object = None
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        if self._command is not None and _is_importing(frame):
-            _end(self._command, number)
-        if self._is_inside_locking(frame):
-            self._send_again(number)
-            return
-        self.received = number
-        self.cancel()
-        raise StoppedBySignal(number)
-
-    def retry(self, unraisable: sys.UnraisableHookArgs) -> None:
-        """As `sys.unraisablehook`, which is called with an exception that is ignored."""
-        if not isinstance(unraisable.exc_value, StoppedBySignal):
-            self._previous_hook(unraisable)
-            return
-        self._send_again(unraisable.exc_value.number)
-
-    def _is_inside_locking(self, frame: FrameType | None) -> bool:
-        """Return True if the interrupted code belongs to _INTERRUPTED_NOWHERE, and is not blocked in a wait.
-
-        It is blocked if an earlier signal found it at the same place. A wait that polls has a new frame each time.
-        """
-        # a second signal while the first is handled
-        while frame is not None and frame.f_globals is globals():
-            frame = frame.f_back
-        if frame is None or frame.f_globals.get("__name__", "").partition(".")[0] not in _INTERRUPTED_NOWHERE:
-            return False
-        place = (frame.f_code if frame.f_code.co_name in _WAITS else frame, frame.f_lasti)
-        if place != self._postponed_at:
-            self._postponed_at, self._postponed_since = place, time.monotonic()
-        # two signals may come at once
-        return time.monotonic() - self._postponed_since < _RETRY_SECONDS / 2
-
-    def _send_again(self, number: int) -> None:
-        """Send the signal after a moment. Not by threading.Timer, whose locks the interrupted code may hold."""
-
-        def send(main: int) -> None:
-            time.sleep(_RETRY_SECONDS)
-            if self._pending is this:
-                signal.pthread_kill(main, number)
-
-        self._pending = this = object()
-        _thread.start_new_thread(send, (threading.get_ident(),))
-
-    def cancel(self) -> None:
-        """Send no signal any more: it would interrupt what ends after the first, or meet the default handlers."""
-        self._pending = self._postponed_at = None
+    except Exception as error:  # a library turned the exception into another one
+        if not received:
+            raise
+        raise StoppedBySignal(received[0]) from error
+    finally:
+        sys.unraisablehook = previous
 
 
 @contextmanager
@@ -133,15 +74,6 @@ def _handlers(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]
     finally:
         for number, handler in replaced.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _unraisable_hook(hook: Callable[[sys.UnraisableHookArgs], object]) -> Iterator[None]:
-    previous, sys.unraisablehook = sys.unraisablehook, hook
-    try:
-        yield
-    finally:
-        sys.unraisablehook = previous
 
 
 def describe_stop(stop: KeyboardInterrupt) -> str:

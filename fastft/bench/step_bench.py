@@ -18,12 +18,11 @@ from fastft.bench.harness import LIMIT, Contender, Rounds, Trial, alternate, mea
 from fastft.bench.options import BenchResult, Options
 from fastft.model import Arch, build_classifier
 from fastft.model.attention import BF16_NATIVE
-from fastft.model.recipe_model import can_compile, compile_model
+from fastft.model.recipe_model import can_compile
 from fastft.optim import Ema, build_adamw, layer_groups, optimizer_groups, set_lr
 from fastft.train.distributed import World
 from fastft.train.precision import Precision, choose_precision
-from fastft.train.step import Step
-from fastft.train.step_choice import StepChoice
+from fastft.train.step import Step, StepChoice
 
 CLASSES, SMOOTHING, LR, LAYER_DECAY, WEIGHT_DECAY, EMA_DECAY = 1000, 0.1, 6e-4, 0.6, 0.05, 0.9998
 HALF = "fastft, lower half frozen"
@@ -230,7 +229,7 @@ def peer_step(model: nn.Module, dtype: str, optimizer: torch.optim.Optimizer) ->
     from timm.utils import ModelEmaV3
 
     precision = choose_precision(dtype, device())
-    forward = compile_model(model) if compiles() else model
+    forward = torch.compile(model, dynamic=False) if compiles() else model
     ema, loss_fn = ModelEmaV3(model, decay=EMA_DECAY), timm.loss.LabelSmoothingCrossEntropy(SMOOTHING)
     scaler = precision.scaler()
 

@@ -1,5 +1,7 @@
 """The interface between trainer and model, which fastft's own CLIP tower and timm's models implement."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from fastft.model.stochastic import PatchDropout
@@ -24,6 +26,11 @@ class ImageTower(nn.Module):
     @property
     def noise_columns(self) -> int:
         """Uniform numbers per image of a training pass; 0 without stochastic layers."""
+        raise NotImplementedError
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The modules that are compiled, one by one."""
         raise NotImplementedError
 
     def set_attention_kernel(self, kernel: str) -> None:

@@ -2,10 +2,8 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
 from beton_tools.base.errors import UserError
 from fastft.model.arch import refuse_pool_without_class_token
@@ -17,6 +15,8 @@ from fastft.model.timm_arch import TimmArch
 from fastft.model.tower_arch import TowerArch, load_arch
 from fastft.model.weights import check_weights, load_tower_weights
 from fastft.recipe import Recipe
+
+RECOMPILE_LIMIT = 128  # PyTorch's is 8, beyond which blocks run uncompiled
 
 
 def recipe_arch(recipe: Recipe) -> TowerArch:
@@ -122,11 +122,19 @@ def _build_timm(recipe: Recipe, arch: TimmArch, pretrained: bool) -> ImageClassi
     return model
 
 
-def compile_model(model: nn.Module) -> Any:
-    """The model's forward through torch.compile."""
-    torch.compiler.reset()  # the ninth model of a sweep would reach the limit of recompilations and run uncompiled
+def compile_blocks(model: ImageClassifier) -> None:
+    """Compile the forward pass of each block in place; blocks of the same shape share one graph.
+
+    Compiling the whole model takes several times as long and gives a graph for each image size, or several under
+    DistributedDataParallel.
+    """
     prepare_for_compile()
-    return torch.compile(model, dynamic=False)  # each image size of a schedule is compiled for itself
+    # a block compiles again for each image size of a schedule, and for each rate of stochastic depth
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    # would split the graph of each block at the buckets of DistributedDataParallel; blocks are smaller than buckets
+    torch._dynamo.config.optimize_ddp = False
+    for block in model.visual.blocks:
+        block.compile(dynamic=False)
 
 
 def can_compile(device: torch.device) -> bool:

@@ -3,6 +3,7 @@
 Parameters keep timm's names behind `visual.trunk.`, open_clip's prefix for timm's towers.
 """
 
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from functools import partial
 from typing import Any
@@ -125,6 +126,11 @@ class TimmTower(ImageTower):
                 f"{TIMM}{self.arch.timm} has no gradient checkpointing; set --train.grad_checkpointing=false"
             ) from None
         self._grad_checkpointing = on
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """Those of a ViT; other models are compiled as a whole."""
+        return list(getattr(self.trunk, "blocks", [self.trunk]))
 
     def set_attention_kernel(self, kernel: str) -> None:
         """timm chooses the kernel itself."""

@@ -198,6 +198,10 @@ class Tower(ImageTower):
         """
         return 2 * self.arch.layers + self.arch.grid**2 if self.stochastic else 0
 
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.transformer.resblocks)
+
     def set_attention_kernel(self, kernel: str) -> None:
         """Use one of `ATTENTION_KERNELS` in every block, or 'auto'."""
         for module in self.modules():

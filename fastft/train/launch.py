@@ -3,7 +3,8 @@
     python -m fastft.train.launch --nproc-per-node 8 train RECIPE ...
 
 The options before the subcommand are torchrun's. torchrun alone exits with 1 for every failure of its processes.
-SIGUSR1 is forwarded to the processes, which may take any time to save; after SIGTERM torchrun kills them in 30 seconds.
+SIGUSR1, SIGUSR2 and SIGXCPU are forwarded to the processes, which may take any time to save; after SIGTERM torchrun kills them in
+30 seconds.
 """
 
 import logging
@@ -21,6 +22,7 @@ from fastft.train.exceptions import EXIT_REQUEUE
 from fastft.train.launcher_watch import LAUNCHER
 
 PROGRAM = "fastft.cli"
+FORWARDED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = get_args_parser().parse_args([*options, "--module", PROGRAM, *command])
     # its log repeats the errors that the processes printed
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    signal.signal(signal.SIGUSR1, lambda number, frame: _forward(number))
+    for forwarded in FORWARDED:
+        signal.signal(forwarded, lambda number, frame: _forward(number))
     os.environ[LAUNCHER] = str(os.getpid())
     try:
         run(args)

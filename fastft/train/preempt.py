@@ -1,18 +1,18 @@
 """Signals during training: most of them ask for a checkpoint and an orderly end, Ctrl-C for an end at the next safe place.
 
-Slurm and spot machines send SIGTERM or SIGUSR1 before they take a node away; a closed terminal sends SIGHUP.
+Batch systems and spot machines send one of the signals before they take a node away; a closed terminal sends SIGHUP.
 """
 
 import signal
 from types import FrameType, TracebackType
 
-PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+from beton_tools.base.signals import STOP_SIGNALS
 
 
 class SignalGuard:
     """Context in which signals only set flags, which the training loop reads between steps.
 
-    requested: one of PREEMPTION_SIGNALS came. interrupted: SIGINT came after `defer_interrupts`.
+    requested: one of STOP_SIGNALS came. interrupted: SIGINT came after `defer_interrupts`.
 
     A Python signal handler that raises can do so while the main thread holds a lock of another library (`queue.Queue`,
     rich), which then stays locked and makes a later call wait for ever. A second SIGINT does what it did before the context.
@@ -24,7 +24,7 @@ class SignalGuard:
 
     def __enter__(self) -> "SignalGuard":
         self._previous = {}
-        for number in (*PREEMPTION_SIGNALS, signal.SIGINT):
+        for number in (*STOP_SIGNALS, signal.SIGINT):
             # nohup ignores SIGHUP, and training is to survive it
             if signal.getsignal(number) is signal.SIG_IGN:
                 continue

@@ -1,5 +1,7 @@
 """One optimiser step: micro-batches forward and backward, then the update. Nothing in it waits for the device."""
 
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -7,13 +9,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastft.model import ImageClassifier
-from fastft.model.recipe_model import compile_model
+from fastft.model.recipe_model import compile_blocks
 from fastft.optim import Ema, HalfCopy
 from fastft.train.distributed import World
 from fastft.train.precision import Precision
-from fastft.train.step_choice import StepChoice
 from fastft.train.step_graph import GraphedPass
 from fastft.train.timing import Split
+
+MODES = ("eager", "compile", "graph")
+
+
+@dataclass(frozen=True)
+class StepChoice:
+    """mode: one of MODES. attention: one of ATTENTION_KERNELS, or 'auto'."""
+
+    mode: str = "eager"
+    attention: str = "auto"
+
+    def __str__(self) -> str:
+        return self.mode if self.attention == "auto" else f"{self.mode} with {self.attention} attention"
 
 
 class Step:
@@ -43,6 +57,7 @@ class Step:
         self.trained: nn.Module = model
         self.half: HalfCopy[ImageClassifier] | None = None
         self._graph: GraphedPass | None = None
+        self._compiled = False
         self.scaler = precision.scaler()
         self.split = Split(world.device)
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
@@ -54,11 +69,16 @@ class Step:
         if self.precision.half_residual:  # copied here, after a checkpoint may have been loaded
             self.half = HalfCopy(self.model, self.precision.dtype)
             self.trained = self.half.module
-        self.forward = self.world.wrap(self.trained)
         if choice.mode == "compile":
-            self.forward = compile_model(self.forward)
-        elif choice.mode == "graph":
+            compile_blocks(self.trained)
+            self._compiled = True
+        self.forward = self.world.wrap(self.trained)
+        if choice.mode == "graph":
             self._graph = GraphedPass(self._pass, self.trained.parameters())
+
+    def evaluation_context(self) -> AbstractContextManager:
+        """The context of evaluating `model`: its blocks run uncompiled, which otherwise would be compiled for each batch size."""
+        return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
     def set_phase(self, patch_dropout: float, accumulation: int) -> None:
         """Train with this patch dropout and number of micro-batches per step, between two steps.

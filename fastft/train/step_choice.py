@@ -1,30 +1,43 @@
-"""How the training step is computed: eagerly, compiled or as a CUDA graph, and by which attention kernel.
+"""How the training step is computed: eagerly, compiled block by block or as a CUDA graph, and by which attention kernel.
 
-`train.step` names it, or the candidates are measured at the start (`fastft.train.step_trials`) and the fastest is taken.
-Speeds are remembered in the user's cache directory, and the choice in checkpoints, so that a resumed run computes as before.
+`train.step` names it; 'auto' on a GPU and 'measure' time the candidates in this process, on a copy of the model. Checkpoints
+record the choice, so that a resumed run computes as before. docs/step.md lists the candidates of each kind of device.
 """
 
+import copy
+import gc
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from beton_tools.base.errors import UserError
-from fastft.model.attention import ATTENTION_KERNELS
+from fastft.machine.facts import cpu_name
+from fastft.model.attention import ATTENTION_KERNELS, BF16_NATIVE, attention_candidates, default_kernel
+from fastft.model.recipe_model import can_compile
 from fastft.recipe import Recipe
+from fastft.train.distributed import World
+from fastft.train.step import MODES, Step, StepChoice
 
-MODES = ("eager", "compile", "graph")
 MARGIN = 0.02  # an earlier candidate is kept if it is at most this much slower: such differences are noise
+WARM_UP_CALLS, TIMED_CALLS = 2, 3
+# largest for which a CUDA graph is tried: beyond, launches take less than 2 % of the time
+GRAPH_MICRO_BATCH = 64
+# largest relative difference from eager of the logits or of a parameter's gradient. Attention kernels that are right differ by
+# 0.6 % in bf16 and by 0.1 % in fp16 (ViT-S and ViT-B on a CPU)
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
+LOSS_SCALE = 2.0**16  # of fp16: gradients of the first batch are far from overflow
+SEED = 0
 
-
-@dataclass(frozen=True)
-class StepChoice:
-    """mode: one of MODES. attention: one of ATTENTION_KERNELS, or 'auto'."""
-
-    mode: str = "eager"
-    attention: str = "auto"
-
-    def __str__(self) -> str:
-        return self.mode if self.attention == "auto" else f"{self.mode} with {self.attention} attention"
+Pass = Callable[
+    [], Mapping[str, Tensor]
+]  # forward and backward of a micro-batch; returns logits and gradients by name
 
 
 @dataclass(frozen=True)
@@ -39,13 +52,10 @@ class StepTrial:
         result = f"dropped ({self.reason})" if self.milliseconds is None else f"{self.milliseconds:.1f} ms"
         return f"{self.choice} {result}"
 
-    def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self.choice), "milliseconds": self.milliseconds, "reason": self.reason}
-
 
 @dataclass(frozen=True)
 class Decision:
-    """A choice and where it comes from: default, recipe, checkpoint, cache or measurement."""
+    """A choice and where it comes from: default, recipe, checkpoint or measurement."""
 
     choice: StepChoice
     origin: str
@@ -65,12 +75,13 @@ class Decision:
 
     def as_dict(self) -> dict[str, Any]:
         """Fields of the 'start' line of metrics.jsonl."""
+        trials = [
+            {**asdict(t.choice), "milliseconds": t.milliseconds, "reason": t.reason} for t in self.trials
+        ]
         return {
-            "step_mode": self.choice.mode,
-            "step_attention": self.choice.attention,
-            "step_origin": self.origin,
-            "step_trials": [trial.as_dict() for trial in self.trials],
-        }
+            "step_mode": self.choice.mode, "step_attention": self.choice.attention, "step_origin": self.origin,
+            "step_trials": trials,
+        }  # fmt: skip
 
 
 def requested_step(recipe: Recipe) -> str:
@@ -103,11 +114,8 @@ def graph_obstacle(recipe: Recipe, on_gpu: bool, processes: int) -> str | None:
     return None
 
 
-def fastest(trials: Sequence[StepTrial]) -> StepChoice:
-    """The choice of the first trial that is within MARGIN of the fastest; the default if none was measured."""
-    measured = {trial.choice: trial.milliseconds for trial in trials if trial.milliseconds is not None}
-    limit = min(measured.values(), default=0.0) * (1 + MARGIN)
-    return next((choice for choice, time in measured.items() if time <= limit), StepChoice())
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def stored_choice(stored: Mapping[str, str] | None, device: str) -> StepChoice | None:
@@ -118,25 +126,208 @@ def stored_choice(stored: Mapping[str, str] | None, device: str) -> StepChoice |
     return StepChoice(stored["mode"], stored["attention"]) if known else None
 
 
-def decide(
-    requested: str,
-    stored: StepChoice | None,
-    on_gpu: bool,
-    load: Callable[[], Sequence[StepTrial] | None],
-    measure: Callable[[], Sequence[StepTrial]],
+def choose_step(
+    recipe: Recipe,
+    step: Step,
+    micro_batch: int,
+    stored: Mapping[str, str] | None,
+    *,
+    reserve_bytes: int,
+    say: Callable[[str], None],
+    check: Callable[[], None],
 ) -> Decision:
-    """The choice that the recipe names, else the run's earlier one, else the fastest of all candidates.
+    """The decision of process 0, in every process; all call this once, before `step.connect`.
 
-    'auto' measures nothing on a CPU, where the step is eager, nor what `load` remembers. 'measure' always measures.
+    The choice that the recipe names, else the run's earlier one, else the fastest candidate. 'auto' measures nothing on a CPU,
+    where the step is eager.
+
+    Args:
+        stored: the choice that the checkpoint records (`fastft.train.progress.Progress.step_choice`).
+        reserve_bytes: GPU memory that optimiser and loaders will take.
+        say: prints a line. check: called between two passes; what it raises ends the measurement.
     """
-    if requested in MODES:
-        return Decision(StepChoice(requested), "recipe")
-    if stored is not None:
-        return Decision(stored, "checkpoint")
-    if requested == "auto" and not on_gpu:
+    world, requested = step.world, requested_step(recipe)
+    if "torch._dynamo" in sys.modules:  # the runs of a sweep would reach the limit of recompilations
+        torch.compiler.reset()
+    decision = None
+    if world.is_main:
+        if requested in MODES:
+            decision = Decision(StepChoice(requested), "recipe")
+        elif (earlier := stored_choice(stored, device_name(world.device))) is not None:
+            decision = Decision(earlier, "checkpoint")
+        elif requested == "auto" and world.device.type == "cpu":
+            decision = Decision(StepChoice(), "default")
+        else:
+            decision = _measure(recipe, step, micro_batch, reserve_bytes, say, check)
+    return world.broadcast(decision)
+
+
+# measuring ------------------------------------------------------------------------------------------------------------
+
+
+class Dropped(Exception):
+    """Why a candidate is not taken."""
+
+
+def _measure(
+    recipe: Recipe,
+    step: Step,
+    micro_batch: int,
+    reserve_bytes: int,
+    say: Callable[[str], None],
+    check: Callable[[], None],
+) -> Decision:
+    device, dtype = step.world.device, step.precision.dtype
+    kernels = ["auto"]
+    if step.model.visual.has_attention_kernels and not recipe.model.rel_pos_bias:
+        usual = default_kernel(device, dtype)
+        kernels += [kernel for kernel in attention_candidates(device) if kernel != usual]
+    modes = candidate_modes(recipe, device, micro_batch, step.world.size)
+    if len(kernels) + len(modes) == 1:
         return Decision(StepChoice(), "default")
-    remembered = load() if requested == "auto" else None
-    if remembered is not None:
-        return Decision(fastest(remembered), "cache", tuple(remembered))
-    trials = tuple(measure())
-    return Decision(fastest(trials), "measurement", trials)
+    say("measuring how to compute a step")
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else [], device_type=device.type if on_gpu else "cuda"):
+        reserved = torch.empty(reserve_bytes if on_gpu else 0, dtype=torch.uint8, device=device)
+        batch = _random_batch(recipe, step.model.visual.noise_columns, micro_batch, device, dtype)
+        trials = run_trials(
+            lambda choice: _trial_pass(step, choice, batch), kernels, modes, TOLERANCE[dtype], check=check
+        )
+        del reserved
+    gc.collect()
+    if on_gpu:
+        torch.cuda.empty_cache()
+    return Decision(fastest(trials), "measurement", tuple(trials))
+
+
+def candidate_modes(recipe: Recipe, device: torch.device, micro_batch: int, processes: int) -> list[str]:
+    """The modes to compare with eager, compilation last because it takes longest.
+
+    No compilation below compute capability 8.0 (V100), which Triton no longer supports: its compiler may end the process.
+    """
+    on_gpu = device.type == "cuda"
+    graph = micro_batch <= GRAPH_MICRO_BATCH and graph_obstacle(recipe, on_gpu, processes) is None
+    compiles = can_compile(device) and (not on_gpu or torch.cuda.get_device_capability(device) >= BF16_NATIVE)
+    return ["graph"] * graph + ["compile"] * compiles
+
+
+def run_trials(
+    build: Callable[[StepChoice], Pass],
+    kernels: Sequence[str],
+    modes: Sequence[str],
+    tolerance: float,
+    *,
+    check: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[StepTrial]:
+    """Try attention kernels, the first of which is the reference, then the modes with the fastest kernel.
+
+    A candidate is dropped if it fails, or if its logits or gradients differ from the reference by more than `tolerance`.
+    """
+    trials: list[StepTrial] = []
+    reference: dict[str, Tensor] = {}
+
+    def attempt(choice: StepChoice) -> None:
+        try:
+            run = build(choice)
+            for _ in range(WARM_UP_CALLS):
+                check()
+                numbers = run()
+            if reference:
+                compare(numbers, reference, tolerance)
+            else:
+                reference.update({name: t.detach().clone() for name, t in numbers.items()})
+            seconds = []
+            for _ in range(TIMED_CALLS):
+                check()
+                began = clock()
+                run()
+                seconds.append(clock() - began)
+            trials.append(StepTrial(choice, 1e3 * median(seconds)))
+        except Dropped as error:
+            trials.append(StepTrial(choice, None, str(error)))
+        except Exception as error:  # a kernel or a compiler that this device lacks
+            text = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            trials.append(StepTrial(choice, None, text[:160]))
+
+    for kernel in kernels:
+        attempt(StepChoice("eager", kernel))
+        if not reference:
+            return trials  # eager itself fails
+    attention = fastest(trials).attention
+    for mode in modes:
+        attempt(StepChoice(mode, attention))
+    return trials
+
+
+def fastest(trials: Sequence[StepTrial]) -> StepChoice:
+    """The choice of the first trial that is within MARGIN of the fastest; the default if none was measured."""
+    measured = {trial.choice: trial.milliseconds for trial in trials if trial.milliseconds is not None}
+    limit = min(measured.values(), default=0.0) * (1 + MARGIN)
+    return next((choice for choice, time in measured.items() if time <= limit), StepChoice())
+
+
+def compare(found: Mapping[str, Tensor], reference: Mapping[str, Tensor], tolerance: float) -> None:
+    """Compare tensors by the norm of their difference over the reference's norm.
+
+    Raises:
+        Dropped: a tensor is missing, has NaN or Inf, or differs by more than the tolerance.
+    """
+    for name, exact in reference.items():
+        if name not in found:
+            raise Dropped(f"no {name}")
+        got, want = found[name].float(), exact.float()
+        if not torch.isfinite(got).all():
+            raise Dropped(f"NaN or Inf in {name}")
+        error = float((got - want).norm() / want.norm().clamp_min(torch.finfo(torch.float32).tiny))
+        if error > tolerance:
+            raise Dropped(f"{name} differs by {error:.1%} from eager, limit {tolerance:.1%}")
+
+
+def _trial_pass(step: Step, choice: StepChoice, batch: tuple[Tensor, Tensor, Tensor | None]) -> Pass:
+    """The trainer's step without its update, on a copy of its model.
+
+    The copy has a random head: gradients through the recipe's, which is small, are too small to be compared.
+    """
+    gc.collect()  # what the candidate before has taken
+    model = copy.deepcopy(step.model).train()
+    generator = torch.Generator().manual_seed(SEED)
+    head = torch.randn(model.head.weight.shape, generator=generator) * model.head.in_features**-0.5
+    model.head.weight.data.copy_(head)
+    device = step.world.device
+    trial = Step(
+        model,
+        step.optimizer,
+        None,
+        World(0, 1, 0, device),
+        step.precision,
+        label_smoothing=step.label_smoothing,
+    )
+    if step.precision.scaled:
+        trial.scaler = torch.amp.GradScaler(device.type, init_scale=LOSS_SCALE)
+    trial.connect(choice)
+    images, targets, noise = batch
+
+    def run() -> Mapping[str, Tensor]:
+        trial.clear_gradients()
+        logits = trial.micro_batch(images, targets, noise, step=0, last=True)
+        if images.is_cuda:
+            torch.cuda.synchronize()
+        gradients = {name: p.grad for name, p in trial.trained.named_parameters() if p.grad is not None}
+        return gradients | {"logits": logits}
+
+    return run
+
+
+def _random_batch(
+    recipe: Recipe, columns: int, images: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Images, labels or (with mixup) distributions, and noise of the stochastic layers."""
+    options: dict[str, Any] = {"generator": torch.Generator(device).manual_seed(SEED), "device": device}
+    size, classes = recipe.model.image_size, recipe.data.num_classes
+    pixels = torch.randn(images, 3, size, size, **options).to(dtype)
+    targets = torch.randint(classes, (images,), **options)
+    if recipe.augment.mixes:
+        targets = F.one_hot(targets, classes).float()
+    noise = torch.rand(images, columns, **options) if columns else None
+    return pixels.contiguous(memory_format=torch.channels_last), targets, noise

@@ -46,6 +46,7 @@ from fastft.train.exceptions import NonFinite, Preempted, TimeUp
 from fastft.train.head_start import PROBE, refuse_large, set_probe_head, share_head
 from fastft.train.health import describe_divergence, find_divergence
 from fastft.train.meter import Meter
+from fastft.train.micro_batch import COPIES
 from fastft.train.models import build_step, build_training_models
 from fastft.train.noise import draw_noise
 from fastft.train.precision import choose_precision
@@ -60,8 +61,7 @@ from fastft.train.progress import (
     summarise,
 )
 from fastft.train.setup import open_loaders, plan_phases, refuse_other_head, refuse_other_val_classes
-from fastft.train.step_choice import refuse_impossible
-from fastft.train.step_measure import choose_step, device_name
+from fastft.train.step_choice import choose_step, device_name, refuse_impossible
 from fastft.train.validation import Validation
 
 # requests of a process between two steps; the highest of all processes is carried out
@@ -208,9 +208,11 @@ class Trainer:
     def _connect_step(self) -> None:
         """Decide how steps are computed, the same in all processes and in all phases, and connect the processes."""
         last = self.phases.all[-1]
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        moments = (COPIES - 1) * 4 * trained  # of the optimiser; gradients are measured
         self._decision = choose_step(
-            with_phase(self.recipe, last), self.model, self.world, self.precision, last.micro_batch,
-            self.progress.step_choice, loader_bytes=last.loader_bytes, say=self.log.info, on_wait=self.guard.check,
+            with_phase(self.recipe, last), self.step, last.micro_batch, self.progress.step_choice,
+            reserve_bytes=int(moments + last.loader_bytes), say=self.log.info, check=self.guard.check,
         )  # fmt: skip
         choice = self._decision.choice
         self.progress.step_choice = {**asdict(choice), "device": device_name(self.world.device)}

@@ -52,7 +52,8 @@ class Validation:
         """
         models: dict[str, nn.Module] = {} if self.recipe.train.eval_weights == "ema" else {"raw": step.model}
         models |= {} if step.ema is None else {"ema": step.ema.module}
-        return dict(zip(models, self.scores(list(models.values())), strict=True))
+        with step.evaluation_context():
+            return dict(zip(models, self.scores(list(models.values())), strict=True))
 
     def scores(self, models: Sequence[nn.Module]) -> list[Scores]:
         """Scores of each model.

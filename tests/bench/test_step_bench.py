@@ -19,8 +19,7 @@ from fastft.optim import build_adamw, layer_groups, optimizer_groups, set_lr
 from fastft.report.bench_report import measure_view
 from fastft.train.distributed import World
 from fastft.train.precision import choose_precision
-from fastft.train.step import Step
-from fastft.train.step_choice import StepChoice
+from fastft.train.step import Step, StepChoice
 
 
 def test_our_training_step_has_the_loss_curve_of_timms() -> None:

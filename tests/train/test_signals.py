@@ -9,24 +9,27 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from beton_tools.base.signals import STOP_SIGNALS
 from fastft.run.checkpoint import list_checkpoints
 from fastft.train.exceptions import EXIT_REQUEUE
 from fastft.train.preempt import SignalGuard
 from tests.train.runs import differing, end, flags, losses, run
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
 LONG = {"model__drop_path": "0.3", "schedule__epochs": "40", "train__checkpoint_steps": "0"}
 TRIES = int(os.environ.get("FASTFT_SIGNAL_TRIES", "60"))  # of the stress test
 SECONDS_TO_END = 60  # on a machine that other processes keep busy
-DUMP = signal.SIGUSR2  # prints the stack of every thread
-STARTUP = "import faulthandler, pathlib, signal\nfaulthandler.register(signal.SIGUSR2, all_threads=True)\n"
+DUMP = signal.SIGQUIT  # prints the stack of every thread
+STARTUP = "import faulthandler, pathlib, signal\nfaulthandler.register(signal.SIGQUIT, all_threads=True)\n"
 
 
 def fastft(*arguments: str, startup: Path | None = None, **options) -> subprocess.Popen[str]:
-    """The command. startup: a folder for a sitecustomize.py by which SIGUSR2 prints the stacks of all threads."""
+    """The command. startup: a folder for a sitecustomize.py by which SIGQUIT prints the stacks of all threads."""
     env = dict(os.environ)
     if startup is not None:
         (startup / "sitecustomize.py").write_text(
@@ -51,7 +54,9 @@ def long(tiny, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGXCPU, *(slow(n) for n in STOP_SIGNALS if n != signal.SIGXCPU)], ids=str
+)
 def test_training_saves_and_exits_with_75(tiny, long: Path, tmp_path: Path, number: signal.Signals) -> None:
     process = fastft("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path, **LONG))
     wait_for(lambda: len(losses(tmp_path)) >= 3, process)
@@ -65,6 +70,7 @@ def test_training_saves_and_exits_with_75(tiny, long: Path, tmp_path: Path, numb
     assert differing(end(tmp_path), end(long)) == []
 
 
+@pytest.mark.slow
 def test_training_survives_a_signal_that_nohup_ignores(tiny, tmp_path: Path) -> None:
     process = fastft(
         "train", "rcp/final_b16.yaml", *flags(tiny, tmp_path),
@@ -76,6 +82,7 @@ def test_training_survives_a_signal_that_nohup_ignores(tiny, tmp_path: Path) -> 
     assert process.returncode == 0 and (tmp_path / "result.json").exists(), error
 
 
+@pytest.mark.slow
 def test_training_in_a_terminal_that_is_closed_is_saved(tiny, tmp_path: Path) -> None:
     """The terminal's process group gets SIGHUP, and writing to the terminal fails from then on."""
     command = [
@@ -101,6 +108,7 @@ def test_training_in_a_terminal_that_is_closed_is_saved(tiny, tmp_path: Path) ->
     assert list_checkpoints(tmp_path / "checkpoints")
 
 
+@pytest.mark.slow
 def test_training_goes_on_when_the_reader_of_its_output_ends(tiny, tmp_path: Path) -> None:
     """fastft train ... | head -1"""
     process = fastft("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path), stdout=subprocess.PIPE)
@@ -124,6 +132,7 @@ def test_an_interrupt_ends_training_with_one_line_and_the_run_continues(
     assert differing(end(tmp_path), end(long)) == []
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_wait_for_data(tiny, tmp_path: Path) -> None:
     """The loader stands still, as when a network disk does not answer."""
     stuck = (
@@ -185,8 +194,18 @@ COMMANDS = {  # a function that is called in the middle of the command, and its 
 }
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        ("eval", signal.SIGTERM),
+        *(
+            slow(c, n)
+            for c in COMMANDS
+            for n in (signal.SIGINT, *STOP_SIGNALS)
+            if (c, n) != ("eval", signal.SIGTERM)
+        ),
+    ],
+)
 def test_other_commands_end_with_one_line_and_leave_nothing_half_written(
     whole: Path, tmp_path: Path, command: str, number: signal.Signals
 ) -> None:
@@ -204,6 +223,7 @@ def test_other_commands_end_with_one_line_and_leave_nothing_half_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_sweep_that_trains_exits_with_75_and_continues(tiny, tmp_path: Path) -> None:
     options = [f for f in flags(tiny, tmp_path, **LONG) if not f.startswith("--train.run_dir")]
     command = ["sweep", "rcp/tables/02_lr.yaml", "--out", str(tmp_path), *options]

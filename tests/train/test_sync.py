@@ -17,8 +17,7 @@ from fastft.optim import Ema, build_adamw, layer_groups, optimizer_groups, set_l
 from fastft.train.distributed import World
 from fastft.train.evaluate import evaluate
 from fastft.train.precision import Precision
-from fastft.train.step import Step
-from fastft.train.step_choice import StepChoice
+from fastft.train.step import Step, StepChoice
 from tests.model.test_tower import small_arch
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from fastft.bench.step_bench import CLASSES, our_step, random_batch, shape
 from fastft.model import build_classifier
 from fastft.train.micro_batch import choose_micro_batch
 from fastft.train.precision import choose_precision
-from fastft.train.step_choice import StepChoice
+from fastft.train.step import StepChoice
 
 CURVES = {
     "fp32": ("fp32", "off"),

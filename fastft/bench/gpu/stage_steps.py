@@ -12,7 +12,7 @@ from fastft.bench.step_bench import CLASSES, our_step, random_batch, shape
 from fastft.machine.gpus import peak_flops
 from fastft.model import count_flops
 from fastft.model.attention import attention_candidates
-from fastft.train.step_choice import StepChoice
+from fastft.train.step import StepChoice
 
 WARM_UP, STEPS, TOP = 5, 20, 15
 

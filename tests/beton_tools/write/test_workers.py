@@ -129,7 +129,7 @@ def test_an_interruption_while_workers_start_leaves_no_worker(
         started.append(process)
 
     monkeypatch.setattr(multiprocessing.context.ForkServerProcess, "start", start)
-    with raise_on_stop_signals(), pytest.raises(KeyboardInterrupt):
+    with raise_on_stop_signals("beton verify"), pytest.raises(KeyboardInterrupt):
         list(encode_in_order(tasks_of(photo_folder, 30), EncodeOptions(), 3))
     assert len(started) == 1 and not started[0].is_alive()
 
