@@ -54,7 +54,7 @@ class Step:
         self.accumulation, self.label_smoothing, self.clip_grad = accumulation, label_smoothing, clip_grad
         self.forward: Any = model
         # holds the gradients of a backward pass: the model, or its half-precision copy
-        self.trained: nn.Module = model
+        self.trained: ImageClassifier = model
         self.half: HalfCopy[ImageClassifier] | None = None
         self._graph: GraphedPass | None = None
         self._compiled = False
