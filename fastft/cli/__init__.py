@@ -10,7 +10,6 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Protocol
 
 from beton_tools.base import torchrun
@@ -41,12 +40,11 @@ with imports_of("fastft"):
         cmd_tune,
         cmd_zeroshot,
     )
-    from fastft.cli.arguments import OVERRIDES
+    from fastft.cli.arguments import OVERRIDES, Parser, add_recipe_options, refuse_unknown
     from fastft.train.exceptions import EXIT_REQUEUE, LocalRankError, NonFinite, PeerCrashed, Preempted
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
-SIMILAR = 0.75  # least similarity of an argument that is suggested
 
 
 class Command(Protocol):
@@ -54,7 +52,7 @@ class Command(Protocol):
 
     HELP: str
     EXAMPLE: str
-    TAKES_OPTIONS: bool  # accepts recipe options as --section.key=value
+    TAKES_OPTIONS: bool  # accepts recipe options, which are in `overrides`
 
     def add_arguments(self, parser: argparse.ArgumentParser, /) -> None: ...
 
@@ -90,11 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     use_escapes()
     argv = sys.argv[1:] if argv is None else argv
     args, rest = build_parser(argv).parse_known_args(argv)
-    if rest and not args.takes_options:
-        args.parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    _refuse_mistyped(args.parser, rest)
-    args.overrides = rest
     try:
+        refuse_unknown(args.parser, rest)
         with raise_on_stop_signals(f"fastft {args.command}"):
             return args.run(args)
     except UserError as error:
@@ -117,26 +112,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT
 
 
-def _refuse_mistyped(parser: argparse.ArgumentParser, options: Sequence[str]) -> None:
-    """End with an error if an option looks like an argument of the command; recipe options have a dot in their names."""
-    known = [flag for action in parser._actions for flag in action.option_strings]
-    for name in (option.partition("=")[0] for option in options):
-        if not name.startswith("--") or "." in name:
-            continue
-        near = get_close_matches(name, known, n=1, cutoff=SIMILAR)
-        if near:
-            parser.error(f"unrecognized argument {name}; did you mean {near[0]}?")
-
-
 def build_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
     """The parser of `argv`: of the commands that it does not name only the help is known, not the arguments.
 
     Arguments of some commands need seconds of imports. Without `argv` every command has its arguments.
     """
     chosen = None if argv is None else next((word for word in argv if not word.startswith("-")), "")
-    parser = argparse.ArgumentParser(
-        prog="fastft", description="Fine-tune CLIP vision transformers for the fewest GPU-hours."
-    )
+    parser = Parser(prog="fastft", description="Fine-tune CLIP vision transformers for the fewest GPU-hours.")
     parser.add_argument("--version", action="version", version=f"fastft {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     convert = commands.add_parser("convert", help="write images to .beton files", allow_abbrev=False)
@@ -159,9 +141,11 @@ def _add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(run=command.run, takes_options=command.TAKES_OPTIONS, parser=parser)
+    parser.set_defaults(run=command.run, parser=parser)
     if with_arguments:
         command.add_arguments(parser)
+    if with_arguments and command.TAKES_OPTIONS:
+        add_recipe_options(parser, listed=command is cmd_train)
 
 
 def _print_error(command: str, error: object) -> None:

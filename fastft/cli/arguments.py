@@ -2,12 +2,26 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
-from fastft.recipe.constants import AUTO, DEVICES, WEIGHT_CHOICES
+from beton_tools.base import torchrun
+from beton_tools.base.console import printable
+from beton_tools.base.errors import UserError
+from fastft.recipe.constants import AUTO, DEVICES, SHORT_NAMES, WEIGHT_CHOICES
+from fastft.recipe.load import nearest_option
+from fastft.recipe.option_list import show_value
+from fastft.recipe.recipe_file import is_elsewhere
+from fastft.recipe.schema import SECTIONS, option_fields
 
-OVERRIDES = "any recipe option as --section.key=value, e.g. --optim.lr=3e-4 (fastft options lists them all)"
+CONFIG_FLAGS = ("-C", "--config-file")  # as fastargs names them
+SIMILAR = 0.75  # least similarity of an argument that is suggested
+OVERRIDES = (
+    "any recipe option as --section.key VALUE or --section.key=VALUE, e.g. --optim.lr 3e-4 (fastft options lists them all);\n"
+    "short names: " + ", ".join(f"--{name.replace('_', '-')}" for name in SHORT_NAMES)
+)
 RECIPE = "a recipe of fastft recipes (final_b16), a file (mine.yaml), or a row of a table (02_lr[1e-5], mine.yaml[LABEL])"
 
 
@@ -16,8 +30,78 @@ def print_weights(text: str) -> None:
     print(f"using the {text}", file=sys.stderr)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, and to which `-C RECIPE` is the same as `RECIPE`."""
+
+    def error(self, message: str) -> Any:
+        self.exit(2, printable(f"{self.prog}: {message}; see {self.prog} --help") + "\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = sys.argv[1:] if args is None else args
+        if CONFIG_FLAGS[0] in self._option_string_actions:
+            words = [word.removeprefix(f"{CONFIG_FLAGS[1]}=") for word in words if word not in CONFIG_FLAGS]
+        return super().parse_known_args(words, namespace)
+
+
+class _Override(argparse.Action):
+    """Append `--section.key=value` to `overrides`, as `load_recipe` takes them."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        namespace.overrides = [*namespace.overrides, f"{option_string}={values}"]
+
+
+def add_recipe_options(parser: argparse.ArgumentParser, listed: bool) -> None:
+    """Add every option of a recipe, and its short name unless the command has an argument of that name.
+
+    listed: show them in the help of the command.
+    """
+    short = {option: f"--{name.replace('_', '-')}" for name, option in SHORT_NAMES.items()}
+    taken = set(parser._option_string_actions)
+    parser.set_defaults(overrides=[])
+    usage = " ".join(parser.format_usage().split()).removeprefix("usage: ").replace("%", "%%")
+    parser.usage = f"{usage} [--section.key VALUE ...]"
+    fields = option_fields()
+    for section, cls in SECTIONS.items():
+        group = parser.add_argument_group(section, cls.__doc__) if listed else parser
+        for option in (name for name in fields if name.startswith(f"{section}.")):
+            flags = [flag for flag in (f"--{option}", short.get(option)) if flag and flag not in taken]
+            text = f"{fields[option].metadata['help']} (default {show_value(fields[option].default)})"
+            group.add_argument(
+                *flags, action=_Override, default=argparse.SUPPRESS, dest="overrides", metavar="X",
+                help=text.replace("%", "%%") if listed else argparse.SUPPRESS,
+            )  # fmt: skip
+
+
+def refuse_unknown(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Refuse what the parser did not know.
+
+    Raises:
+        UserError: there is such a word; with the most similar argument.
+    """
+    for name in (word.partition("=")[0] for word in words):
+        near = _nearest(name, parser._option_string_actions) if name.startswith("-") else None
+        hint = f"did you mean {near}?" if near else f"see {parser.prog} --help"
+        raise UserError(f"unrecognized argument {name}; {hint}")
+
+
+def _nearest(flag: str, known: Iterable[str]) -> str | None:
+    """The argument that was probably meant: for `--section.key` an option of a recipe."""
+    own = [] if "." in flag else get_close_matches(flag, [f for f in known if "." not in f], 1, SIMILAR)
+    name = flag.lstrip("-").replace("-", "_")
+    option = nearest_option(name) if "--optim.lr" in known and not own else None
+    return own[0] if own else f"--{option}" if option else None
+
+
+def recipe_reference(text: str) -> str:
+    """An argparse type: a recipe. Says on stderr that `rcp/...` is not here where the one of fastft is used."""
+    if is_elsewhere(text) and torchrun.rank() == 0:
+        print(printable(f"there is no {text} here: the one that comes with fastft is used"), file=sys.stderr)
+    return text
+
+
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help=RECIPE)
+    parser.add_argument("recipe", metavar="RECIPE", type=recipe_reference, help=RECIPE)
+    parser.add_argument(*CONFIG_FLAGS, metavar="RECIPE", dest="recipe", help="the same as RECIPE alone")
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from beton_tools.base.errors import UserError
 from fastft.bench import BENCHES
-from fastft.cli.arguments import positive
+from fastft.cli.arguments import positive, recipe_reference
 from fastft.recipe.constants import PEERS
 
 HELP = "measure this machine, against what one would use instead; JSON, a table and an HTML page"
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "counted",
         nargs="?",
-        type=Path,
+        type=recipe_reference,
         metavar="RECIPE",
         help=f"of {TRAFFIC}: the recipe whose step is counted",
     )
@@ -46,7 +46,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--rounds", type=positive(int), metavar="N", help="counted rounds (default 7)")
     parser.add_argument(
-        "--recipe", type=Path, metavar="RECIPE", help="what e2e trains (default: on a CPU, a tiny recipe)"
+        "--recipe",
+        type=recipe_reference,
+        metavar="RECIPE",
+        help="what e2e trains (default: on a CPU, a tiny recipe)",
     )
     parser.add_argument(
         "--quick", action="store_true", help="every path once on few images; the figures mean nothing"

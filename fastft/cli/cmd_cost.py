@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from beton_tools.base.errors import UserError
-from fastft.cli.arguments import RECIPE, add_json, add_price, positive, share
+from fastft.cli.arguments import RECIPE, add_json, add_price, positive, recipe_reference, share
 
 HELP = "GPU-hours and money of recipes or of whole sweeps, modelled from FLOPs and a GPU's MFU"
 EXAMPLE = (
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files",
         metavar="RECIPE|TABLE",
+        type=recipe_reference,
         nargs="+",
         help=f"{RECIPE}; tables are priced with all rows and a total",
     )

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fastft.cli.arguments import RECIPE
+from fastft.cli.arguments import RECIPE, recipe_reference
 
 HELP = "from real photographs to a fine-tuned model and its picture, in minutes on a CPU"
 EXAMPLE = "fastft demo --out runs/demo"
@@ -11,7 +11,7 @@ TAKES_OPTIONS = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", default="demo", help=f"{RECIPE} (default demo)")
+    parser.add_argument("--recipe", default="demo", type=recipe_reference, help=f"{RECIPE} (default demo)")
     parser.add_argument(
         "--cache", type=Path, default=Path(".cache/demo"), help="downloads (default .cache/demo)"
     )

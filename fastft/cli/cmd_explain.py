@@ -3,8 +3,7 @@
 import argparse
 import json
 
-from beton_tools.base.errors import UserError
-from fastft.cli.arguments import RECIPE, add_json, whole_number
+from fastft.cli.arguments import add_json, add_recipe, recipe_reference, whole_number
 
 HELP = "show what a recipe will do and cost, or how two recipes differ, without data, weights or GPU"
 EXAMPLE = "fastft explain final_b16 --at-step 6249 --json\n  fastft explain --diff final_b16 frugal_b16"
@@ -12,19 +11,18 @@ TAKES_OPTIONS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help=RECIPE)
+    add_recipe(parser)
     add_json(parser)
     parser.add_argument(
         "--at-step", type=whole_number, metavar="N", help="also show every group's lr at optimiser step N"
     )
     parser.add_argument(
-        "--diff", nargs=2, metavar=("A", "B"), help="show how two recipes differ; recipe options apply to B"
-    )
+        "--diff", metavar="A", type=recipe_reference,
+        help="show how RECIPE differs from recipe A; recipe options apply to RECIPE",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
-    if (args.recipe is None) == (args.diff is None):
-        raise UserError("give one RECIPE, or --diff A B")
     return _explain(args) if args.diff is None else _compare(args)
 
 
@@ -53,7 +51,7 @@ def _compare(args: argparse.Namespace) -> int:
 
     first, second = (
         count_images(load_recipe(name, flags))
-        for name, flags in zip(args.diff, ((), args.overrides), strict=True)
+        for name, flags in ((args.diff, ()), (args.recipe, args.overrides))
     )
     values = compare(first, second)
     if args.json:

@@ -17,12 +17,6 @@ TAKES_OPTIONS = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="DATA",
-        help="default: the recipe's data.train; photographs are converted into the run directory, as for training",
-    )
     parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="picture to write")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the plan")
     parser.add_argument("--epoch", type=whole_number, default=0, help="default 0")
@@ -40,8 +34,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         check_writable(args.json, suffixes=[".json"])
     recipe = load_recipe(args.recipe, args.overrides)
-    if args.data is not None:
-        recipe = recipe.with_option("data.train", str(args.data))
     if recipe.data.train is None:
         raise UserError("no images to preview; give --data FILE.beton")
     if "schedule.epochs" not in recipe.automatic:

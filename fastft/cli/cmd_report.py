@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from beton_tools.base.errors import UserError
-from fastft.cli.arguments import add_price, add_weights, positive
+from fastft.cli.arguments import add_price, add_weights, positive, recipe_reference
 
 HELP = "one HTML page of a run, or of a benchmark file"
 EXAMPLE = "fastft report runs/final_b16 --price 2.48"
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gpus", type=positive(int), metavar="N", help="GPUs of the run, where its log does not say"
     )
     parser.add_argument(
-        "--against", type=Path, metavar="RECIPE", help="recipe to compare with (default: final_*)"
+        "--against", type=recipe_reference, metavar="RECIPE", help="recipe to compare with (default: final_*)"
     )
     parser.add_argument(
         "--mistakes",

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from fastft.cli.arguments import recipe_reference
+
 HELP = "train or resume the rows of a paper table, and print the paper's figures beside ours"
 EXAMPLE = (
     "fastft sweep 05_llrd --data.train=in1k/train.beton --data.val=in1k/val.beton\n"
@@ -15,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "sweeps",
         metavar="TABLE",
+        type=recipe_reference,
         nargs="+",
         help="table files (rcp/tables/05_llrd.yaml, or 05_llrd), or one row: 02_lr[1e-5]",
     )
@@ -28,8 +31,9 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from fastft import search as sweep
+    from fastft.recipe.recipe_file import expand_pattern
 
-    sweeps = [sweep.open_sweep(name) for name in args.sweeps]
+    sweeps = [sweep.open_sweep(name) for given in args.sweeps for name in expand_pattern(given)]
     if args.dry_run:
         sweep.print_prices(sweep.price_sweeps(sweeps, args.overrides, args.out), Console(markup=False))
         return 0

@@ -17,6 +17,23 @@ BLOCK_MIB = 1024
 
 TIMM = "timm/"  # start of a `model.arch` that names a model of timm
 
+# Short names of the options that are set most often, as timm and lightly-train call them: `--batch-size 64` on the command
+# line, `batch_size=64` in Python. A command's own argument of the same name, such as `fastft tune --out`, comes first.
+SHORT_NAMES = {
+    "data": "data.train",
+    "val_data": "data.val",
+    "workers": "data.workers",
+    "model": "model.arch",
+    "weights": "model.weights",
+    "image_size": "model.image_size",
+    "batch_size": "optim.batch_size",
+    "lr": "optim.lr",
+    "epochs": "schedule.epochs",
+    "out": "train.run_dir",
+    "seed": "train.seed",
+    "device": "train.device",
+}
+
 # choices of the command line and of the code behind it, which takes seconds to import
 DEVICES = ("auto", "cuda", "cpu")  # auto: the GPU if there is one
 EXPORT_FORMATS = ("timm", "open_clip", "safetensors", "onnx")

@@ -13,6 +13,7 @@ from fastargs.exceptions import MissingValueError, ValidationError
 from beton_tools.base.errors import UserError
 from fastft.recipe.automatic import resolve
 from fastft.recipe.check import fastargs_config, shown
+from fastft.recipe.constants import SHORT_NAMES
 from fastft.recipe.duration import parse_duration
 from fastft.recipe.epoch_values import epoch_values
 from fastft.recipe.normalisation import with_model_normalisation
@@ -25,10 +26,12 @@ LISTED = 4  # options named in a message about several
 SIMILAR = 0.5  # least similarity of an option that is suggested
 
 
-def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, apply `--section.key=value` overrides, and check everything.
+def load_recipe(reference: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+    """Read a recipe, apply the overrides, and check everything.
 
     reference: a path, the bare name of a recipe that comes with fastft, or TABLE[ROW]; see `fastft.recipe.recipe_file`.
+    overrides: options as on the command line (`["--optim.lr=1e-4"]`) or as a dict (`{"optim.lr": 1e-4}`, or nested:
+        `{"optim": {"lr": 1e-4}}`). Those of `SHORT_NAMES` may be written shorter: `--lr=1e-4`, `{"lr": 1e-4}`.
 
     `about.top1` is kept only while every option that changes the accuracy has the value with which it was stated; otherwise
     `about.source` says which options differ.
@@ -37,7 +40,7 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: missing file, bad YAML, unknown option (with the nearest one) or a value of the wrong kind.
     """
     file = read_recipe(reference)
-    flags = [_flag_layer(text) for text in overrides]
+    flags = _dict_layers(overrides) if isinstance(overrides, Mapping) else list(map(_flag_layer, overrides))
     command_line = Layer(
         "the command line", {key: value for flag in flags for key, value in flag.values.items()}
     )
@@ -79,12 +82,27 @@ def _params() -> dict[str, fastargs.Param]:
 
 
 def _flag_layer(text: str) -> Layer:
-    """The layer of one `--section.key=value`."""
+    """The layer of one `--section.key=value`, or of a short name."""
     key, equals, value = text.partition("=")
     if not text.startswith("--") or not equals:
         raise UserError(f"cannot read {shown(text)}; write options as --section.key=value")
     where = text if CONTROL.search(text) is None else ascii(text)
-    return Layer(where, {key[2:]: value})
+    return Layer(where, {full_name(key[2:]): value})
+
+
+def _dict_layers(options: Mapping[str, Any]) -> list[Layer]:
+    """A layer for each entry: an option, a short name, or a section with a dict of its options."""
+    layers = []
+    for key, value in options.items():
+        nested = isinstance(value, Mapping)
+        values = {f"{key}.{name}": v for name, v in value.items()} if nested else {full_name(str(key)): value}
+        layers.append(Layer(f"{key}={shown(value)}", values))
+    return layers
+
+
+def full_name(name: str) -> str:
+    """`section.option` of a short name (`lr`, `batch_size` or `batch-size`); other names as they are."""
+    return SHORT_NAMES.get(name.replace("-", "_"), name)
 
 
 def _validate(name: str, layers: Sequence[Layer]) -> Recipe:

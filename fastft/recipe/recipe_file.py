@@ -1,8 +1,8 @@
 """Find and read recipe files.
 
 A recipe is named by its path, by the bare name of a recipe that comes with fastft (`final_b16`), or as a row of a table:
-`rcp/tables/02_lr.yaml[1e-5]`, `02_lr[1e-5]`. `extends` and the `base` and `recipe` of tables take the same forms, relative to
-the file in which they stand.
+`rcp/tables/02_lr.yaml[1e-5]`, `02_lr[1e-5]`. Where there is no file `rcp/...`, the one that comes with fastft is read.
+`extends` and the `base` and `recipe` of tables take the same forms, relative to the file in which they stand.
 """
 
 import os
@@ -52,14 +52,13 @@ def read_recipe(reference: str | Path) -> RecipeFile:
 
 
 def find_file(name: str, folder: Path = Path()) -> Path:
-    """The file of a path relative to `folder`, or of the bare name of a recipe or table that comes with fastft.
+    """The file of a path relative to `folder`, or of a recipe or table that comes with fastft: its bare name, or `rcp/...`.
 
     Raises:
         UserError: there is none; with the nearest name.
     """
     path = folder / name
-    shipped = () if "/" in name else (RECIPES / f"{name}.yaml", TABLES / f"{name}.yaml")
-    found = next(filter(_is_file, (path, *shipped)), None)
+    found = next(filter(_is_file, (path, *_shipped(name))), None)
     if found is None and os.path.lexists(path):
         return path  # a directory, FIFO, symlink loop, ...: refused with its reason where it is opened
     if found is not None:
@@ -92,6 +91,26 @@ def open_sweep(reference: str | Path) -> Sweep:
 def recipe_names() -> list[str]:
     """Names of the recipes that come with fastft, tables not included."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def is_elsewhere(reference: str) -> bool:
+    """True for `rcp/...` that is not in the working directory but comes with fastft."""
+    name, _ = split_reference(reference)
+    return "/" in name and not os.path.lexists(name) and any(map(_is_file, _shipped(name)))
+
+
+def expand_pattern(name: str) -> list[str]:
+    """The files of a pattern such as `rcp/tables/*.yaml`, which the shell leaves as it is where there is no such folder."""
+    found = sorted(TABLES.glob(Path(name).name)) if Path(name).match("rcp/tables/*[*]*") else []
+    return [str(path) for path in found] or [name]
+
+
+def _shipped(name: str) -> tuple[Path, ...]:
+    """Where a recipe or table of this name would be among those that come with fastft."""
+    if "/" not in name:
+        return RECIPES / f"{name}.yaml", TABLES / f"{name}.yaml"
+    first, *inside = Path(name).parts
+    return (RECIPES.joinpath(*inside),) if first == "rcp" and inside and ".." not in inside else ()
 
 
 def _is_file(path: Path) -> bool:

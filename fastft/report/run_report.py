@@ -38,7 +38,7 @@ def render_run(
     note: str = "",
     gpus: int | None = None,
     price: float | None = None,
-    against: Path | None = None,
+    against: str | None = None,
 ) -> str:
     """The page as HTML.
 
@@ -77,10 +77,10 @@ def render_run(
     )
 
 
-def against_recipe(path: Path | None, reference_name: str | None) -> Recipe | None:
+def against_recipe(reference: str | None, reference_name: str | None) -> Recipe | None:
     """The recipe to compare with; None if the final recipes are not available."""
-    if path is not None:
-        return load_recipe(path)
+    if reference is not None:
+        return load_recipe(reference)
     default = RECIPES / f"{reference_name or FINALS[0]}.yaml"
     return load_recipe(default) if default.is_file() else None
 

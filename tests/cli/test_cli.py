@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastft.cli import SECONDS_TO_REPORT, build_parser, main
+from fastft.recipe import load_recipe, option_fields
 
 
 def subcommands(parser: argparse.ArgumentParser, prefix: str = "") -> dict[str, argparse.ArgumentParser]:
@@ -61,7 +62,10 @@ def test_flags_are_frozen() -> None:
     """New flags are a decision: they are added here too."""
     flags = {
         name: sorted(
-            o for a in parser._actions for o in a.option_strings if o.startswith("--") and o != "--help"
+            o
+            for a in parser._actions
+            for o in a.option_strings
+            if o.startswith("--") and o != "--help" and a.dest != "overrides"
         )
         for name, parser in COMMANDS.items()
     }
@@ -71,16 +75,16 @@ def test_flags_are_frozen() -> None:
     ]  # fmt: skip
     assert flags["convert imagenet"] == image_options
     assert flags["convert folder"] == ["--class-indices", "--classes-of", *image_options]
-    assert flags["train"] == []
-    assert flags["explain"] == ["--at-step", "--diff", "--json"]
+    assert flags["train"] == ["--config-file"]
+    assert flags["explain"] == ["--at-step", "--config-file", "--diff", "--json"]
     assert flags["recipes"] == flags["options"] == ["--json"]
-    assert flags["preview"] == ["--count", "--data", "--epoch", "--json", "--out"]
+    assert flags["preview"] == ["--config-file", "--count", "--epoch", "--json", "--out"]
     assert flags["cost"] == [
         "--at-least", "--cores-per-gpu", "--frontier", "--gpu", "--gpus", "--json", "--measured", "--mfu", "--price",
         "--val-images",
     ]  # fmt: skip
     assert flags["sweep"] == ["--dry-run", "--out"]
-    assert flags["tune"] == ["--budget", "--out", "--test"]
+    assert flags["tune"] == ["--budget", "--config-file", "--out", "--test"]
     assert flags["report"] == ["--against", "--gpus", "--mistakes", "--out", "--price", "--weights"]
     assert flags["bench"] == [
         "--count", "--data", "--images", "--json", "--out", "--peers", "--quick", "--recipe", "--rounds"
@@ -99,12 +103,90 @@ def test_flags_are_frozen() -> None:
         "--weights",
     ]
     assert flags["zeroshot"] == [
-        "--data", "--device", "--json", "--names", "--only-present-classes", "--out", "--templates"
+        "--config-file", "--data", "--device", "--json", "--names", "--only-present-classes", "--out", "--templates"
     ]  # fmt: skip
     assert flags["average"] == [
         "--alpha", "--data", "--device", "--json", "--only-present-classes", "--out", "--soup", "--weights"
     ]  # fmt: skip
     assert flags["demo"] == ["--cache", "--out", "--recipe"]
+
+
+SHORT = [
+    "batch-size",
+    "data",
+    "device",
+    "epochs",
+    "image-size",
+    "lr",
+    "model",
+    "out",
+    "seed",
+    "val-data",
+    "weights",
+    "workers",
+]
+
+
+def test_every_command_that_reads_a_recipe_takes_its_options_and_their_short_names() -> None:
+    options = {f"--{name}" for name in (*option_fields(), *SHORT)}
+    for name in ("train", "explain", "preview", "cost", "sweep", "tune", "zeroshot"):
+        assert options <= set(COMMANDS[name]._option_string_actions), name
+        own = {
+            flag for flag in SHORT if COMMANDS[name]._option_string_actions[f"--{flag}"].dest != "overrides"
+        }
+        assert own == {"preview": {"out"}, "sweep": {"out"}, "tune": {"out"}, "zeroshot": {"data", "device", "out"}}.get(
+            name, set()
+        ), name  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["final_b16", "--optim.lr=1e-4", "--data.workers=2"],
+        ["final_b16", "--optim.lr", "1e-4", "--workers", "2"],
+        ["--lr", "1e-4", "--workers=2", "final_b16"],
+        ["--lr=2", "-C", "final_b16", "--lr=1e-4", "--workers=2"],
+        ["--workers", "2", "--config-file=rcp/final_b16.yaml", "--lr=1e-4"],
+    ],
+    ids=" ".join,
+)
+def test_options_are_written_with_a_space_or_an_equals_sign_long_or_short(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = build_parser(["train"]).parse_args(["train", *words])
+    expected = load_recipe("final_b16", {"optim": {"lr": 1e-4}, "data.workers": 2})
+    assert load_recipe(args.recipe, args.overrides) == expected
+    assert expected == load_recipe("final_b16", {"lr": "1e-4", "workers": 2})
+
+
+def test_the_help_of_train_lists_every_option_with_meaning_and_default(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "999")
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for name, field in option_fields().items():
+        assert f"--{name} X" in said and f"{field.metadata['help']} (default" in said, name
+    assert "optim: AdamW, batch size and loss." in said and "(default 0.0006)" in said
+
+
+def test_recipes_of_fastft_are_found_where_there_is_no_rcp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["rcp/final_b16.yaml", "rcp/tables/05_llrd.yaml[LLRD 0.65, 1e-4]"]
+    here = [load_recipe(name) for name in names]
+    monkeypatch.chdir(tmp_path)
+    assert [load_recipe(name) for name in names] == here
+    for name in names:
+        assert main(["explain", name, "--json"]) == 0
+        assert capsys.readouterr().err == f"there is no {name} here: the one that comes with fastft is used\n"
+    assert main(["sweep", "rcp/tables/*.yaml", "--dry-run"]) == 0
+    (tmp_path / "rcp").mkdir()
+    (tmp_path / "rcp/final_b16.yaml").write_text("extends: final_b16\noptim: {lr: 1}\n")
+    assert load_recipe("rcp/final_b16.yaml").optim.lr == 1
+    for name in ("rcp/final_b61.yaml", "rcp/../rcp/nothing.yaml", "rcp/tables/05_llrd.yaml[9]", "rcp"):
+        assert main(["explain", name]) == 2
 
 
 @pytest.mark.parametrize(
@@ -149,28 +231,29 @@ def test_the_error_for_an_unreadable_value_names_the_expected_form(
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and message in said
 
 
-@pytest.mark.parametrize("words", [["--budgt=2h", "--optim.lr=1e-4"], ["--budgt", "2h"]])
-def test_a_mistyped_argument_is_not_taken_for_a_recipe_option(
-    words: list[str], capsys: pytest.CaptureFixture
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tune", "photos", "--budgt=2h", "--optim.lr=1e-4"], "argument --budgt; did you mean --budget?"),
+        (["tune", "photos", "--budgt", "2h"], "argument --budgt; did you mean --budget?"),
+        (["train", "photos", "--optim.rl", "1"], "argument --optim.rl; did you mean --optim.lr?"),
+        (["cost", "photos", "--model.lr=1"], "argument --model.lr; did you mean --optim.lr?"),
+        (["train", "photos", "--batchsize", "8"], "argument --batchsize; did you mean --batch-size?"),
+        (["train", "photos", "--label-smoothing=0"], "did you mean --optim.label_smoothing?"),
+        (["train", "photos", "more"], "argument more; see fastft train --help"),
+        (["eval", "run", "--topk=3"], "argument --topk; see fastft eval --help"),
+    ],
+)
+def test_a_mistyped_argument_is_refused_with_the_nearest(
+    words: list[str], message: str, capsys: pytest.CaptureFixture
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["tune", "photos", *words])
-    assert stop.value.code == 2
-    assert "unrecognized argument --budgt; did you mean --budget?" in capsys.readouterr().err
-
-
-def test_a_value_is_not_taken_for_a_mistyped_argument(capsys: pytest.CaptureFixture) -> None:
-    assert main(["tune", "photos", "--data.train", "out"]) == 2
-    assert "write options as --section.key=value" in capsys.readouterr().err
-
-
-def test_unknown_flags_are_refused_where_no_recipe_is_read() -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["eval", "run", "--topk=3"])
-    assert stop.value.code == 2
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and message in said
 
 
 def test_help_does_not_wait_for_torch() -> None:

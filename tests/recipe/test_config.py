@@ -119,6 +119,37 @@ def test_an_override_without_a_value_is_refused() -> None:
         load_recipe(RECIPES / "final_b16.yaml", ["--optim.lr"])
 
 
+def test_overrides_may_be_a_dict_flat_nested_or_by_short_names(tmp_path: Path) -> None:
+    flags = ["--optim.lr=0.0002", "--optim.batch_size=64", "--data.train=pics", "--model.freeze_conv1=false"]
+    flags.append("--augment.mean=0.1,0.2,0.3")
+    expected = load_recipe("photos", flags)
+    freeze, mean = {"model.freeze_conv1": False}, {"augment": {"mean": (0.1, 0.2, 0.3)}}
+    for options in (
+        {"lr": 2e-4, "batch_size": 64, "data": Path("pics")},
+        {"lr": "2e-4", "batch-size": "64", "data.train": "pics"},
+        {"optim": {"lr": 2e-4, "batch_size": 64}, "data": {"train": "pics"}},
+    ):
+        assert load_recipe("photos", {**options, **freeze, **mean}) == expected
+    assert load_recipe("photos", ["--lr=0.0002", "--batch-size=64", "--data=pics", *flags[3:]]) == expected
+    assert load_recipe("photos", {"val_data": None}).data.val is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": "fast"}, "lr='fast': optim.lr is 'fast'; it must be a number"),
+        ({"optim": {"rl": 1}}, "unknown option 'optim.rl'; did you mean 'optim.lr'"),
+        ({"epoch": 5}, "unknown option 'epoch'; did you mean 'schedule.epochs'"),
+        ({"optim": 3}, "'optim' must hold 'key: value' lines"),
+        ({"lr": [1, 2]}, "optim.lr is \\[1, 2\\]"),
+        ({5: 5}, "unknown option '5'"),
+    ],
+)
+def test_a_wrong_entry_of_a_dict_is_named(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_recipe("final_b16", options)
+
+
 def test_a_recipe_survives_its_own_dictionary() -> None:
     recipe = load_recipe(RECIPES / "final_l14_336.yaml")
     assert recipe_from_dict(recipe.name, yaml.safe_load(yaml.safe_dump(_lists(recipe.as_dict())))) == recipe
