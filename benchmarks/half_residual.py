@@ -27,7 +27,7 @@ from fastft.bench.demo_assets import IMAGES, WEIGHTS, extract_cells, fetch
 from fastft.bench.demo_backbone import write_backbone
 from fastft.bench.demo_trainings import PER_CLASS
 from fastft.optim import set_lr
-from fastft.optim.recipe_schedule import build_schedule
+from fastft.optim.schedule import build_schedule
 from fastft.recipe import Recipe, load_recipe
 from fastft.train.distributed import World
 from fastft.train.evaluate import evaluate

@@ -12,7 +12,7 @@ from fastft.cost.mfu import PUBLISHED_MFU
 from fastft.cost.model import predict_published
 from fastft.cost.work import count_parameters
 from fastft.model import count_flops, load_arch
-from fastft.model.timm_create import pretrained_cfg
+from fastft.model.timm_arch import pretrained_cfg
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.automatic import LARGE, paper_recipe
 from fastft.recipe.constants import TIMM as TIMM_PREFIX

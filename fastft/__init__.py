@@ -14,19 +14,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from fastft.augment.policies import AugmentPolicy, parse_policy
-    from fastft.data.batch import Batch, Output
-    from fastft.data.loader import EvalLoader, TrainLoader
+    from fastft.data.loader import AsTuples, Batch, EvalLoader, Output, TrainLoader
     from fastft.data.order import Shard
-    from fastft.data.tuples import AsTuples
     from fastft.evaluate.prediction import Prediction, Predictor
     from fastft.recipe import Recipe, load_recipe
 
 _MODULES = {
-    "AsTuples": "data.tuples",
+    "AsTuples": "data.loader",
     "AugmentPolicy": "augment.policies",
-    "Batch": "data.batch",
+    "Batch": "data.loader",
     "EvalLoader": "data.loader",
-    "Output": "data.batch",
+    "Output": "data.loader",
     "Prediction": "evaluate.prediction",
     "Predictor": "evaluate.prediction",
     "Recipe": "recipe",

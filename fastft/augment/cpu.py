@@ -32,7 +32,7 @@ from fastft.augment.resize import (
     resize_region,
     resize_scratch_size,
 )
-from fastft.augment.scratch import copy, take
+from fastft.augment.simd import copy, take
 
 IDENTITY = OP_ID["Identity"]
 REASONS = {

@@ -34,7 +34,7 @@ from fastft.augment.ops import (
 from fastft.augment.ops_affine import is_affine
 from fastft.augment.ops_image_affine import affine_scratch_size, run_affine
 from fastft.augment.plan import OP_ID, OPS
-from fastft.augment.scratch import copy, take
+from fastft.augment.simd import copy, take
 
 COLOR, SHARPNESS = OP_ID["Color"], OP_ID["Sharpness"]
 GRAYSCALE, GAUSSIAN_BLUR = OP_ID["Grayscale"], OP_ID["GaussianBlur"]

@@ -29,17 +29,20 @@ from fastft.augment.ops_affine import (
     sample_bilinear,
     truncate,
 )
-from fastft.augment.scratch import CACHE_LINE, copy, round_up, take
 from fastft.augment.simd import (
+    CACHE_LINE,
     LANES,
     columns_cubic,
     columns_linear,
+    copy,
     copy_bytes,
     is_flat,
     load_pixel,
+    round_up,
     rows_cubic,
     rows_linear,
     store_pixel,
+    take,
 )
 
 MARGIN = 2  # pixels by which the 4 x 4 neighbours of a point inside the image reach beyond it

@@ -20,8 +20,17 @@ import numpy as np
 from numba import njit
 
 from beton_tools.base.errors import UserError
-from fastft.augment.scratch import copy, round_up, take
-from fastft.augment.simd import LANES, load_bytes, multiply_add, spread, store_clipped, transpose_bytes
+from fastft.augment.simd import (
+    LANES,
+    copy,
+    load_bytes,
+    multiply_add,
+    round_up,
+    spread,
+    store_clipped,
+    take,
+    transpose_bytes,
+)
 
 PRECISION_BITS = 22  # Pillow: 32 bits less 8 of pixel less 2 of overshoot
 ROUND = 1 << (PRECISION_BITS - 1)

@@ -1,4 +1,4 @@
-"""Vectors as Numba values: sixteen int32 lanes, one pixel as four float64, a 16 x 16 byte transpose.
+"""Vectors as Numba values: sixteen int32 lanes, one pixel as four float64, a 16 x 16 byte transpose; and scratch memory.
 
 Numba has no vector type, and LLVM's loop vectoriser turns neither the antialiased resize (a different window
 of taps per output pixel) nor the geometric ops (another place in the source per pixel) nor a byte transpose
@@ -10,7 +10,9 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
+from numba import njit
 from numba.core import types
 from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic as _intrinsic
@@ -340,19 +342,45 @@ def store_pixel(typingctx: Any, array: Any, index: Any, pixel: Any) -> Any:
     return types.void(array, types.intp, _pixel), codegen
 
 
+# -- scratch memory: consecutive parts of a flat uint8 array, and copies between flat arrays ---------------------------
+
+CACHE_LINE = 64  # bytes; every part begins at a multiple of it
+
+
+@njit(cache=True)
+def round_up(n: int, multiple: int) -> int:
+    return (n + multiple - 1) // multiple * multiple
+
+
+@njit(cache=True)
+def take(scratch, at, size):
+    """(part of `size` bytes that begins at `at`, where the next part begins)."""
+    return scratch[at : at + size], at + round_up(size, CACHE_LINE)
+
+
+@njit(cache=True)
+def copy(source, target):
+    """target = source, two flat arrays of one length. Fifteen times as fast as assigning a slice in Numba."""
+    for i in range(np.uintp(source.size)):
+        target[i] = source[i]
+
+
 __all__ = [
     "LANES",
     "columns_cubic",
     "columns_linear",
+    "copy",
     "copy_bytes",
     "is_flat",
     "load_bytes",
     "load_pixel",
     "multiply_add",
+    "round_up",
     "rows_cubic",
     "rows_linear",
     "spread",
     "store_clipped",
     "store_pixel",
+    "take",
     "transpose_bytes",
 ]

@@ -312,7 +312,7 @@ def loader_work(path: str, size: int, batch: int, repeat: int, policy: str, eras
     """
     from fastft.augment import draw_plan, parse_policy
     from fastft.data import Output, TrainLoader
-    from fastft.data.clock import PARTS
+    from fastft.data.decode import PARTS
 
     parsed = parse_policy(policy, erase_prob=erase)
     loader = TrainLoader(path, parsed, Output(size), batch_size=batch, workers=1)

@@ -18,7 +18,7 @@ from fastft.model import TowerArch
 from fastft.model.phases import find_phases
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.optim import Group, WarmupCosine, layer_groups
-from fastft.optim.recipe_schedule import build_schedule, recipe_warnings
+from fastft.optim.schedule import build_schedule, recipe_warnings
 from fastft.recipe import Recipe, describe_choice
 from fastft.recipe.imagenet import describe_expectation, expected_top1, val_images_row
 

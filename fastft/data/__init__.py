@@ -7,15 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastft.data.batch import Batch, Output
-    from fastft.data.loader import EvalLoader, TrainLoader
+    from fastft.data.decode import SampleError
+    from fastft.data.loader import Batch, EvalLoader, Output, TrainLoader
     from fastft.data.order import Shard
-    from fastft.data.sample_error import SampleError
 
 __all__ = ["Batch", "EvalLoader", "Output", "SampleError", "Shard", "TrainLoader"]
 
-# of the others: loader
-_MODULES = {"Batch": "batch", "Output": "batch", "SampleError": "sample_error", "Shard": "order"}
+_MODULES = {"SampleError": "decode", "Shard": "order"}  # of the others: loader
 
 
 def __getattr__(name: str) -> Any:

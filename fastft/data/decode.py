@@ -6,6 +6,8 @@ again together with it, so that each level of functions adds seconds to the comp
 """
 
 import os
+import time
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numba
@@ -14,21 +16,80 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
+from beton_tools.base.errors import UserError
 from beton_tools.jpeg.crop import decode_scanned
-from beton_tools.jpeg.markers import BAD_REGION, OK, OTHER_SIZE, scan_header
+from beton_tools.jpeg.markers import BAD_REGION, OK, OTHER_SIZE, describe_error, scan_header
 from beton_tools.jpeg.memory import copy_bytes
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import RAW_MODE
-from fastft.augment.cpu import Finish, augment_image
-from fastft.data.clock import AUGMENT, CPU, DECODE, READ, WALL, now
-from fastft.data.pread import read_at
-from fastft.data.sample_error import READ_FAILED
+from beton_tools.read.manifest import Manifest
+from fastft.augment.cpu import REASONS, Finish, augment_image
 
 if "NUMBA_THREADING_LAYER" not in os.environ:
     # two loaders may run at the same time: Numba's "workqueue" layer would abort the process
     numba.config.THREADING_LAYER = "threadsafe"
 
 CHANNELS = 3
+# beside the codes of `beton_tools.jpeg.markers`, and those of `REASONS`, which are negative here
+READ_FAILED = 1000
+
+# clock and pread -----------------------------------------------------------------------------------------------------
+
+# `read` is wall time, because a thread that waits for the disk uses no core; `decode` and `augment` are the CPU time of the
+# thread, so that other programs on the machine do not count
+READ, DECODE, AUGMENT = range(3)
+PARTS = ("read", "decode", "augment")
+WALL, CPU = time.CLOCK_MONOTONIC, time.CLOCK_THREAD_CPUTIME_ID
+
+_clock_gettime = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.intp))
+
+
+@njit(cache=True, nogil=True)
+def now(clock: int, timespec: np.ndarray) -> int:
+    """Nanoseconds of a POSIX clock. timespec: int64 (2,), overwritten."""
+    _clock_gettime(clock, timespec.ctypes.data)
+    return timespec[0] * 1_000_000_000 + timespec[1]
+
+
+class WorkClock:
+    """Nanoseconds of each thread by part. Compiled loops add to `spent`; any thread may call `pop`."""
+
+    def __init__(self, threads: int) -> None:
+        self.spent = np.zeros((threads, len(PARTS)), np.int64)
+        self._popped = np.zeros(len(PARTS), np.int64)
+
+    def pop(self) -> dict[str, float]:
+        """Seconds of all threads by part since the last call."""
+        total = self.spent.sum(axis=0)
+        seconds = (total - self._popped) / 1e9
+        self._popped = total
+        return dict(zip(PARTS, seconds.tolist(), strict=True))
+
+
+# A memory map would save 10 microseconds per image (1 % of decoding it). But reading the map of a truncated file, or of a file
+# on a failing disk, ends the process with SIGBUS, where `pread` returns an error. The pages of a map also count as memory of
+# the process.
+# arguments: file descriptor, address to write to, number of bytes, offset in the file
+_pread = types.ExternalFunction("pread", types.intp(types.int32, types.intp, types.uintp, types.int64))
+_ATTEMPTS = 100  # a signal can interrupt reading from some network file systems
+
+
+@njit(cache=True, nogil=True)
+def read_at(descriptor: int, offset: int, num_bytes: int, target: np.ndarray) -> bool:
+    """Read bytes [offset, offset + num_bytes) to the start of `target` (uint8); False if the file ends or on an error."""
+    done, failures = 0, 0
+    while done < num_bytes:
+        count = _pread(descriptor, target.ctypes.data + done, num_bytes - done, offset + done)
+        if count > 0:
+            done += count
+            continue
+        failures += 1
+        if count == 0 or failures == _ATTEMPTS:
+            return False
+    return True
+
+
+# one image -----------------------------------------------------------------------------------------------------------
 
 
 class Stored(NamedTuple):
@@ -232,3 +293,39 @@ def decode_and_augment(
                 timespec,
             )
             b = _take_ticket(ticket)
+
+
+# errors --------------------------------------------------------------------------------------------------------------
+
+
+class SampleError(UserError):
+    """A sample that cannot be decoded; names the sample and, if there is a manifest, the original image.
+
+    The message has the sample's id in its file, `sample` the one among all files.
+    """
+
+    def __init__(self, betons: BetonSet, sample: int, reason: str) -> None:
+        self.sample = sample
+        beton, own_id = betons.locate(sample)
+        source = ""
+        with suppress(UserError, IndexError):  # a damaged manifest must not replace this error
+            if (manifest := Manifest.of_beton(beton.path)) is not None:
+                source = f" ({manifest.names[own_id]})"
+        super().__init__(
+            f"{beton.path}: sample {own_id}{source}: {reason}; list all such with `beton verify`"
+        )
+
+
+def raise_for_code(betons: BetonSet, sample: int, code: int) -> None:
+    """Raise the error for a nonzero code of `decode_packed` or `decode_and_augment`.
+
+    Raises:
+        SampleError: the sample cannot be decoded.
+        UserError: the file cannot be read, or changed after it was opened.
+    """
+    if code == READ_FAILED:
+        betons.image_bytes(sample)  # raises the reason, unless reading succeeds now
+        raise SampleError(betons, sample, "could not be read at first")
+    beton, _ = betons.locate(sample)
+    beton.check_unchanged()
+    raise SampleError(betons, sample, describe_error(code) if code > 0 else REASONS[-code])

@@ -1,31 +1,64 @@
 """FFCV 1.0.2's loader thread with its slots, queue and CUDA streams, running one `Stage`.
 
-`EpochThread` overrides parts of FFCV's `EpochIterator`; `Engine` has the attributes that the rest of it reads. Both depend
-on FFCV's internals, which is why FFCV is pinned; `tests/data/test_ffcv_contract.py` fails when those internals change.
+`EpochThread` is FFCV's `EpochIterator` with another pipeline; `Engine` has the attributes that `EpochIterator` reads. Both
+depend on FFCV's internals, which is why FFCV is pinned; `tests/data/test_ffcv_contract.py` fails when those internals change.
 
 FFCV's reader and its compiled pipelines are not used. The index that the reader builds from samples to pages takes 2.3 s and
 634 MB for ImageNet. A pipeline is compiled for every loader, and Numba never frees the compiled code: 1 MB per loader.
 """
 
+import importlib
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from importlib.util import find_spec
+from pathlib import Path
 from queue import Empty, Full
-from threading import Semaphore
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from fastft.data.ffcv_import import import_epoch_iterator
 from fastft.data.stage import DrawPlan, Stage
+
+PRIVATE = "fastft_ffcv"
+POLL_SECONDS = 0.1  # between two looks at a thread that is waited for
+
+
+def _import_epoch_iterator() -> ModuleType:
+    """FFCV's module `loader.epoch_iterator` in a private package without FFCV's `__init__`.
+
+    `import ffcv` loads OpenCV, SciPy, setuptools and FFCV's own C++ library, and compiles functions: 110 MB and a second that
+    the loader has no use for. torch keeps its number of threads, which FFCV's import sets to one.
+
+    Raises:
+        ImportError: FFCV is not installed.
+    """
+    spec = find_spec("ffcv")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError("FFCV is not installed; pip install ffcv==1.0.2", name="ffcv")
+    folder = Path(spec.submodule_search_locations[0])
+    for name in ("", "loader", "pipeline", "traversal_order"):
+        package = ModuleType(f"{PRIVATE}.{name}".rstrip("."))
+        package.__path__ = [str(folder / name)]
+        sys.modules[package.__name__] = package
+    # named by an error message only, but importing it would import the readers, fields and decoders
+    order = ModuleType(f"{PRIVATE}.traversal_order.quasi_random")
+    order.QuasiRandom = None  # type: ignore[attr-defined]
+    sys.modules[order.__name__] = order
+    threads = torch.get_num_threads()
+    try:
+        return importlib.import_module(f"{PRIVATE}.loader.epoch_iterator")
+    finally:
+        torch.set_num_threads(threads)
+
 
 if TYPE_CHECKING:
     from ffcv.loader.epoch_iterator import IS_CUDA, EpochIterator
 else:
-    epoch_iterator = import_epoch_iterator()
+    epoch_iterator = _import_epoch_iterator()
     IS_CUDA, EpochIterator = epoch_iterator.IS_CUDA, epoch_iterator.EpochIterator
-
-POLL_SECONDS = 0.1  # between two looks at a thread that is waited for
 
 
 class EpochThread(EpochIterator):
@@ -36,21 +69,16 @@ class EpochThread(EpochIterator):
     """
 
     def __init__(self, engine: "Engine", order: np.ndarray, draw: DrawPlan) -> None:
-        self.stage, self.draw, self.on_wait = engine.stage, draw, engine.on_wait
+        self.stage, self.draw = engine.stage, draw
         self.torch_threads = torch.get_num_threads()
-        self.num_slots = engine.num_slots
-        self.free_slots = Semaphore(self.num_slots)
-        self.delivered = False  # whether the consumer has a batch
         super().__init__(engine, order)
 
     def start(self) -> None:
-        """Do nothing: FFCV's constructor calls this before the engine holds the thread and could end it.
+        """Start the thread when the engine holds it: Ctrl-C in between would leave a thread that nobody ends.
 
-        Ctrl-C in that moment would leave a thread that nobody ends.
+        FFCV's constructor calls this last.
         """
-
-    def launch(self) -> None:
-        """Start the thread."""
+        self.loader.thread = self
         super().start()
 
     def run(self) -> None:
@@ -63,7 +91,9 @@ class EpochThread(EpochIterator):
                 self._reuse_streams()
             super().run()
         except BaseException as error:
-            self._publish_error(error)
+            while not self.terminate_event.is_set():
+                with suppress(Full):
+                    return self.output_queue.put((0, error), timeout=POLL_SECONDS)
 
     def _reuse_streams(self) -> None:
         """Use the streams of the previous pass, because torch caches memory by stream; wait for its last batches.
@@ -76,62 +106,36 @@ class EpochThread(EpochIterator):
         for stream in self.cuda_streams:
             stream.wait_stream(self.current_stream)
 
-    def _publish_error(self, error: BaseException) -> None:
-        while not self.terminate_event.is_set():
-            with suppress(Full):
-                return self.output_queue.put((0, error), timeout=0.1)
-
     def run_pipeline(self, b_ix: int, batch_indices: np.ndarray, batch_slot: int, cuda_event: Any) -> Any:
-        """Images and labels of one batch. FFCV calls this in its loop, with its own names of the arguments.
-
-        FFCV's slots, which number its streams, are at least three. The stage may have two.
-        """
-        self.free_slots.acquire()
-        if self.terminate_event.is_set():
-            raise StopIteration
+        """Images and labels of one batch. FFCV calls this in its loop, with its own names of the arguments."""
         if b_ix == 0:
             torch.set_num_threads(self.torch_threads)  # FFCV has just set it to the number of workers
-        slot = b_ix % self.num_slots
-        if self.stage.device.type != "cuda":
-            return self.stage.run(batch_indices, slot, self.draw)
-        with torch.cuda.stream(self.cuda_streams[batch_slot]):
-            if cuda_event is not None:  # the consumer's last use of this slot
+        on_gpu = self.stage.device.type == "cuda"
+        with torch.cuda.stream(self.cuda_streams[batch_slot]) if on_gpu else nullcontext():
+            if on_gpu and cuda_event is not None:  # the consumer's last use of this slot
                 cuda_event.wait()
-            return self.stage.run(batch_indices, slot, self.draw)
+            return self.stage.run(batch_indices, batch_slot, self.draw)
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self.terminate_event.is_set():
             raise RuntimeError(
                 "this pass over the data is closed: a later pass started, or its loader was closed"
             )
-        if self.delivered:
-            self.delivered = False
-            self.free_slots.release()
-        self._wait_for_result()
-        self.delivered = True
+        # FFCV waits without a limit; `on_wait` may raise
+        queue = self.output_queue
+        while queue.empty():
+            with queue.not_empty:
+                queue.not_empty.wait_for(queue._qsize, POLL_SECONDS)
+            self.loader.on_wait()
         result = super().__next__()
         if isinstance(result, BaseException):
             self.close()
             raise result
         return result
 
-    def _wait_for_result(self) -> None:
-        """Return when the queue has an entry, which FFCV then takes without waiting.
-
-        FFCV waits without a limit. `on_wait` is called meanwhile, so that Ctrl-C can end the wait.
-        """
-        queue = self.output_queue
-        while queue.empty():
-            with queue.not_empty:
-                queue.not_empty.wait_for(queue._qsize, POLL_SECONDS)
-            self.on_wait()
-            if queue.empty() and not self.is_alive():
-                raise RuntimeError("the loader's thread ended without an error or a result")
-
     def close(self) -> None:
         """End the thread and wait for its end, which the batch in progress can delay."""
         super().close()
-        self.free_slots.release()  # the thread may wait for one
         while self.is_alive():
             with suppress(Empty):
                 self.output_queue.get(timeout=0.05)  # the thread may wait for a free place in the queue
@@ -153,16 +157,13 @@ class _Unused:
     def __exit__(self, *_: object) -> None: ...
 
 
-def _queue_length(batches_ahead: int) -> int:
-    """Finished batches that wait. One more is in progress: together they are the batches prepared in advance.
-
-    With one batch in advance, the thread waits for a free slot before it begins another.
-    """
-    return max(1, batches_ahead - 1)  # 0 would be a queue without a limit
-
-
 class Engine:
-    """Runs passes over samples through a stage, one at a time."""
+    """Runs passes over samples through a stage, one at a time.
+
+    Args:
+        batches_ahead: batches that are prepared in advance, the one in progress included; at least 2, FFCV's minimum.
+        on_wait: called in the consumer while it waits for a batch; what it raises ends the wait.
+    """
 
     def __init__(
         self,
@@ -173,24 +174,17 @@ class Engine:
         batches_ahead: int,
         on_wait: Callable[[], None] = lambda: None,
     ) -> None:
-        """on_wait: called in the consumer while it waits for a batch; what it raises ends the wait."""
         self.stage, self.on_wait = stage, on_wait
         self.batch_size, self.num_workers = batch_size, workers
-        self.batches_ahead = _queue_length(batches_ahead)  # FFCV's name
-        self.num_slots = self.slots(batches_ahead)
+        self.batches_ahead = self.slots(batches_ahead) - 2  # FFCV's name for the length of its queue
         self.reader = self.memory_manager = self.graph = _Unused()
         self.streams: list[Any] = []
         self.thread: EpochThread | None = None
 
     @staticmethod
     def slots(batches_ahead: int) -> int:
-        """How many batches there are at a time: one with the consumer, the others finished or in progress."""
-        return batches_ahead + 1
-
-    @staticmethod
-    def num_streams(batches_ahead: int) -> int:
-        """How many CUDA streams FFCV takes in turn; torch keeps the memory of one batch for each."""
-        return _queue_length(batches_ahead) + 2
+        """Batches at a time, each with a buffer and a CUDA stream: one with the consumer, the others finished or in progress."""
+        return max(3, batches_ahead + 1)
 
     def start(self, order: np.ndarray, draw: DrawPlan) -> EpochThread:
         """Begin a pass over the samples `order`, with plans from `draw`; ends the previous pass."""
@@ -198,9 +192,7 @@ class Engine:
         device = self.stage.device
         # FFCV creates its streams on the current device
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            self.thread = EpochThread(self, order, draw)
-        self.thread.launch()
-        return self.thread
+            return EpochThread(self, order, draw)
 
     def close(self) -> None:
         """End the pass in progress."""

@@ -8,7 +8,7 @@ with TrainLoader("train.beton", "3aug", 224, batch_size=256) as loader:
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from time import perf_counter
@@ -25,16 +25,36 @@ from beton_tools.read.beton_paths import BetonPaths
 from beton_tools.read.beton_set import BetonSet
 from fastft.augment.draw import draw_plan, eval_plan
 from fastft.augment.policies import AugmentPolicy, parse_policy
-from fastft.data.batch import Batch, Output
-from fastft.data.data_notes import data_notes, log_notes
 from fastft.data.engine import Engine
-from fastft.data.new_stage import check_shrink, new_stage
-from fastft.data.order import BatchLayout, Shard, eval_share
-from fastft.data.sample_order import SampleOrder
-from fastft.data.stage import DrawPlan
+from fastft.data.order import BatchLayout, SampleOrder, Shard, eval_share
+from fastft.data.read_ahead import data_notes, log_notes
+from fastft.data.stage import DrawPlan, check_shrink, new_stage
 from fastft.recipe.constants import BLOCK_MIB, RANDOM
 
 Locate = Callable[[int], tuple[int, int]]  # index of a micro-batch -> (step, position of its first image)
+
+
+@dataclass(frozen=True)
+class Output:
+    """The images that a loader delivers: (b, 3, size, size), normalised, in channels-last memory.
+
+    On a GPU (`device="cuda"`) augmentation runs there too.
+    """
+
+    size: int
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32  # float32, float16 or bfloat16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch. `images` is a view of a reused buffer, valid until the next batch is requested."""
+
+    images: torch.Tensor  # (b, 3, S, S), as `Output` says
+    labels: torch.Tensor  # (b,) int64 on the same device
+    ids: np.ndarray  # (b,) int64, indices of the samples: in the file, or through all files
+    step: int  # optimiser step within the epoch (evaluation: index of the batch)
+    first_position: int  # of images[0] in the global batch of that step (evaluation: in the whole set)
 
 
 class _BetonLoader:
@@ -48,16 +68,12 @@ class _BetonLoader:
         *,
         batch: int,
         workers: int | None,
-        batches_ahead: int | None,
+        batches_ahead: int,
         on_wait: Callable[[], None],
     ) -> None:
         self.output = output if isinstance(output, Output) else Output(output)
-        least_one = {
-            "size": self.output.size,
-            "batch": batch,
-            "workers": workers,
-            "batches_ahead": batches_ahead,
-        }
+        size = self.output.size
+        least_one = {"size": size, "batch": batch, "workers": workers, "batches_ahead": batches_ahead}
         for name, value in least_one.items():
             if value is not None and (not isinstance(value, int | np.integer) or value < 1):
                 raise UserError(f"{name} is {value}: give a whole number, 1 or more")
@@ -72,7 +88,7 @@ class _BetonLoader:
         self.class_counts = self.betons.class_counts
         self.closed = False
         self.wait_seconds = 0.0  # that the consumer waited for batches; may be reset to 0
-        self.batches_ahead, self.on_wait = batches_ahead or default_ahead(self.output), on_wait
+        self.batches_ahead, self.on_wait = batches_ahead, on_wait
 
     def _allocate(self) -> None:
         """Allocate decoders and buffers; the last thing that a constructor does, when nothing can be refused any more."""
@@ -81,12 +97,9 @@ class _BetonLoader:
             self.betons, self.policy, self.output, workers=self.workers, slots=slots, batch=self.batch
         )
         self.engine = Engine(
-            self.stage,
-            batch_size=self.batch,
-            workers=self.workers,
-            batches_ahead=self.batches_ahead,
-            on_wait=self.on_wait,
-        )
+            self.stage, batch_size=self.batch, workers=self.workers,
+            batches_ahead=self.batches_ahead, on_wait=self.on_wait,
+        )  # fmt: skip
 
     def _batches(self, order: np.ndarray, draw: DrawPlan, locate: Locate) -> Iterator[Batch]:
         if self.closed:
@@ -143,13 +156,12 @@ class TrainLoader(_BetonLoader):
             divisible by world_size * micro_batch.
         seed: of the order and of all random choices.
         shard: rank and world size of this process.
-        order: "random", or "blocks" for files that do not fit the memory; see `fastft.data.block_order`.
+        order: "random", or "blocks" for files that do not fit the memory; see `fastft.data.order`.
         block_mib: size of a block, in MiB. Three of them must fit the memory.
         subset: int64 (n,), indices of the samples to train on (default: all).
         workers: threads (default: as many as CPUs, divided among the processes of this machine).
-        batches_ahead: batches that are prepared in advance, the one in progress included (default: 2 on a GPU, 1 on the
-            CPU, where each takes 154 MB at 256 images of 224 pixels in float32). Raise it if the time between two requests
-            varies much.
+        batches_ahead: batches that are prepared in advance, the one in progress included; at least 2. Raise it if the time
+            between two requests varies much.
         on_wait: called about ten times a second while a batch is waited for; what it raises ends the pass.
 
     Raises:
@@ -170,20 +182,14 @@ class TrainLoader(_BetonLoader):
         block_mib: int = BLOCK_MIB,
         subset: np.ndarray | None = None,
         workers: int | None = None,
-        batches_ahead: int | None = None,
+        batches_ahead: int = 2,
         on_wait: Callable[[], None] = lambda: None,
     ) -> None:
         if micro_batch is None:
             micro_batch = max(1, batch_size // shard.world_size)
         super().__init__(
-            data,
-            policy,
-            output,
-            batch=micro_batch,
-            workers=workers,
-            batches_ahead=batches_ahead,
-            on_wait=on_wait,
-        )
+            data, policy, output, batch=micro_batch, workers=workers, batches_ahead=batches_ahead, on_wait=on_wait
+        )  # fmt: skip
         self.seed = seed
         if subset is not None:
             subset = _checked_indices(self.betons, subset)
@@ -234,17 +240,16 @@ class TrainLoader(_BetonLoader):
         def draw(ids: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
             if read_ahead is not None:
                 read_ahead.advance(len(ids))
-            size, policy = self.output.size, self.policy
             return draw_plan(
-                policy, seed=self.seed, epoch=epoch, sample_ids=ids, heights=heights, widths=widths, size=size
-            )
+                self.policy, seed=self.seed, epoch=epoch, sample_ids=ids, heights=heights, widths=widths,
+                size=self.output.size,
+            )  # fmt: skip
 
         with nullcontext() if read_ahead is None else closing(read_ahead):
             yield from self._batches(order, draw, locate)
 
     @property
-    def _per_step(self) -> int:
-        """Micro-batches of this process in a step."""
+    def _per_step(self) -> int:  # micro-batches of this process
         return self.layout.rank_batch // self.batch
 
     def samples_of_step(self, epoch: int, step: int) -> np.ndarray:
@@ -322,20 +327,14 @@ class EvalLoader(_BetonLoader):
         shard: Shard = Shard(),  # noqa: B008 - frozen
         indices: np.ndarray | None = None,
         workers: int | None = None,
-        batches_ahead: int | None = None,
+        batches_ahead: int = 2,
         on_wait: Callable[[], None] = lambda: None,
     ) -> None:
         colours = parse_policy(policy) if isinstance(policy, str) else policy
         policy = AugmentPolicy("none", mean=colours.mean, std=colours.std)
         super().__init__(
-            data,
-            policy,
-            output,
-            batch=batch_size,
-            workers=workers,
-            batches_ahead=batches_ahead,
-            on_wait=on_wait,
-        )
+            data, policy, output, batch=batch_size, workers=workers, batches_ahead=batches_ahead, on_wait=on_wait
+        )  # fmt: skip
         if indices is None:
             indices = np.arange(self.betons.num_samples, dtype=np.int64)
         indices = _checked_indices(self.betons, indices)
@@ -352,6 +351,27 @@ class EvalLoader(_BetonLoader):
             return eval_plan(ids, heights, widths, self.output.size, self.crop_pct)
 
         return self._batches(self.share, draw, lambda index: (index, self.first + index * self.batch))
+
+
+class AsTuples:
+    """A loader whose batches are tuples: images (b, 3, S, S) and labels (b,) int64.
+
+    copy: return tensors that stay valid after the next batch is requested. Without it the images are a view of a buffer
+    that the loader reuses, which suits a loop that is done with a batch before it requests the next.
+    """
+
+    def __init__(self, loader: TrainLoader | EvalLoader, *, copy: bool = False) -> None:
+        self.loader, self.copy = loader, copy
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for batch in self.loader:
+            if self.copy:
+                yield batch.images.clone(), batch.labels.clone()
+            else:
+                yield batch.images, batch.labels
 
 
 def _check_device(device: torch.device | str) -> None:
@@ -371,11 +391,6 @@ def _check_device(device: torch.device | str) -> None:
 def default_workers() -> int:
     """CPUs that this process may use, divided among the processes of this machine (torchrun's LOCAL_WORLD_SIZE)."""
     return max(1, usable_cpus() // torchrun.local_world_size())
-
-
-def default_ahead(output: Output) -> int:
-    """Batches that are prepared in advance; on the CPU they are finished images in float32, which take the most memory."""
-    return 1 if torch.device(output.device).type == "cpu" else 2
 
 
 def _checked_indices(betons: BetonSet, indices: np.ndarray) -> np.ndarray:

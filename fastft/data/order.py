@@ -1,20 +1,30 @@
-"""The order of samples: one global order per epoch, divided in the same way at any world size."""
+"""The order of samples: one global order per epoch, random or by blocks, divided in the same way at any world size.
 
+`data.order=blocks` is an order in which every page is read from the disk once, for files larger than the memory. The pages of
+all files are shuffled and divided into blocks of a fixed size; the samples of a block are shuffled together. While a block is
+used, the next one is read, its pages in the order of the files. In random order almost every image of a file that the page
+cache cannot hold is read at its turn, from a random place.
+
+FFCV's QUASI_RANDOM also goes through shuffled pages, but its order depends on the batch size, and it cannot be distributed.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
 from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import BetonSet
 from fastft.augment.rng import epoch_words
+from fastft.data.read_ahead import MIB, ReadAhead, Span, read_exactly
+from fastft.machine.page_cache import fits_page_cache, memory_bytes
 from fastft.recipe import count_steps
+from fastft.recipe.constants import BLOCKS, ORDERS
 
-
-def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of 0..num_samples-1, int64, a pure function of its arguments.
-
-    Sorts the raw words of `epoch_words`: NumPy guarantees that stream, but not the one of `permutation`.
-    """
-    return np.argsort(epoch_words(seed, epoch, num_samples), kind="stable").astype(np.int64, copy=False)
+# random bits that order the samples of a block; the number of the block is above them
+SAMPLE_BITS = np.uint64(40)
 
 
 @dataclass(frozen=True)
@@ -92,3 +102,123 @@ def eval_share(indices: np.ndarray, shard: Shard) -> tuple[np.ndarray, int]:
     """(the contiguous part of `indices` that this rank evaluates, position of its first): each index is in one part."""
     bounds = np.linspace(0, len(indices), shard.world_size + 1).astype(np.int64)
     return indices[bounds[shard.rank] : bounds[shard.rank + 1]], int(bounds[shard.rank])
+
+
+# orders of an epoch --------------------------------------------------------------------------------------------------
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of 0..num_samples-1, int64, a pure function of its arguments.
+
+    Sorts the raw words of `epoch_words`: NumPy guarantees that stream, but not the one of `permutation`.
+    """
+    return np.argsort(epoch_words(seed, epoch, num_samples), kind="stable").astype(np.int64, copy=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Pages:
+    """The pages of files, P of them, numbered through the files.
+
+    Attributes:
+        of_sample: int32 (N,), the page of each sample.
+        starts: int64 (F + 1,): file f has the pages starts[f] to starts[f + 1] - 1.
+    """
+
+    betons: BetonSet
+    of_sample: np.ndarray
+    starts: np.ndarray
+
+    @classmethod
+    def of(cls, betons: BetonSet) -> "Pages":
+        starts = np.append(0, np.cumsum([beton.num_pages for beton in betons.files]))
+        of_sample = np.empty(len(betons), np.int32)
+        spans = [slice(begin, end) for begin, end in pairwise(betons.starts.tolist())]
+        for beton, first, span in zip(betons.files, starts, spans, strict=False):
+            of_sample[span] = first + (betons.pointers[span] - beton.data_start) // beton.page_size
+        return cls(betons, of_sample, starts)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @cached_property
+    def num_bytes(self) -> np.ndarray:
+        """int64 (P,)."""
+        sizes = [beton.page_size for beton in self.betons.files]
+        return np.repeat(np.array(sizes, np.int64), np.diff(self.starts))
+
+    def spans(self, pages: np.ndarray) -> Sequence[Span]:
+        """Where pages (ascending numbers) are, one span for each."""
+        files = np.searchsorted(self.starts, pages, side="right") - 1
+        found = []
+        for file, page in zip(files.tolist(), pages.tolist(), strict=True):
+            beton = self.betons.files[file]
+            offset = beton.data_start + (page - int(self.starts[file])) * beton.page_size
+            found.append(Span(beton.descriptor, offset, beton.page_size))
+        return found
+
+
+def block_of_page(pages: Pages, num_samples: int, seed: int, epoch: int, block_mib: int) -> np.ndarray:
+    """uint64 (P,): the block of each page in an epoch. A block has at most `block_mib` MiB, and at least one page."""
+    words = epoch_words(seed, epoch, num_samples + len(pages))[num_samples:]
+    shuffled = np.argsort(words, kind="stable")
+    begins = np.cumsum(pages.num_bytes[shuffled]) - pages.num_bytes[shuffled]
+    blocks = np.empty(len(pages), np.uint64)
+    blocks[shuffled] = begins // (block_mib * MIB)
+    return blocks
+
+
+def block_order(pages: Pages, samples: np.ndarray, seed: int, epoch: int, block_mib: int) -> np.ndarray:
+    """The samples, int64 (n,), in the order of an epoch; a pure function of its arguments.
+
+    samples: int64 (n,), ids of the samples to use.
+    """
+    blocks = block_of_page(pages, len(samples), seed, epoch, block_mib)[pages.of_sample[samples]]
+    words = epoch_words(seed, epoch, len(samples))
+    keys = (blocks << SAMPLE_BITS) | (words >> (np.uint64(64) - SAMPLE_BITS))
+    return samples[np.argsort(keys, kind="stable")]
+
+
+class SampleOrder:
+    """A pure function of (seed, epoch) for given files, samples and settings.
+
+    Raises:
+        UserError: no such order, or a block has no size.
+    """
+
+    def __init__(
+        self, betons: BetonSet, subset: np.ndarray | None, seed: int, order: str, block_mib: int
+    ) -> None:
+        """subset: int64 (n,), ids of the samples to use; None for all."""
+        if order not in ORDERS:
+            raise UserError(f"order is {order!r}: give one of {', '.join(ORDERS)}")
+        if block_mib < 1:
+            raise UserError(f"block_mib is {block_mib}: give 1 or more")
+        self.betons, self.subset, self.seed, self.block_mib = betons, subset, seed, block_mib
+        self.num_samples = len(betons) if subset is None else len(subset)
+        self.pages = Pages.of(betons) if order == BLOCKS else None
+        if self.pages is not None:
+            read_exactly(betons.descriptors.tolist())
+        self.name = f"{order} of {block_mib} MiB" if order == BLOCKS else order
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def of_epoch(self, epoch: int) -> np.ndarray:
+        """The samples, int64 (n,)."""
+        if self.pages is not None:
+            samples = np.arange(self.num_samples, dtype=np.int64) if self.subset is None else self.subset
+            return block_order(self.pages, samples, self.seed, epoch, self.block_mib)
+        order = epoch_order(self.num_samples, self.seed, epoch)
+        return order if self.subset is None else self.subset[order]
+
+    def read_ahead(self, epoch: int, samples: np.ndarray) -> ReadAhead | None:
+        """Requests the pages of `samples`, a part of the epoch in its order; None in random order."""
+        pages = self.pages
+        if pages is None or len(samples) == 0:
+            return None
+        blocks = block_of_page(pages, self.num_samples, self.seed, epoch, self.block_mib)
+        return ReadAhead(
+            blocks[pages.of_sample[samples]],
+            lambda block: pages.spans(np.flatnonzero(blocks == block)),
+            release=not fits_page_cache(self.betons.file_size, memory_bytes()[1]),
+        )

@@ -1,20 +1,38 @@
-"""Read the pages of coming blocks into the page cache, in the order of the files, while the present block is used."""
+"""Read the pages of coming blocks into the page cache, and notes about training files that do not fit it."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from threading import Event
+from typing import NamedTuple
 
 import numpy as np
 
-from fastft.data.block_order import Span
+from beton_tools.base.console import format_bytes
+from beton_tools.read.beton_set import BetonSet
+from fastft.machine.page_cache import fits_page_cache, memory_bytes
+from fastft.recipe.constants import BLOCKS
 
+MIB = 1 << 20
 BLOCKS_AHEAD = 1
 # the next, the present, and the one before, which other processes of the machine may still use
 BLOCKS_IN_MEMORY = 3
 DEFAULT_WINDOW = 128 << 10  # Linux's default read_ahead_kb
+
+# silent unless the program configures logging; `fastft train` prints the notes itself
+_log = logging.getLogger("fastft.data")
+_log.addHandler(logging.NullHandler())
+
+
+class Span(NamedTuple):
+    """Bytes of a file."""
+
+    descriptor: int
+    offset: int
+    num_bytes: int
 
 
 def request_window(descriptor: int) -> int:
@@ -94,3 +112,36 @@ class ReadAhead:
         """Stop requesting and end the thread; closing twice is harmless."""
         self._closed.set()
         self._thread.shutdown(cancel_futures=True)
+
+
+# notes ---------------------------------------------------------------------------------------------------------------
+
+
+def log_notes(notes: Sequence[str]) -> None:
+    """Log each as a warning of `fastft.data`."""
+    for note in notes:
+        _log.warning(note)
+
+
+def data_notes(betons: BetonSet, order: str, block_mib: int) -> list[str]:
+    """Notes about files that are read in this order, one line each."""
+    available = memory_bytes()[1]
+    notes = []
+    if missing := betons.missing_parts:
+        notes.append(f"{betons.title}: parts {missing} of the conversion are not among the files")
+    if fits_page_cache(betons.file_size, available):
+        return notes
+    size, free = format_bytes(betons.file_size), format_bytes(available)
+    too_large = f"{betons.title}: {size} do not fit the page cache ({free} available)"
+    blocks = BLOCKS_IN_MEMORY * block_mib * MIB
+    if order != BLOCKS:
+        notes.append(
+            f"{too_large}: every epoch reads images from the disk; data.order=blocks reads each page once"
+        )
+    elif not fits_page_cache(blocks, available):
+        notes.append(
+            f"{too_large}, nor do {BLOCKS_IN_MEMORY} blocks of {block_mib} MiB: reduce data.block_mib"
+        )
+    else:
+        notes.append(f"{too_large}: every epoch reads each page once (data.order=blocks)")
+    return notes

@@ -5,19 +5,34 @@ exceptions here.
 """
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from beton_tools.base.errors import UserError
 from beton_tools.jpeg.turbo import close_decoders, open_decoders
 from beton_tools.read.beton_set import BetonSet
 from fastft.augment.cpu import CpuAugment
 from fastft.augment.geometry import source_regions
 from fastft.augment.policies import AugmentPolicy
-from fastft.data.clock import WorkClock
-from fastft.data.decode import CHANNELS, Scratch, decode_and_augment, find_stored
-from fastft.data.sample_error import SampleError, raise_for_code
+from fastft.data.decode import (
+    CHANNELS,
+    SampleError,
+    Scratch,
+    WorkClock,
+    decode_and_augment,
+    decode_packed,
+    find_stored,
+    raise_for_code,
+)
+
+if TYPE_CHECKING:
+    from fastft.augment.cuda import CudaAugment
+    from fastft.data.loader import Output
 
 DrawPlan = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(ids, heights, widths) -> plan rows."""
@@ -138,3 +153,144 @@ class CpuStage(Stage):
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+# GPU -----------------------------------------------------------------------------------------------------------------
+
+
+ALIGNMENT = 64  # bytes, of the parts of a packed buffer: a view of any dtype may begin there
+HEADROOM = 1.25  # a buffer that must grow takes this much more, so that it soon stops growing
+
+
+class PackedStage(Stage):
+    """Decodes into one pinned buffer per slot, copies the used bytes to the device, augments them there."""
+
+    def __init__(
+        self,
+        betons: BetonSet,
+        size: int,
+        device: torch.device,
+        augment: "CudaAugment",
+        *,
+        workers: int,
+        slots: int,
+    ) -> None:
+        super().__init__(betons, size, workers)
+        self.device, self.augment = device, augment
+        self.scratch = self.new_scratch()
+        self.buffers = [PinnedBuffer(device) for _ in range(slots)]
+        # CUDA events of each batch: before the copy, after it, after augmentation
+        self.events: deque[list[Any]] = deque()
+
+    def resize(self, size: int, batch: int) -> None:
+        self.size, self.augment = size, self.augment.at(size)  # buffers grow with the batches
+
+    def run(self, ids: np.ndarray, slot: int, draw: DrawPlan) -> tuple[torch.Tensor, torch.Tensor]:
+        stored = find_stored(self.betons, ids)
+        plan = draw(ids, stored.height, stored.width)
+        regions = source_regions(plan, self.size)
+        offsets = np.append(0, np.cumsum(CHANNELS * regions[:, 2].astype(np.int64) * regions[:, 3]))
+        tables = [plan.view(np.uint8), offsets.view(np.uint8), self.labels[ids].view(np.uint8)]
+        begins = _aligned([len(table) for table in tables])
+        buffer = self.buffers[slot]
+        host = buffer.reserve(begins[-1] + int(offsets[-1]))
+        for begin, table in zip(begins, tables, strict=False):
+            host[begin : begin + len(table)] = table
+        codes = np.empty(len(ids), np.int64)
+        pixels = host[begins[-1] :]
+        decode_packed(stored, regions, offsets, pixels, self.scratch, self.decoders, codes, self.clock.spent)
+        self.check(ids, codes)
+        events = [self._record_event()]
+        copied = buffer.copy(len(host))
+        events.append(self._record_event())
+        plan_bytes, offsets_bytes, label_bytes = (
+            copied[begin : begin + len(table)] for begin, table in zip(begins, tables, strict=False)
+        )
+        images = self.augment(copied[begins[-1] :], offsets_bytes.view(torch.int64), plan_bytes)
+        events.append(self._record_event())
+        if self.device.type == "cuda":
+            self.events.append(events)
+        return images, label_bytes.view(torch.int64)
+
+    def _record_event(self) -> torch.cuda.Event | None:
+        """A timing event in the current stream; None on a CPU."""
+        if self.device.type != "cuda":
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def pop_timings(self) -> dict[str, float]:
+        """As `Stage.pop_timings`; `copy` and `augment` are seconds of the GPU, of the batches that it has finished."""
+        seconds = super().pop_timings() | {"copy": 0.0}
+        while self.events and self.events[0][-1].query():
+            begun, copied, augmented = self.events.popleft()
+            seconds["copy"] += begun.elapsed_time(copied) / 1e3
+            seconds["augment"] += copied.elapsed_time(augmented) / 1e3
+        return seconds
+
+
+def _aligned(lengths: list[int]) -> list[int]:
+    """Aligned offsets of parts with these lengths, and of the part that follows them."""
+    padded = [-(-length // ALIGNMENT) * ALIGNMENT for length in lengths]
+    return [0, *np.cumsum(padded).tolist()]
+
+
+class PinnedBuffer:
+    """Page-locked bytes of one slot, which every batch of the slot fills on the host and copies to the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.on_gpu = device, device.type == "cuda"
+        self.memory = torch.empty(0, dtype=torch.uint8)
+        # blocking: the host thread sleeps while it waits
+        self.copied = torch.cuda.Event(blocking=True) if self.on_gpu else None
+
+    def reserve(self, num_bytes: int) -> np.ndarray:
+        """`num_bytes` to write to. Waits until the last copy from the buffer has ended, which FFCV does not."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        if num_bytes > len(self.memory):
+            capacity = int(num_bytes * HEADROOM)
+            self.memory = torch.empty(capacity, dtype=torch.uint8, pin_memory=self.on_gpu)
+        return self.memory[:num_bytes].numpy()
+
+    def copy(self, num_bytes: int) -> torch.Tensor:
+        """The first `num_bytes` on the device; the copy is queued on the current stream."""
+        copied = self.memory[:num_bytes].to(self.device, non_blocking=True)
+        if self.copied is not None:
+            self.copied.record(torch.cuda.current_stream(self.device))
+        return copied
+
+
+def new_stage(
+    betons: BetonSet, policy: AugmentPolicy, output: "Output", *, workers: int, slots: int, batch: int
+) -> Stage:
+    """The stage that makes `output` of the samples.
+
+    Raises:
+        UserError: a GPU without numba-cuda, or as `check_shrink`.
+    """
+    size, device = output.size, torch.device(output.device)
+    if device.type == "cpu":
+        return CpuStage(betons, policy, size, output.dtype, workers=workers, slots=slots, batch=batch)
+    if find_spec("numba_cuda") is None:
+        raise UserError("augmentation on a GPU needs numba-cuda: pip install 'fastft[cuda12]'")
+    from fastft.augment.cuda import CudaAugment
+
+    check_shrink(betons, device, size)
+    augment = CudaAugment(policy, size, output.dtype, device)
+    return PackedStage(betons, size, device, augment, workers=workers, slots=slots)
+
+
+def check_shrink(betons: BetonSet, device: torch.device | str, size: int) -> None:
+    """Raise UserError if the device cannot make images of this size from the largest image."""
+    if torch.device(device).type == "cpu":
+        return
+    from fastft.augment.cuda_resize import MOST_SHRINK
+
+    longest = max(betons.largest.height, betons.largest.width)
+    if longest > MOST_SHRINK * size:
+        raise UserError(
+            f"{betons.title}: the GPU cannot shrink a side of {longest} pixels to {size}; convert with "
+            f"--max-resolution {MOST_SHRINK * size} or less"
+        )

@@ -11,7 +11,7 @@ from beton_tools.base.image_formats import DEEP_IMAGES, IMAGE_SUFFIXES
 from beton_tools.base.user_files import check_user_file
 from fastft.evaluate.image_files import Source, compute_outputs
 from fastft.evaluate.trained import adjust_logits, choose_device, load_trained
-from fastft.model.ranking import rank_classes
+from fastft.model.classifier import rank_classes
 from fastft.recipe.constants import AUTO
 
 

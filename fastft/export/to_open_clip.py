@@ -20,7 +20,7 @@ from beton_tools.base.errors import UserError
 from fastft.evaluate.trained import Trained
 from fastft.model import Arch, TimmArch
 from fastft.model.classifier import TOKEN
-from fastft.model.tensor_file import save_tensors
+from fastft.model.weight_files import save_tensors
 
 CONFIG, WEIGHTS, WEIGHT, BIAS = (
     "open_clip_config.json", "open_clip_model.safetensors", "head.weight", "head.bias",

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from fastft.evaluate.trained import Trained
 from fastft.model import TimmArch, arch_from_dict, build_classifier
 from fastft.model.classifier import PATCHES
-from fastft.model.tensor_file import save_tensors
+from fastft.model.weight_files import save_tensors
 
 
 def write(trained: Trained, path: Path) -> None:

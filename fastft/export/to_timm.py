@@ -17,9 +17,9 @@ from beton_tools.base.errors import UserError
 from fastft.evaluate.trained import Trained
 from fastft.model import Arch, TimmArch
 from fastft.model.classifier import TOKEN
-from fastft.model.tensor_file import save_tensors
-from fastft.model.timm_create import pretrained_cfg, timm_args
+from fastft.model.timm_arch import pretrained_cfg, timm_args
 from fastft.model.timm_tower import TRUNK
+from fastft.model.weight_files import save_tensors
 
 NAMES = {  # ours -> timm's, within a block
     "ln_1.weight": "norm1.weight",

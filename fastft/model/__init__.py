@@ -3,10 +3,9 @@
 from fastft.model.arch import Arch
 from fastft.model.classifier import Classifier, build_classifier, count_frozen_blocks, freeze
 from fastft.model.flops import Flops, count_flops
-from fastft.model.interface import ImageClassifier, ImageTower
+from fastft.model.interface import ImageClassifier, ImageTower, TowerArch, arch_from_dict, load_arch
 from fastft.model.timm_arch import TimmArch
 from fastft.model.tower import Tower
-from fastft.model.tower_arch import TowerArch, arch_from_dict, load_arch
 from fastft.model.weights import interpolate_positions, load_tower_weights, read_visual_state
 
 __all__ = [

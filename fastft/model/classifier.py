@@ -127,3 +127,12 @@ def build_classifier(
     model = Classifier(tower, num_classes, head_init_scale, pool)
     freeze(model, conv1=freeze_conv1, trainable_layers=trainable_layers)
     return model
+
+
+def rank_classes(logits_BK: Tensor, k: int) -> Tensor:
+    """Classes of the k largest logits in descending order, int64 (B, min(k, K)). Of equal logits the lower index comes first.
+
+    The first column equals `argmax` in NumPy and torch. `torch.topk` orders equal logits, which are common in half precision,
+    differently for different k.
+    """
+    return logits_BK.argsort(dim=1, descending=True, stable=True)[:, :k]

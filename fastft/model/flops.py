@@ -1,14 +1,19 @@
-"""Floating-point operations of a tower with its head (2 per multiply-add), of fastft's own tower from the shapes.
+"""Floating-point operations of a tower with its head (2 per multiply-add), of fastft's own tower from the shapes,
+of timm's models by torch's counter on the meta device.
 
 Only matrix products are counted, as is usual for MFU; the head is that of `model.pool=patches` (CLIP's projection of one token
 would add 0.002 % to a B/16). Published counts: 17.6 GMAC for B/16 at 224 px, 81 for L/14.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
-from fastft.model.stochastic import count_kept
+import torch
+from torch import nn
+
+from fastft.model.interface import ImageClassifier, TowerArch, count_kept
 from fastft.model.timm_arch import TimmArch
-from fastft.model.tower_arch import TowerArch
 
 
 @dataclass(frozen=True)
@@ -28,9 +33,7 @@ def count_flops(
     patch embedding below trained blocks counts as trained even if it is frozen.
     """
     if isinstance(arch, TimmArch):
-        from fastft.model.timm_flops import count_timm_forward  # needs torch's counter, which few commands do
-
-        forward, frozen = count_timm_forward(arch, num_classes, frozen_blocks, patch_dropout)
+        forward, frozen = _count_timm_forward(arch, num_classes, frozen_blocks, patch_dropout)
         return Flops(forward, frozen + 3 * (forward - frozen))
     patches = count_kept(arch.grid**2, patch_dropout)
     tokens = patches + 1
@@ -43,3 +46,42 @@ def count_flops(
     total = embed + arch.layers * block + head
     forward = 2.0 * total
     return Flops(forward, 2.0 * (frozen + 3 * (total - frozen)))
+
+
+@lru_cache(maxsize=64)
+def _count_timm_forward(
+    arch: TimmArch, num_classes: int, frozen_layers: int, patch_dropout: float
+) -> tuple[float, float]:
+    """(operations of a forward pass per image, those of them in frozen modules), 2 per multiply-add.
+
+    frozen_layers: of these layers and the stem everything is frozen; with 0 nothing is.
+    """
+    # they import timm and torch's compiler, which takes seconds
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from fastft.model.timm_tower import build_timm_classifier
+
+    with torch.device("meta"):
+        model = build_timm_classifier(arch, num_classes, patch_dropout=patch_dropout)
+        # the counter's hooks take no latent parameters that require gradients
+        model.train().requires_grad_(False)
+        images = torch.empty(1, 3, arch.image_size, arch.image_size)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(images)
+    by_module = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    total = float(counter.get_total_flops())
+    return total, _frozen(model, frozen_layers, by_module) if frozen_layers else 0.0
+
+
+def _frozen(model: ImageClassifier, layers: int, by_module: dict[str, int]) -> float:
+    """Operations in the largest modules whose parameters are all in frozen layers."""
+
+    trunk: Any = model.visual.trunk
+
+    def of(module: nn.Module, name: str) -> float:
+        names = [f"{name}.{key}" for key, _ in module.named_parameters()]
+        if names and all(model.layer_id(n) <= layers for n in names):
+            return float(by_module.get(f"{type(model).__name__}.{name}", 0))
+        return sum(of(child, f"{name}.{key}") for key, child in module.named_children())
+
+    return of(trunk, "visual.trunk")

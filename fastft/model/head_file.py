@@ -16,8 +16,7 @@ from beton_tools.base.atomic import atomic_path
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import check_user_file
 from fastft.model.interface import ImageClassifier
-from fastft.model.tensor_file import save_tensors
-from fastft.model.weight_files import first_sentence, read_state_dict
+from fastft.model.weight_files import first_sentence, read_state_dict, save_tensors
 
 WEIGHT, BIAS = "head.weight", "head.bias"
 EXPECTED = "a .safetensors file that fastft zeroshot wrote"

@@ -10,9 +10,8 @@ from fastft.model.arch import refuse_pool_without_class_token
 from fastft.model.attention import prepare_for_compile
 from fastft.model.classifier import TOKEN, build_classifier
 from fastft.model.head_file import read_head, set_head
-from fastft.model.interface import ImageClassifier
+from fastft.model.interface import ImageClassifier, TowerArch, load_arch
 from fastft.model.timm_arch import TimmArch
-from fastft.model.tower_arch import TowerArch, load_arch
 from fastft.model.weights import check_weights, load_tower_weights
 from fastft.recipe import Recipe
 

@@ -1,14 +1,136 @@
-"""timm models as towers: their numbers, from timm's registry and from the model on the meta device."""
+"""timm models: created, their numbers, and refusal of those that a training here could not repeat or resume exactly.
+
+timm is imported when it is used: the import takes three seconds.
+"""
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
+from typing import Any, TypeAlias
 
 import torch
+from torch import nn
 
 from beton_tools.base.errors import UserError
 from fastft.model.arch import check_image_size
-from fastft.model.timm_create import create_timm, layer_ids, pretrained_cfg
+from fastft.model.weight_files import first_sentence
 from fastft.recipe.constants import TIMM
+
+Trunk: TypeAlias = Any  # an nn.Module with the methods of timm's models, which have no common class
+# arguments of timm's models, and the options that they come from
+OPTIONS = {
+    "img_size": "model.image_size",
+    "drop_path_rate": "model.drop_path",
+    "patch_drop_rate": "model.patch_dropout",
+    "dynamic_img_size": "schedule.sizes",
+}
+
+
+def pretrained_cfg(name: str) -> Any:
+    """timm's `PretrainedCfg` of a model name with or without a pretrained tag: normalisation, input size, names of layers.
+
+    Raises:
+        UserError: timm has no such model or tag; with the nearest name.
+    """
+    import timm
+
+    model, _, tag = name.partition(".")
+    if not timm.is_model(model):
+        raise UserError(f"model.arch '{TIMM}{name}' is not known; {_suggest(model, timm.list_models())}")
+    try:
+        found = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # no such tag
+        found = None
+    if found is None:
+        raise UserError(
+            f"model.arch '{TIMM}{name}' is not known; {_suggest(tag, pretrained_tags(model), f'{model}.')}"
+        )
+    return found
+
+
+def pretrained_tags(model: str) -> list[str]:
+    """Tags of the weights that timm offers for a model."""
+    import timm
+
+    return [name.partition(".")[2] for name in timm.list_pretrained(f"{model}.*")]
+
+
+def _suggest(wrong: str, names: list[str], prefix: str = "") -> str:
+    near = get_close_matches(wrong, names, n=1)
+    return f"did you mean '{TIMM}{prefix}{near[0]}'?" if near else "see timm.list_models()"
+
+
+def timm_args(name: str, image_size: int) -> dict[str, Any]:
+    """Arguments that build the model for an image size; models that take every size have none."""
+    return {"img_size": image_size} if pretrained_cfg(name).fixed_input_size else {}
+
+
+def create_timm(name: str, image_size: int, num_classes: int, **more: Any) -> Trunk:
+    """timm's model as `timm.create_model` builds and initialises it.
+
+    more: further arguments of `timm.create_model`; those of value 0 or False are left out.
+
+    Raises:
+        UserError: no such model, one that does not take an argument or this image size, or one that `check_supported` refuses.
+    """
+    import timm
+
+    arguments = timm_args(name, image_size) | {key: value for key, value in more.items() if value}
+    try:
+        trunk = timm.create_model(name, num_classes=num_classes, **arguments)
+    except (TypeError, AssertionError, ValueError, NotImplementedError) as error:
+        for argument, option in OPTIONS.items():
+            if argument in arguments and f"'{argument}'" in str(error):
+                raise UserError(f"{TIMM}{name} has no {argument}; leave {option} at its default") from None
+        if more.get("pretrained"):  # the hub's errors, some of which are ValueErrors
+            raise
+        raise UserError(
+            f"{TIMM}{name} cannot be built at {image_size} px ({first_sentence(error)}); use another image size or model"
+        ) from None
+    check_supported(name, trunk)
+    return trunk
+
+
+def check_supported(name: str, trunk: Trunk) -> None:
+    """Raise UserError for a model whose training could not be repeated exactly, or that has no linear head over layers."""
+    saved = trunk.state_dict().keys()
+    statistics = next((key for key, _ in trunk.named_buffers() if key in saved), None)
+    modules = dict(trunk.named_modules())
+    dropout = next((key for key, m in modules.items() if isinstance(m, nn.Dropout) and m.p > 0), None)
+    fixed = next((m for m in _with_buffers(trunk) if not hasattr(m, "init_non_persistent_buffers")), None)
+    head = trunk.get_classifier() if hasattr(trunk, "get_classifier") else None
+    reasons = {
+        f"keeps running statistics ({statistics}), which depend on the micro-batch": statistics,
+        f"has buffers that timm cannot compute again ({type(fixed).__name__})": fixed,
+        f"has dropout of its own ({dropout}), which a resumed run could not repeat": dropout,
+        "has no single linear head": not isinstance(head, nn.Linear),
+        "has no group_matcher, which numbers its layers": not hasattr(trunk, "group_matcher"),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UserError(f"{TIMM}{name} {reason}; use another model, such as a ViT, ConvNeXt or Swin")
+
+
+def restore_buffers(trunk: Trunk) -> None:
+    """Compute the buffers of a model that was built on the meta device and has its weights: checkpoints do not hold them."""
+    for module in _with_buffers(trunk):
+        for key, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                module._buffers[key] = torch.empty_like(buffer, device="cpu")
+        module.init_non_persistent_buffers()
+
+
+def _with_buffers(trunk: Trunk) -> list[Any]:
+    return [m for m in trunk.modules() if any(buffer is not None for buffer in m._buffers.values())]
+
+
+def layer_ids(trunk: Trunk) -> dict[str, int]:
+    """Layer of every parameter, as `timm.optim`'s param_groups_layer_decay numbers them: 0 stem, the highest is the head."""
+    from timm.models import group_parameters
+
+    matcher = trunk.group_matcher(coarse=False)
+    return group_parameters(trunk, matcher, reverse=True)
+
 
 MAX_IMAGE_SIZE = 8192  # as model.image_size: a mistake must not fill the memory
 

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from beton_tools.base.errors import UserError
-from fastft.model.interface import ImageClassifier, ImageTower
-from fastft.model.stochastic import DropPath, PatchDropout
-from fastft.model.timm_arch import TimmArch
-from fastft.model.timm_create import Trunk, create_timm, layer_ids, restore_buffers, timm_args
+from fastft.model.interface import DropPath, ImageClassifier, ImageTower, PatchDropout
+from fastft.model.timm_arch import TimmArch, Trunk, create_timm, layer_ids, restore_buffers, timm_args
 from fastft.recipe.constants import TIMM
 
 TRUNK = "visual.trunk."

@@ -8,12 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from beton_tools.base.errors import UserError
-from fastft.model.clip_names import is_transformers
-from fastft.model.timm_create import Trunk, pretrained_tags
+from fastft.model.timm_arch import Trunk, pretrained_tags
 from fastft.model.timm_tower import TimmClassifier
-from fastft.model.weight_files import first_sentence, read_state_dict
-from fastft.model.weight_folders import WeightFolder, find_weight_folder
-from fastft.model.weights import unknown_tag, without_wrappers
+from fastft.model.weight_files import WeightFolder, find_weight_folder, first_sentence, read_state_dict
+from fastft.model.weights import is_transformers, unknown_tag, without_wrappers
 from fastft.recipe.constants import TIMM
 
 PRETRAINED = "timm"  # model.weights for the tag in the model's name, or timm's default

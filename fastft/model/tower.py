@@ -5,6 +5,7 @@ It computes the same numbers as open_clip's `VisionTransformer` up to the last b
 Shapes: B images, N tokens (class token first), D width, H heads.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,10 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fastft.model.arch import Arch
 from fastft.model.attention import self_attention
-from fastft.model.interface import ImageTower
+from fastft.model.interface import DropPath, ImageTower, PatchDropout
 from fastft.model.linear import quick_gelu_mlp
-from fastft.model.positions import resample_positions
-from fastft.model.stochastic import DropPath, PatchDropout
 
 
 class PatchEmbedding(nn.Conv2d):
@@ -40,6 +39,19 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     grid = size // patch_size
     blocks = images.view(B, C, grid, patch_size, grid, patch_size)
     return blocks.permute(0, 2, 4, 3, 5, 1).reshape(B, grid**2, patch_size**2 * C)
+
+
+def resample_positions(positions_ND: Tensor, grid: int) -> Tensor:
+    """Positions (1 + grid^2, D) in fp32: bicubic, align_corners=False, the class position unchanged (as the reference).
+
+    The positions themselves if they are of this grid.
+    """
+    old = math.isqrt(positions_ND.shape[0] - 1)
+    if old == grid:
+        return positions_ND
+    patches = positions_ND[1:].float().T.reshape(1, -1, old, old)
+    patches = F.interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False)
+    return torch.cat([positions_ND[:1].float(), patches.flatten(2)[0].T])
 
 
 class LayerScale(nn.Module):

@@ -1,27 +1,35 @@
-"""State dicts from files: OpenAI's TorchScript .pt, open_clip's .bin and .pt, safetensors. Nothing in a file is executed."""
+"""Files and folders of weights. Nothing in a file is executed.
 
+Files: OpenAI's TorchScript .pt, open_clip's .bin and .pt, safetensors. Folders: as open_clip, timm and transformers write them,
+on disk or on the Hugging Face hub.
+"""
+
+import json
 import mmap
 import pickle
-import zipfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr
 from typing import Any, BinaryIO
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from beton_tools.base.errors import UserError
-from beton_tools.base.user_files import check_user_file, open_user_file
-from fastft.model.torchscript import check_records, is_torchscript, read_torchscript
+from beton_tools.base.user_files import check_user_file, open_user_file, read_regular
+from fastft.model.torchscript import check_records, is_torchscript, is_zip, open_archive, read_torchscript
 
-# the key of the tensors in checkpoints of open_clip and timm, and of MAE and DeiT
+LEAST_TORCH = "2.6"
 WRAPPERS = (
     "state_dict",
     "model",
-)
+)  # the key of the tensors in checkpoints of open_clip and timm, and of MAE and DeiT
 BYTEARRAY = b"bytearray\n"  # as a pickle names a global
-EXPECTED = "OpenAI or open_clip weights (.pt, .bin or .safetensors)"
+WEIGHTS = "OpenAI or open_clip weights (.pt, .bin or .safetensors)"
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -31,42 +39,60 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         UserError: not a regular file, not readable, damaged, or not a state dict.
     """
     if path.suffix == ".safetensors":
-        check_user_file(path, EXPECTED)
+        check_user_file(path, WEIGHTS)
     try:
         if path.suffix == ".safetensors":
             loaded: Any = load_file(path)
         else:
-            with open_user_file(path, EXPECTED) as file:
+            with open_user_file(path, WEIGHTS) as file:
                 loaded = read_torchscript(file) if is_torchscript(file) else _read_pickle(file)
     except UserError:
         raise
     except pickle.UnpicklingError:  # its message advises to run the code in the file
         raise UserError(
-            f"weights file {path} cannot be read (damaged, or it holds more than tensors); give {EXPECTED}"
+            f"weights file {path} cannot be read (damaged, or it holds more than tensors); give {WEIGHTS}"
         ) from None
     except Exception as error:  # each library has its own; all mean: not a readable weights file
         raise UserError(
-            f"weights file {path} cannot be read ({first_sentence(error)}); give {EXPECTED}"
+            f"weights file {path} cannot be read ({first_sentence(error)}); give {WEIGHTS}"
         ) from None
     for wrapper in WRAPPERS:
         loaded = loaded.get(wrapper, loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(loaded, dict) or not loaded:
-        raise UserError(f"weights file {path} does not hold a state dict; give {EXPECTED}")
+        raise UserError(f"weights file {path} does not hold a state dict; give {WEIGHTS}")
     odd = [
         name for name, value in loaded.items() if not isinstance(name, str) or not isinstance(value, Tensor)
     ]
     if odd:
         raise UserError(
-            f"weights file {path} does not hold a state dict ({repr(odd[0])} is not the name of a tensor); give {EXPECTED}"
+            f"weights file {path} does not hold a state dict ({repr(odd[0])} is not the name of a tensor); give {WEIGHTS}"
         )
+    for name, value in loaded.items():
+        if not _is_dense(value):
+            raise UserError(f"weights file {path}: {name} is not a dense tensor; use other weights")
     return loaded
+
+
+def _is_dense(value: Tensor) -> bool:
+    """Whether it is a plain array that takes no more memory than its storage when it is copied."""
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _read_pickle(file: BinaryIO) -> Any:
     """A file of `torch.save`, tensors and plain containers only."""
+    if torch.__version__ < LEAST_TORCH:
+        raise UserError(
+            f"torch {torch.__version__} may run code from weights files (CVE-2025-32434); install torch {LEAST_TORCH} or newer"
+        )
     _check_memory(file)
     file.seek(0)
-    return torch.load(file, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # about pickles of other programs and deprecated dtypes, which are refused
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _check_memory(file: BinaryIO) -> None:
@@ -76,10 +102,11 @@ def _check_memory(file: BinaryIO) -> None:
         ValueError: as `check_records` for a zip file, or a pickle does.
     """
     size, found = file.seek(0, 2), False
-    if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
+    if is_zip(file):
+        with open_archive(file) as archive:
             check_records(archive.infolist(), size)
-            found = any(BYTEARRAY in archive.read(n) for n in archive.namelist() if n.endswith("data.pkl"))
+            pickles = [name for name in archive.namelist() if name.lower().endswith("data.pkl")]
+            found = any(BYTEARRAY in archive.read(name) for name in pickles)
     elif size:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             found = data.find(BYTEARRAY) >= 0
@@ -90,9 +117,10 @@ def _check_memory(file: BinaryIO) -> None:
 
 
 def is_torchscript_file(path: Path) -> bool:
+    """Whether a file that `read_state_dict` has read is TorchScript."""
     if path.suffix == ".safetensors" or not path.is_file():
         return False
-    with open_user_file(path, EXPECTED) as file:
+    with open_user_file(path, WEIGHTS) as file:
         return is_torchscript(file)
 
 
@@ -100,3 +128,204 @@ def first_sentence(error: BaseException) -> str:
     """The first sentence of an error's message, or its type where it has none."""
     line = (str(error).splitlines() or [""])[0]
     return line.partition(". ")[0].rstrip(".") or type(error).__name__
+
+
+HUB = "hf-hub:"
+MAX_CONFIG_BYTES = 8 << 20  # configurations hold label names
+OPEN_CLIP_CONFIG, CONFIG = "open_clip_config.json", "config.json"
+INDEX = "model.safetensors.index.json"  # transformers' list of the files that the tensors are in
+# the first that exists is read
+WEIGHT_FILES = {
+    "open_clip": ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin"),
+    "timm": ("model.safetensors", "pytorch_model.bin"),
+    "transformers": ("model.safetensors", INDEX, "pytorch_model.bin"),
+}  # fmt: skip
+WEIGHT_FOLDER = (
+    f"a folder with {OPEN_CLIP_CONFIG} (open_clip), or with a {CONFIG} of timm or of transformers' CLIP"
+)
+CLIP_TYPES = ("clip", "clip_vision_model")  # transformers' model_type
+
+
+@dataclass(frozen=True)
+class WeightFolder:
+    """library: that wrote it, 'open_clip', 'timm' or 'transformers'; config: its configuration."""
+
+    path: Path
+    library: str
+    config: dict[str, Any]
+
+    @property
+    def vision(self) -> dict[str, Any]:
+        """The image tower's part of the configuration; of timm's format all of it."""
+        if self.library == "open_clip":
+            return _part(self._open_clip, "vision_cfg")
+        return _part(self.config, "vision_config") or self.config
+
+    @property
+    def _open_clip(self) -> dict[str, Any]:
+        return _part(self.config, "model_cfg")
+
+    @property
+    def quick_gelu(self) -> bool:
+        """Whether the tower was trained with QuickGELU."""
+        if self.library == "open_clip":
+            return bool(self._open_clip.get("quick_gelu"))
+        return self.library == "transformers" and self.vision.get("hidden_act", "quick_gelu") == "quick_gelu"
+
+    @property
+    def heads(self) -> int | None:
+        """Attention heads, where the configuration states them."""
+        found = self.vision.get("num_attention_heads") if self.library == "transformers" else None
+        return found if isinstance(found, int) else None
+
+    @property
+    def timm_name(self) -> str | None:
+        """The timm model whose weights these are; None for CLIP's own ViT."""
+        found = (
+            self.config.get("architecture") if self.library == "timm" else self.vision.get("timm_model_name")
+        )
+        return found if isinstance(found, str) else None
+
+    def read(self) -> dict[str, Tensor]:
+        """All tensors under the library's names.
+
+        Raises:
+            UserError: there is no file of weights, or one cannot be read.
+        """
+        for name in WEIGHT_FILES[self.library]:
+            if (self.path / name).exists():
+                files = self._indexed() if name == INDEX else [name]
+                return {
+                    key: value for file in files for key, value in read_state_dict(self.path / file).items()
+                }
+        raise UserError(f"{self.path} holds no weights; expected {' or '.join(WEIGHT_FILES[self.library])}")
+
+    def _indexed(self) -> list[str]:
+        files = _read_config(self.path / INDEX).get("weight_map", {})
+        names = sorted(set(files.values())) if isinstance(files, dict) else []
+        if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise UserError(f"{self.path / INDEX} names no files beside it; download the folder again")
+        return names
+
+
+def _part(config: dict[str, Any], key: str) -> dict[str, Any]:
+    found = config.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def find_weight_folder(weights: str) -> WeightFolder | None:
+    """The folder that `model.weights` names, after its download from the hub for 'hf-hub:ORG/NAME'; None for anything else.
+
+    Raises:
+        UserError: the hub cannot be reached or lacks it, or a folder of another kind.
+    """
+    if weights.startswith(HUB):
+        return open_weight_folder(fetch(weights.removeprefix(HUB)))
+    path = Path(weights)
+    return open_weight_folder(path) if path.is_dir() else None
+
+
+def open_weight_folder(path: Path) -> WeightFolder:
+    for name in (OPEN_CLIP_CONFIG, CONFIG):
+        if (path / name).exists():
+            config = _read_config(path / name)
+            if (library := _library(name, config)) is not None:
+                return WeightFolder(path, library, config)
+    raise UserError(f"{path} is not {WEIGHT_FOLDER}; give such a folder or a file of weights")
+
+
+def _library(name: str, config: dict[str, Any]) -> str | None:
+    if name == OPEN_CLIP_CONFIG:
+        return "open_clip"
+    if config.get("model_type") in CLIP_TYPES:
+        return "transformers"
+    return "timm" if isinstance(config.get("architecture"), str) else None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(read_regular(path, MAX_CONFIG_BYTES).decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not readable JSON ({first_sentence(error)}); download it again") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} must be a JSON object; download it again")
+    return config
+
+
+def fetch(repository: str) -> Path:
+    """The local folder of a hub repository 'ORG/NAME' or 'ORG/NAME@REVISION', with its configuration and weights.
+
+    Only the files that `WeightFolder` reads are downloaded, to the hub's cache; without a network, those there are used.
+
+    Raises:
+        UserError: not reachable and not in the cache, or not one of the three formats.
+    """
+    name, _, revision = repository.partition("@")
+    configs = [found for file in (OPEN_CLIP_CONFIG, CONFIG) if (found := _download(name, revision, file))]
+    if not configs:
+        raise UserError(f"{HUB}{repository} is not {WEIGHT_FOLDER}; use another repository")
+    folder = open_weight_folder(configs[0].parent)
+    for file in WEIGHT_FILES[folder.library]:
+        if (found := _download(name, revision, file)) is None:
+            continue
+        if file == INDEX:
+            for part in WeightFolder(found.parent, folder.library, folder.config)._indexed():
+                _download(name, revision, part)
+        return found.parent
+    raise UserError(
+        f"{HUB}{repository} holds no {' or '.join(WEIGHT_FILES[folder.library])}; use another repository"
+    )
+
+
+def _download(name: str, revision: str, file: str) -> Path | None:
+    """A file of a repository in the cache; None if the repository does not have it."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, file, revision=revision or None))
+    except LocalEntryNotFoundError as error:  # neither reachable nor in the cache
+        if any(_cached(name, revision)):
+            return None
+        raise UserError(_unreachable(name, error)) from None
+    except EntryNotFoundError:
+        return None
+    except Exception as error:  # the hub's client and its HTTP library have many
+        raise UserError(_unreachable(name, error)) from None
+
+
+def _cached(name: str, revision: str) -> Iterator[str]:
+    """Files of a repository that the cache has."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in (OPEN_CLIP_CONFIG, CONFIG):
+        if isinstance(try_to_load_from_cache(name, file, revision=revision or None), str):
+            yield file
+
+
+def _unreachable(name: str, error: Exception) -> str:
+    return (
+        f"{HUB}{name} could not be downloaded ({first_sentence(error)}); download it elsewhere and set model.weights to "
+        "the folder"
+    )
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
+    """Write tensors of any device to a file with the permissions of other new files; safetensors' own are the owner's only.
+
+    header: text by key.
+
+    Raises:
+        OSError: it cannot be written; also for a full disk, for which safetensors has an error of its own.
+    """
+    path.touch()
+    permissions = path.stat().st_mode & 0o777
+    try:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            path,
+            dict(header or {}),
+        )
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    path.chmod(permissions)

@@ -1,6 +1,7 @@
 """Pretrained weights into fastft's own tower: from open_clip tags, files, and folders as their libraries write them."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,11 +12,16 @@ from torch import Tensor
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import check_user_file
 from fastft.model.arch import Arch
-from fastft.model.clip_names import from_transformers, is_transformers, text_from_transformers
-from fastft.model.positions import resample_positions
-from fastft.model.tower import Tower
-from fastft.model.weight_files import EXPECTED, first_sentence, is_torchscript_file, read_state_dict
-from fastft.model.weight_folders import HUB, WeightFolder, find_weight_folder
+from fastft.model.tower import Tower, resample_positions
+from fastft.model.weight_files import (
+    HUB,
+    WEIGHTS,
+    WeightFolder,
+    find_weight_folder,
+    first_sentence,
+    is_torchscript_file,
+    read_state_dict,
+)
 
 PROJECTION = ("ln_post.", "proj")  # tower weights that only `model.pool=token` uses
 NOT_TENSORS_OF_A_TOWER = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's files
@@ -69,7 +75,7 @@ def check_weights(weights: str, arch_name: str) -> None:
     if path is None:
         _check_tag(weights, arch_name)
     elif not path.is_dir():
-        check_user_file(path, EXPECTED)
+        check_user_file(path, WEIGHTS)
 
 
 def read_visual_state(weights: str, arch_name: str, folder: WeightFolder | None = None) -> dict[str, Tensor]:
@@ -194,13 +200,9 @@ def unknown_tag(tag: str, arch_name: str, known: Sequence[str]) -> str:
 
 
 def _check_tensors(state: Mapping[str, Tensor], weights: str) -> None:
-    """Refuse tensors that are not plain arrays, or that would take more memory than the file when they are copied."""
     for name, value in state.items():
-        plain = value.layout == torch.strided and value.device.type == "cpu" and value.is_floating_point()
-        if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise UserError(
-                f"weights {weights}: {name} is not a dense floating-point tensor; use other weights"
-            )
+        if not value.is_floating_point():
+            raise UserError(f"weights {weights}: {name} is not a floating-point tensor; use other weights")
     for name, dimensions in (("conv1.weight", 4), ("positional_embedding", 2)):
         if state[name].ndim != dimensions:
             raise UserError(
@@ -229,3 +231,76 @@ def _check_same_tower(
             f"weights {weights} are of {folder.heads} attention heads, {arch_name} has {arch.heads}; set model.arch to the "
             "architecture of the weights"
         )
+
+
+PREFIX = "vision_model."  # CLIPModel's, and CLIPVisionModel's before transformers 5
+MARKER = "embeddings.patch_embedding.weight"
+NAMES = {
+    "embeddings.class_embedding": "class_embedding",
+    "embeddings.patch_embedding.weight": "conv1.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "pre_layrnorm.weight": "ln_pre.weight",  # spelt so in transformers
+    "pre_layrnorm.bias": "ln_pre.bias",
+    "post_layernorm.weight": "ln_post.weight",
+    "post_layernorm.bias": "ln_post.bias",
+}
+TEXT_PREFIX = "text_model."
+TEXT_NAMES = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+BLOCK_NAMES = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn.out_proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+BLOCK = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
+PACKED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
+
+def is_transformers(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is that of transformers' `CLIPModel` or `CLIPVisionModel` (with or without projection)."""
+    return MARKER in state or PREFIX + MARKER in state
+
+
+def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The image tower's tensors under open_clip's names; everything else is dropped."""
+    vision = {name.removeprefix(PREFIX): value for name, value in state.items()}
+    tower = {own: vision[theirs] for theirs, own in NAMES.items() if theirs in vision}
+    if "visual_projection.weight" in vision:
+        tower["proj"] = vision["visual_projection.weight"].T
+    return tower | _blocks(vision)
+
+
+def text_from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The text tower's tensors under the names of open_clip's TextTransformer, and `logit_scale`; no other."""
+    text = {n.removeprefix(TEXT_PREFIX): v for n, v in state.items() if n.startswith(TEXT_PREFIX)}
+    tower = {own: text[theirs] for theirs, own in TEXT_NAMES.items() if theirs in text}
+    if "text_projection.weight" in state:
+        tower["text_projection"] = state["text_projection.weight"].T
+    if "logit_scale" in state:
+        tower["logit_scale"] = state["logit_scale"]
+    return tower | _blocks(text)
+
+
+def _blocks(tower: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a tower's blocks; query, key and value in one."""
+    blocks: dict[str, Tensor] = {}
+    parts: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for name, value in tower.items():
+        if (match := BLOCK.fullmatch(name)) is None:
+            continue
+        index, layer, kind = match.groups()
+        if layer in PACKED:
+            parts.setdefault((index, kind), {})[layer] = value
+        elif layer in BLOCK_NAMES:
+            blocks[f"transformer.resblocks.{index}.{BLOCK_NAMES[layer]}.{kind}"] = value
+    for (index, kind), found in parts.items():
+        if found.keys() == set(PACKED):  # a missing one is reported as a missing tensor of the tower
+            packed = torch.cat([found[part] for part in PACKED])
+            blocks[f"transformer.resblocks.{index}.attn.in_proj_{kind}"] = packed
+    return blocks

@@ -1,9 +1,16 @@
-"""The learning rate of every step: linear warm-up from 0, then a cosine to min_lr (reference facts 2, last item)."""
+"""The learning rate of every step: linear warm-up from 0, then a cosine to min_lr (reference facts 2, last item).
+
+And the schedule and EMA that a recipe describes, with warnings about them.
+"""
 
 import math
 from dataclasses import dataclass
 
 from torch.optim import Optimizer
+
+from fastft.optim.copies import decay_for_batch
+from fastft.recipe import Recipe, epoch_values
+from fastft.recipe.automatic import paper_recipe
 
 
 @dataclass(frozen=True)
@@ -29,3 +36,61 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
     """Set every group's lr to lr times its lr_scale. This scales min_lr too, as in the reference."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
+
+
+UNTRAINED_SHARE = 0.05  # of an EMA's weights that may still be the initial ones at the end of a run
+
+
+def recipe_warnings(recipe: Recipe) -> list[str]:
+    """Warnings about a recipe, one line each: an end before a schedule's last change, an untrained EMA."""
+    return [*_schedule_warnings(recipe), *_ema_warnings(recipe)]
+
+
+def _schedule_warnings(recipe: Recipe) -> list[str]:
+    return [
+        f"the training stops after epoch {recipe.epochs - 1}, before {option} ({text}) reaches its last value at epoch "
+        f"{change}; the evaluation uses that value"
+        for option, text in recipe.changing.items()
+        if (change := epoch_values(text).last_change) >= recipe.epochs
+    ]
+
+
+def _ema_warnings(recipe: Recipe) -> list[str]:
+    steps = recipe.epochs * recipe.steps_per_epoch()
+    horizon, untrained = ema_horizon(recipe), untrained_share(recipe, steps)
+    if untrained <= UNTRAINED_SHARE:
+        return []
+    return [
+        f"the EMA's horizon of {horizon:,.0f} steps is long for {steps:,} steps: {untrained:.1%} of its weights will be "
+        f"the initial ones; set {_better_horizon(recipe)}"
+    ]
+
+
+def _better_horizon(recipe: Recipe) -> str:
+    if recipe.ema.horizon is None:
+        return "--ema.horizon=auto"
+    share = paper_recipe(recipe).horizon * recipe.epochs / recipe.schedule.epochs
+    return f"--ema.horizon={share:.2g}, a share of the whole schedule"
+
+
+def ema_horizon(recipe: Recipe) -> float:
+    """Steps over which the EMA averages; 0 without an EMA."""
+    if recipe.ema.decay == 0:
+        return 0.0
+    return 1 / (1 - decay_for_batch(recipe.ema.decay, recipe.optim.batch_size, recipe.ema.reference_batch))
+
+
+def untrained_share(recipe: Recipe, steps: int) -> float:
+    """How much of the EMA are the initial weights after so many steps, from 0 to 1; 0 without an EMA."""
+    horizon = ema_horizon(recipe)
+    return math.exp(-steps / horizon) if horizon else 0.0
+
+
+def build_schedule(recipe: Recipe, steps_per_epoch: int) -> WarmupCosine:
+    """The learning rate over the whole cosine of the recipe, even if training stops before its end."""
+    return WarmupCosine(
+        lr=recipe.optim.lr,
+        min_lr=recipe.schedule.min_lr,
+        warmup_steps=int(recipe.schedule.warmup_epochs * steps_per_epoch),
+        total_steps=recipe.schedule.epochs * steps_per_epoch,
+    )

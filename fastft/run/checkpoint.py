@@ -23,7 +23,7 @@ from torch import Tensor
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import open_regular, read_regular
 from fastft.model import Arch, TimmArch
-from fastft.model.tensor_file import save_tensors
+from fastft.model.weight_files import save_tensors
 from fastft.recipe.rules import (
     COUNT,
     FLAG,

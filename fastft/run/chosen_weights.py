@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from beton_tools.base.errors import UserError
-from fastft.optim.recipe_schedule import UNTRAINED_SHARE, untrained_share
+from fastft.optim.schedule import UNTRAINED_SHARE, untrained_share
 from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO, BEST, EMA, LAST, RAW, WEIGHT_CHOICES
 from fastft.run.checkpoint import find_checkpoint, is_checkpoint, list_checkpoints, read_checkpoint

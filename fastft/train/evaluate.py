@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastft.data import Batch
-from fastft.model.ranking import rank_classes
+from fastft.model.classifier import rank_classes
 from fastft.run.calibration import calibrate
 from fastft.run.evaluations import standard_error
 from fastft.run.metrics import Predictions, balanced_accuracy, macro_f1

@@ -13,7 +13,7 @@ from fastft.cost.work import phase_flops
 from fastft.data import EvalLoader, Output, Shard, TrainLoader
 from fastft.data.classes import refuse_other_classes
 from fastft.data.engine import Engine
-from fastft.data.new_stage import check_shrink
+from fastft.data.stage import check_shrink
 from fastft.model import ImageClassifier
 from fastft.model.head_file import read_head
 from fastft.model.phases import find_phases, with_phase
@@ -28,7 +28,7 @@ def loader_bytes_per_image(recipe: Recipe, precision: Precision, train_files: Be
     """GPU memory of the loaders per image of a micro-batch."""
     val = recipe.data.val
     pixels = [b.largest.mean_pixels for b in (train_files, *([] if val is None else [BetonSet.open(val)]))]
-    size, batches = recipe.model.image_size, Engine.num_streams(recipe.data.batches_ahead)
+    size, batches = recipe.model.image_size, Engine.slots(recipe.data.batches_ahead)
     return sum(loader_bytes(mean, size, precision.dtype, batches) for mean in pixels)
 
 

@@ -19,7 +19,7 @@ from fastft.data import Batch
 from fastft.machine.gpus import peak_flops
 from fastft.model.phases import with_phase
 from fastft.optim import set_lr
-from fastft.optim.recipe_schedule import build_schedule, recipe_warnings
+from fastft.optim.schedule import build_schedule, recipe_warnings
 from fastft.photos.paths import NO_DATA
 from fastft.recipe import Recipe, describe_choice, parse_duration, resolve
 from fastft.recipe.training_data import with_training_files

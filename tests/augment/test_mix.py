@@ -12,7 +12,7 @@ from fastft.augment.mix import BLOCK, Mix, cutmix, mix_pairs, smoothed_targets
 
 CLASSES, SIDE = 10, 12
 LEAST_P = 1e-4
-N = 5000
+N = 2000
 
 
 def mixer(**options: float) -> Mixer:
@@ -82,7 +82,7 @@ def test_lambda_and_choice_follow_timms_distribution(options: dict[str, float]) 
         assert (not one and not other) or stats.ks_2samp(one, other).pvalue > LEAST_P
 
 
-@pytest.mark.parametrize("micro_batch", [2, 100, 256, 300])
+@pytest.mark.parametrize("micro_batch", [2, 100, 300])
 def test_the_result_does_not_depend_on_the_micro_batch(micro_batch: int) -> None:
     images, labels = batch(1024)
     ours = mixer()

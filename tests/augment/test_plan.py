@@ -141,7 +141,7 @@ def touched_by_brute_force(row: np.void, size: int) -> tuple[int, int, int, int]
     return box[0][0], box[1][0], box[0][1], box[1][1]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.integers(1, 300),
     st.integers(1, 300),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from timm.data.auto_augment import LEVEL_TO_ARG, augment_and_mix_transform, rand_augment_transform
 
 from beton_tools.base.errors import UserError
+from fastft import augment
 from fastft.augment import AugmentPolicy, level_argument, parse_policy
 from fastft.augment.levels import TIMM_OPS
 from fastft.augment.policies import AugMix, RandAugment, ThreeAugment
@@ -43,7 +44,7 @@ def strings(kind: str, parts: dict[str, st.SearchStrategy[str]]) -> st.SearchStr
     return chosen.map(lambda words: "-".join([kind, *words]))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(strings("rand", RAND_PARTS))
 def test_every_rand_string_is_parsed_as_by_timm(text: str) -> None:
     ours, theirs = parse_policy(text).recipe, rand_augment_transform(text, {"img_mean": (0, 0, 0)})
@@ -58,7 +59,7 @@ def test_every_rand_string_is_parsed_as_by_timm(text: str) -> None:
     assert ours.magnitude_max == (op.magnitude_max or 10)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(strings("augmix", AUGMIX_PARTS))
 def test_every_augmix_string_is_parsed_as_by_timm(text: str) -> None:
     ours, theirs = parse_policy(text).recipe, augment_and_mix_transform(text, {"img_mean": (0, 0, 0)})
@@ -79,7 +80,7 @@ def test_the_strings_of_the_documentation_parse() -> None:
     assert "PosterizeIncreasing" not in old_weights.ops and not old_weights.replacement
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.one_of(
         st.text(max_size=30),
@@ -169,3 +170,10 @@ def test_magnitudes_become_the_arguments_that_timm_gives_pillow(
 def test_the_package_imports_without_torch_numba_or_ffcv() -> None:
     check = "import sys, fastft.augment; assert not {'torch', 'numba', 'ffcv'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_every_public_name_can_be_imported() -> None:
+    for name in augment.__all__:
+        assert getattr(augment, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        augment.nonsense  # noqa: B018

@@ -54,10 +54,10 @@ def expected(image: np.ndarray, row: np.void, size: int) -> np.ndarray:
 
 @needs_pillow_13
 @pytest.mark.parametrize("bicubic", [True, False])
-@pytest.mark.parametrize("size", [1, 2, 7, 16, 97, 224])
+@pytest.mark.parametrize("size", [1, 16, 97, 224])
 def test_a_resized_crop_equals_pillows(size: int, bicubic: bool, photographs: dict[str, np.ndarray]) -> None:
     random = np.random.default_rng(size)
-    for n in range(25):
+    for n in range(15):
         image = photographs[("astronaut", "coffee", "chelsea")[n % 3]]
         h, w = (int(random.integers(1, n + 1)) for n in image.shape[:2])
         y, x = (int(random.integers(0, n - m + 1)) for n, m in zip(image.shape, (h, w), strict=False))

@@ -46,15 +46,6 @@ def loader_threads():
     return [thread for thread in threading.enumerate() if "EpochThread" in type(thread).__name__]
 
 
-def test_a_file_a_policy_a_size_and_a_batch_are_enough(indexed_beton):
-    policy, output = parse_policy("3aug"), Output(SIZE)
-    with TrainLoader(indexed_beton, policy, output, batch_size=BATCH) as loader:
-        batch = next(loader.epoch(0))
-        assert (len(batch.ids), batch.images.dtype, batch.images.device.type) == (BATCH, torch.float32, "cpu")
-    with EvalLoader(indexed_beton, policy, output, batch_size=BATCH) as loader:
-        assert sum(len(batch.ids) for batch in loader) == 44
-
-
 @pytest.fixture(scope="module")
 def whole_epoch(indexed_beton):
     with train_loader(indexed_beton) as loader:
@@ -64,9 +55,7 @@ def whole_epoch(indexed_beton):
 # the order contract
 
 
-@pytest.mark.parametrize(
-    ("world_size", "micro_batch", "workers"), [(1, 8, 1), (1, 2, 3), (2, 4, 2), (2, 2, 1), (4, 1, 2)]
-)
+@pytest.mark.parametrize(("world_size", "micro_batch", "workers"), [(1, 8, 1), (2, 2, 3), (4, 1, 2)])
 def test_the_images_of_a_step_depend_on_neither_ranks_nor_micro_batches_nor_workers(
     indexed_beton, whole_epoch, world_size, micro_batch, workers
 ):
@@ -85,17 +74,11 @@ def test_an_epoch_is_whole_steps_of_distinct_samples(indexed_beton, whole_epoch)
     assert all(label == labels[sample] for sample, label, _ in whole_epoch.values())
 
 
-@pytest.mark.parametrize("start_step", [1, 4, 5])
+@pytest.mark.parametrize("start_step", [1, 5])
 def test_resuming_gives_exactly_the_rest_of_the_epoch(indexed_beton, whole_epoch, start_step):
     with train_loader(indexed_beton) as loader:
         rest = collect(loader.epoch(2, start_step))
     assert rest == {key: image for key, image in whole_epoch.items() if key[0] >= start_step}
-
-
-def test_epochs_differ_and_can_be_iterated_again(indexed_beton, whole_epoch):
-    with train_loader(indexed_beton) as loader:
-        assert collect(loader.epoch(3)) != whole_epoch
-        assert collect(loader.epoch(2)) == whole_epoch
 
 
 def test_a_subset_trains_on_its_samples_only(indexed_beton):
@@ -197,8 +180,9 @@ def test_a_sample_that_does_not_decode_is_named_in_the_training_loop(damaged_bet
     with eval_loader(damaged_beton, batch_size=4) as loader:
         seen = []
         with pytest.raises(SampleError, match=rf"sample 17 \({name}\)") as caught:
-            seen += [batch.ids.tolist() for batch in loader]
-        assert caught.value.sample == 17
+            for batch in loader:
+                seen += batch.ids.tolist()
+        assert caught.value.sample == 17 and seen == list(range(16))
     assert loader_threads() == []
 
 
@@ -209,15 +193,6 @@ def test_an_image_that_does_not_fit_the_memory_is_named(indexed_beton):
     stage = SimpleNamespace(betons=betons, decoders=range(1 << 40))  # as many workers, each with its scratch
     with pytest.raises(SampleError, match=f"sample {sample}.* do not fit the memory; .*beton verify"):
         Stage.new_scratch(stage)
-
-
-def test_batches_before_the_damaged_one_arrive(damaged_beton):
-    with eval_loader(damaged_beton, batch_size=4) as loader:
-        seen = []
-        with pytest.raises(SampleError):
-            for batch in loader:
-                seen += batch.ids.tolist()
-    assert seen == list(range(16))
 
 
 def copied(beton, folder):
@@ -272,7 +247,7 @@ def test_a_closed_loader_says_so(indexed_beton):
 
 
 def test_a_gpu_without_numba_cuda_is_one_line(indexed_beton, monkeypatch):
-    monkeypatch.setattr("fastft.data.new_stage.find_spec", lambda name: None)
+    monkeypatch.setattr("fastft.data.stage.find_spec", lambda name: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match=r"needs numba-cuda: pip install 'fastft\[cuda12\]'"):
         eval_loader(indexed_beton, device="cuda")
@@ -293,7 +268,6 @@ def test_any_error_of_the_pipeline_reaches_the_training_loop(indexed_beton, monk
     ("options", "words"),
     [
         ({"batch_size": 6}, "not a multiple"),
-        ({"batch_size": 64, "micro_batch": 64}, "do not fill"),
         ({"subset": np.array([44])}, "from 0 to 43"),
         ({"dtype": torch.int32}, "int32"),
         ({"batches_ahead": 0}, "batches_ahead is 0"),
@@ -302,7 +276,6 @@ def test_any_error_of_the_pipeline_reaches_the_training_loop(indexed_beton, monk
         ({"size": 32.5}, "size is 32.5: give a whole number"),
         ({"batch_size": -1, "micro_batch": None}, "batch size is -1: it must be 1 or more"),
         ({"device": "tpu"}, "device is tpu: give cpu or cuda"),
-        ({"device": "meta"}, "device is meta: give cpu or cuda"),
         ({"device": "cuda:99"}, "device is cuda:99, but torch finds"),
     ],
 )
@@ -311,17 +284,10 @@ def test_impossible_options_are_refused(indexed_beton, options, words):
         train_loader(indexed_beton, **options)
 
 
-def test_a_size_of_half_a_pixel_and_a_gpu_that_is_not_there_are_refused(indexed_beton, monkeypatch):
+def test_a_gpu_that_is_not_there_is_refused(indexed_beton, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(UserError, match="device is cuda, but torch finds no GPUs"):
         TrainLoader(indexed_beton, "none", Output(32, "cuda", torch.float16), batch_size=4)
-    with pytest.raises(UserError, match=r"size is 32\.5: give a whole number"):
-        EvalLoader(indexed_beton, "none", 32.5, batch_size=4)
-
-
-def test_a_size_may_be_numpys(indexed_beton):
-    with EvalLoader(indexed_beton, "none", np.int64(32), batch_size=4) as loader:
-        assert next(iter(loader)).images.shape == (4, 3, 32, 32)
 
 
 # threads

@@ -162,17 +162,6 @@ def test_a_damaged_sample_is_named_by_its_file(parts: Path, tmp_path: Path) -> N
     assert caught.value.sample == int(loader.betons.starts[1]) + 4
 
 
-def test_a_file_that_changes_between_two_passes_is_refused(parts: Path, tmp_path: Path) -> None:
-    for path in parts.iterdir():
-        shutil.copy(path, tmp_path)
-    with eval_loader(str(tmp_path / "*.beton")) as loader:
-        list(loader)
-        with (tmp_path / "train-3-of-3.beton").open("r+b") as file:
-            file.write(b"\2")
-        with pytest.raises(UserError, match=r"train-3-of-3.beton: changed while it was in use"):
-            list(loader)
-
-
 def test_a_missing_part_of_a_conversion_is_noted(parts: Path, pattern: str) -> None:
     with train_loader(pattern) as loader:
         assert not any("parts" in note for note in loader.notes)

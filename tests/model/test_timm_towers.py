@@ -10,8 +10,8 @@ from timm.optim import param_groups_layer_decay
 from beton_tools.base.errors import UserError
 from fastft.model import ImageClassifier, TimmArch, build_classifier, count_flops, load_arch
 from fastft.model.arch import load_open_clip_arch
+from fastft.model.interface import PatchDropout
 from fastft.model.recipe_model import build_model, recipe_arch
-from fastft.model.stochastic import PatchDropout
 from fastft.model.timm_tower import NoisyDropPath, NoisyPatchDropout
 from fastft.optim import HalfCopy, layer_groups
 from fastft.recipe import load_recipe

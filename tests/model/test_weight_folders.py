@@ -16,7 +16,7 @@ from beton_tools.base.errors import UserError
 from fastft.model import Tower, load_tower_weights
 from fastft.model.arch import load_open_clip_arch
 from fastft.model.recipe_model import build_model
-from fastft.model.weight_folders import INDEX, open_weight_folder
+from fastft.model.weight_files import INDEX, open_weight_folder
 from fastft.recipe import load_recipe
 
 SIZE = 32

@@ -13,7 +13,6 @@ gpu.py        stands in for the GPU under fastft.augment.cuda.CudaAugment: same 
 batches.py    plans and images to run
 faults.py     repeats launches with a deliberate fault
 snippets.py   small kernels written out in PTX
-figures.py    sums up what the tests executed
 
 Semantics: PTX ISA, https://docs.nvidia.com/cuda/parallel-thread-execution. Only what the kernels use is
 implemented; anything else is a ``PtxError`` that names the line.

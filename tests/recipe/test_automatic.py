@@ -7,7 +7,7 @@ import pytest
 from beton_tools.base.errors import UserError
 from fastft.cost.explanation import explain
 from fastft.optim import decay_for_batch
-from fastft.optim.recipe_schedule import build_schedule, recipe_warnings
+from fastft.optim.schedule import build_schedule, recipe_warnings
 from fastft.recipe import Choice, Recipe, differences, load_recipe, option_fields, recipe_from_dict, resolve
 from fastft.recipe.automatic import RULES
 from fastft.recipe.training_data import with_train_size

@@ -126,7 +126,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch)
     def full(*_: object, **__: object) -> None:
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr("fastft.model.tensor_file.save_file", full)
+    monkeypatch.setattr("fastft.model.weight_files.save_file", full)
     with pytest.raises(UserError, match=r"could not be written: .*No space left on device; free some space"):
         write_checkpoint(tmp_path / "step-00000001", STATE, WEIGHTS)
     assert list(tmp_path.iterdir()) == []

@@ -385,7 +385,7 @@ def test_a_checkpoint_is_of_the_step_that_saved_it_though_training_goes_on(
 
 def test_kill_9_while_a_checkpoint_is_written_loses_nothing(tiny, long: Path, tmp_path: Path) -> None:
     slow = (
-        "import sys, time, fastft.model.tensor_file as c\n"
+        "import sys, time, fastft.model.weight_files as c\n"
         "save = c.save_file\n"
         "c.save_file = lambda *a: (save(*a), time.sleep(0.2))\n"
         "from fastft.cli import main\n"

@@ -14,7 +14,7 @@ from fastft.augment.recipe_policy import build_policy
 from fastft.cli import main
 from fastft.data import Output, TrainLoader
 from fastft.evaluate.trained import load_trained
-from fastft.optim.recipe_schedule import build_schedule
+from fastft.optim.schedule import build_schedule
 from fastft.recipe import Recipe, load_recipe
 from fastft.run.checkpoint import list_checkpoints
 from tests.benchmark_modules import import_benchmark

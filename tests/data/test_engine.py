@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from importlib.metadata import version
 
@@ -14,7 +15,6 @@ import pytest
 from beton_tools.read.beton_set import BetonSet
 from fastft.data import engine as engine_module
 from fastft.data.engine import Engine, EpochIterator
-from fastft.data.ffcv_import import import_epoch_iterator
 from fastft.data.stage import Stage
 
 
@@ -97,7 +97,8 @@ def test_the_thread_selects_its_gpu_before_anything_else(engine, monkeypatch):
     """Otherwise each process of a node would create a CUDA context on GPU 0. CUDA is replaced by stubs."""
     log = []
     device = engine_module.torch.device("cuda", 3)
-    thread = engine_module.EpochThread(engine, np.arange(5), None)  # not launched
+    monkeypatch.setattr(threading.Thread, "start", lambda self: None)
+    thread = engine.start(np.arange(5), None)
     monkeypatch.setattr(engine.stage, "device", device)
     monkeypatch.setattr(engine_module, "IS_CUDA", True)
     monkeypatch.setattr(engine_module.torch.cuda, "set_device", lambda d: log.append(("set_device", d)))
@@ -107,66 +108,36 @@ def test_the_thread_selects_its_gpu_before_anything_else(engine, monkeypatch):
     assert log == [("set_device", device), "wait_stream", "run"]
 
 
-def test_ffcv_finds_out_about_cuda_once():
-    """`IS_CUDA` is imported by value: the engine and FFCV must not differ."""
-    assert engine_module.IS_CUDA is import_epoch_iterator().IS_CUDA
+def test_a_pass_can_be_closed_while_the_thread_waits_for_a_place(engine):
+    thread = engine.start(np.arange(50), None)
+    next(thread)
+    time.sleep(0.2)
+    engine.close()
+    assert not thread.is_alive()
 
 
-def test_one_batch_in_advance_is_begun_when_its_slot_is_free(engine, monkeypatch):
-    """Two slots: the consumer's batch, and one finished or in progress."""
-    begun = []
-    monkeypatch.setattr(Ids, "run", lambda self, ids, slot, draw: (begun.append(slot), ids[0], slot)[1:])
-    small = Engine(engine.stage, batch_size=5, workers=1, batches_ahead=1)
-    assert small.num_slots == 2
-    for number, (first, slot) in enumerate(small.start(np.arange(25), None)):
-        time.sleep(0.1)
-        assert (first, slot) == (5 * number, number % 2)
-        assert len(begun) == min(number + 2, 5)
-    small.close()
-
-
-def test_an_interrupted_wait_frees_no_slot_twice(engine, monkeypatch):
+def test_what_on_wait_raises_ends_the_wait_and_no_batch_is_lost(engine, monkeypatch):
     def interrupt():
         raise KeyboardInterrupt
 
-    small = Engine(engine.stage, batch_size=5, workers=1, batches_ahead=1)
-    thread = small.start(np.arange(25), None)
-    next(thread)
-    for _ in range(2):
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(thread, "_wait_for_result", interrupt)
-            next(thread)
-    time.sleep(0.2)  # the thread takes the slot of the first batch
-    assert not thread.free_slots.acquire(blocking=False)
-    assert [slot for _, slot in thread] == [1, 0, 1, 0]
-    small.close()
+    go = threading.Event()
+    monkeypatch.setattr(Ids, "run", lambda self, ids, slot, draw: (go.wait(), (ids[0], slot))[1])
+    thread = engine.start(np.arange(25), None)
+    engine.on_wait = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        next(thread)
+    engine.on_wait = lambda: None
+    go.set()
+    assert [first for first, _ in thread] == [0, 5, 10, 15, 20]
 
 
-def test_a_pass_can_be_closed_while_it_waits_for_a_slot(engine):
-    small = Engine(engine.stage, batch_size=5, workers=1, batches_ahead=1)
-    thread = small.start(np.arange(25), None)
-    next(thread)
-    time.sleep(0.2)
-    began = time.monotonic()
-    small.close()
-    assert not thread.is_alive() and time.monotonic() - began < 5
-
-
-def test_the_loaders_import_of_ffcv_only_its_thread_and_leave_ffcv_usable():
+def test_the_loaders_import_of_ffcv_only_its_thread_and_leave_ffcv_and_torchs_threads_as_they_are():
     """OpenCV, SciPy's linear algebra and pyarrow are for conversion and other commands: 150 MB."""
     code = (
-        "import sys, fastft.data.loader; heavy = {'ffcv', 'cv2', 'pyarrow', 'setuptools'} & set(sys.modules); "
-        "assert not heavy, heavy; import ffcv.loader.epoch_iterator as stock; from fastft.data import engine; "
+        "import sys, torch; n = torch.get_num_threads(); import fastft.data.loader; assert torch.get_num_threads() == n; "
+        "heavy = {'ffcv', 'cv2', 'pyarrow', 'setuptools'} & set(sys.modules); assert not heavy, heavy; "
+        "import ffcv.loader.epoch_iterator as stock; from fastft.data import engine; "
         "assert stock.__file__ == engine.epoch_iterator.__file__; from ffcv.loader import Loader"
-    )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    assert subprocess.run([sys.executable, "-c", "import ffcv, fastft.data.loader"]).returncode == 0
-
-
-def test_importing_the_loaders_does_not_change_the_threads_of_torch() -> None:
-    code = (
-        "import torch; n = torch.get_num_threads(); from fastft.data import TrainLoader; "
-        "assert torch.get_num_threads() == n"
     )
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
