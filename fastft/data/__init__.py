@@ -7,13 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastft.data.decode import SampleError
     from fastft.data.loader import Batch, EvalLoader, Output, TrainLoader
     from fastft.data.order import Shard
+    from fastft.data.stage import SampleError
 
 __all__ = ["Batch", "EvalLoader", "Output", "SampleError", "Shard", "TrainLoader"]
 
-_MODULES = {"SampleError": "decode", "Shard": "order"}  # of the others: loader
+_MODULES = {"SampleError": "stage", "Shard": "order"}  # of the others: loader
 
 
 def __getattr__(name: str) -> Any:

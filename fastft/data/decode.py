@@ -7,7 +7,6 @@ again together with it, so that each level of functions adds seconds to the comp
 
 import os
 import time
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numba
@@ -16,14 +15,12 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
-from beton_tools.base.errors import UserError
 from beton_tools.jpeg.crop import decode_scanned
-from beton_tools.jpeg.markers import BAD_REGION, OK, OTHER_SIZE, describe_error, scan_header
+from beton_tools.jpeg.markers import BAD_REGION, OK, OTHER_SIZE, scan_header
 from beton_tools.jpeg.memory import copy_bytes
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import RAW_MODE
-from beton_tools.read.manifest import Manifest
-from fastft.augment.cpu import REASONS, Finish, augment_image
+from fastft.augment.cpu import Finish, augment_image
 
 if "NUMBA_THREADING_LAYER" not in os.environ:
     # two loaders may run at the same time: Numba's "workqueue" layer would abort the process
@@ -293,39 +290,3 @@ def decode_and_augment(
                 timespec,
             )
             b = _take_ticket(ticket)
-
-
-# errors --------------------------------------------------------------------------------------------------------------
-
-
-class SampleError(UserError):
-    """A sample that cannot be decoded; names the sample and, if there is a manifest, the original image.
-
-    The message has the sample's id in its file, `sample` the one among all files.
-    """
-
-    def __init__(self, betons: BetonSet, sample: int, reason: str) -> None:
-        self.sample = sample
-        beton, own_id = betons.locate(sample)
-        source = ""
-        with suppress(UserError, IndexError):  # a damaged manifest must not replace this error
-            if (manifest := Manifest.of_beton(beton.path)) is not None:
-                source = f" ({manifest.names[own_id]})"
-        super().__init__(
-            f"{beton.path}: sample {own_id}{source}: {reason}; list all such with `beton verify`"
-        )
-
-
-def raise_for_code(betons: BetonSet, sample: int, code: int) -> None:
-    """Raise the error for a nonzero code of `decode_packed` or `decode_and_augment`.
-
-    Raises:
-        SampleError: the sample cannot be decoded.
-        UserError: the file cannot be read, or changed after it was opened.
-    """
-    if code == READ_FAILED:
-        betons.image_bytes(sample)  # raises the reason, unless reading succeeds now
-        raise SampleError(betons, sample, "could not be read at first")
-    beton, _ = betons.locate(sample)
-    beton.check_unchanged()
-    raise SampleError(betons, sample, describe_error(code) if code > 0 else REASONS[-code])

@@ -7,6 +7,7 @@ exceptions here.
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -14,20 +15,21 @@ import numpy as np
 import torch
 
 from beton_tools.base.errors import UserError
+from beton_tools.jpeg.markers import describe_error
 from beton_tools.jpeg.turbo import close_decoders, open_decoders
 from beton_tools.read.beton_set import BetonSet
-from fastft.augment.cpu import CpuAugment
+from beton_tools.read.manifest import Manifest
+from fastft.augment.cpu import REASONS, CpuAugment
 from fastft.augment.geometry import source_regions
 from fastft.augment.policies import AugmentPolicy
 from fastft.data.decode import (
     CHANNELS,
-    SampleError,
+    READ_FAILED,
     Scratch,
     WorkClock,
     decode_and_augment,
     decode_packed,
     find_stored,
-    raise_for_code,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +38,24 @@ if TYPE_CHECKING:
 
 DrawPlan = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(ids, heights, widths) -> plan rows."""
+
+
+class SampleError(UserError):
+    """A sample that cannot be decoded; names the sample and, if there is a manifest, the original image.
+
+    The message has the sample's id in its file, `sample` the one among all files.
+    """
+
+    def __init__(self, betons: BetonSet, sample: int, reason: str) -> None:
+        self.sample = sample
+        beton, own_id = betons.locate(sample)
+        source = ""
+        with suppress(UserError, IndexError):  # a damaged manifest must not replace this error
+            if (manifest := Manifest.of_beton(beton.path)) is not None:
+                source = f" ({manifest.names[own_id]})"
+        super().__init__(
+            f"{beton.path}: sample {own_id}{source}: {reason}; list all such with `beton verify`"
+        )
 
 
 class Stage(ABC):
@@ -91,9 +111,14 @@ class Stage(ABC):
             raise SampleError(self.betons, sample, reason) from error
 
     def check(self, ids: np.ndarray, codes: np.ndarray) -> None:
-        """Raise the error of the first image with a nonzero code."""
+        """Raise the error of the first image with a nonzero code of `decode_packed` or `decode_and_augment`."""
         for b in np.flatnonzero(codes)[:1]:
-            raise_for_code(self.betons, int(ids[b]), int(codes[b]))
+            sample, code = int(ids[b]), int(codes[b])
+            if code == READ_FAILED:
+                self.betons.image_bytes(sample)  # raises the reason, unless reading succeeds now
+                raise SampleError(self.betons, sample, "could not be read at first")
+            self.betons.locate(sample)[0].check_unchanged()
+            raise SampleError(self.betons, sample, describe_error(code) if code > 0 else REASONS[-code])
 
     def pop_timings(self) -> dict[str, float]:
         """Seconds by part of the work since the last call, summed over threads."""
