@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 ProgressCallback = Callable[[int, int, int], None]
 
 WIDEST = 10_000  # columns of a line, more than any table needs
+_LOGIN = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#'\"]*@", re.IGNORECASE)
+_QUERY = re.compile(r"\b([a-z][a-z0-9+.-]*://[^\s?'\"]*)\?[^\s'\",;)>\]]*", re.IGNORECASE)
 _SUFFIXES = 5  # listed by name; the others are counted together
 
 
@@ -52,6 +55,11 @@ def by_suffix(counts: Mapping[str, int]) -> str:
 def printable(text: str) -> str:
     """Text on one line, with control characters and undecodable bytes as escape sequences."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def hide_secrets(text: str) -> str:
+    """Text whose URLs have neither user names and passwords nor queries, which may hold signatures and tokens."""
+    return _QUERY.sub(r"\1", _LOGIN.sub(r"\1", text))
 
 
 def compact_table(
@@ -101,9 +109,9 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: i
 
 
 def print_error(command: str, error: object) -> None:
-    """One line on stderr; nothing if stderr was closed."""
+    """One line on stderr, without the secrets of URLs; nothing if stderr was closed."""
     try:
-        print(f"{command}: {printable(str(error))}", file=sys.stderr)
+        print(f"{command}: {printable(hide_secrets(str(error)))}", file=sys.stderr)
     except OSError:
         discard_closed_output()
 

@@ -136,17 +136,19 @@ class Fetched:
 
 def fetch_remote(locations: Sequence[Location]) -> list[Location]:
     """Read the images that lie in remote files, spans of archives at the same time; other locations stay as they are."""
-    fetched = [_read_now(place) if getattr(place, "is_remote", False) else place for place in locations]
-    spans = {i: place for i, place in enumerate(locations) if isinstance(place, RemoteSpan)}
-    if not spans:
-        return fetched
+    spans = [place for place in locations if isinstance(place, RemoteSpan)]
     try:
-        results: Sequence[bytes | OSError | UserError] = read_spans(list(spans.values()))
+        contents: dict[RemoteSpan, bytes | OSError | UserError] = {**read_spans(spans)}
     except (OSError, UserError) as error:
-        results = [error] * len(spans)
-    for i, result in zip(spans, results, strict=True):
-        fetched[i] = Fetched(result)
-    return fetched
+        contents = dict.fromkeys(spans, error)
+    return [
+        Fetched(contents[place])
+        if isinstance(place, RemoteSpan)
+        else _read_now(place)
+        if getattr(place, "is_remote", False)
+        else place
+        for place in locations
+    ]
 
 
 def _read_now(location: Location) -> Fetched:
@@ -190,3 +192,38 @@ class SpanSource(Source):
     def stamps(self, chosen: np.ndarray) -> np.ndarray:
         archives = np.array(self.archive_stamps, np.int64)[self.archive_ids[chosen]]
         return np.column_stack([archives, self.offsets[chosen], self.lengths[chosen]])
+
+
+@dataclass(frozen=True)
+class SubsetSource(Source):
+    """Image i is image `indices[i]` of `base`."""
+
+    base: Source
+    indices: np.ndarray
+
+    def locate(self, i: int) -> Location:
+        return self.base.locate(int(self.indices[i]))
+
+    def stamps(self, chosen: np.ndarray) -> np.ndarray:
+        return self.base.stamps(self.indices[chosen])
+
+
+def subset(base: Source, indices: np.ndarray, classes: Sequence[str]) -> SubsetSource:
+    """The images at `indices` of `base` in that order, labelled by the position of their class in `classes`.
+
+    indices: int64. Every chosen image's class must be in `classes`.
+    """
+    position = {name: label for label, name in enumerate(classes)}
+    renamed = np.array([position.get(name, -1) for name in base.classes], np.int64)
+    readable = dict(zip(base.classes, base.class_names or (), strict=False))
+    return SubsetSource(
+        base.kind,
+        base.root,
+        tuple(classes),
+        tuple(readable.get(name, name) for name in classes) if readable else None,
+        renamed[base.labels[indices]],
+        Names.of(base.names[i] for i in indices.tolist()),
+        left_out=base.left_out,
+        base=base,
+        indices=indices,
+    )

@@ -14,8 +14,8 @@ from beton_tools.base.image_formats import is_image_name
 from beton_tools.sources.base import Source
 from beton_tools.sources.flat import flat_source, val_tar_source
 from beton_tools.sources.folder import class_folders, folder_source, has_images, is_folder
-from beton_tools.sources.parquet import lists_paths, parquet_source
-from beton_tools.sources.path_table import is_csv, table_source
+from beton_tools.sources.parquet import lists_paths, open_tables
+from beton_tools.sources.path_table import is_csv
 from beton_tools.sources.remote import (
     AnyPath,
     RemotePath,
@@ -25,14 +25,14 @@ from beton_tools.sources.remote import (
     source_path,
 )
 from beton_tools.sources.remote_files import open_source_file
-from beton_tools.sources.side_files import is_present
+from beton_tools.sources.side_files import is_present, is_wnid
 from beton_tools.sources.tars import class_tars_source, members, train_tar_source
 from beton_tools.sources.webdataset import webdataset_source
-from beton_tools.sources.wnids import is_wnid
 
 _SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
 # the folder itself; the layout of Kaggle's archive
 _SPLIT_PARENTS = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
+_SHARD_SUFFIXES = (".parquet", ".tar")
 _SHARD_FOLDERS = ("", "data")  # Hugging Face repositories store shards in data/
 
 SPLITS = tuple(_SPLIT_NAMES)
@@ -122,7 +122,7 @@ def find_split(root: SourcePath, split: str) -> Sequence[SourcePath] | None:
     if is_present(tar):
         return [tar]
     for folder in (root / name for name in _SHARD_FOLDERS):
-        for suffix in (".parquet", ".tar"):
+        for suffix in _SHARD_SUFFIXES:
             shards = [p for p in _files_in(folder, suffix) if _belongs_to_split(p.name, names)]
             if shards:
                 return shards
@@ -146,16 +146,12 @@ def _belongs_to_split(file_name: str, split_names: Sequence[str]) -> bool:
 def _open(root: SourcePath, found: Sequence[SourcePath], classes: Sequence[str] | None) -> Source:
     try:
         if len(found) == 1 and found[0].is_dir():
-            return (
-                _open_prefix(found[0], classes)
-                if isinstance(found[0], RemotePath)
-                else _open_folder(found[0], classes)
-            )
-        local = [path for path in found if isinstance(path, Path)]
-        if local and all(map(is_csv, local)):
-            return table_source(local, classes)[0]
-        if all(path.suffix == ".parquet" for path in found):
-            return _open_parquet(root, found, classes)
+            folder = found[0]
+            if isinstance(folder, RemotePath):
+                return _open_prefix(folder, classes)
+            return _open_folder(folder, classes)
+        if all(path.suffix == ".parquet" or (isinstance(path, Path) and is_csv(path)) for path in found):
+            return open_tables(root, found, classes)[0]
         if all(path.suffix == ".tar" for path in found):
             return _open_tars(root, found, classes)
     except OSError as error:
@@ -165,22 +161,10 @@ def _open(root: SourcePath, found: Sequence[SourcePath], classes: Sequence[str] 
     )
 
 
-def _open_parquet(root: SourcePath, files: Sequence[SourcePath], classes: Sequence[str] | None) -> Source:
-    if lists_paths(files[0]):
-        local = [path for path in files if isinstance(path, Path)]
-        if not local:
-            raise UserError(
-                f"{files[0]}: lists image paths; such a table and its images must be on a local disk"
-            )
-        return table_source(local, classes)[0]
-    return parquet_source(root, files, classes)
-
-
 def _open_prefix(folder: RemotePath, classes: Sequence[str] | None) -> Source:
-    for suffix, opener in ((".parquet", _open_parquet), (".tar", _open_tars)):
-        shards = _files_in(folder, suffix)
-        if shards:
-            return opener(folder, shards, classes)
+    for suffix in _SHARD_SUFFIXES:
+        if shards := _files_in(folder, suffix):
+            return _open(folder, shards, classes)
     raise UserError(
         f"{folder}: no .parquet or .tar in it; folders of images are read from local disks only, pack them into tars"
     )
@@ -189,12 +173,12 @@ def _open_prefix(folder: RemotePath, classes: Sequence[str] | None) -> Source:
 def _open_folder(folder: Path, classes: Sequence[str] | None) -> Source:
     with os.scandir(folder) as entries:
         files = sorted(e.name for e in entries if not is_folder(e) and not e.name.startswith("."))
-    for suffix, opener in ((".parquet", _open_parquet), (".tar", _open_tars)):
+    for suffix in _SHARD_SUFFIXES:
         shards = [folder / name for name in files if name.endswith(suffix)]
         if not shards:
             continue
         if not _has_class_images(folder):
-            return opener(folder, shards, classes)
+            return _open(folder, shards, classes)
         archive = next((path for path in shards if not _is_path_table(path)), None)
         if archive is not None:
             raise UserError(

@@ -1,21 +1,48 @@
-"""Images without class folders (ImageNet's validation set), with labels from a separate file."""
+"""Images without class folders (ImageNet's validation set), with labels from the devkit, Kaggle's table or a text file."""
 
 from __future__ import annotations
 
+import csv
+import gzip
+import importlib.util
+import io
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 
+from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import is_image_name
 from beton_tools.base.names import Names
 from beton_tools.sources.base import FileSource, SpanSource
 from beton_tools.sources.folder import is_folder
 from beton_tools.sources.remote import SourcePath
-from beton_tools.sources.tars import SpanTable, members
-from beton_tools.sources.truth import find_truth
-from beton_tools.sources.wnids import class_names_of
+from beton_tools.sources.remote_files import open_regular_source
+from beton_tools.sources.side_files import (
+    class_names_of,
+    folder_and_parents,
+    is_present,
+    read_lines,
+    read_side_file,
+)
+from beton_tools.sources.tars import SpanTable, members, read_member
+
+_GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+_SYNSETS = "meta.mat"
+_DEVKIT = "ILSVRC2012_devkit_t12"
+_MAX_DEVKIT_BYTES = 256 << 20  # unpacked; the real one has 10 MB
+_KAGGLE = "LOC_val_solution.csv"
+_TEXT = "val.txt"
+_MAX_DIGITS = 18  # of a class number
+_NUM_CLASSES = 1000  # the first thousand synsets of the devkit are classes, the others are their ancestors
+_USABLE_FILES = (
+    f"{_DEVKIT}.tar.gz (or the folder unpacked from it), {_KAGGLE}, or {_TEXT} with lines of "
+    "file name and class"
+)
 
 
 def flat_source(folder: Path, classes: Sequence[str] | None = None) -> FileSource:
@@ -47,3 +74,175 @@ def val_tar_source(path: SourcePath, classes: Sequence[str] | None = None) -> Sp
         table.add(PurePath(member.name).name, truth.label_of[member.name], member)
     class_names = class_names_of(truth.classes, path.parent)
     return table.source("ilsvrc-tar", path, truth.classes, class_names, table.names.__getitem__)
+
+
+# labels ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Labels of images.
+
+    classes: sorted wnids or numbers.
+    label_of: image file name -> index into `classes`.
+    """
+
+    classes: tuple[str, ...]
+    label_of: dict[str, int]
+
+
+def find_truth(folder: SourcePath, image_names: Sequence[str], classes: Sequence[str] | None) -> Truth:
+    """The label of every image.
+
+    Args:
+        folder: the folder of the images; files with labels are looked for in it and in four parent folders.
+        classes: class list that the labels index (the training set's classes); None derives it from the labels.
+
+    Raises:
+        UserError: no file with labels is found, or it does not match the images.
+    """
+    stems = sorted(Path(name).stem for name in image_names)
+    for candidate in folder_and_parents(folder):
+        for name, read in ((_GROUND_TRUTH, _read_devkit), (_KAGGLE, _read_kaggle), (_TEXT, _read_text)):
+            wnid_of = read(candidate, stems)
+            if wnid_of is not None:
+                return _build_truth(f"{candidate}: {name}", wnid_of, image_names, classes)
+    raise UserError(
+        f"{folder}: images without labels; sort them into one folder per class, or add {_USABLE_FILES}"
+    )
+
+
+def _build_truth(
+    file: str, wnid_of: dict[str, str], image_names: Sequence[str], classes: Sequence[str] | None
+) -> Truth:
+    """wnid_of: image file name without suffix -> wnid or class number."""
+    missing = [name for name in image_names if Path(name).stem not in wnid_of]
+    if missing:
+        raise UserError(
+            f"{file} lacks {len(missing)} of {len(image_names)} images, the first is {missing[0]}; "
+            "complete the file, download it again, or remove it"
+        )
+    if classes is None:
+        classes = sorted(set(wnid_of.values()), key=lambda c: (int(c) if _is_number(c) else -1, c))
+    elif all(map(_is_number, wnid_of.values())):
+        wnid_of = {stem: _class_at(classes, int(value), file) for stem, value in wnid_of.items()}
+    label = {name: i for i, name in enumerate(classes)}
+    unknown = sorted({w for w in wnid_of.values() if w not in label})
+    if unknown:
+        raise UserError(
+            f"{file}: class {unknown[0]!r} is not one of the {len(label)} training classes; correct the file"
+        )
+    return Truth(tuple(classes), {name: label[wnid_of[Path(name).stem]] for name in image_names})
+
+
+def _is_number(text: str) -> bool:
+    """Whether a class is given as a number that `int` accepts, however long the text is."""
+    return text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
+
+
+def _class_at(classes: Sequence[str], number: int, file: str) -> str:
+    if number >= len(classes):
+        raise UserError(
+            f"{file}: class number {number}, but there are only {len(classes)} classes; correct the file"
+        )
+    return classes[number]
+
+
+def _read_devkit(folder: SourcePath, stems: Sequence[str]) -> dict[str, str] | None:
+    """Labels from the devkit: line k of the ground truth is the ILSVRC id of the k-th image, meta.mat maps it to a wnid."""
+    read = _devkit_reader(folder)
+    if read is None:
+        return None
+    ids = _ids(folder, read(_GROUND_TRUTH))
+    if len(ids) != len(stems):
+        raise UserError(
+            f"{folder}: {_GROUND_TRUTH} has {len(ids)} lines for {len(stems)} images; give it all images of the set"
+        )
+    wnids = _synset_wnids(folder, read(_SYNSETS))
+    if not all(i in wnids for i in ids):
+        raise UserError(
+            f"{folder}: {_GROUND_TRUTH} contains a class that {_SYNSETS} lacks; download the devkit again"
+        )
+    return {stem: wnids[i] for stem, i in zip(stems, ids, strict=True)}
+
+
+def _ids(folder: SourcePath, text: bytes) -> list[int]:
+    try:
+        return [int(line) for line in text.split()]
+    except ValueError as error:
+        raise UserError(
+            f"{folder}: {_GROUND_TRUTH} cannot be read ({error}); download the devkit again"
+        ) from error
+
+
+def _devkit_reader(folder: SourcePath) -> Callable[[str], bytes] | None:
+    """A function that reads a file of the devkit by name, from its folder or its archive; None if neither exists."""
+    for data in (folder, folder / "data", folder / _DEVKIT / "data", folder / "devkit" / "data"):
+        if is_present(data / _GROUND_TRUTH):
+            return lambda name: read_side_file(data / name, _MAX_DEVKIT_BYTES, "the devkit's file")
+    archive = folder / f"{_DEVKIT}.tar.gz"
+    if not is_present(archive):
+        return None
+    unpacked = io.BytesIO(_unzip(archive))
+    return lambda name: _from_archive(unpacked, archive, name)
+
+
+def _unzip(archive: SourcePath) -> bytes:
+    try:
+        with open_regular_source(archive) as file, gzip.open(file) as stream:
+            data = stream.read(_MAX_DEVKIT_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{archive}: cannot be read ({reason}); download it again") from error
+    if len(data) > _MAX_DEVKIT_BYTES:
+        raise UserError(
+            f"{archive}: unpacks to more than {_MAX_DEVKIT_BYTES >> 20} MiB; download the task 1 & 2 devkit"
+        )
+    return data
+
+
+def _from_archive(unpacked: io.BytesIO, archive: SourcePath, name: str) -> bytes:
+    unpacked.seek(0)
+    for member in members(unpacked, archive):
+        if Path(member.name).name == name:
+            return read_member(unpacked, archive, member)
+    raise UserError(f"{archive}: has no {name}; download the task 1 & 2 devkit")
+
+
+def _synset_wnids(folder: SourcePath, meta: bytes) -> dict[int, str]:
+    """ILSVRC id -> wnid of the classes, from the devkit's meta.mat."""
+    if importlib.util.find_spec("scipy") is None:
+        raise UserError(f"{folder}: reading the devkit's {_SYNSETS} needs SciPy; pip install scipy")
+    from scipy.io import loadmat  # type: ignore[import-untyped]
+
+    try:
+        synsets: Any = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+        pairs = [(int(s["ILSVRC2012_ID"]), str(s["WNID"])) for s in synsets]
+    except Exception as error:  # SciPy raises many types on damaged files
+        raise UserError(
+            f"{folder}: {_SYNSETS} cannot be read ({error}); download the devkit again"
+        ) from error
+    return {number: wnid for number, wnid in pairs if number <= _NUM_CLASSES}
+
+
+def _read_kaggle(folder: SourcePath, stems: Sequence[str]) -> dict[str, str] | None:
+    """Labels from LOC_val_solution.csv: ImageId, "wnid x y x y [wnid ...]"; all boxes of an image have the same wnid."""
+    lines = read_lines(folder / _KAGGLE)
+    if lines is None:
+        return None
+    try:
+        rows = list(csv.reader(lines))
+    except csv.Error as error:
+        raise UserError(f"{folder / _KAGGLE}: cannot be read ({error}); download it again") from error
+    return {
+        row[0]: row[1].split()[0] for row in rows if len(row) >= 2 and row[1].split() and row[0] != "ImageId"
+    }
+
+
+def _read_text(folder: SourcePath, stems: Sequence[str]) -> dict[str, str] | None:
+    """Labels from val.txt: a file name and a class (wnid, or number in sorted wnid order) on each line."""
+    lines = read_lines(folder / _TEXT)
+    if lines is None:
+        return None
+    rows = [line.split() for line in lines]
+    return {Path(row[0]).stem: row[1] for row in rows if len(row) == 2}

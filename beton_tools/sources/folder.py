@@ -15,7 +15,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import is_image_name
 from beton_tools.base.names import Names
 from beton_tools.sources.base import FileSource
-from beton_tools.sources.wnids import class_names_of
+from beton_tools.sources.side_files import class_names_of
 
 MAX_DIGITS = 7  # of a folder's number; the format holds at most a million classes
 

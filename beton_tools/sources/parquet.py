@@ -1,12 +1,14 @@
-"""Parquet files in Hugging Face's layout for images: `image` = {bytes, path}, `label` = class number."""
+"""Parquet files that list image paths, or that hold images as Hugging Face's: `image` = {bytes, path}, `label` = class number."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -21,18 +23,20 @@ from beton_tools.sources.base import Source, stamp_of
 from beton_tools.sources.path_table import (
     GROUP_COLUMNS,
     LABEL_COLUMNS,
+    MAX_BYTES,
     PATH_COLUMNS,
     SPLIT_COLUMNS,
+    Table,
     find_column,
-    is_text,
+    is_csv,
     number_labels,
-    read_schema,
-    refuse_too_many_rows,
-    refuse_too_much_text,
+    path_source,
+    read_csv,
+    refuse_ambiguous,
 )
 from beton_tools.sources.remote import RemoteError, RemotePath, SourcePath, Stamp, source_path
 from beton_tools.sources.remote_files import map_files, open_regular_source, open_source_file
-from beton_tools.sources.wnids import class_names_of
+from beton_tools.sources.side_files import class_names_of
 
 IMAGE_COLUMNS = ("image", "img", "jpg")
 # columns of integers that are no labels
@@ -125,51 +129,47 @@ class ParquetSource(Source):
         return np.array(self.file_stamps, np.int64)[self.group_files[groups]]
 
 
-@dataclass(frozen=True)
-class _Index:
-    """Columns, labels and names of one file, and the number of rows in each row group."""
-
-    stamp: Stamp
-    image_column: str
-    class_names: list[str] | None
-    labels: np.ndarray | list[str]  # class numbers, or class names
-    names: list[str]
-    group_rows: list[int]
-
-
-def parquet_source(
+def open_tables(
     root: SourcePath, files: Sequence[SourcePath], classes: Sequence[str] | None = None
-) -> ParquetSource:
-    """Open parquet files, in the given order.
+) -> tuple[Source, list[Table]]:
+    """The images of CSV or parquet files, in the given order, and the tables, for `columns_of`.
 
     Raises:
-        UserError: a file that is not parquet, lacks a column of images or of labels, or has unusable labels.
+        UserError: a file cannot be read, lacks a column of images or of labels, or has unusable labels.
     """
-    indices = list(map_files(_read_index, files))
-    columns = sorted({index.image_column for index in indices})
+    local = [path for path in files if isinstance(path, Path)]
+    if local and all(map(is_csv, local)):
+        tables = [read_csv(path) for path in local]
+        return path_source(tables, classes), tables
+    shards = list(map_files(_read_shard, files))
+    tables = [shard.table for shard in shards]
+    if all(shard.image_column is None for shard in shards):
+        return path_source(tables, classes), tables
+    columns = sorted({shard.image_column or "none" for shard in shards})
     if len(columns) > 1:
         raise UserError(
             f"{root}: the image column is named {' and '.join(columns)}; give files of one data set"
         )
-    labels, class_list = _number_labels(root, [index.labels for index in indices], classes)
-    class_list = class_list or next((i.class_names for i in indices if i.class_names), None)
+    labels, class_list = _number_labels(root, [shard.labels for shard in shards], classes)
+    class_list = class_list or next((shard.class_names for shard in shards if shard.class_names), None)
     final = _check_labels(root, labels, class_list)
-    groups = [(f, g, rows) for f, index in enumerate(indices) for g, rows in enumerate(index.group_rows)]
+    groups = [(f, g, rows) for f, shard in enumerate(shards) for g, rows in enumerate(shard.group_rows)]
     table = np.array(groups, np.int64).reshape(-1, 3)
-    return ParquetSource(
+    source = ParquetSource(
         "parquet",
         root,
         final,
         class_names_of(final, root),
         labels,
-        Names.of(name for index in indices for name in index.names),
+        Names.of(name for shard in shards for name in shard.names),
         tuple(path if isinstance(path, RemotePath) else str(path) for path in files),
-        tuple(index.stamp for index in indices),
+        tuple(shard.stamp for shard in shards),
         columns[0],
         np.concatenate([[0], np.cumsum(table[:, 2])]),
         table[:, 0],
         table[:, 1],
     )
+    return source, tables
 
 
 def lists_paths(path: SourcePath) -> bool:
@@ -178,59 +178,148 @@ def lists_paths(path: SourcePath) -> bool:
     Raises:
         UserError: it cannot be read as parquet.
     """
-    schema = read_schema(path)
-    name = find_column(schema.names, PATH_COLUMNS)
-    images = any(_holds_image(field.type) for field in schema)
-    return name is not None and not images and is_text(schema.field(name).type)
+    with open_source_file(path, "a .parquet file", read_ahead=False) as file, _as_user_error(path):
+        return _lists_paths(pq.ParquetFile(file).schema_arrow)
 
 
-def _number_labels(
-    root: SourcePath, labels: Sequence[np.ndarray | list[str]], classes: Sequence[str] | None
-) -> tuple[np.ndarray, Sequence[str] | None]:
-    """(class numbers of all files, class list); names of classes are numbered in sorted order, or as in `classes`."""
-    numbers = [part for part in labels if isinstance(part, np.ndarray)]
-    if len(numbers) == len(labels):
-        return np.concatenate(numbers), classes
-    return number_labels(root, [str(label) for part in labels for label in part], classes)
+# reading --------------------------------------------------------------------------------------------------------------
 
 
-def _read_index(path: SourcePath) -> _Index:
-    with open_source_file(path, "a .parquet file", read_ahead=False) as file:
-        try:
-            return _index_of(path, file)
-        except (UserError, RemoteError):
-            raise
-        except Exception as error:  # pyarrow raises many types on damaged files
-            raise UserError(
-                f"{path}: cannot be read as parquet ({_first_line(error)}); download it again"
-            ) from error
+@dataclass(frozen=True)
+class _Shard:
+    """One file, without its images.
+
+    table: the columns that may be used.
+    image_column: None if the file lists paths; then `labels` and `names` are empty.
+    labels: class numbers, or class names.
+    """
+
+    stamp: Stamp
+    table: Table
+    group_rows: list[int]
+    image_column: str | None = None
+    class_names: list[str] | None = None
+    labels: np.ndarray | list[str] = ()  # type: ignore[assignment]
+    names: Sequence[str] = ()
 
 
-def _index_of(path: SourcePath, opened: BinaryIO) -> _Index:
-    stamp = stamp_of(opened)
-    file = pq.ParquetFile(opened)
-    group_rows = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-    rows = file.metadata.num_rows
-    refuse_too_many_rows(path, opened)
-    if min(group_rows, default=0) < 0 or sum(group_rows) != rows:
-        raise UserError(f"{path}: damaged parquet file, it cannot have {rows} rows; download it again")
-    image_column, label_column = _columns(path, file.schema_arrow)
-    texts = [label_column] if is_text(file.schema_arrow.field(label_column).type) else []
-    texts += [f"{image_column}.path"] if _has_paths(file, image_column) else []
-    refuse_too_much_text(path, opened, texts)
-    labels, names = _labels(path, file, label_column), _names(path, file, image_column)
-    if not rows == len(labels) == len(names):
-        raise UserError(f"{path}: damaged parquet file, columns differ in length; download it again")
-    return _Index(
-        stamp, image_column, _class_names(file.schema_arrow, label_column), labels, names, group_rows
-    )
+def _read_shard(path: SourcePath) -> _Shard:
+    with open_source_file(path, "a .parquet file", read_ahead=False) as opened, _as_user_error(path):
+        stamp, schema = stamp_of(opened), pq.ParquetFile(opened).schema_arrow
+        refuse_ambiguous(path, schema.names)
+        is_list = _lists_paths(schema)
+        if is_list and isinstance(path, RemotePath):
+            raise UserError(f"{path}: lists image paths; such a table and its images must be on a local disk")
+        image, label = (None, None) if is_list else _image_and_label(path, schema)
+        usable = {*SPLIT_COLUMNS, *GROUP_COLUMNS, *(LABEL_COLUMNS + PATH_COLUMNS if is_list else ())}
+        kinds = {field.name: field.type for field in schema if field.name.lower() in usable}
+        texts = [name for name in kinds if _is_text(kinds[name])]
+        numbers = [name for name in kinds if name not in texts and not _is_opaque(kinds[name])]
+        text_label = label is not None and _is_text(schema.field(label).type)
+        path_field = f"{image}.path" if image is not None and _has_paths(schema, image) else None
+        asked = [*texts, *([label] if text_label else ()), *([path_field] if path_field else ())]
+        file = pq.ParquetFile(opened, read_dictionary=asked)
+        group_rows = _check_rows(path, opened, file)
+        words = {name: _read_text(path, file, name) for name in dict.fromkeys(asked)}
+        columns = {name: words[name] for name in texts}
+        columns |= {
+            name: [_text(v) for v in file.read(columns=[name]).column(0).to_pylist()] for name in numbers
+        }
+        if text_label:
+            columns[str(label)] = words[str(label)]
+        columns = {name: [cell.strip() for cell in cells] for name, cells in columns.items()}
+        table = Table(Path(str(path)), columns, range(2, file.metadata.num_rows + 2))
+        if image is None:
+            return _Shard(stamp, table, group_rows)
+        labels = table.labels([str(label)]) if text_label else _class_numbers(path, file, str(label))
+        paths = (
+            words.get(path_field, [""] * file.metadata.num_rows)
+            if path_field
+            else [""] * file.metadata.num_rows
+        )
+        names = [text or f"{path.name}:{row}" for row, text in enumerate(paths)]
+        if not file.metadata.num_rows == len(labels) == len(names):
+            raise UserError(f"{path}: damaged parquet file, columns differ in length; download it again")
+        return _Shard(stamp, table, group_rows, image, _class_names(schema, str(label)), labels, names)
+
+
+@contextmanager
+def _as_user_error(path: SourcePath) -> Iterator[None]:
+    try:
+        yield
+    except (UserError, RemoteError):
+        raise
+    except Exception as error:  # pyarrow raises many types on damaged files
+        raise UserError(
+            f"{path}: cannot be read as parquet ({_first_line(error)}); download it again"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).partition("\n")[0][:200]
 
 
-def _columns(path: SourcePath, schema: pa.Schema) -> tuple[str, str]:
+def _check_rows(path: SourcePath, opened: BinaryIO, file: pq.ParquetFile) -> list[int]:
+    """Rows of each row group. Run-length encoding can claim billions of them in a few bytes."""
+    group_rows = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+    rows = file.metadata.num_rows
+    if min(group_rows, default=0) < 0 or sum(group_rows) != rows or rows > opened.seek(0, os.SEEK_END):
+        raise UserError(f"{path}: damaged parquet file, it cannot have {rows} rows; download it again")
+    return group_rows
+
+
+def _read_text(path: SourcePath, file: pq.ParquetFile, column: str) -> list[str]:
+    """A column of text, which the file was opened to read as a dictionary; equal cells share their memory; "" for null.
+
+    Raises:
+        UserError: all cells together are too large: a file can store a text once and refer to it in many rows.
+    """
+    cells: list[str] = []
+    total = 0
+    for group in range(file.num_row_groups):  # each has its dictionary
+        values = file.read_row_group(group, columns=[column]).column(0)
+        if pa.types.is_struct(values.type):
+            values = pc.struct_field(values, 0)
+        for chunk in values.chunks:
+            encoded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
+            words = encoded.dictionary.cast(
+                pa.large_binary()
+            ).to_pylist()  # text of a damaged file need not be UTF-8
+            total += sum(len(words[i] or b"") for i in encoded.indices.to_pylist() if i is not None)
+            if total > MAX_BYTES:
+                raise UserError(
+                    f"{path}: {total:,} bytes of text in {column}; the limit is {MAX_BYTES:,}, split the file"
+                )
+            texts = [(word or b"").decode("utf-8", "surrogateescape") for word in words]
+            cells += ["" if i is None else texts[i] for i in encoded.indices.to_pylist()]
+    return cells
+
+
+def _text(value: Any) -> str:
+    """A cell as text; empty for null and for NaN, which pandas writes for it."""
+    return "" if value is None or value != value else str(value)
+
+
+# columns --------------------------------------------------------------------------------------------------------------
+
+
+def _lists_paths(schema: pa.Schema) -> bool:
+    name = find_column(schema.names, PATH_COLUMNS)
+    images = any(_holds_image(field.type) for field in schema)
+    return name is not None and not images and _is_text(schema.field(name).type)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Return True for Arrow's types of text, also as a dictionary, such as pandas' categories."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_opaque(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _image_and_label(path: SourcePath, schema: pa.Schema) -> tuple[str, str]:
     """Names of the image and the label column."""
     images = [f.name for f in schema if _holds_image(f.type)]
     if not images:
@@ -243,7 +332,7 @@ def _columns(path: SourcePath, schema: pa.Schema) -> tuple[str, str]:
 def _label_column(path: SourcePath, schema: pa.Schema) -> str:
     """The column with a usual name, otherwise the only column of integers that cannot be something else."""
     integers = [f.name for f in schema if pa.types.is_integer(f.type)]
-    usual = find_column([*integers, *(f.name for f in schema if is_text(f.type))], LABEL_COLUMNS)
+    usual = find_column([*integers, *(f.name for f in schema if _is_text(f.type))], LABEL_COLUMNS)
     if usual is not None:
         return usual
     others = [name for name in integers if name.lower() not in NO_LABELS]
@@ -275,17 +364,10 @@ def _class_names(schema: pa.Schema, label_column: str) -> list[str] | None:
     return [str(name).encode("utf-8", "replace").decode() for name in names]  # JSON may have lone surrogates
 
 
-def _labels(path: SourcePath, file: pq.ParquetFile, column: str) -> np.ndarray | list[str]:
+def _class_numbers(path: SourcePath, file: pq.ParquetFile, column: str) -> np.ndarray:
     values = file.read(columns=[column]).column(0)
     if values.null_count:
         raise UserError(f"{path}: {values.null_count} rows have no {column}; remove them")
-    if is_text(values.type):
-        texts = [text.strip() for text in values.to_pylist()]
-        if "" in texts:
-            raise UserError(
-                f"{path}, row {texts.index('') + 2}: no {column}; fill the cell, or remove the row"
-            )
-        return texts
     limits = pc.min_max(values).as_py() if len(values) else {"min": 0, "max": 0}
     if limits["min"] < 0:
         raise UserError(
@@ -298,19 +380,21 @@ def _labels(path: SourcePath, file: pq.ParquetFile, column: str) -> np.ndarray |
     return values.to_numpy().astype(np.int64)
 
 
-def _names(path: SourcePath, file: pq.ParquetFile, column: str) -> list[str]:
-    """Name of each row: `path` of the image struct if it is text, otherwise file name and row number."""
-    if not _has_paths(file, column):
-        return [f"{path.name}:{row}" for row in range(file.metadata.num_rows)]
-    paths = pc.struct_field(file.read(columns=[f"{column}.path"]).column(0), "path")
-    as_bytes = paths.cast(pa.large_binary()).to_pylist()  # text of a damaged file need not be UTF-8
-    texts = [(name or b"").decode("utf-8", "surrogateescape") for name in as_bytes]
-    return [text or f"{path.name}:{row}" for row, text in enumerate(texts)]
+def _has_paths(schema: pa.Schema, image_column: str) -> bool:
+    kind = schema.field(image_column).type
+    return (
+        pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 and _is_text(kind.field("path").type)
+    )
 
 
-def _has_paths(file: pq.ParquetFile, image_column: str) -> bool:
-    kind = file.schema_arrow.field(image_column).type
-    return pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 and is_text(kind.field("path").type)
+def _number_labels(
+    root: SourcePath, labels: Sequence[np.ndarray | list[str]], classes: Sequence[str] | None
+) -> tuple[np.ndarray, Sequence[str] | None]:
+    """(class numbers of all files, class list); names of classes are numbered in sorted order, or as in `classes`."""
+    numbers = [part for part in labels if isinstance(part, np.ndarray)]
+    if len(numbers) == len(labels):
+        return np.concatenate(numbers), classes
+    return number_labels(root, [str(label) for part in labels for label in part], classes)
 
 
 def _check_labels(root: SourcePath, labels: np.ndarray, class_list: Sequence[str] | None) -> tuple[str, ...]:

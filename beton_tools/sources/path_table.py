@@ -1,4 +1,4 @@
-"""CSV and parquet tables: a column of image paths or images, a column of labels, and optional split and group columns."""
+"""Tables of images: a column of paths or images, a column of labels, optional split and group columns; and CSV files."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.names import Names
-from beton_tools.base.user_files import open_user_file, read_user_file
+from beton_tools.base.user_files import read_user_file
 from beton_tools.sources.base import FileSource
-from beton_tools.sources.remote import RemoteError, SourcePath
-from beton_tools.sources.remote_files import open_source_file
+from beton_tools.sources.remote import SourcePath
 
 CSV_SUFFIXES = (".csv", ".tsv")
 MAX_BYTES = 1 << 30  # of a CSV file, or of the text of a parquet file: ten million rows
@@ -52,33 +49,67 @@ def is_csv(path: Path) -> bool:
     return path.suffix.lower() in CSV_SUFFIXES
 
 
-def table_source(files: Sequence[Path], classes: Sequence[str] | None = None) -> tuple[FileSource, Columns]:
-    """The images that a table lists by path, relative to the table's folder, in the order of its rows.
+@dataclass(frozen=True)
+class Table:
+    """columns: name -> cells, as text. rows: the number of each row in the file, for messages; that of its last line in a CSV."""
 
-    classes: class list that the labels index; None takes the labels of the table, numbers in numeric order.
+    path: Path
+    columns: dict[str, list[str]]
+    rows: Sequence[int]
+
+    def cells(self, wanted: Sequence[str], what: str) -> list[str]:
+        """The cells of the first of the wanted columns that there is.
+
+        Raises:
+            UserError: there is none, or a cell is empty.
+        """
+        name = find_column(self.columns, wanted)
+        if name is None:
+            raise UserError(
+                f"{self.path}: no {what} column among {', '.join(self.columns)}; name it one of {', '.join(wanted)}"
+            )
+        cells = self.columns[name]
+        if "" in cells:
+            raise UserError(
+                f"{self.path}, row {self.rows[cells.index('')]}: no {name}; fill the cell, or remove the row"
+            )
+        return cells
+
+    def labels(self, wanted: Sequence[str] = LABEL_COLUMNS) -> list[str]:
+        cells = self.cells(wanted, "label")
+        for row, cell in zip(self.rows, cells, strict=True):
+            if not _is_utf8(cell):
+                raise UserError(
+                    f"{self.path}, row {row}: the label is not UTF-8 text; save the table as UTF-8"
+                )
+        return cells
+
+    def optional_columns(self) -> Columns:
+        split, group = find_column(self.columns, SPLIT_COLUMNS), find_column(self.columns, GROUP_COLUMNS)
+        splits = [] if split is None else zip(self.rows, self.columns[split], strict=True)
+        return Columns(
+            None if split is None else [_split_of(self.path, split, row, cell) for row, cell in splits],
+            None if group is None else self.columns[group],
+        )
+
+
+def path_source(tables: Sequence[Table], classes: Sequence[str] | None = None) -> FileSource:
+    """The images that tables list by path, relative to the first table's folder, in the order of the rows.
+
+    classes: class list that the labels index; None takes the labels of the tables, numbers in numeric order.
 
     Raises:
-        UserError: the table cannot be read, lacks a column, has an empty cell, or a label that is not in `classes`.
+        UserError: a table lacks a column, or has an empty cell, or a label that is not in `classes`.
     """
-    root = Path(os.path.realpath(files[0].parent))  # absolute cells may be below it by another link
-    paths: list[str] = []
-    labels: list[str] = []
-    columns: list[Columns] = []
-    for path in files:
-        table = _read_csv(path) if is_csv(path) else _read_parquet(path)
-        paths += [_below(root, path, cell) for cell in _cells(path, table, PATH_COLUMNS, "image path")]
-        labels += _labels(path, table)
-        columns.append(_optional_columns(path, table))
+    first = tables[0].path
+    root = Path(os.path.realpath(first.parent))  # absolute cells may be below it by another link
+    paths = [_below(root, t.path, cell) for t in tables for cell in t.cells(PATH_COLUMNS, "image path")]
+    labels = [label for table in tables for label in table.labels()]
+    columns_of(tables)  # refuses a mistyped split
     if not paths:
-        raise UserError(f"{files[0]}: the table has no rows; give one that lists images")
-    numbers, classes = number_labels(files[0], labels, classes)
-    source = FileSource("table", root, tuple(classes), None, numbers, Names.of(paths))
-    return source, _joined(columns)
-
-
-def parquet_columns(files: Sequence[Path]) -> Columns:
-    """The split and group columns of parquet files that hold the images themselves."""
-    return _joined([_optional_columns(path, _read_parquet(path)) for path in files])
+        raise UserError(f"{first}: the table has no rows; give one that lists images")
+    numbers, classes = number_labels(first, labels, classes)
+    return FileSource("table", root, tuple(classes), None, numbers, Names.of(paths))
 
 
 def number_labels(
@@ -111,18 +142,7 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 18  # digits of an int64
 
 
-# reading ----------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Table:
-    """columns: name -> cells, as text. rows: the number of each row in the file, for messages; that of its last line in a CSV."""
-
-    columns: dict[str, list[str]]
-    rows: Sequence[int]
-
-
-def _read_csv(path: Path) -> Table:
+def read_csv(path: Path) -> Table:
     data = read_user_file(path, MAX_BYTES, "a CSV table")
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # Excel's "Unicode text"
     text = data.decode("utf-16" if is_utf16 else "utf-8-sig", "replace" if is_utf16 else "surrogateescape")
@@ -136,115 +156,23 @@ def _read_csv(path: Path) -> Table:
     except csv.Error as error:
         raise UserError(f"{path}: cannot be read as CSV ({error}); correct it") from None
     header = [name.strip() for name in numbered.pop(0)[1]]
-    _refuse_ambiguous(path, header)
+    refuse_ambiguous(path, header)
     for number, row in numbered:
         if len(row) != len(header):
             raise UserError(
                 f"{path}, row {number}: {len(row)} cells, but the first line names {len(header)} columns; correct it"
             )
     columns = {name: [row[k].strip() for _, row in numbered] for k, name in enumerate(header)}
-    return Table(columns, [number for number, _ in numbered])
+    return Table(path, columns, [number for number, _ in numbered])
 
 
-def _refuse_ambiguous(path: SourcePath, names: Sequence[str]) -> None:
+def refuse_ambiguous(path: SourcePath, names: Sequence[str]) -> None:
     """Raise UserError if several columns have the name of one that is used, compared without case."""
     lower = [name.lower() for name in names]
     for wanted in (PATH_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS, GROUP_COLUMNS):
         name = find_column(names, wanted)
         if name is not None and (count := lower.count(name.lower())) > 1:
             raise UserError(f"{path}: {count} columns are named {name}; rename all but one")
-
-
-def read_schema(path: SourcePath) -> Any:
-    """The Arrow schema of a parquet file.
-
-    Raises:
-        UserError: it cannot be read as parquet, or has several columns of the same name.
-    """
-    import pyarrow.parquet as pq
-
-    with open_source_file(path, "a .parquet file", read_ahead=False) as file:
-        try:
-            schema = pq.ParquetFile(file).schema_arrow
-        except RemoteError:
-            raise
-        except Exception as error:  # pyarrow raises many types on damaged files
-            raise _damaged(path, error) from error
-    _refuse_ambiguous(path, schema.names)
-    return schema
-
-
-def _read_parquet(path: Path) -> Table:
-    """The columns that may be used, as text; those of images are not read."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    named = (*PATH_COLUMNS, *LABEL_COLUMNS, *SPLIT_COLUMNS, *GROUP_COLUMNS)
-    usable = {name.lower() for name in named}
-    schema = read_schema(path)
-    chosen = [f.name for f in schema if f.name.lower() in usable and not pa.types.is_nested(f.type)]
-    chosen = [name for name in chosen if not pa.types.is_binary(schema.field(name).type)]
-    shared = [name for name in chosen if is_text(schema.field(name).type)]
-    with open_user_file(path, "a .parquet file") as file:
-        try:
-            refuse_too_many_rows(path, file)
-            refuse_too_much_text(path, file, shared)
-            table = pq.ParquetFile(file).read(columns=chosen)
-            cells = {name: table.column(name).to_pylist() for name in chosen}
-        except UserError:
-            raise
-        except Exception as error:
-            raise _damaged(path, error) from error
-    texts = {name: [_text(value) for value in values] for name, values in cells.items()}
-    return Table(texts, range(2, table.num_rows + 2))
-
-
-def _text(value: Any) -> str:
-    """A cell as text; empty for null and for NaN, which pandas writes for it."""
-    return "" if value is None or value != value else str(value).strip()
-
-
-def is_text(kind: Any) -> bool:
-    """Return True for Arrow's types of text, also as a dictionary, such as pandas' categories."""
-    import pyarrow as pa
-
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def refuse_too_many_rows(path: SourcePath, opened: BinaryIO) -> None:
-    """Raise UserError if a parquet file has more rows than bytes: run-length encoding can claim billions in a few bytes."""
-    import pyarrow.parquet as pq
-
-    rows = pq.ParquetFile(opened).metadata.num_rows
-    if rows > opened.seek(0, os.SEEK_END):
-        raise UserError(f"{path}: damaged parquet file, it cannot have {rows} rows; download it again")
-
-
-def refuse_too_much_text(path: SourcePath, opened: BinaryIO, columns: Sequence[str]) -> None:
-    """Raise UserError if text that a parquet file stores once and refers to in many rows is too large in all of them."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    file, total = pq.ParquetFile(opened, read_dictionary=list(columns)), 0
-    for name, group in product(columns, range(file.num_row_groups)):  # each row group has its dictionary
-        values = file.read_row_group(group, columns=[name]).column(0)
-        if pa.types.is_struct(values.type):
-            values = pc.struct_field(values, 0)
-        for chunk in values.chunks:
-            lengths = pc.take(pc.binary_length(chunk.dictionary), chunk.indices)
-            total += pc.sum(lengths.cast(pa.int64())).as_py() or 0
-    if total > MAX_BYTES:
-        raise UserError(
-            f"{path}: {total:,} bytes of text in {', '.join(columns)}; the limit is {MAX_BYTES:,}, split the file"
-        )
-
-
-def _damaged(path: SourcePath, error: Exception) -> UserError:
-    reason = (str(error) or type(error).__name__).partition("\n")[0][:200]
-    return UserError(f"{path}: cannot be read as parquet ({reason}); write it again")
 
 
 # columns ----------------------------------------------------------------------------------------------------------------
@@ -254,28 +182,6 @@ def find_column(names: Iterable[str], wanted: Sequence[str]) -> str | None:
     """The first of the wanted columns that there is, compared without case."""
     by_lower = {name.lower(): name for name in names}
     return next((by_lower[w.lower()] for w in wanted if w.lower() in by_lower), None)
-
-
-def _cells(path: Path, table: Table, wanted: Sequence[str], what: str) -> list[str]:
-    name = find_column(table.columns, wanted)
-    if name is None:
-        raise UserError(
-            f"{path}: no {what} column among {', '.join(table.columns)}; name it one of {', '.join(wanted)}"
-        )
-    cells = table.columns[name]
-    if "" in cells:
-        raise UserError(
-            f"{path}, row {table.rows[cells.index('')]}: no {name}; fill the cell, or remove the row"
-        )
-    return cells
-
-
-def _labels(path: Path, table: Table) -> list[str]:
-    cells = _cells(path, table, LABEL_COLUMNS, "label")
-    for row, cell in zip(table.rows, cells, strict=True):
-        if not _is_utf8(cell):
-            raise UserError(f"{path}, row {row}: the label is not UTF-8 text; save the table as UTF-8")
-    return cells
 
 
 def _is_utf8(text: str) -> bool:
@@ -294,16 +200,6 @@ def _below(root: Path, table: Path, cell: str) -> str:
     return os.path.relpath(Path(os.path.realpath(table.parent)) / cell, root)
 
 
-def _optional_columns(path: Path, table: Table) -> Columns:
-    columns = table.columns
-    split, group = find_column(columns, SPLIT_COLUMNS), find_column(columns, GROUP_COLUMNS)
-    splits = [] if split is None else zip(table.rows, columns[split], strict=True)
-    return Columns(
-        None if split is None else [_split_of(path, split, row, cell) for row, cell in splits],
-        None if group is None else columns[group],
-    )
-
-
 def _split_of(path: Path, column: str, row: int, cell: str) -> str:
     value = cell.lower()
     if column.lower() == "is_valid":
@@ -316,8 +212,13 @@ def _split_of(path: Path, column: str, row: int, cell: str) -> str:
     raise UserError(f"{path}, row {row}: {column} is {cell!r}; write train, val or test")
 
 
-def _joined(columns: Sequence[Columns]) -> Columns:
-    """The columns of several files one after another; a column counts only if every file has it."""
+def columns_of(tables: Sequence[Table]) -> Columns:
+    """Columns of several tables one after another; a column counts only if every table has it.
+
+    Raises:
+        UserError: a cell of a split column is no split.
+    """
+    columns = [table.optional_columns() for table in tables]
     splits, groups = [c.splits for c in columns], [c.groups for c in columns]
     return Columns(
         None if None in splits else [cell for part in splits for cell in part or ()],

@@ -1,4 +1,4 @@
-"""Files at URLs (s3://, gs://, hf://, https://) by fsspec: paths, listings, versions and retries."""
+"""Files at URLs (s3://, gs://, hf://, https://) by fsspec: paths, listings, versions, and ranges of bytes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import hashlib
 import importlib
 import os
 import random
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+from beton_tools.base.console import hide_secrets
 from beton_tools.base.errors import UserError
 
 # of a local file: bytes and modification time in ns; of a remote one: bytes and version hash
@@ -22,10 +24,14 @@ Stamp = tuple[int, int]
 ATTEMPTS = 5  # of one request, beside those of the file system's own library
 FIRST_WAIT = 0.5  # seconds before the second attempt; it doubles
 _NO_ANSWER = 60  # seconds without data after which a connection counts as broken
+MAX_RANGE = 2 << 30  # bytes of one answer; a row group of a parquet file is read at once
+MAX_PAGE = 64 << 20  # bytes of a web server's list of files
 _EXTRA = "pip install 'fastft[cloud]'"
 # protocol -> options of its file system. Listings are not cached: a file that changes must be noticed.
-# ranges count the bytes of the file itself
-_HTTP: dict[str, Any] = {"headers": {"Accept-Encoding": "identity"}}
+_WEB = ("http", "https")
+_HTTP: dict[str, Any] = {
+    "headers": {"Accept-Encoding": "identity"}
+}  # ranges count the bytes of the file itself
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"use_listings_cache": False},
     "gs": {"use_listings_cache": False},
@@ -109,7 +115,7 @@ class RemotePath:
 
     def is_dir(self) -> bool:
         """Return True if there are objects with this prefix. Always False for web servers, which have no folders."""
-        info = None if self.protocol in ("http", "https") else info_of(self)
+        info = None if self.protocol in _WEB else info_of(self)
         return info is not None and info["type"] == "directory"
 
 
@@ -171,13 +177,15 @@ def _expand_braces(path: RemotePath) -> list[RemotePath]:
 
 
 def info_of(path: RemotePath) -> dict[str, Any] | None:
-    """fsspec's description of a file or prefix: "size", "type" and more; None if there is none.
+    """fsspec's description of a file or prefix: "size", "type" and more; None if there is none. Of a web server as fsspec's.
 
     Raises:
         UserError: the server cannot be reached, refuses access, or a package is missing.
     """
     fs, inside = file_system(path)
     try:
+        if path.protocol in _WEB:
+            return {"type": "file", "stamp": _request_web(fs, path, 0, 1)[1]}
         return retrying(path, lambda: fs.info(inside, **_FRESH.get(path.protocol, {})))
     except RemoteError as error:
         if isinstance(error.__cause__, FileNotFoundError):
@@ -185,33 +193,94 @@ def info_of(path: RemotePath) -> dict[str, Any] | None:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def stamp_of_info(path: RemotePath, info: dict[str, Any]) -> Stamp:
-    """Size and a hash of the version (ETag, or else time of modification; 0 where the server states neither).
+def stamp_of_url(path: RemotePath) -> Stamp:
+    """Size and a hash of the version of a file as it is now; the hash is 0 where the server states no version.
 
     Raises:
-        RemoteError: the server does not state the size, or it is not a file.
+        RemoteError: there is no such file, or the server does not state the size.
+        UserError: as `info_of`.
     """
+    info = info_of(path)
+    if info is None:
+        raise RemoteError(path, "no such file")
     if info["type"] != "file":
         raise RemoteError(path, "a folder, not a file")
-    if not isinstance(info.get("size"), int):
-        raise RemoteError(
-            path, "the server does not state the file's size; download it, and give the local file"
-        )
+    stamp = info.get("stamp") or (info.get("size"), _version_hash(info))
+    if not isinstance(stamp[0], int):
+        raise RemoteError(path, _NO_SIZE)
+    return stamp[0], stamp[1]
+
+
+def _version_hash(info: Mapping[str, Any]) -> int:
+    """info: of fsspec, or the headers of a web server's answer."""
     version = next((str(info[key]) for key in (*_VERSION_KEYS, *_TIME_KEYS) if info.get(key)), "")
-    if not version:
-        return info["size"], 0
-    digest = hashlib.blake2b(version.encode(), digest_size=8).digest()
-    return info["size"], int.from_bytes(digest, "little", signed=True)
+    digest = hashlib.blake2b(version.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True) if version else 0
 
 
-def stamp_of_url(path: RemotePath) -> Stamp:
-    """The stamp of the file as it is now.
+# ranges ---------------------------------------------------------------------------------------------------------------
+
+
+def read_range(path: RemotePath, stamp: Stamp, start: int, end: int) -> bytes:
+    """The bytes [start, end) of a file that has the stamp. No more are received, whatever the server sends.
 
     Raises:
-        RemoteError: there is none, or it cannot be examined.
+        RemoteError: they cannot be read, or the file has changed.
     """
+    if not 0 <= end - start <= MAX_RANGE:
+        raise RemoteError(path, f"{end - start:,} bytes would be read at once, the limit is {MAX_RANGE:,}")
+    if start == end:
+        return b""
     fs, inside = file_system(path)
-    return stamp_of_info(path, retrying(path, lambda: fs.info(inside, **_FRESH.get(path.protocol, {}))))
+    if path.protocol in _WEB:
+        data, found = _request_web(fs, path, start, end)
+        if found[0] != stamp[0] or (found[1] != stamp[1] and 0 not in (found[1], stamp[1])):
+            raise changed(path)
+        return data
+
+    def request() -> bytes:
+        data: bytes = fs.cat_file(inside, start=start, end=end)
+        if len(data) != end - start:
+            raise RemoteError(path, f"{len(data):,} of {end - start:,} bytes arrived")
+        return data
+
+    return retrying(path, request)
+
+
+def changed(path: RemotePath) -> RemoteError:
+    return RemoteError(path, "changed after it was indexed; run the same command again")
+
+
+def _request_web(fs: Any, path: RemotePath, start: int, end: int) -> tuple[bytes, Stamp]:
+    """(bytes [start, end), stamp) of a file; fewer bytes if it is shorter.
+
+    Raises:
+        RemoteError: as `retrying`; the server sends other bytes, or does not say which.
+    """
+    asyn: Any = _module("fsspec.asyn", path)
+
+    async def request() -> tuple[bytes, Stamp]:
+        session = await fs.set_session()
+        headers = {**_HTTP["headers"], "Range": f"bytes={start}-{end - 1}"}
+        async with session.get(fs.encode_url(path.url), headers=headers) as answer:
+            stated = answer.headers.get("Content-Range", "")
+            if answer.status == 416 and stated.endswith("*/0"):
+                return b"", (0, _version_hash(answer.headers))
+            if answer.status in (404, 410):
+                raise FileNotFoundError("no such file")
+            answer.raise_for_status()
+            if answer.status != 206 or answer.headers.get("Content-Encoding", "identity") != "identity":
+                raise ValueError(_NO_RANGES)
+            numbers = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", stated)
+            if numbers is None:
+                raise ValueError(_NO_SIZE)
+            first, last, size = map(int, numbers.groups())
+            if (first, last) != (start, min(end, size) - 1):
+                raise RemoteError(path, f"bytes {first}-{last} arrived in the place of {start}-{end - 1}")
+            stamp = size, _version_hash(answer.headers)
+            return await answer.content.readexactly(last + 1 - first), stamp
+
+    return retrying(path, lambda: asyn.sync(fs.loop, request))
 
 
 # fsspec ---------------------------------------------------------------------------------------------------------------
@@ -232,14 +301,29 @@ def _file_system(protocol: str) -> Any:
     example = RemotePath(f"{protocol}://")
     fsspec: Any = _module("fsspec", example)
     options = dict(_OPTIONS[protocol])
-    if protocol in ("http", "https"):
-        aiohttp: Any = _module("aiohttp", example)
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_NO_ANSWER, sock_read=_NO_ANSWER)
-        options["client_kwargs"] = {"timeout": timeout}
+    if protocol in _WEB:
+        options["client_kwargs"] = _web_client(_module("aiohttp", example))
     try:
         return fsspec.filesystem(protocol, **options)
     except ImportError as error:  # "Install s3fs to access S3"
         raise UserError(f"{protocol}:// files cannot be read ({_first_line(error)}); {_EXTRA}") from error
+
+
+def _web_client(aiohttp: Any) -> dict[str, Any]:
+    """Options of a client that unpacks nothing, and of an answer that is read as a whole takes MAX_PAGE bytes at most."""
+
+    class LimitedResponse(aiohttp.ClientResponse):
+        async def read(self) -> bytes:
+            body = b""
+            while chunk := await self.content.readany():
+                body += chunk
+                if len(body) > MAX_PAGE:
+                    raise ValueError(f"the list of files is larger than {MAX_PAGE:,} bytes")
+            self._body: bytes | None = body
+            return body
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_NO_ANSWER, sock_read=_NO_ANSWER)
+    return {"timeout": timeout, "auto_decompress": False, "response_class": LimitedResponse}
 
 
 def _module(name: str, path: RemotePath) -> Any:
@@ -259,30 +343,16 @@ def retrying(path: RemotePath, request: Callable[[], T]) -> T:
         try:
             return request()
         except Exception as error:  # each file system has exceptions of its own
-            cause = _true_cause(error)
-            reason, passing = _explain(cause, path.protocol)
+            reason, passing = _explain(error, path.protocol)
             if attempt == ATTEMPTS or not passing:
                 tried = f", {attempt} attempts" if attempt > 1 else ""
-                raise RemoteError(path, f"{reason}{tried}") from cause
+                raise RemoteError(path, f"{reason}{tried}") from error
         time.sleep(FIRST_WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
     raise AssertionError("unreachable")
 
 
-def _true_cause(error: BaseException) -> BaseException:
-    """fsspec's `info` of a web server turns every error into a FileNotFoundError."""
-    cause = error.__cause__
-    if cause is not None and isinstance(error, FileNotFoundError) and _status(cause) not in (None, 404, 410):
-        return cause
-    return error
-
-
-def _status(error: BaseException | None) -> int | None:
-    """The HTTP status of an error of aiohttp; 0 for another of its errors, None for one of another library."""
-    if error is None or not type(error).__module__.startswith("aiohttp"):
-        return None
-    return int(getattr(error, "status", 0))
-
-
+_NO_SIZE = "the server does not state the file's size; download it, and give the local file"
+_NO_RANGES = "the server cannot send parts of a file (range requests); download it, and give the local file"
 _CREDENTIALS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile; FSSPEC_S3_ANON=true for a public bucket",
     "gs": "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
@@ -290,10 +360,12 @@ _CREDENTIALS = {
 }
 
 
-def _explain(error: BaseException, protocol: str) -> tuple[str, bool]:
+def _explain(error: Exception, protocol: str) -> tuple[str, bool]:
     """(the reason on one line, whether the same request may succeed later)."""
     hint = _CREDENTIALS.get("gs" if protocol == "gcs" else protocol, "use a URL that needs no login")
-    status = _status(error) or getattr(getattr(error, "response", None), "status_code", None)
+    of_aiohttp = type(error).__module__.startswith("aiohttp")
+    status = getattr(error if of_aiohttp else getattr(error, "response", None), "status", 0)
+    status = status or getattr(getattr(error, "response", None), "status_code", 0)
     if isinstance(error, RemoteError):
         return str(error.strerror), True
     if isinstance(error, FileNotFoundError):
@@ -304,16 +376,13 @@ def _explain(error: BaseException, protocol: str) -> tuple[str, bool]:
     if isinstance(error, PermissionError) or status in (401, 403):
         what = f"HTTP status {status}" if status else _first_line(error)
         return f"access denied ({what}); {hint}", False
-    if isinstance(error, ValueError) and "range requests" in str(error):
-        return (
-            "the server cannot send parts of a file (range requests); download it, and give the local file",
-            False,
-        )
-    if status:  # the library's text may contain a signed URL
+    if status:  # the library's text repeats the URL
         return f"HTTP status {status}", status >= 500 or status in (408, 429)
+    if isinstance(error, ValueError) and not of_aiohttp:
+        return _first_line(error), False
     passing = not isinstance(error, (ImportError, TypeError, ValueError))
     return f"{type(error).__name__}: {_first_line(error)}", passing
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).partition("\n")[0][:200]
+    return hide_secrets((str(error) or type(error).__name__).partition("\n")[0])[:200]

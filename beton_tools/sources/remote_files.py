@@ -1,14 +1,13 @@
-"""Bytes of remote files: an open file for readers of archives and tables, and spans that are read together."""
+"""Bytes of local and remote files: open files for readers of archives and tables, and spans that are read together."""
 
 from __future__ import annotations
 
 import io
 import os
-from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, BinaryIO, TypeVar, cast
 
 from beton_tools.base.errors import UserError
@@ -18,10 +17,8 @@ from beton_tools.sources.remote import (
     RemotePath,
     SourcePath,
     Stamp,
-    file_system,
-    info_of,
-    retrying,
-    stamp_of_info,
+    changed,
+    read_range,
     stamp_of_url,
 )
 
@@ -32,19 +29,21 @@ _MAX_GAP = 64 << 10
 _MAX_REQUEST = 32 << 20
 _CONNECTIONS = 8
 
-P = TypeVar("P", bound=SourcePath)
+P = TypeVar("P")
 T = TypeVar("T")
 
 
 class RemoteFile(io.RawIOBase):
-    """A remote file, opened for reading at any position. A read that breaks off is repeated; none returns too little.
+    """A remote file, opened for reading at any position; no read returns too little.
 
     stamp: that of the file when it was opened.
+    read_ahead: request blocks of BLOCK bytes, for a file that is read from its start to its end.
     """
 
-    def __init__(self, path: RemotePath, stamp: Stamp, handle: Any) -> None:
+    def __init__(self, path: RemotePath, read_ahead: bool = True) -> None:
         super().__init__()
-        self.path, self.stamp, self._handle, self._at = path, stamp, handle, 0
+        self.path, self.stamp, self._at = path, stamp_of_url(path), 0
+        self._read_ahead, self._blocks = read_ahead, OrderedDict[int, bytes]()
 
     def readable(self) -> bool:
         return True
@@ -60,61 +59,26 @@ class RemoteFile(io.RawIOBase):
         return self._at
 
     def read(self, size: int | None = -1) -> bytes:
-        rest = max(self.stamp[0] - self._at, 0)
-        count = rest if size is None or size < 0 else min(size, rest)
-        data = retrying(self.path, lambda: self._read_once(count)) if count else b""
-        self._at += count
-        return data
+        begin, rest = self._at, max(self.stamp[0] - self._at, 0)
+        self._at += rest if size is None or size < 0 else min(size, rest)
+        if not self._read_ahead or self._at - begin > BLOCK:
+            return read_range(self.path, self.stamp, begin, self._at)
+        numbers = range(begin // BLOCK, -(-self._at // BLOCK))
+        joined = b"".join(map(self._block, numbers))
+        return joined[begin % BLOCK :][: self._at - begin]
 
-    def _read_once(self, count: int) -> bytes:
-        self._handle.seek(self._at)
-        data = self._handle.read(count)
-        if len(data) != count:
-            raise RemoteError(self.path, f"{len(data):,} of {count:,} bytes arrived")
-        return data
+    def _block(self, number: int) -> bytes:
+        if number not in self._blocks:
+            end = min((number + 1) * BLOCK, self.stamp[0])
+            self._blocks[number] = read_range(self.path, self.stamp, number * BLOCK, end)
+            if len(self._blocks) > _BLOCKS:
+                self._blocks.popitem(last=False)
+        return self._blocks[number]
 
     def readinto(self, buffer: Any) -> int:
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
-
-    def close(self) -> None:
-        self._handle.close()
-        super().close()
-
-
-def open_remote(path: RemotePath, read_ahead: bool = True) -> RemoteFile:
-    """Open a remote file.
-
-    Args:
-        read_ahead: request blocks of BLOCK bytes, for a file that is read from its start to its end.
-
-    Raises:
-        UserError: a package is missing, access is refused, or the server cannot be reached.
-        RemoteError: no such file, or the server does not state its size or cannot send parts of it.
-    """
-    info = info_of(path)
-    if info is None:
-        raise RemoteError(path, "no such file")
-    stamp = stamp_of_info(path, info)
-    fs, inside = file_system(path)
-    if path.protocol in ("http", "https") and stamp[0] > 1:
-        _check_ranges(path, fs, inside, stamp[0])
-    how: dict[str, Any] = {"cache_type": "none"}
-    if read_ahead:
-        how = {"block_size": BLOCK, "cache_type": "blockcache", "cache_options": {"maxblocks": _BLOCKS}}
-    return RemoteFile(path, stamp, retrying(path, lambda: fs.open(inside, "rb", **how)))
-
-
-def _check_ranges(path: RemotePath, fs: Any, inside: str, size: int) -> None:
-    """Refuse a server that would send the whole file for every part."""
-
-    def read_last() -> None:
-        with fs.open(inside, "rb", cache_type="none", size=size) as file:
-            file.seek(size - 1)
-            file.read(1)
-
-    retrying(path, read_last)
 
 
 def open_regular_source(path: SourcePath, read_ahead: bool = True) -> BinaryIO:
@@ -125,7 +89,7 @@ def open_regular_source(path: SourcePath, read_ahead: bool = True) -> BinaryIO:
         UserError: a package is missing, access is refused, or the server cannot be reached.
     """
     return (
-        cast(BinaryIO, open_remote(path, read_ahead)) if isinstance(path, RemotePath) else open_regular(path)
+        cast(BinaryIO, RemoteFile(path, read_ahead)) if isinstance(path, RemotePath) else open_regular(path)
     )
 
 
@@ -144,8 +108,8 @@ def open_source_file(path: SourcePath, expected: str, read_ahead: bool = True) -
 
 
 def map_files(function: Callable[[P], T], paths: Sequence[P]) -> Iterator[T]:
-    """`function` of every path, in order; of several remote files at a time."""
-    if len(paths) < 2 or not isinstance(paths[0], RemotePath):
+    """`function` of every path, in order; of several remote files, or spans of them, at a time."""
+    if len(paths) < 2 or not isinstance(paths[0], (RemotePath, RemoteSpan)):
         yield from map(function, paths)
         return
     with ThreadPoolExecutor(_CONNECTIONS) as pool:
@@ -175,65 +139,43 @@ class RemoteSpan:
         """Spans of the same BLOCK are read in one request."""
         return self.path, self.offset // BLOCK
 
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
     def read(self) -> bytes:
-        return read_spans([self])[0]
+        return read_range(self.path, self.stamp, self.offset, self.end)
 
 
-def read_spans(spans: Sequence[RemoteSpan]) -> list[bytes]:
+def read_spans(spans: Sequence[RemoteSpan]) -> dict[RemoteSpan, bytes]:
     """The bytes of spans, requested at the same time; neighbours in one request.
 
     Raises:
         RemoteError: an archive cannot be read, or has changed after it was indexed.
     """
-    numbers: dict[RemotePath, list[int]] = {}
-    for number, span in enumerate(spans):
-        numbers.setdefault(span.path, []).append(number)
-    parts = map_files(lambda path: _read_archive(path, [spans[i] for i in numbers[path]]), list(numbers))
-    by_number = dict(zip(chain(*numbers.values()), chain(*parts), strict=True))
-    return [by_number[number] for number in range(len(spans))]
-
-
-def _read_archive(path: RemotePath, spans: list[RemoteSpan]) -> list[bytes]:
-    from fsspec.utils import merge_offset_ranges
-
-    _, inside = file_system(path)
-    merged = merge_offset_ranges(
-        [inside] * len(spans),
-        [span.offset for span in spans],
-        [span.offset + span.length for span in spans],
-        _MAX_GAP,
-        _MAX_REQUEST,
-    )
-    ranges = list(zip(merged[1], merged[2], strict=True))
-    blocks = _read_ranges(path, ranges)
-    if stamp_of_url(path) != spans[0].stamp:
-        raise RemoteError(path, "changed after it was indexed; run the same command again")
-    starts = [start for start, _ in ranges]
-    contents = []
-    for span in spans:
-        number = bisect_right(starts, span.offset) - 1
-        begin = span.offset - starts[number]
-        contents.append(blocks[number][begin : begin + span.length])
+    whole: list[RemoteSpan] = []  # requests
+    parts: list[list[RemoteSpan]] = []  # the spans of each
+    for span in sorted(spans, key=lambda span: (span.path, span.offset)):
+        last = whole[-1] if whole else span
+        end = max(last.end, span.end)
+        if (
+            whole
+            and last.path == span.path
+            and span.offset - last.end <= _MAX_GAP
+            and end - last.offset <= _MAX_REQUEST
+        ):
+            whole[-1] = RemoteSpan(span.path, last.offset, end - last.offset, span.stamp)
+            parts[-1].append(span)
+        else:
+            whole.append(span)
+            parts.append([span])
+    contents = {}
+    for request, data, inside in zip(whole, map_files(RemoteSpan.read, whole), parts, strict=True):
+        for span in inside:
+            contents[span] = data[span.offset - request.offset :][: span.length]
+    for path, stamp in {span.path: span.stamp for span in spans}.items():
+        if (
+            path.protocol not in ("http", "https") and stamp_of_url(path) != stamp
+        ):  # there every answer has its version
+            raise changed(path)
     return contents
-
-
-def _read_ranges(path: RemotePath, ranges: list[tuple[int, int]]) -> list[bytes]:
-    """The bytes from start to end of every (start, end), in ascending order."""
-    fs, inside = file_system(path)
-    done = {(start, end): b"" for start, end in ranges if start == end}
-
-    def request_missing() -> None:
-        missing = [key for key in ranges if key not in done]
-        starts, ends = [start for start, _ in missing], [end for _, end in missing]
-        results = fs.cat_ranges([inside] * len(missing), starts, ends, on_error="return")
-        for key, result in zip(missing, results, strict=True):
-            if isinstance(result, bytes) and len(result) == key[1] - key[0]:
-                done[key] = result
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        if len(done) < len(set(ranges)):
-            raise RemoteError(path, "fewer bytes arrived than were requested")
-
-    retrying(path, request_missing)
-    return [done[key] for key in ranges]

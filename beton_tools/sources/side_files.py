@@ -1,9 +1,13 @@
-"""Optional files beside the images: lists of labels, classes and class names."""
+"""Optional files beside the images: lists of labels, classes and class names; readable names of ImageNet's wnids."""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import islice
+from pathlib import Path
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import read_user_file
@@ -12,6 +16,11 @@ from beton_tools.sources.remote_files import open_source_file
 
 MAX_BYTES = 256 << 20  # the labels of five million images; those of ImageNet's validation set take 2 MB
 _PARENTS = 4
+_WNID = re.compile(r"n\d{8}")
+_KAGGLE_LIST = "LOC_synset_mapping.txt"  # "n01440764 tench, Tinca tinca", in the ILSVRC download of Kaggle
+_TIMM_LISTS = "data/_info"  # of timm, which is slow to import
+_TIMM_NAMES = "imagenet_synset_to_lemma.txt"  # as Kaggle's, with a tab
+_TIMM_WNIDS = "imagenet_synsets.txt"  # one on each line
 
 
 def folder_and_parents(folder: SourcePath) -> list[SourcePath]:
@@ -52,3 +61,44 @@ def read_lines(path: SourcePath) -> list[str] | None:
     if not is_present(path):
         return None
     return read_side_file(path, MAX_BYTES, "a text file").decode("utf-8", "surrogateescape").splitlines()
+
+
+# wnids ----------------------------------------------------------------------------------------------------------------
+
+
+def is_wnid(name: str) -> bool:
+    """Whether a name has the form of a WordNet id, such as n01440764."""
+    return _WNID.fullmatch(name) is not None
+
+
+def class_names_of(classes: Sequence[str], root: SourcePath) -> tuple[str, ...] | None:
+    """Readable names if all classes are wnids and one list (near `root`, or timm's) has all of them; otherwise None."""
+    if not classes or not all(is_wnid(c) for c in classes):
+        return None
+    for path in _name_lists(root):
+        names = _parse_names(read_lines(path) or [])
+        if all(c in names for c in classes):
+            return tuple(names[c] for c in classes)
+    return None
+
+
+def _name_lists(root: SourcePath) -> list[SourcePath]:
+    near = [folder / _KAGGLE_LIST for folder in folder_and_parents(root)]
+    return [*near, *_timm_list(_TIMM_NAMES)]
+
+
+def imagenet_wnids() -> tuple[str, ...]:
+    """The 1,000 wnids of ILSVRC2012 by label, from timm's list; empty without timm."""
+    return tuple(wnid for path in _timm_list(_TIMM_WNIDS) for wnid in read_lines(path) or ())
+
+
+def _timm_list(name: str) -> list[Path]:
+    timm = find_spec("timm")
+    if timm is None or timm.origin is None:
+        return []
+    return [Path(timm.origin).parent / _TIMM_LISTS / name]
+
+
+def _parse_names(lines: Sequence[str]) -> dict[str, str]:
+    rows = (line.split(maxsplit=1) for line in lines)
+    return {row[0]: row[1].strip() for row in rows if len(row) == 2}

@@ -21,10 +21,11 @@ from beton_tools.base.names import Names
 from beton_tools.sources.base import SpanSource, stamp_of
 from beton_tools.sources.remote import RemotePath, SourcePath, Stamp
 from beton_tools.sources.remote_files import open_source_file
-from beton_tools.sources.wnids import class_names_of, is_wnid
+from beton_tools.sources.side_files import class_names_of, is_wnid
 
 _BLOCK = 512  # POSIX ustar
 _MAX_HEADER = 64 << 10  # bytes of an extended header (long names, pax records); a path has at most 4096
+MAX_MEMBERS = 10_000_000  # of one archive; a hostile server sends headers without end
 # Before Python 3.11.10, tarfile reads a pax header in a time quadratic in its longest run of digits (CVE-2024-6232).
 # A file name has at most 255 characters, a number in a header fewer.
 _TOO_MANY_DIGITS = re.compile(rb"[0-9]{256}")
@@ -81,12 +82,14 @@ def members(
     try:
         # closing a TarFile does not close its fileobj
         tar = tarfile.open(fileobj=cast(BinaryIO, _HeaderReader(file, end)), mode="r:")  # noqa: SIM115
-        position = start
+        position, count = start, 0
         while (info := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # otherwise tarfile keeps every member in memory
             if info.size < 0 or tar.offset <= position:  # the same headers could be read forever
                 raise tarfile.ReadError("a member of negative size")
-            position = tar.offset
+            position, count = tar.offset, count + 1
+            if count > MAX_MEMBERS:
+                raise UserError(f"{path}: more than {MAX_MEMBERS:,} members; divide it into several archives")
             if info.isreg() and not 0 <= info.size <= end - info.offset_data:
                 raise tarfile.ReadError("unexpected end of data")
             member = _as_member(info, earlier)
@@ -97,7 +100,7 @@ def members(
                 file.seek(after)
             elif left_out is not None and not info.isdir():
                 left_out[f"{_suffix(info.name)} {_kind(info)}".lstrip()] += 1
-    except OSError:
+    except (OSError, UserError):
         raise
     except Exception as error:  # tarfile raises many types on hostile headers, among them RecursionError
         reason = " ".join(str(error).split())[:100]

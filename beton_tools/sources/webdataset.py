@@ -14,9 +14,8 @@ from beton_tools.read.format import MAX_CLASSES
 from beton_tools.sources.base import SpanSource, stamp_of
 from beton_tools.sources.remote import SourcePath, Stamp
 from beton_tools.sources.remote_files import map_files, open_source_file
-from beton_tools.sources.side_files import read_lines
+from beton_tools.sources.side_files import class_names_of, read_lines
 from beton_tools.sources.tars import Member, SpanTable, members, read_member
-from beton_tools.sources.wnids import class_names_of
 
 _CLASS_LISTS = ("classes.txt", "classnames.txt", "synsets.txt")  # one class per line, in the shards' folder
 _MAX_JSON_BYTES = 1 << 20

@@ -8,7 +8,7 @@ from pathlib import Path
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import read_user_text
 from beton_tools.read.manifest import Manifest
-from beton_tools.sources.wnids import imagenet_wnids, is_wnid
+from beton_tools.sources.side_files import imagenet_wnids, is_wnid
 
 Template = Callable[[str], str]  # a class name to a text
 OPENAI, SIMPLE = "openai", "simple"  # open_clip's lists of 80 and of 7 templates for ImageNet

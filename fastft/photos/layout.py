@@ -16,18 +16,11 @@ from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import is_image_name
 from beton_tools.sources import Source, find_split, open_source
+from beton_tools.sources.base import subset
 from beton_tools.sources.folder import class_folders, has_images
-from beton_tools.sources.parquet import ParquetSource, lists_paths
-from beton_tools.sources.path_table import (
-    SPLIT_VALUES,
-    Columns,
-    is_csv,
-    parquet_columns,
-    sort_labels,
-    table_source,
-)
+from beton_tools.sources.parquet import ParquetSource, open_tables
+from beton_tools.sources.path_table import SPLIT_VALUES, Columns, columns_of, is_csv, sort_labels
 from beton_tools.sources.remote import RemotePath, source_path
-from beton_tools.sources.subset import subset
 from fastft.photos.paths import GIVE, TABLE_SUFFIXES
 
 
@@ -195,12 +188,9 @@ def _count_images(place: Path) -> int:
 
 
 def _open_files(files: list[Path]) -> LabelledSet:
-    if all(map(is_csv, files)) or (_is_parquet(files[0]) and lists_paths(files[0])):
-        return _in_order(LabelledSet(*table_source(files)))
-    if _is_parquet(files[0]):
-        from beton_tools.sources.parquet import parquet_source
-
-        return LabelledSet(parquet_source(files[0].parent, files), parquet_columns(files))
+    if all(is_csv(path) or _is_parquet(path) for path in files):
+        source, tables = open_tables(files[0].parent, files)
+        return _in_order(LabelledSet(source, columns_of(tables)))
     return _in_order(LabelledSet(open_source(files[0].parent)))
 
 

@@ -22,6 +22,9 @@ class FileServer(ThreadingHTTPServer):
     status: answer everything with this status; 0: serve files.
     delay: seconds before an answer, as a round trip over a network takes.
     versions: send ETag and Last-Modified.
+    trick: "other range": a later part under its own Content-Range; "other total": another size in Content-Range; "endless": the
+        part and then zeros without end; "gzip": says that the part is compressed; "redirect": to a URL that is none, with a
+        signature.
     sent: bytes of contents sent so far.
     """
 
@@ -31,7 +34,7 @@ class FileServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder = folder
         self.ranges, self.versions, self.break_every, self.status = True, True, 0, 0
-        self.delay = 0.0
+        self.delay, self.trick = 0.0, ""
         self.sent = self.responses = 0
 
     def handle_error(self, *_: object) -> None:
@@ -59,6 +62,12 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(self.server.delay)
         path = self.server.folder / unquote(urlsplit(self.path).path).lstrip("/")
         status = self.server.status or (200 if path.is_file() else 404)
+        if self.server.trick == "redirect":
+            self.send_response(302)
+            self.send_header("Location", "ftp://user:password@[other/a.tar?signature=secret")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         if status != 200:
             self.send_response(status)
             self.send_header("Content-Length", "0")
@@ -69,14 +78,22 @@ class _Handler(BaseHTTPRequestHandler):
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if asked and self.server.ranges:
             start, stop = int(asked[1]), min(int(asked[2]) + 1, stat.st_size)
+            moved = self.server.trick == "other range" and stop < stat.st_size
+            start, stop = start + moved, stop + moved
+            total = stat.st_size + (self.server.trick == "other total")
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{stat.st_size}")
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{total}")
         else:
             self.send_response(200)
         if self.server.versions:
             self.send_header("ETag", f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"')
             self.send_header("Last-Modified", formatdate(stat.st_mtime, usegmt=True))
-        self.send_header("Content-Length", str(stop - start))
+        if self.server.trick == "gzip":
+            self.send_header("Content-Encoding", "gzip")
+        if self.server.trick == "endless":
+            self.close_connection = True
+        else:
+            self.send_header("Content-Length", str(stop - start))
         self.end_headers()
         if with_contents:
             with path.open("rb") as file:
@@ -92,6 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
         server.sent += len(body)
         try:
             self.wfile.write(body)
+            while server.trick == "endless":
+                self.wfile.write(bytes(1 << 16))
+                server.sent += 1 << 16
         except OSError:  # the client had enough
             self.close_connection = True
 

@@ -77,7 +77,7 @@ def test_parquet_labels(tmp_path: Path, label: int) -> None:
         (pa.array([0, -3], pa.int8()), "label -3 is negative"),
         (pa.array([True, False]), "label is of the type bool; labels must be integers or names"),
         (pa.array([0.0, 1.0]), "label is of the type double; labels must be integers or names"),
-        (pa.array(["0", None]), "1 rows have no label"),
+        (pa.array(["0", None]), "row 3: no label"),
         (pa.array([0, None], pa.int64()), "1 rows have no label"),
     ],
 )

@@ -9,7 +9,8 @@ from PIL import Image
 
 from beton_tools.base.errors import UserError
 from beton_tools.sources import open_source
-from beton_tools.sources.path_table import Columns, sort_labels, table_source
+from beton_tools.sources.parquet import open_tables
+from beton_tools.sources.path_table import Columns, columns_of, sort_labels
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 
@@ -113,9 +114,9 @@ def test_a_column_of_another_type_does_not_hide_the_labels(images: Path) -> None
 def test_optional_columns_are_read(images: Path) -> None:
     table = images / "t.csv"
     table.write_text("path,label,split,group\na.png,x,Validation,p1\nb.png,y,training,\nc.png,y,test,p2\n")
-    assert table_source([table])[1] == Columns(["val", "train", "test"], ["p1", "", "p2"])
+    assert columns_of(open_tables(images, [table])[1]) == Columns(["val", "train", "test"], ["p1", "", "p2"])
     table.write_text("path,label,is_valid\na.png,x,True\nb.png,y,0\n")
-    assert table_source([table])[1] == Columns(["val", "train"], None)
+    assert columns_of(open_tables(images, [table])[1]) == Columns(["val", "train"], None)
 
 
 def test_numbers_are_sorted_by_value() -> None:
@@ -165,12 +166,12 @@ def test_a_label_outside_the_given_classes_is_refused(images: Path) -> None:
 )
 def test_a_cell_may_hold_any_text(tmp_path: Path, text: str, labels: tuple[str, ...]) -> None:
     (tmp_path / "t.csv").write_bytes(text.encode())
-    assert table_source([tmp_path / "t.csv"])[0].classes == labels
+    assert open_tables(tmp_path, [tmp_path / "t.csv"])[0].classes == labels
 
 
 def test_excels_unicode_text_is_read(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes("path\tlabel\r\na.png\tcafé\r\n".encode("utf-16"))
-    assert table_source([tmp_path / "t.csv"])[0].classes == ("café",)
+    assert open_tables(tmp_path, [tmp_path / "t.csv"])[0].classes == ("café",)
 
 
 def test_a_label_in_another_encoding_is_named_and_a_path_may_be_any_bytes(tmp_path: Path) -> None:
@@ -178,9 +179,9 @@ def test_a_label_in_another_encoding_is_named_and_a_path_may_be_any_bytes(tmp_pa
     with pytest.raises(
         UserError, match=r"t\.csv, row 3: the label is not UTF-8 text; save the table as UTF-8"
     ):
-        table_source([tmp_path / "t.csv"])
+        open_tables(tmp_path, [tmp_path / "t.csv"])
     (tmp_path / "t.csv").write_bytes("path,label\ncafé.png,x\n".encode("latin-1"))
-    assert list(table_source([tmp_path / "t.csv"])[0].names) == ["caf\udce9.png"]
+    assert list(open_tables(tmp_path, [tmp_path / "t.csv"])[0].names) == ["caf\udce9.png"]
 
 
 def test_only_columns_that_are_used_must_have_different_names(images: Path) -> None:

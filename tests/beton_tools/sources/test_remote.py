@@ -1,5 +1,6 @@
 """Files of a web server are converted as local ones, through broken connections; what cannot work is one line."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,15 @@ import pytest
 from beton_tools import UserError
 from beton_tools.read.manifest import manifest_path
 from beton_tools.sources import open_source, remote
-from beton_tools.sources.remote import RemoteError, RemotePath, expand_pattern, retrying, source_path
-from beton_tools.sources.remote_files import BLOCK, RemoteFile, open_remote
+from beton_tools.sources.remote import (
+    RemoteError,
+    RemotePath,
+    expand_pattern,
+    read_range,
+    retrying,
+    source_path,
+)
+from beton_tools.sources.remote_files import BLOCK, RemoteFile
 from beton_tools.write.convert import convert_folder, convert_imagenet
 from beton_tools.write.writer import WriteOptions, write_beton
 from tests.beton_tools.conftest import tar_of
@@ -118,6 +126,67 @@ def test_what_a_server_refuses_is_one_line(
     assert server.responses <= 1  # of which the client read no more than the headers
 
 
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+@pytest.mark.parametrize(
+    ("trick", "reason"),
+    [
+        ("other range", r"bytes \d+-\d+ arrived in the place of \d+-\d+, 5 attempts"),
+        ("other total", "changed after it was indexed"),
+        ("gzip", "the server cannot send parts of a file"),
+    ],
+)
+def test_bytes_of_another_range_are_never_stored(
+    server: FileServer, tmp_path: Path, photo_jpegs: Jpegs, trick: str, reason: str, on_error: str
+) -> None:
+    shards(server.folder, photo_jpegs)
+    source = open_source(f"{server.url}/s-00.tar")
+    server.trick = trick
+    with pytest.raises(UserError, match=rf"s-00\.tar: {reason}"):
+        write_beton(tmp_path / "o.beton", source, WriteOptions(workers=0, on_error=on_error))
+    assert not (tmp_path / "o.beton").exists()
+
+
+def test_an_endless_answer_is_left_after_the_bytes_that_were_asked_for(
+    server: FileServer, tmp_path: Path, photo_jpegs: Jpegs
+) -> None:
+    shards(server.folder, photo_jpegs)
+    server.trick = "endless"
+    convert_folder(f"{server.url}/s-00.tar", tmp_path / "remote.beton", ALONE)
+    convert_folder(server.folder / "s-00.tar", tmp_path / "local.beton", ALONE)
+    assert (tmp_path / "remote.beton").read_bytes() == (tmp_path / "local.beton").read_bytes()
+    assert server.sent < 300 << 20
+
+
+def test_an_endless_list_of_files_is_refused(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "MAX_PAGE", 1 << 20)
+    (server.folder / "index").write_text("<html>")
+    server.trick = "endless"
+    with pytest.raises(UserError, match="the list of files is larger than 1,048,576 bytes"):
+        expand_pattern(RemotePath(f"{server.url}/index/*.tar"))
+
+
+def test_headers_without_end_are_refused(
+    server: FileServer, photo_jpegs: Jpegs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("beton_tools.sources.tars.MAX_MEMBERS", 3)
+    shards(server.folder, photo_jpegs)
+    with pytest.raises(UserError, match=r"s-00\.tar: more than 3 members; divide it"):
+        open_source(f"{server.url}/s-00.tar")
+
+
+def test_a_part_that_is_too_large_is_not_requested() -> None:
+    path = RemotePath("https://host/a.tar")
+    with pytest.raises(RemoteError, match=r"2,147,483,649 bytes would be read at once"):
+        read_range(path, (1 << 60, 0), 0, (2 << 30) + 1)
+
+
+def test_a_redirect_to_no_url_is_one_line_without_secrets(server: FileServer) -> None:
+    server.trick = "redirect"
+    with pytest.raises(UserError, match=r"s-00\.tar: cannot be read \(.*[rR]edirect") as caught:
+        open_source(f"{server.url}/s-00.tar?signature=secret")
+    assert not {"secret", "password"} & set(re.findall(r"\w+", str(caught.value)))
+
+
 def test_a_server_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
     with pytest.raises(UserError, match=r"127\.0\.0\.1.*, 5 attempts\)$"):
@@ -177,7 +246,7 @@ def test_large_members_are_not_downloaded_for_the_index(server: FileServer) -> N
 def test_an_open_file_reads_like_a_local_one(server: FileServer) -> None:
     data = bytes(range(256)) * 1000
     (server.folder / "f").write_bytes(data)
-    with open_remote(RemotePath(f"{server.url}/f")) as file:
+    with RemoteFile(RemotePath(f"{server.url}/f")) as file:
         assert isinstance(file, RemoteFile)
         assert file.seek(-10, 2) == len(data) - 10 == file.tell()
         assert file.read(100) == data[-10:]
@@ -188,7 +257,7 @@ def test_an_open_file_reads_like_a_local_one(server: FileServer) -> None:
         assert bytes(buffer) + file.read() == data[1000:]
     server.status = 404
     with pytest.raises(RemoteError, match="no such file"):
-        open_remote(RemotePath(f"{server.url}/f"))
+        RemoteFile(RemotePath(f"{server.url}/f"))
 
 
 def test_paths() -> None:
