@@ -1,45 +1,103 @@
-"""An accuracy that the choice of the setting does not flatter: of a test set, or corrected by a bootstrap."""
+"""The result of a search, and an accuracy that the choice does not flatter: of a test set, or corrected by a bootstrap."""
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastft.evaluate.evaluation import predict_file
+from fastft.recipe import Recipe
+from fastft.recipe.constants import RAW
+from fastft.run.evaluations import TOP1
 from fastft.run.metrics import balanced_weights
+from fastft.search.runs import PlannedRun
+from fastft.search.settings import Setting
 
 REPEATS = 1000
 SEED = 0
 
 
 @dataclass(frozen=True)
-class FinalFigures:
-    """Top-1 and balanced accuracy of the tuned run on a test file in percent, and its gain over the recipe's own setting.
+class ShortRun:
+    """A complete run of a setting, or the error that ended it.
 
-    Gains are in points, image by image on the same images; None if the recipe's own setting was not trained in full.
-    standard_error, default_top1, gain, gain_standard_error: of top-1. shared: images of the test file that are also training or
-    validation images.
+    rung: from 0. score: top-1 or, with very unequal classes, balanced accuracy (`measure`) of the last epoch on the validation
+    images in percent; None if it failed. weights: "raw" or "ema", those that the run chose.
     """
 
-    images: int
-    top1: float
-    standard_error: float
-    balanced_accuracy: float
-    default_top1: float | None = None
+    setting: Setting
+    rung: int
+    epochs: int
+    run: PlannedRun
+    score: float | None = None
+    measure: str = TOP1
+    weights: str = RAW
+    failure: str | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.run.recipe
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure on a test file in percent, and its gain in points over the recipe's own setting, with standard errors.
+
+    Gains are taken image by image on the same images; None if the recipe's own setting was not trained in full.
+    """
+
+    value: float
+    error: float
+    default: float | None = None
     gain: float | None = None
-    gain_standard_error: float | None = None
+    gain_error: float | None = None
+
+
+@dataclass(frozen=True)
+class FinalFigures:
+    """Figures of the tuned run on a test file. shared: of its images, how many are also training or validation images."""
+
+    images: int
+    top1: Figure
+    balanced: Figure
     shared: int = 0
-    balanced_standard_error: float = 0.0
-    default_balanced_accuracy: float | None = None
-    balanced_gain: float | None = None
-    balanced_gain_standard_error: float | None = None
+
+    def of(self, measure: str) -> Figure:
+        return self.top1 if measure == TOP1 else self.balanced
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        t, b = self.top1, self.balanced
+        return {
+            "images": self.images, "shared": self.shared, "top1": t.value, "standard_error": t.error,
+            "default_top1": t.default, "gain": t.gain, "gain_standard_error": t.gain_error, "balanced_accuracy": b.value,
+            "balanced_standard_error": b.error, "default_balanced_accuracy": b.default, "balanced_gain": b.gain,
+            "balanced_gain_standard_error": b.gain_error,
+        }  # fmt: skip
 
 
-def measure(tuned: Path, default: Path | None, test: Path, device: str) -> FinalFigures:
+@dataclass(frozen=True)
+class Result:
+    """A search so far. skipped: (setting, epochs) that did not fit into the budget.
+
+    complete: whether the best setting was trained in full. optimism: see `optimism`; None with a test file.
+    """
+
+    recipe: Recipe
+    layers: int
+    rungs: Sequence[int]
+    trials: list[ShortRun]
+    best: ShortRun
+    skipped: list[tuple[Setting, int]]
+    complete: bool
+    spent: float
+    figures: FinalFigures | None = None
+    optimism: float | None = None
+    test: Path | None = None
+
+
+def measure(tuned: Path, default: Path | None, test: Path, device: str, shared: int) -> FinalFigures:
     """Figures of the tuned run. default: run directory of the recipe's own setting; `tuned` itself if that is the best.
 
     Raises:
@@ -47,33 +105,25 @@ def measure(tuned: Path, default: Path | None, test: Path, device: str) -> Final
     """
     _, found = predict_file(tuned, test, device)
     if default is None:
-        return compare(found.labels_N, found.right_N, None)
-    right_N = found.right_N if default == tuned else predict_file(default, test, device)[1].right_N
-    return compare(found.labels_N, found.right_N, right_N)
+        figures = compare(found.labels_N, found.right_N, None)
+    else:
+        own = found if default == tuned else predict_file(default, test, device)[1]
+        figures = compare(found.labels_N, found.right_N, own.right_N)
+    return replace(figures, shared=shared)
 
 
 def compare(labels_N: np.ndarray, right_N: np.ndarray, default_right_N: np.ndarray | None) -> FinalFigures:
     """Figures from which images are classified correctly: bool (N,), of the tuned run and of the recipe's own setting."""
-    together_N = np.zeros_like(labels_N)
-    top1, error = _mean_and_error(right_N, together_N)
-    balanced, balanced_error = _mean_and_error(right_N, labels_N)
-    figures = FinalFigures(len(labels_N), top1, error, balanced, balanced_standard_error=balanced_error)
-    if default_right_N is None:
-        return figures
-    differences_N = right_N.astype(int) - default_right_N
-    default_top1, _ = _mean_and_error(default_right_N, together_N)
-    default_balanced, _ = _mean_and_error(default_right_N, labels_N)
-    gain, gain_error = _mean_and_error(differences_N, together_N)
-    balanced_gain, balanced_gain_error = _mean_and_error(differences_N, labels_N)
-    return replace(
-        figures,
-        default_top1=default_top1,
-        gain=gain,
-        gain_standard_error=gain_error,
-        default_balanced_accuracy=default_balanced,
-        balanced_gain=balanced_gain,
-        balanced_gain_standard_error=balanced_gain_error,
-    )
+
+    def figure(groups_N: np.ndarray) -> Figure:
+        found = Figure(*_mean_and_error(right_N, groups_N))
+        if default_right_N is None:
+            return found
+        default, _ = _mean_and_error(default_right_N, groups_N)
+        gain, gain_error = _mean_and_error(right_N.astype(int) - default_right_N, groups_N)
+        return replace(found, default=default, gain=gain, gain_error=gain_error)
+
+    return FinalFigures(len(labels_N), top1=figure(np.zeros_like(labels_N)), balanced=figure(labels_N))
 
 
 def _mean_and_error(values_N: np.ndarray, groups_N: np.ndarray) -> tuple[float, float]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
+from beton_tools.base.console import compact_table, print_table
 from fastft.cost.mfu import PUBLISHED_MFU
 from fastft.cost.model import predict_published
 from fastft.cost.table import LOADER_LIMITS
@@ -15,8 +15,7 @@ from fastft.photos.counts import load_counted
 from fastft.recipe import Recipe
 from fastft.recipe.recipe_file import is_table, open_sweep
 from fastft.recipe.tables import Sweep
-from fastft.search.planned_runs import plan_runs, run_key
-from fastft.search.sweep_results import read_result
+from fastft.search.runs import plan_runs, read_result, run_key
 
 Hours = dict[str, float]  # by GPU kind, modelled at the MFU published for a ViT
 
@@ -75,17 +74,13 @@ def price_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path) -
             elif read_result(run) is not None:
                 price = replace(price, remark=f"trained: {run.key}")
             else:
-                price = _predicted(price, load_counted(sweep.reference(row), overrides))
+                predicted = predict_published(load_counted(sweep.reference(row), overrides))
+                hours = {kind: p["hours"] for kind, p in predicted.items()}
+                starved = tuple(kind for kind, p in predicted.items() if p["limited_by"] == "loader")
+                price = replace(price, hours=hours, starved=starved)
             first.setdefault(run.key, f"{sweep.name} {row.title}")
             prices.append(price)
     return prices
-
-
-def _predicted(price: Price, recipe: Recipe) -> Price:
-    predicted = predict_published(recipe)
-    hours = {kind: p["hours"] for kind, p in predicted.items()}
-    starved = tuple(kind for kind, p in predicted.items() if p["limited_by"] == "loader")
-    return replace(price, hours=hours, starved=starved)
 
 
 def total_hours(prices: Sequence[Price]) -> Hours:
@@ -94,24 +89,19 @@ def total_hours(prices: Sequence[Price]) -> Hours:
 
 def print_prices(prices: Sequence[Price], console: Console) -> None:
     shares = ", ".join(f"{kind} {mfu.value:.1%}" for kind, mfu in PUBLISHED_MFU.items())
-    table = Table(
-        title=f"GPU-hours, on 8 GPUs, modelled at the MFU published for a ViT: {shares}", title_justify="left"
-    )
-    table.add_column("table")
-    table.add_column("row")
-    for kind in MAIN_GPUS:
-        table.add_column(kind, justify="right")
-    table.add_column("")
+    title = f"GPU-hours, on 8 GPUs, modelled at the MFU published for a ViT: {shares}"
+    table = compact_table(title, ["table", "row", "", *MAIN_GPUS], left=3)
     for previous, price in zip([None, *prices], prices, strict=False):
-        if previous and previous.sweep != price.sweep:
+        starts = previous is None or previous.sweep != price.sweep
+        if starts:
             table.add_section()
-        name = "" if previous and previous.sweep == price.sweep else price.sweep
-        table.add_row(name, price.row, *(_hours(price, kind) for kind in MAIN_GPUS), price.remark)
+        name = price.sweep if starts else ""
+        table.add_row(name, price.row, price.remark, *(_hours(price, kind) for kind in MAIN_GPUS))
     total = (f"{hours:,.1f}" for hours in total_hours(prices).values())
     trainings = sum(price.hours is not None for price in prices)
     table.add_section()
-    table.add_row("all", f"{trainings} of {len(prices)} rows", *total, style="bold")
-    console.print(table)
+    table.add_row("all", f"{trainings} of {len(prices)} rows", "", *total)
+    print_table(table, console)
     if any(price.starved for price in prices):
         console.print(LOADER_LIMITS, highlight=False, soft_wrap=True)
 

@@ -1,57 +1,52 @@
 """Report the results of a sweep in the paper's layout: terminal, Markdown, JSON, plot."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from beton_tools.base.atomic import write_text
 from beton_tools.base.console import compact_table, markdown_table, print_table
+from fastft.evaluate.plot import Line, Panel
 from fastft.recipe.tables import Sweep
-from fastft.search.figure import draw_plot
-from fastft.search.sweep_results import Outcome, Score
+from fastft.search.results import WRITTEN, write_results
+from fastft.search.runs import Outcome, Score
 
 COLUMNS = ("paper", "ours", "diff", "best EMA", "last EMA", "best raw", "last raw")
 NOTE = (
     "Top-1 in percent. 'Ours' is the best epoch of the EMA (of the raw model where the paper has no EMA), "
     "chosen on the validation images as in the paper. ± is the binomial standard error, @ the epoch from 0."
 )
+BELOW_BEST = 6.0  # percentage points shown below the best epoch; the warm-up would flatten the rest
+SHIFT = 0.06  # horizontal offset between lines of a table, so that error bars do not overlap
+# hollow and larger, so that a point of ours at the same place does not hide it
+PAPER: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "none", "markersize": 11, "alpha": 0.7}
+CURVES = {"ema": "w EMA", "raw": "w/o EMA"}  # as the paper's Figure 2 names them
 
 
 def write_report(sweep: Sweep, outcomes: Sequence[Outcome], folder: Path) -> None:
-    """Write table.md, results.json and plot.png, each atomically."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "table.md", markdown(sweep, outcomes))
-    write_text(folder / "results.json", json.dumps(as_json(sweep, outcomes), indent=1) + "\n")
-    draw_plot(sweep, outcomes, folder / "plot.png")
+    """Write table.md (the paper's table with ours below, then all figures of every row), results.json and plot.png."""
+    title = f"{sweep.title} ({sweep.source})"
+    details = [[o.row.title, *_cells(o), f"`{o.run.folder.name}`"] for o in outcomes]
+    parts = [f"# {title}", _grid(sweep, outcomes), NOTE, markdown_table(["row", *COLUMNS, "run"], details)]
+    failed = [f"- {o.row.title}: {o.error}" for o in outcomes if o.error]
+    if failed:
+        parts.append("Failed:\n\n" + "\n".join(failed))
+    document = {
+        "name": sweep.name, "title": sweep.title, "source": sweep.source,
+        "rows": [_json_row(sweep, o) for o in outcomes],
+    }  # fmt: skip
+    panels = [_epochs(o) for o in outcomes] if sweep.plot == "epochs" else [_labels(sweep, outcomes)]
+    write_results(folder, parts, document, panels, title)
 
 
-def print_report(sweep: Sweep, outcomes: Sequence[Outcome], console: Console) -> None:
+def print_report(sweep: Sweep, outcomes: Sequence[Outcome], folder: Path, console: Console) -> None:
     rows = ([outcome.row.title, *_cells(outcome)] for outcome in outcomes)
     print_table(compact_table(f"{sweep.title} ({sweep.source})", ["row", *COLUMNS], rows), console)
     for outcome in outcomes:
         if outcome.error:
             console.print(f"{outcome.row.title}: {outcome.error}", style="red", highlight=False, markup=False)
-
-
-def markdown(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
-    """The paper's table with our line below each of its lines, then all figures of every row."""
-    parts = [f"# {sweep.title} ({sweep.source})", _grid(sweep, outcomes), NOTE, _details(outcomes)]
-    failed = [f"- {o.row.title}: {o.error}" for o in outcomes if o.error]
-    if failed:
-        parts.append("Failed:\n\n" + "\n".join(failed))
-    return "\n\n".join(parts) + "\n"
-
-
-def as_json(sweep: Sweep, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    return {
-        "name": sweep.name,
-        "title": sweep.title,
-        "source": sweep.source,
-        "rows": [_json_row(sweep, o) for o in outcomes],
-    }
+    console.print(f"written: {folder}/{WRITTEN}", highlight=False)
 
 
 def _grid(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
@@ -59,30 +54,20 @@ def _grid(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
     lines = []
     for series in sweep.series:
         row = [cells.get((series, label)) for label in sweep.labels]
-        lines.append(
-            [f"{series} paper".strip(), *("" if o is None else as_published(o.row.paper) for o in row)]
-        )
+        paper = ("" if o is None else as_published(o.row.paper) for o in row)
+        lines.append([f"{series} paper".strip(), *paper])
         lines.append([f"{series} ours".strip(), *("" if o is None else _score(o.ours) for o in row)])
     return markdown_table(["", *sweep.labels], lines)
 
 
-def _details(outcomes: Sequence[Outcome]) -> str:
-    lines = [[o.row.title, *_cells(o), f"`{o.run.folder.name}`"] for o in outcomes]
-    return markdown_table(["row", *COLUMNS, "run"], lines)
-
-
 def _cells(outcome: Outcome) -> list[str]:
     difference = "-" if outcome.difference is None else f"{outcome.difference:+.2f}"
-    ours = "failed" if outcome.error else _score(outcome.ours)
-    scores = []
+    cells = [as_published(outcome.row.paper), "failed" if outcome.error else _score(outcome.ours), difference]
     for weights in ("ema", "raw"):
         best, last = outcome.best(weights), outcome.last(weights)
-        scores += (
-            ["-", "-"]
-            if best is None or last is None
-            else [f"{best.top1:.2f} @{best.epoch}", f"{last.top1:.2f}"]
-        )
-    return [as_published(outcome.row.paper), ours, difference, *scores]
+        cells.append("-" if best is None else f"{best.top1:.2f} @{best.epoch}")
+        cells.append("-" if last is None else f"{last.top1:.2f}")
+    return cells
 
 
 def as_published(top1: float | None) -> str:
@@ -97,21 +82,48 @@ def _score(score: Score | None) -> str:
 
 
 def _json_row(sweep: Sweep, outcome: Outcome) -> dict[str, Any]:
-    def plain(score: Score | None) -> dict[str, Any] | None:
-        return None if score is None else vars(score)
-
+    row = outcome.row
+    scores = {"ours": outcome.ours}
+    for weights in ("ema", "raw"):
+        scores |= {f"best_{weights}": outcome.best(weights), f"last_{weights}": outcome.last(weights)}
     return {
-        "label": outcome.row.label,
-        "series": outcome.row.series,
-        "recipe": sweep.reference(outcome.row),
-        "run": str(outcome.run.folder),
-        "number": outcome.row.number,
-        "paper": outcome.row.paper,
-        "ours": plain(outcome.ours),
-        "difference": outcome.difference,
-        "best_ema": plain(outcome.best("ema")),
-        "last_ema": plain(outcome.last("ema")),
-        "best_raw": plain(outcome.best("raw")),
-        "last_raw": plain(outcome.last("raw")),
-        "error": outcome.error,
-    }
+        "label": row.label, "series": row.series, "recipe": sweep.reference(row), "run": str(outcome.run.folder),
+        "number": row.number, "paper": row.paper, "difference": outcome.difference, "error": outcome.error,
+        **{name: score and vars(score) for name, score in scores.items()},
+    }  # fmt: skip
+
+
+def _labels(sweep: Sweep, outcomes: Sequence[Outcome]) -> Panel:
+    """The paper's and our figure of every label; rows without a result have the paper's point only."""
+    places = {label: k for k, label in enumerate(sweep.labels)}
+    line = {} if sweep.plot == "lines" else {"linestyle": "none"}
+    lines = []
+    for k, series in enumerate(sweep.series):
+        cells = [o for o in outcomes if o.row.series == series]
+        style, shift = {"color": f"C{k}"}, SHIFT * (k - (len(sweep.series) - 1) / 2)
+        given = [o for o in cells if o.row.paper is not None]
+        if given:
+            x, top1 = [places[o.row.label] + shift for o in given], [o.row.paper or 0.0 for o in given]
+            lines.append(Line(f"{series} paper".strip(), x, top1, style=style | PAPER | line))
+        found = [(places[o.row.label] + shift, o.ours) for o in cells if o.ours]
+        if found:
+            x, top1 = [place for place, _ in found], [score.top1 for _, score in found]
+            errors = [score.standard_error for _, score in found]
+            lines.append(Line(f"{series} ours".strip(), x, top1, errors, style=style | line))
+    return Panel(lines, ticks=sweep.labels)
+
+
+def _epochs(outcome: Outcome) -> Panel:
+    """Our accuracy over the epochs, and the paper's best."""
+    curves = {name: outcome.curve(weights) for weights, name in CURVES.items()}
+    lines = [
+        Line(f"{name}, ours", [s.epoch for s in curve], [s.top1 for s in curve], style={"marker": ""})
+        for name, curve in curves.items()
+        if curve
+    ]
+    paper, best, last = outcome.row.paper, outcome.ours, outcome.run.recipe.epochs - 1
+    if paper is not None:
+        style = {"color": "black", "linestyle": ":", "marker": ""}
+        lines.append(Line(f"best, paper {paper:g}", [0, last], [paper, paper], style=style))
+    bottom = None if best is None else best.top1 - BELOW_BEST
+    return Panel(lines, "epoch", title=outcome.row.title, bottom=bottom)

@@ -21,12 +21,13 @@ from fastft.photos.prepare import line_printer, prepare_data
 from fastft.photos.shared_images import count_shared
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.training_data import with_training_files
-from fastft.run.evaluations import BALANCED_ACCURACY
+from fastft.run.chosen_weights import choose_weights
+from fastft.run.evaluations import BALANCED_ACCURACY, TOP1
 from fastft.run.run_directory import lock_run
 from fastft.run.validation_file import read_validation
-from fastft.search import PlannedRun, plan_run, train_run
 from fastft.search.budget import Budget
-from fastft.search.estimate import measure, optimism
+from fastft.search.estimate import Result, ShortRun, measure, optimism
+from fastft.search.runs import Evaluation, PlannedRun, plan_run, read_result, train_run
 from fastft.search.settings import (
     DEFAULT,
     KEPT,
@@ -37,8 +38,6 @@ from fastft.search.settings import (
     shortened,
     with_setting,
 )
-from fastft.search.sweep_results import read_result
-from fastft.search.trials import Result, ShortRun, best_trials, finished_trial
 from fastft.search.tune_report import print_result, write_report
 from fastft.train.distributed import World, find_world
 from fastft.train.exceptions import TimeUp
@@ -157,7 +156,7 @@ class _Search:
         for rung, kept in enumerate((*KEPT, 0)):
             trials = [trial for s in settings if (trial := self._trial(s, rung)) is not None]
             # what the budget leaves no time for at this rung goes on to the next: the last one matters most
-            settings = [trial.setting for trial in best_trials(trials, kept)] or settings[:kept]
+            settings = [trial.setting for trial in _ranked(trials)[:kept]] or settings[:kept]
         last = len(self.rungs) - 1
         if any(trial.rung == last and trial.setting != DEFAULT for trial in self.trials):
             self._trial(DEFAULT, last)  # what the tuned setting is compared with
@@ -186,7 +185,7 @@ class _Search:
             trial = ShortRun(setting, rung, epochs, run, failure=failure)
         else:
             self.budget.finished(run.key, epochs)
-            trial = finished_trial(setting, rung, epochs, run, evaluations)
+            trial = _finished(setting, rung, epochs, run, evaluations)
             if epochs != self.rungs[last] and self.world.is_main:  # its figures are all that is needed
                 shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         self.trials.append(trial)
@@ -201,8 +200,7 @@ class _Search:
         """The run, to be stopped when the budget ends, whatever was estimated."""
         left = self.budget.left
         stop_after = None if math.isinf(left) else f"{max(left, 0.1):.1f}s"
-        train = dataclasses.replace(run.recipe.train, stop_after=stop_after)
-        return dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, train=train))
+        return dataclasses.replace(run, recipe=run.recipe.with_option("train.stop_after", stop_after))
 
     def _announce(self, setting: Setting, rung: int) -> None:
         text = f"rung {rung + 1} of {len(self.rungs)}, {count_epochs(self.rungs[rung])}: {setting.title}"
@@ -221,13 +219,12 @@ class _Search:
             )  # fmt: skip
             raise UserError(reason)
         at_rung = [trial for trial in self.trials if trial.rung == rung]
-        best, complete = best_trials(at_rung, 1)[0], rung == last
+        best, complete = _ranked(at_rung)[0], rung == last
         default = next((t for t in at_rung if t.setting == DEFAULT and t.score is not None), None)
         figures, bias = None, None
         if complete and test is not None:
             folder = None if default is None else default.run.folder
-            figures = measure(best.run.folder, folder, test, self.recipe.train.device)
-            figures = dataclasses.replace(figures, shared=shared)
+            figures = measure(best.run.folder, folder, test, self.recipe.train.device, shared)
         else:
             bias = self._optimism()
         return Result(
@@ -244,3 +241,19 @@ class _Search:
         balanced = first[0].measure == BALANCED_ACCURACY
         weights_N = 1 / np.bincount(labels_N)[labels_N] if balanced else np.ones(len(labels_N))
         return optimism(right_SN, weights_N)
+
+
+def _finished(
+    setting: Setting, rung: int, epochs: int, run: PlannedRun, evaluations: Sequence[Evaluation]
+) -> ShortRun:
+    last = evaluations[-1]
+    chosen, measure = choose_weights(evaluations, last), last.get("best_by", TOP1)
+    assert chosen is not None  # there is an evaluation
+    weights = chosen["kind"]
+    return ShortRun(setting, rung, epochs, run, float(last[weights][measure]), measure, weights)
+
+
+def _ranked(trials: Sequence[ShortRun]) -> list[ShortRun]:
+    """The finished trials, the best first; of equal ones the earlier."""
+    finished = [trial for trial in trials if trial.score is not None]
+    return sorted(finished, key=lambda trial: -(trial.score or 0.0))

@@ -1,25 +1,20 @@
-"""The result of a search: table, picture, JSON, and the tuned recipe."""
+"""The result of a search: table, plot, JSON, and the tuned recipe."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import numpy as np
 import yaml
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from rich.console import Console
 
-from beton_tools.base.atomic import atomic_path, write_text
+from beton_tools.base.atomic import write_text
 from beton_tools.base.console import compact_table, format_duration, markdown_table, print_table
+from fastft.evaluate.plot import Line, Panel
 from fastft.recipe.schema import AUTO
 from fastft.run.evaluations import TOP1
-from fastft.search.estimate import FinalFigures
-from fastft.search.settings import DEFAULT, FACTORS, Setting, count_epochs, grid, mid_lr, with_setting
-from fastft.search.trials import Result, ShortRun
+from fastft.search.estimate import Result, ShortRun
+from fastft.search.results import WRITTEN, disk_error, write_results
+from fastft.search.settings import DEFAULT, FACTORS, count_epochs, grid, mid_lr, with_setting
 from fastft.train.augmentation_choice import PLAIN
 
 TUNED = "tuned.yaml"
@@ -27,11 +22,18 @@ MIDDLE, BEST = "middle lr", " (best)"
 
 
 def write_report(result: Result, folder: Path) -> None:
-    """Write tuned.yaml, table.md, results.json and plot.png, each atomically."""
-    write_text(folder / TUNED, tuned_recipe(result, folder))
-    write_text(folder / "table.md", _markdown(result))
-    write_text(folder / "results.json", json.dumps(as_json(result), indent=1) + "\n")
-    _draw(result, folder / "plot.png")
+    """Write tuned.yaml, table.md, results.json and plot.png, each atomically.
+
+    Raises:
+        UserError: the disk is full or fails.
+    """
+    try:
+        write_text(folder / TUNED, tuned_recipe(result, folder))
+    except OSError as error:
+        raise disk_error(folder, error) from None
+    title = f"Learning rates of {result.recipe.name}"
+    parts = [f"# {title}", markdown_table(*_table(result)), *conclusion(result)]
+    write_results(folder, parts, as_json(result), [_panel(result)], title)
 
 
 def print_result(result: Result, folder: Path, console: Console) -> None:
@@ -41,7 +43,7 @@ def print_result(result: Result, folder: Path, console: Console) -> None:
     table = compact_table(f"validation {_measure(result)} in percent", [header[k] for k in shown], rows)
     table.columns[0].no_wrap = True
     print_table(table, console)
-    for sentence in [*conclusion(result), f"written: {folder}/{TUNED}, table.md, results.json, plot.png"]:
+    for sentence in [*conclusion(result), f"written: {folder}/{TUNED}, {WRITTEN}"]:
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -75,13 +77,14 @@ def _accuracy(result: Result) -> str:
             if f.shared
             else "on which nothing was chosen"
         )
-        figure, error, default, gain, gain_error = _compared(f, best.measure)
-        text = f"test {_measure(result)} {figure:.2f} ± {error:.2f} % of {f.images:,} images, {use}"
+        x = f.of(best.measure)
+        text = f"test {_measure(result)} {x.value:.2f} ± {x.error:.2f} % of {f.images:,} images, {use}"
         if best.measure != TOP1:
-            text += f" (top-1 {f.top1:.2f} %)"
-        if gain is None or best.setting == DEFAULT:
+            text += f" (top-1 {f.top1.value:.2f} %)"
+        if x.gain is None or best.setting == DEFAULT:
             return text
-        return f"{text}; the recipe's own setting {default:.2f} %, gain {gain:+.2f} ± {gain_error:.2f} points on the same images"
+        gain = f"gain {x.gain:+.2f} ± {x.gain_error:.2f} points on the same images"
+        return f"{text}; the recipe's own setting {x.default:.2f} %, {gain}"
     assert best.score is not None and result.optimism is not None
     corrected = best.score - result.optimism
     text = (
@@ -91,14 +94,6 @@ def _accuracy(result: Result) -> str:
     if result.test is not None:
         return f"{text}. {result.test} is not evaluated before a setting is trained in full"
     return text if result.complete else f"{text}. Not trained in full"
-
-
-def _compared(f: FinalFigures, measure: str) -> tuple[float | None, ...]:
-    """(figure, its standard error, figure of the recipe's own setting, gain, its standard error) by the measure of the choice."""
-    if measure == TOP1:
-        return f.top1, f.standard_error, f.default_top1, f.gain, f.gain_standard_error
-    own, gain, gain_error = f.default_balanced_accuracy, f.balanced_gain, f.balanced_gain_standard_error
-    return f.balanced_accuracy, f.balanced_standard_error, own, gain, gain_error
 
 
 def tuned_recipe(result: Result, folder: Path) -> str:
@@ -149,11 +144,6 @@ def _trial_json(result: Result, trial: ShortRun) -> dict[str, Any]:
     }
 
 
-def _markdown(result: Result) -> str:
-    title = f"# Learning rates of {result.recipe.name}"
-    return "\n\n".join([title, markdown_table(*_table(result)), *conclusion(result)]) + "\n"
-
-
 def _table(result: Result) -> tuple[list[str], list[list[str]]]:
     """(header, a line per setting)."""
     header = ["setting", "lr", "layer_decay", MIDDLE, *map(count_epochs, result.rungs)]
@@ -178,59 +168,15 @@ def _cell(trial: ShortRun | None) -> str:
     return "failed" if trial.score is None else f"{trial.score:.2f}"
 
 
-# picture --------------------------------------------------------------------------------------------------------------
-
-
-def _draw(result: Result, out: Path) -> None:
-    """The grid of the first rung, and the scores of all settings over the rungs."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-    _draw_grid(left, result)
-    _draw_rungs(right, result)
-    with atomic_path(out) as partial:
-        figure.savefig(partial, dpi=150)
-    plt.close(figure)
-
-
-def _draw_grid(axis: Axes, result: Result) -> None:
-    scores = {t.setting: t.score for t in result.trials if t.rung == 0 and t.score is not None}
-    limits = {t.setting: t.setting.limited_mid for t in result.trials}
-    grid_33 = np.array([[scores.get(Setting(head, mid), np.nan) for head in FACTORS] for mid in FACTORS])
-    axis.imshow(grid_33, origin="lower", cmap="viridis", aspect="auto")
-    middle = np.nanmean([np.nanmin(grid_33), np.nanmax(grid_33)])
-    for row, mid_factor in enumerate(FACTORS):
-        for column, head in enumerate(FACTORS):
-            score, is_best = grid_33[row, column], Setting(head, mid_factor) == result.best.setting
-            limited = limits.get(Setting(head, mid_factor))
-            text = "-" if np.isnan(score) else f"{score:.1f}" + ("\nbest" if is_best else "")
-            text += "" if limited is None else f"\nmiddle x{limited:.2g}"
-            colour = "black" if np.isnan(score) or score > middle else "white"
-            axis.text(
-                column,
-                row,
-                text,
-                ha="center",
-                va="center",
-                color=colour,
-                weight="bold" if is_best else "normal",
-            )
-    lr, mid = result.recipe.optim.lr, mid_lr(result.recipe, result.layers)
-    axis.set_xticks(range(3), [f"{lr * float(f):.2g}" for f in FACTORS])
-    axis.set_yticks(range(3), [f"{mid * float(f):.2g}" for f in FACTORS])
-    axis.set_xlabel("lr of the head")
-    axis.set_ylabel("lr of the middle block")
-    axis.set_title(f"validation {_measure(result)} (%) after {count_epochs(result.rungs[0])}")
-
-
-def _draw_rungs(axis: Axes, result: Result) -> None:
+def _panel(result: Result) -> Panel:
+    """The scores of all settings over the rungs; the best and the recipe's own are named."""
+    lines = []
     for setting in grid(result.recipe, result.layers):
         trials = [t for t in result.trials if t.setting == setting and t.score is not None]
         if trials:
-            highlighted = setting in (result.best.setting, DEFAULT)
-            style: dict[str, Any] = {"label": setting.title} if highlighted else {"color": "0.75"}
-            axis.plot([t.epochs for t in trials], [t.score or 0.0 for t in trials], marker="o", **style)
-    axis.set_xticks(sorted(set(result.rungs)))
-    axis.set_xlabel("epochs of the run")
-    axis.set_ylabel(f"validation {_measure(result)} (%)")
-    axis.set_title("complete runs")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+            named = setting in (result.best.setting, DEFAULT)
+            style = {"zorder": 3} if named else {"color": "0.75"}
+            scores = [t.score or 0.0 for t in trials]
+            label = setting.title if named else ""
+            lines.append(Line(label, [t.epochs for t in trials], scores, style=style))
+    return Panel(lines, "epochs of the run", f"validation {_measure(result)} (%)")

@@ -24,7 +24,7 @@ from fastft.optim import layer_groups
 from fastft.recipe import Recipe, differences, load_recipe
 from fastft.recipe.schema import About
 from fastft.search import Row, Sweep, load_sweep, plan_runs
-from fastft.search.planned_runs import run_key
+from fastft.search.runs import run_key
 
 RECIPES = Path("rcp")
 SWEEPS = {s.name: s for s in map(load_sweep, sorted(RECIPES.glob("tables/*.yaml")))}

@@ -13,10 +13,9 @@ from fastft.cli import main
 from fastft.recipe import load_recipe
 from fastft.run.run_directory import read_metrics
 from fastft.search import load_sweep, open_sweep, plan_runs, price_sweeps, run_sweeps
-from fastft.search.planned_runs import run_key
 from fastft.search.price import recipe_hours, total_hours
+from fastft.search.runs import Outcome, read_result, run_key
 from fastft.search.sweep_report import print_report
-from fastft.search.sweep_results import Outcome, read_result
 
 TABLES, FINAL = Path("rcp/tables"), Path("rcp/final_b16.yaml")
 
@@ -79,7 +78,7 @@ def test_no_figure_is_cut_where_output_is_narrow(width: int) -> None:
     outcomes = [Outcome(row, run, evaluations) for row, run in zip(sweep.rows, runs, strict=True)]
     console = Console(width=width)
     with console.capture() as capture:
-        print_report(sweep, outcomes, console)
+        print_report(sweep, outcomes, Path("out"), console)
     said = capture.get()
     assert said.count(" 43.75±8.77 ") == len(outcomes) and said.count(" 43.75 @19 ") == 2 * len(outcomes)
     assert all(f" {outcome.difference:+.2f} " in said for outcome in outcomes)

@@ -19,8 +19,8 @@ from fastft.run.run_directory import read_metrics
 from fastft.run.validation_file import read_validation
 from fastft.search import plan_run
 from fastft.search import tune as search
+from fastft.search.estimate import Result
 from fastft.search.settings import DEFAULT, grid, shortened
-from fastft.search.trials import Result
 from fastft.search.tune import tune
 from fastft.search.tune_report import conclusion, print_result
 from tests.train.runs import QUIET
@@ -128,9 +128,11 @@ def test_the_figure_is_the_evaluation_of_the_untouched(
     assert figures is not None and result.optimism is None
     default = next(t for t in result.trials if t.rung == 2 and t.setting == DEFAULT)
     tuned, own = (evaluate_checkpoint(t.run.folder, untouched, "cpu") for t in (result.best, default))
-    assert figures.top1 == pytest.approx(tuned["top1"]) and figures.default_top1 == pytest.approx(own["top1"])
-    assert figures.gain == pytest.approx(tuned["top1"] - own["top1"])
-    assert figures.balanced_accuracy == pytest.approx(tuned["balanced_accuracy"])
+    assert figures.top1.value == pytest.approx(tuned["top1"]) and figures.top1.default == pytest.approx(
+        own["top1"]
+    )
+    assert figures.top1.gain == pytest.approx(tuned["top1"] - own["top1"])
+    assert figures.balanced.value == pytest.approx(tuned["balanced_accuracy"])
 
 
 def test_table_picture_and_json_are_written(searched: tuple[Path, Result]) -> None:
@@ -245,17 +247,17 @@ def test_a_choice_by_balanced_accuracy_is_reported_in_balanced_accuracy(
     figures, folder = result.figures, result.best.run.folder
     assert figures is not None and result.best.measure == "balanced_accuracy" and result.complete
     expected = evaluate_checkpoint(folder, tmp_path / "test.beton", "cpu")
-    assert figures.balanced_accuracy == pytest.approx(expected["balanced_accuracy"])
+    assert figures.balanced.value == pytest.approx(expected["balanced_accuracy"])
     document = json.loads((tmp_path / "out/results.json").read_text())
     assert document["measure"] == "balanced_accuracy"
-    assert document["test"]["balanced_gain"] == figures.balanced_gain is not None
+    assert document["test"]["balanced_gain"] == figures.balanced.gain is not None
     other = next(trial for trial in result.trials if trial.setting != DEFAULT)
     for best in (replace(result.best, setting=DEFAULT), replace(result.best, setting=other.setting)):
         sentence = conclusion(replace(result, best=best))[1]
-        start = f"test balanced accuracy {figures.balanced_accuracy:.2f} ± {figures.balanced_standard_error:.2f} % of 13 images"
-        assert sentence.startswith(start) and f"(top-1 {figures.top1:.2f} %)" in sentence
-    gain = f"gain {figures.balanced_gain:+.2f} ± {figures.balanced_gain_standard_error:.2f} points"
-    assert f"own setting {figures.default_balanced_accuracy:.2f} %, {gain}" in sentence
+        start = f"test balanced accuracy {figures.balanced.value:.2f} ± {figures.balanced.error:.2f} % of 13 images"
+        assert sentence.startswith(start) and f"(top-1 {figures.top1.value:.2f} %)" in sentence
+    gain = f"gain {figures.balanced.gain:+.2f} ± {figures.balanced.gain_error:.2f} points"
+    assert f"own setting {figures.balanced.default:.2f} %, {gain}" in sentence
 
 
 @pytest.mark.parametrize(
