@@ -10,9 +10,9 @@ from typing import Any
 from beton_tools.base import torchrun
 from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
+from fastft.recipe.check import show_value
 from fastft.recipe.constants import AUTO, DEVICES, SHORT_NAMES, WEIGHT_CHOICES
 from fastft.recipe.load import nearest_option
-from fastft.recipe.option_list import show_value
 from fastft.recipe.recipe_file import is_elsewhere
 from fastft.recipe.schema import SECTIONS, option_fields
 

@@ -7,8 +7,8 @@ from rich.table import Table
 
 from fastft.cost.model import predict_published
 from fastft.recipe import Recipe, differences
+from fastft.recipe.check import show_value
 from fastft.recipe.imagenet import describe_expectation
-from fastft.recipe.option_list import show_value
 
 
 def compare(first: Recipe, second: Recipe) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Iterable
 from typing import Any
 
 import fastargs
@@ -121,6 +122,19 @@ def shown(value: Any) -> str:
     """A value for an error message: escaped, and cut if it is long."""
     text = repr(value)
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+
+
+def show_value(value: Any) -> str:
+    """A value as it is written in a recipe, numbers with at most 6 digits."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return "[" + ", ".join(show_value(part) for part in value) + "]"
+    return str(value)
 
 
 def fastargs_config() -> fastargs.Config:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from beton_tools.base.errors import UserError
 from fastft.recipe import SECTIONS, load_recipe, nearest_option, option_fields
-from fastft.recipe.check import OptionChecker
+from fastft.recipe.check import OptionChecker, show_value
 
 # the paper's four models; their recipes hold the values of its logs
 MODELS = {"final_b16": "B/16", "final_b16_384": "B/16-384", "final_l14": "L/14", "final_l14_336": "L/14-336"}
@@ -107,16 +107,3 @@ def _paper_value(name: str, field: dataclasses.Field) -> str | None:
 @cache
 def _final_values() -> Mapping[str, Mapping[str, Any]]:
     return {recipe: load_recipe(recipe).flat() for recipe in MODELS}
-
-
-def show_value(value: Any) -> str:
-    """A value as it is written in a recipe, numbers with at most 6 digits."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return "[" + ", ".join(show_value(part) for part in value) + "]"
-    return str(value)

@@ -12,6 +12,7 @@ LIBRARIES = {
     "torch", "torch._dynamo", "torch._inductor", "torchvision", "ffcv", "timm", "open_clip", "numba", "cv2", "scipy",
     "matplotlib", "pyarrow", "sympy", "rich", "numpy", "PIL", "yaml", "fastargs",
 }  # fmt: skip
+SMALL = {"fastargs", "yaml"}  # 15 ms, for the options that the help lists
 RUN_AND_LIST_MODULES = """
 import json, sys
 from fastft.cli import main
@@ -33,12 +34,12 @@ def imported_by(*arguments: str) -> set[str]:
 
 
 def test_help_imports_no_library() -> None:
-    assert imported_by("--help") == set()
+    assert imported_by("--help") <= SMALL
 
 
 @pytest.mark.parametrize("command", ["train", "predict", "explain", "bench", "report"])
 def test_the_help_of_a_command_imports_no_library(command: str) -> None:
-    assert imported_by(command, "--help") == set()
+    assert imported_by(command, "--help") <= SMALL
 
 
 def test_listing_options_imports_neither_torch_nor_numpy() -> None:
