@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-python lint docs setup clean
+.PHONY: demo test test-slow test-gpu test-python lint docs setup clean
 
 demo: setup
 	$(BIN)/fastft demo
@@ -13,7 +13,10 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-slow: setup  ## tests that take minutes: kill -9 at random steps, all recipes, long fuzzing
-	$(BIN)/python -m pytest -m slow --timeout 3600
+	$(BIN)/python -m pytest -m "slow and not gpu" --timeout 3600
+
+test-gpu: setup  ## kernels, loader, step and trainer on a CUDA card; skipped without one
+	$(BIN)/python -m pytest -m gpu -rs --durations 0
 
 test-python:  ## set-up and tests in a fresh environment: make test-python VERSION=3.13; without VERSION, every Python found
 	bash .ci/test-python $(VERSION)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markdown_table import markdown
 from scipy.stats import t  # type: ignore[import-untyped]
 from scored_runs import ScoredRuns, format_gain, most_correct, shown_error, unpack
 from study_plot import write_plots
+
+from beton_tools.base.console import markdown_table as markdown
 
 # points, Figure 1
 PAPER = {"smaller lr": 2.0, "EMA": 0.3, "layer decay": 0.7, "half the length": -0.1, "no mixing": 0.5}
@@ -425,7 +426,7 @@ def _lever_table(found: Mapping[str, Any]) -> str:
     return markdown(
         ["against the base", "FLOPs", "points", "seeds", "verdict", "published for CLIP"],
         rows,
-        numbers_from=1,
+        left=1,
     )
 
 
@@ -434,7 +435,7 @@ def _chain_table(found: Mapping[str, Any]) -> str:
         [d["name"], d["against"], _gain(d), str(d["seeds"]), d["verdict"], f"{PAPER[d['name']]:+.1f}"]
         for d in found["chain"]
     ]
-    table = markdown(["step", "after", "points", "seeds", "verdict", "paper's points"], rows, numbers_from=1)
+    table = markdown(["step", "after", "points", "seeds", "verdict", "paper's points"], rows, left=1)
     names = " and ".join(f"'{name}'" for name in found["untrained"])
     return table + (
         f"\n\n{names} ended near chance and are in no step: their learning rate is too high." if names else ""
@@ -449,7 +450,7 @@ def _rows_table(found: Mapping[str, Any]) -> str:
     ]
     seeds = len(found["figures"][0]["by_seed"])
     words = f"top-1 %, {seeds} seed{'s' * (seeds > 1)}"
-    return markdown(["row", words, "training TFLOP", "Pareto front"], rows, numbers_from=1)
+    return markdown(["row", words, "training TFLOP", "Pareto front"], rows, left=1)
 
 
 def format_top1(figure: Mapping[str, Any]) -> str:

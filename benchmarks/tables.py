@@ -12,24 +12,26 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
-from markdown_table import markdown
-from model_tables import README, model_costs, shown_hours, trained_towers
-
+from beton_tools.base.console import markdown_table as markdown
 from fastft.bench.demo_trainings import CONTENDERS
-from fastft.bench.harness import LIMIT
-from fastft.bench.scaling_bench import TOGETHER
+from fastft.bench.e2e_bench import host_rate
 from fastft.cost.frontier import price_combinations
 from fastft.cost.mfu import PUBLISHED_MFU, RECORD_MFU, reference_mfu
 from fastft.cost.model import MACHINE_GPUS, estimate, predict_published
 from fastft.cost.overheads import REFERENCE
 from fastft.cost.table import CostQuery, price_recipes
+from fastft.cost.work import count_parameters
 from fastft.machine.gpus import GPUS
-from fastft.model import load_arch
-from fastft.recipe import load_recipe
+from fastft.model import count_flops, load_arch
+from fastft.model.timm_arch import pretrained_cfg
+from fastft.recipe import Recipe, load_recipe
+from fastft.recipe.automatic import LARGE, paper_recipe
+from fastft.recipe.constants import TIMM
 from fastft.report.page import figure
 from fastft.search.sweep_report import as_published
 
@@ -47,7 +49,6 @@ GOAL_TOP1 = 85.0
 COST_RECIPES, V100_PRICE = ("final_b16", "frugal_b16", "frugal_b16_half"), 2.48
 FAMILIES = ("b16", "b16_384", "l14", "l14_336")  # models; a recipe is named KIND_MODEL or KIND_MODEL_LEVER
 SMALL_DATA = {"ridge": "ridge regression", "photos": "`train photos`", "tuned": "`tune photos`"}
-BY_SIZE = "Loader, whole recipe, by size"
 Measure = dict[str, Any]
 
 
@@ -141,13 +142,6 @@ def _reached(measure: Measure) -> str:
     return "" if limit is None else f"{median(ratios(measure, limit)):.0%}"
 
 
-def _without_empty_column(head: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """Without the last column if no row has it: results measured before there were limits."""
-    if any(row[-1] for row in rows):
-        return head, rows
-    return head[:-1], [row[:-1] for row in rows]
-
-
 def _plain(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and value > 9999 else str(value)
 
@@ -168,68 +162,52 @@ def _caption(results: Results, bench: str, measures: Sequence[Measure], fixed: s
 def ops(results: Results) -> str:
     """A row per op, and their mean."""
     measures = results.measures("augment", "RandAugment op")
-    rows, all_ratios = [], []
+    rows, found = [], []
     for m in measures:
-        peer = contender(m, "Pillow")
-        ratio = ratios(m, peer)
-        all_ratios.append(median(ratio))
-        own = contender(m, "fastft")
-        rows.append([m["setting"]["op"], spread(own), spread(peer), times(ratio), _reached(m)])
-    rows.append(["mean of the ratios", "", "", f"{sum(all_ratios) / len(all_ratios):.2f}x", ""])
+        own, peer = contender(m, "fastft"), contender(m, "Pillow")
+        found.append(median(ratios(m, peer)))
+        rows.append([m["setting"]["op"], spread(own), spread(peer), times(ratios(m, peer))])
+    rows.append(["mean of the ratios", "", "", f"{fmean(found):.2f}x"])
     s = measures[0]["setting"]
     fixed = f"{s['size']} px, magnitude {s['magnitude']}, images {s['images']}, rounds {s['rounds']}"
-    head, rows = _without_empty_column(
-        ["op", "fastft, ms", "Pillow, ms", "fastft is better by", "share of the limit"], rows
-    )
-    return f"{markdown(head, rows, 1)}\n\n{_caption(results, 'augment', measures, fixed)}"
+    head = ["op", "fastft, ms", "Pillow, ms", "fastft is better by"]
+    return f"{markdown(head, rows)}\n\n{_caption(results, 'augment', measures, fixed)}"
 
 
 def time_of_parts(results: Results) -> str:
-    """Milliseconds of an image of the whole recipe, by part, beside the limit of each; the last part is what the others leave."""
-
-    def parts(files: str, recipe: Measure, name: str) -> list[tuple[str, float]]:
-        decode = next(m for m in results.measures("decode", "Crop decode") if m["setting"]["files"] == files)
-        resize = next(
-            m for m in results.measures("augment", "Bicubic resize") if "plan" in m["setting"]["crops"]
-        )
-        whole, decoding = (1000 / contender(m, name)["median"] for m in (recipe, decode))
-        resizing = contender(resize, name)["median"]
-        rest = whole - decoding - resizing
-        return [
-            ("decode the crop", decoding),
-            ("resize", resizing),
-            ("ops, normalise, erase", rest),
-            ("all", whole),
-        ]
-
+    """Milliseconds of an image of the whole recipe by part; the last part is what the others leave."""
     measures, rows = results.measures("augment", "Whole recipe"), []
+    (resize,) = [m for m in results.measures("augment", "Bicubic resize") if "plan" in m["setting"]["crops"]]
     for recipe in measures:
         files = recipe["setting"]["our files"]
-        for (part, own), (_, limit) in zip(
-            *(parts(files, recipe, n) for n in ("fastft", LIMIT)), strict=True
-        ):
-            rows.append([files, part, f"{own:.3f}", f"{limit:.3f}", f"{limit / own:.0%}"])
-    head = ["files", "part", "fastft, ms", "limit, ms", "share of the limit"]
-    return f"{markdown(head, rows, 2)}\n\n{_caption(results, 'augment', measures, 'per image, one core')}"
+        decode = next(m for m in results.measures("decode", "Crop decode") if m["setting"]["files"] == files)
+        whole, decoding = (1000 / contender(m, "fastft")["median"] for m in (recipe, decode))
+        resizing = contender(resize, "fastft")["median"]
+        rows.append([files, *(f"{t:.3f}" for t in (decoding, resizing, whole - decoding - resizing, whole))])
+    head = ["files", "decode the crop, ms", "resize, ms", "ops, normalise, erase, ms", "all, ms"]
+    return f"{markdown(head, rows)}\n\n{_caption(results, 'augment', measures, 'per image, one core')}"
 
 
-# work, how many times as fast as which peer, and where it is measured: bench, measure, a value of its setting
-NOT_REACHED = (
-    ("decode a random crop, original files", 1.6, "DALI image_random_crop", "decode", "Crop decode", "as they are, lossless"),
-    ("loader, evaluation", 2.5, "stock FFCV", "loader", "Loader, evaluation, per core", ""),
-    ("convert, at most 500 px", 2.2, "FFCV DatasetWriter", "convert", "Conversion", "at most 500 px"),
-)  # fmt: skip
+# 16 channels of DDR4-3200 for 128 cores: two EPYC 7763 (AMD's data sheet: 204.8 GB/s per socket of 64 cores)
+PEAK_PER_CORE = 409.6e9 / 128
+SUSTAINED = 0.8  # share of a peak; assumed, about what STREAM reaches
+BATCH_TRANSFERS = 3  # of the finished batch: a line that is written is first read, and the consumer reads it
 
 
-def not_reached(results: Results) -> str:
-    """Aims that were not reached, and the share of the limit that they ask for."""
-    rows = []
-    for work, aim, peer, bench, name, value in NOT_REACHED:
-        m = next(m for m in results.measures(bench, name) if not value or value in m["setting"].values())
-        needed = aim * contender(m, peer)["median"] / contender(m, LIMIT)["median"]
-        ratio = median(ratios(m, contender(m, peer)))
-        rows.append([work, f"{aim}x {peer}", f"{ratio:.2f}x", _reached(m), f"{needed:.0%}"])
-    return markdown(["work", "aim", "reached", "share of the limit", "share that the aim needs"], rows, 2)
+def more_cores(results: Results) -> str:
+    """`host_rate` of 32 to 128 cores with their share of the memory bandwidth."""
+    measures, rows = results.measures("augment", "Whole recipe"), []
+    for m in measures:
+        files, rate = m["setting"]["our files"], contender(m, "fastft")["median"]
+        decode = next(d for d in results.measures("decode", "Crop decode") if d["setting"]["files"] == files)
+        output = 4 * 3 * m["setting"]["size"] ** 2  # float32
+        moved = 1e3 * decode["setting"]["kB per image"] + BATCH_TRANSFERS * output
+        for cores in (32, 64, 96, 128):
+            bandwidth = SUSTAINED * PEAK_PER_CORE * cores
+            alone = [figure(cores * rate), figure(bandwidth / moved)]
+            rows.append([files, str(cores), *alone, figure(host_rate(cores, rate, bandwidth, moved))])
+    head = ["files", "cores", "cores alone", "memory alone", "images/s"]
+    return f"{markdown(head, rows)}\n\nModelled, not measured. {_caption(results, 'augment', measures, 'per core')[:-1]}."
 
 
 def machine(results: Results) -> str:
@@ -250,83 +228,6 @@ def words(results: Results) -> str:
     """Sentences of `fastft bench e2e` about the bottleneck."""
     notes = [n for n in results.documents["e2e"]["notes"] if n.startswith(("End to end", "Modelled"))]
     return "\n".join(f"- {note}" for note in notes)
-
-
-def if_measured(bench: str, table: Callable[[Results], str], name: str = "") -> Callable[[Results], str]:
-    """The table, or a sentence if no result of the benchmark, or none of a measure's name, is there yet."""
-
-    def shown(results: Results) -> str:
-        if bench not in results.documents or (name and not results.measures(bench, name)):
-            return f"Not measured yet: `fastft bench {bench} --out benchmarks/results`."
-        return table(results)
-
-    return shown
-
-
-def scaling_check(results: Results) -> str:
-    """Threads of the measuring machine: measured, and what the model says."""
-    measures = results.measures("scaling", "Loader on this machine")
-    rows = []
-    for m in measures:
-        s, model = m["setting"], contender(m, "model")
-        cells = [s["files"], s["recipe"], str(s["threads"]), spread(contender(m, "measured"))]
-        rows.append([*cells, figure(model["median"]), model["note"]])
-    head = ["files", "recipe", "threads", "measured, images/s (range)", "model, images/s", "error"]
-    s = measures[0]["setting"]
-    fixed = f"batch {s['batch']}, rounds {s['rounds']}; the model's figures are modelled"
-    return f"{markdown(head, rows, 3)}\n\n{_caption(results, 'scaling', [], fixed)}"
-
-
-def across(name: str, column: str, fixed: str) -> Callable[[Results], str]:
-    """Modelled measures as columns, by a part of their setting; a row per contender and the rest of the setting."""
-
-    def table(results: Results) -> str:
-        measures = results.measures("scaling", name)
-        columns = list(dict.fromkeys(m["setting"][column] for m in measures))
-        keys = [k for k in measures[0]["setting"] if k not in (column, "GB/s", "host")]
-        rows: dict[tuple[str, ...], dict[Any, str]] = {}
-        for m in measures:
-            first = [str(m["setting"][k]) for k in keys]
-            for c in m["contenders"]:
-                rows.setdefault((*first, c["name"]), {})[m["setting"][column]] = figure(c["median"])
-        head = [*keys, "", *(f"{c} {column}" if isinstance(c, int) else str(c) for c in columns)]
-        cells = [[*first, *(found.get(c, "") for c in columns)] for first, found in rows.items()]
-        return f"{markdown(head, cells, len(keys) + 1)}\n\n{_caption(results, 'scaling', measures, fixed)}"
-
-    return table
-
-
-def scaling_host(results: Results) -> str:
-    """Loading limits of a host with eight H100, its first bottleneck, and the share of its throughput that training needs."""
-    measures = results.measures("scaling", "What eight H100 can be sent")
-    (demand,) = results.measures("scaling", "What eight H100 train")
-    lines = []
-    for m in measures:
-        # a note: in the first epoch only
-        parts = [c for c in m["contenders"] if not c["note"] and c["name"] != TOGETHER]
-        first, total = min(parts, key=lambda c: c["median"]), contender(m, TOGETHER)["median"]
-        taken = ", ".join(f"{d['name']} {d['median'] / total:.0%}" for d in demand["contenders"])
-        lines.append(
-            f"- {m['setting']['recipe']}, files {m['setting']['files']}: the bottleneck is {first['name']}, at "
-            f"{figure(first['median'])} images/s. "
-            f"Training on eight H100 needs this share of the {figure(total)} images/s that cores and memory allow together: "
-            f"{taken}."
-        )
-    notes = dict.fromkeys(
-        f"- {m['setting']['files']}: {c['note']}." for m in measures for c in m["contenders"] if c["note"]
-    )
-    table = across("What eight H100 can be sent", "files", f"images/s, {measures[0]['setting']['host']}")(
-        results
-    )
-    return "\n".join([table, "", *lines, *notes])
-
-
-def scaling_demand(results: Results) -> str:
-    """Images/s that eight H100 train."""
-    (m,) = results.measures("scaling", "What eight H100 train")
-    rows = [[c["name"], c["note"], figure(c["median"])] for c in m["contenders"]]
-    head = ["model, basis of the MFU", "", "images/s"]
-    return f"{markdown(head, rows, 2)}\n\n{_caption(results, 'scaling', [m], 'eight GPUs, 224 px')}"
 
 
 SUMMARY = (  # bench, measure, part of its setting, peer, what the README calls it
@@ -382,13 +283,11 @@ def _summarised(results: Results, chosen: Sequence[tuple[str, str, str, str, str
                 _reached(m),
             ]
         )
-    head, rows = _without_empty_column(
-        ["", "fastft", "other", "fastft is better by", "share of the limit"], rows
-    )
+    head = ["", "fastft", "other", "fastft is better by", "share of the limit"]
     document = max(results.documents.values(), key=lambda d: d["date"])
     dates = sorted({results.documents[bench]["date"][:10] for bench, *_ in chosen})
     where = f"{document['machine']['cores']} cores of {document['machine']['cpu']}, {' and '.join(dates)}"
-    return f"{markdown(head, rows, 1)}\n\nMedians of alternating rounds ({where}), ratios round by round with their range."
+    return f"{markdown(head, rows)}\n\nMedians of alternating rounds ({where}), ratios round by round with their range."
 
 
 def demo(results: Results) -> str:
@@ -402,7 +301,7 @@ def demo(results: Results) -> str:
         rows.append([contender.title, top1, gain, f"{d['seconds'][name] / 60:.1f}"])
     head = ["", "top-1 %, ± standard error", "fine-tuning gains", "minutes of training"]
     return (
-        f"{markdown(head, rows, 1)}\n\n{d['train_images']:,} photographs of solar cells to train on, n = {d['n']} "
+        f"{markdown(head, rows)}\n\n{d['train_images']:,} photographs of solar cells to train on, n = {d['n']} "
         f"others to validate on, 4 classes, {d['image_size']} px; EMA after the last epoch. Gains are paired by image. "
         f"{d['cpu']}, {len(d['seconds'])} trainings, {d['date']}."
     )
@@ -488,7 +387,7 @@ def recipes(_: Results) -> str:
     ]
     shares = ", ".join(f"{mfu.value:.1%} on {gpu}" for gpu, mfu in PUBLISHED_MFU.items())
     return (
-        f"{markdown(head, rows, 1)}\n\nModelled on eight GPUs at the MFU published for a ViT ({shares}); the record is "
+        f"{markdown(head, rows)}\n\nModelled on eight GPUs at the MFU published for a ViT ({shares}); the record is "
         f"{RECORD_MFU['V100'].value:.0%} ({RECORD_MFU['V100'].source}). * GPUs wait for the loader, "
         "with the cores of a usual cloud machine. Where expected top-1 says 'not run', nobody has "
         "measured what smaller images or dropped patches cost."
@@ -505,13 +404,13 @@ def cost_check(_: Results) -> str:
         rows.append([title, f"{mfu.value:.1%}", f"{hours:.1f}", f"{logged}"])
     head = ["the paper's own run", "MFU, from its log", "A100-hours, modelled", "A100-hours, from its log"]
     return (
-        f"{markdown(head, rows, 1)}\n\nThe start of a validation pass, {REFERENCE.pass_start_seconds} s, is fitted to the "
+        f"{markdown(head, rows)}\n\nThe start of a validation pass, {REFERENCE.pass_start_seconds} s, is fitted to the "
         "B/16 log, so B/16 agrees by construction. L/14 is the test: only the MFU is taken from its log."
     )
 
 
 def small_data(_: Results) -> str:
-    """`train photos` and `tune photos` against ridge regression, of `benchmarks/small_data.py`."""
+    """`train photos` and `tune photos` against ridge regression."""
     found = json.loads((RESULTS / "small_data.json").read_text(encoding="utf-8"))
     rows, tests = [], {}
     for photos in found["sets"]:
@@ -530,7 +429,7 @@ def small_data(_: Results) -> str:
     return (
         f"{markdown(head, rows, 2)}\n\nTest images on which nothing was chosen: {', '.join(tests.values())}. Differences "
         "are paired by seed and image; ± is the larger of their standard errors over seeds and over images. Time of a core of "
-        f"{', '.join(found['cpus'])}, beside another training. `benchmarks/small_data.py` makes these figures."
+        f"{', '.join(found['cpus'])}, beside another training. All figures: `benchmarks/results/small_data.json`."
     )
 
 
@@ -539,6 +438,98 @@ def _gain(gain: Mapping[str, Any] | None) -> str:
     if gain is None:
         return ""
     return f"{gain['mean']:+.1f} ± {max(gain['seed_error'] or 0, gain['image_error']):.1f}"
+
+
+# models
+
+
+OWN = ("b16", "b16_384", "l14", "l14_336")  # suffixes of the paper's recipes
+TIMM_SIZE = 224
+TIMM_MODELS = (
+    "vit_base_patch16_224.mae", "vit_small_patch14_dinov2", "vit_base_patch14_dinov2", "vit_large_patch14_dinov2",
+    "vit_small_patch16_dinov3", "vit_base_patch16_dinov3", "vit_large_patch16_dinov3",
+    "vit_base_patch16_siglip_224.v2_webli", "eva02_small_patch14_336", "eva02_base_patch16_clip_224",
+    "vit_pe_core_base_patch16_224", "vit_pe_core_large_patch14_336", "convnext_tiny", "convnext_base",
+    "swin_tiny_patch4_window7_224", "swin_base_patch4_window7_224",
+)  # fmt: skip
+README_MODELS = (
+    "vit_base_patch14_dinov2", "vit_base_patch16_dinov3", "vit_base_patch16_siglip_224.v2_webli",
+    "vit_pe_core_base_patch16_224", "eva02_small_patch14_336", "convnext_tiny", "swin_tiny_patch4_window7_224",
+)  # fmt: skip
+
+
+def model_costs(only: Sequence[str] = TIMM_MODELS) -> str:
+    """A row per model: size, work, GPU-hours of the final and the frugal recipe, weights. only: these timm models."""
+    head = ["model", "px", "M parameters", "GFLOP per image"]
+    head += [f"{gpu}-hours, `final` / `frugal`" for gpu in PUBLISHED_MFU]
+    rows = [*_own_rows(), *map(_timm_row, only)]
+    shares = ", ".join(f"{mfu.value:.1%} on {gpu}" for gpu, mfu in PUBLISHED_MFU.items())
+    return (
+        f"{markdown([*head, 'pretrained weights'], rows)}\n\nImageNet-1k, modelled on eight GPUs at the MFU published for a "
+        f"ViT ({shares}); * the loader is the bottleneck, with the cores of a usual cloud machine. FLOPs are of a forward pass. "
+        "timm's models have the epochs of B/16 or, from the size of L/14 on, of L/14; nobody has measured the accuracy that they "
+        "reach with these recipes."
+    )
+
+
+@cache
+def _own_rows() -> list[list[str]]:
+    rows = []
+    for suffix in OWN:
+        recipes = [load_recipe(f"{kind}_{suffix}") for kind in ("final", "frugal")]
+        model = recipes[0].model
+        rows.append(_cost_row(model.arch, f"open_clip, `{model.weights}`", recipes))
+    return rows
+
+
+@cache
+def _timm_row(name: str) -> list[str]:
+    options = [f"--model.arch={TIMM}{name}", "--model.weights=timm", f"--model.image_size={TIMM_SIZE}"]
+    suffix = "l14" if paper_recipe(load_recipe("final_b16", options)) is LARGE else "b16"
+    recipes = [load_recipe(f"{kind}_{suffix}", options) for kind in ("final", "frugal")]
+    found = pretrained_cfg(name)
+    licence = f", {found.license}" if found.license else ""
+    return _cost_row(f"{TIMM}{name}", f"timm, `{found.tag}`{licence}", recipes)
+
+
+def _cost_row(name: str, weights: str, recipes: list[Recipe]) -> list[str]:
+    recipe = recipes[0]
+    arch, classes = load_arch(recipe.model.arch).at(recipe.model.image_size), recipe.data.num_classes
+    final, frugal = (predict_published(r) for r in recipes)
+    return [
+        f"`{name}`",
+        str(arch.image_size),
+        f"{count_parameters(arch, classes) / 1e6:.0f}",
+        f"{count_flops(arch, classes).forward / 1e9:.1f}",
+        *(f"{shown_hours(final[gpu])} / {shown_hours(frugal[gpu])}" for gpu in PUBLISHED_MFU),
+        weights,
+    ]
+
+
+def shown_hours(cost: dict[str, Any]) -> str:
+    return f"{cost['hours']:.1f}{'*' if cost['limited_by'] == 'loader' else ''}"
+
+
+def trained_towers() -> str:
+    """A row per timm model that was trained on 2026-11-26."""
+    result: dict[str, Any] = json.loads((RESULTS / "towers.json").read_text(encoding="utf-8"))
+    head = [
+        "model", "px", "M parameters", "GFLOP per image", "loss, first step", "loss, last 5 steps", "resumed run",
+        "logits of the export in timm",
+    ]  # fmt: skip
+    rows = [
+        [
+            f"`{row['name']}`", str(row["image_size"]), f"{row['parameters'] / 1e6:.1f}", f"{row['forward_flops'] / 1e9:.2f}",
+            f"{row['loss_first']:.3f}", f"{row['loss_last']:.3f}", "equal" if row["resume_equal"] else "differs",
+            "equal" if row["export_difference"] == 0 else f"differ by {row['export_difference']:.1e} of the largest",
+        ]
+        for row in result["towers"]
+    ]  # fmt: skip
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return (
+        f"{markdown(head, rows)}\n\n20 steps of 8 crops of four photographs from random weights, fp32 on a CPU "
+        f"({versions}, {result['date']}). Equal means bit for bit."
+    )
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
@@ -556,12 +547,11 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "resize": comparison("augment", "Bicubic resize"),
     "ops": ops,
     "time-of-parts": time_of_parts,
-    "not-reached": not_reached,
     "loader-core": comparison(
         "loader", "Loader, whole recipe, per core", "Loader, crop and flip, per core", "Loader, evaluation, per core"
     ),
     "loader-threads": comparison("loader", "Loader, whole recipe", "Loader, crop and flip"),
-    "loader-sizes": if_measured("loader", comparison("loader", BY_SIZE), BY_SIZE),
+    "loader-sizes": comparison("loader", "Loader, whole recipe, by size"),
     "loader-cold": comparison("loader", "Loader, whole recipe, cold"),
     "loader-start": comparison(
         "loader", "First batch", "First batch, with imports", "Peak memory", "Peak memory beyond imports"
@@ -575,24 +565,10 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "e2e": comparison("e2e", "End to end", "End to end, the loader alone"),
     "split": comparison("e2e", "Where a step's time goes"),
     "loader-work": comparison("e2e", "What the loader's time goes to"),
-    "gpus": comparison(
-        "e2e", "Cores that feed the GPUs, the GPU augments", "Cores that feed the GPUs, the CPU augments"
-    ),
     "words": words,
-    **{
-        name: if_measured("scaling", table)
-        for name, table in {
-            "scaling-check": scaling_check,
-            "scaling-bytes": across("Bytes of an image", "files", "kB per image"),
-            "scaling-cores": across(
-                "Loader on more cores", "cores", "images/s, eight processes unless said otherwise"
-            ),
-            "scaling-demand": scaling_demand,
-            "scaling-host": scaling_host,
-        }.items()
-    },
+    "more-cores": more_cores,
     "models": lambda _: model_costs(),
-    "models-readme": lambda _: model_costs(README),
+    "models-readme": lambda _: model_costs(README_MODELS),
     "towers": lambda _: trained_towers(),
 }  # fmt: skip
 

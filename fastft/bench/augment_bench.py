@@ -15,8 +15,7 @@ import numpy as np
 
 from fastft.bench.child import Arm
 from fastft.bench.dataset import MAX_SIDE, JpegSet
-from fastft.bench.harness import LIMIT, Contender, alternate, cpu_milliseconds, measure, per_cpu_second
-from fastft.bench.limits import op_limits, recipe_limit, resize_limits
+from fastft.bench.harness import Contender, alternate, cpu_milliseconds, measure, per_cpu_second
 from fastft.bench.options import BenchResult, Options
 
 SIZE = 224
@@ -33,12 +32,11 @@ def run(options: Options) -> BenchResult:
     arguments = {"paths": [str(p) for p in options.workspace.images.paths]}
     pairs = {
         kind: options.wanted({
-            "fastft": [Contender("fastft", ours, arguments), Contender(LIMIT, limits, arguments, how)],
+            "fastft": [Contender("fastft", ours, arguments)],
             "pillow": [Contender("Pillow", pillows, arguments)],
         })
-        for kind, ours, pillows, limits, how in (
-            ("resizes", our_resizes, pillow_resizes, resize_limits, "a copy, or its multiplications"),
-            ("ops", our_ops, pillow_ops, op_limits, "a copy, or its multiplications"),
+        for kind, ours, pillows in (
+            ("resizes", our_resizes, pillow_resizes), ("ops", our_ops, pillow_ops),
         )
     }  # fmt: skip
     rounds = alternate(pairs["resizes"], options.rounds, threads=1)
@@ -73,15 +71,8 @@ def _recipe(options: Options) -> list[dict[str, Any]]:
         for name in options.workspace.sets
     ]
     files = {"paths": [str(p) for p in options.workspace.images.paths]}
-    limits = [
-        Contender(
-            f"{LIMIT}, {name}", recipe_limit,
-            {"path": str(options.workspace.beton(name)), "size": SIZE, "augment_policy": AUGMENT}, "of its parts",
-        )
-        for name in options.workspace.sets
-    ]  # fmt: skip
     peers = {
-        "fastft": [*ours, *limits],
+        "fastft": ours,
         "timm": [Contender("timm", timm_recipe, files, "create_transform, on the original files")],
         "torchvision": [Contender("torchvision v2", torchvision_recipe, files, "on the original files")],
         "dali": [Contender("DALI CPU", dali_recipe, files, "on the original files")],
@@ -89,8 +80,8 @@ def _recipe(options: Options) -> list[dict[str, Any]]:
     rounds = alternate(options.wanted(peers), options.rounds, threads=1)
     names = [*rounds.trials, *rounds.skipped]
     found = []
-    for own, limit, name in zip(ours, limits, options.workspace.sets, strict=True):
-        of_other_files = {c.name for c in (*ours, *limits)} - {own.name, limit.name}
+    for own, name in zip(ours, options.workspace.sets, strict=True):
+        of_other_files = {c.name for c in ours} - {own.name}
         only = [who for who in names if who not in of_other_files]
         setting = {
             "augment": AUGMENT,
@@ -102,7 +93,7 @@ def _recipe(options: Options) -> list[dict[str, Any]]:
         found.append(
             measure(
                 "Whole recipe", rounds, "recipe", per_cpu_second, "images/s per core", setting,
-                only=only, rename={own.name: "fastft", limit.name: LIMIT},
+                only=only, rename={own.name: "fastft"},
             )
         )  # fmt: skip
     return found

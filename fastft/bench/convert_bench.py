@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fastft.bench.child import Arm
-from fastft.bench.convert_limit import convert_limits
 from fastft.bench.dataset import MAX_SIDE, QUALITY
-from fastft.bench.harness import LIMIT, Contender, Figure, alternate, measure, per_cpu_second, per_second
+from fastft.bench.harness import Contender, Figure, alternate, measure, per_cpu_second, per_second
 from fastft.bench.options import BenchResult, Options
 
 SIDES: dict[str, int | None] = {"kept": None, f"at most {MAX_SIDE} px": MAX_SIDE}
@@ -21,14 +20,10 @@ def run(options: Options) -> BenchResult:
         "root": str(options.workspace.folder / "originals"), "out": str(options.workspace.folder / "converted"),
         "workers": options.threads, "repeat": 1 if options.quick else REPEAT,
     }  # fmt: skip
-    limit = {"root": arguments["root"], "workers": options.threads, "sides": SIDES, "quality": QUALITY}
     options.workspace.source()
     modes = {"fastft": True, "fastft, re-encoding": False}
     contenders = options.wanted({
-        "fastft": [
-            *(Contender(n, ours, {**arguments, "lossless": keep}) for n, keep in modes.items()),
-            Contender(LIMIT, convert_limits, limit, "libjpeg-turbo alone, from memory"),
-        ],
+        "fastft": [Contender(n, ours, {**arguments, "lossless": keep}) for n, keep in modes.items()],
         "ffcv": [Contender("FFCV DatasetWriter", ffcv, arguments)],
     })  # fmt: skip
     rounds = alternate(contenders, options.rounds, threads=options.threads)

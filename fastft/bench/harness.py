@@ -26,7 +26,7 @@ Figure = Callable[[Trial], float]
 Make = Callable[..., dict[str, Arm]]
 log = logging.getLogger(__name__)  # INFO: each group of contenders; DEBUG: each round
 GRACE_SECONDS = 10
-LIMIT = "hardware limit"  # begins the names of contenders of `limits`, of which fastft reaches a share
+LIMIT = "hardware limit"  # begins the names of contenders that are a limit, of which fastft reaches a share
 TRIAL_SECONDS = 1800  # time limit of a round
 SHOWN_LINES = 12  # lines of a failed contender's stderr that are shown
 

@@ -7,7 +7,6 @@ import torch
 
 from fastft.bench.dataset import IMAGENET_LENGTH, Workspace
 from fastft.bench.harness import (
-    LIMIT,
     Contender,
     Make,
     Rounds,
@@ -19,8 +18,7 @@ from fastft.bench.harness import (
     per_second,
     reported,
 )
-from fastft.bench.limits import eval_limit, recipe_limit
-from fastft.bench.loader_arms import AUGMENT, cold, first, opening, warm
+from fastft.bench.loader_arms import cold, first, opening, warm
 from fastft.bench.options import BenchResult, Options
 
 SIZE, BATCH, MEMORY_BATCH = 224, 64, 256
@@ -94,17 +92,9 @@ class LoaderBench:
         """Wall throughput for 1, 2, ... all threads; per core, from the rounds with one thread."""
         found: list[dict[str, Any]] = []
         per_core: list[dict[str, Any]] = []
-        for name, contenders, policy in ((WHOLE, self.whole, AUGMENT), (CROP, self.crop, "none")):
+        for name, contenders in ((WHOLE, self.whole), (CROP, self.crop)):
             for threads in self.options.thread_counts():
-                given = {
-                    **self.beton,
-                    "size": SIZE,
-                    "augment_policy": policy,
-                    "name": "pass",
-                    "threads": threads,
-                }
-                limit = Contender(LIMIT, recipe_limit, given, "of its parts")
-                rounds = alternate([*contenders(threads), limit], self.options.rounds, threads)
+                rounds = alternate(contenders(threads), self.options.rounds, threads)
                 setting = {"threads": threads, **self.setting}
                 found.append(measure(name, rounds, "pass", per_second, "images/s", setting))
                 if threads == 1:
@@ -136,10 +126,7 @@ class LoaderBench:
     def evaluation(self) -> list[dict[str, Any]]:
         given: dict[str, Any] = {"threads": 1}
         contenders = self.options.wanted({
-            "fastft": [
-                self.contender("fastft", "ours_eval", **self.beton, **given),
-                Contender(LIMIT, eval_limit, {**self.beton, "size": SIZE}, "of its parts"),
-            ],
+            "fastft": [self.contender("fastft", "ours_eval", **self.beton, **given)],
             "ffcv": [
                 self.contender("stock FFCV", "ffcv", note="uint8, not normalised", train=False, **self.beton, **given)
             ],

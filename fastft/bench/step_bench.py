@@ -126,9 +126,12 @@ def compiles() -> bool:
     return native and can_compile(device())
 
 
-def random_batch(arch: Arch, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    images = torch.randn(batch, 3, arch.image_size, arch.image_size, device=device())
-    return images.to(memory_format=torch.channels_last), torch.randint(CLASSES, (batch,), device=device())
+def random_batch(arch: Arch, batch: int, on: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(images float32, labels) on `on`, default `device()`."""
+    images = torch.randn(batch, 3, arch.image_size, arch.image_size, device=on or device())
+    return images.to(memory_format=torch.channels_last), torch.randint(
+        CLASSES, (batch,), device=images.device
+    )
 
 
 def arm(step: Callable[[], object], batch: int, steps: int, flops: float, dtype: torch.dtype) -> Arm:
@@ -171,7 +174,8 @@ def step_limit(letter: str, batch: int, steps: int, dtype: str, half: bool = Fal
 
 def ours(letter: str, batch: int, steps: int, dtype: str, half: bool = False) -> dict[str, Arm]:
     arch = shape(letter)
-    step, precision = our_step(arch, dtype, arch.layers // 2 if half else None)
+    precision = choose_precision(dtype, device(), "auto")
+    step = our_step(arch, precision, arch.layers // 2 if half else None)
     images, labels = random_batch(arch, batch)
     images = images.to(precision.dtype)  # as the loader delivers them
     return {
@@ -200,19 +204,13 @@ class StepRunner:
 
 
 def our_step(
-    arch: Arch,
-    dtype: str,
-    trainable: int | None,
-    *,
-    half_residual: str = "auto",
-    choice: StepChoice | None = None,
-) -> tuple[StepRunner, Precision]:
-    """(step on images and labels, precision); all parameters train, or only the upper `trainable` blocks.
+    arch: Arch, precision: Precision, trainable: int | None = None, choice: StepChoice | None = None
+) -> StepRunner:
+    """The step on the precision's device; all parameters train, or only the upper `trainable` blocks.
 
     choice: how the step is computed; None: compiled where timm's is.
     """
-    world = World(0, 1, 0, device())
-    precision = choose_precision(dtype, world.device, half_residual)
+    world = World(0, 1, 0, torch.device(precision.device_type))
     torch.manual_seed(0)
     model = build_classifier(arch, CLASSES, trainable_layers=trainable, freeze_conv1=False)
     model = model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -220,7 +218,7 @@ def our_step(
     optimizer = build_adamw(optimizer_groups(model, groups), betas=(0.9, 0.999), eps=1e-8)
     step = Step(model, optimizer, Ema(model, EMA_DECAY), world, precision, label_smoothing=SMOOTHING)
     step.connect(choice or StepChoice("compile" if compiles() else "eager"))
-    return StepRunner(step), precision
+    return StepRunner(step)
 
 
 def peer_step(model: nn.Module, dtype: str, optimizer: torch.optim.Optimizer) -> Callable[..., torch.Tensor]:

@@ -1,8 +1,7 @@
-"""`fastft bench NAME`, and the scripts in benchmarks/."""
+"""`fastft bench NAME`."""
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from beton_tools.base.errors import UserError
@@ -31,10 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of {TRAFFIC}: the recipe whose step is counted",
     )
     parser.add_argument("--json", action="store_true", help=f"of {TRAFFIC}: print JSON instead of a table")
-    _add_options(parser)
-
-
-def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="FILE.beton", help="measure on images of this file")
     parser.add_argument(
         "--images", type=Path, metavar="DIR",
@@ -86,17 +81,3 @@ def _run_traffic(args: argparse.Namespace) -> int:
     else:
         print_traffic(values, Console(markup=False))
     return 0
-
-
-def script(name: str, description: str | None) -> None:
-    """Run `fastft bench NAME` from a script in benchmarks/, whose docstring is the help text."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    _add_options(parser)
-    parser.set_defaults(name=name)
-    try:
-        run(parser.parse_args())
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)

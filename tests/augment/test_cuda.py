@@ -13,8 +13,8 @@ import pytest
 import torch
 from numba import cuda, float32, typeof
 
-from fastft.augment import CpuAugment, draw_plan, parse_policy, source_regions
-from fastft.augment.erase import BFLOAT16, FLOAT16, FLOAT32
+from fastft.augment import parse_policy
+from fastft.augment.erase import FLOAT16, FLOAT32
 from fastft.augment.plan import PLAN_DTYPE
 
 pytest.importorskip("numba.cuda.cudadrv.nvvm")
@@ -26,10 +26,6 @@ from fastft.augment.cuda_compile import compile_to_ptx
 
 V100, A100, H100 = (7, 0), (8, 0), (9, 0)
 SIZE = 32
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-
-
-# -- without a GPU -------------------------------------------------------------------------------------------
 
 
 def compiled(kernel: Any, signature: tuple[Any, ...], bounds: tuple[int, int], arch: tuple[int, int]) -> str:
@@ -144,54 +140,3 @@ def test_a_batch_is_two_launches_of_the_compiled_types(
     assert images.shape == (5, 3, SIZE, SIZE) and images.dtype == dtype
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert [(grid, stream) for grid, _, stream in launches] == [((1, 5), 7), (5, 7)]
-
-
-# -- with one ------------------------------------------------------------------------------------------------
-
-
-@needs_gpu
-@pytest.mark.parametrize("augment", ["rand-m9-n3-p0.8-mstd0.5-inc1", "3aug", "augmix"])
-@pytest.mark.parametrize(
-    ("dtype", "code"), [(torch.float32, FLOAT32), (torch.float16, FLOAT16), (torch.bfloat16, BFLOAT16)]
-)
-def test_on_a_gpu_random_plans_give_the_bytes_of_the_cpu(augment: str, dtype: torch.dtype, code: int) -> None:
-    """Rotations apart, whose matrix may end in another digit: there one level, in few pixels."""
-    size, count = 224, 64
-    generator = np.random.default_rng(0)
-    heights, widths = generator.integers(100, 600, (2, count))
-    policy = parse_policy(augment, erase_count=2)
-    plan = draw_plan(
-        policy, seed=1, epoch=0, sample_ids=np.arange(count), heights=heights, widths=widths, size=size
-    )
-    lengths = source_regions(plan, size)[:, 2:].astype(np.int64).prod(1) * 3
-    offsets = np.cumsum([0, *lengths])
-    packed = np.convolve(generator.integers(0, 256, offsets[-1] + 8), np.ones(9) / 9, "valid").astype(
-        np.uint8
-    )
-    device = torch.device("cuda")
-    run = backend.CudaAugment(policy, size, dtype, device)
-    plan_bytes = torch.from_numpy(plan.view(np.uint8)).to(device)
-    images = run(torch.from_numpy(packed).to(device), torch.from_numpy(offsets).to(device), plan_bytes)
-    expected = CpuAugment(policy, size, str(dtype).removeprefix("torch."))(packed, offsets[:-1], plan)
-    theirs = torch.from_numpy(expected).view(dtype).float()
-    ours = images.permute(0, 2, 3, 1).cpu().float()
-    rotated = torch.from_numpy((plan["op"] == 4).any(1))
-    assert torch.equal(ours[~rotated], theirs[~rotated])
-    assert (ours != theirs).float().mean() < 1e-4
-
-
-@needs_gpu
-def test_on_a_gpu_a_batch_allocates_nothing_after_the_first() -> None:
-    policy, device = parse_policy("none"), torch.device("cuda")
-    plan = draw_plan(policy, seed=1, epoch=0, sample_ids=[0], heights=[64], widths=[64], size=SIZE)
-    run = backend.CudaAugment(policy, SIZE, torch.float16, device)
-    arguments = (
-        torch.zeros(64 * 64 * 3, dtype=torch.uint8, device=device),
-        torch.zeros(2, dtype=torch.int64, device=device),
-        torch.from_numpy(plan.view(np.uint8)).to(device),
-    )
-    run(*arguments)
-    reserved = torch.cuda.memory_reserved(device)
-    for _ in range(5):
-        run(*arguments)
-    assert torch.cuda.memory_reserved(device) == reserved

@@ -4,14 +4,20 @@ import json
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from fastft.bench.dataset import ORIGINAL, JpegSet, Workspace, find_images
+from fastft.bench.decode_bench import byte_share, crop_limit
+from fastft.bench.e2e_bench import host_rate
+from fastft.bench.harness import LIMIT, summary
 from fastft.bench.options import BenchResult, parse_peers
 from fastft.bench.suite import print_group
 from fastft.cli import main
 from fastft.cost.benchmark_file import read_bench
 from fastft.cost.overheads import read_measured
+from fastft.report.bench_report import render_bench
 from fastft.report.page import figure
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results/all.json"
@@ -113,7 +119,6 @@ def test_a_quick_run_of_all_benchmarks_has_the_roles_that_the_cost_model_reads(
         "convert",
         "step",
         "e2e",
-        "scaling",
     }
     failed = [
         c
@@ -129,3 +134,31 @@ def test_a_quick_run_of_all_benchmarks_has_the_roles_that_the_cost_model_reads(
     assert {"forward", "backward", "optimiser", "evaluation"} <= {c["name"] for c in split["contenders"]}
     assert any(note.startswith("End to end on this machine, ") for note in document["notes"])
     assert all(m["modelled"] for m in document["measures"] if m["name"].startswith("Cores that feed"))
+
+
+def test_a_limit_is_shown_as_the_share_that_is_reached() -> None:
+    contenders = [summary(n, [v, v]) for n, v in (("fastft", 60.0), ("peer", 30.0), (LIMIT, 80.0))]
+    measure = {"name": "m", "bench": "decode", "unit": "images/s", "setting": {}, "contenders": contenders}
+    console = Console(width=80)
+    with console.capture() as capture:
+        print_group([measure], console)
+    for text in (capture.get(), render_bench({"measures": [measure]}, "bench.json")):
+        assert "75" in text.partition(LIMIT)[2] and "of it" in text.partition(LIMIT)[2]
+        assert "1.33" not in text and "0.75 " not in text
+    assert "limit" not in contenders[1] and contenders[2]["limit"] is True
+
+
+def test_the_limit_of_a_crop_needs_the_bytes_of_its_share_of_the_area(tmp_path: Path) -> None:
+    path = Workspace(tmp_path, find_images(None, None, tmp_path, 2)).beton(ORIGINAL)
+    jpegs = JpegSet(path)
+    heights, widths = jpegs.shapes
+    zero = np.zeros(2, np.int64)
+    quarter = np.stack([zero, zero, heights // 2, widths // 2], axis=1)
+    assert byte_share(jpegs, quarter) == pytest.approx(0.25, rel=0.01)
+    trial = crop_limit(str(path))["decode"]()
+    assert trial["count"] == 2 and trial["wall"] == trial["cpu"] > 0
+
+
+def test_a_host_makes_what_its_cores_or_its_memory_allow() -> None:
+    assert host_rate(8, 1000, bandwidth=1e10, image_bytes=2e6) == 5000
+    assert host_rate(4, 1000, bandwidth=1e10, image_bytes=2e6) == 4000

@@ -42,14 +42,6 @@ def test_every_table_is_on_a_page_and_every_marker_has_a_table(tables) -> None: 
     assert marked == set(tables.TABLES)
 
 
-def test_scripts_state_the_rounds_of_the_results(tables) -> None:  # type: ignore[no-untyped-def]
-    for bench, document in tables.Results(tables.RESULTS).documents.items():
-        text = (ROOT / f"benchmarks/{bench}.py").read_text()
-        rounds = {m["setting"].get("rounds") for m in document["measures"] if m["bench"] == bench} - {None}
-        assert {int(n) for n in re.findall(r"^n: (\d+) rounds", text, re.M)} == rounds
-        assert {int(n) for n in re.findall(r"^Run: .* --rounds (\d+)", text, re.M)} == rounds
-
-
 def test_the_summary_shows_both_of_stock_ffcv_and_whole_memory_too(tables) -> None:  # type: ignore[no-untyped-def]
     page, results = (ROOT / "docs/benchmarks.md").read_text(), tables.Results(tables.RESULTS)
     decode = results.measures("decode", "Crop decode")[0]

@@ -1,8 +1,8 @@
 """timm's models in the one trainer: the loss curve is that of timm's own step, resume is exact, every command works."""
 
 import json
+import shutil
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import timm
@@ -17,7 +17,6 @@ from fastft.evaluate.trained import load_trained
 from fastft.optim.schedule import build_schedule
 from fastft.recipe import Recipe, load_recipe
 from fastft.run.checkpoint import list_checkpoints
-from tests.benchmark_modules import import_benchmark
 from tests.train.runs import differing, end, flags, losses, run
 
 ROOT = Path(__file__).parents[2]
@@ -194,17 +193,28 @@ def test_explain_shows_timms_layers_and_where_the_normalisation_is_from(capsys) 
     assert values["cost"]["train_flops_per_image"] > 1e7
 
 
-@pytest.fixture(scope="module")
-def towers() -> ModuleType:
-    return import_benchmark("towers")
+PUBLISHED = {  # timm's models of docs/models.md -> pixels of a training image
+    "vit_base_patch16_224": "64", "vit_small_patch14_dinov2": "56", "vit_small_patch16_dinov3": "64",
+    "vit_base_patch16_siglip_224.v2_webli": "64", "eva02_small_patch14_336": "56",
+    "vit_pe_core_base_patch16_224": "64", "convnext_tiny": "64", "swin_tiny_patch4_window7_224": "64",
+}  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tower", range(8))
-def test_the_published_list_trains_resumes_and_exports(
-    towers: ModuleType, tmp_path: Path, tower: int
-) -> None:
-    name, size = list(towers.TOWERS.items())[tower]
-    row = towers.train_tower(name, size, towers.make_images(tmp_path), tmp_path)
-    assert row["loss_last"] < row["loss_first"] - 0.1
-    assert row["resume_equal"] and row["export_difference"] < 1e-5
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_train_resume_and_export(tiny, tmp_path: Path, name: str) -> None:
+    values = tiny | {"model.arch": f"timm/{name}", "model.image_size": PUBLISHED[name]}
+    changes = {"schedule__epochs": "2", "train__keep_checkpoints": "100", "optim__lr": "2e-4"}
+    run(values, tmp_path / "run", **changes)
+    whole, expected = losses(tmp_path / "run"), end(tmp_path / "run")
+    for path in list_checkpoints(tmp_path / "run" / "checkpoints")[1:]:
+        shutil.rmtree(path)
+    run(values, tmp_path / "run", **changes)
+    assert losses(tmp_path / "run") == whole and differing(end(tmp_path / "run"), expected) == []
+    assert whole[-1] < whole[0]
+    assert main(["export", str(tmp_path / "run"), "--format", "timm", "--out", str(tmp_path / "out")]) == 0
+    images = torch.randn(2, 3, int(PUBLISHED[name]), int(PUBLISHED[name]))
+    with torch.inference_mode():
+        theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()(images)
+        ours = load_trained(tmp_path / "run", torch.device("cpu")).model(images)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
