@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+DEMO_STAMP := $(VENV)/.ready-demo
 
 .PHONY: demo test test-slow test-gpu test-python lint docs setup clean
 
-demo: setup
+demo: $(if $(wildcard $(STAMP)),$(STAMP),$(DEMO_STAMP))  ## without the tools for development, if they are not there yet
 	$(BIN)/fastft demo
 
 test: setup
@@ -35,6 +36,10 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml .ci/setup
 	bash .ci/setup "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+$(DEMO_STAMP): pyproject.toml .ci/setup
+	bash .ci/setup "$(PYTHON)" "$(VENV)" demo
 	@touch $@
 
 clean:
