@@ -16,6 +16,7 @@ from beton_tools.jpeg.transcode import add_index, transcode
 from beton_tools.jpeg.turbo import MAX_SIDE, compress
 from beton_tools.read.format import DEFAULT_PAGE_SIZE, RAW_MODE
 from beton_tools.read.sample_table import SampleTable
+from beton_tools.write.area import shrink_by_area
 
 SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
 KEPT, DAMAGED = "kept", "damaged JPEG"
@@ -73,6 +74,7 @@ def warm_up() -> None:
     """Compile the functions that encoding calls into Numba's cache, so that workers load them from there."""
     grey = np.zeros((16, 16, 3), np.uint8)
     encode_sample(_encode_jpeg(grey, EncodeOptions()), EncodeOptions())
+    shrink(grey, 12)
 
 
 def _reencode(data: bytes, options: EncodeOptions) -> EncodedImage:
@@ -179,10 +181,11 @@ def shrink(pixels: np.ndarray, max_resolution: int | None) -> np.ndarray:
     longest = max(height, width)
     if max_resolution is None or longest <= max_resolution:
         return pixels
-    import cv2  # 36 MB that only conversion needs
-
-    size = (max(1, width * max_resolution // longest), max(1, height * max_resolution // longest))
-    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    return shrink_by_area(
+        np.ascontiguousarray(pixels),
+        max(1, height * max_resolution // longest),
+        max(1, width * max_resolution // longest),
+    )
 
 
 def _encode_jpeg(pixels: np.ndarray, options: EncodeOptions) -> bytes:

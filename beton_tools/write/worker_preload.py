@@ -1,10 +1,7 @@
 """Imported only by the server process that forks worker processes, so that workers start with code loaded.
 
-Loading compiled code from Numba's cache takes a third of a second, as long as a worker needs for 300 images. OpenCV's
-36 MB are shared by the workers.
+Loading compiled code from Numba's cache takes a third of a second, as long as a worker needs for 300 images.
 """
-
-import cv2  # noqa: F401
 
 from beton_tools.write.images import warm_up
 

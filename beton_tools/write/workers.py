@@ -157,10 +157,7 @@ def _serve(pipe: Connection, arena: _Inherited, options: EncodeOptions) -> None:
     The images of chunk k are written to part k % QUEUED of the arena. The parent has received those of the chunk that
     used the part before when it sends chunk k.
     """
-    import cv2  # loaded by `worker_preload`; here, so that importing this module does not load it
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers
-    cv2.setNumThreads(1)
     memory = mmap.mmap(arena.descriptor, _arena_size(options))
     with contextlib.suppress(EOFError, OSError), ThreadPoolExecutor(1) as reader:  # until the parent ends
         received = reader.submit(_receive, pipe)
