@@ -65,12 +65,12 @@ def _panel(average: Average) -> Panel:
         return Panel(lines, ticks=[row.name for row in rows])
     if len(files) == 1:
         lines = [Line(files[0].name, [row.alpha or 0.0 for row in rows], *_top1(rows, 0))]
-        if average.chosen is not None:
-            lines.append(Line("kept", [average.alpha or 0.0], [average.chosen.top1], style=KEPT))
+        lines.append(Line("kept", [average.chosen.alpha or 0.0], [average.chosen.top1], style=KEPT))
         return Panel(lines, "alpha: 0 is the start, 1 the end")
-    lines = [Line("alpha", [row.top1 for row in rows], [_others(row) for row in rows])]
-    if average.chosen is not None:
-        lines.append(Line("kept", [average.chosen.top1], [_others(average.chosen)], style=KEPT))
+    lines = [
+        Line("alpha", [row.top1 for row in rows], [_others(row) for row in rows]),
+        Line("kept", [average.chosen.top1], [_others(average.chosen)], style=KEPT),
+    ]
     others = files[1].name if len(files) == 2 else f"{len(files) - 1} other files"
     return Panel(
         lines,

@@ -7,7 +7,7 @@ Arrays of the file: `features` float32 (N, D); `labels` int64 (N,), -1 for an im
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,19 +65,17 @@ def extract_features(trained: Trained, sources: Sequence[Path], world: World, sa
         UserError: a source is missing or damaged, two files have other classes, or no image could be read.
     """
     parts: list[Features] = []
-    left_out, deep = Counter[str](), 0
+    left_out, deep = Counter[str](), Counter[str]()
     checksum = model_checksum(trained.model)
     for source in sources:
         if is_beton_or_subset(source):
             parts.append(_of_beton(trained, source, world, checksum))
         else:
-            part, clipped = _of_images(trained, source, world, checksum, say, left_out)
-            parts.append(part)
-            deep += clipped
+            parts.append(_of_images(trained, image_paths([source], left_out), world, checksum, say, deep))
     if left_out:
         say(describe_left_out(left_out))
     if deep:
-        say(describe_deep(deep))
+        say(describe_deep(deep.total()))
     labelled = [part for part in parts if part.classes]
     for part, source in zip(parts, sources, strict=True):
         if part.classes and part.classes != labelled[0].classes:
@@ -105,20 +103,19 @@ def _of_beton(trained: Trained, path: Path, world: World, checksum: str) -> Feat
 
 
 def _of_images(
-    trained: Trained, source: Path, world: World, checksum: str, say: Say, left_out: Counter[str]
-) -> tuple[Features, int]:
-    """The embeddings of image files, and how many of the images lose values."""
-    rows, files, deep = [], [], 0
-    paths = image_paths([source], left_out)
+    trained: Trained, paths: Iterable[Path], world: World, checksum: str, say: Say, deep: Counter[str]
+) -> Features:
+    """The embeddings of image files. deep: counts the images that lose values."""
+    rows, files = [], []
     for path, read, features_D in compute_outputs(trained, paths, world.device, "pooled"):
         if isinstance(read, str):
             say(f"{path}: not read: {read}")
             continue
         rows.append(features_D.numpy())
         files.append(str(path))
-        deep += read.loses_values
+        deep.update(["images"] * read.loses_values)
     features_ND = np.stack(rows) if rows else np.empty((0, trained.model.head.in_features), np.float32)
-    return Features(features_ND, np.full(len(files), NO_LABEL, np.int64), files, [], checksum), deep
+    return Features(features_ND, np.full(len(files), NO_LABEL, np.int64), files, [], checksum)
 
 
 def check_features_path(path: Path) -> None:

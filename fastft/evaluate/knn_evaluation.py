@@ -38,7 +38,7 @@ NO_VOTES = 1e-6  # the probability of a class without votes, whose logarithm wou
 
 
 class NeighbourVotes(nn.Module):
-    """Embeddings (B, D) to logarithms of vote shares (B, K).
+    """Embeddings (B, D), or images if there is a model, to logarithms of vote shares (B, K).
 
     A training image votes for its class with exp(cosine similarity / TEMPERATURE) if it is one of the k nearest.
     """
@@ -46,13 +46,14 @@ class NeighbourVotes(nn.Module):
     bank_ND: Tensor
     labels_N: Tensor
 
-    def __init__(self, bank_ND: Tensor, labels_N: Tensor, k: int, num_classes: int):
+    def __init__(self, bank: Features, k: int, num_classes: int, model: ImageClassifier | None = None):
         super().__init__()
-        self.k, self.num_classes = k, num_classes
-        self.register_buffer("bank_ND", functional.normalize(bank_ND.float(), dim=1))
-        self.register_buffer("labels_N", labels_N)
+        self.k, self.num_classes, self.model = k, num_classes, model
+        self.register_buffer("bank_ND", functional.normalize(torch.from_numpy(bank.features_ND), dim=1))
+        self.register_buffer("labels_N", torch.from_numpy(bank.labels_N))
 
-    def forward(self, features_BD: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
+        features_BD = inputs if self.model is None else self.model.pooled(inputs)
         # half precision would mix up near neighbours
         with torch.autocast(features_BD.device.type, enabled=False):
             similarity_BN = functional.normalize(features_BD.float(), dim=1) @ self.bank_ND.T
@@ -60,17 +61,6 @@ class NeighbourVotes(nn.Module):
         votes_BK = nearest_BJ.new_zeros(len(features_BD), self.num_classes)
         votes_BK.scatter_add_(1, self.labels_N[index_BJ], (nearest_BJ / TEMPERATURE).exp())
         return (votes_BK / votes_BK.sum(1, keepdim=True)).clamp_min(NO_VOTES).log()
-
-
-class NeighbourClassifier(nn.Module):
-    """Images to logarithms of vote shares."""
-
-    def __init__(self, model: ImageClassifier, votes: NeighbourVotes):
-        super().__init__()
-        self.model, self.votes = model, votes
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.votes(self.model.pooled(images))
 
 
 def evaluate_neighbours(
@@ -106,13 +96,7 @@ def evaluate_neighbours(
             raise UserError(
                 f"--knn {k} is more than the {len(bank.labels_N)} images of {bank_path}; give fewer"
             )
-        votes = NeighbourVotes(
-            torch.from_numpy(bank.features_ND),
-            torch.from_numpy(bank.labels_N),
-            k,
-            trained.recipe.data.num_classes,
-        ).to(world.device)
-        found = [_evaluate(trained, path, votes, world) for path in paths]
+        found = [_evaluate(trained, path, bank, k, world) for path in paths]
     about = {"knn": k, "knn_train": str(bank_path), "knn_train_images": len(bank.labels_N)}
     return [describe_scores(trained, scores) | about for scores in found]
 
@@ -125,10 +109,12 @@ def _bank(trained: Trained, path: Path, world: World) -> Features:
     return _finite(found, path)
 
 
-def _evaluate(trained: Trained, path: Path, votes: NeighbourVotes, world: World) -> FileScores:
+def _evaluate(trained: Trained, path: Path, bank: Features, k: int, world: World) -> FileScores:
+    outputs = trained.recipe.data.num_classes
     if path.suffix != SUFFIX:
-        return evaluate_model(trained, path, world, model=NeighbourClassifier(trained.model, votes))
-    features = _read_labelled(trained, path)
+        votes = NeighbourVotes(bank, k, outputs, trained.model).to(world.device)
+        return evaluate_model(trained, path, world, model=votes)
+    features, votes = _read_labelled(trained, path), NeighbourVotes(bank, k, outputs).to(world.device)
     return score(trained, votes, _batches(features, world), len(features.labels_N), path, world)
 
 

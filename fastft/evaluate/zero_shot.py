@@ -18,10 +18,9 @@ from fastft.model.classifier import TOKEN
 from fastft.model.head_file import Head, check_head_path, set_head, write_head
 from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe
+from fastft.recipe.constants import RAW
 from fastft.recipe.training_data import with_num_classes
 from fastft.train.distributed import World, find_world
-
-KIND = "raw"
 
 
 @dataclass(frozen=True)
@@ -80,34 +79,24 @@ def _build(
     world: World,
     progress: AbstractContextManager[ProgressCallback | None],
 ) -> Trained:
-    """The image tower with the head of text embeddings, which the main process computes."""
-    m = recipe.model
+    """The image tower with the head of text embeddings times CLIP's logit scale, which the main process computes."""
+    m, weight_KD = recipe.model, None
     model = build_model(recipe)
-    weight_KD = _text_head(recipe, prompts, world.device, progress) if world.is_main else None
+    if world.is_main:
+        from fastft.evaluate.text_tower import (
+            class_embeddings,
+            load_text_tower,
+        )  # imports open_clip, which takes seconds
+
+        tower = load_text_tower(recipe, world.device)
+        with progress as show:
+            embeddings_KD = class_embeddings(tower, prompts.names, prompts.templates, show)
+        weight_KD = (tower.logit_scale * embeddings_KD).cpu()
     weight_KD = world.broadcast(weight_KD)
     set_head(model, Head(weight_KD, torch.zeros(len(classes)), classes, TOKEN), Path("of the text tower"))
     model = model.to(world.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     weights = f"zero-shot head of {m.arch}, {Path(m.weights).name}"
-    return Trained(model, recipe, classes, Path(m.weights), [], weights, KIND)
-
-
-def _text_head(
-    recipe: Recipe,
-    prompts: Prompts,
-    device: torch.device,
-    progress: AbstractContextManager[ProgressCallback | None],
-) -> torch.Tensor:
-    """Float32 (K, D) on the CPU: class embeddings times CLIP's logit scale."""
-    # imports open_clip, which takes seconds
-    from fastft.evaluate.text_tower import (
-        class_embeddings,
-        load_text_tower,
-    )
-
-    tower = load_text_tower(recipe, device)
-    with progress as show:
-        embeddings_KD = class_embeddings(tower, prompts.names, prompts.templates, show)
-    return (tower.logit_scale * embeddings_KD).cpu()
+    return Trained(model, recipe, classes, Path(m.weights), [], weights, RAW)
 
 
 def _head_of(trained: Trained, prompts: Prompts) -> Head:

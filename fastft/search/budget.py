@@ -11,6 +11,7 @@ from statistics import median
 from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError
 from fastft.recipe.rules import NUMBERS_BY_NAME, check_keys
+from fastft.search.results import disk_error
 from fastft.train.distributed import World
 
 SAVE_SECONDS = 15.0  # of a training, at most, are forgotten if the process is killed
@@ -61,7 +62,10 @@ class Budget:
         finally:
             ended.set()
             saver.join()
-            save()
+            try:
+                save()
+            except OSError as error:
+                raise disk_error(self._path, error) from None
 
     def finished(self, key: str, epochs: int) -> None:
         """Record a complete training: later estimates are based on the longest ones."""

@@ -30,7 +30,7 @@ def write_results(
         raise disk_error(folder, error) from None
 
 
-def disk_error(folder: Path, error: OSError) -> UserError:
+def disk_error(path: Path, error: OSError) -> UserError:
     return UserError(
-        f"{folder}: cannot be written ({error.strerror or error}); free some space, the same command continues"
+        f"{path}: cannot be written ({error.strerror or error}); free some space, the same command continues"
     )

@@ -153,8 +153,12 @@ def read_result(run: PlannedRun) -> list[Evaluation] | None:
     return (result["epochs"] >= run.recipe.epochs and result["evaluations"]) or None
 
 
-def train_run(run: PlannedRun, world: World, console: Console) -> str | None:
+def train_run(
+    run: PlannedRun, world: World, console: Console, ending: type[Exception] | tuple[()] = ()
+) -> str | None:
     """Train or resume a run of several; returns the error that ended it, which is printed, or None.
+
+    ending: errors that are raised, because they would end the other runs too.
 
     Raises:
         Preempted: stopped; the same call continues.
@@ -164,6 +168,8 @@ def train_run(run: PlannedRun, world: World, console: Console) -> str | None:
     try:
         train(run.recipe, console)
     except (Preempted, LocalRankError, PeerFailed):
+        raise
+    except ending:
         raise
     except reported as error:
         failure = " ".join(str(error).split()) or type(error).__name__

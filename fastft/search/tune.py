@@ -60,7 +60,7 @@ def tune(
     every process calls this.
 
     Raises:
-        UserError: bad input, or the budget ended before the first training.
+        UserError: bad input, a full disk, or the budget ended before the first training.
         Preempted: stopped by a signal; the same call continues.
     """
     recipe = _read(reference, overrides)
@@ -175,7 +175,7 @@ class _Search:
             self._announce(setting, rung)
             try:
                 with self.budget.timed(run.key):
-                    failure = train_run(self._limited(run), self.world, self.console)
+                    failure = train_run(self._limited(run), self.world, self.console, UserError)
             except TimeUp:
                 self.time_up = True
                 self.skipped.append((setting, epochs))

@@ -1,18 +1,17 @@
 """`fastft average`: WiSE-FT curves and soups give the arithmetic that they promise, and a checkpoint that commands take."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from beton_tools.read.beton_set import BetonSet
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
-from fastft.evaluate import ingredients
+from fastft.evaluate import average_output, ingredients
 from fastft.evaluate.average_output import RESULT
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.ingredients import Ingredient, RunningMean, interpolate
@@ -163,18 +162,39 @@ def test_training_images_in_the_selection_set_are_named_in_a_warning_and_in_the_
     assert average(tmp_path / "gone", *curve)["shared"] == {} and "warning" not in capsys.readouterr().err
 
 
-def test_of_large_files_the_same_samples_of_one_file_are_found(
+def test_of_large_files_only_the_same_file_is_recognised(
     tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A subset of a copy, beside another file; the images of the other file are not compared."""
     monkeypatch.setattr(ingredients, "MOST_COMPARED", 10)
-    shutil.copy(tiny["data.train"], tmp_path / "copy.beton")
-    both = BetonSet.open([tmp_path / "copy.beton", tiny["data.val"]]).take(np.array([1, 2, 40, 49]))
-    (tmp_path / "some.subset.json").write_text(both.as_subset_file().to_json())
+    for name in ("train.beton", "train.beton.manifest.json"):
+        shutil.copy(Path(tiny["data.train"]).with_name(name), tmp_path / name)
     model = Ingredient("model", dict, tiny["data.train"])
-    chosen = tmp_path / "some.subset.json"
-    assert ingredients.count_training_images(chosen, [model]) == {"model": 3}
+    assert ingredients.count_training_images(tmp_path / "train.beton", [model]) == {"model": 48}
     assert ingredients.count_training_images(Path(tiny["data.val"]), [model]) == {}
+
+
+@pytest.mark.parametrize("failing", ["write_text", "save_plot"])
+def test_after_a_failed_write_nothing_is_left_and_the_same_call_works(
+    failing: str,
+    whole: Path,
+    tiny: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "out"
+    command = ["start", whole, "--alpha", "0,1", "--data", tiny["data.val"]]
+    with monkeypatch.context() as patched:
+        patched.setattr(average_output, failing, full)
+        assert main(["average", *map(str, command), "--out", str(out), "--device", "cpu"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith("out: cannot be written (No space left on device); nothing is kept")
+    assert not list(tmp_path.iterdir())
+    average(out, *command)
+    assert {path.name for path in out.iterdir()} >= {"average.json", "curve.png", "curve.svg", "state.json"}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Embeddings are the head's input, in a file; nearest neighbours on them are scikit-learn's."""
 
 import json
+import resource
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +149,59 @@ def test_bad_input_is_one_line(
     assert main(["eval", str(whole), *arguments, "--device=cpu"]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": np.empty((20, 0), np.float32)}, "do not fit each other"),
+        ({"features": np.ones((20, 3), np.float32)}, "embeddings of other weights"),
+        ({"classes": np.array([["astronaut", "coffee"]])}, "do not fit each other"),
+        ({"labels": np.zeros((20, 1), np.int64)}, "do not fit each other"),
+        ({"files": np.arange(20)}, "do not fit each other"),
+        ({"model": np.array(["x"])}, "do not fit each other"),
+        ({"features": np.full((20, 64), np.nan, np.float32)}, "contain NaN or Inf"),
+        ({"features": np.full((20, 64), np.inf, np.float32)}, "contain NaN or Inf"),
+    ],
+)
+def test_arrays_that_are_not_embeddings_are_one_line(
+    whole: Path,
+    files: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    changes: dict[str, np.ndarray],
+    message: str,
+) -> None:
+    changed = tmp_path / "changed.npz"
+    with np.load(files["val"]) as stored:
+        np.savez(changed, **{**stored, **changes})
+    for option, other, path in (
+        ("--knn-train", "--data", files["val"]),
+        ("--data", "--knn-train", files["train"]),
+    ):
+        command = [f"{option}={changed}", f"{other}={path}"]
+        assert main(["eval", str(whole), "--knn=5", "--device=cpu", *command]) == 2
+        error = capsys.readouterr().err
+        assert message in error and str(changed) in error and error.count("\n") == 1
+
+
+def test_a_small_file_does_not_fill_the_memory(
+    whole: Path, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Deflated zeros: 1 GB in 1 MB. Files of fastft are not compressed."""
+    bomb = tmp_path / "bomb.npz"
+    with (
+        zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("features.npy", "w") as file,
+    ):
+        header = {"descr": "<f4", "fortran_order": False, "shape": (1 << 28, 1)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for _ in range(64):
+            file.write(bytes(1 << 24))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert main(["eval", str(whole), "--knn=5", f"--data={bomb}", f"--knn-train={files['train']}"]) == 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 << 10  # KiB
+    assert "its arrays are compressed" in capsys.readouterr().err
 
 
 def test_features_are_refused_under_another_suffix_and_with_options_for_classes(

@@ -1,7 +1,9 @@
 """Evaluation and prediction from a checkpoint alone."""
 
 import csv
+import math
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import IMAGE_SUFFIXES
@@ -18,24 +21,25 @@ from beton_tools.read.manifest import manifest_path
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
+from fastft.evaluate import image_files
 from fastft.evaluate.evaluation import evaluate_checkpoint
+from fastft.evaluate.image_files import eval_tensor
 from fastft.evaluate.output import write_predictions
 from fastft.evaluate.prediction import Prediction, Predictor, image_paths, predict_files
 from fastft.run.checkpoint import find_checkpoint, read_checkpoint
 from tests.train.runs import run
 
 
-@pytest.fixture
-def trained(tiny, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(tiny: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose architecture file was deleted afterwards."""
-    arch = tmp_path / "arch.json"
+    folder = tmp_path_factory.mktemp("trained")
+    arch = folder / "arch.json"
     arch.write_bytes(Path(tiny["model.arch"]).read_bytes())
-    run(
-        tiny | {"model.arch": str(arch), "schedule.epochs": "1", "schedule.warmup_epochs": "0"},
-        tmp_path / "run",
-    )
+    short = {"model.arch": str(arch), "schedule.epochs": "1", "schedule.warmup_epochs": "0"}
+    run(tiny | short, folder / "run")
     arch.unlink()
-    return tmp_path / "run"
+    return folder / "run"
 
 
 def test_evaluation_does_not_need_the_architecture_file(trained: Path, tiny) -> None:
@@ -288,3 +292,60 @@ def test_a_png_with_a_damaged_chunk_does_not_end_the_prediction(
     broken.write_bytes(data)
     found = list(predict_files(trained, [broken, good], topk=1, device="cpu"))
     assert found[0].error and not found[1].error
+
+
+SIZES = [(64, 64), (65, 64), (64, 91), (333, 200), (200, 333), (37, 411), (500, 375), (9, 5)]
+COLOURS = {"mean": (0.48, 0.46, 0.41), "std": (0.27, 0.26, 0.28)}
+
+
+def torchvision_tensor(image: Image.Image, size: int, crop_pct: float) -> torch.Tensor:
+    bicubic = transforms.InterpolationMode.BICUBIC
+    transform = transforms.Compose(
+        [
+            transforms.Resize(math.floor(size / crop_pct), bicubic),
+            transforms.CenterCrop(size),
+            transforms.ToTensor(),
+            transforms.Normalize(**COLOURS),
+        ]
+    )
+    return transform(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875, 0.95])
+@pytest.mark.parametrize("size", [64, 65])
+def test_the_input_is_torchvisions(size: int, crop_pct: float, photographs: dict[str, np.ndarray]) -> None:
+    for image in photographs.values():
+        for height, width in SIZES:
+            cut = Image.fromarray(np.ascontiguousarray(image[:height, :width]))
+            ours = eval_tensor(cut, size=size, crop_pct=crop_pct, **COLOURS)
+            assert torch.equal(ours, torchvision_tensor(cut, size, crop_pct)), (height, width)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_images_of_other_modes_are_converted(mode: str, photographs: dict[str, np.ndarray]) -> None:
+    image = Image.fromarray(photographs["coffee"]).convert(mode)
+    ours = eval_tensor(image, size=96, crop_pct=0.9, **COLOURS)
+    assert torch.equal(ours, torchvision_tensor(image, 96, 0.9))
+
+
+@pytest.mark.parametrize("shape", [(1, 65_000), (65_000, 1), (2, 40_001)])
+def test_an_extreme_shape_needs_little_memory(shape: tuple[int, int]) -> None:
+    """Resized as a whole, an image of 1 x 65,000 pixels would take 10 GB."""
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    image = Image.fromarray(noise)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = eval_tensor(image, size=224, crop_pct=0.875, **COLOURS)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # KiB
+    assert found.shape == (3, 224, 224) and found.std() > 0.1
+
+
+@pytest.mark.parametrize("shape", [(40, 300), (300, 40), (33, 1001)])
+def test_the_crop_of_an_extreme_shape_is_that_of_the_whole(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch, photographs: dict[str, np.ndarray]
+) -> None:
+    """Up to rounding: at most one level of 255."""
+    cut = np.resize(photographs["coffee"], (*shape, 3))
+    whole = eval_tensor(Image.fromarray(cut), size=64, crop_pct=0.875, mean=(0, 0, 0), std=(1, 1, 1))
+    monkeypatch.setattr(image_files, "MOST_PIXELS", 0)
+    cropped = eval_tensor(Image.fromarray(cut), size=64, crop_pct=0.875, mean=(0, 0, 0), std=(1, 1, 1))
+    torch.testing.assert_close(cropped, whole, atol=1.01 / 255, rtol=0)

@@ -15,6 +15,7 @@ from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.recipe import load_recipe
+from fastft.run.checkpoint import write_checkpoint
 from fastft.run.run_directory import read_metrics
 from fastft.run.validation_file import read_validation
 from fastft.search import plan_run
@@ -205,7 +206,7 @@ def test_trainings_that_do_not_fit_are_listed_and_the_final_one_is_kept_room_for
             self._seconds[key] = float(epochs)
             super().finished(key, epochs)
 
-    def already_trained(run, world, console):
+    def already_trained(run, world, console, ending):
         (tmp_path / "out/runs").mkdir(parents=True, exist_ok=True)
         run.folder.symlink_to(folder / "runs" / run.key)
 
@@ -305,7 +306,7 @@ def test_a_setting_that_fails_is_listed_and_not_chosen(
     folder, expected = searched
     failing = expected.best.setting
 
-    def trained_elsewhere(run, world, console):
+    def trained_elsewhere(run, world, console, ending):
         if run.recipe.optim.lr == expected.best.recipe.optim.lr:
             return "the loss is NaN"
         (tmp_path / "out/runs").mkdir(parents=True, exist_ok=True)
@@ -324,9 +325,31 @@ def test_a_setting_that_fails_is_listed_and_not_chosen(
 def test_every_training_failing_is_one_line(
     tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "train_run", lambda run, world, console: "the loss is NaN")
+    monkeypatch.setattr(search, "train_run", lambda *arguments: "the loss is NaN")
     with pytest.raises(UserError, match="every training failed, the first with: the loss is NaN"):
         tune(RECIPE, options(tiny), tmp_path / "out", console=QUIET)
+
+
+def test_a_full_disk_ends_the_search_and_the_same_call_continues(
+    tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is no failure of a setting: the others would fail too, or be chosen for it."""
+    short = [*options(tiny), "--schedule.epochs=1", "--schedule.warmup_epochs=0"]
+    command = ["tune", RECIPE, *short, "--out", str(tmp_path / "out")]
+
+    def full(path: Path, *arguments: object) -> None:
+        if len(list((tmp_path / "out/runs").iterdir())) == 2:
+            raise UserError(f"checkpoint {path} could not be written: no space")
+        write_checkpoint(path, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fastft.train.checkpointing.write_checkpoint", full)
+        assert main(command) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("could not be written: no space")
+    assert len(list((tmp_path / "out/runs").iterdir())) == 2 and not (tmp_path / "out/tuned.yaml").exists()
+    assert main(command) == 0
+    document = json.loads((tmp_path / "out/results.json").read_text())
+    assert document["complete"] and not any(trial["error"] for trial in document["trials"])
 
 
 def test_two_processes_search_together(tiny: dict[str, str], tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
-"""The assessment of a run's weights on its validation file has the figures of their evaluation."""
+"""Evaluation of a checkpoint: figures, tables, only the classes of a file, several files; and the assessment for a report."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from beton_tools.base.errors import UserError
+from beton_tools.write.convert import convert_folder
+from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
 from fastft.evaluate.assessment import assess_run
 from fastft.evaluate.evaluation import evaluate_checkpoint, predict_file
@@ -66,10 +70,10 @@ def test_eval_prints_the_classes(run_of_random_model: Path, capsys) -> None:
     assert all(name in said for name in CLASSES)
 
 
-def test_logits_are_in_the_order_of_the_file(run_of_random_model: Path) -> None:
+def test_predictions_are_in_the_order_of_the_file(run_of_random_model: Path) -> None:
     trained, found = predict_file(run_of_random_model, run_of_random_model / "val.beton", "cpu")
-    assert found.logits_NK.shape == (36, 6)
-    assert np.bincount(found.labels_N).tolist() == [6] * 6
+    assert found.logits_NK is not None and found.logits_NK.shape == (36, 6)
+    assert found.labels_N.tolist() == [label for label in range(6) for _ in range(6)]
     assert trained.path.name == "best-0000"
 
 
@@ -82,3 +86,75 @@ def test_missing_validation_data_is_a_note_or_with_insist_an_error(
     assert found is None and "gone.beton" in why
     with pytest.raises(UserError):
         assess_run(load_run(tmp_path), insist=True)
+
+
+PRESENT = ("chelsea", "rocket", "flower")
+
+
+@pytest.fixture(scope="module")
+def subset(
+    run_of_random_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    photographs: dict[str, np.ndarray],
+) -> Path:
+    """Images of three of the six classes, with the labels of all six, as ImageNet-R is converted."""
+    folder = tmp_path_factory.mktemp("subset")
+    for name in PRESENT:
+        (folder / "images" / name).mkdir(parents=True)
+        for k in range(4):
+            crop = photographs[name][25 * k : 25 * k + 90, 35 * k : 35 * k + 90]
+            Image.fromarray(crop).save(folder / "images" / name / f"{k}.png")
+    convert_folder(
+        folder / "images",
+        folder / "r.beton",
+        WriteOptions(workers=0),
+        classes_of=run_of_random_model / "val.beton",
+    )
+    return folder / "r.beton"
+
+
+def test_only_the_classes_with_images_are_ranked(run_of_random_model: Path, subset: Path) -> None:
+    trained, found = predict_file(run_of_random_model, subset, "cpu")
+    present = [trained.classes.index(name) for name in sorted(PRESENT, key=trained.classes.index)]
+    among_all, among_present = (
+        found.logits_NK.argmax(1),
+        np.take(present, found.logits_NK[:, present].argmax(1)),
+    )
+    assert (among_all != among_present).any()  # otherwise this would show nothing
+    for only, predicted, classes in ((False, among_all, 6), (True, among_present, 3)):
+        scores = evaluate_checkpoint(run_of_random_model, subset, "cpu", only_present_classes=only)
+        assert scores["top1"] == pytest.approx(100 * (predicted == found.labels_N).mean())
+        assert scores["ranked_classes"] == classes
+        assert ("top5" in scores) == (classes > 5)
+    logits_NP = found.logits_NK[:, present] - found.logits_NK[:, present].max(1, keepdims=True)
+    truth_N = logits_NP[np.arange(12), [present.index(label) for label in found.labels_N]]
+    loss = (np.log(np.exp(logits_NP).sum(1)) - truth_N).mean()
+    assert scores["loss"] == pytest.approx(loss, rel=1e-5)
+    assert np.isfinite([scores["ece"], scores["ece_scaled"], scores["temperature"]]).all()
+
+
+def test_several_files_make_one_table(
+    run_of_random_model: Path,
+    subset: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    files = [run_of_random_model / "val.beton", subset]
+    command = [
+        "eval",
+        str(run_of_random_model),
+        *(f"--data={file}" for file in files),
+        "--only-present-classes",
+    ]
+    assert main([*command, "--device=cpu"]) == 0
+    shown = capsys.readouterr().out
+    for file, images, classes in (("val", "36", "6"), ("r", "12", "3")):
+        row = next(line for line in shown.splitlines() if f" {file} " in line)
+        assert row.split()[1:3] == [images, classes]
+    assert main([*command, "--device=cpu", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [scores["data"] for scores in listed] == [str(file) for file in files]
+    assert [scores["ranked_classes"] for scores in listed] == [6, 3]
+    alone = evaluate_checkpoint(run_of_random_model, subset, "cpu", only_present_classes=True)
+    assert listed[1] == json.loads(json.dumps(alone))
+    assert main([*command, "--csv=a.csv"]) == 2
+    assert "--csv is a table of one file" in capsys.readouterr().err
