@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from fastft.augment.policies import AugmentPolicy, parse_policy
+    from fastft.cli.fit import TrainedRun, fit
     from fastft.data.loader import AsTuples, Batch, EvalLoader, Output, TrainLoader
     from fastft.data.order import Shard
     from fastft.evaluate.prediction import Prediction, Predictor
@@ -30,6 +31,8 @@ _MODULES = {
     "Recipe": "recipe",
     "Shard": "data.order",
     "TrainLoader": "data.loader",
+    "TrainedRun": "cli.fit",
+    "fit": "cli.fit",
     "load_recipe": "recipe",
     "parse_policy": "augment.policies",
 }
@@ -45,6 +48,8 @@ __all__ = [
     "Recipe",
     "Shard",
     "TrainLoader",
+    "TrainedRun",
+    "fit",
     "load_recipe",
     "parse_policy",
 ]

@@ -21,10 +21,18 @@ def find_betons(data: BetonPaths) -> list[Path]:
     A name that exists is never read as a pattern or a list.
 
     Raises:
-        UserError: no file matches a pattern, or a file is named twice.
+        UserError: no file matches a pattern, a file is named twice, or a folder is given.
     """
     entries = [entry for item in _as_sequence(data) for entry in _split(os.fspath(item))]
     paths = [path for entry in entries for path in _expand(entry)]
+    folder = next(
+        filter(os.path.isdir, paths), None
+    )  # unlike Path's, it raises no error for a name that is too long
+    if folder is not None:
+        raise UserError(
+            f"{folder} is a folder, not a .beton; write its images to one with fastft convert folder --data {folder} "
+            f"--out {folder.name}.beton, in Python with beton_tools.write.convert.convert_folder"
+        )
     if not paths:
         raise UserError("no .beton file is named; give a file, or a quoted pattern such as 'train-*.beton'")
     twice = next((path for k, path in enumerate(paths) if path in paths[:k]), None)

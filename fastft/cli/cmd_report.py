@@ -6,10 +6,12 @@ from typing import Any
 
 from beton_tools.base.errors import UserError
 from fastft.cli.arguments import add_price, add_weights, positive, recipe_reference
+from fastft.recipe.constants import AUTO
 
 HELP = "one HTML page of a run, or of a benchmark file"
 EXAMPLE = "fastft report runs/final_b16 --price 2.48"
 TAKES_OPTIONS = False
+SUFFIXES = (".html", ".htm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,31 +41,36 @@ def run(args: argparse.Namespace) -> int:
     from beton_tools.base.atomic import check_writable
     from fastft.cost.benchmark_file import read_bench
     from fastft.report.bench_report import render_bench
+    from fastft.report.run_report import write_page
+
+    if not args.source.exists():
+        raise UserError(f"{args.source} does not exist; give a run directory or a benchmark file")
+    if args.source.is_dir():
+        asked = {"gpus": args.gpus, "price": args.price, "against": args.against}
+        print(write_run_page(args.source, args.out, args.mistakes, args.weights, **asked))
+        return 0
+    out = args.out or args.source.with_suffix(".html")
+    check_writable(out, suffixes=SUFFIXES)
+    write_page(render_bench(read_bench(args.source), args.source.name), out)
+    print(out)
+    return 0
+
+
+def write_run_page(
+    folder: Path, out: Path | None = None, mistakes: str = "auto", weights: str = AUTO, **asked: Any
+) -> Path:
+    """Write the page of a run; returns its path. The other arguments are those of `render_run`."""
+    from beton_tools.base.atomic import check_writable
     from fastft.report.run_report import render_run, write_page
     from fastft.run.chosen_weights import with_choice_so_far
     from fastft.run.run_directory import load_run
 
-    if not args.source.exists():
-        raise UserError(f"{args.source} does not exist; give a run directory or a benchmark file")
-    if args.out is not None:
-        check_writable(args.out, suffixes=[".html", ".htm"])
-    if args.source.is_dir():
-        run_, out = with_choice_so_far(load_run(args.source)), args.out or args.source / "report.html"
-        assessment, note = _assess(run_, args.mistakes, args.weights)
-        page = render_run(
-            run_,
-            assessment=assessment,
-            note=note,
-            gpus=args.gpus,
-            price=args.price,
-            against=args.against,
-        )
-    else:
-        out = args.out or args.source.with_suffix(".html")
-        page = render_bench(read_bench(args.source), args.source.name)
-    write_page(page, out)
-    print(out)
-    return 0
+    if out is not None:
+        check_writable(out, suffixes=SUFFIXES)
+    run, out = with_choice_so_far(load_run(folder)), out or folder / "report.html"
+    assessment, note = _assess(run, mistakes, weights)
+    write_page(render_run(run, assessment=assessment, note=note, **asked), out)
+    return out
 
 
 def _assess(run: Any, when: str, weights: str) -> Any:

@@ -44,3 +44,35 @@ def test_the_lightning_module_trains(tiny: dict[str, str], tmp_path: Path) -> No
     pytest.importorskip("lightning")
     last = run("lightning_module.py", tiny, tmp_path).splitlines()[-1]
     assert "'loss':" in last and "'top1':" in last
+
+
+@pytest.fixture
+def pictures(tiny: dict[str, str], tmp_path: Path) -> Path:
+    """A folder of photographs with a folder per class."""
+    (tmp_path / "pics").symlink_to(Path(tiny["data.train"]).parent / "train")
+    return tmp_path / "pics"
+
+
+def test_a_script_trains_on_photographs_in_one_call(tiny: dict[str, str], pictures: Path) -> None:
+    options = [f"--model={tiny['model.arch']}", "--weights=random", "--image-size=32", "--epochs=2"]
+    image = str(pictures / "coffee/01.jpg")
+    command = [sys.executable, str(ROOT / "examples/fit.py"), "pics", *options, "--predict", image]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=pictures.parent, timeout=250)
+    assert done.returncode == 0, done.stderr
+    top1, label, files = done.stdout.splitlines()[-3:]
+    assert top1.startswith("top-1") and label.startswith(image)
+    assert all((pictures.parent / file).is_file() for file in files.split())
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tiny: dict[str, str], pictures: Path) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(ROOT / "examples/quickstart.ipynb", as_version=4)
+    settings = next(cell for cell in notebook.cells if cell.id == "settings")
+    options = {"model": tiny["model.arch"], "weights": "random", "image_size": 32, "epochs": 2}
+    settings.source += f"\noptions = {options}"
+    NotebookClient(notebook, timeout=250, resources={"metadata": {"path": str(pictures.parent)}}).execute()
+    said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    assert "top-1" in said and "runs/quickstart.safetensors" in said and "pics/astronaut/00.jpg" in said

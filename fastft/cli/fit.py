@@ -1,0 +1,131 @@
+"""`fastft.fit`: a training from Python, and what the commands do with its run directory."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+
+from beton_tools.base.console import printable
+from beton_tools.base.errors import UserError
+from beton_tools.sources import open_source
+from beton_tools.write.writer import write_beton
+from fastft.cli.cmd_report import write_run_page
+from fastft.evaluate.evaluation import evaluate_checkpoint
+from fastft.evaluate.prediction import Prediction, Predictor, Source, image_paths
+from fastft.export import export_checkpoint
+from fastft.photos.paths import needs_conversion
+from fastft.photos.prepare import line_printer, prepare_data
+from fastft.recipe import load_recipe
+from fastft.recipe.constants import EXPORT_FORMATS
+from fastft.run.run_directory import run_folder
+from fastft.train.loop import train
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run directory whose training has ended. Its methods use the weights that the run chose.
+
+    folder: the run directory, which `fastft eval`, `predict`, `export` and `report` take. result: the content of `result.json`:
+    the accuracies, the chosen weights, the seconds. device: "auto", "cuda" or "cpu", for `predict` and `evaluate`.
+    """
+
+    folder: Path
+    result: Mapping[str, Any]
+    device: str = "auto"
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The trained model."""
+        return Predictor(self.folder, self.device)
+
+    @property
+    def classes(self) -> list[str]:
+        """The name of every output."""
+        return self.predictor.classes
+
+    def predict(self, images: Source | Iterable[Source], topk: int = 5) -> list[Prediction]:
+        """The `topk` most probable classes of every image, as `Predictor.predict` gives them.
+
+        images: paths, folders of image files, Pillow images, or one of them.
+
+        Raises:
+            UserError: a folder without images, or topk < 1.
+        """
+        given = [images] if isinstance(images, Source) else images
+        found: list[Source] = []
+        for image in given:
+            is_folder = isinstance(image, str | Path) and Path(image).is_dir()
+            found.extend(image_paths([Path(image)]) if is_folder else [image])
+        return list(self.predictor.predict(found, topk))
+
+    def evaluate(self, data: str | Path | None = None, **options: Any) -> dict[str, Any]:
+        """Accuracy, metrics per class and calibration, as `fastft eval --json` prints them.
+
+        data: a .beton, or labelled images as `fastft convert folder` takes them, which are converted to a temporary file;
+            None: the validation images of the run. options: those of `fastft.evaluate.evaluation.evaluate_files`.
+
+        Raises:
+            UserError: no such images, or images of other classes.
+        """
+        if data is None or not needs_conversion(str(data)):
+            return evaluate_checkpoint(
+                self.folder, None if data is None else Path(data), self.device, **options
+            )
+        with TemporaryDirectory() as folder:
+            converted = Path(folder) / "images.beton"
+            write_beton(converted, open_source(data, classes=self.predictor.trained.classes))
+            found = evaluate_checkpoint(self.folder, converted, self.device, **options)
+        return found | {"data": str(data)}
+
+    def export(self, format: str, path: str | Path) -> Path:
+        """Write the model for "timm", "open_clip", "safetensors" or "onnx", as `fastft export` does; returns its path.
+
+        Raises:
+            UserError: an unknown format, one that cannot hold the model, or `path` is in the way.
+        """
+        if format not in EXPORT_FORMATS:
+            raise UserError(f"no export format {format!r}; give {', '.join(EXPORT_FORMATS)}")
+        return export_checkpoint(self.folder, format, Path(path)).path
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the HTML page of the run, by default into its directory; returns its path.
+
+        Raises:
+            UserError: `path` cannot be written.
+        """
+        return write_run_page(self.folder, None if path is None else Path(path))
+
+
+def fit(
+    recipe: str | Path = "photos",
+    options: Mapping[str, Any] | None = None,
+    *,
+    quiet: bool = False,
+    **short: Any,
+) -> TrainedRun:
+    """Train a recipe, or continue its run directory, as `fastft train` does.
+
+    run = fastft.fit("photos", data="pics", model="timm/vit_small_patch14_dinov2.lvd142m", weights="timm", lr=1e-4)
+    run.predict("holiday/")[0].classes
+
+    Args:
+        recipe: the name of a recipe of fastft, a file, or a row of a table.
+        options: options by their full names, such as {"model.drop_path": 0.1}.
+        quiet: print nothing.
+        short: options by their short names: data, val_data, workers, model, weights, image_size, batch_size, lr, epochs, out
+            (the run directory), seed, device; or a section with a dict, such as optim={"weight_decay": 0.1}.
+
+    Raises:
+        UserError: bad input.
+        NonFinite: the loss is NaN or Inf.
+        Preempted: stopped by a signal after a checkpoint; the same call continues.
+    """
+    console = Console(markup=False, quiet=quiet)
+    loaded = load_recipe(recipe, {**(options or {}), **short})
+    result = train(prepare_data(loaded, line_printer(console)), console)
+    console.print(printable(f"{run_folder(loaded)}: the run"), highlight=False)
+    return TrainedRun(run_folder(loaded), result, loaded.train.device)

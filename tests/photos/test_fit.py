@@ -1,0 +1,99 @@
+"""`fastft.fit`: one call from photographs to a run that predicts, evaluates, exports and reports."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import fastft
+from beton_tools.base.errors import UserError
+from fastft import TrainedRun, TrainLoader
+from fastft.cli import main
+from fastft.recipe.constants import SHORT_NAMES
+
+
+@pytest.fixture(scope="module")
+def given(album: Path, tiny: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The arguments of the run."""
+    return {
+        "options": {"train.amp": "fp32", "train.log_every": 1}, "data": album, "model": tiny["model.arch"],
+        "weights": "random", "image_size": 32, "epochs": 2, "batch_size": 8, "lr": 1e-3, "device": "cpu",
+        "out": tmp_path_factory.mktemp("fit") / "run", "quiet": True, "augment": {"policy": "none"},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(given: dict[str, Any]) -> TrainedRun:
+    return fastft.fit("photos", **given)
+
+
+def test_a_fit_is_a_run_as_the_command_makes_it_and_the_same_call_continues_it(
+    run: TrainedRun, given: dict[str, Any]
+) -> None:
+    assert json.loads((run.folder / "result.json").read_text()) == run.result
+    recipe = fastft.load_recipe(run.folder / "recipe.yaml")
+    assert (recipe.optim.lr, recipe.schedule.epochs, recipe.augment.policy) == (1e-3, 2, "none")
+    again = fastft.fit("photos", **given).result  # has ended already
+    assert again["evaluations"] == run.result["evaluations"]
+
+
+def test_a_run_predicts_files_folders_and_images(
+    run: TrainedRun, album: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = sorted((album / "chelsea").iterdir())
+    by_folder, by_file = run.predict(album / "chelsea"), run.predict(files, topk=2)
+    assert [p.path for p in by_folder] == [p.path for p in by_file] == files
+    assert all(len(p.classes) == 2 for p in by_file) and set(by_folder[0].classes) == set(run.classes)
+    with Image.open(files[0]) as image:
+        (held,) = run.predict(image)
+    assert held.probabilities == pytest.approx(by_folder[0].probabilities)
+    assert (
+        main(["predict", str(run.folder), str(files[0]), "--device=cpu", "--csv", str(run.folder / "p.csv")])
+        == 0
+    )
+    first = next(csv.DictReader((run.folder / "p.csv").open()))
+    assert first["class"] == held.classes[0]
+
+
+def test_a_run_is_evaluated_on_its_validation_images_and_on_a_folder(run: TrainedRun, album: Path) -> None:
+    own = run.evaluate()
+    assert own["top1"] == pytest.approx(run.evaluate(run.folder / "data/val.beton")["top1"])
+    found = run.evaluate(album, only_present_classes=True)
+    assert (found["data"], sum(c["images"] for c in found["classes"])) == (str(album), 36)
+    right = sum(p.classes[0] == p.path.parent.name for p in run.predict(album))
+    assert found["top1"] == pytest.approx(100 * right / 36)
+
+
+def test_a_run_exports_and_reports(run: TrainedRun, tmp_path: Path) -> None:
+    assert run.export("safetensors", tmp_path / "m.safetensors").stat().st_size > 1000
+    assert run.report() == run.folder / "report.html"
+    assert "<html" in run.report(tmp_path / "page.html").read_text()
+    with pytest.raises(UserError, match="no export format 'tf'; give timm, open_clip"):
+        run.export("tf", tmp_path / "m")
+
+
+def test_short_names_are_those_of_the_command_line() -> None:
+    for name in SHORT_NAMES:
+        assert f" {name}" in (fastft.fit.__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": "nowhere"}, "nowhere"),
+        ({"lrr": 1}, "unknown option 'lrr'; did you mean 'optim.lr'"),
+        ({"lr": "fast"}, "optim.lr is 'fast'"),
+    ],
+)
+def test_bad_input_is_one_line(options: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        fastft.fit("photos", out=tmp_path / "run", **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_loader_refuses_a_folder_with_the_call_that_converts_it(album: Path) -> None:
+    with pytest.raises(UserError, match=r"is a folder.*fastft convert folder.*convert_folder"):
+        TrainLoader(album, "none", 32, batch_size=8)
