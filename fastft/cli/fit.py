@@ -58,8 +58,10 @@ class TrainedRun:
         given = [images] if isinstance(images, Source) else images
         found: list[Source] = []
         for image in given:
-            is_folder = isinstance(image, str | Path) and Path(image).is_dir()
-            found.extend(image_paths([Path(image)]) if is_folder else [image])
+            if isinstance(image, str | Path) and Path(image).is_dir():
+                found.extend(image_paths([Path(image)]))
+            else:
+                found.append(image)
         return list(self.predictor.predict(found, topk))
 
     def evaluate(self, data: str | Path | None = None, **options: Any) -> dict[str, Any]:
