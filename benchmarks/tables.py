@@ -11,7 +11,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import fmean, median
@@ -38,7 +38,7 @@ from fastft.search.sweep_report import as_published
 ROOT = Path(__file__).parents[1]
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{page}.md" for page in ("benchmarks", "cost", "large-data", "models", "photos")),
+    *(ROOT / "docs" / f"{page}.md" for page in ("benchmarks", "cost", "large-data", "models")),
 )
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
@@ -48,7 +48,6 @@ LOGS = {"final_b16": ("B/16", 48.3), "final_l14": ("L/14", 105.6)}
 GOAL_TOP1 = 85.0
 COST_RECIPES, V100_PRICE = ("final_b16", "frugal_b16", "frugal_b16_half"), 2.48
 FAMILIES = ("b16", "b16_384", "l14", "l14_336")  # models; a recipe is named KIND_MODEL or KIND_MODEL_LEVER
-SMALL_DATA = {"ridge": "ridge regression", "photos": "`train photos`", "tuned": "`tune photos`"}
 Measure = dict[str, Any]
 
 
@@ -149,12 +148,8 @@ def _plain(value: Any) -> str:
 def _caption(results: Results, bench: str, measures: Sequence[Measure], fixed: str) -> str:
     kind = "Modelled, not measured." if any(m.get("modelled") for m in measures) else "Measured"
     when = results.documents[bench]["date"][:10]
-    skipped = {
-        f"{c['name']} was not run: {c['skipped']}"
-        for m in measures
-        for c in m["contenders"]
-        if "skipped" in c
-    }
+    all_contenders = [c for m in measures for c in m["contenders"]]
+    skipped = {f"{c['name']} was not run: {c['skipped']}" for c in all_contenders if "skipped" in c}
     head = f"{kind} {when}" if kind == "Measured" else f"{kind} From figures of {when}"
     return f"{head}: {fixed}.{''.join(f' {s}.' for s in sorted(skipped))}"
 
@@ -218,9 +213,8 @@ def machine(results: Results) -> str:
         facts = ", ".join(
             f"{k.replace('_', ' ')} {v}" for k, v in document["machine"].items() if v is not None
         )
-        lines.append(
-            f"- {', '.join(sorted(benches))}: `{document['command']}`, {date[:16].replace('T', ' ')}. {facts}."
-        )
+        what, when = ", ".join(sorted(benches)), date[:16].replace("T", " ")
+        lines.append(f"- {what}: `{document['command']}`, {when}. {facts}.")
     return "\n".join(lines)
 
 
@@ -274,15 +268,8 @@ def _summarised(results: Results, chosen: Sequence[tuple[str, str, str, str, str
         m = next(m for m in results.measures(bench, name) if part in str(m["setting"].values()))
         other = contender(m, peer)
         own, note = figure(contender(m, "fastft")["median"]), f" ({other['note']})" if other["note"] else ""
-        rows.append(
-            [
-                what,
-                f"{own} {m['unit']}",
-                f"{peer}{note}: {figure(other['median'])}",
-                times(ratios(m, other)),
-                _reached(m),
-            ]
-        )
+        theirs, better = f"{peer}{note}: {figure(other['median'])}", times(ratios(m, other))
+        rows.append([what, f"{own} {m['unit']}", theirs, better, _reached(m)])
     head = ["", "fastft", "other", "fastft is better by", "share of the limit"]
     document = max(results.documents.values(), key=lambda d: d["date"])
     dates = sorted({results.documents[bench]["date"][:10] for bench, *_ in chosen})
@@ -368,13 +355,8 @@ def recipes(_: Results) -> str:
         at = predict_published(recipe)
         record = estimate(recipe, GPUS["V100"], MACHINE_GPUS, RECORD_MFU["V100"]).gpu_hours
         top1 = "not run" if recipe.about.top1 is None else as_published(recipe.about.top1)
-        cells = [
-            f"`{recipe.name}`",
-            top1,
-            shown_hours(at["V100"]),
-            f"{record:.1f}",
-            *(shown_hours(at[gpu]) for gpu in ("A100", "H100")),
-        ]
+        v100, a100, h100 = (shown_hours(at[gpu]) for gpu in ("V100", "A100", "H100"))
+        cells = [f"`{recipe.name}`", top1, v100, f"{record:.1f}", a100, h100]
         found[family].append((at["V100"]["hours"], cells))
     rows = [cells for family in FAMILIES for _, cells in sorted(found[family], key=lambda row: -row[0])]
     head = [
@@ -407,37 +389,6 @@ def cost_check(_: Results) -> str:
         f"{markdown(head, rows)}\n\nThe start of a validation pass, {REFERENCE.pass_start_seconds} s, is fitted to the "
         "B/16 log, so B/16 agrees by construction. L/14 is the test: only the MFU is taken from its log."
     )
-
-
-def small_data(_: Results) -> str:
-    """`train photos` and `tune photos` against ridge regression."""
-    found = json.loads((RESULTS / "small_data.json").read_text(encoding="utf-8"))
-    rows, tests = [], {}
-    for photos in found["sets"]:
-        name, size = photos["set"], f"{photos['size']} px"
-        data = "CIFAR-10" if name.isdigit() else name  # sets of CIFAR-10 are named by their number of images
-        title = f"{data}, {int(name):,} images, {size}" if name.isdigit() else f"{data}, {size}"
-        tests[data] = f"{photos['n']:,} of {data}{'' if photos['same_images'] else ', others for each seed'}"
-        for row in photos["rows"]:
-            gains = [_gain(row["gains"].get(other)) for other in ("ridge", "photos")]
-            minutes = "" if row["minutes"] is None else f"{row['minutes']:.0f}"
-            rows.append(
-                [title, SMALL_DATA[row["row"]], f"{row['top1']:.1f}", *gains, str(row["seeds"]), minutes]
-            )
-            title = ""
-    head = ["images", "command", "top-1 %", "against ridge", "against `train photos`", "seeds", "minutes"]
-    return (
-        f"{markdown(head, rows, 2)}\n\nTest images on which nothing was chosen: {', '.join(tests.values())}. Differences "
-        "are paired by seed and image; ± is the larger of their standard errors over seeds and over images. Time of a core of "
-        f"{', '.join(found['cpus'])}, beside another training. All figures: `benchmarks/results/small_data.json`."
-    )
-
-
-def _gain(gain: Mapping[str, Any] | None) -> str:
-    """A difference in points with the larger of its two standard errors, such as "+1.2 ± 0.3"; "" for None."""
-    if gain is None:
-        return ""
-    return f"{gain['mean']:+.1f} ± {max(gain['seed_error'] or 0, gain['image_error']):.1f}"
 
 
 # models
@@ -496,47 +447,19 @@ def _cost_row(name: str, weights: str, recipes: list[Recipe]) -> list[str]:
     recipe = recipes[0]
     arch, classes = load_arch(recipe.model.arch).at(recipe.model.image_size), recipe.data.num_classes
     final, frugal = (predict_published(r) for r in recipes)
-    return [
-        f"`{name}`",
-        str(arch.image_size),
-        f"{count_parameters(arch, classes) / 1e6:.0f}",
-        f"{count_flops(arch, classes).forward / 1e9:.1f}",
-        *(f"{shown_hours(final[gpu])} / {shown_hours(frugal[gpu])}" for gpu in PUBLISHED_MFU),
-        weights,
-    ]
+    hours = (f"{shown_hours(final[gpu])} / {shown_hours(frugal[gpu])}" for gpu in PUBLISHED_MFU)
+    size = f"{count_parameters(arch, classes) / 1e6:.0f}", f"{count_flops(arch, classes).forward / 1e9:.1f}"
+    return [f"`{name}`", str(arch.image_size), *size, *hours, weights]
 
 
 def shown_hours(cost: dict[str, Any]) -> str:
     return f"{cost['hours']:.1f}{'*' if cost['limited_by'] == 'loader' else ''}"
 
 
-def trained_towers() -> str:
-    """A row per timm model that was trained on 2026-11-26."""
-    result: dict[str, Any] = json.loads((RESULTS / "towers.json").read_text(encoding="utf-8"))
-    head = [
-        "model", "px", "M parameters", "GFLOP per image", "loss, first step", "loss, last 5 steps", "resumed run",
-        "logits of the export in timm",
-    ]  # fmt: skip
-    rows = [
-        [
-            f"`{row['name']}`", str(row["image_size"]), f"{row['parameters'] / 1e6:.1f}", f"{row['forward_flops'] / 1e9:.2f}",
-            f"{row['loss_first']:.3f}", f"{row['loss_last']:.3f}", "equal" if row["resume_equal"] else "differs",
-            "equal" if row["export_difference"] == 0 else f"differ by {row['export_difference']:.1e} of the largest",
-        ]
-        for row in result["towers"]
-    ]  # fmt: skip
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return (
-        f"{markdown(head, rows)}\n\n20 steps of 8 crops of four photographs from random weights, fp32 on a CPU "
-        f"({versions}, {result['date']}). Equal means bit for bit."
-    )
-
-
 TABLES: dict[str, Callable[[Results], str]] = {
     "summary": summary,
     "headlines": headlines,
     "demo": demo,
-    "small-data": small_data,
     "cost": cost,
     "cost-check": cost_check,
     "recipes": recipes,
@@ -569,7 +492,6 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "more-cores": more_cores,
     "models": lambda _: model_costs(),
     "models-readme": lambda _: model_costs(README_MODELS),
-    "towers": lambda _: trained_towers(),
 }  # fmt: skip
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from fastft.bench.child import Arm
 from fastft.bench.dataset import MAX_SIDE, JpegSet
 from fastft.bench.harness import Contender, alternate, cpu_milliseconds, measure, per_cpu_second
-from fastft.bench.options import BenchResult, Options
+from fastft.bench.options import Findings, Options
+from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 SIZE = 224
 AUGMENT = "rand-m9-mstd0.5-inc1"  # the paper's, used with random erasing 0.25
@@ -25,46 +26,36 @@ OP_IMAGES, OP_REPEATS = 32, 8
 TRIES = 20  # about 1 % of the images fail
 
 
-def run(options: Options) -> BenchResult:
-    from fastft.augment.policies import INCREASING_OPS
-
-    found = _recipe(options)
-    arguments = {"paths": [str(p) for p in options.workspace.images.paths]}
-    pairs = {
-        kind: options.wanted({
-            "fastft": [Contender("fastft", ours, arguments)],
-            "pillow": [Contender("Pillow", pillows, arguments)],
-        })
-        for kind, ours, pillows in (
-            ("resizes", our_resizes, pillow_resizes), ("ops", our_ops, pillow_ops),
-        )
-    }  # fmt: skip
-    rounds = alternate(pairs["resizes"], options.rounds, threads=1)
-    for arm in rounds.trials["fastft"]:
-        setting = {"crops": arm, "to": SIZE, "images": options.images}
-        found.append(measure("Bicubic resize", rounds, arm, cpu_milliseconds, "ms", setting, better="lower"))
-    rounds = alternate(pairs["ops"], options.rounds, threads=1)
-    for op in INCREASING_OPS:
-        setting = {"op": op, "size": SIZE, "magnitude": 9, "images": min(OP_IMAGES, options.images)}
-        found.append(measure("RandAugment op", rounds, op, cpu_milliseconds, "ms", setting, better="lower"))
-    return BenchResult(found + _on_gpu(options))
-
-
-def _on_gpu(options: Options) -> list[dict[str, Any]]:
+def run(options: Options) -> Findings:
     import torch
 
-    if not torch.cuda.is_available():
-        return []
-
+    from fastft.augment.policies import INCREASING_OPS
     from fastft.bench import augment_gpu_bench
 
-    return augment_gpu_bench.measures(options)
+    yield from _recipe(options)
+    arguments = {"paths": [str(p) for p in options.workspace.images.paths]}
+    resizes, ops = (
+        options.wanted({
+            "fastft": [Contender("fastft", ours, arguments)], "pillow": [Contender("Pillow", pillows, arguments)],
+        })
+        for ours, pillows in ((our_resizes, pillow_resizes), (our_ops, pillow_ops))
+    )  # fmt: skip
+    rounds = alternate(resizes, options.rounds, threads=1)
+    for arm in rounds.trials["fastft"]:
+        setting = {"crops": arm, "to": SIZE, "images": options.images}
+        yield measure("Bicubic resize", rounds, arm, cpu_milliseconds, "ms", setting, better="lower")
+    rounds = alternate(ops, options.rounds, threads=1)
+    for op in INCREASING_OPS:
+        setting = {"op": op, "size": SIZE, "magnitude": 9, "images": min(OP_IMAGES, options.images)}
+        yield measure("RandAugment op", rounds, op, cpu_milliseconds, "ms", setting, better="lower")
+    if torch.cuda.is_available():
+        yield from augment_gpu_bench.measures(options)
 
 
 # whole recipe -------------------------------------------------------------------------------------------------------
 
 
-def _recipe(options: Options) -> list[dict[str, Any]]:
+def _recipe(options: Options) -> Findings:
     """From bytes in memory (DALI: in the page cache) to a normalised tensor; one measure per set of files, same rounds."""
     ours = [
         Contender(f"fastft, {name}", our_recipe, {"path": str(options.workspace.beton(name))})
@@ -79,24 +70,15 @@ def _recipe(options: Options) -> list[dict[str, Any]]:
     }
     rounds = alternate(options.wanted(peers), options.rounds, threads=1)
     names = [*rounds.trials, *rounds.skipped]
-    found = []
     for own, name in zip(ours, options.workspace.sets, strict=True):
-        of_other_files = {c.name for c in ours} - {own.name}
-        only = [who for who in names if who not in of_other_files]
+        only = [who for who in names if who == own.name or who not in {c.name for c in ours}]
         setting = {
-            "augment": AUGMENT,
-            "erase": 0.25,
-            "size": SIZE,
-            "our files": name,
-            "images": options.images,
-        }
-        found.append(
-            measure(
-                "Whole recipe", rounds, "recipe", per_cpu_second, "images/s per core", setting,
-                only=only, rename={own.name: "fastft"},
-            )
+            "augment": AUGMENT, "erase": 0.25, "size": SIZE, "our files": name, "images": options.images
+        }  # fmt: skip
+        yield measure(
+            "Whole recipe", rounds, "recipe", per_cpu_second, "images/s per core", setting,
+            only=only, rename={own.name: "fastft"},
         )  # fmt: skip
-    return found
 
 
 def our_recipe(path: str, size: int = SIZE, augment_policy: str = AUGMENT) -> dict[str, Arm]:
@@ -128,15 +110,18 @@ def our_recipe(path: str, size: int = SIZE, augment_policy: str = AUGMENT) -> di
 
 
 def timm_recipe(paths: Sequence[str]) -> dict[str, Arm]:
+    return {"recipe": transform_arm(timm_transform(SIZE), paths)}
+
+
+def timm_transform(size: int) -> Callable[[Any], Any]:
+    """timm's transform with the paper's recipe."""
     import timm.data
 
-    from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
-
     transform = timm.data.create_transform(
-        SIZE, is_training=True, auto_augment=AUGMENT, interpolation="bicubic", re_prob=0.25, re_mode="pixel",
+        size, is_training=True, auto_augment=AUGMENT, interpolation="bicubic", re_prob=0.25, re_mode="pixel",
         mean=CLIP_MEAN, std=CLIP_STD,
     )  # fmt: skip
-    return {"recipe": transform_arm(retrying(transform), paths)}
+    return retrying(transform)
 
 
 def retrying(transform: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -162,8 +147,6 @@ def torchvision_transform(size: int, augment: bool = True) -> Any:
     """
     import torch
     from torchvision.transforms import InterpolationMode, v2
-
-    from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
     bicubic = InterpolationMode.BICUBIC
     crop = [v2.RandomResizedCrop(size, interpolation=bicubic, antialias=True), v2.RandomHorizontalFlip()]

@@ -8,14 +8,14 @@ import numpy as np
 
 from fastft.bench.child import Arm
 from fastft.bench.harness import Contender, Trial, alternate, measure
-from fastft.bench.options import Options
+from fastft.bench.options import Findings, Options
 
 HEIGHT, WIDTH = 375, 500  # the median ImageNet image
 SIZE, BATCH, REPEATS = 224, 256, 20
 POLICIES = ("none", "rand-m9-mstd0.5-inc1", "3aug", "augmix")
 
 
-def measures(options: Options) -> list[dict[str, Any]]:
+def measures(options: Options) -> Findings:
     """One measure per policy; milliseconds of a batch."""
     contenders = [
         Contender("fastft", ours, {}),
@@ -23,11 +23,9 @@ def measures(options: Options) -> list[dict[str, Any]]:
     ]
     rounds = alternate(contenders, options.rounds, threads=options.threads)
     setting = {"batch": BATCH, "size": SIZE, "dtype": "float16"}
-    return [
-        measure("Augmentation on the GPU", rounds, policy, _milliseconds, "ms", {"augment": policy, **setting},
-                better="lower")
-        for policy in POLICIES
-    ]  # fmt: skip
+    for policy in POLICIES:
+        given = {"augment": policy, **setting}
+        yield measure("Augmentation on the GPU", rounds, policy, _milliseconds, "ms", given, better="lower")
 
 
 def _milliseconds(trial: Trial) -> float:

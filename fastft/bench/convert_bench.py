@@ -8,13 +8,13 @@ from typing import Any
 from fastft.bench.child import Arm
 from fastft.bench.dataset import MAX_SIDE, QUALITY
 from fastft.bench.harness import Contender, Figure, alternate, measure, per_cpu_second, per_second
-from fastft.bench.options import BenchResult, Options
+from fastft.bench.options import Findings, Options
 
 SIDES: dict[str, int | None] = {"kept": None, f"at most {MAX_SIDE} px": MAX_SIDE}
 REPEAT = 2  # passes over the images, so that a round is long compared with its start
 
 
-def run(options: Options) -> BenchResult:
+def run(options: Options) -> Findings:
     """Wall time on all cores, and CPU time including all worker processes, from the same rounds."""
     arguments: dict[str, Any] = {
         "root": str(options.workspace.folder / "originals"), "out": str(options.workspace.folder / "converted"),
@@ -27,7 +27,6 @@ def run(options: Options) -> BenchResult:
         "ffcv": [Contender("FFCV DatasetWriter", ffcv, arguments)],
     })  # fmt: skip
     rounds = alternate(contenders, options.rounds, threads=options.threads)
-    found = []
     figures: dict[str, Figure] = {"images/s": per_second, "images/s per core": per_cpu_second}
     for unit, figure in figures.items():
         for size in SIDES:
@@ -36,8 +35,7 @@ def run(options: Options) -> BenchResult:
                 "images": options.images * arguments["repeat"],
                 "workers": options.threads,
             }
-            found.append(measure("Conversion", rounds, size, figure, unit, setting))
-    return BenchResult(found)
+            yield measure("Conversion", rounds, size, figure, unit, setting)
 
 
 def ours(root: str, out: str, workers: int, repeat: int, lossless: bool) -> dict[str, Arm]:

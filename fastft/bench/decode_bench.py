@@ -6,7 +6,6 @@ FFCV's decoder cannot be told not to resize, and takes the fast, less exact DCT;
 import itertools
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from beton_tools.read.format import Beton
 from fastft.bench.child import Arm, library
 from fastft.bench.dataset import ORIGINAL, JpegSet
 from fastft.bench.harness import LIMIT, Contender, alternate, measure, per_cpu_second
-from fastft.bench.options import BenchResult, Options
+from fastft.bench.options import Findings, Options
 
 OUTPUT = 224
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -23,9 +22,8 @@ PLANS = 8  # epochs of crops, drawn in advance
 DALI = "nvidia-dali-cuda120"
 
 
-def run(options: Options) -> BenchResult:
-    """Return one measure per set of files."""
-    found: list[dict[str, Any]] = []
+def run(options: Options) -> Findings:
+    """One measure per set of files."""
     for name in options.workspace.sets:
         beton = Beton.open(options.workspace.beton(name))
         rounds = alternate(contenders(options, name), options.rounds, threads=1)
@@ -34,8 +32,7 @@ def run(options: Options) -> BenchResult:
             "images": options.images,
             "kB per image": round(beton.sizes.mean() / 1e3, 1),
         }
-        found.append(measure("Crop decode", rounds, "decode", per_cpu_second, "images/s per core", setting))
-    return BenchResult(found)
+        yield measure("Crop decode", rounds, "decode", per_cpu_second, "images/s per core", setting)
 
 
 def contenders(options: Options, name: str) -> list[Contender]:

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from beton_tools.base.atomic import atomic_path
 from beton_tools.base.errors import UserError
 from beton_tools.read.format import Beton
 from fastft.bench.demo_assets import IMAGES, IMAGES_LICENCE, WEIGHTS, extract_cells, fetch
 from fastft.bench.demo_backbone import write_backbone
-from fastft.bench.demo_sheet import prediction_sheet
 from fastft.evaluate.evaluation import predict_file
 from fastft.evaluate.prediction import predict_files
 from fastft.machine.facts import cpu_name
@@ -23,7 +25,12 @@ from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe, load_recipe
 from fastft.train.loop import train
 
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
 PER_CLASS = {"val": 120, "train": 400}  # cells per class and split, if there are that many
+RIGHT, WRONG, GREY = "#1a7f37", "#cf222e", "#57606a"
+COLUMNS, CELL_INCHES = 6, 1.9
 
 
 @dataclass(frozen=True)
@@ -160,3 +167,24 @@ def _draw_sheet(folder: Path, images: Path, console: Console) -> Path:
 
 def _spread(images: Path, per_class: int) -> Sequence[Path]:
     return [path for folder in sorted(images.iterdir()) for path in sorted(folder.iterdir())[:per_class]]
+
+
+def prediction_sheet(rows: Sequence[tuple[Path, str, str, float]], out: Path, footnote: str = "") -> None:
+    """Draw rows of (image, true class, predicted class, its probability) as a grid into the PNG `out`; mistakes are marked."""
+    lines = -(-len(rows) // COLUMNS)
+    figure, axes = plt.subplots(
+        lines, COLUMNS, figsize=(COLUMNS * CELL_INCHES, lines * (CELL_INCHES + 0.42) + 0.4), squeeze=False
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, (path, truth, predicted, probability) in zip(axes.flat, rows, strict=False):
+        with Image.open(path) as image:
+            axis.imshow(image.convert("RGB"))
+        right = truth == predicted
+        title = f"{predicted} {probability:.0%}" + ("" if right else f"\nis {truth}")
+        axis.set_title(title, fontsize=8, color=RIGHT if right else WRONG, pad=3)
+    figure.text(0.5, 0.004, footnote, ha="center", va="bottom", fontsize=7, color=GREY)
+    figure.tight_layout(rect=(0, 0.02, 1, 1))
+    with atomic_path(out) as partial:
+        figure.savefig(partial, dpi=120)
+    plt.close(figure)

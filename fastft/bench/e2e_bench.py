@@ -18,7 +18,7 @@ from fastft.bench.child import Arm
 from fastft.bench.dataset import Images, Workspace, evenly
 from fastft.bench.harness import Contender, Rounds, Trial, alternate, measure, per_cpu_second, summary
 from fastft.bench.loader_arms import warm
-from fastft.bench.options import BenchResult, Options
+from fastft.bench.options import Findings, Options
 from fastft.cost.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, NAMES, diagnose, loader_needs
 from fastft.cost.overheads import cores_per_gpu
 from fastft.recipe import Recipe, recipe_from_dict
@@ -29,7 +29,7 @@ CPU_IMAGES, GPU_STEPS, GPU_LOG_EVERY = 192, 60, 10
 TINY = {"width": 192, "layers": 12, "patch_size": 16, "head_width": 64, "image_size": 224}
 
 
-def run(options: Options) -> BenchResult:
+def run(options: Options) -> Findings:
     options = _for_an_epoch(options)
     beton = options.workspace.beton(options.workspace.sets[0])
     sections = _sections(options, beton)
@@ -40,17 +40,16 @@ def run(options: Options) -> BenchResult:
     work = alternate([Contender("fastft", loader_work, alone)], options.rounds, threads=1)
     setting = {"model": _model_name(options), "size": size, "batch": batch, "threads": options.threads}
     setting["images"] = options.images
-    modelled, words = _other_gpus(options, work)
-    diagnosis = diagnose(_seconds(rounds))
-    if diagnosis:
+    yield _rate_measure("End to end", rounds, setting, ["fastft", "timm"])
+    yield _rate_measure("End to end, the loader alone", rounds, setting, [ALONE])
+    yield _split_measure(rounds, setting)
+    yield _work_measure(rounds, setting)
+    if diagnosis := diagnose(_seconds(rounds)):
         head = "End to end on this machine, evaluation and checkpoint left out"
-        words = [f"{head}: {diagnosis.sentence} {diagnosis.advice}.", *words]
-    trained = _rate_measure("End to end", rounds, setting, ["fastft", "timm"])
-    loader = _rate_measure("End to end, the loader alone", rounds, setting, [ALONE])
-    return BenchResult(
-        [trained, loader, _split_measure(rounds, setting), _work_measure(rounds, setting), *modelled],
-        tuple(words),
-    )
+        yield f"{head}: {diagnosis.sentence} {diagnosis.advice}."
+    modelled, words = _other_gpus(options, work)
+    yield from modelled
+    yield from words
 
 
 def _contenders(options: Options, sections: dict[str, Any], recipe: Recipe) -> list[Contender]:

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from beton_tools.read.format import SAMPLE_DTYPE
-from fastft.bench.augment_bench import AUGMENT, retrying, torchvision_transform
+from fastft.bench.augment_bench import AUGMENT, retrying, timm_transform, torchvision_transform
 from fastft.bench.child import Arm, descendants, library
 from fastft.bench.dali import PACKAGE as DALI_PACKAGE
 from fastft.bench.dataset import IMAGENET_LENGTH, disk_bytes, forget_pages
+from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 Pass = Callable[[], Iterator[int]]  # one pass over the images; yields the size of each batch
 IMPORTS = {
@@ -99,12 +100,9 @@ def first(maker: str, **arguments: Any) -> dict[str, Arm]:
             seconds = time.perf_counter() - began
             count += sum(batches)
         return {
-            "count": count,
-            "seconds": seconds,
-            "with_imports": importing + seconds,
-            "peak_mb": peak.mb,
+            "count": count, "seconds": seconds, "with_imports": importing + seconds, "peak_mb": peak.mb,
             "beyond_mb": resident_mb() - before,
-        }
+        }  # fmt: skip
 
     return {"first": run}
 
@@ -197,13 +195,8 @@ def ours_eval(path: str, size: int, batch: int, threads: int, repeat: int) -> Pa
     from fastft.data import EvalLoader, Output
 
     loader = EvalLoader(
-        path,
-        parse_policy("none"),
-        Output(size),
-        batch_size=batch,
-        workers=threads,
-        indices=repeated(path, repeat),
-    )
+        path, parse_policy("none"), Output(size), batch_size=batch, workers=threads, indices=repeated(path, repeat)
+    )  # fmt: skip
     return lambda: (len(b.ids) for b in loader)
 
 
@@ -214,8 +207,6 @@ def ffcv(
     from ffcv.fields.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
-
-    from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
     if train:
         operations = [RandomResizedCropRGBImageDecoder((size, size)), RandomHorizontalFlip()]
@@ -248,20 +239,11 @@ def timm(
 
 
 def timm_batches(
-    folder: str,
-    size: int,
-    batch: int,
-    threads: int,
-    repeat: int = 1,
-    *,
-    policy: str = AUGMENT,
-    erase: float = ERASE,
+    folder: str, size: int, batch: int, threads: int, repeat: int = 1, *, policy: str = AUGMENT, erase: float = ERASE,
     train: bool = True,
-) -> Any:
+) -> Any:  # fmt: skip
     """timm's loader of (images, labels)."""
     import timm.data
-
-    from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
     class RetryingDataset(timm.data.ImageDataset):
         """Repeats the transform if timm 1.0 asks Pillow 13 to posterise to 0 bits, which raises."""
@@ -290,9 +272,8 @@ def torchvision(folder: str, size: int, batch: int, threads: int, repeat: int, a
 def webdataset(shards: str, size: int, batch: int, threads: int, repeat: int) -> Pass:
     """Shards read in order, decoded by Pillow, timm's transform."""
     wds = library("webdataset", "webdataset")
-    transform = retrying(timm_transform(size))
     data = wds.WebDataset(shards, shardshuffle=False).shuffle(1000).decode("pil").to_tuple("jpg")
-    one_pass = torch_loader(data.map_tuple(transform), batch, threads, shuffle=None)
+    one_pass = torch_loader(data.map_tuple(timm_transform(size)), batch, threads, shuffle=None)
     return lambda: itertools.chain.from_iterable(one_pass() for _ in range(repeat))
 
 
@@ -300,7 +281,7 @@ def litdata(folder: str, size: int, batch: int, threads: int, repeat: int) -> Pa
     """Optimised chunks of the JPEGs (written before the clock starts), decoded by Pillow, timm's transform."""
     lit = library("litdata", "litdata")
     chunks = litdata_chunks(folder, threads, repeat)
-    transform = partial(_decoded, retrying(timm_transform(size)))
+    transform = partial(_decoded, timm_transform(size))
     dataset = lit.StreamingDataset(chunks, shuffle=True, transform=transform)
     loader = lit.StreamingDataLoader(dataset, batch_size=batch, num_workers=threads, persistent_workers=True)
     return lambda: (len(images) for images in loader)
@@ -349,28 +330,13 @@ def dali(
     return one_pass
 
 
-def timm_transform(size: int) -> Callable[[Any], Any]:
-    import timm.data
-
-    from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
-
-    return timm.data.create_transform(
-        size, is_training=True, auto_augment=AUGMENT, interpolation="bicubic", re_prob=0.25, re_mode="pixel",
-        mean=CLIP_MEAN, std=CLIP_STD,
-    )  # fmt: skip
-
-
 def torch_loader(data: Any, batch: int, threads: int, shuffle: bool | None = True) -> Pass:
+    """`shuffle` None: a stream, where drop_last would make each worker discard its incomplete last batch."""
     from torch.utils.data import DataLoader
 
-    """`shuffle` None: a stream, where drop_last would make each worker discard its incomplete last batch."""
+    drop_last = shuffle is not None
     loader = DataLoader(
-        data,
-        batch,
-        shuffle=shuffle,
-        num_workers=threads,
-        drop_last=shuffle is not None,
-        persistent_workers=True,
+        data, batch, shuffle=shuffle, num_workers=threads, drop_last=drop_last, persistent_workers=True
     )
     return lambda: (len(found[0]) for found in loader)
 

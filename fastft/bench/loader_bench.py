@@ -19,7 +19,7 @@ from fastft.bench.harness import (
     reported,
 )
 from fastft.bench.loader_arms import cold, first, opening, warm
-from fastft.bench.options import BenchResult, Options
+from fastft.bench.options import Findings, Options
 
 SIZE, BATCH, MEMORY_BATCH = 224, 64, 256
 SIZES = (128, 160, 192, 224, 288, 336, 384)  # of schedules and towers
@@ -28,7 +28,7 @@ CROP_ONLY: dict[str, Any] = {"policy": "none", "erase": 0.0}
 FOLDER_PEERS = {"timm": "timm", "torchvision": "torchvision v2", "dali": "DALI CPU", "litdata": "LitData"}
 
 
-def run(options: Options) -> BenchResult:
+def run(options: Options) -> Findings:
     files = options.workspace.sets[0]
     common = {
         "size": SIZE, "batch": 4 if options.quick else min(BATCH, options.images), "repeat": 1 if options.quick else 2
@@ -40,10 +40,10 @@ def run(options: Options) -> BenchResult:
         "images": options.images * common["repeat"],
     }
     bench = LoaderBench(options, files, common, setting)
-    return BenchResult([
-        *bench.throughput(), *bench.by_size(), *bench.evaluation(), *bench.cold(), *bench.start(), *bench.opening(),
-        *bench.to_gpu(),
-    ])  # fmt: skip
+    for part in (
+        bench.throughput, bench.by_size, bench.evaluation, bench.cold, bench.start, bench.opening, bench.to_gpu
+    ):  # fmt: skip
+        yield from part()
 
 
 class LoaderBench:

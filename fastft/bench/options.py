@@ -1,6 +1,6 @@
-"""Options and result of a benchmark."""
+"""Options and findings of a benchmark."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,8 @@ from fastft.bench.harness import Contender
 from fastft.recipe import Recipe
 from fastft.recipe.constants import PEERS
 
-
-@dataclass(frozen=True)
-class BenchResult:
-    """Result of one benchmark: measures as in docs/bench-schema.md, and notes."""
-
-    measures: list[dict[str, Any]]
-    notes: tuple[str, ...] = ()
+# A benchmark is a module with `run(options)`, which yields measures (docs/bench-schema.md) and notes as they come.
+Findings = Iterator[dict[str, Any] | str]
 
 
 @dataclass(frozen=True)

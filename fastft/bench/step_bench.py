@@ -15,7 +15,7 @@ from torch import nn
 
 from fastft.bench.child import Arm
 from fastft.bench.harness import LIMIT, Contender, Rounds, Trial, alternate, measure, per_second
-from fastft.bench.options import BenchResult, Options
+from fastft.bench.options import Findings, Options
 from fastft.model import Arch, build_classifier
 from fastft.model.attention import BF16_NATIVE
 from fastft.model.recipe_model import can_compile
@@ -29,7 +29,7 @@ HALF = "fastft, lower half frozen"
 LIMIT_HALF = f"{LIMIT}, lower half frozen"
 
 
-def run(options: Options) -> BenchResult:
+def run(options: Options) -> Findings:
     """B/16 at 224 px; one measure per dtype, and its MFU."""
     on_gpu = torch.cuda.is_available()
     shape = {
@@ -37,7 +37,6 @@ def run(options: Options) -> BenchResult:
         "batch": 2 if options.quick else 128 if on_gpu else 8,
         "steps": 20 if on_gpu and not options.quick else 1,
     }
-    found: list[dict[str, Any]] = []
     for dtype in measured_dtypes():
         contenders = step_contenders(options, {**shape, "dtype": dtype})
         rounds = alternate(contenders, options.rounds, threads=options.threads)
@@ -46,16 +45,12 @@ def run(options: Options) -> BenchResult:
             "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {options.threads} threads",
         }  # fmt: skip
         whole = [who for who in (*rounds.trials, *rounds.skipped) if who not in (HALF, LIMIT_HALF)]
-        for name, only in {
-            "Training step": whole,
-            "Training step, lower half frozen": [HALF, "timm", LIMIT_HALF],
-        }.items():
-            own = {HALF: "fastft", LIMIT_HALF: LIMIT} if HALF in only else {}
-            found.append(
-                measure(name, rounds, "step", per_second, "images/s", setting, only=only, rename=own)
-            )
-        found += _mfu(rounds, setting)
-    return BenchResult(found)
+        yield measure("Training step", rounds, "step", per_second, "images/s", setting, only=whole)
+        yield measure(
+            "Training step, lower half frozen", rounds, "step", per_second, "images/s", setting,
+            only=[HALF, "timm", LIMIT_HALF], rename={HALF: "fastft", LIMIT_HALF: LIMIT},
+        )  # fmt: skip
+        yield from _mfu(rounds, setting)
 
 
 def measured_dtypes() -> tuple[str, str]:
@@ -67,21 +62,21 @@ def measured_dtypes() -> tuple[str, str]:
     return "fp32", "bf16"
 
 
-def _mfu(rounds: Rounds, setting: dict[str, Any]) -> list[dict[str, Any]]:
+def _mfu(rounds: Rounds, setting: dict[str, Any]) -> Findings:
     """Share of the device's peak, if that is known; the cost model uses it for a GPU."""
     on_gpu = not setting["device"].startswith("CPU")
     role: dict[str, Any] = {"role": "mfu"} if on_gpu else {}
     gpu = {"gpu": setting["device"]} if on_gpu else {}
     peak = max((trial["peak"] for arms in rounds.trials.values() for trial in arms["step"]), default=0.0)
     if not peak:
-        return []
+        return
     given = {**setting, **gpu, "peak TFLOP/s": round(peak / 1e12, 3)}
     trained = [who for who in (*rounds.trials, *rounds.skipped) if not who.startswith(LIMIT)]
 
     def share(trial: Trial) -> float:
         return trial["count"] * trial["flops"] / trial["wall"] / peak
 
-    return [measure("Training step, MFU", rounds, "step", share, "share", given, only=trained, **role)]
+    yield measure("Training step, MFU", rounds, "step", share, "share", given, only=trained, **role)
 
 
 def step_contenders(options: Options, arguments: dict[str, Any]) -> list[Contender]:

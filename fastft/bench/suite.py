@@ -1,18 +1,22 @@
 """`fastft bench NAME`: measure, write JSON and HTML, print a table."""
 
 import argparse
+import importlib.metadata
 import json
 import logging
 import os
+import platform
 import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.status import Status
@@ -23,9 +27,9 @@ from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError
 from fastft.bench import BENCHES
 from fastft.bench.dataset import Images, Workspace, find_images
-from fastft.bench.environment import describe_machine, load, now
 from fastft.bench.harness import log
-from fastft.bench.options import BenchResult, Options, parse_peers
+from fastft.bench.options import Options, parse_peers
+from fastft.machine.facts import GIB, cpu_name
 from fastft.recipe import load_recipe
 from fastft.report.bench_report import measure_view, render_bench
 from fastft.report.page import figure
@@ -33,6 +37,10 @@ from fastft.report.run_report import write_page
 
 IMAGES, ROUNDS = 700, 7
 QUICK_IMAGES, QUICK_ROUNDS = 12, 2
+LIBRARIES = (
+    "ffcv", "timm", "torchvision", "open_clip_torch", "numba", "pillow", "opencv-python", "nvidia-dali-cuda120",
+    "webdataset", "litdata",
+)  # fmt: skip
 NAME_WIDTH = 28  # of the contender column; leaves room for the figures in 80 columns
 
 
@@ -53,8 +61,9 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> dict[str
         count = args.count or (QUICK_IMAGES if args.quick else IMAGES)
         images = find_images(args.images, args.data, Path(scratch), count)
         document: dict[str, Any] = {
-            "machine": describe_machine(), "date": now(), "command": _command(name, args, images),
-            "quick": args.quick, "notes": _notes(images.what, args.quick), "measures": [],
+            "machine": describe_machine(), "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "command": _command(name, args, images), "quick": args.quick, "notes": _notes(images.what, args.quick),
+            "measures": [],
         }  # fmt: skip
         options = Options(
             Workspace(Path(scratch), images, args.data),
@@ -65,22 +74,27 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> dict[str
             recipe=recipe,
         )
         for bench in BENCHES if name == "all" else (name,):
-            _measure(bench, options, document, console)
-            document["machine"]["load_average"] = f"{load()} at the end, the benchmark's own included"
-            write_document(document, args.out / f"{name}.json")
+            with console.status(f"measuring {bench}") as status, _progress(bench, status, console):
+                found = _kept(bench, options, document, args.out / f"{name}.json")
+                for _, group in groupby(found, key=lambda m: (m["name"], m["unit"])):
+                    print_group(list(group), console)
             write_page(render_bench(document, f"{name}.json"), args.out / f"{name}.html")
     console.print(f"{args.out / name}.json and .html", highlight=False)
     return document
 
 
-def _measure(bench: str, options: Options, document: dict[str, Any], console: Console) -> None:
-    with console.status(f"measuring {bench}") as status, _progress(bench, status, console):
-        found: BenchResult = import_module(f"fastft.bench.{bench}_bench").run(options)
-    document["notes"] += found.notes
-    measures = [_rounded({"bench": bench, **measure}) for measure in found.measures]
-    document["measures"] += measures
-    for _, group in groupby(measures, key=lambda m: (m["name"], m["unit"])):
-        print_group(list(group), console)
+def _kept(bench: str, options: Options, document: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
+    """The measures of a benchmark as they come, each in the document and its file at once."""
+    for found in import_module(f"fastft.bench.{bench}_bench").run(options):
+        if isinstance(found, str):
+            document["notes"].append(found)
+        else:
+            document["measures"].append(_rounded({"bench": bench, **found}))
+        load = f"{os.getloadavg()[0]:.1f} at the end, the benchmark's own included"
+        document["machine"]["load_average"] = load
+        write_text(path, json.dumps(document, indent=1) + "\n")
+        if not isinstance(found, str):
+            yield document["measures"][-1]
 
 
 @contextmanager
@@ -136,9 +150,9 @@ def print_group(measures: list[dict[str, Any]], console: Console) -> None:
     mark = " (modelled)" if views[0]["modelled"] else ""
     console.print(Text(f"{measures[0]['name']}{mark}, {measures[0]['unit']}", "bold"))
     console.print(fixed, highlight=False, markup=False)
+    compared = ["fastft is"] if any(view["compared"] for view in views) else []
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("contender", min_width=NAME_WIDTH)
-    compared = ["fastft is"] if any(view["compared"] for view in views) else []
     for key in ["median", "lowest-highest", *compared]:
         table.add_column(key, justify="right", no_wrap=True)
     for view in views:
@@ -161,10 +175,6 @@ def _figures(contender: dict[str, Any]) -> list[str]:
     return [figure(contender["median"]), f"{figure(contender['min'])}-{figure(contender['max'])}", *times]
 
 
-def write_document(document: dict[str, Any], path: Path) -> None:
-    write_text(path, json.dumps(document, indent=1) + "\n")
-
-
 def _rounded(value: Any) -> Any:
     """Round numbers to five significant digits."""
     if isinstance(value, float):
@@ -172,3 +182,32 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _rounded(v) for k, v in value.items()}
     return [_rounded(v) for v in value] if isinstance(value, list) else value
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, memory, GPU, and library versions of all contenders."""
+    return {
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "hardware_threads": "two to a core" if _smt() else "one to a core, as this system reports it",
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "os": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "versions": ", ".join(f"{name} {version}" for name in LIBRARIES if (version := _version(name))),
+    }
+
+
+def _smt() -> bool:
+    try:
+        return Path("/sys/devices/system/cpu/smt/active").read_text().strip() == "1"
+    except OSError:
+        return False
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

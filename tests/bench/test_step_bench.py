@@ -72,7 +72,7 @@ def test_on_a_gpu_with_unknown_peak_everything_except_mfu_is_measured(
     monkeypatch.setattr("fastft.machine.gpus.peak_flops", lambda device, dtype: None)
     trial = {"wall": 1.0, **step_bench.arm(lambda: None, 8, 1, 1e9, torch.float32)()}  # type: ignore[dict-item]
     monkeypatch.setattr(step_bench, "alternate", lambda *_, **__: Rounds({"fastft": {"step": [trial]}}))
-    measures = step_bench.run(Options(Workspace(tmp_path, Images([], "none")), rounds=1, threads=1)).measures
+    measures = list(step_bench.run(Options(Workspace(tmp_path, Images([], "none")), rounds=1, threads=1)))
     assert {m["name"] for m in measures} == {"Training step", "Training step, lower half frozen"}
     assert [measure_view(m)["compared"] for m in measures] == 4 * [False]
     assert "NaN" not in json.dumps(measures)

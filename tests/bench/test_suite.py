@@ -12,7 +12,7 @@ from fastft.bench.dataset import ORIGINAL, JpegSet, Workspace, find_images
 from fastft.bench.decode_bench import byte_share, crop_limit
 from fastft.bench.e2e_bench import host_rate
 from fastft.bench.harness import LIMIT, summary
-from fastft.bench.options import BenchResult, parse_peers
+from fastft.bench.options import parse_peers
 from fastft.bench.suite import print_group
 from fastft.cli import main
 from fastft.cost.benchmark_file import read_bench
@@ -50,7 +50,7 @@ def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """`decode` finds one figure, which rounds to 1,163 at once and to 1,162 by way of 1,162.5."""
     own = {"name": "fastft", "rounds": [1162.5034], "median": 1162.5034, "min": 1162.5034, "max": 1162.5034}
     measure = {"name": "m", "unit": "MB", "setting": {}, "contenders": [own]}
-    monkeypatch.setattr("fastft.bench.decode_bench.run", lambda options: BenchResult([measure]))
+    monkeypatch.setattr("fastft.bench.decode_bench.run", lambda options: iter([measure]))
 
 
 def test_page_and_table_round_as_the_file_does(
