@@ -7,6 +7,7 @@ import math
 import os
 import re
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -114,6 +115,15 @@ def print_error(command: str, error: object) -> None:
         print(f"{command}: {printable(hide_secrets(str(error)))}", file=sys.stderr)
     except OSError:
         discard_closed_output()
+
+
+def print_warnings_in_one_line(command: str) -> None:
+    """Print warnings of libraries, such as Pillow's about damaged Exif data, as `print_error` does, without the place in code."""
+
+    def show(message: Warning | str, *place: object, **more: object) -> None:
+        print_error(command, "warning: " + " ".join(str(message).split()))
+
+    warnings.showwarning = show
 
 
 def describe_os_error(error: OSError) -> str:

@@ -16,7 +16,12 @@ from beton_tools.base import torchrun
 from beton_tools.base.signals import describe_stop, exit_code, imports_of, raise_on_stop_signals
 
 with imports_of("fastft"):
-    from beton_tools.base.console import describe_os_error, print_error, use_escapes
+    from beton_tools.base.console import (
+        describe_os_error,
+        print_error,
+        print_warnings_in_one_line,
+        use_escapes,
+    )
     from beton_tools.base.errors import UserError
     from fastft import __version__
     from fastft.cli import (
@@ -90,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, rest = build_parser(argv).parse_known_args(argv)
     try:
         refuse_unknown(args.parser, rest)
+        print_warnings_in_one_line(f"fastft {args.command}")
         with raise_on_stop_signals(f"fastft {args.command}"):
             return args.run(args)
     except UserError as error:

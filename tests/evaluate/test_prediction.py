@@ -226,6 +226,15 @@ def predict_one_by_one(checkpoint: Path, *images: Path) -> list[Prediction]:
     return found
 
 
+def test_warnings_of_pillow_are_one_line(trained: Path, photographs, tmp_path: Path, capsys) -> None:
+    image = Image.fromarray(photographs["coffee"][:64, :64])
+    image.convert("P").save(tmp_path / "a.png", transparency=bytes(range(256)))
+    assert main(["predict", str(trained), str(tmp_path / "a.png"), "--device=cpu"]) == 0
+    weights, *warnings = capsys.readouterr().err.splitlines()
+    assert weights.startswith("using the ") and len(warnings) == 1
+    assert warnings[0].startswith("fastft predict: warning: Palette images with Transparency")
+
+
 @pytest.mark.timeout(120)
 def test_fifos_and_devices_are_refused_without_waiting(trained: Path, photographs, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
