@@ -46,7 +46,10 @@ def _headline(s: Mapping[str, Any]) -> str:
 
 
 def _means(s: Mapping[str, Any]) -> str:
-    scaled = f" ({s['ece_scaled']:.3f} % at temperature {s['temperature']:.3f})" if "temperature" in s else ""
+    scaled = ""
+    if "temperature" in s:
+        lower = f"{s['ece_scaled']:.3f} % at temperature {s['temperature']:.3f}"
+        scaled = f" ({lower if s['ece_scaled'] < s['ece'] else 'no temperature lowers it'})"
     return (
         f"balanced accuracy {s['balanced_accuracy']:.3f} %, macro F1 {s['macro_f1']:.3f} %, "
         f"expected calibration error {s['ece']:.3f} %{scaled}"

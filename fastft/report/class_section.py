@@ -21,12 +21,12 @@ NUMBER_ROW = 22  # height of the numbers above the columns
 
 
 def reliability_chart(calibration: Calibration) -> Chart:
-    """Accuracy over confidence, of the softmax and after temperature scaling; the diagonal is perfect calibration."""
+    """Accuracy over confidence, of the softmax and, where it helps, after temperature scaling; the diagonal is perfect."""
     series = [
         Series("perfect", "reference", [0, 100], [0, 100]),
         _series("softmax", "raw", calibration.plain),
     ]
-    if calibration.scaled is not None:
+    if calibration.scaled is not None and calibration.scaled.ece < calibration.plain.ece:
         series.append(_series(f"temperature {calibration.temperature:.2f}", "ema", calibration.scaled))
     return Chart(
         "Reliability", "confidence, %", "accuracy of images with that confidence, %", series,

@@ -23,6 +23,7 @@ from fastft.run.run_directory import Run
 
 FINALS = ("final_b16", "final_b16_384", "final_l14", "final_l14_336")
 EPOCHS = "epochs trained"  # the evaluation of epoch 0 is drawn at 1
+BEST = "best epoch"  # of the tile and of the mark in the chart
 # columns of the table of evaluations, for raw and EMA: title, name in metrics.jsonl, digits
 SCORES = (
     ("top-1 %", "top1", 3), ("top-5 %", "top5", 3), ("balanced %", "balanced_accuracy", 3), ("F1 %", "macro_f1", 3),
@@ -144,7 +145,7 @@ def _accuracy_figures(run: Run) -> list[dict[str, str]]:
         )
     ]
     best, last = best_line(run.evaluations), run.evaluations[-1]
-    for label, entry in (("best epoch", best), ("last epoch", last)):
+    for label, entry in ((BEST, best), ("last epoch", last)):
         shown = [f"{name} {entry[f'{w}_top1']:.2f} %" for w, name in WEIGHTS.items() if f"{w}_top1" in entry]
         figures.append(
             _figure(f"{label}, {entry['epoch']}", f"{headline_top1(entry):.2f} %", ", ".join(shown))
@@ -304,7 +305,7 @@ def _best_mark(run: Run) -> list[tuple[float, str]]:
     if not run.evaluations:
         return []
     best = best_line(run.evaluations)
-    return [(best["epoch"] + 1, f"best, epoch {best['epoch']}")]
+    return [(best["epoch"] + 1, f"{BEST}, {best['epoch']}: {best['epoch'] + 1} epochs trained")]
 
 
 def write_page(page: str, out: Path) -> None:

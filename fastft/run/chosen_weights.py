@@ -80,7 +80,8 @@ def choose_weights(
     # only the weights that the best epoch is chosen by are kept of it
     by_best = images >= LEAST_IMAGES_FOR_BEST and kind == (EMA if EMA in best else RAW)
     entry = best if by_best else last
-    when = f"best epoch by {images:,} images" if by_best else f"last epoch: {images:,} images choose no epoch"
+    few = f"last epoch: {images:,} images are too few to choose an epoch by"
+    when = f"best epoch by {images:,} images" if by_best else few
     if not by_best and images >= LEAST_IMAGES_FOR_BEST:
         when = "last epoch: of the best one only the EMA is kept"
     return {

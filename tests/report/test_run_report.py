@@ -6,13 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from fastft.cli import main
 from fastft.cost.bottleneck import diagnose
 from fastft.cost.reference_log import reference_of
-from fastft.evaluate.assessment import find_mistakes, thumbnail
+from fastft.evaluate.assessment import Assessment, Mistakes, find_mistakes, report_classes, thumbnail
+from fastft.evaluate.output import print_evaluation
+from fastft.report.class_section import reliability_chart
 from fastft.report.run_cost import run_cost, training_seconds
-from fastft.report.run_report import headline, machine_line, recipe_diff, render_run
+from fastft.report.run_report import accuracy_charts, headline, machine_line, recipe_diff, render_run
+from fastft.run.calibration import Calibration, Reliability
 from fastft.run.metrics import Predictions
 from fastft.run.run_directory import load_run
 from tests.written import RECIPES, load_recipe, write_run
@@ -41,7 +45,10 @@ def test_headline_is_what_the_run_chose_and_the_best_epoch_is_beside_it(run_fold
     assert (first["label"], first["value"]) == ("raw top-1", f"{last['raw_top1']:.2f} %")
     assert f"epoch {last['epoch']}" in first["below"] and "used by predict, eval and export" in first["below"]
     shown = {f["label"]: f for f in rest}
-    assert shown[f"best epoch, {best['epoch']}"]["value"] == f"{best['ema_top1']:.2f} %"
+    tile = f"best epoch, {best['epoch']}"
+    assert shown[tile]["value"] == f"{best['ema_top1']:.2f} %"
+    ((x, mark),) = accuracy_charts(chosen, None)[0].marks
+    assert (x, mark) == (best["epoch"] + 1, f"{tile}: {x} epochs trained")
     assert shown["frozen-tower baseline"]["below"].endswith(f"fine-tuning {last['raw_top1'] - 50:+.2f}")
     assert shown["expected"]["value"] == "85.7 %"
 
@@ -52,6 +59,33 @@ def test_without_a_choice_the_headline_is_the_best_epoch_of_the_ema(run_folder: 
     first = headline(run)[0]
     assert (first["label"], first["value"]) == ("EMA top-1", f"{best['ema_top1']:.2f} %")
     assert first["below"].startswith(f"epoch {best['epoch']}, standard error")
+
+
+@pytest.mark.parametrize("scaled", [20.0, 5.0])
+def test_a_temperature_is_shown_only_where_it_lowers_the_calibration_error(
+    run_folder: Path, scaled: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before scaling the error is 10 %."""
+
+    def with_error(percent: float) -> Reliability:
+        return Reliability(np.array([10]), np.array([0.5 + percent / 100]), np.array([0.5]))
+
+    classes = report_classes(
+        Predictions(np.zeros(10, int), np.zeros(10, int), np.full(10, 0.6), np.full(10, 0.6), 2), ["a", "b"]
+    )
+    calibration = Calibration(with_error(10), 1.5, with_error(scaled))
+    assessment = Assessment("raw", Mistakes(10, 0, []), replace(classes, calibration=calibration))
+    page = render_run(load_run(run_folder), assessment=assessment)
+    figures = dict.fromkeys(
+        ("top1", "standard_error", "loss", "samples", "balanced_accuracy", "macro_f1"), 1.0
+    )
+    scores = {"ece": 10.0, "ece_scaled": scaled, "temperature": 1.5, "ranked_classes": 0}
+    print_evaluation(figures | scores | {"classes": [], "confusions": []}, Console())
+    names = [series.name for series in reliability_chart(calibration).series]
+    helps = scaled < 10
+    assert ("temperature 1.500" in page, "temperature does not lower" in page) == (helps, not helps)
+    assert ("temperature 1.50, ECE 5.0 %" in names, len(names)) == (helps, 2 + helps)
+    assert ("at temperature 1.500" in capsys.readouterr().out) == helps
 
 
 @pytest.mark.parametrize("change", ["--data.num_classes=10", "--data.train_size=1000000", "steps"])
