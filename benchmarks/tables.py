@@ -46,6 +46,7 @@ BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL
 # A100-hours of the paper's logs: 8 x 6:01:54 and 8 x 13:12:11 of wall time
 LOGS = {"final_b16": ("B/16", 48.3), "final_l14": ("L/14", 105.6)}
 GOAL_TOP1 = 85.0
+README_RECIPES = ("final_b16", "frugal_b16", "frugal_b16_half", "final_l14")
 COST_RECIPES, V100_PRICE = ("final_b16", "frugal_b16", "frugal_b16_half"), 2.48
 FAMILIES = ("b16", "b16_384", "l14", "l14_336")  # models; a recipe is named KIND_MODEL or KIND_MODEL_LEVER
 Measure = dict[str, Any]
@@ -224,7 +225,7 @@ def words(results: Results) -> str:
     return "\n".join(f"- {note}" for note in notes)
 
 
-SUMMARY = (  # bench, measure, part of its setting, peer, what the README calls it
+SUMMARY = (  # bench, measure, part of its setting, peer, what docs/benchmarks.md calls it
     ("decode", "Crop decode", "500", "stock FFCV, decoder alone", "decode a random crop, 500 px q90 files"),
     ("decode", "Crop decode", "500", "stock FFCV Loader", "decode a random crop, 500 px q90 files"),
     ("decode", "Crop decode", "lossless", "stock FFCV, decoder alone", "decode a random crop, original files"),
@@ -243,28 +244,10 @@ SUMMARY = (  # bench, measure, part of its setting, peer, what the README calls 
 )  # fmt: skip
 
 
-# of SUMMARY: what, peer
-HEADLINES = (
-    "decode a random crop, 500 px q90 files, stock FFCV Loader",
-    "whole recipe, original files, timm",
-    "loader, whole recipe, timm",
-    "training step, B/16, bf16, CPU, timm",
-)
-
-
 def summary(results: Results) -> str:
     """A row of every benchmark."""
-    return _summarised(results, SUMMARY)
-
-
-def headlines(results: Results) -> str:
-    """The rows that the README shows."""
-    return _summarised(results, [row for row in SUMMARY if f"{row[4]}, {row[3]}" in HEADLINES])
-
-
-def _summarised(results: Results, chosen: Sequence[tuple[str, str, str, str, str]]) -> str:
     rows = []
-    for bench, name, part, peer, what in chosen:
+    for bench, name, part, peer, what in SUMMARY:
         m = next(m for m in results.measures(bench, name) if part in str(m["setting"].values()))
         other = contender(m, peer)
         own, note = figure(contender(m, "fastft")["median"]), f" ({other['note']})" if other["note"] else ""
@@ -272,7 +255,7 @@ def _summarised(results: Results, chosen: Sequence[tuple[str, str, str, str, str
         rows.append([what, f"{own} {m['unit']}", theirs, better, _reached(m)])
     head = ["", "fastft", "other", "fastft is better by", "share of the limit"]
     document = max(results.documents.values(), key=lambda d: d["date"])
-    dates = sorted({results.documents[bench]["date"][:10] for bench, *_ in chosen})
+    dates = sorted({results.documents[bench]["date"][:10] for bench, *_ in SUMMARY})
     where = f"{document['machine']['cores']} cores of {document['machine']['cpu']}, {' and '.join(dates)}"
     return f"{markdown(head, rows)}\n\nMedians of alternating rounds ({where}), ratios round by round with their range."
 
@@ -346,12 +329,14 @@ def cost_goal(_: Results) -> str:
     )
 
 
-def recipes(_: Results) -> str:
-    """Every recipe of the paper's models with its cost on three GPUs, each model's dearest first."""
+def recipes(only: Sequence[str] = ()) -> str:
+    """The recipes of the paper's models, or some of them, with their cost on three GPUs, each model's dearest first."""
     found: dict[str, list[tuple[float, list[str]]]] = {family: [] for family in FAMILIES}
     for path in sorted((ROOT / "rcp").glob("[bfq]*_*.yaml")):
         family = max((f for f in FAMILIES if path.stem.partition("_")[2].startswith(f)), key=len)
         recipe = load_recipe(path)
+        if only and recipe.name not in only:
+            continue
         at = predict_published(recipe)
         record = estimate(recipe, GPUS["V100"], MACHINE_GPUS, RECORD_MFU["V100"]).gpu_hours
         top1 = "not run" if recipe.about.top1 is None else as_published(recipe.about.top1)
@@ -403,17 +388,13 @@ TIMM_MODELS = (
     "vit_pe_core_base_patch16_224", "vit_pe_core_large_patch14_336", "convnext_tiny", "convnext_base",
     "swin_tiny_patch4_window7_224", "swin_base_patch4_window7_224",
 )  # fmt: skip
-README_MODELS = (
-    "vit_base_patch14_dinov2", "vit_base_patch16_dinov3", "vit_base_patch16_siglip_224.v2_webli",
-    "vit_pe_core_base_patch16_224", "eva02_small_patch14_336", "convnext_tiny", "swin_tiny_patch4_window7_224",
-)  # fmt: skip
 
 
-def model_costs(only: Sequence[str] = TIMM_MODELS) -> str:
-    """A row per model: size, work, GPU-hours of the final and the frugal recipe, weights. only: these timm models."""
+def model_costs(_: Results) -> str:
+    """A row per model: size, work, GPU-hours of the final and the frugal recipe, weights."""
     head = ["model", "px", "M parameters", "GFLOP per image"]
     head += [f"{gpu}-hours, `final` / `frugal`" for gpu in PUBLISHED_MFU]
-    rows = [*_own_rows(), *map(_timm_row, only)]
+    rows = [*_own_rows(), *map(_timm_row, TIMM_MODELS)]
     shares = ", ".join(f"{mfu.value:.1%} on {gpu}" for gpu, mfu in PUBLISHED_MFU.items())
     return (
         f"{markdown([*head, 'pretrained weights'], rows)}\n\nImageNet-1k, modelled on eight GPUs at the MFU published for a "
@@ -458,11 +439,11 @@ def shown_hours(cost: dict[str, Any]) -> str:
 
 TABLES: dict[str, Callable[[Results], str]] = {
     "summary": summary,
-    "headlines": headlines,
     "demo": demo,
     "cost": cost,
     "cost-check": cost_check,
-    "recipes": recipes,
+    "recipes": lambda _: recipes(),
+    "readme-cost": lambda _: recipes(README_RECIPES),
     "cost-goal": cost_goal,
     "machine": machine,
     "decode": comparison("decode", "Crop decode"),
@@ -490,8 +471,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "loader-work": comparison("e2e", "What the loader's time goes to"),
     "words": words,
     "more-cores": more_cores,
-    "models": lambda _: model_costs(),
-    "models-readme": lambda _: model_costs(README_MODELS),
+    "models": model_costs,
 }  # fmt: skip
 
 

@@ -33,11 +33,7 @@ def make_docs(site: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, shell=True, cwd=site, capture_output=True, text=True)
 
 
-def test_the_docs_build_without_a_warning(site: Path) -> None:
-    done = make_docs(site)
-    assert done.returncode == 0, done.stderr
-
-
+@pytest.mark.slow  # `make docs`, which CI runs, builds the real pages
 @pytest.mark.parametrize(
     ("page", "text", "warning"),
     [
