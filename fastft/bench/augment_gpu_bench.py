@@ -2,7 +2,7 @@
 and read, and the output written. Crops of images of 500 x 375, decoded beforehand; float16.
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -32,53 +32,63 @@ def _milliseconds(trial: Trial) -> float:
     return 1e3 * trial["wall"] / REPEATS
 
 
-def ours() -> dict[str, Arm]:
+def ours(
+    device: str = "cuda", policies: Sequence[str] = POLICIES, size: int = SIZE, batch: int = BATCH
+) -> dict[str, Arm]:
+    """An arm per policy. device "cpu": the CPU back end on the same bytes, for tests."""
     import torch
 
-    from fastft.augment import parse_policy
+    from fastft.augment import CpuAugment, parse_policy
     from fastft.augment.cuda import CudaAugment
 
     def arm(name: str) -> Arm:
-        augment = CudaAugment(parse_policy(name), SIZE, torch.float16, torch.device("cuda"))
-        plan, offsets = planned(name)
-        packed = torch.randint(0, 256, (int(offsets[-1]),), dtype=torch.uint8, device="cuda")
-        tables = [torch.from_numpy(a).cuda() for a in (offsets, plan.view(np.uint8))]
-        return repeated(lambda: augment(packed, *tables))
+        plan, offsets = planned(name, size, batch)
+        packed = torch.randint(0, 256, (int(offsets[-1]),), dtype=torch.uint8, device=device)
+        if device == "cpu":
+            cpu = CpuAugment(parse_policy(name), size, "float16")
+            return repeated(lambda: cpu(packed.numpy(), offsets[:-1], plan), batch, device)
+        gpu = CudaAugment(parse_policy(name), size, torch.float16, torch.device(device))
+        tables = [torch.from_numpy(a).to(device) for a in (offsets, plan.view(np.uint8))]
+        return repeated(lambda: gpu(packed, *tables), batch, device)
 
-    return {name: arm(name) for name in POLICIES}
+    return {name: arm(name) for name in policies}
 
 
-def copies() -> dict[str, Arm]:
+def copies(
+    device: str = "cuda", policies: Sequence[str] = POLICIES, size: int = SIZE, batch: int = BATCH
+) -> dict[str, Arm]:
+    """An arm per policy that copies as many bytes as the kernels must move."""
     import torch
 
     def arm(name: str) -> Arm:
-        moved = int(planned(name)[1][-1]) + 2 * BATCH * SIZE * SIZE * 3 + 2 * BATCH * SIZE * SIZE * 3
-        source = torch.empty(moved // 2, dtype=torch.uint8, device="cuda")  # a copy reads and writes
+        moved = int(planned(name, size, batch)[1][-1]) + 4 * batch * size * size * 3
+        source = torch.empty(moved // 2, dtype=torch.uint8, device=device)  # a copy reads and writes
         target = torch.empty_like(source)
-        return repeated(lambda: target.copy_(source))
+        return repeated(lambda: target.copy_(source), batch, device)
 
-    return {name: arm(name) for name in POLICIES}
+    return {name: arm(name) for name in policies}
 
 
-def planned(name: str) -> tuple[np.ndarray, np.ndarray]:
+def planned(name: str, size: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """The plan of a batch, and where each image's region begins in the packed buffer."""
     from fastft.augment import draw_plan, parse_policy, source_regions
 
     plan = draw_plan(
-        parse_policy(name), seed=0, epoch=0, sample_ids=np.arange(BATCH), heights=np.full(BATCH, HEIGHT),
-        widths=np.full(BATCH, WIDTH), size=SIZE,
+        parse_policy(name), seed=0, epoch=0, sample_ids=np.arange(batch), heights=np.full(batch, HEIGHT),
+        widths=np.full(batch, WIDTH), size=size,
     )  # fmt: skip
-    return plan, np.cumsum([0, *(source_regions(plan, SIZE)[:, 2:].astype(np.int64).prod(1) * 3)])
+    return plan, np.cumsum([0, *(source_regions(plan, size)[:, 2:].astype(np.int64).prod(1) * 3)])
 
 
-def repeated(call: Any) -> Arm:
+def repeated(call: Callable[[], object], batch: int, device: str) -> Arm:
     """REPEATS calls and one wait for the device."""
     import torch
 
     def run() -> int:
         for _ in range(REPEATS):
             call()
-        torch.cuda.synchronize()
-        return REPEATS * BATCH
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return REPEATS * batch
 
     return run

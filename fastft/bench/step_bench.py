@@ -6,77 +6,160 @@ has neither. MFU is from `count_flops` over the device's peak: of a GPU its data
 matrix products. A GPU whose peak is not known has no MFU.
 """
 
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from fastft.bench.child import Arm
-from fastft.bench.harness import LIMIT, Contender, Rounds, Trial, alternate, measure, per_second
+from fastft.bench import augment_gpu_bench
+from fastft.bench.augment_bench import AUGMENT
+from fastft.bench.child import Arm, library
+from fastft.bench.harness import (
+    LIMIT,
+    Contender,
+    Rounds,
+    Trial,
+    alternate,
+    measure,
+    per_second,
+    reported,
+    summary,
+)
 from fastft.bench.options import Findings, Options
-from fastft.model import Arch, build_classifier
+from fastft.cost.mfu import roofline_mfu
+from fastft.machine.gpus import Gpu, find_gpu, measure_matmul_flops, peak_flops
+from fastft.model import Arch, build_classifier, count_flops
+from fastft.model.arch import load_open_clip_arch
 from fastft.model.attention import BF16_NATIVE
 from fastft.model.recipe_model import can_compile
 from fastft.optim import Ema, build_adamw, layer_groups, optimizer_groups, set_lr
+from fastft.recipe import recipe_from_dict
 from fastft.train.distributed import World
 from fastft.train.precision import Precision, choose_precision
 from fastft.train.step import Step, StepChoice
 
 CLASSES, SMOOTHING, LR, LAYER_DECAY, WEIGHT_DECAY, EMA_DECAY = 1000, 0.1, 6e-4, 0.6, 0.05, 0.9998
+ARCHS = {"B": "ViT-B-16-quickgelu", "L": "ViT-L-14-quickgelu"}
 HALF = "fastft, lower half frozen"
 LIMIT_HALF = f"{LIMIT}, lower half frozen"
 
 
+@dataclass(frozen=True)
+class Case:
+    """A tower as in `shape`, and how it is measured."""
+
+    letter: str
+    size: int
+    dtype: str
+    batch: int
+    steps: int
+
+    @property
+    def model(self) -> str:
+        return f"ViT-{self.letter}/{14 if self.letter == 'L' else 16}"
+
+
+def cases(quick: bool) -> list[Case]:
+    """B/16 in fp32 and half precision; on a GPU also L/14, and B/16 at 384 px. Each takes less than 5 minutes on a V100."""
+    on_gpu, (full, half) = device().type == "cuda", measured_dtypes()
+    if quick:
+        return [Case("T", 224, dtype, 2, 1) for dtype in (full, half)]
+    if not on_gpu:
+        return [Case("B", 224, dtype, 8, 1) for dtype in (full, half)]
+    return [
+        Case("B", 224, full, 64, 4), Case("B", 224, half, 128, 10), Case("L", 224, half, 32, 5), Case("B", 384, half, 32, 5)
+    ]  # fmt: skip
+
+
 def run(options: Options) -> Findings:
-    """B/16 at 224 px; one measure per dtype, and its MFU."""
-    on_gpu = torch.cuda.is_available()
-    shape = {
-        "letter": "T" if options.quick else "B",
-        "batch": 2 if options.quick else 128 if on_gpu else 8,
-        "steps": 20 if on_gpu and not options.quick else 1,
-    }
-    for dtype in measured_dtypes():
-        contenders = step_contenders(options, {**shape, "dtype": dtype})
-        rounds = alternate(contenders, options.rounds, threads=options.threads)
-        setting = {
-            "model": f"ViT-{shape['letter']}/16", "size": 224, "batch": shape["batch"], "dtype": dtype,
-            "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {options.threads} threads",
-        }  # fmt: skip
-        whole = [who for who in (*rounds.trials, *rounds.skipped) if who not in (HALF, LIMIT_HALF)]
-        yield measure("Training step", rounds, "step", per_second, "images/s", setting, only=whole)
+    """Per case: throughput, MFU, and on a GPU the seconds of the first step and the share of augmentation."""
+    for case in cases(options.quick):
+        yield from _measure_case(options, case)
+
+
+def _measure_case(options: Options, case: Case) -> Findings:
+    on_gpu = device().type == "cuda"
+    contenders = step_contenders(options, asdict(case))
+    rounds = alternate(contenders, options.rounds, threads=options.threads)
+    setting = {
+        "model": case.model, "size": case.size, "batch": case.batch, "dtype": case.dtype,
+        "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {options.threads} threads",
+    }  # fmt: skip
+    whole = [who for who in (*rounds.trials, *rounds.skipped) if who not in (HALF, LIMIT_HALF)]
+    yield measure("Training step", rounds, "step", per_second, "images/s", setting, only=whole)
+    yield measure(
+        "Training step, lower half frozen", rounds, "step", per_second, "images/s", setting,
+        only=[HALF, "timm", LIMIT_HALF], rename={HALF: "fastft", LIMIT_HALF: LIMIT},
+    )  # fmt: skip
+    yield from _mfu(rounds, setting, case)
+    if on_gpu:
+        first = reported("first_seconds")
         yield measure(
-            "Training step, lower half frozen", rounds, "step", per_second, "images/s", setting,
-            only=[HALF, "timm", LIMIT_HALF], rename={HALF: "fastft", LIMIT_HALF: LIMIT},
-        )  # fmt: skip
-        yield from _mfu(rounds, setting)
+            "First training step, with compilation",
+            rounds,
+            "step",
+            first,
+            "s",
+            setting,
+            only=whole,
+            better="lower",
+        )
+        yield _augmentation_share(options, rounds, setting, case)
+
+
+def _augmentation_share(
+    options: Options, rounds: Rounds, setting: dict[str, Any], case: Case
+) -> dict[str, Any]:
+    """The time of an image's augmentation on the GPU over that of its training step."""
+    arguments = {"device": device().type, "policies": [AUGMENT], "size": case.size, "batch": case.batch}
+    own = alternate([Contender("fastft", augment_gpu_bench.ours, arguments)], options.rounds, options.threads)
+    pairs = zip(own.trials["fastft"][AUGMENT], rounds.trials["fastft"]["step"], strict=True)
+    shares = [per_second(step) / per_second(augment) for augment, step in pairs]
+    given = {**setting, "augment": AUGMENT, "rounds": len(shares)}
+    return {
+        "name": "Augmentation, share of a training step", "unit": "share", "better": "lower", "setting": given,
+        "contenders": [summary("fastft", shares)],
+    }  # fmt: skip
 
 
 def measured_dtypes() -> tuple[str, str]:
     """fp32 and half precision: on a GPU the one that training chooses, because older GPUs only emulate bf16."""
-    from fastft.train.precision import choose_precision
-
     if device().type == "cuda" and choose_precision("auto", device()).dtype == torch.float16:
         return "fp32", "fp16"
     return "fp32", "bf16"
 
 
-def _mfu(rounds: Rounds, setting: dict[str, Any]) -> Findings:
-    """Share of the device's peak, if that is known; the cost model uses it for a GPU."""
-    on_gpu = not setting["device"].startswith("CPU")
-    role: dict[str, Any] = {"role": "mfu"} if on_gpu else {}
-    gpu = {"gpu": setting["device"]} if on_gpu else {}
+def _mfu(rounds: Rounds, setting: dict[str, Any], case: Case) -> Findings:
+    """Share of the device's peak, if that is known; the cost model uses that of B/16 at 224 px on a GPU."""
     peak = max((trial["peak"] for arms in rounds.trials.values() for trial in arms["step"]), default=0.0)
     if not peak:
         return
+    gpu: dict[str, Any] = {} if setting["device"].startswith("CPU") else {"gpu": setting["device"]}
+    role: dict[str, Any] = {"role": "mfu"} if gpu and (case.letter, case.size) == ("B", 224) else {}
     given = {**setting, **gpu, "peak TFLOP/s": round(peak / 1e12, 3)}
     trained = [who for who in (*rounds.trials, *rounds.skipped) if not who.startswith(LIMIT)]
 
     def share(trial: Trial) -> float:
         return trial["count"] * trial["flops"] / trial["wall"] / peak
 
-    yield measure("Training step, MFU", rounds, "step", share, "share", given, only=trained, **role)
+    found = measure("Training step, MFU", rounds, "step", share, "share", given, only=trained, **role)
+    card = find_gpu(setting["device"])
+    if card is not None and case.dtype != "fp32":
+        found["contenders"].append(modelled_mfu(case, card))
+    yield found
+
+
+def modelled_mfu(case: Case, card: Gpu) -> dict[str, Any]:
+    """The cost model's roofline, an upper bound, as a contender."""
+    sections: dict[str, Any] = {
+        "model": {"arch": ARCHS[case.letter], "image_size": case.size},
+        "optim": {"batch_size": case.batch},
+    }
+    mfu = roofline_mfu(recipe_from_dict("step", sections), card, 1)
+    return summary("modelled roofline", [mfu.value], note=mfu.source, modelled=True)
 
 
 def step_contenders(options: Options, arguments: dict[str, Any]) -> list[Contender]:
@@ -102,13 +185,11 @@ def _limits(arguments: dict[str, Any]) -> list[Contender]:
 # in the contender's process ------------------------------------------------------------------------------------------
 
 
-def shape(letter: str) -> Arch:
-    """B/16 and L/14 of CLIP; S and T are B/16 at the widths of ViT-S and ViT-Ti."""
-    from fastft.model.arch import load_open_clip_arch
-
-    base = load_open_clip_arch("ViT-L-14-quickgelu" if letter == "L" else "ViT-B-16-quickgelu")
+def shape(letter: str, size: int = 224) -> Arch:
+    """B/16 and L/14 of CLIP at `size` pixels; S and T are B/16 at the widths of ViT-S and ViT-Ti."""
+    base = load_open_clip_arch(ARCHS.get(letter, ARCHS["B"]))
     width = {"S": 384, "T": 192}.get(letter, base.width)
-    return replace(base, width=width, heads=width // 64, mlp_width=4 * width)
+    return replace(base, width=width, heads=width // 64, mlp_width=4 * width).at(size)
 
 
 def device() -> torch.device:
@@ -130,34 +211,44 @@ def random_batch(arch: Arch, batch: int, on: torch.device | None = None) -> tupl
 
 
 def arm(step: Callable[[], object], batch: int, steps: int, flops: float, dtype: torch.dtype) -> Arm:
-    """An arm of `steps` steps, with one synchronisation at the end."""
-    from fastft.machine.gpus import peak_flops
+    """An arm of `steps` steps, with one synchronisation at the end. `first_seconds`: the very first step, which compiles.
 
+    On a GPU every round begins with a step that is not timed and ends without cached memory, which the others need.
+    """
     peak = peak_flops(device(), dtype) or 0.0  # 0: unknown
+    on_gpu = device().type == "cuda"
+    first_seconds: list[float] = []
+
+    def timed(count: int) -> float:
+        began = time.perf_counter()
+        for _ in range(count):
+            step()
+        if on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
 
     def run() -> dict[str, float]:
-        for _ in range(steps):
-            step()
-        if device().type == "cuda":
-            torch.cuda.synchronize()
-        return {"count": steps * batch, "flops": flops, "peak": peak}
+        if on_gpu:
+            first_seconds.append(timed(1))
+        wall = timed(steps)
+        if on_gpu:
+            torch.cuda.empty_cache()
+        first = first_seconds[:1] or [wall / steps]
+        return {"count": steps * batch, "wall": wall, "flops": flops, "peak": peak, "first_seconds": first[0]}
 
     return run
 
 
-def step_flops(letter: str, half: bool) -> float:
+def step_flops(arch: Arch, half: bool = False) -> float:
     """Training FLOPs of an image; half: only the upper half of the blocks trains."""
-    from fastft.model import count_flops
-
-    arch = shape(letter)
     return count_flops(arch, CLASSES, frozen_blocks=arch.layers // 2 if half else 0).train
 
 
-def step_limit(letter: str, batch: int, steps: int, dtype: str, half: bool = False) -> dict[str, Arm]:
+def step_limit(
+    letter: str, size: int, batch: int, steps: int, dtype: str, half: bool = False
+) -> dict[str, Arm]:
     """The step's FLOPs at the rate of a large matrix product on all cores of the CPU."""
-    from fastft.machine.gpus import measure_matmul_flops
-
-    flops, number = step_flops(letter, half), steps * batch
+    flops, number = step_flops(shape(letter, size), half), steps * batch
     kind = torch.float32 if dtype == "fp32" else torch.bfloat16
 
     def run() -> dict[str, float]:
@@ -167,15 +258,13 @@ def step_limit(letter: str, batch: int, steps: int, dtype: str, half: bool = Fal
     return {"step": run}
 
 
-def ours(letter: str, batch: int, steps: int, dtype: str, half: bool = False) -> dict[str, Arm]:
-    arch = shape(letter)
+def ours(letter: str, size: int, batch: int, steps: int, dtype: str, half: bool = False) -> dict[str, Arm]:
+    arch = shape(letter, size)
     precision = choose_precision(dtype, device(), "auto")
     step = our_step(arch, precision, arch.layers // 2 if half else None)
     images, labels = random_batch(arch, batch)
     images = images.to(precision.dtype)  # as the loader delivers them
-    return {
-        "step": arm(lambda: step(images, labels), batch, steps, step_flops(letter, half), precision.dtype)
-    }
+    return {"step": arm(lambda: step(images, labels), batch, steps, step_flops(arch, half), precision.dtype)}
 
 
 class StepRunner:
@@ -262,13 +351,13 @@ def timm_train_step(a: Arch, dtype: str) -> Callable[..., torch.Tensor]:
     return peer_step(model, dtype, optimizer)
 
 
-def timm_step(letter: str, batch: int, steps: int, dtype: str) -> dict[str, Arm]:
-    arch = shape(letter)
+def timm_step(letter: str, size: int, batch: int, steps: int, dtype: str) -> dict[str, Arm]:
+    arch = shape(letter, size)
     return _peer_arm(timm_train_step(arch, dtype), arch, batch, steps, dtype)
 
 
-def open_clip_step(letter: str, batch: int, steps: int, dtype: str) -> dict[str, Arm]:
-    import open_clip
+def open_clip_step(letter: str, size: int, batch: int, steps: int, dtype: str) -> dict[str, Arm]:
+    open_clip = library("open_clip", "open_clip_torch")
 
     class Tower(nn.Module):
         """open_clip's image tower up to its last block, under our head."""
@@ -287,15 +376,13 @@ def open_clip_step(letter: str, batch: int, steps: int, dtype: str) -> dict[str,
             return self.head(self.fc_norm(tokens_BND[:, 1:]).mean(1))
 
     torch.manual_seed(0)
-    arch = shape(letter)
+    arch = shape(letter, size)
     model = Tower(arch).to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
     return _peer_arm(peer_step(model, dtype, optimizer), arch, batch, steps, dtype)
 
 
 def _peer_arm(step: Callable[..., object], arch: Arch, batch: int, steps: int, dtype: str) -> dict[str, Arm]:
-    from fastft.model import count_flops
-
     images, labels = random_batch(arch, batch)
-    flops, precision = count_flops(arch, CLASSES).train, choose_precision(dtype, device())
-    return {"step": arm(lambda: step(images, labels), batch, steps, flops, precision.dtype)}
+    precision = choose_precision(dtype, device())
+    return {"step": arm(lambda: step(images, labels), batch, steps, step_flops(arch), precision.dtype)}

@@ -1,6 +1,8 @@
 """The training step: what is measured where the device's peak is not known."""
 
 import json
+import time
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,12 +10,13 @@ import pytest
 import torch
 from timm.optim import create_optimizer_v2
 
-from fastft.bench import step_bench
+from fastft.bench import augment_gpu_bench, step_bench
 from fastft.bench.dataset import Images, Workspace
-from fastft.bench.harness import Rounds
+from fastft.bench.harness import LIMIT, Contender, Rounds
 from fastft.bench.options import Options
 from fastft.bench.step_bench import LR, WEIGHT_DECAY, peer_step, random_batch, timm_model
 from fastft.export.to_timm import timm_state
+from fastft.machine.gpus import GPUS
 from fastft.model import Arch, Classifier, build_classifier
 from fastft.optim import build_adamw, layer_groups, optimizer_groups, set_lr
 from fastft.report.bench_report import measure_view
@@ -69,13 +72,57 @@ def test_on_a_gpu_with_unknown_peak_everything_except_mfu_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An L4: `peak_flops` says None."""
-    monkeypatch.setattr("fastft.machine.gpus.peak_flops", lambda device, dtype: None)
+    monkeypatch.setattr(step_bench, "peak_flops", lambda device, dtype: None)
     trial = {"wall": 1.0, **step_bench.arm(lambda: None, 8, 1, 1e9, torch.float32)()}  # type: ignore[dict-item]
     monkeypatch.setattr(step_bench, "alternate", lambda *_, **__: Rounds({"fastft": {"step": [trial]}}))
     measures = list(step_bench.run(Options(Workspace(tmp_path, Images([], "none")), rounds=1, threads=1)))
     assert {m["name"] for m in measures} == {"Training step", "Training step, lower half frozen"}
     assert [measure_view(m)["compared"] for m in measures] == 4 * [False]
     assert "NaN" not in json.dumps(measures)
+
+
+def in_this_process(contenders: list[Contender], rounds: int, threads: int) -> Rounds:
+    """`alternate` without processes; the cases' figures mean nothing."""
+    found = Rounds()
+    for contender in contenders:
+        for name, arm in contender.make(**contender.arguments).items():
+            began = time.perf_counter()
+            trials = [{**({"count": c} if isinstance(c := arm(), int) else c)} for _ in range(rounds)]
+            wall = time.perf_counter() - began
+            found.trials.setdefault(contender.name, {})[name] = [
+                {"wall": wall, "cpu": wall, **t} for t in trials
+            ]
+    return found
+
+
+def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours, half frozen, timm and open_clip; the first step; augmentation's share; the modelled MFU of every GPU case."""
+    monkeypatch.setattr(step_bench, "alternate", in_this_process)
+    monkeypatch.setattr(augment_gpu_bench, "REPEATS", 1)
+    case = step_bench.Case("T", 32, "bf16", 2, 1)
+    monkeypatch.setattr(step_bench, "cases", lambda quick: [case])
+    options = Options(Workspace(tmp_path, Images([], "none")), rounds=2, threads=1)
+    found = {m["name"]: m for m in step_bench.run(options)}
+    step = found["Training step"]
+    assert {c["name"] for c in step["contenders"]} == {"fastft", LIMIT, "timm", "open_clip tower"}
+    assert step["setting"]["size"] == 32 and step["setting"]["rounds"] == 2
+    rounds = in_this_process(step_bench.step_contenders(options, asdict(case))[:1], 2, 1)
+    assert all(trial["first_seconds"] > 0 for trial in rounds.trials["fastft"]["step"])
+    share = step_bench._augmentation_share(options, rounds, {}, case)
+    assert all(value > 0 for value in share["contenders"][0]["rounds"])
+    for letter, size in (("B", 224), ("L", 224), ("B", 384)):
+        modelled = step_bench.modelled_mfu(step_bench.Case(letter, size, "bf16", 32, 1), GPUS["H100"])
+        assert modelled["modelled"] and 0.2 < modelled["median"] < 0.6
+
+
+def test_kernels_and_copies_of_the_augmentation_run_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augment_gpu_bench, "REPEATS", 2)
+    for make in (augment_gpu_bench.ours, augment_gpu_bench.copies):
+        arms = make("cpu", size=32, batch=2)
+        assert list(arms) == list(augment_gpu_bench.POLICIES)
+        assert [arm() for arm in arms.values()] == 4 * [4]
 
 
 @pytest.mark.parametrize(
