@@ -67,9 +67,14 @@ class _Count:
         """Bytes per image of all blocks; frozen ones have no backward pass."""
         forward, backward = self._block()
         trained = self.arch.layers - self.frozen
-        total = self.arch.layers * forward + trained * backward
-        if self.frozen and trained:
-            total -= 4 * self.s * self.element  # the input of the lowest trained block needs no gradient
+        total = self.frozen * forward
+        if (
+            self.path == "autocast"
+        ):  # trained, LayerNorm's gain and shift are applied to normalised tokens in half precision
+            forward += 2 * 2 * HALF * self.element
+        total += trained * (forward + backward)
+        if self.frozen and trained:  # the input of the lowest trained block needs no gradient
+            total -= (2 + 2 * HALF if self.path == "autocast" else 4 * self.s) * self.element
         if self.recipe.model.drop_path > 0:
             total -= sum(self._drop_path()[: 1 + (self.frozen == 0)])  # the first block's rate is 0
         if self.recipe.train.grad_checkpointing:  # once more, without the last addition
@@ -82,8 +87,8 @@ class _Count:
         branch = self._branch
         # LayerNorm, the cast of its output, the residual sum; activation
         forward = 2 * (2 * s + cast + 2 * s + branch) + 2 * HALF * ratio
-        # LayerNorm, casts of its output's and the branch's gradients, the sum of both gradients; activation; bias sums
-        backward = 2 * (3 * s + 2 * cast + 3 * s) + 3 * HALF * ratio + HALF * (5 + ratio)
+        # LayerNorm and the sum of both gradients, the cast of the branch's gradient; activation; bias sums
+        backward = 2 * (3 * HALF + 2 * s + HALF + cast) + 3 * HALF * ratio + HALF * (5 + ratio)
         if self._scaled:
             forward += 2 * (HALF + branch)
             backward += 2 * (5 * branch + HALF)  # gradients of the input and, summed, of the factors

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastft.cost.pointwise import count_images
-from fastft.model import ImageClassifier
+from fastft.model import ImageClassifier, linear
 from fastft.model.recipe_model import build_model
 from fastft.optim import HalfCopy
 from fastft.recipe import Recipe
@@ -83,7 +84,8 @@ def _traced(recipe: Recipe, path: str, model: ImageClassifier, attention: bool) 
     if model.visual.has_attention_kernels:
         model.visual.set_attention_kernel(KERNELS[path])
     model.visual.grad_checkpointing = recipe.train.grad_checkpointing
-    with FakeTensorMode():
+    # fake tensors claim to be on the CPU, and count as on a GPU
+    with FakeTensorMode(), mock.patch.object(linear, "NORM_BRANCH_DEVICES", [DEVICE]):
         fake = {id(t): _fake(t) for t in (*model.parameters(), *model.buffers())}
         copied = copy.deepcopy(model, memo=dict(fake)).train()
         return _trace(copied, path, _fake_batch(recipe), attention)

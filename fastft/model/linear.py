@@ -6,7 +6,7 @@ Shapes: M rows (images times tokens), D width.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 QUICK_GELU_SLOPE = 1.702  # OpenAI's CLIP
@@ -94,6 +94,49 @@ def split_projection(x_BND: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tenso
     else:
         q, k, v = F.linear(x_BND, weight, bias).chunk(3, dim=-1)
     return q, k, v
+
+
+class _NormBranch(torch.autograd.Function):
+    """(x, LayerNorm of x in half precision).
+
+    The backward pass reads the normalised tokens in half precision instead of x, and adds the branch's gradient to that of x in
+    one pass: no gradient of the norm is cast to fp32, and x is not kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, gain: Tensor, shift: Tensor, eps: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        x_hat, _, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
+        x_hat = x_hat.to(dtype)
+        ctx.save_for_backward(x_hat, rstd, gain)
+        return x, torch.addcmul(shift.to(dtype), x_hat, gain.to(dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad_x: Tensor, grad_norm: Tensor) -> tuple[Tensor | None, ...]:
+        x_hat, rstd, gain = ctx.saved_tensors
+        gain = gain.to(x_hat.dtype)
+        # statistics of x_hat, of the type that the kernel takes; the last gain stands for the shift, which is not read
+        mean = torch.zeros_like(rstd, dtype=rstd.dtype if x_hat.is_cuda else x_hat.dtype)
+        grad, grad_gain, grad_shift = torch.ops.aten.native_layer_norm_backward(
+            grad_norm, x_hat, x_hat.shape[-1:], mean, mean + 1, gain, gain, [True, True, True]
+        )
+        return torch.addcmul(grad_x, grad, rstd), grad_gain, grad_shift, None, None
+
+
+# A CPU's kernel would add up the gradients of gain and shift in half precision
+NORM_BRANCH_DEVICES = ["cuda"]
+
+
+def norm_branch(x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """Tokens (B, N, D) for the residual sum, and normalised for the branch that is added to it.
+
+    Where fp32 tokens are trained under autocast on a GPU, the norm's gradients stay in half precision.
+    """
+    if x.requires_grad and x.device.type in NORM_BRANCH_DEVICES and autocast_is_on(x):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        return _NormBranch.apply(x, norm.weight, norm.bias, norm.eps, dtype)
+    return x, norm(x)
 
 
 def autocast_is_on(x: Tensor) -> bool:

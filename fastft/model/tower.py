@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from fastft.model.arch import Arch
 from fastft.model.attention import self_attention
 from fastft.model.interface import DropPath, ImageTower, PatchDropout
-from fastft.model.linear import quick_gelu_mlp
+from fastft.model.linear import norm_branch, quick_gelu_mlp
 
 
 class PatchEmbedding(nn.Conv2d):
@@ -141,8 +141,10 @@ class Block(nn.Module):
 
     def forward(self, x_BND: Tensor, noise_B2: Tensor | None) -> Tensor:
         first_B, second_B = (None, None) if noise_B2 is None else noise_B2.unbind(1)
-        x_BND = x_BND + self.drop_path(self.ls_1(self.attn(self.ln_1(x_BND))), first_B)
-        return x_BND + self.drop_path(self.ls_2(self.mlp(self.ln_2(x_BND))), second_B)
+        x_BND, normalised = norm_branch(x_BND, self.ln_1)
+        x_BND = x_BND + self.drop_path(self.ls_1(self.attn(normalised)), first_B)
+        x_BND, normalised = norm_branch(x_BND, self.ln_2)
+        return x_BND + self.drop_path(self.ls_2(self.mlp(normalised)), second_B)
 
 
 class Transformer(nn.Module):

@@ -54,8 +54,8 @@ def test_totals_are_the_sums_of_the_rows(values: dict) -> None:
 @pytest.mark.parametrize(
     ("path", "kinds"),
     [
-        # forward: 8 weights and 2 LayerNorm outputs; backward: their gradients and those of 2 branches' outputs
-        ("autocast", {("_to_copy", "forward"): 10, ("_to_copy", "backward"): 12, ("cat", "backward"): 2}),
+        # forward: 12 parameters and 2 LayerNorm outputs; backward: gradients of the former and of 2 branches' outputs, 2 gains
+        ("autocast", {("_to_copy", "forward"): 14, ("_to_copy", "backward"): 16, ("cat", "backward"): 2}),
         # the fp32 gradients of 12 parameters
         ("half", {("_to_copy", "backward"): 12}),
     ],

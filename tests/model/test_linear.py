@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastft.model import build_classifier
-from fastft.model.linear import quick_gelu_mlp, split_projection
+from fastft.model import build_classifier, linear
+from fastft.model.linear import _NormBranch, norm_branch, quick_gelu_mlp, split_projection
 from fastft.model.tower import PatchEmbedding
 from tests.model.test_tower import small_arch
 
@@ -77,6 +77,52 @@ def test_split_projection_and_its_gradients_are_those_of_one_linear_layer() -> N
     for part, want in zip(split_projection(*inputs), F.linear(*inputs).chunk(3, -1), strict=True):
         torch.testing.assert_close(part, want)
     assert torch.autograd.gradcheck(split_projection, inputs)
+
+
+def test_norm_with_its_residual_and_their_gradients_are_the_formula() -> None:
+    torch.manual_seed(0)
+    x, gain, shift = (
+        torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 3, 8), (8,), (8,))
+    )
+
+    def run(x, gain, shift):
+        return _NormBranch.apply(x, gain, shift, 1e-5, torch.float64)
+
+    same, normalised = run(x, gain, shift)
+    assert torch.equal(same, x)
+    torch.testing.assert_close(normalised, F.layer_norm(x, (8,), gain, shift, 1e-5))
+    assert torch.autograd.gradcheck(run, (x, gain, shift))
+
+
+def test_norm_with_its_residual_equals_the_plain_norm_to_fp32_rounding() -> None:
+    """Sum and gradients at B/16's width."""
+    torch.manual_seed(0)
+    norm, x, gradient = torch.nn.LayerNorm(768), torch.randn(2, 197, 768), torch.randn(2, 197, 768)
+    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+
+    def run(branch) -> list[torch.Tensor]:
+        leaf = x.clone().requires_grad_()
+        same, normalised = branch(leaf)
+        out = same + normalised.square()
+        return [out, *torch.autograd.grad(out, (leaf, norm.weight, norm.bias), gradient)]
+
+    fused = run(lambda x: _NormBranch.apply(x, norm.weight, norm.bias, norm.eps, torch.float32))
+    for got, want in zip(fused, run(lambda x: (x, norm(x))), strict=True):
+        assert (got - want).norm() < 1e-6 * want.norm()
+
+
+def test_norm_gradients_stay_in_half_precision_on_gpus_only(monkeypatch) -> None:
+    """A CPU takes the plain norm. The gradient of the tokens is within bf16 rounding of the fp32 one."""
+    norm, x = torch.nn.LayerNorm(64), torch.randn(2, 9, 64, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert norm_branch(x, norm)[1].dtype == torch.float32
+        monkeypatch.setattr(linear, "NORM_BRANCH_DEVICES", ["cpu"])
+        assert norm_branch(x.detach(), norm)[1].dtype == torch.float32, "frozen"
+        same, half = norm_branch(x, norm)
+    assert half.dtype == torch.bfloat16
+    (got,) = torch.autograd.grad(same.sum() + half.float().square().sum(), x)
+    (want,) = torch.autograd.grad(x.sum() + norm(x).square().sum(), x)
+    assert (got - want).norm() < 2**-7 * want.norm()
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
