@@ -22,7 +22,7 @@ with imports_of("beton"):
         format_bytes,
         print_error,
         printable,
-        use_escapes,
+        start_command,
     )
     from beton_tools.base.errors import UserError
     from beton_tools.base.progress_bar import progress
@@ -35,7 +35,8 @@ _SHOWN_PROBLEMS = 20  # on the screen; --json prints all
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code."""
-    use_escapes()
+    if not start_command("beton"):
+        return EXIT_BAD_INPUT
     args = build_parser().parse_args(argv)
     command = f"beton {args.command}"
     try:
@@ -245,13 +246,14 @@ def _add_sheet(commands: Any) -> None:
 
 
 def _run_sheet(args: argparse.Namespace) -> int:
-    from beton_tools.inspect.contact_sheet import draw_sheet, save_sheet
+    from beton_tools.base.atomic import save_picture
+    from beton_tools.inspect.contact_sheet import draw_sheet
 
     if args.columns < 1 or args.cell < 16:
         raise UserError("--columns must be at least 1 and --cell at least 16")
     beton, manifest = Beton.open(args.file), Manifest.of_beton(args.file)
     ids = _choose(args, beton)
-    save_sheet(draw_sheet(beton, manifest, ids, args.columns, args.cell), args.out)
+    save_picture(args.out, draw_sheet(beton, manifest, ids, args.columns, args.cell).save)
     print(f"{args.out}: {len(ids):,} images")
     return 0
 

@@ -3,7 +3,7 @@
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -89,6 +89,21 @@ def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file. Bytes of paths that are not UTF-8 are written as escapes (`\\udcXX`)."""
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def save_picture(path: Path, save: Callable[[Path], object]) -> None:
+    """Write a picture atomically. save: writes it to a path; the suffix gives the format.
+
+    Raises:
+        UserError: the file cannot be written, or the format is not known.
+    """
+    try:
+        with atomic_path(path) as partial:
+            save(partial)
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be written ({error}); give a file name that ends in .png") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -130,6 +131,20 @@ def describe_os_error(error: OSError) -> str:
     """The file, if it is known, and the reason: no space, no permission, no such file."""
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{error.strerror or error}"
+
+
+def start_command(program: str) -> bool:
+    """Call `use_escapes`; False, with one line, if the working directory was removed.
+
+    oneMKL would end the process without naming that reason.
+    """
+    use_escapes()
+    try:
+        Path.cwd()
+    except OSError:
+        print_error(program, "the working directory was removed; change to another one")
+        return False
+    return True
 
 
 def use_escapes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 
 from PIL import Image, UnidentifiedImageError
 
@@ -57,7 +58,11 @@ def open_image(source: bytes | StrPath) -> Image.Image:
     if may_have_many and _count_scans(data) > MAX_SCANS:
         raise OSError(f"a JPEG of more than {MAX_SCANS} scans")
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # of metadata, and of 90 to 179 million pixels; Pillow opens no larger image
+            return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:  # its message contains a memory address, different in every run
         raise UnidentifiedImageError("not an image of a known format") from None
 

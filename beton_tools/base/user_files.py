@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import stat
+import sys
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
@@ -68,6 +69,12 @@ def stat_path(path: StrPath) -> os.stat_result:
     """As `os.stat`, but a path that no file can have (NUL or unencodable characters) is an OSError too."""
     try:
         return os.stat(path)  # noqa: PTH116 - called for each of a million images
+    except UnicodeEncodeError as error:
+        encoding = sys.getfilesystemencoding()
+        if encoding == "utf-8":
+            raise OSError(0, f"not a valid path: {error}", os.fspath(path)) from error
+        reason = f"the locale's encoding, {encoding}, has no such name; set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+        raise OSError(0, reason, os.fspath(path)) from error
     except ValueError as error:
         raise OSError(0, f"not a valid path: {error}", os.fspath(path)) from error
 

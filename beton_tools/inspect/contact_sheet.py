@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from beton_tools.base.atomic import atomic_path
 from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
 from beton_tools.read.format import Beton
@@ -43,21 +42,6 @@ def draw_sheet(
         _draw_sample(sheet, beton, manifest, sample_id, corner, cell)
     beton.check_unchanged()  # not "cannot be decoded"
     return sheet
-
-
-def save_sheet(sheet: Image.Image, out: Path) -> None:
-    """Write the sheet; the suffix gives the format.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    try:
-        with atomic_path(out) as partial:
-            sheet.save(partial)
-    except ValueError as error:
-        raise UserError(f"{out}: cannot be written ({error}); give a file name that ends in .png") from error
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
 
 
 def _draw_sample(
@@ -100,8 +84,11 @@ def _class_name(beton: Beton, manifest: Manifest | None, sample_id: int) -> str:
 def _shorten(
     draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, text: str, width: int
 ) -> str:
+    text = text[: width + 1]  # a character takes a pixel at least
     if draw.textlength(text, font) <= width:
         return text
-    while text and draw.textlength(text + "...", font) > width:
-        text = text[:-1]
-    return text.rstrip(" ,") + "..."
+    kept = (
+        bisect_right(range(len(text)), width, key=lambda n: round(draw.textlength(text[:n] + "...", font)))
+        - 1
+    )
+    return text[: max(kept, 0)].rstrip(" ,") + "..."

@@ -51,8 +51,8 @@ def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder:
     JPEG bytes are written as they are stored.
 
     Raises:
-        UserError: a sample cannot be read, the `.beton` changed while it was being read, a file cannot be written, or
-            the manifest belongs to another file.
+        UserError: a sample cannot be read, the `.beton` changed while it was being read, a file cannot be written, a
+            class folder is a link, or the manifest belongs to another file.
     """
     if manifest is not None and manifest.num_samples != len(beton):
         raise UserError(
@@ -65,6 +65,8 @@ def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder:
         path = folder / class_folder / _file_name(beton, manifest, sample_id)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.parent.is_symlink():
+                raise UserError(f"{path.parent}: a link, not a folder; remove it, or give another --out")
             with atomic_path(path) as partial:
                 if beton.modes[sample_id] == RAW_MODE:
                     Image.fromarray(decode_sample(beton, sample_id)).save(partial)

@@ -10,9 +10,8 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure  # not pyplot: no global state, no display
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from beton_tools.base.atomic import atomic_path
+from beton_tools.base.atomic import save_picture
 from beton_tools.base.console import format_bytes, printable
-from beton_tools.base.errors import UserError
 from beton_tools.read.format import Beton
 
 _INK, _ACCENT, _PALE = "#1f2933", "#2f6f8f", "#9fc3d3"
@@ -43,14 +42,8 @@ def plot(beton: Beton, numbers: dict[str, Any], out: Path) -> None:
         axis.tick_params(labelsize=9, colors=_INK)
         for text in (axis.title, axis.xaxis.label, axis.yaxis.label):
             text.set(color=_INK, fontsize=10)
-    try:
-        with atomic_path(out) as partial:
-            # without a suffix, Matplotlib would write to another name
-            figure.savefig(partial, dpi=130, format=out.suffix[1:] or "png")
-    except ValueError as error:
-        raise UserError(f"{out}: cannot be written ({error}); give a file name that ends in .png") from error
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
+    # without a suffix, Matplotlib would write to another name
+    save_picture(out, lambda partial: figure.savefig(partial, dpi=130, format=out.suffix[1:] or "png"))
 
 
 def _plot_resolutions(axis: Any, beton: Beton) -> None:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +17,9 @@ import numpy as np
 from beton_tools.base.atomic import atomic_path, sync_folder
 from beton_tools.base.errors import UserError
 from beton_tools.base.names import MAX_NAME_BYTES, Names, escape_undecodable
+from beton_tools.base.typed_json import from_json
 from beton_tools.base.user_files import read_user_file
 from beton_tools.read.parts import Part
-from beton_tools.read.subset_file import is_count
 
 FORMAT = "beton-manifest"
 VERSION = 1
@@ -57,7 +56,7 @@ class Manifest:
     classes: list[str]
     class_names: list[str] | None
     source: dict[str, str]
-    options: dict[str, Any]
+    options: dict[str, str | bool | int | None]
     encodings: dict[str, int]
     skipped: list[tuple[str, str]]
     damaged: list[str]
@@ -188,76 +187,15 @@ def _inflate(text: str, limit: int) -> bytes:
     return data
 
 
-# validation -----------------------------------------------------------------------------------------------------------
-
-
 def _from_json(entries: Any) -> Manifest:
     if not isinstance(entries, dict) or entries.get("format") != FORMAT:
         raise ValueError(f"its format is not {FORMAT!r}")
     if entries.get("version") != VERSION:
         raise ValueError(f"its version is not {VERSION}")
-    entries = {"damaged": [], "left_out": {}} | entries  # which older manifests lack
-    for key, (is_valid, expected) in _RULES.items():
-        if key not in entries:
-            raise ValueError(f"{key} is missing")
-        if not is_valid(entries[key]):
-            raise ValueError(f"{key} is not {expected}")
-    if entries["class_names"] is not None and len(entries["class_names"]) != len(entries["classes"]):
+    older: dict[str, Any] = {"damaged": [], "left_out": {}}  # which older manifests lack
+    found = from_json(Manifest, {**older, **entries, "packed_names": entries.get("names")})
+    if found.class_names is not None and len(found.class_names) != len(found.classes):
         raise ValueError("class_names and classes differ in length")
-    values = {f.name: entries[f.name] for f in fields(Manifest) if f.name != "packed_names"}
-    values["skipped"] = [(name, reason) for name, reason in entries["skipped"]]
-    return Manifest(**values, packed_names=entries["names"])
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_crc32(value: Any) -> bool:
-    return is_count(value) and value < 1 << 32
-
-
-def _is_option(value: Any) -> bool:
-    return value is None or isinstance(value, (str, bool)) or is_count(value)
-
-
-def _is_pair_of_texts(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_text, value))
-
-
-_Check = Callable[[Any], bool]
-
-
-def _list_of(is_valid: _Check) -> _Check:
-    return lambda value: isinstance(value, list) and all(map(is_valid, value))
-
-
-def _table_of(is_valid: _Check) -> _Check:
-    return lambda value: isinstance(value, dict) and all(map(is_valid, value.values()))
-
-
-def _or_null(is_valid: _Check) -> _Check:
-    return lambda value: value is None or is_valid(value)
-
-
-_COUNT = (is_count, "a number from 0 to 2^63 - 1")
-_TEXTS = (_list_of(_is_text), "a list of strings")
-_COUNTS = (_table_of(is_count), "a table of numbers")
-_RULES: dict[str, tuple[_Check, str]] = {  # key -> (check, what is expected)
-    "fingerprint": (_is_text, "a string"),
-    "num_samples": _COUNT,
-    "page_size": _COUNT,
-    "data_start": _COUNT,
-    "file_size": _COUNT,
-    "tables_crc32": (_is_crc32, "a 32-bit number"),
-    "page_crc32": (_list_of(_is_crc32), "a list of 32-bit numbers"),
-    "classes": _TEXTS,
-    "class_names": (_or_null(_list_of(_is_text)), "a list of strings or null"),
-    "source": (_table_of(_is_text), "a table of strings"),
-    "options": (_table_of(_is_option), "a table of strings and numbers"),
-    "encodings": _COUNTS,
-    "skipped": (_list_of(_is_pair_of_texts), "a list of [name, reason]"),
-    "damaged": _TEXTS,
-    "left_out": _COUNTS,
-    "names": (_table_of(_is_text), "a table of strings"),
-}
+    if max([found.tables_crc32, *found.page_crc32]) >= 1 << 32:
+        raise ValueError("a checksum has more than 32 bits")
+    return found

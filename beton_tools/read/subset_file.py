@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.typed_json import check_type
 from beton_tools.base.user_files import read_user_file
 from beton_tools.read.beton_paths import SUFFIX as BETON
 from beton_tools.read.beton_paths import BetonPaths, named_files
@@ -42,9 +43,6 @@ class FileIdentity:
     def content(self) -> list[int]:
         """The values that identify the file, without its path."""
         return [self.num_samples, self.file_size, self.tables_crc32]
-
-
-_IDENTITY = tuple(field.name for field in fields(FileIdentity))
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,31 +103,13 @@ def used_files(data: str) -> tuple[list[str], str]:
 def _from_json(entries: Any) -> SubsetFile:
     if not isinstance(entries, dict) or (entries.get("format"), entries.get("version")) != (FORMAT, VERSION):
         raise ValueError(f"its format is not {FORMAT!r}, version {VERSION}")
-    stored, samples = entries.get("files"), entries.get("samples")
-    if not isinstance(stored, list) or not stored:
-        raise ValueError("it names no files")
-    if not all(map(_is_identity, stored)):
-        raise ValueError(f"its files do not all have {', '.join(_IDENTITY)}, a path and three numbers")
+    files, samples = check_type(entries.get("files"), list[FileIdentity], "files"), entries.get("samples")
+    if not files or any(file.num_samples == 0 for file in files):
+        raise ValueError("it names no files with samples")
     if not isinstance(samples, list) or set(map(type, samples)) != {int}:
         raise ValueError("its samples are not a list of numbers")
-    files = [FileIdentity(**file) for file in stored]
     total = sum(file.num_samples for file in files)
     ids = np.array(samples)
     if (np.diff(ids) <= 0).any() or samples[0] < 0 or samples[-1] >= total:
         raise ValueError(f"its samples are not ascending numbers from 0 to {total - 1}")
     return SubsetFile(files, ids.astype(np.int64))
-
-
-def is_count(value: Any) -> bool:
-    """Return True for a whole number from 0 to 2^63 - 1; True and 8.0 are none."""
-    return type(value) is int and 0 <= value < 1 << 63
-
-
-def _is_identity(file: Any) -> bool:
-    if not isinstance(file, dict) or set(file) != set(_IDENTITY):
-        return False
-    return (
-        isinstance(file["path"], str)
-        and file["num_samples"] != 0
-        and all(is_count(file[name]) for name in _IDENTITY if name != "path")
-    )

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +79,7 @@ class WriteOptions(EncodeOptions):
                 f"page_size cannot be {self.page_size}; give a power of two, {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}"
             )
 
-    def recorded(self) -> dict[str, object]:
+    def recorded(self) -> dict[str, Any]:
         """The options that determine the file's bytes."""
         values = {k: v for k, v in asdict(self).items() if k not in ("workers", "on_error", "part")}
         # left out of whole files, which keep their fingerprint from versions without parts

@@ -20,7 +20,7 @@ with imports_of("fastft"):
         describe_os_error,
         print_error,
         print_warnings_in_one_line,
-        use_escapes,
+        start_command,
     )
     from beton_tools.base.errors import UserError
     from fastft import __version__
@@ -90,7 +90,8 @@ COMMANDS: dict[str, Command] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    use_escapes()
+    if not start_command("fastft"):
+        return EXIT_BAD_INPUT
     argv = sys.argv[1:] if argv is None else argv
     args, rest = build_parser(argv).parse_known_args(argv)
     try:

@@ -1,8 +1,7 @@
 """Hold validation images out of a .beton: both sides are subsets of its samples, so no image is copied.
 
-`RUN/data/` holds `train.subset.json` and `val.subset.json` (see
-`beton_tools.read.subset_file`), `split.csv` (file, class, split) and
-`prepared.json`, which makes a later call use the same images while the .beton is unchanged.
+`RUN/data/` holds `train.subset.json` and `val.subset.json` (see `beton_tools.read.subset_file`), `split.csv` (file, class,
+split) and `prepared.json`, which makes a later call use the same images while the .beton is unchanged.
 """
 
 import hashlib
@@ -20,11 +19,9 @@ from beton_tools.sources.base import SpanSource
 from fastft.photos.holdout import VERSION
 from fastft.photos.layout import LabelledSet
 from fastft.photos.photo_plan import choose_held_out, describe_sides, split_table
-from fastft.photos.state import SPLIT, Inputs, Say, begin, finish, print_record
+from fastft.photos.state import SPLIT, Inputs, Say, prepare_once
 from fastft.recipe import Recipe
 from fastft.recipe.training_data import with_training_files
-
-SIDES = ("train", "val")
 
 
 def count_after_holdout(recipe: Recipe) -> tuple[Recipe, list[str]]:
@@ -34,8 +31,7 @@ def count_after_holdout(recipe: Recipe) -> tuple[Recipe, list[str]]:
         UserError: as `BetonSet.open`.
     """
     betons = BetonSet.open(str(recipe.data.train))
-    warnings: list[str] = []
-    held = choose_held_out(LabelledSet(as_source(betons)), warnings)
+    held, warnings = choose_held_out(LabelledSet(as_source(betons)))
     return with_training_files(recipe, betons.take(np.flatnonzero(~held))), warnings
 
 
@@ -50,19 +46,20 @@ def prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     data = str(recipe.data.train)
     betons = BetonSet.open(data)
     whole = betons.as_subset_file()
+    with_training_files(recipe, betons)  # refuses a wrong number of classes before anything is written
     inputs = Inputs(data, fingerprint_of(whole))
-    stored = begin(folder, inputs, say)
-    if not stored.get("complete"):
-        stored = finish(folder, inputs, _hold_out(betons, data, folder))
-    print_record(stored, say)
+    stored = prepare_once(folder, inputs, say, lambda: None, lambda: _hold_out(betons, data, folder))
     held = np.zeros(len(betons), bool)
     held[stored["held_out"]] = True
     recipe = with_training_files(recipe, betons.take(np.flatnonzero(~held)))
     if not held.any():
         return recipe
-    for side, chosen in zip(SIDES, (~held, held), strict=True):
+    for side, chosen in (
+        ("train", ~held),
+        ("val", held),
+    ):  # written each time: the .beton may have been moved
         path = folder / f"{side}{SUFFIX}"
-        _write_if_changed(path, SubsetFile(whole.files, whole.samples[chosen]).to_json())
+        write_text(path, SubsetFile(whole.files, whole.samples[chosen]).to_json())
         recipe = recipe.with_option(f"data.{side}", str(path))
     return recipe
 
@@ -90,8 +87,8 @@ def as_source(betons: BetonSet) -> SpanSource:
 
 def _hold_out(betons: BetonSet, data: str, folder: Path) -> dict[str, Any]:
     """Choose the images, write split.csv; returns the record of the hold-out."""
-    source, warnings = as_source(betons), list[str]()
-    held = choose_held_out(LabelledSet(source), warnings)
+    source = as_source(betons)
+    held, warnings = choose_held_out(LabelledSet(source))
     sides = np.where(held, "val", "train").tolist()
     classes = [source.classes[label] for label in source.labels.tolist()]
     rows = sorted(zip(source.names, classes, sides, strict=True), key=lambda row: row[2])
@@ -110,9 +107,3 @@ def fingerprint_of(whole: SubsetFile) -> str:
     digest = hashlib.blake2b(json.dumps(described).encode(), digest_size=16)
     digest.update(whole.samples.tobytes())
     return digest.hexdigest()
-
-
-def _write_if_changed(path: Path, text: str) -> None:
-    """Other processes of the training may be reading the file."""
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        write_text(path, text)

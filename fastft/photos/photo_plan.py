@@ -21,18 +21,24 @@ LISTED = 3  # files or classes named in a warning; split.csv lists all files
 
 
 @dataclass(frozen=True)
-class Plan:
-    """`val` is None if the validation images are a .beton already, or too few to hold any out.
+class Listing:
+    """Images that exist, labelled by the classes that have training images.
 
-    held_out: the validation images were taken from the training images.
+    val: None if there are none, or they are a .beton already.
     missing: files that a table lists and that do not exist.
     """
 
     train: LabelledSet
     val: LabelledSet | None
-    held_out: bool
     missing: list[str]
     warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Plan(Listing):
+    """held_out: the validation images were taken from the training images; not so if these are too few."""
+
+    held_out: bool
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(file, class, split) of every image."""
@@ -52,63 +58,56 @@ def list_photos(train: str, val: str | None) -> tuple[LabelledSet, LabelledSet |
         UserError: as `open_sets`.
     """
     found, own_val = open_sets(train)
-    if val is None:
-        return found, own_val
-    return found, open_val(val)
+    return found, own_val if val is None else open_val(val)
 
 
-def plan_photos(train: LabelledSet, val: LabelledSet | None, holds_out: bool = True) -> Plan:
-    """Check the listed images and split them.
-
-    holds_out: without `val`, take validation images from the training images.
+def check_photos(train: LabelledSet, val: LabelledSet | None) -> Listing:
+    """What of the listed images can be used.
 
     Raises:
         UserError: fewer than two classes, no image that exists, or a class of `val` that `train` does not have.
     """
-    warnings: list[str] = []
-    _warn_of_unused(train, warnings)
+    warnings = _unused(train) + ([] if val is None else _unused(val))
+    train, missing, said = _existing(train)
+    train, empty = _used_classes(train)
+    warnings += said + empty
     if val is not None:
-        _warn_of_unused(val, warnings)
-    train, missing = _existing(train, warnings)
-    train = _used_classes(train, warnings)
-    if val is not None:
-        val, missing_val = _existing(val, warnings)
-        missing = missing + missing_val
+        val, missing_val, said = _existing(val)
         val = with_classes(val, train.source.classes)
+        missing, warnings = missing + missing_val, warnings + said
+    return Listing(train, val, missing, warnings)
+
+
+def split_photos(listing: Listing, holds_out: bool = True) -> Plan:
+    """Split the images, and warn of what is unusual in them. holds_out: without `val`, take validation images from `train`."""
+    train, val, missing, warnings = listing.train, listing.val, listing.missing, listing.warnings
     if val is None and holds_out:
-        held = choose_held_out(train, warnings)
-        if not held.any():
-            return Plan(train, None, False, missing, warnings)
-        sides = train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held))
-        return Plan(*sides, True, missing, warnings)
-    _warn_of_small_classes(train, warnings)
+        held, said = choose_held_out(train)
+        sides = (train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held)))
+        train, val = sides if held.any() else (train, None)
+        return Plan(train, val, missing, warnings + said, bool(held.any()))
     ids = content_ids([train.source] if val is None else [train.source, val.source])
-    _warn_of_other_labels(train, ids[0], warnings)
+    warnings = warnings + _small_classes(train) + _other_labels(train, ids[0])
     if val is not None:
-        warnings += shared_images(train.source, val.source, *ids)
-        _warn_of_shared_groups(train, val, warnings)
-    return Plan(train, val, False, missing, warnings)
+        warnings += shared_images(train.source, val.source, *ids) + _shared_groups(train, val)
+    return Plan(train, val, missing, warnings, False)
 
 
-def choose_held_out(found: LabelledSet, warnings: list[str]) -> np.ndarray:
-    """bool (N,): the images to hold out, by class, with identical and grouped images on one side; adds to `warnings`."""
-    _warn_of_small_classes(found, warnings)
+def choose_held_out(found: LabelledSet) -> tuple[np.ndarray, list[str]]:
+    """(the images to hold out, bool (N,); warnings): by class, with identical and grouped images on one side."""
     (ids,) = content_ids([found.source])
-    _warn_of_other_labels(found, ids, warnings)
-    units = _units(found, ids)
-    held = hold_out(_text_order(found), units)
+    warnings = _small_classes(found) + _other_labels(found, ids)
+    held = hold_out(_text_order(found), _units(found, ids))
     if held.any():
-        _warn_of_unheld_classes(found, held, warnings)
-        _warn_of_large_units(held, warnings)
-    else:
-        related = hold_out(_text_order(found), np.arange(len(found))).any()
+        return held, warnings + _unheld_classes(found, held) + _large_units(held)
+    if hold_out(_text_order(found), np.arange(len(found))).any():
         reason = (
             "groups and identical images must stay on one side: no image can be held out, and nothing is evaluated; give "
             "smaller groups, or validation images by --data.val"
         )
-        few = f"{len(found)} images are too few to hold any out: nothing is evaluated"
-        warnings.append(reason if related else few)
-    return held
+    else:
+        reason = f"{len(found)} images are too few to hold any out: nothing is evaluated"
+    return held, [*warnings, reason]
 
 
 def split_table(rows: Iterable[tuple[str, str, str]]) -> str:
@@ -149,29 +148,35 @@ def _units(found: LabelledSet, ids: np.ndarray) -> np.ndarray:
     return join_units(ids, np.unique(own, return_inverse=True)[1])
 
 
-def usable_images(found: LabelledSet, warnings: list[str]) -> LabelledSet:
-    """The images that exist; what is not used is added to `warnings`.
+# checks -----------------------------------------------------------------------------------------------------------------
+
+
+def usable_images(found: LabelledSet) -> tuple[LabelledSet, list[str]]:
+    """(the images that exist; warnings about what is not used).
 
     Raises:
         UserError: none exists.
     """
-    _warn_of_unused(found, warnings)
-    return _existing(found, warnings)[0]
+    existing, _, warnings = _existing(found)
+    return existing, _unused(found) + warnings
 
 
-# checks -----------------------------------------------------------------------------------------------------------------
-
-
-def _existing(found: LabelledSet, warnings: list[str]) -> tuple[LabelledSet, list[str]]:
-    """The images whose files exist, and the names of the others, which only a table can list."""
+def _existing(found: LabelledSet) -> tuple[LabelledSet, list[str], list[str]]:
+    """(the images whose files exist; the names of the others, which only a table can list; warnings)."""
     source = found.source
     if source.kind != "table":
-        return found, []
-    _warn_of_repeated_files(found, warnings)
+        return found, [], []
+    names, counts = np.unique(np.array(list(source.names), object), return_counts=True)
+    warnings = _warning(
+        "{} listed several times, and every row counts as an image",
+        "file is",
+        "files are",
+        names[counts > 1].tolist(),
+    )
     exists = source.stamps(np.arange(len(found), dtype=np.int64)).any(axis=1)
     missing = [source.names[i] for i in np.flatnonzero(~exists).tolist()]
     if not missing:
-        return found, []
+        return found, [], warnings
     listed = _listing(missing)
     if not exists.any():
         windows = ", with / between folders" if "\\" in missing[0] else ""
@@ -180,24 +185,21 @@ def _existing(found: LabelledSet, warnings: list[str]) -> tuple[LabelledSet, lis
             f"the table{windows}"
         )
     warnings.append(f"{len(missing):,} of {len(found):,} files in the table do not exist: {listed}")
-    return found.take(np.flatnonzero(exists)), missing
+    return found.take(np.flatnonzero(exists)), missing, warnings
 
 
-def _used_classes(train: LabelledSet, warnings: list[str]) -> LabelledSet:
-    """The training set without classes that have no images: labels must not count them."""
+def _used_classes(train: LabelledSet) -> tuple[LabelledSet, list[str]]:
+    """The training set without classes that have no images, as labels must not count them; a warning about these."""
     source = train.source
     counts = np.bincount(source.labels, minlength=len(source.classes))
     used = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if count]
     empty = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if not count]
-    if empty:
-        warnings.append(
-            f"{_count(empty, 'class without images is', 'classes without images are')} left out: {_listing(empty)}"
-        )
     if len(used) < 2:
         raise UserError(
             f"{source.root}: images of only one class ({printable(used[0])}); give at least two classes"
         )
-    return train.take(np.arange(len(train), dtype=np.int64), used) if empty else train
+    warnings = _warning("{} left out", "class without images is", "classes without images are", empty)
+    return train.take(np.arange(len(train), dtype=np.int64), used) if empty else train, warnings
 
 
 def with_classes(val: LabelledSet, classes: Sequence[str]) -> LabelledSet:
@@ -230,83 +232,68 @@ def _refuse_other_unicode(source: Source, unknown: Sequence[str], classes: Seque
             )
 
 
-def _warn_of_unused(found: LabelledSet, warnings: list[str]) -> None:
-    warnings += found.unused
-    left_out = found.source.left_out
-    if left_out:
-        count = sum(left_out.values())
-        warnings.append(
-            f"{found.source.root}: {count:,} file{'s are' if count > 1 else ' is'} of a kind that is not read, and left out: "
-            f"{by_suffix(left_out)}"
-        )
+# warnings: lists of no or one sentence ----------------------------------------------------------------------------------
 
 
-def _warn_of_small_classes(train: LabelledSet, warnings: list[str]) -> None:
+def _unused(found: LabelledSet) -> list[str]:
+    left_out, root = found.source.left_out, found.source.root
+    if not left_out:
+        return list(found.unused)
+    count = sum(left_out.values())
+    are = "s are" if count > 1 else " is"
+    what = f"{count:,} file{are} of a kind that is not read, and left out: {by_suffix(left_out)}"
+    return [*found.unused, f"{root}: {what}"]
+
+
+def _small_classes(train: LabelledSet) -> list[str]:
     counts = np.bincount(train.source.labels, minlength=len(train.source.classes))
     single = [train.source.classes[k] for k in np.flatnonzero(counts < 2).tolist()]
-    if single:
-        warnings.append(
-            f"{_count(single, 'class has', 'classes have')} fewer than 2 training images: {_listing(single)}"
-        )
+    return _warning("{} fewer than 2 training images", "class has", "classes have", single)
 
 
-def _warn_of_unheld_classes(train: LabelledSet, held: np.ndarray, warnings: list[str]) -> None:
+def _unheld_classes(train: LabelledSet, held: np.ndarray) -> list[str]:
     evaluated = set(train.source.labels[held].tolist())
     without = [name for label, name in enumerate(train.source.classes) if label not in evaluated]
-    if without:
-        warnings.append(
-            f"{_count(without, 'class without a held-out image is', 'classes without held-out images are')} not evaluated: "
-            f"{_listing(without)}"
-        )
+    one, several = "class without a held-out image is", "classes without held-out images are"
+    return _warning("{} not evaluated", one, several, without)
 
 
-def _warn_of_large_units(held: np.ndarray, warnings: list[str]) -> None:
-    if held.mean() > LARGE_HOLDOUT * holdout_share(len(held)):
-        warnings.append(
-            f"{held.sum():,} of {len(held):,} images are held out, because groups and identical images stay together: give "
-            "smaller groups, or validation images by --data.val"
-        )
+def _large_units(held: np.ndarray) -> list[str]:
+    if held.mean() <= LARGE_HOLDOUT * holdout_share(len(held)):
+        return []
+    return [
+        f"{held.sum():,} of {len(held):,} images are held out, because groups and identical images stay together: give "
+        "smaller groups, or validation images by --data.val"
+    ]
 
 
-def _warn_of_other_labels(train: LabelledSet, ids: np.ndarray, warnings: list[str]) -> None:
+def _other_labels(train: LabelledSet, ids: np.ndarray) -> list[str]:
     pairs = np.unique(np.column_stack([ids, train.source.labels]), axis=0)[:, 0]
     several, counts = np.unique(pairs, return_counts=True)
     doubtful = several[counts > 1].tolist()
-    if doubtful:
-        names = [train.source.names[int(np.flatnonzero(ids == i)[0])] for i in doubtful[:LISTED]]
-        warnings.append(
-            f"{_count(doubtful, 'image appears', 'images appear')} in several classes: {_listing(names, len(doubtful))}"
-        )
+    names = [train.source.names[int(np.flatnonzero(ids == i)[0])] for i in doubtful[:LISTED]]
+    return _warning("{} in several classes", "image appears", "images appear", names, len(doubtful))
 
 
-def _warn_of_shared_groups(train: LabelledSet, val: LabelledSet, warnings: list[str]) -> None:
+def _shared_groups(train: LabelledSet, val: LabelledSet) -> list[str]:
     ours, theirs = (set(found.columns.groups or ()) - {""} for found in (train, val))
-    if shared := sorted(ours & theirs):
-        warnings.append(
-            f"{_count(shared, 'group has', 'groups have')} both training and validation images; accuracy will be too high: "
-            f"{_listing(shared)}"
-        )
-
-
-def _warn_of_repeated_files(found: LabelledSet, warnings: list[str]) -> None:
-    names, counts = np.unique(np.array(list(found.source.names), object), return_counts=True)
-    if repeated := names[counts > 1].tolist():
-        warnings.append(
-            f"{_count(repeated, 'file is', 'files are')} listed several times, and every row counts as an image: "
-            f"{_listing(repeated)}"
-        )
+    text = "{} both training and validation images; accuracy will be too high"
+    return _warning(text, "group has", "groups have", sorted(ours & theirs))
 
 
 def shared_images(train: Source, val: Source, train_ids: np.ndarray, val_ids: np.ndarray) -> list[str]:
     """A warning if images of `val` are also in `train`. ids: of their contents, as `content_ids` gives them."""
     shared = np.flatnonzero(np.isin(val_ids, train_ids)).tolist()
-    if not shared:
-        return []
+    text = "{} also a training image; accuracy will be too high"
     names = [val.names[i] for i in shared[:LISTED]]
-    return [
-        f"{_count(shared, 'validation image is', 'validation images are')} also a training image; accuracy will be too "
-        f"high: {_listing(names, len(shared))}"
-    ]
+    return _warning(text, "validation image is", "validation images are", names, len(shared))
+
+
+def _warning(text: str, one: str, several: str, names: Sequence[str], total: int | None = None) -> list[str]:
+    """text: with a place for the number of names. total: of them, if `names` holds only the first."""
+    total = len(names) if total is None else total
+    counted = f"{total:,} {one if total == 1 else several}"
+    return [f"{text.format(counted)}: {_listing(names, total)}"] if total else []
 
 
 def _count(found: Sequence[object], one: str, several: str) -> str:

@@ -35,16 +35,18 @@ from fastft.photos.layout import LabelledSet, open_val
 from fastft.photos.paths import GIVE, holds_out_of_beton, needs_conversion, needs_preparation
 from fastft.photos.photo_plan import (
     LISTED,
+    Listing,
+    check_photos,
     describe_sides,
     list_photos,
-    plan_photos,
     shared_images,
+    split_photos,
     split_table,
     usable_images,
     with_classes,
 )
 from fastft.photos.shared_images import ids_at_one_size
-from fastft.photos.state import SPLIT, Inputs, Say, begin, finish, locked, print_record
+from fastft.photos.state import SPLIT, Inputs, Say, finish, prepare_once
 from fastft.recipe import Recipe
 from fastft.recipe.training_data import with_num_classes, with_train_size
 from fastft.run.run_directory import run_folder
@@ -65,12 +67,12 @@ def count_photos(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """(the recipe for its photographs, which are listed and split but not converted; warnings about them).
 
     Raises:
-        UserError: as `plan_photos`; a `data.val` that cannot be used.
+        UserError: as `check_photos`; a `data.val` that cannot be used.
     """
     assert recipe.data.train is not None
     if recipe.data.val is not None and not needs_conversion(recipe.data.val):
         _check_beton(recipe.data.val)
-    plan = plan_photos(*_listed(recipe), holds_out=recipe.data.val is None)
+    plan = split_photos(check_photos(*_listed(recipe)), holds_out=recipe.data.val is None)
     recipe = with_num_classes(recipe, len(plan.train.source.classes), recipe.data.train)
     return with_train_size(recipe, len(plan.train)), plan.warnings
 
@@ -78,13 +80,12 @@ def count_photos(recipe: Recipe) -> tuple[Recipe, list[str]]:
 def prepare_data(recipe: Recipe, say: Say, run: Path | None = None) -> Recipe:
     """The recipe with .beton files, or subsets of one, as `data.train` and `data.val`.
 
-    Photographs are converted into the run directory. Every process of a training may call this at the same time: one converts,
-    the others wait.
+    Photographs are converted into the run directory. Every process of a training may call this: one converts, the others wait.
 
     run: another folder for the conversion, for several runs on the same images.
 
     Raises:
-        UserError: no such file, or as `plan_photos`, `prepare_holdout` and `write_beton`; the images have changed since the
+        UserError: no such file, or as `check_photos`, `prepare_holdout` and `write_beton`; the images have changed since the
             run's first checkpoint; `data.num_classes` on the command line contradicts them.
     """
     for path in (recipe.data.train, recipe.data.val):
@@ -93,10 +94,9 @@ def prepare_data(recipe: Recipe, say: Say, run: Path | None = None) -> Recipe:
     if not needs_preparation(recipe):
         return recipe
     folder = (run or run_folder(recipe)) / "data"
-    with locked(folder, say):
-        if holds_out_of_beton(recipe):
-            return prepare_holdout(recipe, folder, say)
-        return (_prepare_train if needs_conversion(recipe.data.train) else _prepare_val)(recipe, folder, say)
+    if holds_out_of_beton(recipe):
+        return prepare_holdout(recipe, folder, say)
+    return (_prepare_train if needs_conversion(recipe.data.train) else _prepare_val)(recipe, folder, say)
 
 
 def prepare_overrides(recipe: Recipe, overrides: Sequence[str], run: Path, say: Say) -> list[str]:
@@ -141,16 +141,16 @@ def _prepare_train(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     inputs = Inputs(photos, _fingerprint(train), of_val, _options(recipe).max_resolution)
     for photographs in (train, val):
         _refuse_inside(photographs, folder.parent)
-    stored = begin(folder, inputs, say, partial(check_model, recipe))
-    if not stored.get("complete"):
-        stored = finish(folder, inputs, _convert_all(recipe, train, val, folder))
+    listing = check_photos(train, val)
+    recipe = with_num_classes(recipe, len(listing.train.source.classes), photos)
+    make = partial(_convert_all, recipe, listing, folder)
+    stored = prepare_once(folder, inputs, say, partial(check_model, recipe), make)
     recipe = recipe.with_option("data.train", str(folder / "train.beton"))
     if TO_VAL in stored["files"]:
         recipe = recipe.with_option("data.val", str(folder / TO_VAL))
-    print_record(stored, say)
     if is_beton:
         _warn_of_shared_images(recipe, folder, inputs, stored, say)
-    return with_num_classes(recipe, len(BetonSet.open(folder / "train.beton").class_names), photos)
+    return recipe
 
 
 def _prepare_val(recipe: Recipe, folder: Path, say: Say) -> Recipe:
@@ -161,16 +161,17 @@ def _prepare_val(recipe: Recipe, folder: Path, say: Say) -> Recipe:
         raise UserError(
             f"{recipe.data.train}: has no class names for {photos}; give both as photographs or as .beton"
         )
-    warnings: list[str] = []
-    val = with_classes(usable_images(open_val(photos), warnings), manifest.classes)
+    val, warnings = usable_images(open_val(photos))
+    val = with_classes(val, manifest.classes)
     _refuse_inside(val, folder.parent)
     inputs = Inputs(photos, _fingerprint(val), longest_side=_options(recipe).max_resolution)
-    stored = begin(folder, inputs, say, partial(check_model, recipe))
-    if not stored.get("complete"):
-        warnings += _write("val", val, _options(recipe), folder)
-        stored = finish(folder, inputs, {"files": [TO_VAL], "summary": [], "warnings": warnings})
+
+    def convert() -> dict[str, Any]:
+        said = _write("val", val, _options(recipe), folder)
+        return {"files": [TO_VAL], "summary": [], "warnings": warnings + said}
+
+    stored = prepare_once(folder, inputs, say, partial(check_model, recipe), convert)
     recipe = recipe.with_option("data.val", str(folder / TO_VAL))
-    print_record(stored, say)
     _warn_of_shared_images(recipe, folder, inputs, stored, say)
     return recipe
 
@@ -186,11 +187,10 @@ def _refuse_inside(photographs: LabelledSet | None, run: Path) -> None:
         )
 
 
-def _convert_all(recipe: Recipe, train: LabelledSet, val: LabelledSet | None, folder: Path) -> dict[str, Any]:
+def _convert_all(recipe: Recipe, listing: Listing, folder: Path) -> dict[str, Any]:
     """Split and convert; what an interrupted call converted is kept. Returns the record."""
-    plan = plan_photos(train, val, holds_out=recipe.data.val is None)
+    plan = split_photos(listing, holds_out=recipe.data.val is None)
     classes = plan.train.source.classes
-    with_num_classes(recipe, len(classes), recipe.data.train)  # refuses before it converts
     write_text(folder / SPLIT, split_table(plan.rows()))
     warnings = plan.warnings + _write("train", plan.train, _options(recipe), folder)
     counts = BetonSet.open(folder / "train.beton").class_counts

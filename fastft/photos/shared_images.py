@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 
@@ -47,9 +48,10 @@ def _options_of(betons: BetonSet) -> EncodeOptions | None:
     manifest = Manifest.of_beton(betons.files[0].path)
     if manifest is None or not isinstance(manifest.options.get("max_resolution"), int):
         return None
-    names = [f.name for f in fields(EncodeOptions) if f.name in manifest.options]
+    stored: dict[str, Any] = manifest.options
+    names = [f.name for f in fields(EncodeOptions) if f.name in stored]
     try:
-        return WriteOptions(**{name: manifest.options[name] for name in names})
+        return WriteOptions(**{name: stored[name] for name in names})
     except (UserError, TypeError):  # of a manifest that was changed by hand
         return None
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,6 +87,28 @@ def test_sheet_shows_the_images(written: Path, tmp_path: Path, capsys: pytest.Ca
     x, y = 12 + (64 - photo.width) // 2, 12 + 64 - photo.height
     np.testing.assert_array_equal(sheet[y : y + photo.height, x : x + photo.width], np.asarray(photo))
     assert sheet.shape[1] == 12 + 2 * (64 + 12)
+
+
+def test_sheet_of_long_class_names_is_drawn_at_once(written: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.beton"
+    copy.write_bytes(written.read_bytes())
+    manifest = Manifest.of_beton(written)
+    assert manifest is not None
+    replace(manifest, class_names=["W" * 200_000] * 3).save(manifest_path(copy))
+    began = time.process_time()
+    assert main(["sheet", str(copy), "--out", str(tmp_path / "sheet.png")]) == 0
+    assert time.process_time() - began < 10
+
+
+def test_extract_follows_no_link(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    manifest = Manifest.of_beton(written)
+    assert manifest is not None
+    (tmp_path / "out" / manifest.classes[0]).symlink_to(tmp_path / "elsewhere")
+    assert main(["extract", str(written), "--out", str(tmp_path / "out")]) == 2
+    assert "a link, not a folder; remove it, or give another --out" in capsys.readouterr().err
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_extract_writes_the_stored_bytes(
@@ -254,6 +277,29 @@ def test_a_plot_is_not_written_to_another_name(
     assert main(["stats", str(written), "--plot", str(tmp_path / "folder")]) == 2
     assert "cannot be written (Is a directory)" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_removed_working_directory_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fastft.cli import main as fastft
+
+    monkeypatch.chdir(tmp_path)  # and back at the end
+    (tmp_path / "gone").mkdir()
+    os.chdir("gone")
+    (tmp_path / "gone").rmdir()
+    for command in (main, fastft):
+        assert command(["info", "a.beton"]) == 2
+        assert "the working directory was removed; change to another one" in capsys.readouterr().err
+
+
+def test_a_locale_that_cannot_name_a_file_is_the_reason_given() -> None:
+    code = "from beton_tools.base.user_files import open_regular; open_regular('\\xe9.beton')"
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | ascii_only, capture_output=True, text=True
+    )
+    assert "the locale's encoding, ascii, has no such name; set LC_ALL=C.UTF-8" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["info", "verify", "stats", "sheet", "extract"])

@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from beton_tools.base.errors import UserError
 from fastft.photos.layout import open_sets, open_val
-from fastft.photos.photo_plan import plan_photos
+from fastft.photos.photo_plan import check_photos, split_photos
 from tests.photos.conftest import CLASSES, PER_CLASS
 from tests.photos.test_prepare import rows_of, write_csv
 
@@ -25,7 +25,7 @@ def split(album: Path, tmp_path: Path) -> Path:
 
 
 def warnings_of(path: Path) -> list[str]:
-    return plan_photos(*open_sets(str(path))).warnings
+    return split_photos(check_photos(*open_sets(str(path)))).warnings
 
 
 @pytest.mark.parametrize("other", ["__MACOSX", "unlabelled", "valid", "dev"])
@@ -69,7 +69,7 @@ def test_a_table_whose_classes_are_numbers_gives_the_same_sets_as_the_folder(
     rows = rows_of(tmp_path / "set")
     sides = []
     for path in (tmp_path / "set", write_csv(tmp_path / "set" / "t.csv", rows)):
-        plan = plan_photos(*open_sets(str(path)))
+        plan = split_photos(check_photos(*open_sets(str(path))))
         assert plan.val is not None
         assert plan.train.source.classes == tuple(map(str, range(12)))
         sources = (plan.train.source, plan.val.source)
@@ -146,7 +146,7 @@ def test_absolute_paths_below_a_linked_folder_are_found(album: Path, tmp_path: P
     (tmp_path / "link").symlink_to(tmp_path / "deep" / "real")
     rows = [r | {"image_path": str(tmp_path / "link" / "photos" / r["image_path"])} for r in rows_of(album)]
     table = write_csv(tmp_path / "link" / "t.csv", rows)
-    plan = plan_photos(*open_sets(str(table)))
+    plan = split_photos(check_photos(*open_sets(str(table))))
     assert plan.missing == [] and len(plan.train) + len(plan.val or ()) == len(CLASSES) * PER_CLASS
 
 

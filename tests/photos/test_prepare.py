@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import unicodedata
 from collections.abc import Sequence
@@ -27,7 +26,6 @@ from beton_tools.read.manifest import Manifest
 from fastft.cli import main
 from fastft.photos.counts import count_images
 from fastft.photos.prepare import prepare_data
-from fastft.photos.state import locked
 from fastft.recipe import Recipe, load_recipe
 from fastft.train.loop import train
 from tests.photos.conftest import CLASSES, PER_CLASS
@@ -226,26 +224,21 @@ def test_photographs_that_are_refused_leave_nothing(copied: Path, tmp_path: Path
     assert (run / "data" / "train.beton").exists()
 
 
-def test_every_waiting_process_gets_the_reason(tmp_path: Path) -> None:
-    """Each removes the folder after its error, which the next waits for."""
-    folder = tmp_path / "run/data"
-    said: list[str] = []
-
-    def prepare(reason: str) -> None:
-        try:
-            with locked(folder, print):
-                time.sleep(0.5)
-                raise UserError(reason)
-        except (UserError, OSError) as error:
-            said.append(str(error))
-
-    threads = [threading.Thread(target=prepare, args=(reason,)) for reason in "abc"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(said) == ["a", "b", "c"]
-    assert not folder.parent.exists()
+def test_processes_that_prepare_the_same_photographs_share_one_conversion(
+    album: Path, tmp_path: Path
+) -> None:
+    """As the processes of a training do: each is called, and the first one converts."""
+    code = (
+        "import sys; from fastft.recipe import load_recipe; from fastft.photos.prepare import prepare_data;"
+        f"prepare_data(load_recipe('photos', ['--data.train={album}', '--train.run_dir={tmp_path / 'run'}']), print)"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    said = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert all("29 training images of 3 classes, 7 validation images" in text for text in said)
+    assert len(split_of(tmp_path / "run")) == 36
 
 
 def test_images_on_both_sides_are_named_where_one_side_is_a_beton(copied: Path, tmp_path: Path) -> None:

@@ -69,3 +69,10 @@ def test_only_markers_of_scans_count() -> None:
     """Not those in other segments, such as thumbnails, or behind the image, such as the video of a motion photo."""
     for data in (progressive(400), progressive(0, b"\xff\xda" * 600), progressive(0) + b"\xff\xda" * 600):
         assert open_image(data).convert("RGB").size == (64, 64)
+
+
+def test_a_large_image_is_opened_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    file = io.BytesIO()
+    Image.new("1", (13_000, 13_000)).save(file, "PNG")
+    assert open_image(file.getvalue()).size == (13_000, 13_000)
+    assert not list(recwarn)
