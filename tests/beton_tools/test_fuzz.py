@@ -67,7 +67,7 @@ def test_the_corpus_is_valid(tmp_path: Path, data: bytes) -> None:
     read_everything(tmp_path / "x.beton")
 
 
-@fuzz(200)
+@fuzz(150)
 @given(data=ANY_BETON)
 def test_any_beton_is_read_or_refused(tmp_path: Path, data: bytes) -> None:
     check_beton(tmp_path, data)
@@ -148,7 +148,7 @@ def check_manifest(folder: Path, data: bytes) -> None:
 ANY_MANIFEST = st.one_of(lying_manifests(), damaged(MANIFESTS, 0, 1000, tuple(b'"{}[]:,-.0e\\')))
 
 
-@fuzz(200)
+@fuzz(150)
 @given(data=ANY_MANIFEST)
 def test_any_manifest_is_read_or_refused(tmp_path: Path, data: bytes) -> None:
     check_manifest(tmp_path, data)

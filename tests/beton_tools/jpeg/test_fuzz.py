@@ -69,7 +69,7 @@ def check_markers(file: bytes, guarded) -> None:
     assert not head.index_at or head.index_at <= head.index_end <= head.scan_at
 
 
-@fuzz(500)
+@fuzz(150)
 @given(file=headers)
 def test_markers(file, guarded):
     check_markers(file, guarded)
@@ -111,7 +111,7 @@ def check_index(file: bytes, region: tuple[int, int, int, int], decode) -> None:
             np.testing.assert_array_equal(pixels, whole[y : y + h, x : x + w])
 
 
-@fuzz(500)
+@fuzz(150)
 @given(file=indexed_files, region=regions)
 def test_crop_index(file, region, decode):
     check_index(file, region, decode)
@@ -166,7 +166,7 @@ def test_every_truncation(decode):
             check_all(file[:size], decode)
 
 
-@fuzz(500)
+@fuzz(150)
 @given(file=damaged(SEEDS, 0, 700, MARKERS))
 def test_conversion_and_decoding(file, decode):
     check_all(file, decode)

@@ -156,7 +156,7 @@ def check_tar(folder: Path, data: bytes) -> None:
     check(folder / "s.tar")
 
 
-@fuzz(500)
+@fuzz(150)
 @given(data=any_tar)
 def test_tars(folder: Path, data: bytes) -> None:
     check_tar(folder, data)
@@ -183,7 +183,7 @@ def check_parquet(folder: Path, data: bytes) -> None:
     check(folder / "a.parquet")
 
 
-@fuzz(500)
+@fuzz(150)
 @given(data=parquets)
 def test_parquets(folder: Path, data: bytes) -> None:
     check_parquet(folder, data)

@@ -116,7 +116,14 @@ def as_parquet(folder: Path, jpegs: Jpegs, val: dict[str, tuple[str, bytes]]) ->
         pq.write_table(table, folder / "data" / f"{split}-00000-of-00001.parquet", row_group_size=5)
 
 
-@pytest.mark.parametrize("layout", [as_ilsvrc_tars, as_shards, as_parquet])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(as_ilsvrc_tars, marks=pytest.mark.slow),
+        as_shards,
+        pytest.param(as_parquet, marks=pytest.mark.slow),
+    ],
+)
 def test_imagenet_from_a_bucket_equals_imagenet_from_a_disk(
     bucket: Any, tmp_path: Path, photo_jpegs: Jpegs, val_images: dict[str, tuple[str, bytes]], layout: Any
 ) -> None:
@@ -135,6 +142,7 @@ def test_imagenet_from_a_bucket_equals_imagenet_from_a_disk(
         assert list(ours[split].names) == list(local[split].names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "url", ["s3://photos/shards/", "s3://photos/shards/*.tar", "s3://photos/shards/s-{0,1}.tar"]
 )
@@ -146,6 +154,7 @@ def test_prefixes_and_patterns(bucket: Any, tmp_path: Path, photo_jpegs: Jpegs, 
     assert source.names[24].startswith("s-1.tar/")
 
 
+@pytest.mark.slow
 def test_after_kill_9_the_next_run_finishes_the_file_of_a_local_conversion(
     bucket: Any, tmp_path: Path, photo_jpegs: Jpegs
 ) -> None:
@@ -171,6 +180,7 @@ def kill_in_the_middle(out: Path) -> None:
     assert len(out.with_name(f"{out.name}.part.journal").read_text().splitlines()) > 1
 
 
+@pytest.mark.slow
 def test_an_object_that_changes_between_the_runs_is_converted_from_the_start(
     bucket: Any, tmp_path: Path, photo_jpegs: Jpegs
 ) -> None:
@@ -185,6 +195,7 @@ def test_an_object_that_changes_between_the_runs_is_converted_from_the_start(
     assert (tmp_path / "remote.beton").read_bytes() == (tmp_path / "local.beton").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_object_that_changes_during_a_run_is_refused(
     bucket: Any, tmp_path: Path, photo_jpegs: Jpegs
 ) -> None:
@@ -195,6 +206,7 @@ def test_an_object_that_changes_during_a_run_is_refused(
         write_beton(tmp_path / "o.beton", source, ALONE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
@@ -230,6 +242,7 @@ def test_what_cannot_be_converted_is_one_line_and_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_missing_credentials_and_packages_are_one_line(
     bucket: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -52,7 +52,10 @@ def written(photo_folder: Path, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("change", ["half", "empty", "overwritten", "renamed"])
+@pytest.mark.parametrize(
+    "change",
+    ["half", *(pytest.param(c, marks=pytest.mark.slow) for c in ("empty", "overwritten", "renamed"))],
+)
 def test_every_command_ends_with_one_line_that_names_the_file(
     written: Path, tmp_path: Path, change: str
 ) -> None:

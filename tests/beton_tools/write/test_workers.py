@@ -69,7 +69,7 @@ def test_results_come_in_order_and_reading_ahead_is_bounded(photo_folder: Path) 
     assert taken == done + 1 == 300
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_an_image_that_kills_workers_fails_alone(photo_folder: Path, workers: int) -> None:
     tasks: list[Task] = tasks_of(photo_folder, 60)
     expected: list[Result] = list(encode_in_order(tasks, EncodeOptions(), 0))
@@ -91,6 +91,7 @@ def test_an_image_on_which_a_worker_dies_once_is_not_lost(photo_folder: Path, tm
     assert (tmp_path / "died").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before the request", "before the answer"])
 def test_a_forkserver_that_is_killed_while_workers_start_is_one_line(
     photo_folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str
@@ -116,7 +117,7 @@ def test_a_forkserver_that_is_killed_while_workers_start_is_one_line(
     assert len(list(encode_in_order(tasks_of(photo_folder, 30), EncodeOptions(), 2))) == 30
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_an_interruption_while_workers_start_leaves_no_worker(
     photo_folder: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
@@ -145,6 +146,7 @@ def test_a_worker_that_dies_between_images_ends_the_conversion_in_one_line(photo
         list(encode_in_order(tasks(), EncodeOptions(), 2))
 
 
+@pytest.mark.slow
 def test_a_script_whose_statements_run_again_in_its_workers_is_told_so(
     photo_folder: Path, tmp_path: Path
 ) -> None:
