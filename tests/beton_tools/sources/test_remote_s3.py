@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from beton_tools import UserError
+from beton_tools.read.parts import Part
 from beton_tools.sources import open_source, remote
 from beton_tools.write.convert import convert_folder, convert_imagenet
 from beton_tools.write.writer import WriteOptions, write_beton
 from tests.beton_tools.conftest import devkit_files, tar_of, train_tar
-from tests.beton_tools.write.test_interruption import OPTIONS, start, wait_until
+from tests.beton_tools.write.test_interruption import OPTIONS, PAGE, start, wait_until
 
 s3fs = pytest.importorskip("s3fs")
 pytest.importorskip("moto")
@@ -32,9 +33,22 @@ ALONE = WriteOptions(workers=0)
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
     """The address of moto's S3 server, a process of its own."""
+    port = free_port()
+    server = start_server(port)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return int(probe.getsockname()[1])
+
+
+def start_server(port: int) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
@@ -43,11 +57,7 @@ def endpoint() -> Iterator[str]:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 break
         time.sleep(0.1)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.kill()
-        server.wait()
+    return server
 
 
 @pytest.fixture
@@ -192,6 +202,43 @@ def test_an_object_that_changes_between_the_runs_is_converted_from_the_start(
     options = WriteOptions(**vars(OPTIONS) | {"workers": 0})
     write_beton(tmp_path / "remote.beton", open_source("s3://photos/s.tar"), options)
     write_beton(tmp_path / "local.beton", open_source(tmp_path / "s.tar"), options)
+    assert (tmp_path / "remote.beton").read_bytes() == (tmp_path / "local.beton").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_part_goes_on_after_its_server_was_away(
+    bucket: Any, tmp_path: Path, photo_jpegs: Jpegs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, shard = free_port(), train_shard(photo_jpegs)
+    (tmp_path / "s.tar").write_bytes(shard)
+    options = WriteOptions(workers=0, page_size=PAGE, max_resolution=120, part=Part(2, 2), on_error="skip")
+    write_beton(tmp_path / "local.beton", open_source(tmp_path / "s.tar"), options)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    servers = []
+
+    def start_anew() -> None:
+        servers.append(start_server(port))
+        forget_file_systems()
+        fs = s3fs.S3FileSystem(use_listings_cache=False)
+        fs.mkdir("photos")
+        fs.pipe("photos/s.tar", shard)
+
+    def stop(done: int, total: int, skipped: int) -> None:
+        if done == 0:  # its images are read in one request
+            servers[-1].kill()
+            servers[-1].wait()
+
+    try:
+        start_anew()
+        source = open_source("s3://photos/s.tar")
+        with pytest.raises(UserError, match=r"s3://photos/s\.tar: .*, 5 attempts") as caught:
+            write_beton(tmp_path / "remote.beton", source, options, stop)
+        assert "\n" not in str(caught.value) and not (tmp_path / "remote.beton").exists()
+        start_anew()
+        write_beton(tmp_path / "remote.beton", open_source("s3://photos/s.tar"), options)
+    finally:
+        servers[-1].kill()
+        servers[-1].wait()
     assert (tmp_path / "remote.beton").read_bytes() == (tmp_path / "local.beton").read_bytes()
 
 
