@@ -12,6 +12,7 @@ import time
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.format import Beton
 from beton_tools.read.manifest import Manifest
 from fastft.cli import main
+from fastft.photos import prepare
 from fastft.photos.counts import count_images
 from fastft.photos.prepare import prepare_data
 from fastft.recipe import Recipe, load_recipe
@@ -167,6 +169,37 @@ def test_photographs_are_converted_once_and_again_when_they_change(copied: Path,
     again = prepared(copied, tmp_path / "run", said=said)
     assert "has changed since" in said[0] and "was prepared: preparing" in said[0]
     assert Beton.open(str(again.data.train)).num_samples + Beton.open(str(again.data.val)).num_samples == 37
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["deleted", *(pytest.param(c, marks=pytest.mark.slow) for c in ("replaced", "class deleted", "added"))],
+)
+def test_photographs_that_change_while_they_are_prepared_are_prepared_again(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    split_photos = prepare.split_photos
+
+    def change_and_split(*arguments: Any, **options: Any) -> Any:
+        """After the listing, before the conversion."""
+        if change == "deleted":
+            (copied / "coffee" / "03.jpg").unlink()
+        if change == "replaced":
+            shutil.copy(copied / "chelsea" / "00.jpg", copied / "coffee" / "03.jpg")
+        if change == "class deleted":
+            shutil.rmtree(copied / "coffee")
+        if change == "added":
+            shutil.copy(copied / "coffee" / "03.jpg", copied / "coffee" / "new.jpg")
+        return split_photos(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare, "split_photos", change_and_split)
+        prepared(copied, tmp_path / "run")
+    said: list[str] = []
+    again = prepared(copied, tmp_path / "run", said=said)
+    fresh = prepared(copied, tmp_path / "fresh")
+    assert "has changed since" in said[0]
+    assert Path(str(again.data.train)).read_bytes() == Path(str(fresh.data.train)).read_bytes()
 
 
 def test_validation_images_elsewhere_and_held_out_ones_are_told_apart(
