@@ -74,6 +74,7 @@ def sides(recipe: Recipe) -> tuple[list[bytes], list[bytes]]:
 # the hold-out of a folder -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_beton_and_its_parts_train_bit_for_bit_as_the_folder(
     album: Path, trained: Path, tower: list[str], tmp_path: Path
 ) -> None:
@@ -170,6 +171,7 @@ def test_images_of_one_size_and_one_end_are_compared_whole(tmp_path: Path, photo
 # used by what follows ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_continues_bit_for_bit_with_the_same_hold_out(
     album_beton: Path, trained: Path, tower: list[str], tmp_path: Path
 ) -> None:
@@ -220,6 +222,7 @@ def test_a_preview_draws_training_images_only(
     assert len(json.loads((tmp_path / "plan.json").read_text())) == 29
 
 
+@pytest.mark.slow
 def test_a_sweep_and_a_search_share_one_hold_out(album_beton: Path, tower: list[str], tmp_path: Path) -> None:
     table = tmp_path / "mine.yaml"
     table.write_text(

@@ -38,6 +38,7 @@ def test_a_resume_uses_the_values_that_the_run_was_started_with(
         train(load_recipe("photos", [*options, "--optim.lr=1e-2"]), QUIET)
 
 
+@pytest.mark.slow
 def test_epochs_without_a_checkpoint_are_trained_again_after_a_crash(
     album: Path, tower: list[str], tmp_path: Path
 ) -> None:
