@@ -22,6 +22,7 @@ from fastft.evaluate.evaluation import predict_file
 from fastft.evaluate.prediction import predict_files
 from fastft.machine.facts import cpu_name
 from fastft.model.recipe_model import recipe_arch
+from fastft.photos.prepare import line_printer, prepare_data
 from fastft.recipe import Recipe, load_recipe
 from fastft.train.loop import train
 
@@ -108,7 +109,7 @@ def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) ->
 def _train(recipe: Recipe, run: Path, console: Console) -> dict[str, Any]:
     old = (run / "recipe.yaml").exists()
     try:
-        return train(recipe, console)
+        return train(prepare_data(recipe, line_printer(console)), console)
     except UserError as error:
         if not old:
             raise

@@ -14,8 +14,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from fastft.photos.prepare import line_printer, prepare_data
     from fastft.recipe import load_recipe
     from fastft.train.loop import train
 
-    train(load_recipe(args.recipe, args.overrides))
+    console = Console(markup=False)
+    train(prepare_data(load_recipe(args.recipe, args.overrides), line_printer(console)), console)
     return 0

@@ -6,22 +6,47 @@ from typing import Any
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import read_user_text
-from fastft.recipe.rules import LIST, NUMBER, NUMBERS, OBJECT, TEXT, check_keys
+from fastft.recipe.typed import UNSET, Document, Number, Object, Unset, check
 
 MAX_BYTES = 256 << 20
-FILE = {"measures": LIST, "machine": OBJECT, "notes": LIST, "date": TEXT, "command": TEXT}
-MEASURE = {"name": TEXT, "unit": TEXT, "contenders": LIST, "setting": OBJECT}
-RUN = {
-    "name": TEXT,
-    "median": NUMBER,
-    "min": NUMBER,
-    "max": NUMBER,
-    "rounds": NUMBERS,
-    "ratio": OBJECT,
-    "note": TEXT,
-}
-NOT_RUN = {"name": TEXT, "skipped": TEXT}
-RATIO = {"median": NUMBER, "min": NUMBER, "max": NUMBER}
+
+
+class _Ratio(Document):
+    median: Number
+    min: Number
+    max: Number
+
+
+class _Contender(Document):
+    """With figures, or with the reason why it did not run."""
+
+    name: str
+    median: Number | Unset = UNSET
+    min: Number | Unset = UNSET
+    max: Number | Unset = UNSET
+    rounds: list[Number] | Unset = UNSET
+    ratio: _Ratio | Unset = UNSET
+    note: str | Unset = UNSET
+    skipped: str | Unset = UNSET
+
+    def __post_init__(self) -> None:
+        if self.median is UNSET and self.skipped is UNSET:
+            raise ValueError("a contender has neither 'median' nor 'skipped'")
+
+
+class _Measure(Document):
+    name: str
+    unit: str
+    contenders: list[_Contender]
+    setting: Object | Unset = UNSET
+
+
+class _File(Document):
+    measures: list[_Measure]
+    machine: Object | Unset = UNSET
+    notes: list[Any] | Unset = UNSET
+    date: str | Unset = UNSET
+    command: str | Unset = UNSET
 
 
 def read_bench(path: Path) -> dict[str, Any]:
@@ -35,7 +60,7 @@ def read_bench(path: Path) -> dict[str, Any]:
     text = read_user_text(path, MAX_BYTES, "a benchmark file (fastft bench writes one)")
     try:
         document = json.loads(text, parse_constant=_refuse)
-        _check(document)
+        check("the file", document, _File)
     except (RecursionError, ValueError) as error:
         raise UserError(f"{path} is not a benchmark file: {error}; fastft bench writes one") from None
     return document
@@ -43,17 +68,3 @@ def read_bench(path: Path) -> dict[str, Any]:
 
 def _refuse(constant: str) -> Any:
     raise ValueError(f"it contains {constant}, which is not a number")
-
-
-def _check(document: Any) -> None:
-    check_keys("the file", document, FILE, FILE.keys() - {"measures"})
-    for m, measure in enumerate(document["measures"], 1):
-        check_keys(f"measure {m}", measure, MEASURE, {"setting"})
-        for c, contender in enumerate(measure["contenders"], 1):
-            where = f"measure {m}, contender {c}"
-            if isinstance(contender, dict) and "median" not in contender and "skipped" in contender:
-                check_keys(where, contender, NOT_RUN)
-                continue
-            check_keys(where, contender, RUN, RUN.keys() - {"name", "median"})
-            if "ratio" in contender:
-                check_keys(f"{where}, ratio", contender["ratio"], RATIO)

@@ -6,34 +6,49 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from reprlib import repr  # bounded: a wrong value may be a long list
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import read_regular
-from fastft.recipe.rules import FLAG, NUMBER_OR_NULL, OBJECT, POSITIVE, WHOLE, Rule, is_number
+from fastft.recipe.typed import UNSET, Document, Number, Object, Unset, check
 
 MAX_CONFIG_BYTES = 1 << 20  # open_clip's largest configuration has 2 KB
 # limits far above every published tower: a mistake must not fill the memory. The largest plain CLIP ViT in open_clip,
 # ViT-e-14, has 3.8e9 parameters and 56 layers; 128 x 128 patches are an image of 2048 px with patches of 16 px
 MAX_PARAMETERS, MAX_LAYERS, MAX_GRID = 5e9, 512, 128
 
-SIZE: Rule = lambda v: WHOLE[0](v) and v <= 1 << 20, "a whole number >= 1 and <= 1048576"
-RATIO: Rule = lambda v: POSITIVE[0](v) and v <= 64, "a number greater than 0 and at most 64"
-EPS_ONLY: Rule = (
-    lambda v: isinstance(v, dict) and not set(v) - {"eps"} and all(map(is_number, v.values())),
-    "{'eps': a number} or {}",
-)
-# how open_clip pools the tokens; the classifier's head replaces both. "none" and attentional pooling are other towers
-POOLING: Rule = lambda v: v in ("tok", "avg"), "'tok' or 'avg'"
+Size = Annotated[int, Meta(ge=1, le=1 << 20)]
 
-MODEL = {"embed_dim": SIZE, "quick_gelu": FLAG, "vision_cfg": OBJECT}
-# vision_cfg keys that the tower understands; any other key (timm towers, attentional pooling, ...) is refused
-VISION = {
-    "image_size": SIZE, "layers": SIZE, "width": SIZE, "patch_size": SIZE, "head_width": SIZE, "mlp_ratio": RATIO,
-    "ls_init_value": NUMBER_OR_NULL, "no_ln_pre": FLAG, "norm_kwargs": EPS_ONLY, "pool_type": POOLING,
-    "patch_dropout": NUMBER_OR_NULL, "output_tokens": FLAG, "final_ln_after_pool": FLAG,
-}  # fmt: skip
+
+class _NormOptions(Document, forbid_unknown_fields=True):
+    eps: Number | Unset = UNSET
+
+
+class _Vision(Document):
+    """vision_cfg keys that the tower understands; any other key (timm towers, attentional pooling, ...) is refused."""
+
+    image_size: Size
+    layers: Size
+    width: Size
+    patch_size: Size
+    head_width: Size | Unset = UNSET
+    mlp_ratio: Annotated[float, Meta(gt=0, le=64)] | Unset = UNSET
+    ls_init_value: Number | None = None
+    no_ln_pre: bool = False
+    norm_kwargs: _NormOptions | Unset = UNSET
+    # how open_clip pools the tokens; the classifier's head replaces both. "none" and attentional pooling are other towers
+    pool_type: Literal["tok", "avg"] = "tok"
+    patch_dropout: Number | None = None
+    output_tokens: bool = False
+    final_ln_after_pool: bool = False
+
+
+class _Model(Document):
+    embed_dim: Size
+    vision_cfg: Object
+    quick_gelu: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,10 +124,13 @@ def load_open_clip_arch(name: str) -> Arch:
             that is not a plain CLIP ViT, or one that is too large.
     """
     config = load_open_clip_config(name)
-    _check(name, config, MODEL, needed=("embed_dim", "vision_cfg"))
-    vision = config["vision_cfg"]
-    _refuse_foreign(name, vision)
-    _check(name, vision, VISION, needed=("image_size", "layers", "width", "patch_size"))
+    try:
+        check(name, config, _Model)
+        vision = config["vision_cfg"]
+        _refuse_foreign(name, vision)
+        check(name, vision, _Vision)
+    except ValueError as error:
+        raise UserError(f"{error}; open_clip's configurations are examples") from None
     width, head_width = vision["width"], vision.get("head_width", 64)
     if width % head_width:
         raise UserError(
@@ -148,22 +166,13 @@ def refuse_pool_without_class_token(name: str) -> None:
 def _refuse_foreign(name: str, vision: Mapping[str, Any]) -> None:
     if isinstance(vision.get("timm_model_name"), str):
         raise UserError(f"{name} has timm's image tower; set --model.arch=timm/{vision['timm_model_name']}")
-    foreign = sorted(set(vision) - set(VISION))
+    foreign = sorted(set(vision) - set(_Vision.__struct_fields__))
     if isinstance(vision.get("layers"), list):
         foreign.append("layers of several stages")
     if foreign:
         raise UserError(
             f"{name} is not a plain CLIP ViT image tower ({', '.join(map(repr, foreign[:5]))}); use a ViT-*"
         )
-
-
-def _check(name: str, values: Mapping[str, Any], rules: Mapping[str, Rule], needed: tuple[str, ...]) -> None:
-    for key in needed:
-        if key not in values:
-            raise UserError(f"{name}: {key} is missing; add it, as open_clip's configurations have it")
-    for key, (fits, words) in rules.items():
-        if key in values and not fits(values[key]):
-            raise UserError(f"{name}: {key} is {repr(values[key])}; it must be {words}")
 
 
 def load_open_clip_config(name: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from fastft.recipe import Recipe
 
 GIVE = "give a folder with a folder per class, a CSV or parquet table, or a .beton"  # ends messages about wrong paths
-NO_DATA = "no training data; set --data.train to a .beton file, a folder with a folder per class, or a table"
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 ARCHIVE_SUFFIXES = (".tar",)
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from beton_tools.read.beton_set import BetonSet
 
 NUM_CLASSES = "data.num_classes"
+NO_DATA = "no training data; set --data.train to a .beton file, a folder with a folder per class, or a table"
 
 
 def with_training_files(recipe: Recipe, betons: "BetonSet") -> Recipe:

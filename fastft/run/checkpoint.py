@@ -24,22 +24,8 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import open_regular, read_regular
 from fastft.model import Arch, TimmArch
 from fastft.model.weight_files import save_tensors
-from fastft.recipe.rules import (
-    COUNT,
-    FLAG,
-    LIST,
-    NUMBER,
-    NUMBERS,
-    NUMBERS_BY_NAME,
-    OBJECT,
-    SECTIONS,
-    TEXT,
-    TEXTS,
-    WHOLE,
-    Rule,
-    check_keys,
-)  # fmt: skip
-from fastft.run.evaluations import check_evaluation
+from fastft.recipe.typed import UNSET, Count, Document, Number, Numbers, Object, Unset, check
+from fastft.run.evaluations import StoredEvaluation
 
 VERSION = 1
 PARTIAL = ".partial-"
@@ -50,20 +36,43 @@ READ_BYTES = 1 << 20
 Forms = dict[str, tuple[torch.Size, torch.dtype]]
 
 # the part of state.json that every checkpoint has
-MODEL_STATE: dict[str, Rule] = {
-    "recipe": SECTIONS, "name": TEXT, "arch": OBJECT, "classes": TEXTS, "data": OBJECT, "class_counts": NUMBERS,
-}  # fmt: skip
-# the part that a run continues from
-RUN_STATE: dict[str, Rule] = {"progress": OBJECT, "scaler": NUMBERS_BY_NAME}
-PROGRESS: dict[str, Rule] = {"epoch": COUNT, "step": COUNT, "seconds": NUMBER, "evaluations": LIST}
-LOGGED: dict[str, Rule] = {
-    "steps": COUNT, "loss_sum": NUMBER, "seconds": NUMBER, "waited": NUMBER, "split": NUMBERS_BY_NAME,
-}  # fmt: skip
-STEP_CHOICE: dict[str, Rule] = {"mode": TEXT, "attention": TEXT, "device": TEXT}
+MODEL_STATE = ("recipe", "name", "arch", "classes", "data", "class_counts")
 SCALER_KEYS = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
-_FORMS: dict[Any, Rule] = {int: WHOLE, bool: FLAG, float: NUMBER, str: TEXT}
-ARCH: dict[str, Rule] = {f.name: _FORMS[f.type] for f in fields(Arch)}
-TIMM_ARCH: dict[str, Rule] = {f.name: _FORMS[f.type] for f in fields(TimmArch)}
+
+
+class _Logged(Document):
+    steps: Count
+    loss_sum: Number
+    seconds: Number
+    waited: Number
+    split: Numbers
+
+
+class _StepChoice(Document):
+    mode: str
+    attention: str
+    device: str
+
+
+class _Progress(Document):
+    epoch: Count
+    step: Count
+    seconds: Number
+    evaluations: list[StoredEvaluation]
+    logged: _Logged | None = None
+    step_choice: _StepChoice | None = None
+
+
+class _State(Document):
+    recipe: dict[str, Object]
+    name: str
+    arch: Object
+    classes: list[str]
+    data: Object | Unset = UNSET
+    class_counts: list[Number] | Unset = UNSET
+    progress: _Progress | Unset = UNSET
+    scaler: Numbers | Unset = UNSET
+    evaluation: StoredEvaluation | None = None
 
 
 @dataclass(frozen=True)
@@ -188,37 +197,33 @@ def _check_files(path: Path, files: Iterable[Path]) -> None:
     stored = _read_json(path / CHECKSUMS) if (path / CHECKSUMS).exists() else None
     for file in files:
         open_regular(file).close()
-        if stored is not None:
-            check_keys(CHECKSUMS, stored, {file.name: TEXT})
-            if stored[file.name] != _checksum(file):
-                raise ValueError(f"{file.name} does not match its checksum")
+        if stored is not None and (not isinstance(stored, dict) or stored.get(file.name) != _checksum(file)):
+            raise ValueError(f"{file.name} does not match its checksum")
 
 
 def _check_state(state: dict[str, Any], resumable: bool) -> None:
-    check_keys(STATE, state, MODEL_STATE, optional=("data", "class_counts"))
-    arch = state["arch"]
-    rules = TIMM_ARCH if "timm" in arch else ARCH
-    check_keys("arch", arch, rules)
-    if arch.keys() - rules or arch["width"] % arch.get("heads", 1) or arch["image_size"] % arch["patch_size"]:
+    check(STATE, state, _State)
+    _check_arch(state["arch"])
+    if not resumable:
+        return
+    for key in ("progress", "scaler"):
+        if key not in state:
+            raise ValueError(f"{STATE} has no '{key}'")
+    if state["scaler"] and state["scaler"].keys() != SCALER_KEYS:
+        raise ValueError("scaler is not the state of a loss scaler")
+
+
+def _check_arch(arch: dict[str, Any]) -> None:
+    kind: type = TimmArch if "timm" in arch else Arch
+    sizes = [value for value in arch.values() if type(value) is int]
+    if arch.keys() != {f.name for f in fields(kind)} or min(sizes, default=0) < 1:
         raise ValueError("arch is not an architecture")
-    if resumable:
-        check_keys(STATE, state, RUN_STATE)
-        if state["scaler"] and state["scaler"].keys() != SCALER_KEYS:
-            raise ValueError("scaler is not the state of a loss scaler")
-    if "progress" in state:
-        _check_progress(state["progress"])
-    if state.get("evaluation") is not None:
-        check_evaluation(state["evaluation"])
-
-
-def _check_progress(progress: Any) -> None:
-    check_keys("progress", progress, PROGRESS)
-    for entry in progress["evaluations"]:
-        check_evaluation(entry)
-    if progress.get("logged") is not None:
-        check_keys("logged", progress["logged"], LOGGED)
-    if progress.get("step_choice") is not None:
-        check_keys("step_choice", progress["step_choice"], STEP_CHOICE)
+    try:
+        check("arch", arch, kind)
+    except UserError as error:  # too large
+        raise ValueError(f"arch is not an architecture: {error}") from None
+    if arch["width"] % arch.get("heads", 1) or arch["image_size"] % arch["patch_size"]:
+        raise ValueError("arch is not an architecture")
 
 
 def forms(tensors: Mapping[str, Tensor]) -> Forms:

@@ -1,23 +1,47 @@
 """The evaluations of a run, and the rule that says which epoch is the best."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from fastft.recipe.rules import COUNT, NUMBER, OBJECT, SIGNED, Rule, check_keys, one_of
+from fastft.recipe.typed import UNSET, Count, Document, Number, Signed, Unset, check
 
 # result.json and checkpoints: {"epoch": 3, "raw": {"top1": ...}, "ema": {"top1": ...}}, without "ema" if there is no EMA, and
 # without "raw" if train.eval_weights is ema
 Evaluation = Mapping[str, Any]
 WEIGHTS = {"raw": "raw", "ema": "EMA"}  # and their names in logs
 TOP1, BALANCED_ACCURACY = "top1", "balanced_accuracy"
-_EVALUATION: dict[str, Rule] = {
-    "epoch": COUNT, "raw": OBJECT, "ema": OBJECT, "disagreements": OBJECT,
-    "best_by": one_of(TOP1, BALANCED_ACCURACY),
-}  # fmt: skip
-_DISAGREEMENTS: dict[str, Rule] = {
-    "raw_only": COUNT, "ema_only": COUNT, "balanced_gain": SIGNED, "balanced_error": NUMBER,
-}  # fmt: skip
-_BALANCED = ("balanced_gain", "balanced_error")  # of runs whose classes have very different sizes
+
+
+class _Scores(Document):
+    top1: Number
+    samples: Count
+    balanced_accuracy: Number | Unset = UNSET
+
+
+class _Disagreements(Document):
+    """balanced_gain, balanced_error: of runs whose classes have very different sizes."""
+
+    raw_only: Count
+    ema_only: Count
+    balanced_gain: Signed | Unset = UNSET
+    balanced_error: Number | Unset = UNSET
+
+
+class StoredEvaluation(Document):
+    """An entry of `evaluations` in a checkpoint or a result.json."""
+
+    epoch: Count
+    raw: _Scores | Unset = UNSET
+    ema: _Scores | Unset = UNSET
+    disagreements: _Disagreements | Unset = UNSET
+    best_by: Literal["top1", "balanced_accuracy"] | Unset = UNSET
+
+    def __post_init__(self) -> None:
+        found = [scores for scores in (self.raw, self.ema) if isinstance(scores, _Scores)]
+        if not found:
+            raise ValueError("an evaluation has no 'raw'")
+        if self.best_by == BALANCED_ACCURACY and any(s.balanced_accuracy is UNSET for s in found):
+            raise ValueError("an evaluation has no 'balanced_accuracy'")
 
 
 def flatten(evaluation: Evaluation) -> dict[str, Any]:
@@ -53,20 +77,13 @@ def best_evaluation(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any] | N
     return max(evaluations, key=lambda entry: selection_score(flatten(entry)), default=None)
 
 
-def check_evaluation(entry: Any) -> None:
-    """Check an entry of `evaluations` in a checkpoint or a result.json.
+def check_evaluations(entries: Any) -> None:
+    """Check the evaluations of a checkpoint or a result.json.
 
     Raises:
-        ValueError: it lacks a key, or has a value of another kind.
+        ValueError: one lacks a key, or has a value of another kind.
     """
-    check_keys("an evaluation", entry, _EVALUATION, optional=(*WEIGHTS, "disagreements", "best_by"))
-    if entry.get("disagreements"):
-        check_keys("disagreements", entry["disagreements"], _DISAGREEMENTS, optional=_BALANCED)
-    if not (evaluated := entry.keys() & set(WEIGHTS)):
-        raise ValueError("an evaluation has no 'raw'")
-    scores = {TOP1: NUMBER, "samples": COUNT, entry.get("best_by", TOP1): NUMBER}
-    for weights in evaluated:
-        check_keys("an evaluation", entry[weights], scores)
+    check("evaluations", entries, list[StoredEvaluation])
 
 
 def standard_error(top1: float, samples: int) -> float:

@@ -5,7 +5,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import yaml
 
@@ -13,30 +13,72 @@ from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import open_own, read_user_file, read_user_text, try_lock
 from fastft.recipe import Choice, Recipe, recipe_from_dict
-from fastft.recipe.constants import BEST, EMA, LAST, RAW
 from fastft.recipe.imagenet import is_imagenet
-from fastft.recipe.rules import NUMBER, NUMBER_OR_NULL, NUMBERS_BY_NAME, POSITIVE, TEXT, check_keys, one_of
+from fastft.recipe.typed import UNSET, Document, Number, Numbers, Positive, Unset, check
 from fastft.recipe.yaml_file import read_yaml
-from fastft.run.evaluations import BALANCED_ACCURACY, TOP1
+from fastft.run.evaluations import TOP1
 
 Line = dict[str, Any]
 MAX_BYTES = 1 << 30  # of a file in a run directory; a long run logs some megabytes
 
-# keys of the lines of metrics.jsonl by their kind; names of scores begin with `raw_` or `ema_`
-LINES = {
-    "train": {
-        "step": NUMBER, "loss": NUMBER, "lr": NUMBER, "images_per_second": POSITIVE, "wait_share": NUMBER,
-        "mfu": NUMBER_OR_NULL, "memory_gib": NUMBER, "seconds_left": NUMBER, "split": NUMBERS_BY_NAME,
-    },
-    "eval": {"step": POSITIVE, "epoch": NUMBER, "seconds": NUMBER, "best_by": one_of(TOP1, BALANCED_ACCURACY)},
-    "checkpoint": {"step": NUMBER, "seconds": NUMBER},
-    "split": {"step": NUMBER, "seconds": NUMBERS_BY_NAME},
-    "start": {"world_size": NUMBER, "precision": TEXT},
-    "baseline": {"step": NUMBER, "images": NUMBER},
+
+class _Line(Document):
+    step: Number
+
+
+class _Interval(_Line):
+    loss: Number
+    lr: Number
+    images_per_second: Positive
+    wait_share: Number
+    mfu: Number | None
+    memory_gib: Number
+    seconds_left: Number
+    split: Numbers | Unset = UNSET
+
+
+class _Evaluation(_Line):
+    epoch: Number
+    seconds: Number
+    best_by: Literal["top1", "balanced_accuracy"] | Unset = UNSET
+
+
+class _Checkpoint(_Line):
+    seconds: Number
+
+
+class _Split(_Line):
+    seconds: Numbers
+
+
+class _Start(Document):
+    world_size: Number | Unset = UNSET
+    precision: str | Unset = UNSET
+
+
+class _Baseline(_Line):
+    images: Number
+
+
+# the lines of metrics.jsonl by their kind; an evaluation also has scores, whose names begin with `raw_` or `ema_`
+LINES: dict[str, type[Document]] = {
+    "train": _Interval, "eval": _Evaluation, "checkpoint": _Checkpoint, "split": _Split, "start": _Start,
+    "baseline": _Baseline,
 }  # fmt: skip
-OPTIONAL = ("split", "world_size", "best_by", "precision")
-# of result.json: what predict, eval and export take
-WEIGHTS = {"take": one_of(BEST, LAST), "kind": one_of(RAW, EMA), "reason": TEXT}
+
+
+class _Weights(Document):
+    """Of result.json: what predict, eval and export take."""
+
+    take: Literal["best", "last"]
+    kind: Literal["raw", "ema"]
+    reason: str
+
+
+class _Result(Document):
+    weights: _Weights | None = None
+
+
 CHOICES, LOCK = "choices.json", ".lock"
 SCORES = ("raw_", "ema_")
 
@@ -157,7 +199,7 @@ def read_metrics(path: Path) -> list[Line]:
         except (ValueError, RecursionError):
             continue
         try:
-            check_keys("it", line, {"step": NUMBER})
+            check("it", line, _Line)
         except ValueError as error:
             raise UserError(f"{path}, line {number}: {error}; was it written by fastft train?") from None
         lines.append(line)
@@ -168,13 +210,13 @@ def _check_lines(by_kind: dict[str, list[Line]]) -> None:
     """Raise ValueError for values that reports cannot draw."""
     for kind, lines in by_kind.items():
         for line in lines:
-            scores = {key: NUMBER for key in line if key.startswith(SCORES)}
+            check(f"a '{kind}' line", line, LINES[kind])
+            check(f"a '{kind}' line", {key: line[key] for key in line if key.startswith(SCORES)}, Numbers)
             if kind == "eval":
                 weights = "ema" if "ema_top1" in line and "raw_top1" not in line else "raw"
-                scores |= {f"{weights}_{TOP1}": NUMBER, f"{weights}_samples": NUMBER}
-                if line.get("best_by") == BALANCED_ACCURACY:
-                    scores[f"{weights}_{BALANCED_ACCURACY}"] = NUMBER
-            check_keys(f"a '{kind}' line", line, LINES[kind] | scores, OPTIONAL)
+                for score in {TOP1, "samples", line.get("best_by", TOP1)}:
+                    if f"{weights}_{score}" not in line:
+                        raise ValueError(f"an 'eval' line has no '{weights}_{score}'")
     if any(b["step"] <= a["step"] for a, b in pairwise(by_kind["train"])):
         raise ValueError("the steps of 'train' lines do not increase")
     if any(b["step"] < a["step"] for a, b in pairwise(by_kind["eval"])):
@@ -187,10 +229,7 @@ def _read_json(path: Path) -> Line:
         return {}
     try:
         document = json.loads(read_user_text(path, MAX_BYTES, "the result.json of a run"))
-        if not isinstance(document, dict):
-            raise ValueError("not an object")
-        if document.get("weights") is not None:
-            check_keys("weights", document["weights"], WEIGHTS)
+        check(path.name, document, _Result)
     except (RecursionError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read: {error}; delete it and run the same fastft train again"

@@ -10,7 +10,7 @@ from statistics import median
 
 from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError
-from fastft.recipe.rules import NUMBERS_BY_NAME, check_keys
+from fastft.recipe.typed import Document, Numbers, check
 from fastft.search.results import disk_error
 from fastft.train.distributed import World
 
@@ -94,12 +94,16 @@ class Budget:
         return self._world.broadcast(self.spent + need + later <= self.limit)
 
 
+class _Spent(Document):
+    seconds: Numbers
+
+
 def _read(path: Path) -> dict[str, float]:
     if not path.exists():
         return {}
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        check_keys(str(path), document, {"seconds": NUMBERS_BY_NAME})
+        check(path.name, document, _Spent)
     except ValueError as error:
         raise UserError(f"{path} cannot be read: {error}; delete it, which forgets the time spent") from None
     return document["seconds"]

@@ -14,11 +14,11 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.beton_paths import exist_betons
 from fastft.photos.counts import count_images
 from fastft.recipe import Recipe, load_recipe
-from fastft.recipe.rules import LIST, NUMBER, check_keys
 from fastft.recipe.tables import Row, Sweep
+from fastft.recipe.typed import Document, Number, check
 from fastft.run import run_directory
 from fastft.run.continuation import RESUMABLE_OPTIONS
-from fastft.run.evaluations import check_evaluation, standard_error
+from fastft.run.evaluations import StoredEvaluation, standard_error
 from fastft.train.distributed import World
 from fastft.train.exceptions import LocalRankError, NonFinite, PeerFailed, Preempted
 from fastft.train.loop import train
@@ -141,13 +141,16 @@ def _content(path: str | None, stated: int) -> int | str:
     return found
 
 
+class _Result(Document):
+    epochs: Number
+    evaluations: list[StoredEvaluation]
+
+
 def read_result(run: PlannedRun) -> list[Evaluation] | None:
     """Evaluations of a run that has trained all its epochs; None if it has not, or its result.json is damaged."""
     try:
         result = run_directory.read_result(run.folder)
-        check_keys("result.json", result, {"epochs": NUMBER, "evaluations": LIST})
-        for evaluation in result["evaluations"]:
-            check_evaluation(evaluation)
+        check("result.json", result, _Result)
     except (UserError, ValueError):
         return None
     return (result["epochs"] >= run.recipe.epochs and result["evaluations"]) or None

@@ -16,11 +16,10 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from fastft.data.classes import refuse_other_classes
 from fastft.model.recipe_model import recipe_arch
-from fastft.photos.paths import NO_DATA
 from fastft.photos.prepare import line_printer, prepare_data
 from fastft.photos.shared_images import count_shared
 from fastft.recipe import Recipe, load_recipe
-from fastft.recipe.training_data import with_training_files
+from fastft.recipe.training_data import NO_DATA, with_training_files
 from fastft.run.chosen_weights import choose_weights
 from fastft.run.evaluations import BALANCED_ACCURACY, TOP1
 from fastft.run.run_directory import lock_run

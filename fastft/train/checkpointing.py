@@ -1,11 +1,14 @@
 """The checkpoints of a run: when to save, writing in the background, and restoring the newest undamaged one."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from beton_tools.base.errors import UserError
 from fastft.recipe.schema import Train as TrainOptions
@@ -21,12 +24,39 @@ from fastft.run.checkpoint import (
     write_checkpoint,
 )
 from fastft.train.distributed import World
-from fastft.train.host_copy import HostCopy
 from fastft.train.progress import Progress
 from fastft.train.step import Step
 from fastft.train.step_state import load_step_tensors, stems, step_tensors
 
 POLL_SECONDS = 0.1
+SHOWN_SAMPLES = 8
+
+
+class HostCopy:
+    """Host buffers for named tensors, allocated by the first copy and reused; page-locked for tensors of a GPU."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, str], Tensor] = {}
+
+    def take(self, groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """Contiguous copies, valid until the next call; waits for the device."""
+        copies = {
+            group: {name: self._copy((group, name), tensor.detach()) for name, tensor in tensors.items()}
+            for group, tensors in groups.items()
+        }
+        devices = {
+            tensor.device for tensors in groups.values() for tensor in tensors.values() if tensor.is_cuda
+        }
+        for device in devices:
+            torch.cuda.current_stream(device).synchronize()
+        return copies
+
+    def _copy(self, key: tuple[str, str], tensor: Tensor) -> Tensor:
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._buffers[key] = buffer
+        return buffer.copy_(tensor, non_blocking=True)
 
 
 class Checkpointing:
@@ -82,17 +112,16 @@ class Checkpointing:
             f"every checkpoint in {self.folder} is damaged ({reason}); restore one, or remove the folder to start anew"
         )
 
-    def set_damaged_aside(self) -> None:
+    def prepare_folder(self, best: Mapping[str, Any] | None) -> None:
+        """Make the folder; set damaged checkpoints aside, and remove those of best epochs but that of `best`.
+
+        best: the evaluation that the restored state names. Another best checkpoint was written just before the process was
+        killed, and its epoch, trained again, need not be the best again.
+        """
+        self.folder.mkdir(exist_ok=True)
         for error in self.damaged:
             set_aside(error.path)
-
-    def remove_unrecorded_best(self, epoch: int) -> None:
-        """Keep, of the checkpoints of best epochs, that of `epoch`, which the restored state names.
-
-        Another one was written just before the process was killed, and its epoch, trained again, need not be the best again.
-        """
-        recorded = self._best_path(epoch)
-        if recorded.is_dir():
+        if best is not None and (recorded := self._best_path(best["epoch"])).is_dir():
             keep_only(recorded)
 
     def _best_path(self, epoch: int) -> Path:
@@ -178,3 +207,12 @@ def _stored_progress(checkpoint: Checkpoint, steps_per_epoch: int) -> Progress:
     if progress.step >= steps_per_epoch or position != step_of(checkpoint.path):
         raise Damaged(checkpoint.path, f"its progress is epoch {progress.epoch}, step {progress.step}")
     return progress
+
+
+def describe_divergence(step: int, what: str, samples: Sequence[int], checkpoints: Path) -> str:
+    """The error message. samples: of that step, by their index in the file. checkpoints: their folder."""
+    listed = ", ".join(map(str, samples[:SHOWN_SAMPLES]))
+    rest = f", ... {len(samples)} in all" if len(samples) > SHOWN_SAMPLES else ""
+    good = list_checkpoints(checkpoints)
+    last = f"last good checkpoint: {good[-1]}" if good else "no checkpoint yet"
+    return f"{what} at step {step} (samples {listed}{rest}); {last}"

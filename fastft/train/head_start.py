@@ -19,6 +19,7 @@ from fastft.recipe import Recipe
 from fastft.train.distributed import World
 from fastft.train.evaluate import forward
 from fastft.train.precision import Precision
+from fastft.train.preempt import SignalGuard
 from fastft.train.ridge_head import RidgeHead, fit_ridge_head
 from fastft.train.step import Step
 from fastft.train.step_state import init_optimizer_state
@@ -40,11 +41,9 @@ class Probe:
 
 
 def share_head(step: Step) -> None:
-    """Copy the new weights to the EMA and the half-precision copy; give the optimiser its state of step 0, which is saved."""
+    """Copy the new weights to the EMA; give the optimiser its state of step 0, which is saved."""
     if step.ema is not None:
         step.ema.module.load_state_dict(step.model.state_dict())
-    if step.half is not None:
-        step.half.refresh()
     init_optimizer_state(step.optimizer)
 
 
@@ -63,22 +62,21 @@ def set_probe_head(
     world: World,
     precision: Precision,
     batch: int,
-    stop: Callable[[], bool],
-    on_wait: Callable[[], None],
+    guard: SignalGuard,
 ) -> Probe:
     """Replace the head of `model` by ridge regression on its pooled features of the training images.
 
     The images are seen as in evaluation. The head is the same in all processes. batch: images per forward pass.
 
     Raises:
-        EvaluationStopped: in every process, if `stop` returned true in one of them.
+        EvaluationStopped: in every process, if a stop was requested in one of them.
     """
     r, output = recipe, Output(recipe.model.image_size, world.device, precision.dtype)
     with EvalLoader(
         str(r.data.train), build_policy(r), output, batch_size=batch, crop_pct=r.train.eval_crop_pct,
-        shard=Shard(world.rank, world.size), workers=r.data.workers or None, on_wait=on_wait,
+        shard=Shard(world.rank, world.size), workers=r.data.workers or None, on_wait=guard.check,
     ) as loader:  # fmt: skip
-        features_ND, labels_N = pooled_features(model, loader, world, precision, stop)
+        features_ND, labels_N = pooled_features(model, loader, world, precision, guard.is_stop_requested)
     head = fit_ridge_head(features_ND, labels_N, r.data.num_classes, r.train.seed) if world.is_main else None
     head = _set_head(model, head, world)
     return Probe(len(labels_N), head.penalty, head.scale)

@@ -1,23 +1,30 @@
-"""Train a recipe: find the other processes, build the trainer, run it, and turn its failures into errors."""
+"""Train a recipe: find the other processes, set up, run, and turn failures into errors."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
 from rich.console import Console
 
 from beton_tools.base.errors import UserError
-from fastft.photos.prepare import line_printer, prepare_data
 from fastft.recipe import Recipe
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import run_folder
 from fastft.train.distributed import World, find_world, peer_lost
 from fastft.train.preempt import SignalGuard
-from fastft.train.stream import training_stream
+from fastft.train.reporting import open_log
+from fastft.train.setup import Setup, build_setup
 from fastft.train.trainer import Trainer
+
+HIGH_PRIORITY = -1  # of CUDA streams: lower numbers go first
 
 
 def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
-    """Train a recipe, or continue its run directory; returns the content of `result.json`.
+    """Train a recipe on .beton files, or continue its run directory; returns the content of `result.json`.
+
+    `fastft.photos.prepare.prepare_data` gives a recipe of photographs its .beton files.
 
     Raises:
         UserError: bad input.
@@ -26,7 +33,6 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         KeyboardInterrupt: SIGINT; no checkpoint is written.
     """
     console = console or Console(markup=False)
-    recipe = prepare_data(recipe, line_printer(console))
     world = find_world(recipe.train.device, recipe.train.timeout_minutes, "train.device")
     guard = SignalGuard()
     try:
@@ -34,9 +40,11 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
             world,
             guard,
             training_stream(world.device),
-            _set_up(recipe, world, guard, console) as trainer,
+            _set_up(recipe, world, guard) as setup,
+            open_log(setup, console) as log,
         ):
-            return _fit(trainer, world)
+            guard.defer_interrupts()
+            return _fit(Trainer(setup, log))
     except RuntimeError as error:
         if not world.is_peer_loss(error):
             raise
@@ -46,22 +54,20 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         raise peer_lost(error, f"the same command {then}") from None
 
 
-def _set_up(recipe: Recipe, world: World, guard: SignalGuard, console: Console) -> Trainer:
-    """The trainer, once every process has one; if set-up fails in one process, all raise its error."""
-    try:
-        trainer = Trainer(recipe, world, guard, console)
-    except UserError as error:
-        world.check_consistent(str(error), {})
-        raise
-    try:
-        world.check_consistent(None, trainer.consistency_key())
-    except UserError:
-        trainer.close()
-        raise
-    return trainer
+@contextmanager
+def _set_up(recipe: Recipe, world: World, guard: SignalGuard) -> Iterator[Setup]:
+    """The set-up, once every process has one; if it fails in one process, all raise its error."""
+    with ExitStack() as opened:
+        try:
+            setup = build_setup(recipe, world, guard, opened)
+        except UserError as error:
+            world.check_consistent(str(error), {})
+            raise
+        world.check_consistent(None, setup.consistency_key())
+        yield setup
 
 
-def _fit(trainer: Trainer, world: World) -> dict[str, Any]:
+def _fit(trainer: Trainer) -> dict[str, Any]:
     """Train; an error that only this process can meet is published to the others."""
     try:
         return trainer.fit()
@@ -70,6 +76,25 @@ def _fit(trainer: Trainer, world: World) -> dict[str, Any]:
             f"the GPU's memory is too small for micro-batches of {trainer.phase.micro_batch}; set a lower "
             "--train.micro_batch, or --train.grad_checkpointing=true"
         )
-        raise world.publish_error(error) from None
+        raise trainer.world.publish_error(error) from None
     except UserError as error:
-        raise world.publish_error(error) from error
+        raise trainer.world.publish_error(error) from error
+
+
+def training_stream(device: torch.device) -> AbstractContextManager:
+    """Context in which PyTorch queues work on a high-priority stream; on a CPU it does nothing.
+
+    The loader's augmentation kernels run on streams of normal priority: blocks of the training step that are ready to run
+    go before theirs.
+    """
+    if device.type != "cuda":
+        return nullcontext()
+    stream = _high_priority_stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return torch.cuda.stream(stream)
+
+
+@cache
+def _high_priority_stream(device: torch.device) -> torch.cuda.Stream:
+    """One per device: PyTorch caches memory by stream, so the trainings of a sweep share it."""
+    return torch.cuda.Stream(device, priority=HIGH_PRIORITY)

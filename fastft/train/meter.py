@@ -27,6 +27,9 @@ class Meter:
     def __init__(self, step: Step, loader: TrainLoader, world: World) -> None:
         self._step, self._loader, self._world = step, loader, world
         self._epoch: defaultdict[str, float] = defaultdict(float)
+        self._split: defaultdict[str, float] = defaultdict(float)
+        self._has_batch = False  # whether this process has received its first batch
+        self.steps, self._began = 0, time.monotonic()
         self.reset()
 
     def reset(self) -> None:
@@ -34,8 +37,22 @@ class Meter:
         self._step.reset_loss()
         self._loader.wait_seconds = 0.0
         self.steps = 0
-        self._split: defaultdict[str, float] = defaultdict(float)
+        self._split.clear()
         self._began = time.monotonic()
+
+    def mark_batch(self, logged: dict[str, Any] | None) -> None:
+        """End the wait for a batch; that for a process's first batch is counted as `start`, in no interval.
+
+        logged: the interval of the checkpoint that the process continues from (`state_dict`).
+        """
+        if self._has_batch:
+            self._step.split.mark("wait")
+            return
+        self.reset()
+        if logged is not None:
+            self.load_state_dict(logged)
+        self._step.split.mark("start")
+        self._has_batch = True
 
     def pause(self, part: str, seconds: float) -> None:
         """Leave the last `seconds`, of evaluation or saving, out of the interval; count them as `part` of the epoch."""

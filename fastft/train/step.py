@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastft.augment.rng import step_seed
 from fastft.model import ImageClassifier
 from fastft.model.recipe_model import compile_blocks
 from fastft.optim import Ema, HalfCopy
@@ -16,6 +17,8 @@ from fastft.train.precision import Precision
 from fastft.train.step_graph import GraphedPass
 from fastft.train.timing import Split
 
+NEVER = 1 << 62  # later than any step
+SMALLEST_LOSS_SCALE = 2.0**-10  # 17 halvings below the start: every recent step has overflowed
 MODES = ("eager", "compile", "graph")
 
 
@@ -28,6 +31,18 @@ class StepChoice:
 
     def __str__(self) -> str:
         return self.mode if self.attention == "auto" else f"{self.mode} with {self.attention} attention"
+
+
+def draw_noise(columns: int, batch_size: int, seed: int, step: int, device: torch.device) -> Tensor | None:
+    """Uniform numbers (batch_size, columns) of the stochastic layers; None for 0 columns.
+
+    A function of seed and step only, with the rows of the global batch: neither a resume nor another number of processes or
+    micro-batches changes what an image gets.
+    """
+    if columns == 0:
+        return None
+    generator = torch.Generator(device).manual_seed(step_seed(seed, step))
+    return torch.rand(batch_size, columns, generator=generator, device=device)
 
 
 class Step:
@@ -95,10 +110,32 @@ class Step:
     def reset_loss(self) -> None:
         self.loss_sum = torch.zeros((), dtype=torch.float32, device=self.world.device)
 
-    def weights_are_finite(self) -> bool:
-        """Whether the trained weights have no NaN or Inf; waits for the device."""
-        finite = [torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad]
-        return bool(torch.stack(finite).all()) if finite else True
+    def find_divergence(self, steps_done: int, weights: bool = False) -> tuple[int, str] | None:
+        """(first bad step of any process, what is wrong), the same in all processes; None if nothing is wrong.
+
+        weights: also check the weights and the optimiser's moments. The loss shows a bad gradient only one step later, and
+        never a second moment that has become Inf, which stops its weights from moving.
+        """
+        bad = int(self.first_bad_step.item())
+        first = -self.world.max(-bad if bad >= 0 else -NEVER)
+        if first != NEVER:
+            return first, "the loss is NaN or Inf"
+        if weights:
+            moments = (m for state in self.optimizer.state.values() for m in state.values())
+            trained = (p for p in self.model.parameters() if p.requires_grad)
+            for tensors, what in (
+                (trained, "the weights contain"),
+                (moments, "the optimiser's moments contain"),
+            ):
+                finite = [torch.isfinite(t).all() for t in tensors if torch.is_tensor(t)]
+                if self.world.any(
+                    bool(finite) and not torch.stack([f.to(self.world.device) for f in finite]).all()
+                ):
+                    return steps_done - 1, f"{what} NaN or Inf"
+        # the scale is the same in every process
+        if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_LOSS_SCALE:
+            return steps_done - 1, "every recent fp16 step overflows"
+        return None
 
     def micro_batch(
         self, images: Tensor, targets: Tensor, noise: Tensor | None = None, *, step: int, last: bool

@@ -5,11 +5,11 @@ import os
 import subprocess
 import sys
 import tarfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 
 from beton_tools.inspect.verify import verify
@@ -23,8 +23,8 @@ from fastft.recipe import load_recipe
 from fastft.run.run_directory import load_run, read_metrics
 from fastft.train.distributed import World
 from fastft.train.preempt import SignalGuard
+from fastft.train.setup import build_setup
 from fastft.train.step_state import step_tensors
-from fastft.train.trainer import Trainer
 from tests.train.runs import differing, end, losses
 
 ARCHIVES = sorted(Path(__file__).parent.glob("written_by_*.tar.xz"))
@@ -55,18 +55,16 @@ def fastft(*arguments: str) -> None:
 def test_a_checkpoint_of_before_is_restored_bit_for_bit(old: Path) -> None:
     path = old / "run" / "checkpoints" / "step-00000006"
     recipe = load_recipe("recipe.yaml", ["--train.run_dir=run"])
-    trainer = Trainer(recipe, World(0, 1, 0, torch.device("cpu")), SignalGuard(), Console(quiet=True))
-    try:
-        for stem, restored in step_tensors(trainer.step).items():
+    with ExitStack() as opened:
+        setup = build_setup(recipe, World(0, 1, 0, torch.device("cpu")), SignalGuard(), opened)
+        for stem, restored in step_tensors(setup.step).items():
             stored = load_file(path / f"{stem}.safetensors")
             assert differing(restored, stored) == []
-        assert (trainer.progress.epoch, trainer.progress.step, trainer.global_step) == (1, 2, 6)
+        progress = setup.progress
+        assert (progress.epoch, progress.step, setup.position(progress)) == (1, 2, 6)
         assert (
-            trainer.progress.evaluations
-            == json.loads((path / "state.json").read_text())["progress"]["evaluations"]
+            progress.evaluations == json.loads((path / "state.json").read_text())["progress"]["evaluations"]
         )
-    finally:
-        trainer.close()
 
 
 def test_a_killed_run_of_before_ends_with_the_weights_of_the_uninterrupted_one(old: Path) -> None:

@@ -29,10 +29,10 @@ from fastft.photos.prepare import prepare_data
 from fastft.recipe import Recipe, load_recipe
 from fastft.search import load_sweep, run_sweeps
 from fastft.search.tune import _prepare as prepare_tuning
-from fastft.train.loop import train
 from tests.photos.conftest import CLASSES, PER_CLASS
 from tests.photos.test_prepare import QUIET, prepared, split_of
 from tests.train.runs import differing, end, losses
+from tests.train.runs import prepare_and_train as train
 
 WRITE = WriteOptions(workers=0)
 

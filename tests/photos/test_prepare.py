@@ -29,9 +29,9 @@ from fastft.photos import prepare
 from fastft.photos.counts import count_images
 from fastft.photos.prepare import prepare_data
 from fastft.recipe import Recipe, load_recipe
-from fastft.train.loop import train
 from tests.photos.conftest import CLASSES, PER_CLASS
 from tests.train.runs import differing, end
+from tests.train.runs import prepare_and_train as train
 
 QUIET = Console(quiet=True)
 Row = dict[str, str]

@@ -11,8 +11,8 @@ from beton_tools.base.errors import UserError
 from fastft.recipe import automatic, load_recipe
 from fastft.run.checkpoint import list_checkpoints, step_of
 from fastft.run.run_directory import load_run, read_choices
-from fastft.train.loop import train
 from tests.train.runs import differing, end, losses
+from tests.train.runs import prepare_and_train as train
 
 QUIET = Console(quiet=True)
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastft.train import stream
+from fastft.train import loop
+from fastft.train.checkpointing import HostCopy
 from fastft.train.distributed import World
-from fastft.train.host_copy import HostCopy
 from fastft.train.precision import Precision
 from fastft.train.step import Step
 
@@ -67,17 +67,17 @@ def test_training_runs_on_one_high_priority_stream_per_gpu(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "Stream", new_stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"default of {device}")
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(stream))
-    stream._high_priority_stream.cache_clear()
+    loop._high_priority_stream.cache_clear()
     try:
         gpu = torch.device("cuda", 1)
         for _ in range(2):  # two trainings of a sweep
-            with stream.training_stream(gpu) as current:
+            with loop.training_stream(gpu) as current:
                 assert current is made[0]
         assert len(made) == 1 and made[0].priority < 0
         assert made[0].waits == ["default of cuda:1"] * 2
     finally:
-        stream._high_priority_stream.cache_clear()
-    with stream.training_stream(CPU):
+        loop._high_priority_stream.cache_clear()
+    with loop.training_stream(CPU):
         assert len(made) == 1
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fastft.train.distributed import LAUNCHER, STARTED_BY_TORCHRUN, exit_without_launcher
 from fastft.train.exceptions import EXIT_REQUEUE
-from fastft.train.launcher_watch import LAUNCHER, STARTED_BY_TORCHRUN, exit_without_launcher
 
 SHELL = "{python} -c '{process}' & echo $!; wait"
 PROCESS = """

@@ -1,0 +1,42 @@
+"""Check the values of JSON files against types, by msgspec: strict, and one line for the first value that differs.
+
+Classes derived from `Document` describe objects; keys that they do not name are allowed. A key with the default UNSET may be
+missing, but not null.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+LARGEST, LEAST = 1e30, 1e-30  # beyond them quotients of floats overflow
+
+Number = Annotated[float, Meta(ge=0, le=LARGEST)]
+Signed = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
+Positive = Annotated[float, Meta(ge=LEAST, le=LARGEST)]
+Count = Annotated[int, Meta(ge=0)]
+Whole = Annotated[int, Meta(ge=1)]
+Numbers = dict[str, Number]
+Object = dict[str, Any]
+Unset = UnsetType
+
+__all__ = [
+    "UNSET", "Count", "Document", "Number", "Numbers", "Object", "Positive", "Signed", "Unset", "Whole", "check",
+]  # fmt: skip
+
+
+class Document(msgspec.Struct, kw_only=True):
+    """Base of the types of JSON objects."""
+
+
+def check(where: str, value: Any, kind: Any) -> None:
+    """Check a value of a JSON file.
+
+    Raises:
+        ValueError: it is not of the type `kind`; the message begins with `where` and names key and types.
+    """
+    try:
+        msgspec.convert(dict(value) if isinstance(value, Mapping) else value, kind)
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise ValueError(f"{where}: {str(error).replace('`', '')}") from None

@@ -1,0 +1,160 @@
+"""The log of a training: what it starts with, its intervals, evaluations and epochs; and the hardware of its process."""
+
+import os
+import resource
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from fastft.machine.facts import cpu_name
+from fastft.machine.gpus import peak_flops
+from fastft.optim.schedule import recipe_warnings
+from fastft.recipe import Recipe, describe_choice
+from fastft.run.evaluations import flatten
+from fastft.run.log import Interval, RunLog
+from fastft.run.metrics import describe_imbalance
+from fastft.run.run_directory import write_choices, write_recipe
+from fastft.run.validation_file import write_validation
+from fastft.train.distributed import World
+from fastft.train.evaluate import Scores
+from fastft.train.exceptions import Preempted
+from fastft.train.meter import Meter
+from fastft.train.precision import Precision
+from fastft.train.progress import describe_baseline, describe_evaluation
+from fastft.train.run_phases import RunPhase
+from fastft.train.setup import Setup
+from fastft.train.step_choice import Decision
+
+
+class Reporter:
+    """Writes what happens to the console and to the run directory; `meter` measures the intervals between two lines."""
+
+    def __init__(self, setup: Setup, log: RunLog) -> None:
+        self._setup, self._log = setup, log
+        self.meter = Meter(setup.step, setup.loader, setup.world)
+        self.say, self.record, self.advance = log.info, log.record, log.advance
+
+    def start(self, recipe: Recipe, phase: RunPhase, decision: Decision, step: int) -> None:
+        """The lines before the first step of this process; step: optimiser steps done."""
+        s = self._setup
+        trained = sum(p.numel() for p in s.step.model.parameters() if p.requires_grad)
+        self.say(
+            f"{recipe.name}: {trained:,} trainable parameters, {s.loader.num_samples:,} images, "
+            f"{phase.describe(s.world.size)}, {s.precision.name} on {s.world.device}, run in {s.folder}"
+        )
+        for choice in recipe.choices:
+            self.say(describe_choice(**asdict(choice)))
+        for warning in (*recipe_warnings(recipe), *s.loader.notes):
+            self.say(f"warning: {warning}")
+        if decision.is_worth_a_line:
+            self.say(decision.describe())
+        if s.validation.loader is not None and s.validation.is_imbalanced:
+            self.say(describe_imbalance(s.loader.class_counts))
+        self.record("start", step, describe_process(s.world, s.precision) | decision.as_dict())
+        for damaged in s.checkpoints.damaged:
+            name = damaged.path.name
+            self.say(f"{name} is damaged ({damaged.reason}): renamed to damaged-{name}, using an older one")
+        if step:
+            self.say(f"continuing after step {step} of {s.total_steps}")
+
+    def phase(self, phase: RunPhase, step: int) -> None:
+        """A phase that begins; nothing if the run has only one."""
+        if len(self._setup.phases.all) > 1:
+            self.record("phase", step, phase.log_line())
+
+    def baseline(self, baseline: Mapping[str, Any]) -> None:
+        made = {key: value for key, value in baseline.items() if key != "raw"}
+        self.record("baseline", 0, made | flatten(baseline))
+        self.say(describe_baseline(baseline))
+
+    def interval(self, epoch: int, step: int, lr: float, phase: RunPhase) -> float:
+        """A line for the steps since the previous one; returns their seconds."""
+        s, now = self._setup, self.meter.read()
+        s.check_finite(step)
+        batch = s.recipe.optim.batch_size
+        rate = now.steps * batch / now.seconds
+        peak = peak_flops(s.world.device, s.precision.dtype)
+        self._log.interval(
+            Interval(
+                epoch=epoch,
+                step=step,
+                loss=now.loss,
+                lr=lr,
+                images_per_second=rate,
+                wait_share=now.wait_seconds / now.seconds,
+                mfu=None if peak is None else rate / s.world.size * phase.flops / peak,
+                memory_gib=peak_memory(s.world.device) / 2**30,
+                seconds_left=s.phases.steps_left(step, s.steps_per_epoch, phase) * batch / rate,
+                split=now.split,
+            )
+        )
+        self.meter.reset()
+        return now.seconds
+
+    def evaluation(
+        self, entry: Mapping[str, Any], scores: Mapping[str, Scores], seconds: float, step: int
+    ) -> None:
+        self.meter.pause("eval", seconds)
+        self.record("eval", step, {"epoch": entry["epoch"], "seconds": seconds, **flatten(entry)})
+        if self._setup.world.is_main:
+            kept = {weights: s.predictions for weights, s in scores.items() if s.predictions is not None}
+            write_validation(self._setup.folder, entry["epoch"], kept)
+        balanced = self._setup.validation.is_imbalanced
+        self.say(describe_evaluation(entry["epoch"], scores, balanced=balanced))
+
+    def epoch(self, epoch: int, step: int) -> None:
+        """How this process spent the wall time of an epoch."""
+        self.record("split", step, {"epoch": epoch, "seconds": self.meter.pop_epoch()})
+
+    def checkpoint(self, seconds: float, step: int) -> None:
+        """seconds: until the training went on; left out of the interval."""
+        self.meter.pause("checkpoint", seconds)
+        self.record("checkpoint", step, {"seconds": seconds})
+
+
+@contextmanager
+def open_log(setup: Setup, console: Console) -> Iterator[RunLog]:
+    """Open the run directory for writing; nothing in it is changed before."""
+    if setup.world.is_main:
+        setup.checkpoints.prepare_folder(setup.progress.best())
+        write_recipe(setup.folder, setup.recipe)
+        write_choices(setup.folder, setup.recipe)
+    log = RunLog(
+        setup.folder,
+        setup.total_steps,
+        setup.position(setup.progress),
+        setup.world.is_main,
+        console,
+        setup.tracker,
+    )
+    try:
+        yield log
+    except BaseException as error:
+        log.close(failed=not isinstance(error, Preempted))
+        raise
+    log.close()
+
+
+def describe_process(world: World, precision: Precision) -> dict[str, Any]:
+    """Device, cores, threads and versions: the 'start' line of metrics.jsonl."""
+    on_gpu = world.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(world.device) if on_gpu else cpu_name(),
+        "device_type": world.device.type,
+        "world_size": world.size,
+        "cores": len(os.sched_getaffinity(0)),
+        "torch_threads": torch.get_num_threads(),
+        "precision": precision.name,
+        "torch": torch.__version__,
+    }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes: allocated on the GPU, or resident in this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
