@@ -14,6 +14,7 @@ from beton_tools.base.errors import UserError
 from fastft.cli import main
 from fastft.evaluate.evaluation import evaluate_checkpoint, predict_file
 from fastft.evaluate.trained import load_trained
+from fastft.recipe.typed import check
 from fastft.report.run_report import _used_evaluation
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.run.chosen_weights import (
@@ -24,7 +25,7 @@ from fastft.run.chosen_weights import (
     mcnemar,
     with_choice_so_far,
 )
-from fastft.run.evaluations import check_evaluation
+from fastft.run.evaluations import StoredEvaluation
 from fastft.run.run_directory import load_run
 from fastft.train.exceptions import EXIT_REQUEUE
 from tests.train.runs import flags, run
@@ -99,7 +100,7 @@ def test_very_unequal_classes_are_compared_by_balanced_accuracy() -> None:
     assert "its balanced accuracy is 11.67 points above the EMA's" in chosen["reason"]
     entry["disagreements"] |= balanced_disagreement(labels, ema, raw)
     assert entry["disagreements"]["balanced_gain"] < 0
-    check_evaluation(json.loads(json.dumps(entry)))  # a run with it can be resumed
+    check("it", json.loads(json.dumps(entry)), StoredEvaluation)  # a run with it can be resumed
     assert choose_weights([entry], entry)["kind"] == "ema"  # type: ignore[index]
 
 
