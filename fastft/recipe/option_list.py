@@ -13,6 +13,7 @@ from rich.text import Text
 from beton_tools.base.errors import UserError
 from fastft.recipe import SECTIONS, load_recipe, nearest_option, option_fields
 from fastft.recipe.check import OptionChecker, show_value
+from fastft.recipe.constants import SHORT_NAMES
 
 # the paper's four models; their recipes hold the values of its logs
 MODELS = {"final_b16": "B/16", "final_b16_384": "B/16-384", "final_l14": "L/14", "final_l14_336": "L/14-336"}
@@ -65,22 +66,25 @@ def options_page() -> str:
     parts = [
         "# Options",
         "Every option of a recipe, with meaning, default and limits; `fastft options [SECTION|NAME]` prints the same. "
-        "An option is set in a recipe's section (`optim: {lr: 3e-4}`) or on the command line (`--optim.lr=3e-4`). "
+        "An option is set in a recipe's section (`optim: {lr: 3e-4}`) or on the command line (`--optim.lr=3e-4` or "
+        "`--optim.lr 3e-4`; some have a short name, `--lr`, which is also the argument of `fastft.fit`). "
         "'Paper's runs' are the values in the reference's logs, which differ from the paper's Table 10 in a few places "
         "([Recipes](recipes.md)).",
         "Written by `python docs/options_page.py` from `fastft/recipe/schema.py`; a test keeps it up to date.",
     ]
     for section, cls in SECTIONS.items():
-        rows = [_page_row(option) for option in list_options(section)]
-        head = "| option | default | must be | meaning | paper's runs |\n| --- | --- | --- | --- | --- |"
-        parts += [f"## {section}", str(cls.__doc__), "\n".join([head, *rows])]
+        parts += [f"## {section}", str(cls.__doc__), *map(_page_entry, list_options(section))]
     return "\n\n".join(parts) + "\n"
 
 
-def _page_row(option: OptionInfo) -> str:
-    cells = (f"`{option.name}`", option.default, option.limits, option.meaning, option.paper or "")
-    escaped = (cell.replace("|", "\\|").replace("[", "\\[") for cell in cells)  # [...] would be a link
-    return "| " + " | ".join(escaped) + " |"
+def _page_entry(option: OptionInfo) -> str:
+    """An entry of a definition list, which fits narrow screens."""
+    short = next(
+        (f", `--{name.replace('_', '-')}`" for name, full in SHORT_NAMES.items() if full == option.name), ""
+    )
+    paper = f" Paper's runs: {option.paper}." if option.paper else ""
+    text = f"{option.meaning}\n\n    Default {option.default}; {option.limits}.{paper}"
+    return f"`{option.name}`{short}\n:   {text.replace('[', chr(92) + '[')}"  # [...] would be a link
 
 
 def _describe(name: str) -> OptionInfo:
