@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 DEMO_STAMP := $(VENV)/.ready-demo
 
-.PHONY: demo test test-slow test-gpu test-python lint docs setup clean
+.PHONY: demo test test-slow test-gpu test-python lint docs setup wheels clean
 
 demo: $(if $(wildcard $(STAMP)),$(STAMP),$(DEMO_STAMP))  ## without the tools for development, if they are not there yet
 	$(BIN)/fastft demo
 
-test: setup
-	$(BIN)/python -m pytest
+test: setup  ## in two processes, each test file in one of them; a thread each is faster than two that share both cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup  ## tests that take minutes: kill -9 at random steps, all recipes, long fuzzing
 	$(BIN)/python -m pytest -m "slow and not gpu" --timeout 3600
@@ -21,6 +21,9 @@ test-gpu: setup  ## kernels, loader, step and trainer on a CUDA card; skipped wi
 
 test-python:  ## set-up and tests in a fresh environment: make test-python VERSION=3.13; without VERSION, every Python found
 	bash .ci/test-python $(VERSION)
+
+wheels:  ## dist/ffcv-*.whl: FFCV for machines without a compiler, one wheel per Python found here
+	bash .ci/wheels $(VERSION)
 
 lint: setup
 	$(BIN)/ruff check .

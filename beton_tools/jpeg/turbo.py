@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import sys
+from pathlib import Path
 from typing import Any
 
 import llvmlite.binding
@@ -28,15 +30,22 @@ SUBSAMPLINGS = tuple(_TJSAMP)
 MAX_SIDE = 65500  # JPEG_MAX_DIMENSION of libjpeg; the format allows 65535
 
 
+def find_library() -> str | None:
+    """Name or path of libturbojpeg: the system's, or the one inside a wheel of FFCV; None without either."""
+    found = ctypes.util.find_library("turbojpeg")
+    if found is not None:
+        return found
+    return next((str(f) for p in sys.path for f in Path(p, "ffcv.libs").glob("libturbojpeg*.so*")), None)
+
+
 def open_library() -> ctypes.CDLL:
     """libturbojpeg.
 
     Raises:
         UserError: it is not installed.
     """
-    name = ctypes.util.find_library("turbojpeg") or "libturbojpeg.so.0"
     try:
-        return ctypes.CDLL(name)
+        return ctypes.CDLL(find_library() or "libturbojpeg.so.0")
     except OSError as error:
         raise UserError(
             f"cannot load libturbojpeg ({error}); install it: apt-get install libturbojpeg0"

@@ -117,7 +117,7 @@ def check_numba_cuda(f: Facts) -> Check | None:
             "numba-cuda",
             FAIL,
             "not installed; augmentation on the GPU needs it",
-            _install(f, "'fastft[cuda12]'"),
+            _install(f, cuda_extra(f)),
         )
     if f.numba_cuda_toolkit == 13 and any(g.capability < (7, 5) for g in f.gpus):
         return Check(
@@ -136,7 +136,13 @@ def check_kernels(f: Facts) -> Check | None:
     if f.kernel_error is None:
         return Check("CUDA kernels", OK, f.kernel or "")
     status = FAIL if f.gpus else WARN
-    return Check("CUDA kernels", status, f.kernel_error, _install(f, "'fastft[cuda12]'"))
+    return Check("CUDA kernels", status, f.kernel_error, _install(f, cuda_extra(f)))
+
+
+def cuda_extra(f: Facts) -> str:
+    """The extra of pyproject.toml for torch's CUDA version and the oldest GPU here, for pip."""
+    old = any(g.capability < (7, 5) for g in f.gpus) or (f.torch_cuda or "13").startswith("12.")
+    return "'fastft[cuda12]'" if old else "'fastft[cuda13]'"
 
 
 def check_ffcv(f: Facts) -> Check:

@@ -1,6 +1,5 @@
 """Facts about this machine for `fastft doctor`. Gathering them never fails: an unknown value is None."""
 
-import ctypes.util
 import importlib.metadata
 import shlex
 import shutil
@@ -65,7 +64,10 @@ def gather(data: Path | None = None) -> Facts:
     total, available = memory_bytes()
     numba_cuda = _version("numba-cuda")
     kernel, kernel_error = (None, None) if numba_cuda is None else _run_python("-m", KERNEL_PROBE)
-    ffcv_error, turbojpeg = _run_python("-c", "import ffcv")[1], ctypes.util.find_library("turbojpeg")
+    ffcv_error = _run_python("-c", "import ffcv")[1]
+    turbojpeg = _run_python(
+        "-c", "from beton_tools.jpeg.turbo import open_library; print(open_library()._name)"
+    )[0]
     loads = ffcv_error is None and turbojpeg is not None
     pixels, pixels_error = _run_python("-m", PIXEL_PROBE) if loads else (None, None)
     shm = Path("/dev/shm")

@@ -31,6 +31,8 @@ _CARDS = (
     _gpu("V100-PCIe", 112, 14, 900, r"V100-PCIE", "V100 data sheet (PCIe)", bf16=False),
     _gpu("V100S", 130, 16.4, 1134, r"V100S", "V100 data sheet (V100S PCIe)", bf16=False),
     _gpu("T4", 65, 8.1, 300, r"\bT4\b", "T4 data sheet", bf16=False),
+    # no tensor cores, and half-precision products with fp32 sums run at the rate of fp32
+    _gpu("P100", 9.3, 9.3, 732, r"P100-PCIE", "P100 data sheet (PCIe)", bf16=False),
     _gpu("A100", 312, 19.5, 2039, r"A100.*80GB|A100-SXM-80GB", "A100 data sheet (80 GB SXM)"),
     _gpu("A100-40", 312, 19.5, 1555, r"A100", "A100 data sheet (40 GB)"),
     _gpu("A10", 125, 31.2, 600, r"\bA10\b", "A10 data sheet"),

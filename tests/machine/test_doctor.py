@@ -206,3 +206,13 @@ def test_command_refuses_a_file_that_is_not_a_beton(
     assert main(["doctor", "--data", data]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "gpus", "extra"),
+    [("12.6", (V100,), "cuda12"), ("13.0", (H100,), "cuda13"), ("12.8", (H100,), "cuda12"), ("13.0", (V100, H100), "cuda12")],
+)  # fmt: skip
+def test_the_extra_named_fits_the_card_and_torch(
+    torch_cuda: str, gpus: tuple[GpuFacts, ...], extra: str
+) -> None:
+    assert f"fastft[{extra}]" in check("numba-cuda", numba_cuda=None, torch_cuda=torch_cuda, gpus=gpus).fix

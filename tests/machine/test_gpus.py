@@ -10,6 +10,7 @@ CARDS = {  # device name: name in GPUS, tensor TFLOP/s, fp32 TFLOP/s, GB/s
     "Tesla V100-PCIE-16GB": ("V100-PCIe", 112, 14, 900),
     "Tesla V100S-PCIE-32GB": ("V100S", 130, 16.4, 1134),
     "Tesla T4": ("T4", 65, 8.1, 300),
+    "Tesla P100-PCIE-16GB": ("P100", 9.3, 9.3, 732),
     "NVIDIA A100-SXM4-40GB": ("A100-40", 312, 19.5, 1555),
     "NVIDIA A100-SXM4-80GB": ("A100", 312, 19.5, 2039),
     "NVIDIA A100 80GB PCIe": ("A100", 312, 19.5, 2039),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes.util
+import shutil
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from beton_tools.jpeg import close_decoders, open_decoders
 from beton_tools.jpeg.markers import DAMAGED, OK
-from beton_tools.jpeg.turbo import decompress
+from beton_tools.jpeg.turbo import decompress, find_library, open_library
 
 from .conftest import pillow
 
@@ -49,3 +54,16 @@ def test_handles_can_be_closed_twice():
     close_decoders(handles)
     close_decoders(handles)
     assert (handles == 0).all()
+
+
+def test_the_library_inside_a_wheel_of_ffcv_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """auditwheel puts it into ffcv.libs, under a name with a hash."""
+    loaded = (line.split()[-1] for line in Path("/proc/self/maps").read_text("utf-8").splitlines())
+    installed = next(path for path in loaded if "libturbojpeg" in path)
+    bundled = tmp_path / "ffcv.libs" / "libturbojpeg-0123abcd.so.0.4.0"
+    bundled.parent.mkdir()
+    shutil.copy(installed, bundled)
+    monkeypatch.setattr(ctypes.util, "find_library", lambda name: None)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert find_library() == str(bundled)
+    assert open_library()._name == str(bundled)
