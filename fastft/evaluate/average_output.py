@@ -10,7 +10,7 @@ from beton_tools.base.atomic import check_writable, write_text
 from beton_tools.base.console import compact_table, print_table
 from beton_tools.base.errors import UserError
 from fastft.evaluate.output import print_line
-from fastft.evaluate.plot import Line, Panel, save_plot
+from fastft.evaluate.result_files import Line, Panel, save_plot
 from fastft.evaluate.trained import Trained
 from fastft.evaluate.weight_average import WISE, Average, Row
 from fastft.recipe.constants import RAW

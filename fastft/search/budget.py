@@ -10,8 +10,8 @@ from statistics import median
 
 from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError
+from fastft.evaluate.result_files import unwritable
 from fastft.recipe.typed import Document, Numbers, check
-from fastft.search.results import disk_error
 from fastft.train.distributed import World
 
 SAVE_SECONDS = 15.0  # of a training, at most, are forgotten if the process is killed
@@ -65,7 +65,7 @@ class Budget:
             try:
                 save()
             except OSError as error:
-                raise disk_error(self._path, error) from None
+                raise unwritable(self._path, error) from None
 
     def finished(self, key: str, epochs: int) -> None:
         """Record a complete training: later estimates are based on the longest ones."""

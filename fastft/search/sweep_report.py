@@ -7,9 +7,8 @@ from typing import Any
 from rich.console import Console
 
 from beton_tools.base.console import compact_table, markdown_table, print_table
-from fastft.evaluate.plot import Line, Panel
+from fastft.evaluate.result_files import WRITTEN, Line, Panel, write_results
 from fastft.recipe.tables import Sweep
-from fastft.search.results import WRITTEN, write_results
 from fastft.search.runs import Outcome, Score
 
 COLUMNS = ("paper", "ours", "diff", "best EMA", "last EMA", "best raw", "last raw")

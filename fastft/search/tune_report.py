@@ -9,11 +9,10 @@ from rich.console import Console
 
 from beton_tools.base.atomic import write_text
 from beton_tools.base.console import compact_table, format_duration, markdown_table, print_table
-from fastft.evaluate.plot import Line, Panel
+from fastft.evaluate.result_files import WRITTEN, Line, Panel, unwritable, write_results
 from fastft.recipe.schema import AUTO
 from fastft.run.evaluations import TOP1
 from fastft.search.estimate import Result, ShortRun
-from fastft.search.results import WRITTEN, disk_error, write_results
 from fastft.search.settings import DEFAULT, FACTORS, count_epochs, grid, mid_lr, with_setting
 from fastft.train.augmentation_choice import PLAIN
 
@@ -30,7 +29,7 @@ def write_report(result: Result, folder: Path) -> None:
     try:
         write_text(folder / TUNED, tuned_recipe(result, folder))
     except OSError as error:
-        raise disk_error(folder, error) from None
+        raise unwritable(folder, error) from None
     title = f"Learning rates of {result.recipe.name}"
     parts = [f"# {title}", markdown_table(*_table(result)), *conclusion(result)]
     write_results(folder, parts, as_json(result), [_panel(result)], title)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -24,22 +25,40 @@ from fastft.evaluate.prompts import find_names, read_prompts
 from fastft.evaluate.trained import load_trained
 from fastft.export import FORMATS, export_checkpoint
 from fastft.model.recipe_model import build_model
-from fastft.recipe import load_recipe
+from fastft.recipe import Recipe, load_recipe
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
-from tests.evaluate.clip_files import CONFIG, make_clip, recipe_flags
 from tests.train.runs import differing, end, flags, run
+
+CONFIG: dict[str, Any] = {
+    "embed_dim": 24,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+CPU = torch.device("cpu")
+TOKEN = {"model__pool": "token", "schedule__epochs": "1", "schedule__warmup_epochs": "0"}
 
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small CLIP of open_clip as the files that a recipe names; every tensor is drawn away from its initial value."""
     folder = tmp_path_factory.mktemp("clip")
-    make_clip(folder)
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(**CONFIG).eval()
+    with torch.no_grad():
+        for parameter in clip.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+        clip.logit_scale.fill_(3.0)
+    (folder / "clip.json").write_text(json.dumps(CONFIG))
+    tensors = {name: value.contiguous() for name, value in clip.state_dict().items()}
+    save_file(tensors, folder / "clip.safetensors")
     return folder
 
 
 @pytest.fixture(scope="module")
 def clip_options(tiny: dict[str, str], clip_folder: Path) -> dict[str, str]:
-    return tiny | recipe_flags(clip_folder)
+    names = {"model.arch": "clip.json", "model.weights": "clip.safetensors"}
+    return tiny | {option: str(clip_folder / name) for option, name in names.items()}
 
 
 def command(options: dict[str, str], *arguments: str) -> list[str]:
@@ -66,17 +85,18 @@ def open_clips_logits(folder: Path, data: str, names: list[str]) -> torch.Tensor
         return clip.logit_scale.exp() * clip.encode_image(images, normalize=True) @ weights_DK
 
 
+def with_head(options: dict[str, str], head: Path, **changes: str) -> Recipe:
+    values = options | {"model.pool": "token", "model.head": str(head)} | changes
+    return load_recipe("final_b16", [f"--{k}={v}" for k, v in values.items()])
+
+
 def test_logits_are_those_of_open_clips_zero_shot_classifier(
     clip_options: dict[str, str], clip_folder: Path, head: Path
 ) -> None:
     want = open_clips_logits(clip_folder, clip_options["data.val"], ["astronaut", "coffee"])
-    options = [f"--{k}={v}" for k, v in clip_options.items()]
-    recipe = load_recipe("final_b16", [*options, "--model.pool=token", f"--model.head={head}"])
-    model = build_model(recipe).eval()
-    with (
-        EvalLoader(clip_options["data.val"], build_policy(recipe), 32, batch_size=32) as loader,
-        torch.no_grad(),
-    ):
+    recipe = with_head(clip_options, head)
+    model, policy = build_model(recipe).eval(), build_policy(recipe)
+    with EvalLoader(clip_options["data.val"], policy, 32, batch_size=32) as loader, torch.no_grad():
         got = torch.cat([model(batch.images) for batch in loader])
     assert want.std() > 0.1
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
@@ -104,10 +124,7 @@ def test_a_folder_of_transformers_gives_its_logits(clip_options: dict[str, str],
     templates.write_text("a photo of a {}.\n")
     options = clip_options | {"model.weights": str(tmp_path / "clip")}
     assert main(command(options, f"--templates={templates}", f"--out={head}")) == 0
-    recipe = load_recipe(
-        "final_b16",
-        [*(f"--{k}={v}" for k, v in options.items()), "--model.pool=token", f"--model.head={head}"],
-    )
+    recipe = with_head(options, head)
     tokens = open_clip.SimpleTokenizer()(["a photo of a astronaut.", "a photo of a coffee."])
     images = torch.rand(3, 3, 32, 32) * 4 - 2
     with torch.no_grad():
@@ -128,12 +145,21 @@ def test_the_printed_accuracy_is_that_of_open_clips_logits(
     assert scores["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
 
 
+@pytest.fixture(scope="module")
+def trained(
+    clip_options: dict[str, str], head: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict]:
+    """A run of one epoch from the head, and its result."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    return folder, run(clip_options, folder, model__head=str(head), **TOKEN)
+
+
 def test_a_run_starts_from_the_head_and_trains_the_projection(
-    clip_options: dict[str, str], clip_folder: Path, head: Path, tmp_path: Path
+    clip_options: dict[str, str], clip_folder: Path, head: Path, trained: tuple[Path, dict], tmp_path: Path
 ) -> None:
     # a learning rate of 0 keeps what the run starts from
-    run(clip_options, tmp_path / "still", model__pool="token", model__head=str(head), optim__lr="0",
-        schedule__min_lr="0", schedule__epochs="1", schedule__warmup_epochs="0")  # fmt: skip
+    still = TOKEN | {"model__head": str(head), "optim__lr": "0", "schedule__min_lr": "0"}
+    run(clip_options, tmp_path / "still", **still)
     (path,) = list_checkpoints(tmp_path / "still" / "checkpoints", "best")
     found = read_checkpoint(path).tensors["model"]
     clip, stored = load_file(clip_folder / "clip.safetensors"), load_file(head)
@@ -141,12 +167,9 @@ def test_a_run_starts_from_the_head_and_trains_the_projection(
         assert torch.equal(found[name], stored[name])
     for name in ("visual.proj", "visual.ln_post.weight", "visual.class_embedding"):
         assert torch.equal(found[name], clip[name])
-
-    run(clip_options, tmp_path / "run", model__pool="token", model__head=str(head), schedule__epochs="1",
-        schedule__warmup_epochs="0")  # fmt: skip
-    trained = load_trained(tmp_path / "run", torch.device("cpu"), "raw").model.state_dict()
-    assert not torch.equal(trained["visual.proj"], clip["visual.proj"])
-    assert trained["head.weight"].shape == (2, 24)
+    weights = load_trained(trained[0], CPU, "raw").model.state_dict()
+    assert not torch.equal(weights["visual.proj"], clip["visual.proj"])
+    assert weights["head.weight"].shape == (2, 24)
 
 
 def test_a_resumed_run_is_bit_equal_and_does_not_need_the_heads_file_again(
@@ -154,12 +177,7 @@ def test_a_resumed_run_is_bit_equal_and_does_not_need_the_heads_file_again(
 ) -> None:
     mine = tmp_path / "mine.safetensors"
     mine.write_bytes(head.read_bytes())
-    two = {
-        "model__pool": "token",
-        "model__head": str(mine),
-        "schedule__epochs": "2",
-        "model__drop_path": "0.2",
-    }
+    two = TOKEN | {"model__head": str(mine), "schedule__epochs": "2", "model__drop_path": "0.2"}
     run(clip_options, tmp_path / "whole", **two)
     run(clip_options, tmp_path / "resumed", schedule__stop_epoch="1", **two)
     mine.unlink()
@@ -170,11 +188,10 @@ def test_a_resumed_run_is_bit_equal_and_does_not_need_the_heads_file_again(
 def test_the_embedding_is_also_trained_in_half_precision_and_by_a_probe(
     clip_options: dict[str, str], tmp_path: Path
 ) -> None:
-    token = {"model__pool": "token", "schedule__epochs": "1", "schedule__warmup_epochs": "0"}
-    run(clip_options, tmp_path / "half", train__amp="bf16", train__half_residual="on", **token)
-    run(clip_options, tmp_path / "probe", model__head_init="probe", **token)
+    run(clip_options, tmp_path / "half", train__amp="bf16", train__half_residual="on", **TOKEN)
+    run(clip_options, tmp_path / "probe", model__head_init="probe", **TOKEN)
     for name in ("half", "probe"):
-        weights = load_trained(tmp_path / name, torch.device("cpu"), "raw").model.state_dict()
+        weights = load_trained(tmp_path / name, CPU, "raw").model.state_dict()
         assert weights["visual.proj"].dtype == torch.float32 and weights["visual.proj"].isfinite().all()
 
 
@@ -188,23 +205,19 @@ def test_ln_post_and_proj_are_trained_with_the_top_block_and_frozen_in_a_linear_
         assert model.head.weight.requires_grad
 
 
-def test_a_finished_run_is_evaluated_and_exported(
-    clip_options: dict[str, str], head: Path, tmp_path: Path
-) -> None:
-    done = run(clip_options, tmp_path / "run", model__pool="token", model__head=str(head), schedule__epochs="1",
-               schedule__warmup_epochs="0")  # fmt: skip
-    scores = evaluate_checkpoint(tmp_path / "run", None, "cpu", weights="raw")
-    assert scores["top1"] == pytest.approx(done["last"]["raw"]["top1"])
-    trained = load_trained(tmp_path / "run", torch.device("cpu"))
-    images = torch.rand(3, 3, 32, 32) * 4 - 2
+def test_a_finished_run_is_evaluated_and_exported(trained: tuple[Path, dict], tmp_path: Path) -> None:
+    folder, result = trained
+    scores = evaluate_checkpoint(folder, None, "cpu", weights="raw")
+    assert scores["top1"] == pytest.approx(result["last"]["raw"]["top1"])
+    model, images = load_trained(folder, CPU).model, torch.rand(3, 3, 32, 32) * 4 - 2
     for format, out in (("open_clip", "out"), ("safetensors", "out.safetensors"), ("onnx", "out.onnx")):
-        export_checkpoint(tmp_path / "run", format, tmp_path / out)
+        export_checkpoint(folder, format, tmp_path / out)
         with torch.no_grad():
             torch.testing.assert_close(
-                FORMATS[format].load(tmp_path / out)(images), trained.model(images), rtol=1e-4, atol=1e-4
+                FORMATS[format].load(tmp_path / out)(images), model(images), rtol=1e-4, atol=1e-4
             )
     with pytest.raises(UserError, match="no embedding of length 1"):
-        export_checkpoint(tmp_path / "run", "timm", tmp_path / "timm")
+        export_checkpoint(folder, "timm", tmp_path / "timm")
 
 
 @pytest.mark.parametrize(

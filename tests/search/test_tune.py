@@ -78,6 +78,8 @@ def test_eight_three_and_one_settings_are_trained_for_longer_and_longer(
         worst = min(t.score for t in shorter if t.setting in chosen) if chosen else 0
         assert all(t.score <= worst for t in shorter if t.setting not in chosen) or not chosen
     assert result.complete and not result.skipped
+    # only trainings in full keep their checkpoints
+    assert {t.rung for t in result.trials if (t.run.folder / "checkpoints").exists()} == {2}
 
 
 def test_the_tuned_recipe_is_the_training_of_the_best_setting(searched: tuple[Path, Result]) -> None:
@@ -102,12 +104,6 @@ def test_images_that_chose_the_setting_are_no_test(
     result = tune(RECIPE, options(tiny), searched[0], test=tmp_path / "half.beton", console=QUIET)
     assert result.figures is not None and result.figures.shared == 10
     assert "of 20 images, 10 of them training or validation images" in conclusion(result)[1]
-
-
-def test_only_trainings_in_full_keep_checkpoints(searched: tuple[Path, Result]) -> None:
-    _, result = searched
-    kept = {t.rung for t in result.trials if (t.run.folder / "checkpoints").exists()}
-    assert kept == {2}
 
 
 def test_the_same_call_trains_nothing_again(
@@ -352,6 +348,7 @@ def test_a_full_disk_ends_the_search_and_the_same_call_continues(
     assert document["complete"] and not any(trial["error"] for trial in document["trials"])
 
 
+@pytest.mark.slow
 def test_two_processes_search_together(tiny: dict[str, str], tmp_path: Path) -> None:
     from tests.train.test_distributed import launch
 

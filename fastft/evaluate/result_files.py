@@ -1,5 +1,6 @@
-"""Line plots of results, by matplotlib."""
+"""The files of sweeps, searches and averages: tables in Markdown, figures in JSON, and line plots by matplotlib."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,8 +8,11 @@ from typing import Any
 
 from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
-from beton_tools.base.atomic import atomic_path
+from beton_tools.base.atomic import atomic_path, write_text
+from beton_tools.base.errors import UserError
 
+TABLE, DOCUMENT, PLOT = "table.md", "results.json", "plot.png"
+WRITTEN = f"{TABLE}, {DOCUMENT}, {PLOT}"
 WIDTH, HEIGHT, DPI = 7.0, 4.2, 150  # inches of a panel
 
 
@@ -65,3 +69,26 @@ def save_plot(panels: Sequence[Panel], paths: Sequence[Path], title: str = "") -
     for path in paths:
         with atomic_path(path) as partial:
             figure.savefig(partial, dpi=DPI, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def write_results(
+    folder: Path, parts: Sequence[str], document: Mapping[str, Any], panels: Sequence[Panel], title: str = ""
+) -> None:
+    """Write the three files, each atomically. parts: of the Markdown page. panels, title: of the plot.
+
+    Raises:
+        UserError: the disk is full or fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / TABLE, "\n\n".join(parts) + "\n")
+        write_text(folder / DOCUMENT, json.dumps(document, indent=1) + "\n")
+        save_plot(panels, [folder / PLOT], title)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path}: cannot be written ({error.strerror or error}); free some space, the same command continues"
+    )
