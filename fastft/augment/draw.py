@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from itertools import permutations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -320,18 +321,7 @@ def _draw_augmix(p, who, size, row):
 
 GRAYSCALE, SOLARIZE, BLUR = OP_ID["Grayscale"], OP_ID["Solarize"], OP_ID["GaussianBlur"]
 JITTER_ORDERS = np.array(
-    [
-        [OP_ID[name] for name in order]
-        for order in (
-            ("Brightness", "Contrast", "Color"),
-            ("Brightness", "Color", "Contrast"),
-            ("Contrast", "Brightness", "Color"),
-            ("Contrast", "Color", "Brightness"),
-            ("Color", "Brightness", "Contrast"),
-            ("Color", "Contrast", "Brightness"),
-        )
-    ],
-    np.uint8,
+    list(permutations([OP_ID["Brightness"], OP_ID["Contrast"], OP_ID["Color"]])), np.uint8
 )
 
 

@@ -15,23 +15,9 @@ from fastft.augment.plan import OP_ID
 DENOMINATOR = 10.0  # magnitudes are tenths of the full effect
 
 (
-    NO_ARGUMENT,
-    ROTATE,
-    SHEAR,
-    TRANSLATE_X_SHARE,
-    TRANSLATE_Y_SHARE,
-    TRANSLATE_PIXELS,
-    ENHANCE,
-    ENHANCE_INCREASING,
-    POSTERIZE,
-    POSTERIZE_INCREASING,
-    POSTERIZE_ORIGINAL,
-    SOLARIZE,
-    SOLARIZE_INCREASING,
-    SOLARIZE_ADD,
-    DESATURATE,
-    BLUR,
-) = range(16)
+    NO_ARGUMENT, ROTATE, SHEAR, TRANSLATE_X_SHARE, TRANSLATE_Y_SHARE, TRANSLATE_PIXELS, ENHANCE, ENHANCE_INCREASING, POSTERIZE,
+    POSTERIZE_INCREASING, POSTERIZE_ORIGINAL, SOLARIZE, SOLARIZE_INCREASING, SOLARIZE_ADD, DESATURATE, BLUR,
+) = range(16)  # fmt: skip
 
 # timm's name -> (name in plan.OPS, rule that turns a magnitude into the op's argument)
 TIMM_OPS = {
