@@ -26,9 +26,7 @@ from study import (
 )
 
 from beton_tools.base.console import markdown_table
-from fastft.cost.mfu import RECORD_MFU
-from fastft.cost.model import MACHINE_GPUS, estimate, predict_published
-from fastft.machine.gpus import GPUS
+from fastft.cost.price import predict
 from fastft.recipe import load_recipe
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -208,7 +206,7 @@ def page(study: Study) -> str:
         ),
         "## ImageNet recipes",
         _picture("study-recipes", "Modelled V100-hours of the recipes of B/16 at 224 px"),
-        "Modelled at the MFU published for a ViT (21 %), not measured; `fastft cost --frontier frugal_b16` lists more, and "
+        "Modelled, not measured; `fastft cost --frontier frugal_b16` lists more, and "
         "[Cost](cost.md) shows the cheapest for an expected accuracy.",
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
@@ -343,18 +341,16 @@ def draw_front(axes: Axes, study: Study, text: str, points: str, front: str) -> 
 
 
 def draw_recipes(axes: Axes, _: Study, text: str, points: str, front: str) -> None:
-    """V100-hours of the ImageNet recipes of B/16 at the MFU of a published ViT and at the record."""
+    """Expected V100-hours of the ImageNet recipes of B/16."""
     for place, name in enumerate(reversed(RECIPES)):
         recipe = load_recipe(name)
-        hours, top1 = predict_published(recipe)["V100"]["hours"], recipe.about.top1
-        record = estimate(recipe, GPUS["V100"], MACHINE_GPUS, RECORD_MFU["V100"]).gpu_hours
+        hours, top1 = predict(recipe, ["V100"])["V100"]["hours"], recipe.about.top1
         axes.barh(place, hours, color=points if top1 is None else front, height=0.6)
-        axes.plot([record, record], [place - 0.3, place + 0.3], color=text, linewidth=2)
-        words = f"{hours:.1f} h ({record:.1f} h); " + ("not run" if top1 is None else f"expected {top1:g} %")
+        words = f"{hours:.1f} h; " + ("not run" if top1 is None else f"expected {top1:g} %")
         axes.annotate(words, (hours, place), xytext=(4, -3), textcoords="offset points", color=text)
     axes.set_yticks(range(len(RECIPES)), reversed(RECIPES))
-    axes.set_xlim(0, 135)
-    axes.set_xlabel("V100-hours, modelled: bar at 21 % MFU (published ViT), mark at 52 % (record)")
+    axes.set_xlim(0, 42)
+    axes.set_xlabel("V100-hours, modelled")
     axes.set_title("ImageNet recipes of CLIP ViT-B/16 at 224 px", fontsize=9)
 
 

@@ -21,12 +21,20 @@ from beton_tools.base.console import markdown_table as markdown
 from fastft.bench.demo_trainings import CONTENDERS
 from fastft.bench.e2e_bench import host_rate
 from fastft.cost.frontier import price_combinations
-from fastft.cost.mfu import PUBLISHED_MFU, RECORD_MFU, reference_mfu
-from fastft.cost.model import MACHINE_GPUS, estimate, predict_published
-from fastft.cost.overheads import REFERENCE
-from fastft.cost.table import CostQuery, price_recipes
+from fastft.cost.price import (
+    MACHINE_GPUS,
+    REFERENCE,
+    CostQuery,
+    estimate,
+    format_hours,
+    predict,
+    price_recipes,
+    reference_mfu,
+)  # fmt: skip
+from fastft.cost.published import PUBLISHED_RUNS
+from fastft.cost.roofline import K, implied_k
 from fastft.cost.work import count_parameters
-from fastft.machine.gpus import GPUS
+from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.model import count_flops, load_arch
 from fastft.model.timm_arch import pretrained_cfg
 from fastft.recipe import Recipe, load_recipe
@@ -47,7 +55,7 @@ BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL
 LOGS = {"final_b16": ("B/16", 48.3), "final_l14": ("L/14", 105.6)}
 GOAL_TOP1 = 85.0
 README_RECIPES = ("final_b16", "frugal_b16", "frugal_b16_half", "final_l14")
-COST_RECIPES, V100_PRICE = ("final_b16", "frugal_b16", "frugal_b16_half"), 2.48
+COST_RECIPES = ("final_b16", "frugal_b16", "frugal_b16_half")
 FAMILIES = ("b16", "b16_384", "l14", "l14_336")  # models; a recipe is named KIND_MODEL or KIND_MODEL_LEVER
 Measure = dict[str, Any]
 
@@ -277,55 +285,41 @@ def demo(results: Results) -> str:
     )
 
 
-# MFUs of the cost table, by basis: heading of the column
-COST_COLUMNS = {
-    "published": "a published ViT",
-    "roofline": "our roofline (upper bound)",
-    "record": "a BERT record",
-    "reference": "the paper's own run",
-}
-
-
 def cost(_: Results) -> str:
-    """The output of `fastft cost` for the B/16 recipes on V100, one column per MFU."""
+    """Expected hours of the B/16 recipes on each main GPU, with the range from the roofline to the slowest published run."""
     recipes = [load_recipe(ROOT / "rcp" / f"{name}.yaml") for name in COST_RECIPES]
-    priced = price_recipes(recipes, CostQuery("V100", price=V100_PRICE))
-    rows, sources = [], dict.fromkeys(COST_COLUMNS, "")
-    for r in priced["recipes"]:
-        by_basis = {e["basis"]: e for e in r["estimates"]}
-        cells = [f"{by_basis[b]['gpu_hours']:.1f} (${by_basis[b]['money']:.0f})" for b in COST_COLUMNS]
-        rows.append([f"`{r['recipe']}`", f"{r['expected_top1']:g}", *cells])
-        sources |= {
-            b: f"{title}: {by_basis[b]['value']:.1%}, {by_basis[b]['source']}"
-            for b, title in COST_COLUMNS.items()
-        }
-    head = [
-        "recipe",
-        "expected top-1",
-        *(f"GPU-hours at the MFU of {title}" for title in COST_COLUMNS.values()),
-    ]
-    assumed = "; ".join(f"{a['what']}: {a['value']:,.0f}" for a in priced["assumptions"])
+    priced = [price_recipes(recipes, CostQuery(gpu)) for gpu in MAIN_GPUS]
+    rows, sources = [], []
+    for k, recipe in enumerate(recipes):
+        cells = []
+        for card in priced:
+            hours = {e["basis"]: e["gpu_hours"] for e in card["recipes"][k]["estimates"]}
+            cells.append(f"{hours['expected']:.1f} ({hours['roofline']:.1f}-{hours['published']:.1f})")
+        rows.append([f"`{recipe.name}`", f"{recipe.about.top1:g}", *cells])
+    for card in priced:
+        by_basis = {e["basis"]: e for e in card["recipes"][0]["estimates"]}
+        shown = "; ".join(f"{e['value']:.1%} {b}, {e['source']}" for b, e in by_basis.items())
+        sources.append(
+            f"MFU of `{recipes[0].name}` on {card['gpu']} ({card['peak_flops'] / 1e12:g} TFLOP/s): {shown}."
+        )
+    assumed = "; ".join(f"{a['what']}: {a['value']:,.0f}" for a in priced[0]["assumptions"])
     return (
-        f"{markdown(head, rows, 2)}\n\nModelled, not measured; on eight GPUs, MFU relative to {priced['peak_flops'] / 1e12:g} "
-        f"TFLOP/s, money at ${V100_PRICE} per GPU-hour. MFU of {'; of '.join(sources.values())}. Assumed: {assumed}."
+        f"{markdown(['recipe', 'expected top-1', *(f'{gpu}-hours' for gpu in MAIN_GPUS)], rows, 2)}\n\n"
+        "Modelled, not measured; eight GPUs. In brackets: at the roofline, and at the slowest published training of a ViT on "
+        f"that GPU. {' '.join(sources)} Assumed on {priced[0]['gpu']}: {assumed}."
     )
 
 
 def cost_goal(_: Results) -> str:
     """The cheapest way for B/16 to 85 %, with and without evidence, on V100."""
-    record, recipe = RECORD_MFU["V100"].value, load_recipe("frugal_b16")
-    shown = price_combinations(recipe, "V100", record, GOAL_TOP1)["combinations"][0]
+    shown = price_combinations(load_recipe("frugal_b16"), "V100", at_least=GOAL_TOP1)["combinations"][0]
     names = [path.stem for path in (ROOT / "rcp").glob("*_b16*.yaml") if "384" not in path.stem]
-    hours = {
-        n: estimate(load_recipe(n), GPUS["V100"], MACHINE_GPUS, RECORD_MFU["V100"]).gpu_hours for n in names
-    }
+    hours = {n: predict(load_recipe(n), ["V100"])["V100"]["hours"] for n in names}
     cheapest = min(hours, key=lambda name: hours[name])
-    published = predict_published(load_recipe(cheapest))["V100"]["hours"]
     return (
-        f"The cheapest way to {GOAL_TOP1:g} % that these sources show takes {shown['gpu_hours']['V100']:.1f} V100-hours at the "
-        f"record MFU of {record:.0%} ({', '.join(shown['levers'])}: {shown['expected_top1']:.2f} %). The cheapest recipe, "
-        f"`{cheapest}`, takes {hours[cheapest]:.1f} at the record and {published:.1f} at the MFU published for a ViT, but nobody "
-        "has run it on ImageNet."
+        f"The cheapest way to {GOAL_TOP1:g} % that these sources show is expected to take {shown['gpu_hours']['V100']:.1f} "
+        f"V100-hours ({', '.join(shown['levers'])}: {shown['expected_top1']:.2f} %). The cheapest recipe, `{cheapest}`, takes "
+        f"{hours[cheapest]:.1f}, but nobody has run it on ImageNet."
     )
 
 
@@ -337,28 +331,23 @@ def recipes(only: Sequence[str] = ()) -> str:
         recipe = load_recipe(path)
         if only and recipe.name not in only:
             continue
-        at = predict_published(recipe)
-        record = estimate(recipe, GPUS["V100"], MACHINE_GPUS, RECORD_MFU["V100"]).gpu_hours
+        at = predict(recipe)
         top1 = "not run" if recipe.about.top1 is None else as_published(recipe.about.top1)
-        v100, a100, h100 = (shown_hours(at[gpu]) for gpu in ("V100", "A100", "H100"))
-        cells = [f"`{recipe.name}`", top1, v100, f"{record:.1f}", a100, h100]
+        cells = [f"`{recipe.name}`", top1, *(format_hours(at[gpu]) for gpu in MAIN_GPUS)]
         found[family].append((at["V100"]["hours"], cells))
     rows = [cells for family in FAMILIES for _, cells in sorted(found[family], key=lambda row: -row[0])]
-    head = [
-        "recipe",
-        "expected top-1",
-        "V100-hours",
-        "V100-hours at the record MFU",
-        "A100-hours",
-        "H100-hours",
-    ]
-    shares = ", ".join(f"{mfu.value:.1%} on {gpu}" for gpu, mfu in PUBLISHED_MFU.items())
+    ranges = "; ".join(f"{gpu} {_range(gpu)}" for gpu in MAIN_GPUS)
     return (
-        f"{markdown(head, rows)}\n\nModelled on eight GPUs at the MFU published for a ViT ({shares}); the record is "
-        f"{RECORD_MFU['V100'].value:.0%} ({RECORD_MFU['V100'].source}). * GPUs wait for the loader, "
-        "with the cores of a usual cloud machine. Where expected top-1 says 'not run', nobody has "
+        f"{markdown(['recipe', 'expected top-1', *(f'{gpu}-hours' for gpu in MAIN_GPUS)], rows)}\n\nModelled on eight GPUs, "
+        f"not measured: plan with these hours, {K:g} of the speed that FLOPs and memory traffic allow; from that bound to the "
+        f"slowest published training of a ViT `final_b16` takes {ranges}. Where expected top-1 says 'not run', nobody has "
         "measured what smaller images or dropped patches cost."
     )
+
+
+def _range(gpu: str) -> str:
+    rows = {row["basis"]: row["hours"] for row in predict(load_recipe("final_b16"), [gpu])[gpu]["estimates"]}
+    return f"{rows['roofline']:.0f} to {rows['published']:.0f} hours"
 
 
 def cost_check(_: Results) -> str:
@@ -374,6 +363,28 @@ def cost_check(_: Results) -> str:
         f"{markdown(head, rows)}\n\nThe start of a validation pass, {REFERENCE.pass_start_seconds} s, is fitted to the "
         "B/16 log, so B/16 agrees by construction. L/14 is the test: only the MFU is taken from its log."
     )
+
+
+def cost_published(_: Results) -> str:
+    """The k that each published training would give."""
+    rows = []
+    for run in PUBLISHED_RUNS:
+        k = implied_k(run)
+        rows.append(
+            [
+                f"{run.name}, {run.source}",
+                run.gpu,
+                f"{run.mfu:.1%}",
+                f"{run.mfu / k:.1%}",
+                f"{k:.2f}",
+                run.remark,
+            ]
+        )
+    head = ["published training", "GPU", "its MFU", "our roofline for its model", "k", "differs from ours in"]
+    peaks = ", ".join(
+        f"{gpu} {GPUS[gpu].peak_flops / 1e12:g}" for gpu in dict.fromkeys(r.gpu for r in PUBLISHED_RUNS)
+    )
+    return f"{markdown(head, rows, 2)}\n\nMFU is of the dense peaks, in TFLOP/s: {peaks}."
 
 
 # models
@@ -393,12 +404,11 @@ TIMM_MODELS = (
 def model_costs(_: Results) -> str:
     """A row per model: size, work, GPU-hours of the final and the frugal recipe, weights."""
     head = ["model", "px", "M parameters", "GFLOP per image"]
-    head += [f"{gpu}-hours, `final` / `frugal`" for gpu in PUBLISHED_MFU]
+    head += [f"{gpu}-hours, `final` / `frugal`" for gpu in MAIN_GPUS]
     rows = [*_own_rows(), *map(_timm_row, TIMM_MODELS)]
-    shares = ", ".join(f"{mfu.value:.1%} on {gpu}" for gpu, mfu in PUBLISHED_MFU.items())
     return (
-        f"{markdown([*head, 'pretrained weights'], rows)}\n\nImageNet-1k, modelled on eight GPUs at the MFU published for a "
-        f"ViT ({shares}); * the loader is the bottleneck, with the cores of a usual cloud machine. FLOPs are of a forward pass. "
+        f"{markdown([*head, 'pretrained weights'], rows)}\n\nImageNet-1k, modelled on eight GPUs at {K:g} of the roofline's "
+        "speed; - cannot be counted: the step with half-precision weights does not run. FLOPs are of a forward pass. "
         "timm's models have the epochs of B/16 or, from the size of L/14 on, of L/14; nobody has measured the accuracy that they "
         "reach with these recipes."
     )
@@ -427,14 +437,10 @@ def _timm_row(name: str) -> list[str]:
 def _cost_row(name: str, weights: str, recipes: list[Recipe]) -> list[str]:
     recipe = recipes[0]
     arch, classes = load_arch(recipe.model.arch).at(recipe.model.image_size), recipe.data.num_classes
-    final, frugal = (predict_published(r) for r in recipes)
-    hours = (f"{shown_hours(final[gpu])} / {shown_hours(frugal[gpu])}" for gpu in PUBLISHED_MFU)
+    final, frugal = (predict(r) for r in recipes)
+    hours = (f"{format_hours(final[gpu])} / {format_hours(frugal[gpu])}" for gpu in MAIN_GPUS)
     size = f"{count_parameters(arch, classes) / 1e6:.0f}", f"{count_flops(arch, classes).forward / 1e9:.1f}"
     return [f"`{name}`", str(arch.image_size), *size, *hours, weights]
-
-
-def shown_hours(cost: dict[str, Any]) -> str:
-    return f"{cost['hours']:.1f}{'*' if cost['limited_by'] == 'loader' else ''}"
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
@@ -445,6 +451,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "recipes": lambda _: recipes(),
     "readme-cost": lambda _: recipes(README_RECIPES),
     "cost-goal": cost_goal,
+    "cost-published": cost_published,
     "machine": machine,
     "decode": comparison("decode", "Crop decode"),
     "recipe": comparison("augment", "Whole recipe"),

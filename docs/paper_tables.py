@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from beton_tools.base.console import markdown_table
-from fastft.cost.mfu import PUBLISHED_MFU
+from fastft.cost.roofline import K
 from fastft.machine.gpus import MAIN_GPUS
 from fastft.recipe import load_recipe
 from fastft.recipe.recipe_file import read_recipe
@@ -27,7 +27,6 @@ LEVERS = re.compile(r"(_(half|progressive|sparse))+$")  # in the names of recipe
 COST = re.compile(r"^# Cost: .*$", re.MULTILINE)
 NO_RUNS = Path("no-such-folder")  # price every row, whatever has been trained here
 WEIGHTS = {"ema": "EMA", "raw": "raw"}
-SHARES = ", ".join(f"{mfu.value:.1%} on {kind}" for kind, mfu in PUBLISHED_MFU.items())
 
 INTRO = f"""# Every row of the paper
 
@@ -43,8 +42,8 @@ fastft cost '02_lr[1e-5]' --gpu a100
 
 A row is named by its label, by its series and label, or by the name of its recipe, which is also the name of its run
 directory. Rows that train the same thing are trained once, over all tables. 'Paper' is top-1 in percent, at the best epoch of
-the weights named under 'of'. GPU-hours are modelled (`fastft explain`), on eight GPUs at the MFU published for a ViT:
-{SHARES}; they are not measurements.
+the weights named under 'of'. GPU-hours are modelled (`fastft explain`), on eight GPUs at {K:g} of the
+roofline's speed; they are not measurements.
 
 Written by `python docs/paper_tables.py` from the files in `rcp/tables`; a test keeps it up to date."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastft.cost.table import CostQuery, price_recipes
+from fastft.cost.price import CostQuery, price_recipes
 from fastft.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -33,22 +33,18 @@ def make_docs(site: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, shell=True, cwd=site, capture_output=True, text=True)
 
 
-@pytest.mark.slow  # `make docs`, which CI runs, builds the real pages
-@pytest.mark.parametrize(
-    ("page", "text", "warning"),
-    [
-        ("index.md", "[a file](../rcp/no.yaml)", "'../rcp/no.yaml'"),
-        ("index.md", "[a heading](faq.md#no)", "not contain an anchor '#no'"),
-        ("lost.md", "# A page", 'not included in the "nav"'),
-    ],
-)
-def test_a_dead_link_and_a_page_outside_the_navigation_are_errors(
-    site: Path, page: str, text: str, warning: str
-) -> None:
-    with (site / "docs" / page).open("a") as file:
-        file.write(f"\n{text}\n")
+@pytest.mark.slow  # make docs builds the pages in CI
+def test_dead_links_and_a_page_outside_the_navigation_are_errors(site: Path) -> None:
+    wrong = {
+        "a file](../rcp/no.yaml)": "'../rcp/no.yaml'",
+        "a heading](faq.md#no)": "not contain an anchor '#no'",
+    }
+    (site / "docs" / "lost.md").write_text("# A page\n")
+    with (site / "docs" / "index.md").open("a") as file:
+        file.write("".join(f"\n[{link}\n" for link in wrong))
     done = make_docs(site)
-    assert done.returncode != 0 and warning in done.stderr
+    assert done.returncode != 0
+    assert all(warning in done.stderr for warning in (*wrong.values(), 'not included in the "nav"'))
 
 
 @pytest.mark.parametrize(
@@ -64,6 +60,7 @@ def test_misspelt_and_american_words_are_errors(tmp_path: Path, text: str, corre
     assert correction in done.stdout
 
 
+@pytest.mark.slow  # as make docs
 def test_no_word_of_the_repository_is_misspelt() -> None:
     done = subprocess.run([sys.executable, str(ROOT / "docs/spelling.py")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
@@ -79,7 +76,9 @@ def test_every_unit_of_the_results_is_documented() -> None:
 
 
 def test_every_kind_of_line_in_metrics_is_documented() -> None:
-    code = "".join(path.read_text() for path in (ROOT / "fastft/train").glob("*.py"))
+    code = "".join(
+        path.read_text() for room in ("train", "run") for path in (ROOT / "fastft" / room).glob("*.py")
+    )
     kinds = set(re.findall(r"\.record\(\"(\w+)\"", code))
     assert "checkpoint" in kinds and kinds == set(re.findall(r"^\| `(\w+)` \| `", SCHEMA, re.M))
 

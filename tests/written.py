@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from fastft.cost.reference_log import reference_of
+from fastft.cost.published import reference_of
 from fastft.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[1] / "rcp"

@@ -20,7 +20,7 @@ from fastft.bench.harness import Contender, Rounds, Trial, alternate, measure, p
 from fastft.bench.loader_arms import warm
 from fastft.bench.options import Findings, Options
 from fastft.cost.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, NAMES, diagnose, loader_needs
-from fastft.cost.overheads import cores_per_gpu
+from fastft.cost.price import cores_per_gpu
 from fastft.recipe import Recipe, recipe_from_dict
 
 ALONE = "fastft, loader alone"

@@ -6,8 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fastft.cost.pointwise import count_images
-from fastft.cost.traffic import OpTraffic, step_traffic
+from fastft.cost.traffic import OpTraffic, count_images, step_traffic
 from fastft.model.phases import find_phases, with_phase
 from fastft.recipe import Recipe
 

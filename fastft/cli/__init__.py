@@ -27,22 +27,19 @@ with imports_of("fastft"):
     from fastft.cli import (
         cmd_average,
         cmd_bench,
-        cmd_convert_folder,
-        cmd_convert_imagenet,
+        cmd_convert,
         cmd_cost,
         cmd_demo,
         cmd_doctor,
         cmd_eval,
         cmd_explain,
         cmd_export,
-        cmd_options,
         cmd_predict,
         cmd_preview,
         cmd_recipes,
         cmd_report,
-        cmd_sweep,
+        cmd_search,
         cmd_train,
-        cmd_tune,
         cmd_zeroshot,
     )
     from fastft.cli.arguments import OVERRIDES, Parser, add_recipe_options, refuse_unknown
@@ -53,7 +50,7 @@ EXIT_BAD_INPUT = 2
 
 
 class Command(Protocol):
-    """A module of this package: one command, or one kind of `fastft convert`."""
+    """One command, or one kind of `fastft convert`: a module of this package, or a class in one."""
 
     HELP: str
     EXAMPLE: str
@@ -64,18 +61,18 @@ class Command(Protocol):
     def run(self, args: argparse.Namespace, /) -> int: ...
 
 
-CONVERT_KINDS: dict[str, Command] = {"folder": cmd_convert_folder, "imagenet": cmd_convert_imagenet}
+CONVERT_KINDS: dict[str, Command] = {"folder": cmd_convert.Folder, "imagenet": cmd_convert.Imagenet}
 # When one process ends, torchrun ends the others at once: this long the others leave local rank 0 to print the error.
 SECONDS_TO_REPORT = 15
 COMMANDS: dict[str, Command] = {
     "train": cmd_train,
-    "recipes": cmd_recipes,
-    "options": cmd_options,
+    "recipes": cmd_recipes.Recipes,
+    "options": cmd_recipes.Options,
     "explain": cmd_explain,
     "preview": cmd_preview,
     "cost": cmd_cost,
-    "sweep": cmd_sweep,
-    "tune": cmd_tune,
+    "sweep": cmd_search.Sweep,
+    "tune": cmd_search.Tune,
     "eval": cmd_eval,
     "predict": cmd_predict,
     "zeroshot": cmd_zeroshot,

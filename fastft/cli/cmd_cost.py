@@ -7,7 +7,7 @@ from pathlib import Path
 from beton_tools.base.errors import UserError
 from fastft.cli.arguments import RECIPE, add_json, add_price, positive, recipe_reference, share
 
-HELP = "GPU-hours and money of recipes or of whole sweeps, modelled from FLOPs and a GPU's MFU"
+HELP = "GPU-hours and money of recipes or of whole sweeps, modelled from FLOPs and memory traffic"
 EXAMPLE = (
     "fastft cost final_b16 frugal_b16 --gpu v100 --gpus 8 --price 2.48\n"
     "  fastft cost 05_llrd --gpu a100\n"
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus", type=positive(int), default=8, metavar="N", help="how many (default 8)")
     add_price(parser)
     parser.add_argument("--measured", type=Path, metavar="BENCH.json", help="rates and MFU by fastft bench")
-    parser.add_argument("--mfu", type=share, help="MFU of your own, beside the published ones: 0.45 or 45%%")
+    parser.add_argument("--mfu", type=share, help="MFU of your own, beside the expected one: 0.45 or 45%%")
     parser.add_argument(
         "--cores-per-gpu", type=positive(float), metavar="N", help="CPU cores that feed each GPU"
     )
@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
     if args.gpu is None or args.at_least is not None:
         missing = "give --gpu, e.g. --gpu v100" if args.gpu is None else "--at-least needs --frontier"
         raise UserError(missing)
-    from fastft.cost.table import CostQuery, price_recipes, print_prices
+    from fastft.cli.printing import print_prices
+    from fastft.cost.price import CostQuery, price_recipes
     from fastft.photos.counts import load_counted
     from fastft.recipe.recipe_file import is_table
 
@@ -82,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
 def _run_frontier(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from fastft.cost.frontier import price_combinations, print_frontier
+    from fastft.cli.printing import print_frontier
+    from fastft.cost.frontier import price_combinations
     from fastft.photos.counts import load_counted
 
     others = {

@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from fastft.machine.doctor import as_json, examine, print_checks
+    from fastft.cli.printing import print_checks
+    from fastft.machine.doctor import as_json, examine
     from fastft.machine.facts import gather
 
     with Console(stderr=True).status(

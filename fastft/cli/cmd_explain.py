@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> int:
 def _explain(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from fastft.cost.explanation import explain, print_explanation
+    from fastft.cli.printing import print_explanation
+    from fastft.cost.explanation import explain
     from fastft.photos.counts import list_images
     from fastft.recipe import load_recipe
 
@@ -45,7 +46,8 @@ def _explain(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from fastft.cost.difference import compare, print_comparison
+    from fastft.cli.printing import print_comparison
+    from fastft.cost.explanation import compare
     from fastft.photos.counts import count_images
     from fastft.recipe import load_recipe
 

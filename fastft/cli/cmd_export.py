@@ -21,12 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="a new folder (timm, open_clip) or a .safetensors or .onnx file",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace files of the same names")
 
 
 def run(args: argparse.Namespace) -> int:
     from fastft.export import export_checkpoint
 
-    done = export_checkpoint(args.checkpoint, args.format, args.out, args.weights, args.logit_adjustment)
+    done = export_checkpoint(
+        args.checkpoint, args.format, args.out, args.weights, args.logit_adjustment, args.overwrite
+    )
     print_weights(done.weights)
     print(
         f"{done.path}: loaded again with {args.format}, logits differ by {done.max_difference:.2g} at most "

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastft.cost.mfu import PUBLISHED_MFU
+from fastft.cost.roofline import known_mfus
 from fastft.cost.work import phase_flops
 from fastft.machine.gpus import GPUS, MAIN_GPUS
-from fastft.model import load_arch
 from fastft.model.phases import find_phases
+from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe
 
 # wall seconds of the training process, which add up; seconds of the loader's threads and streams, which overlap with them
@@ -89,16 +89,19 @@ def _loader_limits(seconds: Mapping[str, float], wait: str) -> Diagnosis:
 
 
 def loader_needs(recipe: Recipe, images_per_core: float | None) -> list[dict[str, Any]]:
-    """Images/s that 1, 4 and 8 GPUs of MAIN_GPUS consume at the published ViT MFU, and the CPU cores for them.
+    """Images/s that 1, 4 and 8 GPUs of MAIN_GPUS consume at the expected MFU, and the CPU cores for them.
 
-    In the epochs that need the most, those of the smallest images.
+    In the epochs that need the most, those of the smallest images. Without GPUs on which the step cannot be counted.
     """
-    arch = load_arch(recipe.model.arch).at(recipe.model.image_size)
+    arch = recipe_arch(recipe)
     per_image = min(phase_flops(recipe, arch, phase).train for phase in find_phases(recipe, arch))
     rows = []
     for name in MAIN_GPUS:
         gpu = GPUS[name]
-        rates = [count * gpu.peak_flops * PUBLISHED_MFU[name].value / per_image for count in GPU_COUNTS]
+        mfu = next(iter(known_mfus(recipe, gpu, max(GPU_COUNTS))), None)
+        if mfu is None:
+            continue
+        rates = [count * gpu.peak_flops * mfu.value / per_image for count in GPU_COUNTS]
         cores = None if images_per_core is None else [rate / images_per_core for rate in rates]
         rows.append({"gpu": name, "images_per_second": rates, "cores": cores})
     return rows

@@ -1,30 +1,26 @@
-"""`fastft explain`: what a recipe will do and cost, from the recipe alone, without data, weights or GPU."""
+"""What recipes will do and cost, from the recipes alone, without data, weights or GPU: one, two compared, or all of fastft's."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from beton_tools.base.errors import UserError
 from fastft.augment import describe_policy
 from fastft.augment.recipe_policy import build_policy
-from fastft.cost.model import predict
+from fastft.cost.price import predict
 from fastft.cost.work import phase_flops, recipe_flops, recipe_work
+from fastft.machine.gpus import GPUS
 from fastft.model import TowerArch
 from fastft.model.phases import find_phases
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.optim import Group, WarmupCosine, layer_groups
 from fastft.optim.schedule import build_schedule, recipe_warnings
-from fastft.recipe import Recipe, describe_choice
+from fastft.recipe import Recipe, differences, load_recipe
 from fastft.recipe.imagenet import describe_expectation, expected_top1, val_images_row
-
-# the MFUs of `fastft.cost.mfu` that the table shows
-LISTED_LRS = 100  # at most; --json has those of all epochs
-MFU_TITLES = {"published": "published ViT", "roofline": "roofline", "reference": "paper's run"}
+from fastft.recipe.recipe_file import TABLES, recipe_names
+from fastft.recipe.tables import load_sweep
 
 
 def explain(recipe: Recipe, at_step: int | None = None, warnings: Sequence[str] = ()) -> dict[str, Any]:
@@ -111,7 +107,7 @@ def _mixing(recipe: Recipe) -> list[str]:
 
 
 def _cost(recipe: Recipe, arch: TowerArch) -> dict[str, Any]:
-    predicted = predict(recipe)
+    predicted = predict(recipe, GPUS)
     return {
         "forward_flops_per_image": recipe_flops(recipe, arch).forward,
         "train_flops_per_image": recipe_flops(recipe, arch).train,
@@ -123,84 +119,50 @@ def _cost(recipe: Recipe, arch: TowerArch) -> dict[str, Any]:
     }
 
 
-def print_explanation(values: dict[str, Any], console: Console) -> None:
-    recipe, schedule, cost = values["recipe"], values["schedule"], values["cost"]
-    console.rule(recipe["name"])
-    for section in (s for s in recipe if s not in ("name", "about")):
-        shown = ", ".join(f"{k} {_short(v)}" for k, v in recipe[section].items())
-        _print_line(section, shown, console)
-    _print_choices(values, console)
-    console.print(_groups_table(values))
-    _print_line("augment", "; ".join(values["augment"]), console)
-    lrs = [f"{lr:.3g}" for lr in schedule["lr_by_epoch"]]
-    every = -(-len(lrs) // LISTED_LRS)
-    of = "each epoch" if every == 1 else f"every {every} epochs"
-    steps = f"{schedule['total_steps']:,} steps, {schedule['steps_per_epoch']:,} per epoch"
-    _print_line("schedule", f"{steps}; lr at the start of {of}: " + " ".join(lrs[::every]), console)
-    if len(values["phases"]) > 1:
-        _print_line("phases", "; ".join(map(_phase, values["phases"])), console)
-    console.print(_cost_table(cost))
-    _print_line("accuracy", values["expectation"], console)
+def compare(first: Recipe, second: Recipe) -> dict[str, Any]:
+    """Plain values for JSON: recipes (names), options (option, values), expectation, gpu_hours by GPU kind; each pair in order.
+
+    Raises:
+        UserError: an architecture or batch that does not fit.
+    """
+    pair = (first, second)
+    options = [
+        {"option": key, "values": list(values)}
+        for key, values in differences(first, second).items()
+        if not key.startswith("about.")
+    ]
+    costs = [predict(recipe) for recipe in pair]
+    return {
+        "recipes": [recipe.name for recipe in pair],
+        "options": options,
+        "expectation": [describe_expectation(recipe) for recipe in pair],
+        "gpu_hours": {kind: [cost[kind]["hours"] for cost in costs] for kind in costs[0]},
+    }
 
 
-def _print_line(name: str, text: str, console: Console) -> None:
-    console.print(Text.assemble((f"{name:<9}", "bold"), " ", text))
+def list_recipes() -> dict[str, Any]:
+    """Plain values for JSON.
+
+    Keys: recipes (name, arch, image_size, epochs, expected_top1, expectation, gpu_hours by GPU kind), cheapest last in each
+    family of names; tables (name, title, source, rows).
+    """
+    tables = [load_sweep(path) for path in sorted(TABLES.glob("*.yaml"))]
+    return {
+        "recipes": [_recipe(name) for name in recipe_names()],
+        "tables": [
+            {"name": t.name, "title": t.title, "source": t.source, "rows": len(t.rows)} for t in tables
+        ],
+    }
 
 
-def _phase(phase: dict[str, Any]) -> str:
-    last = phase["first_epoch"] + phase["epochs"] - 1
-    dropped = f", {phase['patch_dropout']:.0%} of the patches dropped" if phase["patch_dropout"] else ""
-    flops = f"{phase['train_flops_per_image'] / 1e9:.1f} GFLOP per image"
-    return f"epochs {phase['first_epoch']}-{last} {phase['image_size']} px{dropped}, {flops}"
-
-
-def _print_choices(values: dict[str, Any], console: Console) -> None:
-    for choice in values["choices"]:
-        console.print(describe_choice(**choice), highlight=False, markup=False)
-    for warning in values["warnings"]:
-        console.print(f"warning: {warning}", highlight=False, markup=False)
-
-
-def _groups_table(values: dict[str, Any]) -> Table:
-    at_step = values["schedule"].get("lr_at_step")
-    table = Table(title=f"{values['trainable_parameters']:,} trainable parameters", title_justify="left")
-    columns = ["layer", "lr scale", "weight decay", "parameters"] + (
-        [f"lr at step {at_step['step']}"] if at_step else []
-    )
-    for column in columns:
-        table.add_column(column, justify="right")
-    for g in values["groups"]:
-        row = [str(g["layer_id"]), f"{g['lr_scale']:.6g}", f"{g['weight_decay']:g}", f"{g['parameters']:,}"]
-        table.add_row(*row, *([f"{g['lr']:.4g}"] if at_step else []))
-    return table
-
-
-def _cost_table(cost: dict[str, Any]) -> Table:
-    gflop, val = cost["train_flops_per_image"] / 1e9, cost["val_images"]
-    table = Table(
-        title=f"{gflop:.1f} GFLOP per training image; GPU-hours on 8 GPUs, modelled",
-        title_justify="left",
-        caption=f"{val['what']}: {val['value']:,}; * the loader is the bottleneck, with the cores of a usual cloud machine",
-        caption_justify="left",
-    )
-    table.add_column("GPU")
-    for title in MFU_TITLES.values():
-        table.add_column(f"{title} MFU", justify="right")
-        table.add_column("hours", justify="right")
-    for name, predicted in cost["assumptions"].items():
-        rows = {row["basis"]: row for row in predicted["estimates"]}
-        pairs = [_mfu_and_hours(rows.get(basis)) for basis in MFU_TITLES]
-        table.add_row(name, *(cell for pair in pairs for cell in pair))
-    return table
-
-
-def _mfu_and_hours(row: dict[str, Any] | None) -> tuple[str, str]:
-    if row is None:
-        return "-", "-"
-    return f"{row['mfu']:.1%}", f"{row['hours']:.1f}" + ("*" if row["limited_by"] == "loader" else "")
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, (tuple, list)):
-        return "(" + ", ".join(f"{v:.4g}" for v in value) + ")"
-    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
+def _recipe(name: str) -> dict[str, Any]:
+    recipe = load_recipe(name)
+    return {
+        "name": name,
+        "arch": recipe.model.arch,
+        "image_size": recipe.model.image_size,
+        "epochs": recipe.epochs,
+        "expected_top1": expected_top1(recipe),
+        "expectation": describe_expectation(recipe),
+        "gpu_hours": {kind: cost["hours"] for kind, cost in predict(recipe).items()},
+    }

@@ -1,22 +1,178 @@
-"""`fastft cost --frontier`: the combinations of a recipe's levers with cost and expected accuracy, the cheapest first."""
+"""`fastft cost --frontier`: the ways to save on a recipe combined, with cost and expected accuracy, the cheapest first.
 
-from collections.abc import Sequence
+A lever trains for fewer FLOPs; its loss of accuracy is known where somebody has measured it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+import torch
 
 from beton_tools.base.errors import UserError
-from fastft.cost.levers import SET_BY_LEVERS, Combination, combinations
-from fastft.cost.mfu import Mfu, known_mfus
-from fastft.cost.model import MACHINE_GPUS, estimate
-from fastft.cost.overheads import FASTFT, cores_per_gpu, with_cores
-from fastft.cost.table import TABLE_WIDTH, known_gpu
+from fastft.cost.price import FASTFT, MACHINE_GPUS, cores_per_gpu, estimate, known_gpu, with_cores
+from fastft.cost.published import reference_of
+from fastft.cost.roofline import Mfu, describe_uncounted, known_mfus
 from fastft.machine.gpus import GPUS, MAIN_GPUS
-from fastft.recipe import Recipe
+from fastft.model import TimmArch
+from fastft.model.recipe_model import build_model, recipe_arch
+from fastft.recipe import Recipe, differences, load_recipe, option_fields, recipe_from_dict
+from fastft.recipe.imagenet import is_imagenet
 
-NOTE = "modelled on eight GPUs, not measured; losses of several ways to save are added up, which is assumed"
+EVAL_EVERY = 5  # epochs; evaluating every epoch takes 1.3 % of the time of an epoch
+# options that the levers set; the recipe's own values of them are left out
+SET_BY_LEVERS = {
+    "schedule.stop_epoch", "model.trainable_layers", "schedule.sizes", "model.patch_dropout", "train.eval_every",
+    "train.eval_weights",
+}  # fmt: skip
+QUICK_LOSS = 0.2  # points below the best epoch at which the quick recipes stop
+STOP_SHARE = 0.6  # of the schedule, where there is no log: as B/16's best epoch, 30 of 50
+SMALLER = {224: 160, 336: 224, 384: 224}  # pixels of the first epochs, as in the progressive recipes
+# of the epochs that train on smaller images, and on a part of the patches
+SMALL_SHARE, SPARSE_SHARE = 0.8, 0.9
+ROUNDING = 0.005  # points: a top-1 that is shown as 85.66 reaches 85.66
+PATCH_DROPOUT = 0.352  # 127 of the 196 patches of a 224 px image stay
+# trained blocks of B/16's 12 -> points lost (paper Figure 3: 85.7, 85.6 and 83.9)
+FIGURE_3 = {6: 0.1, 1: 1.8}
+FIGURE_3_RECIPE = "final_b16"
+
+
+@dataclass(frozen=True)
+class Freezing:
+    """Trained blocks, None for all; loss: points of top-1 that this costs."""
+
+    blocks: int | None
+    loss: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A recipe with some levers; expected: top-1 with losses added up, None where one of them is not known."""
+
+    recipe: Recipe
+    levers: tuple[str, ...]
+    expected: float | None
+    sources: tuple[str, ...]
+
+
+def combinations(recipe: Recipe, at_least: float | None = None) -> Iterator[Combination]:
+    """Every combination of stopping, freezing, smaller images and dropped patches on a recipe.
+
+    at_least: only those that are expected to reach this top-1, to two decimals, each stopped as early as that allows.
+
+    Raises:
+        UserError: an architecture that does not fit.
+    """
+    plain = _without_levers(recipe)
+    name, curve = _reference(plain)
+    small_images = _choices(plain, {"schedule.sizes": f"0:{plain.model.image_size}"})
+    sparse_images = _choices(plain, {"model.patch_dropout": PATCH_DROPOUT})
+    for freezing, small, sparse in product(_freezings(plain, name), small_images, sparse_images):
+        known = curve is not None and not small and not sparse
+        if at_least is not None and not known:
+            continue
+        for epochs in _stops(plain, curve, freezing.loss, at_least):
+            expected = curve[epochs - 1] - freezing.loss if curve is not None and known else None
+            sources = [f"reference log at epoch {epochs - 1}"] if known else []
+            sources += [freezing.source] if known and freezing.source else []
+            options, levers = _options(plain, epochs, freezing, small, sparse)
+            yield Combination(_with(plain, options), levers, expected, tuple(sources))
+
+
+def _choices(plain: Recipe, options: dict[str, Any]) -> tuple[bool, ...]:
+    """Without and with a lever; only without where the tower, one of timm's, cannot train with these options."""
+    if isinstance(recipe_arch(plain), TimmArch):
+        try:
+            with torch.device("meta"):
+                build_model(_with(plain, options), pretrained=False)
+        except UserError:
+            return (False,)
+    return False, True
+
+
+def _without_levers(recipe: Recipe) -> Recipe:
+    """The recipe without levers of its own; where it has an EMA only that is evaluated."""
+    fresh = {key: field.default for key, field in option_fields().items()}
+    options = {key: fresh[key] for key in SET_BY_LEVERS}
+    weights = "ema" if recipe.ema.decay > 0 else "both"
+    return _with(recipe, options | {"train.eval_every": EVAL_EVERY, "train.eval_weights": weights})
+
+
+def _with(recipe: Recipe, options: dict[str, Any]) -> Recipe:
+    sections = recipe.as_dict()
+    for key, value in options.items():
+        section, _, option = key.partition(".")
+        sections[section][option] = value
+    return recipe_from_dict(recipe.name, sections)
+
+
+def _reference(plain: Recipe) -> tuple[str | None, Sequence[float] | None]:
+    """The final recipe that this one is, with the EMA's top-1 after each epoch of its log; None for another training."""
+    name, curve = reference_of(plain.model.arch, plain.model.image_size)
+    if name is None or curve is None or not is_imagenet(plain):
+        return None, None
+    counted = {
+        key for key, field in option_fields().items() if field.metadata["changes_accuracy"]
+    } - SET_BY_LEVERS
+    same = counted.isdisjoint(differences(plain, load_recipe(name)))
+    return (name, curve["top1_ema"]) if same else (None, None)
+
+
+def _freezings(plain: Recipe, name: str | None) -> list[Freezing]:
+    """No freezing, half of the blocks, and for the model of Figure 3 all but one."""
+    layers = recipe_arch(plain).layers
+    found = [Freezing(None, 0.0, "")]
+    if name == FIGURE_3_RECIPE:
+        return found + [Freezing(k, loss, "paper Figure 3") for k, loss in FIGURE_3.items()]
+    half = FIGURE_3[6]
+    return [*found, Freezing(layers // 2, half, f"{half} points assumed as for B/16 (paper Figure 3)")]
+
+
+def _stops(plain: Recipe, curve: Sequence[float] | None, lost: float, at_least: float | None) -> list[int]:
+    """Numbers of epochs to train: the best and a quick one of the log, or the fewest that reach `at_least`."""
+    if curve is None:
+        return sorted({max(1, round(STOP_SHARE * plain.epochs)), plain.epochs})
+    best = max(curve)
+    wanted = [best - QUICK_LOSS, best] if at_least is None else [at_least - ROUNDING + lost]
+    return [_first(curve, top1) for top1 in wanted if top1 <= best]
+
+
+def _first(curve: Sequence[float], top1: float) -> int:
+    """Epochs until the curve first reaches a value."""
+    return next(epochs for epochs, reached in enumerate(curve, 1) if reached >= top1)
+
+
+def _options(
+    plain: Recipe, epochs: int, freezing: Freezing, small: bool, sparse: bool
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The options of a combination, and its levers in words."""
+    options: dict[str, Any] = {"schedule.stop_epoch": epochs}
+    levers = [f"stop after epoch {epochs}"] if epochs < plain.epochs else []
+    if freezing.blocks is not None:
+        options["model.trainable_layers"] = freezing.blocks
+        levers.append(
+            f"train the top {freezing.blocks} blocks" if freezing.blocks > 1 else "train the top block"
+        )
+    change = round(SMALL_SHARE * epochs)
+    if small and (pixels := _smaller(plain)) and 0 < change < epochs:
+        options["schedule.sizes"] = f"0:{pixels},{change}:{plain.model.image_size}"
+        levers.append(f"{pixels} px until epoch {change}")
+    change = round(SPARSE_SHARE * epochs)
+    if sparse and 0 < change < epochs:
+        options["model.patch_dropout"] = f"0:{PATCH_DROPOUT},{change}:0"
+        levers.append(f"drop {PATCH_DROPOUT:.0%} of the patches until epoch {change}")
+    return options, tuple(levers)
+
+
+def _smaller(plain: Recipe) -> int:
+    """Pixels of the smaller images: a multiple of the patch size."""
+    patch, size = recipe_arch(plain).patch_size, plain.model.image_size
+    return patch * round(SMALLER.get(size, size * 5 / 7) / patch)
+
+
+# cost ---------------------------------------------------------------------------------------------------------------------
 
 
 def price_combinations(
@@ -24,10 +180,10 @@ def price_combinations(
 ) -> dict[str, Any]:
     """Plain values for JSON: recipe, at_least, gpus (names), combinations (levers, options, gpu_hours, expected_top1, sources).
 
-    gpu: one GPU instead of MAIN_GPUS. mfu: instead of the published one. Sorted by the hours of the first GPU.
+    gpu: one GPU instead of MAIN_GPUS. mfu: instead of the expected one. Sorted by the hours of the first GPU.
 
     Raises:
-        UserError: unknown GPU, or no combination is expected to reach `at_least`.
+        UserError: unknown GPU, a step that cannot be counted, or no combination is expected to reach `at_least`.
     """
     gpus = list(MAIN_GPUS) if gpu is None else [known_gpu(gpu).name]
     rows = [_priced(found, gpus, mfu) for found in combinations(recipe, at_least)]
@@ -56,24 +212,11 @@ def _changed(recipe: Recipe) -> dict[str, Any]:
 
 
 def _hours(recipe: Recipe, name: str, given: float | None) -> float:
-    """GPU-hours at the given MFU, the one published for a ViT, or the roofline's where there is none."""
+    """GPU-hours at the given or the expected MFU."""
     gpu, over = GPUS[name], with_cores(FASTFT, cores_per_gpu(name))
-    mfu = next(known_mfus(recipe, gpu, MACHINE_GPUS)) if given is None else Mfu(given, "given", "--mfu")
-    return estimate(recipe, gpu, MACHINE_GPUS, mfu, over).gpu_hours
-
-
-def print_frontier(values: dict[str, Any], console: Console) -> None:
-    console.width = max(console.width, TABLE_WIDTH)
-    table = Table(
-        title=f"{values['recipe']}: {NOTE}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
-    for gpu in values["gpus"]:
-        table.add_column(f"{gpu}-hours", justify="right", no_wrap=True)
-    table.add_column("top-1", justify="right", no_wrap=True)
-    table.add_column("ways to save")
-    table.add_column("source of the expected top-1")
-    for row in values["combinations"]:
-        top1 = "not run" if row["expected_top1"] is None else f"{row['expected_top1']:.2f}"
-        hours = [f"{row['gpu_hours'][gpu]:.1f}" for gpu in values["gpus"]]
-        table.add_row(*hours, top1, ", ".join(row["levers"]) or "none", "; ".join(row["sources"]))
-    console.print(table, highlight=False)
+    if given is not None:
+        return estimate(recipe, gpu, MACHINE_GPUS, Mfu(given, "given", "--mfu"), over).gpu_hours
+    mfus = known_mfus(recipe, gpu, MACHINE_GPUS)
+    if not mfus:
+        raise UserError(describe_uncounted(recipe, gpu))
+    return estimate(recipe, gpu, MACHINE_GPUS, mfus[0], over).gpu_hours

@@ -7,29 +7,30 @@ twice, as LayerNorm's backward does, counts once.
 """
 
 import copy
-from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastft.cost.pointwise import count_images
-from fastft.model import ImageClassifier, linear
-from fastft.model.recipe_model import build_model
+from fastft.model import Arch, ImageClassifier, TowerArch, count_frozen_blocks, linear
+from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.optim import HalfCopy
 from fastft.recipe import Recipe
+from fastft.recipe.schema import About, Augment, Data, Ema, Optim, Schedule, Train
 
 # autocast does nothing on meta tensors: fake tensors claim to be on the CPU, where it casts the same operations of a
 # tower as on a GPU
 DEVICE = "cpu"
+IMAGES = 256  # of a step, where the recipe leaves the micro-batch open
 HALF = torch.float16  # bf16 is as wide
 # A100 and newer run autocast, V100 half-precision weights: each counts the attention kernel that it uses by default
 KERNELS = {"autocast": "sdpa", "half": "efficient"}
@@ -58,13 +59,9 @@ class Traced:
     trained_parameters: int
 
 
-@lru_cache(maxsize=64)
-def trace_model(recipe: Recipe, path: str) -> Traced:
-    """For models without a formula; the recipe has one phase, path is as for `step_traffic`."""
-    model = _meta_model(recipe)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    ops = _traced(recipe, path, model, attention=True)
-    return Traced(sum(op.bytes for op in ops) / count_images(recipe), trained)
+def count_images(recipe: Recipe) -> int:
+    """Images of a forward pass: the recipe's micro-batch, or IMAGES where it is 'as many as fit'."""
+    return recipe.train.micro_batch or IMAGES
 
 
 def step_traffic(recipe: Recipe, path: str) -> list[OpTraffic]:
@@ -72,20 +69,86 @@ def step_traffic(recipe: Recipe, path: str) -> list[OpTraffic]:
 
     With half-precision weights, it includes casting its gradients to fp32 and refreshing its weights, once.
     """
-    return _traced(recipe, path, _meta_model(recipe), attention=False)
+    return _traced(recipe, path, _meta_model(recipe, recipe_arch(recipe)), attention=False)
 
 
-def _meta_model(recipe: Recipe) -> ImageClassifier:
+def image_traffic(recipe: Recipe, path: str) -> Traced | None:
+    """Traffic of a step of a recipe that has one phase; path as for `step_traffic`.
+
+    None if the model cannot be traced in this path: some of timm's do not run with half-precision weights.
+    """
+    model = replace(recipe.model, weights="random", head=None, head_init="small")
+    own = Recipe(
+        name="", data=Data(num_classes=recipe.data.num_classes), model=model,
+        augment=Augment(mixup=float(recipe.augment.mixes)), optim=Optim(), schedule=Schedule(), ema=Ema(), about=About(),
+        train=Train(micro_batch=recipe.train.micro_batch, grad_checkpointing=recipe.train.grad_checkpointing),
+    )  # fmt: skip
+    return _image_traffic(own, path)
+
+
+@lru_cache(maxsize=256)  # recipes that differ in other options have the same traffic
+def _image_traffic(recipe: Recipe, path: str) -> Traced | None:
+    arch = recipe_arch(recipe)
+    model = _meta_model(recipe, arch)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if isinstance(arch, Arch):
+        return Traced(_own_bytes(recipe, path, arch), trained)
+    try:
+        return Traced(_bytes_per_image(recipe, path, model), trained)
+    except RuntimeError:
+        return None
+
+
+def _own_bytes(recipe: Recipe, path: str, arch: Arch) -> float:
+    """Bytes per image of fastft's own tower. Its blocks are alike: two trained ones and a frozen one are traced, and one more."""
+    frozen = count_frozen_blocks(arch.layers, recipe.model.trainable_layers)
+    trained = arch.layers - frozen
+
+    def traced(frozen: int, trained: int) -> float:
+        part, top = replace(arch, layers=frozen + trained), recipe.model.trainable_layers
+        model = replace(recipe.model, trainable_layers=None if top is None else trained)
+        smaller = replace(recipe, model=model)
+        return _bytes_per_image(smaller, path, _meta_model(smaller, part))
+
+    fewer = min(frozen, 1), min(trained, 2)
+    total = base = traced(*fewer)
+    if frozen > fewer[0]:
+        total += (frozen - fewer[0]) * (traced(fewer[0] + 1, fewer[1]) - base)
+    if trained > fewer[1]:
+        total += (trained - fewer[1]) * (traced(fewer[0], fewer[1] + 1) - base)
+    return total
+
+
+def _bytes_per_image(recipe: Recipe, path: str, model: ImageClassifier) -> float:
+    ops = _traced(recipe, path, model, attention=True)
+    return sum(op.bytes for op in ops) / count_images(recipe)
+
+
+def _meta_model(recipe: Recipe, arch: TowerArch) -> ImageClassifier:
     with torch.device("meta"):
-        return build_model(recipe, pretrained=False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = build_model(recipe, pretrained=False, arch=arch)
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the log entry of a failed operation, which is a traceback."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    log.disabled, before = True, log.disabled
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _traced(recipe: Recipe, path: str, model: ImageClassifier, attention: bool) -> list[OpTraffic]:
     if model.visual.has_attention_kernels:
         model.visual.set_attention_kernel(KERNELS[path])
     model.visual.grad_checkpointing = recipe.train.grad_checkpointing
+    from torch._subclasses.fake_tensor import FakeTensorMode  # imports PyTorch's compiler, a second
+
     # fake tensors claim to be on the CPU, and count as on a GPU
-    with FakeTensorMode(), mock.patch.object(linear, "NORM_BRANCH_DEVICES", [DEVICE]):
+    with _quiet(), FakeTensorMode(), mock.patch.object(linear, "NORM_BRANCH_DEVICES", [DEVICE]):
         fake = {id(t): _fake(t) for t in (*model.parameters(), *model.buffers())}
         copied = copy.deepcopy(model, memo=dict(fake)).train()
         return _trace(copied, path, _fake_batch(recipe), attention)

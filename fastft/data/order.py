@@ -19,7 +19,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from fastft.augment.rng import epoch_words
 from fastft.data.read_ahead import MIB, ReadAhead, Span, read_exactly
-from fastft.machine.page_cache import fits_page_cache, memory_bytes
+from fastft.machine.facts import fits_page_cache, memory_bytes
 from fastft.recipe import count_steps
 from fastft.recipe.constants import BLOCKS, ORDERS
 

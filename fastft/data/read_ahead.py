@@ -13,7 +13,7 @@ import numpy as np
 
 from beton_tools.base.console import format_bytes
 from beton_tools.read.beton_set import BetonSet
-from fastft.machine.page_cache import fits_page_cache, memory_bytes
+from fastft.machine.facts import fits_page_cache, memory_bytes
 from fastft.recipe.constants import BLOCKS
 
 MIB = 1 << 20

@@ -1,6 +1,8 @@
 """Export: write the file, load it with the target library, compare logits, then rename the file to its final name."""
 
+import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from fastft.recipe.constants import AUTO
 
 Logits = Callable[[Tensor], Tensor]  # images (B, 3, S, S) to logits (B, K), both float32 on the CPU
 
+CARD = "README.md"  # of a folder
 CHECK_IMAGES = 3
 # relative to the largest logit: fp32 sums in another order, LayerNorm eps 1e-6 instead of 1e-5
 TOLERANCE = 1e-4
@@ -56,42 +59,62 @@ class Exported:
 
 
 def export_checkpoint(
-    checkpoint: Path, format: str, out: Path, weights: str = AUTO, logit_adjustment: bool = False
+    checkpoint: Path,
+    format: str,
+    out: Path,
+    weights: str = AUTO,
+    logit_adjustment: bool = False,
+    overwrite: bool = False,
 ) -> Exported:
     """Export the model of a run or checkpoint and write a model card beside it; weights: as `load_trained`.
 
     logit_adjustment: as `Predictor`; the correction becomes a part of the head's bias.
+    overwrite: replace files of the same names; other files in a folder stay.
 
     Raises:
-        UserError: no such checkpoint, a model that the format cannot hold, `out` in the way or not writable, or logits that
+        UserError: no such checkpoint, a model that the format cannot hold, files in the way, `out` not writable, or logits that
             differ.
     """
     kind = FORMATS[format]
-    _check_name(out, kind, format)
-    check_writable(out, makes_directories=True)
+    card = out / CARD if kind.folder else out.with_name(out.name + ".md")
+    _check_out(out, card, format, overwrite)
     trained = load_trained(checkpoint, torch.device("cpu"), weights)
     if logit_adjustment:
         trained = adjust_logits(trained)
-    partial = out.with_name(f".partial-{out.name}")
-    try:
-        with _writing(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            _remove(partial)
-            kind.write(trained, partial)
+    with _writing(out), _scratch_folder(out) as scratch:
+        partial = scratch / out.name
+        kind.write(trained, partial)
         difference, largest = _compare(trained, kind.load(partial))
         if not difference <= TOLERANCE * largest:
             raise UserError(
                 f"{format} gives other logits than the checkpoint (by {difference:.2g} of {largest:.2g}); "
                 "nothing was written, please report this"
             )
-        card = partial / "README.md" if kind.folder else out.with_name(out.name + ".md")
         text = model_card(trained, format, kind.usage(trained, out), difference)
-        with _writing(out):
-            card.write_text(text, encoding="utf-8", errors="backslashreplace")  # paths need not be UTF-8
-            partial.rename(out)
+        made = scratch / card.relative_to(out.parent)
+        made.write_text(text, encoding="utf-8", errors="backslashreplace")  # paths need not be UTF-8
+        _move(scratch, out)
+    return Exported(out, card, difference, largest, trained.weights)
+
+
+@contextmanager
+def _scratch_folder(out: Path) -> Iterator[Path]:
+    """A new folder beside `out`, removed at the end."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".partial-{out.name}-", dir=out.parent))
+    try:
+        yield scratch
     finally:
-        _remove(partial)
-    return Exported(out, out / "README.md" if kind.folder else card, difference, largest, trained.weights)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _move(scratch: Path, out: Path) -> None:
+    """Move what was written to its place."""
+    if (scratch / out.name).is_dir() and not out.exists():
+        (scratch / out.name).rename(out)
+        return
+    for made in sorted(path for path in scratch.rglob("*") if path.is_file()):
+        made.replace(out.parent / made.relative_to(scratch))
 
 
 @contextmanager
@@ -106,18 +129,21 @@ def _writing(out: Path) -> Iterator[None]:
         ) from None
 
 
-def _check_name(out: Path, kind: Format, format: str) -> None:
-    if kind.folder and out.exists():
-        raise UserError(f"{out} exists; {format} is written as a folder: remove it, or give another --out")
+def _check_out(out: Path, card: Path, format: str, overwrite: bool) -> None:
+    """Refuse a place that cannot be written, or whose files would be replaced."""
+    kind = FORMATS[format]
     if not kind.folder and (out.suffix != kind.suffix or out.is_dir()):
         raise UserError(f"--out {out} should be a file whose name ends in {kind.suffix}")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
+    if kind.folder and out.is_dir() and not out.is_symlink():
+        if not os.access(out, os.W_OK):
+            raise UserError(f"{out}: cannot be written (no permission to write into it); give another path")
     else:
-        path.unlink(missing_ok=True)
+        check_writable(out, makes_directories=True)
+    for path in (out, card):
+        if not overwrite and os.path.lexists(path):
+            raise UserError(f"{path} exists; replace it with --overwrite, or give another --out")
+    if os.path.lexists(card):
+        check_writable(card)
 
 
 @torch.inference_mode()

@@ -4,11 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
-
-from fastft.machine.facts import GIB, Facts
-from fastft.machine.page_cache import fits_page_cache
+from fastft.machine.facts import GIB, Facts, fits_page_cache
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 MIN_PYTHON = (3, 10)
@@ -242,15 +238,6 @@ def examine(facts: Facts) -> list[Check]:
 
 def as_json(checks: list[Check]) -> dict[str, Any]:
     return {"ready": all(c.status != FAIL for c in checks), "checks": [asdict(c) for c in checks]}
-
-
-def print_checks(checks: list[Check], console: Console) -> None:
-    colours = {OK: "green", WARN: "yellow", FAIL: "bold red"}
-    for c in checks:
-        line = Text.assemble((f"{c.status:<5}", colours[c.status]), f" {c.name:<12} {c.found}")
-        console.print(line, soft_wrap=True)
-        if c.fix:
-            console.print(f"{'':<18} fix: {c.fix}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _install(f: Facts, what: str) -> str:

@@ -1,4 +1,7 @@
-"""Facts about this machine for `fastft doctor`. Gathering them never fails: an unknown value is None."""
+"""Facts about this machine: memory, processor, and for `fastft doctor` all that may be missing.
+
+Gathering never fails: an unknown value is None.
+"""
 
 import importlib.metadata
 import shlex
@@ -8,10 +11,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from beton_tools.base.cgroup import usable_cpus
-from fastft.machine.page_cache import memory_bytes
+from beton_tools.base.cgroup import memory_limit, usable_cpus
 
 GIB = 1 << 30
+RAM_SHARE = 0.9  # files up to this share of the available memory stay in the page cache
 COMMAND_SECONDS = 20  # time limit; nvidia-smi hangs with some broken drivers
 KERNEL_PROBE, PIXEL_PROBE = "fastft.machine.kernel_probe", "fastft.data.pixel_probe"
 # time limit of a probe; importing torch from a slow disk takes long, and so does compiling the loader
@@ -183,3 +186,18 @@ def cpu_name() -> str:
     except OSError:
         return "CPU"
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+
+
+def memory_bytes() -> tuple[int, int]:
+    """Total and available bytes: the machine's, or the control group's where that is smaller."""
+    values = {}
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        key, _, rest = line.partition(":")
+        values[key] = int(rest.split()[0]) * 1024
+    total, available = values["MemTotal"], values["MemAvailable"]
+    limit = memory_limit()
+    return (total, available) if limit is None else (min(total, limit), min(available, limit))
+
+
+def fits_page_cache(num_bytes: int, available: int) -> bool:
+    return num_bytes <= RAM_SHARE * available

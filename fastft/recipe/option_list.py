@@ -2,13 +2,10 @@
 
 import dataclasses
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
-
-from rich.console import Console
-from rich.text import Text
 
 from beton_tools.base.errors import UserError
 from fastft.recipe import SECTIONS, load_recipe, nearest_option, option_fields
@@ -46,19 +43,6 @@ def list_options(selection: str | None = None) -> list[OptionInfo]:
         hint = f"did you mean '{near}'?" if near else f"sections: {', '.join(SECTIONS)}"
         raise UserError(f"no option or section '{selection}'; {hint}")
     return [_describe(name) for name in chosen]
-
-
-def print_options(options: Sequence[OptionInfo], console: Console) -> None:
-    section = ""
-    for option in options:
-        if option.name.partition(".")[0] != section:
-            section = option.name.partition(".")[0]
-            console.rule(f"{section}: {SECTIONS[section].__doc__}", align="left")
-        limits = f"  default {option.default}; {option.limits}"
-        console.print(Text.assemble((option.name, "bold"), limits), highlight=False)
-        console.print(f"    {option.meaning}", highlight=False, markup=False)
-        if option.paper:
-            console.print(f"    the paper's runs: {option.paper}", highlight=False, markup=False)
 
 
 def options_page() -> str:

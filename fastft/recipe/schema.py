@@ -200,10 +200,14 @@ class Augment:
     mean: tuple[float, float, float] = option(
         CLIP_MEAN,
         "per-channel mean of pixel values in 0..1, for normalisation; of timm/NAME the model's own unless set",
+        low=-10,
+        high=10,
     )
     std: tuple[float, float, float] = option(
         CLIP_STD,
         "per-channel standard deviation of pixel values in 0..1, for normalisation; of timm/NAME the model's own unless set",
+        low=0.001,
+        high=10,
     )
 
     @property

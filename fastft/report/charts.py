@@ -7,10 +7,9 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 MAX_POINTS = 480  # per line; more would be closer than a pixel
 FEW_POINTS = 16  # lines with at most this many points get dots and are never cut off
@@ -252,8 +251,6 @@ def _marks(chart: Chart, c: Canvas) -> Iterator[Markup]:
 
 def _line(s: Series, c: Canvas) -> Iterator[Markup]:
     points = [(c.x(x), c.y(y)) for x, y in zip(s.x, s.y, strict=True)]
-    if any(b < a for (a, _), (b, _) in pairwise(points)):
-        raise ValueError(f"series {escape(s.name)}: x must not decrease")
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
     yield Markup('<path class="line {}" d="{}"/>').format(s.style, path)
     for x, low, high in zip(s.x, s.low or (), s.high or (), strict=False):

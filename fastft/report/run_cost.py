@@ -1,5 +1,6 @@
 """Cost of a run so far from its log, and extrapolated to its end."""
 
+from itertools import accumulate
 from statistics import median
 from typing import Any
 
@@ -31,8 +32,7 @@ def run_cost(run: Run, gpus: int | None, price: float | None) -> dict[str, Any] 
     so_far = sum(parts.values())
     rows = [_row(name, seconds, devices, price) for name, seconds in parts.items()]
     rows.append(_row("so far", so_far, devices, price))
-    left = seconds_left(run)
-    if left > 0:
+    if (left := seconds_left(run)) > 0:
         rows.append(_row("at the end", so_far + left, devices, price, extrapolated=True))
     return {
         "device": run.machine.get("device", "device"),
@@ -61,29 +61,35 @@ def seconds_left(run: Run) -> float:
 
     Where image size or patch dropout change, the pace is that of FLOPs.
     """
-    work = step_work(run)
-    done = [work[min(step - 1, len(work) - 1)] * n for step, n in _ends_and_steps(run)]
+    phases = phase_work(run)
+    done = [
+        _work_at(phases, int(i["step"])) * n for i, n in zip(run.intervals, run.interval_steps, strict=True)
+    ]
     pace = median(s / w for s, w in zip(training_seconds(run), done, strict=True))
-    training = sum(work[run.steps :]) * pace
+    starts = [0, *(end for end, _ in phases)]
+    remaining = (
+        max(0, end - max(start, run.steps)) * work for start, (end, work) in zip(starts, phases, strict=False)
+    )
+    training = pace * sum(remaining)
     if not run.evaluations:
         return training
     left = run.recipe.evaluations - len(run.evaluations)
     return training + max(0, left) * median(e["seconds"] for e in run.evaluations)
 
 
-def step_work(run: Run) -> list[float]:
-    """The work of every step of the run, relative to the first one."""
+def phase_work(run: Run) -> list[tuple[int, float]]:
+    """(last step, work of a step relative to the first one's) of every phase."""
     try:
         arch = recipe_arch(run.recipe)
         flops = [(p.epochs, phase_flops(run.recipe, arch, p).train) for p in find_phases(run.recipe, arch)]
     except UserError:  # the architecture's file is not on this machine
         flops = [(run.recipe.epochs, 1.0)]
-    return [f / flops[0][1] for epochs, f in flops for _ in range(epochs * run.steps_per_epoch)]
+    ends = accumulate(epochs * run.steps_per_epoch for epochs, _ in flops)
+    return [(end, f / flops[0][1]) for end, (_, f) in zip(ends, flops, strict=True)]
 
 
-def _ends_and_steps(run: Run) -> list[tuple[int, int]]:
-    """(last step, number of steps) of every logged interval."""
-    return [(int(i["step"]), n) for i, n in zip(run.intervals, run.interval_steps, strict=True)]
+def _work_at(phases: list[tuple[int, float]], step: int) -> float:
+    return next((work for end, work in phases if step <= end), phases[-1][1])
 
 
 def _row(

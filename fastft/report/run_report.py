@@ -9,7 +9,7 @@ from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import used_files
-from fastft.cost.reference_log import reference_of
+from fastft.cost.published import reference_of
 from fastft.evaluate.assessment import Assessment
 from fastft.recipe import Recipe, differences, load_recipe
 from fastft.recipe.recipe_file import RECIPES

@@ -7,9 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from beton_tools.base.console import compact_table, print_table
-from fastft.cost.mfu import PUBLISHED_MFU
-from fastft.cost.model import predict_published
-from fastft.cost.table import LOADER_LIMITS
+from fastft.cost.price import LOADER_LIMITS, predict
+from fastft.cost.roofline import K
 from fastft.machine.gpus import MAIN_GPUS
 from fastft.photos.counts import load_counted
 from fastft.recipe import Recipe
@@ -17,7 +16,7 @@ from fastft.recipe.recipe_file import is_table, open_sweep
 from fastft.recipe.tables import Sweep
 from fastft.search.runs import plan_runs, read_result, run_key
 
-Hours = dict[str, float]  # by GPU kind, modelled at the MFU published for a ViT
+Hours = dict[str, float]  # by GPU kind, modelled; without kinds on which the step cannot be counted
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def _rows(reference: str) -> list[str]:
 
 
 def recipe_hours(recipe: Recipe) -> Hours:
-    return {kind: values["hours"] for kind, values in predict_published(recipe).items()}
+    return {kind: p["hours"] for kind, p in predict(recipe).items() if p["hours"] is not None}
 
 
 def price_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path) -> list[Price]:
@@ -74,8 +73,8 @@ def price_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path) -
             elif read_result(run) is not None:
                 price = replace(price, remark=f"trained: {run.key}")
             else:
-                predicted = predict_published(load_counted(sweep.reference(row), overrides))
-                hours = {kind: p["hours"] for kind, p in predicted.items()}
+                predicted = predict(load_counted(sweep.reference(row), overrides))
+                hours = {kind: p["hours"] for kind, p in predicted.items() if p["hours"] is not None}
                 starved = tuple(kind for kind, p in predicted.items() if p["limited_by"] == "loader")
                 price = replace(price, hours=hours, starved=starved)
             first.setdefault(run.key, f"{sweep.name} {row.title}")
@@ -84,12 +83,11 @@ def price_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path) -
 
 
 def total_hours(prices: Sequence[Price]) -> Hours:
-    return {kind: sum(p.hours[kind] for p in prices if p.hours) for kind in MAIN_GPUS}
+    return {kind: sum(p.hours.get(kind, 0.0) for p in prices if p.hours) for kind in MAIN_GPUS}
 
 
 def print_prices(prices: Sequence[Price], console: Console) -> None:
-    shares = ", ".join(f"{kind} {mfu.value:.1%}" for kind, mfu in PUBLISHED_MFU.items())
-    title = f"GPU-hours, on 8 GPUs, modelled at the MFU published for a ViT: {shares}"
+    title = f"GPU-hours, on 8 GPUs, modelled: {K:g} of the roofline's speed is expected"
     table = compact_table(title, ["table", "row", "", *MAIN_GPUS], left=3)
     for previous, price in zip([None, *prices], prices, strict=False):
         starts = previous is None or previous.sweep != price.sweep
@@ -107,6 +105,6 @@ def print_prices(prices: Sequence[Price], console: Console) -> None:
 
 
 def _hours(price: Price, kind: str) -> str:
-    if price.hours is None:
+    if price.hours is None or kind not in price.hours:
         return "-"
     return f"{price.hours[kind]:,.1f}{'*' if kind in price.starved else ''}"

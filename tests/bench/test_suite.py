@@ -16,7 +16,7 @@ from fastft.bench.options import parse_peers
 from fastft.bench.suite import print_group
 from fastft.cli import main
 from fastft.cost.benchmark_file import read_bench
-from fastft.cost.overheads import read_measured
+from fastft.cost.price import read_measured
 from fastft.report.bench_report import render_bench
 from fastft.report.page import figure
 

@@ -53,13 +53,6 @@ def test_the_summary_shows_both_of_stock_ffcv_and_whole_memory_too(tables) -> No
         assert label in row
 
 
-def test_the_quoted_command_prices_the_recipes_of_the_table_below_it(tables) -> None:  # type: ignore[no-untyped-def]
-    page = (ROOT / "docs/cost.md").read_text()
-    command = re.search(r"^`fastft cost (.*) --gpu v100 --price (.*)`:$", page, re.M)
-    assert command[1].split() == list(tables.COST_RECIPES)
-    assert float(command[2]) == tables.V100_PRICE
-
-
 def test_ratios_in_tables_are_those_of_the_rounds(tables) -> None:  # type: ignore[no-untyped-def]
     own = {"name": "fastft", "rounds": [1.0, 2.0], "median": 1.5}
     peer = {"name": "p", "rounds": [2.0, 8.0], "median": 5.0}

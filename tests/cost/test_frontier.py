@@ -6,11 +6,11 @@ import pytest
 
 from beton_tools.base.errors import UserError
 from fastft.cli import main
-from fastft.cost.frontier import price_combinations
-from fastft.cost.levers import SET_BY_LEVERS
-from fastft.cost.model import predict_published
-from fastft.cost.reference_log import reference_curves
+from fastft.cost.frontier import SET_BY_LEVERS, combinations, price_combinations
+from fastft.cost.price import predict
+from fastft.cost.published import reference_curves
 from fastft.recipe import load_recipe
+from tests.cost.test_traffic import timm_recipe
 
 B16 = reference_curves()["final_b16"]["top1_ema"]
 
@@ -55,7 +55,7 @@ def test_recipes_are_combinations_at_their_own_cost_and_expectation(
 ) -> None:
     found, known = row(b16, *levers), load_recipe(recipe)
     assert found["options"] == {key: known.flat()[key] for key in SET_BY_LEVERS}
-    assert found["gpu_hours"] == pytest.approx({g: p["hours"] for g, p in predict_published(known).items()})
+    assert found["gpu_hours"] == pytest.approx({g: p["hours"] for g, p in predict(known).items()})
     if known.about.top1 is None:
         assert (found["expected_top1"], found["sources"]) == (None, [])
     else:
@@ -89,6 +89,17 @@ def test_what_the_paper_froze_in_b16_only_is_marked_as_assumed_elsewhere() -> No
     values = price_combinations(load_recipe("final_l14"), at_least=87.8)
     assert any("assumed as for B/16" in source for r in values["combinations"] for source in r["sources"])
     assert row(values, "stop after epoch 17")["expected_top1"] == 87.82
+
+
+@pytest.mark.parametrize(
+    ("name", "small", "sparse"),
+    [("test_vit", True, True), ("test_convnext", True, False), ("hiera_tiny_224", False, False)],
+)
+def test_only_what_the_model_can_do_is_combined(name: str, small: bool, sparse: bool) -> None:
+    levers = {
+        word for found in combinations(timm_recipe(name)) for lever in found.levers for word in lever.split()
+    }
+    assert ("px" in levers, "drop" in levers, "train" in levers) == (small, sparse, True)
 
 
 def test_the_command_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> None:

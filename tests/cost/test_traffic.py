@@ -9,12 +9,17 @@ import torch
 
 from fastft.bench.traffic_table import measure_traffic
 from fastft.cli import main
-from fastft.cost.pointwise import count_images, pointwise_bytes
-from fastft.cost.traffic import _bytes_moved, step_traffic
-from fastft.recipe import load_recipe
+from fastft.cost.traffic import _bytes_moved, _bytes_per_image, _meta_model, image_traffic, step_traffic
+from fastft.model.recipe_model import recipe_arch
+from fastft.recipe import Recipe, load_recipe
 
 GB = 1e9
 ELEMENTS = 256 * 197 * 768  # of one layer's tokens: 256 images, B/16 at 224 px
+
+
+def timm_recipe(name: str, *options: str) -> Recipe:
+    own = [f"--model.arch=timm/{name}", "--model.weights=random", "--model.freeze_conv1=false"]
+    return load_recipe("final_b16", [*own, *options])
 
 
 @pytest.fixture(scope="module")
@@ -73,38 +78,35 @@ def test_a_block_copies_nothing_and_casts_only_what_it_must(path: str, kinds: di
     assert {key: calls for key, calls in added.items() if calls and key[0] in copying} == kinds
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["--model.trainable_layers=6", "--model.drop_path=0.1", "--model.layer_scale=1.0"],
-        ["--model.patch_dropout=0.5", "--augment.mixup=0.8", "--train.micro_batch=64"],
-        ["--train.grad_checkpointing=true", "--model.rel_pos_bias=true", "--model.freeze_conv1=false"],
-    ],
-)
-def test_every_option_of_the_model_is_counted(options: list[str]) -> None:
-    recipe = load_recipe("rcp/final_b16.yaml", options)
-    assert all(sum(op.bytes for op in step_traffic(recipe, path)) > GB for path in ("autocast", "half"))
-
-
 @pytest.mark.parametrize("path", ["autocast", "half"])
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("final_b16", []),
-        ("final_l14", []),
+        ("final_b16", ["--model.trainable_layers=6", "--model.drop_path=0.1", "--model.layer_scale=1.0"]),
+        ("final_l14", ["--train.grad_checkpointing=true", "--model.rel_pos_bias=true"]),
         ("demo", []),  # frozen blocks, LayerScale, no ln_pre, GELU
         ("final_b16", ["--model.trainable_layers=0"]),
-        ("final_b16", ["--model.trainable_layers=3", "--model.drop_path=0.1", "--model.image_size=384"]),
-        ("final_b16", ["--model.layer_scale=1.0", "--model.drop_path=0.1"]),
         ("final_b16", ["--model.patch_dropout=0.5", "--train.micro_batch=64", "--augment.mixup=0.8"]),
-        ("final_b16", ["--train.grad_checkpointing=true", "--model.freeze_conv1=false"]),
-        ("final_b16", ["--model.rel_pos_bias=true", "--model.trainable_layers=6"]),
     ],
 )
-def test_the_formula_of_the_roofline_is_the_traced_count(name: str, options: list[str], path: str) -> None:
+def test_a_few_blocks_are_traced_for_all(name: str, options: list[str], path: str) -> None:
     recipe = load_recipe(name, options)
-    traced = sum(op.bytes for op in step_traffic(recipe, path)) / count_images(recipe)
-    assert pointwise_bytes(recipe, path) == pytest.approx(traced, rel=0.005)
+    whole = _bytes_per_image(recipe, path, _meta_model(recipe, recipe_arch(recipe)))
+    assert image_traffic(recipe, path).bytes_per_image == pytest.approx(whole, rel=1e-9)
+
+
+def test_traffic_of_timms_vit_is_that_of_fastfts_tower_or_more() -> None:
+    """The own tower was written for fewer bytes: timm's block moves a quarter more."""
+    own = load_recipe("final_b16", ["--model.arch=ViT-B-16", "--model.freeze_conv1=false"])
+    ours, timms = (image_traffic(r, "autocast") for r in (own, timm_recipe("vit_base_patch16_224")))
+    assert timms.trained_parameters == pytest.approx(ours.trained_parameters, rel=0.01)
+    assert 1.0 <= timms.bytes_per_image / ours.bytes_per_image < 1.3
+
+
+def test_frozen_layers_of_timms_models_have_no_backward_pass() -> None:
+    whole, half = timm_recipe("test_vit"), timm_recipe("test_vit", "--model.trainable_layers=3")
+    bytes_of = [image_traffic(recipe, "autocast").bytes_per_image for recipe in (whole, half)]
+    assert 0.4 < bytes_of[1] / bytes_of[0] < 0.9
 
 
 def test_bytes_of_in_place_and_expanded_operands() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import resource
-import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -176,18 +175,63 @@ def test_the_card_has_model_accuracy_and_loading_code(tmp_path: Path, capsys) ->
 
 @pytest.mark.parametrize(
     ("format", "out", "message"),
-    [
-        ("onnx", "model.pt", r"ends in \.onnx"),
-        ("safetensors", "model", r"ends in \.safetensors"),
-        ("timm", "taken", "exists"),
-    ],
+    [("onnx", "model.pt", r"ends in \.onnx"), ("safetensors", "model", r"ends in \.safetensors")],
 )
 def test_an_unsuitable_file_name_is_refused(tmp_path: Path, format: str, out: str, message: str) -> None:
-    make_checkpoint(tmp_path, dict(CLIP))
-    (tmp_path / "taken").mkdir()
     with pytest.raises(UserError, match=message):
         export_checkpoint(tmp_path / "run", format, tmp_path / out)
-    shutil.rmtree(tmp_path / "taken")
+
+
+@pytest.mark.parametrize(
+    ("format", "taken"),
+    [
+        ("safetensors", "own.safetensors"),
+        ("safetensors", "own.safetensors.md"),
+        ("timm", "own"),
+        ("timm", "own/README.md"),
+    ],
+)
+def test_files_of_the_user_are_replaced_only_if_asked(
+    tmp_path: Path, format: str, taken: str, capsys
+) -> None:
+    make_checkpoint(tmp_path, dict(CLIP))
+    place = tmp_path / taken
+    if taken == "own":
+        place.mkdir()
+        (place / "notes.txt").write_text("mine")
+    else:
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("mine")
+    out = tmp_path / taken.split("/")[0].removesuffix(".md")
+    command = ["export", str(tmp_path / "run"), "--format", format, "--out", str(out)]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "exists; replace it with --overwrite, or give another --out" in said and said.count("\n") == 1
+    assert place.is_dir() or place.read_text() == "mine"
+    assert main([*command, "--overwrite"]) == 0
+    assert FORMATS[format].load(out)(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+    assert (
+        (place / "notes.txt").read_text() == "mine" if taken == "own" else place.read_bytes()[:4] != b"mine"
+    )
+    assert not list(tmp_path.glob(".partial*"))
+
+
+@pytest.mark.parametrize("name", ["own.safetensors", "own.safetensors.md"])
+def test_a_link_is_never_written_through(tmp_path: Path, name: str, capsys) -> None:
+    make_checkpoint(tmp_path, dict(CLIP))
+    (tmp_path / "target").write_text("mine")
+    (tmp_path / name).symlink_to(tmp_path / "target")
+    command = [
+        "export",
+        str(tmp_path / "run"),
+        "--format",
+        "safetensors",
+        "--out",
+        str(tmp_path / "own.safetensors"),
+    ]
+    for flags in ([], ["--overwrite"]):
+        assert main([*command, *flags]) == 2
+    assert (tmp_path / "target").read_text() == "mine" and (tmp_path / name).is_symlink()
 
 
 def test_a_safetensors_export_is_self_contained(tmp_path: Path) -> None:

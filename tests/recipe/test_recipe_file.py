@@ -2,6 +2,9 @@
 
 import os
 import socket
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -203,3 +206,37 @@ def test_hostile_options_on_the_command_line_are_one_line(
 ) -> None:
     assert main(["explain", "final_b16", override]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_recipes_and_finds_them_by_name(tmp_path: Path) -> None:
+    """Built as pip does, unpacked, and run in a folder without a checkout."""
+    root = Path(__file__).parents[2]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        str(root),
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    packed = {
+        path.relative_to(tmp_path / "site/fastft/rcp")
+        for path in (tmp_path / "site/fastft/rcp").rglob("*.yaml")
+    }
+    assert packed == {path.relative_to(RECIPES) for path in RECIPES.rglob("*.yaml")}
+    code = (
+        "import fastft; from fastft.recipe import load_recipe; from fastft.model.recipe_model import recipe_arch\n"
+        "print(fastft.__file__, load_recipe('02_lr[1e-5]').optim.lr, recipe_arch(load_recipe('demo')).layers)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == [str(tmp_path / "site/fastft/__init__.py"), "1e-05", "12"]

@@ -62,3 +62,14 @@ def test_an_epoch_beyond_the_recipe_is_refused(
     assert main(["preview", "final_b16", data, f"--out={tmp_path / 'g.png'}", "--epoch=50"]) == 2
     assert "there is no epoch 50: the recipe has 50, counted from 0" in capsys.readouterr().err
     assert not (tmp_path / "g.png").exists()
+
+
+def test_preview_follows_the_size_of_the_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    monkeypatch.setattr(
+        "fastft.report.preview.write_preview", lambda data, policy, size, **_: sizes.append(size)
+    )
+    for epoch in ("0", "24"):
+        command = ["preview", "frugal_b16", "--data", "x.beton", "--out", str(tmp_path / "x.png")]
+        assert main([*command, "--epoch", epoch, "--schedule.sizes=0:160,24:224"]) == 0
+    assert sizes == [160, 224]

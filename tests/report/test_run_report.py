@@ -1,6 +1,8 @@
 """The page of a run: what it says is what the run directory holds, at every stage of a run."""
 
 import json
+import resource
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from rich.console import Console
 
 from fastft.cli import main
 from fastft.cost.bottleneck import diagnose
-from fastft.cost.reference_log import reference_of
+from fastft.cost.published import reference_of
 from fastft.evaluate.assessment import Assessment, Mistakes, find_mistakes, report_classes, thumbnail
 from fastft.evaluate.output import print_evaluation
 from fastft.report.class_section import reliability_chart
@@ -240,3 +242,26 @@ def test_command_refuses_a_folder_that_is_neither_run_nor_benchmark(
     for source in (tmp_path, tmp_path / "x.json", tmp_path / "none.json"):
         assert main(["report", str(source)]) == 2
     assert "give a run directory or a benchmark file" in capsys.readouterr().err
+
+
+def test_a_step_of_1e30_is_reported_without_a_list_of_all_steps(run_folder: Path) -> None:
+    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    [line for line in lines if line["kind"] == "eval"][-1]["step"] = 1e30
+    (run_folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["report", str(run_folder), "--mistakes=never"]) == 0
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_page(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_folder / "report.html").write_text("old")
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        assert main(["report", str(run_folder), "--mistakes=never"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    said = capsys.readouterr().err
+    assert "report.html cannot be written (" in said and said.count("\n") == 1
+    assert (run_folder / "report.html").read_text() == "old" and not list(run_folder.glob(".partial*"))

@@ -8,7 +8,7 @@ import pytest
 from beton_tools.base import cgroup
 from beton_tools.base.cgroup import memory_limit, usable_cpus
 from fastft.data.loader import default_workers
-from fastft.machine.page_cache import memory_bytes
+from fastft.machine.facts import memory_bytes
 
 GIB = 1 << 30
 

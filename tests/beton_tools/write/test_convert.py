@@ -14,7 +14,7 @@ from beton_tools.base.console import by_suffix, format_bytes, format_duration, p
 from beton_tools.read.format import Beton
 from beton_tools.read.manifest import Manifest, manifest_path
 from beton_tools.write.images import decode_sample
-from fastft.cli import cmd_convert_folder, cmd_convert_imagenet
+from fastft.cli.cmd_convert import Folder, Imagenet
 from tests.beton_tools.conftest import damaged, devkit_files, tar_of, train_tar, write_folder
 
 Jpegs = dict[str, list[bytes]]
@@ -23,14 +23,14 @@ ValImages = dict[str, tuple[str, bytes]]
 
 def imagenet(*arguments: object) -> int:
     parser = argparse.ArgumentParser()
-    cmd_convert_imagenet.add_arguments(parser)
-    return cmd_convert_imagenet.run(parser.parse_args([str(a) for a in arguments]))
+    Imagenet.add_arguments(parser)
+    return Imagenet.run(parser.parse_args([str(a) for a in arguments]))
 
 
 def folder(*arguments: object) -> int:
     parser = argparse.ArgumentParser()
-    cmd_convert_folder.add_arguments(parser)
-    return cmd_convert_folder.run(parser.parse_args([str(a) for a in arguments]))
+    Folder.add_arguments(parser)
+    return Folder.run(parser.parse_args([str(a) for a in arguments]))
 
 
 def write_folders(root: Path, jpegs: Jpegs, val: ValImages) -> None:

@@ -1,0 +1,92 @@
+"""`fastft sweep` and `fastft tune`: many trainings."""
+
+import argparse
+import math
+from pathlib import Path
+
+from fastft.cli.arguments import add_recipe, recipe_reference
+
+
+class Sweep:
+    """`fastft sweep TABLE ...`."""
+
+    HELP = "train or resume the rows of a paper table, and print the paper's figures beside ours"
+    EXAMPLE = (
+        "fastft sweep 05_llrd --data.train=in1k/train.beton --data.val=in1k/val.beton\n"
+        "  fastft sweep rcp/tables/*.yaml --dry-run"
+    )
+    TAKES_OPTIONS = True
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "sweeps",
+            metavar="TABLE",
+            type=recipe_reference,
+            nargs="+",
+            help="table files (rcp/tables/05_llrd.yaml, or 05_llrd), or one row: 02_lr[1e-5]",
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="print the predicted GPU-hours, train nothing"
+        )
+        parser.add_argument(
+            "--out", type=Path, default=Path("runs/sweeps"), help="runs and tables (default runs/sweeps)"
+        )
+
+    @staticmethod
+    def run(args: argparse.Namespace) -> int:
+        from rich.console import Console
+
+        from fastft import search as sweep
+        from fastft.recipe.recipe_file import expand_pattern
+
+        sweeps = [sweep.open_sweep(name) for given in args.sweeps for name in expand_pattern(given)]
+        if args.dry_run:
+            sweep.print_prices(sweep.price_sweeps(sweeps, args.overrides, args.out), Console(markup=False))
+            return 0
+        outcomes = sweep.run_sweeps(sweeps, args.overrides, args.out, Console(markup=False))
+        return int(any(outcome.error for outcome in outcomes))
+
+
+class Tune:
+    """`fastft tune RECIPE`."""
+
+    HELP = "search the learning rates of head and tower for your images, within a time budget"
+    EXAMPLE = (
+        "fastft tune mine.yaml --data.train=train.beton --data.val=val.beton --test test.beton --budget 2h"
+    )
+    TAKES_OPTIONS = True
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        add_recipe(parser)
+        parser.add_argument(
+            "--budget", metavar="TIME", help="time for all trainings, such as 45m or 2h (default: no limit)"
+        )
+        parser.add_argument(
+            "--test",
+            type=Path,
+            metavar="FILE.beton",
+            help="images to evaluate once, after the choice is made",
+        )
+        parser.add_argument(
+            "--out", type=Path, metavar="DIR", help="runs and results (default runs/tune-RECIPE)"
+        )
+
+    @staticmethod
+    def run(args: argparse.Namespace) -> int:
+        from rich.console import Console
+
+        from fastft.recipe import parse_duration
+        from fastft.search.tune import tune
+
+        budget = math.inf if args.budget is None else parse_duration(args.budget, "--budget")
+        tune(
+            args.recipe,
+            args.overrides,
+            args.out,
+            budget=budget,
+            test=args.test,
+            console=Console(markup=False),
+        )
+        return 0

@@ -1,0 +1,360 @@
+"""Hours and money of recipes: FLOPs over peak times MFU, what the loader can deliver, evaluation and start-up.
+
+A model, not a measurement, and marked as such wherever it is shown. Checkpoints are written while training goes on and cost
+nothing here. tests/cost/test_price.py compares the model with the wall times in the logs of the paper's own runs.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from beton_tools.base.errors import UserError
+from fastft.cost.benchmark_file import read_bench
+from fastft.cost.published import PUBLISHED_RUNS
+from fastft.cost.roofline import Mfu, describe_uncounted, known_mfus
+from fastft.cost.work import evaluated_models, phase_flops, recipe_flops, recipe_work, train_images
+from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu, find_gpu
+from fastft.model import TowerArch
+from fastft.model.phases import find_phases
+from fastft.model.recipe_model import recipe_arch
+from fastft.recipe import Recipe
+from fastft.recipe.imagenet import assumed_val_images, describe_expectation, expected_top1, val_images_row
+
+MACHINE_GPUS = 8  # of a usual cloud machine
+# images/s of one core where the GPU augments, and of whole images for evaluation (benchmarks/results/all.json; ImageNet with its
+# longest side at 500 px, at 224 px)
+IMAGES_PER_CORE, EVAL_IMAGES_PER_CORE = 2312.0, 1240.0
+# physical cores (two vCPU each) per GPU of p3.16xlarge, p4d.24xlarge, p5.48xlarge, p5en.48xlarge and p6-b200.48xlarge
+_CORES_PER_GPU = {"V100": 4.0, "A100": 6.0, "H100": 12.0, "H200": 12.0, "B200": 12.0}
+_DEFAULT_CORES = 4.0  # assumed for other GPUs
+LOADER_LIMITS = "* GPUs wait for the loader: give it more cores, or convert to a smaller max resolution"
+L14_WIDTH = 1024
+
+
+# time outside the training steps -----------------------------------------------------------------------------------------
+
+SOURCES = {
+    "loader_rate": "training images/s that the loader makes per GPU",
+    "eval_loader_rate": "validation images/s that the loader makes per GPU",
+    "pass_start_seconds": "start of one pass over the validation images, in seconds",
+    "start_seconds": "process start, JIT compilation, weights, first batch, in seconds",
+}
+
+
+@dataclass(frozen=True)
+class Overheads:
+    """Rates are images/s per GPU. `measured` lists the fields that were measured."""
+
+    loader_rate: float = IMAGES_PER_CORE * _DEFAULT_CORES
+    eval_loader_rate: float = EVAL_IMAGES_PER_CORE * _DEFAULT_CORES
+    pass_start_seconds: float = 2.0  # assumed: the loader is kept between evaluations
+    pass_per_model: bool = False  # raw and EMA model share one pass over the images
+    start_seconds: float = 120.0  # assumed, once
+    measured: tuple[str, ...] = ()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """One row per assumption: name, what, value, basis."""
+        return [
+            {
+                "name": f.name,
+                "what": SOURCES[f.name],
+                "value": getattr(self, f.name),
+                "basis": "measured" if f.name in self.measured else "assumed",
+            }
+            for f in fields(self)
+            if f.name in SOURCES
+        ]
+
+
+FASTFT = Overheads()
+
+# The paper's own runs: one pass per model, with new worker processes. The start of a pass is fitted to the
+# B/16 log: (21,714 s of wall time - 50 x 625 x 0.6032 s of steps) / 50 / 2 passes - 4.9 s of forward. The
+# same figure gives 5 % less than the log of the L/14 run, which also wrote a 5 GB checkpoint every epoch.
+REFERENCE = Overheads(
+    float("inf"), float("inf"), pass_start_seconds=23.7, pass_per_model=True, start_seconds=0.0
+)
+
+
+def reference_mfu(arch: TowerArch) -> Mfu:
+    """MFU of the paper's own run of a similar size, on A100."""
+    name = "this paper's L/14" if arch.width >= L14_WIDTH else "this paper's B/16"
+    run = next(run for run in PUBLISHED_RUNS if run.name == name)
+    return Mfu(run.mfu, "published", f"{run.name}: {run.source}")
+
+
+def cores_per_gpu(gpu: str) -> float:
+    """CPU cores beside one GPU of a usual cloud machine; `gpu` is a name in GPUS."""
+    return _CORES_PER_GPU.get(gpu, _DEFAULT_CORES)
+
+
+def with_cores(over: Overheads, cores: float) -> Overheads:
+    return replace(over, loader_rate=IMAGES_PER_CORE * cores, eval_loader_rate=EVAL_IMAGES_PER_CORE * cores)
+
+
+# one recipe on one kind of GPU -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Wall seconds of a run by activity."""
+
+    train: float  # steps at the MFU
+    stall: float  # steps waiting for a loader slower than the GPUs
+    evaluate: float
+    start: float
+
+    @property
+    def total(self) -> float:
+        return self.train + self.stall + self.evaluate + self.start
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Estimate for one recipe on `gpus` GPUs at one MFU."""
+
+    mfu: Mfu
+    parts: Parts
+    gpus: int
+    images_per_second: float  # per GPU while training, including data stalls
+
+    @property
+    def wall_hours(self) -> float:
+        return self.parts.total / 3600
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.wall_hours * self.gpus
+
+    @property
+    def limited_by(self) -> str:
+        return "loader" if self.parts.stall > 0 else "GPU"
+
+    def as_dict(self, price: float | None) -> dict[str, Any]:
+        """Plain values for JSON; `price` is money per GPU-hour."""
+        return {
+            **asdict(self.mfu),
+            "wall_hours": self.wall_hours,
+            "gpu_hours": self.gpu_hours,
+            "money": None if price is None else self.gpu_hours * price,
+            "images_per_second_per_gpu": self.images_per_second,
+            "limited_by": self.limited_by,
+            "seconds": asdict(self.parts),
+        }
+
+
+def estimate(
+    recipe: Recipe, gpu: Gpu, gpus: int, mfu: Mfu, over: Overheads = FASTFT, val_images: int | None = None
+) -> Estimate:
+    """Wall time of a recipe. Evaluation runs at the MFU of training, or at the speed of its loader.
+
+    val_images: default `assumed_val_images`.
+    """
+    arch = recipe_arch(recipe)
+    val_images = val_images or assumed_val_images(recipe)
+    work = recipe_work(recipe, arch, val_images)
+    sustained = gpus * gpu.peak_flops * mfu.value
+    train = work.train / sustained
+    stall = _stall_seconds(recipe, arch, sustained, gpus * over.loader_rate)
+    evaluate = _evaluation_seconds(recipe, work.evaluate / sustained, gpus, over, val_images)
+    parts = Parts(train, stall, evaluate, over.start_seconds)
+    return Estimate(mfu, parts, gpus, train_images(recipe) / (train + stall) / gpus)
+
+
+def _stall_seconds(recipe: Recipe, arch: TowerArch, sustained: float, loader_rate: float) -> float:
+    """Seconds that the GPUs wait for the loader: in each phase the excess of its time over theirs."""
+    stall = 0.0
+    for phase in find_phases(recipe, arch):
+        images = phase.epochs * train_images(recipe) / recipe.epochs
+        stall += images * max(0.0, 1 / loader_rate - phase_flops(recipe, arch, phase).train / sustained)
+    return stall
+
+
+def _evaluation_seconds(recipe: Recipe, compute: float, gpus: int, over: Overheads, val_images: int) -> float:
+    passes = recipe.evaluations * (evaluated_models(recipe) if over.pass_per_model else 1)
+    loading = passes * val_images / (gpus * over.eval_loader_rate)
+    return max(compute, loading) + passes * over.pass_start_seconds
+
+
+def predict(recipe: Recipe, names: Iterable[str] = MAIN_GPUS) -> dict[str, dict[str, Any]]:
+    """Cost by GPU name on eight GPUs of that kind.
+
+    Keys per GPU: basis, mfu, hours, limited_by of the expected MFU, all None if its step cannot be counted; and `estimates`, a
+    row with the same keys for each of `known_mfus`.
+    """
+    predicted: dict[str, dict[str, Any]] = {}
+    for name in names:
+        gpu, over = GPUS[name], with_cores(FASTFT, cores_per_gpu(name))
+        found = [
+            estimate(recipe, gpu, MACHINE_GPUS, mfu, over) for mfu in known_mfus(recipe, gpu, MACHINE_GPUS)
+        ]
+        rows = [
+            {"basis": e.mfu.basis, "mfu": e.mfu.value, "hours": e.gpu_hours, "limited_by": e.limited_by}
+            for e in found
+        ]
+        headline = rows[0] if rows else dict.fromkeys(("basis", "mfu", "hours", "limited_by"))
+        predicted[name] = {**headline, "estimates": rows}
+    return predicted
+
+
+def format_hours(predicted: dict[str, Any]) -> str:
+    """Hours of one GPU of `predict` for a table; * where the GPUs wait for the loader, - where they cannot be counted."""
+    if predicted["hours"] is None:
+        return "-"
+    return f"{predicted['hours']:,.1f}" + ("*" if predicted["limited_by"] == "loader" else "")
+
+
+# several recipes side by side --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CostQuery:
+    """Options of `price_recipes`: `price` is money per GPU-hour, `measured` a file of `fastft bench`."""
+
+    gpu: str
+    gpus: int = MACHINE_GPUS
+    price: float | None = None
+    measured: Path | None = None
+    cores_per_gpu: float | None = None  # default: as `cores_per_gpu`
+    mfu: float | None = None
+    val_images: int | None = None  # default: `assumed_val_images`
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures of a benchmark file. `mfu` belongs to `gpu`; the loader's rates are per core."""
+
+    path: Path
+    gpu: str = ""
+    mfu: float | None = None
+    loader_per_core: float | None = None
+    eval_loader_per_core: float | None = None
+
+
+ROLES = ("mfu", "loader_per_core", "eval_loader_per_core")
+
+
+def price_recipes(recipes: Sequence[Recipe], query: CostQuery, rows: int | None = None) -> dict[str, Any]:
+    """Hours and money of every recipe at each known MFU; keys as in docs/bench-schema.md.
+
+    rows: number of sweep rows that the recipes train; if given, the result has a total.
+
+    Raises:
+        UserError: unknown GPU, a benchmark file without figures for it, or a recipe that cannot be built.
+    """
+    gpu = known_gpu(query.gpu)
+    measured = None if query.measured is None else read_measured(query.measured)
+    over = _overheads(query, gpu, measured)
+    own, remarks = _own_mfus(query, measured, gpu)
+    priced = []
+    for recipe in recipes:
+        known = known_mfus(recipe, gpu, query.gpus)
+        remarks += [] if known else [describe_uncounted(recipe, gpu)]
+        found = [estimate(recipe, gpu, query.gpus, mfu, over, query.val_images) for mfu in (*own, *known)]
+        priced.append(_priced(recipe, found, query.price))
+    assumed = [val_images_row(recipe, query.val_images) for recipe in recipes]
+    return {
+        "modelled": True,
+        "gpu": gpu.name,
+        "peak_flops": gpu.peak_flops,
+        "gpus": query.gpus,
+        "price": query.price,
+        "recipes": priced,
+        "total": None if rows is None else _total(priced, rows),
+        "assumptions": over.describe() + list({row["what"]: row for row in assumed}.values()),
+        "remarks": remarks,
+    }
+
+
+def known_gpu(name: str) -> Gpu:
+    """The GPU with this name in any case; spaces and hyphens do not matter."""
+    wanted = _plain(name)
+    found = next((gpu for gpu in GPUS.values() if _plain(gpu.name) == wanted), None)
+    if found is None:
+        raise UserError(f"no data are known for GPU '{name}'; choose one of {', '.join(GPUS)}")
+    return found
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace(" ", "")
+
+
+def read_measured(path: Path) -> Measured:
+    """Read fastft's figures that have a `role` in a benchmark file (docs/bench-schema.md).
+
+    Raises:
+        UserError: not a benchmark file, a quick run, no measure with such a role, or an impossible figure.
+    """
+    document = read_bench(path)
+    if document.get("quick"):
+        raise UserError(
+            f"{path} comes from a quick run, whose figures are meaningless; run fastft bench without --quick"
+        )
+    found: dict[str, Any] = {}
+    for measure in document["measures"]:
+        role = measure.get("role")
+        own = next((c for c in measure["contenders"] if c["name"] == "fastft" and "median" in c), None)
+        if role in ROLES and own is not None:
+            found[role] = _plausible(path, role, float(own["median"]))
+            if role == "mfu":
+                found["gpu"] = str(measure.get("setting", {}).get("gpu", "a GPU without a name"))
+    if not found:
+        raise UserError(f"{path} has no figure that costs depend on; run fastft bench all")
+    return Measured(path, **found)
+
+
+def _plausible(path: Path, role: str, value: float) -> float:
+    if value <= 0 or (role == "mfu" and value > 1):
+        bound = "above 0 and at most 1" if role == "mfu" else "above 0"
+        raise UserError(f"{path}: {role} is {value:g}; it must be {bound}; measure again with fastft bench")
+    return value
+
+
+def _overheads(query: CostQuery, gpu: Gpu, measured: Measured | None) -> Overheads:
+    cores = query.cores_per_gpu or cores_per_gpu(gpu.name)
+    over = with_cores(FASTFT, cores)
+    if measured is None:
+        return over
+    rates = {"loader_rate": measured.loader_per_core, "eval_loader_rate": measured.eval_loader_per_core}
+    known: dict[str, Any] = {name: rate * cores for name, rate in rates.items() if rate is not None}
+    return replace(over, **known, measured=tuple(known))
+
+
+def _own_mfus(query: CostQuery, measured: Measured | None, gpu: Gpu) -> tuple[list[Mfu], list[str]]:
+    """MFUs given by --mfu or measured on this GPU; and remarks on figures that are not used."""
+    own = [] if query.mfu is None else [Mfu(query.mfu, "given", "--mfu")]
+    if measured is None or measured.mfu is None:
+        return own, []
+    if find_gpu(measured.gpu) == gpu:
+        return [*own, Mfu(measured.mfu, "measured", str(measured.path))], []
+    elsewhere = f"{measured.path} was measured on {measured.gpu}, not on {gpu.name} of {gpu.peak_flops / 1e12:g} TFLOP/s"
+    if measured.loader_per_core is None:
+        raise UserError(f"{elsewhere}; measure there, or leave it out")
+    return own, [f"{elsewhere}: its MFU is not used"]
+
+
+def _priced(recipe: Recipe, estimates: Sequence[Estimate], price: float | None) -> dict[str, Any]:
+    top1 = expected_top1(recipe)
+    return {
+        "recipe": recipe.name,
+        "epochs": recipe.epochs,
+        "image_size": recipe.model.image_size,
+        "train_flops_per_image": recipe_flops(recipe, recipe_arch(recipe)).train,
+        "expected_top1": top1,
+        "expected_source": None if top1 is None else recipe.about.source,
+        "expectation": describe_expectation(recipe),
+        "estimates": [e.as_dict(price) for e in estimates],
+    }
+
+
+def _total(priced: Sequence[dict[str, Any]], rows: int) -> dict[str, Any]:
+    """Sums over all recipes, per kind of MFU that every recipe has."""
+    by_basis = [{e["basis"]: e for e in recipe["estimates"]} for recipe in priced]
+    estimates = []
+    for basis in [b for b in by_basis[0] if all(b in found for found in by_basis)]:
+        column = [found[basis] for found in by_basis]
+        money = None if column[0]["money"] is None else sum(e["money"] for e in column)
+        hours = {key: sum(e[key] for e in column) for key in ("wall_hours", "gpu_hours")}
+        estimates.append({"basis": basis, **hours, "money": money})
+    return {"rows": rows, "trainings": len(priced), "estimates": estimates}
