@@ -15,26 +15,16 @@ import stat
 import sys
 import tempfile
 from contextlib import suppress
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 KEPT = 3  # folders of earlier versions, so that switching between branches does not compile again each time
 PACKAGES = ("beton_tools", "fastft/augment", "fastft/bench", "fastft/data")  # with compiled functions
 _COMPILED = re.compile(rb"^(?:from|import) numba\b", re.MULTILINE)
 _IMPORTED = re.compile(rb"^from ((?:beton_tools|fastft)[\w.]*) import", re.MULTILINE)
-_CACHING = "numba.core.caching"
 
 
 def use_own_cache() -> None:
     """Set Numba's cache folder, unless NUMBA_CACHE_DIR is set. Call before anything is compiled. Does not import Numba."""
-    if _CACHING in sys.modules:
-        _tolerate_errors(sys.modules[_CACHING])
-    elif not any(isinstance(finder, _OnImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _OnImport())
     if "NUMBA_CACHE_DIR" in os.environ:
         return
     folder = _folder_of(fingerprint(Path(__file__).parents[2]))
@@ -94,46 +84,3 @@ def _temporary_cache() -> Path:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise PermissionError(f"{folder} can be written to by other users")
     return folder
-
-
-# errors of the cache -----------------------------------------------------------------------------------------------------
-
-
-class _OnImport(MetaPathFinder):
-    """Calls `_tolerate_errors` when Numba's module has been imported."""
-
-    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != _CACHING:
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                _tolerate_errors(module)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
-def _tolerate_errors(caching: ModuleType) -> None:
-    """Compile again what cannot be read, as after a power failure, and do not fail where nothing can be written."""
-    cache_file = caching.IndexDataCacheFile
-    load, save = cache_file.load, cache_file.save
-
-    def load_or_forget(self: Any, key: Any) -> Any:
-        try:
-            return load(self, key)
-        except Exception:  # of pickle: any
-            with suppress(OSError):
-                os.unlink(self._index_path)  # noqa: PTH108
-            return None
-
-    def try_to_save(self: Any, key: Any, data: Any) -> None:
-        with suppress(OSError):
-            save(self, key, data)
-
-    if load.__name__ != load_or_forget.__name__:
-        cache_file.load, cache_file.save = load_or_forget, try_to_save

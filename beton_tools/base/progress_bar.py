@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from beton_tools.base.console import ProgressCallback, format_duration
 
@@ -20,31 +19,31 @@ PLAIN_INTERVAL = 10.0  # seconds between lines if stderr is not a terminal
 def progress(title: str, things: str = "images", unit: str = "img") -> Iterator[ProgressCallback]:
     """A callback that shows things done, their number per second and the time left, on stderr."""
     console = Console(stderr=True)
+    rate = _Rate(unit)
     if not console.is_terminal:
-        yield _PlainProgress(title, things, unit)
+        following = time.monotonic() + PLAIN_INTERVAL
+
+        def print_line(done: int, total: int, skipped: int) -> None:
+            nonlocal following
+            text = rate.text(done, total, skipped)
+            if time.monotonic() >= following:
+                following = time.monotonic() + PLAIN_INTERVAL
+                line = f"{title}: {done:,} of {total:,} {things}" + (f", {text}" if text else "")
+                print(line, file=sys.stderr, flush=True)
+
+        yield print_line
         return
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _RateColumn(),
+    description, rates = (
+        TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[rate]}")
     )
-    with Progress(*columns, console=console) as bars:
-        bar = bars.add_task(title, total=None)
-        meter = _Meter(unit)
-
-        def show(done: int, total: int, skipped: int) -> None:
-            bars.update(bar, completed=done, total=total, rate=meter.text(done, total, skipped))
-
-        yield show
+    with Progress(description, BarColumn(), MofNCompleteColumn(), rates, console=console) as bars:
+        bar = bars.add_task(title, total=None, rate="")
+        yield lambda done, total, bad: bars.update(
+            bar, completed=done, total=total, rate=rate.text(done, total, bad)
+        )
 
 
-class _RateColumn(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(task.fields.get("rate", ""), style="cyan")
-
-
-class _Meter:
+class _Rate:
     """Rate since the first image of this run, so that neither an earlier run nor the start of processes counts."""
 
     def __init__(self, unit: str) -> None:
@@ -65,16 +64,3 @@ class _Meter:
         rate = images / seconds
         text = f"{rate:,.0f} {self._unit}/s, {format_duration((total - done) / rate)} left"
         return text + (f", {skipped:,} bad" if skipped else "")
-
-
-class _PlainProgress:
-    def __init__(self, title: str, things: str, unit: str) -> None:
-        self._title, self._things, self._meter = title, things, _Meter(unit)
-        self._next = time.monotonic() + PLAIN_INTERVAL
-
-    def __call__(self, done: int, total: int, skipped: int) -> None:
-        text = self._meter.text(done, total, skipped)
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + PLAIN_INTERVAL
-            line = f"{self._title}: {done:,} of {total:,} {self._things}" + (f", {text}" if text else "")
-            print(line, file=sys.stderr, flush=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
-from hypothesis import HealthCheck, settings
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 LONG = 100_000  # cases of a target in `make test-slow`
@@ -27,6 +30,20 @@ def fuzz(examples: int, derandomize: bool = True) -> settings:
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
+
+
+def fuzz_target(check: Callable[[Path, bytes], None], data: st.SearchStrategy[bytes]) -> tuple[Any, Any]:
+    """Two tests that call `check` with a folder and data: a fast one, and one of LONG new cases for `make test-slow`."""
+
+    def fast(tmp_path: Path, data: bytes) -> None:
+        check(tmp_path, data)
+
+    def long(tmp_path: Path, data: bytes) -> None:
+        check(tmp_path, data)
+
+    at_length = fuzz(LONG, derandomize=False)(given(data=data)(long))
+    slow = pytest.mark.slow(pytest.mark.timeout(7200)(at_length))
+    return fuzz(150)(given(data=data)(fast)), slow
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Fuzz targets: whatever bytes a `.beton` or a manifest consists of, it is read, or is one line; never another exception.
 
-Both start from the valid files in `corpus/` and change them. `make_corpus.py` writes that folder.
+Both start from the valid files in `corpus/` and change them.
 """
 
 import contextlib
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from beton_tools import UserError, cli
@@ -19,7 +18,7 @@ from beton_tools.inspect import stats
 from beton_tools.read.format import Beton
 from beton_tools.read.manifest import Manifest, manifest_path
 from beton_tools.write.images import decode_sample
-from tests.beton_tools.fuzzing import LONG, NUMBERS, damaged, fuzz
+from tests.beton_tools.fuzzing import NUMBERS, damaged, fuzz_target
 
 CORPUS = Path(__file__).with_name("corpus")
 BETONS = [path.read_bytes() for path in sorted(CORPUS.glob("*.beton"))]
@@ -67,18 +66,7 @@ def test_the_corpus_is_valid(tmp_path: Path, data: bytes) -> None:
     read_everything(tmp_path / "x.beton")
 
 
-@fuzz(150)
-@given(data=ANY_BETON)
-def test_any_beton_is_read_or_refused(tmp_path: Path, data: bytes) -> None:
-    check_beton(tmp_path, data)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-@fuzz(LONG, derandomize=False)
-@given(data=ANY_BETON)
-def test_100_000_betons_are_read_or_refused(tmp_path: Path, data: bytes) -> None:
-    check_beton(tmp_path, data)
+test_any_beton_is_read_or_refused, test_100_000_betons = fuzz_target(check_beton, ANY_BETON)
 
 
 # manifest -------------------------------------------------------------------------------------------------------------
@@ -146,17 +134,4 @@ def check_manifest(folder: Path, data: bytes) -> None:
 
 
 ANY_MANIFEST = st.one_of(lying_manifests(), damaged(MANIFESTS, 0, 1000, tuple(b'"{}[]:,-.0e\\')))
-
-
-@fuzz(150)
-@given(data=ANY_MANIFEST)
-def test_any_manifest_is_read_or_refused(tmp_path: Path, data: bytes) -> None:
-    check_manifest(tmp_path, data)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(7200)
-@fuzz(LONG, derandomize=False)
-@given(data=ANY_MANIFEST)
-def test_100_000_manifests_are_read_or_refused(tmp_path: Path, data: bytes) -> None:
-    check_manifest(tmp_path, data)
+test_any_manifest_is_read_or_refused, test_100_000_manifests = fuzz_target(check_manifest, ANY_MANIFEST)

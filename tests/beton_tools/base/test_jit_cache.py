@@ -1,15 +1,12 @@
 """Compiled code of an older version never runs."""
 
-import errno
 import os
 import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from numba.core import caching
 
 from beton_tools.base.jit_cache import PACKAGES, fingerprint
 
@@ -58,36 +55,6 @@ def test_only_files_with_compiled_functions_and_their_imports_change_the_folder(
     assert fingerprint(tmp_path) == before
     (package / "limits.py").write_text("LIMIT = 2\n")
     assert fingerprint(tmp_path) != before
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Any:
-    """Numba's cache of one function, with one entry, "data", under the key "key"."""
-    cache = caching.IndexDataCacheFile(str(tmp_path), "function", "stamp")
-    cache.save("key", "data")
-    assert cache.load("key") == "data"
-    return cache
-
-
-@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
-@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"\x80\x05X"])
-def test_what_a_power_failure_left_is_compiled_again(
-    tmp_path: Path, cache: Any, suffix: str, content: bytes
-) -> None:
-    (path,) = tmp_path.glob(f"*.{suffix}")
-    path.write_bytes(content)
-    assert cache.load("key") is None
-    cache.save("key", "new")
-    assert cache.load("key") == "new"
-
-
-def test_a_full_disk_is_no_error(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("os.replace", full)
-    cache.save("other key", "data")
-    assert cache.load("key") == "data"
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Fuzz targets of tars and parquet files: hostile archives are refused in one line, or give images that can be read or not.
 
-They start from the files in `corpus/`, which make_corpus.py writes.
+They start from the files in `corpus/`, whose names begin with what they are.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from beton_tools import UserError
 from beton_tools.read.format import MAX_CLASSES
 from beton_tools.sources import FileSpan, Source, open_source
 from tests.beton_tools.conftest import tar_of
-from tests.beton_tools.fuzzing import LONG, damaged, fuzz, time_limit
-from tests.beton_tools.sources.make_corpus import CORPUS, HOSTILE, VALID
-from tests.beton_tools.sources.make_corpus import parquets as parquets_of_corpus
-from tests.beton_tools.sources.make_corpus import tars as tars_of_corpus
+from tests.beton_tools.fuzzing import damaged, fuzz_target, time_limit
 
+CORPUS = Path(__file__).with_name("corpus")
+VALID, HOSTILE = "valid-", "hostile-"
 MAX_GROWTH = 256 << 10  # KiB of memory; pyarrow's pool alone takes 100 MB
 
 
@@ -71,16 +69,6 @@ def test_the_corpus_is_what_its_names_say(path: Path) -> None:
         source = open_source(path)
         for i in range(len(source.names)):
             source.locate(i).read()
-
-
-def test_the_corpus_is_small_and_complete() -> None:
-    """It stays in the repository; pyarrow writes other bytes in other versions, so only the names are compared."""
-    files = {path.name: path.stat().st_size for path in CORPUS.iterdir()}
-    assert files.keys() == {f"{n}.tar" for n in tars_of_corpus()} | {
-        f"{n}.parquet" for n in parquets_of_corpus()
-    }
-    assert sum(files.values()) < 100_000
-    assert all((CORPUS / f"{name}.tar").read_bytes() == data for name, data in tars_of_corpus().items())
 
 
 # tars -----------------------------------------------------------------------------------------------------------------
@@ -146,27 +134,12 @@ FIELDS = tuple(b"\0 07x\x80\xff")  # what numbers in tar headers begin or end wi
 any_tar = st.one_of(tars(), damaged(TARS, 0, 2048, FIELDS))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("fuzz")
-
-
 def check_tar(folder: Path, data: bytes) -> None:
     (folder / "s.tar").write_bytes(data)
     check(folder / "s.tar")
 
 
-@fuzz(150)
-@given(data=any_tar)
-def test_tars(folder: Path, data: bytes) -> None:
-    check_tar(folder, data)
-
-
-@pytest.mark.slow
-@fuzz(LONG, derandomize=False)
-@given(data=any_tar)
-def test_tars_at_length(folder: Path, data: bytes) -> None:
-    check_tar(folder, data)
+test_tars, test_tars_at_length = fuzz_target(check_tar, any_tar)
 
 
 # parquet --------------------------------------------------------------------------------------------------------------
@@ -183,14 +156,4 @@ def check_parquet(folder: Path, data: bytes) -> None:
     check(folder / "a.parquet")
 
 
-@fuzz(150)
-@given(data=parquets)
-def test_parquets(folder: Path, data: bytes) -> None:
-    check_parquet(folder, data)
-
-
-@pytest.mark.slow
-@fuzz(LONG, derandomize=False)
-@given(data=parquets)
-def test_parquets_at_length(folder: Path, data: bytes) -> None:
-    check_parquet(folder, data)
+test_parquets, test_parquets_at_length = fuzz_target(check_parquet, parquets)
