@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Protocol
+from typing import IO, Protocol, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from beton_tools.base.user_files import open_regular
 from beton_tools.read.format import MAX_CLASSES
 from beton_tools.sources.remote import RemotePath, SourcePath, Stamp
 from beton_tools.sources.remote_files import RemoteFile, RemoteSpan, read_spans
+
+T = TypeVar("T")
 
 
 def stamp_of(file: IO[bytes]) -> Stamp:
@@ -137,25 +139,21 @@ class Fetched:
 def fetch_remote(locations: Sequence[Location]) -> list[Location]:
     """Read the images that lie in remote files, spans of archives at the same time; other locations stay as they are."""
     spans = [place for place in locations if isinstance(place, RemoteSpan)]
-    try:
-        contents: dict[RemoteSpan, bytes | OSError | UserError] = {**read_spans(spans)}
-    except (OSError, UserError) as error:
-        contents = dict.fromkeys(spans, error)
-    return [
-        Fetched(contents[place])
-        if isinstance(place, RemoteSpan)
-        else _read_now(place)
-        if getattr(place, "is_remote", False)
-        else place
-        for place in locations
-    ]
+    contents = _try_to(lambda: read_spans(spans))
+
+    def fetch(place: Location) -> Location:
+        if isinstance(place, RemoteSpan):
+            return Fetched(contents[place] if isinstance(contents, dict) else contents)
+        return Fetched(_try_to(place.read)) if getattr(place, "is_remote", False) else place
+
+    return [fetch(place) for place in locations]
 
 
-def _read_now(location: Location) -> Fetched:
+def _try_to(read: Callable[[], T]) -> T | OSError | UserError:
     try:
-        return Fetched(location.read())
+        return read()
     except (OSError, UserError) as error:
-        return Fetched(error)
+        return error
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import io
 import os
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -53,10 +52,9 @@ def flat_source(folder: Path, classes: Sequence[str] | None = None) -> FileSourc
     """
     with os.scandir(folder) as entries:
         names = sorted(e.name for e in entries if is_image_name(e.name) and not is_folder(e))
-    truth = find_truth(folder, names, classes)
-    labels = np.array([truth.label_of[name] for name in names])
-    class_names = class_names_of(truth.classes, folder)
-    return FileSource("flat", folder, truth.classes, class_names, labels, Names.of(names))
+    found, label_of = find_truth(folder, names, classes)
+    labels = np.array([label_of[name] for name in names])
+    return FileSource("flat", folder, found, class_names_of(found, folder), labels, Names.of(names))
 
 
 def val_tar_source(path: SourcePath, classes: Sequence[str] | None = None) -> SpanSource:
@@ -69,30 +67,21 @@ def val_tar_source(path: SourcePath, classes: Sequence[str] | None = None) -> Sp
     with table.open_archive(path) as file:
         files = members(file, path, left_out=table.left_out)
         images = [m for m in files if is_image_name(PurePath(m.name).name)]
-    truth = find_truth(path.parent, [m.name for m in images], classes)
+    found, label_of = find_truth(path.parent, [m.name for m in images], classes)
     for member in images:
-        table.add(PurePath(member.name).name, truth.label_of[member.name], member)
-    class_names = class_names_of(truth.classes, path.parent)
-    return table.source("ilsvrc-tar", path, truth.classes, class_names, table.names.__getitem__)
+        table.add(PurePath(member.name).name, label_of[member.name], member)
+    return table.source(
+        "ilsvrc-tar", path, found, class_names_of(found, path.parent), table.names.__getitem__
+    )
 
 
 # labels ---------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Truth:
-    """Labels of images.
-
-    classes: sorted wnids or numbers.
-    label_of: image file name -> index into `classes`.
-    """
-
-    classes: tuple[str, ...]
-    label_of: dict[str, int]
-
-
-def find_truth(folder: SourcePath, image_names: Sequence[str], classes: Sequence[str] | None) -> Truth:
-    """The label of every image.
+def find_truth(
+    folder: SourcePath, image_names: Sequence[str], classes: Sequence[str] | None
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """(classes: sorted wnids or numbers; image file name -> index into them).
 
     Args:
         folder: the folder of the images; files with labels are looked for in it and in four parent folders.
@@ -114,7 +103,7 @@ def find_truth(folder: SourcePath, image_names: Sequence[str], classes: Sequence
 
 def _build_truth(
     file: str, wnid_of: dict[str, str], image_names: Sequence[str], classes: Sequence[str] | None
-) -> Truth:
+) -> tuple[tuple[str, ...], dict[str, int]]:
     """wnid_of: image file name without suffix -> wnid or class number."""
     missing = [name for name in image_names if Path(name).stem not in wnid_of]
     if missing:
@@ -132,7 +121,7 @@ def _build_truth(
         raise UserError(
             f"{file}: class {unknown[0]!r} is not one of the {len(label)} training classes; correct the file"
         )
-    return Truth(tuple(classes), {name: label[wnid_of[Path(name).stem]] for name in image_names})
+    return tuple(classes), {name: label[wnid_of[Path(name).stem]] for name in image_names}
 
 
 def _is_number(text: str) -> bool:
