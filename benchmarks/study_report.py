@@ -267,7 +267,7 @@ def _steps() -> int:
 
 
 def _against_the_papers(study: Study) -> str:
-    """What is outside its 95 % interval of a published number."""
+    """The figures that are outside their 95 % interval of a published number."""
     known = [(d, PUBLISHED[d.name][0]) for d in study.levers if d.name in PUBLISHED]
     known += [(d, CHAIN[d.name][1]) for d in study.chain]
     against = [

@@ -32,7 +32,7 @@ _SOS, _EOI = 0xDA, 0xD9
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file name (without folders) has an image suffix and is not hidden.
+    """True if a file name (without folders) has an image suffix and is not hidden.
 
     macOS archives contain a hidden file `._x.JPEG` beside each `x.JPEG`, which holds metadata.
     """
@@ -45,7 +45,7 @@ def depth_prefix(image: Image.Image) -> str:
 
 
 def open_image(source: bytes | StrPath) -> Image.Image:
-    """As `PIL.Image.open`, for the bytes of an image file or its path, and for `FORMATS` only.
+    """The same as `PIL.Image.open`, for the bytes of an image file or its path, and for `FORMATS` only.
 
     Raises:
         OSError: the path is not a regular file, the file is too large, a JPEG has too many scans, or not an image of one of

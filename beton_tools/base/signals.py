@@ -109,7 +109,7 @@ def imports_of(program: str) -> Iterator[None]:
 
 
 def _is_importing(frame: FrameType | None) -> bool:
-    """Whether the code that a signal interrupted runs as part of an import."""
+    """True if the code that a signal interrupted runs as part of an import."""
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             return True
@@ -125,7 +125,7 @@ def _end(command: str, number: int) -> None:
 
 
 def _is_main_program(program: str) -> bool:
-    """Whether this process was started as `program`, or as `python -m` its package ("-m" while that is imported)."""
+    """True if this process was started as `program`, or as `python -m` its package ("-m" while that is imported)."""
     started_as = Path(sys.argv[0]).name if sys.argv else ""
     in_main_thread = threading.current_thread() is threading.main_thread()
     # present in every worker process; importing it here would take longer than the rest of this module

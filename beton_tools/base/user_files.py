@@ -66,7 +66,7 @@ def read_regular(path: StrPath, max_bytes: int) -> bytes:
 
 
 def stat_path(path: StrPath) -> os.stat_result:
-    """As `os.stat`, but a path that no file can have (NUL or unencodable characters) is an OSError too."""
+    """The same as `os.stat`, but a path that no file can have (NUL or unencodable characters) is an OSError too."""
     try:
         return os.stat(path)  # noqa: PTH116 - called for each of a million images
     except UnicodeEncodeError as error:

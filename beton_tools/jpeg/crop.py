@@ -86,7 +86,7 @@ def decode_scanned(
     scratch: np.ndarray,
     handle: int,
 ) -> int:
-    """As `decode_region`, for a caller that has scanned the header already; `head` belongs to `src` and its code is OK."""
+    """The same as `decode_region`, for a caller that has scanned the header: `head` belongs to `src` and its code is OK."""
     if y < 0 or x < 0 or h < 1 or w < 1 or y + h > head.height or x + w > head.width:
         return BAD_REGION
     if out.size < CHANNELS * h * w:
@@ -217,7 +217,7 @@ def decode_rgb(jpeg: bytes | np.ndarray, region: tuple[int, int, int, int] | Non
 def decode_scanned_rgb(
     src: np.ndarray, head: Header, region: tuple[int, int, int, int] | None = None
 ) -> np.ndarray:
-    """As `decode_rgb`, for a caller that has scanned the header already."""
+    """The same as `decode_rgb`, for a caller that has scanned the header already."""
     y, x, h, w = region or (0, 0, head.height, head.width)
     out = np.empty((h, w, CHANNELS), np.uint8)
     scratch = np.empty(scratch_bytes(head.height, head.width, src.size), np.uint8)

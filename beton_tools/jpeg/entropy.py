@@ -45,7 +45,7 @@ class Writer(NamedTuple):
 
 @njit(cache=True, nogil=True)
 def _has_ff(word: np.uint64) -> bool:
-    """Whether one of the eight bytes is FF: the test for a zero byte, applied to the complement of the word."""
+    """True if one of the eight bytes is FF: the test for a zero byte, applied to the complement of the word."""
     return word & (~word - np.uint64(0x0101010101010101)) & np.uint64(0x8080808080808080) != 0
 
 
@@ -192,7 +192,7 @@ def _read_dc(clean: np.ndarray, bit: int, table: np.void) -> tuple[int, int]:
 
 @njit(cache=True, nogil=True)
 def _at_end(k: int) -> bool:
-    """Whether a block ends before coefficient k: all 64 were coded, or an end-of-block symbol was read."""
+    """True if a block ends before coefficient k: all 64 were coded, or an end-of-block symbol was read."""
     return k == BLOCK or END_OF_BLOCK < k < END_OF_BLOCK + BLOCK
 
 

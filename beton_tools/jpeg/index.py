@@ -76,7 +76,7 @@ def segment_length(src: np.ndarray, head: Header, k: int) -> int:
 
 @njit(cache=True, nogil=True)
 def ends_segment(src: np.ndarray, end: int, k: int, segments: int) -> bool:
-    """Whether the marker at `end` is the one after segment k: restart marker k modulo 8, or EOI after the last."""
+    """True if the marker at `end` is the one after segment k: restart marker k modulo 8, or EOI after the last."""
     if end + 2 > src.size or src[end] != 0xFF:
         return False
     return src[end + 1] == (EOI if k == segments - 1 else RST0 + (k & 7))

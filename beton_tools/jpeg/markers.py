@@ -88,7 +88,7 @@ def u16(src: np.ndarray, at: int) -> int:
 
 @njit(cache=True, nogil=True)
 def starts_with(src: np.ndarray, at: int, end: int, magic: np.ndarray) -> bool:
-    """Whether src[at:end] begins with `magic`."""
+    """True if src[at:end] begins with `magic`."""
     if end - at < magic.size:
         return False
     for i in range(magic.size):  # noqa: SIM110 - numba has no all()
@@ -227,7 +227,7 @@ def as_bytes_array(jpeg: bytes | np.ndarray) -> np.ndarray:
 
 
 def require_header(src: np.ndarray) -> Header:
-    """As `scan_header`, for Python callers.
+    """The same as `scan_header`, for Python callers.
 
     Raises:
         JpegError: the header is broken or of a kind that is not handled.

@@ -138,7 +138,7 @@ def _files_in(folder: SourcePath, suffix: str) -> Sequence[SourcePath]:
 
 
 def _belongs_to_split(file_name: str, split_names: Sequence[str]) -> bool:
-    """Whether a shard's name contains the split, as in train-00000-of-00294.parquet or val_000.tar."""
+    """True if a shard's name contains the split, as in train-00000-of-00294.parquet or val_000.tar."""
     words = file_name.replace("_", "-").replace(".", "-").split("-")
     return any(name in words for name in split_names)
 

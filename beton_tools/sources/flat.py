@@ -125,7 +125,7 @@ def _build_truth(
 
 
 def _is_number(text: str) -> bool:
-    """Whether a class is given as a number that `int` accepts, however long the text is."""
+    """True if a class is given as a number that `int` accepts, however long the text is."""
     return text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
 
 

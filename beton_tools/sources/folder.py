@@ -27,7 +27,7 @@ def class_folders(root: Path) -> tuple[str, ...]:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder or a link to one. A link to itself is not: reading it as a file gives the error."""
+    """True if an entry is a folder or a link to one. A link to itself is not: reading it as a file gives the error."""
     try:
         return entry.is_dir()
     except OSError as error:
@@ -115,7 +115,7 @@ def _labels_of_folders(root: Path, names: Sequence[str]) -> dict[str, int]:
 
 
 def has_images(root: Path, folder: str) -> bool:
-    """Whether `root/folder` contains an image at any depth."""
+    """True if `root/folder` contains an image at any depth."""
     return any(_is_image(path) for path, _ in _files_below(root, folder))
 
 

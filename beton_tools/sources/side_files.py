@@ -31,7 +31,7 @@ def folder_and_parents(folder: SourcePath) -> list[SourcePath]:
 
 
 def is_present(path: SourcePath) -> bool:
-    """Whether there is anything but a folder at `path`. A FIFO or device counts, so that reading it is refused."""
+    """True if there is anything but a folder at `path`. A FIFO or device counts, so that reading it is refused."""
     if isinstance(path, RemotePath):
         return path.is_file()
     return os.path.exists(path) and not os.path.isdir(path)  # noqa: PTH110, PTH112 - Path's raise PermissionError
@@ -67,7 +67,7 @@ def read_lines(path: SourcePath) -> list[str] | None:
 
 
 def is_wnid(name: str) -> bool:
-    """Whether a name has the form of a WordNet id, such as n01440764."""
+    """True if a name has the form of a WordNet id, such as n01440764."""
     return _WNID.fullmatch(name) is not None
 
 

@@ -160,7 +160,7 @@ def _decode(data: bytes) -> tuple[np.ndarray, str]:
 
 
 def _is_damaged(data: bytes) -> bool:
-    """Whether the scans of a JPEG are damaged, which Pillow does not report; False for unsupported kinds of JPEG."""
+    """True if the scans of a JPEG are damaged, which Pillow does not report; False for unsupported kinds of JPEG."""
     for read_whole in (add_index, jpeg.decode_rgb):  # the first detects more, the second supports more kinds
         try:
             read_whole(data)

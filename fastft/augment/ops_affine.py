@@ -105,7 +105,7 @@ def sample_bicubic(read, pixels, height, width, x, y, channel):
 
 @njit
 def sample_bilinear(read, pixels, height, width, x, y, channel):
-    """As `sample_bicubic`, over 2 x 2 pixels."""
+    """The same as `sample_bicubic`, over 2 x 2 pixels."""
     x, y = x - 0.5, y - 0.5
     column, line = np.int64(math.floor(x)), np.int64(math.floor(y))  # CUDA's floor gives a float
     tx, ty = x - column, y - line
@@ -126,5 +126,5 @@ def affine_source(matrix, i, j):
 
 @njit(cache=True)
 def inside(x, y, height, width):
-    """Whether (x, y) shows the image and not the fill colour."""
+    """True if (x, y) shows the image and not the fill colour."""
     return 0.0 <= x < width and 0.0 <= y < height

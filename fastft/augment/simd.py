@@ -241,7 +241,7 @@ columns_linear, rows_linear = _interpolators(LINEAR)
 
 @intrinsic
 def is_flat(typingctx: Any, pixels: Any, index: Any, pitch: Any) -> Any:
-    """Whether 4 x 4 pixels are equal: four rows, `pitch` bytes apart, the first at pixels[index]. Unchecked."""
+    """True if 4 x 4 pixels are equal: four rows, `pitch` bytes apart, the first at pixels[index]. Unchecked."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pixels, index, pitch = args

@@ -74,7 +74,7 @@ def alternate(contenders: Sequence[Contender], rounds: int, threads: int, warmup
 
 
 def alternate_fresh(contenders: Sequence[Contender], rounds: int, threads: int) -> Rounds:
-    """As `alternate`, with a new process for every round: for memory and one-time costs."""
+    """The same as `alternate`, with a new process for every round: for memory and one-time costs."""
     result = Rounds(notes={c.name: c.note for c in contenders})
     for _ in range(rounds):
         for contender in contenders:

@@ -42,5 +42,5 @@ def refuse_other_classes(found: Sequence[str], expected: Sequence[str], path: st
 
 
 def _is_placeholder(name: str, label: int) -> bool:
-    """Whether the loader made up the name because there is no manifest, or conversion from shards without names did."""
+    """True if the loader made up the name because there is no manifest, or conversion from shards without names did."""
     return name in (f"class {label}", str(label))

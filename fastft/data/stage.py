@@ -246,7 +246,7 @@ class PackedStage(Stage):
         return event
 
     def pop_timings(self) -> dict[str, float]:
-        """As `Stage.pop_timings`; `copy` and `augment` are seconds of the GPU, of the batches that it has finished."""
+        """The same as `Stage.pop_timings`; `copy` and `augment` are seconds of the GPU, of the batches that it has finished."""
         seconds = super().pop_timings() | {"copy": 0.0}
         while self.events and self.events[0][-1].query():
             begun, copied, augmented = self.events.popleft()

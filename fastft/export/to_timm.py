@@ -128,7 +128,7 @@ def _of_clip(trained: Trained, arch: Arch) -> tuple[dict[str, Any], dict[str, An
 
 
 def _of_timm(arch: TimmArch) -> tuple[dict[str, Any], dict[str, Any]]:
-    """As `_of_clip`, of a timm model."""
+    """The same as `_of_clip`, for a timm model."""
     found = pretrained_cfg(arch.timm)
     model = {
         "architecture": arch.timm.partition(".")[0],

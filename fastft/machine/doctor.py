@@ -44,7 +44,7 @@ def check_torch(f: Facts) -> Check:
 
 
 def check_gpu(f: Facts) -> Check:
-    """Whether there is a GPU, a driver, and a torch built for CUDA."""
+    """Check if there is a GPU, a driver, and a torch built for CUDA."""
     if f.gpus:
         counted = {gpu.name: sum(g.name == gpu.name for g in f.gpus) for gpu in f.gpus}
         return Check("GPU", OK, ", ".join(f"{n} x {name}" for name, n in counted.items()))
@@ -67,7 +67,7 @@ def check_gpu(f: Facts) -> Check:
 
 
 def check_architectures(f: Facts) -> Check | None:
-    """Whether torch was built for the GPU's architecture; None without a GPU."""
+    """Check if torch was built for the GPU's architecture; None without a GPU."""
     if not f.gpus:
         return None
     lacking = sorted({g.capability for g in f.gpus if not _has_code(g.capability, f.arch_list)})
@@ -90,7 +90,7 @@ def torch_for(capability: tuple[int, int]) -> str:
 
 
 def _has_code(capability: tuple[int, int], arch_list: tuple[str, ...]) -> bool:
-    """Whether code for any of `arch_list` runs: sm_XY on the same major version from minor Y on, compute_XY on all newer."""
+    """Check if code for any of `arch_list` runs: sm_XY on the same major version from minor Y on, compute_XY on all newer."""
     for arch in arch_list:
         kind, _, digits = arch.partition("_")
         digits = digits.rstrip("af")
@@ -105,7 +105,7 @@ def _has_code(capability: tuple[int, int], arch_list: tuple[str, ...]) -> bool:
 
 
 def check_numba_cuda(f: Facts) -> Check | None:
-    """Whether numba-cuda is installed, for a CUDA version that has the GPU's architecture; None without a GPU."""
+    """Check if numba-cuda is installed, for a CUDA version that has the GPU's architecture; None without a GPU."""
     if not f.gpus:
         return None
     if f.numba_cuda is None:
@@ -126,7 +126,7 @@ def check_numba_cuda(f: Facts) -> Check | None:
 
 
 def check_kernels(f: Facts) -> Check | None:
-    """Whether an augmentation kernel compiles (and loads, with a GPU); None without numba-cuda."""
+    """Check if an augmentation kernel compiles (and loads, with a GPU); None without numba-cuda."""
     if f.numba_cuda is None:
         return None
     if f.kernel_error is None:
@@ -182,7 +182,7 @@ def check_cores(f: Facts) -> Check:
 
 
 def check_memory(f: Facts) -> Check:
-    """Whether the training file fits in the page cache; the rest is read from disk again every epoch."""
+    """Check if the training file fits in the page cache; the rest is read from disk again every epoch."""
     found = f"{f.ram_available / GIB:.1f} GiB available of {f.ram_total / GIB:.1f}"
     if f.data_size is None:
         return Check("memory", OK, found)

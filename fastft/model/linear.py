@@ -140,7 +140,7 @@ def norm_branch(x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
 
 
 def autocast_is_on(x: Tensor) -> bool:
-    """Whether autocast is on for the device of `x`; off for meta tensors, for which torch refuses the question."""
+    """True if autocast is on for the device of `x`; off for meta tensors, for which torch refuses the question."""
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 

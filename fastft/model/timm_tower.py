@@ -139,7 +139,7 @@ class TimmTower(ImageTower):
         restore_buffers(self.trunk)
 
     def takes_weight_decay(self, name: str, parameter: nn.Parameter) -> bool:
-        """As `timm.optim`: not for 1-D tensors and what the model exempts. name: timm's."""
+        """True if weight decay applies, as in `timm.optim`: not to 1-D tensors and what the model exempts. name: timm's."""
         return parameter.ndim > 1 and not any(fnmatch(name, pattern) for pattern in self._no_weight_decay)
 
     def set_noise(self, images: Tensor, noise: Tensor | None) -> None:
@@ -237,7 +237,7 @@ def build_timm_classifier(
 
 
 def needs_dynamic_size(arch: TimmArch) -> bool:
-    """Whether the model takes one image size only, unless it interpolates positions in the forward pass."""
+    """True if the model takes one image size only, unless it interpolates positions in the forward pass."""
     return bool(timm_args(arch.timm, arch.image_size))
 
 

@@ -29,7 +29,7 @@ STORAGES = {
 
 
 def is_zip(file: BinaryIO) -> bool:
-    """Whether torch reads the file as a zip archive: it looks at the first four bytes."""
+    """True if torch reads the file as a zip archive: it looks at the first four bytes."""
     file.seek(0)
     return file.read(4) == b"PK\x03\x04"
 
@@ -66,7 +66,7 @@ def open_archive(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
 
 
 def is_torchscript(file: BinaryIO) -> bool:
-    """Whether it is a TorchScript archive: a zip file with a record `constants.pkl`, which `torch.save` does not write.
+    """True if it is a TorchScript archive: a zip file with a record `constants.pkl`, which `torch.save` does not write.
 
     Raises:
         ValueError, zipfile.BadZipFile: as `open_archive`.

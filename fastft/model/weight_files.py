@@ -74,7 +74,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _is_dense(value: Tensor) -> bool:
-    """Whether it is a plain array that takes no more memory than its storage when it is copied."""
+    """True if it is a plain array that takes no more memory than its storage when it is copied."""
     if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
         return False
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
@@ -117,7 +117,7 @@ def _check_memory(file: BinaryIO) -> None:
 
 
 def is_torchscript_file(path: Path) -> bool:
-    """Whether a file that `read_state_dict` has read is TorchScript."""
+    """True if a file that `read_state_dict` has read is TorchScript."""
     if path.suffix == ".safetensors" or not path.is_file():
         return False
     with open_user_file(path, WEIGHTS) as file:
@@ -167,7 +167,7 @@ class WeightFolder:
 
     @property
     def quick_gelu(self) -> bool:
-        """Whether the tower was trained with QuickGELU."""
+        """True if the tower was trained with QuickGELU."""
         if self.library == "open_clip":
             return bool(self._open_clip.get("quick_gelu"))
         return self.library == "transformers" and self.vision.get("hidden_act", "quick_gelu") == "quick_gelu"

@@ -160,7 +160,7 @@ def _as_file(weights: str) -> Path | None:
 
 
 def _needs_quick_gelu(weights: str, arch_name: str, folder: WeightFolder | None) -> bool:
-    """Whether the weights were trained with QuickGELU: as listed for a tag or a folder; OpenAI's files are TorchScript."""
+    """True if the weights were trained with QuickGELU: as listed for a tag or a folder; OpenAI's files are TorchScript."""
     if folder is not None:
         return folder.quick_gelu
     if (path := _as_file(weights)) is not None:
@@ -263,7 +263,7 @@ PACKED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
 def is_transformers(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is that of transformers' `CLIPModel` or `CLIPVisionModel` (with or without projection)."""
+    """True if a state dict is that of transformers' `CLIPModel` or `CLIPVisionModel` (with or without projection)."""
     return MARKER in state or PREFIX + MARKER in state
 
 

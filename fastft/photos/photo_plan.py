@@ -62,7 +62,7 @@ def list_photos(train: str, val: str | None) -> tuple[LabelledSet, LabelledSet |
 
 
 def check_photos(train: LabelledSet, val: LabelledSet | None) -> Listing:
-    """What of the listed images can be used.
+    """The listed images that can be used.
 
     Raises:
         UserError: fewer than two classes, no image that exists, or a class of `val` that `train` does not have.

@@ -114,7 +114,7 @@ def _shipped(name: str) -> tuple[Path, ...]:
 
 
 def _is_file(path: Path) -> bool:
-    """As `Path.is_file`, which raises on names that are too long."""
+    """The same as `Path.is_file`, which raises on names that are too long."""
     try:
         return path.is_file()
     except OSError:

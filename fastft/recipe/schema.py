@@ -430,7 +430,7 @@ class Recipe:
         return {f"{section}.{key}": value for section, options in sections for key, value in options.items()}
 
     def identity(self) -> dict[str, Any]:
-        """As `flat`, without options that a later version added and that have their default.
+        """The same as `flat`, without options that a later version added and that have their default.
 
         The same for a recipe that an earlier version wrote and that is read again.
         """

@@ -268,7 +268,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a path is, or by its name was, a checkpoint folder."""
+    """True if a path is, or by its name was, a checkpoint folder."""
     return (path / STATE).exists() or _is_checkpoint_name(path.name)
 
 

@@ -1,4 +1,4 @@
-"""Whether a run directory may be continued with a recipe, and which options may differ between processes and resumes."""
+"""Check if a run directory may be continued with a recipe; options that may differ between processes and resumes."""
 
 import json
 from collections.abc import Mapping

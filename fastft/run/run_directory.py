@@ -68,7 +68,7 @@ LINES: dict[str, type[Document]] = {
 
 
 class _Weights(Document):
-    """Of result.json: what predict, eval and export take."""
+    """The entry of result.json that says what predict, eval and export take."""
 
     take: Literal["best", "last"]
     kind: Literal["raw", "ema"]
@@ -138,7 +138,7 @@ class Run:
 
     @property
     def on_imagenet(self) -> bool:
-        """Whether the recipe is for ImageNet and the training file had as many images."""
+        """True if the recipe is for ImageNet and the training file had as many images."""
         return is_imagenet(self.recipe) and self.steps_per_epoch == self.recipe.steps_per_epoch()
 
     def epoch_of(self, step: float) -> float:

@@ -81,7 +81,7 @@ class Budget:
         return max(0.0, median(rates) * epochs - self._seconds.get(key, 0.0))
 
     def fits(self, key: str, epochs: int, reserve: int) -> bool:
-        """Whether a training fits; the same answer in all processes.
+        """True if a training fits; the same answer in all processes.
 
         reserve: epochs of a later training that must still fit, unless it does not fit in any case.
         """

@@ -82,7 +82,7 @@ class Checkpointing:
 
     @property
     def exist(self) -> bool:
-        """Whether there is something to restore."""
+        """True if there is something to restore."""
         return bool(self._existing)
 
     def restore(
@@ -130,7 +130,7 @@ class Checkpointing:
     # saving -----------------------------------------------------------------------------------------------------------
 
     def is_due(self, global_step: int) -> bool:
-        """Whether this process would save after so many steps; clocks differ between processes."""
+        """True if this process would save after so many steps; clocks differ between processes."""
         every, minutes = self._options.checkpoint_steps, self._options.checkpoint_minutes
         by_clock = bool(minutes) and time.monotonic() - self._last_save > 60 * minutes
         return by_clock or (bool(every) and global_step % every == 0)

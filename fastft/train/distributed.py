@@ -164,7 +164,7 @@ class World:
         return int(values.item())
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
+        """True if the flag is set in any process."""
         return bool(self.max(int(flag)))
 
     def broadcast(self, value: Result | None) -> Result:
@@ -197,7 +197,7 @@ class World:
                 )
 
     def is_peer_loss(self, error: RuntimeError) -> bool:
-        """Whether the error says that another process cannot be reached."""
+        """True if the error says that another process cannot be reached."""
         text = str(error)
         if self.size == 1 or PERMANENT.search(text):
             return False

@@ -60,7 +60,7 @@ class Scores:
 
 
 def keep_logits(samples: int, classes: int, most: int) -> bool:
-    """Whether the logits of so many images are at most `most` values."""
+    """True if the logits of so many images are at most `most` values."""
     return samples * classes <= most
 
 

@@ -91,7 +91,7 @@ def largest_divisor(number: int, at_most: int, unit: int = 1) -> int:
 
 
 def fast_divisor(number: int, at_most: int, unit: int = 1) -> int:
-    """As `largest_divisor`, but a multiple of 8 if there is one that is at least half as large."""
+    """The same as `largest_divisor`, but a multiple of 8 if there is one that is at least half as large."""
     largest = largest_divisor(number, at_most, unit)
     if number % TENSOR_CORE_MULTIPLE == 0 and at_most >= TENSOR_CORE_MULTIPLE:
         fast = largest_divisor(number, at_most, TENSOR_CORE_MULTIPLE)

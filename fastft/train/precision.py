@@ -76,7 +76,7 @@ def inference_precision(amp: str, device: torch.device) -> Precision:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 in hardware (AVX512-BF16 or AMX); other CPUs emulate bf16 slowly."""
+    """True if the CPU multiplies bf16 in hardware (AVX512-BF16 or AMX); other CPUs emulate bf16 slowly."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

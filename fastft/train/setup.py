@@ -45,7 +45,7 @@ from fastft.train.validation import Validation
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run is made of.
+    """The parts of a run.
 
     recipe: for the training files, with the automatic values of the run directory. progress: restored, or of a new run; the run
     goes on from it. deadline: by `time.monotonic`, after which the run stops. tracker: of the main process.

@@ -207,7 +207,7 @@ class Trainer:
         self.reporter.checkpoint(time.monotonic() - began, self.global_step)
 
     def _is_stop_due(self) -> bool:
-        """Whether a signal came or the time is up; looked at after a step, so that every process makes progress."""
+        """True if a signal came or the time is up; looked at after a step, so that every process makes progress."""
         return self.guard.requested or time.monotonic() > self.setup.deadline
 
     def _stop(self) -> NoReturn:

@@ -36,7 +36,7 @@ class Validation:
         self.best_by = BALANCED_ACCURACY if self.is_imbalanced else TOP1
 
     def is_due(self, progress: Progress) -> bool:
-        """Whether the epoch that has just ended is to be evaluated and is not yet."""
+        """True if the epoch that has just ended is to be evaluated and is not yet."""
         return (
             self.loader is not None
             and progress.step == 0

@@ -39,7 +39,7 @@ def test_budgets_of_b16_at_224_px_and_256_images(values: dict) -> None:
 
 
 def test_counts_are_those_of_the_formulas(values: dict) -> None:
-    """By hand, from the shapes: an activation reads and writes half precision, autocast's LayerNorms fp32."""
+    """Counted by hand from the shapes: an activation reads and writes half precision, autocast's LayerNorms fp32."""
     silu = find(values, "autocast", "silu", "forward")
     assert (silu["calls"], silu["gb"]) == (12, pytest.approx(12 * 2 * 2 * 4 * ELEMENTS / GB))
     norms = find(values, "half", "native_layer_norm", "forward")

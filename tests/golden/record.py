@@ -96,7 +96,7 @@ RUNS = {
 
 
 def output_of(main: Callable[[list[str]], int], *arguments: str) -> str:
-    """What a command prints on stdout.
+    """Standard output of a command.
 
     Raises:
         RuntimeError: the command fails.
@@ -135,7 +135,7 @@ def lists(folder: Path) -> dict[str, Any]:
 
 
 def settings(folder: Path) -> dict[str, Any]:
-    """Of the recipes that golden_recipes.json lacks: the options that differ from final_b16's."""
+    """The options that differ from final_b16's, of the recipes that golden_recipes.json lacks."""
     known = json.loads(SETTINGS.read_text())
     names = [path.stem for path in sorted(RECIPES.glob("*.yaml")) if path.stem not in known] + list(ROWS)
     reference = recipe_options("final_b16")

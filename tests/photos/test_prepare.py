@@ -265,7 +265,7 @@ def test_photographs_that_are_refused_leave_nothing(copied: Path, tmp_path: Path
 def test_processes_that_prepare_the_same_photographs_share_one_conversion(
     album: Path, tmp_path: Path
 ) -> None:
-    """As the processes of a training do: each is called, and the first one converts."""
+    """Each process of a training is called, and the first one converts."""
     code = (
         "import sys; from fastft.recipe import load_recipe; from fastft.photos.prepare import prepare_data;"
         f"prepare_data(load_recipe('photos', ['--data.train={album}', '--train.run_dir={tmp_path / 'run'}']), print)"

@@ -69,7 +69,7 @@ Argument = Array | int
 
 
 def parameters(arguments: Iterable[Argument]) -> list[int]:
-    """As numba-cuda passes them: of an array meminfo, parent, items, item size, address, shape, strides."""
+    """Arguments as numba-cuda passes them: of an array meminfo, parent, items, item size, address, shape, strides."""
     values: list[int] = []
     for argument in arguments:
         if isinstance(argument, int):

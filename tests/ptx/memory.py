@@ -132,7 +132,7 @@ class Memory:
         self.records[allocation.start : allocation.start + allocation.size, WRITTEN:] = 0
 
     def forget_accesses(self) -> None:
-        """As when a launch begins: everything before is ordered before it."""
+        """A launch begins: everything before is ordered before it."""
         self.records[: self.end, WRITTEN:] = 0
 
     def locate(self, offset: int) -> str:
@@ -163,7 +163,7 @@ def describe_tag(tag: int, first_interval: int) -> str:
 
 @njit(inline="always")
 def _conflicts(other, tag, first_interval):
-    """Whether an access by `other` is by another thread and no barrier orders it before `tag`."""
+    """True if an access by `other` is by another thread and no barrier orders it before `tag`."""
     if other == 0 or other == tag:
         return False
     interval = other >> THREAD_BITS

@@ -19,7 +19,7 @@ KERNELS = RESIZE, OPS
 
 
 def rehearse(batches: Sequence[Batch]) -> dict[str, Rehearsal]:
-    """By kernel."""
+    """The faults of each kernel."""
     launches: dict[str, list[Launch]] = {name: [] for name in KERNELS}
     for batch in batches:
         gpu = SimulatedGpu(record=True)

@@ -20,7 +20,7 @@ A100, H100 = (8, 0), (9, 0)
 def assert_same_bytes(
     batch: Batch, dtype: str, *, arch: tuple[int, int] = OLDEST, order: np.ndarray | None = None
 ) -> None:
-    """As the CPU back end, without a finding."""
+    """The bytes are those of the CPU back end, and nothing is found."""
     gpu = SimulatedGpu(arch, order)
     ours = batch.on(gpu, dtype)
     assert not gpu.findings, "\n".join(map(str, gpu.findings))

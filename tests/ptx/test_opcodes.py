@@ -176,7 +176,7 @@ def test_loads_extend_and_stores_truncate() -> None:
 
 
 def test_sums_and_products_of_128_bits() -> None:
-    """As libdevice makes them, of 32-bit parts and the carry flag."""
+    """Built as libdevice builds them, of 32-bit parts and the carry flag."""
     a, b = inputs("u64", 0), inputs("u64", 1)
     numbers = list(zip(a.tolist(), b.tolist(), strict=True))
     split = "{{ .reg .u32 al, ah, bl, bh, x, y, z; mov.b64 {{al, ah}}, $1; mov.b64 {{bl, bh}}, $2; {} mov.b64 $0, {{{}}}; }}"

@@ -92,7 +92,7 @@ def test_a_temperature_is_shown_only_where_it_lowers_the_calibration_error(
 
 @pytest.mark.parametrize("change", ["--data.num_classes=10", "--data.train_size=1000000", "steps"])
 def test_runs_on_other_data_are_not_compared_with_the_paper(tmp_path: Path, change: str) -> None:
-    """By the recipe, or by epochs that had fewer steps than ImageNet has; recipes are compared all the same."""
+    """They are told by the recipe, or by epochs that had fewer steps than ImageNet has; recipes are compared all the same."""
     overrides = [] if change == "steps" else [change]
     run = load_run(write_run(tmp_path / "run", "final_b16", 20, *overrides))
     if change == "steps":

@@ -28,7 +28,7 @@ def split(run: Run) -> dict[str, Any]:
 
 
 def interrupted(run: Run, step: int, world: int = WORLD) -> Run:
-    """As if a signal had come after `step`: the 'split' line of its epoch has the seconds of the steps since then."""
+    """The lines if a signal had come after `step`: the 'split' line of its epoch has the seconds of the steps since then."""
     start = run.starts[0] | {"step": step, "world_size": world}
     rest = {"seconds": split_of(STEPS_PER_EPOCH - step % STEPS_PER_EPOCH)}
     splits = [s | rest if s["epoch"] == step // STEPS_PER_EPOCH else s for s in run.splits]

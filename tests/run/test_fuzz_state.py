@@ -73,7 +73,7 @@ def changed(state: dict[str, Any], data: st.DataObject) -> bytes:
 
 
 def read_all(path: Path, recipe: Any, current: dict[str, Any], state: bytes) -> bool:
-    """Whether everything that reads the state accepts it; anything else than UserError is a failure of the test."""
+    """True if everything that reads the state accepts it; anything else than UserError is a failure of the test."""
     (path / "state.json").write_bytes(state)
     accepted = True
     try:
