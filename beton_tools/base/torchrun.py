@@ -2,22 +2,53 @@
 
 import os
 
+from beton_tools.base.errors import UserError
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not (text.isascii() and text.isdigit()):
+        raise UserError(
+            f"{name} is {text!r}, expected a whole number; start with torchrun, which sets it, or unset it"
+        )
+    return int(text)
+
+
+def check_environment() -> None:
+    """Check the variables that several processes need.
+
+    Raises:
+        UserError: one is missing or no number.
+    """
+    if world_size() == 1:
+        return
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise UserError(
+                f"WORLD_SIZE is {world_size()}, but {name} is not set; start with torchrun, which sets both, or unset WORLD_SIZE"
+            )
+    if rank() >= world_size():
+        raise UserError(
+            f"RANK is {rank()}, expected less than WORLD_SIZE, {world_size()}; start with torchrun"
+        )
+
 
 def rank() -> int:
     """Number of this process among all of the run, from 0. All have the same results; rank 0 prints and writes them."""
-    return int(os.environ.get("RANK", 0))
+    return _number("RANK", 0)
 
 
 def world_size() -> int:
     """Number of processes of the run, on all hosts."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return _number("WORLD_SIZE", 1)
 
 
 def local_rank() -> int:
-    """Number of this process on its host, from 0."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+    """Number of this process on its host, from 0; also 0 if the variable is no number, as error messages depend on it."""
+    text = os.environ.get("LOCAL_RANK", "0")
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def local_world_size() -> int:
     """Number of processes of the run on this host."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return _number("LOCAL_WORLD_SIZE", 1)

@@ -20,7 +20,14 @@ from beton_tools.base.errors import UserError
 from fastft.optim.schedule import UNTRAINED_SHARE, untrained_share
 from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO, BEST, EMA, LAST, RAW, WEIGHT_CHOICES
-from fastft.run.checkpoint import find_checkpoint, is_checkpoint, list_checkpoints, read_checkpoint
+from fastft.run.checkpoint import (
+    CHECKSUMS,
+    Checkpoint,
+    find_checkpoint,
+    is_checkpoint,
+    list_checkpoints,
+    read_checkpoint,
+)
 from fastft.run.evaluations import WEIGHTS, best_evaluation
 from fastft.run.metrics import balanced_weights
 from fastft.run.run_directory import Run, read_result
@@ -143,12 +150,6 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
     Raises:
         UserError: there is no checkpoint, or it is damaged or does not hold these weights, or there are none of this name.
     """
-    chosen = _find_weights(path, wanted)
-    warning = _untrained_ema(chosen.path) if chosen.kind == EMA else ""
-    return replace(chosen, description=f"{chosen.description}; {warning}") if warning else chosen
-
-
-def _find_weights(path: Path, wanted: str) -> ChosenWeights:
     if wanted not in WEIGHT_CHOICES:
         raise UserError(f"no weights are called {wanted}; choose from {', '.join(WEIGHT_CHOICES)}")
     if is_checkpoint(path):
@@ -202,36 +203,37 @@ def _newest(run: Path, take: str, kind: str, reason: str = "") -> ChosenWeights:
 
 def _of_checkpoint(path: Path, kind: str, reason: str = "") -> ChosenWeights:
     """The only weights of a best checkpoint, or those of `kind` of another (default: the EMA, if it has one)."""
+    checkpoint = read_checkpoint(path, needed=())
+    stem, words = STEMS[RAW], f"weights of the best epoch, {path.name}"
     if path.name.startswith(BEST):
-        own = EMA if EMA in (_evaluation(path) or {}) else RAW
+        own = EMA if EMA in (evaluation_of(checkpoint.state) or {}) else RAW
         if kind not in (AUTO, own):
             raise UserError(f"{path} has no {kind} weights, only those that its epoch was chosen by ({own})")
-        return ChosenWeights(
-            path, STEMS[RAW], own, f"{WEIGHTS[own]} weights of the best epoch, {path.name}{reason}"
-        )
-    has_ema = (path / f"{STEMS[EMA]}.safetensors").exists()
-    if kind == AUTO:
-        kind = EMA if has_ema else RAW
-    if kind == EMA and not has_ema:
-        raise UserError(f"{path} has no EMA weights; give --weights raw")
-    return ChosenWeights(path, STEMS[kind], kind, f"{WEIGHTS[kind]} weights of {path.name}{reason}")
+        kind = own
+    else:
+        has_ema = (path / f"{STEMS[EMA]}.safetensors").exists()
+        if kind == AUTO:
+            kind = EMA if has_ema else RAW
+        if kind == EMA and not has_ema:
+            raise UserError(f"{path} has no EMA weights; give --weights raw")
+        stem, words = STEMS[kind], f"weights of {path.name}"
+    notes = [f"{WEIGHTS[kind]} {words}{reason}"]
+    notes += [_untrained_ema(checkpoint)] if kind == EMA else []
+    notes += [] if (path / CHECKSUMS).exists() else [f"no {CHECKSUMS}: damage would not be noticed"]
+    return ChosenWeights(path, stem, kind, "; ".join(filter(None, notes)))
 
 
-def _untrained_ema(path: Path) -> str:
+def _untrained_ema(checkpoint: Checkpoint) -> str:
     """`describe_untrained` of the EMA of a checkpoint."""
-    checkpoint = read_checkpoint(path, needed=())
-    recipe, state = stored_recipe(checkpoint), checkpoint.state
+    state = checkpoint.state
     if "progress" in state:
         epochs, step = state["progress"]["epoch"], state["progress"]["step"]
     elif state.get("evaluation"):  # of the best epoch
         epochs, step = state["evaluation"]["epoch"] + 1, 0
     else:
         return ""
+    recipe = stored_recipe(checkpoint)
     return describe_untrained(recipe, epochs * recipe.steps_per_epoch() + step)
-
-
-def _evaluation(path: Path) -> Mapping[str, Any] | None:
-    return evaluation_of(read_checkpoint(path, needed=()).state)
 
 
 def evaluation_of(state: Mapping[str, Any]) -> Mapping[str, Any] | None:

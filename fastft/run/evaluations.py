@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from fastft.recipe.typed import UNSET, Count, Document, Number, Signed, Unset, check
+from fastft.recipe.typed import UNSET, Count, Document, Number, Signed, Unset
 
 # result.json and checkpoints: {"epoch": 3, "raw": {"top1": ...}, "ema": {"top1": ...}}, without "ema" if there is no EMA, and
 # without "raw" if train.eval_weights is ema
@@ -75,15 +75,6 @@ def best_line(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def best_evaluation(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The evaluation of the best epoch; None if there is none."""
     return max(evaluations, key=lambda entry: selection_score(flatten(entry)), default=None)
-
-
-def check_evaluations(entries: Any) -> None:
-    """Check the evaluations of a checkpoint or a result.json.
-
-    Raises:
-        ValueError: one lacks a key, or has a value of another kind.
-    """
-    check("evaluations", entries, list[StoredEvaluation])
 
 
 def standard_error(top1: float, samples: int) -> float:

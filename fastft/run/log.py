@@ -20,7 +20,7 @@ from rich.progress import (
 )
 
 from beton_tools.base.atomic import write_text
-from beton_tools.base.console import discard_closed_output
+from beton_tools.base.console import discard_closed_output, hide_secrets
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import open_own
 from fastft.run.event_file import EventFile
@@ -129,8 +129,7 @@ class RunLog:
             try:
                 self.tracker.log(scalars, step)
             except Exception as error:  # its server failed, which must not stop the training
-                self.info(f"logging to the tracker stops: {' '.join(str(error).split())}")
-                self.tracker = None
+                self._drop_tracker(error)
 
     def close(self, failed: bool = False) -> None:
         """Close all files. After a failure a full disk is not reported again."""
@@ -141,7 +140,14 @@ class RunLog:
                 self._file.close()
                 self._events.close()
         if self.tracker is not None:
-            self.tracker.close(failed)
+            try:
+                self.tracker.close(failed)
+            except Exception as error:
+                self._drop_tracker(error)
+
+    def _drop_tracker(self, error: Exception) -> None:
+        self.info(f"logging to the tracker stops: {hide_secrets(' '.join(str(error).split()))}")
+        self.tracker = None
 
     @contextmanager
     def _ignore_closed_output(self) -> Iterator[None]:

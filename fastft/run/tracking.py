@@ -10,9 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import read_user_text
+from fastft.recipe.typed import Document, check
 
 PROJECT = "fastft"
+MAX_BYTES = 1 << 16
 FAILED = 1  # exit code that marks a wandb run as failed
 
 
@@ -22,11 +26,31 @@ class Tracker(Protocol):
     def close(self, failed: bool) -> None: ...
 
 
+class _Record(Document):
+    """wandb.json and mlflow.json of a run directory."""
+
+    id: str
+
+
+class _Missing:
+    """In place of a tracker that a resumed run cannot reach: the first line of the log says why."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        raise RuntimeError(self._reason)
+
+    def close(self, failed: bool) -> None: ...
+
+
 def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any]) -> Tracker | None:
     """Start or continue the record of the run in `folder`; None for 'none'.
 
+    A resumed run goes on without a tracker that does not start.
+
     Raises:
-        UserError: the library is not installed, or does not start.
+        UserError: the library is not installed, or does not start for a new run; the file with the record's name is damaged.
     """
     if kind == "none":
         return None
@@ -37,16 +61,27 @@ def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any]) 
             f"train.tracker is {kind}, which is not installed; pip install {kind}, or set it to none"
         ) from None
     stored = folder / f"{kind}.json"
-    known = json.loads(stored.read_text(encoding="utf-8"))["id"] if stored.exists() else None
-    tracker: _Wandb | _Mlflow
+    known = _read_id(stored) if os.path.lexists(stored) else None
     try:
-        tracker = (_Wandb if kind == "wandb" else _Mlflow)(library, folder, name, recipe, known)
+        tracker: Any = (_Wandb if kind == "wandb" else _Mlflow)(library, folder, name, recipe, known)
     except Exception as error:  # network, log-in, ...
-        raise UserError(
-            f"{kind} does not start ({' '.join(str(error).split())}); set --train.tracker=none"
-        ) from None
-    stored.write_text(json.dumps({"id": tracker.id}), encoding="utf-8")
+        reason = f"{kind} does not start ({' '.join(str(error).split())})"
+        if known is not None:
+            return _Missing(reason)
+        raise UserError(f"{reason}; set --train.tracker=none") from None
+    if known is None:
+        write_text(stored, json.dumps({"id": tracker.id}))
     return tracker
+
+
+def _read_id(path: Path) -> str:
+    expected = "the file that the tracker's record is named in, or delete it to begin a new record"
+    try:
+        document = json.loads(read_user_text(path, MAX_BYTES, expected))
+        check(path.name, document, _Record)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}; delete it to begin a new record") from None
+    return str(document["id"])
 
 
 class _Wandb:

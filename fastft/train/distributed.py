@@ -256,8 +256,9 @@ def find_world(device: str, timeout_minutes: float | None = None, option: str = 
     timeout_minutes: how long a process may keep the others waiting; None: 10. option: what the user set the device with.
 
     Raises:
-        UserError: 'cuda' without a GPU, or more processes on a node than it has GPUs.
+        UserError: 'cuda' without a GPU, more processes on a node than it has GPUs, or torchrun's variables are incomplete.
     """
+    torchrun.check_environment()
     rank, size, local_rank = torchrun.rank(), torchrun.world_size(), torchrun.local_rank()
     timeout = DEFAULT_TIMEOUT if timeout_minutes is None else timedelta(minutes=timeout_minutes)
     check_device(device, option)

@@ -1,11 +1,18 @@
 """A run is logged to W&B and MLflow, and a resumed run continues the same record."""
 
 import json
+import os
+import sys
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from beton_tools.base.errors import UserError
+from fastft.run.log import RunLog
+from fastft.run.tracking import open_tracker
 from tests.train.runs import losses, run
 
 
@@ -42,3 +49,59 @@ def test_a_tracker_that_is_not_installed_is_one_line(tiny, tmp_path: Path, monke
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(UserError, match="wandb, which is not installed; pip install wandb"):
         run(tiny, tmp_path, train__tracker="wandb")
+
+
+class Gone:
+    """A tracker whose server has gone."""
+
+    def log(self, values: dict, step: int) -> None:
+        raise ConnectionError("no route to https://me:secret@tracker.example")
+
+    def close(self, failed: bool) -> None:
+        raise ConnectionError("no route to https://me:secret@tracker.example")
+
+
+@pytest.mark.parametrize("logs", [False, True])
+def test_a_tracker_whose_server_has_gone_ends_nothing_and_shows_no_password(
+    tmp_path: Path, logs: bool
+) -> None:
+    console = Console(file=StringIO(), width=200)
+    log = RunLog(tmp_path, 10, 0, True, console, Gone())
+    if logs:
+        log.record("train", 1, {"loss": 1.0})
+    log.close(failed=logs)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert said.count("logging to the tracker stops: no route to https://") == 1 and "secret" not in said
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"id": 3}', None])
+def test_a_damaged_record_is_one_line(tmp_path: Path, monkeypatch, content: str | None) -> None:
+    """None: a FIFO, whose reading would never end."""
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace())
+    path = tmp_path / "wandb.json"
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_text(content)
+    with pytest.raises(UserError, match=r"wandb\.json") as caught:
+        open_tracker("wandb", tmp_path, "run", {})
+    assert "delete it" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_only_a_new_run_needs_the_server(tmp_path: Path, monkeypatch) -> None:
+    """And a record's file that is a link is replaced, not written through."""
+    runs = iter([SimpleNamespace(id="7", define_metric=lambda *_, **__: None)])
+    stub = SimpleNamespace(init=lambda **_: next(runs))
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    open_tracker("wandb", tmp_path, "run", {})
+    assert json.loads((tmp_path / "wandb.json").read_text()) == {"id": "7"}
+
+    def unreachable(**_: object) -> None:
+        raise ConnectionError("no server")
+
+    stub.init = unreachable
+    tracker = open_tracker("wandb", tmp_path, "run", {})
+    with pytest.raises(RuntimeError, match="wandb does not start"):
+        tracker.log({}, 1)  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"does not start \(no server\); set --train.tracker=none"):
+        open_tracker("wandb", tmp_path / "new", "run", {})

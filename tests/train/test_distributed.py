@@ -15,6 +15,7 @@ import torch
 
 from beton_tools.read.format import Beton
 from fastft.augment.recipe_policy import build_policy
+from fastft.cli import main
 from fastft.data import EvalLoader, Output, Shard
 from fastft.data.order import epoch_order
 from fastft.evaluate.evaluation import evaluate_checkpoint
@@ -83,6 +84,7 @@ def test_two_processes_train_as_one_does(tiny, tmp_path: Path) -> None:
     assert (two["top1"], two["samples"]) == (one["top1"], one["samples"])
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_half_precision_copy_as_one_does(tiny, tmp_path: Path) -> None:
     """Its gradients are averaged and accumulated; equal to the rounding of bf16."""
     changes = {"train__amp": "bf16", "train__half_residual": "on", "schedule__stop_epoch": "2"}
@@ -97,7 +99,7 @@ def test_two_processes_train_a_half_precision_copy_as_one_does(tiny, tmp_path: P
     assert max(abs(a - b) for (_, a), (_, b) in zip(one, two, strict=True)) < 0.02
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [3])
 def test_evaluation_counts_every_image_once_at_any_world_size(tiny, whole: Path, world_size: int) -> None:
     """20 images on 3 processes: 7, 7 and 6; the sums are those of one process."""
     trained = load_trained(whole, torch.device("cpu"))
@@ -113,6 +115,7 @@ def test_evaluation_counts_every_image_once_at_any_world_size(tiny, whole: Path,
     assert round(hits) == round(best["top1"] * 20 / 100)
 
 
+@pytest.mark.slow
 def test_metrics_and_predictions_of_three_processes_are_those_of_one(
     tiny: dict[str, str], whole: Path, tmp_path: Path
 ) -> None:
@@ -137,6 +140,7 @@ def test_bad_input_under_torchrun_is_one_line_and_exit_code_2(tiny, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_bad_input_of_one_process_ends_all_with_its_line_and_exit_code_2(tiny, tmp_path: Path) -> None:
     """A damaged sample: the process that reads it prints the error, the other one does not exit with 75."""
     beton = Beton.open(tiny["data.train"])
@@ -153,6 +157,7 @@ def test_bad_input_of_one_process_ends_all_with_its_line_and_exit_code_2(tiny, t
     assert f"sample {bad}" in said and "damaged JPEG data" in said and "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_processes_with_other_data_or_another_recipe_do_not_train_together(tiny, tmp_path: Path) -> None:
     """Two hosts, each with its own files: one line each that says what differs, nothing written."""
     for change, what in (({"data__train": tiny["data.val"]}, "data"), ({"optim__lr": "2e-3"}, "recipes")):
@@ -171,6 +176,7 @@ def test_processes_with_other_data_or_another_recipe_do_not_train_together(tiny,
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_crash_of_one_process_exits_with_1_and_names_it(tiny, tmp_path: Path) -> None:
     """Its peer only loses the connection: both end with 1, and the peer names the process."""
     (tmp_path / "sitecustomize.py").write_text(CRASH)
@@ -179,6 +185,27 @@ def test_a_crash_of_one_process_exits_with_1_and_names_it(tiny, tmp_path: Path) 
     _, said = process.communicate(timeout=200)
     assert process.returncode == 1, said
     assert "process 1 ended with ZeroDivisionError; see its output" in said
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "abc"}, "RANK is 'abc', expected a whole number; start with torchrun"),
+        ({"WORLD_SIZE": "-2"}, "WORLD_SIZE is '-2', expected a whole number"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK is not set; start with torchrun"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE is 2, but MASTER_ADDR is not set"),
+    ],
+)
+def test_variables_that_torchrun_does_not_set_are_one_line(
+    whole: Path, monkeypatch, capsys, environment: dict[str, str], message: str
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["eval", str(whole), "--device=cpu"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1, error
 
 
 def test_exit_codes_of_processes_are_ranked() -> None:

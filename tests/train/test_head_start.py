@@ -81,6 +81,7 @@ def test_a_resume_is_bit_exact(
     assert results[0]["baseline"] == results[1]["baseline"]
 
 
+@pytest.mark.slow
 def test_a_signal_while_features_are_computed_ends_with_the_requeue_code(
     tiny: dict[str, str], probed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_signal_while_features_are_computed_ends_with_the_requeue_code(
     assert losses(tmp_path / "run") == losses(probed)
 
 
+@pytest.mark.slow
 def test_two_processes_start_from_the_same_head_as_one(
     tiny: dict[str, str], probed: Path, tmp_path: Path
 ) -> None:

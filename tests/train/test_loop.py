@@ -83,6 +83,7 @@ def test_resuming_in_the_middle_of_an_epoch_continues_the_sequence(tiny, whole: 
         path.rmdir()
 
 
+@pytest.mark.slow
 def test_a_signal_checkpoints_and_exits_with_the_requeue_code(tiny, long: Path, tmp_path: Path) -> None:
     changes = LONG | {"train__checkpoint_steps": "0"}
     command = [
@@ -208,6 +209,14 @@ def test_weights_with_nan_are_never_saved(tiny, tmp_path: Path, monkeypatch) -> 
     assert losses(tmp_path) == losses(tmp_path / "whole")
 
 
+def test_a_second_moment_that_overflows_stops_the_run(tiny, tmp_path: Path, monkeypatch) -> None:
+    """The square of a large finite gradient is Inf in fp32: its weight would never move again."""
+    spoil_gradients(monkeypatch, 1e30, range(4, 5))
+    with pytest.raises(NonFinite, match="the optimiser's moments contain NaN or Inf at step 5"):
+        run(tiny, tmp_path)
+
+
+@pytest.mark.slow
 def test_a_loss_scale_changes_no_update_and_is_restored(tiny, tmp_path: Path, monkeypatch) -> None:
     """The loss scaler of fp16, on fp32: the same losses, also after a resume, and after a resume without a scaler."""
     changes = {"optim__clip_grad": "1.0", "train__micro_batch": "4"}
@@ -353,6 +362,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tiny, tmp_path: Path, mo
     assert [p.name for p in list_checkpoints(tmp_path / "checkpoints")] == ["step-00000004", "step-00000006"]
 
 
+@pytest.mark.slow
 def test_waiting_for_a_checkpoint_slows_no_interval(tiny, tmp_path: Path, monkeypatch) -> None:
     """A save waits for the write before it; that is neither the pace of the steps nor lost from the account."""
     slow_writer(monkeypatch, 0.5)
@@ -367,6 +377,7 @@ def test_waiting_for_a_checkpoint_slows_no_interval(tiny, tmp_path: Path, monkey
     assert interval["images_per_second"] > batch / 0.5
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_of_the_step_that_saved_it_though_training_goes_on(
     tiny, whole: Path, tmp_path: Path, monkeypatch
 ) -> None:
@@ -383,6 +394,7 @@ def test_a_checkpoint_is_of_the_step_that_saved_it_though_training_goes_on(
     assert differing(end(tmp_path), end(whole)) == []
 
 
+@pytest.mark.slow
 def test_kill_9_while_a_checkpoint_is_written_loses_nothing(tiny, long: Path, tmp_path: Path) -> None:
     slow = (
         "import sys, time, fastft.model.weight_files as c\n"
@@ -436,6 +448,7 @@ def test_only_the_ema_is_evaluated_if_asked_and_the_training_is_the_same(
     assert "top-1 in percent: EMA" in conclusion(result) and "raw" not in conclusion(result)
 
 
+@pytest.mark.slow
 def test_a_run_may_be_resumed_with_other_weights_to_evaluate(tiny, tmp_path: Path) -> None:
     run(tiny, tmp_path, schedule__stop_epoch="1")
     result = run(tiny, tmp_path, train__eval_weights="ema", schedule__stop_epoch="2")

@@ -101,6 +101,7 @@ def test_accumulation_gives_each_image_the_same_noise(tiny, tmp_path: Path) -> N
     assert one == pytest.approx(four, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_patch_dropout_and_image_sizes_change_by_epoch(tiny, tmp_path: Path) -> None:
     values = on_timm(tiny, "test_vit") | {"model.image_size": "64"}
     run(values, tmp_path, model__patch_dropout="0:0.5,2:0", schedule__sizes="0:32,1:64")
@@ -116,6 +117,7 @@ def test_a_head_can_start_from_ridge_regression(tiny, tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [
     {"train__amp": "bf16", "train__half_residual": "on"}, {"train__step": "compile", "model__patch_dropout": "0.5"},
 ])  # fmt: skip
+@pytest.mark.slow
 def test_other_ways_to_compute_a_step_give_nearly_the_same_losses(
     tiny, tmp_path: Path, options: dict
 ) -> None:
@@ -172,6 +174,7 @@ def test_open_clips_format_refuses_a_timm_model(trained: Path, tmp_path: Path, c
     assert "export timm's models to timm, safetensors or onnx" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_every_command_takes_a_timm_run(trained: Path, tiny, capsys) -> None:
     photograph = next((Path(tiny["data.train"]).parent / "val").rglob("*.jpg"))
     commands = (
