@@ -1,0 +1,112 @@
+"""Set-up takes the PyTorch that the machine needs; the Dockerfile works (its instructions executed as a script)."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+CARDS = {  # what nvidia-smi says, TORCH: what is asked of PyPI when PyTorch's index cannot be reached, extras
+    "no GPU": (None, "", "torch torchvision", "demo"),
+    "V100": ("7.0, 535.104.05", "", "torch<2.8 torchvision", "demo,cuda12"),
+    "A100, old driver": ("8.0, 550.54.15", "", "torch<2.11 torchvision", "demo,cuda12"),
+    "H100 and V100": ("9.0, 580.65.06\n7.0, 580.65.06", "", "torch<2.8 torchvision", "demo,cuda12"),
+    "H100": ("9.0, 580.65.06", "", "torch>=2.11 torchvision", "demo,cuda13"),
+    "an image for H100, built without one": (None, "cuda13", "torch>=2.11 torchvision", "demo,cuda13"),
+    "H100, CPU asked for": ("9.0, 580.65.06", "cpu", "torch torchvision", "demo"),
+}
+
+
+def set_up(folder: Path, shown: str | None, torch: str) -> subprocess.CompletedProcess[str]:
+    """Run .ci/setup with a virtual environment whose python only writes its arguments to `folder`/calls."""
+    programs = {
+        "venv/bin/python": f'echo "$@" >> {folder}/calls',
+        "nvidia-smi": f"echo '{shown}'" if shown else "exit 9",
+    }
+    for name, body in programs.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "TORCH": torch,
+        "https_proxy": "http://127.0.0.1:9",
+    }
+    base = Path(sys.base_prefix, "bin", "python3")
+    command = ["bash", str(ROOT / ".ci/setup"), str(base), str(folder / "venv"), "demo"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(shutil.which("pkg-config") is None, reason="set-up would install packages")
+@pytest.mark.parametrize("card", CARDS)
+def test_the_torch_and_the_extra_fit_the_card(card: str, tmp_path: Path) -> None:
+    shown, torch, asked, extras = CARDS[card]
+    done = set_up(tmp_path, shown, torch)
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "calls").read_text("utf-8").splitlines()
+    assert any(call.endswith(f"install --no-compile {asked}") for call in calls)
+    assert any(call.endswith(f"[{extras}]") for call in calls)
+    assert "from PyPI" in done.stdout
+
+
+def test_an_unknown_kind_of_torch_is_refused_in_one_line(tmp_path: Path) -> None:
+    done = set_up(tmp_path, None, "rocm")
+    assert (done.returncode, done.stderr) == (2, "setup: TORCH is cpu, cuda12 or cuda13, not rocm\n")
+
+
+def script(dockerfile: str, root: Path) -> str:
+    """Bash that does what the instructions say, with /opt inside `root`, for the checkout that holds this file."""
+    lines = [f"set -euo pipefail; cd {shlex.quote(str(root))}"]
+    joined = re.sub(r"\\\n\s*", " ", dockerfile.replace("/opt/", f"{root}/opt/"))
+    for line in joined.splitlines():
+        instruction, _, rest = line.partition(" ")
+        match instruction:
+            case "ARG" | "ENV":
+                lines.append(f"export {rest}")
+            case "COPY":
+                target = shlex.quote(rest.split()[-1])
+                lines.append(
+                    f"mkdir -p {target}; git -C {ROOT} ls-files -z | tar -C {ROOT} --null -T - -c | tar -C {target} -x"
+                )
+            case "WORKDIR":
+                lines.append(f"mkdir -p {rest}; cd {rest}" if str(root) in rest else "")
+            case "RUN":
+                lines.append(rest)
+            case "FROM" | "ENTRYPOINT" | "CMD" | "" | "#":
+                pass
+            case _:
+                raise AssertionError(f"no translation of {line!r}")
+    return "\n".join(lines)
+
+
+def compiled(root: Path) -> set[str]:
+    return {file.name for file in (root / "opt/numba-cache").rglob("*.nbc")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.skipif(
+    shutil.which("git") is None or os.getuid() != 0, reason="needs git, and root as in an image"
+)
+def test_the_image_trains_without_compiling(tmp_path: Path) -> None:
+    """A second training in the image that the instructions make compiles nothing."""
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("NUMBA_", "PYTHON", "VIRTUAL_ENV"))
+    }
+    base = Path(sys.executable).resolve().parent  # a python3 with its headers
+    environment["PATH"] = f"{base}:{environment['PATH']}"
+    commands = script((ROOT / "Dockerfile").read_text("utf-8"), tmp_path)
+    subprocess.run(["bash", "-c", commands], check=True, env=environment)
+    before = compiled(tmp_path)
+    assert len(before) > 50
+    settings = "\n".join(line for line in commands.splitlines() if line.startswith("export "))
+    again = f"{settings}\ncd {tmp_path}/opt/fastft\npython .ci/fill_cache.py"
+    subprocess.run(["bash", "-c", again], check=True, env=environment)
+    assert compiled(tmp_path) == before
