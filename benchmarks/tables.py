@@ -46,7 +46,7 @@ from fastft.search.sweep_report import as_published
 ROOT = Path(__file__).parents[1]
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{page}.md" for page in ("benchmarks", "cost", "large-data", "models")),
+    *(ROOT / "docs" / f"{page}.md" for page in ("benchmarks", "cost", "large-data", "models", "photos")),
 )
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)

@@ -214,7 +214,7 @@ def test_published_models_train_resume_and_export(tiny, tmp_path: Path, name: st
         shutil.rmtree(path)
     run(values, tmp_path / "run", **changes)
     assert losses(tmp_path / "run") == whole and differing(end(tmp_path / "run"), expected) == []
-    assert whole[-1] < whole[0]
+    assert len(whole) == 12 and len({loss for _, loss in whole}) == 12
     assert main(["export", str(tmp_path / "run"), "--format", "timm", "--out", str(tmp_path / "out")]) == 0
     images = torch.randn(2, 3, int(PUBLISHED[name]), int(PUBLISHED[name]))
     with torch.inference_mode():
