@@ -310,7 +310,7 @@ class Train:
     step: str = option(
         "auto",
         "how a step is computed: eagerly, by torch.compile or as a CUDA graph; measure: the fastest here; auto: measure on a "
-        "GPU, unless it was measured before, and eager on a CPU",
+        "GPU, and eager on a CPU",
         choices=("auto", "measure", "eager", "compile", "graph"), changes_accuracy=False, since="0.3.0",
     )  # fmt: skip
     compile: str = option(
