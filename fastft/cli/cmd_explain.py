@@ -2,17 +2,25 @@
 
 import argparse
 import json
+from typing import TYPE_CHECKING, Any
 
 from fastft.cli.arguments import add_json, add_recipe, recipe_reference, whole_number
+
+if TYPE_CHECKING:
+    from fastft.recipe import Recipe
 
 HELP = "show what a recipe will do and cost, or how two recipes differ, without data, weights or GPU"
 EXAMPLE = "fastft explain final_b16 --at-step 6249 --json\n  fastft explain --diff final_b16 frugal_b16"
 TAKES_OPTIONS = True
+SMALL = 4  # hours on one A100, up to which the cost is shown for one GPU
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     add_json(parser)
+    parser.add_argument(
+        "--verbose", action="store_true", help="also print every option, parameter group and learning rate"
+    )
     parser.add_argument(
         "--at-step", type=whole_number, metavar="N", help="also show every group's lr at optimiser step N"
     )
@@ -39,8 +47,19 @@ def _explain(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(values, indent=1))
     else:
-        print_explanation(values, Console(markup=False))
+        gpus, cost = _gpus_and_cost(recipe, values["cost"])
+        print_explanation(values | {"cost": cost}, Console(markup=False), gpus, args.verbose)
     return 0
+
+
+def _gpus_and_cost(recipe: "Recipe", cost: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """(1, the cost on one GPU) for a small recipe, else (8, the cost on eight)."""
+    from fastft.cost.price import MACHINE_GPUS, predict
+
+    on_one = predict(recipe, cost["assumptions"], gpus=1)
+    hours = on_one["A100"]["hours"]
+    small = hours is not None and hours <= SMALL
+    return (1, cost | {"assumptions": on_one}) if small else (MACHINE_GPUS, cost)
 
 
 def _compare(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""What the commands print as tables: explanations, prices, recipes, options and checks."""
+"""Tables that the commands print: explanations, prices, recipes, options and checks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,24 +25,40 @@ EXPECTED = f"{K:g} of the roofline's speed is expected"
 # fastft explain ----------------------------------------------------------------------------------------------------------
 
 
-def print_explanation(values: dict[str, Any], console: Console) -> None:
-    recipe, schedule, cost = values["recipe"], values["schedule"], values["cost"]
-    console.rule(recipe["name"])
-    for section in (s for s in recipe if s not in ("name", "about")):
-        shown = ", ".join(f"{k} {show_value(v)}" for k, v in recipe[section].items())
-        _print_line(section, shown, console)
+def print_explanation(values: dict[str, Any], console: Console, gpus: int, verbose: bool) -> None:
+    """Choices, cost, what is done; with `verbose` also every option, parameter group and learning rate.
+
+    gpus: the number that `values["cost"]["assumptions"]` is about.
+    """
+    schedule = values["schedule"]
+    console.rule(values["recipe"]["name"])
     _print_choices(values, console)
-    console.print(_groups_table(values))
+    console.print(_cost_table(values["cost"], gpus))
+    _print_line("accuracy", values["expectation"], console)
     _print_line("augment", "; ".join(values["augment"]), console)
+    steps = f"{schedule['total_steps']:,} steps, {schedule['steps_per_epoch']:,} per epoch"
+    _print_line("schedule", f"{steps}{_listed_lrs(schedule) if verbose else ''}", console)
+    if len(values["phases"]) > 1:
+        _print_line("phases", "; ".join(map(_phase, values["phases"])), console)
+    if verbose or "lr_at_step" in schedule:
+        console.print(_groups_table(values))
+    if verbose:
+        _print_options(values["recipe"], console)
+    else:
+        console.print("--verbose adds every option, parameter group and learning rate", highlight=False)
+
+
+def _listed_lrs(schedule: dict[str, Any]) -> str:
     lrs = [f"{lr:.3g}" for lr in schedule["lr_by_epoch"]]
     every = -(-len(lrs) // LISTED_LRS)
     of = "each epoch" if every == 1 else f"every {every} epochs"
-    steps = f"{schedule['total_steps']:,} steps, {schedule['steps_per_epoch']:,} per epoch"
-    _print_line("schedule", f"{steps}; lr at the start of {of}: " + " ".join(lrs[::every]), console)
-    if len(values["phases"]) > 1:
-        _print_line("phases", "; ".join(map(_phase, values["phases"])), console)
-    console.print(_cost_table(cost))
-    _print_line("accuracy", values["expectation"], console)
+    return f"; lr at the start of {of}: " + " ".join(lrs[::every])
+
+
+def _print_options(recipe: dict[str, Any], console: Console) -> None:
+    for section in (s for s in recipe if s not in ("name", "about")):
+        shown = ", ".join(f"{k} {show_value(v)}" for k, v in recipe[section].items())
+        _print_line(section, shown, console)
 
 
 def _print_line(name: str, text: str, console: Console) -> None:
@@ -77,10 +93,10 @@ def _groups_table(values: dict[str, Any]) -> Table:
     return table
 
 
-def _cost_table(cost: dict[str, Any]) -> Table:
+def _cost_table(cost: dict[str, Any], gpus: int) -> Table:
     gflop, val = cost["train_flops_per_image"] / 1e9, cost["val_images"]
     table = Table(
-        title=f"{gflop:.1f} GFLOP per training image; GPU-hours on 8 GPUs, modelled",
+        title=f"{gflop:.1f} GFLOP per training image; {'GPU-hours on 8 GPUs' if gpus > 1 else 'hours on one GPU'}, modelled",
         title_justify="left",
         caption=f"{val['what']}: {val['value']:,}; {EXPECTED}; - cannot be counted; * the loader is the bottleneck, with "
         "the cores of a usual cloud machine",

@@ -1,4 +1,4 @@
-"""What recipes will do and cost, from the recipes alone, without data, weights or GPU: one, two compared, or all of fastft's."""
+"""Explain and price recipes from their files alone, without data, weights or GPU: one, two compared, or all of fastft's."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -177,8 +177,10 @@ def _evaluation_seconds(recipe: Recipe, compute: float, gpus: int, over: Overhea
     return max(compute, loading) + passes * over.pass_start_seconds
 
 
-def predict(recipe: Recipe, names: Iterable[str] = MAIN_GPUS) -> dict[str, dict[str, Any]]:
-    """Cost by GPU name on eight GPUs of that kind.
+def predict(
+    recipe: Recipe, names: Iterable[str] = MAIN_GPUS, gpus: int = MACHINE_GPUS
+) -> dict[str, dict[str, Any]]:
+    """Cost by GPU name on `gpus` GPUs of that kind.
 
     Keys per GPU: basis, mfu, hours, limited_by of the expected MFU, all None if its step cannot be counted; and `estimates`, a
     row with the same keys for each of `known_mfus`.
@@ -186,9 +188,7 @@ def predict(recipe: Recipe, names: Iterable[str] = MAIN_GPUS) -> dict[str, dict[
     predicted: dict[str, dict[str, Any]] = {}
     for name in names:
         gpu, over = GPUS[name], with_cores(FASTFT, cores_per_gpu(name))
-        found = [
-            estimate(recipe, gpu, MACHINE_GPUS, mfu, over) for mfu in known_mfus(recipe, gpu, MACHINE_GPUS)
-        ]
+        found = [estimate(recipe, gpu, gpus, mfu, over) for mfu in known_mfus(recipe, gpu, gpus)]
         rows = [
             {"basis": e.mfu.basis, "mfu": e.mfu.value, "hours": e.gpu_hours, "limited_by": e.limited_by}
             for e in found

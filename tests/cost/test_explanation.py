@@ -59,7 +59,7 @@ def test_brackets_in_paths_are_printed_as_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in ("d[raw]/train.beton", "d[/x]/train.beton"):
-        assert main(["explain", "final_b16", f"--data.train={tmp_path}/{path}"]) == 0
+        assert main(["explain", "final_b16", "--verbose", f"--data.train={tmp_path}/{path}"]) == 0
         assert path in capsys.readouterr().out.replace("\n", "")
 
 
@@ -200,6 +200,23 @@ def test_sizes_by_epoch_are_explained_with_their_flops(capsys: pytest.CaptureFix
     assert main(["explain", "frugal_b16", "--schedule.sizes=0:160,24:224"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "epochs 0-23 160 px, 53." in said and "epochs 24-29 224 px, 105.4 GFLOP per image" in said
+
+
+def test_choices_and_price_come_first_for_one_gpu_where_the_recipe_is_small(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["explain", "photos", "--data.train_size=9000"]) == 0
+    said = capsys.readouterr().out
+    places = [
+        said.index(text)
+        for text in ("optim.batch_size = 64", "hours on one GPU", "accuracy", "--verbose adds")
+    ]
+    assert places == sorted(places) and "lr scale" not in said
+    assert main(["explain", "final_b16", "--verbose"]) == 0
+    said = capsys.readouterr().out
+    assert "GPU-hours on 8 GPUs" in said and said.index("hours") < said.index("lr scale") < said.index(
+        "layer_decay"
+    )
 
 
 # fastft explain --diff ---------------------------------------------------------------------------------------------------
