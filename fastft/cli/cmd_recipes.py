@@ -2,9 +2,16 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from fastft.cli.arguments import add_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fastft.recipe.option_list import OptionInfo
 
 
 class Recipes:
@@ -54,12 +61,28 @@ class Options:
     def run(args: argparse.Namespace) -> int:
         from rich.console import Console
 
-        from fastft.cli.printing import print_options
         from fastft.recipe.option_list import list_options
 
         options = list_options(args.selection)
         if args.json:
             print(json.dumps([asdict(option) for option in options], indent=1))
         else:
-            print_options(options, Console(markup=False))
+            _print_options(options, Console(markup=False))
         return 0
+
+
+def _print_options(options: Sequence["OptionInfo"], console: "Console") -> None:
+    from rich.text import Text
+
+    from fastft.recipe import SECTIONS
+
+    section = ""
+    for option in options:
+        if option.name.partition(".")[0] != section:
+            section = option.name.partition(".")[0]
+            console.rule(f"{section}: {SECTIONS[section].__doc__}", align="left")
+        limits = f"  default {option.default}; {option.limits}"
+        console.print(Text.assemble((option.name, "bold"), limits), highlight=False)
+        console.print(f"    {option.meaning}", highlight=False, markup=False)
+        if option.paper:
+            console.print(f"    the paper's runs: {option.paper}", highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""Tables that the commands print: explanations, prices, recipes, options and checks."""
+"""Tables that the commands print: explanations, prices, recipes and checks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +11,9 @@ from rich.text import Text
 from fastft.cost.price import LOADER_LIMITS, format_hours
 from fastft.cost.roofline import K
 from fastft.machine.doctor import FAIL, OK, WARN, Check
-from fastft.recipe import SECTIONS, describe_choice
+from fastft.recipe import describe_choice
 from fastft.recipe.check import show_value
-from fastft.recipe.imagenet import NO_EXPECTATION
-from fastft.recipe.option_list import OptionInfo
+from fastft.recipe.images import NO_EXPECTATION
 
 LISTED_LRS = 100  # at most; --json has those of all epochs
 TABLE_WIDTH = 100  # minimum; in a narrower terminal the lines wrap, and no figure is cut off
@@ -231,7 +230,7 @@ def print_frontier(values: dict[str, Any], console: Console) -> None:
     console.print(table, highlight=False)
 
 
-# fastft recipes, options, doctor -----------------------------------------------------------------------------------------
+# fastft recipes, doctor -----------------------------------------------------------------------------------------
 
 
 def print_recipes(values: dict[str, Any], console: Console) -> None:
@@ -266,19 +265,6 @@ def print_recipes(values: dict[str, Any], console: Console) -> None:
 def _source(recipe: dict[str, Any]) -> str:
     """The source in the brackets of 'expected 85.7 % top-1 (SOURCE)'."""
     return str(recipe["expectation"]).partition("(")[2].removesuffix(")")
-
-
-def print_options(options: Sequence[OptionInfo], console: Console) -> None:
-    section = ""
-    for option in options:
-        if option.name.partition(".")[0] != section:
-            section = option.name.partition(".")[0]
-            console.rule(f"{section}: {SECTIONS[section].__doc__}", align="left")
-        limits = f"  default {option.default}; {option.limits}"
-        console.print(Text.assemble((option.name, "bold"), limits), highlight=False)
-        console.print(f"    {option.meaning}", highlight=False, markup=False)
-        if option.paper:
-            console.print(f"    the paper's runs: {option.paper}", highlight=False, markup=False)
 
 
 def print_checks(checks: list[Check], console: Console) -> None:

@@ -19,7 +19,7 @@ from fastft.model.head_file import Head, check_head_path, set_head, write_head
 from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe
 from fastft.recipe.constants import RAW
-from fastft.recipe.training_data import with_num_classes
+from fastft.recipe.images import with_num_classes
 from fastft.train.distributed import World, find_world
 
 

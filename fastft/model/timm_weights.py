@@ -3,16 +3,18 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from beton_tools.base.errors import UserError
 from fastft.model.timm_arch import Trunk, pretrained_tags
-from fastft.model.timm_tower import TimmClassifier
 from fastft.model.weight_files import WeightFolder, find_weight_folder, first_sentence, read_state_dict
 from fastft.model.weights import is_transformers, unknown_tag, without_wrappers
 from fastft.recipe.constants import TIMM
+
+if TYPE_CHECKING:
+    from fastft.model.timm_tower import TimmClassifier
 
 PRETRAINED = "timm"  # model.weights for the tag in the model's name, or timm's default
 OPEN_CLIP_TRUNK = "visual.trunk."  # open_clip's prefix for timm's towers
@@ -57,7 +59,7 @@ def create_pretrained(create: Callable[..., Trunk], name: str, tag: str, options
         ) from None
 
 
-def load_timm_weights(model: TimmClassifier, weights: str) -> None:
+def load_timm_weights(model: "TimmClassifier", weights: str) -> None:
     """Fill everything but the head from a file, a folder of timm or open_clip, or 'hf-hub:ORG/NAME'.
 
     timm's own converters read the forms that it knows: its own, open_clip's, MAE's, DINO's, BEiT's, and others of the

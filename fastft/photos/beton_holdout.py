@@ -21,7 +21,7 @@ from fastft.photos.layout import LabelledSet
 from fastft.photos.photo_plan import choose_held_out, describe_sides, split_table
 from fastft.photos.state import SPLIT, Inputs, Say, prepare_once
 from fastft.recipe import Recipe
-from fastft.recipe.training_data import with_training_files
+from fastft.recipe.images import with_training_files
 
 
 def count_after_holdout(recipe: Recipe) -> tuple[Recipe, list[str]]:

@@ -5,8 +5,6 @@ the same time here (sweeps, comparisons), and a `Recipe` that is passed on lets 
 """
 
 from fastft.recipe.automatic import describe_choice, resolve
-from fastft.recipe.duration import parse_duration
-from fastft.recipe.epoch_values import EpochValues, epoch_values
 from fastft.recipe.load import differences, load_recipe, nearest_option, recipe_from_dict, without_expectation
 from fastft.recipe.schema import (
     SECTIONS,
@@ -15,6 +13,7 @@ from fastft.recipe.schema import (
     count_steps,
     option_fields,
 )
+from fastft.recipe.values import EpochValues, epoch_values, parse_duration
 
 __all__ = [
     "SECTIONS", "Choice", "EpochValues", "Recipe", "count_steps", "describe_choice", "differences", "epoch_values",

@@ -1,4 +1,4 @@
-"""Values of `auto` options, from the number of training images and the tower.
+"""Values of `auto` options, from the number of training images and the tower; normalisation from timm's model.
 
 The rules give exactly the paper's recipe at ImageNet's size. Below it they follow three ideas, each with its source:
 
@@ -9,7 +9,7 @@ The rules give exactly the paper's recipe at ImageNet's size. Below it they foll
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ FEWEST_STEPS = 1000
 STEPS_PER_CHECKPOINT = 100
 FEW_IMAGES = 20_000  # below: BiT's limit between its smallest and its middle setting
 SMALL_SET_SCALE = 0.5
+NORMALISATION = ("augment.mean", "augment.std")
 PAPER_POLICY, PAPER_SCALE, PAPER_ERASE = "rand-m9-mstd0.5-inc1", 0.08, 0.25
 
 
@@ -197,3 +198,28 @@ RULES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
     "augment.erase_prob": _erase_prob,
     "train.checkpoint_epochs": _checkpoint_epochs,
 }
+
+
+def with_model_normalisation(recipe: Recipe, written: Container[str]) -> Recipe:
+    """The recipe with the mean and standard deviation that timm states for its model, unless they are written.
+
+    An unknown model keeps the defaults; it is refused where it is built.
+    """
+    missing = [option for option in NORMALISATION if option not in written]
+    if not recipe.model.arch.startswith(TIMM) or not missing:
+        return recipe
+    import timm  # takes seconds
+
+    name = recipe.model.arch.removeprefix(TIMM)
+    try:
+        stated = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # no such tag
+        stated = None
+    if stated is None:
+        return recipe
+    for option in missing:
+        value = tuple(map(float, getattr(stated, option.rpartition(".")[2])))
+        recipe = recipe.with_option(option, value)
+        choice = Choice(option, value, f"timm's configuration of {name}")
+        recipe = replace(recipe, choices=(*recipe.choices, choice))
+    return recipe

@@ -10,8 +10,8 @@ from typing import Any
 import fastargs
 from fastargs.validation import Checker
 
-from fastft.recipe.epoch_values import FORM, epoch_values
 from fastft.recipe.schema import AUTO, SECTIONS
+from fastft.recipe.values import FORM, epoch_values
 from fastft.recipe.yaml_file import one_line
 
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # YAML 1.1

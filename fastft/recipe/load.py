@@ -11,14 +11,12 @@ import fastargs
 from fastargs.exceptions import MissingValueError, ValidationError
 
 from beton_tools.base.errors import UserError
-from fastft.recipe.automatic import resolve
+from fastft.recipe.automatic import resolve, with_model_normalisation
 from fastft.recipe.check import fastargs_config, shown
 from fastft.recipe.constants import SHORT_NAMES
-from fastft.recipe.duration import parse_duration
-from fastft.recipe.epoch_values import epoch_values
-from fastft.recipe.normalisation import with_model_normalisation
 from fastft.recipe.recipe_file import Layer, read_recipe
 from fastft.recipe.schema import AUTO, SECTIONS, SHARES, About, Recipe, option_fields
+from fastft.recipe.values import epoch_values, parse_duration
 from fastft.recipe.yaml_file import CONTROL
 
 FIELDS = option_fields()

@@ -22,7 +22,7 @@ from fastft.recipe.constants import (
     ORDERS,
     RANDOM,
 )
-from fastft.recipe.epoch_values import epoch_values
+from fastft.recipe.values import epoch_values
 
 LARGEST_SEED = 2**63 - 1  # random numbers are drawn from it as an int64
 LARGEST_BATCH = 2**20
@@ -54,7 +54,7 @@ def option(
         paper: what the paper or its reference code used, where the final recipes do not say it.
         auto: accepts `auto`, a value that follows from the training images; see `fastft.recipe.automatic`.
         changes_accuracy: False for options that leave the expected accuracy as it is: files, hardware, logging, the seed.
-        by_epoch: int or float for options that may have a value per epoch (`fastft.recipe.epoch_values`), each of this type.
+        by_epoch: int or float for options that may have a value per epoch (`fastft.recipe.values`), each of this type.
         since: the version that added the option; see `Recipe.identity`.
     """
     metadata = {
@@ -463,7 +463,7 @@ class Recipe:
 
     @property
     def changing(self) -> dict[str, str]:
-        """Options whose value changes between epochs, as they are written (`fastft.recipe.epoch_values`)."""
+        """Options whose value changes between epochs, as they are written (`fastft.recipe.values`)."""
         values = self.flat()
         by_epoch = (key for key, field in option_fields().items() if field.metadata["by_epoch"])
         return {key: values[key] for key in by_epoch if isinstance(values[key], str)}

@@ -1,12 +1,33 @@
-"""Values that change between epochs, written as a text: `0:160,24:224` (steps) or `0:160-24:224` (a linear ramp)."""
+"""Values that are written as texts: durations (45m, 2d), and values by epoch.
+
+Values by epoch are `0:160,24:224` (steps) or `0:160-24:224` (a linear ramp).
+"""
 
 import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from beton_tools.base.errors import UserError
+
 FORM = "epoch:value steps from epoch 0 on (- for a ramp)"
 MAX_SEGMENTS = 64
 _PART = re.compile(r"(\d{1,6}):(\d{1,6}(?:\.\d{1,6})?)(?:-(\d{1,6}):(\d{1,6}(?:\.\d{1,6})?))?")
+
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
+
+
+def parse_duration(text: str, option: str) -> float:
+    """Seconds. option: what the user set, for the message.
+
+    Raises:
+        UserError: not a number greater than 0 with a unit.
+    """
+    found = _DURATION.fullmatch(text.strip())
+    seconds = float(found[1]) * SECONDS[found[2]] if found else 0.0
+    if seconds <= 0:
+        raise UserError(f"{option} is {text!r}; it must be a duration such as 90s, 45m, 1.5h or 2d")
+    return seconds
 
 
 @dataclass(frozen=True)
@@ -50,7 +71,7 @@ class EpochValues:
 
 @lru_cache(maxsize=256)
 def epoch_values(text: str) -> EpochValues:
-    """Parse the form of this module's docstring.
+    """Parse values by epoch.
 
     Raises:
         ValueError: another form, a first epoch that is not 0, or epochs that do not increase.
