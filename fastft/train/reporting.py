@@ -36,6 +36,8 @@ class Reporter:
     def __init__(self, setup: Setup, log: RunLog) -> None:
         self._setup, self._log = setup, log
         self.meter = Meter(setup.step, setup.loader, setup.world)
+        # on a CPU this is measured: once, not at every line
+        self._peak = peak_flops(setup.world.device, setup.precision.dtype)
         self.say, self.record, self.advance = log.info, log.record, log.advance
 
     def start(self, recipe: Recipe, phase: RunPhase, decision: Decision, step: int) -> None:
@@ -77,7 +79,6 @@ class Reporter:
         s.check_finite(step)
         batch = s.recipe.optim.batch_size
         rate = now.steps * batch / now.seconds
-        peak = peak_flops(s.world.device, s.precision.dtype)
         self._log.interval(
             Interval(
                 epoch=epoch,
@@ -86,7 +87,7 @@ class Reporter:
                 lr=lr,
                 images_per_second=rate,
                 wait_share=now.wait_seconds / now.seconds,
-                mfu=None if peak is None else rate / s.world.size * phase.flops / peak,
+                mfu=None if self._peak is None else rate / s.world.size * phase.flops / self._peak,
                 memory_gib=peak_memory(s.world.device) / 2**30,
                 seconds_left=s.phases.steps_left(step, s.steps_per_epoch, phase) * batch / rate,
                 split=now.split,
