@@ -28,10 +28,8 @@ PANELS = (
         {"fastft": "fastft", "stock FFCV": "stock FFCV", "timm": "timm"},
     ),
 )
-THEMES = {
-    "light": ("#1f2328", "#0969da", "#aeb6bf"),
-    "dark": ("#f0f6fc", "#4493f8", "#656d76"),
-}  # text, fastft, peer
+# text, fastft, peer
+THEMES = {"light": ("#1f2328", "#0969da", "#aeb6bf"), "dark": ("#f0f6fc", "#4493f8", "#656d76")}
 
 
 def speeds(

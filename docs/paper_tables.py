@@ -15,8 +15,8 @@ from fastft.machine.gpus import MAIN_GPUS
 from fastft.recipe import load_recipe
 from fastft.recipe.recipe_file import read_recipe
 from fastft.recipe.tables import Row, Sweep, load_sweep
-from fastft.search.price import price_sweeps, recipe_hours, total_hours
 from fastft.search.runs import plan_runs
+from fastft.search.sweep_price import price_sweeps, recipe_hours, total_hours
 from fastft.search.sweep_report import as_published
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -59,9 +59,8 @@ def open_image(source: bytes | StrPath) -> Image.Image:
         raise OSError(f"a JPEG of more than {MAX_SCANS} scans")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of metadata, and of 90 to 179 million pixels; Pillow opens no larger image
+            # of metadata, and of 90 to 179 million pixels; Pillow opens no larger image
+            warnings.simplefilter("ignore")
             return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:  # its message contains a memory address, different in every run
         raise UnidentifiedImageError("not an image of a known format") from None

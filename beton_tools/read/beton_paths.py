@@ -25,9 +25,8 @@ def find_betons(data: BetonPaths) -> list[Path]:
     """
     entries = [entry for item in _as_sequence(data) for entry in _split(os.fspath(item))]
     paths = [path for entry in entries for path in _expand(entry)]
-    folder = next(
-        filter(os.path.isdir, paths), None
-    )  # unlike Path's, it raises no error for a name that is too long
+    # unlike Path's, it raises no error for a name that is too long
+    folder = next(filter(os.path.isdir, paths), None)
     if folder is not None:
         raise UserError(
             f"{folder} is a folder, not a .beton; write its images to one with fastft convert folder --data {folder} "

@@ -29,9 +29,8 @@ MAX_PAGE = 64 << 20  # bytes of a web server's list of files
 _EXTRA = "pip install 'fastft[cloud]'"
 # protocol -> options of its file system. Listings are not cached: a file that changes must be noticed.
 _WEB = ("http", "https")
-_HTTP: dict[str, Any] = {
-    "headers": {"Accept-Encoding": "identity"}
-}  # ranges count the bytes of the file itself
+# ranges count the bytes of the file itself
+_HTTP: dict[str, Any] = {"headers": {"Accept-Encoding": "identity"}}
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"use_listings_cache": False},
     "gs": {"use_listings_cache": False},

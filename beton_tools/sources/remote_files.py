@@ -174,8 +174,7 @@ def read_spans(spans: Sequence[RemoteSpan]) -> dict[RemoteSpan, bytes]:
         for span in inside:
             contents[span] = data[span.offset - request.offset :][: span.length]
     for path, stamp in {span.path: span.stamp for span in spans}.items():
-        if (
-            path.protocol not in ("http", "https") and stamp_of_url(path) != stamp
-        ):  # there every answer has its version
+        # there every answer has its version
+        if path.protocol not in ("http", "https") and stamp_of_url(path) != stamp:
             raise changed(path)
     return contents

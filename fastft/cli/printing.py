@@ -13,7 +13,7 @@ from fastft.cost.roofline import K
 from fastft.machine.doctor import FAIL, OK, WARN, Check
 from fastft.recipe import describe_choice
 from fastft.recipe.check import show_value
-from fastft.recipe.images import NO_EXPECTATION
+from fastft.recipe.training_images import NO_EXPECTATION
 
 LISTED_LRS = 100  # at most; --json has those of all epochs
 TABLE_WIDTH = 100  # minimum; in a narrower terminal the lines wrap, and no figure is cut off

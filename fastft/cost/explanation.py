@@ -18,9 +18,9 @@ from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.optim import Group, WarmupCosine, layer_groups
 from fastft.optim.schedule import build_schedule, recipe_warnings
 from fastft.recipe import Recipe, differences, load_recipe
-from fastft.recipe.images import describe_expectation, expected_top1, val_images_row
 from fastft.recipe.recipe_file import TABLES, recipe_names
 from fastft.recipe.tables import load_sweep
+from fastft.recipe.training_images import describe_expectation, expected_top1, val_images_row
 
 
 def explain(recipe: Recipe, at_step: int | None = None, warnings: Sequence[str] = ()) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.model import TimmArch
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.recipe import Recipe, differences, load_recipe, option_fields, recipe_from_dict
-from fastft.recipe.images import is_imagenet
+from fastft.recipe.training_images import is_imagenet
 
 EVAL_EVERY = 5  # epochs; evaluating every epoch takes 1.3 % of the time of an epoch
 # options that the levers set; the recipe's own values of them are left out

@@ -19,7 +19,12 @@ from fastft.model import TowerArch
 from fastft.model.phases import find_phases
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe
-from fastft.recipe.images import assumed_val_images, describe_expectation, expected_top1, val_images_row
+from fastft.recipe.training_images import (
+    assumed_val_images,
+    describe_expectation,
+    expected_top1,
+    val_images_row,
+)
 
 MACHINE_GPUS = 8  # of a usual cloud machine
 # images/s of one core where the GPU augments, and of whole images for evaluation (benchmarks/results/all.json; ImageNet with its

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fastft.model import Flops, TowerArch, count_flops, count_frozen_blocks
 from fastft.model.phases import Phase, find_phases
 from fastft.recipe import Recipe
-from fastft.recipe.images import assumed_val_images
+from fastft.recipe.training_images import assumed_val_images
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fastft.model.head_file import Head, check_head_path, set_head, write_head
 from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe
 from fastft.recipe.constants import RAW
-from fastft.recipe.images import with_num_classes
+from fastft.recipe.training_images import with_num_classes
 from fastft.train.distributed import World, find_world
 
 
@@ -83,10 +83,8 @@ def _build(
     m, weight_KD = recipe.model, None
     model = build_model(recipe)
     if world.is_main:
-        from fastft.evaluate.text_tower import (
-            class_embeddings,
-            load_text_tower,
-        )  # imports open_clip, which takes seconds
+        # imports open_clip, which takes seconds
+        from fastft.evaluate.text_tower import class_embeddings, load_text_tower
 
         tower = load_text_tower(recipe, world.device)
         with progress as show:

@@ -24,10 +24,8 @@ from beton_tools.base.user_files import check_user_file, open_user_file, read_re
 from fastft.model.torchscript import check_records, is_torchscript, is_zip, open_archive, read_torchscript
 
 LEAST_TORCH = "2.6"
-WRAPPERS = (
-    "state_dict",
-    "model",
-)  # the key of the tensors in checkpoints of open_clip and timm, and of MAE and DeiT
+# the key of the tensors in checkpoints of open_clip and timm, and of MAE and DeiT
+WRAPPERS = ("state_dict", "model")
 BYTEARRAY = b"bytearray\n"  # as a pickle names a global
 WEIGHTS = "OpenAI or open_clip weights (.pt, .bin or .safetensors)"
 
@@ -89,9 +87,8 @@ def _read_pickle(file: BinaryIO) -> Any:
     _check_memory(file)
     file.seek(0)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # about pickles of other programs and deprecated dtypes, which are refused
+        # about pickles of other programs and deprecated dtypes, which are refused
+        warnings.simplefilter("ignore")
         return torch.load(file, map_location="cpu", weights_only=True)
 
 

@@ -21,7 +21,7 @@ from fastft.photos.layout import LabelledSet
 from fastft.photos.photo_plan import choose_held_out, describe_sides, split_table
 from fastft.photos.state import SPLIT, Inputs, Say, prepare_once
 from fastft.recipe import Recipe
-from fastft.recipe.images import with_training_files
+from fastft.recipe.training_images import with_training_files
 
 
 def count_after_holdout(recipe: Recipe) -> tuple[Recipe, list[str]]:
@@ -54,10 +54,8 @@ def prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     recipe = with_training_files(recipe, betons.take(np.flatnonzero(~held)))
     if not held.any():
         return recipe
-    for side, chosen in (
-        ("train", ~held),
-        ("val", held),
-    ):  # written each time: the .beton may have been moved
+    # written each time: the .beton may have been moved
+    for side, chosen in (("train", ~held), ("val", held)):
         path = folder / f"{side}{SUFFIX}"
         write_text(path, SubsetFile(whole.files, whole.samples[chosen]).to_json())
         recipe = recipe.with_option(f"data.{side}", str(path))

@@ -7,7 +7,7 @@ from beton_tools.base.errors import UserError
 from fastft.model.phases import find_phases
 from fastft.photos.paths import exists, holds_out_of_beton, needs_conversion
 from fastft.recipe import Recipe, load_recipe
-from fastft.recipe.images import with_training_files
+from fastft.recipe.training_images import with_training_files
 
 
 def load_counted(reference: str | Path, overrides: Sequence[str]) -> Recipe:

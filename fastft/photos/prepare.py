@@ -48,7 +48,7 @@ from fastft.photos.photo_plan import (
 from fastft.photos.shared_images import ids_at_one_size
 from fastft.photos.state import SPLIT, Inputs, Say, finish, prepare_once
 from fastft.recipe import Recipe
-from fastft.recipe.images import with_num_classes, with_train_size
+from fastft.recipe.training_images import with_num_classes, with_train_size
 from fastft.run.run_directory import run_folder
 
 LEAST_LONG_SIDE = 500  # pixels; ImageNet's usual size

@@ -19,7 +19,7 @@ from fastft.model.recipe_model import recipe_arch
 from fastft.photos.prepare import line_printer, prepare_data
 from fastft.photos.shared_images import count_shared
 from fastft.recipe import Recipe, load_recipe
-from fastft.recipe.images import NO_DATA, with_training_files
+from fastft.recipe.training_images import NO_DATA, with_training_files
 from fastft.run.chosen_weights import choose_weights
 from fastft.run.evaluations import BALANCED_ACCURACY, TOP1
 from fastft.run.run_directory import lock_run

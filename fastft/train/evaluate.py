@@ -6,19 +6,21 @@ logits only where `keep_logits` says so.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastft.data import Batch
 from fastft.model.classifier import rank_classes
 from fastft.run.calibration import calibrate
 from fastft.run.evaluations import standard_error
 from fastft.run.metrics import Predictions, balanced_accuracy, macro_f1
 from fastft.train.distributed import World
 from fastft.train.precision import Precision
+
+if TYPE_CHECKING:
+    from fastft.data import Batch  # imports Numba, which prediction does without
 
 KEPT_IN_TRAINING = 2**22  # values of logits that an evaluation during training keeps of each model: 16 MiB
 TOP5_CLASSES = 6  # with at most 5 classes every image is a top-5 hit
@@ -110,7 +112,7 @@ def forward(
 @torch.inference_mode()
 def evaluate(
     models: Sequence[nn.Module],
-    batches: Iterable[Batch],
+    batches: "Iterable[Batch]",
     world: World,
     precision: Precision,
     stop: Callable[[], bool] = lambda: False,

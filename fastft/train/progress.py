@@ -7,7 +7,7 @@ from typing import Any
 
 from fastft.model import TowerArch
 from fastft.recipe import Recipe
-from fastft.recipe.images import NO_EXPECTATION, describe_expectation, expected_top1
+from fastft.recipe.training_images import NO_EXPECTATION, describe_expectation, expected_top1
 from fastft.run.chosen_weights import (
     balanced_disagreement,
     choose_weights,

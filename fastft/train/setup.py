@@ -24,7 +24,7 @@ from fastft.model.head_file import read_head
 from fastft.model.phases import find_phases, with_phase
 from fastft.optim.schedule import build_schedule
 from fastft.recipe import Recipe, parse_duration, resolve
-from fastft.recipe.images import NO_DATA, with_training_files
+from fastft.recipe.training_images import NO_DATA, with_training_files
 from fastft.run.continuation import refuse_other_run, shared_options
 from fastft.run.run_directory import lock_run, read_choices, run_folder
 from fastft.run.tracking import Tracker, open_tracker

@@ -35,9 +35,8 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
 LOSS_SCALE = 2.0**16  # of fp16: gradients of the first batch are far from overflow
 SEED = 0
 
-Pass = Callable[
-    [], Mapping[str, Tensor]
-]  # forward and backward of a micro-batch; returns logits and gradients by name
+# forward and backward of a micro-batch; returns logits and gradients by name
+Pass = Callable[[], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)

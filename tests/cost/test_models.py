@@ -15,9 +15,8 @@ LISTED = list(
 )
 OTHERS = ["beit_base_patch16_224"]
 FAST = ["swin_tiny_patch4_window7_224", "beit_base_patch16_224"]
-NOT_TRACED = re.compile(
-    "swin|beit"
-)  # with half-precision weights: their fp32 buffers meet half-precision activations
+# with half-precision weights: their fp32 buffers meet half-precision activations
+NOT_TRACED = re.compile("swin|beit")
 MODELS = [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in [*LISTED, *OTHERS]]
 
 

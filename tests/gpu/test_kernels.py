@@ -19,9 +19,8 @@ NOISE_BYTES = 1 << 20
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 SANITIZER_SECONDS = 280
 
-Augment = Callable[
-    [np.ndarray, np.ndarray, np.ndarray], torch.Tensor
-]  # packed, offsets, plan -> (B, S, S, 3)
+# packed, offsets, plan -> (B, S, S, 3)
+Augment = Callable[[np.ndarray, np.ndarray, np.ndarray], torch.Tensor]
 
 
 def random_batch(policy: AugmentPolicy, size: int, batch: int, seed: int) -> tuple[np.ndarray, ...]:

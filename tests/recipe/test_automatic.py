@@ -10,7 +10,7 @@ from fastft.optim import decay_for_batch
 from fastft.optim.schedule import build_schedule, recipe_warnings
 from fastft.recipe import Choice, Recipe, differences, load_recipe, option_fields, recipe_from_dict, resolve
 from fastft.recipe.automatic import RULES
-from fastft.recipe.images import with_train_size
+from fastft.recipe.training_images import with_train_size
 
 # images: batch, epochs, steps, warm-up steps, EMA horizon in steps, lr, crop scale, erase probability
 TABLE = {

@@ -1,7 +1,7 @@
 """result.json and the last line of a run promise an accuracy only for the recipe that it was reached with."""
 
 from fastft.recipe import Recipe, load_recipe
-from fastft.recipe.images import with_train_size
+from fastft.recipe.training_images import with_train_size
 from fastft.train.evaluate import Scores
 from fastft.train.progress import Progress, conclusion, summarise
 
