@@ -171,7 +171,9 @@ def test_every_command_says_which_weights_it_uses(
     ):
         assert main(arguments) == 0
         assert "using the raw weights of step-" in capsys.readouterr().err
-        chosen = [*arguments, "--weights", "best"] if arguments[0] != "export" else arguments
+        chosen = (
+            [*arguments, "--weights", "best"] if arguments[0] != "export" else [*arguments, "--overwrite"]
+        )
         assert main(chosen) == 0
         capsys.readouterr()
     card = (tmp_path / "x.safetensors.md").read_text()
