@@ -19,7 +19,9 @@ print("connecting", flush=True)
 with find_world("cpu"):
     pass
 """
-UNREACHABLE = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29699"}
+UNREACHABLE = {
+    "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29699",
+}  # fmt: skip
 
 
 def test_a_process_that_is_connecting_ends_in_one_line_when_its_launcher_is_killed(tmp_path: Path) -> None:
