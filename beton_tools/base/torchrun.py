@@ -44,7 +44,7 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """Number of this process on its host, from 0; also 0 if the variable is no number, as error messages depend on it."""
+    """Number of this process on its host, from 0; 0 if LOCAL_RANK is not a number, so that errors can be printed."""
     text = os.environ.get("LOCAL_RANK", "0")
     return int(text) if text.isascii() and text.isdigit() else 0
 
