@@ -3,13 +3,15 @@
 import fcntl
 import os
 import secrets
+import shutil
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
 from beton_tools.base.errors import UserError
-from beton_tools.base.user_files import open_own, try_lock
+from beton_tools.base.user_files import try_lock
 
 _PREFIX, _TOKEN = ".partial-", 8  # hexadecimal digits, different in every call
 
@@ -20,12 +22,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Several processes may write `path` at the same time: each has a file of its own, and the last one to end keeps its content.
     """
-    _remove_leftovers(path)
-    # the suffix stays, because libraries choose a format by it
-    partial = path.with_name(f"{_PREFIX}{secrets.token_hex(_TOKEN // 2)}-{path.name}")
-    with os.fdopen(
-        os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb"
-    ) as file:
+    partial = _new_partial(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with os.fdopen(os.open(partial, flags, 0o666), "wb") as file:
         try_lock(file)  # for `_remove_leftovers` of other processes
         try:
             yield partial
@@ -34,23 +33,47 @@ def atomic_path(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` for what will be moved there; removed at the end. Missing parents are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = _new_partial(path)
+    folder.mkdir()
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try_lock(descriptor)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _new_partial(path: Path) -> Path:
+    """A new name beside `path`; what killed processes left of `path` is removed. Libraries choose a format by the suffix."""
+    _remove_leftovers(path)
+    return path.with_name(f"{_PREFIX}{secrets.token_hex(_TOKEN // 2)}-{path.name}")
+
+
 def _remove_leftovers(path: Path) -> None:
-    """Remove what killed processes left of `path`."""
     for name in _found_partials(path.parent):
-        if name[len(_PREFIX) + _TOKEN + 1 :] == path.name:
-            partial = path.with_name(name)
-            # no error: another process writes it, or it is not ours, or the file system has no locks
-            with (
-                suppress(OSError, UserError),
-                os.fdopen(open_own(partial, os.O_RDONLY, create=False), "rb") as file,
-            ):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                partial.unlink()
+        if name[len(_PREFIX) + _TOKEN + 1 :] != path.name:
+            continue
+        partial = path.with_name(name)
+        with suppress(OSError):  # another process writes it, or the file system has no locks
+            descriptor = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                    shutil.rmtree(partial)
+                else:
+                    partial.unlink()
+            finally:
+                os.close(descriptor)
 
 
 @lru_cache
 def _found_partials(folder: Path) -> tuple[str, ...]:
-    """Partial files in a folder at this process's first write into it."""
+    """Partial files and folders in a folder at this process's first write into it."""
     with suppress(OSError), os.scandir(folder) as entries:
         return tuple(entry.name for entry in entries if entry.name.startswith(_PREFIX))
     return ()

@@ -1,57 +1,42 @@
-"""Values from JSON files as dataclasses, checked against the types of their fields."""
+"""Check the values of JSON files against types, by msgspec: strict, and one line for the first value that differs.
 
-from __future__ import annotations
+Dataclasses, or classes derived from `Document`, describe objects; keys that they do not name are allowed. A key with the default
+UNSET may be missing, but not null.
+"""
 
-from dataclasses import MISSING, fields, is_dataclass
-from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-T = TypeVar("T")
-_WORDS = {int: "a whole number from 0 to 2^63 - 1", float: "a number", str: "a string", bool: "true or false"}
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+LARGEST, LEAST = 1e30, 1e-30  # beyond them quotients of floats overflow
+
+Number = Annotated[float, Meta(ge=0, le=LARGEST)]
+Signed = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
+Positive = Annotated[float, Meta(ge=LEAST, le=LARGEST)]
+Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]  # as NumPy's int64
+Whole = Annotated[int, Meta(ge=1)]
+Numbers = dict[str, Number]
+Object = dict[str, Any]
+Unset = UnsetType
+
+__all__ = [
+    "UNSET", "Count", "Document", "Number", "Numbers", "Object", "Positive", "Signed", "Unset", "Whole", "check",
+]  # fmt: skip
 
 
-def from_json(kind: type[T], entries: Any) -> T:
-    """A dataclass from a JSON object; keys that it does not have are ignored.
+class Document(msgspec.Struct, kw_only=True):
+    """Base of the types of JSON objects."""
+
+
+def check(where: str, value: Any, kind: Any) -> Any:
+    """The value of a JSON file as a `kind`.
 
     Raises:
-        ValueError: not an object, or a field is missing or has another type.
+        ValueError: it is not of this type; the message begins with `where` and names key and types.
     """
-    if not isinstance(entries, dict):
-        raise ValueError("it is not an object")
-    hints, values = get_type_hints(kind), {}
-    for field in fields(kind):  # type: ignore[arg-type]
-        if field.name in entries:
-            values[field.name] = check_type(entries[field.name], hints[field.name], field.name)
-        elif field.default is MISSING and field.default_factory is MISSING:
-            raise ValueError(f"{field.name} is missing")
-    return kind(**values)
-
-
-def check_type(value: Any, kind: Any, name: str) -> Any:
-    """The value, with lists in the places of tuples converted. Integers are numbers from 0 to 2^63 - 1; True is none.
-
-    Raises:
-        ValueError: it has another type.
-    """
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        for part in parts:
-            try:
-                return check_type(value, part, name)
-            except ValueError:
-                continue
-    elif origin is list and isinstance(value, list):
-        return [check_type(item, parts[0], name) for item in value]
-    elif origin is dict and isinstance(value, dict):
-        return {key: check_type(item, parts[1], name) for key, item in value.items()}
-    elif origin is tuple and isinstance(value, list) and len(value) == len(parts):
-        return tuple(check_type(item, part, name) for item, part in zip(value, parts, strict=True))
-    elif kind is int and type(value) is int and 0 <= value < 1 << 63:
-        return value
-    elif kind is float and type(value) in (int, float):
-        return float(value)
-    elif kind in (str, bool, NoneType) and type(value) is kind:
-        return value
-    elif is_dataclass(kind):
-        return from_json(kind, value)  # type: ignore[arg-type]
-    raise ValueError(f"{name} is not {_WORDS.get(kind, kind)}")
+    try:
+        return msgspec.convert(dict(value) if isinstance(value, Mapping) else value, kind)
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise ValueError(f"{where}: {str(error).replace('`', '')}") from None

@@ -124,8 +124,8 @@ def open_own(path: StrPath, flags: int, create: bool = True) -> int:
     return descriptor
 
 
-def try_lock(file: IO[Any]) -> bool:
-    """Lock a file until it is closed or the process ends; False if another process holds the lock."""
+def try_lock(file: IO[Any] | int) -> bool:
+    """Lock a file or descriptor until it is closed or the process ends; False if another process holds the lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -10,12 +10,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Annotated, Any, TypeGuard
 
 import numpy as np
+from msgspec import Meta
 
 from beton_tools.base.errors import UserError
-from beton_tools.base.typed_json import check_type
+from beton_tools.base.typed_json import Count, Whole, check
 from beton_tools.base.user_files import read_user_file
 from beton_tools.read.beton_paths import SUFFIX as BETON
 from beton_tools.read.beton_paths import BetonPaths, named_files
@@ -31,9 +32,9 @@ class FileIdentity:
     """A file and what changes when it is written again; the bytes of images are not read."""
 
     path: str
-    num_samples: int
-    file_size: int
-    tables_crc32: int
+    num_samples: Whole
+    file_size: Count
+    tables_crc32: Count
 
     @classmethod
     def of(cls, beton: Beton) -> FileIdentity:
@@ -43,6 +44,10 @@ class FileIdentity:
     def content(self) -> list[int]:
         """The values that identify the file, without its path."""
         return [self.num_samples, self.file_size, self.tables_crc32]
+
+
+_Files = Annotated[list[FileIdentity], Meta(min_length=1)]
+_Samples = Annotated[list[Count], Meta(min_length=1)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +89,7 @@ def read_subset_file(path: Path) -> SubsetFile:
     data = read_user_file(path, MAX_BYTES, "a subset file that fastft train wrote")
     try:
         return _from_json(json.loads(data))
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, MemoryError) as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{path}: not a subset file ({error}); run the same fastft train again") from error
 
 
@@ -103,13 +108,10 @@ def used_files(data: str) -> tuple[list[str], str]:
 def _from_json(entries: Any) -> SubsetFile:
     if not isinstance(entries, dict) or (entries.get("format"), entries.get("version")) != (FORMAT, VERSION):
         raise ValueError(f"its format is not {FORMAT!r}, version {VERSION}")
-    files, samples = check_type(entries.get("files"), list[FileIdentity], "files"), entries.get("samples")
-    if not files or any(file.num_samples == 0 for file in files):
-        raise ValueError("it names no files with samples")
-    if not isinstance(samples, list) or set(map(type, samples)) != {int}:
-        raise ValueError("its samples are not a list of numbers")
+    files = check("its files", entries.get("files"), _Files)
+    samples = check("its samples", entries.get("samples"), _Samples)
     total = sum(file.num_samples for file in files)
-    ids = np.array(samples)
-    if (np.diff(ids) <= 0).any() or samples[0] < 0 or samples[-1] >= total:
+    ids = np.array(samples, np.int64)
+    if (np.diff(ids) <= 0).any() or samples[-1] >= total:
         raise ValueError(f"its samples are not ascending numbers from 0 to {total - 1}")
-    return SubsetFile(files, ids.astype(np.int64))
+    return SubsetFile(files, ids)

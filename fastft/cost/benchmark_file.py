@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.typed_json import UNSET, Document, Number, Object, Unset, check
 from beton_tools.base.user_files import read_user_text
-from fastft.recipe.typed import UNSET, Document, Number, Object, Unset, check
 
 MAX_BYTES = 256 << 20
 

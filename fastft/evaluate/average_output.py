@@ -2,11 +2,10 @@
 
 import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from beton_tools.base.atomic import check_writable, write_text
+from beton_tools.base.atomic import check_writable, scratch_folder, write_text
 from beton_tools.base.console import compact_table, print_table
 from beton_tools.base.errors import UserError
 from fastft.evaluate.output import print_line
@@ -41,9 +40,8 @@ def write_average(average: Average, trained: Trained, out: Path) -> list[Path]:
     state = {key: stored[key] for key in MODEL_STATE if key in stored} | {"average": average.as_dict()}
     names = PLOTS if average.data else ()
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".partial-{out.name}-", dir=out.parent) as parent:
-            folder = Path(parent) / out.name
+        with scratch_folder(out) as parent:
+            folder = parent / out.name
             write_checkpoint(folder, state, {STEMS[RAW]: average.state})
             write_text(folder / RESULT, json.dumps(average.as_dict(), indent=1))
             if names:

@@ -1,8 +1,6 @@
 """Export: write the file, load it with the target library, compare logits, then rename the file to its final name."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from beton_tools.base.atomic import check_writable
+from beton_tools.base.atomic import check_writable, scratch_folder
 from beton_tools.base.errors import UserError
 from fastft.evaluate.trained import Trained, adjust_logits, load_trained
 from fastft.export import to_onnx, to_open_clip, to_safetensors, to_timm
@@ -81,7 +79,7 @@ def export_checkpoint(
     trained = load_trained(checkpoint, torch.device("cpu"), weights)
     if logit_adjustment:
         trained = adjust_logits(trained)
-    with _writing(out), _scratch_folder(out) as scratch:
+    with _writing(out), scratch_folder(out) as scratch:
         partial = scratch / out.name
         kind.write(trained, partial)
         difference, largest = _compare(trained, kind.load(partial))
@@ -95,17 +93,6 @@ def export_checkpoint(
         made.write_text(text, encoding="utf-8", errors="backslashreplace")  # paths need not be UTF-8
         _move(scratch, out)
     return Exported(out, card, difference, largest, trained.weights)
-
-
-@contextmanager
-def _scratch_folder(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, removed at the end."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".partial-{out.name}-", dir=out.parent))
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _move(scratch: Path, out: Path) -> None:

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.typed_json import UNSET, Document, Number, Object, Unset, check
 from beton_tools.base.user_files import read_regular
-from fastft.recipe.typed import UNSET, Document, Number, Object, Unset, check
 
 MAX_CONFIG_BYTES = 1 << 20  # open_clip's largest configuration has 2 KB
 # limits far above every published tower: a mistake must not fill the memory. The largest plain CLIP ViT in open_clip,

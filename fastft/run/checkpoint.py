@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.typed_json import UNSET, Count, Document, Number, Numbers, Object, Unset, check
 from beton_tools.base.user_files import open_regular, read_regular
 from fastft.model import Arch, TimmArch
 from fastft.model.weight_files import save_tensors
-from fastft.recipe.typed import UNSET, Count, Document, Number, Numbers, Object, Unset, check
 from fastft.run.evaluations import StoredEvaluation
 
 VERSION = 1

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from fastft.recipe.typed import UNSET, Count, Document, Number, Signed, Unset
+from beton_tools.base.typed_json import UNSET, Count, Document, Number, Signed, Unset
 
 # result.json and checkpoints: {"epoch": 3, "raw": {"top1": ...}, "ema": {"top1": ...}}, without "ema" if there is no EMA, and
 # without "raw" if train.eval_weights is ema

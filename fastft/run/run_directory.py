@@ -11,10 +11,10 @@ import yaml
 
 from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError
+from beton_tools.base.typed_json import UNSET, Document, Number, Numbers, Positive, Unset, check
 from beton_tools.base.user_files import open_own, read_user_file, read_user_text, try_lock
 from fastft.recipe import Choice, Recipe, recipe_from_dict
 from fastft.recipe.training_images import is_imagenet
-from fastft.recipe.typed import UNSET, Document, Number, Numbers, Positive, Unset, check
 from fastft.recipe.yaml_file import read_yaml
 from fastft.run.evaluations import TOP1
 

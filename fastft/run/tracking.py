@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError
+from beton_tools.base.typed_json import Document, check
 from beton_tools.base.user_files import read_user_text
-from fastft.recipe.typed import Document, check
 
 PROJECT = "fastft"
 MAX_BYTES = 1 << 16

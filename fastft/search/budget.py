@@ -10,8 +10,8 @@ from statistics import median
 
 from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError
+from beton_tools.base.typed_json import Document, Numbers, check
 from fastft.evaluate.result_files import unwritable
-from fastft.recipe.typed import Document, Numbers, check
 from fastft.train.distributed import World
 
 SAVE_SECONDS = 15.0  # of a training, at most, are forgotten if the process is killed

@@ -11,11 +11,11 @@ from typing import Any
 from rich.console import Console
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.typed_json import Document, Number, check
 from beton_tools.read.beton_paths import exist_betons
 from fastft.photos.counts import count_images
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.tables import Row, Sweep
-from fastft.recipe.typed import Document, Number, check
 from fastft.run import run_directory
 from fastft.run.continuation import RESUMABLE_OPTIONS
 from fastft.run.evaluations import StoredEvaluation, standard_error

@@ -11,10 +11,10 @@ import torch
 from scipy.stats import binom
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.typed_json import check
 from fastft.cli import main
 from fastft.evaluate.evaluation import evaluate_checkpoint, predict_file
 from fastft.evaluate.trained import load_trained
-from fastft.recipe.typed import check
 from fastft.report.run_report import _used_evaluation
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.run.chosen_weights import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from beton_tools.base.atomic import _found_partials, atomic_path, check_writable
+from beton_tools.base.atomic import _found_partials, atomic_path, check_writable, scratch_folder
 from beton_tools.base.errors import UserError
 
 
@@ -65,18 +65,20 @@ def test_two_writers_of_one_path_do_not_share_a_file(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_writer_left_is_removed_and_what_another_one_writes_is_kept(tmp_path: Path) -> None:
-    code = "import os, sys\nfrom pathlib import Path\nfrom beton_tools.base.atomic import atomic_path\n"
-    code += "with atomic_path(Path(sys.argv[1])) as p:\n    p.write_text('half'); print(p, flush=True); {}"
+    code = "import os, sys\nfrom pathlib import Path\nfrom beton_tools.base.atomic import atomic_path, scratch_folder\n"
+    code += "with atomic_path(Path(sys.argv[1])) as p, scratch_folder(Path(sys.argv[1])) as f:\n"
+    code += "    p.write_text('half'); (f / 'x').touch(); print(p, f, flush=True); {}"
     for path, then, stays in ((tmp_path / "a", "os._exit(9)", False), (tmp_path / "b", "input()", True)):
         command = [sys.executable, "-c", code.format(then), str(path)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
-            partial = Path(writer.stdout.readline().strip())  # type: ignore[union-attr]
+            partial, folder = map(Path, writer.stdout.readline().split())  # type: ignore[union-attr]
             if not stays:
                 writer.wait()
             _found_partials.cache_clear()
-            with atomic_path(path) as own:
+            with atomic_path(path) as own, scratch_folder(path) as own_folder:
                 own.write_text("whole")
-            assert partial.exists() is stays
+                assert (own_folder / "x").exists() is False
+            assert partial.exists() is folder.exists() is stays
             writer.communicate("\n")
         assert path.read_text() == ("half" if stays else "whole")
     assert {p.name for p in tmp_path.iterdir()} == {"a", "b"}
