@@ -1,10 +1,10 @@
-"""Write the tables of README.md and docs/benchmarks.md from benchmarks/results/*.json, so that no number is typed by hand.
+"""Write the tables of README.md and docs/, and the pictures of docs/images, from benchmarks/results, so that no number is typed.
 
 The demo's figures come from runs/demo/figures.json of `make demo`, kept as benchmarks/results/demo.json; costs are
 modelled by `fastft cost`. A table is placed between `<!-- bench:NAME -->` and `<!-- /bench -->`; NAME is a key of TABLES. If
 several result files contain a benchmark, the newest is used. Ratios are medians over paired rounds, with the lowest and highest.
 
-Run: python benchmarks/tables.py [--check]     (--check writes nothing; exit code 1 if a table is out of date)
+Run: python benchmarks/tables.py [--check]     (--check writes nothing; exit code 1 if a table or picture is out of date)
 """
 
 import argparse
@@ -17,9 +17,11 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import study
+from markupsafe import Markup
+
 from beton_tools.base.console import markdown_table as markdown
-from fastft.bench.demo_trainings import CONTENDERS
-from fastft.bench.e2e_bench import host_rate
+from fastft.bench.demo import CONTENDERS, figure_cells
 from fastft.cost.frontier import price_combinations
 from fastft.cost.price import (
     MACHINE_GPUS,
@@ -40,15 +42,19 @@ from fastft.model.timm_arch import pretrained_cfg
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.automatic import LARGE, paper_recipe
 from fastft.recipe.constants import TIMM
+from fastft.report.charts import render_file, svg_file
 from fastft.report.page import figure
 from fastft.search.sweep_report import as_published
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{page}.md" for page in ("benchmarks", "cost", "large-data", "models", "photos")),
+    *(
+        ROOT / "docs" / f"{page}.md"
+        for page in ("benchmarks", "cost", "large-data", "models", "photos", "study")
+    ),
 )
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
 BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 # A100-hours of the paper's logs: 8 x 6:01:54 and 8 x 13:12:11 of wall time
@@ -199,7 +205,7 @@ BATCH_TRANSFERS = 3  # of the finished batch: a line that is written is first re
 
 
 def more_cores(results: Results) -> str:
-    """`host_rate` of 32 to 128 cores with their share of the memory bandwidth."""
+    """Images/s of 32 to 128 cores with their share of the memory bandwidth: what the cores make or the memory moves."""
     measures, rows = results.measures("augment", "Whole recipe"), []
     for m in measures:
         files, rate = m["setting"]["our files"], contender(m, "fastft")["median"]
@@ -209,7 +215,7 @@ def more_cores(results: Results) -> str:
         for cores in (32, 64, 96, 128):
             bandwidth = SUSTAINED * PEAK_PER_CORE * cores
             alone = [figure(cores * rate), figure(bandwidth / moved)]
-            rows.append([files, str(cores), *alone, figure(host_rate(cores, rate, bandwidth, moved))])
+            rows.append([files, str(cores), *alone, figure(min(cores * rate, bandwidth / moved))])
     head = ["files", "cores", "cores alone", "memory alone", "images/s"]
     return f"{markdown(head, rows)}\n\nModelled, not measured. {_caption(results, 'augment', measures, 'per core')[:-1]}."
 
@@ -272,11 +278,7 @@ def demo(results: Results) -> str:
     """The contenders of `make demo`."""
     d = results.demo
     rows = [["always the largest class", f"{d['majority']:.1f}", "", ""]]
-    for contender in reversed(CONTENDERS):
-        name = contender.name
-        top1 = f"{d['top1'][name]:.1f} ± {d['standard_error'][name]:.1f}"
-        gain = f"{d['gain'][name]:+.1f} ± {d['gain_standard_error'][name]:.1f}" if name in d["gain"] else ""
-        rows.append([contender.title, top1, gain, f"{d['seconds'][name] / 60:.1f}"])
+    rows += [[c.title, *figure_cells(d, c.name)] for c in reversed(CONTENDERS)]
     head = ["", "top-1 %, ± standard error", "fine-tuning gains", "minutes of training"]
     return (
         f"{markdown(head, rows)}\n\n{d['train_images']:,} photographs of solar cells to train on, n = {d['n']} "
@@ -479,7 +481,73 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "words": words,
     "more-cores": more_cores,
     "models": model_costs,
+    "study-savings": study.savings,
+    "study-steps": study.steps,
+    "study-rows": study.every_row,
 }  # fmt: skip
+
+
+# pictures
+
+
+BARS = (  # title, measure, files, contenders by their label
+    (
+        "decode, crop, RandAugment, erase: original ImageNet files",
+        "Whole recipe",
+        "as they are, lossless",
+        {"fastft": "fastft", "timm": "timm", "DALI": "DALI CPU", "torchvision": "torchvision v2"},
+    ),
+    (
+        "decode, crop, flip: files of 500 px",
+        "Loader, crop and flip, per core",
+        "longest side 500, q90, 4:2:0",
+        {"fastft": "fastft", "stock FFCV": "stock FFCV", "timm": "timm"},
+    ),
+)
+BAR_LEFT, BAR_WIDTH, BAR, BAR_ROW, FASTEST = (
+    96,
+    360,
+    15,
+    21,
+    2000,
+)  # pixels, and images/s of a bar of BAR_WIDTH
+
+
+def speed(results: Results, theme: str) -> str:
+    """The README's picture: images per second of one core."""
+    parts, y = [], 0
+    for title, name, files, shown in BARS:
+        found = next(
+            m for m in results.measures("augment", name) + results.measures("loader", name)
+            if files in m["setting"].values()
+        )  # fmt: skip
+        parts.append(_label(BAR_LEFT, y + 15, title, "start"))
+        y += 22
+        for label, who in shown.items():
+            rate = contender(found, who)["median"]
+            width = BAR_WIDTH * rate / FASTEST
+            style = "accent" if who == "fastft" else ""
+            parts += [
+                Markup('<rect class="bar {}" x="{}" y="{}" width="{:.1f}" height="{}"/>').format(
+                    style, BAR_LEFT, y, width, BAR
+                ),
+                _label(BAR_LEFT - 8, y + 12, label, "end"),
+                _label(BAR_LEFT + width + 6, y + 12, f"{rate:,.0f}", "start"),
+            ]
+            y += BAR_ROW
+        y += 8
+    parts.append(_label(BAR_LEFT, y + 12, "images per second of one core", "start"))
+    return svg_file(parts, BAR_LEFT + BAR_WIDTH + 64, y + 20, theme)
+
+
+def _label(x: float, y: float, text: str, anchor: str) -> Markup:
+    return Markup('<text x="{:.1f}" y="{}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
+
+
+PICTURES: dict[str, Callable[[Results, str], str]] = {
+    "speed": speed,
+    "study": lambda _, theme: render_file([study.front_chart()], theme),
+}
 
 
 def filled(text: str, results: Results) -> str:
@@ -496,16 +564,16 @@ def main() -> None:
     )
     check = parser.parse_args().check
     results = Results(RESULTS)
-    stale = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        new = filled(text, results)
-        if new != text:
-            stale.append(page.name)
-            if not check:
-                page.write_text(new, encoding="utf-8")
+    new = {page: filled(page.read_text(encoding="utf-8"), results) for page in PAGES}
+    for name, draw in PICTURES.items():
+        new |= {IMAGES / f"{name}-{theme}.svg": draw(results, theme) for theme in ("light", "dark")}
+    stale = [
+        path for path, text in new.items() if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
     if check and stale:
-        sys.exit(f"out of date: {', '.join(stale)}; run: python benchmarks/tables.py")
+        sys.exit(f"out of date: {', '.join(p.name for p in stale)}; run: python benchmarks/tables.py")
+    for path in stale:
+        path.write_text(new[path], encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -186,14 +186,6 @@ def _other_gpus(options: Options, work: Rounds) -> tuple[list[dict[str, Any]], l
     return measures, [_verdict(row, recipe) for row in rows]
 
 
-def host_rate(cores: int, per_core: float, bandwidth: float, image_bytes: float) -> float:
-    """Images/s of the loader on a host: as many as its cores make and as its memory moves.
-
-    per_core: measured images/s of a core. bandwidth: of the memory, bytes/s. image_bytes: through the memory, per image.
-    """
-    return min(cores * per_core, bandwidth / image_bytes)
-
-
 def _verdict(row: Mapping[str, Any], recipe: Recipe) -> str:
     gpu, rate, cores = row["gpu"], row["images_per_second"][-1], row["cores"][-1]
     there = GPU_COUNTS[-1] * cores_per_gpu(gpu)

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from fastft.bench.demo_trainings import run_demo
+    from fastft.bench.demo import run_demo
 
     run_demo(args.recipe, args.cache, args.out, Console(markup=False))
     return 0

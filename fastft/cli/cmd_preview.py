@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from fastft.recipe import load_recipe
     from fastft.report.preview import write_preview
 
-    check_writable(args.out, suffixes=[".png", ".jpg", ".jpeg", ".pdf", ".svg"])
+    check_writable(args.out, suffixes=[".png", ".jpg", ".jpeg", ".pdf"])
     if args.json is not None:
         check_writable(args.json, suffixes=[".json"])
     recipe = load_recipe(args.recipe, args.overrides)

@@ -1,6 +1,7 @@
-"""Line charts as inline SVG: they work without scripts and in print; a script adds the read-out.
+"""Line charts as SVG: inline in pages, where they work without scripts and in print, or as files.
 
-Every chart is drawn twice, for desktop and phone width, so that text keeps its size; CSS shows one of them.
+In a page every chart is drawn twice, for desktop and phone width, so that text keeps its size; CSS shows one of them, and a
+script adds the read-out.
 """
 
 import json
@@ -11,16 +12,21 @@ from typing import Any
 
 from markupsafe import Markup
 
+from fastft.report.page import chart_style
+
 MAX_POINTS = 480  # per line; more would be closer than a pixel
 FEW_POINTS = 16  # lines with at most this many points get dots and are never cut off
 TICK_STEPS = (1, 2, 2.5, 5, 10)
 LABEL_GAP = 8  # pixels between a tick's label and the plot
 DIGIT_WIDTH = 8  # pixels, at most, in the fonts of style.css
+WIDE, NARROW = (520, 290), (340, 250)  # pixels
+HEAD, LEGEND = 24, 18  # pixels of a title and of a line of the legend, in a file
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line. `style` is a CSS class: raw, ema, own, accent or peer-1 to peer-4; with reference: dashed."""
+    """One line. `style` are CSS classes: raw, ema, own, accent or peer-1 to peer-4; with reference: dashed, without dots;
+    with hollow: rings instead of dots; with points: no line."""
 
     name: str
     style: str
@@ -47,6 +53,8 @@ class Chart:
     decimals: int = 3
     marks: Sequence[tuple[float, str]] = ()  # vertical lines: x, label
     x_ticks: Sequence[float] = ()  # instead of round numbers
+    x_names: Sequence[str] = ()  # of x = 0, 1, ...
+    notes: Sequence[tuple[float, float, str]] = ()  # text beside points: x, y, text
     x_range: tuple[float, float] | None = None  # default: range of the points
 
 
@@ -80,10 +88,6 @@ def render_chart(chart: Chart) -> Markup:
     series = [_thinned(s) for s in chart.series if len(s.x)]
     if not series:
         return Markup("")
-    ranges = chart.x_range or _span([x for s in series for x in s.x]), _y_range(chart, series)
-    digits = max((len(label) for _, label in _y_labels(ranges[1])), default=0)
-    left = max(Canvas.left, LABEL_GAP + DIGIT_WIDTH * digits)
-    wide, narrow = (Canvas(*size, *ranges, left=left) for size in (("wide", 520, 290), ("narrow", 340, 250)))
     values = {
         "x": chart.x_label,
         "decimals": chart.decimals,
@@ -96,10 +100,49 @@ def render_chart(chart: Chart) -> Markup:
         chart.title,
         chart.y_label,
         _legend(series),
-        _draw(chart, series, wide),
-        _draw(chart, series, narrow),
+        _draw(chart, series, _canvas(chart, series, "wide", WIDE)),
+        _draw(chart, series, _canvas(chart, series, "narrow", NARROW)),
         script_json(values),
     )
+
+
+def render_file(charts: Sequence[Chart], theme: str = "") -> str:
+    """The charts that have points, below each other, as an SVG file. theme: as `svg_file`."""
+    parts, y = [], 0
+    for chart in charts:
+        series = [_thinned(s) for s in chart.series if len(s.x)]
+        if not series:
+            continue
+        named = [s for s in series if s.name] if len(series) > 1 else []
+        parts.append(_text(8, y + 16, f"{chart.title} {chart.y_label}".strip(), "start"))
+        for k, s in enumerate(named):
+            place = y + HEAD + LEGEND * k + 5
+            parts.append(Markup('<path class="line {}" d="M8 {}h26"/>').format(s.style, place))
+            if not s.is_reference:
+                parts.append(_dot(s, 21, place))
+            parts.append(_text(42, place + 4, s.name, "start"))
+        y += HEAD + LEGEND * len(named)
+        drawing = _draw(chart, series, _canvas(chart, series, "wide", WIDE))
+        parts.append(Markup('<svg y="{}" width="{}" height="{}">{}</svg>').format(y, *WIDE, drawing))
+        y += WIDE[1]
+    return svg_file(parts, WIDE[0], max(1, y), theme)
+
+
+def svg_file(parts: Sequence[Markup], width: int, height: int, theme: str = "") -> str:
+    """Drawings as an SVG file. theme: "light" or "dark" for transparent paper; "": the reader's, with paper."""
+    paper = "" if theme else ' style="background: var(--paper)"'
+    return Markup(
+        '<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {0} {1}" width="{0}" height="{1}" '
+        'font-family="system-ui, sans-serif"{2}><style>{3}</style>{4}</svg>\n'
+    ).format(width, height, Markup(paper), chart_style(theme), Markup("").join(parts))
+
+
+def _canvas(chart: Chart, series: Sequence[Series], kind: str, size: tuple[int, int]) -> Canvas:
+    xs = [x for s in series for x in s.x]
+    names = (-0.5, len(chart.x_names) - 0.5) if chart.x_names else None
+    ranges = chart.x_range or names or _span(xs), _y_range(chart, series)
+    digits = max((len(label) for _, label in _y_labels(ranges[1])), default=0)
+    return Canvas(kind, *size, *ranges, left=max(Canvas.left, LABEL_GAP + DIGIT_WIDTH * digits))
 
 
 def script_json(values: Any) -> Markup:
@@ -193,6 +236,13 @@ def _legend(series: Sequence[Series]) -> Markup:
 def _draw(chart: Chart, series: Sequence[Series], c: Canvas) -> Markup:
     label = f"{chart.title} ({chart.y_label}) over {chart.x_label}: " + ", ".join(s.name for s in series)
     parts = [*_grid(c), *_marks(chart, c), *(part for s in series for part in _line(s, c))]
+    for k, (x, y, text) in enumerate(chart.notes):  # on alternating sides, so that neighbours do not overlap
+        right = k % 2
+        parts.append(
+            _text(
+                c.x(x) + (7 if right else -5), c.y(y) + (13 if right else -5), text, ("end", "start")[right]
+            )
+        )
     return Markup(
         '<svg class="plot {}" viewBox="0 0 {} {}" role="img" aria-label="{}" tabindex="0" data-plot="{}">'
         '<svg x="{}" y="{}" width="{}" height="{}" viewBox="{} {} {} {}">{}</svg>{}</svg>'
@@ -223,7 +273,10 @@ def _axes(chart: Chart, c: Canvas) -> Iterator[Markup]:
         yield _text(c.left - LABEL_GAP, c.y(value) + 4, label, "end")
     floor = c.height - c.bottom
     yield Markup('<path class="axis" d="M{} {}H{}"/>').format(c.left, floor, c.width - c.right)
-    for value, label in _labelled(list(chart.x_ticks) or ticks(*c.x_range, 6 if c.kind == "wide" else 4)):
+    named = list(enumerate(chart.x_names))
+    for value, label in named or _labelled(
+        list(chart.x_ticks) or ticks(*c.x_range, 6 if c.kind == "wide" else 4)
+    ):
         yield Markup('<path class="axis" d="M{:.1f} {}v4"/>').format(c.x(value), floor)
         yield _text(c.x(value), floor + 16, label, "middle")
     yield _text((c.left + c.width - c.right) / 2, c.height - 3, chart.x_label, "middle")
@@ -258,5 +311,9 @@ def _line(s: Series, c: Canvas) -> Iterator[Markup]:
             s.style, c.x(x), c.y(low), c.y(high)
         )
     if len(points) <= FEW_POINTS and not s.is_reference:
-        for x, y in points:
-            yield Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="2.6"/>').format(s.style, x, y)
+        yield from (_dot(s, x, y) for x, y in points)
+
+
+def _dot(s: Series, x: float, y: float) -> Markup:
+    radius = 5 if "hollow" in s.style else 2.6
+    return Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="{}"/>').format(s.style, x, y, radius)

@@ -16,6 +16,11 @@ def render_page(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(version=__version__, made=now, **values)
 
 
+def chart_style(theme: str) -> Markup:
+    """The style sheet of charts, for a picture outside a page; theme: light, dark, or "" for the reader's."""
+    return Markup(_environment().get_template("chart.css").render(theme=theme))
+
+
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(

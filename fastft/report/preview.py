@@ -2,19 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from textwrap import fill, shorten
-from typing import Any
+from textwrap import shorten, wrap
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
+from PIL import Image, ImageDraw, ImageFont
 
-from beton_tools.base.atomic import atomic_path, write_text
+from beton_tools.base.atomic import save_picture, write_text
 from beton_tools.base.console import printable
 from beton_tools.read.beton_paths import BetonPaths
 from beton_tools.read.beton_set import BetonSet
@@ -24,10 +19,18 @@ from fastft.augment import AugmentPolicy, describe_row, draw_plan, plan_to_json,
 from fastft.augment.cpu import CpuAugment
 
 PAIRS_PER_LINE = 3
-CELL_INCHES = 2.1
-CROP_COLOUR = "#ff3b30"
-LONGEST_NAME = 24  # characters above a picture
-CAPTION_WIDTH = 36  # characters below a picture
+SIDE, GAP, LINE, FONT, CHARACTER = 260, 14, 16, 13, 7  # pixels of a cell, between cells, and of text
+PAPER, INK, CROP_COLOUR = "#ffffff", "#1f2933", "#ff3b30"
+LONGEST_NAME = 24  # characters of a class
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A picture of a grid, and the text below it."""
+
+    image: Image.Image
+    caption: str
+    colour: str = INK
 
 
 def write_preview(
@@ -41,19 +44,25 @@ def write_preview(
     out: Path,
     plan_out: Path | None = None,
 ) -> None:
-    """Draw `count` samples spread evenly over `.beton` files to the PNG `out`, and their plan as JSON to `plan_out`.
+    """Draw `count` samples spread evenly over `.beton` files to the picture `out`, and their plan as JSON to `plan_out`.
 
     Raises:
         UserError: no such file, or one that is no `.beton`.
     """
     betons = BetonSet.open(data)
     samples = np.linspace(0, len(betons) - 1, min(count, len(betons))).astype(np.int64)
-    classes = betons.class_names
-    names = [classes[k] for k in betons.labels[samples].tolist()]
     plan, images = carry_out(betons, policy, size, seed=seed, epoch=epoch, samples=samples)
-    draw_preview(betons, plan, images, out, names)
+    cells = []
+    for row, image in zip(plan, images, strict=True):
+        name = betons.class_names[betons.labels[row["sample"]]].split(",")[
+            0
+        ]  # ImageNet's names list synonyms
+        name = shorten(printable(name), LONGEST_NAME, placeholder="...")
+        cells.append(Cell(_original(betons, row), f"{name}, sample {row['sample']}"))
+        cells.append(Cell(Image.fromarray(image), ", ".join(describe_row(row)) or "crop only"))
+    save_picture(out, draw_grid(cells, 2 * PAIRS_PER_LINE).save)
     if plan_out is not None:
-        write_plan(plan, plan_out)
+        write_text(plan_out, json.dumps(plan_to_json(plan), indent=1))
 
 
 def carry_out(
@@ -78,40 +87,34 @@ def carry_out(
     return plan, pixels.round().clip(0, 255).astype(np.uint8)
 
 
-def draw_preview(
-    betons: SampleTable, plan: np.ndarray, images: np.ndarray, out: Path, names: Sequence[str]
-) -> None:
-    """Write the grid as a PNG, atomically; `names` are the samples' classes."""
-    lines = -(-len(plan) // PAIRS_PER_LINE)
-    figure, axes = plt.subplots(
-        lines,
-        2 * PAIRS_PER_LINE,
-        figsize=(2 * PAIRS_PER_LINE * CELL_INCHES, lines * (CELL_INCHES + 0.65)),
-        squeeze=False,
-    )
-    for axis in axes.flat:
-        axis.set_axis_off()
-        axis.set_anchor("S")
-    for row, image, name, (left, right) in zip(plan, images, names, axes.reshape(-1, 2), strict=False):
-        _draw_original(left, decode_sample(betons, int(row["sample"])), row, name)
-        right.imshow(image)
-        words = fill(", ".join(describe_row(row)) or "crop only", CAPTION_WIDTH)
-        right.text(0.5, -0.03, words, transform=right.transAxes, ha="center", va="top", fontsize=6.5)
-    figure.tight_layout()
-    with atomic_path(out) as partial:
-        figure.savefig(partial, dpi=130)
-    plt.close(figure)
-
-
-def write_plan(plan: np.ndarray, out: Path) -> None:
-    """The plan as JSON, one object per image."""
-    write_text(out, json.dumps(plan_to_json(plan), indent=1))
-
-
-def _draw_original(axis: Axes, pixels: np.ndarray, row: Any, name: str) -> None:
+def _original(betons: SampleTable, row: np.void) -> Image.Image:
+    """The image with a frame round its crop, in a cell's size."""
+    image = Image.fromarray(decode_sample(betons, int(row["sample"])))
     y, x, h, w = (int(v) for v in row["crop"])
-    axis.imshow(pixels)
-    axis.add_patch(Rectangle((x - 0.5, y - 0.5), w, h, fill=False, edgecolor=CROP_COLOUR, linewidth=1.5))
-    # ImageNet's names list synonyms
-    short = shorten(printable(name.split(",")[0]), LONGEST_NAME, placeholder="…")
-    axis.set_title(f"{short}, sample {row['sample']}", fontsize=6.5, pad=3)
+    scale = SIDE / max(image.size)
+    image = image.resize([max(1, round(scale * n)) for n in image.size], Image.Resampling.LANCZOS)
+    box = [round(scale * v) for v in (x, y, x + w, y + h)]
+    right, bottom = max(box[0], box[2] - 1), max(box[1], box[3] - 1)
+    ImageDraw.Draw(image).rectangle((box[0], box[1], right, bottom), outline=CROP_COLOUR, width=2)
+    return image
+
+
+def draw_grid(cells: Sequence[Cell], columns: int, footnote: str = "") -> Image.Image:
+    """Cells in rows, captions below them wrapped to their width, a footnote at the end."""
+    captions = [wrap(cell.caption, SIDE // CHARACTER) for cell in cells]
+    rows = range(0, len(cells), columns)
+    heights = [SIDE + GAP + LINE * max(map(len, captions[k : k + columns])) for k in rows]
+    size = GAP + columns * (SIDE + GAP), GAP + sum(heights) + (LINE if footnote else 0)
+    grid = Image.new("RGB", size, PAPER)
+    draw, font = ImageDraw.Draw(grid), ImageFont.load_default(FONT)
+    for k, (cell, lines) in enumerate(zip(cells, captions, strict=True)):
+        x, y = GAP + k % columns * (SIDE + GAP), GAP + sum(heights[: k // columns])
+        scale = SIDE / max(cell.image.size)
+        image = cell.image.resize(
+            [max(1, round(scale * n)) for n in cell.image.size], Image.Resampling.LANCZOS
+        )
+        grid.paste(image, (x + (SIDE - image.width) // 2, y + SIDE - image.height))
+        for number, line in enumerate(lines):
+            draw.text((x, y + SIDE + 2 + LINE * number), line, cell.colour, font)
+    draw.text((GAP, size[1] - LINE - 4), footnote, INK, font)
+    return grid

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from fastft.bench.dataset import ORIGINAL, JpegSet, Workspace, find_images
 from fastft.bench.decode_bench import byte_share, crop_limit
-from fastft.bench.e2e_bench import host_rate
 from fastft.bench.harness import LIMIT, summary
 from fastft.bench.options import parse_peers
 from fastft.bench.suite import print_group
@@ -157,8 +156,3 @@ def test_the_limit_of_a_crop_needs_the_bytes_of_its_share_of_the_area(tmp_path: 
     assert byte_share(jpegs, quarter) == pytest.approx(0.25, rel=0.01)
     trial = crop_limit(str(path))["decode"]()
     assert trial["count"] == 2 and trial["wall"] == trial["cpu"] > 0
-
-
-def test_a_host_makes_what_its_cores_or_its_memory_allow() -> None:
-    assert host_rate(8, 1000, bandwidth=1e10, image_bytes=2e6) == 5000
-    assert host_rate(4, 1000, bandwidth=1e10, image_bytes=2e6) == 4000

@@ -1,10 +1,11 @@
-"""The tables of the README and the docs are those of the committed results."""
+"""The tables and pictures of the README and the docs are those of the committed results."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +52,26 @@ def test_the_summary_shows_both_of_stock_ffcv_and_whole_memory_too(tables) -> No
         own = tables.contender(results.measures("loader", name)[0], "fastft")["median"]
         row = next(line for line in page.splitlines() if f"| {tables.figure(own)} MB |" in line)
         assert label in row
+
+
+@pytest.mark.parametrize(("shares", "verdict"), [
+    ([0.75, 0.75, 0.76], "better"), ([0.65, 0.64, 0.65], "worse"), ([0.75, 0.62, 0.73], "not told apart"),
+])  # fmt: skip
+def test_a_difference_of_the_study_is_paired_and_told_apart_only_over_seeds(
+    tables, shares, verdict: str
+) -> None:  # type: ignore[no-untyped-def]
+    hits = {seed: np.arange(400) < share * 400 for seed, share in enumerate(shares)}
+    base = {seed: np.arange(400) < 0.7 * 400 for seed in range(3)} | {7: np.zeros(400, bool)}
+    points, seeds, found = tables.study.Row("row", 1.0, hits).minus(tables.study.Row("base", 2.0, base))
+    assert points.startswith(f"{100 * (np.mean(shares) - 0.7):+.1f}") and (seeds, found) == ("3", verdict)
+
+
+def test_the_pareto_front_has_what_nothing_beats(tables) -> None:  # type: ignore[no-untyped-def]
+    rows = {
+        name: tables.study.Row(name, flops, {0: np.arange(100) < right})
+        for name, flops, right in (("a", 1, 50), ("b", 2, 60), ("c", 2, 55), ("d", 3, 60), ("e", 4, 61))
+    }
+    assert [row.name for row in tables.study.front(rows)] == ["a", "b", "e"]
 
 
 def test_ratios_in_tables_are_those_of_the_rounds(tables) -> None:  # type: ignore[no-untyped-def]

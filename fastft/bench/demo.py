@@ -2,36 +2,32 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 
-from beton_tools.base.atomic import atomic_path
+from beton_tools.base.atomic import save_picture
+from beton_tools.base.console import compact_table, print_table
 from beton_tools.base.errors import UserError
 from beton_tools.read.format import Beton
-from fastft.bench.demo_assets import IMAGES, IMAGES_LICENCE, WEIGHTS, extract_cells, fetch
-from fastft.bench.demo_backbone import write_backbone
+from fastft.bench.demo_files import IMAGES, IMAGES_LICENCE, WEIGHTS, extract_cells, fetch, write_backbone
 from fastft.evaluate.evaluation import predict_file
 from fastft.evaluate.prediction import predict_files
 from fastft.machine.facts import cpu_name
 from fastft.model.recipe_model import recipe_arch
 from fastft.photos.prepare import line_printer, prepare_data
 from fastft.recipe import Recipe, load_recipe
+from fastft.report.preview import Cell, draw_grid
 from fastft.train.loop import train
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
 PER_CLASS = {"val": 120, "train": 400}  # cells per class and split, if there are that many
-RIGHT, WRONG, GREY = "#1a7f37", "#cf222e", "#57606a"
-COLUMNS, CELL_INCHES = 6, 1.9
+RIGHT, WRONG = "#1a7f37", "#cf222e"
+SHOWN = 6  # pictures of each class on the sheet, and columns
 
 
 @dataclass(frozen=True)
@@ -40,38 +36,24 @@ class DemoTraining:
 
     name: str
     title: str
-    overrides: tuple[str, ...]
+    overrides: str
 
 
 CONTENDERS = (
-    DemoTraining("fine_tuned", "fine-tuned with the recipe", ()),
+    DemoTraining("fine_tuned", "fine-tuned with the recipe", ""),
     # ridge regression makes the head; an epoch with a learning rate of 0 leaves it as it is
     DemoTraining(
         "linear",
         "untouched tower, linear head",
-        (
-            "--model.trainable_layers=0",
-            "--schedule.epochs=1",
-            "--optim.lr=0",
-            "--schedule.min_lr=0",
-            "--ema.decay=0",
-        ),
+        "--model.trainable_layers=0 --schedule.epochs=1 --optim.lr=0 --schedule.min_lr=0 --ema.decay=0",
     ),
     # no pretrained weights: all blocks train at almost the same lr; augmented as little as the recipe does with its linear
     # probe; half as many epochs, to save time
     DemoTraining(
         "random",
         "random initialisation, half the epochs",
-        (
-            "--model.weights=random",
-            "--model.head_init=small",
-            "--model.freeze_conv1=false",
-            "--augment.policy=none",
-            "--augment.scale_min=1",
-            "--optim.lr=1e-3",
-            "--optim.layer_decay=0.8",
-            "--schedule.epochs=4",
-        ),
+        "--model.weights=random --model.head_init=small --model.freeze_conv1=false --augment.policy=none --augment.scale_min=1 "
+        "--optim.lr=1e-3 --optim.layer_decay=0.8 --schedule.epochs=4",
     ),
 )
 
@@ -93,7 +75,12 @@ def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) ->
     for contender in CONTENDERS:
         console.rule(contender.title)
         run = folder / contender.name
-        overrides = [*data, f"--model.weights={weights}", *contender.overrides, f"--train.run_dir={run}"]
+        overrides = [
+            *data,
+            f"--model.weights={weights}",
+            *contender.overrides.split(),
+            f"--train.run_dir={run}",
+        ]
         seconds[contender.name] = _train(load_recipe(recipe, overrides), run, console)["seconds"]
         right[contender.name] = predict_file(run, betons["val"], "cpu")[1].right_N
         data = [f"--data.{split}={path}" for split, path in betons.items()]
@@ -136,56 +123,36 @@ def compare(right: Mapping[str, np.ndarray], labels: np.ndarray, trained_on: int
 
 
 def _print_table(figures: dict[str, Any], console: Console) -> None:
-    title = f"{figures['n']} photographs that were not trained on, ± standard error"
-    table = Table(title=title, title_justify="left")
-    table.add_column("model", no_wrap=True)
-    for head in ("top-1 %", "recipe gains", "min"):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_row("always the largest class", f"{figures['majority']:.1f}", "", "")
+    rows = [["always the largest class", f"{figures['majority']:.1f}", "", ""]]
     for contender in reversed(CONTENDERS):
-        name = contender.name
-        top1 = f"{figures['top1'][name]:.1f} ± {figures['standard_error'][name]:.1f}"
-        gain = ""
-        if name in figures["gain"]:
-            gain = f"{figures['gain'][name]:.1f} ± {figures['gain_standard_error'][name]:.1f}"
-        table.add_row(contender.title, top1, gain, f"{figures['seconds'][name] / 60:.1f}")
-    console.print(table)
+        rows.append([contender.title, *figure_cells(figures, contender.name)])
+    title = f"{figures['n']} photographs that were not trained on, ± standard error"
+    print_table(compact_table(title, ["model", "top-1 %", "recipe gains", "min"], rows), console)
+
+
+def figure_cells(figures: Mapping[str, Any], name: str) -> list[str]:
+    """Top-1, the gain of fine-tuning, and minutes of a contender."""
+    top1 = f"{figures['top1'][name]:.1f} ± {figures['standard_error'][name]:.1f}"
+    gain = ""
+    if name in figures["gain"]:
+        gain = f"{figures['gain'][name]:+.1f} ± {figures['gain_standard_error'][name]:.1f}"
+    return [top1, gain, f"{figures['seconds'][name] / 60:.1f}"]
 
 
 def _draw_sheet(folder: Path, images: Path, console: Console) -> Path:
-    """Predictions of the fine-tuned model for some unseen photographs of every class."""
-    files = _spread(images, per_class=6)
-    predictions = list(predict_files(folder / "fine_tuned", files, 1, "cpu"))
+    """Predictions of the fine-tuned model for some unseen photographs of every class; mistakes are marked."""
+    files = [path for name in sorted(images.iterdir()) for path in sorted(name.iterdir())[:SHOWN]]
+    cells = []
+    for p in predict_files(folder / "fine_tuned", files, 1, "cpu"):
+        truth, predicted = p.path.parent.name, p.classes[0]
+        caption = f"{predicted} {p.probabilities[0]:.0%}"
+        with Image.open(p.path) as image:
+            picture = image.convert("RGB")
+        if predicted == truth:
+            cells.append(Cell(picture, caption, RIGHT))
+        else:
+            cells.append(Cell(picture, f"{caption}, is {truth}", WRONG))
     sheet = folder / "predictions.png"
-    prediction_sheet(
-        [(p.path, p.path.parent.name, p.classes[0], p.probabilities[0]) for p in predictions],
-        sheet,
-        IMAGES_LICENCE,
-    )
+    save_picture(sheet, draw_grid(cells, SHOWN, IMAGES_LICENCE).save)
     console.print(f"predictions drawn in {sheet}", highlight=False)
     return sheet
-
-
-def _spread(images: Path, per_class: int) -> Sequence[Path]:
-    return [path for folder in sorted(images.iterdir()) for path in sorted(folder.iterdir())[:per_class]]
-
-
-def prediction_sheet(rows: Sequence[tuple[Path, str, str, float]], out: Path, footnote: str = "") -> None:
-    """Draw rows of (image, true class, predicted class, its probability) as a grid into the PNG `out`; mistakes are marked."""
-    lines = -(-len(rows) // COLUMNS)
-    figure, axes = plt.subplots(
-        lines, COLUMNS, figsize=(COLUMNS * CELL_INCHES, lines * (CELL_INCHES + 0.42) + 0.4), squeeze=False
-    )
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, (path, truth, predicted, probability) in zip(axes.flat, rows, strict=False):
-        with Image.open(path) as image:
-            axis.imshow(image.convert("RGB"))
-        right = truth == predicted
-        title = f"{predicted} {probability:.0%}" + ("" if right else f"\nis {truth}")
-        axis.set_title(title, fontsize=8, color=RIGHT if right else WRONG, pad=3)
-    figure.text(0.5, 0.004, footnote, ha="center", va="bottom", fontsize=7, color=GREY)
-    figure.tight_layout(rect=(0, 0.02, 1, 1))
-    with atomic_path(out) as partial:
-        figure.savefig(partial, dpi=120)
-    plt.close(figure)
