@@ -178,9 +178,8 @@ def _run_verify(args: argparse.Namespace) -> int:
 
 
 def _add_stats(commands: Any) -> None:
-    help = "show sizes, resolutions and classes; optionally plot them"
-    parser = _command(commands, "stats", _run_stats, help, "beton stats train.beton --plot stats.png")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also plot them")
+    help = "show sizes, resolutions and classes"
+    parser = _command(commands, "stats", _run_stats, help, "beton stats train.beton")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -189,10 +188,6 @@ def _run_stats(args: argparse.Namespace) -> int:
 
     beton, manifest = Beton.open(args.file), Manifest.of_beton(args.file)
     values = compute(beton, manifest)
-    if args.plot is not None:
-        from beton_tools.inspect.plot import plot
-
-        plot(beton, values, args.plot)
     if args.json:
         return _print_json(values)
     pages, jpegs = values["pages"], values["jpeg"]

@@ -29,8 +29,14 @@ MAX_PAGE = 64 << 20  # bytes of a web server's list of files
 _EXTRA = "pip install 'fastft[cloud]'"
 # protocol -> options of its file system. Listings are not cached: a file that changes must be noticed.
 _WEB = ("http", "https")
-# ranges count the bytes of the file itself
-_HTTP: dict[str, Any] = {"headers": {"Accept-Encoding": "identity"}}
+_UNVERSIONED = (
+    "gs",
+    "gcs",
+    "hf",
+)  # answers have no version that `info` has too; that is asked for after each
+_HTTP: dict[str, Any] = {
+    "headers": {"Accept-Encoding": "identity"}
+}  # ranges count the bytes of the file itself
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"use_listings_cache": False},
     "gs": {"use_listings_cache": False},
@@ -184,7 +190,7 @@ def info_of(path: RemotePath) -> dict[str, Any] | None:
     fs, inside = file_system(path)
     try:
         if path.protocol in _WEB:
-            return {"type": "file", "stamp": _request_web(fs, path, 0, 1)[1]}
+            return {"type": "file", "stamp": _request(path, 0, 1)[1]}
         return retrying(path, lambda: fs.info(inside, **_FRESH.get(path.protocol, {})))
     except RemoteError as error:
         if isinstance(error.__cause__, FileNotFoundError):
@@ -211,7 +217,7 @@ def stamp_of_url(path: RemotePath) -> Stamp:
 
 
 def _version_hash(info: Mapping[str, Any]) -> int:
-    """info: of fsspec, or the headers of a web server's answer."""
+    """info: of fsspec, or the headers of an answer."""
     version = next((str(info[key]) for key in (*_VERSION_KEYS, *_TIME_KEYS) if info.get(key)), "")
     digest = hashlib.blake2b(version.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True) if version else 0
@@ -224,62 +230,97 @@ def read_range(path: RemotePath, stamp: Stamp, start: int, end: int) -> bytes:
     """The bytes [start, end) of a file that has the stamp. No more are received, whatever the server sends.
 
     Raises:
-        RemoteError: they cannot be read, or the file has changed.
+        RemoteError: they cannot be read, other bytes arrive, or the file has changed.
     """
     if not 0 <= end - start <= MAX_RANGE:
         raise RemoteError(path, f"{end - start:,} bytes would be read at once, the limit is {MAX_RANGE:,}")
     if start == end:
         return b""
-    fs, inside = file_system(path)
-    if path.protocol in _WEB:
-        data, found = _request_web(fs, path, start, end)
-        if found[0] != stamp[0] or (found[1] != stamp[1] and 0 not in (found[1], stamp[1])):
-            raise changed(path)
-        return data
-
-    def request() -> bytes:
-        data: bytes = fs.cat_file(inside, start=start, end=end)
-        if len(data) != end - start:
-            raise RemoteError(path, f"{len(data):,} of {end - start:,} bytes arrived")
-        return data
-
-    return retrying(path, request)
+    data, (size, version) = _request(path, start, end)
+    if path.protocol in _UNVERSIONED:
+        size, version = stamp_of_url(path)
+    if size != stamp[0] or (version != stamp[1] and 0 not in (version, stamp[1])):
+        raise changed(path)
+    return data
 
 
 def changed(path: RemotePath) -> RemoteError:
     return RemoteError(path, "changed after it was indexed; run the same command again")
 
 
-def _request_web(fs: Any, path: RemotePath, start: int, end: int) -> tuple[bytes, Stamp]:
-    """(bytes [start, end), stamp) of a file; fewer bytes if it is shorter.
+def _request(path: RemotePath, start: int, end: int) -> tuple[bytes, Stamp]:
+    """(bytes [start, end), stamp) of a file; fewer bytes if it is shorter. The version is 0 if the answer has none to compare.
+
+    No more is read than was asked for, and the Content-Range of the answer is compared; of Google's in `_LimitedResponse`.
 
     Raises:
         RemoteError: as `retrying`; the server sends other bytes, or does not say which.
     """
-    asyn: Any = _module("fsspec.asyn", path)
+    fs, inside = file_system(path)
+    headers = {**_HTTP["headers"], "Range": f"bytes={start}-{end - 1}"}
 
-    async def request() -> tuple[bytes, Stamp]:
+    def expected(stated: str | None) -> tuple[int, int]:
+        """(number of bytes that follow, size of the file) by a Content-Range."""
+        numbers = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", stated or "")
+        if numbers is None:
+            raise ValueError(_NO_SIZE)
+        first, last, size = map(int, numbers.groups())
+        if (first, last) != (start, min(end, size) - 1):
+            raise RemoteError(path, f"bytes {first}-{last} arrived in the place of {start}-{end - 1}")
+        return last + 1 - first, size
+
+    async def from_web() -> tuple[bytes, Stamp]:
         session = await fs.set_session()
-        headers = {**_HTTP["headers"], "Range": f"bytes={start}-{end - 1}"}
         async with session.get(fs.encode_url(path.url), headers=headers) as answer:
-            stated = answer.headers.get("Content-Range", "")
-            if answer.status == 416 and stated.endswith("*/0"):
-                return b"", (0, _version_hash(answer.headers))
+            version = _version_hash(answer.headers)
+            if answer.status == 416 and answer.headers.get("Content-Range", "").endswith("*/0"):
+                return b"", (0, version)
             if answer.status in (404, 410):
                 raise FileNotFoundError("no such file")
             answer.raise_for_status()
             if answer.status != 206 or answer.headers.get("Content-Encoding", "identity") != "identity":
                 raise ValueError(_NO_RANGES)
-            numbers = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", stated)
-            if numbers is None:
-                raise ValueError(_NO_SIZE)
-            first, last, size = map(int, numbers.groups())
-            if (first, last) != (start, min(end, size) - 1):
-                raise RemoteError(path, f"bytes {first}-{last} arrived in the place of {start}-{end - 1}")
-            stamp = size, _version_hash(answer.headers)
-            return await answer.content.readexactly(last + 1 - first), stamp
+            count, size = expected(answer.headers.get("Content-Range"))
+            return await answer.content.readexactly(count), (size, version)
 
-    return retrying(path, lambda: asyn.sync(fs.loop, request))
+    async def from_s3() -> tuple[bytes, Stamp]:
+        bucket, key, _ = fs.split_path(inside)
+        answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=headers["Range"])
+        data, body = bytearray(), answer["Body"]
+        try:
+            count, size = expected(answer.get("ContentRange"))
+            while len(data) < count and (part := await body.read(count - len(data))):
+                data += part
+        finally:
+            body.close()
+        return _complete(path, data, count), (size, _version_hash(answer))
+
+    def from_hub() -> tuple[bytes, Stamp]:
+        hub: Any = _module("huggingface_hub.utils", path)
+        login = hub.build_hf_headers(token=fs.token)
+        with hub.get_session().stream("GET", fs.url(inside), headers=login | headers) as answer:
+            hub.hf_raise_for_status(answer)
+            count, size = expected(answer.headers.get("Content-Range"))
+            data = bytearray()
+            for part in answer.iter_raw():
+                data += part[: count - len(data)]
+                if len(data) == count:
+                    break
+        return _complete(path, data, count), (size, 0)
+
+    def from_google() -> tuple[bytes, Stamp]:
+        return _complete(path, fs.cat_file(inside, start=start, end=end), end - start), (0, 0)
+
+    if path.protocol in _WEB or path.protocol == "s3":
+        asyn: Any = _module("fsspec.asyn", path)
+        return retrying(path, lambda: asyn.sync(fs.loop, from_s3 if path.protocol == "s3" else from_web))
+    return retrying(path, from_hub if path.protocol == "hf" else from_google)
+
+
+def _complete(path: RemotePath, data: bytes | bytearray, count: int) -> bytes:
+    if len(data) != count:
+        raise RemoteError(path, f"{len(data):,} of {count:,} bytes arrived")
+    return bytes(data)
 
 
 # fsspec ---------------------------------------------------------------------------------------------------------------
@@ -300,29 +341,44 @@ def _file_system(protocol: str) -> Any:
     example = RemotePath(f"{protocol}://")
     fsspec: Any = _module("fsspec", example)
     options = dict(_OPTIONS[protocol])
+    if protocol not in ("s3", "hf"):
+        client = _client(_module("aiohttp", example))
+        options["client_kwargs" if protocol in _WEB else "session_kwargs"] = client
     if protocol in _WEB:
-        options["client_kwargs"] = _web_client(_module("aiohttp", example))
+        client["auto_decompress"] = False
     try:
         return fsspec.filesystem(protocol, **options)
     except ImportError as error:  # "Install s3fs to access S3"
         raise UserError(f"{protocol}:// files cannot be read ({_first_line(error)}); {_EXTRA}") from error
 
 
-def _web_client(aiohttp: Any) -> dict[str, Any]:
-    """Options of a client that unpacks nothing, and of an answer that is read as a whole takes MAX_PAGE bytes at most."""
+def _client(aiohttp: Any) -> dict[str, Any]:
+    """Options of a client; of an answer that is read as a whole it takes the range that was asked for, or MAX_PAGE bytes."""
 
     class LimitedResponse(aiohttp.ClientResponse):
         async def read(self) -> bytes:
-            body = b""
+            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
+            if asked and self.status < 300 and not self._is_range(*asked.groups()):
+                raise ValueError(_NO_RANGES)
+            limit = int(asked[2]) + 1 - int(asked[1]) if asked else MAX_PAGE
+            body = bytearray()
             while chunk := await self.content.readany():
                 body += chunk
-                if len(body) > MAX_PAGE:
-                    raise ValueError(f"the list of files is larger than {MAX_PAGE:,} bytes")
-            self._body: bytes | None = body
-            return body
+                if len(body) > limit:
+                    what = (
+                        "more than {:,} bytes arrived"
+                        if asked
+                        else "the list of files is larger than {:,} bytes"
+                    )
+                    raise ValueError(what.format(limit))
+            self._body: bytes | None = bytes(body)
+            return self._body
+
+        def _is_range(self, first: str, last: str) -> bool:
+            return self.headers.get("Content-Range", "").startswith(f"bytes {first}-{last}/")
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_NO_ANSWER, sock_read=_NO_ANSWER)
-    return {"timeout": timeout, "auto_decompress": False, "response_class": LimitedResponse}
+    return {"timeout": timeout, "response_class": LimitedResponse}
 
 
 def _module(name: str, path: RemotePath) -> Any:

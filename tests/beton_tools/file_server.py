@@ -45,6 +45,10 @@ class FileServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
+def etag_of(stat: os.stat_result) -> str:
+    return f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"'
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: FileServer
     protocol_version = "HTTP/1.1"
@@ -86,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.send_response(200)
         if self.server.versions:
-            self.send_header("ETag", f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"')
+            self.send_header("ETag", etag_of(stat))
             self.send_header("Last-Modified", formatdate(stat.st_mtime, usegmt=True))
         if self.server.trick == "gzip":
             self.send_header("Content-Encoding", "gzip")
