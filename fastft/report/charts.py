@@ -26,7 +26,7 @@ HEAD, LEGEND = 24, 18  # pixels of a title and of a line of the legend, in a fil
 @dataclass(frozen=True)
 class Series:
     """One line. `style` are CSS classes: raw, ema, own, accent or peer-1 to peer-4; with reference: dashed, without dots;
-    with hollow: rings instead of dots; with points: no line."""
+    with hollow: dashed, with rings; with points: no line."""
 
     name: str
     style: str
@@ -71,6 +71,7 @@ class Canvas:
     right: int = 12
     top: int = 12
     bottom: int = 36
+    turned: bool = False  # the names below the x axis
 
     def x(self, value: float) -> float:
         low, high = self.x_range
@@ -142,7 +143,11 @@ def _canvas(chart: Chart, series: Sequence[Series], kind: str, size: tuple[int, 
     names = (-0.5, len(chart.x_names) - 0.5) if chart.x_names else None
     ranges = chart.x_range or names or _span(xs), _y_range(chart, series)
     digits = max((len(label) for _, label in _y_labels(ranges[1])), default=0)
-    return Canvas(kind, *size, *ranges, left=max(Canvas.left, LABEL_GAP + DIGIT_WIDTH * digits))
+    left = max(Canvas.left, LABEL_GAP + DIGIT_WIDTH * digits)
+    longest = max(map(len, chart.x_names), default=0)
+    crowded = DIGIT_WIDTH * longest * len(chart.x_names) > size[0] - left
+    bottom = Canvas.bottom + crowded * DIGIT_WIDTH * longest // 2
+    return Canvas(kind, *size, *ranges, left=left, bottom=bottom, turned=crowded)
 
 
 def script_json(values: Any) -> Markup:
@@ -278,7 +283,11 @@ def _axes(chart: Chart, c: Canvas) -> Iterator[Markup]:
         list(chart.x_ticks) or ticks(*c.x_range, 6 if c.kind == "wide" else 4)
     ):
         yield Markup('<path class="axis" d="M{:.1f} {}v4"/>').format(c.x(value), floor)
-        yield _text(c.x(value), floor + 16, label, "middle")
+        if c.turned:
+            turn = Markup('<g transform="translate({:.1f} {}) rotate(-30)">{}</g>')
+            yield turn.format(c.x(value) + 4, floor + 14, _text(0, 0, label, "end"))
+        else:
+            yield _text(c.x(value), floor + 16, label, "middle")
     yield _text((c.left + c.width - c.right) / 2, c.height - 3, chart.x_label, "middle")
 
 

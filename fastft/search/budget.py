@@ -11,7 +11,7 @@ from statistics import median
 from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import Document, Numbers, check
-from fastft.evaluate.result_files import unwritable
+from fastft.search.results import writing
 from fastft.train.distributed import World
 
 SAVE_SECONDS = 15.0  # of a training, at most, are forgotten if the process is killed
@@ -62,10 +62,8 @@ class Budget:
         finally:
             ended.set()
             saver.join()
-            try:
+            with writing(self._path):
                 save()
-            except OSError as error:
-                raise unwritable(self._path, error) from None
 
     def finished(self, key: str, epochs: int) -> None:
         """Record a complete training: later estimates are based on the longest ones."""

@@ -36,10 +36,6 @@ class ShortRun:
     weights: str = RAW
     failure: str | None = None
 
-    @property
-    def recipe(self) -> Recipe:
-        return self.run.recipe
-
 
 @dataclass(frozen=True)
 class Figure:
@@ -68,13 +64,13 @@ class FinalFigures:
         return self.top1 if measure == TOP1 else self.balanced
 
     def as_dict(self) -> dict[str, Any]:
-        t, b = self.top1, self.balanced
-        return {
-            "images": self.images, "shared": self.shared, "top1": t.value, "standard_error": t.error,
-            "default_top1": t.default, "gain": t.gain, "gain_standard_error": t.gain_error, "balanced_accuracy": b.value,
-            "balanced_standard_error": b.error, "default_balanced_accuracy": b.default, "balanced_gain": b.gain,
-            "balanced_gain_standard_error": b.gain_error,
-        }  # fmt: skip
+        figures: dict[str, Any] = {"images": self.images, "shared": self.shared}
+        for name, prefix, f in (("top1", "", self.top1), ("balanced_accuracy", "balanced_", self.balanced)):
+            figures |= {
+                name: f.value, f"{prefix}standard_error": f.error, f"default_{name}": f.default,
+                f"{prefix}gain": f.gain, f"{prefix}gain_standard_error": f.gain_error,
+            }  # fmt: skip
+        return figures
 
 
 @dataclass(frozen=True)

@@ -6,58 +6,45 @@ middle blocks: these two axes are nearly independent, lr and layer_decay are not
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 
 from fastft.recipe import Recipe, recipe_from_dict, without_expectation
 from fastft.train.augmentation_choice import PLAIN
 
 FACTORS = (Fraction(1, 3), Fraction(1), Fraction(3))
-# of the recipe's epochs that the runs of a rung last
 SHARES = (
     Fraction(6, 50),
     Fraction(17, 50),
     Fraction(1),
-)
+)  # of the recipe's epochs that the runs of a rung last
 KEPT = (3, 1)  # settings that go on to the next rung
 LARGEST_DECAY = 1.0  # more would train the lower layers faster than the head
-ROUNDING = 0.01  # share of the middle block's learning rate that rounding of lr and layer_decay may change
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Factors on the recipe's learning rates of the head and of the middle block.
-
-    limited_mid: the factor of the middle block that LARGEST_DECAY leaves; None if `mid` is used.
-    """
+    """Factors on the recipe's learning rates of the head and of the middle block."""
 
     head: Fraction
     mid: Fraction
-    limited_mid: float | None = field(default=None, compare=False)
 
     @property
     def title(self) -> str:
-        mid = self.mid if self.limited_mid is None else f"{self.limited_mid:.2g}"
-        return "recipe" if self == DEFAULT else f"head x{self.head}, middle x{mid}"
+        return "recipe" if self == DEFAULT else f"head x{self.head}, middle x{self.mid}"
 
 
 DEFAULT = Setting(Fraction(1), Fraction(1))
 
 
 def grid(recipe: Recipe, layers: int) -> list[Setting]:
-    """All settings: the recipe's own first, then those with one factor, so that a short budget covers both axes.
+    """The settings: the recipe's own first, then those with one factor, so that a short budget covers both axes.
 
-    If LARGEST_DECAY makes several settings equal, only the first is kept.
+    Those that would need a layer_decay above LARGEST_DECAY are left out.
     """
     every = [Setting(head, mid) for mid in reversed(FACTORS) for head in FACTORS]
-    found: dict[tuple[float, float], Setting] = {}
-    for setting in sorted(every, key=lambda s: (s.head != 1) + (s.mid != 1)):
-        changed = with_setting(recipe, setting, layers)
-        factor = mid_lr(changed, layers) / mid_lr(recipe, layers)
-        if factor < (1 - ROUNDING) * setting.mid:
-            setting = dataclasses.replace(setting, limited_mid=factor)
-        found.setdefault((_rounded(changed.optim.lr), _rounded(changed.optim.layer_decay)), setting)
-    return list(found.values())
+    allowed = [s for s in every if s == DEFAULT or _layer_decay(recipe, s, layers) <= LARGEST_DECAY]
+    return sorted(allowed, key=lambda s: (s.head != 1) + (s.mid != 1))
 
 
 def mid_exponent(layers: int) -> float:
@@ -69,15 +56,18 @@ def mid_exponent(layers: int) -> float:
 
 
 def with_setting(recipe: Recipe, setting: Setting, layers: int) -> Recipe:
-    """The recipe with lr and layer_decay of a setting. layer_decay is at most 1, also if the setting needs more."""
+    """The recipe with lr and layer_decay of a setting."""
     if setting == DEFAULT:
         return recipe
-    ratio = float(setting.mid / setting.head) ** (1 / mid_exponent(layers))
-    changed = {
-        "optim.lr": _rounded(recipe.optim.lr * float(setting.head)),
-        "optim.layer_decay": min(LARGEST_DECAY, _rounded(recipe.optim.layer_decay * ratio)),
-    }
+    lr = _rounded(recipe.optim.lr * float(setting.head))
+    changed = {"optim.lr": lr, "optim.layer_decay": _layer_decay(recipe, setting, layers)}
     return without_expectation(_changed(recipe, changed), list(changed))
+
+
+def _layer_decay(recipe: Recipe, setting: Setting, layers: int) -> float:
+    return _rounded(
+        recipe.optim.layer_decay * float(setting.mid / setting.head) ** (1 / mid_exponent(layers))
+    )
 
 
 def mid_lr(recipe: Recipe, layers: int) -> float:
@@ -96,15 +86,17 @@ def count_epochs(epochs: int) -> str:
 
 def shortened(recipe: Recipe, epochs: int) -> Recipe:
     """The recipe as a complete run of `epochs`: warm-up and EMA horizon keep their share; it is evaluated at the end."""
-    share = epochs / recipe.epochs
-    schedule = {
-        "epochs": max(epochs, round(recipe.schedule.epochs * share)),
-        "warmup_epochs": recipe.schedule.warmup_epochs * share,
-        "stop_epoch": None if recipe.schedule.stop_epoch is None else epochs,
-    }
-    changed = {f"schedule.{key}": value for key, value in schedule.items()}
-    changed |= {"ema.decay": recipe.ema.decay ** (1 / share), "train.eval_every": epochs}
-    return _changed(recipe, changed)
+    share, schedule = epochs / recipe.epochs, recipe.schedule
+    return _changed(
+        recipe,
+        {
+            "schedule.epochs": max(epochs, round(schedule.epochs * share)),
+            "schedule.warmup_epochs": schedule.warmup_epochs * share,
+            "schedule.stop_epoch": None if schedule.stop_epoch is None else epochs,
+            "ema.decay": recipe.ema.decay ** (1 / share),
+            "train.eval_every": epochs,
+        },
+    )
 
 
 def _changed(recipe: Recipe, values: Mapping[str, object]) -> Recipe:

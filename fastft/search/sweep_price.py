@@ -14,7 +14,8 @@ from fastft.photos.counts import load_counted
 from fastft.recipe import Recipe
 from fastft.recipe.recipe_file import is_table, open_sweep
 from fastft.recipe.tables import Sweep
-from fastft.search.runs import plan_runs, read_result, run_key
+from fastft.search.results import read_result
+from fastft.search.runs import plan_runs, run_key
 
 Hours = dict[str, float]  # by GPU kind, modelled; without kinds on which the step cannot be counted
 

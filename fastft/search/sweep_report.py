@@ -1,4 +1,4 @@
-"""Report the results of a sweep in the paper's layout: terminal, Markdown, JSON, plot."""
+"""The results of a sweep in the paper's layout: terminal, Markdown, JSON, charts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,27 +7,32 @@ from typing import Any
 from rich.console import Console
 
 from beton_tools.base.console import compact_table, markdown_table, print_table
-from fastft.evaluate.result_files import WRITTEN, Line, Panel, write_results
 from fastft.recipe.tables import Sweep
-from fastft.search.runs import Outcome, Score
+from fastft.report.charts import Chart, Series
+from fastft.search.results import WRITTEN, Outcome, Score, write_results
 
 COLUMNS = ("paper", "ours", "diff", "best EMA", "last EMA", "best raw", "last raw")
 NOTE = (
     "Top-1 in percent. 'Ours' is the best epoch of the EMA (of the raw model where the paper has no EMA), "
     "chosen on the validation images as in the paper. ± is the binomial standard error, @ the epoch from 0."
 )
-BELOW_BEST = 6.0  # percentage points shown below the best epoch; the warm-up would flatten the rest
-SHIFT = 0.06  # horizontal offset between lines of a table, so that error bars do not overlap
-# hollow and larger, so that a point of ours at the same place does not hide it
-PAPER: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "none", "markersize": 11, "alpha": 0.7}
+SHIFT = 0.06  # horizontal offset between series of a table, so that error bars do not overlap
+STYLES = (
+    "accent",
+    "ema",
+    "peer-2",
+    "peer-3",
+    "peer-4",
+)  # of series, in rotation; the paper's points are rings
 CURVES = {"ema": "w EMA", "raw": "w/o EMA"}  # as the paper's Figure 2 names them
+TOP1 = "top-1 (%)"
 
 
 def write_report(sweep: Sweep, outcomes: Sequence[Outcome], folder: Path) -> None:
-    """Write table.md (the paper's table with ours below, then all figures of every row), results.json and plot.png."""
+    """Write table.md (the paper's table with ours below, then all figures of every row), results.json and plot.svg."""
     title = f"{sweep.title} ({sweep.source})"
     details = [[o.row.title, *_cells(o), f"`{o.run.folder.name}`"] for o in outcomes]
-    parts = [f"# {title}", _grid(sweep, outcomes), NOTE, markdown_table(["row", *COLUMNS, "run"], details)]
+    parts = [_grid(sweep, outcomes), NOTE, markdown_table(["row", *COLUMNS, "run"], details)]
     failed = [f"- {o.row.title}: {o.error}" for o in outcomes if o.error]
     if failed:
         parts.append("Failed:\n\n" + "\n".join(failed))
@@ -35,8 +40,8 @@ def write_report(sweep: Sweep, outcomes: Sequence[Outcome], folder: Path) -> Non
         "name": sweep.name, "title": sweep.title, "source": sweep.source,
         "rows": [_json_row(sweep, o) for o in outcomes],
     }  # fmt: skip
-    panels = [_epochs(o) for o in outcomes] if sweep.plot == "epochs" else [_labels(sweep, outcomes)]
-    write_results(folder, parts, document, panels, title)
+    charts = [_epochs(o) for o in outcomes] if sweep.plot == "epochs" else [_labels(sweep, outcomes, title)]
+    write_results(folder, title, parts, document, charts)
 
 
 def print_report(sweep: Sweep, outcomes: Sequence[Outcome], folder: Path, console: Console) -> None:
@@ -45,7 +50,7 @@ def print_report(sweep: Sweep, outcomes: Sequence[Outcome], folder: Path, consol
     for outcome in outcomes:
         if outcome.error:
             console.print(f"{outcome.row.title}: {outcome.error}", style="red", highlight=False, markup=False)
-    console.print(f"written: {folder}/{WRITTEN}", highlight=False)
+    console.print(f"written: {folder}/{', '.join(WRITTEN)}", highlight=False)
 
 
 def _grid(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
@@ -92,37 +97,42 @@ def _json_row(sweep: Sweep, outcome: Outcome) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _labels(sweep: Sweep, outcomes: Sequence[Outcome]) -> Panel:
+def _labels(sweep: Sweep, outcomes: Sequence[Outcome], title: str) -> Chart:
     """The paper's and our figure of every label; rows without a result have the paper's point only."""
-    places = {label: k for k, label in enumerate(sweep.labels)}
-    line = {} if sweep.plot == "lines" else {"linestyle": "none"}
+    line = "" if sweep.plot == "lines" else " points"
     lines = []
     for k, series in enumerate(sweep.series):
-        cells = [o for o in outcomes if o.row.series == series]
-        style, shift = {"color": f"C{k}"}, SHIFT * (k - (len(sweep.series) - 1) / 2)
-        given = [o for o in cells if o.row.paper is not None]
-        if given:
-            x, top1 = [places[o.row.label] + shift for o in given], [o.row.paper or 0.0 for o in given]
-            lines.append(Line(f"{series} paper".strip(), x, top1, style=style | PAPER | line))
-        found = [(places[o.row.label] + shift, o.ours) for o in cells if o.ours]
-        if found:
-            x, top1 = [place for place, _ in found], [score.top1 for _, score in found]
-            errors = [score.standard_error for _, score in found]
-            lines.append(Line(f"{series} ours".strip(), x, top1, errors, style=style | line))
-    return Panel(lines, ticks=sweep.labels)
+        style, shift = STYLES[k % len(STYLES)], SHIFT * (k - (len(sweep.series) - 1) / 2)
+        cells = [(sweep.labels.index(o.row.label) + shift, o) for o in outcomes if o.row.series == series]
+        paper = [(x, o.row.paper) for x, o in cells if o.row.paper is not None]
+        ours = [(x, o.ours) for x, o in cells if o.ours]
+        low, high = ([s.top1 + sign * s.standard_error for _, s in ours] for sign in (-1, 1))
+        lines += [
+            Series(
+                f"{series} paper".strip(),
+                f"{style} hollow{line}",
+                [x for x, _ in paper],
+                [y for _, y in paper],
+            ),
+            Series(
+                f"{series} ours".strip(),
+                style + line,
+                [x for x, _ in ours],
+                [s.top1 for _, s in ours],
+                low,
+                high,
+            ),
+        ]
+    return Chart(title, "", TOP1, lines, x_names=sweep.labels)
 
 
-def _epochs(outcome: Outcome) -> Panel:
+def _epochs(outcome: Outcome) -> Chart:
     """Our accuracy over the epochs, and the paper's best."""
-    curves = {name: outcome.curve(weights) for weights, name in CURVES.items()}
-    lines = [
-        Line(f"{name}, ours", [s.epoch for s in curve], [s.top1 for s in curve], style={"marker": ""})
-        for name, curve in curves.items()
-        if curve
-    ]
-    paper, best, last = outcome.row.paper, outcome.ours, outcome.run.recipe.epochs - 1
+    lines = []
+    for weights, name in CURVES.items():
+        curve = outcome.curve(weights)
+        lines.append(Series(f"{name}, ours", weights, [s.epoch for s in curve], [s.top1 for s in curve]))
+    paper, last = outcome.row.paper, outcome.run.recipe.epochs - 1
     if paper is not None:
-        style = {"color": "black", "linestyle": ":", "marker": ""}
-        lines.append(Line(f"best, paper {paper:g}", [0, last], [paper, paper], style=style))
-    bottom = None if best is None else best.top1 - BELOW_BEST
-    return Panel(lines, "epoch", title=outcome.row.title, bottom=bottom)
+        lines.append(Series(f"best, paper {paper:g}", "own reference", [0, last], [paper, paper]))
+    return Chart(outcome.row.title, "epoch", TOP1, lines, "top")

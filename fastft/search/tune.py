@@ -26,7 +26,8 @@ from fastft.run.run_directory import lock_run
 from fastft.run.validation_file import read_validation
 from fastft.search.budget import Budget
 from fastft.search.estimate import Result, ShortRun, measure, optimism
-from fastft.search.runs import Evaluation, PlannedRun, plan_run, read_result, train_run
+from fastft.search.results import Evaluation, read_result
+from fastft.search.runs import PlannedRun, plan_run, train_run
 from fastft.search.settings import (
     DEFAULT,
     KEPT,

@@ -1,4 +1,4 @@
-"""The result of a search: table, plot, JSON, and the tuned recipe."""
+"""The result of a search: table, chart, JSON, and the tuned recipe."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,11 @@ from rich.console import Console
 
 from beton_tools.base.atomic import write_text
 from beton_tools.base.console import compact_table, format_duration, markdown_table, print_table
-from fastft.evaluate.result_files import WRITTEN, Line, Panel, unwritable, write_results
 from fastft.recipe.schema import AUTO
+from fastft.report.charts import Chart, Series
 from fastft.run.evaluations import TOP1
 from fastft.search.estimate import Result, ShortRun
+from fastft.search.results import WRITTEN, write_results, writing
 from fastft.search.settings import DEFAULT, FACTORS, count_epochs, grid, mid_lr, with_setting
 from fastft.train.augmentation_choice import PLAIN
 
@@ -21,18 +22,16 @@ MIDDLE, BEST = "middle lr", " (best)"
 
 
 def write_report(result: Result, folder: Path) -> None:
-    """Write tuned.yaml, table.md, results.json and plot.png, each atomically.
+    """Write tuned.yaml, table.md, results.json and plot.svg, each atomically.
 
     Raises:
         UserError: the disk is full or fails.
     """
-    try:
+    with writing(folder):
         write_text(folder / TUNED, tuned_recipe(result, folder))
-    except OSError as error:
-        raise unwritable(folder, error) from None
     title = f"Learning rates of {result.recipe.name}"
-    parts = [f"# {title}", markdown_table(*_table(result)), *conclusion(result)]
-    write_results(folder, parts, as_json(result), [_panel(result)], title)
+    parts = [markdown_table(*_table(result)), *conclusion(result)]
+    write_results(folder, title, parts, as_json(result), [_chart(result, title)])
 
 
 def print_result(result: Result, folder: Path, console: Console) -> None:
@@ -42,17 +41,18 @@ def print_result(result: Result, folder: Path, console: Console) -> None:
     table = compact_table(f"validation {_measure(result)} in percent", [header[k] for k in shown], rows)
     table.columns[0].no_wrap = True
     print_table(table, console)
-    for sentence in [*conclusion(result), f"written: {folder}/{TUNED}, {WRITTEN}"]:
+    for sentence in [*conclusion(result), f"written: {folder}/{', '.join([TUNED, *WRITTEN])}"]:
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 def conclusion(result: Result) -> list[str]:
     """The setting that was found, the images that its figure is from, and trainings that did not fit the budget, as sentences."""
     best = result.best
+    optim = best.run.recipe.optim
     lines = [
-        f"best: {best.setting.title} (lr {best.recipe.optim.lr:g}, layer_decay {best.recipe.optim.layer_decay:g})"
+        f"best: {best.setting.title} (lr {optim.lr:g}, layer_decay {optim.layer_decay:g})",
+        _accuracy(result),
     ]
-    lines.append(_accuracy(result))
     if result.complete and {best.setting.head, best.setting.mid} & {FACTORS[0], FACTORS[-1]}:
         lines.append("it is at the edge of the grid: a search around the tuned recipe may find a better one")
     if result.skipped:
@@ -71,12 +71,9 @@ def _measure(result: Result) -> str:
 def _accuracy(result: Result) -> str:
     best, f = result.best, result.figures
     if f is not None:
-        use = (
-            f"{f.shared:,} of them training or validation images"
-            if f.shared
-            else "on which nothing was chosen"
-        )
-        x = f.of(best.measure)
+        x, use = f.of(best.measure), "on which nothing was chosen"
+        if f.shared:
+            use = f"{f.shared:,} of them training or validation images"
         text = f"test {_measure(result)} {x.value:.2f} ± {x.error:.2f} % of {f.images:,} images, {use}"
         if best.measure != TOP1:
             text += f" (top-1 {f.top1.value:.2f} %)"
@@ -102,15 +99,9 @@ def tuned_recipe(result: Result, folder: Path) -> str:
         recipe = recipe.with_option(option, AUTO)
     sections = json.loads(json.dumps(recipe.as_dict()))  # tuples become lists
     sections["train"]["run_dir"] = None
-    comments = [
-        f"fastft train {folder / TUNED}",
-        "",
-        f"Found by fastft tune {result.recipe.name}.",
-        *conclusion(result),
-    ]
-    return "".join(f"# {line}".rstrip() + "\n" for line in comments) + yaml.safe_dump(
-        sections, sort_keys=False
-    )
+    comments = [f"fastft train {folder / TUNED}", "", f"Found by fastft tune {result.recipe.name}."]
+    head = "".join(f"# {line}".rstrip() + "\n" for line in [*comments, *conclusion(result)])
+    return head + yaml.safe_dump(sections, sort_keys=False)
 
 
 def as_json(result: Result) -> dict[str, Any]:
@@ -132,9 +123,9 @@ def as_json(result: Result) -> dict[str, Any]:
 def _trial_json(result: Result, trial: ShortRun) -> dict[str, Any]:
     return {
         "setting": trial.setting.title,
-        "lr": trial.recipe.optim.lr,
-        "layer_decay": trial.recipe.optim.layer_decay,
-        "mid_lr": mid_lr(trial.recipe, result.layers),
+        "lr": trial.run.recipe.optim.lr,
+        "layer_decay": trial.run.recipe.optim.layer_decay,
+        "mid_lr": mid_lr(trial.run.recipe, result.layers),
         "rung": trial.rung,
         "epochs": trial.epochs,
         "score": trial.score,
@@ -150,14 +141,10 @@ def _table(result: Result) -> tuple[list[str], list[list[str]]]:
     lines = []
     for setting in grid(result.recipe, result.layers):
         recipe = with_setting(result.recipe, setting, result.layers)
-        scores = [_cell(cells.get((setting, rung))) for rung in range(len(result.rungs))]
-        rates = (
-            f"{recipe.optim.lr:.3g}",
-            f"{recipe.optim.layer_decay:.3f}",
-            f"{mid_lr(recipe, result.layers):.2e}",
-        )
+        mid = f"{mid_lr(recipe, result.layers):.2e}"
         marked = f"{setting.title}{BEST}" if setting == result.best.setting else setting.title
-        lines.append([marked, *rates, *scores])
+        scores = [_cell(cells.get((setting, rung))) for rung in range(len(result.rungs))]
+        lines.append([marked, f"{recipe.optim.lr:.3g}", f"{recipe.optim.layer_decay:.3f}", mid, *scores])
     return header, lines
 
 
@@ -167,15 +154,15 @@ def _cell(trial: ShortRun | None) -> str:
     return "failed" if trial.score is None else f"{trial.score:.2f}"
 
 
-def _panel(result: Result) -> Panel:
+def _chart(result: Result, title: str) -> Chart:
     """The scores of all settings over the rungs; the best and the recipe's own are named."""
     lines = []
     for setting in grid(result.recipe, result.layers):
         trials = [t for t in result.trials if t.setting == setting and t.score is not None]
-        if trials:
-            named = setting in (result.best.setting, DEFAULT)
-            style = {"zorder": 3} if named else {"color": "0.75"}
-            scores = [t.score or 0.0 for t in trials]
-            label = setting.title if named else ""
-            lines.append(Line(label, [t.epochs for t in trials], scores, style=style))
-    return Panel(lines, "epochs of the run", f"validation {_measure(result)} (%)")
+        named = setting in (result.best.setting, DEFAULT)
+        style = "peer-1" if not named else "ema" if setting == result.best.setting else "accent"
+        x, y = [t.epochs for t in trials], [t.score or 0.0 for t in trials]
+        lines.append(Series(setting.title if named else "", style, x, y))
+    lines.sort(key=lambda s: s.style != "peer-1")  # the named ones lie on top
+    unit = f"validation {_measure(result)} (%)"
+    return Chart(title, "epochs of the run", unit, lines, x_ticks=sorted(set(result.rungs)))

@@ -59,15 +59,13 @@ def lines(folder: Path) -> dict[str, int]:
     return {run.name: len(read_metrics(run / "metrics.jsonl")) for run in (folder / "runs").iterdir()}
 
 
-def test_eight_three_and_one_settings_are_trained_for_longer_and_longer(
-    searched: tuple[Path, Result],
-) -> None:
+def test_six_three_and_one_settings_are_trained_for_longer_and_longer(searched: tuple[Path, Result]) -> None:
     _, result = searched
     assert list(result.rungs) == [1, 2, 6]
     by_rung = [[t for t in result.trials if t.rung == rung] for rung in range(3)]
     settings = [t.setting for t in by_rung[0]]
     assert settings == grid(result.recipe, 2)
-    assert len(settings) == 8 and len(by_rung[1]) == 3  # of 9 settings two are equal
+    assert len(settings) == 6 and len(by_rung[1]) == 3  # of 9 settings three would need a layer_decay above 1
     finals = {t.setting for t in by_rung[2]}
     assert len(finals - {DEFAULT}) <= 1 and DEFAULT in finals
     for shorter, longer in (
@@ -87,7 +85,7 @@ def test_the_tuned_recipe_is_the_training_of_the_best_setting(searched: tuple[Pa
     recipe = load_recipe(folder / "tuned.yaml")
     assert recipe.train.run_dir is None and recipe.about.top1 is None
     assert (recipe.optim.lr, recipe.optim.layer_decay) == (
-        result.best.recipe.optim.lr, result.best.recipe.optim.layer_decay,
+        result.best.run.recipe.optim.lr, result.best.run.recipe.optim.layer_decay,
     )  # fmt: skip
     assert plan_run(shortened(recipe, 6), folder / "runs").key == result.best.run.key
 
@@ -142,8 +140,7 @@ def test_table_picture_and_json_are_written(searched: tuple[Path, Result]) -> No
     )
     document = json.loads((folder / "results.json").read_text())
     assert len(document["trials"]) == len(result.trials) and document["best"]["score"] == result.best.score
-    with Image.open(folder / "plot.png") as plot:
-        assert plot.width > 1000
+    assert "epochs of the run" in (folder / "plot.svg").read_text()
 
 
 @pytest.mark.parametrize("width", [40, 80])
@@ -211,7 +208,7 @@ def test_trainings_that_do_not_fit_are_listed_and_the_final_one_is_kept_room_for
     result = tune(RECIPE, options(tiny), tmp_path / "out", budget=7.5, console=QUIET)
     assert result.complete and result.best.setting == DEFAULT
     assert [(t.rung, t.setting) for t in result.trials] == [(0, DEFAULT), (2, DEFAULT)]
-    assert len(result.skipped) == 8  # seven of the first rung, and the recipe's own of the second
+    assert len(result.skipped) == 6  # five of the first rung, and the recipe's own of the second
     assert "did not fit into the budget" in (tmp_path / "out/table.md").read_text()
 
 
@@ -303,7 +300,7 @@ def test_a_setting_that_fails_is_listed_and_not_chosen(
     failing = expected.best.setting
 
     def trained_elsewhere(run, world, console, ending):
-        if run.recipe.optim.lr == expected.best.recipe.optim.lr:
+        if run.recipe.optim.lr == expected.best.run.recipe.optim.lr:
             return "the loss is NaN"
         (tmp_path / "out/runs").mkdir(parents=True, exist_ok=True)
         source = folder / "runs" / run.key
