@@ -26,6 +26,13 @@ _QUERY = re.compile(r"\b([a-z][a-z0-9+.-]*://[^\s?'\"]*)\?[^\s'\",;)>\]]*", re.I
 _SUFFIXES = 5  # listed by name; the others are counted together
 
 
+def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """A console that prints text as it is: no markup, no colours of numbers, no emoji codes."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, quiet=quiet, markup=False, highlight=False, emoji=False)
+
+
 def format_duration(seconds: float) -> str:
     """45 s, 12 min, 3 h 20 min; "no limit" for infinity."""
     if math.isinf(seconds):

@@ -23,7 +23,6 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from beton_tools.base.errors import UserError
-from beton_tools.base.signals import runs_main_again
 from beton_tools.sources.base import Location, fetch_remote
 from beton_tools.sources.remote import RemoteError
 from beton_tools.write.images import BadImage, EncodedImage, EncodeOptions, encode_sample, warm_up
@@ -82,18 +81,6 @@ def encode_in_order(tasks: Iterable[Task], options: EncodeOptions, workers: int)
         chunks = (fetch_remote([task.location for task in chunk]) for chunk in _in_chunks(tasks))
         return (_encode(location, options) for chunk in chunks for location in chunk)
     return _encode_pooled(_in_chunks(tasks), options, workers)
-
-
-def refuse_rerun() -> None:
-    """Refuse to work in a worker process that runs the main script again, which then lacks a guard.
-
-    Call it before waiting for what the parent process holds, such as a lock. Python itself refuses only to start processes.
-
-    Raises:
-        RuntimeError: this is such a process; it ends by it, and the parent's `encode_in_order` raises UserError.
-    """
-    if runs_main_again():
-        raise RuntimeError(_GUARD)
 
 
 def _in_chunks(tasks: Iterable[Task]) -> Iterator[list[Task]]:

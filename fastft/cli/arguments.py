@@ -1,6 +1,7 @@
 """Argument types and arguments that several commands share."""
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from beton_tools.base import torchrun
-from beton_tools.base.console import printable
+from beton_tools.base.console import make_console, printable
 from beton_tools.base.errors import UserError
 from fastft.recipe.check import show_value
 from fastft.recipe.constants import AUTO, DEVICES, SHORT_NAMES, WEIGHT_CHOICES
@@ -25,9 +26,22 @@ OVERRIDES = (
 RECIPE = "a recipe of fastft recipes (final_b16), a file (mine.yaml), or a row of a table (02_lr[1e-5], mine.yaml[LABEL])"
 
 
-def print_weights(text: str) -> None:
-    """Say on stderr which weights are used."""
-    print(f"using the {text}", file=sys.stderr)
+def say(text: str) -> None:
+    """Print a line on stderr."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def say_weights(text: str) -> None:
+    say(f"using the {text}")
+
+
+def show(values: Any, as_json: bool, printer: Callable[[Any, Any], None]) -> int:
+    """Print a result as JSON, or by `printer` on a console; returns the exit code 0."""
+    if as_json:
+        print(json.dumps(values, indent=1))
+    else:
+        printer(values, make_console())
+    return 0
 
 
 class Parser(argparse.ArgumentParser):
@@ -95,7 +109,7 @@ def _nearest(flag: str, known: Iterable[str]) -> str | None:
 def recipe_reference(text: str) -> str:
     """An argparse type: a recipe. Says on stderr that `rcp/...` is not here where the one of fastft is used."""
     if is_elsewhere(text) and torchrun.rank() == 0:
-        print(printable(f"there is no {text} here: the one that comes with fastft is used"), file=sys.stderr)
+        say(f"there is no {text} here: the one that comes with fastft is used")
     return text
 
 

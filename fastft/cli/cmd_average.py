@@ -1,13 +1,12 @@
 """`fastft average MODEL MODEL ...`."""
 
 import argparse
-import json
-import sys
 from pathlib import Path
 
 from beton_tools.base import torchrun
-from fastft.cli.arguments import add_device, add_json, add_only_present_classes
-from fastft.recipe.constants import AUTO, SOUPS, WEIGHT_CHOICES
+from beton_tools.base.errors import UserError
+from fastft.cli.arguments import add_device, add_json, add_only_present_classes, add_weights, say, show
+from fastft.recipe.constants import SOUPS
 
 HELP = "average weights: between the start and the end of a run (WiSE-FT), or over several runs (soups)"
 EXAMPLE = "fastft average start runs/clip --alpha 0,0.25,0.5,0.75,1 --data val.beton --data sketch.beton --out runs/wise"
@@ -26,14 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", metavar="FILE.beton", type=Path, action="append", default=[], help=data)
     add_only_present_classes(parser)
-    out = "a new folder for the average, which eval, predict and export take, with the figures and their plot"
+    out = "a new folder for the average, which eval, predict and export take, with the figures"
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help=out)
-    parser.add_argument(
-        "--weights",
-        choices=WEIGHT_CHOICES,
-        default=AUTO,
-        help="of every model, as in fastft eval (default auto)",
-    )
+    add_weights(parser)
     add_device(parser)
     add_json(parser)
 
@@ -50,12 +44,7 @@ def alpha_list(text: str) -> list[float]:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from beton_tools.base.console import printable
-    from beton_tools.base.errors import UserError
-    from fastft.evaluate.average_output import check_out, print_average, write_average
-    from fastft.evaluate.weight_average import ALPHAS, average
+    from fastft.evaluate.weight_average import ALPHAS, average, check_out, print_average, write_average
 
     if args.alpha is not None and args.soup is not None:
         raise UserError("--alpha is for a curve between two models, --soup for a mean; omit one of them")
@@ -68,14 +57,10 @@ def run(args: argparse.Namespace) -> int:
         soup=args.soup,
         only_present_classes=args.only_present_classes,
         weights=args.weights,
-        say=lambda text: print(printable(text), file=sys.stderr, flush=True),
+        say=say,
     )
-    if torchrun.rank() != 0:
-        return 0
-    plots = write_average(found, trained, args.out)
-    if args.json:
-        print(json.dumps(found.as_dict()))
-    else:
-        print_average(found, Console(markup=False))
-    print(printable(f"written: {', '.join(map(str, [args.out, *plots]))}"), file=sys.stderr)
+    if torchrun.rank() == 0:
+        write_average(found, trained, args.out)
+        show(found.as_dict(), args.json, print_average)
+        say(f"written: {args.out}")
     return 0

@@ -1,12 +1,13 @@
 """`fastft bench NAME`."""
 
 import argparse
-import json
 from pathlib import Path
 
+from beton_tools.base.console import make_console
 from beton_tools.base.errors import UserError
 from fastft.bench import BENCHES
-from fastft.cli.arguments import positive, recipe_reference
+from fastft.cli.arguments import positive, recipe_reference, show
+from fastft.recipe import load_recipe
 from fastft.recipe.constants import PEERS
 
 HELP = "measure this machine, against what one would use instead; JSON, a table and an HTML page"
@@ -55,29 +56,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     if args.name == TRAFFIC:
         return _run_traffic(args)
     if args.counted or args.json:
         raise UserError(f"RECIPE and --json are for fastft bench {TRAFFIC}; the recipe of e2e is --recipe")
     from fastft.bench.suite import run_bench
 
-    run_bench(args.name, args, Console(markup=False))
+    run_bench(args.name, args, make_console())
     return 0
 
 
 def _run_traffic(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     if args.counted is None:
         raise UserError(f"no recipe to count; use fastft bench {TRAFFIC} RECIPE")
     from fastft.bench.traffic_table import measure_traffic, print_traffic
-    from fastft.recipe import load_recipe
 
-    values = measure_traffic(load_recipe(args.counted))
-    if args.json:
-        print(json.dumps(values, indent=1))
-    else:
-        print_traffic(values, Console(markup=False))
-    return 0
+    return show(measure_traffic(load_recipe(args.counted)), args.json, print_traffic)

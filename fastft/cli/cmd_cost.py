@@ -1,11 +1,11 @@
 """`fastft cost RECIPE|TABLE ...`."""
 
 import argparse
-import json
 from pathlib import Path
 
 from beton_tools.base.errors import UserError
-from fastft.cli.arguments import RECIPE, add_json, add_price, positive, recipe_reference, share
+from fastft.cli.arguments import RECIPE, add_json, add_price, positive, recipe_reference, share, show
+from fastft.recipe.recipe_file import is_table
 
 HELP = "GPU-hours and money of recipes or of whole sweeps, modelled from FLOPs and memory traffic"
 EXAMPLE = (
@@ -50,8 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     if args.frontier:
         return _run_frontier(args)
     if args.gpu is None or args.at_least is not None:
@@ -60,7 +58,6 @@ def run(args: argparse.Namespace) -> int:
     from fastft.cli.printing import print_prices
     from fastft.cost.price import CostQuery, price_recipes
     from fastft.photos.counts import load_counted
-    from fastft.recipe.recipe_file import is_table
 
     rows = None
     if any(map(is_table, args.files)):
@@ -73,16 +70,10 @@ def run(args: argparse.Namespace) -> int:
         args.gpu, args.gpus, args.price, args.measured, args.cores_per_gpu, args.mfu, args.val_images
     )
     values = price_recipes(recipes, query, rows)
-    if args.json:
-        print(json.dumps(values, indent=1))
-    else:
-        print_prices(values, Console(markup=False))
-    return 0
+    return show(values, args.json, print_prices)
 
 
 def _run_frontier(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from fastft.cli.printing import print_frontier
     from fastft.cost.frontier import price_combinations
     from fastft.photos.counts import load_counted
@@ -96,8 +87,4 @@ def _run_frontier(args: argparse.Namespace) -> int:
         raise UserError(f"--frontier takes one recipe, --at-least, --gpu, --mfu and --json; not {given}")
     recipe = load_counted(args.files[0], args.overrides)
     values = price_combinations(recipe, args.gpu, args.mfu, args.at_least)
-    if args.json:
-        print(json.dumps(values, indent=1))
-    else:
-        print_frontier(values, Console(markup=False))
-    return 0
+    return show(values, args.json, print_frontier)

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from beton_tools.base.console import make_console
 from fastft.cli.arguments import RECIPE, recipe_reference
 
 HELP = "from real photographs to a fine-tuned model and its picture, in minutes on a CPU"
@@ -19,9 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from fastft.bench.demo import run_demo
 
-    run_demo(args.recipe, args.cache, args.out, Console(markup=False))
+    run_demo(args.recipe, args.cache, args.out, make_console())
     return 0

@@ -1,10 +1,10 @@
 """`fastft doctor`."""
 
 import argparse
-import json
 from pathlib import Path
 
-from fastft.cli.arguments import add_json
+from beton_tools.base.console import make_console
+from fastft.cli.arguments import add_json, show
 
 HELP = "is this machine ready: libraries, GPU, memory, disk; exit code 1 if something must be fixed"
 EXAMPLE = "fastft doctor --data in1k/train.beton"
@@ -19,19 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from fastft.cli.printing import print_checks
     from fastft.machine.doctor import as_json, examine
     from fastft.machine.facts import gather
 
-    with Console(stderr=True).status(
-        "examining; compiles the loader and a kernel the first time, a minute or two"
-    ):
-        checks = examine(gather(args.data))
-    result = as_json(checks)
-    if args.json:
-        print(json.dumps(result, indent=1))
-    else:
-        print_checks(checks, Console(markup=False))
-    return 0 if result["ready"] else 1
+    waiting = "examining; compiles the loader and a kernel the first time, a minute or two"
+    with make_console(stderr=True).status(waiting):
+        found = as_json(examine(gather(args.data)))
+    show(found, args.json, print_checks)
+    return 0 if found["ready"] else 1

@@ -1,11 +1,11 @@
 """`fastft eval CKPT`."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from beton_tools.base import torchrun
+from beton_tools.base.errors import UserError
 from fastft.cli.arguments import (
     add_checkpoint,
     add_device,
@@ -13,7 +13,8 @@ from fastft.cli.arguments import (
     add_logit_adjustment,
     add_only_present_classes,
     positive,
-    print_weights,
+    say_weights,
+    show,
 )
 
 HELP = "accuracy, metrics per class and calibration of a checkpoint on .beton files"
@@ -42,30 +43,23 @@ def _add_knn(group: argparse._ArgumentGroup) -> None:
         "classify by the K nearest training images in the embedding before the head, instead of by the head"
     )
     group.add_argument("--knn", type=positive(int), metavar="K", help=neighbours)
-    bank = "the training images: a .beton, or a .npz of fastft predict --features (default: the recipe's training file)"
-    group.add_argument("--knn-train", type=Path, metavar="FILE", help=f"{bank}; --data may also be .npz")
+    bank = "the .beton of the training images (default: the recipe's training file)"
+    group.add_argument("--knn-train", type=Path, metavar="FILE.beton", help=bank)
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from fastft.evaluate.output import print_evaluation, print_table_of_files
 
-    found = _evaluate_neighbours(args) if args.knn is not None else _evaluate(args)
+    found = _evaluate(args) if args.knn is None else _evaluate_neighbours(args)
     if torchrun.rank() != 0:  # every process has the same sums; rank 0 prints them
         return 0
-    print_weights(found[0]["weights"])
-    if args.json:
-        print(json.dumps(found[0] if len(found) == 1 else found))
-    elif len(found) == 1:
-        print_evaluation(found[0], Console(markup=False))
-    else:
-        print_table_of_files(found, Console(markup=False))
-    return 0
+    say_weights(found[0]["weights"])
+    if len(found) == 1:
+        return show(found[0], args.json, print_evaluation)
+    return show(found, args.json, print_table_of_files)
 
 
 def _evaluate(args: argparse.Namespace) -> list[dict[str, Any]]:
-    from beton_tools.base.errors import UserError
     from fastft.evaluate.evaluation import evaluate_files
 
     if args.knn_train is not None:
@@ -82,14 +76,12 @@ def _evaluate(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _evaluate_neighbours(args: argparse.Namespace) -> list[dict[str, Any]]:
-    from beton_tools.base.errors import UserError
     from fastft.evaluate.knn_evaluation import evaluate_neighbours
 
     for name in ("csv", "logit_adjustment", "only_present_classes"):
         if getattr(args, name):
-            raise UserError(
-                f"--{name.replace('_', '-')} is about the head, which --knn does not use; omit one of them"
-            )
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} is about the head, which --knn does not use; omit one of them")
     return evaluate_neighbours(
         args.checkpoint, args.data, args.device, args.knn, train=args.knn_train, weights=args.weights
     )

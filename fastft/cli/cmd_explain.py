@@ -2,12 +2,11 @@
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fastft.cli.arguments import add_json, add_recipe, recipe_reference, whole_number
-
-if TYPE_CHECKING:
-    from fastft.recipe import Recipe
+from beton_tools.base.console import make_console
+from fastft.cli.arguments import add_json, add_recipe, recipe_reference, show, whole_number
+from fastft.recipe import Recipe, load_recipe
 
 HELP = "show what a recipe will do and cost, or how two recipes differ, without data, weights or GPU"
 EXAMPLE = "fastft explain final_b16 --at-step 6249 --json\n  fastft explain --diff final_b16 frugal_b16"
@@ -35,12 +34,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _explain(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from fastft.cli.printing import print_explanation
     from fastft.cost.explanation import explain
     from fastft.photos.counts import list_images
-    from fastft.recipe import load_recipe
 
     recipe, warnings = list_images(load_recipe(args.recipe, args.overrides))
     values = explain(recipe, args.at_step, warnings)
@@ -48,11 +44,11 @@ def _explain(args: argparse.Namespace) -> int:
         print(json.dumps(values, indent=1))
     else:
         gpus, cost = _gpus_and_cost(recipe, values["cost"])
-        print_explanation(values | {"cost": cost}, Console(markup=False), gpus, args.verbose)
+        print_explanation(values | {"cost": cost}, make_console(), gpus, args.verbose)
     return 0
 
 
-def _gpus_and_cost(recipe: "Recipe", cost: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+def _gpus_and_cost(recipe: Recipe, cost: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """(1, the cost on one GPU) for a small recipe, else (8, the cost on eight)."""
     from fastft.cost.price import MACHINE_GPUS, predict
 
@@ -63,20 +59,10 @@ def _gpus_and_cost(recipe: "Recipe", cost: dict[str, Any]) -> tuple[int, dict[st
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from fastft.cli.printing import print_comparison
     from fastft.cost.explanation import compare
     from fastft.photos.counts import count_images
-    from fastft.recipe import load_recipe
 
-    first, second = (
-        count_images(load_recipe(name, flags))
-        for name, flags in ((args.diff, ()), (args.recipe, args.overrides))
-    )
-    values = compare(first, second)
-    if args.json:
-        print(json.dumps(values, indent=1))
-    else:
-        print_comparison(values, Console(markup=False))
-    return 0
+    first = count_images(load_recipe(args.diff, ()))
+    second = count_images(load_recipe(args.recipe, args.overrides))
+    return show(compare(first, second), args.json, print_comparison)

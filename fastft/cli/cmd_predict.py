@@ -1,11 +1,13 @@
 """`fastft predict CKPT IMAGE ...`."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from beton_tools.base import torchrun
-from fastft.cli.arguments import add_checkpoint, add_device, add_logit_adjustment, print_weights, whole_number
+from beton_tools.base.atomic import check_writable
+from beton_tools.base.console import printable
+from beton_tools.base.errors import UserError
+from fastft.cli.arguments import add_checkpoint, add_device, add_logit_adjustment, say, whole_number
 
 HELP = "label image files with a checkpoint, or write their embeddings"
 EXAMPLE = "fastft predict runs/demo photo.jpg holiday/ --topk 3"
@@ -32,8 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.features is not None:
         return _write_features(args)
-    from beton_tools.base.atomic import check_writable
-    from beton_tools.base.errors import UserError
     from beton_tools.read.subset_file import is_beton_or_subset
     from fastft.evaluate.output import print_predictions, write_predictions
     from fastft.evaluate.prediction import predict_files
@@ -45,16 +45,9 @@ def run(args: argparse.Namespace) -> int:
             )
     if args.csv is not None:
         check_writable(args.csv, suffixes=[".csv"])
-    predictions = predict_files(
-        args.checkpoint,
-        args.images,
-        TOPK if args.topk is None else args.topk,
-        args.device,
-        args.weights,
-        args.logit_adjustment,
-        print_weights,
-        _warn,
-    )
+    topk = TOPK if args.topk is None else args.topk
+    options = {"weights": args.weights, "logit_adjustment": args.logit_adjustment}
+    predictions = predict_files(args.checkpoint, args.images, topk, args.device, say, **options)
     if args.csv is not None:
         write_predictions(predictions, args.csv)
     else:
@@ -63,31 +56,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write_features(args: argparse.Namespace) -> int:
-    from beton_tools.base.console import printable
-    from beton_tools.base.errors import UserError
-    from fastft.evaluate.evaluation import evaluating
-    from fastft.evaluate.features import check_features_path, extract_features, write_features
-    from fastft.evaluate.trained import load_trained
-    from fastft.train.distributed import find_world
+    from fastft.evaluate.features import save_features
 
     if args.csv is not None or args.topk is not None or args.logit_adjustment:
         raise UserError(
             "--features writes embeddings, not classes; omit --csv, --topk and --logit-adjustment"
         )
-    check_features_path(args.features)
-    world = find_world(args.device)
-    with evaluating(world):
-        trained = load_trained(args.checkpoint, world.device, args.weights)
-        found = extract_features(trained, args.images, world, _warn if world.is_main else lambda text: None)
+    done = save_features(args.checkpoint, args.images, args.device, args.weights, args.features, say)
     if torchrun.rank() == 0:
-        print_weights(trained.weights)
-        write_features(args.features, found)
-        count, width = found.features_ND.shape
-        print(printable(f"{args.features}: {count:,} embeddings of {width} values"))
+        print(printable(done))
     return 0
-
-
-def _warn(text: str) -> None:
-    from beton_tools.base.console import printable
-
-    print(printable(text), file=sys.stderr)

@@ -2,13 +2,12 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from beton_tools.base.atomic import check_writable
 from beton_tools.base.errors import UserError
-from fastft.cli.arguments import add_recipe, positive, whole_number
-
-if TYPE_CHECKING:
-    from fastft.recipe import Recipe
+from fastft.cli.arguments import add_recipe, positive, say, whole_number
+from fastft.photos.paths import needs_preparation
+from fastft.recipe import Recipe, load_recipe
 
 HELP = "draw what the model will see: originals, crops, results and the ops between"
 EXAMPLE = "fastft preview final_b16 --data in1k/train.beton --out grid.png --epoch 3"
@@ -24,10 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from beton_tools.base.atomic import check_writable
     from fastft.augment.recipe_policy import build_policy
     from fastft.model.phases import phase_at
-    from fastft.recipe import load_recipe
     from fastft.report.preview import write_preview
 
     check_writable(args.out, suffixes=[".png", ".jpg", ".jpeg", ".pdf"])
@@ -54,20 +51,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_epoch(recipe: "Recipe", epoch: int) -> None:
+def _check_epoch(recipe: Recipe, epoch: int) -> None:
     if epoch >= recipe.epochs:
         raise UserError(f"there is no epoch {epoch}: the recipe has {recipe.epochs}, counted from 0")
 
 
-def _for_images(recipe: "Recipe") -> "Recipe":
+def _for_images(recipe: Recipe) -> Recipe:
     """The recipe for the images that it names; they are prepared as training prepares them, which uses the result."""
-    from rich.console import Console
-
     from fastft.photos.counts import count_images
-    from fastft.photos.paths import needs_preparation
-    from fastft.photos.prepare import line_printer, prepare_data
+    from fastft.photos.prepare import prepare_data
 
     if needs_preparation(recipe):
         recipe = recipe.with_option("model.weights", "random")  # none are needed, or looked for
-        recipe = prepare_data(recipe, line_printer(Console(stderr=True, markup=False)))
+        recipe = prepare_data(recipe, say)
     return count_images(recipe)

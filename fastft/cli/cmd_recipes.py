@@ -1,17 +1,16 @@
 """`fastft recipes` and `fastft options`: what comes with fastft."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fastft.cli.arguments import add_json
+from fastft.cli.arguments import add_json, show
+from fastft.recipe import SECTIONS
+from fastft.recipe.option_list import list_options
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from fastft.recipe.option_list import OptionInfo
 
 
 class Recipes:
@@ -27,17 +26,10 @@ class Recipes:
 
     @staticmethod
     def run(args: argparse.Namespace) -> int:
-        from rich.console import Console
-
         from fastft.cli.printing import print_recipes
         from fastft.cost.explanation import list_recipes
 
-        values = list_recipes()
-        if args.json:
-            print(json.dumps(values, indent=1))
-        else:
-            print_recipes(values, Console(markup=False))
-        return 0
+        return show(list_recipes(), args.json, print_recipes)
 
 
 class Options:
@@ -59,30 +51,17 @@ class Options:
 
     @staticmethod
     def run(args: argparse.Namespace) -> int:
-        from rich.console import Console
-
-        from fastft.recipe.option_list import list_options
-
-        options = list_options(args.selection)
-        if args.json:
-            print(json.dumps([asdict(option) for option in options], indent=1))
-        else:
-            _print_options(options, Console(markup=False))
-        return 0
+        return show([asdict(option) for option in list_options(args.selection)], args.json, _print_options)
 
 
-def _print_options(options: Sequence["OptionInfo"], console: "Console") -> None:
-    from rich.text import Text
-
-    from fastft.recipe import SECTIONS
-
+def _print_options(options: Sequence[dict[str, Any]], console: "Console") -> None:
     section = ""
     for option in options:
-        if option.name.partition(".")[0] != section:
-            section = option.name.partition(".")[0]
+        if option["name"].partition(".")[0] != section:
+            section = option["name"].partition(".")[0]
             console.rule(f"{section}: {SECTIONS[section].__doc__}", align="left")
-        limits = f"  default {option.default}; {option.limits}"
-        console.print(Text.assemble((option.name, "bold"), limits), highlight=False)
-        console.print(f"    {option.meaning}", highlight=False, markup=False)
-        if option.paper:
-            console.print(f"    the paper's runs: {option.paper}", highlight=False, markup=False)
+        console.print(option["name"], style="bold", end="")
+        console.print(f"  default {option['default']}; {option['limits']}")
+        console.print(f"    {option['meaning']}")
+        if option["paper"]:
+            console.print(f"    the paper's runs: {option['paper']}")

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from beton_tools.base.atomic import check_writable
 from beton_tools.base.errors import UserError
 from fastft.cli.arguments import add_price, add_weights, positive, recipe_reference
 from fastft.recipe.constants import AUTO
@@ -38,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from beton_tools.base.atomic import check_writable
     from fastft.cost.benchmark_file import read_bench
     from fastft.report.bench_report import render_bench
     from fastft.report.run_report import write_page
@@ -60,7 +60,7 @@ def write_run_page(
     folder: Path, out: Path | None = None, mistakes: str = "auto", weights: str = AUTO, **asked: Any
 ) -> Path:
     """Write the page of a run; returns its path. The other arguments are those of `render_run`."""
-    from beton_tools.base.atomic import check_writable
+    from fastft.evaluate.assessment import assess_run
     from fastft.report.run_report import render_run, write_page
     from fastft.run.chosen_weights import with_choice_so_far
     from fastft.run.run_directory import load_run
@@ -68,14 +68,8 @@ def write_run_page(
     if out is not None:
         check_writable(out, suffixes=SUFFIXES)
     run, out = with_choice_so_far(load_run(folder)), out or folder / "report.html"
-    assessment, note = _assess(run, mistakes, weights)
+    assessment, note = None, "Left out, as asked (--mistakes=never)."
+    if mistakes != "never":
+        assessment, note = assess_run(run, insist=mistakes == "always", weights=weights)
     write_page(render_run(run, assessment=assessment, note=note, **asked), out)
     return out
-
-
-def _assess(run: Any, when: str, weights: str) -> Any:
-    if when == "never":
-        return None, "Left out, as asked (--mistakes=never)."
-    from fastft.evaluate.assessment import assess_run
-
-    return assess_run(run, insist=when == "always", weights=weights)

@@ -4,7 +4,10 @@ import argparse
 import math
 from pathlib import Path
 
+from beton_tools.base.console import make_console
 from fastft.cli.arguments import add_recipe, recipe_reference
+from fastft.recipe import parse_duration
+from fastft.recipe.recipe_file import expand_pattern
 
 
 class Sweep:
@@ -35,16 +38,13 @@ class Sweep:
 
     @staticmethod
     def run(args: argparse.Namespace) -> int:
-        from rich.console import Console
-
         from fastft import search as sweep
-        from fastft.recipe.recipe_file import expand_pattern
 
         sweeps = [sweep.open_sweep(name) for given in args.sweeps for name in expand_pattern(given)]
         if args.dry_run:
-            sweep.print_prices(sweep.price_sweeps(sweeps, args.overrides, args.out), Console(markup=False))
+            sweep.print_prices(sweep.price_sweeps(sweeps, args.overrides, args.out), make_console())
             return 0
-        outcomes = sweep.run_sweeps(sweeps, args.overrides, args.out, Console(markup=False))
+        outcomes = sweep.run_sweeps(sweeps, args.overrides, args.out, make_console())
         return int(any(outcome.error for outcome in outcomes))
 
 
@@ -75,18 +75,9 @@ class Tune:
 
     @staticmethod
     def run(args: argparse.Namespace) -> int:
-        from rich.console import Console
-
-        from fastft.recipe import parse_duration
         from fastft.search.tune import tune
 
         budget = math.inf if args.budget is None else parse_duration(args.budget, "--budget")
-        tune(
-            args.recipe,
-            args.overrides,
-            args.out,
-            budget=budget,
-            test=args.test,
-            console=Console(markup=False),
-        )
+        console = make_console()
+        tune(args.recipe, args.overrides, args.out, budget=budget, test=args.test, console=console)
         return 0

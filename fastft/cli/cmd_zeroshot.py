@@ -1,12 +1,11 @@
 """`fastft zeroshot RECIPE`."""
 
 import argparse
-import json
-import sys
 from pathlib import Path
 
 from beton_tools.base import torchrun
-from fastft.cli.arguments import add_device, add_json, add_only_present_classes, add_recipe
+from fastft.cli.arguments import add_device, add_json, add_only_present_classes, add_recipe, say, show
+from fastft.recipe import load_recipe
 
 HELP = "evaluate CLIP's zero-shot classifier, and write it as a head that training can start from"
 EXAMPLE = "fastft zeroshot final_b16 --data val.beton --out head.safetensors"
@@ -36,15 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from beton_tools.base.console import printable
     from beton_tools.base.progress_bar import progress
     from fastft.evaluate.output import print_evaluation
     from fastft.evaluate.zero_shot import evaluate_zero_shot
-    from fastft.recipe import load_recipe
 
-    found = evaluate_zero_shot(
+    scores, prompts = evaluate_zero_shot(
         load_recipe(args.recipe, args.overrides),
         args.data,
         args.device,
@@ -54,20 +49,9 @@ def run(args: argparse.Namespace) -> int:
         only_present_classes=args.only_present_classes,
         progress=progress("text embeddings", "classes", "classes"),
     )
-    if torchrun.rank() != 0:
-        return 0
-    prompts = found.prompts
-    print(
-        printable(
-            f"{found.scores['weights']}: names from {prompts.names_source}, {len(prompts.templates)} templates"
-        ),
-        file=sys.stderr,
-    )
-    if args.json:
-        print(json.dumps(found.scores))
-    else:
-        print_evaluation(found.scores, Console(markup=False))
-    if args.out is not None:
-        start = f"--model.pool=token --model.head={args.out}"
-        print(printable(f"{args.out}: a head for {start}"), file=sys.stderr)
+    if torchrun.rank() == 0:
+        say(f"{scores['weights']}: names from {prompts.names_source}, {len(prompts.templates)} templates")
+        show(scores, args.json, print_evaluation)
+        if args.out is not None:
+            say(f"{args.out}: a head for --model.pool=token --model.head={args.out}")
     return 0

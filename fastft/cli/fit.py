@@ -7,22 +7,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rich.console import Console
-
-from beton_tools.base.console import printable
+from beton_tools.base.console import make_console, printable
 from beton_tools.base.errors import UserError
 from beton_tools.sources import open_source
 from beton_tools.write.writer import write_beton
 from fastft.cli.cmd_report import write_run_page
+from fastft.cli.cmd_train import train_recipe
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.prediction import Prediction, Predictor, Source, image_paths
 from fastft.export import export_checkpoint
 from fastft.photos.paths import needs_conversion
-from fastft.photos.prepare import line_printer, prepare_data
 from fastft.recipe import load_recipe
 from fastft.recipe.constants import EXPORT_FORMATS
 from fastft.run.run_directory import run_folder
-from fastft.train.loop import train
 
 
 @dataclass(frozen=True)
@@ -126,8 +123,8 @@ def fit(
         NonFinite: the loss is NaN or Inf.
         Preempted: stopped by a signal after a checkpoint; the same call continues.
     """
-    console = Console(markup=False, quiet=quiet)
+    console = make_console(quiet=quiet)
     loaded = load_recipe(recipe, {**(options or {}), **short})
-    result = train(prepare_data(loaded, line_printer(console)), console)
-    console.print(printable(f"{run_folder(loaded)}: the run"), highlight=False)
+    result = train_recipe(loaded, console)
+    console.print(printable(f"{run_folder(loaded)}: the run"))
     return TrainedRun(run_folder(loaded), result, loaded.train.device)

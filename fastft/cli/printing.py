@@ -10,7 +10,7 @@ from rich.text import Text
 
 from fastft.cost.price import LOADER_LIMITS, format_hours
 from fastft.cost.roofline import K
-from fastft.machine.doctor import FAIL, OK, WARN, Check
+from fastft.machine.doctor import FAIL, OK, WARN
 from fastft.recipe import describe_choice
 from fastft.recipe.check import show_value
 from fastft.recipe.training_images import NO_EXPECTATION
@@ -44,7 +44,7 @@ def print_explanation(values: dict[str, Any], console: Console, gpus: int, verbo
     if verbose:
         _print_options(values["recipe"], console)
     else:
-        console.print("--verbose adds every option, parameter group and learning rate", highlight=False)
+        console.print("--verbose adds every option, parameter group and learning rate")
 
 
 def _listed_lrs(schedule: dict[str, Any]) -> str:
@@ -73,9 +73,9 @@ def _phase(phase: dict[str, Any]) -> str:
 
 def _print_choices(values: dict[str, Any], console: Console) -> None:
     for choice in values["choices"]:
-        console.print(describe_choice(**choice), highlight=False, markup=False)
+        console.print(describe_choice(**choice))
     for warning in values["warnings"]:
-        console.print(f"warning: {warning}", highlight=False, markup=False)
+        console.print(f"warning: {warning}")
 
 
 def _groups_table(values: dict[str, Any]) -> Table:
@@ -125,7 +125,7 @@ def print_comparison(values: dict[str, Any], console: Console) -> None:
     table.add_row("accuracy", *values["expectation"])
     for kind, hours in values["gpu_hours"].items():
         table.add_row(f"GPU-hours on {kind}, modelled", *("-" if h is None else f"{h:.1f}" for h in hours))
-    console.print(table, highlight=False)
+    console.print(table)
 
 
 # fastft cost -------------------------------------------------------------------------------------------------------------
@@ -141,15 +141,13 @@ def print_prices(values: dict[str, Any], console: Console) -> None:
         soft_wrap=True,
     )
     for basis, source in _sources(values).items():
-        console.print(f"  {basis:<24} {source}", highlight=False, soft_wrap=True)
+        console.print(f"  {basis:<24} {source}", soft_wrap=True)
     for row in values["assumptions"]:
-        console.print(
-            f"  {row['basis']:<24} {row['what']}: {row['value']:g}", highlight=False, soft_wrap=True
-        )
+        console.print(f"  {row['basis']:<24} {row['what']}: {row['value']:g}", soft_wrap=True)
     for remark in _missing_expectations(values["recipes"]) + values["remarks"]:
-        console.print(remark, highlight=False, markup=False, soft_wrap=True)
+        console.print(remark, soft_wrap=True)
     if any(e["limited_by"] == "loader" for r in values["recipes"] for e in r["estimates"]):
-        console.print(LOADER_LIMITS, highlight=False, soft_wrap=True)
+        console.print(LOADER_LIMITS, soft_wrap=True)
 
 
 def _table(values: dict[str, Any]) -> Table:
@@ -227,7 +225,7 @@ def print_frontier(values: dict[str, Any], console: Console) -> None:
         top1 = "not run" if row["expected_top1"] is None else f"{row['expected_top1']:.2f}"
         hours = [f"{row['gpu_hours'][gpu]:.1f}" for gpu in values["gpus"]]
         table.add_row(*hours, top1, ", ".join(row["levers"]) or "none", "; ".join(row["sources"]))
-    console.print(table, highlight=False)
+    console.print(table)
 
 
 # fastft recipes, doctor -----------------------------------------------------------------------------------------
@@ -253,13 +251,13 @@ def print_recipes(values: dict[str, Any], console: Console) -> None:
         table.add_row(
             r["name"], str(r["image_size"]), str(r["epochs"]), top1, *hours, *[_source(r)] * with_source
         )
-    console.print(table, highlight=False)
+    console.print(table)
     console.print(
         "Tables, with their number of rows (fastft sweep NAME, or one row: fastft train 'NAME[ROW]'):",
         highlight=False,
     )
     for t in values["tables"]:
-        console.print(f"  {t['name']:<18} {t['source']}: {t['title']} ({t['rows']})", highlight=False)
+        console.print(f"  {t['name']:<18} {t['source']}: {t['title']} ({t['rows']})")
 
 
 def _source(recipe: dict[str, Any]) -> str:
@@ -267,10 +265,10 @@ def _source(recipe: dict[str, Any]) -> str:
     return str(recipe["expectation"]).partition("(")[2].removesuffix(")")
 
 
-def print_checks(checks: list[Check], console: Console) -> None:
+def print_checks(values: dict[str, Any], console: Console) -> None:
     colours = {OK: "green", WARN: "yellow", FAIL: "bold red"}
-    for c in checks:
-        line = Text.assemble((f"{c.status:<5}", colours[c.status]), f" {c.name:<12} {c.found}")
+    for c in values["checks"]:
+        line = Text.assemble((f"{c['status']:<5}", colours[c["status"]]), f" {c['name']:<12} {c['found']}")
         console.print(line, soft_wrap=True)
-        if c.fix:
-            console.print(f"{'':<18} fix: {c.fix}", highlight=False, markup=False, soft_wrap=True)
+        if c["fix"]:
+            console.print(f"{'':<18} fix: {c['fix']}", soft_wrap=True)

@@ -1,7 +1,6 @@
 """Exact evaluation of a checkpoint on `.beton` files, over all processes."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,14 @@ from beton_tools.base.atomic import check_writable
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_paths import BetonPaths
 from fastft.augment.recipe_policy import build_policy
-from fastft.data import Batch, EvalLoader, Output, Shard
+from fastft.data import EvalLoader, Output, Shard
 from fastft.data.classes import refuse_other_classes
 from fastft.evaluate.output import write_predictions_table
 from fastft.evaluate.trained import BATCH, Trained, adjust_logits, load_trained
 from fastft.recipe.constants import AUTO
 from fastft.run.calibration import reliability
 from fastft.run.metrics import Predictions, class_metrics, confusion_counts, largest_confusions
-from fastft.train.distributed import World, find_world, peer_lost
+from fastft.train.distributed import World, connected, find_world
 from fastft.train.evaluate import TOP5_CLASSES, Scores, evaluate, keep_logits
 from fastft.train.precision import inference_precision
 
@@ -78,7 +77,7 @@ def predict_file(
         UserError: as `evaluate_files`.
     """
     world = find_world(device)
-    with evaluating(world):
+    with connected(world):
         trained = load_trained(checkpoint, world.device, weights)
         return trained, evaluate_model(trained, data, world).predictions
 
@@ -108,7 +107,7 @@ def evaluate_files(
             raise UserError("--csv is a table of one file; give one --data, or omit --csv")
         check_writable(csv, suffixes=[".csv"])
     world = find_world(device)
-    with evaluating(world):
+    with connected(world):
         trained = load_trained(checkpoint, world.device, weights)
         paths = files or [validation_file(trained)]
         if logit_adjustment:
@@ -128,22 +127,6 @@ def validation_file(trained: Trained) -> Path:
     if trained.recipe.data.val is None:
         raise UserError("the recipe names no validation file; give one with --data FILE.beton")
     return Path(trained.recipe.data.val)
-
-
-@contextmanager
-def evaluating(world: World) -> Iterator[None]:
-    """The world, with the error of a lost process replaced by one line.
-
-    Raises:
-        PeerLost: another process died or stopped responding.
-    """
-    try:
-        with world:
-            yield
-    except RuntimeError as error:
-        if not world.is_peer_loss(error):
-            raise
-        raise peer_lost(error, "run the same command again") from None
 
 
 def eval_loader(trained: Trained, data: BetonPaths, world: World) -> EvalLoader:
@@ -178,33 +161,19 @@ def evaluate_model(
     """
     outputs = trained.recipe.data.num_classes
     model = model or trained.model
+    precision = inference_precision(trained.recipe.train.amp, world.device)
     with eval_loader(trained, path, world) as loader:
         refuse_other_classes(loader.class_names, trained.outputs, path)
+        ranked = outputs
         if only_present_classes:
             present = np.flatnonzero(loader.class_counts)
-            model = PresentClasses(model, present, outputs).to(world.device)
-            outputs = len(present)
-        found = score(trained, model, loader, loader.num_samples, path, world)
-    scores = found.scores if outputs >= TOP5_CLASSES else replace(found.scores, top5=None)
-    return FileScores(path, scores, outputs)
-
-
-def score(
-    trained: Trained, model: nn.Module, batches: Iterable[Batch], samples: int, path: Path, world: World
-) -> FileScores:
-    """Scores of `model` on batches of `path`, which has so many samples over all processes.
-
-    Raises:
-        UserError: of this process; published to the others.
-    """
-    outputs = trained.recipe.data.num_classes
-    precision = inference_precision(trained.recipe.train.amp, world.device)
-    with_logits = keep_logits(samples, outputs, KEPT_LOGITS)
-    try:
-        (scores,) = evaluate([model], batches, world, precision, with_logits=with_logits)
-    except UserError as error:
-        raise world.publish_error(error) from error
-    return FileScores(path, scores, outputs)
+            model, ranked = PresentClasses(model, present, outputs).to(world.device), len(present)
+        with_logits = keep_logits(loader.num_samples, outputs, KEPT_LOGITS)
+        try:
+            (scores,) = evaluate([model], loader, world, precision, with_logits=with_logits)
+        except UserError as error:
+            raise world.publish_error(error) from error
+    return FileScores(path, scores if ranked >= TOP5_CLASSES else replace(scores, top5=None), ranked)
 
 
 def describe_scores(trained: Trained, found: FileScores) -> dict[str, Any]:

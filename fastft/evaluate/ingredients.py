@@ -1,7 +1,6 @@
 """The models of an average: checkpoints of one architecture and one set of classes, and the start of a run."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,27 +9,20 @@ import torch
 from torch import Tensor
 
 from beton_tools.base.errors import UserError
-from beton_tools.read.beton_set import BetonSet
 from fastft.evaluate.trained import Trained, load_trained
 from fastft.model.recipe_model import build_model
-from fastft.photos.shared_images import count_shared
 from fastft.train.head_start import PROBE
 
 START = "start"  # in the place of a checkpoint: what the next model's training started from
-MOST_COMPARED = 200_000  # images of a file; comparing more would take minutes
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Ingredient:
-    """A model's name for tables, and its weights in fp32 on the CPU, read when they are needed.
-
-    train: the training data of its recipe; None for the start of a run.
-    """
+    """A model's name for tables, and its weights in fp32 on the CPU, read when they are needed."""
 
     name: str
     read: Callable[[], State]
-    train: str | None = None
 
 
 def find_ingredients(models: Sequence[str], weights: str) -> tuple[Trained, list[Ingredient]]:
@@ -51,8 +43,7 @@ def find_ingredients(models: Sequence[str], weights: str) -> tuple[Trained, list
         model = load_trained(path, cpu, weights)
         _refuse_other(model, last, name)
         read = partial(read_start, model) if name == START else partial(_read, path, weights)
-        train = None if name == START else model.recipe.data.train
-        found.append(Ingredient(labels[position], read, train))
+        found.append(Ingredient(labels[position], read))
     return last, found
 
 
@@ -115,24 +106,3 @@ class RunningMean:
 
     def state(self) -> State:
         return {name: (value / self.count).float() for name, value in self.total.items()}
-
-
-def count_training_images(selection: Path, ingredients: Sequence[Ingredient]) -> dict[str, int]:
-    """The number of selection images that are training images of a model, by model; models without any are left out.
-
-    Images are compared as in `count_shared`; where a file has more than MOST_COMPARED images, only whole files are. Models whose
-    training file cannot be read are left out.
-    """
-    images, counts, shared = BetonSet.open(selection), {}, {}
-    for ingredient in ingredients:
-        if ingredient.train is None:
-            continue
-        with suppress(UserError):
-            train = BetonSet.open(ingredient.train)
-            content = str(train.content)  # runs on the same photographs have a copy each
-            if content not in counts:
-                few = max(len(images), len(train)) <= MOST_COMPARED
-                same = len(images) * (train.content == images.content)
-                counts[content] = count_shared(images, [train]) if few else same
-            shared[ingredient.name] = counts[content]
-    return {name: count for name, count in shared.items() if count}

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from beton_tools.base.atomic import atomic_path
-from beton_tools.base.console import compact_table, print_table, printable
+from beton_tools.base.console import compact_table, make_console, print_table, printable
 from beton_tools.base.errors import UserError
 from fastft.evaluate.prediction import Prediction
 from fastft.run.metrics import Predictions
@@ -22,9 +22,8 @@ def print_evaluation(scores: Mapping[str, Any], console: Console) -> None:
     print_line(console, _headline(scores))
     print_line(console, _means(scores))
     if "knn" in scores:
-        print_line(
-            console, f"by the {scores['knn']} nearest of {scores['knn_train_images']:,} training images"
-        )
+        bank = f"{scores['knn_train_images']:,} training images"
+        print_line(console, f"by the {scores['knn']} nearest of {bank}")
     print_table(_class_table(scores["classes"]), console)
     largest = scores["confusions"][:SHOWN_CONFUSIONS]
     listed = ", ".join(f"{c['class']} as {c['predicted']} {c['images']}" for c in largest)
@@ -32,7 +31,7 @@ def print_evaluation(scores: Mapping[str, Any], console: Console) -> None:
 
 
 def print_line(console: Console, text: str) -> None:
-    console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+    console.print(printable(text), soft_wrap=True)
 
 
 def _headline(s: Mapping[str, Any]) -> str:
@@ -89,7 +88,7 @@ def print_table_of_files(files: Sequence[Mapping[str, Any]], console: Console) -
 
 def print_predictions(predictions: Iterable[Prediction]) -> None:
     """Print one line per image file."""
-    console = Console(markup=False)
+    console = make_console()
     for p in predictions:
         pairs = zip(p.classes, p.probabilities, strict=True)
         classes = ", ".join(f"{name} {probability:.1%}" for name, probability in pairs)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from beton_tools.base.console import by_suffix
 from beton_tools.base.errors import UserError
@@ -87,15 +88,13 @@ def predict_files(
     images: Sequence[Path],
     topk: int,
     device: str,
-    weights: str = AUTO,
-    logit_adjustment: bool = False,
     say: Callable[[str], None] = lambda text: None,
-    warn: Callable[[str], None] = lambda text: None,
+    **options: Any,
 ) -> Iterator[Prediction]:
     """The top classes of image files and of the images in folders, in order, one batch at a time.
 
-    logit_adjustment: as `Predictor`. say: called with the weights in words. warn: called with a line about files in folders
-    that are left out, and at the end with one about images that lose values.
+    say: called with the weights in words, and with a line about files in folders that are left out and, at the end, about images
+    that lose values. options: as `Predictor`.
 
     Raises:
         UserError: there is no such checkpoint or image, or topk < 1; when the iteration ends, that no file could be read.
@@ -105,10 +104,10 @@ def predict_files(
     left_out: Counter[str] = Counter()
     paths = list(image_paths(images, left_out))
     if left_out:
-        warn(describe_left_out(left_out))
-    predictor = Predictor(checkpoint, device, weights, logit_adjustment)
-    say(predictor.trained.weights)
-    return _checked(predictor.predict(paths, topk), warn)
+        say(describe_left_out(left_out))
+    predictor = Predictor(checkpoint, device, **options)
+    say(f"using the {predictor.trained.weights}")
+    return _checked(predictor.predict(paths, topk), say)
 
 
 def _check_topk(topk: int) -> None:
@@ -146,8 +145,8 @@ def describe_deep(count: int) -> str:
     return f"{count:,} image{' has' if count == 1 else 's have'} {DEEP_IMAGES}"
 
 
-def _checked(predictions: Iterator[Prediction], warn: Callable[[str], None]) -> Iterator[Prediction]:
-    """Yield the predictions; then warn if images lose values, and raise UserError if none of the files could be read."""
+def _checked(predictions: Iterator[Prediction], say: Callable[[str], None]) -> Iterator[Prediction]:
+    """Yield the predictions; then say if images lose values, and raise UserError if none of the files could be read."""
     any_read, deep, first = False, 0, None
     for prediction in predictions:
         any_read |= prediction.error is None
@@ -155,6 +154,6 @@ def _checked(predictions: Iterator[Prediction], warn: Callable[[str], None]) -> 
         first = first or prediction
         yield prediction
     if deep:
-        warn(describe_deep(deep))
+        say(describe_deep(deep))
     if first is not None and not any_read:
         raise UserError(f"no image could be read; the first, {first.path}: {first.error}")

@@ -1,66 +1,60 @@
-"""WiSE-FT curves and model soups: what is evaluated on which files, and which average is kept.
+"""WiSE-FT curves and model soups: what is evaluated on which files, which average is kept, and its folder.
 
 WiSE-FT (2109.01903): alpha = 0 is the start of a run, 1 its end. Soups (2203.05482): uniform is the mean of all models; greedy
 adds models in the order of their accuracy, each if the mean does not become worse. The average that is kept has the best
 top-1 of the first file, the selection set: its figure there is not one of unseen images.
 """
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from beton_tools.base.atomic import check_writable, scratch_folder, write_text
+from beton_tools.base.console import compact_table, print_table
 from beton_tools.base.errors import UserError
-from fastft.evaluate.evaluation import FileScores, evaluate_model, evaluating, validation_file
-from fastft.evaluate.ingredients import (
-    Ingredient,
-    RunningMean,
-    State,
-    count_training_images,
-    find_ingredients,
-    interpolate,
-)
+from fastft.evaluate.evaluation import evaluate_model, validation_file
+from fastft.evaluate.ingredients import Ingredient, RunningMean, State, find_ingredients, interpolate
+from fastft.evaluate.output import print_line
 from fastft.evaluate.trained import Trained
-from fastft.recipe.constants import AUTO, GREEDY
-from fastft.train.distributed import find_world
+from fastft.recipe.constants import AUTO, GREEDY, RAW
+from fastft.run.checkpoint import MODEL_STATE, read_checkpoint, write_checkpoint
+from fastft.run.chosen_weights import STEMS
+from fastft.train.distributed import connected, find_world
 
 WISE = "WiSE-FT"
 ALPHAS = tuple(round(0.1 * k, 1) for k in range(11))
+RESULT = "average.json"
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A model or an average with its scores on each file. alpha: None in soups."""
+    """A model or an average with its scores on each file: data, top1, standard_error, samples, ranked_classes.
+
+    alpha: None in soups.
+    """
 
     name: str
-    scores: list[FileScores]
-    alpha: float | None = None
+    alpha: float | None
+    files: list[dict[str, Any]]
 
     @property
     def top1(self) -> float:
         """On the selection set; 0 without files."""
-        return self.scores[0].scores.top1 if self.scores else 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        files = [
-            {
-                "data": str(s.path), "top1": s.scores.top1, "standard_error": s.scores.standard_error,
-                "samples": s.scores.samples, "ranked_classes": s.ranked_classes,
-            }
-            for s in self.scores
-        ]  # fmt: skip
-        return {"name": self.name, "alpha": self.alpha, "files": files}
+        return float(self.files[0]["top1"]) if self.files else 0.0
 
 
 @dataclass(frozen=True)
 class Average:
     """The kept average.
 
-    method: "WiSE-FT", "greedy soup" or "uniform soup". members: models of the mean. data: the files that were evaluated, the
-    selection set first. selection: the file that chose among several averages; None if there was nothing to choose. rows: all
-    that was evaluated; chosen: the row of the kept average. shared: images of the selection set that are training images, by
-    model.
+    method: "WiSE-FT", "greedy soup" or "uniform soup". members: models of the mean. rows: all that was evaluated; chosen: the
+    row of the kept average. data: the files that were evaluated, the selection set first. selection: the file that chose among
+    several averages; None if there was nothing to choose.
     """
 
     method: str
@@ -71,7 +65,6 @@ class Average:
     state: State = field(repr=False)
     data: list[Path] = field(default_factory=list)
     selection: Path | None = None
-    shared: dict[str, int] = field(default_factory=dict)
 
     def describe(self) -> str:
         """In one sentence, for the checkpoint and its model card."""
@@ -79,16 +72,7 @@ class Average:
             made = f"{WISE} average of {self.models[0]} and {self.models[1]} at alpha {self.chosen.alpha:g}"
         else:
             made = f"{self.method} of {len(self.members)} of {len(self.models)} models: {', '.join(self.members)}"
-        if self.selection is not None:
-            made += f"; chosen by top-1 on {self.selection.name}"
-        return f"{made}; {self.overlap()}" if self.shared else made
-
-    def overlap(self) -> str:
-        """How many images of the selection set each model was trained on, as text."""
-        images = self.chosen.scores[0].scores.samples
-        return " and ".join(
-            f"{n:,} of its {images:,} images are training images of {name}" for name, n in self.shared.items()
-        )
+        return made if self.selection is None else f"{made}; chosen by top-1 on {self.selection.name}"
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the weights, as JSON values."""
@@ -96,9 +80,8 @@ class Average:
             "method": self.method, "description": self.describe(), "models": self.models, "members": self.members,
             "alpha": self.chosen.alpha, "data": [str(path) for path in self.data],
             "selection": None if self.selection is None else str(self.selection),
-            "shared": self.shared,
-            "chosen": self.chosen.as_dict() if self.data else None,
-            "rows": [row.as_dict() for row in self.rows] if self.data else [],
+            "chosen": asdict(self.chosen) if self.data else None,
+            "rows": [asdict(row) for row in self.rows] if self.data else [],
         }  # fmt: skip
 
 
@@ -137,30 +120,30 @@ def average(
     files = list(data) or ([validation_file(trained)] if chooses else [])
     world = find_world(device)
     say = say if world.is_main else lambda text: None
-    shared = count_training_images(files[0], ingredients) if chooses and world.is_main else {}
 
     def evaluate(name: str, state: State, alpha: float | None = None) -> Row:
         if files:
             trained.model.load_state_dict(state)
-        row = Row(name, [evaluate_model(trained, path, world, only_present_classes) for path in files], alpha)
+        found = [evaluate_model(trained, path, world, only_present_classes) for path in files]
         if files:
-            say(f"{name}: " + ", ".join(f"{s.path.name} {s.scores.top1:.3f} %" for s in row.scores))
-        return row
+            say(f"{name}: " + ", ".join(f"{s.path.name} {s.scores.top1:.3f} %" for s in found))
+        scores = [
+            {
+                "data": str(s.path), "top1": s.scores.top1, "standard_error": s.scores.standard_error,
+                "samples": s.scores.samples, "ranked_classes": s.ranked_classes,
+            }
+            for s in found
+        ]  # fmt: skip
+        return Row(name, alpha, scores)
 
-    with evaluating(world):
+    with connected(world):
         trained.model.to(world.device)
         if soup is None:
             found = _interpolate(evaluate, ingredients, sorted(set(alphas)))
         else:
             found = (_greedy if soup == GREEDY else _uniform)(evaluate, ingredients)
         trained.model.load_state_dict(found.state)
-    found = replace(found, data=files, selection=files[0] if chooses else None, shared=shared)
-    if shared:
-        say(
-            f"warning: {found.selection}: {found.overlap()}; the choice favours models that have seen them; give other images as "
-            "the first --data"
-        )
-    return trained, found
+    return trained, replace(found, data=files, selection=files[0] if chooses else None)
 
 
 def _interpolate(evaluate: Evaluate, ingredients: Sequence[Ingredient], alphas: Sequence[float]) -> Average:
@@ -197,3 +180,46 @@ def _greedy(evaluate: Evaluate, ingredients: Sequence[Ingredient]) -> Average:
             members.append(ingredient.name)
     names = [ingredient.name for ingredient in ingredients]
     return Average("greedy soup", names, members, rows, best, mean.state())
+
+
+def check_out(out: Path) -> None:
+    """Raise UserError if the average cannot be written as the folder `out`."""
+    if out.exists():
+        raise UserError(f"{out} exists; remove it, or give another --out")
+    check_writable(out, makes_directories=True)
+
+
+def write_average(average: Average, trained: Trained, out: Path) -> None:
+    """Write the folder: a checkpoint and `average.json`. It appears when it is complete.
+
+    Raises:
+        UserError: it exists, or cannot be written.
+    """
+    check_out(out)
+    stored = read_checkpoint(trained.path, needed=()).state
+    state = {key: stored[key] for key in MODEL_STATE if key in stored} | {"average": average.as_dict()}
+    try:
+        with scratch_folder(out) as parent:
+            folder = parent / out.name
+            write_checkpoint(folder, state, {STEMS[RAW]: average.state})
+            write_text(folder / RESULT, json.dumps(average.as_dict(), indent=1))
+            folder.rename(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error}); nothing is kept") from None
+
+
+def print_average(values: dict[str, Any], console: Console) -> None:
+    """Print a row for each model and average, with the standard error of the selection set, and what was kept."""
+    if values["data"]:
+        names = [
+            Path(path).name + (" (selection)" * (path == values["selection"])) for path in values["data"]
+        ]
+        rows = [
+            [
+                row["name"] + (" *" if row == values["chosen"] else ""),
+                *(f"{s['top1']:.3f} ± {s['standard_error']:.3f}" for s in row["files"]),
+            ]
+            for row in values["rows"]
+        ]
+        print_table(compact_table("top-1 %", ["model", *names], rows), console)
+    print_line(console, f"kept: {values['description']}")

@@ -1,7 +1,6 @@
 """`fastft zeroshot`: CLIP's zero-shot classifier for the classes of a file, evaluated, and written as a head to train from."""
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from beton_tools.base.console import ProgressCallback
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.manifest import Manifest
-from fastft.evaluate.evaluation import describe_scores, evaluate_model, evaluating
+from fastft.evaluate.evaluation import describe_scores, evaluate_model
 from fastft.evaluate.prompts import Prompts, read_prompts
 from fastft.evaluate.trained import Trained
 from fastft.model.classifier import TOKEN
@@ -20,15 +19,7 @@ from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe
 from fastft.recipe.constants import RAW
 from fastft.recipe.training_images import with_num_classes
-from fastft.train.distributed import World, find_world
-
-
-@dataclass(frozen=True)
-class ZeroShot:
-    """scores: as `fastft eval` gives them. prompts: what the head was made of."""
-
-    scores: dict[str, Any]
-    prompts: Prompts
+from fastft.train.distributed import World, connected, find_world
 
 
 def evaluate_zero_shot(
@@ -41,11 +32,11 @@ def evaluate_zero_shot(
     out: Path | None = None,
     only_present_classes: bool = False,
     progress: AbstractContextManager[ProgressCallback | None],
-) -> ZeroShot:
-    """Build the zero-shot classifier of a recipe's architecture and weights for the classes of a `.beton`, and evaluate it.
+) -> tuple[dict[str, Any], Prompts]:
+    """(scores as `fastft eval` gives them, prompts) of the zero-shot classifier of a recipe's architecture and weights.
 
     Args:
-        data: default: the recipe's validation file. names, templates: as `read_prompts`.
+        data: images and classes; default: the recipe's validation file. names, templates: as `read_prompts`.
         out: write the head to this .safetensors file.
         progress: shows the classes whose texts are embedded.
 
@@ -64,12 +55,12 @@ def evaluate_zero_shot(
         recipe.with_option("model.pool", TOKEN).with_option("model.head", None), len(classes), path
     )
     world = find_world(device)
-    with evaluating(world):
+    with connected(world):
         trained = _build(recipe, classes, prompts, world, progress)
         found = evaluate_model(trained, path, world, only_present_classes)
     if out is not None and world.is_main:
         write_head(out, _head_of(trained, prompts))
-    return ZeroShot(describe_scores(trained, found), prompts)
+    return describe_scores(trained, found), prompts
 
 
 def _build(

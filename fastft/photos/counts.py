@@ -45,14 +45,11 @@ def list_images(recipe: Recipe) -> tuple[Recipe, list[str]]:
         raise UserError(f"{file}: no such file or folder; its images decide the options that are `auto`")
     if file is None or not exists(file):
         return recipe, []
-    if needs_conversion(file):
-        from fastft.photos.prepare import count_photos  # loads the image libraries
+    # these load the image libraries
+    if needs_conversion(file) or holds_out_of_beton(recipe):
+        from fastft.photos.prepare import count_prepared
 
-        return count_photos(recipe)
-    if holds_out_of_beton(recipe):
-        from fastft.photos.beton_holdout import count_after_holdout  # loads the image libraries
-
-        return count_after_holdout(recipe)
-    from beton_tools.read.beton_set import BetonSet  # loads the image libraries
+        return count_prepared(recipe)
+    from beton_tools.read.beton_set import BetonSet
 
     return with_training_files(recipe, BetonSet.open(file)), []

@@ -4,7 +4,7 @@ import csv
 import io
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,57 +12,42 @@ import numpy as np
 from beton_tools.base.console import by_suffix, printable
 from beton_tools.base.errors import UserError
 from beton_tools.sources import Source
-from fastft.photos.duplicates import content_ids
 from fastft.photos.holdout import hold_out, holdout_share, join_units
-from fastft.photos.layout import LabelledSet, open_sets, open_val
+from fastft.photos.layout import LabelledSet
+from fastft.photos.same_images import content_ids
 
 LARGE_HOLDOUT = 1.5  # times the usual share
 LISTED = 3  # files or classes named in a warning; split.csv lists all files
 
 
 @dataclass(frozen=True)
-class Listing:
+class Plan:
     """Images that exist, labelled by the classes that have training images.
 
     val: None if there are none, or they are a .beton already.
     missing: files that a table lists and that do not exist.
+    held_out: the validation images were taken from the training images; not so if these are too few.
     """
 
     train: LabelledSet
     val: LabelledSet | None
     missing: list[str]
     warnings: list[str]
-
-
-@dataclass(frozen=True)
-class Plan(Listing):
-    """held_out: the validation images were taken from the training images; not so if these are too few."""
-
-    held_out: bool
+    held_out: bool = False
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(file, class, split) of every image."""
-        sides = [("train", self.train)] + ([] if self.val is None else [("val", self.val)])
         rows = [
             (name, found.source.classes[label], split)
-            for split, found in sides
+            for split, found in (("train", self.train), ("val", self.val))
+            if found is not None
             for name, label in zip(found.source.names, found.source.labels.tolist(), strict=True)
         ]
         return rows + [(name, "", "missing") for name in self.missing]
 
 
-def list_photos(train: str, val: str | None) -> tuple[LabelledSet, LabelledSet | None]:
-    """The training and the validation images at two paths, as they are listed; `val` overrides a split of `train`.
-
-    Raises:
-        UserError: as `open_sets`.
-    """
-    found, own_val = open_sets(train)
-    return found, own_val if val is None else open_val(val)
-
-
-def check_photos(train: LabelledSet, val: LabelledSet | None) -> Listing:
-    """The listed images that can be used.
+def check_photos(train: LabelledSet, val: LabelledSet | None) -> Plan:
+    """The listed images that can be used, not yet split.
 
     Raises:
         UserError: fewer than two classes, no image that exists, or a class of `val` that `train` does not have.
@@ -75,22 +60,23 @@ def check_photos(train: LabelledSet, val: LabelledSet | None) -> Listing:
         val, missing_val, said = _existing(val)
         val = with_classes(val, train.source.classes)
         missing, warnings = missing + missing_val, warnings + said
-    return Listing(train, val, missing, warnings)
+    return Plan(train, val, missing, warnings)
 
 
-def split_photos(listing: Listing, holds_out: bool = True) -> Plan:
+def split_photos(found: Plan, holds_out: bool = True) -> Plan:
     """Split the images, and warn of what is unusual in them. holds_out: without `val`, take validation images from `train`."""
-    train, val, missing, warnings = listing.train, listing.val, listing.missing, listing.warnings
+    train, val = found.train, found.val
     if val is None and holds_out:
         held, said = choose_held_out(train)
-        sides = (train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held)))
-        train, val = sides if held.any() else (train, None)
-        return Plan(train, val, missing, warnings + said, bool(held.any()))
+        if not held.any():
+            return replace(found, warnings=found.warnings + said)
+        train, val = (train.take(np.flatnonzero(side)) for side in (~held, held))
+        return Plan(train, val, found.missing, found.warnings + said, held_out=True)
     ids = content_ids([train.source] if val is None else [train.source, val.source])
-    warnings = warnings + _small_classes(train) + _other_labels(train, ids[0])
+    warnings = found.warnings + _small_classes(train) + _other_labels(train, ids[0])
     if val is not None:
         warnings += shared_images(train.source, val.source, *ids) + _shared_groups(train, val)
-    return Plan(train, val, missing, warnings, False)
+    return replace(found, warnings=warnings)
 
 
 def choose_held_out(found: LabelledSet) -> tuple[np.ndarray, list[str]]:
@@ -177,7 +163,7 @@ def _existing(found: LabelledSet) -> tuple[LabelledSet, list[str], list[str]]:
     missing = [source.names[i] for i in np.flatnonzero(~exists).tolist()]
     if not missing:
         return found, [], warnings
-    listed = _listing(missing)
+    listed = listing(missing)
     if not exists.any():
         windows = ", with / between folders" if "\\" in missing[0] else ""
         raise UserError(
@@ -214,9 +200,10 @@ def with_classes(val: LabelledSet, classes: Sequence[str]) -> LabelledSet:
     if unknown:
         _refuse_other_unicode(source, unknown, classes)
         first = source.names[int(np.flatnonzero(source.labels == source.classes.index(unknown[0]))[0])]
+        count = "1 class" if len(unknown) == 1 else f"{len(unknown):,} classes"
         raise UserError(
-            f"{source.root}: validation images of {_count(unknown, 'class', 'classes')} without training images "
-            f"({_listing(unknown)}; {printable(first)}); add training images, or remove these"
+            f"{source.root}: validation images of {count} without training images ({listing(unknown)}; {printable(first)}); "
+            "add training images, or remove these"
         )
     return val.take(np.arange(len(val), dtype=np.int64), classes)
 
@@ -293,14 +280,11 @@ def _warning(text: str, one: str, several: str, names: Sequence[str], total: int
     """text: with a place for the number of names. total: of them, if `names` holds only the first."""
     total = len(names) if total is None else total
     counted = f"{total:,} {one if total == 1 else several}"
-    return [f"{text.format(counted)}: {_listing(names, total)}"] if total else []
+    return [f"{text.format(counted)}: {listing(names, total)}"] if total else []
 
 
-def _count(found: Sequence[object], one: str, several: str) -> str:
-    return f"{len(found):,} {one if len(found) == 1 else several}"
-
-
-def _listing(names: Sequence[str], total: int | None = None) -> str:
+def listing(names: Sequence[str], total: int | None = None) -> str:
+    """The first LISTED names, and the number of the others. total: of all, if `names` are only the first."""
     total = len(names) if total is None else total
     rest = f", ... {total - LISTED:,} more" if total > LISTED else ""
     return ", ".join(map(printable, names[:LISTED])) + rest

@@ -1,7 +1,8 @@
-"""Convert photographs once into a run directory, and use them again while they are unchanged.
+"""Convert photographs once into a run directory, or hold images out of a .beton, and use the files again while all is unchanged.
 
-`RUN/data/` holds `train.beton`, `val.beton`, `split.csv` (file, class, split) and `prepared.json` (what they were made of). For
-a .beton of which images are held out, see `fastft.photos.beton_holdout`.
+`RUN/data/` holds `train.beton` and `val.beton`, or for a .beton of which images are held out `train.subset.json` and
+`val.subset.json` (see `beton_tools.read.subset_file`: no image is copied); `split.csv` (file, class, split) and `prepared.json`
+(what they were made of).
 """
 
 import hashlib
@@ -26,30 +27,32 @@ from beton_tools.read.beton_paths import find_betons
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import SUFFIX as SUBSET
+from beton_tools.read.subset_file import SubsetFile
 from beton_tools.write.images import loses_values
 from beton_tools.write.writer import WriteOptions, write_beton
 from fastft.model.recipe_model import check_model
-from fastft.photos.beton_holdout import as_source, fingerprint_of, prepare_holdout
 from fastft.photos.holdout import VERSION
-from fastft.photos.layout import LabelledSet, open_val
+from fastft.photos.layout import LabelledSet, open_sets, open_val
 from fastft.photos.paths import GIVE, holds_out_of_beton, needs_conversion, needs_preparation
 from fastft.photos.photo_plan import (
-    LISTED,
-    Listing,
+    Plan,
     check_photos,
+    choose_held_out,
     describe_sides,
-    list_photos,
+    listing,
     shared_images,
     split_photos,
     split_table,
     usable_images,
     with_classes,
 )
-from fastft.photos.shared_images import ids_at_one_size
+from fastft.photos.same_images import as_source, ids_at_one_size
 from fastft.photos.state import SPLIT, Inputs, Say, finish, prepare_once
 from fastft.recipe import Recipe
-from fastft.recipe.training_images import with_num_classes, with_train_size
+from fastft.recipe.training_images import with_num_classes, with_train_size, with_training_files
+from fastft.run.continuation import PER_HOST_OPTIONS
 from fastft.run.run_directory import run_folder
+from fastft.train.distributed import World
 
 LEAST_LONG_SIDE = 500  # pixels; ImageNet's usual size
 TO_VAL = "val.beton"
@@ -63,43 +66,52 @@ def line_printer(console: Console) -> Say:
     return partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
 
-def count_photos(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """(the recipe for its photographs, which are listed and split but not converted; warnings about them).
+def count_prepared(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """(the recipe for its images, which are listed and split but neither converted nor written; warnings about them).
 
     Raises:
-        UserError: as `check_photos`; a `data.val` that cannot be used.
+        UserError: as `prepare_data`.
     """
-    assert recipe.data.train is not None
+    photos = str(recipe.data.train)
+    if holds_out_of_beton(recipe):
+        betons = BetonSet.open(photos)
+        held, warnings = choose_held_out(LabelledSet(as_source(betons)))
+        return with_training_files(recipe, betons.take(np.flatnonzero(~held))), warnings
     if recipe.data.val is not None and not needs_conversion(recipe.data.val):
         _check_beton(recipe.data.val)
     plan = split_photos(check_photos(*_listed(recipe)), holds_out=recipe.data.val is None)
-    recipe = with_num_classes(recipe, len(plan.train.source.classes), recipe.data.train)
+    recipe = with_num_classes(recipe, len(plan.train.source.classes), photos)
     return with_train_size(recipe, len(plan.train)), plan.warnings
 
 
-def prepare_data(recipe: Recipe, say: Say, run: Path | None = None) -> Recipe:
+def prepare_data(recipe: Recipe, say: Say, world: World | None = None, run: Path | None = None) -> Recipe:
     """The recipe with .beton files, or subsets of one, as `data.train` and `data.val`.
 
-    Photographs are converted into the run directory. Every process of a training may call this: one converts, the others wait.
-
-    run: another folder for the conversion, for several runs on the same images.
+    world: the processes of a training, which all call this: process 0 prepares, the others wait. None: this process alone.
+    run: another folder than the run directory, for several runs on the same images.
 
     Raises:
-        UserError: no such file, or as `check_photos`, `prepare_holdout` and `write_beton`; the images have changed since the
-            run's first checkpoint; `data.num_classes` on the command line contradicts them.
+        UserError: no such file, or as `check_photos` and `write_beton`; the images have changed since the run's first checkpoint;
+            another process uses the folder; `data.num_classes` on the command line contradicts the images.
     """
     for path in (recipe.data.train, recipe.data.val):
         if path is not None and not needs_conversion(path):
             _check_beton(path)  # before weights are fetched
     if not needs_preparation(recipe):
         return recipe
-    folder = (run or run_folder(recipe)) / "data"
-    if holds_out_of_beton(recipe):
-        return prepare_holdout(recipe, folder, say)
-    return (_prepare_train if needs_conversion(recipe.data.train) else _prepare_val)(recipe, folder, say)
+    work = partial(_prepare, recipe, (run or run_folder(recipe)) / "data", say)
+    if world is None or world.size == 1:
+        return work()
+    prepared = world.in_main(work)
+    for option in sorted(PER_HOST_OPTIONS - {"data.train", "data.val"}):
+        section, key = option.split(".")
+        prepared = prepared.with_option(option, getattr(getattr(recipe, section), key))
+    return prepared
 
 
-def prepare_overrides(recipe: Recipe, overrides: Sequence[str], run: Path, say: Say) -> list[str]:
+def prepare_overrides(
+    recipe: Recipe, overrides: Sequence[str], run: Path, say: Say, world: World
+) -> list[str]:
     """A command line whose `data.train` and `data.val` are .beton files, or subsets of one; written to `run` where needed.
 
     recipe: one that the command line was applied to.
@@ -109,28 +121,59 @@ def prepare_overrides(recipe: Recipe, overrides: Sequence[str], run: Path, say: 
     """
     if not needs_preparation(recipe):
         return list(overrides)
-    data = prepare_data(recipe, say, run).data
-    return [
-        *overrides,
-        *(f"--data.{key}={path}" for key, path in (("train", data.train), ("val", data.val)) if path),
-    ]
+    data = prepare_data(recipe, say, world, run).data
+    paths = (("train", data.train), ("val", data.val))
+    return [*overrides, *(f"--data.{key}={path}" for key, path in paths if path)]
 
 
 def _check_beton(path: str) -> None:
-    for file in find_betons(path):
+    files = find_betons(path)
+    for file in files:
         if not os.path.lexists(file):
             raise UserError(f"{file}: no such file or folder; {GIVE}")
-        if not file.name.endswith((".beton", SUBSET)) and not _is_beton(file):
-            raise UserError(f"{file}: not a .beton file; {GIVE}")
-    BetonSet.open(path)
-
-
-def _is_beton(file: Path) -> bool:
     try:
-        BetonSet.open(file)
+        BetonSet.open(path)
     except UserError:
-        return False
-    return True
+        for file in files:
+            if not file.name.endswith((".beton", SUBSET)):
+                raise UserError(f"{file}: not a .beton file; {GIVE}") from None
+        raise
+
+
+def _prepare(recipe: Recipe, folder: Path, say: Say) -> Recipe:
+    if holds_out_of_beton(recipe):
+        return _prepare_holdout(recipe, folder, say)
+    return (_prepare_train if needs_conversion(recipe.data.train) else _prepare_val)(recipe, folder, say)
+
+
+def _prepare_holdout(recipe: Recipe, folder: Path, say: Say) -> Recipe:
+    """Make subsets of the .beton; if its images are too few to hold any out, the recipe is returned as it is."""
+    data = str(recipe.data.train)
+    betons = BetonSet.open(data)
+    whole = betons.as_subset_file()
+    with_training_files(recipe, betons)  # refuses a wrong number of classes before anything is written
+
+    def choose() -> dict[str, Any]:
+        source = as_source(betons)
+        held, warnings = choose_held_out(LabelledSet(source))
+        sides = np.where(held, "val", "train").tolist()
+        classes = [source.classes[label] for label in source.labels.tolist()]
+        rows = sorted(zip(source.names, classes, sides, strict=True), key=lambda row: row[2])
+        write_text(folder / SPLIT, split_table(rows))
+        counts = int((~held).sum()), len(source.classes), int(held.sum())
+        summary = describe_sides(data, *counts, folder / SPLIT)
+        return {"held_out": np.flatnonzero(held).tolist(), "summary": [summary], "warnings": warnings}
+
+    stored = prepare_once(folder, Inputs(data, _content(whole)), say, lambda: None, choose)
+    held = np.zeros(len(betons), bool)
+    held[stored["held_out"]] = True
+    # written each time: the .beton may have been moved
+    recipe = with_training_files(recipe, betons.take(np.flatnonzero(~held)))
+    for side, chosen in (("train", ~held), ("val", held)) if held.any() else ():
+        path = folder / f"{side}{SUBSET}"
+        write_text(path, SubsetFile(whole.files, whole.samples[chosen]).to_json())
+        recipe = recipe.with_option(f"data.{side}", str(path))
+    return recipe
 
 
 def _prepare_train(recipe: Recipe, folder: Path, say: Say) -> Recipe:
@@ -141,9 +184,9 @@ def _prepare_train(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     inputs = Inputs(photos, _fingerprint(train), of_val, _options(recipe).max_resolution)
     for photographs in (train, val):
         _refuse_inside(photographs, folder.parent)
-    listing = check_photos(train, val)
-    recipe = with_num_classes(recipe, len(listing.train.source.classes), photos)
-    make = partial(_convert_all, recipe, listing, folder)
+    found = check_photos(train, val)
+    recipe = with_num_classes(recipe, len(found.train.source.classes), photos)
+    make = partial(_convert_all, recipe, found, folder)
     stored = prepare_once(folder, inputs, say, partial(check_model, recipe), make)
     recipe = recipe.with_option("data.train", str(folder / "train.beton"))
     if TO_VAL in stored["files"]:
@@ -167,13 +210,20 @@ def _prepare_val(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     inputs = Inputs(photos, _fingerprint(val), longest_side=_options(recipe).max_resolution)
 
     def convert() -> dict[str, Any]:
-        said = _write("val", val, _options(recipe), folder)
-        return {"files": [TO_VAL], "summary": [], "warnings": warnings + said}
+        return {"files": [TO_VAL], "summary": [], "warnings": warnings + _write("val", val, recipe, folder)}
 
     stored = prepare_once(folder, inputs, say, partial(check_model, recipe), convert)
     recipe = recipe.with_option("data.val", str(folder / TO_VAL))
     _warn_of_shared_images(recipe, folder, inputs, stored, say)
     return recipe
+
+
+def _listed(recipe: Recipe) -> tuple[LabelledSet, LabelledSet | None]:
+    """The photographs of `data.train`, and of `data.val` or a split of `data.train`: None for a .beton, or if there is none."""
+    train, own_val = open_sets(str(recipe.data.train))
+    if recipe.data.val is None:
+        return train, own_val
+    return train, open_val(recipe.data.val) if needs_conversion(recipe.data.val) else None
 
 
 def _refuse_inside(photographs: LabelledSet | None, run: Path) -> None:
@@ -187,19 +237,19 @@ def _refuse_inside(photographs: LabelledSet | None, run: Path) -> None:
         )
 
 
-def _convert_all(recipe: Recipe, listing: Listing, folder: Path) -> dict[str, Any]:
+def _convert_all(recipe: Recipe, found: Plan, folder: Path) -> dict[str, Any]:
     """Split and convert; what an interrupted call converted is kept. Returns the record."""
-    plan = split_photos(listing, holds_out=recipe.data.val is None)
+    plan = split_photos(found, holds_out=recipe.data.val is None)
     classes = plan.train.source.classes
     write_text(folder / SPLIT, split_table(plan.rows()))
-    warnings = plan.warnings + _write("train", plan.train, _options(recipe), folder)
+    warnings = plan.warnings + _write("train", plan.train, recipe, folder)
     counts = BetonSet.open(folder / "train.beton").class_counts
     unread = [name for name, count in zip(classes, counts, strict=True) if not count]
     if unread:
         warnings.append(f"no training image can be read of {', '.join(map(printable, unread))}")
     stored_val = 0
     if plan.val is not None:
-        warnings += _write("val", plan.val, _options(recipe), folder)
+        warnings += _write("val", plan.val, recipe, folder)
         stored_val = len(BetonSet.open(folder / TO_VAL))
     split = folder / SPLIT if plan.held_out else None
     return {
@@ -214,7 +264,7 @@ def _warn_of_shared_images(
 ) -> None:
     """Warn of images that are in both `data.train` and `data.val`, which are .beton files; kept in the record."""
     sets = [BetonSet.open(str(path)) for path in (recipe.data.train, recipe.data.val)]
-    compared = [fingerprint_of(betons.as_subset_file()) for betons in sets]
+    compared = [_content(betons.as_subset_file()) for betons in sets]
     if stored.get("compared") != compared:
         train, val = map(as_source, sets)
         found = shared_images(train, val, *ids_at_one_size(sets))
@@ -223,50 +273,38 @@ def _warn_of_shared_images(
         say(f"warning: {text}")
 
 
-def _listed(recipe: Recipe) -> tuple[LabelledSet, LabelledSet | None]:
-    val = recipe.data.val if needs_conversion(recipe.data.val) else None
-    train, own_val = list_photos(str(recipe.data.train), val)
-    return train, own_val if val or recipe.data.val is None else None
-
-
 def _options(recipe: Recipe) -> WriteOptions:
     longest = max(LEAST_LONG_SIDE, PER_IMAGE_SIZE * recipe.model.image_size)
     return WriteOptions(max_resolution=longest, on_error="skip")
 
 
-def _write(split: str, images: LabelledSet, options: WriteOptions, folder: Path) -> list[str]:
+def _write(split: str, images: LabelledSet, recipe: Recipe, folder: Path) -> list[str]:
     """Write `folder/<split>.beton`, or continue it; returns warnings about images that cannot be read, or lose values."""
     with progress(f"converting {split}") as show, hint_when_interrupted():
-        manifest = write_beton(folder / f"{split}.beton", images.source, options, show)
-    warnings = []
-    if manifest.skipped:
-        listed = ", ".join(f"{printable(name)} ({reason})" for name, reason in manifest.skipped[:LISTED])
-        rest = f", ... {len(manifest.skipped) - LISTED:,} more" if len(manifest.skipped) > LISTED else ""
-        warnings.append(
-            f"{_images(len(manifest.skipped), split)} left out because unreadable: {listed}{rest}"
-        )
+        manifest = write_beton(folder / f"{split}.beton", images.source, _options(recipe), show)
+    skipped = [f"{name} ({reason})" for name, reason in manifest.skipped]
     deep = sum(count for encoding, count in manifest.encodings.items() if loses_values(encoding))
-    if deep:
-        warnings.append(f"{_images(deep, split)} with {DEEP_IMAGES}")
-    return warnings
-
-
-def _images(count: int, split: str) -> str:
-    return f"{count:,} {split} image{'' if count == 1 else 's'}"
+    return [
+        f"{count:,} {split} image{'' if count == 1 else 's'} {text}"
+        for count, text in (
+            (len(skipped), f"left out because unreadable: {listing(skipped)}"),
+            (deep, f"with {DEEP_IMAGES}"),
+        )
+        if count
+    ]
 
 
 def _fingerprint(found: LabelledSet) -> str:
     """Changes with the names, labels, groups, sizes and times of the images; not with the place of their folder."""
-    source, columns = found.source, found.columns
-    stamps = source.stamps(np.arange(len(found), dtype=np.int64))
-    described = [
-        VERSION,
-        source.kind,
-        source.classes,
-        columns.groups,
-        stamps.tolist(),
-        source.labels.tolist(),
-    ]
-    digest = hashlib.blake2b(json.dumps(described).encode(), digest_size=16)
-    digest.update(source.names.offsets.tobytes() + source.names.blob)
-    return digest.hexdigest()
+    source, stamps = found.source, found.source.stamps(np.arange(len(found), dtype=np.int64)).tolist()
+    described = [VERSION, source.kind, source.classes, found.columns.groups, stamps, source.labels.tolist()]
+    return _digest(described, source.names.offsets.tobytes() + source.names.blob)
+
+
+def _content(whole: SubsetFile) -> str:
+    """Changes with the tables of the files and the chosen samples; not with the place of the files."""
+    return _digest([VERSION, "beton", [file.content for file in whole.files]], whole.samples.tobytes())
+
+
+def _digest(described: list[Any], data: bytes) -> str:
+    return hashlib.blake2b(json.dumps(described).encode() + data, digest_size=16).hexdigest()

@@ -1,9 +1,7 @@
 """`RUN/data/prepared.json`: what the files in `RUN/data` were made of, so that they are used again or made anew."""
 
-import fcntl
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import read_user_text
 from beton_tools.read.manifest import manifest_path
 from beton_tools.read.subset_file import SUFFIX as SUBSET
-from beton_tools.write.workers import refuse_rerun
-from fastft.run.run_directory import lock_run, open_lock
+from fastft.run.run_directory import lock_run
 
 PREPARED, SPLIT = "prepared.json", "split.csv"
 TRAINED = ("checkpoints/step-*", "runs/*/checkpoints/step-*")  # of a run, and of the runs of `fastft tune`
@@ -53,26 +50,25 @@ def prepare_once(
 ) -> dict[str, Any]:
     """The record of a complete preparation of `inputs` in `folder`; made if there is none. Prints its summary and warnings.
 
-    Other processes that call this at the same time wait, and use the result.
-
     check: called before anything is written.
     make: writes the files; returns the record: files (names in `folder`), summary and warnings (lists of lines), and more.
 
     Raises:
-        UserError: the inputs have changed since the first checkpoint, or a training uses the run directory; and those of `check`
-            and `make`.
+        UserError: the inputs have changed since the first checkpoint, or another process uses the run directory; and those of
+            `check` and `make`.
     """
-    refuse_rerun()
-    stored = _read_complete(folder, inputs)
-    if stored is None:
-        check()
-        with _locked(folder):
-            stored = _read_complete(folder, inputs)
-            if stored is None:
-                _begin(folder, inputs, say)
-                stored = finish(folder, inputs, make())
-    else:
+    stored = _read(folder)
+    change = inputs.changed_since(stored.get("inputs", {}))
+    lost = [name for name in stored.get("files", ()) if not (folder / name).exists()]
+    if stored.get("complete") and not change and not lost:
         say(f"{inputs.data}: unchanged, using {folder}")
+    else:
+        check()
+        with lock_run(folder.parent):
+            # an interrupted preparation of the same inputs is continued
+            if not stored or change or lost:
+                _begin(folder, inputs, say, stored, change, lost)
+            stored = finish(folder, inputs, make())
     for line in (*stored["summary"], *(f"warning: {text}" for text in stored["warnings"])):
         say(line)
     return stored
@@ -85,76 +81,40 @@ def finish(folder: Path, inputs: Inputs, record: Mapping[str, Any]) -> dict[str,
     return complete
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _begin(
+    folder: Path, inputs: Inputs, say: Say, stored: Mapping[str, Any], change: str, lost: list[str]
+) -> None:
+    """Say why the images are prepared again, and remove what was made of other inputs."""
+    if stored and not change:
+        say(f"{folder}: {', '.join(lost)} is missing: preparing {inputs.data} again")
+    elif stored:
+        before = stored["inputs"].get("data")
+        same = before == inputs.data
+        if any(any(folder.parent.glob(pattern)) for pattern in TRAINED):
+            run = folder.parent
+            reason = f"{change} since {run} was trained" if same else f"{run} was trained on {before}"
+            raise UserError(f"{reason}; use another --train.run_dir (fastft tune and sweep: --out)")
+        reason = f"{change} since {folder} was prepared" if same else f"{folder} is of {before}"
+        say(f"{reason}: preparing {inputs.data}{' again' if same else ''}")
+    for split in ("train", "val"):
+        path = folder / f"{split}.beton"
+        for file in (
+            path,
+            manifest_path(path),
+            folder / f"{split}{SUBSET}",
+        ):  # a .beton always has its manifest
+            file.unlink(missing_ok=True)
+    (folder / SPLIT).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    with open_lock(folder) as file:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _begin(folder: Path, inputs: Inputs, say: Say) -> None:
-    """Remove files of other inputs; keep what an interrupted preparation of the same inputs has made."""
-    stored = _read(folder)
-    change = inputs.changed_since(stored.get("inputs", {}))
-    if stored and not change and not stored.get("complete"):
-        return
-    with lock_run(folder.parent):
-        if stored and not change:
-            say(f"{folder}: {', '.join(_lost(folder, stored))} is missing: preparing {inputs.data} again")
-        elif stored:
-            before = stored["inputs"].get("data")
-            is_other = before != inputs.data
-            _refuse_changed(folder.parent, change, before if is_other else "")
-            reason = f"{folder} is of {before}" if is_other else f"{change} since {folder} was prepared"
-            say(f"{reason}: preparing {inputs.data}{'' if is_other else ' again'}")
-        _discard(folder)
-        write_text(folder / PREPARED, json.dumps({"inputs": asdict(inputs)}))
-
-
-def _read_complete(folder: Path, inputs: Inputs) -> dict[str, Any] | None:
-    stored = _read(folder)
-    is_same = stored.get("complete") and not inputs.changed_since(stored["inputs"])
-    return stored if is_same and not _lost(folder, stored) else None
-
-
-def _lost(folder: Path, stored: Mapping[str, Any]) -> list[str]:
-    return [name for name in stored.get("files", ()) if not (folder / name).exists()]
+    write_text(folder / PREPARED, json.dumps({"inputs": asdict(inputs)}))
 
 
 def _read(folder: Path) -> dict[str, Any]:
     """The content of prepared.json; empty if there is none, or it is damaged."""
-    if not (folder / PREPARED).exists():
-        return {}
     try:
         found = json.loads(read_user_text(folder / PREPARED, MAX_BYTES, "the prepared.json of a run"))
-        lines = [
-            text
-            for key in ("files", "summary", "warnings", "compared", "shared")
-            for text in found.get(key, [])
-        ]
-        return (
-            found
-            if isinstance(found["inputs"], dict) and all(isinstance(text, str) for text in lines)
-            else {}
-        )
-    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        lists = [found.get(key, []) for key in ("files", "summary", "warnings", "compared", "shared")]
+        texts = [text for values in lists for text in values]
+        return found if isinstance(found["inputs"], dict) and all(isinstance(t, str) for t in texts) else {}
+    except (UserError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
         return {}
-
-
-def _discard(folder: Path) -> None:
-    """Remove the files of an earlier preparation."""
-    for split in ("train", "val"):
-        path = folder / f"{split}.beton"
-        path.unlink(missing_ok=True)  # before its manifest: a .beton always has one
-        manifest_path(path).unlink(missing_ok=True)
-        (folder / f"{split}{SUBSET}").unlink(missing_ok=True)
-    (folder / SPLIT).unlink(missing_ok=True)
-
-
-def _refuse_changed(run: Path, change: str, before: str) -> None:
-    """before: what the run directory was made of, if that is something else."""
-    if any(any(run.glob(folder)) for folder in TRAINED):
-        reason = f"{run} was trained on {before}" if before else f"{change} since {run} was trained"
-        raise UserError(f"{reason}; use another --train.run_dir (fastft tune and sweep: --out)")

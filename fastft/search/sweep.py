@@ -28,14 +28,14 @@ def run_sweeps(
         Preempted: stopped by a signal; the same call continues.
     """
     recipe = load_recipe(sweeps[0].reference(sweeps[0].rows[0]), overrides)
-    overrides = prepare_overrides(recipe, overrides, out, line_printer(console))
-    planned = [plan_runs(sweep, overrides, out / "runs") for sweep in sweeps]
-    runs = [run for several in planned for run in several]
-    if any(run.recipe.data.val is None for run in runs):
-        raise UserError("a sweep compares accuracies and needs validation data; set --data.val=FILE.beton")
-    options, outcomes = runs[0].recipe.train, []
+    options, outcomes = recipe.train, []
     # one process group for all trainings
     with find_world(options.device, options.timeout_minutes, "train.device") as world:
+        overrides = prepare_overrides(recipe, overrides, out, line_printer(console), world)
+        planned = [plan_runs(sweep, overrides, out / "runs") for sweep in sweeps]
+        runs = [run for several in planned for run in several]
+        if any(run.recipe.data.val is None for run in runs):
+            raise UserError("a sweep compares accuracies and needs validation data; set --data.val=FILE.beton")
         console = console if world.is_main else Console(quiet=True)
         # decided before anything is trained, so that all processes decide from the same files
         failures: dict[str, str | None] = {run.key: None for run in runs if read_result(run) is None}

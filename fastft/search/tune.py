@@ -17,7 +17,7 @@ from beton_tools.read.beton_set import BetonSet
 from fastft.data.classes import refuse_other_classes
 from fastft.model.recipe_model import recipe_arch
 from fastft.photos.prepare import line_printer, prepare_data
-from fastft.photos.shared_images import count_shared
+from fastft.photos.same_images import count_shared
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.training_images import NO_DATA, with_training_files
 from fastft.run.chosen_weights import choose_weights
@@ -65,8 +65,8 @@ def tune(
     """
     recipe = _read(reference, overrides)
     folder = out or Path("runs") / f"tune-{recipe.name}"
-    recipe = _prepare(recipe, folder, test, console)
     with find_world(recipe.train.device, recipe.train.timeout_minutes, "train.device") as world:
+        recipe = _prepare(recipe, folder, test, console, world)
         shared = 0 if test is None else _count_shared(recipe, test, world)
         lock: IO[str] | None = lock_run(folder) if world.is_main else None
         try:
@@ -97,13 +97,13 @@ def _read(reference: str, overrides: Sequence[str]) -> Recipe:
     return recipe
 
 
-def _prepare(recipe: Recipe, folder: Path, test: Path | None, console: Console) -> Recipe:
+def _prepare(recipe: Recipe, folder: Path, test: Path | None, console: Console, world: World) -> Recipe:
     """The recipe for its training and validation files. Photographs are converted once, into `folder`."""
     if test is not None:
         BetonSet.open(test)  # before anything is converted
     if recipe.data.train is None:
         raise UserError(NO_DATA)
-    recipe = prepare_data(recipe.with_option("train.run_dir", str(folder)), line_printer(console))
+    recipe = prepare_data(recipe.with_option("train.run_dir", str(folder)), line_printer(console), world)
     assert recipe.data.train is not None
     if recipe.data.val is None:
         raise UserError("tuning needs validation images; set --data.val, or --data.hold_out_beton=true")

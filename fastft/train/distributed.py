@@ -30,13 +30,16 @@ from fastft.train.exceptions import (
 )
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
+PREPARATION_TIMEOUT = timedelta(
+    days=7
+)  # a conversion takes as long as it takes; if process 0 ends, waiting ends at once
 # NCCL's watchdog aborts the process without a message. Gloo raises an exception, so it must time out first.
 NCCL_EXTRA_TIMEOUT = timedelta(minutes=5)
 # NCCL errors caused by misuse; another try would repeat them
 PERMANENT = re.compile("ncclInvalid|Duplicate GPU")
 _BAD_INPUT, _CRASH = "fastft/bad-input", "fastft/crash"  # keys of the store under which errors are published
 STORE_SECONDS = 5
-EXPECTED_ERRORS = (UserError, Preempted, NonFinite)  # reported by the process that raises them
+EXPECTED_ERRORS = (UserError, Preempted, NonFinite, PeerCrashed)  # reported by the process that raises them
 LAUNCHER_POLL_SECONDS = 0.5
 STARTED_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"  # in the environment of its processes
 LAUNCHER = "FASTFT_LAUNCHER"  # process number of `fastft.train.launch`, which may have ended while modules were imported
@@ -174,6 +177,27 @@ class World:
             dist.broadcast_object_list(values, src=0, group=self._control)
         return cast(Result, values[0])
 
+    def in_main(self, work: Callable[[], Result]) -> Result:
+        """Run `work` in process 0 while the others wait; its result, in every process.
+
+        Raises:
+            UserError: `work` raised it.
+        """
+        if self.size == 1:
+            return work()
+        group = dist.new_group(backend="gloo", timeout=PREPARATION_TIMEOUT)
+        answers: list[Any] = [(None, None)]
+        if self.is_main:
+            try:
+                answers = [(work(), None)]
+            except UserError as error:
+                answers = [(None, str(error))]
+        dist.broadcast_object_list(answers, src=0, group=group)
+        result, failure = answers[0]
+        if failure is not None:
+            raise UserError(failure)
+        return cast(Result, result)
+
     def check_consistent(self, error: str | None, key: Mapping[str, str]) -> None:
         """Compare set-ups; every process calls this once, with its error, or None and what must be equal everywhere.
 
@@ -270,6 +294,22 @@ def find_world(device: str, timeout_minutes: float | None = None, option: str = 
         )
     torch.cuda.set_device(local_rank)
     return World(rank, size, local_rank, torch.device("cuda", local_rank), timeout)
+
+
+@contextmanager
+def connected(world: World) -> Iterator[World]:
+    """The world, with the error of a lost process replaced by one line.
+
+    Raises:
+        PeerLost: another process died or stopped responding.
+    """
+    try:
+        with world:
+            yield world
+    except RuntimeError as error:
+        if not world.is_peer_loss(error):
+            raise
+        raise peer_lost(error, "run the same command again") from None
 
 
 def peer_lost(error: RuntimeError, then: str) -> PeerLost:

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,11 @@ import torch
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
-from fastft.evaluate import average_output, ingredients
-from fastft.evaluate.average_output import RESULT
+from fastft.evaluate import weight_average
 from fastft.evaluate.evaluation import evaluate_checkpoint
-from fastft.evaluate.ingredients import Ingredient, RunningMean, interpolate
+from fastft.evaluate.ingredients import RunningMean, interpolate
 from fastft.evaluate.trained import load_trained
+from fastft.evaluate.weight_average import RESULT
 from fastft.model.recipe_model import build_model
 from tests.train.runs import run
 
@@ -87,8 +86,6 @@ def test_the_best_alpha_on_the_first_file_is_kept_and_the_file_is_named(
     for file in result["chosen"]["files"]:
         assert evaluate_checkpoint(out, Path(file["data"]), "cpu")["top1"] == pytest.approx(file["top1"])
     assert evaluate_checkpoint(whole, None, "cpu")["top1"] == pytest.approx(top1[-1])
-    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert "</svg>" in (out / "curve.svg").read_text()
 
 
 def test_the_average_is_predicted_with_and_exported(
@@ -133,68 +130,22 @@ def test_a_greedy_soup_leaves_out_what_makes_it_worse(
     assert evaluate_checkpoint(tmp_path / "soup", None, "cpu")["top1"] == pytest.approx(best)
 
 
-def test_training_images_in_the_selection_set_are_named_in_a_warning_and_in_the_record(
-    whole: Path, other: Path, tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    """The first run is trained on a file that holds 8 of the validation images too; the other's images are all different."""
-    images = tmp_path / "images"
-    shutil.copytree(Path(tiny["data.train"]).with_suffix(""), images)
-    for photo in sorted((Path(tiny["data.val"]).with_suffix("") / "coffee").iterdir())[:8]:
-        shutil.copy(photo, images / "coffee" / f"val-{photo.name}")
-    convert_folder(images, tmp_path / "mixed.beton", WriteOptions(workers=0))
-    mixed = tiny | {"data.train": str(tmp_path / "mixed.beton")}
-    run(mixed, tmp_path / "mixed", schedule__epochs="1", schedule__warmup_epochs="0")
-    curve = (tmp_path / "mixed", other, "--alpha", "0,1")
-    found = average(tmp_path / "out", *curve)
-    shared = "8 of its 20 images are training images of mixed"
-    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert len(warnings) == 1 and f"val.beton: {shared}" in warnings[0]
-    assert found["shared"] == {"mixed": 8} and shared in found["description"]
-    # the training images of the others; nothing is chosen by a single alpha; and a file that is gone is not compared
-    everything = average(tmp_path / "all", *curve, "--data", tiny["data.train"])
-    assert everything["shared"] == {"mixed": 48, "other": 48}
-    assert average(tmp_path / "one", *curve[:2], "--alpha", 1, "--data", tiny["data.train"])["shared"] == {}
-    assert average(tmp_path / "start", "start", whole, "--data", tiny["data.train"])["shared"] == {
-        "whole0": 48
-    }
-    (tmp_path / "mixed.beton").unlink()
-    capsys.readouterr()
-    assert average(tmp_path / "gone", *curve)["shared"] == {} and "warning" not in capsys.readouterr().err
-
-
-def test_of_large_files_only_the_same_file_is_recognised(
-    tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ingredients, "MOST_COMPARED", 10)
-    for name in ("train.beton", "train.beton.manifest.json"):
-        shutil.copy(Path(tiny["data.train"]).with_name(name), tmp_path / name)
-    model = Ingredient("model", dict, tiny["data.train"])
-    assert ingredients.count_training_images(tmp_path / "train.beton", [model]) == {"model": 48}
-    assert ingredients.count_training_images(Path(tiny["data.val"]), [model]) == {}
-
-
-@pytest.mark.parametrize("failing", ["write_text", "save_plot"])
 def test_after_a_failed_write_nothing_is_left_and_the_same_call_works(
-    failing: str,
-    whole: Path,
-    tiny: dict[str, str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     out = tmp_path / "out"
-    command = ["start", whole, "--alpha", "0,1", "--data", tiny["data.val"]]
+    command = ["start", whole, "--alpha", "1"]
     with monkeypatch.context() as patched:
-        patched.setattr(average_output, failing, full)
+        patched.setattr(weight_average, "write_text", full)
         assert main(["average", *map(str, command), "--out", str(out), "--device", "cpu"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.endswith("out: cannot be written (No space left on device); nothing is kept")
     assert not list(tmp_path.iterdir())
     average(out, *command)
-    assert {path.name for path in out.iterdir()} >= {"average.json", "curve.png", "curve.svg", "state.json"}
+    assert {path.name for path in out.iterdir()} >= {"average.json", "state.json"}
 
 
 @pytest.mark.parametrize(

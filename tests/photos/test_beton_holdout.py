@@ -21,18 +21,18 @@ from beton_tools.read.parts import Part
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
+from fastft.cli.cmd_train import train_recipe as train
 from fastft.evaluate.evaluation import evaluate_checkpoint
-from fastft.photos.beton_holdout import as_source
 from fastft.photos.counts import count_images
-from fastft.photos.duplicates import content_ids
 from fastft.photos.prepare import prepare_data
+from fastft.photos.same_images import as_source, content_ids
 from fastft.recipe import Recipe, load_recipe
 from fastft.search import load_sweep, run_sweeps
 from fastft.search.tune import _prepare as prepare_tuning
+from fastft.train.distributed import find_world
 from tests.photos.conftest import CLASSES, PER_CLASS
 from tests.photos.test_prepare import QUIET, prepared, split_of
 from tests.train.runs import differing, end, losses
-from tests.train.runs import prepare_and_train as train
 
 WRITE = WriteOptions(workers=0)
 
@@ -234,7 +234,9 @@ def test_a_sweep_and_a_search_share_one_hold_out(album_beton: Path, tower: list[
     assert [o.error for o in outcomes] == [None, None]
     assert not list(tmp_path.glob("out/runs/*/data"))
     assert {o.run.recipe.data.train_size for o in outcomes} == {29}
-    recipe = prepare_tuning(load_recipe("photos", overrides), tmp_path / "tune", None, QUIET)
+    recipe = prepare_tuning(
+        load_recipe("photos", overrides), tmp_path / "tune", None, QUIET, find_world("cpu")
+    )
     assert split_of(tmp_path / "tune") == split_of(tmp_path / "out")
     assert recipe.data.train_size == 29 and len(BetonSet.open(str(recipe.data.val))) == 7
 

@@ -12,7 +12,8 @@ import time
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -25,13 +26,15 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.format import Beton
 from beton_tools.read.manifest import Manifest
 from fastft.cli import main
+from fastft.cli.cmd_train import train_recipe as train
 from fastft.photos import prepare
 from fastft.photos.counts import count_images
 from fastft.photos.prepare import prepare_data
 from fastft.recipe import Recipe, load_recipe
+from fastft.run.run_directory import lock_run
 from tests.photos.conftest import CLASSES, PER_CLASS
 from tests.train.runs import differing, end
-from tests.train.runs import prepare_and_train as train
+from tests.train.test_distributed import launch
 
 QUIET = Console(quiet=True)
 Row = dict[str, str]
@@ -261,22 +264,38 @@ def test_photographs_that_are_refused_leave_nothing(copied: Path, tmp_path: Path
     assert (run / "data" / "train.beton").exists()
 
 
+def test_the_other_processes_keep_their_own_paths_and_workers(album: Path, tmp_path: Path) -> None:
+    """Hosts may hold the weights elsewhere; the prepared files are those of process 0."""
+    options = [f"--data.train={album}", f"--train.run_dir={tmp_path / 'run'}"]
+    first = prepare_data(load_recipe("photos", options), lambda text: None)
+    other = load_recipe("photos", [*options, "--data.workers=3"])
+    world = SimpleNamespace(size=2, in_main=lambda work: first)
+    found = prepare_data(other, pytest.fail, cast(Any, world))
+    assert found == first.with_option("data.workers", 3)
+
+
 @pytest.mark.slow
-def test_processes_that_prepare_the_same_photographs_share_one_conversion(
-    album: Path, tmp_path: Path
+def test_two_processes_share_one_conversion_and_its_error(
+    album: Path, tower: list[str], tmp_path: Path
 ) -> None:
-    """Each process of a training is called, and the first one converts."""
-    code = (
-        "import sys; from fastft.recipe import load_recipe; from fastft.photos.prepare import prepare_data;"
-        f"prepare_data(load_recipe('photos', ['--data.train={album}', '--train.run_dir={tmp_path / 'run'}']), print)"
-    )
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    said = [process.communicate(timeout=200)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert all("29 training images of 3 classes, 7 validation images" in text for text in said)
-    assert len(split_of(tmp_path / "run")) == 36
+    """Process 0 prepares; the other one waits, trains on the result, and ends with the same error."""
+    options = ["train", "photos", f"--data.train={album}", f"--train.run_dir={tmp_path / 'run'}", *tower]
+    out, said = launch(*options, "--schedule.stop_epoch=1").communicate(timeout=250)
+    assert out.count("29 training images of 3 classes, 7 validation images") == 1, said
+    assert len(split_of(tmp_path / "run")) == 36 and (tmp_path / "run" / "result.json").exists()
+    process = launch(*options, "--data.num_classes=5")
+    assert "has 3 classes, --data.num_classes is 5" in process.communicate(timeout=250)[1]
+    assert process.returncode == 2
+
+
+def test_another_process_in_the_same_folder_is_one_line(
+    album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with lock_run(tmp_path / "run"):
+        assert main(["train", "photos", f"--data.train={album}", f"--train.run_dir={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "is in use by another process" in error
+    assert not list((tmp_path / "run").rglob("*.beton*"))
 
 
 def test_images_on_both_sides_are_named_where_one_side_is_a_beton(copied: Path, tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ import pytest
 from rich.console import Console
 
 from beton_tools.base.errors import UserError
+from fastft.cli.cmd_train import train_recipe as train
 from fastft.recipe import automatic, load_recipe
 from fastft.run.checkpoint import list_checkpoints, step_of
 from fastft.run.run_directory import load_run, read_choices
 from tests.train.runs import differing, end, losses
-from tests.train.runs import prepare_and_train as train
 
 QUIET = Console(quiet=True)
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from fastft.photos.prepare import line_printer, prepare_data
-from fastft.recipe import Recipe, load_recipe
+from fastft.recipe import load_recipe
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
 from fastft.run.run_directory import read_metrics
 from fastft.train.loop import train
@@ -21,11 +20,6 @@ def flags(tiny: dict[str, str], folder: Path, **changes: str) -> list[str]:
 
 def run(tiny: dict[str, str], folder: Path, **changes: str) -> dict:
     return train(load_recipe("rcp/final_b16.yaml", flags(tiny, folder, **changes)), QUIET)
-
-
-def prepare_and_train(recipe: Recipe, console: Console = QUIET) -> dict:
-    """`fastft train` of photographs."""
-    return train(prepare_data(recipe, line_printer(console)), console)
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:

@@ -9,9 +9,9 @@ from PIL import Image
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
-from fastft.photos import shared_images
+from fastft.photos import same_images
 from fastft.photos.prepare import prepare_data
-from fastft.photos.shared_images import ids_at_one_size
+from fastft.photos.same_images import ids_at_one_size
 from fastft.recipe import load_recipe
 
 
@@ -70,4 +70,4 @@ def test_photographs_that_are_also_validated_on_are_a_warning_and_compared_once(
         said: list[str] = []
         prepare_data(recipe, said.append)
         assert any("4 validation images are also a training image" in line for line in said)
-        monkeypatch.setattr(shared_images, "encode_in_order", lambda *_: pytest.fail("encoded again"))
+        monkeypatch.setattr(same_images, "encode_in_order", lambda *_: pytest.fail("encoded again"))
