@@ -35,7 +35,9 @@ def run_sweeps(
         planned = [plan_runs(sweep, overrides, out / "runs") for sweep in sweeps]
         runs = [run for several in planned for run in several]
         if any(run.recipe.data.val is None for run in runs):
-            raise UserError("a sweep compares accuracies and needs validation data; set --data.val=FILE.beton")
+            raise UserError(
+                "a sweep compares accuracies and needs validation data; set --data.val=FILE.beton"
+            )
         console = console if world.is_main else Console(quiet=True)
         # decided before anything is trained, so that all processes decide from the same files
         failures: dict[str, str | None] = {run.key: None for run in runs if read_result(run) is None}
