@@ -278,34 +278,6 @@ def test_the_file_tools_work_without_torch_and_ffcv() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_the_package_imports_downwards_only() -> None:
-    """cli -> train -> {data, model, optim, report} -> augment -> beton_tools."""
-    rank = {
-        "beton_tools": 0,
-        "augment": 1,
-        "data": 2,
-        "model": 2,
-        "optim": 2,
-        "report": 3,
-        "train": 4,
-        "sweep": 5,
-    }
-    for file in [*Path("fastft").rglob("*.py"), *Path("beton_tools").rglob("*.py")]:
-        home = "beton_tools" if file.parts[0] == "beton_tools" else file.parts[1]
-        if home not in rank:
-            continue
-        for line in file.read_text().splitlines():
-            words = line.split()
-            if (
-                len(words) > 1
-                and words[0] in ("from", "import")
-                and words[1].startswith(("fastft.", "beton_tools"))
-            ):
-                parts = words[1].split(".")
-                target = "beton_tools" if parts[0] == "beton_tools" else parts[1]
-                assert rank.get(target, 0) <= rank[home], f"{file}: {line.strip()}"
-
-
 def test_of_several_processes_the_first_prints_and_the_others_give_it_time(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import tarfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,17 +39,6 @@ def old(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     return tmp_path
 
 
-def fastft(*arguments: str) -> None:
-    """The command in a process of its own, with one thread, as the archive was written."""
-    root = Path(__file__).parents[2]
-    subprocess.run(
-        [sys.executable, "-m", "fastft.cli", *arguments],
-        check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
-        stdout=subprocess.DEVNULL,
-    )
-
-
 def test_a_checkpoint_of_before_is_restored_bit_for_bit(old: Path) -> None:
     path = old / "run" / "checkpoints" / "step-00000006"
     recipe = load_recipe("recipe.yaml", ["--train.run_dir=run"])
@@ -68,7 +55,7 @@ def test_a_checkpoint_of_before_is_restored_bit_for_bit(old: Path) -> None:
 
 
 def test_a_killed_run_of_before_ends_with_the_weights_of_the_uninterrupted_one(old: Path) -> None:
-    fastft("train", "recipe.yaml", "--train.run_dir=run")
+    assert main(["train", "recipe.yaml", "--train.run_dir=run"]) == 0
     now, then = end(old / "run"), end(old / "whole")
     assert now.keys() == then.keys()
     for name, tensor in now.items():
@@ -80,7 +67,7 @@ def test_a_killed_run_of_before_ends_with_the_weights_of_the_uninterrupted_one(o
 
 def test_a_finished_run_of_before_is_not_trained_again(old: Path) -> None:
     before = read_metrics(old / "whole" / "metrics.jsonl")
-    fastft("train", "recipe.yaml", "--train.run_dir=whole")
+    assert main(["train", "recipe.yaml", "--train.run_dir=whole"]) == 0
     after = read_metrics(old / "whole" / "metrics.jsonl")
     trained = ("train", "eval", "checkpoint", "split")
     assert [m for m in after if m["kind"] in trained] == [m for m in before if m["kind"] in trained]

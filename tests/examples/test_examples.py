@@ -1,8 +1,9 @@
 """Every program in examples/ runs with the real libraries, and the loss is that of the data that it was given."""
 
 import re
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,38 +12,43 @@ ROOT = Path(__file__).parent.parent.parent
 MODEL = ["--model", "vit_tiny_patch16_224", "--size", "32", "--batch-size", "8", "--epochs", "2"]
 
 
-def run(name: str, tiny: dict[str, str], folder: Path, *options: str) -> str:
-    command = [
-        sys.executable,
-        str(ROOT / "examples" / name),
-        tiny["data.train"],
-        tiny["data.val"],
-        *MODEL,
-        *options,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=250)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+Run = Callable[..., list[str]]
 
 
-def test_the_plain_loop_trains_and_resumes(tiny: dict[str, str], tmp_path: Path) -> None:
-    lines = run("plain_loop.py", tiny, tmp_path).splitlines()
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a program of examples/ in a folder of its own; the lines that it prints."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *arguments: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def test_the_plain_loop_trains_and_resumes(tiny: dict[str, str], run: Run) -> None:
+    arguments = ["plain_loop.py", tiny["data.train"], tiny["data.val"], *MODEL]
+    lines = run(*arguments)
     assert [line.split(":")[0] for line in lines] == ["epoch 0", "epoch 1"]
     assert all(0 < float(re.search(r"loss ([\d.]+)", line)[1]) < 5 for line in lines)  # type: ignore[index]
-    assert run("plain_loop.py", tiny, tmp_path) == ""  # all epochs are done
-    (third,) = run("plain_loop.py", tiny, tmp_path, "--epochs", "3").splitlines()
+    assert run(*arguments) == []  # all epochs are done
+    (third,) = run(*arguments, "--epochs", "3")
     assert third.startswith("epoch 2: loss")
 
 
-def test_the_loop_with_timms_utilities_trains(tiny: dict[str, str], tmp_path: Path) -> None:
-    lines = run("timm_loop.py", tiny, tmp_path).splitlines()
+@pytest.mark.slow
+def test_the_loop_with_timms_utilities_trains(tiny: dict[str, str], run: Run) -> None:
+    lines = run("timm_loop.py", tiny["data.train"], tiny["data.val"], *MODEL)
     assert [line.split(":")[0] for line in lines] == ["epoch 0", "epoch 1"]
     assert all("EMA top-1" in line for line in lines)
 
 
-def test_the_lightning_module_trains(tiny: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_lightning_module_trains(tiny: dict[str, str], run: Run) -> None:
     pytest.importorskip("lightning")
-    last = run("lightning_module.py", tiny, tmp_path).splitlines()[-1]
+    last = run("lightning_module.py", tiny["data.train"], tiny["data.val"], *MODEL)[-1]
     assert "'loss':" in last and "'top1':" in last
 
 
@@ -53,13 +59,11 @@ def pictures(tiny: dict[str, str], tmp_path: Path) -> Path:
     return tmp_path / "pics"
 
 
-def test_a_script_trains_on_photographs_in_one_call(tiny: dict[str, str], pictures: Path) -> None:
+@pytest.mark.slow  # the call itself is tested in tests/photos/test_fit.py
+def test_a_script_trains_on_photographs_in_one_call(tiny: dict[str, str], pictures: Path, run: Run) -> None:
     options = [f"--model={tiny['model.arch']}", "--weights=random", "--image-size=32", "--epochs=2"]
     image = str(pictures / "coffee/01.jpg")
-    command = [sys.executable, str(ROOT / "examples/fit.py"), "pics", *options, "--predict", image]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=pictures.parent, timeout=250)
-    assert done.returncode == 0, done.stderr
-    top1, label, files = done.stdout.splitlines()[-3:]
+    top1, label, files = run("fit.py", "pics", *options, "--predict", image)[-3:]
     assert top1.startswith("top-1") and label.startswith(image)
     assert all((pictures.parent / file).is_file() for file in files.split())
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.train.runs import differing, end, flags, losses, run
 
-CHANGES = {"model__drop_path": "0.3", "schedule__epochs": "40", "train__checkpoint_steps": "2"}
+CHANGES = {"model__drop_path": "0.3", "schedule__epochs": "16", "train__checkpoint_steps": "2"}
 
 
 def test_a_file_truncated_during_a_run_is_one_line_and_the_run_continues(tiny, tmp_path: Path) -> None:

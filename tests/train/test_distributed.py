@@ -130,6 +130,7 @@ def test_metrics_and_predictions_of_three_processes_are_those_of_one(
     assert [line.split(",")[:4] for line in three] == [line.split(",")[:4] for line in one]
 
 
+@pytest.mark.slow
 def test_bad_input_under_torchrun_is_one_line_and_exit_code_2(tiny, tmp_path: Path) -> None:
     process = launch(
         "train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "run", data__train="nowhere.beton")

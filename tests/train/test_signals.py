@@ -21,7 +21,7 @@ from fastft.train.preempt import SignalGuard
 from tests.train.runs import differing, end, flags, losses, run
 
 slow = partial(pytest.param, marks=pytest.mark.slow)
-LONG = {"model__drop_path": "0.3", "schedule__epochs": "40", "train__checkpoint_steps": "0"}
+LONG = {"model__drop_path": "0.3", "schedule__epochs": "20", "train__checkpoint_steps": "0"}
 TRIES = int(os.environ.get("FASTFT_SIGNAL_TRIES", "60"))  # of the stress test
 SECONDS_TO_END = 60  # on a machine that other processes keep busy
 DUMP = signal.SIGQUIT  # prints the stack of every thread
