@@ -12,7 +12,9 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from functools import cache
+from itertools import product
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -35,13 +37,16 @@ from fastft.cost.price import (
 )  # fmt: skip
 from fastft.cost.published import PUBLISHED_RUNS
 from fastft.cost.roofline import K, implied_k
+from fastft.cost.traffic import KERNELS, trace_image, traffic_key
 from fastft.cost.work import count_parameters
 from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.model import count_flops, load_arch
+from fastft.model.phases import find_phases, with_phase
 from fastft.model.timm_arch import pretrained_cfg
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.automatic import LARGE, paper_recipe
 from fastft.recipe.constants import TIMM
+from fastft.recipe.recipe_file import recipe_names
 from fastft.report.charts import render_file, svg_file
 from fastft.report.page import figure
 from fastft.search.sweep_report import as_published
@@ -54,6 +59,7 @@ PAGES = (
         for page in ("benchmarks", "cost", "large-data", "models", "photos", "study")
     ),
 )
+TRAFFIC = ROOT / "fastft" / "cost" / "traffic.json"
 RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
 BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
@@ -555,6 +561,20 @@ def filled(text: str, results: Results) -> str:
     return BLOCK.sub(lambda found: f"{found[1]}{TABLES[found[2]](results)}\n{found[3]}", text)
 
 
+def traced_traffic() -> str:
+    """The content of fastft/cost/traffic.json, which saves `recipes`, `explain` and `cost` from tracing fastft's own recipes."""
+    traced = {}
+    for recipe in map(load_recipe, recipe_names()):
+        for phase, path in product(find_phases(recipe), KERNELS):
+            of_phase = with_phase(recipe, phase)
+            key = traffic_key(of_phase, path)
+            if key not in traced:
+                found = trace_image(of_phase, path)
+                traced[key] = None if found is None else astuple(found)
+    lines = (f" {json.dumps(key)}: {json.dumps(traced[key])}" for key in sorted(traced))
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -564,7 +584,10 @@ def main() -> None:
     )
     check = parser.parse_args().check
     results = Results(RESULTS)
-    new = {page: filled(page.read_text(encoding="utf-8"), results) for page in PAGES}
+    new = {TRAFFIC: traced_traffic()}
+    if not check:
+        TRAFFIC.write_text(new[TRAFFIC], encoding="utf-8")  # the tables' costs are read from it
+    new |= {page: filled(page.read_text(encoding="utf-8"), results) for page in PAGES}
     for name, draw in PICTURES.items():
         new |= {IMAGES / f"{name}-{theme}.svg": draw(results, theme) for theme in ("light", "dark")}
     stale = [

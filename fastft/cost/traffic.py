@@ -7,11 +7,14 @@ twice, as LayerNorm's backward does, counts once.
 """
 
 import copy
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -24,7 +27,8 @@ from torch.utils._pytree import tree_leaves
 from fastft.model import Arch, ImageClassifier, TowerArch, count_frozen_blocks, linear
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.optim import HalfCopy
-from fastft.recipe import Recipe
+from fastft.recipe import Recipe, recipe_from_dict
+from fastft.recipe.recipe_file import RECIPES
 from fastft.recipe.schema import About, Augment, Data, Ema, Optim, Schedule, Train
 
 # autocast does nothing on meta tensors: fake tensors claim to be on the CPU, where it casts the same operations of a
@@ -39,6 +43,9 @@ COMPUTE = ("mm", "bmm", "addmm", "addmm_", "baddbmm", "convolution")
 # starts of names; no bytes are read or written
 FREE = ("detach", "_unsafe_view", "empty", "new_empty", "device")
 WRITES_ONLY = ("copy_", "fill_", "zero_")  # ends of names; they do not read what they overwrite
+
+
+_DEFAULTS = recipe_from_dict("", {"model": {"weights": "random", "head_init": "small"}})
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ def step_traffic(recipe: Recipe, path: str) -> list[OpTraffic]:
 
     With half-precision weights, it includes casting its gradients to fp32 and refreshing its weights, once.
     """
-    return _traced(recipe, path, _meta_model(recipe, recipe_arch(recipe)), attention=False)
+    return _traced(recipe, path, recipe_arch(recipe), attention=False)
 
 
 def image_traffic(recipe: Recipe, path: str) -> Traced | None:
@@ -77,24 +84,49 @@ def image_traffic(recipe: Recipe, path: str) -> Traced | None:
 
     None if the model cannot be traced in this path: some of timm's do not run with half-precision weights.
     """
+    return _image_traffic(_counted_options(recipe), path)
+
+
+def traffic_key(recipe: Recipe, path: str) -> str:
+    """The name of a recipe's traffic in `traffic.json`: path, and the options that it depends on, without default values."""
+    options, defaults = _counted_options(recipe).flat(), _DEFAULTS.flat()
+    arch = Path(options["model.arch"])
+    if arch.resolve().parent == RECIPES.resolve():
+        options["model.arch"] = arch.name  # of a file, the same on every machine
+    changed = [f"{key}={value}" for key, value in options.items() if value != defaults[key]]
+    return " ".join([path, *sorted(changed)])
+
+
+@cache
+def stored_traffic() -> dict[str, Any]:
+    """Bytes per image and trained parameters of fastft's recipes by `traffic_key`, as benchmarks/tables.py has traced them."""
+    return json.loads(files("fastft.cost").joinpath("traffic.json").read_text("utf-8"))
+
+
+def _counted_options(recipe: Recipe) -> Recipe:
+    """The recipe with the defaults for what the traffic does not depend on."""
     model = replace(recipe.model, weights="random", head=None, head_init="small")
-    own = Recipe(
+    return Recipe(
         name="", data=Data(num_classes=recipe.data.num_classes), model=model,
         augment=Augment(mixup=float(recipe.augment.mixes)), optim=Optim(), schedule=Schedule(), ema=Ema(), about=About(),
         train=Train(micro_batch=recipe.train.micro_batch, grad_checkpointing=recipe.train.grad_checkpointing),
     )  # fmt: skip
-    return _image_traffic(own, path)
 
 
 @lru_cache(maxsize=256)  # recipes that differ in other options have the same traffic
 def _image_traffic(recipe: Recipe, path: str) -> Traced | None:
+    stored = stored_traffic().get(traffic_key(recipe, path))
+    return trace_image(recipe, path) if stored is None else Traced(*stored)
+
+
+def trace_image(recipe: Recipe, path: str) -> Traced | None:
+    """The same as `image_traffic`, always traced."""
     arch = recipe_arch(recipe)
-    model = _meta_model(recipe, arch)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained = sum(p.numel() for p in _meta_model(recipe, arch).parameters() if p.requires_grad)
     if isinstance(arch, Arch):
         return Traced(_own_bytes(recipe, path, arch), trained)
     try:
-        return Traced(_bytes_per_image(recipe, path, model), trained)
+        return Traced(_bytes_per_image(recipe, path, arch), trained)
     except RuntimeError:
         return None
 
@@ -108,7 +140,7 @@ def _own_bytes(recipe: Recipe, path: str, arch: Arch) -> float:
         part, top = replace(arch, layers=frozen + trained), recipe.model.trainable_layers
         model = replace(recipe.model, trainable_layers=None if top is None else trained)
         smaller = replace(recipe, model=model)
-        return _bytes_per_image(smaller, path, _meta_model(smaller, part))
+        return _bytes_per_image(smaller, path, part)
 
     fewer = min(frozen, 1), min(trained, 2)
     total = base = traced(*fewer)
@@ -119,8 +151,8 @@ def _own_bytes(recipe: Recipe, path: str, arch: Arch) -> float:
     return total
 
 
-def _bytes_per_image(recipe: Recipe, path: str, model: ImageClassifier) -> float:
-    ops = _traced(recipe, path, model, attention=True)
+def _bytes_per_image(recipe: Recipe, path: str, arch: TowerArch) -> float:
+    ops = _traced(recipe, path, arch, attention=True)
     return sum(op.bytes for op in ops) / count_images(recipe)
 
 
@@ -131,27 +163,27 @@ def _meta_model(recipe: Recipe, arch: TowerArch) -> ImageClassifier:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the log entry of a failed operation, which is a traceback."""
+def fake_model(recipe: Recipe, path: str, arch: TowerArch) -> Iterator[ImageClassifier]:
+    """The recipe's model on fake tensors, as path computes it; they claim to be on the CPU, and count as on a GPU."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # imports PyTorch's compiler, a second
+
+    model = _meta_model(recipe, arch)
+    if model.visual.has_attention_kernels:
+        model.visual.set_attention_kernel(KERNELS[path])
+    model.visual.grad_checkpointing = recipe.train.grad_checkpointing
     log = logging.getLogger("torch._subclasses.fake_tensor")
-    log.disabled, before = True, log.disabled
+    log.disabled, before = True, log.disabled  # a failed operation is logged as a traceback
     try:
-        yield
+        with FakeTensorMode(), mock.patch.object(linear, "NORM_BRANCH_DEVICES", [DEVICE]):
+            fake = {id(t): _fake(t) for t in (*model.parameters(), *model.buffers())}
+            yield copy.deepcopy(model, memo=dict(fake)).train()
     finally:
         log.disabled = before
 
 
-def _traced(recipe: Recipe, path: str, model: ImageClassifier, attention: bool) -> list[OpTraffic]:
-    if model.visual.has_attention_kernels:
-        model.visual.set_attention_kernel(KERNELS[path])
-    model.visual.grad_checkpointing = recipe.train.grad_checkpointing
-    from torch._subclasses.fake_tensor import FakeTensorMode  # imports PyTorch's compiler, a second
-
-    # fake tensors claim to be on the CPU, and count as on a GPU
-    with _quiet(), FakeTensorMode(), mock.patch.object(linear, "NORM_BRANCH_DEVICES", [DEVICE]):
-        fake = {id(t): _fake(t) for t in (*model.parameters(), *model.buffers())}
-        copied = copy.deepcopy(model, memo=dict(fake)).train()
-        return _trace(copied, path, _fake_batch(recipe), attention)
+def _traced(recipe: Recipe, path: str, arch: TowerArch, attention: bool) -> list[OpTraffic]:
+    with fake_model(recipe, path, arch) as model:
+        return _trace(model, path, _fake_batch(recipe), attention)
 
 
 def _fake(t: Tensor) -> Tensor:

@@ -360,6 +360,10 @@ class Train:
         "none", "also log to Weights & Biases or MLflow", choices=("none", "wandb", "mlflow"),
         changes_accuracy=False,
     )  # fmt: skip
+    profile: int = option(
+        0, "steps to profile after the first three of a process, into the run directory; 0: none", low=0, high=10_000,
+        changes_accuracy=False, since="0.3.0",
+    )  # fmt: skip
     keep_checkpoints: int = option(
         2, "number of newest checkpoints that are kept, besides the best", low=1, high=LARGEST_COUNT,
         changes_accuracy=False,

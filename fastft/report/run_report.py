@@ -17,7 +17,7 @@ from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.class_section import confusion_picture, reliability_chart
 from fastft.report.page import percent, render_page
 from fastft.report.run_cost import run_cost
-from fastft.report.time_split import time_split
+from fastft.report.time_split import profiled, time_split
 from fastft.run.evaluations import WEIGHTS, best_line, headline_top1, standard_error
 from fastft.run.run_directory import Run
 
@@ -62,6 +62,7 @@ def render_run(
         machine=machine_line(run),
         speed=[render_chart(c) for c in speed_charts(run)],
         split=time_split(run),
+        profile=profiled(run),
         cost=run_cost(run, gpus, price),
         mistakes=assessment.mistakes if assessment else None,
         classes=classes,

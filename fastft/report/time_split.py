@@ -3,12 +3,18 @@
 The 'split' lines are not used: each covers only the process that ended its epoch.
 """
 
+import json
 from contextlib import suppress
 from typing import Any
 
 from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import read_user_text
 from fastft.cost.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, diagnose, loader_needs, shares
 from fastft.run.run_directory import Run
+from fastft.train import profile
+
+MOST_OPERATIONS = 10
+MAX_BYTES = 16 << 20
 
 
 def time_split(run: Run) -> dict[str, Any] | None:
@@ -65,3 +71,17 @@ def _world_size(run: Run, step: int) -> int:
 
 def _on_gpu(run: Run) -> bool:
     return run.machine.get("device_type") == "cuda"
+
+
+def profiled(run: Run) -> dict[str, Any] | None:
+    """The profile of some steps (`train.profile`): steps, rows (name, calls, seconds, share) of the longest operations, and the
+    files to link. None without one.
+    """
+    folder = run.folder / profile.FOLDER
+    if not (folder / profile.OPERATIONS).is_file():
+        return None
+    found = json.loads(read_user_text(folder / profile.OPERATIONS, MAX_BYTES, "a profile of fastft train"))
+    total = sum(row["seconds"] for row in found["operations"]) or 1.0
+    rows = [row | {"share": row["seconds"] / total} for row in found["operations"][:MOST_OPERATIONS]]
+    files = [name for name in (profile.TRACE, profile.MEMORY) if (folder / name).is_file()]
+    return {"steps": found["steps"], "rows": rows, "files": [f"{profile.FOLDER}/{name}" for name in files]}

@@ -5,17 +5,24 @@ from torch import nn
 from torch.nn import functional as F
 
 from beton_tools.base.errors import UserError
+from fastft.augment import AugmentPolicy
+from fastft.augment.policies import AugMix
 from fastft.optim import HalfCopy
 from fastft.train.precision import Precision
 
 CPU_MICRO_BATCH = 32  # larger ones leave the CPU's caches and gain nothing
-# Pairs of micro-batches whose peak memory is measured; memory grows linearly between and beyond. The second pair is for
-# models of which 8 images do not fit.
+# Pairs of micro-batches whose peak memory is measured first. The second pair is for models of which 8 images do not fit.
 PROBES = ((4, 8), (1, 2))
+# The larger one is doubled until its activations take this many times the memory of the gradients. Before, the peak is where the
+# gradients are complete and most activations are freed: with gradient checkpointing up to some 100 images
+DOMINANT = 4
 HEADROOM = 0.9  # share of free memory to use; the rest is for allocator fragments
 TENSOR_CORE_MULTIPLE = 8  # matrix products are fastest if their dimensions are multiples of this
 CHANNELS = 3
 COPIES = 3  # of what is trained, in fp32, beside the weights: gradients and AdamW's two moments
+# bytes of a pixel's channel that augmentation on a GPU takes beside the finished images: two uint8 images, of AugMix three and
+# their mixture in fp32 (fastft.augment.cuda)
+AUGMENT_BYTES, AUGMIX_BYTES = 2, 3 + 4
 
 
 def choose_micro_batch(
@@ -51,31 +58,33 @@ def choose_micro_batch(
     device = next(model.parameters()).device
     if device.type == "cpu":
         return largest_divisor(rank_batch, CPU_MICRO_BATCH, unit)
-    free, per_image = _measure_free(model, image_size, precision)
+    free, per_image = _measure_free(model, image_size, precision, rank_batch)
     per_image += loader_bytes
     if free < unit * per_image:
         raise UserError("the model does not fit in this GPU's memory; try --train.grad_checkpointing=true")
     return fast_divisor(rank_batch, int(free / per_image), unit)
 
 
-def loader_bytes(mean_pixels: float, image_size: int, dtype: torch.dtype, batches: int) -> float:
+def loader_bytes(
+    mean_pixels: float, image_size: int, dtype: torch.dtype, batches: int, policy: AugmentPolicy
+) -> float:
     """GPU memory that a loader needs per image of a micro-batch; mean_pixels: of the stored images.
 
     batches: that are finished, in use or in progress at a time. Of each it holds the decoded pixels, at most the whole
-    images, and the finished images with their uint8 form.
+    images, the finished images, and what augmentation worked with, which PyTorch keeps for the next batch.
     """
-    finished = image_size**2 * (1 + dtype.itemsize)
-    return batches * CHANNELS * (mean_pixels + finished)
+    augment = AUGMIX_BYTES if isinstance(policy.recipe, AugMix) else AUGMENT_BYTES
+    return batches * CHANNELS * (mean_pixels + image_size**2 * (augment + dtype.itemsize))
 
 
-def _measure_free(model: nn.Module, image_size: int, precision: Precision) -> tuple[float, float]:
+def _measure_free(model: nn.Module, image_size: int, precision: Precision, most: int) -> tuple[float, float]:
     """(bytes free for images, bytes per image); (0, 1) if not even the smallest probes fit."""
     device = next(model.parameters()).device
     if precision.half_residual:
         model = HalfCopy(model, precision.dtype).module  # its weights count as taken while it is referenced
     for probes in PROBES:
         try:
-            fixed, per_image = measure_memory(model, image_size, precision, probes)
+            fixed, per_image = measure_memory(model, image_size, precision, probes, most)
         except torch.OutOfMemoryError:
             model.zero_grad(set_to_none=True)
             continue
@@ -100,17 +109,29 @@ def fast_divisor(number: int, at_most: int, unit: int = 1) -> int:
 
 
 def measure_memory(
-    model: nn.Module, image_size: int, precision: Precision, probes: tuple[int, int]
+    model: nn.Module, image_size: int, precision: Precision, probes: tuple[int, int], most: int
 ) -> tuple[float, float]:
-    """(bytes that do not depend on the batch, bytes per image) of a training step on the GPU, from two probes.
+    """(bytes that do not depend on the batch, bytes per image) of a training step on the GPU, from passes of up to `most` images.
 
     A pass before them allocates what stays: cuBLAS keeps a workspace from its first call on.
     """
-    _peak_of_pass(model, image_size, precision, probes[0])
-    peaks = [_peak_of_pass(model, image_size, precision, images) for images in probes]
-    per_image = max(1.0, (peaks[1] - peaks[0]) / (probes[1] - probes[0]))
+    fewer, images = probes
+    _peak_of_pass(model, image_size, precision, fewer)
+    before, peak = (_peak_of_pass(model, image_size, precision, n) for n in probes)
     trained = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
-    return COPIES * trained + max(0.0, peaks[0] - probes[0] * per_image), per_image
+    while images * (peak - before) / (images - fewer) < DOMINANT * trained and 2 * images <= most:
+        try:
+            fewer, images, before, peak = (
+                images,
+                2 * images,
+                peak,
+                _peak_of_pass(model, image_size, precision, 2 * images),
+            )
+        except torch.OutOfMemoryError:
+            model.zero_grad(set_to_none=True)
+            break
+    per_image = max(1.0, (peak - before) / (images - fewer))
+    return COPIES * trained + max(0.0, peak - images * per_image), per_image
 
 
 def _peak_of_pass(model: nn.Module, image_size: int, precision: Precision, images: int) -> int:

@@ -31,7 +31,7 @@ class Progress:
     baseline: dict[str, Any] | None = None  # of the head that the run starts from: `describe_baseline`
     # the part of the next log line that is known already (Meter.state_dict)
     logged: dict[str, Any] | None = None
-    step_choice: dict[str, str] | None = None  # mode, attention kernel and device of the steps (StepChoice)
+    step_choice: dict[str, Any] | None = None  # of StepChoice, and the device
 
     def add(self, epoch: int, scores: Mapping[str, Scores], best_by: str = TOP1) -> dict[str, Any]:
         """Append an evaluation; returns its entry.

@@ -5,23 +5,25 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from fastft.augment import Mixer
 from fastft.augment.recipe_policy import build_mixer, build_policy
-from fastft.cost.work import phase_flops
 from fastft.data import EvalLoader, Output, Shard, TrainLoader
 from fastft.data.classes import refuse_other_classes
-from fastft.data.engine import Engine
 from fastft.data.stage import check_shrink
-from fastft.model import ImageClassifier
+from fastft.model import ImageClassifier, TowerArch
 from fastft.model.head_file import read_head
-from fastft.model.phases import find_phases, with_phase
+from fastft.model.phases import with_phase
+from fastft.model.recipe_model import build_model
+from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups
 from fastft.optim.schedule import build_schedule
 from fastft.recipe import Recipe, parse_duration, resolve
 from fastft.recipe.training_images import NO_DATA, with_training_files
@@ -32,15 +34,16 @@ from fastft.train.checkpointing import Checkpointing, describe_divergence
 from fastft.train.distributed import World
 from fastft.train.exceptions import NonFinite
 from fastft.train.head_start import refuse_large
-from fastft.train.micro_batch import COPIES, choose_micro_batch, loader_bytes
-from fastft.train.models import build_step, build_training_models
+from fastft.train.micro_batch import COPIES
 from fastft.train.precision import Precision, choose_precision
 from fastft.train.preempt import SignalGuard
 from fastft.train.progress import Progress, describe_model
-from fastft.train.run_phases import RunPhase, RunPhases
+from fastft.train.run_phases import RunPhases, plan_phases
 from fastft.train.step import Step
-from fastft.train.step_choice import refuse_impossible
+from fastft.train.step_choice import is_out_of_memory, refuse_impossible
 from fastft.train.validation import Validation
+
+OUT_OF_MEMORY_DEVICES = ["cuda"]  # whose allocator raises torch.OutOfMemoryError
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,9 @@ class Setup:
 
     @property
     def moments_bytes(self) -> int:
-        """Memory of the optimiser's state, which is made in the first step."""
+        """Memory of the optimiser's state that the first step will make; none if a checkpoint has it."""
+        if self.step.optimizer.state:
+            return 0
         return (COPIES - 1) * 4 * sum(p.numel() for p in self.step.model.parameters() if p.requires_grad)
 
     def position(self, progress: Progress) -> int:
@@ -162,6 +167,19 @@ def build_setup(recipe: Recipe, world: World, guard: SignalGuard, opened: ExitSt
     )  # fmt: skip
 
 
+def halve_if_too_large(setup: Setup, say: Callable[[str], None]) -> Setup:
+    """The set-up with half the micro-batch if that of the last phase does not fit the GPU's memory in some process."""
+    s, last = setup, setup.phases.all[-1]
+    if s.world.device.type not in OUT_OF_MEMORY_DEVICES:
+        return setup
+    reserve = s.moments_bytes + int(last.loader_bytes)
+    if not is_out_of_memory(with_phase(s.recipe, last), s.step, last.micro_batch, reserve):
+        return setup
+    phases = s.phases.with_halves(1 if s.mixer is None else 2)
+    say(f"out of memory with {last.micro_batch} images per forward pass: trying {phases.all[-1].micro_batch}")
+    return replace(setup, phases=phases)
+
+
 def _describe(recipe: Recipe, model: ImageClassifier, loader: TrainLoader) -> dict[str, Any]:
     return describe_model(recipe, model.visual.arch, loader.class_names, loader.content, loader.class_counts)
 
@@ -192,58 +210,47 @@ def _refuse_before_weights(recipe: Recipe, train_files: BetonSet, world: World) 
     refuse_impossible(recipe, world.device.type == "cuda", world.size)
 
 
-def loader_bytes_per_image(recipe: Recipe, precision: Precision, train_files: BetonSet) -> float:
-    """GPU memory of the loaders per image of a micro-batch."""
-    val = recipe.data.val
-    pixels = [b.largest.mean_pixels for b in (train_files, *([] if val is None else [BetonSet.open(val)]))]
-    size, batches = recipe.model.image_size, Engine.slots(recipe.data.batches_ahead)
-    return sum(loader_bytes(mean, size, precision.dtype, batches) for mean in pixels)
+def build_training_models(
+    recipe: Recipe, device: torch.device, pretrained: bool, arch: TowerArch | None = None
+) -> tuple[ImageClassifier, Ema | None]:
+    """The model on its device, and its EMA if the recipe has one.
 
-
-def fit_micro_batch(
-    recipe: Recipe, model: ImageClassifier, world: World, precision: Precision, per_image: float, unit: int
-) -> int:
-    """Images per forward pass of a process, a divisor of its share of the batch.
-
-    per_image: `loader_bytes_per_image`. unit: images that must stay together.
-
-    Raises:
-        UserError: as `choose_micro_batch`.
+    pretrained: False leaves the weights to a checkpoint. arch: None for the one that the recipe names.
     """
-    size, rank_batch = recipe.model.image_size, max(1, recipe.optim.batch_size // world.size)
-    return choose_micro_batch(
-        recipe.train.micro_batch, rank_batch, model, size, precision, unit=unit, loader_bytes=per_image
-    )
+    model = build_model(recipe, pretrained=pretrained, arch=arch).to(device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.visual.grad_checkpointing = recipe.train.grad_checkpointing
+    options = recipe.ema
+    if options.decay == 0:
+        return model, None
+    decay = decay_for_batch(options.decay, recipe.optim.batch_size, options.reference_batch)
+    return model, Ema(model, decay)
 
 
-def plan_phases(
+def build_step(
     recipe: Recipe,
     model: ImageClassifier,
+    ema: Ema | None,
     world: World,
     precision: Precision,
-    train_files: BetonSet,
-    unit: int,
-) -> RunPhases:
-    """The phases of a recipe, each with the micro-batch that fits. unit: images that must stay together.
-
-    Raises:
-        UserError: as `find_phases` and `fit_micro_batch`.
-    """
-    arch, phases = model.visual.arch, []
-    for phase in find_phases(recipe, arch):
-        constant = with_phase(recipe, phase)
-        model.visual.patch_dropout.rate = phase.patch_dropout
-        per_image = loader_bytes_per_image(constant, precision, train_files)
-        micro_batch = fit_micro_batch(constant, model, world, precision, per_image, unit)
-        found = RunPhase(
-            **asdict(phase),
-            micro_batch=micro_batch,
-            accumulation=max(1, recipe.optim.batch_size // world.size) // micro_batch,
-            flops=phase_flops(recipe, arch, phase).train,
-            loader_bytes=micro_batch * per_image,
-        )
-        phases.append(found)
-    return RunPhases(phases)
+    accumulation: int,
+) -> Step:
+    """The step of AdamW over layer-wise groups."""
+    r = recipe
+    groups = layer_groups(model, model.visual.arch.layers, r.optim.layer_decay, r.optim.weight_decay)
+    optimizer = build_adamw(
+        optimizer_groups(model, groups), betas=(r.optim.beta1, r.optim.beta2), eps=r.optim.eps
+    )
+    return Step(
+        model,
+        optimizer,
+        ema,
+        world,
+        precision,
+        accumulation=accumulation,
+        label_smoothing=r.optim.label_smoothing,
+        clip_grad=r.optim.clip_grad,
+    )
 
 
 def refuse_other_head(recipe: Recipe, class_names: Sequence[str]) -> None:

@@ -20,9 +20,11 @@ from torch.nn import functional as F
 from beton_tools.base.errors import UserError
 from fastft.machine.facts import cpu_name
 from fastft.model.attention import ATTENTION_KERNELS, BF16_NATIVE, attention_candidates, default_kernel
+from fastft.model.phases import phase_at
 from fastft.model.recipe_model import can_compile
 from fastft.recipe import Recipe
 from fastft.train.distributed import World
+from fastft.train.precision import Precision
 from fastft.train.step import MODES, Step, StepChoice
 
 MARGIN = 0.02  # an earlier candidate is kept if it is at most this much slower: such differences are noise
@@ -32,6 +34,9 @@ GRAPH_MICRO_BATCH = 64
 # largest relative difference from eager of the logits or of a parameter's gradient. Attention kernels that are right differ by
 # 0.6 % in bf16 and by 0.1 % in fp16 (ViT-S and ViT-B on a CPU)
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
+# dtypes in which the loss of a half-precision copy is that of fp32 weights (docs/v100.md): it is taken where faster. In bf16
+# its time is only shown
+HALF_BY_DEFAULT = (torch.float16,)
 LOSS_SCALE = 2.0**16  # of fp16: gradients of the first batch are far from overflow
 SEED = 0
 
@@ -78,8 +83,8 @@ class Decision:
             {**asdict(t.choice), "milliseconds": t.milliseconds, "reason": t.reason} for t in self.trials
         ]
         return {
-            "step_mode": self.choice.mode, "step_attention": self.choice.attention, "step_origin": self.origin,
-            "step_trials": trials,
+            "step_mode": self.choice.mode, "step_attention": self.choice.attention, "step_half": self.choice.half,
+            "step_origin": self.origin, "step_trials": trials,
         }  # fmt: skip
 
 
@@ -117,19 +122,20 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
-def stored_choice(stored: Mapping[str, str] | None, device: str) -> StepChoice | None:
+def stored_choice(stored: Mapping[str, Any] | None, device: str) -> StepChoice | None:
     """The choice that a checkpoint records, if it was made for the same kind of device and this version knows it."""
     if stored is None or stored["device"] != device:
         return None
     known = stored["mode"] in MODES and stored["attention"] in ("auto", *ATTENTION_KERNELS)
-    return StepChoice(stored["mode"], stored["attention"]) if known else None
+    # `half` is missing in checkpoints of before
+    return StepChoice(stored["mode"], stored["attention"], stored.get("half", False)) if known else None
 
 
 def choose_step(
     recipe: Recipe,
     step: Step,
     micro_batch: int,
-    stored: Mapping[str, str] | None,
+    stored: Mapping[str, Any] | None,
     *,
     reserve_bytes: int,
     say: Callable[[str], None],
@@ -161,6 +167,34 @@ def choose_step(
     return world.broadcast(decision)
 
 
+def is_out_of_memory(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int) -> bool:
+    """True if an eager pass over so many images runs out of memory in some process; before `step.connect`.
+
+    recipe: of one phase. reserve_bytes: as for `choose_step`.
+    """
+    device, failed = step.world.device, False
+    try:
+        reserved = torch.empty(
+            reserve_bytes if device.type == "cuda" else 0, dtype=torch.uint8, device=device
+        )
+        trial = Step(step.model, step.optimizer, None, World(0, 1, 0, device), step.precision)
+        trial.connect(StepChoice())
+        trial.set_phase(phase_at(recipe, 0).patch_dropout, 1)
+        trial.model.train()
+        batch = _random_batch(
+            recipe, step.model.visual.noise_columns, micro_batch, device, step.precision.dtype
+        )
+        trial.micro_batch(*batch, step=0, last=True)
+        del reserved
+    except torch.OutOfMemoryError:
+        failed = True
+    step.model.zero_grad(set_to_none=True)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return step.world.any(failed)
+
+
 # measuring ------------------------------------------------------------------------------------------------------------
 
 
@@ -182,21 +216,37 @@ def _measure(
         usual = default_kernel(device, dtype)
         kernels += [kernel for kernel in attention_candidates(device) if kernel != usual]
     modes = candidate_modes(recipe, device, micro_batch, step.world.size)
-    if len(kernels) + len(modes) == 1:
+    if len(kernels) + len(modes) + len(candidate_halves(recipe, step.precision)) == 2:
         return Decision(StepChoice(), "default")
     say("measuring how to compute a step")
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng([device] if on_gpu else [], device_type=device.type if on_gpu else "cuda"):
         reserved = torch.empty(reserve_bytes if on_gpu else 0, dtype=torch.uint8, device=device)
         batch = _random_batch(recipe, step.model.visual.noise_columns, micro_batch, device, dtype)
-        trials = run_trials(
-            lambda choice: _trial_pass(step, choice, batch), kernels, modes, TOLERANCE[dtype], check=check
-        )
+        trials = [
+            trial
+            for half in candidate_halves(recipe, step.precision)
+            for trial in run_trials(
+                lambda choice: _trial_pass(step, choice, batch),
+                kernels,
+                modes,
+                TOLERANCE[dtype],
+                half,
+                check=check,
+            )
+        ]
         del reserved
     gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
-    return Decision(fastest(trials), "measurement", tuple(trials))
+    allowed = [trial for trial in trials if not trial.choice.half or dtype in HALF_BY_DEFAULT]
+    return Decision(fastest(allowed), "measurement", tuple(trials))
+
+
+def candidate_halves(recipe: Recipe, precision: Precision) -> list[bool]:
+    """Whether to measure without and with a half-precision copy of the weights, where the recipe leaves it open."""
+    is_open = recipe.train.half_residual == "auto" and not precision.half_residual
+    return [False, True] if is_open and precision.dtype != torch.float32 else [False]
 
 
 def candidate_modes(recipe: Recipe, device: torch.device, micro_batch: int, processes: int) -> list[str]:
@@ -215,11 +265,12 @@ def run_trials(
     kernels: Sequence[str],
     modes: Sequence[str],
     tolerance: float,
+    half: bool = False,
     *,
     check: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[StepTrial]:
-    """Try attention kernels, the first of which is the reference, then the modes with the fastest kernel.
+    """Try attention kernels, the first of which is the reference, then the modes with the fastest; all with `half` or without.
 
     A candidate is dropped if it fails, or if its logits or gradients differ from the reference by more than `tolerance`.
     """
@@ -250,12 +301,12 @@ def run_trials(
             trials.append(StepTrial(choice, None, text[:160]))
 
     for kernel in kernels:
-        attempt(StepChoice("eager", kernel))
+        attempt(StepChoice("eager", kernel, half))
         if not reference:
             return trials  # eager itself fails
     attention = fastest(trials).attention
     for mode in modes:
-        attempt(StepChoice(mode, attention))
+        attempt(StepChoice(mode, attention, half))
     return trials
 
 

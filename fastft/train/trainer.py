@@ -12,6 +12,7 @@ from fastft.model.phases import with_phase
 from fastft.optim import set_lr
 from fastft.run.log import RunLog
 from fastft.run.run_directory import write_choices, write_recipe, write_result
+from fastft.train import profile
 from fastft.train.augmentation_choice import choose_augmentation
 from fastft.train.evaluate import EvaluationStopped
 from fastft.train.exceptions import Preempted, TimeUp
@@ -34,6 +35,8 @@ class Trainer:
         self.recipe, self.progress = setup.recipe, setup.progress
         self.phase = setup.phases.at(self.progress.epoch)
         self.reporter = Reporter(setup, log)
+        profiled = self.recipe.train.profile if self.world.is_main else 0
+        self.profiler = profile.StepProfiler(setup.folder / profile.FOLDER, profiled, self.world.device)
         self._lr = 0.0  # of the last step
 
     @property
@@ -45,9 +48,10 @@ class Trainer:
         self._start()
         if self.setup.validation.is_due(self.progress):  # a signal interrupted it
             self._finish_epoch()
-        while self.progress.epoch < self.recipe.epochs:
-            self._train_epoch()
-            self._finish_epoch()
+        with self.profiler:
+            while self.progress.epoch < self.recipe.epochs:
+                self._train_epoch()
+                self._finish_epoch()
         self.setup.checkpoints.finish()
         result = summarise(self.progress, self.recipe)
         if self.world.is_main:
@@ -151,9 +155,12 @@ class Trainer:
                 )
             mine = None if noise is None else noise[batch.first_position :][: len(images)]
             last = k == self.phase.accumulation - 1
-            self.step.micro_batch(images, targets, mine, step=global_step, last=last)
-        self.step.update()
+            with self.profiler.range("forward and backward"):
+                self.step.micro_batch(images, targets, mine, step=global_step, last=last)
+        with self.profiler.range("update"):
+            self.step.update()
         meter.steps += 1
+        self.profiler.count_step()
 
     def _log_interval(self, epoch: int) -> None:
         self.progress.seconds += self.reporter.interval(epoch, self.global_step, self._lr, self.phase)

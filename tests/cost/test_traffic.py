@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,20 @@ import torch
 
 from fastft.bench.traffic_table import measure_traffic
 from fastft.cli import main
-from fastft.cost.traffic import _bytes_moved, _bytes_per_image, _meta_model, image_traffic, step_traffic
+from fastft.cost.traffic import (
+    KERNELS,
+    _bytes_moved,
+    _bytes_per_image,
+    image_traffic,
+    step_traffic,
+    stored_traffic,
+    trace_image,
+    traffic_key,
+)
+from fastft.model.phases import find_phases, with_phase
 from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe, load_recipe
+from fastft.recipe.recipe_file import recipe_names
 
 GB = 1e9
 ELEMENTS = 256 * 197 * 768  # of one layer's tokens: 256 images, B/16 at 224 px
@@ -91,8 +103,20 @@ def test_a_block_copies_nothing_and_casts_only_what_it_must(path: str, kinds: di
 )
 def test_a_few_blocks_are_traced_for_all(name: str, options: list[str], path: str) -> None:
     recipe = load_recipe(name, options)
-    whole = _bytes_per_image(recipe, path, _meta_model(recipe, recipe_arch(recipe)))
+    whole = _bytes_per_image(recipe, path, recipe_arch(recipe))
     assert image_traffic(recipe, path).bytes_per_image == pytest.approx(whole, rel=1e-9)
+
+
+def test_stored_traffic_covers_all_recipes_and_is_what_a_trace_counts() -> None:
+    """Traced anew for two of them; `python benchmarks/tables.py --check` traces all."""
+    for recipe in map(load_recipe, recipe_names()):
+        for phase in find_phases(recipe):
+            assert {
+                traffic_key(with_phase(recipe, phase), path) for path in KERNELS
+            } <= stored_traffic().keys()
+    for name, path in (("final_b16", "autocast"), ("frugal_l14_half", "half")):
+        traced = trace_image(load_recipe(name), path)
+        assert stored_traffic()[traffic_key(load_recipe(name), path)] == pytest.approx(astuple(traced))
 
 
 def test_traffic_of_timms_vit_is_that_of_fastfts_tower_or_more() -> None:

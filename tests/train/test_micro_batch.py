@@ -1,11 +1,34 @@
 """The micro-batch divides the batch and fits the memory."""
 
+import json
+import weakref
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cache, partial
+from itertools import accumulate
+from pathlib import Path
+
 import pytest
 import torch
+from rich.console import Console
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from beton_tools.base.errors import UserError
-from fastft.train import micro_batch
+from fastft.augment import parse_policy
+from fastft.cost.traffic import fake_model
+from fastft.model import build_classifier
+from fastft.model.recipe_model import build_model, recipe_arch
+from fastft.optim import HalfCopy
+from fastft.recipe import load_recipe
+from fastft.train import micro_batch, setup
+from fastft.train.loop import train
 from fastft.train.precision import Precision
+from fastft.train.step import Step
+from tests.model.test_tower import small_arch
+from tests.train.runs import differing, end, flags, run
 
 FP32 = Precision(torch.float32, "cpu")
 
@@ -62,7 +85,7 @@ def test_the_gpu_micro_batch_is_the_largest_that_fits(monkeypatch) -> None:
 def test_probes_that_do_not_fit_are_tried_smaller_then_refused(
     monkeypatch, fits: int, micro: int | None
 ) -> None:
-    def measure(model, image_size, precision, probes):
+    def measure(model, image_size, precision, probes, most):
         if max(probes) > fits:
             raise torch.OutOfMemoryError
         return 5e9, 1e9
@@ -86,31 +109,129 @@ def test_a_multiple_of_8_is_preferred_if_it_is_at_least_half_as_large() -> None:
     assert micro_batch.fast_divisor(240, 7) == 6
 
 
-class Memory:
-    """A stub of the CUDA allocator: cuBLAS takes a workspace in the first pass; each image of a pass takes its bytes."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, workspace: int, per_image: int, grows: int) -> None:
-        self.held = self.peak = 0
-        self.workspace, self.per_image, self.fixed = workspace, per_image, grows
-        monkeypatch.setattr(
-            torch.cuda, "reset_peak_memory_stats", lambda device: setattr(self, "peak", self.held)
-        )
-        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: self.held)
-        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak)
-
-    def forward(self, model: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        self.held, self.workspace = self.held + self.workspace, 0
-        self.peak = max(self.peak, self.held + self.fixed + self.per_image * len(inputs[0]))
-
-
 def test_the_workspace_of_the_first_pass_is_not_counted_for_images(monkeypatch) -> None:
     """Else the first probe is too large, the difference of the two too small, and too many images are taken to fit."""
-    memory = Memory(monkeypatch, workspace=1000, per_image=7, grows=50)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2))
-    model.register_forward_pre_hook(memory.forward)
-    trained = 4 * (3 * 8 * 8 * 2 + 2)
-    fixed, per_image = micro_batch.measure_memory(model, 8, FP32, (4, 8))
-    assert (fixed, per_image) == (micro_batch.COPIES * trained + 50, 7)
+    workspace = [1000]  # cuBLAS takes it in the first pass
+    monkeypatch.setattr(
+        micro_batch,
+        "_peak_of_pass",
+        lambda model, size, precision, images: (workspace.pop() if workspace else 0) + 50 + 7 * images,
+    )
+    frozen = torch.nn.Linear(8, 2).requires_grad_(False)
+    assert micro_batch.measure_memory(frozen, 8, FP32, (4, 8), 64) == (50, 7)
+
+
+def test_probes_grow_until_activations_dominate_and_stop_at_the_batch_or_at_the_end_of_memory(
+    monkeypatch,
+) -> None:
+    """Gradients of 4,000 bytes hide the 100 bytes per image that a checkpointed pass keeps until there are 40 images."""
+    model, seen = torch.nn.Linear(999, 1), []
+
+    def peak(model, size, precision, images: int) -> int:
+        seen.append(images)
+        if images > memory:
+            raise torch.OutOfMemoryError
+        return max(4000 + 20 * images, 120 * images)
+
+    monkeypatch.setattr(micro_batch, "_peak_of_pass", peak)
+    memory = 1000
+    assert micro_batch.measure_memory(model, 8, FP32, (4, 8), 2048) == (3 * 4000, 120)
+    assert seen == [4, 4, 8, 16, 32, 64, 128, 256]
+    assert micro_batch.measure_memory(model, 8, FP32, (4, 8), 16) == (3 * 4000 + 4000, 20)
+    memory = 100
+    assert micro_batch.measure_memory(model, 8, FP32, (4, 8), 2048)[1] == pytest.approx(
+        95
+    )  # of 32 and 64 images
+
+
+class Allocated(TorchDispatchMode):
+    """Bytes of the storages that operations make, now and at their peak; exact for fake tensors too."""
+
+    def __init__(self, before: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.known = {t.untyped_storage()._cdata for t in before}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if isinstance(t, torch.Tensor) and (key := t.untyped_storage()._cdata) not in self.known:
+                size = t.untyped_storage().nbytes()
+                self.known.add(key)
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(t.untyped_storage(), self.free, key, size)
+        return out
+
+    def free(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def pass_of(model: torch.nn.Module, images: torch.Tensor, autocast: bool) -> None:
+    with torch.autocast("cpu", images.dtype) if autocast else nullcontext():
+        logits = model(images)
+    F.cross_entropy(logits.float(), torch.zeros(len(images), dtype=torch.int64)).backward()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_counted_memory_is_what_pytorch_allocates(checkpointing: bool, tmp_path: Path) -> None:
+    """A small tower in bf16: PyTorch's profiler reports each allocation of the CPU's allocator."""
+    torch.manual_seed(0)
+    model = HalfCopy(build_classifier(small_arch(), 5), torch.bfloat16).module
+    model.visual.grad_checkpointing = checkpointing
+    images = torch.randn(16, 3, 32, 32, dtype=torch.bfloat16)
+    with Allocated([*model.parameters(), *model.buffers(), images]) as counted:
+        pass_of(model, images, False)
+    model.zero_grad(set_to_none=True)
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as recorded:
+        pass_of(model, images, False)
+    recorded.export_chrome_trace(str(tmp_path / "trace.json"))
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    totals = [(e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]"]
+    peak = max(accumulate(size for _, size in sorted(totals)))
+    assert counted.peak == pytest.approx(peak, rel=0.1)  # kernels allocate temporaries of their own
+
+
+def peak_on_a_gpu(name: str, path: str, layers: int, images: int) -> int:
+    """Bytes of a checkpointed pass of the tower with so many of its layers on fake tensors; the second of two that accumulate."""
+    recipe = load_recipe(name, ["--train.grad_checkpointing=true"])
+    arch = replace(recipe_arch(recipe), layers=layers)
+    with fake_model(recipe, path, arch) as model:
+        if path == "half":
+            model = HalfCopy(model, torch.float16).module
+        pixels = torch.empty(images, 3, 224, 224, dtype=torch.float16).contiguous(
+            memory_format=torch.channels_last
+        )
+        with Allocated([*model.parameters(), *model.buffers(), pixels]) as counted:
+            pass_of(model, pixels, path == "autocast")
+    return counted.peak
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "layers"),
+    [
+        ("final_b16", "autocast", 3),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+            ("final_b16", "autocast", 12), ("final_b16", "half", 12), ("final_l14", "autocast", 24), ("final_l14", "half", 24),
+        )),
+    ],
+)  # fmt: skip
+def test_the_memory_of_a_checkpointed_step_is_predicted(
+    name: str, path: str, layers: int, monkeypatch
+) -> None:
+    """Within a tenth for 1,024 images, from the probes; the optimiser's moments and accumulated gradients included."""
+    peaks = cache(partial(peak_on_a_gpu, name, path, layers))
+    monkeypatch.setattr(micro_batch, "_peak_of_pass", lambda model, size, precision, images: peaks(images))
+    recipe = load_recipe(name)
+    with torch.device("meta"):
+        model = build_model(recipe, pretrained=False, arch=replace(recipe_arch(recipe), layers=layers))
+    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    fixed, per_image = micro_batch.measure_memory(model, 224, FP32, micro_batch.PROBES[0], 2048)
+    needed = peaks(1024) + micro_batch.COPIES * trained
+    assert fixed + 1024 * per_image == pytest.approx(needed, rel=0.1)
 
 
 def test_the_loaders_buffers_are_counted(monkeypatch) -> None:
@@ -122,11 +243,47 @@ def test_the_loaders_buffers_are_counted(monkeypatch) -> None:
     assert micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32, loader_bytes=1e9) == 32
 
 
-def test_loader_bytes_of_imagenet() -> None:
-    """Images of 500 x 375 at 224 px in half precision, 4 batches: decoded 2.25 MB, finished and uint8 1.8 MB."""
+@pytest.mark.parametrize(
+    ("policy", "dtype", "per_channel"),
+    [
+        ("rand-m9-mstd0.5-inc1", torch.float16, 2 + 2),
+        ("none", torch.float32, 2 + 4),
+        ("augmix", torch.bfloat16, 3 + 4 + 2),
+    ],
+)
+def test_loader_bytes_of_imagenet(policy: str, dtype: torch.dtype, per_channel: int) -> None:
+    """Images of 500 x 375 at 224 px, 4 batches: decoded, finished, and what augmentation works with."""
+    want = 4 * 3 * (375 * 500 + 224 * 224 * per_channel)
+    assert micro_batch.loader_bytes(375 * 500, 224, dtype, 4, parse_policy(policy)) == want
 
-    want = 4 * (3 * 375 * 500 + 3 * 224 * 224 * 3)
-    assert micro_batch.loader_bytes(375 * 500, 224, torch.float16, batches=4) == want
+
+def test_a_first_step_out_of_memory_is_tried_with_half_the_micro_batch(
+    tiny, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Nothing is written before; if half of it does not fit either, the run ends."""
+    monkeypatch.setattr(setup, "OUT_OF_MEMORY_DEVICES", ["cpu"])
+    forward, sizes = Step.micro_batch, []
+
+    def limited(self: Step, images: torch.Tensor, *rest, **options) -> torch.Tensor:
+        sizes.append(len(images))
+        if len(images) > fits:
+            assert not (tmp_path / "run" / "metrics.jsonl").exists() or fits < 4
+            raise torch.OutOfMemoryError
+        return forward(self, images, *rest, **options)
+
+    monkeypatch.setattr(Step, "micro_batch", limited)
+    fits, changes = 4, {"schedule__stop_epoch": "1", "model__drop_path": "0.3"}
+    recipe = load_recipe(
+        "rcp/final_b16.yaml", flags(tiny, tmp_path / "run", train__micro_batch="8", **changes)
+    )
+    train(recipe, Console(width=200))
+    assert "out of memory with 8 images per forward pass: trying 4" in capsys.readouterr().out
+    assert sizes[:3] == [8, 4, 4]
+    run(tiny, tmp_path / "half", train__micro_batch="4", **changes)
+    assert differing(end(tmp_path / "run"), end(tmp_path / "half")) == []
+    fits = 2
+    with pytest.raises(UserError, match="too small for micro-batches of 4"):
+        run(tiny, tmp_path / "none", train__micro_batch="8", **changes)
 
 
 @pytest.mark.parametrize("half", [True, False])
@@ -137,6 +294,6 @@ def test_memory_is_measured_with_the_copy_that_will_train(monkeypatch, half: boo
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80e9, 80e9))
     model = torch.nn.Linear(1, 1)
-    micro_batch._measure_free(model, 224, Precision(torch.float16, "cuda", half_residual=half))
+    micro_batch._measure_free(model, 224, Precision(torch.float16, "cuda", half_residual=half), 8)
     assert (measured[0] is model) is not half
     assert measured[0].weight.dtype == (torch.float16 if half else torch.float32)

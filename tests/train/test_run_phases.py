@@ -17,7 +17,7 @@ from fastft.model.recipe_model import build_model
 from fastft.recipe import load_recipe
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.run_directory import load_run, read_metrics
-from fastft.train import setup
+from fastft.train import run_phases
 from fastft.train.distributed import find_world
 from fastft.train.precision import Precision
 from tests.train.runs import differing, end, flags, losses, run
@@ -113,10 +113,10 @@ def test_the_micro_batch_is_chosen_for_each_size_and_patch_dropout(tiny, tmp_pat
         seen.append((size, model.visual.patch_dropout.rate))
         return 64 // size * 2
 
-    monkeypatch.setattr(setup, "choose_micro_batch", choose)
+    monkeypatch.setattr(run_phases, "choose_micro_batch", choose)
     with find_world("cpu", 1.0, "train.device") as world:
         precision, file = Precision(torch.float32, "cpu"), BetonSet.open(tiny["data.train"])
-        phases = setup.plan_phases(recipe, model, world, precision, file, 1)
+        phases = run_phases.plan_phases(recipe, model, world, precision, file, 1)
     assert seen == [(16, 0.5), (24, 0.5), (32, 0.5), (32, 0.0)]
     assert [(p.micro_batch, p.accumulation) for p in phases.all] == [(8, 1), (4, 2), (4, 2), (4, 2)]
     flops = [p.flops for p in phases.all]
