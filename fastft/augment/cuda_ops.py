@@ -3,10 +3,10 @@
 So the op is read once and no thread of a block goes another way, and an op that needs the whole image
 (histogram, extremes, mean) waits for a barrier and not for a launch. Between ops an image alternates
 between two buffers of global memory, which its 150 KB leave the second-level cache only under pressure.
-The arithmetic of every pixel and table entry is that of ops.py and ops_affine.py.
+The arithmetic of every pixel and table entry is that of ops.py.
 """
 
-from numba import cuda, float32, float64, int32, uint8, uint32, uintp
+from numba import cuda, float32, int32, uint8, uint32
 
 from fastft.augment.erase import erase_pixel
 from fastft.augment.ops import (
@@ -18,6 +18,8 @@ from fastft.augment.ops import (
     INVERT,
     POSTERIZE,
     SOLARIZE_ADD,
+    affine_matrix,
+    affine_source,
     autocontrast_entry,
     blend,
     box_byte,
@@ -26,17 +28,13 @@ from fastft.augment.ops import (
     contrast_mean,
     equalize_entry,
     equalize_step,
-    luma,
-    point_entry,
-    smooth,
-)
-from fastft.augment.ops_affine import (
-    affine_matrix,
-    affine_source,
     inside,
     is_affine,
+    luma,
+    point_entry,
     sample_bicubic,
     sample_bilinear,
+    smooth,
     truncate,
 )
 from fastft.augment.ops_image import COLOR, GAUSSIAN_BLUR, GRAYSCALE, SHARPNESS
@@ -165,12 +163,6 @@ def _sharpen(source, size, factor, target):
 
 
 @cuda.jit(device=True)
-def _read(pixels, i):
-    """A byte as float64. The unsigned index spares numba's test for a negative one."""
-    return float64(pixels[uintp(i)])
-
-
-@cuda.jit(device=True)
 def _transform(source, size, matrix, fill, bicubic, target):
     for i in range(cuda.threadIdx.y, size, cuda.blockDim.y):
         for j in range(cuda.threadIdx.x, size, cuda.blockDim.x):
@@ -181,9 +173,9 @@ def _transform(source, size, matrix, fill, bicubic, target):
                 if not seen:
                     target[to + c] = fill[c]
                 elif bicubic:
-                    target[to + c] = truncate(sample_bicubic(_read, source, size, size, x, y, c))
+                    target[to + c] = truncate(sample_bicubic(source, size, size, x, y, c))
                 else:
-                    target[to + c] = truncate(sample_bilinear(_read, source, size, size, x, y, c))
+                    target[to + c] = truncate(sample_bilinear(source, size, size, x, y, c))
 
 
 @cuda.jit(device=True)

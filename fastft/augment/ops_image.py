@@ -1,4 +1,4 @@
-"""The ops on whole images, on the CPU: loops over the scalar functions of ops.py and ops_affine.py.
+"""The ops on whole images, on the CPU: loops over the scalar functions of ops.py.
 
 Images are flat uint8 arrays of height*width*3; `source` and `target` are different ones, and the byte after
 `source` can be read (pixels are read four bytes at a time). Nothing allocates: `run_op` works in scratch of
@@ -27,11 +27,11 @@ from fastft.augment.ops import (
     contrast_mean,
     equalize_entry,
     equalize_step,
+    is_affine,
     luma,
     point_entry,
     smooth,
 )
-from fastft.augment.ops_affine import is_affine
 from fastft.augment.ops_image_affine import affine_scratch_size, run_affine
 from fastft.augment.plan import OP_ID, OPS
 from fastft.augment.simd import copy, take

@@ -1,6 +1,6 @@
 """Rotate, shear and translate on whole images, on the CPU.
 
-The functions of ops_affine.py define every pixel. Two loops give the same bytes for many pixels at a time:
+The functions of ops.py define every pixel. Two loops give the same bytes for many pixels at a time:
 
 - ShearX and TranslateX move pixels along rows only, ShearY and TranslateY along columns only, so a byte depends on four
   bytes of one row or column. The loop does the same float64 operations for neighbouring bytes, which the compiler turns
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from fastft.augment.ops_affine import (
+from fastft.augment.ops import (
     ROTATE,
     SHEAR_X,
     TRANSLATE_X,
@@ -37,11 +37,9 @@ from fastft.augment.simd import (
     copy,
     copy_bytes,
     is_flat,
-    load_pixel,
     round_up,
     rows_cubic,
     rows_linear,
-    store_pixel,
     take,
 )
 
@@ -157,15 +155,16 @@ def _is_inside(matrix, i, j, height, width):
 
 @njit(cache=True)
 def _sample(image, i, begin, end):
-    """Columns begin..end-1 of output row i, one pixel at a time."""
-    height, width = image.height, image.width
+    """Columns begin..end-1 of output row i, one byte at a time."""
+    source, height, width = image.source, image.height, image.width
     for j in range(begin, end):
         x, y = affine_source(image.matrix, i, j)
-        to = 3 * (i * width + j)
-        if image.bicubic:
-            store_pixel(image.target, to, sample_bicubic(load_pixel, image.source, height, width, x, y, 0))
-        else:
-            store_pixel(image.target, to, sample_bilinear(load_pixel, image.source, height, width, x, y, 0))
+        for c in range(3):
+            if image.bicubic:
+                value = sample_bicubic(source, height, width, x, y, c)
+            else:
+                value = sample_bilinear(source, height, width, x, y, c)
+            image.target[3 * (i * width + j) + c] = truncate(value)
 
 
 @njit(cache=True)

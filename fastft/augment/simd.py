@@ -1,4 +1,4 @@
-"""Vectors as Numba values: sixteen int32 lanes, one pixel as four float64, a 16 x 16 byte transpose; and scratch memory.
+"""Vectors as Numba values: sixteen int32 or float32 lanes, a 16 x 16 byte transpose; and scratch memory.
 
 Numba has no vector type, and LLVM's loop vectoriser turns neither the antialiased resize (a different window
 of taps per output pixel) nor the geometric ops (another place in the source per pixel) nor a byte transpose
@@ -6,8 +6,7 @@ into vector code. They are written here in plain LLVM vector operations, which L
 SSE or NEON, whatever the machine has. CPU only.
 """
 
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,30 +15,34 @@ from numba import njit
 from numba.core import types
 from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic as _intrinsic
-from numba.extending import overload, register_model
+from numba.extending import register_model
 
-from fastft.augment.ops_affine import CUBIC, LINEAR
+from fastft.augment.ops import CUBIC, LINEAR
 
 LANES = 16
 
 intrinsic: Any = _intrinsic  # its stub would have callers pass the typing context
 
-_I8, _I16, _I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
+_I8, _I32 = ir.IntType(8), ir.IntType(32)
 _BYTES, _INTS = ir.VectorType(_I8, LANES), ir.VectorType(_I32, LANES)
 
 
-class _LanesType(types.Type):
-    def __init__(self) -> None:
-        super().__init__("int32x16")
+def _vector_type(name: str, vector: ir.VectorType) -> types.Type:
+    """A Numba type of this name whose values are LLVM vectors."""
+
+    class Vector(types.Type):
+        def __init__(self) -> None:
+            super().__init__(name)
+
+    @register_model(Vector)
+    class VectorModel(PrimitiveModel):
+        def __init__(self, manager: Any, fe_type: types.Type) -> None:
+            super().__init__(manager, fe_type, vector)
+
+    return Vector()
 
 
-@register_model(_LanesType)
-class _LanesModel(PrimitiveModel):
-    def __init__(self, manager: Any, fe_type: types.Type) -> None:
-        super().__init__(manager, fe_type, _INTS)
-
-
-_lanes = _LanesType()
+_lanes = _vector_type("int32x16", _INTS)
 
 
 def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
@@ -153,20 +156,7 @@ def transpose_bytes(
 _F32 = ir.FloatType()
 _FLOATS = ir.VectorType(_F32, LANES)
 _FOUR_FLOATS = ir.VectorType(_F32, 4)
-
-
-class _FloatsType(types.Type):
-    def __init__(self) -> None:
-        super().__init__("float32x16")
-
-
-@register_model(_FloatsType)
-class _FloatsModel(PrimitiveModel):
-    def __init__(self, manager: Any, fe_type: types.Type) -> None:
-        super().__init__(manager, fe_type, _FLOATS)
-
-
-_floats = _FloatsType()
+_floats = _vector_type("float32x16", _FLOATS)
 
 
 def _shuffle(builder: Any, vector: Any, lanes: list[int]) -> Any:
@@ -257,89 +247,6 @@ def is_flat(typingctx: Any, pixels: Any, index: Any, pitch: Any) -> Any:
         return builder.icmp_unsigned("==", builder.bitcast(unequal, bits), bits(0))
 
     return types.boolean(pixels, types.intp, types.intp), codegen
-
-
-# -- one pixel as float64: red, green, blue and the byte after them ----------------------------------------------------
-
-_QUAD = ir.VectorType(ir.DoubleType(), 4)
-
-
-class _PixelType(types.Type):
-    def __init__(self) -> None:
-        super().__init__("float64x4")
-
-
-@register_model(_PixelType)
-class _PixelModel(PrimitiveModel):
-    def __init__(self, manager: Any, fe_type: types.Type) -> None:
-        super().__init__(manager, fe_type, _QUAD)
-
-
-_pixel = _PixelType()
-
-
-def _as_quad(builder: Any, value: Any) -> Any:
-    """A vector as it is, a scalar in all four lanes."""
-    if value.type == _QUAD:
-        return value
-    first = builder.insert_element(ir.Constant(_QUAD, ir.Undefined), value, _I32(0))
-    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_I32, 4), [0] * 4))
-
-
-def _define_operator(symbol: Callable, instruction: str) -> None:
-    """Lets njit code write `symbol` between pixels and float64 scalars."""
-
-    @intrinsic
-    def apply(typingctx: Any, a: Any, b: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return getattr(builder, instruction)(*(_as_quad(builder, value) for value in args))
-
-        return _pixel(a, b), codegen
-
-    @overload(symbol)
-    def implement(a, b):  # Numba compares bare signatures
-        pixels = [isinstance(value, _PixelType) for value in (a, b)]
-        scalars = [value == types.float64 for value in (a, b)]
-        if any(pixels) and all(p or s for p, s in zip(pixels, scalars, strict=True)):
-            return lambda a, b: apply(a, b)
-        return None
-
-
-_define_operator(operator.add, "fadd")
-_define_operator(operator.sub, "fsub")
-_define_operator(operator.mul, "fmul")
-
-
-@intrinsic
-def load_pixel(typingctx: Any, array: Any, index: Any) -> Any:
-    """array[index : index + 4] (uint8) as float64. Unchecked: one byte past the pixel must be readable."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
-        pointer = builder.bitcast(pointer, ir.VectorType(_I8, 4).as_pointer())
-        return builder.uitofp(builder.load(pointer, align=1), _QUAD)
-
-    return _pixel(array, types.intp), codegen
-
-
-@intrinsic
-def store_pixel(typingctx: Any, array: Any, index: Any, pixel: Any) -> Any:
-    """array[index : index + 3] = pixel, clipped to 0..255 and truncated. Unchecked."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = args[2]
-        low, high = ir.Constant(_QUAD, [0.0] * 4), ir.Constant(_QUAD, [255.0] * 4)
-        value = builder.select(builder.fcmp_ordered(">", value, low), value, low)
-        value = builder.select(builder.fcmp_ordered("<", value, high), value, high)
-        value = builder.trunc(builder.fptosi(value, ir.VectorType(_I32, 4)), ir.VectorType(_I8, 4))
-        red = _pointer(context, builder, signature.args[0], args[0], args[1])
-        word = builder.bitcast(value, _I32)
-        builder.store(builder.trunc(word, _I16), builder.bitcast(red, _I16.as_pointer()), align=1)
-        blue = builder.gep(builder.bitcast(red, _I8.as_pointer()), [_I32(2)])
-        builder.store(builder.extract_element(value, _I32(2)), blue)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, _pixel), codegen
 
 
 # -- scratch memory: consecutive parts of a flat uint8 array, and copies between flat arrays ---------------------------

@@ -14,6 +14,7 @@ from torch import nn
 
 from fastft.model.interface import ImageClassifier, TowerArch, count_kept
 from fastft.model.timm_arch import TimmArch
+from fastft.model.timm_tower import build_timm_classifier
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,7 @@ def _count_timm_forward(
 
     frozen_layers: of these layers and the stem everything is frozen; with 0 nothing is.
     """
-    # they import timm and torch's compiler, which takes seconds
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from fastft.model.timm_tower import build_timm_classifier
+    from torch.utils.flop_counter import FlopCounterMode  # imports torch's compiler, which takes a second
 
     with torch.device("meta"):
         model = build_timm_classifier(arch, num_classes, patch_dropout=patch_dropout)

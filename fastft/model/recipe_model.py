@@ -12,6 +12,7 @@ from fastft.model.classifier import TOKEN, build_classifier
 from fastft.model.head_file import read_head, set_head
 from fastft.model.interface import ImageClassifier, TowerArch, load_arch
 from fastft.model.timm_arch import TimmArch
+from fastft.model.timm_tower import build_timm_classifier, find_tag, freeze_timm, load_timm_weights
 from fastft.model.weights import check_weights, load_tower_weights
 from fastft.recipe import Recipe
 
@@ -44,11 +45,8 @@ def check_model(recipe: Recipe) -> None:
         read_head(Path(recipe.model.head).expanduser())
     if weights == "random":
         return
-    if isinstance(arch, TimmArch):
-        from fastft.model.timm_weights import find_tag  # imports timm, which takes seconds
-
-        if find_tag(weights, arch.timm) is not None:
-            return
+    if isinstance(arch, TimmArch) and find_tag(weights, arch.timm) is not None:
+        return
     check_weights(weights, recipe.model.arch)
 
 
@@ -89,10 +87,6 @@ def _build_timm(recipe: Recipe, arch: TimmArch, pretrained: bool) -> ImageClassi
     Raises:
         UserError: an option that only fastft's own tower has, or one that the model lacks.
     """
-    # imports timm, which takes seconds
-    from fastft.model.timm_tower import build_timm_classifier, freeze_timm
-    from fastft.model.timm_weights import find_tag, load_timm_weights
-
     m = recipe.model
     for option, is_set in (
         ("layer_scale", m.layer_scale is not None),

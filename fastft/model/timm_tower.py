@@ -1,22 +1,40 @@
 """timm's models as classifiers: timm builds, interpolates and initialises, the random numbers of a step are fastft's.
 
+Pretrained weights are timm's own, files in the forms that timm converts, and folders of timm and open_clip.
+
 Parameters keep timm's names behind `visual.trunk.`, open_clip's prefix for timm's towers.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from beton_tools.base.errors import UserError
+from fastft.model.classifier import count_frozen_blocks
 from fastft.model.interface import DropPath, ImageClassifier, ImageTower, PatchDropout
-from fastft.model.timm_arch import TimmArch, Trunk, create_timm, layer_ids, restore_buffers, timm_args
+from fastft.model.timm_arch import (
+    TimmArch,
+    Trunk,
+    create_timm,
+    layer_ids,
+    pretrained_tags,
+    restore_buffers,
+    timm_args,
+)
+from fastft.model.weight_files import HUB, find_weight_folder, first_sentence, read_state_dict
+from fastft.model.weights import is_transformers, load_fitting, unknown_tag, without_wrappers
 from fastft.recipe.constants import TIMM
 
 TRUNK = "visual.trunk."
+PRETRAINED = "timm"  # model.weights for the tag in the model's name, or timm's default
+# of pretraining, not of the tower: MAE's decoder and mask, heads
+PRETRAINING = ("decoder", "mask_token", "head", "contrastive", "dino_head", "ibot_head")
 
 
 class PassNoise:
@@ -68,45 +86,35 @@ class TimmTower(ImageTower):
         self.arch, self.trunk = arch, trunk
         self._noise = PassNoise()
         self._grad_checkpointing = False
-        self._layer_ids = layer_ids(trunk)
-        exempt = trunk.no_weight_decay() if hasattr(trunk, "no_weight_decay") else ()
-        self._no_weight_decay: tuple[str, ...] = tuple(exempt)
+        self.layer_of = layer_ids(trunk)  # timm's name of every parameter -> its layer
+        self._no_weight_decay = tuple(trunk.no_weight_decay()) if hasattr(trunk, "no_weight_decay") else ()
         self.patch_dropout = PatchDropout(0.0)
-        self._columns = self._replace_drop_paths()
-        self._replace_patch_dropout()
+        self._columns = 0  # of noise: one per branch of stochastic depth, then one per patch
+        self._replace_stochastic_layers()
 
-    def _replace_drop_paths(self) -> int:
-        """Returns the number of columns of noise that stochastic depth takes: one per branch."""
+    def _replace_stochastic_layers(self) -> None:
         from timm.layers import DropPath as TimmDropPath
-
-        found = [n for n, m in self.trunk.named_modules() if isinstance(m, TimmDropPath) and m.drop_prob]
-        for column, name in enumerate(found):
-            rate = self.trunk.get_submodule(name).drop_prob
-            self.trunk.set_submodule(name, NoisyDropPath(float(rate), self._noise, column))
-        return len(found)
-
-    def _replace_patch_dropout(self) -> None:
         from timm.layers import PatchDropout as TimmPatchDropout
         from timm.layers import PatchDropoutWithIndices
 
-        kinds = (TimmPatchDropout, PatchDropoutWithIndices)
-        for name, module in list(self.trunk.named_modules()):
-            if isinstance(module, kinds):
+        modules = list(self.trunk.named_modules())
+        for name, module in modules:
+            if isinstance(module, TimmDropPath) and module.drop_prob:
+                noisy = NoisyDropPath(float(module.drop_prob), self._noise, self._columns)
+                self.trunk.set_submodule(name, noisy)
+                self._columns += 1
+        for name, module in modules:
+            if isinstance(module, (TimmPatchDropout, PatchDropoutWithIndices)):
                 columns = slice(self._columns, self._columns + self.arch.grid**2)
                 self.patch_dropout = PatchDropout(module.prob, module.num_prefix_tokens)
                 returns_indices = isinstance(module, PatchDropoutWithIndices)
-                noisy = NoisyPatchDropout(self.patch_dropout, self._noise, columns, returns_indices)
-                self.trunk.set_submodule(name, noisy)
+                dropout = NoisyPatchDropout(self.patch_dropout, self._noise, columns, returns_indices)
+                self.trunk.set_submodule(name, dropout)
                 self._columns = columns.stop
 
     @property
     def noise_columns(self) -> int:
         return self._columns
-
-    @property
-    def layer_of(self) -> dict[str, int]:
-        """timm's name of every parameter -> its layer."""
-        return self._layer_ids
 
     @property
     def grad_checkpointing(self) -> bool:
@@ -216,9 +224,7 @@ def build_timm_classifier(
     if pretrained_tag is None:
         trunk = create(arch.timm, **options)
     else:
-        from fastft.model.timm_weights import create_pretrained
-
-        trunk = create_pretrained(create, arch.timm, pretrained_tag, options)
+        trunk = _create_pretrained(create, arch.timm, pretrained_tag, options)
     tower = TimmTower(arch, trunk)
     if bool(drop_path) + bool(patch_dropout) and tower.noise_columns == 0:
         raise UserError(f"{TIMM}{arch.timm} has no stochastic layers; leave model.drop_path at 0")
@@ -247,23 +253,105 @@ def freeze_timm(model: TimmClassifier, *, first_conv: bool, trainable_layers: in
     Raises:
         UserError: timm does not name the first convolution, or the model has fewer layers.
     """
-    from fastft.model.classifier import count_frozen_blocks
-
     tower = model.visual
     frozen = count_frozen_blocks(tower.arch.layers, trainable_layers)
     if first_conv:
-        for name in first_convs(tower):
+        names = tower.trunk.pretrained_cfg.get("first_conv")
+        if not names:
+            raise UserError(
+                f"timm does not name the first convolution of {tower.arch.timm}; set --model.freeze_conv1=false"
+            )
+        for name in (names,) if isinstance(names, str) else names:
             tower.trunk.get_submodule(name).requires_grad_(False)
     if frozen:
         for name, parameter in tower.trunk.named_parameters():
             parameter.requires_grad_(tower.layer_of[name] > frozen)
 
 
-def first_convs(tower: TimmTower) -> tuple[str, ...]:
-    """timm's names of the convolutions that read the image."""
-    names = tower.trunk.pretrained_cfg.get("first_conv")
-    if not names:
+# pretrained weights -----------------------------------------------------------------------------------------------------
+
+
+def find_tag(weights: str, name: str) -> str | None:
+    """The pretrained tag that `model.weights` names, "" for the default; None for a file or folder.
+
+    Raises:
+        UserError: neither.
+    """
+    if weights == PRETRAINED:
+        return ""
+    if Path(weights).suffix or Path(weights).exists() or weights.startswith(HUB):
+        return None
+    known = pretrained_tags(name.partition(".")[0])
+    if weights not in known:
+        raise UserError(unknown_tag(weights, TIMM + name, [PRETRAINED, *known]))
+    return weights
+
+
+def _create_pretrained(create: Callable[..., Trunk], name: str, tag: str, options: dict[str, Any]) -> Trunk:
+    """The model with weights that timm downloads or has in its cache; the head is new.
+
+    Raises:
+        UserError: timm offers none, or they cannot be downloaded.
+    """
+    full = f"{name.partition('.')[0]}.{tag}" if tag else name
+    if not pretrained_tags(name.partition(".")[0]):
+        raise UserError(f"timm has no weights for {name}; set model.weights to a file, or to random")
+    try:
+        # another number of classes than the model's makes timm leave out its head
+        return create(full, pretrained=True, pretrained_cfg_overlay={"num_classes": -1}, **options)
+    except UserError:
+        raise
+    except Exception as error:  # the hub's client and its HTTP library have many
         raise UserError(
-            f"timm does not name the first convolution of {tower.arch.timm}; set --model.freeze_conv1=false"
+            f"weights of timm's {full} could not be downloaded ({first_sentence(error)}); download them elsewhere and set "
+            "model.weights to the file"
+        ) from None
+
+
+def load_timm_weights(model: TimmClassifier, weights: str) -> None:
+    """Fill everything but the head from a file, a folder of timm or open_clip, or 'hf-hub:ORG/NAME'.
+
+    timm's own converters read the forms that it knows: its own, open_clip's, MAE's, DINO's, BEiT's, and others of the
+    authors of its models; positions are interpolated.
+
+    Raises:
+        UserError: unreadable, or weights of another model.
+    """
+    name, trunk = model.visual.arch.timm, model.visual.trunk
+    folder = find_weight_folder(weights)
+    theirs = None if folder is None else folder.timm_name  # None also for CLIP's own ViT, which timm converts
+    if theirs is not None and theirs.partition(".")[0] != name.partition(".")[0]:
+        raise UserError(f"{weights} holds timm's {theirs}; set --model.arch={TIMM}{theirs}")
+    state = without_wrappers(read_state_dict(Path(weights)) if folder is None else folder.read())
+    if is_transformers(state):
+        raise UserError(
+            f"{weights} is CLIP of transformers; set model.arch to open_clip's name, such as ViT-B-16-quickgelu"
         )
-    return (names,) if isinstance(names, str) else tuple(names)
+    if any(key.startswith(TRUNK) for key in state):
+        state = {k.removeprefix(TRUNK): v for k, v in state.items() if k.startswith(TRUNK)}
+    error = f"weights {weights} do not fit {TIMM}{name}"
+    heads = trunk.pretrained_cfg["classifier"]
+    head = tuple(f"{h}." for h in ((heads,) if isinstance(heads, str) else heads))
+    own = trunk.state_dict().keys()
+    state = {
+        key: value
+        for key, value in _convert(trunk, state, name, error).items()
+        if not key.startswith(head) and (key in own or not key.startswith(PRETRAINING))
+    }
+    load_fitting(trunk, state, error, lambda key: key.startswith(head))
+
+
+def _convert(trunk: Trunk, state: dict[str, Tensor], name: str, error: str) -> dict[str, Tensor]:
+    """timm's names and shapes, by the converter in the module that defines the model."""
+    import timm  # takes seconds
+
+    module = sys.modules[timm.model_entrypoint(name.partition(".")[0]).__module__]
+    convert = getattr(module, "checkpoint_filter_fn", None)
+    if convert is None:
+        return state
+    try:
+        return dict(convert(state, trunk))
+    except Exception as broken:  # written for the authors' files; another one breaks them in many ways
+        raise UserError(
+            f"{error} ({type(broken).__name__}: {first_sentence(broken)}); check model.arch"
+        ) from None

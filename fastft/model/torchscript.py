@@ -7,11 +7,9 @@ a global is only a name, objects become dicts of attributes, and a call is one o
 
 import math
 import pickletools
-import struct
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import torch
@@ -19,8 +17,6 @@ from torch import Tensor
 
 MAX_PICKLE_BYTES = 64 << 20  # names and shapes only: 0.2 MB for OpenAI's largest model
 MAX_NAMES = 1 << 20  # characters of all names: 30,000 in OpenAI's largest model
-# bytes of the three records at the end of a zip file (APPNOTE.TXT, 4.3.14 to 4.3.16); only the last is always there
-END_64_BYTES, LOCATOR_BYTES, END_BYTES = 56, 20, 22
 STORAGES = {
     "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64, "BoolStorage": torch.bool, "ByteStorage": torch.uint8, "CharStorage": torch.int8,
@@ -34,46 +30,15 @@ def is_zip(file: BinaryIO) -> bool:
     return file.read(4) == b"PK\x03\x04"
 
 
-@contextmanager
-def open_archive(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
-    """A zip archive in which Python and torch find the same records.
-
-    Python looks for the directory before the record at the end of the file, torch where that record says it is; of records
-    with one name Python takes the last, and torch ignores case.
-
-    Raises:
-        ValueError: the file does not end with its directory and the records that say where it is, or a name occurs twice.
-        zipfile.BadZipFile: damaged.
-    """
-    end = file.seek(0, 2) - END_BYTES
-    file.seek(max(0, end - END_64_BYTES - LOCATOR_BYTES))
-    tail = file.read()
-    if len(tail) < END_64_BYTES + LOCATOR_BYTES + END_BYTES:  # shorter than any archive with a record
-        raise zipfile.BadZipFile("its zip archive is damaged")
-    end_64, locator, record = tail[:END_64_BYTES], tail[END_64_BYTES:-END_BYTES], tail[-END_BYTES:]
-    length, start, comment = struct.unpack_from("<LLH", record, 12)
-    whole = record.startswith(b"PK\5\6") and comment == 0
-    if locator.startswith(b"PK\6\7"):
-        end -= END_64_BYTES + LOCATOR_BYTES
-        (length, start), (at,) = struct.unpack_from("<QQ", end_64, 40), struct.unpack_from("<Q", locator, 8)
-        whole = whole and end_64.startswith(b"PK\6\6") and at == end
-    if not whole or start + length != end:
-        raise ValueError("its zip archive does not end with its directory")
-    with zipfile.ZipFile(file) as archive:
-        if len({name.lower() for name in archive.namelist()}) < len(archive.namelist()):
-            raise ValueError("its zip archive has two records of one name")
-        yield archive
-
-
 def is_torchscript(file: BinaryIO) -> bool:
     """True if it is a TorchScript archive: a zip file with a record `constants.pkl`, which `torch.save` does not write.
 
     Raises:
-        ValueError, zipfile.BadZipFile: as `open_archive`.
+        zipfile.BadZipFile: damaged.
     """
     if not is_zip(file):
         return False
-    with open_archive(file) as archive:
+    with zipfile.ZipFile(file) as archive:
         return any(name.lower().endswith("/constants.pkl") for name in archive.namelist())
 
 
@@ -85,7 +50,7 @@ def read_torchscript(file: BinaryIO) -> dict[str, Tensor]:
         zipfile.BadZipFile: damaged.
     """
     size = file.seek(0, 2)
-    with open_archive(file) as archive:
+    with zipfile.ZipFile(file) as archive:
         root = next(n for n in archive.namelist() if n.lower().endswith("/constants.pkl")).partition("/")[0]
         pickled, byte_order = f"{root}/data.pkl", f"{root}/byteorder"
         used = [
@@ -147,18 +112,17 @@ class _Global:
     name: str
 
 
-class _Object(dict[str, Any]):
-    """The attributes of an object whose class is defined in the archive's code."""
+@dataclass
+class _Object:
+    """An object whose class is defined in the archive's code; objects may share one dict of attributes."""
+
+    attributes: dict[str, Any] = field(default_factory=dict)
 
 
 _CONSTANTS: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-}
+    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
+    "EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict,
+}  # fmt: skip
 _VALUES = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE")
 
 
@@ -170,7 +134,6 @@ class _Interpreter:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
-        self.attributes_left = 0  # that objects may be given
 
     def run(self, data: bytes) -> Any:
         """The object that the pickle describes.
@@ -178,7 +141,6 @@ class _Interpreter:
         Raises:
             ValueError: damaged, or it holds or does something that TorchScript's pickler does not write.
         """
-        self.attributes_left = len(data)
         try:
             for opcode, argument, _ in pickletools.genops(data):
                 if opcode.name in _CONSTANTS:
@@ -212,27 +174,27 @@ class _Interpreter:
                 self._top(list).extend(items)
             case "SETITEM" | "SETITEMS":
                 items = [stack.pop(-2), stack.pop()] if opcode == "SETITEM" else self._pop_to_mark()
-                self._top(dict).update(_pairs(items))
+                if any(
+                    type(key) not in (str, int) for key in items[::2]
+                ):  # hashing others could take for ever
+                    raise ValueError("its pickle has a dict whose keys are neither texts nor numbers")
+                self._top(dict).update(zip(items[::2], items[1::2], strict=True))
             case "GLOBAL":
                 stack.append(_Global(*argument.split(" ", 1)))
             case "NEWOBJ":
-                stack[-2:] = [_new_object(*stack[-2:])]
+                cls, arguments = stack[-2:]
+                if not isinstance(cls, _Global) or not cls.module.startswith("__torch__") or arguments != ():
+                    raise ValueError(f"its pickle makes an object of {_shown(cls)}")
+                stack[-2:] = [_Object()]
             case "BUILD":
                 state = stack.pop()
-                self._build(self._top(_Object), state if isinstance(state, dict) else {})
+                self._top(_Object).attributes = state if isinstance(state, dict) else {}
             case "REDUCE":
                 stack[-2:] = [_rebuild(*stack[-2:])]
             case "BINPERSID":
                 stack.append(self.read_storage(stack.pop()))
             case _:
                 raise ValueError(f"its pickle has the operation {opcode}, which TorchScript does not write")
-
-    def _build(self, built: _Object, state: dict[str, Any]) -> None:
-        """Set the attributes of an object; a pickle may give the same ones to many, which would take more memory than it."""
-        self.attributes_left -= len(state)
-        if self.attributes_left < 0:
-            raise ValueError("its pickle has fewer bytes than attributes of objects")
-        built.update(state)
 
     def _pop_to_mark(self) -> list[Any]:
         start = self.marks.pop()
@@ -244,20 +206,6 @@ class _Interpreter:
         if type(self.stack[-1]) is not kind:
             raise ValueError(f"its pickle uses a {type(self.stack[-1]).__name__} as a {kind.__name__}")
         return self.stack[-1]
-
-
-def _pairs(items: list[Any]) -> list[tuple[Any, Any]]:
-    """Keys and values in turn; hashing another key than a text or a number could take for ever."""
-    keys, values = items[::2], items[1::2]
-    if any(type(key) not in (str, int) for key in keys):
-        raise ValueError("its pickle has a dict whose keys are neither texts nor numbers")
-    return list(zip(keys, values, strict=True))
-
-
-def _new_object(cls: Any, arguments: Any) -> _Object:
-    if not isinstance(cls, _Global) or cls.module.partition(".")[0] != "__torch__" or arguments != ():
-        raise ValueError(f"its pickle makes an object of {_shown(cls)}")
-    return _Object()
 
 
 def _rebuild(function: Any, arguments: Any) -> Any:
@@ -299,18 +247,14 @@ def _named_tensors(module: Any) -> dict[str, Tensor]:
     pending: list[tuple[str, Any]] = [("", module)]
     while pending:
         prefix, node = pending.pop()
-        if not isinstance(node, _Object) or id(node) in seen:
+        if not isinstance(node, _Object) or id(node.attributes) in seen:
             continue
-        seen.add(id(node))
-        for name, value in node.items():
-            if not isinstance(value, (Tensor, _Object)):
-                continue
-            whole = f"{prefix}{name}"
-            characters += len(whole)
+        seen.add(id(node.attributes))
+        for name, value in node.attributes.items():
+            characters += len(whole := f"{prefix}{name}")
             if characters > MAX_NAMES:
                 raise ValueError(f"names of more than {MAX_NAMES:,} characters")
             if isinstance(value, Tensor):
                 found[whole] = value
-            else:
-                pending.append((f"{whole}.", value))
+            pending.append((f"{whole}.", value))
     return found

@@ -8,6 +8,7 @@ import json
 import mmap
 import pickle
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,8 @@ from torch import Tensor
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import check_user_file, open_user_file, read_regular
-from fastft.model.torchscript import check_records, is_torchscript, is_zip, open_archive, read_torchscript
+from fastft.model.torchscript import check_records, is_torchscript, is_zip, read_torchscript
 
-LEAST_TORCH = "2.6"
 # the key of the tensors in checkpoints of open_clip and timm, and of MAE and DeiT
 WRAPPERS = ("state_dict", "model")
 BYTEARRAY = b"bytearray\n"  # as a pickle names a global
@@ -80,10 +80,6 @@ def _is_dense(value: Tensor) -> bool:
 
 def _read_pickle(file: BinaryIO) -> Any:
     """A file of `torch.save`, tensors and plain containers only."""
-    if torch.__version__ < LEAST_TORCH:
-        raise UserError(
-            f"torch {torch.__version__} may run code from weights files (CVE-2025-32434); install torch {LEAST_TORCH} or newer"
-        )
     _check_memory(file)
     file.seek(0)
     with warnings.catch_warnings():
@@ -100,7 +96,7 @@ def _check_memory(file: BinaryIO) -> None:
     """
     size, found = file.seek(0, 2), False
     if is_zip(file):
-        with open_archive(file) as archive:
+        with zipfile.ZipFile(file) as archive:
             check_records(archive.infolist(), size)
             pickles = [name for name in archive.namelist() if name.lower().endswith("data.pkl")]
             found = any(BYTEARRAY in archive.read(name) for name in pickles)

@@ -2,12 +2,13 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import check_user_file
@@ -43,24 +44,38 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str) -> None:
     _check_tensors(state, weights)
     _check_same_tower(tower, state, weights, arch_name, folder)
     state["positional_embedding"] = interpolate_positions(state["positional_embedding"], tower.arch, weights)
-    own = tower.state_dict()
-    odd = [name for name, value in state.items() if name in own and value.shape != own[name].shape]
-    if odd:
-        raise UserError(
-            f"weights {weights} do not fit {arch_name}: {odd[0]} is {tuple(state[odd[0]].shape)} in the file, "
-            f"{tuple(own[odd[0]].shape)} in the model; check model.arch"
-        )
-    missing, unexpected = tower.load_state_dict(state, strict=False)
-    # what the recipe adds to the pretrained tower starts fresh
-    missing = [n for n in missing if ".rel_pos_bias." not in n and ".ls_" not in n]
-    if any(name.startswith(PROJECTION) for name in missing):
+    added = (".rel_pos_bias.", ".ls_")  # what the recipe adds to the pretrained tower starts fresh
+    missing = [name for name in tower.state_dict() if name not in state and name.startswith(PROJECTION)]
+    if missing:
         raise UserError(
             f"weights {weights} have no projection ({missing[0]}), which --model.pool=token needs; use CLIP's own weights"
         )
-    if missing or unexpected:
+    load_fitting(
+        tower, state, f"weights {weights} do not fit {arch_name}", lambda name: any(a in name for a in added)
+    )
+
+
+def load_fitting(
+    module: nn.Module, state: Mapping[str, Tensor], error: str, optional: Callable[[str], bool]
+) -> None:
+    """Load a state dict. error: begins the message. optional: True for names that may be missing.
+
+    Raises:
+        UserError: a tensor has another shape, is missing or is unexpected.
+    """
+    own = module.state_dict()
+    odd = next(
+        (name for name, value in state.items() if name in own and value.shape != own[name].shape), None
+    )
+    if odd is not None:
         raise UserError(
-            f"weights {weights} do not fit {arch_name}: missing {missing[:3]}, unexpected {unexpected[:3]}; check model.arch"
+            f"{error}: {odd} is {tuple(state[odd].shape)} in the file, {tuple(own[odd].shape)} in the model; check model.arch"
         )
+    missing = [name for name in own if name not in state and not optional(name)]
+    unexpected = [name for name in state if name not in own]
+    if missing or unexpected:
+        raise UserError(f"{error}: missing {missing[:3]}, unexpected {unexpected[:3]}; check model.arch")
+    module.load_state_dict(state, strict=False)
 
 
 def check_weights(weights: str, arch_name: str) -> None:
@@ -73,7 +88,7 @@ def check_weights(weights: str, arch_name: str) -> None:
         return
     path = _as_file(weights)
     if path is None:
-        _check_tag(weights, arch_name)
+        _describe_tag(weights, arch_name)
     elif not path.is_dir():
         check_user_file(path, WEIGHTS)
 
@@ -165,31 +180,31 @@ def _needs_quick_gelu(weights: str, arch_name: str, folder: WeightFolder | None)
         return folder.quick_gelu
     if (path := _as_file(weights)) is not None:
         return is_torchscript_file(path)
-    import open_clip
+    return bool(_describe_tag(weights, arch_name).get("quick_gelu"))
 
-    return bool(open_clip.get_pretrained_cfg(arch_name, weights).get("quick_gelu"))
+
+def _describe_tag(tag: str, arch_name: str) -> Any:
+    """open_clip's configuration of a pretrained tag. Raises UserError if there is no such tag."""
+    import open_clip  # takes seconds
+
+    known = open_clip.list_pretrained_tags_by_model(arch_name)
+    if tag not in known:
+        raise UserError(unknown_tag(tag, arch_name, known))
+    return open_clip.get_pretrained_cfg(arch_name, tag)
 
 
 def _read_tag(tag: str, arch_name: str) -> dict[str, Tensor]:
     import open_clip
 
-    _check_tag(tag, arch_name)
+    described = _describe_tag(tag, arch_name)
     try:
-        path = open_clip.download_pretrained(open_clip.get_pretrained_cfg(arch_name, tag))
+        path = open_clip.download_pretrained(described)
     except Exception as error:
         raise UserError(
             f"weights '{tag}' of {arch_name} could not be downloaded ({first_sentence(error)}); "
             "download them elsewhere and set model.weights to the file"
         ) from None
     return read_state_dict(Path(path))
-
-
-def _check_tag(tag: str, arch_name: str) -> None:
-    import open_clip  # takes seconds
-
-    known = open_clip.list_pretrained_tags_by_model(arch_name)
-    if tag not in known:
-        raise UserError(unknown_tag(tag, arch_name, known))
 
 
 def unknown_tag(tag: str, arch_name: str, known: Sequence[str]) -> str:

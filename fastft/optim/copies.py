@@ -51,7 +51,13 @@ class HalfCopy(Generic[Model]):
             id(p): nn.Parameter(p.detach().to(dtype), requires_grad=p.requires_grad)
             for p in model.parameters()
         }
-        buffers = {id(b): b for b in model.buffers()}  # shared: they never change
+        # shared, because they never change. Those beside parameters take part in their arithmetic (BEiT's key bias, Swin's
+        # mask) and so have their dtype; modules without parameters (rotary positions) compute in fp32.
+        buffers = {
+            id(b): b.to(dtype) if b.is_floating_point() and any(True for _ in module.parameters()) else b
+            for module in model.modules()
+            for b in module.buffers(recurse=False)
+        }
         self.module: Model = copy.deepcopy(model, memo={**copies, **buffers}).train()
         self._master: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self._half: list[Tensor] = [copies[id(p)] for p in self._master]

@@ -129,16 +129,17 @@ def _layer_decay(recipe: Recipe) -> tuple[float, str]:
     return paper.layer_decay, f"as in the paper ({paper.name})"
 
 
-def _warmup(recipe: Recipe) -> tuple[float, str]:
+def _share(recipe: Recipe, share: float) -> tuple[float, str]:
     paper, steps = paper_recipe(recipe), schedule_steps(recipe)
-    share = f"the paper's share of the run ({paper.name})"
-    return paper.warmup, f"{share}: {int(paper.warmup * steps):,} of {steps:,} steps"
+    return share, f"the paper's share of the run ({paper.name}): {round(share * steps):,} of {steps:,} steps"
+
+
+def _warmup(recipe: Recipe) -> tuple[float, str]:
+    return _share(recipe, paper_recipe(recipe).warmup)
 
 
 def _horizon(recipe: Recipe) -> tuple[float, str]:
-    paper, steps = paper_recipe(recipe), schedule_steps(recipe)
-    share = f"the paper's share of the run ({paper.name})"
-    return paper.horizon, f"{share}: {round(paper.horizon * steps):,} of {steps:,} steps"
+    return _share(recipe, paper_recipe(recipe).horizon)
 
 
 def _head_init(recipe: Recipe) -> tuple[str, str]:

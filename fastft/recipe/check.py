@@ -16,7 +16,6 @@ from fastft.recipe.yaml_file import one_line
 
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # YAML 1.1
 NONE = ("none", "null", "~")
-MAX_SHOWN = 60  # characters of a wrong value in an error message
 TYPE_NAMES = {
     bool: "true or false",
     int: "a whole number",
@@ -47,6 +46,8 @@ class OptionChecker(Checker):
         Raises:
             ValueError, TypeError, KeyError, OverflowError: wrong type, out of range, or none of the choices.
         """
+        if isinstance(value, dict) or (isinstance(value, list) and self.type is not tuple):
+            raise TypeError("wrong type")
         if value in (None, "") or (self.optional and isinstance(value, str) and value.lower() in NONE):
             if self.optional:
                 return None
@@ -64,25 +65,22 @@ class OptionChecker(Checker):
         return value
 
     def _check_limits(self, number: float) -> None:
-        inside = math.isfinite(number)
-        inside &= self.low is None or number >= self.low
-        inside &= self.high is None or number <= self.high
-        inside &= self.below is None or number < self.below
-        if not inside:
+        low = -math.inf if self.low is None else self.low
+        high = math.inf if self.high is None else self.high
+        below = math.inf if self.below is None else self.below
+        if not (low <= number <= high and -math.inf < number < below):
             raise ValueError("out of range")
 
     def _by_epoch(self, text: str) -> str:
         """The text, if it has a value of the option's type and limits for every epoch."""
         for number in epoch_values(text).values:
-            self._check_limits(number)
-            if self.by_epoch is int:
-                _whole_number(number)
+            self._check_limits(_whole_number(number) if self.by_epoch is int else number)
         return text
 
     def _convert(self, value: Any) -> Any:
         if self.type is bool:
             return BOOLEANS[str(value).lower()]
-        if isinstance(value, (bool, dict)) or (isinstance(value, list) and self.type is not tuple):
+        if isinstance(value, bool):
             raise TypeError("wrong type")
         if self.type is int:
             return _whole_number(value)
@@ -116,12 +114,6 @@ def _whole_number(value: Any) -> int:
     if number != int(number):
         raise ValueError("not a whole number")
     return int(number)
-
-
-def shown(value: Any) -> str:
-    """A value for an error message: escaped, and cut if it is long."""
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 
 def show_value(value: Any) -> str:

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import fastargs
-from fastargs.exceptions import MissingValueError, ValidationError
 
 from beton_tools.base.errors import UserError
 from fastft.recipe.automatic import resolve, with_model_normalisation
-from fastft.recipe.check import fastargs_config, shown
+from fastft.recipe.check import fastargs_config
 from fastft.recipe.constants import SHORT_NAMES
 from fastft.recipe.recipe_file import Layer, read_recipe
 from fastft.recipe.schema import AUTO, SECTIONS, SHARES, About, Recipe, option_fields
 from fastft.recipe.values import epoch_values, parse_duration
-from fastft.recipe.yaml_file import CONTROL
+from fastft.recipe.yaml_file import CONTROL, shown
 
 FIELDS = option_fields()
+CHECK_ERRORS = (ValueError, TypeError, KeyError, OverflowError)  # of OptionChecker.check
 LISTED = 4  # options named in a message about several
 SIMILAR = 0.5  # least similarity of an option that is suggested
 
@@ -61,9 +61,9 @@ def recipe_from_dict(name: str, sections: Mapping[str, Mapping[str, Any]]) -> Re
 
 def without_expectation(recipe: Recipe, differing: Sequence[str]) -> Recipe:
     """The recipe without an expected accuracy; `about.source` names the options that differ."""
-    listed = ", ".join(differing[:LISTED]) + (
-        f" and {len(differing) - LISTED} more" if len(differing) > LISTED else ""
-    )
+    listed = ", ".join(differing[:LISTED])
+    if len(differing) > LISTED:
+        listed += f" and {len(differing) - LISTED} more"
     return replace(recipe, about=About(None, f"no expectation: differs in {listed}"))
 
 
@@ -119,8 +119,8 @@ def _validate(name: str, layers: Sequence[Layer]) -> Recipe:
         section, _, option = key.partition(".")
         value, where = written.get(key, (param.default, ""))
         try:
-            converted = _convert(key, value)
-        except ValueError:
+            converted = param.checker.check(value)
+        except CHECK_ERRORS:
             raise UserError(f"{where}: {key} is {shown(value)}; it must be {param.checker.help()}") from None
         if FIELDS[key].metadata["auto"] and converted == AUTO:
             automatic.add(key)
@@ -133,14 +133,6 @@ def _validate(name: str, layers: Sequence[Layer]) -> Recipe:
     return recipe
 
 
-def _convert(key: str, value: Any) -> Any:
-    """The typed value. Raises ValueError."""
-    try:
-        return _params()[key].validate("none" if value is None else value)
-    except (MissingValueError, ValidationError) as error:
-        raise ValueError(key) from error
-
-
 def _differs_from_expected(recipe: Recipe, layers: Sequence[Layer]) -> list[str]:
     """Options that change the accuracy and were set to another value after `about.top1` was."""
     if recipe.about.top1 is None:
@@ -149,20 +141,18 @@ def _differs_from_expected(recipe: Recipe, layers: Sequence[Layer]) -> list[str]
     then = {key: value for layer in layers[: stated + 1] for key, value in layer.values.items()}
     later = {key for layer in layers[stated + 1 :] for key in layer.values}
     now = recipe.flat()
+
+    def changed(key: str) -> bool:
+        try:
+            return bool(_params()[key].checker.check(then.get(key, FIELDS[key].default)) != now[key])
+        except CHECK_ERRORS:  # a value that was overridden has not been checked
+            return True
+
     return [
         key
         for key, field in FIELDS.items()
-        if key in later
-        and field.metadata["changes_accuracy"]
-        and not _equal(key, then.get(key, field.default), now[key])
+        if key in later and field.metadata["changes_accuracy"] and changed(key)
     ]
-
-
-def _equal(key: str, written: Any, value: Any) -> bool:
-    try:
-        return bool(_convert(key, written) == value)
-    except ValueError:
-        return False
 
 
 def _check_together(recipe: Recipe) -> None:
@@ -171,52 +161,36 @@ def _check_together(recipe: Recipe) -> None:
     Raises:
         UserError: a rule is broken.
     """
-    if recipe.schedule.warmup_epochs >= recipe.schedule.epochs:
-        raise UserError(
-            f"schedule.warmup_epochs ({recipe.schedule.warmup_epochs:g}) must be smaller than schedule.epochs "
-            f"({recipe.schedule.epochs})"
-        )
-    for low, high in (("scale_min", "scale_max"), ("ratio_min", "ratio_max")):
-        if getattr(recipe.augment, low) > getattr(recipe.augment, high):
-            raise UserError(f"augment.{low} is larger than augment.{high}; swap them")
-    if recipe.train.step != "auto" and recipe.train.compile != "auto":
-        raise UserError("train.compile is the older form of train.step; set --train.compile=auto, or omit it")
-    if recipe.train.stop_after is not None:
-        parse_duration(recipe.train.stop_after, "train.stop_after")
-    if recipe.train.eval_weights == "ema" and recipe.ema.decay == 0:
-        raise UserError("train.eval_weights is ema, but ema.decay is 0; set train.eval_weights to both")
-    if recipe.model.head is not None and recipe.model.head_init == "probe":
-        raise UserError("model.head and model.head_init=probe both set the head; omit one of them")
-    _check_by_epoch(recipe)
-    if recipe.model.rel_pos_bias and recipe.largest_patch_dropout > 0:
-        raise UserError(
-            "model.rel_pos_bias needs every patch; set model.patch_dropout to 0 or model.rel_pos_bias to false"
-        )
-
-
-def _check_by_epoch(recipe: Recipe) -> None:
-    """Check options with a value per epoch against the rest of the recipe.
-
-    Raises:
-        UserError: a rule is broken.
-    """
-    size, epochs = recipe.model.image_size, recipe.schedule.epochs
+    model, augment, train, schedule = recipe.model, recipe.augment, recipe.train, recipe.schedule
+    if train.stop_after is not None:
+        parse_duration(train.stop_after, "train.stop_after")
     for option, text in recipe.changing.items():
-        if (change := epoch_values(text).last_change) >= epochs:
+        if (change := epoch_values(text).last_change) >= schedule.epochs:
             raise UserError(
-                f"{option} changes at epoch {change}, but schedule.epochs is {epochs}; change it earlier"
+                f"{option} changes at epoch {change}, but schedule.epochs is {schedule.epochs}; change it earlier"
             )
-    if recipe.schedule.sizes is None:
-        return
-    sizes = epoch_values(recipe.schedule.sizes)
-    if sizes.last != size or max(sizes.values) > size:
-        raise UserError(
-            f"schedule.sizes ({recipe.schedule.sizes}) must end with model.image_size ({size}) and not exceed it"
-        )
-    if recipe.model.rel_pos_bias:
-        raise UserError(
-            "model.rel_pos_bias has a table for one image size; set schedule.sizes to none or model.rel_pos_bias to false"
-        )
+    sizes = None if schedule.sizes is None else epoch_values(schedule.sizes)
+    rules = {
+        f"schedule.warmup_epochs ({schedule.warmup_epochs:g}) must be smaller than schedule.epochs ({schedule.epochs})":
+            schedule.warmup_epochs >= schedule.epochs,
+        "augment.scale_min is larger than augment.scale_max; swap them": augment.scale_min > augment.scale_max,
+        "augment.ratio_min is larger than augment.ratio_max; swap them": augment.ratio_min > augment.ratio_max,
+        "train.compile is the older form of train.step; set --train.compile=auto, or omit it":
+            train.step != "auto" and train.compile != "auto",
+        "train.eval_weights is ema, but ema.decay is 0; set train.eval_weights to both":
+            train.eval_weights == "ema" and recipe.ema.decay == 0,
+        "model.head and model.head_init=probe both set the head; omit one of them":
+            model.head is not None and model.head_init == "probe",
+        "model.rel_pos_bias needs every patch; set model.patch_dropout to 0 or model.rel_pos_bias to false":
+            model.rel_pos_bias and recipe.largest_patch_dropout > 0,
+        f"schedule.sizes ({schedule.sizes}) must end with model.image_size ({model.image_size}) and not exceed it":
+            sizes is not None and (sizes.last != model.image_size or max(sizes.values) > model.image_size),
+        "model.rel_pos_bias has a table for one image size; set schedule.sizes to none or model.rel_pos_bias to false":
+            model.rel_pos_bias and sizes is not None,
+    }  # fmt: skip
+    for rule, broken in rules.items():
+        if broken:
+            raise UserError(rule)
 
 
 # errors -----------------------------------------------------------------------------------------------------------------
@@ -226,28 +200,20 @@ def _unknown(key: str) -> str:
     """The message about a key that is no option: a misspelt one, a section without options, or another word."""
     if key in SECTIONS:
         return f"'{key}' must hold 'key: value' lines"
-    names = (*FIELDS, *SECTIONS, "extends") if "." not in key else tuple(FIELDS)
-    near = nearest_option(key, names)
-    hint = (
-        f"did you mean '{near}'?"
-        if near
-        else f"valid sections: {', '.join(SECTIONS)}, extends; see fastft options"
-    )
-    return f"unknown option {shown(key)}; {hint}"
+    near = nearest_option(key, FIELDS if "." in key else (*FIELDS, *SECTIONS, "extends"))
+    hint = f"valid sections: {', '.join(SECTIONS)}, extends; see fastft options"
+    return f"unknown option {shown(key)}; {f'did you mean {near!r}?' if near else hint}"
 
 
-def nearest_option(key: str, names: Iterable[str] = tuple(FIELDS)) -> str | None:
+def nearest_option(key: str, names: Iterable[str] = FIELDS) -> str | None:
     """The option that was probably meant: the same name in another section, else the most similar one."""
     section, _, option = key.rpartition(".")
-    ranked = sorted(
-        ((_similarity(section, option, name), name) for name in names), key=lambda found: -found[0]
-    )
-    return ranked[0][1] if ranked and ranked[0][0] >= SIMILAR else None
 
+    def similarity(name: str) -> float:
+        """0..1: mostly of the option's own name, a little of its section."""
+        other_section, _, other = name.rpartition(".")
+        of_option = SequenceMatcher(None, option, other).ratio()
+        return 0.8 * of_option + 0.2 * SequenceMatcher(None, section, other_section).ratio()
 
-def _similarity(section: str, option: str, name: str) -> float:
-    """0..1: mostly of the option's own name, a little of its section."""
-    other_section, _, other = name.rpartition(".")
-    of_option = SequenceMatcher(None, option, other).ratio()
-    of_section = SequenceMatcher(None, section, other_section).ratio()
-    return 0.8 * of_option + 0.2 * of_section
+    near = max(names, key=similarity)
+    return near if similarity(near) >= SIMILAR else None

@@ -18,14 +18,15 @@ directory is runs/NAME). `paper` is the published figure, `number` says whether 
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from beton_tools.base.errors import UserError
-from fastft.recipe.yaml_file import one_line, read_yaml
+from fastft.recipe.yaml_file import one_line, read_yaml, shown
 
 EXPECTED = "a sweep file with title, source and rows (YAML)"
 NUMBERS = ("ema", "raw")  # the weights that a published figure is of, at their best epoch
@@ -107,15 +108,15 @@ def load_sweep(path: Path) -> Sweep:
     _check_keys(str(path), document, {"title", "source", "rows"}, {"base", "set", "plot"})
     plot = document.get("plot", "lines")
     if plot not in PLOTS:
-        raise UserError(f"{path}: plot is {_shown(plot)}; it must be one of {', '.join(PLOTS)}")
+        raise UserError(f"{path}: plot is {shown(plot)}; it must be one of {', '.join(PLOTS)}")
     if not isinstance(document["rows"], list) or not document["rows"]:
         raise UserError(f"{path}: 'rows' must be a list of rows")
     name = Path(os.path.realpath(path)).parent.name if path.stem == "sweep" else path.stem
     base, common = _text(str(path), document, "base"), _options(str(path), document)
     entries = enumerate(document["rows"], 1)
     rows = tuple(_row(f"{path}, row {i}", name, entry, base, common) for i, entry in entries)
-    titles = [(row.series, row.label) for row in rows]
-    twice = next((row for row in rows if titles.count((row.series, row.label)) > 1), None)
+    cells = Counter((row.series, row.label) for row in rows)
+    twice = next((row for row in rows if cells[row.series, row.label] > 1), None)
     if twice:
         raise UserError(f"{path}: two rows are labelled '{twice.title}'; give them different labels")
     title, source = (_text(str(path), document, key) or "" for key in ("title", "source"))
@@ -190,14 +191,10 @@ def _options(where: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _text(where: str, entry: Mapping[str, Any], key: str) -> str | None:
     value = entry.get(key)
-    if value is None:
-        return None
     try:
-        if not isinstance(value, str):
-            raise ValueError("not a text")
-        return one_line(value)
-    except ValueError:
-        raise UserError(f"{where}: {key} is {_shown(value)}; it must be a text of one line") from None
+        return None if value is None else one_line(value)
+    except (AttributeError, ValueError):  # not a text, or of several lines
+        raise UserError(f"{where}: {key} is {shown(value)}; it must be a text of one line") from None
 
 
 def _percent(where: str, value: Any) -> float | None:
@@ -208,22 +205,16 @@ def _percent(where: str, value: Any) -> float | None:
     except (TypeError, ValueError):
         number = math.nan
     if not 0 <= number <= 100:
-        raise UserError(f"{where}: paper is {_shown(value)}; it must be a top-1 in percent, or null")
+        raise UserError(f"{where}: paper is {shown(value)}; it must be a top-1 in percent, or null")
     return number
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _check_keys(where: str, entry: Mapping[str, Any], needed: Iterable[str], optional: Iterable[str]) -> None:
-    known = sorted({*needed, *optional})
-    for key in entry:
-        if key not in known:
-            near = get_close_matches(key, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(known)}"
-            raise UserError(f"{where}: unknown key {_shown(key)}; {hint}")
-    missing = sorted(set(needed) - entry.keys())
+def _check_keys(where: str, entry: Mapping[str, Any], needed: set[str], optional: set[str]) -> None:
+    known = sorted(needed | optional)
+    for key in entry.keys() - known:
+        near = get_close_matches(key, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(known)}"
+        raise UserError(f"{where}: unknown key {shown(key)}; {hint}")
+    missing = sorted(needed - entry.keys())
     if missing:
         raise UserError(f"{where}: {' and '.join(missing)} missing")

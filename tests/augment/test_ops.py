@@ -6,11 +6,10 @@ from PIL import Image, ImageFilter
 
 from beton_tools.base.errors import UserError
 from fastft.augment.levels import TIMM_OPS, level_argument
-from fastft.augment.ops_affine import (
+from fastft.augment.ops import (
     affine_matrix,
     affine_source,
     inside,
-    read_byte,
     sample_bicubic,
     truncate,
 )
@@ -119,7 +118,7 @@ def test_a_kernel_that_reads_single_channels_gets_the_pixels_that_the_cpu_gets(
         for j in range(0, width, 3):
             x, y = affine_source(matrix, i, j)
             for c in range(3) if inside(x, y, height, width) else ():
-                value = sample_bicubic(read_byte, flat, height, width, x, y, c)
+                value = sample_bicubic(flat, height, width, x, y, c)
                 assert truncate(value) == rotated[i, j, c]
 
 

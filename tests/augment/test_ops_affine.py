@@ -10,7 +10,7 @@ from numba import njit
 from PIL import Image
 
 from fastft.augment import ops_image_affine
-from fastft.augment.ops_affine import (
+from fastft.augment.ops import (
     CUBIC,
     LINEAR,
     affine_matrix,
@@ -18,7 +18,6 @@ from fastft.augment.ops_affine import (
     cubic,
     inside,
     linear,
-    read_byte,
     sample_bicubic,
     sample_bilinear,
     truncate,
@@ -82,9 +81,9 @@ def pixel_by_pixel(source, height, width, matrix, fill, bicubic, target):
                 if not inside(x, y, height, width):
                     target[to] = fill[c]
                 elif bicubic:
-                    target[to] = truncate(sample_bicubic(read_byte, source, height, width, x, y, c))
+                    target[to] = truncate(sample_bicubic(source, height, width, x, y, c))
                 else:
-                    target[to] = truncate(sample_bilinear(read_byte, source, height, width, x, y, c))
+                    target[to] = truncate(sample_bilinear(source, height, width, x, y, c))
 
 
 @pytest.mark.parametrize("bicubic", [True, False])
@@ -172,9 +171,9 @@ def errors(pixels, places, bicubic, out):
         for c in range(3):
             x, y = 1.5 + tx, 1.5 + ty
             if bicubic:
-                exact = sample_bicubic(read_byte, window, 4, 4, x, y, c)
+                exact = sample_bicubic(window, 4, 4, x, y, c)
             else:
-                exact = sample_bilinear(read_byte, window, 4, 4, x, y, c)
+                exact = sample_bilinear(window, 4, 4, x, y, c)
             out[k, c] = abs(value[c] - exact)
 
 

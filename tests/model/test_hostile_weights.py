@@ -222,12 +222,6 @@ def bomb() -> bytes:
     return b")q\x00" + b"h\x00h\x00\x86q\x00" * 200
 
 
-def shared_attributes() -> bytes:
-    """300 objects that share 250 attributes: 75,000 of them in 5,000 bytes."""
-    attributes = b"}(" + b"".join(b"K" + bytes([i]) + b"N" for i in range(250)) + b"u" + b"q\x00"
-    return attributes + 300 * b"c__torch__\nA\n)\x81h\x00b" + b"."
-
-
 def nested_objects(depth: int) -> bytes:
     """An object in an object in ...: the names of the innermost are `depth` times as long as those of the first."""
     start, end = b"c__torch__\nA\n)\x81}X\x01\x00\x00\x00a", b"sb"
@@ -256,29 +250,17 @@ TORCHSCRIPT_DAMAGE = {
     "bomb as a key": torchscript_of(b"}" + bomb() + b"Ns."),
     "object of itself": torchscript_of(b"c__torch__\nA\n)\x81q\x00}X\x01\x00\x00\x00ah\x00sb."),
     "persistent id of a number": torchscript_of(b"NQ."),
+    "names of 2,000 nested objects": torchscript_of(nested_objects(2000)),
     "no data.pkl": zip_of({"a/constants.pkl": b""}),
     "compressed record": zip_of({"a/constants.pkl": b"", "a/data.pkl": bytes(1 << 20)}, zipfile.ZIP_DEFLATED),
     "big-endian": torchscript_of(tensor_pickle(6, 0, (1,), (1,)), byteorder=b"big", **DATA),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("pickled", "message"),
-    [
-        (shared_attributes(), "fewer bytes than attributes of objects"),
-        (nested_objects(2000), "names of more than 1,048,576 characters"),
-    ],
-)
-def test_a_small_torchscript_archive_cannot_take_much_memory(pickled: bytes, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        read_torchscript(io.BytesIO(torchscript_of(pickled)))
-
-
-@pytest.mark.parametrize("module", [b"builtins", b"__builtin__"])
 @pytest.mark.parametrize("zipped", [False, True])
-def test_a_pickle_makes_no_bytearray(arch: str, module: bytes, zipped: bool, tmp_path: Path) -> None:
+def test_a_pickle_makes_no_bytearray(arch: str, zipped: bool, tmp_path: Path) -> None:
     """`bytearray(2**28)`, which `torch.load(weights_only=True)` calls."""
-    data = b"\x80\x02c" + module + b"\nbytearray\nJ\x00\x00\x00\x10\x85R."
+    data = b"\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x00\x10\x85R."
     path = tmp_path / "w.pt"
     path.write_bytes(zip_of({"a/data.pkl": data, "a/version": b"3\n"}) if zipped else data)
     message = refused(lambda: load_tower_weights(Tower(load_arch(arch)), str(path), arch))
@@ -291,64 +273,6 @@ def test_a_damaged_torchscript_archive_is_one_line(arch: str, case: str, tmp_pat
     path = tmp_path / "w.pt"
     path.write_bytes(TORCHSCRIPT_DAMAGE[case])
     assert str(path) in refused(lambda: load_tower_weights(Tower(load_arch(arch)), str(path), arch))
-
-
-def directory(data: bytes) -> tuple[bytes, bytes]:
-    """A zip file's records, and its directory without the end record."""
-    length, start = struct.unpack_from("<LL", data, len(data) - 10)
-    return data[:start], data[start : start + length]
-
-
-def end_record(start: int, length: int, entries: int, comment: int = 0) -> bytes:
-    return struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, entries, entries, length, start, comment)
-
-
-def moved_directory(other: bytes, distance: int) -> bytes:
-    """A central directory with its local offsets moved by `distance` bytes."""
-    moved, at = bytearray(other), 0
-    while at < len(moved):
-        (offset,) = struct.unpack_from("<L", moved, at + 42)
-        struct.pack_into("<L", moved, at + 42, offset + distance)
-        name, extra, comment = struct.unpack_from("<3H", moved, at + 28)
-        at += 46 + name + extra + comment
-    return bytes(moved)
-
-
-def two_directories(for_torch: bytes, for_python: bytes) -> bytes:
-    """Python takes the directory before the end record, torch the one at the offset that the record has."""
-    (records, first), (more, second) = directory(for_torch), directory(for_python)
-    between = records + first + more
-    second = moved_directory(directory(for_python)[1], len(records) + len(first))
-    return between + second + end_record(len(records), len(second), second.count(b"PK\1\2"))
-
-
-def test_zip_archives_that_python_and_torch_read_differently_are_refused(arch: str, tmp_path: Path) -> None:
-    """A compressed bomb and a call of `bytearray` behind a harmless directory, and TorchScript behind none."""
-    harmless = zip_of({"a/data.pkl": b"}.", "a/version": b"3\n"})
-    bomb = zip_of({"a/data.pkl": bytes(1 << 20)}, zipfile.ZIP_DEFLATED)
-    script = torchscript_of(b"}.")
-    records, listed = directory(harmless)
-    cases = {
-        "two directories": two_directories(bomb, harmless),
-        "torchscript behind": two_directories(script, harmless),
-        "trailing bytes": harmless + b"\0" * 22,
-        "a comment": records + listed + end_record(len(records), len(listed), 2, 4) + b"text",
-        "a gap": records + listed + bytes(8) + end_record(len(records), len(listed), 2),
-        "bytes in front": b"PK\3\4" + harmless,
-        "two records of one name": zip_of({"a/data.pkl": b"}.", "a/DATA.PKL": b"}]."}),
-    }
-    for name, data in cases.items():
-        path = tmp_path / f"{name}.pt"
-        path.write_bytes(data)
-        message = refused(lambda path=path: load_tower_weights(Tower(load_arch(arch)), str(path), arch))
-        assert "zip archive" in message, (name, message)
-
-
-def test_an_old_torch_is_refused_before_it_reads_a_pickle(arch: str, tmp_path: Path, monkeypatch) -> None:
-    torch.save(state_of(arch), tmp_path / "w.pt")
-    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.5.1"))
-    message = refused(lambda: load_tower_weights(Tower(load_arch(arch)), str(tmp_path / "w.pt"), arch))
-    assert "install torch 2.6 or newer" in message
 
 
 def truncated(data: bytes) -> bytes:

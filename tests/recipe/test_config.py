@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from beton_tools.base.errors import UserError
-from fastft.recipe import load_recipe, recipe_from_dict
+from fastft.cli import main
+from fastft.recipe import load_recipe, parse_duration, recipe_from_dict
 
 RECIPES = Path("rcp")
 
@@ -64,6 +65,8 @@ def test_own_values_override_the_base_and_flags_override_both(tmp_path: Path) ->
         ("optim: {clip_grad: inf}", "it must be a number >= 0 or none"),
         ("schedule: {epochs: inf}", "it must be a whole number >= 1"),
         ("augment: {mean: [0.5, nan, 0.5]}", "it must be three numbers"),
+        ("augment: {mean: [1e38, 0.5, 0.5]}", "it must be three numbers >= -10 and <= 10"),
+        ("augment: {std: [0.5, 0.5, 0]}", "it must be three numbers >= 0.001 and <= 10"),
         ("train: {seed: 9223372036854775808}", "it must be a whole number >= 0 and <= 9223372036854775807"),
         ("model: {rel_pos_bias: true, patch_dropout: 0.5}", "needs every patch"),
     ],
@@ -80,9 +83,11 @@ def test_a_text_is_what_was_typed(tmp_path: Path, text: str) -> None:
     assert load_recipe(path, [f"--about.source={text}"]).about.source == text
 
 
-def test_yaml_makes_no_numbers_and_dates_of_texts(tmp_path: Path) -> None:
-    path = write(tmp_path, "r.yaml", "train: {run_dir: 007}\ndata: {train: 2026-11-25, val: 12:30}")
-    recipe = load_recipe(path)
+def test_yaml_makes_no_numbers_and_dates_of_texts_nor_texts_of_numbers(tmp_path: Path) -> None:
+    """YAML 1.1 reads 6e-4 as a text."""
+    text = "train: {run_dir: 007}\ndata: {train: 2026-11-25, val: 12:30}\noptim: {lr: 6e-4}"
+    recipe = load_recipe(write(tmp_path, "r.yaml", text))
+    assert recipe.optim.lr == 6e-4
     assert (recipe.train.run_dir, recipe.data.train, recipe.data.val) == ("007", "2026-11-25", "12:30")
 
 
@@ -161,92 +166,52 @@ def _lists(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def test_yaml_floats_without_a_dot_are_numbers(tmp_path: Path) -> None:
-    """YAML 1.1 reads 6e-4 as a text."""
-    assert load_recipe(write(tmp_path, "r.yaml", "optim: {lr: 6e-4}")).optim.lr == 6e-4
-
-
 @pytest.mark.parametrize(
     ("name", "want"),
-    [  # facts: the reference's logs, section 5
-        (
-            "final_b16",
-            {
-                "lr": 6e-4,
-                "layer_decay": 0.6,
-                "batch_size": 2048,
-                "epochs": 50,
-                "warmup": 10,
-                "size": 224,
-                "frozen": True,
-            },
-        ),
-        (
-            "final_b16_384",
-            {
-                "lr": 7e-4,
-                "layer_decay": 0.6,
-                "batch_size": 2048,
-                "epochs": 50,
-                "warmup": 10,
-                "size": 384,
-                "frozen": False,
-            },
-        ),
-        (
-            "final_l14",
-            {
-                "lr": 4e-4,
-                "layer_decay": 0.65,
-                "batch_size": 2048,
-                "epochs": 30,
-                "warmup": 5,
-                "size": 224,
-                "frozen": True,
-            },
-        ),
-        (
-            "final_l14_336",
-            {
-                "lr": 6e-4,
-                "layer_decay": 0.65,
-                "batch_size": 1920,
-                "epochs": 30,
-                "warmup": 5,
-                "size": 336,
-                "frozen": False,
-            },
-        ),
+    [  # lr, layer decay, batch, epochs, warm-up, size, conv1 frozen: the reference's logs (facts, section 5)
+        ("final_b16", (6e-4, 0.6, 2048, 50, 10, 224, True)),
+        ("final_b16_384", (7e-4, 0.6, 2048, 50, 10, 384, False)),
+        ("final_l14", (4e-4, 0.65, 2048, 30, 5, 224, True)),
+        ("final_l14_336", (6e-4, 0.65, 1920, 30, 5, 336, False)),
     ],
 )
-def test_final_recipes_hold_the_constants_of_the_reference_logs(name: str, want: dict) -> None:
+def test_final_recipes_hold_the_constants_of_the_reference_logs(name: str, want: tuple) -> None:
     r = load_recipe(RECIPES / f"{name}.yaml")
-    got = {
-        "lr": r.optim.lr, "layer_decay": r.optim.layer_decay, "batch_size": r.optim.batch_size, "epochs": r.schedule.epochs,
-        "warmup": r.schedule.warmup_epochs, "size": r.model.image_size, "frozen": r.model.freeze_conv1,
-    }  # fmt: skip
-    assert got == want
-    assert (r.optim.weight_decay, r.optim.label_smoothing, r.ema.decay, r.schedule.min_lr) == (
-        0.05,
-        0.1,
-        0.9998,
-        1e-6,
-    )
-    assert (r.augment.policy, r.augment.erase_prob, r.augment.erase_mode) == (
-        "rand-m9-mstd0.5-inc1",
-        0.25,
-        "pixel",
-    )
-    assert (r.augment.mixup, r.augment.cutmix, r.augment.scale_min, r.augment.hflip) == (0, 0, 0.08, 0.5)
+    optim, schedule, augment = r.optim, r.schedule, r.augment
+    got = (optim.lr, optim.layer_decay, optim.batch_size, schedule.epochs, schedule.warmup_epochs)
+    assert (*got, r.model.image_size, r.model.freeze_conv1) == want
+    common = (optim.weight_decay, optim.label_smoothing, r.ema.decay, schedule.min_lr)
+    assert common == (0.05, 0.1, 0.9998, 1e-6)
+    erase = (augment.policy, augment.erase_prob, augment.erase_mode)
+    assert erase == ("rand-m9-mstd0.5-inc1", 0.25, "pixel")
+    assert (augment.mixup, augment.cutmix, augment.scale_min, augment.hflip) == (0, 0, 0.08, 0.5)
     assert r.steps_per_epoch() == (667 if name == "final_l14_336" else 625)
 
 
 def test_baseline_is_table_1() -> None:
     r = load_recipe(RECIPES / "baseline_b16.yaml")
-    assert (r.optim.lr, r.optim.layer_decay, r.schedule.epochs, r.schedule.warmup_epochs) == (
-        1e-3,
-        1.0,
-        100,
-        20,
-    )
+    schedule = (r.optim.lr, r.optim.layer_decay, r.schedule.epochs, r.schedule.warmup_epochs)
+    assert schedule == (1e-3, 1.0, 100, 20)
     assert (r.augment.mixup, r.augment.cutmix, r.ema.decay) == (0.8, 1.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("45m", 2700), ("1.5h", 5400), (" 2d ", 172_800), ("0.5s", 0.5)]
+)
+def test_durations_are_seconds(text: str, seconds: float) -> None:
+    assert parse_duration(text, "--budget") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "2", "h", "-1h", "0m", "1 hour", "1h30m", "nan", "infh", "1e3s"])
+def test_other_durations_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--budget is"):
+        parse_duration(text, "--budget")
+
+
+@pytest.mark.parametrize("flag", ["--train.stop_after=soon", "--augment.mean=[1e38,0.5,0.5]"])
+def test_a_wrong_value_of_a_recipe_is_one_line_and_exit_code_2(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", "final_b16", flag]) == 2
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1 and flag.partition("=")[0][2:] in said

@@ -27,15 +27,7 @@ TOKENS = [
 KEYS = [
     *option_fields(),
     *SECTIONS,
-    "extends",
-    "title",
-    "source",
-    "base",
-    "set",
-    "rows",
-    "label",
-    "name",
-    "paper",
+    *["extends", "title", "source", "base", "set", "rows", "label", "name", "paper"],
 ]
 
 printable = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=20)

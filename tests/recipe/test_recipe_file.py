@@ -133,14 +133,17 @@ def bind_socket(path: Path) -> None:
 
 
 HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "alias bomb in a value": (write(f"optim: {{lr: {BOMB}}}\n"), "too large once its aliases are expanded"),
-    "alias bomb in a key": (write(f"? {BOMB}\n: 1\n"), "too large once its aliases are expanded"),
-    "alias bomb in extends": (write(f"extends: {BOMB}\n"), "too large once its aliases are expanded"),
+    "alias bomb in a value": (write(f"optim: {{lr: {BOMB}}}\n"), "it must be a number >= 0"),
+    "alias bomb in a key": (write(f"? {BOMB}\n: 1\n"), "a key must be a text"),
+    "alias bomb in extends": (write(f"extends: {BOMB}\n"), "extends must name one recipe"),
+    "alias bomb in a text": (write(f"about: {{source: {BOMB}}}\n"), "it must be a text"),
+    "alias bomb by epoch": (write(f"schedule: {{sizes: {BOMB}}}\n"), "epoch:value"),
+    "alias bomb as three numbers": (write(f"augment: {{mean: {BOMB}}}\n"), "it must be three numbers"),
     "long text repeated by aliases": (
-        write(f"optim: {{beta1: &a {'x' * 50_000}, lr: [{', '.join(['*a'] * 5000)}]}}\n"), "too large once"
+        write(f"optim: {{beta1: &a {'x' * 50_000}, lr: [{', '.join(['*a'] * 5000)}]}}\n"), "it must be a number >= 0"
     ),
-    "alias of itself": (write("optim: &a {lr: *a}\n"), "a part of itself"),
-    "unknown alias": (write("optim: {lr: *nothing}\n"), "stands for nothing"),
+    "alias of itself": (write("optim: &a {lr: *a}\n"), "recursive"),
+    "unknown alias": (write("optim: {lr: *nothing}\n"), "undefined alias"),
     "deep nesting, flow": (write("optim: " + "[" * 5000 + "]" * 5000), f"more than {MAX_DEPTH} levels"),
     "deep nesting, blocks": (
         write("".join(f"{' ' * i}a:\n" for i in range(300))), f"more than {MAX_DEPTH} levels"
