@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from fastft.augment.describe import plan_to_json as plan_to_json
     from fastft.augment.draw import draw_plan as draw_plan
     from fastft.augment.draw import eval_plan as eval_plan
-    from fastft.augment.geometry import source_regions as source_regions
     from fastft.augment.levels import level_argument as level_argument
     from fastft.augment.mix import Mixer as Mixer
     from fastft.augment.ops_image import apply_argument as apply_argument
@@ -23,10 +22,11 @@ if TYPE_CHECKING:
     from fastft.augment.policies import AugmentPolicy as AugmentPolicy
     from fastft.augment.policies import parse_policy as parse_policy
     from fastft.augment.resize import resized_crop as resized_crop
+    from fastft.augment.resize import source_regions as source_regions
 
     def source_region(
         row: Any, size: int
-    ) -> tuple[int, int, int, int]: ...  # njit hides the types of geometry's
+    ) -> tuple[int, int, int, int]: ...  # njit hides the types of resize's
 
 
 _MODULES = {
@@ -45,8 +45,8 @@ _MODULES = {
     "parse_policy": "policies",
     "plan_to_json": "describe",
     "resized_crop": "resize",
-    "source_region": "geometry",
-    "source_regions": "geometry",
+    "source_region": "resize",
+    "source_regions": "resize",
 }
 
 __all__ = [*_MODULES]

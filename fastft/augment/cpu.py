@@ -6,7 +6,7 @@ For a loader that has just decoded an image, inside its own parallel loop:
     scratch = augment.new_scratch(threads, max_height, max_width)  # (threads, bytes) uint8
     status = augment_image(pixels, stride, region, row, augment.finish, scratch[thread], out[b])
 
-`pixels` (flat uint8) holds the region (y, x, h, w) of the source, as geometry.source_region gives it, row r
+`pixels` (flat uint8) holds the region (y, x, h, w) of the source, as resize.source_region gives it, row r
 beginning at r*stride; `row` is one row of the plan; `out[b]` is (size, size, 3), float32 or the uint16 bits
 of the half types. The status is resize.OK, or why nothing was written. For a batch decoded beforehand into
 one packed buffer: `augment(packed, offsets, plan)`.
@@ -20,7 +20,6 @@ from numba import njit, prange
 
 from beton_tools.base.errors import UserError
 from fastft.augment.erase import BFLOAT16, DTYPES, FLOAT16, FLOAT32, bfloat16_bits, erase, float16_bits
-from fastft.augment.geometry import source_region
 from fastft.augment.ops import blend
 from fastft.augment.ops_image import look_up, op_scratch_size, run_op
 from fastft.augment.plan import CHAIN_DEPTH, MAX_CHAINS, MAX_OPS, OP_ID
@@ -31,6 +30,7 @@ from fastft.augment.resize import (
     SCRATCH_TOO_SMALL,
     resize_region,
     resize_scratch_size,
+    source_region,
 )
 from fastft.augment.simd import copy, take
 
@@ -172,7 +172,7 @@ class CpuAugment:
     def __call__(
         self, packed: np.ndarray, offsets: np.ndarray, plan: np.ndarray, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Augment a batch. packed: uint8; offsets: (B,) int64, of regions as geometry.source_regions gives.
+        """Augment a batch. packed: uint8; offsets: (B,) int64, of regions as resize.source_regions gives.
 
         Raises:
             UserError: the packed pixels do not cover a region; the message names the sample.

@@ -9,12 +9,13 @@ its axis (0: y, 1: x), *outer* the other one, and a source line runs along the i
 
 from numba import cuda, int32, uint8
 
-from fastft.augment.geometry import source_region
 from fastft.augment.resize import (
+    CUDA_WEIGHTS,
     PRECISION_BITS,
     ROUND,
     pixel_taps,
     reflect,
+    source_region,
     tap_pitch,
     vertical_first,
     weighted_byte,
@@ -24,8 +25,6 @@ CHANNELS = 3
 INNER = OUTER = 32  # most pixels of a tile along either axis
 ROW = CHANNELS * INNER
 LINES = 16  # source lines per round
-WEIGHTS = 1184  # of a tile's pixels along one axis: the taps of 65,535 pixels, a JPEG's most, made 224
-MOST_SHRINK = (WEIGHTS - 1) // 4  # of a side: bicubic taps are four times as many, and one
 RESIZE_THREADS = (ROW, 4)
 
 # Computed by one thread for its block. In shared memory, because in registers it would halve the occupancy.
@@ -46,8 +45,8 @@ def _image_geometry(row, size, geometry):
     geometry[ALONG], geometry[ACROSS] = (stride, CHANNELS) if down_first else (CHANNELS, stride)
     geometry[INNER_PITCH] = tap_pitch(row.crop[2 + inner], row.resize[inner], bicubic)
     geometry[OUTER_PITCH] = tap_pitch(row.crop[3 - inner], row.resize[1 - inner], bicubic)
-    geometry[MAX_PIXELS] = min(cuda.blockDim.x // CHANNELS, WEIGHTS // geometry[INNER_PITCH])
-    geometry[MAX_ROWS] = min(OUTER, WEIGHTS // geometry[OUTER_PITCH])
+    geometry[MAX_PIXELS] = min(cuda.blockDim.x // CHANNELS, CUDA_WEIGHTS // geometry[INNER_PITCH])
+    geometry[MAX_ROWS] = min(OUTER, CUDA_WEIGHTS // geometry[OUTER_PITCH])
 
 
 @cuda.jit(device=True)
@@ -133,13 +132,13 @@ def _store_tile(sums, row, size, geometry, image):
 def resize_kernel(packed, offsets, plan, size, images):
     """images[b] = the resized, windowed, mirrored region of row b. Blocks: x over tiles, y over images.
 
-    packed: uint8, region b (geometry.source_region) at offsets[b] (int64). images: (B, size * size * 3) uint8.
+    packed: uint8, region b (resize.source_region) at offsets[b] (int64). images: (B, size * size * 3) uint8.
     An image that would shrink by more than MOST_SHRINK is not written: its taps do not fit.
     """
     geometry = cuda.shared.array(FIELDS, int32)
     first = cuda.shared.array((2, INNER), int32)  # of inner and outer pixels
     count = cuda.shared.array((2, INNER), int32)
-    weights = cuda.shared.array((2, WEIGHTS), int32)
+    weights = cuda.shared.array((2, CUDA_WEIGHTS), int32)
     middle = cuda.shared.array((LINES, ROW), uint8)
     sums = cuda.shared.array((OUTER, ROW), int32)
     taps = (first, count, weights)

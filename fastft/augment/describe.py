@@ -7,26 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from fastft.augment.plan import CHAIN_DEPTH, MAX_CHAINS, OPS
+from fastft.augment.plan import CHAIN_DEPTH, OPS
 from fastft.augment.policies import AugmentPolicy, AugMix, RandAugment, ThreeAugment
 from fastft.recipe.constants import ERASE_MODES
 
 # How an op's argument reads behind its name; ops without an argument are not listed.
 ARGUMENT_FORMATS = {
-    "Rotate": "{:+.1f}°",
-    "Posterize": "{:.0f} bits",
-    "Solarize": "from {:.0f}",
-    "SolarizeAdd": "+{:.0f}",
-    "Color": "x{:.2f}",
-    "Contrast": "x{:.2f}",
-    "Brightness": "x{:.2f}",
-    "Sharpness": "x{:.2f}",
-    "ShearX": "{:+.2f}",
-    "ShearY": "{:+.2f}",
-    "TranslateX": "{:+.0f} px",
-    "TranslateY": "{:+.0f} px",
-    "GaussianBlur": "radius {:.2f}",
-}
+    "Rotate": "{:+.1f}°", "Posterize": "{:.0f} bits", "Solarize": "from {:.0f}", "SolarizeAdd": "+{:.0f}", "Color": "x{:.2f}",
+    "Contrast": "x{:.2f}", "Brightness": "x{:.2f}", "Sharpness": "x{:.2f}", "ShearX": "{:+.2f}", "ShearY": "{:+.2f}",
+    "TranslateX": "{:+.0f} px", "TranslateY": "{:+.0f} px", "GaussianBlur": "radius {:.2f}",
+}  # fmt: skip
 
 
 # -- a plan ------------------------------------------------------------------------------------------------------------
@@ -36,28 +26,23 @@ def describe_row(row: Any) -> list[str]:
     """Steps of one row of a plan after the crop, in order: ["flip", "Rotate +27.0°", "erase 50x80"]."""
     words = ["flip"] if row["flip"] else []
     if row["chain_weights"].any():
-        words += _describe_chains(row)
-    else:
-        words += _describe_ops(row, 0, len(row["op"]))
+        words.append(f"mixture {row['blend']:.0%}")
+    for weight, ops in _chains(row):
+        described = [f"{op} {ARGUMENT_FORMATS.get(op, '').format(argument)}".rstrip() for op, argument in ops]
+        words += described if weight is None else [f"{weight:.0%} {' → '.join(described)}"]
     return words + [f"erase {h}x{w}" for _, _, h, w in row["erase"].tolist() if h > 0]
 
 
-def _describe_ops(row: Any, begin: int, end: int) -> list[str]:
-    return [
-        f"{OPS[op]} {ARGUMENT_FORMATS.get(OPS[op], '').format(argument)}".rstrip()
-        for op, argument in zip(
-            row["op"][begin:end].tolist(), row["argument"][begin:end].tolist(), strict=True
-        )
-        if op
+def _chains(row: Any) -> list[tuple[float | None, list[tuple[str, float]]]]:
+    """(weight, (op, argument) in order) of each of AugMix's chains; of other policies one without a weight."""
+    ops = [
+        (OPS[op], argument) for op, argument in zip(row["op"].tolist(), row["argument"].tolist(), strict=True)
     ]
-
-
-def _describe_chains(row: Any) -> list[str]:
-    words = [f"mixture {row['blend']:.0%}"]
-    for chain in np.flatnonzero(row["chain_weights"]).tolist():
-        ops = _describe_ops(row, chain * CHAIN_DEPTH, (chain + 1) * CHAIN_DEPTH)
-        words.append(f"{row['chain_weights'][chain]:.0%} {' → '.join(ops)}")
-    return words
+    weights = row["chain_weights"].tolist()
+    parts = [(None, ops)] if not any(weights) else [
+        (weight, ops[chain * CHAIN_DEPTH :][:CHAIN_DEPTH]) for chain, weight in enumerate(weights) if weight > 0
+    ]  # fmt: skip
+    return [(weight, [op for op in part if op[0] != OPS[0]]) for weight, part in parts]
 
 
 def plan_to_json(plan: np.ndarray) -> list[dict[str, Any]]:
@@ -74,32 +59,23 @@ def _row_to_json(row: Any) -> dict[str, Any]:
         "flip": bool(row["flip"]),
         "interpolation": "bicubic" if row["bicubic"] else "bilinear",
     }
+    chains = [
+        {
+            "weight": weight,
+            "ops": [
+                {"op": op, **({"argument": value} if op in ARGUMENT_FORMATS else {})} for op, value in ops
+            ],
+        }
+        for weight, ops in _chains(row)
+    ]
     if row["chain_weights"].any():
-        values["blend"] = float(row["blend"])
-        values["chains"] = [
-            {
-                "weight": float(row["chain_weights"][chain]),
-                "ops": _ops_to_json(row, chain * CHAIN_DEPTH, (chain + 1) * CHAIN_DEPTH),
-            }
-            for chain in range(MAX_CHAINS)
-            if row["chain_weights"][chain] > 0
-        ]
+        values |= {"blend": float(row["blend"]), "chains": chains}
     else:
-        values["ops"] = _ops_to_json(row, 0, len(row["op"]))
+        values["ops"] = chains[0]["ops"]
     values["erase"] = [box for box in row["erase"].tolist() if box[2] > 0]
     values["erase_mode"] = ERASE_MODES[row["erase_mode"]]
     values["noise_key"] = f"{int(row['noise_key']):#018x}"  # JSON readers lose digits of 64-bit integers
     return values
-
-
-def _ops_to_json(row: Any, begin: int, end: int) -> list[dict[str, Any]]:
-    return [
-        {"op": OPS[op], **({"argument": argument} if OPS[op] in ARGUMENT_FORMATS else {})}
-        for op, argument in zip(
-            row["op"][begin:end].tolist(), row["argument"][begin:end].tolist(), strict=True
-        )
-        if op
-    ]
 
 
 # -- a policy ----------------------------------------------------------------------------------------------------------

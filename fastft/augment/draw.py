@@ -15,10 +15,10 @@ import numpy as np
 from numba import njit
 
 from beton_tools.base.errors import UserError
-from fastft.augment.geometry import resized_shape
 from fastft.augment.levels import TIMM_OPS, argument, op_of
 from fastft.augment.plan import CHAIN_DEPTH, MAX_OPS, OP_ID, PLAN_DTYPE
 from fastft.augment.policies import AugmentPolicy, AugMix, RandAugment, ThreeAugment
+from fastft.augment.resize import resized_shape
 from fastft.augment.rng import (
     GAMMA_COUNTERS,
     LOW_32,

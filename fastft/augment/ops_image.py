@@ -80,17 +80,11 @@ def _equalize_channel(histogram, table):
 
 @njit(cache=True)
 def _count(source, counts):
-    """counts[:768] = histogram of each channel, as the sum of four: increments of one entry have to wait for each other."""
+    """counts (768,) = histogram of each channel."""
     counts[:] = 0
-    whole = source.size // (3 * HISTOGRAMS) * (3 * HISTOGRAMS)
-    for i in range(np.uintp(0), np.uintp(whole), np.uintp(3 * HISTOGRAMS)):
-        for k in range(np.uintp(3 * HISTOGRAMS)):
-            counts[k * np.uintp(BYTE_VALUES) + np.uintp(source[i + k])] += 1
-    for i in range(whole, source.size):
-        counts[(i - whole) * BYTE_VALUES + source[i]] += 1
-    for i in range(ENTRIES):
-        for k in range(1, HISTOGRAMS):
-            counts[i] += counts[k * ENTRIES + i]
+    for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
+        for c in range(np.uintp(3)):
+            counts[c * np.uintp(BYTE_VALUES) + np.uintp(source[i + c])] += 1
 
 
 @njit(cache=True)
@@ -247,12 +241,12 @@ def run_op(op, argument, source, target, height, width, fill, bicubic, scratch):
     """target = op of source. `argument` as in a plan; `fill` (3,) uint8, `bicubic`: for geometric ops."""
     if op in (AUTO_CONTRAST, EQUALIZE):
         tables, at = take(scratch, 0, ENTRIES)
-        counts, at = take(scratch, at, HISTOGRAMS * ENTRIES * 4)
+        counts, at = take(scratch, at, ENTRIES * 4)
         if op == EQUALIZE:
             _equalize_tables(source, counts.view(np.int32), tables)
         else:
             _autocontrast_tables(source, tables)
-        _look_up_bytes(source, tables, target)
+        look_up(source, tables, target)
     elif op in (INVERT, BRIGHTNESS) or POSTERIZE <= op <= SOLARIZE_ADD:
         _point(op, argument, source, target)
     elif op == CONTRAST:

@@ -17,95 +17,31 @@ from fastft.augment.plan import CHAIN_DEPTH, MAX_CHAINS, MAX_OPS
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD, CROPS, ERASE_MODES, INTERPOLATIONS, MAX_ERASE
 
 PLAIN_OPS = (  # timm's RandAugment list without "inc1"
-    "AutoContrast",
-    "Equalize",
-    "Invert",
-    "Rotate",
-    "Posterize",
-    "Solarize",
-    "SolarizeAdd",
-    "Color",
-    "Contrast",
-    "Brightness",
-    "Sharpness",
-    "ShearX",
-    "ShearY",
-    "TranslateXRel",
-    "TranslateYRel",
-)
+    "AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd", "Color", "Contrast", "Brightness",
+    "Sharpness", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel",
+)  # fmt: skip
 HAVE_INCREASING = ("Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness")
 INCREASING_OPS = tuple(name + "Increasing" if name in HAVE_INCREASING else name for name in PLAIN_OPS)
 
 OP_SETS: dict[str, dict[str, float]] = {  # timm's named sets (key "t"), weight of each op
     "weights": {
-        "Rotate": 3,
-        "ShearX": 2,
-        "ShearY": 2,
-        "TranslateXRel": 1,
-        "TranslateYRel": 1,
-        "ColorIncreasing": 0.25,
-        "SharpnessIncreasing": 0.25,
-        "AutoContrast": 0.25,
-        "SolarizeIncreasing": 0.05,
-        "SolarizeAdd": 0.05,
-        "ContrastIncreasing": 0.05,
-        "BrightnessIncreasing": 0.05,
-        "Equalize": 0.05,
-        "PosterizeIncreasing": 0.05,
-        "Invert": 0.05,
+        "Rotate": 3, "ShearX": 2, "ShearY": 2, "TranslateXRel": 1, "TranslateYRel": 1, "ColorIncreasing": 0.25,
+        "SharpnessIncreasing": 0.25, "AutoContrast": 0.25, "SolarizeIncreasing": 0.05, "SolarizeAdd": 0.05,
+        "ContrastIncreasing": 0.05, "BrightnessIncreasing": 0.05, "Equalize": 0.05, "PosterizeIncreasing": 0.05, "Invert": 0.05,
     },
     "3a": {"SolarizeIncreasing": 1, "Desaturate": 1, "GaussianBlur": 1},
     "3aw": {
-        "SolarizeIncreasing": 6,
-        "Desaturate": 6,
-        "GaussianBlur": 6,
-        "Rotate": 3,
-        "ShearX": 2,
-        "ShearY": 2,
-        "PosterizeIncreasing": 1,
-        "AutoContrast": 1,
-        "ColorIncreasing": 1,
-        "SharpnessIncreasing": 1,
-        "ContrastIncreasing": 1,
-        "BrightnessIncreasing": 1,
-        "Equalize": 1,
-        "Invert": 1,
+        "SolarizeIncreasing": 6, "Desaturate": 6, "GaussianBlur": 6, "Rotate": 3, "ShearX": 2, "ShearY": 2,
+        "PosterizeIncreasing": 1, "AutoContrast": 1, "ColorIncreasing": 1, "SharpnessIncreasing": 1, "ContrastIncreasing": 1,
+        "BrightnessIncreasing": 1, "Equalize": 1, "Invert": 1,
     },
-}
+}  # fmt: skip
 WITH_REPLACEMENT = ("3a",)  # a list in timm, not a table of weights
 
-# timm's key "w0" up to version 0.9: weights of the plain ops, which later versions replaced by "tweights"
-W0_WEIGHTS: dict[str, float] = {
-    "Rotate": 0.3,
-    "ShearX": 0.2,
-    "ShearY": 0.2,
-    "TranslateXRel": 0.1,
-    "TranslateYRel": 0.1,
-    "Color": 0.025,
-    "Sharpness": 0.025,
-    "AutoContrast": 0.025,
-    "Solarize": 0.005,
-    "SolarizeAdd": 0.005,
-    "Contrast": 0.005,
-    "Brightness": 0.005,
-    "Equalize": 0.005,
-}
-
 AUGMIX_OPS = (
-    "AutoContrast",
-    "ColorIncreasing",
-    "ContrastIncreasing",
-    "BrightnessIncreasing",
-    "SharpnessIncreasing",
-    "Equalize",
-    "Rotate",
-    "PosterizeIncreasing",
-    "SolarizeIncreasing",
-    "ShearX",
-    "ShearY",
-    "TranslateXRel",
-    "TranslateYRel",
-)
+    "AutoContrast", "ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing", "Equalize", "Rotate",
+    "PosterizeIncreasing", "SolarizeIncreasing", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -179,8 +115,14 @@ class AugmentPolicy:
         _in_range("erase count", self.erase_count, 1, MAX_ERASE)
         _ordered("scale", self.scale, 1.0)
         _ordered("ratio", self.ratio, math.inf)
-        if len(self.mean) != 3 or len(self.std) != 3 or not min(self.std) > 0:
-            raise UserError(f"mean is {self.mean}, std is {self.std}: give three numbers each, std above 0")
+        if (
+            len(self.mean) != 3
+            or len(self.std) != 3
+            or not (max(map(abs, self.mean)) <= 10 and min(self.std) > 0)
+        ):
+            raise UserError(
+                f"mean is {self.mean}, std is {self.std}: give three numbers each, mean within -10 and 10, std above 0"
+            )
         parse_augment(self.augment)
 
     @property
@@ -191,7 +133,7 @@ class AugmentPolicy:
     @property
     def fill(self) -> tuple[int, int, int]:
         """Colour of what geometric ops uncover: the mean, as timm (123, 117, 104 for CLIP's)."""
-        red, green, blue = (min(255, round(255 * m)) for m in self.mean)
+        red, green, blue = (min(255, max(0, round(255 * m))) for m in self.mean)
         return red, green, blue
 
     def __str__(self) -> str:
@@ -232,7 +174,6 @@ RAND_KEYS: dict[str, Bounds | None] = {
     "mmax": (int, 1, 100),
     "inc": (int, 0, 1),
     "p": (float, 0, 1),
-    "w": (int, 0, 0),
     "t": None,  # one of OP_SETS
 }
 AUGMIX_KEYS: dict[str, Bounds | None] = {
@@ -277,23 +218,17 @@ def _read_value(text: str, part: str, value: str, bounds: Bounds | None) -> Any:
 
 
 def _rand(text: str, keys: dict[str, Any]) -> RandAugment:
-    if "t" in keys and ("w" in keys or "inc" in keys):
-        raise UserError(f"augmentation {text!r}: t selects the ops; remove w and inc")
-    increasing = bool(keys.get("inc", 0))
-    names = INCREASING_OPS if increasing else PLAIN_OPS
-    weights = dict.fromkeys(names, 1.0)
-    if "t" in keys:
-        weights = OP_SETS[keys["t"]]
-    elif "w" in keys:
-        weights = {
-            new: W0_WEIGHTS[old] for old, new in zip(PLAIN_OPS, names, strict=True) if old in W0_WEIGHTS
-        }
-    replacement = keys["t"] in WITH_REPLACEMENT if "t" in keys else "w" not in keys
+    named = keys.get("t")
+    if named is not None and "inc" in keys:
+        raise UserError(f"augmentation {text!r}: t selects the ops; remove inc")
+    weights = dict.fromkeys(INCREASING_OPS if keys.get("inc") else PLAIN_OPS, 1.0)
+    if named is not None:
+        weights = OP_SETS[named]
     std = keys.get("mstd", 0.0)
     return RandAugment(
         ops=tuple(weights),
         weights=tuple(weights.values()),
-        replacement=replacement,
+        replacement=named is None or named in WITH_REPLACEMENT,
         magnitude=keys.get("m", 10),
         magnitude_std=math.inf if std > UNIFORM_ABOVE else std,
         magnitude_max=keys.get("mmax", 10),
@@ -307,28 +242,15 @@ def _augmix(text: str, keys: dict[str, Any]) -> AugMix:
         raise UserError(
             f"augmentation {text!r}: a depth of 0 is invalid; use -1 (1 to 3 at random) or 1 to {CHAIN_DEPTH}"
         )
-    return AugMix(
-        magnitude=keys.get("m", 3),
-        magnitude_std=keys.get("mstd", math.inf),
-        width=keys.get("w", 3),
-        depth=keys.get("d", -1),
-        alpha=keys.get("a", 1.0),
-    )
-
-
-def _three_augment(text: str, keys: dict[str, Any]) -> ThreeAugment:
-    return ThreeAugment(jitter=keys.get("j", 0.3))
-
-
-def _none(text: str, keys: dict[str, Any]) -> None:
-    return None
+    names = {"m": "magnitude", "mstd": "magnitude_std", "w": "width", "d": "depth", "a": "alpha"}
+    return AugMix(**{names[key]: value for key, value in keys.items()})
 
 
 KINDS: dict[str, tuple[dict[str, Bounds | None], Any]] = {
     "rand": (RAND_KEYS, _rand),
-    "3aug": ({"j": (float, 0, 1)}, _three_augment),
+    "3aug": ({"j": (float, 0, 1)}, lambda text, keys: ThreeAugment(keys.get("j", 0.3))),
     "augmix": (AUGMIX_KEYS, _augmix),
-    "none": ({}, _none),
+    "none": ({}, lambda text, keys: None),
 }
 
 

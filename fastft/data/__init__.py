@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastft.data.loader import Batch, EvalLoader, Output, TrainLoader
+    from fastft.data.loader import Batch, EvalLoader, TrainLoader
     from fastft.data.order import Shard
-    from fastft.data.stage import SampleError
+    from fastft.data.stage import Output, SampleError
 
 __all__ = ["Batch", "EvalLoader", "Output", "SampleError", "Shard", "TrainLoader"]
 

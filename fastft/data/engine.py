@@ -73,14 +73,6 @@ class EpochThread(EpochIterator):
         self.torch_threads = torch.get_num_threads()
         super().__init__(engine, order)
 
-    def start(self) -> None:
-        """Start the thread when the engine holds it: Ctrl-C in between would leave a thread that nobody ends.
-
-        FFCV's constructor calls this last.
-        """
-        self.loader.thread = self
-        super().start()
-
     def run(self) -> None:
         try:
             if self.stage.device.type == "cuda":
@@ -192,7 +184,8 @@ class Engine:
         device = self.stage.device
         # FFCV creates its streams on the current device
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            return EpochThread(self, order, draw)
+            self.thread = EpochThread(self, order, draw)
+        return self.thread
 
     def close(self) -> None:
         """End the pass in progress."""

@@ -6,6 +6,7 @@ with TrainLoader("train.beton", "3aug", 224, batch_size=256) as loader:
             model(batch.images), batch.labels
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
@@ -26,24 +27,14 @@ from beton_tools.read.beton_set import BetonSet
 from fastft.augment.draw import draw_plan, eval_plan
 from fastft.augment.policies import AugmentPolicy, parse_policy
 from fastft.data.engine import Engine
-from fastft.data.order import BatchLayout, SampleOrder, Shard, eval_share
-from fastft.data.read_ahead import data_notes, log_notes
-from fastft.data.stage import DrawPlan, check_shrink, new_stage
+from fastft.data.order import BatchLayout, SampleOrder, Shard, data_notes, eval_share
+from fastft.data.stage import DrawPlan, Output, check_shrink, new_stage
 from fastft.recipe.constants import BLOCK_MIB, RANDOM
 
+# silent unless the program configures logging; `fastft train` prints the notes itself
+_log = logging.getLogger("fastft.data")
+_log.addHandler(logging.NullHandler())
 Locate = Callable[[int], tuple[int, int]]  # index of a micro-batch -> (step, position of its first image)
-
-
-@dataclass(frozen=True)
-class Output:
-    """The images that a loader delivers: (b, 3, size, size), normalised, in channels-last memory.
-
-    On a GPU (`device="cuda"`) augmentation runs there too.
-    """
-
-    size: int
-    device: torch.device | str = "cpu"
-    dtype: torch.dtype = torch.float32  # float32, float16 or bfloat16
 
 
 @dataclass(frozen=True)
@@ -200,8 +191,8 @@ class TrainLoader(_BetonLoader):
         self._next = self._position = (0, 0)  # epoch, micro-batches delivered
         self.notes = data_notes(self.betons, order, block_mib)
         self._allocate()
-        if shard.rank == 0:
-            log_notes(self.notes)
+        for note in self.notes if shard.rank == 0 else ():
+            _log.warning(note)
 
     def resize(self, size: int, micro_batch: int) -> None:
         """Deliver images of this size, `micro_batch` per batch, from the next pass on; a change ends the pass in progress.
@@ -231,8 +222,7 @@ class TrainLoader(_BetonLoader):
             UserError: `start_step` is not in the epoch.
         """
         order = self.layout.rank_order(self.order.of_epoch(epoch), start_step)
-        locate = partial(self.layout.locate, start_step=start_step)
-        return self._read_epoch(epoch, order, locate)
+        return self._read_epoch(epoch, order, partial(self.layout.locate, start_step=start_step))
 
     def _read_epoch(self, epoch: int, order: np.ndarray, locate: Locate) -> Iterator[Batch]:
         read_ahead = self.order.read_ahead(epoch, order)
@@ -298,13 +288,9 @@ class TrainLoader(_BetonLoader):
 
     def _state_of_layout(self) -> dict[str, Any]:
         return {
-            "seed": self.seed,
-            "num_samples": self.num_samples,
-            "batch_size": self.layout.batch_size,
-            "order": self.order.name,
-            "world_size": self.layout.shard.world_size,
-            "micro_batch": self.batch,
-        }
+            "seed": self.seed, "num_samples": self.num_samples, "batch_size": self.layout.batch_size,
+            "order": self.order.name, "world_size": self.layout.shard.world_size, "micro_batch": self.batch,
+        }  # fmt: skip
 
 
 class EvalLoader(_BetonLoader):
@@ -367,21 +353,18 @@ class AsTuples:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for batch in self.loader:
-            if self.copy:
-                yield batch.images.clone(), batch.labels.clone()
-            else:
-                yield batch.images, batch.labels
+        for images, labels in ((batch.images, batch.labels) for batch in self.loader):
+            yield (images.clone(), labels.clone()) if self.copy else (images, labels)
 
 
 def _check_device(device: torch.device | str) -> None:
     """Raise UserError if it is not the CPU or a GPU that torch finds."""
     try:
         found = torch.device(device)
+        if found.type not in ("cpu", "cuda"):
+            raise TypeError
     except (RuntimeError, TypeError):
-        found = None
-    if found is None or found.type not in ("cpu", "cuda"):
-        raise UserError(f"device is {device}: give cpu or cuda")
+        raise UserError(f"device is {device}: give cpu or cuda") from None
     if found.type == "cuda" and (found.index or 0) >= (gpus := torch.cuda.device_count()):
         raise UserError(
             f"device is {device}, but torch finds {gpus or 'no'} GPUs; run 'nvidia-smi', or give another"

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,8 @@ from beton_tools.jpeg.turbo import close_decoders, open_decoders
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.manifest import Manifest
 from fastft.augment.cpu import REASONS, CpuAugment
-from fastft.augment.geometry import source_regions
 from fastft.augment.policies import AugmentPolicy
+from fastft.augment.resize import MOST_SHRINK, source_regions
 from fastft.data.decode import (
     CHANNELS,
     READ_FAILED,
@@ -34,10 +35,21 @@ from fastft.data.decode import (
 
 if TYPE_CHECKING:
     from fastft.augment.cuda import CudaAugment
-    from fastft.data.loader import Output
 
 DrawPlan = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(ids, heights, widths) -> plan rows."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """The images that a loader delivers: (b, 3, size, size), normalised, in channels-last memory.
+
+    On a GPU (`device="cuda"`) augmentation runs there too.
+    """
+
+    size: int
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32  # float32, float16 or bfloat16
 
 
 class SampleError(UserError):
@@ -133,24 +145,19 @@ class CpuStage(Stage):
     """Decodes and augments each image while it is in cache, and writes it to its place in the batch."""
 
     def __init__(
-        self,
-        betons: BetonSet,
-        policy: AugmentPolicy,
-        size: int,
-        dtype: torch.dtype,
-        *,
-        workers: int,
-        slots: int,
-        batch: int,
+        self, betons: BetonSet, policy: AugmentPolicy, output: Output, *, workers: int, slots: int, batch: int
     ) -> None:
-        self.finish = CpuAugment(policy, size, _name(dtype)).finish
-        super().__init__(betons, size, workers)
-        self.policy, self.dtype, self.slots = policy, dtype, slots
-        self.resize(size, batch)
+        self.policy, self.dtype, self.slots = policy, output.dtype, slots
+        self.finish = self._augment(output.size).finish
+        super().__init__(betons, output.size, workers)
+        self.resize(output.size, batch)
+
+    def _augment(self, size: int) -> CpuAugment:
+        return CpuAugment(self.policy, size, str(self.dtype).removeprefix("torch."))
 
     def resize(self, size: int, batch: int) -> None:
         self.size = size
-        augment = CpuAugment(self.policy, size, _name(self.dtype))
+        augment = self._augment(size)
         self.batches = [augment.new_output(batch) for _ in range(self.slots)]
         largest = self.betons.largest
         self.scratch = self.new_scratch(augment.new_scratch(1, largest.height, largest.width).nbytes)
@@ -160,24 +167,11 @@ class CpuStage(Stage):
         plan = draw(ids, stored.height, stored.width)
         out = self.batches[slot][: len(ids)]
         codes = np.empty(len(ids), np.int64)
-        decode_and_augment(
-            stored,
-            source_regions(plan, self.size),
-            plan,
-            self.finish,
-            self.scratch,
-            self.decoders,
-            out,
-            codes,
-            self.clock.spent,
-        )
+        regions, spent = source_regions(plan, self.size), self.clock.spent
+        decode_and_augment(stored, regions, plan, self.finish, self.scratch, self.decoders, out, codes, spent)
         self.check(ids, codes)
         images = torch.from_numpy(out).view(self.dtype).permute(0, 3, 1, 2)
         return images, torch.from_numpy(self.labels[ids])
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 # GPU -----------------------------------------------------------------------------------------------------------------
@@ -196,7 +190,6 @@ class PackedStage(Stage):
         size: int,
         device: torch.device,
         augment: "CudaAugment",
-        *,
         workers: int,
         slots: int,
     ) -> None:
@@ -225,25 +218,24 @@ class PackedStage(Stage):
         pixels = host[begins[-1] :]
         decode_packed(stored, regions, offsets, pixels, self.scratch, self.decoders, codes, self.clock.spent)
         self.check(ids, codes)
-        events = [self._record_event()]
+        events: list[Any] = []
+        self._record_event(events)
         copied = buffer.copy(len(host))
-        events.append(self._record_event())
+        self._record_event(events)
         plan_bytes, offsets_bytes, label_bytes = (
             copied[begin : begin + len(table)] for begin, table in zip(begins, tables, strict=False)
         )
         images = self.augment(copied[begins[-1] :], offsets_bytes.view(torch.int64), plan_bytes)
-        events.append(self._record_event())
-        if self.device.type == "cuda":
+        self._record_event(events)
+        if events:
             self.events.append(events)
         return images, label_bytes.view(torch.int64)
 
-    def _record_event(self) -> torch.cuda.Event | None:
-        """A timing event in the current stream; None on a CPU."""
-        if self.device.type != "cuda":
-            return None
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self.device))
-        return event
+    def _record_event(self, events: list[Any]) -> None:
+        """Append a timing event of the current stream; none on a CPU."""
+        if self.device.type == "cuda":
+            events.append(torch.cuda.Event(enable_timing=True))
+            events[-1].record(torch.cuda.current_stream(self.device))
 
     def pop_timings(self) -> dict[str, float]:
         """The same as `Stage.pop_timings`; `copy` and `augment` are seconds of the GPU, of the batches that it has finished."""
@@ -288,7 +280,7 @@ class PinnedBuffer:
 
 
 def new_stage(
-    betons: BetonSet, policy: AugmentPolicy, output: "Output", *, workers: int, slots: int, batch: int
+    betons: BetonSet, policy: AugmentPolicy, output: Output, *, workers: int, slots: int, batch: int
 ) -> Stage:
     """The stage that makes `output` of the samples.
 
@@ -297,22 +289,20 @@ def new_stage(
     """
     size, device = output.size, torch.device(output.device)
     if device.type == "cpu":
-        return CpuStage(betons, policy, size, output.dtype, workers=workers, slots=slots, batch=batch)
+        return CpuStage(betons, policy, output, workers=workers, slots=slots, batch=batch)
     if find_spec("numba_cuda") is None:
         raise UserError("augmentation on a GPU needs numba-cuda: pip install 'fastft[cuda12]'")
     from fastft.augment.cuda import CudaAugment
 
     check_shrink(betons, device, size)
     augment = CudaAugment(policy, size, output.dtype, device)
-    return PackedStage(betons, size, device, augment, workers=workers, slots=slots)
+    return PackedStage(betons, size, device, augment, workers, slots)
 
 
 def check_shrink(betons: BetonSet, device: torch.device | str, size: int) -> None:
     """Raise UserError if the device cannot make images of this size from the largest image."""
     if torch.device(device).type == "cpu":
         return
-    from fastft.augment.cuda_resize import MOST_SHRINK
-
     longest = max(betons.largest.height, betons.largest.width)
     if longest > MOST_SHRINK * size:
         raise UserError(

@@ -6,12 +6,14 @@ a temporary name, flushed to disk, then renamed.
 """
 
 import json
+import logging
 import os
 import re
 import shutil
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from beton_tools.base import torchrun
 from beton_tools.base.errors import UserError
 from beton_tools.base.typed_json import UNSET, Count, Document, Number, Numbers, Object, Unset, check
 from beton_tools.base.user_files import open_regular, read_regular
@@ -32,6 +35,8 @@ PARTIAL = ".partial-"
 STATE, CHECKSUMS = "state.json", "checksums.json"
 MAX_JSON_BYTES = 256 << 20
 READ_BYTES = 1 << 20
+
+_log = logging.getLogger("fastft.run")  # warnings go to stderr unless the program configures logging
 
 Forms = dict[str, tuple[torch.Size, torch.dtype]]
 
@@ -193,12 +198,20 @@ def _read_json(path: Path) -> Any:
 
 
 def _check_files(path: Path, files: Iterable[Path]) -> None:
-    """Check that files are regular, and compare them with checksums.json, if there is one: older versions wrote none."""
+    """Check that files are regular, and compare them with checksums.json; without one, as of older versions, warn."""
     stored = _read_json(path / CHECKSUMS) if (path / CHECKSUMS).exists() else None
+    if stored is None:
+        _warn_unchecked(path)
     for file in files:
         open_regular(file).close()
         if stored is not None and (not isinstance(stored, dict) or stored.get(file.name) != _checksum(file)):
             raise ValueError(f"{file.name} does not match its checksum")
+
+
+@cache  # once per checkpoint
+def _warn_unchecked(path: Path) -> None:
+    if torchrun.rank() == 0:
+        _log.warning("checkpoint %s has no %s: its files are used unchecked", path, CHECKSUMS)
 
 
 def _check_state(state: dict[str, Any], resumable: bool) -> None:

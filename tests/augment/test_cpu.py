@@ -10,11 +10,10 @@ from torchvision.transforms import functional
 from beton_tools.base.errors import UserError
 from fastft.augment.cpu import CpuAugment, augment_image
 from fastft.augment.draw import draw_plan, eval_plan
-from fastft.augment.geometry import source_regions
 from fastft.augment.ops_image import apply_argument
 from fastft.augment.plan import CHAIN_DEPTH, OPS
 from fastft.augment.policies import AugmentPolicy, parse_policy
-from fastft.augment.resize import OK, REGION_TOO_SMALL, SCRATCH_TOO_SMALL
+from fastft.augment.resize import OK, REGION_TOO_SMALL, SCRATCH_TOO_SMALL, source_regions
 from tests.augment.pillow_oracle import needs_pillow_13, pillow_resized_crop
 
 SIZE = 64

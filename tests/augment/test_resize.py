@@ -5,7 +5,6 @@ import pytest
 from torchvision.transforms import functional
 
 from beton_tools.base.errors import UserError
-from fastft.augment.geometry import source_region
 from fastft.augment.plan import PLAN_DTYPE
 from fastft.augment.resize import (
     OK,
@@ -14,6 +13,7 @@ from fastft.augment.resize import (
     resize_region,
     resize_scratch_size,
     resized_crop,
+    source_region,
     vertical_first,
 )
 from tests.augment.pillow_oracle import needs_pillow_13, pillow_resized_crop

@@ -13,9 +13,15 @@ from beton_tools.read.parts import Part
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.data import order as order_module
-from fastft.data import read_ahead
-from fastft.data.order import Pages, SampleOrder, block_of_page, block_order
-from fastft.data.read_ahead import BLOCKS_IN_MEMORY, MIB, ReadAhead
+from fastft.data.order import (
+    BLOCKS_IN_MEMORY,
+    MIB,
+    Pages,
+    ReadAhead,
+    SampleOrder,
+    block_of_page,
+    block_order,
+)
 from tests.data.test_loader import collect, train_loader
 
 PAGE = 1 << 16
@@ -206,7 +212,7 @@ def test_files_that_do_not_fit_the_page_cache_are_noted(
 ) -> None:
     with train_loader(betons) as loader:
         assert loader.notes == []
-    monkeypatch.setattr(read_ahead, "memory_bytes", lambda: (1 << 40, betons.file_size))
+    monkeypatch.setattr(order_module, "memory_bytes", lambda: (1 << 40, betons.file_size))
     with train_loader(betons) as loader:
         (note,) = loader.notes
     assert "do not fit the page cache" in note and "data.order=blocks" in note

@@ -12,8 +12,8 @@ from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.format import RAW_MODE, Beton
 from fastft.augment import parse_policy
 from fastft.augment.draw import draw_plan
-from fastft.augment.geometry import source_regions
 from fastft.augment.plan import PLAN_DTYPE
+from fastft.augment.resize import source_regions
 from fastft.data import decode, pixel_probe
 from fastft.data.decode import decode_stored, find_stored, read_at, read_stored
 from fastft.data.engine import Engine

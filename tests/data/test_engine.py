@@ -76,15 +76,6 @@ def test_the_methods_that_are_overridden_exist_in_ffcv():
     assert "self.start()" in inspect.getsource(EpochIterator.__init__)
 
 
-def test_the_engine_holds_a_thread_before_it_runs(engine, monkeypatch):
-    """Ctrl-C while a pass starts must not leave a thread that no `close` ends."""
-    held = []
-    monkeypatch.setattr(Ids, "run", lambda self, ids, slot, draw: (held.append(engine.thread), slot))
-    thread = engine.start(np.arange(5), None)
-    next(thread)
-    assert held == [thread]
-
-
 class FakeStream:
     def __init__(self, log):
         self.log = log

@@ -12,7 +12,7 @@ from beton_tools.read.format import Beton
 from fastft.augment import parse_policy
 from fastft.augment.cpu import CpuAugment
 from fastft.augment.draw import draw_plan
-from fastft.augment.geometry import source_regions
+from fastft.augment.resize import source_regions
 from fastft.data import EvalLoader, Output, TrainLoader
 from tests.augment.pillow_oracle import needs_pillow_13
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from fastft.augment.cuda_ops import OPS_THREADS
-from fastft.augment.cuda_resize import MOST_SHRINK
 from fastft.augment.erase import DTYPES
+from fastft.augment.resize import MOST_SHRINK
 
 pytest.importorskip("numba.cuda.cudadrv.nvvm")
 from tests.ptx.batches import POLICIES, Batch, cut_pieces, drawn, enhancements_by_tenths, every_op, squeezed

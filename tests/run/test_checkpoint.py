@@ -17,6 +17,7 @@ from beton_tools.base.errors import UserError
 from fastft.model import build_classifier
 from fastft.optim import build_adamw, layer_groups, optimizer_groups, set_lr
 from fastft.run.checkpoint import (
+    CHECKSUMS,
     Damaged,
     find_checkpoint,
     keep_only,
@@ -62,6 +63,21 @@ def test_optimizer_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
         o.step()
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_checkpoint_without_checksums_is_read_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_checkpoint(tmp_path / "step-00000001", STATE, WEIGHTS)
+    read_checkpoint(tmp_path / "step-00000001")
+    assert not caplog.messages
+    (tmp_path / "step-00000001" / CHECKSUMS).unlink()
+    for _ in range(2):
+        assert torch.equal(
+            read_checkpoint(tmp_path / "step-00000001").tensors["model"]["w"], torch.zeros(100)
+        )
+    (message,) = caplog.messages
+    assert message.endswith("step-00000001 has no checksums.json: its files are used unchecked")
 
 
 def test_kill_9_while_writing_leaves_the_older_checkpoint(tmp_path: Path) -> None:
