@@ -151,11 +151,7 @@ def parse_policy(augment: str = "rand-m9-mstd0.5-inc1", **options: Any) -> Augme
 
 @lru_cache
 def parse_augment(text: str) -> Recipe:
-    """Parse an augmentation string.
-
-    Raises:
-        UserError: as `parse_policy`.
-    """
+    """Parse an augmentation string. Raises as `parse_policy`."""
     kind, *parts = re.split(r"-(?=[a-zA-Z])", text.strip())  # the minus of "d-1" belongs to its number
     if kind not in KINDS:
         raise UserError(f"augmentation {text!r}: {kind!r} is unknown; begin with one of {', '.join(KINDS)}")

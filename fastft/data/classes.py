@@ -17,11 +17,9 @@ def name_outputs(classes: Sequence[str], outputs: int) -> list[str]:
 def refuse_other_classes(found: Sequence[str], expected: Sequence[str], path: str | Path) -> None:
     """Compare the classes of the file `path` with those of a model, label by label.
 
-    A file without a manifest has placeholder names, only as many as the labels that it uses: they match any class, unless they
-    are the name of another one, as where one side numbers folders 0 to 11 by value and the other alphabetically.
-
-    Raises:
-        UserError: there are more classes than expected; or a class differs or is missing, and the first such is named.
+    A file without a manifest has placeholder names, only as many as the labels that it uses: they match any class, unless
+    they are the name of another one, as where one side numbers folders 0 to 11 by value and the other alphabetically. Raises
+    UserError: there are more classes than expected; or a class differs or is missing, and the first such is named.
     """
     if len(found) > len(expected):
         raise UserError(

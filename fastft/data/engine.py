@@ -29,11 +29,9 @@ POLL_SECONDS = 0.1  # between two looks at a thread that is waited for
 def _import_epoch_iterator() -> ModuleType:
     """FFCV's module `loader.epoch_iterator` in a private package without FFCV's `__init__`.
 
-    `import ffcv` loads OpenCV, SciPy, setuptools and FFCV's own C++ library, and compiles functions: 110 MB and a second that
-    the loader has no use for. torch keeps its number of threads, which FFCV's import sets to one.
-
-    Raises:
-        ImportError: FFCV is not installed.
+    `import ffcv` loads OpenCV, SciPy, setuptools and FFCV's own C++ library, and compiles functions: 110 MB and a second
+    that the loader has no use for. torch keeps its number of threads, which FFCV's import sets to one. Raises ImportError:
+    FFCV is not installed.
     """
     spec = find_spec("ffcv")
     if spec is None or not spec.submodule_search_locations:

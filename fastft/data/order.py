@@ -61,10 +61,8 @@ class BatchLayout:
     """How an epoch is divided into optimiser steps, ranks and micro-batches.
 
     Step t has the samples `order[t * batch_size : (t + 1) * batch_size]` at any world size. Samples at the end of an epoch
-    that do not fill a batch are dropped, as in the reference. Rank r reads the r-th contiguous part of every step.
-
-    Raises:
-        UserError: the batch size is not divisible by world_size * micro_batch, or there are fewer samples than one batch.
+    that do not fill a batch are dropped, as in the reference. Rank r reads the r-th contiguous part of every step. Raises
+    UserError: the batch size is not divisible by world_size * micro_batch, or there are fewer samples than one batch.
     """
 
     num_samples: int
@@ -94,8 +92,7 @@ class BatchLayout:
     def rank_order(self, order: np.ndarray, start_step: int = 0) -> np.ndarray:
         """The samples of this rank from `start_step` on: its micro-batches, one after another.
 
-        Raises:
-            UserError: an epoch has fewer steps.
+        Raises UserError: an epoch has fewer steps.
         """
         if not 0 <= start_step <= self.steps:
             raise UserError(f"cannot start at step {start_step}: an epoch has {self.steps} steps")
@@ -282,8 +279,7 @@ def block_order(pages: Pages, samples: np.ndarray, seed: int, epoch: int, block_
 class SampleOrder:
     """A pure function of (seed, epoch) for given files, samples and settings.
 
-    Raises:
-        UserError: no such order, or a block has no size.
+    Raises UserError: no such order, or a block has no size.
     """
 
     def __init__(

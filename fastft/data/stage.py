@@ -99,10 +99,8 @@ class Stage(ABC):
     def new_scratch(self, augment_bytes: int = 0) -> Scratch:
         """Scratch memory for the largest image.
 
-        The operating system provides only the pages that are written to.
-
-        Raises:
-            SampleError: the memory is too small for the largest image, or for the size that the file states.
+        The operating system provides only the pages that are written to. Raises SampleError: the memory is too small for the
+        largest image, or for the size that the file states.
         """
         workers, largest = len(self.decoders), self.betons.largest
 
@@ -282,11 +280,7 @@ class PinnedBuffer:
 def new_stage(
     betons: BetonSet, policy: AugmentPolicy, output: Output, *, workers: int, slots: int, batch: int
 ) -> Stage:
-    """The stage that makes `output` of the samples.
-
-    Raises:
-        UserError: a GPU without numba-cuda, or as `check_shrink`.
-    """
+    """The stage that makes `output` of the samples. Raises UserError: a GPU without numba-cuda, or as `check_shrink`."""
     size, device = output.size, torch.device(output.device)
     if device.type == "cpu":
         return CpuStage(betons, policy, output, workers=workers, slots=slots, batch=batch)

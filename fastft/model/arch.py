@@ -119,9 +119,8 @@ def check_image_size(image_size: int, patch_size: int) -> None:
 def load_open_clip_arch(name: str) -> Arch:
     """The architecture of an open_clip model name or of a local .json file of the same form.
 
-    Raises:
-        UserError: unknown name (with the nearest one), unreadable file, a key that is missing or has a wrong value, a tower
-            that is not a plain CLIP ViT, or one that is too large.
+    Raises UserError: unknown name (with the nearest one), unreadable file, a key that is missing or has a wrong value, a
+    tower that is not a plain CLIP ViT, or one that is too large.
     """
     config = load_open_clip_config(name)
     try:

@@ -69,8 +69,7 @@ class Classifier(ImageClassifier):
 def count_frozen_blocks(layers: int, trainable_layers: int | None) -> int:
     """Blocks below the top `trainable_layers` of a tower of `layers`; None trains all.
 
-    Raises:
-        UserError: the tower has fewer blocks.
+    Raises UserError: the tower has fewer blocks.
     """
     if trainable_layers is None:
         return 0
@@ -82,11 +81,8 @@ def count_frozen_blocks(layers: int, trainable_layers: int | None) -> int:
 def freeze(model: Classifier, *, conv1: bool, trainable_layers: int | None) -> None:
     """Switch off gradients of the patch embedding (conv1), and of everything below the top `trainable_layers` blocks.
 
-    Frozen blocks run without recording activations. If all blocks are trained, so are the other embeddings. CLIP's ln_post and
-    proj are trained if any block is.
-
-    Raises:
-        UserError: the tower has fewer blocks.
+    Frozen blocks run without recording activations. If all blocks are trained, so are the other embeddings. CLIP's ln_post
+    and proj are trained if any block is. Raises UserError: the tower has fewer blocks.
     """
     tower = model.visual
     tower.frozen_blocks = count_frozen_blocks(tower.arch.layers, trainable_layers)

@@ -41,11 +41,7 @@ def check_head_path(path: Path) -> None:
 
 
 def write_head(path: Path, head: Head) -> None:
-    """Write the file atomically.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Write the file atomically. Raises UserError: it cannot be written."""
     header = {"format": "pt", "pool": head.pool, "classes": json.dumps(head.classes), **head.source}
     try:
         with atomic_path(path) as partial:
@@ -55,11 +51,7 @@ def write_head(path: Path, head: Head) -> None:
 
 
 def read_head(path: Path) -> Head:
-    """Read a head.
-
-    Raises:
-        UserError: the file cannot be read, or holds something else.
-    """
+    """Read a head. Raises UserError: the file cannot be read, or holds something else."""
     if path.suffix != SUFFIX:
         raise UserError(f"model.head {path} is not {EXPECTED}")
     check_user_file(path, EXPECTED)
@@ -87,8 +79,7 @@ def read_head(path: Path) -> Head:
 def set_head(model: ImageClassifier, head: Head, path: Path) -> None:
     """Copy a head into a model. path: for messages.
 
-    Raises:
-        UserError: it is for another pooling, or has another number of classes or inputs.
+    Raises UserError: it is for another pooling, or has another number of classes or inputs.
     """
     if head.pool != model.pool:
         raise UserError(f"model.head {path} is for --model.pool={head.pool}, the recipe has {model.pool}")

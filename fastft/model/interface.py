@@ -20,8 +20,7 @@ TowerArch: TypeAlias = Arch | TimmArch
 def load_arch(name: str) -> TowerArch:
     """The architecture that `model.arch` names: 'timm/NAME', an open_clip model name, or a .json file of its form.
 
-    Raises:
-        UserError: as `load_timm_arch` and `load_open_clip_arch`.
+    Raises as `load_timm_arch` and `load_open_clip_arch`.
     """
     return load_timm_arch(name) if name.startswith(TIMM) else load_open_clip_arch(name)
 

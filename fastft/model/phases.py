@@ -22,10 +22,7 @@ class Phase:
 def find_phases(recipe: Recipe, arch: TowerArch | None = None) -> list[Phase]:
     """The phases of the epochs that are trained, in order; one phase without schedules.
 
-    arch: the recipe's, if the caller has it.
-
-    Raises:
-        UserError: a size is not a multiple of the patch size.
+    arch: the recipe's, if the caller has it. Raises UserError: a size is not a multiple of the patch size.
     """
     arch = arch or recipe_arch(recipe)
     check_sizes(recipe, arch)

@@ -35,8 +35,7 @@ def recipe_arch(recipe: Recipe) -> TowerArch:
 def check_model(recipe: Recipe) -> None:
     """Refuse options that `build_model` would refuse, before longer work. No weights are read or fetched.
 
-    Raises:
-        UserError: as `build_model`, without what is wrong with the contents of weights.
+    Raises as `build_model`, without what is wrong with the contents of weights.
     """
     arch, weights = recipe_arch(recipe), recipe.model.weights
     with torch.device("meta"):
@@ -84,8 +83,7 @@ def build_model(recipe: Recipe, *, pretrained: bool = True, arch: TowerArch | No
 def _build_timm(recipe: Recipe, arch: TimmArch, pretrained: bool) -> ImageClassifier:
     """Build a timm model with timm's own architecture and initialisation; `build_model` for the other towers.
 
-    Raises:
-        UserError: an option that only fastft's own tower has, or one that the model lacks.
+    Raises UserError: an option that only fastft's own tower has, or one that the model lacks.
     """
     m = recipe.model
     for option, is_set in (

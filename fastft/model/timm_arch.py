@@ -29,8 +29,7 @@ OPTIONS = {
 def pretrained_cfg(name: str) -> Any:
     """timm's `PretrainedCfg` of a model name with or without a pretrained tag: normalisation, input size, names of layers.
 
-    Raises:
-        UserError: timm has no such model or tag; with the nearest name.
+    Raises UserError: timm has no such model or tag; with the nearest name.
     """
     import timm
 
@@ -68,10 +67,8 @@ def timm_args(name: str, image_size: int) -> dict[str, Any]:
 def create_timm(name: str, image_size: int, num_classes: int, **more: Any) -> Trunk:
     """timm's model as `timm.create_model` builds and initialises it.
 
-    more: further arguments of `timm.create_model`; those of value 0 or False are left out.
-
-    Raises:
-        UserError: no such model, one that does not take an argument or this image size, or one that `check_supported` refuses.
+    more: further arguments of `timm.create_model`; those of value 0 or False are left out. Raises UserError: no such model,
+    one that does not take an argument or this image size, or one that `check_supported` refuses.
     """
     import timm
 
@@ -153,8 +150,7 @@ class TimmArch:
     def at(self, image_size: int) -> "TimmArch":
         """The same model for another image size; timm interpolates or rebuilds what depends on it.
 
-        Raises:
-            UserError: not a multiple of the patch size, or a size that the model does not take.
+        Raises UserError: not a multiple of the patch size, or a size that the model does not take.
         """
         check_image_size(image_size, self.patch_size)
         return self if image_size == self.image_size else measure(self.timm, image_size)

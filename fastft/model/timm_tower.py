@@ -211,8 +211,7 @@ def build_timm_classifier(
         smaller_images: interpolate positions in the forward pass, for images below the architecture's size.
         pretrained_tag: load these weights of timm's; "" for the model's default. The head stays new.
 
-    Raises:
-        UserError: the model lacks what is asked for, or the weights cannot be downloaded.
+    Raises UserError: the model lacks what is asked for, or the weights cannot be downloaded.
     """
     create = partial(create_timm, image_size=arch.image_size, num_classes=num_classes)
     dynamic = smaller_images and needs_dynamic_size(arch)
@@ -250,8 +249,7 @@ def needs_dynamic_size(arch: TimmArch) -> bool:
 def freeze_timm(model: TimmClassifier, *, first_conv: bool, trainable_layers: int | None) -> None:
     """Switch off gradients of the first convolution, and of everything below the top `trainable_layers` layers.
 
-    Raises:
-        UserError: timm does not name the first convolution, or the model has fewer layers.
+    Raises UserError: timm does not name the first convolution, or the model has fewer layers.
     """
     tower = model.visual
     frozen = count_frozen_blocks(tower.arch.layers, trainable_layers)
@@ -274,8 +272,7 @@ def freeze_timm(model: TimmClassifier, *, first_conv: bool, trainable_layers: in
 def find_tag(weights: str, name: str) -> str | None:
     """The pretrained tag that `model.weights` names, "" for the default; None for a file or folder.
 
-    Raises:
-        UserError: neither.
+    Raises UserError: neither.
     """
     if weights == PRETRAINED:
         return ""
@@ -290,8 +287,7 @@ def find_tag(weights: str, name: str) -> str | None:
 def _create_pretrained(create: Callable[..., Trunk], name: str, tag: str, options: dict[str, Any]) -> Trunk:
     """The model with weights that timm downloads or has in its cache; the head is new.
 
-    Raises:
-        UserError: timm offers none, or they cannot be downloaded.
+    Raises UserError: timm offers none, or they cannot be downloaded.
     """
     full = f"{name.partition('.')[0]}.{tag}" if tag else name
     if not pretrained_tags(name.partition(".")[0]):
@@ -312,10 +308,7 @@ def load_timm_weights(model: TimmClassifier, weights: str) -> None:
     """Fill everything but the head from a file, a folder of timm or open_clip, or 'hf-hub:ORG/NAME'.
 
     timm's own converters read the forms that it knows: its own, open_clip's, MAE's, DINO's, BEiT's, and others of the
-    authors of its models; positions are interpolated.
-
-    Raises:
-        UserError: unreadable, or weights of another model.
+    authors of its models; positions are interpolated. Raises UserError: unreadable, or weights of another model.
     """
     name, trunk = model.visual.arch.timm, model.visual.trunk
     folder = find_weight_folder(weights)

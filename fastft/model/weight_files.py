@@ -33,8 +33,7 @@ WEIGHTS = "OpenAI or open_clip weights (.pt, .bin or .safetensors)"
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """All tensors of a weights file by name, on the CPU.
 
-    Raises:
-        UserError: not a regular file, not readable, damaged, or not a state dict.
+    Raises UserError: not a regular file, not readable, damaged, or not a state dict.
     """
     if path.suffix == ".safetensors":
         check_user_file(path, WEIGHTS)
@@ -91,8 +90,7 @@ def _read_pickle(file: BinaryIO) -> Any:
 def _check_memory(file: BinaryIO) -> None:
     """Check that no record is larger than the file says, and that no pickle calls `bytearray` with any number as its size.
 
-    Raises:
-        ValueError: as `check_records` for a zip file, or a pickle does.
+    Raises as `check_records` for a zip file, or a pickle does.
     """
     size, found = file.seek(0, 2), False
     if is_zip(file):
@@ -180,11 +178,7 @@ class WeightFolder:
         return found if isinstance(found, str) else None
 
     def read(self) -> dict[str, Tensor]:
-        """All tensors under the library's names.
-
-        Raises:
-            UserError: there is no file of weights, or one cannot be read.
-        """
+        """All tensors under the library's names. Raises UserError: there is no file of weights, or one cannot be read."""
         for name in WEIGHT_FILES[self.library]:
             if (self.path / name).exists():
                 files = self._indexed() if name == INDEX else [name]
@@ -209,8 +203,7 @@ def _part(config: dict[str, Any], key: str) -> dict[str, Any]:
 def find_weight_folder(weights: str) -> WeightFolder | None:
     """The folder that `model.weights` names, after its download from the hub for 'hf-hub:ORG/NAME'; None for anything else.
 
-    Raises:
-        UserError: the hub cannot be reached or lacks it, or a folder of another kind.
+    Raises UserError: the hub cannot be reached or lacks it, or a folder of another kind.
     """
     if weights.startswith(HUB):
         return open_weight_folder(fetch(weights.removeprefix(HUB)))
@@ -249,9 +242,7 @@ def fetch(repository: str) -> Path:
     """The local folder of a hub repository 'ORG/NAME' or 'ORG/NAME@REVISION', with its configuration and weights.
 
     Only the files that `WeightFolder` reads are downloaded, to the hub's cache; without a network, those there are used.
-
-    Raises:
-        UserError: not reachable and not in the cache, or not one of the three formats.
+    Raises UserError: not reachable and not in the cache, or not one of the three formats.
     """
     name, _, revision = repository.partition("@")
     configs = [found for file in (OPEN_CLIP_CONFIG, CONFIG) if (found := _download(name, revision, file))]
@@ -306,10 +297,8 @@ def _unreachable(name: str, error: Exception) -> str:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
     """Write tensors of any device to a file with the permissions of other new files; safetensors' own are the owner's only.
 
-    header: text by key.
-
-    Raises:
-        OSError: it cannot be written; also for a full disk, for which safetensors has an error of its own.
+    header: text by key. Raises OSError: it cannot be written; also for a full disk, for which safetensors has an error of
+    its own.
     """
     path.touch()
     permissions = path.stat().st_mode & 0o777

@@ -32,10 +32,8 @@ PREFIXES = ("module.", "model.", "_orig_mod.")  # wrappers that training scripts
 def load_tower_weights(tower: Tower, weights: str, arch_name: str) -> None:
     """Fill `tower`; positions are interpolated to the tower's grid.
 
-    weights: an open_clip pretrained tag, a file, or a folder of open_clip or transformers, also 'hf-hub:ORG/NAME'.
-
-    Raises:
-        UserError: unknown tag or file, download impossible, damaged file, or weights of another architecture.
+    weights: an open_clip pretrained tag, a file, or a folder of open_clip or transformers, also 'hf-hub:ORG/NAME'. Raises
+    UserError: unknown tag or file, download impossible, damaged file, or weights of another architecture.
     """
     folder = find_weight_folder(weights)
     state = read_visual_state(weights, arch_name, folder)
@@ -60,8 +58,7 @@ def load_fitting(
 ) -> None:
     """Load a state dict. error: begins the message. optional: True for names that may be missing.
 
-    Raises:
-        UserError: a tensor has another shape, is missing or is unexpected.
+    Raises UserError: a tensor has another shape, is missing or is unexpected.
     """
     own = module.state_dict()
     odd = next(
@@ -81,8 +78,7 @@ def load_fitting(
 def check_weights(weights: str, arch_name: str) -> None:
     """Refuse, without a download, what names neither a file, a folder, a repository nor a pretrained tag.
 
-    Raises:
-        UserError: as `load_tower_weights`.
+    Raises as `load_tower_weights`.
     """
     if weights.startswith(HUB):
         return
@@ -111,8 +107,7 @@ def read_visual_state(weights: str, arch_name: str, folder: WeightFolder | None 
 def read_text_state(weights: str, arch_name: str) -> dict[str, Tensor]:
     """The text tower's tensors under the names of open_clip's TextTransformer, and `logit_scale`, all in fp32.
 
-    Raises:
-        UserError: as `load_tower_weights`; or there is no text tower.
+    Raises as `load_tower_weights`; or there is no text tower.
     """
     state = _read_clip_state(weights, arch_name, find_weight_folder(weights))
     if is_transformers(state):
@@ -149,10 +144,8 @@ def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def interpolate_positions(positions_ND: Tensor, arch: Arch, source: str = "the weights") -> Tensor:
     """Positions on the tower's grid; bicubic, align_corners=False, class position unchanged (as the reference).
 
-    source: the name of the weights in the error message.
-
-    Raises:
-        UserError: the positions are not those of a class token and a square grid.
+    source: the name of the weights in the error message. Raises UserError: the positions are not those of a class token and
+    a square grid.
     """
     count = positions_ND.shape[0]
     if count == arch.tokens:

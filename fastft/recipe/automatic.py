@@ -58,10 +58,8 @@ def paper_recipe(recipe: Recipe) -> PaperRecipe:
 def resolve(recipe: Recipe, stored: Mapping[str, Choice] | None = None) -> Recipe:
     """The recipe with values for its `auto` options and for options that a share sets, by `data.train_size`.
 
-    stored: choices that a run was started with; they are used instead of the rules', with their reasons.
-
-    Raises:
-        UserError: the images do not fill one batch.
+    stored: choices that a run was started with; they are used instead of the rules', with their reasons. Raises UserError:
+    the images do not fill one batch.
     """
     kept = {choice.option: choice for choice in recipe.choices if choice.option not in RULES}
     for option, rule in RULES.items():

@@ -43,8 +43,7 @@ class OptionChecker(Checker):
     def check(self, value: Any) -> Any:
         """The value converted to the option's type, or `AUTO`.
 
-        Raises:
-            ValueError, TypeError, KeyError, OverflowError: wrong type, out of range, or none of the choices.
+        Raises ValueError, TypeError, KeyError, OverflowError: wrong type, out of range, or none of the choices.
         """
         if isinstance(value, dict) or (isinstance(value, list) and self.type is not tuple):
             raise TypeError("wrong type")

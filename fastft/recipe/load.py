@@ -50,8 +50,7 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] | Mapping[str, A
 def recipe_from_dict(name: str, sections: Mapping[str, Mapping[str, Any]]) -> Recipe:
     """A recipe from the nested values that `Recipe.as_dict` gives, as stored in checkpoints and run directories.
 
-    Raises:
-        UserError: unknown option, or a value of the wrong kind.
+    Raises UserError: unknown option, or a value of the wrong kind.
     """
     values = {
         f"{section}.{key}": value for section, options in sections.items() for key, value in options.items()
@@ -156,11 +155,7 @@ def _differs_from_expected(recipe: Recipe, layers: Sequence[Layer]) -> list[str]
 
 
 def _check_together(recipe: Recipe) -> None:
-    """Check rules that span options.
-
-    Raises:
-        UserError: a rule is broken.
-    """
+    """Check rules that span options. Raises UserError: a rule is broken."""
     model, augment, train, schedule = recipe.model, recipe.augment, recipe.train, recipe.schedule
     if train.stop_after is not None:
         parse_duration(train.stop_after, "train.stop_after")

@@ -31,8 +31,7 @@ class OptionInfo:
 def list_options(selection: str | None = None) -> list[OptionInfo]:
     """All options, those of a section, or those of one name (`optim.lr`, or `lr` in any section).
 
-    Raises:
-        UserError: no such section or option (with the nearest one).
+    Raises UserError: no such section or option (with the nearest one).
     """
     names = list(option_fields())
     if selection in SECTIONS:  # before options of that name, such as data.train

@@ -44,9 +44,8 @@ class RecipeFile:
 def read_recipe(reference: str | Path) -> RecipeFile:
     """Read a recipe with everything that it extends.
 
-    Raises:
-        UserError: no such file or row (with the nearest name), a table without a row, a file that is not a recipe, or
-            recipes that extend one another in a circle or more than MAX_CHAIN deep.
+    Raises UserError: no such file or row (with the nearest name), a table without a row, a file that is not a recipe, or
+    recipes that extend one another in a circle or more than MAX_CHAIN deep.
     """
     return _read(str(reference), Path(), ())
 
@@ -54,8 +53,7 @@ def read_recipe(reference: str | Path) -> RecipeFile:
 def find_file(name: str, folder: Path = Path()) -> Path:
     """The file of a path relative to `folder`, or of a recipe or table that comes with fastft: its bare name, or `rcp/...`.
 
-    Raises:
-        UserError: there is none; with the nearest name.
+    Raises UserError: there is none; with the nearest name.
     """
     path = folder / name
     found = next(filter(_is_file, (path, *_shipped(name))), None)
@@ -80,8 +78,7 @@ def is_table(reference: str | Path) -> bool:
 def open_sweep(reference: str | Path) -> Sweep:
     """The sweep of a reference, with its row selected if it names one.
 
-    Raises:
-        UserError: no such file or row, or not a sweep file.
+    Raises UserError: no such file or row, or not a sweep file.
     """
     name, row = split_reference(str(reference))
     sweep = load_sweep(find_file(name))

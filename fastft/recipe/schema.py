@@ -495,8 +495,7 @@ class Recipe:
 def count_steps(samples: int, batch_size: int) -> int:
     """Optimiser steps per epoch; the last partial batch is dropped, as the reference does.
 
-    Raises:
-        UserError: there is not one whole batch.
+    Raises UserError: there is not one whole batch.
     """
     if samples < batch_size:
         raise UserError(f"{samples} samples do not fill one batch of {batch_size}; use a smaller batch")

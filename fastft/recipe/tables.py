@@ -99,8 +99,7 @@ def is_sweep(document: Mapping[str, Any]) -> bool:
 def load_sweep(path: Path) -> Sweep:
     """Read and check a sweep file. It is named after its stem, `sweep.yaml` after its folder.
 
-    Raises:
-        UserError: unreadable, an unknown or missing key, or a cell that appears twice.
+    Raises UserError: unreadable, an unknown or missing key, or a cell that appears twice.
     """
     document = read_yaml(path, EXPECTED)
     if not is_sweep(document):
@@ -126,8 +125,7 @@ def load_sweep(path: Path) -> Sweep:
 def select_row(sweep: Sweep, text: str) -> Sweep:
     """The sweep with one row selected by its label, by 'series, label', or by the name of its recipe.
 
-    Raises:
-        UserError: no such row (with the nearest one), or several.
+    Raises UserError: no such row (with the nearest one), or several.
     """
     keys = (lambda row: row.title, lambda row: row.label, lambda row: row.name)
     for key in keys:

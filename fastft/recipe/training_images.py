@@ -60,8 +60,7 @@ def val_images_row(recipe: Recipe, given: int | None = None) -> dict[str, Any]:
 def with_training_files(recipe: Recipe, betons: "BetonSet") -> Recipe:
     """The recipe for the images and classes of its training files.
 
-    Raises:
-        UserError: `data.num_classes` on the command line contradicts the files.
+    Raises UserError: `data.num_classes` on the command line contradicts the files.
     """
     if betons.has_class_names or NUM_CLASSES in recipe.automatic:
         recipe = with_num_classes(recipe, len(betons.class_names), betons.title)
@@ -79,8 +78,7 @@ def with_train_size(recipe: Recipe, samples: int) -> Recipe:
 def with_num_classes(recipe: Recipe, count: int, source: object) -> Recipe:
     """The recipe with the number of classes of its training images.
 
-    Raises:
-        UserError: the command line gives another number, or there are fewer than 2 classes.
+    Raises UserError: the command line gives another number, or there are fewer than 2 classes.
     """
     if count < 2:
         raise UserError(f"{source} has {count} class; training needs images of at least 2")

@@ -18,11 +18,7 @@ _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])")
 
 
 def parse_duration(text: str, option: str) -> float:
-    """Seconds. option: what the user set, for the message.
-
-    Raises:
-        UserError: not a number greater than 0 with a unit.
-    """
+    """Seconds. option: what the user set, for the message. Raises UserError: not a number greater than 0 with a unit."""
     found = _DURATION.fullmatch(text.strip())
     seconds = float(found[1]) * SECONDS[found[2]] if found else 0.0
     if seconds <= 0:
@@ -73,8 +69,7 @@ class EpochValues:
 def epoch_values(text: str) -> EpochValues:
     """Parse values by epoch.
 
-    Raises:
-        ValueError: another form, a first epoch that is not 0, or epochs that do not increase.
+    Raises ValueError: another form, a first epoch that is not 0, or epochs that do not increase.
     """
     parts = [_PART.fullmatch(part) for part in text.replace(" ", "").split(",")]
     if len(parts) > MAX_SEGMENTS or None in parts:

@@ -30,11 +30,9 @@ _LINE_BREAK = re.compile(r"[\t\n\u2028\u2029]")
 def read_yaml(path: Path, expected: str) -> Mapping[str, Any]:
     """The mapping that the file holds; values are texts, lists and mappings.
 
-    expected: what the file should be, for error messages, such as "a recipe (YAML)".
-
-    Raises:
-        UserError: not a regular file, too large, not UTF-8, not valid YAML, a key that appears twice, control characters,
-            nesting beyond the limit, or no mapping.
+    expected: what the file should be, for error messages, such as "a recipe (YAML)". Raises UserError: not a regular file,
+    too large, not UTF-8, not valid YAML, a key that appears twice, control characters, nesting beyond the limit, or no
+    mapping.
     """
     text = read_user_text(path, MAX_BYTES, expected)
     try:
@@ -84,8 +82,7 @@ class _TextLoader(yaml.BaseLoader):
 def one_line(text: str) -> str:
     """The text without the newlines at its end, which block texts have.
 
-    Raises:
-        ValueError: it has several lines, or control characters, which paths, recipe.yaml and error messages cannot hold.
+    Raises ValueError: it has several lines, or control characters, which paths, recipe.yaml and error messages cannot hold.
     """
     line = text.rstrip("\n")
     if CONTROL.search(line) or _LINE_BREAK.search(line):
