@@ -225,3 +225,45 @@ def subset(base: Source, indices: np.ndarray, classes: Sequence[str]) -> SubsetS
         base=base,
         indices=indices,
     )
+
+
+def check_labels(root: SourcePath, highest: int, classes: Sequence[str] | None) -> tuple[str, ...]:
+    """The classes of labels 0 to `highest`: `classes`, or else the numbers themselves.
+
+    Raises:
+        UserError: there are fewer classes.
+    """
+    classes = tuple(classes or map(str, range(highest + 1)))
+    if highest >= len(classes):
+        raise UserError(
+            f"{root}: label {highest}, but there are only {len(classes)} classes; correct the label or the list of classes"
+        )
+    return classes
+
+
+def check_classes(
+    root: SourcePath | str, found: Iterable[str], classes: Sequence[str] | None, advice: str
+) -> tuple[str, ...]:
+    """The class list of the classes `found`, in order: `classes` if given, otherwise they themselves.
+
+    Raises:
+        UserError: one is not in `classes`; the message ends with `advice`.
+    """
+    found = tuple(found)
+    names = found if classes is None else tuple(classes)
+    unknown = next(iter(sorted(set(found) - set(names))), None)
+    if unknown is not None:
+        raise UserError(
+            f"{root}: class {unknown!r} is not one of the {len(names)} training classes; {advice}"
+        )
+    return names
+
+
+def is_number(text: str) -> bool:
+    """Return True if a class is given as a number; of at most 18 digits, as those of an int64."""
+    return text.isascii() and text.isdigit() and len(text) <= 18
+
+
+def sort_labels(labels: Iterable[str]) -> list[str]:
+    """Class names in order: alphabetically; numbers by their value, before other names."""
+    return sorted(labels, key=lambda text: (not is_number(text), int(text) if is_number(text) else 0, text))

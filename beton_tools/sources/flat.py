@@ -7,8 +7,8 @@ import gzip
 import importlib.util
 import io
 import os
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import is_image_name
 from beton_tools.base.names import Names
-from beton_tools.sources.base import FileSource, SpanSource
+from beton_tools.sources.base import FileSource, SpanSource, check_classes, is_number, sort_labels
 from beton_tools.sources.folder import is_folder
 from beton_tools.sources.remote import SourcePath
 from beton_tools.sources.remote_files import open_regular_source
@@ -36,7 +36,6 @@ _DEVKIT = "ILSVRC2012_devkit_t12"
 _MAX_DEVKIT_BYTES = 256 << 20  # unpacked; the real one has 10 MB
 _KAGGLE = "LOC_val_solution.csv"
 _TEXT = "val.txt"
-_MAX_DIGITS = 18  # of a class number
 _NUM_CLASSES = 1000  # the first thousand synsets of the devkit are classes, the others are their ancestors
 _USABLE_FILES = (
     f"{_DEVKIT}.tar.gz (or the folder unpacked from it), {_KAGGLE}, or {_TEXT} with lines of "
@@ -111,22 +110,11 @@ def _build_truth(
             f"{file} lacks {len(missing)} of {len(image_names)} images, the first is {missing[0]}; "
             "complete the file, download it again, or remove it"
         )
-    if classes is None:
-        classes = sorted(set(wnid_of.values()), key=lambda c: (int(c) if _is_number(c) else -1, c))
-    elif all(map(_is_number, wnid_of.values())):
+    if classes is not None and all(map(is_number, wnid_of.values())):
         wnid_of = {stem: _class_at(classes, int(value), file) for stem, value in wnid_of.items()}
+    classes = check_classes(file, sort_labels(set(wnid_of.values())), classes, "correct the file")
     label = {name: i for i, name in enumerate(classes)}
-    unknown = sorted({w for w in wnid_of.values() if w not in label})
-    if unknown:
-        raise UserError(
-            f"{file}: class {unknown[0]!r} is not one of the {len(label)} training classes; correct the file"
-        )
-    return tuple(classes), {name: label[wnid_of[Path(name).stem]] for name in image_names}
-
-
-def _is_number(text: str) -> bool:
-    """True if a class is given as a number that `int` accepts, however long the text is."""
-    return text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
+    return classes, {name: label[wnid_of[Path(name).stem]] for name in image_names}
 
 
 def _class_at(classes: Sequence[str], number: int, file: str) -> str:
@@ -142,7 +130,8 @@ def _read_devkit(folder: SourcePath, stems: Sequence[str]) -> dict[str, str] | N
     read = _devkit_reader(folder)
     if read is None:
         return None
-    ids = _ids(folder, read(_GROUND_TRUTH))
+    with _readable(f"{folder}: {_GROUND_TRUTH}"):
+        ids = [int(line) for line in read(_GROUND_TRUTH).split()]
     if len(ids) != len(stems):
         raise UserError(
             f"{folder}: {_GROUND_TRUTH} has {len(ids)} lines for {len(stems)} images; give it all images of the set"
@@ -155,13 +144,16 @@ def _read_devkit(folder: SourcePath, stems: Sequence[str]) -> dict[str, str] | N
     return {stem: wnids[i] for stem, i in zip(stems, ids, strict=True)}
 
 
-def _ids(folder: SourcePath, text: bytes) -> list[int]:
+@contextmanager
+def _readable(file: str) -> Iterator[None]:
+    """Any error becomes one line: SciPy raises many types on damaged files."""
     try:
-        return [int(line) for line in text.split()]
-    except ValueError as error:
-        raise UserError(
-            f"{folder}: {_GROUND_TRUTH} cannot be read ({error}); download the devkit again"
-        ) from error
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{file} cannot be read ({reason}); download it again") from error
 
 
 def _devkit_reader(folder: SourcePath) -> Callable[[str], bytes] | None:
@@ -177,12 +169,8 @@ def _devkit_reader(folder: SourcePath) -> Callable[[str], bytes] | None:
 
 
 def _unzip(archive: SourcePath) -> bytes:
-    try:
-        with open_regular_source(archive) as file, gzip.open(file) as stream:
-            data = stream.read(_MAX_DEVKIT_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{archive}: cannot be read ({reason}); download it again") from error
+    with _readable(f"{archive}:"), open_regular_source(archive) as file, gzip.open(file) as stream:
+        data = stream.read(_MAX_DEVKIT_BYTES + 1)
     if len(data) > _MAX_DEVKIT_BYTES:
         raise UserError(
             f"{archive}: unpacks to more than {_MAX_DEVKIT_BYTES >> 20} MiB; download the task 1 & 2 devkit"
@@ -204,13 +192,9 @@ def _synset_wnids(folder: SourcePath, meta: bytes) -> dict[int, str]:
         raise UserError(f"{folder}: reading the devkit's {_SYNSETS} needs SciPy; pip install scipy")
     from scipy.io import loadmat  # type: ignore[import-untyped]
 
-    try:
+    with _readable(f"{folder}: {_SYNSETS}"):
         synsets: Any = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
         pairs = [(int(s["ILSVRC2012_ID"]), str(s["WNID"])) for s in synsets]
-    except Exception as error:  # SciPy raises many types on damaged files
-        raise UserError(
-            f"{folder}: {_SYNSETS} cannot be read ({error}); download the devkit again"
-        ) from error
     return {number: wnid for number, wnid in pairs if number <= _NUM_CLASSES}
 
 
@@ -219,10 +203,8 @@ def _read_kaggle(folder: SourcePath, stems: Sequence[str]) -> dict[str, str] | N
     lines = read_lines(folder / _KAGGLE)
     if lines is None:
         return None
-    try:
+    with _readable(f"{folder / _KAGGLE}:"):
         rows = list(csv.reader(lines))
-    except csv.Error as error:
-        raise UserError(f"{folder / _KAGGLE}: cannot be read ({error}); download it again") from error
     return {
         row[0]: row[1].split()[0] for row in rows if len(row) >= 2 and row[1].split() and row[0] != "ImageId"
     }

@@ -14,7 +14,7 @@ from beton_tools.base.console import by_suffix
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import is_image_name
 from beton_tools.base.names import Names
-from beton_tools.sources.base import FileSource
+from beton_tools.sources.base import FileSource, check_classes, check_labels, is_number
 from beton_tools.sources.side_files import class_names_of
 
 MAX_DIGITS = 7  # of a folder's number; the format holds at most a million classes
@@ -53,20 +53,12 @@ def folder_source(
     found = class_folders(root)
     if class_indices:
         label_of = _labels_of_folders(root, found)
-        if classes is None:
-            classes = tuple(map(str, range(max(label_of.values(), default=-1) + 1)))
+        classes = check_labels(root, max(label_of.values(), default=-1), classes)
     else:
-        label_of = {name: label for label, name in enumerate(found if classes is None else classes)}
-    classes = tuple(classes) if classes is not None else found
-    unknown = [name for name in found if not label_of.get(name, len(classes)) < len(classes)]
-    if unknown:
-        numbers = all(map(_is_number, found)) and not class_indices
-        advice = "remove it" + (
-            ", or give --class-indices if the folders are numbers of classes" if numbers else ""
-        )
-        raise UserError(
-            f"{root}: class {unknown[0]!r} is not one of the {len(classes)} training classes; {advice}"
-        )
+        hint = ", or give --class-indices if the folders are numbers of classes"
+        advice = f"remove it{hint if all(map(is_number, found)) else ''}"
+        classes = check_classes(root, found, classes, advice)
+        label_of = {name: label for label, name in enumerate(classes)}
     names: list[str] = []
     labels: list[int] = []
     left_out: Counter[str] = Counter()
@@ -92,10 +84,6 @@ def folder_source(
     )
 
 
-def _is_number(name: str) -> bool:
-    return name.isascii() and name.isdecimal()
-
-
 def _labels_of_folders(root: Path, names: Sequence[str]) -> dict[str, int]:
     """Name -> label of folders that are numbers.
 
@@ -104,7 +92,7 @@ def _labels_of_folders(root: Path, names: Sequence[str]) -> dict[str, int]:
     """
     label_of: dict[str, int] = {}
     for name in names:
-        if not _is_number(name) or len(name) > MAX_DIGITS:
+        if not is_number(name) or len(name) > MAX_DIGITS:
             raise UserError(
                 f"{root}: folder {name!r} is not the number of a class; omit --class-indices, or remove it"
             )

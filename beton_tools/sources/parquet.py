@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from beton_tools.base.errors import UserError
 from beton_tools.base.names import Names
 from beton_tools.read.format import MAX_CLASSES
-from beton_tools.sources.base import Source, stamp_of
+from beton_tools.sources.base import Source, check_labels, stamp_of
 from beton_tools.sources.path_table import (
     GROUP_COLUMNS,
     LABEL_COLUMNS,
@@ -34,8 +34,9 @@ from beton_tools.sources.path_table import (
     read_csv,
     refuse_ambiguous,
 )
-from beton_tools.sources.remote import RemoteError, RemotePath, SourcePath, Stamp, source_path
+from beton_tools.sources.remote import RemotePath, SourcePath, Stamp, source_path
 from beton_tools.sources.remote_files import map_files, open_regular_source, open_source_file
+from beton_tools.sources.servers import RemoteError
 from beton_tools.sources.side_files import class_names_of
 
 IMAGE_COLUMNS = ("image", "img", "jpg")
@@ -93,7 +94,7 @@ def _one_line(path: str | RemotePath) -> Iterator[None]:
     """Any exception becomes an OSError of one line: pyarrow raises many types on damaged files."""
     try:
         yield
-    except RemoteError:
+    except (UserError, RemoteError):
         raise
     except Exception as error:
         raise OSError(f"damaged parquet file {path}: {_first_line(error)}") from error
@@ -150,9 +151,7 @@ def open_tables(
         raise UserError(
             f"{root}: the image column is named {' and '.join(columns)}; give files of one data set"
         )
-    labels, class_list = _number_labels(root, [shard.labels for shard in shards], classes)
-    class_list = class_list or next((shard.class_names for shard in shards if shard.class_names), None)
-    final = _check_labels(root, labels, class_list)
+    labels, final = _number_labels(root, shards, classes)
     groups = [(f, g, rows) for f, shard in enumerate(shards) for g, rows in enumerate(shard.group_rows)]
     table = np.array(groups, np.int64).reshape(-1, 3)
     source = ParquetSource(
@@ -212,33 +211,25 @@ def _read_shard(path: SourcePath) -> _Shard:
             raise UserError(f"{path}: lists image paths; such a table and its images must be on a local disk")
         image, label = (None, None) if is_list else _image_and_label(path, schema)
         usable = {*SPLIT_COLUMNS, *GROUP_COLUMNS, *(LABEL_COLUMNS + PATH_COLUMNS if is_list else ())}
-        kinds = {field.name: field.type for field in schema if field.name.lower() in usable}
-        texts = [name for name in kinds if _is_text(kinds[name])]
-        numbers = [name for name in kinds if name not in texts and not _is_opaque(kinds[name])]
+        kinds = {f.name: f.type for f in schema if f.name.lower() in usable and not _is_opaque(f.type)}
         text_label = label is not None and _is_text(schema.field(label).type)
+        texts = [name for name, kind in kinds.items() if _is_text(kind)] + [str(label)] * text_label
         path_field = f"{image}.path" if image is not None and _has_paths(schema, image) else None
-        asked = [*texts, *([label] if text_label else ()), *([path_field] if path_field else ())]
-        file = pq.ParquetFile(opened, read_dictionary=asked)
-        group_rows = _check_rows(path, opened, file)
-        words = {name: _read_text(path, file, name) for name in dict.fromkeys(asked)}
-        columns = {name: words[name] for name in texts}
-        columns |= {
-            name: [_text(v) for v in file.read(columns=[name]).column(0).to_pylist()] for name in numbers
+        file = pq.ParquetFile(opened, read_dictionary=[*texts, *filter(None, [path_field])])
+        rows, group_rows = file.metadata.num_rows, _check_rows(path, opened, file)
+        columns = {
+            name: [cell.strip() for cell in _read_text(path, file, name)]
+            if name in texts
+            else [_text(value) for value in file.read(columns=[name]).column(0).to_pylist()]
+            for name in dict.fromkeys([*kinds, *texts])
         }
-        if text_label:
-            columns[str(label)] = words[str(label)]
-        columns = {name: [cell.strip() for cell in cells] for name, cells in columns.items()}
-        table = Table(Path(str(path)), columns, range(2, file.metadata.num_rows + 2))
+        table = Table(Path(str(path)), columns, range(2, rows + 2))
         if image is None:
             return _Shard(stamp, table, group_rows)
         labels = table.labels([str(label)]) if text_label else _class_numbers(path, file, str(label))
-        paths = (
-            words.get(path_field, [""] * file.metadata.num_rows)
-            if path_field
-            else [""] * file.metadata.num_rows
-        )
+        paths = _read_text(path, file, path_field) if path_field else [""] * rows
         names = [text or f"{path.name}:{row}" for row, text in enumerate(paths)]
-        if not file.metadata.num_rows == len(labels) == len(names):
+        if not rows == len(labels) == len(names):
             raise UserError(f"{path}: damaged parquet file, columns differ in length; download it again")
         return _Shard(stamp, table, group_rows, image, _class_names(schema, str(label)), labels, names)
 
@@ -282,15 +273,13 @@ def _read_text(path: SourcePath, file: pq.ParquetFile, column: str) -> list[str]
             values = pc.struct_field(values, 0)
         for chunk in values.chunks:
             encoded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
-            words = encoded.dictionary.cast(
-                pa.large_binary()
-            ).to_pylist()  # text of a damaged file need not be UTF-8
-            total += sum(len(words[i] or b"") for i in encoded.indices.to_pylist() if i is not None)
+            words = encoded.dictionary.cast(pa.large_binary())  # text of a damaged file need not be UTF-8
+            total += pc.sum(pc.take(pc.binary_length(words), encoded.indices)).as_py() or 0
             if total > MAX_BYTES:
                 raise UserError(
                     f"{path}: {total:,} bytes of text in {column}; the limit is {MAX_BYTES:,}, split the file"
                 )
-            texts = [(word or b"").decode("utf-8", "surrogateescape") for word in words]
+            texts = [(word or b"").decode("utf-8", "surrogateescape") for word in words.to_pylist()]
             cells += ["" if i is None else texts[i] for i in encoded.indices.to_pylist()]
     return cells
 
@@ -388,22 +377,15 @@ def _has_paths(schema: pa.Schema, image_column: str) -> bool:
 
 
 def _number_labels(
-    root: SourcePath, labels: Sequence[np.ndarray | list[str]], classes: Sequence[str] | None
-) -> tuple[np.ndarray, Sequence[str] | None]:
+    root: SourcePath, shards: Sequence[_Shard], classes: Sequence[str] | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """(class numbers of all files, class list); names of classes are numbered in sorted order, or as in `classes`."""
-    numbers = [part for part in labels if isinstance(part, np.ndarray)]
-    if len(numbers) == len(labels):
-        return np.concatenate(numbers), classes
-    return number_labels(root, [str(label) for part in labels for label in part], classes)
-
-
-def _check_labels(root: SourcePath, labels: np.ndarray, class_list: Sequence[str] | None) -> tuple[str, ...]:
+    parts = [shard.labels for shard in shards]
+    if all(isinstance(part, np.ndarray) for part in parts):
+        labels = np.concatenate(parts)
+    else:
+        labels, classes = number_labels(root, [str(label) for part in parts for label in part], classes)
     if len(labels) == 0:
         raise UserError(f"{root}: no rows; give parquet files that contain images")
-    class_list = class_list or [str(i) for i in range(labels.max() + 1)]
-    if labels.max() >= len(class_list):
-        raise UserError(
-            f"{root}: label {labels.max()}, but there are only {len(class_list)} classes; "
-            "correct the label or the list of classes"
-        )
-    return tuple(class_list)
+    named = classes or next((shard.class_names for shard in shards if shard.class_names), None)
+    return labels, check_labels(root, int(labels.max()), named)

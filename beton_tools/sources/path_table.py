@@ -15,7 +15,7 @@ import numpy as np
 from beton_tools.base.errors import UserError
 from beton_tools.base.names import Names
 from beton_tools.base.user_files import read_user_file
-from beton_tools.sources.base import FileSource
+from beton_tools.sources.base import FileSource, check_classes, sort_labels
 from beton_tools.sources.remote import SourcePath
 
 CSV_SUFFIXES = (".csv", ".tsv")
@@ -34,7 +34,7 @@ SPLIT_VALUES = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
-_YES, _NO = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no", "")
+_IS_VALID = {"val": ("true", "1", "1.0", "yes"), "train": ("false", "0", "0.0", "no", "")}
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,6 @@ class Table:
                 )
         return cells
 
-    def optional_columns(self) -> Columns:
-        split, group = find_column(self.columns, SPLIT_COLUMNS), find_column(self.columns, GROUP_COLUMNS)
-        splits = [] if split is None else zip(self.rows, self.columns[split], strict=True)
-        return Columns(
-            None if split is None else [_split_of(self.path, split, row, cell) for row, cell in splits],
-            None if group is None else self.columns[group],
-        )
-
 
 def path_source(tables: Sequence[Table], classes: Sequence[str] | None = None) -> FileSource:
     """The images that tables list by path, relative to the first table's folder, in the order of the rows.
@@ -109,12 +101,12 @@ def path_source(tables: Sequence[Table], classes: Sequence[str] | None = None) -
     if not paths:
         raise UserError(f"{first}: the table has no rows; give one that lists images")
     numbers, classes = number_labels(first, labels, classes)
-    return FileSource("table", root, tuple(classes), None, numbers, Names.of(paths))
+    return FileSource("table", root, classes, None, numbers, Names.of(paths))
 
 
 def number_labels(
     source: SourcePath, labels: Sequence[str], classes: Sequence[str] | None
-) -> tuple[np.ndarray, list[str]]:
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """(class numbers int64 (N,), class names): numbered as in `classes`, or in sorted order.
 
     source: the file or folder of the labels, for the error message.
@@ -122,24 +114,9 @@ def number_labels(
     Raises:
         UserError: a label is not in `classes`.
     """
-    found = sort_labels(set(labels))
-    names = found if classes is None else list(classes)
+    names = check_classes(source, sort_labels(set(labels)), classes, "correct it")
     position = {name: label for label, name in enumerate(names)}
-    unknown = [name for name in found if name not in position]
-    if unknown:
-        raise UserError(
-            f"{source}: label {unknown[0]!r} is not one of the {len(names)} training classes; correct it"
-        )
     return np.array([position[label] for label in labels], np.int64), names
-
-
-def sort_labels(labels: Iterable[str]) -> list[str]:
-    """Class names in order: alphabetically; numbers by their value, before other names."""
-    return sorted(labels, key=lambda text: (not _is_number(text), int(text) if _is_number(text) else 0, text))
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 18  # digits of an int64
 
 
 def read_csv(path: Path) -> Table:
@@ -200,27 +177,26 @@ def _below(root: Path, table: Path, cell: str) -> str:
     return os.path.relpath(Path(os.path.realpath(table.parent)) / cell, root)
 
 
-def _split_of(path: Path, column: str, row: int, cell: str) -> str:
-    value = cell.lower()
-    if column.lower() == "is_valid":
-        if value in (*_YES, *_NO):
-            return "val" if value in _YES else "train"
-        raise UserError(f"{path}, row {row}: is_valid is {cell!r}; write true or false")
-    for split, values in SPLIT_VALUES.items():
-        if value in values:
-            return split
-    raise UserError(f"{path}, row {row}: {column} is {cell!r}; write train, val or test")
-
-
 def columns_of(tables: Sequence[Table]) -> Columns:
     """Columns of several tables one after another; a column counts only if every table has it.
 
     Raises:
         UserError: a cell of a split column is no split.
     """
-    columns = [table.optional_columns() for table in tables]
-    splits, groups = [c.splits for c in columns], [c.groups for c in columns]
-    return Columns(
-        None if None in splits else [cell for part in splits for cell in part or ()],
-        None if None in groups else [cell for part in groups for cell in part or ()],
-    )
+    splits: list[str] = []
+    names = [(find_column(t.columns, SPLIT_COLUMNS), find_column(t.columns, GROUP_COLUMNS)) for t in tables]
+    for table, (split, _) in zip(tables, names, strict=True):
+        cells = zip(table.rows, table.columns[split], strict=True) if split is not None else ()
+        splits += [_split_of(table.path, split or "", row, cell) for row, cell in cells]
+    all_split, all_grouped = (all(name is not None for name in column) for column in zip(*names, strict=True))
+    groups = [c for t, (_, group) in zip(tables, names, strict=True) if group for c in t.columns[group]]
+    return Columns(splits if all_split else None, groups if all_grouped else None)
+
+
+def _split_of(path: Path, column: str, row: int, cell: str) -> str:
+    is_valid = column.lower() == "is_valid"
+    for split, values in (_IS_VALID if is_valid else SPLIT_VALUES).items():
+        if cell.lower() in values:
+            return split
+    wanted = "true or false" if is_valid else "train, val or test"
+    raise UserError(f"{path}, row {row}: {column} is {cell!r}; write {wanted}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,14 +11,8 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import open_regular, open_user_file
-from beton_tools.sources.remote import (
-    RemoteError,
-    RemotePath,
-    SourcePath,
-    Stamp,
-    read_range,
-    stamp_of_url,
-)
+from beton_tools.sources.remote import RemotePath, SourcePath, Stamp, read_range, stamp_of_url
+from beton_tools.sources.servers import RemoteError, module
 
 BLOCK = 4 << 20  # bytes per request while an archive is indexed; takes longer than a round trip
 _BLOCKS = 3  # that are kept: labels of WebDataset samples may lie before the image
@@ -42,7 +35,13 @@ class RemoteFile(io.RawIOBase):
     def __init__(self, path: RemotePath, read_ahead: bool = True) -> None:
         super().__init__()
         self.path, self.stamp, self._at = path, stamp_of_url(path), 0
-        self._read_ahead, self._blocks = read_ahead, OrderedDict[int, bytes]()
+        self._fetch: Callable[[int, int], bytes] = self._read_range
+        if read_ahead:
+            caching = module("fsspec.caching", path.protocol)
+            self._fetch = caching.BlockCache(BLOCK, self._read_range, self.stamp[0], _BLOCKS)._fetch
+
+    def _read_range(self, start: int, end: int) -> bytes:
+        return read_range(self.path, self.stamp, start, min(end, self.stamp[0]))
 
     def readable(self) -> bool:
         return True
@@ -60,19 +59,7 @@ class RemoteFile(io.RawIOBase):
     def read(self, size: int | None = -1) -> bytes:
         begin, rest = self._at, max(self.stamp[0] - self._at, 0)
         self._at += rest if size is None or size < 0 else min(size, rest)
-        if not self._read_ahead or self._at - begin > BLOCK:
-            return read_range(self.path, self.stamp, begin, self._at)
-        numbers = range(begin // BLOCK, -(-self._at // BLOCK))
-        joined = b"".join(map(self._block, numbers))
-        return joined[begin % BLOCK :][: self._at - begin]
-
-    def _block(self, number: int) -> bytes:
-        if number not in self._blocks:
-            end = min((number + 1) * BLOCK, self.stamp[0])
-            self._blocks[number] = read_range(self.path, self.stamp, number * BLOCK, end)
-            if len(self._blocks) > _BLOCKS:
-                self._blocks.popitem(last=False)
-        return self._blocks[number]
+        return self._fetch(begin, self._at)
 
     def readinto(self, buffer: Any) -> int:
         data = self.read(len(buffer))

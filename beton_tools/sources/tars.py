@@ -18,7 +18,7 @@ import numpy as np
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import is_image_name
 from beton_tools.base.names import Names
-from beton_tools.sources.base import SpanSource, stamp_of
+from beton_tools.sources.base import SpanSource, check_classes, stamp_of
 from beton_tools.sources.remote import RemotePath, SourcePath, Stamp
 from beton_tools.sources.remote_files import open_source_file
 from beton_tools.sources.side_files import class_names_of, is_wnid
@@ -262,13 +262,7 @@ def _checked_wnids(
         raise UserError(
             f"{root}: expected one tar per wnid (such as n01440764.tar), found {first}; remove it"
         )
-    wnids = tuple(sorted(found)) if classes is None else tuple(classes)
-    unknown = sorted(set(found) - set(wnids))
-    if unknown:
-        raise UserError(
-            f"{root}: class {unknown[0]!r} is not one of the {len(wnids)} training classes; remove it"
-        )
-    return wnids
+    return check_classes(root, sorted(found), classes, "remove it")
 
 
 def _add_class(table: SpanTable, wnid: str, label: int, archive: Iterator[Member]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import IMAGE_SUFFIXES
 from beton_tools.read.format import MAX_CLASSES
-from beton_tools.sources.base import SpanSource, stamp_of
+from beton_tools.sources.base import SpanSource, check_labels, stamp_of
 from beton_tools.sources.remote import SourcePath, Stamp
 from beton_tools.sources.remote_files import map_files, open_source_file
 from beton_tools.sources.side_files import class_names_of, read_lines
@@ -39,13 +39,7 @@ def webdataset_source(
         table.left_out.update(left_out)
         for key, image, label in samples:
             table.add(f"{path.name}/{key}.{_extension(image)}", label, image)
-    count = max(table.labels, default=-1) + 1
-    class_list = tuple(classes or _read_class_list(root) or map(str, range(count)))
-    if count > len(class_list):
-        raise UserError(
-            f"{root}: label {count - 1} in the shards, but there are only {len(class_list)} classes; "
-            "correct the label or the list of classes"
-        )
+    class_list = check_labels(root, max(table.labels, default=-1), classes or _read_class_list(root))
     return table.source("webdataset", root, class_list, class_names_of(class_list, root), key=None)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from beton_tools.base.errors import UserError
 from beton_tools.sources.base import Location, fetch_remote
-from beton_tools.sources.remote import RemoteError
+from beton_tools.sources.servers import RemoteError
 from beton_tools.write.images import BadImage, EncodedImage, EncodeOptions, encode_sample, warm_up
 
 CHUNK = 8  # images per message, up to MAX_CHUNK of one group, such as a row group of a parquet file, which is read whole:

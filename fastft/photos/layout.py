@@ -16,10 +16,10 @@ from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import is_image_name
 from beton_tools.sources import Source, find_split, open_source
-from beton_tools.sources.base import subset
+from beton_tools.sources.base import sort_labels, subset
 from beton_tools.sources.folder import class_folders, has_images
 from beton_tools.sources.parquet import ParquetSource, open_tables
-from beton_tools.sources.path_table import SPLIT_VALUES, Columns, columns_of, is_csv, sort_labels
+from beton_tools.sources.path_table import SPLIT_VALUES, Columns, columns_of, is_csv
 from beton_tools.sources.remote import RemotePath, source_path
 from fastft.photos.paths import GIVE, TABLE_SUFFIXES
 

@@ -91,7 +91,7 @@ LOGIN_PAGE = "<!DOCTYPE html>\n<html><head><title>Sign in, please</title></head>
         (
             "ILSVRC2012_validation_ground_truth.txt",
             LOGIN_PAGE,
-            "cannot be read .*; download the devkit again",
+            "cannot be read .*; download it again",
         ),
         ("LOC_val_solution.csv", LOGIN_PAGE, "lacks 9 of 9 images, .*; complete the file"),
         ("LOC_val_solution.csv", f'ImageId,"{"x" * 200_000}', "cannot be read .*; download it again"),

@@ -9,8 +9,9 @@ from PIL import Image
 
 from beton_tools.base.errors import UserError
 from beton_tools.sources import open_source
+from beton_tools.sources.base import sort_labels
 from beton_tools.sources.parquet import open_tables
-from beton_tools.sources.path_table import Columns, columns_of, sort_labels
+from beton_tools.sources.path_table import Columns, columns_of
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 
@@ -150,7 +151,7 @@ def test_mistakes_name_the_table_and_the_row(tmp_path: Path, text: str, message:
 def test_a_label_outside_the_given_classes_is_refused(images: Path) -> None:
     table = images / "t.csv"
     table.write_text("path,label\n" + ROWS.format(d=","))
-    with pytest.raises(UserError, match="label 'ship' is not one of the 1 training classes"):
+    with pytest.raises(UserError, match="class 'ship' is not one of the 1 training classes"):
         open_source(table, classes=["cup"])
 
 

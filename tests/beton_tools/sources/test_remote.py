@@ -10,16 +10,15 @@ import pytest
 
 from beton_tools import UserError
 from beton_tools.read.manifest import manifest_path
-from beton_tools.sources import open_source, remote
+from beton_tools.sources import open_source, servers
 from beton_tools.sources.remote import (
-    RemoteError,
     RemotePath,
     expand_pattern,
     read_range,
-    retrying,
     source_path,
 )
 from beton_tools.sources.remote_files import BLOCK, RemoteFile
+from beton_tools.sources.servers import RemoteError, retrying
 from beton_tools.write.convert import convert_folder, convert_imagenet
 from beton_tools.write.writer import WriteOptions, write_beton
 from tests.beton_tools.conftest import tar_of
@@ -33,7 +32,7 @@ ALONE = WriteOptions(workers=0)
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(servers, "FIRST_WAIT", 0.001)
     (tmp_path / "www").mkdir()
     with serve(tmp_path / "www") as running:
         yield running
@@ -157,7 +156,7 @@ def test_an_endless_answer_is_left_after_the_bytes_that_were_asked_for(
 
 
 def test_an_endless_list_of_files_is_refused(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "MAX_PAGE", 1 << 20)
+    monkeypatch.setattr(servers, "MAX_PAGE", 1 << 20)
     (server.folder / "index").write_text("<html>")
     server.trick = "endless"
     with pytest.raises(UserError, match="the list of files is larger than 1,048,576 bytes"):
@@ -187,7 +186,7 @@ def test_a_redirect_to_no_url_is_one_line_without_secrets(server: FileServer) ->
 
 
 def test_a_server_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(servers, "FIRST_WAIT", 0.001)
     with pytest.raises(UserError, match=r"127\.0\.0\.1.*, 5 attempts\)$"):
         open_source("http://127.0.0.1:9/a.tar")  # the discard port
 
@@ -284,11 +283,11 @@ def test_braces() -> None:
 
 @pytest.mark.parametrize("package", ["fsspec", "aiohttp", "braceexpand"])
 def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    remote._file_system.cache_clear()
+    servers.file_system.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, package, None)
     with pytest.raises(UserError, match=rf"need the package {package}; pip install 'fastft\[cloud\]'"):
         open_source("https://host/{a,b}.tar")
-    remote._file_system.cache_clear()
+    servers.file_system.cache_clear()
 
 
 def test_a_web_server_has_no_folders(server: FileServer, tmp_path: Path) -> None:
@@ -297,7 +296,7 @@ def test_a_web_server_has_no_folders(server: FileServer, tmp_path: Path) -> None
 
 
 def test_errors_that_cannot_pass_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(servers, "FIRST_WAIT", 0.001)
     tried = []
 
     def fail(error: Exception) -> None:
@@ -311,5 +310,5 @@ def test_errors_that_cannot_pass_are_not_tried_again(monkeypatch: pytest.MonkeyP
     ):
         tried.clear()
         with pytest.raises(RemoteError):
-            retrying(RemotePath("s3://b/k"), lambda error=error: fail(error))  # type: ignore[misc]
+            retrying("s3://b/k", "s3", lambda error=error: fail(error))  # type: ignore[misc]
         assert len(tried) == times

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from beton_tools.sources import remote
-from beton_tools.sources.remote import RemoteError, RemotePath, read_range
+from beton_tools.sources import remote, servers
+from beton_tools.sources.remote import RemotePath, read_range
+from beton_tools.sources.servers import RemoteError
 from tests.beton_tools.file_server import FileServer, etag_of, serve, touch_later
 
 fsspec = pytest.importorskip("fsspec")
@@ -35,7 +36,7 @@ class FakeFileSystem:
     token = None
 
     def __init__(self, server: FileServer) -> None:
-        client = remote._client(pytest.importorskip("aiohttp"))
+        client = servers._client(pytest.importorskip("aiohttp"))
         self.web = fsspec.filesystem("http", client_kwargs=client, skip_instance_cache=True)
         self.server, self.loop = server, self.web.loop
 
@@ -65,9 +66,9 @@ class FakeFileSystem:
 
 @pytest.fixture(params=["s3", "gs", "hf"])
 def path(request: pytest.FixtureRequest, server: FileServer, monkeypatch: pytest.MonkeyPatch) -> RemotePath:
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(servers, "FIRST_WAIT", 0.001)
     fs = FakeFileSystem(server)
-    monkeypatch.setattr(remote, "_file_system", lambda protocol: fs)
+    monkeypatch.setattr(remote, "file_system", lambda protocol: fs)
     (server.folder / "a.tar").write_bytes(bytes(range(256)) * 100)
     return RemotePath(f"{request.param}://bucket/a.tar")
 

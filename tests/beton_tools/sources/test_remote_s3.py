@@ -16,7 +16,7 @@ import pytest
 
 from beton_tools import UserError
 from beton_tools.read.parts import Part
-from beton_tools.sources import open_source, remote
+from beton_tools.sources import open_source, servers
 from beton_tools.write.convert import convert_folder, convert_imagenet
 from beton_tools.write.writer import WriteOptions, write_beton
 from tests.beton_tools.conftest import devkit_files, tar_of, train_tar
@@ -71,7 +71,7 @@ def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
         "AWS_EC2_METADATA_DISABLED": "true",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(servers, "FIRST_WAIT", 0.001)
     forget_file_systems()
     fs = s3fs.S3FileSystem(use_listings_cache=False)
     if fs.exists("photos"):
@@ -83,7 +83,7 @@ def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
 
 def forget_file_systems() -> None:
     """Their clients keep the credentials and the address that the environment had."""
-    remote._file_system.cache_clear()
+    servers.file_system.cache_clear()
     s3fs.S3FileSystem.clear_instance_cache()
 
 
