@@ -34,13 +34,13 @@ def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
 
 
 def format_duration(seconds: float) -> str:
-    """45 s, 12 min, 3 h 20 min; "no limit" for infinity."""
+    """45 s, 3 min 20 s, 5 h 04 min; "no limit" for infinity."""
     if math.isinf(seconds):
         return "no limit"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60:,} h {minutes % 60:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 def format_bytes(count: float) -> str:

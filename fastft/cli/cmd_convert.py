@@ -2,7 +2,16 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from beton_tools.base.console import by_suffix, format_bytes, printable
+from beton_tools.base.signals import hint_when_interrupted
+
+if TYPE_CHECKING:
+    from beton_tools.read.manifest import Manifest
+    from beton_tools.write.writer import WriteOptions
+
+SHOWN = 5  # images named on the screen; the manifest lists all
 LAYOUTS = """\
 train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, also inside Kaggle's ILSVRC/Data/CLS-LOC
 flat val/*.JPEG with the devkit (folder or .tar.gz), LOC_val_solution.csv or val.txt beside it
@@ -21,8 +30,6 @@ class Folder:
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        from fastft.cli.conversion import add_options
-
         kinds = (
             "one folder per class; or a .csv, a .parquet, a .tar, a quoted pattern of shards; the last three may be URLs "
             "(s3://, gs://, hf://, https://)"
@@ -35,21 +42,19 @@ class Folder:
         parser.add_argument("--classes-of", type=Path, metavar="FILE.beton", help=labels)
         indices = "the folders' names are labels: folder 7 is class 7, as in ImageNet-V2 (default: classes in sorted order)"
         parser.add_argument("--class-indices", action="store_true", help=indices)
-        add_options(parser)
+        _add_options(parser)
 
     @staticmethod
     def run(args: argparse.Namespace) -> int:
         from beton_tools.base.progress_bar import progress
-        from beton_tools.base.signals import hint_when_interrupted
         from beton_tools.write.convert import convert_folder, converted_path
-        from fastft.cli.conversion import options_of, summary
 
-        options = options_of(args)
+        options = _options_of(args)
         with progress(args.out.name) as show, hint_when_interrupted():
             manifest = convert_folder(
                 args.data, args.out, options, show, args.overwrite, args.classes_of, args.class_indices
             )
-        print(summary(converted_path(args.out, options), manifest))
+        _print_summary(converted_path(args.out, options), manifest)
         return 0
 
 
@@ -62,26 +67,97 @@ class Imagenet:
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        from fastft.cli.conversion import add_options
-
         data = "folder with the data set; of tars and parquet files also a URL (s3://, gs://, hf://)"
         parser.add_argument("--data", required=True, metavar="DIR", help=data)
-        parser.add_argument(
-            "--out", type=Path, required=True, metavar="DIR", help="folder for train.beton and val.beton"
-        )
-        add_options(parser)
+        out = "folder for train.beton and val.beton"
+        parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=out)
+        _add_options(parser)
         parser.add_argument_group("layouts that are found below --data", LAYOUTS)
 
     @staticmethod
     def run(args: argparse.Namespace) -> int:
         from beton_tools.base.progress_bar import progress
-        from beton_tools.base.signals import hint_when_interrupted
         from beton_tools.write.convert import convert_imagenet, converted_path
-        from fastft.cli.conversion import options_of, summary
 
-        options = options_of(args)
+        options = _options_of(args)
         with hint_when_interrupted():
             manifests = convert_imagenet(args.data, args.out, options, progress, args.overwrite)
         for split, manifest in manifests.items():
-            print(summary(converted_path(args.out / f"{split}.beton", options), manifest))
+            _print_summary(converted_path(args.out / f"{split}.beton", options), manifest)
         return 0
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    from beton_tools.write.images import SUBSAMPLINGS
+    from beton_tools.write.writer import ON_ERROR, WriteOptions, limits
+
+    default = WriteOptions()
+
+    def number(group: argparse._ArgumentGroup, name: str, metavar: str, meaning: str, **more: Any) -> None:
+        text = meaning.format(limits(name))
+        group.add_argument(f"--{name.replace('_', '-')}", type=int, metavar=metavar, help=text, **more)
+
+    images, file = parser.add_argument_group("images"), parser.add_argument_group("file")
+    number(images, "max_resolution", "PX",
+           "shrink images whose longer side has more pixels, {} (default: keep every size)")  # fmt: skip
+    quality = f"of re-encoded images, {{}} (default: {default.quality})"
+    number(images, "quality", "Q", quality, default=default.quality)
+    chroma = f"of re-encoded images (default: {default.subsampling})"
+    images.add_argument("--subsampling", choices=SUBSAMPLINGS, default=default.subsampling, help=chroma)
+    reencode = (
+        "re-encode every image, as FFCV does (default: JPEGs that fit keep their coefficients, bit for bit)"
+    )
+    images.add_argument("--reencode", action="store_true", help=reencode)
+    index = "leave out the crop index: files about 1 %% smaller, but every image is decoded whole"
+    images.add_argument("--no-index", action="store_true", help=index)
+    error = f"stop at an image that cannot be stored, or skip and list it (default: {default.on_error})"
+    images.add_argument("--on-error", choices=ON_ERROR, default=default.on_error, help=error)
+    number(file, "subset_per_class", "N", "only N images of each class, {}, drawn by the seed")
+    number(file, "shuffle_seed", "SEED", "write in this seeded order, {} (default: sorted by class and name)")
+    part = "write only this part of the images, to FILE-03-of-16.beton for 3/16; classes and order are those of the whole"
+    file.add_argument("--part", metavar="K/N", help=part)
+    number(file, "workers", "N", "processes that encode, {} (default: one for every usable CPU)")
+    overwrite = "replace a file that was made of other images or options"
+    file.add_argument("--overwrite", action="store_true", help=overwrite)
+
+
+def _options_of(args: argparse.Namespace) -> "WriteOptions":
+    """WriteOptions from parsed flags.
+
+    Raises:
+        UserError: a value outside its limits.
+    """
+    from beton_tools.read.parts import Part
+    from beton_tools.write.writer import WriteOptions
+
+    same = (
+        "max_resolution",
+        "quality",
+        "subsampling",
+        "workers",
+        "subset_per_class",
+        "shuffle_seed",
+        "on_error",
+    )
+    part = None if args.part is None else Part.parse(args.part)
+    values = {name: getattr(args, name) for name in same}
+    return WriteOptions(**values, lossless=not args.reencode, index=not args.no_index, part=part)
+
+
+def _print_summary(path: Path, manifest: "Manifest") -> None:
+    from beton_tools.read.manifest import manifest_path
+    from beton_tools.write.images import KEPT
+
+    images = f"{manifest.num_samples:,} images in {manifest.num_classes:,} classes"
+    print(f"{path}: {images}, {format_bytes(manifest.file_size)}")
+    kept = manifest.encodings.get(KEPT, 0)
+    others = [f"{count:,} {how}" for how, count in manifest.encodings.items() if how != KEPT]
+    print(f"  {kept:,} kept bit for bit" + (f"; re-encoded: {', '.join(others)}" if others else ""))
+    if manifest.left_out:
+        print(f"  left out: {by_suffix(manifest.left_out)}")
+    skipped = [f"{name}: {reason}" for name, reason in manifest.skipped]
+    for what, names in (("with damage, stored as Pillow reads them", manifest.damaged), ("skipped", skipped)):
+        if names:
+            print(f"  {len(names):,} {what} (all in {manifest_path(path).name}):")
+            for name in names[:SHOWN]:
+                print(f"    {printable(name)}")

@@ -8,7 +8,7 @@ from fastft.machine.facts import GIB, Facts, fits_page_cache
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 MIN_PYTHON = (3, 10)
-TORCH_WITHOUT_VOLTA = (2, 15)  # plans to drop the cu126 wheels, and Volta with them (PyTorch RFC 190385)
+TORCH_WITHOUT_VOLTA = "2.15"  # plans to drop the cu126 wheels, and Volta with them (PyTorch RFC 190385)
 VOLTA = (7, 0)
 CORES_PER_GPU = 4  # for decoding and augmentation; a usual machine with eight V100 has more
 SHM_NEEDED = 1 << 30  # used by NCCL and torch; containers often get 64 MB
@@ -18,6 +18,10 @@ DISK_OF_IMAGENET = "60-130 GB"  # converted; depends on --max-resolution
 CU126 = "--index-url https://download.pytorch.org/whl/cu126"
 FFCV_LIBRARIES = "apt-get install build-essential pkg-config libopencv-dev libturbojpeg0-dev python3-dev"
 
+Found = tuple[
+    str, str, str
+]  # status, what was found, and a command or an instruction that mends it ("" if ok)
+
 
 @dataclass(frozen=True)
 class Check:
@@ -26,67 +30,51 @@ class Check:
     name: str
     status: str
     found: str
-    fix: str = ""
+    fix: str
 
 
-def check_python(f: Facts) -> Check:
+def check_python(f: Facts) -> Found:
     found = ".".join(map(str, f.python))
     if f.python[:2] < MIN_PYTHON:
-        return Check("Python", FAIL, f"{found}, 3.10 or newer is needed", "make setup PYTHON=python3.11")
-    return Check("Python", OK, found)
+        return FAIL, f"{found}, 3.10 or newer is needed", "make setup PYTHON=python3.11"
+    return OK, found, ""
 
 
-def check_torch(f: Facts) -> Check:
+def check_torch(f: Facts) -> Found:
     if f.torch is None:
-        return Check("torch", FAIL, "not installed", _install(f, "torch torchvision"))
-    build = f"CUDA {f.torch_cuda}" if f.torch_cuda else "CPU only"
-    return Check("torch", OK, f"{f.torch}, {build}")
+        return FAIL, "not installed", _install(f, "torch torchvision")
+    return OK, f"{f.torch}, {f'CUDA {f.torch_cuda}' if f.torch_cuda else 'CPU only'}", ""
 
 
-def check_gpu(f: Facts) -> Check:
+def check_gpu(f: Facts) -> Found:
     """Check if there is a GPU, a driver, and a torch built for CUDA."""
     if f.gpus:
         counted = {gpu.name: sum(g.name == gpu.name for g in f.gpus) for gpu in f.gpus}
-        return Check("GPU", OK, ", ".join(f"{n} x {name}" for name, n in counted.items()))
+        return OK, ", ".join(f"{n} x {name}" for name, n in counted.items()), ""
     if f.nvidia_smi and f.torch_cuda is None:
         fix = _install(f, f"--force-reinstall torch torchvision {CU126}")
-        return Check("GPU", FAIL, f"{f.nvidia_smi}, but torch is built for the CPU only", fix)
+        return FAIL, f"{f.nvidia_smi}, but torch is built for the CPU only", fix
     if f.nvidia_smi:
-        return Check(
-            "GPU",
-            FAIL,
-            f"{f.nvidia_smi}, but torch does not see it",
-            "nvidia-smi; update the driver for torch's CUDA",
-        )
-    return Check(
-        "GPU",
-        WARN,
-        "none; without one, only the demo and the tests run in reasonable time",
-        "run training on a machine with a GPU",
-    )
+        fix = "nvidia-smi; update the driver for torch's CUDA"
+        return FAIL, f"{f.nvidia_smi}, but torch does not see it", fix
+    found = "none; without one, only the demo and the tests run in reasonable time"
+    return WARN, found, "run training on a machine with a GPU"
 
 
-def check_architectures(f: Facts) -> Check | None:
+def check_architectures(f: Facts) -> Found | None:
     """Check if torch was built for the GPU's architecture; None without a GPU."""
     if not f.gpus:
         return None
-    lacking = sorted({g.capability for g in f.gpus if not _has_code(g.capability, f.arch_list)})
+    every = sorted({g.capability for g in f.gpus})
+    lacking = [capability for capability in every if not _has_code(capability, f.arch_list)]
+    named = ", ".join(f"sm_{a}{b}" for a, b in lacking or every)
     if not lacking:
-        return Check(
-            "CUDA code",
-            OK,
-            "for " + ", ".join(sorted({f"sm_{a}{b}" for a, b in (g.capability for g in f.gpus)})),
-        )
-    found = f"torch {f.torch} was not built for " + ", ".join(f"sm_{a}{b}" for a, b in lacking)
-    return Check("CUDA code", FAIL, found, _install(f, torch_for(min(lacking))))
-
-
-def torch_for(capability: tuple[int, int]) -> str:
-    """Arguments for pip that install a torch built for this compute capability."""
-    newest = (
-        f'"torch<{_dotted(TORCH_WITHOUT_VOLTA)}" torchvision' if capability == VOLTA else "torch torchvision"
-    )
-    return f"--force-reinstall {newest}" + ("" if capability >= (8, 0) else f" {CU126}")
+        return OK, f"for {named}", ""
+    oldest = lacking[0]
+    bound = f'"torch<{TORCH_WITHOUT_VOLTA}"' if oldest == VOLTA else "torch"
+    wheels = "" if oldest >= (8, 0) else f" {CU126}"
+    fix = _install(f, f"--force-reinstall {bound} torchvision{wheels}")
+    return FAIL, f"torch {f.torch} was not built for {named}", fix
 
 
 def _has_code(capability: tuple[int, int], arch_list: tuple[str, ...]) -> bool:
@@ -97,42 +85,30 @@ def _has_code(capability: tuple[int, int], arch_list: tuple[str, ...]) -> bool:
         if not digits.isdigit():
             continue
         built = int(digits[:-1]), int(digits[-1])
-        if kind == "sm" and built[0] == capability[0] and built <= capability:
-            return True
-        if kind == "compute" and built <= capability:
+        if built <= capability and (kind == "compute" or (kind == "sm" and built[0] == capability[0])):
             return True
     return False
 
 
-def check_numba_cuda(f: Facts) -> Check | None:
+def check_numba_cuda(f: Facts) -> Found | None:
     """Check if numba-cuda is installed, for a CUDA version that has the GPU's architecture; None without a GPU."""
     if not f.gpus:
         return None
     if f.numba_cuda is None:
-        return Check(
-            "numba-cuda",
-            FAIL,
-            "not installed; augmentation on the GPU needs it",
-            _install(f, cuda_extra(f)),
-        )
+        return FAIL, "not installed; augmentation on the GPU needs it", _install(f, cuda_extra(f))
     if f.numba_cuda_toolkit == 13 and any(g.capability < (7, 5) for g in f.gpus):
-        return Check(
-            "numba-cuda",
-            FAIL,
-            f"{f.numba_cuda} with CUDA 13, which does not support sm_70",
-            _install(f, "'fastft[cuda12]'"),
-        )
-    return Check("numba-cuda", OK, f.numba_cuda)
+        found = f"{f.numba_cuda} with CUDA 13, which does not support sm_70"
+        return FAIL, found, _install(f, "'fastft[cuda12]'")
+    return OK, f.numba_cuda, ""
 
 
-def check_kernels(f: Facts) -> Check | None:
+def check_kernels(f: Facts) -> Found | None:
     """Check if an augmentation kernel compiles (and loads, with a GPU); None without numba-cuda."""
     if f.numba_cuda is None:
         return None
     if f.kernel_error is None:
-        return Check("CUDA kernels", OK, f.kernel or "")
-    status = FAIL if f.gpus else WARN
-    return Check("CUDA kernels", status, f.kernel_error, _install(f, cuda_extra(f)))
+        return OK, f.kernel or "", ""
+    return FAIL if f.gpus else WARN, f.kernel_error, _install(f, cuda_extra(f))
 
 
 def cuda_extra(f: Facts) -> str:
@@ -141,99 +117,88 @@ def cuda_extra(f: Facts) -> str:
     return "'fastft[cuda12]'" if old else "'fastft[cuda13]'"
 
 
-def check_ffcv(f: Facts) -> Check:
-    if f.ffcv_missing_libraries:
-        found = "cannot load " + ", ".join(f.ffcv_missing_libraries)
-        return Check("FFCV", FAIL, found, ffcv_fix(f))
-    if f.ffcv_error is not None:
-        return Check("FFCV", FAIL, f.ffcv_error, ffcv_fix(f))
-    return Check("FFCV", OK, f"{f.ffcv}, its libraries can be loaded")
-
-
-def ffcv_fix(f: Facts) -> str:
-    """Commands that install the libraries and rebuild FFCV against them, even if a build is installed or cached."""
+def check_ffcv(f: Facts) -> Found:
+    """Check if FFCV loads; if not, give the commands that rebuild it, even if a build is installed or cached."""
+    if f.ffcv_error is None:
+        return OK, f"{f.ffcv}, its libraries can be loaded", ""
     anew = "" if f.ffcv is None else "--force-reinstall --no-deps --no-cache-dir "
-    return f"{FFCV_LIBRARIES}; " + _install(f, f"{anew}--no-build-isolation ffcv==1.0.2")
+    return FAIL, f.ffcv_error, f"{FFCV_LIBRARIES}; " + _install(f, f"{anew}--no-build-isolation ffcv==1.0.2")
 
 
-def check_pixels(f: Facts) -> Check | None:
-    """Check that the CPU loader's images equal Pillow's; None if they were not compared, as a library is missing."""
-    if f.pixels is None and f.pixels_error is None:
-        return None
-    if f.pixels_error is None:
-        return Check("CPU loader", OK, f.pixels or "")
-    fix = "make setup PYTHON=python3.11, and report this with the versions of Python and Numba"
-    return Check("CPU loader", FAIL, f.pixels_error, fix)
-
-
-def check_turbojpeg(f: Facts) -> Check:
+def check_turbojpeg(f: Facts) -> Found:
     if f.turbojpeg is None:
-        return Check("TurboJPEG", FAIL, "libturbojpeg was not found", "apt-get install libturbojpeg0")
-    return Check("TurboJPEG", OK, f.turbojpeg)
+        return FAIL, "libturbojpeg was not found", "apt-get install libturbojpeg0"
+    return OK, f.turbojpeg, ""
 
 
-def check_cores(f: Facts) -> Check:
+def check_pixels(f: Facts) -> Found | None:
+    """Check that the CPU loader's images equal Pillow's; None if they were not compared, as a library is missing."""
+    if f.pixels_error is not None:
+        fix = "make setup PYTHON=python3.11, and report this with the versions of Python and Numba"
+        return FAIL, f.pixels_error, fix
+    return None if f.pixels is None else (OK, f.pixels, "")
+
+
+def check_cores(f: Facts) -> Found:
     need = max(1, len(f.gpus)) * CORES_PER_GPU
     found = f"{f.cores} usable"
     if f.gpus and f.cores < need:
         fix = "give the job more cores (Slurm: --cpus-per-task, Docker: --cpus), or convert with --max-resolution 400"
-        return Check("cores", WARN, f"{found}; {len(f.gpus)} GPU(s) need about {need}", fix)
-    return Check("cores", OK, found)
+        return WARN, f"{found}; {len(f.gpus)} GPU(s) need about {need}", fix
+    return OK, found, ""
 
 
-def check_memory(f: Facts) -> Check:
+def check_memory(f: Facts) -> Found:
     """Check if the training file fits in the page cache; the rest is read from disk again every epoch."""
     found = f"{f.ram_available / GIB:.1f} GiB available of {f.ram_total / GIB:.1f}"
     if f.data_size is None:
-        return Check("memory", OK, found)
+        return OK, found, ""
     found += f", data file {f.data_size / GIB:.1f}"
-    if not fits_page_cache(f.data_size, f.ram_available):
-        fix = "set --data.order=blocks, convert with a smaller --max-resolution, or keep the file on NVMe"
-        return Check("memory", WARN, f"{found}; every epoch will read from disk", fix)
-    return Check("memory", OK, found)
+    if fits_page_cache(f.data_size, f.ram_available):
+        return OK, found, ""
+    fix = "set --data.order=blocks, convert with a smaller --max-resolution, or keep the file on NVMe"
+    return WARN, f"{found}; every epoch will read from disk", fix
 
 
-def check_disk(f: Facts) -> Check:
+def check_disk(f: Facts) -> Found:
     found = (
         f"{f.disk_free / GIB:.0f} GiB free here; a run's checkpoints take up to {DISK_NEEDED / GIB:.0f}, "
         f"a converted ImageNet {DISK_OF_IMAGENET}"
     )
     if f.disk_free < DISK_NEEDED:
-        return Check(
-            "disk", WARN, found, "free some, or set --train.run_dir and convert's --out to another disk"
-        )
-    return Check("disk", OK, found)
+        return WARN, found, "free some, or set --train.run_dir and convert's --out to another disk"
+    return OK, found, ""
 
 
-def check_shared_memory(f: Facts) -> Check:
+def check_shared_memory(f: Facts) -> Found:
     if f.shm_size is None:
-        return Check("/dev/shm", WARN, "missing", "mount -t tmpfs -o size=8g tmpfs /dev/shm")
+        return WARN, "missing", "mount -t tmpfs -o size=8g tmpfs /dev/shm"
     found = f"{f.shm_size / GIB:.2f} GiB"
     if f.shm_size < SHM_NEEDED:
-        return Check("/dev/shm", WARN, found, "docker run --shm-size=8g, or --ipc=host")
-    return Check("/dev/shm", OK, found)
+        return WARN, found, "docker run --shm-size=8g, or --ipc=host"
+    return OK, found, ""
 
 
-CHECKS: tuple[Callable[[Facts], Check | None], ...] = (
-    check_python,
-    check_torch,
-    check_gpu,
-    check_architectures,
-    check_numba_cuda,
-    check_kernels,
-    check_ffcv,
-    check_turbojpeg,
-    check_pixels,
-    check_cores,
-    check_memory,
-    check_disk,
-    check_shared_memory,
-)
+CHECKS: dict[str, Callable[[Facts], Found | None]] = {
+    "Python": check_python,
+    "torch": check_torch,
+    "GPU": check_gpu,
+    "CUDA code": check_architectures,
+    "numba-cuda": check_numba_cuda,
+    "CUDA kernels": check_kernels,
+    "FFCV": check_ffcv,
+    "TurboJPEG": check_turbojpeg,
+    "CPU loader": check_pixels,
+    "cores": check_cores,
+    "memory": check_memory,
+    "disk": check_disk,
+    "/dev/shm": check_shared_memory,
+}
 
 
 def examine(facts: Facts) -> list[Check]:
     """Run every check that applies to this machine."""
-    return [check for run in CHECKS if (check := run(facts)) is not None]
+    return [Check(name, *found) for name, run in CHECKS.items() if (found := run(facts)) is not None]
 
 
 def as_json(checks: list[Check]) -> dict[str, Any]:
@@ -243,7 +208,3 @@ def as_json(checks: list[Check]) -> dict[str, Any]:
 def _install(f: Facts, what: str) -> str:
     """A pip command for the running Python; a bare `pip` may belong to another one."""
     return f"{f.executable} -m pip install {what}"
-
-
-def _dotted(version: tuple[int, ...]) -> str:
-    return ".".join(map(str, version))

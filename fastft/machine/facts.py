@@ -46,7 +46,6 @@ class Facts:
     pixels_error: str | None
     ffcv: str | None
     ffcv_error: str | None
-    ffcv_missing_libraries: tuple[str, ...]
     turbojpeg: str | None
     cores: int
     ram_total: int
@@ -81,7 +80,7 @@ def gather(data: Path | None = None) -> Facts:
         torch_cuda=torch_cuda,
         arch_list=arch_list,
         gpus=gpus,
-        nvidia_smi=_first_line("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"),
+        nvidia_smi=_nvidia_smi(),
         numba_cuda=numba_cuda,
         numba_cuda_toolkit=_cuda_wheels(),
         kernel=kernel,
@@ -90,7 +89,6 @@ def gather(data: Path | None = None) -> Facts:
         pixels_error=pixels_error,
         ffcv=_version("ffcv"),
         ffcv_error=ffcv_error,
-        ffcv_missing_libraries=_missing_libraries("ffcv"),
         turbojpeg=turbojpeg,
         cores=usable_cpus(),
         ram_total=total,
@@ -126,17 +124,14 @@ def _executable() -> str:
     return shlex.quote(str(path.relative_to(here) if inside else path))
 
 
-def _first_line(*command: str) -> str | None:
-    return next(iter(_output(*command).splitlines()), None)
-
-
-def _output(*command: str) -> str:
-    """The output of a command; empty if it is missing, fails or hangs."""
+def _nvidia_smi() -> str | None:
+    """The name of the first GPU; None if the command is missing, fails or hangs."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout
+        return None
+    return next(iter(done.stdout.splitlines()), None)
 
 
 def _version(package: str) -> str | None:
@@ -165,18 +160,6 @@ def _run_python(*arguments: str) -> tuple[str | None, str | None]:
         return done.stdout.strip(), None
     lines = done.stderr.strip().splitlines()
     return None, lines[-1] if lines else f"{shlex.join(arguments)} ended with exit code {done.returncode}"
-
-
-def _missing_libraries(package: str) -> tuple[str, ...]:
-    """Shared libraries, according to ldd, that a package's compiled modules need and that are not found."""
-    try:
-        files = importlib.metadata.files(package) or []
-        compiled = [str(f.locate()) for f in files if f.suffix == ".so"]
-        listings = [_output("ldd", path) for path in compiled]
-    except importlib.metadata.PackageNotFoundError:
-        return ()
-    lines = [line for text in listings for line in text.splitlines()]
-    return tuple(sorted({line.split()[0] for line in lines if "not found" in line}))
 
 
 def cpu_name() -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from beton_tools.base.console import format_bytes, format_duration
 from fastft import __version__
 
 
@@ -32,9 +33,9 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "figure": figure,
-        "hours": clock,
+        "hours": format_duration,
         "option": option,
-        "size": byte_size,
+        "size": format_bytes,
         "percent": percent,
         "flags": flags,
     }
@@ -61,15 +62,6 @@ def flags(text: str) -> Markup:
     return Markup(" ").join(words)
 
 
-def clock(seconds: float) -> str:
-    """Format seconds as 12 s, 3 min 20 s or 5 h 04 min."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    if hours:
-        return f"{hours:,} h {m:02} min"
-    return f"{m} min {s:02} s" if minutes else f"{s} s"
-
-
 def option(value: Any) -> str:
     """Format a recipe option's value as in a recipe."""
     if isinstance(value, (tuple, list)):
@@ -77,11 +69,3 @@ def option(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def byte_size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

@@ -20,14 +20,14 @@ from rich.progress import (
 )
 
 from beton_tools.base.atomic import write_text
-from beton_tools.base.console import discard_closed_output, hide_secrets
+from beton_tools.base.console import discard_closed_output, format_duration, hide_secrets
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import open_own
 from fastft.run.event_file import EventFile
 from fastft.run.run_directory import read_metrics
 from fastft.run.tracking import Tracker
 
-HEADER = f"{'epoch':>6} {'step':>15} {'loss':>8} {'lr':>9} {'img/s':>8} {'wait':>6} {'mfu':>6} {'memory':>8} {'left':>9}"
+HEADER = f"{'epoch':>6} {'step':>15} {'loss':>8} {'lr':>9} {'img/s':>8} {'wait':>6} {'mfu':>6} {'memory':>8} {'left':>12}"
 LINES_PER_HEADER = 20
 
 
@@ -51,14 +51,8 @@ def format_interval(i: Interval, total_steps: int) -> str:
     mfu = "-" if i.mfu is None else f"{i.mfu:.1%}"
     return (
         f"{i.epoch:>6} {f'{i.step}/{total_steps}':>15} {i.loss:>8.4f} {i.lr:>9.2e} {i.images_per_second:>8.1f} "
-        f"{i.wait_share:>6.1%} {mfu:>6} {i.memory_gib:>7.2f}G {format_seconds(i.seconds_left):>9}"
+        f"{i.wait_share:>6.1%} {mfu:>6} {i.memory_gib:>7.2f}G {format_duration(i.seconds_left):>12}"
     )
-
-
-def format_seconds(seconds: float) -> str:
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02}:{s:02}"
 
 
 class RunLog:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from beton_tools.base.console import format_duration
 from fastft.model import TowerArch
 from fastft.recipe import Recipe
 from fastft.recipe.training_images import NO_EXPECTATION, describe_expectation, expected_top1
@@ -16,7 +17,6 @@ from fastft.run.chosen_weights import (
     describe_weights,
 )
 from fastft.run.evaluations import TOP1, WEIGHTS, best_evaluation, flatten, headline_top1
-from fastft.run.log import format_seconds
 from fastft.train.evaluate import Scores
 
 
@@ -138,5 +138,5 @@ def conclusion(result: dict[str, Any]) -> str:
     parts += [f"last EMA {last['ema']['top1']:.3f}"] if "ema" in last else []
     parts += [f"last raw {last['raw']['top1']:.3f}"] if "raw" in last else []
     expected = "" if result["expectation"] == NO_EXPECTATION else f"; {result['expectation']}"
-    seconds = format_seconds(result["seconds"])
+    seconds = format_duration(result["seconds"])
     return f"top-1 in percent: {', '.join(parts)}{expected}; {seconds} of training; {describe_weights(result['weights'])}"

@@ -41,7 +41,6 @@ GOOD = Facts(
     pixels_error=None,
     ffcv="1.0.2",
     ffcv_error=None,
-    ffcv_missing_libraries=(),
     turbojpeg="libturbojpeg.so.0",
     cores=32,
     ram_total=480 * GIB,
@@ -85,6 +84,7 @@ def test_code_for_the_same_major_version_and_ptx_run_on_newer_gpus() -> None:
     [
         ("Python", FAIL, {"python": (3, 9, 0)}),
         ("torch", FAIL, {"torch": None, "gpus": ()}),
+        ("CUDA code", FAIL, {"arch_list": CU130}),
         ("GPU", WARN, {"gpus": (), "nvidia_smi": None}),
         ("GPU", FAIL, {"gpus": (), "torch_cuda": None}),
         ("GPU", FAIL, {"gpus": ()}),
@@ -94,7 +94,6 @@ def test_code_for_the_same_major_version_and_ptx_run_on_newer_gpus() -> None:
         ("CUDA kernels", FAIL, {"kernel": None, "kernel_error": "AttributeError: row_stack"}),
         ("CUDA kernels", WARN, {"kernel": None, "kernel_error": "NvvmError", "gpus": (), "nvidia_smi": None}),
         ("FFCV", FAIL, {"ffcv_error": "ImportError: libopencv_core.so.410"}),
-        ("FFCV", FAIL, {"ffcv_missing_libraries": ("libopencv_core.so.410",)}),
         ("TurboJPEG", FAIL, {"turbojpeg": None}),
         ("CPU loader", FAIL, {"pixels": None, "pixels_error": "differ from Pillow's by 200 of 255 levels"}),
         ("cores", WARN, {"cores": 8}),
@@ -108,32 +107,15 @@ def test_every_problem_is_found_and_has_a_fix(name: str, status: str, changes: d
     found = check(name, **changes)
     assert found.status == status
     assert bool(found.fix) == (status != OK)
-
-
-PACKAGE_PROBLEMS = [
-    ("torch", {"torch": None, "gpus": ()}),
-    ("GPU", {"gpus": (), "torch_cuda": None}),
-    ("CUDA code", {"arch_list": CU130}),
-    ("numba-cuda", {"numba_cuda": None}),
-    ("numba-cuda", {"numba_cuda_toolkit": 13}),
-    ("FFCV", {"ffcv_error": "ImportError: libopencv_core.so.410"}),
-    ("FFCV", {"ffcv_missing_libraries": ("libopencv_core.so.410",)}),
-]
-
-
-@pytest.mark.parametrize(("name", "changes"), PACKAGE_PROBLEMS)
-def test_fixes_install_packages_with_the_running_python(name: str, changes: dict[str, object]) -> None:
-    """Without an active environment, `pip` is the system's, and Debian's refuses to install."""
-    fix = check(name, **changes).fix
-    assert fix.count("pip ") == 1 and ".venv/bin/python -m pip install " in fix
+    # without an active environment, `pip` is the system's, and Debian's refuses to install
+    assert found.fix.count("pip ") == found.fix.count(".venv/bin/python -m pip install ")
 
 
 def test_a_broken_ffcv_is_rebuilt_even_if_installed_or_cached() -> None:
     """A plain install would find the requirement satisfied, and a cached wheel has the same broken links."""
     forced = {"--force-reinstall", "--no-deps", "--no-cache-dir"}
-    for problem in ({"ffcv_error": "ImportError"}, {"ffcv_missing_libraries": ("libopencv_core.so.410",)}):
-        assert forced < set(check("FFCV", **problem).fix.split())
-        assert not forced & set(check("FFCV", ffcv=None, **problem).fix.split())
+    assert forced < set(check("FFCV", ffcv_error="ImportError").fix.split())
+    assert not forced & set(check("FFCV", ffcv=None, ffcv_error="ImportError").fix.split())
 
 
 @pytest.mark.parametrize(

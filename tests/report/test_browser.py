@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from beton_tools.base.console import format_duration
 from fastft.cli import main
 from fastft.cost.bottleneck import LOADER_PARTS, LOOP_PARTS
 from fastft.evaluate.assessment import Assessment, ClassReport, Mistake, Mistakes, report_classes
 from fastft.report.bench_report import render_bench
-from fastft.report.page import clock
 from fastft.report.run_report import render_run
 from fastft.run.metrics import Predictions
 from fastft.run.run_directory import load_run, read_metrics
@@ -219,8 +219,8 @@ def test_speed_and_cost_in_the_page_are_those_of_the_log(
     shown = dict(zip(labels, values, strict=True))["images/s"]
     assert float(shown.replace(",", "")) == pytest.approx(median(rates), abs=0.6)
     cost = {row[0]: row[1] for row in rows_of(tab, "#cost")}
-    assert cost["training"] == clock(sum(8 / rate for rate in rates))  # a batch of 8 to a line
-    assert cost["evaluation"] == clock(sum(line["seconds"] for line in of_kind(whole, "eval")))
+    assert cost["training"] == format_duration(sum(8 / rate for rate in rates))  # a batch of 8 to a line
+    assert cost["evaluation"] == format_duration(sum(line["seconds"] for line in of_kind(whole, "eval")))
 
 
 def test_the_time_split_in_the_page_is_that_of_the_log(browser: Any, trained_page: Path, whole: Path) -> None:
