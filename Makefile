@@ -13,8 +13,8 @@ demo: $(if $(wildcard $(STAMP)),$(STAMP),$(DEMO_STAMP))  ## without the tools fo
 test: setup  ## in two processes, each test file in one of them; a thread each is faster than two that share both cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: setup  ## tests that take minutes: kill -9 at random steps, all recipes, long fuzzing
-	$(BIN)/python -m pytest -m "slow and not gpu" --timeout 3600
+test-slow: setup  ## tests that take minutes: kill -9 at random steps, all recipes, fuzzing; FASTFT_EXTENT=60 for hours of it
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not gpu" --timeout 3600
 
 test-gpu: setup  ## kernels, loader, step and trainer on a CUDA card; skipped without one
 	$(BIN)/python -m pytest -m gpu -rs --durations 0

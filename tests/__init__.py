@@ -4,3 +4,5 @@ import os
 
 # OpenMP's threads wait for each other by spinning, which makes a training five times slower where other processes use the cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+EXTENT = float(os.environ.get("FASTFT_EXTENT", "1"))  # factor for the slow tests that try cases at random

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-LONG = 100_000  # cases of a target in `make test-slow`
+from tests import EXTENT
+
+LONG = int(2_000 * EXTENT)  # cases of a target in `make test-slow`
 LIMIT = 5  # seconds of CPU time for one case
 
 

@@ -11,6 +11,7 @@ from beton_tools.read.format import SAMPLE_DTYPE
 from fastft.augment import parse_policy
 from fastft.bench.dataset import IMAGENET_LENGTH, write_imagenet_length
 from fastft.data import EvalLoader, Output, TrainLoader
+from tests import EXTENT
 
 WARM_UP = 10  # loaders, until compiled code and the allocator's pools are in place
 
@@ -51,8 +52,8 @@ def test_sixty_loaders_leak_no_memory(indexed_beton: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_thousand_loaders_leak_no_memory(indexed_beton: Path) -> None:
-    assert growth(indexed_beton, 1000) < 20
+def test_many_loaders_leak_no_memory(indexed_beton: Path) -> None:
+    assert growth(indexed_beton, int(300 * EXTENT)) < 20
 
 
 BUDGET = 100e6  # bytes beyond the metadata; stock FFCV takes 634 MB

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from beton_tools.base.errors import UserError
 from fastft.model import Tower, load_arch, load_tower_weights
 from fastft.model.torchscript import read_torchscript
+from tests import EXTENT
 
 CONFIG = {
     "embed_dim": 32,
@@ -384,13 +385,13 @@ def test_an_image_size_cannot_make_a_tower_too_large() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_random_pickles_raise_and_run_nothing() -> None:
-    """100,000 mutations of a valid module pickle."""
+    """Mutations of a valid module pickle."""
     import random
 
     source = random.Random(0)
     valid = tensor_pickle(6, 1, (2, 2), (2, 1))
     results = {"read": 0, "refused": 0}
-    for _ in range(100_000):
+    for _ in range(tries := int(10_000 * EXTENT)):
         data = bytearray(valid)
         for _ in range(source.randint(1, 6)):
             data[source.randrange(len(data))] = source.randrange(256)
@@ -407,4 +408,4 @@ def test_random_pickles_raise_and_run_nothing() -> None:
             AttributeError,
         ):
             results["refused"] += 1
-    assert results["refused"] > 10_000
+    assert results["refused"] > tries / 10

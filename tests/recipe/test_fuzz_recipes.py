@@ -13,6 +13,7 @@ from beton_tools.base.errors import UserError
 from fastft.recipe import SECTIONS, load_recipe, option_fields
 from fastft.recipe.recipe_file import RECIPES, TABLES
 from fastft.recipe.tables import load_sweep
+from tests import EXTENT
 
 LIMIT = 5  # seconds of this process for one file
 FILES = [path for folder in (RECIPES, TABLES) for path in sorted(folder.glob("*.yaml"))]
@@ -112,9 +113,9 @@ def test_any_text_is_a_recipe_or_an_error_of_one_line(
 
 
 @pytest.mark.slow
-@fuzz(100_000, derandomize=False)
+@fuzz(int(2_000 * EXTENT), derandomize=False)
 @given(text=texts)
-def test_100_000_texts_are_recipes_or_errors_of_one_line(
+def test_many_texts_are_recipes_or_errors_of_one_line(
     tmp_path_factory: pytest.TempPathFactory, text: str
 ) -> None:
     check(tmp_path_factory.getbasetemp() / "y.yaml", text)

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from fastft.run.continuation import refuse_other_run
 from fastft.run.stored_model import read_model
 from fastft.train.checkpointing import _stored_progress
 from fastft.train.progress import summarise
+from tests import EXTENT
 from tests.train.runs import flags, run
 
-MANY = int(os.environ.get("FASTFT_FUZZ_CASES", "100000"))
+MANY = int(2_000 * EXTENT)
 STEPS_PER_EPOCH = 6
 LEAVES = (
     st.none() | st.booleans() | st.integers() | st.integers(-(10**30), 10**30) | st.floats() | st.text(max_size=8)

@@ -18,11 +18,12 @@ from beton_tools.base.signals import STOP_SIGNALS
 from fastft.run.checkpoint import list_checkpoints
 from fastft.train.exceptions import EXIT_REQUEUE
 from fastft.train.preempt import SignalGuard
+from tests import EXTENT
 from tests.train.runs import differing, end, flags, losses, run
 
 slow = partial(pytest.param, marks=pytest.mark.slow)
 LONG = {"model__drop_path": "0.3", "schedule__epochs": "20", "train__checkpoint_steps": "0"}
-TRIES = int(os.environ.get("FASTFT_SIGNAL_TRIES", "60"))  # of the stress test
+TRIES = max(2, int(4 * EXTENT))  # of the stress test
 SECONDS_TO_END = 60  # on a machine that other processes keep busy
 DUMP = signal.SIGQUIT  # prints the stack of every thread
 STARTUP = "import faulthandler, pathlib, signal\nfaulthandler.register(signal.SIGQUIT, all_threads=True)\n"
