@@ -1,93 +1,119 @@
-"""Augmentation: single ops and resize against Pillow, the paper's whole recipe against timm, torchvision and DALI.
+"""Augmentation: the paper's whole recipe against timm, torchvision and DALI; resize and single ops against Pillow; and on a GPU
+against a copy of the bytes that it must move: the packed regions, the resized images written and read, and the output.
 
-timm 1.0 with Pillow 13 raises on posterising to 0 bits; such an image is transformed again, as a loader would.
+From bytes in memory (DALI: in the page cache) to a normalised tensor. timm 1.0 with Pillow 13 raises on posterising to 0 bits;
+such an image is transformed again, as a loader would.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 
+from beton_tools.jpeg import open_decoders, scratch_bytes
+from fastft.augment import CpuAugment, draw_plan, parse_policy, source_regions
+from fastft.augment.levels import level_argument
+from fastft.augment.ops_image import op_scratch_size, run_op
+from fastft.augment.policies import INCREASING_OPS
+from fastft.augment.resize import resize_region, resize_scratch_size
 from fastft.bench.child import Arm
+from fastft.bench.compiled_loops import decode_and_augment
 from fastft.bench.dataset import MAX_SIDE, JpegSet
-from fastft.bench.harness import Contender, alternate, cpu_milliseconds, measure, per_cpu_second
-from fastft.bench.options import Findings, Options
-from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
+from fastft.bench.harness import (
+    Contender,
+    Findings,
+    Options,
+    Trial,
+    alternate,
+    cpu_milliseconds,
+    measure,
+    per_cpu_second,
+)
+from fastft.bench.peers import AUGMENT, dali_pipeline, timm_transform, torchvision_transform
 
 SIZE = 224
-AUGMENT = "rand-m9-mstd0.5-inc1"  # the paper's, used with random erasing 0.25
 TYPICAL_CROP = (300, 350)
+RESIZES = (f"{TYPICAL_CROP[0]} x {TYPICAL_CROP[1]}", "of a random resized crop plan")
 OP_IMAGES, OP_REPEATS = 32, 8
-TRIES = 20  # about 1 % of the images fail
+GPU_HEIGHT, GPU_WIDTH = 375, 500  # the median ImageNet image, decoded beforehand
+GPU_BATCH, GPU_REPEATS = 256, 20
+GPU_POLICIES = ("none", AUGMENT, "3aug", "augmix")
 
 
 def run(options: Options) -> Findings:
-    import torch
-
-    from fastft.augment.policies import INCREASING_OPS
-    from fastft.bench import augment_gpu_bench
-
-    yield from _recipe(options)
+    yield from _whole_recipe(options)
     arguments = {"paths": [str(p) for p in options.workspace.images.paths]}
-    resizes, ops = (
-        options.wanted({
-            "fastft": [Contender("fastft", ours, arguments)], "pillow": [Contender("Pillow", pillows, arguments)],
-        })
-        for ours, pillows in ((our_resizes, pillow_resizes), (our_ops, pillow_ops))
-    )  # fmt: skip
-    rounds = alternate(resizes, options.rounds, threads=1)
+
+    def against_pillow(ours: Any, pillows: Any) -> list[Contender]:
+        groups = {"fastft": ("fastft", ours), "pillow": ("Pillow", pillows)}
+        return options.wanted({
+            who: [Contender(name, make, arguments)] for who, (name, make) in groups.items()
+        })  # fmt: skip
+
+    rounds = alternate(against_pillow(our_resizes, pillow_resizes), options.rounds, threads=1)
     for arm in rounds.trials["fastft"]:
         setting = {"crops": arm, "to": SIZE, "images": options.images}
         yield measure("Bicubic resize", rounds, arm, cpu_milliseconds, "ms", setting, better="lower")
-    rounds = alternate(ops, options.rounds, threads=1)
+    rounds = alternate(against_pillow(our_ops, pillow_ops), options.rounds, threads=1)
     for op in INCREASING_OPS:
         setting = {"op": op, "size": SIZE, "magnitude": 9, "images": min(OP_IMAGES, options.images)}
         yield measure("RandAugment op", rounds, op, cpu_milliseconds, "ms", setting, better="lower")
     if torch.cuda.is_available():
-        yield from augment_gpu_bench.measures(options)
+        yield from _on_gpu(options)
 
 
-# whole recipe -------------------------------------------------------------------------------------------------------
-
-
-def _recipe(options: Options) -> Findings:
-    """From bytes in memory (DALI: in the page cache) to a normalised tensor; one measure per set of files, same rounds."""
-    ours = [
-        Contender(f"fastft, {name}", our_recipe, {"path": str(options.workspace.beton(name))})
-        for name in options.workspace.sets
-    ]
-    files = {"paths": [str(p) for p in options.workspace.images.paths]}
-    peers = {
-        "fastft": ours,
-        "timm": [Contender("timm", timm_recipe, files, "create_transform, on the original files")],
-        "torchvision": [Contender("torchvision v2", torchvision_recipe, files, "on the original files")],
-        "dali": [Contender("DALI CPU", dali_recipe, files, "on the original files")],
-    }
-    rounds = alternate(options.wanted(peers), options.rounds, threads=1)
-    names = [*rounds.trials, *rounds.skipped]
-    for own, name in zip(ours, options.workspace.sets, strict=True):
-        only = [who for who in names if who == own.name or who not in {c.name for c in ours}]
+def _whole_recipe(options: Options) -> Findings:
+    """One measure per set of files, from the same rounds."""
+    ours = {f"fastft, {name}": name for name in options.workspace.sets}
+    files, note = {"paths": [str(p) for p in options.workspace.images.paths]}, "on the original files"
+    contenders = options.wanted({
+        "fastft": [
+            Contender(who, our_recipe, {"path": str(options.workspace.beton(name))}) for who, name in ours.items()
+        ],
+        "timm": [Contender("timm", timm_recipe, files, f"create_transform, {note}")],
+        "torchvision": [Contender("torchvision v2", torchvision_recipe, files, note)],
+        "dali": [Contender("DALI CPU", dali_recipe, files, note)],
+    })  # fmt: skip
+    rounds = alternate(contenders, options.rounds, threads=1)
+    for own, name in ours.items():
+        only = [who for who in (*rounds.trials, *rounds.skipped) if who == own or who not in ours]
         setting = {
-            "augment": AUGMENT, "erase": 0.25, "size": SIZE, "our files": name, "images": options.images
-        }  # fmt: skip
+            "augment": AUGMENT,
+            "erase": 0.25,
+            "size": SIZE,
+            "our files": name,
+            "images": options.images,
+        }
         yield measure(
             "Whole recipe", rounds, "recipe", per_cpu_second, "images/s per core", setting,
-            only=only, rename={own.name: "fastft"},
+            only=only, rename={own: "fastft"},
         )  # fmt: skip
+
+
+def _on_gpu(options: Options) -> Findings:
+    """One measure per policy; milliseconds of a batch."""
+    contenders = [Contender("fastft", gpu_augment, {}), Contender("copy of its bytes", gpu_copies, {})]
+    rounds = alternate(contenders, options.rounds, threads=options.threads)
+    for policy in GPU_POLICIES:
+        setting = {"augment": policy, "batch": GPU_BATCH, "size": SIZE, "dtype": "float16"}
+        yield measure("Augmentation on the GPU", rounds, policy, _gpu_ms, "ms", setting, better="lower")
+
+
+def _gpu_ms(trial: Trial) -> float:
+    return 1e3 * trial["wall"] / GPU_REPEATS
+
+
+# in the contender's process: the whole recipe
 
 
 def our_recipe(path: str, size: int = SIZE, augment_policy: str = AUGMENT) -> dict[str, Arm]:
     """Draw the plans of an epoch, then decode and augment image by image."""
-    from beton_tools.jpeg import open_decoders, scratch_bytes
-    from fastft.augment import draw_plan, parse_policy, source_regions
-    from fastft.augment.cpu import CpuAugment
-    from fastft.bench.compiled_loops import decode_and_augment
-
     jpegs, policy, epochs = JpegSet(Path(path)), parse_policy(augment_policy), itertools.count()
     heights, widths = jpegs.shapes
     height, width, largest = int(heights.max()), int(widths.max()), int(np.diff(jpegs.ends).max())
@@ -113,54 +139,12 @@ def timm_recipe(paths: Sequence[str]) -> dict[str, Arm]:
     return {"recipe": transform_arm(timm_transform(SIZE), paths)}
 
 
-def timm_transform(size: int) -> Callable[[Any], Any]:
-    """timm's transform with the paper's recipe."""
-    import timm.data
-
-    transform = timm.data.create_transform(
-        size, is_training=True, auto_augment=AUGMENT, interpolation="bicubic", re_prob=0.25, re_mode="pixel",
-        mean=CLIP_MEAN, std=CLIP_STD,
-    )  # fmt: skip
-    return retrying(transform)
-
-
-def retrying(transform: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The transform, repeated if it asks Pillow 13 to posterise to 0 bits; picklable."""
-    return partial(_again, transform)
-
-
-def _again(transform: Callable[[Any], Any], image: Any) -> Any:
-    for _ in range(TRIES):
-        with suppress(ValueError):
-            return transform(image)
-    return transform(image)
-
-
 def torchvision_recipe(paths: Sequence[str]) -> dict[str, Arm]:
     return {"recipe": transform_arm(torchvision_transform(SIZE), paths)}
 
 
-def torchvision_transform(size: int, augment: bool = True) -> Any:
-    """torchvision's v2 transforms closest to the recipe, on Pillow images: its tensor ops have no bicubic resampling.
-
-    Its RandAugment has other ops and one fixed magnitude.
-    """
-    import torch
-    from torchvision.transforms import InterpolationMode, v2
-
-    bicubic = InterpolationMode.BICUBIC
-    crop = [v2.RandomResizedCrop(size, interpolation=bicubic, antialias=True), v2.RandomHorizontalFlip()]
-    ops = [v2.RandAugment(num_ops=2, magnitude=9, interpolation=bicubic)] if augment else []
-    erase = [v2.RandomErasing(0.25)] if augment else []
-    normalise = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(CLIP_MEAN, CLIP_STD)]
-    return v2.Compose([*crop, *ops, v2.ToImage(), *normalise, *erase])
-
-
 def transform_arm(transform: Callable[[Any], Any], paths: Sequence[str]) -> Arm:
     """Open each image with Pillow from memory and transform it."""
-    import torch
-    from PIL import Image
-
     torch.set_num_threads(1)
     files = [Path(p).read_bytes() for p in paths]
 
@@ -173,10 +157,8 @@ def transform_arm(transform: Callable[[Any], Any], paths: Sequence[str]) -> Arm:
 
 
 def dali_recipe(paths: Sequence[str]) -> dict[str, Arm]:
-    from fastft.bench.dali import recipe_pipeline
-
     batch = min(100, len(paths))
-    pipeline = recipe_pipeline(list(paths), SIZE, batch, threads=1, prefetch=False)
+    pipeline = dali_pipeline(list(paths), SIZE, batch, threads=1, prefetch=False)
     batches = len(paths) // batch
 
     def run() -> int:
@@ -187,122 +169,143 @@ def dali_recipe(paths: Sequence[str]) -> dict[str, Arm]:
     return {"recipe": run}
 
 
-# single ops and resize -----------------------------------------------------------------------------------------------
+# single ops and resize
+
+
+def _arms(calls: Mapping[str, Iterable[Callable[[], object]]]) -> dict[str, Arm]:
+    """An arm per name that makes its calls, one per image."""
+
+    def run(several: Sequence[Callable[[], object]]) -> int:
+        for call in several:
+            call()
+        return len(several)
+
+    return {name: partial(run, list(several)) for name, several in calls.items()}
 
 
 def our_ops(paths: Sequence[str]) -> dict[str, Arm]:
-    from fastft.augment import parse_policy
-    from fastft.augment.levels import level_argument
-    from fastft.augment.ops_image import op_scratch_size, run_op
-    from fastft.augment.policies import INCREASING_OPS
-
     sources = [image.reshape(-1) for image in op_images(paths)] * OP_REPEATS
     target, scratch = np.empty_like(sources[0]), np.empty(op_scratch_size(SIZE, SIZE), np.uint8)
-    fill = np.array(parse_policy(AUGMENT).fill, np.uint8)
-
-    def arm(name: str) -> Arm:
-        op, argument = level_argument(name, 9.0, 1, height=SIZE, width=SIZE)
-
-        def run() -> int:
-            for source in sources:
-                run_op(op, argument, source, target, SIZE, SIZE, fill, True, scratch)
-            return len(sources)
-
-        return run
-
-    return {name: arm(name) for name in INCREASING_OPS}
+    rest = target, SIZE, SIZE, np.array(parse_policy(AUGMENT).fill, np.uint8), True, scratch
+    levels = {name: level_argument(name, 9.0, 1, height=SIZE, width=SIZE) for name in INCREASING_OPS}
+    return _arms({
+        name: (partial(run_op, op, argument, source, *rest) for source in sources)
+        for name, (op, argument) in levels.items()
+    })  # fmt: skip
 
 
 def pillow_ops(paths: Sequence[str]) -> dict[str, Arm]:
     """The same ops as timm calls them."""
-    from PIL import Image
     from timm.data import auto_augment
 
-    from fastft.augment import parse_policy
-    from fastft.augment.policies import INCREASING_OPS
-
     pictures = [Image.fromarray(image) for image in op_images(paths)] * OP_REPEATS
-    fill = parse_policy(AUGMENT).fill
+    fixed = {"fillcolor": parse_policy(AUGMENT).fill, "resample": Image.Resampling.BICUBIC}
 
-    def arm(name: str) -> Arm:
-        level = auto_augment.LEVEL_TO_ARG[name]
-        arguments, function = level(9.0, {}) if level else (), auto_augment.NAME_TO_OP[name]
+    def calls(name: str) -> list[Callable[[], object]]:
+        level, function = auto_augment.LEVEL_TO_ARG[name], auto_augment.NAME_TO_OP[name]
+        arguments = level(9.0, {}) if level else ()
+        return [partial(function, picture, *arguments, **fixed) for picture in pictures]
 
-        def run() -> int:
-            for picture in pictures:
-                function(picture, *arguments, fillcolor=fill, resample=Image.Resampling.BICUBIC)
-            return len(pictures)
-
-        return run
-
-    return {name: arm(name) for name in INCREASING_OPS}
+    return _arms({name: calls(name) for name in INCREASING_OPS})
 
 
 def op_images(paths: Sequence[str]) -> list[np.ndarray]:
-    from PIL import Image
-
-    return [
-        np.array(Image.open(path).convert("RGB").resize((SIZE, SIZE))) for path in list(paths)[:OP_IMAGES]
-    ]
-
-
-RESIZES = (f"{TYPICAL_CROP[0]} x {TYPICAL_CROP[1]}", "of a random resized crop plan")
+    return [np.array(Image.open(p).convert("RGB").resize((SIZE, SIZE))) for p in list(paths)[:OP_IMAGES]]
 
 
 def crops(paths: Sequence[str]) -> dict[str, list[np.ndarray]]:
     """Crops of the images at up to 500 px, by RESIZES; without the first if no image is that large."""
-    from PIL import Image
-
-    from fastft.augment import draw_plan, parse_policy
-
     images = []
     for path in paths:
         image = Image.open(path).convert("RGB")
         image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
         images.append(np.asarray(image))
     heights, widths = zip(*(image.shape[:2] for image in images), strict=True)
-    boxes = draw_plan(
+    plan = draw_plan(
         parse_policy(AUGMENT), seed=0, epoch=0, sample_ids=np.arange(len(images)), heights=heights, widths=widths,
         size=SIZE,
-    )["crop"]  # fmt: skip
+    )  # fmt: skip
     h, w = TYPICAL_CROP
     typical = [image[:h, :w] for image in images if image.shape[0] >= h and image.shape[1] >= w]
-    planned = [image[y : y + h, x : x + w] for image, (y, x, h, w) in zip(images, boxes, strict=True)]
+    planned = [image[y : y + h, x : x + w] for image, (y, x, h, w) in zip(images, plan["crop"], strict=True)]
     return {name: found for name, found in zip(RESIZES, (typical, planned), strict=True) if found}
 
 
 def our_resizes(paths: Sequence[str]) -> dict[str, Arm]:
-    from fastft.augment.resize import resize_region, resize_scratch_size
-
-    target, origin = (SIZE, SIZE), (0, 0)
     out = np.empty(SIZE * SIZE * 3, np.uint8)
 
-    def arm(images: list[np.ndarray]) -> Arm:
-        pixels = [np.ascontiguousarray(image).reshape(-1) for image in images]
-        boxes = [(0, 0, *image.shape[:2]) for image in images]
+    def calls(images: list[np.ndarray]) -> Iterable[Callable[[], object]]:
         scratch = np.empty(max(resize_scratch_size(*image.shape[:2], SIZE) for image in images), np.uint8)
+        rest = (SIZE, SIZE), (0, 0), False, True, SIZE, scratch, out
+        for image in images:
+            flat, box = np.ascontiguousarray(image).reshape(-1), (0, 0, *image.shape[:2])
+            yield partial(resize_region, flat, box[3] * 3, box, box, *rest)
 
-        def run() -> int:
-            for flat, box in zip(pixels, boxes, strict=True):
-                resize_region(flat, box[3] * 3, box, box, target, origin, False, True, SIZE, scratch, out)
-            return len(pixels)
-
-        return run
-
-    return {name: arm(images) for name, images in crops(paths).items()}
+    return _arms({name: calls(images) for name, images in crops(paths).items()})
 
 
 def pillow_resizes(paths: Sequence[str]) -> dict[str, Arm]:
-    from PIL import Image
+    def calls(images: list[np.ndarray]) -> Iterable[Callable[[], object]]:
+        return [
+            partial(Image.fromarray(image).resize, (SIZE, SIZE), Image.Resampling.BICUBIC) for image in images
+        ]
 
-    def arm(images: list[np.ndarray]) -> Arm:
-        pictures = [Image.fromarray(image) for image in images]
+    return _arms({name: calls(images) for name, images in crops(paths).items()})
 
-        def run() -> int:
-            for picture in pictures:
-                picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-            return len(pictures)
 
-        return run
+# on a GPU
 
-    return {name: arm(images) for name, images in crops(paths).items()}
+
+def gpu_augment(
+    device: str = "cuda", policies: Sequence[str] = GPU_POLICIES, size: int = SIZE, batch: int = GPU_BATCH
+) -> dict[str, Arm]:
+    """An arm per policy. device "cpu": the CPU back end on the same bytes, for tests."""
+    from fastft.augment.cuda import CudaAugment
+
+    def arm(name: str) -> Arm:
+        plan, offsets = planned(name, size, batch)
+        packed = torch.randint(0, 256, (int(offsets[-1]),), dtype=torch.uint8, device=device)
+        if device == "cpu":
+            cpu = CpuAugment(parse_policy(name), size, "float16")
+            return repeated(lambda: cpu(packed.numpy(), offsets[:-1], plan), batch, device)
+        gpu = CudaAugment(parse_policy(name), size, torch.float16, torch.device(device))
+        tables = [torch.from_numpy(a).to(device) for a in (offsets, plan.view(np.uint8))]
+        return repeated(lambda: gpu(packed, *tables), batch, device)
+
+    return {name: arm(name) for name in policies}
+
+
+def gpu_copies(
+    device: str = "cuda", policies: Sequence[str] = GPU_POLICIES, size: int = SIZE, batch: int = GPU_BATCH
+) -> dict[str, Arm]:
+    """An arm per policy that copies as many bytes as the kernels must move."""
+
+    def arm(name: str) -> Arm:
+        moved = int(planned(name, size, batch)[1][-1]) + 4 * batch * size * size * 3
+        source = torch.empty(moved // 2, dtype=torch.uint8, device=device)  # a copy reads and writes
+        target = torch.empty_like(source)
+        return repeated(lambda: target.copy_(source), batch, device)
+
+    return {name: arm(name) for name in policies}
+
+
+def planned(name: str, size: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """The plan of a batch, and where each image's region begins in the packed buffer."""
+    plan = draw_plan(
+        parse_policy(name), seed=0, epoch=0, sample_ids=np.arange(batch), heights=np.full(batch, GPU_HEIGHT),
+        widths=np.full(batch, GPU_WIDTH), size=size,
+    )  # fmt: skip
+    return plan, np.cumsum([0, *(source_regions(plan, size)[:, 2:].astype(np.int64).prod(1) * 3)])
+
+
+def repeated(call: Callable[[], object], batch: int, device: str) -> Arm:
+    """GPU_REPEATS calls and one wait for the device."""
+
+    def run() -> int:
+        for _ in range(GPU_REPEATS):
+            call()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return GPU_REPEATS * batch
+
+    return run

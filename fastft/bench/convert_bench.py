@@ -2,13 +2,27 @@
 
 import os
 from contextlib import redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from beton_tools.base.names import Names
+from beton_tools.sources import open_source
+from beton_tools.write.writer import WriteOptions, write_beton
 from fastft.bench.child import Arm
 from fastft.bench.dataset import MAX_SIDE, QUALITY
-from fastft.bench.harness import Contender, Figure, alternate, measure, per_cpu_second, per_second
-from fastft.bench.options import Findings, Options
+from fastft.bench.harness import (
+    Contender,
+    Findings,
+    Options,
+    alternate,
+    measure,
+    per_cpu_second,
+    per_second,
+)
 
 SIDES: dict[str, int | None] = {"kept": None, f"at most {MAX_SIDE} px": MAX_SIDE}
 REPEAT = 2  # passes over the images, so that a round is long compared with its start
@@ -27,26 +41,14 @@ def run(options: Options) -> Findings:
         "ffcv": [Contender("FFCV DatasetWriter", ffcv, arguments)],
     })  # fmt: skip
     rounds = alternate(contenders, options.rounds, threads=options.threads)
-    figures: dict[str, Figure] = {"images/s": per_second, "images/s per core": per_cpu_second}
-    for unit, figure in figures.items():
+    images = options.images * arguments["repeat"]
+    for unit, figure in (("images/s", per_second), ("images/s per core", per_cpu_second)):
         for size in SIDES:
-            setting = {
-                "size": size,
-                "images": options.images * arguments["repeat"],
-                "workers": options.threads,
-            }
+            setting = {"size": size, "images": images, "workers": options.threads}
             yield measure("Conversion", rounds, size, figure, unit, setting)
 
 
 def ours(root: str, out: str, workers: int, repeat: int, lossless: bool) -> dict[str, Arm]:
-    from dataclasses import replace
-
-    import numpy as np
-
-    from beton_tools.base.names import Names
-    from beton_tools.sources import open_source
-    from beton_tools.write.writer import WriteOptions, write_beton
-
     one = open_source(root)
     source = replace(one, names=Names.of(list(one.names) * repeat), labels=np.tile(one.labels, repeat))
 
@@ -75,8 +77,6 @@ class Folder:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> tuple[Any, int]:
-        from PIL import Image
-
         return Image.open(self.paths[i]).convert("RGB"), 0
 
 

@@ -1,29 +1,18 @@
 """The images that all contenders read, in the formats that they need."""
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from beton_tools.base.errors import UserError
-from beton_tools.read.format import (
-    DEFAULT_PAGE_SIZE,
-    RAW_MODE,
-    SAMPLE_DTYPE,
-    Beton,
-    align_up,
-    first_page_offset,
-    write_tables,
-)
-from fastft.recipe.constants import IMAGENET_TRAIN_SIZE
+from beton_tools.read.format import RAW_MODE, Beton
 
 if TYPE_CHECKING:
     from beton_tools.sources import Source
 
-IMAGENET_LENGTH = IMAGENET_TRAIN_SIZE
 SAMPLE_VARIABLE = "FASTFT_IMAGENET_SAMPLE"
 MAX_SIDE, QUALITY = 500, 90  # FFCV's recommendation for ImageNet
 FEW = 64  # below this number, encoding is faster than starting processes
@@ -69,16 +58,12 @@ class Workspace:
 
         path = self.folder / ("resized.beton" if name == RESIZED else "original.beton")
         if not path.exists():
-            given: dict[str, Any] = {}
+            options = WriteOptions(workers=0 if len(self.images.paths) <= FEW else None)
             if name == RESIZED:
-                given = {
-                    "max_resolution": MAX_SIDE,
-                    "quality": QUALITY,
-                    "subsampling": "4:2:0",
-                    "lossless": False,
-                }
-            workers = 0 if len(self.images.paths) <= FEW else None
-            write_beton(path, self.source(), WriteOptions(workers=workers, **given))
+                options = replace(
+                    options, max_resolution=MAX_SIDE, quality=QUALITY, subsampling="4:2:0", lossless=False
+                )
+            write_beton(path, self.source(), options)
         return path
 
     def jpegs(self, name: str) -> Path:
@@ -101,13 +86,6 @@ class Workspace:
                     for file in files[shard::number]:
                         tar.add(file, file.name)
         return f"{stem}-{{000000..{number - 1:06}}}.tar"
-
-    def long(self) -> Path:
-        """A sparse .beton with the tables of 1,281,167 images and holes for their bytes."""
-        path = self.folder / "long.beton"
-        if not path.exists():
-            write_imagenet_length(path)
-        return path
 
 
 def find_images(folder: Path | None, beton: Path | None, scratch: Path, count: int) -> Images:
@@ -169,18 +147,6 @@ def extract(beton: Beton, root: Path, count: int | None = None) -> None:
         target.write_bytes(beton.read_bytes(i))
 
 
-def write_imagenet_length(path: Path, num_bytes: int = 1024) -> None:
-    rows = np.zeros(IMAGENET_LENGTH, SAMPLE_DTYPE)
-    first = first_page_offset(IMAGENET_LENGTH, DEFAULT_PAGE_SIZE)
-    pointers = first + num_bytes * np.arange(IMAGENET_LENGTH, dtype=np.uint64)
-    end = align_up(int(pointers[-1]) + num_bytes, DEFAULT_PAGE_SIZE)
-    rows["f0"]["width"], rows["f0"]["height"], rows["f0"]["data_ptr"] = MAX_SIDE, MAX_SIDE * 3 // 4, pointers
-    rows["f1"] = np.arange(IMAGENET_LENGTH) % 1000
-    sizes = np.full(IMAGENET_LENGTH, num_bytes)
-    with path.open("wb") as file:
-        write_tables(file, rows, sizes, page_size=DEFAULT_PAGE_SIZE, data_start=first, data_end=end)
-
-
 # in a contender's process --------------------------------------------------------------------------------------------
 
 
@@ -202,39 +168,3 @@ class JpegSet:
     def shapes(self) -> tuple[np.ndarray, np.ndarray]:
         """Heights and widths (N, 2), int64."""
         return self.metadata["height"].astype(np.int64), self.metadata["width"].astype(np.int64)
-
-
-def forget_pages(paths: list[Path]) -> None:
-    """Drop files from the page cache; this process's memory maps, which would keep them there, are dropped first."""
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    names = {str(path.resolve()) for path in paths}
-    for begin, end in _mapped(names):
-        libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), MADV_DONTNEED)
-    for path in paths:
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-MADV_DONTNEED = 4  # linux/mman.h
-
-
-def _mapped(names: set[str]) -> Iterator[tuple[int, int]]:
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        columns = line.split(maxsplit=5)
-        if len(columns) == 6 and columns[5] in names:
-            begin, end = columns[0].split("-")
-            yield int(begin, 16), int(end, 16)
-
-
-def disk_bytes(pids: Callable[[], list[int]]) -> int:
-    """Bytes that this process and `pids` have read from the disk."""
-    total = 0
-    for pid in ["self", *map(str, pids())]:
-        try:
-            text = Path(f"/proc/{pid}/io").read_text()
-        except OSError:
-            continue
-        total += int(text.partition("\nread_bytes: ")[2].split()[0])
-    return total

@@ -9,17 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
+from beton_tools.jpeg import open_decoders, scratch_bytes
 from beton_tools.read.format import Beton
+from fastft.augment import draw_plan, parse_policy
 from fastft.bench.child import Arm, library
+from fastft.bench.compiled_loops import decode_all, decompress_all, memory_read
 from fastft.bench.dataset import ORIGINAL, JpegSet
-from fastft.bench.harness import LIMIT, Contender, alternate, measure, per_cpu_second
-from fastft.bench.options import Findings, Options
+from fastft.bench.harness import LIMIT, Contender, Findings, Options, alternate, measure, per_cpu_second
+from fastft.bench.peers import DALI
 
 OUTPUT = 224
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 BATCH = 256
 PLANS = 8  # epochs of crops, drawn in advance
-DALI = "nvidia-dali-cuda120"
 
 
 def run(options: Options) -> Findings:
@@ -58,8 +60,8 @@ def contenders(options: Options, name: str) -> list[Contender]:
 
 
 def crops(path: str) -> dict[str, Arm]:
-    jpegs, rng = JpegSet(Path(path)), np.random.default_rng(0)
-    return {"decode": region_arm(jpegs, [random_crops(jpegs, rng) for _ in range(PLANS)])}
+    jpegs = JpegSet(Path(path))
+    return {"decode": region_arm(jpegs, [random_crops(jpegs, epoch) for epoch in range(PLANS)])}
 
 
 def whole(path: str) -> dict[str, Arm]:
@@ -68,25 +70,16 @@ def whole(path: str) -> dict[str, Arm]:
     return {"decode": region_arm(jpegs, [np.stack([zero, zero, *jpegs.shapes], axis=1)])}
 
 
-def random_crops(jpegs: JpegSet, rng: np.random.Generator) -> np.ndarray:
-    """Boxes (N, 4) as y, x, h, w, drawn as by torchvision's and FFCV's RandomResizedCrop."""
-    crops = np.zeros((len(jpegs), 4), np.int64)
-    for crop, height, width in zip(crops, *jpegs.shapes, strict=True):
-        crop[:] = 0, 0, height, width
-        for _ in range(10):
-            area, ratio = height * width * rng.uniform(*SCALE), np.exp(rng.uniform(*np.log(RATIO)))
-            w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
-            if 0 < w <= width and 0 < h <= height:
-                crop[:] = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1), h, w
-                break
-    return crops
+def random_crops(jpegs: JpegSet, epoch: int) -> np.ndarray:
+    """Boxes (N, 4) as y, x, h, w, those of training's random resized crop."""
+    heights, widths = jpegs.shapes
+    ids, policy = np.arange(len(jpegs)), parse_policy("none")
+    plan = draw_plan(policy, seed=0, epoch=epoch, sample_ids=ids, heights=heights, widths=widths, size=OUTPUT)
+    return plan["crop"].astype(np.int64)
 
 
 def region_arm(jpegs: JpegSet, plans: list[np.ndarray]) -> Arm:
     """An arm that decodes the regions (N, 4) of one plan per round into the packed buffer of a batch."""
-    from beton_tools.jpeg import open_decoders, scratch_bytes
-    from fastft.bench.compiled_loops import decode_all
-
     heights, widths = jpegs.shapes
     scratch = np.empty(scratch_bytes(heights.max(), widths.max(), int(np.diff(jpegs.ends).max())), np.uint8)
     largest = 3 * int((heights * widths).max())
@@ -114,11 +107,8 @@ def packed_offsets(regions: np.ndarray, capacity: int) -> np.ndarray:
 
 def crop_limit(path: str) -> dict[str, Arm]:
     """A lower bound of the time: libjpeg-turbo's own for the bytes of the crops' share of each image, spread over its area."""
-    from beton_tools.jpeg import open_decoders
-    from fastft.bench.compiled_loops import decompress_all
-
-    jpegs, rng = JpegSet(Path(path)), np.random.default_rng(0)
-    share = float(np.mean([byte_share(jpegs, random_crops(jpegs, rng)) for _ in range(PLANS)]))
+    jpegs = JpegSet(Path(path))
+    share = float(np.mean([byte_share(jpegs, random_crops(jpegs, epoch)) for epoch in range(PLANS)]))
     heights, widths = jpegs.shapes
     pixels, handle = np.empty(3 * int((heights * widths).max()), np.uint8), open_decoders(1)[0]
 
@@ -160,8 +150,6 @@ def ffcv_operation(path: str) -> dict[str, Arm]:
     from ffcv.pipeline.compiler import Compiler
     from ffcv.pipeline.state import State
 
-    from fastft.bench.compiled_loops import memory_read
-
     jpegs = JpegSet(Path(path))
     Compiler.set_num_threads(1)
     decoder = RandomResizedCropRGBImageDecoder((OUTPUT, OUTPUT), SCALE, RATIO)
@@ -183,6 +171,7 @@ def dali(paths: list[str]) -> dict[str, Arm]:
     """DALI's fused decode and random crop, without prefetch, which does not help on one core."""
     nvidia, fn = library("nvidia.dali", DALI), library("nvidia.dali.fn", DALI)
     batch = min(100, len(paths))
+    batches = len(paths) // batch
 
     @nvidia.pipeline_def(
         batch_size=batch, num_threads=1, device_id=None, exec_async=False, exec_pipelined=False
@@ -195,7 +184,6 @@ def dali(paths: list[str]) -> dict[str, Arm]:
 
     pipeline = decode()
     pipeline.build()
-    batches = len(paths) // batch
 
     def run() -> int:
         for _ in range(batches):

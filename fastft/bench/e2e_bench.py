@@ -1,4 +1,4 @@
-"""Training from file to updated weights: throughput, time split, bottleneck, and the loader throughput that GPUs need.
+"""Training from file to updated weights: throughput, time split, bottleneck.
 
 On a CPU without `--recipe`, the recipe is the paper's with the smallest ViT (Ti/16) and a batch of 32. timm trains
 everything, so the patch embedding trains here too; what else a given recipe freezes stays frozen.
@@ -6,22 +6,27 @@ everything, so the patch embedding trains here too; what else a given recipe fre
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from fastft.bench.child import Arm
 from fastft.bench.dataset import Images, Workspace, evenly
-from fastft.bench.harness import Contender, Rounds, Trial, alternate, measure, per_cpu_second, summary
+from fastft.bench.harness import Contender, Findings, Options, Rounds, Trial, alternate, measure, summary
 from fastft.bench.loader_arms import warm
-from fastft.bench.options import Findings, Options
-from fastft.cost.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, NAMES, diagnose, loader_needs
-from fastft.cost.price import cores_per_gpu
+from fastft.bench.peers import timm_batches
+from fastft.bench.step_bench import device, timm_train_step
+from fastft.cost.bottleneck import LOADER_PARTS, LOOP_PARTS, NAMES, diagnose
+from fastft.model.arch import load_open_clip_arch
 from fastft.recipe import Recipe, recipe_from_dict
+from fastft.run.run_directory import load_run
+from fastft.train.loop import train
+from fastft.train.precision import choose_precision
 
 ALONE = "fastft, loader alone"
 STEP_PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema")
@@ -34,22 +39,22 @@ def run(options: Options) -> Findings:
     beton = options.workspace.beton(options.workspace.sets[0])
     sections = _sections(options, beton)
     recipe = recipe_from_dict("e2e", sections)
-    size, batch = recipe.model.image_size, recipe.optim.batch_size
     rounds = alternate(_contenders(options, sections, recipe), options.rounds, options.threads)
-    alone = {"path": str(beton), "size": size, "policy": recipe.augment.policy}
-    work = alternate([Contender("fastft", loader_work, alone)], options.rounds, threads=1)
-    setting = {"model": _model_name(options), "size": size, "batch": batch, "threads": options.threads}
-    setting["images"] = options.images
+    setting = {
+        "model": _model_name(options), "size": recipe.model.image_size, "batch": recipe.optim.batch_size,
+        "threads": options.threads, "images": options.images,
+    }  # fmt: skip
     yield _rate_measure("End to end", rounds, setting, ["fastft", "timm"])
     yield _rate_measure("End to end, the loader alone", rounds, setting, [ALONE])
-    yield _split_measure(rounds, setting)
-    yield _work_measure(rounds, setting)
-    if diagnosis := diagnose(_seconds(rounds)):
+    trials = rounds.trials["fastft"]["pass"]
+    # evaluation and checkpoint come once per epoch and are divided by its steps; the loader's time is from the trainer's clocks
+    yield _parts("Where a step's time goes", "ms per step", trials, LOOP_PARTS, "steps", setting)
+    yield _parts("What the loader's time goes to", "ms per image", trials, LOADER_PARTS, "count", setting)
+    # without evaluation: the epoch is too short for it to matter
+    timed = [part for part in STEP_PARTS + LOADER_PARTS if part in trials[0]]
+    if diagnosis := diagnose({part: median(trial[part] for trial in trials) for part in timed}):
         head = "End to end on this machine, evaluation and checkpoint left out"
         yield f"{head}: {diagnosis.sentence} {diagnosis.advice}."
-    modelled, words = _other_gpus(options, work)
-    yield from modelled
-    yield from words
 
 
 def _contenders(options: Options, sections: dict[str, Any], recipe: Recipe) -> list[Contender]:
@@ -99,15 +104,13 @@ def _sections(options: Options, beton: Path) -> dict[str, dict[str, Any]]:
         arch.write_text(json.dumps({"embed_dim": 192, "vision_cfg": TINY | quick}))
         sections["model"] = {"arch": str(arch)}
     batch = min(_batch(options), max(2, options.images // 4 * 2))  # even, for mixup
+    log_every = GPU_LOG_EVERY if on_gpu else 1_000_000
     updates: dict[str, dict[str, Any]] = {
         "data": {"train": str(beton), "val": str(beton), "num_classes": 1000},
         "model": {"weights": "random", "freeze_conv1": False},
         "optim": {"batch_size": batch},
         "schedule": {"epochs": 1, "warmup_epochs": 0, "stop_epoch": None},
-        "train": {
-            "micro_batch": 0 if given or on_gpu else batch,
-            "log_every": GPU_LOG_EVERY if on_gpu else 1_000_000,
-        },
+        "train": {"micro_batch": 0 if given or on_gpu else batch, "log_every": log_every},
     }
     return {k: sections.get(k, {}) | updates.get(k, {}) for k in sections.keys() | updates.keys()}
 
@@ -130,72 +133,16 @@ def _rate_measure(name: str, rounds: Rounds, setting: dict[str, Any], only: list
     return measure(name, rounds, "pass", _rate, "images/s", setting, only=only, rename={ALONE: "fastft"})
 
 
-def _split_measure(rounds: Rounds, setting: dict[str, Any]) -> dict[str, Any]:
-    """Milliseconds per step and part; evaluation and checkpoint (once per epoch) are divided by the steps."""
-    trials = rounds.trials["fastft"]["pass"]
-    parts = [
-        summary(NAMES.get(part, part), [1e3 * trial[part] / trial["steps"] for trial in trials])
-        for part in LOOP_PARTS
+def _parts(
+    name: str, unit: str, trials: list[Trial], parts: Sequence[str], per: str, setting: dict[str, Any]
+) -> dict[str, Any]:
+    """Milliseconds by part, of a step or an image."""
+    found = [
+        summary(NAMES.get(part, part), [1e3 * trial.get(part, 0.0) / trial[per] for trial in trials])
+        for part in parts
         if any(part in trial for trial in trials)
     ]
-    name = "Where a step's time goes"
-    return {"name": name, "unit": "ms per step", "better": "lower", "setting": setting, "contenders": parts}
-
-
-def _work_measure(rounds: Rounds, setting: dict[str, Any]) -> dict[str, Any]:
-    """The loader threads' time split from the trainer's clocks; on a GPU, copy and augment are measured on the GPU."""
-    trials = rounds.trials["fastft"]["pass"]
-    parts = [
-        summary(part, [1e3 * trial[part] / trial["count"] for trial in trials])
-        for part in LOADER_PARTS
-        if part in trials[0]
-    ]
-    name = "What the loader's time goes to"
-    return {"name": name, "unit": "ms per image", "better": "lower", "setting": setting, "contenders": parts}
-
-
-def _seconds(rounds: Rounds) -> dict[str, float]:
-    """Seconds of one round by part of the step and of the loader, without evaluation: the epoch is too short for it to matter."""
-    trials = rounds.trials["fastft"]["pass"]
-    parts = STEP_PARTS + LOADER_PARTS
-    return {part: median(trial[part] for trial in trials) for part in parts if part in trials[0]}
-
-
-def _other_gpus(options: Options, work: Rounds) -> tuple[list[dict[str, Any]], list[str]]:
-    """Modelled: cores that 1, 4 and 8 GPUs need with `--recipe` or the paper's B/16, as measures and as sentences."""
-    recipe = options.recipe or recipe_from_dict("the paper's B/16", {})
-    arms = work.trials["fastft"]
-    rates = {
-        "the GPU augments": median(map(per_cpu_second, arms["decode"])),
-        "the CPU augments": median(map(per_cpu_second, arms["both"])),
-    }
-    measures = []
-    for where, per_core in rates.items():
-        rows = loader_needs(recipe, per_core)
-        for k, count in enumerate(GPU_COUNTS):
-            cores = [
-                summary(r["gpu"], [r["cores"][k]], note=f"{r['images_per_second'][k]:,.0f} images/s")
-                for r in rows
-            ]
-            measures.append({
-                "name": f"Cores that feed the GPUs, {where}", "unit": "cores", "better": "lower", "modelled": True,
-                "setting": {"GPUs": count, "recipe": recipe.name, "images/s per core": round(per_core)},
-                "contenders": cores,
-            })  # fmt: skip
-    rows = loader_needs(recipe, rates["the GPU augments"])
-    return measures, [_verdict(row, recipe) for row in rows]
-
-
-def _verdict(row: Mapping[str, Any], recipe: Recipe) -> str:
-    gpu, rate, cores = row["gpu"], row["images_per_second"][-1], row["cores"][-1]
-    there = GPU_COUNTS[-1] * cores_per_gpu(gpu)
-    head = (
-        f"Modelled: {GPU_COUNTS[-1]} {gpu} at the best published MFU take {rate:,.0f} images/s of {recipe.name}, "
-        f"which {cores:.1f} cores of this machine decode; the usual machine has {there:.0f} cores: "
-    )
-    if cores <= there:
-        return head + "the GPUs are the bottleneck."
-    return head + "the loader is the bottleneck. Take more cores, or convert with a smaller --max-resolution."
+    return {"name": name, "unit": unit, "better": "lower", "setting": setting, "contenders": found}
 
 
 # in the contender's process ------------------------------------------------------------------------------------------
@@ -203,10 +150,6 @@ def _verdict(row: Mapping[str, Any], recipe: Recipe) -> str:
 
 def train_recipe(sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
     """An arm that trains one epoch with the trainer, including evaluation and checkpoint, in a temporary run directory."""
-    from rich.console import Console
-
-    from fastft.run.run_directory import load_run
-    from fastft.train.loop import train
 
     def run() -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
@@ -227,11 +170,6 @@ def train_recipe(sections: dict[str, dict[str, Any]]) -> dict[str, Arm]:
 
 def train_timm(sections: dict[str, dict[str, Any]], folder: str, threads: int) -> dict[str, Arm]:
     """The same model and images with timm: its loader and the step of its train.py."""
-    from fastft.bench.loader_arms import timm_batches
-    from fastft.bench.step_bench import device, timm_train_step
-    from fastft.model.arch import load_open_clip_arch
-    from fastft.train.precision import choose_precision
-
     recipe = recipe_from_dict("e2e", sections)
     precision = choose_precision(recipe.train.amp, device())
     dtype = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[precision.dtype]
@@ -251,11 +189,3 @@ def train_timm(sections: dict[str, dict[str, Any]], folder: str, threads: int) -
         return count
 
     return {"pass": run}
-
-
-def loader_work(path: str, size: int, policy: str) -> dict[str, Arm]:
-    """The loader's work on one core: decoding alone, and decoding with augmentation, as on a CPU."""
-    from fastft.bench.augment_bench import our_recipe
-    from fastft.bench.decode_bench import crops
-
-    return {"decode": crops(path)["decode"], "both": our_recipe(path, size, policy)["recipe"]}

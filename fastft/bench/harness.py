@@ -20,11 +20,16 @@ from typing import Any
 
 from beton_tools.base.errors import UserError
 from fastft.bench.child import Arm
+from fastft.bench.dataset import Workspace
+from fastft.recipe import Recipe
+from fastft.recipe.constants import PEERS
 
 Trial = dict[str, Any]  # wall and cpu seconds, count of images, and an arm's own figures
 Figure = Callable[[Trial], float]
 Make = Callable[..., dict[str, Arm]]
 log = logging.getLogger(__name__)  # INFO: each group of contenders; DEBUG: each round
+# A benchmark is a module with `run(options)`, which yields measures (docs/bench-schema.md) and notes as they come.
+Findings = Iterator[dict[str, Any] | str]
 GRACE_SECONDS = 10
 LIMIT = "hardware limit"  # begins the names of contenders that are a limit, of which fastft reaches a share
 TRIAL_SECONDS = 1800  # time limit of a round
@@ -39,6 +44,42 @@ class Contender:
     make: Make
     arguments: dict[str, Any]
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of all benchmarks. `quick` runs every path once, with meaningless figures."""
+
+    workspace: Workspace
+    rounds: int
+    threads: int  # all cores of this process
+    quick: bool = False
+    peers: tuple[str, ...] = PEERS
+    recipe: Recipe | None = None  # for e2e
+
+    @property
+    def images(self) -> int:
+        return len(self.workspace.images.paths)
+
+    def wanted(self, contenders: dict[str, list[Contender]]) -> list[Contender]:
+        """fastft's contenders, and those whose library is in `peers`."""
+        return [c for who, group in contenders.items() if who == "fastft" or who in self.peers for c in group]
+
+    def thread_counts(self) -> list[int]:
+        """Powers of two below `threads`, and `threads`."""
+        powers = [1 << k for k in range(self.threads.bit_length()) if 1 << k < self.threads]
+        return [*powers, self.threads]
+
+
+def parse_peers(text: str) -> tuple[str, ...]:
+    """Peer names from "ffcv,timm", "all" or "none"."""
+    if text in ("all", "none"):
+        return PEERS if text == "all" else ()
+    names: Sequence[str] = text.split(",")
+    unknown = [name for name in names if name not in PEERS]
+    if unknown:
+        raise UserError(f"there is no peer {unknown[0]!r}; choose from {', '.join(PEERS)}, all or none")
+    return tuple(names)
 
 
 @dataclass
@@ -77,14 +118,13 @@ def alternate_fresh(contenders: Sequence[Contender], rounds: int, threads: int) 
     """The same as `alternate`, with a new process for every round: for memory and one-time costs."""
     result = Rounds(notes={c.name: c.note for c in contenders})
     for _ in range(rounds):
-        for contender in contenders:
-            if contender.name not in result.skipped:
-                one = alternate([contender], rounds=1, threads=threads, warmup=0)
-                result.skipped |= one.skipped
-                if one.skipped:
-                    result.trials.pop(contender.name, None)
-                for arm, trials in one.trials.get(contender.name, {}).items():
-                    result.trials.setdefault(contender.name, {}).setdefault(arm, []).extend(trials)
+        for contender in (c for c in contenders if c.name not in result.skipped):
+            one = alternate([contender], rounds=1, threads=threads, warmup=0)
+            result.skipped |= one.skipped
+            for arm, trials in one.trials.get(contender.name, {}).items():
+                result.trials.setdefault(contender.name, {}).setdefault(arm, []).extend(trials)
+    for name in result.skipped:
+        result.trials.pop(name, None)
     return result
 
 

@@ -5,22 +5,26 @@ Ours and the peers deliver normalised float32 images at `size`, unless their nam
 
 import itertools
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from beton_tools.read.format import SAMPLE_DTYPE
-from fastft.bench.augment_bench import AUGMENT, retrying, timm_transform, torchvision_transform
 from fastft.bench.child import Arm, descendants, library
-from fastft.bench.dali import PACKAGE as DALI_PACKAGE
-from fastft.bench.dataset import IMAGENET_LENGTH, disk_bytes, forget_pages
+from fastft.bench.peers import (
+    AUGMENT,
+    DALI,
+    ERASE,
+    PREFETCH,
+    dali_pipeline,
+    timm_batches,
+    timm_transform,
+    torchvision_transform,
+)
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 Pass = Callable[[], Iterator[int]]  # one pass over the images; yields the size of each batch
@@ -33,9 +37,6 @@ IMPORTS = {
     "webdataset": ("webdataset", "timm.data", "torch.utils.data"),
     "litdata": ("litdata", "timm.data"),
 }
-PACKAGES = {"dali": DALI_PACKAGE}  # packages whose name differs from the module's
-TIMM_NAMES = {"none": None, "3aug": "3a"}
-ERASE = 0.25
 SAMPLE_SECONDS = 0.02  # interval between samples of the memory of a contender's processes
 
 # measurements --------------------------------------------------------------------------------------------------------
@@ -47,37 +48,6 @@ def warm(maker: str, **arguments: Any) -> dict[str, Arm]:
     return {"pass": lambda: sum(one_pass())}
 
 
-def cold(maker: str, files: str = "", **arguments: Any) -> dict[str, Arm]:
-    """Whole passes; before each, the files are dropped from the page cache. Also reports the bytes read from the disk.
-
-    `files` is a pattern. A .beton is copied first: pages that another contender's process has mapped cannot be dropped.
-    """
-    if files:
-        paths = list(Path("/").glob(files.removeprefix("/")))
-    else:
-        paths = [own_copy(Path(arguments["path"]))]
-        arguments["path"] = str(paths[0])
-    one_pass = MAKERS[maker](**arguments)
-
-    def run() -> dict[str, float]:
-        forget_pages(paths)
-        before, began = disk_bytes(descendants), time.perf_counter()
-        count = sum(one_pass())
-        seconds = time.perf_counter() - began
-        return {"count": count, "seconds": seconds, "read_mb": (disk_bytes(descendants) - before) / 1e6}
-
-    return {"pass": run}
-
-
-def own_copy(path: Path) -> Path:
-    """A copy of the file, flushed to the disk."""
-    copy = path.with_name(f"{path.stem}-{os.getpid()}.beton")
-    shutil.copyfile(path, copy)
-    with copy.open("rb") as file:
-        os.fsync(file.fileno())
-    return copy
-
-
 def first(maker: str, **arguments: Any) -> dict[str, Arm]:
     """After imports: seconds to build the loader and for its first batch, and peak memory in MB over a whole pass.
 
@@ -86,7 +56,7 @@ def first(maker: str, **arguments: Any) -> dict[str, Arm]:
     """
     began = time.perf_counter()
     for module in IMPORTS[maker]:
-        library(module, PACKAGES.get(maker, maker))
+        library(module, DALI if maker == "dali" else maker)
     importing = time.perf_counter() - began
     if maker == "litdata":
         # written once, before the clock starts
@@ -105,23 +75,6 @@ def first(maker: str, **arguments: Any) -> dict[str, Arm]:
         }  # fmt: skip
 
     return {"first": run}
-
-
-def opening(maker: str, **arguments: Any) -> dict[str, Arm]:
-    """Building the loader only: seconds, and peak memory in MB beyond imports and the file's own tables."""
-    for module in IMPORTS[maker]:
-        import_module(module)
-
-    tables = IMAGENET_LENGTH * SAMPLE_DTYPE.itemsize / 1e6
-
-    def run() -> dict[str, float]:
-        before, began = resident_mb(), time.perf_counter()
-        made = MAKERS[maker](**arguments)
-        figures = {"seconds": time.perf_counter() - began, "beyond_mb": resident_mb() - before - tables}
-        assert made is not None  # kept alive until the memory has been measured
-        return figures
-
-    return {"open": run}
 
 
 def resident_mb() -> float:
@@ -230,41 +183,16 @@ def repeated(path: str, times: int) -> np.ndarray | None:
     return None if times == 1 else np.tile(np.arange(Beton.open(path).num_samples), times)
 
 
-def timm(
-    folder: str, size: int, batch: int, threads: int, repeat: int, *, policy: str = AUGMENT, erase: float = ERASE,
-    train: bool = True,
-) -> Pass:  # fmt: skip
-    loader = timm_batches(folder, size, batch, threads, repeat, policy=policy, erase=erase, train=train)
+def timm(folder: str, size: int, batch: int, threads: int, repeat: int, **options: Any) -> Pass:
+    loader = timm_batches(folder, size, batch, threads, repeat, **options)
     return lambda: (len(images) for images, _ in loader)
 
 
-def timm_batches(
-    folder: str, size: int, batch: int, threads: int, repeat: int = 1, *, policy: str = AUGMENT, erase: float = ERASE,
-    train: bool = True,
-) -> Any:  # fmt: skip
-    """timm's loader of (images, labels)."""
-    import timm.data
-
-    class RetryingDataset(timm.data.ImageDataset):
-        """Repeats the transform if timm 1.0 asks Pillow 13 to posterise to 0 bits, which raises."""
-
-        def __getitem__(self, index: int) -> tuple:
-            return retrying(super().__getitem__)(index)
-
-    dataset = RetryingDataset(folder)
-    dataset.reader.samples = dataset.reader.samples * repeat
-    return timm.data.create_loader(
-        dataset, (3, size, size), batch, is_training=train, use_prefetcher=False, num_workers=threads,
-        interpolation="bicubic", mean=CLIP_MEAN, std=CLIP_STD, color_jitter=None, crop_pct=1.0,
-        auto_augment=TIMM_NAMES.get(policy, policy), re_prob=erase, re_mode="pixel",
-    )  # fmt: skip
-
-
-def torchvision(folder: str, size: int, batch: int, threads: int, repeat: int, augment: bool = True) -> Pass:
+def torchvision(folder: str, size: int, batch: int, threads: int, repeat: int) -> Pass:
     """ImageFolder and torch's DataLoader, as torchvision's references do."""
     from torchvision.datasets import ImageFolder
 
-    dataset = ImageFolder(folder, torchvision_transform(size, augment))
+    dataset = ImageFolder(folder, torchvision_transform(size))
     dataset.samples = dataset.samples * repeat
     return torch_loader(dataset, batch, threads)
 
@@ -308,14 +236,10 @@ def read_file(path: str) -> bytes:
     return Path(path).read_bytes()
 
 
-def dali(
-    folder: str, size: int, batch: int, threads: int, repeat: int, augment: bool = True, gpu: bool = False
-) -> Pass:
+def dali(folder: str, size: int, batch: int, threads: int, repeat: int, gpu: bool = False) -> Pass:
     """DALI's CPU or GPU pipeline with the default prefetch of two batches; none is computed outside the pass."""
-    from fastft.bench.dali import PREFETCH, recipe_pipeline
-
     paths = [str(p) for p in sorted(Path(folder).glob("*/*"))] * repeat
-    pipeline = recipe_pipeline(paths, size, batch, threads=threads, augment=augment, gpu=gpu)
+    pipeline = dali_pipeline(paths, size, batch, threads=threads, gpu=gpu)
 
     def one_pass() -> Iterator[int]:
         batches = len(paths) // batch

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastft.bench import augment_gpu_bench
-from fastft.bench.augment_bench import AUGMENT
+from fastft.bench.augment_bench import gpu_augment
 from fastft.bench.child import Arm, library
 from fastft.bench.harness import (
     LIMIT,
     Contender,
+    Findings,
+    Options,
     Rounds,
     Trial,
     alternate,
@@ -28,7 +29,7 @@ from fastft.bench.harness import (
     reported,
     summary,
 )
-from fastft.bench.options import Findings, Options
+from fastft.bench.peers import AUGMENT
 from fastft.cost.roofline import roofline_mfu
 from fastft.machine.gpus import Gpu, find_gpu, measure_matmul_flops, peak_flops
 from fastft.model import Arch, build_classifier, count_flops
@@ -96,17 +97,10 @@ def _measure_case(options: Options, case: Case) -> Findings:
     )  # fmt: skip
     yield from _mfu(rounds, setting, case)
     if on_gpu:
-        first = reported("first_seconds")
         yield measure(
-            "First training step, with compilation",
-            rounds,
-            "step",
-            first,
-            "s",
-            setting,
-            only=whole,
-            better="lower",
-        )
+            "First training step, with compilation", rounds, "step", reported("first_seconds"), "s", setting,
+            only=whole, better="lower",
+        )  # fmt: skip
         yield _augmentation_share(options, rounds, setting, case)
 
 
@@ -115,7 +109,7 @@ def _augmentation_share(
 ) -> dict[str, Any]:
     """The time of an image's augmentation on the GPU over that of its training step."""
     arguments = {"device": device().type, "policies": [AUGMENT], "size": case.size, "batch": case.batch}
-    own = alternate([Contender("fastft", augment_gpu_bench.ours, arguments)], options.rounds, options.threads)
+    own = alternate([Contender("fastft", gpu_augment, arguments)], options.rounds, options.threads)
     pairs = zip(own.trials["fastft"][AUGMENT], rounds.trials["fastft"]["step"], strict=True)
     shares = [per_second(step) / per_second(augment) for augment, step in pairs]
     given = {**setting, "augment": AUGMENT, "rounds": len(shares)}
@@ -206,9 +200,8 @@ def compiles() -> bool:
 def random_batch(arch: Arch, batch: int, on: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """(images float32, labels) on `on`, default `device()`."""
     images = torch.randn(batch, 3, arch.image_size, arch.image_size, device=on or device())
-    return images.to(memory_format=torch.channels_last), torch.randint(
-        CLASSES, (batch,), device=images.device
-    )
+    labels = torch.randint(CLASSES, (batch,), device=images.device)
+    return images.to(memory_format=torch.channels_last), labels
 
 
 def arm(step: Callable[[], object], batch: int, steps: int, flops: float, dtype: torch.dtype) -> Arm:

@@ -17,18 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.status import Status
-from rich.table import Table
 from rich.text import Text
 
 from beton_tools.base.atomic import write_text
+from beton_tools.base.console import compact_table, print_table
 from beton_tools.base.errors import UserError
 from fastft.bench import BENCHES
 from fastft.bench.dataset import Images, Workspace, find_images
-from fastft.bench.harness import log
-from fastft.bench.options import Options, parse_peers
+from fastft.bench.harness import Options, log, parse_peers
 from fastft.machine.facts import GIB, cpu_name
 from fastft.recipe import load_recipe
 from fastft.report.bench_report import measure_view, render_bench
@@ -41,7 +39,6 @@ LIBRARIES = (
     "ffcv", "timm", "torchvision", "open_clip_torch", "numba", "pillow", "opencv-python", "nvidia-dali-cuda120",
     "webdataset", "litdata",
 )  # fmt: skip
-NAME_WIDTH = 28  # of the contender column; leaves room for the figures in 80 columns
 
 
 def run_bench(name: str, args: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -120,15 +117,11 @@ def _progress(bench: str, status: Status, console: Console) -> Iterator[None]:
 
 def _command(name: str, args: argparse.Namespace, images: Images) -> str:
     """The command that repeats the benchmark in this folder, with the images named even if they were the default."""
-    given = [
-        ("--data", args.data),
-        ("--images", images.folder),
-        ("--count", args.count),
-        ("--rounds", args.rounds),
-    ]
-    words = [w for flag, value in given if value is not None for w in (flag, str(value))]
-    words += ["--peers", args.peers] if args.peers != "all" else []
-    words += ["--recipe", str(args.recipe)] if args.recipe else []
+    given = {
+        "--data": args.data, "--images": images.folder, "--count": args.count, "--rounds": args.rounds,
+        "--peers": None if args.peers == "all" else args.peers, "--recipe": args.recipe,
+    }  # fmt: skip
+    words = [w for flag, value in given.items() if value is not None for w in (flag, str(value))]
     return shlex.join(["fastft", "bench", name, *words, *(["--quick"] if args.quick else [])])
 
 
@@ -151,10 +144,7 @@ def print_group(measures: list[dict[str, Any]], console: Console) -> None:
     console.print(Text(f"{measures[0]['name']}{mark}, {measures[0]['unit']}", "bold"))
     console.print(fixed, highlight=False, markup=False)
     compared = ["fastft is"] if any(view["compared"] for view in views) else []
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("contender", min_width=NAME_WIDTH)
-    for key in ["median", "lowest-highest", *compared]:
-        table.add_column(key, justify="right", no_wrap=True)
+    table = compact_table(None, ["contender", "median", "lowest-highest", *compared])
     for view in views:
         setting = ", ".join(f"{key} {view['setting'].get(key, '')}" for key in varied)
         if setting:
@@ -164,7 +154,7 @@ def print_group(measures: list[dict[str, Any]], console: Console) -> None:
         for c in view["skipped"]:
             table.add_row(Text(f"{c['name']}: {c['skipped']}"))
         table.add_section()
-    console.print(table)
+    print_table(table, console)
 
 
 def _figures(contender: dict[str, Any]) -> list[str]:

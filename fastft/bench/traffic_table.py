@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from fastft.cost.traffic import OpTraffic, count_images, step_traffic
+from beton_tools.base.console import compact_table, print_table
+from fastft.cost.traffic import count_images, step_traffic
 from fastft.model.phases import find_phases, with_phase
 from fastft.recipe import Recipe
 
@@ -21,43 +20,26 @@ def measure_traffic(recipe: Recipe) -> dict[str, Any]:
     operation.
     """
     recipe = with_phase(recipe, find_phases(recipe)[-1])
-    traffic = {path: step_traffic(recipe, path) for path in PATHS}
-    return {
-        "recipe": recipe.name,
-        "images": count_images(recipe),
-        **{f"{path}_gb": sum(op.bytes for op in ops) / 1e9 for path, ops in traffic.items()},
-        **{f"{path}_calls": sum(op.calls for op in ops) for path, ops in traffic.items()},
-        "ops": [_row(path, op) for path, ops in traffic.items() for op in ops],
-    }
-
-
-def _row(path: str, op: OpTraffic) -> dict[str, Any]:
-    return {"path": path, "direction": op.direction, "op": op.op, "calls": op.calls, "gb": op.bytes / 1e9}
+    values: dict[str, Any] = {"recipe": recipe.name, "images": count_images(recipe), "ops": []}
+    for path in PATHS:
+        ops = step_traffic(recipe, path)
+        values[f"{path}_gb"] = sum(op.bytes for op in ops) / 1e9
+        values[f"{path}_calls"] = sum(op.calls for op in ops)
+        values["ops"] += [
+            {"path": path, "direction": op.direction, "op": op.op, "calls": op.calls, "gb": op.bytes / 1e9}
+            for op in ops
+        ]
+    return values
 
 
 def print_traffic(values: dict[str, Any], console: Console) -> None:
-    console.print(
-        f"{values['recipe']}: memory traffic of a step of {values['images']} images outside matrix products and "
-        "attention, counted from shapes",
-        highlight=False,
-    )
+    head = f"{values['recipe']}: memory traffic of a step of {values['images']} images outside matrix products and attention"
+    console.print(f"{head}, counted from shapes", highlight=False)
     for path, title in PATHS.items():
-        console.print(_table(values, path, title))
-
-
-def _table(values: dict[str, Any], path: str, title: str) -> Table:
-    table = Table(
-        title=f"{title}: {values[f'{path}_gb']:.1f} GB, {values[f'{path}_calls']} operations",
-        title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
-    )  # fmt: skip
-    table.add_column("operation")
-    for key in ("direction", "calls", "GB"):
-        table.add_column(key, justify="left" if key == "direction" else "right")
-    rows = [row for row in values["ops"] if row["path"] == path]
-    for row in rows:
-        if row["gb"] >= SMALLEST_ROW_GB:
-            table.add_row(row["op"], row["direction"], str(row["calls"]), f"{row['gb']:.2f}")
-    rest = [row for row in rows if row["gb"] < SMALLEST_ROW_GB]
-    calls, gb = sum(row["calls"] for row in rest), sum(row["gb"] for row in rest)
-    table.add_row("others", "", str(calls), f"{gb:.2f}")
-    return table
+        rows = [row for row in values["ops"] if row["path"] == path]
+        large, small = ([r for r in rows if (r["gb"] >= SMALLEST_ROW_GB) is keep] for keep in (True, False))
+        rest = {key: sum(r[key] for r in small) for key in ("calls", "gb")}
+        cells = [[r["op"], r["direction"], str(r["calls"]), f"{r['gb']:.2f}"] for r in large]
+        cells.append(["others", "", str(rest["calls"]), f"{rest['gb']:.2f}"])
+        head = f"{title}: {values[f'{path}_gb']:.1f} GB, {values[f'{path}_calls']} operations"
+        print_table(compact_table(head, ["operation", "direction", "calls", "GB"], cells, left=2), console)

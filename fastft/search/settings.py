@@ -19,6 +19,8 @@ SHARES = (
     Fraction(1),
 )  # of the recipe's epochs that the runs of a rung last
 KEPT = (3, 1)  # settings that go on to the next rung
+# of a time budget: no training of a rung begins after it. The rungs take about 1, 1 and 2 whole trainings
+BUDGET_SHARES = (0.25, 0.5, 1.0)
 LARGEST_DECAY = 1.0  # more would train the lower layers faster than the head
 
 

@@ -29,6 +29,7 @@ from fastft.search.estimate import Result, ShortRun, measure, optimism
 from fastft.search.results import Evaluation, read_result
 from fastft.search.runs import PlannedRun, plan_run, train_run
 from fastft.search.settings import (
+    BUDGET_SHARES,
     DEFAULT,
     KEPT,
     Setting,
@@ -168,8 +169,7 @@ class _Search:
         run = self._plan(setting, epochs)
         failure = None
         if (evaluations := read_result(run)) is None:
-            reserve = 0 if rung == last else self.rungs[last]
-            if self.time_up or not self.budget.fits(run.key, epochs, reserve):
+            if self.time_up or self.budget.left(BUDGET_SHARES[rung]) <= 0:
                 self.skipped.append((setting, epochs))
                 return None
             self._announce(setting, rung)
@@ -184,7 +184,6 @@ class _Search:
         if evaluations is None:
             trial = ShortRun(setting, rung, epochs, run, failure=failure)
         else:
-            self.budget.finished(run.key, epochs)
             trial = _finished(setting, rung, epochs, run, evaluations)
             if epochs != self.rungs[last] and self.world.is_main:  # its figures are all that is needed
                 shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
@@ -198,14 +197,14 @@ class _Search:
 
     def _limited(self, run: PlannedRun) -> PlannedRun:
         """The run, to be stopped when the budget ends, whatever was estimated."""
-        left = self.budget.left
+        left = self.budget.left()
         stop_after = None if math.isinf(left) else f"{max(left, 0.1):.1f}s"
         return dataclasses.replace(run, recipe=run.recipe.with_option("train.stop_after", stop_after))
 
     def _announce(self, setting: Setting, rung: int) -> None:
         text = f"rung {rung + 1} of {len(self.rungs)}, {count_epochs(self.rungs[rung])}: {setting.title}"
         if not math.isinf(self.limit):
-            text += f"; {format_duration(self.budget.left)} left"
+            text += f"; {format_duration(self.budget.left())} left"
         self.console.rule(text)
 
     def _result(self, test: Path | None, shared: int) -> Result:

@@ -1,17 +1,13 @@
 """The images of a benchmark: everybody reads the same bytes, and a cold cache is cold."""
 
-import ctypes
-import mmap
-import os
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.format import Beton
-from fastft.bench.dataset import ORIGINAL, RESIZED, Workspace, evenly, find_images, forget_pages
+from fastft.bench.dataset import ORIGINAL, RESIZED, Workspace, evenly, find_images
 
 
 @pytest.fixture(scope="module")
@@ -51,28 +47,6 @@ def test_a_given_file_is_sampled_and_not_changed(workspace: Workspace, tmp_path:
 def test_a_subset_is_spread_evenly_over_the_images() -> None:
     assert evenly(1300, 700)[-1] >= 1297 and len(set(evenly(1300, 700))) == 700
     assert evenly(3, 7) == [0, 1, 2]
-
-
-def test_dropped_pages_leave_memory_even_if_the_file_is_mapped(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(np.random.default_rng(0).bytes(8 << 20))
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    mapped = np.memmap(path, np.uint8, "r")
-    assert mapped.sum(dtype=np.int64) > 0 and resident(mapped) == 1.0
-    forget_pages([path])
-    if resident(mapped) == 1.0:
-        pytest.skip(f"the file system of {tmp_path} keeps its pages in memory")
-    assert resident(mapped) < 0.05
-
-
-def resident(mapped: np.memmap) -> float:
-    """Share of a map's pages that lie in the page cache."""
-    pages = -(-mapped.size // mmap.PAGESIZE)
-    flags = (ctypes.c_ubyte * pages)()
-    address = ctypes.c_void_p(mapped.ctypes.data)
-    assert ctypes.CDLL(None).mincore(address, ctypes.c_size_t(mapped.size), flags) == 0
-    return sum(flag & 1 for flag in flags) / pages
 
 
 def test_a_folder_without_images_is_refused_in_one_line(tmp_path: Path) -> None:

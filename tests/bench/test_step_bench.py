@@ -10,10 +10,9 @@ import pytest
 import torch
 from timm.optim import create_optimizer_v2
 
-from fastft.bench import augment_gpu_bench, step_bench
+from fastft.bench import augment_bench, step_bench
 from fastft.bench.dataset import Images, Workspace
-from fastft.bench.harness import LIMIT, Contender, Rounds
-from fastft.bench.options import Options
+from fastft.bench.harness import LIMIT, Contender, Options, Rounds
 from fastft.bench.step_bench import LR, WEIGHT_DECAY, peer_step, random_batch, timm_model
 from fastft.export.to_timm import timm_state
 from fastft.machine.gpus import GPUS
@@ -100,7 +99,7 @@ def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(
 ) -> None:
     """Ours, half frozen, timm and open_clip; the first step; augmentation's share; the modelled MFU of every GPU case."""
     monkeypatch.setattr(step_bench, "alternate", in_this_process)
-    monkeypatch.setattr(augment_gpu_bench, "REPEATS", 1)
+    monkeypatch.setattr(augment_bench, "GPU_REPEATS", 1)
     case = step_bench.Case("T", 32, "bf16", 2, 1)
     monkeypatch.setattr(step_bench, "cases", lambda quick: [case])
     options = Options(Workspace(tmp_path, Images([], "none")), rounds=2, threads=1)
@@ -118,10 +117,10 @@ def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(
 
 
 def test_kernels_and_copies_of_the_augmentation_run_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(augment_gpu_bench, "REPEATS", 2)
-    for make in (augment_gpu_bench.ours, augment_gpu_bench.copies):
+    monkeypatch.setattr(augment_bench, "GPU_REPEATS", 2)
+    for make in (augment_bench.gpu_augment, augment_bench.gpu_copies):
         arms = make("cpu", size=32, batch=2)
-        assert list(arms) == list(augment_gpu_bench.POLICIES)
+        assert list(arms) == list(augment_bench.GPU_POLICIES)
         assert [arm() for arm in arms.values()] == 4 * [4]
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from beton_tools.read.format import SAMPLE_DTYPE
 from fastft.augment import parse_policy
-from fastft.bench.dataset import IMAGENET_LENGTH, write_imagenet_length
 from fastft.data import EvalLoader, Output, TrainLoader
 from tests import EXTENT
+from tests.imagenet_length import IMAGENET_LENGTH, write_imagenet_length
 
 WARM_UP = 10  # loaders, until compiled code and the allocator's pools are in place
 

@@ -19,7 +19,7 @@ from beton_tools.base.names import Names
 from beton_tools.read.manifest import MAX_FILE_BYTES, Manifest, manifest_path, pack_names
 from beton_tools.sources import open_source
 from beton_tools.write.writer import WriteOptions, write_beton
-from fastft.bench.dataset import IMAGENET_LENGTH, write_imagenet_length
+from tests.imagenet_length import IMAGENET_LENGTH, write_imagenet_length
 
 
 @pytest.fixture(scope="module")
