@@ -49,7 +49,7 @@ from fastft.recipe.constants import TIMM
 from fastft.recipe.recipe_file import recipe_names
 from fastft.report.charts import render_file, svg_file
 from fastft.report.page import figure
-from fastft.search.sweep_report import as_published
+from fastft.search.sweep import as_published
 
 ROOT = Path(__file__).parents[1]
 PAGES = (

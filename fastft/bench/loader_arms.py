@@ -4,8 +4,6 @@ Ours and the peers deliver normalised float32 images at `size`, unless their nam
 """
 
 import itertools
-import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from fastft.bench.child import Arm, descendants, library
+from fastft.bench.child import Arm, library
 from fastft.bench.peers import (
     AUGMENT,
-    DALI,
     ERASE,
     PREFETCH,
     dali_pipeline,
@@ -28,16 +25,6 @@ from fastft.bench.peers import (
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 Pass = Callable[[], Iterator[int]]  # one pass over the images; yields the size of each batch
-IMPORTS = {
-    "ours": ("fastft.data.loader", "fastft.augment.draw"),
-    "ffcv": ("ffcv.loader", "ffcv.transforms", "ffcv.fields.decoders"),
-    "timm": ("timm.data", "timm.models"),
-    "torchvision": ("torchvision.datasets", "torchvision.transforms.v2", "torch.utils.data"),
-    "dali": ("nvidia.dali", "nvidia.dali.fn", "nvidia.dali.auto_aug.rand_augment"),
-    "webdataset": ("webdataset", "timm.data", "torch.utils.data"),
-    "litdata": ("litdata", "timm.data"),
-}
-SAMPLE_SECONDS = 0.02  # interval between samples of the memory of a contender's processes
 
 # measurements --------------------------------------------------------------------------------------------------------
 
@@ -49,71 +36,24 @@ def warm(maker: str, **arguments: Any) -> dict[str, Arm]:
 
 
 def first(maker: str, **arguments: Any) -> dict[str, Arm]:
-    """After imports: seconds to build the loader and for its first batch, and peak memory in MB over a whole pass.
-
-    `with_imports` are the seconds with those of the imports. `peak_mb` is of all its processes, what they share counted
-    once; `beyond_mb` is of this one, less what it had before.
-    """
-    began = time.perf_counter()
-    for module in IMPORTS[maker]:
-        library(module, DALI if maker == "dali" else maker)
-    importing = time.perf_counter() - began
-    if maker == "litdata":
-        # written once, before the clock starts
+    """Seconds of imports, of building the loader and for its first batch; this process's peak memory in MB over a whole pass."""
+    if maker == "litdata":  # written once, before the clock starts
         litdata_chunks(arguments["folder"], arguments["threads"], arguments["repeat"])
 
     def run() -> dict[str, float]:
-        before, began = resident_mb(), time.perf_counter()
-        with PeakMemory() as peak:
-            batches = MAKERS[maker](**arguments)()
-            count = next(batches)
-            seconds = time.perf_counter() - began
-            count += sum(batches)
-        return {
-            "count": count, "seconds": seconds, "with_imports": importing + seconds, "peak_mb": peak.mb,
-            "beyond_mb": resident_mb() - before,
-        }  # fmt: skip
+        began = time.perf_counter()
+        batches = MAKERS[maker](**arguments)()
+        count = next(batches)
+        seconds = time.perf_counter() - began
+        return {"count": count + sum(batches), "seconds": seconds, "peak_mb": peak_mb()}
 
     return {"first": run}
 
 
-def resident_mb() -> float:
-    """Peak of this process (getrusage would give a child its parent's peak)."""
+def peak_mb() -> float:
+    """Peak memory of this process (getrusage would give a child its parent's)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
     return int(line.split()[1]) * 1024 / 1e6
-
-
-class PeakMemory(threading.Thread):
-    """Samples the memory of this process and its descendants, and keeps the highest sum, in MB."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.mb = 0.0
-        self._ended = threading.Event()
-
-    def run(self) -> None:
-        while not self._ended.wait(SAMPLE_SECONDS):
-            self.mb = max(self.mb, proportional_mb([os.getpid(), *descendants()]))
-
-    def __enter__(self) -> "PeakMemory":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self.join()
-
-
-def proportional_mb(pids: list[int]) -> float:
-    """Memory of these processes; memory shared only among them counts once."""
-    kilobytes = 0
-    for pid in pids:
-        try:
-            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        except OSError:  # it has ended
-            continue
-        kilobytes += int(text.partition("\nPss:")[2].split()[0])
-    return kilobytes * 1024 / 1e6
 
 
 # loaders -------------------------------------------------------------------------------------------------------------

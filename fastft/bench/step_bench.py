@@ -17,7 +17,6 @@ from torch import nn
 from fastft.bench.augment_bench import gpu_augment
 from fastft.bench.child import Arm, library
 from fastft.bench.harness import (
-    LIMIT,
     Contender,
     Findings,
     Options,
@@ -31,7 +30,7 @@ from fastft.bench.harness import (
 )
 from fastft.bench.peers import AUGMENT
 from fastft.cost.roofline import roofline_mfu
-from fastft.machine.gpus import Gpu, find_gpu, measure_matmul_flops, peak_flops
+from fastft.machine.gpus import Gpu, find_gpu, peak_flops
 from fastft.model import Arch, build_classifier, count_flops
 from fastft.model.arch import load_open_clip_arch
 from fastft.model.attention import BF16_NATIVE
@@ -45,7 +44,6 @@ from fastft.train.step import Step, StepChoice
 CLASSES, SMOOTHING, LR, LAYER_DECAY, WEIGHT_DECAY, EMA_DECAY = 1000, 0.1, 6e-4, 0.6, 0.05, 0.9998
 ARCHS = {"B": "ViT-B-16-quickgelu", "L": "ViT-L-14-quickgelu"}
 HALF = "fastft, lower half frozen"
-LIMIT_HALF = f"{LIMIT}, lower half frozen"
 
 
 @dataclass(frozen=True)
@@ -89,11 +87,11 @@ def _measure_case(options: Options, case: Case) -> Findings:
         "model": case.model, "size": case.size, "batch": case.batch, "dtype": case.dtype,
         "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {options.threads} threads",
     }  # fmt: skip
-    whole = [who for who in (*rounds.trials, *rounds.skipped) if who not in (HALF, LIMIT_HALF)]
+    whole = [who for who in (*rounds.trials, *rounds.skipped) if who != HALF]
     yield measure("Training step", rounds, "step", per_second, "images/s", setting, only=whole)
     yield measure(
         "Training step, lower half frozen", rounds, "step", per_second, "images/s", setting,
-        only=[HALF, "timm", LIMIT_HALF], rename={HALF: "fastft", LIMIT_HALF: LIMIT},
+        only=[HALF, "timm"], rename={HALF: "fastft"},
     )  # fmt: skip
     yield from _mfu(rounds, setting, case)
     if on_gpu:
@@ -134,12 +132,11 @@ def _mfu(rounds: Rounds, setting: dict[str, Any], case: Case) -> Findings:
     gpu: dict[str, Any] = {} if setting["device"].startswith("CPU") else {"gpu": setting["device"]}
     role: dict[str, Any] = {"role": "mfu"} if gpu and (case.letter, case.size) == ("B", 224) else {}
     given = {**setting, **gpu, "peak TFLOP/s": round(peak / 1e12, 3)}
-    trained = [who for who in (*rounds.trials, *rounds.skipped) if not who.startswith(LIMIT)]
 
     def share(trial: Trial) -> float:
         return trial["count"] * trial["flops"] / trial["wall"] / peak
 
-    found = measure("Training step, MFU", rounds, "step", share, "share", given, only=trained, **role)
+    found = measure("Training step, MFU", rounds, "step", share, "share", given, **role)
     card = find_gpu(setting["device"])
     if card is not None and case.dtype != "fp32":
         found["contenders"].append(modelled_mfu(case, card))
@@ -162,19 +159,10 @@ def step_contenders(options: Options, arguments: dict[str, Any]) -> list[Contend
         "fastft": [
             Contender("fastft", ours, arguments),
             Contender(HALF, ours, {**arguments, "half": True}),
-            *([] if torch.cuda.is_available() else _limits(arguments)),  # of a GPU: the MFU
         ],
         "timm": [Contender("timm", timm_step, arguments)],
         "open_clip": [Contender("open_clip tower", open_clip_step, arguments)],
     })  # fmt: skip
-
-
-def _limits(arguments: dict[str, Any]) -> list[Contender]:
-    how = "its FLOPs at the rate of a large matrix product"
-    return [
-        Contender(LIMIT, step_limit, arguments, how),
-        Contender(LIMIT_HALF, step_limit, {**arguments, "half": True}, how),
-    ]
 
 
 # in the contender's process ------------------------------------------------------------------------------------------
@@ -236,20 +224,6 @@ def arm(step: Callable[[], object], batch: int, steps: int, flops: float, dtype:
 def step_flops(arch: Arch, half: bool = False) -> float:
     """Training FLOPs of an image; half: only the upper half of the blocks trains."""
     return count_flops(arch, CLASSES, frozen_blocks=arch.layers // 2 if half else 0).train
-
-
-def step_limit(
-    letter: str, size: int, batch: int, steps: int, dtype: str, half: bool = False
-) -> dict[str, Arm]:
-    """The step's FLOPs at the rate of a large matrix product on all cores of the CPU."""
-    flops, number = step_flops(shape(letter, size), half), steps * batch
-    kind = torch.float32 if dtype == "fp32" else torch.bfloat16
-
-    def run() -> dict[str, float]:
-        seconds = number * flops / measure_matmul_flops(kind)
-        return {"count": number, "wall": seconds, "flops": flops, "peak": 0.0}
-
-    return {"step": run}
 
 
 def ours(letter: str, size: int, batch: int, steps: int, dtype: str, half: bool = False) -> dict[str, Arm]:

@@ -179,7 +179,6 @@ def describe_machine() -> dict[str, Any]:
     return {
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
-        "hardware_threads": "two to a core" if _smt() else "one to a core, as this system reports it",
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "os": platform.platform(terse=True),
@@ -187,13 +186,6 @@ def describe_machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "versions": ", ".join(f"{name} {version}" for name in LIBRARIES if (version := _version(name))),
     }
-
-
-def _smt() -> bool:
-    try:
-        return Path("/sys/devices/system/cpu/smt/active").read_text().strip() == "1"
-    except OSError:
-        return False
 
 
 def _version(package: str) -> str | None:

@@ -19,16 +19,8 @@ def render_bench(document: dict[str, Any], name: str) -> str:
     for title, group in groupby(document["measures"], key=lambda m: m["name"]):
         measures = [measure_view(m) for m in group]
         groups.append({"title": title, "chart": scaling_chart(measures), "measures": measures})
-    return render_page(
-        "bench.html",
-        title="Benchmark",
-        name=name,
-        groups=groups,
-        date=document.get("date", ""),
-        command=document.get("command", ""),
-        machine=document.get("machine", {}),
-        notes=document.get("notes", []),
-    )
+    about = {"date": "", "command": "", "machine": {}, "notes": []} | document
+    return render_page("bench.html", title="Benchmark", name=name, groups=groups, about=about)
 
 
 def measure_view(measure: dict[str, Any]) -> dict[str, Any]:

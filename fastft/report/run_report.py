@@ -1,6 +1,6 @@
 """`fastft report RUN`: one HTML page for a run directory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,8 +16,7 @@ from fastft.recipe.recipe_file import RECIPES
 from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.class_section import confusion_picture, reliability_chart
 from fastft.report.page import percent, render_page
-from fastft.report.run_cost import run_cost
-from fastft.report.time_split import profiled, time_split
+from fastft.report.run_times import profiled, run_cost, time_split
 from fastft.run.evaluations import WEIGHTS, best_line, headline_top1, standard_error
 from fastft.run.run_directory import Run
 
@@ -115,7 +114,8 @@ def _summary(path: str) -> dict[str, Any] | None:
 
 def headline(run: Run) -> list[dict[str, str]]:
     """The figures at the top: label, value, and the note below."""
-    return [*_accuracy_figures(run), *_speed_figures(run)]
+    figures = [*_accuracy_figures(run), *_speed_figures(run)]
+    return [dict(zip(("label", "value", "below"), figure, strict=True)) for figure in figures]
 
 
 def machine_line(run: Run) -> str:
@@ -130,55 +130,30 @@ def machine_line(run: Run) -> str:
     return ", ".join(filter(None, words))
 
 
-def _accuracy_figures(run: Run) -> list[dict[str, str]]:
+def _accuracy_figures(run: Run) -> Iterator[tuple[str, str, str]]:
+    before, then = run.baseline.get("raw_top1"), "nothing else was evaluated"
+    if run.evaluations:
+        used, weights = _used_evaluation(run)
+        top1 = used[f"{weights}_top1"]
+        error = standard_error(top1, used["raw_samples" if "raw_samples" in used else "ema_samples"])
+        taken = "; used by predict, eval and export" if run.weights else ""
+        below = f"epoch {used['epoch']}, standard error {error:.2f}{taken}"
+        yield f"{WEIGHTS[weights]} top-1", f"{top1:.2f} %", below
+        for label, entry in ((BEST, best_line(run.evaluations)), ("last epoch", run.evaluations[-1])):
+            shown = [f"{n} {entry[f'{w}_top1']:.2f} %" for w, n in WEIGHTS.items() if f"{w}_top1" in entry]
+            yield f"{label}, {entry['epoch']}", f"{headline_top1(entry):.2f} %", ", ".join(shown)
+        then = "" if before is None else f"fine-tuning {top1 - before:+.2f}"
+    if before is not None:  # the accuracy of the head before fine-tuning
+        yield "frozen-tower baseline", f"{before:.2f} %", f"ridge regression; {then}"
     if not run.evaluations:
-        return _baseline_figure(run, None)
-    used, weights = _used_evaluation(run)
-    top1 = used[f"{weights}_top1"]
-    samples = used["raw_samples" if "raw_samples" in used else "ema_samples"]
-    error = standard_error(top1, samples)
-    taken = "; used by predict, eval and export" if run.weights else ""
-    figures = [
-        _figure(
-            f"{WEIGHTS[weights]} top-1",
-            f"{top1:.2f} %",
-            f"epoch {used['epoch']}, standard error {error:.2f}{taken}",
-        )
-    ]
-    best, last = best_line(run.evaluations), run.evaluations[-1]
-    for label, entry in ((BEST, best), ("last epoch", last)):
-        shown = [f"{name} {entry[f'{w}_top1']:.2f} %" for w, name in WEIGHTS.items() if f"{w}_top1" in entry]
-        figures.append(
-            _figure(f"{label}, {entry['epoch']}", f"{headline_top1(entry):.2f} %", ", ".join(shown))
-        )
-    figures += _baseline_figure(run, top1)
+        return
     if f"{weights}_balanced_accuracy" in used:
-        figures.append(
-            _figure(
-                "balanced accuracy",
-                f"{used[f'{weights}_balanced_accuracy']:.2f} %",
-                f"macro F1 {used[f'{weights}_macro_f1']:.2f} %, calibration error {used[f'{weights}_ece']:.1f} %",
-            )
-        )
+        f1, ece = used[f"{weights}_macro_f1"], used[f"{weights}_ece"]
+        balanced = f"{used[f'{weights}_balanced_accuracy']:.2f} %"
+        yield "balanced accuracy", balanced, f"macro F1 {f1:.2f} %, calibration error {ece:.1f} %"
     expected = run.recipe.about.top1
     if expected is not None and run.on_imagenet:
-        figures.append(
-            _figure(
-                "expected",
-                f"{expected:g} %",
-                f"{top1 - expected:+.2f} against {run.recipe.about.source}",
-            )
-        )
-    return figures
-
-
-def _baseline_figure(run: Run, top1: float | None) -> list[dict[str, str]]:
-    """The accuracy of the head before fine-tuning, if the run has it. top1: after fine-tuning."""
-    before = run.baseline.get("raw_top1")
-    if before is None:
-        return []
-    then = "nothing else was evaluated" if top1 is None else f"fine-tuning {top1 - before:+.2f}"
-    return [_figure("frozen-tower baseline", f"{before:.2f} %", f"ridge regression; {then}")]
+        yield "expected", f"{expected:g} %", f"{top1 - expected:+.2f} against {run.recipe.about.source}"
 
 
 def _used_evaluation(run: Run) -> tuple[Mapping[str, Any], str]:
@@ -190,28 +165,19 @@ def _used_evaluation(run: Run) -> tuple[Mapping[str, Any], str]:
     return best, "ema" if "ema_top1" in best else "raw"
 
 
-def _speed_figures(run: Run) -> list[dict[str, str]]:
+def _speed_figures(run: Run) -> Iterator[tuple[str, str, str]]:
     if not run.intervals:
-        return []
+        return
     rate = median(i["images_per_second"] for i in run.intervals)
     mfus = [i["mfu"] for i in run.intervals if i["mfu"] is not None]
-    wait = median(i["wait_share"] for i in run.intervals)
-    return [
-        _figure(
-            "images/s",
-            f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}",
-            f"median; {percent(wait)} of the time waiting for data",
-        ),
-        _figure(
-            "MFU",
-            percent(median(mfus)) if mfus else "unknown",
-            "median" if mfus else "no peak known for the device",
-        ),
-    ]
-
-
-def _figure(label: str, value: str, below: str) -> dict[str, str]:
-    return {"label": label, "value": value, "below": below}
+    wait = percent(median(i["wait_share"] for i in run.intervals))
+    shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
+    yield "images/s", shown, f"median; {wait} of the time waiting for data"
+    yield (
+        ("MFU", percent(median(mfus)), "median")
+        if mfus
+        else ("MFU", "unknown", "no peak known for the device")
+    )
 
 
 def _state(run: Run) -> str:
@@ -239,7 +205,9 @@ def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
     validation = [*_evaluated(run, "raw_loss", "raw", "raw"), *_evaluated(run, "ema_loss", "EMA", "ema")]
     smoothing = f"cross-entropy, label smoothing {run.recipe.optim.label_smoothing:g}, augmented"
     lr = _logged(run, "lr", "lr", "own")
-    epochs = _epochs(run)
+    # the whole schedule, so that all charts of a page align
+    epochs = (0, run.recipe.schedule.epochs)
+    marks = _best_mark(run)
     return [
         Chart(
             "Top-1",
@@ -247,9 +215,8 @@ def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
             "% of validation images",
             per_epoch,
             "top",
-            False,
-            2,
-            _best_mark(run),
+            decimals=2,
+            marks=marks,
             x_range=epochs,
         ),
         Chart("Validation loss", EPOCHS, "cross-entropy", validation, "bottom", x_range=epochs),
@@ -258,25 +225,17 @@ def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
     ]
 
 
-def _epochs(run: Run) -> tuple[float, float]:
-    """The x range: the whole schedule, so that all charts of a page align."""
-    return 0, run.recipe.schedule.epochs
-
-
 def speed_charts(run: Run) -> list[Chart]:
-    mfu = [dict(i, mfu=100 * i["mfu"]) for i in run.intervals if i["mfu"] is not None]
-    wait = [dict(i, wait=100 * i["wait_share"]) for i in run.intervals]
-
-    def chart(title: str, unit: str, series: list[Series], decimals: int) -> Chart:
-        return Chart(title, EPOCHS, unit, series, from_zero=True, decimals=decimals, x_range=_epochs(run))
+    def chart(title: str, unit: str, key: str, name: str, decimals: int, scale: float = 1) -> Chart:
+        lines = [{**i, key: scale * i[key]} for i in run.intervals if i[key] is not None]
+        series, epochs = _lines(run, lines, key, name, "own"), (0, run.recipe.schedule.epochs)
+        return Chart(title, EPOCHS, unit, series, from_zero=True, decimals=decimals, x_range=epochs)
 
     return [
-        chart(
-            "Throughput", "images/s, all processes", _logged(run, "images_per_second", "images/s", "own"), 1
-        ),
-        chart("MFU", "% of the device's peak", _lines(run, mfu, "mfu", "MFU", "own"), 1),
-        chart("Waiting for data", "% of wall time", _lines(run, wait, "wait", "wait", "own"), 2),
-        chart("Memory", "GiB, peak of one process", _logged(run, "memory_gib", "memory", "own"), 2),
+        chart("Throughput", "images/s, all processes", "images_per_second", "images/s", 1),
+        chart("MFU", "% of the device's peak", "mfu", "MFU", 1, 100),
+        chart("Waiting for data", "% of wall time", "wait_share", "wait", 2, 100),
+        chart("Memory", "GiB, peak of one process", "memory_gib", "memory", 2),
     ]
 
 

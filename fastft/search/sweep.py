@@ -1,18 +1,39 @@
-"""Train the rows of sweeps; a training that fails is reported and the others are continued."""
+"""Train the rows of sweeps, and report them in the paper's layout: terminal, Markdown, JSON, charts.
+
+A training that fails is reported and the others are continued.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from beton_tools.base.console import compact_table, markdown_table, print_table
 from beton_tools.base.errors import UserError
 from fastft.photos.prepare import line_printer, prepare_overrides
 from fastft.recipe import load_recipe
 from fastft.recipe.tables import Sweep
-from fastft.search.results import Outcome, read_result
+from fastft.report.charts import Chart, Series
+from fastft.search.results import WRITTEN, Outcome, Score, read_result, write_results
 from fastft.search.runs import PlannedRun, plan_runs, train_run
-from fastft.search.sweep_report import print_report, write_report
 from fastft.train.distributed import World, find_world
+
+COLUMNS = ("paper", "ours", "diff", "best EMA", "last EMA", "best raw", "last raw")
+NOTE = (
+    "Top-1 in percent. 'Ours' is the best epoch of the EMA (of the raw model where the paper has no EMA), "
+    "chosen on the validation images as in the paper. ± is the binomial standard error, @ the epoch from 0."
+)
+SHIFT = 0.06  # horizontal offset between series of a table, so that error bars do not overlap
+STYLES = (
+    "accent",
+    "ema",
+    "peer-2",
+    "peer-3",
+    "peer-4",
+)  # of series, in rotation; the paper's points are rings
+CURVES = {"ema": "w EMA", "raw": "w/o EMA"}  # as the paper's Figure 2 names them
+TOP1 = "top-1 (%)"
 
 
 def run_sweeps(
@@ -65,3 +86,113 @@ def _report(
     if world.is_main:
         write_report(sweep, outcomes, out / sweep.name)
     return outcomes
+
+
+def write_report(sweep: Sweep, outcomes: Sequence[Outcome], folder: Path) -> None:
+    """Write table.md (the paper's table with ours below, then all figures of every row), results.json and plot.svg."""
+    title = f"{sweep.title} ({sweep.source})"
+    details = [[o.row.title, *_cells(o), f"`{o.run.folder.name}`"] for o in outcomes]
+    parts = [_grid(sweep, outcomes), NOTE, markdown_table(["row", *COLUMNS, "run"], details)]
+    failed = [f"- {o.row.title}: {o.error}" for o in outcomes if o.error]
+    if failed:
+        parts.append("Failed:\n\n" + "\n".join(failed))
+    document = {
+        "name": sweep.name, "title": sweep.title, "source": sweep.source,
+        "rows": [_json_row(sweep, o) for o in outcomes],
+    }  # fmt: skip
+    charts = [_epochs(o) for o in outcomes] if sweep.plot == "epochs" else [_labels(sweep, outcomes, title)]
+    write_results(folder, title, parts, document, charts)
+
+
+def print_report(sweep: Sweep, outcomes: Sequence[Outcome], folder: Path, console: Console) -> None:
+    rows = ([outcome.row.title, *_cells(outcome)] for outcome in outcomes)
+    print_table(compact_table(f"{sweep.title} ({sweep.source})", ["row", *COLUMNS], rows), console)
+    for outcome in outcomes:
+        if outcome.error:
+            console.print(f"{outcome.row.title}: {outcome.error}", style="red", highlight=False, markup=False)
+    console.print(f"written: {folder}/{', '.join(WRITTEN)}", highlight=False)
+
+
+def _grid(sweep: Sweep, outcomes: Sequence[Outcome]) -> str:
+    cells = {(o.row.series, o.row.label): o for o in outcomes}
+    lines = []
+    for series in sweep.series:
+        row = [cells.get((series, label)) for label in sweep.labels]
+        paper = ("" if o is None else as_published(o.row.paper) for o in row)
+        lines.append([f"{series} paper".strip(), *paper])
+        lines.append([f"{series} ours".strip(), *("" if o is None else _score(o.ours) for o in row)])
+    return markdown_table(["", *sweep.labels], lines)
+
+
+def _cells(outcome: Outcome) -> list[str]:
+    difference = "-" if outcome.difference is None else f"{outcome.difference:+.2f}"
+    cells = [as_published(outcome.row.paper), "failed" if outcome.error else _score(outcome.ours), difference]
+    for weights in ("ema", "raw"):
+        best, last = outcome.best(weights), outcome.last(weights)
+        cells.append("-" if best is None else f"{best.top1:.2f} @{best.epoch}")
+        cells.append("-" if last is None else f"{last.top1:.2f}")
+    return cells
+
+
+def as_published(top1: float | None) -> str:
+    """A figure with one decimal, or two if the paper gives two; "-" if it gives none."""
+    if top1 is None:
+        return "-"
+    return f"{top1:.1f}" if round(top1, 1) == top1 else f"{top1:.2f}"
+
+
+def _score(score: Score | None) -> str:
+    return "-" if score is None else f"{score.top1:.2f}±{score.standard_error:.2f}"
+
+
+def _json_row(sweep: Sweep, outcome: Outcome) -> dict[str, Any]:
+    row = outcome.row
+    scores = {"ours": outcome.ours}
+    for weights in ("ema", "raw"):
+        scores |= {f"best_{weights}": outcome.best(weights), f"last_{weights}": outcome.last(weights)}
+    return {
+        "label": row.label, "series": row.series, "recipe": sweep.reference(row), "run": str(outcome.run.folder),
+        "number": row.number, "paper": row.paper, "difference": outcome.difference, "error": outcome.error,
+        **{name: score and vars(score) for name, score in scores.items()},
+    }  # fmt: skip
+
+
+def _labels(sweep: Sweep, outcomes: Sequence[Outcome], title: str) -> Chart:
+    """The paper's and our figure of every label; rows without a result have the paper's point only."""
+    line = "" if sweep.plot == "lines" else " points"
+    lines = []
+    for k, series in enumerate(sweep.series):
+        style, shift = STYLES[k % len(STYLES)], SHIFT * (k - (len(sweep.series) - 1) / 2)
+        cells = [(sweep.labels.index(o.row.label) + shift, o) for o in outcomes if o.row.series == series]
+        paper = [(x, o.row.paper) for x, o in cells if o.row.paper is not None]
+        ours = [(x, o.ours) for x, o in cells if o.ours]
+        low, high = ([s.top1 + sign * s.standard_error for _, s in ours] for sign in (-1, 1))
+        lines += [
+            Series(
+                f"{series} paper".strip(),
+                f"{style} hollow{line}",
+                [x for x, _ in paper],
+                [y for _, y in paper],
+            ),
+            Series(
+                f"{series} ours".strip(),
+                style + line,
+                [x for x, _ in ours],
+                [s.top1 for _, s in ours],
+                low,
+                high,
+            ),
+        ]
+    return Chart(title, "", TOP1, lines, x_names=sweep.labels)
+
+
+def _epochs(outcome: Outcome) -> Chart:
+    """Our accuracy over the epochs, and the paper's best."""
+    lines = []
+    for weights, name in CURVES.items():
+        curve = outcome.curve(weights)
+        lines.append(Series(f"{name}, ours", weights, [s.epoch for s in curve], [s.top1 for s in curve]))
+    paper, last = outcome.row.paper, outcome.run.recipe.epochs - 1
+    if paper is not None:
+        lines.append(Series(f"best, paper {paper:g}", "own reference", [0, last], [paper, paper]))
+    return Chart(outcome.row.title, "epoch", TOP1, lines, "top")

@@ -16,8 +16,8 @@ from fastft.cost.published import reference_of
 from fastft.evaluate.assessment import Assessment, Mistakes, find_mistakes, report_classes, thumbnail
 from fastft.evaluate.output import print_evaluation
 from fastft.report.class_section import reliability_chart
-from fastft.report.run_cost import run_cost, training_seconds
 from fastft.report.run_report import accuracy_charts, headline, machine_line, recipe_diff, render_run
+from fastft.report.run_times import run_cost, training_seconds
 from fastft.run.calibration import Calibration, Reliability
 from fastft.run.metrics import Predictions
 from fastft.run.run_directory import load_run

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from fastft.report.run_cost import run_cost
 from fastft.report.run_report import render_run
-from fastft.report.time_split import part_seconds, time_split
+from fastft.report.run_times import part_seconds, run_cost, time_split
 from fastft.run.run_directory import Run, load_run
 from tests.written import CHECKPOINT, EVALUATION, LOADER, STEPS, STEPS_PER_EPOCH, split_of, write_run
 

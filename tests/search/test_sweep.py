@@ -17,8 +17,8 @@ from fastft.run.run_directory import read_metrics
 from fastft.search import load_sweep, open_sweep, plan_runs, price_sweeps, run_sweeps
 from fastft.search.results import Outcome, read_result
 from fastft.search.runs import run_key
+from fastft.search.sweep import print_report
 from fastft.search.sweep_price import recipe_hours, total_hours
-from fastft.search.sweep_report import print_report
 
 TABLES, FINAL = Path("rcp/tables"), Path("rcp/final_b16.yaml")
 

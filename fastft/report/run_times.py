@@ -1,0 +1,173 @@
+"""Numbers of a run from its log: cost so far and at its end, and where the time went.
+
+The time split is summed over the 'train' lines, so that interruptions do not distort it. The 'split' lines are not used: each
+covers only the process that ended its epoch.
+"""
+
+import json
+from contextlib import suppress
+from itertools import accumulate
+from statistics import median
+from typing import Any
+
+from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import read_user_text
+from fastft.cost.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, diagnose, loader_needs, shares
+from fastft.cost.work import phase_flops
+from fastft.model.phases import find_phases
+from fastft.model.recipe_model import recipe_arch
+from fastft.run.run_directory import Line, Run
+from fastft.train import profile
+
+MOST_OPERATIONS = 10
+MAX_PROFILE_BYTES = 16 << 20
+
+
+def run_cost(run: Run, gpus: int | None, price: float | None) -> dict[str, Any] | None:
+    """Device-hours and money; None if nothing is logged yet.
+
+    Keys: device, devices, devices_known, price, rows. A row: what, wall_seconds, hours (of all devices),
+    money, extrapolated. Start is the wait for a process's first batch; it and checkpoints count where
+    the log tells them apart. What a process does before that is not logged.
+    """
+    if not run.intervals:
+        return None
+    world = run.machine.get("world_size")
+    devices = int(gpus or world or 1)
+    parts = {
+        "start": sum(map(start_seconds, run.intervals)),
+        "training": sum(training_seconds(run)),
+        "evaluation": sum(e["seconds"] for e in run.evaluations),
+        "checkpoints": sum(c["seconds"] for c in run.checkpoints),
+    }
+    parts = {name: seconds for name, seconds in parts.items() if seconds}
+    so_far = sum(parts.values())
+    rows = [_row(name, seconds, devices, price) for name, seconds in parts.items()]
+    rows.append(_row("so far", so_far, devices, price))
+    if (left := seconds_left(run)) > 0:
+        rows.append(_row("at the end", so_far + left, devices, price, extrapolated=True))
+    device, known = run.machine.get("device", "device"), gpus is not None or world is not None
+    return {"device": device, "devices": devices, "devices_known": known, "price": price, "rows": rows}
+
+
+def training_seconds(run: Run) -> list[float]:
+    """Seconds of every logged interval: images over rate, which excludes the start."""
+    batch = run.recipe.optim.batch_size
+    return [
+        steps * batch / i["images_per_second"]
+        for steps, i in zip(run.interval_steps, run.intervals, strict=True)
+    ]
+
+
+def start_seconds(interval: Line) -> float:
+    return float(interval.get("split", {}).get("start", 0.0))
+
+
+def seconds_left(run: Run) -> float:
+    """Estimated seconds of the remaining steps and evaluations, at the median pace so far.
+
+    Where image size or patch dropout change, the pace is that of FLOPs.
+    """
+    phases = phase_work(run)
+    done = [
+        n * next((work for end, work in phases if i["step"] <= end), phases[-1][1])
+        for i, n in zip(run.intervals, run.interval_steps, strict=True)
+    ]
+    pace = median(s / w for s, w in zip(training_seconds(run), done, strict=True))
+    starts = [0, *(end for end, _ in phases)]
+    remaining = (
+        max(0, end - max(start, run.steps)) * work for start, (end, work) in zip(starts, phases, strict=False)
+    )
+    training = pace * sum(remaining)
+    if not run.evaluations:
+        return training
+    left = run.recipe.evaluations - len(run.evaluations)
+    return training + max(0, left) * median(e["seconds"] for e in run.evaluations)
+
+
+def phase_work(run: Run) -> list[tuple[int, float]]:
+    """(last step, work of a step relative to the first one's) of every phase."""
+    try:
+        arch = recipe_arch(run.recipe)
+        flops = [(p.epochs, phase_flops(run.recipe, arch, p).train) for p in find_phases(run.recipe, arch)]
+    except UserError:  # the architecture's file is not on this machine
+        flops = [(run.recipe.epochs, 1.0)]
+    ends = accumulate(epochs * run.steps_per_epoch for epochs, _ in flops)
+    return [(end, f / flops[0][1]) for end, (_, f) in zip(ends, flops, strict=True)]
+
+
+def _row(
+    what: str, seconds: float, devices: int, price: float | None, extrapolated: bool = False
+) -> dict[str, Any]:
+    hours = seconds * devices / 3600
+    money = None if price is None else hours * price
+    return {
+        "what": what,
+        "wall_seconds": seconds,
+        "hours": hours,
+        "money": money,
+        "extrapolated": extrapolated,
+    }
+
+
+def time_split(run: Run) -> dict[str, Any] | None:
+    """Parts of the loop and the loader, bottleneck, and loader needs of GPUs; None if no interval has a split.
+
+    Keys: loop, loader (rows as `shares` gives them), diagnosis, per_core (images/s of one core of the loader),
+    counts (of GPUs), needs (as `loader_needs` gives them; empty without the architecture's file).
+    """
+    seconds = part_seconds(run)
+    if not seconds:
+        return None
+    # the log covers one process's threads; on a GPU, augment and copy run on the device
+    on_gpu = run.machine.get("device_type") == "cuda"
+    busy = seconds["decode"] + (0.0 if on_gpu else seconds["augment"])
+    per_core = images_of_process(run) / busy if busy else None
+    needs: list[dict[str, Any]] = []
+    with suppress(UserError):  # the architecture's file is not on this machine
+        needs = loader_needs(run.recipe, per_core)
+    return {
+        "loop": shares(seconds, LOOP_PARTS),
+        "loader": shares(seconds, LOADER_PARTS),
+        "diagnosis": diagnose(seconds),
+        "per_core": per_core,
+        "counts": GPU_COUNTS,
+        "needs": needs,
+    }
+
+
+def part_seconds(run: Run) -> dict[str, float]:
+    """Seconds of the logging process by part of the loop and of the loader; empty if no interval has a split."""
+    splits = [interval["split"] for interval in run.intervals if interval.get("split")]
+    if not splits:
+        return {}
+    seconds = {part: sum(s.get(part, 0.0) for s in splits) for part in LOOP_PARTS + LOADER_PARTS}
+    seconds["eval"] = sum(e["seconds"] for e in run.evaluations)
+    seconds["checkpoint"] = sum(c["seconds"] for c in run.checkpoints)
+    return seconds
+
+
+def images_of_process(run: Run) -> float:
+    """Images of the logging process in the intervals that have a split, at the world size of the last start before each."""
+    images = 0.0
+    for interval, steps in zip(run.intervals, run.interval_steps, strict=True):
+        if interval.get("split"):
+            worlds = [s.get("world_size", 1) for s in run.starts if s["step"] < interval["step"]]
+            images += steps * run.recipe.optim.batch_size / int(worlds[-1] if worlds else 1)
+    return images
+
+
+def profiled(run: Run) -> dict[str, Any] | None:
+    """The profile of some steps (`train.profile`): steps, rows (name, calls, seconds, share) of the longest operations, and the
+    files to link. None without one.
+    """
+    folder = run.folder / profile.FOLDER
+    if not (folder / profile.OPERATIONS).is_file():
+        return None
+    found = json.loads(
+        read_user_text(folder / profile.OPERATIONS, MAX_PROFILE_BYTES, "a profile of fastft train")
+    )
+    total = sum(row["seconds"] for row in found["operations"]) or 1.0
+    rows = [row | {"share": row["seconds"] / total} for row in found["operations"][:MOST_OPERATIONS]]
+    files = [name for name in (profile.TRACE, profile.MEMORY) if (folder / name).is_file()]
+    return {"steps": found["steps"], "rows": rows, "files": [f"{profile.FOLDER}/{name}" for name in files]}
