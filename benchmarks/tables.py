@@ -41,7 +41,7 @@ from fastft.cost.traffic import KERNELS, trace_image, traffic_key
 from fastft.cost.work import count_parameters
 from fastft.machine.gpus import GPUS, MAIN_GPUS
 from fastft.model import count_flops, load_arch
-from fastft.model.phases import find_phases, with_phase
+from fastft.model.recipe_model import find_phases, with_phase
 from fastft.model.timm_arch import pretrained_cfg
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.automatic import LARGE, paper_recipe

@@ -3,6 +3,7 @@
 Names are imported when first used, because some of their modules compile code or import torch.
 """
 
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -29,30 +30,17 @@ if TYPE_CHECKING:
     ) -> tuple[int, int, int, int]: ...  # njit hides the types of resize's
 
 
-_MODULES = {
-    "AugmentPolicy": "policies",
-    "CpuAugment": "cpu",
-    "CudaAugment": "cuda",
-    "Mixer": "mix",
-    "PLAN_DTYPE": "plan",
-    "apply_argument": "ops_image",
-    "apply_op": "ops_image",
-    "describe_policy": "describe",
-    "describe_row": "describe",
-    "draw_plan": "draw",
-    "eval_plan": "draw",
-    "level_argument": "levels",
-    "parse_policy": "policies",
-    "plan_to_json": "describe",
-    "resized_crop": "resize",
-    "source_region": "resize",
-    "source_regions": "resize",
-}
-
-__all__ = [*_MODULES]
+__all__ = [
+    "PLAN_DTYPE", "AugmentPolicy", "CpuAugment", "CudaAugment", "Mixer", "apply_argument", "apply_op", "describe_policy",
+    "describe_row", "draw_plan", "eval_plan", "level_argument", "parse_policy", "plan_to_json", "resized_crop", "source_region",
+    "source_regions",
+]  # fmt: skip
+# in the order in which a name is looked for, the light ones first
+_MODULES = ("policies", "plan", "describe", "levels", "draw", "resize", "ops_image", "cpu", "mix", "cuda")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    for module in _MODULES if name in __all__ else ():
+        with suppress(AttributeError):
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -39,7 +39,6 @@ from fastft.augment.simd import copy, take
 COLOR, SHARPNESS = OP_ID["Color"], OP_ID["Sharpness"]
 GRAYSCALE, GAUSSIAN_BLUR = OP_ID["Grayscale"], OP_ID["GaussianBlur"]
 ENTRIES = 3 * BYTE_VALUES
-HISTOGRAMS = 4
 TILE = 16  # pixels: a tile of 16 x 16 touches 16 cache lines on either side
 ONE, TWO = np.uintp(1), np.uintp(2)  # unsigned indices: no test for Python's negative ones, vector code
 CLIP_FILL = (123, 117, 104)  # 255 x CLIP's mean, rounded: timm's fill for what geometric ops uncover
@@ -121,23 +120,6 @@ def look_up(source, tables, target):
             green[source[i + ONE]],
             blue[source[i + TWO]],
         )
-
-
-@njit(cache=True)
-def _look_up_bytes(source, tables, target):
-    """`look_up` of bytes, eight of which are stored at once: a processor stores about one value per cycle."""
-    step = np.uintp(24)  # bytes after which words and pixels begin together again
-    whole = np.uintp(source.size) // step * step
-    words = target[:whole].view(np.uint64)
-    for i in range(np.uintp(0), whole, step):
-        for w in range(np.uintp(3)):
-            word = np.uint64(0)
-            for k in range(np.uintp(8)):
-                j = np.uintp(8) * w + k
-                entry = tables[np.uintp(BYTE_VALUES) * (j % np.uintp(3)) + np.uintp(source[i + j])]
-                word |= np.uint64(entry) << (np.uint64(8) * k)
-            words[i // np.uintp(8) + w] = word
-    look_up(source[whole:], tables, target[whole:])
 
 
 @njit(cache=True)
@@ -231,7 +213,7 @@ def _blur(source, height, width, sigma, other, sums, target):
 @njit(cache=True)
 def op_scratch_size(height: int, width: int) -> int:
     """Bytes of scratch for any op on an image of that size."""
-    tables = ENTRIES * (1 + HISTOGRAMS * 4) + 2 * 64
+    tables = ENTRIES * (1 + 4) + 2 * 64
     blur = 3 * height * width + 12 * max(height, width) + 2 * 64
     return max(tables, blur, affine_scratch_size(height, width))
 

@@ -86,7 +86,7 @@ class AugmentPolicy:
 
     `crop` is "rrc" (random resized crop: share of area in `scale`, aspect in `ratio`) or "src" (DeiT
     III's simple crop: short side to the output size, reflect-padded by 4 pixels, random window). `mean`
-    and `std` are per channel in 0..1.
+    and `std` are per channel in 0..1. `crop_pct`: of evaluation, the centre crop's share of the resized short side.
 
     Raises:
         UserError: a value is out of range.
@@ -103,6 +103,7 @@ class AugmentPolicy:
     erase_count: int = 1
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    crop_pct: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("scale", "ratio", "mean", "std"):  # YAML gives lists
@@ -113,6 +114,7 @@ class AugmentPolicy:
         _in_range("hflip", self.hflip, 0, 1)
         _in_range("erase probability", self.erase_prob, 0, 1)
         _in_range("erase count", self.erase_count, 1, MAX_ERASE)
+        _in_range("crop_pct", self.crop_pct, 1e-3, 1)
         _ordered("scale", self.scale, 1.0)
         _ordered("ratio", self.ratio, math.inf)
         if (

@@ -23,6 +23,7 @@ def build_policy(recipe: Recipe) -> AugmentPolicy:
         interpolation=a.interpolation,
         mean=a.mean,
         std=a.std,
+        crop_pct=recipe.train.eval_crop_pct,
     )
 
 

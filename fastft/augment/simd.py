@@ -6,7 +6,8 @@ into vector code. They are written here in plain LLVM vector operations, which L
 SSE or NEON, whatever the machine has. CPU only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from inspect import Parameter, Signature
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,11 @@ from llvmlite import ir
 from numba import njit
 from numba.core import types
 from numba.core.datamodel.models import PrimitiveModel
-from numba.extending import intrinsic as _intrinsic
-from numba.extending import register_model
+from numba.extending import intrinsic, register_model
 
 from fastft.augment.ops import CUBIC, LINEAR
 
 LANES = 16
-
-intrinsic: Any = _intrinsic  # its stub would have callers pass the typing context
 
 _I8, _I32 = ir.IntType(8), ir.IntType(32)
 _BYTES, _INTS = ir.VectorType(_I8, LANES), ir.VectorType(_I32, LANES)
@@ -43,6 +41,28 @@ def _vector_type(name: str, vector: ir.VectorType) -> types.Type:
 
 
 _lanes = _vector_type("int32x16", _INTS)
+_ARRAY = types.Array  # stands for the type of any array
+
+
+def _vector_op(result: types.Type, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator: a function that compiled code can call, with these types, as whose code the decorated one builds LLVM's."""
+
+    def decorate(build: Callable[..., Any]) -> Any:
+        def type_call(typing_context: Any, *given: Any) -> Any:
+            wanted = zip(arguments, given, strict=True)
+            return result(*(own if fixed is _ARRAY else fixed for fixed, own in wanted)), generate
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            value = build(context, builder, signature, args)
+            return context.get_dummy_value() if value is None else value
+
+        names = ["typing_context", *(f"argument_{i}" for i in range(len(arguments)))]
+        parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        type_call.__name__, type_call.__doc__ = build.__name__, build.__doc__
+        type_call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # Numba counts the arguments by it
+        return intrinsic(type_call)
+
+    return decorate
 
 
 def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
@@ -58,63 +78,41 @@ def _spread(builder: Any, scalar: Any) -> Any:
     )
 
 
-@intrinsic
-def spread(typingctx: Any, value: Any) -> Any:
+@_vector_op(_lanes, types.int32)
+def spread(context, builder, signature, args):
     """int32 -> all sixteen lanes."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _spread(builder, args[0])
-
-    return _lanes(types.int32), codegen
+    return _spread(builder, args[0])
 
 
-@intrinsic
-def load_bytes(typingctx: Any, array: Any, index: Any) -> Any:
+@_vector_op(_lanes, _ARRAY, types.intp)
+def load_bytes(context, builder, signature, args):
     """array[index : index + 16] (uint8), widened to int32 lanes. Unchecked."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
-        return builder.zext(builder.load(pointer, align=1), _INTS)
-
-    return _lanes(array, types.intp), codegen
+    pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
+    return builder.zext(builder.load(pointer, align=1), _INTS)
 
 
-@intrinsic
-def copy_bytes(typingctx: Any, source: Any, start: Any, target: Any, begin: Any) -> Any:
+@_vector_op(types.void, _ARRAY, types.intp, _ARRAY, types.intp)
+def copy_bytes(context, builder, signature, args):
     """target[begin : begin + 16] = source[start : start + 16] (uint8). Unchecked."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = builder.load(_pointer(context, builder, signature.args[0], args[0], args[1]), align=1)
-        builder.store(value, _pointer(context, builder, signature.args[2], args[2], args[3]), align=1)
-        return context.get_dummy_value()
-
-    return types.void(source, types.intp, target, types.intp), codegen
+    value = builder.load(_pointer(context, builder, signature.args[0], args[0], args[1]), align=1)
+    builder.store(value, _pointer(context, builder, signature.args[2], args[2], args[3]), align=1)
 
 
-@intrinsic
-def multiply_add(typingctx: Any, total: Any, lanes: Any, factor: Any) -> Any:
+@_vector_op(_lanes, _lanes, _lanes, types.int32)
+def multiply_add(context, builder, signature, args):
     """total + lanes * factor, wrapping int32."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.add(args[0], builder.mul(args[1], _spread(builder, args[2])))
-
-    return _lanes(_lanes, _lanes, types.int32), codegen
+    return builder.add(args[0], builder.mul(args[1], _spread(builder, args[2])))
 
 
-@intrinsic
-def store_clipped(typingctx: Any, array: Any, index: Any, lanes: Any, shift: Any) -> Any:
+@_vector_op(types.void, _ARRAY, types.intp, _lanes, types.int32)
+def store_clipped(context, builder, signature, args):
     """array[index : index + 16] = clip(lanes >> shift, 0, 255). Unchecked."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = builder.ashr(args[2], _spread(builder, args[3]))
-        zero, top = ir.Constant(_INTS, [0] * LANES), ir.Constant(_INTS, [255] * LANES)
-        value = builder.select(builder.icmp_signed("<", value, zero), zero, value)
-        value = builder.select(builder.icmp_signed(">", value, top), top, value)
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
-        builder.store(builder.trunc(value, _BYTES), pointer, align=1)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, _lanes, types.int32), codegen
+    value = builder.ashr(args[2], _spread(builder, args[3]))
+    zero, top = ir.Constant(_INTS, [0] * LANES), ir.Constant(_INTS, [255] * LANES)
+    value = builder.select(builder.icmp_signed("<", value, zero), zero, value)
+    value = builder.select(builder.icmp_signed(">", value, top), top, value)
+    pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
+    builder.store(builder.trunc(value, _BYTES), pointer, align=1)
 
 
 def _interleave_halves(builder: Any, rows: list[Any]) -> list[Any]:
@@ -125,30 +123,22 @@ def _interleave_halves(builder: Any, rows: list[Any]) -> list[Any]:
     return [builder.shuffle_vector(a, b, mask) for a, b in pairs for mask in (low, high)]
 
 
-@intrinsic
-def transpose_bytes(
-    typingctx: Any, source: Any, start: Any, stride: Any, rows: Any, target: Any, begin: Any, pitch: Any
-) -> Any:
+@_vector_op(types.void, _ARRAY, types.intp, types.intp, types.intp, _ARRAY, types.intp, types.intp)
+def transpose_bytes(context, builder, signature, args):
     """target[begin + i*pitch + r] = source[start + min(r, rows-1)*stride + i] for i, r < 16. Unchecked."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, start, stride, rows, target, begin, pitch = args
-        last = builder.sub(rows, ir.Constant(rows.type, 1))
-        values = []
-        for r in range(LANES):
-            row = ir.Constant(rows.type, r)
-            row = builder.select(builder.icmp_signed("<", row, last), row, last)
-            index = builder.add(start, builder.mul(row, stride))
-            values.append(builder.load(_pointer(context, builder, signature.args[0], source, index), align=1))
-        for _ in range(4):
-            values = _interleave_halves(builder, values)
-        for i, value in enumerate(values):
-            index = builder.add(begin, builder.mul(ir.Constant(pitch.type, i), pitch))
-            builder.store(value, _pointer(context, builder, signature.args[4], target, index), align=1)
-        return context.get_dummy_value()
-
-    intp = types.intp
-    return types.void(source, intp, intp, intp, target, intp, intp), codegen
+    source, start, stride, rows, target, begin, pitch = args
+    last = builder.sub(rows, ir.Constant(rows.type, 1))
+    values = []
+    for r in range(LANES):
+        row = ir.Constant(rows.type, r)
+        row = builder.select(builder.icmp_signed("<", row, last), row, last)
+        index = builder.add(start, builder.mul(row, stride))
+        values.append(builder.load(_pointer(context, builder, signature.args[0], source, index), align=1))
+    for _ in range(4):
+        values = _interleave_halves(builder, values)
+    for i, value in enumerate(values):
+        index = builder.add(begin, builder.mul(ir.Constant(pitch.type, i), pitch))
+        builder.store(value, _pointer(context, builder, signature.args[4], target, index), align=1)
 
 
 # -- sixteen float32 lanes: four neighbouring pixels of three channels, and four bytes after them ----------------------
@@ -183,44 +173,33 @@ def _interpolators(powers: Sequence[Sequence[int]]) -> tuple[Any, Any]:
     """(columns, rows) for one kind of interpolation, whose weights are polynomials with the coefficients `powers`."""
     used = [any(power[k] for power in powers) for k in range(4)]
 
-    @intrinsic
-    def columns(typingctx: Any, pixels: Any, index: Any, pitch: Any, t: Any) -> Any:
+    @_vector_op(_floats, _ARRAY, types.intp, types.intp, types.float32)
+    def columns(context, builder, signature, args):
         """Interpolates at t (float32) between four rows of four pixels, `pitch` bytes apart, the first at pixels[index].
 
         Unchecked: the four bytes after the pixels of each row must be readable.
         """
+        pixels, index, pitch, t = args
+        weights, total = _weights(builder, powers, t), ir.Constant(_FLOATS, [0.0] * LANES)
+        for k in range(4):
+            if used[k]:
+                row = builder.load(_pointer(context, builder, signature.args[0], pixels, index), align=1)
+                row = builder.sitofp(builder.zext(row, _INTS), _FLOATS)
+                total = _fused(builder, row, _shuffle(builder, weights, [k] * LANES), total)
+            index = builder.add(index, pitch)
+        return total
 
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            pixels, index, pitch, t = args
-            weights, total = _weights(builder, powers, t), ir.Constant(_FLOATS, [0.0] * LANES)
-            for k in range(4):
-                if used[k]:
-                    row = builder.load(_pointer(context, builder, signature.args[0], pixels, index), align=1)
-                    row = builder.sitofp(builder.zext(row, _INTS), _FLOATS)
-                    total = _fused(builder, row, _shuffle(builder, weights, [k] * LANES), total)
-                index = builder.add(index, pitch)
-            return total
-
-        return _floats(pixels, types.intp, types.intp, types.float32), codegen
-
-    @intrinsic
-    def rows(typingctx: Any, pixels: Any, t: Any, target: Any, to: Any) -> Any:
+    @_vector_op(types.void, _floats, types.float32, _ARRAY, types.intp)
+    def rows(context, builder, signature, args):
         """target[to : to + 3] = interpolation at t (float32) between the four pixels. Overwrites target[to + 3]. Unchecked."""
-
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            pixels, t, target, to = args
-            weights = _shuffle(builder, _weights(builder, powers, t), [min(i // 3, 3) for i in range(LANES)])
-            total = builder.fmul(pixels, weights)
-            total = builder.fadd(total, _shuffle(builder, total, [(i + 6) % LANES for i in range(LANES)]))
-            total = builder.fadd(
-                _shuffle(builder, total, [0, 1, 2, 3]), _shuffle(builder, total, [3, 4, 5, 6])
-            )
-            data = context.make_array(signature.args[2])(context, builder, target).data
-            pointer = builder.bitcast(builder.gep(data, [to]), _FOUR_FLOATS.as_pointer())
-            builder.store(total, pointer, align=4)
-            return context.get_dummy_value()
-
-        return types.void(_floats, types.float32, target, types.intp), codegen
+        pixels, t, target, to = args
+        weights = _shuffle(builder, _weights(builder, powers, t), [min(i // 3, 3) for i in range(LANES)])
+        total = builder.fmul(pixels, weights)
+        total = builder.fadd(total, _shuffle(builder, total, [(i + 6) % LANES for i in range(LANES)]))
+        total = builder.fadd(_shuffle(builder, total, [0, 1, 2, 3]), _shuffle(builder, total, [3, 4, 5, 6]))
+        data = context.make_array(signature.args[2])(context, builder, target).data
+        pointer = builder.bitcast(builder.gep(data, [to]), _FOUR_FLOATS.as_pointer())
+        builder.store(total, pointer, align=4)
 
     return columns, rows
 
@@ -229,24 +208,20 @@ columns_cubic, rows_cubic = _interpolators(CUBIC)
 columns_linear, rows_linear = _interpolators(LINEAR)
 
 
-@intrinsic
-def is_flat(typingctx: Any, pixels: Any, index: Any, pitch: Any) -> Any:
+@_vector_op(types.boolean, _ARRAY, types.intp, types.intp)
+def is_flat(context, builder, signature, args):
     """True if 4 x 4 pixels are equal: four rows, `pitch` bytes apart, the first at pixels[index]. Unchecked."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pixels, index, pitch = args
-        first, unequal = None, ir.Constant(_BYTES, [0] * LANES)
-        for _ in range(4):
-            row = builder.load(_pointer(context, builder, signature.args[0], pixels, index), align=1)
-            first = first or _shuffle(builder, row, [i % 3 for i in range(LANES)])
-            unequal = builder.or_(unequal, builder.xor(row, first))
-            index = builder.add(index, pitch)
-        # four pixels are twelve bytes
-        unequal = _shuffle(builder, unequal, [min(i, 11) for i in range(LANES)])
-        bits = ir.IntType(8 * LANES)
-        return builder.icmp_unsigned("==", builder.bitcast(unequal, bits), bits(0))
-
-    return types.boolean(pixels, types.intp, types.intp), codegen
+    pixels, index, pitch = args
+    first, unequal = None, ir.Constant(_BYTES, [0] * LANES)
+    for _ in range(4):
+        row = builder.load(_pointer(context, builder, signature.args[0], pixels, index), align=1)
+        first = first or _shuffle(builder, row, [i % 3 for i in range(LANES)])
+        unequal = builder.or_(unequal, builder.xor(row, first))
+        index = builder.add(index, pitch)
+    # four pixels are twelve bytes
+    unequal = _shuffle(builder, unequal, [min(i, 11) for i in range(LANES)])
+    bits = ir.IntType(8 * LANES)
+    return builder.icmp_unsigned("==", builder.bitcast(unequal, bits), bits(0))
 
 
 # -- scratch memory: consecutive parts of a flat uint8 array, and copies between flat arrays ---------------------------

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from beton_tools.base.console import compact_table, print_table
 from fastft.cost.traffic import count_images, step_traffic
-from fastft.model.phases import find_phases, with_phase
+from fastft.model.recipe_model import find_phases, with_phase
 from fastft.recipe import Recipe
 
 PATHS = {"autocast": "autocast, fp32 residual", "half": "half-precision copy"}

@@ -7,8 +7,7 @@ from typing import Any
 from fastft.cost.roofline import known_mfus
 from fastft.cost.work import phase_flops
 from fastft.machine.gpus import GPUS, MAIN_GPUS
-from fastft.model.phases import find_phases
-from fastft.model.recipe_model import recipe_arch
+from fastft.model.recipe_model import find_phases, recipe_arch
 from fastft.recipe import Recipe
 
 # wall seconds of the training process, which add up; seconds of the loader's threads and streams, which overlap with them

@@ -13,8 +13,7 @@ from fastft.cost.price import predict
 from fastft.cost.work import phase_flops, recipe_flops, recipe_work
 from fastft.machine.gpus import GPUS
 from fastft.model import TowerArch
-from fastft.model.phases import find_phases
-from fastft.model.recipe_model import build_model, recipe_arch
+from fastft.model.recipe_model import build_model, find_phases, recipe_arch
 from fastft.optim import Group, WarmupCosine, layer_groups
 from fastft.optim.schedule import build_schedule, recipe_warnings
 from fastft.recipe import Recipe, differences, load_recipe

@@ -10,8 +10,7 @@ from fastft.cost.published import PublishedRun, slowest_run
 from fastft.cost.traffic import image_traffic
 from fastft.cost.work import recipe_flops
 from fastft.machine.gpus import GPUS, Gpu
-from fastft.model.phases import find_phases, with_phase
-from fastft.model.recipe_model import recipe_arch
+from fastft.model.recipe_model import find_phases, recipe_arch, with_phase
 from fastft.recipe import Recipe, load_recipe
 
 # Expected share of the roofline. An estimate: the roofline leaves out what a step loses besides (second passes of LayerNorm's

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fastft.model import Flops, TowerArch, count_flops, count_frozen_blocks
-from fastft.model.phases import Phase, find_phases
+from fastft.model.recipe_model import Phase, find_phases
 from fastft.recipe import Recipe
 from fastft.recipe.training_images import assumed_val_images
 

@@ -297,7 +297,7 @@ class EvalLoader(_BetonLoader):
     """Batches for evaluation: every sample exactly once at any world size, in the order of the file.
 
     Each rank reads a contiguous part of the samples; no sample is repeated to fill a batch. The short side is resized to
-    size / crop_pct, then the central size x size is cropped. Only the mean and std of `policy` are used. `num_samples`
+    size / crop_pct, then the central size x size is cropped. Only crop_pct, mean and std of `policy` are used. `num_samples`
     counts the samples of all ranks. indices: the samples to evaluate (default: all). The other arguments and the errors
     are those of `TrainLoader`.
     """
@@ -309,22 +309,21 @@ class EvalLoader(_BetonLoader):
         output: Output | int,
         *,
         batch_size: int,
-        crop_pct: float = 1.0,
         shard: Shard = Shard(),  # noqa: B008 - frozen
         indices: np.ndarray | None = None,
         workers: int | None = None,
         batches_ahead: int = 2,
         on_wait: Callable[[], None] = lambda: None,
     ) -> None:
-        colours = parse_policy(policy) if isinstance(policy, str) else policy
-        policy = AugmentPolicy("none", mean=colours.mean, std=colours.std)
+        policy = parse_policy(policy) if isinstance(policy, str) else policy
         super().__init__(
-            data, policy, output, batch=batch_size, workers=workers, batches_ahead=batches_ahead, on_wait=on_wait
+            data, replace(policy, augment="none"), output, batch=batch_size, workers=workers,
+            batches_ahead=batches_ahead, on_wait=on_wait,
         )  # fmt: skip
         if indices is None:
             indices = np.arange(self.betons.num_samples, dtype=np.int64)
         indices = _checked_indices(self.betons, indices)
-        self.num_samples, self.crop_pct = len(indices), crop_pct
+        self.num_samples = len(indices)
         self.share, self.first = eval_share(indices, shard)
         self._allocate()
 
@@ -334,7 +333,7 @@ class EvalLoader(_BetonLoader):
 
     def __iter__(self) -> Iterator[Batch]:
         def draw(ids: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-            return eval_plan(ids, heights, widths, self.output.size, self.crop_pct)
+            return eval_plan(ids, heights, widths, self.output.size, self.policy.crop_pct)
 
         return self._batches(self.share, draw, lambda index: (index, self.first + index * self.batch))
 

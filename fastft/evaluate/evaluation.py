@@ -142,7 +142,6 @@ def eval_loader(trained: Trained, data: BetonPaths, world: World) -> EvalLoader:
         build_policy(recipe),
         Output(recipe.model.image_size, world.device, dtype),
         batch_size=BATCH,
-        crop_pct=recipe.train.eval_crop_pct,
         shard=Shard(world.rank, world.size),
     )
 

@@ -8,10 +8,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from beton_tools.base.errors import UserError
-from beton_tools.base.typed_json import UNSET, Document, Number, Object, Unset, check
+from beton_tools.base.typed_json import Document, Number, Object, check
 from beton_tools.base.user_files import read_regular
 
 MAX_CONFIG_BYTES = 1 << 20  # open_clip's largest configuration has 2 KB
@@ -23,7 +23,7 @@ Size = Annotated[int, Meta(ge=1, le=1 << 20)]
 
 
 class _NormOptions(Document, forbid_unknown_fields=True):
-    eps: Number | Unset = UNSET
+    eps: Number = 1e-5
 
 
 class _Vision(Document):
@@ -33,11 +33,11 @@ class _Vision(Document):
     layers: Size
     width: Size
     patch_size: Size
-    head_width: Size | Unset = UNSET
-    mlp_ratio: Annotated[float, Meta(gt=0, le=64)] | Unset = UNSET
+    head_width: Size = 64
+    mlp_ratio: Annotated[float, Meta(gt=0, le=64)] = 4.0
     ls_init_value: Number | None = None
     no_ln_pre: bool = False
-    norm_kwargs: _NormOptions | Unset = UNSET
+    norm_kwargs: _NormOptions = field(default_factory=_NormOptions)
     # how open_clip pools the tokens; the classifier's head replaces both. "none" and attentional pooling are other towers
     pool_type: Literal["tok", "avg"] = "tok"
     patch_dropout: Number | None = None
@@ -72,11 +72,11 @@ class Arch:
     embed_dim: int  # of the projection that the classifier drops
 
     def __post_init__(self) -> None:
+        too_many = self.parameters > MAX_PARAMETERS
         limits = {
             f"{MAX_GRID} patches along a side; use a smaller image size": self.grid > MAX_GRID,
             f"{MAX_LAYERS} layers; check the architecture": self.layers > MAX_LAYERS,
-            f"{MAX_PARAMETERS:.0e} parameters; check width, layers and mlp_ratio": self.parameters
-            > MAX_PARAMETERS,
+            f"{MAX_PARAMETERS:.0e} parameters; check width, layers and mlp_ratio": too_many,
         }
         for limit, exceeded in limits.items():
             if exceeded:
@@ -124,30 +124,29 @@ def load_open_clip_arch(name: str) -> Arch:
     """
     config = load_open_clip_config(name)
     try:
-        check(name, config, _Model)
-        vision = config["vision_cfg"]
-        _refuse_foreign(name, vision)
-        check(name, vision, _Vision)
+        model = check(name, config, _Model)
+        _refuse_foreign(name, config["vision_cfg"])
+        vision = check(name, config["vision_cfg"], _Vision)
     except ValueError as error:
         raise UserError(f"{error}; open_clip's configurations are examples") from None
-    width, head_width = vision["width"], vision.get("head_width", 64)
+    width, head_width = vision.width, vision.head_width
     if width % head_width:
         raise UserError(
             f"{name}: head_width {head_width} does not divide width {width}; choose one that does"
         )
     try:
         return Arch(
-            image_size=vision["image_size"],
-            patch_size=vision["patch_size"],
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
             width=width,
-            layers=vision["layers"],
+            layers=vision.layers,
             heads=width // head_width,
-            mlp_width=int(width * vision.get("mlp_ratio", 4.0)),
-            quick_gelu=bool(config.get("quick_gelu", False)),
-            ln_pre=not vision.get("no_ln_pre", False),
-            norm_eps=vision.get("norm_kwargs", {}).get("eps", 1e-5),
-            layer_scale=vision.get("ls_init_value") is not None,
-            embed_dim=config["embed_dim"],
+            mlp_width=int(width * vision.mlp_ratio),
+            quick_gelu=model.quick_gelu,
+            ln_pre=not vision.no_ln_pre,
+            norm_eps=vision.norm_kwargs.eps,
+            layer_scale=vision.ls_init_value is not None,
+            embed_dim=model.embed_dim,
         )
     except UserError as error:
         raise UserError(f"{name}: {error}") from None

@@ -9,7 +9,7 @@ import mmap
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr
@@ -57,14 +57,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         loaded = loaded.get(wrapper, loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(loaded, dict) or not loaded:
         raise UserError(f"weights file {path} does not hold a state dict; give {WEIGHTS}")
-    odd = [
-        name for name, value in loaded.items() if not isinstance(name, str) or not isinstance(value, Tensor)
-    ]
-    if odd:
-        raise UserError(
-            f"weights file {path} does not hold a state dict ({repr(odd[0])} is not the name of a tensor); give {WEIGHTS}"
-        )
     for name, value in loaded.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(
+                f"weights file {path} does not hold a state dict ({repr(name)} is not the name of a tensor); give {WEIGHTS}"
+            )
         if not _is_dense(value):
             raise UserError(f"weights file {path}: {name} is not a dense tensor; use other weights")
     return loaded
@@ -139,65 +136,35 @@ CLIP_TYPES = ("clip", "clip_vision_model")  # transformers' model_type
 
 @dataclass(frozen=True)
 class WeightFolder:
-    """library: that wrote it, 'open_clip', 'timm' or 'transformers'; config: its configuration."""
+    """A folder of weights.
+
+    library: that wrote it, 'open_clip', 'timm' or 'transformers'. timm_name: the timm model whose weights these are, None for
+    CLIP's own ViT. quick_gelu: the tower was trained with QuickGELU. heads: attention heads, where they are stated.
+    """
 
     path: Path
     library: str
-    config: dict[str, Any]
-
-    @property
-    def vision(self) -> dict[str, Any]:
-        """The image tower's part of the configuration; of timm's format all of it."""
-        if self.library == "open_clip":
-            return _part(self._open_clip, "vision_cfg")
-        return _part(self.config, "vision_config") or self.config
-
-    @property
-    def _open_clip(self) -> dict[str, Any]:
-        return _part(self.config, "model_cfg")
-
-    @property
-    def quick_gelu(self) -> bool:
-        """True if the tower was trained with QuickGELU."""
-        if self.library == "open_clip":
-            return bool(self._open_clip.get("quick_gelu"))
-        return self.library == "transformers" and self.vision.get("hidden_act", "quick_gelu") == "quick_gelu"
-
-    @property
-    def heads(self) -> int | None:
-        """Attention heads, where the configuration states them."""
-        found = self.vision.get("num_attention_heads") if self.library == "transformers" else None
-        return found if isinstance(found, int) else None
-
-    @property
-    def timm_name(self) -> str | None:
-        """The timm model whose weights these are; None for CLIP's own ViT."""
-        found = (
-            self.config.get("architecture") if self.library == "timm" else self.vision.get("timm_model_name")
-        )
-        return found if isinstance(found, str) else None
+    timm_name: str | None = None
+    quick_gelu: bool = False
+    heads: int | None = None
 
     def read(self) -> dict[str, Tensor]:
         """All tensors under the library's names. Raises UserError: there is no file of weights, or one cannot be read."""
         for name in WEIGHT_FILES[self.library]:
             if (self.path / name).exists():
-                files = self._indexed() if name == INDEX else [name]
+                files = _indexed_files(self.path) if name == INDEX else [name]
                 return {
                     key: value for file in files for key, value in read_state_dict(self.path / file).items()
                 }
         raise UserError(f"{self.path} holds no weights; expected {' or '.join(WEIGHT_FILES[self.library])}")
 
-    def _indexed(self) -> list[str]:
-        files = _read_config(self.path / INDEX).get("weight_map", {})
-        names = sorted(set(files.values())) if isinstance(files, dict) else []
-        if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-            raise UserError(f"{self.path / INDEX} names no files beside it; download the folder again")
-        return names
 
-
-def _part(config: dict[str, Any], key: str) -> dict[str, Any]:
-    found = config.get(key)
-    return found if isinstance(found, dict) else {}
+def _indexed_files(folder: Path) -> list[str]:
+    files = _part(_read_config(folder / INDEX), "weight_map")
+    names = list(dict.fromkeys(map(str, files.values())))
+    if not names or not all(Path(name).name == name for name in names):
+        raise UserError(f"{folder / INDEX} names no files beside it; download the folder again")
+    return names
 
 
 def find_weight_folder(weights: str) -> WeightFolder | None:
@@ -212,20 +179,24 @@ def find_weight_folder(weights: str) -> WeightFolder | None:
 
 
 def open_weight_folder(path: Path) -> WeightFolder:
-    for name in (OPEN_CLIP_CONFIG, CONFIG):
-        if (path / name).exists():
-            config = _read_config(path / name)
-            if (library := _library(name, config)) is not None:
-                return WeightFolder(path, library, config)
+    """Raises UserError: it has no configuration of the three libraries."""
+    if (path / OPEN_CLIP_CONFIG).exists():
+        model = _part(_read_config(path / OPEN_CLIP_CONFIG), "model_cfg")
+        name = _part(model, "vision_cfg").get("timm_model_name")
+        return WeightFolder(path, "open_clip", name and str(name), bool(model.get("quick_gelu")))
+    config = _read_config(path / CONFIG) if (path / CONFIG).exists() else {}
+    if config.get("model_type") in CLIP_TYPES:
+        vision = _part(config, "vision_config") or config
+        quick_gelu = vision.get("hidden_act", "quick_gelu") == "quick_gelu"
+        return WeightFolder(path, "transformers", None, quick_gelu, vision.get("num_attention_heads"))
+    if isinstance(config.get("architecture"), str):
+        return WeightFolder(path, "timm", config["architecture"])
     raise UserError(f"{path} is not {WEIGHT_FOLDER}; give such a folder or a file of weights")
 
 
-def _library(name: str, config: dict[str, Any]) -> str | None:
-    if name == OPEN_CLIP_CONFIG:
-        return "open_clip"
-    if config.get("model_type") in CLIP_TYPES:
-        return "transformers"
-    return "timm" if isinstance(config.get("architecture"), str) else None
+def _part(config: dict[str, Any], key: str) -> dict[str, Any]:
+    found = config.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -253,7 +224,7 @@ def fetch(repository: str) -> Path:
         if (found := _download(name, revision, file)) is None:
             continue
         if file == INDEX:
-            for part in WeightFolder(found.parent, folder.library, folder.config)._indexed():
+            for part in _indexed_files(found.parent):
                 _download(name, revision, part)
         return found.parent
     raise UserError(
@@ -263,35 +234,27 @@ def fetch(repository: str) -> Path:
 
 def _download(name: str, revision: str, file: str) -> Path | None:
     """A file of a repository in the cache; None if the repository does not have it."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(name, file, revision=revision or None))
-    except LocalEntryNotFoundError as error:  # neither reachable nor in the cache
-        if any(_cached(name, revision)):
-            return None
-        raise UserError(_unreachable(name, error)) from None
-    except EntryNotFoundError:
-        return None
     except Exception as error:  # the hub's client and its HTTP library have many
-        raise UserError(_unreachable(name, error)) from None
-
-
-def _cached(name: str, revision: str) -> Iterator[str]:
-    """Files of a repository that the cache has."""
-    from huggingface_hub import try_to_load_from_cache
-
-    for file in (OPEN_CLIP_CONFIG, CONFIG):
-        if isinstance(try_to_load_from_cache(name, file, revision=revision or None), str):
-            yield file
-
-
-def _unreachable(name: str, error: Exception) -> str:
-    return (
-        f"{HUB}{name} could not be downloaded ({first_sentence(error)}); download it elsewhere and set model.weights to "
-        "the folder"
-    )
+        if isinstance(
+            error, LocalEntryNotFoundError
+        ):  # neither reachable nor in the cache, which may have the others
+            configs = (
+                try_to_load_from_cache(name, f, revision=revision or None) for f in (OPEN_CLIP_CONFIG, CONFIG)
+            )
+            missing = any(isinstance(found, str) for found in configs)
+        else:
+            missing = isinstance(error, EntryNotFoundError)
+        if missing:
+            return None
+        raise UserError(
+            f"{HUB}{name} could not be downloaded ({first_sentence(error)}); download it elsewhere and set model.weights to "
+            "the folder"
+        ) from None
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:

@@ -42,15 +42,14 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str) -> None:
     _check_tensors(state, weights)
     _check_same_tower(tower, state, weights, arch_name, folder)
     state["positional_embedding"] = interpolate_positions(state["positional_embedding"], tower.arch, weights)
-    added = (".rel_pos_bias.", ".ls_")  # what the recipe adds to the pretrained tower starts fresh
     missing = [name for name in tower.state_dict() if name not in state and name.startswith(PROJECTION)]
     if missing:
         raise UserError(
             f"weights {weights} have no projection ({missing[0]}), which --model.pool=token needs; use CLIP's own weights"
         )
-    load_fitting(
-        tower, state, f"weights {weights} do not fit {arch_name}", lambda name: any(a in name for a in added)
-    )
+    error = f"weights {weights} do not fit {arch_name}"
+    # what the recipe adds to the pretrained tower starts fresh
+    load_fitting(tower, state, error, lambda name: ".rel_pos_bias." in name or ".ls_" in name)
 
 
 def load_fitting(
@@ -61,13 +60,10 @@ def load_fitting(
     Raises UserError: a tensor has another shape, is missing or is unexpected.
     """
     own = module.state_dict()
-    odd = next(
-        (name for name, value in state.items() if name in own and value.shape != own[name].shape), None
-    )
-    if odd is not None:
-        raise UserError(
-            f"{error}: {odd} is {tuple(state[odd].shape)} in the file, {tuple(own[odd].shape)} in the model; check model.arch"
-        )
+    for name, value in state.items():
+        if name in own and value.shape != own[name].shape:
+            shapes = f"{tuple(value.shape)} in the file, {tuple(own[name].shape)} in the model"
+            raise UserError(f"{error}: {name} is {shapes}; check model.arch")
     missing = [name for name in own if name not in state and not optional(name)]
     unexpected = [name for name in state if name not in own]
     if missing or unexpected:

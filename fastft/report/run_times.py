@@ -14,8 +14,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import read_user_text
 from fastft.cost.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, diagnose, loader_needs, shares
 from fastft.cost.work import phase_flops
-from fastft.model.phases import find_phases
-from fastft.model.recipe_model import recipe_arch
+from fastft.model.recipe_model import find_phases, recipe_arch
 from fastft.run.run_directory import Line, Run
 from fastft.train import profile
 

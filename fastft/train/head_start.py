@@ -73,7 +73,7 @@ def set_probe_head(
     """
     r, output = recipe, Output(recipe.model.image_size, world.device, precision.dtype)
     with EvalLoader(
-        str(r.data.train), build_policy(r), output, batch_size=batch, crop_pct=r.train.eval_crop_pct,
+        str(r.data.train), build_policy(r), output, batch_size=batch,
         shard=Shard(world.rank, world.size), workers=r.data.workers or None, on_wait=guard.check,
     ) as loader:  # fmt: skip
         features_ND, labels_N = pooled_features(model, loader, world, precision, guard.is_stop_requested)

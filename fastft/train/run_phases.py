@@ -8,7 +8,7 @@ from fastft.augment.recipe_policy import build_policy
 from fastft.cost.work import phase_flops
 from fastft.data.engine import Engine
 from fastft.model import ImageClassifier
-from fastft.model.phases import Phase, find_phases
+from fastft.model.recipe_model import Phase, find_phases
 from fastft.recipe import Recipe
 from fastft.train.distributed import World
 from fastft.train.micro_batch import choose_micro_batch, loader_bytes

@@ -21,8 +21,7 @@ from fastft.data.classes import refuse_other_classes
 from fastft.data.stage import check_shrink
 from fastft.model import ImageClassifier, TowerArch
 from fastft.model.head_file import read_head
-from fastft.model.phases import with_phase
-from fastft.model.recipe_model import build_model
+from fastft.model.recipe_model import build_model, with_phase
 from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups
 from fastft.optim.schedule import build_schedule
 from fastft.recipe import Recipe, parse_duration, resolve
@@ -310,7 +309,6 @@ def open_loaders(
             policy,
             output,
             batch_size=phases.smallest_micro_batch,
-            crop_pct=r.train.eval_crop_pct,
             **common,
         )
     )

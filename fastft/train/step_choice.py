@@ -20,8 +20,7 @@ from torch.nn import functional as F
 from beton_tools.base.errors import UserError
 from fastft.machine.facts import cpu_name
 from fastft.model.attention import ATTENTION_KERNELS, BF16_NATIVE, attention_candidates, default_kernel
-from fastft.model.phases import phase_at
-from fastft.model.recipe_model import can_compile
+from fastft.model.recipe_model import can_compile, phase_at
 from fastft.recipe import Recipe
 from fastft.train.distributed import World
 from fastft.train.precision import Precision

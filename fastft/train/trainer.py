@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from fastft.augment.recipe_policy import build_policy
 from fastft.data import Batch
-from fastft.model.phases import with_phase
+from fastft.model.recipe_model import with_phase
 from fastft.optim import set_lr
 from fastft.run.log import RunLog
 from fastft.run.run_directory import write_choices, write_recipe, write_result

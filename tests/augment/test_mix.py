@@ -8,7 +8,7 @@ from timm.data.mixup import Mixup, cutmix_bbox_and_lam, mixup_target
 
 from beton_tools.base.errors import UserError
 from fastft.augment import Mixer
-from fastft.augment.mix import BLOCK, Mix, cutmix, mix_pairs, smoothed_targets
+from fastft.augment.mix import BLOCK, cutmix, smoothed_targets
 
 CLASSES, SIDE = 10, 12
 LEAST_P = 1e-4
@@ -116,20 +116,6 @@ def test_mixing_keeps_half_precision_and_channels_last() -> None:
     mixed, targets = mixer()(half, labels, epoch=0, step=0, first_position=0)
     assert mixed.dtype == torch.bfloat16 and mixed.is_contiguous(memory_format=torch.channels_last)
     assert targets.dtype == torch.float32 and torch.allclose(targets.sum(1), torch.ones(4))
-
-
-def test_every_pair_is_mixed_with_itself_only() -> None:
-    images = torch.zeros(4, 3, SIDE, SIDE)
-    images[0:2] = 1.0
-    targets = torch.eye(4)
-    mix_pairs(images, targets, Mix(0.25, None))
-    assert (images[0:2] == 1).all() and (images[2:] == 0).all()
-    assert targets.tolist() == [
-        [0.25, 0.75, 0, 0],
-        [0.75, 0.25, 0, 0],
-        [0, 0, 0.25, 0.75],
-        [0, 0, 0.75, 0.25],
-    ]
 
 
 def test_odd_micro_batches_and_a_mixer_without_alphas_are_refused() -> None:

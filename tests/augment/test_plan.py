@@ -87,13 +87,6 @@ def test_plans_equal_the_stored_plans() -> None:
     assert int(row["noise_key"]) == 9098012567364938234
 
 
-def test_rows_that_are_not_used_are_zero() -> None:
-    plan = plan_of("paper", np.arange(N))
-    assert not plan["chain_weights"].any() and not plan["blend"].any()
-    assert not plan["op"][:, 2:].any() and not plan["argument"][plan["op"] == 0].any()
-    assert (plan["resize"] == 224).all() and not plan["window"].any()
-
-
 # -- evaluation ----------------------------------------------------------------------------------------------
 
 

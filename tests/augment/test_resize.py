@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from torchvision.transforms import functional
 
 from beton_tools.base.errors import UserError
 from fastft.augment.plan import PLAN_DTYPE
@@ -113,29 +112,6 @@ def test_a_window_of_the_resized_image_needs_only_its_source_region(
         )
         whole, same = run(image, row, size, crop)
         assert whole == OK and (same == ours).all()
-
-
-def test_centre_crop_equals_torchvisions_evaluation(photographs: dict[str, np.ndarray]) -> None:
-    from PIL import Image
-
-    image = photographs["chelsea"]  # 300 x 451
-    resized = functional.resize(Image.fromarray(image), 73, functional.InterpolationMode.BICUBIC)
-    cropped = np.asarray(functional.center_crop(resized, [64, 64]))
-    row = plan_row(
-        (0, 0, 300, 451), resized.size[::-1], (round((73 - 64) / 2), round((resized.size[0] - 64) / 2))
-    )
-    _, ours = run(image, row, 64, tuple(int(v) for v in source_region(row, 64)))
-    np.testing.assert_array_equal(ours, cropped)
-
-
-def test_the_row_stride_may_exceed_the_row_length(photographs: dict[str, np.ndarray]) -> None:
-    image = photographs["astronaut"]
-    out = np.empty(64 * 64 * 3, np.uint8)
-    pixels, stride = image.reshape(-1)[(40 * 512 + 60) * 3 :], 512 * 3
-    scratch = np.empty(resize_scratch_size(100, 90, 64), np.uint8)
-    crop, target, window = (40, 60, 100, 90), (64, 64), (0, 0)
-    assert resize_region(pixels, stride, crop, crop, target, window, False, True, 64, scratch, out) == OK
-    np.testing.assert_array_equal(out.reshape(64, 64, 3), resized_crop(image, (40, 60, 100, 90), 64))
 
 
 def test_a_region_or_scratch_that_is_too_small_is_reported(

@@ -24,8 +24,7 @@ from fastft.cost.published import PUBLISHED_RUNS
 from fastft.cost.roofline import K, Mfu, implied_k, known_mfus, roofline_mfu
 from fastft.cost.work import count_parameters, phase_flops, recipe_work
 from fastft.machine.gpus import GPUS
-from fastft.model.phases import find_phases
-from fastft.model.recipe_model import recipe_arch
+from fastft.model.recipe_model import find_phases, recipe_arch
 from fastft.recipe import Recipe, load_recipe
 
 GIVEN = Mfu(0.4, "given", "")

@@ -20,8 +20,7 @@ from fastft.cost.traffic import (
     trace_image,
     traffic_key,
 )
-from fastft.model.phases import find_phases, with_phase
-from fastft.model.recipe_model import recipe_arch
+from fastft.model.recipe_model import find_phases, recipe_arch, with_phase
 from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.recipe_file import recipe_names
 

@@ -17,7 +17,6 @@ from fastft.data.order import (
     BLOCKS_IN_MEMORY,
     MIB,
     Pages,
-    ReadAhead,
     SampleOrder,
     block_of_page,
     block_order,
@@ -196,12 +195,6 @@ def test_a_pass_that_is_abandoned_leaves_no_thread(betons: BetonSet) -> None:
         assert any("ReadAhead" in thread.name for thread in threading.enumerate())
         batches.close()
         assert not any("ReadAhead" in thread.name for thread in threading.enumerate())
-
-
-def test_blocks_of_one_rank_begin_where_its_samples_do() -> None:
-    ahead = ReadAhead(np.array([2, 2, 5, 5, 5, 9], np.uint64), lambda block: [], release=False)
-    assert (ahead.begins.tolist(), ahead.blocks) == ([0, 2, 5], [2, 5, 9])
-    ahead.close()
 
 
 # notes

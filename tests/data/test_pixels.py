@@ -37,8 +37,8 @@ def test_evaluation_images_are_timms(kind, crop_pct, stock_beton, indexed_beton)
         SIZE, is_training=False, interpolation="bicubic", crop_pct=crop_pct, **COLOURS
     )
     one_level = 1.01 / 255 / min(COLOURS["std"])
-    policy = parse_policy("none", **COLOURS)
-    with EvalLoader(path, policy, Output(SIZE), crop_pct=crop_pct, batch_size=16) as loader:
+    policy = parse_policy("none", crop_pct=crop_pct, **COLOURS)
+    with EvalLoader(path, policy, Output(SIZE), batch_size=16) as loader:
         for batch in loader:
             for image, sample in zip(batch.images, batch.ids, strict=True):
                 assert (image - transform(pillow_image(beton, sample))).abs().max() <= one_level

@@ -228,8 +228,8 @@ def augmentation(folder: Path) -> dict[str, Any]:
     """Plans and normalised float32 pixels of 200 training samples for each policy, and of the evaluation."""
     train, _ = betons(folder)
     found = {name: augmented(train, overrides) for name, overrides in POLICIES.items()}
-    policy = build_policy(load_recipe("final_b16"))
-    with EvalLoader(train, policy, 224, batch_size=40, crop_pct=0.9, workers=2) as loader:
+    policy = build_policy(load_recipe("final_b16", ["--train.eval_crop_pct=0.9"]))
+    with EvalLoader(train, policy, 224, batch_size=40, workers=2) as loader:
         evaluated = {f"sample {i}": sha256(image.tobytes()) for i, _, image in samples(loader)}
     return found | {"evaluation": evaluated}
 

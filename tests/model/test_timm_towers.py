@@ -8,12 +8,11 @@ import torch
 from timm.optim import param_groups_layer_decay
 
 from beton_tools.base.errors import UserError
-from fastft.model import ImageClassifier, TimmArch, build_classifier, count_flops, load_arch
+from fastft.model import ImageClassifier, TimmArch, count_flops, load_arch
 from fastft.model.arch import load_open_clip_arch
-from fastft.model.interface import PatchDropout
 from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.model.timm_tower import NoisyDropPath, NoisyPatchDropout
-from fastft.optim import HalfCopy, layer_groups
+from fastft.optim import layer_groups
 from fastft.recipe import load_recipe
 
 TOWERS = {  # the list; sizes are those that the slow test trains at
@@ -69,16 +68,6 @@ def test_weights_are_those_that_timm_draws_and_the_head_is_scaled(name: str) -> 
     head = model.visual.trunk.pretrained_cfg["classifier"]
     for key, value in theirs.items():
         assert torch.equal(ours[key], value * (0.5 if key.startswith(f"{head}.") else 1.0)), key
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_pooled_features_are_the_input_of_the_head(name: str) -> None:
-    model = build(name, TINY[name]).eval()
-    images = torch.randn(2, 3, TINY[name], TINY[name])
-    with torch.no_grad():
-        features = model.pooled(images)
-        torch.testing.assert_close(model.head(features), model(images))
-    assert features.shape == (2, model.visual.arch.width)
 
 
 # GMAC at 224 px: ConvNeXt-T 4.5 and Swin-T 4.5 (their papers, Table 1), ViT-B/16 as fastft's own formula
@@ -198,16 +187,6 @@ def test_gradient_checkpointing_gives_the_same_gradients(name: str) -> None:
         torch.testing.assert_close(recomputed, plain)
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_a_half_precision_copy_draws_the_same_noise(name: str) -> None:
-    model, images, noise = noisy(name, model__drop_path=0.5)
-    half = HalfCopy(model, torch.bfloat16)
-    out = half.module(images.bfloat16(), noise)
-    assert out.dtype == torch.bfloat16
-    torch.testing.assert_close(out.float(), model(images, noise), rtol=0.1, atol=0.1)
-    assert half.module.visual._noise is not model.visual._noise
-
-
 @pytest.mark.parametrize(
     "name", ["test_vit", "test_convnext", "vit_pe_core_tiny_patch16_384", "swin_tiny_patch4_window7_224"]
 )
@@ -284,12 +263,6 @@ def test_a_model_without_gradient_checkpointing_says_so(monkeypatch) -> None:
         UserError, match=r"test_vit has no gradient checkpointing; set --train.grad_checkpointing=false"
     ):
         model.visual.grad_checkpointing = True
-
-
-def test_both_kinds_of_tower_keep_patches_alike() -> None:
-    own = build_classifier(load_open_clip_arch("ViT-B-32"), 3, patch_dropout=0.3)
-    assert type(own.visual.patch_dropout) is PatchDropout
-    assert type(build("test_vit", 32, model__patch_dropout=0.3).visual.patch_dropout) is PatchDropout
 
 
 def test_copies_share_no_noise_with_the_model() -> None:

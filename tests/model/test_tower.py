@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from beton_tools.base.errors import UserError
-from fastft.model import Arch, Tower, build_classifier, interpolate_positions, load_arch, load_tower_weights
+from fastft.model import Arch, Tower, build_classifier, interpolate_positions, load_arch
 
 
 def open_clip_tokens(name: str, size: int, images: torch.Tensor) -> tuple[torch.nn.Module, torch.Tensor]:
@@ -120,16 +120,6 @@ def test_drop_path_keeps_the_mean_and_drops_whole_samples() -> None:
     assert abs((out == 0).float().mean().item() - 0.25) < 0.02
 
 
-def test_drop_path_grows_linearly_over_blocks() -> None:
-    tower = Tower(small_arch(), drop_path=0.2)
-    assert [block.drop_path.rate for block in tower.transformer.resblocks] == pytest.approx([0, 0.1, 0.2])
-
-
-def test_patch_dropout_keeps_the_class_token_and_its_share_of_patches() -> None:
-    tower = Tower(small_arch(), patch_dropout=0.5).train()
-    assert tower(torch.randn(2, 3, 32, 32)).shape[1] == 1 + 8
-
-
 def test_every_image_has_its_own_noise() -> None:
     """Half a batch with its half of the noise gives that half of the outputs; other noise gives others."""
     tower = Tower(small_arch(), drop_path=0.5, patch_dropout=0.5).train()
@@ -185,16 +175,6 @@ def test_the_head_is_that_of_the_reference() -> None:
     torch.testing.assert_close(model(images), want)
     assert model.head.weight.std().item() == pytest.approx(0.02 * 0.001, rel=0.05)
     assert model.head.bias.abs().max() <= 0.001 / 64**0.5
-
-
-def test_open_clip_json_file_is_an_architecture(tmp_path) -> None:
-    config = {
-        "embed_dim": 32,
-        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32},
-    }
-    (tmp_path / "tiny.json").write_text(json.dumps(config))
-    arch = load_arch(str(tmp_path / "tiny.json"))
-    assert (arch.heads, arch.tokens, arch.quick_gelu) == (2, 17, False)
 
 
 MISSING = object()
@@ -253,15 +233,6 @@ def refused(path: Path, config: dict, message: str) -> None:
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_weights_of_the_same_tower_load_strictly(tmp_path) -> None:
-    tower = Tower(small_arch())
-    torch.save({"visual." + k: v for k, v in tower.state_dict().items()}, tmp_path / "w.pt")
-    other = Tower(small_arch())
-    load_tower_weights(other, str(tmp_path / "w.pt"), "tiny")
-    for a, b in zip(tower.state_dict().values(), other.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
-
-
 def test_a_smaller_image_equals_the_tower_of_that_size_with_interpolated_positions() -> None:
     """Parameters are those of 32 px; 24 and 16 px take their positions from them, as weights of another size do."""
     tower = Tower(small_arch()).eval()
@@ -276,8 +247,9 @@ def test_a_smaller_image_equals_the_tower_of_that_size_with_interpolated_positio
 
 
 def test_smaller_images_train_all_positions_and_drop_their_share_of_patches() -> None:
+    torch.manual_seed(0)
     tower = Tower(small_arch(), patch_dropout=0.5).train()
-    tokens = tower(torch.randn(2, 3, 24, 24), torch.rand(2, tower.noise_columns))
-    assert tokens.shape == (2, 1 + round(9 / 2), 64)
+    tokens = tower(torch.randn(8, 3, 24, 24), torch.rand(8, tower.noise_columns))
+    assert tokens.shape == (8, 1 + round(9 / 2), 64)
     tokens.square().sum().backward()
     assert (tower.positional_embedding.grad.abs().sum(1) > 0).all()

@@ -163,14 +163,6 @@ def test_the_hubs_cache_is_used_without_a_network(folders: Path, offline: Path, 
     assert torch.equal(hub(IMAGES), local(IMAGES))
 
 
-def test_timm_and_open_clip_repositories_fill_timms_models(folders: Path, offline: Path) -> None:
-    for name, model in (("timm", "test_vit"), ("siglip", "test_vit3")):
-        in_hub_cache(folders / name, offline, f"some/{name}")
-        hub = build_model(timm_recipe(model, f"hf-hub:some/{name}"))
-        local = build_model(timm_recipe(model, folders / name))
-        assert torch.equal(hub(IMAGES), local(IMAGES))
-
-
 @pytest.mark.parametrize("weights", ["timm", "r160_in1k"])
 def test_timms_pretrained_weights_get_a_new_head_also_for_as_many_classes(
     tmp_path, offline: Path, weights: str

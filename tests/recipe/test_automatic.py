@@ -131,11 +131,6 @@ def test_short_epochs_do_not_each_end_with_a_checkpoint(images: int, epochs: int
     assert load_recipe("photos", [f"--data.train_size={images}"]).train.checkpoint_epochs == epochs
 
 
-def test_few_images_are_one_batch() -> None:
-    recipe = load_recipe("photos", ["--data.train_size=5"])
-    assert (recipe.optim.batch_size, recipe.schedule.epochs) == (5, 1000)
-
-
 def test_explain_gives_every_choice_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
     from fastft.cli import main
 

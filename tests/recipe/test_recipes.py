@@ -16,8 +16,7 @@ from fastft.cost.explanation import explain
 from fastft.cost.price import predict
 from fastft.cost.published import reference_curves
 from fastft.cost.work import recipe_work
-from fastft.model.phases import find_phases
-from fastft.model.recipe_model import build_model, recipe_arch
+from fastft.model.recipe_model import build_model, find_phases, recipe_arch
 from fastft.optim import layer_groups
 from fastft.recipe import Recipe, differences, load_recipe
 from fastft.recipe.schema import About
