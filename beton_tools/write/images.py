@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +20,9 @@ from beton_tools.read.sample_table import SampleTable
 from beton_tools.write.area import shrink_by_area
 
 SUBSAMPLINGS = ("4:2:0", "4:2:2", "4:4:4")
+WRITE_MODES = ("jpg", "raw", "proportion")  # FFCV's names; its "smart" is not offered
 KEPT, DAMAGED = "kept", "damaged JPEG"
+RAW = "raw, "  # begins `EncodedImage.how` of images that are stored as pixels
 
 
 class BadImage(Exception):
@@ -37,6 +40,8 @@ class EncodeOptions:
         lossless: keep the coefficients of JPEGs that need no other change.
         index: give every JPEG a crop index.
         page_size: bytes of a page of the file, a power of two; larger JPEGs are re-encoded.
+        write_mode: "jpg"; "raw" stores pixels, which need no decoding; "proportion" a share of the images as JPEGs.
+        compress_probability: that share; the choice depends on the image's contents only.
     """
 
     max_resolution: int | None = None
@@ -45,6 +50,14 @@ class EncodeOptions:
     lossless: bool = True
     index: bool = True
     page_size: int = DEFAULT_PAGE_SIZE
+    write_mode: str = "jpg"
+    compress_probability: float = 0.5
+
+    def stores_raw(self, data: bytes) -> bool:
+        """Return True if the image file with these contents is stored as pixels."""
+        if self.write_mode != "proportion":
+            return self.write_mode == "raw"
+        return zlib.crc32(data) >= self.compress_probability * 2**32
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +65,7 @@ class EncodedImage:
     data: bytes
     height: int
     width: int
-    how: str  # KEPT, or why it was re-encoded: "resized", "PNG", "CMYK JPEG", DAMAGED, ...
+    how: str  # KEPT, or why it was re-encoded: "resized", "PNG", "CMYK JPEG", DAMAGED, ...; after RAW, what the file was
 
 
 def encode_sample(data: bytes, options: EncodeOptions) -> EncodedImage:
@@ -64,7 +77,7 @@ def encode_sample(data: bytes, options: EncodeOptions) -> EncodedImage:
     if not data:
         raise BadImage("empty file")
     try:
-        kept = _keep(data, options) if options.lossless else None
+        kept = _keep(data, options) if options.lossless and not options.stores_raw(data) else None
     except DamagedJpeg:
         return replace(_reencode(data, options), how=DAMAGED)
     return kept or _reencode(data, options)
@@ -85,12 +98,13 @@ def _reencode(data: bytes, options: EncodeOptions) -> EncodedImage:
         raise BadImage(
             f"{stored.shape[1]} x {stored.shape[0]} pixels, the limit is {MAX_SIDE} per side; give --max-resolution"
         )
-    encoded = _encode_jpeg(stored, options)
+    raw = options.stores_raw(data)
+    encoded = stored.tobytes() if raw else _encode_jpeg(stored, options)
     if len(encoded) > options.page_size:
         raise BadImage(
             f"{len(encoded)} bytes do not fit a page of {options.page_size}; give --max-resolution"
         )
-    return EncodedImage(encoded, stored.shape[0], stored.shape[1], how)
+    return EncodedImage(encoded, stored.shape[0], stored.shape[1], RAW + how if raw else how)
 
 
 def _keep(data: bytes, options: EncodeOptions) -> EncodedImage | None:
@@ -126,7 +140,7 @@ def _keep(data: bytes, options: EncodeOptions) -> EncodedImage | None:
 
 def loses_values(how: str) -> bool:
     """Return True if an image with this `EncodedImage.how` had more than 8 bits per value."""
-    return how.startswith(tuple(DEEP_MODES.values()))
+    return how.removeprefix(RAW).startswith(tuple(DEEP_MODES.values()))
 
 
 def _decode_quietly(data: bytes) -> np.ndarray | None:

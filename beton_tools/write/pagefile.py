@@ -23,8 +23,8 @@ import numpy as np
 from beton_tools.base.atomic import sync_folder
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import open_own, open_user_file, try_lock, was_replaced
-from beton_tools.read.format import JPEG_MODE, SAMPLE_DTYPE, first_page_offset, write_tables
-from beton_tools.write.images import DAMAGED, EncodedImage
+from beton_tools.read.format import JPEG_MODE, RAW_MODE, SAMPLE_DTYPE, first_page_offset, write_tables
+from beton_tools.write.images import DAMAGED, RAW, EncodedImage
 
 JOURNAL_VERSION = 3
 SYNC_EVERY = 16  # pages between fsyncs: at most these are lost by a power failure, none by kill -9
@@ -69,11 +69,12 @@ class Written:
     def add(self, record: PageRecord, page_offset: int) -> None:
         ptr = page_offset
         for position, height, width, size, label, how in record.samples:
-            self.metadata[self.count] = ((JPEG_MODE, width, height, ptr), label)
+            mode = RAW_MODE if how.startswith(RAW) else JPEG_MODE
+            self.metadata[self.count] = ((mode, width, height, ptr), label)
             self.sizes[self.count] = size
             self.positions[self.count] = position
             self.encodings[how] += 1
-            if how == DAMAGED:
+            if how.removeprefix(RAW) == DAMAGED:
                 self.damaged.append(self.count)
             self.count += 1
             ptr += size

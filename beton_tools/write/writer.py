@@ -24,7 +24,7 @@ from beton_tools.read.format import Beton
 from beton_tools.read.manifest import Manifest, manifest_path, pack_names
 from beton_tools.read.parts import Part
 from beton_tools.sources.base import Source
-from beton_tools.write.images import SUBSAMPLINGS, EncodedImage, EncodeOptions
+from beton_tools.write.images import SUBSAMPLINGS, WRITE_MODES, EncodedImage, EncodeOptions
 from beton_tools.write.pagefile import PageFile, Written
 from beton_tools.write.workers import Task, encode_in_order
 from beton_tools.write.write_order import choose
@@ -71,9 +71,12 @@ class WriteOptions(EncodeOptions):
             value = getattr(self, option)
             if value is not None and not low <= value <= (value if high is None else high):
                 raise _impossible(option, value, limits(option))
-        for option, choices in (("subsampling", SUBSAMPLINGS), ("on_error", ON_ERROR)):
+        choices_of = {"subsampling": SUBSAMPLINGS, "on_error": ON_ERROR, "write_mode": WRITE_MODES}
+        for option, choices in choices_of.items():
             if getattr(self, option) not in choices:
                 raise _impossible(option, getattr(self, option), " or ".join(choices))
+        if not 0 <= self.compress_probability <= 1:
+            raise _impossible("compress_probability", self.compress_probability, "0 to 1")
         if not (MIN_PAGE_SIZE <= self.page_size <= MAX_PAGE_SIZE and self.page_size.bit_count() == 1):
             raise UserError(
                 f"page_size cannot be {self.page_size}; give a power of two, {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE}"
@@ -81,8 +84,14 @@ class WriteOptions(EncodeOptions):
 
     def recorded(self) -> dict[str, Any]:
         """The options that determine the file's bytes."""
-        values = {k: v for k, v in asdict(self).items() if k not in ("workers", "on_error", "part")}
-        # left out of whole files, which keep their fingerprint from versions without parts
+        # left out where they have no influence: such files keep their fingerprint from versions without these options
+        values = asdict(self)
+        for name in ("workers", "on_error", "part", "compress_probability"):
+            del values[name]
+        if self.write_mode == "jpg":
+            del values["write_mode"]
+        elif self.write_mode == "proportion":
+            values["compress_probability"] = str(self.compress_probability)  # manifests have no fractions
         return values if self.part is None else values | {"part": str(self.part)}
 
 

@@ -279,6 +279,10 @@ def resize_region(pixels, stride, region, crop, resize, window, flip, bicubic, s
     given = pixels.size >= (rows - 1) * stride + width * 3
     if top < 0 or left < 0 or bottom > rows or right > width or not given:
         return REGION_TOO_SMALL
+    if not flip and crop[2] == size and crop[3] == size and resize == (size, size) and window == (0, 0):
+        for y in range(size):  # of that size already
+            copy(pixels[y * stride : y * stride + row_bytes], out[y * row_bytes : (y + 1) * row_bytes])
+        return OK
 
     row_pitch = round_up(row_bytes, LANES)
     columns, at = take(scratch, at, width * BLOCK)

@@ -94,14 +94,25 @@ def ours_eval(path: str, size: int, batch: int, threads: int, repeat: int) -> Pa
 
 
 def ffcv(
-    path: str, size: int, batch: int, threads: int, repeat: int, normalise: bool = False, train: bool = True
-) -> Pass:
-    """Stock FFCV: its decoder, flip, and with `normalise` float32 instead of uint8."""
+    path: str, size: int, batch: int, threads: int, repeat: int, normalise: bool = False, train: bool = True,
+    policy: str | None = None,
+) -> Pass:  # fmt: skip
+    """Stock FFCV: its decoder, flip, and with `normalise` float32 instead of uint8.
+
+    policy: with fastft's operations instead; "crop" is uint8, another policy has erasing and normalisation too.
+    """
     from ffcv.fields.decoders import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
 
-    if train:
+    last: list[Any] = [ToTorchImage()]
+    if policy is not None:
+        from fastft import ffcv as ours
+
+        operations = [ours.RandomResizedCropRGBImageDecoder((size, size), hflip=0.5)]
+        if policy != "crop":
+            last = [ours.Augment(policy, erase_prob=0.0 if policy == "none" else ERASE)]
+    elif train:
         operations = [RandomResizedCropRGBImageDecoder((size, size)), RandomHorizontalFlip()]
     else:
         operations = [CenterCropRGBImageDecoder((size, size), ratio=1.0)]
@@ -111,7 +122,7 @@ def ffcv(
     loader = Loader(
         path, batch, threads, order=OrderOption.RANDOM if train else OrderOption.SEQUENTIAL, seed=0,
         indices=repeated(path, repeat), drop_last=train,
-        pipelines={"image": [*operations, ToTensor(), ToTorchImage()]},
+        pipelines={"image": [*operations, ToTensor(), *last]},
     )  # fmt: skip
     return lambda: (len(images) for images, _ in loader)
 

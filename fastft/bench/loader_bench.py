@@ -74,10 +74,15 @@ class LoaderBench:
         ]
 
     def crop(self, **more: Any) -> dict[str, list[Contender]]:
-        """Contenders with random resized crop and flip only, which is all that FFCV has."""
+        """Contenders with random resized crop and flip only, which is all that FFCV itself has."""
+        notes = {"crop": "uint8, not normalised", "none": "float32"}
+        operations = [
+            self.contender(f"FFCV, fastft's operations, {note}", "ffcv", policy=policy, **more)
+            for policy, note in notes.items()
+        ]
         return {
             "fastft": [self.contender("fastft", "ours", **CROP_ONLY, **more)],
-            "ffcv": self.stock(**more),
+            "ffcv": [*self.stock(**more), *operations],
             "timm": [self.contender("timm", "timm", **CROP_ONLY, **more)],
         }
 

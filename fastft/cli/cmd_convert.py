@@ -88,7 +88,7 @@ class Imagenet:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    from beton_tools.write.images import SUBSAMPLINGS
+    from beton_tools.write.images import SUBSAMPLINGS, WRITE_MODES
     from beton_tools.write.writer import ON_ERROR, WriteOptions, limits
 
     default = WriteOptions()
@@ -110,6 +110,17 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     images.add_argument("--reencode", action="store_true", help=reencode)
     index = "leave out the crop index: files about 1 %% smaller, but every image is decoded whole"
     images.add_argument("--no-index", action="store_true", help=index)
+    mode = (
+        "store JPEGs, raw pixels, which are ten times as large and need no decoding, or a proportion of JPEGs "
+        f"(default: {default.write_mode})"
+    )
+    images.add_argument("--write-mode", choices=WRITE_MODES, default=default.write_mode, help=mode)
+    share = (
+        f"with --write-mode proportion, the share of JPEGs, 0 to 1 (default: {default.compress_probability})"
+    )
+    images.add_argument(
+        "--compress-probability", type=float, default=default.compress_probability, metavar="P", help=share
+    )
     error = f"stop at an image that cannot be stored, or skip and list it (default: {default.on_error})"
     images.add_argument("--on-error", choices=ON_ERROR, default=default.on_error, help=error)
     number(file, "subset_per_class", "N", "only N images of each class, {}, drawn by the seed")
@@ -138,6 +149,8 @@ def _options_of(args: argparse.Namespace) -> "WriteOptions":
         "subset_per_class",
         "shuffle_seed",
         "on_error",
+        "write_mode",
+        "compress_probability",
     )
     part = None if args.part is None else Part.parse(args.part)
     values = {name: getattr(args, name) for name in same}
@@ -146,13 +159,20 @@ def _options_of(args: argparse.Namespace) -> "WriteOptions":
 
 def _print_summary(path: Path, manifest: "Manifest") -> None:
     from beton_tools.read.manifest import manifest_path
-    from beton_tools.write.images import KEPT
+    from beton_tools.write.images import KEPT, RAW
 
     images = f"{manifest.num_samples:,} images in {manifest.num_classes:,} classes"
     print(f"{path}: {images}, {format_bytes(manifest.file_size)}")
     kept = manifest.encodings.get(KEPT, 0)
-    others = [f"{count:,} {how}" for how, count in manifest.encodings.items() if how != KEPT]
-    print(f"  {kept:,} kept bit for bit" + (f"; re-encoded: {', '.join(others)}" if others else ""))
+    raw = sum(count for how, count in manifest.encodings.items() if how.startswith(RAW))
+    others = [
+        f"{n:,} {how}" for how, n in manifest.encodings.items() if how != KEPT and not how.startswith(RAW)
+    ]
+    print(
+        f"  {kept:,} kept bit for bit"
+        + (f"; {raw:,} stored as raw pixels" if raw else "")
+        + (f"; re-encoded: {', '.join(others)}" if others else "")
+    )
     if manifest.left_out:
         print(f"  left out: {by_suffix(manifest.left_out)}")
     skipped = [f"{name}: {reason}" for name, reason in manifest.skipped]

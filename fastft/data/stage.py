@@ -161,15 +161,19 @@ class CpuStage(Stage):
         self.scratch = self.new_scratch(augment.new_scratch(1, largest.height, largest.width).nbytes)
 
     def run(self, ids: np.ndarray, slot: int, draw: DrawPlan) -> tuple[torch.Tensor, torch.Tensor]:
+        out = self.batches[slot][: len(ids)]
+        self.fill(ids, out, draw)
+        images = torch.from_numpy(out).view(self.dtype).permute(0, 3, 1, 2)
+        return images, torch.from_numpy(self.labels[ids])
+
+    def fill(self, ids: np.ndarray, out: np.ndarray, draw: DrawPlan) -> None:
+        """Write the images of `run` to `out` (B, S, S, 3), in the storage of the dtype."""
         stored = find_stored(self.betons, ids)
         plan = draw(ids, stored.height, stored.width)
-        out = self.batches[slot][: len(ids)]
         codes = np.empty(len(ids), np.int64)
         regions, spent = source_regions(plan, self.size), self.clock.spent
         decode_and_augment(stored, regions, plan, self.finish, self.scratch, self.decoders, out, codes, spent)
         self.check(ids, codes)
-        images = torch.from_numpy(out).view(self.dtype).permute(0, 3, 1, 2)
-        return images, torch.from_numpy(self.labels[ids])
 
 
 # GPU -----------------------------------------------------------------------------------------------------------------

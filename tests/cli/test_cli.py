@@ -70,8 +70,9 @@ def test_flags_are_frozen() -> None:
         for name, parser in COMMANDS.items()
     }
     image_options = [
-        "--data", "--max-resolution", "--no-index", "--on-error", "--out", "--overwrite", "--part", "--quality",
-        "--reencode", "--shuffle-seed", "--subsampling", "--subset-per-class", "--workers",
+        "--compress-probability", "--data", "--max-resolution", "--no-index", "--on-error", "--out", "--overwrite",
+        "--part", "--quality", "--reencode", "--shuffle-seed", "--subsampling", "--subset-per-class", "--workers",
+        "--write-mode",
     ]  # fmt: skip
     assert flags["convert imagenet"] == image_options
     assert flags["convert folder"] == ["--class-indices", "--classes-of", *image_options]

@@ -41,6 +41,21 @@ def test_stock_random_resized_crop_decoder_runs_on_our_file(photo_folder: Path, 
     assert [images.shape for images, _ in loader] == [(8, 24, 24, 3)] * 3
 
 
+def test_stock_simple_decoder_gives_the_pixels_of_a_raw_file(photo_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "raw.beton"
+    options = WriteOptions(workers=0, write_mode="raw", max_resolution=40, page_size=1 << 16)
+    write_beton(out, open_source(photo_folder), options)
+    beton = Beton.open(out)
+    assert set(beton.modes) == {1}
+    ids = np.flatnonzero((beton.heights == beton.heights[0]) & (beton.widths == beton.widths[0]))
+    loader = Loader(
+        str(out), 24, 1, drop_last=False, pipelines={"image": [CenterCropRGBImageDecoder((16, 16), 1.0)]}
+    )
+    images = next(iter(loader))[0]
+    assert len(images) == 24 and min(image.std() for image in images) > 10
+    np.testing.assert_array_equal(beton.sizes[ids], 3 * int(beton.heights[0]) * int(beton.widths[0]))
+
+
 def test_stock_reader_and_ours_see_the_same_tables(photo_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "photos.beton"
     write_beton(out, open_source(photo_folder), WriteOptions(workers=0, page_size=1 << 16))

@@ -1,0 +1,246 @@
+"""The operations: crop decoders, and augmentation with normalisation on the CPU or the GPU."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+from ffcv.pipeline.allocation_query import AllocationQuery
+from ffcv.pipeline.operation import Operation
+from ffcv.pipeline.state import State
+from numba import objmode
+from numba.core.errors import NumbaWarning
+
+from beton_tools.base.errors import UserError
+from beton_tools.read.beton_set import BetonSet
+from fastft.augment.cpu import CpuAugment
+from fastft.augment.draw import draw_plan, eval_plan
+from fastft.augment.erase import DTYPES
+from fastft.augment.policies import parse_policy
+from fastft.data.stage import CHANNELS, CpuStage
+from fastft.ffcv.loader_thread import Pass, current_pass, reporting
+from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
+
+# a decoder runs compiled code that it calls from Python
+warnings.filterwarnings("ignore", ".*object mode", NumbaWarning, r".*ffcv.operations")
+
+
+class _CropDecoder(SimpleRGBImageDecoder):
+    """Runs fastft's stage for uint8 pixels in the place of FFCV's decoder. `output_size` may be changed between epochs."""
+
+    def __init__(self, output_size: Sequence[int], seed: int | None = None) -> None:
+        super().__init__()
+        self.output_size, self.seed = output_size, seed
+        self._stage: CpuStage | None = None
+        self._opened: tuple[str, int] | None = None
+        self._lock = threading.Lock()  # the thread of a pass that was left early may still decode
+        self._side()
+
+    def _side(self) -> int:
+        height, width = self.output_size
+        if height != width or height < 1:
+            raise UserError(f"output_size is {tuple(self.output_size)}: give two equal sides, 1 or more")
+        return int(height)
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
+        shape, dtype = (self._side(), self._side(), CHANNELS), np.dtype(np.uint8)
+        return replace(previous_state, jit_mode=True, shape=shape, dtype=dtype), AllocationQuery(shape, dtype)
+
+    def generate_code(self) -> Callable[..., Any]:
+        run = reporting(self._decode)
+
+        def decode(batch_indices, destination, metadata, storage_state):  # type: ignore[no-untyped-def]
+            with objmode():  # FFCV compiles every decoder
+                run(batch_indices, destination)
+            return destination
+
+        return decode
+
+    def _decode(self, ids: np.ndarray, out: np.ndarray) -> None:
+        given = current_pass(self.seed)
+        ids = ids.astype(np.int64)
+        with self._lock:
+            stage = self._stage_for(given, out.shape[1])
+            stage.fill(ids, out, lambda *stored: self._plan(given, out.shape[1], *stored))
+
+    def _stage_for(self, given: Pass, size: int) -> CpuStage:
+        """The stage of the loader's file, opened at the first batch."""
+        if self._stage is None or self._opened != (given.path, given.workers):
+            betons, self._opened = BetonSet.open(given.path), (given.path, given.workers)
+            self._stage = CpuStage(
+                betons, parse_policy("none"), size, torch.uint8, workers=given.workers, slots=0, batch=0
+            )
+            weakref.finalize(self, self._stage.close)
+        if self._stage.size != size:
+            self._stage.resize(size, 0)
+        return self._stage
+
+    def _plan(
+        self, given: Pass, size: int, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray
+    ) -> np.ndarray:
+        raise NotImplementedError
+
+
+class RandomResizedCropRGBImageDecoder(_CropDecoder):
+    """Random resized crop, decoding only the crop where the file has a crop index. uint8 (S, S, 3), as FFCV's decoder.
+
+    Args:
+        output_size: (S, S).
+        scale, ratio: limits of the crop's share of the area and of its aspect ratio.
+        hflip: probability of a horizontal flip, which costs nothing here; 0 leaves it to FFCV's operation.
+        interpolation: "bicubic" or "bilinear", both antialiased as in Pillow.
+        seed: of the crops (default: the loader's).
+
+    Raises:
+        UserError: an argument is not possible.
+    """
+
+    def __init__(
+        self,
+        output_size: Sequence[int],
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        *,
+        hflip: float = 0.0,
+        interpolation: str = "bicubic",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(output_size, seed)
+        self.policy = parse_policy(
+            "none", scale=scale, ratio=ratio, hflip=hflip, interpolation=interpolation, erase_prob=0.0
+        )
+
+    def _plan(
+        self, given: Pass, size: int, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray
+    ) -> np.ndarray:
+        return draw_plan(
+            self.policy, seed=given.seed, epoch=given.epoch, sample_ids=ids, heights=heights, widths=widths, size=size
+        )  # fmt: skip
+
+
+class CenterCropRGBImageDecoder(_CropDecoder):
+    """Short side resized to S / ratio, then the central S x S: the images of `fastft.data.EvalLoader`.
+
+    Args:
+        output_size: (S, S).
+        ratio: `crop_pct` of timm, such as 224 / 256.
+        interpolation: "bicubic" or "bilinear", both antialiased as in Pillow.
+    """
+
+    def __init__(
+        self, output_size: Sequence[int], ratio: float = 1.0, *, interpolation: str = "bicubic"
+    ) -> None:
+        super().__init__(output_size)
+        self.ratio, self.interpolation = ratio, interpolation
+        self._plan(Pass("", 0, 0, 1), 1, *np.ones((3, 1), np.int64))  # refuses a ratio that is not possible
+
+    def _plan(
+        self, given: Pass, size: int, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray
+    ) -> np.ndarray:
+        return eval_plan(ids, heights, widths, size, self.ratio, self.interpolation)
+
+
+class Augment(Operation):
+    """Augmentation, normalisation and erasing of uint8 images, where they are: on the CPU or, after `ToDevice`, on the GPU.
+
+    In the place of FFCV's `ToTorchImage` and `NormalizeImage`, after `ToTensor`: (B, S, S, 3) becomes (B, 3, S, S) in
+    channels-last memory.
+
+    Args:
+        policy: "rand-m9-mstd0.5-inc1", "3aug", "augmix-m3-w3-d-1", ... (see `fastft.augment.parse_policy`); "none" only
+            normalises and erases.
+        erase_prob: probability of random erasing.
+        erase_mode: "pixel", "rand" or "const", as in timm.
+        mean, std: of pixels between 0 and 1 (default: CLIP's).
+        dtype: torch.float32, torch.float16 or torch.bfloat16.
+        seed: of the random choices (default: the loader's).
+
+    Raises:
+        UserError: an argument is not possible.
+    """
+
+    def __init__(
+        self,
+        policy: str = "none",
+        *,
+        erase_prob: float = 0.0,
+        erase_mode: str = "pixel",
+        interpolation: str = "bicubic",
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+        dtype: torch.dtype = torch.float32,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.policy = parse_policy(
+            policy, hflip=0.0, erase_prob=erase_prob, erase_mode=erase_mode, interpolation=interpolation,
+            mean=mean, std=std,
+        )  # fmt: skip
+        self.dtype, self.seed = dtype, seed
+        self._name = str(dtype).removeprefix("torch.")
+        if self._name not in DTYPES:
+            raise UserError(f"augmentation writes {', '.join(DTYPES)}, not {self._name}")
+        self._augment: Any = None
+        self._lock = threading.Lock()
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery | None]:
+        height, width, _ = previous_state.shape
+        if height != width:
+            raise UserError(f"Augment takes square images, not {height} x {width}")
+        device = torch.device(previous_state.device)
+        memory = (
+            AllocationQuery((height, width, CHANNELS), self.dtype, device) if device.type == "cpu" else None
+        )
+        shape = (CHANNELS, height, width)
+        return State(jit_mode=False, device=device, shape=shape, dtype=self.dtype), memory
+
+    def generate_code(self) -> Callable[..., Any]:
+        run = reporting(self._run)
+
+        def augment(images, destination, batch_indices):  # type: ignore[no-untyped-def]
+            return run(images, destination, batch_indices)
+
+        augment.with_indices = True  # type: ignore[attr-defined]
+        return augment
+
+    def _run(self, images: Any, destination: torch.Tensor | None, ids: np.ndarray) -> torch.Tensor:
+        images = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+        size = images.shape[1]
+        with self._lock:
+            if self._augment is None or self._augment.size != size:
+                self._augment = self._new_augment(size, images.device)
+            plan = self._plan(ids.astype(np.int64), size)
+            offsets = np.arange(len(ids)) * (CHANNELS * size * size)
+            flat = images.reshape(-1)
+            if destination is None:
+                tables = (
+                    torch.from_numpy(table).to(images.device) for table in (offsets, plan.view(np.uint8))
+                )
+                return self._augment(flat, *tables)
+            bits = destination if self.dtype == torch.float32 else destination.view(torch.int16)
+            out = bits.numpy().view(self._augment.finish.table.dtype)
+            self._augment(flat.numpy(), offsets, plan, out)
+        return destination.permute(0, 3, 1, 2)
+
+    def _new_augment(self, size: int, device: torch.device) -> Any:
+        if device.type == "cpu":
+            return CpuAugment(self.policy, size, self._name)
+        from fastft.augment.cuda import CudaAugment
+
+        return CudaAugment(self.policy, size, self.dtype, device)
+
+    def _plan(self, ids: np.ndarray, size: int) -> np.ndarray:
+        """The plan for images that are already cropped: the draws of operations and boxes do not depend on the crop."""
+        given, sides = current_pass(self.seed), np.full(len(ids), size)
+        plan = draw_plan(
+            self.policy, seed=given.seed, epoch=given.epoch, sample_ids=ids, heights=sides, widths=sides, size=size
+        )  # fmt: skip
+        plan["crop"], plan["resize"], plan["window"] = (0, 0, size, size), size, 0
+        return plan
