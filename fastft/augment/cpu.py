@@ -35,7 +35,6 @@ from fastft.augment.resize import (
 from fastft.augment.simd import copy, take
 
 IDENTITY = OP_ID["Identity"]
-BYTES, ALL_BYTES = "uint8", np.tile(np.arange(256, dtype=np.uint8), 3)
 REASONS = {
     REGION_TOO_SMALL: "its pixels do not cover what the plan touches; decode source_regions of the plan",
     SCRATCH_TOO_SMALL: "the scratch is too small; make it with new_scratch for the largest image",
@@ -151,15 +150,14 @@ def normalise_table(mean: Any, std: Any, dtype: int) -> np.ndarray:
 class CpuAugment:
     """Carries out plans on the CPU: regions packed as uint8 -> (B, size, size, 3) normalised.
 
-    dtype is "float32", "float16" or "bfloat16"; the last two are written as uint16 bit patterns. "uint8" leaves the
-    pixels as they are, for plans that do not erase.
+    dtype is "float32", "float16" or "bfloat16"; the last two are written as uint16 bit patterns.
     """
 
     def __init__(self, policy: AugmentPolicy, size: int, dtype: str = "float32") -> None:
-        if dtype not in (*DTYPES, BYTES):
+        if dtype not in DTYPES:
             raise UserError(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
-        self.size, code = size, FLOAT32 if dtype == BYTES else DTYPES.index(dtype)
-        table = ALL_BYTES if dtype == BYTES else normalise_table(policy.mean, policy.std, code)
+        self.size, code = size, DTYPES.index(dtype)
+        table = normalise_table(policy.mean, policy.std, code)
         self.finish = Finish(table, np.array(policy.fill, np.uint8), code)
         self._scratch = self.new_scratch(1, size, size)
 

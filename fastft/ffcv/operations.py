@@ -24,12 +24,21 @@ from fastft.augment.cpu import CpuAugment
 from fastft.augment.draw import draw_plan, eval_plan
 from fastft.augment.erase import DTYPES
 from fastft.augment.policies import parse_policy
-from fastft.data.stage import CHANNELS, CpuStage
+from fastft.data.stage import CHANNELS, CpuStage, Output
 from fastft.ffcv.loader_thread import Pass, current_pass, reporting
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD
 
 # a decoder runs compiled code that it calls from Python
 warnings.filterwarnings("ignore", ".*object mode", NumbaWarning, r".*ffcv.operations")
+
+
+class PixelStage(CpuStage):
+    """The stage with the pixels before normalisation, uint8; plans must not erase."""
+
+    def _augment(self, size: int) -> CpuAugment:
+        augment = CpuAugment(self.policy, size)
+        augment.finish = augment.finish._replace(table=np.tile(np.arange(256, dtype=np.uint8), 3))
+        return augment
 
 
 class _CropDecoder(SimpleRGBImageDecoder):
@@ -38,7 +47,7 @@ class _CropDecoder(SimpleRGBImageDecoder):
     def __init__(self, output_size: Sequence[int], seed: int | None = None) -> None:
         super().__init__()
         self.output_size, self.seed = output_size, seed
-        self._stage: CpuStage | None = None
+        self._stage: PixelStage | None = None
         self._opened: tuple[str, int] | None = None
         self._lock = threading.Lock()  # the thread of a pass that was left early may still decode
         self._side()
@@ -70,13 +79,12 @@ class _CropDecoder(SimpleRGBImageDecoder):
             stage = self._stage_for(given, out.shape[1])
             stage.fill(ids, out, lambda *stored: self._plan(given, out.shape[1], *stored))
 
-    def _stage_for(self, given: Pass, size: int) -> CpuStage:
+    def _stage_for(self, given: Pass, size: int) -> PixelStage:
         """The stage of the loader's file, opened at the first batch."""
         if self._stage is None or self._opened != (given.path, given.workers):
             betons, self._opened = BetonSet.open(given.path), (given.path, given.workers)
-            self._stage = CpuStage(
-                betons, parse_policy("none"), size, torch.uint8, workers=given.workers, slots=0, batch=0
-            )
+            policy = parse_policy("none", erase_prob=0.0)
+            self._stage = PixelStage(betons, policy, Output(size), workers=given.workers, slots=0, batch=0)
             weakref.finalize(self, self._stage.close)
         if self._stage.size != size:
             self._stage.resize(size, 0)
