@@ -1,38 +1,30 @@
-"""`fastft cost --frontier`: the ways to save on a recipe combined, with cost and expected accuracy, the cheapest first.
+"""`fastft cost --frontier`: ways to save on a recipe combined, with cost and expected accuracy, the cheapest first.
 
-A lever trains for fewer FLOPs; its loss of accuracy is known where somebody has measured it.
+Stopping early and freezing lower blocks: the ways whose loss of accuracy the reference's logs and the paper show.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
-
-import torch
 
 from beton_tools.base.errors import UserError
 from fastft.cost.price import FASTFT, MACHINE_GPUS, cores_per_gpu, estimate, known_gpu, with_cores
 from fastft.cost.published import reference_of
 from fastft.cost.roofline import Mfu, describe_uncounted, known_mfus
 from fastft.machine.gpus import GPUS, MAIN_GPUS
-from fastft.model import TimmArch
-from fastft.model.recipe_model import build_model, recipe_arch
+from fastft.model.recipe_model import recipe_arch
 from fastft.recipe import Recipe, differences, load_recipe, option_fields, recipe_from_dict
 from fastft.recipe.training_images import is_imagenet
 
 EVAL_EVERY = 5  # epochs; evaluating every epoch takes 1.3 % of the time of an epoch
-# options that the levers set; the recipe's own values of them are left out
+# options that the levers set, or that change what the logs show; the recipe's own values of them are left out
 SET_BY_LEVERS = {
     "schedule.stop_epoch", "model.trainable_layers", "schedule.sizes", "model.patch_dropout", "train.eval_every",
     "train.eval_weights",
 }  # fmt: skip
 QUICK_LOSS = 0.2  # points below the best epoch at which the quick recipes stop
 STOP_SHARE = 0.6  # of the schedule, where there is no log: as B/16's best epoch, 30 of 50
-SMALLER = {224: 160, 336: 224, 384: 224}  # pixels of the first epochs, as in the progressive recipes
-# of the epochs that train on smaller images, and on a part of the patches
-SMALL_SHARE, SPARSE_SHARE = 0.8, 0.9
 ROUNDING = 0.005  # points: a top-1 that is shown as 85.66 reaches 85.66
-PATCH_DROPOUT = 0.352  # 127 of the 196 patches of a 224 px image stay
 # trained blocks of B/16's 12 -> points lost (paper Figure 3: 85.7, 85.6 and 83.9)
 FIGURE_3 = {6: 0.1, 1: 1.8}
 FIGURE_3_RECIPE = "final_b16"
@@ -49,7 +41,7 @@ class Freezing:
 
 @dataclass(frozen=True)
 class Combination:
-    """A recipe with some levers; expected: top-1 with losses added up, None where one of them is not known."""
+    """A recipe with some levers; expected: top-1 with losses added up, None where it is not known."""
 
     recipe: Recipe
     levers: tuple[str, ...]
@@ -58,38 +50,25 @@ class Combination:
 
 
 def combinations(recipe: Recipe, at_least: float | None = None) -> Iterator[Combination]:
-    """Every combination of stopping, freezing, smaller images and dropped patches on a recipe.
+    """Every combination of stopping and freezing on a recipe.
 
     at_least: only those that are expected to reach this top-1, to two decimals, each stopped as early as that allows.
-
-    Raises:
-        UserError: an architecture that does not fit.
     """
     plain = _without_levers(recipe)
     name, curve = _reference(plain)
-    small_images = _choices(plain, {"schedule.sizes": f"0:{plain.model.image_size}"})
-    sparse_images = _choices(plain, {"model.patch_dropout": PATCH_DROPOUT})
-    for freezing, small, sparse in product(_freezings(plain, name), small_images, sparse_images):
-        known = curve is not None and not small and not sparse
-        if at_least is not None and not known:
-            continue
+    if curve is None and at_least is not None:
+        return
+    for freezing in _freezings(plain, name):
         for epochs in _stops(plain, curve, freezing.loss, at_least):
-            expected = curve[epochs - 1] - freezing.loss if curve is not None and known else None
-            sources = [f"reference log at epoch {epochs - 1}"] if known else []
-            sources += [freezing.source] if known and freezing.source else []
-            options, levers = _options(plain, epochs, freezing, small, sparse)
-            yield Combination(_with(plain, options), levers, expected, tuple(sources))
-
-
-def _choices(plain: Recipe, options: dict[str, Any]) -> tuple[bool, ...]:
-    """Without and with a lever; only without where the tower, one of timm's, cannot train with these options."""
-    if isinstance(recipe_arch(plain), TimmArch):
-        try:
-            with torch.device("meta"):
-                build_model(_with(plain, options), pretrained=False)
-        except UserError:
-            return (False,)
-    return False, True
+            expected = None if curve is None else curve[epochs - 1] - freezing.loss
+            sources = [] if curve is None else [f"reference log at epoch {epochs - 1}", freezing.source]
+            options = {"schedule.stop_epoch": epochs, "model.trainable_layers": freezing.blocks}
+            levers = [f"stop after epoch {epochs}"] if epochs < plain.epochs else []
+            if freezing.blocks is not None:
+                levers.append(
+                    "train the top " + (f"{freezing.blocks} blocks" if freezing.blocks > 1 else "block")
+                )
+            yield Combination(_with(plain, options), tuple(levers), expected, tuple(filter(None, sources)))
 
 
 def _without_levers(recipe: Recipe) -> Recipe:
@@ -136,40 +115,7 @@ def _stops(plain: Recipe, curve: Sequence[float] | None, lost: float, at_least: 
         return sorted({max(1, round(STOP_SHARE * plain.epochs)), plain.epochs})
     best = max(curve)
     wanted = [best - QUICK_LOSS, best] if at_least is None else [at_least - ROUNDING + lost]
-    return [_first(curve, top1) for top1 in wanted if top1 <= best]
-
-
-def _first(curve: Sequence[float], top1: float) -> int:
-    """Epochs until the curve first reaches a value."""
-    return next(epochs for epochs, reached in enumerate(curve, 1) if reached >= top1)
-
-
-def _options(
-    plain: Recipe, epochs: int, freezing: Freezing, small: bool, sparse: bool
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The options of a combination, and its levers in words."""
-    options: dict[str, Any] = {"schedule.stop_epoch": epochs}
-    levers = [f"stop after epoch {epochs}"] if epochs < plain.epochs else []
-    if freezing.blocks is not None:
-        options["model.trainable_layers"] = freezing.blocks
-        levers.append(
-            f"train the top {freezing.blocks} blocks" if freezing.blocks > 1 else "train the top block"
-        )
-    change = round(SMALL_SHARE * epochs)
-    if small and (pixels := _smaller(plain)) and 0 < change < epochs:
-        options["schedule.sizes"] = f"0:{pixels},{change}:{plain.model.image_size}"
-        levers.append(f"{pixels} px until epoch {change}")
-    change = round(SPARSE_SHARE * epochs)
-    if sparse and 0 < change < epochs:
-        options["model.patch_dropout"] = f"0:{PATCH_DROPOUT},{change}:0"
-        levers.append(f"drop {PATCH_DROPOUT:.0%} of the patches until epoch {change}")
-    return options, tuple(levers)
-
-
-def _smaller(plain: Recipe) -> int:
-    """Pixels of the smaller images: a multiple of the patch size."""
-    patch, size = recipe_arch(plain).patch_size, plain.model.image_size
-    return patch * round(SMALLER.get(size, size * 5 / 7) / patch)
+    return [next(n for n, top1 in enumerate(curve, 1) if top1 >= goal) for goal in wanted if goal <= best]
 
 
 # cost ---------------------------------------------------------------------------------------------------------------------
@@ -186,7 +132,16 @@ def price_combinations(
         UserError: unknown GPU, a step that cannot be counted, or no combination is expected to reach `at_least`.
     """
     gpus = list(MAIN_GPUS) if gpu is None else [known_gpu(gpu).name]
-    rows = [_priced(found, gpus, mfu) for found in combinations(recipe, at_least)]
+    rows: list[dict[str, Any]] = [
+        {
+            "levers": list(found.levers),
+            "options": {key: value for key, value in found.recipe.flat().items() if key in SET_BY_LEVERS},
+            "gpu_hours": {name: _hours(found.recipe, name, mfu) for name in gpus},
+            "expected_top1": found.expected,
+            "sources": list(found.sources),
+        }
+        for found in combinations(recipe, at_least)
+    ]
     if not rows:
         known = [found.expected for found in combinations(recipe) if found.expected is not None]
         best = f" (the log's best is {max(known):.2f})" if known else ""
@@ -197,26 +152,10 @@ def price_combinations(
     return {"recipe": recipe.name, "at_least": at_least, "gpus": gpus, "modelled": True, "combinations": rows}
 
 
-def _priced(found: Combination, gpus: Sequence[str], mfu: float | None) -> dict[str, Any]:
-    return {
-        "levers": list(found.levers),
-        "options": _changed(found.recipe),
-        "gpu_hours": {gpu: _hours(found.recipe, gpu, mfu) for gpu in gpus},
-        "expected_top1": found.expected,
-        "sources": list(found.sources),
-    }
-
-
-def _changed(recipe: Recipe) -> dict[str, Any]:
-    return {key: value for key, value in recipe.flat().items() if key in SET_BY_LEVERS}
-
-
 def _hours(recipe: Recipe, name: str, given: float | None) -> float:
     """GPU-hours at the given or the expected MFU."""
     gpu, over = GPUS[name], with_cores(FASTFT, cores_per_gpu(name))
-    if given is not None:
-        return estimate(recipe, gpu, MACHINE_GPUS, Mfu(given, "given", "--mfu"), over).gpu_hours
-    mfus = known_mfus(recipe, gpu, MACHINE_GPUS)
+    mfus = known_mfus(recipe, gpu, MACHINE_GPUS) if given is None else [Mfu(given, "given", "--mfu")]
     if not mfus:
         raise UserError(describe_uncounted(recipe, gpu))
     return estimate(recipe, gpu, MACHINE_GPUS, mfus[0], over).gpu_hours

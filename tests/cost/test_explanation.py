@@ -4,18 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from beton_tools.base.errors import UserError
-from beton_tools.write.convert import convert_folder
-from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
 from fastft.cost.explanation import compare, explain
-from fastft.cost.work import recipe_work
 from fastft.data.order import BatchLayout
 from fastft.machine.gpus import GPUS
-from fastft.model.recipe_model import recipe_arch
-from fastft.photos.counts import count_images
 from fastft.recipe import load_recipe
 from fastft.recipe.recipe_file import RECIPES, TABLES
 from tests.optim.test_groups import B16_SCALES
@@ -70,26 +64,6 @@ def test_lr_at_a_step_is_given_per_group() -> None:
     assert explained("final_b16", at_step=0)["schedule"]["lr_at_step"]["lr"] == 0
 
 
-def test_freezing_and_stopping_early_cost_less() -> None:
-    whole = explained("final_b16")["cost"]
-    half = explained("final_b16", "--model.trainable_layers=6")["cost"]
-    early = explained("final_b16", "--schedule.stop_epoch=30")["cost"]
-    assert half["train_flops_per_image"] == pytest.approx(2 / 3 * whole["train_flops_per_image"], rel=0.02)
-    for gpu in ("V100", "A100", "H100"):
-        # but for the start
-        assert early["gpu_hours"][gpu] == pytest.approx(0.6 * whole["gpu_hours"][gpu], rel=0.03)
-
-
-def test_the_papers_accuracy_is_not_expected_on_other_data(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert explained("final_b16")["expected_top1"] == 85.7
-    for override in ("--data.num_classes=10", "--data.train_size=20000"):
-        assert explained("final_b16", override)["expected_top1"] is None
-        assert main(["explain", "rcp/final_b16.yaml", override]) == 0
-        assert "85.7" not in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("overrides", "differing"),
     [
@@ -141,17 +115,6 @@ def test_a_recipe_inherits_no_expectation_unless_it_states_its_own(tmp_path: Pat
     assert stated["expectation"] == "expected 85.1 % top-1 (my log)"
 
 
-def test_validation_images_are_assumed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    assert explained("final_b16")["cost"]["val_images"]["value"] == 50_000
-    values = explained("final_b16", "--data.train_size=20000")["cost"]
-    assert values["val_images"]["value"] == round(20_000 * 50_000 / 1_281_167)
-    recipe = load_recipe("rcp/final_b16.yaml", ["--data.train_size=20000"])
-    arch = recipe_arch(recipe)
-    assert values["total_flops"] == recipe_work(recipe, arch, values["val_images"]["value"]).total
-    assert main(["explain", "rcp/final_b16.yaml"]) == 0
-    assert "validation images, as many as ImageNet has: 50,000" in capsys.readouterr().out
-
-
 def test_fewer_images_than_a_batch_are_refused_as_by_the_trainer(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -178,16 +141,6 @@ def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_step_beyond_the_end_has_no_learning_rate() -> None:
     with pytest.raises(UserError, match="there is no step 31250; the recipe has steps 0 to 31249"):
         explained("final_b16", at_step=31250)
-
-
-def test_the_number_of_images_is_read_from_an_existing_file(photographs: dict, tmp_path: Path) -> None:
-    for name in ("astronaut", "coffee"):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        Image.fromarray(photographs[name]).save(tmp_path / "photos" / name / "0.jpg")
-    convert_folder(tmp_path / "photos", tmp_path / "photos.beton", WriteOptions(workers=0))
-    options = [f"--data.train={tmp_path / 'photos.beton'}", "--optim.batch_size=1"]
-    values = explain(count_images(load_recipe("final_b16", options)))
-    assert values["schedule"]["steps_per_epoch"] == 2
 
 
 def test_sizes_by_epoch_are_explained_with_their_flops(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,11 +6,10 @@ import pytest
 
 from beton_tools.base.errors import UserError
 from fastft.cli import main
-from fastft.cost.frontier import SET_BY_LEVERS, combinations, price_combinations
+from fastft.cost.frontier import SET_BY_LEVERS, price_combinations
 from fastft.cost.price import predict
 from fastft.cost.published import reference_curves
 from fastft.recipe import load_recipe
-from tests.cost.test_traffic import timm_recipe
 
 B16 = reference_curves()["final_b16"]["top1_ema"]
 
@@ -25,29 +24,12 @@ def row(values: dict, *levers: str) -> dict:
     return found
 
 
-def test_every_combination_is_there_once_and_the_cheapest_is_first(b16) -> None:
-    rows = b16["combinations"]
-    # stop, freeze, smaller, fewer patches
-    assert len(rows) == len({tuple(r["levers"]) for r in rows}) == 2 * 3 * 2 * 2
-    hours = [r["gpu_hours"]["V100"] for r in rows]
-    assert hours == sorted(hours)
-
-
 @pytest.mark.parametrize(
     ("recipe", "levers"),
     [
         ("frugal_b16", ["stop after epoch 30"]),
         ("quick_b16", ["stop after epoch 23"]),
         ("frugal_b16_half", ["stop after epoch 30", "train the top 6 blocks"]),
-        ("frugal_b16_progressive", ["stop after epoch 30", "160 px until epoch 24"]),
-        (
-            "frugal_b16_progressive_half",
-            ["stop after epoch 30", "train the top 6 blocks", "160 px until epoch 24"],
-        ),
-        (
-            "frugal_b16_sparse",
-            ["stop after epoch 30", "train the top 6 blocks", "drop 35% of the patches until epoch 27"],
-        ),
     ],
 )
 def test_recipes_are_combinations_at_their_own_cost_and_expectation(
@@ -56,10 +38,9 @@ def test_recipes_are_combinations_at_their_own_cost_and_expectation(
     found, known = row(b16, *levers), load_recipe(recipe)
     assert found["options"] == {key: known.flat()[key] for key in SET_BY_LEVERS}
     assert found["gpu_hours"] == pytest.approx({g: p["hours"] for g, p in predict(known).items()})
-    if known.about.top1 is None:
-        assert (found["expected_top1"], found["sources"]) == (None, [])
-    else:
-        assert found["expected_top1"] == pytest.approx(known.about.top1, abs=0.06)
+    assert found["expected_top1"] == pytest.approx(known.about.top1, abs=0.06)
+    hours = [r["gpu_hours"]["V100"] for r in b16["combinations"]]
+    assert hours == sorted(hours) and len(hours) == 2 * 3  # stop, freeze
 
 
 def test_a_floor_keeps_what_is_shown_to_reach_it_and_stops_as_early_as_it_allows() -> None:
@@ -89,17 +70,6 @@ def test_what_the_paper_froze_in_b16_only_is_marked_as_assumed_elsewhere() -> No
     values = price_combinations(load_recipe("final_l14"), at_least=87.8)
     assert any("assumed as for B/16" in source for r in values["combinations"] for source in r["sources"])
     assert row(values, "stop after epoch 17")["expected_top1"] == 87.82
-
-
-@pytest.mark.parametrize(
-    ("name", "small", "sparse"),
-    [("test_vit", True, True), ("test_convnext", True, False), ("hiera_tiny_224", False, False)],
-)
-def test_only_what_the_model_can_do_is_combined(name: str, small: bool, sparse: bool) -> None:
-    levers = {
-        word for found in combinations(timm_recipe(name)) for lever in found.levers for word in lever.split()
-    }
-    assert ("px" in levers, "drop" in levers, "train" in levers) == (small, sparse, True)
 
 
 def test_the_command_prints_a_table_or_json(capsys: pytest.CaptureFixture[str]) -> None:

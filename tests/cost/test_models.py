@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from fastft.cli import main
-from tests.train.runs import losses, run
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 LISTED = list(
@@ -46,25 +45,3 @@ def test_an_mfu_of_ones_own_prices_what_cannot_be_counted(capsys: pytest.Capture
     assert [[e["basis"] for e in r["estimates"]] for r in found] == [["given"], ["given"]]
     assert main(["cost", "--frontier", "frugal_b16", *options(FAST[0]), "--gpu", "v100"]) == 2
     assert capsys.readouterr().err.endswith("cannot be traced; give --mfu\n")
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_it_trains_a_step(tiny: dict[str, str], tmp_path: Path, name: str) -> None:
-    if name in FAST[1:]:
-        pytest.skip("one model is enough here")
-    size = "56" if "patch14" in name else "64"
-    changes = {
-        "schedule__epochs": "1",
-        "schedule__warmup_epochs": "0",
-        "ema__decay": "0",
-        "optim__batch_size": "48",
-    }
-    run(
-        tiny,
-        tmp_path,
-        model__arch=f"timm/{name}",
-        model__image_size=size,
-        train__checkpoint_steps="0",
-        **changes,
-    )
-    assert len(losses(tmp_path)) == 1

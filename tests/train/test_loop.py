@@ -25,7 +25,7 @@ from fastft.run.checkpoint import list_checkpoints, read_checkpoint, write_check
 from fastft.run.continuation import refuse_changed_recipe
 from fastft.run.run_directory import load_run, lock_run, read_metrics
 from fastft.train.evaluate import evaluate
-from fastft.train.exceptions import EXIT_REQUEUE, NonFinite, Preempted
+from fastft.train.exceptions import NonFinite, Preempted
 from fastft.train.precision import Precision
 from fastft.train.progress import conclusion
 from fastft.train.step import Step
@@ -70,42 +70,29 @@ def test_kill_9_and_resume_gives_the_same_losses_bit_for_bit(tiny, long: Path, t
     assert differing(end(tmp_path), end(long)) == []
 
 
-def test_resuming_in_the_middle_of_an_epoch_continues_the_sequence(tiny, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model__drop_path": "0.3"},
+        *(pytest.param(case, marks=pytest.mark.slow) for case in (
+            {"augment__mixup": "0.8", "augment__cutmix": "1.0", "train__micro_batch": "4"},
+            {"model__patch_dropout": "0.25", "optim__clip_grad": "1.0"},
+            {"model__freeze_conv1": "false", "ema__decay": "0"},
+        )),
+    ],
+)  # fmt: skip
+def test_resuming_in_the_middle_of_an_epoch_continues_the_sequence(
+    tiny, tmp_path: Path, changes: dict[str, str]
+) -> None:
     """The newest checkpoints are removed one by one; the losses after each of the others are the same."""
-    run(tiny, tmp_path, model__drop_path="0.3", train__keep_checkpoints="100")
+    run(tiny, tmp_path, train__keep_checkpoints="100", **changes)
+    before, weights = losses(tmp_path), end(tmp_path)
     for path in reversed(list_checkpoints(tmp_path / "checkpoints")):
         if path.name in ("step-00000008", "step-00000004"):
-            run(tiny, tmp_path, model__drop_path="0.3", train__keep_checkpoints="100")
-            assert losses(tmp_path) == losses(whole)
-            assert differing(end(tmp_path), end(whole)) == []
-        for file in path.iterdir():
-            file.unlink()
-        path.rmdir()
-
-
-@pytest.mark.slow
-def test_a_signal_checkpoints_and_exits_with_the_requeue_code(tiny, long: Path, tmp_path: Path) -> None:
-    changes = LONG | {"train__checkpoint_steps": "0"}
-    command = [
-        sys.executable,
-        "-m",
-        "fastft.cli",
-        "train",
-        "rcp/final_b16.yaml",
-        *flags(tiny, tmp_path, **changes),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while len(losses(tmp_path)) < 3:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGUSR1)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == EXIT_REQUEUE, said
-    assert "same command continues" in said
-    run(tiny, tmp_path, **changes)
-    assert losses(tmp_path) == losses(long)
-    assert differing(end(tmp_path), end(long)) == []
+            run(tiny, tmp_path, train__keep_checkpoints="100", **changes)
+            assert losses(tmp_path) == before
+            assert differing(end(tmp_path), weights) == []
+        shutil.rmtree(path)
 
 
 def test_a_signal_during_an_evaluation_postpones_it_to_the_next_start(
@@ -363,21 +350,6 @@ def test_training_goes_on_while_a_checkpoint_is_written(tiny, tmp_path: Path, mo
 
 
 @pytest.mark.slow
-def test_waiting_for_a_checkpoint_slows_no_interval(tiny, tmp_path: Path, monkeypatch) -> None:
-    """A save waits for the write before it; that is neither the pace of the steps nor lost from the account."""
-    slow_writer(monkeypatch, 0.5)
-    run(tiny, tmp_path, schedule__stop_epoch="1", train__checkpoint_steps="1", train__log_every="1000")
-    (interval,) = logged(tmp_path, "train")
-    waited = sum(line["seconds"] for line in logged(tmp_path, "checkpoint"))
-    batch, steps = int(tiny["optim.batch_size"]), interval["step"]
-    trained = steps * batch / interval["images_per_second"]
-    assert waited >= 0.48 * (steps - 1) - trained  # a file is written while the next step is computed
-    (split,) = logged(tmp_path, "split")
-    assert split["seconds"]["checkpoint"] == pytest.approx(waited)
-    assert interval["images_per_second"] > batch / 0.5
-
-
-@pytest.mark.slow
 def test_a_checkpoint_is_of_the_step_that_saved_it_though_training_goes_on(
     tiny, whole: Path, tmp_path: Path, monkeypatch
 ) -> None:
@@ -446,14 +418,6 @@ def test_only_the_ema_is_evaluated_if_asked_and_the_training_is_the_same(
     page = render_run(load_run(tmp_path))
     assert "EMA top-1" in page
     assert "top-1 in percent: EMA" in conclusion(result) and "raw" not in conclusion(result)
-
-
-@pytest.mark.slow
-def test_a_run_may_be_resumed_with_other_weights_to_evaluate(tiny, tmp_path: Path) -> None:
-    run(tiny, tmp_path, schedule__stop_epoch="1")
-    result = run(tiny, tmp_path, train__eval_weights="ema", schedule__stop_epoch="2")
-    assert ["raw" in entry for entry in result["evaluations"]] == [True, False]
-    assert all("ema" in entry for entry in result["evaluations"])
 
 
 def test_evaluating_an_ema_that_is_not_kept_is_one_line(tiny, tmp_path: Path) -> None:

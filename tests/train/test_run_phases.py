@@ -1,12 +1,7 @@
 """A run whose images grow and whose patch dropout ends: resumed anywhere it equals an uninterrupted one."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -54,27 +49,6 @@ def test_the_log_tells_the_phases_and_its_remaining_time_follows_the_size(grown:
     assert in_steps[0] > 2 * (36 - 1)
     assert in_steps[24:] == pytest.approx(range(11, -1, -1))
     assert load_run(grown).steps_per_epoch == 6
-
-
-@pytest.mark.slow
-def test_kill_9_in_one_phase_and_resume_into_the_next_gives_the_same_losses_bit_for_bit(
-    tiny, grown: Path, tmp_path: Path
-) -> None:
-    command = [sys.executable, "-m", "fastft.cli", "train", "rcp/final_b16.yaml"]
-    command += flags(tiny, tmp_path, **GROWING)
-    for killed_after in (5, 15, 25):  # steps: in three of the four phases
-        victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 300
-        while len(losses(tmp_path)) < killed_after:
-            assert victim.poll() is None and time.monotonic() < deadline, (
-                victim.stderr and victim.stderr.read()
-            )
-            time.sleep(0.005)
-        os.kill(victim.pid, signal.SIGKILL)
-        assert victim.wait() == -signal.SIGKILL
-    run(tiny, tmp_path, **GROWING)
-    assert losses(tmp_path) == losses(grown)
-    assert differing(end(tmp_path), end(grown)) == []
 
 
 def test_resuming_at_and_around_each_change_continues_the_sequence(tiny, grown: Path, tmp_path: Path) -> None:

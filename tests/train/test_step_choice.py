@@ -320,11 +320,6 @@ def test_the_older_option_means_the_same(older: str, step: str) -> None:
     assert requested_step(load_recipe("final_b16", [f"--train.compile={older}"])) == step
 
 
-def test_both_options_at_once_are_refused() -> None:
-    with pytest.raises(UserError, match=r"train\.compile is the older form of train\.step"):
-        load_recipe("final_b16", ["--train.compile=on", "--train.step=eager"])
-
-
 @pytest.mark.parametrize(
     ("options", "on_gpu", "processes", "reason"),
     [

@@ -78,24 +78,6 @@ def test_a_graphed_step_computes_what_the_eager_one_does(
     assert graph.passes == WARM_UP_PASSES + 1 + 3 * micro_batches
 
 
-def test_images_of_another_size_are_recorded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the batch grows here, which like a larger image is another shape."""
-    graph, precision = StubGraph(), Precision(torch.float32, "cpu")
-    found, want = graphed(precision, graph, monkeypatch), new_step(precision)
-    size = small_arch().image_size
-    for images in (2, 2, 4, 4):
-        batch = (
-            torch.ones(images, 3, size, size),
-            torch.arange(images),
-            torch.rand(images, found.model.visual.noise_columns),
-        )
-        for step in (found, want):
-            step.micro_batch(*batch, step=0, last=True)
-            step.update()
-    assert graph.passes == 2 * (WARM_UP_PASSES + 1) + 4
-    assert all(map(torch.equal, found.model.parameters(), want.model.parameters()))
-
-
 def test_gradients_stay_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph adds to the tensors that it was recorded with."""
     step = graphed(Precision(torch.float32, "cpu"), StubGraph(), monkeypatch)

@@ -34,13 +34,6 @@ def test_the_run_stops_with_75_and_continues_to_the_same_weights(
     assert differing(end(tmp_path / "run"), end(uninterrupted)) == []
 
 
-def test_a_run_that_ends_in_time_is_not_stopped(
-    tiny: dict[str, str], uninterrupted: Path, tmp_path: Path
-) -> None:
-    run(tiny, tmp_path / "run", train__stop_after="1d", **LONG)
-    assert losses(tmp_path / "run") == losses(uninterrupted)
-
-
 def test_time_that_is_up_at_the_last_step_does_not_cost_the_last_evaluation(
     tiny: dict[str, str], tmp_path: Path
 ) -> None:
