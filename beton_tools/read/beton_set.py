@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
@@ -16,10 +16,10 @@ import numpy as np
 from beton_tools.base.cgroup import usable_cpus
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_paths import BetonPaths, describe_paths, find_betons
-from beton_tools.read.format import MAX_CLASSES, Beton, count_samples, row_chunks
+from beton_tools.read.format import MAX_CLASSES, Beton
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.parts import Part
-from beton_tools.read.sample_table import SampleTable
+from beton_tools.read.sample_table import SampleTable, image_field
 from beton_tools.read.subset_file import SUFFIX, FileIdentity, SubsetFile, is_subset_file, read_subset_file
 
 CHANNELS = 3
@@ -91,29 +91,35 @@ class BetonSet(SampleTable):
         subset = next((path for path in paths if is_subset_file(path)), None)
         if subset is not None:
             raise UserError(f"{subset}: a subset ({SUFFIX}) is read alone; name no other file beside it")
-        first = _open_file(paths[0])
-        counts = [first.beton.num_samples, *map(count_samples, paths[1:])]
-        starts = np.append(0, np.cumsum(counts))
-        if len(paths) == 1:
-            tables, opened = _Tables.of(first.beton), [first]
-        else:
-            tables = _Tables.allocate(first.beton, int(starts[-1]))
-            opened = _in_threads(
-                lambda k: tables.move(_open_file(paths[k]), first.beton, starts[k : k + 2]), range(len(paths))
-            )
-        betons, classes = tuple(o.beton for o in opened), tuple(o.classes for o in opened)
+        with ThreadPoolExecutor(min(len(paths), usable_cpus(), MOST_THREADS)) as threads:
+            opened = list(threads.map(_open_file, paths))
+        betons, classes = tuple(beton for beton, _ in opened), tuple(found for _, found in opened)
+        _check_fields(betons)
         _check_classes(betons, classes)
-        for table in tables:
+        metadata, sizes = betons[0].metadata, betons[0].sizes
+        starts = np.append(0, np.cumsum([len(beton) for beton in betons]))
+        if len(betons) > 1:
+            try:
+                metadata, sizes = (_joined([getattr(b, t) for b in betons]) for t in ("metadata", "sizes"))
+            except MemoryError as error:
+                raise UserError(f"the tables of {starts[-1]:,} samples are larger than the memory") from error
+            spans = [slice(begin, end) for begin, end in pairwise(starts.tolist())]
+            betons = tuple(
+                beton.with_tables(metadata[span], sizes[span])
+                for beton, span in zip(betons, spans, strict=True)
+            )
+        for table in (metadata, sizes):
             table.flags.writeable = False
         return cls(
-            first.beton.fields,
-            *tables,
+            betons[0].fields,
+            metadata,
+            sizes,
             named=describe_paths(data),
             files=betons,
             starts=starts,
             descriptors=np.array([beton.descriptor for beton in betons], np.int32),
             classes=classes,
-            largest=_merged([o.largest for o in opened], counts),
+            largest=_largest(metadata[image_field(betons[0].fields).column], sizes),
         )
 
     @classmethod
@@ -149,7 +155,7 @@ class BetonSet(SampleTable):
         classes = (
             _taken(c, taken.labels[span], in_files[span]) for c, span in zip(self.classes, spans, strict=True)
         )
-        return replace(taken, classes=tuple(classes), largest=_largest(taken))
+        return replace(taken, classes=tuple(classes), largest=_largest(taken.image_column, taken.sizes))
 
     @property
     def title(self) -> str:
@@ -268,61 +274,14 @@ class BetonSet(SampleTable):
             beton.check_unchanged()
 
 
-class _Opened(NamedTuple):
-    beton: Beton
-    classes: FileClasses
-    largest: Largest
-
-
-class _Tables(NamedTuple):
-    """`metadata` and `sizes` of a `SampleTable`, while the files are read into them."""
-
-    metadata: np.ndarray
-    sizes: np.ndarray
-
-    @classmethod
-    def of(cls, beton: Beton) -> _Tables:
-        return cls(beton.metadata, beton.sizes)
-
-    @classmethod
-    def allocate(cls, like: Beton, count: int) -> _Tables:
-        try:
-            return cls(*(np.empty(count, table.dtype) for table in cls.of(like)))
-        except MemoryError as error:
-            raise UserError(f"the tables of {count:,} samples are larger than the memory") from error
-
-    def move(self, opened: _Opened, first: Beton, span: np.ndarray) -> _Opened:
-        """Copy the tables of a file to [begin, end), and let it have views of them instead: its own are freed.
-
-        Raises:
-            UserError: it has other fields than `first`, or another size than when it was counted.
-        """
-        beton, place = opened.beton, slice(*span.tolist())
-        if beton.fields != first.fields:
-            raise UserError(
-                f"{beton.path} has the fields {[f.name for f in beton.fields]}, {first.path} "
-                f"{[f.name for f in first.fields]}; give files with the same fields"
-            )
-        if beton.num_samples != place.stop - place.start:
-            raise UserError(f"{beton.path}: changed while it was being opened; run the same command again")
-        views = _Tables(*(table[place] for table in self))
-        for view, table in zip(views, _Tables.of(beton), strict=True):
-            # NumPy copies structured rows field by field, slowly
-            view.view(np.uint8)[:] = table.view(np.uint8)
-            view.flags.writeable = False
-        own = os.dup(beton.descriptor)  # the object that is replaced closes its descriptor
-        return opened._replace(beton=replace(beton, **views._asdict(), descriptor=own))
-
-
-def _in_threads(work: Callable[[int], _Opened], items: Sequence[int]) -> list[_Opened]:
-    """Results in the order of the items. NumPy and reading release the GIL."""
-    with ThreadPoolExecutor(min(len(items), usable_cpus(), MOST_THREADS)) as threads:
-        return list(threads.map(work, items))
-
-
-def _open_file(path: Path) -> _Opened:
+def _open_file(path: Path) -> tuple[Beton, FileClasses]:
     beton = Beton.open(path)
-    return _Opened(beton, _read_classes(beton, _read_manifest(beton)), _largest(beton))
+    return beton, _read_classes(beton, _read_manifest(beton))
+
+
+def _joined(tables: Sequence[np.ndarray]) -> np.ndarray:
+    """Tables one after another; NumPy copies structured rows field by field, slowly."""
+    return np.concatenate([table.view(np.uint8) for table in tables]).view(tables[0].dtype)
 
 
 def _read_manifest(beton: Beton) -> Manifest | None:
@@ -343,16 +302,13 @@ def _read_manifest(beton: Beton) -> Manifest | None:
 def _read_classes(beton: Beton, manifest: Manifest | None) -> FileClasses:
     """Raises a UserError if a label is negative or too large."""
     labels = beton.labels
-    chunks = [labels[rows] for rows in row_chunks(len(labels))]
-    lowest, highest = min(int(c.min()) for c in chunks), max(int(c.max()) for c in chunks)
+    lowest, highest = int(labels.min()), int(labels.max())
     limit = min(MAX_CLASSES if manifest is None else manifest.num_classes, MAX_CLASSES)
     if lowest < 0 or highest >= limit:
         raise UserError(
             f"{beton.path}: labels range from {lowest} to {highest}, expected 0 to {limit - 1}; write the file again"
         )
-    counts = np.zeros(highest + 1, np.int64)
-    for chunk in chunks:
-        counts += np.bincount(chunk, minlength=highest + 1)
+    counts = np.bincount(labels)
     if manifest is None:
         return FileClasses(None, counts, None, None)
     names = [manifest.class_label(k) for k in range(manifest.num_classes)]
@@ -366,26 +322,23 @@ def _taken(classes: FileClasses, labels: np.ndarray, ids: np.ndarray) -> FileCla
     return replace(classes, counts=counts, checksum=identity)
 
 
-def _largest(table: SampleTable) -> Largest:
-    parts, counts = [], []
-    for rows in row_chunks(len(table)):
-        image, sizes = table.image_column[rows], table.sizes[rows]
-        pixels = image["height"].astype(np.int64) * image["width"]
-        found = (image["height"], image["width"], sizes, pixels, CHANNELS * pixels + sizes)
-        height, width, num_bytes, most, both = (int(values.max()) for values in found)
-        parts.append(Largest(height, width, num_bytes, most, both, float(pixels.mean())))
-        counts.append(len(pixels))
-    return _merged(parts, counts)
-
-
-def _merged(parts: Sequence[Largest], counts: Sequence[int]) -> Largest:
-    """counts: samples of each part."""
-    height, width, num_bytes, pixels, both = (max(values) for values in list(zip(*parts, strict=True))[:-1])
-    mean = sum(count * part.mean_pixels for count, part in zip(counts, parts, strict=True)) / sum(counts)
-    return Largest(height, width, num_bytes, pixels, both, mean)
+def _largest(image: np.ndarray, sizes: np.ndarray) -> Largest:
+    pixels = image["height"].astype(np.int64) * image["width"]
+    columns = (image["height"], image["width"], sizes, pixels, CHANNELS * pixels + sizes)
+    height, width, num_bytes, most, both = (int(values.max()) for values in columns)
+    return Largest(height, width, num_bytes, most, both, float(pixels.mean()))
 
 
 # agreement ------------------------------------------------------------------------------------------------------------
+
+
+def _check_fields(betons: Sequence[Beton]) -> None:
+    names = [[field.name for field in beton.fields] for beton in betons]
+    for beton, own in zip(betons, names, strict=True):
+        if beton.fields != betons[0].fields:
+            raise UserError(
+                f"{beton.path} has the fields {own}, {betons[0].path} {names[0]}; give files with the same fields"
+            )
 
 
 def _check_classes(betons: Sequence[Beton], classes: Sequence[FileClasses]) -> None:

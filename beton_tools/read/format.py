@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import weakref
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
@@ -30,7 +30,6 @@ JPEG_MODE, RAW_MODE = 0, 1
 # A JPEG spends at least one bit on each 8 x 8 block (512 pixels a byte). A file that claims more than twice that
 # number of pixels would make readers allocate gigabytes for nothing.
 MAX_PIXELS_PER_BYTE = 1024
-CHUNK_ROWS = 1 << 14  # of tables that are checked: 16,384 int64 take 128 KiB
 
 HEADER_DTYPE = np.dtype(
     [
@@ -181,6 +180,10 @@ class Beton(SampleTable):
             done += count
         return out
 
+    def with_tables(self, metadata: np.ndarray, sizes: np.ndarray) -> Beton:
+        """The same file with views of larger tables in the places of its own."""
+        return replace(self, metadata=metadata, sizes=sizes, descriptor=os.dup(self.descriptor))
+
     def check_unchanged(self) -> None:
         """Raise a UserError if the file was written to or truncated since it was opened."""
         status = os.fstat(self.descriptor)
@@ -198,24 +201,6 @@ class Beton(SampleTable):
         """CRC-32 of everything but the pages: header, field descriptors and metadata, then the allocation table."""
         head = self.read(0, self.data_start).data
         return zlib.crc32(self.read(self.data_end, self.file_size - self.data_end).data, zlib.crc32(head))
-
-
-def count_samples(path: StrPath) -> int:
-    """The number of samples that the header of a file states; only the header is read.
-
-    Raises:
-        UserError: as `Beton.open`, as far as the header shows it.
-    """
-    path = Path(path)
-    with open_user_file(path, "a .beton file") as file:
-        try:
-            file_size = os.fstat(file.fileno()).st_size
-            count = int(_read_header(path, file, file_size)["num_samples"])
-        except OSError as error:
-            raise _unreadable(path, error) from error
-    if count * ALLOC_DTYPE.itemsize > file_size:
-        raise _damaged(path, f"the file is too small for the {count} samples of its header")
-    return count
 
 
 def _open(cls: type[Beton], path: Path, file: BufferedReader) -> Beton:
@@ -236,7 +221,9 @@ def _open(cls: type[Beton], path: Path, file: BufferedReader) -> Beton:
         raise _damaged(path, f"{len(table)} images are allocated for the {num_samples} samples of its header")
     image = metadata[image_field(fields).column]
     pointers, sizes = image["data_ptr"].view(np.int64), _find_sizes(path, image["data_ptr"], table)
-    _check_spans(path, image, pointers, sizes, page_size, (start + metadata.nbytes, data_end))
+    bad = _find_impossible(image, pointers, sizes, page_size, (start + metadata.nbytes, data_end))
+    if bad is not None:
+        raise _damaged(path, f"sample {bad} points outside the file or has an impossible size")
     return cls(
         fields,
         metadata,
@@ -326,26 +313,10 @@ def _find_sizes(path: Path, image_ptr: np.ndarray, table: np.ndarray) -> np.ndar
     return sizes.astype(np.int64)
 
 
-def _check_spans(
-    path: Path,
-    image: np.ndarray,
-    pointers: np.ndarray,
-    sizes: np.ndarray,
-    page_size: int,
-    limits: tuple[int, int],
-) -> None:
-    """Check that every image lies inside `limits`, fits a page, has pixels, and as many bytes as its mode requires."""
-    for rows in row_chunks(len(image)):
-        bad = _find_impossible(image[rows], pointers[rows], sizes[rows], page_size, limits)
-        if bad is not None:
-            raise _damaged(
-                path, f"sample {rows.start + bad} points outside the file or has an impossible size"
-            )
-
-
 def _find_impossible(
     image: np.ndarray, pointers: np.ndarray, sizes: np.ndarray, page_size: int, limits: tuple[int, int]
 ) -> int | None:
+    """The first sample that lies outside `limits`, fits no page, or has no pixels or not the bytes that its mode requires."""
     low, high = limits
     # compared by subtraction: pointer + size could overflow int64 in a hostile file
     bad = (
@@ -359,9 +330,3 @@ def _find_impossible(
         | ((image["mode"] == RAW_MODE) & (sizes != area * 3))
     )
     return int(np.argmax(bad)) if bad.any() else None
-
-
-def row_chunks(count: int) -> Iterator[slice]:
-    """Slices of at most CHUNK_ROWS rows: intermediate results of a chunk stay in the processor's cache."""
-    for begin in range(0, count, CHUNK_ROWS):
-        yield slice(begin, min(begin + CHUNK_ROWS, count))
