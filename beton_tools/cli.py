@@ -242,7 +242,7 @@ def _add_sheet(commands: Any) -> None:
 
 def _run_sheet(args: argparse.Namespace) -> int:
     from beton_tools.base.atomic import save_picture
-    from beton_tools.inspect.contact_sheet import draw_sheet
+    from beton_tools.inspect.extract import draw_sheet
 
     if args.columns < 1 or args.cell < 16:
         raise UserError("--columns must be at least 1 and --cell at least 16")

@@ -61,25 +61,18 @@ def verify(
     if manifest is not None:
         report.problems += _compare(beton, manifest)
     report.problems += _check_labels(beton, MAX_CLASSES if manifest is None else manifest.num_classes)
-    # the pool ends before the checker, whose decoders its threads use
-    with _image_checker(beton) as check, _thread_pool(workers or usable_cpus()) as pool:
-        if manifest is not None and not report.problems:
-            _check_pages(beton, manifest, report, pool)
-            report.problems += _check_names(manifest)
-        if decode:
-            _check_images(beton, report, pool, check, progress)
+    with _image_checker(beton) as check:
+        pool = ThreadPoolExecutor(workers or usable_cpus())
+        try:
+            if manifest is not None and not report.problems:
+                _check_pages(beton, manifest, report, pool)
+                report.problems += _check_names(manifest)
+            if decode:
+                _check_images(beton, report, pool, check, progress)
+        finally:  # after the running tasks, which use the checker's decoders, and without the queued ones
+            pool.shutdown(cancel_futures=True)
     beton.check_unchanged()
     return report
-
-
-@contextmanager
-def _thread_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool that ends after the running tasks, not after the queued ones, if the block is left by an exception."""
-    pool = ThreadPoolExecutor(threads)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _compare(beton: Beton, manifest: Manifest) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -143,14 +144,6 @@ def loses_values(how: str) -> bool:
     return how.removeprefix(RAW).startswith(tuple(DEEP_MODES.values()))
 
 
-def _decode_quietly(data: bytes) -> np.ndarray | None:
-    """Decode a JPEG with libjpeg-turbo, which gives Pillow's pixels; None if it warns or fails."""
-    try:
-        return jpeg.decode_rgb(data)
-    except JpegError:
-        return None
-
-
 def _decode(data: bytes) -> tuple[np.ndarray, str]:
     """RGB pixels (H, W, 3) uint8 as timm's and torchvision's loaders give them, and the format or unusual mode.
 
@@ -161,7 +154,10 @@ def _decode(data: bytes) -> tuple[np.ndarray, str]:
             warnings.simplefilter("ignore")  # about Exif data and palettes, which change no pixel
             image = open_image(data)
             is_jpeg = image.format in ("JPEG", "MPO")
-            quiet = _decode_quietly(data) if is_jpeg else None  # faster than Pillow
+            quiet = None
+            if is_jpeg:  # libjpeg-turbo gives Pillow's pixels, faster, unless it warns or fails
+                with suppress(JpegError):
+                    quiet = jpeg.decode_rgb(data)
             pixels = np.asarray(image.convert("RGB")) if quiet is None else quiet
     except Exception as error:  # Pillow's plug-ins raise many types of exceptions on damaged data
         reason = str(error) or type(error).__name__
@@ -178,11 +174,11 @@ def _is_damaged(data: bytes) -> bool:
     for read_whole in (add_index, jpeg.decode_rgb):  # the first detects more, the second supports more kinds
         try:
             read_whole(data)
-            return False
         except DamagedJpeg:
             return True
         except JpegError:
             continue
+        break
     return False
 
 

@@ -225,29 +225,3 @@ def test_an_error_that_a_library_makes_of_a_stop_counts_as_the_stop() -> None:
             raise RuntimeError("no compiled object yet") from None
     with pytest.raises(RuntimeError), raise_on_stop_signals("beton verify"):
         raise RuntimeError("without a signal")
-
-
-def test_other_ignored_exceptions_are_reported_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken:
-        def __del__(self) -> None:
-            raise ValueError
-
-    reported = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda args: reported.append(args.exc_type))
-    with raise_on_stop_signals("beton verify"):
-        broken = Broken()
-        del broken
-    assert reported == [ValueError]
-
-
-def test_another_thread_may_run_commands() -> None:
-    entered = []
-
-    def enter() -> None:
-        with raise_on_stop_signals("beton verify"):
-            entered.append(True)
-
-    thread = threading.Thread(target=enter)
-    thread.start()
-    thread.join()
-    assert entered

@@ -12,7 +12,6 @@ from beton_tools import UserError
 from beton_tools.base.user_files import (
     check_user_file,
     open_own,
-    open_regular,
     open_user_file,
     read_regular,
     read_user_file,
@@ -53,13 +52,6 @@ def test_everything_but_a_regular_file_is_refused_at_once(
             read(path, "a recipe")  # type: ignore[operator]
         assert time.monotonic() - began < 5
         assert str(caught.value).endswith("; give a recipe")
-
-
-def test_open_regular_raises_oserror_with_the_reason(special: list[tuple[str, str]]) -> None:
-    for reason, path in special:
-        with pytest.raises(OSError, match=reason) as caught:
-            open_regular(path)
-        assert caught.value.strerror
 
 
 def test_a_fifo_that_appears_after_the_check_does_not_block(

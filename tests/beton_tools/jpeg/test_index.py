@@ -63,20 +63,6 @@ def test_every_wrong_entry_is_detected_and_the_pixels_are_right(jpeg, decode, ch
         np.testing.assert_array_equal(pixels, whole[20:50, 40:70])
 
 
-def test_an_index_that_skips_eight_segments_is_detected(jpeg, decode):
-    """Restart markers count modulo 8: joining nine segments gives an index whose every marker looks right."""
-    file = add_index(jpeg(160, 160), 1)
-    at, count = entries(file)
-    lengths = np.frombuffer(file, ">u2", count, at).astype(int)
-    joined = np.concatenate([[lengths[:9].sum() + 16], lengths[9:], lengths[-8:]])
-    false = file[:at] + joined.astype(">u2").tobytes() + file[at + 2 * count :]
-    with pytest.raises(JpegError, match="does not match"):
-        index.read(false)
-    code, pixels = decode(false, 100, 100, 16, 16)
-    assert code == OK
-    np.testing.assert_array_equal(pixels, pillow(file)[100:116, 100:116])
-
-
 @pytest.mark.parametrize("offset", [-1, 7, 8])
 def test_an_index_of_the_wrong_shape_is_not_used(jpeg, decode, offset):
     file = add_index(jpeg(64, 96), 2)

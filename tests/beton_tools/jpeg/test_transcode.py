@@ -170,12 +170,6 @@ def test_segments_are_as_short_as_allowed(jpeg):
         assert segments.shape[1] == 1 if width == 376 else mean >= 0.9 * MIN_SEGMENT_BYTES
 
 
-def test_the_index_costs_at_most_three_percent_of_photographs(photographs):
-    for options in ({"subsampling": 2, "quality": 90}, {"subsampling": 0, "quality": 93}):
-        plain = [saved(image, **options) for image in photographs.values()]
-        assert sum(len(add_index(f)) for f in plain) <= 1.03 * sum(map(len, plain))
-
-
 @pytest.mark.slow
 def test_real_imagenet_files_keep_their_pixels_and_grow_by_at_most_3_percent(imagenet_sample: Path):
     before, after, refused = 0, 0, 0

@@ -10,7 +10,6 @@ from ffcv.fields import FloatField, IntField, JSONField, RGBImageField
 from ffcv.writer import DatasetWriter
 
 from beton_tools import UserError
-from beton_tools.cli import main
 from beton_tools.read.format import FIELD_DTYPE, HEADER_DTYPE, Beton
 from beton_tools.sources import open_source
 from beton_tools.write.images import decode_sample
@@ -148,31 +147,6 @@ def test_two_fields_with_the_same_name_are_refused(good: bytes, tmp_path: Path) 
     twice[second + 1 : second + 7] = b"image\0"
     with pytest.raises(UserError, match="two fields have the same name"):
         touch_everything(tmp_path / "twice.beton", bytes(twice))
-
-
-def test_control_characters_in_a_field_name_are_printed_as_escapes(
-    good: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "x.beton"
-    path.write_bytes(patched(good, HEADER_DTYPE.itemsize + 1, "<B", 0x1B))
-    assert main(["info", str(path)]) == 0
-    assert r"fields    \x1bmage, label" in capsys.readouterr().out
-
-
-def test_a_file_that_shrinks_while_it_is_opened_is_refused(
-    good: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "x.beton"
-    for length in (10, 100, METADATA + 10, len(good) - 10):
-        path.write_bytes(good)
-        whole = path.stat()
-        path.write_bytes(good[:length])
-        with (
-            monkeypatch.context() as patches,
-            pytest.raises(UserError, match="shorter while it was being opened"),
-        ):
-            patches.setattr("os.fstat", lambda _, whole=whole: whole)
-            Beton.open(path)
 
 
 def test_more_pixels_than_the_bytes_can_encode_are_refused(good: bytes, tmp_path: Path) -> None:

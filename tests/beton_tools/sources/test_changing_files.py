@@ -12,7 +12,6 @@ import pytest
 from beton_tools import UserError
 from beton_tools.sources import FileSpan, Source, base, open_source
 from beton_tools.sources.base import Stamp, stamp_of
-from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions, write_beton
 from tests.beton_tools.conftest import tar_of
 
@@ -123,9 +122,3 @@ def test_a_row_group_that_changes_while_it_is_read(
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", read_and_change)
     with pytest.raises(OSError, match=r"a\.parquet changed while it was being read"):
         source.locate(0).read()
-
-
-def test_a_truncated_image_of_a_class_folder_is_named(photo_folder: Path) -> None:
-    os.truncate(photo_folder / "n01440764" / "n01440764_4.JPEG", 100)
-    with pytest.raises(UserError, match=r"n01440764/n01440764_4\.JPEG: cannot be decoded"):
-        convert_folder(photo_folder, photo_folder.parent / "o.beton", WriteOptions(workers=0))

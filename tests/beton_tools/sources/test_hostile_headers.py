@@ -15,7 +15,7 @@ import pytest
 from beton_tools import UserError
 from beton_tools.base.names import MAX_NAME_BYTES
 from beton_tools.sources import Source, open_source
-from tests.beton_tools.conftest import tar_of, train_tar
+from tests.beton_tools.conftest import tar_of
 
 SIZES = [1 << 31, 1 << 33, 1 << 40, (1 << 63) - 1, 1 << 70, -1, -1024, -(1 << 70)]
 EXTENDED = {"x": "pax", "g": "global pax", "X": "Solaris pax", "L": "long name", "K": "long link"}
@@ -59,15 +59,6 @@ def test_sizes_of_members_of_an_inner_tar(
     inner = header("n01440764_0.JPEG", size, "0") + bytes(4096)
     (tmp_path / "train.tar").write_bytes(tar_of({"n01440764.tar": inner, "n02123045.tar": good}))
     check_refused(tmp_path, r"train\.tar: ")
-
-
-def test_an_inner_tar_does_not_reach_into_the_next(
-    tmp_path: Path, photo_jpegs: dict[str, list[bytes]]
-) -> None:
-    good = tar_of({"n02123045_0.JPEG": photo_jpegs["n02123045"][0]})
-    inner = header("n01440764_0.JPEG", 2048, "0") + bytes(1024)
-    (tmp_path / "train.tar").write_bytes(tar_of({"n01440764.tar": inner, "n02123045.tar": good}))
-    check_refused(tmp_path, "unexpected end of data")
 
 
 @pytest.mark.parametrize(
@@ -123,11 +114,6 @@ def test_long_names_with_long_numbers_are_read(tmp_path: Path) -> None:
     assert list(open_source(tmp_path).names) == [f"s.tar/{name}.jpg"]
 
 
-def test_a_chain_of_extended_headers(tmp_path: Path) -> None:
-    (tmp_path / "s.tar").write_bytes(header("a", 0, "x") * 5000 + bytes(1024))
-    check_refused(tmp_path, r"s\.tar: ")
-
-
 def test_names_longer_than_a_path_can_be(tmp_path: Path) -> None:
     name = "a" * MAX_NAME_BYTES
     (tmp_path / "s.tar").write_bytes(tar_of({f"{name}.jpg": b"x", f"{name}.cls": b"0"}))
@@ -174,12 +160,6 @@ def test_a_path_that_is_not_utf8_is_kept(tmp_path: Path) -> None:
     assert list(open_source(tmp_path).names) == ["caf\udce9.jpg"]
 
 
-def test_nested_structs_are_not_images(tmp_path: Path) -> None:
-    struct = pa.struct([("bytes", pa.struct([("bytes", pa.binary())]))])
-    write_parquet(tmp_path / "a.parquet", {"bytes": {"bytes": b"x"}}, struct)
-    check_refused(tmp_path, "no image column")
-
-
 def test_more_rows_than_the_file_has_bytes(tmp_path: Path) -> None:
     rows = 1 << 20  # run-length encoded: 2 kB
     zeros = pa.array([b"x"] * rows, pa.binary())
@@ -216,12 +196,6 @@ def test_names_that_outgrow_their_dictionary_are_read(tmp_path: Path) -> None:
     assert source.names[4999] == "4999.jpg" and source.names[4998] == "a.parquet:4998"
 
 
-def test_a_table_of_paths_with_more_rows_than_bytes(tmp_path: Path) -> None:
-    table = pa.table({"path": pa.array(["x"] * (1 << 20)), "label": pa.array(["x"] * (1 << 20))})
-    pq.write_table(table, tmp_path / "a.parquet", row_group_size=1 << 20)
-    check_refused(tmp_path / "a.parquet", "it cannot have 1048576 rows")
-
-
 def read_all(source: Source) -> None:
     for i in range(len(source.names)):
         source.locate(i).read()
@@ -244,11 +218,3 @@ def test_damage_to_any_part_of_a_footer(tmp_path: Path) -> None:
         except OSError:
             refused += 1
     assert refused > 100
-
-
-def test_a_train_tar_reads_as_before(tmp_path: Path, photo_jpegs: dict[str, list[bytes]]) -> None:
-    (tmp_path / "train.tar").write_bytes(train_tar(photo_jpegs))
-    source = open_source(tmp_path / "train.tar")
-    assert {source.locate(i).read() for i in range(24)} == {
-        j for images in photo_jpegs.values() for j in images
-    }

@@ -144,32 +144,12 @@ def test_bytes_of_another_range_are_never_stored(
     assert not (tmp_path / "o.beton").exists()
 
 
-def test_an_endless_answer_is_left_after_the_bytes_that_were_asked_for(
-    server: FileServer, tmp_path: Path, photo_jpegs: Jpegs
-) -> None:
-    shards(server.folder, photo_jpegs)
-    server.trick = "endless"
-    convert_folder(f"{server.url}/s-00.tar", tmp_path / "remote.beton", ALONE)
-    convert_folder(server.folder / "s-00.tar", tmp_path / "local.beton", ALONE)
-    assert (tmp_path / "remote.beton").read_bytes() == (tmp_path / "local.beton").read_bytes()
-    assert server.sent < 300 << 20
-
-
 def test_an_endless_list_of_files_is_refused(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "MAX_PAGE", 1 << 20)
     (server.folder / "index").write_text("<html>")
     server.trick = "endless"
     with pytest.raises(UserError, match="the list of files is larger than 1,048,576 bytes"):
         expand_pattern(RemotePath(f"{server.url}/index/*.tar"))
-
-
-def test_headers_without_end_are_refused(
-    server: FileServer, photo_jpegs: Jpegs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("beton_tools.sources.tars.MAX_MEMBERS", 3)
-    shards(server.folder, photo_jpegs)
-    with pytest.raises(UserError, match=r"s-00\.tar: more than 3 members; divide it"):
-        open_source(f"{server.url}/s-00.tar")
 
 
 def test_a_part_that_is_too_large_is_not_requested() -> None:

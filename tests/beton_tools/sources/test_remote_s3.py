@@ -117,21 +117,11 @@ def as_shards(folder: Path, jpegs: Jpegs, val: dict[str, tuple[str, bytes]]) -> 
     (folder / "classes.txt").write_text("cup\ncat\nrocket\n")
 
 
-def as_parquet(folder: Path, jpegs: Jpegs, val: dict[str, tuple[str, bytes]]) -> None:
-    (folder / "data").mkdir()
-    for split, count in (("train", 8), ("validation", 2)):
-        images = [data for many in jpegs.values() for data in many[:count]]
-        labels = [label for label in range(len(jpegs)) for _ in range(count)]
-        table = pa.table({"image": images, "label": labels})
-        pq.write_table(table, folder / "data" / f"{split}-00000-of-00001.parquet", row_group_size=5)
-
-
 @pytest.mark.parametrize(
     "layout",
     [
         pytest.param(as_ilsvrc_tars, marks=pytest.mark.slow),
         as_shards,
-        pytest.param(as_parquet, marks=pytest.mark.slow),
     ],
 )
 def test_imagenet_from_a_bucket_equals_imagenet_from_a_disk(
@@ -240,17 +230,6 @@ def test_a_part_goes_on_after_its_server_was_away(
         servers[-1].kill()
         servers[-1].wait()
     assert (tmp_path / "remote.beton").read_bytes() == (tmp_path / "local.beton").read_bytes()
-
-
-@pytest.mark.slow
-def test_an_object_that_changes_during_a_run_is_refused(
-    bucket: Any, tmp_path: Path, photo_jpegs: Jpegs
-) -> None:
-    bucket.pipe("photos/s.tar", train_shard(photo_jpegs))
-    source = open_source("s3://photos/s.tar")
-    bucket.pipe("photos/s.tar", train_shard({wnid: images[::-1] for wnid, images in photo_jpegs.items()}))
-    with pytest.raises(UserError, match=r"s3://photos/s\.tar: changed after it was indexed"):
-        write_beton(tmp_path / "o.beton", source, ALONE)
 
 
 @pytest.mark.slow

@@ -27,64 +27,40 @@ SPECIAL = pytest.mark.parametrize("make", [fifo, device])
 Make = Callable[[Path], None]
 
 
-@SPECIAL
-@pytest.mark.parametrize("name", ["s.tar", "n01440764.tar", "a.parquet"])
-@pytest.mark.parametrize("by_name", [True, False])
-def test_archives(tmp_path: Path, make: Make, name: str, by_name: bool) -> None:
-    make(tmp_path / name)
-    with pytest.raises(UserError, match=rf"{name}: cannot be read .*, not a regular file"):
-        open_source(tmp_path / name if by_name else tmp_path)
+TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+SHARD = {"s.tar": tar_of({"a.jpg": b"x", "a.cls": b"0"})}
+FLAT = {"val/a.jpg": b"x"}
 
 
 @SPECIAL
 @pytest.mark.parametrize(
-    "name", ["ILSVRC2012_img_train.tar", "train-0.tar", "train-0.parquet", "data/train.tar"]
-)
+    ("name", "files", "opened"),
+    [
+        *((name, {}, opened) for name in ("s.tar", "n01440764.tar", "a.parquet") for opened in ("", name)),
+        *((name, FLAT, "val") for name in ("val.txt", "LOC_val_solution.csv", "ILSVRC2012_devkit_t12.tar.gz", TRUTH)),
+        ("meta.mat", FLAT | {TRUTH: devkit_files(["n01440764"])[TRUTH]}, "val"),
+        ("classes.txt", SHARD, ""),
+        ("LOC_synset_mapping.txt", SHARD | {"classes.txt": b"n01440764\n"}, ""),
+    ],
+)  # fmt: skip
+def test_archives_and_lists(
+    tmp_path: Path, make: Make, name: str, files: dict[str, bytes], opened: str
+) -> None:
+    for path, data in files.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(data)
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name}: cannot be read .*, not a regular file"):
+        open_source(tmp_path / opened)
+
+
+@SPECIAL
+@pytest.mark.parametrize("name", ["ILSVRC2012_img_train.tar", "train-0.parquet", "data/train.tar"])
 def test_archives_of_a_split(tmp_path: Path, make: Make, name: str) -> None:
     (tmp_path / "data").mkdir()
     make(tmp_path / name)
     with pytest.raises(UserError, match=rf"{name}: cannot be read .*, not a regular file"):
         open_source(tmp_path, "train")
-
-
-@SPECIAL
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("val.txt", "LOC_val_solution.csv", "ILSVRC2012_devkit_t12.tar.gz"),
-        *("ILSVRC2012_validation_ground_truth.txt", "data/ILSVRC2012_validation_ground_truth.txt"),
-    ],
-)
-def test_labels_of_flat_images(tmp_path: Path, make: Make, name: str) -> None:
-    (tmp_path / "val").mkdir()
-    (tmp_path / "data").mkdir()
-    (tmp_path / "val" / "a.jpg").write_bytes(b"x")
-    make(tmp_path / name)
-    with pytest.raises(UserError, match=f"{Path(name).name}: cannot be read .*, not a regular file"):
-        open_source(tmp_path / "val")
-
-
-@SPECIAL
-def test_synsets_of_the_devkit(tmp_path: Path, make: Make) -> None:
-    (tmp_path / "a.jpg").write_bytes(b"x")
-    truth = "ILSVRC2012_validation_ground_truth.txt"
-    (tmp_path / truth).write_bytes(devkit_files(["n01440764"])[truth])
-    make(tmp_path / "meta.mat")
-    with pytest.raises(UserError, match=r"meta\.mat: cannot be read .*, not a regular file"):
-        open_source(tmp_path)
-
-
-@SPECIAL
-def test_lists_of_classes_and_of_class_names(tmp_path: Path, make: Make) -> None:
-    (tmp_path / "s.tar").write_bytes(tar_of({"a.jpg": b"x", "a.cls": b"0"}))
-    make(tmp_path / "classes.txt")
-    with pytest.raises(UserError, match=r"classes\.txt: cannot be read"):
-        open_source(tmp_path)
-    (tmp_path / "classes.txt").unlink()
-    (tmp_path / "classes.txt").write_text("n01440764\n")
-    make(tmp_path / "LOC_synset_mapping.txt")
-    with pytest.raises(UserError, match=r"LOC_synset_mapping\.txt: cannot be read"):
-        open_source(tmp_path)
 
 
 @SPECIAL
@@ -107,14 +83,11 @@ def test_files_of_an_interrupted_conversion(photo_folder: Path, make: Make, name
 
 
 @SPECIAL
-@pytest.mark.parametrize("name", ["o.beton.part.journal.new"])
-def test_temporary_files_are_replaced(photo_folder: Path, make: Make, name: str) -> None:
-    make(photo_folder.parent / name)
-    assert (
-        convert_folder(photo_folder, photo_folder.parent / "o.beton", WriteOptions(workers=0)).num_samples
-        == 24
-    )
-    assert not (photo_folder.parent / name).exists()
+def test_temporary_files_are_replaced(photo_folder: Path, make: Make) -> None:
+    new = photo_folder.parent / "o.beton.part.journal.new"
+    make(new)
+    out = photo_folder.parent / "o.beton"
+    assert convert_folder(photo_folder, out, WriteOptions(workers=0)).num_samples == 24 and not new.exists()
 
 
 def test_folders_with_the_names_of_label_files_are_ignored(tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ import pytest
 from ffcv.fields.rgb_image import resizer
 from PIL import Image
 
-from beton_tools.jpeg import crop, decode_rgb, markers, transcode
-from beton_tools.jpeg import index as index_of_jpeg
+from beton_tools.jpeg import decode_rgb
 from beton_tools.write.images import DAMAGED, KEPT, BadImage, EncodeOptions, encode_sample, shrink
 from tests.beton_tools.conftest import crops, damaged, jpeg_of, photograph
 
@@ -35,26 +34,6 @@ def test_a_baseline_jpeg_keeps_its_pixels_exactly(subsampling: int, index: bool)
     assert (stored.height, stored.width) == (PHOTO.height, PHOTO.width)
     np.testing.assert_array_equal(pixels_of(stored.data), pixels_of(original))
     assert index or stored.data == original
-
-
-@pytest.mark.parametrize("index", [True, False])
-def test_the_header_of_a_kept_jpeg_is_scanned_once(monkeypatch: pytest.MonkeyPatch, index: bool) -> None:
-    scanned = []
-
-    def scan_header(src: np.ndarray) -> markers.Header:
-        scanned.append(src.size)
-        return truly_scan(src)
-
-    def decode_region(*_: object) -> int:
-        raise AssertionError("compiled code that scans the header again")
-
-    truly_scan, original = markers.scan_header, jpeg_of(PHOTO)
-    for module in (markers, crop, index_of_jpeg, transcode):
-        for function in (scan_header, decode_region):
-            if hasattr(module, function.__name__):
-                monkeypatch.setattr(module, function.__name__, function)
-    assert encode_sample(original, EncodeOptions(index=index)).how == KEPT
-    assert scanned == [len(original)]
 
 
 def test_a_grey_jpeg_keeps_its_pixels_exactly() -> None:
@@ -179,11 +158,6 @@ def test_a_large_jpeg_is_shrunk_and_a_small_one_kept() -> None:
     assert (stored.height, stored.width, stored.how) == (133, 200, "resized")
     assert pixels_of(stored.data).shape == (133, 200, 3)
     assert encode_sample(jpeg_of(PHOTO), EncodeOptions(max_resolution=200)).how == KEPT
-
-
-def test_a_thin_image_keeps_at_least_one_pixel() -> None:
-    stored = encode_sample(saved(PHOTO.resize((900, 2)), "PNG"), EncodeOptions(max_resolution=100))
-    assert (stored.height, stored.width) == (1, 100)
 
 
 def test_orientation_in_exif_is_ignored_as_timm_ignores_it() -> None:

@@ -4,11 +4,9 @@ import errno
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,21 +54,6 @@ def wait_until(images: int, child: "subprocess.Popen[str]") -> None:
         if int(line) == images:
             return
     raise AssertionError(child.communicate()[1])
-
-
-def descendants(pid: int) -> list[int]:
-    path = Path(f"/proc/{pid}/task/{pid}/children")
-    children = [int(p) for p in path.read_text().split()] if path.exists() else []
-    return children + [below for child in children for below in descendants(child)]
-
-
-def runs(pid: int) -> bool:
-    """False for a zombie too: in a container without an init process it is never reaped."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
 @pytest.fixture
@@ -212,28 +195,6 @@ def test_an_image_that_an_earlier_run_skipped_is_an_error_with_on_error_fail(
     assert write_beton(out, open_source(photo_folder), fail, overwrite=True).skipped == []
 
 
-@pytest.mark.parametrize(("remedy", "goes_on"), [("skip", True), ("repair", True), ("remove", False)])
-def test_the_advice_on_a_bad_image_is_correct(
-    photo_folder: Path, tmp_path: Path, remedy: str, goes_on: bool
-) -> None:
-    out, bad = tmp_path / "photos.beton", photo_folder / "n04008634" / "n04008634_5.JPEG"
-    good = bad.read_bytes()
-    bad.write_bytes(b"")
-    options = WriteOptions(workers=0, page_size=PAGE, max_resolution=120)
-    words = "skip to continue without it, or repair it; if it is removed, the conversion starts over"
-    with pytest.raises(UserError, match=words):
-        write_beton(out, open_source(photo_folder), options)
-    if remedy == "skip":
-        options = replace(options, on_error="skip")
-    if remedy == "repair":
-        bad.write_bytes(good)
-    if remedy == "remove":
-        bad.unlink()
-    done = []
-    write_beton(out, open_source(photo_folder), options, lambda images, *_: done.append(images))
-    assert (done[0] > 0) == goes_on
-
-
 def test_a_kill_between_manifest_and_file_leaves_no_file_with_another_files_manifest(
     photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,25 +230,6 @@ def test_other_options_start_over(photo_folder: Path, tmp_path: Path) -> None:
     write_beton(out, open_source(photo_folder), other)
     write_beton(fresh, open_source(photo_folder), other)
     assert both(out) == both(fresh)
-
-
-@pytest.mark.slow
-def test_ctrl_c_leaves_nothing_under_the_final_name_and_no_process(
-    photo_folder: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "photos.beton"
-    child = start(photo_folder, out, pause_at=5)
-    wait_until(5, child)
-    offspring = descendants(child.pid)
-    assert len(offspring) >= 3  # two workers and the server that forked them
-    os.killpg(child.pid, signal.SIGINT)  # as the terminal does
-    child.communicate(timeout=60)
-    assert child.returncode != 0
-    assert not out.exists()
-    deadline = time.monotonic() + 10
-    while any(map(runs, offspring)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(runs, offspring))
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import forkserver, reduction
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from beton_tools import UserError
 from beton_tools.base.signals import raise_on_stop_signals
 from beton_tools.sources import FileSpan
 from beton_tools.write.images import EncodedImage, EncodeOptions
-from beton_tools.write.workers import CHUNK, WINDOW, Failed, Result, Task, encode_in_order
+from beton_tools.write.workers import CHUNK, WINDOW, Failed, Task, encode_in_order
 
 
 @dataclass(frozen=True)
@@ -69,18 +68,6 @@ def test_results_come_in_order_and_reading_ahead_is_bounded(photo_folder: Path) 
     assert taken == done + 1 == 300
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_an_image_that_kills_workers_fails_alone(photo_folder: Path, workers: int) -> None:
-    tasks: list[Task] = tasks_of(photo_folder, 60)
-    expected: list[Result] = list(encode_in_order(tasks, EncodeOptions(), 0))
-    for killer in (37, 38, 59):
-        tasks[killer] = Task(f"{killer}", Deadly())
-        expected[killer] = Failed(
-            "a worker died on it twice (exit code -9); if memory ran out use fewer --workers"
-        )
-    assert list(encode_in_order(tasks, EncodeOptions(), workers)) == expected
-
-
 def test_an_image_on_which_a_worker_dies_once_is_not_lost(photo_folder: Path, tmp_path: Path) -> None:
     tasks = tasks_of(photo_folder, 30)
     expected = list(encode_in_order(tasks, EncodeOptions(), 0))
@@ -89,32 +76,6 @@ def test_an_image_on_which_a_worker_dies_once_is_not_lost(photo_folder: Path, tm
     tasks[12] = Task("12", DeadlyOnce(image, tmp_path / "died"))
     assert list(encode_in_order(tasks, EncodeOptions(), 2)) == expected
     assert (tmp_path / "died").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", ["before the request", "before the answer"])
-def test_a_forkserver_that_is_killed_while_workers_start_is_one_line(
-    photo_folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
-    server = forkserver._forkserver
-
-    def kill_server() -> None:
-        os.kill(server._forkserver_pid, signal.SIGKILL)
-        os.waitid(os.P_PID, server._forkserver_pid, os.WEXITED | os.WNOWAIT)
-
-    if moment == "before the request":
-        start = server.ensure_running
-        monkeypatch.setattr(server, "ensure_running", lambda: (start(), kill_server()))
-    else:
-        send = reduction.sendfds
-        monkeypatch.setattr(reduction, "sendfds", lambda *args: (kill_server(), send(*args)))
-    with pytest.raises(
-        UserError, match=r"died while it was starting; .*then run the same command again"
-    ) as caught:
-        list(encode_in_order(tasks_of(photo_folder, 30), EncodeOptions(), 2))
-    assert "\n" not in str(caught.value)
-    monkeypatch.undo()
-    assert len(list(encode_in_order(tasks_of(photo_folder, 30), EncodeOptions(), 2))) == 30
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])

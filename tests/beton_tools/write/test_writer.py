@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
@@ -169,16 +168,6 @@ def test_a_folder_as_output_file_is_one_line(photo_folder: Path, tmp_path: Path,
     for overwrite in (False, True):
         with pytest.raises(UserError, match="is a folder; give a file name"):
             write_beton(path, open_source(photo_folder), INLINE, overwrite=overwrite)
-
-
-def test_a_fifo_among_the_images_is_a_bad_image(photo_folder: Path, tmp_path: Path) -> None:
-    os.mkfifo(photo_folder / "n01440764" / "pipe.jpg")
-    with pytest.raises(UserError, match=r"pipe.jpg.*not a regular file"):
-        write_beton(tmp_path / "a.beton", open_source(photo_folder), INLINE)
-    manifest = write_beton(
-        tmp_path / "a.beton", open_source(photo_folder), WriteOptions(workers=0, on_error="skip")
-    )
-    assert [name for name, _ in manifest.skipped] == ["n01440764/pipe.jpg"]
 
 
 def test_damaged_jpegs_of_an_earlier_run_are_named_after_a_resume(photo_folder: Path, tmp_path: Path) -> None:
