@@ -11,10 +11,10 @@ demo: $(if $(wildcard $(STAMP)),$(STAMP),$(DEMO_STAMP))  ## without the tools fo
 	$(BIN)/fastft demo
 
 test: setup  ## in two processes, each test file in one of them; a thread each is faster than two that share both cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup  ## tests that take minutes: kill -9 at random steps, all recipes, fuzzing; FASTFT_EXTENT=60 for hours of it
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not gpu" --timeout 3600
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not gpu" --timeout 3600
 
 test-gpu: setup  ## kernels, loader, step and trainer on a CUDA card; skipped without one
 	$(BIN)/python -m pytest -m gpu -rs --durations 0

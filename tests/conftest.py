@@ -21,6 +21,17 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")  # FFCV's OpenCV would nest threads in the loader's
 
 
+# One process compiles the loader with the first of these; the other meanwhile runs tests that compile little.
+FIRST = ("data/test_loader.py", "ptx", "model", "recipe", "optim", "cost", "cli", "train", "data")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return next((k for k, path in enumerate(FIRST) if f"/tests/{path}" in str(item.path)), len(FIRST))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def imagenet_sample() -> Path:
     """Folder of real ImageNet training images, `<wnid>/*.JPEG`."""
