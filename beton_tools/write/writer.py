@@ -115,8 +115,8 @@ def write_beton(
         The manifest.
 
     Raises:
-        UserError: an image cannot be stored (on_error "fail"), no image can, the disk is full, a worker process died
-            between images, or `out_path` exists, from other inputs.
+        UserError: an image cannot be stored (on_error "fail"), no image can, the disk is full, a worker process died while it was
+            starting, or `out_path` exists, from other inputs.
     """
     options = options or WriteOptions()
     path = Path(out_path)
