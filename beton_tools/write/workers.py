@@ -1,8 +1,8 @@
 """Encode images in worker processes and return the results in order, with bounded memory.
 
-FFCV's writer waits forever when a worker dies. Here each worker has its own pipe, through which it sends every image that it has
-encoded: a closed pipe is noticed at once, the image on which the worker died is the first that did not arrive, and another process
-replaces the worker.
+FFCV's writer waits forever when a worker dies. Here each worker has its own pipe, through which it sends each image that it has
+encoded: a closed pipe is noticed at once, the image on which the worker died is the first that did not arrive, and another
+process replaces the worker.
 """
 
 from __future__ import annotations
