@@ -24,7 +24,6 @@ from markupsafe import Markup
 
 from beton_tools.base.console import markdown_table as markdown
 from fastft.bench.demo import CONTENDERS, figure_cells
-from fastft.cost.frontier import price_combinations
 from fastft.cost.price import (
     MACHINE_GPUS,
     REFERENCE,
@@ -65,7 +64,6 @@ BLOCK = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL
 
 # A100-hours of the paper's logs: 8 x 6:01:54 and 8 x 13:12:11 of wall time
 LOGS = {"final_b16": ("B/16", 48.3), "final_l14": ("L/14", 105.6)}
-GOAL_TOP1 = 85.0
 README_RECIPES = ("final_b16", "frugal_b16", "frugal_b16_half", "final_l14")
 COST_RECIPES = ("final_b16", "frugal_b16", "frugal_b16_half")
 FAMILIES = ("b16", "b16_384", "l14", "l14_336")  # models; a recipe is named KIND_MODEL or KIND_MODEL_LEVER
@@ -190,42 +188,6 @@ def ops(results: Results) -> str:
     return f"{markdown(head, rows)}\n\n{_caption(results, 'augment', measures, fixed)}"
 
 
-def time_of_parts(results: Results) -> str:
-    """Milliseconds of an image of the whole recipe by part; the last part is what the others leave."""
-    measures, rows = results.measures("augment", "Whole recipe"), []
-    (resize,) = [m for m in results.measures("augment", "Bicubic resize") if "plan" in m["setting"]["crops"]]
-    for recipe in measures:
-        files = recipe["setting"]["our files"]
-        decode = next(m for m in results.measures("decode", "Crop decode") if m["setting"]["files"] == files)
-        whole, decoding = (1000 / contender(m, "fastft")["median"] for m in (recipe, decode))
-        resizing = contender(resize, "fastft")["median"]
-        rows.append([files, *(f"{t:.3f}" for t in (decoding, resizing, whole - decoding - resizing, whole))])
-    head = ["files", "decode the crop, ms", "resize, ms", "ops, normalise, erase, ms", "all, ms"]
-    return f"{markdown(head, rows)}\n\n{_caption(results, 'augment', measures, 'per image, one core')}"
-
-
-# 16 channels of DDR4-3200 for 128 cores: two EPYC 7763 (AMD's data sheet: 204.8 GB/s per socket of 64 cores)
-PEAK_PER_CORE = 409.6e9 / 128
-SUSTAINED = 0.8  # share of a peak; assumed, about what STREAM reaches
-BATCH_TRANSFERS = 3  # of the finished batch: a line that is written is first read, and the consumer reads it
-
-
-def more_cores(results: Results) -> str:
-    """Images/s of 32 to 128 cores with their share of the memory bandwidth: what the cores make or the memory moves."""
-    measures, rows = results.measures("augment", "Whole recipe"), []
-    for m in measures:
-        files, rate = m["setting"]["our files"], contender(m, "fastft")["median"]
-        decode = next(d for d in results.measures("decode", "Crop decode") if d["setting"]["files"] == files)
-        output = 4 * 3 * m["setting"]["size"] ** 2  # float32
-        moved = 1e3 * decode["setting"]["kB per image"] + BATCH_TRANSFERS * output
-        for cores in (32, 64, 96, 128):
-            bandwidth = SUSTAINED * PEAK_PER_CORE * cores
-            alone = [figure(cores * rate), figure(bandwidth / moved)]
-            rows.append([files, str(cores), *alone, figure(min(cores * rate, bandwidth / moved))])
-    head = ["files", "cores", "cores alone", "memory alone", "images/s"]
-    return f"{markdown(head, rows)}\n\nModelled, not measured. {_caption(results, 'augment', measures, 'per core')[:-1]}."
-
-
 def machine(results: Results) -> str:
     """Where and when everything was measured."""
     lines = []
@@ -315,19 +277,6 @@ def cost(_: Results) -> str:
         f"{markdown(['recipe', 'expected top-1', *(f'{gpu}-hours' for gpu in MAIN_GPUS)], rows, 2)}\n\n"
         "Modelled, not measured; eight GPUs. In brackets: at the roofline, and at the slowest published training of a ViT on "
         f"that GPU. {' '.join(sources)} Assumed on {priced[0]['gpu']}: {assumed}."
-    )
-
-
-def cost_goal(_: Results) -> str:
-    """The cheapest way for B/16 to 85 %, with and without evidence, on V100."""
-    shown = price_combinations(load_recipe("frugal_b16"), "V100", at_least=GOAL_TOP1)["combinations"][0]
-    names = [path.stem for path in (ROOT / "rcp").glob("*_b16*.yaml") if "384" not in path.stem]
-    hours = {n: predict(load_recipe(n), ["V100"])["V100"]["hours"] for n in names}
-    cheapest = min(hours, key=lambda name: hours[name])
-    return (
-        f"The cheapest way to {GOAL_TOP1:g} % that these sources show is expected to take {shown['gpu_hours']['V100']:.1f} "
-        f"V100-hours ({', '.join(shown['levers'])}: {shown['expected_top1']:.2f} %). The cheapest recipe, `{cheapest}`, takes "
-        f"{hours[cheapest]:.1f}, but nobody has run it on ImageNet."
     )
 
 
@@ -458,14 +407,12 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "cost-check": cost_check,
     "recipes": lambda _: recipes(),
     "readme-cost": lambda _: recipes(README_RECIPES),
-    "cost-goal": cost_goal,
     "cost-published": cost_published,
     "machine": machine,
     "decode": comparison("decode", "Crop decode"),
     "recipe": comparison("augment", "Whole recipe"),
     "resize": comparison("augment", "Bicubic resize"),
     "ops": ops,
-    "time-of-parts": time_of_parts,
     "loader-core": comparison(
         "loader", "Loader, whole recipe, per core", "Loader, crop and flip, per core", "Loader, evaluation, per core"
     ),
@@ -485,7 +432,6 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "split": comparison("e2e", "Where a step's time goes"),
     "loader-work": comparison("e2e", "What the loader's time goes to"),
     "words": words,
-    "more-cores": more_cores,
     "models": model_costs,
     "study-savings": study.savings,
     "study-steps": study.steps,

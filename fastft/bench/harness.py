@@ -6,7 +6,6 @@ sides.
 """
 
 import json
-import logging
 import os
 import select
 import subprocess
@@ -27,7 +26,6 @@ from fastft.recipe.constants import PEERS
 Trial = dict[str, Any]  # wall and cpu seconds, count of images, and an arm's own figures
 Figure = Callable[[Trial], float]
 Make = Callable[..., dict[str, Arm]]
-log = logging.getLogger(__name__)  # INFO: each group of contenders; DEBUG: each round
 # A benchmark is a module with `run(options)`, which yields measures (docs/bench-schema.md) and notes as they come.
 Findings = Iterator[dict[str, Any] | str]
 GRACE_SECONDS = 10
@@ -91,6 +89,10 @@ class Rounds:
     notes: dict[str, str] = field(default_factory=dict)
 
 
+def show_progress(text: str, of_round: str = "") -> None:
+    """Replaced by `fastft bench`."""
+
+
 def alternate(contenders: Sequence[Contender], rounds: int, threads: int, warmup: int = 1) -> Rounds:
     """Run `warmup` + `rounds` rounds of every arm, alternating between contenders, on `threads` cores.
 
@@ -99,12 +101,13 @@ def alternate(contenders: Sequence[Contender], rounds: int, threads: int, warmup
         RuntimeError: a fastft contender fails. A peer that fails is reported as skipped.
     """
     result = Rounds(notes={c.name: c.note for c in contenders})
-    log.info("%s, %d thread%s", ", ".join(result.notes), threads, "s" * (threads > 1))
+    names = f"{', '.join(result.notes)}, {threads} thread{'s' * (threads > 1)}"
+    show_progress(names)
     with ExitStack() as stack:
         processes = [stack.enter_context(_started(c, threads)) for c in contenders]
         running = [p for p in processes if p.ready(result)]
         for number in range(warmup + rounds):
-            log.debug("round %d of %d: %s", number + 1, warmup + rounds, ", ".join(result.notes))
+            show_progress(names, f"round {number + 1} of {warmup + rounds}: ")
             for arm in dict.fromkeys(a for p in running for a in p.arms):
                 for process in running:
                     trial = process.trial(arm, result)

@@ -3,14 +3,13 @@
 import argparse
 import importlib.metadata
 import json
-import logging
 import os
 import platform
 import shlex
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timezone
+from functools import partial
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
@@ -24,9 +23,9 @@ from rich.text import Text
 from beton_tools.base.atomic import write_text
 from beton_tools.base.console import compact_table, print_table
 from beton_tools.base.errors import UserError
-from fastft.bench import BENCHES
+from fastft.bench import BENCHES, harness
 from fastft.bench.dataset import Images, Workspace, find_images
-from fastft.bench.harness import Options, log, parse_peers
+from fastft.bench.harness import Options, parse_peers
 from fastft.machine.facts import GIB, cpu_name
 from fastft.recipe import load_recipe
 from fastft.report.bench_report import measure_view, render_bench
@@ -71,13 +70,23 @@ def run_bench(name: str, args: argparse.Namespace, console: Console) -> dict[str
             recipe=recipe,
         )
         for bench in BENCHES if name == "all" else (name,):
-            with console.status(f"measuring {bench}") as status, _progress(bench, status, console):
+            with console.status(f"measuring {bench}") as status:
+                harness.show_progress = partial(_show_progress, console, status, bench)
                 found = _kept(bench, options, document, args.out / f"{name}.json")
                 for _, group in groupby(found, key=lambda m: (m["name"], m["unit"])):
                     print_group(list(group), console)
             write_page(render_bench(document, f"{name}.json"), args.out / f"{name}.html")
     console.print(f"{args.out / name}.json and .html", highlight=False)
     return document
+
+
+def _show_progress(console: Console, status: Status, bench: str, text: str, of_round: str = "") -> None:
+    """Beside a spinner in a terminal, else one line per group of contenders."""
+    line = f"measuring {bench}: {of_round}{text}"
+    if console.is_terminal:
+        status.update(line)
+    elif not of_round:
+        console.print(line, highlight=False, markup=False)
 
 
 def _kept(bench: str, options: Options, document: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
@@ -92,27 +101,6 @@ def _kept(bench: str, options: Options, document: dict[str, Any], path: Path) ->
         write_text(path, json.dumps(document, indent=1) + "\n")
         if not isinstance(found, str):
             yield document["measures"][-1]
-
-
-@contextmanager
-def _progress(bench: str, status: Status, console: Console) -> Iterator[None]:
-    """Show the harness's progress: beside a spinner in a terminal, else one line per group of contenders."""
-
-    class Shown(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            text = f"measuring {bench}: {record.getMessage()}"
-            if console.is_terminal:
-                status.update(text)
-            else:
-                console.print(text, highlight=False, markup=False)
-
-    handler = Shown(logging.DEBUG if console.is_terminal else logging.INFO)
-    log.addHandler(handler)
-    log.setLevel(handler.level)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
 
 
 def _command(name: str, args: argparse.Namespace, images: Images) -> str:

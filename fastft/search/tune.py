@@ -55,7 +55,7 @@ def tune(
     test: Path | None = None,
     console: Console,
 ) -> Result:
-    """Search the recipe's learning rates; writes `tuned.yaml`, `table.md`, `results.json` and `plot.png` into `out`.
+    """Search the recipe's learning rates; writes `tuned.yaml`, `table.md`, `results.json` and `plot.svg` into `out`.
 
     budget: seconds, over all calls with this `out`. test: a file that is evaluated once the choice is made. Under torchrun
     every process calls this.

@@ -9,7 +9,7 @@ from PIL import Image
 
 LIBRARIES = {
     "torch", "torch._dynamo", "torch._inductor", "torchvision", "ffcv", "timm", "open_clip", "numba", "cv2", "scipy",
-    "matplotlib", "pyarrow", "sympy", "rich", "numpy", "PIL", "yaml", "fastargs",
+    "pyarrow", "sympy", "rich", "numpy", "PIL", "yaml", "fastargs",
 }  # fmt: skip
 SMALL = {"fastargs", "yaml"}  # 15 ms, for the options that the help lists
 RUN_AND_LIST_MODULES = """
@@ -49,7 +49,7 @@ def test_no_command_that_prints_a_table_imports_the_loaders_or_the_image_librari
         "cost final_b16 --gpu=A100 --json", "recipes",
     )  # fmt: skip
     image_libraries = {"cv2", "PIL", "torchvision", "timm", "open_clip", "pyarrow"}
-    assert imported & (image_libraries | {"ffcv", "numba", "scipy", "matplotlib"}) == set()
+    assert imported & (image_libraries | {"ffcv", "numba", "scipy"}) == set()
 
 
 def test_predicting_a_photograph_imports_neither_ffcv_nor_torchvision_nor_a_compiler(
