@@ -1,3 +1,3 @@
 """Benchmarks against alternatives: one harness, alternating rounds, every round recorded."""
 
-BENCHES = ("decode", "augment", "loader", "convert", "step", "e2e")
+BENCHES = ("decode", "augment", "loader", "step", "e2e")

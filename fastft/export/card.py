@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from beton_tools.base.console import markdown_table
 from beton_tools.base.errors import UserError
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import used_files
@@ -77,16 +78,16 @@ def _metrics(trained: Trained) -> str:
         return _average(state["average"])
     if not found:
         return "These weights were not evaluated."
-    rows = ["| weights | top-1 % | top-5 % | loss | images |", "|---|---|---|---|---|"]
+    rows = []
     for kind, name in (("ema", "EMA"), ("raw", "raw")):
-        if kind in found:
-            s = found[kind]
+        if s := found.get(kind):
             top5 = f"{s['top5']:.3f}" if "top5" in s else "-"  # of more than 5 classes
-            rows.append(f"| {name} | {s['top1']:.3f} | {top5} | {s['loss']:.4f} | {s['samples']:,} |")
+            rows.append([name, f"{s['top1']:.3f}", top5, f"{s['loss']:.4f}", f"{s['samples']:,}"])
     best = ", the best of the run by its own validation images" if "evaluation" in state else ""
     name = "EMA" if trained.kind == "ema" else "raw"
     chosen = f"{name} weights of epoch {found['epoch']} (from 0){best}: {found[trained.kind]['top1']:.3f} %."
-    return chosen + "\n\n" + "\n".join(rows)
+    table = markdown_table(["weights", "top-1 %", "top-5 %", "loss", "images"], rows)
+    return f"{chosen}\n\n{table}"
 
 
 def _average(average: dict[str, Any]) -> str:
@@ -125,15 +126,15 @@ def _file(role: str, path: str) -> str:
 
 def _recipe(recipe: Recipe) -> str:
     """Every option that affects the result; paths and logging options are left out."""
-    rows = ["| option | value |", "|---|---|"]
     values = recipe.as_dict()
-    for section in SECTIONS:
-        if section in ("data", "about"):
-            continue
-        for key, value in values[section].items():
-            if section != "train" or key in ("seed", "amp"):
-                rows.append(f"| {section}.{key} | {_plain(value)} |")
-    return "\n".join(rows)
+    rows = [
+        [f"{section}.{key}", _plain(value)]
+        for section in SECTIONS
+        if section not in ("data", "about")
+        for key, value in values[section].items()
+        if section != "train" or key in ("seed", "amp")
+    ]
+    return markdown_table(["option", "value"], rows, left=2)
 
 
 def _plain(value: Any) -> str:

@@ -100,11 +100,8 @@ def measure(tuned: Path, default: Path | None, test: Path, device: str, shared: 
         UserError: the test file cannot be read.
     """
     _, found = predict_file(tuned, test, device)
-    if default is None:
-        figures = compare(found.labels_N, found.right_N, None)
-    else:
-        own = found if default == tuned else predict_file(default, test, device)[1]
-        figures = compare(found.labels_N, found.right_N, own.right_N)
+    own = found if default == tuned else None if default is None else predict_file(default, test, device)[1]
+    figures = compare(found.labels_N, found.right_N, None if own is None else own.right_N)
     return replace(figures, shared=shared)
 
 

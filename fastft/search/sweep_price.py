@@ -1,7 +1,7 @@
 """Predict the cost of sweeps before they run; every shared training counts once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -62,24 +62,23 @@ def price_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path) -
     Raises:
         UserError: as `plan_runs` and `load_counted`.
     """
-    prices = []
+    prices: list[Price] = []
     first: dict[str, str] = {}
     for sweep in sweeps:
         for row, run in zip(sweep.rows, plan_runs(sweep, overrides, out / "runs"), strict=True):
             if row not in sweep.selected_rows:
                 continue
-            price = Price(sweep.name, row.title)
             if run.key in first:
-                price = replace(price, remark=f"= {first[run.key]}")
-            elif read_result(run) is not None:
-                price = replace(price, remark=f"trained: {run.key}")
-            else:
-                predicted = predict(load_counted(sweep.reference(row), overrides))
-                hours = {kind: p["hours"] for kind, p in predicted.items() if p["hours"] is not None}
-                starved = tuple(kind for kind, p in predicted.items() if p["limited_by"] == "loader")
-                price = replace(price, hours=hours, starved=starved)
-            first.setdefault(run.key, f"{sweep.name} {row.title}")
-            prices.append(price)
+                prices.append(Price(sweep.name, row.title, remark=f"= {first[run.key]}"))
+                continue
+            first[run.key] = f"{sweep.name} {row.title}"
+            if read_result(run) is not None:
+                prices.append(Price(sweep.name, row.title, remark=f"trained: {run.key}"))
+                continue
+            predicted = predict(load_counted(sweep.reference(row), overrides))
+            hours = {kind: p["hours"] for kind, p in predicted.items() if p["hours"] is not None}
+            starved = tuple(kind for kind, p in predicted.items() if p["limited_by"] == "loader")
+            prices.append(Price(sweep.name, row.title, hours, starved=starved))
     return prices
 
 
@@ -90,12 +89,12 @@ def total_hours(prices: Sequence[Price]) -> Hours:
 def print_prices(prices: Sequence[Price], console: Console) -> None:
     title = f"GPU-hours, on 8 GPUs, modelled: {K:g} of the roofline's speed is expected"
     table = compact_table(title, ["table", "row", "", *MAIN_GPUS], left=3)
-    for previous, price in zip([None, *prices], prices, strict=False):
-        starts = previous is None or previous.sweep != price.sweep
-        if starts:
+    name = None
+    for price in prices:
+        if name != price.sweep:
             table.add_section()
-        name = price.sweep if starts else ""
-        table.add_row(name, price.row, price.remark, *(_hours(price, kind) for kind in MAIN_GPUS))
+        shown, name = "" if name == price.sweep else price.sweep, price.sweep
+        table.add_row(shown, price.row, price.remark, *(_hours(price, kind) for kind in MAIN_GPUS))
     total = (f"{hours:,.1f}" for hours in total_hours(prices).values())
     trainings = sum(price.hours is not None for price in prices)
     table.add_section()

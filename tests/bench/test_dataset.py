@@ -7,7 +7,7 @@ import pytest
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.format import Beton
-from fastft.bench.dataset import ORIGINAL, RESIZED, Workspace, evenly, find_images
+from fastft.bench.dataset import ORIGINAL, RESIZED, Workspace, find_images
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +42,6 @@ def test_a_given_file_is_sampled_and_not_changed(workspace: Workspace, tmp_path:
     assert len(images.paths) == 4 and sampled.sets == (ORIGINAL,)
     again = Beton.open(sampled.beton(ORIGINAL))
     assert {again.read_bytes(i) for i in range(4)} <= {Beton.open(given).read_bytes(i) for i in range(8)}
-
-
-def test_a_subset_is_spread_evenly_over_the_images() -> None:
-    assert evenly(1300, 700)[-1] >= 1297 and len(set(evenly(1300, 700))) == 700
-    assert evenly(3, 7) == [0, 1, 2]
 
 
 def test_a_folder_without_images_is_refused_in_one_line(tmp_path: Path) -> None:

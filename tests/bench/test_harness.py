@@ -59,10 +59,6 @@ def test_every_fresh_round_has_a_new_process() -> None:
     assert len({trial["pid"] for trial in trials}) == 2
 
 
-def test_output_of_libraries_does_not_disturb_the_protocol() -> None:
-    assert len(alternate([contender("A", "printing")], 1, threads=1).trials["A"]["a"]) == 1
-
-
 @pytest.mark.parametrize("function", ["failing", "failing_later", "dying", "missing"])
 def test_a_failing_peer_is_skipped_and_the_others_continue(function: str) -> None:
     rounds = alternate(

@@ -111,17 +111,11 @@ def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(
     assert all(trial["first_seconds"] > 0 for trial in rounds.trials["fastft"]["step"])
     share = step_bench._augmentation_share(options, rounds, {}, case)
     assert all(value > 0 for value in share["contenders"][0]["rounds"])
+    copies = augment_bench.gpu_copies("cpu", size=32, batch=2)
+    assert list(copies) == list(augment_bench.GPU_POLICIES) and copies["none"]() == 2
     for letter, size in (("B", 224), ("L", 224), ("B", 384)):
         modelled = step_bench.modelled_mfu(step_bench.Case(letter, size, "bf16", 32, 1), GPUS["H100"])
         assert modelled["modelled"] and 0.2 < modelled["median"] < 0.6
-
-
-def test_kernels_and_copies_of_the_augmentation_run_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(augment_bench, "GPU_REPEATS", 2)
-    for make in (augment_bench.gpu_augment, augment_bench.gpu_copies):
-        arms = make("cpu", size=32, batch=2)
-        assert list(arms) == list(augment_bench.GPU_POLICIES)
-        assert [arm() for arm in arms.values()] == 4 * [4]
 
 
 @pytest.mark.parametrize(

@@ -27,11 +27,6 @@ def test_ratios_are_medians_over_paired_rounds() -> None:
     assert shown["contenders"][0]["ratio"] is None
 
 
-def test_lower_is_better_inverts_the_ratio() -> None:
-    shown = view({"name": "fastft", "median": 1.0}, {"name": "p", "median": 3.0}, better="lower")
-    assert shown["contenders"][1]["ratio"]["median"] == 3.0
-
-
 def test_bars_start_at_zero_and_end_inside_the_axis() -> None:
     shown = view({"name": "fastft", "rounds": [90, 100, 130], "median": 100}, {"name": "p", "median": 7})
     own = shown["contenders"][0]["bar"]

@@ -17,7 +17,6 @@ import pytest
 
 from beton_tools.base.console import format_duration
 from fastft.cli import main
-from fastft.cost.bottleneck import LOADER_PARTS, LOOP_PARTS
 from fastft.evaluate.assessment import Assessment, ClassReport, Mistake, Mistakes, report_classes
 from fastft.report.bench_report import render_bench
 from fastft.report.run_report import render_run
@@ -223,20 +222,6 @@ def test_speed_and_cost_in_the_page_are_those_of_the_log(
     assert cost["evaluation"] == format_duration(sum(line["seconds"] for line in of_kind(whole, "eval")))
 
 
-def test_the_time_split_in_the_page_is_that_of_the_log(browser: Any, trained_page: Path, whole: Path) -> None:
-    tab = opened(browser, trained_page)
-    splits = [line["split"] for line in of_kind(whole, "train")]
-    seconds = {part: sum(s[part] for s in splits) for part in splits[0]}
-    seconds |= {k: sum(line["seconds"] for line in of_kind(whole, k)) for k in ("eval", "checkpoint")}
-    for column, parts in enumerate((LOOP_PARTS, LOADER_PARTS), 1):
-        cells = f".columns > div:nth-child({column}) > .stack + table td:nth-child(2)"
-        assert numbers(tab, cells) == pytest.approx([seconds[p] for p in parts if seconds.get(p)])
-    # images/s of 1, 4 and 8 GPUs, then cores for them
-    needs = numbers(tab, ".narrow-table tr:first-child td.n")
-    per_core = 8 * len(splits) / (seconds["decode"] + seconds["augment"])
-    assert needs[0] / needs[3] == pytest.approx(per_core)
-
-
 @pytest.mark.parametrize("page", ["bench_page", "committed_page"])
 def test_numbers_in_the_page_are_those_of_the_benchmark(
     browser: Any, page: str, request: pytest.FixtureRequest, bench_document: dict[str, Any]
@@ -248,18 +233,6 @@ def test_numbers_in_the_page_are_those_of_the_benchmark(
     assert numbers(tab, "table.bench td.n:nth-child(3)") == pytest.approx([c["median"] for c in measured])
     for row, contender in zip(rows_of(tab, "table.bench"), measured, strict=True):
         assert row[0].startswith(contender["name"])
-
-
-def test_bars_are_as_long_as_the_medians(
-    browser: Any, bench_page: Path, bench_document: dict[str, Any]
-) -> None:
-    tab = opened(browser, bench_page)
-    bars = tab.eval_on_selector_all(
-        "table.bench:first-of-type .fill",
-        "bars => bars.slice(0, 3).map(b => b.getBoundingClientRect().width)",
-    )
-    first = [c["median"] for c in bench_document["measures"][0]["contenders"][:3]]
-    assert [b / bars[0] for b in bars] == pytest.approx([m / first[0] for m in first], rel=0.01)
 
 
 def test_clicking_a_heading_sorts_and_then_reverses(browser: Any, run_page: Path) -> None:
@@ -313,10 +286,3 @@ def test_hovering_shows_the_logged_value(
     assert right <= width
     tab.mouse.move(1, 1)
     assert tab.locator(".readout:visible").count() == 0
-
-
-def test_arrow_keys_show_values(browser: Any, run_page: Path) -> None:
-    tab = opened(browser, run_page)
-    tab.locator(".plot.wide").first.focus()
-    tab.keyboard.press("ArrowRight")
-    assert "epoch" in tab.locator(".readout:visible").inner_text()

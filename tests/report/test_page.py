@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastft.report.page import figure, option
+from fastft.report.page import figure
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,3 @@ from fastft.report.page import figure, option
 )  # fmt: skip
 def test_figures_have_at_least_three_digits(value: float, text: str) -> None:
     assert figure(value) == text
-
-
-def test_lists_of_any_values_can_be_shown() -> None:
-    assert option([0.123456, 2, "AVX2"]) == "0.1235, 2, AVX2"

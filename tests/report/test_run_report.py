@@ -13,10 +13,10 @@ from rich.console import Console
 from fastft.cli import main
 from fastft.cost.bottleneck import diagnose
 from fastft.cost.published import reference_of
-from fastft.evaluate.assessment import Assessment, Mistakes, find_mistakes, report_classes, thumbnail
+from fastft.evaluate.assessment import Assessment, Mistakes, find_mistakes, report_classes
 from fastft.evaluate.output import print_evaluation
 from fastft.report.class_section import reliability_chart
-from fastft.report.run_report import accuracy_charts, headline, machine_line, recipe_diff, render_run
+from fastft.report.run_report import accuracy_charts, headline, recipe_diff, render_run
 from fastft.report.run_times import run_cost, training_seconds
 from fastft.run.calibration import Calibration, Reliability
 from fastft.run.metrics import Predictions
@@ -129,20 +129,6 @@ def test_a_run_stopped_before_its_first_interval_shows_its_step_and_baseline(tmp
     assert [(f["label"], f["value"]) for f in headline(run)] == [("frozen-tower baseline", "43.75 %")]
 
 
-def test_a_machine_with_few_known_facts_is_described_by_them(run_folder: Path) -> None:
-    run = load_run(run_folder)
-    assert machine_line(run) == "8 x Tesla V100-SXM2-16GB, 32 cores, float16, torch 2.10.0"
-    assert machine_line(replace(run, starts=[{"cores": 2}])) == "2 cores"
-    assert "cores" not in machine_line(replace(run, starts=[]))
-
-
-def test_a_truncated_last_line_is_ignored(run_folder: Path) -> None:
-    before = load_run(run_folder)
-    with (run_folder / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "train", "step": 99')
-    assert load_run(run_folder).intervals == before.intervals
-
-
 def test_cost_adds_up_and_is_extrapolated_at_the_pace_so_far(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path / "half", "final_b16", 25, split=False))
     cost = run_cost(run, None, 2.0)
@@ -193,10 +179,6 @@ def test_the_bottleneck_is_named(seconds: dict[str, float], limit: str) -> None:
     assert found.advice
 
 
-def test_no_time_split_no_diagnosis() -> None:
-    assert diagnose({}) is None
-
-
 def test_mistakes_are_the_most_confident_wrong_predictions() -> None:
     labels = np.array([0, 0, 1, 2, 2])
     logits = np.array([[3, 0, 0], [0, 2, 0], [0, 5, 0], [9, 0, 0], [0, 0, 1]], float)
@@ -207,25 +189,6 @@ def test_mistakes_are_the_most_confident_wrong_predictions() -> None:
         (1, "ant", "bee"),
     ]
     assert found.most_confident[0].predicted_probability == pytest.approx(np.exp(9) / (np.exp(9) + 2))
-
-
-def test_a_perfect_model_has_no_mistakes() -> None:
-    found = find_mistakes(Predictions.from_logits(np.eye(3), np.arange(3)), [])
-    assert (found.wrong, found.most_confident) == (0, [])
-
-
-def test_thumbnails_are_read_from_the_file(tmp_path: Path, photographs: dict[str, np.ndarray]) -> None:
-    from PIL import Image
-
-    from beton_tools.read.format import Beton
-    from beton_tools.write.convert import convert_folder
-    from beton_tools.write.writer import WriteOptions
-
-    for name, image in photographs.items():
-        (tmp_path / "in" / name).mkdir(parents=True)
-        Image.fromarray(image).save(tmp_path / "in" / name / "a.jpg")
-    convert_folder(tmp_path / "in", tmp_path / "x.beton", WriteOptions())
-    assert thumbnail(Beton.open(tmp_path / "x.beton"), 0).startswith("data:image/jpeg;base64,/9j/")
 
 
 def test_command_writes_the_page_into_the_run(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

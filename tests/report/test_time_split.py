@@ -68,15 +68,6 @@ def test_parts_are_sums_of_the_lines(run: Run) -> None:
     assert {r["what"]: r["wall_seconds"] for r in cost["rows"]}["checkpoints"] == 2 * CHECKPOINT
 
 
-def test_only_intervals_with_a_split_are_counted(run: Run) -> None:
-    """A run that an older trainer began: what it did not log is neither seconds nor images."""
-    first = [i for i in run.intervals if i["step"] <= STEPS_PER_EPOCH]
-    old = [{k: v for k, v in i.items() if k != "split"} for i in first]
-    mixed = replace(run, intervals=[*old, *run.intervals[len(first) :]])
-    assert part_seconds(mixed)["decode"] == pytest.approx(DECODE)
-    assert split(mixed)["per_core"] == pytest.approx(split(run)["per_core"])
-
-
 def test_without_a_split_in_the_log_the_report_has_none(tmp_path: Path) -> None:
     assert time_split(load_run(write_run(tmp_path / "run", "final_b16", 2, split=False))) is None
 

@@ -1,6 +1,5 @@
 """The time spent is remembered, whatever ends a process."""
 
-import errno
 import json
 import time
 from pathlib import Path
@@ -42,25 +41,6 @@ def test_time_is_remembered_by_a_process_that_was_killed(
         while not (tmp_path / "tune.json").exists():  # as the next process finds it
             assert time.monotonic() < deadline
         assert Budget(tmp_path / "tune.json", 100, WORLD, KEYS).spent > 0
-
-
-def test_a_disk_that_is_full_for_a_while_does_not_end_the_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tries, write = [], budget_module.write_text
-
-    def full_at_first(path: Path, text: str) -> None:
-        tries.append(path)
-        if len(tries) < 3:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(path, text)
-
-    monkeypatch.setattr(budget_module, "SAVE_SECONDS", 0.01)
-    monkeypatch.setattr(budget_module, "write_text", full_at_first)
-    with Budget(tmp_path / "tune.json", 100, WORLD, KEYS).timed("a"):
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "tune.json").exists():
-            assert time.monotonic() < deadline
 
 
 def test_the_time_of_another_search_in_the_folder_is_kept_and_not_counted(tmp_path: Path) -> None:

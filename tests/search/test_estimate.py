@@ -19,16 +19,6 @@ def test_the_best_of_nine_equal_settings_is_corrected_to_their_true_accuracy() -
     assert np.mean(corrected) == pytest.approx(80, abs=0.7)
 
 
-def test_a_setting_that_is_clearly_best_is_hardly_corrected() -> None:
-    noise = np.random.default_rng(0)
-    right = noise.random((9, 1000)) < np.array([0.9, *8 * [0.5]])[:, None]
-    assert abs(optimism(right, np.ones(1000))) < 0.3
-
-
-def test_without_a_choice_there_is_no_correction() -> None:
-    assert optimism(np.ones((1, 50), bool), np.ones(50)) == 0
-
-
 def test_weights_make_it_the_bias_of_balanced_accuracy() -> None:
     """One image of a rare class decides half of the figure: the choice among few such images flatters more."""
     noise = np.random.default_rng(0)

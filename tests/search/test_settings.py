@@ -59,14 +59,6 @@ def test_recipes_that_stop_early_are_shortened_in_both_lengths() -> None:
     )
 
 
-def test_the_last_rung_of_a_very_short_recipe_is_the_recipe() -> None:
-    assert rung_epochs(load_recipe("final_b16", ["--schedule.epochs=2", "--schedule.warmup_epochs=0.5"])) == [
-        1,
-        1,
-        2,
-    ]
-
-
 def test_values_that_follow_from_the_images_are_kept_as_shares() -> None:
     """`photos` sets warm-up and EMA horizon as shares of the run; the search multiplies the learning rate of the rule."""
     recipe = load_recipe("photos", ["--data.train_size=9000"])

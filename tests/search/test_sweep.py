@@ -224,14 +224,6 @@ def test_a_damaged_result_is_as_none(table: Path, tmp_path: Path, text: str) -> 
     assert read_result(run) is None
 
 
-def test_the_command_prices_without_data_and_trains_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["sweep", str(TABLES / "05_llrd.yaml"), "--dry-run", "--out", str(tmp_path / "o")]) == 0
-    assert "17 of 17 rows" in capsys.readouterr().out
-    assert not (tmp_path / "o").exists()
-
-
 def test_the_command_ends_in_1_where_a_row_failed(
     table: Path, one_step: Callable[[int], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -320,14 +320,6 @@ def test_a_setting_that_fails_is_listed_and_not_chosen(
     assert "failed" in (tmp_path / "out/table.md").read_text()
 
 
-def test_every_training_failing_is_one_line(
-    tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(search, "train_run", lambda *arguments: "the loss is NaN")
-    with pytest.raises(UserError, match="every training failed, the first with: the loss is NaN"):
-        tune(RECIPE, options(tiny), tmp_path / "out", console=QUIET)
-
-
 def test_a_full_disk_ends_the_search_and_the_same_call_continues(
     tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
