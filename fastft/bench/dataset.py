@@ -3,15 +3,11 @@
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from beton_tools.base.errors import UserError
 from beton_tools.read.format import RAW_MODE, Beton
-
-if TYPE_CHECKING:
-    from beton_tools.sources import Source
 
 SAMPLE_VARIABLE = "FASTFT_IMAGENET_SAMPLE"
 MAX_SIDE, QUALITY = 500, 90  # FFCV's recommendation for ImageNet
@@ -40,30 +36,27 @@ class Workspace:
         """Names of the file sets that are compared. The JPEGs of a given .beton are converted again, losslessly."""
         return (ORIGINAL,) if self.given else (RESIZED, ORIGINAL)
 
-    def source(self) -> "Source":
-        """These images, as class folders of links."""
-        from beton_tools.sources import open_source  # here: a contender's process should not hold pyarrow
-
-        root = self.folder / "originals"
-        if not root.exists():
-            for number, path in enumerate(self.images.paths):
-                link = root / path.parent.name / f"{number:06}{path.suffix}"
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(path.resolve())
-        return open_source(root)
-
     def beton(self, name: str) -> Path:
         """The images as a .beton; `name` is one of `sets`."""
-        from beton_tools.write.writer import WriteOptions, write_beton
+        from beton_tools.write.convert import (
+            convert_folder,  # here: a contender's process should not hold pyarrow
+        )
+        from beton_tools.write.writer import WriteOptions
 
         path = self.folder / ("resized.beton" if name == RESIZED else "original.beton")
+        root = self.folder / "originals"  # class folders of links
+        if not root.exists():
+            for number, image in enumerate(self.images.paths):
+                link = root / image.parent.name / f"{number:06}{image.suffix}"
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(image.resolve())
         if not path.exists():
             options = WriteOptions(workers=0 if len(self.images.paths) <= FEW else None)
             if name == RESIZED:
                 options = replace(
                     options, max_resolution=MAX_SIDE, quality=QUALITY, subsampling="4:2:0", lossless=False
                 )
-            write_beton(path, self.source(), options)
+            convert_folder(root, path, options)
         return path
 
     def jpegs(self, name: str) -> Path:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from fastft.bench.child import Arm
 from fastft.bench.dataset import Images, Workspace, evenly
-from fastft.bench.harness import Contender, Findings, Options, Rounds, Trial, alternate, measure, summary
+from fastft.bench.harness import Contender, Findings, Options, Trial, alternate, measure, summary
 from fastft.bench.loader_arms import warm
 from fastft.bench.peers import timm_batches
 from fastft.bench.step_bench import device, timm_train_step
@@ -40,12 +40,16 @@ def run(options: Options) -> Findings:
     sections = _sections(options, beton)
     recipe = recipe_from_dict("e2e", sections)
     rounds = alternate(_contenders(options, sections, recipe), options.rounds, options.threads)
+    default = "ViT-B/16" if torch.cuda.is_available() else "ViT-Ti/16"
     setting = {
-        "model": _model_name(options), "size": recipe.model.image_size, "batch": recipe.optim.batch_size,
-        "threads": options.threads, "images": options.images,
+        "model": options.recipe.name if options.recipe else default, "size": recipe.model.image_size,
+        "batch": recipe.optim.batch_size, "threads": options.threads, "images": options.images,
     }  # fmt: skip
-    yield _rate_measure("End to end", rounds, setting, ["fastft", "timm"])
-    yield _rate_measure("End to end, the loader alone", rounds, setting, [ALONE])
+    yield measure("End to end", rounds, "pass", _rate, "images/s", setting, only=["fastft", "timm"])
+    yield measure(
+        "End to end, the loader alone", rounds, "pass", _rate, "images/s", setting, only=[ALONE],
+        rename={ALONE: "fastft"},
+    )  # fmt: skip
     trials = rounds.trials["fastft"]["pass"]
     # evaluation and checkpoint come once per epoch and are divided by its steps; the loader's time is from the trainer's clocks
     yield _parts("Where a step's time goes", "ms per step", trials, LOOP_PARTS, "steps", setting)
@@ -115,22 +119,9 @@ def _sections(options: Options, beton: Path) -> dict[str, dict[str, Any]]:
     return {k: sections.get(k, {}) | updates.get(k, {}) for k in sections.keys() | updates.keys()}
 
 
-def _model_name(options: Options) -> str:
-    if options.recipe:
-        return options.recipe.name
-    return "ViT-B/16" if torch.cuda.is_available() else "ViT-Ti/16"
-
-
-# measures ------------------------------------------------------------------------------------------------------------
-
-
 def _rate(trial: Trial) -> float:
     """Images/s of training steps, without evaluation and checkpoint."""
     return trial["count"] / trial.get("training", trial["wall"])
-
-
-def _rate_measure(name: str, rounds: Rounds, setting: dict[str, Any], only: list[str]) -> dict[str, Any]:
-    return measure(name, rounds, "pass", _rate, "images/s", setting, only=only, rename={ALONE: "fastft"})
 
 
 def _parts(

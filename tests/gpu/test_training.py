@@ -12,9 +12,8 @@ from rich.console import Console
 
 pytest.importorskip("ffcv")
 
-from beton_tools.write.convert import convert_folder
 from fastft.augment import parse_policy
-from fastft.bench.dataset import Workspace, find_images
+from fastft.bench.dataset import ORIGINAL, Workspace, find_images
 from fastft.data import Output, TrainLoader
 from fastft.recipe import recipe_from_dict
 from fastft.run.run_directory import load_run
@@ -28,9 +27,7 @@ SLOW_CONSUMER_SECONDS = 0.01
 def beton(tmp_path: Path, device: torch.device) -> Path:
     """Images of $FASTFT_IMAGENET_SAMPLE if it is set, else packaged photographs."""
     images = find_images(None, None, tmp_path, 24 if device.type == "cpu" else 600)
-    Workspace(tmp_path, images).source()
-    convert_folder(tmp_path / "originals", tmp_path / "train.beton")
-    return tmp_path / "train.beton"
+    return Workspace(tmp_path, images).beton(ORIGINAL)
 
 
 def endless(loader: TrainLoader) -> Iterator[Any]:
