@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit, prange
 
 from beton_tools.base.errors import UserError
-from fastft.augment.erase import BFLOAT16, DTYPES, FLOAT16, FLOAT32, bfloat16_bits, erase, float16_bits
+from fastft.augment.erase import DTYPES, FLOAT16, FLOAT32, bfloat16_bits, erase, float16_bits
 from fastft.augment.ops import blend
 from fastft.augment.ops_image import look_up, op_scratch_size, run_op
 from fastft.augment.plan import CHAIN_DEPTH, MAX_CHAINS, MAX_OPS, OP_ID
@@ -191,6 +191,3 @@ class CpuAugment:
         if len(self._scratch) < threads or self._scratch.shape[1] < needed:
             self._scratch = self.new_scratch(threads, height, width)
         return self._scratch
-
-
-__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "CpuAugment", "Finish", "augment_batch", "augment_image"]

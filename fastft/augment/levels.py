@@ -19,11 +19,12 @@ DENOMINATOR = 10.0  # magnitudes are tenths of the full effect
     POSTERIZE_INCREASING, POSTERIZE_ORIGINAL, SOLARIZE, SOLARIZE_INCREASING, SOLARIZE_ADD, DESATURATE, BLUR,
 ) = range(16)  # fmt: skip
 
+ENHANCERS = ("Color", "Contrast", "Brightness", "Sharpness")
 # timm's name -> (name in plan.OPS, rule that turns a magnitude into the op's argument)
-TIMM_OPS = {
-    "AutoContrast": ("AutoContrast", NO_ARGUMENT),
-    "Equalize": ("Equalize", NO_ARGUMENT),
-    "Invert": ("Invert", NO_ARGUMENT),
+TIMM_OPS: dict[str, tuple[str, int]] = {
+    **{name: (name, NO_ARGUMENT) for name in ("AutoContrast", "Equalize", "Invert")},
+    **{name: (name, ENHANCE) for name in ENHANCERS},
+    **{f"{name}Increasing": (name, ENHANCE_INCREASING) for name in ENHANCERS},
     "Rotate": ("Rotate", ROTATE),
     "Posterize": ("Posterize", POSTERIZE),
     "PosterizeIncreasing": ("Posterize", POSTERIZE_INCREASING),
@@ -31,18 +32,8 @@ TIMM_OPS = {
     "Solarize": ("Solarize", SOLARIZE),
     "SolarizeIncreasing": ("Solarize", SOLARIZE_INCREASING),
     "SolarizeAdd": ("SolarizeAdd", SOLARIZE_ADD),
-    "Color": ("Color", ENHANCE),
-    "ColorIncreasing": ("Color", ENHANCE_INCREASING),
-    "Contrast": ("Contrast", ENHANCE),
-    "ContrastIncreasing": ("Contrast", ENHANCE_INCREASING),
-    "Brightness": ("Brightness", ENHANCE),
-    "BrightnessIncreasing": ("Brightness", ENHANCE_INCREASING),
-    "Sharpness": ("Sharpness", ENHANCE),
-    "SharpnessIncreasing": ("Sharpness", ENHANCE_INCREASING),
-    "ShearX": ("ShearX", SHEAR),
-    "ShearY": ("ShearY", SHEAR),
-    "TranslateX": ("TranslateX", TRANSLATE_PIXELS),
-    "TranslateY": ("TranslateY", TRANSLATE_PIXELS),
+    **{f"Shear{axis}": (f"Shear{axis}", SHEAR) for axis in "XY"},
+    **{f"Translate{axis}": (f"Translate{axis}", TRANSLATE_PIXELS) for axis in "XY"},
     "TranslateXRel": ("TranslateX", TRANSLATE_X_SHARE),
     "TranslateYRel": ("TranslateY", TRANSLATE_Y_SHARE),
     "Desaturate": ("Color", DESATURATE),

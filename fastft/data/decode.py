@@ -145,61 +145,61 @@ def read_stored(stored: Stored, b: int, region: np.ndarray, buffer: np.ndarray) 
     return OK if read_at(stored.descriptor[b], start, num_bytes, buffer) else READ_FAILED
 
 
+class Worker(NamedTuple):
+    """What one thread works with: its rows of `Scratch`, its decoder, and its row of `WorkClock.spent`."""
+
+    stored: np.ndarray
+    decode: np.ndarray
+    pixels: np.ndarray
+    augment: np.ndarray
+    decoder: int
+    spent: np.ndarray
+    timespec: np.ndarray
+
+
 @njit(cache=True, nogil=True)
-def decode_stored(
-    stored: Stored,
-    b: int,
-    region: np.ndarray,
-    buffer: np.ndarray,
-    out: np.ndarray,
-    scratch: np.ndarray,
-    decoder: int,
-) -> int:
+def _new_worker(thread: int, scratch: Scratch, decoders: np.ndarray, spent: np.ndarray) -> Worker:
+    rows = scratch.stored[thread], scratch.decode[thread], scratch.pixels[thread], scratch.augment[thread]
+    return Worker(rows[0], rows[1], rows[2], rows[3], decoders[thread], spent[thread], np.empty(2, np.int64))
+
+
+@njit(cache=True, nogil=True)
+def decode_stored(stored: Stored, b: int, region: np.ndarray, worker: Worker, out: np.ndarray) -> int:
     """Write `region` (y, x, h, w) of image b to `out` as packed RGB; 0 or an error code.
 
-    buffer: what `read_stored` wrote for the same image and region.
+    worker.stored holds what `read_stored` wrote for the same image and region.
     """
     y, x, h, w = region[0], region[1], region[2], region[3]
     if stored.mode[b] != RAW_MODE:
-        source = buffer[: stored.num_bytes[b]]
+        source = worker.stored[: stored.num_bytes[b]]
         head = scan_header(source)
         if head.code != OK:
             return head.code
         if head.height != stored.height[b] or head.width != stored.width[b]:
             return OTHER_SIZE
-        return decode_scanned(source, head, y, x, h, w, out, scratch, decoder)
+        return decode_scanned(source, head, y, x, h, w, out, worker.decode, worker.decoder)
     if out.size < CHANNELS * h * w:
         return BAD_REGION
     for row in range(h):
         source_at = CHANNELS * (row * stored.width[b] + x)
-        copy_bytes(out, CHANNELS * w * row, buffer, source_at, CHANNELS * w)
+        copy_bytes(out, CHANNELS * w * row, worker.stored, source_at, CHANNELS * w)
     return OK
 
 
 @njit(cache=True, nogil=True)
-def _read_and_decode(
-    stored: Stored,
-    b: int,
-    region: np.ndarray,
-    scratch: Scratch,
-    thread: int,
-    decoder: int,
-    out: np.ndarray,
-    spent: np.ndarray,
-    timespec: np.ndarray,
-) -> int:
-    """Read image b and write `region` to `out` as packed RGB; 0 or an error code. spent: (3,), nanoseconds are added.
+def _read_and_decode(stored: Stored, b: int, region: np.ndarray, worker: Worker, out: np.ndarray) -> int:
+    """Read image b and write `region` to `out` as packed RGB; 0 or an error code.
 
     Separate from the parallel loops: there Numba 0.68 on Python 3.12 and later loses values that are set under one `if` and
     used under another.
     """
-    begun = now(WALL, timespec)
-    code = read_stored(stored, b, region, scratch.stored[thread])
-    spent[READ] += now(WALL, timespec) - begun
+    begun = now(WALL, worker.timespec)
+    code = read_stored(stored, b, region, worker.stored)
+    worker.spent[READ] += now(WALL, worker.timespec) - begun
     if code == OK:
-        begun = now(CPU, timespec)
-        code = decode_stored(stored, b, region, scratch.stored[thread], out, scratch.decode[thread], decoder)
-        spent[DECODE] += now(CPU, timespec) - begun
+        begun = now(CPU, worker.timespec)
+        code = decode_stored(stored, b, region, worker, out)
+        worker.spent[DECODE] += now(CPU, worker.timespec) - begun
     return code
 
 
@@ -220,13 +220,10 @@ def decode_packed(
     """
     ticket = np.zeros(1, np.int64)
     for thread in prange(len(decoders)):
-        timespec = np.empty(2, np.int64)
+        worker = _new_worker(thread, scratch, decoders, spent)
         b: int = _take_ticket(ticket)
         while b < len(regions):
-            out = packed[offsets[b] : offsets[b + 1]]
-            codes[b] = _read_and_decode(
-                stored, b, regions[b], scratch, thread, decoders[thread], out, spent[thread], timespec
-            )
+            codes[b] = _read_and_decode(stored, b, regions[b], worker, packed[offsets[b] : offsets[b + 1]])
             b = _take_ticket(ticket)
 
 
@@ -237,21 +234,17 @@ def _decode_and_augment_one(
     region: np.ndarray,
     row: np.record,
     finish: Finish,
-    scratch: Scratch,
-    thread: int,
-    decoder: int,
+    worker: Worker,
     out: np.ndarray,
-    spent: np.ndarray,
-    timespec: np.ndarray,
 ) -> int:
     """Carry out a plan's row for image b to `out` (S, S, 3); 0, an error code, or minus the status of `augment_image`."""
     y, x, h, w = region[0], region[1], region[2], region[3]
-    pixels = scratch.pixels[thread, : CHANNELS * h * w]
-    code = _read_and_decode(stored, b, region, scratch, thread, decoder, pixels, spent, timespec)
+    pixels = worker.pixels[: CHANNELS * h * w]
+    code = _read_and_decode(stored, b, region, worker, pixels)
     if code == OK:
-        begun = now(CPU, timespec)
-        code = -augment_image(pixels, CHANNELS * w, (y, x, h, w), row, finish, scratch.augment[thread], out)
-        spent[AUGMENT] += now(CPU, timespec) - begun
+        begun = now(CPU, worker.timespec)
+        code = -augment_image(pixels, CHANNELS * w, (y, x, h, w), row, finish, worker.augment, out)
+        worker.spent[AUGMENT] += now(CPU, worker.timespec) - begun
     return code
 
 
@@ -273,20 +266,8 @@ def decode_and_augment(
     """
     ticket = np.zeros(1, np.int64)
     for thread in prange(len(decoders)):
-        timespec = np.empty(2, np.int64)
+        worker = _new_worker(thread, scratch, decoders, spent)
         b: int = _take_ticket(ticket)
         while b < len(plan):
-            codes[b] = _decode_and_augment_one(
-                stored,
-                b,
-                regions[b],
-                plan[b],
-                finish,
-                scratch,
-                thread,
-                decoders[thread],
-                out[b],
-                spent[thread],
-                timespec,
-            )
+            codes[b] = _decode_and_augment_one(stored, b, regions[b], plan[b], finish, worker, out[b])
             b = _take_ticket(ticket)

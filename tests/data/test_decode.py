@@ -38,7 +38,8 @@ def test_the_jpeg_header_of_a_sample_is_scanned_once(indexed_beton, monkeypatch)
     buffer, scratch = (np.empty(1 << 22, np.uint8) for _ in range(2))
     out = np.empty(3 * 20 * 30, np.uint8)
     assert read_stored(stored, 0, region, buffer) == 0
-    code = decode_stored.py_func(stored, 0, region, buffer, out, scratch, decoders[0])
+    worker = decode.Worker(buffer, scratch, out, scratch, decoders[0], np.zeros(3), np.zeros(2))
+    code = decode_stored.py_func(stored, 0, region, worker, out)
     close_decoders(decoders)
     assert code == 0
     assert scanned == [beton.sizes[7]]

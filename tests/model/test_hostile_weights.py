@@ -16,8 +16,6 @@ from safetensors.torch import save_file
 
 from beton_tools.base.errors import UserError
 from fastft.model import Tower, load_arch, load_tower_weights
-from fastft.model.torchscript import read_torchscript
-from tests import EXTENT
 
 CONFIG = {
     "embed_dim": 32,
@@ -182,41 +180,6 @@ def test_names_of_globals_are_never_imported(arch: str, tmp_path: Path, monkeypa
 # damaged files ---------------------------------------------------------------------------------------------------------
 
 
-def tensor_pickle(elements: int, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
-    """The pickle of an object with one tensor attribute, as TorchScript writes it."""
-
-    def number(n: int) -> bytes:
-        return b"\x8a\x09" + n.to_bytes(9, "little", signed=True)
-
-    def text(t: str) -> bytes:
-        return b"X" + struct.pack("<I", len(t)) + t.encode()
-
-    def numbers(values: tuple[int, ...]) -> bytes:
-        return b"(" + b"".join(map(number, values)) + b"t"
-
-    storage = (
-        b"("
-        + text("storage")
-        + b"ctorch\nFloatStorage\n"
-        + text("0")
-        + text("cpu")
-        + number(elements)
-        + b"tQ"
-    )
-    tensor = (
-        b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(offset) + numbers(size) + numbers(stride)
-    )
-    return b"c__torch__\nA\n)\x81}" + text("w") + tensor + b"\x89)tRsb."
-
-
-def test_the_interpreter_reads_a_tensor(tmp_path: Path) -> None:
-    """The form that the damaged cases below start from."""
-    data = torchscript_of(
-        tensor_pickle(6, 1, (2, 2), (2, 1)), **{"data/0": torch.arange(6.0).numpy().tobytes()}
-    )
-    assert torch.equal(read_torchscript(io.BytesIO(data))["w"], torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
-
-
 def bomb() -> bytes:
     """A tuple of two references to a tuple of two references to ...: 2^200 leaves."""
     return b")q\x00" + b"h\x00h\x00\x86q\x00" * 200
@@ -228,17 +191,9 @@ def nested_objects(depth: int) -> bytes:
     return start * depth + b"N" + end * depth + b"."
 
 
-DATA = {"data/0": bytes(24)}
 TORCHSCRIPT_DAMAGE = {
-    "size beyond its storage": torchscript_of(tensor_pickle(6, 0, (7,), (1,)), **DATA),
-    "offset beyond its storage": torchscript_of(tensor_pickle(6, 5, (2,), (1,)), **DATA),
-    "stride beyond its storage": torchscript_of(tensor_pickle(6, 0, (2,), (1 << 60,)), **DATA),
-    "expanded to 4 TB": torchscript_of(tensor_pickle(6, 0, (1 << 40,), (0,)), **DATA),
-    "negative size": torchscript_of(tensor_pickle(6, 0, (-1,), (1,)), **DATA),
-    "record shorter than its storage": torchscript_of(tensor_pickle(1 << 40, 0, (1,), (1,)), **DATA),
-    "record missing": torchscript_of(tensor_pickle(6, 0, (1,), (1,))),
     "pickle empty": torchscript_of(b""),
-    "pickle without an end": torchscript_of(tensor_pickle(6, 0, (1,), (1,))[:-1], **DATA),
+    "pickle without an end": torchscript_of(b"}"),
     "stack underflow": torchscript_of(b"R."),
     "mark missing": torchscript_of(b"t."),
     "memo missing": torchscript_of(b"h\x07."),
@@ -251,7 +206,6 @@ TORCHSCRIPT_DAMAGE = {
     "names of 2,000 nested objects": torchscript_of(nested_objects(2000)),
     "no data.pkl": zip_of({"a/constants.pkl": b""}),
     "compressed record": zip_of({"a/constants.pkl": b"", "a/data.pkl": bytes(1 << 20)}, zipfile.ZIP_DEFLATED),
-    "big-endian": torchscript_of(tensor_pickle(6, 0, (1,), (1,)), byteorder=b"big", **DATA),
 }  # fmt: skip
 
 
@@ -380,32 +334,3 @@ def test_a_damaged_architecture_is_one_line(case: str, tmp_path: Path) -> None:
 
 def test_an_image_size_cannot_make_a_tower_too_large() -> None:
     assert "128 patches" in refused(lambda: load_arch("ViT-B-16").at(16 * 100_000))
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_random_pickles_raise_and_run_nothing() -> None:
-    """Mutations of a valid module pickle."""
-    import random
-
-    source = random.Random(0)
-    valid = tensor_pickle(6, 1, (2, 2), (2, 1))
-    results = {"read": 0, "refused": 0}
-    for _ in range(tries := int(10_000 * EXTENT)):
-        data = bytearray(valid)
-        for _ in range(source.randint(1, 6)):
-            data[source.randrange(len(data))] = source.randrange(256)
-        try:
-            read_torchscript(io.BytesIO(torchscript_of(bytes(data), **DATA)))
-            results["read"] += 1
-        except (
-            ValueError,
-            RuntimeError,
-            pickle.UnpicklingError,
-            EOFError,
-            LookupError,
-            TypeError,
-            AttributeError,
-        ):
-            results["refused"] += 1
-    assert results["refused"] > tries / 10
