@@ -17,19 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 from beton_tools.base import torchrun
 from beton_tools.base.errors import UserError
 from fastft.recipe.constants import DEVICES
-from fastft.train.exceptions import (
-    LocalRankError,
-    NonFinite,
-    PeerCrashed,
-    PeerFailed,
-    PeerLost,
-    Preempted,
-)
+from fastft.train.exceptions import LocalRankError, NonFinite, PeerCrashed, PeerFailed, PeerLost, Preempted
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
-PREPARATION_TIMEOUT = timedelta(
-    days=7
-)  # a conversion takes as long as it takes; if process 0 ends, waiting ends at once
+# a conversion takes as long as it takes; if process 0 ends, waiting ends at once
+PREPARATION_TIMEOUT = timedelta(days=7)
 # NCCL's watchdog aborts the process without a message. Gloo raises an exception, so it must time out first.
 NCCL_EXTRA_TIMEOUT = timedelta(minutes=5)
 # NCCL errors caused by misuse; another try would repeat them
@@ -276,11 +268,7 @@ def connected(world: World) -> Iterator[World]:
 
 
 def peer_lost(error: RuntimeError, then: str) -> PeerLost:
-    """The exception for a lost peer; `then` says what to do."""
-    return PeerLost(f"another process died or stopped responding ({backend_message(error)}); {then}")
-
-
-def backend_message(error: RuntimeError) -> str:
-    """A back end's message without its source location and the advice that follows."""
-    text = " ".join(str(error).split())
-    return re.sub(r"^\[[^]]*\] ", "", text).split(". This is", 1)[0].split(". Exception", 1)[0]
+    """The exception for a lost peer, without the back end's source location and advice; `then` says what to do."""
+    text = re.sub(r"^\[[^]]*\] ", "", " ".join(str(error).split()))
+    text = text.split(". This is", 1)[0].split(". Exception", 1)[0]
+    return PeerLost(f"another process died or stopped responding ({text}); {then}")

@@ -6,7 +6,7 @@ logits only where `keep_logits` says so.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -66,27 +66,18 @@ def keep_logits(samples: int, classes: int, most: int) -> bool:
     return samples * classes <= most
 
 
-class HasImages(Protocol):
-    """A batch with images (B, 3, S, S), or what else the models take, on the device of the models."""
-
-    @property
-    def images(self) -> Tensor: ...
-
-
-B = TypeVar("B", bound=HasImages)
-
-
 def forward(
     models: Sequence[nn.Module],
-    batches: Iterable[B],
+    batches: Iterable[Any],
     world: World,
     precision: Precision,
     stop: Callable[[], bool] = lambda: False,
     method: str = "__call__",
-) -> Iterator[tuple[B, list[Tensor]]]:
-    """Each batch with the output of every model in eval mode, float32 on the device. The models' modes are restored at the end.
+) -> Iterator[tuple[Any, list[Tensor]]]:
+    """Each batch with the output of every model in eval mode, float32 on the device; their modes are restored at the end.
 
-    stop: called before each batch. method: of the models, such as "pooled" for embeddings.
+    batches: `images` of each are what the models take, on their device. stop: called before each batch. method: of the
+    models, such as "pooled" for embeddings.
 
     Raises:
         EvaluationStopped: in every process, if `stop` returned true in one of them.

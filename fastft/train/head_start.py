@@ -5,7 +5,6 @@ Fine-tuning from a random head distorts pretrained features while the head is le
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,24 +19,12 @@ from fastft.train.distributed import World
 from fastft.train.evaluate import forward
 from fastft.train.precision import Precision
 from fastft.train.preempt import SignalGuard
-from fastft.train.ridge_head import RidgeHead, fit_ridge_head
+from fastft.train.ridge_head import fit_ridge_head
 from fastft.train.step import Step
 from fastft.train.step_state import init_optimizer_state
 
 PROBE = "probe"
 MOST_IMAGES = 100_000  # features of 1,024 values take 400 MB; a longer training learns its head anyway
-
-
-@dataclass(frozen=True)
-class Probe:
-    """How the head was made, for logs: images, penalty and scale of `fit_ridge_head`."""
-
-    images: int
-    penalty: float
-    scale: float
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def share_head(step: Step) -> None:
@@ -57,16 +44,12 @@ def refuse_large(recipe: Recipe, images: int) -> None:
 
 
 def set_probe_head(
-    model: ImageClassifier,
-    recipe: Recipe,
-    world: World,
-    precision: Precision,
-    batch: int,
-    guard: SignalGuard,
-) -> Probe:
+    model: ImageClassifier, recipe: Recipe, world: World, precision: Precision, batch: int, guard: SignalGuard
+) -> dict[str, Any]:
     """Replace the head of `model` by ridge regression on its pooled features of the training images.
 
-    The images are seen as in evaluation. The head is the same in all processes. batch: images per forward pass.
+    The images are seen as in evaluation. The head is the same in all processes. batch: images per forward pass. Returns for
+    the log: images, penalty and scale of `fit_ridge_head`.
 
     Raises:
         EvaluationStopped: in every process, if a stop was requested in one of them.
@@ -78,8 +61,11 @@ def set_probe_head(
     ) as loader:  # fmt: skip
         features_ND, labels_N = pooled_features(model, loader, world, precision, guard.is_stop_requested)
     head = fit_ridge_head(features_ND, labels_N, r.data.num_classes, r.train.seed) if world.is_main else None
-    head = _set_head(model, head, world)
-    return Probe(len(labels_N), head.penalty, head.scale)
+    head = world.broadcast(head)
+    with torch.no_grad():
+        model.head.weight.copy_(torch.from_numpy(head.weight_KD))
+        model.head.bias.copy_(torch.from_numpy(head.bias_K))
+    return {"images": len(labels_N), "penalty": head.penalty, "scale": head.scale}
 
 
 @torch.inference_mode()
@@ -93,12 +79,3 @@ def pooled_features(
     mine = torch.cat(rows) if rows else torch.empty(0, 1, device=world.device)
     table = world.gather_rows(mine).cpu().numpy()
     return table[:, 1:], table[:, 0].astype(np.int64)
-
-
-@torch.no_grad()
-def _set_head(model: ImageClassifier, head: RidgeHead | None, world: World) -> RidgeHead:
-    """Load the main process's head into the model of every process."""
-    head = world.broadcast(head)
-    model.head.weight.copy_(torch.from_numpy(head.weight_KD))
-    model.head.bias.copy_(torch.from_numpy(head.bias_K))
-    return head

@@ -19,7 +19,7 @@ from fastft.augment.recipe_policy import build_mixer, build_policy
 from fastft.data import EvalLoader, Output, Shard, TrainLoader
 from fastft.data.classes import refuse_other_classes
 from fastft.data.stage import check_shrink
-from fastft.model import ImageClassifier, TowerArch
+from fastft.model import ImageClassifier
 from fastft.model.head_file import read_head
 from fastft.model.recipe_model import build_model, with_phase
 from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups
@@ -136,7 +136,7 @@ def build_setup(recipe: Recipe, world: World, guard: SignalGuard, opened: ExitSt
     _refuse_before_weights(recipe, train_files, world)
 
     precision = choose_precision(recipe.train.amp, world.device, recipe.train.half_residual)
-    model, ema = build_training_models(recipe, world.device, pretrained=not checkpoints.exist)
+    model, ema = _build_models(recipe, world.device, pretrained=not checkpoints.exist)
     mixer = build_mixer(recipe)
     unit = 1 if mixer is None else 2  # mixup and CutMix take pairs
     phases = plan_phases(recipe, model, world, precision, train_files, unit)
@@ -149,7 +149,7 @@ def build_setup(recipe: Recipe, world: World, guard: SignalGuard, opened: ExitSt
         recipe, eval_loader, loader.class_counts, world, precision, guard.is_stop_requested
     )
 
-    step = build_step(recipe, model, ema, world, precision, phases.all[0].accumulation)
+    step = _build_step(recipe, model, ema, world, precision)
     progress = Progress()
     if checkpoints.exist:
         current = _describe(recipe, model, loader)
@@ -209,47 +209,31 @@ def _refuse_before_weights(recipe: Recipe, train_files: BetonSet, world: World) 
     refuse_impossible(recipe, world.device.type == "cuda", world.size)
 
 
-def build_training_models(
-    recipe: Recipe, device: torch.device, pretrained: bool, arch: TowerArch | None = None
+def _build_models(
+    recipe: Recipe, device: torch.device, pretrained: bool
 ) -> tuple[ImageClassifier, Ema | None]:
-    """The model on its device, and its EMA if the recipe has one.
-
-    pretrained: False leaves the weights to a checkpoint. arch: None for the one that the recipe names.
-    """
-    model = build_model(recipe, pretrained=pretrained, arch=arch).to(device)
+    """The model on its device, and its EMA if the recipe has one. pretrained: False leaves the weights to a checkpoint."""
+    model = build_model(recipe, pretrained=pretrained).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.visual.grad_checkpointing = recipe.train.grad_checkpointing
     options = recipe.ema
     if options.decay == 0:
         return model, None
-    decay = decay_for_batch(options.decay, recipe.optim.batch_size, options.reference_batch)
-    return model, Ema(model, decay)
+    return model, Ema(model, decay_for_batch(options.decay, recipe.optim.batch_size, options.reference_batch))
 
 
-def build_step(
-    recipe: Recipe,
-    model: ImageClassifier,
-    ema: Ema | None,
-    world: World,
-    precision: Precision,
-    accumulation: int,
+def _build_step(
+    recipe: Recipe, model: ImageClassifier, ema: Ema | None, world: World, precision: Precision
 ) -> Step:
     """The step of AdamW over layer-wise groups."""
-    r = recipe
-    groups = layer_groups(model, model.visual.arch.layers, r.optim.layer_decay, r.optim.weight_decay)
-    optimizer = build_adamw(
-        optimizer_groups(model, groups), betas=(r.optim.beta1, r.optim.beta2), eps=r.optim.eps
+    o = recipe.optim
+    groups = optimizer_groups(
+        model, layer_groups(model, model.visual.arch.layers, o.layer_decay, o.weight_decay)
     )
+    optimizer = build_adamw(groups, betas=(o.beta1, o.beta2), eps=o.eps)
     return Step(
-        model,
-        optimizer,
-        ema,
-        world,
-        precision,
-        accumulation=accumulation,
-        label_smoothing=r.optim.label_smoothing,
-        clip_grad=r.optim.clip_grad,
-    )
+        model, optimizer, ema, world, precision, label_smoothing=o.label_smoothing, clip_grad=o.clip_grad
+    )  # the phase sets the accumulation
 
 
 def refuse_other_head(recipe: Recipe, class_names: Sequence[str]) -> None:
@@ -304,12 +288,6 @@ def open_loaders(
     if r.data.val is None:
         return loader, None
     eval_loader: EvalLoader = opened.enter_context(
-        EvalLoader(
-            r.data.val,
-            policy,
-            output,
-            batch_size=phases.smallest_micro_batch,
-            **common,
-        )
+        EvalLoader(r.data.val, policy, output, batch_size=phases.smallest_micro_batch, **common)
     )
     return loader, eval_loader

@@ -24,20 +24,10 @@ class Split:
 
     def begin(self) -> None:
         """Count the time since the last mark to no part."""
-        self._mark(None)
+        self.mark(None)
 
-    def mark(self, part: str) -> None:
+    def mark(self, part: str | None) -> None:
         """Count the time since the last mark to `part`."""
-        self._mark(part)
-
-    def collect(self) -> dict[str, float]:
-        """Seconds by part since the last call; waits for the GPU's last mark."""
-        if self._marks:
-            self._read_events()
-        collected, self._seconds = self._seconds, dict.fromkeys(PARTS, 0.0)
-        return collected
-
-    def _mark(self, part: str | None) -> None:
         if self._on_gpu:
             event = self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True)
             event.record()
@@ -48,10 +38,14 @@ class Split:
             self._seconds[part] += now - self._last
         self._last = now
 
-    def _read_events(self) -> None:
-        self._marks[-1][1].synchronize()
-        for (_, before), (part, event) in zip(self._marks, self._marks[1:], strict=False):
-            if part is not None:
-                self._seconds[part] += before.elapsed_time(event) / 1e3
-        self._spare += [event for _, event in self._marks]
-        self._marks.clear()
+    def collect(self) -> dict[str, float]:
+        """Seconds by part since the last call; waits for the GPU's last mark."""
+        if self._marks:
+            self._marks[-1][1].synchronize()
+            for (_, before), (part, event) in zip(self._marks, self._marks[1:], strict=False):
+                if part is not None:
+                    self._seconds[part] += before.elapsed_time(event) / 1e3
+            self._spare += [event for _, event in self._marks]
+            self._marks.clear()
+        collected, self._seconds = self._seconds, dict.fromkeys(PARTS, 0.0)
+        return collected

@@ -89,7 +89,7 @@ class Trainer:
         except EvaluationStopped:
             self._stop()
         share_head(self.step)
-        self.progress.baseline = probe.as_dict() | scores
+        self.progress.baseline = probe | scores
         self._save()
 
     def _choose_augmentation(self) -> None:

@@ -115,9 +115,7 @@ def test_a_recipe_inherits_no_expectation_unless_it_states_its_own(tmp_path: Pat
     assert stated["expectation"] == "expected 85.1 % top-1 (my log)"
 
 
-def test_fewer_images_than_a_batch_are_refused_as_by_the_trainer(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_fewer_images_than_a_batch_are_refused_as_by_the_trainer(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError) as trainer:
         BatchLayout(1000, 2048, 2048)
     with pytest.raises(UserError, match=str(trainer.value)):

@@ -21,7 +21,7 @@ from fastft.data.order import epoch_order
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.trained import load_trained
 from fastft.run.checkpoint import list_checkpoints
-from fastft.train.distributed import World, backend_message
+from fastft.train.distributed import World, peer_lost
 from fastft.train.evaluate import evaluate
 from fastft.train.exceptions import EXIT_REQUEUE
 from fastft.train.launch import exit_code
@@ -209,7 +209,9 @@ def test_exit_codes_of_processes_are_ranked() -> None:
 
 def test_a_back_ends_message_is_cut_to_its_first_sentence() -> None:
     said = "[/pytorch/third_party/gloo/pair.cc:537] Read error [10.0.0.2]:55496: Connection reset by peer. This is typically"
-    assert backend_message(RuntimeError(said)) == "Read error [10.0.0.2]:55496: Connection reset by peer"
+    assert str(peer_lost(RuntimeError(said), "try again")) == (
+        "another process died or stopped responding (Read error [10.0.0.2]:55496: Connection reset by peer); try again"
+    )
 
 
 @pytest.mark.slow

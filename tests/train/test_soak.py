@@ -38,11 +38,7 @@ CHANGES = {
     "train__checkpoint_steps": "2", "train__keep_checkpoints": "4", "train__eval_every": "7",
 }  # fmt: skip
 # growth of this process after its first rounds
-LIMITS = {
-    "threads": 0,
-    "descriptors": 0,
-    "resident": 64 << 20,
-}
+LIMITS = {"threads": 0, "descriptors": 0, "resident": 64 << 20}
 SETTLED = 2  # rounds
 PORT = 29671
 
