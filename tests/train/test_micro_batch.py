@@ -34,21 +34,20 @@ FP32 = Precision(torch.float32, "cpu")
 
 
 @pytest.mark.parametrize(
-    ("number", "at_most", "want"), [(256, 100, 64), (250, 100, 50), (7, 3, 1), (80, 80, 80), (12, 0, 1)]
-)
-def test_largest_divisor(number: int, at_most: int, want: int) -> None:
-    assert micro_batch.largest_divisor(number, at_most) == want
+    ("number", "at_most", "unit", "want"),
+    [
+        (256, 100, 1, 64), (250, 100, 1, 50), (7, 3, 1, 1), (80, 80, 1, 80), (12, 0, 1, 1),
+        (50, 32, 2, 10), (42, 32, 2, 14), (80, 7, 2, 4), (6, 1, 2, 2),  # mixed pairs stay together
+    ],
+)  # fmt: skip
+def test_largest_divisor(number: int, at_most: int, unit: int, want: int) -> None:
+    assert micro_batch.largest_divisor(number, at_most, unit) == want
 
 
 def test_a_requested_micro_batch_must_divide_the_batch() -> None:
     assert micro_batch.choose_micro_batch(64, 256, torch.nn.Linear(1, 1), 224, FP32) == 64
     with pytest.raises(UserError, match="use 64"):
         micro_batch.choose_micro_batch(100, 256, torch.nn.Linear(1, 1), 224, FP32)
-
-
-@pytest.mark.parametrize(("number", "at_most", "want"), [(50, 32, 10), (42, 32, 14), (80, 7, 4), (6, 1, 2)])
-def test_mixed_pairs_stay_together(number: int, at_most: int, want: int) -> None:
-    assert micro_batch.largest_divisor(number, at_most, 2) == want
 
 
 def test_mixing_needs_even_micro_batches() -> None:
@@ -68,36 +67,35 @@ class OnGpu(torch.nn.Module):
         return iter([Parameter()])
 
 
-def test_the_gpu_micro_batch_is_the_largest_that_fits(monkeypatch) -> None:
-    """1 GB per image, 5 GB fixed, 80 GB free: 67 fit into nine tenths, 64 divides 2048."""
-
-    cached = [60e9]  # by the allocator since an earlier training
+@pytest.fixture
+def gpu_80gb(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A stub of a GPU of 80 GB. Returns the bytes that the allocator has cached since an earlier training."""
+    cached = [60e9]
     monkeypatch.setattr(torch.cuda, "empty_cache", cached.clear)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80e9 - sum(cached), 80e9))
-    monkeypatch.setattr(micro_batch, "measure_memory", lambda *_: (5e9, 1e9))
-    assert micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32) == 64
-    monkeypatch.setattr(micro_batch, "measure_memory", lambda *_: (5e9, 90e9))
-    with pytest.raises(UserError, match="grad_checkpointing"):
-        micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32)
+    return cached
 
 
-@pytest.mark.parametrize(("fits", "micro"), [(8, 64), (2, 64), (0, None)])
-def test_probes_that_do_not_fit_are_tried_smaller_then_refused(
-    monkeypatch, fits: int, micro: int | None
+@pytest.mark.parametrize(
+    ("fits", "per_image", "loader", "micro"),
+    [(8, 1e9, 0, 64), (8, 1e9, 1e9, 32), (2, 1e9, 0, 64), (8, 90e9, 0, None), (0, 1e9, 0, None)],
+)
+def test_the_gpu_micro_batch_is_the_largest_that_fits(
+    monkeypatch, gpu_80gb, fits: int, per_image: float, loader: float, micro: int | None
 ) -> None:
+    """1 GB per image, 5 GB fixed, 80 GB free: 67 fit into nine tenths, 64 divides 2048. Smaller probes are tried too."""
+
     def measure(model, image_size, precision, probes, most):
         if max(probes) > fits:
             raise torch.OutOfMemoryError
-        return 5e9, 1e9
+        return 5e9, per_image
 
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80e9, 80e9))
     monkeypatch.setattr(micro_batch, "measure_memory", measure)
-    if micro is not None:
-        assert micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32) == micro
+    if micro is None:
+        with pytest.raises(UserError, match=r"does not fit in this GPU.s memory; try --train\.grad_checkpointing"):
+            micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32)
         return
-    with pytest.raises(UserError, match="does not fit"):
-        micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32)
+    assert micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32, loader_bytes=loader) == micro
 
 
 def test_a_multiple_of_8_is_preferred_if_it_is_at_least_half_as_large() -> None:
@@ -234,15 +232,6 @@ def test_the_memory_of_a_checkpointed_step_is_predicted(
     assert fixed + 1024 * per_image == pytest.approx(needed, rel=0.1)
 
 
-def test_the_loaders_buffers_are_counted(monkeypatch) -> None:
-    """1 GB per image in the model and 1 GB in the loaders: half as many fit."""
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80e9, 80e9))
-    monkeypatch.setattr(micro_batch, "measure_memory", lambda *_: (5e9, 1e9))
-    assert micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32) == 64
-    assert micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32, loader_bytes=1e9) == 32
-
-
 @pytest.mark.parametrize(
     ("policy", "dtype", "per_channel"),
     [
@@ -287,12 +276,10 @@ def test_a_first_step_out_of_memory_is_tried_with_half_the_micro_batch(
 
 
 @pytest.mark.parametrize("half", [True, False])
-def test_memory_is_measured_with_the_copy_that_will_train(monkeypatch, half: bool) -> None:
+def test_memory_is_measured_with_the_copy_that_will_train(monkeypatch, gpu_80gb, half: bool) -> None:
     """A half-precision copy takes memory for its weights, and half as much as autocast for its activations."""
     measured = []
     monkeypatch.setattr(micro_batch, "measure_memory", lambda model, *_: measured.append(model) or (5e9, 1e9))
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80e9, 80e9))
     model = torch.nn.Linear(1, 1)
     micro_batch._measure_free(model, 224, Precision(torch.float16, "cuda", half_residual=half), 8)
     assert (measured[0] is model) is not half
