@@ -92,7 +92,9 @@ def test_the_gpu_micro_batch_is_the_largest_that_fits(
 
     monkeypatch.setattr(micro_batch, "measure_memory", measure)
     if micro is None:
-        with pytest.raises(UserError, match=r"does not fit in this GPU.s memory; try --train\.grad_checkpointing"):
+        with pytest.raises(
+            UserError, match=r"does not fit in this GPU.s memory; try --train\.grad_checkpointing"
+        ):
             micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32)
         return
     assert micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32, loader_bytes=loader) == micro
