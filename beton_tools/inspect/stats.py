@@ -63,12 +63,13 @@ def _jpeg_shares(beton: Beton) -> dict[str, Any]:
     indexed = 0
     for sample_id in ids.tolist():
         try:
-            header = jpeg.parse(beton.image_bytes(sample_id))
+            stored = beton.image_bytes(sample_id)
+            header = jpeg.parse(stored)
         except JpegError:
             kinds["unreadable"] += 1
         else:
-            kinds[header.subsampling] += 1
-            indexed += header.has_index
+            kinds[jpeg.subsampling(stored, header)] += 1
+            indexed += header.index_at > 0
     total = max(len(ids), 1)
     shares = {kind: round(count / total, 4) for kind, count in kinds.most_common()}
     return {"headers_read": len(ids), "subsampling": shares, "indexed": round(indexed / total, 4)}

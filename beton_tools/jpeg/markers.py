@@ -9,7 +9,6 @@ the file are errors here, so that an accepted header means the same to this pars
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -183,37 +182,15 @@ def scan_header(src: np.ndarray) -> Header:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class JpegHeader:
-    """The header of a JPEG file. Sizes are in pixels, offsets in bytes from the start of the file.
-
-    sampling: (horizontal, vertical) factors per component: ((2, 2), (1, 1), (1, 1)) is 4:2:0.
-    """
-
-    height: int
-    width: int
-    sampling: tuple[tuple[int, int], ...]
-    progressive: bool
-    precision: int  # bits per sample
-    restart_interval: int  # MCUs, 0: none
-    jfif: bool
-    adobe_transform: int | None  # None: no Adobe segment; 0: RGB, 1: YCbCr
-    sof_at: int
-    dri_at: int
-    sos_at: int
-    scan_at: int
-    has_index: bool
-
-    @property
-    def subsampling(self) -> str:
-        """The common name: 4:2:0, 4:2:2, 4:4:0, 4:4:4, 4:1:1, gray; otherwise the factors."""
-        if len(self.sampling) == 1:
-            return "gray"
-        names = {(1, 1): "4:4:4", (2, 1): "4:2:2", (1, 2): "4:4:0", (2, 2): "4:2:0", (4, 1): "4:1:1"}
-        luma, *chroma = self.sampling
-        if luma in names and all(c == (1, 1) for c in chroma):
-            return names[luma]
-        return " ".join(f"{h}x{v}" for h, v in self.sampling)
+def subsampling(src: np.ndarray, head: Header) -> str:
+    """The common name: 4:2:0, 4:2:2, 4:4:0, 4:4:4, 4:1:1, gray; otherwise the factors. `head` belongs to `src`."""
+    if head.components == 1:
+        return "gray"
+    luma, *chroma = (divmod(int(src[head.sof_at + 11 + 3 * c]), 16) for c in range(head.components))
+    names = {(1, 1): "4:4:4", (2, 1): "4:2:2", (1, 2): "4:4:0", (2, 2): "4:2:0", (4, 1): "4:1:1"}
+    if luma in names and all(c == (1, 1) for c in chroma):
+        return names[luma]
+    return " ".join(f"{h}x{v}" for h, v in (luma, *chroma))
 
 
 def segment(marker: int, payload: bytes) -> bytes:
@@ -238,27 +215,10 @@ def require_header(src: np.ndarray) -> Header:
     return head
 
 
-def parse(jpeg: bytes | np.ndarray) -> JpegHeader:
+def parse(jpeg: bytes | np.ndarray) -> Header:
     """Read the header of a JPEG file.
 
     Raises:
         JpegError: a broken header, or an unsupported kind of JPEG.
     """
-    src = as_bytes_array(jpeg)
-    found = require_header(src)
-    factors = [int(src[found.sof_at + 11 + 3 * c]) for c in range(found.components)]
-    return JpegHeader(
-        height=found.height,
-        width=found.width,
-        sampling=tuple((f >> 4, f & 15) for f in factors),
-        progressive=found.sof == SOF_PROGRESSIVE,
-        precision=int(src[found.sof_at + 4]),
-        restart_interval=found.restart_interval,
-        jfif=found.jfif,
-        adobe_transform=None if found.adobe < 0 else found.adobe,
-        sof_at=found.sof_at,
-        dri_at=found.dri_at,
-        sos_at=found.sos_at,
-        scan_at=found.scan_at,
-        has_index=found.index_at > 0,
-    )
+    return require_header(as_bytes_array(jpeg))

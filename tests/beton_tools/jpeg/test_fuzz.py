@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beton_tools.jpeg import JpegError, add_index, describe_error, index, parse
+from beton_tools.jpeg import JpegError, add_index, describe_error, index, parse, subsampling
 from beton_tools.jpeg.markers import OK, scan_header
 from beton_tools.jpeg.turbo import compress
 from beton_tools.write.images import BadImage, EncodeOptions, encode_sample
@@ -61,9 +61,8 @@ def check_markers(file: bytes, guarded) -> None:
             parse(file)
         assert "\n" not in str(caught.value)
         return
-    header = parse(file)
-    assert (header.height, header.width) == (head.height, head.width) and min(head.height, head.width) > 0
-    assert len(header.sampling) == head.components and head.components in (1, 3)
+    assert parse(file) == head and min(head.height, head.width) > 0 and head.components in (1, 3)
+    assert subsampling(np.frombuffer(file, np.uint8), head)
     for at in (head.sof_at, head.sos_at):
         assert 2 <= at < head.scan_at <= len(file) and file[at] == 0xFF
     assert not head.index_at or head.index_at <= head.index_end <= head.scan_at

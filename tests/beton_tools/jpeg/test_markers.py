@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beton_tools.jpeg import JpegError, parse
-from beton_tools.jpeg.markers import segment
+from beton_tools.jpeg import JpegError, markers, parse
+from beton_tools.jpeg.markers import SOF_PROGRESSIVE, segment
 
 SOF = 0xC0
 
@@ -22,18 +22,19 @@ def saved(**options):
 
 
 def test_size_sampling_and_restarts_are_those_of_the_file(jpeg, subsampling):
-    head = parse(jpeg(37, 61, subsampling))
-    assert (head.height, head.width, head.subsampling) == (37, 61, subsampling)
-    assert (head.precision, head.progressive, head.restart_interval, head.has_index) == (8, False, 0, False)
+    file = np.frombuffer(jpeg(37, 61, subsampling), np.uint8)
+    head = parse(file)
+    assert (head.height, head.width, markers.subsampling(file, head)) == (37, 61, subsampling)
+    assert (head.sof, head.restart_interval, head.index_at) == (SOF, 0, 0)
     assert parse(saved(restart_marker_blocks=3)).restart_interval == 3
-    assert parse(saved(progressive=True)).progressive
+    assert parse(saved(progressive=True)).sof == SOF_PROGRESSIVE
     assert parse(np.frombuffer(saved(), np.uint8)).jfif
 
 
 def test_colour_transform_of_an_adobe_segment_is_read():
     adobe = segment(0xEE, b"Adobe" + bytes([0, 100, 0, 0, 0, 0, 0]))
-    assert parse(saved()[:2] + adobe + saved()[2:]).adobe_transform == 0
-    assert parse(saved()).adobe_transform is None
+    assert parse(saved()[:2] + adobe + saved()[2:]).adobe == 0
+    assert parse(saved()).adobe == -1
 
 
 def test_a_header_cut_anywhere_is_an_error(jpeg):
