@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,16 +59,15 @@ def verify(
     if manifest is not None:
         report.problems += _compare(beton, manifest)
     report.problems += _check_labels(beton, MAX_CLASSES if manifest is None else manifest.num_classes)
-    with _image_checker(beton) as check:
-        pool = ThreadPoolExecutor(workers or usable_cpus())
-        try:
-            if manifest is not None and not report.problems:
-                _check_pages(beton, manifest, report, pool)
-                report.problems += _check_names(manifest)
-            if decode:
-                _check_images(beton, report, pool, check, progress)
-        finally:  # after the running tasks, which use the checker's decoders, and without the queued ones
-            pool.shutdown(cancel_futures=True)
+    pool = ThreadPoolExecutor(workers or usable_cpus())
+    try:
+        if manifest is not None and not report.problems:
+            _check_pages(beton, manifest, report, pool)
+            report.problems += _check_names(manifest)
+        if decode:
+            _check_images(beton, report, pool, progress)
+    finally:
+        pool.shutdown(cancel_futures=True)
     beton.check_unchanged()
     return report
 
@@ -121,13 +118,12 @@ def _check_images(
     beton: Beton,
     report: Report,
     pool: ThreadPoolExecutor,
-    check: Callable[[int], tuple[str, bool]],
     progress: ProgressCallback | None,
 ) -> None:
     chunks = [range(i, min(i + _CHUNK, len(beton))) for i in range(0, len(beton), _CHUNK)]
     done = 0
-    for results in pool.map(lambda ids: [(i, check(i)) for i in ids], chunks):
-        for sample_id, (problem, indexed) in results:
+    for results in pool.map(lambda ids: _check_chunk(beton, ids), chunks):
+        for sample_id, problem, indexed in results:
             report.images_decoded += not problem
             report.num_indexed += indexed
             if problem:
@@ -137,28 +133,22 @@ def _check_images(
             progress(done, len(beton), done - report.images_decoded)
 
 
-@contextmanager
-def _image_checker(beton: Beton) -> Iterator[Callable[[int], tuple[str, bool]]]:
-    """A function: sample id -> (problem or "", whether its crop index is correct). Safe to call from any thread."""
-    local, opened = threading.local(), []
-
-    def check(sample_id: int) -> tuple[str, bool]:
-        if beton.modes[sample_id] == RAW_MODE:
-            return "", False
-        if not hasattr(local, "handles"):
-            local.handles = jpeg.open_decoders(1)
-            opened.append(local.handles)
-        try:
-            return _check_jpeg(beton, sample_id, local.handles[0])
-        except MemoryError:
-            size = f"{beton.heights[sample_id]} x {beton.widths[sample_id]} pixels"
-            return f"{size} do not fit the memory", False
-
+def _check_chunk(beton: Beton, ids: range) -> list[tuple[int, str, bool]]:
+    """(id, problem or "", whether the crop index is correct) of each sample."""
+    results = []
+    handles = jpeg.open_decoders(1)
     try:
-        yield check
+        for sample_id in ids:
+            try:
+                raw = beton.modes[sample_id] == RAW_MODE
+                found = ("", False) if raw else _check_jpeg(beton, sample_id, handles[0])
+            except MemoryError:
+                size = f"{beton.heights[sample_id]} x {beton.widths[sample_id]} pixels"
+                found = f"{size} do not fit the memory", False
+            results.append((sample_id, *found))
     finally:
-        for handles in opened:
-            jpeg.close_decoders(handles)
+        jpeg.close_decoders(handles)
+    return results
 
 
 def _check_jpeg(beton: Beton, sample_id: int, handle: int) -> tuple[str, bool]:

@@ -58,8 +58,8 @@ def open_source(
         UserError: no images, an unknown layout, a damaged archive, or a class that is not in `classes`.
     """
     path = source_path(path)
-    if class_indices:
-        return _open_numbered(path, classes)
+    if class_indices and not (isinstance(path, Path) and path.is_dir()):
+        raise UserError(f"{path}: not a folder; --class-indices is for a folder with a folder per class")
     if split is not None:
         found = find_split(path, split)
         if found is None:
@@ -67,36 +67,23 @@ def open_source(
                 f"{path}: no {split} images found; see `fastft convert imagenet --help` for the layouts"
             )
         return _open(path, found, classes)
-    if isinstance(path, RemotePath):
-        return _open_url(path, classes)
-    if not path.exists() and glob.has_magic(str(path)):
-        matches = [Path(p) for p in sorted(glob.glob(str(path)))]  # noqa: PTH207 - the pattern may be absolute
-        if not matches:
-            raise UserError(f"{path}: no file matches")
-        return _open(matches[0].parent, matches, classes)
-    if not path.exists():
+    matches = _matches(path)
+    if matches is None and not path.exists():
         raise UserError(f"{path}: no such file or folder; set --data to the images")
-    return _open(path, [path], classes)
-
-
-def _open_numbered(folder: SourcePath, classes: Sequence[str] | None) -> Source:
-    if not isinstance(folder, Path) or not folder.is_dir():
-        raise UserError(f"{folder}: not a folder; --class-indices is for a folder with a folder per class")
-    try:
-        return folder_source(folder, classes, class_indices=True)
-    except OSError as error:
-        raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror or error})") from error
-
-
-def _open_url(path: RemotePath, classes: Sequence[str] | None) -> Source:
-    if not has_pattern(path):
-        if not path.exists():
-            raise UserError(f"{path}: no such file or folder; set --data to the images")
-        return _open(path, [path], classes)
-    files = expand_pattern(path)
-    if not files:
+    if matches is None:
+        return _open(path, [path], classes, class_indices)
+    if not matches:
         raise UserError(f"{path}: no file matches")
-    return _open(files[0].parent, files, classes)
+    return _open(matches[0].parent, matches, classes)
+
+
+def _matches(path: SourcePath) -> Sequence[SourcePath] | None:
+    """The files that a pattern stands for; None if the path is not a pattern."""
+    if isinstance(path, RemotePath):
+        return expand_pattern(path) if has_pattern(path) else None
+    if path.exists() or not glob.has_magic(str(path)):
+        return None
+    return [Path(p) for p in sorted(glob.glob(str(path)))]  # noqa: PTH207 - the pattern may be absolute
 
 
 @overload
@@ -143,12 +130,19 @@ def _belongs_to_split(file_name: str, split_names: Sequence[str]) -> bool:
     return any(name in words for name in split_names)
 
 
-def _open(root: SourcePath, found: Sequence[SourcePath], classes: Sequence[str] | None) -> Source:
+def _open(
+    root: SourcePath,
+    found: Sequence[SourcePath],
+    classes: Sequence[str] | None,
+    class_indices: bool = False,
+) -> Source:
     try:
         if len(found) == 1 and found[0].is_dir():
             folder = found[0]
             if isinstance(folder, RemotePath):
                 return _open_prefix(folder, classes)
+            if class_indices:
+                return folder_source(folder, classes, class_indices=True)
             return _open_folder(folder, classes)
         if all(path.suffix == ".parquet" or (isinstance(path, Path) and is_csv(path)) for path in found):
             return open_tables(root, found, classes)[0]

@@ -30,7 +30,7 @@ PAGE = 1 << 16
 CONVERT = f"""
 import contextlib, dataclasses, sys, time
 import beton_tools.base.progress_bar
-from fastft.cli import conversion, main
+from fastft.cli import cmd_convert as conversion, main
 options_of = conversion.options_of
 conversion.options_of = lambda args: dataclasses.replace(options_of(args), page_size={PAGE})
 def show(done, total, skipped):

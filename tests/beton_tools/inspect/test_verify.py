@@ -1,14 +1,13 @@
 """`verify` reports damage anywhere in a file, and nothing for an intact one."""
 
 import json
-import time
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from beton_tools import UserError, jpeg
+from beton_tools import UserError
 from beton_tools.inspect.verify import verify
 from beton_tools.jpeg.turbo import compress
 from beton_tools.read.format import (
@@ -144,33 +143,6 @@ def test_a_damaged_name_table_is_found_together_with_other_damage(written: Path)
     report = verify(written, decode=False)
     assert report.pages_checked > 0
     assert {where.split()[0] for where, _ in report.problems} == {"page", "manifest"}
-
-
-def test_decoders_are_closed_after_the_last_thread_has_ended(
-    written: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are C structures: used after their end, they crash the process."""
-    decoding, closed_while_decoding = [0], []
-
-    def check(beton: Beton, sample_id: int, *_: object) -> tuple[str, bool]:
-        decoding[0] += 1
-        time.sleep(0.3 if sample_id else 0.1)
-        decoding[0] -= 1
-        if sample_id == 0:
-            raise UserError("the file changed")
-        return "", True
-
-    def close(handles: np.ndarray) -> None:
-        closed_while_decoding.append(decoding[0])
-        truly_close(handles)
-
-    truly_close = jpeg.close_decoders
-    monkeypatch.setattr("beton_tools.inspect.verify._check_jpeg", check)
-    monkeypatch.setattr("beton_tools.inspect.verify._CHUNK", 1)
-    monkeypatch.setattr(jpeg, "close_decoders", close)
-    with pytest.raises(UserError, match="the file changed"):
-        verify(written, workers=4)
-    assert closed_while_decoding == [0] * 4
 
 
 def test_a_file_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
