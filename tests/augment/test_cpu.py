@@ -79,15 +79,6 @@ def test_every_plan_gives_the_images_of_pillow_and_torchvision(
         np.testing.assert_allclose(ours, theirs.permute(1, 2, 0), rtol=0, atol=1e-6)
 
 
-def test_bilinear_policies_resize_bilinearly(photographs: dict[str, np.ndarray]) -> None:
-    policy = parse_policy("none", interpolation="bilinear", erase_prob=0.0)
-    batch = Batch(photographs, policy)
-    out = CpuAugment(policy, SIZE)(batch.packed, batch.offsets, batch.plan)
-    theirs = functional.to_tensor(with_pillow(batch.images[0], batch.plan[0]))
-    theirs = functional.normalize(theirs, policy.mean, policy.std)
-    np.testing.assert_allclose(out[0], theirs.permute(1, 2, 0), rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize(("dtype", "kind"), [("float16", torch.float16), ("bfloat16", torch.bfloat16)])
 def test_half_outputs_are_the_float32_output_rounded(
     dtype: str, kind: torch.dtype, photographs: dict[str, np.ndarray]

@@ -104,12 +104,6 @@ def test_blocks_steps_epochs_and_seeds_are_drawn_independently() -> None:
     assert len(draws) == 32 and BLOCK == 256
 
 
-def test_an_unmixed_block_keeps_its_images_and_smoothed_targets() -> None:
-    images, labels = batch(4)
-    mixed, targets = mixer(prob=0.0)(images.clone(), labels, epoch=0, step=0, first_position=0)
-    assert torch.equal(mixed, images) and torch.equal(targets, smoothed_targets(labels, CLASSES, 0.1))
-
-
 def test_mixing_keeps_half_precision_and_channels_last() -> None:
     images, labels = batch(4)
     half = images.to(torch.bfloat16)

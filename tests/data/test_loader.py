@@ -150,13 +150,6 @@ def test_an_evaluation_can_be_repeated_and_run_in_the_middle_of_an_epoch(indexed
         assert first | collect(epoch) == whole_epoch
 
 
-def test_with_more_ranks_than_samples_some_ranks_get_none(indexed_beton):
-    with eval_loader(indexed_beton, indices=np.array([4]), rank=0, world_size=2) as loader:
-        assert list(loader) == []
-    with eval_loader(indexed_beton, indices=np.array([4]), rank=1, world_size=2) as loader:
-        assert [batch.ids.tolist() for batch in loader] == [[4]]
-
-
 # errors
 
 
@@ -301,9 +294,3 @@ def test_workers_beyond_numbas_limit_are_cut_to_it_and_torch_keeps_its_threads(i
     with train_loader(indexed_beton, workers=numba.config.NUMBA_NUM_THREADS + 5) as loader:
         assert collect(loader.epoch(2)) == whole_epoch
     assert torch.get_num_threads() == threads
-
-
-def test_waiting_for_data_is_counted(indexed_beton):
-    with train_loader(indexed_beton) as loader:
-        next(loader.epoch(0))
-        assert loader.wait_seconds > 0

@@ -101,15 +101,6 @@ def test_schedule_is_that_of_the_reference() -> None:
     assert (schedule(0), schedule(6249), schedule(6250)) == (0, 6e-4, 6e-4)
 
 
-def test_group_lr_is_scaled_down_to_the_floor() -> None:
-    model = build_classifier(small_arch(), 5)
-    optimizer = build_adamw(
-        optimizer_groups(model, layer_groups(model, 3, 0.5, 0.05)), betas=(0.9, 0.999), eps=1e-8
-    )
-    set_lr(optimizer, 1e-6)
-    assert min(g["lr"] for g in optimizer.param_groups) == pytest.approx(1e-6 * 0.5**4)
-
-
 def test_fused_adamw_equals_the_textbook() -> None:
     """p <- p - lr wd p - lr m_hat / (sqrt(v_hat) + eps), weight decay scaled by the group's lr."""
     model = build_classifier(small_arch(layers=1), 5)

@@ -101,13 +101,6 @@ def test_mistakes_in_names_are_one_line(
         assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_table_is_priced_by_row_and_as_a_whole(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["cost", f"{table}[a]", "--gpu", "v100"]) == 0
-    assert "mine_a" in capsys.readouterr().out
-    assert main(["cost", str(table), "--gpu", "v100"]) == 0
-    assert "4 rows, 4 trainings" in " ".join(capsys.readouterr().out.split())
-
-
 # hostile files ----------------------------------------------------------------------------------------------------------
 
 # expands to ten billion nodes

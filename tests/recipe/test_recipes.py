@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from fastft.augment.recipe_policy import build_mixer, build_policy
-from fastft.cost.explanation import explain
 from fastft.cost.price import predict
 from fastft.cost.published import reference_curves
 from fastft.cost.work import recipe_work
@@ -287,14 +286,6 @@ def test_a_table_starts_with_commands_that_name_it_and_says_what_is_assumed(swee
 def test_costs_and_the_page_of_tables_are_up_to_date_with_the_cost_model() -> None:
     stale = runpy.run_path("docs/paper_tables.py")["stale"]()
     assert not stale, "run: python docs/paper_tables.py"
-
-
-def test_the_demos_recipe_can_be_explained() -> None:
-    """It names its own architecture, also outside the checkout."""
-    values = explain(load_recipe(RECIPES / "demo.yaml"))
-    assert values["recipe"]["model"]["arch"] == "rcp/demo_vit_s14.json"  # as in run directories of before
-    assert values["schedule"]["total_steps"] == 312
-    assert {group["layer_id"] for group in values["groups"]} == set(range(14))
 
 
 def test_the_demos_recipe_finds_its_architecture_from_another_folder(
