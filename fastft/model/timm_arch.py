@@ -41,9 +41,8 @@ def pretrained_cfg(name: str) -> Any:
     except RuntimeError:  # no such tag
         found = None
     if found is None:
-        raise UserError(
-            f"model.arch '{TIMM}{name}' is not known; {_suggest(tag, pretrained_tags(model), f'{model}.')}"
-        )
+        near = _suggest(tag, pretrained_tags(model), f"{model}.")
+        raise UserError(f"model.arch '{TIMM}{name}' is not known; {near}")
     return found
 
 

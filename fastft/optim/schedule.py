@@ -43,34 +43,24 @@ UNTRAINED_SHARE = 0.05  # of an EMA's weights that may still be the initial ones
 
 def recipe_warnings(recipe: Recipe) -> list[str]:
     """Warnings about a recipe, one line each: an end before a schedule's last change, an untrained EMA."""
-    return [*_schedule_warnings(recipe), *_ema_warnings(recipe)]
-
-
-def _schedule_warnings(recipe: Recipe) -> list[str]:
-    return [
+    warnings = [
         f"the training stops after epoch {recipe.epochs - 1}, before {option} ({text}) reaches its last value at epoch "
         f"{change}; the evaluation uses that value"
         for option, text in recipe.changing.items()
         if (change := epoch_values(text).last_change) >= recipe.epochs
     ]
-
-
-def _ema_warnings(recipe: Recipe) -> list[str]:
     steps = recipe.epochs * recipe.steps_per_epoch()
     horizon, untrained = ema_horizon(recipe), untrained_share(recipe, steps)
-    if untrained <= UNTRAINED_SHARE:
-        return []
-    return [
-        f"the EMA's horizon of {horizon:,.0f} steps is long for {steps:,} steps: {untrained:.1%} of its weights will be "
-        f"the initial ones; set {_better_horizon(recipe)}"
-    ]
-
-
-def _better_horizon(recipe: Recipe) -> str:
-    if recipe.ema.horizon is None:
-        return "--ema.horizon=auto"
-    share = paper_recipe(recipe).horizon * recipe.epochs / recipe.schedule.epochs
-    return f"--ema.horizon={share:.2g}, a share of the whole schedule"
+    if untrained > UNTRAINED_SHARE:
+        better = "--ema.horizon=auto"
+        if recipe.ema.horizon is not None:
+            share = paper_recipe(recipe).horizon * recipe.epochs / recipe.schedule.epochs
+            better = f"--ema.horizon={share:.2g}, a share of the whole schedule"
+        warnings.append(
+            f"the EMA's horizon of {horizon:,.0f} steps is long for {steps:,} steps: {untrained:.1%} of its weights will be "
+            f"the initial ones; set {better}"
+        )
+    return warnings
 
 
 def ema_horizon(recipe: Recipe) -> float:

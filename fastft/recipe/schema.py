@@ -151,10 +151,8 @@ class Model:
         choices=("patches", "token"), since="0.3.0",
     )  # fmt: skip
     head: str | None = option(
-        None,
-        "start from this head, a .safetensors that fastft zeroshot wrote; none: as head_init says",
-        since="0.3.0",
-    )
+        None, "start from this head, a .safetensors that fastft zeroshot wrote; none: as head_init says", since="0.3.0",
+    )  # fmt: skip
     head_init: str = option(
         "small", "small: random weights times head_init_scale; probe: ridge regression on the frozen tower's features",
         choices=("small", "probe"), paper="small", since="0.3.0", auto=True,
@@ -198,17 +196,14 @@ class Augment:
         0.5, "probability of CutMix instead of mixup, where both are on", low=0, high=1
     )
     mean: tuple[float, float, float] = option(
-        CLIP_MEAN,
-        "per-channel mean of pixel values in 0..1, for normalisation; of timm/NAME the model's own unless set",
-        low=-10,
-        high=10,
-    )
+        CLIP_MEAN, "per-channel mean of pixel values in 0..1, for normalisation; of timm/NAME the model's own unless set",
+        low=-10, high=10,
+    )  # fmt: skip
     std: tuple[float, float, float] = option(
         CLIP_STD,
         "per-channel standard deviation of pixel values in 0..1, for normalisation; of timm/NAME the model's own unless set",
-        low=0.001,
-        high=10,
-    )
+        low=0.001, high=10,
+    )  # fmt: skip
 
     @property
     def mixes(self) -> bool:
@@ -231,10 +226,8 @@ class Optim:
         low=1e-3, high=1, auto=True,
     )  # fmt: skip
     weight_decay: float = option(
-        0.05,
-        "AdamW weight decay; 1-D tensors, position embeddings and biases and the class token are exempt",
-        low=0,
-    )
+        0.05, "AdamW weight decay; 1-D tensors, position embeddings and biases and the class token are exempt", low=0,
+    )  # fmt: skip
     beta1: float = option(0.9, "AdamW beta1", low=0, below=1)
     beta2: float = option(0.999, "AdamW beta2", low=0, below=1)
     eps: float = option(1e-8, "AdamW epsilon", low=0)
@@ -331,12 +324,8 @@ class Train:
     )  # fmt: skip
     log_every: int = option(50, "steps between log lines", low=1, high=LARGEST_COUNT, changes_accuracy=False)
     eval_every: int = option(
-        1,
-        "epochs between evaluations; the last epoch is always evaluated",
-        low=1,
-        high=LARGEST_COUNT,
-        paper="1",
-    )
+        1, "epochs between evaluations; the last epoch is always evaluated", low=1, high=LARGEST_COUNT, paper="1",
+    )  # fmt: skip
     eval_weights: str = option(
         "both", "weights that are evaluated; ema: only those of the EMA, in half the time",
         choices=("both", "ema"), paper="both", changes_accuracy=False, since="0.3.0",
