@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -275,20 +276,14 @@ def test_a_web_server_has_no_folders(server: FileServer, tmp_path: Path) -> None
         convert_imagenet(RemotePath(server.url), tmp_path)
 
 
-def test_errors_that_cannot_pass_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "times"), [(PermissionError, 1), (ValueError, 1), (ConnectionResetError, 5)]
+)
+def test_errors_that_cannot_pass_are_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception], times: int
+) -> None:
     monkeypatch.setattr(servers, "FIRST_WAIT", 0.001)
-    tried = []
-
-    def fail(error: Exception) -> None:
-        tried.append(error)
-        raise error
-
-    for error, times in (
-        (PermissionError("no"), 1),
-        (ValueError("bad"), 1),
-        (ConnectionResetError("reset"), 5),
-    ):
-        tried.clear()
-        with pytest.raises(RemoteError):
-            retrying("s3://b/k", "s3", lambda error=error: fail(error))  # type: ignore[misc]
-        assert len(tried) == times
+    request = Mock(side_effect=error("text"))
+    with pytest.raises(RemoteError):
+        retrying("s3://b/k", "s3", request)
+    assert request.call_count == times

@@ -155,17 +155,19 @@ def test_prefixes_and_patterns(bucket: Any, tmp_path: Path, photo_jpegs: Jpegs, 
 
 
 @pytest.mark.slow
-def test_after_kill_9_the_next_run_finishes_the_file_of_a_local_conversion(
-    bucket: Any, tmp_path: Path, photo_jpegs: Jpegs
+@pytest.mark.parametrize("changes", [False, True])
+def test_after_kill_9_the_next_run_gives_the_file_of_a_local_conversion(
+    bucket: Any, tmp_path: Path, photo_jpegs: Jpegs, changes: bool
 ) -> None:
-    shard, out = train_shard(photo_jpegs), tmp_path / "remote.beton"
-    bucket.pipe("photos/s.tar", shard)
-    (tmp_path / "s.tar").write_bytes(shard)
-    local = write_beton(tmp_path / "local.beton", open_source(tmp_path / "s.tar"), OPTIONS)
+    """Also if the object has other contents by then, of the same size: nothing of the old ones is left."""
+    out, others = tmp_path / "remote.beton", {wnid: images[::-1] for wnid, images in photo_jpegs.items()}
+    bucket.pipe("photos/s.tar", train_shard(photo_jpegs))
     kill_in_the_middle(out)
-    finished = write_beton(
-        out, open_source("s3://photos/s.tar"), WriteOptions(**vars(OPTIONS) | {"workers": 0})
-    )
+    (tmp_path / "s.tar").write_bytes(train_shard(others if changes else photo_jpegs))
+    bucket.pipe("photos/s.tar", (tmp_path / "s.tar").read_bytes())
+    options = WriteOptions(**vars(OPTIONS) | {"workers": 0})
+    finished = write_beton(out, open_source("s3://photos/s.tar"), options)
+    local = write_beton(tmp_path / "local.beton", open_source(tmp_path / "s.tar"), options)
     assert out.read_bytes() == (tmp_path / "local.beton").read_bytes()
     assert finished.checksum == local.checksum
 
@@ -178,21 +180,6 @@ def kill_in_the_middle(out: Path) -> None:
     child.communicate(timeout=60)
     assert not out.exists()
     assert len(out.with_name(f"{out.name}.part.journal").read_text().splitlines()) > 1
-
-
-@pytest.mark.slow
-def test_an_object_that_changes_between_the_runs_is_converted_from_the_start(
-    bucket: Any, tmp_path: Path, photo_jpegs: Jpegs
-) -> None:
-    bucket.pipe("photos/s.tar", train_shard(photo_jpegs))
-    kill_in_the_middle(tmp_path / "remote.beton")
-    others = {wnid: images[::-1] for wnid, images in photo_jpegs.items()}  # the same size, other contents
-    bucket.pipe("photos/s.tar", train_shard(others))
-    (tmp_path / "s.tar").write_bytes(train_shard(others))
-    options = WriteOptions(**vars(OPTIONS) | {"workers": 0})
-    write_beton(tmp_path / "remote.beton", open_source("s3://photos/s.tar"), options)
-    write_beton(tmp_path / "local.beton", open_source(tmp_path / "s.tar"), options)
-    assert (tmp_path / "remote.beton").read_bytes() == (tmp_path / "local.beton").read_bytes()
 
 
 @pytest.mark.slow
@@ -237,14 +224,10 @@ def test_a_part_goes_on_after_its_server_was_away(
     ("url", "reason"),
     [
         ("s3://absent/s.tar", "no such file or folder"),
-        ("s3://photos/absent.tar", "no such file or folder"),
-        ("https://[host/s.tar", "not a valid URL"),
         ("s3://photos/absent-*.tar", "no file matches"),
         ("s3://photos/images", "no .parquet or .tar in it; folders of images are read from local disks only"),
         ("s3://photos/paths.parquet", "such a table and its images must be on a local disk"),
-        ("s3://photos/broken.tar", "not a complete uncompressed tar archive"),
         ("s3://photos/broken.parquet", "cannot be read as parquet"),
-        ("s3://photos/notes.txt", "not a folder, .tar, .parquet"),
     ],
 )
 def test_what_cannot_be_converted_is_one_line_and_code_2(
@@ -252,12 +235,7 @@ def test_what_cannot_be_converted_is_one_line_and_code_2(
 ) -> None:
     from fastft.cli import main
 
-    bucket.pipe(
-        {
-            f"photos/{name}": b"x" * 3000
-            for name in ("images/a.jpg", "broken.tar", "broken.parquet", "notes.txt")
-        }
-    )
+    bucket.pipe({f"photos/{name}": b"x" * 3000 for name in ("images/a.jpg", "broken.parquet")})
     table = io.BytesIO()
     pq.write_table(pa.table({"path": ["a.jpg"], "label": [0]}), table)
     bucket.pipe("photos/paths.parquet", table.getvalue())
