@@ -248,6 +248,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
         "loader", "First batch", "First batch, with imports", "Peak memory", "Peak memory beyond imports"
     ),
     "loader-open": comparison("loader", "Opening ImageNet's length"),
+    "ffcv": comparison("ffcv", "Crop and flip", "Crop, flip, normalise", "Whole recipe"),
+    "raw": comparison("ffcv", "Raw pixels"),
     "open": comparison("open", "Time", "CPU time", "Memory"),
     "order": comparison("order", "Bytes read per epoch", "Disk requests per epoch"),
     "convert": comparison("convert", "Conversion"),

@@ -26,8 +26,10 @@ from fastft.run.run_directory import run_folder
 class TrainedRun:
     """A run directory whose training has ended. Its methods use the weights that the run chose.
 
-    folder: the run directory, which `fastft eval`, `predict`, `export` and `report` take. result: the content of `result.json`:
-    the accuracies, the chosen weights, the seconds. device: "auto", "cuda" or "cpu", for `predict` and `evaluate`.
+    Attributes:
+        folder: the run directory, which `fastft eval`, `predict`, `export` and `report` take.
+        result: the content of `result.json`: the accuracies, the chosen weights, the seconds.
+        device: "auto", "cuda" or "cpu", for `predict` and `evaluate`.
     """
 
     folder: Path
@@ -47,7 +49,8 @@ class TrainedRun:
     def predict(self, images: Source | Iterable[Source], topk: int = 5) -> list[Prediction]:
         """The `topk` most probable classes of every image, as `Predictor.predict` gives them.
 
-        images: paths, folders of image files, Pillow images, or one of them.
+        Args:
+            images: paths, folders of image files, Pillow images, or one of them.
 
         Raises:
             UserError: a folder without images, or topk < 1.
@@ -64,8 +67,10 @@ class TrainedRun:
     def evaluate(self, data: str | Path | None = None, **options: Any) -> dict[str, Any]:
         """Accuracy, metrics per class and calibration, as `fastft eval --json` prints them.
 
-        data: a .beton, or labelled images as `fastft convert folder` takes them, which are converted to a temporary file;
-            None: the validation images of the run. options: those of `fastft.evaluate.evaluation.evaluate_files`.
+        Args:
+            data: a .beton, or labelled images as `fastft convert folder` takes them, which are converted to a temporary
+                file; None: the validation images of the run.
+            options: those of `fastft.evaluate.evaluation.evaluate_files`.
 
         Raises:
             UserError: no such images, or images of other classes.

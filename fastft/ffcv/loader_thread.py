@@ -1,4 +1,4 @@
-"""What the operations need from FFCV 1.0.2's loader thread: the epoch and seed, and a way to report errors."""
+"""The running pass of FFCV 1.0.2's loader thread: its epoch and seed, and how it reports errors."""
 
 from __future__ import annotations
 

@@ -101,7 +101,8 @@ class RandomResizedCropRGBImageDecoder(_CropDecoder):
 
     Args:
         output_size: (S, S).
-        scale, ratio: limits of the crop's share of the area and of its aspect ratio.
+        scale: limits of the crop's share of the area.
+        ratio: limits of its aspect ratio.
         hflip: probability of a horizontal flip, which costs nothing here; 0 leaves it to FFCV's operation.
         interpolation: "bicubic" or "bilinear", both antialiased as in Pillow.
         seed: of the crops (default: the loader's).
@@ -166,7 +167,8 @@ class Augment(Operation):
             normalises and erases.
         erase_prob: probability of random erasing.
         erase_mode: "pixel", "rand" or "const", as in timm.
-        mean, std: of pixels between 0 and 1 (default: CLIP's).
+        mean: of pixels between 0 and 1 (default: CLIP's).
+        std: as `mean`.
         dtype: torch.float32, torch.float16 or torch.bfloat16.
         seed: of the random choices (default: the loader's).
 

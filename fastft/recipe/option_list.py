@@ -56,7 +56,10 @@ def options_page() -> str:
         "Written by `python docs/options_page.py` from `fastft/recipe/schema.py`; a test keeps it up to date.",
     ]
     for section, cls in SECTIONS.items():
-        parts += [f"## {section}", str(cls.__doc__), *map(_page_entry, list_options(section))]
+        options = list_options(section)
+        # closed at first: all sections are as long as fifteen screens of a phone
+        opening = f'<details markdown="1">\n<summary>{len(options)} options</summary>'
+        parts += [f"## {section}", str(cls.__doc__), opening, *map(_page_entry, options), "</details>"]
     return "\n\n".join(parts) + "\n"
 
 

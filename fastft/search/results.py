@@ -1,4 +1,4 @@
-"""What the runs of sweeps and searches reached, and the files that say so: Markdown, JSON, and charts as SVG."""
+"""Results of sweeps and searches, and the files that say so: Markdown, JSON, and charts as SVG."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence

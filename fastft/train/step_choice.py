@@ -243,7 +243,7 @@ def _measure(
 
 
 def candidate_halves(recipe: Recipe, precision: Precision) -> list[bool]:
-    """Whether to measure without and with a half-precision copy of the weights, where the recipe leaves it open."""
+    """The kinds of weights to measure, in half precision or not: both where the recipe leaves it open."""
     is_open = recipe.train.half_residual == "auto" and not precision.half_residual
     return [False, True] if is_open and precision.dtype != torch.float32 else [False]
 

@@ -9,7 +9,7 @@ from tests.train.runs import differing, end, losses, run
 
 
 def test_a_profiled_run_has_a_trace_and_the_same_weights(tiny: dict[str, str], tmp_path: Path) -> None:
-    """Of two of six steps; a run that ends before keeps what it has."""
+    """Two of six steps are profiled; a run that ends before keeps what it has."""
     short = {"schedule__stop_epoch": "1"}
     run(tiny, tmp_path / "plain", **short)
     assert "profiled steps" not in render_run(load_run(tmp_path / "plain"))

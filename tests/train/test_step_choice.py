@@ -224,7 +224,7 @@ def test_without_eager_nothing_is_compared() -> None:
 def test_half_precision_weights_are_measured_and_taken_only_where_losses_are_the_same(
     monkeypatch, tmp_path: Path
 ) -> None:
-    """By themselves in fp16, where they are half as slow here; in bf16 only shown."""
+    """They are chosen in fp16, where they are half as slow here; in bf16 they are only shown."""
     monkeypatch.setattr(
         step_choice,
         "_trial_pass",

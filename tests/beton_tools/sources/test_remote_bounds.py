@@ -18,7 +18,7 @@ pytest.importorskip("huggingface_hub", minversion="1.0")
 
 
 class Body:
-    """As of aiobotocore: `read` returns less than asked for."""
+    """Like aiobotocore's: `read` returns less than asked for."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
