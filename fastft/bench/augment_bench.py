@@ -23,8 +23,8 @@ from fastft.augment.ops_image import op_scratch_size, run_op
 from fastft.augment.policies import INCREASING_OPS
 from fastft.augment.resize import resize_region, resize_scratch_size
 from fastft.bench.child import Arm
-from fastft.bench.compiled_loops import decode_and_augment
 from fastft.bench.dataset import MAX_SIDE, JpegSet
+from fastft.bench.decode_bench import decode_and_augment
 from fastft.bench.harness import (
     Contender,
     Findings,

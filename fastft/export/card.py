@@ -11,7 +11,7 @@ from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import used_files
 from fastft import __version__
 from fastft.evaluate.trained import Trained
-from fastft.model import TimmArch, TowerArch
+from fastft.model import TimmArch
 from fastft.recipe import SECTIONS, Recipe
 from fastft.run.chosen_weights import evaluation_of
 
@@ -39,22 +39,16 @@ def model_card(trained: Trained, format: str, usage: str, max_difference: float)
 
 def _summary(trained: Trained) -> str:
     arch, recipe = trained.model.visual.arch, trained.recipe
-    count = sum(p.numel() for p in trained.model.parameters())
-    return (
-        f"Image classifier with {recipe.data.num_classes} classes: {_tower(arch)}, {count / 1e6:.1f} M parameters "
-        f"({_plain(recipe.model.arch)}), fine-tuned from "
-        f"`{Path(recipe.model.weights).name}` with fastft {__version__}.{_classes(trained.classes)}"
-    )
-
-
-def _tower(arch: TowerArch) -> str:
     if isinstance(arch, TimmArch):
-        return f"timm's {arch.timm} at {arch.image_size} px"
-    return f"a ViT of {arch.layers} blocks, width {arch.width}, patches of {arch.patch_size} px"
-
-
-def _classes(classes: list[str]) -> str:
-    return f" Classes: {', '.join(classes)}." if len(classes) <= FEW_CLASSES else ""
+        tower = f"timm's {arch.timm} at {arch.image_size} px"
+    else:
+        tower = f"a ViT of {arch.layers} blocks, width {arch.width}, patches of {arch.patch_size} px"
+    count = sum(p.numel() for p in trained.model.parameters())
+    classes = f" Classes: {', '.join(trained.classes)}." if len(trained.classes) <= FEW_CLASSES else ""
+    return (
+        f"Image classifier with {recipe.data.num_classes} classes: {tower}, {count / 1e6:.1f} M parameters "
+        f"({_plain(recipe.model.arch)}), fine-tuned from `{Path(recipe.model.weights).name}` with fastft {__version__}.{classes}"
+    )
 
 
 def _images(recipe: Recipe) -> str:

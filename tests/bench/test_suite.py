@@ -52,16 +52,6 @@ def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastft.bench.decode_bench.run", lambda options: iter([measure]))
 
 
-def test_page_and_table_round_as_the_file_does(
-    tmp_path: Path, photographs_only: None, nothing_measured: None, capsys: pytest.CaptureFixture
-) -> None:
-    assert main(["bench", "decode", "--count", "1", "--out", str(tmp_path)]) == 0
-    document = read_bench(tmp_path / "decode.json")
-    assert document["measures"][0]["contenders"][0]["median"] == 1162.5 and document["quick"] is False
-    for text in ((tmp_path / "decode.html").read_text(), capsys.readouterr().out):
-        assert "1,162" in text and "1,163" not in text
-
-
 def test_the_recorded_command_names_default_images(
     tmp_path: Path, nothing_measured: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,13 +9,11 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import pytest
 
-from beton_tools.base.console import format_duration
 from fastft.cli import main
 from fastft.evaluate.assessment import Assessment, ClassReport, Mistake, Mistakes, report_classes
 from fastft.report.bench_report import render_bench
@@ -209,19 +207,6 @@ def test_evaluations_in_the_page_are_those_of_the_log(
     assert tab.inner_text(".figures .value") == f"{best:.2f} %"
 
 
-def test_speed_and_cost_in_the_page_are_those_of_the_log(
-    browser: Any, trained_page: Path, whole: Path
-) -> None:
-    tab = opened(browser, trained_page)
-    rates = [line["images_per_second"] for line in of_kind(whole, "train")]
-    labels, values = (tab.locator(f".figures {part}").all_text_contents() for part in ("dt", ".value"))
-    shown = dict(zip(labels, values, strict=True))["images/s"]
-    assert float(shown.replace(",", "")) == pytest.approx(median(rates), abs=0.6)
-    cost = {row[0]: row[1] for row in rows_of(tab, "#cost")}
-    assert cost["training"] == format_duration(sum(8 / rate for rate in rates))  # a batch of 8 to a line
-    assert cost["evaluation"] == format_duration(sum(line["seconds"] for line in of_kind(whole, "eval")))
-
-
 @pytest.mark.parametrize("page", ["bench_page", "committed_page"])
 def test_numbers_in_the_page_are_those_of_the_benchmark(
     browser: Any, page: str, request: pytest.FixtureRequest, bench_document: dict[str, Any]
@@ -250,18 +235,6 @@ def test_clicking_a_heading_sorts_and_then_reverses(browser: Any, run_page: Path
             scores = [float(row[1]) for row in rows_of(tab, "#classes")]
             if column == 2:
                 assert scores == sorted(scores, reverse=order == "descending") and len(set(scores)) > 3
-
-
-def test_empty_cells_come_last_in_both_orders(browser: Any, run_page: Path, bench_page: Path) -> None:
-    tab = opened(browser, run_page)
-    for _ in range(3):
-        tab.click("#classes th:nth-child(6) button")
-        words = [row[5] for row in rows_of(tab, "#classes")]
-        assert words[-2:] == ["–", "–"] and "–" not in words[:-2]
-    tab = opened(browser, bench_page)
-    for _ in range(3):
-        tab.locator("table.bench").first.locator("th").last.locator("button").click()
-        assert rows_of(tab, "table.bench")[2][0].startswith("fastft")  # of three; it has no ratio to itself
 
 
 @pytest.mark.parametrize(("kind", "width"), [("wide", 1200), ("narrow", 390)])

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageOps
-from rich.console import Console
 
 from beton_tools.base.errors import UserError
 from beton_tools.write.convert import convert_folder
@@ -25,7 +24,7 @@ from fastft.search import tune as search
 from fastft.search.estimate import Result
 from fastft.search.settings import DEFAULT, grid, shortened
 from fastft.search.tune import tune
-from fastft.search.tune_report import conclusion, print_result
+from fastft.search.tune_report import conclusion
 from tests.train.runs import QUIET
 
 RECIPE = "rcp/final_b16.yaml"
@@ -143,21 +142,6 @@ def test_table_picture_and_json_are_written(searched: tuple[Path, Result]) -> No
     document = json.loads((folder / "results.json").read_text())
     assert len(document["trials"]) == len(result.trials) and document["best"]["score"] == result.best.score
     assert "epochs of the run" in (folder / "plot.svg").read_text()
-
-
-@pytest.mark.parametrize("width", [40, 80])
-def test_no_figure_of_the_table_is_cut(searched: tuple[Path, Result], width: int) -> None:
-    folder, result = searched
-    console = Console(width=width)
-    with console.capture() as capture:
-        print_result(result, folder, console)
-    table = capture.get().split("best:")[0]
-    for trial in result.trials:
-        assert any(
-            line.startswith(f" {trial.setting.title} ") and f" {trial.score:.2f} " in line
-            for line in table.splitlines()
-        )
-    assert "…" not in table and max(map(len, table.splitlines())) <= 80
 
 
 def test_without_a_untouched_the_figure_is_corrected_by_a_bootstrap(
