@@ -49,8 +49,6 @@ def main() -> None:
 def _build(module: str, function: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Arm]]:
     try:
         arms = getattr(import_module(module), function)(**arguments)
-    except NotInstalled as missing:
-        return {"skipped": f"not installed: {missing}"}, {}
     except Exception as error:
         return _failure(error), {}
     return {"arms": list(arms)}, arms
@@ -69,6 +67,8 @@ def _trial(arm: Arm) -> dict[str, Any]:
 
 
 def _failure(error: Exception) -> dict[str, Any]:
+    if isinstance(error, NotInstalled):
+        return {"skipped": f"not installed: {error}"}
     if isinstance(error, UserError):
         return {"failed": str(error), "bad_input": True}
     traceback.print_exc()

@@ -151,7 +151,7 @@ class _Process:
             return None
         print(json.dumps(arm), file=self.process.stdin, flush=True)
         answer = self._answer()
-        if "failed" in answer:
+        if "wall" not in answer:
             self._skip(answer, result)
             return None
         return answer

@@ -52,6 +52,10 @@ def missing() -> dict[str, Arm]:
     return {"a": library("no_such_peer", "no-such-peer").run}
 
 
+def missing_later() -> dict[str, Arm]:
+    return {"a": lambda: library("no_such_peer", "no-such-peer").run()}
+
+
 def failing() -> dict[str, Arm]:
     raise ValueError("this peer is broken")
 
