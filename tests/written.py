@@ -12,12 +12,22 @@ import yaml
 
 from fastft.cost.published import reference_of
 from fastft.recipe import load_recipe
+from fastft.run.metrics import Predictions
 
 RECIPES = Path(__file__).parents[1] / "rcp"
 STEPS_PER_EPOCH, LOG_EVERY = 625, 50
 EVALUATION, CHECKPOINT = 21.5, 2.9  # seconds
 STEPS = {"start": 0.0, "wait": 3.1, "forward": 88.0, "backward": 180.5, "optimizer": 4.1, "ema": 1.6}
 LOADER = {"read": 40.0, "decode": 810.0, "copy": 1.2, "augment": 1120.0}  # as STEPS: seconds of an epoch
+
+
+def predictions_of(logits_NK: np.ndarray, labels_N: np.ndarray) -> Predictions:
+    """The predictions of logits, by NumPy."""
+    shifted = logits_NK.astype(np.float64) - logits_NK.max(1, keepdims=True, initial=-np.inf)
+    total_N = np.exp(shifted).sum(1)
+    truth_N = (np.exp(shifted[np.arange(len(labels_N)), labels_N]) / total_N).astype(np.float32)
+    confidence_N = (1 / total_N).astype(np.float32)
+    return Predictions(labels_N, logits_NK.argmax(1), confidence_N, truth_N, logits_NK.shape[1], logits_NK)
 
 
 def write_run(folder: Path, recipe_name: str, epochs: int, *overrides: str, split: bool = True) -> Path:

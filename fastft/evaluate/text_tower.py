@@ -43,11 +43,11 @@ def load_text_tower(recipe: Recipe, device: torch.device) -> TextTower:
             "model.weights is random, which knows no class names; set --model.weights to a tag or a file"
         )
     config = load_open_clip_config(name)
-    text_cfg = _text_config(name, config)
-    state = read_text_state(weights, name)
-    logit_scale = float(state.pop("logit_scale").exp())
-    state.pop("logit_bias", None)
     try:
+        text_cfg = _text_config(name, config)
+        state = read_text_state(weights, name)
+        logit_scale = float(state.pop("logit_scale").exp())
+        state.pop("logit_bias", None)
         with torch.device("meta"):  # filled by the weights
             tower = _build_text_tower(config["embed_dim"], text_cfg, config.get("quick_gelu", False))
         tokenizer = SimpleTokenizer(
@@ -70,10 +70,7 @@ def _text_config(name: str, config: Mapping[str, Any]) -> CLIPTextCfg:
         raise UserError(
             f"{name} has no text tower (no text_cfg); use an architecture of open_clip's CLIP models"
         )
-    try:
-        found = CLIPTextCfg(**given)
-    except TypeError as error:
-        raise UserError(f"{name}: text_cfg is not one of open_clip's ({error}); correct it") from None
+    found = CLIPTextCfg(**given)
     if found.hf_model_name or found.hf_tokenizer_name:
         library = found.hf_model_name or found.hf_tokenizer_name
         raise UserError(

@@ -79,9 +79,14 @@ def open_val(path: str) -> LabelledSet:
 
 def _open_sides(path: str) -> tuple[LabelledSet | None, LabelledSet | None]:
     """The training and the validation set at `path`; the first is None only of a table without training rows."""
-    _check_is_local(path)
+    if isinstance(source_path(path), RemotePath):
+        raise UserError(
+            f"{path}: a training reads local files; convert it first (`fastft convert folder --data {path} --out "
+            "photos.beton`), then give --data.train=photos.beton"
+        )
     place = Path(path).expanduser()
-    _check_exists(place)
+    if not os.path.lexists(place) and not glob.has_magic(str(place)):
+        raise UserError(f"{place}: no such file or folder; {GIVE}")
     train, val, unused = _split_folders(place)
     if train is not None:
         opened = _open(train)
@@ -97,19 +102,6 @@ def _open_sides(path: str) -> tuple[LabelledSet | None, LabelledSet | None]:
     parts = {split: np.flatnonzero([s == split for s in splits]) for split in ("train", "val")}
     train_part, val_part = (whole.take(part) if len(part) else None for part in parts.values())
     return train_part, val_part
-
-
-def _check_is_local(path: str) -> None:
-    if isinstance(source_path(path), RemotePath):
-        raise UserError(
-            f"{path}: a training reads local files; convert it first (`fastft convert folder --data {path} --out "
-            "photos.beton`), then give --data.train=photos.beton"
-        )
-
-
-def _check_exists(path: Path) -> None:
-    if not os.path.lexists(path) and not glob.has_magic(str(path)):
-        raise UserError(f"{path}: no such file or folder; {GIVE}")
 
 
 def _split_folders(place: Path) -> tuple[Path | None, Path | None, tuple[str, ...]]:
@@ -157,7 +149,7 @@ def _shards(place: Path, split: str) -> list[Path] | None:
 
 
 def _open(place: Path) -> LabelledSet:
-    if place.is_file() and (is_csv(place) or _is_parquet(place)):
+    if place.is_file() and _is_table(place):
         return _open_files([place])
     try:
         source = open_source(place)
@@ -169,16 +161,10 @@ def _open(place: Path) -> LabelledSet:
         raise UserError(
             f"{place}: images without labels; make a folder for every class, or {instead}"
         ) from None
-    return _in_order(LabelledSet(source, unused=_beside_classes(place) if source.kind == "folder" else ()))
-
-
-def _beside_classes(place: Path) -> tuple[str, ...]:
-    """A sentence if images lie directly in a folder of class folders."""
-    count = _count_images(place)
-    if not count:
-        return ()
-    images = "1 image is" if count == 1 else f"{count:,} images are"
-    return (f"{place}: {images} in no class folder and left out",)
+    beside = _count_images(place) if source.kind == "folder" else 0
+    images = "1 image is" if beside == 1 else f"{beside:,} images are"
+    unused = (f"{place}: {images} in no class folder and left out",) if beside else ()
+    return _in_order(LabelledSet(source, unused=unused))
 
 
 def _count_images(place: Path) -> int:
@@ -188,14 +174,14 @@ def _count_images(place: Path) -> int:
 
 
 def _open_files(files: list[Path]) -> LabelledSet:
-    if all(is_csv(path) or _is_parquet(path) for path in files):
+    if all(map(_is_table, files)):
         source, tables = open_tables(files[0].parent, files)
         return _in_order(LabelledSet(source, columns_of(tables)))
     return _in_order(LabelledSet(open_source(files[0].parent)))
 
 
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() == ".parquet"
+def _is_table(path: Path) -> bool:
+    return is_csv(path) or path.suffix.lower() == ".parquet"
 
 
 def _in_order(found: LabelledSet) -> LabelledSet:

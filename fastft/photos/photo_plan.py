@@ -2,7 +2,6 @@
 
 import csv
 import io
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -198,7 +197,6 @@ def with_classes(val: LabelledSet, classes: Sequence[str]) -> LabelledSet:
     found = {source.classes[label] for label in np.unique(source.labels).tolist()}
     unknown = sorted(found - known)
     if unknown:
-        _refuse_other_unicode(source, unknown, classes)
         first = source.names[int(np.flatnonzero(source.labels == source.classes.index(unknown[0]))[0])]
         count = "1 class" if len(unknown) == 1 else f"{len(unknown):,} classes"
         raise UserError(
@@ -206,17 +204,6 @@ def with_classes(val: LabelledSet, classes: Sequence[str]) -> LabelledSet:
             "add training images, or remove these"
         )
     return val.take(np.arange(len(val), dtype=np.int64), classes)
-
-
-def _refuse_other_unicode(source: Source, unknown: Sequence[str], classes: Sequence[str]) -> None:
-    """Raise UserError if a name is that of a training class with its accents written in another way, as macOS does."""
-    known = {unicodedata.normalize("NFC", name) for name in classes}
-    for name in unknown:
-        if unicodedata.normalize("NFC", name) in known:
-            raise UserError(
-                f"{source.root}: class {printable(name)} and the training class of the same name differ in how Unicode writes "
-                "their accents (NFC and NFD); rename one"
-            )
 
 
 # warnings: lists of no or one sentence ----------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ from fastft.photos.photo_plan import (
     usable_images,
     with_classes,
 )
-from fastft.photos.same_images import as_source, ids_at_one_size
+from fastft.photos.same_images import as_source, content_ids
 from fastft.photos.state import SPLIT, Inputs, Say, finish, prepare_once
 from fastft.recipe import Recipe
 from fastft.recipe.training_images import with_num_classes, with_train_size, with_training_files
@@ -267,7 +267,7 @@ def _warn_of_shared_images(
     compared = [_content(betons.as_subset_file()) for betons in sets]
     if stored.get("compared") != compared:
         train, val = map(as_source, sets)
-        found = shared_images(train, val, *ids_at_one_size(sets))
+        found = shared_images(train, val, *content_ids([train, val]))
         stored = finish(folder, inputs, {**stored, "compared": compared, "shared": found})
     for text in stored.get("shared", ()):
         say(f"warning: {text}")

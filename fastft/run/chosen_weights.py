@@ -160,15 +160,16 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
     record = result.get("weights") or {}
     if not result and wanted in (AUTO, LAST):  # the only ones that follow the choice
         record = _choose_so_far(path) or {}
-    if wanted == AUTO:
-        # nothing is evaluated, or the run is of an earlier version: the best epoch, as in the paper
-        if not record:
-            unfinished = not result and list_checkpoints(path / "checkpoints")
-            return _of_checkpoint(find_checkpoint(path), AUTO, f": {NOT_ENDED}" if unfinished else "")
+    if wanted == AUTO and record:
         return _newest(path, record["take"], record["kind"], f": {record['reason']}")
-    if wanted == LAST:
-        return _newest(path, LAST, record.get("kind", AUTO))
-    return _newest(path, BEST if wanted == BEST else LAST, AUTO if wanted == BEST else wanted)
+    if (
+        wanted == AUTO
+    ):  # nothing is evaluated, or the run is of an earlier version: the best epoch, as in the paper
+        unfinished = not result and list_checkpoints(path / "checkpoints")
+        return _of_checkpoint(find_checkpoint(path), AUTO, f": {NOT_ENDED}" if unfinished else "")
+    if wanted == BEST:
+        return _newest(path, BEST, AUTO)
+    return _newest(path, LAST, record.get("kind", AUTO) if wanted == LAST else wanted)
 
 
 def with_choice_so_far(run: Run) -> Run:
@@ -217,8 +218,7 @@ def _of_checkpoint(path: Path, kind: str, reason: str = "") -> ChosenWeights:
         if kind == EMA and not has_ema:
             raise UserError(f"{path} has no EMA weights; give --weights raw")
         stem, words = STEMS[kind], f"weights of {path.name}"
-    notes = [f"{WEIGHTS[kind]} {words}{reason}"]
-    notes += [_untrained_ema(checkpoint)] if kind == EMA else []
+    notes = [f"{WEIGHTS[kind]} {words}{reason}", _untrained_ema(checkpoint) if kind == EMA else ""]
     notes += [] if (path / CHECKSUMS).exists() else [f"no {CHECKSUMS}: damage would not be noticed"]
     return ChosenWeights(path, stem, kind, "; ".join(filter(None, notes)))
 
@@ -226,12 +226,11 @@ def _of_checkpoint(path: Path, kind: str, reason: str = "") -> ChosenWeights:
 def _untrained_ema(checkpoint: Checkpoint) -> str:
     """`describe_untrained` of the EMA of a checkpoint."""
     state = checkpoint.state
-    if "progress" in state:
-        epochs, step = state["progress"]["epoch"], state["progress"]["step"]
-    elif state.get("evaluation"):  # of the best epoch
-        epochs, step = state["evaluation"]["epoch"] + 1, 0
-    else:
+    if not state.get("progress") and not state.get("evaluation"):
         return ""
+    best = state.get("evaluation") or {"epoch": 0}
+    found = state.get("progress", {"epoch": best["epoch"] + 1, "step": 0})
+    epochs, step = found["epoch"], found["step"]
     recipe = stored_recipe(checkpoint)
     return describe_untrained(recipe, epochs * recipe.steps_per_epoch() + step)
 

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -119,11 +119,8 @@ class RunLog:
             self._file.flush()
             if scalars:
                 self._events.add(scalars, step)
-        if self.tracker is not None and scalars:
-            try:
-                self.tracker.log(scalars, step)
-            except Exception as error:  # its server failed, which must not stop the training
-                self._drop_tracker(error)
+        if scalars:
+            self._track(lambda tracker: tracker.log(scalars, step))
 
     def close(self, failed: bool = False) -> None:
         """Close all files. After a failure a full disk is not reported again."""
@@ -133,15 +130,17 @@ class RunLog:
             with suppress(UserError) if failed else nullcontext(), _one_line_error(self.folder):
                 self._file.close()
                 self._events.close()
-        if self.tracker is not None:
-            try:
-                self.tracker.close(failed)
-            except Exception as error:
-                self._drop_tracker(error)
+        self._track(lambda tracker: tracker.close(failed))
 
-    def _drop_tracker(self, error: Exception) -> None:
-        self.info(f"logging to the tracker stops: {hide_secrets(' '.join(str(error).split()))}")
-        self.tracker = None
+    def _track(self, call: Callable[[Tracker], None]) -> None:
+        """Call the tracker; if it fails, as its server may, the training goes on without it."""
+        if self.tracker is None:
+            return
+        try:
+            call(self.tracker)
+        except Exception as error:
+            self.info(f"logging to the tracker stops: {hide_secrets(' '.join(str(error).split()))}")
+            self.tracker = None
 
     @contextmanager
     def _ignore_closed_output(self) -> Iterator[None]:

@@ -1,12 +1,16 @@
-"""Classification metrics of a model's predictions, per class and over classes, by scikit-learn; sizes of classes.
+"""Metrics of a model's predictions, per class and over classes, by scikit-learn; sizes of classes; `validation.npz`.
 
 scikit-learn is imported where it is used: it takes a second, and only evaluations need it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+
+from beton_tools.base.atomic import atomic_path
+from beton_tools.base.errors import UserError
 
 IMBALANCED = 10.0  # above this ratio of class sizes epochs and weights are compared by balanced accuracy
 
@@ -30,15 +34,6 @@ class Predictions:
     def right_N(self) -> np.ndarray:
         """bool (N,): whether the prediction is the label."""
         return self.predicted_N == self.labels_N
-
-    @staticmethod
-    def from_logits(logits_NK: np.ndarray, labels_N: np.ndarray) -> "Predictions":
-        predicted_N, rows = logits_NK.argmax(1), np.arange(len(labels_N))
-        shifted = logits_NK.astype(np.float64) - logits_NK.max(1, keepdims=True, initial=-np.inf)
-        total_N = np.exp(shifted).sum(1)
-        truth_N = (np.exp(shifted[rows, labels_N]) / total_N).astype(np.float32)
-        confidence_N = (1 / total_N).astype(np.float32)
-        return Predictions(labels_N, predicted_N, confidence_N, truth_N, logits_NK.shape[1], logits_NK)
 
 
 @dataclass(frozen=True)
@@ -129,3 +124,45 @@ def describe_imbalance(class_counts: Sequence[int]) -> str:
         f"classes have {min(present):,} to {max(present):,} training images: balanced accuracy compares epochs and weights; "
         "--logit-adjustment of fastft eval, predict and export corrects for the class sizes"
     )
+
+
+# validation.npz of a run directory: what the run predicts for its validation images, at its last evaluation ----------------
+
+# arrays: epoch; labels (N,); for `raw` and `ema` weights `<weights>_predicted` (N,), and `<weights>_logits` (N, K) if the
+# evaluation kept them; in the order of the validation file
+VALIDATION = "validation.npz"
+
+
+def write_validation(folder: Path, epoch: int, predictions: Mapping[str, Predictions]) -> None:
+    """Replace the run's file. predictions: by weights, "raw" and "ema".
+
+    Raises:
+        UserError: the disk is full or fails.
+    """
+    arrays = {"epoch": np.array(epoch)}
+    for weights, of_weights in predictions.items():
+        arrays["labels"] = of_weights.labels_N
+        arrays[f"{weights}_predicted"] = of_weights.predicted_N
+        if of_weights.logits_NK is not None:
+            arrays[f"{weights}_logits"] = of_weights.logits_NK
+    try:
+        with atomic_path(folder / VALIDATION) as partial:
+            np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
+    except OSError as error:
+        raise UserError(
+            f"{folder / VALIDATION} could not be written: {error.strerror or error}; free some space and run again"
+        ) from None
+
+
+def read_validation(folder: Path, weights: str) -> tuple[np.ndarray, np.ndarray]:
+    """(labels, predictions) of the "raw" or "ema" weights of a run, int64 (N,).
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    path = folder / VALIDATION
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays["labels"], arrays[f"{weights}_predicted"]
+    except (OSError, KeyError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete {folder} and run again") from None

@@ -79,6 +79,12 @@ class _Result(Document):
     weights: _Weights | None = None
 
 
+class _Choice(Document):
+    option: str
+    value: Any
+    reason: str
+
+
 CHOICES, LOCK = "choices.json", ".lock"
 SCORES = ("raw_", "ema_")
 
@@ -223,17 +229,21 @@ def _check_lines(by_kind: dict[str, list[Line]]) -> None:
         raise ValueError("the steps of 'eval' lines decrease")
 
 
-def _read_json(path: Path) -> Line:
-    """The object in a JSON file; empty if there is no file."""
-    if not path.exists():
+def read_json(path: Path, kind: Any, advice: str) -> Any:
+    """The content of a JSON file in a run directory; {} if there is none.
+
+    kind: its type, as `typed_json.check` takes it. advice: ends the message, such as "delete it and run again".
+
+    Raises:
+        UserError: the file cannot be read, or has another type.
+    """
+    if not os.path.lexists(path):
         return {}
     try:
-        document = json.loads(read_user_text(path, MAX_BYTES, "the result.json of a run"))
-        check(path.name, document, _Result)
+        document = json.loads(read_user_text(path, MAX_BYTES, f"the {path.name} of a run, or {advice}"))
+        check(path.name, document, kind)
     except (RecursionError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read: {error}; delete it and run the same fastft train again"
-        ) from None
+        raise UserError(f"{path} cannot be read: {error}; {advice}") from None
     return document
 
 
@@ -243,30 +253,23 @@ def read_result(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read, or is not as the trainer writes it.
     """
-    return _read_json(folder / "result.json")
+    advice = "delete it and run the same fastft train again"
+    found: dict[str, Any] = read_json(folder / "result.json", _Result, advice)
+    return found
 
 
 def run_folder(recipe: Recipe) -> Path:
     return Path(recipe.train.run_dir or f"runs/{recipe.name}").expanduser()
 
 
-def open_lock(folder: Path) -> IO[str]:
-    """Open the lock file of a folder, without locking it.
-
-    Raises:
-        UserError: it is not a regular file.
-    """
-    return os.fdopen(open_own(folder / LOCK, os.O_WRONLY), "w")
-
-
 def lock_run(folder: Path) -> IO[str]:
     """An open file whose lock keeps other processes out of a run directory until it is closed or the process ends.
 
     Raises:
-        UserError: another process holds the lock.
+        UserError: another process holds the lock, or the lock file is not a regular file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = open_lock(folder)
+    file = os.fdopen(open_own(folder / LOCK, os.O_WRONLY), "w")
     if not try_lock(file):
         file.close()
         raise UserError(f"{folder} is in use by another process; wait for it, or use another --train.run_dir")
@@ -291,15 +294,8 @@ def read_choices(folder: Path) -> dict[str, Choice]:
     Raises:
         UserError: the file cannot be read.
     """
-    path = folder / CHOICES
-    if not path.exists():
-        return {}
-    try:
-        entries = json.loads(read_user_text(path, MAX_BYTES, "the choices.json of a run"))
-        choices = [Choice(str(e["option"]), e["value"], str(e["reason"])) for e in entries]
-        return {choice.option: choice for choice in choices}
-    except (RecursionError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} cannot be read: {error}; delete it and run the same command again") from None
+    found = read_json(folder / CHOICES, list[_Choice], "delete it and run the same command again")
+    return {entry["option"]: Choice(entry["option"], entry["value"], entry["reason"]) for entry in found}
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:

@@ -12,11 +12,10 @@ from typing import Any, Protocol
 
 from beton_tools.base.atomic import write_text
 from beton_tools.base.errors import UserError
-from beton_tools.base.typed_json import Document, check
-from beton_tools.base.user_files import read_user_text
+from beton_tools.base.typed_json import Document
+from fastft.run.run_directory import read_json
 
 PROJECT = "fastft"
-MAX_BYTES = 1 << 16
 FAILED = 1  # exit code that marks a wandb run as failed
 
 
@@ -30,18 +29,6 @@ class _Record(Document):
     """wandb.json and mlflow.json of a run directory."""
 
     id: str
-
-
-class _Missing:
-    """In place of a tracker that a resumed run cannot reach: the first line of the log says why."""
-
-    def __init__(self, reason: str) -> None:
-        self._reason = reason
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        raise RuntimeError(self._reason)
-
-    def close(self, failed: bool) -> None: ...
 
 
 def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any]) -> Tracker | None:
@@ -61,27 +48,29 @@ def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any]) 
             f"train.tracker is {kind}, which is not installed; pip install {kind}, or set it to none"
         ) from None
     stored = folder / f"{kind}.json"
-    known = _read_id(stored) if os.path.lexists(stored) else None
+    known = read_json(stored, _Record, "delete it to begin a new record").get("id")
     try:
         tracker: Any = (_Wandb if kind == "wandb" else _Mlflow)(library, folder, name, recipe, known)
     except Exception as error:  # network, log-in, ...
         reason = f"{kind} does not start ({' '.join(str(error).split())})"
-        if known is not None:
-            return _Missing(reason)
-        raise UserError(f"{reason}; set --train.tracker=none") from None
+        if known is None:
+            raise UserError(f"{reason}; set --train.tracker=none") from None
+        return _Missing(reason)
     if known is None:
         write_text(stored, json.dumps({"id": tracker.id}))
     return tracker
 
 
-def _read_id(path: Path) -> str:
-    expected = "the file that the tracker's record is named in, or delete it to begin a new record"
-    try:
-        document = json.loads(read_user_text(path, MAX_BYTES, expected))
-        check(path.name, document, _Record)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}; delete it to begin a new record") from None
-    return str(document["id"])
+class _Missing:
+    """In place of a tracker that a resumed run cannot reach: the first line of the log says why."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        raise RuntimeError(self._reason)
+
+    def close(self, failed: bool) -> None: ...
 
 
 class _Wandb:

@@ -22,8 +22,8 @@ from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.training_images import NO_DATA, with_training_files
 from fastft.run.chosen_weights import choose_weights
 from fastft.run.evaluations import BALANCED_ACCURACY, TOP1
+from fastft.run.metrics import read_validation
 from fastft.run.run_directory import lock_run
-from fastft.run.validation_file import read_validation
 from fastft.search.budget import Budget
 from fastft.search.estimate import Result, ShortRun, measure, optimism
 from fastft.search.results import Evaluation, read_result
@@ -235,8 +235,8 @@ class _Search:
         """The optimism of the choice in the first rung, from saved validation predictions."""
         first = [trial for trial in self.trials if trial.rung == 0 and trial.score is not None]
         saved = [read_validation(trial.run.folder, trial.weights) for trial in first]
-        right_SN = np.stack([v.labels_N == v.predicted_N for v in saved])
-        labels_N = saved[0].labels_N
+        right_SN = np.stack([labels_N == predicted_N for labels_N, predicted_N in saved])
+        labels_N = saved[0][0]
         balanced = first[0].measure == BALANCED_ACCURACY
         weights_N = 1 / np.bincount(labels_N)[labels_N] if balanced else np.ones(len(labels_N))
         return optimism(right_SN, weights_N)

@@ -16,9 +16,8 @@ from fastft.optim.schedule import recipe_warnings
 from fastft.recipe import Recipe, describe_choice
 from fastft.run.evaluations import flatten
 from fastft.run.log import Interval, RunLog
-from fastft.run.metrics import describe_imbalance
+from fastft.run.metrics import describe_imbalance, write_validation
 from fastft.run.run_directory import write_choices, write_recipe
-from fastft.run.validation_file import write_validation
 from fastft.train.distributed import World
 from fastft.train.evaluate import Scores
 from fastft.train.exceptions import Preempted

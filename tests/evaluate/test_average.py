@@ -12,9 +12,8 @@ from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
 from fastft.evaluate import weight_average
 from fastft.evaluate.evaluation import evaluate_checkpoint
-from fastft.evaluate.ingredients import RunningMean, interpolate
 from fastft.evaluate.trained import load_trained
-from fastft.evaluate.weight_average import RESULT
+from fastft.evaluate.weight_average import RESULT, RunningMean, interpolate
 from fastft.model.recipe_model import build_model
 from tests.train.runs import run
 

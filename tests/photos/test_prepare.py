@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -529,16 +528,6 @@ def test_a_class_of_one_image_each_is_the_reason_and_not_identical_images(
     said: list[str] = []
     prepared(tmp_path / "set", tmp_path / "run", said=said)
     assert any("6 images are too few to hold any out" in line for line in said)
-
-
-def test_names_that_differ_only_in_their_unicode_form_are_named(copied: Path, tmp_path: Path) -> None:
-    for split, form in (("train", "NFC"), ("val", "NFD")):
-        shutil.copytree(copied, tmp_path / "set" / split)
-        (tmp_path / "set" / split / "coffee").rename(
-            tmp_path / "set" / split / unicodedata.normalize(form, "Käfer")
-        )
-    with pytest.raises(UserError, match=r"class Ka.fer and .* differ in how Unicode writes"):
-        prepared(tmp_path / "set", tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,8 @@ from fastft.cli import main
 from fastft.evaluate.assessment import Assessment, ClassReport, Mistake, Mistakes, report_classes
 from fastft.report.bench_report import render_bench
 from fastft.report.run_report import render_run
-from fastft.run.metrics import Predictions
 from fastft.run.run_directory import load_run, read_metrics
-from tests.written import write_run
+from tests.written import predictions_of, write_run
 
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -95,7 +94,7 @@ def made_up_classes(names: Sequence[str]) -> ClassReport:
     logits = noise.normal(size=(len(labels), len(names)))
     logits[np.arange(len(labels)), labels] += np.where(labels < 2, 20, 2)
     logits[:, :2] -= 20 * (labels >= 2)[:, None]
-    return report_classes(Predictions.from_logits(logits, labels), names)
+    return report_classes(predictions_of(logits, labels), names)
 
 
 @pytest.fixture

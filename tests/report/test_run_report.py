@@ -21,7 +21,7 @@ from fastft.report.run_times import run_cost, training_seconds
 from fastft.run.calibration import Calibration, Reliability
 from fastft.run.metrics import Predictions
 from fastft.run.run_directory import load_run
-from tests.written import RECIPES, load_recipe, write_run
+from tests.written import RECIPES, load_recipe, predictions_of, write_run
 
 
 def test_reference_curves_are_the_logs() -> None:
@@ -182,7 +182,7 @@ def test_the_bottleneck_is_named(seconds: dict[str, float], limit: str) -> None:
 def test_mistakes_are_the_most_confident_wrong_predictions() -> None:
     labels = np.array([0, 0, 1, 2, 2])
     logits = np.array([[3, 0, 0], [0, 2, 0], [0, 5, 0], [9, 0, 0], [0, 0, 1]], float)
-    found = find_mistakes(Predictions.from_logits(logits, labels), ["ant", "bee"])
+    found = find_mistakes(predictions_of(logits, labels), ["ant", "bee"])
     assert (found.wrong, found.images) == (2, 5)
     assert [(m.sample, m.truth, m.predicted) for m in found.most_confident] == [
         (3, "class 2", "ant"),

@@ -6,6 +6,7 @@ from sklearn.calibration import calibration_curve
 
 from fastft.run.calibration import BINS, calibrate, reliability
 from fastft.run.metrics import Predictions
+from tests.written import predictions_of
 
 
 def calibrated(count: int, classes: int, sharpness: float) -> Predictions:
@@ -14,7 +15,7 @@ def calibrated(count: int, classes: int, sharpness: float) -> Predictions:
     logits = 2 * noise.normal(size=(count, classes))
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     labels = (noise.random((count, 1)) > shares.cumsum(1)).sum(1)
-    return Predictions.from_logits((sharpness * logits).astype(np.float32), labels)
+    return predictions_of((sharpness * logits).astype(np.float32), labels)
 
 
 def test_bins_are_those_of_scikit_learn() -> None:
@@ -41,7 +42,7 @@ def test_temperature_scaling_undoes_over_and_under_confidence(sharpness: float) 
 def test_the_scaled_error_of_each_half_is_from_the_temperature_of_the_other() -> None:
     """Even images are right at any confidence and odd ones wrong: no temperature of the other half can help."""
     logits = np.tile(np.array([[2.0, 0.0]], np.float32), (400, 1))
-    found = calibrate(Predictions.from_logits(logits, np.arange(400) % 2))
+    found = calibrate(predictions_of(logits, np.arange(400) % 2))
     assert found.scaled is not None and found.scaled.ece > 45
 
 

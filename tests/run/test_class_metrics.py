@@ -14,6 +14,7 @@ from fastft.run.metrics import (
     largest_confusions,
     macro_f1,
 )
+from tests.written import predictions_of
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def predictions() -> Predictions:
     logits = noise.normal(size=(400, 6)).astype(np.float32)
     logits[np.arange(400), labels] += 1.5
     logits[:, 5] = -50
-    return Predictions.from_logits(logits, labels)
+    return predictions_of(logits, labels)
 
 
 def test_means_over_classes_are_those_of_scikit_learn(predictions: Predictions) -> None:
@@ -59,7 +60,7 @@ def test_the_largest_confusions_are_cells_of_the_matrix(predictions: Predictions
 
 
 def test_predictions_of_a_perfect_model_have_no_confusion() -> None:
-    p = Predictions.from_logits(np.eye(3, dtype=np.float32), np.arange(3))
+    p = predictions_of(np.eye(3, dtype=np.float32), np.arange(3))
     assert largest_confusions(p, 10) == [] and balanced_accuracy(p) == macro_f1(p) == 100
 
 

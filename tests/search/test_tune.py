@@ -17,8 +17,8 @@ from fastft.cli import main
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.recipe import load_recipe
 from fastft.run.checkpoint import write_checkpoint
+from fastft.run.metrics import read_validation
 from fastft.run.run_directory import read_metrics
-from fastft.run.validation_file import read_validation
 from fastft.search import plan_run
 from fastft.search import tune as search
 from fastft.search.estimate import Result
@@ -153,8 +153,8 @@ def test_without_a_untouched_the_figure_is_corrected_by_a_bootstrap(
     assert "these images also chose the setting. Corrected by a bootstrap" in said
     document = json.loads((folder / "results.json").read_text())
     assert document["test"] is None and document["optimism"] >= 0
-    saved = read_validation(result.best.run.folder, result.best.weights)
-    assert 100 * (saved.labels_N == saved.predicted_N).mean() == pytest.approx(result.best.score)
+    labels, predicted = read_validation(result.best.run.folder, result.best.weights)
+    assert 100 * (labels == predicted).mean() == pytest.approx(result.best.score)
 
 
 def test_a_budget_that_ends_is_said_and_a_larger_one_continues(

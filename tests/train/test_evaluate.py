@@ -7,11 +7,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastft.data import Batch
-from fastft.run.metrics import Predictions
 from fastft.train.distributed import World
 from fastft.train.evaluate import Scores, evaluate
 from fastft.train.precision import Precision
 from fastft.train.progress import Progress
+from tests.written import predictions_of
 
 WORLD = World(0, 1, 0, torch.device("cpu"))
 
@@ -48,7 +48,7 @@ def test_of_equal_logits_the_lower_class_counts_everywhere(classes: int) -> None
     (scores,) = evaluate(
         [nn.Identity()], batches(logits, labels, 64), WORLD, Precision(torch.float32, "cpu"), with_logits=True
     )
-    want = Predictions.from_logits(logits.numpy(), labels.numpy())
+    want = predictions_of(logits.numpy(), labels.numpy())
     assert scores.predictions is not None
     np.testing.assert_array_equal(scores.predictions.predicted_N, want.predicted_N)
     assert scores.top1 == pytest.approx(100 * want.right_N.mean())
@@ -76,7 +76,7 @@ def test_metrics_do_not_depend_on_the_batch_size_and_need_no_logits() -> None:
     precision = Precision(torch.float32, "cpu")
     (small,) = evaluate([nn.Identity()], batches(logits, labels, 7), WORLD, precision, with_logits=True)
     (whole,) = evaluate([nn.Identity()], batches(logits, labels, 101), WORLD, precision)
-    expected = Predictions.from_logits(logits.numpy(), labels.numpy())
+    expected = predictions_of(logits.numpy(), labels.numpy())
     for scores in (small, whole):
         found = scores.predictions
         assert found is not None

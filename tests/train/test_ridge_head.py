@@ -6,8 +6,8 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import Ridge
 
 from fastft.run.calibration import calibrate
-from fastft.run.metrics import Predictions
 from fastft.train.ridge_head import FOLDS, _folds, fit_ridge_head
+from tests.written import predictions_of
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +34,11 @@ def test_its_logits_are_accurate_and_calibrated_on_unseen_images(digits) -> None
     images, labels, test_images, test_labels = digits
     head = fit_ridge_head(images, labels, 10, seed=0)
     logits = test_images @ head.weight_KD.T + head.bias_K
-    p = Predictions.from_logits(logits, test_labels)
+    p = predictions_of(logits, test_labels)
     assert p.right_N.mean() > 0.9
     found = calibrate(p)
     assert found.temperature == pytest.approx(1, abs=0.25)
-    unscaled = calibrate(Predictions.from_logits(logits / head.scale, test_labels))
+    unscaled = calibrate(predictions_of(logits / head.scale, test_labels))
     assert found.plain.ece < unscaled.plain.ece / 4
 
 
@@ -50,7 +50,7 @@ def test_logits_of_many_classes_are_calibrated() -> None:
     images = (centres[labels] + 1.5 * noise).astype(np.float32)
     fitted = np.arange(len(labels)) % 12 < 8
     head = fit_ridge_head(images[fitted], labels[fitted], 400, seed=0)
-    p = Predictions.from_logits(images[~fitted] @ head.weight_KD.T + head.bias_K, labels[~fitted])
+    p = predictions_of(images[~fitted] @ head.weight_KD.T + head.bias_K, labels[~fitted])
     assert head.scale > 100
     assert calibrate(p).temperature == pytest.approx(1, abs=0.25)
 
