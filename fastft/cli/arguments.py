@@ -122,47 +122,13 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint", metavar="CKPT", type=Path, help="a run directory, or a checkpoint in it"
     )
-    add_weights(parser)
+    add_shared(parser, "weights")
 
 
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--weights",
-        choices=WEIGHT_CHOICES,
-        default=AUTO,
-        help="raw or ema: those weights of the last epoch; last: the kind that the run chose, of the last epoch; best: of the "
-        "best epoch; auto (default): what the run chose at its end",
-    )
-
-
-def add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=DEVICES, default=AUTO)
-
-
-def add_logit_adjustment(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--logit-adjustment",
-        action="store_true",
-        help="correct the logits for unequal class sizes in the training file: lower balanced error",
-    )
-
-
-def add_only_present_classes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--only-present-classes",
-        action="store_true",
-        help="rank only the classes that have images in the file, as published for ImageNet-A and ImageNet-R",
-    )
-
-
-def add_price(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--price", type=positive(float), help="price of one GPU-hour; without it no money is shown"
-    )
-
-
-def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON")
+def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add arguments of SHARED."""
+    for name in names:
+        parser.add_argument(f"--{name}", **SHARED[name])
 
 
 def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
@@ -202,3 +168,23 @@ def _number(kind: type[int] | type[float], text: str) -> float | None:
         return kind(text)
     except ValueError:
         return None
+
+
+SHARED: dict[str, dict[str, Any]] = {
+    "weights": {
+        "choices": WEIGHT_CHOICES, "default": AUTO,
+        "help": "raw or ema: those weights of the last epoch; last: the kind that the run chose, of the last epoch; best: of the "
+        "best epoch; auto (default): what the run chose at its end",
+    },
+    "device": {"choices": DEVICES, "default": AUTO},
+    "logit-adjustment": {
+        "action": "store_true",
+        "help": "correct the logits for unequal class sizes in the training file: lower balanced error",
+    },
+    "only-present-classes": {
+        "action": "store_true",
+        "help": "rank only the classes that have images in the file, as published for ImageNet-A and ImageNet-R",
+    },
+    "price": {"type": positive(float), "help": "price of one GPU-hour; without it no money is shown"},
+    "json": {"action": "store_true", "help": "print JSON"},
+}  # fmt: skip

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from beton_tools.base import torchrun
 from beton_tools.base.errors import UserError
-from fastft.cli.arguments import add_device, add_json, add_only_present_classes, add_weights, say, show
+from fastft.cli.arguments import add_shared, say, show
 from fastft.recipe.constants import SOUPS
 
 HELP = "average weights: between the start and the end of a run (WiSE-FT), or over several runs (soups)"
@@ -24,12 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the first chooses among averages (default: the recipe's validation file); others are only evaluated"
     )
     parser.add_argument("--data", metavar="FILE.beton", type=Path, action="append", default=[], help=data)
-    add_only_present_classes(parser)
+    add_shared(parser, "only-present-classes")
     out = "a new folder for the average, which eval, predict and export take, with the figures"
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help=out)
-    add_weights(parser)
-    add_device(parser)
-    add_json(parser)
+    add_shared(parser, "weights", "device", "json")
 
 
 def alpha_list(text: str) -> list[float]:

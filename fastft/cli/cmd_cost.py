@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from beton_tools.base.errors import UserError
-from fastft.cli.arguments import RECIPE, add_json, add_price, positive, recipe_reference, share, show
+from fastft.cli.arguments import RECIPE, add_shared, positive, recipe_reference, share, show
 from fastft.recipe.recipe_file import is_table
 
 HELP = "GPU-hours and money of recipes or of whole sweeps, modelled from FLOPs and memory traffic"
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--at-least", type=positive(float), metavar="TOP1", help="with --frontier: expected top-1 in percent"
     )
     parser.add_argument("--gpus", type=positive(int), default=8, metavar="N", help="how many (default 8)")
-    add_price(parser)
+    add_shared(parser, "price")
     parser.add_argument("--measured", type=Path, metavar="BENCH.json", help="rates and MFU by fastft bench")
     parser.add_argument("--mfu", type=share, help="MFU of your own, beside the expected one: 0.45 or 45%%")
     parser.add_argument(
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images per evaluation (default: 50,000 for ImageNet, as large a share of other data)",
     )
-    add_json(parser)
+    add_shared(parser, "json")
 
 
 def run(args: argparse.Namespace) -> int:

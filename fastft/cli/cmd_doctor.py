@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from beton_tools.base.console import make_console
-from fastft.cli.arguments import add_json, show
+from fastft.cli.arguments import add_shared, show
 
 HELP = "is this machine ready: libraries, GPU, memory, disk; exit code 1 if something must be fixed"
 EXAMPLE = "fastft doctor --data in1k/train.beton"
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=Path, metavar="FILE.beton", help="training file, compared with the memory"
     )
-    add_json(parser)
+    add_shared(parser, "json")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,16 +6,7 @@ from typing import Any
 
 from beton_tools.base import torchrun
 from beton_tools.base.errors import UserError
-from fastft.cli.arguments import (
-    add_checkpoint,
-    add_device,
-    add_json,
-    add_logit_adjustment,
-    add_only_present_classes,
-    positive,
-    say_weights,
-    show,
-)
+from fastft.cli.arguments import add_checkpoint, add_shared, positive, say_weights, show
 
 HELP = "accuracy, metrics per class and calibration of a checkpoint on .beton files"
 EXAMPLE = "fastft eval runs/final_b16 --data val.beton"
@@ -31,11 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--csv", type=Path, metavar="FILE", help="write the prediction for every image to a table"
     )
-    add_logit_adjustment(parser)
-    add_only_present_classes(parser)
+    add_shared(parser, "logit-adjustment", "only-present-classes")
     _add_knn(parser.add_argument_group("nearest neighbours"))
-    add_device(parser)
-    add_json(parser)
+    add_shared(parser, "device", "json")
 
 
 def _add_knn(group: argparse._ArgumentGroup) -> None:

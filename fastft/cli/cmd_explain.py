@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from beton_tools.base.console import make_console
-from fastft.cli.arguments import add_json, add_recipe, recipe_reference, show, whole_number
+from fastft.cli.arguments import add_recipe, add_shared, recipe_reference, show, whole_number
 from fastft.recipe import Recipe, load_recipe
 
 HELP = "show what a recipe will do and cost, or how two recipes differ, without data, weights or GPU"
@@ -16,7 +16,7 @@ SMALL = 4  # hours on one A100, up to which the cost is shown for one GPU
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
-    add_json(parser)
+    add_shared(parser, "json")
     parser.add_argument(
         "--verbose", action="store_true", help="also print every option, parameter group and learning rate"
     )

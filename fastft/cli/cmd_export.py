@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fastft.cli.arguments import add_checkpoint, add_logit_adjustment, say_weights
+from fastft.cli.arguments import add_checkpoint, add_shared, say_weights
 from fastft.recipe.constants import EXPORT_FORMATS
 
 HELP = "write a checkpoint for another library, checked by loading it there, with a model card"
@@ -13,7 +13,7 @@ TAKES_OPTIONS = False
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
-    add_logit_adjustment(parser)
+    add_shared(parser, "logit-adjustment")
     parser.add_argument("--format", required=True, choices=EXPORT_FORMATS)
     parser.add_argument(
         "--out",

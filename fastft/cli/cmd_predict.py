@@ -7,7 +7,7 @@ from beton_tools.base import torchrun
 from beton_tools.base.atomic import check_writable
 from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
-from fastft.cli.arguments import add_checkpoint, add_device, add_logit_adjustment, say, whole_number
+from fastft.cli.arguments import add_checkpoint, add_shared, say, whole_number
 
 HELP = "label image files with a checkpoint, or write their embeddings"
 EXAMPLE = "fastft predict runs/demo photo.jpg holiday/ --topk 3"
@@ -27,8 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--features", type=Path, metavar="FILE.npz",
         help="write the embeddings before the head instead of classes: features (N, D), labels, files, classes",
     )  # fmt: skip
-    add_logit_adjustment(parser)
-    add_device(parser)
+    add_shared(parser, "logit-adjustment", "device")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from fastft.cli.arguments import add_json, show
+from fastft.cli.arguments import add_shared, show
 from fastft.recipe import SECTIONS
 from fastft.recipe.option_list import list_options
 
@@ -22,7 +22,7 @@ class Recipes:
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        add_json(parser)
+        add_shared(parser, "json")
 
     @staticmethod
     def run(args: argparse.Namespace) -> int:
@@ -47,7 +47,7 @@ class Options:
             nargs="?",
             help="a section (optim), an option (optim.lr) or its name in any section (lr); default: all",
         )
-        add_json(parser)
+        add_shared(parser, "json")
 
     @staticmethod
     def run(args: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from beton_tools.base.atomic import check_writable
 from beton_tools.base.errors import UserError
-from fastft.cli.arguments import add_price, add_weights, positive, recipe_reference
+from fastft.cli.arguments import add_shared, positive, recipe_reference
 from fastft.recipe.constants import AUTO
 
 HELP = "one HTML page of a run, or of a benchmark file"
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="default: report.html in the run, BENCH.html"
     )
-    add_price(parser)
+    add_shared(parser, "price")
     parser.add_argument(
         "--gpus", type=positive(int), metavar="N", help="GPUs of the run, where its log does not say"
     )
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="predict the validation images (auto: with a GPU, or where they are few)",
     )
-    add_weights(parser)
+    add_shared(parser, "weights")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from beton_tools.base import torchrun
-from fastft.cli.arguments import add_device, add_json, add_only_present_classes, add_recipe, say, show
+from fastft.cli.arguments import add_recipe, add_shared, say, show
 from fastft.recipe import load_recipe
 
 HELP = "evaluate CLIP's zero-shot classifier, and write it as a head that training can start from"
@@ -29,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="HEAD.safetensors", type=Path, help="write the head, for --model.head"
     )
-    add_only_present_classes(parser)
-    add_device(parser)
-    add_json(parser)
+    add_shared(parser, "only-present-classes", "device", "json")
 
 
 def run(args: argparse.Namespace) -> int:

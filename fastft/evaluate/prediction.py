@@ -11,9 +11,10 @@ from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import DEEP_IMAGES, IMAGE_SUFFIXES
 from beton_tools.base.user_files import check_user_file
 from fastft.evaluate.image_files import Source, compute_outputs
-from fastft.evaluate.trained import adjust_logits, choose_device, load_trained
+from fastft.evaluate.trained import adjust_logits, load_trained
 from fastft.model.classifier import rank_classes
 from fastft.recipe.constants import AUTO
+from fastft.train.distributed import find_world
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Predictor:
         weights: str = AUTO,
         logit_adjustment: bool = False,
     ) -> None:
-        self.device = choose_device(device)
+        self.device = find_world(device).device
         self.trained = load_trained(Path(checkpoint), self.device, weights)
         if logit_adjustment:
             self.trained = adjust_logits(self.trained)
@@ -100,7 +101,7 @@ def predict_files(
         UserError: there is no such checkpoint or image, or topk < 1; when the iteration ends, that no file could be read.
     """
     _check_topk(topk)
-    choose_device(device)
+    find_world(device)  # refuses a device that is not there
     left_out: Counter[str] = Counter()
     paths = list(image_paths(images, left_out))
     if left_out:

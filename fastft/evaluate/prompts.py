@@ -86,11 +86,7 @@ def _templates(name: str) -> Sequence[Template]:
         raise UserError(
             f"{name}: template '{wrong[:60]}' must contain {PLACE} once, in the place of the class name"
         )
-    return [partial(_fill, line) for line in lines]
-
-
-def _fill(template: str, name: str) -> str:
-    return template.replace(PLACE, name)
+    return [partial(str.replace, line, PLACE) for line in lines]
 
 
 def _lines(path: Path, expected: str) -> list[str]:

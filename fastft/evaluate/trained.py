@@ -1,4 +1,4 @@
-"""A trained model from a checkpoint, the device to run it on, and post-hoc logit adjustment."""
+"""A trained model from a checkpoint, and post-hoc logit adjustment."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,13 +10,12 @@ from torch import Tensor
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_paths import exist_betons
 from fastft.data.classes import name_outputs
-from fastft.model import ImageClassifier
+from fastft.model import ImageClassifier, arch_from_dict
+from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO
-from fastft.run.checkpoint import Damaged
+from fastft.run.checkpoint import Checkpoint, Damaged, check_tensors, forms, read_checkpoint, stored_recipe
 from fastft.run.chosen_weights import find_weights
-from fastft.run.stored_model import read_model
-from fastft.train.distributed import check_device
 
 BATCH = 32  # images per forward pass
 
@@ -58,14 +57,46 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
     return Trained(model, recipe, found.state["classes"], found.path, counts, chosen.description, chosen.kind)
 
 
-def choose_device(device: str) -> torch.device:
-    """The device for a command line's "auto", "cuda" or "cpu".
+def read_model(path: Path, stem: str) -> tuple[ImageClassifier, Recipe, Checkpoint]:
+    """The model of a checkpoint on the CPU, and its recipe.
+
+    stem: of the tensor file, "model" or "ema".
 
     Raises:
-        UserError: as `check_device`.
+        UserError: not a checkpoint, or damaged.
     """
-    check_device(device)
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    checkpoint = read_checkpoint(path, (stem,))
+    recipe, tensors = stored_recipe(checkpoint), checkpoint.tensors[stem]
+    model = _build_without_weights(recipe, checkpoint, len(tensors))
+    check_tensors(tensors, forms(model.state_dict()), path, f"{stem}.safetensors")
+    # copies, because these tensors are maps of a file that may be replaced or deleted while the model is in use
+    model.load_state_dict({k: v.to(torch.float32, copy=True) for k, v in tensors.items()}, assign=True)
+    model.visual.restore_buffers()
+    return model, recipe, checkpoint
+
+
+def _build_without_weights(recipe: Recipe, checkpoint: Checkpoint, tensors: int) -> ImageClassifier:
+    """The model on the meta device, so that nothing is allocated.
+
+    Its architecture is the checkpoint's, not the recipe's, which may name a file that is gone. tensors: their number.
+
+    Raises:
+        Damaged: the state contradicts itself or the tensors. UserError: a model that the installed timm lacks.
+    """
+    path, state = checkpoint.path, checkpoint.state
+    try:
+        arch = arch_from_dict(state["arch"])
+        for wrong, reason in (
+            (arch.image_size != recipe.model.image_size, "arch and recipe have different image sizes"),
+            (arch.layers > tensors, f"too few tensors for {arch.layers} layers"),
+            (len(state["classes"]) > recipe.data.num_classes, "more classes than the recipe has outputs"),
+        ):
+            if wrong:
+                raise Damaged(path, reason)
+        with torch.device("meta"):
+            return build_model(recipe, pretrained=False, arch=arch)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise Damaged(path, f"arch is not an architecture: {' '.join(str(error).split())}") from None
 
 
 @torch.no_grad()

@@ -59,7 +59,10 @@ def evaluate_zero_shot(
         trained = _build(recipe, classes, prompts, world, progress)
         found = evaluate_model(trained, path, world, only_present_classes)
     if out is not None and world.is_main:
-        write_head(out, _head_of(trained, prompts))
+        head, source = trained.model.head, {"arch": recipe.model.arch, "weights": recipe.model.weights}
+        source |= {"names": prompts.names_source, "templates": prompts.templates_source}
+        tensors = head.weight.detach().cpu(), head.bias.detach().cpu()
+        write_head(out, Head(*tensors, trained.classes, TOKEN, source))
     return describe_scores(trained, found), prompts
 
 
@@ -86,14 +89,3 @@ def _build(
     model = model.to(world.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     weights = f"zero-shot head of {m.arch}, {Path(m.weights).name}"
     return Trained(model, recipe, classes, Path(m.weights), [], weights, RAW)
-
-
-def _head_of(trained: Trained, prompts: Prompts) -> Head:
-    m, head = trained.recipe.model, trained.model.head
-    source = {
-        "arch": m.arch,
-        "weights": m.weights,
-        "names": prompts.names_source,
-        "templates": prompts.templates_source,
-    }
-    return Head(head.weight.detach().cpu(), head.bias.detach().cpu(), trained.classes, TOKEN, source)

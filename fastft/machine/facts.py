@@ -61,7 +61,11 @@ def gather(data: Path | None = None) -> Facts:
     Raises:
         UserError: `data` does not exist or is not a .beton file.
     """
-    data_size = None if data is None else _data_size(data)
+    data_size = None
+    if data is not None:
+        from beton_tools.read.beton_set import BetonSet  # loads the image libraries
+
+        data_size = BetonSet.open(data).file_size
     torch_version, torch_cuda, arch_list, gpus = _torch()
     total, available = memory_bytes()
     numba_cuda = _version("numba-cuda")
@@ -109,12 +113,6 @@ def _torch() -> tuple[str | None, str | None, tuple[str, ...], tuple[GpuFacts, .
         GpuFacts(torch.cuda.get_device_name(k), torch.cuda.get_device_capability(k)) for k in range(count)
     )
     return torch.__version__, torch.version.cuda, tuple(torch.cuda.get_arch_list()), gpus
-
-
-def _data_size(data: Path) -> int:
-    from beton_tools.read.beton_set import BetonSet  # loads the image libraries
-
-    return BetonSet.open(data).file_size
 
 
 def _executable() -> str:

@@ -24,7 +24,8 @@ def hold_out(labels: np.ndarray, units: np.ndarray, seed: int = 0) -> np.ndarray
     units keeps one on each side, as far as a fifth of all images allows one of every class.
     """
     members = _members(units)
-    quotas = _quotas(np.bincount(labels), _units_by_class(labels, units))
+    pairs = np.unique(np.column_stack([labels, units]), axis=0)
+    quotas = _quotas(np.bincount(labels), np.bincount(pairs[:, 0]))
     order = [members[k] for k in seeded_order(len(members), seed).tolist()]
     held = np.zeros(len(labels), bool)
     taken, counts = np.zeros_like(quotas), np.bincount(labels)
@@ -41,11 +42,6 @@ def hold_out(labels: np.ndarray, units: np.ndarray, seed: int = 0) -> np.ndarray
                 held[unit] = True
                 taken += added
     return held
-
-
-def _units_by_class(labels: np.ndarray, units: np.ndarray) -> np.ndarray:
-    pairs = np.unique(np.column_stack([labels, units]), axis=0)
-    return np.bincount(pairs[:, 0])
 
 
 def _quotas(counts: np.ndarray, units: np.ndarray) -> np.ndarray:

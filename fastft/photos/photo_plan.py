@@ -11,11 +11,10 @@ import numpy as np
 from beton_tools.base.console import by_suffix, printable
 from beton_tools.base.errors import UserError
 from beton_tools.sources import Source
-from fastft.photos.holdout import hold_out, holdout_share, join_units
+from fastft.photos.holdout import hold_out, join_units
 from fastft.photos.layout import LabelledSet
 from fastft.photos.same_images import content_ids
 
-LARGE_HOLDOUT = 1.5  # times the usual share
 LISTED = 3  # files or classes named in a warning; split.csv lists all files
 
 
@@ -84,7 +83,7 @@ def choose_held_out(found: LabelledSet) -> tuple[np.ndarray, list[str]]:
     warnings = _small_classes(found) + _other_labels(found, ids)
     held = hold_out(_text_order(found), _units(found, ids))
     if held.any():
-        return held, warnings + _unheld_classes(found, held) + _large_units(held)
+        return held, warnings + _unheld_classes(found, held)
     if hold_out(_text_order(found), np.arange(len(found))).any():
         reason = (
             "groups and identical images must stay on one side: no image can be held out, and nothing is evaluated; give "
@@ -230,15 +229,6 @@ def _unheld_classes(train: LabelledSet, held: np.ndarray) -> list[str]:
     without = [name for label, name in enumerate(train.source.classes) if label not in evaluated]
     one, several = "class without a held-out image is", "classes without held-out images are"
     return _warning("{} not evaluated", one, several, without)
-
-
-def _large_units(held: np.ndarray) -> list[str]:
-    if held.mean() <= LARGE_HOLDOUT * holdout_share(len(held)):
-        return []
-    return [
-        f"{held.sum():,} of {len(held):,} images are held out, because groups and identical images stay together: give "
-        "smaller groups, or validation images by --data.val"
-    ]
 
 
 def _other_labels(train: LabelledSet, ids: np.ndarray) -> list[str]:

@@ -28,6 +28,7 @@ from beton_tools.base.typed_json import UNSET, Count, Document, Number, Numbers,
 from beton_tools.base.user_files import open_regular, read_regular
 from fastft.model import Arch, TimmArch
 from fastft.model.weight_files import save_tensors
+from fastft.recipe import Recipe, recipe_from_dict
 from fastft.run.evaluations import StoredEvaluation
 
 VERSION = 1
@@ -237,6 +238,18 @@ def _check_arch(arch: dict[str, Any]) -> None:
         raise ValueError(f"arch is not an architecture: {error}") from None
     if arch["width"] % arch.get("heads", 1) or arch["image_size"] % arch["patch_size"]:
         raise ValueError("arch is not an architecture")
+
+
+def stored_recipe(checkpoint: Checkpoint) -> Recipe:
+    """The recipe of a checkpoint's run.
+
+    Raises:
+        UserError: this version cannot read it.
+    """
+    try:
+        return recipe_from_dict(checkpoint.state["name"], checkpoint.state["recipe"])
+    except UserError as error:
+        raise UserError(f"checkpoint {checkpoint.path}: {error}; was it written by a newer fastft?") from None
 
 
 def forms(tensors: Mapping[str, Tensor]) -> Forms:

@@ -8,6 +8,7 @@ A run keeps the raw and the EMA weights of its last epochs (`step-*`) and those 
   points by luck on 200 images at 80 %. From 2,000 validation images on the best epoch, as in the paper.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,17 +22,16 @@ from fastft.optim.schedule import UNTRAINED_SHARE, untrained_share
 from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO, BEST, EMA, LAST, RAW, WEIGHT_CHOICES
 from fastft.run.checkpoint import (
-    CHECKSUMS,
     Checkpoint,
     find_checkpoint,
     is_checkpoint,
     list_checkpoints,
     read_checkpoint,
+    stored_recipe,
 )
 from fastft.run.evaluations import WEIGHTS, best_evaluation
 from fastft.run.metrics import balanced_weights
 from fastft.run.run_directory import Run, read_result
-from fastft.run.stored_model import stored_recipe
 
 SIGNIFICANT = 0.05
 LEAST_IMAGES_FOR_BEST = 2000
@@ -107,10 +107,8 @@ def _compare(evidence: Mapping[str, Any]) -> tuple[float, bool, str]:
     By balanced accuracy where classes are of very different sizes: a normal approximation, each image weighted by its class.
     """
     if "balanced_gain" in evidence:
-        from scipy.stats import norm
-
         gain, error = evidence["balanced_gain"], evidence["balanced_error"]
-        p_value = 1.0 if error == 0 else float(2 * norm.sf(abs(gain) / error))
+        p_value = 1.0 if error == 0 else math.erfc(abs(gain) / error / math.sqrt(2))
         return p_value, gain > 0, f"its balanced accuracy is {gain:.2f} points above the EMA's"
     raw_only, ema_only = evidence["raw_only"], evidence["ema_only"]
     words = f"it alone is right on {raw_only:,} images and the EMA alone on {ema_only:,}"
@@ -219,7 +217,6 @@ def _of_checkpoint(path: Path, kind: str, reason: str = "") -> ChosenWeights:
             raise UserError(f"{path} has no EMA weights; give --weights raw")
         stem, words = STEMS[kind], f"weights of {path.name}"
     notes = [f"{WEIGHTS[kind]} {words}{reason}", _untrained_ema(checkpoint) if kind == EMA else ""]
-    notes += [] if (path / CHECKSUMS).exists() else [f"no {CHECKSUMS}: damage would not be noticed"]
     return ChosenWeights(path, stem, kind, "; ".join(filter(None, notes)))
 
 

@@ -79,12 +79,6 @@ class _Result(Document):
     weights: _Weights | None = None
 
 
-class _Choice(Document):
-    option: str
-    value: Any
-    reason: str
-
-
 CHOICES, LOCK = "choices.json", ".lock"
 SCORES = ("raw_", "ema_")
 
@@ -294,7 +288,7 @@ def read_choices(folder: Path) -> dict[str, Choice]:
     Raises:
         UserError: the file cannot be read.
     """
-    found = read_json(folder / CHOICES, list[_Choice], "delete it and run the same command again")
+    found = read_json(folder / CHOICES, list[Choice], "delete it and run the same command again")
     return {entry["option"]: Choice(entry["option"], entry["value"], entry["reason"]) for entry in found}
 
 

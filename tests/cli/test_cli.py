@@ -113,19 +113,8 @@ def test_flags_are_frozen() -> None:
 
 
 SHORT = [
-    "batch-size",
-    "data",
-    "device",
-    "epochs",
-    "image-size",
-    "lr",
-    "model",
-    "out",
-    "seed",
-    "val-data",
-    "weights",
-    "workers",
-]
+    "batch-size", "data", "device", "epochs", "image-size", "lr", "model", "out", "seed", "val-data", "weights", "workers",
+]  # fmt: skip
 
 
 def test_every_command_that_reads_a_recipe_takes_its_options_and_their_short_names() -> None:
@@ -255,11 +244,6 @@ def test_a_mistyped_argument_is_refused_with_the_nearest(
     assert main(words) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and message in said
-
-
-def test_help_does_not_wait_for_torch() -> None:
-    code = "import sys, fastft.cli; fastft.cli.build_parser(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_the_augmentation_the_model_and_the_optimiser_work_without_ffcv() -> None:

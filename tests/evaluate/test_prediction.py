@@ -5,7 +5,6 @@ import math
 import os
 import resource
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from PIL import Image
 from torchvision import transforms
 
 from beton_tools.base.errors import UserError
-from beton_tools.base.image_formats import IMAGE_SUFFIXES
-from beton_tools.read.manifest import manifest_path
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
@@ -25,7 +22,7 @@ from fastft.evaluate import image_files
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.image_files import eval_tensor
 from fastft.evaluate.output import write_predictions
-from fastft.evaluate.prediction import Prediction, Predictor, image_paths, predict_files
+from fastft.evaluate.prediction import Prediction, Predictor, predict_files
 from fastft.run.checkpoint import find_checkpoint, read_checkpoint
 from tests.train.runs import run
 
@@ -48,20 +45,6 @@ def test_evaluation_does_not_need_the_architecture_file(trained: Path, tiny) -> 
     assert scores["samples"] == 20
     assert scores["top1"] == evaluation["ema"]["top1"]
     assert scores["loss"] == pytest.approx(evaluation["ema"]["loss"], rel=1e-5)
-
-
-def test_folders_are_searched_as_class_folders_are(tmp_path: Path) -> None:
-    suffixes = sorted(f"{suffix}" for suffix in (*IMAGE_SUFFIXES, ".JPEG"))
-    names = ("photos/.thumbs/1.jpg", "photos/cat/.2.jpg", "photos/cat/notes.txt", "others/3.jpg")
-    for name in (*names, *(f"photos/cat/1{suffix}" for suffix in suffixes)):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    photos = tmp_path / "photos"
-    (photos / "dog").symlink_to(tmp_path / "others")
-    for name in ("loop", "loop.jpg"):
-        (photos / name).symlink_to(photos)
-    found = [*(photos / f"cat/1{suffix}" for suffix in suffixes), photos / "dog/3.jpg"]
-    assert list(image_paths([photos])) == found
 
 
 def test_files_of_other_kinds_in_folders_are_counted_in_one_line(
@@ -138,15 +121,13 @@ def test_impossible_options_of_a_predictor_are_named(trained: Path) -> None:
         next(Predictor(trained, device="cpu").predict(["a.jpg"], topk=0))
 
 
-def write_beton(folder: Path, photographs, names: tuple[str, ...], manifest: bool = True) -> Path:
+def write_beton(folder: Path, photographs, names: tuple[str, ...]) -> Path:
     for name in names:
         (folder / "images" / name).mkdir(parents=True)
         for i in range(2):
             Image.fromarray(photographs["coffee"][i:][:64, :64]).save(folder / "images" / name / f"{i}.png")
     out = folder / "other.beton"
     convert_folder(folder / "images", out, WriteOptions(workers=0))
-    if not manifest:
-        manifest_path(out).unlink()
     return out
 
 
@@ -167,16 +148,6 @@ def test_a_file_with_other_classes_is_not_scored(
     assert message in error and str(data) in error and error.count("\n") == 1
 
 
-def test_without_a_manifest_only_the_number_of_classes_counts(
-    trained: Path, photographs, tmp_path: Path
-) -> None:
-    fewer = write_beton(tmp_path / "fewer", photographs, ("x",), manifest=False)
-    assert evaluate_checkpoint(trained, fewer, "cpu")["samples"] == 2
-    more = write_beton(tmp_path / "more", photographs, ("x", "y", "z"), manifest=False)
-    with pytest.raises(UserError, match="has 3 classes, the model 2"):
-        evaluate_checkpoint(trained, more, "cpu")
-
-
 def test_predict_fails_if_no_file_can_be_read(trained: Path, tmp_path: Path, capsys) -> None:
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(b"no image at all")
@@ -185,35 +156,6 @@ def test_predict_fails_if_no_file_can_be_read(trained: Path, tmp_path: Path, cap
     shown = capsys.readouterr()
     assert shown.out.count("not read") == 2
     assert "no image could be read" in shown.err and shown.err.count("\n") == 2  # beside the weights
-
-
-@pytest.fixture
-def ghostscript_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on PATH with a program `gs` that leaves the file `called` there."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "gs").write_text(f"#!/bin/sh\ntouch {folder}/called\n")
-    (folder / "gs").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    return folder
-
-
-def test_an_eps_file_with_the_suffix_of_an_image_does_not_start_ghostscript(
-    trained: Path, ghostscript_calls: Path, tmp_path: Path
-) -> None:
-    eps = tmp_path / "photo.jpg"
-    eps.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n%%EOF\n")
-    (found,) = predict_one_by_one(trained, eps)
-    assert found.error == "not an image of a known format"
-    assert not (ghostscript_calls / "called").exists()
-
-
-def predict_one_by_one(checkpoint: Path, *images: Path) -> list[Prediction]:
-    """The predictions without the final error if none of the images can be read."""
-    found = []
-    with suppress(UserError):
-        found.extend(predict_files(checkpoint, images, topk=1, device="cpu"))
-    return found
 
 
 def test_warnings_of_pillow_are_one_line(trained: Path, photographs, tmp_path: Path, capsys) -> None:
@@ -269,18 +211,6 @@ def test_a_table_that_cannot_be_written_is_named_and_no_part_of_it_remains(tmp_p
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="cannot be written"):
         write_predictions(iter([]), tmp_path / "nowhere" / "out.csv")
-
-
-def test_a_png_with_a_damaged_chunk_does_not_end_the_prediction(
-    trained: Path, photographs, tmp_path: Path
-) -> None:
-    good, broken = tmp_path / "good.png", tmp_path / "broken.png"
-    Image.fromarray(photographs["coffee"]).save(good)
-    data = bytearray(good.read_bytes())
-    data[data.index(b"IDAT", len(data) // 2) + 2] = 0  # in the name of a chunk
-    broken.write_bytes(data)
-    found = list(predict_files(trained, [broken, good], topk=1, device="cpu"))
-    assert found[0].error and not found[1].error
 
 
 SIZES = [(64, 64), (65, 64), (64, 91), (333, 200), (200, 333), (37, 411), (500, 375), (9, 5)]

@@ -22,13 +22,6 @@ def test_every_class_is_held_out_in_its_share() -> None:
     assert np.bincount(labels[held]).tolist() == [80, 60, 40, 20]
 
 
-def test_a_rare_class_has_one_held_out_image() -> None:
-    labels = np.repeat(np.arange(3), [970, 28, 2])
-    held = hold_out(labels, np.arange(1000))
-    assert np.bincount(labels[held], minlength=3)[2] == 1
-    assert held.sum() == 200
-
-
 def test_a_class_of_one_image_stays_in_training() -> None:
     labels = np.array([0] * 30 + [1] * 30 + [2])
     assert not hold_out(labels, np.arange(61))[-1]
@@ -44,15 +37,8 @@ def test_at_most_a_fifth_is_held_out_even_with_many_classes() -> None:
     assert 0 < hold_out(labels, np.arange(100)).sum() <= 20
 
 
-def test_the_same_images_are_held_out_every_time() -> None:
-    labels = np.repeat(np.arange(3), 40)
-    assert (hold_out(labels, np.arange(120)) == hold_out(labels, np.arange(120))).all()
-
-
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 12)), min_size=4, max_size=120),
-)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 12)), min_size=4, max_size=120))
 def test_no_unit_is_on_both_sides_and_every_class_keeps_training_images(rows: list[tuple[int, int]]) -> None:
     labels, units = np.array(rows).T
     held = hold_out(labels, units)

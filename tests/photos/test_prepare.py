@@ -116,21 +116,6 @@ def test_a_run_directory_among_the_class_folders_is_refused(
     assert main(["cost", "photos", "--data.train=.", "--gpu=v100"]) == 0  # writes nothing
 
 
-@pytest.mark.slow
-def test_a_script_without_a_guard_ends_with_one_line_instead_of_waiting(album: Path, tmp_path: Path) -> None:
-    """Its workers run the script again and would wait for the folder that it has locked."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "from fastft.recipe import load_recipe\nfrom fastft.photos.prepare import prepare_data\n"
-        f"recipe = load_recipe('photos', ['--data.train={album}', '--train.run_dir={tmp_path / 'run'}'])\n"
-        "prepare_data(recipe, print)\n"
-    )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100)
-    assert done.returncode != 0
-    assert "needs `if __name__ == '__main__':` around its statements" in done.stderr.splitlines()[-1]
-    assert not (tmp_path / "run" / "data" / "train.beton").exists()
-
-
 @pytest.mark.parametrize("few", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["two", "all"])
 def test_the_same_photographs_give_the_same_plan_and_result_in_every_layout(
     album: Path, tower: list[str], tmp_path: Path, few: bool
@@ -177,10 +162,7 @@ def test_photographs_are_converted_once_and_again_when_they_change(copied: Path,
     assert Beton.open(str(again.data.train)).num_samples + Beton.open(str(again.data.val)).num_samples == 37
 
 
-@pytest.mark.parametrize(
-    "change",
-    ["deleted", *(pytest.param(c, marks=pytest.mark.slow) for c in ("replaced", "class deleted", "added"))],
-)
+@pytest.mark.parametrize("change", ["deleted", pytest.param("added", marks=pytest.mark.slow)])
 def test_photographs_that_change_while_they_are_prepared_are_prepared_again(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
@@ -190,10 +172,6 @@ def test_photographs_that_change_while_they_are_prepared_are_prepared_again(
         """After the listing, before the conversion."""
         if change == "deleted":
             (copied / "coffee" / "03.jpg").unlink()
-        if change == "replaced":
-            shutil.copy(copied / "chelsea" / "00.jpg", copied / "coffee" / "03.jpg")
-        if change == "class deleted":
-            shutil.rmtree(copied / "coffee")
         if change == "added":
             shutil.copy(copied / "coffee" / "03.jpg", copied / "coffee" / "new.jpg")
         return split_photos(*arguments, **options)
@@ -233,10 +211,8 @@ def test_a_converted_file_that_is_lost_is_made_again(copied: Path, tmp_path: Pat
     assert Path(str(again.data.train)).read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("content", "files"), [("[]", 0), ('{"inputs": {"data": "x"}, "files": 5}', 0), ('{"inputs": 1}', 0)]
-)
-def test_a_damaged_record_is_as_none(copied: Path, tmp_path: Path, content: str, files: int) -> None:
+@pytest.mark.parametrize("content", ["[]", '{"inputs": {"data": "x"}, "files": 5}', '{"inputs": 1}'])
+def test_a_damaged_record_is_as_none(copied: Path, tmp_path: Path, content: str) -> None:
     (tmp_path / "run" / "data").mkdir(parents=True)
     (tmp_path / "run" / "data" / "prepared.json").write_text(content)
     assert Beton.open(str(prepared(copied, tmp_path / "run").data.train)).num_samples == 29
@@ -312,15 +288,6 @@ def test_images_on_both_sides_are_named_where_one_side_is_a_beton(copied: Path, 
             assert f"{shared} validation images are also a training image" in line
 
 
-def test_what_is_not_read_beside_validation_images_is_named(copied: Path, tmp_path: Path) -> None:
-    made = prepared(copied, tmp_path / "made")
-    (copied / "coffee" / "new.heic").write_bytes(b"x")
-    for _ in range(2):
-        said: list[str] = []
-        prepared(Path(str(made.data.train)), tmp_path / "run", f"--data.val={copied}", said=said)
-        assert any("1 file is of a kind that is not read" in line for line in said)
-
-
 def test_images_that_lose_values_and_classes_that_cannot_be_read_are_named(
     copied: Path, tmp_path: Path
 ) -> None:
@@ -351,13 +318,15 @@ def test_explain_gives_the_warnings_of_a_training(
         assert main(["explain", "photos", f"--data.train={copied}", f"--data.val={val}"]) == 2
 
 
-def test_a_pattern_that_no_file_matches_is_no_plan_of_imagenets_size(
+def test_a_wrong_path_is_no_plan_of_imagenets_size(
     copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["explain", "photos", f"--data.train={tmp_path}/none*.csv"]) == 2
+    for command in (["explain", "photos"], ["cost", "photos", "--gpu", "v100"]):
+        for path in ("mistyped", "none*.csv"):
+            assert main([*command, f"--data.train={tmp_path / path}"]) == 2
+            assert f"{path}: no such file or folder; its images decide" in capsys.readouterr().err
     rows = [r | {"image_path": f"{copied}/{r['image_path']}"} for r in rows_of(copied)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "part-0.parquet")
-    capsys.readouterr()
     assert main(["explain", "photos", f"--data.train={tmp_path}/part-*.parquet", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["recipe"]["data"]["train_size"] == 29
 
@@ -380,14 +349,6 @@ def test_another_folder_for_the_same_run_is_named(copied: Path, tower: list[str]
     (run / "checkpoints" / "step-00000001").mkdir(parents=True)
     with pytest.raises(UserError, match=rf"{run} was trained on {other}; use another --train\.run_dir"):
         prepared(copied, run)
-
-
-def test_a_wrong_path_is_no_plan_of_imagenets_size(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for command in (["explain", "photos"], ["cost", "photos", "--gpu", "v100"]):
-        assert main([*command, f"--data.train={tmp_path / 'mistyped'}"]) == 2
-        assert "mistyped: no such file or folder; its images decide" in capsys.readouterr().err
 
 
 def test_changed_photographs_are_refused_once_a_run_has_a_checkpoint(
@@ -549,13 +510,6 @@ def test_wrong_options_of_the_model_are_refused_before_the_conversion(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_wrong_option_leaves_an_earlier_conversion(album: Path, tmp_path: Path) -> None:
-    recipe = prepared(album, tmp_path / "run")
-    with pytest.raises(UserError, match="image size 335 is not a multiple"):
-        prepared(album, tmp_path / "run", "--model.image_size=335")
-    assert Path(str(recipe.data.train)).exists()
-
-
 def test_missing_files_of_a_table_are_counted_and_named(album: Path, tmp_path: Path) -> None:
     rows = [row | {"image_path": str(album / row["image_path"])} for row in rows_of(album)]
     rows[5]["image_path"] = str(album / "gone.jpg")
@@ -614,14 +568,6 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert main(["train", "photos", *options]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and re.search(message, error), error
-
-
-def test_a_contradicting_number_of_classes_is_an_error(
-    album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = [f"--data.train={album}", f"--train.run_dir={tmp_path / 'run'}", "--data.num_classes=5"]
-    assert main(["train", "photos", *options]) == 2
-    assert "has 3 classes, --data.num_classes is 5; leave the option out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["train", "val"])

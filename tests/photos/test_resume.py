@@ -47,20 +47,13 @@ def test_epochs_without_a_checkpoint_are_trained_again_after_a_crash(
     def options(name: str) -> list[str]:
         every = ["--train.checkpoint_epochs=3", "--train.keep_checkpoints=9", "--train.checkpoint_steps=0"]
         # the last epoch is the only one that can be the best
-        own = [
-            "--schedule.epochs=7",
-            "--train.eval_every=7",
-        ]
+        own = ["--schedule.epochs=7", "--train.eval_every=7"]
         return [f"--data.train={album}", f"--train.run_dir={tmp_path / name}", *tower, *every, *own]
 
     train(load_recipe("photos", options("run")), QUIET)
     saved = list_checkpoints(tmp_path / "run" / "checkpoints")
     # 3 steps per epoch; 0: the fitted head
-    assert [step_of(path) // 3 for path in saved if step_of(path)] == [
-        3,
-        6,
-        7,
-    ]
+    assert [step_of(path) // 3 for path in saved if step_of(path)] == [3, 6, 7]
     whole, losses_of_whole = end(tmp_path / "run"), losses(tmp_path / "run")
     shutil.rmtree(saved[-1])
     shutil.rmtree(saved[-2])

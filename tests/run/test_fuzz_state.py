@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from beton_tools.base.errors import UserError
+from fastft.evaluate.trained import read_model
 from fastft.recipe import load_recipe
 from fastft.run.checkpoint import CHECKSUMS, list_checkpoints, read_checkpoint
 from fastft.run.continuation import refuse_other_run
-from fastft.run.stored_model import read_model
 from fastft.train.checkpointing import _stored_progress
 from fastft.train.progress import summarise
 from tests import EXTENT
