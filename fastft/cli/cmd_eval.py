@@ -65,7 +65,7 @@ def _evaluate(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _evaluate_neighbours(args: argparse.Namespace) -> list[dict[str, Any]]:
-    from fastft.evaluate.knn_evaluation import evaluate_neighbours
+    from fastft.evaluate.features import evaluate_neighbours
 
     for name in ("csv", "logit_adjustment", "only_present_classes"):
         if getattr(args, name):

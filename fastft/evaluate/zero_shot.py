@@ -11,7 +11,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.manifest import Manifest
 from fastft.evaluate.evaluation import describe_scores, evaluate_model
-from fastft.evaluate.prompts import Prompts, read_prompts
+from fastft.evaluate.text_tower import Prompts, class_embeddings, load_text_tower, read_prompts
 from fastft.evaluate.trained import Trained
 from fastft.model.classifier import TOKEN
 from fastft.model.head_file import Head, check_head_path, set_head, write_head
@@ -77,9 +77,6 @@ def _build(
     m, weight_KD = recipe.model, None
     model = build_model(recipe)
     if world.is_main:
-        # imports open_clip, which takes seconds
-        from fastft.evaluate.text_tower import class_embeddings, load_text_tower
-
         tower = load_text_tower(recipe, world.device)
         with progress as show:
             embeddings_KD = class_embeddings(tower, prompts.names, prompts.templates, show)
