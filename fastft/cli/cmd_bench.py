@@ -17,42 +17,39 @@ TRAFFIC = "traffic"  # counted from shapes: no rounds, no contenders, no images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "name",
         choices=(*BENCHES, TRAFFIC, "all"),
         metavar="NAME",
         help=f"{', '.join(BENCHES)}, {TRAFFIC} or all",
     )
-    parser.add_argument(
+    add(
         "counted",
         nargs="?",
         type=recipe_reference,
         metavar="RECIPE",
         help=f"of {TRAFFIC}: the recipe whose step is counted",
     )
-    parser.add_argument("--json", action="store_true", help=f"of {TRAFFIC}: print JSON instead of a table")
-    parser.add_argument("--data", type=Path, metavar="FILE.beton", help="measure on images of this file")
-    parser.add_argument(
+    add("--json", action="store_true", help=f"of {TRAFFIC}: print JSON instead of a table")
+    add("--data", type=Path, metavar="FILE.beton", help="measure on images of this file")
+    add(
         "--images", type=Path, metavar="DIR",
         help="measure on JPEGs in a folder per class (default: $FASTFT_IMAGENET_SAMPLE, else packaged photographs)",
     )  # fmt: skip
-    parser.add_argument("--count", type=positive(int), metavar="N", help="images at most (default 700)")
-    parser.add_argument(
+    add("--count", type=positive(int), metavar="N", help="images at most (default 700)")
+    add(
         "--peers", default="all", help=f"all, none, or of {','.join(PEERS)}"
     )  # fmt: skip
-    parser.add_argument("--rounds", type=positive(int), metavar="N", help="counted rounds (default 7)")
-    parser.add_argument(
+    add("--rounds", type=positive(int), metavar="N", help="counted rounds (default 7)")
+    add(
         "--recipe",
         type=recipe_reference,
         metavar="RECIPE",
         help="what e2e trains (default: on a CPU, a tiny recipe)",
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="every path once on few images; the figures mean nothing"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("bench"), metavar="DIR", help="JSON and HTML (default bench/)"
-    )
+    add("--quick", action="store_true", help="every path once on few images; the figures mean nothing")
+    add("--out", type=Path, default=Path("bench"), metavar="DIR", help="JSON and HTML (default bench/)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -17,30 +17,27 @@ TAKES_OPTIONS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "files",
         metavar="RECIPE|TABLE",
         type=recipe_reference,
         nargs="+",
         help=f"{RECIPE}; tables are priced with all rows and a total",
     )
-    parser.add_argument("--gpu", help="V100, A100, H100, L40S, RTX4090, ... (an unknown name lists all)")
-    parser.add_argument(
+    add("--gpu", help="V100, A100, H100, L40S, RTX4090, ... (an unknown name lists all)")
+    add(
         "--frontier",
         action="store_true",
         help="combinations of ways to save on one recipe, the cheapest first; takes --at-least, --gpu, --mfu, --json",
     )
-    parser.add_argument(
-        "--at-least", type=positive(float), metavar="TOP1", help="with --frontier: expected top-1 in percent"
-    )
-    parser.add_argument("--gpus", type=positive(int), default=8, metavar="N", help="how many (default 8)")
+    add("--at-least", type=positive(float), metavar="TOP1", help="with --frontier: expected top-1 in percent")
+    add("--gpus", type=positive(int), default=8, metavar="N", help="how many (default 8)")
     add_shared(parser, "price")
-    parser.add_argument("--measured", type=Path, metavar="BENCH.json", help="rates and MFU by fastft bench")
-    parser.add_argument("--mfu", type=share, help="MFU of your own, beside the expected one: 0.45 or 45%%")
-    parser.add_argument(
-        "--cores-per-gpu", type=positive(float), metavar="N", help="CPU cores that feed each GPU"
-    )
-    parser.add_argument(
+    add("--measured", type=Path, metavar="BENCH.json", help="rates and MFU by fastft bench")
+    add("--mfu", type=share, help="MFU of your own, beside the expected one: 0.45 or 45%%")
+    add("--cores-per-gpu", type=positive(float), metavar="N", help="CPU cores that feed each GPU")
+    add(
         "--val-images",
         type=positive(int),
         metavar="N",

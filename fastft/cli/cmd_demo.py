@@ -12,11 +12,10 @@ TAKES_OPTIONS = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", default="demo", type=recipe_reference, help=f"{RECIPE} (default demo)")
-    parser.add_argument(
-        "--cache", type=Path, default=Path(".cache/demo"), help="downloads (default .cache/demo)"
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="results (default runs/demo)")
+    add = parser.add_argument
+    add("--recipe", default="demo", type=recipe_reference, help=f"{RECIPE} (default demo)")
+    add("--cache", type=Path, default=Path(".cache/demo"), help="downloads (default .cache/demo)")
+    add("--out", type=Path, default=Path("runs/demo"), help="results (default runs/demo)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,15 +15,12 @@ SMALL = 4  # hours on one A100, up to which the cost is shown for one GPU
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add_recipe(parser)
     add_shared(parser, "json")
-    parser.add_argument(
-        "--verbose", action="store_true", help="also print every option, parameter group and learning rate"
-    )
-    parser.add_argument(
-        "--at-step", type=whole_number, metavar="N", help="also show every group's lr at optimiser step N"
-    )
-    parser.add_argument(
+    add("--verbose", action="store_true", help="also print every option, parameter group and learning rate")
+    add("--at-step", type=whole_number, metavar="N", help="also show every group's lr at optimiser step N")
+    add(
         "--diff", metavar="A", type=recipe_reference,
         help="show how RECIPE differs from recipe A; recipe options apply to RECIPE",
     )  # fmt: skip

@@ -16,20 +16,15 @@ SUFFIXES = (".html", ".htm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "source", metavar="RUN|BENCH.json", type=Path, help="a run directory, or a benchmark file"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="default: report.html in the run, BENCH.html"
-    )
+    add = parser.add_argument
+    add("source", metavar="RUN|BENCH.json", type=Path, help="a run directory, or a benchmark file")
+    add("--out", type=Path, metavar="FILE", help="default: report.html in the run, BENCH.html")
     add_shared(parser, "price")
-    parser.add_argument(
-        "--gpus", type=positive(int), metavar="N", help="GPUs of the run, where its log does not say"
-    )
-    parser.add_argument(
+    add("--gpus", type=positive(int), metavar="N", help="GPUs of the run, where its log does not say")
+    add(
         "--against", type=recipe_reference, metavar="RECIPE", help="recipe to compare with (default: final_*)"
     )
-    parser.add_argument(
+    add(
         "--mistakes",
         choices=("auto", "always", "never"),
         default="auto",

@@ -22,19 +22,16 @@ class Sweep:
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument(
+        add = parser.add_argument
+        add(
             "sweeps",
             metavar="TABLE",
             type=recipe_reference,
             nargs="+",
             help="table files (rcp/tables/05_llrd.yaml, or 05_llrd), or one row: 02_lr[1e-5]",
         )
-        parser.add_argument(
-            "--dry-run", action="store_true", help="print the predicted GPU-hours, train nothing"
-        )
-        parser.add_argument(
-            "--out", type=Path, default=Path("runs/sweeps"), help="runs and tables (default runs/sweeps)"
-        )
+        add("--dry-run", action="store_true", help="print the predicted GPU-hours, train nothing")
+        add("--out", type=Path, default=Path("runs/sweeps"), help="runs and tables (default runs/sweeps)")
 
     @staticmethod
     def run(args: argparse.Namespace) -> int:
@@ -59,19 +56,16 @@ class Tune:
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
+        add = parser.add_argument
         add_recipe(parser)
-        parser.add_argument(
-            "--budget", metavar="TIME", help="time for all trainings, such as 45m or 2h (default: no limit)"
-        )
-        parser.add_argument(
+        add("--budget", metavar="TIME", help="time for all trainings, such as 45m or 2h (default: no limit)")
+        add(
             "--test",
             type=Path,
             metavar="FILE.beton",
             help="images to evaluate once, after the choice is made",
         )
-        parser.add_argument(
-            "--out", type=Path, metavar="DIR", help="runs and results (default runs/tune-RECIPE)"
-        )
+        add("--out", type=Path, metavar="DIR", help="runs and results (default runs/tune-RECIPE)")
 
     @staticmethod
     def run(args: argparse.Namespace) -> int:
