@@ -97,9 +97,10 @@ def prepare_data(recipe: Recipe, say: Say, world: World | None = None, run: Path
     for path in (recipe.data.train, recipe.data.val):
         if path is not None and not needs_conversion(path):
             _check_beton(path)  # before weights are fetched
-    if not needs_preparation(recipe):
+    needed = needs_preparation(recipe)
+    if not (needed if world is None else world.any(needed)):
         return recipe
-    work = partial(_prepare, recipe, (run or run_folder(recipe)) / "data", say)
+    work = partial(_prepare, recipe, (run or run_folder(recipe)) / "data", say) if needed else lambda: recipe
     if world is None or world.size == 1:
         return work()
     prepared = world.in_main(work)
@@ -119,10 +120,8 @@ def prepare_overrides(
     Raises:
         UserError: as `prepare_data`.
     """
-    if not needs_preparation(recipe):
-        return list(overrides)
     data = prepare_data(recipe, say, world, run).data
-    paths = (("train", data.train), ("val", data.val))
+    paths = () if data == recipe.data else (("train", data.train), ("val", data.val))
     return [*overrides, *(f"--data.{key}={path}" for key, path in paths if path)]
 
 

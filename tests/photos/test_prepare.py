@@ -244,7 +244,7 @@ def test_the_other_processes_keep_their_own_paths_and_workers(album: Path, tmp_p
     options = [f"--data.train={album}", f"--train.run_dir={tmp_path / 'run'}"]
     first = prepare_data(load_recipe("photos", options), lambda text: None)
     other = load_recipe("photos", [*options, "--data.workers=3"])
-    world = SimpleNamespace(size=2, in_main=lambda work: first)
+    world = SimpleNamespace(size=2, any=bool, in_main=lambda work: first)
     found = prepare_data(other, pytest.fail, cast(Any, world))
     assert found == first.with_option("data.workers", 3)
 
