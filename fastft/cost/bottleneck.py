@@ -64,27 +64,20 @@ def diagnose(seconds: Mapping[str, float]) -> Diagnosis | None:
     loop.pop("wait", None)
     other = max(loop, key=loop.__getitem__, default="")
     if compute >= loop.get(other, 0.0):
-        return Diagnosis(
-            "compute",
-            f"The model is the bottleneck: forward and backward take {compute:.0%} of {time}.",
-            ADVICE["compute"],
-        )
+        said = f"The model is the bottleneck: forward and backward take {compute:.0%} of {time}."
+        return Diagnosis("compute", said, ADVICE["compute"])
     name = NAMES.get(other, other)
-    return Diagnosis(
-        other,
-        f"{name[0].upper()}{name[1:]} is the bottleneck: it takes {loop[other]:.0%} of {time}.",
-        ADVICE[other],
-    )
+    said = f"{name[0].upper()}{name[1:]} is the bottleneck: it takes {loop[other]:.0%} of {time}."
+    return Diagnosis(other, said, ADVICE[other])
 
 
 def _loader_limits(seconds: Mapping[str, float], wait: str) -> Diagnosis:
-    sentence = f"The loader is the bottleneck: {wait} is spent waiting for it"
-    parts = shares(seconds, LOADER_PARTS)
-    if not parts:
-        return Diagnosis("decode", f"{sentence}.", ADVICE["decode"])
-    worst = max(parts, key=lambda row: row["share"])
-    inside = f"{sentence}, and {worst['share']:.0%} of its work is {worst['key']}."
-    return Diagnosis(worst["key"], inside, ADVICE[worst["key"]])
+    said = f"The loader is the bottleneck: {wait} is spent waiting for it"
+    worst = max(shares(seconds, LOADER_PARTS), key=lambda row: row["share"], default=None)
+    if worst is None:
+        return Diagnosis("decode", f"{said}.", ADVICE["decode"])
+    said = f"{said}, and {worst['share']:.0%} of its work is {worst['key']}."
+    return Diagnosis(worst["key"], said, ADVICE[worst["key"]])
 
 
 def loader_needs(recipe: Recipe, images_per_core: float | None) -> list[dict[str, Any]]:

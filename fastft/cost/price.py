@@ -5,7 +5,7 @@ nothing here. tests/cost/test_price.py compares the model with the wall times in
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +59,10 @@ class Overheads:
 
     def describe(self) -> list[dict[str, Any]]:
         """One row per assumption: name, what, value, basis."""
+        basis = {True: "measured", False: "assumed"}
         return [
-            {
-                "name": f.name,
-                "what": SOURCES[f.name],
-                "value": getattr(self, f.name),
-                "basis": "measured" if f.name in self.measured else "assumed",
-            }
-            for f in fields(self)
-            if f.name in SOURCES
+            {"name": name, "what": what, "value": getattr(self, name), "basis": basis[name in self.measured]}
+            for name, what in SOURCES.items()
         ]
 
 

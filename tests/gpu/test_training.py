@@ -18,6 +18,7 @@ from fastft.data import Output, TrainLoader
 from fastft.recipe import recipe_from_dict
 from fastft.run.run_directory import load_run
 from fastft.train.loop import train
+from fastft.train.profile import MEMORY, OPERATIONS, TRACE
 
 POLICY = parse_policy("rand-m9-mstd0.5-inc1", erase_prob=0.25)
 SLOW_CONSUMER_SECONDS = 0.01
@@ -63,7 +64,8 @@ def sections(beton: Path, folder: Path, device: torch.device, stop_epoch: int | 
         "model": {"weights": "random"} | ({"arch": str(arch), "image_size": 32} if cpu else {}),
         "optim": {"batch_size": 16 if cpu else 256},
         "schedule": {"epochs": epochs, "warmup_epochs": 0, "stop_epoch": stop_epoch},
-        "train": {"run_dir": str(folder / "run"), "log_every": 1, "eval_every": 2 if cpu else 15, "device": device.type},
+        "train": {"run_dir": str(folder / "run"), "log_every": 1, "eval_every": 2 if cpu else 15, "device": device.type,
+                  "profile": 5},
     }  # fmt: skip
 
 
@@ -75,3 +77,6 @@ def test_a_stopped_run_continues_to_its_last_step(beton: Path, tmp_path: Path, d
     found = load_run(tmp_path / "run")
     assert found.finished and found.steps == found.total_steps and len(found.starts) == 2
     assert len(found.intervals) == found.total_steps and len(found.evaluations) >= 2
+    if device.type == "cuda":  # a CPU's training is too short
+        written = {path.name for path in (tmp_path / "run/profile").iterdir()}
+        assert written == {TRACE, OPERATIONS, MEMORY}
