@@ -130,15 +130,13 @@ def _is_main_program(program: str) -> bool:
     in_main_thread = threading.current_thread() is threading.main_thread()
     # present in every worker process; importing it here would take longer than the rest of this module
     processes = sys.modules.get("multiprocessing.process")
-    is_worker = processes is not None and (processes.parent_process() is not None or runs_main_again())
+    is_worker = processes is not None and (
+        processes.parent_process() is not None
+        or getattr(
+            processes.current_process(), "_inheriting", False
+        )  # it is set up, and runs the main script again
+    )
     return started_as in (program, "-m") and in_main_thread and not is_worker
-
-
-def runs_main_again() -> bool:
-    """Return True in a worker process that multiprocessing is setting up, when it runs the main script again."""
-    from multiprocessing import process
-
-    return getattr(process.current_process(), "_inheriting", False)
 
 
 @contextmanager

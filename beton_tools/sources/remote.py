@@ -27,11 +27,8 @@ from beton_tools.sources.servers import (
 Stamp = tuple[int, int]
 
 MAX_RANGE = 2 << 30  # bytes of one answer; a row group of a parquet file is read at once
-_UNVERSIONED = (
-    "gs",
-    "gcs",
-    "hf",
-)  # answers have no version that `info` has too; that is asked for after each
+# answers state no version that `info` has too: it is asked for after each
+_UNVERSIONED = ("gs", "gcs", "hf")
 _FRESH: dict[str, dict[str, Any]] = {"s3": {"refresh": True}, "hf": {"refresh": True, "expand_info": True}}
 _NO_SIZE = "the server does not state the file's size; download it, and give the local file"
 # keys of fsspec's `info` that change with the content: S3 and http, Google, Hugging Face; then times of modification
@@ -168,7 +165,7 @@ def info_of(path: RemotePath) -> dict[str, Any] | None:
     fs, inside = path.open_file_system()
     try:
         if path.protocol in WEB:
-            return {"type": "file", "stamp": _request(path, 0, 1)[1]}
+            return {"type": "file", "stamp": _Request(path, 0, 1).run()[1]}
         return retrying(path, path.protocol, lambda: fs.info(inside, **_FRESH.get(path.protocol, {})))
     except RemoteError as error:
         if isinstance(error.__cause__, FileNotFoundError):
@@ -214,42 +211,57 @@ def read_range(path: RemotePath, stamp: Stamp, start: int, end: int) -> bytes:
         raise RemoteError(path, f"{end - start:,} bytes would be read at once, the limit is {MAX_RANGE:,}")
     if start == end:
         return b""
-    data, (size, version) = _request(path, start, end)
+    data, (size, version) = _Request(path, start, end).run()
     if path.protocol in _UNVERSIONED:
         size, version = stamp_of_url(path)
     if size != stamp[0] or (version != stamp[1] and 0 not in (version, stamp[1])):
-        raise changed(path)
+        raise RemoteError(path, "changed after it was indexed; run the same command again")
     return data
 
 
-def changed(path: RemotePath) -> RemoteError:
-    return RemoteError(path, "changed after it was indexed; run the same command again")
+class _Request:
+    """A request for the bytes [start, end) of a file.
 
-
-def _request(path: RemotePath, start: int, end: int) -> tuple[bytes, Stamp]:
-    """(bytes [start, end), stamp) of a file; fewer bytes if it is shorter. The version is 0 if the answer has none to compare.
-
-    No more is read than was asked for, and the Content-Range of the answer is compared; of Google's in `_LimitedResponse`.
-
-    Raises:
-        RemoteError: as `retrying`; the server sends other bytes, or does not say which.
+    No more is read than was asked for, and the Content-Range of the answer is compared; of Google's in `servers.py`.
     """
-    fs, inside = path.open_file_system()
-    headers = {**IDENTITY, "Range": f"bytes={start}-{end - 1}"}
 
-    def expected(stated: str | None) -> tuple[int, int]:
+    def __init__(self, path: RemotePath, start: int, end: int) -> None:
+        self.path, self.start, self.end = path, start, end
+        self.fs, self.inside = path.open_file_system()
+        self.headers = {**IDENTITY, "Range": f"bytes={start}-{end - 1}"}
+
+    def run(self) -> tuple[bytes, Stamp]:
+        """(the bytes, stamp of the file); fewer bytes if it is shorter. The version is 0 if the answer has none to compare.
+
+        Raises:
+            RemoteError: as `retrying`; the server sends other bytes, or does not say which.
+        """
+        protocol = self.path.protocol
+        if protocol in _UNVERSIONED:
+            return retrying(self.path, protocol, self._from_hub if protocol == "hf" else self._from_google)
+        asyn: Any = module("fsspec.asyn", protocol)
+        read = self._from_s3 if protocol == "s3" else self._from_web
+        return retrying(self.path, protocol, lambda: asyn.sync(self.fs.loop, read))
+
+    def _expected(self, stated: str | None) -> tuple[int, int]:
         """(number of bytes that follow, size of the file) by a Content-Range."""
         numbers = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", stated or "")
         if numbers is None:
             raise ValueError(_NO_SIZE)
         first, last, size = map(int, numbers.groups())
-        if (first, last) != (start, min(end, size) - 1):
-            raise RemoteError(path, f"bytes {first}-{last} arrived in the place of {start}-{end - 1}")
+        if (first, last) != (self.start, min(self.end, size) - 1):
+            asked = f"{self.start}-{self.end - 1}"
+            raise RemoteError(self.path, f"bytes {first}-{last} arrived in the place of {asked}")
         return last + 1 - first, size
 
-    async def from_web() -> tuple[bytes, Stamp]:
-        session = await fs.set_session()
-        async with session.get(fs.encode_url(path.url), headers=headers) as answer:
+    def _complete(self, data: bytes | bytearray, count: int) -> bytes:
+        if len(data) != count:
+            raise RemoteError(self.path, f"{len(data):,} of {count:,} bytes arrived")
+        return bytes(data)
+
+    async def _from_web(self) -> tuple[bytes, Stamp]:
+        session = await self.fs.set_session()
+        async with session.get(self.fs.encode_url(self.path.url), headers=self.headers) as answer:
             version = _version_hash(answer.headers)
             if answer.status == 416 and answer.headers.get("Content-Range", "").endswith("*/0"):
                 return b"", (0, version)
@@ -258,46 +270,34 @@ def _request(path: RemotePath, start: int, end: int) -> tuple[bytes, Stamp]:
             answer.raise_for_status()
             if answer.status != 206 or answer.headers.get("Content-Encoding", "identity") != "identity":
                 raise ValueError(NO_RANGES)
-            count, size = expected(answer.headers.get("Content-Range"))
+            count, size = self._expected(answer.headers.get("Content-Range"))
             return await answer.content.readexactly(count), (size, version)
 
-    async def from_s3() -> tuple[bytes, Stamp]:
-        bucket, key, _ = fs.split_path(inside)
-        answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=headers["Range"])
+    async def _from_s3(self) -> tuple[bytes, Stamp]:
+        bucket, key, _ = self.fs.split_path(self.inside)
+        answer = await self.fs._call_s3("get_object", Bucket=bucket, Key=key, Range=self.headers["Range"])
         data, body = bytearray(), answer["Body"]
         try:
-            count, size = expected(answer.get("ContentRange"))
+            count, size = self._expected(answer.get("ContentRange"))
             while len(data) < count and (part := await body.read(count - len(data))):
                 data += part
         finally:
             body.close()
-        return _complete(path, data, count), (size, _version_hash(answer))
+        return self._complete(data, count), (size, _version_hash(answer))
 
-    def from_hub() -> tuple[bytes, Stamp]:
-        hub: Any = module("huggingface_hub.utils", path.protocol)
-        login = hub.build_hf_headers(token=fs.token)
-        with hub.get_session().stream("GET", fs.url(inside), headers=login | headers) as answer:
+    def _from_hub(self) -> tuple[bytes, Stamp]:
+        hub: Any = module("huggingface_hub.utils", self.path.protocol)
+        headers = hub.build_hf_headers(token=self.fs.token) | self.headers
+        with hub.get_session().stream("GET", self.fs.url(self.inside), headers=headers) as answer:
             hub.hf_raise_for_status(answer)
-            count, size = expected(answer.headers.get("Content-Range"))
+            count, size = self._expected(answer.headers.get("Content-Range"))
             data = bytearray()
             for part in answer.iter_raw():
                 data += part[: count - len(data)]
                 if len(data) == count:
                     break
-        return _complete(path, data, count), (size, 0)
+        return self._complete(data, count), (size, 0)
 
-    def from_google() -> tuple[bytes, Stamp]:
-        return _complete(path, fs.cat_file(inside, start=start, end=end), end - start), (0, 0)
-
-    if path.protocol in WEB or path.protocol == "s3":
-        asyn: Any = module("fsspec.asyn", path.protocol)
-        return retrying(
-            path, path.protocol, lambda: asyn.sync(fs.loop, from_s3 if path.protocol == "s3" else from_web)
-        )
-    return retrying(path, path.protocol, from_hub if path.protocol == "hf" else from_google)
-
-
-def _complete(path: RemotePath, data: bytes | bytearray, count: int) -> bytes:
-    if len(data) != count:
-        raise RemoteError(path, f"{len(data):,} of {count:,} bytes arrived")
-    return bytes(data)
+    def _from_google(self) -> tuple[bytes, Stamp]:
+        data = self.fs.cat_file(self.inside, start=self.start, end=self.end)
+        return self._complete(data, self.end - self.start), (0, 0)
