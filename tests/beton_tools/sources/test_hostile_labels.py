@@ -1,7 +1,6 @@
 """A label that is not a class number is refused in one line, whatever the source, before memory is allocated for it."""
 
 import json
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,9 @@ from beton_tools import UserError
 from beton_tools.read.format import MAX_CLASSES
 from beton_tools.sources import open_source
 from tests.beton_tools.conftest import tar_of
+from tests.beton_tools.sources.test_hostile_headers import check_refused
 
 TOO_LARGE = [MAX_CLASSES, 10**9, 10**12, 1 << 63, 1 << 64]
-
-
-def check_refused(folder: Path, message: str) -> None:
-    tracemalloc.start()
-    try:
-        with pytest.raises(UserError, match=message) as caught:
-            open_source(folder)
-        assert tracemalloc.get_traced_memory()[1] < 32 << 20
-    finally:
-        tracemalloc.stop()
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("suffix", ["cls", "json"])
