@@ -8,41 +8,14 @@ The arithmetic of every pixel and table entry is that of ops.py.
 
 from numba import cuda, float32, int32, uint8, uint32
 
+from fastft.augment import ops
 from fastft.augment.erase import erase_pixel
-from fastft.augment.ops import (
-    AUTO_CONTRAST,
-    BRIGHTNESS,
-    BYTE_VALUES,
-    CONTRAST,
-    EQUALIZE,
-    INVERT,
-    POSTERIZE,
-    SOLARIZE_ADD,
-    affine_matrix,
-    affine_source,
-    autocontrast_entry,
-    blend,
-    box_byte,
-    box_weights,
-    contrast_entry,
-    contrast_mean,
-    equalize_entry,
-    equalize_step,
-    inside,
-    is_affine,
-    luma,
-    point_entry,
-    sample_bicubic,
-    sample_bilinear,
-    smooth,
-    truncate,
-)
 from fastft.augment.ops_image import COLOR, GAUSSIAN_BLUR, GRAYSCALE, SHARPNESS
 from fastft.augment.plan import CHAIN_DEPTH, MAX_CHAINS, MAX_OPS, OP_ID
 from fastft.recipe.constants import MAX_ERASE
 
 CHANNELS = 3
-ENTRIES = CHANNELS * BYTE_VALUES
+ENTRIES = CHANNELS * ops.BYTE_VALUES
 COUNTS = ENTRIES + CHANNELS
 IDENTITY = OP_ID["Identity"]
 OPS_THREADS = (32, 12)  # x along a row of pixels, y over rows; more would not fit the registers of a V100
@@ -70,7 +43,7 @@ def _count(source, counts):
     cuda.syncthreads()
     for i in range(CHANNELS * _thread(), source.size, CHANNELS * _threads()):
         for c in range(CHANNELS):
-            cuda.atomic.add(counts, c * BYTE_VALUES + int32(source[i + c]), 1)
+            cuda.atomic.add(counts, c * ops.BYTE_VALUES + int32(source[i + c]), 1)
     cuda.syncthreads()
 
 
@@ -81,33 +54,33 @@ def _equalize_tables(source, counts, tables):
     c = _thread()
     if c < CHANNELS:
         below, last = int32(0), int32(0)
-        for v in range(c * BYTE_VALUES, (c + 1) * BYTE_VALUES):
+        for v in range(c * ops.BYTE_VALUES, (c + 1) * ops.BYTE_VALUES):
             number = counts[v]
             last = number if number > 0 else last
             counts[v] = below
             below += number
-        counts[ENTRIES + c] = equalize_step(below, last)
+        counts[ENTRIES + c] = ops.equalize_step(below, last)
     cuda.syncthreads()
     for i in range(_thread(), ENTRIES, _threads()):
-        tables[i] = equalize_entry(i % BYTE_VALUES, counts[i], counts[ENTRIES + i // BYTE_VALUES])
+        tables[i] = ops.equalize_entry(i % ops.BYTE_VALUES, counts[i], counts[ENTRIES + i // ops.BYTE_VALUES])
 
 
 @cuda.jit(device=True)
 def _autocontrast_tables(source, counts, tables):
     """Lowest and highest value per channel in counts[0:6], then the tables."""
     if _thread() < CHANNELS:
-        counts[_thread()], counts[CHANNELS + _thread()] = BYTE_VALUES - 1, 0
+        counts[_thread()], counts[CHANNELS + _thread()] = ops.BYTE_VALUES - 1, 0
     cuda.syncthreads()
     for c in range(CHANNELS):
-        low, high = int32(BYTE_VALUES - 1), int32(0)
+        low, high = int32(ops.BYTE_VALUES - 1), int32(0)
         for i in range(CHANNELS * _thread() + c, source.size, CHANNELS * _threads()):
             low, high = min(low, int32(source[i])), max(high, int32(source[i]))
         cuda.atomic.min(counts, c, low)
         cuda.atomic.max(counts, CHANNELS + c, high)
     cuda.syncthreads()
     for i in range(_thread(), ENTRIES, _threads()):
-        c = i // BYTE_VALUES
-        tables[i] = autocontrast_entry(i % BYTE_VALUES, counts[c], counts[CHANNELS + c])
+        c = i // ops.BYTE_VALUES
+        tables[i] = ops.autocontrast_entry(i % ops.BYTE_VALUES, counts[c], counts[CHANNELS + c])
 
 
 @cuda.jit(device=True)
@@ -118,12 +91,12 @@ def _contrast_tables(source, argument, counts, tables):
     cuda.syncthreads()
     total = int32(0)
     for i in range(CHANNELS * _thread(), source.size, CHANNELS * _threads()):
-        total += int32(luma(source[i], source[i + 1], source[i + 2]))
+        total += int32(ops.luma(source[i], source[i + 1], source[i + 2]))
     cuda.atomic.add(counts, 0, total)
     cuda.syncthreads()
-    mean = contrast_mean(counts[0], source.size // CHANNELS)
+    mean = ops.contrast_mean(counts[0], source.size // CHANNELS)
     for i in range(_thread(), ENTRIES, _threads()):
-        tables[i] = contrast_entry(i % BYTE_VALUES, mean, argument)
+        tables[i] = ops.contrast_entry(i % ops.BYTE_VALUES, mean, argument)
 
 
 @cuda.jit(device=True)
@@ -131,7 +104,7 @@ def _look_up(source, tables, target):
     cuda.syncthreads()
     for i in range(CHANNELS * _thread(), source.size, CHANNELS * _threads()):
         for c in range(CHANNELS):
-            target[i + c] = tables[c * BYTE_VALUES + int32(source[i + c])]
+            target[i + c] = tables[c * ops.BYTE_VALUES + int32(source[i + c])]
 
 
 # -- pixels ------------------------------------------------------------------------------------------------------------
@@ -140,9 +113,9 @@ def _look_up(source, tables, target):
 @cuda.jit(device=True)
 def _saturate(source, factor, target):
     for i in range(CHANNELS * _thread(), source.size, CHANNELS * _threads()):
-        grey = luma(source[i], source[i + 1], source[i + 2])
+        grey = ops.luma(source[i], source[i + 1], source[i + 2])
         for c in range(CHANNELS):
-            target[i + c] = blend(grey, source[i + c], factor)
+            target[i + c] = ops.blend(grey, source[i + c], factor)
 
 
 @cuda.jit(device=True)
@@ -159,23 +132,23 @@ def _sharpen(source, size, factor, target):
                 for above in range(i - pitch, i + pitch + 1, pitch):
                     for k in range(above - CHANNELS, above + CHANNELS + 1, CHANNELS):
                         total += int32(source[k])
-                target[i] = blend(smooth(total, source[i]), source[i], factor)
+                target[i] = ops.blend(ops.smooth(total, source[i]), source[i], factor)
 
 
 @cuda.jit(device=True)
 def _transform(source, size, matrix, fill, bicubic, target):
     for i in range(cuda.threadIdx.y, size, cuda.blockDim.y):
         for j in range(cuda.threadIdx.x, size, cuda.blockDim.x):
-            x, y = affine_source(matrix, i, j)
+            x, y = ops.affine_source(matrix, i, j)
             to = CHANNELS * (i * size + j)
-            seen = inside(x, y, size, size)
+            seen = ops.inside(x, y, size, size)
             for c in range(CHANNELS):
                 if not seen:
                     target[to + c] = fill[c]
                 elif bicubic:
-                    target[to + c] = truncate(sample_bicubic(source, size, size, x, y, c))
+                    target[to + c] = ops.truncate(ops.sample_bicubic(source, size, size, x, y, c))
                 else:
-                    target[to + c] = truncate(sample_bilinear(source, size, size, x, y, c))
+                    target[to + c] = ops.truncate(ops.sample_bilinear(source, size, size, x, y, c))
 
 
 @cuda.jit(device=True)
@@ -191,7 +164,7 @@ def _box(source, size, step, across, weights, target):
                 total += uint32(source[line + min(max(k, 0), size - 1) * step])
             before = source[line + max(place - reach - 1, 0) * step]
             after = source[line + min(place + reach + 1, size - 1) * step]
-            target[line + place * step] = box_byte(total, uint32(before) + uint32(after), inner, edge)
+            target[line + place * step] = ops.box_byte(total, uint32(before) + uint32(after), inner, edge)
     cuda.syncthreads()
 
 
@@ -200,7 +173,7 @@ def _blur(source, size, sigma, target):
     """Three box passes along rows and three along columns: an even number, so the result is in `source`."""
     if sigma == 0.0:
         return
-    weights, pitch = box_weights(sigma), CHANNELS * size
+    weights, pitch = ops.box_weights(sigma), CHANNELS * size
     for k in range(6):
         step, across = (CHANNELS, pitch) if k < 3 else (pitch, CHANNELS)
         if k % 2 == 0:
@@ -218,21 +191,21 @@ def _run_op(op, argument, source, target, size, fill, bicubic, counts, tables):
     if op == GAUSSIAN_BLUR:
         _blur(source, size, argument, target)
         return False
-    if op == EQUALIZE:
+    if op == ops.EQUALIZE:
         _equalize_tables(source, counts, tables)
         _look_up(source, tables, target)
-    elif op == AUTO_CONTRAST:
+    elif op == ops.AUTO_CONTRAST:
         _autocontrast_tables(source, counts, tables)
         _look_up(source, tables, target)
-    elif op == CONTRAST:
+    elif op == ops.CONTRAST:
         _contrast_tables(source, argument, counts, tables)
         _look_up(source, tables, target)
-    elif op in (INVERT, BRIGHTNESS) or POSTERIZE <= op <= SOLARIZE_ADD:
+    elif op in (ops.INVERT, ops.BRIGHTNESS) or ops.POSTERIZE <= op <= ops.SOLARIZE_ADD:
         for i in range(_thread(), ENTRIES, _threads()):
-            tables[i] = point_entry(op, i % BYTE_VALUES, argument)
+            tables[i] = ops.point_entry(op, i % ops.BYTE_VALUES, argument)
         _look_up(source, tables, target)
-    elif is_affine(op):
-        _transform(source, size, affine_matrix(op, argument, size, size), fill, bicubic, target)
+    elif ops.is_affine(op):
+        _transform(source, size, ops.affine_matrix(op, argument, size, size), fill, bicubic, target)
     elif op in (COLOR, GRAYSCALE):
         _saturate(source, float32(argument if op == COLOR else 0.0), target)
     elif op == SHARPNESS:
@@ -295,7 +268,7 @@ def _run_chains(row, buffers, b, mixing, mixed, size, fill, counts, tables):
 def _blend_mixture(image, mixed, weight):
     """AugMix's last step: the sum of the chains, truncated to bytes, blended into the image."""
     for i in range(_thread(), image.size, _threads()):
-        image[i] = blend(image[i], uint8(int32(min(mixed[i], float32(255.0)))), weight)
+        image[i] = ops.blend(image[i], uint8(int32(min(mixed[i], float32(255.0)))), weight)
     cuda.syncthreads()
 
 
@@ -321,7 +294,7 @@ def _finish(row, image, size, normalised, quantiles, dtype, out):
             else:
                 for c in range(CHANNELS):
                     i = CHANNELS * pixel + c
-                    out[i] = normalised[c * BYTE_VALUES + int32(image[i])]
+                    out[i] = normalised[c * ops.BYTE_VALUES + int32(image[i])]
 
 
 def ops_kernel(plan, size, buffers, mixed, fill, normalised, quantiles, dtype, out):

@@ -15,22 +15,11 @@ import numpy as np
 from numba import njit
 
 from beton_tools.base.errors import UserError
+from fastft.augment import rng
 from fastft.augment.levels import TIMM_OPS, argument, op_of
 from fastft.augment.plan import CHAIN_DEPTH, MAX_OPS, OP_ID, PLAN_DTYPE
 from fastft.augment.policies import AugmentPolicy, AugMix, RandAugment, ThreeAugment
 from fastft.augment.resize import resized_shape
-from fastft.augment.rng import (
-    GAMMA_COUNTERS,
-    LOW_32,
-    SHIFT_32,
-    below,
-    beta,
-    between,
-    log_gamma_variate,
-    normal,
-    philox,
-    unit,
-)
 from fastft.recipe.constants import ERASE_MODES
 
 ATTEMPTS = 10  # of timm's random resized crop and of its random erasing
@@ -49,8 +38,8 @@ ERASE = 16  # + ATTEMPTS * box + attempt: area, aspect, top, left
 OP = 64  # + op: which, whether, sign
 MAGNITUDE = 80  # + op: two words of a normal, or one of a uniform
 DEPTH = 96  # + chain
-WEIGHT = GAMMA_COUNTERS  # + GAMMA_COUNTERS * chain
-BLEND = GAMMA_COUNTERS * 16
+WEIGHT = rng.GAMMA_COUNTERS  # + GAMMA_COUNTERS * chain
+BLEND = rng.GAMMA_COUNTERS * 16
 
 NONE, RAND, AUGMIX, THREE = range(4)
 
@@ -190,7 +179,7 @@ def _draw_rows(p, seed, epoch, samples, heights, widths, size, plan):
     for i in range(len(samples)):
         row = plan[i]
         sample = np.uint64(samples[i])
-        who = (seed, np.uint64(epoch), sample & LOW_32, sample >> SHIFT_32)
+        who = (seed, np.uint64(epoch), sample & rng.LOW_32, sample >> rng.SHIFT_32)
         row.sample = samples[i]
         row.bicubic = p.bicubic
         if p.resized_crop:
@@ -199,7 +188,7 @@ def _draw_rows(p, seed, epoch, samples, heights, widths, size, plan):
         else:
             _draw_simple_crop(who, heights[i], widths[i], size, row)
         flip, erase, boxes, _ = _words(who, ONCE)
-        row.flip = unit(flip) < p.hflip
+        row.flip = rng.unit(flip) < p.hflip
         if p.kind == RAND:
             _draw_rand(p, who, size, row)
         elif p.kind == AUGMIX:
@@ -207,15 +196,15 @@ def _draw_rows(p, seed, epoch, samples, heights, widths, size, plan):
         elif p.kind == THREE:
             _draw_three(p, who, row)
         row.erase_mode = p.erase_mode
-        if unit(erase) < p.erase_prob:
-            _draw_boxes(who, 1 + below(boxes, p.erase_count), size, row)
+        if rng.unit(erase) < p.erase_prob:
+            _draw_boxes(who, 1 + rng.below(boxes, p.erase_count), size, row)
         low, high, _, _ = _words(who, NOISE_KEY)
-        row.noise_key = np.uint64(low) | (np.uint64(high) << SHIFT_32)
+        row.noise_key = np.uint64(low) | (np.uint64(high) << rng.SHIFT_32)
 
 
 @njit(cache=True)
 def _words(who, draw):
-    return philox(who[0], draw, who[1], who[2], who[3])
+    return rng.philox(who[0], draw, who[1], who[2], who[3])
 
 
 @njit(cache=True)
@@ -228,12 +217,12 @@ def _draw_resized_crop(p, who, height, width, row):
     """timm's RandomResizedCropAndInterpolation; the centre, clamped to the aspect range, when no try fits."""
     for attempt in range(ATTEMPTS):
         area, aspect, top, left = _words(who, CROP + attempt)
-        target = between(area, p.scale[0], p.scale[1]) * (height * width)
-        ratio = math.exp(between(aspect, p.log_ratio[0], p.log_ratio[1]))
+        target = rng.between(area, p.scale[0], p.scale[1]) * (height * width)
+        ratio = math.exp(rng.between(aspect, p.log_ratio[0], p.log_ratio[1]))
         w = int(np.rint(math.sqrt(target * ratio)))
         h = int(np.rint(math.sqrt(target / ratio)))
         if 0 < w <= width and 0 < h <= height:
-            _set_box(row.crop, below(top, height - h + 1), below(left, width - w + 1), h, w)
+            _set_box(row.crop, rng.below(top, height - h + 1), rng.below(left, width - w + 1), h, w)
             return
     h, w = height, width
     if width / height < p.ratio[0]:
@@ -250,8 +239,8 @@ def _draw_simple_crop(who, height, width, size, row):
     _, _, top, left = _words(who, CROP)
     _set_box(row.crop, 0, 0, height, width)
     row.resize[0], row.resize[1] = h, w
-    row.window[0] = below(top, h - size + 2 * SIMPLE_CROP_PADDING + 1) - SIMPLE_CROP_PADDING
-    row.window[1] = below(left, w - size + 2 * SIMPLE_CROP_PADDING + 1) - SIMPLE_CROP_PADDING
+    row.window[0] = rng.below(top, h - size + 2 * SIMPLE_CROP_PADDING + 1) - SIMPLE_CROP_PADDING
+    row.window[1] = rng.below(left, w - size + 2 * SIMPLE_CROP_PADDING + 1) - SIMPLE_CROP_PADDING
 
 
 @njit(cache=True)
@@ -261,11 +250,11 @@ def _draw_rand(p, who, size, row):
     for k in range(p.layers):
         which, whether, sign, _ = _words(who, OP + k)
         if p.replacement:
-            i = below(which, len(p.ops))
+            i = rng.below(which, len(p.ops))
         else:
             i = _weighted(p.weights, which, taken)
             taken |= 1 << i
-        if unit(whether) < p.probability:
+        if rng.unit(whether) < p.probability:
             _set_op(p, who, k, k, i, sign, size, row)
 
 
@@ -276,7 +265,7 @@ def _weighted(weights, word, taken):
     for i in range(len(weights)):
         if not taken >> i & 1:
             left += weights[i]
-    left *= unit(word)
+    left *= rng.unit(word)
     last = 0
     for i in range(len(weights)):
         if not taken >> i & 1:
@@ -294,12 +283,12 @@ def _set_op(p, who, draw, slot, i, sign, size, row):
     if p.magnitude_std > 0.0:
         first, second, _, _ = _words(who, MAGNITUDE + draw)
         if p.magnitude_std == np.inf:
-            magnitude = between(first, 0.0, p.magnitude)
+            magnitude = rng.between(first, 0.0, p.magnitude)
         else:
-            magnitude += p.magnitude_std * normal(first, second)
+            magnitude += p.magnitude_std * rng.normal(first, second)
     magnitude = max(0.0, min(magnitude, p.magnitude_max))
     row.op[slot] = p.ops[i]
-    row.argument[slot] = argument(p.rules[i], magnitude, 1.0 if unit(sign) < 0.5 else -1.0, size, size)
+    row.argument[slot] = argument(p.rules[i], magnitude, 1.0 if rng.unit(sign) < 0.5 else -1.0, size, size)
 
 
 @njit(cache=True)
@@ -307,16 +296,18 @@ def _draw_augmix(p, who, size, row):
     """timm's AugMix: Dirichlet weights over chains of ops, all applied, and a Beta weight of the mixture."""
     total = 0.0
     for chain in range(p.width):
-        weight = math.exp(log_gamma_variate(p.alpha, who[0], WEIGHT * (1 + chain), who[1], who[2], who[3]))
+        weight = math.exp(
+            rng.log_gamma_variate(p.alpha, who[0], WEIGHT * (1 + chain), who[1], who[2], who[3])
+        )
         row.chain_weights[chain] = weight
         total += weight
-        depth = p.depth if p.depth > 0 else 1 + below(_words(who, DEPTH + chain)[0], CHAIN_DEPTH)
+        depth = p.depth if p.depth > 0 else 1 + rng.below(_words(who, DEPTH + chain)[0], CHAIN_DEPTH)
         for k in range(chain * CHAIN_DEPTH, chain * CHAIN_DEPTH + depth):
             which, _, sign, _ = _words(who, OP + k)
-            _set_op(p, who, k, k, below(which, len(p.ops)), sign, size, row)
+            _set_op(p, who, k, k, rng.below(which, len(p.ops)), sign, size, row)
     for chain in range(p.width):
         row.chain_weights[chain] /= total
-    row.blend = beta(p.alpha, who[0], BLEND, who[1], who[2], who[3])
+    row.blend = rng.beta(p.alpha, who[0], BLEND, who[1], who[2], who[3])
 
 
 GRAYSCALE, SOLARIZE, BLUR = OP_ID["Grayscale"], OP_ID["Solarize"], OP_ID["GaussianBlur"]
@@ -329,20 +320,20 @@ JITTER_ORDERS = np.array(
 def _draw_three(p, who, row):
     """DeiT III's 3-Augment: one of grayscale, solarise and blur, then torchvision's colour jitter."""
     which, radius, _, _ = _words(who, OP)
-    choice = below(which, 3)
+    choice = rng.below(which, 3)
     if choice == 0:
         row.op[0] = GRAYSCALE
     elif choice == 1:
         row.op[0], row.argument[0] = SOLARIZE, SOLARIZE_THRESHOLD
     else:
-        row.op[0], row.argument[0] = BLUR, between(radius, BLUR_RADIUS[0], BLUR_RADIUS[1])
+        row.op[0], row.argument[0] = BLUR, rng.between(radius, BLUR_RADIUS[0], BLUR_RADIUS[1])
     if p.jitter == 0.0:
         return
     order, first, second, third = _words(who, ORDER)
     jitter = (first, second, third)
     for k in range(3):
-        row.op[1 + k] = JITTER_ORDERS[below(order, len(JITTER_ORDERS)), k]
-        row.argument[1 + k] = between(jitter[k], 1.0 - p.jitter, 1.0 + p.jitter)
+        row.op[1 + k] = JITTER_ORDERS[rng.below(order, len(JITTER_ORDERS)), k]
+        row.argument[1 + k] = rng.between(jitter[k], 1.0 - p.jitter, 1.0 + p.jitter)
 
 
 @njit(cache=True)
@@ -351,12 +342,12 @@ def _draw_boxes(who, boxes, size, row):
     for box in range(boxes):
         for attempt in range(ATTEMPTS):
             area, aspect, top, left = _words(who, ERASE + ATTEMPTS * box + attempt)
-            target = between(area, ERASE_AREA[0], ERASE_AREA[1]) * (size * size) / boxes
-            ratio = math.exp(between(aspect, ERASE_LOG_ASPECT[0], ERASE_LOG_ASPECT[1]))
+            target = rng.between(area, ERASE_AREA[0], ERASE_AREA[1]) * (size * size) / boxes
+            ratio = math.exp(rng.between(aspect, ERASE_LOG_ASPECT[0], ERASE_LOG_ASPECT[1]))
             h = int(np.rint(math.sqrt(target * ratio)))
             w = int(np.rint(math.sqrt(target / ratio)))
             if w < size and h < size:
-                _set_box(row.erase[box], below(top, size - h + 1), below(left, size - w + 1), h, w)
+                _set_box(row.erase[box], rng.below(top, size - h + 1), rng.below(left, size - w + 1), h, w)
                 break
 
 

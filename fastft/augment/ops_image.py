@@ -9,36 +9,15 @@ import numpy as np
 from numba import njit
 
 from beton_tools.base.errors import UserError
+from fastft.augment import ops
 from fastft.augment.levels import level_argument
-from fastft.augment.ops import (
-    AUTO_CONTRAST,
-    BRIGHTNESS,
-    BYTE_VALUES,
-    CONTRAST,
-    EQUALIZE,
-    INVERT,
-    POSTERIZE,
-    SOLARIZE_ADD,
-    autocontrast_entry,
-    blend,
-    box_byte,
-    box_weights,
-    contrast_entry,
-    contrast_mean,
-    equalize_entry,
-    equalize_step,
-    is_affine,
-    luma,
-    point_entry,
-    smooth,
-)
 from fastft.augment.ops_image_affine import affine_scratch_size, run_affine
 from fastft.augment.plan import OP_ID, OPS
 from fastft.augment.simd import copy, take
 
 COLOR, SHARPNESS = OP_ID["Color"], OP_ID["Sharpness"]
 GRAYSCALE, GAUSSIAN_BLUR = OP_ID["Grayscale"], OP_ID["GaussianBlur"]
-ENTRIES = 3 * BYTE_VALUES
+ENTRIES = 3 * ops.BYTE_VALUES
 TILE = 16  # pixels: a tile of 16 x 16 touches 16 cache lines on either side
 ONE, TWO = np.uintp(1), np.uintp(2)  # unsigned indices: no test for Python's negative ones, vector code
 CLIP_FILL = (123, 117, 104)  # 255 x CLIP's mean, rounded: timm's fill for what geometric ops uncover
@@ -53,27 +32,27 @@ def _row(image, y, pitch):
 def _point(op, argument, source, target):
     """Ops that depend on their argument alone. Vector code computes them faster than a table is read."""
     for i in range(source.size):
-        target[i] = point_entry(op, source[i], argument)
+        target[i] = ops.point_entry(op, source[i], argument)
 
 
 @njit(cache=True)
 def _contrast(argument, source, target):
     total = 0
     for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
-        total += luma(source[i], source[i + ONE], source[i + TWO])
-    mean = contrast_mean(total, source.size // 3)
+        total += ops.luma(source[i], source[i + ONE], source[i + TWO])
+    mean = ops.contrast_mean(total, source.size // 3)
     for i in range(source.size):
-        target[i] = contrast_entry(source[i], mean, argument)
+        target[i] = ops.contrast_entry(source[i], mean, argument)
 
 
 @njit(cache=True)
 def _equalize_channel(histogram, table):
     last = 0
-    for v in range(BYTE_VALUES):
+    for v in range(ops.BYTE_VALUES):
         last = histogram[v] if histogram[v] > 0 else last
-    step, below = equalize_step(histogram.sum(), last), 0
-    for v in range(BYTE_VALUES):
-        table[v] = equalize_entry(v, below, step)
+    step, below = ops.equalize_step(histogram.sum(), last), 0
+    for v in range(ops.BYTE_VALUES):
+        table[v] = ops.equalize_entry(v, below, step)
         below += histogram[v]
 
 
@@ -83,14 +62,14 @@ def _count(source, counts):
     counts[:] = 0
     for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
         for c in range(np.uintp(3)):
-            counts[c * np.uintp(BYTE_VALUES) + np.uintp(source[i + c])] += 1
+            counts[c * np.uintp(ops.BYTE_VALUES) + np.uintp(source[i + c])] += 1
 
 
 @njit(cache=True)
 def _equalize_tables(source, counts, tables):
     _count(source, counts)
     for c in range(3):
-        _equalize_channel(_row(counts, c, BYTE_VALUES), _row(tables, c, BYTE_VALUES))
+        _equalize_channel(_row(counts, c, ops.BYTE_VALUES), _row(tables, c, ops.BYTE_VALUES))
 
 
 @njit(cache=True)
@@ -102,17 +81,17 @@ def _autocontrast_tables(source, tables):
         low_r, low_g, low_b = min(low_r, r), min(low_g, g), min(low_b, b)
         high_r, high_g, high_b = max(high_r, r), max(high_g, g), max(high_b, b)
     for c, low, high in ((0, low_r, high_r), (1, low_g, high_g), (2, low_b, high_b)):
-        for v in range(BYTE_VALUES):
-            tables[c * BYTE_VALUES + v] = autocontrast_entry(v, np.int32(low), np.int32(high))
+        for v in range(ops.BYTE_VALUES):
+            tables[c * ops.BYTE_VALUES + v] = ops.autocontrast_entry(v, np.int32(low), np.int32(high))
 
 
 @njit(cache=True)
 def look_up(source, tables, target):
     """target = each byte's entry in its channel's part of `tables` (3 x 256, flat, any dtype)."""
     red, green, blue = (
-        _row(tables, 0, BYTE_VALUES),
-        _row(tables, 1, BYTE_VALUES),
-        _row(tables, 2, BYTE_VALUES),
+        _row(tables, 0, ops.BYTE_VALUES),
+        _row(tables, 1, ops.BYTE_VALUES),
+        _row(tables, 2, ops.BYTE_VALUES),
     )
     for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
         target[i], target[i + ONE], target[i + TWO] = (
@@ -126,7 +105,7 @@ def look_up(source, tables, target):
 def _grey(source, target):
     """The pixel's luma in its three channels."""
     for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
-        value = np.uint8(luma(source[i], source[i + ONE], source[i + TWO]))
+        value = np.uint8(ops.luma(source[i], source[i + ONE], source[i + TWO]))
         target[i], target[i + ONE], target[i + TWO] = value, value, value
 
 
@@ -137,7 +116,7 @@ def _saturate(source, pitch, factor, grey, target):
         row, out = source[begin : begin + pitch], target[begin : begin + pitch]
         _grey(row, grey)
         for i in range(np.uintp(pitch)):
-            out[i] = blend(grey[i], row[i], factor)
+            out[i] = ops.blend(grey[i], row[i], factor)
 
 
 @njit(cache=True)
@@ -152,13 +131,13 @@ def _sharpen(source, height, width, factor, target):
             left = np.int32(above[i]) + np.int32(row[i]) + np.int32(below[i])
             centre = np.int32(above[i + 3]) + np.int32(row[i + 3]) + np.int32(below[i + 3])
             right = np.int32(above[i + 6]) + np.int32(row[i + 6]) + np.int32(below[i + 6])
-            out[i + 3] = blend(smooth(left + centre + right, row[i + 3]), row[i + 3], factor)
+            out[i + 3] = ops.blend(ops.smooth(left + centre + right, row[i + 3]), row[i + 3], factor)
 
 
 @njit(cache=True)
 def _box_combine(first, last, sums, inner, edge, out):
     for i in range(out.size):
-        out[i] = box_byte(sums[i], np.uint32(first[i]) + np.uint32(last[i]), inner, edge)
+        out[i] = ops.box_byte(sums[i], np.uint32(first[i]) + np.uint32(last[i]), inner, edge)
 
 
 @njit(cache=True)
@@ -197,7 +176,7 @@ def _blur(source, height, width, sigma, other, sums, target):
     if sigma == 0.0:
         copy(source, target)
         return
-    weights = box_weights(sigma)
+    weights = ops.box_weights(sigma)
     column, row = sums[: 3 * height], sums[: 3 * width]
     _transpose(source, height, width, target)
     _box_vertical(target, width, height, weights, column, other)
@@ -221,19 +200,19 @@ def op_scratch_size(height: int, width: int) -> int:
 @njit(cache=True)
 def run_op(op, argument, source, target, height, width, fill, bicubic, scratch):
     """target = op of source. `argument` as in a plan; `fill` (3,) uint8, `bicubic`: for geometric ops."""
-    if op in (AUTO_CONTRAST, EQUALIZE):
+    if op in (ops.AUTO_CONTRAST, ops.EQUALIZE):
         tables, at = take(scratch, 0, ENTRIES)
         counts, at = take(scratch, at, ENTRIES * 4)
-        if op == EQUALIZE:
+        if op == ops.EQUALIZE:
             _equalize_tables(source, counts.view(np.int32), tables)
         else:
             _autocontrast_tables(source, tables)
         look_up(source, tables, target)
-    elif op in (INVERT, BRIGHTNESS) or POSTERIZE <= op <= SOLARIZE_ADD:
+    elif op in (ops.INVERT, ops.BRIGHTNESS) or ops.POSTERIZE <= op <= ops.SOLARIZE_ADD:
         _point(op, argument, source, target)
-    elif op == CONTRAST:
+    elif op == ops.CONTRAST:
         _contrast(argument, source, target)
-    elif is_affine(op):
+    elif ops.is_affine(op):
         run_affine(op, argument, source, target, height, width, fill, bicubic, scratch)
     elif op == COLOR:
         grey, _ = take(scratch, 0, 3 * width)

@@ -16,32 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from fastft.augment.ops import (
-    ROTATE,
-    SHEAR_X,
-    TRANSLATE_X,
-    affine_matrix,
-    affine_source,
-    cubic,
-    inside,
-    linear,
-    sample_bicubic,
-    sample_bilinear,
-    truncate,
-)
-from fastft.augment.simd import (
-    CACHE_LINE,
-    LANES,
-    columns_cubic,
-    columns_linear,
-    copy,
-    copy_bytes,
-    is_flat,
-    round_up,
-    rows_cubic,
-    rows_linear,
-    take,
-)
+from fastft.augment import ops, simd
 
 MARGIN = 2  # pixels by which the 4 x 4 neighbours of a point inside the image reach beyond it
 
@@ -79,27 +54,27 @@ class Pixels(NamedTuple):
 @njit(cache=True)
 def _image_bytes(height, width):
     """Bytes of a padded image, or of one with aligned columns."""
-    return (height + 2 * MARGIN) * (3 * (width + 2 * MARGIN) + LANES) + LANES
+    return (height + 2 * MARGIN) * (3 * (width + 2 * MARGIN) + simd.LANES) + simd.LANES
 
 
 @njit(cache=True)
 def affine_scratch_size(height: int, width: int) -> int:
     """Bytes of scratch for `run_affine`."""
-    return _image_bytes(height, width) + (3 + 3 * 24) * width + 8 * CACHE_LINE
+    return _image_bytes(height, width) + (3 + 3 * 24) * width + 8 * simd.CACHE_LINE
 
 
 @njit(cache=True)
 def run_affine(op, argument, source, target, height, width, fill, bicubic, scratch):
     """target = rotation, shear or translation of source. The arguments: `ops_image.run_op`."""
-    fill_row, at = take(scratch, 0, 3 * width)
+    fill_row, at = simd.take(scratch, 0, 3 * width)
     for k in range(3 * width):
         fill_row[k] = fill[k % 3]
-    moved, at = take(scratch, at, _image_bytes(height, width))
-    matrix = affine_matrix(op, argument, height, width)
+    moved, at = simd.take(scratch, at, _image_bytes(height, width))
+    matrix = ops.affine_matrix(op, argument, height, width)
     image = Image(source, target, height, width, matrix, fill_row, bicubic)
-    if op == ROTATE:
+    if op == ops.ROTATE:
         _rotate(image, moved, _allocate_pixels(scratch, at, width))
-    elif op in (SHEAR_X, TRANSLATE_X):
+    elif op in (ops.SHEAR_X, ops.TRANSLATE_X):
         _move_along_rows(image, moved, _allocate_bytes(scratch, at, width))
     else:
         _move_along_columns(image, moved, _allocate_bytes(scratch, at, width))
@@ -113,8 +88,8 @@ def _begin_row(image, i):
     """Fills what output row i does not show of the source; returns (begin, end) of the columns that do."""
     begin, end = inside_span(image.matrix, i, image.height, image.width)
     row, stop = 3 * image.width * i, 3 * image.width * (i + 1)
-    copy(image.fill[: 3 * begin], image.target[row : row + 3 * begin])
-    copy(image.fill[3 * end :], image.target[row + 3 * end : stop])
+    simd.copy(image.fill[: 3 * begin], image.target[row : row + 3 * begin])
+    simd.copy(image.fill[3 * end :], image.target[row + 3 * end : stop])
     return begin, end
 
 
@@ -125,7 +100,7 @@ def inside_span(matrix, i, height, width):
     Coordinates, rounded ones too, are monotone in the column, so these columns are adjacent. A solution in real numbers,
     widened by a column on either side, is narrowed by the test itself.
     """
-    x, y = affine_source(matrix, i, -0.5)
+    x, y = ops.affine_source(matrix, i, -0.5)
     low_x, high_x = _limits(matrix[0], x, width, width)
     low_y, high_y = _limits(matrix[3], y, height, width)
     begin = min(max(np.int64(max(low_x, low_y)) - 1, 0), width)
@@ -149,8 +124,8 @@ def _limits(slope, start, size, count):
 
 @njit(cache=True)
 def _is_inside(matrix, i, j, height, width):
-    x, y = affine_source(matrix, i, j)
-    return inside(x, y, height, width)
+    x, y = ops.affine_source(matrix, i, j)
+    return ops.inside(x, y, height, width)
 
 
 @njit(cache=True)
@@ -158,23 +133,23 @@ def _sample(image, i, begin, end):
     """Columns begin..end-1 of output row i, one byte at a time."""
     source, height, width = image.source, image.height, image.width
     for j in range(begin, end):
-        x, y = affine_source(image.matrix, i, j)
+        x, y = ops.affine_source(image.matrix, i, j)
         for c in range(3):
             if image.bicubic:
-                value = sample_bicubic(source, height, width, x, y, c)
+                value = ops.sample_bicubic(source, height, width, x, y, c)
             else:
-                value = sample_bilinear(source, height, width, x, y, c)
-            image.target[3 * (i * width + j) + c] = truncate(value)
+                value = ops.sample_bilinear(source, height, width, x, y, c)
+            image.target[3 * (i * width + j) + c] = ops.truncate(value)
 
 
 @njit(cache=True)
 def _copy_over(source, start, size, target, to):
     """target[to : to + size] = source[start : start + size]; up to 15 bytes behind them may be overwritten."""
-    whole = min(size, source.size - LANES + 1 - start)
+    whole = min(size, source.size - simd.LANES + 1 - start)
     k = 0
     while k < whole:
-        copy_bytes(source, start + k, target, to + k)
-        k += LANES
+        simd.copy_bytes(source, start + k, target, to + k)
+        k += simd.LANES
     while k < size:
         target[to + k] = source[start + k]
         k += 1
@@ -197,9 +172,9 @@ def _pad_row(image, i, target, to):
 
 @njit(cache=True)
 def _allocate_bytes(scratch, at, width):
-    column, at = take(scratch, at, 24 * width)
-    place, at = take(scratch, at, 24 * width)
-    offset, at = take(scratch, at, 24 * width)
+    column, at = simd.take(scratch, at, 24 * width)
+    place, at = simd.take(scratch, at, 24 * width)
+    offset, at = simd.take(scratch, at, 24 * width)
     row = Bytes(column.view(np.float64), place.view(np.float64), offset.view(np.float64))
     for k in range(3 * width):
         row.column[k] = k // 3
@@ -215,7 +190,7 @@ def _move_along_rows(image, line, row):
         _pad_row(image, i, line, 0)
         low, high = 3 * begin, 3 * end
         for k in range(np.uintp(low), np.uintp(high)):
-            row.place[k] = affine_source(image.matrix, i, row.column[k])[0] - 0.5
+            row.place[k] = ops.affine_source(image.matrix, i, row.column[k])[0] - 0.5
         shift = math.floor(row.place[low]) - begin
         first, last = 3 * (MARGIN - 1 + shift) + low, 3 * (MARGIN - 1 + shift) + high
         taps = (
@@ -230,7 +205,7 @@ def _move_along_rows(image, line, row):
 
 @njit(cache=True)
 def _move_along_columns(image, aligned, row):
-    pitch = 3 * image.width + LANES
+    pitch = 3 * image.width + simd.LANES
     _align_columns(image, row.offset, row.place.view(np.int64), aligned, pitch)
     for i in range(image.height):
         begin, end = _begin_row(image, i)
@@ -238,7 +213,7 @@ def _move_along_columns(image, aligned, row):
             continue
         low, high = 3 * begin, 3 * end
         for k in range(np.uintp(low), np.uintp(high)):
-            row.place[k] = affine_source(image.matrix, i, row.column[k])[1] - 0.5
+            row.place[k] = ops.affine_source(image.matrix, i, row.column[k])[1] - 0.5
         first, last = i * pitch + low, i * pitch + high
         taps = (
             aligned[first:last],
@@ -259,7 +234,7 @@ def _align_columns(image, offset, ends, aligned, pitch):
     """
     runs = 0
     for j in range(image.width):
-        rows_down = math.floor(affine_source(image.matrix, 0, j)[1] - 0.5)
+        rows_down = math.floor(ops.affine_source(image.matrix, 0, j)[1] - 0.5)
         offset[3 * j], offset[3 * j + 1], offset[3 * j + 2] = rows_down, rows_down, rows_down
         runs += j == 0 or offset[3 * j - 3] != rows_down
         ends[runs - 1] = j + 1
@@ -268,9 +243,9 @@ def _align_columns(image, offset, ends, aligned, pitch):
         for r in range(runs):
             line = min(max(i + np.int64(offset[3 * begin]), 0), image.height - 1)
             start, size = 3 * (line * image.width + begin), 3 * (ends[r] - begin)
-            if start + size + LANES <= image.source.size:
-                for k in range(0, size, LANES):
-                    copy_bytes(image.source, start + k, aligned, to + 3 * begin + k)
+            if start + size + simd.LANES <= image.source.size:
+                for k in range(0, size, simd.LANES):
+                    simd.copy_bytes(image.source, start + k, aligned, to + 3 * begin + k)
             else:
                 _copy_over(image.source, start, size, aligned, to + 3 * begin)
             begin = ends[r]
@@ -291,9 +266,9 @@ def _interpolate(image, i, low, high, taps, place, pixel, shift):
         elsewhere |= math.floor(place[k]) != p
         t, near, far = place[k] - p, np.float64(b[k]), np.float64(c[k])
         if image.bicubic:
-            out[k] = truncate(cubic(np.float64(a[k]), near, far, np.float64(d[k]), t))
+            out[k] = ops.truncate(ops.cubic(np.float64(a[k]), near, far, np.float64(d[k]), t))
         else:
-            out[k] = truncate(linear(near, far, t))
+            out[k] = ops.truncate(ops.linear(near, far, t))
     return not elsewhere
 
 
@@ -307,11 +282,11 @@ UNSURE = np.float32(2.0**-10)
 
 @njit(cache=True)
 def _allocate_pixels(scratch, at, width):
-    window, at = take(scratch, at, 4 * width)
-    tx, at = take(scratch, at, 4 * width)
-    ty, at = take(scratch, at, 4 * width)
-    value, at = take(scratch, at, 4 * (3 * width + 1))
-    unsure, at = take(scratch, at, round_up(3 * width, 8) + 8)
+    window, at = simd.take(scratch, at, 4 * width)
+    tx, at = simd.take(scratch, at, 4 * width)
+    ty, at = simd.take(scratch, at, 4 * width)
+    value, at = simd.take(scratch, at, 4 * (3 * width + 1))
+    unsure, at = simd.take(scratch, at, simd.round_up(3 * width, 8) + 8)
     return Pixels(
         window.view(np.int32), tx.view(np.float32), ty.view(np.float32), value.view(np.float32), unsure
     )
@@ -327,12 +302,12 @@ def _rotate(image, padded, row):
         _locate(image.matrix, i, begin, end, float(pitch), row)
         if image.bicubic:
             for j in range(begin, end):
-                columns = columns_cubic(padded, np.int64(row.window[j]), pitch, row.ty[j])
-                rows_cubic(columns, row.tx[j], row.value, 3 * (j - begin))
+                columns = simd.columns_cubic(padded, np.int64(row.window[j]), pitch, row.ty[j])
+                simd.rows_cubic(columns, row.tx[j], row.value, 3 * (j - begin))
         else:
             for j in range(begin, end):
-                columns = columns_linear(padded, np.int64(row.window[j]), pitch, row.ty[j])
-                rows_linear(columns, row.tx[j], row.value, 3 * (j - begin))
+                columns = simd.columns_linear(padded, np.int64(row.window[j]), pitch, row.ty[j])
+                simd.rows_linear(columns, row.tx[j], row.value, 3 * (j - begin))
         out = image.target[3 * (i * image.width + begin) : 3 * (i * image.width + end)]
         _truncate_row(row.value, out, row.unsure)
         _repair(image, i, begin, end, padded, pitch, row)
@@ -343,7 +318,7 @@ def _locate(matrix, i, begin, end, pitch, row):
     """Per column: offset of its 4 x 4 neighbours in the padded image, and the place between the inner four."""
     window, tx, ty = row.window, row.tx, row.ty
     for j in range(np.uintp(begin), np.uintp(end)):
-        x, y = affine_source(matrix, i, np.float64(j))
+        x, y = ops.affine_source(matrix, i, np.float64(j))
         x, y = x - 0.5, y - 0.5
         column, line = np.floor(x), np.floor(y)
         tx[j], ty[j] = x - column, y - line
@@ -374,7 +349,7 @@ def _repair(image, i, begin, end, padded, pitch, row):
             if row.unsure[k] == 0 or j == done:
                 continue
             done, at = j, np.int64(row.window[j])
-            if is_flat(padded, at, pitch):
+            if simd.is_flat(padded, at, pitch):
                 for c in range(3):
                     image.target[3 * (i * image.width + j) + c] = padded[at + c]
             else:

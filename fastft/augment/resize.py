@@ -20,21 +20,11 @@ import numpy as np
 from numba import njit
 
 from beton_tools.base.errors import UserError
-from fastft.augment.simd import (
-    LANES,
-    copy,
-    load_bytes,
-    multiply_add,
-    round_up,
-    spread,
-    store_clipped,
-    take,
-    transpose_bytes,
-)
+from fastft.augment import simd
 
 PRECISION_BITS = 22  # Pillow: 32 bits less 8 of pixel less 2 of overshoot
 ROUND = 1 << (PRECISION_BITS - 1)
-BLOCK = 3 * LANES  # bytes that one call of `_weighted_block` makes
+BLOCK = 3 * simd.LANES  # bytes that one call of `_weighted_block` makes
 
 # of the CUDA kernel: weights of a tile's pixels along one axis, the taps of 65,535 pixels, a JPEG's most, made 224
 CUDA_WEIGHTS = 1184
@@ -186,39 +176,41 @@ def weighted_byte(source, start, step, count, weights, at):
 @njit(cache=True)
 def _weighted_block(source, start, step, count, weights, at, target, to):
     """`weighted_byte` for 48 adjacent bytes."""
-    a, b, c = spread(ROUND), spread(ROUND), spread(ROUND)
+    a, b, c = simd.spread(ROUND), simd.spread(ROUND), simd.spread(ROUND)
     for t in range(count):
         weight, i = weights[at + t], start + t * step
-        a = multiply_add(a, load_bytes(source, i), weight)
-        b = multiply_add(b, load_bytes(source, i + LANES), weight)
-        c = multiply_add(c, load_bytes(source, i + 2 * LANES), weight)
-    store_clipped(target, to, a, PRECISION_BITS)
-    store_clipped(target, to + LANES, b, PRECISION_BITS)
-    store_clipped(target, to + 2 * LANES, c, PRECISION_BITS)
+        a = simd.multiply_add(a, simd.load_bytes(source, i), weight)
+        b = simd.multiply_add(b, simd.load_bytes(source, i + simd.LANES), weight)
+        c = simd.multiply_add(c, simd.load_bytes(source, i + 2 * simd.LANES), weight)
+    simd.store_clipped(target, to, a, PRECISION_BITS)
+    simd.store_clipped(target, to + simd.LANES, b, PRECISION_BITS)
+    simd.store_clipped(target, to + 2 * simd.LANES, c, PRECISION_BITS)
 
 
 @njit(cache=True)
 def _gather_block(pixels, start, stride, rows, width, columns):
     """columns[i*16 + r] = byte i of row r, for the first `width` bytes of 16 rows (the last one repeated)."""
-    whole = width // LANES * LANES
-    for i in range(0, whole, LANES):
-        transpose_bytes(pixels, start + i, stride, rows, columns, i * LANES, LANES)
+    whole = width // simd.LANES * simd.LANES
+    for i in range(0, whole, simd.LANES):
+        simd.transpose_bytes(pixels, start + i, stride, rows, columns, i * simd.LANES, simd.LANES)
     for i in range(whole, width):
-        for r in range(LANES):
-            columns[i * LANES + r] = pixels[start + min(r, rows - 1) * stride + i]
+        for r in range(simd.LANES):
+            columns[i * simd.LANES + r] = pixels[start + min(r, rows - 1) * stride + i]
 
 
 @njit(cache=True)
 def _horizontal(pixels, stride, rows, width, size, flip, taps, columns, narrow, out, out_pitch):
     """Rows of `width` pixels -> rows of `size`, sixteen at a time: `out` holds a multiple of sixteen rows."""
     first, count, weights, pitch = taps
-    for top in range(0, rows, LANES):
+    for top in range(0, rows, simd.LANES):
         _gather_block(pixels, top * stride, stride, rows - top, width * 3, columns)
         for x in range(size):
             to = (size - 1 - x if flip else x) * BLOCK
             _weighted_block(columns, first[x] * BLOCK, BLOCK, count[x], weights, x * pitch, narrow, to)
-        for i in range(0, out_pitch, LANES):
-            transpose_bytes(narrow, i * LANES, LANES, LANES, out, top * out_pitch + i, out_pitch)
+        for i in range(0, out_pitch, simd.LANES):
+            simd.transpose_bytes(
+                narrow, i * simd.LANES, simd.LANES, simd.LANES, out, top * out_pitch + i, out_pitch
+            )
 
 
 @njit(cache=True)
@@ -239,9 +231,9 @@ def _vertical(pixels, stride, width, size, taps, out):
 @njit(cache=True)
 def _allocate_taps(scratch, at, size, pitch):
     """Scratch for one axis: (first, count, weights, pitch), and where the rest begins."""
-    first, at = take(scratch, at, size * 4)
-    count, at = take(scratch, at, size * 4)
-    weights, at = take(scratch, at, size * pitch * 4)
+    first, at = simd.take(scratch, at, size * 4)
+    count, at = simd.take(scratch, at, size * 4)
+    weights, at = simd.take(scratch, at, size * pitch * 4)
     return (first.view(np.int32), count.view(np.int32), weights.view(np.int32), pitch), at
 
 
@@ -249,9 +241,11 @@ def _allocate_taps(scratch, at, size, pitch):
 def _scratch_size(region_h: int, region_w: int, size: int, pitch_y: int, pitch_x: int) -> int:
     """Bytes of scratch, whatever the order of the passes: taps, columns, narrow, first pass, second pass."""
     taps = size * 4 * (pitch_y + pitch_x + 4)
-    wide_rows = round_up(max(region_h, size), LANES)
-    row_pitch = round_up(size * 3, LANES)
-    return taps + BLOCK * (region_w + size + LANES) + wide_rows * row_pitch + size * region_w * 3 + 10 * 64
+    wide_rows = simd.round_up(max(region_h, size), simd.LANES)
+    row_pitch = simd.round_up(size * 3, simd.LANES)
+    return (
+        taps + BLOCK * (region_w + size + simd.LANES) + wide_rows * row_pitch + size * region_w * 3 + 10 * 64
+    )
 
 
 @njit(cache=True)
@@ -281,22 +275,22 @@ def resize_region(pixels, stride, region, crop, resize, window, flip, bicubic, s
         return REGION_TOO_SMALL
     if not flip and crop[2] == size and crop[3] == size and resize == (size, size) and window == (0, 0):
         for y in range(size):  # of that size already
-            copy(pixels[y * stride : y * stride + row_bytes], out[y * row_bytes : (y + 1) * row_bytes])
+            simd.copy(pixels[y * stride : y * stride + row_bytes], out[y * row_bytes : (y + 1) * row_bytes])
         return OK
 
-    row_pitch = round_up(row_bytes, LANES)
-    columns, at = take(scratch, at, width * BLOCK)
-    narrow, at = take(scratch, at, row_pitch * LANES)
-    narrowed, at = take(scratch, at, round_up(max(rows, size), LANES) * row_pitch)
+    row_pitch = simd.round_up(row_bytes, simd.LANES)
+    columns, at = simd.take(scratch, at, width * BLOCK)
+    narrow, at = simd.take(scratch, at, row_pitch * simd.LANES)
+    narrowed, at = simd.take(scratch, at, simd.round_up(max(rows, size), simd.LANES) * row_pitch)
     if vertical_first(crop[2], crop[3], resize[0], resize[1]):
-        shortened, at = take(scratch, at, size * width * 3)
+        shortened, at = simd.take(scratch, at, size * width * 3)
         _vertical(pixels, stride, width * 3, size, taps_y, shortened)
         _horizontal(
             shortened, width * 3, size, width, size, flip, taps_x, columns, narrow, narrowed, row_pitch
         )
         for y in range(size):
             begin = y * row_pitch
-            copy(narrowed[begin : begin + row_bytes], out[y * row_bytes : (y + 1) * row_bytes])
+            simd.copy(narrowed[begin : begin + row_bytes], out[y * row_bytes : (y + 1) * row_bytes])
     else:
         _horizontal(pixels, stride, rows, width, size, flip, taps_x, columns, narrow, narrowed, row_pitch)
         _vertical(narrowed, row_pitch, row_bytes, size, taps_y, out)

@@ -27,14 +27,8 @@ class Batch:
         photos = list(photographs.values())
         self.images = [photos[i % len(photos)][:200, :230] for i in range(count)]
         heights, widths = ([image.shape[k] for image in self.images] for k in (0, 1))
-        options = {
-            "seed": 3,
-            "epoch": 1,
-            "sample_ids": np.arange(count),
-            "heights": heights,
-            "widths": widths,
-        }
-        self.plan = draw_plan(policy, **options, size=SIZE)
+        images = {"sample_ids": np.arange(count), "heights": heights, "widths": widths}
+        self.plan = draw_plan(policy, seed=3, epoch=1, size=SIZE, **images)
         self.regions = source_regions(self.plan, SIZE)
         parts = [
             im[y : y + h, x : x + w].reshape(-1)

@@ -36,16 +36,7 @@ def test_the_kernels_compile_with_cuda_12_6_without_spills(toolkit: Path) -> Non
         "LD_PRELOAD": str(libnvvm),
         "PYTHONPATH": os.pathsep.join([str(toolkit), str(ROOT)]),
     }
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "",
-        "-k",
-        "compiles",
-        "-rs",
-        "tests/augment/test_cuda.py",
-    ]
+    options = ["-m", "", "-k", "compiles", "-rs"]
+    command = [sys.executable, "-m", "pytest", *options, "tests/augment/test_cuda.py"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "SKIPPED" not in done.stdout, (done.stdout + done.stderr)[-2000:]

@@ -28,17 +28,8 @@ HPARAMS = {"translate_const": int(0.45 * SIZE), "img_mean": (123, 117, 104)}
 
 
 def plans(augment: str, n: int = N, height: int = 375, width: int = 500, **options: Any) -> np.ndarray:
-    policy = parse_policy(augment, **options)
-    ids = np.arange(n)
-    return draw_plan(
-        policy,
-        seed=17,
-        epoch=3,
-        sample_ids=ids,
-        heights=np.full(n, height),
-        widths=np.full(n, width),
-        size=SIZE,
-    )
+    images = {"sample_ids": np.arange(n), "heights": np.full(n, height), "widths": np.full(n, width)}
+    return draw_plan(parse_policy(augment, **options), seed=17, epoch=3, size=SIZE, **images)
 
 
 @pytest.fixture(autouse=True)
@@ -195,13 +186,17 @@ def test_crop_area_aspect_and_position_follow_timm(height: int, width: int) -> N
         theirs = np.array([draw(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(n)])
     ours = plans("none", n, height, width)["crop"]
     assert (ours[:, 0] + ours[:, 2] <= height).all() and (ours[:, 1] + ours[:, 3] <= width).all()
-    for measure in (
-        lambda c: c[:, 2] * c[:, 3],
-        lambda c: c[:, 3] / c[:, 2],
-        lambda c: c[:, 0],
-        lambda c: c[:, 1],
-    ):
-        assert same_values(measure(ours), measure(theirs)) > LEAST_P
+    assert_same_boxes(ours, theirs)
+
+
+def assert_same_boxes(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """Area, aspect, top and left."""
+    for one, other in zip(*(measures(boxes) for boxes in (ours, theirs)), strict=True):
+        assert same_values(one, other) > LEAST_P
+
+
+def measures(boxes: np.ndarray) -> tuple[np.ndarray, ...]:
+    return boxes[:, 2] * boxes[:, 3], boxes[:, 3] / boxes[:, 2], boxes[:, 0], boxes[:, 1]
 
 
 class _ErasedImage:
@@ -231,13 +226,7 @@ def test_erase_probability_count_area_aspect_and_position_follow_timm(count: int
     ours = erase[erase[:, :, 2] > 0]
     assert same_counts((erase[:, :, 2] > 0).sum(axis=1), counts) > LEAST_P
     assert (ours[:, :2] + ours[:, 2:] <= SIZE).all()
-    for measure in (
-        lambda c: c[:, 2] * c[:, 3],
-        lambda c: c[:, 3] / c[:, 2],
-        lambda c: c[:, 0],
-        lambda c: c[:, 1],
-    ):
-        assert same_values(measure(ours), measure(theirs)) > LEAST_P
+    assert_same_boxes(ours, theirs)
 
 
 def test_flip_probability_and_distinct_noise_keys() -> None:

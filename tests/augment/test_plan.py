@@ -28,15 +28,8 @@ POLICIES = {
 def plan_of(
     policy_name: str, rows: np.ndarray, *, seed: int = 1, epoch: int = 2, size: int = 224
 ) -> np.ndarray:
-    return draw_plan(
-        POLICIES[policy_name],
-        seed=seed,
-        epoch=epoch,
-        sample_ids=IDS[rows],
-        heights=HEIGHTS[rows],
-        widths=WIDTHS[rows],
-        size=size,
-    )
+    images = {"sample_ids": IDS[rows], "heights": HEIGHTS[rows], "widths": WIDTHS[rows]}
+    return draw_plan(POLICIES[policy_name], seed=seed, epoch=epoch, size=size, **images)
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))

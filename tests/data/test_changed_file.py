@@ -106,4 +106,4 @@ def test_a_loader_that_is_refused_leaves_no_file_open(copy: Path) -> None:
     before = set(Path("/proc/self/fd").iterdir())
     with pytest.raises(UserError, match="do not fill one batch"):
         TrainLoader(copy, parse_policy("none"), Output(32), batch_size=64)
-    assert set(Path("/proc/self/fd").iterdir()) == before
+    assert set(Path("/proc/self/fd").iterdir()) <= before

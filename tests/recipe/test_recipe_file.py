@@ -57,13 +57,8 @@ def test_a_bare_name_is_a_recipe_of_fastft_from_any_folder(
 
 def test_a_row_is_named_by_label_by_series_and_label_or_by_recipe(table: Path) -> None:
     a = load_recipe(f"{table}[a]")
-    assert (a.name, a.optim.lr, a.ema.decay, a.about.top1, a.about.source) == (
-        "mine_a",
-        1e-3,
-        0.9,
-        60,
-        "nobody",
-    )
+    found = (a.name, a.optim.lr, a.ema.decay, a.about.top1, a.about.source)
+    assert found == ("mine_a", 1e-3, 0.9, 60, "nobody")
     assert load_recipe(f"{table}[mine_a]") == a
     b = load_recipe(f"{table}[x, b]")
     assert (b.name, b.optim.lr, b.about.top1) == ("mine_x_b", 2e-3, None)
@@ -208,17 +203,8 @@ def test_hostile_options_on_the_command_line_are_one_line(
 def test_the_wheel_holds_the_recipes_and_finds_them_by_name(tmp_path: Path) -> None:
     """Built as pip does, unpacked, and run in a folder without a checkout."""
     root = Path(__file__).parents[2]
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        str(root),
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
-    ]
+    command = [sys.executable, "-m", "pip", "wheel", str(root), "--no-deps", "--no-build-isolation"]
+    command += ["-w", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
