@@ -25,7 +25,7 @@ GPU_COUNTS = (1, 4, 8)
 
 ADVICE = {
     "read": "Keep the .beton in memory or on a faster disk, or convert with a smaller --max-resolution",
-    "decode": "Give the process more cores, convert with a smaller --max-resolution, or store raw pixels with FFCV's writer",
+    "decode": "Give the process more cores, convert with a smaller --max-resolution, or store raw pixels (--write-mode raw)",
     "augment": "If the CPU augments, give the process more cores; if the GPU does, use a cheaper augmentation",
     "copy": "Set --train.micro_batch larger, for fewer copies",
     "compute": "This is the expected bottleneck; --train.step=measure or a larger --train.micro_batch may raise the MFU",
