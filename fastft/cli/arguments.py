@@ -31,10 +31,6 @@ def say(text: str) -> None:
     print(printable(text), file=sys.stderr, flush=True)
 
 
-def say_weights(text: str) -> None:
-    say(f"using the {text}")
-
-
 def show(values: Any, as_json: bool, printer: Callable[[Any, Any], None]) -> int:
     """Print a result as JSON, or by `printer` on a console; returns the exit code 0."""
     if as_json:

@@ -6,7 +6,7 @@ from typing import Any
 
 from beton_tools.base import torchrun
 from beton_tools.base.errors import UserError
-from fastft.cli.arguments import add_checkpoint, add_shared, positive, say_weights, show
+from fastft.cli.arguments import add_checkpoint, add_shared, positive, say, show
 
 HELP = "accuracy, metrics per class and calibration of a checkpoint on .beton files"
 EXAMPLE = "fastft eval runs/final_b16 --data val.beton"
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     found = _evaluate(args) if args.knn is None else _evaluate_neighbours(args)
     if torchrun.rank() != 0:  # every process has the same sums; rank 0 prints them
         return 0
-    say_weights(found[0]["weights"])
+    say(f"using the {found[0]['weights']}")
     if len(found) == 1:
         return show(found[0], args.json, print_evaluation)
     return show(found, args.json, print_table_of_files)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fastft.cli.arguments import add_checkpoint, add_shared, say_weights
+from fastft.cli.arguments import add_checkpoint, add_shared, say
 from fastft.recipe.constants import EXPORT_FORMATS
 
 HELP = "write a checkpoint for another library, checked by loading it there, with a model card"
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     done = export_checkpoint(
         args.checkpoint, args.format, args.out, args.weights, args.logit_adjustment, args.overwrite
     )
-    say_weights(done.weights)
+    say(f"using the {done.weights}")
     print(
         f"{done.path}: loaded again with {args.format}, logits differ by {done.max_difference:.2g} at most "
         f"(largest logit {done.max_logit:.3g}); model card {done.card}"

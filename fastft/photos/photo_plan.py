@@ -233,10 +233,10 @@ def _unheld_classes(train: LabelledSet, held: np.ndarray) -> list[str]:
 
 def _other_labels(train: LabelledSet, ids: np.ndarray) -> list[str]:
     pairs = np.unique(np.column_stack([ids, train.source.labels]), axis=0)[:, 0]
-    several, counts = np.unique(pairs, return_counts=True)
-    doubtful = several[counts > 1].tolist()
-    names = [train.source.names[int(np.flatnonzero(ids == i)[0])] for i in doubtful[:LISTED]]
-    return _warning("{} in several classes", "image appears", "images appear", names, len(doubtful))
+    counts = np.unique(pairs, return_counts=True)[1]
+    first = np.unique(ids, return_index=True)[1][counts > 1]
+    names = [train.source.names[i] for i in first.tolist()]
+    return _warning("{} in several classes", "image appears", "images appear", names)
 
 
 def _shared_groups(train: LabelledSet, val: LabelledSet) -> list[str]:
@@ -247,21 +247,18 @@ def _shared_groups(train: LabelledSet, val: LabelledSet) -> list[str]:
 
 def shared_images(train: Source, val: Source, train_ids: np.ndarray, val_ids: np.ndarray) -> list[str]:
     """A warning if images of `val` are also in `train`. ids: of their contents, as `content_ids` gives them."""
-    shared = np.flatnonzero(np.isin(val_ids, train_ids)).tolist()
     text = "{} also a training image; accuracy will be too high"
-    names = [val.names[i] for i in shared[:LISTED]]
-    return _warning(text, "validation image is", "validation images are", names, len(shared))
+    names = [val.names[i] for i in np.flatnonzero(np.isin(val_ids, train_ids)).tolist()]
+    return _warning(text, "validation image is", "validation images are", names)
 
 
-def _warning(text: str, one: str, several: str, names: Sequence[str], total: int | None = None) -> list[str]:
-    """text: with a place for the number of names. total: of them, if `names` holds only the first."""
-    total = len(names) if total is None else total
-    counted = f"{total:,} {one if total == 1 else several}"
-    return [f"{text.format(counted)}: {listing(names, total)}"] if total else []
+def _warning(text: str, one: str, several: str, names: Sequence[str]) -> list[str]:
+    """text: with a place for the number of names."""
+    counted = f"{len(names):,} {one if len(names) == 1 else several}"
+    return [f"{text.format(counted)}: {listing(names)}"] if names else []
 
 
-def listing(names: Sequence[str], total: int | None = None) -> str:
-    """The first LISTED names, and the number of the others. total: of all, if `names` are only the first."""
-    total = len(names) if total is None else total
-    rest = f", ... {total - LISTED:,} more" if total > LISTED else ""
+def listing(names: Sequence[str]) -> str:
+    """The first LISTED names, and the number of the others."""
+    rest = f", ... {len(names) - LISTED:,} more" if len(names) > LISTED else ""
     return ", ".join(map(printable, names[:LISTED])) + rest
