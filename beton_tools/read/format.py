@@ -278,7 +278,10 @@ def _read_fields(path: Path, file: BufferedReader, count: int, file_size: int) -
         raise _damaged(path, f"the header states {count} fields")
     fields = []
     for i, row in enumerate(_read_array(path, file, FIELD_DTYPE, count)):
-        name, type_id = _field_name(path, i, row["name"].tobytes()), int(row["type_id"])
+        stored, type_id = row["name"].tobytes(), int(row["type_id"])
+        if not stored.isascii():  # FFCV decodes all 16 bytes as ASCII, those after the NUL too
+            raise _damaged(path, f"the name of field {i} is not ASCII: {stored!r}")
+        name = stored.split(b"\0")[0].decode("ascii")
         if type_id not in _COLUMN_DTYPES:
             raise UserError(f"{path}: field {name!r} has the custom type {type_id}, which cannot be read")
         fields.append(Field(name, type_id, f"f{i}"))
@@ -288,13 +291,6 @@ def _read_fields(path: Path, file: BufferedReader, count: int, file_size: int) -
     if len(set(names)) != len(names):
         raise _damaged(path, f"two fields have the same name, in {names}")
     return tuple(fields)
-
-
-def _field_name(path: Path, number: int, stored: bytes) -> str:
-    """FFCV decodes all 16 bytes as ASCII, those after the NUL too, and fails on others."""
-    if not stored.isascii():
-        raise _damaged(path, f"the name of field {number} is not ASCII: {stored!r}")
-    return stored.split(b"\0")[0].decode("ascii")
 
 
 def _find_sizes(path: Path, image_ptr: np.ndarray, table: np.ndarray) -> np.ndarray:

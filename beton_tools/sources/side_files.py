@@ -75,16 +75,12 @@ def class_names_of(classes: Sequence[str], root: SourcePath) -> tuple[str, ...] 
     """Readable names if all classes are wnids and one list (near `root`, or timm's) has all of them; otherwise None."""
     if not classes or not all(is_wnid(c) for c in classes):
         return None
-    for path in _name_lists(root):
-        names = _parse_names(read_lines(path) or [])
+    for path in [*(folder / _KAGGLE_LIST for folder in folder_and_parents(root)), *_timm_list(_TIMM_NAMES)]:
+        rows = (line.split(maxsplit=1) for line in read_lines(path) or [])
+        names = {row[0]: row[1].strip() for row in rows if len(row) == 2}
         if all(c in names for c in classes):
             return tuple(names[c] for c in classes)
     return None
-
-
-def _name_lists(root: SourcePath) -> list[SourcePath]:
-    near = [folder / _KAGGLE_LIST for folder in folder_and_parents(root)]
-    return [*near, *_timm_list(_TIMM_NAMES)]
 
 
 def imagenet_wnids() -> tuple[str, ...]:
@@ -97,8 +93,3 @@ def _timm_list(name: str) -> list[Path]:
     if timm is None or timm.origin is None:
         return []
     return [Path(timm.origin).parent / _TIMM_LISTS / name]
-
-
-def _parse_names(lines: Sequence[str]) -> dict[str, str]:
-    rows = (line.split(maxsplit=1) for line in lines)
-    return {row[0]: row[1].strip() for row in rows if len(row) == 2}

@@ -99,7 +99,8 @@ def members(
                 yield member
                 file.seek(after)
             elif left_out is not None and not info.isdir():
-                left_out[f"{_suffix(info.name)} {_kind(info)}".lstrip()] += 1
+                kind = "link" if info.issym() or info.islnk() else "special file"
+                left_out[f"{_suffix(info.name)} {kind}".lstrip()] += 1
     except (OSError, UserError):
         raise
     except Exception as error:  # tarfile raises many types on hostile headers, among them RecursionError
@@ -122,10 +123,6 @@ def _as_member(info: tarfile.TarInfo, earlier: Mapping[str, Member]) -> Member |
     if info.isreg() and not info.issparse():
         return Member(info.name, info.offset_data, info.size)
     return None
-
-
-def _kind(info: tarfile.TarInfo) -> str:
-    return "link" if info.issym() or info.islnk() else "special file"
 
 
 def _suffix(name: str) -> str:

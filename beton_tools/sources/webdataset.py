@@ -39,7 +39,8 @@ def webdataset_source(
         table.left_out.update(left_out)
         for key, image, label in samples:
             table.add(f"{path.name}/{key}.{_extension(image)}", label, image)
-    class_list = check_labels(root, max(table.labels, default=-1), classes or _read_class_list(root))
+    lists = (read_lines(root / name) for name in _CLASS_LISTS)
+    class_list = check_labels(root, max(table.labels, default=-1), classes or next(filter(None, lists), None))
     return table.source("webdataset", root, class_list, class_names_of(class_list, root), key=None)
 
 
@@ -94,8 +95,3 @@ def _reason(error: Exception) -> str:
     """One short line."""
     text = f"no {error} in its .json" if isinstance(error, KeyError) else str(error)
     return text.partition("\n")[0][:200]
-
-
-def _read_class_list(root: SourcePath) -> list[str] | None:
-    lists = (read_lines(root / name) for name in _CLASS_LISTS)
-    return next((lines for lines in lists if lines is not None), None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -242,9 +242,5 @@ def _describe(
         skipped=[(source.names[int(order[p])], reason) for p, reason in written.skipped],
         damaged=[source.names[int(order[positions[i]])] for i in written.damaged],
         left_out=source.left_out,
-        packed_names=pack_names(Names.of(_names(source, order[positions]))),
+        packed_names=pack_names(Names.of(source.names[i] for i in order[positions].tolist())),
     )
-
-
-def _names(source: Source, indices: np.ndarray) -> Iterator[str]:
-    return (source.names[i] for i in indices.tolist())
