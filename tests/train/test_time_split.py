@@ -1,4 +1,4 @@
-"""A run that is killed at random moments ends with the same bits; its log splits the time by part."""
+"""The log splits the time of a run by part."""
 
 import time
 from pathlib import Path
