@@ -146,7 +146,7 @@ def read_stored(stored: Stored, b: int, region: np.ndarray, buffer: np.ndarray) 
 
 
 class Worker(NamedTuple):
-    """What one thread works with: its rows of `Scratch`, its decoder, and its row of `WorkClock.spent`."""
+    """The rows of `Scratch`, the decoder and the row of `WorkClock.spent` that one thread works with."""
 
     stored: np.ndarray
     decode: np.ndarray

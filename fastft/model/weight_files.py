@@ -240,9 +240,8 @@ def _download(name: str, revision: str, file: str) -> Path | None:
     try:
         return Path(hf_hub_download(name, file, revision=revision or None))
     except Exception as error:  # the hub's client and its HTTP library have many
-        if isinstance(
-            error, LocalEntryNotFoundError
-        ):  # neither reachable nor in the cache, which may have the others
+        # neither reachable nor in the cache, which may have the others
+        if isinstance(error, LocalEntryNotFoundError):
             configs = (
                 try_to_load_from_cache(name, f, revision=revision or None) for f in (OPEN_CLIP_CONFIG, CONFIG)
             )

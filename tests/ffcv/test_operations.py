@@ -89,7 +89,8 @@ def test_evaluation_images_are_those_of_our_loader_at_every_size(indexed_beton: 
     stock = stock_loader(indexed_beton, decoder, ToTensor(), Augment(), order=OrderOption.SEQUENTIAL)
     for size in (SIZE, 32):
         decoder.output_size = (size, size)  # as ffcv-imagenet changes the resolution
-        with EvalLoader(indexed_beton, "none", size, batch_size=BATCH, crop_pct=0.875, workers=1) as ours:
+        policy = parse_policy("none", crop_pct=0.875)
+        with EvalLoader(indexed_beton, policy, size, batch_size=BATCH, workers=1) as ours:
             assert_equal(delivered(stock), of_ours(ours))
 
 
