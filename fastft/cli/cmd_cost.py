@@ -9,9 +9,7 @@ from fastft.recipe.recipe_file import is_table
 
 HELP = "GPU-hours and money of recipes or of whole sweeps, modelled from FLOPs and memory traffic"
 EXAMPLE = (
-    "fastft cost final_b16 frugal_b16 --gpu v100 --gpus 8 --price 2.48\n"
-    "  fastft cost 05_llrd --gpu a100\n"
-    "  fastft cost --frontier frugal_b16 --at-least 85.5"
+    "fastft cost final_b16 frugal_b16 --gpu v100 --gpus 8 --price 2.48\n  fastft cost 05_llrd --gpu a100"
 )
 TAKES_OPTIONS = True
 
@@ -26,12 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{RECIPE}; tables are priced with all rows and a total",
     )
     add("--gpu", help="V100, A100, H100, L40S, RTX4090, ... (an unknown name lists all)")
-    add(
-        "--frontier",
-        action="store_true",
-        help="combinations of ways to save on one recipe, the cheapest first; takes --at-least, --gpu, --mfu, --json",
-    )
-    add("--at-least", type=positive(float), metavar="TOP1", help="with --frontier: expected top-1 in percent")
     add("--gpus", type=positive(int), default=8, metavar="N", help="how many (default 8)")
     add_shared(parser, "price")
     add("--measured", type=Path, metavar="BENCH.json", help="rates and MFU by fastft bench")
@@ -47,11 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.frontier:
-        return _run_frontier(args)
-    if args.gpu is None or args.at_least is not None:
-        missing = "give --gpu, e.g. --gpu v100" if args.gpu is None else "--at-least needs --frontier"
-        raise UserError(missing)
+    if args.gpu is None:
+        raise UserError("give --gpu, e.g. --gpu v100")
     from fastft.cli.printing import print_prices
     from fastft.cost.price import CostQuery, price_recipes
     from fastft.photos.counts import load_counted
@@ -68,20 +57,3 @@ def run(args: argparse.Namespace) -> int:
     )
     values = price_recipes(recipes, query, rows)
     return show(values, args.json, print_prices)
-
-
-def _run_frontier(args: argparse.Namespace) -> int:
-    from fastft.cli.printing import print_frontier
-    from fastft.cost.frontier import price_combinations
-    from fastft.photos.counts import load_counted
-
-    others = {
-        "--gpus": args.gpus != 8, "--price": args.price, "--measured": args.measured,
-        "--cores-per-gpu": args.cores_per_gpu, "--val-images": args.val_images,
-    }  # fmt: skip
-    if len(args.files) != 1 or any(others.values()):
-        given = ", ".join(flag for flag, value in others.items() if value) or f"{len(args.files)} recipes"
-        raise UserError(f"--frontier takes one recipe, --at-least, --gpu, --mfu and --json; not {given}")
-    recipe = load_counted(args.files[0], args.overrides)
-    values = price_combinations(recipe, args.gpu, args.mfu, args.at_least)
-    return show(values, args.json, print_frontier)

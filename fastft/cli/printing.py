@@ -169,25 +169,6 @@ def _money(e: dict[str, Any]) -> list[str]:
     return [] if e["money"] is None else [f"{e['money']:,.2f}"]
 
 
-def print_frontier(values: dict[str, Any], console: Console) -> None:
-    header = [
-        "ways to save",
-        "source of the expected top-1",
-        *(f"{gpu}-hours" for gpu in values["gpus"]),
-        "top-1",
-    ]
-    rows = [
-        [
-            ", ".join(row["levers"]) or "none",
-            "; ".join(row["sources"]),
-            *(f"{row['gpu_hours'][gpu]:.1f}" for gpu in values["gpus"]),
-            "not run" if row["expected_top1"] is None else f"{row['expected_top1']:.2f}",
-        ]
-        for row in values["combinations"]
-    ]
-    print_table(compact_table(f"{values['recipe']}: {NOTE}", header, rows, left=2), console)
-
-
 # fastft recipes, doctor -----------------------------------------------------------------------------------------
 
 

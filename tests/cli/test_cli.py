@@ -81,7 +81,7 @@ def test_flags_are_frozen() -> None:
     assert flags["recipes"] == flags["options"] == ["--json"]
     assert flags["preview"] == ["--config-file", "--count", "--epoch", "--json", "--out"]
     assert flags["cost"] == [
-        "--at-least", "--cores-per-gpu", "--frontier", "--gpu", "--gpus", "--json", "--measured", "--mfu", "--price",
+        "--cores-per-gpu", "--gpu", "--gpus", "--json", "--measured", "--mfu", "--price",
         "--val-images",
     ]  # fmt: skip
     assert flags["sweep"] == ["--dry-run", "--out"]

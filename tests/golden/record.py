@@ -57,7 +57,6 @@ COSTS = {
     "two recipes on two GPUs": "frugal_b16_half quick_l14 --gpu h100 --gpus 2 --val-images 10000",
     "MFU of one's own": "final_l14 --gpu a100 --mfu 0.4 --cores-per-gpu 4",
     "a table": "07_erase --gpu a100",
-    "frontier": "--frontier frugal_b16 --at-least 85.5",
 }
 
 OTHER_OPTIONS = "--max-resolution 96 --quality 80 --subsampling 4:4:4 --shuffle-seed 3 --subset-per-class 8"
