@@ -6,8 +6,10 @@ classes that are defined in the archive's code become `_Module`.
 """
 
 import pickletools
+import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 from unittest import mock
 
@@ -16,6 +18,8 @@ from torch import Tensor
 
 MAX_PICKLE_BYTES = 64 << 20  # names and shapes only: 0.2 MB for OpenAI's largest model
 MAX_NAMES = 1 << 20  # characters of all names: 30,000 in OpenAI's largest model
+# bytes of the three records at the end of a zip file (APPNOTE.TXT, 4.3.14 to 4.3.16); only the last is always there
+END_64_BYTES, LOCATOR_BYTES, END_BYTES = 56, 20, 22
 
 
 def is_zip(file: BinaryIO) -> bool:
@@ -24,11 +28,42 @@ def is_zip(file: BinaryIO) -> bool:
     return file.read(4) == b"PK\x03\x04"
 
 
+@contextmanager
+def open_archive(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
+    """A zip archive in which Python and torch find the same records.
+
+    Python looks for the directory before the record at the end of the file, torch where that record says it is; of records
+    with one name Python takes the last, and torch ignores case.
+
+    Raises:
+        ValueError: the file does not end with its directory and the records that say where it is, or a name occurs twice.
+        zipfile.BadZipFile: damaged.
+    """
+    end = file.seek(0, 2) - END_BYTES
+    file.seek(max(0, end - END_64_BYTES - LOCATOR_BYTES))
+    tail = file.read()
+    if len(tail) < END_64_BYTES + LOCATOR_BYTES + END_BYTES:  # shorter than any archive with a record
+        raise zipfile.BadZipFile("its zip archive is damaged")
+    end_64, locator, record = tail[:END_64_BYTES], tail[END_64_BYTES:-END_BYTES], tail[-END_BYTES:]
+    length, start, comment = struct.unpack_from("<LLH", record, 12)
+    whole = record.startswith(b"PK\5\6") and comment == 0
+    if locator.startswith(b"PK\6\7"):
+        end -= END_64_BYTES + LOCATOR_BYTES
+        (length, start), (at,) = struct.unpack_from("<QQ", end_64, 40), struct.unpack_from("<Q", locator, 8)
+        whole = whole and end_64.startswith(b"PK\6\6") and at == end
+    if not whole or start + length != end:
+        raise ValueError("its zip archive does not end with its directory")
+    with zipfile.ZipFile(file) as archive:
+        if len({name.lower() for name in archive.namelist()}) < len(archive.namelist()):
+            raise ValueError("its zip archive has two records of one name")
+        yield archive
+
+
 def is_torchscript(file: BinaryIO) -> bool:
-    """True for a zip file with a record `constants.pkl`, which `torch.save` does not write. Raises BadZipFile: damaged."""
+    """True for a zip file with a record `constants.pkl`, which `torch.save` does not write. Raises as `open_archive`."""
     if not is_zip(file):
         return False
-    with zipfile.ZipFile(file) as archive:
+    with open_archive(file) as archive:
         return any(name.lower().endswith("/constants.pkl") for name in archive.namelist())
 
 
@@ -50,7 +85,7 @@ def read_torchscript(file: BinaryIO) -> dict[str, Tensor]:
         zipfile.BadZipFile: damaged.
     """
     size = file.seek(0, 2)
-    with zipfile.ZipFile(file) as archive:
+    with open_archive(file) as archive:
         root = next(n for n in archive.namelist() if n.lower().endswith("/constants.pkl")).partition("/")[0]
         pickled = f"{root}/data.pkl"
         used = [r for r in archive.infolist() if r.filename.startswith((pickled, f"{root}/data/"))]

@@ -8,7 +8,6 @@ import json
 import mmap
 import pickle
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import check_user_file, open_user_file, read_regular
-from fastft.model.torchscript import check_records, is_torchscript, is_zip, read_torchscript
+from fastft.model.torchscript import check_records, is_torchscript, is_zip, open_archive, read_torchscript
 
 # the key of the tensors in checkpoints of open_clip and timm, and of MAE and DeiT
 WRAPPERS = ("state_dict", "model")
@@ -87,11 +86,11 @@ def _read_pickle(file: BinaryIO) -> Any:
 def _check_memory(file: BinaryIO) -> None:
     """Check that no record is larger than the file says, and that no pickle calls `bytearray` with any number as its size.
 
-    Raises as `check_records` for a zip file, or a pickle does.
+    Raises as `open_archive` and `check_records` for a zip file, or a pickle does.
     """
     size, found = file.seek(0, 2), False
     if is_zip(file):
-        with zipfile.ZipFile(file) as archive:
+        with open_archive(file) as archive:
             check_records(archive.infolist(), size)
             pickles = [name for name in archive.namelist() if name.lower().endswith("data.pkl")]
             found = any(BYTEARRAY in archive.read(name) for name in pickles)

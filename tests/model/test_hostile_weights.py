@@ -227,6 +227,57 @@ def test_a_damaged_torchscript_archive_is_one_line(arch: str, case: str, tmp_pat
     assert str(path) in refused(lambda: load_tower_weights(Tower(load_arch(arch)), str(path), arch))
 
 
+def directory(data: bytes) -> tuple[bytes, bytes]:
+    """A zip file's records, and its directory without the end record."""
+    length, start = struct.unpack_from("<LL", data, len(data) - 10)
+    return data[:start], data[start : start + length]
+
+
+def end_record(start: int, length: int, entries: int, comment: int = 0) -> bytes:
+    return struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, entries, entries, length, start, comment)
+
+
+def moved_directory(other: bytes, distance: int) -> bytes:
+    """A central directory with its local offsets moved by `distance` bytes."""
+    moved, at = bytearray(other), 0
+    while at < len(moved):
+        (offset,) = struct.unpack_from("<L", moved, at + 42)
+        struct.pack_into("<L", moved, at + 42, offset + distance)
+        name, extra, comment = struct.unpack_from("<3H", moved, at + 28)
+        at += 46 + name + extra + comment
+    return bytes(moved)
+
+
+def two_directories(for_torch: bytes, for_python: bytes) -> bytes:
+    """Python takes the directory before the end record, torch the one at the offset that the record has."""
+    (records, first), (more, second) = directory(for_torch), directory(for_python)
+    between = records + first + more
+    second = moved_directory(directory(for_python)[1], len(records) + len(first))
+    return between + second + end_record(len(records), len(second), second.count(b"PK\1\2"))
+
+
+def test_zip_archives_that_python_and_torch_read_differently_are_refused(arch: str, tmp_path: Path) -> None:
+    """A compressed bomb and a call of `bytearray` behind a harmless directory, and TorchScript behind none."""
+    harmless = zip_of({"a/data.pkl": b"}.", "a/version": b"3\n"})
+    bomb = zip_of({"a/data.pkl": bytes(1 << 20)}, zipfile.ZIP_DEFLATED)
+    script = torchscript_of(b"}.")
+    records, listed = directory(harmless)
+    cases = {
+        "two directories": two_directories(bomb, harmless),
+        "torchscript behind": two_directories(script, harmless),
+        "trailing bytes": harmless + b"\0" * 22,
+        "a comment": records + listed + end_record(len(records), len(listed), 2, 4) + b"text",
+        "a gap": records + listed + bytes(8) + end_record(len(records), len(listed), 2),
+        "bytes in front": b"PK\3\4" + harmless,
+        "two records of one name": zip_of({"a/data.pkl": b"}.", "a/DATA.PKL": b"}]."}),
+    }
+    for name, data in cases.items():
+        path = tmp_path / f"{name}.pt"
+        path.write_bytes(data)
+        message = refused(lambda path=path: load_tower_weights(Tower(load_arch(arch)), str(path), arch))
+        assert "zip archive" in message, (name, message)
+
+
 def truncated(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
