@@ -30,9 +30,7 @@ def packages_of(library: str) -> dict[str, list[Path]]:
 def main(wheel: Path, out: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         subprocess.run(
-            [sys.executable, "-m", "wheel", "unpack", "-d", name, wheel],
-            check=True,
-            stdout=subprocess.DEVNULL,
+            [sys.executable, "-m", "wheel", "unpack", "-d", name, wheel], check=True, stdout=subprocess.DEVNULL
         )
         content = next(Path(name).iterdir())
         licences = next(content.glob("*.dist-info")) / "licenses"
@@ -40,10 +38,7 @@ def main(wheel: Path, out: Path) -> None:
         for library in sorted(next(content.glob("*.libs")).iterdir()):
             original = re.sub(r"-[0-9a-f]{8}(?=\.so|-|\.)", "", library.name)  # without auditwheel's hash
             copied = [
-                (package, file)
-                for package, files in packages_of(original).items()
-                for file in files
-                if file.exists()
+                (package, file) for package, files in packages_of(original).items() for file in files if file.exists()
             ]
             if not copied:
                 sys.exit(f"no licence was found for {library.name} ({original})")

@@ -23,14 +23,7 @@ with tempfile.TemporaryDirectory() as folder:
         "--schedule.epochs=1", "--schedule.warmup_epochs=0", "--optim.batch_size=16", "--augment.policy=rand-m9-mstd0.5-inc1",
     ]  # fmt: skip
     subprocess.run(
-        [
-            *fastft,
-            "train",
-            "photos",
-            f"--data.train={folder}/photos",
-            f"--train.run_dir={folder}/run",
-            *options,
-        ],
+        [*fastft, "train", "photos", f"--data.train={folder}/photos", f"--train.run_dir={folder}/run", *options],
         check=True,
     )
     subprocess.run([*fastft, "doctor"], check=False)  # 1: no GPU here

@@ -53,9 +53,7 @@ def cost(_: Any) -> str:
     for card in priced:
         by_basis = {e["basis"]: e for e in card["recipes"][0]["estimates"]}
         shown = "; ".join(f"{e['value']:.1%} {b}, {e['source']}" for b, e in by_basis.items())
-        sources.append(
-            f"MFU of `{recipes[0].name}` on {card['gpu']} ({card['peak_flops'] / 1e12:g} TFLOP/s): {shown}."
-        )
+        sources.append(f"MFU of `{recipes[0].name}` on {card['gpu']} ({card['peak_flops'] / 1e12:g} TFLOP/s): {shown}.")
     assumed = "; ".join(f"{a['what']}: {a['value']:,.0f}" for a in priced[0]["assumptions"])
     return (
         f"{markdown(['recipe', 'expected top-1', *(f'{gpu}-hours' for gpu in MAIN_GPUS)], rows, 2)}\n\n"
@@ -112,19 +110,10 @@ def cost_published(_: Any) -> str:
     for run in PUBLISHED_RUNS:
         k = implied_k(run)
         rows.append(
-            [
-                f"{run.name}, {run.source}",
-                run.gpu,
-                f"{run.mfu:.1%}",
-                f"{run.mfu / k:.1%}",
-                f"{k:.2f}",
-                run.remark,
-            ]
+            [f"{run.name}, {run.source}", run.gpu, f"{run.mfu:.1%}", f"{run.mfu / k:.1%}", f"{k:.2f}", run.remark]
         )
     head = ["published training", "GPU", "its MFU", "our roofline for its model", "k", "differs from ours in"]
-    peaks = ", ".join(
-        f"{gpu} {GPUS[gpu].peak_flops / 1e12:g}" for gpu in dict.fromkeys(r.gpu for r in PUBLISHED_RUNS)
-    )
+    peaks = ", ".join(f"{gpu} {GPUS[gpu].peak_flops / 1e12:g}" for gpu in dict.fromkeys(r.gpu for r in PUBLISHED_RUNS))
     return f"{markdown(head, rows, 2)}\n\nMFU is of the dense peaks, in TFLOP/s: {peaks}."
 
 

@@ -76,9 +76,7 @@ def read_rows(path: Path = RUNS) -> dict[str, Row]:
 
     def row(name: str, stored: str, weights: str, point: int) -> Row:
         points = {r["seed"]: r["points"][point] for r in runs if r["row"] == stored}
-        return Row(
-            name, points[0]["flops"], {seed: _unpack(p[f"test_{weights}"]) for seed, p in points.items()}
-        )
+        return Row(name, points[0]["flops"], {seed: _unpack(p[f"test_{weights}"]) for seed, p in points.items()})
 
     levers = {r["row"]: (r["row"], "ema", -1) for r in runs if r["part"] == "lever"}
     rows = [row(name, *stored) for name, stored in (NAMED | levers).items()]
@@ -104,18 +102,13 @@ def savings(_: Any) -> str:
         for r in sorted(rows.values(), key=lambda r: -r.flops)
         if r.name not in chain
     ]
-    return markdown_table(
-        ["against the base", "FLOPs", "points", "seeds", "verdict", "published for CLIP"], cells
-    )
+    return markdown_table(["against the base", "FLOPs", "points", "seeds", "verdict", "published for CLIP"], cells)
 
 
 def steps(_: Any) -> str:
     """The steps of the paper's chain."""
     rows = read_rows()
-    cells = [
-        [step, before, *rows[own].minus(rows[before]), f"{points:+.1f}"]
-        for step, before, own, points in CHAIN
-    ]
+    cells = [[step, before, *rows[own].minus(rows[before]), f"{points:+.1f}"] for step, before, own, points in CHAIN]
     return markdown_table(["step", "after", "points", "seeds", "verdict", "paper's points"], cells)
 
 

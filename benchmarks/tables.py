@@ -28,10 +28,7 @@ from fastft.report.page import figure
 ROOT = Path(__file__).parents[1]
 PAGES = (
     ROOT / "README.md",
-    *(
-        ROOT / "docs" / f"{page}.md"
-        for page in ("benchmarks", "cost", "large-data", "models", "photos", "study")
-    ),
+    *(ROOT / "docs" / f"{page}.md" for page in ("benchmarks", "cost", "large-data", "models", "photos", "study")),
 )
 TRAFFIC = ROOT / "fastft" / "cost" / "traffic.json"
 RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
@@ -107,9 +104,7 @@ def comparison(bench: str, *names: str) -> Callable[[Results], str]:
         head = [*(["measure"] if several else []), *varied, "contender", "median (range)", "unit"]
         head += ["fastft is better by"] if compared else []
         fixed = ", ".join(f"{k} {_plain(values[k][0])}" for k in keys if k not in varied)
-        return (
-            f"{markdown(head, rows, len(head) - 2 - compared)}\n\n{_caption(results, bench, measures, fixed)}"
-        )
+        return f"{markdown(head, rows, len(head) - 2 - compared)}\n\n{_caption(results, bench, measures, fixed)}"
 
     return table
 
@@ -163,9 +158,7 @@ def machine(results: Results) -> str:
     lines = []
     for date, document in sorted({d["date"]: d for d in results.documents.values()}.items()):
         benches = [bench for bench, d in results.documents.items() if d["date"] == date]
-        facts = ", ".join(
-            f"{k.replace('_', ' ')} {v}" for k, v in document["machine"].items() if v is not None
-        )
+        facts = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in document["machine"].items() if v is not None)
         what, when = ", ".join(sorted(benches)), date[:16].replace("T", " ")
         lines.append(f"- {what}: `{document['command']}`, {when}. {facts}.")
     return "\n".join(lines)
@@ -283,13 +276,7 @@ BARS = (  # title, measure, files, contenders by their label
         {"fastft": "fastft", "stock FFCV": "stock FFCV", "timm": "timm"},
     ),
 )
-BAR_LEFT, BAR_WIDTH, BAR, BAR_ROW, FASTEST = (
-    96,
-    360,
-    15,
-    21,
-    2000,
-)  # pixels, and images/s of a bar of BAR_WIDTH
+BAR_LEFT, BAR_WIDTH, BAR, BAR_ROW, FASTEST = (96, 360, 15, 21, 2000)  # pixels, and images/s of a bar of BAR_WIDTH
 
 
 def speed(results: Results, theme: str) -> str:
@@ -335,12 +322,8 @@ def filled(text: str, results: Results) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit code 1 where a table is out of date"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where a table is out of date")
     check = parser.parse_args().check
     results = Results(RESULTS)
     new = {TRAFFIC: costs.traced_traffic()}
@@ -349,9 +332,7 @@ def main() -> None:
     new |= {page: filled(page.read_text(encoding="utf-8"), results) for page in PAGES}
     for name, draw in PICTURES.items():
         new |= {IMAGES / f"{name}-{theme}.svg": draw(results, theme) for theme in ("light", "dark")}
-    stale = [
-        path for path, text in new.items() if not path.exists() or path.read_text(encoding="utf-8") != text
-    ]
+    stale = [path for path, text in new.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if check and stale:
         sys.exit(f"out of date: {', '.join(p.name for p in stale)}; run: python benchmarks/tables.py")
     for path in stale:

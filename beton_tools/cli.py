@@ -146,9 +146,7 @@ def _add_verify(commands: Any) -> None:
     help = "check tables, checksums and crop indexes, and decode every image"
     parser = _command(commands, "verify", _run_verify, help, "beton verify train.beton --workers 8")
     parser.add_argument(
-        "--no-decode",
-        action="store_true",
-        help="check tables and checksums only, which is as fast as the disk",
+        "--no-decode", action="store_true", help="check tables and checksums only, which is as fast as the disk"
     )
     parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one per usable CPU)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -191,22 +189,16 @@ def _run_stats(args: argparse.Namespace) -> int:
     if args.json:
         return _print_json(values)
     pages, jpegs = values["pages"], values["jpeg"]
-    print(
-        f"{args.file}: {len(beton):,} images, {values['num_classes']:,} classes, {format_bytes(values['file_size'])}"
-    )
+    print(f"{args.file}: {len(beton):,} images, {values['num_classes']:,} classes, {format_bytes(values['file_size'])}")
     print(f"{'':18}{'mean':>10}{'min':>10}{'5 %':>10}{'median':>10}{'95 %':>10}{'max':>10}")
     for key in ("image_bytes", "long_side", "short_side", "images_per_class"):
         spread = values[key]["percentiles"]
         row = [values[key]["mean"], *(spread[p] for p in ("0", "5", "50", "95", "100"))]
         print(f"{key.replace('_', ' '):18}" + "".join(f"{value:>10,.0f}" for value in row))
-    print(
-        f"pages             {pages['count']:,} of {pages['size'] >> 10:,} KiB, {pages['filled']:.1%} filled"
-    )
+    print(f"pages             {pages['count']:,} of {pages['size'] >> 10:,} KiB, {pages['filled']:.1%} filled")
     shares = ", ".join(f"{kind} {share:.1%}" for kind, share in jpegs["subsampling"].items())
     print(f"subsampling       {shares or 'none: all images are raw'}")
-    print(
-        f"crop index        {jpegs['indexed']:.1%} of {jpegs['headers_read']:,} images whose headers were read"
-    )
+    print(f"crop index        {jpegs['indexed']:.1%} of {jpegs['headers_read']:,} images whose headers were read")
     return 0
 
 
@@ -255,12 +247,8 @@ def _run_sheet(args: argparse.Namespace) -> int:
 
 def _add_extract(commands: Any) -> None:
     help = "write images to files, byte for byte as they are stored"
-    parser = _command(
-        commands, "extract", _run_extract, help, "beton extract val.beton --out photos --label 207"
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for <class>/<id>_<name>.jpg"
-    )
+    parser = _command(commands, "extract", _run_extract, help, "beton extract val.beton --out photos --label 207")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for <class>/<id>_<name>.jpg")
     _add_selection(parser, limit=None)
     parser.add_argument("--json", action="store_true", help="print the paths as JSON")
 

@@ -96,9 +96,7 @@ def _table(sweep: Sweep) -> str:
 
 def _recipe(sweep: Sweep, row: Row) -> str:
     """The name of the row's recipe, with the table or recipe that it comes from if it is another one."""
-    return f"`{row.name or read_recipe(sweep.reference(row)).name}`" + (
-        f" of `{row.recipe}`" if row.recipe else ""
-    )
+    return f"`{row.name or read_recipe(sweep.reference(row)).name}`" + (f" of `{row.recipe}`" if row.recipe else "")
 
 
 def _cheaper() -> str:
@@ -106,11 +104,7 @@ def _cheaper() -> str:
     for path in headed_recipes():
         if path.name.startswith(("final_", *CHEAPER)):
             recipe = load_recipe(path)
-            expected = [
-                as_published(recipe.about.top1),
-                *_cells(recipe_hours(recipe)),
-                recipe.about.source or "",
-            ]
+            expected = [as_published(recipe.about.top1), *_cells(recipe_hours(recipe)), recipe.about.source or ""]
             lines.append([f"`{path.stem}`", *expected])
     table = markdown_table(["recipe", "expected", *MAIN_GPUS, "source"], lines)
     intro = (
@@ -131,12 +125,8 @@ def stale() -> dict[Path, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 if something is out of date"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if something is out of date")
     check = parser.parse_args().check
     found = stale()
     for path, text in found.items():

@@ -56,9 +56,7 @@ def main() -> None:
         for images, _ in loader:
             count += len(images)
         shape = "x".join(map(str, images.shape[1:]))
-        print(
-            f"epoch {epoch}: {count} images {shape} {images.dtype}, {count / (perf_counter() - began):.0f} images/s"
-        )
+        print(f"epoch {epoch}: {count} images {shape} {images.dtype}, {count / (perf_counter() - began):.0f} images/s")
 
 
 if __name__ == "__main__":

@@ -29,9 +29,7 @@ def main() -> None:
     )
     print(f"top-1 {run.evaluate()['top1']:.1f} %")
     for prediction in run.predict(args.predict, topk=1):
-        print(
-            prediction.path, prediction.error or f"{prediction.classes[0]} {prediction.probabilities[0]:.2f}"
-        )
+        print(prediction.path, prediction.error or f"{prediction.classes[0]} {prediction.probabilities[0]:.2f}")
     print(run.export("safetensors", "runs/fit.safetensors"), run.report())
 
 

@@ -49,11 +49,7 @@ def main() -> None:
     with train, val:
         model = timm.create_model(args.model, num_classes=train.num_classes, img_size=args.size)
         trainer = lightning.Trainer(
-            max_epochs=args.epochs,
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            num_sanity_val_steps=0,
+            max_epochs=args.epochs, accelerator="cpu", logger=False, enable_checkpointing=False, num_sanity_val_steps=0
         )
         # Lightning requests a batch before it is done with the one before, so the batches are copied
         trainer.fit(FineTuning(model), AsTuples(train, copy=True), AsTuples(val, copy=True))

@@ -67,9 +67,7 @@ def tiny(tmp_path_factory, photographs) -> dict[str, str]:
             image = photographs[name]
             for i in range(count):
                 y, x = (int(rng.integers(0, n - 64)) for n in image.shape[:2])
-                Image.fromarray(image[y : y + 64, x : x + 64]).save(
-                    folder / split / name / f"{i:02}.jpg", quality=95
-                )
+                Image.fromarray(image[y : y + 64, x : x + 64]).save(folder / split / name / f"{i:02}.jpg", quality=95)
         convert_folder(folder / split, folder / f"{split}.beton", WriteOptions(workers=0))
     arch = {
         "embed_dim": 32,

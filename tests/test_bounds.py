@@ -16,9 +16,7 @@ def test_the_numpy_bound_is_needed_while_numba_cuda_uses_row_stack() -> None:
     if not sources:
         pytest.skip("numba-cuda has no arrayobj.py")
     if not any("np.row_stack" in Path(str(f.locate())).read_text("utf-8") for f in sources):
-        warnings.warn(
-            "numba-cuda no longer uses np.row_stack: remove numpy<2.5 from pyproject.toml", stacklevel=1
-        )
+        warnings.warn("numba-cuda no longer uses np.row_stack: remove numpy<2.5 from pyproject.toml", stacklevel=1)
 
 
 def resolved(*extras: str) -> dict[str, str]:

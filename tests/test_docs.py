@@ -35,10 +35,7 @@ def make_docs(site: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow  # make docs builds the pages in CI
 def test_dead_links_and_a_page_outside_the_navigation_are_errors(site: Path) -> None:
-    wrong = {
-        "a file](../rcp/no.yaml)": "'../rcp/no.yaml'",
-        "a heading](faq.md#no)": "not contain an anchor '#no'",
-    }
+    wrong = {"a file](../rcp/no.yaml)": "'../rcp/no.yaml'", "a heading](faq.md#no)": "not contain an anchor '#no'"}
     (site / "docs" / "lost.md").write_text("# A page\n")
     with (site / "docs" / "index.md").open("a") as file:
         file.write("".join(f"\n[{link}\n" for link in wrong))
@@ -76,9 +73,7 @@ def test_every_unit_of_the_results_is_documented() -> None:
 
 
 def test_every_kind_of_line_in_metrics_is_documented() -> None:
-    code = "".join(
-        path.read_text() for room in ("train", "run") for path in (ROOT / "fastft" / room).glob("*.py")
-    )
+    code = "".join(path.read_text() for room in ("train", "run") for path in (ROOT / "fastft" / room).glob("*.py"))
     kinds = set(re.findall(r"\.record\(\"(\w+)\"", code))
     assert "checkpoint" in kinds and kinds == set(re.findall(r"^\| `(\w+)` \| `", SCHEMA, re.M))
 

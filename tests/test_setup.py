@@ -92,14 +92,10 @@ def compiled(root: Path) -> set[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.skipif(
-    shutil.which("git") is None or os.getuid() != 0, reason="needs git, and root as in an image"
-)
+@pytest.mark.skipif(shutil.which("git") is None or os.getuid() != 0, reason="needs git, and root as in an image")
 def test_the_image_trains_without_compiling(tmp_path: Path) -> None:
     """A second training in the image that the instructions make compiles nothing."""
-    environment = {
-        k: v for k, v in os.environ.items() if not k.startswith(("NUMBA_", "PYTHON", "VIRTUAL_ENV"))
-    }
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA_", "PYTHON", "VIRTUAL_ENV"))}
     base = Path(sys.executable).resolve().parent  # a python3 with its headers
     environment["PATH"] = f"{base}:{environment['PATH']}"
     commands = script((ROOT / "Dockerfile").read_text("utf-8"), tmp_path)

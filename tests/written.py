@@ -52,9 +52,7 @@ def write_run(folder: Path, recipe_name: str, epochs: int, *overrides: str, spli
         lines += _epoch_end(epoch) if split else []
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "recipe.yaml").write_text(
-        yaml.safe_dump(json.loads(json.dumps(recipe.as_dict())), sort_keys=False)
-    )
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe.as_dict())), sort_keys=False))
     if epochs == recipe.epochs:
         (folder / "result.json").write_text(json.dumps({"recipe": recipe.name}))
     return folder
@@ -72,9 +70,7 @@ def _start() -> dict[str, Any]:
     return {"kind": "start", "step": 0, **machine}
 
 
-def _interval(
-    epoch: int, step: int, loss: float, position: float, noise: np.random.Generator
-) -> dict[str, Any]:
+def _interval(epoch: int, step: int, loss: float, position: float, noise: np.random.Generator) -> dict[str, Any]:
     rate = 4300 * (1 + 0.02 * noise.standard_normal())
     return {
         "kind": "train", "epoch": epoch, "step": step, "loss": loss + 0.01 * noise.standard_normal(),

@@ -71,9 +71,7 @@ def hide_secrets(text: str) -> str:
     return _QUERY.sub(r"\1", _LOGIN.sub(r"\1", text))
 
 
-def compact_table(
-    title: str | None, header: Sequence[str], rows: Iterable[Sequence[str]] = (), left: int = 1
-) -> Table:
+def compact_table(title: str | None, header: Sequence[str], rows: Iterable[Sequence[str]] = (), left: int = 1) -> Table:
     """A table without vertical lines and with little padding, for terminals of 80 columns.
 
     The first `left` columns are left-aligned and folded where they are too wide; the others are right-aligned and never cut.
@@ -85,10 +83,7 @@ def compact_table(
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for k, name in enumerate(header):
         table.add_column(
-            Text(printable(name)),
-            justify="right" if k >= left else "left",
-            no_wrap=k >= left,
-            overflow="fold",
+            Text(printable(name)), justify="right" if k >= left else "left", no_wrap=k >= left, overflow="fold"
         )
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))

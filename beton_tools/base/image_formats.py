@@ -13,14 +13,9 @@ from beton_tools.base.user_files import StrPath, read_regular
 # Pillow may try no others: its EPS reader would start Ghostscript on any file that looks like EPS, whatever its name.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 # The suffixes of torchvision's and timm's folder loaders, plus .jfif (JPEG) and .gif (first frame of an animation).
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"),
-    *(".jfif", ".gif"),
-)
+IMAGE_SUFFIXES = (*(".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"), *(".jfif", ".gif"))
 DEEP_MODES = {"I;16": "16-bit ", "I": "32-bit ", "F": "32-bit "}  # Pillow's modes -> in EncodedImage.how
-DEEP_IMAGES = (
-    "16 or 32 bits per value: values above 255 become white, fractions of 1 black; scale them to 8 bits"
-)
+DEEP_IMAGES = "16 or 32 bits per value: values above 255 become white, fractions of 1 black; scale them to 8 bits"
 MAX_FILE_BYTES = 1 << 30  # of an image file; 1 GiB of TIFF are 360 megapixels
 
 # Each scan of a progressive JPEG takes time for the whole image, even if it has only a few bytes. The usual scripts have 10

@@ -87,9 +87,7 @@ def fingerprint(root: Path) -> str:
     """Hash of the files in PACKAGES that hold compiled functions, and of those that they import: compiled code has constants
     and functions of both.
     """
-    texts = {
-        file: file.read_bytes() for package in PACKAGES for file in sorted((root / package).rglob("*.py"))
-    }
+    texts = {file: file.read_bytes() for package in PACKAGES for file in sorted((root / package).rglob("*.py"))}
     used = {file for file, text in texts.items() if _COMPILED.search(text)}
     names = {name.decode() for file in used for name in _IMPORTED.findall(texts[file])}
     used |= {file for name in names if (file := root / f"{name.replace('.', '/')}.py").exists()}

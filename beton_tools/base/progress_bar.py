@@ -33,14 +33,10 @@ def progress(title: str, things: str = "images", unit: str = "img") -> Iterator[
 
         yield print_line
         return
-    description, rates = (
-        TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[rate]}")
-    )
+    description, rates = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[rate]}"))
     with Progress(description, BarColumn(), MofNCompleteColumn(), rates, console=console) as bars:
         bar = bars.add_task(title, total=None, rate="")
-        yield lambda done, total, bad: bars.update(
-            bar, completed=done, total=total, rate=rate.text(done, total, bad)
-        )
+        yield lambda done, total, bad: bars.update(bar, completed=done, total=total, rate=rate.text(done, total, bad))
 
 
 class _Rate:

@@ -132,9 +132,7 @@ def _is_main_program(program: str) -> bool:
     processes = sys.modules.get("multiprocessing.process")
     is_worker = processes is not None and (
         processes.parent_process() is not None
-        or getattr(
-            processes.current_process(), "_inheriting", False
-        )  # it is set up, and runs the main script again
+        or getattr(processes.current_process(), "_inheriting", False)  # it is set up, and runs the main script again
     )
     return started_as in (program, "-m") and in_main_thread and not is_worker
 

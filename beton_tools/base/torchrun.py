@@ -8,9 +8,7 @@ from beton_tools.base.errors import UserError
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not (text.isascii() and text.isdigit()):
-        raise UserError(
-            f"{name} is {text!r}, expected a whole number; start with torchrun, which sets it, or unset it"
-        )
+        raise UserError(f"{name} is {text!r}, expected a whole number; start with torchrun, which sets it, or unset it")
     return int(text)
 
 
@@ -28,9 +26,7 @@ def check_environment() -> None:
                 f"WORLD_SIZE is {world_size()}, but {name} is not set; start with torchrun, which sets both, or unset WORLD_SIZE"
             )
     if rank() >= world_size():
-        raise UserError(
-            f"RANK is {rank()}, expected less than WORLD_SIZE, {world_size()}; start with torchrun"
-        )
+        raise UserError(f"RANK is {rank()}, expected less than WORLD_SIZE, {world_size()}; start with torchrun")
 
 
 def rank() -> int:

@@ -107,9 +107,7 @@ def _safe(name: str) -> str:
     return visible.encode()[:_MAX_NAME].decode(errors="ignore") or "unnamed"
 
 
-def draw_sheet(
-    beton: Beton, manifest: Manifest | None, ids: Sequence[int], columns: int, cell: int
-) -> Image.Image:
+def draw_sheet(beton: Beton, manifest: Manifest | None, ids: Sequence[int], columns: int, cell: int) -> Image.Image:
     """Draw each sample in a square of `cell` pixels, with its class and id below; a red box if it cannot be decoded.
 
     Raises:
@@ -132,12 +130,7 @@ def draw_sheet(
 
 
 def _draw_sample(
-    sheet: Image.Image,
-    beton: Beton,
-    manifest: Manifest | None,
-    sample_id: int,
-    corner: tuple[int, int],
-    cell: int,
+    sheet: Image.Image, beton: Beton, manifest: Manifest | None, sample_id: int, corner: tuple[int, int], cell: int
 ) -> None:
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_SIZE)
     x, y = corner
@@ -174,8 +167,5 @@ def _shorten(
     text = text[: width + 1]  # a character takes a pixel at least
     if draw.textlength(text, font) <= width:
         return text
-    kept = (
-        bisect_right(range(len(text)), width, key=lambda n: round(draw.textlength(text[:n] + "...", font)))
-        - 1
-    )
+    kept = bisect_right(range(len(text)), width, key=lambda n: round(draw.textlength(text[:n] + "...", font))) - 1
     return text[: max(kept, 0)].rstrip(" ,") + "..."

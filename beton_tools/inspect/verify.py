@@ -114,12 +114,7 @@ def _check_pages(beton: Beton, manifest: Manifest, report: Report, pool: ThreadP
             report.problems.append((f"page {page}", f"checksum differs ({span})"))
 
 
-def _check_images(
-    beton: Beton,
-    report: Report,
-    pool: ThreadPoolExecutor,
-    progress: ProgressCallback | None,
-) -> None:
+def _check_images(beton: Beton, report: Report, pool: ThreadPoolExecutor, progress: ProgressCallback | None) -> None:
     chunks = [range(i, min(i + _CHUNK, len(beton))) for i in range(0, len(beton), _CHUNK)]
     done = 0
     for results in pool.map(lambda ids: _check_chunk(beton, ids), chunks):
@@ -160,10 +155,7 @@ def _check_jpeg(beton: Beton, sample_id: int, handle: int) -> tuple[str, bool]:
     except JpegError as error:
         return str(error), False
     if (header.height, header.width) != (height, width):
-        return (
-            f"{header.height} x {header.width} pixels, the metadata table states {height} x {width}",
-            indexed,
-        )
+        return (f"{header.height} x {header.width} pixels, the metadata table states {height} x {width}", indexed)
     # allocated here, because the size in the table alone could be wrong
     out = np.empty(3 * height * width, np.uint8)
     scratch = np.empty(jpeg.scratch_bytes(height, width, len(stored)), np.uint8)

@@ -76,15 +76,7 @@ def decode_region(
 
 @njit(cache=True, nogil=True)
 def decode_scanned(
-    src: np.ndarray,
-    head: Header,
-    y: int,
-    x: int,
-    h: int,
-    w: int,
-    out: np.ndarray,
-    scratch: np.ndarray,
-    handle: int,
+    src: np.ndarray, head: Header, y: int, x: int, h: int, w: int, out: np.ndarray, scratch: np.ndarray, handle: int
 ) -> int:
     """The same as `decode_region`, for a caller that has scanned the header: `head` belongs to `src` and its code is OK."""
     if y < 0 or x < 0 or h < 1 or w < 1 or y + h > head.height or x + w > head.width:
@@ -214,9 +206,7 @@ def decode_rgb(jpeg: bytes | np.ndarray, region: tuple[int, int, int, int] | Non
     return decode_scanned_rgb(src, require_header(src), region)
 
 
-def decode_scanned_rgb(
-    src: np.ndarray, head: Header, region: tuple[int, int, int, int] | None = None
-) -> np.ndarray:
+def decode_scanned_rgb(src: np.ndarray, head: Header, region: tuple[int, int, int, int] | None = None) -> np.ndarray:
     """The same as `decode_rgb`, for a caller that has scanned the header already."""
     y, x, h, w = region or (0, 0, head.height, head.width)
     out = np.empty((h, w, CHANNELS), np.uint8)

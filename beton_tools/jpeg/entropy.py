@@ -13,15 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from beton_tools.jpeg.huffman import (
-    BLOCK,
-    END_OF_BLOCK,
-    LEAP_BITS,
-    MAX_CODE,
-    MAX_TERM,
-    step_of,
-    symbol_at,
-)
+from beton_tools.jpeg.huffman import BLOCK, END_OF_BLOCK, LEAP_BITS, MAX_CODE, MAX_TERM, step_of, symbol_at
 from beton_tools.jpeg.markers import DAMAGED, EOI, OK, RST0
 from beton_tools.jpeg.memory import load_big_endian, store_big_endian
 

@@ -155,12 +155,7 @@ def _recut(
 
 
 def _header(
-    src: np.ndarray,
-    head: Header,
-    interval: int,
-    lengths: np.ndarray,
-    quantisation: list[bytes],
-    huffman_segment: bytes,
+    src: np.ndarray, head: Header, interval: int, lengths: np.ndarray, quantisation: list[bytes], huffman_segment: bytes
 ) -> tuple[bytes, Header]:
     """The header (everything before the scan) as bytes and as `scan_header` reads it."""
     application = bytes([0xFF, SOI])

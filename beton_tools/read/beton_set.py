@@ -105,8 +105,7 @@ class BetonSet(SampleTable):
                 raise UserError(f"the tables of {starts[-1]:,} samples are larger than the memory") from error
             spans = [slice(begin, end) for begin, end in pairwise(starts.tolist())]
             betons = tuple(
-                beton.with_tables(metadata[span], sizes[span])
-                for beton, span in zip(betons, spans, strict=True)
+                beton.with_tables(metadata[span], sizes[span]) for beton, span in zip(betons, spans, strict=True)
             )
         for table in (metadata, sizes):
             table.flags.writeable = False
@@ -143,18 +142,12 @@ class BetonSet(SampleTable):
         else:
             in_files = self.ids_in_files[samples]
         taken = replace(
-            self,
-            metadata=self.metadata[samples],
-            sizes=self.sizes[samples],
-            starts=starts,
-            ids_in_files=in_files,
+            self, metadata=self.metadata[samples], sizes=self.sizes[samples], starts=starts, ids_in_files=in_files
         )
         for table in (taken.metadata, taken.sizes, in_files):
             table.flags.writeable = False
         spans = [slice(begin, end) for begin, end in pairwise(starts.tolist())]
-        classes = (
-            _taken(c, taken.labels[span], in_files[span]) for c, span in zip(self.classes, spans, strict=True)
-        )
+        classes = (_taken(c, taken.labels[span], in_files[span]) for c, span in zip(self.classes, spans, strict=True))
         return replace(taken, classes=tuple(classes), largest=_largest(taken.image_column, taken.sizes))
 
     @property

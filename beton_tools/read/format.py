@@ -74,9 +74,7 @@ def align_up(offset: int, alignment: int) -> int:
 
 def first_page_offset(num_samples: int, page_size: int) -> int:
     """Where the pages of one of our files begin, if its metadata table has `num_samples` rows."""
-    tables = (
-        HEADER_DTYPE.itemsize + len(OUR_FIELDS) * FIELD_DTYPE.itemsize + num_samples * SAMPLE_DTYPE.itemsize
-    )
+    tables = HEADER_DTYPE.itemsize + len(OUR_FIELDS) * FIELD_DTYPE.itemsize + num_samples * SAMPLE_DTYPE.itemsize
     return align_up(tables, page_size)
 
 
@@ -260,9 +258,7 @@ def _read_header(path: Path, file: BufferedReader, file_size: int) -> np.void:
     header = _read_array(path, file, HEADER_DTYPE, 1)[0]
     if header["version"] != VERSION:
         found = f"its first bytes state version {header['version']}"
-        raise UserError(
-            f"{path}: not a .beton file of version {VERSION} ({found}); write one with `fastft convert`"
-        )
+        raise UserError(f"{path}: not a .beton file of version {VERSION} ({found}); write one with `fastft convert`")
     page_size, table = int(header["page_size"]), int(header["alloc_table_ptr"])
     if page_size == 0 or page_size & (page_size - 1):
         raise _damaged(path, f"page size {page_size} is not a power of two")
@@ -315,9 +311,7 @@ def _find_impossible(
     """The first sample that lies outside `limits`, fits no page, or has no pixels or not the bytes that its mode requires."""
     low, high = limits
     # compared by subtraction: pointer + size could overflow int64 in a hostile file
-    bad = (
-        (pointers < low) | (pointers > high) | (sizes <= 0) | (sizes > high - pointers) | (sizes > page_size)
-    )
+    bad = (pointers < low) | (pointers > high) | (sizes <= 0) | (sizes > high - pointers) | (sizes > page_size)
     area = image["height"].astype(np.int64) * image["width"]
     bad |= (
         (area == 0)

@@ -122,9 +122,7 @@ class Manifest:
         try:
             return _from_json(json.loads(data))
         except (ValueError, RecursionError, MemoryError) as error:
-            raise UserError(
-                f"{path}: not a manifest ({error}); write the .beton again, or delete this file"
-            ) from error
+            raise UserError(f"{path}: not a manifest ({error}); write the .beton again, or delete this file") from error
 
     def save(self, path: Path) -> None:
         """Write the file atomically.

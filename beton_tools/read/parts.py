@@ -31,9 +31,7 @@ class Part:
             UserError: not two numbers, or no such part.
         """
         words = text.split("/")
-        if len(words) == 2 and all(
-            word.isascii() and word.isdecimal() and len(word) <= _MAX_DIGITS for word in words
-        ):
+        if len(words) == 2 and all(word.isascii() and word.isdecimal() and len(word) <= _MAX_DIGITS for word in words):
             part = cls(int(words[0]), int(words[1]))
             if 1 <= part.number <= part.count:
                 return part

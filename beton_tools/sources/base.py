@@ -253,9 +253,7 @@ def check_classes(
     names = found if classes is None else tuple(classes)
     unknown = next(iter(sorted(set(found) - set(names))), None)
     if unknown is not None:
-        raise UserError(
-            f"{root}: class {unknown!r} is not one of the {len(names)} training classes; {advice}"
-        )
+        raise UserError(f"{root}: class {unknown!r} is not one of the {len(names)} training classes; {advice}")
     return names
 
 

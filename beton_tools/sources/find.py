@@ -16,14 +16,7 @@ from beton_tools.sources.flat import flat_source, val_tar_source
 from beton_tools.sources.folder import class_folders, folder_source, has_images, is_folder
 from beton_tools.sources.parquet import lists_paths, open_tables
 from beton_tools.sources.path_table import is_csv
-from beton_tools.sources.remote import (
-    AnyPath,
-    RemotePath,
-    SourcePath,
-    expand_pattern,
-    has_pattern,
-    source_path,
-)
+from beton_tools.sources.remote import AnyPath, RemotePath, SourcePath, expand_pattern, has_pattern, source_path
 from beton_tools.sources.remote_files import open_source_file
 from beton_tools.sources.side_files import is_present, is_wnid
 from beton_tools.sources.tars import class_tars_source, members, train_tar_source
@@ -39,10 +32,7 @@ SPLITS = tuple(_SPLIT_NAMES)
 
 
 def open_source(
-    path: AnyPath,
-    split: str | None = None,
-    classes: Sequence[str] | None = None,
-    class_indices: bool = False,
+    path: AnyPath, split: str | None = None, classes: Sequence[str] | None = None, class_indices: bool = False
 ) -> Source:
     """Open the labelled images at `path`: a folder, an archive, a table, or a pattern of shards ("shards/train-*.tar").
 
@@ -63,9 +53,7 @@ def open_source(
     if split is not None:
         found = find_split(path, split)
         if found is None:
-            raise UserError(
-                f"{path}: no {split} images found; see `fastft convert imagenet --help` for the layouts"
-            )
+            raise UserError(f"{path}: no {split} images found; see `fastft convert imagenet --help` for the layouts")
         return _open(path, found, classes)
     matches = _matches(path)
     if matches is None and not path.exists():
@@ -131,10 +119,7 @@ def _belongs_to_split(file_name: str, split_names: Sequence[str]) -> bool:
 
 
 def _open(
-    root: SourcePath,
-    found: Sequence[SourcePath],
-    classes: Sequence[str] | None,
-    class_indices: bool = False,
+    root: SourcePath, found: Sequence[SourcePath], classes: Sequence[str] | None, class_indices: bool = False
 ) -> Source:
     try:
         if len(found) == 1 and found[0].is_dir():
@@ -150,9 +135,7 @@ def _open(
             return _open_tars(root, found, classes)
     except OSError as error:
         raise UserError(f"{error.filename or root}: cannot be read ({error.strerror or error})") from error
-    raise UserError(
-        f"{found[0]}: not a folder, .tar, .parquet or .csv; unpack it, or convert it to one of these"
-    )
+    raise UserError(f"{found[0]}: not a folder, .tar, .parquet or .csv; unpack it, or convert it to one of these")
 
 
 def _open_prefix(folder: RemotePath, classes: Sequence[str] | None) -> Source:

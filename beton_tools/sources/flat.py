@@ -21,13 +21,7 @@ from beton_tools.sources.base import FileSource, SpanSource, check_classes, is_n
 from beton_tools.sources.folder import is_folder
 from beton_tools.sources.remote import SourcePath
 from beton_tools.sources.remote_files import open_regular_source
-from beton_tools.sources.side_files import (
-    class_names_of,
-    folder_and_parents,
-    is_present,
-    read_lines,
-    read_side_file,
-)
+from beton_tools.sources.side_files import class_names_of, folder_and_parents, is_present, read_lines, read_side_file
 from beton_tools.sources.tars import SpanTable, members, read_member
 
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
@@ -38,8 +32,7 @@ _KAGGLE = "LOC_val_solution.csv"
 _TEXT = "val.txt"
 _NUM_CLASSES = 1000  # the first thousand synsets of the devkit are classes, the others are their ancestors
 _USABLE_FILES = (
-    f"{_DEVKIT}.tar.gz (or the folder unpacked from it), {_KAGGLE}, or {_TEXT} with lines of "
-    "file name and class"
+    f"{_DEVKIT}.tar.gz (or the folder unpacked from it), {_KAGGLE}, or {_TEXT} with lines of file name and class"
 )
 
 
@@ -69,9 +62,7 @@ def val_tar_source(path: SourcePath, classes: Sequence[str] | None = None) -> Sp
     found, label_of = find_truth(path.parent, [m.name for m in images], classes)
     for member in images:
         table.add(PurePath(member.name).name, label_of[member.name], member)
-    return table.source(
-        "ilsvrc-tar", path, found, class_names_of(found, path.parent), table.names.__getitem__
-    )
+    return table.source("ilsvrc-tar", path, found, class_names_of(found, path.parent), table.names.__getitem__)
 
 
 # labels ---------------------------------------------------------------------------------------------------------------
@@ -95,9 +86,7 @@ def find_truth(
             wnid_of = read(candidate, stems)
             if wnid_of is not None:
                 return _build_truth(f"{candidate}: {name}", wnid_of, image_names, classes)
-    raise UserError(
-        f"{folder}: images without labels; sort them into one folder per class, or add {_USABLE_FILES}"
-    )
+    raise UserError(f"{folder}: images without labels; sort them into one folder per class, or add {_USABLE_FILES}")
 
 
 def _build_truth(
@@ -119,9 +108,7 @@ def _build_truth(
 
 def _class_at(classes: Sequence[str], number: int, file: str) -> str:
     if number >= len(classes):
-        raise UserError(
-            f"{file}: class number {number}, but there are only {len(classes)} classes; correct the file"
-        )
+        raise UserError(f"{file}: class number {number}, but there are only {len(classes)} classes; correct the file")
     return classes[number]
 
 
@@ -138,9 +125,7 @@ def _read_devkit(folder: SourcePath, stems: Sequence[str]) -> dict[str, str] | N
         )
     wnids = _synset_wnids(folder, read(_SYNSETS))
     if not all(i in wnids for i in ids):
-        raise UserError(
-            f"{folder}: {_GROUND_TRUTH} contains a class that {_SYNSETS} lacks; download the devkit again"
-        )
+        raise UserError(f"{folder}: {_GROUND_TRUTH} contains a class that {_SYNSETS} lacks; download the devkit again")
     return {stem: wnids[i] for stem, i in zip(stems, ids, strict=True)}
 
 
@@ -205,9 +190,7 @@ def _read_kaggle(folder: SourcePath, stems: Sequence[str]) -> dict[str, str] | N
         return None
     with _readable(f"{folder / _KAGGLE}:"):
         rows = list(csv.reader(lines))
-    return {
-        row[0]: row[1].split()[0] for row in rows if len(row) >= 2 and row[1].split() and row[0] != "ImageId"
-    }
+    return {row[0]: row[1].split()[0] for row in rows if len(row) >= 2 and row[1].split() and row[0] != "ImageId"}
 
 
 def _read_text(folder: SourcePath, stems: Sequence[str]) -> dict[str, str] | None:

@@ -121,9 +121,7 @@ class ParquetSource(Source):
     def locate(self, i: int) -> ParquetCell:
         group = int(np.searchsorted(self.group_starts, i, side="right")) - 1
         file, row = self.group_files[group], i - int(self.group_starts[group])
-        return ParquetCell(
-            self.files[file], self.file_stamps[file], self.column, int(self.group_numbers[group]), row
-        )
+        return ParquetCell(self.files[file], self.file_stamps[file], self.column, int(self.group_numbers[group]), row)
 
     def stamps(self, chosen: np.ndarray) -> np.ndarray:
         groups = np.searchsorted(self.group_starts, chosen, side="right") - 1
@@ -148,9 +146,7 @@ def open_tables(
         return path_source(tables, classes), tables
     columns = sorted({shard.image_column or "none" for shard in shards})
     if len(columns) > 1:
-        raise UserError(
-            f"{root}: the image column is named {' and '.join(columns)}; give files of one data set"
-        )
+        raise UserError(f"{root}: the image column is named {' and '.join(columns)}; give files of one data set")
     labels, final = _number_labels(root, shards, classes)
     groups = [(f, g, rows) for f, shard in enumerate(shards) for g, rows in enumerate(shard.group_rows)]
     table = np.array(groups, np.int64).reshape(-1, 3)
@@ -241,9 +237,7 @@ def _as_user_error(path: SourcePath) -> Iterator[None]:
     except (UserError, RemoteError):
         raise
     except Exception as error:  # pyarrow raises many types on damaged files
-        raise UserError(
-            f"{path}: cannot be read as parquet ({_first_line(error)}); download it again"
-        ) from error
+        raise UserError(f"{path}: cannot be read as parquet ({_first_line(error)}); download it again") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -371,9 +365,7 @@ def _class_numbers(path: SourcePath, file: pq.ParquetFile, column: str) -> np.nd
 
 def _has_paths(schema: pa.Schema, image_column: str) -> bool:
     kind = schema.field(image_column).type
-    return (
-        pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 and _is_text(kind.field("path").type)
-    )
+    return pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 and _is_text(kind.field("path").type)
 
 
 def _number_labels(

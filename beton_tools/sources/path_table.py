@@ -79,9 +79,7 @@ class Table:
         cells = self.cells(wanted, "label")
         for row, cell in zip(self.rows, cells, strict=True):
             if not _is_utf8(cell):
-                raise UserError(
-                    f"{self.path}, row {row}: the label is not UTF-8 text; save the table as UTF-8"
-                )
+                raise UserError(f"{self.path}, row {row}: the label is not UTF-8 text; save the table as UTF-8")
         return cells
 
 

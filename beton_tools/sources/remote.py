@@ -12,16 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from beton_tools.base.errors import UserError
-from beton_tools.sources.servers import (
-    IDENTITY,
-    NO_RANGES,
-    PROTOCOLS,
-    WEB,
-    RemoteError,
-    file_system,
-    module,
-    retrying,
-)
+from beton_tools.sources.servers import IDENTITY, NO_RANGES, PROTOCOLS, WEB, RemoteError, file_system, module, retrying
 
 # of a local file: bytes and modification time in ns; of a remote one: bytes and version hash
 Stamp = tuple[int, int]

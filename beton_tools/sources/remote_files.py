@@ -74,9 +74,7 @@ def open_regular_source(path: SourcePath, read_ahead: bool = True) -> BinaryIO:
         OSError: as `open_regular`, or a RemoteError.
         UserError: a package is missing, access is refused, or the server cannot be reached.
     """
-    return (
-        cast(BinaryIO, RemoteFile(path, read_ahead)) if isinstance(path, RemotePath) else open_regular(path)
-    )
+    return cast(BinaryIO, RemoteFile(path, read_ahead)) if isinstance(path, RemotePath) else open_regular(path)
 
 
 def open_source_file(path: SourcePath, expected: str, read_ahead: bool = True) -> BinaryIO:

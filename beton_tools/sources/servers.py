@@ -77,11 +77,7 @@ def _client(aiohttp: Any) -> dict[str, Any]:
             while chunk := await self.content.readany():
                 body += chunk
                 if len(body) > limit:
-                    what = (
-                        "more than {:,} bytes arrived"
-                        if asked
-                        else "the list of files is larger than {:,} bytes"
-                    )
+                    what = "more than {:,} bytes arrived" if asked else "the list of files is larger than {:,} bytes"
                     raise ValueError(what.format(limit))
             self._body: bytes | None = bytes(body)
             return self._body

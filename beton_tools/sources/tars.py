@@ -105,14 +105,10 @@ def members(
         raise
     except Exception as error:  # tarfile raises many types on hostile headers, among them RecursionError
         reason = " ".join(str(error).split())[:100]
-        raise UserError(
-            f"{path}: not a complete uncompressed tar archive ({reason}); download it again"
-        ) from error
+        raise UserError(f"{path}: not a complete uncompressed tar archive ({reason}); download it again") from error
     file.seek(tar.offset)
     if any(file.read(_BLOCK)):  # tarfile treats a broken header as the end of the archive
-        raise UserError(
-            f"{path}: damaged archive, no valid tar header at byte {tar.offset}; download it again"
-        )
+        raise UserError(f"{path}: damaged archive, no valid tar header at byte {tar.offset}; download it again")
 
 
 def _as_member(info: tarfile.TarInfo, earlier: Mapping[str, Member]) -> Member | None:
@@ -196,9 +192,7 @@ class SpanTable:
         """
         if not self.names:
             raise UserError(f"{root}: contains no images; give an archive of images")
-        order = (
-            np.arange(len(self.names)) if key is None else np.array(sorted(range(len(self.names)), key=key))
-        )
+        order = np.arange(len(self.names)) if key is None else np.array(sorted(range(len(self.names)), key=key))
         return SpanSource(
             kind,
             root,
@@ -249,16 +243,12 @@ def class_tars_source(
     return _by_class_and_name(table, folder, wnids)
 
 
-def _checked_wnids(
-    root: SourcePath, found: Collection[str], classes: Sequence[str] | None
-) -> tuple[str, ...]:
+def _checked_wnids(root: SourcePath, found: Collection[str], classes: Sequence[str] | None) -> tuple[str, ...]:
     """The class list of the archives `found`: `classes` if given, otherwise their wnids in sorted order."""
     others = [name for name in found if not is_wnid(name)]
     if others or not found:
         first = f"{others[0]}.tar" if others else "none"
-        raise UserError(
-            f"{root}: expected one tar per wnid (such as n01440764.tar), found {first}; remove it"
-        )
+        raise UserError(f"{root}: expected one tar per wnid (such as n01440764.tar), found {first}; remove it")
     return check_classes(root, sorted(found), classes, "remove it")
 
 
@@ -272,6 +262,4 @@ def _add_class(table: SpanTable, wnid: str, label: int, archive: Iterator[Member
 
 
 def _by_class_and_name(table: SpanTable, root: SourcePath, wnids: tuple[str, ...]) -> SpanSource:
-    return table.source(
-        "ilsvrc-tar", root, wnids, class_names_of(wnids, root.parent), table.names.__getitem__
-    )
+    return table.source("ilsvrc-tar", root, wnids, class_names_of(wnids, root.parent), table.names.__getitem__)

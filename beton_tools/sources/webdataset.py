@@ -81,9 +81,7 @@ def _label(file: BinaryIO, path: SourcePath, key: str, parts: dict[str, Member])
         text = read_member(file, path, member)
         label: Any = int(text) if in_cls else json.loads(text)["label"]
         if type(label) is not int or not 0 <= label < MAX_CLASSES:
-            raise ValueError(
-                f"{str(label)[:_MAX_NUMBER_BYTES]}, expected a number from 0 to {MAX_CLASSES - 1}"
-            )
+            raise ValueError(f"{str(label)[:_MAX_NUMBER_BYTES]}, expected a number from 0 to {MAX_CLASSES - 1}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path}: sample {key} has no usable label ({_reason(error)}); correct or remove the sample"

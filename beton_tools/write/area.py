@@ -57,9 +57,7 @@ def _cells(source: int, target: int, scale: float) -> tuple[np.ndarray, np.ndarr
 
 
 @njit(cache=True, nogil=True)
-def _add_row(
-    row: np.ndarray, lefts: np.ndarray, weights: np.ndarray, row_weight: float, sums: np.ndarray
-) -> None:
+def _add_row(row: np.ndarray, lefts: np.ndarray, weights: np.ndarray, row_weight: float, sums: np.ndarray) -> None:
     """Add one source row (W, 3), resized to the output's width and multiplied by row_weight, to sums (width, 3)."""
     for x in range(len(sums)):
         red = green = blue = np.float32(0)

@@ -49,9 +49,7 @@ def convert_folder(
 def _classes_of(path: Path) -> list[str]:
     manifest = Manifest.of_beton(path)
     if manifest is None:
-        raise UserError(
-            f"{path}: has no manifest that lists its classes; give a file that `fastft convert` wrote"
-        )
+        raise UserError(f"{path}: has no manifest that lists its classes; give a file that `fastft convert` wrote")
     return manifest.classes
 
 
@@ -76,9 +74,7 @@ def convert_imagenet(
     data = source_path(data)
     present = [split for split in SPLITS if find_split(data, split) is not None]
     if not present:
-        raise UserError(
-            f"{data}: no train or val images; see `fastft convert imagenet --help` for the layouts"
-        )
+        raise UserError(f"{data}: no train or val images; see `fastft convert imagenet --help` for the layouts")
     sources: dict[str, Source] = {}
     for split in present:
         sources[split] = open_source(data, split, sources["train"].classes if "train" in sources else None)

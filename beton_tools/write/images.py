@@ -66,7 +66,9 @@ class EncodedImage:
     data: bytes
     height: int
     width: int
-    how: str  # KEPT, or why it was re-encoded: "resized", "PNG", "CMYK JPEG", DAMAGED, ...; after RAW, what the file was
+    how: (
+        str  # KEPT, or why it was re-encoded: "resized", "PNG", "CMYK JPEG", DAMAGED, ...; after RAW, what the file was
+    )
 
 
 def encode_sample(data: bytes, options: EncodeOptions) -> EncodedImage:
@@ -102,9 +104,7 @@ def _reencode(data: bytes, options: EncodeOptions) -> EncodedImage:
     raw = options.stores_raw(data)
     encoded = stored.tobytes() if raw else _encode_jpeg(stored, options)
     if len(encoded) > options.page_size:
-        raise BadImage(
-            f"{len(encoded)} bytes do not fit a page of {options.page_size}; give --max-resolution"
-        )
+        raise BadImage(f"{len(encoded)} bytes do not fit a page of {options.page_size}; give --max-resolution")
     return EncodedImage(encoded, stored.shape[0], stored.shape[1], RAW + how if raw else how)
 
 
@@ -216,11 +216,7 @@ def decode_sample(table: SampleTable, sample_id: int) -> np.ndarray:
     try:
         head = require_header(stored)
         if (head.height, head.width) != (height, width):
-            raise JpegError(
-                f"the JPEG has {head.height} x {head.width} pixels, the metadata table {height} x {width}"
-            )
+            raise JpegError(f"the JPEG has {head.height} x {head.width} pixels, the metadata table {height} x {width}")
         return decode_scanned_rgb(stored, head)
     except JpegError as error:
-        raise UserError(
-            f"{table.title}: sample {sample_id}: {error}; run `beton verify` on the file"
-        ) from error
+        raise UserError(f"{table.title}: sample {sample_id}: {error}; run `beton verify` on the file") from error

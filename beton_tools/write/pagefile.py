@@ -129,9 +129,7 @@ class PageFile:
         end = self._used + len(image.data)
         self._page[self._used : end] = image.data
         self._used = end
-        self._samples.append(
-            (self.next_position, image.height, image.width, len(image.data), label, image.how)
-        )
+        self._samples.append((self.next_position, image.height, image.width, len(image.data), label, image.how))
         self.next_position += 1
 
     def skip(self, reason: str) -> None:

@@ -188,11 +188,7 @@ def _fingerprint(source: Source, order: np.ndarray, options: WriteOptions) -> st
 
 
 def _write_images(
-    pages: PageFile,
-    source: Source,
-    order: np.ndarray,
-    options: WriteOptions,
-    progress: ProgressCallback | None,
+    pages: PageFile, source: Source, order: np.ndarray, options: WriteOptions, progress: ProgressCallback | None
 ) -> None:
     start, total = pages.next_position, len(order)
     tasks = (Task(source.names[i], source.locate(i)) for i in order[start:].tolist())
@@ -217,12 +213,7 @@ def _write_images(
 
 
 def _describe(
-    pages: PageFile,
-    written: Written,
-    source: Source,
-    order: np.ndarray,
-    options: WriteOptions,
-    fingerprint: str,
+    pages: PageFile, written: Written, source: Source, order: np.ndarray, options: WriteOptions, fingerprint: str
 ) -> Manifest:
     file_size = pages.part.stat().st_size
     positions = written.positions[: written.count]

@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from fastft.augment.resize import resized_crop as resized_crop
     from fastft.augment.resize import source_regions as source_regions
 
-    def source_region(
-        row: Any, size: int
-    ) -> tuple[int, int, int, int]: ...  # njit hides the types of resize's
+    def source_region(row: Any, size: int) -> tuple[int, int, int, int]: ...  # njit hides the types of resize's
 
 
 __all__ = [

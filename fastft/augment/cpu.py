@@ -110,9 +110,7 @@ def augment_image(pixels, stride, region, row, finish, scratch, out):
         return SCRATCH_TOO_SMALL
     crop, target, window = _as_tuple4(row.crop), _as_tuple2(row.resize), _as_tuple2(row.window)
     flip, bicubic = row.flip != 0, row.bicubic != 0
-    status = resize_region(
-        pixels, stride, _as_tuple4(region), crop, target, window, flip, bicubic, size, rest, image
-    )
+    status = resize_region(pixels, stride, _as_tuple4(region), crop, target, window, flip, bicubic, size, rest, image)
     if status != OK:
         return status
     if row.chain_weights.sum() > 0:

@@ -56,9 +56,7 @@ class CudaAugment:
         if name not in DTYPES:
             raise UserError(f"augmentation writes {', '.join(DTYPES)}, not {name}")
         self.size, self.dtype, self.code = size, dtype, DTYPES.index(name)
-        self.device = torch.device(
-            device.type, torch.cuda.current_device() if device.index is None else device.index
-        )
+        self.device = torch.device(device.type, torch.cuda.current_device() if device.index is None else device.index)
         self.buffers = AUGMIX_BUFFERS if isinstance(policy.recipe, AugMix) else PLAIN_BUFFERS
         table = normalise_table(policy.mean, policy.std, self.code)
         self.storage = table.dtype

@@ -35,9 +35,7 @@ def describe_row(row: Any) -> list[str]:
 
 def _chains(row: Any) -> list[tuple[float | None, list[tuple[str, float]]]]:
     """(weight, (op, argument) in order) of each of AugMix's chains; of other policies one without a weight."""
-    ops = [
-        (OPS[op], argument) for op, argument in zip(row["op"].tolist(), row["argument"].tolist(), strict=True)
-    ]
+    ops = [(OPS[op], argument) for op, argument in zip(row["op"].tolist(), row["argument"].tolist(), strict=True)]
     weights = row["chain_weights"].tolist()
     parts = [(None, ops)] if not any(weights) else [
         (weight, ops[chain * CHAIN_DEPTH :][:CHAIN_DEPTH]) for chain, weight in enumerate(weights) if weight > 0
@@ -62,9 +60,7 @@ def _row_to_json(row: Any) -> dict[str, Any]:
     chains = [
         {
             "weight": weight,
-            "ops": [
-                {"op": op, **({"argument": value} if op in ARGUMENT_FORMATS else {})} for op, value in ops
-            ],
+            "ops": [{"op": op, **({"argument": value} if op in ARGUMENT_FORMATS else {})} for op, value in ops],
         }
         for weight, ops in _chains(row)
     ]
@@ -96,9 +92,7 @@ def describe_policy(policy: AugmentPolicy, size: int) -> list[str]:
 
 def _describe_crop(policy: AugmentPolicy, size: int) -> str:
     if policy.crop == "src":
-        return (
-            f"{policy.interpolation} resize of the short side to {size}, padded by 4, random {size} px crop"
-        )
+        return f"{policy.interpolation} resize of the short side to {size}, padded by 4, random {size} px crop"
     area = f"{policy.scale[0]:.0%} to {policy.scale[1]:.0%} of the image"
     aspect = f"aspect {policy.ratio[0]:.2f} to {policy.ratio[1]:.2f}"
     return f"random crop of {area}, {aspect}, {policy.interpolation} resize to {size} px"
@@ -113,9 +107,7 @@ def _describe_recipe(policy: AugmentPolicy) -> list[str]:
     if isinstance(recipe, AugMix):
         depth = f"{recipe.depth}" if recipe.depth > 0 else f"1 to {CHAIN_DEPTH}"
         chains = f"{recipe.width} chains of {depth} of {len(recipe.ops)} ops"
-        return [
-            f"{policy.augment}: {chains}, magnitude {_describe_magnitude(recipe)}, alpha {recipe.alpha:g}"
-        ]
+        return [f"{policy.augment}: {chains}, magnitude {_describe_magnitude(recipe)}, alpha {recipe.alpha:g}"]
     if isinstance(recipe, ThreeAugment):
         jitter = f"brightness, contrast and colour by 1 ± {recipe.jitter:g} in random order"
         return [f"{policy.augment}: one of grayscale, solarise and blur; {jitter}"]

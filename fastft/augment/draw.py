@@ -73,14 +73,7 @@ class Parameters(NamedTuple):
 
 
 def draw_plan(
-    policy: AugmentPolicy,
-    *,
-    seed: int,
-    epoch: int,
-    sample_ids: Any,
-    heights: Any,
-    widths: Any,
-    size: int,
+    policy: AugmentPolicy, *, seed: int, epoch: int, sample_ids: Any, heights: Any, widths: Any, size: int
 ) -> np.ndarray:
     """Plans (`PLAN_DTYPE`, one row per sample) for one epoch of samples of heights x widths pixels.
 
@@ -99,12 +92,7 @@ def draw_plan(
 
 
 def eval_plan(
-    sample_ids: Any,
-    heights: Any,
-    widths: Any,
-    size: int,
-    crop_pct: float = 1.0,
-    interpolation: str = "bicubic",
+    sample_ids: Any, heights: Any, widths: Any, size: int, crop_pct: float = 1.0, interpolation: str = "bicubic"
 ) -> np.ndarray:
     """Plans of the evaluation: short side to floor(size / crop_pct), then the central size x size.
 
@@ -143,9 +131,7 @@ def _parameters(policy: AugmentPolicy) -> Parameters:
     three = recipe if isinstance(recipe, ThreeAugment) else ThreeAugment()
     magnitudes = mix if isinstance(recipe, AugMix) else rand
     return Parameters(
-        kind=NONE
-        if recipe is None
-        else {RandAugment: RAND, AugMix: AUGMIX, ThreeAugment: THREE}[type(recipe)],
+        kind=NONE if recipe is None else {RandAugment: RAND, AugMix: AUGMIX, ThreeAugment: THREE}[type(recipe)],
         ops=np.array([op_of(name) for name in names], np.uint8),
         rules=np.array([TIMM_OPS[name][1] for name in names], np.uint8),
         weights=np.array(rand.weights, np.float64),
@@ -296,9 +282,7 @@ def _draw_augmix(p, who, size, row):
     """timm's AugMix: Dirichlet weights over chains of ops, all applied, and a Beta weight of the mixture."""
     total = 0.0
     for chain in range(p.width):
-        weight = math.exp(
-            rng.log_gamma_variate(p.alpha, who[0], WEIGHT * (1 + chain), who[1], who[2], who[3])
-        )
+        weight = math.exp(rng.log_gamma_variate(p.alpha, who[0], WEIGHT * (1 + chain), who[1], who[2], who[3]))
         row.chain_weights[chain] = weight
         total += weight
         depth = p.depth if p.depth > 0 else 1 + rng.below(_words(who, DEPTH + chain)[0], CHAIN_DEPTH)
@@ -311,9 +295,7 @@ def _draw_augmix(p, who, size, row):
 
 
 GRAYSCALE, SOLARIZE, BLUR = OP_ID["Grayscale"], OP_ID["Solarize"], OP_ID["GaussianBlur"]
-JITTER_ORDERS = np.array(
-    list(permutations([OP_ID["Brightness"], OP_ID["Contrast"], OP_ID["Color"]])), np.uint8
-)
+JITTER_ORDERS = np.array(list(permutations([OP_ID["Brightness"], OP_ID["Contrast"], OP_ID["Color"]])), np.uint8)
 
 
 @njit(cache=True)

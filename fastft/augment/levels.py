@@ -92,9 +92,7 @@ def argument(rule, magnitude, sign, height, width):
     return value
 
 
-def level_argument(
-    name: str, magnitude: float, sign: int = 1, *, height: int, width: int
-) -> tuple[int, float]:
+def level_argument(name: str, magnitude: float, sign: int = 1, *, height: int, width: int) -> tuple[int, float]:
     """(op id, argument) that a plan holds for timm's op `name` on an image of height x width.
 
     Names of `plan.OPS` that timm lacks (Identity, Grayscale) take no argument.

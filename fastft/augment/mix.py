@@ -49,9 +49,7 @@ class Mixer:
 
     def __post_init__(self) -> None:
         if min(self.mixup_alpha, self.cutmix_alpha) < 0 or max(self.mixup_alpha, self.cutmix_alpha) <= 0:
-            raise UserError(
-                "mixup and cutmix are both 0 or one is negative: give an alpha above 0, or no mixer"
-            )
+            raise UserError("mixup and cutmix are both 0 or one is negative: give an alpha above 0, or no mixer")
 
     def __call__(
         self, images_BCHW: Tensor, labels_B: Tensor, *, epoch: int, step: int, first_position: int

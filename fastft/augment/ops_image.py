@@ -94,11 +94,7 @@ def look_up(source, tables, target):
         _row(tables, 2, ops.BYTE_VALUES),
     )
     for i in range(np.uintp(0), np.uintp(source.size), np.uintp(3)):
-        target[i], target[i + ONE], target[i + TWO] = (
-            red[source[i]],
-            green[source[i + ONE]],
-            blue[source[i + TWO]],
-        )
+        target[i], target[i + ONE], target[i + TWO] = (red[source[i]], green[source[i + ONE]], blue[source[i + TWO]])
 
 
 @njit(cache=True)
@@ -163,11 +159,7 @@ def _transpose(source, height, width, target):
             for y in range(top, min(top + TILE, height)):
                 for x in range(left, min(left + TILE, width)):
                     i, to = np.uintp(3 * (y * width + x)), np.uintp(3 * (x * height + y))
-                    target[to], target[to + ONE], target[to + TWO] = (
-                        source[i],
-                        source[i + ONE],
-                        source[i + TWO],
-                    )
+                    target[to], target[to + ONE], target[to + TWO] = (source[i], source[i + ONE], source[i + TWO])
 
 
 @njit(cache=True)

@@ -193,12 +193,7 @@ def _move_along_rows(image, line, row):
             row.place[k] = ops.affine_source(image.matrix, i, row.column[k])[0] - 0.5
         shift = math.floor(row.place[low]) - begin
         first, last = 3 * (MARGIN - 1 + shift) + low, 3 * (MARGIN - 1 + shift) + high
-        taps = (
-            line[first:last],
-            line[first + 3 : last + 3],
-            line[first + 6 : last + 6],
-            line[first + 9 : last + 9],
-        )
+        taps = (line[first:last], line[first + 3 : last + 3], line[first + 6 : last + 6], line[first + 9 : last + 9])
         if not _interpolate(image, i, low, high, taps, row.place, row.column, float(shift)):
             _sample(image, i, begin, end)
 
@@ -287,9 +282,7 @@ def _allocate_pixels(scratch, at, width):
     ty, at = simd.take(scratch, at, 4 * width)
     value, at = simd.take(scratch, at, 4 * (3 * width + 1))
     unsure, at = simd.take(scratch, at, simd.round_up(3 * width, 8) + 8)
-    return Pixels(
-        window.view(np.int32), tx.view(np.float32), ty.view(np.float32), value.view(np.float32), unsure
-    )
+    return Pixels(window.view(np.int32), tx.view(np.float32), ty.view(np.float32), value.view(np.float32), unsure)
 
 
 @njit(cache=True)

@@ -117,11 +117,7 @@ class AugmentPolicy:
         _in_range("crop_pct", self.crop_pct, 1e-3, 1)
         _ordered("scale", self.scale, 1.0)
         _ordered("ratio", self.ratio, math.inf)
-        if (
-            len(self.mean) != 3
-            or len(self.std) != 3
-            or not (max(map(abs, self.mean)) <= 10 and min(self.std) > 0)
-        ):
+        if len(self.mean) != 3 or len(self.std) != 3 or not (max(map(abs, self.mean)) <= 10 and min(self.std) > 0):
             raise UserError(
                 f"mean is {self.mean}, std is {self.std}: give three numbers each, mean within -10 and 10, std above 0"
             )
@@ -194,9 +190,7 @@ def _read_keys(text: str, parts: list[str], keys: dict[str, Bounds | None]) -> d
             key, value = "t", part[1:]
         if key not in keys or key in values:
             problem = "appears twice" if key in values else "is not understood"
-            raise UserError(
-                f"augmentation {text!r}: {part!r} {problem}; valid keys: {', '.join(keys) or 'none'}"
-            )
+            raise UserError(f"augmentation {text!r}: {part!r} {problem}; valid keys: {', '.join(keys) or 'none'}")
         values[key] = _read_value(text, part, value, keys[key])
     return values
 
@@ -204,9 +198,7 @@ def _read_keys(text: str, parts: list[str], keys: dict[str, Bounds | None]) -> d
 def _read_value(text: str, part: str, value: str, bounds: Bounds | None) -> Any:
     if bounds is None:
         if value not in OP_SETS:
-            raise UserError(
-                f"augmentation {text!r}: {part!r} is not an op set; use t followed by {', '.join(OP_SETS)}"
-            )
+            raise UserError(f"augmentation {text!r}: {part!r} is not an op set; use t followed by {', '.join(OP_SETS)}")
         return value
     kind, least, greatest = bounds
     if (kind is int and "." in value) or not least <= float(value) <= greatest:

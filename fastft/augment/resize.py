@@ -208,9 +208,7 @@ def _horizontal(pixels, stride, rows, width, size, flip, taps, columns, narrow, 
             to = (size - 1 - x if flip else x) * BLOCK
             _weighted_block(columns, first[x] * BLOCK, BLOCK, count[x], weights, x * pitch, narrow, to)
         for i in range(0, out_pitch, simd.LANES):
-            simd.transpose_bytes(
-                narrow, i * simd.LANES, simd.LANES, simd.LANES, out, top * out_pitch + i, out_pitch
-            )
+            simd.transpose_bytes(narrow, i * simd.LANES, simd.LANES, simd.LANES, out, top * out_pitch + i, out_pitch)
 
 
 @njit(cache=True)
@@ -243,9 +241,7 @@ def _scratch_size(region_h: int, region_w: int, size: int, pitch_y: int, pitch_x
     taps = size * 4 * (pitch_y + pitch_x + 4)
     wide_rows = simd.round_up(max(region_h, size), simd.LANES)
     row_pitch = simd.round_up(size * 3, simd.LANES)
-    return (
-        taps + BLOCK * (region_w + size + simd.LANES) + wide_rows * row_pitch + size * region_w * 3 + 10 * 64
-    )
+    return taps + BLOCK * (region_w + size + simd.LANES) + wide_rows * row_pitch + size * region_w * 3 + 10 * 64
 
 
 @njit(cache=True)
@@ -285,9 +281,7 @@ def resize_region(pixels, stride, region, crop, resize, window, flip, bicubic, s
     if vertical_first(crop[2], crop[3], resize[0], resize[1]):
         shortened, at = simd.take(scratch, at, size * width * 3)
         _vertical(pixels, stride, width * 3, size, taps_y, shortened)
-        _horizontal(
-            shortened, width * 3, size, width, size, flip, taps_x, columns, narrow, narrowed, row_pitch
-        )
+        _horizontal(shortened, width * 3, size, width, size, flip, taps_x, columns, narrow, narrowed, row_pitch)
         for y in range(size):
             begin = y * row_pitch
             simd.copy(narrowed[begin : begin + row_bytes], out[y * row_bytes : (y + 1) * row_bytes])
@@ -298,12 +292,7 @@ def resize_region(pixels, stride, region, crop, resize, window, flip, bicubic, s
 
 
 def resized_crop(
-    image_HWC: np.ndarray,
-    box_yxhw: tuple[int, int, int, int],
-    size: int,
-    flip: bool = False,
-    *,
-    bicubic: bool = True,
+    image_HWC: np.ndarray, box_yxhw: tuple[int, int, int, int], size: int, flip: bool = False, *, bicubic: bool = True
 ) -> np.ndarray:
     """Crop, resize to size x size, optionally mirror, as Pillow's crop, resize, transpose. uint8 -> uint8."""
     y, x, h, w = box_yxhw
@@ -311,9 +300,7 @@ def resized_crop(
     if image_HWC.dtype != np.uint8 or image_HWC.shape[2:] != (3,):
         raise UserError("resized_crop takes an (H, W, 3) uint8 image; convert it to RGB bytes first")
     if min(y, x) < 0 or min(h, w, size) < 1 or y + h > height or x + w > width:
-        raise UserError(
-            f"box {box_yxhw} is not inside the {height} x {width} image; give y, x, height, width"
-        )
+        raise UserError(f"box {box_yxhw} is not inside the {height} x {width} image; give y, x, height, width")
     pixels = np.ascontiguousarray(image_HWC[y : y + h, x : x + w]).reshape(-1)
     box = (int(y), int(x), int(h), int(w))
     scratch = np.empty(resize_scratch_size(h, w, size), np.uint8)

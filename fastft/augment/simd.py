@@ -160,9 +160,7 @@ def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 def _weights(builder: Any, powers: Sequence[Sequence[int]], t: Any) -> Any:
     """Weights of four neighbours at `t`: polynomials with the coefficients `powers`, by Horner's rule."""
-    t = _shuffle(
-        builder, builder.insert_element(ir.Constant(_FOUR_FLOATS, ir.Undefined), t, _I32(0)), [0] * 4
-    )
+    t = _shuffle(builder, builder.insert_element(ir.Constant(_FOUR_FLOATS, ir.Undefined), t, _I32(0)), [0] * 4)
     *lower, total = [ir.Constant(_FOUR_FLOATS, [float(c) for c in power]) for power in powers]
     for power in reversed(lower):
         total = _fused(builder, total, t, power)

@@ -83,13 +83,7 @@ def _whole_recipe(options: Options) -> Findings:
     rounds = alternate(contenders, options.rounds, threads=1)
     for own, name in ours.items():
         only = [who for who in (*rounds.trials, *rounds.skipped) if who == own or who not in ours]
-        setting = {
-            "augment": AUGMENT,
-            "erase": 0.25,
-            "size": SIZE,
-            "our files": name,
-            "images": options.images,
-        }
+        setting = {"augment": AUGMENT, "erase": 0.25, "size": SIZE, "our files": name, "images": options.images}
         yield measure(
             "Whole recipe", rounds, "recipe", per_cpu_second, "images/s per core", setting,
             only=only, rename={own: "fastft"},
@@ -124,9 +118,7 @@ def our_recipe(path: str, size: int = SIZE, augment_policy: str = AUGMENT) -> di
     out, ids = augment.new_output(16), np.arange(len(jpegs))
 
     def run() -> int:
-        plan = draw_plan(
-            policy, seed=0, epoch=next(epochs), sample_ids=ids, heights=heights, widths=widths, size=size
-        )
+        plan = draw_plan(policy, seed=0, epoch=next(epochs), sample_ids=ids, heights=heights, widths=widths, size=size)
         regions = source_regions(plan, size)
         if decode_and_augment(jpegs.data, jpegs.ends, regions, plan, augment.finish, scratch, handle, out):
             raise RuntimeError("an image could not be decoded: the figures would mean nothing")
@@ -246,9 +238,7 @@ def our_resizes(paths: Sequence[str]) -> dict[str, Arm]:
 
 def pillow_resizes(paths: Sequence[str]) -> dict[str, Arm]:
     def calls(images: list[np.ndarray]) -> Iterable[Callable[[], object]]:
-        return [
-            partial(Image.fromarray(image).resize, (SIZE, SIZE), Image.Resampling.BICUBIC) for image in images
-        ]
+        return [partial(Image.fromarray(image).resize, (SIZE, SIZE), Image.Resampling.BICUBIC) for image in images]
 
     return _arms({name: calls(images) for name, images in crops(paths).items()})
 

@@ -38,9 +38,7 @@ class Workspace:
 
     def beton(self, name: str) -> Path:
         """The images as a .beton; `name` is one of `sets`."""
-        from beton_tools.write.convert import (
-            convert_folder,  # here: a contender's process should not hold pyarrow
-        )
+        from beton_tools.write.convert import convert_folder  # here: a contender's process should not hold pyarrow
         from beton_tools.write.writer import WriteOptions
 
         path = self.folder / ("resized.beton" if name == RESIZED else "original.beton")

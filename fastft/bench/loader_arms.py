@@ -210,9 +210,7 @@ def torch_loader(data: Any, batch: int, threads: int, shuffle: bool | None = Tru
     from torch.utils.data import DataLoader
 
     drop_last = shuffle is not None
-    loader = DataLoader(
-        data, batch, shuffle=shuffle, num_workers=threads, drop_last=drop_last, persistent_workers=True
-    )
+    loader = DataLoader(data, batch, shuffle=shuffle, num_workers=threads, drop_last=drop_last, persistent_workers=True)
     return lambda: (len(found[0]) for found in loader)
 
 

@@ -47,9 +47,7 @@ class LoaderBench:
         self.sources = {"ours": beton, "ours_eval": beton, "ffcv": beton, "webdataset": shards}
         self.folder = folder
 
-    def contender(
-        self, name: str, maker: str, how: Make = warm, note: str = "", **arguments: Any
-    ) -> Contender:
+    def contender(self, name: str, maker: str, how: Make = warm, note: str = "", **arguments: Any) -> Contender:
         source = self.sources.get(maker, self.folder)
         return Contender(name, how, {"maker": maker, **self.common, **source, **arguments}, note)
 
@@ -59,18 +57,14 @@ class LoaderBench:
         names |= {"webdataset": "WebDataset", "litdata": "LitData"}
         notes = dict.fromkeys(("webdataset", "litdata"), THEIR_TRANSFORM)
         return {
-            "fastft" if maker == "ours" else maker: [
-                self.contender(name, maker, how, notes.get(maker, ""), **more)
-            ]
+            "fastft" if maker == "ours" else maker: [self.contender(name, maker, how, notes.get(maker, ""), **more)]
             for maker, name in names.items()
         }
 
     def stock(self, how: Make = warm, **more: Any) -> list[Contender]:
         return [
             self.contender("stock FFCV", "ffcv", how, "crop and flip, uint8, not normalised", **more),
-            self.contender(
-                "stock FFCV, normalised", "ffcv", how, "crop and flip, float32", normalise=True, **more
-            ),
+            self.contender("stock FFCV, normalised", "ffcv", how, "crop and flip, float32", normalise=True, **more),
         ]
 
     def crop(self, **more: Any) -> dict[str, list[Contender]]:
@@ -95,9 +89,7 @@ class LoaderBench:
                 if threads == 1:
                     role: dict[str, Any] = {"role": "loader_per_core"} if name == WHOLE else {}
                     per_core = "images/s per core"
-                    yield measure(
-                        f"{name}, per core", rounds, "pass", per_cpu_second, per_core, self.setting, **role
-                    )
+                    yield measure(f"{name}, per core", rounds, "pass", per_cpu_second, per_core, self.setting, **role)
                 setting = {"threads": threads, **self.setting}
                 yield measure(name, rounds, "pass", per_second, "images/s", setting)
 
@@ -126,10 +118,7 @@ class LoaderBench:
         contenders = self.whole(first, **given) | {"ffcv": self.stock(first, **given)}
         rounds = alternate_fresh(self.options.wanted(contenders), self.options.rounds, threads)
         setting = {**self.setting, "batch": batch, "images": repeat * self.options.images, "threads": threads}
-        figures = {
-            "seconds": ("First batch, with imports", "s", None),
-            "peak_mb": ("Peak memory", "MB", ALONE),
-        }
+        figures = {"seconds": ("First batch, with imports", "s", None), "peak_mb": ("Peak memory", "MB", ALONE)}
         for key, (name, unit, only) in figures.items():
             yield measure(name, rounds, "first", reported(key), unit, setting, better="lower", only=only)
 

@@ -102,9 +102,7 @@ def _measure_case(options: Options, case: Case) -> Findings:
         yield _augmentation_share(options, rounds, setting, case)
 
 
-def _augmentation_share(
-    options: Options, rounds: Rounds, setting: dict[str, Any], case: Case
-) -> dict[str, Any]:
+def _augmentation_share(options: Options, rounds: Rounds, setting: dict[str, Any], case: Case) -> dict[str, Any]:
     """The time of an image's augmentation on the GPU over that of its training step."""
     arguments = {"device": device().type, "policies": [AUGMENT], "size": case.size, "batch": case.batch}
     own = alternate([Contender("fastft", gpu_augment, arguments)], options.rounds, options.threads)

@@ -16,12 +16,7 @@ from beton_tools.base import torchrun
 from beton_tools.base.signals import describe_stop, exit_code, imports_of, raise_on_stop_signals
 
 with imports_of("fastft"):
-    from beton_tools.base.console import (
-        describe_os_error,
-        print_error,
-        print_warnings_in_one_line,
-        start_command,
-    )
+    from beton_tools.base.console import describe_os_error, print_error, print_warnings_in_one_line, start_command
     from beton_tools.base.errors import UserError
     from fastft import __version__
     from fastft.cli import (
@@ -134,9 +129,7 @@ def build_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_command(
-    commands: argparse._SubParsersAction, name: str, command: Command, *, with_arguments: bool
-) -> None:
+def _add_command(commands: argparse._SubParsersAction, name: str, command: Command, *, with_arguments: bool) -> None:
     parser = commands.add_parser(
         name,
         help=command.HELP,

@@ -23,7 +23,9 @@ OVERRIDES = (
     "any recipe option as --section.key VALUE or --section.key=VALUE, e.g. --optim.lr 3e-4 (fastft options lists them all);\n"
     "short names: " + ", ".join(f"--{name.replace('_', '-')}" for name in SHORT_NAMES)
 )
-RECIPE = "a recipe of fastft recipes (final_b16), a file (mine.yaml), or a row of a table (02_lr[1e-5], mine.yaml[LABEL])"
+RECIPE = (
+    "a recipe of fastft recipes (final_b16), a file (mine.yaml), or a row of a table (02_lr[1e-5], mine.yaml[LABEL])"
+)
 
 
 def say(text: str) -> None:
@@ -115,9 +117,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "checkpoint", metavar="CKPT", type=Path, help="a run directory, or a checkpoint in it"
-    )
+    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="a run directory, or a checkpoint in it")
     add_shared(parser, "weights")
 
 

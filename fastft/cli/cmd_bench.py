@@ -18,12 +18,7 @@ TRAFFIC = "traffic"  # counted from shapes: no rounds, no contenders, no images
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "name",
-        choices=(*BENCHES, TRAFFIC, "all"),
-        metavar="NAME",
-        help=f"{', '.join(BENCHES)}, {TRAFFIC} or all",
-    )
+    add("name", choices=(*BENCHES, TRAFFIC, "all"), metavar="NAME", help=f"{', '.join(BENCHES)}, {TRAFFIC} or all")
     add(
         "counted",
         nargs="?",
@@ -42,12 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--peers", default="all", help=f"all, none, or of {','.join(PEERS)}"
     )  # fmt: skip
     add("--rounds", type=positive(int), metavar="N", help="counted rounds (default 7)")
-    add(
-        "--recipe",
-        type=recipe_reference,
-        metavar="RECIPE",
-        help="what e2e trains (default: on a CPU, a tiny recipe)",
-    )
+    add("--recipe", type=recipe_reference, metavar="RECIPE", help="what e2e trains (default: on a CPU, a tiny recipe)")
     add("--quick", action="store_true", help="every path once on few images; the figures mean nothing")
     add("--out", type=Path, default=Path("bench"), metavar="DIR", help="JSON and HTML (default bench/)")
 

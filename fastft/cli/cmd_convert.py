@@ -36,11 +36,11 @@ class Folder:
         )
         parser.add_argument("--data", required=True, metavar="DIR", help=kinds)
         parser.add_argument("--out", type=Path, required=True, metavar="FILE.beton", help="the file to write")
-        labels = (
-            "number the classes as in this file; give the training file when converting the validation set"
-        )
+        labels = "number the classes as in this file; give the training file when converting the validation set"
         parser.add_argument("--classes-of", type=Path, metavar="FILE.beton", help=labels)
-        indices = "the folders' names are labels: folder 7 is class 7, as in ImageNet-V2 (default: classes in sorted order)"
+        indices = (
+            "the folders' names are labels: folder 7 is class 7, as in ImageNet-V2 (default: classes in sorted order)"
+        )
         parser.add_argument("--class-indices", action="store_true", help=indices)
         _add_options(parser)
 
@@ -104,9 +104,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     number(images, "quality", "Q", quality, default=default.quality)
     chroma = f"of re-encoded images (default: {default.subsampling})"
     images.add_argument("--subsampling", choices=SUBSAMPLINGS, default=default.subsampling, help=chroma)
-    reencode = (
-        "re-encode every image, as FFCV does (default: JPEGs that fit keep their coefficients, bit for bit)"
-    )
+    reencode = "re-encode every image, as FFCV does (default: JPEGs that fit keep their coefficients, bit for bit)"
     images.add_argument("--reencode", action="store_true", help=reencode)
     index = "leave out the crop index: files about 1 %% smaller, but every image is decoded whole"
     images.add_argument("--no-index", action="store_true", help=index)
@@ -115,9 +113,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         f"(default: {default.write_mode})"
     )
     images.add_argument("--write-mode", choices=WRITE_MODES, default=default.write_mode, help=mode)
-    share = (
-        f"with --write-mode proportion, the share of JPEGs, 0 to 1 (default: {default.compress_probability})"
-    )
+    share = f"with --write-mode proportion, the share of JPEGs, 0 to 1 (default: {default.compress_probability})"
     images.add_argument(
         "--compress-probability", type=float, default=default.compress_probability, metavar="P", help=share
     )
@@ -125,7 +121,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     images.add_argument("--on-error", choices=ON_ERROR, default=default.on_error, help=error)
     number(file, "subset_per_class", "N", "only N images of each class, {}, drawn by the seed")
     number(file, "shuffle_seed", "SEED", "write in this seeded order, {} (default: sorted by class and name)")
-    part = "write only this part of the images, to FILE-03-of-16.beton for 3/16; classes and order are those of the whole"
+    part = (
+        "write only this part of the images, to FILE-03-of-16.beton for 3/16; classes and order are those of the whole"
+    )
     file.add_argument("--part", metavar="K/N", help=part)
     number(file, "workers", "N", "processes that encode, {} (default: one for every usable CPU)")
     overwrite = "replace a file that was made of other images or options"
@@ -165,9 +163,7 @@ def _print_summary(path: Path, manifest: "Manifest") -> None:
     print(f"{path}: {images}, {format_bytes(manifest.file_size)}")
     kept = manifest.encodings.get(KEPT, 0)
     raw = sum(count for how, count in manifest.encodings.items() if how.startswith(RAW))
-    others = [
-        f"{n:,} {how}" for how, n in manifest.encodings.items() if how != KEPT and not how.startswith(RAW)
-    ]
+    others = [f"{n:,} {how}" for how, n in manifest.encodings.items() if how != KEPT and not how.startswith(RAW)]
     print(
         f"  {kept:,} kept bit for bit"
         + (f"; {raw:,} stored as raw pixels" if raw else "")

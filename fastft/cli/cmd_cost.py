@@ -8,9 +8,7 @@ from fastft.cli.arguments import RECIPE, add_shared, positive, recipe_reference,
 from fastft.recipe.recipe_file import is_table
 
 HELP = "GPU-hours and money of recipes or of whole sweeps, modelled from FLOPs and memory traffic"
-EXAMPLE = (
-    "fastft cost final_b16 frugal_b16 --gpu v100 --gpus 8 --price 2.48\n  fastft cost 05_llrd --gpu a100"
-)
+EXAMPLE = "fastft cost final_b16 frugal_b16 --gpu v100 --gpus 8 --price 2.48\n  fastft cost 05_llrd --gpu a100"
 TAKES_OPTIONS = True
 
 
@@ -52,8 +50,6 @@ def run(args: argparse.Namespace) -> int:
         recipes, rows = read_trainings(args.files, args.overrides)
     else:
         recipes = [load_counted(name, args.overrides) for name in args.files]
-    query = CostQuery(
-        args.gpu, args.gpus, args.price, args.measured, args.cores_per_gpu, args.mfu, args.val_images
-    )
+    query = CostQuery(args.gpu, args.gpus, args.price, args.measured, args.cores_per_gpu, args.mfu, args.val_images)
     values = price_recipes(recipes, query, rows)
     return show(values, args.json, print_prices)

@@ -19,18 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", metavar="FILE.beton", type=Path, action="append", default=[],
         help="default: the recipe's validation file; give it several times for a table of several files",
     )  # fmt: skip
-    parser.add_argument(
-        "--csv", type=Path, metavar="FILE", help="write the prediction for every image to a table"
-    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the prediction for every image to a table")
     add_shared(parser, "logit-adjustment", "only-present-classes")
     _add_knn(parser.add_argument_group("nearest neighbours"))
     add_shared(parser, "device", "json")
 
 
 def _add_knn(group: argparse._ArgumentGroup) -> None:
-    neighbours = (
-        "classify by the K nearest training images in the embedding before the head, instead of by the head"
-    )
+    neighbours = "classify by the K nearest training images in the embedding before the head, instead of by the head"
     group.add_argument("--knn", type=positive(int), metavar="K", help=neighbours)
     bank = "the .beton of the training images (default: the recipe's training file)"
     group.add_argument("--knn-train", type=Path, metavar="FILE.beton", help=bank)

@@ -16,10 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "logit-adjustment")
     parser.add_argument("--format", required=True, choices=EXPORT_FORMATS)
     parser.add_argument(
-        "--out",
-        required=True,
-        type=Path,
-        help="a new folder (timm, open_clip) or a .safetensors or .onnx file",
+        "--out", required=True, type=Path, help="a new folder (timm, open_clip) or a .safetensors or .onnx file"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files of the same names")
 

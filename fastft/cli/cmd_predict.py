@@ -58,9 +58,7 @@ def _write_features(args: argparse.Namespace) -> int:
     from fastft.evaluate.features import save_features
 
     if args.csv is not None or args.topk is not None or args.logit_adjustment:
-        raise UserError(
-            "--features writes embeddings, not classes; omit --csv, --topk and --logit-adjustment"
-        )
+        raise UserError("--features writes embeddings, not classes; omit --csv, --topk and --logit-adjustment")
     done = save_features(args.checkpoint, args.images, args.device, args.weights, args.features, say)
     if torchrun.rank() == 0:
         print(printable(done))

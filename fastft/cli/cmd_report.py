@@ -21,9 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, metavar="FILE", help="default: report.html in the run, BENCH.html")
     add_shared(parser, "price")
     add("--gpus", type=positive(int), metavar="N", help="GPUs of the run, where its log does not say")
-    add(
-        "--against", type=recipe_reference, metavar="RECIPE", help="recipe to compare with (default: final_*)"
-    )
+    add("--against", type=recipe_reference, metavar="RECIPE", help="recipe to compare with (default: final_*)")
     add(
         "--mistakes",
         choices=("auto", "always", "never"),

@@ -49,9 +49,7 @@ class Tune:
     """`fastft tune RECIPE`."""
 
     HELP = "search the learning rates of head and tower for your images, within a time budget"
-    EXAMPLE = (
-        "fastft tune mine.yaml --data.train=train.beton --data.val=val.beton --test test.beton --budget 2h"
-    )
+    EXAMPLE = "fastft tune mine.yaml --data.train=train.beton --data.val=val.beton --test test.beton --budget 2h"
     TAKES_OPTIONS = True
 
     @staticmethod
@@ -59,12 +57,7 @@ class Tune:
         add = parser.add_argument
         add_recipe(parser)
         add("--budget", metavar="TIME", help="time for all trainings, such as 45m or 2h (default: no limit)")
-        add(
-            "--test",
-            type=Path,
-            metavar="FILE.beton",
-            help="images to evaluate once, after the choice is made",
-        )
+        add("--test", type=Path, metavar="FILE.beton", help="images to evaluate once, after the choice is made")
         add("--out", type=Path, metavar="DIR", help="runs and results (default runs/tune-RECIPE)")
 
     @staticmethod

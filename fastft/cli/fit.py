@@ -76,9 +76,7 @@ class TrainedRun:
             UserError: no such images, or images of other classes.
         """
         if data is None or not needs_conversion(str(data)):
-            return evaluate_checkpoint(
-                self.folder, None if data is None else Path(data), self.device, **options
-            )
+            return evaluate_checkpoint(self.folder, None if data is None else Path(data), self.device, **options)
         with TemporaryDirectory() as folder:
             converted = Path(folder) / "images.beton"
             write_beton(converted, open_source(data, classes=self.predictor.trained.classes))
@@ -105,11 +103,7 @@ class TrainedRun:
 
 
 def fit(
-    recipe: str | Path = "photos",
-    options: Mapping[str, Any] | None = None,
-    *,
-    quiet: bool = False,
-    **short: Any,
+    recipe: str | Path = "photos", options: Mapping[str, Any] | None = None, *, quiet: bool = False, **short: Any
 ) -> TrainedRun:
     """Train a recipe, or continue its run directory, as `fastft train` does.
 

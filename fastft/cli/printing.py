@@ -91,9 +91,7 @@ def _print_cost(cost: dict[str, Any], gpus: int, console: Console) -> None:
         pairs = [_mfu_and_hours(of_basis.get(basis)) for basis in ("expected", "roofline", "published")]
         rows.append([name, *(cell for pair in pairs for cell in pair)])
     header = ["GPU", "MFU", "hours", "roofline MFU", "hours", "slowest published", "hours"]
-    print_table(
-        compact_table(f"{gflop:.1f} GFLOP per training image; {hours}, modelled", header, rows), console
-    )
+    print_table(compact_table(f"{gflop:.1f} GFLOP per training image; {hours}, modelled", header, rows), console)
     console.print(
         f"{val['what']}: {val['value']:,}; {EXPECTED}; - cannot be counted; * the loader is the bottleneck, with the cores of a "
         "usual cloud machine"

@@ -69,9 +69,7 @@ def _group(group: Group, schedule: WarmupCosine, at_step: int | None) -> dict[st
     return entry
 
 
-def _schedule(
-    recipe: Recipe, schedule: WarmupCosine, groups: list[Group], at_step: int | None
-) -> dict[str, Any]:
+def _schedule(recipe: Recipe, schedule: WarmupCosine, groups: list[Group], at_step: int | None) -> dict[str, Any]:
     steps = recipe.steps_per_epoch()
     values: dict[str, Any] = {
         "steps_per_epoch": steps,
@@ -148,9 +146,7 @@ def list_recipes() -> dict[str, Any]:
     tables = [load_sweep(path) for path in sorted(TABLES.glob("*.yaml"))]
     return {
         "recipes": [_recipe(name) for name in recipe_names()],
-        "tables": [
-            {"name": t.name, "title": t.title, "source": t.source, "rows": len(t.rows)} for t in tables
-        ],
+        "tables": [{"name": t.name, "title": t.title, "source": t.source, "rows": len(t.rows)} for t in tables],
     }
 
 

@@ -18,12 +18,7 @@ from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu, find_gpu
 from fastft.model import TowerArch
 from fastft.model.recipe_model import find_phases, recipe_arch
 from fastft.recipe import Recipe
-from fastft.recipe.training_images import (
-    assumed_val_images,
-    describe_expectation,
-    expected_top1,
-    val_images_row,
-)
+from fastft.recipe.training_images import assumed_val_images, describe_expectation, expected_top1, val_images_row
 
 MACHINE_GPUS = 8  # of a usual cloud machine
 # images/s of one core where the GPU augments, and of whole images for evaluation (benchmarks/results/all.json; ImageNet with its
@@ -71,9 +66,7 @@ FASTFT = Overheads()
 # The paper's own runs: one pass per model, with new worker processes. The start of a pass is fitted to the
 # B/16 log: (21,714 s of wall time - 50 x 625 x 0.6032 s of steps) / 50 / 2 passes - 4.9 s of forward. The
 # same figure gives 5 % less than the log of the L/14 run, which also wrote a 5 GB checkpoint every epoch.
-REFERENCE = Overheads(
-    float("inf"), float("inf"), pass_start_seconds=23.7, pass_per_model=True, start_seconds=0.0
-)
+REFERENCE = Overheads(float("inf"), float("inf"), pass_start_seconds=23.7, pass_per_model=True, start_seconds=0.0)
 
 
 def reference_mfu(arch: TowerArch) -> Mfu:
@@ -176,9 +169,7 @@ def _evaluation_seconds(recipe: Recipe, compute: float, gpus: int, over: Overhea
     return max(compute, loading) + passes * over.pass_start_seconds
 
 
-def predict(
-    recipe: Recipe, names: Iterable[str] = MAIN_GPUS, gpus: int = MACHINE_GPUS
-) -> dict[str, dict[str, Any]]:
+def predict(recipe: Recipe, names: Iterable[str] = MAIN_GPUS, gpus: int = MACHINE_GPUS) -> dict[str, dict[str, Any]]:
     """Cost by GPU name on `gpus` GPUs of that kind.
 
     Keys per GPU: basis, mfu, hours, limited_by of the expected MFU, all None if its step cannot be counted; and `estimates`, a
@@ -189,8 +180,7 @@ def predict(
         gpu, over = GPUS[name], with_cores(FASTFT, cores_per_gpu(name))
         found = [estimate(recipe, gpu, gpus, mfu, over) for mfu in known_mfus(recipe, gpu, gpus)]
         rows = [
-            {"basis": e.mfu.basis, "mfu": e.mfu.value, "hours": e.gpu_hours, "limited_by": e.limited_by}
-            for e in found
+            {"basis": e.mfu.basis, "mfu": e.mfu.value, "hours": e.gpu_hours, "limited_by": e.limited_by} for e in found
         ]
         headline = rows[0] if rows else dict.fromkeys(("basis", "mfu", "hours", "limited_by"))
         predicted[name] = {**headline, "estimates": rows}
@@ -327,7 +317,9 @@ def _own_mfus(query: CostQuery, measured: Measured | None, gpu: Gpu) -> tuple[li
         return own, []
     if find_gpu(measured.gpu) == gpu:
         return [*own, Mfu(measured.mfu, "measured", str(measured.path))], []
-    elsewhere = f"{measured.path} was measured on {measured.gpu}, not on {gpu.name} of {gpu.peak_flops / 1e12:g} TFLOP/s"
+    elsewhere = (
+        f"{measured.path} was measured on {measured.gpu}, not on {gpu.name} of {gpu.peak_flops / 1e12:g} TFLOP/s"
+    )
     if measured.loader_per_core is None:
         raise UserError(f"{elsewhere}; measure there, or leave it out")
     return own, [f"{elsewhere}: its MFU is not used"]

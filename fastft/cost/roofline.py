@@ -49,11 +49,7 @@ def known_mfus(recipe: Recipe, gpu: Gpu, gpus: int) -> list[Mfu]:
     slowest = slowest_run(gpu.name)
     if slowest is None or slowest.mfu >= expected.value:
         return [expected, roofline]
-    return [
-        expected,
-        roofline,
-        Mfu(slowest.mfu, "published", f"{slowest.name}: {slowest.source}, the slowest"),
-    ]
+    return [expected, roofline, Mfu(slowest.mfu, "published", f"{slowest.name}: {slowest.source}, the slowest")]
 
 
 def roofline_mfu(recipe: Recipe, gpu: Gpu, gpus: int) -> Mfu | None:
@@ -100,11 +96,7 @@ def describe_uncounted(recipe: Recipe, gpu: Gpu) -> str:
 
 def implied_k(run: PublishedRun) -> float:
     """The k that a published training gives: its MFU over the roofline of its model on its GPU."""
-    options = [
-        f"--model.arch={run.arch}",
-        f"--model.image_size={run.image_size}",
-        "--model.freeze_conv1=false",
-    ]
+    options = [f"--model.arch={run.arch}", f"--model.image_size={run.image_size}", "--model.freeze_conv1=false"]
     roofline = roofline_mfu(load_recipe("final_b16", options), GPUS[run.gpu], 8)
     assert roofline is not None
     return run.mfu / roofline.value

@@ -197,9 +197,7 @@ def _fake_batch(recipe: Recipe) -> tuple[Tensor, Tensor]:
     pixels = torch.empty(images, 3, size, size, dtype=HALF, device=DEVICE)
     mixed = recipe.augment.mixes
     shape, dtype = ((images, recipe.data.num_classes), torch.float32) if mixed else ((images,), torch.int64)
-    return pixels.contiguous(memory_format=torch.channels_last), torch.empty(
-        shape, dtype=dtype, device=DEVICE
-    )
+    return pixels.contiguous(memory_format=torch.channels_last), torch.empty(shape, dtype=dtype, device=DEVICE)
 
 
 def _trace(model: nn.Module, path: str, batch: tuple[Tensor, Tensor], attention: bool) -> list[OpTraffic]:

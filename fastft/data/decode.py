@@ -229,13 +229,7 @@ def decode_packed(
 
 @njit(cache=True, nogil=True)
 def _decode_and_augment_one(
-    stored: Stored,
-    b: int,
-    region: np.ndarray,
-    row: np.record,
-    finish: Finish,
-    worker: Worker,
-    out: np.ndarray,
+    stored: Stored, b: int, region: np.ndarray, row: np.record, finish: Finish, worker: Worker, out: np.ndarray
 ) -> int:
     """Carry out a plan's row for image b to `out` (S, S, 3); 0, an error code, or minus the status of `augment_image`."""
     y, x, h, w = region[0], region[1], region[2], region[3]

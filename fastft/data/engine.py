@@ -108,9 +108,7 @@ class EpochThread(EpochIterator):
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self.terminate_event.is_set():
-            raise RuntimeError(
-                "this pass over the data is closed: a later pass started, or its loader was closed"
-            )
+            raise RuntimeError("this pass over the data is closed: a later pass started, or its loader was closed")
         # FFCV waits without a limit; `on_wait` may raise
         queue = self.output_queue
         while queue.empty():

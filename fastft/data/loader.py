@@ -280,9 +280,7 @@ class TrainLoader(_BetonLoader):
         layout = () if state["micro_batch_of_step"] == 0 else ("world_size", "micro_batch")
         for name in ("seed", "num_samples", "batch_size", "order", *layout):
             if state[name] != own[name]:
-                raise UserError(
-                    f"the loader's state was saved with {name} {state[name]}, this loader has {own[name]}"
-                )
+                raise UserError(f"the loader's state was saved with {name} {state[name]}, this loader has {own[name]}")
         done = state["step"] * self._per_step + state["micro_batch_of_step"]
         self._next = self._position = (state["epoch"], done)
 
@@ -365,9 +363,7 @@ def _check_device(device: torch.device | str) -> None:
     except (RuntimeError, TypeError):
         raise UserError(f"device is {device}: give cpu or cuda") from None
     if found.type == "cuda" and (found.index or 0) >= (gpus := torch.cuda.device_count()):
-        raise UserError(
-            f"device is {device}, but torch finds {gpus or 'no'} GPUs; run 'nvidia-smi', or give another"
-        )
+        raise UserError(f"device is {device}, but torch finds {gpus or 'no'} GPUs; run 'nvidia-smi', or give another")
 
 
 def default_workers() -> int:

@@ -192,9 +192,7 @@ class ReadAhead:
                 if self._closed.is_set():
                     return
                 with suppress(OSError):  # only advice: reading the samples reports errors
-                    os.posix_fadvise(
-                        span.descriptor, offset, min(window, end - offset), os.POSIX_FADV_WILLNEED
-                    )
+                    os.posix_fadvise(span.descriptor, offset, min(window, end - offset), os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
         """Stop requesting and end the thread; closing twice is harmless."""
@@ -282,9 +280,7 @@ class SampleOrder:
     Raises UserError: no such order, or a block has no size.
     """
 
-    def __init__(
-        self, betons: BetonSet, subset: np.ndarray | None, seed: int, order: str, block_mib: int
-    ) -> None:
+    def __init__(self, betons: BetonSet, subset: np.ndarray | None, seed: int, order: str, block_mib: int) -> None:
         """subset: int64 (n,), ids of the samples to use; None for all."""
         if order not in ORDERS:
             raise UserError(f"order is {order!r}: give one of {', '.join(ORDERS)}")
@@ -333,13 +329,9 @@ def data_notes(betons: BetonSet, order: str, block_mib: int) -> list[str]:
     too_large = f"{betons.title}: {size} do not fit the page cache ({free} available)"
     blocks = BLOCKS_IN_MEMORY * block_mib * MIB
     if order != BLOCKS:
-        notes.append(
-            f"{too_large}: every epoch reads images from the disk; data.order=blocks reads each page once"
-        )
+        notes.append(f"{too_large}: every epoch reads images from the disk; data.order=blocks reads each page once")
     elif not fits_page_cache(blocks, available):
-        notes.append(
-            f"{too_large}, nor do {BLOCKS_IN_MEMORY} blocks of {block_mib} MiB: reduce data.block_mib"
-        )
+        notes.append(f"{too_large}, nor do {BLOCKS_IN_MEMORY} blocks of {block_mib} MiB: reduce data.block_mib")
     else:
         notes.append(f"{too_large}: every epoch reads each page once (data.order=blocks)")
     return notes

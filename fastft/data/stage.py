@@ -23,15 +23,7 @@ from beton_tools.read.manifest import Manifest
 from fastft.augment.cpu import REASONS, CpuAugment
 from fastft.augment.policies import AugmentPolicy
 from fastft.augment.resize import MOST_SHRINK, source_regions
-from fastft.data.decode import (
-    CHANNELS,
-    READ_FAILED,
-    Scratch,
-    WorkClock,
-    decode_and_augment,
-    decode_packed,
-    find_stored,
-)
+from fastft.data.decode import CHANNELS, READ_FAILED, Scratch, WorkClock, decode_and_augment, decode_packed, find_stored
 
 if TYPE_CHECKING:
     from fastft.augment.cuda import CudaAugment
@@ -65,9 +57,7 @@ class SampleError(UserError):
         with suppress(UserError, IndexError):  # a damaged manifest must not replace this error
             if (manifest := Manifest.of_beton(beton.path)) is not None:
                 source = f" ({manifest.names[own_id]})"
-        super().__init__(
-            f"{beton.path}: sample {own_id}{source}: {reason}; list all such with `beton verify`"
-        )
+        super().__init__(f"{beton.path}: sample {own_id}{source}: {reason}; list all such with `beton verify`")
 
 
 class Stage(ABC):
@@ -187,13 +177,7 @@ class PackedStage(Stage):
     """Decodes into one pinned buffer per slot, copies the used bytes to the device, augments them there."""
 
     def __init__(
-        self,
-        betons: BetonSet,
-        size: int,
-        device: torch.device,
-        augment: "CudaAugment",
-        workers: int,
-        slots: int,
+        self, betons: BetonSet, size: int, device: torch.device, augment: "CudaAugment", workers: int, slots: int
     ) -> None:
         super().__init__(betons, size, workers)
         self.device, self.augment = device, augment

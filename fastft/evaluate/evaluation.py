@@ -68,9 +68,7 @@ def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str, **opti
     return scores
 
 
-def predict_file(
-    checkpoint: Path, data: Path, device: str, weights: str = AUTO
-) -> tuple[Trained, Predictions]:
+def predict_file(checkpoint: Path, data: Path, device: str, weights: str = AUTO) -> tuple[Trained, Predictions]:
     """The model of a checkpoint and its predictions for every image of a `.beton`, in the order of the file.
 
     Raises:
@@ -147,11 +145,7 @@ def eval_loader(trained: Trained, data: BetonPaths, world: World) -> EvalLoader:
 
 
 def evaluate_model(
-    trained: Trained,
-    path: Path,
-    world: World,
-    only_present_classes: bool = False,
-    model: nn.Module | None = None,
+    trained: Trained, path: Path, world: World, only_present_classes: bool = False, model: nn.Module | None = None
 ) -> FileScores:
     """Scores of a model on one file. model: instead of `trained.model`.
 

@@ -45,9 +45,7 @@ class Features(NamedTuple):
     classes: list[str]
 
 
-def save_features(
-    checkpoint: Path, sources: Sequence[Path], device: str, weights: str, path: Path, say: Say
-) -> str:
+def save_features(checkpoint: Path, sources: Sequence[Path], device: str, weights: str, path: Path, say: Say) -> str:
     """Write the embeddings of `.beton` files, image files and folders of them; returns a line about the file.
 
     The images are seen as in evaluation, in the order of `sources`. A `.beton` is divided among the processes. say: called with
@@ -104,9 +102,7 @@ def _extract(trained: Trained, sources: Sequence[Path], world: World, say: Say) 
     labelled = [part for part in parts if part.classes]
     for part, source in zip(parts, sources, strict=True):
         if part.classes and part.classes != labelled[0].classes:
-            raise UserError(
-                f"{source} has other classes than the files before it; write one --features file for each"
-            )
+            raise UserError(f"{source} has other classes than the files before it; write one --features file for each")
     if not any(part.files for part in parts):
         raise UserError("no image could be read; see the reasons above")
     features_ND, labels_N = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:2])
@@ -171,13 +167,7 @@ class NeighbourVotes(nn.Module):
 
 
 def evaluate_neighbours(
-    checkpoint: Path,
-    files: Sequence[Path],
-    device: str,
-    k: int,
-    *,
-    train: Path | None = None,
-    weights: str = AUTO,
+    checkpoint: Path, files: Sequence[Path], device: str, k: int, *, train: Path | None = None, weights: str = AUTO
 ) -> list[dict[str, Any]]:
     """Scores of the k nearest neighbours on each `.beton` of `files` (none: on the validation file of the recipe).
 
@@ -201,9 +191,7 @@ def evaluate_neighbours(
         refuse_other_classes(bank.classes, trained.outputs, bank_path)
         images = len(bank.labels_N)
         if not np.isfinite(bank.features_ND).all():  # they would have no nearest neighbours
-            raise UserError(
-                f"embeddings of {bank_path} contain NaN or Inf; use weights that give finite ones"
-            )
+            raise UserError(f"embeddings of {bank_path} contain NaN or Inf; use weights that give finite ones")
         if k > images:
             raise UserError(f"--knn {k} is more than the {images} images of {bank_path}; give fewer")
         votes = NeighbourVotes(trained.model, bank, k, trained.recipe.data.num_classes).to(world.device)

@@ -63,9 +63,7 @@ def compute_outputs(
             yield source, read, next(rows) if isinstance(read, ReadImage) else torch.empty(0)
 
 
-def read_batches(
-    images: Iterable[Source], recipe: Recipe, size: int, device: torch.device
-) -> Iterator[FileBatch]:
+def read_batches(images: Iterable[Source], recipe: Recipe, size: int, device: torch.device) -> Iterator[FileBatch]:
     """The images in order, at most `size` at a time."""
     remaining = iter(images)
     ahead: deque[list[tuple[Source, Future[Read] | Read]]] = deque()

@@ -61,9 +61,7 @@ def _class_table(classes: Sequence[Mapping[str, Any]]) -> Table:
     if len(with_images) > SHOWN_CLASSES:
         shown = sorted(with_images, key=lambda c: c["f1"])[:SHOWN_CLASSES]
         title = f"the {SHOWN_CLASSES} classes with the lowest F1 (--json gives all)"
-    rows = (
-        [c["name"], str(c["images"]), *(_percent(c[k]) for k in ("precision", "recall", "f1"))] for c in shown
-    )
+    rows = ([c["name"], str(c["images"]), *(_percent(c[k]) for k in ("precision", "recall", "f1"))] for c in shown)
     return compact_table(title, ["class", "images", "precision %", "recall %", "F1 %"], rows)
 
 
@@ -112,9 +110,7 @@ def write_predictions(predictions: Iterable[Prediction], path: Path) -> None:
     write_csv(path, ["file", "rank", "class", "probability", "error"], rows())
 
 
-def write_predictions_table(
-    predictions: Predictions, names: Sequence[str], data: str | Path, path: Path
-) -> None:
+def write_predictions_table(predictions: Predictions, names: Sequence[str], data: str | Path, path: Path) -> None:
     """Write a CSV file with one row per image, in the order of the file `data`.
 
     image: index in the file. file: its name in the source, if the manifest has it. class, predicted: names.
@@ -123,9 +119,7 @@ def write_predictions_table(
     Raises:
         UserError: it cannot be written.
     """
-    from beton_tools.read.beton_set import (
-        BetonSet,  # loads Numba, which predictions of image files do without
-    )
+    from beton_tools.read.beton_set import BetonSet  # loads Numba, which predictions of image files do without
 
     p = predictions
     files = BetonSet.open(data).read_names() or [""] * len(p.labels_N)

@@ -50,11 +50,7 @@ class Predictor:
     """
 
     def __init__(
-        self,
-        checkpoint: str | Path,
-        device: str = "auto",
-        weights: str = AUTO,
-        logit_adjustment: bool = False,
+        self, checkpoint: str | Path, device: str = "auto", weights: str = AUTO, logit_adjustment: bool = False
     ) -> None:
         self.device = find_world(device).device
         self.trained = load_trained(Path(checkpoint), self.device, weights)
@@ -79,9 +75,7 @@ class Predictor:
                 continue
             ranked = rank_classes(logits_K[None], topk)[0]
             names = [self.classes[k] for k in ranked.tolist()]
-            yield Prediction(
-                path, names, logits_K.softmax(0)[ranked].tolist(), loses_values=read.loses_values
-            )
+            yield Prediction(path, names, logits_K.softmax(0)[ranked].tolist(), loses_values=read.loses_values)
 
 
 def predict_files(

@@ -99,9 +99,7 @@ def _templates(name: str) -> Sequence[Template]:
     lines = _lines(Path(name), f"{OPENAI}, {SIMPLE}, or a text file with a template on each line")
     wrong = next((line for line in lines if line.count(PLACE) != 1), None)
     if wrong is not None:
-        raise UserError(
-            f"{name}: template '{wrong[:60]}' must contain {PLACE} once, in the place of the class name"
-        )
+        raise UserError(f"{name}: template '{wrong[:60]}' must contain {PLACE} once, in the place of the class name")
     return [partial(str.replace, line, PLACE) for line in lines]
 
 
@@ -140,9 +138,7 @@ def load_text_tower(recipe: Recipe, device: torch.device) -> TextTower:
     """
     name, weights = recipe.model.arch, recipe.model.weights
     if weights == "random":
-        raise UserError(
-            "model.weights is random, which knows no class names; set --model.weights to a tag or a file"
-        )
+        raise UserError("model.weights is random, which knows no class names; set --model.weights to a tag or a file")
     config = load_open_clip_config(name)
     try:
         text_cfg = _text_config(name, config)
@@ -151,9 +147,7 @@ def load_text_tower(recipe: Recipe, device: torch.device) -> TextTower:
         state.pop("logit_bias", None)
         with torch.device("meta"):  # filled by the weights
             tower = _build_text_tower(config["embed_dim"], text_cfg, config.get("quick_gelu", False))
-        tokenizer = SimpleTokenizer(
-            context_length=text_cfg.context_length, **(text_cfg.tokenizer_kwargs or {})
-        )
+        tokenizer = SimpleTokenizer(context_length=text_cfg.context_length, **(text_cfg.tokenizer_kwargs or {}))
         tower.load_state_dict(state, assign=True)
         if tower.attn_mask is not None:
             tower.attn_mask = tower.build_causal_mask()
@@ -168,9 +162,7 @@ def load_text_tower(recipe: Recipe, device: torch.device) -> TextTower:
 def _text_config(name: str, config: Mapping[str, Any]) -> CLIPTextCfg:
     given = config.get("text_cfg")
     if not isinstance(given, dict):
-        raise UserError(
-            f"{name} has no text tower (no text_cfg); use an architecture of open_clip's CLIP models"
-        )
+        raise UserError(f"{name} has no text tower (no text_cfg); use an architecture of open_clip's CLIP models")
     found = CLIPTextCfg(**given)
     if found.hf_model_name or found.hf_tokenizer_name:
         library = found.hf_model_name or found.hf_tokenizer_name
@@ -181,10 +173,7 @@ def _text_config(name: str, config: Mapping[str, Any]) -> CLIPTextCfg:
 
 
 def class_embeddings(
-    tower: TextTower,
-    names: Sequence[str],
-    templates: Sequence[Template],
-    show: ProgressCallback | None = None,
+    tower: TextTower, names: Sequence[str], templates: Sequence[Template], show: ProgressCallback | None = None
 ) -> Tensor:
     """Float32 (K, D): for each class the mean of its texts' embeddings, all of length 1, by open_clip's own function."""
     parts = []

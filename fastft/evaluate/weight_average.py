@@ -100,9 +100,7 @@ def _refuse_other(found: Trained, expected: Trained, name: str) -> None:
         or found.model.visual.arch != expected.model.visual.arch
         or found.model.pool != expected.model.pool
     ):
-        raise UserError(
-            f"{name} has another architecture or head than {expected.path}; average models of one recipe"
-        )
+        raise UserError(f"{name} has another architecture or head than {expected.path}; average models of one recipe")
     if found.outputs != expected.outputs:
         raise UserError(f"{name} has other classes than {expected.path}; average models of the same classes")
 
@@ -212,9 +210,7 @@ def average(
         UserError: bad input.
     """
     if len(models) < 2 or (soup is None and len(models) > 2):
-        raise UserError(
-            "give two models for a curve between them, or several and --soup greedy or --soup uniform"
-        )
+        raise UserError("give two models for a curve between them, or several and --soup greedy or --soup uniform")
     chooses = soup == GREEDY or (soup is None and len(alphas) > 1)
     trained, ingredients = find_ingredients(models, weights)
     files = list(data) or ([validation_file(trained)] if chooses else [])
@@ -311,9 +307,7 @@ def write_average(average: Average, trained: Trained, out: Path) -> None:
 def print_average(values: dict[str, Any], console: Console) -> None:
     """Print a row for each model and average, with the standard error of the selection set, and what was kept."""
     if values["data"]:
-        names = [
-            Path(path).name + (" (selection)" * (path == values["selection"])) for path in values["data"]
-        ]
+        names = [Path(path).name + (" (selection)" * (path == values["selection"])) for path in values["data"]]
         rows = [
             [
                 row["name"] + (" *" if row == values["chosen"] else ""),

@@ -53,9 +53,7 @@ def _summary(trained: Trained) -> str:
 
 def _images(recipe: Recipe) -> str:
     size, share = recipe.model.image_size, recipe.train.eval_crop_pct
-    mean, std = (
-        ", ".join(f"{v:.6g}" for v in values) for values in (recipe.augment.mean, recipe.augment.std)
-    )
+    mean, std = (", ".join(f"{v:.6g}" for v in values) for values in (recipe.augment.mean, recipe.augment.std))
     return (
         f"RGB, short side resized to {math.floor(size / share)} px (bicubic, antialiased), central {size} x {size} crop, scaled "
         f"to 0..1, then normalised with mean ({mean}) and standard deviation ({std})."

@@ -111,9 +111,7 @@ def _writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(
-            f"{out} could not be written ({reason}); free some space, or give another --out"
-        ) from None
+        raise UserError(f"{out} could not be written ({reason}); free some space, or give another --out") from None
 
 
 def _check_out(out: Path, card: Path, format: str, overwrite: bool) -> None:

@@ -48,9 +48,7 @@ def write(trained: Trained, path: Path) -> None:
         UserError: the model has a relative position bias, which open_clip does not support, or is timm's.
     """
     if isinstance(trained.model.visual.arch, TimmArch):
-        raise UserError(
-            "open_clip's format holds CLIP's own ViT; export timm's models to timm, safetensors or onnx"
-        )
+        raise UserError("open_clip's format holds CLIP's own ViT; export timm's models to timm, safetensors or onnx")
     ours = trained.model.state_dict()
     if any(".rel_pos_bias." in name for name in ours):
         raise UserError("open_clip's tower has no relative position bias; export to safetensors or onnx")
@@ -68,9 +66,7 @@ def write(trained: Trained, path: Path) -> None:
 
 def load(path: Path) -> nn.Module:
     config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    tower = _build_vision_tower(
-        config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), config["quick_gelu"]
-    )
+    tower = _build_vision_tower(config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), config["quick_gelu"])
     state = load_file(path / WEIGHTS)
     weight, bias = state.pop(WEIGHT, None), state.pop(BIAS)
     tower.load_state_dict({name.removeprefix("visual."): value for name, value in state.items()})

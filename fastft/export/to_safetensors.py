@@ -24,11 +24,7 @@ def write(trained: Trained, path: Path) -> None:
         "pool": recipe.model.pool,
         "name": recipe.name,
         "classes": trained.classes,
-        "images": {
-            "mean": recipe.augment.mean,
-            "std": recipe.augment.std,
-            "crop_pct": recipe.train.eval_crop_pct,
-        },
+        "images": {"mean": recipe.augment.mean, "std": recipe.augment.std, "crop_pct": recipe.train.eval_crop_pct},
     }
     # safetensors headers hold strings; transformers and timm require "format"
     texts = {"format": "pt"} | {key: json.dumps(value) for key, value in header.items()}

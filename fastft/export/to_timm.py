@@ -38,11 +38,7 @@ NAMES = {  # ours -> timm's, within a block
     "ls_2.gamma": "ls2.gamma",
 }
 # timm's registered CLIP towers; other shapes are described as variants of the B/16
-ARCHITECTURES = {
-    (768, 32): "vit_base_patch32",
-    (768, 16): "vit_base_patch16",
-    (1024, 14): "vit_large_patch14",
-}
+ARCHITECTURES = {(768, 32): "vit_base_patch32", (768, 16): "vit_base_patch16", (1024, 14): "vit_large_patch14"}
 CLIP_EPS = 1e-5  # LayerNorm eps of these towers; timm's default is 1e-6
 
 
@@ -78,9 +74,7 @@ def timm_state(trained: Trained) -> dict[str, Tensor]:
             "timm's VisionTransformer has no embedding of length 1 (model.pool=token); export to open_clip, safetensors or onnx"
         )
     if any(".rel_pos_bias." in name for name in ours):
-        raise UserError(
-            "timm's VisionTransformer has no relative position bias; export to safetensors or onnx"
-        )
+        raise UserError("timm's VisionTransformer has no relative position bias; export to safetensors or onnx")
     state = {
         "cls_token": ours["visual.class_embedding"].view(1, 1, -1),
         "pos_embed": ours["visual.positional_embedding"].unsqueeze(0),
@@ -130,10 +124,7 @@ def _of_clip(trained: Trained, arch: Arch) -> tuple[dict[str, Any], dict[str, An
 def _of_timm(arch: TimmArch) -> tuple[dict[str, Any], dict[str, Any]]:
     """The same as `_of_clip`, for a timm model."""
     found = pretrained_cfg(arch.timm)
-    model = {
-        "architecture": arch.timm.partition(".")[0],
-        "model_args": timm_args(arch.timm, arch.image_size),
-    }
+    model = {"architecture": arch.timm.partition(".")[0], "model_args": timm_args(arch.timm, arch.image_size)}
     return model, {key: getattr(found, key) for key in ("fixed_input_size", "first_conv", "classifier")}
 
 

@@ -30,9 +30,7 @@ def current_pass(seed: int | None) -> Pass:
     """The pass of this thread, which must be FFCV's; the loader's seed unless one is given."""
     loader = threading.current_thread().loader  # type: ignore[attr-defined]
     # `Loader.__iter__` increases `next_epoch` before it starts the thread
-    return Pass(
-        loader.fname, loader.seed if seed is None else seed, max(0, loader.next_epoch - 1), loader.num_workers
-    )
+    return Pass(loader.fname, loader.seed if seed is None else seed, max(0, loader.next_epoch - 1), loader.num_workers)
 
 
 class _Failure:

@@ -90,9 +90,7 @@ class _CropDecoder(SimpleRGBImageDecoder):
             self._stage.resize(size, 0)
         return self._stage
 
-    def _plan(
-        self, given: Pass, size: int, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray
-    ) -> np.ndarray:
+    def _plan(self, given: Pass, size: int, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
         raise NotImplementedError
 
 
@@ -126,9 +124,7 @@ class RandomResizedCropRGBImageDecoder(_CropDecoder):
             "none", scale=scale, ratio=ratio, hflip=hflip, interpolation=interpolation, erase_prob=0.0
         )
 
-    def _plan(
-        self, given: Pass, size: int, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray
-    ) -> np.ndarray:
+    def _plan(self, given: Pass, size: int, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
         return draw_plan(
             self.policy, seed=given.seed, epoch=given.epoch, sample_ids=ids, heights=heights, widths=widths, size=size
         )  # fmt: skip
@@ -143,16 +139,12 @@ class CenterCropRGBImageDecoder(_CropDecoder):
         interpolation: "bicubic" or "bilinear", both antialiased as in Pillow.
     """
 
-    def __init__(
-        self, output_size: Sequence[int], ratio: float = 1.0, *, interpolation: str = "bicubic"
-    ) -> None:
+    def __init__(self, output_size: Sequence[int], ratio: float = 1.0, *, interpolation: str = "bicubic") -> None:
         super().__init__(output_size)
         self.ratio, self.interpolation = ratio, interpolation
         self._plan(Pass("", 0, 0, 1), 1, *np.ones((3, 1), np.int64))  # refuses a ratio that is not possible
 
-    def _plan(
-        self, given: Pass, size: int, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray
-    ) -> np.ndarray:
+    def _plan(self, given: Pass, size: int, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
         return eval_plan(ids, heights, widths, size, self.ratio, self.interpolation)
 
 
@@ -205,9 +197,7 @@ class Augment(Operation):
         if height != width:
             raise UserError(f"Augment takes square images, not {height} x {width}")
         device = torch.device(previous_state.device)
-        memory = (
-            AllocationQuery((height, width, CHANNELS), self.dtype, device) if device.type == "cpu" else None
-        )
+        memory = AllocationQuery((height, width, CHANNELS), self.dtype, device) if device.type == "cpu" else None
         shape = (CHANNELS, height, width)
         return State(jit_mode=False, device=device, shape=shape, dtype=self.dtype), memory
 
@@ -230,9 +220,7 @@ class Augment(Operation):
             offsets = np.arange(len(ids)) * (CHANNELS * size * size)
             flat = images.reshape(-1)
             if destination is None:
-                tables = (
-                    torch.from_numpy(table).to(images.device) for table in (offsets, plan.view(np.uint8))
-                )
+                tables = (torch.from_numpy(table).to(images.device) for table in (offsets, plan.view(np.uint8)))
                 return self._augment(flat, *tables)
             bits = destination if self.dtype == torch.float32 else destination.view(torch.int16)
             out = bits.numpy().view(self._augment.finish.table.dtype)

@@ -18,9 +18,7 @@ DISK_OF_IMAGENET = "60-130 GB"  # converted; depends on --max-resolution
 CU126 = "--index-url https://download.pytorch.org/whl/cu126"
 FFCV_LIBRARIES = "apt-get install build-essential pkg-config libopencv-dev libturbojpeg0-dev python3-dev"
 
-Found = tuple[
-    str, str, str
-]  # status, what was found, and a command or an instruction that mends it ("" if ok)
+Found = tuple[str, str, str]  # status, what was found, and a command or an instruction that mends it ("" if ok)
 
 
 @dataclass(frozen=True)

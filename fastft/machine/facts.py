@@ -71,9 +71,7 @@ def gather(data: Path | None = None) -> Facts:
     numba_cuda = _version("numba-cuda")
     kernel, kernel_error = (None, None) if numba_cuda is None else _run_python("-m", KERNEL_PROBE)
     ffcv_error = _run_python("-c", "import ffcv")[1]
-    turbojpeg = _run_python(
-        "-c", "from beton_tools.jpeg.turbo import open_library; print(open_library()._name)"
-    )[0]
+    turbojpeg = _run_python("-c", "from beton_tools.jpeg.turbo import open_library; print(open_library()._name)")[0]
     loads = ffcv_error is None and turbojpeg is not None
     pixels, pixels_error = _run_python("-m", PIXEL_PROBE) if loads else (None, None)
     shm = Path("/dev/shm")
@@ -109,9 +107,7 @@ def _torch() -> tuple[str | None, str | None, tuple[str, ...], tuple[GpuFacts, .
     except Exception:  # a broken installation can raise anything
         return None, None, (), ()
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    gpus = tuple(
-        GpuFacts(torch.cuda.get_device_name(k), torch.cuda.get_device_capability(k)) for k in range(count)
-    )
+    gpus = tuple(GpuFacts(torch.cuda.get_device_name(k), torch.cuda.get_device_capability(k)) for k in range(count))
     return torch.__version__, torch.version.cuda, tuple(torch.cuda.get_arch_list()), gpus
 
 

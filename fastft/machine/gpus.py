@@ -20,9 +20,7 @@ class Gpu:
     bf16: bool = True  # native support
 
 
-def _gpu(
-    name: str, tflops: float, fp32: float, gb_per_s: float, pattern: str, source: str, bf16: bool = True
-) -> Gpu:
+def _gpu(name: str, tflops: float, fp32: float, gb_per_s: float, pattern: str, source: str, bf16: bool = True) -> Gpu:
     return Gpu(name, tflops * 1e12, fp32 * 1e12, gb_per_s * 1e9, pattern, f"NVIDIA {source}", bf16)
 
 

@@ -111,9 +111,7 @@ def check_image_size(image_size: int, patch_size: int) -> None:
     if image_size % patch_size:
         below = image_size - image_size % patch_size
         near = " or ".join(str(size) for size in (below, below + patch_size) if size)
-        raise UserError(
-            f"image size {image_size} is not a multiple of the patch size {patch_size}; use {near}"
-        )
+        raise UserError(f"image size {image_size} is not a multiple of the patch size {patch_size}; use {near}")
 
 
 def load_open_clip_arch(name: str) -> Arch:
@@ -131,9 +129,7 @@ def load_open_clip_arch(name: str) -> Arch:
         raise UserError(f"{error}; open_clip's configurations are examples") from None
     width, head_width = vision.width, vision.head_width
     if width % head_width:
-        raise UserError(
-            f"{name}: head_width {head_width} does not divide width {width}; choose one that does"
-        )
+        raise UserError(f"{name}: head_width {head_width} does not divide width {width}; choose one that does")
     try:
         return Arch(
             image_size=vision.image_size,
@@ -185,9 +181,7 @@ def load_open_clip_config(name: str) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"model configuration {path} cannot be read ({error.strerror or error})") from None
     except RecursionError:
-        raise UserError(
-            f"model configuration {path} is nested too deeply; use one of open_clip's form"
-        ) from None
+        raise UserError(f"model configuration {path} is nested too deeply; use one of open_clip's form") from None
     except ValueError as error:
         raise UserError(f"model configuration {path} is not valid JSON ({error})") from None
     # open_clip_config.json of model hubs

@@ -21,12 +21,7 @@ TENSOR_CORE_MULTIPLE = 8
 
 
 def self_attention(
-    x_BND: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    heads: int,
-    kernel: str = "auto",
-    score_bias_HNN: Tensor | None = None,
+    x_BND: Tensor, weight: Tensor, bias: Tensor, heads: int, kernel: str = "auto", score_bias_HNN: Tensor | None = None
 ) -> Tensor:
     """softmax(q k^T / sqrt(d) + score_bias) v of tokens (B, N, D), before the output projection.
 
@@ -70,13 +65,9 @@ def attention_candidates(device: torch.device) -> tuple[str, ...]:
 # kernels --------------------------------------------------------------------------------------------------------------
 
 
-def _sdpa(
-    x_BND: Tensor, weight: Tensor, bias: Tensor, heads: int, score_bias_HNN: Tensor | None = None
-) -> Tensor:
+def _sdpa(x_BND: Tensor, weight: Tensor, bias: Tensor, heads: int, score_bias_HNN: Tensor | None = None) -> Tensor:
     """PyTorch's fused kernel, the one it prefers on this device."""
-    q, k, v = (
-        part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in split_projection(x_BND, weight, bias)
-    )
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in split_projection(x_BND, weight, bias))
     mask = None if score_bias_HNN is None else score_bias_HNN.to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
@@ -146,9 +137,7 @@ class _BatchedAttention(torch.autograd.Function):
         B, N, D = qkv_BN3D.shape[0], qkv_BN3D.shape[1], qkv_BN3D.shape[2] // 3
         d = D // heads
         parts = qkv_BN3D.view(B, N, 3, heads, d).permute(2, 0, 3, 1, 4)
-        packed = (
-            _pad_tokens(parts, padding) if padding else parts.clone(memory_format=torch.contiguous_format)
-        )
+        packed = _pad_tokens(parts, padding) if padding else parts.clone(memory_format=torch.contiguous_format)
         q, k, v = packed.view(3, B * heads, N + padding, d)
         q.mul_(d**-0.5)
         scores = torch.bmm(q, k.transpose(1, 2))

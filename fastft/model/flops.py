@@ -25,9 +25,7 @@ class Flops:
     train: float
 
 
-def count_flops(
-    arch: TowerArch, num_classes: int, *, frozen_blocks: int = 0, patch_dropout: float = 0.0
-) -> Flops:
+def count_flops(arch: TowerArch, num_classes: int, *, frozen_blocks: int = 0, patch_dropout: float = 0.0) -> Flops:
     """Operations per image at the arch's image size.
 
     The backward pass costs twice the forward pass (gradients of inputs and of weights). As in the published figures, a

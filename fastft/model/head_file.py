@@ -60,18 +60,14 @@ def read_head(path: Path) -> Head:
             header = file.metadata() or {}
         classes = json.loads(header.get("classes", "null"))
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"model.head {path} cannot be read ({first_sentence(error)}); give {EXPECTED}"
-        ) from None
+        raise UserError(f"model.head {path} cannot be read ({first_sentence(error)}); give {EXPECTED}") from None
     tensors = read_state_dict(path)
     weight, bias = tensors.get(WEIGHT), tensors.get(BIAS)
     named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     if weight is None or bias is None or not named or weight.ndim != 2:
         raise UserError(f"model.head {path} holds no head with class names; give {EXPECTED}")
     if not weight.is_floating_point() or bias.shape != weight.shape[:1] or len(classes) != len(weight):
-        raise UserError(
-            f"model.head {path}: weight, bias and class names do not fit each other; give {EXPECTED}"
-        )
+        raise UserError(f"model.head {path}: weight, bias and class names do not fit each other; give {EXPECTED}")
     return Head(weight.float(), bias.float(), classes, header.get("pool", ""))
 
 

@@ -95,9 +95,7 @@ def _build_timm(recipe: Recipe, arch: TimmArch, pretrained: bool) -> ImageClassi
         ("head", m.head is not None),
     ):
         if is_set:
-            raise UserError(
-                f"model.{option} is an option of fastft's own tower, not of {m.arch}; leave it out"
-            )
+            raise UserError(f"model.{option} is an option of fastft's own tower, not of {m.arch}; leave it out")
     pretrained = pretrained and m.weights != "random"
     tag = find_tag(m.weights, arch.timm) if pretrained else None
     model = build_timm_classifier(

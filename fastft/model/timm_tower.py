@@ -18,15 +18,7 @@ from torch import Tensor, nn
 from beton_tools.base.errors import UserError
 from fastft.model.classifier import count_frozen_blocks
 from fastft.model.interface import DropPath, ImageClassifier, ImageTower, PatchDropout
-from fastft.model.timm_arch import (
-    TimmArch,
-    Trunk,
-    create_timm,
-    layer_ids,
-    pretrained_tags,
-    restore_buffers,
-    timm_args,
-)
+from fastft.model.timm_arch import TimmArch, Trunk, create_timm, layer_ids, pretrained_tags, restore_buffers, timm_args
 from fastft.model.weight_files import HUB, find_weight_folder, first_sentence, read_state_dict
 from fastft.model.weights import is_transformers, load_fitting, unknown_tag, without_wrappers
 from fastft.recipe.constants import TIMM
@@ -345,6 +337,4 @@ def _convert(trunk: Trunk, state: dict[str, Tensor], name: str, error: str) -> d
     try:
         return dict(convert(state, trunk))
     except Exception as broken:  # written for the authors' files; another one breaks them in many ways
-        raise UserError(
-            f"{error} ({type(broken).__name__}: {first_sentence(broken)}); check model.arch"
-        ) from None
+        raise UserError(f"{error} ({type(broken).__name__}: {first_sentence(broken)}); check model.arch") from None

@@ -93,9 +93,7 @@ def read_torchscript(file: BinaryIO) -> dict[str, Tensor]:
         if pickled not in archive.namelist() or archive.getinfo(pickled).file_size > MAX_PICKLE_BYTES:
             raise ValueError(f"no record data.pkl of at most {MAX_PICKLE_BYTES:,} bytes")
         operations = list(pickletools.genops(archive.read(pickled)))
-    globals_ = {
-        str(name).replace(" ", ".") for operation, name, _ in operations if operation.name == "GLOBAL"
-    }
+    globals_ = {str(name).replace(" ", ".") for operation, name, _ in operations if operation.name == "GLOBAL"}
     classes: list[Any] = [(_Module, name) for name in globals_ if name.startswith("__torch__.")]
     tags: list[Any] = [(_first, name) for name in globals_ if name.startswith("torch.jit._pickle.")]
     file.seek(0)

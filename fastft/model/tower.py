@@ -106,9 +106,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         score_bias = None if self.rel_pos_bias is None else self.rel_pos_bias()
-        x_BND = self_attention(
-            x_BND, self.in_proj_weight, self.in_proj_bias, self.heads, self.kernel, score_bias
-        )
+        x_BND = self_attention(x_BND, self.in_proj_weight, self.in_proj_bias, self.heads, self.kernel, score_bias)
         return self.out_proj(x_BND)
 
 
@@ -233,9 +231,7 @@ class Tower(ImageTower):
         x = torch.cat([token, x], dim=1) + positions.to(x.dtype)
         return self.ln_pre(self.patch_dropout(x, uniform_BN).to(self.positional_embedding.dtype))
 
-    def _split_noise(
-        self, images: Tensor, noise: Tensor | None
-    ) -> tuple[Tensor | None, Sequence[Tensor | None]]:
+    def _split_noise(self, images: Tensor, noise: Tensor | None) -> tuple[Tensor | None, Sequence[Tensor | None]]:
         """The columns for patch dropout, and for each block; None outside training and without stochastic layers."""
         columns, layers = self.noise_columns, self.arch.layers
         if not self.training or columns == 0:

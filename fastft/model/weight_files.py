@@ -49,9 +49,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"weights file {path} cannot be read (damaged, or it holds more than tensors); give {WEIGHTS}"
         ) from None
     except Exception as error:  # each library has its own; all mean: not a readable weights file
-        raise UserError(
-            f"weights file {path} cannot be read ({first_sentence(error)}); give {WEIGHTS}"
-        ) from None
+        raise UserError(f"weights file {path} cannot be read ({first_sentence(error)}); give {WEIGHTS}") from None
     for wrapper in WRAPPERS:
         loaded = loaded.get(wrapper, loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(loaded, dict) or not loaded:
@@ -98,9 +96,7 @@ def _check_memory(file: BinaryIO) -> None:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             found = data.find(BYTEARRAY) >= 0
     if found:
-        raise ValueError(
-            "it holds a bytearray, which could take any amount of memory: save only the state dict"
-        )
+        raise ValueError("it holds a bytearray, which could take any amount of memory: save only the state dict")
 
 
 def is_torchscript_file(path: Path) -> bool:
@@ -127,9 +123,7 @@ WEIGHT_FILES = {
     "timm": ("model.safetensors", "pytorch_model.bin"),
     "transformers": ("model.safetensors", INDEX, "pytorch_model.bin"),
 }  # fmt: skip
-WEIGHT_FOLDER = (
-    f"a folder with {OPEN_CLIP_CONFIG} (open_clip), or with a {CONFIG} of timm or of transformers' CLIP"
-)
+WEIGHT_FOLDER = f"a folder with {OPEN_CLIP_CONFIG} (open_clip), or with a {CONFIG} of timm or of transformers' CLIP"
 CLIP_TYPES = ("clip", "clip_vision_model")  # transformers' model_type
 
 
@@ -152,9 +146,7 @@ class WeightFolder:
         for name in WEIGHT_FILES[self.library]:
             if (self.path / name).exists():
                 files = _indexed_files(self.path) if name == INDEX else [name]
-                return {
-                    key: value for file in files for key, value in read_state_dict(self.path / file).items()
-                }
+                return {key: value for file in files for key, value in read_state_dict(self.path / file).items()}
         raise UserError(f"{self.path} holds no weights; expected {' or '.join(WEIGHT_FILES[self.library])}")
 
 
@@ -226,9 +218,7 @@ def fetch(repository: str) -> Path:
             for part in _indexed_files(found.parent):
                 _download(name, revision, part)
         return found.parent
-    raise UserError(
-        f"{HUB}{repository} holds no {' or '.join(WEIGHT_FILES[folder.library])}; use another repository"
-    )
+    raise UserError(f"{HUB}{repository} holds no {' or '.join(WEIGHT_FILES[folder.library])}; use another repository")
 
 
 def _download(name: str, revision: str, file: str) -> Path | None:
@@ -241,9 +231,7 @@ def _download(name: str, revision: str, file: str) -> Path | None:
     except Exception as error:  # the hub's client and its HTTP library have many
         # neither reachable nor in the cache, which may have the others
         if isinstance(error, LocalEntryNotFoundError):
-            configs = (
-                try_to_load_from_cache(name, f, revision=revision or None) for f in (OPEN_CLIP_CONFIG, CONFIG)
-            )
+            configs = (try_to_load_from_cache(name, f, revision=revision or None) for f in (OPEN_CLIP_CONFIG, CONFIG))
             missing = any(isinstance(found, str) for found in configs)
         else:
             missing = isinstance(error, EntryNotFoundError)
@@ -265,9 +253,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
     permissions = path.stat().st_mode & 0o777
     try:
         save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            path,
-            dict(header or {}),
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, dict(header or {})
         )
     except SafetensorError as error:
         raise OSError(str(error)) from error

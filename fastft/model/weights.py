@@ -52,9 +52,7 @@ def load_tower_weights(tower: Tower, weights: str, arch_name: str) -> None:
     load_fitting(tower, state, error, lambda name: ".rel_pos_bias." in name or ".ls_" in name)
 
 
-def load_fitting(
-    module: nn.Module, state: Mapping[str, Tensor], error: str, optional: Callable[[str], bool]
-) -> None:
+def load_fitting(module: nn.Module, state: Mapping[str, Tensor], error: str, optional: Callable[[str], bool]) -> None:
     """Load a state dict. error: begins the message. optional: True for names that may be missing.
 
     Raises UserError: a tensor has another shape, is missing or is unexpected.
@@ -124,9 +122,7 @@ def _read_clip_state(weights: str, arch_name: str, folder: WeightFolder | None) 
         path = _as_file(weights)
         return without_wrappers(_read_tag(weights, arch_name) if path is None else read_state_dict(path))
     if folder.timm_name is not None:
-        raise UserError(
-            f"{weights} holds timm's {folder.timm_name}; set --model.arch=timm/{folder.timm_name}"
-        )
+        raise UserError(f"{weights} holds timm's {folder.timm_name}; set --model.arch=timm/{folder.timm_name}")
     return without_wrappers(folder.read())
 
 
@@ -148,9 +144,7 @@ def interpolate_positions(positions_ND: Tensor, arch: Arch, source: str = "the w
         return positions_ND
     old = math.isqrt(max(0, count - 1))
     if old < 1 or old * old != count - 1:
-        raise UserError(
-            f"{source}: {count} positions are not a square grid and a class token; use other weights"
-        )
+        raise UserError(f"{source}: {count} positions are not a square grid and a class token; use other weights")
     return resample_positions(positions_ND, arch.grid)
 
 

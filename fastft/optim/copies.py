@@ -47,10 +47,7 @@ class HalfCopy(Generic[Model]):
     """
 
     def __init__(self, model: Model, dtype: torch.dtype):
-        copies = {
-            id(p): nn.Parameter(p.detach().to(dtype), requires_grad=p.requires_grad)
-            for p in model.parameters()
-        }
+        copies = {id(p): nn.Parameter(p.detach().to(dtype), requires_grad=p.requires_grad) for p in model.parameters()}
         # shared, because they never change. Those beside parameters take part in their arithmetic (BEiT's key bias, Swin's
         # mask) and so have their dtype; modules without parameters (rotary positions) compute in fp32.
         buffers = {

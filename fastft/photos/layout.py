@@ -158,9 +158,7 @@ def _open(place: Path) -> LabelledSet:
             raise
         tables = sorted(path for path in place.iterdir() if path.suffix.lower() in TABLE_SUFFIXES)
         instead = f"give the table: {tables[0]}" if tables else "give a table of the files and their labels"
-        raise UserError(
-            f"{place}: images without labels; make a folder for every class, or {instead}"
-        ) from None
+        raise UserError(f"{place}: images without labels; make a folder for every class, or {instead}") from None
     beside = _count_images(place) if source.kind == "folder" else 0
     images = "1 image is" if beside == 1 else f"{beside:,} images are"
     unused = (f"{place}: {images} in no class folder and left out",) if beside else ()

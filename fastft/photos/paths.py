@@ -36,12 +36,7 @@ def exists(path: str) -> bool:
 def holds_out_of_beton(recipe: "Recipe") -> bool:
     """Return True if validation images are to be held out of a .beton: `data.hold_out_beton`, and no `data.val`."""
     data = recipe.data
-    return (
-        data.hold_out_beton
-        and data.train is not None
-        and data.val is None
-        and not needs_conversion(data.train)
-    )
+    return data.hold_out_beton and data.train is not None and data.val is None and not needs_conversion(data.train)
 
 
 def needs_preparation(recipe: "Recipe") -> bool:

@@ -152,10 +152,7 @@ def _existing(found: LabelledSet) -> tuple[LabelledSet, list[str], list[str]]:
         return found, [], []
     names, counts = np.unique(np.array(list(source.names), object), return_counts=True)
     warnings = _warning(
-        "{} listed several times, and every row counts as an image",
-        "file is",
-        "files are",
-        names[counts > 1].tolist(),
+        "{} listed several times, and every row counts as an image", "file is", "files are", names[counts > 1].tolist()
     )
     exists = source.stamps(np.arange(len(found), dtype=np.int64)).any(axis=1)
     missing = [source.names[i] for i in np.flatnonzero(~exists).tolist()]
@@ -179,9 +176,7 @@ def _used_classes(train: LabelledSet) -> tuple[LabelledSet, list[str]]:
     used = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if count]
     empty = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if not count]
     if len(used) < 2:
-        raise UserError(
-            f"{source.root}: images of only one class ({printable(used[0])}); give at least two classes"
-        )
+        raise UserError(f"{source.root}: images of only one class ({printable(used[0])}); give at least two classes")
     warnings = _warning("{} left out", "class without images is", "classes without images are", empty)
     return train.take(np.arange(len(train), dtype=np.int64), used) if empty else train, warnings
 

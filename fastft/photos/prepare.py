@@ -110,9 +110,7 @@ def prepare_data(recipe: Recipe, say: Say, world: World | None = None, run: Path
     return prepared
 
 
-def prepare_overrides(
-    recipe: Recipe, overrides: Sequence[str], run: Path, say: Say, world: World
-) -> list[str]:
+def prepare_overrides(recipe: Recipe, overrides: Sequence[str], run: Path, say: Say, world: World) -> list[str]:
     """A command line whose `data.train` and `data.val` are .beton files, or subsets of one; written to `run` where needed.
 
     recipe: one that the command line was applied to.
@@ -200,9 +198,7 @@ def _prepare_val(recipe: Recipe, folder: Path, say: Say) -> Recipe:
     photos, train = str(recipe.data.val), BetonSet.open(str(recipe.data.train))
     manifest = Manifest.of_beton(train.files[0].path)
     if manifest is None:
-        raise UserError(
-            f"{recipe.data.train}: has no class names for {photos}; give both as photographs or as .beton"
-        )
+        raise UserError(f"{recipe.data.train}: has no class names for {photos}; give both as photographs or as .beton")
     val, warnings = usable_images(open_val(photos))
     val = with_classes(val, manifest.classes)
     _refuse_inside(val, folder.parent)
@@ -258,9 +254,7 @@ def _convert_all(recipe: Recipe, found: Plan, folder: Path) -> dict[str, Any]:
     }
 
 
-def _warn_of_shared_images(
-    recipe: Recipe, folder: Path, inputs: Inputs, stored: dict[str, Any], say: Say
-) -> None:
+def _warn_of_shared_images(recipe: Recipe, folder: Path, inputs: Inputs, stored: dict[str, Any], say: Say) -> None:
     """Warn of images that are in both `data.train` and `data.val`, which are .beton files; kept in the record."""
     sets = [BetonSet.open(str(path)) for path in (recipe.data.train, recipe.data.val)]
     compared = [_content(betons.as_subset_file()) for betons in sets]

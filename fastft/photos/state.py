@@ -81,9 +81,7 @@ def finish(folder: Path, inputs: Inputs, record: Mapping[str, Any]) -> dict[str,
     return complete
 
 
-def _begin(
-    folder: Path, inputs: Inputs, say: Say, stored: Mapping[str, Any], change: str, lost: list[str]
-) -> None:
+def _begin(folder: Path, inputs: Inputs, say: Say, stored: Mapping[str, Any], change: str, lost: list[str]) -> None:
     """Say why the images are prepared again, and remove what was made of other inputs."""
     if stored and not change:
         say(f"{folder}: {', '.join(lost)} is missing: preparing {inputs.data} again")
@@ -98,11 +96,7 @@ def _begin(
         say(f"{reason}: preparing {inputs.data}{' again' if same else ''}")
     for split in ("train", "val"):
         path = folder / f"{split}.beton"
-        for file in (
-            path,
-            manifest_path(path),
-            folder / f"{split}{SUBSET}",
-        ):  # a .beton always has its manifest
+        for file in (path, manifest_path(path), folder / f"{split}{SUBSET}"):  # a .beton always has its manifest
             file.unlink(missing_ok=True)
     (folder / SPLIT).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,13 +6,7 @@ the same time here (sweeps, comparisons), and a `Recipe` that is passed on lets 
 
 from fastft.recipe.automatic import describe_choice, resolve
 from fastft.recipe.load import differences, load_recipe, nearest_option, recipe_from_dict, without_expectation
-from fastft.recipe.schema import (
-    SECTIONS,
-    Choice,
-    Recipe,
-    count_steps,
-    option_fields,
-)
+from fastft.recipe.schema import SECTIONS, Choice, Recipe, count_steps, option_fields
 from fastft.recipe.values import EpochValues, epoch_values, parse_duration
 
 __all__ = [

@@ -145,20 +145,14 @@ def _head_init(recipe: Recipe) -> tuple[str, str]:
         return "small", "model.head gives the head"
     if recipe.data.train_size >= FEW_IMAGES:
         return "small", f"{FEW_IMAGES:,} images or more: as in the paper"
-    return (
-        "probe",
-        f"fewer than {FEW_IMAGES:,} images: the head starts as a linear probe (LP-FT, arXiv 2202.10054)",
-    )
+    return ("probe", f"fewer than {FEW_IMAGES:,} images: the head starts as a linear probe (LP-FT, arXiv 2202.10054)")
 
 
 def _policy(recipe: Recipe) -> tuple[str, str]:
     """A training whose head starts as a linear probe decides by it: see `fastft.train.augmentation_choice`."""
     if recipe.model.head_init != "probe":
         return PAPER_POLICY, "as in the paper"
-    return (
-        PAPER_POLICY,
-        "as in the paper; none, and no crops, if the linear probe shows that they hide the classes",
-    )
+    return (PAPER_POLICY, "as in the paper; none, and no crops, if the linear probe shows that they hide the classes")
 
 
 def _scale_min(recipe: Recipe) -> tuple[float, str]:
@@ -177,10 +171,7 @@ def _erase_prob(recipe: Recipe) -> tuple[float, str]:
 def _checkpoint_epochs(recipe: Recipe) -> tuple[int, str]:
     """Writing a checkpoint of a ViT-B/16 takes seconds, as an epoch of a few steps does."""
     epochs = max(1, STEPS_PER_CHECKPOINT // recipe.steps_per_epoch())
-    return (
-        epochs,
-        f"{recipe.steps_per_epoch():,} steps per epoch: a checkpoint about every {STEPS_PER_CHECKPOINT}",
-    )
+    return (epochs, f"{recipe.steps_per_epoch():,} steps per epoch: a checkpoint about every {STEPS_PER_CHECKPOINT}")
 
 
 # in this order: a rule may use the values of those before it. `data.num_classes` is read from the training file.

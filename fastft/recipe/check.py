@@ -16,13 +16,7 @@ from fastft.recipe.yaml_file import one_line
 
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # YAML 1.1
 NONE = ("none", "null", "~")
-TYPE_NAMES = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    tuple: "three numbers",
-}
+TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", tuple: "three numbers"}
 
 
 class OptionChecker(Checker):

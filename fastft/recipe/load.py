@@ -39,9 +39,7 @@ def load_recipe(reference: str | Path, overrides: Sequence[str] | Mapping[str, A
     """
     file = read_recipe(reference)
     flags = _dict_layers(overrides) if isinstance(overrides, Mapping) else list(map(_flag_layer, overrides))
-    command_line = Layer(
-        "the command line", {key: value for flag in flags for key, value in flag.values.items()}
-    )
+    command_line = Layer("the command line", {key: value for flag in flags for key, value in flag.values.items()})
     recipe = replace(_validate(file.name, [*file.layers, *flags]), given=frozenset(command_line.values))
     differing = _differs_from_expected(recipe, [*file.layers, command_line])
     return without_expectation(recipe, differing) if differing else recipe
@@ -52,9 +50,7 @@ def recipe_from_dict(name: str, sections: Mapping[str, Mapping[str, Any]]) -> Re
 
     Raises UserError: unknown option, or a value of the wrong kind.
     """
-    values = {
-        f"{section}.{key}": value for section, options in sections.items() for key, value in options.items()
-    }
+    values = {f"{section}.{key}": value for section, options in sections.items() for key, value in options.items()}
     return _validate(name, [Layer(name, values)])
 
 
@@ -148,9 +144,7 @@ def _differs_from_expected(recipe: Recipe, layers: Sequence[Layer]) -> list[str]
             return True
 
     return [
-        key
-        for key, field in FIELDS.items()
-        if key in later and field.metadata["changes_accuracy"] and changed(key)
+        key for key, field in FIELDS.items() if key in later and field.metadata["changes_accuracy"] and changed(key)
     ]
 
 

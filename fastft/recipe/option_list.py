@@ -65,9 +65,7 @@ def options_page() -> str:
 
 def _page_entry(option: OptionInfo) -> str:
     """An entry of a definition list, which fits narrow screens."""
-    short = next(
-        (f", `--{name.replace('_', '-')}`" for name, full in SHORT_NAMES.items() if full == option.name), ""
-    )
+    short = next((f", `--{name.replace('_', '-')}`" for name, full in SHORT_NAMES.items() if full == option.name), "")
     paper = f" Paper's runs: {option.paper}." if option.paper else ""
     text = f"{option.meaning}\n\n    Default {option.default}; {option.limits}.{paper}"
     return f"`{option.name}`{short}\n:   {text.replace('[', chr(92) + '[')}"  # [...] would be a link

@@ -172,9 +172,7 @@ class Augment:
     scale_min: float = option(
         0.08, "lower bound of the crop's area, as a share of the image", low=1e-4, high=1, auto=True
     )
-    scale_max: float = option(
-        1.0, "upper bound of the crop's area, as a share of the image", low=1e-4, high=1
-    )
+    scale_max: float = option(1.0, "upper bound of the crop's area, as a share of the image", low=1e-4, high=1)
     ratio_min: float = option(3 / 4, "lower bound of the crop's width / height", low=0.05, high=20)
     ratio_max: float = option(4 / 3, "upper bound of the crop's width / height", low=0.05, high=20)
     interpolation: str = option(
@@ -192,9 +190,7 @@ class Augment:
     mix_prob: float = option(
         1.0, "probability that a group of images is mixed, where mixup or CutMix is on", low=0, high=1
     )
-    mix_switch_prob: float = option(
-        0.5, "probability of CutMix instead of mixup, where both are on", low=0, high=1
-    )
+    mix_switch_prob: float = option(0.5, "probability of CutMix instead of mixup, where both are on", low=0, high=1)
     mean: tuple[float, float, float] = option(
         CLIP_MEAN, "per-channel mean of pixel values in 0..1, for normalisation; of timm/NAME the model's own unless set",
         low=-10, high=10,
@@ -261,9 +257,7 @@ class Schedule:
 class Ema:
     """Exponential moving average of the weights."""
 
-    decay: float = option(
-        0.9998, "decay per optimiser step at the reference batch; 0: no EMA", low=0, below=1
-    )
+    decay: float = option(0.9998, "decay per optimiser step at the reference batch; 0: no EMA", low=0, below=1)
     reference_batch: int = option(
         2048,
         "batch size that the decay is given for; it is converted to optim.batch_size",
@@ -366,9 +360,7 @@ class About:
     top1: float | None = option(
         None, "expected ImageNet top-1 accuracy in percent", low=0, high=100, changes_accuracy=False
     )
-    source: str | None = option(
-        None, "source of the expected accuracy, or why there is none", changes_accuracy=False
-    )
+    source: str | None = option(None, "source of the expected accuracy, or why there is none", changes_accuracy=False)
 
 
 SECTIONS: dict[str, type] = {

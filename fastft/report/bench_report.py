@@ -31,9 +31,7 @@ def measure_view(measure: dict[str, Any]) -> dict[str, Any]:
     own = next((c for c in shown if c["name"] == measure.get("baseline", BASELINE)), None)
     scale = _axis(shown)
     for c in shown:
-        c["ratio"] = c.get("ratio") or (
-            _ratio(own, c, lower_is_better) if own is not None and c is not own else None
-        )
+        c["ratio"] = c.get("ratio") or (_ratio(own, c, lower_is_better) if own is not None and c is not own else None)
         c["bar"] = {k: 100 * c[k] / scale["end"] for k in ("median", "min", "max")}
         c["dots"] = [100 * r / scale["end"] for r in c["rounds"]]
         c["own"] = c is own

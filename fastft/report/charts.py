@@ -79,9 +79,7 @@ class Canvas:
 
     def y(self, value: float) -> float:
         low, high = self.y_range
-        return (
-            self.height - self.bottom - (value - low) / (high - low) * (self.height - self.top - self.bottom)
-        )
+        return self.height - self.bottom - (value - low) / (high - low) * (self.height - self.top - self.bottom)
 
 
 def render_chart(chart: Chart) -> Markup:
@@ -176,9 +174,7 @@ def tick_label(value: float, step: float) -> str:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    decimals += (
-        not math.isclose(step * 10**decimals % 1, 0, abs_tol=1e-6) and step * 10**decimals % 1 < 1 - 1e-6
-    )
+    decimals += not math.isclose(step * 10**decimals % 1, 0, abs_tol=1e-6) and step * 10**decimals % 1 < 1 - 1e-6
     return f"{value:,.{decimals}f}"
 
 
@@ -230,9 +226,9 @@ def _legend(series: Sequence[Series]) -> Markup:
     if len(series) == 1:
         return Markup("")
     items = Markup("").join(
-        Markup(
-            '<li><svg class="key" viewBox="0 0 26 10"><path class="line {}" d="M1 5H25"/></svg>{}</li>'
-        ).format(s.style, s.name)
+        Markup('<li><svg class="key" viewBox="0 0 26 10"><path class="line {}" d="M1 5H25"/></svg>{}</li>').format(
+            s.style, s.name
+        )
         for s in series
     )
     return Markup('<ul class="legend">{}</ul>').format(items)
@@ -244,9 +240,7 @@ def _draw(chart: Chart, series: Sequence[Series], c: Canvas) -> Markup:
     for k, (x, y, text) in enumerate(chart.notes):  # on alternating sides, so that neighbours do not overlap
         right = k % 2
         parts.append(
-            _text(
-                c.x(x) + (7 if right else -5), c.y(y) + (13 if right else -5), text, ("end", "start")[right]
-            )
+            _text(c.x(x) + (7 if right else -5), c.y(y) + (13 if right else -5), text, ("end", "start")[right])
         )
     return Markup(
         '<svg class="plot {}" viewBox="0 0 {} {}" role="img" aria-label="{}" tabindex="0" data-plot="{}">'
@@ -279,9 +273,7 @@ def _axes(chart: Chart, c: Canvas) -> Iterator[Markup]:
     floor = c.height - c.bottom
     yield Markup('<path class="axis" d="M{} {}H{}"/>').format(c.left, floor, c.width - c.right)
     named = list(enumerate(chart.x_names))
-    for value, label in named or _labelled(
-        list(chart.x_ticks) or ticks(*c.x_range, 6 if c.kind == "wide" else 4)
-    ):
+    for value, label in named or _labelled(list(chart.x_ticks) or ticks(*c.x_range, 6 if c.kind == "wide" else 4)):
         yield Markup('<path class="axis" d="M{:.1f} {}v4"/>').format(c.x(value), floor)
         if c.turned:
             turn = Markup('<g transform="translate({:.1f} {}) rotate(-30)">{}</g>')

@@ -11,10 +11,7 @@ from fastft.run.calibration import Calibration, Reliability
 
 COUNTED_CELLS = 12  # with more classes the cells are too small for numbers
 # CSS class, width and width of names in pixels, their characters
-SIZES = (
-    ("wide", 520, 130, 16),
-    ("narrow", 340, 96, 10),
-)
+SIZES = (("wide", 520, 130, 16), ("narrow", 340, 96, 10))
 LARGEST_GAP = 1  # pixels between cells
 ROW = 12  # height of a line of text
 NUMBER_ROW = 22  # height of the numbers above the columns
@@ -22,10 +19,7 @@ NUMBER_ROW = 22  # height of the numbers above the columns
 
 def reliability_chart(calibration: Calibration) -> Chart:
     """Accuracy over confidence, of the softmax and, where it helps, after temperature scaling; the diagonal is perfect."""
-    series = [
-        Series("perfect", "reference", [0, 100], [0, 100]),
-        _series("softmax", "raw", calibration.plain),
-    ]
+    series = [Series("perfect", "reference", [0, 100], [0, 100]), _series("softmax", "raw", calibration.plain)]
     if calibration.scaled is not None and calibration.scaled.ece < calibration.plain.ece:
         series.append(_series(f"temperature {calibration.temperature:.2f}", "ema", calibration.scaled))
     return Chart(
@@ -51,9 +45,7 @@ def confusion_picture(report: ClassReport) -> Markup:
     ).format(drawings)
 
 
-def _draw(
-    report: ClassReport, matrix_KK: np.ndarray, kind: str, width: int, left: int, longest: int
-) -> Markup:
+def _draw(report: ClassReport, matrix_KK: np.ndarray, kind: str, width: int, left: int, longest: int) -> Markup:
     cell = (width - left) / len(matrix_KK)
     height = NUMBER_ROW + cell * len(matrix_KK)
     parts = [*_labels(report.names, cell, left, longest), *_cells(report.names, matrix_KK, cell, left)]
@@ -68,9 +60,7 @@ def _labels(names: list[str], cell: float, left: int, longest: int) -> Iterator[
     for k in range(0, len(names), every):
         name = names[k] if len(names[k]) <= longest else f"{names[k][: longest - 1]}…"
         middle = NUMBER_ROW + (k + 0.5) * cell + 4
-        yield Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="end">{} {}</text>').format(
-            left - 6, middle, name, k + 1
-        )
+        yield Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="end">{} {}</text>').format(left - 6, middle, name, k + 1)
     # a number of three digits is twice as wide as a line is high
     every = max(1, int(np.ceil(2 * ROW / cell)))
     for k in range(0, len(names), every):

@@ -56,9 +56,7 @@ def percent(share: float) -> str:
 
 def flags(text: str) -> Markup:
     """Mark up command-line options in a sentence as code."""
-    words = [
-        Markup("<code>{}</code>").format(w) if w.startswith("--") else escape(w) for w in text.split(" ")
-    ]
+    words = [Markup("<code>{}</code>").format(w) if w.startswith("--") else escape(w) for w in text.split(" ")]
     return Markup(" ").join(words)
 
 

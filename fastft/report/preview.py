@@ -54,9 +54,7 @@ def write_preview(
     plan, images = carry_out(betons, policy, size, seed=seed, epoch=epoch, samples=samples)
     cells = []
     for row, image in zip(plan, images, strict=True):
-        name = betons.class_names[betons.labels[row["sample"]]].split(",")[
-            0
-        ]  # ImageNet's names list synonyms
+        name = betons.class_names[betons.labels[row["sample"]]].split(",")[0]  # ImageNet's names list synonyms
         name = shorten(printable(name), LONGEST_NAME, placeholder="...")
         cells.append(Cell(_original(betons, row), f"{name}, sample {row['sample']}"))
         cells.append(Cell(Image.fromarray(image), ", ".join(describe_row(row)) or "crop only"))
@@ -73,9 +71,7 @@ def carry_out(
     images: uint8 (B, size, size, 3), normalised values brought back to 0..255.
     """
     heights, widths = betons.heights[samples], betons.widths[samples]
-    plan = draw_plan(
-        policy, seed=seed, epoch=epoch, sample_ids=samples, heights=heights, widths=widths, size=size
-    )
+    plan = draw_plan(policy, seed=seed, epoch=epoch, sample_ids=samples, heights=heights, widths=widths, size=size)
     regions = source_regions(plan, size)
     pieces = [
         decode_sample(betons, int(i))[y : y + h, x : x + w].reshape(-1)
@@ -110,9 +106,7 @@ def draw_grid(cells: Sequence[Cell], columns: int, footnote: str = "") -> Image.
     for k, (cell, lines) in enumerate(zip(cells, captions, strict=True)):
         x, y = GAP + k % columns * (SIDE + GAP), GAP + sum(heights[: k // columns])
         scale = SIDE / max(cell.image.size)
-        image = cell.image.resize(
-            [max(1, round(scale * n)) for n in cell.image.size], Image.Resampling.LANCZOS
-        )
+        image = cell.image.resize([max(1, round(scale * n)) for n in cell.image.size], Image.Resampling.LANCZOS)
         grid.paste(image, (x + (SIDE - image.width) // 2, y + SIDE - image.height))
         for number, line in enumerate(lines):
             draw.text((x, y + SIDE + 2 + LINE * number), line, cell.colour, font)

@@ -173,11 +173,7 @@ def _speed_figures(run: Run) -> Iterator[tuple[str, str, str]]:
     wait = percent(median(i["wait_share"] for i in run.intervals))
     shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
     yield "images/s", shown, f"median; {wait} of the time waiting for data"
-    yield (
-        ("MFU", percent(median(mfus)), "median")
-        if mfus
-        else ("MFU", "unknown", "no peak known for the device")
-    )
+    yield (("MFU", percent(median(mfus)), "median") if mfus else ("MFU", "unknown", "no peak known for the device"))
 
 
 def _state(run: Run) -> str:
@@ -209,16 +205,7 @@ def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
     epochs = (0, run.recipe.schedule.epochs)
     marks = _best_mark(run)
     return [
-        Chart(
-            "Top-1",
-            EPOCHS,
-            "% of validation images",
-            per_epoch,
-            "top",
-            decimals=2,
-            marks=marks,
-            x_range=epochs,
-        ),
+        Chart("Top-1", EPOCHS, "% of validation images", per_epoch, "top", decimals=2, marks=marks, x_range=epochs),
         Chart("Validation loss", EPOCHS, "cross-entropy", validation, "bottom", x_range=epochs),
         Chart("Training loss", EPOCHS, smoothing, training, "bottom", x_range=epochs),
         Chart("Learning rate", EPOCHS, "of the head", lr, from_zero=True, decimals=8, x_range=epochs),

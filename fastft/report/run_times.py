@@ -52,10 +52,7 @@ def run_cost(run: Run, gpus: int | None, price: float | None) -> dict[str, Any] 
 def training_seconds(run: Run) -> list[float]:
     """Seconds of every logged interval: images over rate, which excludes the start."""
     batch = run.recipe.optim.batch_size
-    return [
-        steps * batch / i["images_per_second"]
-        for steps, i in zip(run.interval_steps, run.intervals, strict=True)
-    ]
+    return [steps * batch / i["images_per_second"] for steps, i in zip(run.interval_steps, run.intervals, strict=True)]
 
 
 def start_seconds(interval: Line) -> float:
@@ -74,9 +71,7 @@ def seconds_left(run: Run) -> float:
     ]
     pace = median(s / w for s, w in zip(training_seconds(run), done, strict=True))
     starts = [0, *(end for end, _ in phases)]
-    remaining = (
-        max(0, end - max(start, run.steps)) * work for start, (end, work) in zip(starts, phases, strict=False)
-    )
+    remaining = (max(0, end - max(start, run.steps)) * work for start, (end, work) in zip(starts, phases, strict=False))
     training = pace * sum(remaining)
     if not run.evaluations:
         return training
@@ -95,18 +90,10 @@ def phase_work(run: Run) -> list[tuple[int, float]]:
     return [(end, f / flops[0][1]) for end, (_, f) in zip(ends, flops, strict=True)]
 
 
-def _row(
-    what: str, seconds: float, devices: int, price: float | None, extrapolated: bool = False
-) -> dict[str, Any]:
+def _row(what: str, seconds: float, devices: int, price: float | None, extrapolated: bool = False) -> dict[str, Any]:
     hours = seconds * devices / 3600
     money = None if price is None else hours * price
-    return {
-        "what": what,
-        "wall_seconds": seconds,
-        "hours": hours,
-        "money": money,
-        "extrapolated": extrapolated,
-    }
+    return {"what": what, "wall_seconds": seconds, "hours": hours, "money": money, "extrapolated": extrapolated}
 
 
 def time_split(run: Run) -> dict[str, Any] | None:
@@ -163,9 +150,7 @@ def profiled(run: Run) -> dict[str, Any] | None:
     folder = run.folder / profile.FOLDER
     if not (folder / profile.OPERATIONS).is_file():
         return None
-    found = json.loads(
-        read_user_text(folder / profile.OPERATIONS, MAX_PROFILE_BYTES, "a profile of fastft train")
-    )
+    found = json.loads(read_user_text(folder / profile.OPERATIONS, MAX_PROFILE_BYTES, "a profile of fastft train"))
     total = sum(row["seconds"] for row in found["operations"]) or 1.0
     rows = [row | {"share": row["seconds"] / total} for row in found["operations"][:MOST_OPERATIONS]]
     files = [name for name in (profile.TRACE, profile.MEMORY) if (folder / name).is_file()]

@@ -101,9 +101,7 @@ class Damaged(UserError):
 # writing --------------------------------------------------------------------------------------------------------------
 
 
-def write_checkpoint(
-    path: Path, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]
-) -> None:
+def write_checkpoint(path: Path, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Write the folder `path`; an interrupted write leaves only a `.partial-` folder, which later writes remove.
 
     Raises:
@@ -126,9 +124,7 @@ def write_checkpoint(
         _flush(path.parent)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(
-            f"checkpoint {path} could not be written: {error}; free some space and run again"
-        ) from None
+        raise UserError(f"checkpoint {path} could not be written: {error}; free some space and run again") from None
 
 
 def _checksum(path: Path) -> str:
@@ -186,9 +182,7 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise ValueError(f"{STATE} must be an object")
     version = state.get("version")
     if type(version) is int and version > VERSION:
-        raise UserError(
-            f"checkpoint {path} has version {version}, newer than this fastft's {VERSION}; update fastft"
-        )
+        raise UserError(f"checkpoint {path} has version {version}, newer than this fastft's {VERSION}; update fastft")
     if version != VERSION:
         raise ValueError(f"{STATE} has version {version!r}, expected {VERSION}")
     return state

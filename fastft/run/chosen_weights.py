@@ -56,9 +56,7 @@ def mcnemar(first_only: int, second_only: int) -> float:
     return float(binomtest(first_only, first_only + second_only).pvalue)
 
 
-def balanced_disagreement(
-    labels_N: np.ndarray, raw_right_N: np.ndarray, ema_right_N: np.ndarray
-) -> dict[str, float]:
+def balanced_disagreement(labels_N: np.ndarray, raw_right_N: np.ndarray, ema_right_N: np.ndarray) -> dict[str, float]:
     """Balanced accuracy of the raw minus that of the EMA weights, in points, and the standard error of the difference.
 
     labels_N: int64 (N,). raw_right_N, ema_right_N: bool (N,), of the same images.
@@ -67,9 +65,7 @@ def balanced_disagreement(
     return {"balanced_gain": float(signed_N.sum()), "balanced_error": float(np.sqrt((signed_N**2).sum()))}
 
 
-def choose_weights(
-    evaluations: Sequence[Mapping[str, Any]], best: Mapping[str, Any] | None
-) -> dict[str, Any] | None:
+def choose_weights(evaluations: Sequence[Mapping[str, Any]], best: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The `weights` entry of result.json: what to take, why, and the evidence; None without an evaluation.
 
     best: the evaluation of the best epoch.
@@ -160,9 +156,7 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
         record = _choose_so_far(path) or {}
     if wanted == AUTO and record:
         return _newest(path, record["take"], record["kind"], f": {record['reason']}")
-    if (
-        wanted == AUTO
-    ):  # nothing is evaluated, or the run is of an earlier version: the best epoch, as in the paper
+    if wanted == AUTO:  # nothing is evaluated, or the run is of an earlier version: the best epoch, as in the paper
         unfinished = not result and list_checkpoints(path / "checkpoints")
         return _of_checkpoint(find_checkpoint(path), AUTO, f": {NOT_ENDED}" if unfinished else "")
     if wanted == BEST:

@@ -31,9 +31,7 @@ def shared_options(recipe: Recipe) -> str:
     return json.dumps({k: v for k, v in options.items() if k not in PER_HOST_OPTIONS}, sort_keys=True)
 
 
-def refuse_other_run(
-    stored: Mapping[str, Any], recipe: Recipe, current: Mapping[str, Any], folder: Path
-) -> None:
+def refuse_other_run(stored: Mapping[str, Any], recipe: Recipe, current: Mapping[str, Any], folder: Path) -> None:
     """Compare a checkpoint's state with the run that is to continue it (`current`, from `describe_model`).
 
     Raises:
@@ -67,9 +65,7 @@ def refuse_changed_arch(stored: Mapping[str, Any], arch: Mapping[str, Any], fold
     changed = sorted(k for k, value in arch.items() if stored.get(k, value) != value)
     if changed:
         listing = ", ".join(f"{k} {stored[k]!r} -> {arch[k]!r}" for k in changed)
-        raise UserError(
-            f"{folder} was trained with another architecture ({listing}); use another --train.run_dir"
-        )
+        raise UserError(f"{folder} was trained with another architecture ({listing}); use another --train.run_dir")
 
 
 def refuse_changed_data(stored: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> None:

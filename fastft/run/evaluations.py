@@ -46,11 +46,7 @@ class StoredEvaluation(Document):
 
 def flatten(evaluation: Evaluation) -> dict[str, Any]:
     """The scores as an 'eval' line of metrics.jsonl names them: raw_top1, ema_top1, ...; and `best_by` if it is there."""
-    scores = {
-        f"{weights}_{name}": value
-        for weights in WEIGHTS
-        for name, value in evaluation.get(weights, {}).items()
-    }
+    scores = {f"{weights}_{name}": value for weights in WEIGHTS for name, value in evaluation.get(weights, {}).items()}
     return scores | {key: evaluation[key] for key in ("best_by",) if key in evaluation}
 
 

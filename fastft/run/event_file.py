@@ -26,9 +26,7 @@ class EventFile:
 
     def __init__(self, folder: Path, first_step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        name = (
-            f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers):06}"
-        )
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers):06}"
         self._file = (folder / name).open("wb")
         self._write(_chunk(3, VERSION))
         start = b"\x08\x01"  # SessionLog.status = START

@@ -10,14 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from beton_tools.base.atomic import write_text
 from beton_tools.base.console import discard_closed_output, format_duration, hide_secrets
@@ -27,7 +20,9 @@ from fastft.run.event_file import EventFile
 from fastft.run.run_directory import read_metrics
 from fastft.run.tracking import Tracker
 
-HEADER = f"{'epoch':>6} {'step':>15} {'loss':>8} {'lr':>9} {'img/s':>8} {'wait':>6} {'mfu':>6} {'memory':>8} {'left':>12}"
+HEADER = (
+    f"{'epoch':>6} {'step':>15} {'loss':>8} {'lr':>9} {'img/s':>8} {'wait':>6} {'mfu':>6} {'memory':>8} {'left':>12}"
+)
 LINES_PER_HEADER = 20
 
 

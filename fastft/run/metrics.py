@@ -85,9 +85,7 @@ def class_metrics(p: Predictions) -> list[ClassMetrics]:
         p.labels_N, p.predicted_N, labels=range(p.num_classes), average=None, zero_division=np.nan
     )
     return [
-        ClassMetrics(
-            label, int(images), _percent(precision), _percent(recall), _percent(f1) if images else None
-        )
+        ClassMetrics(label, int(images), _percent(precision), _percent(recall), _percent(f1) if images else None)
         for label, (precision, recall, f1, images) in enumerate(zip(*columns, strict=True))
     ]
 

@@ -154,9 +154,7 @@ def load_run(folder: Path) -> Run:
     """
     path = folder / "recipe.yaml"
     if not path.exists():
-        raise UserError(
-            f"{folder} is not a run directory (no recipe.yaml); give the folder that fastft train wrote"
-        )
+        raise UserError(f"{folder} is not a run directory (no recipe.yaml); give the folder that fastft train wrote")
     sections = read_yaml(path, "the recipe.yaml that fastft train wrote")
     if not all(isinstance(section, dict) for section in sections.values()):
         raise UserError(f"{path} is not a recipe; give the folder that fastft train wrote")

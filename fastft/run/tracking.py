@@ -74,9 +74,7 @@ class _Missing:
 
 
 class _Wandb:
-    def __init__(
-        self, wandb: Any, folder: Path, name: str, recipe: Mapping[str, Any], known: str | None
-    ) -> None:
+    def __init__(self, wandb: Any, folder: Path, name: str, recipe: Mapping[str, Any], known: str | None) -> None:
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             dir=folder, name=name, config=dict(recipe), id=known, resume="allow",
@@ -93,9 +91,7 @@ class _Wandb:
 
 
 class _Mlflow:
-    def __init__(
-        self, mlflow: Any, folder: Path, name: str, recipe: Mapping[str, Any], known: str | None
-    ) -> None:
+    def __init__(self, mlflow: Any, folder: Path, name: str, recipe: Mapping[str, Any], known: str | None) -> None:
         self._mlflow = mlflow
         if known is None:
             mlflow.set_experiment(PROJECT)

@@ -71,10 +71,7 @@ def run_key(recipe: Recipe) -> str:
     """A hash that is equal for recipes that train the same weights on the same images and evaluate after the same epochs."""
     values: Mapping[str, Any] = {
         key: value for key, value in recipe.identity().items() if key not in RESUMABLE_OPTIONS - COUNTED
-    } | {
-        "images": _content(recipe.data.train, recipe.data.train_size),
-        "val_images": _content(recipe.data.val, 0),
-    }
+    } | {"images": _content(recipe.data.train, recipe.data.train_size), "val_images": _content(recipe.data.val, 0)}
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
@@ -93,9 +90,7 @@ def _content(path: str | None, stated: int) -> int | str:
     return found
 
 
-def train_run(
-    run: PlannedRun, world: World, console: Console, ending: type[Exception] | tuple[()] = ()
-) -> str | None:
+def train_run(run: PlannedRun, world: World, console: Console, ending: type[Exception] | tuple[()] = ()) -> str | None:
     """Train or resume a run of several; returns the error that ended it, which is printed, or None.
 
     ending: errors that are raised, because they would end the other runs too.

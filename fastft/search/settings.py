@@ -13,11 +13,7 @@ from fastft.recipe import Recipe, recipe_from_dict, without_expectation
 from fastft.train.augmentation_choice import PLAIN
 
 FACTORS = (Fraction(1, 3), Fraction(1), Fraction(3))
-SHARES = (
-    Fraction(6, 50),
-    Fraction(17, 50),
-    Fraction(1),
-)  # of the recipe's epochs that the runs of a rung last
+SHARES = (Fraction(6, 50), Fraction(17, 50), Fraction(1))  # of the recipe's epochs that the runs of a rung last
 KEPT = (3, 1)  # settings that go on to the next rung
 # of a time budget: no training of a rung begins after it. The rungs take about 1, 1 and 2 whole trainings
 BUDGET_SHARES = (0.25, 0.5, 1.0)
@@ -67,9 +63,7 @@ def with_setting(recipe: Recipe, setting: Setting, layers: int) -> Recipe:
 
 
 def _layer_decay(recipe: Recipe, setting: Setting, layers: int) -> float:
-    return _rounded(
-        recipe.optim.layer_decay * float(setting.mid / setting.head) ** (1 / mid_exponent(layers))
-    )
+    return _rounded(recipe.optim.layer_decay * float(setting.mid / setting.head) ** (1 / mid_exponent(layers)))
 
 
 def mid_lr(recipe: Recipe, layers: int) -> float:
@@ -107,9 +101,7 @@ def _changed(recipe: Recipe, values: Mapping[str, object]) -> Recipe:
         section, _, option = key.partition(".")
         sections[section][option] = value
     automatic = recipe.automatic & PLAIN.keys()  # every training decides about them, as the recipe's would
-    return dataclasses.replace(
-        recipe_from_dict(recipe.name, sections), about=recipe.about, automatic=automatic
-    )
+    return dataclasses.replace(recipe_from_dict(recipe.name, sections), about=recipe.about, automatic=automatic)
 
 
 def _rounded(value: float) -> float:

@@ -25,20 +25,12 @@ NOTE = (
     "chosen on the validation images as in the paper. ± is the binomial standard error, @ the epoch from 0."
 )
 SHIFT = 0.06  # horizontal offset between series of a table, so that error bars do not overlap
-STYLES = (
-    "accent",
-    "ema",
-    "peer-2",
-    "peer-3",
-    "peer-4",
-)  # of series, in rotation; the paper's points are rings
+STYLES = ("accent", "ema", "peer-2", "peer-3", "peer-4")  # of series, in rotation; the paper's points are rings
 CURVES = {"ema": "w EMA", "raw": "w/o EMA"}  # as the paper's Figure 2 names them
 TOP1 = "top-1 (%)"
 
 
-def run_sweeps(
-    sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, console: Console
-) -> list[Outcome]:
+def run_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path, console: Console) -> list[Outcome]:
     """Train or resume every selected row; `out/<sweep>/` gets table.md, results.json and plot.svg after every training.
 
     Run directories are `out/runs/<key>`. Under torchrun every process calls this; the main process writes the reports.
@@ -56,9 +48,7 @@ def run_sweeps(
         planned = [plan_runs(sweep, overrides, out / "runs") for sweep in sweeps]
         runs = [run for several in planned for run in several]
         if any(run.recipe.data.val is None for run in runs):
-            raise UserError(
-                "a sweep compares accuracies and needs validation data; set --data.val=FILE.beton"
-            )
+            raise UserError("a sweep compares accuracies and needs validation data; set --data.val=FILE.beton")
         console = console if world.is_main else Console(quiet=True)
         # decided before anything is trained, so that all processes decide from the same files
         failures: dict[str, str | None] = {run.key: None for run in runs if read_result(run) is None}
@@ -168,20 +158,8 @@ def _labels(sweep: Sweep, outcomes: Sequence[Outcome], title: str) -> Chart:
         ours = [(x, o.ours) for x, o in cells if o.ours]
         low, high = ([s.top1 + sign * s.standard_error for _, s in ours] for sign in (-1, 1))
         lines += [
-            Series(
-                f"{series} paper".strip(),
-                f"{style} hollow{line}",
-                [x for x, _ in paper],
-                [y for _, y in paper],
-            ),
-            Series(
-                f"{series} ours".strip(),
-                style + line,
-                [x for x, _ in ours],
-                [s.top1 for _, s in ours],
-                low,
-                high,
-            ),
+            Series(f"{series} paper".strip(), f"{style} hollow{line}", [x for x, _ in paper], [y for _, y in paper]),
+            Series(f"{series} ours".strip(), style + line, [x for x, _ in ours], [s.top1 for _, s in ours], low, high),
         ]
     return Chart(title, "", TOP1, lines, x_names=sweep.labels)
 

@@ -191,9 +191,7 @@ class _Search:
         return trial
 
     def _plan(self, setting: Setting, epochs: int) -> PlannedRun:
-        return plan_run(
-            shortened(with_setting(self.recipe, setting, self.layers), epochs), self.folder / "runs"
-        )
+        return plan_run(shortened(with_setting(self.recipe, setting, self.layers), epochs), self.folder / "runs")
 
     def _limited(self, run: PlannedRun) -> PlannedRun:
         """The run, to be stopped when the budget ends, whatever was estimated."""
@@ -242,9 +240,7 @@ class _Search:
         return optimism(right_SN, weights_N)
 
 
-def _finished(
-    setting: Setting, rung: int, epochs: int, run: PlannedRun, evaluations: Sequence[Evaluation]
-) -> ShortRun:
+def _finished(setting: Setting, rung: int, epochs: int, run: PlannedRun, evaluations: Sequence[Evaluation]) -> ShortRun:
     last = evaluations[-1]
     chosen, measure = choose_weights(evaluations, last), last.get("best_by", TOP1)
     assert chosen is not None  # there is an evaluation

@@ -49,10 +49,7 @@ def conclusion(result: Result) -> list[str]:
     """The setting that was found, the images that its figure is from, and trainings that did not fit the budget, as sentences."""
     best = result.best
     optim = best.run.recipe.optim
-    lines = [
-        f"best: {best.setting.title} (lr {optim.lr:g}, layer_decay {optim.layer_decay:g})",
-        _accuracy(result),
-    ]
+    lines = [f"best: {best.setting.title} (lr {optim.lr:g}, layer_decay {optim.layer_decay:g})", _accuracy(result)]
     if result.complete and {best.setting.head, best.setting.mid} & {FACTORS[0], FACTORS[-1]}:
         lines.append("it is at the edge of the grid: a search around the tuned recipe may find a better one")
     if result.skipped:

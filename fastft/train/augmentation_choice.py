@@ -81,9 +81,7 @@ def without_augmentation(recipe: Recipe, loss: float, shares: float) -> Recipe:
 
 def describe_hidden(recipe: Recipe, loss: float, shares: float) -> list[str]:
     """The log lines about augmentation that hides the classes. recipe: after `without_augmentation`."""
-    lines = [
-        describe_choice(c.option, c.value, c.reason) for c in recipe.choices if PLAIN.get(c.option) == c.value
-    ]
+    lines = [describe_choice(c.option, c.value, c.reason) for c in recipe.choices if PLAIN.get(c.option) == c.value]
     if is_plain(recipe):
         return lines
     return [

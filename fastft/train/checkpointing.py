@@ -44,9 +44,7 @@ class HostCopy:
             group: {name: self._copy((group, name), tensor.detach()) for name, tensor in tensors.items()}
             for group, tensors in groups.items()
         }
-        devices = {
-            tensor.device for tensors in groups.values() for tensor in tensors.values() if tensor.is_cuda
-        }
+        devices = {tensor.device for tensors in groups.values() for tensor in tensors.values() if tensor.is_cuda}
         for device in devices:
             torch.cuda.current_stream(device).synchronize()
         return copies
@@ -85,9 +83,7 @@ class Checkpointing:
         """True if there is something to restore."""
         return bool(self._existing)
 
-    def restore(
-        self, step: Step, steps_per_epoch: int, refuse_other: Callable[[Mapping[str, Any]], None]
-    ) -> Progress:
+    def restore(self, step: Step, steps_per_epoch: int, refuse_other: Callable[[Mapping[str, Any]], None]) -> Progress:
         """Load the newest undamaged checkpoint into `step`; those after it are listed in `damaged`.
 
         refuse_other: raises UserError if a checkpoint's state is from another run.
@@ -190,9 +186,7 @@ class Checkpointing:
     ) -> None:
         if evaluation is not None:
             best = self._best_path(evaluation["epoch"])
-            write_checkpoint(
-                best, {**run, "evaluation": evaluation}, {"model": tensors.get("ema", tensors["model"])}
-            )
+            write_checkpoint(best, {**run, "evaluation": evaluation}, {"model": tensors.get("ema", tensors["model"])})
         write_checkpoint(self.folder / f"step-{global_step:08}", state, tensors)
         if evaluation is not None:
             keep_only(best)

@@ -57,9 +57,7 @@ class World:
         self._owns_group = not dist.is_initialized()  # the trainings of a sweep share one group
         if self._owns_group:
             on_gpu = self.device.type == "cuda"
-            dist.init_process_group(
-                "nccl" if on_gpu else "gloo", timeout=self.timeout + NCCL_EXTRA_TIMEOUT * on_gpu
-            )
+            dist.init_process_group("nccl" if on_gpu else "gloo", timeout=self.timeout + NCCL_EXTRA_TIMEOUT * on_gpu)
         # control messages use gloo on the CPU, so that they never wait for the GPU
         self._control = dist.new_group(backend="gloo", timeout=self.timeout)
 

@@ -128,9 +128,7 @@ def evaluate(
             classes = logits_BK.shape[1]
     classes = world.max(classes)
     totals = world.sum(sums).tolist()
-    return [
-        _scores(total, _predictions(rows, classes, world)) for total, rows in zip(totals, kept, strict=True)
-    ]
+    return [_scores(total, _predictions(rows, classes, world)) for total, rows in zip(totals, kept, strict=True)]
 
 
 def _batch_sums(logits_BK: Tensor, ranked_BJ: Tensor, labels_B: Tensor) -> Tensor:

@@ -65,9 +65,7 @@ def choose_micro_batch(
     return fast_divisor(rank_batch, int(free / per_image), unit)
 
 
-def loader_bytes(
-    mean_pixels: float, image_size: int, dtype: torch.dtype, batches: int, policy: AugmentPolicy
-) -> float:
+def loader_bytes(mean_pixels: float, image_size: int, dtype: torch.dtype, batches: int, policy: AugmentPolicy) -> float:
     """GPU memory that a loader needs per image of a micro-batch; mean_pixels: of the stored images.
 
     batches: that are finished, in use or in progress at a time. Of each it holds the decoded pixels, at most the whole

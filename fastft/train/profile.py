@@ -76,9 +76,7 @@ class StepProfiler:
         self.folder.mkdir(exist_ok=True)
         recording.export_chrome_trace(str(self.folder / TRACE))
         steps = min(self.steps, self._done - WARM_UP_STEPS)
-        write_text(
-            self.folder / OPERATIONS, json.dumps({"steps": steps, "operations": operations(recording)})
-        )
+        write_text(self.folder / OPERATIONS, json.dumps({"steps": steps, "operations": operations(recording)}))
         if self.on_gpu:
             torch.cuda.memory._dump_snapshot(str(self.folder / MEMORY))
             torch.cuda.memory._record_memory_history(enabled=None)
@@ -89,8 +87,7 @@ def operations(recording: profile) -> list[dict[str, Any]]:
     rows = [
         row
         for row in recording.key_averages()
-        if row.device_type == DeviceType.CPU
-        and not row.is_user_annotation  # kernels count for their operations
+        if row.device_type == DeviceType.CPU and not row.is_user_annotation  # kernels count for their operations
     ]
     on_gpu = any(row.self_device_time_total for row in rows)
     found = [

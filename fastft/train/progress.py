@@ -58,11 +58,7 @@ class Progress:
 
 
 def describe_model(
-    recipe: Recipe,
-    arch: TowerArch,
-    classes: Sequence[str],
-    data: dict[str, Any],
-    class_counts: Sequence[int] = (),
+    recipe: Recipe, arch: TowerArch, classes: Sequence[str], data: dict[str, Any], class_counts: Sequence[int] = ()
 ) -> dict[str, Any]:
     """The part of a checkpoint's state that is constant in a run, as JSON values.
 
@@ -139,4 +135,6 @@ def conclusion(result: dict[str, Any]) -> str:
     parts += [f"last raw {last['raw']['top1']:.3f}"] if "raw" in last else []
     expected = "" if result["expectation"] == NO_EXPECTATION else f"; {result['expectation']}"
     seconds = format_duration(result["seconds"])
-    return f"top-1 in percent: {', '.join(parts)}{expected}; {seconds} of training; {describe_weights(result['weights'])}"
+    return (
+        f"top-1 in percent: {', '.join(parts)}{expected}; {seconds} of training; {describe_weights(result['weights'])}"
+    )

@@ -95,9 +95,7 @@ class Reporter:
         self.meter.reset()
         return now.seconds
 
-    def evaluation(
-        self, entry: Mapping[str, Any], scores: Mapping[str, Scores], seconds: float, step: int
-    ) -> None:
+    def evaluation(self, entry: Mapping[str, Any], scores: Mapping[str, Scores], seconds: float, step: int) -> None:
         self.meter.pause("eval", seconds)
         self.record("eval", step, {"epoch": entry["epoch"], "seconds": seconds, **flatten(entry)})
         if self._setup.world.is_main:
@@ -124,12 +122,7 @@ def open_log(setup: Setup, console: Console) -> Iterator[RunLog]:
         write_recipe(setup.folder, setup.recipe)
         write_choices(setup.folder, setup.recipe)
     log = RunLog(
-        setup.folder,
-        setup.total_steps,
-        setup.position(setup.progress),
-        setup.world.is_main,
-        console,
-        setup.tracker,
+        setup.folder, setup.total_steps, setup.position(setup.progress), setup.world.is_main, console, setup.tracker
     )
     try:
         yield log

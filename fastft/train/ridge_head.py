@@ -70,9 +70,7 @@ def fit_ridge_head(features_ND: np.ndarray, labels_N: np.ndarray, num_classes: i
     assert best is not None
     _, penalty, scale = best
     weight_KD, bias_K = _moments(features_ND, labels_N, np.arange(len(labels_N)), num_classes).solve(penalty)
-    return RidgeHead(
-        (scale * weight_KD).astype(np.float32), (scale * bias_K).astype(np.float32), penalty, scale
-    )
+    return RidgeHead((scale * weight_KD).astype(np.float32), (scale * bias_K).astype(np.float32), penalty, scale)
 
 
 def _folds(labels_N: np.ndarray, seed: int) -> np.ndarray:

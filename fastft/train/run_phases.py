@@ -74,12 +74,7 @@ class RunPhases:
 
 
 def plan_phases(
-    recipe: Recipe,
-    model: ImageClassifier,
-    world: World,
-    precision: Precision,
-    train_files: BetonSet,
-    unit: int,
+    recipe: Recipe, model: ImageClassifier, world: World, precision: Precision, train_files: BetonSet, unit: int
 ) -> RunPhases:
     """The phases of a recipe, each with the micro-batch that fits. unit: images that must stay together.
 
@@ -93,17 +88,10 @@ def plan_phases(
     for phase in find_phases(recipe, model.visual.arch):
         model.visual.patch_dropout.rate = phase.patch_dropout
         per_image = sum(
-            loader_bytes(file.largest.mean_pixels, phase.size, precision.dtype, batches, policy)
-            for file in files
+            loader_bytes(file.largest.mean_pixels, phase.size, precision.dtype, batches, policy) for file in files
         )
         micro_batch = choose_micro_batch(
-            recipe.train.micro_batch,
-            rank_batch,
-            model,
-            phase.size,
-            precision,
-            unit=unit,
-            loader_bytes=per_image,
+            recipe.train.micro_batch, rank_batch, model, phase.size, precision, unit=unit, loader_bytes=per_image
         )
         found = RunPhase(
             **asdict(phase),

@@ -140,14 +140,10 @@ def build_setup(recipe: Recipe, world: World, guard: SignalGuard, opened: ExitSt
     mixer = build_mixer(recipe)
     unit = 1 if mixer is None else 2  # mixup and CutMix take pairs
     phases = plan_phases(recipe, model, world, precision, train_files, unit)
-    loader, eval_loader = open_loaders(
-        recipe, world, precision, phases, train_files, opened, on_wait=guard.check
-    )
+    loader, eval_loader = open_loaders(recipe, world, precision, phases, train_files, opened, on_wait=guard.check)
     if not checkpoints.exist:
         refuse_other_head(recipe, loader.class_names)
-    validation = Validation(
-        recipe, eval_loader, loader.class_counts, world, precision, guard.is_stop_requested
-    )
+    validation = Validation(recipe, eval_loader, loader.class_counts, world, precision, guard.is_stop_requested)
 
     step = _build_step(recipe, model, ema, world, precision)
     progress = Progress()
@@ -209,9 +205,7 @@ def _refuse_before_weights(recipe: Recipe, train_files: BetonSet, world: World) 
     refuse_impossible(recipe, world.device.type == "cuda", world.size)
 
 
-def _build_models(
-    recipe: Recipe, device: torch.device, pretrained: bool
-) -> tuple[ImageClassifier, Ema | None]:
+def _build_models(recipe: Recipe, device: torch.device, pretrained: bool) -> tuple[ImageClassifier, Ema | None]:
     """The model on its device, and its EMA if the recipe has one. pretrained: False leaves the weights to a checkpoint."""
     model = build_model(recipe, pretrained=pretrained).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -222,18 +216,13 @@ def _build_models(
     return model, Ema(model, decay_for_batch(options.decay, recipe.optim.batch_size, options.reference_batch))
 
 
-def _build_step(
-    recipe: Recipe, model: ImageClassifier, ema: Ema | None, world: World, precision: Precision
-) -> Step:
+def _build_step(recipe: Recipe, model: ImageClassifier, ema: Ema | None, world: World, precision: Precision) -> Step:
     """The step of AdamW over layer-wise groups."""
     o = recipe.optim
-    groups = optimizer_groups(
-        model, layer_groups(model, model.visual.arch.layers, o.layer_decay, o.weight_decay)
-    )
+    groups = optimizer_groups(model, layer_groups(model, model.visual.arch.layers, o.layer_decay, o.weight_decay))
     optimizer = build_adamw(groups, betas=(o.beta1, o.beta2), eps=o.eps)
-    return Step(
-        model, optimizer, ema, world, precision, label_smoothing=o.label_smoothing, clip_grad=o.clip_grad
-    )  # the phase sets the accumulation
+    # the phase sets the accumulation
+    return Step(model, optimizer, ema, world, precision, label_smoothing=o.label_smoothing, clip_grad=o.clip_grad)
 
 
 def refuse_other_head(recipe: Recipe, class_names: Sequence[str]) -> None:

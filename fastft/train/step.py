@@ -131,14 +131,9 @@ class Step:
         if weights:
             moments = (m for state in self.optimizer.state.values() for m in state.values())
             trained = (p for p in self.model.parameters() if p.requires_grad)
-            for tensors, what in (
-                (trained, "the weights contain"),
-                (moments, "the optimiser's moments contain"),
-            ):
+            for tensors, what in ((trained, "the weights contain"), (moments, "the optimiser's moments contain")):
                 finite = [torch.isfinite(t).all() for t in tensors if torch.is_tensor(t)]
-                if self.world.any(
-                    bool(finite) and not torch.stack([f.to(self.world.device) for f in finite]).all()
-                ):
+                if self.world.any(bool(finite) and not torch.stack([f.to(self.world.device) for f in finite]).all()):
                     return steps_done - 1, f"{what} NaN or Inf"
         # the scale is the same in every process
         if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_LOSS_SCALE:

@@ -78,9 +78,7 @@ class Decision:
 
     def as_dict(self) -> dict[str, Any]:
         """Fields of the 'start' line of metrics.jsonl."""
-        trials = [
-            {**asdict(t.choice), "milliseconds": t.milliseconds, "reason": t.reason} for t in self.trials
-        ]
+        trials = [{**asdict(t.choice), "milliseconds": t.milliseconds, "reason": t.reason} for t in self.trials]
         return {
             "step_mode": self.choice.mode, "step_attention": self.choice.attention, "step_half": self.choice.half,
             "step_origin": self.origin, "step_trials": trials,
@@ -173,16 +171,12 @@ def is_out_of_memory(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes
     """
     device, failed = step.world.device, False
     try:
-        reserved = torch.empty(
-            reserve_bytes if device.type == "cuda" else 0, dtype=torch.uint8, device=device
-        )
+        reserved = torch.empty(reserve_bytes if device.type == "cuda" else 0, dtype=torch.uint8, device=device)
         trial = Step(step.model, step.optimizer, None, World(0, 1, 0, device), step.precision)
         trial.connect(StepChoice())
         trial.set_phase(phase_at(recipe, 0).patch_dropout, 1)
         trial.model.train()
-        batch = _random_batch(
-            recipe, step.model.visual.noise_columns, micro_batch, device, step.precision.dtype
-        )
+        batch = _random_batch(recipe, step.model.visual.noise_columns, micro_batch, device, step.precision.dtype)
         trial.micro_batch(*batch, step=0, last=True)
         del reserved
     except torch.OutOfMemoryError:
@@ -226,12 +220,7 @@ def _measure(
             trial
             for half in candidate_halves(recipe, step.precision)
             for trial in run_trials(
-                lambda choice: _trial_pass(step, choice, batch),
-                kernels,
-                modes,
-                TOLERANCE[dtype],
-                half,
-                check=check,
+                lambda choice: _trial_pass(step, choice, batch), kernels, modes, TOLERANCE[dtype], half, check=check
             )
         ]
         del reserved
@@ -345,12 +334,7 @@ def _trial_pass(step: Step, choice: StepChoice, batch: tuple[Tensor, Tensor, Ten
     model.head.weight.data.copy_(head)
     device = step.world.device
     trial = Step(
-        model,
-        step.optimizer,
-        None,
-        World(0, 1, 0, device),
-        step.precision,
-        label_smoothing=step.label_smoothing,
+        model, step.optimizer, None, World(0, 1, 0, device), step.precision, label_smoothing=step.label_smoothing
     )
     if step.precision.scaled:
         trial.scaler = torch.amp.GradScaler(device.type, init_scale=LOSS_SCALE)

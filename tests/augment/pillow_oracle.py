@@ -16,9 +16,7 @@ FILL = (123, 117, 104)
 RESAMPLE = {True: Image.Resampling.BICUBIC, False: Image.Resampling.BILINEAR}
 
 
-def timm_op(
-    name: str, image_HWC: np.ndarray, magnitude: float, sign: int = 1, bicubic: bool = True
-) -> np.ndarray:
+def timm_op(name: str, image_HWC: np.ndarray, magnitude: float, sign: int = 1, bicubic: bool = True) -> np.ndarray:
     """timm's op with the sign that it would draw; 0 bits of posterise are black, which Pillow 13 refuses."""
     hparams = {"img_mean": FILL, "translate_const": int(0.45 * min(image_HWC.shape[:2]))}
     with mock.patch.object(auto_augment, "_randomly_negate", lambda value: sign * value):

@@ -56,9 +56,7 @@ def main() -> None:
             for name, op in OP_ID.items():
                 for argument in ARGUMENTS.get(name, (1.0,)):
                     for bicubic in (True, False):
-                        run_op(
-                            op, argument, pixels, target.part(size, at_end), height, width, fill, bicubic, own
-                        )
+                        run_op(op, argument, pixels, target.part(size, at_end), height, width, fill, bicubic, own)
 
 
 if __name__ == "__main__":

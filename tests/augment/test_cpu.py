@@ -31,8 +31,7 @@ class Batch:
         self.plan = draw_plan(policy, seed=3, epoch=1, size=SIZE, **images)
         self.regions = source_regions(self.plan, SIZE)
         parts = [
-            im[y : y + h, x : x + w].reshape(-1)
-            for im, (y, x, h, w) in zip(self.images, self.regions, strict=True)
+            im[y : y + h, x : x + w].reshape(-1) for im, (y, x, h, w) in zip(self.images, self.regions, strict=True)
         ]
         self.packed = np.concatenate(parts)
         self.offsets = np.cumsum([0, *(len(part) for part in parts)])[:-1]
@@ -60,9 +59,7 @@ def run_ops(image: np.ndarray, row: np.void, begin: int, end: int) -> np.ndarray
 
 @needs_pillow_13
 @pytest.mark.parametrize("text", POLICIES)
-def test_every_plan_gives_the_images_of_pillow_and_torchvision(
-    text: str, photographs: dict[str, np.ndarray]
-) -> None:
+def test_every_plan_gives_the_images_of_pillow_and_torchvision(text: str, photographs: dict[str, np.ndarray]) -> None:
     policy = parse_policy(text, erase_prob=0.0)
     batch = Batch(photographs, policy)
     out = CpuAugment(policy, SIZE)(batch.packed, batch.offsets, batch.plan)
@@ -82,15 +79,11 @@ def test_half_outputs_are_the_float32_output_rounded(
     exact = CpuAugment(policy, SIZE)(batch.packed, batch.offsets, batch.plan)
     half = CpuAugment(policy, SIZE, dtype)(batch.packed, batch.offsets, batch.plan)
     assert half.dtype == np.uint16
-    assert torch.equal(
-        torch.from_numpy(half.view(np.int16)), torch.from_numpy(exact).to(kind).view(torch.int16)
-    )
+    assert torch.equal(torch.from_numpy(half.view(np.int16)), torch.from_numpy(exact).to(kind).view(torch.int16))
 
 
 @pytest.mark.parametrize("text", ["rand-m9-mstd0.5-inc1", "augmix"])
-def test_the_result_does_not_depend_on_the_number_of_threads(
-    text: str, photographs: dict[str, np.ndarray]
-) -> None:
+def test_the_result_does_not_depend_on_the_number_of_threads(text: str, photographs: dict[str, np.ndarray]) -> None:
     policy = parse_policy(text, erase_prob=0.5)
     batch = Batch(photographs, policy)
     threads, outputs = numba.get_num_threads(), []
@@ -139,9 +132,7 @@ def test_evaluation_equals_torchvisions_resize_and_centre_crop(photographs: dict
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
 
 
-def test_a_buffer_that_lacks_pixels_is_refused_and_names_the_sample(
-    photographs: dict[str, np.ndarray],
-) -> None:
+def test_a_buffer_that_lacks_pixels_is_refused_and_names_the_sample(photographs: dict[str, np.ndarray]) -> None:
     batch, augment = Batch(photographs, parse_policy()), CpuAugment(parse_policy(), SIZE)
     with pytest.raises(UserError, match="sample 23"):
         augment(batch.packed[:-1], batch.offsets, batch.plan)

@@ -32,10 +32,7 @@ def test_the_kernels_compile_with_cuda_12_6_without_spills(toolkit: Path) -> Non
     already loaded.
     """
     libnvvm = toolkit / "nvidia" / "cuda_nvcc" / "nvvm" / "lib64" / "libnvvm.so"
-    environment = os.environ | {
-        "LD_PRELOAD": str(libnvvm),
-        "PYTHONPATH": os.pathsep.join([str(toolkit), str(ROOT)]),
-    }
+    environment = os.environ | {"LD_PRELOAD": str(libnvvm), "PYTHONPATH": os.pathsep.join([str(toolkit), str(ROOT)])}
     options = ["-m", "", "-k", "compiles", "-rs"]
     command = [sys.executable, "-m", "pytest", *options, "tests/augment/test_cuda.py"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -12,9 +12,7 @@ SIZE = 224
 STORAGE = {FLOAT32: np.float32, FLOAT16: np.uint16, BFLOAT16: np.uint16}
 
 
-def erased(
-    mode: str, boxes: list[tuple[int, int, int, int]], key: int = 7, dtype: int = FLOAT32
-) -> np.ndarray:
+def erased(mode: str, boxes: list[tuple[int, int, int, int]], key: int = 7, dtype: int = FLOAT32) -> np.ndarray:
     """An output of 9s in which these boxes are erased."""
     row = np.zeros(1, PLAN_DTYPE)[0]
     row["erase"][: len(boxes)] = boxes

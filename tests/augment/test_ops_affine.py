@@ -100,10 +100,7 @@ def test_the_vectorised_result_equals_the_pixel_by_pixel_result_and_pillows(op: 
         ours = apply_argument(op, image, argument, bicubic=bicubic).reshape(-1)
         np.testing.assert_array_equal(ours, expected, f"{op} by {argument!r} of {image.shape}")
         argument = random.uniform(-reach, reach)
-        ours, theirs = (
-            apply_argument(op, image, argument, bicubic=bicubic),
-            pillow(op, image, argument, bicubic),
-        )
+        ours, theirs = (apply_argument(op, image, argument, bicubic=bicubic), pillow(op, image, argument, bicubic))
         np.testing.assert_array_equal(ours, theirs, f"{op} by {argument!r} of {image.shape}")
 
 
@@ -139,9 +136,7 @@ def test_the_weights_of_the_neighbours_equal_the_interpolation() -> None:
 def test_a_place_of_another_pixel_is_noticed() -> None:
     width = 8
     source, fill = np.arange(3 * width, dtype=np.uint8), np.zeros(3 * width, np.uint8)
-    image = ops_image_affine.Image(
-        source, source.copy(), 1, width, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), fill, True
-    )
+    image = ops_image_affine.Image(source, source.copy(), 1, width, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), fill, True)
     pixel = np.repeat(np.arange(float(width)), 3)
     for nudge, common in ((0.25, True), (-1e-15, False), (1.0, False)):
         place = pixel.copy()

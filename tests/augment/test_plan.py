@@ -25,9 +25,7 @@ POLICIES = {
 }
 
 
-def plan_of(
-    policy_name: str, rows: np.ndarray, *, seed: int = 1, epoch: int = 2, size: int = 224
-) -> np.ndarray:
+def plan_of(policy_name: str, rows: np.ndarray, *, seed: int = 1, epoch: int = 2, size: int = 224) -> np.ndarray:
     images = {"sample_ids": IDS[rows], "heights": HEIGHTS[rows], "widths": WIDTHS[rows]}
     return draw_plan(POLICIES[policy_name], seed=seed, epoch=epoch, size=size, **images)
 
@@ -49,11 +47,7 @@ def test_a_plan_does_not_depend_on_batch_size_order_or_other_samples(policy: str
 def test_seed_epoch_and_sample_each_change_the_plan(policy: str) -> None:
     rows = np.arange(N)
     base = plan_of(policy, rows)["noise_key"]
-    for other in (
-        plan_of(policy, rows, seed=2),
-        plan_of(policy, rows, epoch=3),
-        plan_of(policy, np.roll(rows, 1)),
-    ):
+    for other in (plan_of(policy, rows, seed=2), plan_of(policy, rows, epoch=3), plan_of(policy, np.roll(rows, 1))):
         assert (other["noise_key"] != base).all()
 
 
@@ -115,9 +109,7 @@ def touched_by_brute_force(row: np.void, size: int) -> tuple[int, int, int, int]
     box = []
     weights = np.zeros(4096, np.int32)
     for axis in range(2):
-        crop, resized, window = (
-            int(row[f][i]) for f, i in (("crop", 2 + axis), ("resize", axis), ("window", axis))
-        )
+        crop, resized, window = (int(row[f][i]) for f, i in (("crop", 2 + axis), ("resize", axis), ("window", axis)))
         spans = [
             pixel_taps(reflect(window + i, resized), crop, resized, bool(row["bicubic"]), weights, 0)
             for i in range(size)
@@ -129,11 +121,7 @@ def touched_by_brute_force(row: np.void, size: int) -> tuple[int, int, int, int]
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(1, 300),
-    st.integers(1, 300),
-    st.integers(5, 60),
-    st.sampled_from(["rrc", "src", "eval"]),
-    st.booleans(),
+    st.integers(1, 300), st.integers(1, 300), st.integers(5, 60), st.sampled_from(["rrc", "src", "eval"]), st.booleans()
 )
 def test_the_source_region_is_exactly_what_the_filter_taps_touch(
     height: int, width: int, size: int, kind: str, bicubic: bool
@@ -143,9 +131,7 @@ def test_the_source_region_is_exactly_what_the_filter_taps_touch(
         plan = eval_plan([0], [height], [width], size, 0.875, interpolation)
     else:
         policy = parse_policy("none", crop=kind, interpolation=interpolation)
-        plan = draw_plan(
-            policy, seed=height, epoch=width, sample_ids=[5], heights=[height], widths=[width], size=size
-        )
+        plan = draw_plan(policy, seed=height, epoch=width, sample_ids=[5], heights=[height], widths=[width], size=size)
     region = tuple(int(v) for v in source_region(plan[0], size))
     assert region == touched_by_brute_force(plan[0], size)
     assert tuple(source_regions(plan, size)[0]) == region
@@ -155,15 +141,9 @@ def test_the_source_region_is_exactly_what_the_filter_taps_touch(
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        (([1], [2, 3], [4], 8), "one length"),
-        (([1], [0], [4], 8), "no pixels"),
-        (([1], [4], [4], 0), "no pixels"),
-    ],
+    [(([1], [2, 3], [4], 8), "one length"), (([1], [0], [4], 8), "no pixels"), (([1], [4], [4], 0), "no pixels")],
 )
-def test_impossible_sizes_are_refused(
-    arguments: tuple[list[int], list[int], list[int], int], message: str
-) -> None:
+def test_impossible_sizes_are_refused(arguments: tuple[list[int], list[int], list[int], int], message: str) -> None:
     with pytest.raises(UserError, match=message):
         eval_plan(*arguments)
 

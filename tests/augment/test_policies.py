@@ -146,9 +146,7 @@ def test_a_policy_is_hashable_prints_its_string_and_fills_with_clips_mean() -> N
 
 
 @pytest.mark.parametrize("name", sorted(TIMM_OPS))
-def test_magnitudes_become_the_arguments_that_timm_gives_pillow(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_magnitudes_become_the_arguments_that_timm_gives_pillow(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     height, width = 180, 224
     hparams = {"translate_const": int(0.45 * min(height, width))}
     for sign, chance in ((1, 0.2), (-1, 0.9)):

@@ -18,9 +18,7 @@ from fastft.augment.resize import (
 from tests.augment.pillow_oracle import needs_pillow_13, pillow_resized_crop
 
 
-def run(
-    image: np.ndarray, row: np.void, size: int, region: tuple[int, ...], spare: int = 0
-) -> tuple[int, np.ndarray]:
+def run(image: np.ndarray, row: np.void, size: int, region: tuple[int, ...], spare: int = 0) -> tuple[int, np.ndarray]:
     """resize_region on exactly these pixels of the image, in a buffer with nothing beyond them."""
     y, x, h, w = region
     pixels = np.ascontiguousarray(image[y : y + h, x : x + w]).reshape(-1)
@@ -67,8 +65,7 @@ def test_a_resized_crop_equals_pillows(size: int, bicubic: bool, photographs: di
 
 @needs_pillow_13
 @pytest.mark.parametrize(
-    "shape",
-    [(1, 1), (1, 300), (300, 1), (2, 3), (5, 400), (400, 5), (224, 224), (223, 225), (225, 100), (300, 230)],
+    "shape", [(1, 1), (1, 300), (300, 1), (2, 3), (5, 400), (400, 5), (224, 224), (223, 225), (225, 100), (300, 230)]
 )
 def test_extreme_shapes_equal_pillows(shape: tuple[int, int], photographs: dict[str, np.ndarray]) -> None:
     image = photographs["coffee"][: shape[0], : shape[1]]
@@ -107,16 +104,12 @@ def test_a_window_of_the_resized_image_needs_only_its_source_region(
         region = tuple(int(v) for v in source_region(row, size))
         status, ours = run(image, row, size, region)
         assert status == OK
-        np.testing.assert_array_equal(
-            ours, expected(image, row, size), f"{crop} to {resize}, window {window}"
-        )
+        np.testing.assert_array_equal(ours, expected(image, row, size), f"{crop} to {resize}, window {window}")
         whole, same = run(image, row, size, crop)
         assert whole == OK and (same == ours).all()
 
 
-def test_a_region_or_scratch_that_is_too_small_is_reported(
-    photographs: dict[str, np.ndarray],
-) -> None:
+def test_a_region_or_scratch_that_is_too_small_is_reported(photographs: dict[str, np.ndarray]) -> None:
     row = plan_row((0, 0, 200, 200), (64, 64), (0, 0))
     for region in [(1, 0, 199, 200), (0, 1, 200, 199), (0, 0, 199, 200), (0, 0, 200, 199)]:
         assert run(photographs["astronaut"], row, 64, region)[0] == REGION_TOO_SMALL

@@ -14,16 +14,7 @@ from rich.console import Console
 
 from beton_tools.base.errors import UserError
 from fastft.bench import demo
-from fastft.bench.demo_files import (
-    IMAGES,
-    MATRICES,
-    MODEL_FILE,
-    PARTS,
-    Package,
-    extract_cells,
-    fetch,
-    write_backbone,
-)
+from fastft.bench.demo_files import IMAGES, MATRICES, MODEL_FILE, PARTS, Package, extract_cells, fetch, write_backbone
 from fastft.model import Arch, Tower, load_tower_weights
 
 PER_KIND = 8
@@ -114,9 +105,7 @@ def export_like_the_package(state: dict[str, np.ndarray], path: Path) -> None:
     nodes = []
     for i in range(BLOCKS):
         block = f"transformer.resblocks.{i}."
-        values |= {
-            f"backbone.encoder.layer.{i}.{theirs}": state[block + ours] for ours, theirs in PARTS.items()
-        }
+        values |= {f"backbone.encoder.layer.{i}.{theirs}": state[block + ours] for ours, theirs in PARTS.items()}
         matrices = {place: state[block + ours] for ours, place in MATRICES.items()}
         for k, part in enumerate(("query", "key", "value")):
             place, rows = f"attention/attention/{part}", slice(k * WIDTH, (k + 1) * WIDTH)

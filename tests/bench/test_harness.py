@@ -34,9 +34,7 @@ def test_contenders_alternate_and_the_first_round_is_not_counted(tmp_path: Path)
 
 def test_cpu_time_includes_workers_and_excludes_waiting() -> None:
     rounds = alternate(
-        [contender("sleeps", "sleeping", seconds=0.2), contender("works", "worker", seconds=0.2)],
-        1,
-        threads=1,
+        [contender("sleeps", "sleeping", seconds=0.2), contender("works", "worker", seconds=0.2)], 1, threads=1
     )
     slept, worked = rounds.trials["sleeps"]["a"][0], rounds.trials["works"]["a"][0]
     assert slept["wall"] >= 0.2 > 10 * slept["cpu"]
@@ -61,9 +59,7 @@ def test_every_fresh_round_has_a_new_process() -> None:
 
 @pytest.mark.parametrize("function", ["failing", "failing_later", "dying", "missing", "missing_later"])
 def test_a_failing_peer_is_skipped_and_the_others_continue(function: str) -> None:
-    rounds = alternate(
-        [contender("peer", function), contender("fastft", "sleeping", seconds=0)], 1, threads=1
-    )
+    rounds = alternate([contender("peer", function), contender("fastft", "sleeping", seconds=0)], 1, threads=1)
     found = measure("m", rounds, "a", per_second, "images/s", {})
     assert [c["name"] for c in found["contenders"]] == ["fastft", "peer"]
     why = found["contenders"][1]["skipped"]

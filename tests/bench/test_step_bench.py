@@ -56,12 +56,7 @@ def our_parts(arch: Arch) -> tuple[Step, Classifier]:
     set_lr(optimizer, LR)
     precision = choose_precision("fp32", torch.device("cpu"))
     made = Step(
-        model,
-        optimizer,
-        None,
-        World(0, 1, 0, torch.device("cpu")),
-        precision,
-        label_smoothing=step_bench.SMOOTHING,
+        model, optimizer, None, World(0, 1, 0, torch.device("cpu")), precision, label_smoothing=step_bench.SMOOTHING
     )
     made.connect(StepChoice())
     return made, model
@@ -88,9 +83,7 @@ def in_this_process(contenders: list[Contender], rounds: int, threads: int) -> R
             began = time.perf_counter()
             trials = [{**({"count": c} if isinstance(c := arm(), int) else c)} for _ in range(rounds)]
             wall = time.perf_counter() - began
-            found.trials.setdefault(contender.name, {})[name] = [
-                {"wall": wall, "cpu": wall, **t} for t in trials
-            ]
+            found.trials.setdefault(contender.name, {})[name] = [{"wall": wall, "cpu": wall, **t} for t in trials]
     return found
 
 
@@ -119,8 +112,7 @@ def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtypes"),
-    [((7, 0), ("fp32", "fp16")), ((8, 0), ("fp32", "bf16")), ((9, 0), ("fp32", "bf16"))],
+    ("capability", "dtypes"), [((7, 0), ("fp32", "fp16")), ((8, 0), ("fp32", "bf16")), ((9, 0), ("fp32", "bf16"))]
 )
 def test_a_gpu_is_measured_in_the_precision_that_training_chooses(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtypes: tuple[str, str]

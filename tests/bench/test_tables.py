@@ -11,8 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(
-    not (ROOT / "benchmarks/results/all.json").exists(),
-    reason="no full set of results committed yet: fastft bench all",
+    not (ROOT / "benchmarks/results/all.json").exists(), reason="no full set of results committed yet: fastft bench all"
 )
 
 
@@ -25,9 +24,7 @@ def tables(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
 
 
 def test_no_number_was_typed_by_hand() -> None:
-    done = subprocess.run(
-        [sys.executable, "benchmarks/tables.py", "--check"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "benchmarks/tables.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -57,9 +54,7 @@ def test_the_summary_shows_both_of_stock_ffcv_and_whole_memory_too(tables) -> No
 @pytest.mark.parametrize(("shares", "verdict"), [
     ([0.75, 0.75, 0.76], "better"), ([0.65, 0.64, 0.65], "worse"), ([0.75, 0.62, 0.73], "not told apart"),
 ])  # fmt: skip
-def test_a_difference_of_the_study_is_paired_and_told_apart_only_over_seeds(
-    tables, shares, verdict: str
-) -> None:  # type: ignore[no-untyped-def]
+def test_a_difference_of_the_study_is_paired_and_told_apart_only_over_seeds(tables, shares, verdict: str) -> None:  # type: ignore[no-untyped-def]
     hits = {seed: np.arange(400) < share * 400 for seed, share in enumerate(shares)}
     base = {seed: np.arange(400) < 0.7 * 400 for seed in range(3)} | {7: np.zeros(400, bool)}
     points, seeds, found = tables.study.Row("row", 1.0, hits).minus(tables.study.Row("base", 2.0, base))

@@ -46,11 +46,7 @@ def crops(name: str, count: int, seed: int = 0) -> list[Image.Image]:
 
 
 # class -> photograph
-WNIDS = {
-    "n01440764": "coffee.png",
-    "n02123045": "chelsea.png",
-    "n04008634": "rocket.jpg",
-}
+WNIDS = {"n01440764": "coffee.png", "n02123045": "chelsea.png", "n04008634": "rocket.jpg"}
 
 
 @pytest.fixture(scope="session")

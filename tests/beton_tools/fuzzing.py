@@ -56,9 +56,7 @@ def time_limit() -> Iterator[None]:
 
 
 @st.composite
-def damaged(
-    draw: st.DrawFn, files: list[bytes], first: int, last: int, interesting: tuple[int, ...]
-) -> bytes:
+def damaged(draw: st.DrawFn, files: list[bytes], first: int, last: int, interesting: tuple[int, ...]) -> bytes:
     """One of the files with up to six changes: bytes or numbers set, bytes removed, repeated, or all that follow removed.
 
     first, last: offsets between which most changes are made; negative ones count from the end, as in slices.
@@ -68,11 +66,7 @@ def damaged(
     for _ in range(draw(st.integers(1, 6))):
         begin, end, _ = slice(first, last).indices(len(file))
         anywhere = st.integers(0, len(file) - 1)
-        at = (
-            draw(st.one_of(st.integers(begin, max(begin, end - 1)), anywhere))
-            if begin < end
-            else draw(anywhere)
-        )
+        at = draw(st.one_of(st.integers(begin, max(begin, end - 1)), anywhere)) if begin < end else draw(anywhere)
         kind = draw(st.integers(0, 6))
         if kind < 3:
             file[at] = draw(st.one_of(st.integers(0, 255), st.sampled_from(interesting)))

@@ -44,9 +44,7 @@ def test_info_shows_what_was_converted(written: Path, capsys: pytest.CaptureFixt
     assert values["fields"] == ["image", "label"]
 
 
-def test_verify_prints_ok_or_exits_with_1(
-    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_prints_ok_or_exits_with_1(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ": ok; 24 of 24 images decoded" in run(capsys, "verify", written)
     damaged = tmp_path / "damaged.beton"
     data = bytearray(written.read_bytes())
@@ -62,9 +60,7 @@ def test_stats_prints_numbers(written: Path, capsys: pytest.CaptureFixture[str])
     values = json.loads(run(capsys, "stats", written, "--json"))
     beton = Beton.open(written)
     assert values["num_classes"] == 3
-    assert values["images_per_class"]["percentiles"] == dict.fromkeys(
-        ["0", "5", "25", "50", "75", "95", "100"], 8
-    )
+    assert values["images_per_class"]["percentiles"] == dict.fromkeys(["0", "5", "25", "50", "75", "95", "100"], 8)
     assert values["image_bytes"]["total"] == int(beton.sizes.sum())
     assert values["long_side"]["percentiles"]["100"] == max(beton.heights.max(), beton.widths.max())
     assert values["jpeg"]["subsampling"] == {"4:2:0": 0.375, "4:4:4": 0.375, "4:2:2": 0.25}
@@ -77,9 +73,7 @@ def test_sheet_shows_the_images(written: Path, tmp_path: Path, capsys: pytest.Ca
     run(capsys, "sheet", written, "--out", out, "--ids", 0, 9, 17, "--columns", 2, "--cell", 64)
     sheet = np.asarray(Image.open(out))
     photo = Image.fromarray(decode_sample(Beton.open(written), 0))
-    photo = photo.resize(
-        [max(1, round(side * 64 / max(photo.size))) for side in photo.size], Image.Resampling.LANCZOS
-    )
+    photo = photo.resize([max(1, round(side * 64 / max(photo.size))) for side in photo.size], Image.Resampling.LANCZOS)
     x, y = 12 + (64 - photo.width) // 2, 12 + 64 - photo.height
     np.testing.assert_array_equal(sheet[y : y + photo.height, x : x + photo.width], np.asarray(photo))
     assert sheet.shape[1] == 12 + 2 * (64 + 12)
@@ -107,9 +101,7 @@ def test_extract_follows_no_link(written: Path, tmp_path: Path, capsys: pytest.C
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_extract_writes_the_stored_bytes(
-    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_extract_writes_the_stored_bytes(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "x"
     choice = ("--label", 1, "--limit", 3)
     paths = json.loads(run(capsys, "extract", written, "--out", out, *choice, "--json"))
@@ -265,9 +257,7 @@ def test_a_removed_working_directory_is_one_line(
 def test_a_locale_that_cannot_name_a_file_is_the_reason_given() -> None:
     code = "from beton_tools.base.user_files import open_regular; open_regular('\\xe9.beton')"
     ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | ascii_only, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | ascii_only, capture_output=True, text=True)
     assert "the locale's encoding, ascii, has no such name; set LC_ALL=C.UTF-8" in done.stderr
 
 

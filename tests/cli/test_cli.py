@@ -95,14 +95,7 @@ def test_flags_are_frozen() -> None:
         "--csv", "--data", "--device", "--json", "--knn", "--knn-train", "--logit-adjustment", "--only-present-classes",
         "--weights",
     ]  # fmt: skip
-    assert flags["predict"] == [
-        "--csv",
-        "--device",
-        "--features",
-        "--logit-adjustment",
-        "--topk",
-        "--weights",
-    ]
+    assert flags["predict"] == ["--csv", "--device", "--features", "--logit-adjustment", "--topk", "--weights"]
     assert flags["zeroshot"] == [
         "--config-file", "--data", "--device", "--json", "--names", "--only-present-classes", "--out", "--templates"
     ]  # fmt: skip
@@ -121,9 +114,7 @@ def test_every_command_that_reads_a_recipe_takes_its_options_and_their_short_nam
     options = {f"--{name}" for name in (*option_fields(), *SHORT)}
     for name in ("train", "explain", "preview", "cost", "sweep", "tune", "zeroshot"):
         assert options <= set(COMMANDS[name]._option_string_actions), name
-        own = {
-            flag for flag in SHORT if COMMANDS[name]._option_string_actions[f"--{flag}"].dest != "overrides"
-        }
+        own = {flag for flag in SHORT if COMMANDS[name]._option_string_actions[f"--{flag}"].dest != "overrides"}
         assert own == {"preview": {"out"}, "sweep": {"out"}, "tune": {"out"}, "zeroshot": {"data", "device", "out"}}.get(
             name, set()
         ), name  # fmt: skip

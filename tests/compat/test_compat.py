@@ -49,9 +49,7 @@ def test_a_checkpoint_of_before_is_restored_bit_for_bit(old: Path) -> None:
             assert differing(restored, stored) == []
         progress = setup.progress
         assert (progress.epoch, progress.step, setup.position(progress)) == (1, 2, 6)
-        assert (
-            progress.evaluations == json.loads((path / "state.json").read_text())["progress"]["evaluations"]
-        )
+        assert progress.evaluations == json.loads((path / "state.json").read_text())["progress"]["evaluations"]
 
 
 def test_a_killed_run_of_before_ends_with_the_weights_of_the_uninterrupted_one(old: Path) -> None:

@@ -38,10 +38,7 @@ RECIPE = {
         "device": "cpu", "amp": "fp32", "micro_batch": 2, "log_every": 1, "checkpoint_steps": 3, "keep_checkpoints": 1,
     },
 }  # fmt: skip
-ARCH = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "patch_size": 8, "head_width": 16},
-}
+ARCH = {"embed_dim": 16, "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "patch_size": 8, "head_width": 16}}
 KILL_AFTER_STEP = 7
 
 TRAIN = """
@@ -101,11 +98,7 @@ def main(commit: str, archive: Path) -> None:
         shutil.rmtree(Path(folder, "tensorboard"))
     for path in Path("whole", "checkpoints").glob("best-*"):
         shutil.rmtree(path)
-    machine = {
-        "commit": commit,
-        "torch": torch.__version__,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-    }
+    machine = {"commit": commit, "torch": torch.__version__, "cpu_capability": torch.backends.cpu.get_cpu_capability()}
     Path("machine.json").write_text(json.dumps(machine))
     with tarfile.open(archive, "w:xz", preset=9) as tar:
         for path in sorted(Path().iterdir()):

@@ -40,18 +40,14 @@ def test_b16_equals_the_reference_log() -> None:
         ("final_l14_336", 304_532_456, 6e-4, 667),
     ],
 )
-def test_other_final_models_equal_the_reference_logs(
-    name: str, parameters: int, lr: float, steps: int
-) -> None:
+def test_other_final_models_equal_the_reference_logs(name: str, parameters: int, lr: float, steps: int) -> None:
     values = explained(name)
     assert values["trainable_parameters"] == parameters
     assert max(values["schedule"]["lr_by_epoch"]) == pytest.approx(lr)
     assert values["schedule"]["steps_per_epoch"] == steps
 
 
-def test_brackets_in_paths_are_printed_as_they_are(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_brackets_in_paths_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in ("d[raw]/train.beton", "d[/x]/train.beton"):
         assert main(["explain", "final_b16", "--verbose", f"--data.train={tmp_path}/{path}"]) == 0
         assert path in capsys.readouterr().out.replace("\n", "")
@@ -81,10 +77,7 @@ def test_no_accuracy_is_expected_once_an_option_differs_that_changes_it(
     overrides: list[str], differing: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = explained("final_b16", *overrides)
-    assert (values["expected_top1"], values["expectation"]) == (
-        None,
-        f"no expectation: differs in {differing}",
-    )
+    assert (values["expected_top1"], values["expectation"]) == (None, f"no expectation: differs in {differing}")
     assert main(["explain", "final_b16", *overrides]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert f"no expectation: differs in {differing}" in printed and "85.7" not in printed
@@ -107,9 +100,7 @@ def test_the_accuracy_is_expected_while_nothing_differs_that_changes_it(override
 
 def test_a_recipe_inherits_no_expectation_unless_it_states_its_own(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("extends: final_b16\noptim: {lr: 1.0e-3}\n")
-    assert (
-        explain(load_recipe(tmp_path / "mine.yaml"))["expectation"] == "no expectation: differs in optim.lr"
-    )
+    assert explain(load_recipe(tmp_path / "mine.yaml"))["expectation"] == "no expectation: differs in optim.lr"
     (tmp_path / "stated.yaml").write_text("extends: mine.yaml\nabout: {top1: 85.1, source: my log}\n")
     stated = explain(load_recipe(tmp_path / "stated.yaml"))
     assert stated["expectation"] == "expected 85.1 % top-1 (my log)"
@@ -153,21 +144,14 @@ def test_sizes_by_epoch_are_explained_with_their_flops(capsys: pytest.CaptureFix
     assert "epochs 0-23 160 px, 53." in said and "epochs 24-29 224 px, 105.4 GFLOP per image" in said
 
 
-def test_choices_and_price_come_first_for_one_gpu_where_the_recipe_is_small(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_choices_and_price_come_first_for_one_gpu_where_the_recipe_is_small(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "photos", "--data.train_size=9000"]) == 0
     said = capsys.readouterr().out
-    places = [
-        said.index(text)
-        for text in ("optim.batch_size = 64", "hours on one GPU", "accuracy", "--verbose adds")
-    ]
+    places = [said.index(text) for text in ("optim.batch_size = 64", "hours on one GPU", "accuracy", "--verbose adds")]
     assert places == sorted(places) and "lr scale" not in said
     assert main(["explain", "final_b16", "--verbose"]) == 0
     said = capsys.readouterr().out
-    assert "GPU-hours on 8 GPUs" in said and said.index("hours") < said.index("lr scale") < said.index(
-        "layer_decay"
-    )
+    assert "GPU-hours on 8 GPUs" in said and said.index("hours") < said.index("lr scale") < said.index("layer_decay")
 
 
 # fastft explain --diff ---------------------------------------------------------------------------------------------------

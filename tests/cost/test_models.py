@@ -19,9 +19,7 @@ def options(name: str) -> list[str]:
     return [f"--model.arch=timm/{name}", "--model.weights=timm"]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n == FAST else pytest.mark.slow) for n in MODELS]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == FAST else pytest.mark.slow) for n in MODELS])
 def test_it_is_explained_and_priced(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """With autocast and with half-precision weights."""
     assert main(["explain", "final_b16", *options(name), "--json"]) == 0

@@ -10,16 +10,7 @@ import pytest
 
 from beton_tools.base.errors import UserError
 from fastft.cli import main
-from fastft.cost.price import (
-    FASTFT,
-    REFERENCE,
-    CostQuery,
-    Estimate,
-    estimate,
-    price_recipes,
-    reference_mfu,
-    with_cores,
-)
+from fastft.cost.price import FASTFT, REFERENCE, CostQuery, Estimate, estimate, price_recipes, reference_mfu, with_cores
 from fastft.cost.published import PUBLISHED_RUNS
 from fastft.cost.roofline import K, Mfu, implied_k, known_mfus, roofline_mfu
 from fastft.cost.work import count_parameters, phase_flops, recipe_work
@@ -57,10 +48,7 @@ def test_reference_l14_run_is_predicted_from_the_b16_log() -> None:
 
 def test_parameters_match_the_logs() -> None:
     """n_params of the reference's logs, which leave out the frozen patch embedding of the 224 px runs."""
-    for name, patch, width, logged in [
-        ("final_b16", 16, 768, 85_978_600),
-        ("final_l14", 14, 1024, 303_602_664),
-    ]:
+    for name, patch, width, logged in [("final_b16", 16, 768, 85_978_600), ("final_l14", 14, 1024, 303_602_664)]:
         counted = count_parameters(recipe_arch(recipe(name)), 1000)
         assert counted == pytest.approx(logged + 3 * patch**2 * width, rel=0.002)
 
@@ -108,9 +96,7 @@ def test_one_k_of_the_roofline_is_expected_on_every_card() -> None:
 def test_published_runs_are_below_the_roofline_but_for_timms_measured_step() -> None:
     """The roofline is an upper bound with estimated rates: the best measured step reaches 1.04 of it."""
     ks = {
-        run.name: implied_k(run)
-        for run in PUBLISHED_RUNS
-        if run.name in ("DeiT-B", "timm B/16", "this paper's L/14")
+        run.name: implied_k(run) for run in PUBLISHED_RUNS if run.name in ("DeiT-B", "timm B/16", "this paper's L/14")
     }
     assert ks == {
         "DeiT-B": pytest.approx(0.39, abs=0.03),
@@ -216,16 +202,7 @@ def test_a_recipe_that_cannot_be_priced_is_named(tmp_path: Path, capsys: pytest.
 
 
 def test_command_prints_recipes_side_by_side_or_json(capsys: pytest.CaptureFixture[str]) -> None:
-    command = [
-        "cost",
-        "final_b16",
-        "final_l14",
-        "--gpu",
-        "v100",
-        "--price",
-        "2.48",
-        "--schedule.stop_epoch=20",
-    ]
+    command = ["cost", "final_b16", "final_l14", "--gpu", "v100", "--price", "2.48", "--schedule.stop_epoch=20"]
     assert main(command) == 0
     out = capsys.readouterr().out
     assert "final_b16" in out and "final_l14" in out and "modelled" in out and "…" not in out
@@ -240,9 +217,7 @@ PROGRESSIVE = "--schedule.sizes=0:160,24:224"
 
 def test_flops_and_hours_of_a_run_are_the_sum_of_its_phases() -> None:
     """24 epochs as in a recipe of 160 px, 6 as in frugal_b16; evaluation at 224 px throughout."""
-    recipes = [
-        load_recipe("frugal_b16", options) for options in ([PROGRESSIVE], [], ["--model.image_size=160"])
-    ]
+    recipes = [load_recipe("frugal_b16", options) for options in ([PROGRESSIVE], [], ["--model.image_size=160"])]
     both, large, small = (recipe_work(r, recipe_arch(r)) for r in recipes)
     assert both.train == pytest.approx(0.8 * small.train + 0.2 * large.train)
     assert both.evaluate == large.evaluate

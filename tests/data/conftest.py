@@ -51,9 +51,7 @@ def stock_beton(images: list[np.ndarray], tmp_path_factory: pytest.TempPathFacto
         path = folder / f"{mode}.beton"
         if not path.exists():
             fields = {"image": RGBImageField(write_mode=mode), "label": IntField()}
-            DatasetWriter(str(path), fields, page_size=1 << 21, num_workers=1).from_indexed_dataset(
-                _Dataset(images)
-            )
+            DatasetWriter(str(path), fields, page_size=1 << 21, num_workers=1).from_indexed_dataset(_Dataset(images))
         return path
 
     return write

@@ -13,14 +13,7 @@ from beton_tools.read.parts import Part
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.data import order as order_module
-from fastft.data.order import (
-    BLOCKS_IN_MEMORY,
-    MIB,
-    Pages,
-    SampleOrder,
-    block_of_page,
-    block_order,
-)
+from fastft.data.order import BLOCKS_IN_MEMORY, MIB, Pages, SampleOrder, block_of_page, block_order
 from tests.data.test_loader import collect, train_loader
 
 PAGE = 1 << 16
@@ -147,8 +140,7 @@ def test_a_state_of_another_order_is_refused(betons: BetonSet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
-    [({"order": "sorted"}, "give one of"), ({"order": "blocks", "block_mib": 0}, "1 or")],
+    ("options", "words"), [({"order": "sorted"}, "give one of"), ({"order": "blocks", "block_mib": 0}, "1 or")]
 )
 def test_an_impossible_order_is_refused(betons: BetonSet, options: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):

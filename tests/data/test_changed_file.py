@@ -69,9 +69,7 @@ def test_a_file_that_was_overwritten_is_not_called_damaged(copy: Path) -> None:
     assert not isinstance(caught.value, SampleError)
 
 
-def test_another_file_under_the_same_name_does_not_change_a_pass(
-    copy: Path, stock_beton, indexed_beton: Path
-) -> None:
+def test_another_file_under_the_same_name_does_not_change_a_pass(copy: Path, stock_beton, indexed_beton: Path) -> None:
     """Files are replaced by renaming; the loader keeps the file that it opened."""
     with loader_of(copy) as loader, loader_of(indexed_beton) as original:
         for batch, expected in zip(loader, original, strict=True):

@@ -205,10 +205,7 @@ def test_a_row_that_disagrees_with_its_jpeg_is_named(indexed_beton, tmp_path, si
     smaller = int(column[("height", "width")[side]][9]) - 1
     data[at : at + 2] = smaller.to_bytes(2, "little")
     path.write_bytes(data)
-    with (
-        eval_loader(path) as loader,
-        pytest.raises(SampleError, match=r"sample 9 .* size of the JPEG differs"),
-    ):
+    with eval_loader(path) as loader, pytest.raises(SampleError, match=r"sample 9 .* size of the JPEG differs"):
         list(loader)
 
 

@@ -26,9 +26,7 @@ def images(batches):
 
 
 @pytest.mark.parametrize(("size", "micro_batch"), [(32, 8), (64, 2)])
-def test_after_a_change_the_batches_are_those_of_a_loader_of_that_size(
-    indexed_beton, size, micro_batch
-) -> None:
+def test_after_a_change_the_batches_are_those_of_a_loader_of_that_size(indexed_beton, size, micro_batch) -> None:
     with loader(indexed_beton, 48) as changing, loader(indexed_beton, size, micro_batch) as fresh:
         images(changing.epoch(0))
         changing.resize(size, micro_batch)
@@ -63,9 +61,7 @@ def test_crop_boxes_and_ops_are_the_same_at_every_size(indexed_beton) -> None:
     beton = BetonSet.open(indexed_beton)
     ids = np.arange(len(beton))
     plans = [
-        draw_plan(
-            POLICY, seed=1, epoch=2, sample_ids=ids, heights=beton.heights, widths=beton.widths, size=size
-        )
+        draw_plan(POLICY, seed=1, epoch=2, sample_ids=ids, heights=beton.heights, widths=beton.widths, size=size)
         for size in (32, 48, 96)
     ]
     for field in ("crop", "flip", "op", "bicubic"):

@@ -9,9 +9,7 @@ from tests.data.test_loader import BATCH, SIZE, collect
 
 
 def loader(path, **options):
-    return TrainLoader(
-        path, "3aug", SIZE, **({"batch_size": BATCH, "micro_batch": 4, "workers": 1} | options)
-    )
+    return TrainLoader(path, "3aug", SIZE, **({"batch_size": BATCH, "micro_batch": 4, "workers": 1} | options))
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +69,11 @@ def test_a_state_that_does_not_fit_is_refused(indexed_beton) -> None:
         ({"batch_size": 4}, "batch_size"),
         ({"micro_batch": 8}, "micro_batch"),
     ):
-        with (
-            loader(indexed_beton, **options) as other,
-            pytest.raises(UserError, match=f"was saved with {name}"),
-        ):
+        with loader(indexed_beton, **options) as other, pytest.raises(UserError, match=f"was saved with {name}"):
             other.load_state_dict(state)
 
 
-def test_an_iteration_after_a_break_is_the_next_epoch_and_set_epoch_chooses_one(
-    indexed_beton, epochs
-) -> None:
+def test_an_iteration_after_a_break_is_the_next_epoch_and_set_epoch_chooses_one(indexed_beton, epochs) -> None:
     with loader(indexed_beton) as broken:
         next(iter(broken))
         assert collect(broken) == epochs[1]

@@ -20,9 +20,7 @@ def test_the_order_of_an_epoch_never_changes():
 def test_ranks_together_take_exactly_the_global_batch_of_each_step():
     order = epoch_order(103, 0, 0)
     for world_size in (1, 2, 4):
-        shares = [
-            BatchLayout(103, 16, 2, Shard(rank, world_size)).rank_order(order) for rank in range(world_size)
-        ]
+        shares = [BatchLayout(103, 16, 2, Shard(rank, world_size)).rank_order(order) for rank in range(world_size)]
         steps = [np.concatenate([s.reshape(6, -1)[t] for s in shares]) for t in range(6)]
         assert np.array_equal(np.concatenate(steps), order[:96])
 

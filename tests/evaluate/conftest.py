@@ -16,10 +16,7 @@ from fastft.run.checkpoint import write_checkpoint
 from fastft.train.progress import describe_model
 from tests.written import RECIPES
 
-ARCH = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32},
-}
+ARCH = {"embed_dim": 32, "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32}}
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +26,7 @@ def run_of_random_model(tmp_path_factory: pytest.TempPathFactory, photographs: d
     for name, image in photographs.items():
         (folder / "val" / name).mkdir(parents=True)
         for k in range(6):
-            Image.fromarray(image[20 * k : 20 * k + 80, 30 * k : 30 * k + 96]).save(
-                folder / f"val/{name}/{k}.png"
-            )
+            Image.fromarray(image[20 * k : 20 * k + 80, 30 * k : 30 * k + 96]).save(folder / f"val/{name}/{k}.png")
     convert_folder(folder / "val", folder / "val.beton", WriteOptions(workers=0))
     (folder / "arch.json").write_text(json.dumps(ARCH))
     recipe = load_recipe(RECIPES / "final_b16.yaml", [f"--{k}={v}" for k, v in _options(folder).items()])
@@ -51,7 +46,5 @@ def _write(folder: Path, recipe: Recipe, classes: list[str]) -> None:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(sections))
     weights = build_model(recipe, pretrained=False).state_dict()
     write_checkpoint(
-        folder / "checkpoints/best-0000",
-        describe_model(recipe, recipe_arch(recipe), classes, {}),
-        {"model": weights},
+        folder / "checkpoints/best-0000", describe_model(recipe, recipe_arch(recipe), classes, {}), {"model": weights}
     )

@@ -25,14 +25,7 @@ State = dict[str, torch.Tensor]
 def other(tiny: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run from the same start as `whole` with another learning rate, and fewer epochs."""
     folder = tmp_path_factory.mktemp("runs") / "other"
-    run(
-        tiny,
-        folder,
-        optim__lr="5e-3",
-        schedule__epochs="1",
-        schedule__warmup_epochs="0",
-        model__drop_path="0.3",
-    )
+    run(tiny, folder, optim__lr="5e-3", schedule__epochs="1", schedule__warmup_epochs="0", model__drop_path="0.3")
     return folder
 
 
@@ -45,9 +38,7 @@ def average(out: Path, *arguments: object) -> dict:
     return json.loads((out / RESULT).read_text())
 
 
-def test_the_start_of_a_run_is_what_its_training_began_with(
-    whole: Path, tiny: dict[str, str], tmp_path: Path
-) -> None:
+def test_the_start_of_a_run_is_what_its_training_began_with(whole: Path, tiny: dict[str, str], tmp_path: Path) -> None:
     average(tmp_path / "start", "start", whole, "--alpha", "0")
     started = build_model(load_trained(whole, CPU).recipe).state_dict()
     found = weights_of(tmp_path / "start")
@@ -94,9 +85,7 @@ def test_the_average_is_predicted_with_and_exported(
     average(out, whole, other, "--soup", "uniform", "--data", tiny["data.val"])
     photo = next((Path(tiny["data.val"]).parent / "val").rglob("*.jpg"))
     assert main(["predict", str(out), str(photo), "--device", "cpu"]) == 0
-    assert (
-        main(["export", str(out), "--format", "safetensors", "--out", str(tmp_path / "a.safetensors")]) == 0
-    )
+    assert main(["export", str(out), "--format", "safetensors", "--out", str(tmp_path / "a.safetensors")]) == 0
     card = (tmp_path / "a.safetensors.md").read_text()
     assert "Uniform soup of 2 of 2 models" in card and "% top-1 of 20 images" in card
     assert main(["average", str(whole), str(out), "--alpha=0.5", "--out", str(tmp_path / "again")]) == 0
@@ -183,12 +172,7 @@ def test_models_of_other_classes_or_another_shape_are_refused(
     run(renamed, tmp_path / "renamed", **one_epoch)
     run(tiny, tmp_path / "scaled", model__layer_scale="1", **one_epoch)
     for folder, message in (("renamed", "has other classes"), ("scaled", "has another architecture or head")):
-        assert (
-            main(
-                ["average", str(tmp_path / folder), str(whole), "--alpha=0.5", "--out", str(tmp_path / "out")]
-            )
-            == 2
-        )
+        assert main(["average", str(tmp_path / folder), str(whole), "--alpha=0.5", "--out", str(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err
 
 

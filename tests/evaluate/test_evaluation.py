@@ -39,9 +39,7 @@ def test_mistakes_and_metrics_are_those_of_evaluation(run_of_random_model: Path)
     assert rows == evaluated and len(rows) == 6
 
 
-def test_the_table_of_predictions_has_every_image_once_with_its_name(
-    run_of_random_model: Path, tmp_path: Path
-) -> None:
+def test_the_table_of_predictions_has_every_image_once_with_its_name(run_of_random_model: Path, tmp_path: Path) -> None:
     table = tmp_path / "predictions.csv"
     scores = evaluate_checkpoint(run_of_random_model, None, "cpu", csv=table)
     with table.open() as file:
@@ -61,9 +59,7 @@ def test_eval_prints_the_classes(run_of_random_model: Path, capsys) -> None:
     assert all(name in said for name in CLASSES)
 
 
-def test_missing_validation_data_is_a_note_or_with_insist_an_error(
-    run_of_random_model: Path, tmp_path: Path
-) -> None:
+def test_missing_validation_data_is_a_note_or_with_insist_an_error(run_of_random_model: Path, tmp_path: Path) -> None:
     text = (run_of_random_model / "recipe.yaml").read_text().replace("val.beton", "gone.beton")
     (tmp_path / "recipe.yaml").write_text(text)
     found, why = assess_run(load_run(tmp_path), insist=False)
@@ -87,10 +83,7 @@ def subset(
             crop = photographs[name][25 * k : 25 * k + 90, 35 * k : 35 * k + 90]
             Image.fromarray(crop).save(folder / "images" / name / f"{k}.png")
     convert_folder(
-        folder / "images",
-        folder / "r.beton",
-        WriteOptions(workers=0),
-        classes_of=run_of_random_model / "val.beton",
+        folder / "images", folder / "r.beton", WriteOptions(workers=0), classes_of=run_of_random_model / "val.beton"
     )
     return folder / "r.beton"
 
@@ -98,10 +91,7 @@ def subset(
 def test_only_the_classes_with_images_are_ranked(run_of_random_model: Path, subset: Path) -> None:
     trained, found = predict_file(run_of_random_model, subset, "cpu")
     present = [trained.classes.index(name) for name in sorted(PRESENT, key=trained.classes.index)]
-    among_all, among_present = (
-        found.logits_NK.argmax(1),
-        np.take(present, found.logits_NK[:, present].argmax(1)),
-    )
+    among_all, among_present = (found.logits_NK.argmax(1), np.take(present, found.logits_NK[:, present].argmax(1)))
     assert (among_all != among_present).any()  # otherwise this would show nothing
     for only, predicted, classes in ((False, among_all, 6), (True, among_present, 3)):
         scores = evaluate_checkpoint(run_of_random_model, subset, "cpu", only_present_classes=only)
@@ -115,16 +105,9 @@ def test_only_the_classes_with_images_are_ranked(run_of_random_model: Path, subs
     assert np.isfinite([scores["ece"], scores["ece_scaled"], scores["temperature"]]).all()
 
 
-def test_several_files_make_one_table(
-    run_of_random_model: Path, subset: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_several_files_make_one_table(run_of_random_model: Path, subset: Path, capsys: pytest.CaptureFixture) -> None:
     files = [run_of_random_model / "val.beton", subset]
-    command = [
-        "eval",
-        str(run_of_random_model),
-        *(f"--data={file}" for file in files),
-        "--only-present-classes",
-    ]
+    command = ["eval", str(run_of_random_model), *(f"--data={file}" for file in files), "--only-present-classes"]
     assert main([*command, "--device=cpu"]) == 0
     shown = capsys.readouterr().out
     for file, images, classes in (("val", "36", "6"), ("r", "12", "3")):

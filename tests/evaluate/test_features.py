@@ -27,9 +27,7 @@ def files(whole: Path, tiny: dict[str, str], tmp_path_factory: pytest.TempPathFa
     return {split: folder / f"{split}.npz" for split in ("train", "val")}
 
 
-def test_embeddings_times_the_head_are_the_logits(
-    whole: Path, tiny: dict[str, str], files: dict[str, Path]
-) -> None:
+def test_embeddings_times_the_head_are_the_logits(whole: Path, tiny: dict[str, str], files: dict[str, Path]) -> None:
     trained, found = load_trained(whole, torch.device("cpu")), np.load(files["val"])
     _, want = predict_file(whole, Path(tiny["data.val"]), "cpu")
     with torch.no_grad():
@@ -45,10 +43,7 @@ def test_timms_models_have_embeddings_neighbours_and_averages(tiny: dict[str, st
     options = {"model.arch": "timm/test_vit", "schedule.epochs": "1", "schedule.warmup_epochs": "0"}
     run(tiny | options, tmp_path / "run")
     out, average = tmp_path / "val.npz", tmp_path / "average"
-    assert (
-        main(["predict", str(tmp_path / "run"), tiny["data.val"], "--features", str(out), "--device=cpu"])
-        == 0
-    )
+    assert main(["predict", str(tmp_path / "run"), tiny["data.val"], "--features", str(out), "--device=cpu"]) == 0
     with torch.no_grad():
         head = load_trained(tmp_path / "run", torch.device("cpu")).model.head
         logits_NK = head(torch.from_numpy(np.load(out)["features"])).numpy()
@@ -65,9 +60,7 @@ def test_embeddings_of_a_folder_are_those_of_its_images_and_damaged_ones_are_nam
     images = Path(tiny["data.val"]).parent / "val"
     broken, out = tmp_path / "broken.jpg", tmp_path / "folder.npz"
     broken.write_bytes(b"no image at all")
-    assert (
-        main(["predict", str(whole), str(broken), str(images), "--features", str(out), "--device=cpu"]) == 0
-    )
+    assert main(["predict", str(whole), str(broken), str(images), "--features", str(out), "--device=cpu"]) == 0
     assert f"{broken}: not read: " in capsys.readouterr().err
     found, expected = np.load(out), np.load(files["val"])
     assert list(found["files"]) == [str(images / name) for name in expected["files"]]

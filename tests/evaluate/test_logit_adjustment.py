@@ -81,27 +81,17 @@ def test_outputs_without_training_images_are_not_preferred() -> None:
     assert none == largest > few
 
 
-def test_prediction_and_export_are_adjusted_as_the_evaluation_is(
-    imbalanced: Path, tmp_path: Path, capsys
-) -> None:
+def test_prediction_and_export_are_adjusted_as_the_evaluation_is(imbalanced: Path, tmp_path: Path, capsys) -> None:
     image = imbalanced / "images/coffee/00.jpg"
     plain, adjusted = (
-        next(Predictor(imbalanced / "run", "cpu", logit_adjustment=on).predict([image]))
-        for on in (False, True)
+        next(Predictor(imbalanced / "run", "cpu", logit_adjustment=on).predict([image])) for on in (False, True)
     )
     ratio = np.divide(*adjusted.probabilities) / np.divide(
         *[plain.probabilities[plain.classes.index(name)] for name in adjusted.classes]
     )
-    assert np.log(ratio) == pytest.approx(
-        np.log(11) * (1 if adjusted.classes[0] == "coffee" else -1), abs=1e-3
-    )
+    assert np.log(ratio) == pytest.approx(np.log(11) * (1 if adjusted.classes[0] == "coffee" else -1), abs=1e-3)
     out = tmp_path / "adjusted.safetensors"
-    assert (
-        main(
-            ["export", str(imbalanced / "run"), "--logit-adjustment", "--format=safetensors", f"--out={out}"]
-        )
-        == 0
-    )
+    assert main(["export", str(imbalanced / "run"), "--logit-adjustment", "--format=safetensors", f"--out={out}"]) == 0
     assert "logits adjusted for the class sizes" in capsys.readouterr().err
     card = out.with_name("adjusted.safetensors.md").read_text()
     assert "these weights were not evaluated" in card and "with the same adjustment differ" in card
@@ -119,9 +109,7 @@ def test_adjusted_evaluation_predicts_the_rare_class_more_often(imbalanced: Path
     assert adjusted["logit_adjustment"] and not plain["logit_adjustment"]
 
 
-def test_older_checkpoints_take_the_class_sizes_from_the_training_file(
-    imbalanced: Path, tmp_path: Path
-) -> None:
+def test_older_checkpoints_take_the_class_sizes_from_the_training_file(imbalanced: Path, tmp_path: Path) -> None:
     trained = replace(load_trained(imbalanced / "run", CPU), class_counts=[])
     stored = adjust_logits(load_trained(imbalanced / "run", CPU))
     assert torch.equal(adjust_logits(trained).model.head.bias, stored.model.head.bias)

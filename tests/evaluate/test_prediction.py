@@ -63,9 +63,7 @@ def test_files_of_other_kinds_in_folders_are_counted_in_one_line(
         assert said.count("\n") == 2  # beside the weights
 
 
-def test_images_that_lose_values_are_counted_in_one_line(
-    trained: Path, photographs, tmp_path: Path, capsys
-) -> None:
+def test_images_that_lose_values_are_counted_in_one_line(trained: Path, photographs, tmp_path: Path, capsys) -> None:
     grey = np.asarray(Image.fromarray(photographs["coffee"]).convert("L"))
     Image.fromarray(grey).save(tmp_path / "a.png")
     for name, dtype in (("b.png", np.uint16), ("c.tiff", np.int32), ("d.tiff", np.float32)):
@@ -98,11 +96,7 @@ def test_every_file_gets_its_classes_or_an_error(trained: Path, photographs, tmp
     write_predictions(iter([replace(found[0], path=Path("a, b.jpg")), found[1]]), table)
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(r["file"], r["rank"]) for r in rows] == [
-        ("a, b.jpg", "1"),
-        ("a, b.jpg", "2"),
-        (str(found[1].path), ""),
-    ]
+    assert [(r["file"], r["rank"]) for r in rows] == [("a, b.jpg", "1"), ("a, b.jpg", "2"), (str(found[1].path), "")]
 
 
 def test_one_image_may_be_given_without_a_list(trained: Path, photographs, tmp_path: Path) -> None:

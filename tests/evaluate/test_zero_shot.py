@@ -146,9 +146,7 @@ def test_the_printed_accuracy_is_that_of_open_clips_logits(
 
 
 @pytest.fixture(scope="module")
-def trained(
-    clip_options: dict[str, str], head: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict]:
+def trained(clip_options: dict[str, str], head: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """A run of one epoch from the head, and its result."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     return folder, run(clip_options, folder, model__head=str(head), **TOKEN)
@@ -230,12 +228,7 @@ def test_a_finished_run_is_evaluated_and_exported(trained: tuple[Path, dict], tm
     ],
 )
 def test_a_head_that_does_not_fit_is_refused_in_one_line(
-    clip_options: dict[str, str],
-    head: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture,
-    changes: dict,
-    message: str,
+    clip_options: dict[str, str], head: Path, tmp_path: Path, capsys: pytest.CaptureFixture, changes: dict, message: str
 ) -> None:
     options = clip_options | {"model.pool": "token", "model.head": str(head)} | changes
     assert main(["train", "final_b16", *flags(options, tmp_path / "run")]) == 2

@@ -42,9 +42,7 @@ def test_a_worker_killed_in_the_middle_changes_no_byte(imagenet_sample: Path, tm
         "--cpus-per-part", "1",
     ]  # fmt: skip
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     deadline = time.monotonic() + 200
     while not (journal.exists() and journal.read_bytes().count(b"\n") >= 2):  # its first page is written
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]

@@ -47,9 +47,7 @@ def test_the_loop_with_timms_utilities_trains(tiny: dict[str, str], run: Run) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--stock",), ("--augment", "3aug")])
-def test_ffcvs_pipeline_runs_with_one_line_changed(
-    options: tuple[str, ...], tiny: dict[str, str], run: Run
-) -> None:
+def test_ffcvs_pipeline_runs_with_one_line_changed(options: tuple[str, ...], tiny: dict[str, str], run: Run) -> None:
     lines = run("ffcv_loader.py", tiny["data.train"], "--size", "32", "--batch-size", "8", *options)
     assert [line.split(":")[0] for line in lines] == ["epoch 0", "epoch 1"]
     assert "images 3x32x32 torch.float" in lines[0]

@@ -195,9 +195,7 @@ def test_an_unsuitable_file_name_is_refused(tmp_path: Path, format: str, out: st
     ("format", "taken"),
     [("safetensors", "own.safetensors"), ("safetensors", "own.safetensors.md"), ("timm", "own"), ("timm", "own/README.md")],
 )  # fmt: skip
-def test_files_of_the_user_are_replaced_only_if_asked(
-    tmp_path: Path, format: str, taken: str, capsys
-) -> None:
+def test_files_of_the_user_are_replaced_only_if_asked(tmp_path: Path, format: str, taken: str, capsys) -> None:
     make_checkpoint(tmp_path, dict(CLIP))
     place = tmp_path / taken
     if taken == "own":
@@ -214,9 +212,7 @@ def test_files_of_the_user_are_replaced_only_if_asked(
     assert place.is_dir() or place.read_text() == "mine"
     assert main([*command, "--overwrite"]) == 0
     assert FORMATS[format].load(out)(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
-    assert (
-        (place / "notes.txt").read_text() == "mine" if taken == "own" else place.read_bytes()[:4] != b"mine"
-    )
+    assert (place / "notes.txt").read_text() == "mine" if taken == "own" else place.read_bytes()[:4] != b"mine"
     assert not list(tmp_path.glob(".partial*"))
 
 
@@ -239,7 +235,5 @@ def test_a_safetensors_export_is_self_contained(tmp_path: Path) -> None:
     export_checkpoint(tmp_path / "run", "safetensors", tmp_path / "out.safetensors")
     (tmp_path / "arch.json").unlink()
     images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(
-        FORMATS["safetensors"].load(tmp_path / "out.safetensors")(images), trained(images)
-    )
+    torch.testing.assert_close(FORMATS["safetensors"].load(tmp_path / "out.safetensors")(images), trained(images))
     assert str(tmp_path).encode() not in (tmp_path / "out.safetensors").read_bytes()

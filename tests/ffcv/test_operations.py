@@ -26,12 +26,8 @@ SIZE, BATCH = 48, 10
 Batches = dict[int, tuple[torch.Tensor, int]]  # sample -> image, label
 
 
-def stock_loader(
-    path: Path, *image: Any, order: OrderOption = OrderOption.RANDOM, workers: int = 1
-) -> Loader:
-    return Loader(
-        str(path), BATCH, workers, order=order, seed=3, drop_last=False, pipelines={"image": list(image)}
-    )
+def stock_loader(path: Path, *image: Any, order: OrderOption = OrderOption.RANDOM, workers: int = 1) -> Loader:
+    return Loader(str(path), BATCH, workers, order=order, seed=3, drop_last=False, pipelines={"image": list(image)})
 
 
 def delivered(loader: Loader) -> Batches:
@@ -97,9 +93,7 @@ def test_evaluation_images_are_those_of_our_loader_at_every_size(indexed_beton: 
 def test_the_crop_alone_takes_the_place_of_the_stock_decoder(indexed_beton: Path) -> None:
     """uint8 as FFCV's, which its own operations can follow; a seed of its own gives other crops."""
     crops = [
-        delivered(
-            stock_loader(indexed_beton, RandomResizedCropRGBImageDecoder((SIZE, SIZE), seed=seed), ToTensor())
-        )
+        delivered(stock_loader(indexed_beton, RandomResizedCropRGBImageDecoder((SIZE, SIZE), seed=seed), ToTensor()))
         for seed in (3, None, 4)
     ]
     assert crops[0][5][0].dtype == torch.uint8 and crops[0][5][0].shape == (SIZE, SIZE, 3)
@@ -114,9 +108,7 @@ def test_a_damaged_sample_raises_in_the_loop_and_ends_the_thread(indexed_beton: 
     with path.open("r+b") as file:
         file.seek(int(beton.pointers[25]))
         file.write(bytes(300))
-    loader = stock_loader(
-        path, CenterCropRGBImageDecoder((SIZE, SIZE)), ToTensor(), order=OrderOption.SEQUENTIAL
-    )
+    loader = stock_loader(path, CenterCropRGBImageDecoder((SIZE, SIZE)), ToTensor(), order=OrderOption.SEQUENTIAL)
     iterator = iter(loader)
     assert len(next(iterator)[0]) == len(next(iterator)[0]) == BATCH
     with pytest.raises(SampleError, match=r"sample 25: .*beton verify"):
@@ -145,9 +137,7 @@ def test_on_a_gpu_images_offsets_and_plan_go_to_the_kernels(monkeypatch: pytest.
     class Kernels(CpuAugment):
         def __call__(self, packed: torch.Tensor, offsets: torch.Tensor, plan: torch.Tensor) -> Any:
             rows = plan.numpy().view(given._plan(ids.astype(np.int64), SIZE).dtype)
-            return torch.from_numpy(super().__call__(packed.numpy(), offsets.numpy(), rows)).permute(
-                0, 3, 1, 2
-            )
+            return torch.from_numpy(super().__call__(packed.numpy(), offsets.numpy(), rows)).permute(0, 3, 1, 2)
 
     given._augment = Kernels(given.policy, SIZE)
     assert torch.equal(given._run(images, None, ids), on_cpu)

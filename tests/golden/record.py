@@ -70,10 +70,7 @@ POLICIES = {
 EPOCHS = 5  # of 40 images: 200 samples
 SHOWN_ROWS = 4  # of each plan; the other rows are compared by hash
 
-TOWER = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32},
-}
+TOWER = {"embed_dim": 32, "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32}}
 TINY = {
     "data.num_classes": "4", "model.weights": "random", "model.image_size": "32", "optim.batch_size": "8",
     "optim.lr": "3e-3", "schedule.epochs": "2", "schedule.warmup_epochs": "1", "train.amp": "fp32",
@@ -139,17 +136,14 @@ def settings(folder: Path) -> dict[str, Any]:
     names = [path.stem for path in sorted(RECIPES.glob("*.yaml")) if path.stem not in known] + list(ROWS)
     reference = recipe_options("final_b16")
     return {
-        name: {key: value for key, value in recipe_options(name).items() if value != reference[key]}
-        for name in names
+        name: {key: value for key, value in recipe_options(name).items() if value != reference[key]} for name in names
     }
 
 
 def recipe_options(name: str) -> dict[str, Any]:
     sections = fastft_json("explain", name)["recipe"]
     del sections["name"]
-    return {
-        f"{section}.{key}": value for section, options in sections.items() for key, value in options.items()
-    }
+    return {f"{section}.{key}": value for section, options in sections.items() for key, value in options.items()}
 
 
 def cost(folder: Path) -> dict[str, Any]:
@@ -279,17 +273,10 @@ def train(folder: Path, name: str, options: dict[str, str]) -> dict[str, Any]:
     result = json.loads((run / "result.json").read_text())
     return {
         "lines": [f"{line['kind']} {line['step']}" for line in lines],
-        "steps": [
-            {key: x[key] for key in ("epoch", "step", "loss", "lr")} for x in lines if x["kind"] == "train"
-        ],
+        "steps": [{key: x[key] for key in ("epoch", "step", "loss", "lr")} for x in lines if x["kind"] == "train"],
         "evaluations": [scores(line) for line in lines if line["kind"] == "eval"],
-        "result": {key: result[key] for key in ("recipe", "epochs", "expectation")}
-        | {"keys": sorted(result)},
-        "norms": {
-            kind: norms(run, kind)
-            for kind in ("model", "ema")
-            if kind == "model" or "ema.decay" not in options
-        },
+        "result": {key: result[key] for key in ("recipe", "epochs", "expectation")} | {"keys": sorted(result)},
+        "norms": {kind: norms(run, kind) for kind in ("model", "ema") if kind == "model" or "ema.decay" not in options},
         "eval": evaluation(run),
     }
 
@@ -297,9 +284,7 @@ def train(folder: Path, name: str, options: dict[str, str]) -> dict[str, Any]:
 def norms(run: Path, kind: str) -> dict[str, float]:
     """Norm of every matrix in the last checkpoint; not of vectors, as the gradients of some biases are rounding errors only."""
     (path,) = run.glob(f"checkpoints/step-*10/{kind}.safetensors")
-    return {
-        name: float(tensor.double().norm()) for name, tensor in load_file(path).items() if tensor.ndim > 1
-    }
+    return {name: float(tensor.double().norm()) for name, tensor in load_file(path).items() if tensor.ndim > 1}
 
 
 def scores(line: dict[str, Any]) -> dict[str, Any]:

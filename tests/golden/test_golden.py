@@ -53,9 +53,7 @@ def differences(old: Any, new: Any, tolerance: Tolerance, path: str = "") -> lis
         found = [f"{path}: {len(old)} entries, now {len(new)}"] if len(old) != len(new) else []
         pairs = [(f"{path}[{i}]", a, b) for i, (a, b) in enumerate(zip(old, new, strict=False))]
     else:
-        return (
-            [] if same(old, new, tolerance, path) else [f"{path}: {json.dumps(old)}, now {json.dumps(new)}"]
-        )
+        return [] if same(old, new, tolerance, path) else [f"{path}: {json.dumps(old)}, now {json.dumps(new)}"]
     return found + [text for where, a, b in pairs for text in differences(a, b, tolerance, where)]
 
 

@@ -27,9 +27,7 @@ def random_batch(policy: AugmentPolicy, size: int, batch: int, seed: int) -> tup
     """(packed source regions uint8, offsets (B + 1) int64, plan) of smooth noise, images of random sizes."""
     generator = np.random.default_rng(seed)
     heights, widths = generator.integers(size // 2, 3 * size, (2, batch))
-    plan = draw_plan(
-        policy, seed=seed, epoch=0, sample_ids=np.arange(batch), heights=heights, widths=widths, size=size
-    )
+    plan = draw_plan(policy, seed=seed, epoch=0, sample_ids=np.arange(batch), heights=heights, widths=widths, size=size)
     offsets = np.cumsum([0, *(source_regions(plan, size)[:, 2:].astype(np.int64).prod(1) * 3)])
     noise = generator.integers(0, 256, NOISE_BYTES + 8)
     smooth = np.convolve(noise, np.ones(9) / 9, "valid").astype(np.uint8)

@@ -43,9 +43,7 @@ def no_synchronisation(device: torch.device) -> Iterator[None]:
 def test_steps_do_not_wait_for_the_device(half_residual: bool, device: torch.device) -> None:
     """After the first three, which allocate the optimiser's state."""
     precision = choose_precision("auto", device)
-    precision = Precision(
-        torch.bfloat16 if device.type == "cpu" else precision.dtype, device.type, half_residual
-    )
+    precision = Precision(torch.bfloat16 if device.type == "cpu" else precision.dtype, device.type, half_residual)
     arch = clip_vit(device)
     step = our_step(arch, precision, choice=StepChoice())
     images, labels = random_batch(arch, 4 if device.type == "cpu" else 64, device)

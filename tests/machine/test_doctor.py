@@ -144,9 +144,7 @@ def test_python_that_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.skipif(find_spec("numba_cuda") is None, reason="needs numba-cuda")
-def test_a_kernel_is_compiled_rather_than_versions_compared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kernel_is_compiled_rather_than_versions_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts._run_python("-m", facts.KERNEL_PROBE)[1] is None
     # as NumPy 2.5 does
     (tmp_path / "sitecustomize.py").write_text("import numpy\nvars(numpy).pop('row_stack', None)\n")
@@ -179,9 +177,7 @@ def test_command_examines_this_machine(
     assert code == (0 if result["ready"] else 1)
 
 
-@pytest.mark.parametrize(
-    ("data", "message"), [("nowhere.beton", "No such file"), ("README.md", "README.md: ")]
-)
+@pytest.mark.parametrize(("data", "message"), [("nowhere.beton", "No such file"), ("README.md", "README.md: ")])
 def test_command_refuses_a_file_that_is_not_a_beton(
     data: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,7 +190,5 @@ def test_command_refuses_a_file_that_is_not_a_beton(
     ("torch_cuda", "gpus", "extra"),
     [("12.6", (V100,), "cuda12"), ("13.0", (H100,), "cuda13"), ("12.8", (H100,), "cuda12"), ("13.0", (V100, H100), "cuda12")],
 )  # fmt: skip
-def test_the_extra_named_fits_the_card_and_torch(
-    torch_cuda: str, gpus: tuple[GpuFacts, ...], extra: str
-) -> None:
+def test_the_extra_named_fits_the_card_and_torch(torch_cuda: str, gpus: tuple[GpuFacts, ...], extra: str) -> None:
     assert f"fastft[{extra}]" in check("numba-cuda", numba_cuda=None, torch_cuda=torch_cuda, gpus=gpus).fix

@@ -30,9 +30,7 @@ CARDS = {  # device name: name in GPUS, tensor TFLOP/s, fp32 TFLOP/s, GB/s
 
 
 @pytest.mark.parametrize("device_name", CARDS)
-def test_a_device_name_gives_the_peaks_of_its_data_sheet(
-    device_name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_device_name_gives_the_peaks_of_its_data_sheet(device_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, tensor, fp32, bandwidth = CARDS[device_name]
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: device_name)
     half, full = (peak_flops(torch.device("cuda"), dtype) for dtype in (torch.float16, torch.float32))
@@ -43,8 +41,7 @@ def test_a_device_name_gives_the_peaks_of_its_data_sheet(
 
 
 @pytest.mark.parametrize(
-    "device_name",
-    ["NVIDIA A10G", "NVIDIA L40", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 3090 Ti"],
+    "device_name", ["NVIDIA A10G", "NVIDIA L40", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 3090 Ti"]
 )
 def test_a_similar_name_is_not_mistaken_for_a_known_card(device_name: str) -> None:
     assert find_gpu(device_name) is None

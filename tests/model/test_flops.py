@@ -9,11 +9,7 @@ from fastft.model import build_classifier, count_flops, load_arch
 
 @pytest.mark.parametrize(
     ("name", "size", "train_gflop"),
-    [
-        ("ViT-B-16-quickgelu", 224, 105.4),
-        ("ViT-L-14-quickgelu", 224, 486.1),
-        ("ViT-B-16-quickgelu", 384, 332.9),
-    ],
+    [("ViT-B-16-quickgelu", 224, 105.4), ("ViT-L-14-quickgelu", 224, 486.1), ("ViT-B-16-quickgelu", 384, 332.9)],
 )
 def test_training_flops_match_published_counts(name: str, size: int, train_gflop: float) -> None:
     assert count_flops(load_arch(name).at(size), 1000).train / 1e9 == pytest.approx(train_gflop, rel=1e-3)

@@ -40,9 +40,7 @@ def test_autocast_computes_in_half_precision_and_gives_fp32_gradients(dtype: tor
 
 def test_split_projection_and_its_gradients_are_those_of_one_linear_layer() -> None:
     torch.manual_seed(0)
-    inputs = tuple(
-        torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 4), (12, 4), (12,))
-    )
+    inputs = tuple(torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 4), (12, 4), (12,)))
     for part, want in zip(split_projection(*inputs), F.linear(*inputs).chunk(3, -1), strict=True):
         torch.testing.assert_close(part, want)
     assert torch.autograd.gradcheck(split_projection, inputs)
@@ -50,9 +48,7 @@ def test_split_projection_and_its_gradients_are_those_of_one_linear_layer() -> N
 
 def test_norm_with_its_residual_and_their_gradients_are_the_formula() -> None:
     torch.manual_seed(0)
-    x, gain, shift = (
-        torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 3, 8), (8,), (8,))
-    )
+    x, gain, shift = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 3, 8), (8,), (8,)))
 
     def run(x, gain, shift):
         return _NormBranch.apply(x, gain, shift, 1e-5, torch.float64)
@@ -90,9 +86,7 @@ def test_patch_embedding_is_the_convolution(patch_size: int, memory_format: torc
     torch.testing.assert_close(got, want)
     gradient = torch.randn_like(want)
     torch.testing.assert_close(
-        *(torch.autograd.grad(out, embedding.weight, gradient)[0] for out in (got, want)),
-        atol=1e-4,
-        rtol=1e-5,
+        *(torch.autograd.grad(out, embedding.weight, gradient)[0] for out in (got, want)), atol=1e-4, rtol=1e-5
     )
 
 
@@ -121,14 +115,10 @@ def test_loss_curve_is_that_of_plain_formulas(dtype: torch.dtype, monkeypatch) -
     fast = losses()
     monkeypatch.setattr(tower, "quick_gelu_mlp", plain_mlp)
     monkeypatch.setattr(
-        tower,
-        "self_attention",
-        lambda x, weight, bias, heads, *_: plain_attention(F.linear(x, weight, bias), heads),
+        tower, "self_attention", lambda x, weight, bias, heads, *_: plain_attention(F.linear(x, weight, bias), heads)
     )
     monkeypatch.setattr(
-        PatchEmbedding,
-        "forward",
-        lambda self, x: self._conv_forward(x, self.weight, None).flatten(2).transpose(1, 2),
+        PatchEmbedding, "forward", lambda self, x: self._conv_forward(x, self.weight, None).flatten(2).transpose(1, 2)
     )
     plain = losses()
     assert plain[-1] < 0.8 * plain[0]

@@ -24,12 +24,7 @@ TINY = {"test_vit": 32, "test_vit3": 32, "test_convnext": 64, "vit_pe_core_tiny_
 
 
 def recipe(name: str, size: int, **changes: object):
-    values = {
-        "model.arch": f"timm/{name}",
-        "model.weights": "random",
-        "model.image_size": size,
-        "data.num_classes": 7,
-    }
+    values = {"model.arch": f"timm/{name}", "model.weights": "random", "model.image_size": size, "data.num_classes": 7}
     values |= {key.replace("__", "."): value for key, value in changes.items()}
     return load_recipe("final_b16", [f"--{key}={value}" for key, value in values.items()])
 
@@ -72,8 +67,7 @@ def test_weights_are_those_that_timm_draws_and_the_head_is_scaled(name: str) -> 
 
 # GMAC at 224 px: ConvNeXt-T 4.5 and Swin-T 4.5 (their papers, Table 1), ViT-B/16 as fastft's own formula
 @pytest.mark.parametrize(
-    ("name", "gmac"),
-    [("convnext_tiny", 4.5), ("swin_tiny_patch4_window7_224", 4.5), ("vit_base_patch16_224", 17.6)],
+    ("name", "gmac"), [("convnext_tiny", 4.5), ("swin_tiny_patch4_window7_224", 4.5), ("vit_base_patch16_224", 17.6)]
 )
 def test_flops_are_the_published_ones(name: str, gmac: float) -> None:
     flops = count_flops(load_arch(f"timm/{name}").at(224), 1000)
@@ -109,11 +103,7 @@ def test_the_first_convolution_is_frozen_where_asked() -> None:
 def noisy(name: str, **changes: object) -> tuple[ImageClassifier, torch.Tensor, torch.Tensor]:
     model = build(name, TINY[name], model__head_init_scale=1, **changes).train()
     images = torch.randn(4, 3, TINY[name], TINY[name], generator=torch.Generator().manual_seed(1))
-    return (
-        model,
-        images,
-        torch.rand(4, model.visual.noise_columns, generator=torch.Generator().manual_seed(2)),
-    )
+    return (model, images, torch.rand(4, model.visual.noise_columns, generator=torch.Generator().manual_seed(2)))
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -122,10 +112,7 @@ def test_stochastic_depth_depends_on_the_given_numbers_only(name: str) -> None:
     rates = [m.drop_path.rate for m in model.modules() if isinstance(m, NoisyDropPath)]
     theirs = timm.create_model(name, drop_path_rate=0.5)
     kind = timm.layers.DropPath
-    assert (
-        rates == [m.drop_prob for m in theirs.modules() if isinstance(m, kind) and m.drop_prob]
-        and max(rates) == 0.5
-    )
+    assert rates == [m.drop_prob for m in theirs.modules() if isinstance(m, kind) and m.drop_prob] and max(rates) == 0.5
     assert not any(isinstance(m, kind) and m.drop_prob for m in model.modules())
     before = torch.get_rng_state()
     first = model(images, noise)
@@ -148,9 +135,7 @@ def test_patch_dropout_keeps_a_share_of_the_patches_and_its_rate_can_change(name
     model, images, noise = noisy(name, model__patch_dropout=0.5)
     dropout = next(m for m in model.modules() if isinstance(m, NoisyPatchDropout))
     seen = []
-    dropout.register_forward_hook(
-        lambda _, __, out: seen.append((out[0] if isinstance(out, tuple) else out).shape[1])
-    )
+    dropout.register_forward_hook(lambda _, __, out: seen.append((out[0] if isinstance(out, tuple) else out).shape[1]))
     first = model(images, noise)
     assert torch.equal(model(images, noise), first) and not torch.allclose(model(images, 1 - noise), first)
     model.visual.patch_dropout.rate = 0.0
@@ -215,9 +200,7 @@ def test_normalisation_is_the_models_own_unless_set() -> None:
 def test_large_models_follow_the_papers_large_recipe() -> None:
     from fastft.recipe.automatic import paper_recipe
 
-    chosen = [
-        paper_recipe(recipe(name, 224)).name for name in ("vit_large_patch14_dinov2", "vit_base_patch16_224")
-    ]
+    chosen = [paper_recipe(recipe(name, 224)).name for name in ("vit_large_patch14_dinov2", "vit_base_patch16_224")]
     assert chosen == ["L/14", "B/16"]
 
 
@@ -292,9 +275,7 @@ def sampled_models() -> list[str]:
         exclude_filters=["*giant*", "*huge*", "*gigantic*", "*enormous*", "*xxlarge*", "*7b*", "*large*"]
     ):
         families.setdefault(timm.model_entrypoint(name).__module__, []).append(name)
-    return [
-        name for names in families.values() for name in sorted(names, key=len)[:: max(1, len(names) // 4)]
-    ]
+    return [name for names in families.values() for name in sorted(names, key=len)[:: max(1, len(names) // 4)]]
 
 
 @pytest.mark.slow

@@ -25,9 +25,7 @@ def test_forward_equals_open_clip(name: str) -> None:
     images = torch.randn(2, 3, 224, 224)
     theirs, expected = open_clip_tokens(name, 224, images)
     ours = Tower(load_arch(name)).eval()
-    ours.load_state_dict(
-        {k: v for k, v in theirs.state_dict().items() if not k.startswith(("ln_post", "proj"))}
-    )
+    ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith(("ln_post", "proj"))})
     with torch.no_grad():
         assert (ours(images) - expected).abs().max() < 1e-4
 
@@ -71,11 +69,7 @@ def test_interpolated_positions_follow_the_reference() -> None:
     arch = load_arch("ViT-B-16-quickgelu").at(384)
     got = interpolate_positions(positions, arch)
     grid = positions[1:].reshape(1, 14, 14, 768).permute(0, 3, 1, 2)
-    want = (
-        F.interpolate(grid, size=(24, 24), mode="bicubic", align_corners=False)
-        .permute(0, 2, 3, 1)
-        .reshape(-1, 768)
-    )
+    want = F.interpolate(grid, size=(24, 24), mode="bicubic", align_corners=False).permute(0, 2, 3, 1).reshape(-1, 768)
     assert got.shape == (577, 768)
     assert torch.equal(got[0], positions[0])
     torch.testing.assert_close(got[1:], want)
@@ -196,11 +190,7 @@ MISSING = object()
         ("head_width", 30, "head_width 30 does not divide width 64"),
         ("head_width", 0, r"Expected int >= 1 - at \$\.head_width"),
         ("mlp_ratio", float("nan"), r"Expected float > 0.0 - at \$\.mlp_ratio"),
-        (
-            "norm_kwargs",
-            {"elementwise_affine": False},
-            r"unknown field elementwise_affine - at \$\.norm_kwargs",
-        ),
+        ("norm_kwargs", {"elementwise_affine": False}, r"unknown field elementwise_affine - at \$\.norm_kwargs"),
         ("no_ln_pre", "false", r"Expected bool, got str - at \$\.no_ln_pre"),
         ("pool_type", "none", r"Invalid enum value 'none' - at \$\.pool_type"),
     ],

@@ -59,9 +59,7 @@ def folders(tmp_path_factory) -> Path:
         open_clip.add_model_config(root / f"{name}-config.json")
         model = open_clip.create_model(f"{name}-config")
         save_open_clip(model, NO_TOKENIZER, model_config, root / name)
-    timm.models.save_for_hf(
-        timm.create_model("test_vit", num_classes=5), root / "timm", safe_serialization=True
-    )
+    timm.models.save_for_hf(timm.create_model("test_vit", num_classes=5), root / "timm", safe_serialization=True)
     return root
 
 
@@ -70,12 +68,7 @@ def own_tower(folders: Path) -> Tower:
 
 
 def timm_recipe(name: str, weights: object, size: int = SIZE):
-    flags = {
-        "model.arch": f"timm/{name}",
-        "model.weights": weights,
-        "model.image_size": size,
-        "data.num_classes": 3,
-    }
+    flags = {"model.arch": f"timm/{name}", "model.weights": weights, "model.image_size": size, "data.num_classes": 3}
     return load_recipe("final_b16", [f"--{key}={value}" for key, value in flags.items()])
 
 
@@ -94,9 +87,7 @@ def test_transformers_clip_gives_equal_features(folders: Path, name: str, kind: 
     tower = own_tower(folders)
     load_tower_weights(tower, str(folders / name), "tiny")
     with torch.no_grad():
-        torch.testing.assert_close(
-            tower(IMAGES), transformers_features(folders / name, kind), rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(tower(IMAGES), transformers_features(folders / name, kind), rtol=1e-4, atol=1e-5)
     assert (folders / "sharded" / INDEX).exists()
 
 
@@ -178,9 +169,7 @@ def test_timms_pretrained_weights_get_a_new_head_also_for_as_many_classes(
 
 def test_a_hub_that_cannot_be_reached_is_one_line(offline: Path) -> None:
     for recipe in (timm_recipe("test_vit", "hf-hub:some/model"), timm_recipe("test_vit", "timm")):
-        with pytest.raises(
-            UserError, match=r"could not be downloaded \(.+\); download (it|them) elsewhere"
-        ) as refused:
+        with pytest.raises(UserError, match=r"could not be downloaded \(.+\); download (it|them) elsewhere") as refused:
             build_model(recipe)
         assert "\n" not in str(refused.value)
 
@@ -193,9 +182,7 @@ def converted(source: dict[str, torch.Tensor], form: str) -> dict:
             "text.x": torch.ones(2),
         }
     if form == "MAE":
-        return {
-            "model": source | {"mask_token": torch.ones(1, 1, 64), "decoder_blocks.0.weight": torch.ones(3)}
-        }
+        return {"model": source | {"mask_token": torch.ones(1, 1, 64), "decoder_blocks.0.weight": torch.ones(3)}}
     if form == "DDP":
         return {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in source.items()}}
     return source
@@ -258,11 +245,7 @@ def test_what_does_not_fit_is_one_line_that_says_what_does(folders: Path, case: 
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [
-        ("[]", "must be a JSON object"),
-        ("{", "not readable JSON"),
-        ('{"model_type": "bert"}', "is not a folder with"),
-    ],
+    [("[]", "must be a JSON object"), ("{", "not readable JSON"), ('{"model_type": "bert"}', "is not a folder with")],
 )
 def test_a_damaged_configuration_is_one_line(tmp_path: Path, config: str, message: str) -> None:
     (tmp_path / "config.json").write_text(config)
@@ -282,9 +265,7 @@ def test_openai_weights_fill_timms_clip(tmp_path: Path) -> None:
     """OpenAI's names, which timm converts."""
     clip = open_clip.create_model("ViT-B-32-quickgelu").eval()
     torch.save(clip.state_dict(), tmp_path / "clip.pt")
-    model = build_model(
-        timm_recipe("vit_base_patch32_clip_quickgelu_224", tmp_path / "clip.pt", size=224)
-    ).eval()
+    model = build_model(timm_recipe("vit_base_patch32_clip_quickgelu_224", tmp_path / "clip.pt", size=224)).eval()
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         want = clip.encode_image(images)

@@ -53,9 +53,7 @@ def write(clip: torch.nn.Module, form: str, folder) -> str:
         visual.visual = copy.deepcopy(clip.visual).half()
         shell = Shell(visual)
         traced = form == "openai traced"
-        torch.jit.save(
-            torch.jit.trace(shell, torch.ones(1)) if traced else torch.jit.script(shell), str(path)
-        )
+        torch.jit.save(torch.jit.trace(shell, torch.ones(1)) if traced else torch.jit.script(shell), str(path))
     elif form == "bin":
         torch.save(state, path)
     elif form == "legacy":
@@ -87,8 +85,7 @@ class Shell(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    "form",
-    ["openai", "openai traced", "bin", "legacy", "training", "safetensors", "safetensors fp16"],
+    "form", ["openai", "openai traced", "bin", "legacy", "training", "safetensors", "safetensors fp16"]
 )
 def test_every_published_format_loads(clip, name: str, form: str, tmp_path) -> None:
     tower = Tower(load_arch(name))

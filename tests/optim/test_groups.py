@@ -8,15 +8,7 @@ import torch
 from timm.utils import ModelEma
 
 from fastft.model import build_classifier, load_arch
-from fastft.optim import (
-    Ema,
-    WarmupCosine,
-    build_adamw,
-    decay_for_batch,
-    layer_groups,
-    optimizer_groups,
-    set_lr,
-)
+from fastft.optim import Ema, WarmupCosine, build_adamw, decay_for_batch, layer_groups, optimizer_groups, set_lr
 from tests.model.test_tower import small_arch
 
 B16_SCALES = [  # printed by the reference's B/16 run, layer decay 0.6
@@ -78,8 +70,7 @@ def test_layers_are_numbered_from_embeddings_to_head() -> None:
     _, groups = groups_of("ViT-B-16-quickgelu", 384, False, 0.6)
     where = {n: g.layer_id for g in groups for n in g.names}
     assert {
-        where[f"visual.{n}"]
-        for n in ("conv1.weight", "class_embedding", "positional_embedding", "ln_pre.bias")
+        where[f"visual.{n}"] for n in ("conv1.weight", "class_embedding", "positional_embedding", "ln_pre.bias")
     } == {0}
     assert where["visual.transformer.resblocks.0.ln_1.weight"] == 1
     assert where["visual.transformer.resblocks.11.mlp.c_fc.weight"] == 12
@@ -91,10 +82,7 @@ def test_schedule_is_that_of_the_reference() -> None:
     epochs, warmup, spe, lr, floor = 50, 10, 625, 6e-4, 1e-6
     steps = np.arange((epochs - warmup) * spe)
     want = np.concatenate(
-        [
-            np.linspace(0, lr, warmup * spe),
-            floor + 0.5 * (lr - floor) * (1 + np.cos(np.pi * steps / len(steps))),
-        ]
+        [np.linspace(0, lr, warmup * spe), floor + 0.5 * (lr - floor) * (1 + np.cos(np.pi * steps / len(steps)))]
     )
     schedule = WarmupCosine(lr, floor, warmup * spe, epochs * spe)
     assert [schedule(i) for i in range(epochs * spe)] == pytest.approx(want, abs=1e-15)

@@ -28,12 +28,5 @@ def album(photographs, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tower(tiny) -> list[str]:
     """Flags of the tiny tower, for a run of two epochs on a CPU."""
-    chosen = (
-        "model.arch",
-        "model.weights",
-        "model.image_size",
-        "train.amp",
-        "train.device",
-        "train.log_every",
-    )
+    chosen = ("model.arch", "model.weights", "model.image_size", "train.amp", "train.device", "train.log_every")
     return [*(f"--{key}={tiny[key]}" for key in chosen), "--schedule.epochs=4", "--optim.batch_size=8"]

@@ -80,9 +80,7 @@ def test_a_beton_and_its_parts_train_bit_for_bit_as_the_folder(
 ) -> None:
     """The same images held out, the same head start, plan, batches and evaluations; only the paths differ."""
     for number in (1, 2):
-        convert_folder(
-            album, tmp_path / "parts" / "album.beton", WriteOptions(workers=0, part=Part(number, 2))
-        )
+        convert_folder(album, tmp_path / "parts" / "album.beton", WriteOptions(workers=0, part=Part(number, 2)))
     runs = {"parts": tmp_path / "parts" / "*.beton", "folder": album}
     for name, data in runs.items():
         train(load_recipe("photos", options(data, tmp_path / name, tower)), QUIET)
@@ -112,9 +110,7 @@ def test_explain_shows_what_the_training_has_chosen(
     assert explained["recipe"]["data"]["train_size"] == 29
 
 
-def test_both_sides_are_disjoint_and_complete_and_without_a_manifest_too(
-    copied: Path, tmp_path: Path
-) -> None:
+def test_both_sides_are_disjoint_and_complete_and_without_a_manifest_too(copied: Path, tmp_path: Path) -> None:
     every = sorted(BetonSet.open(copied).read_bytes(i) for i in range(3 * PER_CLASS))
     recipe = prepared(copied, tmp_path / "named")
     named = sides(recipe)
@@ -222,9 +218,7 @@ def test_a_sweep_and_a_search_share_one_hold_out(album_beton: Path, tower: list[
     assert [o.error for o in outcomes] == [None, None]
     assert not list(tmp_path.glob("out/runs/*/data"))
     assert {o.run.recipe.data.train_size for o in outcomes} == {29}
-    recipe = prepare_tuning(
-        load_recipe("photos", overrides), tmp_path / "tune", None, QUIET, find_world("cpu")
-    )
+    recipe = prepare_tuning(load_recipe("photos", overrides), tmp_path / "tune", None, QUIET, find_world("cpu"))
     assert split_of(tmp_path / "tune") == split_of(tmp_path / "out")
     assert recipe.data.train_size == 29 and len(BetonSet.open(str(recipe.data.val))) == 7
 
@@ -266,10 +260,7 @@ def test_a_changed_beton_is_held_out_again_but_not_once_a_run_has_a_checkpoint(
     convert_folder(album, copied, WRITE)
     for command, message in (
         (["train", "photos", *flags], "has changed since .* was trained; use another --train.run_dir"),
-        (
-            ["eval", str(tmp_path / "run"), "--device", "cpu"],
-            "has changed since .*val.subset.json was made of it",
-        ),
+        (["eval", str(tmp_path / "run"), "--device", "cpu"], "has changed since .*val.subset.json was made of it"),
     ):
         capsys.readouterr()
         assert main(command) == 2
@@ -327,9 +318,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
             assert error.count("\n") == 1 and message in error, error
 
 
-def test_a_damaged_hold_out_is_named(
-    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_hold_out_is_named(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = prepared(copied, tmp_path / "run")
     Path(str(recipe.data.val)).write_text("{}")
     with pytest.raises(UserError, match=r"val\.subset\.json: not a subset file"):

@@ -50,10 +50,7 @@ def test_a_run_predicts_files_folders_and_images(
     with Image.open(files[0]) as image:
         (held,) = run.predict(image)
     assert held.probabilities == pytest.approx(by_folder[0].probabilities, rel=1e-4)  # a batch of one
-    assert (
-        main(["predict", str(run.folder), str(files[0]), "--device=cpu", "--csv", str(run.folder / "p.csv")])
-        == 0
-    )
+    assert main(["predict", str(run.folder), str(files[0]), "--device=cpu", "--csv", str(run.folder / "p.csv")]) == 0
     first = next(csv.DictReader((run.folder / "p.csv").open()))
     assert first["class"] == held.classes[0]
 

@@ -59,9 +59,7 @@ def test_a_folder_without_images_makes_no_class_of_train(album: Path, tmp_path: 
     assert open_sets(str(tmp_path / "set"))[0].source.classes == CLASSES
 
 
-def test_a_table_whose_classes_are_numbers_gives_the_same_sets_as_the_folder(
-    album: Path, tmp_path: Path
-) -> None:
+def test_a_table_whose_classes_are_numbers_gives_the_same_sets_as_the_folder(album: Path, tmp_path: Path) -> None:
     for k in range(12):  # as text: 0, 1, 10, 11, 2, ...
         shutil.copytree(album / CLASSES[k % 3], tmp_path / "set" / str(k))
         for i, image in enumerate(sorted((tmp_path / "set" / str(k)).glob("*.jpg"))):
@@ -80,9 +78,7 @@ def test_a_table_whose_classes_are_numbers_gives_the_same_sets_as_the_folder(
 def test_groups_that_leave_nothing_to_hold_out_are_the_reason_given(album: Path) -> None:
     rows = [r | {"group": r["label"]} for r in rows_of(album)]
     (line,) = warnings_of(
-        write_csv(
-            album.parent / "groups.csv", [r | {"image_path": f"photos/{r['image_path']}"} for r in rows]
-        )
+        write_csv(album.parent / "groups.csv", [r | {"image_path": f"photos/{r['image_path']}"} for r in rows])
     )
     assert "groups and identical images must stay on one side" in line and "--data.val" in line
 
@@ -102,17 +98,13 @@ def test_a_class_may_be_called_train(album: Path, tmp_path: Path) -> None:
 def test_splits_without_class_folders_are_refused(album: Path, tmp_path: Path) -> None:
     for side in ("train", "val"):
         shutil.copytree(album / "coffee", tmp_path / "set" / side)
-    with pytest.raises(
-        UserError, match="train: no folder per class in it; make one for every class, or give a table"
-    ):
+    with pytest.raises(UserError, match="train: no folder per class in it; make one for every class, or give a table"):
         open_sets(str(tmp_path / "set"))
 
 
 def test_images_without_labels_are_refused_with_what_gives_them(album: Path, tmp_path: Path) -> None:
     flat = Path(shutil.copytree(album / "coffee", tmp_path / "flat"))
-    with pytest.raises(
-        UserError, match="images without labels; make a folder for every class, or give a table of"
-    ):
+    with pytest.raises(UserError, match="images without labels; make a folder for every class, or give a table of"):
         open_sets(str(flat))
     write_csv(flat / "labels.csv", [{"file": "00.jpg", "label": "a"}])
     with pytest.raises(UserError, match=r"or give the table: .*labels\.csv"):
@@ -130,9 +122,7 @@ def test_files_that_are_not_read_and_images_without_a_class_are_named(album: Pat
 
 
 @pytest.mark.parametrize(("column", "cell"), [("split", "val"), ("is_valid", "1")])
-def test_a_table_of_validation_images_may_say_so_in_its_split_column(
-    album: Path, column: str, cell: str
-) -> None:
+def test_a_table_of_validation_images_may_say_so_in_its_split_column(album: Path, column: str, cell: str) -> None:
     rows = [r | {"image_path": f"photos/{r['image_path']}", column: cell} for r in rows_of(album)]
     table = write_csv(album.parent / f"{column}.csv", rows)
     assert len(open_val(str(table))) == len(CLASSES) * PER_CLASS

@@ -94,9 +94,7 @@ def layouts(album: Path, split: dict[str, str], folder: Path) -> dict[str, Path]
         for name, side in split.items()
     ]  # fmt: skip
     found["images in parquet"] = folder / "images.parquet"
-    pq.write_table(
-        pa.Table.from_pylist(sorted(embedded, key=lambda r: r["image"]["path"])), folder / "images.parquet"
-    )
+    pq.write_table(pa.Table.from_pylist(sorted(embedded, key=lambda r: r["image"]["path"])), folder / "images.parquet")
     return found
 
 
@@ -134,9 +132,9 @@ def test_the_same_photographs_give_the_same_plan_and_result_in_every_layout(
         plans[name] = (explained.data.train_size, explained.data.num_classes, explained.choices[1:])
         result = train(recipe, QUIET)
         ends[name], results[name] = end(run), [e | {"seconds": 0} for e in result["evaluations"]]
-        assert json.loads((run / "checkpoints" / "step-00000012" / "state.json").read_text())[
-            "classes"
-        ] == list(CLASSES)
+        assert json.loads((run / "checkpoints" / "step-00000012" / "state.json").read_text())["classes"] == list(
+            CLASSES
+        )
     for name in ends:
         assert differing(ends["folder"], ends[name]) == [], name
         assert results[name] == results["folder"], name
@@ -250,9 +248,7 @@ def test_the_other_processes_keep_their_own_paths_and_workers(album: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_two_processes_share_one_conversion_and_its_error(
-    album: Path, tower: list[str], tmp_path: Path
-) -> None:
+def test_two_processes_share_one_conversion_and_its_error(album: Path, tower: list[str], tmp_path: Path) -> None:
     """Process 0 prepares; the other one waits, trains on the result, and ends with the same error."""
     options = ["train", "photos", f"--data.train={album}", f"--train.run_dir={tmp_path / 'run'}", *tower]
     out, said = launch(*options, "--schedule.stop_epoch=1").communicate(timeout=250)
@@ -288,9 +284,7 @@ def test_images_on_both_sides_are_named_where_one_side_is_a_beton(copied: Path, 
             assert f"{shared} validation images are also a training image" in line
 
 
-def test_images_that_lose_values_and_classes_that_cannot_be_read_are_named(
-    copied: Path, tmp_path: Path
-) -> None:
+def test_images_that_lose_values_and_classes_that_cannot_be_read_are_named(copied: Path, tmp_path: Path) -> None:
     Image.fromarray(np.full((40, 40), 5000, np.uint16)).save(copied / "coffee" / "deep.png")
     Image.fromarray(np.full((40, 40), 0.5, np.float32)).save(copied / "coffee" / "fractions.tif")
     Image.fromarray(np.full((40, 600), 5000, np.int32)).save(copied / "coffee" / "large.tif")
@@ -394,11 +388,7 @@ def test_only_validation_photographs_take_the_classes_of_a_beton(tiny, album: Pa
     val = tmp_path / "val"
     for name in ("astronaut", "coffee"):
         shutil.copytree(album / name, val / name)
-    options = [
-        f"--data.train={tiny['data.train']}",
-        f"--data.val={val}",
-        f"--train.run_dir={tmp_path / 'run'}",
-    ]
+    options = [f"--data.train={tiny['data.train']}", f"--data.val={val}", f"--train.run_dir={tmp_path / 'run'}"]
     recipe = prepare_data(load_recipe("photos", options), lambda text: None)
     manifest = Manifest.of_beton(str(recipe.data.val))
     assert manifest is not None and manifest.classes == ["astronaut", "coffee"]
@@ -411,10 +401,7 @@ def test_a_preview_of_photographs_draws_what_training_will_see(
     """With the crops that follow from their number, from the file that training uses."""
     monkeypatch.chdir(tmp_path)
     options = [f"--data.train={album}", "--model.image_size=32"]
-    assert (
-        main(["preview", "photos", *options, "--out", "grid.png", "--json", "plan.json", "--count", "30"])
-        == 0
-    )
+    assert main(["preview", "photos", *options, "--out", "grid.png", "--json", "plan.json", "--count", "30"]) == 0
     plan = json.loads((tmp_path / "plan.json").read_text())
     areas = [entry["crop"][2] * entry["crop"][3] / 64**2 for entry in plan]
     assert len(areas) == 29 and min(areas) > 0.45
@@ -462,26 +449,19 @@ def test_duplicates_across_given_splits_are_a_warning(album: Path, tmp_path: Pat
 def test_groups_on_both_given_sides_and_repeated_rows_are_warnings(album: Path, tmp_path: Path) -> None:
     rows = [
         row
-        | {
-            "image_path": str(album / row["image_path"]),
-            "group": f"g{i // 4}",
-            "split": "train" if i % 4 else "val",
-        }
+        | {"image_path": str(album / row["image_path"]), "group": f"g{i // 4}", "split": "train" if i % 4 else "val"}
         for i, row in enumerate(rows_of(album))
     ]
     said: list[str] = []
     prepared(write_csv(tmp_path / "t.csv", [*rows, rows[1]]), tmp_path / "run", said=said)
     text = "\n".join(said)
     assert (
-        "9 groups have both training and validation images; accuracy will be too high: g0, g1, g2, ... 6 more"
-        in text
+        "9 groups have both training and validation images; accuracy will be too high: g0, g1, g2, ... 6 more" in text
     )
     assert "1 file is listed several times, and every row counts as an image: " in text
 
 
-def test_a_class_of_one_image_each_is_the_reason_and_not_identical_images(
-    album: Path, tmp_path: Path
-) -> None:
+def test_a_class_of_one_image_each_is_the_reason_and_not_identical_images(album: Path, tmp_path: Path) -> None:
     image = (album / "coffee/00.jpg").read_bytes()
     for name in ("a", "b", "c", "d", "e", "f"):
         (tmp_path / "set" / name).mkdir(parents=True)
@@ -572,15 +552,9 @@ def test_mistakes_are_one_line_and_exit_code_2(
 
 @pytest.mark.parametrize("option", ["train", "val"])
 def test_a_wrong_path_is_noticed_before_weights_are_fetched(
-    option: str,
-    album: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    option: str, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        "fastft.model.recipe_model.load_tower_weights", lambda *_: pytest.fail("weights were fetched")
-    )
+    monkeypatch.setattr("fastft.model.recipe_model.load_tower_weights", lambda *_: pytest.fail("weights were fetched"))
     paths = {"train": str(album), "val": str(album)} | {option: str(tmp_path / "mistyped.beton")}
     options = [f"--data.{key}={path}" for key, path in paths.items()]
     assert main(["train", "photos", f"--train.run_dir={tmp_path / 'run'}", *options]) == 2

@@ -59,9 +59,7 @@ class MemoryAccess:
         self.e.b.cbranch(self.e.b.icmp_unsigned("==", status, I32(0)), going_on, self.fault_exit)
         self.e.go_on_in(going_on)
 
-    def _vector(
-        self, ins: Instruction, value: Operand, address: Operand, kind: int
-    ) -> tuple[tuple[Operand, ...], Any]:
+    def _vector(self, ins: Instruction, value: Operand, address: Operand, kind: int) -> tuple[tuple[Operand, ...], Any]:
         """The registers of one access, and a host pointer to the first one's item."""
         members = value.members if isinstance(value, Group) else (value,)
         modifiers, (type_,) = ins.opcode.modifiers, ins.opcode.types

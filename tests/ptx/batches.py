@@ -48,8 +48,7 @@ class Batch:
         """The same in batches of up to ``count`` images."""
         whole, rows = (self.policy, self.size), range(0, len(self.plan), count)
         return [
-            Batch(*whole, self.plan[k : k + count], self.packed, self.offsets[k : k + count], self.filled)
-            for k in rows
+            Batch(*whole, self.plan[k : k + count], self.packed, self.offsets[k : k + count], self.filled) for k in rows
         ]
 
     def ops(self, image: int) -> str:
@@ -104,9 +103,7 @@ def every_op(
 ) -> Batch:
     """Each of timm's ops at each (magnitude, sign), and the ops that timm lacks."""
     calls = [level_argument(name, m, s, height=size, width=size) for name in TIMM_OPS for m, s in magnitudes]
-    return with_ops(
-        [*dict.fromkeys(calls), (OP_ID["Grayscale"], 0.0), (OP_ID["GaussianBlur"], 0.0)], images, size
-    )
+    return with_ops([*dict.fromkeys(calls), (OP_ID["Grayscale"], 0.0), (OP_ID["GaussianBlur"], 0.0)], images, size)
 
 
 def enhancements_by_tenths(images: Sequence[np.ndarray], size: int) -> Batch:
@@ -127,8 +124,7 @@ def cut_pieces(
             min(int(n), limit) for n, limit in zip(generator.integers(*sides, 2), image.shape, strict=False)
         )
         y, x = (
-            int(generator.integers(0, limit - n + 1))
-            for n, limit in zip((height, width), image.shape, strict=False)
+            int(generator.integers(0, limit - n + 1)) for n, limit in zip((height, width), image.shape, strict=False)
         )
         pieces.append(np.ascontiguousarray(image[y : y + height, x : x + width]))
     return pieces

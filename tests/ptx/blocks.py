@@ -33,9 +33,7 @@ def basic_blocks(function: Function) -> list[BasicBlock]:
     _connect(blocks)
     _find_live_registers(blocks)
     if blocks[0].live_in:
-        raise PtxError(
-            f"{function.name}: {sorted(blocks[0].live_in)[:3]} may be read before they are written"
-        )
+        raise PtxError(f"{function.name}: {sorted(blocks[0].live_in)[:3]} may be read before they are written")
     return blocks
 
 

@@ -134,10 +134,7 @@ class SimulatedGpu:
         if address not in self.tensors:
             data = tensor.reshape(-1).view(torch.uint8).numpy()
             allocation = self.device.allocate(
-                f"tensor {len(self.tensors)}",
-                data.size,
-                content=data if is_input else None,
-                read_only=is_input,
+                f"tensor {len(self.tensors)}", data.size, content=data if is_input else None, read_only=is_input
             )
             self.tensors[address] = _DeviceTensor(data, allocation, is_input)
         return self.tensors[address].bytes

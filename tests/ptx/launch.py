@@ -111,12 +111,7 @@ class _Execution:
     """A launch under way."""
 
     def __init__(
-        self,
-        program: Program,
-        device: Memory,
-        grid: Sequence[int],
-        block: Sequence[int],
-        arguments: Sequence[Argument],
+        self, program: Program, device: Memory, grid: Sequence[int], block: Sequence[int], arguments: Sequence[Argument]
     ) -> None:
         self.program, self.device, self.grid = program, device, grid
         self.threads = int(np.prod(block))

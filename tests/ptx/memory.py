@@ -263,6 +263,4 @@ def check_access(records, log, end, address, size, kind, space, site, tag, first
 def check_limits(threads: int, intervals: int) -> None:
     """Raises ``PtxError`` where tags have no room for a launch."""
     if threads > MAX_THREADS or intervals > MAX_INTERVALS:
-        raise PtxError(
-            f"{threads} threads in a block, {intervals} intervals: tags hold {MAX_THREADS}, {MAX_INTERVALS}"
-        )
+        raise PtxError(f"{threads} threads in a block, {intervals} intervals: tags hold {MAX_THREADS}, {MAX_INTERVALS}")

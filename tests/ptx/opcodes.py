@@ -16,9 +16,7 @@ from llvmlite.ir import IRBuilder as Builder
 from tests.ptx.parser import Opcode, PtxError
 
 PREDICATE = ir.IntType(1)
-LLVM_TYPES: dict[str, ir.Type] = {
-    f"{kind}{bits}": ir.IntType(bits) for kind in "bus" for bits in (8, 16, 32, 64)
-}
+LLVM_TYPES: dict[str, ir.Type] = {f"{kind}{bits}": ir.IntType(bits) for kind in "bus" for bits in (8, 16, 32, 64)}
 LLVM_TYPES |= {"pred": PREDICATE, "f32": ir.FloatType(), "f64": ir.DoubleType()}
 COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 ROUND_TO_INTEGER = {"rni": "rint", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}
@@ -154,9 +152,7 @@ def _shift(left: bool) -> Callable[[Builder, Opcode, Values], Any]:
         bits = bits_of(op.types[0])
         fits = b.icmp_unsigned("<", amount, amount.type(bits))
         wanted = b.select(fits, amount, amount.type(bits - 1))
-        resized = (
-            b.zext(wanted, value.type) if bits > 32 else b.trunc(wanted, value.type) if bits < 32 else wanted
-        )
+        resized = b.zext(wanted, value.type) if bits > 32 else b.trunc(wanted, value.type) if bits < 32 else wanted
         if not left and op.types[0][0] == "s":
             return b.ashr(value, resized)
         shifted = b.shl(value, resized) if left else b.lshr(value, resized)

@@ -197,9 +197,7 @@ class _ModuleParser:
         if not match:
             raise PtxError(f"line {self._line()}: function without a name")
         returned, name, given = match.groups()
-        parameters, results = (
-            [parse_variable(p) for p in split_operands(text or "")] for text in (given, returned)
-        )
+        parameters, results = ([parse_variable(p) for p in split_operands(text or "")] for text in (given, returned))
         parser, depth = _BodyParser(Function(name, parameters, results)), 1
         while depth:
             line = self._line()

@@ -58,13 +58,10 @@ class Program:
 def _add_thread_loop(module: ir.Module) -> None:
     """int32 run_interval(context, order, resume, count): every thread that has not exited, in that order."""
     pointer = I32.as_pointer()
-    function = ir.Function(
-        module, ir.FunctionType(I32, [ENTRY_TYPE.args[0], pointer, pointer, I32]), "run_interval"
-    )
+    function = ir.Function(module, ir.FunctionType(I32, [ENTRY_TYPE.args[0], pointer, pointer, I32]), "run_interval")
     context, order, resume, count = function.args
     start, head, live, store, following, done, ended = (
-        function.append_basic_block(name)
-        for name in ("start", "head", "live", "store", "following", "done", "ended")
+        function.append_basic_block(name) for name in ("start", "head", "live", "store", "following", "done", "ended")
     )
     ir.IRBuilder(start).branch(head)
     b = ir.IRBuilder(head)

@@ -59,7 +59,6 @@ def execute(
     addresses = [place.address for place in places]
     run = launch(program, device, (blocks,), (threads,), addresses, most_visits=most_visits)
     after = [
-        device.bytes(place).view(array.dtype).reshape(array.shape)
-        for place, array in zip(places, arrays, strict=True)
+        device.bytes(place).view(array.dtype).reshape(array.shape) for place, array in zip(places, arrays, strict=True)
     ]
     return run, after

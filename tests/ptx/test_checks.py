@@ -72,9 +72,7 @@ def test_accesses_to_shared_memory(found: set[int], wrong: str, right: str) -> N
 def test_memory_that_nothing_wrote() -> None:
     assert problems("ld.global.u32 %r2, [%d3];", uninitialised=[0]) == {"uninitialised read"}
     assert problems(f"{OWN} ld.global.u32 %r2, [%d3];", uninitialised=[0]) == set()
-    assert problems("st.global.u8 [%d3], %r1; ld.global.u32 %r2, [%d3];", uninitialised=[0]) == {
-        "uninitialised read"
-    }
+    assert problems("st.global.u8 [%d3], %r1; ld.global.u32 %r2, [%d3];", uninitialised=[0]) == {"uninitialised read"}
 
 
 def test_memory_that_may_not_be_written() -> None:

@@ -58,9 +58,7 @@ def outcomes(rehearsal: Rehearsal, fault: Fault) -> Counter[str]:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_without_any_one_of_its_barriers_a_kernel_has_a_race(
-    kernel: str, small: dict[str, Rehearsal]
-) -> None:
+def test_without_any_one_of_its_barriers_a_kernel_has_a_race(kernel: str, small: dict[str, Rehearsal]) -> None:
     """So none of them is redundant."""
     assert set(outcomes(small[kernel], Fault.REMOVED)) == {RACE}
 

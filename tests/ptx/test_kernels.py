@@ -28,9 +28,7 @@ def assert_same_bytes(
     theirs = batch.expected(dtype)
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
     different = (ours.view(np.uint8) != theirs.view(np.uint8)).reshape(len(batch.plan), -1).sum(1)
-    assert not different.any(), [
-        f"image {b} ({batch.ops(b)}): {n} bytes" for b, n in enumerate(different) if n
-    ]
+    assert not different.any(), [f"image {b} ({batch.ops(b)}): {n} bytes" for b, n in enumerate(different) if n]
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +77,7 @@ def test_sources_of_a_few_pixels(pictures: list[np.ndarray]) -> None:
 
 def test_a_strong_reduction_takes_more_tiles_than_the_launch_has_blocks(pictures: list[np.ndarray]) -> None:
     """Then tiles are smaller, for their taps to have room, and a block makes several."""
-    tall, wide, large = (
-        pictures[0][:400, :3],
-        pictures[1][:2, :400],
-        np.tile(pictures[2], (4, 4, 1))[:1100, :1300],
-    )
+    tall, wide, large = (pictures[0][:400, :3], pictures[1][:2, :400], np.tile(pictures[2], (4, 4, 1))[:1100, :1300])
     assert_same_bytes(squeezed([tall, wide, large, pictures[3]], 16), "float16")
 
 
@@ -106,15 +100,12 @@ def test_the_strongest_reduction(pictures: list[np.ndarray]) -> None:
 def imagenet_images(folder: Path, count: int) -> list[np.ndarray]:
     """Evenly from the sample's classes."""
     files = sorted(folder.glob("*/*.JPEG"))
-    return [
-        np.array(Image.open(file).convert("RGB")) for file in files[:: max(1, len(files) // count)][:count]
-    ]
+    return [np.array(Image.open(file).convert("RGB")) for file in files[:: max(1, len(files) // count)][:count]]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "dtype"),
-    [("paper", "float16"), ("erase", "bfloat16"), ("3aug", "float16"), ("augmix", "float32")],
+    ("name", "dtype"), [("paper", "float16"), ("erase", "bfloat16"), ("3aug", "float16"), ("augmix", "float32")]
 )
 def test_imagenet_at_the_size_of_training(name: str, dtype: str, imagenet_sample: Path) -> None:
     images = imagenet_images(imagenet_sample, 96)

@@ -49,13 +49,9 @@ def inputs(type_: str, seed: int) -> np.ndarray:
             values, edges = numbers.astype(dtype), np.array(EDGES).astype(dtype)
         else:
             unsigned = f"u{bits // 8}"
-            patterns = generator.integers(0, 2**64, COUNT, np.uint64) >> generator.integers(
-                0, bits, COUNT, np.uint64
-            )
+            patterns = generator.integers(0, 2**64, COUNT, np.uint64) >> generator.integers(0, bits, COUNT, np.uint64)
             high = 1 << bits - 1
-            limits = np.array(
-                [0, 1, 2, 3, bits - 1, bits, high - 1, high, 2 * high - 2, 2 * high - 1], np.uint64
-            )
+            limits = np.array([0, 1, 2, 3, bits - 1, bits, high - 1, high, 2 * high - 2, 2 * high - 1], np.uint64)
             values, edges = patterns.astype(unsigned).view(dtype), limits.astype(unsigned).view(dtype)
     if seed < 2:
         pairs = edges.repeat(len(edges)) if seed else np.tile(edges, len(edges))
@@ -241,12 +237,7 @@ def in_numpy(function: Any, dtype: Any) -> Reference:
 FLOATS: list[tuple[str, int, Reference]] = [
     *(
         (f"{name}.rn.f{bits}", 2, in_numpy(function, dtype))
-        for name, function in (
-            ("add", np.add),
-            ("sub", np.subtract),
-            ("mul", np.multiply),
-            ("div", np.divide),
-        )
+        for name, function in (("add", np.add), ("sub", np.subtract), ("mul", np.multiply), ("div", np.divide))
         for bits, dtype in ((32, np.float32), (64, np.float64))
     ),
     ("fma.rn.f32", 3, fused(np.float32)),
@@ -339,10 +330,7 @@ def test_comparisons(type_: str) -> None:
         for k, name in enumerate(COMPARISONS):
             code += f"setp.{name}{suffix}.{type_} %p2, $1, $2; selp.u32 %r6, {1 << k}, 0, %p2; or.b32 $0, $0, %r6;"
         wanted = [
-            sum(
-                (with_nan if a != a or b != b else holds(a, b)) << k
-                for k, holds in enumerate(COMPARISONS.values())
-            )
+            sum((with_nan if a != a or b != b else holds(a, b)) << k for k, holds in enumerate(COMPARISONS.values()))
             for a, b in pairs
         ]
         assert_same(computed(code, "u32", *given), wanted)
@@ -359,10 +347,7 @@ def test_predicates_and_guards() -> None:
         ("not.pred %p4, %p2; selp.u32 $0, 1, 0, %p4;", lambda a, b: not a),
         ("mov.pred %p4, -1; selp.u32 $0, 1, 0, %p4;", lambda a, b: 1),
         ("mov.u32 $0, 1; @%p2 mov.u32 $0, 2; @!%p3 add.u32 $0, $0, 4;", lambda a, b: 1 + a + 4 * (not b)),
-        (
-            "mov.u32 $0, 1; @%p2 bra A; mov.u32 $0, 2; @!%p3 bra A; mov.u32 $0, 3; A:",
-            lambda a, b: 1 if a else 2 + b,
-        ),
+        ("mov.u32 $0, 1; @%p2 bra A; mov.u32 $0, 2; @!%p3 bra A; mov.u32 $0, 3; A:", lambda a, b: 1 if a else 2 + b),
     ):
         ours = computed(f"{setp} {code}", "u32", ("s32", a), ("s32", b))
         assert_same(ours, [int(reference(*pair)) for pair in pairs])
@@ -379,10 +364,7 @@ def test_atomics(name: str, reference: Reference) -> None:
     """
     run, (cell, _, old) = execute(body, [start, values, np.zeros(128, np.int32)], threads=128)
     assert not run.findings and cell[0] == reference([*start, *values])
-    assert old[0] == -5 and [reference([o, v]) for o, v in zip(old, values, strict=True)] == [
-        *old[1:],
-        cell[0],
-    ]
+    assert old[0] == -5 and [reference([o, v]) for o, v in zip(old, values, strict=True)] == [*old[1:], cell[0]]
 
 
 # -- a library's code ------------------------------------------------------------------------------------------
@@ -406,11 +388,7 @@ def test_sine_and_cosine_of_libdevice(exponents: tuple[float, float]) -> None:
     run = launch(program, device, (8,), (128,), arguments)
     assert not run.findings
     expected = np.array([(math.sin(angle), math.cos(angle)) for angle in angles])
-    units = np.abs(device.bytes(out).view(np.float64).reshape(1024, 2) - expected) / np.spacing(
-        np.abs(expected)
-    )
+    units = np.abs(device.bytes(out).view(np.float64).reshape(1024, 2) - expected) / np.spacing(np.abs(expected))
     assert units.max() <= 1
-    took_helper = any(
-        run.visits[site.block] for site in program.sites if "local" in site.instruction.opcode.modifiers
-    )
+    took_helper = any(run.visits[site.block] for site in program.sites if "local" in site.instruction.opcode.modifiers)
     assert took_helper == (exponents[0] > 5)

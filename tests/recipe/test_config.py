@@ -19,15 +19,9 @@ def write(folder: Path, name: str, text: str) -> Path:
 
 
 def test_own_values_override_the_base_and_flags_override_both(tmp_path: Path) -> None:
-    write(
-        tmp_path,
-        "base.yaml",
-        "optim: {lr: 1e-3, layer_decay: 0.7}\nschedule: {epochs: 30, warmup_epochs: 5}\n",
-    )
+    write(tmp_path, "base.yaml", "optim: {lr: 1e-3, layer_decay: 0.7}\nschedule: {epochs: 30, warmup_epochs: 5}\n")
     path = write(tmp_path, "mine.yaml", "extends: base.yaml\noptim: {lr: 2e-3}\n")
-    recipe = load_recipe(
-        path, ["--schedule.epochs=12", "--model.trainable_layers=none", "--data.train=x.beton"]
-    )
+    recipe = load_recipe(path, ["--schedule.epochs=12", "--model.trainable_layers=none", "--data.train=x.beton"])
     assert (recipe.name, recipe.optim.lr, recipe.optim.layer_decay) == ("mine", 2e-3, 0.7)
     assert (recipe.schedule.epochs, recipe.schedule.warmup_epochs, recipe.data.train) == (12, 5, "x.beton")
 
@@ -96,9 +90,7 @@ def test_values_are_read_the_same_from_a_file_and_a_flag(tmp_path: Path) -> None
         "model": {"freeze_conv1": "no", "trainable_layers": "~"}, "optim": {"clip_grad": "", "batch_size": "1e3"},
         "augment": {"mean": "[0.1, 0.2, 3e-1]"}, "train": {"seed": "9007199254740993"}, "data": {"val": "null"},
     }  # fmt: skip
-    text = "".join(
-        f"{s}:\n" + "".join(f"  {k}: {v}\n" for k, v in entries.items()) for s, entries in values.items()
-    )
+    text = "".join(f"{s}:\n" + "".join(f"  {k}: {v}\n" for k, v in entries.items()) for s, entries in values.items())
     file = load_recipe(write(tmp_path, "r.yaml", text))
     flags = [f"--{s}.{k}={v}" for s, entries in values.items() for k, v in entries.items()]
     assert load_recipe(write(tmp_path, "r.yaml", "about: {}"), flags) == file
@@ -197,9 +189,7 @@ def test_other_durations_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--train.stop_after=soon", "--augment.mean=[1e38,0.5,0.5]"])
-def test_a_wrong_value_of_a_recipe_is_one_line_and_exit_code_2(
-    flag: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_value_of_a_recipe_is_one_line_and_exit_code_2(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "final_b16", flag]) == 2
     said = capsys.readouterr().err.strip()
     assert len(said.splitlines()) == 1 and flag.partition("=")[0][2:] in said

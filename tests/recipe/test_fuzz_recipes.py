@@ -25,11 +25,7 @@ TOKENS = [
     r'"\0"', r'"\ud800"', r'"\UFFFFFFFF"', r'"\n"', "1e308", ".inf", ".nan", "~", "-1", "9" * 400, "\t", "\0", "\x85", "\ufeff",
     "\u2028", "\ud800", "#", " " * 40 + "\n",
 ]  # fmt: skip
-KEYS = [
-    *option_fields(),
-    *SECTIONS,
-    *["extends", "title", "source", "base", "set", "rows", "label", "name", "paper"],
-]
+KEYS = [*option_fields(), *SECTIONS, *["extends", "title", "source", "base", "set", "rows", "label", "name", "paper"]]
 
 printable = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=20)
 values = st.recursive(
@@ -50,9 +46,7 @@ tables = st.fixed_dictionaries(
 )
 recipes = st.dictionaries(st.sampled_from([*SECTIONS, "extends"]), values, max_size=4)
 overlays = st.dictionaries(options, values, max_size=4).map(
-    lambda flat: (
-        {"extends": "final_b16"} | {key.split(".")[0]: {key.split(".")[1]: v} for key, v in flat.items()}
-    )
+    lambda flat: {"extends": "final_b16"} | {key.split(".")[0]: {key.split(".")[1]: v} for key, v in flat.items()}
 )
 
 
@@ -106,16 +100,12 @@ def fuzz(examples: int, derandomize: bool) -> settings:
 
 @fuzz(300, derandomize=True)
 @given(text=texts)
-def test_any_text_is_a_recipe_or_an_error_of_one_line(
-    tmp_path_factory: pytest.TempPathFactory, text: str
-) -> None:
+def test_any_text_is_a_recipe_or_an_error_of_one_line(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     check(tmp_path_factory.getbasetemp() / "x.yaml", text)
 
 
 @pytest.mark.slow
 @fuzz(int(2_000 * EXTENT), derandomize=False)
 @given(text=texts)
-def test_many_texts_are_recipes_or_errors_of_one_line(
-    tmp_path_factory: pytest.TempPathFactory, text: str
-) -> None:
+def test_many_texts_are_recipes_or_errors_of_one_line(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     check(tmp_path_factory.getbasetemp() / "y.yaml", text)

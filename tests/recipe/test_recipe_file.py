@@ -42,9 +42,7 @@ def table(tmp_path: Path) -> Path:
 # names ------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_bare_name_is_a_recipe_of_fastft_from_any_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bare_name_is_a_recipe_of_fastft_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = load_recipe(RECIPES / "final_l14_336.yaml")
     monkeypatch.chdir(tmp_path)
     assert load_recipe("final_l14_336") == here
@@ -183,18 +181,9 @@ def test_a_hostile_recipe_table_or_run_directory_is_one_line(
 
 @pytest.mark.parametrize(
     "override",
-    [
-        "--about.source=\udcff",
-        "--data.train=a\0b",
-        "--train.seed=1e400",
-        "--optim.lr=[1]",
-        "--x=",
-        "--\udcff=1",
-    ],
+    ["--about.source=\udcff", "--data.train=a\0b", "--train.seed=1e400", "--optim.lr=[1]", "--x=", "--\udcff=1"],
 )
-def test_hostile_options_on_the_command_line_are_one_line(
-    override: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_hostile_options_on_the_command_line_are_one_line(override: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "final_b16", override]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -208,10 +197,7 @@ def test_the_wheel_holds_the_recipes_and_finds_them_by_name(tmp_path: Path) -> N
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    packed = {
-        path.relative_to(tmp_path / "site/fastft/rcp")
-        for path in (tmp_path / "site/fastft/rcp").rglob("*.yaml")
-    }
+    packed = {path.relative_to(tmp_path / "site/fastft/rcp") for path in (tmp_path / "site/fastft/rcp").rglob("*.yaml")}
     assert packed == {path.relative_to(RECIPES) for path in RECIPES.rglob("*.yaml")}
     code = (
         "import fastft; from fastft.recipe import load_recipe; from fastft.model.recipe_model import recipe_arch\n"

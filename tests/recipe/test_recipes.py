@@ -165,9 +165,7 @@ PAPER: dict[str, tuple[Path, list[Entry]]] = {
 
 def differing(recipe: Recipe, stage: Recipe) -> dict[str, Any]:
     """Options whose value differs from the stage's, `about` apart."""
-    return {
-        key: mine for key, (mine, _) in differences(recipe, stage).items() if not key.startswith("about.")
-    }
+    return {key: mine for key, (mine, _) in differences(recipe, stage).items() if not key.startswith("about.")}
 
 
 def rows() -> Iterator[tuple[Sweep, Row, Recipe]]:
@@ -317,9 +315,7 @@ def test_every_row_builds_and_trains() -> None:
         assert any("rel_pos_bias" in n for n in trained) == recipe.model.rel_pos_bias, name
         assert any(".ls_" in n for n in trained) == (recipe.model.layer_scale is not None), name
         rates = [block.drop_path.rate for block in model.visual.transformer.resblocks]
-        assert rates == pytest.approx(
-            [recipe.model.drop_path * i / (arch.layers - 1) for i in range(arch.layers)]
-        )
+        assert rates == pytest.approx([recipe.model.drop_path * i / (arch.layers - 1) for i in range(arch.layers)])
 
 
 ONE_EVALUATION = {"train.eval_every": 5, "train.eval_weights": "ema"}
@@ -346,9 +342,7 @@ def test_quick_recipes_expect_what_the_reference_has_at_their_last_epoch(size: s
 
 @pytest.mark.parametrize(("size", "layers"), [("b16", 6), ("l14", 12)])
 def test_half_frozen_recipes_are_extrapolated_and_cheaper(size: str, layers: int) -> None:
-    final, frugal, half = (
-        load_recipe(name) for name in (f"final_{size}", f"frugal_{size}", f"frugal_{size}_half")
-    )
+    final, frugal, half = (load_recipe(name) for name in (f"final_{size}", f"frugal_{size}", f"frugal_{size}_half"))
     assert differing(half, frugal) == {"model.trainable_layers": layers}
     assert half.about.source.startswith("extrapolated")
     work = [recipe_work(recipe, recipe_arch(final)).total for recipe in (final, frugal, half)]
@@ -359,12 +353,7 @@ def test_half_frozen_recipes_are_extrapolated_and_cheaper(size: str, layers: int
     ("name", "base", "changes", "phases"),
     [
         ("frugal_b16_progressive", "frugal_b16", {"schedule.sizes"}, [(24, 160, 196), (6, 224, 196)]),
-        (
-            "frugal_b16_progressive_half",
-            "frugal_b16_half",
-            {"schedule.sizes"},
-            [(24, 160, 196), (6, 224, 196)],
-        ),
+        ("frugal_b16_progressive_half", "frugal_b16_half", {"schedule.sizes"}, [(24, 160, 196), (6, 224, 196)]),
         ("frugal_b16_384_progressive", "frugal_b16_384", {"schedule.sizes"}, [(24, 224, 576), (4, 384, 576)]),
         ("frugal_b16_sparse", "frugal_b16_half", {"model.patch_dropout"}, [(27, 224, 127), (3, 224, 196)]),
     ],

@@ -20,9 +20,7 @@ def view(*contenders: dict[str, Any], **keys: Any) -> dict[str, Any]:
 def test_ratios_are_medians_over_paired_rounds() -> None:
     """A machine that is slow in one round slows both: pairs do not see it."""
     own, peer = [100.0, 50.0, 120.0], [50.0, 25.0, 60.0]
-    shown = view(
-        {"name": "fastft", "rounds": own, "median": 100}, {"name": "p", "rounds": peer, "median": 50}
-    )
+    shown = view({"name": "fastft", "rounds": own, "median": 100}, {"name": "p", "rounds": peer, "median": 50})
     assert shown["contenders"][1]["ratio"] == {"median": 2.0, "min": 2.0, "max": 2.0}
     assert shown["contenders"][0]["ratio"] is None
 

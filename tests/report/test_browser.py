@@ -64,10 +64,7 @@ def browser() -> Iterator[Any]:
 
 def answers(name: str) -> bool:
     """Ubuntu has a chromium-browser that only says where to get one."""
-    return (
-        shutil.which(name) is not None
-        and not subprocess.run([name, "--version"], capture_output=True).returncode
-    )
+    return shutil.which(name) is not None and not subprocess.run([name, "--version"], capture_output=True).returncode
 
 
 @pytest.fixture
@@ -77,9 +74,7 @@ def run_page(tmp_path: Path) -> Path:
     mistakes = Mistakes(
         images=50_000,
         wrong=7_412,
-        most_confident=[
-            Mistake(k, "projectile, missile", 0.01, "screen, CRT screen", 0.97, PIXEL) for k in range(12)
-        ],
+        most_confident=[Mistake(k, "projectile, missile", 0.01, "screen, CRT screen", 0.97, PIXEL) for k in range(12)],
     )
     page = tmp_path / "run.html"
     assessment = Assessment("EMA weights of step-00000010", mistakes, made_up_classes(CLASS_NAMES))
@@ -237,9 +232,7 @@ def test_clicking_a_heading_sorts_and_then_reverses(browser: Any, run_page: Path
 
 
 @pytest.mark.parametrize(("kind", "width"), [("wide", 1200), ("narrow", 390)])
-def test_hovering_shows_the_logged_value(
-    browser: Any, run_page: Path, tmp_path: Path, kind: str, width: int
-) -> None:
+def test_hovering_shows_the_logged_value(browser: Any, run_page: Path, tmp_path: Path, kind: str, width: int) -> None:
     tab = opened(browser, run_page, width)
     plot = tab.locator(f".plot.{kind}").first
     plot.scroll_into_view_if_needed()

@@ -51,9 +51,7 @@ def test_a_point_is_drawn_at_its_value() -> None:
 
 def test_long_curves_are_thinned_to_means() -> None:
     n = 10 * MAX_POINTS
-    page = render_chart(
-        Chart("t", "x", "y", [Series("s", "own", range(n), [float(k % 2) for k in range(n)])])
-    )
+    page = render_chart(Chart("t", "x", "y", [Series("s", "own", range(n), [float(k % 2) for k in range(n)])]))
     (drawn,) = json.loads(re.search(r'application/json">(.*?)</script>', page)[1])["series"]
     assert len(drawn["x"]) == MAX_POINTS
     assert set(drawn["y"]) == {0.5}
@@ -74,9 +72,7 @@ def y_range(chart: Chart) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("points", [3, 40])
-@pytest.mark.parametrize(
-    ("focus", "worst", "own", "paper"), [("top", 20.0, 40.0, 85.0), ("bottom", 6.0, 4.0, 1.0)]
-)
+@pytest.mark.parametrize(("focus", "worst", "own", "paper"), [("top", 20.0, 40.0, 85.0), ("bottom", 6.0, 4.0, 1.0)])
 def test_a_run_far_from_its_reference_stays_visible(
     points: int, focus: str, worst: float, own: float, paper: float
 ) -> None:
@@ -94,13 +90,7 @@ def test_a_run_far_from_its_reference_stays_visible(
 
 def test_a_run_that_collapses_at_its_end_shows_it() -> None:
     low, _ = y_range(
-        Chart(
-            "t",
-            "x",
-            "y",
-            [Series("s", "own", range(51), [85.0 + 0.01 * k for k in range(50)] + [0.1])],
-            "top",
-        )
+        Chart("t", "x", "y", [Series("s", "own", range(51), [85.0 + 0.01 * k for k in range(50)] + [0.1])], "top")
     )
     assert low <= 0.1
 
@@ -114,9 +104,7 @@ def test_names_cannot_break_out_of_the_page() -> None:
 
 def test_constant_and_single_values_are_drawn() -> None:
     for y in ([0.0, 0.0], [3.0, 3.0]):
-        assert "NaN" not in render_chart(
-            Chart("t", "x", "y", [Series("s", "own", [0, 1], y)], from_zero=True)
-        )
+        assert "NaN" not in render_chart(Chart("t", "x", "y", [Series("s", "own", [0, 1], y)], from_zero=True))
     assert "circle" in render_chart(Chart("t", "x", "y", [Series("s", "own", [1], [2.0])]))
     assert render_chart(Chart("t", "x", "y", [])) == ""
 

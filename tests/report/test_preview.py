@@ -38,14 +38,7 @@ def test_the_images_equal_those_of_the_loader(beton: Path) -> None:
 
 def test_the_picture_and_the_plan_are_written(beton: Path, tmp_path: Path) -> None:
     write_preview(
-        beton,
-        parse_policy("3aug"),
-        48,
-        seed=0,
-        epoch=0,
-        count=5,
-        out=tmp_path / "g.png",
-        plan_out=tmp_path / "p.json",
+        beton, parse_policy("3aug"), 48, seed=0, epoch=0, count=5, out=tmp_path / "g.png", plan_out=tmp_path / "p.json"
     )
     with Image.open(tmp_path / "g.png") as image:
         assert image.width > 1000
@@ -55,9 +48,7 @@ def test_the_picture_and_the_plan_are_written(beton: Path, tmp_path: Path) -> No
     assert sorted(p.name for p in tmp_path.iterdir()) == ["g.png", "p.json"]
 
 
-def test_an_epoch_beyond_the_recipe_is_refused(
-    beton: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_epoch_beyond_the_recipe_is_refused(beton: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = f"--data={beton}"
     assert main(["preview", "final_b16", data, f"--out={tmp_path / 'g.png'}", "--epoch=50"]) == 2
     assert "there is no epoch 50: the recipe has 50, counted from 0" in capsys.readouterr().err
@@ -66,9 +57,7 @@ def test_an_epoch_beyond_the_recipe_is_refused(
 
 def test_preview_follows_the_size_of_the_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    monkeypatch.setattr(
-        "fastft.report.preview.write_preview", lambda data, policy, size, **_: sizes.append(size)
-    )
+    monkeypatch.setattr("fastft.report.preview.write_preview", lambda data, policy, size, **_: sizes.append(size))
     for epoch in ("0", "24"):
         command = ["preview", "frugal_b16", "--data", "x.beton", "--out", str(tmp_path / "x.png")]
         assert main([*command, "--epoch", epoch, "--schedule.sizes=0:160,24:224"]) == 0

@@ -40,9 +40,7 @@ def test_headline_is_what_the_run_chose_and_the_best_epoch_is_beside_it(run_fold
     run = load_run(run_folder)
     best, last = max(run.evaluations, key=lambda e: e["ema_top1"]), run.evaluations[-1]
     assert best["epoch"] < last["epoch"]
-    chosen = replace(
-        run, weights={"take": "last", "kind": "raw", "epoch": last["epoch"]}, baseline={"raw_top1": 50.0}
-    )
+    chosen = replace(run, weights={"take": "last", "kind": "raw", "epoch": last["epoch"]}, baseline={"raw_top1": 50.0})
     first, *rest = headline(chosen)
     assert (first["label"], first["value"]) == ("raw top-1", f"{last['raw_top1']:.2f} %")
     assert f"epoch {last['epoch']}" in first["below"] and "used by predict, eval and export" in first["below"]
@@ -78,9 +76,7 @@ def test_a_temperature_is_shown_only_where_it_lowers_the_calibration_error(
     calibration = Calibration(with_error(10), 1.5, with_error(scaled))
     assessment = Assessment("raw", Mistakes(10, 0, []), replace(classes, calibration=calibration))
     page = render_run(load_run(run_folder), assessment=assessment)
-    figures = dict.fromkeys(
-        ("top1", "standard_error", "loss", "samples", "balanced_accuracy", "macro_f1"), 1.0
-    )
+    figures = dict.fromkeys(("top1", "standard_error", "loss", "samples", "balanced_accuracy", "macro_f1"), 1.0)
     scores = {"ece": 10.0, "ece_scaled": scaled, "temperature": 1.5, "ranked_classes": 0}
     print_evaluation(figures | scores | {"classes": [], "confusions": []}, Console())
     names = [series.name for series in reliability_chart(calibration).series]
@@ -214,9 +210,7 @@ def test_a_step_of_1e30_is_reported_without_a_list_of_all_steps(run_folder: Path
     assert main(["report", str(run_folder), "--mistakes=never"]) == 0
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_old_page(
-    run_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk_is_one_line_and_leaves_the_old_page(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run_folder / "report.html").write_text("old")
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))

@@ -36,9 +36,7 @@ WEIGHTS = {"model": {"w": torch.zeros(100)}}
 def stepped_optimizer(seed: int):
     torch.manual_seed(seed)
     model = build_classifier(small_arch(), 5, freeze_conv1=False).to(memory_format=torch.channels_last)
-    optimizer = build_adamw(
-        optimizer_groups(model, layer_groups(model, 3, 0.6, 0.05)), betas=(0.9, 0.999), eps=1e-8
-    )
+    optimizer = build_adamw(optimizer_groups(model, layer_groups(model, 3, 0.6, 0.05)), betas=(0.9, 0.999), eps=1e-8)
     for _ in range(3):
         for p in model.parameters():
             p.grad = torch.randn_like(p) if p.requires_grad else None
@@ -73,9 +71,7 @@ def test_a_checkpoint_without_checksums_is_read_with_one_warning(
     assert not caplog.messages
     (tmp_path / "step-00000001" / CHECKSUMS).unlink()
     for _ in range(2):
-        assert torch.equal(
-            read_checkpoint(tmp_path / "step-00000001").tensors["model"]["w"], torch.zeros(100)
-        )
+        assert torch.equal(read_checkpoint(tmp_path / "step-00000001").tensors["model"]["w"], torch.zeros(100))
     (message,) = caplog.messages
     assert message.endswith("step-00000001 has no checksums.json: its files are used unchecked")
 

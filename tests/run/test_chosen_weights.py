@@ -31,9 +31,7 @@ from fastft.train.exceptions import EXIT_REQUEUE
 from tests.train.runs import flags, run
 
 
-def evaluation(
-    epoch: int, raw: float, ema: float | None, samples: int, raw_only: int = 0, ema_only: int = 0
-) -> dict:
+def evaluation(epoch: int, raw: float, ema: float | None, samples: int, raw_only: int = 0, ema_only: int = 0) -> dict:
     entry: dict[str, Any] = {"epoch": epoch, "raw": {"top1": raw, "samples": samples}}
     if ema is not None:
         entry |= {
@@ -148,9 +146,7 @@ def test_weights_can_be_chosen(weights: str, untrained_ema: Path) -> None:
         "best": result["best"]["ema"],
         "last": result["last"]["raw"],
     }[weights]
-    assert evaluate_checkpoint(untrained_ema, None, "cpu", weights=weights)["top1"] == pytest.approx(
-        want["top1"]
-    )
+    assert evaluate_checkpoint(untrained_ema, None, "cpu", weights=weights)["top1"] == pytest.approx(want["top1"])
     _, found = predict_file(
         untrained_ema, Path(evaluate_checkpoint(untrained_ema, None, "cpu")["data"]), "cpu", weights
     )
@@ -176,9 +172,7 @@ def test_a_best_epoch_that_no_checkpoint_names_is_removed_when_the_run_continues
     assert list_checkpoints(killed / "checkpoints", "best") == [best]
 
 
-def test_a_run_that_has_not_ended_follows_the_same_rule(
-    whole: Path, untrained_ema: Path, tmp_path: Path
-) -> None:
+def test_a_run_that_has_not_ended_follows_the_same_rule(whole: Path, untrained_ema: Path, tmp_path: Path) -> None:
     for ended, kind in ((whole, "ema"), (untrained_ema, "raw")):
         stopped = Path(shutil.copytree(ended, tmp_path / kind))
         (stopped / "result.json").unlink()
@@ -201,11 +195,7 @@ def test_an_ema_of_mostly_initial_weights_is_said_to_be_one(
     share = "90% of the EMA's weights are still the initial ones"  # exp(-2 / 20)
     assert f"warning: {share}; --weights raw takes others" in capsys.readouterr().out
     photo = str(next((Path(tiny["data.val"]).parent / "val").rglob("*.jpg")))
-    for command in (
-        ["predict", photo],
-        ["eval"],
-        ["export", "--format=safetensors", f"--out={out}.safetensors"],
-    ):
+    for command in (["predict", photo], ["eval"], ["export", "--format=safetensors", f"--out={out}.safetensors"]):
         device = ["--device=cpu"] * (command[0] != "export")
         assert main([command[0], str(folder), *command[1:], *device]) == 0
         line = f"using the EMA weights of step-00000002: the run has not ended; {share}\n"

@@ -201,9 +201,7 @@ def test_damage_is_noticed_and_an_older_checkpoint_is_used(
     assert re.search(reason, found) and "\n" not in found, found
 
 
-def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_if_it_were_not(
-    tiny, finished: Path, tmp_path: Path
-) -> None:
+def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_if_it_were_not(tiny, finished: Path, tmp_path: Path) -> None:
     newest = damaged_copy(finished, tmp_path / "run", cut("model.safetensors", 0))
     printed = resume(tiny, tmp_path / "run")
     (line,) = [line for line in printed.splitlines() if "is damaged" in line]
@@ -214,9 +212,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_if_it_were_not(
     assert differing(end(tmp_path / "run"), end(finished)) == []
 
 
-@pytest.mark.parametrize(
-    "name", ["state.json", "model.safetensors", "ema.safetensors", "optimizer.safetensors"]
-)
+@pytest.mark.parametrize("name", ["state.json", "model.safetensors", "ema.safetensors", "optimizer.safetensors"])
 def test_one_flipped_bit_is_found(finished: Path, step: Step, tmp_path: Path, name: str) -> None:
     def flip(path: Path) -> None:
         data = bytearray((path / name).read_bytes())
@@ -235,9 +231,7 @@ def test_when_every_checkpoint_is_damaged_nothing_is_trained_and_nothing_removed
     for path in list_checkpoints(tmp_path / "run" / "checkpoints"):
         (path / "ema.safetensors").unlink()
     before = sorted((tmp_path / "run").rglob("*"))
-    with pytest.raises(
-        UserError, match=r"every checkpoint in .* is damaged \(the newest: no ema\.safetensors\)"
-    ):
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged \(the newest: no ema\.safetensors\)"):
         resume(tiny, tmp_path / "run")
     assert sorted((tmp_path / "run").rglob("*")) == before
 
@@ -274,9 +268,7 @@ HOSTILE: dict[str, tuple[Damage, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "case", ["no recipe", "state is a FIFO", "arch of zeros", "checksums are a list", *HOSTILE]
-)
+@pytest.mark.parametrize("case", ["no recipe", "state is a FIFO", "arch of zeros", "checksums are a list", *HOSTILE])
 def test_commands_that_read_a_damaged_checkpoint_print_one_line(
     finished: Path, tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

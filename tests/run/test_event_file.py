@@ -24,18 +24,14 @@ def test_tensorboard_shows_the_losses_of_the_log_also_after_a_resume(tiny, tmp_p
     run(tiny, tmp_path, **changes)
     shown = EventAccumulator(str(tmp_path / "tensorboard"))
     shown.Reload()
-    assert {"train/loss", "train/split/forward", "eval/ema_top1", "checkpoint/seconds"} <= set(
-        shown.Tags()["scalars"]
-    )
+    assert {"train/loss", "train/split/forward", "eval/ema_top1", "checkpoint/seconds"} <= set(shown.Tags()["scalars"])
     loss = [(event.step, event.value) for event in shown.Scalars("train/loss")]
     want = losses(tmp_path)
     assert [step for step, _ in loss] == [step for step, _ in want] == list(range(1, 19))
     assert all(abs(a - b) < 1e-6 for (_, a), (_, b) in zip(loss, want, strict=True))
 
 
-def test_files_begun_in_one_second_are_read_in_their_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_begun_in_one_second_are_read_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ninth and tenth file of a process: their names must not be in the order of the text "10" before "9"."""
 
     monkeypatch.setattr(event_file, "_numbers", itertools.count(9))

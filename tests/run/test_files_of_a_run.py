@@ -36,9 +36,7 @@ def test_weights_and_accuracies_are_those_of_a_run_on_one_file(
     assert state["data"]["files"] == ["train-1-of-2.beton", "train-2-of-2.beton"]
 
 
-def test_a_run_by_blocks_resumes_bit_for_bit_and_only_by_blocks(
-    in_parts: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_run_by_blocks_resumes_bit_for_bit_and_only_by_blocks(in_parts: dict[str, str], tmp_path: Path) -> None:
     blocks = {"data__order": "blocks", "data__block_mib": "1"}
     run(in_parts, tmp_path / "undisturbed", **blocks)
     run(in_parts, tmp_path / "run", schedule__stop_epoch="1", **blocks)

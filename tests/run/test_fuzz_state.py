@@ -27,8 +27,7 @@ LEAVES = (
     | st.sampled_from(["1", "inf", "nan", "\x00", "\ud800", "²", "9" * 5000, "../../x", "rand-m9", 2**63, -1, 0, 1e308])
 )  # fmt: skip
 VALUES = st.recursive(
-    LEAVES,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
 )
 
 

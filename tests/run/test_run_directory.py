@@ -46,11 +46,7 @@ def test_lines_that_cannot_be_drawn_are_refused(
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [
-        ("3", "Expected object"),
-        ("[]", "Expected object"),
-        ('{"kind": "train"}', "Object missing required field step"),
-    ],
+    [("3", "Expected object"), ("[]", "Expected object"), ('{"kind": "train"}', "Object missing required field step")],
 )
 def test_a_line_that_is_not_an_object_with_a_step_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"kind": "start", "step": 0}\n' + text + "\n")
@@ -65,14 +61,10 @@ def test_bytes_that_a_crash_left_at_the_end_are_no_line(run_folder: Path) -> Non
     assert read_metrics(run_folder / "metrics.jsonl") == before
 
 
-@pytest.mark.parametrize(
-    "weights", [[1], "x", {"take": "last"}, {"take": "last", "kind": "zzz", "reason": "none"}]
-)
+@pytest.mark.parametrize("weights", [[1], "x", {"take": "last"}, {"take": "last", "kind": "zzz", "reason": "none"}])
 def test_a_choice_of_weights_that_no_run_makes_is_refused(run_folder: Path, weights: Any) -> None:
     (run_folder / "result.json").write_text(json.dumps({"weights": weights}))
-    with pytest.raises(
-        UserError, match=r"result\.json cannot be read: result.json: .*; delete it and run the same"
-    ):
+    with pytest.raises(UserError, match=r"result\.json cannot be read: result.json: .*; delete it and run the same"):
         read_result(run_folder)
 
 

@@ -16,9 +16,7 @@ from fastft.run.tracking import open_tracker
 from tests.train.runs import losses, run
 
 
-def test_mlflow_has_the_losses_of_the_log_and_one_run_over_a_resume(
-    tiny, tmp_path: Path, monkeypatch
-) -> None:
+def test_mlflow_has_the_losses_of_the_log_and_one_run_over_a_resume(tiny, tmp_path: Path, monkeypatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -62,9 +60,7 @@ class Gone:
 
 
 @pytest.mark.parametrize("logs", [False, True])
-def test_a_tracker_whose_server_has_gone_ends_nothing_and_shows_no_password(
-    tmp_path: Path, logs: bool
-) -> None:
+def test_a_tracker_whose_server_has_gone_ends_nothing_and_shows_no_password(tmp_path: Path, logs: bool) -> None:
     console = Console(file=StringIO(), width=200)
     log = RunLog(tmp_path, 10, 0, True, console, Gone())
     if logs:

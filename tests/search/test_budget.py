@@ -32,9 +32,7 @@ def test_time_is_remembered_also_after_an_error(tmp_path: Path) -> None:
     assert again.spent > budget.spent
 
 
-def test_time_is_remembered_by_a_process_that_was_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_time_is_remembered_by_a_process_that_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget_module, "SAVE_SECONDS", 0.01)
     with Budget(tmp_path / "tune.json", 100, WORLD, KEYS).timed("a"):
         deadline = time.monotonic() + 60

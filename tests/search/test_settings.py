@@ -54,9 +54,7 @@ def test_recipes_that_stop_early_are_shortened_in_both_lengths() -> None:
     assert recipe.epochs < recipe.schedule.epochs
     short = shortened(recipe, rung_epochs(recipe)[0])
     assert short.epochs == rung_epochs(recipe)[0] < short.schedule.epochs
-    assert short.epochs / short.schedule.epochs == pytest.approx(
-        recipe.epochs / recipe.schedule.epochs, abs=0.05
-    )
+    assert short.epochs / short.schedule.epochs == pytest.approx(recipe.epochs / recipe.schedule.epochs, abs=0.05)
 
 
 def test_values_that_follow_from_the_images_are_kept_as_shares() -> None:

@@ -109,9 +109,7 @@ def test_a_sweep_in_a_folder_of_its_own_is_named_after_it(table: Path) -> None:
     assert (sweep.name, plan_runs(sweep, (), Path("runs"))[0].recipe.name) == ("99_mine", "plain")
 
 
-def test_figure_2_is_drawn_over_epochs(
-    one_step: Callable[[int], list[str]], tmp_path: Path, quiet: Console
-) -> None:
+def test_figure_2_is_drawn_over_epochs(one_step: Callable[[int], list[str]], tmp_path: Path, quiet: Console) -> None:
     overrides = [*one_step(2), "--schedule.epochs=3", "--optim.lr=1e-3"]
     (tmp_path / "length.yaml").write_text(
         f"title: Length\nsource: me\nplot: epochs\nrows: [{{recipe: {FINAL.resolve()}, label: 3 epochs, paper: 60}}]\n"
@@ -185,9 +183,7 @@ def test_cost_prices_the_trainings_of_sweeps_and_their_total(capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("command", [["sweep", "--dry-run"], ["cost", "--gpu", "h100"]])
-def test_rows_that_wait_for_the_loader_are_marked(
-    command: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_that_wait_for_the_loader_are_marked(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """At 32 px eight H100 are faster than their cores decode; at 224 px they are not."""
     table = str(TABLES / "fig3_partial.yaml")
     for size, waits in ((32, True), (224, False)):

@@ -49,9 +49,7 @@ def untouched(tiny: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def searched(
-    tiny: dict[str, str], untouched: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Result]:
+def searched(tiny: dict[str, str], untouched: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     folder = tmp_path_factory.mktemp("searched")
     return folder, tune(RECIPE, options(tiny), folder, test=untouched, console=QUIET)
 
@@ -69,10 +67,7 @@ def test_six_three_and_one_settings_are_trained_for_longer_and_longer(searched: 
     assert len(settings) == 6 and len(by_rung[1]) == 3  # of 9 settings three would need a layer_decay above 1
     finals = {t.setting for t in by_rung[2]}
     assert len(finals - {DEFAULT}) <= 1 and DEFAULT in finals
-    for shorter, longer in (
-        (by_rung[0], by_rung[1]),
-        (by_rung[1], [t for t in by_rung[2] if t.setting != DEFAULT]),
-    ):
+    for shorter, longer in ((by_rung[0], by_rung[1]), (by_rung[1], [t for t in by_rung[2] if t.setting != DEFAULT])):
         chosen = {t.setting for t in longer}
         worst = min(t.score for t in shorter if t.setting in chosen) if chosen else 0
         assert all(t.score <= worst for t in shorter if t.setting not in chosen) or not chosen
@@ -116,17 +111,13 @@ def test_the_same_call_trains_nothing_again(
     assert again.figures == result.figures
 
 
-def test_the_figure_is_the_evaluation_of_the_untouched(
-    untouched: Path, searched: tuple[Path, Result]
-) -> None:
+def test_the_figure_is_the_evaluation_of_the_untouched(untouched: Path, searched: tuple[Path, Result]) -> None:
     _, result = searched
     figures = result.figures
     assert figures is not None and result.optimism is None
     default = next(t for t in result.trials if t.rung == 2 and t.setting == DEFAULT)
     tuned, own = (evaluate_checkpoint(t.run.folder, untouched, "cpu") for t in (result.best, default))
-    assert figures.top1.value == pytest.approx(tuned["top1"]) and figures.top1.default == pytest.approx(
-        own["top1"]
-    )
+    assert figures.top1.value == pytest.approx(tuned["top1"]) and figures.top1.default == pytest.approx(own["top1"])
     assert figures.top1.gain == pytest.approx(tuned["top1"] - own["top1"])
     assert figures.balanced.value == pytest.approx(tuned["balanced_accuracy"])
 
@@ -257,11 +248,7 @@ def test_a_choice_by_balanced_accuracy_is_reported_in_balanced_accuracy(
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
-    tiny: dict[str, str],
-    tmp_path: Path,
-    arguments: list[str],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
+    tiny: dict[str, str], tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["tune", RECIPE, *options(tiny), "--out", str(tmp_path / "out"), *arguments]) == 2
     said = capsys.readouterr().err.strip()
@@ -332,9 +319,7 @@ def test_two_processes_search_together(tiny: dict[str, str], tmp_path: Path) -> 
 
     recipe_options = [o for o in options(tiny) if not o.startswith("--schedule")]
     short = ["--schedule.epochs=1", "--schedule.warmup_epochs=0", "--train.micro_batch=4"]
-    process = launch(
-        "tune", RECIPE, *recipe_options, *short, "--out", str(tmp_path / "out"), "--budget", "1h"
-    )
+    process = launch("tune", RECIPE, *recipe_options, *short, "--out", str(tmp_path / "out"), "--budget", "1h")
     _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said
     document = json.loads((tmp_path / "out/results.json").read_text())

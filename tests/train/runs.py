@@ -28,9 +28,7 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 
 def end(folder: Path) -> dict[str, torch.Tensor]:
     """Weights, EMA and optimiser state of the newest checkpoint. A loss is a mean, which can hide differences in last bits."""
-    tensors = read_checkpoint(
-        list_checkpoints(folder / "checkpoints")[-1], ("model", "optimizer"), ("ema",)
-    ).tensors
+    tensors = read_checkpoint(list_checkpoints(folder / "checkpoints")[-1], ("model", "optimizer"), ("ema",)).tensors
     return {f"{kind}/{name}": tensor for kind, named in tensors.items() for name, tensor in named.items()}
 
 

@@ -11,13 +11,7 @@ from fastft.cli import main
 from fastft.recipe import load_recipe
 from fastft.run.run_directory import load_run, read_choices
 from fastft.train import augmentation_choice
-from fastft.train.augmentation_choice import (
-    PLAIN,
-    describe_hidden,
-    is_plain,
-    shares_loss,
-    without_augmentation,
-)
+from fastft.train.augmentation_choice import PLAIN, describe_hidden, is_plain, shares_loss, without_augmentation
 from tests.train.runs import differing, end, flags, losses, run
 
 AUTO = {"model__head_init": "probe", "augment__policy": "auto", "augment__scale_min": "auto"}

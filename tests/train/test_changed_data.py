@@ -19,10 +19,7 @@ def test_a_file_truncated_during_a_run_is_one_line_and_the_run_continues(tiny, t
     whole = data.read_bytes()
     arguments = ["train", "rcp/final_b16.yaml", *flags(mine, tmp_path / "run", **CHANGES)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "fastft.cli", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-m", "fastft.cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
     while not ((tmp_path / "run/metrics.jsonl").exists() and len(losses(tmp_path / "run")) >= 5):

@@ -74,9 +74,7 @@ HALF = {"train__amp": "bf16", "train__half_residual": "on"}
 
 
 @pytest.mark.parametrize(
-    ("half", "rounding"),
-    [({}, ROUNDING), pytest.param(HALF, 0.02, marks=pytest.mark.slow)],
-    ids=["fp32", "half"],
+    ("half", "rounding"), [({}, ROUNDING), pytest.param(HALF, 0.02, marks=pytest.mark.slow)], ids=["fp32", "half"]
 )
 def test_two_processes_train_as_one_does(tiny, tmp_path: Path, half: dict[str, str], rounding: float) -> None:
     """With mixup, CutMix, stochastic layers and another accumulation in each of the two runs."""
@@ -125,9 +123,7 @@ def test_metrics_and_predictions_of_three_processes_are_those_of_one(
 
 @pytest.mark.slow
 def test_bad_input_under_torchrun_is_one_line_and_exit_code_2(tiny, tmp_path: Path) -> None:
-    process = launch(
-        "train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "run", data__train="nowhere.beton")
-    )
+    process = launch("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "run", data__train="nowhere.beton"))
     out, said = process.communicate(timeout=200)
     assert process.returncode == 2
     assert out == "" and len(said.strip().splitlines()) == 1 and "nowhere.beton" in said
@@ -224,9 +220,7 @@ def test_a_signal_to_the_launcher_checkpoints_and_exits_with_75(tiny, tmp_path: 
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
     assert process.returncode == EXIT_REQUEUE, said
-    assert said.count("the same command continues") == 1 and list_checkpoints(
-        tmp_path / "cut" / "checkpoints"
-    )
+    assert said.count("the same command continues") == 1 and list_checkpoints(tmp_path / "cut" / "checkpoints")
     assert launch(*command).wait(timeout=200) == 0
     assert close(losses(tmp_path / "cut"), losses(tmp_path / "whole"))
 
@@ -259,15 +253,11 @@ def ip(*arguments: str, check: bool = True) -> int:
 
 
 @pytest.mark.slow
-def test_a_host_that_is_cut_off_ends_the_run_with_one_line_and_the_run_resumes(
-    tiny, tmp_path: Path, two_hosts
-) -> None:
+def test_a_host_that_is_cut_off_ends_the_run_with_one_line_and_the_run_resumes(tiny, tmp_path: Path, two_hosts) -> None:
     """The link goes down in the middle of a run. Both hosts end within the time-out, then continue together."""
     timeout_seconds, grace_seconds = 12, 60
     run(tiny, tmp_path / "whole", schedule__epochs="20")
-    command = flags(
-        tiny, tmp_path / "run", schedule__epochs="20", train__timeout_minutes=str(timeout_seconds / 60)
-    )
+    command = flags(tiny, tmp_path / "run", schedule__epochs="20", train__timeout_minutes=str(timeout_seconds / 60))
 
     def start(port: int) -> list[subprocess.Popen]:
         (_, main_address, _) = two_hosts[0]

@@ -19,9 +19,7 @@ WORLD = World(0, 1, 0, torch.device("cpu"))
 def batches(logits: torch.Tensor, labels: torch.Tensor, size: int) -> list[Batch]:
     """Batches whose images are the logits themselves."""
     return [
-        Batch(
-            logits[i : i + size], labels[i : i + size], np.arange(i, min(i + size, len(labels))), i // size, i
-        )
+        Batch(logits[i : i + size], labels[i : i + size], np.arange(i, min(i + size, len(labels))), i // size, i)
         for i in range(0, len(labels), size)
     ]
 
@@ -30,9 +28,7 @@ def batches(logits: torch.Tensor, labels: torch.Tensor, size: int) -> list[Batch
 def test_scores_do_not_depend_on_the_batch_size(size: int) -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(101, 20), torch.randint(20, (101,))
-    (scores,) = evaluate(
-        [nn.Identity()], batches(logits, labels, size), WORLD, Precision(torch.float32, "cpu")
-    )
+    (scores,) = evaluate([nn.Identity()], batches(logits, labels, size), WORLD, Precision(torch.float32, "cpu"))
     order = logits.argsort(1, descending=True)
     assert scores.samples == 101
     assert scores.top1 == pytest.approx(100 * (order[:, 0] == labels).float().mean().item())
@@ -59,9 +55,7 @@ def test_every_model_is_scored_in_one_pass_and_its_mode_restored() -> None:
     right, wrong = nn.Identity(), nn.Linear(4, 4)
     nn.init.zeros_(wrong.weight)
     wrong.train()
-    scores = evaluate(
-        [right, wrong], iter(batches(logits, labels, 2)), WORLD, Precision(torch.float32, "cpu")
-    )
+    scores = evaluate([right, wrong], iter(batches(logits, labels, 2)), WORLD, Precision(torch.float32, "cpu"))
     assert [s.top1 for s in scores] == [100, pytest.approx(25, abs=25)]
     assert wrong.training and scores[1].samples == 4
 

@@ -103,9 +103,7 @@ def test_a_signal_while_features_are_computed_ends_with_the_requeue_code(
 
 
 @pytest.mark.slow
-def test_two_processes_start_from_the_same_head_as_one(
-    tiny: dict[str, str], probed: Path, tmp_path: Path
-) -> None:
+def test_two_processes_start_from_the_same_head_as_one(tiny: dict[str, str], probed: Path, tmp_path: Path) -> None:
     command = flags(tiny, tmp_path / "two", train__micro_batch="2", train__keep_checkpoints="100", **PROBE)
     process = launch("train", "rcp/final_b16.yaml", *command)
     _, said = process.communicate(timeout=200)

@@ -126,12 +126,8 @@ def test_a_log_line_covers_all_its_steps_also_across_a_resume(tiny, tmp_path: Pa
             shutil.rmtree(path)
     result = run(tiny, tmp_path, **changes)
     assert losses(tmp_path) == before
-    line = next(
-        m for m in read_metrics(tmp_path / "metrics.jsonl") if m["kind"] == "train" and m["step"] == 10
-    )
-    assert (
-        0 < sum(line["split"][part] for part in ("forward", "backward")) < 4 * 8 / line["images_per_second"]
-    )
+    line = next(m for m in read_metrics(tmp_path / "metrics.jsonl") if m["kind"] == "train" and m["step"] == 10)
+    assert 0 < sum(line["split"][part] for part in ("forward", "backward")) < 4 * 8 / line["images_per_second"]
     assert 0 < result["seconds"] < 3 * seconds
 
 
@@ -250,13 +246,9 @@ def test_another_process_cannot_use_the_same_run_directory(tiny, tmp_path: Path)
     run(tiny, tmp_path, schedule__stop_epoch="1")
 
 
-def test_the_run_directory_is_locked_before_its_checkpoints_are_read(
-    tiny, tmp_path: Path, monkeypatch
-) -> None:
+def test_the_run_directory_is_locked_before_its_checkpoints_are_read(tiny, tmp_path: Path, monkeypatch) -> None:
     run(tiny, tmp_path, schedule__stop_epoch="1")
-    monkeypatch.setattr(
-        "fastft.train.checkpointing.list_checkpoints", lambda folder: pytest.fail("it was read")
-    )
+    monkeypatch.setattr("fastft.train.checkpointing.list_checkpoints", lambda folder: pytest.fail("it was read"))
     with lock_run(tmp_path), pytest.raises(UserError, match="in use by another process"):
         run(tiny, tmp_path, schedule__stop_epoch="1")
 
@@ -280,10 +272,7 @@ def test_a_run_continues_only_with_its_own_data(tiny, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was trained on other data"):
         run(tiny, tmp_path / "run", data__train=str(tmp_path / "other.beton"))
     moved = tmp_path / "moved.beton"
-    for source, copy in (
-        (Path(tiny["data.train"]), moved),
-        (manifest_path(tiny["data.train"]), manifest_path(moved)),
-    ):
+    for source, copy in ((Path(tiny["data.train"]), moved), (manifest_path(tiny["data.train"]), manifest_path(moved))):
         shutil.copy(source, copy)
     assert run(tiny, tmp_path / "run", data__train=str(moved))["epochs"] == 3
 
@@ -401,9 +390,7 @@ def test_a_write_that_fails_ends_the_training_before_the_next_save(tiny, tmp_pat
     assert losses(tmp_path)[-1][0] < 12
 
 
-def test_only_the_ema_is_evaluated_if_asked_and_the_training_is_the_same(
-    tiny, whole: Path, tmp_path: Path
-) -> None:
+def test_only_the_ema_is_evaluated_if_asked_and_the_training_is_the_same(tiny, whole: Path, tmp_path: Path) -> None:
     """Every reader of the scores does without the raw ones: result, log, best checkpoint, report, a resume."""
     result = run(tiny, tmp_path, model__drop_path="0.3", train__eval_weights="ema", schedule__stop_epoch="2")
     assert [entry.keys() for entry in result["evaluations"]] == [{"epoch", "ema"}] * 2
@@ -426,9 +413,7 @@ def test_evaluating_an_ema_that_is_not_kept_is_one_line(tiny, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", [".lock", "metrics.jsonl"])
-def test_a_link_in_a_run_directory_overwrites_nothing(
-    tiny: dict[str, str], tmp_path: Path, name: str
-) -> None:
+def test_a_link_in_a_run_directory_overwrites_nothing(tiny: dict[str, str], tmp_path: Path, name: str) -> None:
     """Run directories come from others, too, and archives carry links."""
     (tmp_path / "run").mkdir()
     (tmp_path / "precious").write_text("kept")

@@ -53,9 +53,7 @@ def test_a_requested_micro_batch_must_divide_the_batch() -> None:
 def test_mixing_needs_even_micro_batches() -> None:
     with pytest.raises(UserError, match="into even parts; use 10"):
         micro_batch.choose_micro_batch(25, 50, torch.nn.Linear(1, 1), 224, FP32, unit=2)
-    with pytest.raises(
-        UserError, match=r"an even number of images per process, not 5; change optim\.batch_size"
-    ):
+    with pytest.raises(UserError, match=r"an even number of images per process, not 5; change optim\.batch_size"):
         micro_batch.choose_micro_batch(0, 5, torch.nn.Linear(1, 1), 224, FP32, unit=2)
 
 
@@ -92,9 +90,7 @@ def test_the_gpu_micro_batch_is_the_largest_that_fits(
 
     monkeypatch.setattr(micro_batch, "measure_memory", measure)
     if micro is None:
-        with pytest.raises(
-            UserError, match=r"does not fit in this GPU.s memory; try --train\.grad_checkpointing"
-        ):
+        with pytest.raises(UserError, match=r"does not fit in this GPU.s memory; try --train\.grad_checkpointing"):
             micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32)
         return
     assert micro_batch.choose_micro_batch(0, 2048, OnGpu(), 224, FP32, loader_bytes=loader) == micro
@@ -121,9 +117,7 @@ def test_the_workspace_of_the_first_pass_is_not_counted_for_images(monkeypatch) 
     assert micro_batch.measure_memory(frozen, 8, FP32, (4, 8), 64) == (50, 7)
 
 
-def test_probes_grow_until_activations_dominate_and_stop_at_the_batch_or_at_the_end_of_memory(
-    monkeypatch,
-) -> None:
+def test_probes_grow_until_activations_dominate_and_stop_at_the_batch_or_at_the_end_of_memory(monkeypatch) -> None:
     """Gradients of 4,000 bytes hide the 100 bytes per image that a checkpointed pass keeps until there are 40 images."""
     model, seen = torch.nn.Linear(999, 1), []
 
@@ -139,9 +133,7 @@ def test_probes_grow_until_activations_dominate_and_stop_at_the_batch_or_at_the_
     assert seen == [4, 4, 8, 16, 32, 64, 128, 256]
     assert micro_batch.measure_memory(model, 8, FP32, (4, 8), 16) == (3 * 4000 + 4000, 20)
     memory = 100
-    assert micro_batch.measure_memory(model, 8, FP32, (4, 8), 2048)[1] == pytest.approx(
-        95
-    )  # of 32 and 64 images
+    assert micro_batch.measure_memory(model, 8, FP32, (4, 8), 2048)[1] == pytest.approx(95)  # of 32 and 64 images
 
 
 class Allocated(TorchDispatchMode):
@@ -184,9 +176,7 @@ def test_counted_memory_is_what_pytorch_allocates(checkpointing: bool, tmp_path:
     with Allocated([*model.parameters(), *model.buffers(), images]) as counted:
         pass_of(model, images, False)
     model.zero_grad(set_to_none=True)
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as recorded:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as recorded:
         pass_of(model, images, False)
     recorded.export_chrome_trace(str(tmp_path / "trace.json"))
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
@@ -202,9 +192,7 @@ def peak_on_a_gpu(name: str, path: str, layers: int, images: int) -> int:
     with fake_model(recipe, path, arch) as model:
         if path == "half":
             model = HalfCopy(model, torch.float16).module
-        pixels = torch.empty(images, 3, 224, 224, dtype=torch.float16).contiguous(
-            memory_format=torch.channels_last
-        )
+        pixels = torch.empty(images, 3, 224, 224, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
         with Allocated([*model.parameters(), *model.buffers(), pixels]) as counted:
             pass_of(model, pixels, path == "autocast")
     return counted.peak
@@ -219,9 +207,7 @@ def peak_on_a_gpu(name: str, path: str, layers: int, images: int) -> int:
         )),
     ],
 )  # fmt: skip
-def test_the_memory_of_a_checkpointed_step_is_predicted(
-    name: str, path: str, layers: int, monkeypatch
-) -> None:
+def test_the_memory_of_a_checkpointed_step_is_predicted(name: str, path: str, layers: int, monkeypatch) -> None:
     """Within a tenth for 1,024 images, from the probes; the optimiser's moments and accumulated gradients included."""
     peaks = cache(partial(peak_on_a_gpu, name, path, layers))
     monkeypatch.setattr(micro_batch, "_peak_of_pass", lambda model, size, precision, images: peaks(images))
@@ -264,9 +250,7 @@ def test_a_first_step_out_of_memory_is_tried_with_half_the_micro_batch(
 
     monkeypatch.setattr(Step, "micro_batch", limited)
     fits, changes = 4, {"schedule__stop_epoch": "1", "model__drop_path": "0.3"}
-    recipe = load_recipe(
-        "rcp/final_b16.yaml", flags(tiny, tmp_path / "run", train__micro_batch="8", **changes)
-    )
+    recipe = load_recipe("rcp/final_b16.yaml", flags(tiny, tmp_path / "run", train__micro_batch="8", **changes))
     train(recipe, Console(width=200))
     assert "out of memory with 8 images per forward pass: trying 4" in capsys.readouterr().out
     assert sizes[:3] == [8, 4, 4]

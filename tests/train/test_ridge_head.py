@@ -23,9 +23,7 @@ def test_the_head_is_scaled_ridge_regression_on_one_hot_labels(digits) -> None:
     images, labels, _, _ = digits
     head = fit_ridge_head(images, labels, 10, seed=0)
     variance = images.astype(np.float64).var(0).mean()
-    expected = Ridge(alpha=head.penalty * variance * len(labels)).fit(
-        images.astype(float), np.eye(10)[labels]
-    )
+    expected = Ridge(alpha=head.penalty * variance * len(labels)).fit(images.astype(float), np.eye(10)[labels])
     assert head.weight_KD == pytest.approx(head.scale * expected.coef_, rel=1e-3, abs=1e-4)
     assert head.bias_K == pytest.approx(head.scale * expected.intercept_, rel=1e-3, abs=1e-4)
 

@@ -40,9 +40,7 @@ def long(tiny, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGXCPU, *(slow(n) for n in STOP_SIGNALS if n != signal.SIGXCPU)], ids=str
-)
+@pytest.mark.parametrize("number", [signal.SIGXCPU, *(slow(n) for n in STOP_SIGNALS if n != signal.SIGXCPU)], ids=str)
 def test_training_saves_and_exits_with_75(tiny, long: Path, tmp_path: Path, number: signal.Signals) -> None:
     process = fastft("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path, **LONG))
     wait_for(lambda: len(losses(tmp_path)) >= 3, process)
@@ -71,14 +69,7 @@ def test_training_survives_a_signal_that_nohup_ignores(tiny, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_training_in_a_terminal_that_is_closed_is_saved(tiny, tmp_path: Path) -> None:
     """The terminal's process group gets SIGHUP, and writing to the terminal fails from then on."""
-    command = [
-        sys.executable,
-        "-m",
-        "fastft.cli",
-        "train",
-        "rcp/final_b16.yaml",
-        *flags(tiny, tmp_path, **LONG),
-    ]
+    command = [sys.executable, "-m", "fastft.cli", "train", "rcp/final_b16.yaml", *flags(tiny, tmp_path, **LONG)]
     pid, terminal = pty.fork()
     if pid == 0:
         os.execv(sys.executable, command)
@@ -105,9 +96,7 @@ def test_training_goes_on_when_the_reader_of_its_output_ends(tiny, tmp_path: Pat
     assert losses(tmp_path)[-1][0] == 18
 
 
-def test_an_interrupt_ends_training_with_one_line_and_the_run_continues(
-    tiny, long: Path, tmp_path: Path
-) -> None:
+def test_an_interrupt_ends_training_with_one_line_and_the_run_continues(tiny, long: Path, tmp_path: Path) -> None:
     changes = LONG | {"train__checkpoint_steps": "2"}
     process = fastft("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path, **changes))
     wait_for(lambda: len(losses(tmp_path)) >= 5, process)
@@ -184,12 +173,7 @@ COMMANDS = {  # a function that is called in the middle of the command, and its 
     ("command", "number"),
     [
         ("eval", signal.SIGTERM),
-        *(
-            slow(c, n)
-            for c in COMMANDS
-            for n in (signal.SIGINT, *STOP_SIGNALS)
-            if (c, n) != ("eval", signal.SIGTERM)
-        ),
+        *(slow(c, n) for c in COMMANDS for n in (signal.SIGINT, *STOP_SIGNALS) if (c, n) != ("eval", signal.SIGTERM)),
     ],
 )
 def test_other_commands_end_with_one_line_and_leave_nothing_half_written(
@@ -219,9 +203,7 @@ def test_a_sweep_that_trains_exits_with_75_and_continues(tiny, tmp_path: Path) -
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=120)
     assert process.returncode == EXIT_REQUEUE and error.count("\n") == 1, error
-    (saved,) = [
-        path for run in (tmp_path / "runs").glob("*") for path in list_checkpoints(run / "checkpoints")
-    ]
+    (saved,) = [path for run in (tmp_path / "runs").glob("*") for path in list_checkpoints(run / "checkpoints")]
     process = fastft(*command)
     wait_for(lambda: any(len(log) > int(saved.name[-8:]) for log in logs()), process)
     process.send_signal(signal.SIGINT)

@@ -59,12 +59,7 @@ class Soak:
         arguments = ["train", "rcp/final_b16.yaml", *flags(self.tiny, self.folder, **CHANGES)]
         program = ["-m", "fastft.cli"]
         if world_size > 1:
-            program = [
-                "-m",
-                "fastft.train.launch",
-                f"--nproc-per-node={world_size}",
-                f"--master-port={self.port}",
-            ]
+            program = ["-m", "fastft.train.launch", f"--nproc-per-node={world_size}", f"--master-port={self.port}"]
         return subprocess.Popen(
             [sys.executable, *program, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True, **options,
@@ -200,9 +195,7 @@ def test_a_run_that_is_disturbed_at_random_ends_with_the_same_bits(tiny, tmp_pat
         assert [step for step, _ in losses(folder)] == list(range(1, EPOCHS * STEPS_PER_EPOCH + 1))
         rounds += 1
         history.append(held())
-        print(
-            f"round {rounds}, {time.monotonic() - began:.0f} s: {dict(soak.done)}, {history[-1]}", flush=True
-        )
+        print(f"round {rounds}, {time.monotonic() - began:.0f} s: {dict(soak.done)}, {history[-1]}", flush=True)
     for what, allowed in LIMITS.items():
         settled = history[min(SETTLED, len(history)) - 1]
         assert history[-1][what] - settled[what] <= allowed, (what, history)

@@ -47,11 +47,7 @@ EAGER, BATCHED = StepChoice(), StepChoice("eager", "batched")
 GRAPH, COMPILED = StepChoice("graph", "batched"), StepChoice("compile", "batched")
 WRONG, NOT_FINITE = torch.tensor([1.0, 1.0, 1.1]), torch.tensor([1.0, 1.0, 1.0, torch.nan])
 RIGHT = {"logits": torch.ones(4), "weight": torch.ones(3)}
-MEASURED = (
-    StepTrial(EAGER, 9.0),
-    StepTrial(COMPILED, 5.0),
-    StepTrial(GRAPH, None, "CUDA error: out of memory"),
-)
+MEASURED = (StepTrial(EAGER, 9.0), StepTrial(COMPILED, 5.0), StepTrial(GRAPH, None, "CUDA error: out of memory"))
 FP32, HALF = Precision(torch.float32, "cpu"), Precision(torch.bfloat16, "cpu", half_residual=True)
 
 
@@ -129,9 +125,7 @@ def first_gradients(step: Step, rank: int, micro_batches: int) -> list[Tensor]:
 def distributed_gradients(rank: int, results: str, backend: str, cases: list) -> None:
     """In one of two processes: for each case `first_gradients` of an eager and of a compiled step."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{results}.store", rank=rank, world_size=2
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{results}.store", rank=rank, world_size=2)
     distributed.DistributedDataParallel = partial(distributed.DistributedDataParallel, bucket_cap_mb=0.02)
     torch.compile = partial(torch.compile, backend=backend)
     torch.nn.Module.compile = lambda self, **how: setattr(
@@ -152,12 +146,9 @@ ALL_CASES = list(itertools.product([FP32, HALF], [1, 2]))
 
 
 @pytest.mark.parametrize(
-    ("backend", "cases"),
-    [("aot_eager", ALL_CASES[1:2]), pytest.param("inductor", ALL_CASES, marks=pytest.mark.slow)],
+    ("backend", "cases"), [("aot_eager", ALL_CASES[1:2]), pytest.param("inductor", ALL_CASES, marks=pytest.mark.slow)]
 )
-def test_compiled_processes_have_the_gradients_of_eager_ones(
-    tmp_path: Path, backend: str, cases: list
-) -> None:
+def test_compiled_processes_have_the_gradients_of_eager_ones(tmp_path: Path, backend: str, cases: list) -> None:
     """Two processes, several buckets of gradients, micro-batches that accumulate: equal to rounding."""
     results = tmp_path / "results"
     mp.spawn(distributed_gradients, (str(results), backend, cases), nprocs=2)
@@ -245,14 +236,10 @@ def test_half_precision_weights_are_measured_and_taken_only_where_losses_are_the
         decision = choose_step(recipe, step, 2, None, reserve_bytes=0, say=print, check=lambda: None)
         assert decision.choice.half is half
         assert any(trial.choice.half for trial in decision.trials) is (dtype != torch.float32)
-        assert candidate_halves(load_recipe("final_b16", ["--train.half_residual=off"]), step.precision) == [
-            False
-        ]
+        assert candidate_halves(load_recipe("final_b16", ["--train.half_residual=off"]), step.precision) == [False]
     stored = {"mode": "eager", "attention": "auto", "half": True, "device": "V100"}
     assert stored_choice(stored, "V100") == StepChoice(half=True)
-    assert (
-        str(StepChoice("compile", "cudnn", True)) == "compile with cudnn attention and half-precision weights"
-    )
+    assert str(StepChoice("compile", "cudnn", True)) == "compile with cudnn attention and half-precision weights"
 
 
 def test_a_choice_of_half_precision_weights_trains_as_the_option_does() -> None:
@@ -281,9 +268,7 @@ def test_candidates_depend_on_the_card(capability, micro_batch, processes, modes
 
 
 def decided(requested: str, device: str, stored: StepChoice | None, monkeypatch) -> Decision:
-    recorded = (
-        None if stored is None else {"mode": stored.mode, "attention": stored.attention, "device": "card"}
-    )
+    recorded = None if stored is None else {"mode": stored.mode, "attention": stored.attention, "device": "card"}
     monkeypatch.setattr(step_choice, "device_name", lambda device: "card")
     monkeypatch.setattr(step_choice, "_measure", lambda *_: Decision(COMPILED, "measurement", MEASURED))
     step = SimpleNamespace(world=World(0, 1, 0, torch.device(device)))
@@ -300,9 +285,7 @@ def decided(requested: str, device: str, stored: StepChoice | None, monkeypatch)
         *((mode, "cuda", COMPILED, StepChoice(mode), "recipe") for mode in MODES),
     ],
 )  # fmt: skip
-def test_recipe_then_checkpoint_then_measurement(
-    requested, device, stored, choice, origin, monkeypatch
-) -> None:
+def test_recipe_then_checkpoint_then_measurement(requested, device, stored, choice, origin, monkeypatch) -> None:
     decision = decided(requested, device, stored, monkeypatch)
     assert (decision.choice, decision.origin) == (choice, origin)
 
@@ -338,9 +321,7 @@ def test_the_older_option_means_the_same(older: str, step: str) -> None:
         (["--train.grad_checkpointing=true"], True, 1, "does not work with train.grad_checkpointing"),
     ],
 )
-def test_a_graph_that_cannot_be_is_refused(
-    options: list[str], on_gpu: bool, processes: int, reason: str
-) -> None:
+def test_a_graph_that_cannot_be_is_refused(options: list[str], on_gpu: bool, processes: int, reason: str) -> None:
     with pytest.raises(UserError, match=f"train.step is graph, which {reason}"):
         refuse_impossible(load_recipe("final_b16", ["--train.step=graph", *options]), on_gpu, processes)
     refuse_impossible(load_recipe("final_b16", options), on_gpu, processes)

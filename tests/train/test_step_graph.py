@@ -31,9 +31,7 @@ class StubGraph:
         return counted
 
 
-def train(
-    step: Step, micro_batches: int, updates: int = 3, size: int = small_arch().image_size
-) -> list[torch.Tensor]:
+def train(step: Step, micro_batches: int, updates: int = 3, size: int = small_arch().image_size) -> list[torch.Tensor]:
     """Losses and end weights of a few updates on random micro-batches."""
     generator = torch.Generator().manual_seed(1)
     columns, losses = step.model.visual.noise_columns, []

@@ -83,13 +83,7 @@ def test_no_step_waits_for_the_device(precision: Precision, options: dict) -> No
 
 def test_mixing_does_not_wait_for_the_device() -> None:
     mixer = Mixer(
-        mixup_alpha=0.8,
-        cutmix_alpha=1.0,
-        prob=1.0,
-        switch_prob=0.5,
-        label_smoothing=0.1,
-        num_classes=5,
-        seed=0,
+        mixup_alpha=0.8, cutmix_alpha=1.0, prob=1.0, switch_prob=0.5, label_smoothing=0.1, num_classes=5, seed=0
     )
     images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
     for step in range(4):
@@ -102,8 +96,7 @@ def test_no_evaluation_waits_for_the_device_before_its_last_batch() -> None:
     size = small_arch().image_size
 
     batches = [
-        Batch(torch.randn(4, 3, size, size), torch.arange(4), np.arange(4), index, 4 * index)
-        for index in range(3)
+        Batch(torch.randn(4, 3, size, size), torch.arange(4), np.arange(4), index, 4 * index) for index in range(3)
     ]
     waited = []
 

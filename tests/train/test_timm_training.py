@@ -36,9 +36,7 @@ def timm_losses(recipe: Recipe) -> list[float]:
     """Losses of timm's model, optimiser with layer decay, and loss over the images that fastft's loader gives."""
     torch.manual_seed(recipe.train.seed)
     name, size = recipe.model.arch.removeprefix("timm/"), recipe.model.image_size
-    model = timm.create_model(
-        name, num_classes=2, **({} if "convnext" in name else {"img_size": size})
-    ).train()
+    model = timm.create_model(name, num_classes=2, **({} if "convnext" in name else {"img_size": size})).train()
     o, found = recipe.optim, []
     optimizer = create_optimizer_v2(
         model,
@@ -118,9 +116,7 @@ def test_a_head_can_start_from_ridge_regression(tiny, tmp_path: Path) -> None:
     {"train__amp": "bf16", "train__half_residual": "on"}, {"train__step": "compile", "model__patch_dropout": "0.5"},
 ])  # fmt: skip
 @pytest.mark.slow
-def test_other_ways_to_compute_a_step_give_nearly_the_same_losses(
-    tiny, tmp_path: Path, options: dict
-) -> None:
+def test_other_ways_to_compute_a_step_give_nearly_the_same_losses(tiny, tmp_path: Path, options: dict) -> None:
     values = on_timm(tiny, "test_vit") | {"model.drop_path": "0.3"}
     plain = {key: value for key, value in options.items() if key == "model__patch_dropout"}
     run(values, tmp_path / "eager", **plain)
@@ -137,18 +133,14 @@ def trained(tiny, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("format", ["timm", "safetensors", "onnx"])
-def test_exports_give_the_checkpoints_logits_in_their_library(
-    trained: Path, tmp_path: Path, format: str
-) -> None:
+def test_exports_give_the_checkpoints_logits_in_their_library(trained: Path, tmp_path: Path, format: str) -> None:
     from fastft.export import FORMATS
 
     out = tmp_path / f"out{FORMATS[format].suffix}"
     assert main(["export", str(trained), "--format", format, "--out", str(out)]) == 0
     images = torch.randn(3, 3, 64, 64)
     plain = (
-        timm.create_model(f"local-dir:{out}", pretrained=True).eval()
-        if format == "timm"
-        else FORMATS[format].load(out)
+        timm.create_model(f"local-dir:{out}", pretrained=True).eval() if format == "timm" else FORMATS[format].load(out)
     )
     with torch.no_grad():
         torch.testing.assert_close(
@@ -158,15 +150,9 @@ def test_exports_give_the_checkpoints_logits_in_their_library(
 
 def test_timm_preprocesses_as_the_run_did(trained: Path, tmp_path: Path) -> None:
     main(["export", str(trained), "--format", "timm", "--out", str(tmp_path / "out")])
-    config = timm.data.resolve_model_data_config(
-        timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
-    )
+    config = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True))
     own = timm.get_pretrained_cfg("test_convnext")
-    assert (tuple(config["mean"]), tuple(config["input_size"]), config["crop_pct"]) == (
-        own.mean,
-        (3, 64, 64),
-        1.0,
-    )
+    assert (tuple(config["mean"]), tuple(config["input_size"]), config["crop_pct"]) == (own.mean, (3, 64, 64), 1.0)
 
 
 def test_open_clips_format_refuses_a_timm_model(trained: Path, tmp_path: Path, capsys) -> None:

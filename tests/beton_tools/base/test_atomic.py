@@ -37,9 +37,7 @@ def test_a_path_that_cannot_become_a_file_is_refused(tmp_path: Path, name: str, 
         check_writable(tmp_path / name)
 
 
-def test_directories_that_will_be_made_need_not_exist(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_directories_that_will_be_made_need_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("average").mkdir()
     check_writable(Path("new/average"), makes_directories=True)  # of the same name as another directory

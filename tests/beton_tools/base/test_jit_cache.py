@@ -13,13 +13,13 @@ from beton_tools.base.jit_cache import PACKAGES, fingerprint
 SOURCES = Path(__file__).parents[3] / "beton_tools"
 
 INNER = "from numba import njit\n@njit(cache=True)\ndef inner():\n    return {value}\n"
-OUTER = "from numba import njit\nfrom beton_tools.inner import inner\n@njit(cache=True)\ndef outer():\n    return inner()\n"
+OUTER = (
+    "from numba import njit\nfrom beton_tools.inner import inner\n@njit(cache=True)\ndef outer():\n    return inner()\n"
+)
 
 
 def run(root: Path, home: Path) -> "subprocess.CompletedProcess[str]":
-    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"} | {
-        "XDG_CACHE_HOME": str(home)
-    }
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"} | {"XDG_CACHE_HOME": str(home)}
     code = "from beton_tools.outer import outer; print(outer())"
     command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
@@ -31,9 +31,7 @@ def package(tmp_path: Path) -> Path:
     package = tmp_path / "beton_tools"
     (package / "base").mkdir(parents=True)
     (package / "base" / "jit_cache.py").write_text((SOURCES / "base" / "jit_cache.py").read_text())
-    (package / "__init__.py").write_text(
-        "from beton_tools.base.jit_cache import use_own_cache\nuse_own_cache()\n"
-    )
+    (package / "__init__.py").write_text("from beton_tools.base.jit_cache import use_own_cache\nuse_own_cache()\n")
     (package / "outer.py").write_text(OUTER)
     (package / "inner.py").write_text(INNER.format(value=1))
     return package
@@ -57,9 +55,7 @@ def test_damaged_files_in_the_cache_are_compiled_again(package: Path) -> None:
         assert first.stat().st_size > 100 and second.read_bytes()[:1] != b"x"
 
 
-def test_only_files_with_compiled_functions_and_their_imports_change_the_folder(
-    tmp_path: Path, package: Path
-) -> None:
+def test_only_files_with_compiled_functions_and_their_imports_change_the_folder(tmp_path: Path, package: Path) -> None:
     (package / "outer.py").write_text(OUTER + "from beton_tools.limits import LIMIT\n")
     (package / "limits.py").write_text("LIMIT = 1\n")
     before = fingerprint(tmp_path)
@@ -94,13 +90,10 @@ def test_without_a_writable_home_directory_a_private_temporary_folder_is_used(
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_a_user_without_a_home_directory_gets_the_temporary_folder(
-    tmp_path: Path, closed: dict[str, str]
-) -> None:
+def test_a_user_without_a_home_directory_gets_the_temporary_folder(tmp_path: Path, closed: dict[str, str]) -> None:
     del closed["XDG_CACHE_HOME"]
     homeless = (
-        "from pathlib import Path\ndef expanduser(self): raise RuntimeError('no home')\n"
-        "Path.expanduser = expanduser"
+        "from pathlib import Path\ndef expanduser(self): raise RuntimeError('no home')\nPath.expanduser = expanduser"
     )
     assert Path(chosen(closed, homeless)).is_relative_to(tmp_path / "tmp")
 
@@ -123,10 +116,7 @@ def test_a_temporary_folder_that_others_can_write_to_is_not_used(
 def test_packages_lists_every_folder_with_compiled_functions() -> None:
     root = Path(__file__).parents[3]
     compiled = {
-        f.parent
-        for p in ("beton_tools", "fastft")
-        for f in (root / p).rglob("*.py")
-        if "import njit" in f.read_text()
+        f.parent for p in ("beton_tools", "fastft") for f in (root / p).rglob("*.py") if "import njit" in f.read_text()
     }
     assert all(any(folder.is_relative_to(root / package) for package in PACKAGES) for folder in compiled)
     assert len(fingerprint(root)) == 16

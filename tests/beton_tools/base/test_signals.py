@@ -133,12 +133,9 @@ SLOW_MODULE = "import time\nprint('ready', flush=True)\ntime.sleep(600)\n"
 
 @pytest.mark.parametrize("number", EACH_SIGNAL, ids=str)
 @pytest.mark.parametrize(
-    "program",
-    ["beton --help", "fastft options", pytest.param("-m fastft.cli options", marks=pytest.mark.slow)],
+    "program", ["beton --help", "fastft options", pytest.param("-m fastft.cli options", marks=pytest.mark.slow)]
 )
-def test_a_signal_during_the_imports_is_one_line(
-    tmp_path: Path, program: str, number: signal.Signals
-) -> None:
+def test_a_signal_during_the_imports_is_one_line(tmp_path: Path, program: str, number: signal.Signals) -> None:
     (tmp_path / ("numpy.py" if program.startswith("beton") else "yaml.py")).write_text(SLOW_MODULE)
     *command, argument = program.split()
     shown = "beton" if command == ["beton"] else "fastft"

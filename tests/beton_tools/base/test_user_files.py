@@ -43,9 +43,7 @@ def special(tmp_path: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("read", [open_user_file, check_user_file, lambda p, e: read_user_file(p, 10, e)])
-def test_everything_but_a_regular_file_is_refused_at_once(
-    special: list[tuple[str, str]], read: object
-) -> None:
+def test_everything_but_a_regular_file_is_refused_at_once(special: list[tuple[str, str]], read: object) -> None:
     for reason, path in special:
         began = time.monotonic()
         with pytest.raises(UserError, match=reason) as caught:
@@ -54,9 +52,7 @@ def test_everything_but_a_regular_file_is_refused_at_once(
         assert str(caught.value).endswith("; give a recipe")
 
 
-def test_a_fifo_that_appears_after_the_check_does_not_block(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fifo_that_appears_after_the_check_does_not_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, regular = tmp_path / "x", tmp_path / "regular"
     os.mkfifo(path)
     regular.touch()
@@ -105,10 +101,7 @@ def test_what_is_written_beside_results_follows_no_link_and_waits_for_no_pipe(
     (tmp_path / "link").symlink_to("precious")
     (tmp_path / "dangling").symlink_to("made")
     kinds = ("a FIFO", "a directory", "a socket", "a device", "Too many levels of symbolic links")
-    paths = [path for kind, path in special if kind in kinds] + [
-        str(tmp_path / "link"),
-        str(tmp_path / "dangling"),
-    ]
+    paths = [path for kind, path in special if kind in kinds] + [str(tmp_path / "link"), str(tmp_path / "dangling")]
     for path in paths:
         for flags in (os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND):
             with pytest.raises(UserError, match="not a regular file; remove it, or use another folder"):

@@ -10,14 +10,7 @@ import pytest
 from beton_tools import UserError
 from beton_tools.inspect.verify import verify
 from beton_tools.jpeg.turbo import compress
-from beton_tools.read.format import (
-    FIELD_DTYPE,
-    HEADER_DTYPE,
-    SAMPLE_DTYPE,
-    Beton,
-    first_page_offset,
-    write_tables,
-)
+from beton_tools.read.format import FIELD_DTYPE, HEADER_DTYPE, SAMPLE_DTYPE, Beton, first_page_offset, write_tables
 from beton_tools.read.manifest import manifest_path
 from beton_tools.sources import open_source
 from beton_tools.write.writer import WriteOptions, write_beton
@@ -110,9 +103,7 @@ def test_a_wrong_image_size_in_the_metadata_is_found(written: Path) -> None:
     data = bytearray(written.read_bytes())
     data[METADATA + 1] ^= 1  # width
     written.write_bytes(data)
-    assert [where for where, what in verify(written).problems if "the metadata table states" in what] == [
-        "sample 0"
-    ]
+    assert [where for where, what in verify(written).problems if "the metadata table states" in what] == ["sample 0"]
 
 
 def test_a_wrong_crop_index_is_found(written: Path) -> None:

@@ -15,9 +15,7 @@ from .conftest import pillow
 
 def spans(length, most=None):
     """Every (start, size) within a length; sizes up to `most`."""
-    return [
-        (a, b - a) for a in range(length) for b in range(a + 1, length + 1) if most is None or b - a <= most
-    ]
+    return [(a, b - a) for a in range(length) for b in range(a + 1, length + 1) if most is None or b - a <= most]
 
 
 @pytest.mark.parametrize("extent", [33, 34, 36, 37])  # the last MCU holds 1, 2, 4 and 5 pixels of 16
@@ -61,9 +59,7 @@ def test_a_crop_needs_memory_for_its_own_size_only(jpeg, decode, subsampling):
     code, pixels = decode(file, 120, 200, 20, 20, scratch=len(file) + 3 * 250 * 400 // 2)
     assert code == OK  # without the index, half of the pixels would not have been enough
     np.testing.assert_array_equal(pixels, pillow(file)[120:140, 200:220])
-    assert (
-        decode(jpeg(250, 400, subsampling), 120, 200, 20, 20, scratch=3 * 250 * 400 // 2)[0] == SMALL_SCRATCH
-    )
+    assert decode(jpeg(250, 400, subsampling), 120, 200, 20, 20, scratch=3 * 250 * 400 // 2)[0] == SMALL_SCRATCH
 
 
 @pytest.mark.parametrize(

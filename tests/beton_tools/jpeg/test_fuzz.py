@@ -46,9 +46,7 @@ def compiled():
 
 # markers --------------------------------------------------------------------------------------------------------------
 
-headers = st.one_of(
-    damaged(SEEDS, 0, 700, MARKERS), st.binary(max_size=300).map(lambda tail: b"\xff\xd8" + tail)
-)
+headers = st.one_of(damaged(SEEDS, 0, 700, MARKERS), st.binary(max_size=300).map(lambda tail: b"\xff\xd8" + tail))
 
 
 def check_markers(file: bytes, guarded) -> None:

@@ -62,12 +62,7 @@ def test_files_with_restart_markers_are_transcoded(photographs, blocks):
 
 def test_pixels_of_photographs_are_equal(photographs):
     for name, image in photographs.items():
-        for options in (
-            {"subsampling": 0},
-            {"subsampling": 2},
-            {"mode": "L"},
-            {"optimize": True, "quality": 96},
-        ):
+        for options in ({"subsampling": 0}, {"subsampling": 2}, {"mode": "L"}, {"optimize": True, "quality": 96}):
             file = saved(image, **options)
             np.testing.assert_array_equal(pillow(add_index(file)), pillow(file), err_msg=name)
 
@@ -159,11 +154,7 @@ def test_a_tiny_file_that_claims_a_huge_image_allocates_no_memory(jpeg):
 
 def test_segments_are_as_short_as_allowed(jpeg):
     # 16, 47 and 24 MCUs of 8 pixels times two: rows of a prime number of MCUs are one segment
-    for width in (
-        256,
-        376,
-        384,
-    ):
+    for width in (256, 376, 384):
         file = add_index(jpeg(200, width, "4:4:4"))
         segments = index.read(file)
         mean = (segments[..., 1] - segments[..., 0]).mean()
@@ -189,9 +180,7 @@ def test_real_imagenet_files_keep_their_pixels_and_grow_by_at_most_3_percent(ima
 
 def test_transcode_returns_the_header_that_a_scan_would_find(jpeg, subsampling, photographs):
     adobe_rgb = saved(photographs["coffee"][:80, :120], keep_rgb=True, subsampling=0)
-    own_markers = saved(
-        photographs["coffee"][:80, :120], restart_marker_blocks=3, exif=b"Exif\0\0" + bytes(64)
-    )
+    own_markers = saved(photographs["coffee"][:80, :120], restart_marker_blocks=3, exif=b"Exif\0\0" + bytes(64))
     for file in (jpeg(100, 128, subsampling), saved(photographs["chelsea"], "L"), adobe_rgb, own_markers):
         src = np.frombuffer(file, np.uint8)
         for interval in (None, 1):

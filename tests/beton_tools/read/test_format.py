@@ -48,12 +48,7 @@ def test_files_of_ffcvs_own_writer(tmp_path: Path, mode: str) -> None:
 
 def test_a_file_with_more_fields_than_ours(tmp_path: Path) -> None:
     path, photos = tmp_path / "ffcv.beton", Photos(2.5, {"caption": "a cup"})
-    fields = {
-        "picture": RGBImageField("raw"),
-        "class": IntField(),
-        "weight": FloatField(),
-        "note": JSONField(),
-    }
+    fields = {"picture": RGBImageField("raw"), "class": IntField(), "weight": FloatField(), "note": JSONField()}
     DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(photos)
     beton = Beton.open(path)
     assert [f.name for f in beton.fields] == ["picture", "class", "weight", "note"]
@@ -76,9 +71,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     for i, image in enumerate(crops("chelsea.png", 6)):
         (folder / "photos" / f"c{i % 3}").mkdir(parents=True, exist_ok=True)
         image.resize((40, 30)).save(folder / "photos" / f"c{i % 3}" / f"{i}.jpg")
-    write_beton(
-        folder / "good.beton", open_source(folder / "photos"), WriteOptions(workers=0, page_size=1 << 16)
-    )
+    write_beton(folder / "good.beton", open_source(folder / "photos"), WriteOptions(workers=0, page_size=1 << 16))
     return (folder / "good.beton").read_bytes()
 
 

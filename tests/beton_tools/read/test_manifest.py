@@ -77,16 +77,12 @@ def test_a_file_of_imagenets_length_opens_with_its_manifest_in_half_a_second_and
     path = tmp_path / "long.beton"
     write_imagenet_length(path)
     table = np.tile(np.frombuffer(b"n01440764/n01440764_1234567.JPEG", np.uint8), (IMAGENET_LENGTH, 1))
-    table[:, 20:27] = np.random.default_rng(0).integers(
-        ord("0"), ord("9") + 1, (IMAGENET_LENGTH, 7), np.uint8
-    )
+    table[:, 20:27] = np.random.default_rng(0).integers(ord("0"), ord("9") + 1, (IMAGENET_LENGTH, 7), np.uint8)
     names = Names(table.tobytes(), table.shape[1] * np.arange(IMAGENET_LENGTH + 1))
     pages = list(range(1 << 31, (1 << 31) + 20_000))
     long = {"num_samples": IMAGENET_LENGTH, "page_crc32": pages, "packed_names": pack_names(names)}
     replace(load(tmp_path, entries), **long).save(manifest_path(path))
-    output = subprocess.run(
-        [sys.executable, "-c", OPEN, str(path)], check=True, stdout=subprocess.PIPE
-    ).stdout
+    output = subprocess.run([sys.executable, "-c", OPEN, str(path)], check=True, stdout=subprocess.PIPE).stdout
     seconds, size = map(float, output.split())
     assert seconds < 0.5
     assert size < 100e6
@@ -124,9 +120,7 @@ BROKEN_NAMES: dict[str, Any] = {
     "not base64": {"names": {"text": "???", "lengths": "???"}},
     "not zlib": {"names": {"text": "aGVsbG8=", "lengths": "aGVsbG8="}},
     "a decompression bomb": {"names": {"text": bomb(64), "lengths": bomb(64)}},
-    "text that is a bomb": {
-        "names": {"text": bomb(64), "lengths": pack_names(Names.of(["a"] * 3))["lengths"]}
-    },
+    "text that is a bomb": {"names": {"text": bomb(64), "lengths": pack_names(Names.of(["a"] * 3))["lengths"]}},
 }
 
 
@@ -141,9 +135,7 @@ def test_a_manifest_with_a_wrong_value_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("lie", BROKEN_NAMES)
-def test_a_damaged_name_table_is_one_line_when_it_is_used(
-    tmp_path: Path, entries: dict[str, Any], lie: str
-) -> None:
+def test_a_damaged_name_table_is_one_line_when_it_is_used(tmp_path: Path, entries: dict[str, Any], lie: str) -> None:
     manifest = load(tmp_path, entries | BROKEN_NAMES[lie])
     tracemalloc.start()
     with pytest.raises(UserError, match="names in the manifest are damaged") as caught:

@@ -100,14 +100,10 @@ def test_a_changed_file_is_refused(copied: Path, tiny: dict[str, str], tmp_path:
     convert_folder(
         Path(tiny["data.train"]).parent / "train", copied, WriteOptions(workers=0, quality=50, lossless=False)
     )
-    with pytest.raises(
-        UserError, match=r"some\.beton has changed since .*x\.subset\.json was made of it; restore"
-    ):
+    with pytest.raises(UserError, match=r"some\.beton has changed since .*x\.subset\.json was made of it; restore"):
         BetonSet.open(path)
     copied.unlink()
-    with pytest.raises(
-        UserError, match=r"some\.beton: no such file, and .*x\.subset\.json lists samples of it"
-    ):
+    with pytest.raises(UserError, match=r"some\.beton: no such file, and .*x\.subset\.json lists samples of it"):
         BetonSet.open(path)
 
 
@@ -134,9 +130,7 @@ IDENTITY = {"path": "a.beton", "num_samples": 48, "file_size": 9, "tables_crc32"
         ({"samples": [1 << 70]}, "Expected int <= 9"),
     ],
 )  # fmt: skip
-def test_a_damaged_subset_file_is_one_line(
-    change: dict, message: str, tiny: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_damaged_subset_file_is_one_line(change: dict, message: str, tiny: dict[str, str], tmp_path: Path) -> None:
     path = write(BetonSet.open(tiny["data.train"]).take(CHOSEN), tmp_path / "x.subset.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=message) as error:

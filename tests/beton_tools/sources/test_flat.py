@@ -88,11 +88,7 @@ LOGIN_PAGE = "<!DOCTYPE html>\n<html><head><title>Sign in, please</title></head>
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (
-            "ILSVRC2012_validation_ground_truth.txt",
-            LOGIN_PAGE,
-            "cannot be read .*; download it again",
-        ),
+        ("ILSVRC2012_validation_ground_truth.txt", LOGIN_PAGE, "cannot be read .*; download it again"),
         ("LOC_val_solution.csv", LOGIN_PAGE, "lacks 9 of 9 images, .*; complete the file"),
         ("LOC_val_solution.csv", f'ImageId,"{"x" * 200_000}', "cannot be read .*; download it again"),
         ("val.txt", LOGIN_PAGE, "lacks 9 of 9 images, .*; complete the file"),
@@ -115,7 +111,5 @@ def test_a_damaged_archive_of_the_devkit_is_named(tmp_path: Path, val_images: Va
     packed = bytearray(gzip.compress(tar_of({"ILSVRC2012_validation_ground_truth.txt": noise})))
     packed[50_000:] = b"\xff" * len(packed[50_000:])
     (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(packed)
-    with pytest.raises(
-        UserError, match=r"ILSVRC2012_devkit_t12\.tar\.gz: cannot be read .*download it again"
-    ):
+    with pytest.raises(UserError, match=r"ILSVRC2012_devkit_t12\.tar\.gz: cannot be read .*download it again"):
         open_source(tmp_path, "val")

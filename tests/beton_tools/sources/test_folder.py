@@ -28,11 +28,7 @@ def test_wnids_have_readable_class_names(photo_folder: Path) -> None:
     (photo_folder.parent / "LOC_synset_mapping.txt").write_text(
         "n01440764 tench, Tinca tinca\nn02123045 tabby, tabby cat\nn04008634 projectile, missile\n"
     )
-    assert open_source(photo_folder).class_names == (
-        "tench, Tinca tinca",
-        "tabby, tabby cat",
-        "projectile, missile",
-    )
+    assert open_source(photo_folder).class_names == ("tench, Tinca tinca", "tabby, tabby cat", "projectile, missile")
 
 
 def test_hidden_files_and_folders_are_ignored(photo_folder: Path) -> None:
@@ -163,8 +159,6 @@ def test_numbered_folders_index_the_classes_of_the_training_file(photo_folder: P
         (("0", "1", "²"), "is not the number of a class"),
     ],
 )
-def test_folders_that_are_no_labels_are_refused(
-    photo_folder: Path, names: tuple[str, ...], message: str
-) -> None:
+def test_folders_that_are_no_labels_are_refused(photo_folder: Path, names: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         open_source(numbered(photo_folder, *names), class_indices=True)

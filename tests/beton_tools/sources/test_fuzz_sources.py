@@ -74,28 +74,9 @@ def test_the_corpus_is_what_its_names_say(path: Path) -> None:
 # tars -----------------------------------------------------------------------------------------------------------------
 
 KINDS = [b"0", b"\0", b"1", b"2", b"5", b"7", b"x", b"g", b"X", b"L", b"K", b"S", b"D", b"Z"]
-NAMES = [
-    "a.jpg",
-    "a.cls",
-    "a.json",
-    "b.png",
-    "n01440764.tar",
-    "n01440764_1.JPEG",
-    "d/c.jpg",
-    "x" * 99,
-    "caf\udce9.jpg",
-]
+NAMES = ["a.jpg", "a.cls", "a.json", "b.png", "n01440764.tar", "n01440764_1.JPEG", "d/c.jpg", "x" * 99, "caf\udce9.jpg"]
 TEXTS = [b"0", b"1", b"7 \n", b"1e9", b'{"label": 3}', b"-1", str(MAX_CLASSES).encode(), b"[" * 300]
-KEYS = [
-    "path",
-    "size",
-    "GNU.sparse.size",
-    "GNU.sparse.map",
-    "GNU.sparse.major",
-    "GNU.sparse.name",
-    "hdrcharset",
-    "uid",
-]
+KEYS = ["path", "size", "GNU.sparse.size", "GNU.sparse.map", "GNU.sparse.major", "GNU.sparse.name", "hdrcharset", "uid"]
 sizes = st.one_of(st.integers(-600, 5000), st.sampled_from([1 << b for b in (20, 31, 33, 62, 63, 64, 87)]))
 records = st.builds(
     lambda key, value, false_length: _record(key, value, false_length),

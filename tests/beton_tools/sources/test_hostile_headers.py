@@ -52,9 +52,7 @@ def test_sizes_of_tar_members(tmp_path: Path, kind: str, size: int, first: bool)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_sizes_of_members_of_an_inner_tar(
-    tmp_path: Path, photo_jpegs: dict[str, list[bytes]], size: int
-) -> None:
+def test_sizes_of_members_of_an_inner_tar(tmp_path: Path, photo_jpegs: dict[str, list[bytes]], size: int) -> None:
     good = tar_of({"n02123045_0.JPEG": photo_jpegs["n02123045"][0]})
     inner = header("n01440764_0.JPEG", size, "0") + bytes(4096)
     (tmp_path / "train.tar").write_bytes(tar_of({"n01440764.tar": inner, "n02123045.tar": good}))
@@ -139,12 +137,9 @@ def write_parquet(path: Path, image: object, kind: pa.DataType, **options: objec
 
 
 @pytest.mark.parametrize(
-    ("value", "kind"),
-    [(7, pa.int64()), (b"\xff", pa.binary()), ([1], pa.list_(pa.int64())), (None, pa.null())],
+    ("value", "kind"), [(7, pa.int64()), (b"\xff", pa.binary()), ([1], pa.list_(pa.int64())), (None, pa.null())]
 )
-def test_paths_that_are_not_text_are_replaced_by_row_numbers(
-    tmp_path: Path, value: object, kind: pa.DataType
-) -> None:
+def test_paths_that_are_not_text_are_replaced_by_row_numbers(tmp_path: Path, value: object, kind: pa.DataType) -> None:
     struct = pa.struct([("bytes", pa.binary()), ("path", kind)])
     write_parquet(tmp_path / "a.parquet", {"bytes": b"x", "path": value}, struct)
     source = open_source(tmp_path)

@@ -45,9 +45,7 @@ def test_oversized_label_files(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("label", TOO_LARGE[:-1])
 def test_parquet_labels(tmp_path: Path, label: int) -> None:
     kind = pa.uint64() if label >= 1 << 63 else pa.int64()
-    pq.write_table(
-        pa.table({"image": [b"x", b"y"], "label": pa.array([0, label], kind)}), tmp_path / "a.parquet"
-    )
+    pq.write_table(pa.table({"image": [b"x", b"y"], "label": pa.array([0, label], kind)}), tmp_path / "a.parquet")
     check_refused(tmp_path, rf"a\.parquet: label {label}, expected a number from 0 to {MAX_CLASSES - 1}")
 
 
@@ -93,17 +91,7 @@ def features(names: Any) -> str:
 
 @pytest.mark.parametrize(
     "metadata",
-    [
-        "[" * 100_000,
-        '{"a":' * 100_000,
-        "[1]",
-        "null",
-        b"\xff",
-        "",
-        features("ab"),
-        features([]),
-        '{"info": 3}',
-    ],
+    ["[" * 100_000, '{"a":' * 100_000, "[1]", "null", b"\xff", "", features("ab"), features([]), '{"info": 3}'],
     ids=lambda m: str(m)[:12],
 )
 def test_unusable_metadata_of_hugging_face_is_ignored(tmp_path: Path, metadata: str | bytes) -> None:

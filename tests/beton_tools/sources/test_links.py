@@ -12,9 +12,7 @@ from beton_tools.write.writer import WriteOptions
 
 
 def convert(photo_folder: Path, on_error: str = "skip") -> Manifest:
-    return convert_folder(
-        photo_folder, photo_folder.parent / "o.beton", WriteOptions(workers=0, on_error=on_error)
-    )
+    return convert_folder(photo_folder, photo_folder.parent / "o.beton", WriteOptions(workers=0, on_error=on_error))
 
 
 @pytest.mark.parametrize("target", ["a.jpg", "b.jpg", "missing", "..", ".", "../..", "/"])

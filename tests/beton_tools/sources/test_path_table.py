@@ -50,9 +50,7 @@ def test_a_parquet_table_may_list_paths_or_hold_images_with_named_labels(images:
 
 @pytest.mark.parametrize("kind", ["paths", "images"])
 @pytest.mark.parametrize("labels", [["cup", " "], [1.0, float("nan")]], ids=["space", "NaN"])
-def test_a_row_of_a_parquet_file_without_a_label_is_named(
-    images: Path, kind: str, labels: list[object]
-) -> None:
+def test_a_row_of_a_parquet_file_without_a_label_is_named(images: Path, kind: str, labels: list[object]) -> None:
     if kind == "images" and labels[0] == 1.0:
         pytest.skip("labels beside images are integers or text")
     names = ["pictures/coffee.png", "pictures/rocket.png"]
@@ -91,9 +89,7 @@ def test_categories_of_pandas_are_names(images: Path, kind: str) -> None:
         (["kind", "weight"], "kind or weight could be the label column; name the column of labels 'label'"),
     ],
 )
-def test_no_other_column_of_integers_is_taken_for_the_label(
-    images: Path, columns: list[str], label: str
-) -> None:
+def test_no_other_column_of_integers_is_taken_for_the_label(images: Path, columns: list[str], label: str) -> None:
     """Class numbers beside embedded images: the label's rows hold 0 and 1."""
     cells = {name: [0, 1] if name == label else [5, 6] for name in columns}
     pq.write_table(pa.table({"image": [b"x", b"y"], **cells}), images / "t.parquet")
@@ -105,9 +101,7 @@ def test_no_other_column_of_integers_is_taken_for_the_label(
 
 
 def test_a_column_of_another_type_does_not_hide_the_labels(images: Path) -> None:
-    table = pa.table(
-        {"image": [b"x", b"y"], "category": [["a"], ["b"]], "target": pa.nulls(2), "labels": [1, 0]}
-    )
+    table = pa.table({"image": [b"x", b"y"], "category": [["a"], ["b"]], "target": pa.nulls(2), "labels": [1, 0]})
     pq.write_table(table, images / "t.parquet")
     assert open_source(images / "t.parquet").labels.tolist() == [1, 0]
 
@@ -177,9 +171,7 @@ def test_excels_unicode_text_is_read(tmp_path: Path) -> None:
 
 def test_a_label_in_another_encoding_is_named_and_a_path_may_be_any_bytes(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes("path,label\na.png,x\nb.png,café\n".encode("latin-1"))
-    with pytest.raises(
-        UserError, match=r"t\.csv, row 3: the label is not UTF-8 text; save the table as UTF-8"
-    ):
+    with pytest.raises(UserError, match=r"t\.csv, row 3: the label is not UTF-8 text; save the table as UTF-8"):
         open_tables(tmp_path, [tmp_path / "t.csv"])
     (tmp_path / "t.csv").write_bytes("path,label\ncafé.png,x\n".encode("latin-1"))
     assert list(open_tables(tmp_path, [tmp_path / "t.csv"])[0].names) == ["caf\udce9.png"]

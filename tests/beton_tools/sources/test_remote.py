@@ -12,12 +12,7 @@ import pytest
 from beton_tools import UserError
 from beton_tools.read.manifest import manifest_path
 from beton_tools.sources import open_source, servers
-from beton_tools.sources.remote import (
-    RemotePath,
-    expand_pattern,
-    read_range,
-    source_path,
-)
+from beton_tools.sources.remote import RemotePath, expand_pattern, read_range, source_path
 from beton_tools.sources.remote_files import BLOCK, RemoteFile
 from beton_tools.sources.servers import RemoteError, retrying
 from beton_tools.write.convert import convert_folder, convert_imagenet
@@ -52,9 +47,7 @@ def shards(folder: Path, jpegs: Jpegs) -> None:
 
 
 def parquet(path: Path, jpegs: Jpegs, group: int = 4) -> None:
-    images = [
-        {"bytes": data, "path": f"{i}.jpg"} for data_of in jpegs.values() for i, data in enumerate(data_of)
-    ]
+    images = [{"bytes": data, "path": f"{i}.jpg"} for data_of in jpegs.values() for i, data in enumerate(data_of)]
     labels = [label for label, data_of in enumerate(jpegs.values()) for _ in data_of]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     pq.write_table(
@@ -81,9 +74,7 @@ def test_a_conversion_equals_that_of_local_files(
     assert (ours.classes, list(ours.names)) == (local.classes, list(local.names))
 
 
-def test_connections_that_break_are_made_again(
-    server: FileServer, tmp_path: Path, photo_jpegs: Jpegs
-) -> None:
+def test_connections_that_break_are_made_again(server: FileServer, tmp_path: Path, photo_jpegs: Jpegs) -> None:
     shards(server.folder, photo_jpegs)
     convert_folder(server.folder, tmp_path / "local.beton", ALONE)
     server.break_every = 3
@@ -204,9 +195,7 @@ def test_a_finished_conversion_is_known_by_size_and_version(
 
 def test_row_groups_are_read_once(server: FileServer, tmp_path: Path, photo_jpegs: Jpegs) -> None:
     parquet(
-        server.folder / "a.parquet",
-        {"all": [data for many in photo_jpegs.values() for data in many] * 5},
-        group=120,
+        server.folder / "a.parquet", {"all": [data for many in photo_jpegs.values() for data in many] * 5}, group=120
     )
     source = open_source(f"{server.url}/a.parquet")
     server.sent = 0
@@ -255,9 +244,7 @@ def test_paths() -> None:
 
 def test_braces() -> None:
     found = expand_pattern(RemotePath("https://host/{train,val}-{08..10}.tar?x=1"))
-    assert [path.name for path in found] == [
-        f"{s}-{n}.tar" for s in ("train", "val") for n in ("08", "09", "10")
-    ]
+    assert [path.name for path in found] == [f"{s}-{n}.tar" for s in ("train", "val") for n in ("08", "09", "10")]
     with pytest.raises(UserError, match="close every brace"):
         expand_pattern(RemotePath("https://host/train-{0..1.tar"))
 
@@ -276,9 +263,7 @@ def test_a_web_server_has_no_folders(server: FileServer, tmp_path: Path) -> None
         convert_imagenet(RemotePath(server.url), tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("error", "times"), [(PermissionError, 1), (ValueError, 1), (ConnectionResetError, 5)]
-)
+@pytest.mark.parametrize(("error", "times"), [(PermissionError, 1), (ValueError, 1), (ConnectionResetError, 5)])
 def test_errors_that_cannot_pass_are_not_tried_again(
     monkeypatch: pytest.MonkeyPatch, error: type[Exception], times: int
 ) -> None:

@@ -102,16 +102,12 @@ def test_a_range_is_read_and_an_endless_answer_left(path: RemotePath, server: Fi
         ({"status": 403}, r"access denied"),
     ],
 )
-def test_other_bytes_are_refused(
-    path: RemotePath, server: FileServer, change: dict[str, Any], reason: str
-) -> None:
+def test_other_bytes_are_refused(path: RemotePath, server: FileServer, change: dict[str, Any], reason: str) -> None:
     stamp = remote.stamp_of_url(path)
     vars(server).update(change)
     with pytest.raises(RemoteError, match=reason) as caught:
         read_range(path, stamp, 300, 5000)
-    assert re.match(rf"{path.protocol}://[\w.:]+/a\.tar: .*", str(caught.value)) and "\n" not in str(
-        caught.value
-    )
+    assert re.match(rf"{path.protocol}://[\w.:]+/a\.tar: .*", str(caught.value)) and "\n" not in str(caught.value)
 
 
 def test_a_file_that_changed_is_refused(path: RemotePath, server: FileServer) -> None:

@@ -117,13 +117,7 @@ def as_shards(folder: Path, jpegs: Jpegs, val: dict[str, tuple[str, bytes]]) -> 
     (folder / "classes.txt").write_text("cup\ncat\nrocket\n")
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        pytest.param(as_ilsvrc_tars, marks=pytest.mark.slow),
-        as_shards,
-    ],
-)
+@pytest.mark.parametrize("layout", [pytest.param(as_ilsvrc_tars, marks=pytest.mark.slow), as_shards])
 def test_imagenet_from_a_bucket_equals_imagenet_from_a_disk(
     bucket: Any, tmp_path: Path, photo_jpegs: Jpegs, val_images: dict[str, tuple[str, bytes]], layout: Any
 ) -> None:
@@ -143,9 +137,7 @@ def test_imagenet_from_a_bucket_equals_imagenet_from_a_disk(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "url", ["s3://photos/shards/", "s3://photos/shards/*.tar", "s3://photos/shards/s-{0,1}.tar"]
-)
+@pytest.mark.parametrize("url", ["s3://photos/shards/", "s3://photos/shards/*.tar", "s3://photos/shards/s-{0,1}.tar"])
 def test_prefixes_and_patterns(bucket: Any, tmp_path: Path, photo_jpegs: Jpegs, url: str) -> None:
     for number in range(2):
         bucket.pipe(f"photos/shards/s-{number}.tar", train_shard(photo_jpegs))
@@ -260,8 +252,6 @@ def test_missing_credentials_and_packages_are_one_line(
     forget_file_systems()
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3")  # the class that was imported before
-    with pytest.raises(
-        UserError, match=r"s3:// files cannot be read \(.*s3fs.*\); pip install 'fastft\[cloud\]'"
-    ):
+    with pytest.raises(UserError, match=r"s3:// files cannot be read \(.*s3fs.*\); pip install 'fastft\[cloud\]'"):
         convert_folder("s3://photos/s.tar", tmp_path / "o.beton")
     assert list(tmp_path.iterdir()) == []

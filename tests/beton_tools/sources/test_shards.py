@@ -28,9 +28,7 @@ def write_shards(folder: Path, pairs: list[tuple[bytes, int]], label_as: str) ->
             image, label = pairs[i]
             files[f"./part.a/{i:06d}.jpg"] = image
             if label_as == "json":
-                files[f"./part.a/{i:06d}.json"] = json.dumps(
-                    {"label": label, "filename": f"{i}.JPEG"}
-                ).encode()
+                files[f"./part.a/{i:06d}.json"] = json.dumps({"label": label, "filename": f"{i}.JPEG"}).encode()
             else:
                 files[f"./part.a/{i:06d}.cls"] = str(label).encode()
         (folder / f"photos-train-{shard:04d}.tar").write_bytes(tar_of(files))
@@ -56,9 +54,7 @@ def test_a_glob_pattern_selects_shards(tmp_path: Path, photo_jpegs: Jpegs) -> No
         open_source(tmp_path / "shards" / "*.zip")
 
 
-@pytest.mark.parametrize(
-    "bad", [{"a.jpg": b"x"}, {"a.jpg": b"x", "a.cls": b"cat"}, {"a.jpg": b"x", "a.json": b"[]"}]
-)
+@pytest.mark.parametrize("bad", [{"a.jpg": b"x"}, {"a.jpg": b"x", "a.cls": b"cat"}, {"a.jpg": b"x", "a.json": b"[]"}])
 def test_a_sample_without_a_usable_label_is_named(tmp_path: Path, bad: dict[str, bytes]) -> None:
     (tmp_path / "s.tar").write_bytes(tar_of({"x.txt": b"a", **bad}))
     with pytest.raises(UserError, match=r"s\.tar: sample a .*label"):
@@ -74,13 +70,9 @@ def test_samples_without_an_image_are_counted(tmp_path: Path) -> None:
 
 
 def write_parquet(path: Path, pairs: list[tuple[bytes, int]], names: list[str] | None) -> None:
-    images = [
-        {"bytes": data, "path": f"photo_{i}.JPEG" if i % 2 else None} for i, (data, _) in enumerate(pairs)
-    ]
+    images = [{"bytes": data, "path": f"photo_{i}.JPEG" if i % 2 else None} for i, (data, _) in enumerate(pairs)]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    table = pa.table(
-        {"image": pa.array(images, kind), "label": pa.array([label for _, label in pairs], pa.int64())}
-    )
+    table = pa.table({"image": pa.array(images, kind), "label": pa.array([label for _, label in pairs], pa.int64())})
     if names is not None:
         features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})

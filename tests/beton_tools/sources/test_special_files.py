@@ -43,9 +43,7 @@ FLAT = {"val/a.jpg": b"x"}
         ("LOC_synset_mapping.txt", SHARD | {"classes.txt": b"n01440764\n"}, ""),
     ],
 )  # fmt: skip
-def test_archives_and_lists(
-    tmp_path: Path, make: Make, name: str, files: dict[str, bytes], opened: str
-) -> None:
+def test_archives_and_lists(tmp_path: Path, make: Make, name: str, files: dict[str, bytes], opened: str) -> None:
     for path, data in files.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes(data)

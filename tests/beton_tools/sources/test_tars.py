@@ -13,10 +13,7 @@ from tests.beton_tools.conftest import tar_of, train_tar
 
 
 def contents(source: Source) -> list[tuple[str, int, bytes]]:
-    return [
-        (Path(name).name, int(source.labels[i]), source.locate(i).read())
-        for i, name in enumerate(source.names)
-    ]
+    return [(Path(name).name, int(source.labels[i]), source.locate(i).read()) for i, name in enumerate(source.names)]
 
 
 def test_the_train_tar_reads_like_its_folder(
@@ -29,9 +26,7 @@ def test_the_train_tar_reads_like_its_folder(
     assert contents(tar) == contents(folder)
 
 
-def test_a_folder_of_class_tars_reads_like_the_train_tar(
-    tmp_path: Path, photo_jpegs: dict[str, list[bytes]]
-) -> None:
+def test_a_folder_of_class_tars_reads_like_the_train_tar(tmp_path: Path, photo_jpegs: dict[str, list[bytes]]) -> None:
     (tmp_path / "train").mkdir()
     for wnid, images in photo_jpegs.items():
         files = {f"{wnid}_{i}.JPEG": data for i, data in enumerate(images)}
@@ -95,9 +90,7 @@ def test_a_damaged_tar_is_an_error_not_fewer_images(
     assert "\n" not in str(caught.value)
 
 
-def test_a_tar_that_shrinks_after_indexing_is_a_read_error(
-    tmp_path: Path, photo_jpegs: dict[str, list[bytes]]
-) -> None:
+def test_a_tar_that_shrinks_after_indexing_is_a_read_error(tmp_path: Path, photo_jpegs: dict[str, list[bytes]]) -> None:
     path = tmp_path / "n01440764.tar"
     path.write_bytes(tar_of({"a.JPEG": photo_jpegs["n01440764"][0]}))
     source = open_source(tmp_path)

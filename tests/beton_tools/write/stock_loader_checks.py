@@ -48,9 +48,7 @@ def test_stock_simple_decoder_gives_the_pixels_of_a_raw_file(photo_folder: Path,
     beton = Beton.open(out)
     assert set(beton.modes) == {1}
     ids = np.flatnonzero((beton.heights == beton.heights[0]) & (beton.widths == beton.widths[0]))
-    loader = Loader(
-        str(out), 24, 1, drop_last=False, pipelines={"image": [CenterCropRGBImageDecoder((16, 16), 1.0)]}
-    )
+    loader = Loader(str(out), 24, 1, drop_last=False, pipelines={"image": [CenterCropRGBImageDecoder((16, 16), 1.0)]})
     images = next(iter(loader))[0]
     assert len(images) == 24 and min(image.std() for image in images) > 10
     np.testing.assert_array_equal(beton.sizes[ids], 3 * int(beton.heights[0]) * int(beton.widths[0]))

@@ -53,12 +53,9 @@ def written(photo_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "change",
-    ["half", *(pytest.param(c, marks=pytest.mark.slow) for c in ("empty", "overwritten", "renamed"))],
+    "change", ["half", *(pytest.param(c, marks=pytest.mark.slow) for c in ("empty", "overwritten", "renamed"))]
 )
-def test_every_command_ends_with_one_line_that_names_the_file(
-    written: Path, tmp_path: Path, change: str
-) -> None:
+def test_every_command_ends_with_one_line_that_names_the_file(written: Path, tmp_path: Path, change: str) -> None:
     code = [sys.executable, "-c", COMMANDS, str(written), change, str(tmp_path)]
     done = subprocess.run(code, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr  # SIGBUS: -7

@@ -73,8 +73,7 @@ def test_every_layout_gives_the_same_training_file(
     assert manifest is not None
     assert manifest.classes == sorted(photo_jpegs)
     stored = [
-        (manifest.classes[label], Path(name).name)
-        for name, label in zip(manifest.names, val.labels, strict=True)
+        (manifest.classes[label], Path(name).name) for name, label in zip(manifest.names, val.labels, strict=True)
     ]
     if layout != "folders":
         assert {name: wnid for wnid, name in stored} == {name: wnid for name, (wnid, _) in val_images.items()}
@@ -112,16 +111,11 @@ def test_the_summary_counts_what_was_kept_encoded_and_skipped(
 ) -> None:
     (photo_folder / "n01440764" / "bad\n.JPEG").write_bytes(b"no image")
     out = tmp_path / "out" / "a.beton"
-    folder(
-        "--data", photo_folder, "--out", out, "--max-resolution", 120, "--on-error", "skip", "--workers", 2
-    )
+    folder("--data", photo_folder, "--out", out, "--max-resolution", 120, "--on-error", "skip", "--workers", 2)
     text = capsys.readouterr().out
     manifest = Manifest.load(manifest_path(out))
     assert "24 images in 3 classes" in text
-    assert (
-        f"{manifest.encodings['kept']} kept bit for bit; re-encoded: {manifest.encodings['resized']} resized"
-        in text
-    )
+    assert f"{manifest.encodings['kept']} kept bit for bit; re-encoded: {manifest.encodings['resized']} resized" in text
     assert r"bad\n.JPEG: cannot be decoded" in text
     assert max(Beton.open(out).heights.max(), Beton.open(out).widths.max()) == 120
 
@@ -147,9 +141,7 @@ def test_every_format_that_pillow_decodes_is_converted_and_other_files_are_count
     assert np.abs(stored - shown).mean() < 10  # the first frame
 
 
-def test_classes_of_another_file_determine_the_labels(
-    tmp_path: Path, photo_jpegs: Jpegs, photo_folder: Path
-) -> None:
+def test_classes_of_another_file_determine_the_labels(tmp_path: Path, photo_jpegs: Jpegs, photo_folder: Path) -> None:
     train, val = tmp_path / "train.beton", tmp_path / "val.beton"
     folder("--data", photo_folder, "--out", train, "--workers", 0)
     write_folder(tmp_path / "val", {"n04008634": photo_jpegs["n04008634"]})

@@ -102,20 +102,14 @@ def test_a_jpeg_without_its_tables_is_refused() -> None:
 
 def test_an_image_beyond_libjpegs_limit_is_refused_unless_it_is_shrunk() -> None:
     strip = saved(Image.new("RGB", (65501, 1)), "PNG")
-    with pytest.raises(
-        BadImage, match=r"65501 x 1 pixels, the limit is 65500 per side; give --max-resolution"
-    ):
+    with pytest.raises(BadImage, match=r"65501 x 1 pixels, the limit is 65500 per side; give --max-resolution"):
         encode_sample(strip, EncodeOptions())
     assert encode_sample(strip, EncodeOptions(max_resolution=1000)).width == 1000
 
 
-@pytest.mark.parametrize(
-    "options", [EncodeOptions(), EncodeOptions(max_resolution=50), EncodeOptions(lossless=False)]
-)
+@pytest.mark.parametrize("options", [EncodeOptions(), EncodeOptions(max_resolution=50), EncodeOptions(lossless=False)])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_damaged_jpeg_is_stored_with_pillows_pixels_and_marked(
-    options: EncodeOptions, progressive: bool
-) -> None:
+def test_a_damaged_jpeg_is_stored_with_pillows_pixels_and_marked(options: EncodeOptions, progressive: bool) -> None:
     broken = damaged(jpeg_of(PHOTO, progressive=progressive))
     stored = encode_sample(broken, options)
     assert stored.how == DAMAGED
@@ -185,9 +179,7 @@ def test_raw_mode_stores_the_pixels_of_pillow(form: str) -> None:
     )
     assert stored.how == f"raw, {'RGB JPEG' if form == 'JPEG' else form}"
     with pytest.raises(BadImage, match="do not fit a page of 65536; give --max-resolution"):
-        encode_sample(
-            saved(PHOTO.resize((200, 150)), form), EncodeOptions(write_mode="raw", page_size=1 << 16)
-        )
+        encode_sample(saved(PHOTO.resize((200, 150)), form), EncodeOptions(write_mode="raw", page_size=1 << 16))
 
 
 def test_proportion_stores_that_share_as_jpegs_chosen_by_contents() -> None:

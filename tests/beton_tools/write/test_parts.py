@@ -82,9 +82,7 @@ def test_a_part_that_does_not_exist_is_one_line(text: str, capsys: pytest.Captur
     ],
     ids=lambda text: text[:14],
 )
-def test_missing_parts_are_listed_up_to_a_limit(
-    photo_folder: Path, tmp_path: Path, part: str, missing: str
-) -> None:
+def test_missing_parts_are_listed_up_to_a_limit(photo_folder: Path, tmp_path: Path, part: str, missing: str) -> None:
     path = tmp_path / "photos.beton"
     manifest = convert_folder(photo_folder, path, options())
     replace(manifest, options={"part": part}).save(manifest_path(path))

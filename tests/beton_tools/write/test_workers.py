@@ -105,9 +105,7 @@ def test_a_worker_that_is_killed_between_images_is_replaced(photo_folder: Path) 
 
 
 @pytest.mark.slow
-def test_a_script_whose_statements_run_again_in_its_workers_is_told_so(
-    photo_folder: Path, tmp_path: Path
-) -> None:
+def test_a_script_whose_statements_run_again_in_its_workers_is_told_so(photo_folder: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\nfrom beton_tools.write.convert import convert_folder\n"

@@ -50,9 +50,7 @@ def test_images_are_stored_with_their_pixels_size_and_label(photo_folder: Path, 
         assert beton.labels[i] == manifest.classes.index(name.split("/")[0])
 
 
-def test_no_image_crosses_a_page_boundary_and_the_file_ends_with_its_table(
-    photo_folder: Path, tmp_path: Path
-) -> None:
+def test_no_image_crosses_a_page_boundary_and_the_file_ends_with_its_table(photo_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "photos.beton"
     write_beton(out, open_source(photo_folder), INLINE)
     beton = Beton.open(out)
@@ -91,9 +89,7 @@ def test_an_image_that_kills_workers_is_a_bad_image(photo_folder: Path, tmp_path
     assert Beton.open(tmp_path / "a.beton").num_samples == 23
 
 
-def test_by_default_the_first_bad_image_ends_the_conversion_and_is_named(
-    photo_folder: Path, tmp_path: Path
-) -> None:
+def test_by_default_the_first_bad_image_ends_the_conversion_and_is_named(photo_folder: Path, tmp_path: Path) -> None:
     (photo_folder / "n02123045" / "n02123045_3.JPEG").write_bytes(b"\xff\xd8\xff nonsense")
     for workers in (0, 2):
         with pytest.raises(UserError, match=r"n02123045/n02123045_3\.JPEG: cannot be decoded"):
@@ -105,9 +101,7 @@ def test_a_data_set_without_a_valid_image_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "photos" / "a").mkdir(parents=True)
     (tmp_path / "photos" / "a" / "x.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="none of the 1 images could be stored; first: empty file"):
-        write_beton(
-            tmp_path / "a.beton", open_source(tmp_path / "photos"), WriteOptions(workers=0, on_error="skip")
-        )
+        write_beton(tmp_path / "a.beton", open_source(tmp_path / "photos"), WriteOptions(workers=0, on_error="skip"))
 
 
 def test_a_subset_has_the_given_number_of_images_per_class(photo_folder: Path, tmp_path: Path) -> None:
@@ -145,16 +139,11 @@ def test_a_complete_file_is_not_written_again_nor_replaced_without_overwrite(
     assert out.stat().st_mtime_ns == before.st_mtime_ns
     write_beton(out, source, WriteOptions(workers=0, quality=50, lossless=False), overwrite=True)
     assert Beton.open(out).num_samples == 24
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "photos",
-        "photos.beton",
-        "photos.beton.manifest.json",
-    ]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "photos.beton", "photos.beton.manifest.json"]
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"quality": 0}, {"max_resolution": 0}, {"workers": -1}, {"page_size": 100_000}, {"on_error": "ignore"}],
+    "wrong", [{"quality": 0}, {"max_resolution": 0}, {"workers": -1}, {"page_size": 100_000}, {"on_error": "ignore"}]
 )
 def test_invalid_options_are_one_line(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match=f"{next(iter(wrong)).replace('_', '.')} cannot be .*; give "):
@@ -177,13 +166,9 @@ def test_damaged_jpegs_of_an_earlier_run_are_named_after_a_resume(photo_folder: 
     whole = last.read_bytes()
     last.write_bytes(b"no image")
     with pytest.raises(UserError, match="cannot be decoded"):
-        write_beton(
-            tmp_path / "a.beton", open_source(photo_folder), WriteOptions(workers=0, page_size=1 << 16)
-        )
+        write_beton(tmp_path / "a.beton", open_source(photo_folder), WriteOptions(workers=0, page_size=1 << 16))
     last.write_bytes(whole)
-    manifest = write_beton(
-        tmp_path / "a.beton", open_source(photo_folder), WriteOptions(workers=0, page_size=1 << 16)
-    )
+    manifest = write_beton(tmp_path / "a.beton", open_source(photo_folder), WriteOptions(workers=0, page_size=1 << 16))
     assert manifest.damaged == ["n02123045/n02123045_1.JPEG"]
     assert manifest.encodings == {KEPT: 23, DAMAGED: 1}
     assert Manifest.of_beton(tmp_path / "a.beton") == manifest
