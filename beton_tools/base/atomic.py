@@ -1,11 +1,12 @@
 """Files that appear under their name only when they are complete."""
 
+import csv
 import fcntl
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -114,6 +115,31 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+@contextmanager
+def atomic_output(path: Path) -> Iterator[Path]:
+    """As `atomic_path`, for a file that a user asked for.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        with atomic_path(path) as partial:
+            yield partial
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file. Names that are not UTF-8 keep their bytes. Raises UserError if it cannot be written."""
+    with (
+        atomic_output(path) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
 def save_picture(path: Path, save: Callable[[Path], object]) -> None:
     """Write a picture atomically. save: writes it to a path; the suffix gives the format.
 
@@ -121,12 +147,10 @@ def save_picture(path: Path, save: Callable[[Path], object]) -> None:
         UserError: the file cannot be written, or the format is not known.
     """
     try:
-        with atomic_path(path) as partial:
+        with atomic_output(path) as partial:
             save(partial)
     except ValueError as error:
         raise UserError(f"{path}: cannot be written ({error}); give a file name that ends in .png") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def sync_folder(folder: Path) -> None:

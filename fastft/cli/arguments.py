@@ -33,6 +33,10 @@ def say(text: str) -> None:
     print(printable(text), file=sys.stderr, flush=True)
 
 
+def print_line(console: Any, text: str) -> None:
+    console.print(printable(text), soft_wrap=True)
+
+
 def show(values: Any, as_json: bool, printer: Callable[[Any, Any], None]) -> int:
     """Print a result as JSON, or by `printer` on a console; returns the exit code 0."""
     if as_json:

@@ -2,11 +2,16 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from beton_tools.base import torchrun
+from beton_tools.base.console import compact_table, print_table
 from beton_tools.base.errors import UserError
-from fastft.cli.arguments import add_shared, say, show
+from fastft.cli.arguments import add_shared, print_line, say, show
 from fastft.recipe.constants import SOUPS
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 HELP = "average weights: between the start and the end of a run (WiSE-FT), or over several runs (soups)"
 EXAMPLE = (
@@ -44,7 +49,7 @@ def alpha_list(text: str) -> list[float]:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastft.evaluate.weight_average import ALPHAS, average, check_out, print_average, write_average
+    from fastft.evaluate.weight_average import ALPHAS, average, check_out, write_average
 
     if args.alpha is not None and args.soup is not None:
         raise UserError("--alpha is for a curve between two models, --soup for a mean; omit one of them")
@@ -64,3 +69,18 @@ def run(args: argparse.Namespace) -> int:
         show(found.as_dict(), args.json, print_average)
         say(f"written: {args.out}")
     return 0
+
+
+def print_average(values: dict[str, Any], console: "Console") -> None:
+    """Print a row for each model and average, with the standard error of the selection set, and what was kept."""
+    if values["data"]:
+        names = [Path(path).name + (" (selection)" * (path == values["selection"])) for path in values["data"]]
+        rows = [
+            [
+                row["name"] + (" *" if row == values["chosen"] else ""),
+                *(f"{s['top1']:.3f} ± {s['standard_error']:.3f}" for s in row["files"]),
+            ]
+            for row in values["rows"]
+        ]
+        print_table(compact_table("top-1 %", ["model", *names], rows), console)
+    print_line(console, f"kept: {values['description']}")

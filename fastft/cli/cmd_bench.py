@@ -2,18 +2,24 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from beton_tools.base.console import make_console
+from beton_tools.base.console import compact_table, make_console, print_table
 from beton_tools.base.errors import UserError
 from fastft.bench import BENCHES
 from fastft.cli.arguments import positive, recipe_reference, show
 from fastft.recipe import load_recipe
 from fastft.recipe.constants import PEERS
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 HELP = "measure this machine, against what one would use instead; JSON, a table and an HTML page"
 EXAMPLE = "fastft bench loader --images imagenet/train --peers ffcv,timm --out bench"
 TAKES_OPTIONS = False
 TRAFFIC = "traffic"  # counted from shapes: no rounds, no contenders, no images
+PATHS = {"autocast": "autocast, fp32 residual", "half": "half-precision copy"}
+SMALLEST_ROW_GB = 0.05  # operations below it are one row of the table; the JSON has all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +62,19 @@ def run(args: argparse.Namespace) -> int:
 def _run_traffic(args: argparse.Namespace) -> int:
     if args.counted is None:
         raise UserError(f"no recipe to count; use fastft bench {TRAFFIC} RECIPE")
-    from fastft.bench.traffic_table import measure_traffic, print_traffic
+    from fastft.cost.traffic import measure_traffic
 
     return show(measure_traffic(load_recipe(args.counted)), args.json, print_traffic)
+
+
+def print_traffic(values: dict[str, Any], console: "Console") -> None:
+    head = f"{values['recipe']}: memory traffic of a step of {values['images']} images outside matrix products and attention"
+    console.print(f"{head}, counted from shapes", highlight=False)
+    for path, title in PATHS.items():
+        rows = [row for row in values["ops"] if row["path"] == path]
+        large, small = ([r for r in rows if (r["gb"] >= SMALLEST_ROW_GB) is keep] for keep in (True, False))
+        rest = {key: sum(r[key] for r in small) for key in ("calls", "gb")}
+        cells = [[r["op"], r["direction"], str(r["calls"]), f"{r['gb']:.2f}"] for r in large]
+        cells.append(["others", "", str(rest["calls"]), f"{rest['gb']:.2f}"])
+        head = f"{title}: {values[f'{path}_gb']:.1f} GB, {values[f'{path}_calls']} operations"
+        print_table(compact_table(head, ["operation", "direction", "calls", "GB"], cells, left=2), console)

@@ -1,6 +1,7 @@
 """`fastft convert folder` and `fastft convert imagenet`."""
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,20 +140,9 @@ def _options_of(args: argparse.Namespace) -> "WriteOptions":
     from beton_tools.read.parts import Part
     from beton_tools.write.writer import WriteOptions
 
-    same = (
-        "max_resolution",
-        "quality",
-        "subsampling",
-        "workers",
-        "subset_per_class",
-        "shuffle_seed",
-        "on_error",
-        "write_mode",
-        "compress_probability",
-    )
-    part = None if args.part is None else Part.parse(args.part)
-    values = {name: getattr(args, name) for name in same}
-    return WriteOptions(**values, lossless=not args.reencode, index=not args.no_index, part=part)
+    values = {field.name: getattr(args, field.name) for field in fields(WriteOptions) if hasattr(args, field.name)}
+    values |= {"lossless": not args.reencode, "index": not args.no_index}
+    return WriteOptions(**values | {"part": None if args.part is None else Part.parse(args.part)})
 
 
 def _print_summary(path: Path, manifest: "Manifest") -> None:

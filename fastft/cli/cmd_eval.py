@@ -1,16 +1,23 @@
-"""`fastft eval CKPT`."""
+"""`fastft eval CKPT`: scores of a checkpoint, and how they are printed."""
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from beton_tools.base import torchrun
+from beton_tools.base.console import compact_table, print_table
 from beton_tools.base.errors import UserError
-from fastft.cli.arguments import add_checkpoint, add_shared, positive, say, show
+from fastft.cli.arguments import add_checkpoint, add_shared, positive, print_line, say, show
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 HELP = "accuracy, metrics per class and calibration of a checkpoint on .beton files"
 EXAMPLE = "fastft eval runs/final_b16 --data val.beton"
 TAKES_OPTIONS = False
+SHOWN_CLASSES, SHOWN_CONFUSIONS = 30, 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +40,6 @@ def _add_knn(group: argparse._ArgumentGroup) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fastft.evaluate.output import print_evaluation, print_table_of_files
-
     found = _evaluate(args) if args.knn is None else _evaluate_neighbours(args)
     if torchrun.rank() != 0:  # every process has the same sums; rank 0 prints them
         return 0
@@ -70,3 +75,69 @@ def _evaluate_neighbours(args: argparse.Namespace) -> list[dict[str, Any]]:
     return evaluate_neighbours(
         args.checkpoint, args.data, args.device, args.knn, train=args.knn_train, weights=args.weights
     )
+
+
+# what is printed -------------------------------------------------------------------------------------------------------
+
+
+def print_evaluation(scores: Mapping[str, Any], console: "Console") -> None:
+    """Print the figures, the classes (the worst by F1 if there are many), and the largest confusions."""
+    print_line(console, _headline(scores))
+    print_line(console, _means(scores))
+    if "knn" in scores:
+        bank = f"{scores['knn_train_images']:,} training images"
+        print_line(console, f"by the {scores['knn']} nearest of {bank}")
+    print_table(_class_table(scores["classes"]), console)
+    largest = scores["confusions"][:SHOWN_CONFUSIONS]
+    listed = ", ".join(f"{c['class']} as {c['predicted']} {c['images']}" for c in largest)
+    print_line(console, f"largest confusions: {listed or 'none'}")
+
+
+def _headline(s: Mapping[str, Any]) -> str:
+    top5 = f"top-5 {s['top5']:.3f} %, " if "top5" in s else ""
+    few = s["ranked_classes"] < len(s["classes"])
+    ranked = f", ranked among the {s['ranked_classes']} classes with images" if few else ""
+    return (
+        f"top-1 {s['top1']:.3f} % (standard error {s['standard_error']:.3f}), {top5}loss {s['loss']:.4f}, "
+        f"{s['samples']} images{ranked}"
+    )
+
+
+def _means(s: Mapping[str, Any]) -> str:
+    scaled = ""
+    if "temperature" in s:
+        lower = f"{s['ece_scaled']:.3f} % at temperature {s['temperature']:.3f}"
+        scaled = f" ({lower if s['ece_scaled'] < s['ece'] else 'no temperature lowers it'})"
+    return (
+        f"balanced accuracy {s['balanced_accuracy']:.3f} %, macro F1 {s['macro_f1']:.3f} %, "
+        f"expected calibration error {s['ece']:.3f} %{scaled}"
+    )
+
+
+def _class_table(classes: Sequence[Mapping[str, Any]]) -> "Table":
+    with_images = [c for c in classes if c["images"]]
+    shown, title = with_images, None
+    if len(with_images) > SHOWN_CLASSES:
+        shown = sorted(with_images, key=lambda c: c["f1"])[:SHOWN_CLASSES]
+        title = f"the {SHOWN_CLASSES} classes with the lowest F1 (--json gives all)"
+    rows = ([c["name"], str(c["images"]), *(_percent(c[k]) for k in ("precision", "recall", "f1"))] for c in shown)
+    return compact_table(title, ["class", "images", "precision %", "recall %", "F1 %"], rows)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def print_table_of_files(files: Sequence[Mapping[str, Any]], console: "Console") -> None:
+    """Print one row of figures for each evaluated file."""
+    header = ["file", "images", "classes", "top-1", "top-5", "loss", "ECE"]
+    rows = [
+        [
+            Path(s["data"]).stem, f"{s['samples']:,}", f"{s['ranked_classes']:,}",
+            f"{s['top1']:.2f} ± {s['standard_error']:.2f}", f"{s['top5']:.2f}" if "top5" in s else "-",
+            f"{s['loss']:.4f}", f"{s['ece']:.2f}",
+        ]
+        for s in files
+    ]  # fmt: skip
+    title = "in percent; classes: those that predictions are ranked among"
+    print_table(compact_table(title, header, rows), console)

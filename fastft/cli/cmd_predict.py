@@ -7,7 +7,7 @@ from beton_tools.base import torchrun
 from beton_tools.base.atomic import check_writable
 from beton_tools.base.console import printable
 from beton_tools.base.errors import UserError
-from fastft.cli.arguments import add_checkpoint, add_shared, say, whole_number
+from fastft.cli.arguments import add_checkpoint, add_shared, positive, say
 
 HELP = "label image files with a checkpoint, or write their embeddings"
 EXAMPLE = "fastft predict runs/demo photo.jpg holiday/ --topk 3"
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "images", metavar="IMAGE", nargs="+", type=Path,
         help="image files, or folders of them; for --features also .beton files",
     )  # fmt: skip
-    parser.add_argument("--topk", type=whole_number, help=f"classes per image (default {TOPK})")
+    parser.add_argument("--topk", type=positive(int), help=f"classes per image (default {TOPK})")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a table instead of printing")
     parser.add_argument(
         "--features", type=Path, metavar="FILE.npz",
@@ -34,8 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if args.features is not None:
         return _write_features(args)
     from beton_tools.read.subset_file import is_beton_or_subset
-    from fastft.evaluate.output import print_predictions, write_predictions
-    from fastft.evaluate.prediction import predict_files
+    from fastft.evaluate.prediction import predict_files, write_predictions
 
     for path in args.images:
         if is_beton_or_subset(path):
@@ -44,13 +43,14 @@ def run(args: argparse.Namespace) -> int:
             )
     if args.csv is not None:
         check_writable(args.csv, suffixes=[".csv"])
-    topk = TOPK if args.topk is None else args.topk
     options = {"weights": args.weights, "logit_adjustment": args.logit_adjustment}
-    predictions = predict_files(args.checkpoint, args.images, topk, args.device, say, **options)
+    predictions = predict_files(args.checkpoint, args.images, args.topk or TOPK, args.device, say, **options)
     if args.csv is not None:
         write_predictions(predictions, args.csv)
-    else:
-        print_predictions(predictions)
+        return 0
+    for p in predictions:
+        classes = ", ".join(f"{name} {share:.1%}" for name, share in zip(p.classes, p.probabilities, strict=True))
+        print(printable(f"{p.path}: {classes or f'not read: {p.error}'}"), flush=True)
     return 0
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from beton_tools.base import torchrun
 from fastft.cli.arguments import add_recipe, add_shared, say, show
+from fastft.cli.cmd_eval import print_evaluation
 from fastft.recipe import load_recipe
 
 HELP = "evaluate CLIP's zero-shot classifier, and write it as a head that training can start from"
@@ -33,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from beton_tools.base.progress_bar import progress
-    from fastft.evaluate.output import print_evaluation
     from fastft.evaluate.zero_shot import evaluate_zero_shot
 
     scores, prompts = evaluate_zero_shot(

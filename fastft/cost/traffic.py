@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastft.model import Arch, ImageClassifier, TowerArch, count_frozen_blocks, linear
-from fastft.model.recipe_model import build_model, recipe_arch
+from fastft.model.recipe_model import build_model, find_phases, recipe_arch, with_phase
 from fastft.optim import HalfCopy
 from fastft.recipe import Recipe, recipe_from_dict
 from fastft.recipe.recipe_file import RECIPES
@@ -252,3 +252,22 @@ def _bytes_moved(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] | Non
 def _bytes(t: Tensor) -> int:
     """Bytes of its distinct elements: an expanded tensor is as large as what it expands."""
     return min(t.numel() * t.element_size(), t.untyped_storage().nbytes())
+
+
+def measure_traffic(recipe: Recipe) -> dict[str, Any]:
+    """GB and operations of a step of the last epoch outside matrix products and attention.
+
+    Keys: recipe, images, autocast_gb, half_gb, autocast_calls, half_calls, and `ops`: a row per path, direction and
+    operation.
+    """
+    recipe = with_phase(recipe, find_phases(recipe)[-1])
+    values: dict[str, Any] = {"recipe": recipe.name, "images": count_images(recipe), "ops": []}
+    for path in KERNELS:
+        ops = step_traffic(recipe, path)
+        values[f"{path}_gb"] = sum(op.bytes for op in ops) / 1e9
+        values[f"{path}_calls"] = sum(op.calls for op in ops)
+        values["ops"] += [
+            {"path": path, "direction": op.direction, "op": op.op, "calls": op.calls, "gb": op.bytes / 1e9}
+            for op in ops
+        ]
+    return values

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from beton_tools.base.atomic import check_writable
+from beton_tools.base.atomic import check_writable, write_csv
 from beton_tools.base.errors import UserError
 from beton_tools.read.beton_paths import BetonPaths
+from beton_tools.read.beton_set import BetonSet
 from fastft.augment.recipe_policy import build_policy
 from fastft.data import EvalLoader, Output, Shard
 from fastft.data.classes import refuse_other_classes
-from fastft.evaluate.output import write_predictions_table
 from fastft.evaluate.trained import BATCH, Trained, adjust_logits, load_trained
+from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO
 from fastft.run.calibration import reliability
 from fastft.run.metrics import Predictions, class_metrics, confusion_counts, largest_confusions
@@ -107,7 +108,7 @@ def evaluate_files(
     world = find_world(device)
     with connected(world):
         trained = load_trained(checkpoint, world.device, weights)
-        paths = files or [validation_file(trained)]
+        paths = files or [validation_file(trained.recipe)]
         if logit_adjustment:
             trained = adjust_logits(trained)
         found = [evaluate_model(trained, p, world, only_present_classes) for p in paths]
@@ -116,15 +117,11 @@ def evaluate_files(
     return [{**describe_scores(trained, one), "logit_adjustment": logit_adjustment} for one in found]
 
 
-def validation_file(trained: Trained) -> Path:
-    """The validation file of a model's recipe.
-
-    Raises:
-        UserError: there is none.
-    """
-    if trained.recipe.data.val is None:
+def validation_file(recipe: Recipe) -> Path:
+    """The validation file of a recipe; a UserError if it names none."""
+    if recipe.data.val is None:
         raise UserError("the recipe names no validation file; give one with --data FILE.beton")
-    return Path(trained.recipe.data.val)
+    return Path(recipe.data.val)
 
 
 def eval_loader(trained: Trained, data: BetonPaths, world: World) -> EvalLoader:
@@ -196,3 +193,22 @@ def describe_classes(predictions: Predictions, names: list[str]) -> dict[str, An
     if predictions.num_classes <= MATRIX_CLASSES:
         found["confusion_matrix"] = confusion_counts(predictions).tolist()
     return found
+
+
+def write_predictions_table(predictions: Predictions, names: Sequence[str], data: str | Path, path: Path) -> None:
+    """Write a CSV file with one row per image, in the order of the file `data`.
+
+    image: index in the file. file: its name in the source, if the manifest has it. class, predicted: names.
+    probability, class_probability: softmax probability of the predicted and of the true class.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    p = predictions
+    files = BetonSet.open(data).read_names() or [""] * len(p.labels_N)
+    columns = (values.tolist() for values in (p.labels_N, p.predicted_N, p.confidence_N, p.truth_N))
+    rows = (
+        [image, file, names[label], names[predicted], f"{confidence:.6f}", f"{truth:.6f}"]
+        for image, (file, label, predicted, confidence, truth) in enumerate(zip(files, *columns, strict=True))
+    )
+    write_csv(path, ["image", "file", "class", "predicted", "probability", "class_probability"], rows)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from beton_tools.base.atomic import atomic_path, check_writable
+from beton_tools.base.atomic import atomic_output, check_writable
 from beton_tools.base.errors import UserError
 from beton_tools.read.subset_file import is_beton_or_subset
 from fastft.data.classes import refuse_other_classes
@@ -65,14 +65,11 @@ def save_features(checkpoint: Path, sources: Sequence[Path], device: str, weight
         found = _extract(trained, sources, world, say)
     say(f"using the {trained.weights}")
     if world.is_main:
-        try:
-            with atomic_path(path) as partial:
-                np.savez(
-                    partial, features=found.features_ND, labels=found.labels_N, files=np.array(found.files),
-                    classes=np.array(found.classes, dtype=np.str_), model=np.array(_checksum(trained.model)),
-                )  # fmt: skip
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+        with atomic_output(path) as partial:
+            np.savez(
+                partial, features=found.features_ND, labels=found.labels_N, files=np.array(found.files),
+                classes=np.array(found.classes, dtype=np.str_), model=np.array(_checksum(trained.model)),
+            )  # fmt: skip
     count, width = found.features_ND.shape
     return f"{path}: {count:,} embeddings of {width} values"
 
@@ -182,7 +179,7 @@ def evaluate_neighbours(
         bank_path = train or (None if trained.recipe.data.train is None else Path(trained.recipe.data.train))
         if bank_path is None:
             raise UserError("the recipe names no training file; give one with --knn-train FILE")
-        paths = files or [validation_file(trained)]
+        paths = files or [validation_file(trained.recipe)]
         if bank_path.resolve() in [path.resolve() for path in paths]:
             raise UserError(
                 f"every image of {bank_path} would vote for itself; evaluate another file, or give --knn-train"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from beton_tools.base.atomic import write_csv
 from beton_tools.base.console import by_suffix
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import DEEP_IMAGES, IMAGE_SUFFIXES
@@ -66,7 +67,8 @@ class Predictor:
         Raises:
             UserError: topk < 1.
         """
-        _check_topk(topk)
+        if topk < 1:
+            raise UserError(f"topk is {topk}: give 1 or more")
         given = [images] if isinstance(images, Source) else images
         for image, read, logits_K in compute_outputs(self.trained, given, self.device):
             path = Path(image if isinstance(image, str | Path) else getattr(image, "filename", ""))
@@ -92,9 +94,8 @@ def predict_files(
     that lose values. options: as `Predictor`.
 
     Raises:
-        UserError: there is no such checkpoint or image, or topk < 1; when the iteration ends, that no file could be read.
+        UserError: there is no such checkpoint or image; when the iteration ends, that no file could be read.
     """
-    _check_topk(topk)
     find_world(device)  # refuses a device that is not there
     left_out: Counter[str] = Counter()
     paths = list(image_paths(images, left_out))
@@ -103,11 +104,6 @@ def predict_files(
     predictor = Predictor(checkpoint, device, **options)
     say(f"using the {predictor.trained.weights}")
     return _checked(predictor.predict(paths, topk), say)
-
-
-def _check_topk(topk: int) -> None:
-    if topk < 1:
-        raise UserError(f"topk is {topk}: give 1 or more")
 
 
 def describe_left_out(left_out: Counter[str]) -> str:
@@ -152,3 +148,20 @@ def _checked(predictions: Iterator[Prediction], say: Callable[[str], None]) -> I
         say(describe_deep(deep))
     if first is not None and not any_read:
         raise UserError(f"no image could be read; the first, {first.path}: {first.error}")
+
+
+def write_predictions(predictions: Iterable[Prediction], path: Path) -> None:
+    """Write a CSV file with one row per image file and rank.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+
+    def rows() -> Iterator[Sequence[object]]:
+        for p in predictions:
+            if p.error is not None:
+                yield [p.path, "", "", "", p.error]
+            for rank, (name, probability) in enumerate(zip(p.classes, p.probabilities, strict=True), 1):
+                yield [p.path, rank, name, f"{probability:.6f}", ""]
+
+    write_csv(path, ["file", "rank", "class", "probability", "error"], rows())

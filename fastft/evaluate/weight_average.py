@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from beton_tools.base.atomic import check_writable, scratch_folder, write_text
-from beton_tools.base.console import compact_table, print_table
 from beton_tools.base.errors import UserError
 from fastft.evaluate.evaluation import evaluate_model, validation_file
-from fastft.evaluate.output import print_line
 from fastft.evaluate.trained import Trained, load_trained
 from fastft.model.recipe_model import build_model
 from fastft.recipe.constants import AUTO, GREEDY, RAW
@@ -213,7 +210,7 @@ def average(
         raise UserError("give two models for a curve between them, or several and --soup greedy or --soup uniform")
     chooses = soup == GREEDY or (soup is None and len(alphas) > 1)
     trained, ingredients = find_ingredients(models, weights)
-    files = list(data) or ([validation_file(trained)] if chooses else [])
+    files = list(data) or ([validation_file(trained.recipe)] if chooses else [])
     world = find_world(device)
     say = say if world.is_main else lambda text: None
 
@@ -289,9 +286,8 @@ def write_average(average: Average, trained: Trained, out: Path) -> None:
     """Write the folder: a checkpoint and `average.json`. It appears when it is complete.
 
     Raises:
-        UserError: it exists, or cannot be written.
+        UserError: it cannot be written.
     """
-    check_out(out)
     stored = read_checkpoint(trained.path, needed=()).state
     state = {key: stored[key] for key in MODEL_STATE if key in stored} | {"average": average.as_dict()}
     try:
@@ -302,18 +298,3 @@ def write_average(average: Average, trained: Trained, out: Path) -> None:
             folder.rename(out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error}); nothing is kept") from None
-
-
-def print_average(values: dict[str, Any], console: Console) -> None:
-    """Print a row for each model and average, with the standard error of the selection set, and what was kept."""
-    if values["data"]:
-        names = [Path(path).name + (" (selection)" * (path == values["selection"])) for path in values["data"]]
-        rows = [
-            [
-                row["name"] + (" *" if row == values["chosen"] else ""),
-                *(f"{s['top1']:.3f} ± {s['standard_error']:.3f}" for s in row["files"]),
-            ]
-            for row in values["rows"]
-        ]
-        print_table(compact_table("top-1 %", ["model", *names], rows), console)
-    print_line(console, f"kept: {values['description']}")

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 
 from beton_tools.base.console import ProgressCallback
-from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.manifest import Manifest
-from fastft.evaluate.evaluation import describe_scores, evaluate_model
+from fastft.evaluate.evaluation import describe_scores, evaluate_model, validation_file
 from fastft.evaluate.text_tower import Prompts, class_embeddings, load_text_tower, read_prompts
 from fastft.evaluate.trained import Trained
 from fastft.model.classifier import TOKEN
@@ -45,9 +44,7 @@ def evaluate_zero_shot(
     """
     if out is not None:
         check_head_path(out)
-    path = data or (None if recipe.data.val is None else Path(recipe.data.val))
-    if path is None:
-        raise UserError("the recipe names no validation file; give one with --data FILE.beton")
+    path = data or validation_file(recipe)
     betons = BetonSet.open(path)
     classes, manifest = betons.class_names, Manifest.of_beton(betons.files[0].path)
     prompts = read_prompts(path, classes, manifest, names, templates)

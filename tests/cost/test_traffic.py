@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastft.bench.traffic_table import measure_traffic
 from fastft.cli import main
 from fastft.cost.traffic import (
     KERNELS,
     _bytes_moved,
     _bytes_per_image,
     image_traffic,
+    measure_traffic,
     step_traffic,
     stored_traffic,
     trace_image,

@@ -21,8 +21,7 @@ from fastft.cli import main
 from fastft.evaluate import image_files
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.image_files import eval_tensor
-from fastft.evaluate.output import write_predictions
-from fastft.evaluate.prediction import Prediction, Predictor, predict_files
+from fastft.evaluate.prediction import Prediction, Predictor, predict_files, write_predictions
 from fastft.run.checkpoint import find_checkpoint, read_checkpoint
 from tests.train.runs import run
 
