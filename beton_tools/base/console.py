@@ -136,23 +136,18 @@ def describe_os_error(error: OSError) -> str:
 
 
 def start_command(program: str) -> bool:
-    """Call `use_escapes`; False, with one line, if the working directory was removed.
+    """Print escape sequences for what stdout cannot encode; False, with one line, if the working directory was removed.
 
     oneMKL would end the process without naming that reason.
     """
-    use_escapes()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         Path.cwd()
     except OSError:
         print_error(program, "the working directory was removed; change to another one")
         return False
     return True
-
-
-def use_escapes() -> None:
-    """Print escape sequences for characters that stdout cannot encode, such as undecodable bytes of a path."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def discard_closed_output() -> None:

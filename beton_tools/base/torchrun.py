@@ -13,11 +13,7 @@ def _number(name: str, default: int) -> int:
 
 
 def check_environment() -> None:
-    """Check the variables that several processes need.
-
-    Raises:
-        UserError: one is missing or no number.
-    """
+    """Check the variables that several processes need. Raises UserError: one is missing or no number."""
     if world_size() == 1:
         return
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):

@@ -48,11 +48,7 @@ def open_regular(path: StrPath) -> BufferedReader:
 
 
 def read_regular(path: StrPath, max_bytes: int) -> bytes:
-    """The contents of a regular file of at most `max_bytes` bytes.
-
-    Raises:
-        OSError: as `open_regular`, or the file is larger.
-    """
+    """The contents of a regular file of at most `max_bytes` bytes. Raises OSError: as `open_regular`, or the file is larger."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         parts = [file.read(size + 1)] if size <= max_bytes else []  # not max_bytes, which would be allocated
@@ -144,11 +140,7 @@ def was_replaced(file: IO[Any], path: Path) -> bool:
 
 
 def check_user_file(path: StrPath, expected: str = "a readable file") -> Path:
-    """The path of a regular file that can be opened, for libraries that open files themselves.
-
-    Raises:
-        UserError: as `open_user_file`.
-    """
+    """The path of a regular file that can be opened, for libraries that open files themselves."""
     open_user_file(path, expected).close()
     return Path(path)
 

@@ -49,11 +49,7 @@ class Location(Protocol):
     """
 
     def read(self) -> bytes:
-        """The bytes of the image file.
-
-        Raises:
-            OSError: they cannot be read; the message is the reason.
-        """
+        """The bytes of the image file. Raises OSError: they cannot be read; the message is the reason."""
         ...
 
 
@@ -227,12 +223,8 @@ def subset(base: Source, indices: np.ndarray, classes: Sequence[str]) -> SubsetS
     )
 
 
-def check_labels(root: SourcePath, highest: int, classes: Sequence[str] | None) -> tuple[str, ...]:
-    """The classes of labels 0 to `highest`: `classes`, or else the numbers themselves.
-
-    Raises:
-        UserError: there are fewer classes.
-    """
+def check_labels(root: SourcePath | str, highest: int, classes: Sequence[str] | None) -> tuple[str, ...]:
+    """The classes of labels 0 to `highest`: `classes`, or else the numbers themselves."""
     classes = tuple(classes or map(str, range(highest + 1)))
     if highest >= len(classes):
         raise UserError(

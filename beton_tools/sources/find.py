@@ -19,8 +19,7 @@ from beton_tools.sources.path_table import is_csv
 from beton_tools.sources.remote import AnyPath, RemotePath, SourcePath, expand_pattern, has_pattern, source_path
 from beton_tools.sources.remote_files import open_source_file
 from beton_tools.sources.side_files import is_present, is_wnid
-from beton_tools.sources.tars import class_tars_source, members, train_tar_source
-from beton_tools.sources.webdataset import webdataset_source
+from beton_tools.sources.tars import class_tars_source, members, train_tar_source, webdataset_source
 
 _SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
 # the folder itself; the layout of Kaggle's archive

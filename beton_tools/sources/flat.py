@@ -17,7 +17,7 @@ import numpy as np
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import is_image_name
 from beton_tools.base.names import Names
-from beton_tools.sources.base import FileSource, SpanSource, check_classes, is_number, sort_labels
+from beton_tools.sources.base import FileSource, SpanSource, check_classes, check_labels, is_number, sort_labels
 from beton_tools.sources.folder import is_folder
 from beton_tools.sources.remote import SourcePath
 from beton_tools.sources.remote_files import open_regular_source
@@ -37,11 +37,7 @@ _USABLE_FILES = (
 
 
 def flat_source(folder: Path, classes: Sequence[str] | None = None) -> FileSource:
-    """Image files of one folder, sorted by name.
-
-    Raises:
-        UserError: no file with labels is found, or it does not match the images.
-    """
+    """Image files of one folder, sorted by name."""
     with os.scandir(folder) as entries:
         names = sorted(e.name for e in entries if is_image_name(e.name) and not is_folder(e))
     found, label_of = find_truth(folder, names, classes)
@@ -50,11 +46,7 @@ def flat_source(folder: Path, classes: Sequence[str] | None = None) -> FileSourc
 
 
 def val_tar_source(path: SourcePath, classes: Sequence[str] | None = None) -> SpanSource:
-    """ILSVRC2012_img_val.tar, images sorted by name: the same order as in its unpacked folder.
-
-    Raises:
-        UserError: a damaged archive, no file with labels, or one that does not match the images.
-    """
+    """ILSVRC2012_img_val.tar, images sorted by name: the same order as in its unpacked folder."""
     table = SpanTable()
     with table.open_archive(path) as file:
         files = members(file, path, left_out=table.left_out)
@@ -100,16 +92,11 @@ def _build_truth(
             "complete the file, download it again, or remove it"
         )
     if classes is not None and all(map(is_number, wnid_of.values())):
-        wnid_of = {stem: _class_at(classes, int(value), file) for stem, value in wnid_of.items()}
+        classes = check_labels(file, max(map(int, wnid_of.values()), default=-1), classes)
+        wnid_of = {stem: classes[int(number)] for stem, number in wnid_of.items()}
     classes = check_classes(file, sort_labels(set(wnid_of.values())), classes, "correct the file")
     label = {name: i for i, name in enumerate(classes)}
     return classes, {name: label[wnid_of[Path(name).stem]] for name in image_names}
-
-
-def _class_at(classes: Sequence[str], number: int, file: str) -> str:
-    if number >= len(classes):
-        raise UserError(f"{file}: class number {number}, but there are only {len(classes)} classes; correct the file")
-    return classes[number]
 
 
 def _read_devkit(folder: SourcePath, stems: Sequence[str]) -> dict[str, str] | None:

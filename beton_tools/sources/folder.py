@@ -81,11 +81,7 @@ def folder_source(root: Path, classes: Sequence[str] | None = None, class_indice
 
 
 def _labels_of_folders(root: Path, names: Sequence[str]) -> dict[str, int]:
-    """Name -> label of folders that are numbers.
-
-    Raises:
-        UserError: a name is not a number or is too large, or two names are the same number.
-    """
+    """Name -> label of folders that are numbers."""
     label_of: dict[str, int] = {}
     for name in names:
         if not is_number(name) or len(name) > MAX_DIGITS:

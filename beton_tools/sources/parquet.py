@@ -71,7 +71,7 @@ class ParquetCell:
 
     def read(self) -> bytes:
         values = _read_row_group(self.path, self.stamp, self.column, self.row_group)
-        with _one_line(self.path):
+        with _one_line(self.path, OSError):
             return values[self.row].as_py() or b""
 
 
@@ -80,7 +80,7 @@ def _read_row_group(path: str | RemotePath, stamp: Stamp, column: str, number: i
     with open_regular_source(source_path(path), read_ahead=False) as file:
         if stamp_of(file) != stamp:
             raise OSError(f"{path} changed after it was indexed")
-        with _one_line(path):
+        with _one_line(path, OSError):
             values = pq.ParquetFile(file).read_row_group(number, columns=[column]).column(0)
             if pa.types.is_struct(values.type):
                 values = pc.struct_field(values, "bytes")
@@ -90,14 +90,15 @@ def _read_row_group(path: str | RemotePath, stamp: Stamp, column: str, number: i
 
 
 @contextmanager
-def _one_line(path: str | RemotePath) -> Iterator[None]:
-    """Any exception becomes an OSError of one line: pyarrow raises many types on damaged files."""
+def _one_line(path: str | SourcePath, kind: type[Exception] = UserError) -> Iterator[None]:
+    """Any exception becomes a `kind` of one line: pyarrow raises many types on damaged files."""
     try:
         yield
     except (UserError, RemoteError):
         raise
     except Exception as error:
-        raise OSError(f"damaged parquet file {path}: {_first_line(error)}") from error
+        reason = (str(error) or type(error).__name__).partition("\n")[0][:200]
+        raise kind(f"{path}: cannot be read as parquet ({reason}); download it again") from error
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def lists_paths(path: SourcePath) -> bool:
     Raises:
         UserError: it cannot be read as parquet.
     """
-    with open_source_file(path, "a .parquet file", read_ahead=False) as file, _as_user_error(path):
+    with open_source_file(path, "a .parquet file", read_ahead=False) as file, _one_line(path):
         return _lists_paths(pq.ParquetFile(file).schema_arrow)
 
 
@@ -199,7 +200,7 @@ class _Shard:
 
 
 def _read_shard(path: SourcePath) -> _Shard:
-    with open_source_file(path, "a .parquet file", read_ahead=False) as opened, _as_user_error(path):
+    with open_source_file(path, "a .parquet file", read_ahead=False) as opened, _one_line(path):
         stamp, schema = stamp_of(opened), pq.ParquetFile(opened).schema_arrow
         refuse_ambiguous(path, schema.names)
         is_list = _lists_paths(schema)
@@ -228,20 +229,6 @@ def _read_shard(path: SourcePath) -> _Shard:
         if not rows == len(labels) == len(names):
             raise UserError(f"{path}: damaged parquet file, columns differ in length; download it again")
         return _Shard(stamp, table, group_rows, image, _class_names(schema, str(label)), labels, names)
-
-
-@contextmanager
-def _as_user_error(path: SourcePath) -> Iterator[None]:
-    try:
-        yield
-    except (UserError, RemoteError):
-        raise
-    except Exception as error:  # pyarrow raises many types on damaged files
-        raise UserError(f"{path}: cannot be read as parquet ({_first_line(error)}); download it again") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).partition("\n")[0][:200]
 
 
 def _check_rows(path: SourcePath, opened: BinaryIO, file: pq.ParquetFile) -> list[int]:

@@ -58,11 +58,7 @@ class Table:
     rows: Sequence[int]
 
     def cells(self, wanted: Sequence[str], what: str) -> list[str]:
-        """The cells of the first of the wanted columns that there is.
-
-        Raises:
-            UserError: there is none, or a cell is empty.
-        """
+        """The cells of the first of the wanted columns that there is. Raises UserError: there is none, or a cell is empty."""
         name = find_column(self.columns, wanted)
         if name is None:
             raise UserError(
@@ -87,9 +83,6 @@ def path_source(tables: Sequence[Table], classes: Sequence[str] | None = None) -
     """The images that tables list by path, relative to the first table's folder, in the order of the rows.
 
     classes: class list that the labels index; None takes the labels of the tables, numbers in numeric order.
-
-    Raises:
-        UserError: a table lacks a column, or has an empty cell, or a label that is not in `classes`.
     """
     first = tables[0].path
     root = Path(os.path.realpath(first.parent))  # absolute cells may be below it by another link
@@ -108,9 +101,6 @@ def number_labels(
     """(class numbers int64 (N,), class names): numbered as in `classes`, or in sorted order.
 
     source: the file or folder of the labels, for the error message.
-
-    Raises:
-        UserError: a label is not in `classes`.
     """
     names = check_classes(source, sort_labels(set(labels)), classes, "correct it")
     position = {name: label for label, name in enumerate(names)}
@@ -176,11 +166,7 @@ def _below(root: Path, table: Path, cell: str) -> str:
 
 
 def columns_of(tables: Sequence[Table]) -> Columns:
-    """Columns of several tables one after another; a column counts only if every table has it.
-
-    Raises:
-        UserError: a cell of a split column is no split.
-    """
+    """Columns of several tables one after another; a column counts only if every table has it."""
     splits: list[str] = []
     names = [(find_column(t.columns, SPLIT_COLUMNS), find_column(t.columns, GROUP_COLUMNS)) for t in tables]
     for table, (split, _) in zip(tables, names, strict=True):

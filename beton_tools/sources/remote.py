@@ -95,11 +95,7 @@ AnyPath = str | os.PathLike[str] | RemotePath
 
 
 def source_path(value: AnyPath) -> SourcePath:
-    """A URL of a protocol that is supported, or a local path.
-
-    Raises:
-        UserError: not a valid URL.
-    """
+    """A URL of a protocol that is supported, or a local path. Raises UserError: not a valid URL."""
     if isinstance(value, RemotePath):
         return value
     text = os.fspath(value)

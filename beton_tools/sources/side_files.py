@@ -53,11 +53,7 @@ def read_side_file(path: SourcePath, max_bytes: int, expected: str) -> bytes:
 
 
 def read_lines(path: SourcePath) -> list[str] | None:
-    """The lines of a text file, None if it does not exist. Bytes that are not UTF-8 become surrogates, as in file names.
-
-    Raises:
-        UserError: it cannot be read, is not a regular file, or too large.
-    """
+    """The lines of a text file, None if it does not exist. Bytes that are not UTF-8 become surrogates, as in file names."""
     if not is_present(path):
         return None
     return read_side_file(path, MAX_BYTES, "a text file").decode("utf-8", "surrogateescape").splitlines()

@@ -1,7 +1,8 @@
-"""Images inside uncompressed tar archives, located by reading the headers; archives are not unpacked."""
+"""Images inside uncompressed tar archives: ImageNet's and WebDataset shards. Headers are read, nothing is unpacked."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tarfile
@@ -10,21 +11,26 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import PurePath
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
 from beton_tools.base.errors import UserError
-from beton_tools.base.image_formats import is_image_name
+from beton_tools.base.image_formats import IMAGE_SUFFIXES, is_image_name
 from beton_tools.base.names import Names
-from beton_tools.sources.base import SpanSource, check_classes, stamp_of
+from beton_tools.read.format import MAX_CLASSES
+from beton_tools.sources.base import SpanSource, check_classes, check_labels, stamp_of
 from beton_tools.sources.remote import RemotePath, SourcePath, Stamp
-from beton_tools.sources.remote_files import open_source_file
-from beton_tools.sources.side_files import class_names_of, is_wnid
+from beton_tools.sources.remote_files import map_files, open_source_file
+from beton_tools.sources.side_files import class_names_of, is_wnid, read_lines
 
 _BLOCK = 512  # POSIX ustar
 _MAX_HEADER = 64 << 10  # bytes of an extended header (long names, pax records); a path has at most 4096
+_CLASS_LISTS = ("classes.txt", "classnames.txt", "synsets.txt")  # one class per line, in the shards' folder
+_MAX_JSON_BYTES = 1 << 20
+_MAX_NUMBER_BYTES = 32  # of a .cls file, with white space
 MAX_MEMBERS = 10_000_000  # of one archive; a hostile server sends headers without end
 # Before Python 3.11.10, tarfile reads a pax header in a time quadratic in its longest run of digits (CVE-2024-6232).
 # A file name has at most 255 characters, a number in a header fewer.
@@ -126,11 +132,7 @@ def _suffix(name: str) -> str:
 
 
 def read_member(file: BinaryIO, path: SourcePath, member: Member) -> bytes:
-    """The content of a member of the tar that was opened as `file`.
-
-    Raises:
-        UserError: the file became shorter.
-    """
+    """The content of a member of the tar that was opened as `file`. Raises UserError: the file became shorter."""
     file.seek(member.offset)
     data = file.read(member.size)
     if len(data) != member.size:
@@ -153,11 +155,7 @@ class SpanTable:
 
     @contextmanager
     def open_archive(self, path: SourcePath) -> Iterator[BinaryIO]:
-        """Open the archive to which the images that are added next belong.
-
-        Raises:
-            UserError: it does not exist, cannot be opened, or is not a regular file.
-        """
+        """Open the archive to which the images that are added next belong."""
         with open_source_file(path, "a .tar file") as file:
             self.add_archive(path, stamp_of(file))
             yield file
@@ -186,9 +184,6 @@ class SpanTable:
 
         Args:
             key: sort key of an image, given its index in this table; None keeps the order of the archives.
-
-        Raises:
-            UserError: the table is empty.
         """
         if not self.names:
             raise UserError(f"{root}: contains no images; give an archive of images")
@@ -210,11 +205,7 @@ class SpanTable:
 
 
 def train_tar_source(path: SourcePath, classes: Sequence[str] | None = None) -> SpanSource:
-    """ILSVRC2012_img_train.tar, a tar of one tar per wnid: the same images, in the same order, as its unpacked folder.
-
-    Raises:
-        UserError: a damaged archive, members that are not tars of wnids, or a wnid that is not in `classes`.
-    """
+    """ILSVRC2012_img_train.tar, a tar of one tar per wnid: the same images, in the same order, as its unpacked folder."""
     table = SpanTable()
     with table.open_archive(path) as file:
         inner = {PurePath(m.name).stem: m for m in members(file, path) if m.name.endswith(".tar")}
@@ -229,11 +220,7 @@ def train_tar_source(path: SourcePath, classes: Sequence[str] | None = None) -> 
 def class_tars_source(
     folder: SourcePath, tars: Sequence[SourcePath], classes: Sequence[str] | None = None
 ) -> SpanSource:
-    """The members of the train tar as separate files: n01440764.tar, n01443537.tar, ...
-
-    Raises:
-        UserError: a damaged archive, or a wnid that is not in `classes`.
-    """
+    """The members of the train tar as separate files: n01440764.tar, n01443537.tar, ..."""
     by_wnid = {path.stem: path for path in tars}
     wnids = _checked_wnids(folder, by_wnid, classes)
     table = SpanTable()
@@ -263,3 +250,70 @@ def _add_class(table: SpanTable, wnid: str, label: int, archive: Iterator[Member
 
 def _by_class_and_name(table: SpanTable, root: SourcePath, wnids: tuple[str, ...]) -> SpanSource:
     return table.source("ilsvrc-tar", root, wnids, class_names_of(wnids, root.parent), table.names.__getitem__)
+
+
+# WebDataset: the files of one sample have the same name up to the first dot ---------------------------------------------
+
+
+def webdataset_source(
+    root: SourcePath, shards: Sequence[SourcePath], classes: Sequence[str] | None = None
+) -> SpanSource:
+    """Samples in the order of the shards. The label is a number in `.cls`, or "label" in `.json`.
+
+    Args:
+        classes: names of the labels; None takes a class list from the shards' folder, or else the numbers themselves.
+    """
+    table = SpanTable()
+    for path, (stamp, samples, left_out) in zip(shards, map_files(_read_samples, shards), strict=True):
+        table.add_archive(path, stamp)
+        table.left_out.update(left_out)
+        for key, image, label in samples:
+            table.add(f"{path.name}/{key}.{_extension(image)}", label, image)
+    lists = (read_lines(root / name) for name in _CLASS_LISTS)
+    class_list = check_labels(root, max(table.labels, default=-1), classes or next(filter(None, lists), None))
+    return table.source("webdataset", root, class_list, class_names_of(class_list, root), key=None)
+
+
+def _read_samples(path: SourcePath) -> tuple[Stamp, list[tuple[str, Member, int]], Counter[str]]:
+    left_out: Counter[str] = Counter()
+    with open_source_file(path, "a .tar file") as file:
+        return stamp_of(file), list(_samples(file, path, left_out)), left_out
+
+
+def _samples(file: BinaryIO, path: SourcePath, left_out: Counter[str]) -> Iterator[tuple[str, Member, int]]:
+    """left_out: counts the files of samples without an image."""
+    for key, group in groupby(members(file, path, left_out=left_out), key=_sample_key):
+        parts = {_extension(member): member for member in group}
+        images = [m for extension, m in parts.items() if f".{extension}".endswith(IMAGE_SUFFIXES)]
+        if images:
+            yield key, images[0], _sample_label(file, path, key, parts)
+        else:
+            left_out.update(f".{extension}" if extension else "" for extension in parts)
+
+
+def _sample_key(member: Member) -> str:
+    folder, _, name = member.name.rpartition("/")
+    return f"{folder}/{name.split('.')[0]}" if folder else name.split(".")[0]
+
+
+def _extension(member: Member) -> str:
+    return member.name.rpartition("/")[2].partition(".")[2].lower()
+
+
+def _sample_label(file: BinaryIO, path: SourcePath, key: str, parts: dict[str, Member]) -> int:
+    member = parts.get("cls") or parts.get("json")
+    if member is None:
+        raise UserError(f"{path}: sample {key} has no label: add a .cls or .json file to it")
+    in_cls = "cls" in parts
+    try:
+        if member.size > (_MAX_NUMBER_BYTES if in_cls else _MAX_JSON_BYTES):
+            raise ValueError(f"{member.size:,} bytes in its label file")
+        content = read_member(file, path, member)
+        label: Any = int(content) if in_cls else json.loads(content)["label"]
+        if type(label) is not int or not 0 <= label < MAX_CLASSES:
+            raise ValueError(f"{str(label)[:_MAX_NUMBER_BYTES]}, expected a number from 0 to {MAX_CLASSES - 1}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        text = f"no {error} in its .json" if isinstance(error, KeyError) else str(error)
+        reason = text.partition("\n")[0][:200]
+        raise UserError(f"{path}: sample {key} has no usable label ({reason}); correct or remove the sample") from error
+    return label

@@ -6,7 +6,7 @@ such an image is transformed again, as a loader would.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +22,7 @@ from fastft.augment.levels import level_argument
 from fastft.augment.ops_image import op_scratch_size, run_op
 from fastft.augment.policies import INCREASING_OPS
 from fastft.augment.resize import resize_region, resize_scratch_size
-from fastft.bench.child import Arm
+from fastft.bench.child import Arm, calling
 from fastft.bench.dataset import MAX_SIDE, JpegSet
 from fastft.bench.decode_bench import decode_and_augment
 from fastft.bench.harness import (
@@ -35,7 +35,7 @@ from fastft.bench.harness import (
     measure,
     per_cpu_second,
 )
-from fastft.bench.peers import AUGMENT, dali_pipeline, timm_transform, torchvision_transform
+from fastft.bench.loaders import AUGMENT, dali_pipeline, timm_transform, torchvision_transform
 
 SIZE = 224
 TYPICAL_CROP = (300, 350)
@@ -76,8 +76,8 @@ def _whole_recipe(options: Options) -> Findings:
         "fastft": [
             Contender(who, our_recipe, {"path": str(options.workspace.beton(name))}) for who, name in ours.items()
         ],
-        "timm": [Contender("timm", timm_recipe, files, f"create_transform, {note}")],
-        "torchvision": [Contender("torchvision v2", torchvision_recipe, files, note)],
+        "timm": [Contender("timm", pillow_recipe, {"library": "timm", **files}, f"create_transform, {note}")],
+        "torchvision": [Contender("torchvision v2", pillow_recipe, {"library": "torchvision", **files}, note)],
         "dali": [Contender("DALI CPU", dali_recipe, files, note)],
     })  # fmt: skip
     rounds = alternate(contenders, options.rounds, threads=1)
@@ -127,52 +127,24 @@ def our_recipe(path: str, size: int = SIZE, augment_policy: str = AUGMENT) -> di
     return {"recipe": run}
 
 
-def timm_recipe(paths: Sequence[str]) -> dict[str, Arm]:
-    return {"recipe": transform_arm(timm_transform(SIZE), paths)}
-
-
-def torchvision_recipe(paths: Sequence[str]) -> dict[str, Arm]:
-    return {"recipe": transform_arm(torchvision_transform(SIZE), paths)}
-
-
-def transform_arm(transform: Callable[[Any], Any], paths: Sequence[str]) -> Arm:
-    """Open each image with Pillow from memory and transform it."""
+def pillow_recipe(library: str, paths: Sequence[str]) -> dict[str, Arm]:
+    """Open each image with Pillow from memory, and transform it by timm or torchvision."""
     torch.set_num_threads(1)
-    files = [Path(p).read_bytes() for p in paths]
+    transform = {"timm": timm_transform, "torchvision": torchvision_transform}[library](SIZE)
 
-    def run() -> int:
-        for file in files:
-            transform(Image.open(BytesIO(file)).convert("RGB"))
-        return len(files)
+    def read(file: bytes) -> object:
+        return transform(Image.open(BytesIO(file)).convert("RGB"))
 
-    return run
+    return {"recipe": calling(partial(read, Path(p).read_bytes()) for p in paths)}
 
 
 def dali_recipe(paths: Sequence[str]) -> dict[str, Arm]:
     batch = min(100, len(paths))
     pipeline = dali_pipeline(list(paths), SIZE, batch, threads=1, prefetch=False)
-    batches = len(paths) // batch
-
-    def run() -> int:
-        for _ in range(batches):
-            pipeline.run()
-        return batches * batch
-
-    return {"recipe": run}
+    return {"recipe": calling([pipeline.run] * (len(paths) // batch), batch)}
 
 
 # single ops and resize
-
-
-def _arms(calls: Mapping[str, Iterable[Callable[[], object]]]) -> dict[str, Arm]:
-    """An arm per name that makes its calls, one per image."""
-
-    def run(several: Sequence[Callable[[], object]]) -> int:
-        for call in several:
-            call()
-        return len(several)
-
-    return {name: partial(run, list(several)) for name, several in calls.items()}
 
 
 def our_ops(paths: Sequence[str]) -> dict[str, Arm]:
@@ -180,10 +152,10 @@ def our_ops(paths: Sequence[str]) -> dict[str, Arm]:
     target, scratch = np.empty_like(sources[0]), np.empty(op_scratch_size(SIZE, SIZE), np.uint8)
     rest = target, SIZE, SIZE, np.array(parse_policy(AUGMENT).fill, np.uint8), True, scratch
     levels = {name: level_argument(name, 9.0, 1, height=SIZE, width=SIZE) for name in INCREASING_OPS}
-    return _arms({
-        name: (partial(run_op, op, argument, source, *rest) for source in sources)
+    return {
+        name: calling(partial(run_op, op, argument, source, *rest) for source in sources)
         for name, (op, argument) in levels.items()
-    })  # fmt: skip
+    }
 
 
 def pillow_ops(paths: Sequence[str]) -> dict[str, Arm]:
@@ -198,7 +170,7 @@ def pillow_ops(paths: Sequence[str]) -> dict[str, Arm]:
         arguments = level(9.0, {}) if level else ()
         return [partial(function, picture, *arguments, **fixed) for picture in pictures]
 
-    return _arms({name: calls(name) for name in INCREASING_OPS})
+    return {name: calling(calls(name)) for name in INCREASING_OPS}
 
 
 def op_images(paths: Sequence[str]) -> list[np.ndarray]:
@@ -233,14 +205,15 @@ def our_resizes(paths: Sequence[str]) -> dict[str, Arm]:
             flat, box = np.ascontiguousarray(image).reshape(-1), (0, 0, *image.shape[:2])
             yield partial(resize_region, flat, box[3] * 3, box, box, *rest)
 
-    return _arms({name: calls(images) for name, images in crops(paths).items()})
+    return {name: calling(calls(images)) for name, images in crops(paths).items()}
 
 
 def pillow_resizes(paths: Sequence[str]) -> dict[str, Arm]:
-    def calls(images: list[np.ndarray]) -> Iterable[Callable[[], object]]:
-        return [partial(Image.fromarray(image).resize, (SIZE, SIZE), Image.Resampling.BICUBIC) for image in images]
-
-    return _arms({name: calls(images) for name, images in crops(paths).items()})
+    bicubic = Image.Resampling.BICUBIC
+    return {
+        name: calling(partial(Image.fromarray(image).resize, (SIZE, SIZE), bicubic) for image in images)
+        for name, images in crops(paths).items()
+    }
 
 
 # on a GPU

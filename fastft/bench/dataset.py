@@ -80,11 +80,7 @@ class Workspace:
 
 
 def find_images(folder: Path | None, beton: Path | None, scratch: Path, count: int) -> Images:
-    """At most `count` images, evenly spread, from `beton`, from `folder`, from the ImageNet sample, or packaged photographs.
-
-    Raises:
-        UserError: nothing there, or nothing installed.
-    """
+    """At most `count` images, evenly spread, from `beton`, from `folder`, from the ImageNet sample, or packaged photographs."""
     if beton is not None:
         opened = Beton.open(beton)
         if (opened.modes == RAW_MODE).any():

@@ -5,6 +5,7 @@ FFCV's decoder cannot be told not to resize, and takes the fast, less exact DCT;
 
 import itertools
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from beton_tools.jpeg.turbo import decompress
 from beton_tools.read.format import Beton
 from fastft.augment import draw_plan, parse_policy
 from fastft.augment.cpu import augment_image
-from fastft.bench.child import Arm, library
+from fastft.bench.child import Arm, calling, library
 from fastft.bench.dataset import ORIGINAL, JpegSet
 from fastft.bench.harness import LIMIT, Contender, Findings, Options, alternate, measure, per_cpu_second
-from fastft.bench.peers import DALI
+from fastft.bench.loaders import DALI
 
 OUTPUT = 224
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -168,7 +169,6 @@ def dali(paths: list[str]) -> dict[str, Arm]:
     """DALI's fused decode and random crop, without prefetch, which does not help on one core."""
     nvidia, fn = library("nvidia.dali", DALI), library("nvidia.dali.fn", DALI)
     batch = min(100, len(paths))
-    batches = len(paths) // batch
 
     @nvidia.pipeline_def(batch_size=batch, num_threads=1, device_id=None, exec_async=False, exec_pipelined=False)
     def decode() -> object:
@@ -179,13 +179,7 @@ def dali(paths: list[str]) -> dict[str, Arm]:
 
     pipeline = decode()
     pipeline.build()
-
-    def run() -> int:
-        for _ in range(batches):
-            pipeline.run()
-        return batches * batch
-
-    return {"decode": run}
+    return {"decode": calling([pipeline.run] * (len(paths) // batch), batch)}
 
 
 def torchvision(paths: list[str]) -> dict[str, Arm]:
@@ -194,13 +188,7 @@ def torchvision(paths: list[str]) -> dict[str, Arm]:
     from torchvision.io import ImageReadMode, decode_jpeg
 
     files = [torch.frombuffer(bytearray(Path(p).read_bytes()), dtype=torch.uint8) for p in paths]
-
-    def run() -> int:
-        for file in files:
-            decode_jpeg(file, mode=ImageReadMode.RGB)
-        return len(files)
-
-    return {"decode": run}
+    return {"decode": calling(partial(decode_jpeg, file, mode=ImageReadMode.RGB) for file in files)}
 
 
 # compiled: many images per call, so that no contender pays for Python

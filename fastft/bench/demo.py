@@ -59,11 +59,7 @@ CONTENDERS = (
 
 
 def run_demo(recipe: str | Path, cache: Path, folder: Path, console: Console) -> dict[str, Any]:
-    """Fetch, train, compare; writes `folder/predictions.png` and returns the figures.
-
-    Raises:
-        UserError: no network and no cached packages, or a recipe that does not load.
-    """
+    """Fetch, train, compare; writes `folder/predictions.png` and returns the figures."""
     recipe_arch(load_recipe(recipe))  # an invalid recipe fails before anything is downloaded
     weights = write_backbone(fetch(WEIGHTS, cache), cache)
     photos = folder / "images"

@@ -18,8 +18,7 @@ from rich.console import Console
 from fastft.bench.child import Arm
 from fastft.bench.dataset import Images, Workspace, evenly
 from fastft.bench.harness import Contender, Findings, Options, Trial, alternate, measure, summary
-from fastft.bench.loader_arms import warm
-from fastft.bench.peers import timm_batches
+from fastft.bench.loaders import timm_batches, warm
 from fastft.bench.step_bench import device, timm_train_step
 from fastft.cost.bottleneck import LOADER_PARTS, LOOP_PARTS, NAMES, diagnose
 from fastft.model.arch import load_open_clip_arch

@@ -16,7 +16,7 @@ from fastft.bench.harness import (
     per_second,
     reported,
 )
-from fastft.bench.loader_arms import first, warm
+from fastft.bench.loaders import first, warm
 
 SIZE, BATCH, MEMORY_BATCH = 224, 64, 256
 WHOLE, CROP = "Loader, whole recipe", "Loader, crop and flip"

@@ -28,7 +28,7 @@ from fastft.bench.harness import (
     reported,
     summary,
 )
-from fastft.bench.peers import AUGMENT
+from fastft.bench.loaders import AUGMENT
 from fastft.cost.roofline import roofline_mfu
 from fastft.machine.gpus import Gpu, find_gpu, peak_flops
 from fastft.model import Arch, build_classifier, count_flops

@@ -41,11 +41,7 @@ LIBRARIES = (
 
 
 def run_bench(name: str, args: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Measure one of BENCHES, or all; returns the document, also written to `args.out` as NAME.json and NAME.html.
-
-    Raises:
-        UserError: no images, an unknown peer, or nothing left to measure.
-    """
+    """Measure one of BENCHES, or all; returns the document, also written to `args.out` as NAME.json and NAME.html."""
     peers = parse_peers(args.peers)
     if args.data and args.images:
         raise UserError("--data and --images both say what to measure on; give one of them")

@@ -89,11 +89,7 @@ def add_recipe_options(parser: argparse.ArgumentParser, listed: bool) -> None:
 
 
 def refuse_unknown(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
-    """Refuse what the parser did not know.
-
-    Raises:
-        UserError: there is such a word; with the most similar argument.
-    """
+    """Refuse what the parser did not know. Raises UserError: there is such a word; with the most similar argument."""
     for name in (word.partition("=")[0] for word in words):
         near = _nearest(name, parser._option_string_actions) if name.startswith("-") else None
         hint = f"did you mean {near}?" if near else f"see {parser.prog} --help"

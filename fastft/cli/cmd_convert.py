@@ -132,11 +132,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _options_of(args: argparse.Namespace) -> "WriteOptions":
-    """WriteOptions from parsed flags.
-
-    Raises:
-        UserError: a value outside its limits.
-    """
+    """WriteOptions from parsed flags. Raises UserError: a value outside its limits."""
     from beton_tools.read.parts import Part
     from beton_tools.write.writer import WriteOptions
 

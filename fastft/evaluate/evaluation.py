@@ -70,11 +70,7 @@ def evaluate_checkpoint(checkpoint: Path, data: Path | None, device: str, **opti
 
 
 def predict_file(checkpoint: Path, data: Path, device: str, weights: str = AUTO) -> tuple[Trained, Predictions]:
-    """The model of a checkpoint and its predictions for every image of a `.beton`, in the order of the file.
-
-    Raises:
-        UserError: as `evaluate_files`.
-    """
+    """The model of a checkpoint and its predictions for every image of a `.beton`, in the order of the file."""
     world = find_world(device)
     with connected(world):
         trained = load_trained(checkpoint, world.device, weights)
@@ -125,11 +121,7 @@ def validation_file(recipe: Recipe) -> Path:
 
 
 def eval_loader(trained: Trained, data: BetonPaths, world: World) -> EvalLoader:
-    """This process's share of a file, as the model is evaluated on it.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
+    """This process's share of a file, as the model is evaluated on it. Raises UserError: the file is missing or damaged."""
     recipe = trained.recipe
     dtype = inference_precision(recipe.train.amp, world.device).dtype
     return EvalLoader(
@@ -200,9 +192,6 @@ def write_predictions_table(predictions: Predictions, names: Sequence[str], data
 
     image: index in the file. file: its name in the source, if the manifest has it. class, predicted: names.
     probability, class_probability: softmax probability of the predicted and of the true class.
-
-    Raises:
-        UserError: it cannot be written.
     """
     p = predictions
     files = BetonSet.open(data).read_names() or [""] * len(p.labels_N)

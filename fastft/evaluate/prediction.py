@@ -151,11 +151,7 @@ def _checked(predictions: Iterator[Prediction], say: Callable[[str], None]) -> I
 
 
 def write_predictions(predictions: Iterable[Prediction], path: Path) -> None:
-    """Write a CSV file with one row per image file and rank.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Write a CSV file with one row per image file and rank. Raises UserError: it cannot be written."""
 
     def rows() -> Iterator[Sequence[object]]:
         for p in predictions:

@@ -55,9 +55,6 @@ def read_prompts(
         data, classes, manifest: the file, its class names by label, and its manifest.
         names: a file with a class name on each line, in the order of labels; None: as `find_names`.
         templates: "openai", "simple", or a file with a template on each line, such as `a photo of a {}.`
-
-    Raises:
-        UserError: a file cannot be read or does not fit, or there are no names.
     """
     found, names_source = (
         (_lines(names, "a text file with a class name on each line"), str(names))
@@ -76,9 +73,6 @@ def find_names(data: Path, manifest: Manifest | None) -> tuple[list[str], str]:
 
     ImageNet's classes have open_clip's names, which are OpenAI's; other wnids the first of WordNet's; all others the names of
     their folders, with spaces for underscores.
-
-    Raises:
-        UserError: the file has no class names.
     """
     if manifest is None or all(name == str(label) for label, name in enumerate(manifest.classes)):
         raise UserError(f"{data} has no class names; give --names FILE with one on each line")
@@ -104,11 +98,7 @@ def _templates(name: str) -> Sequence[Template]:
 
 
 def _lines(path: Path, expected: str) -> list[str]:
-    """The lines of a text file without surrounding spaces; empty ones at its end are left out.
-
-    Raises:
-        UserError: it cannot be read, or has no line, or an empty one.
-    """
+    """The lines of a text file without surrounding spaces; empty ones at its end are left out."""
     lines = [line.strip() for line in read_user_text(path, MAX_BYTES, expected).rstrip().splitlines()]
     if not lines or not all(lines):
         raise UserError(f"{path}: has an empty line or none at all; give {expected}")
@@ -131,11 +121,7 @@ class TextTower(nn.Module):
 
 
 def load_text_tower(recipe: Recipe, device: torch.device) -> TextTower:
-    """The text tower of `model.arch` with `model.weights`, in fp32.
-
-    Raises:
-        UserError: the architecture has no text tower or one that needs another library, or the weights do not fit it.
-    """
+    """The text tower of `model.arch` with `model.weights`, in fp32."""
     name, weights = recipe.model.arch, recipe.model.weights
     if weights == "random":
         raise UserError("model.weights is random, which knows no class names; set --model.weights to a tag or a file")

@@ -61,9 +61,6 @@ def read_model(path: Path, stem: str) -> tuple[ImageClassifier, Recipe, Checkpoi
     """The model of a checkpoint on the CPU, and its recipe.
 
     stem: of the tensor file, "model" or "ema".
-
-    Raises:
-        UserError: not a checkpoint, or damaged.
     """
     checkpoint = read_checkpoint(path, (stem,))
     recipe, tensors = stored_recipe(checkpoint), checkpoint.tensors[stem]

@@ -46,9 +46,6 @@ def find_ingredients(models: Sequence[str], weights: str) -> tuple[Trained, list
     """(the last model, all of them). The last one's recipe, classes and transform are those of the average.
 
     models: run directories or checkpoints, or "start" before one of them. weights: as `load_trained`.
-
-    Raises:
-        UserError: a model is missing or damaged, or they differ in architecture, head or classes.
     """
     if models[-1] == START:
         raise UserError(f"'{START}' is what the run after it started from; give that run after it")
@@ -202,9 +199,6 @@ def average(
             something to choose.
         alphas: of WiSE-FT, between two models; of equally good ones the smallest is kept. soup: "greedy" or "uniform" instead.
         say: called with each row's figures.
-
-    Raises:
-        UserError: bad input.
     """
     if len(models) < 2 or (soup is None and len(models) > 2):
         raise UserError("give two models for a curve between them, or several and --soup greedy or --soup uniform")
@@ -283,11 +277,7 @@ def check_out(out: Path) -> None:
 
 
 def write_average(average: Average, trained: Trained, out: Path) -> None:
-    """Write the folder: a checkpoint and `average.json`. It appears when it is complete.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Write the folder: a checkpoint and `average.json`. It appears when it is complete."""
     stored = read_checkpoint(trained.path, needed=()).state
     state = {key: stored[key] for key in MODEL_STATE if key in stored} | {"average": average.as_dict()}
     try:

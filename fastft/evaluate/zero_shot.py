@@ -38,9 +38,6 @@ def evaluate_zero_shot(
         data: images and classes; default: the recipe's validation file. names, templates: as `read_prompts`.
         out: write the head to this .safetensors file.
         progress: shows the classes whose texts are embedded.
-
-    Raises:
-        UserError: bad input.
     """
     if out is not None:
         check_head_path(out)

@@ -80,7 +80,7 @@ def test_a_list_of_too_many_classes(tmp_path: Path) -> None:
 def test_class_numbers_of_a_text_file(tmp_path: Path, number: str) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")
     (tmp_path / "val.txt").write_text(f"a.jpg {number}\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"val\.txt: class") as caught:
+    with pytest.raises(UserError, match=r"val\.txt: (class|label)") as caught:
         open_source(tmp_path, classes=["cat", "dog"])
     assert "\n" not in str(caught.value)
 
