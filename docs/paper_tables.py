@@ -78,7 +78,7 @@ def page() -> str:
 
 def _totals(sweeps: list[Sweep]) -> str:
     prices = price_sweeps(sweeps, (), NO_RUNS)
-    trainings = sum(price.hours is not None for price in prices)
+    trainings = sum(bool(price.predicted) for price in prices)
     total = ", ".join(f"{h:,.0f} on {kind}" for kind, h in total_hours(prices).items())
     return f"All {len(prices)} rows are {trainings} trainings; predicted GPU-hours: {total}."
 

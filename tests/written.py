@@ -12,7 +12,7 @@ import yaml
 
 from fastft.cost.published import reference_of
 from fastft.recipe import load_recipe
-from fastft.run.metrics import Predictions
+from fastft.run.prediction_metrics import Predictions
 
 RECIPES = Path(__file__).parents[1] / "rcp"
 STEPS_PER_EPOCH, LOG_EVERY = 625, 50

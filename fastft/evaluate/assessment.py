@@ -19,11 +19,12 @@ from beton_tools.read.manifest import Manifest
 from beton_tools.read.sample_table import SampleTable
 from fastft.evaluate.evaluation import MATRIX_CLASSES, predict_file
 from fastft.recipe.constants import AUTO
-from fastft.run.calibration import Calibration, calibrate
-from fastft.run.metrics import (
+from fastft.run.prediction_metrics import (
+    Calibration,
     ClassMetrics,
     Predictions,
     balanced_accuracy,
+    calibrate,
     class_metrics,
     confusion_counts,
     largest_confusions,

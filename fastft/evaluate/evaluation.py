@@ -19,8 +19,7 @@ from fastft.data.classes import refuse_other_classes
 from fastft.evaluate.trained import BATCH, Trained, adjust_logits, load_trained
 from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO
-from fastft.run.calibration import reliability
-from fastft.run.metrics import Predictions, class_metrics, confusion_counts, largest_confusions
+from fastft.run.prediction_metrics import Predictions, class_metrics, confusion_counts, largest_confusions, reliability
 from fastft.train.distributed import World, connected, find_world
 from fastft.train.evaluate import TOP5_CLASSES, Scores, evaluate, keep_logits
 from fastft.train.precision import inference_precision

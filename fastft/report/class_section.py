@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from fastft.evaluate.assessment import ClassReport
 from fastft.report.charts import Chart, Series
-from fastft.run.calibration import Calibration, Reliability
+from fastft.run.prediction_metrics import Calibration, Reliability
 
 COUNTED_CELLS = 12  # with more classes the cells are too small for numbers
 # CSS class, width and width of names in pixels, their characters

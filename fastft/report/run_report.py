@@ -195,12 +195,12 @@ def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
         *_reference(reference, "top1_ema", "reference EMA", "ema reference"),
     ]
     training = [
-        *_logged(run, "loss", "this run", "own"),
+        *_lines(run, run.intervals, "loss", "this run"),
         *_reference(reference, "train_loss", "reference", "own reference"),
     ]
     validation = [*_evaluated(run, "raw_loss", "raw", "raw"), *_evaluated(run, "ema_loss", "EMA", "ema")]
     smoothing = f"cross-entropy, label smoothing {run.recipe.optim.label_smoothing:g}, augmented"
-    lr = _logged(run, "lr", "lr", "own")
+    lr = _lines(run, run.intervals, "lr", "lr")
     # the whole schedule, so that all charts of a page align
     epochs = (0, run.recipe.schedule.epochs)
     marks = _best_mark(run)
@@ -215,7 +215,7 @@ def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
 def speed_charts(run: Run) -> list[Chart]:
     def chart(title: str, unit: str, key: str, name: str, decimals: int, scale: float = 1) -> Chart:
         lines = [{**i, key: scale * i[key]} for i in run.intervals if i[key] is not None]
-        series, epochs = _lines(run, lines, key, name, "own"), (0, run.recipe.schedule.epochs)
+        series, epochs = _lines(run, lines, key, name), (0, run.recipe.schedule.epochs)
         return Chart(title, EPOCHS, unit, series, from_zero=True, decimals=decimals, x_range=epochs)
 
     return [
@@ -232,13 +232,9 @@ def _evaluated(run: Run, key: str, name: str, style: str) -> list[Series]:
     return [Series(name, style, [e["epoch"] + 1 for e in rows], [e[key] for e in rows])] if rows else []
 
 
-def _logged(run: Run, key: str, name: str, style: str) -> list[Series]:
-    return _lines(run, run.intervals, key, name, style)
-
-
-def _lines(run: Run, lines: Sequence[dict[str, Any]], key: str, name: str, style: str) -> list[Series]:
+def _lines(run: Run, lines: Sequence[dict[str, Any]], key: str, name: str) -> list[Series]:
     x = [run.epoch_of(line["step"]) for line in lines]
-    return [Series(name, style, x, [line[key] for line in lines])] if lines else []
+    return [Series(name, "own", x, [line[key] for line in lines])] if lines else []
 
 
 def _reference(curve: dict[str, Any] | None, key: str, name: str, style: str) -> list[Series]:

@@ -30,7 +30,7 @@ from fastft.run.checkpoint import (
     stored_recipe,
 )
 from fastft.run.evaluations import WEIGHTS, best_evaluation
-from fastft.run.metrics import balanced_weights
+from fastft.run.prediction_metrics import balanced_weights
 from fastft.run.run_directory import Run, read_result
 
 SIGNIFICANT = 0.05

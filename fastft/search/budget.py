@@ -8,12 +8,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from beton_tools.base.atomic import write_text
-from beton_tools.base.errors import UserError
-from beton_tools.base.typed_json import Document, Numbers, check
+from beton_tools.base.typed_json import Document, Numbers
+from fastft.run.run_directory import read_json
 from fastft.search.results import writing
 from fastft.train.distributed import World
 
 SAVE_SECONDS = 15.0  # of a training, at most, are forgotten if the process is killed
+
+
+class _Spent(Document):
+    seconds: Numbers
 
 
 class Budget:
@@ -26,7 +30,8 @@ class Budget:
 
     def __init__(self, path: Path, limit: float, world: World, keys: Collection[str]):
         self.limit, self._path, self._world, self._keys = limit, path, world, keys
-        self._seconds: dict[str, float] = _read(path)
+        stored = read_json(path, _Spent, "delete it, which forgets the time spent")
+        self._seconds: dict[str, float] = stored.get("seconds", {})
 
     @property
     def spent(self) -> float:
@@ -61,18 +66,3 @@ class Budget:
             saver.join()
             with writing(self._path):
                 save()
-
-
-class _Spent(Document):
-    seconds: Numbers
-
-
-def _read(path: Path) -> dict[str, float]:
-    if not path.exists():
-        return {}
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        check(path.name, document, _Spent)
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read: {error}; delete it, which forgets the time spent") from None
-    return document["seconds"]

@@ -11,7 +11,7 @@ from fastft.evaluate.evaluation import predict_file
 from fastft.recipe import Recipe
 from fastft.recipe.constants import RAW
 from fastft.run.evaluations import TOP1
-from fastft.run.metrics import balanced_weights
+from fastft.run.prediction_metrics import balanced_weights
 from fastft.search.runs import PlannedRun
 from fastft.search.settings import Setting
 

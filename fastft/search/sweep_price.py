@@ -1,13 +1,14 @@
 """Predict the cost of sweeps before they run; every shared training counts once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from beton_tools.base.console import compact_table, print_table
-from fastft.cost.price import LOADER_LIMITS, predict
+from fastft.cost.price import LOADER_LIMITS, format_hours, predict
 from fastft.cost.roofline import K
 from fastft.machine.gpus import MAIN_GPUS
 from fastft.photos.counts import load_counted
@@ -22,13 +23,16 @@ Hours = dict[str, float]  # by GPU kind, modelled; without kinds on which the st
 
 @dataclass(frozen=True)
 class Price:
-    """Predicted hours of a row's training; `remark` says why a row needs none, `starved` lists GPUs that wait for the loader."""
+    """The cost of a row's training as `predict` gives it; empty if the row needs none, and `remark` says why."""
 
     sweep: str
     row: str
-    hours: Hours | None = None
+    predicted: dict[str, dict[str, Any]] = field(default_factory=dict)
     remark: str = ""
-    starved: tuple[str, ...] = ()
+
+    @property
+    def hours(self) -> Hours:
+        return _hours(self.predicted)
 
 
 def read_trainings(references: Sequence[str], overrides: Sequence[str]) -> tuple[list[Recipe], int]:
@@ -53,7 +57,11 @@ def _rows(reference: str) -> list[str]:
 
 
 def recipe_hours(recipe: Recipe) -> Hours:
-    return {kind: p["hours"] for kind, p in predict(recipe).items() if p["hours"] is not None}
+    return _hours(predict(recipe))
+
+
+def _hours(predicted: dict[str, dict[str, Any]]) -> Hours:
+    return {kind: p["hours"] for kind, p in predicted.items() if p["hours"] is not None}
 
 
 def price_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path) -> list[Price]:
@@ -75,15 +83,12 @@ def price_sweeps(sweeps: Sequence[Sweep], overrides: Sequence[str], out: Path) -
             if read_result(run) is not None:
                 prices.append(Price(sweep.name, row.title, remark=f"trained: {run.key}"))
                 continue
-            predicted = predict(load_counted(sweep.reference(row), overrides))
-            hours = {kind: p["hours"] for kind, p in predicted.items() if p["hours"] is not None}
-            starved = tuple(kind for kind, p in predicted.items() if p["limited_by"] == "loader")
-            prices.append(Price(sweep.name, row.title, hours, starved=starved))
+            prices.append(Price(sweep.name, row.title, predict(load_counted(sweep.reference(row), overrides))))
     return prices
 
 
 def total_hours(prices: Sequence[Price]) -> Hours:
-    return {kind: sum(p.hours.get(kind, 0.0) for p in prices if p.hours) for kind in MAIN_GPUS}
+    return {kind: sum(p.hours.get(kind, 0.0) for p in prices) for kind in MAIN_GPUS}
 
 
 def print_prices(prices: Sequence[Price], console: Console) -> None:
@@ -94,17 +99,12 @@ def print_prices(prices: Sequence[Price], console: Console) -> None:
         if name != price.sweep:
             table.add_section()
         shown, name = "" if name == price.sweep else price.sweep, price.sweep
-        table.add_row(shown, price.row, price.remark, *(_hours(price, kind) for kind in MAIN_GPUS))
+        cells = [format_hours(price.predicted[kind]) if price.predicted else "-" for kind in MAIN_GPUS]
+        table.add_row(shown, price.row, price.remark, *cells)
     total = (f"{hours:,.1f}" for hours in total_hours(prices).values())
-    trainings = sum(price.hours is not None for price in prices)
+    trainings = sum(bool(price.predicted) for price in prices)
     table.add_section()
     table.add_row("all", f"{trainings} of {len(prices)} rows", "", *total)
     print_table(table, console)
-    if any(price.starved for price in prices):
+    if any(p["limited_by"] == "loader" for price in prices for p in price.predicted.values()):
         console.print(LOADER_LIMITS, highlight=False, soft_wrap=True)
-
-
-def _hours(price: Price, kind: str) -> str:
-    if price.hours is None or kind not in price.hours:
-        return "-"
-    return f"{price.hours[kind]:,.1f}{'*' if kind in price.starved else ''}"

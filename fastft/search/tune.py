@@ -22,7 +22,7 @@ from fastft.recipe import Recipe, load_recipe
 from fastft.recipe.training_images import NO_DATA, with_training_files
 from fastft.run.chosen_weights import choose_weights
 from fastft.run.evaluations import BALANCED_ACCURACY, TOP1
-from fastft.run.metrics import read_validation
+from fastft.run.prediction_metrics import read_validation
 from fastft.run.run_directory import lock_run
 from fastft.search.budget import Budget
 from fastft.search.estimate import Result, ShortRun, measure, optimism

@@ -79,7 +79,8 @@ class World:
             text = f"process {self.rank} ended with {type(error).__name__}; see its output"
             _query_store(lambda store: store.set(_CRASH, text))
             return
-        published = _query_store(_read_published) or {}
+        keys = (_BAD_INPUT, _CRASH)
+        published = _query_store(lambda store: {k: store.get(k).decode() for k in keys if store.check([k])}) or {}
         if _BAD_INPUT in published:
             raise PeerFailed(published[_BAD_INPUT]) from None
         if _CRASH in published:
@@ -191,11 +192,6 @@ class World:
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier(group=self._control)
-
-
-def _read_published(store: dist.Store) -> dict[str, str]:
-    """Errors that other processes published, by key."""
-    return {key: store.get(key).decode() for key in (_BAD_INPUT, _CRASH) if store.check([key])}
 
 
 def _query_store(query: Callable[[dist.Store], Result]) -> Result | None:

@@ -1,7 +1,7 @@
 """The forward loop over batches, and exact evaluation: every sample once at any world size, sums added over processes.
 
-An evaluation keeps of an image, on the device until the last batch: label, prediction, and the softmax probability of both; the
-logits only where `keep_logits` says so.
+An evaluation keeps a row of numbers (COLUMNS) for each image, on the device until the last batch; the logits only where
+`keep_logits` says so.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastft.model.classifier import rank_classes
-from fastft.run.calibration import calibrate
 from fastft.run.evaluations import standard_error
-from fastft.run.metrics import Predictions, balanced_accuracy, macro_f1
+from fastft.run.prediction_metrics import Predictions, balanced_accuracy, calibrate, macro_f1
 from fastft.train.distributed import World
 from fastft.train.precision import Precision
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 KEPT_IN_TRAINING = 2**22  # values of logits that an evaluation during training keeps of each model: 16 MiB
 TOP5_CLASSES = 6  # with at most 5 classes every image is a top-5 hit
-COLUMNS = 4  # label, prediction, their probabilities; float32 holds labels to 2^24 exactly
+COLUMNS = 6  # label, prediction, their probabilities, top-5 hit, cross-entropy; float32 holds labels to 2^24 exactly
 
 
 class EvaluationStopped(Exception):
@@ -36,7 +35,7 @@ class Scores:
     """top1 and top5 in percent, mean cross-entropy without label smoothing, and the number of samples.
 
     top5: None with at most 5 classes. balanced_accuracy, macro_f1, ece in percent. temperature, ece_scaled: None if the
-    logits were not kept; see `fastft.run.calibration`.
+    logits were not kept; see `fastft.run.prediction_metrics`.
     """
 
     top1: float
@@ -117,54 +116,40 @@ def evaluate(
     Raises:
         EvaluationStopped: in every process, if `stop` returned true in one of them.
     """
-    sums = torch.zeros(len(models), 4, dtype=torch.float64, device=world.device)
     kept: list[list[Tensor]] = [[] for _ in models]
     classes = 0
     for batch, logits in forward(models, batches, world, precision, stop):
-        for row, rows, logits_BK in zip(sums, kept, logits, strict=True):
-            ranked_BJ = rank_classes(logits_BK, 5)
-            row += _batch_sums(logits_BK, ranked_BJ, batch.labels)
-            rows.append(_image_rows(logits_BK, ranked_BJ[:, 0], batch.labels, with_logits))
+        for rows, logits_BK in zip(kept, logits, strict=True):
+            rows.append(_image_rows(logits_BK, batch.labels, with_logits))
             classes = logits_BK.shape[1]
     classes = world.max(classes)
-    totals = world.sum(sums).tolist()
-    return [_scores(total, _predictions(rows, classes, world)) for total, rows in zip(totals, kept, strict=True)]
+    return [_scores(rows, classes, world) for rows in kept]
 
 
-def _batch_sums(logits_BK: Tensor, ranked_BJ: Tensor, labels_B: Tensor) -> Tensor:
-    """(top-1 hits, top-5 hits, summed cross-entropy, samples) as float64, on the device."""
-    hits = ranked_BJ == labels_B[:, None]
-    loss = F.cross_entropy(logits_BK, labels_B, reduction="sum")
-    # full, not new_tensor, which copies from pageable memory and waits for the device
-    samples = torch.full((), len(labels_B), dtype=torch.float64, device=logits_BK.device)
-    return torch.stack([hits[:, 0].sum().double(), hits.sum().double(), loss.double(), samples])
-
-
-def _image_rows(logits_BK: Tensor, predicted_B: Tensor, labels_B: Tensor, with_logits: bool) -> Tensor:
+def _image_rows(logits_BK: Tensor, labels_B: Tensor, with_logits: bool) -> Tensor:
     """float32 (B, COLUMNS), or (B, COLUMNS + K) with the logits, on the device."""
-    pair_B2 = torch.stack([labels_B, predicted_B], dim=1)
+    ranked_BJ = rank_classes(logits_BK, 5)
+    pair_B2 = torch.stack([labels_B, ranked_BJ[:, 0]], dim=1)
     probabilities_B2 = (logits_BK.gather(1, pair_B2) - logits_BK.logsumexp(1, keepdim=True)).exp()
-    columns = [pair_B2.float(), probabilities_B2, *([logits_BK] if with_logits else [])]
-    return torch.cat(columns, dim=1)
+    hit_B = (ranked_BJ == labels_B[:, None]).any(1)
+    loss_B = F.cross_entropy(logits_BK, labels_B, reduction="none")
+    columns = [pair_B2, probabilities_B2, hit_B[:, None], loss_B[:, None], *([logits_BK] if with_logits else [])]
+    return torch.cat([column.float() for column in columns], dim=1)
 
 
-def _predictions(rows: list[Tensor], classes: int, world: World) -> Predictions:
-    """The predictions of all processes, from the rows of this one."""
+def _scores(rows: list[Tensor], classes: int, world: World) -> Scores:
+    """The scores of all processes' images, from the rows of this one."""
     mine = torch.cat(rows) if rows else torch.empty(0, COLUMNS, device=world.device)
     table = world.gather_rows(mine).cpu().numpy()
     labels, predicted = (table[:, k].astype("int64") for k in (0, 1))
     logits_NK = table[:, COLUMNS:] if table.shape[1] > COLUMNS else None
-    return Predictions(labels, predicted, table[:, 3], table[:, 2], classes, logits_NK)
-
-
-def _scores(total: Sequence[float], predictions: Predictions) -> Scores:
-    top1, top5, loss, samples = total
+    predictions = Predictions(labels, predicted, table[:, 3], table[:, 2], classes, logits_NK)
     calibration = calibrate(predictions)
     return Scores(
-        100 * top1 / samples,
-        100 * top5 / samples if predictions.num_classes >= TOP5_CLASSES else None,
-        loss / samples,
-        int(samples),
+        100 * int(predictions.right_N.sum()) / len(table),
+        100 * int(table[:, 4].sum(dtype="int64")) / len(table) if classes >= TOP5_CLASSES else None,
+        float(table[:, 5].mean(dtype="float64")),
+        len(table),
         balanced_accuracy=balanced_accuracy(predictions),
         macro_f1=macro_f1(predictions),
         ece=calibration.plain.ece,

@@ -4,7 +4,7 @@ Batch systems and spot machines send one of the signals before they take a node 
 """
 
 import signal
-from types import FrameType, TracebackType
+from types import FrameType
 
 from beton_tools.base.signals import STOP_SIGNALS
 
@@ -31,9 +31,7 @@ class SignalGuard:
             self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

@@ -2,6 +2,8 @@
 
 import os
 import resource
+import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -10,23 +12,98 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from fastft.data import TrainLoader
 from fastft.machine.facts import cpu_name
 from fastft.machine.gpus import peak_flops
 from fastft.optim.schedule import recipe_warnings
 from fastft.recipe import Recipe, describe_choice
 from fastft.run.evaluations import flatten
-from fastft.run.log import Interval, RunLog
-from fastft.run.metrics import describe_imbalance, write_validation
+from fastft.run.metrics_log import Interval, RunLog
+from fastft.run.prediction_metrics import describe_imbalance, write_validation
 from fastft.run.run_directory import write_choices, write_recipe
 from fastft.train.distributed import World
 from fastft.train.evaluate import Scores
 from fastft.train.exceptions import Preempted
-from fastft.train.meter import Meter
 from fastft.train.precision import Precision
 from fastft.train.progress import describe_baseline, describe_evaluation
 from fastft.train.run_phases import RunPhase
 from fastft.train.setup import Setup
+from fastft.train.step import Step
 from fastft.train.step_choice import Decision
+
+
+class Meter:
+    """Steps, loss and seconds since the last line of the log, also across a resume.
+
+    `state_dict` waits for the device, counting does not.
+    """
+
+    def __init__(self, step: Step, loader: TrainLoader, world: World) -> None:
+        self._step, self._loader, self._world = step, loader, world
+        self._epoch: defaultdict[str, float] = defaultdict(float)
+        self._split: defaultdict[str, float] = defaultdict(float)
+        self._has_batch = False  # whether this process has received its first batch
+        self.steps, self._began = 0, time.monotonic()
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin an interval."""
+        self._step.reset_loss()
+        self._loader.wait_seconds = 0.0
+        self.steps = 0
+        self._split.clear()
+        self._began = time.monotonic()
+
+    def mark_batch(self, logged: dict[str, Any] | None) -> None:
+        """End the wait for a batch; that for a process's first batch is counted as `start`, in no interval.
+
+        logged: the interval of the checkpoint that the process continues from (`state_dict`).
+        """
+        if self._has_batch:
+            self._step.split.mark("wait")
+            return
+        self.reset()
+        if logged is not None:
+            self.load_state_dict(logged)
+        self._step.split.mark("start")
+        self._has_batch = True
+
+    def pause(self, part: str, seconds: float) -> None:
+        """Leave the last `seconds`, of evaluation or saving, out of the interval; count them as `part` of the epoch."""
+        self._began += seconds
+        self._epoch[part] += seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        """The interval so far: steps, loss_sum (mean over processes), seconds without pauses and those of them that waited for
+        data, seconds by part (train/timing.py).
+
+        A checkpoint stores it: after a resume, the log line covers all steps of its interval.
+        """
+        loss_sum = self._world.sum(self._step.loss_sum / self._world.size).item()
+        seconds = time.monotonic() - self._began  # after .item(), which waits for the device
+        for part, spent in (self._step.split.collect() | self._loader.pop_timings()).items():
+            self._split[part] += spent
+            self._epoch[part] += spent
+        return {
+            "steps": self.steps, "loss_sum": loss_sum, "seconds": seconds, "waited": self._loader.wait_seconds,
+            "split": dict(self._split),
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`, on an interval that has just begun."""
+        if state["steps"] == 0:
+            return
+        self.steps = state["steps"]
+        self._step.loss_sum += state["loss_sum"]
+        self._loader.wait_seconds = state["waited"]
+        self._split.update(state["split"])
+        self._began -= state["seconds"]
+
+    def pop_epoch(self) -> dict[str, float]:
+        """Seconds of this process by part since the last call, with evaluation and checkpoints."""
+        seconds = dict(self._epoch)
+        self._epoch.clear()
+        return seconds
 
 
 class Reporter:
@@ -74,26 +151,26 @@ class Reporter:
 
     def interval(self, epoch: int, step: int, lr: float, phase: RunPhase) -> float:
         """A line for the steps since the previous one; returns their seconds."""
-        s, now = self._setup, self.meter.read()
+        s, now = self._setup, self.meter.state_dict()
         s.check_finite(step)
         batch = s.recipe.optim.batch_size
-        rate = now.steps * batch / now.seconds
+        rate = now["steps"] * batch / now["seconds"]
         self._log.interval(
             Interval(
                 epoch=epoch,
                 step=step,
-                loss=now.loss,
+                loss=now["loss_sum"] / now["steps"],
                 lr=lr,
                 images_per_second=rate,
-                wait_share=now.wait_seconds / now.seconds,
+                wait_share=now["waited"] / now["seconds"],
                 mfu=None if self._peak is None else rate / s.world.size * phase.flops / self._peak,
                 memory_gib=peak_memory(s.world.device) / 2**30,
                 seconds_left=s.phases.steps_left(step, s.steps_per_epoch, phase) * batch / rate,
-                split=now.split,
+                split=now["split"],
             )
         )
         self.meter.reset()
-        return now.seconds
+        return float(now["seconds"])
 
     def evaluation(self, entry: Mapping[str, Any], scores: Mapping[str, Scores], seconds: float, step: int) -> None:
         self.meter.pause("eval", seconds)

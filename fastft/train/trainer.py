@@ -10,7 +10,7 @@ from fastft.augment.recipe_policy import build_policy
 from fastft.data import Batch
 from fastft.model.recipe_model import with_phase
 from fastft.optim import set_lr
-from fastft.run.log import RunLog
+from fastft.run.metrics_log import RunLog
 from fastft.run.run_directory import write_choices, write_recipe, write_result
 from fastft.train import profile
 from fastft.train.augmentation_choice import choose_augmentation

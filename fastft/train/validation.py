@@ -7,7 +7,7 @@ from torch import nn
 from fastft.data import EvalLoader
 from fastft.recipe import Recipe
 from fastft.run.evaluations import BALANCED_ACCURACY, TOP1
-from fastft.run.metrics import IMBALANCED, imbalance
+from fastft.run.prediction_metrics import IMBALANCED, imbalance
 from fastft.train.distributed import World
 from fastft.train.evaluate import KEPT_IN_TRAINING, Scores, evaluate, keep_logits
 from fastft.train.precision import Precision

@@ -18,8 +18,7 @@ from fastft.evaluate.assessment import Assessment, Mistakes, find_mistakes, repo
 from fastft.report.class_section import reliability_chart
 from fastft.report.run_report import accuracy_charts, headline, recipe_diff, render_run
 from fastft.report.run_times import run_cost, training_seconds
-from fastft.run.calibration import Calibration, Reliability
-from fastft.run.metrics import Predictions
+from fastft.run.prediction_metrics import Calibration, Predictions, Reliability
 from fastft.run.run_directory import load_run
 from tests.written import RECIPES, load_recipe, predictions_of, write_run
 

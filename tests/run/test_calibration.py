@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 
-from fastft.run.calibration import BINS, calibrate, reliability
-from fastft.run.metrics import Predictions
+from fastft.run.prediction_metrics import BINS, Predictions, calibrate, reliability
 from tests.written import predictions_of
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, classification_report
 
-from fastft.run.metrics import (
+from fastft.run.prediction_metrics import (
     Predictions,
     balanced_accuracy,
     class_metrics,

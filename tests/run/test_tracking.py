@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from beton_tools.base.errors import UserError
-from fastft.run.log import RunLog
+from fastft.run.metrics_log import RunLog
 from fastft.run.tracking import open_tracker
 from tests.train.runs import losses, run
 

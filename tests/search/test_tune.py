@@ -17,7 +17,7 @@ from fastft.cli import main
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.recipe import load_recipe
 from fastft.run.checkpoint import write_checkpoint
-from fastft.run.metrics import read_validation
+from fastft.run.prediction_metrics import read_validation
 from fastft.run.run_directory import read_metrics
 from fastft.search import plan_run
 from fastft.search import tune as search

@@ -5,8 +5,8 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import Ridge
 
-from fastft.run.calibration import calibrate
-from fastft.train.ridge_head import FOLDS, _folds, fit_ridge_head
+from fastft.run.prediction_metrics import calibrate
+from fastft.train.head_start import FOLDS, _folds, fit_ridge_head
 from tests.written import predictions_of
 
 
