@@ -25,23 +25,14 @@ SMALLEST_ROW_GB = 0.05  # operations below it are one row of the table; the JSON
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("name", choices=(*BENCHES, TRAFFIC, "all"), metavar="NAME", help=f"{', '.join(BENCHES)}, {TRAFFIC} or all")
-    add(
-        "counted",
-        nargs="?",
-        type=recipe_reference,
-        metavar="RECIPE",
-        help=f"of {TRAFFIC}: the recipe whose step is counted",
-    )
+    counted = f"of {TRAFFIC}: the recipe whose step is counted"
+    add("counted", nargs="?", type=recipe_reference, metavar="RECIPE", help=counted)
     add("--json", action="store_true", help=f"of {TRAFFIC}: print JSON instead of a table")
     add("--data", type=Path, metavar="FILE.beton", help="measure on images of this file")
-    add(
-        "--images", type=Path, metavar="DIR",
-        help="measure on JPEGs in a folder per class (default: $FASTFT_IMAGENET_SAMPLE, else packaged photographs)",
-    )  # fmt: skip
+    images = "measure on JPEGs in a folder per class (default: $FASTFT_IMAGENET_SAMPLE, else packaged photographs)"
+    add("--images", type=Path, metavar="DIR", help=images)
     add("--count", type=positive(int), metavar="N", help="images at most (default 700)")
-    add(
-        "--peers", default="all", help=f"all, none, or of {','.join(PEERS)}"
-    )  # fmt: skip
+    add("--peers", default="all", help=f"all, none, or of {','.join(PEERS)}")
     add("--rounds", type=positive(int), metavar="N", help="counted rounds (default 7)")
     add("--recipe", type=recipe_reference, metavar="RECIPE", help="what e2e trains (default: on a CPU, a tiny recipe)")
     add("--quick", action="store_true", help="every path once on few images; the figures mean nothing")

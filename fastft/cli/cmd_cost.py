@@ -14,25 +14,16 @@ TAKES_OPTIONS = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "files",
-        metavar="RECIPE|TABLE",
-        type=recipe_reference,
-        nargs="+",
-        help=f"{RECIPE}; tables are priced with all rows and a total",
-    )
+    files = f"{RECIPE}; tables are priced with all rows and a total"
+    add("files", metavar="RECIPE|TABLE", type=recipe_reference, nargs="+", help=files)
     add("--gpu", help="V100, A100, H100, L40S, RTX4090, ... (an unknown name lists all)")
     add("--gpus", type=positive(int), default=8, metavar="N", help="how many (default 8)")
     add_shared(parser, "price")
     add("--measured", type=Path, metavar="BENCH.json", help="rates and MFU by fastft bench")
     add("--mfu", type=share, help="MFU of your own, beside the expected one: 0.45 or 45%%")
     add("--cores-per-gpu", type=positive(float), metavar="N", help="CPU cores that feed each GPU")
-    add(
-        "--val-images",
-        type=positive(int),
-        metavar="N",
-        help="images per evaluation (default: 50,000 for ImageNet, as large a share of other data)",
-    )
+    val_images = "images per evaluation (default: 50,000 for ImageNet, as large a share of other data)"
+    add("--val-images", type=positive(int), metavar="N", help=val_images)
     add_shared(parser, "json")
 
 

@@ -20,10 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "json")
     add("--verbose", action="store_true", help="also print every option, parameter group and learning rate")
     add("--at-step", type=whole_number, metavar="N", help="also show every group's lr at optimiser step N")
-    add(
-        "--diff", metavar="A", type=recipe_reference,
-        help="show how RECIPE differs from recipe A; recipe options apply to RECIPE",
-    )  # fmt: skip
+    diff = "show how RECIPE differs from recipe A; recipe options apply to RECIPE"
+    add("--diff", metavar="A", type=recipe_reference, help=diff)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -17,16 +17,12 @@ TOPK = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
-    parser.add_argument(
-        "images", metavar="IMAGE", nargs="+", type=Path,
-        help="image files, or folders of them; for --features also .beton files",
-    )  # fmt: skip
+    images = "image files, or folders of them; for --features also .beton files"
+    parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help=images)
     parser.add_argument("--topk", type=positive(int), help=f"classes per image (default {TOPK})")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a table instead of printing")
-    parser.add_argument(
-        "--features", type=Path, metavar="FILE.npz",
-        help="write the embeddings before the head instead of classes: features (N, D), labels, files, classes",
-    )  # fmt: skip
+    features = "write the embeddings before the head instead of classes: features (N, D), labels, files, classes"
+    parser.add_argument("--features", type=Path, metavar="FILE.npz", help=features)
     add_shared(parser, "logit-adjustment", "device")
 
 

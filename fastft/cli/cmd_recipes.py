@@ -41,12 +41,8 @@ class Options:
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument(
-            "selection",
-            metavar="SECTION|NAME",
-            nargs="?",
-            help="a section (optim), an option (optim.lr) or its name in any section (lr); default: all",
-        )
+        selection = "a section (optim), an option (optim.lr) or its name in any section (lr); default: all"
+        parser.add_argument("selection", metavar="SECTION|NAME", nargs="?", help=selection)
         add_shared(parser, "json")
 
     @staticmethod

@@ -22,12 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "price")
     add("--gpus", type=positive(int), metavar="N", help="GPUs of the run, where its log does not say")
     add("--against", type=recipe_reference, metavar="RECIPE", help="recipe to compare with (default: final_*)")
-    add(
-        "--mistakes",
-        choices=("auto", "always", "never"),
-        default="auto",
-        help="predict the validation images (auto: with a GPU, or where they are few)",
-    )
+    mistakes = "predict the validation images (auto: with a GPU, or where they are few)"
+    add("--mistakes", choices=("auto", "always", "never"), default="auto", help=mistakes)
     add_shared(parser, "weights")
 
 

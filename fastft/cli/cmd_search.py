@@ -23,13 +23,8 @@ class Sweep:
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
-        add(
-            "sweeps",
-            metavar="TABLE",
-            type=recipe_reference,
-            nargs="+",
-            help="table files (rcp/tables/05_llrd.yaml, or 05_llrd), or one row: 02_lr[1e-5]",
-        )
+        tables = "table files (rcp/tables/05_llrd.yaml, or 05_llrd), or one row: 02_lr[1e-5]"
+        add("sweeps", metavar="TABLE", type=recipe_reference, nargs="+", help=tables)
         add("--dry-run", action="store_true", help="print the predicted GPU-hours, train nothing")
         add("--out", type=Path, default=Path("runs/sweeps"), help="runs and tables (default runs/sweeps)")
 

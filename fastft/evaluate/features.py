@@ -20,8 +20,7 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.subset_file import is_beton_or_subset
 from fastft.data.classes import refuse_other_classes
 from fastft.evaluate.evaluation import describe_scores, eval_loader, evaluate_model, validation_file
-from fastft.evaluate.image_files import compute_outputs
-from fastft.evaluate.prediction import describe_deep, describe_left_out, image_paths
+from fastft.evaluate.prediction import compute_outputs, describe_deep, describe_left_out, image_paths
 from fastft.evaluate.trained import Trained, load_trained
 from fastft.model import ImageClassifier
 from fastft.recipe.constants import AUTO

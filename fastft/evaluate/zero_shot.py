@@ -1,24 +1,189 @@
 """`fastft zeroshot`: CLIP's zero-shot classifier for the classes of a file, evaluated, and written as a head to train from."""
 
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip import (
+    IMAGENET_CLASSNAMES,
+    OPENAI_IMAGENET_TEMPLATES,
+    SIMPLE_IMAGENET_TEMPLATES,
+    SimpleTokenizer,
+    build_zero_shot_classifier,
+)
+from open_clip.model import CLIPTextCfg, _build_text_tower  # the only builder from a configuration
+from torch import Tensor, nn
+from torch.nn import functional
 
 from beton_tools.base.console import ProgressCallback
+from beton_tools.base.errors import UserError
+from beton_tools.base.user_files import read_user_text
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.manifest import Manifest
+from beton_tools.sources.side_files import imagenet_wnids, is_wnid
 from fastft.evaluate.evaluation import describe_scores, evaluate_model, validation_file
-from fastft.evaluate.text_tower import Prompts, class_embeddings, load_text_tower, read_prompts
 from fastft.evaluate.trained import Trained
+from fastft.model.arch import load_open_clip_config
 from fastft.model.classifier import TOKEN
 from fastft.model.head_file import Head, check_head_path, set_head, write_head
 from fastft.model.recipe_model import build_model
+from fastft.model.weights import read_text_state
 from fastft.recipe import Recipe
 from fastft.recipe.constants import RAW
 from fastft.recipe.training_images import with_num_classes
 from fastft.train.distributed import World, connected, find_world
+
+CLASSES_PER_PASS = 10  # open_clip's default: with 80 templates, 800 texts
+Template = Callable[[str], str]  # a class name to a text
+OPENAI, SIMPLE = "openai", "simple"  # open_clip's lists of 80 and of 7 templates for ImageNet
+PLACE = "{}"  # of the class name, in a file of templates
+MAX_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """names: of each class, by label. templates: each is applied to every name. The rest says where they come from."""
+
+    names: list[str]
+    templates: Sequence[Template]
+    names_source: str
+    templates_source: str
+
+
+def read_prompts(
+    data: Path, classes: Sequence[str], manifest: Manifest | None, names: Path | None, templates: str
+) -> Prompts:
+    """The prompts for the classes of a `.beton`.
+
+    Args:
+        data, classes, manifest: the file, its class names by label, and its manifest.
+        names: a file with a class name on each line, in the order of labels; None: as `find_names`.
+        templates: "openai", "simple", or a file with a template on each line, such as `a photo of a {}.`
+    """
+    found, names_source = (
+        (_lines(names, "a text file with a class name on each line"), str(names))
+        if names is not None
+        else find_names(data, manifest)
+    )
+    if len(found) != len(classes):
+        raise UserError(
+            f"{names_source} has {len(found)} class names, {data} has {len(classes)} classes; give one for each"
+        )
+    return Prompts(found, _templates(templates), names_source, templates)
+
+
+def find_names(data: Path, manifest: Manifest | None) -> tuple[list[str], str]:
+    """(class names for prompts, where they come from).
+
+    ImageNet's classes have open_clip's names, which are OpenAI's; other wnids the first of WordNet's; all others the names of
+    their folders, with spaces for underscores.
+    """
+    if manifest is None or all(name == str(label) for label, name in enumerate(manifest.classes)):
+        raise UserError(f"{data} has no class names; give --names FILE with one on each line")
+    label_of = {wnid: label for label, wnid in enumerate(imagenet_wnids())}
+    if all(name in label_of for name in manifest.classes):
+        return [
+            IMAGENET_CLASSNAMES[label_of[name]] for name in manifest.classes
+        ], "open_clip's names of ImageNet's classes"
+    labels = [manifest.class_label(label) for label in range(manifest.num_classes)]
+    if manifest.class_names is not None and all(map(is_wnid, manifest.classes)):
+        return [label.partition(",")[0] for label in labels], "the first names of the synsets"
+    return [label.replace("_", " ") for label in labels], "the names of the folders"
+
+
+def _templates(name: str) -> Sequence[Template]:
+    if name in (OPENAI, SIMPLE):
+        return OPENAI_IMAGENET_TEMPLATES if name == OPENAI else SIMPLE_IMAGENET_TEMPLATES
+    lines = _lines(Path(name), f"{OPENAI}, {SIMPLE}, or a text file with a template on each line")
+    wrong = next((line for line in lines if line.count(PLACE) != 1), None)
+    if wrong is not None:
+        raise UserError(f"{name}: template '{wrong[:60]}' must contain {PLACE} once, in the place of the class name")
+    return [partial(str.replace, line, PLACE) for line in lines]
+
+
+def _lines(path: Path, expected: str) -> list[str]:
+    """The lines of a text file without surrounding spaces; empty ones at its end are left out."""
+    lines = [line.strip() for line in read_user_text(path, MAX_BYTES, expected).rstrip().splitlines()]
+    if not lines or not all(lines):
+        raise UserError(f"{path}: has an empty line or none at all; give {expected}")
+    return lines
+
+
+# the tower --------------------------------------------------------------------------------------------------------------
+
+
+class TextTower(nn.Module):
+    """Texts (B, context) of token numbers to embeddings, with the method that open_clip's zero-shot classifier calls."""
+
+    def __init__(self, tower: nn.Module, tokenizer: SimpleTokenizer, logit_scale: float):
+        super().__init__()
+        self.tower, self.tokenizer, self.logit_scale = tower, tokenizer, logit_scale
+
+    def encode_text(self, texts: Tensor, normalize: bool = False) -> Tensor:
+        embeddings = self.tower(texts)
+        return functional.normalize(embeddings, dim=-1) if normalize else embeddings
+
+
+def load_text_tower(recipe: Recipe, device: torch.device) -> TextTower:
+    """The text tower of `model.arch` with `model.weights`, in fp32."""
+    name, weights = recipe.model.arch, recipe.model.weights
+    if weights == "random":
+        raise UserError("model.weights is random, which knows no class names; set --model.weights to a tag or a file")
+    config = load_open_clip_config(name)
+    try:
+        text_cfg = _text_config(name, config)
+        state = read_text_state(weights, name)
+        logit_scale = float(state.pop("logit_scale").exp())
+        state.pop("logit_bias", None)
+        with torch.device("meta"):  # filled by the weights
+            tower = _build_text_tower(config["embed_dim"], text_cfg, config.get("quick_gelu", False))
+        tokenizer = SimpleTokenizer(context_length=text_cfg.context_length, **(text_cfg.tokenizer_kwargs or {}))
+        tower.load_state_dict(state, assign=True)
+        if tower.attn_mask is not None:
+            tower.attn_mask = tower.build_causal_mask()
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the text tower of {name} does not fit weights {weights} ({reason[:200]}); check model.arch"
+        ) from None
+    return TextTower(tower.to(device).eval().requires_grad_(False), tokenizer, logit_scale)
+
+
+def _text_config(name: str, config: Mapping[str, Any]) -> CLIPTextCfg:
+    given = config.get("text_cfg")
+    if not isinstance(given, dict):
+        raise UserError(f"{name} has no text tower (no text_cfg); use an architecture of open_clip's CLIP models")
+    found = CLIPTextCfg(**given)
+    if found.hf_model_name or found.hf_tokenizer_name:
+        library = found.hf_model_name or found.hf_tokenizer_name
+        raise UserError(
+            f"{name} takes its texts through transformers ({library}); use an architecture with CLIP's own tokenizer"
+        )
+    return found
+
+
+def class_embeddings(
+    tower: TextTower, names: Sequence[str], templates: Sequence[Template], show: ProgressCallback | None = None
+) -> Tensor:
+    """Float32 (K, D): for each class the mean of its texts' embeddings, all of length 1, by open_clip's own function."""
+    parts = []
+    device = next(tower.parameters()).device
+    for first in range(0, len(names), CLASSES_PER_PASS):
+        batch = names[first : first + CLASSES_PER_PASS]
+        embeddings_DK = build_zero_shot_classifier(
+            tower, tower.tokenizer, batch, templates, num_classes_per_batch=None, device=device
+        )
+        parts.append(embeddings_DK.T.float())
+        if show is not None:
+            show(first + len(batch), len(names), 0)
+    return torch.cat(parts)
+
+
+# evaluation -----------------------------------------------------------------------------------------------------------
 
 
 def evaluate_zero_shot(

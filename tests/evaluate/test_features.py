@@ -12,7 +12,7 @@ from beton_tools.read.manifest import Manifest
 from fastft.cli import main
 from fastft.evaluate.evaluation import predict_file
 from fastft.evaluate.features import TEMPERATURE
-from fastft.evaluate.image_files import read_batches
+from fastft.evaluate.prediction import read_batches
 from fastft.evaluate.trained import load_trained
 from tests.train.runs import run
 

@@ -18,10 +18,9 @@ from beton_tools.base.errors import UserError
 from beton_tools.write.convert import convert_folder
 from beton_tools.write.writer import WriteOptions
 from fastft.cli import main
-from fastft.evaluate import image_files
+from fastft.evaluate import prediction
 from fastft.evaluate.evaluation import evaluate_checkpoint
-from fastft.evaluate.image_files import eval_tensor
-from fastft.evaluate.prediction import Prediction, Predictor, predict_files, write_predictions
+from fastft.evaluate.prediction import Prediction, Predictor, eval_tensor, predict_files, write_predictions
 from fastft.run.checkpoint import find_checkpoint, read_checkpoint
 from tests.train.runs import run
 
@@ -258,6 +257,6 @@ def test_the_crop_of_an_extreme_shape_is_that_of_the_whole(
     """Up to rounding: at most one level of 255."""
     cut = np.resize(photographs["coffee"], (*shape, 3))
     whole = eval_tensor(Image.fromarray(cut), size=64, crop_pct=0.875, mean=(0, 0, 0), std=(1, 1, 1))
-    monkeypatch.setattr(image_files, "MOST_PIXELS", 0)
+    monkeypatch.setattr(prediction, "MOST_PIXELS", 0)
     cropped = eval_tensor(Image.fromarray(cut), size=64, crop_pct=0.875, mean=(0, 0, 0), std=(1, 1, 1))
     torch.testing.assert_close(cropped, whole, atol=1.01 / 255, rtol=0)

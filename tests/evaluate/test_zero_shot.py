@@ -21,8 +21,8 @@ from fastft.augment.recipe_policy import build_policy
 from fastft.cli import main
 from fastft.data import EvalLoader
 from fastft.evaluate.evaluation import evaluate_checkpoint
-from fastft.evaluate.text_tower import find_names, read_prompts
 from fastft.evaluate.trained import load_trained
+from fastft.evaluate.zero_shot import find_names, read_prompts
 from fastft.export import FORMATS, export_checkpoint
 from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe, load_recipe
