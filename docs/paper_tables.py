@@ -16,8 +16,7 @@ from fastft.recipe import load_recipe
 from fastft.recipe.recipe_file import read_recipe
 from fastft.recipe.tables import Row, Sweep, load_sweep
 from fastft.search.runs import plan_runs
-from fastft.search.sweep import as_published
-from fastft.search.sweep_price import price_sweeps, recipe_hours, total_hours
+from fastft.search.sweep import as_published, price_sweeps, recipe_hours, total_hours
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES, PAGE = ROOT / "rcp", ROOT / "docs" / "paper-tables.md"

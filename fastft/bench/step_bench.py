@@ -241,7 +241,7 @@ class StepRunner:
         self.scaler = step.scaler
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        self.step.split.begin()
+        self.step.split.mark(None)
         set_lr(self.step.optimizer, LR)
         self.step.micro_batch(images, labels, step=0, last=True)
         self.step.update()

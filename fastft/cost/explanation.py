@@ -40,33 +40,28 @@ def explain(recipe: Recipe, at_step: int | None = None, warnings: Sequence[str] 
     arch = recipe_arch(recipe)
     with torch.device("meta"):
         model = build_model(recipe, pretrained=False)
+    a, mixing = recipe.augment, []
+    if a.mixes:
+        mixing = [f"mixup alpha {a.mixup:g}, cutmix alpha {a.cutmix:g}, probability {a.mix_prob:g}"]
     groups = layer_groups(model, arch.layers, recipe.optim.layer_decay, recipe.optim.weight_decay)
     schedule = build_schedule(recipe, recipe.steps_per_epoch())
     return {
         "recipe": {"name": recipe.name, **recipe.as_dict()},
         "choices": [asdict(choice) for choice in recipe.choices],
         "warnings": [*warnings, *recipe_warnings(recipe)],
-        "groups": [_group(g, schedule, at_step) for g in groups],
+        "groups": [
+            {"layer_id": g.layer_id, "lr_scale": g.lr_scale, "weight_decay": g.weight_decay, "parameters": g.parameters}
+            | ({} if at_step is None else {"lr": schedule(at_step) * g.lr_scale})
+            for g in groups
+        ],
         "trainable_parameters": sum(g.parameters for g in groups),
         "schedule": _schedule(recipe, schedule, groups, at_step),
         "phases": _phases(recipe, arch),
-        "augment": describe_policy(build_policy(recipe), recipe.model.image_size) + _mixing(recipe),
+        "augment": describe_policy(build_policy(recipe), recipe.model.image_size) + mixing,
         "cost": _cost(recipe, arch),
         "expected_top1": expected_top1(recipe),
         "expectation": describe_expectation(recipe),
     }
-
-
-def _group(group: Group, schedule: WarmupCosine, at_step: int | None) -> dict[str, Any]:
-    entry = {
-        "layer_id": group.layer_id,
-        "lr_scale": group.lr_scale,
-        "weight_decay": group.weight_decay,
-        "parameters": group.parameters,
-    }
-    if at_step is not None:
-        entry["lr"] = schedule(at_step) * group.lr_scale
-    return entry
 
 
 def _schedule(recipe: Recipe, schedule: WarmupCosine, groups: list[Group], at_step: int | None) -> dict[str, Any]:
@@ -94,13 +89,6 @@ def _phases(recipe: Recipe, arch: TowerArch) -> list[dict[str, Any]]:
         }
         for phase in find_phases(recipe, arch)
     ]
-
-
-def _mixing(recipe: Recipe) -> list[str]:
-    a = recipe.augment
-    if a.mixup == 0 and a.cutmix == 0:
-        return []
-    return [f"mixup alpha {a.mixup:g}, cutmix alpha {a.cutmix:g}, probability {a.mix_prob:g}"]
 
 
 def _cost(recipe: Recipe, arch: TowerArch) -> dict[str, Any]:

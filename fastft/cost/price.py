@@ -81,39 +81,28 @@ def cores_per_gpu(gpu: str) -> float:
     return _CORES_PER_GPU.get(gpu, _DEFAULT_CORES)
 
 
-def with_cores(over: Overheads, cores: float) -> Overheads:
-    return replace(over, loader_rate=IMAGES_PER_CORE * cores, eval_loader_rate=EVAL_IMAGES_PER_CORE * cores)
+def with_cores(cores: float) -> Overheads:
+    return replace(FASTFT, loader_rate=IMAGES_PER_CORE * cores, eval_loader_rate=EVAL_IMAGES_PER_CORE * cores)
 
 
 # one recipe on one kind of GPU -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Wall seconds of a run by activity."""
+class Estimate:
+    """Wall seconds of one recipe by activity, on `gpus` GPUs at one MFU."""
 
+    mfu: Mfu
+    gpus: int
+    images_per_second: float  # per GPU while training, including data stalls
     train: float  # steps at the MFU
     stall: float  # steps waiting for a loader slower than the GPUs
     evaluate: float
     start: float
 
     @property
-    def total(self) -> float:
-        return self.train + self.stall + self.evaluate + self.start
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Estimate for one recipe on `gpus` GPUs at one MFU."""
-
-    mfu: Mfu
-    parts: Parts
-    gpus: int
-    images_per_second: float  # per GPU while training, including data stalls
-
-    @property
     def wall_hours(self) -> float:
-        return self.parts.total / 3600
+        return (self.train + self.stall + self.evaluate + self.start) / 3600
 
     @property
     def gpu_hours(self) -> float:
@@ -121,7 +110,7 @@ class Estimate:
 
     @property
     def limited_by(self) -> str:
-        return "loader" if self.parts.stall > 0 else "GPU"
+        return "loader" if self.stall > 0 else "GPU"
 
     def as_dict(self, price: float | None) -> dict[str, Any]:
         """Plain values for JSON; `price` is money per GPU-hour."""
@@ -132,7 +121,7 @@ class Estimate:
             "money": None if price is None else self.gpu_hours * price,
             "images_per_second_per_gpu": self.images_per_second,
             "limited_by": self.limited_by,
-            "seconds": asdict(self.parts),
+            "seconds": {name: getattr(self, name) for name in ("train", "stall", "evaluate", "start")},
         }
 
 
@@ -150,8 +139,8 @@ def estimate(
     train = work.train / sustained
     stall = _stall_seconds(recipe, arch, sustained, gpus * over.loader_rate)
     evaluate = _evaluation_seconds(recipe, work.evaluate / sustained, gpus, over, val_images)
-    parts = Parts(train, stall, evaluate, over.start_seconds)
-    return Estimate(mfu, parts, gpus, train_images(recipe) / (train + stall) / gpus)
+    rate = train_images(recipe) / (train + stall) / gpus
+    return Estimate(mfu, gpus, rate, train, stall, evaluate, over.start_seconds)
 
 
 def _stall_seconds(recipe: Recipe, arch: TowerArch, sustained: float, loader_rate: float) -> float:
@@ -177,7 +166,7 @@ def predict(recipe: Recipe, names: Iterable[str] = MAIN_GPUS, gpus: int = MACHIN
     """
     predicted: dict[str, dict[str, Any]] = {}
     for name in names:
-        gpu, over = GPUS[name], with_cores(FASTFT, cores_per_gpu(name))
+        gpu, over = GPUS[name], with_cores(cores_per_gpu(name))
         found = [estimate(recipe, gpu, gpus, mfu, over) for mfu in known_mfus(recipe, gpu, gpus)]
         rows = [
             {"basis": e.mfu.basis, "mfu": e.mfu.value, "hours": e.gpu_hours, "limited_by": e.limited_by} for e in found
@@ -258,15 +247,14 @@ def price_recipes(recipes: Sequence[Recipe], query: CostQuery, rows: int | None 
 
 def known_gpu(name: str) -> Gpu:
     """The GPU with this name in any case; spaces and hyphens do not matter."""
-    wanted = _plain(name)
-    found = next((gpu for gpu in GPUS.values() if _plain(gpu.name) == wanted), None)
+
+    def plain(text: str) -> str:
+        return text.lower().replace("-", "").replace(" ", "")
+
+    found = next((gpu for gpu in GPUS.values() if plain(gpu.name) == plain(name)), None)
     if found is None:
         raise UserError(f"no data are known for GPU '{name}'; choose one of {', '.join(GPUS)}")
     return found
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("-", "").replace(" ", "")
 
 
 def read_measured(path: Path) -> Measured:
@@ -302,7 +290,7 @@ def _plausible(path: Path, role: str, value: float) -> float:
 
 def _overheads(query: CostQuery, gpu: Gpu, measured: Measured | None) -> Overheads:
     cores = query.cores_per_gpu or cores_per_gpu(gpu.name)
-    over = with_cores(FASTFT, cores)
+    over = with_cores(cores)
     if measured is None:
         return over
     rates = {"loader_rate": measured.loader_per_core, "eval_loader_rate": measured.eval_loader_per_core}

@@ -184,7 +184,8 @@ def _y_range(chart: Chart, series: Sequence[Series]) -> tuple[float, float]:
     low, high = min(bounds), max(bounds)
     own = sorted(y for s in series if not s.is_reference for y in s.y) or bounds
     middle = own[len(own) // 2]
-    kept = [y for s in series for y in _never_cut(s)]
+    # never cut off: the end of a line, and all points of a short line that is not a reference
+    kept = [y for s in series for y in (s.y if len(s.y) <= FEW_POINTS and not s.is_reference else s.y[-1:])]
     if chart.focus == "top":
         low = min(max(low, middle - 4 * (high - middle)), *kept)
     elif chart.focus == "bottom":
@@ -192,11 +193,6 @@ def _y_range(chart: Chart, series: Sequence[Series]) -> tuple[float, float]:
     if chart.from_zero:
         low = min(0.0, low)
     return _span([low, high], rounded=True)
-
-
-def _never_cut(s: Series) -> Sequence[float]:
-    """Values that stay in the range: the end of a line; all points of a short line that is not a reference."""
-    return s.y if len(s.y) <= FEW_POINTS and not s.is_reference else s.y[-1:]
 
 
 def _span(values: Sequence[float], rounded: bool = False) -> tuple[float, float]:

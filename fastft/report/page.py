@@ -61,7 +61,6 @@ def flags(text: str) -> Markup:
 
 
 def option(value: Any) -> str:
-    """Format a recipe option's value as in a recipe."""
     if isinstance(value, (tuple, list)):
         return ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
     if isinstance(value, bool):

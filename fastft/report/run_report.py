@@ -5,19 +5,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+from markupsafe import Markup
+
 from beton_tools.base.atomic import write_text
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.read.manifest import Manifest
 from beton_tools.read.subset_file import used_files
 from fastft.cost.published import reference_of
-from fastft.evaluate.assessment import Assessment
+from fastft.evaluate.assessment import Assessment, ClassReport
 from fastft.recipe import Recipe, differences, load_recipe
 from fastft.recipe.recipe_file import RECIPES
 from fastft.report.charts import Chart, Series, render_chart
-from fastft.report.class_section import confusion_picture, reliability_chart
 from fastft.report.page import percent, render_page
 from fastft.report.run_times import profiled, run_cost, time_split
-from fastft.run.evaluations import WEIGHTS, best_line, headline_top1, standard_error
+from fastft.run.evaluations import WEIGHTS, best_line, headline_score, standard_error
+from fastft.run.prediction_metrics import Calibration, Reliability
 from fastft.run.run_directory import Run
 
 FINALS = ("final_b16", "final_b16_384", "final_l14", "final_l14_336")
@@ -29,6 +32,14 @@ SCORES = (
     ("ECE %", "ece", 2), ("loss", "loss", 4),
 )  # fmt: skip
 NOT_COMPARED = {"about.top1", "about.source", "data.train", "data.val", "train.run_dir"}
+
+# of the confusion matrix
+COUNTED_CELLS = 12  # with more classes the cells are too small for numbers
+# CSS class, width and width of names in pixels, their characters
+SIZES = (("wide", 520, 130, 16), ("narrow", 340, 96, 10))
+LARGEST_GAP = 1  # pixels between cells
+ROW = 12  # height of a line of text
+NUMBER_ROW = 22  # height of the numbers above the columns
 
 
 def render_run(
@@ -141,7 +152,7 @@ def _accuracy_figures(run: Run) -> Iterator[tuple[str, str, str]]:
         yield f"{WEIGHTS[weights]} top-1", f"{top1:.2f} %", below
         for label, entry in ((BEST, best_line(run.evaluations)), ("last epoch", run.evaluations[-1])):
             shown = [f"{n} {entry[f'{w}_top1']:.2f} %" for w, n in WEIGHTS.items() if f"{w}_top1" in entry]
-            yield f"{label}, {entry['epoch']}", f"{headline_top1(entry):.2f} %", ", ".join(shown)
+            yield f"{label}, {entry['epoch']}", f"{headline_score(entry):.2f} %", ", ".join(shown)
         then = "" if before is None else f"fine-tuning {top1 - before:+.2f}"
     if before is not None:  # the accuracy of the head before fine-tuning
         yield "frozen-tower baseline", f"{before:.2f} %", f"ridge regression; {then}"
@@ -203,7 +214,8 @@ def accuracy_charts(run: Run, reference: dict[str, Any] | None) -> list[Chart]:
     lr = _lines(run, run.intervals, "lr", "lr")
     # the whole schedule, so that all charts of a page align
     epochs = (0, run.recipe.schedule.epochs)
-    marks = _best_mark(run)
+    best = best_line(run.evaluations)["epoch"] if run.evaluations else None
+    marks = [] if best is None else [(best + 1, f"{BEST}, {best}: {best + 1} epochs trained")]
     return [
         Chart("Top-1", EPOCHS, "% of validation images", per_epoch, "top", decimals=2, marks=marks, x_range=epochs),
         Chart("Validation loss", EPOCHS, "cross-entropy", validation, "bottom", x_range=epochs),
@@ -227,7 +239,6 @@ def speed_charts(run: Run) -> list[Chart]:
 
 
 def _evaluated(run: Run, key: str, name: str, style: str) -> list[Series]:
-    """A point at the end of each evaluated epoch."""
     rows = [e for e in run.evaluations if key in e]
     return [Series(name, style, [e["epoch"] + 1 for e in rows], [e[key] for e in rows])] if rows else []
 
@@ -244,16 +255,77 @@ def _reference(curve: dict[str, Any] | None, key: str, name: str, style: str) ->
     return [Series(name, style, list(range(1, len(values) + 1)), values)]
 
 
-def _best_mark(run: Run) -> list[tuple[float, str]]:
-    if not run.evaluations:
-        return []
-    best = best_line(run.evaluations)
-    return [(best["epoch"] + 1, f"{BEST}, {best['epoch']}: {best['epoch'] + 1} epochs trained")]
+# classes: reliability diagram and confusion matrix --------------------------------------------------------------------
+
+
+def reliability_chart(calibration: Calibration) -> Chart:
+    """Accuracy over confidence, of the softmax and, where it helps, after temperature scaling; the diagonal is perfect."""
+    series = [Series("perfect", "reference", [0, 100], [0, 100]), _series("softmax", "raw", calibration.plain)]
+    if calibration.scaled is not None and calibration.scaled.ece < calibration.plain.ece:
+        series.append(_series(f"temperature {calibration.temperature:.2f}", "ema", calibration.scaled))
+    return Chart(
+        "Reliability", "confidence, %", "accuracy of images with that confidence, %", series,
+        from_zero=True, decimals=1, x_range=(0, 100),
+    )  # fmt: skip
+
+
+def _series(name: str, style: str, reliability: Reliability) -> Series:
+    filled = reliability.images > 0
+    confidence, accuracy = (100 * values[filled] for values in (reliability.confidence, reliability.accuracy))
+    return Series(f"{name}, ECE {reliability.ece:.1f} %", style, confidence.tolist(), accuracy.tolist())
+
+
+def confusion_picture(report: ClassReport) -> Markup:
+    """The confusion matrix as a <figure>: a row per class, shaded by the share of its images; empty if there is none."""
+    if report.matrix_KK is None:
+        return Markup("")
+    drawings = Markup("").join(_draw(report, report.matrix_KK, *size) for size in SIZES)
+    return Markup(
+        '<figure class="picture"><figcaption><b>Confusion</b> <span class="unit">rows: class, columns: prediction, in the same '
+        "order; shade: share of the class's images</span></figcaption>{}</figure>"
+    ).format(drawings)
+
+
+def _draw(report: ClassReport, matrix_KK: np.ndarray, kind: str, width: int, left: int, longest: int) -> Markup:
+    cell = (width - left) / len(matrix_KK)
+    height = NUMBER_ROW + cell * len(matrix_KK)
+    parts = [*_labels(report.names, cell, left, longest), *_cells(report.names, matrix_KK, cell, left)]
+    return Markup(
+        '<svg class="plot matrix {}" viewBox="0 0 {} {:.1f}" role="img" aria-label="Confusion matrix">{}</svg>'
+    ).format(kind, width, height, Markup("").join(parts))
+
+
+def _labels(names: list[str], cell: float, left: int, longest: int) -> Iterator[Markup]:
+    """Names beside the rows and numbers above the columns; where cells are smaller than text, of some rows only."""
+    every = max(1, int(np.ceil(ROW / cell)))
+    for k in range(0, len(names), every):
+        name = names[k] if len(names[k]) <= longest else f"{names[k][: longest - 1]}…"
+        middle = NUMBER_ROW + (k + 0.5) * cell + 4
+        yield Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="end">{} {}</text>').format(left - 6, middle, name, k + 1)
+    # a number of three digits is twice as wide as a line is high
+    every = max(1, int(np.ceil(2 * ROW / cell)))
+    for k in range(0, len(names), every):
+        yield Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
+            left + (k + 0.5) * cell, NUMBER_ROW - 7, k + 1
+        )
+
+
+def _cells(names: list[str], matrix_KK: np.ndarray, cell: float, left: int) -> Iterator[Markup]:
+    """A square for each pair that occurs, with its number of images where that fits."""
+    totals, side = matrix_KK.sum(1), cell - min(LARGEST_GAP, cell / 10)
+    for i, j in zip(*np.nonzero(matrix_KK), strict=True):
+        images, x, y = int(matrix_KK[i, j]), left + j * cell, NUMBER_ROW + i * cell
+        share = images / totals[i]
+        tip = f"{names[i]} predicted as {names[j]}: {images:,} of {int(totals[i]):,}"
+        yield Markup(
+            '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill-opacity="{:.2f}"><title>{}</title></rect>'
+        ).format("right" if i == j else "wrong", x, y, side, side, 0.08 + 0.72 * share, tip)
+        if len(matrix_KK) <= COUNTED_CELLS:
+            yield Markup('<text class="count" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(
+                x + cell / 2, y + cell / 2 + 4, images
+            )
 
 
 def write_page(page: str, out: Path) -> None:
-    """Write the page atomically."""
-    try:
+    with report_disk_errors(out, "choose another --out"):
         write_text(out, page)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out") from None

@@ -15,7 +15,7 @@ from beton_tools.base.user_files import read_user_text
 from fastft.cost.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, diagnose, loader_needs, shares
 from fastft.cost.work import phase_flops
 from fastft.model.recipe_model import find_phases, recipe_arch
-from fastft.run.run_directory import Line, Run
+from fastft.run.run_directory import Run
 from fastft.train import profile
 
 MOST_OPERATIONS = 10
@@ -34,7 +34,7 @@ def run_cost(run: Run, gpus: int | None, price: float | None) -> dict[str, Any] 
     world = run.machine.get("world_size")
     devices = int(gpus or world or 1)
     parts = {
-        "start": sum(map(start_seconds, run.intervals)),
+        "start": part_seconds(run).get("start", 0.0),
         "training": sum(training_seconds(run)),
         "evaluation": sum(e["seconds"] for e in run.evaluations),
         "checkpoints": sum(c["seconds"] for c in run.checkpoints),
@@ -53,10 +53,6 @@ def training_seconds(run: Run) -> list[float]:
     """Seconds of every logged interval: images over rate, which excludes the start."""
     batch = run.recipe.optim.batch_size
     return [steps * batch / i["images_per_second"] for steps, i in zip(run.interval_steps, run.intervals, strict=True)]
-
-
-def start_seconds(interval: Line) -> float:
-    return float(interval.get("split", {}).get("start", 0.0))
 
 
 def seconds_left(run: Run) -> float:

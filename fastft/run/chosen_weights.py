@@ -215,7 +215,6 @@ def _of_checkpoint(path: Path, kind: str, reason: str = "") -> ChosenWeights:
 
 
 def _untrained_ema(checkpoint: Checkpoint) -> str:
-    """`describe_untrained` of the EMA of a checkpoint."""
     state = checkpoint.state
     if not state.get("progress") and not state.get("evaluation"):
         return ""

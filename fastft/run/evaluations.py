@@ -50,9 +50,10 @@ def flatten(evaluation: Evaluation) -> dict[str, Any]:
     return scores | {key: evaluation[key] for key in ("best_by",) if key in evaluation}
 
 
-def headline_top1(line: Mapping[str, Any]) -> float:
-    """Top-1 of an 'eval' line: of the EMA weights if there are any, as in the paper, else of the raw weights."""
-    return _headline(line, TOP1)
+def headline_score(line: Mapping[str, Any], score: str = TOP1) -> float:
+    """A score of an 'eval' line: of the EMA weights if there are any, as in the paper, else of the raw weights."""
+    averaged = f"ema_{score}"
+    return float(line[averaged if averaged in line else f"raw_{score}"])
 
 
 def selection_score(line: Mapping[str, Any]) -> float:
@@ -60,7 +61,7 @@ def selection_score(line: Mapping[str, Any]) -> float:
 
     Top-1, or what `best_by` names: balanced accuracy if the training classes are of very different sizes.
     """
-    return _headline(line, line.get("best_by", TOP1))
+    return headline_score(line, line.get("best_by", TOP1))
 
 
 def best_line(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -76,8 +77,3 @@ def best_evaluation(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any] | N
 def standard_error(top1: float, samples: int) -> float:
     """Binomial standard error of an accuracy in percent, in percentage points."""
     return (top1 * (100 - top1) / max(1, samples)) ** 0.5
-
-
-def _headline(line: Mapping[str, Any], name: str) -> float:
-    averaged = f"ema_{name}"
-    return float(line[averaged if averaged in line else f"raw_{name}"])

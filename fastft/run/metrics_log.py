@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from beton_tools.base.atomic import write_text
 from beton_tools.base.console import discard_closed_output, format_duration, hide_secrets
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.base.user_files import open_own
 from fastft.run.event_file import EventFile
-from fastft.run.run_directory import read_metrics
+from fastft.run.run_directory import Line, read_metrics
 from fastft.run.tracking import Tracker
 
 HEADER = (
@@ -26,27 +26,12 @@ HEADER = (
 LINES_PER_HEADER = 20
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A line of the log: means over the steps since the previous line."""
-
-    epoch: int
-    step: int  # optimiser steps done, counted over the run
-    loss: float
-    lr: float
-    images_per_second: float  # over all processes; without the wait for a process's first batch
-    wait_share: float  # share of wall time spent waiting for data
-    mfu: float | None  # model FLOP/s over the device's peak; None if the peak is not known
-    memory_gib: float  # peak, of the device (GPU) or the process (CPU)
-    seconds_left: float
-    split: dict[str, float]  # seconds of this process by part (train/timing.py), and its loader's in parallel
-
-
-def format_interval(i: Interval, total_steps: int) -> str:
-    mfu = "-" if i.mfu is None else f"{i.mfu:.1%}"
+def format_interval(i: Line, step: int, total_steps: int) -> str:
+    """The line of the console. i: as a 'train' line of metrics.jsonl."""
+    mfu = "-" if i["mfu"] is None else f"{i['mfu']:.1%}"
     return (
-        f"{i.epoch:>6} {f'{i.step}/{total_steps}':>15} {i.loss:>8.4f} {i.lr:>9.2e} {i.images_per_second:>8.1f} "
-        f"{i.wait_share:>6.1%} {mfu:>6} {i.memory_gib:>7.2f}G {format_duration(i.seconds_left):>12}"
+        f"{i['epoch']:>6} {f'{step}/{total_steps}':>15} {i['loss']:>8.4f} {i['lr']:>9.2e} {i['images_per_second']:>8.1f} "
+        f"{i['wait_share']:>6.1%} {mfu:>6} {i['memory_gib']:>7.2f}G {format_duration(i['seconds_left']):>12}"
     )
 
 
@@ -69,9 +54,9 @@ class RunLog:
         self._lines = 0
         if not enabled:
             return
-        self.folder = folder
+        self._writing = partial(report_disk_errors, f"the log in {folder}", "free some space and run again")
         path = folder / "metrics.jsonl"
-        with _one_line_error(folder):
+        with self._writing():
             _drop_after(path, resumed_step)
             self._file = os.fdopen(open_own(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8")
             self._events = EventFile(folder / "tensorboard", first_step=resumed_step + 1)
@@ -92,12 +77,12 @@ class RunLog:
         if self.enabled:
             self._progress.advance(self._task)
 
-    def interval(self, interval: Interval) -> None:
+    def interval(self, step: int, values: Line) -> None:
         if self._lines % LINES_PER_HEADER == 0:
             self.info(HEADER)
         self._lines += 1
-        self.info(format_interval(interval, self.total_steps))
-        self.record("train", interval.step, asdict(interval))
+        self.info(format_interval(values, step, self.total_steps))
+        self.record("train", step, values)
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl, and its numbers to TensorBoard and the tracker.
@@ -109,7 +94,7 @@ class RunLog:
             return
         line = {"kind": kind, "time": time.time(), **values, "step": step}
         scalars = _scalars(kind, values)
-        with _one_line_error(self.folder):
+        with self._writing():
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
             if scalars:
@@ -122,7 +107,7 @@ class RunLog:
         if self.enabled:
             with self._ignore_closed_output():
                 self._progress.stop()
-            with suppress(UserError) if failed else nullcontext(), _one_line_error(self.folder):
+            with suppress(UserError) if failed else nullcontext(), self._writing():
                 self._file.close()
                 self._events.close()
         self._track(lambda tracker: tracker.close(failed))
@@ -145,16 +130,6 @@ class RunLog:
         except (OSError, SystemExit):  # rich raises SystemExit if a pipe is closed
             self.console.quiet = True
             discard_closed_output()
-
-
-@contextmanager
-def _one_line_error(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"the log in {folder} could not be written: {error.strerror or error}; free some space and run again"
-        ) from None
 
 
 def _scalars(kind: str, values: dict[str, Any]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from beton_tools.base.atomic import atomic_path
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import UserError, report_disk_errors
 
 IMBALANCED = 10.0  # above this ratio of class sizes epochs and weights are compared by balanced accuracy
 BINS = 15  # equal widths, as in the paper
@@ -217,13 +217,9 @@ def write_validation(folder: Path, epoch: int, predictions: Mapping[str, Predict
         arrays[f"{weights}_predicted"] = of_weights.predicted_N
         if of_weights.logits_NK is not None:
             arrays[f"{weights}_logits"] = of_weights.logits_NK
-    try:
-        with atomic_path(folder / VALIDATION) as partial:
-            np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
-    except OSError as error:
-        raise UserError(
-            f"{folder / VALIDATION} could not be written: {error.strerror or error}; free some space and run again"
-        ) from None
+    path = folder / VALIDATION
+    with report_disk_errors(path, "free some space and run again"), atomic_path(path) as partial:
+        np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
 
 
 def read_validation(folder: Path, weights: str) -> tuple[np.ndarray, np.ndarray]:

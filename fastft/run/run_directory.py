@@ -27,14 +27,16 @@ class _Line(Document):
 
 
 class _Interval(_Line):
+    """Means over the steps since the previous line."""
+
     loss: Number
     lr: Number
-    images_per_second: Positive
-    wait_share: Number
-    mfu: Number | None
-    memory_gib: Number
+    images_per_second: Positive  # over all processes; without the wait for a process's first batch
+    wait_share: Number  # share of wall time spent waiting for data
+    mfu: Number | None  # model FLOP/s over the device's peak; None if the peak is not known
+    memory_gib: Number  # peak, of the device (GPU) or the process (CPU)
     seconds_left: Number
-    split: Numbers | Unset = UNSET
+    split: Numbers | Unset = UNSET  # seconds of this process by part (train/timing.py), and its loader's in parallel
 
 
 class _Evaluation(_Line):
@@ -121,10 +123,9 @@ class Run:
     @property
     def steps_per_epoch(self) -> int:
         """From the log, because older versions stored the recipe's train_size, which may not be the file's."""
-        ends = [e["step"] / (e["epoch"] + 1) for e in self.evaluations]
-        return round(ends[-1]) if ends else self._estimate_steps_per_epoch()
-
-    def _estimate_steps_per_epoch(self) -> int:
+        if self.evaluations:
+            last = self.evaluations[-1]
+            return round(last["step"] / (last["epoch"] + 1))
         # steps of several durations; such runs store the size of their file
         if not self.intervals or self.recipe.changing:
             return self.recipe.steps_per_epoch()

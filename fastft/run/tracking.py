@@ -5,6 +5,7 @@ Where they write is set by their own environment variables (WANDB_PROJECT, WANDB
 
 import importlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from fastft.run.run_directory import read_json
 
 PROJECT = "fastft"
 FAILED = 1  # exit code that marks a wandb run as failed
+_log = logging.getLogger("fastft.run")
 
 
 class Tracker(Protocol):
@@ -34,7 +36,7 @@ class _Record(Document):
 def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any]) -> Tracker | None:
     """Start or continue the record of the run in `folder`; None for 'none'.
 
-    A resumed run goes on without a tracker that does not start.
+    A resumed run warns of a tracker that does not start, and goes on without it.
 
     Raises:
         UserError: the library is not installed, or does not start for a new run; the file with the record's name is damaged.
@@ -55,22 +57,11 @@ def open_tracker(kind: str, folder: Path, name: str, recipe: Mapping[str, Any]) 
         reason = f"{kind} does not start ({' '.join(str(error).split())})"
         if known is None:
             raise UserError(f"{reason}; set --train.tracker=none") from None
-        return _Missing(reason)
+        _log.warning("%s: this process does not log to it", reason)
+        return None
     if known is None:
         write_text(stored, json.dumps({"id": tracker.id}))
     return tracker
-
-
-class _Missing:
-    """In place of a tracker that a resumed run cannot reach: the first line of the log says why."""
-
-    def __init__(self, reason: str) -> None:
-        self._reason = reason
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        raise RuntimeError(self._reason)
-
-    def close(self, failed: bool) -> None: ...
 
 
 class _Wandb:

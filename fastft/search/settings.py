@@ -67,7 +67,6 @@ def _layer_decay(recipe: Recipe, setting: Setting, layers: int) -> float:
 
 
 def mid_lr(recipe: Recipe, layers: int) -> float:
-    """Learning rate of the middle block."""
     return recipe.optim.lr * recipe.optim.layer_decay ** mid_exponent(layers)
 
 

@@ -1,9 +1,13 @@
-"""Successive halving of complete short runs, each in a run directory of its own; the same call continues."""
+"""Successive halving of complete short runs within a time budget, each in a run directory of its own; the same call continues."""
 
 import dataclasses
+import json
 import math
 import shutil
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -11,8 +15,10 @@ from typing import IO
 import numpy as np
 from rich.console import Console
 
+from beton_tools.base.atomic import write_text
 from beton_tools.base.console import format_duration
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import UserError, report_disk_errors
+from beton_tools.base.typed_json import Document, Numbers
 from beton_tools.read.beton_set import BetonSet
 from fastft.data.classes import refuse_other_classes
 from fastft.model.recipe_model import recipe_arch
@@ -23,11 +29,9 @@ from fastft.recipe.training_images import NO_DATA, with_training_files
 from fastft.run.chosen_weights import choose_weights
 from fastft.run.evaluations import BALANCED_ACCURACY, TOP1
 from fastft.run.prediction_metrics import read_validation
-from fastft.run.run_directory import lock_run
-from fastft.search.budget import Budget
+from fastft.run.run_directory import lock_run, read_json
 from fastft.search.estimate import Result, ShortRun, measure, optimism
-from fastft.search.results import Evaluation, read_result
-from fastft.search.runs import PlannedRun, plan_run, train_run
+from fastft.search.runs import SPACE, Evaluation, PlannedRun, plan_run, read_result, train_run
 from fastft.search.settings import (
     BUDGET_SHARES,
     DEFAULT,
@@ -43,6 +47,7 @@ from fastft.search.tune_report import print_result, write_report
 from fastft.train.distributed import World, find_world
 from fastft.train.exceptions import TimeUp
 
+SAVE_SECONDS = 15.0  # of a training, at most, are forgotten if the process is killed
 OWN_OPTIONS = {"--train.run_dir": "--out", "--train.stop_after": "--budget"}
 
 
@@ -132,6 +137,58 @@ def _count_shared(recipe: Recipe, test: Path, world: World) -> int:
             "--test out"
         )
     return shared
+
+
+class _Spent(Document):
+    seconds: Numbers
+
+
+class Budget:
+    """Seconds that each training has taken, in `tune.json`, and how much of the limit is left.
+
+    limit: seconds; math.inf without a budget. keys: the trainings of this search; `tune.json` also keeps those of other searches
+    in the same folder, such as one of other images, whose time is not counted. Clocks differ between processes: the main
+    process decides for all.
+    """
+
+    def __init__(self, path: Path, limit: float, world: World, keys: Collection[str]):
+        self.limit, self._path, self._world, self._keys = limit, path, world, keys
+        stored = read_json(path, _Spent, "delete it, which forgets the time spent")
+        self._seconds: dict[str, float] = stored.get("seconds", {})
+
+    @property
+    def spent(self) -> float:
+        return sum(seconds for key, seconds in self._seconds.items() if key in self._keys)
+
+    def left(self, share: float = 1.0) -> float:
+        """Seconds that are left of a share of the limit, the same in all processes."""
+        return self._world.broadcast(share * self.limit - self.spent)
+
+    @contextmanager
+    def timed(self, key: str) -> Iterator[None]:
+        """Add the time of the block to the training `key`, also if it is interrupted."""
+        began, before = time.monotonic(), self._seconds.get(key, 0.0)
+        ended = threading.Event()
+
+        def save() -> None:
+            self._seconds[key] = before + time.monotonic() - began
+            if self._world.is_main:
+                write_text(self._path, json.dumps({"seconds": self._seconds}, indent=1))
+
+        def save_repeatedly() -> None:
+            while not ended.wait(SAVE_SECONDS):
+                with suppress(OSError):  # such as a full disk: the end of the block says so
+                    save()
+
+        saver = threading.Thread(target=save_repeatedly, daemon=True)
+        saver.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            saver.join()
+            with report_disk_errors(self._path, SPACE):
+                save()
 
 
 @dataclass
@@ -230,7 +287,6 @@ class _Search:
         )  # fmt: skip
 
     def _optimism(self) -> float:
-        """The optimism of the choice in the first rung, from saved validation predictions."""
         first = [trial for trial in self.trials if trial.rung == 0 and trial.score is not None]
         saved = [read_validation(trial.run.folder, trial.weights) for trial in first]
         right_SN = np.stack([labels_N == predicted_N for labels_N, predicted_N in saved])

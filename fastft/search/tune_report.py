@@ -9,11 +9,12 @@ from rich.console import Console
 
 from beton_tools.base.atomic import write_text
 from beton_tools.base.console import compact_table, format_duration, markdown_table, print_table
+from beton_tools.base.errors import report_disk_errors
 from fastft.recipe.schema import AUTO
 from fastft.report.charts import Chart, Series
 from fastft.run.evaluations import TOP1
 from fastft.search.estimate import Result, ShortRun
-from fastft.search.results import WRITTEN, write_results, writing
+from fastft.search.runs import SPACE, WRITTEN, write_results
 from fastft.search.settings import DEFAULT, FACTORS, count_epochs, grid, mid_lr, with_setting
 from fastft.train.augmentation_choice import PLAIN
 
@@ -27,7 +28,7 @@ def write_report(result: Result, folder: Path) -> None:
     Raises:
         UserError: the disk is full or fails.
     """
-    with writing(folder):
+    with report_disk_errors(folder, SPACE):
         write_text(folder / TUNED, tuned_recipe(result, folder))
     title = f"Learning rates of {result.recipe.name}"
     parts = [markdown_table(*_table(result)), *conclusion(result)]

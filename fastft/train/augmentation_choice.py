@@ -9,41 +9,35 @@ alone 84.3 %). On CIFAR-10 it is 0.8 to 0.9 times that; RandAugment gains 1.8 po
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import TYPE_CHECKING
 
-from fastft.data import TrainLoader
-from fastft.model import ImageClassifier
 from fastft.recipe import Choice, Recipe, describe_choice
-from fastft.train.distributed import World
 from fastft.train.evaluate import evaluate
-from fastft.train.precision import Precision
+
+if TYPE_CHECKING:
+    from fastft.train.setup import Setup
 
 IMAGES = 2048  # augmented images whose loss decides, in whole steps
 PLAIN = {"augment.policy": "none", "augment.scale_min": 1.0}
 
 
-def choose_augmentation(
-    recipe: Recipe,
-    model: ImageClassifier,
-    loader: TrainLoader,
-    micro_batches: int,
-    world: World,
-    precision: Precision,
-    stop: Callable[[], bool],
-) -> tuple[Recipe, list[str]]:
+def choose_augmentation(recipe: Recipe, setup: "Setup") -> tuple[Recipe, list[str]]:
     """(the recipe to train, lines for the log): without augmentation if it hides the classes from the model's head.
 
-    Values that the recipe gives are kept, with a warning. micro_batches: of a step, in each process.
+    Values that the recipe gives are kept, with a warning.
 
     Raises:
-        EvaluationStopped: in every process, if `stop` returned true in one of them.
+        EvaluationStopped: in every process, if a stop was requested in one of them.
     """
     if is_plain(recipe):
         return recipe, []
+    s, loader = setup, setup.loader
     steps = min(loader.steps_per_epoch, max(1, IMAGES // recipe.optim.batch_size))
-    (scores,) = evaluate([model], islice(loader.epoch(0), steps * micro_batches), world, precision, stop)
+    batches = islice(loader.epoch(0), steps * s.phases.at(0).accumulation)
+    (scores,) = evaluate([s.step.model], batches, s.world, s.precision, s.guard.is_stop_requested)
     shares = shares_loss(loader.class_counts)
     if scores.loss <= shares:
         return recipe, []

@@ -1,7 +1,7 @@
-"""The checkpoints of a run: when to save, writing in the background, and restoring the newest undamaged one."""
+"""The checkpoints of a run: when to save, writing in the background, restoring the newest undamaged one; their tensors."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent import futures
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -15,6 +15,9 @@ from fastft.recipe.schema import Train as TrainOptions
 from fastft.run.checkpoint import (
     Checkpoint,
     Damaged,
+    Forms,
+    check_tensors,
+    forms,
     keep_only,
     list_checkpoints,
     prune,
@@ -26,10 +29,9 @@ from fastft.run.checkpoint import (
 from fastft.train.distributed import World
 from fastft.train.progress import Progress
 from fastft.train.step import Step
-from fastft.train.step_state import load_step_tensors, stems, step_tensors
 
 POLL_SECONDS = 0.1
-SHOWN_SAMPLES = 8
+ADAMW_STATE = ("exp_avg", "exp_avg_sq")  # shaped as the parameter; `step` is a scalar
 
 
 class HostCopy:
@@ -93,7 +95,7 @@ class Checkpointing:
         """
         for path in reversed(self._existing):
             try:
-                checkpoint = read_checkpoint(path, stems(step), resumable=True)
+                checkpoint = read_checkpoint(path, tuple(step_tensors(step)), resumable=True)
                 refuse_other(checkpoint.state)
                 progress = _stored_progress(checkpoint, steps_per_epoch)
                 load_step_tensors(step, checkpoint)
@@ -203,10 +205,74 @@ def _stored_progress(checkpoint: Checkpoint, steps_per_epoch: int) -> Progress:
     return progress
 
 
-def describe_divergence(step: int, what: str, samples: Sequence[int], checkpoints: Path) -> str:
-    """The error message. samples: of that step, by their index in the file. checkpoints: their folder."""
-    listed = ", ".join(map(str, samples[:SHOWN_SAMPLES]))
-    rest = f", ... {len(samples)} in all" if len(samples) > SHOWN_SAMPLES else ""
-    good = list_checkpoints(checkpoints)
-    last = f"last good checkpoint: {good[-1]}" if good else "no checkpoint yet"
-    return f"{what} at step {step} (samples {listed}{rest}); {last}"
+# tensors of a step: weights, EMA, and the optimiser's state by parameter name -----------------------------------------
+
+
+def step_tensors(step: Step) -> dict[str, dict[str, Tensor]]:
+    """Every tensor that a run continues from, by file stem and name; not copied."""
+    tensors = {"model": step.model.state_dict(), "optimizer": optimizer_tensors(step.optimizer)}
+    if step.ema is not None:
+        tensors["ema"] = step.ema.module.state_dict()
+    return tensors
+
+
+def load_step_tensors(step: Step, checkpoint: Checkpoint) -> None:
+    """Inverse of `step_tensors`; loads either everything or nothing.
+
+    Raises:
+        Damaged: an entry is missing, superfluous, or has another shape or dtype.
+    """
+    modules = {"model": step.model} | ({} if step.ema is None else {"ema": step.ema.module})
+    expected = {stem: forms(module.state_dict()) for stem, module in modules.items()}
+    expected["optimizer"] = _optimizer_forms(step.optimizer)
+    for stem, form in expected.items():
+        check_tensors(checkpoint.tensors[stem], form, checkpoint.path, f"{stem}.safetensors")
+    for stem, module in modules.items():
+        module.load_state_dict(checkpoint.tensors[stem])
+    load_optimizer_tensors(step.optimizer, checkpoint.tensors["optimizer"])
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Every state tensor of the optimiser as `<parameter name>/<state name>`; groups carry their `names`."""
+    return {
+        f"{name}/{key}": value
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def init_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give AdamW the state that it makes in its first step, so that a checkpoint of step 0 has what all others have."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            moments = {key: torch.zeros_like(parameter, requires_grad=False) for key in ADAMW_STATE}
+            optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Inverse of `optimizer_tensors`."""
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, state_name = key.rpartition("/")
+        by_name.setdefault(name, {})[state_name] = value
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            optimizer.state[parameter] = {k: _placed(v, parameter) for k, v in by_name[name].items()}
+
+
+def _optimizer_forms(optimizer: torch.optim.Optimizer) -> Forms:
+    """Shapes and dtypes of `optimizer_tensors` after any step: every step updates every parameter of the optimiser."""
+    found: Forms = {}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            found |= {f"{name}/{key}": (parameter.shape, parameter.dtype) for key in ADAMW_STATE}
+            found[f"{name}/step"] = (torch.Size(), torch.float32)
+    return found
+
+
+def _placed(value: Tensor, parameter: Tensor) -> Tensor:
+    """A state tensor on the parameter's device and, if it has its shape, in its memory format, which fused AdamW needs."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

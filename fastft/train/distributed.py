@@ -49,17 +49,15 @@ class World:
         return self.rank == 0
 
     def __enter__(self) -> "World":
-        if self.size > 1:
-            self._connect()
-        return self
-
-    def _connect(self) -> None:
+        if self.size == 1:
+            return self
         self._owns_group = not dist.is_initialized()  # the trainings of a sweep share one group
         if self._owns_group:
             on_gpu = self.device.type == "cuda"
             dist.init_process_group("nccl" if on_gpu else "gloo", timeout=self.timeout + NCCL_EXTRA_TIMEOUT * on_gpu)
         # control messages use gloo on the CPU, so that they never wait for the GPU
         self._control = dist.new_group(backend="gloo", timeout=self.timeout)
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -113,7 +111,6 @@ class World:
         return torch.cat([part[:n] for part, (n, _) in zip(gathered, shapes, strict=True)])
 
     def max(self, value: int) -> int:
-        """The largest value of any process."""
         if self.size == 1:
             return value
         values = torch.tensor([value])
@@ -121,7 +118,6 @@ class World:
         return int(values.item())
 
     def any(self, flag: bool) -> bool:
-        """True if the flag is set in any process."""
         return bool(self.max(int(flag)))
 
     def broadcast(self, value: Result | None) -> Result:

@@ -1,4 +1,4 @@
-"""The forward loop over batches, and exact evaluation: every sample once at any world size, sums added over processes.
+"""The forward loop over batches; exact evaluation: every sample once at any world size; the evaluations of a run.
 
 An evaluation keeps a row of numbers (COLUMNS) for each image, on the device until the last batch; the logits only where
 `keep_logits` says so.
@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastft.model.classifier import rank_classes
-from fastft.run.evaluations import standard_error
-from fastft.run.prediction_metrics import Predictions, balanced_accuracy, calibrate, macro_f1
+from fastft.recipe import Recipe
+from fastft.run.evaluations import BALANCED_ACCURACY, TOP1, standard_error
+from fastft.run.prediction_metrics import IMBALANCED, Predictions, balanced_accuracy, calibrate, imbalance, macro_f1
 from fastft.train.distributed import World
 from fastft.train.precision import Precision
 
 if TYPE_CHECKING:
-    from fastft.data import Batch  # imports Numba, which prediction does without
+    from fastft.data import Batch, EvalLoader  # imports Numba, which prediction does without
+    from fastft.train.progress import Progress
+    from fastft.train.step import Step
 
 KEPT_IN_TRAINING = 2**22  # values of logits that an evaluation during training keeps of each model: 16 MiB
 TOP5_CLASSES = 6  # with at most 5 classes every image is a top-5 hit
@@ -157,3 +160,59 @@ def _scores(rows: list[Tensor], classes: int, world: World) -> Scores:
         ece_scaled=None if calibration.scaled is None else calibration.scaled.ece,
         predictions=predictions,
     )
+
+
+# of a run -------------------------------------------------------------------------------------------------------------
+
+
+class Validation:
+    """Evaluates the raw and the EMA weights on the validation file, if the run has one.
+
+    class_counts: training images by label. is_stop_requested: called while it evaluates; True ends the evaluation.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        loader: "EvalLoader | None",
+        class_counts: Sequence[int],
+        world: World,
+        precision: Precision,
+        is_stop_requested: Callable[[], bool],
+    ) -> None:
+        self.recipe, self.loader = recipe, loader
+        self.world, self.precision, self.is_stop_requested = world, precision, is_stop_requested
+        self.is_imbalanced = imbalance(class_counts) > IMBALANCED
+        self.best_by = BALANCED_ACCURACY if self.is_imbalanced else TOP1
+
+    def is_due(self, progress: "Progress") -> bool:
+        """True if the epoch that has just ended is to be evaluated and is not yet."""
+        return (
+            self.loader is not None
+            and progress.step == 0
+            and self.recipe.evaluates_after(progress.epoch)
+            and all(entry["epoch"] != progress.epoch - 1 for entry in progress.evaluations)
+        )
+
+    def evaluate_step(self, step: "Step") -> dict[str, Scores]:
+        """Scores of the weights that `train.eval_weights` names: "raw", "ema" or both.
+
+        Raises:
+            EvaluationStopped: a stop was requested.
+        """
+        models: dict[str, nn.Module] = {} if self.recipe.train.eval_weights == "ema" else {"raw": step.model}
+        models |= {} if step.ema is None else {"ema": step.ema.module}
+        with step.evaluation_context():
+            return dict(zip(models, self.scores(list(models.values())), strict=True))
+
+    def scores(self, models: Sequence[nn.Module]) -> list[Scores]:
+        """Scores of each model.
+
+        Raises:
+            EvaluationStopped: a stop was requested.
+        """
+        assert self.loader is not None  # callers check it
+        with_logits = keep_logits(self.loader.num_samples, self.recipe.data.num_classes, KEPT_IN_TRAINING)
+        found = evaluate(models, self.loader, self.world, self.precision, self.is_stop_requested, with_logits)
+        self.loader.pop_timings()  # not part of the training loader's work
+        return found

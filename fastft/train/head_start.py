@@ -21,8 +21,6 @@ from fastft.train.distributed import World
 from fastft.train.evaluate import forward
 from fastft.train.precision import Precision
 from fastft.train.preempt import SignalGuard
-from fastft.train.step import Step
-from fastft.train.step_state import init_optimizer_state
 
 PROBE = "probe"
 MOST_IMAGES = 100_000  # features of 1,024 values take 400 MB; a longer training learns its head anyway
@@ -35,13 +33,6 @@ PENALTIES = tuple(10.0**exponent for exponent in np.arange(-5, 1.01, 0.5))
 CLASSES = 10
 SCORED_VALUES = 2**24  # of held-out scores that are kept at a time: 64 MiB
 CHUNK = 8192  # rows that are converted to float64 at a time
-
-
-def share_head(step: Step) -> None:
-    """Copy the new weights to the EMA; give the optimiser its state of step 0, which is saved."""
-    if step.ema is not None:
-        step.ema.module.load_state_dict(step.model.state_dict())
-    init_optimizer_state(step.optimizer)
 
 
 def refuse_large(recipe: Recipe, images: int) -> None:

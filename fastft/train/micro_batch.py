@@ -119,12 +119,8 @@ def measure_memory(
     trained = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
     while images * (peak - before) / (images - fewer) < DOMINANT * trained and 2 * images <= most:
         try:
-            fewer, images, before, peak = (
-                images,
-                2 * images,
-                peak,
-                _peak_of_pass(model, image_size, precision, 2 * images),
-            )
+            before, peak = peak, _peak_of_pass(model, image_size, precision, 2 * images)
+            fewer, images = images, 2 * images
         except torch.OutOfMemoryError:
             model.zero_grad(set_to_none=True)
             break

@@ -19,7 +19,7 @@ MEMORY_EVENTS = 200_000  # that a snapshot of the GPU's memory keeps
 
 
 class StepProfiler:
-    """Records `steps` steps, 0 for none, after the first WARM_UP_STEPS of this process; a context around the training.
+    """Records `steps` steps, 0 for none, after the first WARM_UP_STEPS of this process.
 
     Writes to `folder`: TRACE, as chrome://tracing and ui.perfetto.dev read it; OPERATIONS, the time of every operation; on a
     GPU MEMORY, which pytorch.org/memory_viz reads. Losses and weights are the same with and without.
@@ -30,10 +30,7 @@ class StepProfiler:
         self._done = 0
         self._recording: profile | None = None
 
-    def __enter__(self) -> "StepProfiler":
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         """Write the profile of a training that ends before so many steps."""
         if self._recording is not None:
             self._write(self._recording)

@@ -16,7 +16,7 @@ from fastft.run.chosen_weights import (
     describe_untrained,
     describe_weights,
 )
-from fastft.run.evaluations import TOP1, WEIGHTS, best_evaluation, flatten, headline_top1
+from fastft.run.evaluations import TOP1, WEIGHTS, best_evaluation, flatten, headline_score
 from fastft.train.evaluate import Scores
 
 
@@ -48,9 +48,6 @@ class Progress:
             entry["best_by"] = best_by
         self.evaluations.append(entry)
         return entry
-
-    def evaluated(self, epoch: int) -> bool:
-        return any(entry["epoch"] == epoch for entry in self.evaluations)
 
     def best(self) -> dict[str, Any] | None:
         """The evaluation of the best epoch so far."""
@@ -130,7 +127,7 @@ def conclusion(result: dict[str, Any]) -> str:
     parts = [f"{WEIGHTS[used['kind']]} {used['top1']:.3f} (epoch {used['epoch']})"]
     if "raw" in result.get("baseline", {}):
         parts += [f"frozen-tower baseline {result['baseline']['raw']['top1']:.3f}"]
-    parts += [f"best epoch {headline_top1(flatten(best)):.3f} ({best['epoch']})"]
+    parts += [f"best epoch {headline_score(flatten(best)):.3f} ({best['epoch']})"]
     parts += [f"last EMA {last['ema']['top1']:.3f}"] if "ema" in last else []
     parts += [f"last raw {last['raw']['top1']:.3f}"] if "raw" in last else []
     expected = "" if result["expectation"] == NO_EXPECTATION else f"; {result['expectation']}"

@@ -18,7 +18,7 @@ from fastft.machine.gpus import peak_flops
 from fastft.optim.schedule import recipe_warnings
 from fastft.recipe import Recipe, describe_choice
 from fastft.run.evaluations import flatten
-from fastft.run.metrics_log import Interval, RunLog
+from fastft.run.metrics_log import RunLog
 from fastft.run.prediction_metrics import describe_imbalance, write_validation
 from fastft.run.run_directory import write_choices, write_recipe
 from fastft.train.distributed import World
@@ -47,7 +47,6 @@ class Meter:
         self.reset()
 
     def reset(self) -> None:
-        """Begin an interval."""
         self._step.reset_loss()
         self._loader.wait_seconds = 0.0
         self.steps = 0
@@ -142,7 +141,11 @@ class Reporter:
     def phase(self, phase: RunPhase, step: int) -> None:
         """A phase that begins; nothing if the run has only one."""
         if len(self._setup.phases.all) > 1:
-            self.record("phase", step, phase.log_line())
+            values = {
+                "epoch": phase.first, "image_size": phase.size, "patch_dropout": phase.patch_dropout,
+                "micro_batch": phase.micro_batch, "accumulation": phase.accumulation,
+            }  # fmt: skip
+            self.record("phase", step, values)
 
     def baseline(self, baseline: Mapping[str, Any]) -> None:
         made = {key: value for key, value in baseline.items() if key != "raw"}
@@ -155,20 +158,18 @@ class Reporter:
         s.check_finite(step)
         batch = s.recipe.optim.batch_size
         rate = now["steps"] * batch / now["seconds"]
-        self._log.interval(
-            Interval(
-                epoch=epoch,
-                step=step,
-                loss=now["loss_sum"] / now["steps"],
-                lr=lr,
-                images_per_second=rate,
-                wait_share=now["waited"] / now["seconds"],
-                mfu=None if self._peak is None else rate / s.world.size * phase.flops / self._peak,
-                memory_gib=peak_memory(s.world.device) / 2**30,
-                seconds_left=s.phases.steps_left(step, s.steps_per_epoch, phase) * batch / rate,
-                split=now["split"],
-            )
-        )
+        line = {
+            "epoch": epoch,
+            "loss": now["loss_sum"] / now["steps"],
+            "lr": lr,
+            "images_per_second": rate,
+            "wait_share": now["waited"] / now["seconds"],
+            "mfu": None if self._peak is None else rate / s.world.size * phase.flops / self._peak,
+            "memory_gib": peak_memory(s.world.device) / 2**30,
+            "seconds_left": s.phases.steps_left(step, s.steps_per_epoch, phase) * batch / rate,
+            "split": now["split"],
+        }
+        self._log.interval(step, line)
         self.meter.reset()
         return float(now["seconds"])
 

@@ -25,21 +25,11 @@ class RunPhase(Phase):
     loader_bytes: float
 
     def describe(self, world_size: int) -> str:
-        """Image size and batch in words."""
         batch = world_size * self.accumulation * self.micro_batch
         return f"{self.size} px, batch {batch} = {world_size} x {self.accumulation} x {self.micro_batch}"
 
-    def log_line(self) -> dict[str, float]:
-        """The 'phase' line of metrics.jsonl."""
-        return {
-            "epoch": self.first, "image_size": self.size, "patch_dropout": self.patch_dropout,
-            "micro_batch": self.micro_batch, "accumulation": self.accumulation,
-        }  # fmt: skip
-
 
 class RunPhases:
-    """All phases of a run, in order."""
-
     def __init__(self, phases: Sequence[RunPhase]) -> None:
         self.all = phases
 

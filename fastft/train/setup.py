@@ -26,11 +26,13 @@ from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimi
 from fastft.optim.schedule import build_schedule
 from fastft.recipe import Recipe, parse_duration, resolve
 from fastft.recipe.training_images import NO_DATA, with_training_files
+from fastft.run.checkpoint import list_checkpoints
 from fastft.run.continuation import refuse_other_run, shared_options
 from fastft.run.run_directory import lock_run, read_choices, run_folder
 from fastft.run.tracking import Tracker, open_tracker
-from fastft.train.checkpointing import Checkpointing, describe_divergence
+from fastft.train.checkpointing import Checkpointing
 from fastft.train.distributed import World
+from fastft.train.evaluate import Validation
 from fastft.train.exceptions import NonFinite
 from fastft.train.head_start import refuse_large
 from fastft.train.micro_batch import COPIES
@@ -40,8 +42,8 @@ from fastft.train.progress import Progress, describe_model
 from fastft.train.run_phases import RunPhases, plan_phases
 from fastft.train.step import Step
 from fastft.train.step_choice import is_out_of_memory, refuse_impossible
-from fastft.train.validation import Validation
 
+SHOWN_SAMPLES = 8  # of a step whose loss is NaN or Inf
 OUT_OF_MEMORY_DEVICES = ["cuda"]  # whose allocator raises torch.OutOfMemoryError
 
 
@@ -85,20 +87,21 @@ class Setup:
         return (COPIES - 1) * 4 * sum(p.numel() for p in self.step.model.parameters() if p.requires_grad)
 
     def position(self, progress: Progress) -> int:
-        """Optimiser steps done."""
         return progress.epoch * self.steps_per_epoch + progress.step
-
-    def describe(self, recipe: Recipe) -> dict[str, Any]:
-        """The constant part of a checkpoint's state."""
-        return _describe(recipe, self.step.model, self.loader)
 
     def check_finite(self, steps_done: int, weights: bool = False) -> None:
         """Raise NonFinite, in all processes, if the run has diverged. weights: look at weights and moments too."""
         found = self.step.find_divergence(steps_done, weights)
-        if found is not None:
-            self.checkpoints.wait()  # the message names the last one
-            samples = self.loader.samples_of_step(*divmod(found[0], self.steps_per_epoch)).tolist()
-            raise NonFinite(describe_divergence(*found, samples, self.checkpoints.folder))
+        if found is None:
+            return
+        step, what = found
+        samples = self.loader.samples_of_step(*divmod(step, self.steps_per_epoch)).tolist()
+        listed = ", ".join(map(str, samples[:SHOWN_SAMPLES]))
+        rest = f", ... {len(samples)} in all" if len(samples) > SHOWN_SAMPLES else ""
+        self.checkpoints.wait()  # the last one is named
+        good = list_checkpoints(self.checkpoints.folder)
+        last = f"last good checkpoint: {good[-1]}" if good else "no checkpoint yet"
+        raise NonFinite(f"{what} at step {step} (samples {listed}{rest}); {last}")
 
     def consistency_key(self) -> dict[str, str]:
         """Values that must be equal in every process, by their name in error messages."""
@@ -148,7 +151,7 @@ def build_setup(recipe: Recipe, world: World, guard: SignalGuard, opened: ExitSt
     step = _build_step(recipe, model, ema, world, precision)
     progress = Progress()
     if checkpoints.exist:
-        current = _describe(recipe, model, loader)
+        current = describe_run(recipe, model, loader)
         refuse = partial(refuse_other_run, recipe=recipe, current=current, folder=folder)
         progress = checkpoints.restore(step, loader.steps_per_epoch, refuse)
 
@@ -175,7 +178,8 @@ def halve_if_too_large(setup: Setup, say: Callable[[str], None]) -> Setup:
     return replace(setup, phases=phases)
 
 
-def _describe(recipe: Recipe, model: ImageClassifier, loader: TrainLoader) -> dict[str, Any]:
+def describe_run(recipe: Recipe, model: ImageClassifier, loader: TrainLoader) -> dict[str, Any]:
+    """The constant part of a checkpoint's state."""
     return describe_model(recipe, model.visual.arch, loader.class_names, loader.content, loader.class_counts)
 
 
@@ -217,7 +221,6 @@ def _build_models(recipe: Recipe, device: torch.device, pretrained: bool) -> tup
 
 
 def _build_step(recipe: Recipe, model: ImageClassifier, ema: Ema | None, world: World, precision: Precision) -> Step:
-    """The step of AdamW over layer-wise groups."""
     o = recipe.optim
     groups = optimizer_groups(model, layer_groups(model, model.visual.arch.layers, o.layer_decay, o.weight_decay))
     optimizer = build_adamw(groups, betas=(o.beta1, o.beta2), eps=o.eps)

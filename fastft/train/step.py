@@ -1,11 +1,12 @@
 """One optimiser step: micro-batches forward and backward, then the update. Nothing in it waits for the device."""
 
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastft.augment.rng import step_seed
@@ -14,12 +15,13 @@ from fastft.model.recipe_model import compile_blocks
 from fastft.optim import Ema, HalfCopy
 from fastft.train.distributed import World
 from fastft.train.precision import Precision
-from fastft.train.step_graph import GraphedPass
 from fastft.train.timing import Split
 
 NEVER = 1 << 62  # later than any step
 SMALLEST_LOSS_SCALE = 2.0**-10  # 17 halvings below the start: every recent step has overflowed
 MODES = ("eager", "compile", "graph")
+WARM_UP_PASSES = 3  # as PyTorch's documentation of CUDA graphs does: libraries allocate their workspaces
+Pass = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -196,3 +198,66 @@ class Step:
             self.trained.zero_grad(set_to_none=True)
         if self.half is not None:
             self.model.zero_grad(set_to_none=True)
+
+
+# as a CUDA graph: one launch instead of some 700, which pays at small micro-batches, where the host needs longer to launch the
+# kernels than the GPU to run them. `torch.cuda.make_graphed_callables` is not used: its gradients are overwritten when
+# micro-batches accumulate (pytorch#181723)
+
+
+class GraphedPass:
+    """Calls like the `run` that it records: images, targets and noise to (logits, loss), adding gradients.
+
+    Inputs are copied to fixed tensors; a new shape is recorded anew. Results lie in fixed tensors too: the next call
+    overwrites them. Gradients must stay where they are between calls: `zero_grad(set_to_none=False)`.
+    """
+
+    def __init__(
+        self,
+        run: Pass,
+        parameters: Iterable[nn.Parameter],
+        capture: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
+    ) -> None:
+        """capture: runs a function a few times and returns its replay; default `capture_graph`."""
+        self._run, self._parameters = run, [p for p in parameters if p.requires_grad]
+        self._capture = capture or capture_graph
+        self._inputs: tuple[Tensor, Tensor, Tensor | None] | None = None
+
+    def __call__(self, images: Tensor, targets: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self._inputs is None or self._inputs[0].shape != images.shape:
+            self._record(images, targets, noise)
+        assert self._inputs is not None
+        for fixed, given in zip(self._inputs, (images, targets, noise), strict=True):
+            if fixed is not None and given is not None:
+                fixed.copy_(given)
+        self._replay()
+        return self._outputs
+
+    def _record(self, images: Tensor, targets: Tensor, noise: Tensor | None) -> None:
+        """Record; the shape changes only between two steps, so there are no gradients yet but those of the recording."""
+        self._inputs = (images.clone(), targets.clone(), None if noise is None else noise.clone())
+        self._replay = self._capture(self._pass)
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+
+    def _pass(self) -> None:
+        assert self._inputs is not None
+        self._outputs = self._run(*self._inputs)
+
+
+def capture_graph(function: Callable[[], None]) -> Callable[[], None]:
+    """Run a function on a side stream, then record it as a CUDA graph; returns the replay.
+
+    The loader's threads go on using CUDA meanwhile, which only the error mode 'thread_local' allows.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP_PASSES):
+            function()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        function()
+    return graph.replay

@@ -22,12 +22,8 @@ class Split:
         self._marks: list[tuple[str | None, torch.cuda.Event]] = []
         self._spare: list[torch.cuda.Event] = []
 
-    def begin(self) -> None:
-        """Count the time since the last mark to no part."""
-        self.mark(None)
-
     def mark(self, part: str | None) -> None:
-        """Count the time since the last mark to `part`."""
+        """Count the time since the last mark to `part`, or to none."""
         if self._on_gpu:
             event = self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True)
             event.record()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from itertools import islice
 from typing import Any, NoReturn
@@ -14,12 +15,13 @@ from fastft.run.metrics_log import RunLog
 from fastft.run.run_directory import write_choices, write_recipe, write_result
 from fastft.train import profile
 from fastft.train.augmentation_choice import choose_augmentation
+from fastft.train.checkpointing import init_optimizer_state
 from fastft.train.evaluate import EvaluationStopped
 from fastft.train.exceptions import Preempted, TimeUp
-from fastft.train.head_start import PROBE, set_probe_head, share_head
+from fastft.train.head_start import PROBE, set_probe_head
 from fastft.train.progress import conclusion, describe_unfinished, summarise
 from fastft.train.reporting import Reporter
-from fastft.train.setup import Setup
+from fastft.train.setup import Setup, describe_run
 from fastft.train.step import draw_noise
 from fastft.train.step_choice import choose_step, device_name
 
@@ -48,7 +50,7 @@ class Trainer:
         self._start()
         if self.setup.validation.is_due(self.progress):  # a signal interrupted it
             self._finish_epoch()
-        with self.profiler:
+        with closing(self.profiler):
             while self.progress.epoch < self.recipe.epochs:
                 self._train_epoch()
                 self._finish_epoch()
@@ -88,17 +90,15 @@ class Trainer:
             self._choose_augmentation()
         except EvaluationStopped:
             self._stop()
-        share_head(self.step)
+        if self.step.ema is not None:
+            self.step.ema.module.load_state_dict(model.state_dict())
+        init_optimizer_state(self.step.optimizer)
         self.progress.baseline = probe | scores
         self._save()
 
     def _choose_augmentation(self) -> None:
-        """Train without augmentation if it hides the classes from the head; see `augmentation_choice`."""
         s = self.setup
-        recipe, lines = choose_augmentation(
-            self.recipe, self.step.model, s.loader, self.phase.accumulation, self.world, s.precision,
-            self.guard.is_stop_requested,
-        )  # fmt: skip
+        recipe, lines = choose_augmentation(self.recipe, s)
         for line in lines:
             self.reporter.say(line)
         if recipe is self.recipe:
@@ -144,7 +144,7 @@ class Trainer:
         )  # fmt: skip
         self._lr = s.schedule(global_step)
         set_lr(self.step.optimizer, self._lr)
-        self.step.split.begin()
+        self.step.split.mark(None)
         for k, batch in enumerate(micro_batches):
             self.guard.check()
             meter.mark_batch(self.progress.logged)
@@ -210,7 +210,8 @@ class Trainer:
         s.check_finite(self.global_step, weights=True)
         began = time.monotonic()
         self.progress.logged = self.reporter.meter.state_dict()
-        s.checkpoints.save(self.step, self.progress, self.global_step, s.describe(self.recipe), best)
+        run = describe_run(self.recipe, self.step.model, s.loader)
+        s.checkpoints.save(self.step, self.progress, self.global_step, run, best)
         self.reporter.checkpoint(time.monotonic() - began, self.global_step)
 
     def _is_stop_due(self) -> bool:

@@ -35,14 +35,14 @@ def test_reference_b16_run_costs_as_in_its_log() -> None:
     run = of_reference("final_b16")
     assert run.gpu_hours == pytest.approx(48.3, rel=0.01)
     assert run.images_per_second == pytest.approx(424, rel=0.01)
-    assert run.parts.train == pytest.approx(50 * 625 * 0.6032, rel=0.01)
-    assert 0.1 < run.parts.evaluate / run.parts.total < 0.15
+    assert run.train == pytest.approx(50 * 625 * 0.6032, rel=0.01)
+    assert 0.1 < run.evaluate / 3600 / run.wall_hours < 0.15
 
 
 def test_reference_l14_run_is_predicted_from_the_b16_log() -> None:
     """105.6 A100-hours; nothing is fitted to this log, whose run also wrote 5 GB checkpoints every epoch."""
     run = of_reference("final_l14")
-    assert run.parts.train == pytest.approx(30 * 2500 * 0.5654, rel=0.01)
+    assert run.train == pytest.approx(30 * 2500 * 0.5654, rel=0.01)
     assert 0.94 * 105.6 < run.gpu_hours < 105.6
 
 
@@ -54,20 +54,20 @@ def test_parameters_match_the_logs() -> None:
 
 
 def test_hours_scale_with_gpus_epochs_mfu_and_frozen_layers() -> None:
-    bare, v100 = with_cores(FASTFT, 1e6), GPUS["V100"]  # no loader limit
-    one = estimate(recipe("final_b16"), v100, 1, GIVEN, bare).parts.train
-    assert one == pytest.approx(8 * estimate(recipe("final_b16"), v100, 8, GIVEN, bare).parts.train)
+    bare, v100 = with_cores(1e6), GPUS["V100"]  # no loader limit
+    one = estimate(recipe("final_b16"), v100, 1, GIVEN, bare).train
+    assert one == pytest.approx(8 * estimate(recipe("final_b16"), v100, 8, GIVEN, bare).train)
     for ratio, options, mfu in (
         (2, ["--schedule.stop_epoch=25"], GIVEN),
         (0.5, [], replace(GIVEN, value=0.2)),
         (1.5, ["--model.trainable_layers=6"], GIVEN),  # without their backward pass
     ):
-        other = estimate(recipe("final_b16", *options), v100, 1, mfu, bare).parts.train
+        other = estimate(recipe("final_b16", *options), v100, 1, mfu, bare).train
         assert one / other == pytest.approx(ratio, rel=0.03)
 
 
 def test_a_slow_loader_shows_as_a_stall_and_a_usual_machine_does_not_wait() -> None:
-    slow = with_cores(FASTFT, 0.2)
+    slow = with_cores(0.2)
     starved = estimate(recipe("final_b16"), GPUS["V100"], 8, GIVEN, slow)
     assert starved.images_per_second == pytest.approx(slow.loader_rate)
     assert starved.as_dict(None)["limited_by"] == "loader"
@@ -186,7 +186,7 @@ def test_validation_images_are_an_assumption_that_can_be_replaced(capsys: pytest
     assert shown == {(50_000, "assumed"), (781, "assumed")}
 
     def evaluation(r: Recipe, val_images: int | None) -> float:
-        return estimate(r, GPUS["V100"], 8, GIVEN, val_images=val_images).parts.evaluate
+        return estimate(r, GPUS["V100"], 8, GIVEN, val_images=val_images).evaluate
 
     assert evaluation(whole, None) == evaluation(whole, 50_000)
     assert evaluation(part, None) == evaluation(part, 781) < evaluation(part, 50_000)
@@ -222,7 +222,7 @@ def test_flops_and_hours_of_a_run_are_the_sum_of_its_phases() -> None:
     assert both.train == pytest.approx(0.8 * small.train + 0.2 * large.train)
     assert both.evaluate == large.evaluate
     gpu = GPUS["V100"]
-    hours = [estimate(r, gpu, 8, GIVEN).parts for r in recipes]
+    hours = [estimate(r, gpu, 8, GIVEN) for r in recipes]
     assert hours[0].train == pytest.approx(0.8 * hours[2].train + 0.2 * hours[1].train)
     assert hours[0].evaluate == hours[1].evaluate
     rooflines = [roofline_mfu(r, gpu, 8).value for r in recipes]
@@ -236,6 +236,6 @@ def test_a_loader_that_is_too_slow_for_small_images_only_stalls_there() -> None:
         work = phase_flops(recipe, recipe_arch(recipe), phase).train
         rates[phase.size] = gpu.peak_flops * GIVEN.value / work
     between = replace(FASTFT, loader_rate=(rates[160] + rates[224]) / 2)
-    parts = estimate(recipe, gpu, 8, GIVEN, between).parts
+    parts = estimate(recipe, gpu, 8, GIVEN, between)
     small = 24 * recipe.steps_per_epoch() * recipe.optim.batch_size / 8
     assert parts.stall == pytest.approx(small * (1 / between.loader_rate - 1 / rates[160]))

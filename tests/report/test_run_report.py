@@ -15,8 +15,7 @@ from fastft.cli.cmd_eval import print_evaluation
 from fastft.cost.bottleneck import diagnose
 from fastft.cost.published import reference_of
 from fastft.evaluate.assessment import Assessment, Mistakes, find_mistakes, report_classes
-from fastft.report.class_section import reliability_chart
-from fastft.report.run_report import accuracy_charts, headline, recipe_diff, render_run
+from fastft.report.run_report import accuracy_charts, headline, recipe_diff, reliability_chart, render_run
 from fastft.report.run_times import run_cost, training_seconds
 from fastft.run.prediction_metrics import Calibration, Predictions, Reliability
 from fastft.run.run_directory import load_run

@@ -26,7 +26,7 @@ from fastft.run.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from fastft.train.step_state import load_optimizer_tensors, optimizer_tensors
+from fastft.train.checkpointing import load_optimizer_tensors, optimizer_tensors
 from tests.model.test_tower import small_arch
 
 STATE = {"name": "r", "recipe": {}, "arch": asdict(small_arch()), "classes": ["a", "b"], "data": {}}

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from beton_tools.base.errors import UserError
-from fastft.search import budget as budget_module
-from fastft.search.budget import Budget
+from fastft.search import tune as tune_module
+from fastft.search.tune import Budget
 from fastft.train.distributed import World
 
 WORLD = World(0, 1, 0, torch.device("cpu"))
@@ -33,7 +33,7 @@ def test_time_is_remembered_also_after_an_error(tmp_path: Path) -> None:
 
 
 def test_time_is_remembered_by_a_process_that_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget_module, "SAVE_SECONDS", 0.01)
+    monkeypatch.setattr(tune_module, "SAVE_SECONDS", 0.01)
     with Budget(tmp_path / "tune.json", 100, WORLD, KEYS).timed("a"):
         deadline = time.monotonic() + 60
         while not (tmp_path / "tune.json").exists():  # as the next process finds it

@@ -15,10 +15,8 @@ from fastft.cli import main
 from fastft.recipe import load_recipe
 from fastft.run.run_directory import read_metrics
 from fastft.search import load_sweep, open_sweep, plan_runs, price_sweeps, run_sweeps
-from fastft.search.results import Outcome, read_result
-from fastft.search.runs import run_key
-from fastft.search.sweep import print_report
-from fastft.search.sweep_price import recipe_hours, total_hours
+from fastft.search.runs import Outcome, read_result, run_key
+from fastft.search.sweep import print_report, recipe_hours, total_hours
 
 TABLES, FINAL = Path("rcp/tables"), Path("rcp/final_b16.yaml")
 

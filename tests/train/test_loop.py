@@ -105,7 +105,7 @@ def test_a_signal_during_an_evaluation_postpones_it_to_the_next_start(
             os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*arguments, **keywords)
 
-    monkeypatch.setattr("fastft.train.validation.evaluate", signalled)
+    monkeypatch.setattr("fastft.train.evaluate.evaluate", signalled)
     with pytest.raises(Preempted, match="after step 12; the same command"):
         run(tiny, tmp_path, model__drop_path="0.3")
     kinds = [(m["kind"], m["step"]) for m in read_metrics(tmp_path / "metrics.jsonl")]

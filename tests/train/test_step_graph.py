@@ -9,8 +9,7 @@ import torch
 from fastft.optim import set_lr
 from fastft.train import step as step_module
 from fastft.train.precision import Precision
-from fastft.train.step import Step, StepChoice
-from fastft.train.step_graph import WARM_UP_PASSES, GraphedPass
+from fastft.train.step import WARM_UP_PASSES, GraphedPass, Step, StepChoice
 from tests.model.test_tower import small_arch
 from tests.train.test_sync import NoWaiting, new_step
 

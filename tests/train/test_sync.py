@@ -74,7 +74,7 @@ def test_no_step_waits_for_the_device(precision: Precision, options: dict) -> No
     noise = torch.rand(4, step.model.visual.noise_columns)
     for number in range(2):
         with NoWaiting():
-            step.split.begin()
+            step.split.mark(None)
             set_lr(step.optimizer, 1e-3)
             step.micro_batch(images, labels, noise, step=number, last=True)
             step.update()

@@ -53,7 +53,7 @@ def test_the_log_names_the_hardware_and_splits_each_epoch(whole: Path) -> None:
 def test_time_before_begin_belongs_to_no_part() -> None:
     split = Split(torch.device("cpu"))
     time.sleep(0.05)
-    split.begin()
+    split.mark(None)
     split.mark("forward")
     first, second = split.collect(), split.collect()
     assert 0 <= first["forward"] < 0.05
