@@ -1,4 +1,4 @@
-"""One optimiser step: micro-batches forward and backward, then the update. Nothing in it waits for the device."""
+"""One optimiser step: micro-batches forward and backward, also as a CUDA graph, then the update. Nothing waits for the device."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -200,13 +200,15 @@ class Step:
             self.model.zero_grad(set_to_none=True)
 
 
-# as a CUDA graph: one launch instead of some 700, which pays at small micro-batches, where the host needs longer to launch the
-# kernels than the GPU to run them. `torch.cuda.make_graphed_callables` is not used: its gradients are overwritten when
-# micro-batches accumulate (pytorch#181723)
+# as a CUDA graph ------------------------------------------------------------------------------------------------------
 
 
 class GraphedPass:
     """Calls like the `run` that it records: images, targets and noise to (logits, loss), adding gradients.
+
+    One launch instead of some 700, which pays at small micro-batches, where the host needs longer to launch the kernels than
+    the GPU to run them. `torch.cuda.make_graphed_callables` is not used: its gradients are overwritten when micro-batches
+    accumulate (pytorch#181723).
 
     Inputs are copied to fixed tensors; a new shape is recorded anew. Results lie in fixed tensors too: the next call
     overwrites them. Gradients must stay where they are between calls: `zero_grad(set_to_none=False)`.
