@@ -68,9 +68,6 @@ def find_truth(
     Args:
         folder: the folder of the images; files with labels are looked for in it and in four parent folders.
         classes: class list that the labels index (the training set's classes); None derives it from the labels.
-
-    Raises:
-        UserError: no file with labels is found, or it does not match the images.
     """
     stems = sorted(Path(name).stem for name in image_names)
     for candidate in folder_and_parents(folder):

@@ -44,9 +44,6 @@ def folder_source(root: Path, classes: Sequence[str] | None = None, class_indice
         class_indices: the folders' names are labels: images of folder 7 have the label 7 (ImageNet-V2).
 
     A link to one of its parent folders is listed as an image that cannot be read.
-
-    Raises:
-        UserError: a class folder that is not in `classes` or is no label, or no image at all.
     """
     found = class_folders(root)
     if class_indices:

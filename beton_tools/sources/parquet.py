@@ -169,11 +169,7 @@ def open_tables(
 
 
 def lists_paths(path: SourcePath) -> bool:
-    """Return True if a parquet file has a column of image paths instead of images.
-
-    Raises:
-        UserError: it cannot be read as parquet.
-    """
+    """Return True if a parquet file lists image paths instead of holding images; a UserError if it cannot be read."""
     with open_source_file(path, "a .parquet file", read_ahead=False) as file, _one_line(path):
         return _lists_paths(pq.ParquetFile(file).schema_arrow)
 

@@ -168,9 +168,6 @@ def evaluate_neighbours(
     """Scores of the k nearest neighbours on each `.beton` of `files` (none: on the validation file of the recipe).
 
     train: the `.beton` of the images that vote (None: the training file of the recipe). weights: as `load_trained`.
-
-    Raises:
-        UserError: a file is missing or damaged, of other classes, or has fewer than k images; it is `train`.
     """
     world = find_world(device)
     with connected(world):

@@ -132,9 +132,6 @@ def image_paths(given: Sequence[Path], left_out: Counter[str] | None = None) -> 
     """The given files, and all image files in the given folders and their subfolders, found as in class folders.
 
     left_out: counts the other files in the folders, by suffix.
-
-    Raises:
-        UserError: a given path is neither a folder with images nor a regular file.
     """
     for path in given:
         if not path.is_dir():

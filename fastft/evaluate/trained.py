@@ -102,9 +102,6 @@ def adjust_logits(trained: Trained) -> Trained:
 
     The largest logit then predicts the class with the smallest balanced error, instead of the most probable class (Menon et al.
     2021, 2007.07314, with tau = 1). The model is changed in place.
-
-    Raises:
-        UserError: the number of training images of each class is not known.
     """
     counts = trained.class_counts or _count_training_images(trained)
     if len(counts) != len(trained.classes):

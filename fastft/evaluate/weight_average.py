@@ -73,11 +73,7 @@ def _read(path: Path, weights: str) -> State:
 
 
 def read_start(run: Trained) -> State:
-    """The weights that a run started from, built again from its recipe: pretrained tower, and `model.head` or a seeded head.
-
-    Raises:
-        UserError: the pretrained weights or the head are not to be had, or the head was fitted to the training images.
-    """
+    """The weights that a run started from, built again from its recipe: pretrained tower, and `model.head` or a seeded head."""
     if run.recipe.model.head_init == PROBE:
         raise UserError(
             f"{run.path}: its head started from ridge regression, which is not kept; average two checkpoints, or train from the "
