@@ -22,7 +22,7 @@ os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")  # FFCV's OpenCV would nest
 
 
 # One process compiles the loader with the first of these; the other meanwhile runs tests that compile little.
-FIRST = ("data/test_loader.py", "ptx", "model", "recipe", "optim", "cost", "cli", "train", "data")
+FIRST = ("data/test_loader.py", "model", "recipe", "optim", "cost", "cli", "train", "data")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
