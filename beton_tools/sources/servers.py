@@ -69,8 +69,11 @@ def _client(aiohttp: Any) -> dict[str, Any]:
 
     class LimitedResponse(aiohttp.ClientResponse):
         async def read(self) -> bytes:
-            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.request_info.headers.get("Range", ""))
-            if asked and self.status < 300 and not self._is_range(*asked.groups()):
+            ranges = (
+                self.request_info.headers.get("Range", "") if self.status < 300 else ""
+            )  # an error has a page of its own
+            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", ranges)
+            if asked and not self._is_range(*asked.groups()):
                 raise ValueError(NO_RANGES)
             limit = int(asked[2]) + 1 - int(asked[1]) if asked else MAX_PAGE
             body = bytearray()

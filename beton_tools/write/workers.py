@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -113,7 +114,11 @@ def _serve(pipe: Connection, options: EncodeOptions) -> None:
             locations = received.result()
             received = reader.submit(_receive, pipe)
             for location in locations:
-                pipe.send(_encode(location, options))
+                try:
+                    result = _encode(location, options)
+                except MemoryError:  # the parent starts another worker; leaving `with` would wait for `reader` for ever
+                    os._exit(1)
+                pipe.send(result)
 
 
 def _receive(pipe: Connection) -> list[Location]:
@@ -181,7 +186,7 @@ class _Worker:
         """Fail an image when a process died on it twice; the first time, other processes may have used up the memory."""
         self.process.join(5)
         code = self.process.exitcode
-        if code == 1:  # of Python, whose message it has written
+        if code == 1 and not self.has_started:  # of Python, whose message it has written
             raise UserError(f"a worker ended with the Python error above; {_GUARD}")
         if not self.has_started:
             raise UserError(f"a worker died while it was starting (exit code {code}); {_CONTINUE}")

@@ -270,8 +270,10 @@ def resize_region(pixels, stride, region, crop, resize, window, flip, bicubic, s
     if top < 0 or left < 0 or bottom > rows or right > width or not given:
         return REGION_TOO_SMALL
     if not flip and crop[2] == size and crop[3] == size and resize == (size, size) and window == (0, 0):
+        begin = (crop[0] - region[0]) * stride + (crop[1] - region[1]) * 3
         for y in range(size):  # of that size already
-            simd.copy(pixels[y * stride : y * stride + row_bytes], out[y * row_bytes : (y + 1) * row_bytes])
+            at = begin + y * stride
+            simd.copy(pixels[at : at + row_bytes], out[y * row_bytes : (y + 1) * row_bytes])
         return OK
 
     row_pitch = simd.round_up(row_bytes, simd.LANES)

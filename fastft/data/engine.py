@@ -71,6 +71,11 @@ class EpochThread(EpochIterator):
         self.torch_threads = torch.get_num_threads()
         super().__init__(engine, order)
 
+    def start(self) -> None:
+        """Start the thread when the engine holds it; FFCV's constructor calls this last. Ctrl-C in between would leave it."""
+        self.loader.thread = self
+        super().start()
+
     def run(self) -> None:
         try:
             if self.stage.device.type == "cuda":
@@ -180,8 +185,7 @@ class Engine:
         device = self.stage.device
         # FFCV creates its streams on the current device
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            self.thread = EpochThread(self, order, draw)
-        return self.thread
+            return EpochThread(self, order, draw)
 
     def close(self) -> None:
         """End the pass in progress."""

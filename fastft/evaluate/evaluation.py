@@ -125,7 +125,7 @@ def eval_loader(trained: Trained, data: BetonPaths, world: World) -> EvalLoader:
     dtype = inference_precision(recipe.train.amp, world.device).dtype
     return EvalLoader(
         data,
-        build_policy(recipe),
+        build_policy(recipe.with_option("augment.policy", "none")),  # which may be unknown to this version
         Output(recipe.model.image_size, world.device, dtype),
         batch_size=BATCH,
         shard=Shard(world.rank, world.size),

@@ -90,8 +90,11 @@ def _build_without_weights(recipe: Recipe, checkpoint: Checkpoint, tensors: int)
         ):
             if wrong:
                 raise Damaged(path, reason)
-        with torch.device("meta"):
-            return build_model(recipe, pretrained=False, arch=arch)
+        try:
+            with torch.device("meta"):
+                return build_model(recipe, pretrained=False, arch=arch)
+        except UserError as error:
+            raise Damaged(path, str(error)) from None
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise Damaged(path, f"arch is not an architecture: {' '.join(str(error).split())}") from None
 

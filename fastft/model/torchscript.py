@@ -5,6 +5,7 @@ one raw record per storage (`data/0`, ...) and a pickle of the module (`data.pkl
 classes that are defined in the archive's code become `_Module`.
 """
 
+import mmap
 import pickletools
 import struct
 import zipfile
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 MAX_PICKLE_BYTES = 64 << 20  # names and shapes only: 0.2 MB for OpenAI's largest model
+HAS_BYTEARRAY = "it holds a bytearray, which could take any amount of memory: save only the state dict"
 MAX_NAMES = 1 << 20  # characters of all names: 30,000 in OpenAI's largest model
 # bytes of the three records at the end of a zip file (APPNOTE.TXT, 4.3.14 to 4.3.16); only the last is always there
 END_64_BYTES, LOCATOR_BYTES, END_BYTES = 56, 20, 22
@@ -87,12 +89,16 @@ def read_torchscript(file: BinaryIO) -> dict[str, Tensor]:
     size = file.seek(0, 2)
     with open_archive(file) as archive:
         root = next(n for n in archive.namelist() if n.lower().endswith("/constants.pkl")).partition("/")[0]
+        if not all(name.startswith(f"{root}/") for name in archive.namelist()):  # torch reads the first record's folder
+            raise ValueError("its zip archive has records in several folders")
         pickled = f"{root}/data.pkl"
-        used = [r for r in archive.infolist() if r.filename.startswith((pickled, f"{root}/data/"))]
-        check_records(used, size)  # the records of its code are compressed
+        # the records of its code, which is not read, are compressed
+        check_records([r for r in archive.infolist() if not r.filename.startswith(f"{root}/code/")], size)
         if pickled not in archive.namelist() or archive.getinfo(pickled).file_size > MAX_PICKLE_BYTES:
             raise ValueError(f"no record data.pkl of at most {MAX_PICKLE_BYTES:,} bytes")
-        operations = list(pickletools.genops(archive.read(pickled)))
+        if makes_bytearray(data := archive.read(pickled)):
+            raise ValueError(HAS_BYTEARRAY)
+        operations = list(pickletools.genops(data))
     globals_ = {str(name).replace(" ", ".") for operation, name, _ in operations if operation.name == "GLOBAL"}
     classes: list[Any] = [(_Module, name) for name in globals_ if name.startswith("__torch__.")]
     tags: list[Any] = [(_first, name) for name in globals_ if name.startswith("torch.jit._pickle.")]
@@ -101,6 +107,11 @@ def read_torchscript(file: BinaryIO) -> dict[str, Tensor]:
     not_torchscript = mock.patch("torch.serialization._is_torchscript_zip", return_value=False)
     with not_torchscript, torch.serialization.safe_globals([*classes, *tags]):
         return _named_tensors(torch.load(file, map_location="cpu", weights_only=True))
+
+
+def makes_bytearray(pickled: bytes | mmap.mmap) -> bool:
+    """True if a pickle names `bytearray`, which torch's restricted unpickler calls with any number as its size."""
+    return pickled.find(b"bytearray\n") >= 0
 
 
 def _first(value: Any, *_: Any) -> Any:
@@ -134,6 +145,8 @@ def _named_tensors(module: Any) -> dict[str, Tensor]:
             continue
         seen.add(id(attributes))
         for name, value in attributes.items():
+            if not isinstance(name, str):  # a nested tuple would become a long name
+                raise ValueError("the name of an attribute is not a string")
             characters += len(whole := f"{prefix}{name}")
             if characters > MAX_NAMES:
                 raise ValueError(f"names of more than {MAX_NAMES:,} characters")

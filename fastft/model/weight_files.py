@@ -21,11 +21,20 @@ from torch import Tensor
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import check_user_file, open_user_file, read_regular
-from fastft.model.torchscript import check_records, is_torchscript, is_zip, open_archive, read_torchscript
+from fastft.model.torchscript import (
+    HAS_BYTEARRAY,
+    check_records,
+    is_torchscript,
+    is_zip,
+    makes_bytearray,
+    open_archive,
+    read_torchscript,
+)
 
+LEAST_TORCH = "2.6"
 # the key of the tensors in checkpoints of open_clip and timm, and of MAE and DeiT
 WRAPPERS = ("state_dict", "model")
-BYTEARRAY = b"bytearray\n"  # as a pickle names a global
+LONGEST_MESSAGE = 200  # characters of a library's message, which may quote the file
 WEIGHTS = "OpenAI or open_clip weights (.pt, .bin or .safetensors)"
 
 
@@ -40,6 +49,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             loaded: Any = load_file(path)
         else:
+            if torch.__version__ < LEAST_TORCH:
+                raise UserError(
+                    f"torch {torch.__version__} may run code from weights files (CVE-2025-32434); install torch "
+                    f"{LEAST_TORCH} or newer"
+                )
             with open_user_file(path, WEIGHTS) as file:
                 loaded = read_torchscript(file) if is_torchscript(file) else _read_pickle(file)
     except UserError:
@@ -91,12 +105,12 @@ def _check_memory(file: BinaryIO) -> None:
         with open_archive(file) as archive:
             check_records(archive.infolist(), size)
             pickles = [name for name in archive.namelist() if name.lower().endswith("data.pkl")]
-            found = any(BYTEARRAY in archive.read(name) for name in pickles)
+            found = any(makes_bytearray(archive.read(name)) for name in pickles)
     elif size:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            found = data.find(BYTEARRAY) >= 0
+            found = makes_bytearray(data)
     if found:
-        raise ValueError("it holds a bytearray, which could take any amount of memory: save only the state dict")
+        raise ValueError(HAS_BYTEARRAY)
 
 
 def is_torchscript_file(path: Path) -> bool:
@@ -110,7 +124,7 @@ def is_torchscript_file(path: Path) -> bool:
 def first_sentence(error: BaseException) -> str:
     """The first sentence of an error's message, or its type where it has none."""
     line = (str(error).splitlines() or [""])[0]
-    return line.partition(". ")[0].rstrip(".") or type(error).__name__
+    return line[:LONGEST_MESSAGE].partition(". ")[0].rstrip(".") or type(error).__name__
 
 
 HUB = "hf-hub:"
@@ -174,12 +188,12 @@ def open_weight_folder(path: Path) -> WeightFolder:
     if (path / OPEN_CLIP_CONFIG).exists():
         model = _part(_read_config(path / OPEN_CLIP_CONFIG), "model_cfg")
         name = _part(model, "vision_cfg").get("timm_model_name")
-        return WeightFolder(path, "open_clip", name and str(name), bool(model.get("quick_gelu")))
+        return WeightFolder(path, "open_clip", str(name) if name else None, bool(model.get("quick_gelu")))
     config = _read_config(path / CONFIG) if (path / CONFIG).exists() else {}
     if config.get("model_type") in CLIP_TYPES:
         vision = _part(config, "vision_config") or config
-        quick_gelu = vision.get("hidden_act", "quick_gelu") == "quick_gelu"
-        return WeightFolder(path, "transformers", None, quick_gelu, vision.get("num_attention_heads"))
+        quick_gelu, heads = vision.get("hidden_act", "quick_gelu") == "quick_gelu", vision.get("num_attention_heads")
+        return WeightFolder(path, "transformers", None, quick_gelu, heads if isinstance(heads, int) else None)
     if isinstance(config.get("architecture"), str):
         return WeightFolder(path, "timm", config["architecture"])
     raise UserError(f"{path} is not {WEIGHT_FOLDER}; give such a folder or a file of weights")

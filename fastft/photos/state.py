@@ -1,6 +1,7 @@
 """`RUN/data/prepared.json`: what the files in `RUN/data` were made of, so that they are used again or made anew."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,21 +58,27 @@ def prepare_once(
         UserError: the inputs have changed since the first checkpoint, or another process uses the run directory; and those of
             `check` and `make`.
     """
-    stored = _read(folder)
-    change = inputs.changed_since(stored.get("inputs", {}))
-    lost = [name for name in stored.get("files", ()) if not (folder / name).exists()]
+    stored, change, lost = _compare(folder, inputs)
     if stored.get("complete") and not change and not lost:
         say(f"{inputs.data}: unchanged, using {folder}")
     else:
         check()
         with lock_run(folder.parent):
-            # an interrupted preparation of the same inputs is continued
-            if not stored or change or lost:
-                _begin(folder, inputs, say, stored, change, lost)
-            stored = finish(folder, inputs, make())
+            stored, change, lost = _compare(folder, inputs)  # another command may have prepared or trained meanwhile
+            if not stored.get("complete") or change or lost:
+                if not stored or change or lost:  # an interrupted preparation of the same inputs is continued
+                    _begin(folder, inputs, say, stored, change, lost)
+                stored = finish(folder, inputs, make())
     for line in (*stored["summary"], *(f"warning: {text}" for text in stored["warnings"])):
         say(line)
     return stored
+
+
+def _compare(folder: Path, inputs: Inputs) -> tuple[dict[str, Any], str, list[str]]:
+    """(the record of the last preparation, which input has changed since, its files that are missing)."""
+    stored = _read(folder)
+    lost = [name for name in stored.get("files", ()) if not (folder / name).exists()]
+    return stored, inputs.changed_since(stored.get("inputs", {})), lost
 
 
 def finish(folder: Path, inputs: Inputs, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,11 +111,17 @@ def _begin(folder: Path, inputs: Inputs, say: Say, stored: Mapping[str, Any], ch
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """The content of prepared.json; empty if there is none, or it is damaged."""
+    """The content of prepared.json; empty if there is none, or it is damaged.
+
+    Raises:
+        UserError: it is no regular file, not readable, or too large.
+    """
+    if not os.path.lexists(folder / PREPARED):
+        return {}
     try:
         found = json.loads(read_user_text(folder / PREPARED, MAX_BYTES, "the prepared.json of a run"))
         lists = [found.get(key, []) for key in ("files", "summary", "warnings", "compared", "shared")]
         texts = [text for values in lists for text in values]
         return found if isinstance(found["inputs"], dict) and all(isinstance(t, str) for t in texts) else {}
-    except (UserError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
         return {}

@@ -109,6 +109,13 @@ def test_a_window_of_the_resized_image_needs_only_its_source_region(
         assert whole == OK and (same == ours).all()
 
 
+def test_a_crop_of_the_outputs_size_is_copied_from_a_larger_region(photographs: dict[str, np.ndarray]) -> None:
+    image, row = photographs["coffee"], plan_row((10, 20, 32, 32), (32, 32), (0, 0))
+    status, ours = run(image, row, 32, (0, 0, 60, 70))
+    assert status == OK
+    np.testing.assert_array_equal(ours, image[10:42, 20:52])
+
+
 def test_a_region_or_scratch_that_is_too_small_is_reported(photographs: dict[str, np.ndarray]) -> None:
     row = plan_row((0, 0, 200, 200), (64, 64), (0, 0))
     for region in [(1, 0, 199, 200), (0, 1, 200, 199), (0, 0, 199, 200), (0, 0, 200, 199)]:

@@ -204,6 +204,11 @@ TORCHSCRIPT_DAMAGE = {
     "object of itself": torchscript_of(b"c__torch__\nA\n)\x81q\x00}X\x01\x00\x00\x00ah\x00sb."),
     "persistent id of a number": torchscript_of(b"NQ."),
     "names of 2,000 nested objects": torchscript_of(nested_objects(2000)),
+    "a name that is a tuple": torchscript_of(b"c__torch__\nA\n)\x81})Nsb."),
+    "a bytearray of 1.4 GB": torchscript_of(b"c__torch__\nA\n)\x81}X\x01\x00\x00\x00acbuiltins\nbytearray\nJ\x80\x0e<U\x85Rsb."),
+    "records in two folders": zip_of(
+        {"b/data.pkl": b"}.", "b/version": b"3\n", "a/constants.pkl": b"", "a/data.pkl": b"}.", "a/version": b"3\n"}
+    ),
     "no data.pkl": zip_of({"a/constants.pkl": b""}),
     "compressed record": zip_of({"a/constants.pkl": b"", "a/data.pkl": bytes(1 << 20)}, zipfile.ZIP_DEFLATED),
 }  # fmt: skip
@@ -276,6 +281,13 @@ def test_zip_archives_that_python_and_torch_read_differently_are_refused(arch: s
         path.write_bytes(data)
         message = refused(lambda path=path: load_tower_weights(Tower(load_arch(arch)), str(path), arch))
         assert "zip archive" in message, (name, message)
+
+
+def test_an_old_torch_is_refused_before_it_reads_a_pickle(arch: str, tmp_path: Path, monkeypatch) -> None:
+    torch.save(state_of(arch), tmp_path / "w.pt")
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.5.1"))
+    message = refused(lambda: load_tower_weights(Tower(load_arch(arch)), str(tmp_path / "w.pt"), arch))
+    assert "install torch 2.6 or newer" in message
 
 
 def truncated(data: bytes) -> bytes:

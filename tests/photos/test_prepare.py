@@ -26,7 +26,7 @@ from beton_tools.read.format import Beton
 from beton_tools.read.manifest import Manifest
 from fastft.cli import main
 from fastft.cli.cmd_train import train_recipe as train
-from fastft.photos import prepare
+from fastft.photos import prepare, state
 from fastft.photos.counts import count_images
 from fastft.photos.prepare import prepare_data
 from fastft.recipe import Recipe, load_recipe
@@ -214,6 +214,30 @@ def test_a_damaged_record_is_as_none(copied: Path, tmp_path: Path, content: str)
     (tmp_path / "run" / "data").mkdir(parents=True)
     (tmp_path / "run" / "data" / "prepared.json").write_text(content)
     assert Beton.open(str(prepared(copied, tmp_path / "run").data.train)).num_samples == 29
+
+
+def test_a_record_that_is_no_file_is_one_line_and_nothing_is_deleted(copied: Path, tmp_path: Path) -> None:
+    file = Path(str(prepared(copied, tmp_path / "run").data.train))
+    (tmp_path / "run/data/prepared.json").unlink()
+    os.mkfifo(tmp_path / "run/data/prepared.json")
+    with pytest.raises(UserError, match=r"prepared\.json"):
+        prepared(copied, tmp_path / "run")
+    assert file.exists()
+
+
+def test_photographs_that_another_command_prepared_and_trained_on_meanwhile_stay(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends while this command checks the model."""
+    folder = tmp_path / "run/data"
+
+    def other_command() -> None:
+        (folder.parent / "checkpoints/step-00000005").mkdir(parents=True)
+        folder.mkdir(parents=True)
+        state.finish(folder, state.Inputs("others", "hash"), {"files": [], "summary": [], "warnings": []})
+
+    with pytest.raises(UserError, match="was trained on others; use another"):
+        state.prepare_once(folder, state.Inputs("mine", "mine"), print, other_command, dict)
 
 
 def test_a_larger_image_size_is_the_reason_given(copied: Path, tmp_path: Path) -> None:

@@ -40,6 +40,12 @@ class DeadlyOnce:
 
 
 @dataclass(frozen=True)
+class Huge:
+    def read(self) -> bytes:
+        raise MemoryError
+
+
+@dataclass(frozen=True)
 class Unreadable:
     def read(self) -> bytes:
         raise OSError(5, "Input/output error")
@@ -74,6 +80,13 @@ def test_an_image_on_which_a_worker_dies_once_is_not_lost(photo_folder: Path, tm
     tasks[12] = Task("12", DeadlyOnce(image, tmp_path / "died"))
     assert list(encode_in_order(tasks, EncodeOptions(), 2)) == expected
     assert (tmp_path / "died").exists()
+
+
+def test_an_image_that_is_too_large_for_the_memory_fails_alone(photo_folder: Path) -> None:
+    tasks = [Task("0", Huge()), *tasks_of(photo_folder, 3)]
+    failed, *others = encode_in_order(tasks, EncodeOptions(), 1)
+    assert isinstance(failed, Failed) and "a worker died on it twice" in failed.reason
+    assert all(isinstance(result, EncodedImage) for result in others)
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
