@@ -1,6 +1,8 @@
 """One process or many: what `torchrun` (also under Slurm) sets up, and the few collectives that training needs."""
 
+import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,7 +19,15 @@ from torch.nn.parallel import DistributedDataParallel
 from beton_tools.base import torchrun
 from beton_tools.base.errors import UserError
 from fastft.recipe.constants import DEVICES
-from fastft.train.exceptions import LocalRankError, NonFinite, PeerCrashed, PeerFailed, PeerLost, Preempted
+from fastft.train.exceptions import (
+    EXIT_REQUEUE,
+    LocalRankError,
+    NonFinite,
+    PeerCrashed,
+    PeerFailed,
+    PeerLost,
+    Preempted,
+)
 
 DEFAULT_TIMEOUT = timedelta(minutes=10)
 # a conversion takes as long as it takes; if process 0 ends, waiting ends at once
@@ -29,7 +39,42 @@ PERMANENT = re.compile("ncclInvalid|Duplicate GPU")
 _BAD_INPUT, _CRASH = "fastft/bad-input", "fastft/crash"  # keys of the store under which errors are published
 STORE_SECONDS = 5
 EXPECTED_ERRORS = (UserError, Preempted, NonFinite, PeerCrashed)  # reported by the process that raises them
+LAUNCHER_POLL_SECONDS = 0.5
+STARTED_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"  # in the environment of its processes
+LAUNCHER = (
+    "FASTFT_LAUNCHER"  # process number of `fastft.train.launch`, which may have ended while modules were imported
+)
 Result = TypeVar("Result")
+
+
+@contextmanager
+def exit_without_launcher() -> Iterator[None]:
+    """Print one line and exit with EXIT_REQUEUE if torchrun ends within the block. Nothing may need to be saved there.
+
+    torchrun hosts the store through which the processes connect. Without it the connection waits for its time limit, 10
+    minutes, in C++, where neither an exception nor a signal handler of Python can end it.
+    """
+    if STARTED_BY_TORCHRUN not in os.environ:
+        yield
+        return
+    launcher, connected = int(os.environ.get(LAUNCHER, os.getppid())), threading.Event()
+
+    def watch() -> None:
+        while not connected.wait(LAUNCHER_POLL_SECONDS):
+            if os.getppid() != launcher:
+                print(
+                    "fastft: error: the launcher ended before all processes were connected; start it again",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+                os._exit(EXIT_REQUEUE)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        connected.set()
+        thread.join()
 
 
 @dataclass
@@ -54,7 +99,9 @@ class World:
         self._owns_group = not dist.is_initialized()  # the trainings of a sweep share one group
         if self._owns_group:
             on_gpu = self.device.type == "cuda"
-            dist.init_process_group("nccl" if on_gpu else "gloo", timeout=self.timeout + NCCL_EXTRA_TIMEOUT * on_gpu)
+            limit = self.timeout + NCCL_EXTRA_TIMEOUT * on_gpu
+            with exit_without_launcher():
+                dist.init_process_group("nccl" if on_gpu else "gloo", timeout=limit)
         # control messages use gloo on the CPU, so that they never wait for the GPU
         self._control = dist.new_group(backend="gloo", timeout=self.timeout)
         return self

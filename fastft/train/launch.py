@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
+from fastft.train.distributed import LAUNCHER
 from fastft.train.exceptions import EXIT_REQUEUE
 
 PROGRAM = "fastft.cli"
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     for forwarded in FORWARDED:
         signal.signal(forwarded, lambda number, frame: _forward(number))
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
         run(args)
     except ChildFailedError as error:
