@@ -117,7 +117,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def atomic_output(path: Path) -> Iterator[Path]:
-    """As `atomic_path`, for a file that a user asked for. Raises UserError: it cannot be written."""
+    """`atomic_path` for a file that a user asked for. Raises UserError: it cannot be written."""
     try:
         with atomic_path(path) as partial:
             yield partial

@@ -69,9 +69,8 @@ def _client(aiohttp: Any) -> dict[str, Any]:
 
     class LimitedResponse(aiohttp.ClientResponse):
         async def read(self) -> bytes:
-            ranges = (
-                self.request_info.headers.get("Range", "") if self.status < 300 else ""
-            )  # an error has a page of its own
+            # an error comes with a page of its own
+            ranges = self.request_info.headers.get("Range", "") if self.status < 300 else ""
             asked = re.fullmatch(r"bytes=(\d+)-(\d+)", ranges)
             if asked and not self._is_range(*asked.groups()):
                 raise ValueError(NO_RANGES)

@@ -57,4 +57,4 @@ def test_predicting_a_photograph_imports_neither_ffcv_nor_torchvision_nor_a_comp
 ) -> None:
     Image.fromarray(photographs["coffee"]).save(tmp_path / "photo.jpg")
     imported = imported_by(f"predict {whole} {tmp_path / 'photo.jpg'} --device cpu")
-    assert imported == {"PIL", "fastargs", "numpy", "rich", "torch", "yaml"}
+    assert imported <= {"PIL", "fastargs", "numpy", "rich", "torch", "yaml"}

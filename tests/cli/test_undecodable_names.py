@@ -61,6 +61,7 @@ def test_predict(run: Path, folder: Path, tmp_path: Path, capsysbinary: pytest.C
     assert b"\x1b" not in printed
 
 
+@pytest.mark.slow
 def test_preview_and_export(run: Path, folder: Path, tiny: dict[str, str], tmp_path: Path) -> None:
     data = {"data.train": str(folder / "train.beton")}
     arguments = ["--out", str(tmp_path / "g.png"), *flags(tiny | data, tmp_path)]
