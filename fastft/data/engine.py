@@ -103,6 +103,8 @@ class EpochThread(EpochIterator):
 
     def run_pipeline(self, b_ix: int, batch_indices: np.ndarray, batch_slot: int, cuda_event: Any) -> Any:
         """Images and labels of one batch. FFCV calls this in its loop, with its own names of the arguments."""
+        if self.terminate_event.is_set():  # FFCV looks at it only while its queue is full
+            raise RuntimeError("this pass is closed")
         if b_ix == 0:
             torch.set_num_threads(self.torch_threads)  # FFCV has just set it to the number of workers
         on_gpu = self.stage.device.type == "cuda"
