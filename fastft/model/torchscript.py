@@ -98,8 +98,9 @@ def read_torchscript(file: BinaryIO) -> dict[str, Tensor]:
             raise ValueError(f"no record data.pkl of at most {MAX_PICKLE_BYTES:,} bytes")
         if makes_bytearray(data := archive.read(pickled)):
             raise ValueError(HAS_BYTEARRAY)
-        operations = list(pickletools.genops(data))
-    globals_ = {str(name).replace(" ", ".") for operation, name, _ in operations if operation.name == "GLOBAL"}
+    globals_ = {
+        str(name).replace(" ", ".") for operation, name, _ in pickletools.genops(data) if operation.name == "GLOBAL"
+    }
     classes: list[Any] = [(_Module, name) for name in globals_ if name.startswith("__torch__.")]
     tags: list[Any] = [(_first, name) for name in globals_ if name.startswith("torch.jit._pickle.")]
     file.seek(0)
