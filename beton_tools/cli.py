@@ -62,42 +62,55 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="beton", description="Inspect FFCV .beton files.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_info(commands)
-    _add_verify(commands)
-    _add_stats(commands)
-    _add_sheet(commands)
-    _add_extract(commands)
+    _command(commands, "info", _run_info, "show what the file contains and how it was made", "val.beton")
+    help = "check tables, checksums and crop indexes, and decode every image"
+    verify = _command(commands, "verify", _run_verify, help, "train.beton --workers 8")
+    tables = "check tables and checksums only, which is as fast as the disk"
+    verify.add_argument("--no-decode", action="store_true", help=tables)
+    verify.add_argument("--workers", type=int, metavar="N", help="threads (default: one per usable CPU)")
+    _command(commands, "stats", _run_stats, "show sizes, resolutions and classes", "train.beton")
+    help = "draw images with their classes on one contact sheet"
+    sheet = _command(commands, "sheet", _run_sheet, help, "val.beton --out sheet.png --limit 60", json=False)
+    sheet.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    _add_selection(sheet, limit=40)
+    sheet.add_argument("--columns", type=int, default=8, metavar="N", help="images per row (default: 8)")
+    sheet.add_argument("--cell", type=int, default=160, metavar="PX", help="pixels per image (default: 160)")
+    help = "write images to files, byte for byte as they are stored"
+    extract = _command(commands, "extract", _run_extract, help, "val.beton --out photos --label 207")
+    extract.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for <class>/<id>_<name>.jpg")
+    _add_selection(extract, limit=None)
     return parser
 
 
 def _command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int], help: str, example: str
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], help: str, example: str, json: bool = True
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=help,
         description=help[0].upper() + help[1:] + ".",
-        epilog=f"example:\n  {example}",
+        epilog=f"example:\n  beton {name} {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.set_defaults(run=run)
     parser.add_argument("file", type=Path, metavar="FILE.beton")
+    if json:
+        parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _add_selection(parser: argparse.ArgumentParser, limit: int | None) -> None:
+    parser.add_argument("--ids", type=int, nargs="+", metavar="ID", help="these samples")
+    parser.add_argument("--label", type=int, metavar="L", help="samples of this label")
+    how_many = f"at most N samples (default: {'all' if limit is None else limit})"
+    parser.add_argument("--limit", type=int, default=limit, metavar="N", help=how_many)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the selection by --limit (default: 0)")
 
 
 def _print_json(values: Any) -> int:
     print(json.dumps(values, indent=1))
     return 0
-
-
-# info -----------------------------------------------------------------------------------------------------------------
-
-
-def _add_info(commands: Any) -> None:
-    help = "show what the file contains and how it was made"
-    parser = _command(commands, "info", _run_info, help, "beton info val.beton")
-    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _run_info(args: argparse.Namespace) -> int:
@@ -139,19 +152,6 @@ def _print_manifest(manifest: Manifest) -> None:
         print(f"  {title:9} {printable(text)}")
 
 
-# verify ---------------------------------------------------------------------------------------------------------------
-
-
-def _add_verify(commands: Any) -> None:
-    help = "check tables, checksums and crop indexes, and decode every image"
-    parser = _command(commands, "verify", _run_verify, help, "beton verify train.beton --workers 8")
-    parser.add_argument(
-        "--no-decode", action="store_true", help="check tables and checksums only, which is as fast as the disk"
-    )
-    parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one per usable CPU)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-
-
 def _run_verify(args: argparse.Namespace) -> int:
     from beton_tools.inspect.verify import verify
 
@@ -170,15 +170,6 @@ def _run_verify(args: argparse.Namespace) -> int:
             f"({report.num_indexed:,} with crop index), {report.pages_checked:,} page checksums compared"
         )
     return 0 if report.ok else EXIT_PROBLEMS
-
-
-# stats ----------------------------------------------------------------------------------------------------------------
-
-
-def _add_stats(commands: Any) -> None:
-    help = "show sizes, resolutions and classes"
-    parser = _command(commands, "stats", _run_stats, help, "beton stats train.beton")
-    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _run_stats(args: argparse.Namespace) -> int:
@@ -202,34 +193,12 @@ def _run_stats(args: argparse.Namespace) -> int:
     return 0
 
 
-# sheet, extract -------------------------------------------------------------------------------------------------------
-
-
-def _add_selection(parser: argparse.ArgumentParser, limit: int | None) -> None:
-    parser.add_argument("--ids", type=int, nargs="+", metavar="ID", help="these samples")
-    parser.add_argument("--label", type=int, metavar="L", help="samples of this label")
-    how_many = "all" if limit is None else str(limit)
-    parser.add_argument(
-        "--limit", type=int, default=limit, metavar="N", help=f"at most N samples (default: {how_many})"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the selection by --limit (default: 0)")
-
-
 def _choose(args: argparse.Namespace, beton: Beton) -> list[int]:
     from beton_tools.inspect.extract import choose_samples
 
     if args.seed < 0 or (args.limit is not None and args.limit < 1):
         raise UserError("--limit must be at least 1 and --seed at least 0")
     return choose_samples(beton, args.ids, args.label, args.limit, args.seed)
-
-
-def _add_sheet(commands: Any) -> None:
-    help = "draw images with their classes on one contact sheet"
-    parser = _command(commands, "sheet", _run_sheet, help, "beton sheet val.beton --out sheet.png --limit 60")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
-    _add_selection(parser, limit=40)
-    parser.add_argument("--columns", type=int, default=8, metavar="N", help="images per row (default: 8)")
-    parser.add_argument("--cell", type=int, default=160, metavar="PX", help="pixels per image (default: 160)")
 
 
 def _run_sheet(args: argparse.Namespace) -> int:
@@ -243,14 +212,6 @@ def _run_sheet(args: argparse.Namespace) -> int:
     save_picture(args.out, draw_sheet(beton, manifest, ids, args.columns, args.cell).save)
     print(f"{args.out}: {len(ids):,} images")
     return 0
-
-
-def _add_extract(commands: Any) -> None:
-    help = "write images to files, byte for byte as they are stored"
-    parser = _command(commands, "extract", _run_extract, help, "beton extract val.beton --out photos --label 207")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for <class>/<id>_<name>.jpg")
-    _add_selection(parser, limit=None)
-    parser.add_argument("--json", action="store_true", help="print the paths as JSON")
 
 
 def _run_extract(args: argparse.Namespace) -> int:

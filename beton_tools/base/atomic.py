@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.base.user_files import try_lock
 
 _PREFIX, _TOKEN = ".partial-", 8  # hexadecimal digits, different in every call
@@ -116,13 +116,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def atomic_output(path: Path) -> Iterator[Path]:
-    """`atomic_path` for a file that a user asked for. Raises UserError: it cannot be written."""
-    try:
-        with atomic_path(path) as partial:
-            yield partial
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+def atomic_output(path: Path, then: str = "give another path, or free some space") -> Iterator[Path]:
+    """`atomic_path` for a file that a user asked for. Raises UserError: it cannot be written; `then` says what to do."""
+    with report_disk_errors(f"{path}:", then), atomic_path(path) as partial:
+        yield partial
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

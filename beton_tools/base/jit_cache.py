@@ -8,7 +8,6 @@ cache.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import re
 import shutil
@@ -16,23 +15,16 @@ import stat
 import sys
 import tempfile
 from contextlib import suppress
-from importlib.abc import MetaPathFinder
 from pathlib import Path
-from typing import Any
 
 KEPT = 3  # folders of earlier versions, so that switching between branches does not compile again each time
 PACKAGES = ("beton_tools", "fastft/augment", "fastft/bench", "fastft/data")  # with compiled functions
-_CACHING = "numba.core.caching"
 _COMPILED = re.compile(rb"^(?:from|import) numba\b", re.MULTILINE)
 _IMPORTED = re.compile(rb"^from ((?:beton_tools|fastft)[\w.]*) import", re.MULTILINE)
 
 
 def use_own_cache() -> None:
     """Set Numba's cache folder, unless NUMBA_CACHE_DIR is set. Call before anything is compiled. Does not import Numba."""
-    if _CACHING in sys.modules:
-        _recompile_damaged(sys.modules[_CACHING])
-    else:
-        sys.meta_path.insert(0, _CachingFinder())
     if "NUMBA_CACHE_DIR" in os.environ:
         return
     folder = _folder_of(fingerprint(Path(__file__).parents[2]))
@@ -44,43 +36,6 @@ def use_own_cache() -> None:
     with suppress(FileNotFoundError):  # another process that starts now deletes them too
         for old in sorted(folder.parent.iterdir(), key=lambda f: f.stat().st_mtime)[: -KEPT - 1]:
             shutil.rmtree(old, ignore_errors=True)
-
-
-class _CachingFinder(MetaPathFinder):
-    """Calls `_recompile_damaged` when Numba is imported."""
-
-    def find_spec(self, name: str, *_: Any) -> Any:
-        if name != _CACHING:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        loader: Any = spec and spec.loader
-        execute = loader.exec_module
-
-        def exec_module(module: Any) -> None:
-            execute(module)
-            _recompile_damaged(module)
-
-        loader.exec_module = exec_module
-        return spec
-
-
-def _recompile_damaged(caching: Any) -> None:
-    """Let Numba compile a function again whose files in the cache cannot be read, instead of raising unpickling errors.
-
-    Numba itself notices missing files only. A changed byte inside compiled code is not noticed.
-    """
-    load = caching.Cache._load_overload
-
-    def load_overload(self: Any, *args: Any) -> Any:
-        try:
-            return load(self, *args)
-        except Exception:  # unpickling raises many types
-            with suppress(OSError):
-                os.unlink(self._cache_file._index_path)  # noqa: PTH108 - otherwise saving would read it
-            return None
-
-    caching.Cache._load_overload = load_overload
 
 
 def fingerprint(root: Path) -> str:

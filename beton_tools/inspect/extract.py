@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from beton_tools.base.atomic import atomic_path
 from beton_tools.base.console import printable
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.read.format import RAW_MODE, Beton
 from beton_tools.read.manifest import Manifest
 from beton_tools.write.images import decode_sample
@@ -69,7 +69,7 @@ def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder:
         label = int(beton.labels[sample_id])
         class_folder = folders[label] if 0 <= label < len(folders) else str(label)
         path = folder / class_folder / _file_name(beton, manifest, sample_id)
-        try:
+        with report_disk_errors(f"{path}:", "give another --out"):
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.parent.is_symlink():
                 raise UserError(f"{path.parent}: a link, not a folder; remove it, or give another --out")
@@ -78,8 +78,6 @@ def extract(beton: Beton, manifest: Manifest | None, ids: Iterable[int], folder:
                     Image.fromarray(decode_sample(beton, sample_id)).save(partial)
                 else:
                     partial.write_bytes(beton.read_bytes(sample_id))
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
         yield path
     beton.check_unchanged()
 
@@ -135,7 +133,9 @@ def _draw_sample(
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_SIZE)
     x, y = corner
     try:
-        image = _fit(decode_sample(beton, sample_id), cell)
+        image = Image.fromarray(decode_sample(beton, sample_id))
+        width, height = (max(1, side * cell // max(image.size)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
     except UserError:
         draw.rectangle((x, y, x + cell - 1, y + cell - 1), outline=_BAD)
         draw.text((x + cell // 2, y + cell // 2), "cannot be decoded", _BAD, font, anchor="mm")
@@ -145,13 +145,6 @@ def _draw_sample(
     draw.text((x, y + cell + 3), title, _INK, font)
     size = f"#{sample_id}   {beton.widths[sample_id]} x {beton.heights[sample_id]}"
     draw.text((x, y + cell + 3 + _LINE), _shorten(draw, font, size, cell), _GREY, font)
-
-
-def _fit(pixels: np.ndarray, cell: int) -> Image.Image:
-    image = Image.fromarray(pixels)
-    scale = cell / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _class_name(beton: Beton, manifest: Manifest | None, sample_id: int) -> str:

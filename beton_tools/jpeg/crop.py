@@ -30,7 +30,7 @@ from beton_tools.jpeg.markers import (
     JpegError,
     as_bytes_array,
     describe_error,
-    require_header,
+    parse,
     scan_header,
 )
 from beton_tools.jpeg.memory import copy_bytes
@@ -203,11 +203,7 @@ def decode_rgb(jpeg: bytes | np.ndarray, region: tuple[int, int, int, int] | Non
         DamagedJpeg: the data are damaged, so that the decoder would have to guess pixels.
     """
     src = as_bytes_array(jpeg)
-    return decode_scanned_rgb(src, require_header(src), region)
-
-
-def decode_scanned_rgb(src: np.ndarray, head: Header, region: tuple[int, int, int, int] | None = None) -> np.ndarray:
-    """The same as `decode_rgb`, for a caller that has scanned the header already."""
+    head = parse(src)
     y, x, h, w = region or (0, 0, head.height, head.width)
     out = np.empty((h, w, CHANNELS), np.uint8)
     scratch = np.empty(scratch_bytes(head.height, head.width, src.size), np.uint8)

@@ -18,14 +18,12 @@ from beton_tools.jpeg.markers import (
     APP_INDEX,
     EOI,
     INDEX_MAGIC,
-    OK,
     RST0,
     SOF_PROGRESSIVE,
     Header,
     JpegError,
     as_bytes_array,
-    describe_error,
-    scan_header,
+    parse,
     segment,
     u16,
 )
@@ -100,9 +98,7 @@ def read(jpeg: bytes | np.ndarray) -> np.ndarray | None:
         JpegError: a broken header, or an index that does not match the file.
     """
     src = as_bytes_array(jpeg)
-    head = scan_header(src)
-    if head.code != OK:
-        raise JpegError(describe_error(head.code))
+    head = parse(src)
     if head.index_at == 0:
         return None
     rows, per_row = segment_grid(src, head)

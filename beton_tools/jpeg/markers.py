@@ -203,22 +203,13 @@ def as_bytes_array(jpeg: bytes | np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.frombuffer(jpeg, np.uint8) if not isinstance(jpeg, np.ndarray) else jpeg)
 
 
-def require_header(src: np.ndarray) -> Header:
-    """The same as `scan_header`, for Python callers.
-
-    Raises:
-        JpegError: the header is broken or of a kind that is not handled.
-    """
-    head = scan_header(src)
-    if head.code != OK:
-        raise JpegError(describe_error(head.code))
-    return head
-
-
 def parse(jpeg: bytes | np.ndarray) -> Header:
     """Read the header of a JPEG file.
 
     Raises:
         JpegError: a broken header, or an unsupported kind of JPEG.
     """
-    return require_header(as_bytes_array(jpeg))
+    head = scan_header(as_bytes_array(jpeg))
+    if head.code != OK:
+        raise JpegError(describe_error(head.code))
+    return head

@@ -12,8 +12,6 @@ orientation is ignored on purpose, because those folder loaders ignore it.
 
 from __future__ import annotations
 
-from itertools import accumulate
-
 import numpy as np
 
 from beton_tools.jpeg import index
@@ -36,7 +34,7 @@ from beton_tools.jpeg.markers import (
     as_bytes_array,
     describe_error,
     next_segment,
-    require_header,
+    parse,
     segment,
 )
 
@@ -60,11 +58,7 @@ def add_index(jpeg: bytes | np.ndarray, interval: int | None = None) -> bytes:
         ValueError: `interval` does not divide the MCUs of a row.
     """
     src = as_bytes_array(jpeg)
-    return transcode(src, require_header(src), interval)[0]
-
-
-def transcode(src: np.ndarray, head: Header, interval: int | None = None) -> tuple[bytes, Header]:
-    """`add_index` for callers that have scanned the header of `src`. Returns the new file and its header."""
+    head = parse(src)
     if not head.single_scan or head.sof == SOF_PROGRESSIVE:
         raise JpegError("a progressive or multi-scan JPEG cannot be indexed; re-encode it")
     if interval is None:
@@ -76,9 +70,19 @@ def transcode(src: np.ndarray, head: Header, interval: int | None = None) -> tup
     blocks = _mcu_blocks(src, head)
     used = np.array(sorted({table for block in blocks for table in block[1:]}))
     scan, lengths = _recut(src, head, interval, np.array(blocks), used, spec)
-    huffman_segment = write_tables(spec, used.tolist())
-    start, new_head = _header(src, head, interval, lengths, payloads[DQT], huffman_segment)
-    return start + scan, new_head
+    parts = [
+        bytes([0xFF, SOI]),
+        segment(APP0, _JFIF) if head.jfif else b"",
+        segment(APP14, b"Adobe" + bytes([0, 100, 0, 0, 0, 0, head.adobe])) if head.adobe >= 0 else b"",
+        index.write(lengths),
+        *(segment(DQT, payload) for payload in payloads[DQT]),
+        src[head.sof_at : head.sof_at + 10 + 3 * head.components].tobytes(),
+        write_tables(spec, used.tolist()),
+        segment(DRI, interval.to_bytes(2, "big")),
+        src[head.sos_at : head.scan_at].tobytes(),
+        scan,
+    ]
+    return b"".join(parts)
 
 
 def choose_interval(head: Header, scan_bytes: int) -> int:
@@ -152,36 +156,3 @@ def _recut(
             extend_table(spec, table, np.flatnonzero(tables[table]["missing"]))
         tables = derive(spec, used)
     return out[: ends[-1] + 2].tobytes(), np.diff(ends, prepend=-2) - 2
-
-
-def _header(
-    src: np.ndarray, head: Header, interval: int, lengths: np.ndarray, quantisation: list[bytes], huffman_segment: bytes
-) -> tuple[bytes, Header]:
-    """The header (everything before the scan) as bytes and as `scan_header` reads it."""
-    application = bytes([0xFF, SOI])
-    if head.jfif:
-        application += segment(APP0, _JFIF)
-    if head.adobe >= 0:
-        application += segment(APP14, b"Adobe" + bytes([0, 100, 0, 0, 0, 0, head.adobe]))
-    crop_index = index.write(lengths)
-    frame = src[head.sof_at : head.sof_at + 10 + 3 * head.components].tobytes()
-    parts = [
-        application,
-        crop_index,
-        b"".join(segment(DQT, payload) for payload in quantisation),
-        frame,
-        huffman_segment,
-        segment(DRI, interval.to_bytes(2, "big")),
-        src[head.sos_at : head.scan_at].tobytes(),
-    ]
-    _, index_at, index_end, sof_at, _, dri_at, sos_at, scan_at = accumulate(map(len, parts), initial=0)
-    new_head = head._replace(
-        restart_interval=interval,
-        sof_at=sof_at,
-        dri_at=dri_at,
-        sos_at=sos_at,
-        scan_at=scan_at,
-        index_at=index_at + 4,
-        index_end=index_end,
-    )
-    return b"".join(parts), new_head

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 from msgspec import Meta
 
-from beton_tools.base.atomic import atomic_path, sync_folder
+from beton_tools.base.atomic import atomic_output, sync_folder
 from beton_tools.base.errors import UserError
 from beton_tools.base.names import MAX_NAME_BYTES, Names, escape_undecodable
 from beton_tools.base.typed_json import Count, check
@@ -134,17 +134,15 @@ class Manifest:
             f.name: getattr(self, f.name) for f in fields(self) if f.name != "packed_names"
         }
         entries["names"] = self.packed_names
-        try:
-            with atomic_path(path) as partial, partial.open("w", encoding="utf-8") as file:
-                json.dump(entries, file, indent=1, ensure_ascii=True)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            sync_folder(path.parent)
-        except OSError as error:
-            raise UserError(
-                f"{path}: cannot be written ({error.strerror}); correct this, then run the same command again"
-            ) from error
+        with (
+            atomic_output(path, "correct this, then run the same command again") as partial,
+            partial.open("w", encoding="utf-8") as file,
+        ):
+            json.dump(entries, file, indent=1, ensure_ascii=True)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
 
     def summary(self) -> dict[str, Any]:
         """For `beton info`: everything but the long tables."""

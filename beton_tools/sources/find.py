@@ -36,7 +36,7 @@ def open_source(
     """Open the labelled images at `path`: a folder, an archive, a table, or a pattern of shards ("shards/train-*.tar").
 
     A CSV or parquet table may list image paths; its split and group columns are not used. Tars and parquet files may be
-    at URLs (s3://, gs://, hf://, https://); their patterns may have braces too ("train-{000..146}.tar").
+    at URLs (s3://, hf://, https://); their patterns may have braces too ("train-{000..146}.tar").
 
     Args:
         split: "train" or "val" of a data set that has both below `path`; None opens `path` itself.

@@ -1,4 +1,4 @@
-"""Files at URLs (s3://, gs://, hf://, https://) by fsspec: paths, listings, versions, and ranges of bytes."""
+"""Files at URLs (s3://, hf://, https://) by fsspec: paths, listings, versions, and ranges of bytes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from beton_tools.sources.servers import IDENTITY, NO_RANGES, PROTOCOLS, WEB, Rem
 Stamp = tuple[int, int]
 
 MAX_RANGE = 2 << 30  # bytes of one answer; a row group of a parquet file is read at once
-# answers state no version that `info` has too: it is asked for after each
-_UNVERSIONED = ("gs", "gcs", "hf")
+_GOOGLE = ("gs://", "gcs://")
 _FRESH: dict[str, dict[str, Any]] = {"s3": {"refresh": True}, "hf": {"refresh": True, "expand_info": True}}
 _NO_SIZE = "the server does not state the file's size; download it, and give the local file"
-# keys of fsspec's `info` that change with the content: S3 and http, Google, Hugging Face; then times of modification
-_VERSION_KEYS = ("ETag", "etag", "md5Hash", "xet_hash", "blob_id", "Content-MD5", "Digest")
-_TIME_KEYS = ("LastModified", "Last-Modified", "updated", "mtime")
+# keys of fsspec's `info` that change with the content: S3 and http, Hugging Face; then times of modification
+_VERSION_KEYS = ("ETag", "etag", "xet_hash", "blob_id", "Content-MD5", "Digest")
+_TIME_KEYS = ("LastModified", "Last-Modified", "mtime")
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -99,6 +98,11 @@ def source_path(value: AnyPath) -> SourcePath:
     if isinstance(value, RemotePath):
         return value
     text = os.fspath(value)
+    if text.startswith(_GOOGLE):
+        raise UserError(
+            f"{text}: read Google's buckets as https://storage.googleapis.com/BUCKET/..., or with an HMAC key as s3:// and "
+            "AWS_ENDPOINT_URL=https://storage.googleapis.com"
+        )
     if "://" not in text or text.partition("://")[0] not in PROTOCOLS:
         return Path(text)
     try:
@@ -117,10 +121,13 @@ def expand_pattern(pattern: RemotePath) -> list[RemotePath]:
     """The files that a URL with `*`, `[...]` or `{000..146}` stands for, sorted unless it has braces only.
 
     Raises:
-        UserError: the server cannot be reached or refuses access, a package is missing, or a brace is not closed.
+        UserError: the server cannot be reached or refuses access, is a web server, which has no lists of files for `*`, a
+            package is missing, or a brace is not closed.
     """
     found: list[RemotePath] = []
     for path in _expand_braces(pattern):
+        if has_pattern(path) and path.protocol in WEB:
+            raise UserError(f"{path}: web servers do not list files; use braces, as in train-{{000..146}}.tar")
         if has_pattern(path):
             fs, inside = path.open_file_system()
             try:
@@ -199,7 +206,7 @@ def read_range(path: RemotePath, stamp: Stamp, start: int, end: int) -> bytes:
     if start == end:
         return b""
     data, (size, version) = _Request(path, start, end).run()
-    if path.protocol in _UNVERSIONED:
+    if path.protocol == "hf":  # its answers state no version that `info` has too
         size, version = stamp_of_url(path)
     if size != stamp[0] or (version != stamp[1] and 0 not in (version, stamp[1])):
         raise RemoteError(path, "changed after it was indexed; run the same command again")
@@ -209,7 +216,7 @@ def read_range(path: RemotePath, stamp: Stamp, start: int, end: int) -> bytes:
 class _Request:
     """A request for the bytes [start, end) of a file.
 
-    No more is read than was asked for, and the Content-Range of the answer is compared; of Google's in `servers.py`.
+    No more is read than was asked for, and the Content-Range of the answer is compared.
     """
 
     def __init__(self, path: RemotePath, start: int, end: int) -> None:
@@ -224,8 +231,8 @@ class _Request:
             RemoteError: as `retrying`; the server sends other bytes, or does not say which.
         """
         protocol = self.path.protocol
-        if protocol in _UNVERSIONED:
-            return retrying(self.path, protocol, self._from_hub if protocol == "hf" else self._from_google)
+        if protocol == "hf":
+            return retrying(self.path, protocol, self._from_hub)
         asyn: Any = module("fsspec.asyn", protocol)
         read = self._from_s3 if protocol == "s3" else self._from_web
         return retrying(self.path, protocol, lambda: asyn.sync(self.fs.loop, read))
@@ -284,7 +291,3 @@ class _Request:
                 if len(data) == count:
                     break
         return self._complete(data, count), (size, 0)
-
-    def _from_google(self) -> tuple[bytes, Stamp]:
-        data = self.fs.cat_file(self.inside, start=self.start, end=self.end)
-        return self._complete(data, self.end - self.start), (0, 0)

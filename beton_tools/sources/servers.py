@@ -1,10 +1,9 @@
-"""Servers of remote files: fsspec's file systems, answers of limited size, repeated requests, and what their errors mean."""
+"""Servers of remote files: fsspec's file systems, repeated requests, and what their errors mean."""
 
 from __future__ import annotations
 
 import importlib
 import random
-import re
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -15,16 +14,14 @@ from beton_tools.base.errors import UserError
 
 ATTEMPTS = 5  # of one request, beside those of the file system's own library
 FIRST_WAIT = 0.5  # seconds before the second attempt; it doubles
-MAX_PAGE = 64 << 20  # bytes of a server's list of files
 WEB = ("http", "https")
-PROTOCOLS = ("s3", "gs", "gcs", "hf", *WEB)
+PROTOCOLS = ("s3", "hf", *WEB)
 IDENTITY = {"Accept-Encoding": "identity"}  # ranges count the bytes of the file itself
 NO_RANGES = "the server cannot send parts of a file (range requests); download it, and give the local file"
 _NO_ANSWER = 60  # seconds without data after which a connection counts as broken
 _EXTRA = "pip install 'fastft[cloud]'"
 _CREDENTIALS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile; FSSPEC_S3_ANON=true for a public bucket",
-    "gs": "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
     "hf": "run `hf auth login`, and accept the data set's terms on its page",
 }
 
@@ -52,43 +49,14 @@ def file_system(protocol: str) -> Any:
         UserError: a package is missing.
     """
     fsspec = module("fsspec", protocol)
-    options: dict[str, Any] = {} if protocol in ("hf", *WEB) else {"use_listings_cache": False}
+    options: dict[str, Any] = {"use_listings_cache": False} if protocol == "s3" else {}
     if protocol in WEB:
-        client = _client(module("aiohttp", protocol)) | {"auto_decompress": False}
-        options = {"headers": IDENTITY, "client_kwargs": client}
-    elif protocol in ("gs", "gcs"):
-        options["session_kwargs"] = _client(module("aiohttp", protocol))
+        timeout = module("aiohttp", protocol).ClientTimeout(total=None, sock_connect=_NO_ANSWER, sock_read=_NO_ANSWER)
+        options = {"headers": IDENTITY, "client_kwargs": {"timeout": timeout, "auto_decompress": False}}
     try:
         return fsspec.filesystem(protocol, **options)
     except ImportError as error:  # "Install s3fs to access S3"
         raise UserError(f"{protocol}:// files cannot be read ({_first_line(error)}); {_EXTRA}") from error
-
-
-def _client(aiohttp: Any) -> dict[str, Any]:
-    """Options of a client; of an answer that is read as a whole it takes the range that was asked for, or MAX_PAGE bytes."""
-
-    class LimitedResponse(aiohttp.ClientResponse):
-        async def read(self) -> bytes:
-            # an error comes with a page of its own
-            ranges = self.request_info.headers.get("Range", "") if self.status < 300 else ""
-            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", ranges)
-            if asked and not self._is_range(*asked.groups()):
-                raise ValueError(NO_RANGES)
-            limit = int(asked[2]) + 1 - int(asked[1]) if asked else MAX_PAGE
-            body = bytearray()
-            while chunk := await self.content.readany():
-                body += chunk
-                if len(body) > limit:
-                    what = "more than {:,} bytes arrived" if asked else "the list of files is larger than {:,} bytes"
-                    raise ValueError(what.format(limit))
-            self._body: bytes | None = bytes(body)
-            return self._body
-
-        def _is_range(self, first: str, last: str) -> bool:
-            return self.headers.get("Content-Range", "").startswith(f"bytes {first}-{last}/")
-
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_NO_ANSWER, sock_read=_NO_ANSWER)
-    return {"timeout": timeout, "response_class": LimitedResponse}
 
 
 def module(name: str, protocol: str) -> Any:
@@ -119,7 +87,7 @@ def retrying(url: object, protocol: str, request: Callable[[], T]) -> T:
 
 def _explain(error: Exception, protocol: str) -> tuple[str, bool]:
     """(the reason on one line, whether the same request may succeed later)."""
-    hint = _CREDENTIALS.get("gs" if protocol == "gcs" else protocol, "use a URL that needs no login")
+    hint = _CREDENTIALS.get(protocol, "use a URL that needs no login")
     of_aiohttp = type(error).__module__.startswith("aiohttp")
     status = getattr(error if of_aiohttp else getattr(error, "response", None), "status", 0)
     status = status or getattr(getattr(error, "response", None), "status_code", 0)

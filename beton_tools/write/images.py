@@ -12,9 +12,7 @@ import numpy as np
 from beton_tools import jpeg
 from beton_tools.base.errors import UserError
 from beton_tools.base.image_formats import DEEP_MODES, depth_prefix, open_image
-from beton_tools.jpeg.crop import decode_scanned_rgb
-from beton_tools.jpeg.markers import DamagedJpeg, JpegError, as_bytes_array, require_header
-from beton_tools.jpeg.transcode import add_index, transcode
+from beton_tools.jpeg.markers import DamagedJpeg, JpegError
 from beton_tools.jpeg.turbo import MAX_SIDE, compress
 from beton_tools.read.format import DEFAULT_PAGE_SIZE, RAW_MODE
 from beton_tools.read.sample_table import SampleTable
@@ -117,23 +115,22 @@ def _keep(data: bytes, options: EncodeOptions) -> EncodedImage | None:
     Raises:
         DamagedJpeg: the entropy-coded data are damaged.
     """
-    src = as_bytes_array(data)
     try:
-        head = require_header(src)  # the only scan of the header
+        head = jpeg.parse(data)
         longest = max(head.height, head.width)
         if longest > min(options.max_resolution or MAX_SIDE, MAX_SIDE):
             return None
         # also without index, because it reads every code word and so finds damage
-        indexed, indexed_head = transcode(src, head)
+        indexed = jpeg.add_index(data)
     except DamagedJpeg:
         raise
     except JpegError:
         return None
-    stored, stored_head = (indexed, indexed_head) if options.index else (data, head)
+    stored = indexed if options.index else data
     if len(stored) > options.page_size:
         return None
     try:  # one pixel needs the first segment only, and shows whether libjpeg-turbo accepts header and tables
-        decode_scanned_rgb(as_bytes_array(stored), stored_head, (0, 0, 1, 1))
+        jpeg.decode_rgb(stored, (0, 0, 1, 1))
     except JpegError:
         return None
     return EncodedImage(stored, head.height, head.width, KEPT)
@@ -171,7 +168,7 @@ def _decode(data: bytes) -> tuple[np.ndarray, str]:
 
 def _is_damaged(data: bytes) -> bool:
     """True if the scans of a JPEG are damaged, which Pillow does not report; False for unsupported kinds of JPEG."""
-    for read_whole in (add_index, jpeg.decode_rgb):  # the first detects more, the second supports more kinds
+    for read_whole in (jpeg.add_index, jpeg.decode_rgb):  # the first detects more, the second supports more kinds
         try:
             read_whole(data)
         except DamagedJpeg:
@@ -200,7 +197,7 @@ def shrink(pixels: np.ndarray, max_resolution: int | None) -> np.ndarray:
 
 def _encode_jpeg(pixels: np.ndarray, options: EncodeOptions) -> bytes:
     encoded = compress(pixels, options.quality, options.subsampling)
-    return add_index(encoded) if options.index else encoded
+    return jpeg.add_index(encoded) if options.index else encoded
 
 
 def decode_sample(table: SampleTable, sample_id: int) -> np.ndarray:
@@ -214,9 +211,9 @@ def decode_sample(table: SampleTable, sample_id: int) -> np.ndarray:
     if table.modes[sample_id] == RAW_MODE:
         return np.array(stored).reshape(height, width, 3)
     try:
-        head = require_header(stored)
+        head = jpeg.parse(stored)
         if (head.height, head.width) != (height, width):
             raise JpegError(f"the JPEG has {head.height} x {head.width} pixels, the metadata table {height} x {width}")
-        return decode_scanned_rgb(stored, head)
+        return jpeg.decode_rgb(stored)
     except JpegError as error:
         raise UserError(f"{table.title}: sample {sample_id}: {error}; run `beton verify` on the file") from error

@@ -7,13 +7,12 @@ have not changed. Only a complete file gets the name `X.beton`.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,14 +20,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from beton_tools.base.atomic import sync_folder
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import UserError, report_disk_errors
 from beton_tools.base.user_files import open_own, open_user_file, try_lock, was_replaced
 from beton_tools.read.format import JPEG_MODE, RAW_MODE, SAMPLE_DTYPE, first_page_offset, write_tables
 from beton_tools.write.images import DAMAGED, RAW, EncodedImage
 
 JOURNAL_VERSION = 3
 SYNC_EVERY = 16  # pages between fsyncs: at most these are lost by a power failure, none by kill -9
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +105,7 @@ class PageFile:
         self._page, self._used = memoryview(bytearray(page_size)), 0
         self._samples: list[tuple[int, int, int, int, int, str]] = []
         self._skipped: list[tuple[int, str]] = []
-        with self._disk_full_as_user_error():
+        with self._disk_errors():
             self._file = _open_locked(self.part)
             try:
                 self._journal = self._resume(fingerprint)
@@ -141,7 +139,7 @@ class PageFile:
         """Write the last page and the tables. The part file is now a complete `.beton`."""
         if self._samples or self._skipped:
             self._end_page()
-        with self._disk_full_as_user_error():
+        with self._disk_errors():
             done = self.written
             file_size = write_tables(
                 self._file,
@@ -169,7 +167,7 @@ class PageFile:
         stamp = self._stamp(self._page_begin, self.next_position)
         record = PageRecord(zlib.crc32(self._page), self.next_position, stamp, self._samples, self._skipped)
         number = len(self.written.page_crcs)
-        with self._disk_full_as_user_error():
+        with self._disk_errors():
             self._file.seek(self._page_offset(number))
             self._file.write(self._page)
             to_disk = (number + 1) % SYNC_EVERY == 0
@@ -225,17 +223,9 @@ class PageFile:
             begin = record.next_position
             yield line, record
 
-    @contextlib.contextmanager
-    def _disk_full_as_user_error(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            raise UserError(
-                f"{self.part}: disk full ({error.strerror}) after {len(self.written.page_crcs)} pages of "
-                f"{self.page_size >> 20} MiB; free some space, then run the same command again to continue"
-            ) from error
+    def _disk_errors(self) -> AbstractContextManager[None]:
+        then = "correct this or free some space, then run the same command again to continue"
+        return report_disk_errors(f"{self.part}: page {len(self.written.page_crcs):,}", then)
 
 
 def _open_locked(path: Path) -> BinaryIO:

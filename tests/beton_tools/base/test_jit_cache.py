@@ -43,18 +43,6 @@ def test_an_edit_in_a_called_file_recompiles_its_callers(tmp_path: Path, package
     assert run(tmp_path, tmp_path / "home").stdout == "2\n"
 
 
-def test_damaged_files_in_the_cache_are_compiled_again(package: Path) -> None:
-    home = package.parent / "home"
-    run(package.parent, home)
-    for suffix in ("nbi", "nbc"):  # index and code
-        first, second = home.rglob(f"*.{suffix}")
-        first.write_bytes(first.read_bytes()[:100])
-        second.write_bytes(b"x" * 999)
-        done = run(package.parent, home)
-        assert (done.stdout, done.stderr) == ("1\n", "")
-        assert first.stat().st_size > 100 and second.read_bytes()[:1] != b"x"
-
-
 def test_only_files_with_compiled_functions_and_their_imports_change_the_folder(tmp_path: Path, package: Path) -> None:
     (package / "outer.py").write_text(OUTER + "from beton_tools.limits import LIMIT\n")
     (package / "limits.py").write_text("LIMIT = 1\n")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from beton_tools.jpeg import JpegError, add_index, index, parse
 from beton_tools.jpeg.markers import scan_header, segment
-from beton_tools.jpeg.transcode import MIN_SEGMENT_BYTES, transcode
+from beton_tools.jpeg.transcode import MIN_SEGMENT_BYTES
 
 from .coefficients import coefficients
 from .conftest import pillow
@@ -176,13 +176,3 @@ def test_real_imagenet_files_keep_their_pixels_and_grow_by_at_most_3_percent(ima
         before += len(scan(add_index(file, columns)))
         after += len(indexed)
     assert after <= 1.03 * before and refused <= 7
-
-
-def test_transcode_returns_the_header_that_a_scan_would_find(jpeg, subsampling, photographs):
-    adobe_rgb = saved(photographs["coffee"][:80, :120], keep_rgb=True, subsampling=0)
-    own_markers = saved(photographs["coffee"][:80, :120], restart_marker_blocks=3, exif=b"Exif\0\0" + bytes(64))
-    for file in (jpeg(100, 128, subsampling), saved(photographs["chelsea"], "L"), adobe_rgb, own_markers):
-        src = np.frombuffer(file, np.uint8)
-        for interval in (None, 1):
-            indexed, head = transcode(src, scan_header(src), interval)
-            assert head == scan_header(np.frombuffer(indexed, np.uint8))

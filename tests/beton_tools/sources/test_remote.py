@@ -136,12 +136,12 @@ def test_bytes_of_another_range_are_never_stored(
     assert not (tmp_path / "o.beton").exists()
 
 
-def test_an_endless_list_of_files_is_refused(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers, "MAX_PAGE", 1 << 20)
-    (server.folder / "index").write_text("<html>")
-    server.trick = "endless"
-    with pytest.raises(UserError, match="the list of files is larger than 1,048,576 bytes"):
-        expand_pattern(RemotePath(f"{server.url}/index/*.tar"))
+@pytest.mark.parametrize(
+    ("url", "advice"), [("https://h/*.tar", "use braces"), ("gs://b/a.tar", "https://storage.googleapis.com/BUCKET")]
+)
+def test_what_cannot_be_read_is_answered_with_what_can(url: str, advice: str) -> None:
+    with pytest.raises(UserError, match=advice):
+        open_source(url)
 
 
 def test_a_part_that_is_too_large_is_not_requested() -> None:
