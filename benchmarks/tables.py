@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import costs
@@ -138,21 +138,6 @@ def _caption(results: Results, bench: str, measures: Sequence[Measure], fixed: s
     return f"{head}: {fixed}.{''.join(f' {s}.' for s in sorted(skipped))}"
 
 
-def ops(results: Results) -> str:
-    """A row per op, and their mean."""
-    measures = results.measures("augment", "RandAugment op")
-    rows, found = [], []
-    for m in measures:
-        own, peer = contender(m, "fastft"), contender(m, "Pillow")
-        found.append(median(ratios(m, peer)))
-        rows.append([m["setting"]["op"], spread(own), spread(peer), times(ratios(m, peer))])
-    rows.append(["mean of the ratios", "", "", f"{fmean(found):.2f}x"])
-    s = measures[0]["setting"]
-    fixed = f"{s['size']} px, magnitude {s['magnitude']}, images {s['images']}, rounds {s['rounds']}"
-    head = ["op", "fastft, ms", "Pillow, ms", "fastft is better by"]
-    return f"{markdown(head, rows)}\n\n{_caption(results, 'augment', measures, fixed)}"
-
-
 def machine(results: Results) -> str:
     """Where and when everything was measured."""
     lines = []
@@ -229,8 +214,6 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "machine": machine,
     "decode": comparison("decode", "Crop decode"),
     "recipe": comparison("augment", "Whole recipe"),
-    "resize": comparison("augment", "Bicubic resize"),
-    "ops": ops,
     "loader-core": comparison(
         "loader", "Loader, whole recipe, per core", "Loader, crop and flip, per core", "Loader, evaluation, per core"
     ),

@@ -1,16 +1,15 @@
-"""Augmentation: the paper's whole recipe against timm, torchvision and DALI; resize and single ops against Pillow; and on a GPU
-against a copy of the bytes that it must move: the packed regions, the resized images written and read, and the output.
+"""Augmentation: the paper's whole recipe against timm, torchvision and DALI; and on a GPU against a copy of the bytes that it
+must move: the packed regions, the resized images written and read, and the output.
 
 From bytes in memory (DALI: in the page cache) to a normalised tensor. timm 1.0 with Pillow 13 raises on posterising to 0 bits;
 such an image is transformed again, as a loader would.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,29 +17,13 @@ from PIL import Image
 
 from beton_tools.jpeg import open_decoders, scratch_bytes
 from fastft.augment import CpuAugment, draw_plan, parse_policy, source_regions
-from fastft.augment.levels import level_argument
-from fastft.augment.ops_image import op_scratch_size, run_op
-from fastft.augment.policies import INCREASING_OPS
-from fastft.augment.resize import resize_region, resize_scratch_size
 from fastft.bench.child import Arm, calling
-from fastft.bench.dataset import MAX_SIDE, JpegSet
+from fastft.bench.dataset import JpegSet
 from fastft.bench.decode_bench import decode_and_augment
-from fastft.bench.harness import (
-    Contender,
-    Findings,
-    Options,
-    Trial,
-    alternate,
-    cpu_milliseconds,
-    measure,
-    per_cpu_second,
-)
+from fastft.bench.harness import Contender, Findings, Options, Trial, alternate, measure, per_cpu_second
 from fastft.bench.loaders import AUGMENT, dali_pipeline, timm_transform, torchvision_transform
 
 SIZE = 224
-TYPICAL_CROP = (300, 350)
-RESIZES = (f"{TYPICAL_CROP[0]} x {TYPICAL_CROP[1]}", "of a random resized crop plan")
-OP_IMAGES, OP_REPEATS = 32, 8
 GPU_HEIGHT, GPU_WIDTH = 375, 500  # the median ImageNet image, decoded beforehand
 GPU_BATCH, GPU_REPEATS = 256, 20
 GPU_POLICIES = ("none", AUGMENT, "3aug", "augmix")
@@ -48,22 +31,6 @@ GPU_POLICIES = ("none", AUGMENT, "3aug", "augmix")
 
 def run(options: Options) -> Findings:
     yield from _whole_recipe(options)
-    arguments = {"paths": [str(p) for p in options.workspace.images.paths]}
-
-    def against_pillow(ours: Any, pillows: Any) -> list[Contender]:
-        groups = {"fastft": ("fastft", ours), "pillow": ("Pillow", pillows)}
-        return options.wanted({
-            who: [Contender(name, make, arguments)] for who, (name, make) in groups.items()
-        })  # fmt: skip
-
-    rounds = alternate(against_pillow(our_resizes, pillow_resizes), options.rounds, threads=1)
-    for arm in rounds.trials["fastft"]:
-        setting = {"crops": arm, "to": SIZE, "images": options.images}
-        yield measure("Bicubic resize", rounds, arm, cpu_milliseconds, "ms", setting, better="lower")
-    rounds = alternate(against_pillow(our_ops, pillow_ops), options.rounds, threads=1)
-    for op in INCREASING_OPS:
-        setting = {"op": op, "size": SIZE, "magnitude": 9, "images": min(OP_IMAGES, options.images)}
-        yield measure("RandAugment op", rounds, op, cpu_milliseconds, "ms", setting, better="lower")
     if torch.cuda.is_available():
         yield from _on_gpu(options)
 
@@ -142,78 +109,6 @@ def dali_recipe(paths: Sequence[str]) -> dict[str, Arm]:
     batch = min(100, len(paths))
     pipeline = dali_pipeline(list(paths), SIZE, batch, threads=1, prefetch=False)
     return {"recipe": calling([pipeline.run] * (len(paths) // batch), batch)}
-
-
-# single ops and resize
-
-
-def our_ops(paths: Sequence[str]) -> dict[str, Arm]:
-    sources = [image.reshape(-1) for image in op_images(paths)] * OP_REPEATS
-    target, scratch = np.empty_like(sources[0]), np.empty(op_scratch_size(SIZE, SIZE), np.uint8)
-    rest = target, SIZE, SIZE, np.array(parse_policy(AUGMENT).fill, np.uint8), True, scratch
-    levels = {name: level_argument(name, 9.0, 1, height=SIZE, width=SIZE) for name in INCREASING_OPS}
-    return {
-        name: calling(partial(run_op, op, argument, source, *rest) for source in sources)
-        for name, (op, argument) in levels.items()
-    }
-
-
-def pillow_ops(paths: Sequence[str]) -> dict[str, Arm]:
-    """The same ops as timm calls them."""
-    from timm.data import auto_augment
-
-    pictures = [Image.fromarray(image) for image in op_images(paths)] * OP_REPEATS
-    fixed = {"fillcolor": parse_policy(AUGMENT).fill, "resample": Image.Resampling.BICUBIC}
-
-    def calls(name: str) -> list[Callable[[], object]]:
-        level, function = auto_augment.LEVEL_TO_ARG[name], auto_augment.NAME_TO_OP[name]
-        arguments = level(9.0, {}) if level else ()
-        return [partial(function, picture, *arguments, **fixed) for picture in pictures]
-
-    return {name: calling(calls(name)) for name in INCREASING_OPS}
-
-
-def op_images(paths: Sequence[str]) -> list[np.ndarray]:
-    return [np.array(Image.open(p).convert("RGB").resize((SIZE, SIZE))) for p in list(paths)[:OP_IMAGES]]
-
-
-def crops(paths: Sequence[str]) -> dict[str, list[np.ndarray]]:
-    """Crops of the images at up to 500 px, by RESIZES; without the first if no image is that large."""
-    images = []
-    for path in paths:
-        image = Image.open(path).convert("RGB")
-        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-        images.append(np.asarray(image))
-    heights, widths = zip(*(image.shape[:2] for image in images), strict=True)
-    plan = draw_plan(
-        parse_policy(AUGMENT), seed=0, epoch=0, sample_ids=np.arange(len(images)), heights=heights, widths=widths,
-        size=SIZE,
-    )  # fmt: skip
-    h, w = TYPICAL_CROP
-    typical = [image[:h, :w] for image in images if image.shape[0] >= h and image.shape[1] >= w]
-    planned = [image[y : y + h, x : x + w] for image, (y, x, h, w) in zip(images, plan["crop"], strict=True)]
-    return {name: found for name, found in zip(RESIZES, (typical, planned), strict=True) if found}
-
-
-def our_resizes(paths: Sequence[str]) -> dict[str, Arm]:
-    out = np.empty(SIZE * SIZE * 3, np.uint8)
-
-    def calls(images: list[np.ndarray]) -> Iterable[Callable[[], object]]:
-        scratch = np.empty(max(resize_scratch_size(*image.shape[:2], SIZE) for image in images), np.uint8)
-        rest = (SIZE, SIZE), (0, 0), False, True, SIZE, scratch, out
-        for image in images:
-            flat, box = np.ascontiguousarray(image).reshape(-1), (0, 0, *image.shape[:2])
-            yield partial(resize_region, flat, box[3] * 3, box, box, *rest)
-
-    return {name: calling(calls(images)) for name, images in crops(paths).items()}
-
-
-def pillow_resizes(paths: Sequence[str]) -> dict[str, Arm]:
-    bicubic = Image.Resampling.BICUBIC
-    return {
-        name: calling(partial(Image.fromarray(image).resize, (SIZE, SIZE), bicubic) for image in images)
-        for name, images in crops(paths).items()
-    }
 
 
 # on a GPU

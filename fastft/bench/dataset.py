@@ -64,20 +64,6 @@ class Workspace:
             extract(Beton.open(self.beton(name)), root)
         return root
 
-    def shards(self, name: str, number: int) -> str:
-        """The same JPEGs as WebDataset shards; returns the pattern of their names."""
-        import tarfile
-
-        stem = self.beton(name).with_suffix("")
-        files = sorted(self.jpegs(name).glob("*/*.jpg"))
-        for shard in range(number):
-            path = Path(f"{stem}-{shard:06}.tar")
-            if not path.exists():
-                with tarfile.open(path, "w") as tar:
-                    for file in files[shard::number]:
-                        tar.add(file, file.name)
-        return f"{stem}-{{000000..{number - 1:06}}}.tar"
-
 
 def find_images(folder: Path | None, beton: Path | None, scratch: Path, count: int) -> Images:
     """At most `count` images, evenly spread, from `beton`, from `folder`, from the ImageNet sample, or packaged photographs."""

@@ -228,11 +228,6 @@ def per_cpu_second(trial: Trial) -> float:
     return trial["count"] / trial["cpu"]
 
 
-def cpu_milliseconds(trial: Trial) -> float:
-    """CPU milliseconds per image."""
-    return 1e3 * trial["cpu"] / trial["count"]
-
-
 def reported(key: str) -> Figure:
     """A figure that the arm reports itself."""
     return lambda trial: trial[key]

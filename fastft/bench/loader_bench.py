@@ -21,7 +21,6 @@ from fastft.bench.loaders import first, warm
 SIZE, BATCH, MEMORY_BATCH = 224, 64, 256
 WHOLE, CROP = "Loader, whole recipe", "Loader, crop and flip"
 CROP_ONLY: dict[str, Any] = {"policy": "none", "erase": 0.0}
-THEIR_TRANSFORM = "with timm's transform"
 ALONE = ("fastft", "stock FFCV", "stock FFCV, normalised")
 
 
@@ -43,8 +42,7 @@ class LoaderBench:
         images = options.images * self.common["repeat"]
         self.setting: dict[str, Any] = {"files": files, "size": SIZE, "batch": batch, "images": images}
         beton, folder = {"path": str(workspace.beton(files))}, {"folder": str(workspace.jpegs(files))}
-        shards = {"shards": workspace.shards(files, options.threads)}
-        self.sources = {"ours": beton, "ours_eval": beton, "ffcv": beton, "webdataset": shards}
+        self.sources = {"ours": beton, "ours_eval": beton, "ffcv": beton}
         self.folder = folder
 
     def contender(self, name: str, maker: str, how: Make = warm, note: str = "", **arguments: Any) -> Contender:
@@ -54,10 +52,8 @@ class LoaderBench:
     def whole(self, how: Make = warm, **more: Any) -> dict[str, list[Contender]]:
         """Contenders that can run the paper's recipe or something close to it, by library."""
         names = {"ours": "fastft", "timm": "timm", "torchvision": "torchvision v2", "dali": "DALI CPU"}
-        names |= {"webdataset": "WebDataset", "litdata": "LitData"}
-        notes = dict.fromkeys(("webdataset", "litdata"), THEIR_TRANSFORM)
         return {
-            "fastft" if maker == "ours" else maker: [self.contender(name, maker, how, notes.get(maker, ""), **more)]
+            "fastft" if maker == "ours" else maker: [self.contender(name, maker, how, **more)]
             for maker, name in names.items()
         }
 

@@ -35,8 +35,6 @@ def warm(maker: str, **arguments: Any) -> dict[str, Arm]:
 
 def first(maker: str, **arguments: Any) -> dict[str, Arm]:
     """Seconds of imports, of building the loader and for its first batch; this process's peak memory in MB over a whole pass."""
-    if maker == "litdata":  # written once, before the clock starts
-        litdata_chunks(arguments["folder"], arguments["threads"], arguments["repeat"])
 
     def run() -> dict[str, float]:
         began = time.perf_counter()
@@ -139,50 +137,13 @@ def timm(folder: str, size: int, batch: int, threads: int, repeat: int, **option
 
 def torchvision(folder: str, size: int, batch: int, threads: int, repeat: int) -> Pass:
     """ImageFolder and torch's DataLoader, as torchvision's references do."""
+    from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
 
     dataset = ImageFolder(folder, torchvision_transform(size))
     dataset.samples = dataset.samples * repeat
-    return torch_loader(dataset, batch, threads)
-
-
-def webdataset(shards: str, size: int, batch: int, threads: int, repeat: int) -> Pass:
-    """Shards read in order, decoded by Pillow, timm's transform."""
-    wds = library("webdataset", "webdataset")
-    data = wds.WebDataset(shards, shardshuffle=False).shuffle(1000).decode("pil").to_tuple("jpg")
-    one_pass = torch_loader(data.map_tuple(timm_transform(size)), batch, threads, shuffle=None)
-    return lambda: itertools.chain.from_iterable(one_pass() for _ in range(repeat))
-
-
-def litdata(folder: str, size: int, batch: int, threads: int, repeat: int) -> Pass:
-    """Optimised chunks of the JPEGs (written before the clock starts), decoded by Pillow, timm's transform."""
-    lit = library("litdata", "litdata")
-    chunks = litdata_chunks(folder, threads, repeat)
-    transform = partial(_decoded, timm_transform(size))
-    dataset = lit.StreamingDataset(chunks, shuffle=True, transform=transform)
-    loader = lit.StreamingDataLoader(dataset, batch_size=batch, num_workers=threads, persistent_workers=True)
-    return lambda: (len(images) for images in loader)
-
-
-def litdata_chunks(folder: str, threads: int, repeat: int) -> str:
-    lit = library("litdata", "litdata")
-    chunks = f"{folder}.litdata-{threads}-{repeat}"
-    if not Path(chunks).exists():
-        inputs = [str(p) for p in sorted(Path(folder).glob("*/*"))] * repeat
-        lit.optimize(read_file, inputs, chunks, num_workers=1, chunk_bytes="64MB")
-    return chunks
-
-
-def _decoded(transform: Callable[[Any], Any], file: bytes, *_: Any) -> Any:
-    from io import BytesIO
-
-    from PIL import Image
-
-    return transform(Image.open(BytesIO(file)).convert("RGB"))
-
-
-def read_file(path: str) -> bytes:
-    return Path(path).read_bytes()
+    loader = DataLoader(dataset, batch, shuffle=True, num_workers=threads, drop_last=True, persistent_workers=True)
+    return lambda: (len(images) for images, _ in loader)
 
 
 def dali(folder: str, size: int, batch: int, threads: int, repeat: int, gpu: bool = False) -> Pass:
@@ -203,18 +164,8 @@ def dali(folder: str, size: int, batch: int, threads: int, repeat: int, gpu: boo
     return one_pass
 
 
-def torch_loader(data: Any, batch: int, threads: int, shuffle: bool | None = True) -> Pass:
-    """`shuffle` None: a stream, where drop_last would make each worker discard its incomplete last batch."""
-    from torch.utils.data import DataLoader
-
-    drop_last = shuffle is not None
-    loader = DataLoader(data, batch, shuffle=shuffle, num_workers=threads, drop_last=drop_last, persistent_workers=True)
-    return lambda: (len(found[0]) for found in loader)
-
-
 MAKERS: dict[str, Callable[..., Pass]] = {
-    "ours": ours, "ours_eval": ours_eval, "ffcv": ffcv, "timm": timm, "torchvision": torchvision,
-    "webdataset": webdataset, "litdata": litdata, "dali": dali,
+    "ours": ours, "ours_eval": ours_eval, "ffcv": ffcv, "timm": timm, "torchvision": torchvision, "dali": dali,
 }  # fmt: skip
 
 

@@ -35,8 +35,7 @@ from fastft.report.run_report import write_page
 IMAGES, ROUNDS = 700, 7
 QUICK_IMAGES, QUICK_ROUNDS = 12, 2
 LIBRARIES = (
-    "ffcv", "timm", "torchvision", "open_clip_torch", "numba", "pillow", "opencv-python", "nvidia-dali-cuda120",
-    "webdataset", "litdata",
+    "ffcv", "timm", "torchvision", "open_clip_torch", "numba", "pillow", "opencv-python", "nvidia-dali-cuda120"
 )  # fmt: skip
 
 

@@ -11,9 +11,8 @@ from typing import Any
 
 from beton_tools.base.errors import UserError
 from fastft.cost.benchmark_file import read_bench
-from fastft.cost.published import PUBLISHED_RUNS
 from fastft.cost.roofline import Mfu, describe_uncounted, known_mfus
-from fastft.cost.work import evaluated_models, phase_flops, recipe_flops, recipe_work, train_images
+from fastft.cost.work import phase_flops, recipe_flops, recipe_work, train_images
 from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu, find_gpu
 from fastft.model import TowerArch
 from fastft.model.recipe_model import find_phases, recipe_arch
@@ -48,7 +47,6 @@ class Overheads:
     loader_rate: float = IMAGES_PER_CORE * _DEFAULT_CORES
     eval_loader_rate: float = EVAL_IMAGES_PER_CORE * _DEFAULT_CORES
     pass_start_seconds: float = 2.0  # assumed: the loader is kept between evaluations
-    pass_per_model: bool = False  # raw and EMA model share one pass over the images
     start_seconds: float = 120.0  # assumed, once
     measured: tuple[str, ...] = ()
 
@@ -62,18 +60,6 @@ class Overheads:
 
 
 FASTFT = Overheads()
-
-# The paper's own runs: one pass per model, with new worker processes. The start of a pass is fitted to the
-# B/16 log: (21,714 s of wall time - 50 x 625 x 0.6032 s of steps) / 50 / 2 passes - 4.9 s of forward. The
-# same figure gives 5 % less than the log of the L/14 run, which also wrote a 5 GB checkpoint every epoch.
-REFERENCE = Overheads(float("inf"), float("inf"), pass_start_seconds=23.7, pass_per_model=True, start_seconds=0.0)
-
-
-def reference_mfu(arch: TowerArch) -> Mfu:
-    """MFU of the paper's own run of a similar size, on A100."""
-    name = "this paper's L/14" if arch.width >= L14_WIDTH else "this paper's B/16"
-    run = next(run for run in PUBLISHED_RUNS if run.name == name)
-    return Mfu(run.mfu, "published", f"{run.name}: {run.source}")
 
 
 def cores_per_gpu(gpu: str) -> float:
@@ -153,9 +139,8 @@ def _stall_seconds(recipe: Recipe, arch: TowerArch, sustained: float, loader_rat
 
 
 def _evaluation_seconds(recipe: Recipe, compute: float, gpus: int, over: Overheads, val_images: int) -> float:
-    passes = recipe.evaluations * (evaluated_models(recipe) if over.pass_per_model else 1)
-    loading = passes * val_images / (gpus * over.eval_loader_rate)
-    return max(compute, loading) + passes * over.pass_start_seconds
+    loading = recipe.evaluations * val_images / (gpus * over.eval_loader_rate)  # raw and EMA model share a pass
+    return max(compute, loading) + recipe.evaluations * over.pass_start_seconds
 
 
 def predict(recipe: Recipe, names: Iterable[str] = MAIN_GPUS, gpus: int = MACHINE_GPUS) -> dict[str, dict[str, Any]]:

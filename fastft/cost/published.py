@@ -11,7 +11,7 @@ from typing import Any
 class PublishedRun:
     """A training whose speed was published. mfu: of the GPU's dense peak (`fastft.machine.gpus`).
 
-    arch, image_size: what `fastft.cost.roofline.implied_k` compares it with, the same model or one of its size.
+    arch, image_size: what `implied_k` of benchmarks/costs.py compares it with, the same model or one of its size.
     """
 
     gpu: str

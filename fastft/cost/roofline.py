@@ -6,12 +6,12 @@ published runs.
 
 from dataclasses import dataclass
 
-from fastft.cost.published import PublishedRun, slowest_run
+from fastft.cost.published import slowest_run
 from fastft.cost.traffic import image_traffic
 from fastft.cost.work import recipe_flops
-from fastft.machine.gpus import GPUS, Gpu
+from fastft.machine.gpus import Gpu
 from fastft.model.recipe_model import find_phases, recipe_arch, with_phase
-from fastft.recipe import Recipe, load_recipe
+from fastft.recipe import Recipe
 
 # Expected share of the roofline. An estimate: the roofline leaves out what a step loses besides (second passes of LayerNorm's
 # backward, kernels shorter than a launch, the all-reduce, the loss scaler), 5 to 8 of 44 to 55 points of MFU. timm's measured
@@ -92,11 +92,3 @@ def describe_uncounted(recipe: Recipe, gpu: Gpu) -> str:
         f"{recipe.model.arch} on {gpu.name}: not counted, as its step with {PATHS[chosen_path(gpu)]} cannot be traced; "
         "give --mfu"
     )
-
-
-def implied_k(run: PublishedRun) -> float:
-    """The k that a published training gives: its MFU over the roofline of its model on its GPU."""
-    options = [f"--model.arch={run.arch}", f"--model.image_size={run.image_size}", "--model.freeze_conv1=false"]
-    roofline = roofline_mfu(load_recipe("final_b16", options), GPUS[run.gpu], 8)
-    assert roofline is not None
-    return run.mfu / roofline.value

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastft.model import Arch, ImageClassifier, TowerArch, count_frozen_blocks, linear
-from fastft.model.recipe_model import build_model, find_phases, recipe_arch, with_phase
+from fastft.model.recipe_model import build_model, recipe_arch
 from fastft.optim import HalfCopy
 from fastft.recipe import Recipe, recipe_from_dict
 from fastft.recipe.recipe_file import RECIPES
@@ -71,16 +71,8 @@ def count_images(recipe: Recipe) -> int:
     return recipe.train.micro_batch or IMAGES
 
 
-def step_traffic(recipe: Recipe, path: str) -> list[OpTraffic]:
-    """Traffic of one micro-batch in the 'autocast' or the 'half' path, the most bytes first.
-
-    With half-precision weights, it includes casting its gradients to fp32 and refreshing its weights, once.
-    """
-    return _traced(recipe, path, recipe_arch(recipe), attention=False)
-
-
 def image_traffic(recipe: Recipe, path: str) -> Traced | None:
-    """Traffic of a step of a recipe that has one phase; path as for `step_traffic`.
+    """Traffic of a step of a recipe that has one phase in the 'autocast' or the 'half' path.
 
     None if the model cannot be traced in this path: some of timm's do not run with half-precision weights.
     """
@@ -182,6 +174,10 @@ def fake_model(recipe: Recipe, path: str, arch: TowerArch) -> Iterator[ImageClas
 
 
 def _traced(recipe: Recipe, path: str, arch: TowerArch, attention: bool) -> list[OpTraffic]:
+    """Traffic of one micro-batch, operation by operation; attention: with its kernels.
+
+    With half-precision weights, it includes casting the gradients to fp32 and refreshing the weights, once.
+    """
     with fake_model(recipe, path, arch) as model:
         return _trace(model, path, _fake_batch(recipe), attention)
 
@@ -237,8 +233,7 @@ class _Counter(TorchDispatchMode):
         return out
 
     def ops(self) -> list[OpTraffic]:
-        ops = [OpTraffic(op, direction, *sums) for (op, direction), sums in self._sums.items()]
-        return sorted(ops, key=lambda o: -o.bytes)
+        return [OpTraffic(op, direction, *sums) for (op, direction), sums in self._sums.items()]
 
 
 def _bytes_moved(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None, out: Any) -> int:
@@ -252,22 +247,3 @@ def _bytes_moved(op: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] | Non
 def _bytes(t: Tensor) -> int:
     """Bytes of its distinct elements: an expanded tensor is as large as what it expands."""
     return min(t.numel() * t.element_size(), t.untyped_storage().nbytes())
-
-
-def measure_traffic(recipe: Recipe) -> dict[str, Any]:
-    """GB and operations of a step of the last epoch outside matrix products and attention.
-
-    Keys: recipe, images, autocast_gb, half_gb, autocast_calls, half_calls, and `ops`: a row per path, direction and
-    operation.
-    """
-    recipe = with_phase(recipe, find_phases(recipe)[-1])
-    values: dict[str, Any] = {"recipe": recipe.name, "images": count_images(recipe), "ops": []}
-    for path in KERNELS:
-        ops = step_traffic(recipe, path)
-        values[f"{path}_gb"] = sum(op.bytes for op in ops) / 1e9
-        values[f"{path}_calls"] = sum(op.calls for op in ops)
-        values["ops"] += [
-            {"path": path, "direction": op.direction, "op": op.op, "calls": op.calls, "gb": op.bytes / 1e9}
-            for op in ops
-        ]
-    return values

@@ -51,8 +51,3 @@ def train_images(recipe: Recipe) -> int:
 def evaluated_models(recipe: Recipe) -> int:
     """2 with an EMA (raw and EMA) unless only that is evaluated, else 1."""
     return 2 if recipe.ema.decay > 0 and recipe.train.eval_weights == "both" else 1
-
-
-def count_parameters(arch: TowerArch, num_classes: int) -> int:
-    """Parameters of tower and head: matrices and positions, without biases and norms (0.1 %)."""
-    return arch.parameters + arch.width * num_classes

@@ -39,4 +39,4 @@ DEVICES = ("auto", "cuda", "cpu")  # auto: the GPU if there is one
 EXPORT_FORMATS = ("timm", "open_clip", "safetensors", "onnx")
 AUTO, RAW, EMA, BEST, LAST = WEIGHT_CHOICES = ("auto", "raw", "ema", "best", "last")
 GREEDY, UNIFORM = SOUPS = ("greedy", "uniform")
-PEERS = ("ffcv", "timm", "torchvision", "dali", "webdataset", "litdata", "open_clip", "pillow")
+PEERS = ("ffcv", "timm", "torchvision", "dali", "open_clip")

@@ -8,15 +8,7 @@ import pytest
 
 from beton_tools.base.errors import UserError
 from fastft.bench import harness
-from fastft.bench.harness import (
-    Contender,
-    alternate,
-    alternate_fresh,
-    cpu_milliseconds,
-    measure,
-    per_cpu_second,
-    per_second,
-)
+from fastft.bench.harness import Contender, alternate, alternate_fresh, measure, per_cpu_second, per_second
 from tests.bench import contenders
 
 
@@ -39,7 +31,7 @@ def test_cpu_time_includes_workers_and_excludes_waiting() -> None:
     slept, worked = rounds.trials["sleeps"]["a"][0], rounds.trials["works"]["a"][0]
     assert slept["wall"] >= 0.2 > 10 * slept["cpu"]
     assert worked["cpu"] >= 0.19
-    assert per_second(slept) <= 50 and per_cpu_second(worked) <= 53 and cpu_milliseconds(worked) >= 19
+    assert per_second(slept) <= 50 and per_cpu_second(worked) <= 53
 
 
 def test_every_contender_has_its_own_process_on_the_given_cores() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,16 @@ import pytest
 
 from beton_tools.base.errors import UserError
 from fastft.cli import main
-from fastft.cost.price import FASTFT, REFERENCE, CostQuery, Estimate, estimate, price_recipes, reference_mfu, with_cores
+from fastft.cost.price import FASTFT, CostQuery, Estimate, estimate, price_recipes, with_cores
 from fastft.cost.published import PUBLISHED_RUNS
-from fastft.cost.roofline import K, Mfu, implied_k, known_mfus, roofline_mfu
-from fastft.cost.work import count_parameters, phase_flops, recipe_work
+from fastft.cost.roofline import K, Mfu, known_mfus, roofline_mfu
+from fastft.cost.work import phase_flops, recipe_work
 from fastft.machine.gpus import GPUS
 from fastft.model.recipe_model import find_phases, recipe_arch
 from fastft.recipe import Recipe, load_recipe
 
 GIVEN = Mfu(0.4, "given", "")
+COSTS = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "costs.py"))
 
 
 def recipe(name: str, *overrides: str) -> Recipe:
@@ -27,7 +29,8 @@ def recipe(name: str, *overrides: str) -> Recipe:
 
 def of_reference(name: str) -> Estimate:
     """The paper's own run, on its 8 A100."""
-    return estimate(recipe(name), GPUS["A100"], 8, reference_mfu(recipe_arch(recipe(name))), REFERENCE)
+    run = next(run for run in PUBLISHED_RUNS if run.name == f"this paper's {COSTS['LOGS'][name][0]}")
+    return estimate(recipe(name), GPUS["A100"], 8, Mfu(run.mfu, "published", ""), COSTS["REFERENCE"])
 
 
 def test_reference_b16_run_costs_as_in_its_log() -> None:
@@ -49,7 +52,7 @@ def test_reference_l14_run_is_predicted_from_the_b16_log() -> None:
 def test_parameters_match_the_logs() -> None:
     """n_params of the reference's logs, which leave out the frozen patch embedding of the 224 px runs."""
     for name, patch, width, logged in [("final_b16", 16, 768, 85_978_600), ("final_l14", 14, 1024, 303_602_664)]:
-        counted = count_parameters(recipe_arch(recipe(name)), 1000)
+        counted = recipe_arch(recipe(name)).parameters + 1000 * width
         assert counted == pytest.approx(logged + 3 * patch**2 * width, rel=0.002)
 
 
@@ -96,7 +99,9 @@ def test_one_k_of_the_roofline_is_expected_on_every_card() -> None:
 def test_published_runs_are_below_the_roofline_but_for_timms_measured_step() -> None:
     """The roofline is an upper bound with estimated rates: the best measured step reaches 1.04 of it."""
     ks = {
-        run.name: implied_k(run) for run in PUBLISHED_RUNS if run.name in ("DeiT-B", "timm B/16", "this paper's L/14")
+        run.name: COSTS["implied_k"](run)
+        for run in PUBLISHED_RUNS
+        if run.name in ("DeiT-B", "timm B/16", "this paper's L/14")
     }
     assert ks == {
         "DeiT-B": pytest.approx(0.39, abs=0.03),

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastft.cli import main
 from fastft.cost.traffic import (
     KERNELS,
+    OpTraffic,
     _bytes_moved,
     _bytes_per_image,
+    _traced,
     image_traffic,
-    measure_traffic,
-    step_traffic,
     stored_traffic,
     trace_image,
     traffic_key,
@@ -33,38 +32,21 @@ def timm_recipe(name: str, *options: str) -> Recipe:
     return load_recipe("final_b16", [*own, *options])
 
 
-@pytest.fixture(scope="module")
-def values() -> dict:
-    return measure_traffic(load_recipe("rcp/final_b16.yaml"))
+def step_traffic(recipe: Recipe, path: str) -> dict[tuple[str, str], OpTraffic]:
+    """By operation and direction, of 256 images."""
+    return {(o.op, o.direction): o for o in _traced(recipe, path, recipe_arch(recipe), attention=False)}
 
 
-def find(values: dict, path: str, op: str, direction: str) -> dict:
-    (row,) = [r for r in values["ops"] if (r["path"], r["op"], r["direction"]) == (path, op, direction)]
-    return row
-
-
-def test_budgets_of_b16_at_224_px_and_256_images(values: dict) -> None:
-    assert values["images"] == 256
-    assert values["autocast_gb"] <= 90  # 112.6 with QuickGELU in three passes and concatenated qkv gradients
-    assert values["half_gb"] <= 58
-
-
-def test_counts_are_those_of_the_formulas(values: dict) -> None:
+def test_budgets_and_counts_of_b16_at_224_px_and_256_images() -> None:
     """Counted by hand from the shapes: an activation reads and writes half precision, autocast's LayerNorms fp32."""
-    silu = find(values, "autocast", "silu", "forward")
-    assert (silu["calls"], silu["gb"]) == (12, pytest.approx(12 * 2 * 2 * 4 * ELEMENTS / GB))
-    norms = find(values, "half", "native_layer_norm", "forward")
-    assert norms["calls"] == 26  # two in each block, ln_pre, fc_norm
-    assert norms["gb"] == pytest.approx(26 * 2 * 2 * ELEMENTS / GB, rel=0.01)
-    residual = find(values, "autocast", "add", "forward")
-    assert residual["gb"] == pytest.approx(24 * (4 + 2 + 4) * ELEMENTS / GB, rel=0.02)
-
-
-def test_totals_are_the_sums_of_the_rows(values: dict) -> None:
-    for path in ("autocast", "half"):
-        rows = [row for row in values["ops"] if row["path"] == path]
-        assert sum(row["gb"] for row in rows) == pytest.approx(values[f"{path}_gb"])
-        assert sum(row["calls"] for row in rows) == values[f"{path}_calls"]
+    autocast, half = (step_traffic(load_recipe("rcp/final_b16.yaml"), path) for path in ("autocast", "half"))
+    # 112.6 with QuickGELU in three passes and concatenated qkv gradients
+    assert sum(o.bytes for o in autocast.values()) <= 90 * GB and sum(o.bytes for o in half.values()) <= 58 * GB
+    silu, norms = autocast["silu", "forward"], half["native_layer_norm", "forward"]
+    assert (silu.calls, silu.bytes) == (12, 12 * 2 * 2 * 4 * ELEMENTS)
+    assert norms.calls == 26  # two in each block, ln_pre, fc_norm
+    assert norms.bytes == pytest.approx(26 * 2 * 2 * ELEMENTS, rel=0.01)
+    assert autocast["add", "forward"].bytes == pytest.approx(24 * (4 + 2 + 4) * ELEMENTS, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +65,7 @@ def test_a_block_copies_nothing_and_casts_only_what_it_must(path: str, kinds: di
         vision = {"image_size": 224, "layers": layers, "width": 768, "patch_size": 16}
         arch = tmp_path / f"{layers}.json"
         arch.write_text(json.dumps({"embed_dim": 512, "quick_gelu": True, "vision_cfg": vision}))
-        for op in step_traffic(load_recipe("rcp/final_b16.yaml", [f"--model.arch={arch}"]), path):
+        for op in step_traffic(load_recipe("rcp/final_b16.yaml", [f"--model.arch={arch}"]), path).values():
             added[op.op, op.direction] += sign * op.calls
     copying = ("cat", "clone", "contiguous", "copy_", "stack", "_to_copy")
     assert {key: calls for key, calls in added.items() if calls and key[0] in copying} == kinds
@@ -137,17 +119,3 @@ def test_bytes_of_in_place_and_expanded_operands() -> None:
     assert _bytes_moved("copy_", (a, b), {}, a) == 16 + 32
     assert _bytes_moved("_foreach_copy_", ([a, a], [b, b]), {}, None) == 2 * (16 + 32)
     assert _bytes_moved("add", (a, torch.zeros(1).expand(8)), {}, a) == 32 + 4 + 32
-
-
-def test_the_command_prints_a_table_or_json(capsys) -> None:
-    assert main(["bench", "traffic", "rcp/final_b16.yaml", "--json"]) == 0
-    values = json.loads(capsys.readouterr().out)
-    assert {"autocast_gb", "half_gb", "ops"} <= values.keys()
-    assert main(["bench", "traffic", "rcp/final_b16.yaml"]) == 0
-    assert f"autocast, fp32 residual: {values['autocast_gb']:.1f} GB" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("arguments", [["traffic"], ["step", "rcp/final_b16.yaml"], ["step", "--json"]])
-def test_a_misplaced_recipe_is_one_line(arguments: list[str], capsys) -> None:
-    assert main(["bench", *arguments]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
