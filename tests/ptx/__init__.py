@@ -11,7 +11,6 @@ program.py    a module compiled for this machine
 launch.py     a grid of thread blocks, barrier by barrier: findings and coverage
 gpu.py        stands in for the GPU under fastft.augment.cuda.CudaAugment: same launches, same arguments
 batches.py    plans and images to run
-faults.py     repeats launches with a deliberate fault
 snippets.py   small kernels written out in PTX
 
 Semantics: PTX ISA, https://docs.nvidia.com/cuda/parallel-thread-execution. Only what the kernels use is

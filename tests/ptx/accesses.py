@@ -80,8 +80,6 @@ class MemoryAccess:
             raise PtxError("address")
         e = self.e
         where = e.b.add(e.value(address.base, "u64"), I64(address.offset))
-        if e.faults:
-            where = e.b.add(where, e.b.mul(e.fault(), I64(bits_of(type_) // 8)))
         shared = [e.values["records"], e.values["log"], e.values["end"], where]
         constants = [I32(number) for number in (size, kind, space, e.site)]
         check = e.b.inttoptr(I64(memory.check_access.address), CHECK_TYPE.as_pointer())

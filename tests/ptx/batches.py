@@ -44,13 +44,6 @@ class Batch:
         given = self.packed, self.offsets, self.plan, self.filled
         return gpu.augment(self.policy, self.size, getattr(torch, dtype), *given)
 
-    def pieces(self, count: int) -> list[Batch]:
-        """The same in batches of up to ``count`` images."""
-        whole, rows = (self.policy, self.size), range(0, len(self.plan), count)
-        return [
-            Batch(*whole, self.plan[k : k + count], self.packed, self.offsets[k : k + count], self.filled) for k in rows
-        ]
-
     def ops(self, image: int) -> str:
         return ", ".join(OPS[op] for op in self.plan["op"][image] if op) or "no op"
 

@@ -23,7 +23,6 @@ CONTEXT = (
     "log",  # host address
     "visits",  # host address: of basic blocks, counted
     "most_visits",  # of one block; more end the launch
-    "faults",  # host address: a number per instruction, see program.Program
     "parameters",  # host address, eight bytes each
     "symbols",  # host address of the device addresses of module variables
     "frames",  # host address
@@ -41,8 +40,8 @@ SLOT = 8  # bytes of a frame per register
 class Emitter:
     """Emits into ``target``, whose first two arguments are the context and the thread's number."""
 
-    def __init__(self, target: Any, symbols: dict[str, int], faults: bool) -> None:
-        self.target, self.symbols, self.faults = target, symbols, faults
+    def __init__(self, target: Any, symbols: dict[str, int]) -> None:
+        self.target, self.symbols = target, symbols
         self.site = 0  # number of the instruction under translation
         self.local_addresses: dict[str, Any] = {}  # of local variables
         self.slots: dict[Register, Any] = {}
@@ -85,10 +84,6 @@ class Emitter:
 
     def item(self, name: str, index: int) -> Any:
         return self.b.load(self.host_pointer(self.item_address(name, index), I64))
-
-    def fault(self) -> Any:
-        """The deliberate fault of this instruction, 0 for none."""
-        return self.item("faults", self.site)
 
     # -- registers ---------------------------------------------------------------------------------------------
 

@@ -45,28 +45,9 @@ class Kernel(NamedTuple):
 
 
 @cache
-def compiled(kernel: Kernel, arch: tuple[int, int] = OLDEST, faults: bool = False) -> Program:
+def compiled(kernel: Kernel, arch: tuple[int, int] = OLDEST) -> Program:
     """Raises ``PtxError`` for PTX that is not understood."""
-    title = f"{kernel.function.__name__} for sm_{arch[0]}{arch[1]}, writing {kernel.signature[-1].dtype}"
-    return Program(compile_to_ptx(*kernel, arch), title=title, faults=faults)
-
-
-@dataclass
-class Launch:
-    """Arguments of a launch and the memory before it, to repeat it."""
-
-    kernel: Kernel
-    grid: tuple[int, ...]
-    block: tuple[int, ...]
-    arguments: list[Argument]
-    device: Memory
-    data: np.ndarray
-    records: np.ndarray
-
-    @property
-    def threads(self) -> int:
-        """Number of threads of a block."""
-        return int(np.prod(self.block))
+    return Program(compile_to_ptx(*kernel, arch))
 
 
 class _DeviceTensor(NamedTuple):
@@ -79,9 +60,7 @@ class _DeviceTensor(NamedTuple):
 class SimulatedGpu:
     arch: tuple[int, int] = OLDEST
     order: np.ndarray | None = None  # of the threads of a block
-    record: bool = False  # keep ``launches``
     runs: list[Run] = field(default_factory=list)
-    launches: list[Launch] = field(default_factory=list)
 
     @property
     def findings(self) -> list[Finding]:
@@ -149,9 +128,6 @@ class SimulatedGpu:
         assert tuple(typeof(argument) for argument in arguments) == kernel.signature
         given: list[Argument] = [self._argument(argument) for argument in arguments]
         grid = grid if isinstance(grid, tuple) else (grid,)
-        if self.record:
-            copies = self.device.data.copy(), self.device.records.copy()
-            self.launches.append(Launch(kernel, grid, block, given, self.device, *copies))
         program = compiled(kernel, self.arch)
         self.runs.append(launch(program, self.device, grid, block, given, order=self.order))
         for tensor in self.tensors.values():

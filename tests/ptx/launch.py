@@ -41,19 +41,8 @@ class Finding(NamedTuple):
 class Run:
     """Results of a launch besides memory."""
 
-    program: Program
     visits: np.ndarray  # of basic blocks, by all threads
     findings: list[Finding] = field(default_factory=list)
-
-    @property
-    def instructions(self) -> int:
-        """Executed, of all threads."""
-        return int(self.visits @ self.program.block_lengths)
-
-    @property
-    def lines(self) -> set[int]:
-        """Lines of the PTX that were executed."""
-        return set().union(*(lines for block, lines in self.program.lines.items() if self.visits[block]))
 
 
 class Array(NamedTuple):
@@ -88,20 +77,19 @@ def launch(
     block: Sequence[int],
     arguments: Sequence[Argument],
     *,
-    blocks: Iterable[int] | None = None,
     order: np.ndarray | None = None,
-    faults: np.ndarray | None = None,
     most_visits: int = NO_LIMIT,
 ) -> Run:
-    """Runs the grid, or the ``blocks`` of it with these numbers. Ends at the first finding that is fatal.
+    """Runs the grid. Ends at the first finding that is fatal.
 
-    order: in which the threads of a block run (int32). faults: int64 per instruction of a program with faults.
+    order: in which the threads of a block run (int32).
     most_visits: of one basic block, by all threads, before the launch counts as endless.
     """
     with device.temporary():
         execution = _Execution(program, device, [*grid, 1, 1][:3], [*block, 1, 1][:3], arguments)
-        execution.set_options(order, faults, most_visits)
-        for number in range(int(np.prod(grid))) if blocks is None else blocks:
+        execution.order = np.arange(execution.threads, dtype=np.int32) if order is None else order
+        execution.set_context(most_visits=most_visits)
+        for number in range(int(np.prod(grid))):
             if not execution.run_block(number):
                 break
         return execution.result()
@@ -115,7 +103,7 @@ class _Execution:
     ) -> None:
         self.program, self.device, self.grid = program, device, grid
         self.threads = int(np.prod(block))
-        self.run = Run(program, np.zeros(len(program.block_lengths), np.int64))
+        self.run = Run(np.zeros(len(program.block_lengths), np.int64))
         self.interval = 1
         self.log = np.zeros((len(program.sites), len(memory.PROBLEMS), memory.LOG_WORDS), np.int64)
         self.frames = np.zeros(self.threads * program.frame_size + 1, np.uint8)
@@ -126,7 +114,7 @@ class _Execution:
         self._place_variables()
         self._place_local_memory()
         device.forget_accesses()
-        self._set(
+        self.set_context(
             data=device.data.ctypes.data - memory.BASE,
             records=device.records.ctypes.data,
             end=device.end,
@@ -138,16 +126,11 @@ class _Execution:
             frame_size=program.frame_size,
         )
         for axis, size, count in zip("xyz", block, grid, strict=True):
-            self._set(**{f"ntid.{axis}": size, f"nctaid.{axis}": count})
+            self.set_context(**{f"ntid.{axis}": size, f"nctaid.{axis}": count})
 
-    def _set(self, **values: int) -> None:
+    def set_context(self, **values: int) -> None:
         for name, value in values.items():
             self.context[CONTEXT.index(name)] = value
-
-    def set_options(self, order: np.ndarray | None, faults: np.ndarray | None, most_visits: int) -> None:
-        self.order = np.arange(self.threads, dtype=np.int32) if order is None else order
-        self.faults = np.zeros(len(self.program.sites), np.int64) if faults is None else faults
-        self._set(faults=self.faults.ctypes.data, most_visits=most_visits)
 
     def _place_variables(self) -> None:
         """Variables of the module, with their contents."""
@@ -172,7 +155,7 @@ class _Execution:
         stride = -(-(size + LOCAL_GUARD) // LOCAL_GUARD) * LOCAL_GUARD if size else 0
         allocation = self.device.allocate("local memory", self.threads * stride, space="local")
         self.device.state(allocation).reshape(self.threads, stride)[:, size:] = memory.NOT_ALLOCATED
-        self._set(local=allocation.address, local_stride=stride)
+        self.set_context(local=allocation.address, local_stride=stride)
         self.renewed.append(allocation)
 
     def run_block(self, number: int) -> bool:
@@ -180,12 +163,12 @@ class _Execution:
         for allocation in self.renewed:
             self.device.renew(allocation)
         place = np.unravel_index(number, self.grid[::-1])[::-1]
-        self._set(first_interval=self.interval)
-        self._set(**{f"ctaid.{axis}": int(at) for axis, at in zip("xyz", place, strict=True)})
+        self.set_context(first_interval=self.interval)
+        self.set_context(**{f"ctaid.{axis}": int(at) for axis, at in zip("xyz", place, strict=True)})
         resume = np.full(self.threads, START, np.int32)
         while (resume != EXITED).any():
             memory.check_limits(self.threads, self.interval)
-            self._set(interval=self.interval)
+            self.set_context(interval=self.interval)
             status = self.program.run_interval(self.context, self.order, resume)
             if status:
                 if status == ENDLESS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cached_property
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -16,16 +15,10 @@ from tests.ptx.translate import ENTRY_TYPE, FAULT, START, Translation
 
 
 class Program:
-    """The one entry of a module.
+    """The one entry of a module. Raises ``PtxError``."""
 
-    With ``faults`` a launch is given a number for every instruction (site), 0 for none. It is added to the address
-    of an access, in items, and to the right side of an integer comparison; a barrier is skipped by the threads
-    whose number is below it. Raises ``PtxError``.
-    """
-
-    def __init__(self, ptx: str, *, title: str = "", faults: bool = False) -> None:
-        translation = Translation(parse_module(ptx), faults)
-        self.faults, self.title = faults, title
+    def __init__(self, ptx: str) -> None:
+        translation = Translation(parse_module(ptx))
         self.variables = translation.module.variables
         self.parameter_count = len(translation.module.entry.parameters)
         self.sites, self.barriers = translation.sites, translation.barriers
@@ -42,14 +35,6 @@ class Program:
         context: int64, see emitter.CONTEXT. order: int32 thread numbers. resume: int32 per thread, updated.
         """
         return int(self._run(context.ctypes.data, order.ctypes.data, resume.ctypes.data, len(order)))
-
-    @cached_property
-    def lines(self) -> dict[int, set[int]]:
-        """Lines of the PTX in every basic block."""
-        lines: dict[int, set[int]] = {}
-        for site in self.sites:
-            lines.setdefault(site.block, set()).add(site.instruction.line)
-        return lines
 
     def instruction(self, site: int) -> Instruction:
         return self.sites[site].instruction

@@ -23,7 +23,6 @@ from tests.ptx.opcodes import (
     OPERATIONS,
     bits_of,
     emit_with_carry,
-    is_float,
     operand_types,
     result_type,
     uses_carry,
@@ -44,8 +43,8 @@ class Site(NamedTuple):
 class Translation:
     """The IR of a module, and what a launch must know about it. Raises ``PtxError``."""
 
-    def __init__(self, module: Module, faults: bool) -> None:
-        self.module, self.faults = module, faults
+    def __init__(self, module: Module) -> None:
+        self.module = module
         self.ir = ir.Module()
         self.sites: list[Site] = []
         self.block_lengths: list[int] = []  # in instructions
@@ -72,7 +71,7 @@ class _FunctionTranslator:
         self.blocks = basic_blocks(function)
         self.first_block = len(program.block_lengths)  # number in the program
         program.block_lengths += [len(block.instructions) for block in self.blocks]
-        self.e = Emitter(target, program.symbols, program.faults)
+        self.e = Emitter(target, program.symbols)
         self.parameters = self._place_parameters()
         self._place_local_variables()
         self.memory = MemoryAccess(self.e, self.parameters, self._returning(FAULT))
@@ -169,11 +168,6 @@ class _FunctionTranslator:
         if ins.opcode.modifiers != ("sync",) or ins.operands != (Constant(0),) or not self.is_entry:
             raise PtxError("only bar.sync 0 in the entry is implemented")
         (successor,) = block.successors
-        if self.e.faults:  # threads with a number below the fault's skip it
-            waiting = self.e.new_block("waiting")
-            skipped = self.e.b.icmp_signed("<", self.e.thread, self.e.fault())
-            self.e.b.cbranch(skipped, self.starts[successor], waiting)
-            self.e.go_on_in(waiting)
         self.program.barriers.append(self.e.site)
         live = sorted(self.blocks[successor].live_in)
         self.e.save(live)
@@ -205,13 +199,7 @@ class _FunctionTranslator:
 
     def _compute(self, ins: Instruction) -> None:
         op = ins.opcode
-        types = operand_types(op)
-        values = [self.e.value(o, t) for o, t in zip(ins.operands[1:], types, strict=True)]
-        if self.e.faults and op.name == "setp" and not is_float(op.types[0]):
-            shift = self.e.fault()
-            values[1] = self.e.b.add(
-                values[1], shift if bits_of(types[1]) == 64 else self.e.b.trunc(shift, values[1].type)
-            )
+        values = [self.e.value(o, t) for o, t in zip(ins.operands[1:], operand_types(op), strict=True)]
         self.e.assign(ins.operands[0], OPERATIONS[op.name].emit(self.e.b, op, values), result_type(op))
 
     def _compute_with_carry(self, ins: Instruction) -> None:
