@@ -170,7 +170,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "weights": {
         "choices": WEIGHT_CHOICES, "default": AUTO,
         "help": "raw or ema: those weights of the last epoch; last: the kind that the run chose, of the last epoch; best: of the "
-        "best epoch; auto (default): what the run chose at its end",
+        "best epoch; probe: the pretrained tower with the head of its linear probe; auto (default): what the run chose",
     },
     "device": {"choices": DEVICES, "default": AUTO},
     "logit-adjustment": {

@@ -1,14 +1,8 @@
-"""The time split of a step: shares, bottleneck and advice; and the loader throughput that other GPUs would need."""
+"""The time split of a step: shares, bottleneck and advice."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from fastft.cost.roofline import known_mfus
-from fastft.cost.work import phase_flops
-from fastft.machine.gpus import GPUS, MAIN_GPUS
-from fastft.model.recipe_model import find_phases, recipe_arch
-from fastft.recipe import Recipe
 
 # wall seconds of the training process, which add up; seconds of the loader's threads and streams, which overlap with them
 LOOP_PARTS = ("start", "wait", "forward", "backward", "optimizer", "ema", "eval", "checkpoint")
@@ -21,7 +15,6 @@ NAMES = {
     "optimizer": "optimiser",
 }
 WAIT_LIMIT = 0.05  # from this share of the loop on, the loader is the bottleneck
-GPU_COUNTS = (1, 4, 8)
 
 ADVICE = {
     "read": "Keep the .beton in memory or on a faster disk, or convert with a smaller --max-resolution",
@@ -78,22 +71,3 @@ def _loader_limits(seconds: Mapping[str, float], wait: str) -> Diagnosis:
         return Diagnosis("decode", f"{said}.", ADVICE["decode"])
     said = f"{said}, and {worst['share']:.0%} of its work is {worst['key']}."
     return Diagnosis(worst["key"], said, ADVICE[worst["key"]])
-
-
-def loader_needs(recipe: Recipe, images_per_core: float | None) -> list[dict[str, Any]]:
-    """Images/s that 1, 4 and 8 GPUs of MAIN_GPUS consume at the expected MFU, and the CPU cores for them.
-
-    In the epochs that need the most, those of the smallest images. Without GPUs on which the step cannot be counted.
-    """
-    arch = recipe_arch(recipe)
-    per_image = min(phase_flops(recipe, arch, phase).train for phase in find_phases(recipe, arch))
-    rows = []
-    for name in MAIN_GPUS:
-        gpu = GPUS[name]
-        mfu = next(iter(known_mfus(recipe, gpu, max(GPU_COUNTS))), None)
-        if mfu is None:
-            continue
-        rates = [count * gpu.peak_flops * mfu.value / per_image for count in GPU_COUNTS]
-        cores = None if images_per_core is None else [rate / images_per_core for rate in rates]
-        rows.append({"gpu": name, "images_per_second": rates, "cores": cores})
-    return rows

@@ -132,16 +132,14 @@ def eval_loader(trained: Trained, data: BetonPaths, world: World) -> EvalLoader:
     )
 
 
-def evaluate_model(
-    trained: Trained, path: Path, world: World, only_present_classes: bool = False, model: nn.Module | None = None
-) -> FileScores:
-    """Scores of a model on one file. model: instead of `trained.model`.
+def evaluate_model(trained: Trained, path: Path, world: World, only_present_classes: bool = False) -> FileScores:
+    """Scores of a model on one file.
 
     Raises:
         UserError: as `evaluate_files`; published to the other processes.
     """
     outputs = trained.recipe.data.num_classes
-    model = model or trained.model
+    model: nn.Module = trained.model
     precision = inference_precision(trained.recipe.train.amp, world.device)
     with eval_loader(trained, path, world) as loader:
         refuse_other_classes(loader.class_names, trained.outputs, path)

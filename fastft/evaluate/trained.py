@@ -1,8 +1,9 @@
 """A trained model from a checkpoint, and post-hoc logit adjustment."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,11 +12,12 @@ from beton_tools.base.errors import UserError
 from beton_tools.read.beton_paths import exist_betons
 from fastft.data.classes import name_outputs
 from fastft.model import ImageClassifier, arch_from_dict
+from fastft.model.head_file import read_head, set_head
 from fastft.model.recipe_model import build_model
 from fastft.recipe import Recipe
-from fastft.recipe.constants import AUTO
+from fastft.recipe.constants import AUTO, PROBE
 from fastft.run.checkpoint import Checkpoint, Damaged, check_tensors, forms, read_checkpoint, stored_recipe
-from fastft.run.chosen_weights import find_weights
+from fastft.run.chosen_weights import PROBE_HEAD, find_weights, stored_scores
 
 BATCH = 32  # images per forward pass
 
@@ -30,7 +32,8 @@ class Trained:
     path: Path  # of the checkpoint
     class_counts: list[int]  # training images by label; empty if the checkpoint does not hold them
     weights: str  # which weights these are, in words
-    kind: str  # "raw" or "ema"; the best epoch's are those that it was chosen by
+    kind: str  # "raw", "ema" or "probe"; the best epoch's are those that it was chosen by
+    scores: Mapping[str, Any] = field(default_factory=dict)  # on the run's validation images; empty if there are none
     is_adjusted: bool = False  # for the class sizes: not the model that was evaluated in training
 
     @property
@@ -44,17 +47,31 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
 
     Args:
         checkpoint: a run directory or a checkpoint in it.
-        weights: "raw", "ema", "best", "last", or "auto": those that the run's rule chose (`fastft.run.chosen_weights`); of a
-            checkpoint its EMA, if it has one.
+        weights: "raw", "ema", "best", "last", "probe", or "auto": those that the run's rule chose (`fastft.run.chosen_weights`);
+            of a checkpoint its EMA, if it has one that is trained.
 
     Raises:
         UserError: there is no such checkpoint, it does not hold these weights, or it is damaged.
     """
     chosen = find_weights(checkpoint, weights)
-    model, recipe, found = read_model(chosen.path, chosen.stem)
+    read = read_probe if chosen.kind == PROBE else read_model
+    model, recipe, found = read(chosen.path, chosen.stem)
     model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    counts = found.state.get("class_counts", [])
-    return Trained(model, recipe, found.state["classes"], found.path, counts, chosen.description, chosen.kind)
+    counts, scores = found.state.get("class_counts", []), stored_scores(found.state, chosen.kind)
+    return Trained(model, recipe, found.state["classes"], found.path, counts, chosen.description, chosen.kind, scores)
+
+
+def read_probe(path: Path, _: str) -> tuple[ImageClassifier, Recipe, Checkpoint]:
+    """The pretrained tower of a run's recipe with the head that its run directory keeps; `read_model` for other weights.
+
+    Raises:
+        UserError: the pretrained weights are not there, or the head cannot be read.
+    """
+    checkpoint = read_checkpoint(path, ())
+    recipe, head = stored_recipe(checkpoint), path.parents[1] / PROBE_HEAD
+    model = build_model(recipe, arch=arch_from_dict(checkpoint.state["arch"]))
+    set_head(model, read_head(head), head)
+    return model, recipe, checkpoint
 
 
 def read_model(path: Path, stem: str) -> tuple[ImageClassifier, Recipe, Checkpoint]:

@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 
 from beton_tools.base.atomic import check_writable, scratch_folder, write_text
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import UserError, report_disk_errors
 from fastft.evaluate.evaluation import evaluate_model, validation_file
 from fastft.evaluate.trained import Trained, load_trained
 from fastft.model.recipe_model import build_model
-from fastft.recipe.constants import AUTO, GREEDY, RAW
+from fastft.recipe.constants import AUTO, GREEDY, PROBE, RAW
 from fastft.run.checkpoint import MODEL_STATE, read_checkpoint, write_checkpoint
 from fastft.run.chosen_weights import STEMS
 from fastft.train.distributed import connected, find_world
-from fastft.train.head_start import PROBE
 
 State = dict[str, Tensor]
 WISE = "WiSE-FT"
@@ -56,7 +55,10 @@ def find_ingredients(models: Sequence[str], weights: str) -> tuple[Trained, list
         path = Path(models[position + 1] if name == START else name)
         model = load_trained(path, cpu, weights)
         _refuse_other(model, last, name)
-        read = partial(read_start, model) if name == START else partial(_read, path, weights)
+        is_probe = model.recipe.model.head_init == PROBE  # whose head the run directory keeps
+        read = partial(_read, path, PROBE if is_probe and name == START else weights)
+        if name == START and not is_probe:
+            read = partial(read_start, model)
         found.append(Ingredient(labels[position], read))
     return last, found
 
@@ -74,11 +76,6 @@ def _read(path: Path, weights: str) -> State:
 
 def read_start(run: Trained) -> State:
     """The weights that a run started from, built again from its recipe: pretrained tower, and `model.head` or a seeded head."""
-    if run.recipe.model.head_init == PROBE:
-        raise UserError(
-            f"{run.path}: its head started from ridge regression, which is not kept; average two checkpoints, or train from the "
-            "head of fastft zeroshot"
-        )
     return build_model(run.recipe, arch=run.model.visual.arch).state_dict()
 
 
@@ -276,11 +273,8 @@ def write_average(average: Average, trained: Trained, out: Path) -> None:
     """Write the folder: a checkpoint and `average.json`. It appears when it is complete."""
     stored = read_checkpoint(trained.path, needed=()).state
     state = {key: stored[key] for key in MODEL_STATE if key in stored} | {"average": average.as_dict()}
-    try:
-        with scratch_folder(out) as parent:
-            folder = parent / out.name
-            write_checkpoint(folder, state, {STEMS[RAW]: average.state})
-            write_text(folder / RESULT, json.dumps(average.as_dict(), indent=1))
-            folder.rename(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror or error}); nothing is kept") from None
+    with report_disk_errors(out, "nothing is kept"), scratch_folder(out) as parent:
+        folder = parent / out.name
+        write_checkpoint(folder, state, {STEMS[RAW]: average.state})
+        write_text(folder / RESULT, json.dumps(average.as_dict(), indent=1))
+        folder.rename(out)

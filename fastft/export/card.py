@@ -13,6 +13,7 @@ from fastft import __version__
 from fastft.evaluate.trained import Trained
 from fastft.model import TimmArch
 from fastft.recipe import SECTIONS, Recipe
+from fastft.recipe.constants import PROBE
 from fastft.run.chosen_weights import evaluation_of
 
 FEW_CLASSES = 20  # class names listed in the card; longer lists are only in the files
@@ -63,21 +64,22 @@ def _images(recipe: Recipe) -> str:
 def _metrics(trained: Trained) -> str:
     """Accuracy stored in the checkpoint, which only those at the end of an evaluated epoch have."""
     state = json.loads((trained.path / "state.json").read_text(encoding="utf-8"))
-    found = evaluation_of(state)
+    found = {PROBE: trained.scores} if trained.kind == PROBE else evaluation_of(state)
     if trained.is_adjusted:
         return "With logits adjusted for the class sizes these weights were not evaluated; see `fastft eval --logit-adjustment`."
     if "average" in state:
         return _average(state["average"])
-    if not found:
+    if not found or not trained.scores:
         return "These weights were not evaluated."
     rows = []
-    for kind, name in (("ema", "EMA"), ("raw", "raw")):
+    names = {"ema": "EMA", "raw": "raw", PROBE: "probe"}
+    for kind, name in names.items():
         if s := found.get(kind):
             top5 = f"{s['top5']:.3f}" if "top5" in s else "-"  # of more than 5 classes
             rows.append([name, f"{s['top1']:.3f}", top5, f"{s['loss']:.4f}", f"{s['samples']:,}"])
     best = ", the best of the run by its own validation images" if "evaluation" in state else ""
-    name = "EMA" if trained.kind == "ema" else "raw"
-    chosen = f"{name} weights of epoch {found['epoch']} (from 0){best}: {found[trained.kind]['top1']:.3f} %."
+    epoch = f"{names[trained.kind]} weights of epoch {found.get('epoch')} (from 0){best}"
+    chosen = f"{'Head of the linear probe' if trained.kind == PROBE else epoch}: {trained.scores['top1']:.3f} %."
     table = markdown_table(["weights", "top-1 %", "top-5 %", "loss", "images"], rows)
     return f"{chosen}\n\n{table}"
 

@@ -1,8 +1,7 @@
 """Export: write the file, load it with the target library, compare logits, then rename the file to its final name."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from beton_tools.base.atomic import check_writable, scratch_folder
-from beton_tools.base.errors import UserError
+from beton_tools.base.errors import UserError, report_disk_errors
 from fastft.evaluate.trained import Trained, adjust_logits, load_trained
 from fastft.export import to_onnx, to_open_clip, to_safetensors, to_timm
 from fastft.export.card import model_card
@@ -79,7 +78,7 @@ def export_checkpoint(
     trained = load_trained(checkpoint, torch.device("cpu"), weights)
     if logit_adjustment:
         trained = adjust_logits(trained)
-    with _writing(out), scratch_folder(out) as scratch:
+    with report_disk_errors(out, "free some space, or give another --out"), scratch_folder(out) as scratch:
         partial = scratch / out.name
         kind.write(trained, partial)
         difference, largest = _compare(trained, kind.load(partial))
@@ -102,16 +101,6 @@ def _move(scratch: Path, out: Path) -> None:
         return
     for made in sorted(path for path in scratch.rglob("*") if path.is_file()):
         made.replace(out.parent / made.relative_to(scratch))
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """One line for a full disk."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{out} could not be written ({reason}); free some space, or give another --out") from None
 
 
 def _check_out(out: Path, card: Path, format: str, overwrite: bool) -> None:

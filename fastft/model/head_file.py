@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from beton_tools.base.atomic import atomic_path
+from beton_tools.base.atomic import atomic_output
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import check_user_file
 from fastft.model.interface import ImageClassifier
@@ -43,11 +43,8 @@ def check_head_path(path: Path) -> None:
 def write_head(path: Path, head: Head) -> None:
     """Write the file atomically. Raises UserError: it cannot be written."""
     header = {"format": "pt", "pool": head.pool, "classes": json.dumps(head.classes), **head.source}
-    try:
-        with atomic_path(path) as partial:
-            save_tensors(partial, {WEIGHT: head.weight_KD, BIAS: head.bias_K}, header)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error})") from None
+    with atomic_output(path) as partial:
+        save_tensors(partial, {WEIGHT: head.weight_KD, BIAS: head.bias_K}, header)
 
 
 def read_head(path: Path) -> Head:

@@ -37,6 +37,6 @@ SHORT_NAMES = {
 # choices of the command line and of the code behind it, which takes seconds to import
 DEVICES = ("auto", "cuda", "cpu")  # auto: the GPU if there is one
 EXPORT_FORMATS = ("timm", "open_clip", "safetensors", "onnx")
-AUTO, RAW, EMA, BEST, LAST = WEIGHT_CHOICES = ("auto", "raw", "ema", "best", "last")
+AUTO, RAW, EMA, BEST, LAST, PROBE = WEIGHT_CHOICES = ("auto", "raw", "ema", "best", "last", "probe")
 GREEDY, UNIFORM = SOUPS = ("greedy", "uniform")
 PEERS = ("ffcv", "timm", "torchvision", "dali", "open_clip")

@@ -15,6 +15,7 @@ from beton_tools.read.subset_file import used_files
 from fastft.cost.published import reference_of
 from fastft.evaluate.assessment import Assessment, ClassReport
 from fastft.recipe import Recipe, differences, load_recipe
+from fastft.recipe.constants import PROBE
 from fastft.recipe.recipe_file import RECIPES
 from fastft.report.charts import Chart, Series, render_chart
 from fastft.report.page import percent, render_page
@@ -67,6 +68,7 @@ def render_run(
         run=run,
         state=_state(run),
         headline=headline(run),
+        baseline_note=run.weights.get("baseline", {}).get("note", ""),
         reference_name=reference_name,
         accuracy=[render_chart(c) for c in accuracy_charts(run, reference)],
         machine=machine_line(run),
@@ -146,14 +148,21 @@ def _accuracy_figures(run: Run) -> Iterator[tuple[str, str, str]]:
     if run.evaluations:
         used, weights = _used_evaluation(run)
         top1 = used[f"{weights}_top1"]
-        error = standard_error(top1, used["raw_samples" if "raw_samples" in used else "ema_samples"])
+        error = standard_error(top1, used[f"{weights}_samples"])
         taken = "; used by predict, eval and export" if run.weights else ""
-        below = f"epoch {used['epoch']}, standard error {error:.2f}{taken}"
-        yield f"{WEIGHTS[weights]} top-1", f"{top1:.2f} %", below
+        is_probe = run.weights.get("kind") == PROBE
+        when = "before training" if is_probe else f"epoch {used['epoch']}"
+        below = f"{when}, standard error {error:.2f}{taken}"
+        yield f"{PROBE if is_probe else WEIGHTS[weights]} top-1", f"{top1:.2f} %", below
         for label, entry in ((BEST, best_line(run.evaluations)), ("last epoch", run.evaluations[-1])):
             shown = [f"{n} {entry[f'{w}_top1']:.2f} %" for w, n in WEIGHTS.items() if f"{w}_top1" in entry]
             yield f"{label}, {entry['epoch']}", f"{headline_score(entry):.2f} %", ", ".join(shown)
+        gain = run.weights.get("baseline")
         then = "" if before is None else f"fine-tuning {top1 - before:+.2f}"
+        if gain:
+            then = (
+                f"fine-tuning {gain['gain']:+.2f} ± {gain['standard_error']:.2f}{', paired' if gain['paired'] else ''}"
+            )
     if before is not None:  # the accuracy of the head before fine-tuning
         yield "frozen-tower baseline", f"{before:.2f} %", f"ridge regression; {then}"
     if not run.evaluations:
@@ -172,6 +181,8 @@ def _used_evaluation(run: Run) -> tuple[Mapping[str, Any], str]:
     for entry in run.evaluations:
         if entry["epoch"] == run.weights.get("epoch") and f"{run.weights['kind']}_top1" in entry:
             return entry, run.weights["kind"]
+    if run.weights.get("kind") == PROBE:
+        return run.baseline, "raw"
     best = best_line(run.evaluations)
     return best, "ema" if "ema_top1" in best else "raw"
 

@@ -5,14 +5,13 @@ covers only the process that ended its epoch.
 """
 
 import json
-from contextlib import suppress
 from itertools import accumulate
 from statistics import median
 from typing import Any
 
 from beton_tools.base.errors import UserError
 from beton_tools.base.user_files import read_user_text
-from fastft.cost.bottleneck import GPU_COUNTS, LOADER_PARTS, LOOP_PARTS, diagnose, loader_needs, shares
+from fastft.cost.bottleneck import LOADER_PARTS, LOOP_PARTS, diagnose, shares
 from fastft.cost.work import phase_flops
 from fastft.model.recipe_model import find_phases, recipe_arch
 from fastft.run.run_directory import Run
@@ -93,29 +92,12 @@ def _row(what: str, seconds: float, devices: int, price: float | None, extrapola
 
 
 def time_split(run: Run) -> dict[str, Any] | None:
-    """Parts of the loop and the loader, bottleneck, and loader needs of GPUs; None if no interval has a split.
-
-    Keys: loop, loader (rows as `shares` gives them), diagnosis, per_core (images/s of one core of the loader),
-    counts (of GPUs), needs (as `loader_needs` gives them; empty without the architecture's file).
-    """
+    """Parts of the loop and the loader (rows as `shares` gives them), and the bottleneck; None if no interval has a split."""
     seconds = part_seconds(run)
     if not seconds:
         return None
-    # the log covers one process's threads; on a GPU, augment and copy run on the device
-    on_gpu = run.machine.get("device_type") == "cuda"
-    busy = seconds["decode"] + (0.0 if on_gpu else seconds["augment"])
-    per_core = images_of_process(run) / busy if busy else None
-    needs: list[dict[str, Any]] = []
-    with suppress(UserError):  # the architecture's file is not on this machine
-        needs = loader_needs(run.recipe, per_core)
-    return {
-        "loop": shares(seconds, LOOP_PARTS),
-        "loader": shares(seconds, LOADER_PARTS),
-        "diagnosis": diagnose(seconds),
-        "per_core": per_core,
-        "counts": GPU_COUNTS,
-        "needs": needs,
-    }
+    parts = {"loop": shares(seconds, LOOP_PARTS), "loader": shares(seconds, LOADER_PARTS)}
+    return {**parts, "diagnosis": diagnose(seconds)}
 
 
 def part_seconds(run: Run) -> dict[str, float]:
@@ -127,16 +109,6 @@ def part_seconds(run: Run) -> dict[str, float]:
     seconds["eval"] = sum(e["seconds"] for e in run.evaluations)
     seconds["checkpoint"] = sum(c["seconds"] for c in run.checkpoints)
     return seconds
-
-
-def images_of_process(run: Run) -> float:
-    """Images of the logging process in the intervals that have a split, at the world size of the last start before each."""
-    images = 0.0
-    for interval, steps in zip(run.intervals, run.interval_steps, strict=True):
-        if interval.get("split"):
-            worlds = [s.get("world_size", 1) for s in run.starts if s["step"] < interval["step"]]
-            images += steps * run.recipe.optim.batch_size / int(worlds[-1] if worlds else 1)
-    return images
 
 
 def profiled(run: Run) -> dict[str, Any] | None:

@@ -1,26 +1,30 @@
 """Which weights of a run are used: the rule at its end, and finding them in its run directory.
 
-A run keeps the raw and the EMA weights of its last epochs (`step-*`) and those of its best epoch (`best-*`). The rule:
+A run keeps the raw and the EMA weights of its last epochs (`step-*`) and those of its best epoch (`best-*`), and the head of its
+linear probe, if it starts from one. The rule:
 
 - The EMA, as in the paper, unless the raw weights are right on significantly more of the same validation images: then the EMA
-  is not trained yet (McNemar's exact test, p < 0.05). Where classes are of very different sizes, by balanced accuracy.
+  is not trained yet (McNemar's exact test, p < 0.05). Where classes are of very different sizes, by balanced accuracy. Also the
+  raw weights where more than half of the EMA are the initial weights, whatever few images say.
 - The last epoch, because the best of many epochs on few images is mostly the luckiest: the best of 9 settings gains about 4
   points by luck on 200 images at 80 %. From 2,000 validation images on the best epoch, as in the paper.
+- The pretrained tower with the probe's head instead, if that is right on significantly more images (the same test).
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from beton_tools.base.errors import UserError
 from fastft.optim.schedule import UNTRAINED_SHARE, untrained_share
 from fastft.recipe import Recipe
-from fastft.recipe.constants import AUTO, BEST, EMA, LAST, RAW, WEIGHT_CHOICES
+from fastft.recipe.constants import AUTO, BEST, EMA, LAST, PROBE, RAW, WEIGHT_CHOICES
 from fastft.run.checkpoint import (
     Checkpoint,
     find_checkpoint,
@@ -29,22 +33,37 @@ from fastft.run.checkpoint import (
     read_checkpoint,
     stored_recipe,
 )
-from fastft.run.evaluations import WEIGHTS, best_evaluation
+from fastft.run.evaluations import WEIGHTS, best_evaluation, standard_error
 from fastft.run.prediction_metrics import balanced_weights
 from fastft.run.run_directory import Run, read_result
 
 SIGNIFICANT = 0.05
+MOSTLY_INITIAL = 0.5  # above this share of initial weights the raw weights are used instead of the EMA
 LEAST_IMAGES_FOR_BEST = 2000
 NOT_ENDED = "the run has not ended"
 STEMS = {RAW: "model", EMA: "ema"}  # of a checkpoint's tensor files
+PROBE_HEAD = "probe.safetensors"  # of a run directory, as `fastft zeroshot` writes heads
+PROBE_WORDS = "pretrained tower with the head of the linear probe"
 
 
 # the rule ---------------------------------------------------------------------------------------------------------------
 
 
-def count_disagreements(raw_right: np.ndarray, ema_right: np.ndarray) -> dict[str, int]:
-    """Images that only one of the two models classifies correctly. Both are bool (N,), of the same images."""
-    return {"raw_only": int((raw_right & ~ema_right).sum()), "ema_only": int((ema_right & ~raw_right).sum())}
+def count_disagreements(right: Mapping[str, np.ndarray], labels_N: np.ndarray | None = None) -> dict[str, float]:
+    """Images that only one of two models classifies correctly: `<name>_only` of each.
+
+    right: bool (N,) by the name of the model, of the same images. labels_N: int64 (N,); given, also the balanced accuracy of the
+    first minus that of the second, in points (`balanced_gain`), and the standard error of the difference (`balanced_error`).
+    """
+    (first, first_N), (second, second_N) = right.items()
+    found: dict[str, float] = {
+        f"{first}_only": int((first_N & ~second_N).sum()),
+        f"{second}_only": int((second_N & ~first_N).sum()),
+    }
+    if labels_N is None:
+        return found
+    signed_N = balanced_weights(labels_N) * (first_N.astype(int) - second_N.astype(int))
+    return found | {"balanced_gain": float(signed_N.sum()), "balanced_error": float(np.sqrt((signed_N**2).sum()))}
 
 
 def mcnemar(first_only: int, second_only: int) -> float:
@@ -56,19 +75,36 @@ def mcnemar(first_only: int, second_only: int) -> float:
     return float(binomtest(first_only, first_only + second_only).pvalue)
 
 
-def balanced_disagreement(labels_N: np.ndarray, raw_right_N: np.ndarray, ema_right_N: np.ndarray) -> dict[str, float]:
-    """Balanced accuracy of the raw minus that of the EMA weights, in points, and the standard error of the difference.
+class Comparison(NamedTuple):
+    """How far one model is ahead of another on the same images, in points of `measure`, and the p-value that they are equal."""
 
-    labels_N: int64 (N,). raw_right_N, ema_right_N: bool (N,), of the same images.
-    """
-    signed_N = balanced_weights(labels_N) * (raw_right_N.astype(int) - ema_right_N.astype(int))
-    return {"balanced_gain": float(signed_N.sum()), "balanced_error": float(np.sqrt((signed_N**2).sum()))}
+    measure: str
+    gain: float
+    error: float
+    p_value: float
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any], first: str, second: str, images: int) -> "Comparison":
+        """From their disagreements. Balanced accuracy, where it is there: a normal approximation, images weighted by class."""
+        if "balanced_gain" in found:
+            gain, error = found["balanced_gain"], found["balanced_error"]
+            p_value = 1.0 if error == 0 else math.erfc(abs(gain) / error / math.sqrt(2))
+            return cls("balanced accuracy", gain, error, p_value)
+        ours, theirs = found[f"{first}_only"], found[f"{second}_only"]
+        variance = (ours + theirs - (ours - theirs) ** 2 / images) / images**2
+        return cls("accuracy", 100 * (ours - theirs) / images, 100 * math.sqrt(variance), mcnemar(ours, theirs))
 
 
-def choose_weights(evaluations: Sequence[Mapping[str, Any]], best: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def choose_weights(
+    evaluations: Sequence[Mapping[str, Any]],
+    best: Mapping[str, Any] | None,
+    baseline: Mapping[str, Any] | None = None,
+    untrained: float = 0.0,
+) -> dict[str, Any] | None:
     """The `weights` entry of result.json: what to take, why, and the evidence; None without an evaluation.
 
-    best: the evaluation of the best epoch.
+    best: the evaluation of the best epoch. baseline: that of the linear probe, if the run starts from one. untrained: the share
+    of the initial weights in the EMA.
     """
     if not evaluations or best is None:
         return None
@@ -76,10 +112,13 @@ def choose_weights(evaluations: Sequence[Mapping[str, Any]], best: Mapping[str, 
     kind, why = (EMA, "the EMA, as in the paper") if EMA in last else (RAW, "there is no EMA")
     images, evidence = int(last[kind]["samples"]), {}
     if EMA in last and last.get("disagreements"):
-        evidence = dict(last["disagreements"])
-        evidence["p_value"], raw_is_ahead, words = _compare(evidence)
-        if raw_is_ahead and evidence["p_value"] < SIGNIFICANT:
-            kind, why = RAW, f"raw, because {words} (p = {evidence['p_value']:.2g})"
+        found = Comparison.of(last["disagreements"], RAW, EMA, images)
+        evidence = {**last["disagreements"], "p_value": found.p_value}
+        if found.gain > 0 and found.p_value < SIGNIFICANT:
+            ahead = f"its {found.measure} is {found.gain:.2f} points above the EMA's"
+            kind, why = RAW, f"raw, because {ahead} (p = {found.p_value:.2g})"
+    if kind == EMA and RAW in last and untrained > MOSTLY_INITIAL:
+        kind, why = RAW, f"raw, because {describe_initial(untrained)}"
     # only the weights that the best epoch is chosen by are kept of it
     by_best = images >= LEAST_IMAGES_FOR_BEST and kind == (EMA if EMA in best else RAW)
     entry = best if by_best else last
@@ -87,7 +126,7 @@ def choose_weights(evaluations: Sequence[Mapping[str, Any]], best: Mapping[str, 
     when = f"best epoch by {images:,} images" if by_best else few
     if not by_best and images >= LEAST_IMAGES_FOR_BEST:
         when = "last epoch: of the best one only the EMA is kept"
-    return {
+    choice = {
         "take": BEST if by_best else LAST,
         "kind": kind,
         "epoch": int(entry["epoch"]),
@@ -95,34 +134,53 @@ def choose_weights(evaluations: Sequence[Mapping[str, Any]], best: Mapping[str, 
         "reason": f"{why}; {when}",
         "evidence": {"samples": images, **evidence},
     }
+    return choice if baseline is None or RAW not in baseline else _against_probe(choice, entry, baseline[RAW])
 
 
-def _compare(evidence: Mapping[str, Any]) -> tuple[float, bool, str]:
-    """(p-value that raw and EMA weights are equally good, whether raw is ahead, in words) from their disagreements.
+def _against_probe(choice: dict[str, Any], entry: Mapping[str, Any], probe: Mapping[str, Any]) -> dict[str, Any]:
+    """The choice with `baseline`: its comparison with the linear probe, and a note where that is not clearly worse.
 
-    By balanced accuracy where classes are of very different sizes: a normal approximation, each image weighted by its class.
+    entry: the evaluation of the chosen weights. probe: the scores of the linear probe.
     """
-    if "balanced_gain" in evidence:
-        gain, error = evidence["balanced_gain"], evidence["balanced_error"]
-        p_value = 1.0 if error == 0 else math.erfc(abs(gain) / error / math.sqrt(2))
-        return p_value, gain > 0, f"its balanced accuracy is {gain:.2f} points above the EMA's"
-    raw_only, ema_only = evidence["raw_only"], evidence["ema_only"]
-    words = f"it alone is right on {raw_only:,} images and the EMA alone on {ema_only:,}"
-    return mcnemar(raw_only, ema_only), raw_only > ema_only, words
+    kind, images = choice["kind"], choice["evidence"]["samples"]
+    paired = entry.get("against_probe", {}).get(kind)
+    if paired:
+        found = Comparison.of(paired, kind, PROBE, images)
+    else:  # checkpoints of earlier versions do not say which images the probe classifies correctly
+        error = math.hypot(*(standard_error(s["top1"], s["samples"]) for s in (entry[kind], probe)))
+        found = Comparison("accuracy", entry[kind]["top1"] - probe["top1"], error, 1.0)
+    says = f"fine-tuning changes the {found.measure} of the frozen-tower baseline by {found.gain:+.2f} ± {found.error:.2f} points"
+    advice = "train longer, or try --optim.lr three times larger and smaller (fastft tune searches it)"
+    note = ""
+    if paired and found.gain < 0 and found.p_value < SIGNIFICANT:
+        reason = (
+            f"fine-tuning is worse than the probe: {found.gain:.2f} points of {found.measure} (p = {found.p_value:.2g})"
+        )
+        choice |= {"take": PROBE, "kind": PROBE, "top1": float(probe["top1"]), "reason": reason}
+        note = f"{says}, significantly: the baseline is used instead; {advice}"
+    elif found.gain <= found.error:
+        limit = "not significantly" if found.gain < -found.error else "within the standard error"
+        note = f"{says}, {limit}; {advice}" + ("; --weights probe takes the baseline" if paired else "")
+    return {
+        **choice,
+        "baseline": {"gain": found.gain, "standard_error": found.error, "paired": bool(paired), "note": note},
+    }
 
 
 def describe_weights(choice: Mapping[str, Any]) -> str:
     """The choice as one line of the log."""
-    name = WEIGHTS[choice["kind"]]
-    return f"predict, eval and export take the {name} weights of epoch {choice['epoch']}: {choice['reason']}"
+    name = f"{WEIGHTS.get(choice['kind'])} weights of epoch {choice['epoch']}"
+    return f"predict, eval and export take the {PROBE_WORDS if choice['kind'] == PROBE else name}: {choice['reason']}"
+
+
+def describe_initial(untrained: float) -> str:
+    return f"{untrained:.0%} of the EMA's weights are still the initial ones"
 
 
 def describe_untrained(recipe: Recipe, steps: int) -> str:
     """Warning text if the share of the initial weights in the EMA is too large after `steps` steps, otherwise empty."""
     untrained = untrained_share(recipe, steps)
-    if untrained <= UNTRAINED_SHARE:
-        return ""
-    return f"{untrained:.0%} of the EMA's weights are still the initial ones"
+    return describe_initial(untrained) if untrained > UNTRAINED_SHARE else ""
 
 
 # finding them -----------------------------------------------------------------------------------------------------------
@@ -130,7 +188,10 @@ def describe_untrained(recipe: Recipe, steps: int) -> str:
 
 @dataclass(frozen=True)
 class ChosenWeights:
-    """The weights of a checkpoint: the stem of their file, their kind ("raw" or "ema"), and all of it in words."""
+    """The weights of a checkpoint: the stem of their file, their kind ("raw", "ema" or "probe"), and all of it in words.
+
+    Those of the probe are not in the checkpoint, which has the rest of what the model needs.
+    """
 
     path: Path
     stem: str
@@ -147,21 +208,34 @@ def find_weights(path: Path, wanted: str = AUTO) -> ChosenWeights:
     if wanted not in WEIGHT_CHOICES:
         raise UserError(f"no weights are called {wanted}; choose from {', '.join(WEIGHT_CHOICES)}")
     if is_checkpoint(path):
-        if wanted in (BEST, LAST):
+        if wanted in (BEST, LAST, PROBE):
             raise UserError(f"{path} is one checkpoint; give its run directory for --weights {wanted}")
         return _of_checkpoint(path, wanted)
     result = read_result(path)
     record = result.get("weights") or {}
     if not result and wanted in (AUTO, LAST):  # the only ones that follow the choice
         record = _choose_so_far(path) or {}
+    if wanted == PROBE:
+        return _probe(path)
     if wanted == AUTO and record:
-        return _newest(path, record["take"], record["kind"], f": {record['reason']}")
+        find = _probe if record["take"] == PROBE else partial(_newest, take=record["take"], kind=record["kind"])
+        return find(path, reason=f": {record['reason']}")
     if wanted == AUTO:  # nothing is evaluated, or the run is of an earlier version: the best epoch, as in the paper
         unfinished = not result and list_checkpoints(path / "checkpoints")
         return _of_checkpoint(find_checkpoint(path), AUTO, f": {NOT_ENDED}" if unfinished else "")
     if wanted == BEST:
         return _newest(path, BEST, AUTO)
-    return _newest(path, LAST, record.get("kind", AUTO) if wanted == LAST else wanted)
+    chosen = record.get("kind") if record.get("kind") != PROBE else AUTO
+    return _newest(path, LAST, chosen or AUTO if wanted == LAST else wanted)
+
+
+def _probe(run: Path, reason: str = "") -> ChosenWeights:
+    found = list_checkpoints(run / "checkpoints")
+    if not found or not (run / PROBE_HEAD).is_file():
+        raise UserError(
+            f"{run} has no {PROBE_HEAD}, which runs with model.head_init=probe keep since version 0.3; give other --weights"
+        )
+    return ChosenWeights(found[-1], PROBE, PROBE, f"{PROBE_WORDS}{reason}")
 
 
 def with_choice_so_far(run: Run) -> Run:
@@ -178,8 +252,11 @@ def _choose_so_far(run: Path) -> dict[str, Any] | None:
     found = list_checkpoints(run / "checkpoints")
     if not found:
         return None
-    evaluations = read_checkpoint(found[-1], needed=()).state.get("progress", {}).get("evaluations", [])
-    choice = choose_weights(evaluations, best_evaluation(evaluations))
+    checkpoint = read_checkpoint(found[-1], needed=())
+    progress = checkpoint.state.get("progress", {})
+    evaluations = progress.get("evaluations", [])
+    share = _untrained_share(checkpoint)
+    choice = choose_weights(evaluations, best_evaluation(evaluations), progress.get("baseline"), share)
     if choice is not None and choice["take"] == LAST:
         choice["reason"] += f"; {NOT_ENDED}"
     return choice
@@ -197,6 +274,7 @@ def _newest(run: Path, take: str, kind: str, reason: str = "") -> ChosenWeights:
 def _of_checkpoint(path: Path, kind: str, reason: str = "") -> ChosenWeights:
     """The only weights of a best checkpoint, or those of `kind` of another (default: the EMA, if it has one)."""
     checkpoint = read_checkpoint(path, needed=())
+    untrained, is_noted = _untrained_share(checkpoint), False
     stem, words = STEMS[RAW], f"weights of the best epoch, {path.name}"
     if path.name.startswith(BEST):
         own = EMA if EMA in (evaluation_of(checkpoint.state) or {}) else RAW
@@ -206,23 +284,26 @@ def _of_checkpoint(path: Path, kind: str, reason: str = "") -> ChosenWeights:
     else:
         has_ema = (path / f"{STEMS[EMA]}.safetensors").exists()
         if kind == AUTO:
-            kind = EMA if has_ema else RAW
+            kind = EMA if has_ema and untrained <= MOSTLY_INITIAL else RAW
+            is_noted = has_ema
         if kind == EMA and not has_ema:
             raise UserError(f"{path} has no EMA weights; give --weights raw")
         stem, words = STEMS[kind], f"weights of {path.name}"
-    notes = [f"{WEIGHTS[kind]} {words}{reason}", _untrained_ema(checkpoint) if kind == EMA else ""]
-    return ChosenWeights(path, stem, kind, "; ".join(filter(None, notes)))
+    notes = [f"{WEIGHTS[kind]} {words}{reason}"]
+    if untrained > UNTRAINED_SHARE and (is_noted or kind == EMA):
+        notes.append(describe_initial(untrained))
+    return ChosenWeights(path, stem, kind, "; ".join(notes))
 
 
-def _untrained_ema(checkpoint: Checkpoint) -> str:
+def _untrained_share(checkpoint: Checkpoint) -> float:
+    """Of the initial weights in the EMA, by the steps that the state names."""
     state = checkpoint.state
     if not state.get("progress") and not state.get("evaluation"):
-        return ""
+        return 0.0
     best = state.get("evaluation") or {"epoch": 0}
     found = state.get("progress", {"epoch": best["epoch"] + 1, "step": 0})
-    epochs, step = found["epoch"], found["step"]
     recipe = stored_recipe(checkpoint)
-    return describe_untrained(recipe, epochs * recipe.steps_per_epoch() + step)
+    return untrained_share(recipe, found["epoch"] * recipe.steps_per_epoch() + found["step"])
 
 
 def evaluation_of(state: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -232,3 +313,10 @@ def evaluation_of(state: Mapping[str, Any]) -> Mapping[str, Any] | None:
     progress = state.get("progress", {})
     done = progress.get("epoch", 0) - 1 if progress.get("step") == 0 else None
     return next((e for e in progress.get("evaluations", ()) if e["epoch"] == done), None)
+
+
+def stored_scores(state: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """Scores of a checkpoint's weights ("raw", "ema" or "probe") on the run's validation images; empty without an evaluation."""
+    if kind == PROBE:
+        return (state.get("progress", {}).get("baseline") or {}).get(RAW, {})
+    return (evaluation_of(state) or {}).get(kind, {})

@@ -72,8 +72,8 @@ LINES: dict[str, type[Document]] = {
 class _Weights(Document):
     """The entry of result.json that says what predict, eval and export take."""
 
-    take: Literal["best", "last"]
-    kind: Literal["raw", "ema"]
+    take: Literal["best", "last", "probe"]
+    kind: Literal["raw", "ema", "probe"]
     reason: str
 
 

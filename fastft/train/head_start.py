@@ -16,13 +16,13 @@ from fastft.augment.recipe_policy import build_policy
 from fastft.data import EvalLoader, Output, Shard
 from fastft.model import ImageClassifier
 from fastft.recipe import Recipe
+from fastft.recipe.constants import PROBE
 from fastft.run.prediction_metrics import LOG_TEMPERATURES, fit_temperature
 from fastft.train.distributed import World
 from fastft.train.evaluate import forward
 from fastft.train.precision import Precision
 from fastft.train.preempt import SignalGuard
 
-PROBE = "probe"
 MOST_IMAGES = 100_000  # features of 1,024 values take 400 MB; a longer training learns its head anyway
 
 # of the regression

@@ -5,17 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from beton_tools.base.console import format_duration
 from fastft.model import TowerArch
+from fastft.optim.schedule import untrained_share
 from fastft.recipe import Recipe
+from fastft.recipe.constants import PROBE
 from fastft.recipe.training_images import NO_EXPECTATION, describe_expectation, expected_top1
-from fastft.run.chosen_weights import (
-    balanced_disagreement,
-    choose_weights,
-    count_disagreements,
-    describe_untrained,
-    describe_weights,
-)
+from fastft.run.chosen_weights import choose_weights, count_disagreements, describe_untrained, describe_weights
 from fastft.run.evaluations import TOP1, WEIGHTS, best_evaluation, flatten, headline_score
 from fastft.train.evaluate import Scores
 
@@ -29,6 +27,7 @@ class Progress:
     seconds: float = 0.0  # of training, over all resumes
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     baseline: dict[str, Any] | None = None  # of the head that the run starts from: `describe_baseline`
+    probe_right: str = ""  # whether that head classifies each validation image correctly, as bits in hexadecimal digits
     # the part of the next log line that is known already (Meter.state_dict)
     logged: dict[str, Any] | None = None
     step_choice: dict[str, Any] | None = None  # of StepChoice, and the device
@@ -39,19 +38,38 @@ class Progress:
         scores: of the "raw" and "ema" weights, or of one of them. best_by: the score that the best epoch has the largest of.
         """
         entry: dict[str, Any] = {"epoch": epoch, **{weights: s.as_dict() for weights, s in scores.items()}}
-        raw, ema = (s.predictions if (s := scores.get(weights)) else None for weights in WEIGHTS)
-        if raw is not None and ema is not None:
-            entry["disagreements"] = count_disagreements(raw.right_N, ema.right_N)
-            if best_by != TOP1:
-                entry["disagreements"] |= balanced_disagreement(raw.labels_N, raw.right_N, ema.right_N)
+        found = {weights: s.predictions for weights, s in scores.items() if s.predictions is not None}
+        right = {weights: p.right_N for weights, p in found.items()}
+        labels_N = next(iter(found.values())).labels_N if found and best_by != TOP1 else None
+        if len(right) == len(WEIGHTS):
+            entry["disagreements"] = count_disagreements(right, labels_N)
+        samples = 0 if self.baseline is None else self.baseline.get("raw", {}).get("samples", 0)
+        if self.probe_right and all(len(mine) == samples for mine in right.values()):  # not of another validation file
+            bits = np.frombuffer(bytes.fromhex(self.probe_right), np.uint8)
+            probe_N = np.unpackbits(bits, count=samples).astype(bool)
+            entry["against_probe"] = {
+                weights: count_disagreements({weights: mine, PROBE: probe_N}, labels_N)
+                for weights, mine in right.items()
+            }
         if best_by != TOP1:
             entry["best_by"] = best_by
         self.evaluations.append(entry)
         return entry
 
+    def add_baseline(self, scores: Scores) -> None:
+        """Keep the scores of the head that the run starts from, beside what it was made with."""
+        assert self.baseline is not None and scores.predictions is not None
+        self.baseline = {**self.baseline, "raw": scores.as_dict()}
+        self.probe_right = np.packbits(scores.predictions.right_N).tobytes().hex()
+
     def best(self) -> dict[str, Any] | None:
         """The evaluation of the best epoch so far."""
         return best_evaluation(self.evaluations)
+
+    def choose_weights(self, recipe: Recipe) -> dict[str, Any] | None:
+        """`choose_weights` so far."""
+        share = untrained_share(recipe, self.epoch * recipe.steps_per_epoch() + self.step)
+        return choose_weights(self.evaluations, self.best(), self.baseline, share)
 
 
 def describe_model(
@@ -83,7 +101,7 @@ def summarise(progress: Progress, recipe: Recipe) -> dict[str, Any]:
         **({"baseline": progress.baseline} if progress.baseline else {}),
         "best": progress.best(),
         "last": progress.evaluations[-1] if progress.evaluations else None,
-        "weights": choose_weights(progress.evaluations, progress.best()),
+        "weights": progress.choose_weights(recipe),
         "expected_top1": expected_top1(recipe),
         "expectation": describe_expectation(recipe),
         "source": recipe.about.source,
@@ -112,10 +130,10 @@ def describe_baseline(baseline: Mapping[str, Any]) -> str:
 
 def describe_unfinished(progress: Progress, recipe: Recipe, steps: int) -> list[str]:
     """The log lines of a run that stops early: the weights that are used of it, and an EMA that is still young."""
-    choice = choose_weights(progress.evaluations, progress.best())
+    choice = progress.choose_weights(recipe)
     lines = [] if choice is None else [describe_weights(choice)]
     untrained = describe_untrained(recipe, steps)
-    return [*lines, f"warning: {untrained}; --weights raw takes others"] if untrained else lines
+    return [*lines, f"warning: {untrained}"] if untrained else lines
 
 
 def conclusion(result: dict[str, Any]) -> str:
@@ -124,7 +142,7 @@ def conclusion(result: dict[str, Any]) -> str:
     if best is None or last is None:
         return "done; no validation data, nothing was evaluated"
     used = result["weights"]
-    parts = [f"{WEIGHTS[used['kind']]} {used['top1']:.3f} (epoch {used['epoch']})"]
+    parts = [f"{WEIGHTS.get(used['kind'], used['kind'])} {used['top1']:.3f} (epoch {used['epoch']})"]
     if "raw" in result.get("baseline", {}):
         parts += [f"frozen-tower baseline {result['baseline']['raw']['top1']:.3f}"]
     parts += [f"best epoch {headline_score(flatten(best)):.3f} ({best['epoch']})"]
@@ -132,6 +150,6 @@ def conclusion(result: dict[str, Any]) -> str:
     parts += [f"last raw {last['raw']['top1']:.3f}"] if "raw" in last else []
     expected = "" if result["expectation"] == NO_EXPECTATION else f"; {result['expectation']}"
     seconds = format_duration(result["seconds"])
-    return (
-        f"top-1 in percent: {', '.join(parts)}{expected}; {seconds} of training; {describe_weights(result['weights'])}"
-    )
+    note = used.get("baseline", {}).get("note")
+    line = f"top-1 in percent: {', '.join(parts)}{expected}; {seconds} of training; {describe_weights(used)}"
+    return f"{line}\nwarning: {note}" if note else line

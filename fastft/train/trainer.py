@@ -9,8 +9,12 @@ from typing import Any, NoReturn
 
 from fastft.augment.recipe_policy import build_policy
 from fastft.data import Batch
+from fastft.data.classes import name_outputs
+from fastft.model.head_file import Head, write_head
 from fastft.model.recipe_model import with_phase
 from fastft.optim import set_lr
+from fastft.recipe.constants import PROBE
+from fastft.run.chosen_weights import PROBE_HEAD
 from fastft.run.metrics_log import RunLog
 from fastft.run.run_directory import write_choices, write_recipe, write_result
 from fastft.train import profile
@@ -18,7 +22,7 @@ from fastft.train.augmentation_choice import choose_augmentation
 from fastft.train.checkpointing import init_optimizer_state
 from fastft.train.evaluate import EvaluationStopped
 from fastft.train.exceptions import Preempted, TimeUp
-from fastft.train.head_start import PROBE, set_probe_head
+from fastft.train.head_start import set_probe_head
 from fastft.train.progress import conclusion, describe_unfinished, summarise
 from fastft.train.reporting import Reporter
 from fastft.train.setup import Setup, describe_run
@@ -80,20 +84,27 @@ class Trainer:
             self.reporter.baseline(self.progress.baseline)
 
     def _start_head(self) -> None:
-        """Fit the head, evaluate the baseline, and save them as step 0."""
+        """Fit the head, evaluate the baseline, and save them as step 0; the head also in the run directory, where it stays."""
         s, model = self.setup, self.step.model
         try:
             batch = s.phases.smallest_micro_batch
             probe = set_probe_head(model, self.recipe, self.world, s.precision, batch, self.guard)
-            has_data = s.validation.loader is not None
-            scores = {"raw": s.validation.scores([model])[0].as_dict()} if has_data else {}
+            scores = s.validation.scores([model]) if s.validation.loader is not None else []
             self._choose_augmentation()
         except EvaluationStopped:
             self._stop()
         if self.step.ema is not None:
             self.step.ema.module.load_state_dict(model.state_dict())
         init_optimizer_state(self.step.optimizer)
-        self.progress.baseline = probe | scores
+        self.progress.baseline = probe
+        for of_probe in scores:
+            self.progress.add_baseline(of_probe)
+        if self.world.is_main:
+            classes = name_outputs(s.loader.class_names, self.recipe.data.num_classes)
+            tensors = model.head.weight.detach().cpu(), model.head.bias.detach().cpu()
+            write_head(
+                s.folder / PROBE_HEAD, Head(*tensors, classes, model.pool, {"weights": self.recipe.model.weights})
+            )
         self._save()
 
     def _choose_augmentation(self) -> None:

@@ -92,7 +92,7 @@ def test_flags_are_frozen() -> None:
     ]  # fmt: skip
     assert flags["doctor"] == ["--data", "--json"]
     assert flags["eval"] == [
-        "--csv", "--data", "--device", "--json", "--knn", "--knn-train", "--logit-adjustment", "--only-present-classes",
+        "--csv", "--data", "--device", "--json", "--logit-adjustment", "--only-present-classes",
         "--weights",
     ]  # fmt: skip
     assert flags["predict"] == ["--csv", "--device", "--features", "--logit-adjustment", "--topk", "--weights"]

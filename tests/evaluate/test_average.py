@@ -130,7 +130,7 @@ def test_after_a_failed_write_nothing_is_left_and_the_same_call_works(
         patched.setattr(weight_average, "write_text", full)
         assert main(["average", *map(str, command), "--out", str(out), "--device", "cpu"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.endswith("out: cannot be written (No space left on device); nothing is kept")
+    assert error.endswith("out cannot be written (No space left on device); nothing is kept")
     assert not list(tmp_path.iterdir())
     average(out, *command)
     assert {path.name for path in out.iterdir()} >= {"average.json", "state.json"}

@@ -1,17 +1,14 @@
-"""Embeddings are the head's input, in a file; nearest neighbours on them are scikit-learn's."""
+"""Embeddings are the head's input, in a file."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from sklearn.neighbors import KNeighborsClassifier
 
 from beton_tools.read.manifest import Manifest
 from fastft.cli import main
 from fastft.evaluate.evaluation import predict_file
-from fastft.evaluate.features import TEMPERATURE
 from fastft.evaluate.prediction import read_batches
 from fastft.evaluate.trained import load_trained
 from tests.train.runs import run
@@ -39,7 +36,7 @@ def test_embeddings_times_the_head_are_the_logits(whole: Path, tiny: dict[str, s
     assert list(found["classes"]) == ["astronaut", "coffee"]
 
 
-def test_timms_models_have_embeddings_neighbours_and_averages(tiny: dict[str, str], tmp_path: Path) -> None:
+def test_timms_models_have_embeddings_and_averages(tiny: dict[str, str], tmp_path: Path) -> None:
     options = {"model.arch": "timm/test_vit", "schedule.epochs": "1", "schedule.warmup_epochs": "0"}
     run(tiny | options, tmp_path / "run")
     out, average = tmp_path / "val.npz", tmp_path / "average"
@@ -50,7 +47,7 @@ def test_timms_models_have_embeddings_neighbours_and_averages(tiny: dict[str, st
     want = predict_file(tmp_path / "run", Path(tiny["data.val"]), "cpu")[1].logits_NK
     np.testing.assert_allclose(logits_NK, want, atol=1e-5)
     assert main(["average", "start", str(tmp_path / "run"), "--alpha=0.5", "--out", str(average)]) == 0
-    assert main(["eval", str(average), "--knn=5", "--device=cpu"]) == 0
+    assert main(["eval", str(average), "--device=cpu"]) == 0
 
 
 def test_embeddings_of_a_folder_are_those_of_its_images_and_damaged_ones_are_named(
@@ -66,48 +63,6 @@ def test_embeddings_of_a_folder_are_those_of_its_images_and_damaged_ones_are_nam
     assert list(found["files"]) == [str(images / name) for name in expected["files"]]
     np.testing.assert_allclose(found["features"], expected["features"], atol=0.05)
     assert set(found["labels"]) == {-1} and not len(found["classes"])
-
-
-@pytest.mark.parametrize("k", [1, 20])
-def test_nearest_neighbours_are_scikit_learns(
-    whole: Path, tiny: dict[str, str], files: dict[str, Path], capsys: pytest.CaptureFixture, k: int
-) -> None:
-    train, val = np.load(files["train"]), np.load(files["val"])
-    theirs = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1 - d) / TEMPERATURE))
-    theirs.fit(train["features"], train["labels"])
-    want = 100 * theirs.score(val["features"], val["labels"])
-    probabilities = theirs.predict_proba(val["features"])[np.arange(20), val["labels"]]
-    files_given = [f"--knn-train={tiny['data.train']}", f"--data={tiny['data.val']}"]
-    assert main(["eval", str(whole), f"--knn={k}", *files_given, "--json", "--device=cpu"]) == 0
-    scores = json.loads(capsys.readouterr().out)
-    assert scores["top1"] == pytest.approx(want)
-    assert scores["loss"] == pytest.approx(-np.log(probabilities.clip(1e-6)).mean(), rel=1e-3)
-    assert (scores["knn"], scores["knn_train_images"], scores["samples"]) == (k, 48, 20)
-    assert scores.keys() >= {"temperature", "ece_scaled"}
-
-
-def test_neighbours_are_of_the_runs_own_files_by_default(whole: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["eval", str(whole), "--knn=5", "--device=cpu"]) == 0
-    assert "by the 5 nearest of 48 training images" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--knn=49"], "--knn 49 is more than the 48 images"),
-        (["--knn=5", "--csv=a.csv"], "--csv is about the head"),
-        (["--knn=5", "--knn-train=nowhere.beton"], "nowhere.beton: cannot be read"),
-        (["--knn-train=VAL"], "give --knn K too"),
-        (["--knn=5", "--knn-train=VAL", "--data=VAL"], "would vote for itself"),
-    ],
-)
-def test_bad_input_is_one_line(
-    whole: Path, tiny: dict[str, str], capsys: pytest.CaptureFixture, arguments: list[str], message: str
-) -> None:
-    arguments = [word.replace("VAL", tiny["data.val"]) for word in arguments]
-    assert main(["eval", str(whole), *arguments, "--device=cpu"]) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
 
 
 def test_features_are_refused_under_another_suffix_and_with_options_for_classes(

@@ -126,7 +126,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, capsys, monk
     monkeypatch.setitem(FORMATS, "safetensors", replace(FORMATS["safetensors"], write=write))
     out = tmp_path / "a.safetensors"
     assert main(["export", str(tmp_path / "run"), "--format", "safetensors", "--out", str(out)]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"fastft export: {out} could not be written (")
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"fastft export: {out} cannot be written (")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["arch.json", "run"]
 
 

@@ -175,7 +175,7 @@ def test_a_run_that_is_killed_continues_bit_for_bit_with_the_same_hold_out(
     assert split_of(run) == split_of(trained)
 
 
-def test_evaluation_neighbours_and_report_use_the_hold_out(
+def test_evaluation_and_report_use_the_hold_out(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held = [name for name, side in split_of(trained).items() if side == "val"]
@@ -185,11 +185,6 @@ def test_evaluation_neighbours_and_report_use_the_hold_out(
     assert (scores["samples"], scores["top1"]) == (7, last["top1"])
     with table.open(newline="") as file:
         assert [row["file"] for row in csv.DictReader(file)] == held
-    capsys.readouterr()
-    assert main(["eval", str(trained), "--knn", "3", "--device", "cpu", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    found = found[0] if isinstance(found, list) else found
-    assert (found["samples"], found["knn_train_images"]) == (7, 29)
     assert main(["report", str(trained), "--out", str(tmp_path / "report.html")]) == 0
     assert main(["predict", str(trained), str(trained / "data" / "val.subset.json")]) == 2
     assert "a subset of one; use fastft eval --csv" in capsys.readouterr().err

@@ -17,16 +17,9 @@ from fastft.evaluate.evaluation import evaluate_checkpoint, predict_file
 from fastft.evaluate.trained import load_trained
 from fastft.report.run_report import _used_evaluation
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
-from fastft.run.chosen_weights import (
-    balanced_disagreement,
-    choose_weights,
-    count_disagreements,
-    find_weights,
-    mcnemar,
-    with_choice_so_far,
-)
+from fastft.run.chosen_weights import choose_weights, count_disagreements, find_weights, mcnemar, with_choice_so_far
 from fastft.run.evaluations import StoredEvaluation
-from fastft.run.run_directory import load_run
+from fastft.run.run_directory import _Weights, load_run
 from fastft.train.exceptions import EXIT_REQUEUE
 from tests.train.runs import flags, run
 
@@ -43,7 +36,7 @@ def evaluation(epoch: int, raw: float, ema: float | None, samples: int, raw_only
 
 def test_disagreements_count_images_that_one_model_has_right() -> None:
     raw, ema = np.array([1, 1, 0, 0, 1], bool), np.array([1, 0, 1, 0, 0], bool)
-    assert count_disagreements(raw, ema) == {"raw_only": 2, "ema_only": 1}
+    assert count_disagreements({"raw": raw, "ema": ema}) == {"raw_only": 2, "ema_only": 1}
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (3, 3), (1, 9), (40, 15)])
@@ -82,7 +75,8 @@ def test_very_unequal_classes_are_compared_by_balanced_accuracy() -> None:
     labels = np.array([0] * 900 + [1] * 100)
     raw, ema = np.ones(1000, bool), np.ones(1000, bool)
     raw[:60], ema[900:930] = False, False
-    found = balanced_disagreement(labels, raw, ema)
+    found = count_disagreements({"raw": raw, "ema": ema}, labels)
+    assert (found["raw_only"], found["ema_only"]) == (30, 60)
     by_class = [raw[labels == k].mean() - ema[labels == k].mean() for k in (0, 1)]
     assert found["balanced_gain"] == pytest.approx(100 * np.mean(by_class))
     resampled, rng = [], np.random.default_rng(0)
@@ -96,10 +90,64 @@ def test_very_unequal_classes_are_compared_by_balanced_accuracy() -> None:
     chosen = choose_weights([entry], entry)
     assert chosen is not None and chosen["kind"] == "raw"
     assert "its balanced accuracy is 11.67 points above the EMA's" in chosen["reason"]
-    entry["disagreements"] |= balanced_disagreement(labels, ema, raw)
+    entry["disagreements"] |= {"balanced_gain": -found["balanced_gain"]}
     assert entry["disagreements"]["balanced_gain"] < 0
     check("it", json.loads(json.dumps(entry)), StoredEvaluation)  # a run with it can be resumed
     assert choose_weights([entry], entry)["kind"] == "ema"  # type: ignore[index]
+
+
+def against_probe(own_only: int, probe_only: int, **balanced: float) -> dict[str, Any] | None:
+    """The choice of a run whose EMA and probe differ on so many of 200 images."""
+    entry = evaluation(3, 80, 80, 200)
+    entry["against_probe"] = {"ema": {"ema_only": own_only, "probe_only": probe_only, **balanced}}
+    return choose_weights(
+        [entry], entry, {"images": 800, "raw": {"top1": 80 + (probe_only - own_only) / 2, "samples": 200}}
+    )
+
+
+def test_the_probe_is_taken_where_it_is_significantly_better() -> None:
+    chosen = against_probe(5, 25)
+    assert chosen is not None and (chosen["take"], chosen["kind"], chosen["top1"]) == ("probe", "probe", 90)
+    assert chosen["reason"] == "fine-tuning is worse than the probe: -10.00 points of accuracy (p = 0.00032)"
+    assert "by -10.00 ± 2.65 points, significantly: the baseline is used instead" in chosen["baseline"]["note"]
+    check("it", chosen, _Weights)
+    balanced = against_probe(25, 5, balanced_gain=-9.0, balanced_error=3.0)
+    assert balanced is not None and balanced["take"] == "probe" and "of balanced accuracy" in balanced["reason"]
+
+
+@pytest.mark.parametrize(
+    ("own_only", "probe_only", "words"),
+    [
+        (20, 5, ""),
+        (8, 6, "by +1.00 ± 1.87 points, within the standard error"),
+        (10, 16, "-3.00 ± 2.54 points, not signif"),
+    ],
+)
+def test_a_gain_over_the_probe_within_its_standard_error_is_said(own_only: int, probe_only: int, words: str) -> None:
+    chosen = against_probe(own_only, probe_only)
+    assert chosen is not None and chosen["take"] == "last"
+    note = chosen["baseline"]["note"]
+    assert words in note and ("--optim.lr three times larger" in note and "--weights probe" in note) == bool(words)
+
+
+def test_without_the_probes_images_accuracies_are_compared_and_nothing_is_taken() -> None:
+    """Checkpoints of earlier versions."""
+    entry = evaluation(3, 80, 70, 200)
+    chosen = choose_weights([entry], entry, {"raw": {"top1": 90, "samples": 200}})
+    assert chosen is not None and chosen["take"] == "last"
+    assert chosen["baseline"]["standard_error"] == pytest.approx((70 * 30 / 200 + 90 * 10 / 200) ** 0.5)
+    assert "--weights probe" not in chosen["baseline"]["note"] and not chosen["baseline"]["paired"]
+    assert "baseline" not in (choose_weights([entry], entry, {"images": 800}) or {})
+
+
+def test_an_ema_of_mostly_initial_weights_is_not_taken_on_the_word_of_few_images() -> None:
+    entry = evaluation(0, 80, 82, 20, 1, 2)
+    for share, kind in ((0.4, "ema"), (0.6, "raw")):
+        chosen = choose_weights([entry], entry, untrained=share)
+        assert chosen is not None and chosen["kind"] == kind
+    assert chosen["reason"].startswith("raw, because 60% of the EMA's weights are still the initial ones")
+    only_ema = {"epoch": 0, "ema": {"top1": 82, "samples": 20}}
+    assert choose_weights([only_ema], only_ema, untrained=0.6)["kind"] == "ema"  # type: ignore[index]
 
 
 def test_without_an_evaluation_there_is_no_choice() -> None:
@@ -193,13 +241,17 @@ def test_an_ema_of_mostly_initial_weights_is_said_to_be_one(
     for _ in range(2):
         assert main(["train", "rcp/final_b16.yaml", *options]) == EXIT_REQUEUE
     share = "90% of the EMA's weights are still the initial ones"  # exp(-2 / 20)
-    assert f"warning: {share}; --weights raw takes others" in capsys.readouterr().out
+    assert f"warning: {share}" in capsys.readouterr().out
     photo = str(next((Path(tiny["data.val"]).parent / "val").rglob("*.jpg")))
     for command in (["predict", photo], ["eval"], ["export", "--format=safetensors", f"--out={out}.safetensors"]):
         device = ["--device=cpu"] * (command[0] != "export")
         assert main([command[0], str(folder), *command[1:], *device]) == 0
-        line = f"using the EMA weights of step-00000002: the run has not ended; {share}\n"
+        line = f"using the raw weights of step-00000002: the run has not ended; {share}"
         assert line in capsys.readouterr().err
+    assert (
+        "EMA weights of step" in find_weights(folder, "ema").description
+        and share in find_weights(folder, "ema").description
+    )
     assert "initial" not in find_weights(folder, "raw").description
     assert "not ended" not in find_weights(list_checkpoints(folder / "checkpoints")[-1]).description
     for wanted in ("ema", "best"):
@@ -223,12 +275,14 @@ def test_a_damaged_record_of_evaluations_is_one_line(whole: Path, tmp_path: Path
 
 def test_weights_that_are_not_there_are_one_line(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     last = list_checkpoints(whole / "checkpoints")[-1]
-    with pytest.raises(UserError, match="no weights are called raww; choose from auto, raw, ema, best, last"):
+    with pytest.raises(UserError, match="no weights are called raww; choose from auto, raw, ema, best, last, probe"):
         find_weights(whole, "raww")
     with pytest.raises(UserError, match="is one checkpoint; give its run directory for --weights best"):
         find_weights(last, "best")
     best = list_checkpoints(whole / "checkpoints", "best")[-1]
     with pytest.raises(UserError, match="has no raw weights, only those that its epoch was chosen by"):
         find_weights(best, "raw")
+    with pytest.raises(UserError, match=r"has no probe\.safetensors, which runs with model\.head_init=probe keep"):
+        find_weights(whole, "probe")
     assert main(["eval", str(whole / "nowhere"), "--weights", "raw"]) == 2
     assert "has no checkpoint of its last epoch" in capsys.readouterr().err

@@ -14,9 +14,12 @@ from beton_tools.base.errors import UserError
 from fastft.cli import main
 from fastft.data.loader import EvalLoader
 from fastft.evaluate.evaluation import evaluate_checkpoint
+from fastft.evaluate.trained import load_trained
 from fastft.model.recipe_model import build_model
 from fastft.recipe import load_recipe
+from fastft.report.run_report import render_run
 from fastft.run.checkpoint import list_checkpoints, read_checkpoint
+from fastft.run.chosen_weights import find_weights
 from fastft.run.run_directory import load_run, read_metrics
 from fastft.train import head_start
 from fastft.train.exceptions import Preempted
@@ -48,6 +51,57 @@ def test_the_baseline_is_the_evaluation_of_step_0(probed: Path) -> None:
 def test_the_head_beats_a_random_one_before_any_step(tiny: dict[str, str], probed: Path) -> None:
     """Two photographs differ in colour: features of a random tower are enough."""
     assert json.loads((probed / "result.json").read_text())["baseline"]["raw"]["top1"] > 70
+
+
+def test_the_probe_is_evaluated_predicted_exported_and_averaged_with(
+    tiny: dict[str, str], probed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The pretrained tower with the head that the run directory keeps: the model of step 0, built again."""
+    found = load_trained(probed, torch.device("cpu"), "probe")
+    stored = read_checkpoint(list_checkpoints(probed / "checkpoints")[0]).tensors["model"]
+    assert found.model.state_dict().keys() == stored.keys()
+    assert all(torch.equal(value, stored[name]) for name, value in found.model.state_dict().items())
+    result = json.loads((probed / "result.json").read_text())
+    assert evaluate_checkpoint(probed, None, "cpu", weights="probe")["top1"] == result["baseline"]["raw"]["top1"]
+    photo, out = next((Path(tiny["data.val"]).parent / "val").rglob("*.jpg")), tmp_path / "probe.safetensors"
+    assert main(["predict", str(probed), str(photo), "--weights=probe", "--device=cpu"]) == 0
+    assert "using the pretrained tower with the head of the linear probe" in capsys.readouterr().err
+    assert main(["export", str(probed), "--weights=probe", "--format=safetensors", f"--out={out}"]) == 0
+    assert f"Head of the linear probe: {result['baseline']['raw']['top1']:.3f} %." in Path(f"{out}.md").read_text()
+    assert main(["average", "start", str(probed), "--alpha=0", f"--out={tmp_path / 'start'}", "--device=cpu"]) == 0
+    assert torch.equal(load_trained(tmp_path / "start", torch.device("cpu")).model.head.weight, stored["head.weight"])
+
+
+def test_the_probe_is_compared_image_by_image(probed: Path) -> None:
+    result = json.loads((probed / "result.json").read_text())
+    last, before = result["last"], result["baseline"]["raw"]
+    for weights, found in last["against_probe"].items():
+        difference = found[f"{weights}_only"] - found["probe_only"]
+        assert 100 * difference / before["samples"] == pytest.approx(last[weights]["top1"] - before["top1"])
+    chosen = result["weights"]
+    assert chosen["baseline"]["paired"] and chosen["baseline"]["gain"] == pytest.approx(chosen["top1"] - before["top1"])
+
+
+def test_a_run_that_chose_its_probe_is_used_with_it(probed: Path, tmp_path: Path) -> None:
+    """And one of an earlier version, whose directory has no head, says so in one line."""
+    shutil.copytree(probed, tmp_path / "run")
+    path = tmp_path / "run/result.json"
+    result = json.loads(path.read_text())
+    note = "fine-tuning changes the accuracy by -10"
+    result["weights"] |= {"take": "probe", "kind": "probe", "reason": "it is better"}
+    result["weights"]["baseline"]["note"] = note
+    path.write_text(json.dumps(result))
+    (tmp_path / "run/recipe.yaml").write_text((probed / "recipe.yaml").read_text())
+    scores = evaluate_checkpoint(tmp_path / "run", None, "cpu")
+    assert scores["weights"] == "pretrained tower with the head of the linear probe: it is better"
+    assert scores["top1"] == result["baseline"]["raw"]["top1"]
+    page = render_run(load_run(tmp_path / "run"))
+    assert "probe top-1" in page and note in page and "before training, standard error" in page
+    for wanted in ("last", "best"):
+        assert find_weights(tmp_path / "run", wanted).kind == "ema"
+    (tmp_path / "run/probe.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no probe\.safetensors, which runs with .* give other --weights"):
+        find_weights(tmp_path / "run")
 
 
 def test_only_the_head_differs_from_a_run_without(tiny: dict[str, str], probed: Path, tmp_path: Path) -> None:
