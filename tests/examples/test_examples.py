@@ -1,11 +1,13 @@
 """Every program in examples/ runs with the real libraries, and the loss is that of the data that it was given."""
 
+import csv
 import re
 import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
@@ -88,3 +90,26 @@ def test_the_notebook_runs(tiny: dict[str, str], pictures: Path) -> None:
     NotebookClient(notebook, timeout=250, resources={"metadata": {"path": str(pictures.parent)}}).execute()
     said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert "top-1" in said and "runs/quickstart.safetensors" in said and "pics/astronaut/00.jpg" in said
+
+
+@pytest.mark.slow
+def test_wrong_labels_and_near_duplicates_are_found_in_embeddings(tmp_path: Path, run: Run) -> None:
+    pytest.importorskip("cleanlab")
+    rng = np.random.default_rng(0)
+    labels_N = np.repeat([0, 1, 2], 40)
+    features_ND = 8 * np.eye(3, 16)[labels_N] + rng.normal(size=(120, 16))
+    features_ND[70] = features_ND[50] + 1e-4  # of the same class
+    labels_N[[3, 90]] = 1, 0
+    for split, rows in {"train": slice(0, 60), "val": slice(60, 120)}.items():
+        files = [f"{i}.jpg" for i in range(120)][rows]
+        np.savez(tmp_path / f"{split}.npz", features=features_ND[rows].astype(np.float32), labels=labels_N[rows],
+                 files=files, classes=["a", "b", "c"])  # fmt: skip
+    run("check_labels.py", "train.npz", "val.npz")
+    with (tmp_path / "suspects.csv").open() as file:
+        table = [(row["issue"], row["image"], list(row.values())[-1]) for row in csv.DictReader(file)]
+    assert {row for row in table if row[0] == "label"} == {
+        ("label", "train: 3.jpg", "a"),
+        ("label", "val: 90.jpg", "c"),
+    }
+    pairs = {("train: 50.jpg", "val: 70.jpg"), ("val: 70.jpg", "train: 50.jpg")}
+    assert {row[1:] for row in table if row[0] == "near_duplicate"} == pairs
