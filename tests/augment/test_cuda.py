@@ -14,7 +14,7 @@ import torch
 from numba import cuda, float32, typeof
 
 from fastft.augment import parse_policy
-from fastft.augment.erase import FLOAT16, FLOAT32
+from fastft.augment.erase import FLOAT16
 from fastft.augment.plan import PLAN_DTYPE
 
 pytest.importorskip("numba.cuda.cudadrv.nvvm")
@@ -88,11 +88,6 @@ def test_products_and_sums_are_rounded_separately_as_on_the_cpu() -> None:
     assert "fma.rn.f32" not in compiled(multiply_and_add, signature, (32, 1), V100)
     fused, _ = cuda.compile_ptx(multiply_and_add, signature, cc=V100)
     assert "fma.rn.f32" in fused
-
-
-@pytest.mark.slow
-def test_the_ops_kernel_compiles_for_float32_output(tmp_path: Path) -> None:
-    assert_compiles(backend.ops_kernel, backend.ops_signature(FLOAT32), backend.OPS_BOUNDS, A100, tmp_path)
 
 
 class RecordedKernel:

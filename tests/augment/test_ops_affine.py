@@ -9,21 +9,9 @@ import pytest
 from numba import njit
 from PIL import Image
 
-from fastft.augment import ops_image_affine
-from fastft.augment.ops import (
-    CUBIC,
-    LINEAR,
-    affine_matrix,
-    affine_source,
-    cubic,
-    inside,
-    linear,
-    sample_bicubic,
-    sample_bilinear,
-    truncate,
-)
+from fastft.augment.ops import affine_matrix, affine_source, inside, sample_bicubic, sample_bilinear, truncate
 from fastft.augment.ops_image import apply_argument
-from fastft.augment.ops_image_affine import UNSURE, inside_span
+from fastft.augment.ops_image_affine import UNSURE
 from fastft.augment.plan import OP_ID
 from fastft.augment.simd import columns_cubic, columns_linear, rows_cubic, rows_linear
 from tests.augment.pillow_oracle import FILL, RESAMPLE
@@ -112,39 +100,6 @@ def test_an_out_of_range_argument_gives_the_fill_colour_or_valid_pixels(op: str,
     assert values <= {FILL, (200, 200, 200)}
 
 
-def test_the_inside_columns_equal_a_test_of_every_pixel() -> None:
-    random = np.random.default_rng(3)
-    for _ in range(300):
-        op = OPS[random.integers(len(OPS))]
-        height, width = (int(n) for n in random.integers(1, 40, 2))
-        matrix = affine_matrix(OP_ID[op], random_argument(op, random), height, width)
-        for i in range(height):
-            columns = [j for j in range(width) if inside(*affine_source(matrix, i, j), height, width)]
-            begin, end = inside_span(matrix, i, height, width)
-            assert columns == list(range(begin, end))
-
-
-def test_the_weights_of_the_neighbours_equal_the_interpolation() -> None:
-    random = np.random.default_rng(0)
-    for t in [0.0, 0.5, *random.random(50)]:
-        a, b, c, d = random.integers(0, 256, 4)
-        powers = np.array([1.0, t, t * t, t**3])
-        assert powers @ np.array(CUBIC) @ (a, b, c, d) == pytest.approx(cubic(a, b, c, d, t))
-        assert powers[:2] @ np.array(LINEAR) @ (a, b, c, d) == pytest.approx(linear(b, c, t))
-
-
-def test_a_place_of_another_pixel_is_noticed() -> None:
-    width = 8
-    source, fill = np.arange(3 * width, dtype=np.uint8), np.zeros(3 * width, np.uint8)
-    image = ops_image_affine.Image(source, source.copy(), 1, width, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), fill, True)
-    pixel = np.repeat(np.arange(float(width)), 3)
-    for nudge, common in ((0.25, True), (-1e-15, False), (1.0, False)):
-        place = pixel.copy()
-        place[7] += nudge
-        taps = (source,) * 4
-        assert ops_image_affine._interpolate(image, 0, 0, 3 * width, taps, place, pixel, 0.0) == common
-
-
 def test_no_op_reads_or_writes_out_of_bounds() -> None:
     command = [sys.executable, "-m", "tests.augment.run_ops_guarded"]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
@@ -172,6 +127,7 @@ def errors(pixels, places, bicubic, out):
             out[k, c] = abs(value[c] - exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bicubic", [True, False])
 def test_float32_is_nearer_to_float64_than_the_limit_of_rotate(bicubic: bool) -> None:
     random, count = np.random.default_rng(1), 200_000

@@ -13,7 +13,6 @@ from fastft.augment.resize import (
     resize_scratch_size,
     resized_crop,
     source_region,
-    vertical_first,
 )
 from tests.augment.pillow_oracle import needs_pillow_13, pillow_resized_crop
 
@@ -72,17 +71,6 @@ def test_extreme_shapes_equal_pillows(shape: tuple[int, int], photographs: dict[
     for size in (1, 20, 224):
         ours = resized_crop(image, (0, 0, *shape), size)
         np.testing.assert_array_equal(ours, pillow_resized_crop(image, (0, 0, *shape), (size, size)))
-
-
-@needs_pillow_13
-def test_both_orders_of_the_passes_occur_and_differ() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (300, 230, 3), np.uint8)
-    assert vertical_first(300, 230, 224, 224) and not vertical_first(230, 300, 224, 224)
-    horizontal = pillow_resized_crop(noise, (0, 0, 300, 230), (300, 224))
-    horizontal = pillow_resized_crop(horizontal, (0, 0, 300, 224), (224, 224))
-    ours = resized_crop(noise, (0, 0, 300, 230), 224)
-    np.testing.assert_array_equal(ours, pillow_resized_crop(noise, (0, 0, 300, 230), (224, 224)))
-    assert (ours != horizontal).any()
 
 
 @needs_pillow_13

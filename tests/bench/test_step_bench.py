@@ -109,16 +109,3 @@ def test_everything_that_a_gpu_is_measured_by_runs_with_a_tiny_tower(
     for letter, size in (("B", 224), ("L", 224), ("B", 384)):
         modelled = step_bench.modelled_mfu(step_bench.Case(letter, size, "bf16", 32, 1), GPUS["H100"])
         assert modelled["modelled"] and 0.2 < modelled["median"] < 0.6
-
-
-@pytest.mark.parametrize(
-    ("capability", "dtypes"), [((7, 0), ("fp32", "fp16")), ((8, 0), ("fp32", "bf16")), ((9, 0), ("fp32", "bf16"))]
-)
-def test_a_gpu_is_measured_in_the_precision_that_training_chooses(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtypes: tuple[str, str]
-) -> None:
-    """A V100 emulates bf16, which `is_bf16_supported` includes."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert step_bench.measured_dtypes() == dtypes

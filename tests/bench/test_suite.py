@@ -52,18 +52,6 @@ def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastft.bench.decode_bench.run", lambda options: iter([measure]))
 
 
-def test_the_recorded_command_names_default_images(
-    tmp_path: Path, nothing_measured: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sample = tmp_path / "sample"
-    (sample / "n01440764").mkdir(parents=True)
-    (sample / "n01440764" / "1.jpg").touch()
-    monkeypatch.setenv("FASTFT_IMAGENET_SAMPLE", str(sample))
-    assert main(["bench", "decode", "--rounds", "3", "--out", str(tmp_path)]) == 0
-    command = read_bench(tmp_path / "decode.json")["command"]
-    assert command == f"fastft bench decode --images {sample} --rounds 3"
-
-
 def test_every_table_can_be_read_at_80_columns() -> None:
     """No heading or figure is cut, names and settings are wrapped at worst."""
     measures = read_bench(RESULTS)["measures"]

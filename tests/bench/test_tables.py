@@ -62,14 +62,6 @@ def test_a_difference_of_the_study_is_paired_and_told_apart_only_over_seeds(tabl
     assert points.startswith(f"{100 * (np.mean(shares) - 0.7):+.1f}") and (seeds, found) == ("3", verdict)
 
 
-def test_the_pareto_front_has_what_nothing_beats(tables) -> None:  # type: ignore[no-untyped-def]
-    rows = {
-        name: tables.study.Row(name, flops, {0: np.arange(100) < right})
-        for name, flops, right in (("a", 1, 50), ("b", 2, 60), ("c", 2, 55), ("d", 3, 60), ("e", 4, 61))
-    }
-    assert [row.name for row in tables.study.front(rows)] == ["a", "b", "e"]
-
-
 def test_ratios_in_tables_are_those_of_the_rounds(tables) -> None:  # type: ignore[no-untyped-def]
     own = {"name": "fastft", "rounds": [1.0, 2.0], "median": 1.5}
     peer = {"name": "p", "rounds": [2.0, 8.0], "median": 5.0}

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,17 +76,6 @@ def test_sheet_shows_the_images(written: Path, tmp_path: Path, capsys: pytest.Ca
     x, y = 12 + (64 - photo.width) // 2, 12 + 64 - photo.height
     np.testing.assert_array_equal(sheet[y : y + photo.height, x : x + photo.width], np.asarray(photo))
     assert sheet.shape[1] == 12 + 2 * (64 + 12)
-
-
-def test_sheet_of_long_class_names_is_drawn_at_once(written: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy.beton"
-    copy.write_bytes(written.read_bytes())
-    manifest = Manifest.of_beton(written)
-    assert manifest is not None
-    replace(manifest, class_names=["W" * 200_000] * 3).save(manifest_path(copy))
-    began = time.process_time()
-    assert main(["sheet", str(copy), "--out", str(tmp_path / "sheet.png")]) == 0
-    assert time.process_time() - began < 10
 
 
 def test_extract_follows_no_link(written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

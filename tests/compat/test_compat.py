@@ -1,4 +1,7 @@
-"""Files that an older version wrote are read and continued: `.beton`, conversions, checkpoints, run directories."""
+"""Files that an older version wrote are read and continued: `.beton`, conversions, checkpoints, run directories.
+
+`write_fixture.py` in this folder wrote the archives; it is in the repository's history up to commit 914119f.
+"""
 
 import json
 import os

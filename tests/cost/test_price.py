@@ -49,13 +49,6 @@ def test_reference_l14_run_is_predicted_from_the_b16_log() -> None:
     assert 0.94 * 105.6 < run.gpu_hours < 105.6
 
 
-def test_parameters_match_the_logs() -> None:
-    """n_params of the reference's logs, which leave out the frozen patch embedding of the 224 px runs."""
-    for name, patch, width, logged in [("final_b16", 16, 768, 85_978_600), ("final_l14", 14, 1024, 303_602_664)]:
-        counted = recipe_arch(recipe(name)).parameters + 1000 * width
-        assert counted == pytest.approx(logged + 3 * patch**2 * width, rel=0.002)
-
-
 def test_hours_scale_with_gpus_epochs_mfu_and_frozen_layers() -> None:
     bare, v100 = with_cores(1e6), GPUS["V100"]  # no loader limit
     one = estimate(recipe("final_b16"), v100, 1, GIVEN, bare).train

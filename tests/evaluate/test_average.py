@@ -13,7 +13,7 @@ from fastft.cli import main
 from fastft.evaluate import weight_average
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.trained import load_trained
-from fastft.evaluate.weight_average import RESULT, RunningMean, interpolate
+from fastft.evaluate.weight_average import RESULT
 from fastft.model.recipe_model import build_model
 from tests.train.runs import run
 
@@ -174,13 +174,3 @@ def test_models_of_other_classes_or_another_shape_are_refused(
     for folder, message in (("renamed", "has other classes"), ("scaled", "has another architecture or head")):
         assert main(["average", str(tmp_path / folder), str(whole), "--alpha=0.5", "--out", str(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err
-
-
-def test_means_and_interpolations_do_not_drift() -> None:
-    """The mean of equal states is the state, whatever their number."""
-    state = {"a": torch.full((5,), 0.1)}
-    mean = RunningMean()
-    for _ in range(10):
-        mean = mean.with_state(state)
-    assert torch.equal(mean.state()["a"], state["a"])
-    assert torch.equal(interpolate(state, {"a": torch.ones(5)}, 1.0)["a"], torch.ones(5))

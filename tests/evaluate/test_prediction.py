@@ -150,15 +150,6 @@ def test_predict_fails_if_no_file_can_be_read(trained: Path, tmp_path: Path, cap
     assert "no image could be read" in shown.err and shown.err.count("\n") == 2  # beside the weights
 
 
-def test_warnings_of_pillow_are_one_line(trained: Path, photographs, tmp_path: Path, capsys) -> None:
-    image = Image.fromarray(photographs["coffee"][:64, :64])
-    image.convert("P").save(tmp_path / "a.png", transparency=bytes(range(256)))
-    assert main(["predict", str(trained), str(tmp_path / "a.png"), "--device=cpu"]) == 0
-    weights, *warnings = capsys.readouterr().err.splitlines()
-    assert weights.startswith("using the ") and len(warnings) == 1
-    assert warnings[0].startswith("fastft predict: warning: Palette images with Transparency")
-
-
 @pytest.mark.timeout(120)
 def test_fifos_and_devices_are_refused_without_waiting(trained: Path, photographs, tmp_path: Path) -> None:
     folder = tmp_path / "mine"
@@ -175,14 +166,6 @@ def test_fifos_and_devices_are_refused_without_waiting(trained: Path, photograph
     for path in (folder / "b.jpg", Path("/dev/zero"), folder / "none.jpg"):
         with pytest.raises(UserError, match=f"{path}: cannot be read"):
             list(predict_files(trained, [path], topk=1, device="cpu"))
-
-
-def test_a_missing_gpu_is_reported_with_the_name_of_the_option(trained: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for arguments in (["eval", str(trained)], ["predict", str(trained), "README.md"]):
-        assert main([*arguments, "--device", "cuda"]) == 2
-        error = capsys.readouterr().err
-        assert "omit --device" in error and "train.device" not in error
 
 
 def test_a_file_name_that_is_not_utf8_is_written_unchanged(tmp_path: Path) -> None:

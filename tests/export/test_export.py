@@ -100,16 +100,6 @@ def test_an_export_with_wrong_logits_is_deleted(tmp_path: Path, monkeypatch) -> 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["arch.json", "run"]
 
 
-def test_the_next_export_removes_what_a_killed_one_left(tmp_path: Path) -> None:
-    make_checkpoint(tmp_path, dict(CLIP))
-    left, other = (tmp_path / f".partial-0123abcd-{name}" for name in ("out.safetensors", "other"))
-    for folder in (left, other):
-        folder.mkdir()
-        (folder / "out.safetensors").write_text("half")
-    export_checkpoint(tmp_path / "run", "safetensors", tmp_path / "out.safetensors")
-    assert not left.exists() and other.exists()
-
-
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, capsys, monkeypatch) -> None:
     make_checkpoint(tmp_path, dict(CLIP))
 

@@ -144,6 +144,7 @@ def test_python_that_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.skipif(find_spec("numba_cuda") is None, reason="needs numba-cuda")
+@pytest.mark.slow
 def test_a_kernel_is_compiled_rather_than_versions_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts._run_python("-m", facts.KERNEL_PROBE)[1] is None
     # as NumPy 2.5 does
@@ -161,10 +162,13 @@ def test_disk_is_compared_with_checkpoints_and_imagenets_size_is_shown() -> None
     assert found.status == OK and "ImageNet 60-130 GB" in found.found
 
 
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["stubs", "real"])
 def test_command_examines_this_machine(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, photographs: dict[str, np.ndarray]
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, photographs: dict[str, np.ndarray], monkeypatch, real: bool
 ) -> None:
     """FFCV, torch and TurboJPEG are installed, or no other test would run."""
+    if not real:  # what is asked in processes of their own
+        monkeypatch.setattr(facts, "_run_python", lambda *arguments: (arguments[-1], None))
     for name in ("astronaut", "coffee"):
         (tmp_path / "in" / name).mkdir(parents=True)
         Image.fromarray(photographs[name]).save(tmp_path / "in" / name / "a.jpg")

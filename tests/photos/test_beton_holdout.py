@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beton_tools.base.errors import UserError
 from beton_tools.read.beton_set import BetonSet
 from beton_tools.read.manifest import manifest_path
 from beton_tools.read.parts import Part
@@ -192,15 +190,6 @@ def test_evaluation_and_report_use_the_hold_out(
     assert "29 of 36 images" in page and "7 of 36 images" in page
 
 
-def test_a_preview_draws_training_images_only(
-    album_beton: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    flags = [f"--data.train={album_beton}", "--model.image_size=32", "--count", "40"]
-    assert main(["preview", "photos", *flags, "--out", "grid.png", "--json", "plan.json"]) == 0
-    assert len(json.loads((tmp_path / "plan.json").read_text())) == 29
-
-
 @pytest.mark.slow
 def test_a_sweep_and_a_search_share_one_hold_out(album_beton: Path, tower: list[str], tmp_path: Path) -> None:
     table = tmp_path / "mine.yaml"
@@ -237,32 +226,6 @@ def test_an_unchanged_beton_keeps_its_hold_out_also_elsewhere(copied: Path, tmp_
     assert sides(prepared(moved, tmp_path / "run", said=said)) == first and "unchanged" in said[0]
 
 
-def test_a_changed_beton_is_held_out_again_but_not_once_a_run_has_a_checkpoint(
-    album: Path, copied: Path, tower: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    prepared(copied, tmp_path / "run")
-    photos = Path(shutil.copytree(album, tmp_path / "photos"))
-    (photos / "coffee" / "00.jpg").unlink()
-    copied.unlink()
-    convert_folder(photos, copied, WRITE)
-    said: list[str] = []
-    recipe = prepared(copied, tmp_path / "run", said=said)
-    assert "has changed since" in said[0] and "was prepared: preparing" in said[0]
-    assert sum(map(len, sides(recipe))) == 35
-    flags = options(copied, tmp_path / "run", tower)
-    train(load_recipe("photos", flags), QUIET)
-    copied.unlink()
-    convert_folder(album, copied, WRITE)
-    for command, message in (
-        (["train", "photos", *flags], "has changed since .* was trained; use another --train.run_dir"),
-        (["eval", str(tmp_path / "run"), "--device", "cpu"], "has changed since .*val.subset.json was made of it"),
-    ):
-        capsys.readouterr()
-        assert main(command) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1 and re.search(message, error), error
-
-
 # what stays as it was ---------------------------------------------------------------------------------------------------
 
 
@@ -284,17 +247,6 @@ def test_otherwise_a_beton_is_used_whole(
 # unusual sets -----------------------------------------------------------------------------------------------------------
 
 
-def test_too_few_images_are_all_trained_on(album: Path, tower: list[str], tmp_path: Path) -> None:
-    for name in CLASSES:
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        shutil.copy(album / name / "00.jpg", tmp_path / "photos" / name)
-    convert_folder(tmp_path / "photos", tmp_path / "x.beton", WRITE)
-    said: list[str] = []
-    recipe = prepared(tmp_path / "x.beton", tmp_path / "run", said=said)
-    assert "3 images are too few to hold any out: nothing is evaluated" in "\n".join(said)
-    assert (recipe.data.train, recipe.data.val) == (str(tmp_path / "x.beton"), None)
-
-
 def test_mistakes_are_one_line_and_exit_code_2(
     album: Path, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -311,12 +263,3 @@ def test_mistakes_are_one_line_and_exit_code_2(
             assert main([command, "photos", f"--data.train={tmp_path / name}.beton", run]) == 2
             error = capsys.readouterr().err
             assert error.count("\n") == 1 and message in error, error
-
-
-def test_a_damaged_hold_out_is_named(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = prepared(copied, tmp_path / "run")
-    Path(str(recipe.data.val)).write_text("{}")
-    with pytest.raises(UserError, match=r"val\.subset\.json: not a subset file"):
-        BetonSet.open(str(recipe.data.val))
-    again = prepared(copied, tmp_path / "run")  # writes it again
-    assert len(BetonSet.open(str(again.data.val))) == 7

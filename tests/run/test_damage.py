@@ -236,13 +236,6 @@ def test_when_every_checkpoint_is_damaged_nothing_is_trained_and_nothing_removed
     assert sorted((tmp_path / "run").rglob("*")) == before
 
 
-def test_the_same_step_can_be_damaged_twice(tiny, finished: Path, tmp_path: Path) -> None:
-    newest = damaged_copy(finished, tmp_path / "run", replaced("model.safetensors", "nothing"))
-    resume(tiny, tmp_path / "run")
-    (newest / "model.safetensors").unlink()
-    assert "is damaged" in resume(tiny, tmp_path / "run")
-
-
 def test_a_checkpoint_of_a_newer_version_is_not_damage(tiny, finished: Path, tmp_path: Path) -> None:
     damaged_copy(finished, tmp_path / "run", put("version", 2))
     with pytest.raises(UserError, match="has version 2, newer than this fastft's 1; update fastft"):

@@ -183,7 +183,7 @@ def test_cost_prices_the_trainings_of_sweeps_and_their_total(capsys: pytest.Capt
 @pytest.mark.parametrize("command", [["sweep", "--dry-run"], ["cost", "--gpu", "h100"]])
 def test_rows_that_wait_for_the_loader_are_marked(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """At 32 px eight H100 are faster than their cores decode; at 224 px they are not."""
-    table = str(TABLES / "fig3_partial.yaml")
+    table = str(TABLES / "15_drop_path.yaml")
     for size, waits in ((32, True), (224, False)):
         assert main([command[0], table, *command[1:], f"--model.image_size={size}"]) == 0
         printed = capsys.readouterr().out

@@ -192,17 +192,6 @@ def test_the_first_rungs_leave_half_of_the_budget_and_what_did_not_fit_is_listed
     assert "did not fit into the budget" in (tmp_path / "out/table.md").read_text()
 
 
-def test_a_recipe_of_one_epoch_with_a_time_limit_is_tuned(
-    tiny: dict[str, str], untouched: Path, tmp_path: Path
-) -> None:
-    """All rungs are the same trainings; the recipe's limit is one of its own run, not of the search."""
-    (tmp_path / "short.yaml").write_text(f"extends: {Path(RECIPE).resolve()}\ntrain: {{stop_after: 0.01s}}\n")
-    recipe = [*options(tiny), "--schedule.epochs=1", "--schedule.warmup_epochs=0"]
-    result = tune(str(tmp_path / "short.yaml"), recipe, tmp_path / "out", test=untouched, console=QUIET)
-    assert result.complete and result.rungs == [1, 1, 1] and result.figures is not None
-    assert not any(trial.failure for trial in result.trials)
-
-
 def test_a_choice_by_balanced_accuracy_is_reported_in_balanced_accuracy(
     tiny: dict[str, str], untouched: Path, tmp_path: Path
 ) -> None:
@@ -254,19 +243,6 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     said = capsys.readouterr().err.strip()
     assert len(said.splitlines()) == 1 and message in said
     assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_of_photographs_is_converted_once_and_split(
-    tiny: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    changed = {key: value for key, value in tiny.items() if key not in ("data.val", "data.num_classes")}
-    changed |= {"data.train": str(Path(tiny["data.train"]).parent / "train"), "schedule.epochs": "10"}
-    command = [f"--{key}={value}" for key, value in changed.items()]
-    assert main(["tune", RECIPE, *command, "--out", str(tmp_path / "out"), "--budget=0.01s"]) == 2
-    assert "larger --budget continues" in capsys.readouterr().err
-    assert (tmp_path / "out/data/train.beton").exists() and (tmp_path / "out/data/val.beton").exists()
-    (run,) = (tmp_path / "out/runs").iterdir()
-    assert not (run / "data").exists()
 
 
 def test_a_setting_that_fails_is_listed_and_not_chosen(

@@ -49,12 +49,6 @@ def test_it_learns(whole: Path) -> None:
     assert result["best"]["ema"]["top1"] > 50  # of two balanced classes
 
 
-def test_torch_has_the_default_number_of_threads() -> None:
-    """Importing FFCV takes threads away; with fewer threads, losses here and of the command would differ in the last bits."""
-    fresh = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
-    assert torch.get_num_threads() == int(subprocess.check_output(fresh, text=True))
-
-
 def test_kill_9_and_resume_gives_the_same_losses_bit_for_bit(tiny, long: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fastft.cli", "train", "rcp/final_b16.yaml"]
     command += flags(tiny, tmp_path, **LONG)

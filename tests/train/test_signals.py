@@ -96,6 +96,7 @@ def test_training_goes_on_when_the_reader_of_its_output_ends(tiny, tmp_path: Pat
     assert losses(tmp_path)[-1][0] == 18
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_training_with_one_line_and_the_run_continues(tiny, long: Path, tmp_path: Path) -> None:
     changes = LONG | {"train__checkpoint_steps": "2"}
     process = fastft("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path, **changes))

@@ -146,8 +146,9 @@ ALL_CASES = list(itertools.product([FP32, HALF], [1, 2]))
 
 
 @pytest.mark.parametrize(
-    ("backend", "cases"), [("aot_eager", ALL_CASES[1:2]), pytest.param("inductor", ALL_CASES, marks=pytest.mark.slow)]
+    ("backend", "cases"), [("aot_eager", ALL_CASES[1:2]), ("inductor", ALL_CASES)], ids=["one case", "all"]
 )
+@pytest.mark.slow  # `test_all_blocks_share_one_graph` compares the gradients of one process
 def test_compiled_processes_have_the_gradients_of_eager_ones(tmp_path: Path, backend: str, cases: list) -> None:
     """Two processes, several buckets of gradients, micro-batches that accumulate: equal to rounding."""
     results = tmp_path / "results"

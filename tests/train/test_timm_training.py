@@ -21,6 +21,7 @@ from tests.train.runs import differing, end, flags, losses, run
 
 ROOT = Path(__file__).parents[2]
 TINY = {"test_vit": "32", "test_convnext": "64"}
+NAMES = ["test_vit", pytest.param("test_convnext", marks=pytest.mark.slow)]
 NOISE = {"model__drop_path": "0.5", "train__keep_checkpoints": "100"}
 CURVE = {
     "schedule__epochs": "4", "model__head_init_scale": "1", "model__freeze_conv1": "false", "augment__erase_prob": "0.5",
@@ -66,7 +67,7 @@ def timm_losses(recipe: Recipe) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_loss_curve_is_that_of_timms_own_training_step(tiny, tmp_path: Path, name: str) -> None:
     run(on_timm(tiny, name), tmp_path, **CURVE)
     ours = [loss for _, loss in losses(tmp_path)]
@@ -76,7 +77,7 @@ def test_the_loss_curve_is_that_of_timms_own_training_step(tiny, tmp_path: Path,
     assert max(ours) - min(ours) > 0.05, "a curve, not a constant"
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", NAMES)
 def test_resuming_with_stochastic_depth_is_exact(tiny, tmp_path: Path, name: str) -> None:
     values = on_timm(tiny, name)
     run(values, tmp_path / "whole", **NOISE)
@@ -111,7 +112,6 @@ def test_a_head_can_start_from_ridge_regression(tiny, tmp_path: Path) -> None:
     assert result["baseline"]["raw"]["top1"] > 50
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("options", [
     {"train__amp": "bf16", "train__half_residual": "on"}, {"train__step": "compile", "model__patch_dropout": "0.5"},
 ])  # fmt: skip

@@ -3,20 +3,12 @@
 import os
 import socket
 import time
-import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from beton_tools import UserError
-from beton_tools.base.user_files import (
-    check_user_file,
-    open_own,
-    open_user_file,
-    read_regular,
-    read_user_file,
-    read_user_text,
-)
+from beton_tools.base.user_files import check_user_file, open_own, open_user_file, read_user_file, read_user_text
 
 
 @pytest.fixture
@@ -109,13 +101,3 @@ def test_what_is_written_beside_results_follows_no_link_and_waits_for_no_pipe(
     assert (tmp_path / "precious").read_text() == "kept" and not (tmp_path / "made").exists()
     os.close(open_own(tmp_path / "new", os.O_WRONLY))
     assert (tmp_path / "new").read_bytes() == b""
-
-
-def test_a_small_file_needs_little_memory_whatever_its_limit(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    path.write_bytes(b"{}")
-    assert read_regular("/proc/self/maps", 1 << 30).count(b"\n") > 10  # its size is given as 0
-    tracemalloc.start()
-    assert read_regular(path, 1 << 30) == b"{}"
-    assert tracemalloc.get_traced_memory()[1] < 1 << 20
-    tracemalloc.stop()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beton_tools.jpeg import JpegError, add_index, decode_region, decode_rgb, open_decoders, scratch_bytes
+from beton_tools.jpeg import JpegError, add_index, decode_rgb
 from beton_tools.jpeg.markers import BAD_REGION, OK, SMALL_SCRATCH
 
 from .conftest import pillow
@@ -67,13 +67,6 @@ def test_a_crop_needs_memory_for_its_own_size_only(jpeg, decode, subsampling):
 )
 def test_regions_outside_of_the_image_are_refused(jpeg, decode, region):
     assert decode(add_index(jpeg(100, 120)), *region)[0] == BAD_REGION
-
-
-def test_an_output_that_is_too_small_is_refused(jpeg):
-    src = np.frombuffer(jpeg(100, 120), np.uint8)
-    scratch = np.empty(scratch_bytes(100, 120, src.size), np.uint8)
-    out = np.empty(3 * 10 * 10 - 1, np.uint8)
-    assert decode_region(src, 0, 0, 10, 10, out, scratch, open_decoders(1)[0]) == BAD_REGION
 
 
 def test_decode_rgb_returns_pixels_or_raises(jpeg):

@@ -48,14 +48,6 @@ def test_an_image_larger_than_announced_does_not_write_past_the_buffer(jpeg):
     assert (out[3 * 50 * 60 :] == 7).all()
 
 
-def test_handles_can_be_closed_twice():
-    handles = open_decoders(3)
-    assert len(set(handles.tolist())) == 3
-    close_decoders(handles)
-    close_decoders(handles)
-    assert (handles == 0).all()
-
-
 def test_the_library_inside_a_wheel_of_ffcv_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """auditwheel puts it into ffcv.libs, under a name with a hash."""
     loaded = (line.split()[-1] for line in Path("/proc/self/maps").read_text("utf-8").splitlines())

@@ -15,12 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from beton_tools import UserError
-from beton_tools.read.parts import Part
 from beton_tools.sources import open_source, servers
 from beton_tools.write.convert import convert_folder, convert_imagenet
-from beton_tools.write.writer import WriteOptions, write_beton
+from beton_tools.write.writer import WriteOptions
 from tests.beton_tools.conftest import devkit_files, tar_of, train_tar
-from tests.beton_tools.write.test_interruption import OPTIONS, PAGE, start, wait_until
 
 s3fs = pytest.importorskip("s3fs")
 pytest.importorskip("moto")
@@ -144,71 +142,6 @@ def test_prefixes_and_patterns(bucket: Any, tmp_path: Path, photo_jpegs: Jpegs, 
     source = open_source(url)
     assert (source.kind, len(source.names)) == ("webdataset", 48)
     assert source.names[24].startswith("s-1.tar/")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("changes", [False, True])
-def test_after_kill_9_the_next_run_gives_the_file_of_a_local_conversion(
-    bucket: Any, tmp_path: Path, photo_jpegs: Jpegs, changes: bool
-) -> None:
-    """Also if the object has other contents by then, of the same size: nothing of the old ones is left."""
-    out, others = tmp_path / "remote.beton", {wnid: images[::-1] for wnid, images in photo_jpegs.items()}
-    bucket.pipe("photos/s.tar", train_shard(photo_jpegs))
-    kill_in_the_middle(out)
-    (tmp_path / "s.tar").write_bytes(train_shard(others if changes else photo_jpegs))
-    bucket.pipe("photos/s.tar", (tmp_path / "s.tar").read_bytes())
-    options = WriteOptions(**vars(OPTIONS) | {"workers": 0})
-    finished = write_beton(out, open_source("s3://photos/s.tar"), options)
-    local = write_beton(tmp_path / "local.beton", open_source(tmp_path / "s.tar"), options)
-    assert out.read_bytes() == (tmp_path / "local.beton").read_bytes()
-    assert finished.checksum == local.checksum
-
-
-def kill_in_the_middle(out: Path) -> None:
-    """Convert with workers of a process of its own, and kill it when it has written some pages."""
-    child = start("s3://photos/s.tar", out, pause_at=21)
-    wait_until(21, child)
-    child.kill()
-    child.communicate(timeout=60)
-    assert not out.exists()
-    assert len(out.with_name(f"{out.name}.part.journal").read_text().splitlines()) > 1
-
-
-@pytest.mark.slow
-def test_a_part_goes_on_after_its_server_was_away(
-    bucket: Any, tmp_path: Path, photo_jpegs: Jpegs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    port, shard = free_port(), train_shard(photo_jpegs)
-    (tmp_path / "s.tar").write_bytes(shard)
-    options = WriteOptions(workers=0, page_size=PAGE, max_resolution=120, part=Part(2, 2), on_error="skip")
-    write_beton(tmp_path / "local.beton", open_source(tmp_path / "s.tar"), options)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    servers = []
-
-    def start_anew() -> None:
-        servers.append(start_server(port))
-        forget_file_systems()
-        fs = s3fs.S3FileSystem(use_listings_cache=False)
-        fs.mkdir("photos")
-        fs.pipe("photos/s.tar", shard)
-
-    def stop(done: int, total: int, skipped: int) -> None:
-        if done == 0:  # its images are read in one request
-            servers[-1].kill()
-            servers[-1].wait()
-
-    try:
-        start_anew()
-        source = open_source("s3://photos/s.tar")
-        with pytest.raises(UserError, match=r"s3://photos/s\.tar: .*, 5 attempts") as caught:
-            write_beton(tmp_path / "remote.beton", source, options, stop)
-        assert "\n" not in str(caught.value) and not (tmp_path / "remote.beton").exists()
-        start_anew()
-        write_beton(tmp_path / "remote.beton", open_source("s3://photos/s.tar"), options)
-    finally:
-        servers[-1].kill()
-        servers[-1].wait()
-    assert (tmp_path / "remote.beton").read_bytes() == (tmp_path / "local.beton").read_bytes()
 
 
 @pytest.mark.slow

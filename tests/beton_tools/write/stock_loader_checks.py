@@ -6,7 +6,6 @@ import numpy as np
 from ffcv.fields.basics import IntDecoder
 from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
-from ffcv.reader import Reader
 
 from beton_tools.read.format import Beton
 from beton_tools.sources import open_source
@@ -52,14 +51,3 @@ def test_stock_simple_decoder_gives_the_pixels_of_a_raw_file(photo_folder: Path,
     images = next(iter(loader))[0]
     assert len(images) == 24 and min(image.std() for image in images) > 10
     np.testing.assert_array_equal(beton.sizes[ids], 3 * int(beton.heights[0]) * int(beton.widths[0]))
-
-
-def test_stock_reader_and_ours_see_the_same_tables(photo_folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "photos.beton"
-    write_beton(out, open_source(photo_folder), WriteOptions(workers=0, page_size=1 << 16))
-    stock, ours = Reader(str(out)), Beton.open(out)
-    assert stock.metadata.dtype == ours.metadata.dtype
-    np.testing.assert_array_equal(stock.metadata, ours.metadata)
-    np.testing.assert_array_equal(stock.alloc_table["ptr"], ours.pointers)
-    np.testing.assert_array_equal(stock.alloc_table["size"], ours.sizes)
-    assert stock.field_names == [f.name for f in ours.fields] == ["image", "label"]

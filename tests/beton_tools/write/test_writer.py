@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ffcv.reader import Reader
 from PIL import Image
 
 from beton_tools import UserError
@@ -48,6 +49,17 @@ def test_images_are_stored_with_their_pixels_size_and_label(photo_folder: Path, 
         np.testing.assert_array_equal(pixels_of(beton.read_bytes(i)), original)
         assert (beton.heights[i], beton.widths[i]) == original.shape[:2]
         assert beton.labels[i] == manifest.classes.index(name.split("/")[0])
+
+
+def test_ffcvs_reader_sees_the_tables_of_the_file(photo_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "photos.beton"
+    write_beton(out, open_source(photo_folder), INLINE)
+    stock, ours = Reader(str(out)), Beton.open(out)
+    assert stock.metadata.dtype == ours.metadata.dtype
+    np.testing.assert_array_equal(stock.metadata, ours.metadata)
+    np.testing.assert_array_equal(stock.alloc_table["ptr"], ours.pointers)
+    np.testing.assert_array_equal(stock.alloc_table["size"], ours.sizes)
+    assert stock.field_names == [f.name for f in ours.fields] == ["image", "label"]
 
 
 def test_no_image_crosses_a_page_boundary_and_the_file_ends_with_its_table(photo_folder: Path, tmp_path: Path) -> None:
