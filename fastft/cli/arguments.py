@@ -177,6 +177,10 @@ SHARED: dict[str, dict[str, Any]] = {
         "action": "store_true",
         "help": "correct the logits for unequal class sizes in the training file: lower balanced error",
     },
+    "no-temperature": {
+        "action": "store_true",
+        "help": "do not divide logits by the temperature that was fitted on held-out images: the plain softmax",
+    },
     "only-present-classes": {
         "action": "store_true",
         "help": "rank only the classes that have images in the file, as published for ImageNet-A and ImageNet-R",

@@ -13,7 +13,7 @@ TAKES_OPTIONS = False
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
-    add_shared(parser, "logit-adjustment")
+    add_shared(parser, "logit-adjustment", "no-temperature")
     parser.add_argument("--format", required=True, choices=EXPORT_FORMATS)
     parser.add_argument(
         "--out", required=True, type=Path, help="a new folder (timm, open_clip) or a .safetensors or .onnx file"
@@ -25,8 +25,9 @@ def run(args: argparse.Namespace) -> int:
     from fastft.export import export_checkpoint
 
     done = export_checkpoint(
-        args.checkpoint, args.format, args.out, args.weights, args.logit_adjustment, args.overwrite
-    )
+        args.checkpoint, args.format, args.out, args.weights, args.logit_adjustment, args.overwrite,
+        temperature=not args.no_temperature,
+    )  # fmt: skip
     say(f"using the {done.weights}")
     print(
         f"{done.path}: loaded again with {args.format}, logits differ by {done.max_difference:.2g} at most "

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a table instead of printing")
     features = "write the embeddings before the head instead of classes: features (N, D), labels, files, classes"
     parser.add_argument("--features", type=Path, metavar="FILE.npz", help=features)
-    add_shared(parser, "logit-adjustment", "device")
+    add_shared(parser, "logit-adjustment", "no-temperature", "device")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
             )
     if args.csv is not None:
         check_writable(args.csv, suffixes=[".csv"])
-    options = {"weights": args.weights, "logit_adjustment": args.logit_adjustment}
+    options = {
+        "weights": args.weights, "logit_adjustment": args.logit_adjustment, "temperature": not args.no_temperature
+    }  # fmt: skip
     predictions = predict_files(args.checkpoint, args.images, args.topk or TOPK, args.device, say, **options)
     if args.csv is not None:
         write_predictions(predictions, args.csv)

@@ -60,20 +60,29 @@ class Predictor:
     Args:
         checkpoint: a run directory or a checkpoint in it.
         device: "auto" (the GPU if there is one), "cuda" or "cpu".
-        weights: "raw", "ema", "best", "last", or "auto": those that the run's rule chose.
-        logit_adjustment: correct the logits for the class sizes of the training file, as `fastft eval --logit-adjustment`.
+        weights: "raw", "ema", "best", "last", "probe", or "auto": those that the run's rule chose.
+        logit_adjustment: correct the logits for the class sizes of the training file, as `fastft eval --logit-adjustment`; for
+            probabilities without the temperature, which was fitted without the correction.
+        temperature: divide the logits by the temperature that was fitted on the run's validation images, unless it makes the
+            calibration of other images worse. It changes no ranking.
 
     Raises:
         UserError: there is no such checkpoint or device, or the checkpoint is damaged.
     """
 
     def __init__(
-        self, checkpoint: str | Path, device: str = "auto", weights: str = AUTO, logit_adjustment: bool = False
+        self,
+        checkpoint: str | Path,
+        device: str = "auto",
+        weights: str = AUTO,
+        logit_adjustment: bool = False,
+        temperature: bool = True,
     ) -> None:
         self.device = find_world(device).device
         self.trained = load_trained(Path(checkpoint), self.device, weights)
         if logit_adjustment:
             self.trained = adjust_logits(self.trained)
+        self.temperature = (self.trained.temperature if temperature else None) or 1.0
         self.classes = self.trained.outputs
 
     def predict(self, images: Source | Iterable[Source], topk: int = 5) -> Iterator[Prediction]:
@@ -94,7 +103,8 @@ class Predictor:
                 continue
             ranked = rank_classes(logits_K[None], topk)[0]
             names = [self.classes[k] for k in ranked.tolist()]
-            yield Prediction(path, names, logits_K.softmax(0)[ranked].tolist(), loses_values=read.loses_values)
+            shares = (logits_K / self.temperature).softmax(0)[ranked].tolist()
+            yield Prediction(path, names, shares, loses_values=read.loses_values)
 
 
 def predict_files(
@@ -107,7 +117,7 @@ def predict_files(
 ) -> Iterator[Prediction]:
     """The top classes of image files and of the images in folders, in order, one batch at a time.
 
-    say: called with the weights in words, and with a line about files in folders that are left out and, at the end, about images
+    say: called with the weights in words, the temperature, and lines about files in folders that are left out and about images
     that lose values. options: as `Predictor`.
 
     Raises:
@@ -120,6 +130,9 @@ def predict_files(
         say(describe_left_out(left_out))
     predictor = Predictor(checkpoint, device, **options)
     say(f"using the {predictor.trained.weights}")
+    if predictor.temperature != 1:
+        fitted = f"{predictor.temperature:.3f}, fitted on {predictor.trained.scores['samples']:,} held-out images"
+        say(f"probabilities: logits are divided by the temperature {fitted} (--no-temperature: the plain softmax)")
     return _checked(predictor.predict(paths, topk), say)
 
 

@@ -18,6 +18,7 @@ from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO, PROBE
 from fastft.run.checkpoint import Checkpoint, Damaged, check_tensors, forms, read_checkpoint, stored_recipe
 from fastft.run.chosen_weights import PROBE_HEAD, find_weights, stored_scores
+from fastft.run.prediction_metrics import usable_temperature
 
 BATCH = 32  # images per forward pass
 
@@ -35,11 +36,21 @@ class Trained:
     kind: str  # "raw", "ema" or "probe"; the best epoch's are those that it was chosen by
     scores: Mapping[str, Any] = field(default_factory=dict)  # on the run's validation images; empty if there are none
     is_adjusted: bool = False  # for the class sizes: not the model that was evaluated in training
+    temperature: float | None = None  # that logits are divided by for probabilities; fitted on the images of `scores`
+    has_scaled_head: bool = False  # its logits are divided by the temperature already
 
     @property
     def outputs(self) -> list[str]:
         """A name for every output of the head."""
         return name_outputs(self.classes, self.recipe.data.num_classes)
+
+    @property
+    def temperature_record(self) -> dict[str, Any]:
+        """The temperature, for the configuration file of an export; empty without one."""
+        if self.temperature is None:
+            return {}
+        record = {"value": self.temperature, "in_head": self.has_scaled_head, "images": self.scores["samples"]}
+        return {"temperature": record}
 
 
 def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) -> Trained:
@@ -58,7 +69,10 @@ def load_trained(checkpoint: Path, device: torch.device, weights: str = AUTO) ->
     model, recipe, found = read(chosen.path, chosen.stem)
     model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     counts, scores = found.state.get("class_counts", []), stored_scores(found.state, chosen.kind)
-    return Trained(model, recipe, found.state["classes"], found.path, counts, chosen.description, chosen.kind, scores)
+    return Trained(
+        model, recipe, found.state["classes"], found.path, counts, chosen.description, chosen.kind, scores,
+        temperature=usable_temperature(scores),
+    )  # fmt: skip
 
 
 def read_probe(path: Path, _: str) -> tuple[ImageClassifier, Recipe, Checkpoint]:
@@ -117,11 +131,30 @@ def _build_without_weights(recipe: Recipe, checkpoint: Checkpoint, tensors: int)
 
 
 @torch.no_grad()
+def scale_head(trained: Trained, images: Tensor) -> Trained:
+    """The trained model with its head divided by the temperature, unless rounding changes a ranking of `images` (B, 3, S, S).
+
+    The model is changed in place.
+    """
+    if trained.temperature is None:
+        return trained
+    before = trained.model(images).argsort(dim=1, stable=True)
+    plain = [parameter.clone() for parameter in trained.model.head.parameters()]
+    for parameter in trained.model.head.parameters():
+        parameter.div_(trained.temperature)
+    if torch.equal(before, trained.model(images).argsort(dim=1, stable=True)):
+        return replace(trained, has_scaled_head=True)
+    for parameter, value in zip(trained.model.head.parameters(), plain, strict=True):
+        parameter.copy_(value)
+    return trained
+
+
+@torch.no_grad()
 def adjust_logits(trained: Trained) -> Trained:
     """The trained model, with the logarithm of each class's share of the training images subtracted from its head's bias.
 
     The largest logit then predicts the class with the smallest balanced error, instead of the most probable class (Menon et al.
-    2021, 2007.07314, with tau = 1). The model is changed in place.
+    2021, 2007.07314, with tau = 1). The model is changed in place; its temperature, fitted without the correction, is dropped.
     """
     counts = trained.class_counts or _count_training_images(trained)
     if len(counts) != len(trained.classes):
@@ -130,7 +163,7 @@ def adjust_logits(trained: Trained) -> Trained:
     shares_K = log_shares([*counts, *[0] * (len(bias_K) - len(counts))])
     bias_K.sub_(shares_K.to(bias_K.device))
     words = f"{trained.weights}; logits adjusted for the class sizes"
-    return replace(trained, weights=words, is_adjusted=True)
+    return replace(trained, weights=words, is_adjusted=True, temperature=None)
 
 
 def log_shares(class_counts: Sequence[int]) -> Tensor:

@@ -26,10 +26,11 @@ def model_card(trained: Trained, format: str, usage: str, max_difference: float)
         f"# {recipe.name}\n\n{_summary(trained)}\n\nWeights: {_plain(trained.weights)}.",
         f"## Load it\n\n```python\n{usage}\n```\n\n"
         f"Checked when it was written: logits of this {format} export and of the checkpoint `{trained.path.name}`"
-        f"{' with the same adjustment' if trained.is_adjusted else ''} "
+        f"{' with the same adjustment' if trained.is_adjusted else ' with the same head' if trained.has_scaled_head else ''} "
         f"differ by {max_difference:.1e} at most.",
         f"## Images\n\n{_images(recipe)}",
         f"## Accuracy\n\n{_metrics(trained)}",
+        *([f"## Probabilities\n\n{_temperature(trained)}"] if trained.temperature else []),
         f"## Data\n\n{_data(recipe)}",
         f"## Recipe\n\n{_recipe(recipe)}",
         "## Licence\n\nThe weights derive from pretrained weights and from training images; the licences of both "
@@ -58,6 +59,17 @@ def _images(recipe: Recipe) -> str:
     return (
         f"RGB, short side resized to {math.floor(size / share)} px (bicubic, antialiased), central {size} x {size} crop, scaled "
         f"to 0..1, then normalised with mean ({mean}) and standard deviation ({std})."
+    )
+
+
+def _temperature(trained: Trained) -> str:
+    s, value = trained.scores, f"{trained.temperature:.4g}"
+    use = f"Divide the logits by the temperature {value} before the softmax; in the head, rounding would change a ranking."
+    if trained.has_scaled_head:
+        use = f"The head is divided by the temperature {value}, which changes no ranking: use the plain softmax."
+    return (
+        f"{use} It was fitted on {s['samples']:,} held-out images. Expected calibration error: {s['ece_scaled']:.2f} % instead "
+        f"of {s['ece']:.2f} %, each half of these images at the temperature of the other half."
     )
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from beton_tools.base.atomic import check_writable, scratch_folder
 from beton_tools.base.errors import UserError, report_disk_errors
-from fastft.evaluate.trained import Trained, adjust_logits, load_trained
+from fastft.evaluate.trained import Trained, adjust_logits, load_trained, scale_head
 from fastft.export import to_onnx, to_open_clip, to_safetensors, to_timm
 from fastft.export.card import model_card
 from fastft.recipe.constants import AUTO
@@ -62,10 +62,13 @@ def export_checkpoint(
     weights: str = AUTO,
     logit_adjustment: bool = False,
     overwrite: bool = False,
+    temperature: bool = True,
 ) -> Exported:
     """Export the model of a run or checkpoint and write a model card beside it; weights: as `load_trained`.
 
     logit_adjustment: as `Predictor`; the correction becomes a part of the head's bias.
+    temperature: as `Predictor`; the head is divided by it where that changes no ranking of the check images, and the card and
+        the configuration file say which.
     overwrite: replace files of the same names; other files in a folder stay.
 
     Raises:
@@ -78,10 +81,12 @@ def export_checkpoint(
     trained = load_trained(checkpoint, torch.device("cpu"), weights)
     if logit_adjustment:
         trained = adjust_logits(trained)
+    images = _check_images(trained)
+    trained = scale_head(trained, images) if temperature else replace(trained, temperature=None)
     with report_disk_errors(out, "free some space, or give another --out"), scratch_folder(out) as scratch:
         partial = scratch / out.name
         kind.write(trained, partial)
-        difference, largest = _compare(trained, kind.load(partial))
+        difference, largest = _compare(trained, kind.load(partial), images)
         if not difference <= TOLERANCE * largest:
             raise UserError(
                 f"{format} gives other logits than the checkpoint (by {difference:.2g} of {largest:.2g}); "
@@ -120,10 +125,14 @@ def _check_out(out: Path, card: Path, format: str, overwrite: bool) -> None:
         check_writable(card)
 
 
-@torch.inference_mode()
-def _compare(trained: Trained, exported: Logits) -> tuple[float, float]:
-    """(largest difference, largest logit) on images of Gaussian noise."""
+def _check_images(trained: Trained) -> Tensor:
+    """Gaussian noise, as an input (B, 3, S, S)."""
     size = trained.recipe.model.image_size
-    images = torch.randn(CHECK_IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return torch.randn(CHECK_IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@torch.inference_mode()
+def _compare(trained: Trained, exported: Logits, images: Tensor) -> tuple[float, float]:
+    """(largest difference, largest logit)."""
     want, got = trained.model(images), exported(images)
     return (want - got).abs().max().item(), want.abs().max().item()

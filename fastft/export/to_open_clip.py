@@ -105,5 +105,6 @@ def open_clip_config(trained: Trained) -> dict[str, Any]:
         "embed_dim": arch.embed_dim if clip else recipe.data.num_classes,
         "quick_gelu": arch.quick_gelu,
         "vision_cfg": vision,
+        **trained.temperature_record,
         "preprocess_cfg": {"mean": list(recipe.augment.mean), "std": list(recipe.augment.std)},
     }

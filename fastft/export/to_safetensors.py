@@ -24,6 +24,7 @@ def write(trained: Trained, path: Path) -> None:
         "pool": recipe.model.pool,
         "name": recipe.name,
         "classes": trained.classes,
+        **trained.temperature_record,
         "images": {"mean": recipe.augment.mean, "std": recipe.augment.std, "crop_pct": recipe.train.eval_crop_pct},
     }
     # safetensors headers hold strings; transformers and timm require "format"

@@ -102,6 +102,7 @@ def timm_config(trained: Trained) -> dict[str, Any]:
         **model,
         "num_classes": recipe.data.num_classes,
         "label_names": trained.classes,
+        **trained.temperature_record,
         "pretrained_cfg": {
             "num_classes": recipe.data.num_classes,
             "input_size": size,

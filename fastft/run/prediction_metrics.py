@@ -172,6 +172,19 @@ def calibrate(p: Predictions) -> Calibration:
     return Calibration(plain, temperature, reliability(scaled_N, p.right_N))
 
 
+def usable_temperature(scores: Mapping[str, float]) -> float | None:
+    """The temperature of an evaluation's scores; None if there is none, or it is not to be trusted on other images.
+
+    That is where it does not lower the cross-fitted calibration error, or the search ended at a limit, as it does where every
+    image is classified correctly.
+    """
+    temperature = scores.get("temperature")
+    if temperature is None or not scores["ece_scaled"] < scores["ece"]:
+        return None
+    low, high = (limit + sign * 10 * TOLERANCE for limit, sign in zip(LOG_TEMPERATURES, (1, -1), strict=True))
+    return temperature if low < np.log(temperature) < high else None
+
+
 def reliability(confidence_N: np.ndarray, right_N: np.ndarray) -> Reliability:
     bins = np.clip(np.ceil(confidence_N * BINS).astype(int) - 1, 0, BINS - 1)  # of intervals (low, high]
     images = np.bincount(bins, minlength=BINS)

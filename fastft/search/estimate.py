@@ -133,7 +133,7 @@ def _mean_and_error(values_N: np.ndarray, groups_N: np.ndarray) -> tuple[float, 
 
 
 def optimism(right_SN: np.ndarray, weights_N: np.ndarray, repeats: int = REPEATS, seed: int = SEED) -> float:
-    """How much the best of S settings is flattered by being the best on the same N images, in percentage points.
+    """How much the best of S settings is flattered by being the best on the same N images, in percentage points; not below 0.
 
     The accuracy of the best setting, less that of a choice which has not seen the images: in each repetition the images are
     resampled with replacement, the best setting on them is chosen, and its accuracy on the images that were not drawn counts
@@ -155,4 +155,4 @@ def optimism(right_SN: np.ndarray, weights_N: np.ndarray, repeats: int = REPEATS
         best = int((right_SN @ (drawn_N * weights_N)).argmax())
         unseen.append(np.average(right_SN[best, unseen_N], weights=weights_N[unseen_N]))
     apparent = (right_SN @ weights_N / weights_N.sum()).max()
-    return 100 * float(apparent - np.mean(unseen)) if unseen else 0.0
+    return 100 * max(0.0, float(apparent - np.mean(unseen))) if unseen else 0.0

@@ -158,13 +158,16 @@ class Reporter:
         s.check_finite(step)
         batch = s.recipe.optim.batch_size
         rate = now["steps"] * batch / now["seconds"]
+        achieved = rate / s.world.size * phase.flops
+        if self._peak is not None and s.world.device.type == "cpu":
+            self._peak = max(self._peak, achieved)  # measured while other processes took the cores
         line = {
             "epoch": epoch,
             "loss": now["loss_sum"] / now["steps"],
             "lr": lr,
             "images_per_second": rate,
             "wait_share": now["waited"] / now["seconds"],
-            "mfu": None if self._peak is None else rate / s.world.size * phase.flops / self._peak,
+            "mfu": None if self._peak is None else achieved / self._peak,
             "memory_gib": peak_memory(s.world.device) / 2**30,
             "seconds_left": s.phases.steps_left(step, s.steps_per_epoch, phase) * batch / rate,
             "split": now["split"],

@@ -95,7 +95,9 @@ def test_flags_are_frozen() -> None:
         "--csv", "--data", "--device", "--json", "--logit-adjustment", "--only-present-classes",
         "--weights",
     ]  # fmt: skip
-    assert flags["predict"] == ["--csv", "--device", "--features", "--logit-adjustment", "--topk", "--weights"]
+    assert flags["predict"] == [
+        "--csv", "--device", "--features", "--logit-adjustment", "--no-temperature", "--topk", "--weights"
+    ]  # fmt: skip
     assert flags["zeroshot"] == [
         "--config-file", "--data", "--device", "--json", "--names", "--only-present-classes", "--out", "--templates"
     ]  # fmt: skip

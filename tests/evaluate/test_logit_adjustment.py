@@ -57,12 +57,13 @@ def test_a_balanced_run_is_judged_by_top1(whole: Path) -> None:
 
 
 def test_logits_are_reduced_by_the_log_share_of_the_training_images(imbalanced: Path) -> None:
-    trained = load_trained(imbalanced / "run", CPU)
+    trained = replace(load_trained(imbalanced / "run", CPU), temperature=2.0)
     images = torch.randn(3, 3, 32, 32)
     with torch.inference_mode():
         before = trained.model(images)
         adjusted = adjust_logits(trained)
         difference = before - adjusted.model(images)
+    assert adjusted.temperature is None  # it was fitted without the correction
     assert adjusted.weights == f"{trained.weights}; logits adjusted for the class sizes"
     expected = torch.tensor([44 / 48, 4 / 48]).log()
     torch.testing.assert_close(difference, expected.expand(3, 2))

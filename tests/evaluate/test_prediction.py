@@ -39,7 +39,7 @@ def trained(tiny: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> P
 
 def test_evaluation_does_not_need_the_architecture_file(trained: Path, tiny) -> None:
     evaluation = read_checkpoint(find_checkpoint(trained)).state["evaluation"]
-    scores = evaluate_checkpoint(trained, None, "cpu")
+    scores = evaluate_checkpoint(trained, None, "cpu", weights="best")
     assert scores["samples"] == 20
     assert scores["top1"] == evaluation["ema"]["top1"]
     assert scores["loss"] == pytest.approx(evaluation["ema"]["loss"], rel=1e-5)

@@ -3,6 +3,7 @@
 import json
 import resource
 import signal
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ CLIP = {"quick_gelu": True}
 DINO = {"no_ln_pre": True, "ls_init_value": 1e-5, "norm_kwargs": {"eps": 1e-6}}
 
 
-def make_checkpoint(folder: Path, vision: dict, **overrides: object) -> Path:
+def make_checkpoint(folder: Path, vision: dict, scores: Mapping[str, float] = {}, **overrides: object) -> Path:
     """A tiny model whose every tensor is drawn away from its initial value, as a run would leave it."""
     quick_gelu = vision.pop("quick_gelu", False)
     vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32} | vision
@@ -43,7 +44,7 @@ def make_checkpoint(folder: Path, vision: dict, **overrides: object) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    evaluation = {"epoch": 3, "raw": {"top1": 61.25, "top5": 90.0, "loss": 1.5, "samples": 80}}
+    evaluation = {"epoch": 3, "raw": {"top1": 61.25, "top5": 90.0, "loss": 1.5, "samples": 80, **scores}}
     state = {**describe_model(recipe, recipe_arch(recipe), "abcdefg", {}), "evaluation": evaluation}
     path = folder / "run" / "checkpoints" / "best-0003"
     write_checkpoint(path, state, {"model": model.state_dict()})

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 
-from fastft.run.prediction_metrics import BINS, Predictions, calibrate, reliability
+from fastft.run.prediction_metrics import BINS, Predictions, calibrate, reliability, usable_temperature
 from tests.written import predictions_of
 
 
@@ -43,6 +43,19 @@ def test_the_scaled_error_of_each_half_is_from_the_temperature_of_the_other() ->
     logits = np.tile(np.array([[2.0, 0.0]], np.float32), (400, 1))
     found = calibrate(predictions_of(logits, np.arange(400) % 2))
     assert found.scaled is not None and found.scaled.ece > 45
+
+
+def test_a_temperature_is_used_unless_other_images_get_worse_or_it_is_a_limit_of_the_search() -> None:
+    """Where every image is right, the cross-entropy falls without end towards temperature 0."""
+    drawn = calibrated(500, 5, 4.0)
+    assert drawn.logits_NK is not None
+    for p, used in ((drawn, True), (predictions_of(drawn.logits_NK, drawn.predicted_N), False)):
+        found = calibrate(p)
+        assert found.temperature is not None and found.scaled is not None
+        scores = {"temperature": found.temperature, "ece": found.plain.ece, "ece_scaled": found.scaled.ece}
+        assert (usable_temperature(scores) is not None) == used, scores
+        assert usable_temperature(scores | {"ece_scaled": scores["ece"]}) is None
+    assert usable_temperature({}) is None
 
 
 def test_without_logits_there_is_no_temperature() -> None:

@@ -9,6 +9,15 @@ import pytest
 from beton_tools.base.errors import UserError
 from fastft.cli import main
 from fastft.run.run_directory import load_run, read_metrics, read_result
+from fastft.train import reporting
+from tests.train.runs import run
+
+
+def test_no_interval_has_an_mfu_above_1(tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU's peak is measured before the training, perhaps while other processes take the cores."""
+    monkeypatch.setattr(reporting, "peak_flops", lambda device, dtype: 1.0)
+    run(tiny, tmp_path, schedule__epochs="1", schedule__warmup_epochs="0")
+    assert 0 < of_kind(tmp_path, "train")["mfu"] <= 1
 
 
 def of_kind(folder: Path, kind: str) -> dict[str, Any]:
