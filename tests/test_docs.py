@@ -57,12 +57,6 @@ def test_misspelt_and_american_words_are_errors(tmp_path: Path, text: str, corre
     assert correction in done.stdout
 
 
-@pytest.mark.slow  # as make docs
-def test_no_word_of_the_repository_is_misspelt() -> None:
-    done = subprocess.run([sys.executable, str(ROOT / "docs/spelling.py")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-
-
 def row(begin: str) -> str:
     return next(line for line in SCHEMA.splitlines() if line.startswith(begin))
 

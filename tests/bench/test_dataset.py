@@ -22,11 +22,6 @@ def test_without_a_folder_packaged_photographs_are_used_and_named_in_the_notes(w
     assert "packaged with scikit-image" in workspace.images.what
 
 
-def test_the_folder_contains_the_jpegs_of_the_file(workspace: Workspace) -> None:
-    stored = {Beton.open(workspace.beton(RESIZED)).read_bytes(i) for i in range(8)}
-    assert {path.read_bytes() for path in workspace.jpegs(RESIZED).glob("*/*.jpg")} == stored
-
-
 def test_a_given_file_is_sampled_and_not_changed(workspace: Workspace, tmp_path: Path) -> None:
     given = workspace.beton(RESIZED)
     images = find_images(None, given, tmp_path, 4)

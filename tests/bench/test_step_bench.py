@@ -1,6 +1,5 @@
 """The training step: what is measured where the device's peak is not known."""
 
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,6 @@ from fastft.export.to_timm import timm_state
 from fastft.machine.gpus import GPUS
 from fastft.model import Arch, Classifier, build_classifier
 from fastft.optim import build_adamw, layer_groups, optimizer_groups, set_lr
-from fastft.report.bench_report import measure_view
 from fastft.train.distributed import World
 from fastft.train.precision import choose_precision
 from fastft.train.step import Step, StepChoice
@@ -60,19 +58,6 @@ def our_parts(arch: Arch) -> tuple[Step, Classifier]:
     )
     made.connect(StepChoice())
     return made, model
-
-
-def test_on_a_gpu_with_unknown_peak_everything_except_mfu_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An L4: `peak_flops` says None."""
-    monkeypatch.setattr(step_bench, "peak_flops", lambda device, dtype: None)
-    trial = {"wall": 1.0, **step_bench.arm(lambda: None, 8, 1, 1e9, torch.float32)()}  # type: ignore[dict-item]
-    monkeypatch.setattr(step_bench, "alternate", lambda *_, **__: Rounds({"fastft": {"step": [trial]}}))
-    measures = list(step_bench.run(Options(Workspace(tmp_path, Images([], "none")), rounds=1, threads=1)))
-    assert {m["name"] for m in measures} == {"Training step", "Training step, lower half frozen"}
-    assert [measure_view(m)["compared"] for m in measures] == 4 * [False]
-    assert "NaN" not in json.dumps(measures)
 
 
 def in_this_process(contenders: list[Contender], rounds: int, threads: int) -> Rounds:

@@ -4,13 +4,10 @@ import json
 from itertools import groupby
 from pathlib import Path
 
-import numpy as np
 import pytest
 from rich.console import Console
 
 from fastft.bench import BENCHES
-from fastft.bench.dataset import ORIGINAL, JpegSet, Workspace, find_images
-from fastft.bench.decode_bench import byte_share, crop_limit
 from fastft.bench.harness import LIMIT, parse_peers, summary
 from fastft.bench.suite import print_group
 from fastft.cli import main
@@ -102,14 +99,3 @@ def test_a_limit_is_shown_as_the_share_that_is_reached() -> None:
         assert "75" in text.partition(LIMIT)[2] and "of it" in text.partition(LIMIT)[2]
         assert "1.33" not in text and "0.75 " not in text
     assert "limit" not in contenders[1] and contenders[2]["limit"] is True
-
-
-def test_the_limit_of_a_crop_needs_the_bytes_of_its_share_of_the_area(tmp_path: Path) -> None:
-    path = Workspace(tmp_path, find_images(None, None, tmp_path, 2)).beton(ORIGINAL)
-    jpegs = JpegSet(path)
-    heights, widths = jpegs.shapes
-    zero = np.zeros(2, np.int64)
-    quarter = np.stack([zero, zero, heights // 2, widths // 2], axis=1)
-    assert byte_share(jpegs, quarter) == pytest.approx(0.25, rel=0.01)
-    trial = crop_limit(str(path))["decode"]()
-    assert trial["count"] == 2 and trial["wall"] == trial["cpu"] > 0

@@ -41,17 +41,6 @@ def test_every_table_is_on_a_page_and_every_marker_has_a_table(tables) -> None: 
     assert marked == set(tables.TABLES)
 
 
-def test_the_summary_shows_both_of_stock_ffcv_and_whole_memory_too(tables) -> None:  # type: ignore[no-untyped-def]
-    page, results = (ROOT / "docs/benchmarks.md").read_text(), tables.Results(tables.RESULTS)
-    decode = results.measures("decode", "Crop decode")[0]
-    for peer in (c for c in decode["contenders"] if c["name"].startswith("stock FFCV")):
-        assert f"{peer['name']} (with its resize to 224): {tables.figure(peer['median'])}" in page
-    for name, label in (("Peak memory", "peak memory"), ("Peak memory beyond imports", "beyond imports")):
-        own = tables.contender(results.measures("loader", name)[0], "fastft")["median"]
-        row = next(line for line in page.splitlines() if f"| {tables.figure(own)} MB |" in line)
-        assert label in row
-
-
 @pytest.mark.parametrize(("shares", "verdict"), [
     ([0.75, 0.75, 0.76], "better"), ([0.65, 0.64, 0.65], "worse"), ([0.75, 0.62, 0.73], "not told apart"),
 ])  # fmt: skip
@@ -60,10 +49,3 @@ def test_a_difference_of_the_study_is_paired_and_told_apart_only_over_seeds(tabl
     base = {seed: np.arange(400) < 0.7 * 400 for seed in range(3)} | {7: np.zeros(400, bool)}
     points, seeds, found = tables.study.Row("row", 1.0, hits).minus(tables.study.Row("base", 2.0, base))
     assert points.startswith(f"{100 * (np.mean(shares) - 0.7):+.1f}") and (seeds, found) == ("3", verdict)
-
-
-def test_ratios_in_tables_are_those_of_the_rounds(tables) -> None:  # type: ignore[no-untyped-def]
-    own = {"name": "fastft", "rounds": [1.0, 2.0], "median": 1.5}
-    peer = {"name": "p", "rounds": [2.0, 8.0], "median": 5.0}
-    measure = {"better": "lower", "contenders": [own, peer]}
-    assert tables.times(tables.ratios(measure, peer)) == "3.00x (2.00-4.00)"

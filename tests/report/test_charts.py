@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastft.report.charts import MAX_POINTS, Chart, Series, nice_step, render_chart, tick_label, ticks
+from fastft.report.charts import MAX_POINTS, Chart, Series, nice_step, render_chart, ticks
 
 finite = st.floats(-1e3, 1e3)
 
@@ -21,24 +21,6 @@ def test_ticks_are_round_evenly_spaced_and_inside(low: float, span: float, count
     assert all(low - 1e-6 * step <= t <= low + span + 1e-6 * step for t in found)
     assert all(math.isclose(b - a, step, rel_tol=1e-3) for a, b in pairwise(found))
     assert len(found) >= count // 3
-
-
-@pytest.mark.parametrize(
-    ("value", "step", "text"),
-    [
-        (0, 1, "0"),
-        (2.5, 0.5, "2.5"),
-        (2.25, 0.25, "2.25"),
-        (4000, 1000, "4,000"),
-        (2e-4, 2e-4, "2e-4"),
-        (1e-3, 2e-4, "1e-3"),
-        (7.5, 2.5, "7.5"),
-        (0.5312, 2e-4, "0.5312"),  # neighbours of a narrow axis must differ
-        (79.9995, 5e-4, "79.9995"),
-    ],
-)
-def test_tick_labels_have_the_digits_that_their_step_needs(value: float, step: float, text: str) -> None:
-    assert tick_label(value, step) == text
 
 
 def test_a_point_is_drawn_at_its_value() -> None:

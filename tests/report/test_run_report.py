@@ -51,14 +51,6 @@ def test_headline_is_what_the_run_chose_and_the_best_epoch_is_beside_it(run_fold
     assert shown["expected"]["value"] == "85.7 %"
 
 
-def test_without_a_choice_the_headline_is_the_best_epoch_of_the_ema(run_folder: Path) -> None:
-    run = replace(load_run(run_folder), weights={})
-    best = max(run.evaluations, key=lambda e: e["ema_top1"])
-    first = headline(run)[0]
-    assert (first["label"], first["value"]) == ("EMA top-1", f"{best['ema_top1']:.2f} %")
-    assert first["below"].startswith(f"epoch {best['epoch']}, standard error")
-
-
 @pytest.mark.parametrize("scaled", [20.0, 5.0])
 def test_a_temperature_is_shown_only_where_it_lowers_the_calibration_error(
     run_folder: Path, scaled: float, capsys: pytest.CaptureFixture[str]

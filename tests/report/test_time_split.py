@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from fastft.report.run_report import render_run
 from fastft.report.run_times import part_seconds, run_cost, time_split
 from fastft.run.run_directory import Run, load_run
 from tests.written import CHECKPOINT, EVALUATION, LOADER, STEPS, write_run
@@ -37,8 +36,3 @@ def test_parts_are_sums_of_the_lines(run: Run) -> None:
 
 def test_without_a_split_in_the_log_the_report_has_none(tmp_path: Path) -> None:
     assert time_split(load_run(write_run(tmp_path / "run", "final_b16", 2, split=False))) is None
-
-
-def test_a_report_does_not_need_the_file_of_the_architecture(run: Run) -> None:
-    moved = replace(run, recipe=run.recipe.with_option("model.arch", "gone.json"))
-    assert "Training process" in render_run(moved)
