@@ -3,7 +3,7 @@
 This module and those of the commands import nothing heavy: `add_arguments` and `run` import what one command needs.
 
 Exit codes: 0 success, 1 the training or a sweep row failed, 2 bad input, 75 stopped by a signal after a checkpoint (run the
-same command again), 128 + n stopped by signal n (130: Ctrl-C).
+same command again), 128 + n stopped by signal n (130: Ctrl-C, of a training after a checkpoint).
 """
 
 import argparse

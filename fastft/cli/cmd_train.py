@@ -1,8 +1,10 @@
 """`fastft train RECIPE`."""
 
 import argparse
+import shlex
 from typing import TYPE_CHECKING, Any
 
+from beton_tools.base import torchrun
 from beton_tools.base.console import make_console
 from fastft.cli.arguments import add_recipe
 from fastft.recipe import Recipe, load_recipe
@@ -20,7 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    train_recipe(load_recipe(args.recipe, args.overrides), make_console())
+    """Train; an interruption after which the run can be continued says with which command."""
+    try:
+        train_recipe(load_recipe(args.recipe, args.overrides), make_console())
+    except KeyboardInterrupt as stop:
+        if stop.args and torchrun.world_size() == 1:
+            stop.args = (f"{stop.args[0]}: {shlex.join(['fastft', 'train', args.recipe, *args.overrides])}",)
+        raise
     return 0
 
 

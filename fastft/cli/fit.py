@@ -121,6 +121,7 @@ def fit(
         UserError: bad input.
         NonFinite: the loss is NaN or Inf.
         Preempted: stopped by a signal after a checkpoint; the same call continues.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint if the first step has begun.
     """
     console = make_console(quiet=quiet)
     loaded = load_recipe(recipe, {**(options or {}), **short})

@@ -12,7 +12,7 @@ from typing import Any
 from beton_tools.base.errors import UserError
 from fastft.cost.benchmark_file import read_bench
 from fastft.cost.roofline import Mfu, describe_uncounted, known_mfus
-from fastft.cost.work import phase_flops, recipe_flops, recipe_work, train_images
+from fastft.cost.work import phase_flops, probed_images, recipe_flops, recipe_work, train_images
 from fastft.machine.gpus import GPUS, MAIN_GPUS, Gpu, find_gpu
 from fastft.model import TowerArch
 from fastft.model.recipe_model import find_phases, recipe_arch
@@ -139,8 +139,8 @@ def _stall_seconds(recipe: Recipe, arch: TowerArch, sustained: float, loader_rat
 
 
 def _evaluation_seconds(recipe: Recipe, compute: float, gpus: int, over: Overheads, val_images: int) -> float:
-    loading = recipe.evaluations * val_images / (gpus * over.eval_loader_rate)  # raw and EMA model share a pass
-    return max(compute, loading) + recipe.evaluations * over.pass_start_seconds
+    images = recipe.evaluations * val_images + probed_images(recipe)  # raw and EMA model share a pass
+    return max(compute, images / (gpus * over.eval_loader_rate)) + recipe.evaluations * over.pass_start_seconds
 
 
 def predict(recipe: Recipe, names: Iterable[str] = MAIN_GPUS, gpus: int = MACHINE_GPUS) -> dict[str, dict[str, Any]]:

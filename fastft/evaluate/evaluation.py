@@ -21,7 +21,7 @@ from fastft.recipe import Recipe
 from fastft.recipe.constants import AUTO
 from fastft.run.prediction_metrics import Predictions, class_metrics, confusion_counts, largest_confusions, reliability
 from fastft.train.distributed import World, connected, find_world
-from fastft.train.evaluate import TOP5_CLASSES, Scores, evaluate, keep_logits
+from fastft.train.evaluate import TOP5_CLASSES, Scores, evaluate
 from fastft.train.precision import inference_precision
 
 KEPT_LOGITS = 2**26  # values: 256 MiB; the logits of ImageNet's validation images are 50 million
@@ -147,7 +147,7 @@ def evaluate_model(trained: Trained, path: Path, world: World, only_present_clas
         if only_present_classes:
             present = np.flatnonzero(loader.class_counts)
             model, ranked = PresentClasses(model, present, outputs).to(world.device), len(present)
-        with_logits = keep_logits(loader.num_samples, outputs, KEPT_LOGITS)
+        with_logits = loader.num_samples * outputs <= KEPT_LOGITS
         try:
             (scores,) = evaluate([model], loader, world, precision, with_logits=with_logits)
         except UserError as error:

@@ -21,6 +21,7 @@ IMAGES_PER_UNIT_OF_BATCH = 128
 SMALLEST_BATCH, PAPER_BATCH = 32, 2048
 FEWEST_STEPS = 1000
 STEPS_PER_CHECKPOINT = 100
+STEPS_PER_EVALUATION = 20
 FEW_IMAGES = 20_000  # below: BiT's limit between its smallest and its middle setting
 SMALL_SET_SCALE = 0.5
 NORMALISATION = ("augment.mean", "augment.std")
@@ -174,6 +175,14 @@ def _checkpoint_epochs(recipe: Recipe) -> tuple[int, str]:
     return (epochs, f"{recipe.steps_per_epoch():,} steps per epoch: a checkpoint about every {STEPS_PER_CHECKPOINT}")
 
 
+def _eval_every(recipe: Recipe) -> tuple[int, str]:
+    """Evaluating a few images can take longer than an epoch of a few steps."""
+    steps = recipe.steps_per_epoch()
+    return -(
+        -STEPS_PER_EVALUATION // steps
+    ), f"{steps:,} steps per epoch: at least {STEPS_PER_EVALUATION} between evaluations"
+
+
 # in this order: a rule may use the values of those before it. `data.num_classes` is read from the training file.
 RULES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
     "optim.batch_size": _batch_size,
@@ -187,6 +196,7 @@ RULES: dict[str, Callable[[Recipe], tuple[Any, str]]] = {
     "augment.scale_min": _scale_min,
     "augment.erase_prob": _erase_prob,
     "train.checkpoint_epochs": _checkpoint_epochs,
+    "train.eval_every": _eval_every,
 }
 
 

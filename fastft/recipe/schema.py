@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,11 @@ class Data:
         IMAGENET_TRAIN_SIZE,
         "number of training images, for explain and cost; a training file that exists overrides it",
         low=1, high=2**40,
+    )  # fmt: skip
+    selection_share: float = option(
+        0.0, "share of the training images that is left out of training; train.stop_when, the best epoch and raw or EMA then "
+        "follow from these images, and the accuracy of data.val is that of images that chose nothing; 0: none",
+        low=0, high=0.5, since="0.3.0",
     )  # fmt: skip
     num_classes: int = option(
         1000, "number of classes, outputs of the head; the class names of a training file override a recipe's",
@@ -272,6 +278,10 @@ class Ema:
         None, "horizon, 1 / (1 - decay) steps, as a share of the schedule's steps, sets ema.decay; none: decay is given",
         low=0, high=1, since="0.3.0", auto=True,
     )  # fmt: skip
+    warmup: bool = option(
+        False, "let the decay of step t grow as (1 + t) / (10 + t) up to ema.decay, so that the EMA of a short run is trained",
+        since="0.3.0",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -317,13 +327,18 @@ class Train:
         None, "stop with a checkpoint after the first step or evaluation that ends after this time, such as 45m or 2h",
         changes_accuracy=False, since="0.3.0",
     )  # fmt: skip
+    stop_when: int | None = option(
+        None, "stop after so many evaluations without gain of the weights that are chosen, on the images of "
+        "data.selection_share, or without these on data.val (refused on ImageNet); none: train all epochs",
+        low=1, high=LARGEST_COUNT, paper="none", since="0.3.0",
+    )  # fmt: skip
     timeout_minutes: float = option(
         10.0, "minutes without an answer from another process after which the run ends",
         low=0.01, high=MINUTES_PER_YEAR, changes_accuracy=False,
     )  # fmt: skip
     log_every: int = option(50, "steps between log lines", low=1, high=LARGEST_COUNT, changes_accuracy=False)
     eval_every: int = option(
-        1, "epochs between evaluations; the last epoch is always evaluated", low=1, high=LARGEST_COUNT, paper="1",
+        1, "epochs between evaluations; the last epoch is always evaluated", low=1, high=LARGEST_COUNT, paper="1", auto=True,
     )  # fmt: skip
     eval_weights: str = option(
         "both", "weights that are evaluated; ema: only those of the EMA, in half the time",
@@ -463,6 +478,10 @@ class Recipe:
         """Over all epochs; 0: no patches are ever dropped."""
         rate = self.model.patch_dropout
         return max(epoch_values(rate).values) if isinstance(rate, str) else rate
+
+    def selection_images(self, samples: int) -> int:
+        """Images of `data.selection_share`, of so many training images."""
+        return math.ceil(samples * self.data.selection_share)
 
     def steps_per_epoch(self) -> int:
         """Optimiser steps per epoch of `data.train_size` images. Raises as `count_steps`."""

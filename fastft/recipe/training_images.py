@@ -68,7 +68,11 @@ def with_training_files(recipe: Recipe, betons: "BetonSet") -> Recipe:
 
 
 def with_train_size(recipe: Recipe, samples: int) -> Recipe:
-    """The recipe with the number of samples of its training file; another one than it states ends its expected accuracy."""
+    """The recipe with the number of samples of its training file, less those of `data.selection_share`.
+
+    Another number than it states ends its expected accuracy.
+    """
+    samples -= recipe.selection_images(samples)
     if samples == recipe.data.train_size:
         return recipe
     recipe = resolve(recipe.with_option("data.train_size", samples))

@@ -199,6 +199,8 @@ def _speed_figures(run: Run) -> Iterator[tuple[str, str, str]]:
 
 
 def _state(run: Run) -> str:
+    if run.stopped:
+        return f"finished: {run.stopped}"
     if run.finished and run.steps >= run.total_steps:
         return f"finished, {run.recipe.epochs} epochs"
     step = max((int(line["step"]) for line in (*run.intervals, *run.checkpoints)), default=0)

@@ -33,7 +33,7 @@ from fastft.run.checkpoint import (
     read_checkpoint,
     stored_recipe,
 )
-from fastft.run.evaluations import WEIGHTS, best_evaluation, standard_error
+from fastft.run.evaluations import SELECTION, WEIGHTS, best_evaluation, standard_error
 from fastft.run.prediction_metrics import balanced_weights
 from fastft.run.run_directory import Run, read_result
 
@@ -104,16 +104,17 @@ def choose_weights(
     """The `weights` entry of result.json: what to take, why, and the evidence; None without an evaluation.
 
     best: the evaluation of the best epoch. baseline: that of the linear probe, if the run starts from one. untrained: the share
-    of the initial weights in the EMA.
+    of the initial weights in the EMA. The images of `data.selection_share` decide if there are any.
     """
     if not evaluations or best is None:
         return None
     last = evaluations[-1]
+    judged, what = (last[SELECTION], "left-out images") if SELECTION in last else (last, "images")
     kind, why = (EMA, "the EMA, as in the paper") if EMA in last else (RAW, "there is no EMA")
-    images, evidence = int(last[kind]["samples"]), {}
-    if EMA in last and last.get("disagreements"):
-        found = Comparison.of(last["disagreements"], RAW, EMA, images)
-        evidence = {**last["disagreements"], "p_value": found.p_value}
+    images, evidence = int(judged[kind]["samples"]), {}
+    if EMA in last and judged.get("disagreements"):
+        found = Comparison.of(judged["disagreements"], RAW, EMA, images)
+        evidence = {**judged["disagreements"], "p_value": found.p_value}
         if found.gain > 0 and found.p_value < SIGNIFICANT:
             ahead = f"its {found.measure} is {found.gain:.2f} points above the EMA's"
             kind, why = RAW, f"raw, because {ahead} (p = {found.p_value:.2g})"
@@ -122,8 +123,8 @@ def choose_weights(
     # only the weights that the best epoch is chosen by are kept of it
     by_best = images >= LEAST_IMAGES_FOR_BEST and kind == (EMA if EMA in best else RAW)
     entry = best if by_best else last
-    few = f"last epoch: {images:,} images are too few to choose an epoch by"
-    when = f"best epoch by {images:,} images" if by_best else few
+    few = f"last epoch: {images:,} {what} are too few to choose an epoch by"
+    when = f"best epoch by {images:,} {what}" if by_best else few
     if not by_best and images >= LEAST_IMAGES_FOR_BEST:
         when = "last epoch: of the best one only the EMA is kept"
     choice = {
@@ -143,7 +144,7 @@ def _against_probe(choice: dict[str, Any], entry: Mapping[str, Any], probe: Mapp
     entry: the evaluation of the chosen weights. probe: the scores of the linear probe.
     """
     kind, images = choice["kind"], choice["evidence"]["samples"]
-    paired = entry.get("against_probe", {}).get(kind)
+    paired = entry.get(SELECTION, entry).get("against_probe", {}).get(kind)
     if paired:
         found = Comparison.of(paired, kind, PROBE, images)
     else:  # checkpoints of earlier versions do not say which images the probe classifies correctly

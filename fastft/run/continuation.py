@@ -18,7 +18,7 @@ PER_HOST_OPTIONS = {
 RESUMABLE_OPTIONS = {
     "data.train", "data.val", "data.hold_out_beton", "data.train_size", "data.workers", "data.batches_ahead",
     "train.run_dir", "train.device", "train.step", "train.compile", "train.micro_batch", "train.grad_checkpointing",
-    "train.log_every", "train.timeout_minutes", "train.tracker", "train.stop_after", "train.eval_weights",
+    "train.log_every", "train.timeout_minutes", "train.tracker", "train.stop_after", "train.stop_when", "train.eval_weights",
     "train.eval_every", "train.checkpoint_steps", "train.checkpoint_minutes", "train.keep_checkpoints",
     "train.checkpoint_epochs", "train.profile",
     "schedule.stop_epoch", "about.top1", "about.source",

@@ -9,6 +9,7 @@ from beton_tools.base.typed_json import UNSET, Count, Document, Number, Signed, 
 # without "raw" if train.eval_weights is ema
 Evaluation = Mapping[str, Any]
 WEIGHTS = {"raw": "raw", "ema": "EMA"}  # and their names in logs
+SELECTION = "selection"  # the same of the images of `data.selection_share`, within an evaluation
 TOP1, BALANCED_ACCURACY = "top1", "balanced_accuracy"
 
 
@@ -27,10 +28,7 @@ class _Disagreements(Document):
     balanced_error: Number | Unset = UNSET
 
 
-class StoredEvaluation(Document):
-    """An entry of `evaluations` in a checkpoint or a result.json."""
-
-    epoch: Count
+class _Weights(Document):
     raw: _Scores | Unset = UNSET
     ema: _Scores | Unset = UNSET
     disagreements: _Disagreements | Unset = UNSET
@@ -44,9 +42,18 @@ class StoredEvaluation(Document):
             raise ValueError("an evaluation has no 'balanced_accuracy'")
 
 
+class StoredEvaluation(_Weights, kw_only=True):
+    """An entry of `evaluations` in a checkpoint or a result.json."""
+
+    epoch: Count
+    selection: _Weights | Unset = UNSET
+
+
 def flatten(evaluation: Evaluation) -> dict[str, Any]:
-    """The scores as an 'eval' line of metrics.jsonl names them: raw_top1, ema_top1, ...; and `best_by` if it is there."""
+    """The scores as an 'eval' line of metrics.jsonl names them, raw_top1, selection_ema_top1 and so on, and `best_by`."""
     scores = {f"{weights}_{name}": value for weights in WEIGHTS for name, value in evaluation.get(weights, {}).items()}
+    if SELECTION in evaluation:
+        scores |= {f"{SELECTION}_{name}": value for name, value in flatten(evaluation[SELECTION]).items()}
     return scores | {key: evaluation[key] for key in ("best_by",) if key in evaluation}
 
 
@@ -59,9 +66,12 @@ def headline_score(line: Mapping[str, Any], score: str = TOP1) -> float:
 def selection_score(line: Mapping[str, Any]) -> float:
     """The score of an 'eval' line that the best epoch is the first to have the largest value of.
 
-    Top-1, or what `best_by` names: balanced accuracy if the training classes are of very different sizes.
+    Top-1, or what `best_by` names: balanced accuracy if the training classes are of very different sizes. Of the images of
+    `data.selection_share`, if there are any.
     """
-    return headline_score(line, line.get("best_by", TOP1))
+    prefix = f"{SELECTION}_"
+    selection = {name.removeprefix(prefix): value for name, value in line.items() if name.startswith(prefix)}
+    return headline_score(selection or line, line.get("best_by", TOP1))
 
 
 def best_line(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:

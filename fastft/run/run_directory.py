@@ -79,10 +79,11 @@ class _Weights(Document):
 
 class _Result(Document):
     weights: _Weights | None = None
+    stopped: str = ""  # why the training ended before its last epoch
 
 
 CHOICES, LOCK = "choices.json", ".lock"
-SCORES = ("raw_", "ema_")
+SCORES = ("raw_", "ema_", "selection_")
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class Run:
     finished: bool
     baseline: Line = field(default_factory=dict)  # of a head that starts from ridge regression; else empty
     weights: Line = field(default_factory=dict)  # what predict, eval and export take, of result.json
+    stopped: str = ""  # why the training ended before its last epoch, of result.json
 
     @property
     def machine(self) -> Line:
@@ -178,6 +180,7 @@ def load_run(folder: Path) -> Run:
         finished=bool(result),
         baseline=by_kind["baseline"][-1] if by_kind["baseline"] else {},
         weights=result.get("weights") or {},
+        stopped=result.get("stopped", ""),
     )
 
 

@@ -30,7 +30,7 @@ from fastft.train.loop import train
 
 # a run may be resumed with other values of these, but two rows that differ in them are two trainings: they change which
 # epochs and weights are evaluated, and so the best one
-COUNTED = {"schedule.stop_epoch", "train.eval_every", "train.eval_weights"}
+COUNTED = {"schedule.stop_epoch", "train.stop_when", "train.eval_every", "train.eval_weights"}
 Evaluation = dict[str, Any]  # epoch, raw {top1, samples, ...}, and with an EMA ema {...}
 SPACE = "free some space, the same command continues"
 WRITTEN = TABLE, DOCUMENT, PLOT = "table.md", "results.json", "plot.svg"
@@ -139,7 +139,8 @@ def read_result(run: PlannedRun) -> list[Evaluation] | None:
         check("result.json", result, _Result)
     except (UserError, ValueError):
         return None
-    return (result["epochs"] >= run.recipe.epochs and result["evaluations"]) or None
+    ended = result["epochs"] >= run.recipe.epochs or result.get("stopped")
+    return (ended and result["evaluations"]) or None
 
 
 @dataclass(frozen=True)

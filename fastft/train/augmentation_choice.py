@@ -39,10 +39,7 @@ def choose_augmentation(recipe: Recipe, setup: "Setup") -> tuple[Recipe, list[st
     batches = islice(loader.epoch(0), steps * s.phases.at(0).accumulation)
     (scores,) = evaluate([s.step.model], batches, s.world, s.precision, s.guard.is_stop_requested)
     shares = shares_loss(loader.class_counts)
-    if scores.loss <= shares:
-        return recipe, []
-    recipe = without_augmentation(recipe, scores.loss, shares)
-    return recipe, describe_hidden(recipe, scores.loss, shares)
+    return (recipe, []) if scores.loss <= shares else without_augmentation(recipe, scores.loss, shares)
 
 
 def is_plain(recipe: Recipe) -> bool:
@@ -56,30 +53,22 @@ def shares_loss(class_counts: Sequence[int]) -> float:
     return -sum(count / total * math.log(count / total) for count in class_counts if count)
 
 
-def without_augmentation(recipe: Recipe, loss: float, shares: float) -> Recipe:
-    """The recipe with the values of PLAIN for those options that are `auto`, and the reason.
+def without_augmentation(recipe: Recipe, loss: float, shares: float) -> tuple[Recipe, list[str]]:
+    """(the recipe with the values of PLAIN for those options that are `auto`, lines for the log).
 
     loss, shares: of the head on augmented images, and `shares_loss`.
     """
-    reason = (
-        f"augmentation hides the classes: on augmented images the head has a loss of {loss:.2f}, more than the {shares:.2f} of "
-        "knowing only the class shares"
-    )
-    for option, value in PLAIN.items():
-        if option in recipe.automatic:
-            others = {choice.option: choice for choice in recipe.choices}
-            choices = others | {option: Choice(option, value, reason)}  # in its place
-            recipe = replace(recipe.with_option(option, value), choices=tuple(choices.values()))
-    return recipe
-
-
-def describe_hidden(recipe: Recipe, loss: float, shares: float) -> list[str]:
-    """The log lines about augmentation that hides the classes. recipe: after `without_augmentation`."""
-    lines = [describe_choice(c.option, c.value, c.reason) for c in recipe.choices if PLAIN.get(c.option) == c.value]
-    if is_plain(recipe):
-        return lines
-    return [
-        *lines,
-        f"warning: on augmented images the head has a loss of {loss:.2f}, more than the {shares:.2f} of knowing only the class "
-        "shares; augmentation may hide what makes the classes: compare with --augment.policy=none --augment.scale_min=1",
+    found = f"on augmented images the head has a loss of {loss:.2f}, more than the {shares:.2f} of knowing only the class shares"
+    changed = [
+        Choice(o, v, f"augmentation hides the classes: {found}") for o, v in PLAIN.items() if o in recipe.automatic
     ]
+    for choice in changed:
+        choices = {c.option: c for c in recipe.choices} | {choice.option: choice}  # in its place
+        recipe = replace(recipe.with_option(choice.option, choice.value), choices=tuple(choices.values()))
+    lines = [describe_choice(c.option, c.value, c.reason) for c in changed]
+    if not is_plain(recipe):
+        lines.append(
+            f"warning: {found}; augmentation may hide what makes the classes: compare with --augment.policy=none "
+            "--augment.scale_min=1"
+        )
+    return recipe, lines

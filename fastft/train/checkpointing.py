@@ -15,7 +15,6 @@ from fastft.recipe.schema import Train as TrainOptions
 from fastft.run.checkpoint import (
     Checkpoint,
     Damaged,
-    Forms,
     check_tensors,
     forms,
     keep_only,
@@ -30,33 +29,7 @@ from fastft.train.distributed import World
 from fastft.train.progress import Progress
 from fastft.train.step import Step
 
-POLL_SECONDS = 0.1
 ADAMW_STATE = ("exp_avg", "exp_avg_sq")  # shaped as the parameter; `step` is a scalar
-
-
-class HostCopy:
-    """Host buffers for named tensors, allocated by the first copy and reused; page-locked for tensors of a GPU."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[tuple[str, str], Tensor] = {}
-
-    def take(self, groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        """Contiguous copies, valid until the next call; waits for the device."""
-        copies = {
-            group: {name: self._copy((group, name), tensor.detach()) for name, tensor in tensors.items()}
-            for group, tensors in groups.items()
-        }
-        devices = {tensor.device for tensors in groups.values() for tensor in tensors.values() if tensor.is_cuda}
-        for device in devices:
-            torch.cuda.current_stream(device).synchronize()
-        return copies
-
-    def _copy(self, key: tuple[str, str], tensor: Tensor) -> Tensor:
-        buffer = self._buffers.get(key)
-        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            self._buffers[key] = buffer
-        return buffer.copy_(tensor, non_blocking=True)
 
 
 class Checkpointing:
@@ -66,14 +39,10 @@ class Checkpointing:
     it. A process that is killed meanwhile loses nothing but the newest checkpoint, which is incomplete under a temporary name.
     """
 
-    def __init__(
-        self, folder: Path, options: TrainOptions, world: World, on_wait: Callable[[], None] = lambda: None
-    ) -> None:
-        """on_wait: called while a write is waited for; what it raises ends the wait."""
-        self.folder, self._options, self._world, self._on_wait = folder, options, world, on_wait
+    def __init__(self, folder: Path, options: TrainOptions, world: World) -> None:
+        self.folder, self._options, self._world = folder, options, world
         self._existing = list_checkpoints(folder)
         self.damaged: list[Damaged] = []
-        self._host_copy = HostCopy()
         self._writer = futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: futures.Future[None] | None = None
         self._last_save = time.monotonic()
@@ -104,6 +73,8 @@ class Checkpointing:
                 continue
             if scaler := checkpoint.state["scaler"]:  # empty if it was trained without one, in bf16 or fp32
                 step.scaler.load_state_dict(scaler)
+            if step.ema is not None:
+                step.ema.updates = step_of(path)
             return progress
         reason = f"the newest: {self.damaged[0].reason}"
         raise UserError(
@@ -147,7 +118,10 @@ class Checkpointing:
         if not self._world.is_main:
             return
         self.wait()
-        tensors = self._host_copy.take(step_tensors(step))
+        tensors = {
+            group: {name: torch.empty(x.shape, dtype=x.dtype).copy_(x.detach()) for name, x in named.items()}
+            for group, named in step_tensors(step).items()
+        }
         state = {**run, "progress": asdict(progress), "scaler": step.scaler.state_dict()}
         evaluation = progress.evaluations[-1] if best else None
         self._pending = self._writer.submit(self._write, global_step, run, state, tensors, evaluation)
@@ -163,11 +137,10 @@ class Checkpointing:
         Raises:
             UserError: it could not be written.
         """
-        while self._pending is not None:
-            self._on_wait()
-            if futures.wait([self._pending], POLL_SECONDS).done:
-                pending, self._pending = self._pending, None
-                pending.result()
+        if self._pending is not None:
+            futures.wait([self._pending])  # Ctrl-C in between leaves it pending
+            pending, self._pending = self._pending, None
+            pending.result()
 
     def finish(self) -> None:
         """Wait, in all processes, until the last checkpoint is written."""
@@ -216,20 +189,20 @@ def step_tensors(step: Step) -> dict[str, dict[str, Tensor]]:
     return tensors
 
 
+@torch.no_grad()
 def load_step_tensors(step: Step, checkpoint: Checkpoint) -> None:
-    """Inverse of `step_tensors`; loads either everything or nothing.
+    """Inverse of `step_tensors`; loads either everything or nothing, into tensors with the memory formats of the parameters.
 
     Raises:
         Damaged: an entry is missing, superfluous, or has another shape or dtype.
     """
-    modules = {"model": step.model} | ({} if step.ema is None else {"ema": step.ema.module})
-    expected = {stem: forms(module.state_dict()) for stem, module in modules.items()}
-    expected["optimizer"] = _optimizer_forms(step.optimizer)
-    for stem, form in expected.items():
-        check_tensors(checkpoint.tensors[stem], form, checkpoint.path, f"{stem}.safetensors")
-    for stem, module in modules.items():
-        module.load_state_dict(checkpoint.tensors[stem])
-    load_optimizer_tensors(step.optimizer, checkpoint.tensors["optimizer"])
+    init_optimizer_state(step.optimizer)
+    live = step_tensors(step)
+    for stem, tensors in live.items():
+        check_tensors(checkpoint.tensors[stem], forms(tensors), checkpoint.path, f"{stem}.safetensors")
+    for stem, tensors in live.items():
+        for name, tensor in tensors.items():
+            tensor.copy_(checkpoint.tensors[stem][name])
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -248,31 +221,3 @@ def init_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
         for parameter in group["params"]:
             moments = {key: torch.zeros_like(parameter, requires_grad=False) for key in ADAMW_STATE}
             optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of `optimizer_tensors`."""
-    by_name: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, _, state_name = key.rpartition("/")
-        by_name.setdefault(name, {})[state_name] = value
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            optimizer.state[parameter] = {k: _placed(v, parameter) for k, v in by_name[name].items()}
-
-
-def _optimizer_forms(optimizer: torch.optim.Optimizer) -> Forms:
-    """Shapes and dtypes of `optimizer_tensors` after any step: every step updates every parameter of the optimiser."""
-    found: Forms = {}
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            found |= {f"{name}/{key}": (parameter.shape, parameter.dtype) for key in ADAMW_STATE}
-            found[f"{name}/step"] = (torch.Size(), torch.float32)
-    return found
-
-
-def _placed(value: Tensor, parameter: Tensor) -> Tensor:
-    """A state tensor on the parameter's device and, if it has its shape, in its memory format, which fused AdamW needs."""
-    if value.shape != parameter.shape:
-        return value.to(parameter.device)
-    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -18,7 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from beton_tools.base import torchrun
 from beton_tools.base.errors import UserError
+from fastft.recipe import Recipe
 from fastft.recipe.constants import DEVICES
+from fastft.run.checkpoint import list_checkpoints
+from fastft.run.run_directory import run_folder
 from fastft.train.exceptions import (
     EXIT_REQUEUE,
     LocalRankError,
@@ -148,14 +151,9 @@ class World:
         """The rows of all processes, by rank, in every process; a process may have none."""
         if self.size == 1:
             return rows
-        shapes: list[Any] = [None] * self.size
-        dist.all_gather_object(shapes, tuple(rows.shape), group=self._control)
-        height, width = max(n for n, _ in shapes), max(columns for _, columns in shapes)
-        padded = rows.new_zeros(height, width)
-        padded[: len(rows), : rows.shape[1]] = rows
-        gathered = [torch.empty_like(padded) for _ in shapes]
-        dist.all_gather(gathered, padded)
-        return torch.cat([part[:n] for part, (n, _) in zip(gathered, shapes, strict=True)])
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, rows.cpu().numpy(), group=self._control)
+        return torch.cat([torch.from_numpy(part) for part in gathered if len(part)])
 
     def max(self, value: int) -> int:
         if self.size == 1:
@@ -254,30 +252,21 @@ def _query_store(query: Callable[[dist.Store], Result]) -> Result | None:
     return results[0] if results else None
 
 
-def check_device(device: str, option: str = "--device") -> None:
-    """Check that the device that the user set with `option` exists.
-
-    Raises:
-        UserError: it is none of 'auto', 'cuda' and 'cpu', or it is 'cuda', and torch finds no GPU.
-    """
-    if device not in DEVICES:
-        raise UserError(f"{option} is {device}; give {', '.join(DEVICES[:-1])} or {DEVICES[-1]}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"{option} is cuda, but torch finds no GPU; run 'nvidia-smi' or omit {option}")
-
-
 def find_world(device: str, timeout_minutes: float | None = None, option: str = "--device") -> World:
     """Read torchrun's environment variables and pick the device ('auto', 'cuda' or 'cpu').
 
     timeout_minutes: how long a process may keep the others waiting; None: 10. option: what the user set the device with.
 
     Raises:
-        UserError: 'cuda' without a GPU, more processes on a node than it has GPUs, or torchrun's variables are incomplete.
+        UserError: no such device, more processes on a node than it has GPUs, or torchrun's variables are incomplete.
     """
     torchrun.check_environment()
     rank, size, local_rank = torchrun.rank(), torchrun.world_size(), torchrun.local_rank()
     timeout = DEFAULT_TIMEOUT if timeout_minutes is None else timedelta(minutes=timeout_minutes)
-    check_device(device, option)
+    if device not in DEVICES:
+        raise UserError(f"{option} is {device}; give {', '.join(DEVICES[:-1])} or {DEVICES[-1]}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"{option} is cuda, but torch finds no GPU; run 'nvidia-smi' or omit {option}")
     if device == "cpu" or not torch.cuda.is_available():
         return World(rank, size, local_rank, torch.device("cpu"), timeout)
     if local_rank >= torch.cuda.device_count():
@@ -289,8 +278,8 @@ def find_world(device: str, timeout_minutes: float | None = None, option: str = 
 
 
 @contextmanager
-def connected(world: World) -> Iterator[World]:
-    """The world, with the error of a lost process replaced by one line.
+def connected(world: World, trained: Recipe | None = None) -> Iterator[World]:
+    """The world, with the error of a lost process replaced by one line. trained: whose checkpoint the line names.
 
     Raises:
         PeerLost: another process died or stopped responding.
@@ -301,11 +290,12 @@ def connected(world: World) -> Iterator[World]:
     except RuntimeError as error:
         if not world.is_peer_loss(error):
             raise
-        raise peer_lost(error, "run the same command again") from None
-
-
-def peer_lost(error: RuntimeError, then: str) -> PeerLost:
-    """The exception for a lost peer, without the back end's source location and advice; `then` says what to do."""
-    text = re.sub(r"^\[[^]]*\] ", "", " ".join(str(error).split()))
-    text = text.split(". This is", 1)[0].split(". Exception", 1)[0]
-    return PeerLost(f"another process died or stopped responding ({text}); {then}")
+        then = "run the same command again"
+        if trained is not None:
+            found = list_checkpoints(run_folder(trained) / "checkpoints")
+            after = f"continues after {found[-1].name}" if found else "starts anew: there is no checkpoint yet"
+            then = f"the same command {after}"
+        # without the back end's source location and advice
+        text = re.sub(r"^\[[^]]*\] ", "", " ".join(str(error).split()))
+        text = text.split(". This is", 1)[0].split(". Exception", 1)[0]
+        raise PeerLost(f"another process died or stopped responding ({text}); {then}") from None

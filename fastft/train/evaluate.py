@@ -1,7 +1,6 @@
 """The forward loop over batches; exact evaluation: every sample once at any world size; the evaluations of a run.
 
-An evaluation keeps a row of numbers (COLUMNS) for each image, on the device until the last batch; the logits only where
-`keep_logits` says so.
+An evaluation keeps a row of numbers (COLUMNS) for each image, on the device until the last batch; the logits of few images too.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -61,11 +60,6 @@ class Scores:
         """The numbers by name, for JSON; without those that are None."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "predictions"}
         return {name: value for name, value in values.items() if value is not None}
-
-
-def keep_logits(samples: int, classes: int, most: int) -> bool:
-    """True if the logits of so many images are at most `most` values."""
-    return samples * classes <= most
 
 
 def forward(
@@ -168,19 +162,21 @@ def _scores(rows: list[Tensor], classes: int, world: World) -> Scores:
 class Validation:
     """Evaluates the raw and the EMA weights on the validation file, if the run has one.
 
-    class_counts: training images by label. is_stop_requested: called while it evaluates; True ends the evaluation.
+    loaders: of the validation images, if the run has any, then of the images of `data.selection_share`, which are the only ones
+    without validation images. class_counts: training images by label.
+    is_stop_requested: called while it evaluates; True ends the evaluation.
     """
 
     def __init__(
         self,
         recipe: Recipe,
-        loader: "EvalLoader | None",
+        loaders: "Sequence[EvalLoader]",
         class_counts: Sequence[int],
         world: World,
         precision: Precision,
         is_stop_requested: Callable[[], bool],
     ) -> None:
-        self.recipe, self.loader = recipe, loader
+        self.recipe, self.loaders, self.loader = recipe, loaders, loaders[0] if loaders else None
         self.world, self.precision, self.is_stop_requested = world, precision, is_stop_requested
         self.is_imbalanced = imbalance(class_counts) > IMBALANCED
         self.best_by = BALANCED_ACCURACY if self.is_imbalanced else TOP1
@@ -194,8 +190,8 @@ class Validation:
             and all(entry["epoch"] != progress.epoch - 1 for entry in progress.evaluations)
         )
 
-    def evaluate_step(self, step: "Step") -> dict[str, Scores]:
-        """Scores of the weights that `train.eval_weights` names: "raw", "ema" or both.
+    def evaluate_step(self, step: "Step") -> tuple[dict[str, Scores], dict[str, Scores] | None]:
+        """Scores of the weights that `train.eval_weights` names, "raw", "ema" or both, and those of the selection images.
 
         Raises:
             EvaluationStopped: a stop was requested.
@@ -203,16 +199,18 @@ class Validation:
         models: dict[str, nn.Module] = {} if self.recipe.train.eval_weights == "ema" else {"raw": step.model}
         models |= {} if step.ema is None else {"ema": step.ema.module}
         with step.evaluation_context():
-            return dict(zip(models, self.scores(list(models.values())), strict=True))
+            found = [
+                dict(zip(models, self.scores(list(models.values()), loader), strict=True)) for loader in self.loaders
+            ]
+        return found[0], found[1] if len(found) > 1 else None
 
-    def scores(self, models: Sequence[nn.Module]) -> list[Scores]:
+    def scores(self, models: Sequence[nn.Module], loader: "EvalLoader") -> list[Scores]:
         """Scores of each model.
 
         Raises:
             EvaluationStopped: a stop was requested.
         """
-        assert self.loader is not None  # callers check it
-        with_logits = keep_logits(self.loader.num_samples, self.recipe.data.num_classes, KEPT_IN_TRAINING)
-        found = evaluate(models, self.loader, self.world, self.precision, self.is_stop_requested, with_logits)
-        self.loader.pop_timings()  # not part of the training loader's work
+        with_logits = loader.num_samples * self.recipe.data.num_classes <= KEPT_IN_TRAINING
+        found = evaluate(models, loader, self.world, self.precision, self.is_stop_requested, with_logits)
+        loader.pop_timings()  # not part of the training loader's work
         return found

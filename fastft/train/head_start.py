@@ -4,26 +4,35 @@ Fine-tuning from a random head distorts pretrained features while the head is le
 (LP-FT, 2202.10054).
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
-from beton_tools.base.errors import UserError
 from fastft.augment.recipe_policy import build_policy
 from fastft.data import EvalLoader, Output, Shard
+from fastft.data.classes import name_outputs
 from fastft.model import ImageClassifier
+from fastft.model.head_file import Head, write_head
 from fastft.recipe import Recipe
-from fastft.recipe.constants import PROBE
+from fastft.run.chosen_weights import PROBE_HEAD
 from fastft.run.prediction_metrics import LOG_TEMPERATURES, fit_temperature
+from fastft.run.run_directory import write_choices, write_recipe
+from fastft.train.augmentation_choice import choose_augmentation
+from fastft.train.checkpointing import init_optimizer_state
 from fastft.train.distributed import World
 from fastft.train.evaluate import forward
 from fastft.train.precision import Precision
-from fastft.train.preempt import SignalGuard
+from fastft.train.progress import Progress
 
-MOST_IMAGES = 100_000  # features of 1,024 values take 400 MB; a longer training learns its head anyway
+if TYPE_CHECKING:
+    from fastft.train.setup import Setup
+
+MOST_IMAGES = 100_000  # whose features are kept: of 1,024 values they take 400 MB
 
 # of the regression
 FOLDS = 5
@@ -32,41 +41,66 @@ PENALTIES = tuple(10.0**exponent for exponent in np.arange(-5, 1.01, 0.5))
 # up to this many classes the scale has the range of temperatures; scores of more are closer together, and need a larger one
 CLASSES = 10
 SCORED_VALUES = 2**24  # of held-out scores that are kept at a time: 64 MiB
+MOST_KEPT = 2**14  # of more images: features that are kept to choose penalty and scale, 64 MiB of 1,024 values
 CHUNK = 8192  # rows that are converted to float64 at a time
 
 
-def refuse_large(recipe: Recipe, images: int) -> None:
-    """Raise UserError if the recipe asks for ridge regression on too many images."""
-    if recipe.model.head_init == PROBE and images > MOST_IMAGES:
-        raise UserError(
-            f"model.head_init is probe, but {images:,} training images are more than {MOST_IMAGES:,}, which it is meant for; "
-            "set --model.head_init=small"
-        )
-
-
-def set_probe_head(
-    model: ImageClassifier, recipe: Recipe, world: World, precision: Precision, batch: int, guard: SignalGuard
-) -> dict[str, Any]:
-    """Replace the head of `model` by ridge regression on its pooled features of the training images.
-
-    The images are seen as in evaluation. The head is the same in all processes. batch: images per forward pass. Returns for
-    the log: images, penalty and scale of `fit_ridge_head`.
+def start_from_probe(setup: "Setup", recipe: Recipe, progress: Progress, say: Callable[[str], None]) -> Recipe:
+    """Fit the head of a new run and evaluate it; its copy in the run directory stays. Returns the recipe to train.
 
     Raises:
         EvaluationStopped: in every process, if a stop was requested in one of them.
     """
-    r, output = recipe, Output(recipe.model.image_size, world.device, precision.dtype)
+    s, model = setup, setup.step.model
+    say(f"head: computing the features of {s.loader.num_samples:,} training images")
+    baseline = set_probe_head(s, recipe)
+    scores = [s.validation.scores([model], loader)[0] for loader in s.validation.loaders]
+    chosen, lines = choose_augmentation(recipe, s)
+    for line in lines:
+        say(line)
+    s.loader.set_policy(build_policy(chosen))
+    if s.step.ema is not None:
+        s.step.ema.module.load_state_dict(model.state_dict())
+    init_optimizer_state(s.step.optimizer)
+    progress.baseline = baseline
+    progress.add_baseline(scores)
+    if s.world.is_main:
+        classes = name_outputs(s.loader.class_names, recipe.data.num_classes)
+        tensors = model.head.weight.detach().cpu(), model.head.bias.detach().cpu()
+        write_head(s.folder / PROBE_HEAD, Head(*tensors, classes, model.pool, {"weights": recipe.model.weights}))
+        write_recipe(s.folder, chosen)
+        write_choices(s.folder, chosen)
+    return chosen
+
+
+def set_probe_head(setup: "Setup", recipe: Recipe) -> dict[str, Any]:
+    """Replace the head of the set-up's model by ridge regression on its pooled features of the training images.
+
+    The images are seen as in evaluation. The head is the same in all processes. Returns for the log: images, seconds, penalty and
+    scale of `fit_ridge_head`.
+
+    Raises:
+        EvaluationStopped: in every process, if a stop was requested in one of them.
+    """
+    s, r, model, began = setup, recipe, setup.step.model, time.monotonic()
+    stop, output = s.guard.is_stop_requested, Output(r.model.image_size, s.world.device, s.precision.dtype)
     with EvalLoader(
-        str(r.data.train), build_policy(r), output, batch_size=batch,
-        shard=Shard(world.rank, world.size), workers=r.data.workers or None, on_wait=guard.check,
+        s.loader.betons, build_policy(r), output, batch_size=s.phases.smallest_micro_batch,
+        shard=Shard(s.world.rank, s.world.size), workers=r.data.workers or None,
     ) as loader:  # fmt: skip
-        features_ND, labels_N = pooled_features(model, loader, world, precision, guard.is_stop_requested)
-    head = fit_ridge_head(features_ND, labels_N, r.data.num_classes, r.train.seed) if world.is_main else None
-    head = world.broadcast(head)
+        images, head = loader.num_samples, None
+        if images > MOST_IMAGES:
+            head = _fit_in_one_pass(model, loader, s.world, s.precision, r.train.seed, stop)
+        else:
+            features_ND, labels_N = pooled_features(model, loader, s.world, s.precision, stop)
+            classes = r.data.num_classes
+            if s.world.is_main:
+                head = fit_ridge_head(features_ND, labels_N, classes, r.train.seed)
+    head = s.world.broadcast(head)
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(head.weight_KD))
         model.head.bias.copy_(torch.from_numpy(head.bias_K))
-    return {"images": len(labels_N), "penalty": head.penalty, "scale": head.scale}
+    return {"images": images, "seconds": time.monotonic() - began, "penalty": head.penalty, "scale": head.scale}
 
 
 @torch.inference_mode()
@@ -80,6 +114,31 @@ def pooled_features(
     mine = torch.cat(rows) if rows else torch.empty(0, 1, device=world.device)
     table = world.gather_rows(mine).cpu().numpy()
     return table[:, 1:], table[:, 0].astype(np.int64)
+
+
+@torch.inference_mode()
+def _fit_in_one_pass(
+    model: ImageClassifier, loader: EvalLoader, world: World, precision: Precision, seed: int, stop: Callable[[], bool]
+) -> "RidgeHead":
+    """The head of many images, of which only sums of width x width and classes x width values are kept, in float64.
+
+    Penalty and scale are chosen on some images whose features are kept, by the sums of the others; the head is of all images.
+    """
+    classes, width = model.head.weight.shape
+    kept = min(MOST_KEPT, SCORED_VALUES // classes, loader.num_samples // FOLDS)
+    is_kept_N = np.random.default_rng(seed).permutation(loader.num_samples) < max(1, kept)
+    sums, rows = _Sums(classes, width, world.device), []
+    for batch, (features_BD,) in forward([model], loader, world, precision, stop, "pooled"):
+        is_kept_B = torch.from_numpy(is_kept_N[batch.ids]).to(world.device)
+        sums.add(features_BD[~is_kept_B], batch.labels[~is_kept_B])
+        rows.append(torch.cat([batch.labels[is_kept_B, None].float(), features_BD[is_kept_B]], dim=1))
+    table = world.gather_rows(torch.cat(rows) if rows else torch.empty(0, 1)).cpu()
+    for summed in (sums.counts_K, sums.sums_KD, sums.gram_DD):
+        world.sum(summed)
+    features_HD, labels_H = table[:, 1:], table[:, 0].long()
+    penalty, scale = _choose([sums.moments()], [(features_HD.numpy(), labels_H.numpy())], classes)
+    sums.add(features_HD.to(world.device), labels_H.to(world.device))
+    return _scaled(sums.moments(), penalty, scale)
 
 
 # ridge regression on pooled features ----------------------------------------------------------------------------------
@@ -113,6 +172,30 @@ class _Moments:
         return weight_KD, self.shares_K - weight_KD @ self.mean_D
 
 
+class _Sums:
+    """Sums over images, float64 on the device: images by class, features by class, and products of features."""
+
+    def __init__(self, classes: int, width: int, device: torch.device) -> None:
+        self.counts_K, self.sums_KD, self.gram_DD = (
+            torch.zeros(shape, dtype=torch.float64, device=device)
+            for shape in ((classes,), (classes, width), (width, width))
+        )
+
+    def add(self, features_BD: torch.Tensor, labels_B: torch.Tensor) -> None:
+        exact_BD, one_hot_BK = features_BD.double(), F.one_hot(labels_B, len(self.counts_K)).double()
+        self.counts_K += one_hot_BK.sum(0)
+        self.sums_KD += one_hot_BK.T @ exact_BD
+        self.gram_DD += exact_BD.T @ exact_BD
+
+    def moments(self) -> _Moments:
+        count = self.counts_K.sum()
+        shares_K, mean_D = self.counts_K / count, self.sums_KD.sum(0) / count
+        covariance_KD = self.sums_KD / count - shares_K[:, None] * mean_D
+        eigenvalues_D, eigenvectors_DD = np.linalg.eigh((self.gram_DD / count - mean_D[:, None] * mean_D).cpu().numpy())
+        shares, mean, covariance = (tensor.cpu().numpy() for tensor in (shares_K, mean_D, covariance_KD))
+        return _Moments(shares, mean, covariance, eigenvalues_D, eigenvectors_DD)
+
+
 def fit_ridge_head(features_ND: np.ndarray, labels_N: np.ndarray, num_classes: int, seed: int) -> RidgeHead:
     """The head for pooled features of training images.
 
@@ -127,20 +210,32 @@ def fit_ridge_head(features_ND: np.ndarray, labels_N: np.ndarray, num_classes: i
     moments = [_moments(features_ND, labels_N, np.setdiff1d(np.arange(len(labels_N)), rows), num_classes)
                for rows in held_out]  # fmt: skip
     kept = max(1, SCORED_VALUES // num_classes // len(held_out))
-    scored = [rows[:kept] for rows in held_out]
-    labels = np.concatenate([labels_N[rows] for rows in scored])
+    scored = [(features_ND[rows[:kept]], labels_N[rows[:kept]]) for rows in held_out]
+    penalty, scale = _choose(moments, scored, num_classes)
+    whole = _moments(features_ND, labels_N, np.arange(len(labels_N)), num_classes)
+    return _scaled(whole, penalty, scale)
+
+
+def _scaled(moments: _Moments, penalty: float, scale: float) -> RidgeHead:
+    weight_KD, bias_K = moments.solve(penalty)
+    return RidgeHead((scale * weight_KD).astype(np.float32), (scale * bias_K).astype(np.float32), penalty, scale)
+
+
+def _choose(
+    moments: Sequence[_Moments], held_out: Sequence[tuple[np.ndarray, np.ndarray]], num_classes: int
+) -> tuple[float, float]:
+    """(penalty, scale) with the smallest cross-entropy of the held-out (features, labels) of each of the moments."""
+    labels = np.concatenate([labels_N for _, labels_N in held_out])
     smallest, largest = LOG_TEMPERATURES
     logs = smallest - np.log(max(1, num_classes / CLASSES)), largest
     best = None
     for penalty in reversed(PENALTIES):  # of equal ones the strongest
-        scores = [_score(m, features_ND[rows], penalty) for m, rows in zip(moments, scored, strict=True)]
+        scores = [_score(m, features_ND, penalty) for m, (features_ND, _) in zip(moments, held_out, strict=True)]
         temperature, cross_entropy = fit_temperature(np.concatenate(scores), labels, logs)
         if best is None or cross_entropy < best[0]:
             best = cross_entropy, penalty, 1 / temperature
     assert best is not None
-    _, penalty, scale = best
-    weight_KD, bias_K = _moments(features_ND, labels_N, np.arange(len(labels_N)), num_classes).solve(penalty)
-    return RidgeHead((scale * weight_KD).astype(np.float32), (scale * bias_K).astype(np.float32), penalty, scale)
+    return best[1:]
 
 
 def _folds(labels_N: np.ndarray, seed: int) -> np.ndarray:

@@ -10,12 +10,10 @@ from rich.console import Console
 
 from beton_tools.base.errors import UserError
 from fastft.recipe import Recipe
-from fastft.run.checkpoint import list_checkpoints
-from fastft.run.run_directory import run_folder
-from fastft.train.distributed import World, find_world, peer_lost
+from fastft.train.distributed import World, connected, find_world
 from fastft.train.preempt import SignalGuard
 from fastft.train.reporting import open_log
-from fastft.train.setup import Setup, build_setup, halve_if_too_large
+from fastft.train.setup import Setup, build_setup
 from fastft.train.trainer import Trainer
 
 HIGH_PRIORITY = -1  # of CUDA streams: lower numbers go first
@@ -30,32 +28,21 @@ def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
         UserError: bad input.
         Preempted: stopped by a signal after a checkpoint, or another process is gone.
         NonFinite: the loss is NaN or Inf.
-        KeyboardInterrupt: SIGINT; no checkpoint is written.
+        KeyboardInterrupt: SIGINT (Ctrl-C), after a checkpoint if the first step has begun; a second one ends at once.
     """
     console = console or Console(markup=False)
-    world = find_world(recipe.train.device, recipe.train.timeout_minutes, "train.device")
-    guard = SignalGuard()
-    try:
-        with (
-            world,
-            guard,
-            training_stream(world.device),
-            _set_up(recipe, world, guard, console) as setup,
-            open_log(setup, console) as log,
-        ):
-            guard.defer_interrupts()
-            return _fit(Trainer(setup, log))
-    except RuntimeError as error:
-        if not world.is_peer_loss(error):
-            raise
-        guard.check()  # the others were interrupted too, and ended first
-        found = list_checkpoints(run_folder(recipe) / "checkpoints")
-        then = f"continues after {found[-1].name}" if found else "starts anew: there is no checkpoint yet"
-        raise peer_lost(error, f"the same command {then}") from None
+    with (
+        connected(find_world(recipe.train.device, recipe.train.timeout_minutes, "train.device"), recipe) as world,
+        SignalGuard() as guard,
+        training_stream(world.device),
+        _set_up(recipe, world, guard) as setup,
+        open_log(setup, console) as log,
+    ):
+        return _fit(Trainer(setup, log))
 
 
 @contextmanager
-def _set_up(recipe: Recipe, world: World, guard: SignalGuard, console: Console) -> Iterator[Setup]:
+def _set_up(recipe: Recipe, world: World, guard: SignalGuard) -> Iterator[Setup]:
     """The set-up, once every process has one; if it fails in one process, all raise its error."""
     with ExitStack() as opened:
         try:
@@ -64,7 +51,7 @@ def _set_up(recipe: Recipe, world: World, guard: SignalGuard, console: Console) 
             world.check_consistent(str(error), {})
             raise
         world.check_consistent(None, setup.consistency_key())
-        yield halve_if_too_large(setup, console.print if world.is_main else lambda line: None)
+        yield setup
 
 
 def _fit(trainer: Trainer) -> dict[str, Any]:

@@ -1,21 +1,24 @@
-"""Signals during training: most of them ask for a checkpoint and an orderly end, Ctrl-C for an end at the next safe place.
+"""Signals during training ask for a checkpoint and an orderly end.
 
 Batch systems and spot machines send one of the signals before they take a node away; a closed terminal sends SIGHUP.
 """
 
+import os
 import signal
 from types import FrameType
 
+from beton_tools.base import torchrun
 from beton_tools.base.signals import STOP_SIGNALS
+
+ANNOUNCED = b"\ninterrupted: ends after this step, with a checkpoint; Ctrl-C again ends at once\n"
 
 
 class SignalGuard:
-    """Context in which signals only set flags, which the training loop reads between steps.
+    """Context in which signals set `requested`, which the training loop reads between steps; `interrupted`: SIGINT was one.
 
-    requested: one of STOP_SIGNALS came. interrupted: SIGINT came after `defer_interrupts`.
-
-    A Python signal handler that raises can do so while the main thread holds a lock of another library (`queue.Queue`,
-    rich), which then stays locked and makes a later call wait for ever. A second SIGINT does what it did before the context.
+    SIGINT does so from `defer_interrupts` on; before, and from the second one on, it does what it did before the context.
+    A handler that raises can do so while the main thread holds a lock of another library (`queue.Queue`, rich), which then
+    stays locked and makes a later call wait for ever.
     """
 
     def __init__(self) -> None:
@@ -36,26 +39,21 @@ class SignalGuard:
             signal.signal(number, handler)
 
     def defer_interrupts(self) -> None:
-        """From here on the first SIGINT sets `interrupted` instead of raising; `check` raises."""
+        """Call it when there is something to save."""
         self._deferring = True
 
-    def check(self) -> None:
-        """Raise KeyboardInterrupt if SIGINT came. Called where no lock is held: between batches and during waits."""
-        if self.interrupted:
-            raise KeyboardInterrupt
-
     def is_stop_requested(self) -> bool:
-        """`check`, then `requested`; evaluations take it, as the trainer's own method would keep the trainer in memory."""
-        self.check()
+        """`requested`, for evaluations: the trainer's own method would keep the trainer in memory."""
         return self.requested
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number != signal.SIGINT:
             self.requested = True
         elif self._deferring and not self.interrupted:
-            self.interrupted = True
+            self.requested = self.interrupted = True
+            if torchrun.local_rank() == 0:
+                os.write(2, ANNOUNCED)
         else:
-            self.interrupted = True
             before = self._previous[signal.SIGINT]
             if callable(before):
                 before(number, frame)

@@ -14,7 +14,7 @@ from fastft.recipe import Recipe
 from fastft.recipe.constants import PROBE
 from fastft.recipe.training_images import NO_EXPECTATION, describe_expectation, expected_top1
 from fastft.run.chosen_weights import choose_weights, count_disagreements, describe_untrained, describe_weights
-from fastft.run.evaluations import TOP1, WEIGHTS, best_evaluation, flatten, headline_score
+from fastft.run.evaluations import SELECTION, TOP1, WEIGHTS, best_evaluation, flatten, headline_score
 from fastft.train.evaluate import Scores
 
 
@@ -32,35 +32,65 @@ class Progress:
     logged: dict[str, Any] | None = None
     step_choice: dict[str, Any] | None = None  # of StepChoice, and the device
 
-    def add(self, epoch: int, scores: Mapping[str, Scores], best_by: str = TOP1) -> dict[str, Any]:
+    def add(
+        self,
+        epoch: int,
+        scores: Mapping[str, Scores],
+        best_by: str = TOP1,
+        selection: Mapping[str, Scores] | None = None,
+    ) -> dict[str, Any]:
         """Append an evaluation; returns its entry.
 
         scores: of the "raw" and "ema" weights, or of one of them. best_by: the score that the best epoch has the largest of.
+        selection: scores of the images of `data.selection_share`.
         """
-        entry: dict[str, Any] = {"epoch": epoch, **{weights: s.as_dict() for weights, s in scores.items()}}
+        entry: dict[str, Any] = {"epoch": epoch, **self._compared(scores, best_by, is_judged=not selection)}
+        if selection:
+            entry[SELECTION] = self._compared(selection, best_by, is_judged=True)
+        if best_by != TOP1:
+            entry["best_by"] = best_by
+        self.evaluations.append(entry)
+        return entry
+
+    def _compared(self, scores: Mapping[str, Scores], best_by: str, is_judged: bool) -> dict[str, Any]:
+        """The scores of raw and EMA weights, and on how many images they disagree; where they are judged, also with the probe."""
+        entry: dict[str, Any] = {weights: s.as_dict() for weights, s in scores.items()}
         found = {weights: s.predictions for weights, s in scores.items() if s.predictions is not None}
         right = {weights: p.right_N for weights, p in found.items()}
         labels_N = next(iter(found.values())).labels_N if found and best_by != TOP1 else None
         if len(right) == len(WEIGHTS):
             entry["disagreements"] = count_disagreements(right, labels_N)
-        samples = 0 if self.baseline is None else self.baseline.get("raw", {}).get("samples", 0)
-        if self.probe_right and all(len(mine) == samples for mine in right.values()):  # not of another validation file
+        probe = {} if self.baseline is None else self.baseline.get(SELECTION, self.baseline)
+        samples = probe.get("raw", {}).get("samples", 0)
+        # not of another validation file
+        if is_judged and self.probe_right and all(len(mine) == samples for mine in right.values()):
             bits = np.frombuffer(bytes.fromhex(self.probe_right), np.uint8)
             probe_N = np.unpackbits(bits, count=samples).astype(bool)
             entry["against_probe"] = {
                 weights: count_disagreements({weights: mine, PROBE: probe_N}, labels_N)
                 for weights, mine in right.items()
             }
-        if best_by != TOP1:
-            entry["best_by"] = best_by
-        self.evaluations.append(entry)
         return entry
 
-    def add_baseline(self, scores: Scores) -> None:
-        """Keep the scores of the head that the run starts from, beside what it was made with."""
-        assert self.baseline is not None and scores.predictions is not None
-        self.baseline = {**self.baseline, "raw": scores.as_dict()}
-        self.probe_right = np.packbits(scores.predictions.right_N).tobytes().hex()
+    def add_baseline(self, scores: Sequence[Scores]) -> None:
+        """Keep the scores of the head that the run starts from, on validation and then selection images, if there are any."""
+        assert self.baseline is not None
+        for images, s in zip(("validation", SELECTION), scores, strict=False):
+            found = {"raw": s.as_dict()}
+            self.baseline = self.baseline | ({SELECTION: found} if images == SELECTION else found)
+            assert s.predictions is not None
+            self.probe_right = np.packbits(s.predictions.right_N).tobytes().hex()
+
+    def is_stalled(self, recipe: Recipe) -> bool:
+        """True if the last `train.stop_when` evaluations or more gained nothing, of the weights that would be chosen now."""
+        patience = recipe.train.stop_when
+        choice = choose_weights(self.evaluations, self.best(), untrained=self._untrained_share(recipe))
+        if patience is None or choice is None:
+            return False
+        judged = [entry.get(SELECTION, entry).get(choice["kind"]) for entry in self.evaluations]
+        best_by = self.evaluations[-1].get("best_by", TOP1)
+        scores = [scores[best_by] for scores in judged if scores is not None]
+        return len(scores) - 1 - scores.index(max(scores)) >= patience
 
     def best(self) -> dict[str, Any] | None:
         """The evaluation of the best epoch so far."""
@@ -68,8 +98,10 @@ class Progress:
 
     def choose_weights(self, recipe: Recipe) -> dict[str, Any] | None:
         """`choose_weights` so far."""
-        share = untrained_share(recipe, self.epoch * recipe.steps_per_epoch() + self.step)
-        return choose_weights(self.evaluations, self.best(), self.baseline, share)
+        return choose_weights(self.evaluations, self.best(), self.baseline, self._untrained_share(recipe))
+
+    def _untrained_share(self, recipe: Recipe) -> float:
+        return untrained_share(recipe, self.epoch * recipe.steps_per_epoch() + self.step)
 
 
 def describe_model(
@@ -98,6 +130,7 @@ def summarise(progress: Progress, recipe: Recipe) -> dict[str, Any]:
         "recipe": recipe.name,
         "epochs": progress.epoch,
         "seconds": progress.seconds,
+        **({"stopped": _describe_stop(progress, recipe)} if progress.epoch < recipe.epochs else {}),
         **({"baseline": progress.baseline} if progress.baseline else {}),
         "best": progress.best(),
         "last": progress.evaluations[-1] if progress.evaluations else None,
@@ -107,6 +140,15 @@ def summarise(progress: Progress, recipe: Recipe) -> dict[str, Any]:
         "source": recipe.about.source,
         "evaluations": progress.evaluations,
     }
+
+
+def _describe_stop(progress: Progress, recipe: Recipe) -> str:
+    patience, chooses = recipe.train.stop_when, SELECTION in progress.evaluations[-1]
+    images = "left-out training images" if chooses else "validation images, so their accuracy is no unbiased one"
+    return (
+        f"stopped after {progress.epoch} of {recipe.epochs} epochs: no gain in {patience} evaluations (train.stop_when) on the "
+        f"{images}"
+    )
 
 
 def describe_evaluation(epoch: int, scores: Mapping[str, Scores], balanced: bool) -> str:
@@ -121,7 +163,8 @@ def describe_evaluation(epoch: int, scores: Mapping[str, Scores], balanced: bool
 
 def describe_baseline(baseline: Mapping[str, Any]) -> str:
     """The log line of a head that starts from ridge regression."""
-    made = f"head: ridge regression on the frozen tower's features of {baseline['images']:,} training images"
+    took = f" in {format_duration(baseline['seconds'])}" if "seconds" in baseline else ""
+    made = f"head: ridge regression on the frozen tower's features of {baseline['images']:,} training images{took}"
     if "raw" not in baseline:
         return made
     raw = baseline["raw"]
@@ -139,6 +182,7 @@ def describe_unfinished(progress: Progress, recipe: Recipe, steps: int) -> list[
 def conclusion(result: dict[str, Any]) -> str:
     """The last log line of a run."""
     best, last = result["best"], result["last"]
+    stopped = f"{result['stopped']}; " if "stopped" in result else ""
     if best is None or last is None:
         return "done; no validation data, nothing was evaluated"
     used = result["weights"]
@@ -152,4 +196,4 @@ def conclusion(result: dict[str, Any]) -> str:
     seconds = format_duration(result["seconds"])
     note = used.get("baseline", {}).get("note")
     line = f"top-1 in percent: {', '.join(parts)}{expected}; {seconds} of training; {describe_weights(used)}"
-    return f"{line}\nwarning: {note}" if note else line
+    return f"{stopped}{line}\nwarning: {note}" if note else f"{stopped}{line}"

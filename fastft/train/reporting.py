@@ -12,15 +12,18 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from beton_tools.base.console import format_duration
+from fastft.cost.work import evaluated_models
 from fastft.data import TrainLoader
 from fastft.machine.facts import cpu_name
 from fastft.machine.gpus import peak_flops
+from fastft.model import count_flops
 from fastft.optim.schedule import recipe_warnings
 from fastft.recipe import Recipe, describe_choice
-from fastft.run.evaluations import flatten
+from fastft.run.evaluations import SELECTION, flatten
 from fastft.run.metrics_log import RunLog
 from fastft.run.prediction_metrics import describe_imbalance, write_validation
-from fastft.run.run_directory import write_choices, write_recipe
+from fastft.run.run_directory import read_metrics, write_choices, write_recipe
 from fastft.train.distributed import World
 from fastft.train.evaluate import Scores
 from fastft.train.exceptions import Preempted
@@ -30,6 +33,9 @@ from fastft.train.run_phases import RunPhase
 from fastft.train.setup import Setup
 from fastft.train.step import Step
 from fastft.train.step_choice import Decision
+
+TIMED_STEPS = 3  # of a process, after its first one: the remaining time on a CPU is estimated from them
+LONG_SECONDS = 3600
 
 
 class Meter:
@@ -44,6 +50,7 @@ class Meter:
         self._split: defaultdict[str, float] = defaultdict(float)
         self._has_batch = False  # whether this process has received its first batch
         self.steps, self._began = 0, time.monotonic()
+        self.paused = 0.0  # seconds of all pauses
         self.reset()
 
     def reset(self) -> None:
@@ -70,6 +77,7 @@ class Meter:
     def pause(self, part: str, seconds: float) -> None:
         """Leave the last `seconds`, of evaluation or saving, out of the interval; count them as `part` of the epoch."""
         self._began += seconds
+        self.paused += seconds
         self._epoch[part] += seconds
 
     def state_dict(self) -> dict[str, Any]:
@@ -113,7 +121,8 @@ class Reporter:
         self.meter = Meter(setup.step, setup.loader, setup.world)
         # on a CPU this is measured: once, not at every line
         self._peak = peak_flops(setup.world.device, setup.precision.dtype)
-        self.say, self.record, self.advance = log.info, log.record, log.advance
+        self.say, self.record = log.info, log.record
+        self._timed: list[float] = []  # ends of the first steps
 
     def start(self, recipe: Recipe, phase: RunPhase, decision: Decision, step: int) -> None:
         """The lines before the first step of this process; step: optimiser steps done."""
@@ -148,7 +157,7 @@ class Reporter:
             self.record("phase", step, values)
 
     def baseline(self, baseline: Mapping[str, Any]) -> None:
-        made = {key: value for key, value in baseline.items() if key != "raw"}
+        made = {key: value for key, value in baseline.items() if key not in ("raw", SELECTION)}
         self.record("baseline", 0, made | flatten(baseline))
         self.say(describe_baseline(baseline))
 
@@ -176,6 +185,30 @@ class Reporter:
         self.meter.reset()
         return float(now["seconds"])
 
+    def advance(self, step: int, phase: RunPhase, evaluations: int) -> None:
+        """Count a step; on a CPU say once how long the rest will take. step, evaluations: done so far."""
+        self._log.advance()
+        if self._setup.world.device.type != "cpu" or len(self._timed) > TIMED_STEPS:
+            return
+        self._timed.append(time.monotonic() - self.meter.paused)
+        if len(self._timed) > TIMED_STEPS:
+            self._estimate(step, phase, evaluations, (self._timed[-1] - self._timed[0]) / TIMED_STEPS)
+
+    def _estimate(self, step: int, phase: RunPhase, evaluations: int, seconds: float) -> None:
+        """seconds: of a step. An image's evaluation takes as much less than its training as it has fewer FLOPs."""
+        s, r = self._setup, self._setup.recipe
+        steps, passes = s.total_steps - step, r.evaluations - evaluations
+        images = evaluated_models(r) * sum(loader.num_samples for loader in s.validation.loaders)
+        share = count_flops(s.step.model.visual.arch, r.data.num_classes).forward / phase.flops / r.optim.batch_size
+        left = seconds * (s.phases.steps_left(step, s.steps_per_epoch, phase) + passes * images * share)
+        self.say(f"about {format_duration(left)} to go: {steps:,} steps of {seconds:.2g} s and {passes} evaluations")
+        if left > LONG_SECONDS:
+            epochs = max(1, int(r.epochs * LONG_SECONDS / left))
+            self.say(
+                f"a CPU is slow: --schedule.epochs={epochs} takes about an hour; --model.trainable_layers=4, or a smaller "
+                "--model.arch or --model.image_size, takes less too; start anew with another --train.run_dir"
+            )
+
     def evaluation(self, entry: Mapping[str, Any], scores: Mapping[str, Scores], seconds: float, step: int) -> None:
         self.meter.pause("eval", seconds)
         self.record("eval", step, {"epoch": entry["epoch"], "seconds": seconds, **flatten(entry)})
@@ -198,7 +231,10 @@ class Reporter:
 @contextmanager
 def open_log(setup: Setup, console: Console) -> Iterator[RunLog]:
     """Open the run directory for writing; nothing in it is changed before."""
+    replaced = False
     if setup.world.is_main:
+        earlier = [] if setup.checkpoints.exist else read_metrics(setup.folder / "metrics.jsonl")
+        replaced = any(line["step"] for line in earlier)
         setup.checkpoints.prepare_folder(setup.progress.best())
         write_recipe(setup.folder, setup.recipe)
         write_choices(setup.folder, setup.recipe)
@@ -206,9 +242,13 @@ def open_log(setup: Setup, console: Console) -> Iterator[RunLog]:
         setup.folder, setup.total_steps, setup.position(setup.progress), setup.world.is_main, console, setup.tracker
     )
     try:
+        if replaced:
+            log.info(
+                f"warning: {setup.folder} has no checkpoint: the training starts anew, and replaces its earlier log"
+            )
         yield log
     except BaseException as error:
-        log.close(failed=not isinstance(error, Preempted))
+        log.close(failed=not isinstance(error, (Preempted, KeyboardInterrupt)))
         raise
     log.close()
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from beton_tools.base.errors import UserError
@@ -21,11 +22,11 @@ from fastft.data.classes import refuse_other_classes
 from fastft.data.stage import check_shrink
 from fastft.model import ImageClassifier
 from fastft.model.head_file import read_head
-from fastft.model.recipe_model import build_model, with_phase
+from fastft.model.recipe_model import build_model
 from fastft.optim import Ema, build_adamw, decay_for_batch, layer_groups, optimizer_groups
 from fastft.optim.schedule import build_schedule
 from fastft.recipe import Recipe, parse_duration, resolve
-from fastft.recipe.training_images import NO_DATA, with_training_files
+from fastft.recipe.training_images import NO_DATA, is_imagenet, with_training_files
 from fastft.run.checkpoint import list_checkpoints
 from fastft.run.continuation import refuse_other_run, shared_options
 from fastft.run.run_directory import lock_run, read_choices, run_folder
@@ -34,17 +35,15 @@ from fastft.train.checkpointing import Checkpointing
 from fastft.train.distributed import World
 from fastft.train.evaluate import Validation
 from fastft.train.exceptions import NonFinite
-from fastft.train.head_start import refuse_large
 from fastft.train.micro_batch import COPIES
 from fastft.train.precision import Precision, choose_precision
 from fastft.train.preempt import SignalGuard
 from fastft.train.progress import Progress, describe_model
 from fastft.train.run_phases import RunPhases, plan_phases
 from fastft.train.step import Step
-from fastft.train.step_choice import is_out_of_memory, refuse_impossible
+from fastft.train.step_choice import refuse_impossible
 
 SHOWN_SAMPLES = 8  # of a step whose loss is NaN or Inf
-OUT_OF_MEMORY_DEVICES = ["cuda"]  # whose allocator raises torch.OutOfMemoryError
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Setup:
 
     def consistency_key(self) -> dict[str, str]:
         """Values that must be equal in every process, by their name in error messages."""
-        loaders = [loader for loader in (self.loader, self.validation.loader) if loader is not None]
+        loaders = [self.loader, *self.validation.loaders]
         # files may have other names on other hosts
         data = [{k: v for k, v in loader.content.items() if k != "files"} for loader in loaders]
         return {
@@ -130,10 +129,11 @@ def build_setup(recipe: Recipe, world: World, guard: SignalGuard, opened: ExitSt
     exists = folder.is_dir()
     if world.is_main and exists:  # lock it before its checkpoints are read
         opened.enter_context(lock_run(folder))
-    checkpoints = Checkpointing(folder / "checkpoints", recipe.train, world, on_wait=guard.check)
+    checkpoints = Checkpointing(folder / "checkpoints", recipe.train, world)
 
     train_files = _open_training_files(recipe)
     recipe = with_training_files(recipe, train_files)
+    train_files, selection_files = take_selection(recipe, train_files)
     if checkpoints.exist:
         recipe = resolve(recipe, read_choices(folder))
     _refuse_before_weights(recipe, train_files, world)
@@ -143,10 +143,10 @@ def build_setup(recipe: Recipe, world: World, guard: SignalGuard, opened: ExitSt
     mixer = build_mixer(recipe)
     unit = 1 if mixer is None else 2  # mixup and CutMix take pairs
     phases = plan_phases(recipe, model, world, precision, train_files, unit)
-    loader, eval_loader = open_loaders(recipe, world, precision, phases, train_files, opened, on_wait=guard.check)
+    loader, evaluated = open_loaders(recipe, world, precision, phases, train_files, selection_files, opened)
     if not checkpoints.exist:
         refuse_other_head(recipe, loader.class_names)
-    validation = Validation(recipe, eval_loader, loader.class_counts, world, precision, guard.is_stop_requested)
+    validation = Validation(recipe, evaluated, loader.class_counts, world, precision, guard.is_stop_requested)
 
     step = _build_step(recipe, model, ema, world, precision)
     progress = Progress()
@@ -163,19 +163,6 @@ def build_setup(recipe: Recipe, world: World, guard: SignalGuard, opened: ExitSt
         schedule=build_schedule(recipe, loader.steps_per_epoch), checkpoints=checkpoints, progress=progress,
         tracker=open_tracker(recipe.train.tracker, folder, recipe.name, recipe.as_dict()) if world.is_main else None,
     )  # fmt: skip
-
-
-def halve_if_too_large(setup: Setup, say: Callable[[str], None]) -> Setup:
-    """The set-up with half the micro-batch if that of the last phase does not fit the GPU's memory in some process."""
-    s, last = setup, setup.phases.all[-1]
-    if s.world.device.type not in OUT_OF_MEMORY_DEVICES:
-        return setup
-    reserve = s.moments_bytes + int(last.loader_bytes)
-    if not is_out_of_memory(with_phase(s.recipe, last), s.step, last.micro_batch, reserve):
-        return setup
-    phases = s.phases.with_halves(1 if s.mixer is None else 2)
-    say(f"out of memory with {last.micro_batch} images per forward pass: trying {phases.all[-1].micro_batch}")
-    return replace(setup, phases=phases)
 
 
 def describe_run(recipe: Recipe, model: ImageClassifier, loader: TrainLoader) -> dict[str, Any]:
@@ -200,9 +187,30 @@ def _open_training_files(recipe: Recipe) -> BetonSet:
     return BetonSet.open(recipe.data.train)
 
 
+def take_selection(recipe: Recipe, files: BetonSet) -> tuple[BetonSet, BetonSet | None]:
+    """(files without the images of `data.selection_share`, these images); the same in every run, with the files' class shares.
+
+    Raises:
+        UserError: `train.stop_when` has no images to look at, or only ImageNet's validation images, which are reported.
+    """
+    if recipe.data.selection_share:
+        by_class_N = np.lexsort((np.random.default_rng(0).permutation(len(files)), files.labels))
+        is_held_N = np.diff(np.ceil(np.arange(len(files) + 1) * recipe.data.selection_share)) > 0
+        return files.take(np.sort(by_class_N[~is_held_N])), files.take(np.sort(by_class_N[is_held_N]))
+    if recipe.train.stop_when is not None and (recipe.data.val is None or is_imagenet(recipe)):
+        what = (
+            "no images to look at"
+            if recipe.data.val is None
+            else "only the validation images, whose accuracy is reported"
+        )
+        raise UserError(
+            f"train.stop_when has {what}; set --data.selection_share=0.01, which leaves this share of the training images out"
+        )
+    return files, None
+
+
 def _refuse_before_weights(recipe: Recipe, train_files: BetonSet, world: World) -> None:
     """Raise UserError for what cannot be trained, before weights are fetched."""
-    refuse_large(recipe, len(train_files))
     if recipe.data.val is not None:
         val = BetonSet.open(recipe.data.val)
         refuse_other_classes(val.class_names, train_files.class_names, recipe.data.val)
@@ -217,7 +225,8 @@ def _build_models(recipe: Recipe, device: torch.device, pretrained: bool) -> tup
     options = recipe.ema
     if options.decay == 0:
         return model, None
-    return model, Ema(model, decay_for_batch(options.decay, recipe.optim.batch_size, options.reference_batch))
+    decay = decay_for_batch(options.decay, recipe.optim.batch_size, options.reference_batch)
+    return model, Ema(model, decay, options.warmup)
 
 
 def _build_step(recipe: Recipe, model: ImageClassifier, ema: Ema | None, world: World, precision: Precision) -> Step:
@@ -245,14 +254,12 @@ def open_loaders(
     precision: Precision,
     phases: RunPhases,
     train_files: BetonSet,
+    selection_files: BetonSet | None,
     opened: ExitStack,
-    on_wait: Callable[[], None],
-) -> tuple[TrainLoader, EvalLoader | None]:
-    """The loaders of the training files, in the first phase, and of the validation files if there are any.
+) -> tuple[TrainLoader, list[EvalLoader]]:
+    """The loaders of the training files, in the first phase, and of validation and selection files if there are any.
 
-    They are closed with `opened`. Evaluation is at the final image size.
-
-    on_wait: called while a batch is waited for.
+    The loaders are closed with `opened`. Evaluation is at the final image size.
 
     Raises:
         UserError: a file does not fit the recipe, or the validation files have other classes.
@@ -264,7 +271,6 @@ def open_loaders(
         "shard": Shard(world.rank, world.size),
         "workers": r.data.workers or None,
         "batches_ahead": r.data.batches_ahead,
-        "on_wait": on_wait,
     }
     loader: TrainLoader = opened.enter_context(TrainLoader(
         train_files, policy, replace(output, size=first.size), seed=r.train.seed, batch_size=r.optim.batch_size,
@@ -277,9 +283,9 @@ def open_loaders(
             f"{r.data.train} has {loader.num_classes} classes, the recipe {r.data.num_classes}; "
             f"set --data.num_classes={loader.num_classes}"
         )
-    if r.data.val is None:
-        return loader, None
-    eval_loader: EvalLoader = opened.enter_context(
-        EvalLoader(r.data.val, policy, output, batch_size=phases.smallest_micro_batch, **common)
-    )
-    return loader, eval_loader
+    evaluated = [
+        opened.enter_context(EvalLoader(files, policy, output, batch_size=phases.smallest_micro_batch, **common))
+        for files in (r.data.val, selection_files)
+        if files is not None
+    ]
+    return loader, evaluated

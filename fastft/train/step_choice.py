@@ -20,10 +20,9 @@ from torch.nn import functional as F
 from beton_tools.base.errors import UserError
 from fastft.machine.facts import cpu_name
 from fastft.model.attention import ATTENTION_KERNELS, BF16_NATIVE, attention_candidates, default_kernel
-from fastft.model.recipe_model import can_compile, phase_at
+from fastft.model.recipe_model import can_compile
 from fastft.recipe import Recipe
 from fastft.train.distributed import World
-from fastft.train.precision import Precision
 from fastft.train.step import MODES, Step, StepChoice
 
 MARGIN = 0.02  # an earlier candidate is kept if it is at most this much slower: such differences are noise
@@ -33,9 +32,6 @@ GRAPH_MICRO_BATCH = 64
 # largest relative difference from eager of the logits or of a parameter's gradient. Attention kernels that are right differ by
 # 0.6 % in bf16 and by 0.1 % in fp16 (ViT-S and ViT-B on a CPU)
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
-# dtypes in which the loss of a half-precision copy is that of fp32 weights (docs/v100.md): it is taken where faster. In bf16
-# its time is only shown
-HALF_BY_DEFAULT = (torch.float16,)
 LOSS_SCALE = 2.0**16  # of fp16: gradients of the first batch are far from overflow
 SEED = 0
 
@@ -136,7 +132,6 @@ def choose_step(
     *,
     reserve_bytes: int,
     say: Callable[[str], None],
-    check: Callable[[], None],
 ) -> Decision:
     """The decision of process 0, in every process; all call this once, before `step.connect`.
 
@@ -146,7 +141,7 @@ def choose_step(
     Args:
         stored: the choice that the checkpoint records (`fastft.train.progress.Progress.step_choice`).
         reserve_bytes: GPU memory that optimiser and loaders will take.
-        say: prints a line. check: called between two passes; what it raises ends the measurement.
+        say: prints a line.
     """
     world, requested = step.world, requested_step(recipe)
     if "torch._dynamo" in sys.modules:  # the runs of a sweep would reach the limit of recompilations
@@ -160,32 +155,8 @@ def choose_step(
         elif requested == "auto" and world.device.type == "cpu":
             decision = Decision(StepChoice(), "default")
         else:
-            decision = _measure(recipe, step, micro_batch, reserve_bytes, say, check)
+            decision = _measure(recipe, step, micro_batch, reserve_bytes, say)
     return world.broadcast(decision)
-
-
-def is_out_of_memory(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int) -> bool:
-    """True if an eager pass over so many images runs out of memory in some process; before `step.connect`.
-
-    recipe: of one phase. reserve_bytes: as for `choose_step`.
-    """
-    device, failed = step.world.device, False
-    try:
-        reserved = torch.empty(reserve_bytes if device.type == "cuda" else 0, dtype=torch.uint8, device=device)
-        trial = Step(step.model, step.optimizer, None, World(0, 1, 0, device), step.precision)
-        trial.connect(StepChoice())
-        trial.set_phase(phase_at(recipe, 0).patch_dropout, 1)
-        trial.model.train()
-        batch = _random_batch(recipe, step.model.visual.noise_columns, micro_batch, device, step.precision.dtype)
-        trial.micro_batch(*batch, step=0, last=True)
-        del reserved
-    except torch.OutOfMemoryError:
-        failed = True
-    step.model.zero_grad(set_to_none=True)
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    return step.world.any(failed)
 
 
 # measuring ------------------------------------------------------------------------------------------------------------
@@ -195,21 +166,16 @@ class Dropped(Exception):
     """Why a candidate is not taken."""
 
 
-def _measure(
-    recipe: Recipe,
-    step: Step,
-    micro_batch: int,
-    reserve_bytes: int,
-    say: Callable[[str], None],
-    check: Callable[[], None],
-) -> Decision:
+def _measure(recipe: Recipe, step: Step, micro_batch: int, reserve_bytes: int, say: Callable[[str], None]) -> Decision:
     device, dtype = step.world.device, step.precision.dtype
     kernels = ["auto"]
     if step.model.visual.has_attention_kernels and not recipe.model.rel_pos_bias:
         usual = default_kernel(device, dtype)
         kernels += [kernel for kernel in attention_candidates(device) if kernel != usual]
     modes = candidate_modes(recipe, device, micro_batch, step.world.size)
-    if len(kernels) + len(modes) + len(candidate_halves(recipe, step.precision)) == 2:
+    # in fp16 the loss of a half-precision copy is that of fp32 weights (docs/v100.md): it is taken where it is faster
+    is_open = recipe.train.half_residual == "auto" and not step.precision.half_residual and dtype == torch.float16
+    if len(kernels) + len(modes) == 1 and not is_open:
         return Decision(StepChoice(), "default")
     say("measuring how to compute a step")
     on_gpu = device.type == "cuda"
@@ -218,23 +184,16 @@ def _measure(
         batch = _random_batch(recipe, step.model.visual.noise_columns, micro_batch, device, dtype)
         trials = [
             trial
-            for half in candidate_halves(recipe, step.precision)
+            for half in ((False, True) if is_open else (False,))
             for trial in run_trials(
-                lambda choice: _trial_pass(step, choice, batch), kernels, modes, TOLERANCE[dtype], half, check=check
+                lambda choice: _trial_pass(step, choice, batch), kernels, modes, TOLERANCE[dtype], half
             )
         ]
         del reserved
     gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
-    allowed = [trial for trial in trials if not trial.choice.half or dtype in HALF_BY_DEFAULT]
-    return Decision(fastest(allowed), "measurement", tuple(trials))
-
-
-def candidate_halves(recipe: Recipe, precision: Precision) -> list[bool]:
-    """The kinds of weights to measure, in half precision or not: both where the recipe leaves it open."""
-    is_open = recipe.train.half_residual == "auto" and not precision.half_residual
-    return [False, True] if is_open and precision.dtype != torch.float32 else [False]
+    return Decision(fastest(trials), "measurement", tuple(trials))
 
 
 def candidate_modes(recipe: Recipe, device: torch.device, micro_batch: int, processes: int) -> list[str]:
@@ -255,7 +214,6 @@ def run_trials(
     tolerance: float,
     half: bool = False,
     *,
-    check: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[StepTrial]:
     """Try attention kernels, the first of which is the reference, then the modes with the fastest; all with `half` or without.
@@ -269,7 +227,6 @@ def run_trials(
         try:
             run = build(choice)
             for _ in range(WARM_UP_CALLS):
-                check()
                 numbers = run()
             if reference:
                 compare(numbers, reference, tolerance)
@@ -277,7 +234,6 @@ def run_trials(
                 reference.update({name: t.detach().clone() for name, t in numbers.items()})
             seconds = []
             for _ in range(TIMED_CALLS):
-                check()
                 began = clock()
                 run()
                 seconds.append(clock() - began)

@@ -7,22 +7,16 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any, NoReturn
 
-from fastft.augment.recipe_policy import build_policy
 from fastft.data import Batch
-from fastft.data.classes import name_outputs
-from fastft.model.head_file import Head, write_head
 from fastft.model.recipe_model import with_phase
 from fastft.optim import set_lr
 from fastft.recipe.constants import PROBE
-from fastft.run.chosen_weights import PROBE_HEAD
 from fastft.run.metrics_log import RunLog
-from fastft.run.run_directory import write_choices, write_recipe, write_result
+from fastft.run.run_directory import write_result
 from fastft.train import profile
-from fastft.train.augmentation_choice import choose_augmentation
-from fastft.train.checkpointing import init_optimizer_state
 from fastft.train.evaluate import EvaluationStopped
 from fastft.train.exceptions import Preempted, TimeUp
-from fastft.train.head_start import set_probe_head
+from fastft.train.head_start import start_from_probe
 from fastft.train.progress import conclusion, describe_unfinished, summarise
 from fastft.train.reporting import Reporter
 from fastft.train.setup import Setup, describe_run
@@ -55,7 +49,7 @@ class Trainer:
         if self.setup.validation.is_due(self.progress):  # a signal interrupted it
             self._finish_epoch()
         with closing(self.profiler):
-            while self.progress.epoch < self.recipe.epochs:
+            while not self._is_done():
                 self._train_epoch()
                 self._finish_epoch()
         self.setup.checkpoints.finish()
@@ -65,6 +59,10 @@ class Trainer:
         self.reporter.say(conclusion(result))
         return result
 
+    def _is_done(self) -> bool:
+        p = self.progress
+        return p.step == 0 and (p.epoch == self.recipe.epochs or p.is_stalled(self.recipe))
+
     # before the first step --------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
@@ -72,7 +70,7 @@ class Trainer:
         s, last = self.setup, self.setup.phases.all[-1]
         decision = choose_step(
             with_phase(self.recipe, last), self.step, last.micro_batch, self.progress.step_choice,
-            reserve_bytes=s.moments_bytes + int(last.loader_bytes), say=self.reporter.say, check=self.guard.check,
+            reserve_bytes=s.moments_bytes + int(last.loader_bytes), say=self.reporter.say,
         )  # fmt: skip
         self.progress.step_choice = {**asdict(decision.choice), "device": device_name(self.world.device)}
         self._enter_phase()
@@ -84,41 +82,12 @@ class Trainer:
             self.reporter.baseline(self.progress.baseline)
 
     def _start_head(self) -> None:
-        """Fit the head, evaluate the baseline, and save them as step 0; the head also in the run directory, where it stays."""
-        s, model = self.setup, self.step.model
+        """Fit the head, evaluate the baseline, and save them as step 0."""
         try:
-            batch = s.phases.smallest_micro_batch
-            probe = set_probe_head(model, self.recipe, self.world, s.precision, batch, self.guard)
-            scores = s.validation.scores([model]) if s.validation.loader is not None else []
-            self._choose_augmentation()
+            self.recipe = start_from_probe(self.setup, self.recipe, self.progress, self.reporter.say)
         except EvaluationStopped:
             self._stop()
-        if self.step.ema is not None:
-            self.step.ema.module.load_state_dict(model.state_dict())
-        init_optimizer_state(self.step.optimizer)
-        self.progress.baseline = probe
-        for of_probe in scores:
-            self.progress.add_baseline(of_probe)
-        if self.world.is_main:
-            classes = name_outputs(s.loader.class_names, self.recipe.data.num_classes)
-            tensors = model.head.weight.detach().cpu(), model.head.bias.detach().cpu()
-            write_head(
-                s.folder / PROBE_HEAD, Head(*tensors, classes, model.pool, {"weights": self.recipe.model.weights})
-            )
         self._save()
-
-    def _choose_augmentation(self) -> None:
-        s = self.setup
-        recipe, lines = choose_augmentation(self.recipe, s)
-        for line in lines:
-            self.reporter.say(line)
-        if recipe is self.recipe:
-            return
-        self.recipe = recipe
-        s.loader.set_policy(build_policy(recipe))
-        if self.world.is_main:
-            write_recipe(s.folder, recipe)
-            write_choices(s.folder, recipe)
 
     # steps ------------------------------------------------------------------------------------------------------------
 
@@ -140,7 +109,8 @@ class Trainer:
         for step in range(start, s.steps_per_epoch):
             self._train_step(epoch, step, islice(batches, self.phase.accumulation))
             self.progress.step = step + 1
-            self.reporter.advance()
+            self.guard.defer_interrupts()
+            self.reporter.advance(self.global_step, self.phase, len(self.progress.evaluations))
             if (step + 1) % self.recipe.train.log_every == 0 or step + 1 == s.steps_per_epoch:
                 self._log_interval(epoch)
             if step + 1 < s.steps_per_epoch:
@@ -157,7 +127,6 @@ class Trainer:
         set_lr(self.step.optimizer, self._lr)
         self.step.split.mark(None)
         for k, batch in enumerate(micro_batches):
-            self.guard.check()
             meter.mark_batch(self.progress.logged)
             images, targets = batch.images, batch.labels
             if s.mixer is not None:
@@ -187,7 +156,7 @@ class Trainer:
             except EvaluationStopped:
                 self._save()
                 self._stop()
-        is_last = done == self.recipe.epochs
+        is_last = self._is_done()
         stop = not is_last and self.world.any(self._is_stop_due())
         if best or stop or is_last or done % self.recipe.train.checkpoint_epochs == 0:
             self._save(best)
@@ -200,8 +169,8 @@ class Trainer:
         s = self.setup
         s.check_finite(self.global_step, weights=True)
         began = time.monotonic()
-        scores = s.validation.evaluate_step(self.step)
-        entry = self.progress.add(epoch, scores, s.validation.best_by)
+        scores, selection = s.validation.evaluate_step(self.step)
+        entry = self.progress.add(epoch, scores, s.validation.best_by, selection)
         self.reporter.evaluation(entry, scores, time.monotonic() - began, self.global_step)
         return self.progress.best() is entry
 
@@ -231,6 +200,8 @@ class Trainer:
 
     def _stop(self) -> NoReturn:
         self.setup.checkpoints.finish()
+        if self.world.any(self.guard.interrupted):
+            raise KeyboardInterrupt(f"a checkpoint of step {self.global_step} is written, the same command continues")
         if self.world.any(self.guard.requested):
             raise Preempted(f"stopped on a signal after step {self.global_step}; the same command continues")
         for line in describe_unfinished(self.progress, self.recipe, self.global_step):

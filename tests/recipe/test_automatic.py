@@ -124,9 +124,16 @@ def test_the_values_that_a_run_was_started_with_are_used_again() -> None:
     assert again.ema.decay == pytest.approx(1 - 1 / 540)  # 0.16 of 12 * 281 steps
 
 
-@pytest.mark.parametrize(("images", "epochs"), [(100, 33), (1_000, 3), (9_000, 1), (1_281_167, 1)])
-def test_short_epochs_do_not_each_end_with_a_checkpoint(images: int, epochs: int) -> None:
-    assert load_recipe("photos", [f"--data.train_size={images}"]).train.checkpoint_epochs == epochs
+@pytest.mark.parametrize(
+    ("images", "checkpoint", "evaluation"),
+    [(40, 100, 20), (100, 33, 7), (1_000, 3, 1), (9_000, 1, 1), (1_281_167, 1, 1)],
+)
+def test_short_epochs_do_not_each_end_with_a_checkpoint_and_an_evaluation(
+    images: int, checkpoint: int, evaluation: int
+) -> None:
+    train = load_recipe("photos", [f"--data.train_size={images}"]).train
+    assert (train.checkpoint_epochs, train.eval_every) == (checkpoint, evaluation)
+    assert load_recipe("photos", [f"--data.train_size={images}", "--train.eval_every=3"]).train.eval_every == 3
 
 
 def test_explain_gives_every_choice_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:

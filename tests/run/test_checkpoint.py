@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from fastft.run.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from fastft.train.checkpointing import load_optimizer_tensors, optimizer_tensors
+from fastft.train.checkpointing import load_step_tensors, optimizer_tensors
 from tests.model.test_tower import small_arch
 
 STATE = {"name": "r", "recipe": {}, "arch": asdict(small_arch()), "classes": ["a", "b"], "data": {}}
@@ -52,8 +53,7 @@ def test_optimizer_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     write_checkpoint(path, STATE, {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer)})
     loaded = read_checkpoint(path, ("model", "optimizer"))
     other, fresh = stepped_optimizer(1)
-    other.load_state_dict(loaded.tensors["model"])
-    load_optimizer_tensors(fresh, loaded.tensors["optimizer"])
+    load_step_tensors(SimpleNamespace(model=other, optimizer=fresh, ema=None), loaded)  # type: ignore[arg-type]
     for m, o in ((model, optimizer), (other, fresh)):
         torch.manual_seed(7)
         for p in m.parameters():

@@ -11,7 +11,7 @@ from fastft.cli import main
 from fastft.recipe import load_recipe
 from fastft.run.run_directory import load_run, read_choices
 from fastft.train import augmentation_choice
-from fastft.train.augmentation_choice import PLAIN, describe_hidden, is_plain, shares_loss, without_augmentation
+from fastft.train.augmentation_choice import PLAIN, is_plain, shares_loss, without_augmentation
 from tests.train.runs import differing, end, flags, losses, run
 
 AUTO = {"model__head_init": "probe", "augment__policy": "auto", "augment__scale_min": "auto"}
@@ -36,10 +36,9 @@ def test_the_loss_of_the_class_shares() -> None:
 )  # fmt: skip
 def test_given_values_are_kept(options: tuple[str, ...], left: tuple[str, float]) -> None:
     recipe = load_recipe("photos", ["--data.num_classes=4", *options]).with_option("data.train_size", 1000)
-    changed = without_augmentation(recipe, 2.0, 1.39)
+    changed, lines = without_augmentation(recipe, 2.0, 1.39)
     assert (changed.augment.policy, changed.augment.scale_min) == left
     assert [c.option for c in changed.choices] == [c.option for c in recipe.choices]
-    lines = describe_hidden(changed, 2.0, 1.39)
     assert all("loss of 2.00, more than the 1.39" in line for line in lines)
     assert len(lines) == 2 and lines[-1].startswith("warning: ") != is_plain(changed)
 
@@ -65,7 +64,7 @@ def test_a_resumed_training_keeps_the_choice(
     for checkpoint in (tmp_path / "part/checkpoints").iterdir():
         if checkpoint.name != "step-00000000":
             shutil.rmtree(checkpoint)
-    monkeypatch.setattr("fastft.train.trainer.choose_augmentation", None)
+    monkeypatch.setattr("fastft.train.head_start.choose_augmentation", None)
     run(tiny, tmp_path / "part", train__keep_checkpoints="100", **AUTO)
     assert losses(tmp_path / "part") == losses(tmp_path / "whole")
     part, whole = (json.loads((tmp_path / name / "choices.json").read_text()) for name in ("part", "whole"))

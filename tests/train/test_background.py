@@ -1,4 +1,4 @@
-"""Work beside the GPU's: copies for checkpoints in page-locked memory, and a stream of high priority."""
+"""Work beside the GPU's: a stream of high priority, and gradients in the buckets of DistributedDataParallel."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -7,53 +7,11 @@ import pytest
 import torch
 
 from fastft.train import loop
-from fastft.train.checkpointing import HostCopy
 from fastft.train.distributed import World
 from fastft.train.precision import Precision
 from fastft.train.step import Step
 
 CPU = torch.device("cpu")
-
-
-def test_a_host_copy_keeps_its_values_and_reuses_its_memory() -> None:
-    weight = torch.arange(12.0).reshape(1, 2, 2, 3).to(memory_format=torch.channels_last)
-    copies = HostCopy()
-    first = copies.take({"model": {"w": weight}})["model"]["w"]
-    want = weight.clone()
-    weight += 1
-    assert torch.equal(first, want) and first.is_contiguous()
-    second = copies.take({"model": {"w": weight}})["model"]["w"]
-    assert second.data_ptr() == first.data_ptr() and torch.equal(second, weight)
-    other = copies.take({"model": {"w": weight.double()}})["model"]["w"]
-    assert other.dtype == torch.float64
-
-
-class OnGpu(torch.Tensor):
-    """A CPU tensor that says it is on a GPU."""
-
-    is_cuda = True
-    device = torch.device("cuda")
-
-    def detach(self):
-        return self
-
-
-def test_a_host_copy_from_a_gpu_is_page_locked_and_complete_when_it_is_returned(monkeypatch) -> None:
-    calls: list[str] = []
-    empty = torch.empty
-
-    def new_buffer(*size, pin_memory: bool, **options) -> torch.Tensor:
-        calls.append(f"pinned {pin_memory}")
-        buffer = empty(*size, **options)
-        buffer.copy_ = lambda tensor, non_blocking: calls.append(f"copy, waits {not non_blocking}") or buffer
-        return buffer
-
-    monkeypatch.setattr(torch, "empty", new_buffer)
-    wait = SimpleNamespace(synchronize=lambda: calls.append("synchronize"))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: wait)
-    weights = {name: torch.zeros(3).as_subclass(OnGpu) for name in "ab"}
-    HostCopy().take({"model": weights})
-    assert calls == ["pinned True", "copy, waits False"] * 2 + ["synchronize"]
 
 
 def test_training_runs_on_one_high_priority_stream_per_gpu(monkeypatch) -> None:

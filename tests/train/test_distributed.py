@@ -21,9 +21,9 @@ from fastft.data.order import epoch_order
 from fastft.evaluate.evaluation import evaluate_checkpoint
 from fastft.evaluate.trained import load_trained
 from fastft.run.checkpoint import list_checkpoints
-from fastft.train.distributed import World, peer_lost
+from fastft.train.distributed import World, connected
 from fastft.train.evaluate import evaluate
-from fastft.train.exceptions import EXIT_REQUEUE
+from fastft.train.exceptions import EXIT_REQUEUE, PeerLost
 from fastft.train.launch import exit_code
 from fastft.train.precision import Precision
 from tests.train.runs import flags, losses, run
@@ -203,23 +203,34 @@ def test_exit_codes_of_processes_are_ranked() -> None:
     assert [exit_code(c) for c in codes] == [75, 2, 2, 1, 1, 1, 2]
 
 
+class Unconnected(World):
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 def test_a_back_ends_message_is_cut_to_its_first_sentence() -> None:
     said = "[/pytorch/third_party/gloo/pair.cc:537] Read error [10.0.0.2]:55496: Connection reset by peer. This is typically"
-    assert str(peer_lost(RuntimeError(said), "try again")) == (
-        "another process died or stopped responding (Read error [10.0.0.2]:55496: Connection reset by peer); try again"
+    with pytest.raises(PeerLost) as lost, connected(Unconnected(0, 2, 0, torch.device("cpu"))):
+        raise RuntimeError(said)
+    assert str(lost.value) == (
+        "another process died or stopped responding (Read error [10.0.0.2]:55496: Connection reset by peer); run the same "
+        "command again"
     )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_launcher_checkpoints_and_exits_with_75(tiny, tmp_path: Path, number: int) -> None:
+    """Ctrl-C with 130."""
     run(tiny, tmp_path / "whole")
     command = ("train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "cut", train__checkpoint_steps="0"))
     process = launch(*command)
     wait_for_losses(tmp_path / "cut", 3, process)
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == EXIT_REQUEUE, said
+    assert process.returncode == (130 if number == signal.SIGINT else EXIT_REQUEUE), said
     assert said.count("the same command continues") == 1 and list_checkpoints(tmp_path / "cut" / "checkpoints")
     assert launch(*command).wait(timeout=200) == 0
     assert close(losses(tmp_path / "cut"), losses(tmp_path / "whole"))

@@ -171,14 +171,15 @@ def test_two_processes_start_from_the_same_head_as_one(tiny: dict[str, str], pro
     assert baselines[0]["raw"]["top1"] == baselines[1]["raw"]["top1"]
 
 
-def test_too_many_images_are_refused_in_one_line(
-    tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+def test_the_head_of_many_images_is_made_in_one_pass(
+    tiny: dict[str, str], probed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head_start, "MOST_IMAGES", 47)
-    assert main(["train", "rcp/final_b16.yaml", *flags(tiny, tmp_path / "run", **PROBE)]) == 2
-    said = capsys.readouterr().err.strip()
-    assert len(said.splitlines()) == 1 and "--model.head_init=small" in said
-    assert not (tmp_path / "run").exists()
+    result = run(tiny, tmp_path, data__selection_share="0.25", schedule__stop_epoch="1", **PROBE)
+    assert result["baseline"]["images"] == 36 and result["baseline"]["seconds"] > 0
+    monkeypatch.setattr(head_start, "MOST_IMAGES", 35)
+    monkeypatch.setattr(head_start, "fit_ridge_head", None)
+    assert run(tiny, tmp_path / "large", schedule__stop_epoch="1", **PROBE)["baseline"]["raw"]["top1"] > 70
 
 
 def test_a_run_without_validation_data_has_the_head_but_no_baseline_accuracy(

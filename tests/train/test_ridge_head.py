@@ -1,12 +1,17 @@
 """The ridge head is scikit-learn's ridge regression, with a penalty and a scale chosen on held-out images."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import Ridge
 
 from fastft.run.prediction_metrics import calibrate
-from fastft.train.head_start import FOLDS, _folds, fit_ridge_head
+from fastft.train.distributed import World
+from fastft.train.head_start import FOLDS, RidgeHead, _fit_in_one_pass, _folds, fit_ridge_head
+from fastft.train.precision import Precision
 from tests.written import predictions_of
 
 
@@ -75,3 +80,66 @@ def test_a_few_images_are_enough(count: int) -> None:
     head = fit_ridge_head(features, np.arange(count) % 3, 5, seed=0)
     assert np.isfinite(head.weight_KD).all() and np.isfinite(head.bias_K).all()
     assert head.weight_KD.shape == (5, 8)
+
+
+class AsFeatures(torch.nn.Module):
+    """A model whose images are its features."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(width, classes)
+
+    def pooled(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+
+class OneOfTwo(World):
+    """A process whose peer's sums and rows are known already; it records its own."""
+
+    def __init__(self, theirs: list[torch.Tensor]) -> None:
+        super().__init__(0, 1, 0, torch.device("cpu"))
+        self.theirs, self.mine = list(theirs), []
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        self.mine.append(values.clone())
+        return values.add_(self.theirs.pop(0)) if self.theirs else values
+
+    def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        self.mine.append(rows)
+        return torch.cat([rows, self.theirs.pop(0)]) if self.theirs else rows
+
+
+def one_pass(images: np.ndarray, labels: np.ndarray, world: World, part: slice = slice(None)) -> RidgeHead:
+    batches = [
+        SimpleNamespace(images=torch.from_numpy(images[ids]), labels=torch.from_numpy(labels[ids]), ids=ids)
+        for ids in np.array_split(np.arange(len(images))[part], 7)
+    ]
+
+    class Loader(list):
+        num_samples = len(images)
+
+    model, precision = AsFeatures(images.shape[1], 10), Precision(torch.float32, "cpu")
+    return _fit_in_one_pass(model, Loader(batches), world, precision, 0, lambda: False)  # type: ignore[arg-type]
+
+
+def test_one_pass_over_many_images_gives_the_dense_solution(digits) -> None:
+    images, labels, test_images, test_labels = digits
+    head = one_pass(images, labels, World(0, 1, 0, torch.device("cpu")))
+    variance = images.astype(np.float64).var(0).mean()
+    dense = Ridge(alpha=head.penalty * variance * len(labels)).fit(images.astype(float), np.eye(10)[labels])
+    assert head.weight_KD == pytest.approx(head.scale * dense.coef_, rel=1e-4, abs=1e-5)
+    assert head.bias_K == pytest.approx(head.scale * dense.intercept_, rel=1e-4, abs=1e-5)
+    p = predictions_of(test_images @ head.weight_KD.T + head.bias_K, test_labels)
+    assert p.right_N.mean() > 0.9 and calibrate(p).temperature == pytest.approx(1, abs=0.25)
+
+
+def test_two_processes_solve_what_one_does(digits) -> None:
+    images, labels, _, _ = digits
+    whole = one_pass(images, labels, World(0, 1, 0, torch.device("cpu")))
+    second = OneOfTwo([])
+    one_pass(images, labels, second, slice(500, None))
+    both = one_pass(images, labels, OneOfTwo(second.mine), slice(500))
+    assert both.penalty == whole.penalty
+    assert both.weight_KD == pytest.approx(whole.weight_KD, rel=1e-4) and both.scale == pytest.approx(
+        whole.scale, rel=1e-3
+    )

@@ -1,11 +1,13 @@
 """`train.stop_after` ends a run with a checkpoint; resumes go on and end with the weights of an uninterrupted run."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from fastft.cli import main
 from fastft.run.checkpoint import list_checkpoints, step_of
+from fastft.train import reporting
 from fastft.train.exceptions import EXIT_REQUEUE
 from tests.train.runs import differing, end, flags, losses, run
 
@@ -52,7 +54,27 @@ def test_a_stopped_run_says_what_is_used_of_it_and_that_its_ema_is_young(
     for _ in range(3):  # two steps are an epoch
         assert main([*command, "--train.stop_after=0.001s"]) == EXIT_REQUEUE
     said = capsys.readouterr().out
-    assert "of the EMA's weights are still the initial ones; --weights raw takes others" in said
+    assert "of the EMA's weights are still the initial ones" in said
     assert "predict, eval and export take the" in said and "weights of epoch 0" in said
     assert main(["eval", str(tmp_path / "run"), "--device", "cpu"]) == 0
     assert "the run has not ended" in capsys.readouterr().err
+
+
+def test_the_first_steps_on_a_cpu_say_how_long_the_rest_takes(
+    tiny: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 12 steps four are done; of 2 evaluations none is."""
+    monkeypatch.setattr(reporting, "LONG_SECONDS", 1e-4)
+    command = [
+        "train",
+        "rcp/final_b16.yaml",
+        *flags(tiny, tmp_path / "run", schedule__epochs="2"),
+        "--train.log_every=1",
+    ]
+    assert main([*command, "--schedule.warmup_epochs=0"]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "to go" in line or "a CPU is slow" in line]
+    assert len(said) == 2 and re.fullmatch(r"about .* to go: 8 steps of \S+ s and 2 evaluations", said[0])
+    assert "--schedule.epochs=1 takes about an hour" in said[1]
+    monkeypatch.setattr(reporting, "LONG_SECONDS", 3600)
+    assert main([*command, "--schedule.warmup_epochs=0", "--train.run_dir", str(tmp_path / "other")]) == 0
+    assert "a CPU is slow" not in capsys.readouterr().out

@@ -1,0 +1,132 @@
+"""`train.stop_when` ends a run without gain, by training images that `data.selection_share` leaves out."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from beton_tools.base.typed_json import check
+from beton_tools.read.beton_set import BetonSet
+from fastft.cli import main
+from fastft.recipe import load_recipe
+from fastft.run.chosen_weights import choose_weights
+from fastft.run.evaluations import StoredEvaluation, best_evaluation
+from fastft.run.run_directory import load_run
+from fastft.search.runs import PlannedRun, read_result
+from fastft.train.progress import Progress
+from fastft.train.setup import take_selection
+from tests.train.runs import differing, end, flags, losses, run
+from tests.train.test_distributed import launch
+
+# nothing is learnt, so there is never a gain
+STILL = {"optim__lr": "0", "schedule__min_lr": "0", "schedule__epochs": "8", "train__checkpoint_steps": "2"}
+SHARE = {"data__selection_share": "0.25"}
+
+
+def scored(*top1: float, **more: float) -> list[dict]:
+    return [{"epoch": k, "raw": {"top1": t, "samples": 100}, **more} for k, t in enumerate(top1)]
+
+
+def is_stalled(evaluations: list[dict], patience: int | None) -> bool:
+    """After so many epochs that the EMA is trained."""
+    recipe = load_recipe("final_b16", [] if patience is None else [f"--train.stop_when={patience}"])
+    return Progress(epoch=50, evaluations=evaluations).is_stalled(recipe)
+
+
+@pytest.mark.parametrize(
+    ("top1", "patience", "stalled"),
+    [
+        ([50, 51, 52], 1, False), ([50, 51, 51], 1, True), ([50, 51, 50, 49], 2, True), ([50, 51, 50, 52], 2, False),
+        ([50], 1, False), ([], 1, False), ([50, 40, 30], None, False),
+    ],
+)  # fmt: skip
+def test_patience_counts_evaluations_since_the_best(top1: list[float], patience: int | None, stalled: bool) -> None:
+    assert is_stalled(scored(*top1), patience) == stalled
+
+
+def test_the_weights_that_are_chosen_and_the_left_out_images_decide() -> None:
+    ema = [{**e, "ema": {"top1": 10 + k, "samples": 100}} for k, e in enumerate(scored(50, 49, 48))]
+    assert not is_stalled(ema, 1)  # the EMA gains
+    far_ahead = [{**e, "disagreements": {"raw_only": 40, "ema_only": 1}} for e in ema]
+    assert is_stalled(far_ahead, 1)  # raw is significantly better, and does not gain
+    selection = [
+        {**e, "selection": {"raw": {"top1": 60.0 + k, "samples": 3000}}} for k, e in enumerate(scored(50, 49, 48))
+    ]
+    assert not is_stalled(selection, 1)
+    best = best_evaluation(selection)
+    choice = choose_weights(selection, best)
+    assert best is selection[2] and choice is not None
+    assert (choice["take"], choice["epoch"], choice["top1"]) == ("best", 2, 48)
+    assert "3,000 left-out images" in choice["reason"]
+    for entry in selection:
+        check("it", entry, StoredEvaluation)
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stopped")
+    run(tiny, folder, train__stop_when="2", **STILL, **SHARE)
+    return folder
+
+
+def test_a_run_stops_and_is_the_run_of_so_many_epochs(tiny: dict[str, str], stopped: Path, tmp_path: Path) -> None:
+    result = json.loads((stopped / "result.json").read_text())
+    assert result["epochs"] == 3 and "after 3 of 8 epochs: no gain in 2 evaluations" in result["stopped"]
+    run(tiny, tmp_path, schedule__stop_epoch="3", **STILL, **SHARE)
+    assert losses(tmp_path) == losses(stopped) and differing(end(tmp_path), end(stopped)) == []
+    found = load_run(stopped)
+    assert found.stopped == result["stopped"]
+    assert found.evaluations[0]["selection_raw_samples"] == 12 and found.evaluations[0]["raw_samples"] == 20
+    assert read_result(PlannedRun("", found.recipe, stopped)) == result["evaluations"]
+    assert read_result(PlannedRun("", found.recipe, tmp_path)) is None
+
+
+def test_a_stopped_run_is_not_continued_but_with_more_patience(
+    tiny: dict[str, str], stopped: Path, tmp_path: Path
+) -> None:
+    first = run(tiny, tmp_path, train__stop_when="1", **STILL, **SHARE)
+    assert run(tiny, tmp_path, train__stop_when="1", **STILL, **SHARE)["evaluations"] == first["evaluations"]
+    assert first["epochs"] == 2
+    assert run(tiny, tmp_path, train__stop_when="2", **STILL, **SHARE)["epochs"] == 3
+    assert losses(tmp_path) == losses(stopped) and differing(end(tmp_path), end(stopped)) == []
+
+
+def test_the_left_out_images_are_a_share_of_every_class_and_are_not_trained_on(
+    tiny: dict[str, str], tmp_path: Path
+) -> None:
+    files = BetonSet.open(tiny["data.train"])
+    recipe = load_recipe("final_b16", flags(tiny, tmp_path, **SHARE))
+    kept, left = take_selection(recipe, files)
+    assert left is not None and len(left) == recipe.selection_images(len(files)) == 12
+    assert sorted([*kept.ids_in_files, *left.ids_in_files]) == list(range(48))
+    assert np.bincount(left.labels).tolist() == [6, 6]
+    assert take_selection(load_recipe("final_b16"), files) == (files, None)
+
+
+def test_without_other_images_the_left_out_ones_are_evaluated(tiny: dict[str, str], tmp_path: Path) -> None:
+    result = run(tiny, tmp_path, data__val="none", train__stop_when="1", **STILL, **SHARE)
+    assert result["epochs"] == 2 and result["last"]["raw"]["samples"] == 12
+    assert "no unbiased one" in result["stopped"]
+
+
+@pytest.mark.parametrize("changes", [{"data__val": "none"}, {}])
+def test_it_is_refused_where_only_reported_images_or_none_are_there(
+    tiny: dict[str, str], tmp_path: Path, changes: dict, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr("fastft.train.setup.is_imagenet", lambda recipe: True)
+    assert main(["train", "final_b16", *flags(tiny, tmp_path / "run", train__stop_when="2", **changes)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1 and "--data.selection_share=0.01" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_stop_where_one_does(tiny: dict[str, str], stopped: Path, tmp_path: Path) -> None:
+    options = flags(tiny, tmp_path, train__stop_when="2", train__micro_batch="2", **STILL, **SHARE)
+    process = launch("train", "rcp/final_b16.yaml", *options)
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    results = [json.loads((folder / "result.json").read_text()) for folder in (tmp_path, stopped)]
+    assert results[0]["stopped"] == results[1]["stopped"]
+    assert [e["selection"]["ema"]["samples"] for e in results[0]["evaluations"]] == [12] * 3
