@@ -17,24 +17,21 @@ if TYPE_CHECKING:
     from fastft.augment.draw import eval_plan as eval_plan
     from fastft.augment.levels import level_argument as level_argument
     from fastft.augment.mix import Mixer as Mixer
-    from fastft.augment.ops_image import apply_argument as apply_argument
-    from fastft.augment.ops_image import apply_op as apply_op
     from fastft.augment.plan import PLAN_DTYPE as PLAN_DTYPE
     from fastft.augment.policies import AugmentPolicy as AugmentPolicy
     from fastft.augment.policies import parse_policy as parse_policy
-    from fastft.augment.resize import resized_crop as resized_crop
     from fastft.augment.resize import source_regions as source_regions
 
     def source_region(row: Any, size: int) -> tuple[int, int, int, int]: ...  # njit hides the types of resize's
 
 
 __all__ = [
-    "PLAN_DTYPE", "AugmentPolicy", "CpuAugment", "CudaAugment", "Mixer", "apply_argument", "apply_op", "describe_policy",
-    "describe_row", "draw_plan", "eval_plan", "level_argument", "parse_policy", "plan_to_json", "resized_crop", "source_region",
+    "PLAN_DTYPE", "AugmentPolicy", "CpuAugment", "CudaAugment", "Mixer", "describe_policy",
+    "describe_row", "draw_plan", "eval_plan", "level_argument", "parse_policy", "plan_to_json", "source_region",
     "source_regions",
 ]  # fmt: skip
 # in the order in which a name is looked for, the light ones first
-_MODULES = ("policies", "plan", "describe", "levels", "draw", "resize", "ops_image", "cpu", "mix", "cuda")
+_MODULES = ("policies", "plan", "describe", "levels", "draw", "resize", "cpu", "mix", "cuda")
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ from beton_tools.base.errors import UserError
 from fastft.augment.erase import DTYPES, FLOAT16, FLOAT32, bfloat16_bits, erase, float16_bits
 from fastft.augment.ops import blend
 from fastft.augment.ops_image import look_up, op_scratch_size, run_op
-from fastft.augment.plan import CHAIN_DEPTH, MAX_CHAINS, MAX_OPS, OP_ID
+from fastft.augment.plan import CHAIN_DEPTH, HFLIP, JITTER, MAX_CHAINS, MAX_OPS, OP_ID, TRANSPOSE, VFLIP
 from fastft.augment.policies import AugmentPolicy
 from fastft.augment.resize import (
     OK,
@@ -31,6 +31,7 @@ from fastft.augment.resize import (
     resize_region,
     resize_scratch_size,
     source_region,
+    turn,
 )
 from fastft.augment.simd import copy, take
 
@@ -109,15 +110,18 @@ def augment_image(pixels, stride, region, row, finish, scratch, out):
     if rest.size < op_scratch_size(size, size):
         return SCRATCH_TOO_SMALL
     crop, target, window = _as_tuple4(row.crop), _as_tuple2(row.resize), _as_tuple2(row.window)
-    flip, bicubic = row.flip != 0, row.bicubic != 0
-    status = resize_region(pixels, stride, _as_tuple4(region), crop, target, window, flip, bicubic, size, rest, image)
+    flip, turns, bicubic = row.flip & HFLIP != 0, row.flip & (VFLIP | TRANSPOSE), row.bicubic != 0
+    resized = first if turns else image
+    status = resize_region(pixels, stride, _as_tuple4(region), crop, target, window, flip, bicubic, size, rest, resized)
     if status != OK:
         return status
+    if turns:
+        turn(resized, turns, size, image)
+    begin = np.int64(0)
     if row.chain_weights.sum() > 0:
         _mix_chains(row, image, mixed.view(np.float32), first, second, size, finish.fill, rest)
-        last = image
-    else:
-        last = _run_ops(row, np.int64(0), np.int64(MAX_OPS), image, first, size, finish.fill, rest)
+        begin = np.int64(JITTER if row.chain_weights[MAX_CHAINS - 1] == 0 else MAX_OPS)
+    last = _run_ops(row, begin, np.int64(MAX_OPS), image, first, size, finish.fill, rest)
     flat = out.reshape(-1)
     look_up(last, finish.table, flat)
     erase(row, size, flat, finish.dtype)

@@ -11,7 +11,7 @@ from numba import cuda, float32, int32, uint8, uint32
 from fastft.augment import ops
 from fastft.augment.erase import erase_pixel
 from fastft.augment.ops_image import COLOR, GAUSSIAN_BLUR, GRAYSCALE, SHARPNESS
-from fastft.augment.plan import CHAIN_DEPTH, MAX_CHAINS, MAX_OPS, OP_ID
+from fastft.augment.plan import CHAIN_DEPTH, JITTER, MAX_CHAINS, MAX_OPS, OP_ID
 from fastft.recipe.constants import MAX_ERASE
 
 CHANNELS = 3
@@ -236,21 +236,32 @@ def _has_chains(row):
 
 
 @cuda.jit(device=True)
-def _run_chains(row, buffers, b, mixing, mixed, size, fill, counts, tables):
-    """All ops of the row on buffers[0, b], or AugMix's chains on copies of it; returns where the result is.
+def _blend_mixture(image, mixed, weight):
+    """AugMix's last step: the sum of the chains, truncated to bytes, blended into the image."""
+    for i in range(_thread(), image.size, _threads()):
+        image[i] = ops.blend(image[i], uint8(int32(min(mixed[i], float32(255.0)))), weight)
+    cuda.syncthreads()
 
-    Of AugMix, `mixed` gets the float32 sum of the weighted chains.
+
+@cuda.jit(device=True)
+def _run_chains(row, buffers, b, mixing, mixed, size, fill, counts, tables):
+    """All ops of the row on buffers[0, b], or AugMix's chains on copies of it; returns the number of the buffer with the result.
+
+    Of AugMix, `mixed` gets the float32 sum of the weighted chains. A last chain without weight is colour jitter of the mixture.
     """
     spare = 1 if mixing else 0
     image, first, second = buffers[0, b], buffers[spare, b], buffers[spare + 1, b]
+    jitter = mixing and row.op[JITTER] != IDENTITY and row.chain_weights[MAX_CHAINS - 1] == 0
     swapped = False
     if mixing:
         for i in range(_thread(), image.size, _threads()):
             mixed[i] = float32(0.0)
     for chain in range(MAX_CHAINS if mixing else 1):
-        weight = row.chain_weights[chain]
-        if mixing and weight == 0:
+        weight, last_chain = row.chain_weights[chain], jitter and chain == MAX_CHAINS - 1
+        if mixing and weight == 0 and not last_chain:
             continue
+        if last_chain:
+            _blend_mixture(image, mixed, row.blend)
         if mixing:
             for i in range(_thread(), image.size, _threads()):
                 first[i] = image[i]
@@ -261,15 +272,10 @@ def _run_chains(row, buffers, b, mixing, mixed, size, fill, counts, tables):
             last = second if swapped else first
             for i in range(_thread(), image.size, _threads()):
                 mixed[i] += weight * float32(last[i])
-    return swapped
-
-
-@cuda.jit(device=True)
-def _blend_mixture(image, mixed, weight):
-    """AugMix's last step: the sum of the chains, truncated to bytes, blended into the image."""
-    for i in range(_thread(), image.size, _threads()):
-        image[i] = ops.blend(image[i], uint8(int32(min(mixed[i], float32(255.0)))), weight)
-    cuda.syncthreads()
+    if mixing and not jitter:
+        _blend_mixture(image, mixed, row.blend)
+        return 0
+    return spare + (1 if swapped else 0)
 
 
 @cuda.jit(device=True)
@@ -309,7 +315,5 @@ def ops_kernel(plan, size, buffers, mixed, fill, normalised, quantiles, dtype, o
     b, row = cuda.blockIdx.x, plan[cuda.blockIdx.x]
     mixing = mixed.shape[1] == out.shape[1] and _has_chains(row)
     mixture = mixed[b if mixing else 0]
-    swapped = _run_chains(row, buffers, b, mixing, mixture, size, fill, counts, tables)
-    if mixing:
-        _blend_mixture(buffers[0, b], mixture, row.blend)
-    _finish(row, buffers[1 if swapped and not mixing else 0, b], size, normalised, quantiles, dtype, out[b])
+    last = _run_chains(row, buffers, b, mixing, mixture, size, fill, counts, tables)
+    _finish(row, buffers[last, b], size, normalised, quantiles, dtype, out[b])

@@ -17,6 +17,7 @@ from fastft.augment.resize import (
     reflect,
     source_region,
     tap_pitch,
+    turned,
     vertical_first,
     weighted_byte,
 )
@@ -123,8 +124,7 @@ def _store_tile(sums, row, size, geometry, image):
         i, channel = geometry[INNER_BEGIN] + x // CHANNELS, x % CHANNELS
         for k in range(cuda.threadIdx.y, geometry[ROWS], cuda.blockDim.y):
             o = geometry[OUTER_BEGIN] + k
-            line, column = (i, o) if geometry[AXIS] == 0 else (o, i)
-            column = size - 1 - column if row.flip else column
+            line, column = turned(i, o, row.flip, size) if geometry[AXIS] == 0 else turned(o, i, row.flip, size)
             byte = uint8(min(max(sums[k, x] >> PRECISION_BITS, 0), 255))
             image[(line * size + column) * CHANNELS + channel] = byte
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastft.augment.plan import CHAIN_DEPTH, OPS
+from fastft.augment.plan import CHAIN_DEPTH, HFLIP, JITTER, OPS, TRANSPOSE, VFLIP
 from fastft.augment.policies import AugmentPolicy, AugMix, RandAugment, ThreeAugment
 from fastft.recipe.constants import ERASE_MODES
 
@@ -19,12 +19,15 @@ ARGUMENT_FORMATS = {
 }  # fmt: skip
 
 
+FLIPS = {HFLIP: "flip", VFLIP: "vertical flip", TRANSPOSE: "transpose"}
+
+
 # -- a plan ------------------------------------------------------------------------------------------------------------
 
 
 def describe_row(row: Any) -> list[str]:
     """Steps of one row of a plan after the crop, in order: ["flip", "Rotate +27.0°", "erase 50x80"]."""
-    words = ["flip"] if row["flip"] else []
+    words = [word for bit, word in FLIPS.items() if row["flip"] & bit]
     if row["chain_weights"].any():
         words.append(f"mixture {row['blend']:.0%}")
     for weight, ops in _chains(row):
@@ -34,12 +37,15 @@ def describe_row(row: Any) -> list[str]:
 
 
 def _chains(row: Any) -> list[tuple[float | None, list[tuple[str, float]]]]:
-    """(weight, (op, argument) in order) of each of AugMix's chains; of other policies one without a weight."""
+    """(weight, (op, argument) in order) of each of AugMix's chains, and without a weight the colour jitter after them; of other
+    policies one without a weight."""
     ops = [(OPS[op], argument) for op, argument in zip(row["op"].tolist(), row["argument"].tolist(), strict=True)]
     weights = row["chain_weights"].tolist()
-    parts = [(None, ops)] if not any(weights) else [
+    parts: list[tuple[float | None, list[tuple[str, float]]]] = [
         (weight, ops[chain * CHAIN_DEPTH :][:CHAIN_DEPTH]) for chain, weight in enumerate(weights) if weight > 0
-    ]  # fmt: skip
+    ]
+    if not parts or weights[-1] == 0:
+        parts.append((None, ops[JITTER:] if parts else ops))
     return [(weight, [op for op in part if op[0] != OPS[0]]) for weight, part in parts]
 
 
@@ -54,20 +60,19 @@ def _row_to_json(row: Any) -> dict[str, Any]:
         "crop": row["crop"].tolist(),
         "resize": row["resize"].tolist(),
         "window": row["window"].tolist(),
-        "flip": bool(row["flip"]),
+        "flip": bool(row["flip"] & HFLIP),
+        **{key: True for key, bit in (("vflip", VFLIP), ("transpose", TRANSPOSE)) if row["flip"] & bit},
         "interpolation": "bicubic" if row["bicubic"] else "bilinear",
     }
     chains = [
-        {
-            "weight": weight,
-            "ops": [{"op": op, **({"argument": value} if op in ARGUMENT_FORMATS else {})} for op, value in ops],
-        }
+        (weight, [{"op": op, **({"argument": value} if op in ARGUMENT_FORMATS else {})} for op, value in ops])
         for weight, ops in _chains(row)
     ]
-    if row["chain_weights"].any():
-        values |= {"blend": float(row["blend"]), "chains": chains}
-    else:
-        values["ops"] = chains[0]["ops"]
+    mixed = [{"weight": weight, "ops": ops} for weight, ops in chains if weight is not None]
+    if mixed:
+        values |= {"blend": float(row["blend"]), "chains": mixed}
+    if not mixed or (chains[-1][0] is None and chains[-1][1]):
+        values["ops"] = chains[-1][1]
     values["erase"] = [box for box in row["erase"].tolist() if box[2] > 0]
     values["erase_mode"] = ERASE_MODES[row["erase_mode"]]
     values["noise_key"] = f"{int(row['noise_key']):#018x}"  # JSON readers lose digits of 64-bit integers
@@ -82,7 +87,13 @@ def describe_policy(policy: AugmentPolicy, size: int) -> list[str]:
     lines = [_describe_crop(policy, size)]
     if policy.hflip:
         lines.append(f"horizontal flip of {policy.hflip:.0%}")
+    if policy.vflip:
+        lines.append(f"vertical flip of {policy.vflip:.0%}")
+    if policy.quarter_turns:
+        lines.append(f"quarter turns of {policy.quarter_turns:.0%}: by 0, 90, 180 or 270 degrees")
     lines += _describe_recipe(policy)
+    if policy.color_jitter and policy.color_jitter_prob:
+        lines.append(f"colour jitter of {policy.color_jitter_prob:.0%}: {_describe_jitter(policy.color_jitter)}")
     if policy.erase_prob:
         boxes = "1 box" if policy.erase_count == 1 else f"1 to {policy.erase_count} boxes"
         filling = {"const": "zeros", "rand": "one noise colour per box", "pixel": "noise per pixel"}
@@ -109,14 +120,17 @@ def _describe_recipe(policy: AugmentPolicy) -> list[str]:
         chains = f"{recipe.width} chains of {depth} of {len(recipe.ops)} ops"
         return [f"{policy.augment}: {chains}, magnitude {_describe_magnitude(recipe)}, alpha {recipe.alpha:g}"]
     if isinstance(recipe, ThreeAugment):
-        jitter = f"brightness, contrast and colour by 1 ± {recipe.jitter:g} in random order"
-        return [f"{policy.augment}: one of grayscale, solarise and blur; {jitter}"]
+        return [f"{policy.augment}: one of grayscale, solarise and blur; {_describe_jitter(recipe.jitter)}"]
     return []
+
+
+def _describe_jitter(strength: float) -> str:
+    return f"brightness, contrast and colour by 1 ± {strength:g} in random order"
 
 
 def _describe_magnitude(recipe: RandAugment | AugMix) -> str:
     greatest = recipe.magnitude_max if isinstance(recipe, RandAugment) else 10
     if recipe.magnitude_std == math.inf:
-        return f"uniform in 0..{min(recipe.magnitude, greatest)}"
+        return f"uniform in 0..{min(recipe.magnitude, greatest):g}"
     spread = f" ± {recipe.magnitude_std:g}" if recipe.magnitude_std else ""
-    return f"{recipe.magnitude}{spread}, clipped to 0..{greatest}"
+    return f"{recipe.magnitude:g}{spread}, clipped to 0..{greatest}"

@@ -17,7 +17,7 @@ from numba import njit
 from beton_tools.base.errors import UserError
 from fastft.augment import rng
 from fastft.augment.levels import TIMM_OPS, argument, op_of
-from fastft.augment.plan import CHAIN_DEPTH, MAX_OPS, OP_ID, PLAN_DTYPE
+from fastft.augment.plan import CHAIN_DEPTH, HFLIP, JITTER, MAX_OPS, OP_ID, PLAN_DTYPE, TRANSPOSE, VFLIP
 from fastft.augment.policies import AugmentPolicy, AugMix, RandAugment, ThreeAugment
 from fastft.augment.resize import resized_shape
 from fastft.recipe.constants import ERASE_MODES
@@ -33,7 +33,9 @@ SOLARIZE_THRESHOLD = 128.0  # DeiT III: Pillow's default
 CROP = 0  # + attempt: area, aspect, top, left
 ONCE = 10  # flip, erase, number of boxes
 NOISE_KEY = 11
-ORDER = 12  # of 3-Augment's colour jitter
+THREE_JITTER = 12  # 3-Augment's colour jitter: order, brightness, contrast, colour
+TURN = 13  # vertical flip, whether to turn, quarter turns, whether to jitter the colours
+COLOR_JITTER = 14  # as THREE_JITTER
 ERASE = 16  # + ATTEMPTS * box + attempt: area, aspect, top, left
 OP = 64  # + op: which, whether, sign
 MAGNITUDE = 80  # + op: two words of a normal, or one of a uniform
@@ -66,6 +68,10 @@ class Parameters(NamedTuple):
     ratio: tuple[float, float]
     log_ratio: tuple[float, float]
     hflip: float
+    vflip: float
+    quarter_turns: float
+    color_jitter: float
+    color_jitter_prob: float
     bicubic: int
     erase_prob: float
     erase_mode: int
@@ -150,11 +156,19 @@ def _parameters(policy: AugmentPolicy) -> Parameters:
         ratio=policy.ratio,
         log_ratio=(math.log(policy.ratio[0]), math.log(policy.ratio[1])),
         hflip=float(policy.hflip),
+        vflip=float(policy.vflip),
+        quarter_turns=float(policy.quarter_turns),
+        color_jitter=float(policy.color_jitter),
+        color_jitter_prob=float(policy.color_jitter_prob),
         bicubic=int(policy.interpolation == "bicubic"),
         erase_prob=float(policy.erase_prob),
         erase_mode=ERASE_MODES.index(policy.erase_mode),
         erase_count=policy.erase_count,
     )
+
+
+# by 0, 90, 180, 270 degrees counter-clockwise
+QUARTER_TURNS = np.array([0, HFLIP | TRANSPOSE, HFLIP | VFLIP, VFLIP | TRANSPOSE], np.uint8)
 
 
 # -- one row -----------------------------------------------------------------------------------------------------------
@@ -174,13 +188,20 @@ def _draw_rows(p, seed, epoch, samples, heights, widths, size, plan):
         else:
             _draw_simple_crop(who, heights[i], widths[i], size, row)
         flip, erase, boxes, _ = _words(who, ONCE)
+        vertical, turn, quarters, jitter = _words(who, TURN)
         row.flip = rng.unit(flip) < p.hflip
+        if rng.unit(vertical) < p.vflip:
+            row.flip ^= VFLIP
+        if rng.unit(turn) < p.quarter_turns:
+            row.flip ^= QUARTER_TURNS[rng.below(quarters, 4)]
         if p.kind == RAND:
             _draw_rand(p, who, size, row)
         elif p.kind == AUGMIX:
             _draw_augmix(p, who, size, row)
         elif p.kind == THREE:
             _draw_three(p, who, row)
+        if p.color_jitter > 0.0 and rng.unit(jitter) < p.color_jitter_prob:
+            _draw_jitter(who, COLOR_JITTER, JITTER, p.color_jitter, row)
         row.erase_mode = p.erase_mode
         if rng.unit(erase) < p.erase_prob:
             _draw_boxes(who, 1 + rng.below(boxes, p.erase_count), size, row)
@@ -309,13 +330,18 @@ def _draw_three(p, who, row):
         row.op[0], row.argument[0] = SOLARIZE, SOLARIZE_THRESHOLD
     else:
         row.op[0], row.argument[0] = BLUR, rng.between(radius, BLUR_RADIUS[0], BLUR_RADIUS[1])
-    if p.jitter == 0.0:
-        return
-    order, first, second, third = _words(who, ORDER)
+    if p.jitter > 0.0:
+        _draw_jitter(who, THREE_JITTER, 1, p.jitter, row)
+
+
+@njit(cache=True)
+def _draw_jitter(who, draw, slot, strength, row):
+    """torchvision's ColorJitter without hue: brightness, contrast and saturation by factors of 1 +- strength, in random order."""
+    order, first, second, third = _words(who, draw)
     jitter = (first, second, third)
     for k in range(3):
-        row.op[1 + k] = JITTER_ORDERS[rng.below(order, len(JITTER_ORDERS)), k]
-        row.argument[1 + k] = rng.between(jitter[k], 1.0 - p.jitter, 1.0 + p.jitter)
+        row.op[slot + k] = JITTER_ORDERS[rng.below(order, len(JITTER_ORDERS)), k]
+        row.argument[slot + k] = rng.between(jitter[k], 1.0 - strength, 1.0 + strength)
 
 
 @njit(cache=True)

@@ -15,9 +15,9 @@ from fastft.augment.plan import OP_ID
 DENOMINATOR = 10.0  # magnitudes are tenths of the full effect
 
 (
-    NO_ARGUMENT, ROTATE, SHEAR, TRANSLATE_X_SHARE, TRANSLATE_Y_SHARE, TRANSLATE_PIXELS, ENHANCE, ENHANCE_INCREASING, POSTERIZE,
-    POSTERIZE_INCREASING, POSTERIZE_ORIGINAL, SOLARIZE, SOLARIZE_INCREASING, SOLARIZE_ADD, DESATURATE, BLUR,
-) = range(16)  # fmt: skip
+    NO_ARGUMENT, ROTATE, SHEAR, TRANSLATE_X_SHARE, TRANSLATE_Y_SHARE, ENHANCE, ENHANCE_INCREASING, POSTERIZE,
+    POSTERIZE_INCREASING, SOLARIZE, SOLARIZE_INCREASING, SOLARIZE_ADD, DESATURATE, BLUR,
+) = range(14)  # fmt: skip
 
 ENHANCERS = ("Color", "Contrast", "Brightness", "Sharpness")
 # timm's name -> (name in plan.OPS, rule that turns a magnitude into the op's argument)
@@ -28,12 +28,10 @@ TIMM_OPS: dict[str, tuple[str, int]] = {
     "Rotate": ("Rotate", ROTATE),
     "Posterize": ("Posterize", POSTERIZE),
     "PosterizeIncreasing": ("Posterize", POSTERIZE_INCREASING),
-    "PosterizeOriginal": ("Posterize", POSTERIZE_ORIGINAL),
     "Solarize": ("Solarize", SOLARIZE),
     "SolarizeIncreasing": ("Solarize", SOLARIZE_INCREASING),
     "SolarizeAdd": ("SolarizeAdd", SOLARIZE_ADD),
     **{f"Shear{axis}": (f"Shear{axis}", SHEAR) for axis in "XY"},
-    **{f"Translate{axis}": (f"Translate{axis}", TRANSLATE_PIXELS) for axis in "XY"},
     "TranslateXRel": ("TranslateX", TRANSLATE_X_SHARE),
     "TranslateYRel": ("TranslateY", TRANSLATE_Y_SHARE),
     "Desaturate": ("Color", DESATURATE),
@@ -67,8 +65,6 @@ def argument(rule, magnitude, sign, height, width):
         value = sign * (level * 0.45) * width
     elif rule == TRANSLATE_Y_SHARE:
         value = sign * (level * 0.45) * height
-    elif rule == TRANSLATE_PIXELS:  # timm's factory sets translate_const to 45 % of the shorter side
-        value = sign * (level * np.floor(0.45 * min(height, width)))
     elif rule == ENHANCE:
         value = level * 1.8 + 0.1
     elif rule == ENHANCE_INCREASING:
@@ -77,8 +73,6 @@ def argument(rule, magnitude, sign, height, width):
         value = np.floor(level * 4)
     elif rule == POSTERIZE_INCREASING:  # 0 bits from magnitude 10: a black image, as Pillow before 13 made it
         value = max(0.0, 4 - np.floor(level * 4))
-    elif rule == POSTERIZE_ORIGINAL:
-        value = np.floor(level * 4) + 4
     elif rule == SOLARIZE:
         value = min(256.0, np.floor(level * 256))
     elif rule == SOLARIZE_INCREASING:

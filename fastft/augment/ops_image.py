@@ -8,11 +8,9 @@ Images are flat uint8 arrays of height*width*3; `source` and `target` are differ
 import numpy as np
 from numba import njit
 
-from beton_tools.base.errors import UserError
 from fastft.augment import ops
-from fastft.augment.levels import level_argument
 from fastft.augment.ops_image_affine import affine_scratch_size, run_affine
-from fastft.augment.plan import OP_ID, OPS
+from fastft.augment.plan import OP_ID
 from fastft.augment.simd import copy, take
 
 COLOR, SHARPNESS = OP_ID["Color"], OP_ID["Sharpness"]
@@ -20,7 +18,6 @@ GRAYSCALE, GAUSSIAN_BLUR = OP_ID["Grayscale"], OP_ID["GaussianBlur"]
 ENTRIES = 3 * ops.BYTE_VALUES
 TILE = 16  # pixels: a tile of 16 x 16 touches 16 cache lines on either side
 ONE, TWO = np.uintp(1), np.uintp(2)  # unsigned indices: no test for Python's negative ones, vector code
-CLIP_FILL = (123, 117, 104)  # 255 x CLIP's mean, rounded: timm's fill for what geometric ops uncover
 
 
 @njit(cache=True)
@@ -219,49 +216,3 @@ def run_op(op, argument, source, target, height, width, fill, bicubic, scratch):
         _blur(source, height, width, argument, other, sums.view(np.uint32), target)
     else:
         copy(source, target)
-
-
-def _image_shape(image_HWC: np.ndarray) -> tuple[int, int]:
-    if image_HWC.dtype != np.uint8 or image_HWC.shape[2:] != (3,) or image_HWC.size == 0:
-        raise UserError("ops take an (H, W, 3) uint8 image; convert it to RGB bytes first")
-    return image_HWC.shape[0], image_HWC.shape[1]
-
-
-def apply_argument(
-    name: str,
-    image_HWC: np.ndarray,
-    argument: float = 0.0,
-    *,
-    fill: tuple[int, int, int] = CLIP_FILL,
-    bicubic: bool = True,
-) -> np.ndarray:
-    """The op of that name in plan.OPS, by its resolved argument (its meaning: plan.OPS). uint8 -> uint8."""
-    if name not in OP_ID:
-        raise UserError(f"unknown op {name!r}: use one of {', '.join(OP_ID)}")
-    height, width = _image_shape(image_HWC)
-    source = np.append(image_HWC, np.uint8(0))[:-1]
-    target, scratch = np.empty_like(source), np.empty(op_scratch_size(height, width), np.uint8)
-    colour = np.array(fill, np.uint8)
-    run_op(OP_ID[name], float(argument), source, target, height, width, colour, bicubic, scratch)
-    return target.reshape(image_HWC.shape)
-
-
-def apply_op(
-    name: str,
-    image_HWC: np.ndarray,
-    magnitude: float = 0.0,
-    sign: int = 1,
-    *,
-    fill: tuple[int, int, int] = CLIP_FILL,
-    bicubic: bool = True,
-) -> np.ndarray:
-    """timm's op `name` (such as "ColorIncreasing") at a magnitude of 0..10. (H, W, 3) uint8 -> the same.
-
-    `sign` is what timm draws for ops with two directions.
-
-    Raises:
-        UserError: the name is unknown, or the image is not (H, W, 3) uint8.
-    """
-    height, width = _image_shape(image_HWC)
-    op, argument = level_argument(name, magnitude, sign, height=height, width=width)
-    return apply_argument(OPS[op], image_HWC, argument, fill=fill, bicubic=bicubic)

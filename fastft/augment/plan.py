@@ -7,6 +7,8 @@ from fastft.recipe.constants import MAX_ERASE
 MAX_OPS = 12  # RandAugment uses n, 3-Augment 4, AugMix width x depth (timm's default: 3 chains of up to 3)
 MAX_CHAINS = 4
 CHAIN_DEPTH = MAX_OPS // MAX_CHAINS
+JITTER = MAX_OPS - CHAIN_DEPTH  # colour jitter's ops are the last three, after AugMix's mixture of the other chains
+HFLIP, VFLIP, TRANSPOSE = 1, 2, 4  # bits of a row's `flip`, carried out in this order
 
 # The op id in a plan is the position in this tuple; the comment gives the meaning of its argument.
 OPS = (
@@ -37,7 +39,10 @@ PLAN_DTYPE = np.dtype(
         ("crop", np.int32, 4),  # y, x, h, w in source pixels: resized; nothing outside it is seen
         ("resize", np.int32, 2),  # h, w that the crop is resized to
         ("window", np.int32, 2),  # y, x in the resized image where the output begins; outside: reflected
-        ("flip", np.uint8),  # mirror left-right after resize and window
+        (
+            "flip",
+            np.uint8,
+        ),  # after resize and window: HFLIP left-right, VFLIP up-down, TRANSPOSE; quarter turns are two of them
         ("bicubic", np.uint8),  # 1 bicubic, 0 bilinear; both antialiased
         ("op", np.uint8, MAX_OPS),  # index into OPS; chain c of AugMix begins at op[c * CHAIN_DEPTH]
         ("argument", np.float64, MAX_OPS),  # resolved argument of that op, sign applied

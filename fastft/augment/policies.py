@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from beton_tools.base.errors import UserError
-from fastft.augment.plan import CHAIN_DEPTH, MAX_CHAINS, MAX_OPS
+from fastft.augment.plan import CHAIN_DEPTH, JITTER, MAX_CHAINS, MAX_OPS
 from fastft.recipe.constants import CLIP_MEAN, CLIP_STD, CROPS, ERASE_MODES, INTERPOLATIONS, MAX_ERASE
 
 PLAIN_OPS = (  # timm's RandAugment list without "inc1"
@@ -51,7 +51,7 @@ class RandAugment:
     ops: tuple[str, ...]
     weights: tuple[float, ...]
     replacement: bool  # may one image draw an op twice?
-    magnitude: int = 10
+    magnitude: float = 10
     magnitude_std: float = 0.0  # 0: fixed; infinite: uniform in 0..magnitude
     magnitude_max: int = 10
     count: int = 2
@@ -63,7 +63,7 @@ class AugMix:
     """`width` chains of `depth` ops (-1: 1 to 3, per chain), mixed by Dirichlet and Beta weights."""
 
     ops: tuple[str, ...] = AUGMIX_OPS
-    magnitude: int = 3
+    magnitude: float = 3
     magnitude_std: float = math.inf
     width: int = 3
     depth: int = -1
@@ -88,6 +88,10 @@ class AugmentPolicy:
     III's simple crop: short side to the output size, reflect-padded by 4 pixels, random window). `mean`
     and `std` are per channel in 0..1. `crop_pct`: of evaluation, the centre crop's share of the resized short side.
 
+    The image is mirrored with probability `hflip` and `vflip`, turned by 0, 90, 180 or 270 degrees with `quarter_turns`, and,
+    after `augment`, its brightness, contrast and saturation are changed by factors of 1 +- `color_jitter` in random order with
+    `color_jitter_prob`, as timm's `color_jitter` does. `magnitude`: in place of that in `augment`, if it has one.
+
     Raises:
         UserError: a value is out of range.
     """
@@ -97,6 +101,11 @@ class AugmentPolicy:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     hflip: float = 0.5
+    vflip: float = 0.0
+    quarter_turns: float = 0.0
+    color_jitter: float = 0.0
+    color_jitter_prob: float = 1.0
+    magnitude: float | None = None
     interpolation: str = "bicubic"
     erase_prob: float = 0.25
     erase_mode: str = "pixel"
@@ -111,8 +120,8 @@ class AugmentPolicy:
         _one_of("crop", self.crop, CROPS)
         _one_of("interpolation", self.interpolation, INTERPOLATIONS)
         _one_of("erase mode", self.erase_mode, ERASE_MODES)
-        _in_range("hflip", self.hflip, 0, 1)
-        _in_range("erase probability", self.erase_prob, 0, 1)
+        for name in ("hflip", "vflip", "quarter_turns", "color_jitter", "color_jitter_prob", "erase_prob"):
+            _in_range(name, getattr(self, name), 0, 1)
         _in_range("erase count", self.erase_count, 1, MAX_ERASE)
         _in_range("crop_pct", self.crop_pct, 1e-3, 1)
         _ordered("scale", self.scale, 1.0)
@@ -121,12 +130,19 @@ class AugmentPolicy:
             raise UserError(
                 f"mean is {self.mean}, std is {self.std}: give three numbers each, mean within -10 and 10, std above 0"
             )
-        parse_augment(self.augment)
+        recipe = parse_augment(self.augment)
+        slots = getattr(recipe, "count", 0) or CHAIN_DEPTH * getattr(recipe, "width", 0)
+        if self.color_jitter > 0 and slots > JITTER:
+            most = f"n{JITTER} or w{MAX_CHAINS - 1}"
+            raise UserError(f"augmentation {self.augment!r}: with color_jitter use {most} at most")
 
     @property
     def recipe(self) -> Recipe:
-        """The parsed `augment` string."""
-        return parse_augment(self.augment)
+        """The parsed `augment` string, at `magnitude` if that is set."""
+        parsed = parse_augment(self.augment)
+        if self.magnitude is None or not isinstance(parsed, RandAugment | AugMix):
+            return parsed
+        return replace(parsed, magnitude=self.magnitude)
 
     @property
     def fill(self) -> tuple[int, int, int]:

@@ -19,8 +19,8 @@ import math
 import numpy as np
 from numba import njit
 
-from beton_tools.base.errors import UserError
 from fastft.augment import simd
+from fastft.augment.plan import HFLIP, TRANSPOSE, VFLIP
 
 PRECISION_BITS = 22  # Pillow: 32 bits less 8 of pixel less 2 of overshoot
 ROUND = 1 << (PRECISION_BITS - 1)
@@ -114,6 +114,24 @@ def resized_shape(height, width, short_side):
     if height <= width:
         return short_side, int(short_side * width / height)
     return int(short_side * height / width), short_side
+
+
+@njit(cache=True)
+def turned(y, x, flip, size):
+    """Where pixel (y, x) of a window goes by the bits `flip` of a plan's row."""
+    y = size - 1 - y if flip & VFLIP else y
+    x = size - 1 - x if flip & HFLIP else x
+    return (x, y) if flip & TRANSPOSE else (y, x)
+
+
+@njit(cache=True)
+def turn(source, flip, size, target):
+    """target = source, `turned`; flat images of size x size pixels."""
+    for y in range(size):
+        for x in range(size):
+            line, column = turned(y, x, flip, size)
+            for c in range(3):
+                target[3 * (line * size + column) + c] = source[3 * (y * size + x) + c]
 
 
 @njit(cache=True)
@@ -291,23 +309,3 @@ def resize_region(pixels, stride, region, crop, resize, window, flip, bicubic, s
         _horizontal(pixels, stride, rows, width, size, flip, taps_x, columns, narrow, narrowed, row_pitch)
         _vertical(narrowed, row_pitch, row_bytes, size, taps_y, out)
     return OK
-
-
-def resized_crop(
-    image_HWC: np.ndarray, box_yxhw: tuple[int, int, int, int], size: int, flip: bool = False, *, bicubic: bool = True
-) -> np.ndarray:
-    """Crop, resize to size x size, optionally mirror, as Pillow's crop, resize, transpose. uint8 -> uint8."""
-    y, x, h, w = box_yxhw
-    height, width = image_HWC.shape[:2]
-    if image_HWC.dtype != np.uint8 or image_HWC.shape[2:] != (3,):
-        raise UserError("resized_crop takes an (H, W, 3) uint8 image; convert it to RGB bytes first")
-    if min(y, x) < 0 or min(h, w, size) < 1 or y + h > height or x + w > width:
-        raise UserError(f"box {box_yxhw} is not inside the {height} x {width} image; give y, x, height, width")
-    pixels = np.ascontiguousarray(image_HWC[y : y + h, x : x + w]).reshape(-1)
-    box = (int(y), int(x), int(h), int(w))
-    scratch = np.empty(resize_scratch_size(h, w, size), np.uint8)
-    out = np.empty(size * size * 3, np.uint8)
-    target, origin = (size, size), (0, 0)
-    status = resize_region(pixels, w * 3, box, box, target, origin, flip, bicubic, size, scratch, out)
-    assert status == OK
-    return out.reshape(size, size, 3)

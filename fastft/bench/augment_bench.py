@@ -18,7 +18,7 @@ from PIL import Image
 from beton_tools.jpeg import open_decoders, scratch_bytes
 from fastft.augment import CpuAugment, draw_plan, parse_policy, source_regions
 from fastft.bench.child import Arm, calling
-from fastft.bench.dataset import JpegSet
+from fastft.bench.dataset import SETS, JpegSet
 from fastft.bench.decode_bench import decode_and_augment
 from fastft.bench.harness import Contender, Findings, Options, Trial, alternate, measure, per_cpu_second
 from fastft.bench.loaders import AUGMENT, dali_pipeline, timm_transform, torchvision_transform
@@ -37,7 +37,7 @@ def run(options: Options) -> Findings:
 
 def _whole_recipe(options: Options) -> Findings:
     """One measure per set of files, from the same rounds."""
-    ours = {f"fastft, {name}": name for name in options.workspace.sets}
+    ours = {f"fastft, {name}": name for name in SETS}
     files, note = {"paths": [str(p) for p in options.workspace.images.paths]}, "on the original files"
     contenders = options.wanted({
         "fastft": [

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from beton_tools.base.errors import UserError
-from beton_tools.read.format import RAW_MODE, Beton
+from beton_tools.read.format import Beton
 
 SAMPLE_VARIABLE = "FASTFT_IMAGENET_SAMPLE"
 MAX_SIDE, QUALITY = 500, 90  # FFCV's recommendation for ImageNet
 FEW = 64  # below this number, encoding is faster than starting processes
 PACKAGED = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina")
-RESIZED, ORIGINAL = f"longest side {MAX_SIDE}, q{QUALITY}, 4:2:0", "as they are, lossless"
+SETS = RESIZED, ORIGINAL = f"longest side {MAX_SIDE}, q{QUALITY}, 4:2:0", "as they are, lossless"
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,11 @@ class Images:
 class Workspace:
     """A temporary folder; each format of the images is written on first use."""
 
-    def __init__(self, folder: Path, images: Images, given: Path | None = None) -> None:
-        self.folder, self.images, self.given = folder, images, given
-
-    @property
-    def sets(self) -> tuple[str, ...]:
-        """Names of the file sets that are compared. The JPEGs of a given .beton are converted again, losslessly."""
-        return (ORIGINAL,) if self.given else (RESIZED, ORIGINAL)
+    def __init__(self, folder: Path, images: Images) -> None:
+        self.folder, self.images = folder, images
 
     def beton(self, name: str) -> Path:
-        """The images as a .beton; `name` is one of `sets`."""
+        """The images as a .beton; `name` is one of SETS."""
         from beton_tools.write.convert import convert_folder  # here: a contender's process should not hold pyarrow
         from beton_tools.write.writer import WriteOptions
 
@@ -61,19 +56,16 @@ class Workspace:
         """The JPEGs of that .beton, in class folders."""
         root = self.beton(name).with_suffix(".folder")
         if not root.exists():
-            extract(Beton.open(self.beton(name)), root)
+            beton = Beton.open(self.beton(name))
+            for i in range(beton.num_samples):
+                target = root / f"{beton.labels[i]:04}" / f"{i:06}.jpg"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(beton.read_bytes(i))
         return root
 
 
-def find_images(folder: Path | None, beton: Path | None, scratch: Path, count: int) -> Images:
-    """At most `count` images, evenly spread, from `beton`, from `folder`, from the ImageNet sample, or packaged photographs."""
-    if beton is not None:
-        opened = Beton.open(beton)
-        if (opened.modes == RAW_MODE).any():
-            raise UserError(f"{beton} holds raw pixels, which no peer reads; give a file with JPEGs")
-        extract(opened, scratch / "given", count)
-        paths = sorted((scratch / "given").glob("*/*"))
-        return Images(paths, f"{len(paths)} images of {beton.name}")
+def find_images(folder: Path | None, scratch: Path, count: int) -> Images:
+    """At most `count` images, evenly spread, from `folder`, from the ImageNet sample, or packaged photographs."""
     root = folder or Path(os.environ.get(SAMPLE_VARIABLE, ""))
     if folder is None and not (os.environ.get(SAMPLE_VARIABLE) and root.is_dir()):
         return _packaged(scratch / "photographs", count)
@@ -110,14 +102,6 @@ def evenly(number: int, count: int) -> list[int]:
     """`count` evenly spaced indices of `number`; all if there are fewer."""
     count = min(number, count)
     return [k * number // count for k in range(count)]
-
-
-def extract(beton: Beton, root: Path, count: int | None = None) -> None:
-    """Write `count` JPEGs of a .beton, evenly spread, into class folders."""
-    for i in evenly(beton.num_samples, beton.num_samples if count is None else count):
-        target = root / f"{beton.labels[i]:04}" / f"{i:06}.jpg"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(beton.read_bytes(i))
 
 
 # in a contender's process --------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from beton_tools.read.format import Beton
 from fastft.augment import draw_plan, parse_policy
 from fastft.augment.cpu import augment_image
 from fastft.bench.child import Arm, calling, library
-from fastft.bench.dataset import ORIGINAL, JpegSet
+from fastft.bench.dataset import ORIGINAL, SETS, JpegSet
 from fastft.bench.harness import LIMIT, Contender, Findings, Options, alternate, measure, per_cpu_second
 from fastft.bench.loaders import DALI
 
@@ -30,7 +30,7 @@ PLANS = 8  # epochs of crops, drawn in advance
 
 def run(options: Options) -> Findings:
     """One measure per set of files."""
-    for name in options.workspace.sets:
+    for name in SETS:
         beton = Beton.open(options.workspace.beton(name))
         rounds = alternate(contenders(options, name), options.rounds, threads=1)
         setting = {"files": name, "images": options.images, "kB per image": round(beton.sizes.mean() / 1e3, 1)}

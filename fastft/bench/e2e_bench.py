@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from fastft.bench.child import Arm
-from fastft.bench.dataset import Images, Workspace, evenly
+from fastft.bench.dataset import RESIZED, Images, Workspace, evenly
 from fastft.bench.harness import Contender, Findings, Options, Trial, alternate, measure, summary
 from fastft.bench.loaders import timm_batches, warm
 from fastft.bench.step_bench import device, timm_train_step
@@ -35,7 +35,7 @@ TINY = {"width": 192, "layers": 12, "patch_size": 16, "head_width": 64, "image_s
 
 def run(options: Options) -> Findings:
     options = _for_an_epoch(options)
-    beton = options.workspace.beton(options.workspace.sets[0])
+    beton = options.workspace.beton(RESIZED)
     sections = _sections(options, beton)
     recipe = recipe_from_dict("e2e", sections)
     rounds = alternate(_contenders(options, sections, recipe), options.rounds, options.threads)
@@ -62,7 +62,7 @@ def run(options: Options) -> Findings:
 
 def _contenders(options: Options, sections: dict[str, Any], recipe: Recipe) -> list[Contender]:
     """Contenders: the trainer, its loader alone, and timm's loader with timm's step."""
-    name, threads = options.workspace.sets[0], options.threads
+    name, threads = RESIZED, options.threads
     loader = {
         "path": str(options.workspace.beton(name)), "size": recipe.model.image_size, "threads": threads,
         "batch": recipe.optim.batch_size, "policy": recipe.augment.policy, "erase": recipe.augment.erase_prob,
@@ -86,7 +86,7 @@ def _for_an_epoch(options: Options) -> Options:
         paths = [images.paths[k] for k in evenly(options.images, CPU_IMAGES)]
     folder = options.workspace.folder / "e2e"
     folder.mkdir()
-    workspace = Workspace(folder, Images(paths, images.what), options.workspace.given)
+    workspace = Workspace(folder, Images(paths, images.what))
     return replace(options, workspace=workspace)
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from fastft.bench.dataset import RESIZED
 from fastft.bench.harness import (
     Contender,
     Findings,
@@ -36,7 +37,7 @@ def run(options: Options) -> Findings:
 class LoaderBench:
     def __init__(self, options: Options) -> None:
         self.options, workspace = options, options.workspace
-        files = workspace.sets[0]
+        files = RESIZED
         batch = 4 if options.quick else min(BATCH, options.images)
         self.common = {"size": SIZE, "batch": batch, "repeat": 1 if options.quick else 2}
         images = options.images * self.common["repeat"]

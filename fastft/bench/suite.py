@@ -42,22 +42,20 @@ LIBRARIES = (
 def run_bench(name: str, args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Measure one of BENCHES, or all; returns the document, also written to `args.out` as NAME.json and NAME.html."""
     peers = parse_peers(args.peers)
-    if args.data and args.images:
-        raise UserError("--data and --images both say what to measure on; give one of them")
     if args.recipe and name not in ("e2e", "all"):
         raise UserError(f"--recipe is for fastft bench e2e or all; {name} trains nothing")
     recipe = load_recipe(args.recipe) if args.recipe else None
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fastft-bench-") as scratch:
         count = args.count or (QUICK_IMAGES if args.quick else IMAGES)
-        images = find_images(args.images, args.data, Path(scratch), count)
+        images = find_images(args.images, Path(scratch), count)
         document: dict[str, Any] = {
             "machine": describe_machine(), "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "command": _command(name, args, images), "quick": args.quick, "notes": _notes(images.what, args.quick),
             "measures": [],
         }  # fmt: skip
         options = Options(
-            Workspace(Path(scratch), images, args.data),
+            Workspace(Path(scratch), images),
             rounds=args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS),
             threads=len(os.sched_getaffinity(0)),
             quick=args.quick,
@@ -101,7 +99,7 @@ def _kept(bench: str, options: Options, document: dict[str, Any], path: Path) ->
 def _command(name: str, args: argparse.Namespace, images: Images) -> str:
     """The command that repeats the benchmark in this folder, with the images named even if they were the default."""
     given = {
-        "--data": args.data, "--images": images.folder, "--count": args.count, "--rounds": args.rounds,
+        "--images": images.folder, "--count": args.count, "--rounds": args.rounds,
         "--peers": None if args.peers == "all" else args.peers, "--recipe": args.recipe,
     }  # fmt: skip
     words = [w for flag, value in given.items() if value is not None for w in (flag, str(value))]

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     _check_epoch(recipe, args.epoch)
     write_preview(
         str(recipe.data.train),
-        build_policy(recipe),
+        build_policy(recipe, args.epoch),
         phase_at(recipe, args.epoch).size,
         seed=recipe.train.seed,
         epoch=args.epoch,

@@ -8,7 +8,7 @@ import torch
 
 from beton_tools.base.errors import UserError
 from fastft.augment import describe_policy
-from fastft.augment.recipe_policy import build_policy
+from fastft.augment.recipe_policy import build_policy, scheduled
 from fastft.cost.price import predict
 from fastft.cost.work import phase_flops, recipe_flops, recipe_work
 from fastft.machine.gpus import GPUS
@@ -40,9 +40,9 @@ def explain(recipe: Recipe, at_step: int | None = None, warnings: Sequence[str] 
     arch = recipe_arch(recipe)
     with torch.device("meta"):
         model = build_model(recipe, pretrained=False)
-    a, mixing = recipe.augment, []
+    a, more = recipe.augment, [f"{name} by epoch: {getattr(recipe.schedule, name)}" for name in scheduled(recipe, 0)]
     if a.mixes:
-        mixing = [f"mixup alpha {a.mixup:g}, cutmix alpha {a.cutmix:g}, probability {a.mix_prob:g}"]
+        more += [f"mixup alpha {a.mixup:g}, cutmix alpha {a.cutmix:g}, probability {a.mix_prob:g}"]
     groups = layer_groups(model, arch.layers, recipe.optim.layer_decay, recipe.optim.weight_decay)
     schedule = build_schedule(recipe, recipe.steps_per_epoch())
     return {
@@ -57,7 +57,7 @@ def explain(recipe: Recipe, at_step: int | None = None, warnings: Sequence[str] 
         "trainable_parameters": sum(g.parameters for g in groups),
         "schedule": _schedule(recipe, schedule, groups, at_step),
         "phases": _phases(recipe, arch),
-        "augment": describe_policy(build_policy(recipe), recipe.model.image_size) + mixing,
+        "augment": describe_policy(build_policy(recipe), recipe.model.image_size) + more,
         "cost": _cost(recipe, arch),
         "expected_top1": expected_top1(recipe),
         "expectation": describe_expectation(recipe),

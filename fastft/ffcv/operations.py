@@ -157,6 +157,8 @@ class Augment(Operation):
     Args:
         policy: "rand-m9-mstd0.5-inc1", "3aug", "augmix-m3-w3-d-1", ... (see `fastft.augment.parse_policy`); "none" only
             normalises and erases.
+        vflip, quarter_turns: probabilities of a vertical flip, and of a turn by 0, 90, 180 or 270 degrees.
+        color_jitter: as timm's, changes of brightness, contrast and saturation; with probability color_jitter_prob.
         erase_prob: probability of random erasing.
         erase_mode: "pixel", "rand" or "const", as in timm.
         mean: of pixels between 0 and 1 (default: CLIP's).
@@ -172,6 +174,10 @@ class Augment(Operation):
         self,
         policy: str = "none",
         *,
+        vflip: float = 0.0,
+        quarter_turns: float = 0.0,
+        color_jitter: float = 0.0,
+        color_jitter_prob: float = 1.0,
         erase_prob: float = 0.0,
         erase_mode: str = "pixel",
         interpolation: str = "bicubic",
@@ -182,7 +188,8 @@ class Augment(Operation):
     ) -> None:
         super().__init__()
         self.policy = parse_policy(
-            policy, hflip=0.0, erase_prob=erase_prob, erase_mode=erase_mode, interpolation=interpolation,
+            policy, hflip=0.0, vflip=vflip, quarter_turns=quarter_turns, color_jitter=color_jitter,
+            color_jitter_prob=color_jitter_prob, erase_prob=erase_prob, erase_mode=erase_mode, interpolation=interpolation,
             mean=mean, std=std,
         )  # fmt: skip
         self.dtype, self.seed = dtype, seed

@@ -164,6 +164,10 @@ def _check_together(recipe: Recipe) -> None:
             schedule.warmup_epochs >= schedule.epochs,
         "augment.scale_min is larger than augment.scale_max; swap them": augment.scale_min > augment.scale_max,
         "augment.ratio_min is larger than augment.ratio_max; swap them": augment.ratio_min > augment.ratio_max,
+        f"schedule.magnitude needs RandAugment or AugMix, not augment.policy={augment.policy}":
+            schedule.magnitude is not None and not augment.policy.startswith(("rand", "augmix")),
+        f"schedule.scale_min ({schedule.scale_min}) must not exceed augment.scale_max":
+            schedule.scale_min is not None and max(epoch_values(schedule.scale_min).values) > augment.scale_max,
         "train.compile is the older form of train.step; set --train.compile=auto, or omit it":
             train.step != "auto" and train.compile != "auto",
         "train.eval_weights is ema, but ema.decay is 0; set train.eval_weights to both":

@@ -190,6 +190,16 @@ class Augment:
         "bicubic", "interpolation of the crop and of geometric operations", choices=INTERPOLATIONS
     )
     hflip: float = option(0.5, "probability of a horizontal flip", low=0, high=1)
+    vflip: float = option(0.0, "probability of a vertical flip", low=0, high=1, since="0.3.0")
+    quarter_turns: float = option(
+        0.0, "probability of a turn by 0, 90, 180 or 270 degrees, for images without an upright side", low=0, high=1,
+        since="0.3.0",
+    )  # fmt: skip
+    color_jitter: float = option(
+        0.0, "brightness, contrast and saturation change by 1 +- this in random order, after the policy; timm's is 0.4",
+        low=0, high=1, since="0.3.0",
+    )  # fmt: skip
+    color_jitter_prob: float = option(1.0, "probability of the colour jitter", low=0, high=1, since="0.3.0")
     erase_prob: float = option(0.25, "probability of random erasing", low=0, high=1, auto=True)
     erase_mode: str = option(
         "pixel", "erase with zeros, with one random colour, or with noise per pixel",
@@ -261,6 +271,18 @@ class Schedule:
         "image size in training by epoch, up to model.image_size: 0:160,24:224 changes at epoch 24, 0:160-24:224 in steps of a "
         "patch until then; none: always model.image_size",
         low=1, high=8192, by_epoch=int, since="0.3.0",
+    )  # fmt: skip
+    magnitude: str | None = option(
+        None, "magnitude of RandAugment or AugMix by epoch, as schedule.sizes: 0:1-30:9; none: that of augment.policy",
+        low=0, high=100, by_epoch=float, since="0.3.0",
+    )  # fmt: skip
+    scale_min: str | None = option(
+        None, "augment.scale_min by epoch, as schedule.sizes: 0:0.5-30:0.08; none: augment.scale_min", low=1e-4, high=1,
+        by_epoch=float, since="0.3.0",
+    )  # fmt: skip
+    erase_prob: str | None = option(
+        None, "augment.erase_prob by epoch, as schedule.sizes: 0:0,20:0.25; none: augment.erase_prob", low=0, high=1,
+        by_epoch=float, since="0.3.0",
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from fastft.augment.recipe_policy import scheduled
 from fastft.recipe import Choice, Recipe, describe_choice
 from fastft.train.evaluate import evaluate
 
@@ -32,7 +33,7 @@ def choose_augmentation(recipe: Recipe, setup: "Setup") -> tuple[Recipe, list[st
     Raises:
         EvaluationStopped: in every process, if a stop was requested in one of them.
     """
-    if is_plain(recipe):
+    if is_plain(recipe) or scheduled(recipe, 0):
         return recipe, []
     s, loader = setup, setup.loader
     steps = min(loader.steps_per_epoch, max(1, IMAGES // recipe.optim.batch_size))

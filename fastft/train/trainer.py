@@ -7,6 +7,7 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any, NoReturn
 
+from fastft.augment.recipe_policy import build_policy, scheduled
 from fastft.data import Batch
 from fastft.model.recipe_model import with_phase
 from fastft.optim import set_lr
@@ -38,6 +39,7 @@ class Trainer:
         profiled = self.recipe.train.profile if self.world.is_main else 0
         self.profiler = profile.StepProfiler(setup.folder / profile.FOLDER, profiled, self.world.device)
         self._lr = 0.0  # of the last step
+        self._augment: dict[str, float] = {}  # `scheduled` values of the last epoch
 
     @property
     def global_step(self) -> int:
@@ -105,6 +107,10 @@ class Trainer:
             self._enter_phase()
             self.reporter.say(f"epoch {epoch}: {self.phase.describe(self.world.size)}")
         self.step.model.train()
+        if (augment := scheduled(self.recipe, epoch)) != self._augment:
+            self._augment = augment
+            s.loader.set_policy(build_policy(self.recipe, epoch))
+            self.reporter.say(f"epoch {epoch}: " + ", ".join(f"{name} {value:.3g}" for name, value in augment.items()))
         batches = s.loader.epoch(epoch, start)
         for step in range(start, s.steps_per_epoch):
             self._train_step(epoch, step, islice(batches, self.phase.accumulation))

@@ -10,14 +10,22 @@ from torchvision.transforms import functional
 from beton_tools.base.errors import UserError
 from fastft.augment.cpu import CpuAugment, augment_image
 from fastft.augment.draw import draw_plan, eval_plan
-from fastft.augment.ops_image import apply_argument
-from fastft.augment.plan import CHAIN_DEPTH, OPS
+from fastft.augment.plan import CHAIN_DEPTH, HFLIP, JITTER, OPS, TRANSPOSE, VFLIP
 from fastft.augment.policies import AugmentPolicy, parse_policy
 from fastft.augment.resize import OK, REGION_TOO_SMALL, SCRATCH_TOO_SMALL, source_regions
 from tests.augment.pillow_oracle import needs_pillow_13, pillow_resized_crop
+from tests.augment.single_ops import apply_argument
 
 SIZE = 64
-POLICIES = ("rand-m9-mstd0.5-inc1", "rand-m9-n4-p1", "3aug", "augmix", "augmix-m5-w4-d2", "none")
+TURNED = {"vflip": 0.5, "quarter_turns": 0.8, "color_jitter": 0.4, "color_jitter_prob": 0.7}
+POLICIES = (
+    ("rand-m9-mstd0.5-inc1", {}), ("rand-m9-n4-p1", TURNED), ("3aug", TURNED), ("augmix", TURNED), ("augmix-m5-w4-d2", {}),
+    ("none", TURNED),
+)  # fmt: skip
+
+TRANSPOSED = {
+    HFLIP: Image.Transpose.FLIP_LEFT_RIGHT, VFLIP: Image.Transpose.FLIP_TOP_BOTTOM, TRANSPOSE: Image.Transpose.TRANSPOSE
+}  # fmt: skip
 
 
 class Batch:
@@ -40,7 +48,9 @@ class Batch:
 def with_pillow(image: np.ndarray, row: np.void) -> np.ndarray:
     """Resize and flip by Pillow, the ops in turn (equal to Pillow's: test_ops), AugMix by timm's rule."""
     current = pillow_resized_crop(image, tuple(row["crop"]), tuple(row["resize"]), bool(row["bicubic"]))
-    current = np.ascontiguousarray(current[:, ::-1]) if row["flip"] else current
+    for bit in (HFLIP, VFLIP, TRANSPOSE):
+        if row["flip"] & bit:
+            current = np.array(Image.fromarray(current).transpose(TRANSPOSED[bit]))
     if not row["chain_weights"].any():
         return run_ops(current, row, 0, len(row["op"]))
     mixed = np.zeros(current.shape, np.float32)
@@ -48,7 +58,8 @@ def with_pillow(image: np.ndarray, row: np.void) -> np.ndarray:
         chained = run_ops(current, row, chain * CHAIN_DEPTH, (chain + 1) * CHAIN_DEPTH)
         mixed += weight * np.asarray(chained, np.float32)
     mixture = Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
-    return np.array(Image.blend(Image.fromarray(current), mixture, float(row["blend"])))
+    blended = np.array(Image.blend(Image.fromarray(current), mixture, float(row["blend"])))
+    return blended if row["chain_weights"][-1] else run_ops(blended, row, JITTER, len(row["op"]))
 
 
 def run_ops(image: np.ndarray, row: np.void, begin: int, end: int) -> np.ndarray:
@@ -58,9 +69,11 @@ def run_ops(image: np.ndarray, row: np.void, begin: int, end: int) -> np.ndarray
 
 
 @needs_pillow_13
-@pytest.mark.parametrize("text", POLICIES)
-def test_every_plan_gives_the_images_of_pillow_and_torchvision(text: str, photographs: dict[str, np.ndarray]) -> None:
-    policy = parse_policy(text, erase_prob=0.0)
+@pytest.mark.parametrize(("text", "options"), POLICIES)
+def test_every_plan_gives_the_images_of_pillow_and_torchvision(
+    text: str, options: dict[str, float], photographs: dict[str, np.ndarray]
+) -> None:
+    policy = parse_policy(text, erase_prob=0.0, **options)
     batch = Batch(photographs, policy)
     out = CpuAugment(policy, SIZE)(batch.packed, batch.offsets, batch.plan)
     assert out.dtype == np.float32 and out.shape == (24, SIZE, SIZE, 3)

@@ -7,6 +7,7 @@ timm would have done. Seeds are fixed on both sides: a test that passes once pas
 import random
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,9 +18,11 @@ from scipy import stats
 from timm.data.auto_augment import augment_and_mix_transform, rand_augment_transform
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
+from torchvision.transforms import ColorJitter
 
 from fastft.augment import draw_plan, level_argument, parse_policy
-from fastft.augment.plan import CHAIN_DEPTH, OPS
+from fastft.augment.draw import QUARTER_TURNS
+from fastft.augment.plan import CHAIN_DEPTH, HFLIP, JITTER, OP_ID, OPS, VFLIP
 
 N = 40_000
 SIZE = 224
@@ -233,3 +236,42 @@ def test_flip_probability_and_distinct_noise_keys() -> None:
     ours = plans("none", hflip=0.3)
     assert stats.binomtest(int(ours["flip"].sum()), len(ours), 0.3).pvalue > LEAST_P
     assert len(np.unique(ours["noise_key"])) == len(ours)
+
+
+# -- flips, turns and colour jitter --------------------------------------------------------------------------
+
+
+def test_colour_jitter_has_torchvisions_order_and_factors_with_every_policy() -> None:
+    """Which, where timm applies it: after the policy, of which it changes no draw."""
+    jitter = ColorJitter(0.4, 0.4, 0.4)
+    theirs = [
+        ColorJitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, None) for _ in range(N // 10)
+    ]
+    names = ("Brightness", "Contrast", "Color")
+    orders = np.array(["".join(names[k] for k in params[0].tolist() if k < 3) for params in theirs])
+    for text in ("rand-m9-mstd0.5-inc1", "3aug", "augmix", "none"):
+        plan, plain = plans(text, N // 10, color_jitter=0.4), plans(text, N // 10)
+        ops, factors = plan["op"][:, JITTER:], plan["argument"][:, JITTER:]
+        assert same_counts(np.array(["".join(OPS[op] for op in row) for row in ops]), orders) > LEAST_P
+        for k, name in enumerate(names):
+            ours = factors[ops == OP_ID[name]]
+            assert (
+                len(ours) == len(plan) and same_values(ours, np.array([params[k + 1] for params in theirs])) > LEAST_P
+            )
+        plan["op"][:, JITTER:] = plan["argument"][:, JITTER:] = 0
+        assert (plan == plain).all()
+
+
+def test_flips_and_quarter_turns_are_as_likely_as_asked_and_change_nothing_else() -> None:
+    plain = plans("3aug", hflip=0.3)
+    plan = plans("3aug", hflip=0.3, vflip=0.2, quarter_turns=0.6, color_jitter=0.4, color_jitter_prob=0.25)
+    assert (plan["op"][:, JITTER] > 0).mean() == pytest.approx(0.25, abs=0.01)
+    expected = dict.fromkeys(range(8), 0.0)
+    for h, v, k in product((0, HFLIP), (0, VFLIP), range(4)):
+        turn = 0.6 / 4 + (0.4 if k == 0 else 0.0)
+        expected[h ^ v ^ int(QUARTER_TURNS[k])] += (0.3 if h else 0.7) * (0.2 if v else 0.8) * turn
+    for flip, share in expected.items():
+        assert (plan["flip"] == flip).mean() == pytest.approx(share, abs=0.01)
+    plan["op"][:, JITTER:] = plan["argument"][:, JITTER:] = 0
+    plan["flip"] = plain["flip"]
+    assert (plan == plain).all()

@@ -10,11 +10,11 @@ from numba import njit
 from PIL import Image
 
 from fastft.augment.ops import affine_matrix, affine_source, inside, sample_bicubic, sample_bilinear, truncate
-from fastft.augment.ops_image import apply_argument
 from fastft.augment.ops_image_affine import UNSURE
 from fastft.augment.plan import OP_ID
 from fastft.augment.simd import columns_cubic, columns_linear, rows_cubic, rows_linear
 from tests.augment.pillow_oracle import FILL, RESAMPLE
+from tests.augment.single_ops import apply_argument
 
 OPS = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 SHAPES = ((1, 1), (1, 30), (30, 1), (2, 3), (5, 4), (17, 6), (24, 40), (41, 33))

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from beton_tools.base.errors import UserError
-from beton_tools.read.format import Beton
-from fastft.bench.dataset import ORIGINAL, RESIZED, Workspace, find_images
+from fastft.bench.dataset import Workspace, find_images
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +13,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     folder = tmp_path_factory.mktemp("bench")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTFT_IMAGENET_SAMPLE", str(folder / "nowhere"))
-        return Workspace(folder, find_images(None, None, folder, 8))
+        return Workspace(folder, find_images(None, folder, 8))
 
 
 def test_without_a_folder_packaged_photographs_are_used_and_named_in_the_notes(workspace: Workspace) -> None:
@@ -22,15 +21,6 @@ def test_without_a_folder_packaged_photographs_are_used_and_named_in_the_notes(w
     assert "packaged with scikit-image" in workspace.images.what
 
 
-def test_a_given_file_is_sampled_and_not_changed(workspace: Workspace, tmp_path: Path) -> None:
-    given = workspace.beton(RESIZED)
-    images = find_images(None, given, tmp_path, 4)
-    sampled = Workspace(tmp_path, images, given)
-    assert len(images.paths) == 4 and sampled.sets == (ORIGINAL,)
-    again = Beton.open(sampled.beton(ORIGINAL))
-    assert {again.read_bytes(i) for i in range(4)} <= {Beton.open(given).read_bytes(i) for i in range(8)}
-
-
 def test_a_folder_without_images_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="one folder per class"):
-        find_images(tmp_path, None, tmp_path, 4)
+        find_images(tmp_path, tmp_path, 4)

@@ -88,7 +88,7 @@ def test_flags_are_frozen() -> None:
     assert flags["tune"] == ["--budget", "--config-file", "--out", "--test"]
     assert flags["report"] == ["--against", "--gpus", "--mistakes", "--out", "--price", "--weights"]
     assert flags["bench"] == [
-        "--count", "--data", "--images", "--json", "--out", "--peers", "--quick", "--recipe", "--rounds"
+        "--count", "--images", "--out", "--peers", "--quick", "--recipe", "--rounds"
     ]  # fmt: skip
     assert flags["doctor"] == ["--data", "--json"]
     assert flags["eval"] == [

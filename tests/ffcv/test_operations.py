@@ -71,8 +71,11 @@ def test_training_images_are_those_of_our_loader_in_every_epoch(
     else:
         path = indexed_beton if file == "indexed" else stock_beton(file.removeprefix("stock "))
     decoder = RandomResizedCropRGBImageDecoder((SIZE, SIZE), scale=(0.3, 1), hflip=0.5)
-    stock = stock_loader(path, decoder, ToTensor(), Augment(augment, erase_prob=0.3, dtype=dtype), workers=2)
-    policy = parse_policy(augment, scale=(0.3, 1), erase_prob=0.3)
+    more: dict[str, Any] = {"erase_prob": 0.3}
+    if augment == "3aug":
+        more |= {"vflip": 0.5, "quarter_turns": 0.7, "color_jitter": 0.4, "color_jitter_prob": 0.8}
+    stock = stock_loader(path, decoder, ToTensor(), Augment(augment, dtype=dtype, **more), workers=2)
+    policy = parse_policy(augment, scale=(0.3, 1), **more)
     with TrainLoader(path, policy, Output(SIZE, dtype=dtype), batch_size=BATCH, seed=3, workers=1) as ours:
         for epoch in range(2):
             images = delivered(stock)

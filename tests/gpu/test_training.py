@@ -27,7 +27,7 @@ SLOW_CONSUMER_SECONDS = 0.01
 @pytest.fixture
 def beton(tmp_path: Path, device: torch.device) -> Path:
     """Images of $FASTFT_IMAGENET_SAMPLE if it is set, else packaged photographs."""
-    images = find_images(None, None, tmp_path, 24 if device.type == "cpu" else 600)
+    images = find_images(None, tmp_path, 24 if device.type == "cpu" else 600)
     return Workspace(tmp_path, images).beton(ORIGINAL)
 
 

@@ -20,9 +20,9 @@ POLICIES: dict[str, tuple[str, dict[str, object]]] = {
     "paper": ("rand-m9-mstd0.5-inc1", {}),
     "erase": ("rand-m9-n3-p0.8-mstd0.5-inc1", {"erase_prob": 1.0, "erase_count": 3}),
     "3aug": ("3aug", {"crop": "src"}),
-    "augmix": ("augmix", {}),
+    "augmix": ("augmix", {"color_jitter": 0.4, "color_jitter_prob": 0.5}),
     "augmix deep": ("augmix-m5-w4-d2", {}),
-    "none": ("none", {}),
+    "none": ("none", {"vflip": 0.5, "quarter_turns": 0.8, "color_jitter": 0.4}),
 }
 
 

@@ -20,7 +20,8 @@ from tests.train.runs import differing, end, flags, losses, run
 # 6 steps per epoch; phases: 16 px with half of the patches, 24 px with half, 32 px with half, 32 px whole
 GROWING = {
     "schedule__epochs": "6", "schedule__sizes": "0:16,2:24,3:32", "model__patch_dropout": "0:0.5,4:0",
-    "model__drop_path": "0.3",
+    "model__drop_path": "0.3", "schedule__magnitude": "0:1-5:9", "schedule__scale_min": "0:0.5-4:0.08",
+    "schedule__erase_prob": "0:0,3:0.5",
 }  # fmt: skip
 
 
@@ -52,7 +53,10 @@ def test_the_log_tells_the_phases_and_its_remaining_time_follows_the_size(grown:
 
 
 def test_resuming_at_and_around_each_change_continues_the_sequence(tiny, grown: Path, tmp_path: Path) -> None:
-    """Checkpoints are written after every second step and every epoch (6 steps); the sizes change at 12, 18 and 24."""
+    """Checkpoints are written after every second step and every epoch (6 steps); the sizes change at 12, 18 and 24.
+
+    So does the augmentation, at every epoch.
+    """
     for step in (22, 18, 10):
         folder = tmp_path / str(step)
         shutil.copytree(grown, folder)
