@@ -5,15 +5,15 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from beton_tools.base.errors import UserError
-from fastft.recipe import SECTIONS, load_recipe, option_fields
+from fastft.recipe import load_recipe
 from fastft.recipe.recipe_file import RECIPES, TABLES
 from fastft.recipe.tables import load_sweep
 from tests import EXTENT
+from tests.beton_tools.fuzzing import fuzz
 
 LIMIT = 5  # seconds of this process for one file
 FILES = [path for folder in (RECIPES, TABLES) for path in sorted(folder.glob("*.yaml"))]
@@ -25,29 +25,7 @@ TOKENS = [
     r'"\0"', r'"\ud800"', r'"\UFFFFFFFF"', r'"\n"', "1e308", ".inf", ".nan", "~", "-1", "9" * 400, "\t", "\0", "\x85", "\ufeff",
     "\u2028", "\ud800", "#", " " * 40 + "\n",
 ]  # fmt: skip
-KEYS = [*option_fields(), *SECTIONS, *["extends", "title", "source", "base", "set", "rows", "label", "name", "paper"]]
-
 printable = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=20)
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | printable | st.sampled_from(TOKENS),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
-    max_leaves=12,
-)
-options = st.sampled_from(sorted(option_fields()))
-rows = st.fixed_dictionaries(
-    {"label": values},
-    optional={
-        "set": st.dictionaries(options, values, max_size=3), "recipe": values, "name": values, "number": values, "paper": values,
-    },
-)  # fmt: skip
-tables = st.fixed_dictionaries(
-    {"title": values, "source": values, "rows": st.lists(rows, max_size=3) | values},
-    optional={"base": st.just("final_b16") | values, "set": values, "plot": values},
-)
-recipes = st.dictionaries(st.sampled_from([*SECTIONS, "extends"]), values, max_size=4)
-overlays = st.dictionaries(options, values, max_size=4).map(
-    lambda flat: {"extends": "final_b16"} | {key.split(".")[0]: {key.split(".")[1]: v} for key, v in flat.items()}
-)
 
 
 @st.composite
@@ -62,14 +40,7 @@ def mutated(draw: st.DrawFn) -> str:
     return text
 
 
-def dumped(document: object) -> str:
-    try:
-        return yaml.safe_dump(document)
-    except yaml.YAMLError:
-        return repr(document)
-
-
-texts = mutated() | st.one_of(recipes, overlays, tables, values).map(dumped) | st.text(max_size=200)
+texts = mutated() | st.text(max_size=200)
 
 
 def check(path: Path, text: str) -> None:
@@ -88,17 +59,7 @@ def check(path: Path, text: str) -> None:
     assert time.process_time() - start < LIMIT
 
 
-def fuzz(examples: int, derandomize: bool) -> settings:
-    return settings(
-        max_examples=examples,
-        derandomize=derandomize,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        database=None,
-    )
-
-
-@fuzz(300, derandomize=True)
+@fuzz(300)
 @given(text=texts)
 def test_any_text_is_a_recipe_or_an_error_of_one_line(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     check(tmp_path_factory.getbasetemp() / "x.yaml", text)
