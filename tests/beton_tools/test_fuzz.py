@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import strategies as st
@@ -18,7 +17,7 @@ from beton_tools.inspect import stats
 from beton_tools.read.format import Beton
 from beton_tools.read.manifest import Manifest, manifest_path
 from beton_tools.write.images import decode_sample
-from tests.beton_tools.fuzzing import NUMBERS, damaged, fuzz_target
+from tests.beton_tools.fuzzing import damaged, fuzz_target
 
 CORPUS = Path(__file__).with_name("corpus")
 BETONS = [path.read_bytes() for path in sorted(CORPUS.glob("*.beton"))]
@@ -72,45 +71,6 @@ test_any_beton_is_read_or_refused, test_100_000_betons = fuzz_target(check_beton
 # manifest -------------------------------------------------------------------------------------------------------------
 
 
-def nested(depth: int) -> Any:
-    value: Any = []
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
-LEAVES = st.one_of(
-    st.none(),
-    st.booleans(),
-    NUMBERS,
-    NUMBERS.map(lambda n: -n),
-    st.integers(0, 5000).map(lambda digits: 10**digits if digits < 4300 else "1" * digits),
-    st.floats(),
-    st.text(st.characters(), max_size=20),  # with surrogates
-    st.text("0123456789abcdefAZ+/=", max_size=60),
-    st.integers(1, 900).map(nested),
-)
-VALUES = st.recursive(
-    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-)
-
-
-@st.composite
-def lying_manifests(draw: st.DrawFn) -> bytes:
-    """A valid manifest with some values replaced, at the top or one level below."""
-    entries = json.loads(draw(st.sampled_from(MANIFESTS)))
-    for _ in range(draw(st.integers(1, 3))):
-        key, value = draw(st.sampled_from(sorted(entries))), draw(VALUES)
-        inner = entries[key]
-        if draw(st.booleans()) and isinstance(inner, dict) and inner:
-            inner[draw(st.sampled_from(sorted(inner)))] = value
-        elif draw(st.booleans()) and isinstance(inner, list):
-            inner.append(value)
-        else:
-            entries[key] = value
-    return json.dumps(entries).encode("utf-8", "surrogatepass")
-
-
 def use_everything(path: Path) -> None:
     manifest = Manifest.load(path)
     json.dumps(manifest.summary())
@@ -132,5 +92,5 @@ def check_manifest(folder: Path, data: bytes) -> None:
         assert in_one_line(error)
 
 
-ANY_MANIFEST = st.one_of(lying_manifests(), damaged(MANIFESTS, 0, 1000, tuple(b'"{}[]:,-.0e\\')))
+ANY_MANIFEST = damaged(MANIFESTS, 0, 1000, tuple(b'"{}[]:,-.0e\\'))
 test_any_manifest_is_read_or_refused, test_100_000_manifests = fuzz_target(check_manifest, ANY_MANIFEST)

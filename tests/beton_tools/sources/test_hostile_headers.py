@@ -73,13 +73,7 @@ def test_sizes_of_members_of_an_inner_tar(tmp_path: Path, photo_jpegs: dict[str,
     ids=lambda text: text[:12],
 )
 def test_pax_records(tmp_path: Path, key: str, value: str) -> None:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for name, data in (("a.jpg", b"x" * 600), ("a.cls", b"0")):
-            info = tarfile.TarInfo(name)
-            info.size, info.pax_headers = len(data), {key: value}
-            tar.addfile(info, io.BytesIO(data))
-    (tmp_path / "s.tar").write_bytes(buffer.getvalue())
+    (tmp_path / "s.tar").write_bytes(pax_tar("a", **{key: value}))
     check_refused(tmp_path, r"s\.tar: ")
 
 
